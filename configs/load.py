@@ -1,0 +1,103 @@
+"""Read a configuration: YAML file + environment -> `Settings`, or one clear line about what is wrong."""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+from configs.errors import ConfigError
+from configs.settings import Settings
+
+DEFAULT_FILE = Path("mfmd.yaml")
+RESERVED_ENV = frozenset({"MFMD_CONFIG"})
+"""Environment variables with our prefix that are not settings: `MFMD_CONFIG` names the file."""
+
+
+class _Environment(Settings, BaseSettings):
+    """The same fields, for `EnvSettingsSource` to look up; never instantiated."""
+
+    model_config = SettingsConfigDict(env_prefix="MFMD_", env_nested_delimiter="__")
+
+
+def load_settings(path: Path) -> Settings:
+    """Settings from the YAML file at `path`, environment variables winning over the file.
+
+    Raises ConfigError (one line: file, field, remedy) when the file is missing, is not YAML or holds a wrong value.
+    """
+    data = _read_yaml(path)
+    _refuse_unknown_environment()
+    merged = _merge(data, EnvSettingsSource(_Environment)())
+    try:
+        return Settings.model_validate(merged, context={"base": path.resolve().parent})
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(error.errors()[0])}") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; `mfmd init` writes one") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, found a {type(data).__name__}")
+    return data
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `over` laid on top, section by section."""
+    merged = dict(base)
+    for key, value in over.items():
+        inner = merged.get(key)
+        merged[key] = _merge(inner, value) if isinstance(value, Mapping) and isinstance(inner, Mapping) else value
+    return merged
+
+
+def _refuse_unknown_environment() -> None:
+    known = {f"MFMD_{name}".upper() for name in Settings.model_fields} | RESERVED_ENV
+    for name in os.environ:
+        if name.startswith("MFMD_") and name.split("__")[0].upper() not in known:
+            raise ConfigError(f"environment: {name}: unknown setting{_nearest(name, known)}")
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    found = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else f"; known: {', '.join(sorted(known))}"
+
+
+def _explain(error: ErrorDetails) -> str:
+    """One line for one pydantic error: dotted field, what is wrong, nearest valid name for an unknown key."""
+    location = [str(part) for part in error["loc"]]
+    field = ".".join(location) or "(top level)"
+    if error["type"] == "extra_forbidden":
+        return f"{field}: unknown key{_nearest(location[-1], _fields_at(location[:-1]))}"
+    if error["type"] == "missing":
+        return f"{field}: required, but not set"
+    message = error["msg"].removeprefix("Value error, ")
+    value = error.get("input")
+    shown = f" (got {value!r})" if isinstance(value, (str, int, float, bool)) else ""
+    return f"{field}: {message}{shown}"
+
+
+def _fields_at(location: list[str]) -> set[str]:
+    """Names of the fields of the section at `location`."""
+    section: type[BaseModel] = Settings
+    for part in location:
+        annotation = section.model_fields[part].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        models = [item for item in options if isinstance(item, type) and issubclass(item, BaseModel)]
+        if not models:
+            return set()
+        section = models[0]
+    return set(section.model_fields)

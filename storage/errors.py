@@ -1,0 +1,59 @@
+"""Errors of the storage room, grouped by what a handler would do about them. Codes are stable: docs/errors.md."""
+
+
+class StorageError(Exception):
+    """Something durable is not as it must be; the message names the file and the remedy."""
+
+    code = "storage"
+
+
+class RefusedImage(StorageError):
+    """An image that will never be taken as it is: record the reason, go on.
+
+    `reason` is one of: empty, too_many_bytes, too_many_pixels, not_an_image, truncated, unreadable, bad_label.
+    """
+
+    code = "image_refused"
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class CorruptCheckpoint(StorageError):
+    """A version whose files do not match its manifest: keep what serves, do not load it."""
+
+    code = "checkpoint_corrupt"
+
+
+class UnknownVersion(StorageError, KeyError):
+    """A version or ref that does not exist."""
+
+    code = "version_unknown"
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class CorruptBuffer(StorageError):
+    """A committed frame whose pixels do not match its checksum."""
+
+    code = "buffer_corrupt"
+
+
+class BufferMismatch(StorageError):
+    """A buffer on disk whose geometry differs from the configuration."""
+
+    code = "buffer_mismatch"
+
+
+class DurabilityLost(StorageError):
+    """An fsync failed: what was written may be gone. Stop the component; never retry."""
+
+    code = "durability_lost"
+
+
+class AlreadyRunning(StorageError):
+    """Another process holds the lock of this state directory."""
+
+    code = "already_running"

@@ -35,6 +35,12 @@ class UnknownVersion(StorageError, KeyError):
         return str(self.args[0])
 
 
+class ServingChanged(StorageError):
+    """Another version serves than the one a promotion was decided against: somebody moved the ref meanwhile."""
+
+    code = "serving_changed"
+
+
 class CorruptBuffer(StorageError):
     """A committed frame whose pixels do not match its checksum."""
 
@@ -57,3 +63,34 @@ class AlreadyRunning(StorageError):
     """Another process holds the lock of this state directory."""
 
     code = "already_running"
+
+
+class BufferFull(StorageError):
+    """Every slot that could be freed is leased by a round: wait for the round to end, then try again."""
+
+    code = "buffer_full"
+
+
+class FrameEvicted(StorageError):
+    """A frame that was committed once and has left the buffer since: forget it, go on."""
+
+    code = "frame_evicted"
+
+
+class UnknownRound(StorageError):
+    """A round that does not exist."""
+
+    code = "round_unknown"
+
+
+class SourceRefused(StorageError):
+    """Labelled source images that cannot be imported as they are; nothing was imported.
+
+    `problems` has one line per file, with the bad value.
+    """
+
+    code = "source_refused"
+
+    def __init__(self, message: str, problems: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.problems = problems

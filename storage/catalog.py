@@ -1,0 +1,274 @@
+"""What was committed, refused, and why: the commit record of the frame buffer, readable while it is written.
+
+Only SQLite: a process that wants to know about frames without their pixels imports no zarr.
+"""
+
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from storage import catalog_schema
+from storage.errors import StorageError
+
+
+@dataclass(frozen=True, slots=True)
+class FileFact:
+    """One file of the drop folder as it was when looked at; a file that changes is another fact."""
+
+    path: str
+    """Relative to the drop folder, posix."""
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    """Modification time (nanoseconds since the epoch)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRecord:
+    """One committed frame."""
+
+    id: int
+    """Ascending in commit order, never reused."""
+    slot: int
+    """Index into the zarr array."""
+    digest: str
+    """Hex SHA-256 of the file it came from."""
+    name: str
+    """Path of that file, relative to the drop folder."""
+    captured_at: float
+    """Unix time (seconds)."""
+    committed_at: float
+    """Unix time (seconds)."""
+    source_height: int
+    """Height of the image in the file (pixels)."""
+    source_width: int
+    """Width of the image in the file (pixels)."""
+    valid_height: int
+    """Rows of the frame that hold image (pixels)."""
+    valid_width: int
+    """Columns of the frame that hold image (pixels)."""
+    crc32: int
+    """CRC-32 of the frame's pixels."""
+    holdout: bool
+    """Held out: rounds never train on it, the gate scores on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedFile:
+    """One file that was refused and has not changed since."""
+
+    file: FileFact
+    """The file."""
+    reason: str
+    """Stable reason, for example `truncated`."""
+    detail: str
+    """What was wrong with it."""
+    at: float
+    """Unix time (seconds)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogCounts:
+    """Totals of the catalog."""
+
+    frames: int
+    """Frames in the buffer."""
+    holdout: int
+    """Held-out frames among them."""
+    committed_total: int
+    """Frames ever committed."""
+    evicted_total: int
+    """Frames that left the buffer."""
+    duplicates: int
+    """Files of the drop folder whose content was committed before."""
+    refused: dict[str, int]
+    """Refused files by reason."""
+    last_committed_at: float | None
+    """Unix time of the newest frame in the buffer (seconds)."""
+
+
+COLUMNS = ", ".join(field.name for field in fields(FrameRecord))
+SELECT_FRAMES = f"SELECT {COLUMNS} FROM frames"
+
+
+class Catalog:
+    """One connection to the catalog; safe for several threads, reopened by itself in a forked child.
+
+    At most one process writes (FrameBuffer holds the lock); any number read meanwhile.
+    """
+
+    def __init__(self, path: Path, *, writable: bool) -> None:
+        self.path = path
+        self.writable = writable
+        self._connect()
+
+    @classmethod
+    def open(cls, path: Path, *, writable: bool) -> Self:
+        """Open it; a writer makes it if it is missing. Raises StorageError when a reader finds none."""
+        return cls(path, writable=writable)
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._pid == os.getpid():
+            with self._lock:
+                self._connection.close()
+
+    def known(self, file: FileFact) -> bool:
+        """Whether exactly this file (path, size, mtime) was committed, found a duplicate, or refused."""
+        rows = self._select("SELECT 1 FROM files WHERE path = ? AND size = ? AND mtime_ns = ?", astuple(file))
+        return bool(rows)
+
+    def known_files(self) -> dict[str, FileFact]:
+        """Path -> the fact that was dealt with, for a rescan that stats only new names."""
+        rows = self._select("SELECT path, size, mtime_ns FROM files")
+        return {row["path"]: FileFact(row["path"], row["size"], row["mtime_ns"]) for row in rows}
+
+    def known_paths(self) -> set[str]:
+        """Paths of `known_files`."""
+        return {row["path"] for row in self._select("SELECT path FROM files")}
+
+    def has_digest(self, digest: str) -> bool:
+        """Whether an image of this content was ever committed; stays true after eviction."""
+        return bool(self._select("SELECT 1 FROM digests WHERE digest = ?", (digest,)))
+
+    def refuse(self, file: FileFact, reason: str, detail: str, digest: str | None = None) -> None:
+        """Record, durably, that a file is refused and why."""
+        with self.transaction() as connection:
+            note_file(connection, file, "refused", digest, reason, detail)
+
+    def duplicate(self, file: FileFact, digest: str) -> None:
+        """Record, durably, that a file's content was committed before."""
+        with self.transaction() as connection:
+            note_file(connection, file, "duplicate", digest)
+
+    def refused(self, limit: int = 100) -> list[RefusedFile]:
+        """The files refused last, newest first."""
+        rows = self._select("SELECT * FROM files WHERE state = 'refused' ORDER BY at DESC, path LIMIT ?", (limit,))
+        return [
+            RefusedFile(FileFact(row["path"], row["size"], row["mtime_ns"]), row["reason"], row["detail"], row["at"])
+            for row in rows
+        ]
+
+    def records(self, *, ids: Collection[int] | None = None, holdout: bool | None = None) -> list[FrameRecord]:
+        """Committed frames in commit order; only those of `ids` and of the slice `holdout`, where given."""
+        wanted = None if ids is None else json.dumps([int(item) for item in ids])
+        rows = self._select(
+            f"{SELECT_FRAMES} WHERE holdout IS COALESCE(:holdout, holdout) "
+            "AND (:ids IS NULL OR id IN (SELECT value FROM json_each(:ids))) ORDER BY id",
+            {"holdout": holdout, "ids": wanted},
+        )
+        return [to_record(row) for row in rows]
+
+    def holds(self, record: FrameRecord) -> bool:
+        """Whether this frame is still in the buffer."""
+        return bool(self._select("SELECT 1 FROM frames WHERE id = ? AND slot = ?", (record.id, record.slot)))
+
+    def slots(self) -> set[int]:
+        """Slots that committed frames use."""
+        return {row["slot"] for row in self._select("SELECT slot FROM frames")}
+
+    def oldest_unleased(self, limit: int) -> list[FrameRecord]:
+        """The frames that leave next: those committed first, without the leased ones."""
+        rows = self._select(f"{SELECT_FRAMES} WHERE id NOT IN (SELECT frame FROM leases) ORDER BY id LIMIT ?", (limit,))
+        return [to_record(row) for row in rows]
+
+    def leased_frames(self) -> int:
+        """How many frames are leased by any round."""
+        return int(self._select("SELECT COUNT(DISTINCT frame) FROM leases")[0][0])
+
+    def leases(self) -> list[int]:
+        """Rounds that hold frames."""
+        return [row["round"] for row in self._select("SELECT DISTINCT round FROM leases ORDER BY round")]
+
+    def counts(self) -> CatalogCounts:
+        """Totals, all of one moment."""
+        with self.reading() as connection:
+            frames, holdout, last = connection.execute(
+                "SELECT COUNT(*), COALESCE(SUM(holdout), 0), MAX(committed_at) FROM frames"
+            ).fetchone()
+            committed = connection.execute(
+                "SELECT COALESCE(MAX(seq), 0) FROM sqlite_sequence WHERE name = 'frames'"
+            ).fetchone()[0]
+            states = connection.execute("SELECT state, reason, COUNT(*) FROM files GROUP BY state, reason").fetchall()
+        return CatalogCounts(
+            frames=frames,
+            holdout=holdout,
+            committed_total=committed,
+            evicted_total=committed - frames,
+            duplicates=sum(count for state, _, count in states if state == "duplicate"),
+            refused={reason: count for state, reason, count in states if state == "refused"},
+            last_committed_at=last,
+        )
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A durable write transaction. Raises OSError(ENOSPC) on a full disk, DurabilityLost on a failing one."""
+        if not self.writable:
+            raise StorageError(f"{self.path}: opened for reading only")
+        self._after_fork()
+        with self._lock, catalog_schema.transaction(self._connection, self.path) as connection:
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Several statements that see one moment of the catalog."""
+        self._after_fork()
+        with self._lock, catalog_schema.translated(self.path):
+            self._connection.execute("BEGIN")
+            try:
+                yield self._connection
+            finally:
+                self._connection.execute("ROLLBACK")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "writable": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.path, self.writable = state["path"], state["writable"]
+        self._connect()
+
+    def _select(self, statement: str, values: Sequence[Any] | dict[str, Any] = ()) -> list[sqlite3.Row]:
+        self._after_fork()
+        with self._lock, catalog_schema.translated(self.path):
+            return self._connection.execute(statement, values).fetchall()
+
+    def _connect(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._connection = catalog_schema.connect(self.path, writable=self.writable)
+
+    def _after_fork(self) -> None:
+        if self._pid != os.getpid():
+            catalog_schema.forget(self._connection)
+            self.writable = False  # the parent is the one writer
+            self._connect()
+
+
+def note_file(
+    connection: sqlite3.Connection, file: FileFact, state: str, digest: str | None, reason: str = "", detail: str = ""
+) -> None:
+    """Write what became of a file, over what was known of its path; inside a transaction.
+
+    The file that a frame came from stays `committed` when it was only touched, though its content is known by then.
+    """
+    connection.execute(
+        "INSERT INTO files (path, size, mtime_ns, state, reason, detail, digest, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (path) DO UPDATE SET size = excluded.size, mtime_ns = excluded.mtime_ns, "
+        "reason = excluded.reason, detail = excluded.detail, digest = excluded.digest, at = excluded.at, state = CASE "
+        "WHEN state = 'committed' AND excluded.state = 'duplicate' AND digest = excluded.digest THEN 'committed' "
+        "ELSE excluded.state END",
+        (file.path, file.size, file.mtime_ns, state, reason, detail, digest, time.time()),
+    )
+
+
+def to_record(row: sqlite3.Row) -> FrameRecord:
+    """A row of `frames` as a record."""
+    values = {name: row[name] for name in row.keys()}  # noqa: SIM118 - iterating a Row gives values
+    return FrameRecord(**(values | {"holdout": bool(values["holdout"])}))

@@ -1,0 +1,108 @@
+"""The catalog's SQLite file: schema, connections, and what its errors mean."""
+
+import errno
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from storage import durable
+from storage.errors import BufferMismatch, DurabilityLost, StorageError
+
+SCHEMA_VERSION = 1
+BUSY_SECONDS = 30.0
+SCHEMA = """
+CREATE TABLE frames (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, slot INTEGER NOT NULL UNIQUE, digest TEXT NOT NULL UNIQUE, name TEXT NOT NULL,
+  captured_at REAL NOT NULL, committed_at REAL NOT NULL, source_height INTEGER NOT NULL, source_width INTEGER NOT NULL,
+  valid_height INTEGER NOT NULL, valid_width INTEGER NOT NULL, crc32 INTEGER NOT NULL, holdout INTEGER NOT NULL
+);
+CREATE TABLE digests (digest TEXT PRIMARY KEY, frame INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE files (
+  path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('committed', 'duplicate', 'refused')),
+  reason TEXT NOT NULL, detail TEXT NOT NULL, digest TEXT, at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX files_by_state ON files (state, reason);
+CREATE TABLE leases (
+  round INTEGER NOT NULL, frame INTEGER NOT NULL REFERENCES frames (id), PRIMARY KEY (round, frame)
+) WITHOUT ROWID;
+CREATE INDEX leases_by_frame ON leases (frame);
+"""
+"""`digests` keeps every digest ever committed, so that an evicted image which still lies in the drop folder is not
+taken twice. `files` says what became of each file of the drop folder, by its size and mtime."""
+
+_inherited: list[sqlite3.Connection] = []
+"""Connections that came along in a fork. They must be neither used nor closed there (sqlite.org/howtocorrupt)."""
+
+
+def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
+    """Open the catalog; a writer makes it if it is missing.
+
+    Raises StorageError when a reader finds none, BufferMismatch when another mfmd's schema lies there.
+    """
+    if not writable and not path.exists():
+        raise StorageError(f"{path}: no frame buffer here yet; `mfmd run` makes it")
+    uri = f"{path.absolute().as_uri()}?mode={'rwc' if writable else 'ro'}"
+    new = not path.exists()
+    with translated(path):
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=64
+        )
+        try:
+            _prepare(connection, path, writable)
+        except BaseException:
+            connection.close()
+            raise
+    if new:
+        durable.fsync_directory(path.parent)
+    return connection
+
+
+def forget(connection: sqlite3.Connection) -> None:
+    """Set aside a connection that was inherited through a fork."""
+    _inherited.append(connection)
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection, path: Path) -> Iterator[sqlite3.Connection]:
+    """All statements of the block or none, durably: when the block ends without an exception they are on the disk."""
+    with translated(path, writing=True):
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+@contextmanager
+def translated(path: Path, *, writing: bool = False) -> Iterator[None]:
+    """SQLite's errors as ours: a full disk is OSError(ENOSPC), a failed write DurabilityLost, the rest StorageError."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        if writing and code == sqlite3.SQLITE_IOERR:
+            raise DurabilityLost(f"{path}: {error}; check the disk, then start mfmd again") from error
+        raise StorageError(f"{path}: {error}") from error
+
+
+def _prepare(connection: sqlite3.Connection, path: Path, writable: bool) -> None:
+    connection.row_factory = sqlite3.Row
+    if writable:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version == 0 and writable:
+        connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    elif version != SCHEMA_VERSION:
+        raise BufferMismatch(
+            f"{path}: catalog schema {version}, this mfmd reads {SCHEMA_VERSION}; use the mfmd version that wrote it"
+        )

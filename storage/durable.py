@@ -1,0 +1,229 @@
+"""The only place with fsync and rename: every durable write of mfmd goes through here.
+
+A durable file is written to a temporary name in the same directory, fsynced, renamed, and its directory is fsynced.
+A failed fsync raises DurabilityLost and is never retried: Linux may drop the dirty pages and report success the
+next time (facts/operations.md section 4).
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from storage.errors import AlreadyRunning, DurabilityLost
+from storage.manifest import FileHash
+
+PARTIAL = ".partial"
+"""Suffix of files and directories that are not finished; whoever owns the folder removes them when it opens it."""
+COPY_BYTES = 1 << 20
+FSYNC_THREADS = 8
+LOCK_PATIENCE = 0.5
+"""How long a lock is tried before it counts as held (seconds): a probe by `is_locked` lasts microseconds."""
+
+
+class Locked(AlreadyRunning):
+    """A lock file that another process holds; `holder` is its pid, or `?`."""
+
+    def __init__(self, path: Path, holder: str) -> None:
+        super().__init__(f"{path}: held by process {holder}")
+        self.holder = holder
+
+
+def fsync_file(path: Path) -> None:
+    """Force the content of a file to the disk. Raises DurabilityLost when the disk says no."""
+    _fsync(path, os.O_RDONLY)
+
+
+def fsync_directory(path: Path) -> None:
+    """Force names made in, moved into or removed from a directory to the disk. Raises DurabilityLost."""
+    _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def fsync_files(paths: Iterable[Path]) -> None:
+    """`fsync_file` for many at once: the journal then commits them together (measured: 5x faster for 32 shards)."""
+    with ThreadPoolExecutor(FSYNC_THREADS) as pool:
+        for _ in pool.map(fsync_file, paths):
+            pass
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and the missing ones above it; each new name is fsynced in its parent."""
+    missing = []
+    folder = path.absolute()
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        fsync_directory(folder.parent)
+
+
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace `path` by `data`, wholly or not at all. `mode` is the file's permission before the umask."""
+    temporary = _temporary(path)
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        _finish(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
+    """`write_bytes` of UTF-8 text."""
+    write_bytes(path, text.encode(), mode=mode)
+
+
+def write_record(path: Path, record: BaseModel) -> None:
+    """`write_bytes` of a record as JSON that a person can read."""
+    write_text(path, record.model_dump_json(indent=2) + "\n")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add one line and fsync it. What a crash left of a torn last line stays a line of its own."""
+    new = not path.exists()
+    with path.open("ab+") as file:
+        torn = _is_torn(file.fileno())
+        file.write(b"\n" * torn + line.encode() + b"\n")
+    fsync_file(path)
+    if new:
+        fsync_directory(path.parent)
+
+
+def copy_in(source: Path, target: Path) -> FileHash:
+    """Copy a file durably and hash what was copied in the same pass."""
+    digest, size, temporary = hashlib.sha256(), 0, _temporary(target)
+    try:
+        with source.open("rb") as reader, temporary.open("xb") as writer:
+            while block := reader.read(COPY_BYTES):
+                digest.update(block)
+                size += writer.write(block)
+        _finish(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return FileHash(sha256=digest.hexdigest(), size=size)
+
+
+def publish_directory(temp: Path, final: Path) -> None:
+    """Make a finished directory appear under its final name, complete or not at all.
+
+    Raises FileExistsError when `final` exists: published directories are never replaced.
+    """
+    if final.exists():
+        raise FileExistsError(errno.EEXIST, "already published", str(final))
+    folders = [Path(folder) for folder, _, _ in os.walk(temp)]
+    fsync_files(Path(folder) / name for folder, _, names in os.walk(temp) for name in names)
+    for folder in reversed(folders):
+        fsync_directory(folder)
+    temp.rename(final)
+    fsync_directory(final.parent)
+
+
+def retire_directory(path: Path) -> None:
+    """Remove a published directory: its name goes first and at once, so that nobody finds half of it."""
+    hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
+    path.rename(hidden)
+    fsync_directory(path.parent)
+    shutil.rmtree(hidden)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file durably; it is no error when it does not exist."""
+    path.unlink(missing_ok=True)
+    fsync_directory(path.parent)
+
+
+def remove_partials(folder: Path) -> list[Path]:
+    """Remove what a killed process left unfinished directly in `folder`; only for the folder's one writer."""
+    found = sorted(folder.glob(f"*{PARTIAL}"))
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    return found
+
+
+@contextmanager
+def exclusive_lock(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold `path` (made if missing) locked by flock; it falls with the process. Raises Locked unless `wait`."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        _take(handle, path, wait)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another open file holds `path` by `exclusive_lock`."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def _take(handle: int, path: Path, wait: bool) -> None:
+    if wait:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        return
+    deadline = time.monotonic() + LOCK_PATIENCE
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise Locked(path, os.pread(handle, 32, 0).decode(errors="replace").strip() or "?") from None
+            time.sleep(0.01)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems cannot sync directories at all; that is an answer, not a lost write.
+        if flags & os.O_DIRECTORY and error.errno in (errno.EINVAL, errno.ENOTSUP):
+            return
+        raise DurabilityLost(
+            f"{path}: fsync failed: {error.strerror}; check the disk, then start mfmd again"
+        ) from error
+    finally:
+        os.close(handle)
+
+
+def _finish(temporary: Path, path: Path) -> None:
+    fsync_file(temporary)
+    temporary.replace(path)
+    fsync_directory(path.parent)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
+
+
+def _is_torn(handle: int) -> bool:
+    size = os.fstat(handle).st_size
+    return size > 0 and os.pread(handle, 1, size - 1) != b"\n"

@@ -1,0 +1,52 @@
+"""What the registry's history says: the events, the versions rolled back from, who served before whom."""
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from storage.manifest import HistoryEvent
+
+
+def read_history(path: Path) -> list[HistoryEvent]:
+    """All events of `history.jsonl`, oldest first.
+
+    A line that does not parse is one that a crash tore: the event it announced did not happen, so it is left out.
+    """
+    if not path.exists():
+        return []
+    events = []
+    for line in path.read_bytes().splitlines():
+        try:
+            events.append(HistoryEvent.model_validate_json(line))
+        except ValidationError:
+            continue
+    return events
+
+
+def rolled_back_from(events: Iterable[HistoryEvent]) -> set[int]:
+    """Versions that somebody rolled back from and that nobody made serve since."""
+    bad: set[int] = set()
+    for event in events:
+        if event.event == "rolled_back" and event.previous is not None:
+            bad.add(event.previous)
+        if event.event in ("rolled_back", "promoted") and event.version is not None:
+            bad.discard(event.version)
+    return bad
+
+
+def served_before(events: Iterable[HistoryEvent], target: int, usable: Collection[int]) -> int | None:
+    """The newest of the `usable` versions that served before `target` did: where a further rollback leads.
+
+    Promotions stack up versions; a rollback takes off everything above its target.
+    """
+    stack: list[int] = []
+    for event in events:
+        if event.version is None:
+            continue
+        if event.event == "rolled_back" and event.version in stack:
+            del stack[len(stack) - stack[::-1].index(event.version) :]
+        elif event.event in ("promoted", "rolled_back"):
+            stack.append(event.version)
+    below = stack[: len(stack) - 1 - stack[::-1].index(target)] if target in stack else stack
+    return next((version for version in reversed(below) if version in usable and version != target), None)

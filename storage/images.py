@@ -1,0 +1,220 @@
+"""From image files to fixed-size frames, and from label files to index maps; limits are checked before decoding."""
+
+import hashlib
+import io
+import stat
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from storage.errors import RefusedImage
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow formats that are read. Left out are those that start other programs (EPS) or are no camera images."""
+DAMAGE = (
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError,
+    AttributeError, OverflowError, RuntimeError, AssertionError, MemoryError,
+)  # fmt: skip
+"""What Pillow's decoders raise on damaged data."""
+ORIENTATION_TAG = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what turns the image upright (EXIF 2.3, tag 274)."""
+PACKED_GREY = {"L;2": 85, "L;4": 17}
+"""Raw modes whose small grey values Pillow multiplies up to 0-255, and by how much."""
+
+
+@dataclass(frozen=True, slots=True)
+class FittedFrame:
+    """An image scaled into a frame with its aspect kept, placed top-left, zero elsewhere."""
+
+    pixels: NDArray[np.uint8]
+    """[H, W, 3] RGB."""
+    valid_height: int
+    """Rows that hold image (pixels)."""
+    valid_width: int
+    """Columns that hold image (pixels)."""
+
+    def cropped(self) -> NDArray[np.uint8]:
+        """The image without its padding, [valid_height, valid_width, 3]; a view."""
+        return self.pixels[: self.valid_height, : self.valid_width]
+
+
+def digest_of(source: Path | bytes) -> str:
+    """Hex SHA-256 of a file's content or of bytes: the identity of an image."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    with source.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def decode_image(source: Path | bytes, *, max_bytes: int, max_pixels: int) -> NDArray[np.uint8]:
+    """Decode an image file to [h, w, 3] RGB, upright.
+
+    EXIF orientation is applied; grey, palette and CMYK are converted; alpha lies over black; 16-bit grey is scaled by
+    full range; of an animation the first frame is taken. Limits: file size (bytes) and width x height (pixels), both
+    checked before any pixel is decoded.
+
+    Raises RefusedImage with the reason for a file that will never do. FileNotFoundError and other I/O errors pass:
+    the same file may be readable the next time.
+    """
+    name = str(source) if isinstance(source, Path) else "image"
+    data = _read(source, max_bytes) if isinstance(source, Path) else source
+    _check_size(name, len(data), max_bytes)
+    with _open(name, data) as image:
+        _check_pixels(name, image.size, max_pixels)
+        try:
+            return _to_rgb(name, image)
+        except RefusedImage:
+            raise
+        except DAMAGE as error:
+            raise RefusedImage("truncated", f"{name}: the image data is damaged or cut off: {error}") from error
+
+
+def crc32_of(pixels: NDArray[np.uint8]) -> int:
+    """CRC-32 of the pixels in C order."""
+    return zlib.crc32(np.ascontiguousarray(pixels).data)
+
+
+def fitted_size(height: int, width: int, frame_height: int, frame_width: int) -> tuple[int, int]:
+    """Size (pixels) of an image of height x width once it is scaled to fit the frame with its aspect kept."""
+    scale = min(frame_height / height, frame_width / width)
+    return (
+        max(1, min(frame_height, round(height * scale))),
+        max(1, min(frame_width, round(width * scale))),
+    )
+
+
+def fit_frame(pixels: NDArray[np.uint8], height: int, width: int) -> FittedFrame:
+    """Scale pixels [h, w, 3] into a frame [height, width, 3]: bilinear, antialiased when shrinking."""
+    valid_height, valid_width = fitted_size(pixels.shape[0], pixels.shape[1], height, width)
+    frame = np.zeros((height, width, 3), np.uint8)
+    frame[:valid_height, :valid_width] = _resize(pixels, valid_height, valid_width, Image.Resampling.BILINEAR)
+    return FittedFrame(frame, valid_height, valid_width)
+
+
+def fit_label(labels: NDArray[np.uint8], height: int, width: int, fill: int) -> NDArray[np.uint8]:
+    """Scale labels [h, w] as `fit_frame` scales their image, nearest neighbour; `fill` outside. [height, width]."""
+    valid_height, valid_width = fitted_size(labels.shape[0], labels.shape[1], height, width)
+    fitted = np.full((height, width), fill, np.uint8)
+    fitted[:valid_height, :valid_width] = _resize(labels, valid_height, valid_width, Image.Resampling.NEAREST)
+    return fitted
+
+
+def read_label(path: Path, *, num_classes: int, ignore_index: int) -> NDArray[np.uint8]:
+    """Read a label image: one class index per pixel, [h, w]; grey or palette (the palette's indices count).
+
+    Raises RefusedImage("bad_label") that names the file and the value which is neither a class nor `ignore_index`;
+    FileNotFoundError passes.
+    """
+    try:
+        data = path.read_bytes()
+    except (PermissionError, IsADirectoryError) as error:
+        raise RefusedImage("bad_label", f"{path}: cannot be read: {error.strerror}") from error
+    with _open(str(path), data, reason="bad_label") as image:
+        try:
+            values = _label_values(path, image)
+        except DAMAGE as error:
+            raise RefusedImage("bad_label", f"{path}: the label is damaged or cut off: {error}") from error
+    wrong = (values != ignore_index) & ((values < 0) | (values >= num_classes))
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise RefusedImage(
+            "bad_label",
+            f"{path}: label value {values[row, column]} at row {row}, column {column}; "
+            f"expected a class index 0-{num_classes - 1}, or {ignore_index} (ignored)",
+        )
+    return values.astype(np.uint8)
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise RefusedImage("unreadable", f"{path}: not a regular file")
+        _check_size(str(path), status.st_size, max_bytes)
+        with path.open("rb") as file:
+            return file.read(max_bytes + 1)  # one more than allowed shows a file that grew meanwhile
+    except PermissionError as error:
+        raise RefusedImage("unreadable", f"{path}: no permission to read it; chmod it or run as its owner") from error
+
+
+def _check_size(name: str, size: int, max_bytes: int) -> None:
+    if size == 0:
+        raise RefusedImage("empty", f"{name}: empty (0 bytes)")
+    if size > max_bytes:
+        raise RefusedImage("too_many_bytes", f"{name}: {size} bytes; the limit is {max_bytes}")
+
+
+def _check_pixels(name: str, size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise RefusedImage("too_many_pixels", f"{name}: {width}x{height} pixels; the limit is {max_pixels}")
+
+
+def _open(name: str, data: bytes, reason: str = "not_an_image") -> Image.Image:
+    """Read the header only."""
+    Image.init()
+    formats = [item for item in FORMATS if item in Image.OPEN]
+    try:
+        return Image.open(io.BytesIO(data), formats=formats)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RefusedImage("too_many_pixels", f"{name}: far too many pixels: {error}") from error
+    except UnidentifiedImageError as error:
+        raise RefusedImage(reason, f"{name}: not an image in a format that is read ({', '.join(formats)})") from error
+    except DAMAGE as error:
+        raise RefusedImage(reason, f"{name}: the image header is damaged: {error}") from error
+
+
+def _to_rgb(name: str, image: Image.Image) -> NDArray[np.uint8]:
+    orientation = _orientation(image)
+    image.load()
+    if image.mode in ("F", "LAB", "HSV"):
+        raise RefusedImage("not_an_image", f"{name}: pixels of type {image.mode} have no agreed brightness; use 8-bit")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray((wide // 257).astype(np.uint8))
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)
+    image = image.convert("RGB")
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
+    return np.array(image, np.uint8)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION_TAG, 1))
+    except DAMAGE:
+        return 1  # broken EXIF says nothing about the pixels, which are judged on their own
+
+
+def _label_values(path: Path, image: Image.Image) -> NDArray[np.int64]:
+    tiles = getattr(image, "tile", [])
+    raw_mode = tiles[0].args if tiles else None
+    image.load()
+    if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
+        raise RefusedImage(
+            "bad_label", f"{path}: a {image.mode} image; a label holds one class index per pixel (grey or palette)"
+        )
+    values = np.asarray(image).astype(np.int64)
+    return values // PACKED_GREY.get(raw_mode, 1) if isinstance(raw_mode, str) else values
+
+
+def _resize(pixels: NDArray[np.uint8], height: int, width: int, filter: Image.Resampling) -> NDArray[np.uint8]:
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((width, height), filter))

@@ -1,0 +1,94 @@
+"""Where everything lives in a state directory, and the lock that keeps it to one daemon."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage import durable
+from storage.errors import AlreadyRunning
+
+
+@dataclass(frozen=True, slots=True)
+class StateLayout:
+    """Paths of one state directory; nothing is made before `create`."""
+
+    root: Path
+    """The state directory itself."""
+
+    @property
+    def buffer(self) -> Path:
+        """Folder of the frame buffer."""
+        return self.root / "buffer"
+
+    @property
+    def frames_zarr(self) -> Path:
+        """Zarr group that holds the pixels of target frames."""
+        return self.buffer / "frames.zarr"
+
+    @property
+    def catalog(self) -> Path:
+        """SQLite database: what was committed, refused, and why."""
+        return self.buffer / "catalog.sqlite"
+
+    @property
+    def observations(self) -> Path:
+        """SQLite database of the observer."""
+        return self.buffer / "observations.sqlite"
+
+    @property
+    def source(self) -> Path:
+        """Folder of the labelled source set."""
+        return self.root / "source"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoint registry."""
+        return self.root / "checkpoints"
+
+    @property
+    def rounds(self) -> Path:
+        """Folder of round folders."""
+        return self.root / "rounds"
+
+    @property
+    def run(self) -> Path:
+        """Folder of what exists only while processes live: lock, addresses, token."""
+        return self.root / "run"
+
+    @property
+    def token_file(self) -> Path:
+        """The generated bearer token of the control API."""
+        return self.run / "control.token"
+
+    @property
+    def lock_file(self) -> Path:
+        """File that a living daemon holds locked."""
+        return self.run / "daemon.lock"
+
+    def run_file(self, name: str) -> Path:
+        """`run/<name>.json`: pid, host, port and start time of a living process."""
+        return self.run / f"{name}.json"
+
+    def create(self) -> None:
+        """Make every folder, durably. Raises OSError where that is impossible."""
+        for folder in (self.buffer, self.source, self.checkpoints, self.rounds, self.run):
+            durable.make_directory(folder)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold this state directory for one daemon. Raises AlreadyRunning, naming process and directory."""
+        durable.make_directory(self.run)
+        with ExitStack() as held:
+            try:
+                held.enter_context(durable.exclusive_lock(self.lock_file, wait=False))
+            except durable.Locked as error:
+                raise AlreadyRunning(
+                    f"{self.root}: process {error.holder} already works on this state directory; "
+                    "stop it, or set `state` to another directory"
+                ) from error
+            yield
+
+    def locked(self) -> bool:
+        """Whether a living process holds the lock; never takes it."""
+        return durable.is_locked(self.lock_file)

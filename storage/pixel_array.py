@@ -1,0 +1,137 @@
+"""One zarr v3 array of equally sized images: one shard an image, tiles inside, every tile with its checksum.
+
+The key of a shard has dots (`c.17.0.0.0`), so that all shards lie in one directory and one directory fsync makes a
+whole group of them durable. Zarr itself never fsyncs; whoever writes calls `storage.durable` on `shard_path`.
+"""
+
+import math
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from storage.errors import CorruptBuffer
+
+SCHEMA_VERSION = 1
+ATTRIBUTE = "mfmd"
+_opening = threading.Lock()
+
+
+def create_group(folder: Path) -> None:
+    """Make an empty zarr group."""
+    zarr.create_group(folder, zarr_format=3)
+
+
+def create_array(
+    group: Path, name: str, shape: Sequence[int], *, tile: int, fill: int, attributes: dict[str, Any]
+) -> None:
+    """Make an empty array of uint8 images in `group`; shape [N, H, W] or [N, H, W, 3]; `tile` in pixels."""
+    count, height, width, *channels = shape
+    chunk = (1, _balanced(height, tile), _balanced(width, tile), *channels)
+    shard = (1, _rounded_up(height, chunk[1]), _rounded_up(width, chunk[2]), *channels)
+    zarr.create_array(
+        store=group,
+        name=name,
+        shape=(count, height, width, *channels),
+        chunks=chunk,
+        shards=shard,
+        dtype="uint8",
+        compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        fill_value=fill,
+        chunk_key_encoding={"name": "default", "separator": "."},
+        dimension_names=("frame", "y", "x", "channel")[: len(shape)],
+        attributes={ATTRIBUTE: {"schema": SCHEMA_VERSION, "tile": tile, **attributes}},
+        zarr_format=3,
+    )
+
+
+class PixelArray:
+    """An open array."""
+
+    def __init__(self, group: Path, name: str, *, writable: bool) -> None:
+        """Open an array that `create_array` made. Raises CorruptBuffer when it is not one."""
+        self.folder = group / name
+        try:
+            self._array = _open(group, name, "r+" if writable else "r")
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+            raise CorruptBuffer(f"{self.folder}: not a zarr array of mfmd: {error}") from error
+        self._rank = len(self._array.shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[N, H, W] or [N, H, W, 3]."""
+        return tuple(self._array.shape)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What `create_array` was given, with `schema` and `tile`."""
+        found = self._array.attrs.asdict().get(ATTRIBUTE)
+        return dict(found) if isinstance(found, dict) else {}
+
+    def grow(self, count: int) -> Path:
+        """Have room for `count` images; returns the metadata file, which is not yet fsynced."""
+        self._array.resize((count, *self._array.shape[1:]))
+        return self.folder / "zarr.json"
+
+    def shard_path(self, index: int) -> Path:
+        """The file of one image."""
+        return self.folder / ".".join(["c", str(index), *["0"] * (self._rank - 1)])
+
+    def shard_indices(self) -> list[int]:
+        """Images that have a file."""
+        return [int(path.name.split(".")[1]) for path in self.folder.glob("c.*") if path.name.count(".") == self._rank]
+
+    def write(self, index: int, pixels: NDArray[np.uint8]) -> Path:
+        """Write one whole image; returns its file, which is not yet fsynced."""
+        self._array[index] = pixels
+        return self.shard_path(index)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """One whole image. Raises CorruptBuffer when its file is missing or damaged."""
+        return self._get(index, slice(None), slice(None))
+
+    def read_crop(self, index: int, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        """Rows top..top+height and columns left..left+width; decodes only the tiles it touches.
+
+        Raises ValueError for a crop that leaves the image, CorruptBuffer for a missing or damaged file.
+        """
+        rows, columns = self._array.shape[1:3]
+        if top < 0 or left < 0 or height < 1 or width < 1 or top + height > rows or left + width > columns:
+            raise ValueError(f"crop {height}x{width} at ({top}, {left}) leaves the image of {rows}x{columns}")
+        return self._get(index, slice(top, top + height), slice(left, left + width))
+
+    def _get(self, index: int, rows: slice, columns: slice) -> NDArray[np.uint8]:
+        path = self.shard_path(index)
+        try:
+            # Zarr answers with the fill value for a file that is missing or empty.
+            if path.stat().st_size == 0:
+                raise CorruptBuffer(f"{path}: damaged: empty")
+            return np.asarray(self._array[index, rows, columns], np.uint8)
+        except FileNotFoundError as error:
+            raise CorruptBuffer(f"{path}: missing") from error
+        except (ValueError, RuntimeError, KeyError, IndexError) as error:
+            raise CorruptBuffer(f"{path}: damaged: {error}") from error
+
+
+def _open(group: Path, name: str, mode: Literal["r", "r+"]) -> "zarr.Array[Any]":
+    """Open with `write_empty_chunks`, without which zarr writes no file for a black image.
+
+    The setting is not stored in the array and so is lost whenever it is reopened (zarr-python issue 2931); `config=`
+    is ignored for arrays that exist (3.1.6), hence the global configuration, one thread at a time.
+    """
+    with _opening, zarr.config.set({"array.write_empty_chunks": True}):
+        return zarr.open_array(group, path=name, mode=mode, zarr_format=3)
+
+
+def _balanced(side: int, tile: int) -> int:
+    """Side of equal tiles, none above `tile`, that cover `side` with the least padding (pixels)."""
+    return math.ceil(side / math.ceil(side / tile))
+
+
+def _rounded_up(side: int, step: int) -> int:
+    return math.ceil(side / step) * step

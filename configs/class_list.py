@@ -1,7 +1,7 @@
 """Class lists with palettes: by name from `configs/class_lists/*.yaml`, or given in full in the configuration."""
 
 from importlib import resources
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -49,8 +49,14 @@ def _unique(classes: object) -> object:
     return classes
 
 
+def _or_a_name(schema: dict[str, Any]) -> None:
+    """Let the JSON Schema admit what validation admits: the name of a shipped list."""
+    in_full = {key: schema.pop(key) for key in ("type", "items", "minItems", "maxItems")}
+    schema["anyOf"] = [{"type": "string", "enum": class_list_names()}, in_full]
+
+
 Classes = Annotated[
     tuple[ClassInfo, ...],
-    Field(min_length=2, max_length=255),
+    Field(min_length=2, max_length=255, json_schema_extra=_or_a_name),
     BeforeValidator(lambda value: _unique(_expand(value)) if isinstance(value, (str, list, tuple)) else value),
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
@@ -25,6 +26,16 @@ class _Environment(Settings, BaseSettings):
     model_config = SettingsConfigDict(env_prefix="MFMD_", env_nested_delimiter="__")
 
 
+class _EnvironmentSource(EnvSettingsSource):
+    """Text that is not JSON stays text: `MFMD_CLASSES=camvid` names a list, and validation judges the rest."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
+
+
 def load_settings(path: Path) -> Settings:
     """Settings from the YAML file at `path`, environment variables winning over the file.
 
@@ -32,11 +43,14 @@ def load_settings(path: Path) -> Settings:
     """
     data = _read_yaml(path)
     _refuse_unknown_environment()
-    merged = _merge(data, EnvSettingsSource(_Environment)())
+    environment = _EnvironmentSource(_Environment)()
+    merged = _merge(data, environment)
     try:
         return Settings.model_validate(merged, context={"base": path.resolve().parent})
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(error.errors()[0])}") from error
+        first = error.errors()[0]
+        place = _variable(first, environment) or str(path)
+        raise ConfigError(f"{place}: {_explain(first)}") from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -62,6 +76,17 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         inner = merged.get(key)
         merged[key] = _merge(inner, value) if isinstance(value, Mapping) and isinstance(inner, Mapping) else value
     return merged
+
+
+def _variable(error: ErrorDetails, environment: Mapping[str, Any]) -> str | None:
+    """`environment: MFMD_X__Y` when the value complained about came from there and not from the file."""
+    value: Any = environment
+    names = [str(part) for part in error["loc"] if isinstance(part, str)]
+    for name in names:
+        if not isinstance(value, Mapping) or name not in value:
+            return None
+        value = value[name]
+    return f"environment: MFMD_{'__'.join(names).upper()}"
 
 
 def _refuse_unknown_environment() -> None:

@@ -8,7 +8,16 @@ Values come from a YAML file and from environment variables (`MFMD_WATCH__FOLDER
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    model_validator,
+)
 
 from configs.class_list import Classes
 
@@ -17,6 +26,11 @@ def _relative_to_file(path: Path, info: ValidationInfo) -> Path:
     """Resolve `path` against the folder of the YAML file, given by `configs.load` as validation context `base`."""
     base = info.context.get("base") if info.context else None
     return (Path(base) / path.expanduser()).resolve() if base else path
+
+
+def _bare_no(value: object) -> object:
+    """YAML 1.1 reads a bare `no` as false; in a field whose values include "no" it means what it says."""
+    return "no" if value is False else value
 
 
 ConfigPath = Annotated[Path, AfterValidator(_relative_to_file)]
@@ -220,7 +234,7 @@ class RoundSettings(Section):
     """Seed; the round number is added to it."""
     processes: PositiveInt = 1
     """Processes started by `accelerate launch`."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_bare_no)] = "no"
     """Precision of the forward passes."""
     accelerate_config: ConfigPath | None = None
     """Accelerate config file for several GPUs or machines; replaces `processes` and `mixed_precision`."""

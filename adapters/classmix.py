@@ -1,0 +1,28 @@
+"""ClassMix: paste half of the classes of a source image over a target image (Olsson et al. 2021; DACS, papers.md 5)."""
+
+import torch
+from torch import Tensor
+
+LABEL_VALUES = 256
+"""Labels are bytes; 255 (ignore) counts as a value of its own, as in DACS."""
+
+
+def class_mask(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """True where the source is pasted: the pixels of ceil(n/2) of the n label values of the whole batch, [B, H, W].
+
+    `labels` [B, H, W] integer 0-255. Each image draws its own half. `generator` is a CPU generator: only random numbers
+    cross to the device, and nothing is read back from it, so the step never waits for the GPU.
+    """
+    batch = labels.shape[0]
+    flat = labels.reshape(batch, -1).long()  # [B, H*W]
+    present = torch.zeros(LABEL_VALUES, dtype=torch.bool, device=labels.device).index_fill_(0, flat.flatten(), True)
+    noise = torch.rand(batch, LABEL_VALUES, generator=generator).to(labels.device, non_blocking=True)
+    # Rank the values of each image by noise, absent values last: the first ceil(n/2) ranks are a uniform draw.
+    rank = noise.masked_fill(~present, 2.0).argsort(dim=1).argsort(dim=1)  # [B, 256]
+    chosen = rank < (present.sum() + 1) // 2
+    return chosen.gather(1, flat).reshape(labels.shape)
+
+
+def paste(mask: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """`source` where `mask`, else `target`; works on images [B, C, H, W], labels and weights [B, H, W] alike."""
+    return torch.where(mask.unsqueeze(1) if source.ndim == mask.ndim + 1 else mask, source, target)

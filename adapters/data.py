@@ -1,0 +1,245 @@
+"""Endless seeded streams of random crops, from the labelled set and from the frame buffer.
+
+Pixels are held in RAM when they fit (`RAM_LIMIT_BYTES`): on a small machine decompressing tiles again and again costs
+more than the network. What does not fit is read tile by tile, one batch ahead of the training step in a thread.
+Batches are uint8 in the layout of storage, [B, H, W, 3]: a quarter of the bytes to move to a GPU.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from adapters.losses import IGNORE_INDEX
+from storage.catalog import FrameRecord
+from storage.frames import FrameBuffer
+from storage.labelled import LabelledSet
+
+RAM_LIMIT_BYTES = 1 << 30
+"""Largest set of images (with labels) that is held in RAM (bytes)."""
+DOMINANT_SHARE = 0.75
+"""A source crop in which one class covers more than this share of the labelled pixels is drawn again ..."""
+CROP_TRIES = 10
+"""... at most this often (papers.md 5: cat_max_ratio)."""
+
+Pixels = NDArray[np.uint8]
+
+
+class SourceBatch(NamedTuple):
+    """Labelled crops."""
+
+    images: Tensor
+    """[B, H, W, 3] uint8 RGB."""
+    labels: Tensor
+    """[B, H, W] uint8; `IGNORE_INDEX` on padding and unlabelled pixels, whatever value the files use for that."""
+
+
+class TargetBatch(NamedTuple):
+    """Unlabelled crops."""
+
+    images: Tensor
+    """[B, H, W, 3] uint8 RGB."""
+    valid: Tensor
+    """[B, H, W] bool; False on padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A rectangle of an image (pixels)."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def of(self, pixels: Pixels) -> Pixels:
+        """The rectangle's part of `pixels` [H, W, ...]."""
+        return pixels[self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+Reader = Callable[[Region], Pixels]
+
+
+class SourceCrops(IterableDataset[SourceBatch]):
+    """Endless batches of random, rescaled, flipped crops of labelled images.
+
+    Every image is used once before any is used again. `crop` (height, width) in pixels; `scale` the range of random
+    rescaling; `seed` makes the stream, and `in_memory` tells where the pixels are.
+    """
+
+    def __init__(
+        self,
+        labelled: LabelledSet,
+        indices: Sequence[int],
+        *,
+        crop: tuple[int, int],
+        batch_size: int,
+        seed: Sequence[int],
+        scale: tuple[float, float] = (1.0, 1.0),
+    ) -> None:
+        if not indices:
+            raise ValueError("SourceCrops needs at least one labelled image")
+        self.crop, self.batch_size, self.scale = crop, batch_size, scale
+        self._ignored = labelled.ignore_index
+        self._seed = tuple(seed)
+        self._sizes = [labelled.valid(index) for index in indices]
+        self.in_memory = 4 * _area(self._sizes) <= RAM_LIMIT_BYTES
+        self._readers: list[tuple[Reader, Reader]] = [
+            self._reader(labelled, index, size) for index, size in zip(indices, self._sizes, strict=True)
+        ]
+
+    def _reader(self, labelled: LabelledSet, index: int, size: tuple[int, int]) -> tuple[Reader, Reader]:
+        """Functions that give a region of the image and of its label."""
+        if self.in_memory:
+            whole = Region(0, 0, *size)
+            image, label = whole.of(labelled.image(index)).copy(), whole.of(labelled.label(index)).copy()
+            return lambda region: region.of(image), lambda region: region.of(label)
+        return (
+            lambda region: labelled.image_crop(index, region.top, region.left, region.height, region.width),
+            lambda region: labelled.label_crop(index, region.top, region.left, region.height, region.width),
+        )
+
+    def __iter__(self) -> Iterator[SourceBatch]:
+        generator = np.random.default_rng(self._seed)
+        order = endless_order(len(self._readers), generator)
+        while True:
+            images = np.zeros((self.batch_size, *self.crop, 3), np.uint8)
+            labels = np.full((self.batch_size, *self.crop), self._ignored, np.uint8)
+            for slot, index in zip(range(self.batch_size), order, strict=False):
+                self._draw(index, generator, images[slot], labels[slot])
+            labels[labels == self._ignored] = IGNORE_INDEX
+            yield SourceBatch(torch.from_numpy(images), torch.from_numpy(labels))
+
+    def _draw(self, index: int, generator: np.random.Generator, image: Pixels, label: Pixels) -> None:
+        """Write one crop of image `index` into `image` [H, W, 3] and `label` [H, W]."""
+        read_image, read_label = self._readers[index]
+        factor = generator.uniform(*self.scale)
+        for _ in range(CROP_TRIES):
+            region = random_region(self._sizes[index], self.crop, factor, generator)
+            labels = read_label(region)
+            if not dominated(labels, self._ignored):
+                break
+        size = scaled_size(region, factor, self.crop)
+        flip = generator.random() < 0.5
+        _place(image, _resize(read_image(region), size, Image.Resampling.BILINEAR), flip)
+        _place(label, _resize(labels, size, Image.Resampling.NEAREST), flip)
+
+
+class TargetCrops(IterableDataset[TargetBatch]):
+    """Endless batches of random, flipped crops of buffered frames, from inside their valid region."""
+
+    def __init__(
+        self,
+        buffer: FrameBuffer,
+        records: Sequence[FrameRecord],
+        *,
+        crop: tuple[int, int],
+        batch_size: int,
+        seed: Sequence[int],
+    ) -> None:
+        if not records:
+            raise ValueError("TargetCrops needs at least one frame")
+        self.crop, self.batch_size = crop, batch_size
+        self._seed = tuple(seed)
+        self._sizes = [(record.valid_height, record.valid_width) for record in records]
+        self.in_memory = 3 * _area(self._sizes) <= RAM_LIMIT_BYTES
+        self._readers = [self._reader(buffer, record) for record in records]
+
+    def _reader(self, buffer: FrameBuffer, record: FrameRecord) -> Reader:
+        if self.in_memory:
+            image = Region(0, 0, record.valid_height, record.valid_width).of(buffer.read(record)).copy()
+            return lambda region: region.of(image)
+        return lambda region: buffer.read_crop(record, region.top, region.left, region.height, region.width)
+
+    def __iter__(self) -> Iterator[TargetBatch]:
+        generator = np.random.default_rng(self._seed)
+        order = endless_order(len(self._readers), generator)
+        while True:
+            images = np.zeros((self.batch_size, *self.crop, 3), np.uint8)
+            valid = np.zeros((self.batch_size, *self.crop), np.bool_)
+            for slot, index in zip(range(self.batch_size), order, strict=False):
+                region = random_region(self._sizes[index], self.crop, 1.0, generator)
+                _place(images[slot], self._readers[index](region), generator.random() < 0.5)
+                valid[slot, : region.height, : region.width] = True
+            yield TargetBatch(torch.from_numpy(images), torch.from_numpy(valid))
+
+
+def crop_within(crop: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
+    """`crop` (height, width), no larger than a `frame`: beyond it there would only ever be padding."""
+    return min(crop[0], frame[0]), min(crop[1], frame[1])
+
+
+def endless_order(count: int, generator: np.random.Generator) -> Iterator[int]:
+    """Indices 0..count-1 in one random order after the other, without end."""
+    while True:
+        yield from generator.permutation(count).tolist()
+
+
+def random_region(
+    size: tuple[int, int], crop: tuple[int, int], factor: float, generator: np.random.Generator
+) -> Region:
+    """A random rectangle of an image of `size` that gives `crop` once scaled by `factor`; smaller when the image is."""
+    height, width = (min(full, max(1, round(side / factor))) for full, side in zip(size, crop, strict=True))
+    top, left = generator.integers(size[0] - height + 1), generator.integers(size[1] - width + 1)
+    return Region(int(top), int(left), height, width)
+
+
+def scaled_size(region: Region, factor: float, crop: tuple[int, int]) -> tuple[int, int]:
+    """Size of `region` once scaled by `factor`, at most `crop`: height, width (pixels)."""
+    return (
+        min(crop[0], max(1, round(region.height * factor))),
+        min(crop[1], max(1, round(region.width * factor))),
+    )
+
+
+def dominated(labels: Pixels, ignore_index: int) -> bool:
+    """Whether one class covers `DOMINANT_SHARE` of the labelled pixels of `labels` [H, W], or nothing is labelled."""
+    counts = np.bincount(labels.ravel(), minlength=256)
+    counts[ignore_index] = 0
+    return bool(counts.max() >= DOMINANT_SHARE * counts.sum())
+
+
+def _area(sizes: Sequence[tuple[int, int]]) -> int:
+    return sum(height * width for height, width in sizes)
+
+
+def _resize(pixels: Pixels, size: tuple[int, int], resampling: Image.Resampling) -> Pixels:
+    """`pixels` [h, w] or [h, w, 3] at `size` (height, width); Pillow's bilinear filters when it shrinks."""
+    if pixels.shape[:2] == size:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), resampling))
+
+
+def _place(target: Pixels, pixels: Pixels, flip: bool) -> None:
+    """Write `pixels` top-left into `target`, mirrored left-right when `flip`; the rest of `target` stays padding."""
+    height, width = pixels.shape[:2]
+    target[:height, :width] = pixels[:, ::-1] if flip else pixels
+
+
+Batch = TypeVar("Batch", SourceBatch, TargetBatch)
+
+
+def batches(crops: IterableDataset[Batch], device: torch.device) -> Iterator[Batch]:
+    """The stream of `crops` through a DataLoader, pinned for `device`; read one batch ahead when it comes from disk.
+
+    No worker processes: crops from RAM cost microseconds, and zarr gives the interpreter lock back while it decodes, so
+    one thread is enough. It ends when the iterator is closed or collected.
+    """
+    loader: Iterator[Batch] = iter(DataLoader(crops, batch_size=None, pin_memory=device.type == "cuda"))
+    return loader if getattr(crops, "in_memory", True) else _one_ahead(loader)
+
+
+def _one_ahead(loader: Iterator[Batch]) -> Iterator[Batch]:
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="crops") as pool:
+        pending = pool.submit(next, loader)
+        while True:
+            batch = pending.result()
+            pending = pool.submit(next, loader)
+            yield batch

@@ -1,0 +1,1 @@
+"""Decoders: from the encoder's maps to logits at a resolution of their own."""

@@ -1,0 +1,25 @@
+"""Errors of the adapters room. Codes are stable: docs/errors.md."""
+
+
+class AdapterError(Exception):
+    """Something about a network, its weights or its training is not as it must be; the message says what to do."""
+
+    code = "adapter"
+
+
+class NetworkMismatch(AdapterError):
+    """Encoder, decoder, weights or class list do not belong together."""
+
+    code = "network_mismatch"
+
+
+class UnsupportedModel(AdapterError):
+    """A model or file of a kind that mfmd does not read; the message lists the kinds that work."""
+
+    code = "unsupported_model"
+
+
+class TrainingFailed(AdapterError):
+    """Training cannot go on, for example because the loss is not finite."""
+
+    code = "training_failed"

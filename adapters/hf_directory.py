@@ -1,0 +1,51 @@
+"""Weights from a local directory in Hugging Face format: safetensors only, nothing downloaded, nothing printed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapters.errors import NetworkMismatch, UnsupportedModel
+
+
+def load_directory(model_class: Any, config: Any, directory: Path) -> Any:
+    """`model_class(config)` with the float32 weights in `directory`.
+
+    Weights that the model has no place for (another head) are left out. Raises UnsupportedModel when the directory
+    cannot be read, NetworkMismatch when it lacks weights of the model.
+    """
+    try:
+        with _quiet():
+            model, report = model_class.from_pretrained(
+                directory,
+                config=config,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UnsupportedModel(f"{directory}: cannot be loaded: {' '.join(str(error).split())}") from error
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise NetworkMismatch(f"{directory}: the safetensors lack weights of the model, for example {missing}")
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bar and load report off stderr; what matters of them becomes an error above."""
+    from transformers.utils import logging as untyped
+
+    logging: Any = untyped
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,98 @@
+"""From images to label maps: the one path that serving, prediction, evaluation and scores share."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapters.network import SegmentationNetwork
+from storage.images import FittedFrame, fit_frame
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MIN_SIDE = 32
+"""Smallest side that a network is given (pixels): one cell of the deepest map."""
+_BAND_VALUES = 8_000_000
+"""Logits held at once while a label map is made at the original resolution; bounds memory for very large images."""
+
+
+def choose_device(name: Literal["auto", "cpu"]) -> torch.device:
+    """The GPU when `name` is `auto` and there is one, otherwise the CPU."""
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu")
+
+
+def normalise(frames: Tensor) -> Tensor:
+    """RGB bytes `[B, H, W, 3]` -> floats `[B, 3, H, W]` with ImageNet mean and deviation, on the tensor's device."""
+    mean = torch.tensor(IMAGENET_MEAN, device=frames.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=frames.device).view(3, 1, 1)
+    return (frames.permute(0, 3, 1, 2).float() / 255.0 - mean) / std
+
+
+@torch.inference_mode()
+def segment_fitted(
+    network: SegmentationNetwork, frames: Sequence[FittedFrame], sizes: Sequence[tuple[int, int]]
+) -> list[Tensor]:
+    """Label maps, uint8 `[h, w]` at the original sizes `(h, w)`, of frames that share one valid size.
+
+    Only the valid region enters the network, so what a frame is padded to cannot change its answer. Runs on the
+    network's device; the network should be in eval mode. On a CPU images pass one by one: that costs a tenth to a half
+    more time, and an answer never depends on the company it was batched with. On a GPU they pass as one batch, whose
+    rounding may decide a pixel where two classes are equally likely.
+    Raises ValueError when valid sizes differ.
+    """
+    valid = {(frame.valid_height, frame.valid_width) for frame in frames}
+    if len(valid) != 1 or len(frames) != len(sizes):
+        raise ValueError(f"expected frames of one valid size and a size for each, got {sorted(valid)}, {len(sizes)}")
+    device = next(network.parameters()).device
+    pixels = np.stack([frame.cropped() for frame in frames])
+    images = normalise(torch.from_numpy(pixels).to(device))
+    step = 1 if device.type == "cpu" else len(frames)
+    parts = (images[start : start + step] for start in range(0, len(frames), step))
+    logits = (logit for part in parts for logit in logits_of(network, part))
+    return [labels_at(logit, size) for logit, size in zip(logits, sizes, strict=True)]
+
+
+def segment_image(
+    network: SegmentationNetwork, pixels: NDArray[np.uint8], input_size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """Label map, uint8 `[h, w]`, of one image `[h, w, 3]`; the network sees it scaled to fit `input_size` (h, w)."""
+    height, width = pixels.shape[:2]
+    labels = segment_fitted(network, [fit_frame(pixels, *input_size)], [(height, width)])[0]
+    result: NDArray[np.uint8] = labels.cpu().numpy()
+    return result
+
+
+def logits_of(network: SegmentationNetwork, images: Tensor) -> Tensor:
+    """Logits `[B, K, H, W]` of normalised images `[B, 3, H, W]` of any size.
+
+    Sides below `MIN_SIDE` are extended with copies of the last row or column first: a very wide or tall image leaves
+    a valid region of a few pixels, too small for the strides of an encoder.
+    """
+    height, width = images.shape[-2:]
+    missing = (0, max(0, MIN_SIDE - width), 0, max(0, MIN_SIDE - height))
+    padded = F.pad(images, missing, mode="replicate") if any(missing) else images
+    logits: Tensor = network(padded)
+    return logits[..., :height, :width]
+
+
+def labels_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Argmax, uint8 `[h, w]`, of logits `[K, H, W]` resized bilinearly to `size`; memory stays bounded for any size."""
+    height, width = size
+    classes, rows, _ = logits.shape
+    wide = F.interpolate(logits[None], (rows, width), mode="bilinear", align_corners=False)[0]  # [K, H, w]
+    # The same source coordinates as F.interpolate(align_corners=False), one band of output rows at a time.
+    source = ((torch.arange(height, device=logits.device) + 0.5) * (rows / height) - 0.5).clamp(0, rows - 1)
+    above = source.floor().long()
+    below = (above + 1).clamp(max=rows - 1)
+    share = (source - above).to(logits.dtype).view(1, -1, 1)
+    band = max(1, _BAND_VALUES // (classes * width))
+    labels = torch.empty(size, dtype=torch.uint8, device=logits.device)
+    for start in range(0, height, band):
+        part = slice(start, min(start + band, height))
+        mixed = torch.lerp(wide[:, above[part]], wide[:, below[part]], share[:, part])  # [K, band, w]
+        labels[part] = mixed.argmax(dim=0).to(torch.uint8)
+    return labels

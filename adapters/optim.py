@@ -1,0 +1,66 @@
+"""AdamW with parameter groups, linear warm-up and polynomial decay (papers.md 5)."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from adapters.network import SegmentationNetwork
+from configs.settings import OptimSettings
+
+WARMUP_FLOOR = 1e-6
+"""Share of the rate at the first warm-up step, as in the DAFormer framework; exactly 0 would waste the step."""
+
+
+def build_optimizer(
+    network: SegmentationNetwork,
+    settings: OptimSettings,
+    *,
+    rebuilder: nn.Module | None = None,
+    rebuilder_lr: float = 0.0,
+) -> torch.optim.AdamW:
+    """AdamW: encoder at `learning_rate`, decoder `head_multiplier` times faster, Rebuilder at `rebuilder_lr`.
+
+    Vectors and scalars (norm layers, biases) get no weight decay.
+    """
+    rate, decay = settings.learning_rate, settings.weight_decay
+    groups = [
+        *_groups("encoder", network.encoder.parameters(), rate, decay),
+        *_groups("decoder", network.decoder.parameters(), rate * settings.head_multiplier, decay),
+    ]
+    if rebuilder is not None:
+        groups += _groups("rebuilder", rebuilder.parameters(), rebuilder_lr, decay)
+    return torch.optim.AdamW(groups)
+
+
+def _groups(name: str, parameters: Iterable[nn.Parameter], rate: float, decay: float) -> list[dict[str, Any]]:
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    parts = {
+        name: ([parameter for parameter in trained if parameter.ndim > 1], decay),
+        f"{name}_no_decay": ([parameter for parameter in trained if parameter.ndim <= 1], 0.0),
+    }
+    return [
+        {"name": part, "params": members, "lr": rate, "initial_lr": rate, "weight_decay": decay}
+        for part, (members, decay) in parts.items()
+        if members
+    ]
+
+
+def learning_rate_factor(step: int, steps: int, settings: OptimSettings, time_used: float = 0.0) -> float:
+    """Factor on every learning rate at `step` (from 0) of `steps`, 0-1: warm-up times polynomial decay.
+
+    `time_used` is the share of a time budget that is gone (0-1). When time will end the run before its steps do, the
+    decay follows the clock over the second half, so that a run cut short still ends with small steps; otherwise time
+    has no influence, and runs repeat.
+    """
+    left = min(1.0 - min(step, steps) / steps, 2.0 * (1.0 - min(time_used, 1.0)))
+    decay = float(left**settings.power)
+    warmup = min(settings.warmup_steps, steps)
+    return decay if step >= warmup else decay * (WARMUP_FLOOR + (1.0 - WARMUP_FLOOR) * step / warmup)
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set each group's rate to `factor` times its initial one."""
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group["initial_lr"]

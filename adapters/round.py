@@ -1,0 +1,29 @@
+"""One round of self-training: `accelerate launch -m adapters.round rounds/000017/spec.json`.
+
+Reads the spec, trains, scores, and leaves `candidate.safetensors` and, last, `scores.json` in the spec's folder;
+progress goes to `progress.jsonl`. SIGTERM ends it after the step at hand.
+
+Exit status: 0 when the round came to an end of its own, also when it was stopped or the loss was not finite
+(`scores.json` says which); 1 when something broke (traceback on stderr, `scores.json` says failed); 2 for wrong
+arguments.
+"""
+
+import sys
+from pathlib import Path
+
+from adapters.stop import StopRequest
+
+
+def main(arguments: list[str]) -> int:
+    """Run the round of the one argument, the path of its `spec.json`; returns the exit status."""
+    if len(arguments) != 1:
+        print("usage: accelerate launch -m adapters.round ROUND_FOLDER/spec.json", file=sys.stderr)
+        return 2
+    with StopRequest() as stop:
+        from adapters.round_run import run_round  # loads torch for seconds: SIGTERM must be heard before
+
+        return run_round(Path(arguments[0]), stop)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

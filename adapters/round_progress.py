@@ -1,0 +1,80 @@
+"""News of a running round: a line in `progress.jsonl` about once a second."""
+
+import math
+import time
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from adapters.errors import TrainingFailed
+from adapters.hosts.dacs import StepLosses
+from storage.round_records import Progress
+from storage.rounds import RoundFolder
+
+REPORT_SECONDS = 1.0
+"""Time between two lines of training (seconds)."""
+
+
+class RoundProgress:
+    """Keeps the losses of each step on the device and reads them back only when a line is due.
+
+    Reading a value waits for the GPU: once a second that costs nothing, once a step it would keep the CPU from
+    preparing the next one.
+    """
+
+    def __init__(self, folder: RoundFolder | None, budget: int) -> None:
+        """`folder` none: nothing is written, losses are only checked (every process but the first)."""
+        self._folder, self._budget = folder, budget
+        self.steps = 0
+        """Steps done."""
+        self._names: list[str] = []
+        self._rows: list[Tensor] = []
+        self._images = 0
+        self._since = time.monotonic()
+
+    def phase(self, phase: Literal["loading", "training", "scoring", "done"]) -> None:
+        """Write a line that says what the round does from now on."""
+        self._write(Progress(at=time.time(), phase=phase, step=self.steps, steps=self._budget))
+        self._since = time.monotonic()
+
+    def add(self, result: StepLosses, images: int) -> None:
+        """Count one step over `images` images (of this process); flushes when a line is due, and may raise like it."""
+        self.steps += 1
+        self._images += images
+        self._names = [*result.losses, "kept_ratio"]
+        self._rows.append(torch.stack([value.float() for value in (*result.losses.values(), result.kept_ratio)]))
+        if time.monotonic() - self._since >= REPORT_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the means of the steps since the last line.
+
+        Raises TrainingFailed, naming the step, when a loss was not finite.
+        """
+        if not self._rows:
+            return
+        table = torch.stack(self._rows).tolist()  # [steps][names]
+        first, seconds = self.steps - len(table) + 1, max(time.monotonic() - self._since, 1e-9)
+        rate, self._images, self._rows, self._since = self._images / seconds, 0, [], time.monotonic()
+        for step, row in enumerate(table, start=first):
+            if not all(map(math.isfinite, row)):
+                raise TrainingFailed(f"non-finite loss at step {step}: {dict(zip(self._names, row, strict=True))}")
+        means = [sum(column) / len(table) for column in zip(*table, strict=True)]
+        losses = dict(zip(self._names, means, strict=True))
+        kept_ratio = losses.pop("kept_ratio")
+        self._write(
+            Progress(
+                at=time.time(),
+                phase="training",
+                step=self.steps,
+                steps=self._budget,
+                losses=losses,
+                kept_ratio=kept_ratio,
+                images_per_second=rate,
+            )
+        )
+
+    def _write(self, progress: Progress) -> None:
+        if self._folder is not None:
+            self._folder.append_progress(progress)

@@ -1,0 +1,142 @@
+"""The training part of a round: the step loop under Accelerate, its budgets, and the candidate it leaves."""
+
+import time
+from enum import IntEnum
+
+import torch
+
+from adapters.data import SourceCrops, TargetCrops, batches, crop_within
+from adapters.errors import TrainingFailed
+from adapters.hosts.dacs import Dacs, StepBatch
+from adapters.network import SegmentationNetwork
+from adapters.optim import build_optimizer, learning_rate_factor, set_learning_rates
+from adapters.parallel import agree, average_buffers, average_gradients
+from adapters.rebuilder import build_rebuilder
+from adapters.round_inputs import RoundInputs
+from adapters.round_progress import RoundProgress
+from adapters.stop import StopRequest
+from adapters.teacher import Teacher
+
+RANK_STRIDE = 7919
+"""Distance between the seeds of two processes; a prime, so that rounds and processes do not meet."""
+
+
+class End(IntEnum):
+    """Why the loop ends; of several processes the highest wins."""
+
+    NOT_YET = 0
+    STEP_BUDGET = 1
+    TIME_BUDGET = 2
+    SIGNAL = 3
+    FAILURE = 4
+
+
+REASONS = {End.STEP_BUDGET: "step budget", End.TIME_BUDGET: "time budget", End.SIGNAL: "SIGTERM"}
+
+
+class RoundTraining:
+    """Student, teacher, Rebuilder and optimizer of one round, in one of its processes.
+
+    The candidate is the student at the end of the decay, as in the papers. Measured on CamVid day to dusk
+    (docs/decisions/0005): the teacher's weights are no better after a round, they lag behind; and a teacher in train
+    mode has running statistics of the target alone, which cost 9 points on the source.
+    """
+
+    def __init__(self, inputs: RoundInputs, progress: RoundProgress) -> None:
+        self._inputs, self._progress = inputs, progress
+        self._settings, self._accelerator = inputs.settings.round, inputs.accelerator
+        seed = self._settings.seed + inputs.spec.round
+        torch.manual_seed(seed)  # the same Rebuilder in every process
+        crop = crop_within(
+            (self._settings.crop_height, self._settings.crop_width),
+            (inputs.settings.buffer.height, inputs.settings.buffer.width),
+        )
+        self._student = inputs.student
+        self._rebuilder = build_rebuilder(self._student, crop, inputs.settings.mfm) if self._mfm_enabled else None
+        teacher = Teacher(self._student, inputs.settings.host.ema_decay)
+        self._student.train()
+        self._optimizer = self._accelerator.prepare(self._build_optimizer())
+        rank = self._accelerator.process_index
+        torch.manual_seed(seed + RANK_STRIDE * rank)  # from here on each process draws its own masks and dropout
+        self._host = self._build_host(teacher, torch.Generator().manual_seed(seed + RANK_STRIDE * rank))
+        self._read_crops(crop, (seed, rank))
+
+    @property
+    def _mfm_enabled(self) -> bool:
+        return self._inputs.settings.mfm.enabled
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        rate = self._inputs.settings.mfm.learning_rate
+        optimizer = build_optimizer(self._student, self._settings.optim, rebuilder=self._rebuilder, rebuilder_lr=rate)
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        return optimizer
+
+    def _build_host(self, teacher: Teacher, generator: torch.Generator) -> Dacs:
+        settings = self._inputs.settings
+        return Dacs(
+            self._student,
+            teacher,
+            self._rebuilder,
+            settings.host,
+            settings.mfm,
+            accelerator=self._accelerator,
+            generator=generator,
+        )
+
+    def _read_crops(self, crop: tuple[int, int], seed: tuple[int, int]) -> None:
+        """Open the two streams of crops; images that fit are read into RAM now."""
+        inputs, size, device = self._inputs, self._settings.batch_size, self._accelerator.device
+        target = TargetCrops(inputs.buffer, inputs.frames, crop=crop, batch_size=size, seed=(*seed, 0))
+        self._target = batches(target, device)
+        self._source = None
+        if inputs.source is not None:
+            source = SourceCrops(inputs.source, inputs.source.train, crop=crop, batch_size=size, seed=(*seed, 1))
+            self._source = batches(source, device)
+
+    def run(self, stop: StopRequest) -> str:
+        """Train until a budget is reached or `stop` is requested; returns `step budget`, `time budget` or `SIGTERM`.
+
+        Raises TrainingFailed at a loss that is not finite.
+        """
+        self._progress.phase("training")
+        self._started, failure = time.monotonic(), ""
+        while not (end := End(agree(self._accelerator, self._end(stop, failure)))):
+            try:
+                self._step()
+            except TrainingFailed as error:
+                failure = str(error)
+        if end is not End.FAILURE:
+            self._progress.flush()
+            return REASONS[end]
+        raise TrainingFailed(failure or "another process of the round met a loss that is not finite")
+
+    def _end(self, stop: StopRequest, failure: str) -> End:
+        if failure:
+            return End.FAILURE
+        if stop.requested:
+            return End.SIGNAL
+        if self._progress.steps >= self._settings.steps:
+            return End.STEP_BUDGET
+        return End.TIME_BUDGET if self._time_used() >= 1.0 else End.NOT_YET
+
+    def _time_used(self) -> float:
+        return (time.monotonic() - self._started) / self._settings.max_seconds
+
+    def _step(self) -> None:
+        """One optimizer step. Raises TrainingFailed when the losses since the last report were not finite."""
+        settings = self._settings
+        factor = learning_rate_factor(self._progress.steps, settings.steps, settings.optim, self._time_used())
+        set_learning_rates(self._optimizer, factor)
+        batch = StepBatch(next(self._target), next(self._source) if self._source is not None else None)
+        self._optimizer.zero_grad(set_to_none=True)
+        result = self._host.step(batch)
+        average_gradients(self._accelerator, self._parameters)
+        if settings.optim.clip_norm > 0.0:
+            self._accelerator.clip_grad_norm_(self._parameters, settings.optim.clip_norm)
+        self._optimizer.step()
+        self._progress.add(result, images=settings.batch_size * (1 if batch.source is None else 2))
+
+    def candidate(self) -> SegmentationNetwork:
+        """The student in eval mode, its running statistics averaged over the processes."""
+        average_buffers(self._accelerator, self._student)
+        return self._student.eval()

@@ -1,0 +1,167 @@
+"""Source training: labelled images -> the first version (`mfmd pretrain`)."""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapters.augment import color_jitter, normalise_unit, to_unit
+from adapters.build import build_network
+from adapters.checkpoint import make_manifest, save_weights
+from adapters.data import SourceBatch, SourceCrops, batches, crop_within
+from adapters.errors import TrainingFailed
+from adapters.inference import choose_device, logits_of, normalise
+from adapters.losses import weighted_cross_entropy
+from adapters.network import SegmentationNetwork
+from adapters.optim import build_optimizer, learning_rate_factor, set_learning_rates
+from adapters.scores.counts import CountsOverImages
+from adapters.scores.iou import class_iou, mean_iou
+from configs.settings import Settings
+from storage.labelled import LabelledSet
+from storage.labelled_import import import_labelled
+from storage.layout import StateLayout
+from storage.manifest import Manifest
+from storage.registry import CheckpointRegistry
+
+REPORT_SECONDS = 0.5
+"""Time between two reports of training (seconds)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainProgress:
+    """What source training is doing."""
+
+    phase: Literal["importing", "training", "validating", "done"]
+    """importing: reading source images; training; validating; done."""
+    step: int
+    """Images read, or optimizer steps done."""
+    steps: int
+    """Of how many."""
+    loss: float | None
+    """Mean cross-entropy since the last report; none before the first step."""
+    seconds: float
+    """Since the start (seconds)."""
+
+
+Report = Callable[[PretrainProgress], None]
+
+
+def pretrain(settings: Settings, on_progress: Report | None = None) -> Manifest:
+    """Import the source set if needed, train `settings.network` on it, validate, add the version; does not promote it.
+
+    `on_progress` is called about twice a second. The manifest's `scores` hold `source_miou` and `source_iou_<class>`
+    over the validation images (0-1). Raises StorageError (no source, bad labels), AdapterError, TrainingFailed when the
+    loss is not finite.
+    """
+    return _SourceTraining(settings, on_progress or (lambda progress: None)).run()
+
+
+class _SourceTraining:
+    def __init__(self, settings: Settings, report: Report) -> None:
+        self._settings, self._pretrain, self._callback = settings, settings.pretrain, report
+        self._started = time.monotonic()
+        self._loss: float | None = None
+        self._generator = torch.Generator().manual_seed(settings.pretrain.seed)
+
+    def run(self) -> Manifest:
+        layout = StateLayout(self._settings.state)
+        layout.create()
+        source = import_labelled(self._settings, layout, lambda done, total: self._report("importing", done, total))
+        if self._settings.round.threads:
+            torch.set_num_threads(self._settings.round.threads)
+        torch.manual_seed(self._pretrain.seed)
+        device = choose_device(self._settings.round.device)
+        network = build_network(self._settings.network, len(self._settings.classes)).to(device)
+        self._train(network, source, device)
+        self._report("validating", self._pretrain.steps, self._pretrain.steps)
+        scores = source_scores(network.eval(), source, [entry.name for entry in self._settings.classes])
+        manifest = make_manifest(self._settings, origin="pretrain", seed=self._pretrain.seed, scores=scores)
+        with tempfile.TemporaryDirectory() as folder:
+            weights = Path(folder) / "model.safetensors"
+            save_weights(network, weights)
+            reason = f"{self._pretrain.steps} steps on {len(source.train)} source images"
+            added = CheckpointRegistry(layout.checkpoints).add(weights, manifest, by="pretrain", reason=reason)
+        self._report("done", self._pretrain.steps, self._pretrain.steps)
+        return added
+
+    def _train(self, network: SegmentationNetwork, source: LabelledSet, device: torch.device) -> None:
+        settings, steps = self._pretrain, self._pretrain.steps
+        crops = SourceCrops(
+            source,
+            source.train,
+            crop=crop_within((settings.crop_height, settings.crop_width), (source.height, source.width)),
+            batch_size=settings.batch_size,
+            seed=(settings.seed,),
+            scale=(settings.min_scale, settings.max_scale),
+        )
+        stream, optimizer = batches(crops, device), build_optimizer(network, settings.optim)
+        network.train()
+        losses: list[Tensor] = []
+        reported = time.monotonic()
+        self._report("training", 0, steps)
+        for step in range(steps):
+            set_learning_rates(optimizer, learning_rate_factor(step, steps, settings.optim))
+            losses.append(self._step(network, optimizer, next(stream), device))
+            if time.monotonic() - reported >= REPORT_SECONDS or step == steps - 1:
+                reported = time.monotonic()
+                self._loss = _mean(losses, step + 1)
+                losses.clear()
+                self._report("training", step + 1, steps)
+
+    def _step(
+        self, network: SegmentationNetwork, optimizer: torch.optim.Optimizer, batch: SourceBatch, device: torch.device
+    ) -> Tensor:
+        """One optimizer step; the loss, a scalar that stays on the device."""
+        settings = self._pretrain
+        images = to_unit(batch.images.to(device, non_blocking=True))
+        if settings.jitter > 0.0:
+            images = color_jitter(images, settings.jitter, self._generator)
+        loss = weighted_cross_entropy(network(normalise_unit(images)), batch.labels.to(device, non_blocking=True))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if settings.optim.clip_norm > 0.0:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), settings.optim.clip_norm)
+        optimizer.step()
+        return loss.detach()
+
+    def _report(self, phase: Literal["importing", "training", "validating", "done"], step: int, steps: int) -> None:
+        self._callback(PretrainProgress(phase, step, steps, self._loss, time.monotonic() - self._started))
+
+
+@torch.inference_mode()
+def source_scores(network: SegmentationNetwork, source: LabelledSet, class_names: list[str]) -> dict[str, float]:
+    """`source_miou` and `source_iou_<class>` (0-1) on the validation images; empty when there are none.
+
+    Whole images at frame size, valid region only. Classes that are neither labelled nor predicted are left out.
+    """
+    device = next(network.parameters()).device
+    counts = CountsOverImages(network.num_classes, source.ignore_index)
+    for index in source.validation:
+        height, width = source.valid(index)
+        pixels = torch.from_numpy(source.image(index)[None, :height, :width].copy()).to(device)
+        label = torch.from_numpy(source.label(index)[:height, :width].copy()).to(device)
+        counts.add(logits_of(network, normalise(pixels))[0].argmax(dim=0), label)
+    if not source.validation:
+        return {}
+    found = counts.counts()
+    tp, fp, fn = (np.array(rows, np.float64).sum(axis=0) for rows in (found.tp, found.fp, found.fn))
+    by_class = zip(class_names, class_iou(tp, fp, fn).tolist(), strict=True)
+    scores = {"source_miou": float(mean_iou(tp, fp, fn))}
+    scores |= {f"source_iou_{name}": iou for name, iou in by_class}
+    return {name: score for name, score in scores.items() if not math.isnan(score)}
+
+
+def _mean(losses: list[Tensor], step: int) -> float:
+    mean = float(torch.stack(losses).mean())
+    if not math.isfinite(mean):
+        raise TrainingFailed(
+            f"the loss was not finite within the {len(losses)} steps up to {step}; lower pretrain.optim.learning_rate"
+        )
+    return mean

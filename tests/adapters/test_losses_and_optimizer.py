@@ -1,0 +1,118 @@
+"""Weighted cross-entropy, pseudo-labels, parameter groups and the learning rate."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from adapters.build import build_network
+from adapters.losses import weighted_cross_entropy
+from adapters.optim import build_optimizer, learning_rate_factor, set_learning_rates
+from adapters.pseudo_labels import pseudo_label
+from configs.settings import NetworkSettings, OptimSettings
+
+
+def test_cross_entropy_is_a_mean_over_all_pixels_ignored_ones_included() -> None:
+    logits = torch.randn(1, 3, 2, 2)
+    labels = torch.tensor([[[0, 1], [2, 255]]])
+    expected = F.cross_entropy(logits[..., :1].flatten(2), labels[..., :1].flatten(1), reduction="sum")
+    expected = expected + F.cross_entropy(logits[:, :, 0, 1], labels[:, 0, 1], reduction="sum")
+    torch.testing.assert_close(weighted_cross_entropy(logits, labels), expected / 4)
+
+
+def test_weights_scale_each_pixel() -> None:
+    logits, labels = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
+    weight = torch.rand(2, 4, 4)
+    expected = (weight * F.cross_entropy(logits, labels, reduction="none")).sum() / 32
+    torch.testing.assert_close(weighted_cross_entropy(logits, labels, weight), expected)
+
+
+def test_all_pixels_ignored_is_zero_and_not_nan() -> None:
+    logits = torch.randn(1, 3, 2, 2, requires_grad=True)
+    loss = weighted_cross_entropy(logits, torch.full((1, 2, 2), 255))
+    loss.backward()
+    assert loss.item() == 0.0 and logits.grad is not None and not logits.grad.any()
+
+
+def certain(classes: torch.Tensor, probability: float) -> torch.Tensor:
+    """Logits of two classes that give `classes` this probability."""
+    logits = torch.zeros(*classes.shape, 2)
+    logits.scatter_(-1, classes.unsqueeze(-1), float(torch.logit(torch.tensor(probability))))
+    return logits.movedim(-1, 1)
+
+
+def test_weight_is_the_confident_share_of_the_whole_batch() -> None:
+    """Image 0 is certain, image 1 is not: both weigh one half."""
+    classes = torch.tensor([[[0, 1]], [[1, 0]]])
+    logits = torch.cat([certain(classes[:1], 0.99), certain(classes[1:], 0.7)])
+    result = pseudo_label(logits, torch.ones(2, 1, 2, dtype=torch.bool), 0.968)
+    assert torch.equal(result.labels, classes)
+    assert result.kept_ratio.item() == 0.5
+    assert result.weight.tolist() == [[[0.5, 0.5]], [[0.5, 0.5]]]
+
+
+def test_padding_is_ignored_weighs_nothing_and_does_not_count() -> None:
+    classes = torch.tensor([[[0, 1, 0]]])
+    valid = torch.tensor([[[True, True, False]]])
+    result = pseudo_label(certain(classes, 0.99), valid, 0.968)
+    assert result.labels.tolist() == [[[0, 1, 255]]]
+    assert result.weight.tolist() == [[[1.0, 1.0, 0.0]]] and result.kept_ratio.item() == 1.0
+
+
+def test_batch_of_nothing_but_padding_is_finite() -> None:
+    result = pseudo_label(torch.randn(1, 2, 2, 2), torch.zeros(1, 2, 2, dtype=torch.bool), 0.5)
+    assert result.kept_ratio.item() == 0.0
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return build_network(NetworkSettings(name="deeplabv3plus", encoder="resnet_tiny", channels=16), 3)
+
+
+def test_every_parameter_is_in_one_group_with_its_rate_and_decay(network) -> None:
+    rebuilder = torch.nn.Linear(2, 2)
+    settings = OptimSettings(learning_rate=1e-3, head_multiplier=10.0, weight_decay=0.05)
+    optimizer = build_optimizer(network, settings, rebuilder=rebuilder, rebuilder_lr=3e-4)
+    rates = {group["name"]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups}
+    assert rates == {
+        "encoder": (1e-3, 0.05),
+        "encoder_no_decay": (1e-3, 0.0),
+        "decoder": (pytest.approx(1e-2), 0.05),
+        "decoder_no_decay": (pytest.approx(1e-2), 0.0),
+        "rebuilder": (3e-4, 0.05),
+        "rebuilder_no_decay": (3e-4, 0.0),
+    }
+    members = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(members) == sorted(map(id, [*network.parameters(), *rebuilder.parameters()]))
+    names = dict(network.named_parameters())
+    spared = {id(p) for group in optimizer.param_groups if not group["weight_decay"] for p in group["params"]}
+    assert {name for name, p in names.items() if id(p) in spared} == {n for n, p in names.items() if p.ndim < 2}
+
+
+def test_warm_up_then_polynomial_decay_to_zero() -> None:
+    settings = OptimSettings(warmup_steps=10, power=1.0)
+    factors = [learning_rate_factor(step, 100, settings) for step in range(101)]
+    assert factors[0] < 1e-5 and factors[5] == pytest.approx(0.5 * 0.95, rel=1e-3)
+    assert factors[10] == pytest.approx(0.9) and factors[55] == pytest.approx(0.45) and factors[100] == 0.0
+    assert max(factors) == factors[10]
+
+
+def test_power_zero_keeps_the_rate() -> None:
+    settings = OptimSettings(warmup_steps=0, power=0.0)
+    assert [learning_rate_factor(step, 10, settings, 0.9) for step in (0, 9)] == [1.0, 1.0]
+
+
+def test_time_cuts_in_only_when_the_steps_would_not_be_done_in_time() -> None:
+    settings = OptimSettings(warmup_steps=0)
+    assert learning_rate_factor(60, 100, settings, time_used=0.6) == pytest.approx(0.4)
+    assert learning_rate_factor(0, 100, settings, time_used=0.3) == 1.0
+    assert learning_rate_factor(10, 100, settings, time_used=0.9) == pytest.approx(0.2)
+    assert learning_rate_factor(10, 100, settings, time_used=1.3) == 0.0
+
+
+def test_rates_are_set_from_the_initial_ones(network) -> None:
+    optimizer = build_optimizer(network, OptimSettings(learning_rate=1e-3, head_multiplier=2.0))
+    for factor in (0.5, 0.1):
+        set_learning_rates(optimizer, factor)
+    rates = sorted({group["lr"] for group in optimizer.param_groups})
+    assert rates == pytest.approx([1e-4, 2e-4])

@@ -1,0 +1,208 @@
+"""Networks: shapes, sizes, published dimensions, gradients, pretrained encoders."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from adapters.build import build_network
+from adapters.encoders.mit import MIT_SPECS, build_mit
+from adapters.encoders.resnet import build_resnet
+from adapters.errors import NetworkMismatch, UnsupportedModel
+from adapters.initialisation import initialise_convolutions
+from adapters.network import SegmentationNetwork
+from configs.settings import NetworkSettings
+
+TINY = {
+    "daformer": NetworkSettings(name="daformer", encoder="mit_tiny", channels=64),
+    "deeplabv2": NetworkSettings(name="deeplabv2", encoder="resnet_tiny", channels=64, output_stride=8),
+    "deeplabv3plus": NetworkSettings(name="deeplabv3plus", encoder="resnet_tiny", channels=64, output_stride=16),
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def parameters_of(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.fixture(params=TINY)
+def network(request: pytest.FixtureRequest) -> SegmentationNetwork:
+    return build_network(TINY[request.param], num_classes=5)
+
+
+def test_tiny_preset_stays_below_a_million_parameters(network: SegmentationNetwork) -> None:
+    assert parameters_of(network) < 1_000_000
+
+
+def test_forward_is_decode_of_encode_at_image_size(network: SegmentationNetwork) -> None:
+    images = torch.randn(2, 3, 90, 122)  # no multiple of any stride
+    network.eval()
+    with torch.no_grad():
+        features = network.encode(images)
+        logits = network(images)
+        again = network.decode(features, (90, 122))
+    assert logits.shape == (2, 5, 90, 122)
+    assert torch.equal(logits, again)
+    assert tuple(level.shape[1] for level in features) == network.feature_channels
+    sizes = [level.shape[-2] for level in features]
+    assert all(fine >= coarse for fine, coarse in pairwise(sizes)), "deepest last"
+
+
+def test_batch_of_one_trains(network: SegmentationNetwork) -> None:
+    loss = F.cross_entropy(network.train()(torch.randn(1, 3, 64, 64)), torch.randint(0, 5, (1, 64, 64)))
+    loss.backward()
+    assert torch.isfinite(loss)
+
+
+def test_every_parameter_gets_a_gradient(network: SegmentationNetwork) -> None:
+    F.cross_entropy(network.train()(torch.randn(2, 3, 64, 96)), torch.randint(0, 5, (2, 64, 96))).backward()
+    idle = [name for name, value in network.named_parameters() if value.grad is None or not value.grad.abs().sum() > 0]
+    assert idle == []
+
+
+def test_learns_from_scratch(network: SegmentationNetwork) -> None:
+    """Bright and dark halves of random images: fifteen steps must already separate them."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    labels = torch.zeros(2, 64, 64, dtype=torch.long)
+    labels[:, :, 32:] = 1
+    for _ in range(15):
+        images = torch.randn(2, 3, 64, 64) * 0.3 + (labels[:, None] * 2.0 - 1.0)
+        loss = F.cross_entropy(network.train()(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    accuracy = (network(images).argmax(1) == labels).float().mean()
+    assert accuracy > 0.9
+
+
+def test_first_predictions_are_nearly_uniform(network: SegmentationNetwork) -> None:
+    probabilities = network.train()(torch.randn(2, 3, 64, 64)).softmax(1)
+    assert probabilities.max() < 0.6
+
+
+def test_seed_fixes_the_initial_weights() -> None:
+    first, second = (
+        (torch.manual_seed(7), build_network(TINY["daformer"], 3).state_dict())[1] for _ in range(2)
+    )  # fmt: skip
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(("stride", "side"), [(8, 16), (16, 8), (32, 4)])
+def test_output_stride_sets_the_deepest_map(stride: int, side: int) -> None:
+    encoder = build_resnet("resnet_tiny", stride, (1, 4), None).eval()
+    with torch.no_grad():
+        fine, deepest = encoder(torch.randn(1, 3, 128, 128))
+    assert fine.shape == (1, 32, 32, 32)
+    assert deepest.shape == (1, 128, side, side)
+
+
+def first_dilation(block: nn.Module) -> int:
+    """Dilation of the first 3x3 convolution of a block."""
+    layers = (layer for layer in block.modules() if isinstance(layer, nn.Conv2d))
+    return next(layer.dilation[0] for layer in layers if layer.kernel_size == (3, 3))
+
+
+def test_stride_eight_has_the_published_dilations() -> None:
+    """papers.md 5: strides 1, 2, 1, 1; dilations 1, 1, 2, 4; a stage's first block keeps its predecessor's."""
+    stages = build_resnet("resnet50", 8, (4,), None).model.encoder.stages
+    dilations = [[first_dilation(block) for block in stage.layers] for stage in stages]
+    assert dilations == [[1] * 3, [1] * 4, [1] + [2] * 5, [2] + [4] * 2]
+
+
+def test_dilation_keeps_the_features_of_the_undilated_network() -> None:
+    """Output stride 8 sees, at every fourth position, exactly what stride 32 sees."""
+    torch.manual_seed(3)
+    coarse = build_resnet("resnet_tiny", 32, (4,), None).eval()
+    dense = build_resnet("resnet_tiny", 8, (4,), None).eval()
+    dense.load_state_dict(coarse.state_dict())
+    images = torch.randn(1, 3, 256, 256)
+    with torch.no_grad():
+        expected, found = coarse(images)[0], dense(images)[0][..., ::4, ::4]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("mit_b0", 3.3), ("mit_b1", 13.1), ("mit_b2", 24.2), ("mit_b3", 44.0), ("mit_b4", 60.8), ("mit_b5", 81.4)],
+)
+def test_mit_has_the_published_size(name: str, millions: float) -> None:
+    """SegFormer paper, table 1 (encoder parameters)."""
+    with torch.device("meta"):
+        encoder = build_mit(name, None)
+    assert parameters_of(encoder) / 1e6 == pytest.approx(millions, rel=0.02)
+    assert encoder.feature_channels == MIT_SPECS[name].hidden_sizes
+
+
+@pytest.mark.parametrize(("name", "millions"), [("resnet18", 11.18), ("resnet50", 23.51), ("resnet101", 42.50)])
+def test_resnet_has_the_published_size(name: str, millions: float) -> None:
+    """torchvision's counts without the classifier."""
+    with torch.device("meta"):
+        encoder = build_resnet(name, 8, (4,), None)
+    assert parameters_of(encoder) / 1e6 == pytest.approx(millions, rel=0.002)
+
+
+def test_depthwise_convolutions_start_at_their_own_fan_out() -> None:
+    layer = nn.Conv2d(512, 512, 3, groups=512)
+    initialise_convolutions(layer)
+    assert layer.weight.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize(("name", "encoder"), [("daformer", "resnet50"), ("deeplabv2", "mit_b0")])
+def test_encoder_that_does_not_fit_is_refused(name: str, encoder: str) -> None:
+    with pytest.raises(NetworkMismatch, match=f"{name}.*{encoder}"):
+        build_network(NetworkSettings(name=name, encoder=encoder), 5)
+
+
+@pytest.fixture
+def saved_encoder(tmp_path: Path) -> Path:
+    """An image classifier of the tiny MiT's architecture, as Hugging Face saves one."""
+    from transformers.models.segformer.modeling_segformer import SegformerForImageClassification
+
+    model = SegformerForImageClassification(build_mit("mit_tiny", None).model.config)
+    model.save_pretrained(tmp_path / "encoder")
+    return tmp_path / "encoder"
+
+
+def test_pretrained_encoder_weights_are_loaded(saved_encoder: Path) -> None:
+    from safetensors.torch import load_file
+
+    network = build_network(TINY["daformer"].model_copy(update={"pretrained": saved_encoder}), 5)
+    saved = load_file(saved_encoder / "model.safetensors")
+    key = next(name for name in saved if name.endswith("patch_embeddings.0.proj.weight"))
+    loaded = {tuple(value.shape): value for name, value in network.encoder.named_parameters() if "patch" in name}
+    assert torch.equal(loaded[tuple(saved[key].shape)], saved[key])
+
+
+def test_pretrained_weights_of_another_architecture_are_refused(saved_encoder: Path) -> None:
+    settings = NetworkSettings(name="daformer", encoder="mit_b0", pretrained=saved_encoder)
+    with pytest.raises(NetworkMismatch, match="hidden_sizes"):
+        build_network(settings, 5)
+
+
+def test_pretrained_pickle_is_refused(saved_encoder: Path) -> None:
+    (saved_encoder / "model.safetensors").rename(saved_encoder / "pytorch_model.bin")
+    with pytest.raises(UnsupportedModel, match="cannot be loaded"):
+        build_network(TINY["daformer"].model_copy(update={"pretrained": saved_encoder}), 5)
+
+
+def test_pretrained_directory_that_is_missing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match=r"config\.json"):
+        build_network(TINY["daformer"].model_copy(update={"pretrained": tmp_path / "nowhere"}), 5)
+
+
+def test_pretrained_weights_that_lack_a_tensor_are_refused(saved_encoder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    saved = load_file(saved_encoder / "model.safetensors")
+    saved.pop(next(name for name in saved if name.endswith("patch_embeddings.0.proj.weight")))
+    save_file(saved, saved_encoder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NetworkMismatch, match=r"lack.*proj\.weight"):
+        build_network(TINY["daformer"].model_copy(update={"pretrained": saved_encoder}), 5)

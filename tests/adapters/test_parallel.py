@@ -1,0 +1,41 @@
+"""Averages and agreement over processes, with two real ones, and with one, where nothing happens."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.accelerator import Accelerator
+from accelerate.utils import DistributedType
+
+from adapters.errors import AdapterError
+from adapters.parallel import agree, average_buffers, average_gradients, check_replicated
+
+SCRIPT = Path(__file__).with_name("parallel_process.py")
+
+
+@pytest.mark.slow
+def test_two_processes_average_and_agree() -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment)
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_one_process_changes_nothing() -> None:
+    accelerator, layer = Accelerator(cpu=True), torch.nn.BatchNorm1d(2)
+    layer.weight.grad = torch.ones(2)
+    average_gradients(accelerator, layer.parameters())
+    average_buffers(accelerator, layer)
+    assert layer.weight.grad.tolist() == [1.0, 1.0] and layer.bias.grad is None
+    assert agree(accelerator, 2) == 2
+
+
+def test_split_networks_are_refused(monkeypatch) -> None:
+    accelerator = Accelerator(cpu=True)
+    check_replicated(accelerator)
+    monkeypatch.setattr(accelerator.state, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(AdapterError, match=r"accelerate_config.*FSDP"):
+        check_replicated(accelerator)

@@ -1,0 +1,128 @@
+"""`mfmd adapt`: one round now, with its verdict; through the daemon when one runs, else in this process."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+
+from daemon.cli.exit_codes import ExitCode
+from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, read_settings, registry_of
+from daemon.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from configs.settings import Settings
+    from daemon.cli.live import ShowProgress
+    from storage.layout import StateLayout
+    from storage.round_records import Progress, Verdict
+
+POLL_SECONDS = 0.5
+
+
+def add_to(app: typer.Typer, panel: str) -> None:
+    """Register the command."""
+    app.command(rich_help_panel=panel, epilog="Example: mfmd adapt --json")(adapt)
+
+
+def adapt(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Run one round now and print the gate's verdict; exit 3 unless the candidate was accepted."""
+    settings = read_settings(config)
+    layout = layout_of(settings)
+    from daemon.cli.live import live_progress
+
+    with live_progress() as show:
+        run = _through_daemon if layout.locked() else _in_process
+        verdict = run(settings, layout, show)
+    if as_json:
+        print_json(verdict.model_dump(mode="json"))
+    else:
+        _print(verdict)
+    if verdict.decision != "accepted":
+        raise typer.Exit(ExitCode.NOT_ACCEPTED)
+
+
+def _in_process(settings: "Settings", layout: "StateLayout", show: "ShowProgress") -> "Verdict":
+    """A round of our own, under the state directory's lock; Ctrl-C ends it cleanly."""
+    from daemon.child_records import ChildRecords
+    from daemon.logs import configure_logs
+    from daemon.recovery import recover
+    from daemon.rounds import run_round
+    from storage.frames import FrameBuffer
+
+    if settings.log.level == "debug":
+        configure_logs(settings.log)  # otherwise the progress display says it all
+    registry = registry_of(settings)
+    layout.create()
+    with layout.lock(), _stop_on_signal() as stop:
+        buffer = FrameBuffer.open(layout, settings.buffer, writable=True)
+        try:
+            recover(settings, buffer, registry)
+            children = ChildRecords(layout.run_file("children"))
+            verdict = run_round(
+                settings, buffer, registry, "manual", stop, lambda item: _show(show, item), children=children
+            )
+        finally:
+            buffer.close()
+        if stop.is_set():
+            raise KeyboardInterrupt
+        return verdict
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set."""
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _through_daemon(settings: "Settings", layout: "StateLayout", show: "ShowProgress") -> "Verdict":
+    """Ask the daemon for a round and follow its folder to the verdict."""
+    from daemon.cli.control_client import ControlClient, ControlFailed
+    from daemon.round_history import summarise
+    from daemon.rounds import RoundFailed
+    from storage.rounds import RoundStore
+
+    client = ControlClient(settings, layout)
+    number = client.start_round()
+    store, shown = RoundStore(layout.rounds), 0.0
+    while True:
+        time.sleep(POLL_SECONDS)
+        if not layout.locked():
+            raise ControlFailed(f"the daemon ended before round {number} did; when it starts again it judges the round")
+        running = client.running_round() == number  # asked first: the verdict is written before this turns false
+        folder = store.folder(number) if number in store.numbers() else None
+        progress = folder.last_progress() if folder else None
+        if progress is not None and progress.at > shown:
+            shown = progress.at
+            _show(show, progress)
+        if running:
+            continue
+        verdict = folder.verdict() if folder else None
+        if folder is None or verdict is None:
+            raise ControlFailed(f"round {number} did not run to a verdict; the daemon's log says why")
+        summary = summarise(folder)
+        if summary.result == "failed":
+            message = f"round {number} failed: {summary.reason}; see {folder.log}"
+            raise RoundFailed(verdict, summary.reason, message)
+        return verdict
+
+
+def _show(show: "ShowProgress", progress: "Progress") -> None:
+    show(f"{progress.phase}", progress.step, progress.steps, {**progress.losses, "kept": progress.kept_ratio})
+
+
+def _print(verdict: "Verdict") -> None:
+    rows = [(check.name, check.kind, "pass" if check.passed else "FAIL", check.detail) for check in verdict.checks]
+    if rows:
+        print_table(["check", "kind", "result", "detail"], rows)
+        typer.echo("")
+    serves = f" Version {verdict.version} serves." if verdict.version is not None else " The serving version stays."
+    typer.echo(f"Round {verdict.round}: {verdict.decision}. {verdict.reason}.{serves}".replace("..", "."))

@@ -1,0 +1,117 @@
+"""`mfmd checkpoints list|show|pin|unpin` and `mfmd rollback`: look at versions, protect them, go back."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, ReasonOption, read_settings, registry_of
+from daemon.cli.output import headline, local_time, print_json, print_table
+
+if TYPE_CHECKING:
+    from storage.registry import CheckpointRegistry
+
+checkpoints_app = typer.Typer(no_args_is_help=True, help="List, show, pin and unpin versions.")
+
+NumberArgument = Annotated[int, typer.Argument(min=1, help="Number of the version.", metavar="VERSION")]
+ToOption = Annotated[int | None, typer.Option("--to", min=1, help="Version.", show_default="the one before")]
+
+OPERATOR = "operator"
+
+
+def add_to(app: typer.Typer, panel: str) -> None:
+    """Register the family."""
+    app.add_typer(
+        checkpoints_app, name="checkpoints", rich_help_panel=panel, epilog="Example: mfmd checkpoints list --json"
+    )
+    app.command(rich_help_panel=panel, epilog='Example: mfmd rollback --to 3 --reason "poles vanish at night"')(
+        rollback
+    )
+
+
+@checkpoints_app.command("list", epilog="Example: mfmd checkpoints list")
+def list_(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """List every version with its origin, scores and what points at it."""
+    registry = registry_of(read_settings(config))
+    rows = [_summary(registry, version) for version in registry.versions()]
+    if as_json:
+        print_json(rows)
+    elif not rows:
+        typer.echo("No checkpoint yet: `mfmd pretrain` or `mfmd import PATH` makes the first.")
+    else:
+        header = ["version", "origin", "parent", "round", "created", "scores", "marks"]
+        print_table(header, [_row(summary) for summary in rows])
+
+
+@checkpoints_app.command(epilog="Example: mfmd checkpoints show 3")
+def show(number: NumberArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Show a version: where it came from, its scores and verdict, its history. Verifies its files."""
+    import yaml
+
+    registry = registry_of(read_settings(config))
+    manifest = registry.manifest(number)
+    registry.verify(number)
+    events = [event.model_dump(mode="json") for event in registry.history() if event.version == number]
+    answer = _summary(registry, number) | {"manifest": manifest.model_dump(mode="json"), "history": events}
+    if as_json:
+        print_json(answer)
+    else:
+        typer.echo(yaml.safe_dump(answer, sort_keys=False, allow_unicode=True), nl=False)
+
+
+@checkpoints_app.command(epilog='Example: mfmd checkpoints pin 3 --reason "winter baseline"')
+def pin(number: NumberArgument, reason: ReasonOption = "", config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Keep a version for ever: retention never removes it."""
+    registry_of(read_settings(config)).pin(number, OPERATOR, reason)
+    typer.echo(f"Version {number} is pinned.")
+
+
+@checkpoints_app.command(epilog="Example: mfmd checkpoints unpin 3")
+def unpin(number: NumberArgument, reason: ReasonOption = "", config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Let retention remove a version again."""
+    registry_of(read_settings(config)).unpin(number, OPERATOR, reason)
+    typer.echo(f"Version {number} is no longer pinned.")
+
+
+def rollback(
+    to: ToOption = None,
+    reason: ReasonOption = "rolled back by hand",
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve an earlier version again; the servers follow at once. Works with the daemon up or down."""
+    settings = read_settings(config)
+    from daemon.promotion import roll_back
+
+    registry = registry_of(settings)
+    before = registry.ref("serving")
+    ref = roll_back(registry, to=to, by=OPERATOR, reason=reason)
+    if as_json:
+        print_json(ref.model_dump(mode="json") | {"previous": before.version if before else None})
+    else:
+        typer.echo(f"Version {ref.version} serves (before: {before.version if before else 'none'}).")
+
+
+def _summary(registry: "CheckpointRegistry", version: int) -> dict[str, Any]:
+    """One version as `list --json` shows it; a damaged manifest is an entry too, so that the others can be seen."""
+    from storage.errors import CorruptCheckpoint
+
+    refs = {"serving": registry.ref("serving"), "previous": registry.ref("previous")}
+    marks = [name for name, ref in refs.items() if ref is not None and ref.version == version]
+    marks += ["pinned"] if version in registry.pins() else []
+    marks += ["rolled back"] if version in registry.rolled_back() else []
+    kept = ("origin", "parent", "round", "created", "scores")
+    try:
+        facts = registry.manifest(version).model_dump(mode="json", include=set(kept))
+    except CorruptCheckpoint:
+        return {"version": version, **dict.fromkeys(kept), "marks": [*marks, "corrupt"]}
+    return {"version": version, **facts, "marks": marks}
+
+
+def _row(summary: dict[str, Any]) -> list[object]:
+    head = [summary[name] for name in ("version", "origin", "parent", "round")]
+    return [
+        *head,
+        local_time(summary["created"]),
+        headline(summary["scores"] or {}) or "-",
+        ", ".join(summary["marks"]),
+    ]

@@ -1,0 +1,64 @@
+"""Talk to the daemon's control API from a command: address from the run file, token as the daemon finds it."""
+
+import http.client
+import json
+from typing import Any
+
+from configs.settings import Settings
+from daemon.errors import DaemonError, NotEnoughFrames, RoundRunning
+from daemon.run_files import RunFile, read_run_file
+from daemon.token import control_token
+from storage.layout import StateLayout
+
+TIMEOUT_SECONDS = 10.0
+KNOWN = {kind.code: kind for kind in (RoundRunning, NotEnoughFrames)}
+"""Answers that a command passes on as what they are, with their exit code."""
+
+
+class ControlFailed(DaemonError):
+    """The daemon runs but did not do what was asked; the message carries its answer."""
+
+    code = "control_failed"
+
+
+class ControlClient:
+    """The control API of the daemon that holds a state directory."""
+
+    def __init__(self, settings: Settings, layout: StateLayout) -> None:
+        """Raises ControlFailed when the daemon has published no address (yet), ConfigError for an unusable token."""
+        path = layout.run_file("daemon")
+        address = read_run_file(path)
+        if address is None:
+            raise ControlFailed(f"{path}: the daemon has published no address yet; try again in a moment")
+        self._address = address
+        self._headers = {"Authorization": f"Bearer {control_token(settings.control, layout)}"}
+
+    def start_round(self) -> int:
+        """Ask for a round now; returns its number. Raises RoundRunning, NotEnoughFrames or ControlFailed."""
+        return int(self._send("POST", "/v1/rounds")["round"])
+
+    def running_round(self) -> int | None:
+        """The round that runs or is about to. Raises ControlFailed."""
+        number = self._send("GET", "/v1/rounds")["running"]
+        return None if number is None else int(number)
+
+    def _send(self, method: str, path: str) -> Any:
+        try:
+            status, body = ask(self._address, method, path, self._headers, TIMEOUT_SECONDS)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise ControlFailed(f"the daemon at port {self._address.port} does not answer: {error}") from error
+        if status < 300:
+            return body
+        kind = KNOWN.get(body.get("code", ""), ControlFailed)
+        raise kind(body.get("message", f"the daemon answered {status} to {method} {path}"))
+
+
+def ask(address: RunFile, method: str, path: str, headers: dict[str, str], timeout: float) -> tuple[int, Any]:
+    """Status and JSON body of one request. Raises OSError, ValueError or HTTPException."""
+    connection = http.client.HTTPConnection(address.reachable_host, address.port, timeout=timeout)
+    try:
+        connection.request(method, path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()

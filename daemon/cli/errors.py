@@ -1,0 +1,50 @@
+"""Turn any error into one line on stderr and an exit code; tracebacks only at log level debug."""
+
+import os
+import sys
+import traceback
+
+from daemon.cli.exit_codes import ExitCode
+
+LEVEL_VARIABLE = "MFMD_LOG__LEVEL"
+"""Environment variable behind `--log-level`; children of the command inherit it."""
+
+
+def report(error: BaseException) -> int:
+    """Print `error` as `error[code]: message` on stderr and return the exit code it stands for."""
+    if os.environ.get(LEVEL_VARIABLE) == "debug":
+        traceback.print_exception(error)
+    print(f"error[{code_of(error)}]: {_one_line(error)}", file=sys.stderr)
+    return exit_code_of(error)
+
+
+def code_of(error: BaseException) -> str:
+    """The stable code of `error` (docs/errors.md); `unexpected` for an error that nobody foresaw."""
+    code = getattr(error, "code", None)
+    if isinstance(code, str):
+        return code
+    return "system" if isinstance(error, OSError) else "unexpected"
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code for `error`: its own `exit_code` when it has one, else by its kind."""
+    own = getattr(error, "exit_code", None)
+    if isinstance(own, int):
+        return int(own)
+    from configs.errors import ConfigError
+    from storage.errors import AlreadyRunning, UnknownVersion
+
+    if isinstance(error, ConfigError):
+        return ExitCode.USAGE
+    if isinstance(error, AlreadyRunning):
+        return ExitCode.ALREADY_RUNNING
+    if isinstance(error, UnknownVersion):
+        return ExitCode.NO_CHECKPOINT
+    return ExitCode.FAILURE
+
+
+def _one_line(error: BaseException) -> str:
+    message = " ".join(str(error).split())
+    if code_of(error) != "unexpected":
+        return message or type(error).__name__
+    return f"{type(error).__name__}: {message} (a bug: run again with --log-level debug and report the traceback)"

@@ -1,0 +1,107 @@
+"""`mfmd init`: write a commented configuration for a drop folder."""
+
+import os
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from daemon.cli.options import DEFAULT_CONFIG, ConfigOption
+
+FolderArgument = Annotated[Path, typer.Argument(help="Folder where images will arrive; made when it is missing.")]
+ClassesOption = Annotated[str, typer.Option("--classes", help="Class list: cityscapes, camvid or demo.")]
+ImagesOption = Annotated[Path | None, typer.Option("--source-images", help="Folder of labelled source images.")]
+LabelsOption = Annotated[Path | None, typer.Option("--source-labels", help="Folder of their label PNGs.")]
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        help="Start from a preset: camvid_day2dusk, demo, gta2cityscapes_dacs_deeplabv2, gta2cityscapes_daformer.",
+    ),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")]
+
+
+def add_to(app: typer.Typer, panel: str) -> None:
+    """Register the command."""
+    app.command(rich_help_panel=panel, epilog="Example: mfmd init /data/drop --classes cityscapes")(init)
+
+
+def init(
+    folder: FolderArgument = Path("drop"),
+    config: ConfigOption = DEFAULT_CONFIG,
+    classes: ClassesOption = "cityscapes",
+    source_images: ImagesOption = None,
+    source_labels: LabelsOption = None,
+    preset: PresetOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Write a commented configuration for the drop folder FOLDER."""
+    from configs.errors import ConfigError
+    from configs.load import load_settings
+
+    if (source_images is None) != (source_labels is None):
+        raise typer.BadParameter("give both --source-images and --source-labels, or neither")
+    if config.exists() and not force:
+        raise ConfigError(f"{config}: exists already; --force overwrites it, --config FILE writes another")
+    if preset is not None:
+        text = _from_preset(preset, _relative(folder, config))
+    else:
+        text = _from_choices(config, folder, classes, source_images, source_labels)
+    created = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(text, encoding="utf-8")
+    settings = load_settings(config)
+    typer.echo(f"Wrote {config}. Drop folder: {settings.watch.folder}{' (created)' if created else ''}")
+    typer.echo(_next_steps(config, with_source=settings.source is not None))
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with mfmd."""
+    folder = resources.files("configs")
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def _from_choices(config: Path, folder: Path, classes: str, images: Path | None, labels: Path | None) -> str:
+    from configs.class_list import class_list_names
+    from daemon.cli.config_template import render
+
+    if classes not in class_list_names():
+        raise typer.BadParameter(f"no class list {classes!r}; there are {', '.join(class_list_names())}")
+    values: dict[tuple[str, ...], object] = {
+        ("state",): "state",
+        ("classes",): classes,
+        ("watch", "folder"): _relative(folder, config),
+    }
+    if images is not None and labels is not None:
+        values["source", "images"] = _relative(images, config)
+        values["source", "labels"] = _relative(labels, config)
+    return render(values)
+
+
+def _from_preset(name: str, folder: str) -> str:
+    """The preset's text with the drop folder put in."""
+    if name not in preset_names():
+        raise typer.BadParameter(f"no preset {name!r}; there are {', '.join(preset_names())}")
+    text = (resources.files("configs") / f"{name}.yaml").read_text(encoding="utf-8")
+    import yaml
+
+    line = yaml.safe_dump({"folder": folder}, allow_unicode=True, width=10_000).strip()
+    return re.sub(
+        r"^(watch:\n(?:  .*\n)*?)  folder: [^\n]*", lambda found: f"{found[1]}  {line}", text, flags=re.MULTILINE
+    )
+
+
+def _relative(path: Path, config: Path) -> str:
+    """`path` as it should stand in `config`: relative when it lies beside or below the file, else absolute."""
+    target, base = path.expanduser().resolve(), config.expanduser().resolve().parent
+    return Path(os.path.relpath(target, base)).as_posix() if target.is_relative_to(base) else target.as_posix()
+
+
+def _next_steps(config: Path, *, with_source: bool) -> str:
+    option = "" if config == DEFAULT_CONFIG else f" --config {config}"
+    first = f"mfmd pretrain{option}" if with_source else f"mfmd import MODEL{option}"
+    return f"Next: mfmd doctor{option}, then {first}, then mfmd run{option}"

@@ -1,0 +1,78 @@
+"""`mfmd predict` and `mfmd evaluate`: use and score a version without a server."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from daemon.cli.exit_codes import ExitCode
+from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, VersionOption, read_settings
+from daemon.cli.output import percent, print_json, print_table
+
+FilesArgument = Annotated[list[Path], typer.Argument(help="Images.", metavar="IMAGES")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks; made when it is missing.")]
+ImagesOption = Annotated[Path, typer.Option("--images", help="Folder of images.")]
+LabelsOption = Annotated[Path, typer.Option("--labels", help="Folder of label PNGs with the same stems.")]
+
+
+def add_to(app: typer.Typer, panel: str) -> None:
+    """Register the commands."""
+    app.command(rich_help_panel=panel, epilog="Example: mfmd predict street.jpg --out masks")(predict)
+    app.command(
+        rich_help_panel=panel, epilog="Example: mfmd evaluate --images val/images --labels val/labels --checkpoint 3"
+    )(evaluate)
+
+
+def predict(
+    images: FilesArgument,
+    out: OutOption,
+    checkpoint: VersionOption = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a colour mask and an index mask for each image; an unusable image is reported and skipped (exit 1)."""
+    settings = read_settings(config)
+    from adapters.prediction import predict_files
+
+    answers: list[dict[str, object]] = []
+    for file in predict_files(settings, images, out, checkpoint):
+        answers.append(
+            {"image": str(file.source), "version": file.version, "reason": file.reason}
+            | {
+                name: None if path is None else str(path)
+                for name, path in (("index", file.index), ("color", file.color))
+            }
+        )
+        if file.reason is not None:
+            typer.echo(f"{file.source}: skipped: {file.reason}", err=True)
+        elif not as_json:
+            typer.echo(f"{file.source} -> {file.index} {file.color} (version {file.version})")
+    if as_json:
+        print_json(answers)
+    if any(answer["reason"] is not None for answer in answers):
+        raise typer.Exit(ExitCode.FAILURE)
+
+
+def evaluate(
+    images: ImagesOption,
+    labels: LabelsOption,
+    checkpoint: VersionOption = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a version on labelled images: mIoU, IoU of each class, pixel accuracy (percent)."""
+    settings = read_settings(config)
+    from adapters.evaluation import evaluate_folder
+
+    result = evaluate_folder(settings, images, labels, checkpoint)
+    if as_json:
+        print_json(
+            {"version": result.version, "images": result.images, "miou": result.miou, "iou": result.iou}
+            | {"pixel_accuracy": result.pixel_accuracy}
+        )
+        return
+    print_table(["class", "IoU %"], [(name, percent(value)) for name, value in result.iou.items()])
+    typer.echo(
+        f"\nVersion {result.version}, {result.images} images: mIoU {percent(result.miou)} %, "
+        f"pixel accuracy {percent(result.pixel_accuracy)} %"
+    )

@@ -1,0 +1,49 @@
+"""What commands print: JSON for programs, plain tables and times for people."""
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import typer
+
+
+def print_json(value: Any) -> None:
+    """`value` as indented JSON on stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A left-aligned text table on stdout; numbers are right-aligned. Plain, so that grep and cut work on it."""
+    cells = [[_text(cell) for cell in row] for row in rows]
+    numeric = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(header))]
+    widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
+    for row in [list(header), *cells]:
+        parts = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ]
+        typer.echo("  ".join(parts).rstrip())
+
+
+def local_time(unix: float | None) -> str:
+    """`unix` (seconds) as local date and time, `-` when there is none."""
+    return "-" if unix is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix))
+
+
+def percent(share: float | None) -> str:
+    """A share (0-1) as percent with two decimals, `-` when there is none."""
+    return "-" if share is None else f"{100 * share:.2f}"
+
+
+def headline(scores: Mapping[str, float]) -> str:
+    """The mIoUs among a version's scores, in percent: `source_miou 61.20 %`; scores of single classes are left out."""
+    return ", ".join(f"{name} {percent(value)} %" for name, value in scores.items() if name.endswith("miou"))
+
+
+def _text(cell: object) -> str:
+    return "-" if cell is None else str(cell)
+
+
+def _is_number(text: str) -> bool:
+    return text == "-" or text.replace(".", "", 1).replace("-", "", 1).isdigit()

@@ -1,0 +1,120 @@
+"""`mfmd status`: what serves, what waits, how the last round ended. Reads storage; works with the daemon up or down."""
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from daemon.cli.exit_codes import ExitCode
+from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, read_settings
+from daemon.cli.output import local_time, print_json
+
+if TYPE_CHECKING:
+    from configs.settings import Settings
+    from daemon.status_model import Status
+
+CheckOption = Annotated[bool, typer.Option("--check", help="Print nothing; exit 1 unless the daemon is alive.")]
+
+CHECK_SECONDS = 5.0
+LABEL_WIDTH = 10
+
+
+def add_to(app: typer.Typer, panel: str) -> None:
+    """Register the command."""
+    app.command(rich_help_panel=panel, epilog="Example: mfmd status --json")(status)
+
+
+def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False, check: CheckOption = False) -> None:
+    """Show what serves, the buffer, the last rounds and what needs attention. Works with the daemon up or down."""
+    settings = read_settings(config)
+    if check:
+        _check(settings)
+        return
+    from daemon.status import collect_status
+
+    state = collect_status(settings)
+    if as_json:
+        print_json(state.model_dump(mode="json"))
+        return
+    for label, text in _lines(state):
+        typer.echo(f"{label:<{LABEL_WIDTH}}{text}")
+    for message in state.messages:
+        typer.echo(typer.style("!".ljust(LABEL_WIDTH), fg=typer.colors.YELLOW, bold=True) + message)
+
+
+def _check(settings: "Settings") -> None:
+    """Exit 1, saying why, unless a daemon holds the state directory and its threads live (`/healthz`)."""
+    import http.client
+
+    from daemon.cli.control_client import ask
+    from daemon.run_files import read_run_file
+
+    layout = layout_of(settings)
+    address = read_run_file(layout.run_file("daemon")) if layout.locked() else None
+    if address is None:
+        typer.echo(f"no daemon on {layout.root}, or it is still starting", err=True)
+        raise typer.Exit(ExitCode.FAILURE)
+    try:
+        _, health = ask(address, "GET", "/healthz", {}, CHECK_SECONDS)
+        problems = health["problems"]
+    except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
+        problems = [f"the control plane at port {address.port} does not answer: {error}"]
+    if problems:
+        typer.echo("; ".join(problems), err=True)
+        raise typer.Exit(ExitCode.FAILURE)
+
+
+def _lines(state: "Status") -> Iterator[tuple[str, str]]:
+    """What a person wants to know, one line each: label and text."""
+    yield "daemon", _daemon(state)
+    yield "serving", _serving(state)
+    yield "folder", f"{state.folder}: {state.watch.state}, {state.watch.pending} waiting, ingest {state.ingest.state}"
+    yield "buffer", _buffer(state)
+    if state.round is not None:
+        yield "round", _running(state)
+    for item in state.last_rounds[:3]:
+        served = f", version {item.version}" if item.version else ""
+        yield f"round {item.round}", f"{item.result}{served} at {local_time(item.ended)}: {item.reason}"
+    if state.round is None and state.next_round.waiting_for:
+        yield "next", state.next_round.waiting_for
+    if state.observed is not None:
+        seen = state.observed
+        yield "observed", f"{seen.frames} frames: confidence {seen.confidence:.3f}, entropy {seen.entropy:.3f} nats"
+
+
+def _daemon(state: "Status") -> str:
+    daemon = state.daemon
+    if not daemon.up:
+        return f"down; state in {state.state}"
+    children = "".join(f", {child.name} {'runs' if child.running else 'down'}" for child in state.children)
+    return f"up since {local_time(daemon.since)}, pid {daemon.pid}, control {daemon.host}:{daemon.port}{children}"
+
+
+def _serving(state: "Status") -> str:
+    ref, plane = state.serving, state.plane
+    if ref is None:
+        return "no version yet"
+    before = f", before it {state.previous.version}" if state.previous else ""
+    answers = f"{plane.host}:{plane.port} answers with {plane.version}" if plane.up else "no inference plane answers"
+    return f"version {ref.version} since {local_time(ref.since)}, by {ref.by}{before}; {answers}"
+
+
+def _buffer(state: "Status") -> str:
+    buffer = state.buffer
+    refused = sum(buffer.refused.values())
+    newest = f", newest {local_time(buffer.last_committed_at)}" if buffer.last_committed_at else ""
+    return (
+        f"{buffer.frames} of {buffer.capacity} frames, {buffer.holdout} held out{newest}; "
+        f"{buffer.duplicates} duplicates, {refused} refused"
+    )
+
+
+def _running(state: "Status") -> str:
+    assert state.round is not None
+    progress = state.round.progress
+    if progress is None:
+        return f"{state.round.round} starts"
+    age = max(0.0, time.time() - progress.at)
+    losses = "".join(f", {name} {value:.3g}" for name, value in progress.losses.items())
+    return f"{state.round.round} {progress.phase} {progress.step}/{progress.steps}{losses} ({age:.0f} s ago)"

@@ -1,0 +1,78 @@
+"""`mfmd pretrain` and `mfmd import`: where the first checkpoint comes from."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, read_settings, registry_of
+from daemon.cli.output import headline, print_json
+
+if TYPE_CHECKING:
+    from configs.settings import Settings
+    from storage.manifest import Manifest
+
+
+def add_to(app: typer.Typer, panel: str) -> None:
+    """Register the commands."""
+    app.command(rich_help_panel=panel, epilog="Example: mfmd pretrain --config mfmd.yaml")(pretrain)
+    app.command("import", rich_help_panel=panel, epilog="Example: mfmd import ./segformer-b0")(import_)
+
+
+def pretrain(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Train on the labelled source images and release the result as a version."""
+    settings = read_settings(config)
+    from configs.errors import ConfigError
+
+    if settings.source is None:
+        raise ConfigError(
+            f"{config}: source: required by `mfmd pretrain`; set source.images and source.labels, "
+            "or take a ready model with `mfmd import PATH`"
+        )
+    from adapters.source_training import PretrainProgress
+    from adapters.source_training import pretrain as train
+    from daemon.cli.live import live_progress
+
+    with live_progress() as show:
+
+        def on_progress(progress: PretrainProgress) -> None:
+            show(progress.phase, progress.step, progress.steps, {"loss": progress.loss})
+
+        manifest = train(settings, on_progress)
+    _release(settings, manifest, by="pretrain", reason="trained on source images", as_json=as_json)
+
+
+def import_(
+    path: Annotated[Path, typer.Argument(help="Hugging Face model directory, or a .safetensors file.")],
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a ready model: a Hugging Face segmentation model directory, or safetensors of the configured network."""
+    settings = read_settings(config)
+    from adapters.importing import import_checkpoint
+
+    manifest = import_checkpoint(path, settings, registry_of(settings))
+    _release(settings, manifest, by="import", reason=f"imported from {path}", as_json=as_json)
+
+
+def _release(settings: "Settings", manifest: "Manifest", *, by: str, reason: str, as_json: bool) -> None:
+    """Let the new version serve if nothing serves yet, and say what happened."""
+    from daemon.promotion import release
+
+    registry = registry_of(settings)
+    ref = release(registry, manifest.version, by, reason)
+    serving = registry.ref("serving")
+    if as_json:
+        print_json(
+            {"version": manifest.version, "released": ref is not None, "serving": serving.version if serving else None}
+            | {"scores": manifest.scores}
+        )
+        return
+    scores = headline(manifest.scores)
+    typer.echo(f"Version {manifest.version}{f' ({scores})' if scores else ''}.")
+    if ref is not None:
+        typer.echo(f"It serves. Next: mfmd run, and drop images into {settings.watch.folder}")
+    elif serving is not None:
+        typer.echo(
+            f"Version {serving.version} keeps serving; `mfmd rollback --to {manifest.version}` serves the new one."
+        )

@@ -1,0 +1,169 @@
+"""The control plane's HTTP API: look without a token, change with one. No torch, no long work in a request."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, FastAPI, Header, Query
+from fastapi.responses import JSONResponse, Response
+
+from configs.settings import Settings
+from daemon import promotion
+from daemon.control_errors import ApiError, answer_errors
+from daemon.control_model import CheckpointList, CheckpointSummary, PinRequest, RollbackRequest, RoundDetail, RoundList
+from daemon.health import Health
+from daemon.metrics import Metrics
+from daemon.round_history import summaries, summarise
+from daemon.round_loop import RoundLoop
+from daemon.status import Status, collect_status
+from daemon.token import same_token
+from storage.errors import StorageError
+from storage.layout import StateLayout
+from storage.manifest import Ref
+from storage.registry import CheckpointRegistry
+from storage.rounds import RoundStore
+
+
+@dataclass(frozen=True, slots=True)
+class ControlContext:
+    """What the API works on."""
+
+    settings: Settings
+    registry: CheckpointRegistry
+    rounds: RoundLoop
+    metrics: Metrics
+    health: Health
+    token: str
+
+
+def create_control_app(context: ControlContext) -> FastAPI:
+    """The API as an ASGI application."""
+    app = FastAPI(title="mfmd control plane", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
+    app.include_router(_probes(context))
+    app.include_router(_reading(context))
+    app.include_router(_changing(context), dependencies=[Depends(_bearer(context.token))])
+    answer_errors(app)
+    return app
+
+
+def _probes(context: ControlContext) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/healthz")
+    def healthz() -> JSONResponse:
+        """Whether the daemon's threads live. Independent of folder, disk, model and children."""
+        return _probe(context.health.dead())
+
+    @router.get("/readyz")
+    def readyz() -> JSONResponse:
+        """Whether the daemon does its work: a version serves, and no part of it has stopped for good."""
+        return _probe(context.health.not_ready())
+
+    @router.get("/metrics")
+    def metrics(accept: Annotated[str, Header()] = "") -> Response:
+        """Prometheus metrics of the control plane."""
+        content, content_type = context.metrics.exposition(accept)
+        return Response(content, headers={"Content-Type": content_type})
+
+    return router
+
+
+def _reading(context: ControlContext) -> APIRouter:
+    router = APIRouter(prefix="/v1")
+    store = RoundStore(StateLayout(context.settings.state).rounds)
+
+    @router.get("/status")
+    def status() -> Status:
+        """The whole picture, as `mfmd status --json`."""
+        return collect_status(context.settings)
+
+    @router.get("/checkpoints")
+    def checkpoints() -> CheckpointList:
+        """All versions, oldest first, and what the refs name."""
+        registry = context.registry
+        pins = set(registry.pins())
+        versions = [_checkpoint(registry, version, version in pins) for version in registry.versions()]
+        return CheckpointList(serving=registry.ref("serving"), previous=registry.ref("previous"), versions=versions)
+
+    @router.get("/rounds")
+    def rounds(limit: Annotated[int, Query(ge=1, le=1000)] = 20) -> RoundList:
+        """The newest rounds."""
+        return RoundList(
+            running=context.rounds.running, rounds=summaries(store, limit, alive=context.rounds.running is not None)
+        )
+
+    @router.get("/rounds/{number}")
+    def one_round(number: int) -> RoundDetail:
+        """One round with its newest progress and its verdict."""
+        folder = store.folder(number)
+        summary = summarise(folder, alive=context.rounds.running == number)
+        return RoundDetail(summary=summary, progress=folder.last_progress(), verdict=folder.verdict())
+
+    return router
+
+
+def _changing(context: ControlContext) -> APIRouter:
+    router = APIRouter(prefix="/v1")
+
+    @router.post("/rounds", status_code=202)
+    def start_round() -> dict[str, int]:
+        """Start a round now; its number. 409 when one runs or there is too little to work with."""
+        return {"round": context.rounds.request()}
+
+    @router.post("/rollback")
+    def rollback(request: RollbackRequest | None = None) -> Ref:
+        """Let an earlier version serve again; the inference plane follows within `serving.follow_seconds`."""
+        wanted = request or RollbackRequest()
+        return promotion.roll_back(context.registry, to=wanted.to, by="operator", reason=wanted.reason)
+
+    @router.post("/checkpoints/{version}/pin")
+    def pin(version: int, request: PinRequest | None = None) -> dict[str, list[int]]:
+        """Keep a version whatever retention says."""
+        context.registry.pin(version, by="operator", reason=request.reason if request else "")
+        return {"pinned": context.registry.pins()}
+
+    @router.post("/checkpoints/{version}/unpin")
+    def unpin(version: int, request: PinRequest | None = None) -> dict[str, list[int]]:
+        """Leave a version to retention again."""
+        context.registry.unpin(version, by="operator", reason=request.reason if request else "")
+        return {"pinned": context.registry.pins()}
+
+    return router
+
+
+def _bearer(token: str) -> Callable[[str], None]:
+    def check(authorization: Annotated[str, Header()] = "") -> None:
+        scheme, _, given = authorization.partition(" ")
+        if scheme.lower() != "bearer" or not same_token(given.strip(), token):
+            raise ApiError(401, "unauthorized", "send `Authorization: Bearer TOKEN`; see control.token in the docs")
+
+    return check
+
+
+def _checkpoint(registry: CheckpointRegistry, version: int, pinned: bool) -> CheckpointSummary:
+    try:
+        manifest = registry.manifest(version)
+    except StorageError as error:
+        return CheckpointSummary(
+            version=version,
+            created=None,
+            origin="unknown",
+            parent=None,
+            round=None,
+            pinned=pinned,
+            scores={},
+            damaged=str(error),
+        )
+    return CheckpointSummary(
+        version=version,
+        created=manifest.created,
+        origin=manifest.origin,
+        parent=manifest.parent,
+        round=manifest.round,
+        pinned=pinned,
+        scores=manifest.scores,
+    )
+
+
+def _probe(problems: list[str]) -> JSONResponse:
+    return JSONResponse({"ok": not problems, "problems": problems}, 503 if problems else 200)

@@ -1,0 +1,70 @@
+"""Every error of the control API is JSON with a stable `code` and a `message`."""
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from daemon.errors import DaemonError, NoCheckpoint, NotEnoughFrames, RoundRunning, Stopping
+from storage.errors import CorruptCheckpoint, DurabilityLost, StorageError, UnknownRound, UnknownVersion
+
+STATUS_OF: dict[type[Exception], int] = {
+    UnknownVersion: 404,
+    UnknownRound: 404,
+    DurabilityLost: 500,
+    CorruptCheckpoint: 409,
+    RoundRunning: 409,
+    NotEnoughFrames: 409,
+    NoCheckpoint: 409,
+    Stopping: 503,
+    StorageError: 409,
+    DaemonError: 500,
+    OSError: 500,
+}
+"""HTTP status of each error, most specific first."""
+
+
+class ApiError(Exception):
+    """An answer with a stable `code` and a sentence."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Install the handlers."""
+
+    async def known(_: Request, error: Exception) -> JSONResponse:
+        status = next(number for kind, number in STATUS_OF.items() if isinstance(error, kind))
+        return _error(status, getattr(error, "code", "system"), str(error))
+
+    async def api(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ApiError)
+        headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+        return _error(error.status, error.code, error.message, headers)
+
+    async def invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        return _error(422, "request_invalid", f"{field}: {first['msg']}")
+
+    async def http(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return _error(error.status_code, "http", str(error.detail))
+
+    handlers: list[tuple[type[Exception], Callable[[Request, Exception], Awaitable[JSONResponse]]]] = [
+        *((kind, known) for kind in (StorageError, DaemonError, OSError)),
+        (ApiError, api),
+        (RequestValidationError, invalid),
+        (HTTPException, http),
+    ]
+    for kind, handler in handlers:
+        app.add_exception_handler(kind, handler)
+
+
+def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"code": code, "message": message}, status, headers)

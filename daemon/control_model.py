@@ -1,0 +1,67 @@
+"""What the control API takes and gives."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from daemon.round_history import RoundSummary
+from storage.manifest import Ref
+from storage.round_records import Progress, Verdict
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class RollbackRequest(_Body):
+    """What `POST /v1/rollback` may carry."""
+
+    to: Annotated[int | None, Field(ge=1)] = None
+    """Version to serve; none: the one that served before."""
+    reason: str = ""
+    """Why; kept in the history."""
+
+
+class PinRequest(_Body):
+    """What pin and unpin may carry."""
+
+    reason: str = ""
+    """Why; kept in the history."""
+
+
+class CheckpointSummary(BaseModel):
+    """One version in one line."""
+
+    version: int
+    created: float | None
+    origin: str
+    parent: int | None
+    round: int | None
+    pinned: bool
+    scores: dict[str, float]
+    damaged: str | None = None
+
+
+class CheckpointList(BaseModel):
+    """`GET /v1/checkpoints`."""
+
+    serving: Ref | None
+    previous: Ref | None
+    versions: list[CheckpointSummary]
+
+
+class RoundList(BaseModel):
+    """`GET /v1/rounds`."""
+
+    running: int | None
+    """Number of the round that runs or is about to."""
+    rounds: list[RoundSummary]
+    """Newest first."""
+
+
+class RoundDetail(BaseModel):
+    """`GET /v1/rounds/{number}`."""
+
+    summary: RoundSummary
+    progress: Progress | None
+    verdict: Verdict | None

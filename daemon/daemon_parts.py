@@ -1,0 +1,115 @@
+"""The parts of a running daemon and how they hang together: built, started and stopped as one."""
+
+import sys
+import threading
+from pathlib import Path
+
+from configs.settings import Settings
+from daemon.activity import Activity, ActivityWriter, IngestActivity
+from daemon.child_records import ChildRecords
+from daemon.component import Component
+from daemon.control import ControlContext, create_control_app
+from daemon.folder_events import Hints
+from daemon.health import Health
+from daemon.ingest import Ingest
+from daemon.logs import get_logger
+from daemon.metrics import Metrics
+from daemon.recovery import recover
+from daemon.round_loop import RoundLoop
+from daemon.rounds import GRACE_SECONDS
+from daemon.state_metrics import StateCollector
+from daemon.supervisor import ChildSpec, Supervisor
+from storage.frames import FrameBuffer
+from storage.layout import StateLayout
+from storage.registry import CheckpointRegistry
+
+JOIN_SECONDS = 5.0
+"""How long a thread may take for the step it is in (seconds)."""
+
+log = get_logger(__name__)
+
+
+class DaemonParts:
+    """Everything that runs under the state directory's lock."""
+
+    def __init__(self, settings: Settings, config: Path, token: str) -> None:
+        """Open the buffer, clean up after a crash, build the parts; nothing runs yet."""
+        self._settings = settings
+        self._layout = StateLayout(settings.state)
+        self._registry = CheckpointRegistry(self._layout.checkpoints)
+        self.metrics = Metrics(settings)
+        self._buffer = FrameBuffer.open(self._layout, settings.buffer, writable=True)
+        try:
+            recover(settings, self._buffer, self._registry)
+            self._children = ChildRecords(self._layout.run_file("children"))
+            self._build(config, token)
+        except BaseException:
+            self._buffer.close()
+            raise
+
+    def _build(self, config: Path, token: str) -> None:
+        hints = Hints(lambda: self._ingest_thread.wake())
+        self._ingest = Ingest(self._settings, self._buffer, self.metrics.ingest, hints)
+        self._rounds = RoundLoop(self._settings, self._buffer, self._registry, self.metrics.rounds, self._children)
+        self._supervisor = Supervisor(_child_specs(self._settings, config), self._children)
+        self._activity = ActivityWriter(self._layout.run_file("activity"), self._look)
+        meter = self.metrics.process
+        self._ingest_thread = Component("ingest", self._ingest.step, meter)
+        self._round_thread = Component("rounds", self._rounds.step, meter)
+        self._rounds.wake = self._round_thread.wake
+        self._components = [
+            Component("supervisor", self._supervisor.step, meter),
+            self._ingest_thread,
+            self._round_thread,
+            Component("activity", self._activity.step, meter),
+        ]
+        health = Health(self._components, may_take_long="rounds", registry=self._registry)
+        collector = StateCollector(self._settings, self._buffer.catalog, self._supervisor.states)
+        self.metrics.registry.register(collector)
+        context = ControlContext(self._settings, self._registry, self._rounds, self.metrics, health, token)
+        self.app = create_control_app(context)
+
+    def start(self) -> None:
+        """Start every thread."""
+        for component in self._components:
+            component.start()
+
+    def stop(self) -> None:
+        """Stop rounds, children and threads, all at once; within a few seconds nothing of the daemon runs."""
+        for component in self._components:
+            component.ask_to_stop()
+        self._rounds.stop()
+        children = threading.Thread(target=self._supervisor.stop, name="stop-children")
+        children.start()
+        stuck = [part.name for part in self._components if not part.join(_patience(part))]
+        children.join()
+        if not self._ingest_thread.failed and self._ingest_thread.name not in stuck:
+            self._ingest.close()
+        if stuck:
+            log.error("components_stuck", components=stuck)  # they may still use the buffer; the process ends anyway
+        else:
+            self._buffer.close()
+        self._activity.close()
+        self._children.close()
+
+    def _look(self) -> Activity:
+        watch, ingest = self._ingest.activity
+        if self._ingest_thread.failed:
+            ingest = IngestActivity(state="failed", reason=self._ingest_thread.trouble or "")
+        trouble = {part.name: part.trouble for part in self._components if part.trouble and not part.failed}
+        return Activity(watch=watch, ingest=ingest, children=self._supervisor.states(), trouble=trouble)
+
+
+def _patience(part: Component) -> float:
+    """How long to wait for the end of a step: a round is given its grace period first."""
+    return JOIN_SECONDS + (GRACE_SECONDS if part.name == "rounds" else 0.0)
+
+
+def _child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
+    """The children that the settings ask for."""
+    wanted = {"serve": settings.serving.enabled, "observe": settings.observe.enabled}
+    return [
+        ChildSpec(name, [sys.executable, "-m", "daemon.cli", name, "--config", str(config)], mark=str(config))
+        for name, enabled in wanted.items()
+        if enabled
+    ]

@@ -1,0 +1,212 @@
+"""Run a real daemon and watch it from outside, as an operator would: for the demo, benchmarks and end-to-end tests."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import httpx
+import yaml
+
+from configs.settings import Settings
+from daemon.errors import DaemonError
+from storage import durable
+from storage.catalog import Catalog
+from storage.layout import StateLayout
+from storage.registry import CheckpointRegistry
+from storage.rounds import RoundFolder, RoundStore
+
+POLL_SECONDS = 0.2
+STOP_SECONDS = 30.0
+"""How long a daemon may take to stop before it is killed (seconds)."""
+LOG_LINES = 15
+
+Found = TypeVar("Found")
+
+
+class DriveFailed(DaemonError):
+    """The driven daemon ended or did not do in time what was waited for; the message ends with its log."""
+
+    code = "drive_failed"
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without MFMD_ settings but the log level: a driven daemon obeys its file only."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("MFMD_") or name.startswith("MFMD_LOG__")
+    }
+
+
+def read_plain_settings(config: Path) -> Settings:
+    """The settings of a YAML file, environment left out; relative paths are relative to the file."""
+    return Settings.model_validate(
+        yaml.safe_load(config.read_text(encoding="utf-8")), context={"base": config.resolve().parent}
+    )
+
+
+class DriveTimeout(DriveFailed):
+    """What was waited for did not come in time; the daemon lives."""
+
+    code = "drive_timeout"
+
+
+class DrivenDaemon:
+    """`mfmd run` in a process of its own. Everything it is asked for goes through files and HTTP."""
+
+    def __init__(self, config: Path) -> None:
+        self.config = config
+        self.settings = read_plain_settings(config)
+        self.layout = StateLayout(self.settings.state)
+        self.registry = CheckpointRegistry(self.layout.checkpoints)
+        self.rounds = RoundStore(self.layout.rounds)
+        self.log = config.parent / "daemon.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        """Start."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        self.stop()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it was started."""
+        return self._process.pid if self._process else None
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command line `mfmd ARGUMENTS --config ...` with this interpreter."""
+        return [sys.executable, "-m", "daemon.cli", *arguments, "--config", str(self.config)]
+
+    def start(self) -> None:
+        """Start `mfmd run`. It gets a session of its own, so that Ctrl-C reaches only who started it."""
+        self.settings.watch.folder.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command("run"),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=clean_environment(),
+                cwd=self.config.parent,
+                start_new_session=True,
+            )
+
+    def stop(self) -> int | None:
+        """SIGTERM, then SIGKILL for the whole session if it does not end in time; returns the exit status."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        process.send_signal(signal.SIGTERM)
+        try:
+            return process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return process.wait()
+
+    def leave(self) -> int | None:
+        """Let it run on after this process; returns its process id."""
+        pid, self._process = self.pid, None
+        return pid
+
+    def run_command(self, *arguments: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
+        """Run another `mfmd` command on the same configuration, for example `rollback`."""
+        return subprocess.run(
+            self.command(*arguments),
+            env=clean_environment(),
+            cwd=self.config.parent,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def request_round(self) -> int:
+        """Ask the control plane for a round now; returns its number. Raises DriveFailed when it says no."""
+        base = self.url("daemon")
+        if base is None:
+            raise DriveFailed(f"the control plane does not listen\n{self.tail()}")
+        token = self.layout.token_file.read_text(encoding="utf-8").strip()
+        answer = httpx.post(f"{base}/v1/rounds", headers={"Authorization": f"Bearer {token}"}, timeout=10.0)
+        if not answer.is_success:
+            raise DriveFailed(f"no round: status {answer.status_code}: {answer.text}")
+        return int(answer.json()["round"])
+
+    def drop(self, images: Sequence[Path]) -> None:
+        """Copy images into the drop folder, each under a temporary name first, then renamed."""
+        for image in images:
+            durable.copy_in(image, self.settings.watch.folder / image.name)
+
+    def wait_for(self, condition: Callable[[], Found | None], what: str, seconds: float) -> Found:
+        """Ask `condition` until it gives something; the daemon must live meanwhile.
+
+        Raises DriveFailed when the daemon ended, DriveTimeout when `seconds` passed.
+        """
+        deadline = time.monotonic() + seconds
+        while (found := condition()) is None:
+            if self._process is not None and self._process.poll() is not None:
+                raise DriveFailed(f"the daemon ended (status {self._process.returncode}) before {what}\n{self.tail()}")
+            if time.monotonic() > deadline:
+                raise DriveTimeout(f"waited {seconds:.0f} s for {what}\n{self.tail()}")
+            time.sleep(POLL_SECONDS)
+        return found
+
+    def wait_until_serving(self, version: int, seconds: float) -> None:
+        """Until the inference plane answers with `version`."""
+        self.wait_for(lambda: self.served_version() == version or None, f"version {version} served", seconds)
+
+    def wait_until_committed(self, frames: int, seconds: float) -> None:
+        """Until the buffer took `frames` frames in all."""
+        self.wait_for(lambda: self.committed() >= frames or None, f"{frames} frames committed", seconds)
+
+    def tail(self) -> str:
+        """The last lines of the daemon's log."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.exists() else []
+        return "\n".join([f"last lines of {self.log}:", *lines[-LOG_LINES:]])
+
+    def url(self, plane: str) -> str | None:
+        """Base URL of the plane `serve` or `daemon` (control); none while it does not listen."""
+        try:
+            record = json.loads(self.layout.run_file(plane).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return f"http://{record['host']}:{record['port']}"
+
+    def get(self, plane: str, path: str) -> Any | None:
+        """JSON of `GET path` on a plane; none while it does not answer."""
+        base = self.url(plane)
+        if base is None:
+            return None
+        try:
+            answer = httpx.get(base + path, timeout=5.0)
+        except httpx.TransportError:
+            return None
+        return answer.json() if answer.is_success else None
+
+    def served_version(self) -> int | None:
+        """Version that the inference plane answers with now; none while it does not answer."""
+        status = self.get("serve", "/v1/serving")
+        return status["version"] if status and status["ready"] else None
+
+    def committed(self) -> int:
+        """Frames that were ever committed to the buffer."""
+        if not self.layout.catalog.exists():
+            return 0
+        catalog = Catalog.open(self.layout.catalog, writable=False)
+        try:
+            return catalog.counts().committed_total
+        finally:
+            catalog.close()
+
+    def round(self, number: int) -> RoundFolder | None:
+        """The folder of a round; none before it started."""
+        return self.rounds.folder(number) if number in self.rounds.numbers() else None

@@ -1,0 +1,83 @@
+"""The state directory: writable, on a disk that keeps what it is told, and with room."""
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from configs.settings import BufferSettings, Settings
+from daemon.doctor.finding import Finding
+from daemon.doctor.mounts import MEMORY_TYPES, NETWORK_TYPES, file_system_of
+from storage.durable import write_bytes
+from storage.errors import DurabilityLost
+from storage.layout import StateLayout
+
+SLOW_FSYNC_SECONDS = 0.1
+COMPRESSED_SHARE = 0.6
+"""Size of stored frames relative to raw pixels; photographs measured 0.5-0.65 with zstd level 1 (an estimate)."""
+
+
+def examine_state(settings: Settings) -> list[Finding]:
+    """Findings about `state`; leaves nothing behind."""
+    layout = StateLayout(settings.state)
+    place = _nearest_folder(layout.root)
+    if not os.access(place, os.W_OK | os.X_OK):
+        remedy = "let the user that runs mfmd write there, or set `state` to another folder"
+        return [Finding.fail("state", f"{place} is not writable", remedy)]
+    made = "exists" if layout.root.is_dir() else f"will be made in {place}"
+    return [
+        Finding.ok("state", f"{layout.root} {made}"),
+        _file_system(place),
+        _fsync(place),
+        _space(place, settings.buffer),
+    ]
+
+
+def _nearest_folder(path: Path) -> Path:
+    """`path`, or the nearest folder above it that exists."""
+    return next(folder for folder in (path, *path.resolve().parents) if folder.is_dir())
+
+
+def _file_system(place: Path) -> Finding:
+    kind = file_system_of(place)
+    if kind in NETWORK_TYPES:
+        remedy = "set `state` to a local disk: SQLite's write-ahead log and file locks need one"
+        return Finding.fail("state_mount", f"{kind} is a network file system", remedy)
+    if kind in MEMORY_TYPES:
+        remedy = "set `state` to a disk if frames and checkpoints must survive a restart"
+        return Finding.warn("state_mount", f"{kind} lives in memory", remedy)
+    return Finding.ok("state_mount", kind or "unknown file system")
+
+
+def _fsync(place: Path) -> Finding:
+    try:
+        with tempfile.TemporaryDirectory(prefix=".mfmd-doctor-", dir=place) as folder:
+            began = time.perf_counter()
+            write_bytes(Path(folder) / "probe", b"mfmd")
+            took = time.perf_counter() - began
+    except (OSError, DurabilityLost) as error:
+        return Finding.fail("fsync", str(error), "check the disk and its mount options")
+    detail = f"a durable write takes {1000 * took:.1f} ms"
+    if took > SLOW_FSYNC_SECONDS:
+        return Finding.warn("fsync", detail, "ingest will be slow; use a faster disk for `state`")
+    return Finding.ok("fsync", detail)
+
+
+def _space(place: Path, buffer: BufferSettings) -> Finding:
+    free = shutil.disk_usage(place).free
+    wanted = int(buffer.capacity_frames * buffer.height * buffer.width * 3 * COMPRESSED_SHARE)
+    detail = f"{_gib(free)} free; reserve {_gib(buffer.reserve_bytes)}, a full buffer about {_gib(wanted)}"
+    if free <= buffer.reserve_bytes:
+        return Finding.fail(
+            "disk_space", detail, "free space, or lower buffer.reserve_bytes: ingest pauses below the reserve"
+        )
+    if free < buffer.reserve_bytes + wanted:
+        return Finding.warn(
+            "disk_space", detail, "ingest will pause before the buffer is full; lower buffer.capacity_frames"
+        )
+    return Finding.ok("disk_space", detail)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

@@ -1,0 +1,63 @@
+"""The drop folder: there, readable, and on a file system that says when a file arrives."""
+
+import os
+from pathlib import Path
+
+from configs.settings import Settings, WatchSettings
+from daemon.doctor.finding import Finding
+from daemon.doctor.mounts import NETWORK_TYPES, file_system_of
+
+WATCH_LIMIT = Path("/proc/sys/fs/inotify/max_user_watches")
+ENTRIES_LOOKED_AT = 200_000
+"""Directory entries counted at most, so that the doctor answers on a folder of millions."""
+
+
+def examine_drop_folder(settings: Settings) -> list[Finding]:
+    """Findings about `watch.folder`."""
+    folder = settings.watch.folder
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        return [Finding.fail("drop_folder", f"{folder} {what}", f"mkdir -p {folder}, or correct watch.folder")]
+    if not os.access(folder, os.R_OK | os.X_OK):
+        remedy = "let the user that runs mfmd read and enter it"
+        return [Finding.fail("drop_folder", f"{folder} cannot be read", remedy)]
+    if _inside(settings.state, folder) and settings.watch.recursive:
+        remedy = "move `state` out of the drop folder, or set watch.recursive: false"
+        return [Finding.fail("drop_folder", f"the state directory {settings.state} lies inside it", remedy)]
+    return [Finding.ok("drop_folder", f"{folder} is readable"), _mount(folder), _watches(settings.watch)]
+
+
+def _mount(folder: Path) -> Finding:
+    kind = file_system_of(folder)
+    if kind in NETWORK_TYPES:
+        remedy = "nothing to do: the rescan every watch.rescan_seconds finds them; a shorter interval finds them sooner"
+        return Finding.warn("drop_folder_mount", f"{kind}: files written by other machines raise no event here", remedy)
+    return Finding.ok("drop_folder_mount", kind or "unknown file system")
+
+
+def _watches(settings: WatchSettings) -> Finding:
+    if not WATCH_LIMIT.exists():
+        return Finding.ok("inotify", "not used on this system")
+    limit = int(WATCH_LIMIT.read_text(encoding="ascii"))
+    folders, complete = _count_folders(settings.folder) if settings.recursive else (1, True)
+    detail = f"{folders}{'' if complete else '+'} folders, limit {limit} watches a user"
+    if folders > limit // 2:
+        wanted = max(524_288, 4 * folders)
+        remedy = f"sysctl fs.inotify.max_user_watches={wanted}; until then the rescan finds what events miss"
+        return Finding.warn("inotify", detail, remedy)
+    return Finding.ok("inotify", detail)
+
+
+def _count_folders(root: Path) -> tuple[int, bool]:
+    """Folders at and below `root`, and whether all entries were looked at."""
+    folders = entries = 0
+    for _, inner, files in os.walk(root):
+        folders += 1
+        entries += len(inner) + len(files)
+        if entries > ENTRIES_LOOKED_AT:
+            return folders, False
+    return folders, True
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())

@@ -1,0 +1,61 @@
+"""Where the model comes from and what it learns from: serving checkpoint, source images, encoder weights."""
+
+from pathlib import Path
+
+from configs.settings import Settings
+from daemon.doctor.finding import Finding
+from storage.errors import SourceRefused, StorageError
+from storage.layout import StateLayout
+from storage.pairing import pair_labels
+from storage.registry import CheckpointRegistry
+
+
+def examine_models(settings: Settings) -> list[Finding]:
+    """Findings about the registry, the labelled source and the encoder weights."""
+    findings = [_serving(settings), _source(settings)]
+    if settings.network.pretrained is not None:
+        findings.append(_pretrained(settings.network.pretrained))
+    return findings
+
+
+def _serving(settings: Settings) -> Finding:
+    registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)
+    try:
+        ref = registry.ref("serving")
+        if ref is None:
+            remedy = "`mfmd pretrain` trains one on source images, `mfmd import PATH` takes a ready model"
+            return Finding.fail("checkpoint", "no version serves yet", remedy)
+        registry.verify(ref.version)
+    except StorageError as error:
+        return Finding.fail("checkpoint", str(error), "`mfmd checkpoints list`, then `mfmd rollback --to N`")
+    names = [str(item["name"]) for item in registry.manifest(ref.version).classes]
+    if names != [item.name for item in settings.classes]:
+        remedy = "use the class list that the model was trained with, or train a new one"
+        return Finding.fail("checkpoint", f"version {ref.version} has other classes than the configuration", remedy)
+    return Finding.ok("checkpoint", f"version {ref.version} serves and matches its hashes")
+
+
+def _source(settings: Settings) -> Finding:
+    source = settings.source
+    if source is None:
+        remedy = "set source.images and source.labels if there are any: rounds and the gate are better with them"
+        return Finding.warn("source", "no labelled source images: rounds are source-free", remedy)
+    pairs = 0
+    folders = [(source.images, source.labels), (source.validation_images, source.validation_labels)]
+    try:
+        for images, labels in folders:
+            if images is not None and labels is not None:
+                pairs += len(pair_labels(images, labels, source.label_suffix))
+    except SourceRefused as error:
+        more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
+        remedy = "add or correct the files, source.labels or source.label_suffix"
+        return Finding.fail("source", f"{error.problems[0]}{more}", remedy)
+    return Finding.ok("source", f"{pairs} images with labels; `mfmd pretrain` checks their values")
+
+
+def _pretrained(path: Path) -> Finding:
+    missing = [name for name in ("config.json", "model.safetensors") if not (path / name).is_file()]
+    if missing:
+        remedy = "point network.pretrained at a Hugging Face directory with config.json and model.safetensors"
+        return Finding.fail("pretrained", f"{path}: no {' and no '.join(missing)}", remedy)
+    return Finding.ok("pretrained", str(path))

@@ -1,0 +1,40 @@
+"""Errors of the daemon room. `code` is stable (docs/errors.md); `exit_code` is what a command ends with."""
+
+
+class DaemonError(Exception):
+    """The daemon cannot do what was asked; the message says what happened and what to do."""
+
+    code = "daemon"
+    exit_code = 1
+
+
+class NoCheckpoint(DaemonError):
+    """No version serves yet: nothing can be adapted or answered."""
+
+    code = "no_checkpoint"
+    exit_code = 5
+
+
+class AddressInUse(DaemonError):
+    """The control plane's address cannot be bound."""
+
+    code = "address_in_use"
+
+
+class RoundRunning(DaemonError):
+    """A round runs already; one at a time."""
+
+    code = "round_running"
+    exit_code = 4
+
+
+class NotEnoughFrames(DaemonError):
+    """The buffer holds fewer frames than `schedule.min_frames`, or none to train on or to score on."""
+
+    code = "not_enough_frames"
+
+
+class Stopping(DaemonError):
+    """The daemon is stopping and starts nothing new."""
+
+    code = "stopping"

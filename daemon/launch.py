@@ -1,0 +1,48 @@
+"""The command line of a round: `accelerate launch -m adapters.round SPEC` with this interpreter."""
+
+import os
+import sys
+from pathlib import Path
+
+from configs.settings import RoundSettings
+
+
+def launch_command(settings: RoundSettings, spec: Path) -> list[str]:
+    """The command, under which Accelerate starts one process or many.
+
+    With `round.accelerate_config` that file decides about processes and precision, and only threads are ours.
+    """
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    return [*launch, *_flags(settings), "-m", "adapters.round", str(spec)]
+
+
+def launch_environment(settings: RoundSettings) -> dict[str, str]:
+    """The environment of a round: ours, with output unbuffered so that the log tells what happened before a kill."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment.pop("OMP_NUM_THREADS", None)  # the launcher sets it from its flag
+    if settings.device == "cpu" and settings.processes > 1:
+        environment["ACCELERATE_USE_CPU"] = "true"  # `--cpu` alone would start a single process
+    return environment
+
+
+def _flags(settings: RoundSettings) -> list[str]:
+    processes = settings.processes
+    threads = ["--num_cpu_threads_per_process", str(settings.threads or _threads(processes))]
+    if settings.accelerate_config is not None:
+        return ["--config_file", str(settings.accelerate_config), *threads]
+    several = ["--multi_gpu"] if processes > 1 else []
+    cpu = ["--cpu"] if settings.device == "cpu" and processes == 1 else []
+    return [
+        *several,
+        *cpu,
+        *("--num_processes", str(processes)),
+        *("--num_machines", "1"),
+        *("--mixed_precision", settings.mixed_precision),
+        *("--dynamo_backend", "no"),
+        *threads,
+    ]
+
+
+def _threads(processes: int) -> int:
+    """Without a word from us the launcher allows one thread: give each process its share of the cores instead."""
+    return max(1, len(os.sched_getaffinity(0)) // processes if hasattr(os, "sched_getaffinity") else 1)

@@ -1,0 +1,66 @@
+"""Logs: structlog and the standard library in one stream, JSON lines (or coloured text) on stderr."""
+
+import logging
+import sys
+
+import structlog
+from structlog.typing import Processor
+
+from configs.settings import LogSettings
+
+QUIET = ("httpx", "httpcore", "uvicorn.access", "asyncio", "PIL", "zarr", "multipart", "python_multipart")
+"""Loggers of libraries that say nothing of use below a warning."""
+
+_SHARED: tuple[Processor, ...] = (
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+)
+_OURS: tuple[Processor, ...] = (
+    structlog.stdlib.filter_by_level,
+    *_SHARED,
+    structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+)
+
+
+def configure_logs(settings: LogSettings) -> None:
+    """Send everything, ours and the libraries', to stderr in the configured form. Safe to call more than once."""
+    structlog.configure(
+        processors=list(_OURS),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_formatter(settings.json_lines))
+    root = logging.getLogger()
+    for old in [item for item in root.handlers if isinstance(item.formatter, structlog.stdlib.ProcessorFormatter)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(settings.level.upper())
+    for name in QUIET:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+    """The logger called `name`: `log.info("frames_committed", frames=3)`, an event and its facts.
+
+    It goes through the standard library, so a program that never configured logs prints nothing below a warning.
+    """
+    logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
+        logging.getLogger(name), processors=list(_OURS), wrapper_class=structlog.stdlib.BoundLogger
+    )
+    return logger
+
+
+def _formatter(json_lines: bool) -> structlog.stdlib.ProcessorFormatter:
+    tail: list[Processor] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        if json_lines
+        else [structlog.dev.ConsoleRenderer()]
+    )
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=list(_SHARED),
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail],
+    )

@@ -1,0 +1,157 @@
+"""`mfmd observe`: gives committed frames their statistics and embedding, newest first, at low priority.
+
+A process of its own: it holds tensors, which the control plane never does. Ingest and rounds never wait for it.
+"""
+
+import os
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from configs.settings import Settings
+from daemon.logs import configure_logs, get_logger
+from storage.errors import CorruptBuffer, FrameEvicted, StorageError
+from storage.layout import StateLayout
+from storage.observations import Observation, Observations
+from storage.registry import CheckpointRegistry
+
+if TYPE_CHECKING:
+    import torch
+
+    from adapters.network import SegmentationNetwork
+    from storage.catalog import FrameRecord
+    from storage.frames import FrameBuffer
+
+NICE = 10
+GROUP = 8
+"""Frames observed between two looks at the buffer and the serving ref."""
+THREADS = 1
+"""CPU threads; answers and rounds come first."""
+RETRY_SECONDS = 10.0
+"""Pause after a version or the buffer could not be read (seconds)."""
+
+log = get_logger(__name__)
+
+
+def observe(settings: Settings) -> int:
+    """Observe until SIGTERM or SIGINT; 0 after a clean stop."""
+    configure_logs(settings.log)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    os.nice(NICE)
+    import torch
+
+    from adapters.errors import AdapterError
+
+    torch.set_num_threads(THREADS)
+    observer = Observer(settings)
+    try:
+        while not stop.is_set():
+            try:
+                pause = 0.0 if observer.step(stop) else settings.observe.poll_seconds
+            except (StorageError, AdapterError, OSError) as error:
+                log.warning("observer_waits", error=str(error), seconds=RETRY_SECONDS)
+                pause = RETRY_SECONDS
+            stop.wait(pause)
+    finally:
+        observer.close()
+    log.info("observer_stopped")
+    return 0
+
+
+class Observer:
+    """Looks at one group of frames a step."""
+
+    def __init__(self, settings: Settings) -> None:
+        from adapters.inference import choose_device
+
+        self._settings = settings
+        self._layout = StateLayout(settings.state)
+        self._registry = CheckpointRegistry(self._layout.checkpoints)
+        self._device: torch.device = choose_device(settings.serving.device)
+        self._buffer: FrameBuffer | None = None
+        self._observations: Observations | None = None
+        self._networks: dict[int, SegmentationNetwork] = {}
+        self._unusable: set[int] = set()
+
+    def step(self, stop: threading.Event) -> bool:
+        """Observe the newest frames that nobody looked at; whether there may be more to do at once.
+
+        Raises StorageError or AdapterError when the serving version or the buffer cannot be read.
+        """
+        ref = self._registry.ref("serving")
+        if ref is None or not self._open():
+            return False
+        assert self._buffer is not None
+        assert self._observations is not None
+        records = self._buffer.records()
+        observed = self._observations.observed() | self._unusable
+        waiting = [record for record in records if record.id not in observed]
+        if not waiting:
+            self._observations.forget_all_but([record.id for record in records])
+            return False
+        found = []
+        for record in reversed(waiting[-GROUP:]):
+            if stop.is_set():
+                break
+            found += self._observe(self._buffer, record, ref.version)
+        self._observations.add(found)
+        return True
+
+    def close(self) -> None:
+        """Close files."""
+        if self._buffer is not None:
+            self._buffer.close()
+        if self._observations is not None:
+            self._observations.close()
+
+    def _open(self) -> bool:
+        """Open buffer and database once there is a buffer."""
+        if self._buffer is None:
+            from storage.frames import FrameBuffer
+
+            if not self._layout.catalog.exists():
+                return False
+            self._buffer = FrameBuffer.open(self._layout, self._settings.buffer, writable=False)
+        if self._observations is None:
+            self._observations = Observations.open(self._layout.observations, writable=True)
+        return True
+
+    def _observe(self, buffer: "FrameBuffer", record: "FrameRecord", version: int) -> list[Observation]:
+        from adapters.observation import observe_frame
+
+        serving, released = self._load(version)
+        try:
+            pixels = buffer.read(record)[: record.valid_height, : record.valid_width]
+        except FrameEvicted:
+            return []
+        except CorruptBuffer as error:
+            log.error("frame_corrupt", frame=record.id, error=str(error))
+            self._unusable.add(record.id)
+            return []
+        numbers = observe_frame(self._networks[serving], self._networks[released], pixels)
+        return [
+            Observation(
+                frame=record.id,
+                version=serving,
+                released=released,
+                at=time.time(),
+                entropy=numbers.entropy,
+                confidence=numbers.confidence,
+                area=numbers.area,
+                embedding=numbers.embedding,
+            )
+        ]
+
+    def _load(self, version: int) -> tuple[int, int]:
+        """Have the serving version and its released ancestor in memory, and nothing else."""
+        from adapters.checkpoint import load_version
+
+        released = self._registry.released(version)
+        for wanted in (version, released):
+            if wanted not in self._networks:
+                self._networks[wanted], _ = load_version(self._registry, wanted, self._device)
+        self._networks = {key: value for key, value in self._networks.items() if key in (version, released)}
+        return version, released

@@ -1,0 +1,92 @@
+"""From a file that stood still to a frame that can be committed, or to the reason why not. Runs in worker threads."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from configs.settings import BufferSettings, WatchSettings
+from daemon.arrival import Arrival, FileChanged, read_arrival
+from daemon.logs import get_logger
+from storage.errors import RefusedImage
+from storage.frames import NewFrame
+from storage.images import decode_image, digest_of, fit_frame
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A frame for the buffer."""
+
+    arrival: Arrival
+    frame: NewFrame
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """Content that was committed before; it was not decoded."""
+
+    arrival: Arrival
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A file that will not do until it changes."""
+
+    arrival: Arrival
+    reason: str
+    detail: str
+    digest: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """A file that could not be read just now."""
+
+    arrival: Arrival
+    error: str
+
+
+Prepared = Ready | Duplicate | Refusal | Later
+
+
+class Preparation:
+    """Reads, hashes, decodes and fits files."""
+
+    def __init__(self, watch: WatchSettings, buffer: BufferSettings, committed: Callable[[str], bool]) -> None:
+        """`committed` tells whether a digest was ever committed; it is asked from worker threads."""
+        self._watch, self._buffer, self._committed = watch, buffer, committed
+
+    def prepare(self, arrival: Arrival) -> Prepared:
+        """What becomes of one file. Never raises for anything that is wrong with the file."""
+        try:
+            data = read_arrival(self._watch.folder, arrival, self._watch.max_file_bytes)
+        except RefusedImage as error:
+            return Refusal(arrival, error.reason, str(error), None)
+        except (FileChanged, OSError, MemoryError) as error:
+            return Later(arrival, f"{type(error).__name__}: {error}")
+        digest = digest_of(data)
+        if self._committed(digest):
+            return Duplicate(arrival, digest)
+        return self._decode(arrival, data, digest)
+
+    def _decode(self, arrival: Arrival, data: bytes, digest: str) -> Prepared:
+        try:
+            frame = self._frame(arrival, data, digest)
+        except RefusedImage as error:
+            return Refusal(arrival, error.reason, str(error).removeprefix("image: "), digest)
+        except Exception as error:  # a bug in a decoder must cost one file, not ingest
+            log.error("decoder_failed", file=arrival.file.path, error=str(error), exc_info=True)
+            return Refusal(arrival, "not_an_image", f"the decoder failed: {type(error).__name__}: {error}", digest)
+        return Ready(arrival, frame)
+
+    def _frame(self, arrival: Arrival, data: bytes, digest: str) -> NewFrame:
+        pixels = decode_image(data, max_bytes=self._watch.max_file_bytes, max_pixels=self._watch.max_pixels)
+        return NewFrame(
+            file=arrival.file,
+            digest=digest,
+            captured_at=arrival.file.mtime_ns / 1e9,
+            source_height=pixels.shape[0],
+            source_width=pixels.shape[1],
+            frame=fit_frame(pixels, self._buffer.height, self._buffer.width),
+        )

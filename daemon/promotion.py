@@ -1,0 +1,139 @@
+"""What may move the serving ref: the verdict on a round, a first release, an operator's rollback. One function each.
+
+Nothing else in mfmd promotes or rolls back. No torch: the control plane and the command line call this.
+"""
+
+import time
+
+from configs.settings import Settings
+from daemon.candidate import candidate_manifest, tensor_differences
+from daemon.gate import decide
+from storage.errors import ServingChanged, StorageError
+from storage.manifest import HistoryEvent, Manifest, Ref
+from storage.registry import CheckpointRegistry
+from storage.round_records import RoundScores, RoundSpec, Verdict
+from storage.rounds import RoundFolder
+
+GATE = "gate"
+"""Who moves the ref when a candidate is accepted."""
+
+
+def judge(registry: CheckpointRegistry, folder: RoundFolder, settings: Settings) -> Verdict:
+    """Decide on a finished round and act on it; returns the verdict, which is also in `verdict.json`.
+
+    An accepted candidate becomes a version and serves, unless somebody made another version serve meanwhile: an
+    operator's rollback during the round stands, and the verdict is inconclusive. Every verdict is in the registry's
+    history. Then old versions are pruned. Safe to call again after a crash: what is decided stays decided, what is
+    half done is finished.
+
+    Raises StorageError when the round left no scores, CorruptCheckpoint when the incumbent's files are damaged.
+    """
+    verdict, spec = folder.verdict(), folder.spec()
+    if verdict is None:
+        scores = _scores(folder)
+        verdict = _decided(registry, folder, settings, spec, scores)
+        folder.write_verdict(verdict)
+        if verdict.decision != "accepted":
+            _record(registry, verdict, spec)
+    if verdict.decision == "accepted" and verdict.version is None:
+        verdict = _promote(registry, folder, spec, _scores(folder), verdict)
+        folder.write_verdict(verdict)
+    registry.prune(settings.registry.keep_versions)
+    return verdict
+
+
+def release(registry: CheckpointRegistry, version: int, by: str, reason: str) -> Ref | None:
+    """Let `version` serve if nothing serves yet; none when something does. Raises UnknownVersion, CorruptCheckpoint."""
+    if registry.ref("serving") is not None:
+        return None
+    return registry.promote(version, by=by, reason=reason)
+
+
+def roll_back(registry: CheckpointRegistry, *, to: int | None, by: str, reason: str) -> Ref:
+    """Let an earlier version serve again: `to`, or the one that served before. Never asks the gate.
+
+    Raises UnknownVersion, CorruptCheckpoint or StorageError (it serves already); then nothing moved.
+    """
+    return registry.roll_back(to=to, by=by, reason=reason)
+
+
+def _scores(folder: RoundFolder) -> RoundScores:
+    scores = folder.scores()
+    if scores is None:
+        raise StorageError(f"round {folder.number} left no scores.json: it crashed or was killed; see {folder.log}")
+    return scores
+
+
+def _decided(
+    registry: CheckpointRegistry, folder: RoundFolder, settings: Settings, spec: RoundSpec, scores: RoundScores
+) -> Verdict:
+    """The gate's verdict, with what the gate cannot know: the candidate's file, and what serves now."""
+    serving = registry.ref("serving")
+    unchanged = serving is not None and serving.version == spec.incumbent
+    if scores.status == "completed" and scores.candidate is not None and unchanged:
+        odd = tensor_differences(folder.candidate, registry.weights_path(spec.incumbent))
+        missing = sorted({*scores.candidate.missing, *odd})
+        scores = scores.model_copy(update={"candidate": scores.candidate.model_copy(update={"missing": missing})})
+    verdict = decide(spec, scores, settings.gate, [entry.name for entry in settings.classes], at=time.time())
+    if verdict.decision == "accepted" and not unchanged:
+        now = f"version {serving.version} serves" if serving else "no version serves"
+        return _withdrawn(verdict, f"{now}, the candidate was compared with version {spec.incumbent}")
+    return verdict
+
+
+def _promote(
+    registry: CheckpointRegistry, folder: RoundFolder, spec: RoundSpec, scores: RoundScores, verdict: Verdict
+) -> Verdict:
+    """Add the accepted candidate and let it serve; the verdict with its version."""
+    version = _added(registry, spec) or _add(registry, folder, spec, scores, verdict).version
+    serving = registry.ref("serving")
+    # After a crash it may serve already, or have served and been rolled back: then there is nothing left to do.
+    done = (serving is not None and serving.version == version) or version in registry.rolled_back()
+    try:
+        if not done:
+            registry.promote(version, by=GATE, reason=verdict.reason, round=spec.round, expected=spec.incumbent)
+    except ServingChanged as error:
+        withdrawn = _withdrawn(verdict, str(error))
+        _record(registry, withdrawn, spec, version)
+        return withdrawn
+    return verdict.model_copy(update={"version": version})
+
+
+def _add(
+    registry: CheckpointRegistry, folder: RoundFolder, spec: RoundSpec, scores: RoundScores, verdict: Verdict
+) -> Manifest:
+    if scores.candidate is None:
+        raise StorageError(f"{folder.path}: accepted without a candidate's scores; the round folder was tampered with")
+    manifest = candidate_manifest(registry.manifest(spec.incumbent), spec, scores.candidate, verdict)
+    return registry.add(folder.candidate, manifest, by=GATE, reason=f"candidate of round {spec.round}")
+
+
+def _added(registry: CheckpointRegistry, spec: RoundSpec) -> int | None:
+    """The version that this round's candidate became before a crash, or none."""
+    for version in reversed(registry.versions()):
+        manifest = registry.manifest(version)
+        if manifest.round == spec.round and manifest.parent == spec.incumbent:
+            return version
+    return None
+
+
+def _withdrawn(verdict: Verdict, why: str) -> Verdict:
+    """An accepted verdict that cannot be acted on any more."""
+    reason = f"serving changed during the round: {why}"
+    return verdict.model_copy(update={"decision": "inconclusive", "reason": reason})
+
+
+def _record(registry: CheckpointRegistry, verdict: Verdict, spec: RoundSpec, version: int | None = None) -> None:
+    """One line of history for a candidate that does not serve."""
+    event = HistoryEvent.model_validate(
+        {
+            "at": verdict.at,
+            "event": verdict.decision,
+            "version": version,
+            "previous": spec.incumbent,
+            "round": spec.round,
+            "by": GATE,
+            "reason": verdict.reason,
+        }
+    )
+    registry.record(event)

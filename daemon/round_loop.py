@@ -1,0 +1,152 @@
+"""The daemon's thread for rounds: starts one when the schedule or an operator says so, and waits for its end."""
+
+import threading
+import time
+from collections.abc import Callable
+
+from configs.settings import Settings
+from daemon.child_records import ChildRecords
+from daemon.errors import NotEnoughFrames, RoundRunning, Stopping
+from daemon.logs import get_logger
+from daemon.metrics import RoundMetrics
+from daemon.recovery import finish_round
+from daemon.round_history import schedule_state, summarise
+from daemon.rounds import RoundFailed, check_frames, incumbent_version, run_round
+from daemon.schedule import Due, Trigger, due
+from storage.frames import FrameBuffer
+from storage.layout import StateLayout
+from storage.registry import CheckpointRegistry
+from storage.round_records import Progress, Verdict
+from storage.rounds import RoundStore
+
+LOOK_SECONDS = 1.0
+"""How often the schedule is asked (seconds)."""
+
+log = get_logger(__name__)
+
+
+class RoundLoop:
+    """Runs rounds one at a time. `step` belongs to one thread; the rest may be called from any."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        buffer: FrameBuffer,
+        registry: CheckpointRegistry,
+        metrics: RoundMetrics,
+        children: ChildRecords,
+    ) -> None:
+        self._settings, self._buffer, self._registry = settings, buffer, registry
+        self._metrics, self._children = metrics, children
+        self._store = RoundStore(StateLayout(settings.state).rounds)
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._requested = False
+        self._running: int | None = None
+        self.wake: Callable[[], None] = lambda: None
+        """Makes the next step come at once; set by whoever runs the thread."""
+
+    @property
+    def running(self) -> int | None:
+        """Number of the round that runs or is about to."""
+        return self._running
+
+    def request(self) -> int:
+        """Start a round now; returns its number.
+
+        Raises RoundRunning, NotEnoughFrames, NoCheckpoint, or Stopping while the daemon goes down.
+        """
+        incumbent_version(self._registry)
+        check_frames(self._buffer.records(), self._settings)
+        with self._lock:
+            if self._stop.is_set():
+                raise Stopping("the daemon is stopping")
+            if self._running is not None:
+                raise RoundRunning(f"round {self._running} runs; one at a time")
+            self._requested, self._running = True, self._store.next_number()
+            number = self._running
+        self.wake()
+        return number
+
+    def step(self) -> float:
+        """Run a round if one is due; returns the seconds until it wants to be called again."""
+        if self._stop.is_set():
+            return LOOK_SECONDS
+        self._finish_latest()
+        trigger = self._claim()
+        if trigger is not None:
+            try:
+                self._run(trigger)
+            finally:
+                self._let_go()
+        return LOOK_SECONDS
+
+    def schedule(self) -> Due:
+        """What the schedule says now."""
+        return due(time.time(), schedule_state(self._buffer.catalog, self._store, self._registry), self._settings)
+
+    def stop(self) -> None:
+        """End the round that runs, and start no other."""
+        with self._lock:
+            self._stop.set()
+        self.wake()
+
+    def _finish_latest(self) -> None:
+        """A judgement that failed, for example on a full disk, is made up for before the next round."""
+        latest = self._store.latest()
+        if latest is not None:
+            finish_round(latest, self._registry, self._settings)
+
+    def _claim(self) -> Trigger | None:
+        """What a round starts for now; from here on another one is refused."""
+        scheduled = self.schedule().trigger
+        with self._lock:
+            if self._requested:
+                return "manual"
+            if scheduled is not None:
+                self._running = self._store.next_number()
+        return scheduled
+
+    def _let_go(self) -> None:
+        with self._lock:
+            self._requested, self._running = False, None
+        self._metrics.in_progress.set(0)
+
+    def _run(self, trigger: Trigger) -> None:
+        self._metrics.in_progress.set(1)
+        try:
+            verdict = run_round(
+                self._settings,
+                self._buffer,
+                self._registry,
+                trigger,
+                self._stop,
+                self._show,
+                children=self._children,
+            )
+        except RoundFailed as error:
+            log.error("round_failed", round=error.verdict.round, reason=error.reason)
+            verdict = error.verdict
+        except NotEnoughFrames as error:
+            log.warning("round_not_started", trigger=trigger, reason=str(error))
+            return
+        self._count(verdict)
+
+    def _show(self, progress: Progress) -> None:
+        self._metrics.step.set(progress.step)
+        for part, loss in progress.losses.items():
+            self._metrics.loss.labels(part=part).set(loss)
+        if progress.kept_ratio is not None:
+            self._metrics.kept_ratio.set(progress.kept_ratio)
+        if progress.images_per_second is not None:
+            self._metrics.images_per_second.set(progress.images_per_second)
+
+    def _count(self, verdict: Verdict) -> None:
+        self._metrics.verdicts.labels(decision=verdict.decision).inc()
+        for check in verdict.checks:
+            self._metrics.failures.labels(gate=check.name).inc(not check.passed)
+        numbers = self._store.numbers()
+        if verdict.round in numbers:
+            summary = summarise(self._store.folder(verdict.round))
+            self._metrics.runs.labels(result=summary.result).inc()
+            self._metrics.seconds.observe(summary.seconds or 0.0)

@@ -1,0 +1,193 @@
+"""One round from outside: lease frames, write the spec, launch, wait, judge. Used by the daemon and by `mfmd adapt`.
+
+The round is a process group of its own. It may crash, hang or be killed: what it left is recorded as a failed round,
+its frames are released, and the incumbent serves on.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from configs.settings import Settings
+from daemon.child_records import ChildRecords
+from daemon.errors import DaemonError, NoCheckpoint, NotEnoughFrames
+from daemon.launch import launch_command, launch_environment
+from daemon.logs import get_logger
+from daemon.process_group import ProcessGroup
+from daemon.promotion import judge
+from daemon.schedule import Trigger
+from storage.catalog import FrameRecord
+from storage.frames import FrameBuffer
+from storage.layout import StateLayout
+from storage.registry import CheckpointRegistry
+from storage.round_records import Progress, RoundScores, RoundSpec, Verdict
+from storage.rounds import RoundFolder, RoundStore
+
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 8.0
+"""Between SIGTERM and SIGKILL (seconds): a step at hand may end, scores of a stopped round be written."""
+SCORING_SECONDS = 1800.0
+"""Time a round may take beyond its training budget, for loading, saving and scoring (seconds)."""
+NICE = 5
+"""A round is less urgent than ingest and answers: added to our nice value."""
+LOG_TAIL_BYTES = 4096
+
+ShowProgress = Callable[[Progress], None]
+log = get_logger(__name__)
+
+
+class RoundFailed(DaemonError):
+    """A round crashed, hung or diverged; it is recorded, the incumbent serves on."""
+
+    code = "round_failed"
+
+    def __init__(self, verdict: Verdict, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.verdict = verdict
+        self.reason = reason
+
+
+def run_round(
+    settings: Settings,
+    buffer: FrameBuffer,
+    registry: CheckpointRegistry,
+    trigger: Trigger,
+    stop: threading.Event,
+    on_progress: ShowProgress | None = None,
+    *,
+    children: ChildRecords | None = None,
+) -> Verdict:
+    """Run one round now and act on its verdict. Only one at a time, under the state directory's lock.
+
+    `stop` ends it early: the verdict is then inconclusive. `children` remembers its processes for the next daemon.
+    Raises NoCheckpoint or NotEnoughFrames when it cannot start, RoundFailed after a failure was recorded.
+    """
+    store = RoundStore(StateLayout(settings.state).rounds)
+    incumbent, number = incumbent_version(registry), store.next_number()
+    frames = buffer.lease(number)
+    try:
+        check_frames(frames, settings)
+        folder = store.create(_spec(settings, registry, number, incumbent, frames, trigger))
+        log.info("round_started", round=number, trigger=trigger, incumbent=incumbent, frames=len(frames))
+        _run_process(settings, folder, stop, on_progress or _ignore, children)
+    finally:
+        buffer.release(number)
+    verdict = judge(registry, folder, settings)
+    store.prune(settings.round.keep_folders)
+    scores = folder.scores()
+    log.info("round_ended", round=number, decision=verdict.decision, reason=verdict.reason, version=verdict.version)
+    if scores is not None and scores.status == "failed":
+        raise RoundFailed(verdict, scores.reason, f"round {number} failed: {scores.reason}; see {folder.log}")
+    return verdict
+
+
+def incumbent_version(registry: CheckpointRegistry) -> int:
+    """The version that serves. Raises NoCheckpoint."""
+    serving = registry.ref("serving")
+    if serving is None:
+        raise NoCheckpoint("no version serves yet: `mfmd pretrain` trains one, `mfmd import PATH` takes one in")
+    return serving.version
+
+
+def check_frames(frames: Sequence[FrameRecord], settings: Settings) -> None:
+    """Raises NotEnoughFrames for a buffer that a round could not work with."""
+    least = settings.schedule.min_frames
+    if len(frames) < least:
+        raise NotEnoughFrames(f"{len(frames)} frames in the buffer, schedule.min_frames is {least}; drop more images")
+    if all(frame.holdout for frame in frames):
+        raise NotEnoughFrames("every frame is held out (buffer.holdout_fraction); drop more images")
+
+
+def record_failure(folder: RoundFolder, status: str, reason: str) -> None:
+    """Write the scores that a round did not write itself."""
+    progress, created = folder.last_progress(), folder.spec().created
+    last = progress.at if progress is not None else created
+    scores = {
+        "status": status,
+        "reason": reason,
+        "steps": progress.step if progress is not None else 0,
+        "seconds": max(0.0, last - created),
+    }
+    folder.write_scores(RoundScores.model_validate(scores))
+
+
+def _spec(
+    settings: Settings,
+    registry: CheckpointRegistry,
+    number: int,
+    incumbent: int,
+    frames: Sequence[FrameRecord],
+    trigger: Trigger,
+) -> RoundSpec:
+    return RoundSpec(
+        round=number,
+        incumbent=incumbent,
+        released=registry.released(incumbent),
+        train_frames=tuple(frame.id for frame in frames if not frame.holdout),
+        holdout_frames=tuple(frame.id for frame in frames if frame.holdout),
+        settings=settings.model_dump(mode="json"),
+        created=time.time(),
+        trigger=trigger,
+    )
+
+
+def _run_process(
+    settings: Settings,
+    folder: RoundFolder,
+    stop: threading.Event,
+    on_progress: ShowProgress,
+    children: ChildRecords | None,
+) -> None:
+    """Launch, follow, end. Afterwards nothing of it runs and `scores.json` exists."""
+    command = launch_command(settings.round, folder.spec_path)
+    group = ProcessGroup(command, log=folder.log, nice=NICE, environment=launch_environment(settings.round))
+    if children is not None:
+        children.add(f"round {folder.number}", group.pid, str(folder.spec_path))
+    try:
+        cause = _follow(group, folder, stop, on_progress, settings.round.max_seconds + SCORING_SECONDS)
+        status = group.stop(GRACE_SECONDS)
+    finally:
+        group.kill()
+        if children is not None:
+            children.remove(f"round {folder.number}")
+    if folder.scores() is None:
+        stopped = cause == "stopped"
+        reason = "stopped before it could write its scores" if stopped else cause or _death(status, folder)
+        record_failure(folder, "stopped" if stopped else "failed", reason)
+
+
+def _follow(
+    group: ProcessGroup, folder: RoundFolder, stop: threading.Event, on_progress: ShowProgress, limit: float
+) -> str:
+    """Until the leader ends, `stop` is set or the time is up; returns why we end it, or nothing."""
+    deadline, shown = time.monotonic() + limit, 0.0
+    while group.poll() is None:
+        if stop.wait(POLL_SECONDS):
+            return "stopped"
+        progress = folder.last_progress()
+        if progress is not None and progress.at > shown:
+            shown = progress.at
+            on_progress(progress)
+        if time.monotonic() > deadline:
+            return f"no end after {limit:.0f} s (round.max_seconds and {SCORING_SECONDS:.0f} s for scoring)"
+    return ""
+
+
+def _death(status: int, folder: RoundFolder) -> str:
+    """How a round ended that wrote nothing."""
+    how = f"ended with status {status}" if status >= 0 else f"was killed by {signal.Signals(-status).name}"
+    return f"the round {how} before it could write its scores; last line of its log: {_last_line(folder)}"
+
+
+def _last_line(folder: RoundFolder) -> str:
+    if not folder.log.exists():
+        return "(none)"
+    with folder.log.open("rb") as file:
+        file.seek(max(0, folder.log.stat().st_size - LOG_TAIL_BYTES))
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "(none)"
+
+
+def _ignore(_: Progress) -> None:
+    """Nobody watches."""

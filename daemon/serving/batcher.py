@@ -1,0 +1,186 @@
+"""Dynamic batching: images of one version and one valid size share a forward pass, in a thread of their own.
+
+A group runs when it is full (`max_batch_images`) or when its first image has waited `max_delay_ms`; among the groups
+that are due, the one that waits longest goes first. While the thread is busy groups fill by themselves, so under load
+batches are full and nobody waits for the timer.
+"""
+
+import math
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapters.inference import segment_fitted
+from configs.settings import ServingSettings
+from daemon.logs import get_logger
+from daemon.serving.errors import ApiError, QueueFull
+from daemon.serving.metrics import ServingMetrics
+from daemon.serving.slots import Resident, Slots
+from storage.images import FittedFrame
+
+SIZES_REMEMBERED = 8
+"""Valid sizes kept for the warm-up of the next version."""
+
+log = get_logger(__name__)
+
+Labels: TypeAlias = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """One image ready for the network."""
+
+    frame: FittedFrame
+    """The image fitted to the version's input size."""
+    size: tuple[int, int]
+    """Height and width of the answer (pixels): those of the image as it came."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    resident: Resident
+    image: Fitted
+    answer: "Future[Labels]" = field(default_factory=Future)
+    arrived: float = field(default_factory=time.monotonic)
+
+    @property
+    def group(self) -> tuple[int, int, int]:
+        """What must be equal for images to share a batch: the resident version and the valid size."""
+        return id(self.resident), self.image.frame.valid_height, self.image.frame.valid_width
+
+
+class Batcher:
+    """The bounded queue and the thread that empties it."""
+
+    def __init__(self, slots: Slots, settings: ServingSettings, metrics: ServingMetrics) -> None:
+        self._slots = slots
+        self._settings = settings
+        self._metrics = metrics
+        self._changed = threading.Condition()
+        self._groups: OrderedDict[tuple[int, int, int], deque[_Waiting]] = OrderedDict()
+        self._depth = 0
+        self._closing = False
+        self._sizes: OrderedDict[tuple[int, int], None] = OrderedDict()
+        self._seconds_per_image = 0.1
+        self._thread = threading.Thread(target=self._work, name="mfmd-batcher", daemon=True)
+        metrics.watch_queue(lambda: self._depth)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Answer everything that waits, then end the thread; gives up after `timeout` seconds."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    @property
+    def depth(self) -> int:
+        """Images that wait for a forward pass."""
+        return self._depth
+
+    def served_sizes(self) -> list[tuple[int, int]]:
+        """Valid sizes (height, width) that ran lately; at most eight."""
+        with self._changed:
+            return list(self._sizes)
+
+    def check_room(self, images: int = 1) -> None:
+        """Raise QueueFull if `images` more do not fit now; a cheap look before a body is read and decoded."""
+        with self._changed:
+            if self._closing:
+                raise ApiError(503, "shutting_down", "the server is stopping; try another one", retry_after=1)
+            if self._depth + images > self._settings.queue_images:
+                raise QueueFull(self._depth, max(1, math.ceil(self._depth * self._seconds_per_image)))
+
+    def submit(self, resident: Resident, images: Sequence[Fitted]) -> "list[Future[Labels]]":
+        """Queue images for `resident`, all of them or none; the caller holds a lease on it.
+
+        The futures give labels `[h, w]` at each image's own size. Raises QueueFull.
+        """
+        with self._changed:
+            self.check_room(len(images))
+            items = [_Waiting(resident, image) for image in images]
+            for item in items:
+                self._slots.hold(resident)
+                self._groups.setdefault(item.group, deque()).append(item)
+            self._depth += len(items)
+            self._changed.notify_all()
+        return [item.answer for item in items]
+
+    def _work(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            live = [item for item in batch if item.answer.set_running_or_notify_cancel()]
+            try:
+                if live:
+                    self._answer(live)
+            finally:
+                for item in batch:
+                    self._slots.release(item.resident)
+
+    def _next_batch(self) -> list[_Waiting] | None:
+        """Wait for a group that is due; None when the batcher stops and nothing waits any more."""
+        with self._changed:
+            while True:
+                if not self._groups and self._closing:
+                    return None
+                now = time.monotonic()
+                due = [(self._due_at(items), key) for key, items in self._groups.items()]
+                first = min(due, key=lambda entry: entry[0], default=None)
+                if first is not None and first[0] <= now:
+                    return self._take(first[1])
+                self._changed.wait(None if first is None else first[0] - now)
+
+    def _due_at(self, items: deque[_Waiting]) -> float:
+        """When a group runs (monotonic seconds): at its first arrival if full or stopping, else a delay later."""
+        if self._closing or len(items) >= self._settings.max_batch_images:
+            return items[0].arrived
+        return items[0].arrived + self._settings.max_delay_ms / 1000
+
+    def _take(self, key: tuple[int, int, int]) -> list[_Waiting]:
+        items = self._groups[key]
+        batch = [items.popleft() for _ in range(min(len(items), self._settings.max_batch_images))]
+        if not items:
+            del self._groups[key]
+        self._depth -= len(batch)
+        self._sizes[key[1:]] = None
+        self._sizes.move_to_end(key[1:])
+        if len(self._sizes) > SIZES_REMEMBERED:
+            self._sizes.popitem(last=False)
+        return batch
+
+    def _answer(self, batch: list[_Waiting]) -> None:
+        """Run one forward pass and hand out its labels; on failure each image is tried by itself."""
+        try:
+            labels = self._segment(batch)
+        except Exception as error:
+            if len(batch) > 1:  # out of memory, or one image that breaks the rest: do not punish the others
+                log.warning("batch_failed", images=len(batch), error=str(error))
+                for item in batch:
+                    self._answer([item])
+            else:
+                log.exception("forward_failed", version=batch[0].resident.version, size=batch[0].image.size)
+                batch[0].answer.set_exception(error)
+            return
+        for item, one in zip(batch, labels, strict=True):
+            item.answer.set_result(one)
+
+    def _segment(self, batch: list[_Waiting]) -> list[Labels]:
+        started = time.perf_counter()
+        frames = [item.image.frame for item in batch]
+        labels = segment_fitted(batch[0].resident.network, frames, [item.image.size for item in batch])
+        answers = [one.cpu().numpy() for one in labels]
+        seconds = time.perf_counter() - started
+        self._metrics.batch_size.observe(len(batch))
+        self._metrics.batch_seconds.observe(seconds)
+        self._seconds_per_image += 0.2 * (seconds / len(batch) - self._seconds_per_image)
+        return answers

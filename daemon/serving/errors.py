@@ -1,0 +1,53 @@
+"""Errors of the inference plane; codes are stable and documented in `docs/errors.md`."""
+
+from storage.errors import RefusedImage
+
+REFUSED_STATUS = {
+    "empty": 400,
+    "too_many_bytes": 413,
+    "too_many_pixels": 413,
+    "not_an_image": 415,
+    "truncated": 422,
+    "unreadable": 422,
+}
+"""HTTP status for each reason of `RefusedImage`."""
+
+
+class ApiError(Exception):
+    """An answer other than 2xx: HTTP `status`, a stable `code`, a sentence, perhaps `retry_after` (s)."""
+
+    def __init__(self, status: int, code: str, message: str, *, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.retry_after = retry_after
+
+
+class NotReady(ApiError):
+    """No version is loaded yet."""
+
+    def __init__(self) -> None:
+        message = "no version is loaded yet; `mfmd checkpoints list` shows whether there is one to load"
+        super().__init__(503, "not_ready", message, retry_after=1)
+
+
+class VersionNotLoaded(ApiError):
+    """A version was asked for by number that is not in memory."""
+
+    def __init__(self, version: str, resident: tuple[int, ...]) -> None:
+        there = ", ".join(map(str, resident)) or "none"
+        super().__init__(404, "version_not_loaded", f"version {version} is not loaded; loaded: {there}")
+
+
+class QueueFull(ApiError):
+    """More images wait than the queue holds."""
+
+    def __init__(self, limit: int, retry_after: int) -> None:
+        message = f"{limit} images wait already (serving.queue_images); try again in {retry_after} s"
+        super().__init__(503, "queue_full", message, retry_after=retry_after)
+
+
+def refused(error: RefusedImage) -> ApiError:
+    """The answer to an image that cannot be taken; its code is the refusal's reason."""
+    return ApiError(REFUSED_STATUS.get(error.reason, 422), error.reason, str(error))

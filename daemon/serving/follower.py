@@ -1,0 +1,143 @@
+"""Follow the registry's serving ref: the thread that asks for swaps, and remembers why the last one failed."""
+
+import os
+import threading
+import time
+from dataclasses import dataclass
+
+from daemon.logs import get_logger
+from daemon.serving.metrics import ServingMetrics
+from daemon.serving.slots import Slots
+from daemon.serving.swap import Swapper
+from storage.manifest import Ref
+from storage.registry import CheckpointRegistry
+
+FIRST_RETRY_SECONDS = 1.0
+LAST_RETRY_SECONDS = 60.0
+NICENESS = 5
+"""Loading gives way to serving: niceness of this thread and of the threads that torch starts for it."""
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a version could not serve."""
+
+    version: int | None
+    """The version; none when the ref itself could not be read."""
+    code: str
+    """Stable code of the error."""
+    reason: str
+    """One sentence."""
+    at: float
+    """Unix time of the last attempt (seconds)."""
+    attempts: int
+    """Attempts since the ref named this version."""
+
+
+class Follower:
+    """Looks at the ref every `interval` seconds and makes the version it names live.
+
+    A version that fails is tried again after 1, 2, 4 ... 60 seconds, or at once when the ref moves. When nothing is
+    live (a start with a corrupt serving version), the version that served before is tried in its place.
+    """
+
+    def __init__(
+        self,
+        registry: CheckpointRegistry,
+        slots: Slots,
+        swapper: Swapper,
+        metrics: ServingMetrics,
+        interval: float,
+    ) -> None:
+        self._registry = registry
+        self._slots = slots
+        self._swapper = swapper
+        self._metrics = metrics
+        self._interval = interval
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="mfmd-follower", daemon=True)
+        self._wanted: Ref | None = None
+        self._failure: Failure | None = None
+        self._attempts = 0
+        self._retry_at = 0.0
+
+    @property
+    def wanted(self) -> Ref | None:
+        """The serving ref as it was last read."""
+        return self._wanted
+
+    @property
+    def failure(self) -> Failure | None:
+        """The last failure, kept after it was overcome; compare its version with `wanted`."""
+        return self._failure
+
+    def start(self) -> None:
+        """Start the thread; the first look is immediate."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """End the thread after the swap it may be in; gives up after `timeout` seconds."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def _follow(self) -> None:
+        _be_nice()
+        while not self._stop.is_set():
+            self.look(time.monotonic())
+            self._stop.wait(self._interval)
+
+    def look(self, now: float) -> None:
+        """One look at the ref, at monotonic time `now`; swaps if it names another version. Never raises."""
+        try:
+            ref = self._registry.ref("serving")
+        except Exception as error:  # noqa: BLE001 - whatever it is, this thread must live to see the next ref
+            if now >= self._retry_at:
+                self._note(None, error, now)
+            return
+        if ref != self._wanted:
+            self._wanted, self._attempts, self._retry_at = ref, 0, 0.0
+        live = self._slots.live
+        if ref is None or (live is not None and live.version == ref.version) or now < self._retry_at:
+            return
+        if not self._try(ref.version, now) and live is None:
+            self._fall_back(ref.version, now)
+
+    def _try(self, version: int, now: float) -> bool:
+        try:
+            self._swapper.serve(version)
+        except Exception as error:  # noqa: BLE001 - a version that cannot serve must not end the thread either
+            self._note(version, error, now)
+            return False
+        self._attempts = 0
+        return True
+
+    def _fall_back(self, failed: int, now: float) -> None:
+        """At a start, serve what served before rather than nothing; never a version that was rolled back from."""
+        try:
+            previous = self._registry.ref("previous")
+            usable = previous is not None and previous.version not in self._registry.rolled_back() | {failed}
+        except Exception:
+            log.exception("fall_back_unreadable")
+            return
+        if usable and previous is not None:
+            log.warning("serving_previous_instead", version=previous.version, failed=failed)
+            explained = self._failure, self._attempts, self._retry_at
+            self._try(previous.version, now)
+            self._failure, self._attempts, self._retry_at = explained  # what is to explain is the version wanted
+
+    def _note(self, version: int | None, error: Exception, now: float) -> None:
+        self._metrics.swaps.labels(result="failed").inc()
+        self._attempts += 1
+        self._retry_at = now + min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** (self._attempts - 1))
+        code = getattr(error, "code", type(error).__name__)
+        self._failure = Failure(version, code, str(error), time.time(), self._attempts)
+        log.exception("swap_failed", version=version, code=code, attempts=self._attempts)
+
+
+def _be_nice() -> None:
+    """Lower the priority of the calling thread, where the system counts priority by thread (Linux)."""
+    if hasattr(os, "setpriority"):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

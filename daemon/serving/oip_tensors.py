@@ -1,0 +1,169 @@
+"""Open Inference Protocol v2 on the wire: images `[B, H, W, 3]` in, labels `[B, H, W]` out, as JSON or binary tensors.
+
+Specification: kserve/open-inference-protocol, `specification/protocol/inference_rest.md`. Binary tensors are Triton's
+"binary tensor data extension", which its clients use by default: the JSON part comes first, its length stands in the
+header `Inference-Header-Content-Length`, and the tensor's bytes follow.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError
+
+from daemon.serving.batcher import Labels
+from daemon.serving.errors import ApiError
+
+MODEL = "segmentation"
+INPUT = "images"
+OUTPUT = "labels"
+DATATYPE = "UINT8"
+HEADER_LENGTH = "Inference-Header-Content-Length"
+IMAGE_RANK = 4
+IMAGE_CHANNELS = 3
+
+
+class InputTensor(BaseModel):
+    """One entry of `inputs`."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[Any] | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class OutputRequest(BaseModel):
+    """One entry of `outputs`."""
+
+    name: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class InferBody(BaseModel):
+    """The JSON part of a request; unknown members are ignored, as the protocol says."""
+
+    id: str | None = None
+    inputs: list[InputTensor]
+    outputs: list[OutputRequest] = Field(default_factory=list)
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """A request that is understood."""
+
+    id: str | None
+    images: NDArray[np.uint8]
+    """[B, H, W, 3]."""
+    binary: bool
+    """Whether the labels go back as binary."""
+
+
+def parse_infer(body: bytes, header_length: str | None, max_pixels: int) -> InferRequest:
+    """The request in `body`. Raises ApiError 400 with a code that says which part is wrong, 413 beyond `max_pixels`."""
+    text, tail = _split(body, header_length)
+    message = _read_json(text)
+    if len(message.inputs) != 1 or message.inputs[0].name != INPUT:
+        names = [tensor.name for tensor in message.inputs]
+        raise ApiError(400, "wrong_input_name", f"expected one input named {INPUT!r}, got {names}")
+    for output in message.outputs:
+        if output.name != OUTPUT:
+            raise ApiError(400, "wrong_output_name", f"there is one output, {OUTPUT!r}; asked for {output.name!r}")
+    images = _read_tensor(message.inputs[0], tail, max_pixels)
+    return InferRequest(message.id, images, _wants_binary(message))
+
+
+def format_infer(request: InferRequest, labels: list[Labels], version: int) -> tuple[bytes, dict[str, str], str]:
+    """Body, extra headers and media type of the answer."""
+    stacked = np.stack(labels)  # [B, H, W]
+    output: dict[str, Any] = {"name": OUTPUT, "datatype": DATATYPE, "shape": list(stacked.shape)}
+    message: dict[str, Any] = {"model_name": MODEL, "model_version": str(version), "outputs": [output]}
+    if request.id is not None:
+        message["id"] = request.id
+    if not request.binary:
+        output["data"] = stacked.ravel().tolist()
+        return json.dumps(message).encode(), {}, "application/json"
+    output["parameters"] = {"binary_data_size": stacked.nbytes}
+    head = json.dumps(message).encode()
+    return head + stacked.tobytes(), {HEADER_LENGTH: str(len(head))}, "application/octet-stream"
+
+
+def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes | None]:
+    """JSON part and binary part; the latter is None for a request in plain JSON."""
+    if header_length is None:
+        return body, None
+    if not header_length.isdecimal() or len(header_length) > len(str(len(body))) or int(header_length) > len(body):
+        raise ApiError(
+            400, "wrong_header_length", f"{HEADER_LENGTH} is {header_length!r}; the body has {len(body)} bytes"
+        )
+    length = int(header_length)
+    return body[:length], body[length:]
+
+
+def _read_json(text: bytes) -> InferBody:
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ApiError(400, "invalid_json", "the JSON is nested too deeply") from None
+    except ValueError as error:
+        raise ApiError(400, "invalid_json", f"the body is not JSON: {error}") from error
+    try:
+        return InferBody.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "body"
+        raise ApiError(400, "invalid_request", f"{field}: {first['msg']}") from error
+
+
+def _read_tensor(tensor: InputTensor, tail: bytes | None, max_pixels: int) -> NDArray[np.uint8]:
+    if tensor.datatype != DATATYPE:
+        raise ApiError(400, "wrong_datatype", f"input {INPUT!r} must be {DATATYPE}, got {tensor.datatype[:32]!r}")
+    shape = tensor.shape
+    if len(shape) != IMAGE_RANK or shape[-1] != IMAGE_CHANNELS or min(shape) < 1:
+        raise ApiError(
+            400, "wrong_shape", f"input {INPUT!r} must be [B, H, W, 3] with sizes of 1 or more, got {shape[:8]}"
+        )
+    pixels = math.prod(shape[:3])
+    if pixels > max_pixels:
+        raise ApiError(413, "too_many_pixels", f"{pixels} pixels in one request; the limit is {max_pixels}")
+    if "binary_data_size" in tensor.parameters:
+        return _from_binary(tensor, tail)
+    return _from_list(tensor)
+
+
+def _from_binary(tensor: InputTensor, tail: bytes | None) -> NDArray[np.uint8]:
+    expected, declared = math.prod(tensor.shape), tensor.parameters["binary_data_size"]
+    size = len(tail) if tail is not None else 0
+    if declared != expected or size != expected:
+        raise ApiError(
+            400,
+            "wrong_data",
+            f"shape {tensor.shape} is {expected} bytes; binary_data_size says {declared!r:.32}, {size} bytes follow",
+        )
+    return np.frombuffer(tail or b"", np.uint8).reshape(tensor.shape)
+
+
+def _from_list(tensor: InputTensor) -> NDArray[np.uint8]:
+    if tensor.data is None:
+        raise ApiError(400, "wrong_data", f"input {INPUT!r} has no data")
+    try:
+        values = np.asarray(tensor.data)
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise ApiError(400, "wrong_data", f"input {INPUT!r}: data is not a regular array: {error}") from error
+    shaped = values.ndim == 1 or list(values.shape) == tensor.shape
+    if not shaped or values.size != math.prod(tensor.shape):
+        raise ApiError(400, "wrong_data", f"data holds {list(values.shape)}, the shape says {tensor.shape}")
+    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > np.iinfo(np.uint8).max:
+        raise ApiError(400, "wrong_data", f"input {INPUT!r}: data must be integers from 0 to 255")
+    return values.astype(np.uint8).reshape(tensor.shape)
+
+
+def _wants_binary(message: InferBody) -> bool:
+    everywhere = bool(message.parameters.get("binary_data_output", False))
+    return any(bool(output.parameters.get("binary_data", everywhere)) for output in message.outputs) or (
+        everywhere and not message.outputs
+    )

@@ -1,0 +1,93 @@
+"""Everything behind the HTTP routes of one inference plane: registry, slots, follower, batcher, decoding threads."""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapters.inference import choose_device
+from configs.settings import Settings
+from daemon.serving.batcher import Batcher, Fitted, Labels
+from daemon.serving.errors import ApiError
+from daemon.serving.follower import Follower
+from daemon.serving.metrics import ServingMetrics
+from daemon.serving.slots import Resident, Slots
+from daemon.serving.swap import Swapper
+from storage.images import fit_frame
+from storage.layout import StateLayout
+from storage.registry import CheckpointRegistry
+
+STOP_SECONDS = 30.0
+"""Longest wait for each thread at the end (seconds)."""
+MAX_SIDE = 65_535
+"""Longest image side that is answered (pixels), the most that JPEG can hold: labels of a strip 1 x 64,000,000 would
+pass the pixel limit and yet cost gigabytes."""
+
+T = TypeVar("T")
+
+
+class InferencePlane:
+    """The parts of the inference plane and what the routes ask of them."""
+
+    def __init__(self, settings: Settings) -> None:
+        serving = settings.serving
+        self.settings = settings
+        self.device = choose_device(serving.device)
+        self.metrics = ServingMetrics()
+        self.slots = Slots()
+        self.batcher = Batcher(self.slots, serving, self.metrics)
+        self.registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)
+        self.swapper = Swapper(self.registry, self.slots, self.device, self.metrics, self.batcher.served_sizes)
+        self.follower = Follower(self.registry, self.slots, self.swapper, self.metrics, serving.follow_seconds)
+        self.started = time.time()
+        self.draining = False
+        """Set when the process was asked to stop: not ready any more, but requests are still answered."""
+        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="mfmd-decode")
+
+    def start(self) -> None:
+        """Start following and batching."""
+        self.batcher.start()
+        self.follower.start()
+
+    def stop(self) -> None:
+        """Answer what waits, then end all threads. May be called twice."""
+        self.draining = True
+        self.follower.stop(STOP_SECONDS)
+        self.batcher.stop(STOP_SECONDS)
+        self._pool.shutdown()
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are answered: a version is loaded and the process is not stopping."""
+        return self.slots.live is not None and not self.draining
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run `work` (decoding, encoding) in the thread pool, off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    async def segment(self, resident: Resident, images: Callable[[], Sequence[NDArray[np.uint8]]]) -> list[Labels]:
+        """Labels `[h, w]` for each RGB image `[h, w, 3]` that `images` gives; `images` runs in the thread pool.
+
+        The caller holds a lease on `resident`, so all answers are of one version. Raises ApiError, and what `images`
+        raises.
+        """
+        fitted = await self.in_thread(lambda: _fit_all(images(), resident.input_size))
+        if len(fitted) > self.settings.serving.queue_images:
+            limit = self.settings.serving.queue_images
+            raise ApiError(
+                413, "batch_too_large", f"{len(fitted)} images at once; at most {limit} (serving.queue_images)"
+            )
+        answers = self.batcher.submit(resident, fitted)
+        return list(await asyncio.gather(*map(asyncio.wrap_future, answers)))
+
+
+def _fit_all(images: Sequence[NDArray[np.uint8]], input_size: tuple[int, int]) -> list[Fitted]:
+    longest = max(max(pixels.shape[:2]) for pixels in images)
+    if longest > MAX_SIDE:
+        raise ApiError(413, "side_too_long", f"an image side has {longest} pixels; the limit is {MAX_SIDE}")
+    return [Fitted(fit_frame(pixels, *input_size), (pixels.shape[0], pixels.shape[1])) for pixels in images]

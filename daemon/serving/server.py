@@ -1,0 +1,137 @@
+"""`mfmd serve`: bind, publish the address in `run/serve.json`, serve until a signal, finish what is in flight."""
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+import uvicorn
+from pydantic import BaseModel
+
+from configs.settings import Settings
+from daemon.errors import AddressInUse
+from daemon.logs import configure_logs, get_logger
+from daemon.serving.app import create_app
+from daemon.serving.plane import InferencePlane
+from storage.durable import make_directory, write_record
+from storage.layout import StateLayout
+
+GRACE_SECONDS = 30
+"""Longest wait for requests in flight at the end (seconds)."""
+BACKLOG = 2048
+
+log = get_logger(__name__)
+
+
+class RunRecord(BaseModel):
+    """`run/serve.json`: where the living inference plane answers."""
+
+    pid: int
+    host: str
+    port: int
+    started: float
+
+
+class PlaneServer(uvicorn.Server):
+    """uvicorn that says when it accepts connections and when it was asked to stop."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None], on_exit: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+        self._on_exit = on_exit
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then report."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_started()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM or SIGINT: report, then stop as uvicorn does."""
+        self._on_exit()
+        super().handle_exit(sig, frame)
+
+
+def serve(settings: Settings) -> int:
+    """Run the inference plane of `settings` until a signal; 0 after a clean stop.
+
+    Starts without any version and waits for one. Raises AddressInUse when the address cannot be bound.
+    """
+    listener = _bind(settings.serving.host, settings.serving.port)
+    configure_logs(settings.log)
+    if settings.serving.threads:
+        torch.set_num_threads(settings.serving.threads)
+    with listener, _signals_absorbed():
+        plane = InferencePlane(settings)
+        try:
+            make_server(plane, listener).run(sockets=[listener])
+        finally:
+            plane.stop()
+            _remove_record(settings)
+    log.info("serving_stopped")
+    return 0
+
+
+def make_server(plane: InferencePlane, listener: socket.socket) -> PlaneServer:
+    """The server for `plane` on a bound socket; it publishes its address once it accepts connections."""
+    config = uvicorn.Config(
+        create_app(plane), log_config=None, access_log=False, backlog=BACKLOG, timeout_graceful_shutdown=GRACE_SECONDS
+    )
+
+    def published() -> None:
+        host, port = listener.getsockname()[:2]
+        _write_record(plane.settings, RunRecord(pid=os.getpid(), host=host, port=port, started=plane.started))
+        log.info("serving_listens", host=host, port=port, device=str(plane.device))
+
+    def draining() -> None:
+        plane.draining = True
+
+    return PlaneServer(config, published, draining)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise AddressInUse(
+            f"serving.host {host}, serving.port {port}: cannot bind: {error.strerror or error}; choose another port"
+        ) from error
+
+
+@contextmanager
+def _signals_absorbed() -> Iterator[None]:
+    """uvicorn stops cleanly on a signal and then raises it again, which would end the process with the signal's status.
+
+    Under a handler of our own the second one is harmless, and a clean stop exits with 0.
+    """
+    caught = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda *_: None) for number in caught}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _write_record(settings: Settings, record: RunRecord) -> None:
+    """Publish the address. A machine that only mounts the registry read-only serves without the file."""
+    path = StateLayout(settings.state).run_file("serve")
+    try:
+        make_directory(path.parent)
+        write_record(path, record)
+    except OSError as error:
+        log.warning("run_file_not_written", path=str(path), error=str(error))
+
+
+def _remove_record(settings: Settings) -> None:
+    """Remove the file if it is ours: another server on this state directory may have written its own since."""
+    path = StateLayout(settings.state).run_file("serve")
+    try:
+        if RunRecord.model_validate_json(path.read_bytes()).pid == os.getpid():
+            path.unlink()
+    except (OSError, ValueError) as error:
+        log.debug("run_file_not_removed", path=str(path), error=str(error))

@@ -1,0 +1,75 @@
+"""The answer of `GET /v1/serving`."""
+
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from daemon.serving.plane import InferencePlane
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class SwapFailure(_Part):
+    """Why a version could not serve."""
+
+    version: int | None
+    """The version; none when the ref itself could not be read."""
+    code: str
+    """Stable code, for example `checkpoint_corrupt`."""
+    reason: str
+    """One sentence."""
+    at: float
+    """Unix time of the last attempt (seconds)."""
+    attempts: int
+    """Attempts since the ref named this version."""
+
+
+class ServingStatus(_Part):
+    """What serves, what should, and what waits."""
+
+    ready: bool
+    """Whether requests are answered."""
+    version: int | None
+    """Version that answers new requests; none before the first."""
+    sha256: str | None
+    """SHA-256 of its weights."""
+    wanted: int | None
+    """Version that the serving ref names; differs from `version` during a swap and after a failed one."""
+    wanted_by: str | None
+    """Who moved the ref there."""
+    wanted_reason: str | None
+    """Why."""
+    resident: list[int]
+    """Versions in memory, the live one first; a swap to one of them reads nothing from disk."""
+    last_failure: SwapFailure | None
+    """The last swap that failed since the start; current if its version is `wanted`."""
+    queue_images: int
+    """Images that wait for a forward pass."""
+    queue_limit: int
+    """Images that may wait."""
+    device: str
+    """Where the network runs."""
+    started: float
+    """Unix time of the start (seconds)."""
+
+
+def describe(plane: "InferencePlane") -> ServingStatus:
+    """The status of `plane` now."""
+    live, wanted, failure = plane.slots.live, plane.follower.wanted, plane.follower.failure
+    return ServingStatus(
+        ready=plane.ready,
+        version=live.version if live else None,
+        sha256=live.digest if live else None,
+        wanted=wanted.version if wanted else None,
+        wanted_by=wanted.by if wanted else None,
+        wanted_reason=wanted.reason if wanted else None,
+        resident=list(plane.slots.versions),
+        last_failure=SwapFailure.model_validate(failure, from_attributes=True) if failure else None,
+        queue_images=plane.batcher.depth,
+        queue_limit=plane.settings.serving.queue_images,
+        device=str(plane.device),
+        started=plane.started,
+    )

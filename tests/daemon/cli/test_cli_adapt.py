@@ -1,0 +1,145 @@
+"""`mfmd adapt` runs a real round: in its own process, or through a real daemon; and `mfmd status --check` beside it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs.load import load_settings
+from daemon.cli.exit_codes import ExitCode
+from daemon.status import collect_status
+from storage.catalog import FileFact
+from storage.frames import FrameBuffer, NewFrame
+from storage.images import digest_of, fit_frame
+from storage.layout import StateLayout
+from storage.registry import CheckpointRegistry
+
+CONFIG = """\
+classes: demo
+watch: {folder: drop, stability_seconds: 0.1, rescan_seconds: 0.5}
+buffer: {height: 32, width: 32, capacity_frames: 32, tile: 32, reserve_bytes: 0, holdout_fraction: 0.4}
+network: {name: daformer, encoder: mit_tiny, channels: 16}
+mfm: {dim: 16, heads: 4, blocks: 1}
+round: {steps: 1, device: cpu, threads: 1, crop_height: 32, crop_width: 32, batch_size: 1}
+schedule: {enabled: false, min_frames: 12}
+serving: {enabled: false}
+observe: {enabled: false}
+control: {port: 0}
+"""
+FRAMES = 16
+
+
+@pytest.fixture
+def adaptable(config: Path) -> Path:
+    """A configuration whose registry serves a freshly drawn network."""
+    from adapters.build import build_network
+    from adapters.checkpoint import make_manifest, save_weights
+
+    config.write_text(CONFIG, encoding="utf-8")
+    settings = load_settings(config)
+    weights = config.parent / "model.safetensors"
+    save_weights(build_network(settings.network, len(settings.classes)), weights)
+    registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)
+    manifest = registry.add(weights, make_manifest(settings, origin="pretrain"), by="test")
+    registry.promote(manifest.version, by="test", reason="first")
+    return config
+
+
+def _images() -> Iterator[np.ndarray]:
+    random = np.random.default_rng(0)
+    return (random.integers(0, 255, (32, 32, 3), dtype=np.uint8) for _ in range(FRAMES))
+
+
+def _fill_buffer(config: Path) -> None:
+    settings = load_settings(config)
+    layout = StateLayout(settings.state)
+    layout.create()
+    frames = [
+        NewFrame(
+            file=FileFact(f"{number}.png", pixels.size, 0),
+            digest=digest_of(pixels.tobytes()),
+            captured_at=0.0,
+            source_height=32,
+            source_width=32,
+            frame=fit_frame(pixels, 32, 32),
+        )
+        for number, pixels in enumerate(_images())
+    ]
+    with closing(FrameBuffer.open(layout, settings.buffer, writable=True)) as buffer:
+        buffer.append(frames)
+
+
+def _wait(what: str, true: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.1)
+
+
+@contextmanager
+def _daemon(config: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A real `mfmd run`; stopped by SIGTERM at the end, which must be clean."""
+    command = [sys.executable, "-m", "daemon.cli", "run", "--config", str(config)]
+    with (config.parent / "run.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                code = process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+    assert code == ExitCode.OK, (config.parent / "run.log").read_text()
+
+
+def _check_verdict(code: int, out: str, config: Path) -> None:
+    """A round really ran: its verdict has checks, and exit code and registry agree with it."""
+    verdict = json.loads(out)
+    assert len(verdict["checks"]) > 3
+    assert code == (ExitCode.OK if verdict["decision"] == "accepted" else ExitCode.NOT_ACCEPTED)
+    serving = CheckpointRegistry(StateLayout(load_settings(config).state).checkpoints).ref("serving")
+    assert serving is not None and serving.version == (verdict["version"] or 1)
+
+
+@pytest.mark.slow
+def test_without_a_daemon_the_round_runs_here(mfmd, adaptable: Path) -> None:
+    answer = mfmd("adapt")
+    assert answer.code == ExitCode.FAILURE and "error[not_enough_frames]: 0 frames" in answer.err
+    _fill_buffer(adaptable)
+    answer = mfmd("adapt", "--json")
+    _check_verdict(answer.code, answer.out, adaptable)
+    assert "scoring 1/1" in answer.err or "done 1/1" in answer.err
+
+
+@pytest.mark.slow
+def test_with_a_daemon_the_round_runs_there(mfmd, adaptable: Path) -> None:
+    assert mfmd("status", "--check").code == ExitCode.FAILURE
+    for number, pixels in enumerate(_images()):
+        Image.fromarray(pixels).save(adaptable.parent / "drop" / f"{number}.png")
+    with _daemon(adaptable):
+        settings = load_settings(adaptable)
+        _wait("all frames", lambda: collect_status(settings).buffer.frames == FRAMES)
+        check = mfmd("status", "--check")
+        assert (check.code, check.out, check.err) == (ExitCode.OK, "", "")
+        shown = mfmd("status").out
+        assert f"{FRAMES} of 32 frames" in shown and "up since" in shown
+        assert mfmd("run").code == ExitCode.ALREADY_RUNNING
+        answer = mfmd("adapt", "--json")
+        _check_verdict(answer.code, answer.out, adaptable)
+    assert mfmd("status", "--check").code == ExitCode.FAILURE
+
+
+def test_without_a_checkpoint_it_says_what_to_do(mfmd, config: Path) -> None:
+    for command in ("adapt", "run"):
+        answer = mfmd(command)
+        assert answer.code == ExitCode.NO_CHECKPOINT
+        assert "error[no_checkpoint]" in answer.err and "mfmd import" in answer.err, command

@@ -1,0 +1,81 @@
+"""`mfmd checkpoints` and `mfmd rollback` on a real registry."""
+
+import json
+
+from daemon.cli.exit_codes import ExitCode
+from storage.registry import CheckpointRegistry
+
+
+def test_empty_registry_says_what_to_do(mfmd) -> None:
+    answer = mfmd("checkpoints", "list")
+    assert answer.code == ExitCode.OK and "mfmd pretrain" in answer.out
+    assert json.loads(mfmd("checkpoints", "list", "--json").out) == []
+
+
+def test_list_names_versions_scores_and_marks(mfmd, registry: CheckpointRegistry) -> None:
+    registry.pin(3, by="operator")
+    rows = json.loads(mfmd("checkpoints", "list", "--json").out)
+    assert [(row["version"], row["marks"]) for row in rows] == [(1, ["previous"]), (2, ["serving"]), (3, ["pinned"])]
+    assert rows[1]["parent"] == 1 and rows[1]["scores"] == {"source_miou": 0.5}
+    lines = mfmd("checkpoints", "list").out.splitlines()
+    assert len(lines) == 4 and "source_miou 50.00 %" in lines[2] and lines[2].endswith("serving")
+
+
+def test_a_damaged_version_is_listed_as_such(mfmd, registry: CheckpointRegistry) -> None:
+    (registry.weights_path(3).parent / "manifest.json").write_text("{torn", encoding="utf-8")
+    rows = json.loads(mfmd("checkpoints", "list", "--json").out)
+    assert [row["version"] for row in rows] == [1, 2, 3]
+    assert rows[2]["marks"] == ["corrupt"]
+    assert "corrupt" in mfmd("checkpoints", "list").out
+
+
+def test_show_tells_manifest_and_history_and_verifies(mfmd, registry: CheckpointRegistry) -> None:
+    shown = json.loads(mfmd("checkpoints", "show", "2", "--json").out)
+    assert shown["manifest"]["files"]["model.safetensors"]["size"] > 0
+    assert [event["event"] for event in shown["history"]] == ["added", "promoted"]
+    assert "better" in mfmd("checkpoints", "show", "2").out
+    registry.weights_path(2).write_bytes(b"something else!!!!!!!!")
+    answer = mfmd("checkpoints", "show", "2")
+    assert answer.code == ExitCode.FAILURE and "error[checkpoint_corrupt]" in answer.err
+
+
+def test_pin_and_unpin(mfmd, registry: CheckpointRegistry) -> None:
+    assert mfmd("checkpoints", "pin", "3", "--reason", "winter").code == ExitCode.OK
+    assert registry.pins() == [3]
+    assert registry.history()[-1].reason == "winter"
+    assert mfmd("checkpoints", "unpin", "3").code == ExitCode.OK
+    assert registry.pins() == []
+    assert mfmd("checkpoints", "unpin", "3").code == ExitCode.NO_CHECKPOINT
+    assert mfmd("checkpoints", "pin", "9").code == ExitCode.NO_CHECKPOINT
+
+
+def test_rollback_goes_to_the_previous_version_and_is_remembered(mfmd, registry: CheckpointRegistry) -> None:
+    answer = mfmd("rollback", "--reason", "poles vanish", "--json")
+    assert answer.code == ExitCode.OK
+    assert json.loads(answer.out)["version"] == 1 and json.loads(answer.out)["previous"] == 2
+    event = registry.history()[-1]
+    assert (event.event, event.version, event.previous, event.reason) == ("rolled_back", 1, 2, "poles vanish")
+    assert event.by == "operator"
+    assert registry.rolled_back() == {2}
+    assert "rolled back" in mfmd("checkpoints", "list").out
+
+
+def test_rollback_to_a_version(mfmd, registry: CheckpointRegistry) -> None:
+    answer = mfmd("rollback", "--to", "3")
+    assert answer.code == ExitCode.OK and answer.out == "Version 3 serves (before: 2).\n"
+    serving = registry.ref("serving")
+    assert serving is not None and serving.version == 3
+
+
+def test_rollback_refuses_what_cannot_serve(mfmd, registry: CheckpointRegistry) -> None:
+    registry.weights_path(1).write_bytes(b"damaged")
+    assert mfmd("rollback").code == ExitCode.FAILURE
+    assert mfmd("rollback", "--to", "9").code == ExitCode.NO_CHECKPOINT
+    assert mfmd("rollback", "--to", "2").code == ExitCode.FAILURE
+    serving = registry.ref("serving")
+    assert serving is not None and serving.version == 2, "the old one serves on"
+
+
+def test_rollback_without_versions(mfmd) -> None:
+    answer = mfmd("rollback")
+    assert answer.code == ExitCode.NO_CHECKPOINT and "error[version_unknown]" in answer.err

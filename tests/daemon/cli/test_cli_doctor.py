@@ -1,0 +1,205 @@
+"""`mfmd doctor`: every check turns bad when its thing is bad, and says what to do."""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs.load import load_settings
+from configs.settings import Settings
+from daemon.cli.exit_codes import ExitCode
+from daemon.doctor import Finding, Level
+from daemon.doctor.disk import examine_state
+from daemon.doctor.drop_folder import examine_drop_folder
+from daemon.doctor.models import examine_models
+from daemon.doctor.mounts import file_system_of
+from daemon.doctor.ports import examine_ports
+from storage.layout import StateLayout
+from storage.registry import CheckpointRegistry
+
+
+def _with(settings: Settings, section: str, **values: object) -> Settings:
+    changed = getattr(settings, section).model_copy(update=values)
+    return settings.model_copy(update={section: changed})
+
+
+def _by_name(findings: list[Finding]) -> dict[str, Finding]:
+    assert all(item.remedy for item in findings if item.level != Level.OK), "every problem has a remedy"
+    return {item.name: item for item in findings}
+
+
+def test_whole_command_with_nothing_there(mfmd, config: Path) -> None:
+    """Machine, folder, disk and ports are fine; there is no checkpoint and no source."""
+    answer = mfmd("doctor", "--json")
+    report = json.loads(answer.out)
+    levels = {check["name"]: check["level"] for check in report["checks"]}
+    assert answer.code == ExitCode.FAILURE and report["ok"] is False
+    assert [name for name, level in levels.items() if level == "fail"] == ["checkpoint"]
+    assert levels["python"] == levels["torch"] == "ok" and "gpu" in levels
+    assert levels["drop_folder"] == levels["fsync"] == levels["serving_port"] == "ok"
+    assert levels["source"] == "warn"
+    assert not (config.parent / "state").exists(), "the doctor leaves nothing behind"
+
+
+def test_broken_torch_and_broken_configuration_are_both_found(
+    mfmd, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.write_text("classes: [", encoding="utf-8")
+    monkeypatch.setattr("daemon.doctor.machine.PROBE", "raise ImportError('libtorch_cpu.so is missing')")
+    answer = mfmd("doctor")
+    assert answer.code == ExitCode.FAILURE
+    assert "FAIL  configuration" in answer.out and "FAIL  torch" in answer.out and "libtorch_cpu.so" in answer.out
+    assert "->" in answer.out and "2 of 3 checks failed" in answer.out
+
+
+def test_missing_drop_folder(settings: Settings) -> None:
+    settings.watch.folder.rmdir()
+    [finding] = examine_drop_folder(settings)
+    assert finding.level == Level.FAIL and "does not exist" in finding.detail and "mkdir" in finding.remedy
+    settings.watch.folder.write_text("file", encoding="utf-8")
+    assert "not a folder" in examine_drop_folder(settings)[0].detail
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_unreadable_drop_folder(settings: Settings) -> None:
+    settings.watch.folder.chmod(0)
+    assert examine_drop_folder(settings)[0].level == Level.FAIL
+    settings.watch.folder.chmod(0o700)
+
+
+def test_state_inside_the_drop_folder(settings: Settings) -> None:
+    inside = settings.model_copy(update={"state": settings.watch.folder / "state"})
+    assert examine_drop_folder(inside)[0].level == Level.FAIL
+    assert examine_drop_folder(_with(inside, "watch", recursive=False))[0].level == Level.OK
+
+
+def test_inotify_counts_folders(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "limit"
+    limit.write_text("4\n", encoding="ascii")
+    monkeypatch.setattr("daemon.doctor.drop_folder.WATCH_LIMIT", limit)
+    for name in ("a", "b"):
+        (settings.watch.folder / name).mkdir()
+    finding = _by_name(examine_drop_folder(settings))["inotify"]
+    assert finding.level == Level.WARN and "3 folders, limit 4" in finding.detail and "sysctl" in finding.remedy
+    assert _by_name(examine_drop_folder(_with(settings, "watch", recursive=False)))["inotify"].level == Level.OK
+
+
+MOUNTS = r"""
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+30 22 0:40 / /mnt/nas rw,relatime shared:2 - nfs4 nas:/export rw,vers=4.2
+31 22 0:41 / /mnt/with\040space rw - cifs //nas/share rw
+32 30 8:2 / /mnt/nas/local rw master:3 - xfs /dev/sdb1 rw
+33 22 0:42 / /scratch rw - tmpfs tmpfs rw
+"""
+
+
+def test_mount_table_is_understood(tmp_path: Path) -> None:
+    table = tmp_path / "mountinfo"
+    table.write_text(MOUNTS.lstrip(), encoding="utf-8")
+    expected = {"/data": "ext4", "/mnt/nas/in": "nfs4", "/mnt/nasty": "ext4", "/mnt/nas/local/x": "xfs"}
+    expected |= {"/mnt/with space/x": "cifs", "/scratch": "tmpfs"}
+    assert {path: file_system_of(Path(path), table) for path in expected} == expected
+    assert file_system_of(tmp_path, tmp_path / "none") is None
+    assert file_system_of(tmp_path) is not None
+
+
+def test_network_mounts(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fine for the drop folder, whose rescan finds everything; not for the state, whose locks it would break."""
+    for module in ("drop_folder", "disk"):
+        monkeypatch.setattr(f"daemon.doctor.{module}.file_system_of", lambda path: "nfs4")
+    assert _by_name(examine_drop_folder(settings))["drop_folder_mount"].level == Level.WARN
+    assert _by_name(examine_state(settings))["state_mount"].level == Level.FAIL
+
+
+def test_disk_space_against_reserve_and_buffer(settings: Settings) -> None:
+    def level(**values: object) -> Level:
+        return _by_name(examine_state(_with(settings, "buffer", **values)))["disk_space"].level
+
+    assert level() == Level.OK
+    assert level(capacity_frames=10**9) == Level.WARN
+    assert level(reserve_bytes=10**18) == Level.FAIL
+
+
+def test_fsync_that_fails_is_found(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(handle: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("os.fsync", broken)
+    finding = _by_name(examine_state(settings))["fsync"]
+    assert finding.level == Level.FAIL and "Input/output error" in finding.detail
+
+
+@contextmanager
+def _listener() -> Iterator[int]:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server.getsockname()[1]
+
+
+def test_port_held_by_somebody_else(settings: Settings) -> None:
+    with _listener() as port:
+        findings = _by_name(examine_ports(_with(settings, "serving", port=port)))
+    assert findings["serving_port"].level == Level.FAIL and str(port) in findings["serving_port"].detail
+    assert findings["control_port"].level == Level.OK
+
+
+def test_port_held_by_our_own_daemon(settings: Settings) -> None:
+    run_file = StateLayout(settings.state).run_file("serve")
+    run_file.parent.mkdir(parents=True)
+    with _listener() as port:
+        record = {"pid": os.getpid(), "host": "127.0.0.1", "port": port, "started": 0.0}
+        run_file.write_text(json.dumps(record), encoding="utf-8")
+        busy = _with(settings, "serving", port=port)
+        assert _by_name(examine_ports(busy))["serving_port"].level == Level.OK
+        run_file.write_text(json.dumps(record | {"pid": 2**22 + 1}), encoding="utf-8")
+        assert _by_name(examine_ports(busy))["serving_port"].level == Level.FAIL, "its process is gone"
+
+
+def test_public_control_plane_needs_a_token(settings: Settings, tmp_path: Path) -> None:
+    public = _with(settings, "control", host="0.0.0.0")
+    assert _by_name(examine_ports(public))["control_token"].level == Level.FAIL
+    token = tmp_path / "token"
+    with_file = _with(public, "control", token_file=token)
+    assert _by_name(examine_ports(with_file))["control_token"].level == Level.FAIL
+    token.write_text("secret", encoding="utf-8")
+    assert _by_name(examine_ports(with_file))["control_token"].level == Level.OK
+
+
+def test_checkpoint_is_verified(settings: Settings, registry: CheckpointRegistry) -> None:
+    assert _by_name(examine_models(settings))["checkpoint"].level == Level.OK
+    other = settings.model_copy(update={"classes": settings.classes[:-1]})
+    assert "other classes" in _by_name(examine_models(other))["checkpoint"].detail
+    registry.weights_path(2).write_bytes(b"damaged")
+    damaged = _by_name(examine_models(settings))["checkpoint"]
+    assert damaged.level == Level.FAIL and "rollback" in damaged.remedy
+
+
+def test_source_pairs_are_found(config: Path) -> None:
+    config.write_text(config.read_text(encoding="utf-8") + "source: {images: day, labels: truth}\n", encoding="utf-8")
+    settings = load_settings(config)
+    assert _by_name(examine_models(settings))["source"].level == Level.FAIL
+    for folder in ("day", "truth"):
+        (config.parent / folder).mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(config.parent / "day" / f"{name}.jpg")
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(config.parent / "truth" / f"{name}.png")
+    found = _by_name(examine_models(settings))["source"]
+    assert found.level == Level.OK and found.detail.startswith("2 images")
+    (config.parent / "truth" / "b.png").unlink()
+    missing = _by_name(examine_models(settings))["source"]
+    assert missing.level == Level.FAIL and "b.jpg" in missing.detail
+
+
+def test_encoder_weights_are_looked_for(settings: Settings, tmp_path: Path) -> None:
+    finding = _by_name(examine_models(_with(settings, "network", pretrained=tmp_path)))["pretrained"]
+    assert finding.level == Level.FAIL and "config.json" in finding.detail
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes(b"{}")
+    assert _by_name(examine_models(_with(settings, "network", pretrained=tmp_path)))["pretrained"].level == Level.OK

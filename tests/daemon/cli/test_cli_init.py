@@ -1,0 +1,101 @@
+"""`mfmd init` writes a file that works, explains itself and never overwrites by accident."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from configs.class_list import load_class_list
+from configs.load import load_settings
+from configs.settings import Settings
+from daemon.cli.config_template import render
+from daemon.cli.init import preset_names
+from daemon.cli.settings_reference import sections
+
+
+def test_written_configuration_validates_and_changes_no_default(mfmd, config: Path) -> None:
+    config.unlink()
+    answer = mfmd("init", "incoming", "--classes", "camvid")
+    assert answer.code == 0 and "mfmd doctor" in answer.out
+    written = load_settings(config)
+    minimal = {"classes": "camvid", "watch": {"folder": "incoming"}}
+    assert written == Settings.model_validate(minimal, context={"base": config.parent})
+    assert (config.parent / "incoming").is_dir()
+    assert mfmd("config", "validate").code == 0
+
+
+def test_existing_file_is_kept_unless_forced(mfmd, config: Path) -> None:
+    before = config.read_bytes()
+    answer = mfmd("init", "incoming")
+    assert answer.code == 2 and "--force" in answer.err and config.name in answer.err
+    assert config.read_bytes() == before
+    assert mfmd("init", "incoming", "--force").code == 0
+    assert load_settings(config).watch.folder == config.parent / "incoming"
+
+
+def test_source_folders_are_written_live(mfmd, config: Path) -> None:
+    answer = mfmd("init", "--force", "--source-images", "day/images", "--source-labels", "day/labels")
+    source = load_settings(config).source
+    assert source is not None and source.images == config.parent / "day/images"
+    assert "mfmd pretrain" in answer.out
+    assert mfmd("init", "--force", "--source-images", "day/images").code == 2
+
+
+def test_paths_are_relative_to_the_written_file(mfmd, tmp_path: Path) -> None:
+    other = tmp_path / "etc" / "mfmd.yaml"
+    answer = mfmd("init", tmp_path / "away" / "drop", "--config", other)
+    assert answer.code == 0 and f"--config {other}" in answer.out
+    assert load_settings(other).watch.folder == tmp_path / "away" / "drop"
+
+
+def test_folder_names_survive_yaml(mfmd, config: Path) -> None:
+    for name in ("with space", "no", "#hash", "colon: x", "übung", "12"):
+        assert mfmd("init", name, "--force").code == 0
+        assert load_settings(config).watch.folder == config.parent / name
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_preset_takes_the_drop_folder(mfmd, config: Path, name: str) -> None:
+    assert mfmd("init", "my: drop", "--preset", name, "--force").code == 0
+    written = load_settings(config)
+    shipped = load_settings(Path(__file__).parents[3] / "configs" / f"{name}.yaml")
+    assert written.watch.folder == config.parent / "my: drop"
+    assert written.round == shipped.round and written.mfm == shipped.mfm
+    assert "# " in config.read_text(encoding="utf-8"), "its comments are kept"
+
+
+def test_unknown_names_are_answered_with_the_known_ones(mfmd) -> None:
+    for option in ("--preset", "--classes"):
+        answer = mfmd("init", option, "nothing", "--force")
+        assert answer.code == 2 and "nothing" in answer.err and "camvid" in answer.err
+
+
+def test_help_names_every_preset(mfmd) -> None:
+    shown = re.sub(r"[\s│]+", "", mfmd("init", "--help").out)
+    assert all(name in shown for name in preset_names())
+
+
+def _uncommented(text: str) -> str:
+    """The file after an operator removed the `#` before every setting and section name."""
+    lines = [re.sub(r"^( *)#( *[a-z_]+:)", r"\1\2", line) for line in text.splitlines()]
+    return "\n".join(line for line in lines if not line.lstrip().startswith("#"))
+
+
+def test_every_default_stands_there_commented_and_true(tmp_path: Path) -> None:
+    text = render({("state",): "state", ("classes",): "demo", ("watch", "folder"): "drop"})
+    path = tmp_path / "mfmd.yaml"
+    path.write_text(_uncommented(text), encoding="utf-8")
+    settings = load_settings(path)
+    minimal = {"classes": load_class_list("demo"), "watch": {"folder": "drop"}, "source": {"images": "source/images"}}
+    minimal["source"]["labels"] = "source/labels"  # type: ignore[index]
+    assert settings == Settings.model_validate(minimal, context={"base": tmp_path})
+
+
+def test_every_comment_is_the_docstring_of_its_setting() -> None:
+    text = " ".join(line.strip("# ") for line in render({("classes",): "demo"}).splitlines())
+    flat = " ".join(text.split())
+    settings = [setting for section in sections() for setting in section.settings]
+    assert len(settings) > 90
+    for setting in settings:
+        assert setting.description, f"{'.'.join(setting.path)} has no docstring"
+        assert " ".join(setting.description.split()) in flat

@@ -1,0 +1,354 @@
+"""A round from outside: whatever its process does, frames are released, the end is recorded, the incumbent serves."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from daemon import rounds
+from daemon.child_records import ChildRecords
+from daemon.errors import NoCheckpoint, NotEnoughFrames, RoundRunning, Stopping
+from daemon.launch import launch_command, launch_environment
+from daemon.metrics import Metrics
+from daemon.process_group import group_alive
+from daemon.recovery import recover
+from daemon.round_history import round_facts, schedule_state, summaries
+from daemon.round_loop import RoundLoop
+from daemon.rounds import RoundFailed, run_round
+from daemon.schedule import due
+from storage.round_records import Progress, RoundScores, RoundSpec
+from storage.rounds import RoundFolder, RoundStore
+
+PRELUDE = """
+import json, os, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, os.environ["MAIN"])
+from storage.rounds import RoundFolder
+from storage.round_records import Progress, RoundScores
+folder = RoundFolder(Path(sys.argv[1]).parent)
+def progress(step):
+    folder.append_progress(Progress(at=time.time(), phase="training", step=step, steps=9, losses={"mix": 0.5}, kept_ratio=0.25))
+def scores(status, reason):
+    folder.write_scores(RoundScores(status=status, reason=reason, steps=3, seconds=1.5))
+"""
+"""Programs in the place of `adapters.round`, which take its argument and write its files; the real one is at the end."""
+
+
+@pytest.fixture
+def world(bench, drop, write_image, add_version):
+    """A buffer of 8 frames, some held out, and version 1 serving."""
+    add_version()
+    made = bench()
+    for number in range(8):
+        write_image(drop / f"{number}.png", number)
+    made.until(lambda: made.counts.frames == 8)
+    assert 0 < made.counts.holdout < 8
+    return made
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """Let a round be this program."""
+
+    def use(code: str) -> None:
+        command = [sys.executable, "-c", PRELUDE + code]
+        monkeypatch.setattr(rounds, "launch_command", lambda settings, spec: [*command, str(spec)])
+
+    monkeypatch.setenv("MAIN", str(Path(__file__).parents[3]))
+    return use
+
+
+@pytest.fixture
+def store(layout):
+    return RoundStore(layout.rounds)
+
+
+def _run(world, registry, stop=None, on_progress=None, children=None, trigger="manual"):
+    return run_round(
+        world.settings, world.buffer, registry, trigger, stop or threading.Event(), on_progress, children=children
+    )
+
+
+def test_the_spec_says_what_to_work_on_and_frames_are_held_meanwhile(world, registry, store, program):
+    program("print(len(folder.spec().train_frames)); scores('failed', 'non-finite loss at step 3')")
+    held = []
+    world.buffer.lease, real = lambda number: held.append(real(number)) or held[-1], world.buffer.lease
+    with pytest.raises(RoundFailed, match="non-finite loss at step 3"):
+        _run(world, registry)
+    spec = store.latest().spec()
+    assert (spec.round, spec.incumbent, spec.released, spec.trigger) == (1, 1, 1, "manual")
+    assert sorted(spec.train_frames + spec.holdout_frames) == [record.id for record in held[0]]
+    assert {record.id for record in held[0] if record.holdout} == set(spec.holdout_frames)
+    assert spec.settings["round"]["steps"] == 2
+    assert world.buffer.leases() == []
+
+
+def test_a_failed_round_is_rejected_recorded_and_the_incumbent_stays(world, registry, store, program):
+    program("scores('failed', 'non-finite loss at step 3')")
+    with pytest.raises(RoundFailed) as error:
+        _run(world, registry)
+    assert error.value.verdict.decision == "rejected"
+    assert store.latest().verdict() == error.value.verdict
+    assert registry.ref("serving").version == 1
+    assert registry.history()[-1].event == "rejected"
+    assert summaries(store, 5, alive=False)[0].result == "failed"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("print('before'); raise RuntimeError('cuda out of memory')", "status 1 .*cuda out of memory"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL"),
+        ("pass", "ended with status 0 before it could write its scores"),
+        ("progress(4); sys.exit(7)", "status 7"),
+    ],
+)
+def test_a_crash_is_recorded_with_its_cause(world, registry, store, program, code, reason):
+    program(code)
+    with pytest.raises(RoundFailed, match=reason):
+        _run(world, registry)
+    scores = store.latest().scores()
+    assert scores.status == "failed"
+    assert scores.steps == (4 if "progress(4)" in code else 0)
+    assert world.buffer.leases() == []
+
+
+def test_a_hanging_round_is_ended_with_everything_it_started(world, registry, store, program, monkeypatch, wait_until):
+    program("import subprocess; p = subprocess.Popen(['sleep', '600']); print(os.getpid(), flush=True); time.sleep(600)")
+    monkeypatch.setattr(rounds, "SCORING_SECONDS", -world.settings.round.max_seconds + 0.5)
+    monkeypatch.setattr(rounds, "GRACE_SECONDS", 0.5)
+    with pytest.raises(RoundFailed, match="no end after"):
+        _run(world, registry)
+    assert not group_alive(int(store.latest().log.read_text().split()[0]))
+
+
+def test_stop_ends_it_cleanly(world, registry, store, program):
+    program("signal.signal(15, lambda *_: (scores('stopped', 'SIGTERM'), os._exit(0))); progress(1); time.sleep(600)")
+    stop = threading.Event()
+    verdict = _run(world, registry, stop, on_progress=lambda progress: stop.set())
+    assert verdict.decision == "inconclusive"
+    assert store.latest().scores().status == "stopped"
+    assert summaries(store, 5, alive=False)[0].result == "stopped"
+
+
+def test_a_round_that_does_not_stop_is_killed_and_counts_as_stopped(world, registry, store, program, monkeypatch):
+    program("signal.signal(15, signal.SIG_IGN); progress(2); time.sleep(600)")
+    monkeypatch.setattr(rounds, "GRACE_SECONDS", 0.3)
+    stop = threading.Event()
+    verdict = _run(world, registry, stop, on_progress=lambda progress: stop.set())
+    assert verdict.decision == "inconclusive"
+    assert (store.latest().scores().status, store.latest().scores().steps) == ("stopped", 2)
+
+
+def test_progress_is_handed_on_and_the_process_is_on_record_meanwhile(world, registry, program, layout):
+    program("progress(1); time.sleep(0.5); progress(2); time.sleep(0.5); scores('failed', 'enough')")
+    children = ChildRecords(layout.run_file("children"))
+    seen, names = [], []
+
+    def show(progress: Progress) -> None:
+        seen.append(progress.step)
+        names.extend(child["name"] for child in json.loads(children.path.read_text())["children"])
+
+    with pytest.raises(RoundFailed):
+        _run(world, registry, on_progress=show, children=children)
+    assert seen[-1] == 2
+    assert set(names) == {"round 1"}
+    assert json.loads(children.path.read_text()) == {"children": []}
+
+
+def test_nothing_starts_without_version_or_frames(bench, registry, add_version, drop, write_image, store):
+    world = bench(buffer={"holdout_fraction": 1.0})
+    with pytest.raises(NoCheckpoint, match="mfmd pretrain"):
+        _run(world, registry)
+    add_version()
+    with pytest.raises(NotEnoughFrames, match="0 frames in the buffer"):
+        _run(world, registry)
+    for number in range(4):
+        write_image(drop / f"{number}.png", number)
+    world.until(lambda: world.counts.frames == 4)
+    with pytest.raises(NotEnoughFrames, match="every frame is held out"):
+        _run(world, registry)
+    assert world.buffer.leases() == []
+    assert store.numbers() == []
+
+
+def test_old_round_folders_are_pruned(world, registry, store, program):
+    program("scores('failed', 'no')")
+    world.settings = world.settings.model_copy(update={"round": world.settings.round.model_copy(update={"keep_folders": 2})})
+    for _ in range(3):
+        with pytest.raises(RoundFailed):
+            _run(world, registry)
+    assert store.numbers() == [2, 3]
+
+
+def _spec(number: int, settings, frames: tuple[int, ...] = (1, 2)) -> RoundSpec:
+    return RoundSpec(
+        round=number,
+        incumbent=1,
+        released=1,
+        train_frames=frames,
+        holdout_frames=(3,),
+        settings=settings.model_dump(mode="json"),
+        created=time.time() - 60,
+        trigger="manual",
+    )
+
+
+def test_recovery_ends_what_a_killed_daemon_left(world, registry, store, layout, tmp_path):
+    folder = store.create(_spec(1, world.settings))
+    folder.append_progress(Progress(at=time.time(), phase="training", step=11, steps=20))
+    world.buffer.lease(1)
+    child = rounds.ProcessGroup([sys.executable, "-S", "-c", "import time; time.sleep(600)", str(folder.spec_path)])
+    ChildRecords(layout.run_file("children")).add("round 1", child.pid, str(folder.spec_path))
+    recover(world.settings, world.buffer, registry)
+    assert not group_alive(child.pid)
+    child.finish(1.0)
+    assert world.buffer.leases() == []
+    assert (folder.scores().status, folder.scores().steps) == ("failed", 11)
+    assert "the daemon ended while the round ran" in folder.verdict().reason
+    assert round_facts(store).failures == 1
+
+
+def test_recovery_judges_a_round_that_was_complete(world, registry, store):
+    folder = store.create(_spec(1, world.settings))
+    folder.write_scores(RoundScores(status="stopped", reason="SIGTERM", steps=1, seconds=2.0))
+    recover(world.settings, world.buffer, registry)
+    assert folder.verdict().decision == "inconclusive"
+    before = folder.verdict()
+    recover(world.settings, world.buffer, registry)
+    assert folder.verdict() == before, "what is decided stays decided"
+
+
+def test_recovery_survives_a_damaged_folder(world, registry, store):
+    damaged, whole = store.create(_spec(1, world.settings)), store.create(_spec(2, world.settings))
+    damaged.spec_path.write_text("{")
+    recover(world.settings, world.buffer, registry)
+    assert whole.verdict() is not None
+    assert summaries(store, 5, alive=False)[1].result == "failed"
+
+
+def test_after_failures_the_schedule_backs_off_and_counts_frames_from_the_last_judged_round(world, registry, store):
+    settings = world.settings.model_copy(
+        update={"schedule": world.settings.schedule.model_copy(update={"enabled": True, "new_frames": 5})}
+    )
+    judged = store.create(_spec(1, settings, frames=(1, 2)))
+    judged.write_scores(RoundScores(status="completed", reason="step budget", steps=2, seconds=1.0))
+    recover(settings, world.buffer, registry)
+    assert summaries(store, 1, alive=False)[0].result == "inconclusive"
+    state = schedule_state(world.buffer.catalog, store, registry)
+    assert (state.new_frames, state.failures) == (5, 0), "eight frames, the newest that round 1 saw is number 3"
+    assert due(time.time(), state, settings).trigger == "new_frames"
+    for number in (2, 3):
+        folder = store.create(_spec(number, settings, frames=(4, 5)))
+        rounds.record_failure(folder, "failed", "crashed")
+        recover(settings, world.buffer, registry)
+    state = schedule_state(world.buffer.catalog, store, registry)
+    assert (state.new_frames, state.failures) == (5, 2), "a failed round does not use frames up"
+    decision = due(time.time(), state, settings)
+    assert decision.trigger is None
+    assert decision.not_before == pytest.approx(time.time() + 60, abs=5)
+
+
+@pytest.fixture
+def loop(world, registry, layout):
+    metrics = Metrics(world.settings)
+    made = RoundLoop(world.settings, world.buffer, registry, metrics.rounds, ChildRecords(layout.run_file("children")))
+    made.metrics = metrics
+    yield made
+    made.stop()
+
+
+def test_a_request_runs_once_and_a_second_one_is_refused(loop, program, store):
+    program("progress(5); time.sleep(0.4); scores('failed', 'no')")
+    woken = []
+    loop.wake = lambda: woken.append(1)
+    loop.step()
+    assert store.numbers() == []
+    assert loop.request() == 1
+    assert woken
+    with pytest.raises(RoundRunning, match="round 1 runs"):
+        loop.request()
+    loop.step()
+    loop.step()
+    assert store.numbers() == [1]
+    assert loop.running is None
+    sample = loop.metrics.registry.get_sample_value
+    assert sample("mfmd_round_runs_total", {"result": "failed"}) == 1
+    assert sample("mfmd_gate_verdicts_total", {"decision": "rejected"}) == 1
+    assert sample("mfmd_round_step") == 5
+    assert sample("mfmd_round_pseudo_label_kept_ratio") == 0.25
+    assert sample("mfmd_round_loss", {"part": "mix"}) == 0.5
+    assert sample("mfmd_round_in_progress") == 0
+    assert loop.request() == 2
+
+
+def test_a_request_that_comes_while_nothing_is_due_is_not_lost(loop, program, store, monkeypatch):
+    program("scores('failed', 'no')")
+    claim = loop._claim
+
+    def late():
+        found = claim()
+        monkeypatch.setattr(loop, "_claim", claim)
+        loop.request()
+        return found
+
+    monkeypatch.setattr(loop, "_claim", late)
+    loop.step()
+    loop.step()
+    assert store.numbers() == [1]
+
+
+def test_a_stopping_daemon_starts_no_round(loop, store):
+    loop.stop()
+    with pytest.raises(Stopping):
+        loop.request()
+    loop.step()
+    assert store.numbers() == []
+
+
+def test_the_command_hands_the_spec_to_accelerate(make_settings, tmp_path, monkeypatch):
+    spec = tmp_path / "spec.json"
+    command = launch_command(make_settings().round, spec)
+    assert command[:4] == [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    assert command[-3:] == ["-m", "adapters.round", str(spec)]
+    assert "--cpu" in command
+    assert command[command.index("--num_cpu_threads_per_process") + 1] == "1"
+    many = launch_command(make_settings(round={"processes": 2, "device": "auto", "mixed_precision": "bf16"}).round, spec)
+    assert "--multi_gpu" in many
+    assert many[many.index("--num_processes") + 1] == "2"
+    assert many[many.index("--mixed_precision") + 1] == "bf16"
+    own = launch_command(make_settings(round={"accelerate_config": tmp_path / "a.yaml"}).round, spec)
+    assert own[own.index("--config_file") + 1] == str(tmp_path / "a.yaml")
+    assert "--num_processes" not in own
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert "OMP_NUM_THREADS" not in launch_environment(make_settings().round)
+
+
+def test_a_real_round_trains_scores_and_is_judged(world, registry, store, tmp_path):
+    """The whole way with nothing replaced: accelerate launch, two steps of MFM self-training, scores, gate."""
+    import torch
+
+    from adapters.build import build_network
+    from adapters.checkpoint import make_manifest, save_weights
+
+    torch.manual_seed(0)
+    save_weights(build_network(world.settings.network, len(world.settings.classes)), tmp_path / "w.safetensors")
+    manifest = make_manifest(world.settings, origin="pretrain")
+    registry.promote(registry.add(tmp_path / "w.safetensors", manifest, by="test").version, by="test", reason="real")
+    phases = []
+    verdict = _run(world, registry, on_progress=lambda progress: phases.append(progress.phase))
+    folder = store.latest()
+    assert folder.scores().status == "completed", folder.log.read_text()[-2000:]
+    assert folder.scores().steps == 2
+    assert folder.candidate.is_file()
+    assert verdict.checks
+    assert verdict.decision in ("accepted", "rejected", "inconclusive")
+    assert registry.ref("serving").version == (verdict.version or 2)
+    assert os.getpgid(0) and phases
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert isinstance(folder, RoundFolder)

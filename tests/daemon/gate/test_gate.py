@@ -1,0 +1,303 @@
+"""The gate from a table: which candidates serve, which do not, and the check that says why."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from configs.settings import GateSettings
+from daemon.bootstrap import paired_bootstrap
+from daemon.gate import decide
+from daemon.votes import diversity, estimated_error
+from storage.round_records import Check, RoundScores, Verdict
+
+NAMES = ("road", "building", "tree", "sky", "pole")
+SETTINGS = GateSettings()
+BETTER: dict[str, Any] = {"accuracy": 0.8, "confidence": 0.7, "styled": 0.78, "seed": 3}
+WORSE: dict[str, Any] = {"accuracy": 0.6, "confidence": 0.5, "styled": 0.6, "seed": 3}
+
+
+def judged(round_: Any, settings: GateSettings = SETTINGS, **changes: Any) -> Verdict:
+    """The verdict on a round whose scores are changed first."""
+    return decide(round_.spec, round_.scores.model_copy(update=changes), settings, NAMES, at=5.0)
+
+
+def check(verdict: Verdict, name: str) -> Check:
+    (found,) = [item for item in verdict.checks if item.name == name]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("candidate", "decision", "failed"),
+    [
+        (BETTER, "accepted", None),
+        ({**BETTER, "source": 0.84}, "accepted", None),
+        ({"seed": 2}, "inconclusive", None),
+        ({"seed": 3}, "inconclusive", None),
+        ({"confidence": 0.99, "seed": 2}, "inconclusive", None),
+        ({"confidence": 0.99, "steadiness": 0.5, "styled": 0.6, "seed": 2}, "inconclusive", None),
+        (WORSE, "rejected", None),
+        ({"only": (0,), "confidence": 0.999}, "rejected", "vanished_class"),
+        ({"only": (0, 1), "confidence": 0.999, "accuracy": 0.9}, "rejected", "vanished_class"),
+        ({**BETTER, "hears": {3: 2}, "forgets": (3,)}, "rejected", "vanished_class"),
+        ({**BETTER, "source": 0.7}, "rejected", "source_miou"),
+        ({**BETTER, "forgets": (4,)}, "rejected", "source_class_iou"),
+        ({"accuracy": 0.0, "confidence": 0.9}, "rejected", "agreement"),
+    ],
+    ids=[
+        "better", "better but a little forgetful", "identical copy", "as good", "overconfident copy",
+        "confident and wrong", "worse", "one class", "two classes, sure of them", "dead class", "forgot the source",
+        "forgot one class", "leap",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(("frames", "images"), [(8, 16), (16, 32)])
+def test_with_source(
+    a_round: Any, model: Any, candidate: dict[str, Any], decision: str, failed: str | None, frames: int, images: int
+) -> None:
+    verdict = judged(a_round(model(**candidate), frames=frames, images=images))
+    assert verdict.decision == decision, verdict
+    if failed is not None:
+        assert not check(verdict, failed).passed, verdict
+        assert check(verdict, failed).detail in verdict.reason
+    elif decision != "rejected":
+        assert all(item.passed for item in verdict.checks if item.kind == "veto")
+
+
+@pytest.mark.parametrize(
+    ("candidate", "decision"),
+    [
+        (BETTER, "accepted"),
+        ({"seed": 2}, "inconclusive"),
+        ({"confidence": 0.99, "seed": 2}, "inconclusive"),
+        (WORSE, "rejected"),
+        ({"only": (0,), "confidence": 0.999}, "rejected"),
+        ({"only": (0, 1), "confidence": 0.999, "accuracy": 0.9}, "rejected"),
+        ({**BETTER, "hears": {3: 2}}, "rejected"),
+    ],
+)
+def test_source_free(a_round: Any, model: Any, candidate: dict[str, Any], decision: str) -> None:
+    verdict = judged(a_round(model(**candidate), frames=10, images=0))
+    assert verdict.decision == decision, verdict
+    assert not any(item.name.startswith(("source_", "vote_styled")) for item in verdict.checks)
+
+
+def test_source_free_needs_every_vote(a_round: Any, model: Any) -> None:
+    round_ = a_round(model(**BETTER), images=0)
+    candidate = round_.scores.candidate.model_copy(
+        update={"flip_consistency": round_.scores.incumbent.flip_consistency}
+    )
+    assert judged(round_, candidate=candidate).decision == "inconclusive"
+
+
+@pytest.mark.parametrize("frames", [0, 3])
+def test_too_few_frames_are_no_evidence_for_a_good_candidate(a_round: Any, model: Any, frames: int) -> None:
+    verdict = judged(a_round(model(**BETTER), frames=frames))
+    assert verdict.decision == "inconclusive"
+    assert f"{frames} hold-out frames" in verdict.reason
+
+
+def test_too_few_frames_do_not_excuse_forgetting(a_round: Any, model: Any) -> None:
+    assert judged(a_round(model(source=0.5), frames=1)).decision == "rejected"
+
+
+@pytest.mark.parametrize(
+    ("changes", "failed"),
+    [({"finite": False}, "finite"), ({"missing": ["decoder.head.weight"]}, "tensors")],
+)
+def test_what_is_no_network_is_rejected(a_round: Any, model: Any, changes: dict[str, Any], failed: str) -> None:
+    round_ = a_round(model(**BETTER))
+    verdict = judged(round_, candidate=round_.scores.candidate.model_copy(update=changes))
+    assert verdict.decision == "rejected"
+    assert not check(verdict, failed).passed
+
+
+@pytest.mark.parametrize(("status", "decision"), [("failed", "rejected"), ("stopped", "inconclusive")])
+def test_rounds_that_did_not_end(a_round: Any, model: Any, status: str, decision: str) -> None:
+    round_ = a_round(model(**BETTER))
+    scores = RoundScores(status=status, reason="non-finite loss at step 12", steps=12, seconds=3.0)
+    verdict = decide(round_.spec, scores, SETTINGS, NAMES, at=5.0)
+    assert verdict.decision == decision
+    assert "non-finite loss at step 12" in verdict.reason
+    assert not check(verdict, "completed").passed
+
+
+def test_stopped_rounds_are_not_accepted_even_with_scores(a_round: Any, model: Any) -> None:
+    assert judged(a_round(model(**BETTER)), status="stopped").decision == "inconclusive"
+
+
+def test_disagreement_must_be_among_the_votes_won(a_round: Any, model: Any) -> None:
+    round_ = a_round(model(**BETTER))
+    same = {"dropout_disagreement": round_.scores.incumbent.dropout_disagreement}
+    same |= {"marginal": round_.scores.incumbent.marginal}
+    verdict = judged(round_, candidate=round_.scores.candidate.model_copy(update=same))
+    assert verdict.decision == "inconclusive"
+    assert "vote_disagreement among them" in verdict.reason
+
+
+def test_number_of_votes_is_a_setting(a_round: Any, model: Any) -> None:
+    round_ = a_round(model(**{**BETTER, "styled": 0.7, "seed": 2}))
+    assert judged(round_).decision == "accepted"
+    assert judged(round_, GateSettings(votes_with_source=4)).decision == "inconclusive"
+
+
+def test_broken_incumbent_is_no_yardstick_for_vanished_classes(a_round: Any, model: Any) -> None:
+    """The incumbent sees poles in all the sky; the candidate sees hardly any, and knows poles on source images."""
+    broken = model(hears={3: 4, 2: 4}, accuracy=0.6, styled=0.6, seed=2)
+    candidate = model(**{**BETTER, "hears": {4: 0}})
+    round_ = a_round(candidate, broken)
+    assert np.mean(round_.scores.incumbent.area, axis=0)[4] > 0.2
+    assert judged(round_).decision == "accepted"
+    assert not check(judged(a_round(replace(candidate, forgets=(4,)), broken)), "vanished_class").passed
+
+
+def test_class_that_the_reference_does_not_know_may_vanish(a_round: Any, model: Any) -> None:
+    round_ = a_round(model(**{**BETTER, "hears": {4: 0}}), images=0)
+    assert not check(judged(round_), "vanished_class").passed
+    reference = [0.39, 0.29, 0.21, 0.11, 0.0]
+    assert check(judged(round_, reference_marginal=reference), "vanished_class").passed
+
+
+def test_rare_class_seen_everywhere_is_measured_by_the_reference(a_round: Any, model: Any) -> None:
+    """Source-free: the incumbent gives 20 % to poles, the reference 3 %; the 0.4 % left are little, not nothing."""
+    round_ = a_round(model(**{**BETTER, "hears": {4: 0}}), model(hears={2: 4}, seed=2), images=0)
+    area = [[*row[:4], 0.004] for row in round_.scores.candidate.area]
+    verdict = judged(round_, candidate=round_.scores.candidate.model_copy(update={"area": area}))
+    assert check(verdict, "vanished_class").passed
+    assert not check(judged(round_), "vanished_class").passed
+
+
+def test_class_drop_in_one_image_is_chance(a_round: Any, model: Any) -> None:
+    """The pole of one image among sixteen is lost: a large drop of the sum, but not a significant one."""
+    round_ = a_round(model(**BETTER), images=16)
+    scores = round_.scores.model_copy(deep=True)
+    for counts in (scores.released.source, scores.candidate.source):
+        for image in range(16):
+            counts.tp[image][4], counts.fn[image][4], counts.fp[image][4] = (2 if image in (1, 2, 3) else 0), 0, 0
+    scores.released.source.tp[0][4] = 50
+    scores.candidate.source.fn[0][4] = 50
+    verdict = decide(round_.spec, scores, SETTINGS, NAMES, at=5.0)
+    assert check(verdict, "source_class_iou").value > SETTINGS.source_class_drop
+    assert check(verdict, "source_class_iou").passed
+
+
+def _nan_area(scores: RoundScores) -> None:
+    scores.candidate.area[0][0] = float("nan")
+
+
+def _short_list(scores: RoundScores) -> None:
+    scores.candidate.dropout_disagreement.pop()
+
+
+def _ragged_counts(scores: RoundScores) -> None:
+    scores.candidate.styled.tp[0].pop()
+
+
+def _other_images(scores: RoundScores) -> None:
+    for kind in (scores.released.source.tp, scores.released.source.fp, scores.released.source.fn):
+        kind.pop()
+
+
+@pytest.mark.parametrize("damage", [_nan_area, _short_list, _ragged_counts, _other_images])
+def test_scores_that_do_not_belong_together(a_round: Any, model: Any, damage: Any) -> None:
+    round_ = a_round(model(**BETTER))
+    scores = round_.scores.model_copy(deep=True)
+    damage(scores)
+    verdict = decide(round_.spec, scores, SETTINGS, NAMES, at=5.0)
+    assert verdict.decision == "inconclusive"
+    assert "run the round again" in verdict.reason
+
+
+def test_configured_source_that_was_not_scored_is_not_overlooked(a_round: Any, model: Any) -> None:
+    round_ = a_round(model(**BETTER), images=0)
+    spec = round_.spec.model_copy(update={"settings": {"source": {"images": "x"}}})
+    verdict = decide(spec, round_.scores, SETTINGS, NAMES, at=5.0)
+    assert verdict.decision == "inconclusive"
+    assert "labelled source" in verdict.reason
+
+
+def test_incumbent_that_is_not_finite(a_round: Any, model: Any) -> None:
+    round_ = a_round(model(**BETTER))
+    verdict = judged(round_, incumbent=round_.scores.incumbent.model_copy(update={"finite": False}))
+    assert verdict.decision == "inconclusive"
+    assert "roll back" in verdict.reason
+
+
+def test_candidates_of_equal_quality_are_rarely_accepted(a_round: Any, model: Any) -> None:
+    """A false accept of a candidate that is no better, by the noise of eight frames alone."""
+    settings = GateSettings(bootstrap=200)
+    verdicts = [
+        judged(a_round(model(seed=100 + n), frames=8, images=16, number=n), settings).decision for n in range(60)
+    ]
+    assert verdicts.count("accepted") <= 2
+
+
+def test_same_scores_same_verdict(a_round: Any, model: Any) -> None:
+    round_ = a_round(model(**BETTER))
+    assert judged(round_) == judged(round_)
+    assert judged(round_).at == 5.0
+
+
+def test_verdict_survives_its_file(a_round: Any, model: Any) -> None:
+    """Scores and verdict pass through JSON between processes: no number is lost, no NaN gets in."""
+    round_ = a_round(model(**BETTER))
+    scores = RoundScores.model_validate_json(round_.scores.model_dump_json())
+    verdict = decide(round_.spec, scores, SETTINGS, NAMES, at=5.0)
+    assert verdict == judged(round_)
+    assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
+
+
+def test_joint_nuclear_norm_follows_from_gram_matrices() -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.dirichlet(np.ones(5) * 0.3, size=50) for _ in range(4)]
+    grams = [(rows.T @ rows).tolist() for rows in images]
+    drawn = [0, 2, 2, 3]
+    weights = np.bincount(drawn, minlength=4) / 4
+    joint = np.concatenate([images[n] for n in drawn])
+    expected = np.linalg.norm(joint, "nuc") / np.sqrt(len(joint) * 5)
+    assert diversity(grams)(weights[None])[0] == pytest.approx(expected, rel=1e-9)
+
+
+def test_nuclear_norm_lies_between_collapse_and_certainty() -> None:
+    sure = np.eye(5) * 10
+    collapsed = np.zeros((5, 5))
+    collapsed[0, 0] = 50
+    everything = np.ones((1, 1))
+    assert diversity([sure.tolist()])(everything)[0] == pytest.approx(1.0)
+    assert diversity([collapsed.tolist()])(everything)[0] == pytest.approx(1 / np.sqrt(5))
+
+
+@pytest.mark.parametrize(
+    ("disagreement", "marginal", "reference", "expected"),
+    [
+        (0.19, [0.5, 0.3, 0.2], [0.5, 0.3, 0.2], 0.2),
+        (0.09, [0.5, 0.5, 0.0], [1 / 3] * 3, 0.1 / (np.log(2) / np.log(3)) ** 3),
+        (0.09, [0.5, 0.5, 0.0], [], 0.1 / (np.log(2) / np.log(3)) ** 3),
+        (0.09, [0.5, 0.5, 0.0], [1.0, 0.0, 0.0], 0.1 / (np.log(2) / np.log(3)) ** 3),
+        (0.09, [1 / 3] * 3, [0.8, 0.1, 0.1], 0.1),
+        (0.0, [1.0, 0.0, 0.0], [0.5, 0.3, 0.2], 2 / 3),
+    ],
+    ids=["same mix", "fewer classes", "no reference", "empty reference", "evener than the reference", "one class"],
+)
+def test_estimated_error(disagreement: float, marginal: list[float], reference: list[float], expected: float) -> None:
+    estimate = estimated_error([disagreement], [marginal], reference)(np.ones((1, 1)))
+    assert estimate[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_bootstrap_bounds_hold_the_truth_as_often_as_they_say() -> None:
+    """One-sided 90 % lower bounds of a mean of 16: the truth (0) lies above about 90 of 100 of them."""
+    rng = np.random.default_rng(0)
+    below = 0
+    for seed in range(200):
+        sample = rng.normal(0.0, 1.0, 16)
+        bound = paired_bootstrap(lambda weights, s=sample: weights @ s, 16, confidence=0.9, resamples=300, seed=seed)
+        assert bound.lower <= bound.value <= bound.upper
+        below += bound.lower <= 0.0
+    assert 165 <= below <= 192
+
+
+def test_gate_and_promotion_import_no_torch() -> None:
+    code = "import sys, daemon.gate, daemon.promotion; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,291 @@
+"""`judge`, `release` and `roll_back` on a real registry and real round folders."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from configs.settings import Settings
+from daemon import promotion
+from daemon.promotion import judge, release, roll_back
+from storage.errors import CorruptCheckpoint, StorageError, UnknownVersion
+from storage.manifest import Manifest
+from storage.registry import CheckpointRegistry
+from storage.round_records import Verdict
+from storage.rounds import RoundFolder, RoundStore
+
+NAMES = ("road", "building", "tree", "sky", "pole")
+BETTER: dict[str, Any] = {"accuracy": 0.8, "confidence": 0.7, "styled": 0.78, "seed": 3}
+TENSORS = {"encoder.w": np.ones((2, 3), np.float32), "decoder.w": np.zeros(4, np.float32)}
+
+
+@dataclass
+class State:
+    """Two released versions, the second of which serves, and room for rounds."""
+
+    root: Path
+    settings: Settings
+    registry: CheckpointRegistry
+    rounds: RoundStore
+
+    @property
+    def serving(self) -> int:
+        ref = self.registry.ref("serving")
+        assert ref is not None
+        return ref.version
+
+    def events(self) -> list[tuple[str, int | None, int | None]]:
+        return [(item.event, item.version, item.round) for item in self.registry.history()]
+
+    def weights(self, value: float = 0.0, **tensors: np.ndarray) -> Path:
+        path = self.root / "weights.safetensors"
+        save_file({**TENSORS, "decoder.w": np.full(4, value, np.float32), **tensors}, path)
+        return path
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    classes = [{"name": name, "color": (n, n, n)} for n, name in enumerate(NAMES)]
+    settings = Settings.model_validate(
+        {"state": tmp_path / "state", "classes": classes, "watch": {"folder": tmp_path / "drop"}}
+    )
+    state = State(tmp_path, settings, CheckpointRegistry(tmp_path / "checkpoints"), RoundStore(tmp_path / "rounds"))
+    manifest = Manifest(
+        origin="pretrain",
+        created=1.0,
+        network={"name": "daformer", "encoder": "mit_tiny"},
+        classes=tuple(classes),
+        input_height=48,
+        input_width=64,
+    )
+    for number in (1, 2):
+        state.registry.add(state.weights(number), manifest, by="pretrain")
+        state.registry.promote(number, by="pretrain", reason="first")
+    return state
+
+
+@pytest.fixture
+def finished(state: State, a_round: Any, model: Any) -> Callable[..., RoundFolder]:
+    """The folder of a finished round on version 2."""
+
+    def make(number: int = 1, weights: Path | None = None, **candidate: Any) -> RoundFolder:
+        made = a_round(model(**(candidate or BETTER)), number=number)
+        spec = made.spec.model_copy(update={"incumbent": 2, "released": 2})
+        folder = state.rounds.create(spec)
+        shutil.copy(weights or state.weights(7.0), folder.candidate)
+        folder.write_scores(made.scores)
+        return folder
+
+    return make
+
+
+def test_accepted_candidate_becomes_a_version_and_serves(state: State, finished: Callable[..., RoundFolder]) -> None:
+    folder = finished()
+    verdict = judge(state.registry, folder, state.settings)
+    assert (verdict.decision, verdict.version) == ("accepted", 3)
+    assert folder.verdict() == verdict
+    assert state.serving == 3
+    assert state.registry.ref("previous").version == 2
+    assert state.registry.ref("serving").by == "gate"
+    assert state.events()[-2:] == [("added", 3, 1), ("promoted", 3, 1)]
+    state.registry.verify(3)
+    assert state.registry.weights_path(3).read_bytes() == folder.candidate.read_bytes()
+
+
+def test_manifest_of_the_new_version_explains_it(state: State, finished: Callable[..., RoundFolder]) -> None:
+    judge(state.registry, finished(), state.settings)
+    manifest, parent = state.registry.manifest(3), state.registry.manifest(2)
+    assert (manifest.parent, manifest.origin, manifest.round, manifest.seed) == (2, "round", 1, 4)
+    assert (manifest.network, manifest.classes) == (parent.network, parent.classes)
+    assert (manifest.input_height, manifest.input_width) == (48, 64)
+    assert manifest.frames == 48 + 12
+    assert Verdict.model_validate(manifest.verdict).decision == "accepted"
+    assert manifest.scores.keys() == {"source_miou", "styled_source_miou", "flip_consistency", "agreement"}
+    assert all(0.0 < value <= 1.0 for value in manifest.scores.values())
+    assert {"mfmd", "python", "torch"} <= manifest.libraries.keys()
+    assert len(manifest.config_hash) == 64
+
+
+@pytest.mark.parametrize(
+    ("candidate", "decision"), [({"seed": 2}, "inconclusive"), ({"source": 0.5}, "rejected")], ids=["copy", "forgot"]
+)
+def test_other_verdicts_keep_the_incumbent(
+    state: State, finished: Callable[..., RoundFolder], candidate: dict[str, Any], decision: str
+) -> None:
+    folder = finished(**candidate)
+    verdict = judge(state.registry, folder, state.settings)
+    assert verdict.decision == decision
+    assert folder.verdict() == verdict
+    assert state.serving == 2
+    assert state.registry.versions() == [1, 2]
+    event = state.registry.history()[-1]
+    assert (event.event, event.version, event.previous, event.round) == (decision, None, 2, 1)
+    assert event.reason == verdict.reason
+
+
+def test_rollback_during_the_round_stands(state: State, finished: Callable[..., RoundFolder]) -> None:
+    folder = finished()
+    roll_back(state.registry, to=None, by="operator", reason="poles vanish")
+    verdict = judge(state.registry, folder, state.settings)
+    assert verdict.decision == "inconclusive"
+    assert "serving changed during the round: version 1 serves" in verdict.reason
+    assert state.serving == 1
+    assert state.registry.versions() == [1, 2]
+    assert state.events()[-1] == ("inconclusive", None, 1)
+
+
+def test_rollback_in_the_last_moment_stands(
+    state: State, finished: Callable[..., RoundFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operator's rollback lands after the gate has decided and before the candidate is promoted."""
+    folder, decide = finished(), promotion.decide
+
+    def slow_decision(*args: Any, **more: Any) -> Verdict:
+        verdict = decide(*args, **more)
+        roll_back(state.registry, to=1, by="operator", reason="now")
+        return verdict
+
+    monkeypatch.setattr(promotion, "decide", slow_decision)
+    verdict = judge(state.registry, folder, state.settings)
+    assert verdict.decision == "inconclusive"
+    assert verdict.reason.startswith("serving changed")
+    assert folder.verdict() == verdict
+    assert state.serving == 1
+    assert state.events()[-1] == ("inconclusive", 3, 1)
+
+
+def test_candidate_file_with_other_tensors_is_rejected(state: State, finished: Callable[..., RoundFolder]) -> None:
+    weights = state.weights(7.0, **{"rebuilder.w": np.ones(3, np.float32), "encoder.w": np.ones((3, 2), np.float32)})
+    verdict = judge(state.registry, finished(weights=weights), state.settings)
+    assert verdict.decision == "rejected"
+    assert "encoder.w, rebuilder.w" in verdict.reason
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "empty"])
+def test_candidate_file_that_cannot_be_read_is_rejected(
+    state: State, finished: Callable[..., RoundFolder], damage: str
+) -> None:
+    folder = finished()
+    if damage == "gone":
+        folder.candidate.unlink()
+    else:
+        data = folder.candidate.read_bytes()
+        folder.candidate.write_bytes(data[: len(data) // 2] if damage == "cut" else b"")
+    verdict = judge(state.registry, folder, state.settings)
+    assert verdict.decision == "rejected"
+    assert "candidate.safetensors cannot be read" in verdict.reason
+    assert state.serving == 2
+
+
+def test_round_without_scores(state: State, finished: Callable[..., RoundFolder]) -> None:
+    folder = finished()
+    (folder.path / "scores.json").unlink()
+    with pytest.raises(StorageError, match=r"round 1 left no scores\.json"):
+        judge(state.registry, folder, state.settings)
+    assert state.serving == 2
+
+
+@pytest.mark.parametrize("candidate", [BETTER, {"seed": 2}], ids=["accepted", "inconclusive"])
+def test_judging_again_changes_nothing(
+    state: State, finished: Callable[..., RoundFolder], candidate: dict[str, Any]
+) -> None:
+    folder = finished(**candidate)
+    first = judge(state.registry, folder, state.settings)
+    events = state.events()
+    assert judge(state.registry, folder, state.settings) == first
+    assert state.events() == events
+
+
+@pytest.mark.parametrize("done", ["verdict", "added", "promoted"])
+def test_promotion_cut_by_a_crash_is_finished(
+    state: State, finished: Callable[..., RoundFolder], done: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon dies after the verdict is written, after the version is added, or after the ref has moved."""
+    folder = finished()
+
+    def dies(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    real_promote = state.registry.promote
+    if done == "verdict":
+        monkeypatch.setattr(state.registry, "add", dies)
+    elif done == "added":
+        monkeypatch.setattr(state.registry, "promote", dies)
+    else:
+        monkeypatch.setattr(state.registry, "promote", lambda *args, **more: (real_promote(*args, **more), dies()))
+    with pytest.raises(KeyboardInterrupt):
+        judge(state.registry, folder, state.settings)
+    monkeypatch.undo()
+    verdict = judge(state.registry, folder, state.settings)
+    assert (verdict.decision, verdict.version) == ("accepted", 3)
+    assert state.registry.versions() == [1, 2, 3]
+    assert state.serving == 3
+    assert [event for event, _, number in state.events() if number == 1] == ["added", "promoted"]
+
+
+def test_rollback_before_a_cut_promotion_is_finished_stands(
+    state: State, finished: Callable[..., RoundFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon died after the ref moved and before the verdict said so; the operator rolled back; then it started."""
+    folder, promote = finished(), state.registry.promote
+
+    def dies_after(*args: Any, **more: Any) -> None:
+        promote(*args, **more)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(state.registry, "promote", dies_after)
+    with pytest.raises(KeyboardInterrupt):
+        judge(state.registry, folder, state.settings)
+    monkeypatch.undo()
+    roll_back(state.registry, to=None, by="operator", reason="poles vanish")
+    assert judge(state.registry, folder, state.settings).version == 3
+    assert state.serving == 2
+
+
+def test_damaged_incumbent_is_said(state: State, finished: Callable[..., RoundFolder]) -> None:
+    folder = finished()
+    state.registry.weights_path(2).write_bytes(b"nothing")
+    with pytest.raises(CorruptCheckpoint, match="roll back"):
+        judge(state.registry, folder, state.settings)
+    assert state.serving == 2
+
+
+def test_old_versions_are_pruned_after_a_verdict(state: State, finished: Callable[..., RoundFolder]) -> None:
+    settings = state.settings.model_copy(
+        update={"registry": state.settings.registry.model_copy(update={"keep_versions": 1})}
+    )
+    for value in (3.0, 4.0, 5.0):
+        state.registry.add(state.weights(value), state.registry.manifest(1), by="import")
+    judge(state.registry, finished(seed=2), settings)
+    assert state.registry.versions() == [1, 2, 5]
+
+
+def test_release_serves_only_the_first(state: State, tmp_path: Path) -> None:
+    registry = CheckpointRegistry(tmp_path / "fresh")
+    for value in (1.0, 2.0):
+        registry.add(state.weights(value), state.registry.manifest(1), by="pretrain")
+    ref = release(registry, 1, "pretrain", "trained on source images")
+    assert ref is not None
+    assert (ref.version, ref.by) == (1, "pretrain")
+    assert release(registry, 2, "import", "later") is None
+    assert registry.ref("serving").version == 1
+
+
+def test_release_of_an_unknown_version(tmp_path: Path) -> None:
+    with pytest.raises(UnknownVersion):
+        release(CheckpointRegistry(tmp_path / "fresh"), 1, "pretrain", "x")
+
+
+def test_roll_back_after_a_promotion(state: State, finished: Callable[..., RoundFolder]) -> None:
+    judge(state.registry, finished(), state.settings)
+    ref = roll_back(state.registry, to=None, by="operator", reason="poles vanish")
+    assert (ref.version, ref.by, ref.reason) == (2, "operator", "poles vanish")
+    assert state.registry.rolled_back() == {3}
+    with pytest.raises(StorageError):
+        roll_back(state.registry, to=2, by="operator", reason="again")
+    assert state.serving == 2

@@ -1,0 +1,180 @@
+"""A real inference plane on a real registry with tiny networks, reached over real HTTP."""
+
+import functools
+import io
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import torch
+from PIL import Image
+
+from adapters.build import build_network
+from adapters.checkpoint import make_manifest, save_weights
+from adapters.network import SegmentationNetwork
+from configs.settings import Settings
+from daemon.serving.plane import InferencePlane
+from daemon.serving.server import make_server
+from storage.layout import StateLayout
+from storage.registry import CheckpointRegistry
+
+CLASSES = [{"name": f"class{index}", "color": [index * 40, 10, 200 - index * 30]} for index in range(5)]
+HEIGHT, WIDTH = 64, 96
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+    """Poll `condition`; fail, saying `what` did not happen, after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.005)
+
+
+@functools.cache
+def tiny_network(seed: int, *, name: str = "daformer", encoder: str = "mit_tiny") -> SegmentationNetwork:
+    """A tiny network with random weights, made once for each seed: do not change it."""
+    torch.manual_seed(seed)
+    settings = settings_for(Path("unused"), network={"name": name, "encoder": encoder, "channels": 16})
+    network = build_network(settings.network, len(CLASSES)).eval()
+    with torch.no_grad():  # the bias makes versions differ everywhere, not only in a few pixels
+        for parameter in network.parameters():
+            if parameter.shape == (len(CLASSES),):
+                parameter += torch.randn(len(CLASSES)) * 3
+    return network
+
+
+def settings_for(state: Path, **sections: object) -> Settings:
+    """Small frames, one CPU thread, a port of the system's choice."""
+    values: dict[str, object] = {
+        "state": state,
+        "classes": CLASSES,
+        "watch": {"folder": state / "drop"},
+        "buffer": {"height": HEIGHT, "width": WIDTH, "tile": 32},
+        "network": {"encoder": "mit_tiny", "channels": 16},
+        **sections,
+    }
+    serving = {"port": 0, "device": "cpu", "threads": 1, "follow_seconds": 0.01}
+    values["serving"] = serving | dict(sections.get("serving", {}))  # type: ignore[call-overload]
+    return Settings.model_validate(values)
+
+
+class World:
+    """A state directory with a registry, and a way to add versions to it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.layout = StateLayout(root / "state")
+        self.registry = CheckpointRegistry(self.layout.checkpoints)
+        self.networks: dict[int, SegmentationNetwork] = {}
+
+    def settings(self, **serving: object) -> Settings:
+        """The settings of this state directory."""
+        return settings_for(self.layout.root, serving=serving)
+
+    def add(self, seed: int, *, promote: bool = True, **architecture: str) -> int:
+        """A new version from `tiny_network(seed)`."""
+        return self.add_network(tiny_network(seed, **architecture), promote=promote, **architecture)
+
+    def add_network(self, network: SegmentationNetwork, *, promote: bool = True, **architecture: str) -> int:
+        """A new version with these weights."""
+        path = self.root / "candidate.safetensors"
+        save_weights(network, path)
+        settings = settings_for(self.layout.root, network={"encoder": "mit_tiny", "channels": 16, **architecture})
+        version = self.registry.add(path, make_manifest(settings, origin="pretrain"), by="test").version
+        self.networks[version] = network
+        if promote:
+            self.registry.promote(version, by="test", reason="test")
+        return version
+
+    def corrupt(self, version: int) -> None:
+        """Flip one byte of a version's weights, as a bad disk would."""
+        path = self.registry.weights_path(version)
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 0xFF
+        path.write_bytes(data)
+
+
+class Served:
+    """A running plane and an HTTP client to it."""
+
+    def __init__(self, plane: InferencePlane, client: httpx.Client) -> None:
+        self.plane = plane
+        self.client = client
+
+    def segment(self, content: bytes, **params: str) -> httpx.Response:
+        """POST an image."""
+        return self.client.post("/v1/segment", content=content, params=params)
+
+    def wait_for(self, version: int) -> None:
+        """Wait until `version` serves."""
+        wait_until(lambda: self.client.get("/v1/serving").json()["version"] == version, f"version {version} serves")
+
+    def wait_for_failure(self, version: int) -> dict[str, object]:
+        """Wait until the failure to serve `version` is reported."""
+
+        def failed() -> bool:
+            failure = self.client.get("/v1/serving").json()["last_failure"]
+            return failure is not None and failure["version"] == version
+
+        wait_until(failed, f"version {version} fails")
+        return dict(self.client.get("/v1/serving").json()["last_failure"])
+
+    def assert_idle(self) -> None:
+        """No request kept its lease on the live version."""
+        live = self.plane.slots.live
+        assert live is not None
+        wait_until(lambda: live.holds == 0, "all leases end")
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A sample's value, as /metrics shows it."""
+        text = self.client.get("/metrics").text
+        label_text = ",".join(f'{key}="{value}"' for key, value in labels.items())
+        wanted = f"{name}{{{label_text}}}" if labels else name
+        for line in text.splitlines():
+            if line.startswith(wanted + " "):
+                return float(line.rsplit(" ", 1)[1])
+        raise AssertionError(f"no sample {wanted} in:\n{text}")
+
+
+@contextmanager
+def running(settings: Settings, prepare: Callable[[InferencePlane], None] = lambda plane: None) -> Iterator[Served]:
+    """The plane of `settings` behind uvicorn in a thread; `prepare` sees it before it starts."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    plane = InferencePlane(settings)
+    prepare(plane)
+    server = make_server(plane, listener)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    try:
+        wait_until(lambda: server.started, "the server starts")
+        with httpx.Client(base_url=address, timeout=30.0) as client:
+            yield Served(plane, client)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listener.close()
+        assert not thread.is_alive(), "the server did not stop"
+
+
+def image_bytes(height: int = HEIGHT, width: int = WIDTH, seed: int = 0, kind: str = "PNG") -> bytes:
+    """A coarse random picture."""
+    stream = io.BytesIO()
+    Image.fromarray(picture(height, width, seed)).save(stream, kind)
+    return stream.getvalue()
+
+
+def picture(height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> np.ndarray:
+    """Pixels [height, width, 3] of large random blocks."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(blocks).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def mask_of(response: httpx.Response) -> np.ndarray:
+    """The PNG of an answer as an array."""
+    return np.asarray(Image.open(io.BytesIO(response.content)))

@@ -1,0 +1,109 @@
+"""`mfmd serve` as a process: address file, start without a version, SIGTERM with requests in flight, exit status."""
+
+import http.client
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs.settings import Settings
+from daemon.errors import AddressInUse
+from daemon.serving.server import serve
+from tests.daemon.serving.serving_world import CLASSES, World, image_bytes, wait_until
+
+
+def config_file(world: World) -> Path:
+    path = world.root / "mfmd.yaml"
+    serving = {"port": 0, "device": "cpu", "threads": 1, "follow_seconds": 0.05}
+    content = {"state": "state", "classes": CLASSES, "watch": {"folder": "drop"}, "serving": serving}
+    path.write_text(json.dumps(content))  # JSON is YAML
+    return path
+
+
+@contextmanager
+def process(world: World) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+    """`mfmd serve` and a client to the address that it wrote."""
+    command = [sys.executable, "-m", "daemon.cli", "serve", "--config", str(config_file(world))]
+    log = world.root / "log"
+    with log.open("wb") as stderr, subprocess.Popen(command, stderr=stderr) as child:
+        try:
+            wait_until(
+                lambda: world.layout.run_file("serve").exists() or child.poll() is not None, "serve.json is written", 60
+            )
+            assert child.poll() is None, log.read_text()
+            run = json.loads(world.layout.run_file("serve").read_text())
+            assert run["pid"] == child.pid and run["host"] == "127.0.0.1" and run["port"] > 0 and run["started"] > 0
+            with httpx.Client(base_url=f"http://127.0.0.1:{run['port']}", timeout=30) as client:
+                yield child, client
+        finally:
+            if child.poll() is None:
+                child.kill()
+
+
+def refused(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_serve_from_nothing_to_a_clean_stop(world: World) -> None:
+    with process(world) as (child, client):
+        assert client.get("/healthz").status_code == 200
+        assert client.post("/v1/segment", content=image_bytes()).status_code == 503
+        version = world.add(1)
+        wait_until(lambda: client.get("/readyz").status_code == 200, "the first version is loaded")
+        address, body = (client.base_url.host, client.base_url.port or 0), image_bytes(150, 200)
+        with socket.create_connection(address, timeout=30) as wire:
+            head = (
+                f"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n"
+            )
+            wire.sendall(head.encode())
+            assert wire.recv(4096).startswith(b"HTTP/1.1 100"), "the request is in progress"
+            child.send_signal(signal.SIGTERM)
+            wait_until(lambda: refused(address), "no new connections are taken")
+            wire.sendall(body)
+            answer = http.client.HTTPResponse(wire)
+            answer.begin()
+            assert answer.status == 200 and answer.headers["X-Checkpoint-Version"] == str(version)
+            assert np.asarray(Image.open(io.BytesIO(answer.read()))).shape == (150, 200)
+        assert child.wait(30) == 0, (world.root / "log").read_text()
+    assert not world.layout.run_file("serve").exists()
+    events = [json.loads(line)["event"] for line in (world.root / "log").read_text().splitlines()]
+    assert {"serving_listens", "version_serves", "serving_stopped"} <= set(events)
+
+
+def test_an_address_in_use_is_one_clear_error(world: World) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        settings: Settings = world.settings(port=port)
+        with pytest.raises(AddressInUse, match=rf"serving\.port {port}"):
+            serve(settings)
+    with pytest.raises(AddressInUse, match="no-such-host"):
+        serve(world.settings(host="no-such-host.invalid"))
+    assert not world.layout.run_file("serve").exists()
+
+
+def test_another_servers_address_file_is_left_alone(world: World) -> None:
+    from daemon.serving.server import RunRecord, _remove_record
+
+    path = world.layout.run_file("serve")
+    path.parent.mkdir(parents=True)
+    path.write_text(RunRecord(pid=os.getpid() + 1, host="h", port=1, started=0.0).model_dump_json())
+    _remove_record(world.settings())
+    assert path.exists()
+    path.write_text(RunRecord(pid=os.getpid(), host="h", port=1, started=0.0).model_dump_json())
+    _remove_record(world.settings())
+    assert not path.exists()

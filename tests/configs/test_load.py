@@ -1,0 +1,136 @@
+"""Configuration files: the least that works, environment, paths, and one clear line for each mistake."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from configs.errors import ConfigError
+from configs.load import load_settings
+from configs.settings import Settings
+
+MINIMAL = """\
+classes: cityscapes
+watch: {folder: drop}
+source: {images: source/images, labels: source/labels}
+"""
+
+
+def _write(folder: Path, text: str) -> Path:
+    path = folder / "mfmd.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_working_configuration_needs_at_most_ten_lines(tmp_path: Path) -> None:
+    settings = load_settings(_write(tmp_path, MINIMAL))
+    assert len(MINIMAL.splitlines()) <= 10
+    assert settings.state == tmp_path / "state"
+    assert settings.watch.folder == tmp_path / "drop"
+    assert settings.source is not None and settings.source.labels == tmp_path / "source/labels"
+    assert len(settings.classes) == 19
+
+
+def test_absolute_paths_stay(tmp_path: Path) -> None:
+    assert load_settings(_write(tmp_path, "classes: demo\nwatch: {folder: /data/drop}")).watch.folder == Path(
+        "/data/drop"
+    )
+
+
+def test_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MFMD_WATCH__FOLDER", "/elsewhere")
+    monkeypatch.setenv("MFMD_ROUND__OPTIM__LEARNING_RATE", "0.5")
+    monkeypatch.setenv("MFMD_CONTROL__TOKEN", "secret")
+    settings = load_settings(_write(tmp_path, MINIMAL))
+    assert settings.watch.folder == Path("/elsewhere")
+    assert settings.round.optim.learning_rate == 0.5
+    assert settings.round.optim.head_multiplier == Settings.model_fields["round"].default.optim.head_multiplier
+    assert settings.control.token is not None and settings.control.token.get_secret_value() == "secret"
+    assert "secret" not in settings.model_dump_json()
+
+
+def test_classes_may_be_given_in_full(tmp_path: Path) -> None:
+    text = "classes: [{name: sky, color: [1, 2, 3]}, {name: road, color: [4, 5, 6]}]\nwatch: {folder: drop}"
+    assert [item.name for item in load_settings(_write(tmp_path, text)).classes] == ["sky", "road"]
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "says"),
+    [
+        ("watch: {folder: drop}", "classes", "required"),
+        ("classes: demo", "watch", "required"),
+        ("classes: demo\nwatch: {}", "watch.folder", "required"),
+        ("classes: demo\nwatch: {folder: drop, stabilty_seconds: 3}", "watch.stabilty_seconds", "'stability_seconds'"),
+        ("classes: demo\nwatch: {folder: drop}\nrouns: {}", "rouns", "'round'"),
+        ("classes: demo\nwatch: {folder: drop}\nround: {steps: 0}", "round.steps", "greater than or equal to 1"),
+        ("classes: demo\nwatch: {folder: drop}\nround: {steps: many}", "round.steps", "many"),
+        ("classes: demo\nwatch: {folder: drop}\nround: {optim: {lr: 1}}", "round.optim.lr", "unknown key"),
+        ("classes: demo\nwatch: {folder: drop}\nnetwork: {encoder: mit_b9}", "network.encoder", "mit_b0"),
+        ("classes: kitti\nwatch: {folder: drop}", "classes", "cityscapes"),
+        ("classes: [{name: sky, color: [1, 2, 3]}]\nwatch: {folder: drop}", "classes", "at least 2"),
+        (
+            "classes: demo\nwatch: {folder: drop}\nsource: {images: a, labels: b, validation_images: c}",
+            "source",
+            "both",
+        ),
+        ("classes: [a", "not valid YAML", ""),
+        ("just text", "expected `key: value` lines", ""),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_file_and_field(tmp_path: Path, text: str, field: str, says: str) -> None:
+    path = _write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{path}: ") and field in message and says in message
+
+
+def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=re.escape(str(tmp_path / "none.yaml"))):
+        load_settings(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_settings(tmp_path)
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00classes")
+    with pytest.raises(ConfigError, match=r"binary\.yaml"):
+        load_settings(binary)
+
+
+def test_unknown_environment_variable_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MFMD_WACH__FOLDER", "/x")
+    with pytest.raises(ConfigError, match=r"MFMD_WACH__FOLDER.*MFMD_WATCH"):
+        load_settings(_write(tmp_path, MINIMAL))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("MFMD_WATCH__FODLER", "x", "watch.fodler: unknown key; did you mean 'folder'?"),
+        ("MFMD_WATCH", "x", "watch: Input should be"),
+        ("MFMD_WATCH__IGNORE", "x", "watch.ignore: Input should be"),
+        ("MFMD_ROUND__STEPS", "many", "round.steps: Input should be a valid integer"),
+        ("MFMD_CLASSES", "kitti", "classes: no class list 'kitti'"),
+    ],
+)
+def test_a_mistake_in_the_environment_names_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError) as caught:
+        load_settings(_write(tmp_path, MINIMAL))
+    assert str(caught.value).startswith(f"environment: {variable}: {says}")
+
+
+def test_environment_takes_names_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MFMD_CLASSES", "camvid")
+    monkeypatch.setenv("MFMD_WATCH__IGNORE", '["*.bad"]')
+    settings = load_settings(_write(tmp_path, MINIMAL))
+    assert len(settings.classes) == 11
+    assert settings.watch.ignore == ("*.bad",)
+
+
+def test_yaml_reads_a_bare_no_as_false(tmp_path: Path) -> None:
+    """`mixed_precision: no` must mean what it says, although YAML 1.1 calls it a boolean."""
+    settings = load_settings(_write(tmp_path, MINIMAL + "round: {mixed_precision: no}\n"))
+    assert settings.round.mixed_precision == "no"

@@ -1,0 +1,71 @@
+"""Every preset loads, fits together, and says what the papers say."""
+
+from pathlib import Path
+
+import pytest
+
+from configs.load import load_settings
+from configs.settings import Settings
+
+FOLDER = Path(__file__).parents[2] / "configs"
+PRESETS = sorted(FOLDER.glob("*.yaml"))
+PAPER_PRESETS = ("gta2cityscapes_dacs_deeplabv2", "gta2cityscapes_daformer")
+
+
+def _load(name: str) -> Settings:
+    return load_settings(FOLDER / f"{name}.yaml")
+
+
+def test_the_presets_of_the_issue_are_there() -> None:
+    assert {path.stem for path in PRESETS} >= {"demo", "camvid_day2dusk", *PAPER_PRESETS}
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_preset_is_consistent(path: Path) -> None:
+    settings = load_settings(path)
+    buffer, mfm = settings.buffer, settings.mfm
+    assert settings.source is not None
+    assert settings.watch.folder.parent == path.parent.resolve(), "paths are relative to the file"
+    assert mfm.dim % 4 == 0 and mfm.dim % mfm.heads == 0
+    assert settings.round.crop_height <= buffer.height and settings.round.crop_width <= buffer.width
+    assert settings.pretrain.crop_height <= buffer.height and settings.pretrain.crop_width <= buffer.width
+    assert settings.schedule.min_frames <= settings.schedule.new_frames <= buffer.capacity_frames
+    assert settings.network.name != "huggingface"
+    assert settings.network.encoder.startswith("mit") == (settings.network.name == "daformer")
+
+
+@pytest.mark.parametrize("name", PAPER_PRESETS)
+def test_paper_preset_has_the_constants_of_the_papers(name: str) -> None:
+    settings = _load(name)
+    assert (settings.mfm.mask_ratio, settings.mfm.grid, settings.mfm.dim) == (0.4, 16, 512)
+    assert (settings.mfm.blocks, settings.mfm.heads, settings.mfm.weight) == (2, 16, 1.0)
+    assert settings.mfm.learning_rate == 2e-4
+    assert (settings.round.crop_height, settings.round.crop_width, settings.round.batch_size) == (512, 512, 2)
+    assert (settings.round.steps, settings.round.optim.learning_rate) == (40_000, 6e-5)
+    assert (settings.round.optim.warmup_steps, settings.round.optim.power) == (1500, 1.0)
+    assert (settings.round.optim.head_multiplier, settings.round.optim.weight_decay) == (10.0, 0.01)
+    assert (settings.buffer.height, settings.buffer.width) == (512, 1024)
+    assert (settings.host.threshold, settings.host.jitter) == (0.968, 0.2)
+    assert (settings.host.jitter_probability, settings.host.blur_probability) == (0.8, 0.5)
+    assert settings.source is not None and settings.source.label_suffix == "_labelTrainIds"
+    assert len(settings.classes) == 19
+
+
+def test_each_paper_preset_has_its_own_network_and_teacher() -> None:
+    dacs, daformer = _load("gta2cityscapes_dacs_deeplabv2"), _load("gta2cityscapes_daformer")
+    assert (dacs.network.name, dacs.network.encoder, dacs.host.ema_decay) == ("deeplabv2", "resnet101", 0.99)
+    assert (daformer.network.name, daformer.network.encoder, daformer.host.ema_decay) == ("daformer", "mit_b5", 0.999)
+    assert dacs.network.output_stride == 8
+
+
+def test_camvid_preset_works_at_half_size() -> None:
+    settings = _load("camvid_day2dusk")
+    assert [item.name for item in settings.classes][:4] == ["sky", "building", "pole", "road"]
+    assert (settings.buffer.height, settings.buffer.width) == (180, 240)
+    assert settings.round.device == "auto"
+
+
+def test_demo_preset_takes_no_fixed_port() -> None:
+    settings = _load("demo")
+    assert settings.serving.port == settings.control.port == 0
+    assert 6 <= len(settings.classes) <= 8

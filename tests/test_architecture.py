@@ -1,0 +1,213 @@
+"""The rules of the house, held by the tests: direction of imports, no torch in the control plane, sizes, docstrings."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("configs", "storage", "adapters", "daemon")
+LARGEST_FILE = 400
+LARGEST_FUNCTION = 60
+HEAVY = ("torch", "transformers", "kornia", "accelerate", "torchmetrics", "torchvision")
+"""Packages that only `adapters` and the inference plane may import."""
+TENSOR_PLANE = ("daemon/serving/", "daemon/demo/")
+"""Parts of the daemon that run in a process of their own and may hold tensors."""
+DURABLE = "storage/durable.py"
+DURABLE_CALLS = {("os", "fsync"), ("os", "fdatasync"), ("os", "rename"), ("os", "replace"), ("shutil", "move")}
+LATE_IN_CLI = ("configs", "storage", "adapters", "daemon", "pydantic", "httpx", "yaml", "numpy")
+"""What a command file imports only inside functions: `mfmd --help` needs none of it, and settings alone cost 0.2 s."""
+CLI_HELPERS = {"control_client.py", "config_template.py", "settings_reference.py", "settings_page.py"}
+"""Files of the command line that the command files themselves import late."""
+
+SOURCES = {path.relative_to(ROOT).as_posix(): path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))}
+CONTROL_PLANE = [name for name in SOURCES if not name.startswith(("adapters/", *TENSOR_PLANE))]
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@cache
+def _tree(name: str) -> ast.Module:
+    return ast.parse(SOURCES[name].read_text(encoding="utf-8"), filename=name)
+
+
+def _functions(name: str) -> Iterator[Function]:
+    return (node for node in ast.walk(_tree(name)) if isinstance(node, Function))
+
+
+def _imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything imported anywhere in `tree`, inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            yield node.lineno, node.module
+
+
+def _imports_on_load(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """What importing the module imports: not what stands inside functions or under `if TYPE_CHECKING`."""
+    waiting: list[ast.AST] = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from _imports(node)
+        elif not isinstance(node, Function) and not (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        ):
+            waiting += ast.iter_child_nodes(node)
+
+
+def _is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def _public(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, Function | ast.ClassDef]]:
+    """Public functions, classes and their public methods."""
+    for node in body:
+        if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
+            yield prefix + node.name, node
+            if isinstance(node, ast.ClassDef):
+                yield from _public(node.body, f"{prefix}{node.name}.")
+
+
+def _run(code: str) -> None:
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=150)
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_every_room_is_looked_at() -> None:
+    assert {name.split("/")[0] for name in SOURCES} == set(ROOMS)
+
+
+def test_a_room_imports_only_rooms_to_its_left() -> None:
+    wrong = [
+        f"{name}:{line} imports {imported}"
+        for name in SOURCES
+        for line, imported in _imports(_tree(name))
+        if imported.split(".")[0] in ROOMS[ROOMS.index(name.split("/")[0]) + 1 :]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_imports_name_their_room() -> None:
+    """Relative imports would hide the direction."""
+    wrong = [
+        f"{name}:{node.lineno}"
+        for name in SOURCES
+        for node in ast.walk(_tree(name))
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_control_plane_never_names_a_tensor_library() -> None:
+    """The observer is a process of its own; its torch stands inside its one function."""
+    wrong = [
+        f"{name}:{line} imports {imported}"
+        for name in CONTROL_PLANE
+        for line, imported in (_imports_on_load if name == "daemon/observer.py" else _imports)(_tree(name))
+        if imported.split(".")[0] in HEAVY
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_importing_the_whole_control_plane_imports_no_torch() -> None:
+    modules = [
+        name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for name in CONTROL_PLANE
+        if not name.endswith("__main__.py")
+    ]
+    _run(
+        "import importlib, sys\n"
+        f"for name in {modules!r}:\n"
+        "    importlib.import_module(name)\n"
+        f"    found = [heavy for heavy in {HEAVY!r} if heavy in sys.modules]\n"
+        "    assert not found, f'{name} imports {found}'\n"
+    )
+
+
+def test_the_adapters_package_itself_imports_no_torch() -> None:
+    """Its errors are caught by the command line, which must not pay for tensors to do so."""
+    _run("import sys, adapters, adapters.errors\nassert 'torch' not in sys.modules")
+
+
+def test_command_files_import_late() -> None:
+    wrong = [
+        f"{name}:{line} imports {imported}"
+        for name, path in SOURCES.items()
+        if name.startswith("daemon/cli/") and path.name not in CLI_HELPERS
+        for line, imported in _imports_on_load(_tree(name))
+        if imported.split(".")[0] in LATE_IN_CLI and not imported.startswith("daemon.cli")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_loading_the_command_line_loads_little() -> None:
+    heavy = {*HEAVY, "pydantic", "zarr", "numpy", "httpx", "fastapi", "uvicorn", "structlog", "yaml"}
+    _run(f"import sys, daemon.cli.app\nheavy = {heavy!r} & set(sys.modules)\nassert not heavy, heavy")
+
+
+def test_durable_calls_stand_in_one_file() -> None:
+    wrong = [
+        f"{name}:{node.lineno} {node.func.value.id}.{node.func.attr}"
+        for name in SOURCES
+        if name != DURABLE
+        for node in ast.walk(_tree(name))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and (node.func.value.id, node.func.attr) in DURABLE_CALLS
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_pickle_is_loaded() -> None:
+    pickles = {"pickle", "dill", "joblib", "cloudpickle"}
+    wrong = [f"{name}:{line}" for name in SOURCES for line, imported in _imports(_tree(name)) if imported in pickles]
+    wrong += [
+        f"{name}:{node.lineno}"
+        for name in SOURCES
+        for node in ast.walk(_tree(name))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_files_are_small() -> None:
+    sizes = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in SOURCES.items()}
+    assert not {name: size for name, size in sizes.items() if size > LARGEST_FILE}
+
+
+def test_functions_are_small() -> None:
+    sizes = {
+        f"{name}:{node.lineno} {node.name}": (node.end_lineno or node.lineno) - node.lineno + 1
+        for name in SOURCES
+        for node in _functions(name)
+    }
+    assert not {name: size for name, size in sizes.items() if size > LARGEST_FUNCTION}
+
+
+def test_public_names_say_what_they_are() -> None:
+    silent = [
+        f"{name}:{node.lineno} {public}"
+        for name in SOURCES
+        for public, node in _public(_tree(name).body)
+        if not ast.get_docstring(node)
+    ]
+    silent += [name for name in SOURCES if not ast.get_docstring(_tree(name))]
+    assert not silent, "\n".join(silent)
+
+
+def test_functions_say_what_they_return() -> None:
+    silent = [
+        f"{name}:{node.lineno} {node.name}" for name in SOURCES for node in _functions(name) if node.returns is None
+    ]
+    assert not silent, "\n".join(silent)
+
+
+def test_nothing_is_left_unfinished() -> None:
+    marks = ("TO" + "DO", "FIX" + "ME", "XX" + "X", "NotImplemented" + "Error")
+    texts = {name: path.read_text(encoding="utf-8") for name, path in SOURCES.items()}
+    assert not {name: mark for name, text in texts.items() for mark in marks if mark in text}

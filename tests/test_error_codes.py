@@ -1,0 +1,51 @@
+"""docs/errors.md and the code name the same stable codes."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("configs", "storage", "adapters", "daemon")
+CODED = {"ApiError": 1, "_error": 1, "RefusedImage": 0}
+"""Which argument of a call carries a code (for RefusedImage: the reason, which the HTTP API answers as code)."""
+
+
+def _codes(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            for line in node.body:
+                if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "code":
+                    yield ast.literal_eval(line.value)
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "HTTP_CODES":
+            yield from ast.literal_eval(node.value).values()
+        if isinstance(node, ast.Call):
+            arguments = [item.value for item in node.args if isinstance(item, ast.Constant)]
+            name = ast.unparse(node.func)
+            if name in CODED and len(arguments) > CODED[name] and isinstance(arguments[CODED[name]], str):
+                yield arguments[CODED[name]]
+            if name == "super().__init__" and len(arguments) > 1 and isinstance(arguments[0], int):
+                yield str(arguments[1])
+
+
+def _codes_in_source() -> set[str]:
+    paths = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    found = {code for path in paths for code in _codes(ast.parse(path.read_text(encoding="utf-8")))}
+    return found | {"system", "unexpected", "http_error"}  # for errors that carry no code of their own
+
+
+def _codes_in_page() -> set[str]:
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| (`[^|]+) \|", page, flags=re.MULTILINE)
+    return {code for cell in cells for code in re.findall(r"`(\w+)`", cell)}
+
+
+def test_every_code_is_documented_and_every_documented_code_exists() -> None:
+    source, page = _codes_in_source(), _codes_in_page()
+    assert len(source) > 30
+    assert not source - page, f"not in docs/errors.md: {sorted(source - page)}"
+    assert not page - source, f"in docs/errors.md, but nowhere in the code: {sorted(page - source)}"
+
+
+def test_codes_are_stable_words() -> None:
+    assert all(re.fullmatch(r"[a-z]+(_[a-z0-9]+)*", code) for code in _codes_in_source())

@@ -1,0 +1,103 @@
+"""docs/metrics.md names exactly the metrics that both planes expose, with their types and labels."""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from configs.settings import Settings
+from daemon.activity import ChildActivity
+from daemon.metrics import Metrics
+from daemon.serving.metrics import ServingMetrics
+from daemon.state_metrics import StateCollector
+from storage.frames import FrameBuffer
+from storage.layout import StateLayout
+from storage.observations import Observation, Observations
+
+PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
+
+
+class Family(NamedTuple):
+    """One metric as Prometheus sees it."""
+
+    kind: str
+    labels: frozenset[str]
+
+
+def _families(registry: CollectorRegistry) -> dict[str, Family]:
+    """Families by exposed name: counters end in `_total`, infos in `_info`; the label `le` is Prometheus's own."""
+    found = {}
+    for metric in registry.collect():
+        if metric.name.startswith("mfmd_"):
+            name = metric.name + {"counter": "_total", "info": "_info"}.get(metric.type, "")
+            labels = frozenset(key for sample in metric.samples for key in sample.labels) - {"le"}
+            found[name] = Family(metric.type, labels)
+    return found
+
+
+def _documented(plane: str) -> dict[str, Family]:
+    """Families in the tables below the heading `## plane`."""
+    text = PAGE.read_text(encoding="utf-8").partition(f"\n## {plane}\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(mfmd_\w+)` \| (\w+) \|([^|]*)\| [^|]+ \|$", text, flags=re.MULTILINE)
+    return {name: Family(kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+
+
+@pytest.fixture
+def control_plane(tmp_path: Path) -> Iterator[CollectorRegistry]:
+    """What the daemon exposes, over a state directory in which every part has something to tell."""
+    settings = Settings.model_validate(
+        {"classes": "demo", "watch": {"folder": "drop"}, "buffer": {"height": 32, "width": 32, "tile": 32}},
+        context={"base": tmp_path},
+    )
+    layout = StateLayout(settings.state)
+    layout.create()
+    with Observations.open(layout.observations, writable=True) as observations:
+        observations.add([_observation(len(settings.classes))])
+    child = ChildActivity(name="serve", running=True, pid=1, since=0.0)
+    with closing(FrameBuffer.open(layout, settings.buffer, writable=True)) as buffer:
+        metrics = Metrics(settings)
+        metrics.registry.register(StateCollector(settings, buffer.catalog, lambda: [child]))
+        metrics.rounds.loss.labels(part="mfm").set(1.0)
+        metrics.rounds.failures.labels(gate="source_miou").inc()
+        yield metrics.registry
+
+
+def _observation(classes: int) -> Observation:
+    area = np.full(classes, 1 / classes, np.float32)
+    embedding = np.zeros(4, np.float32)
+    return Observation(
+        frame=1, version=1, released=1, at=time.time(), entropy=0.5, confidence=0.9, area=area, embedding=embedding
+    )
+
+
+def test_control_plane_metrics_are_documented(control_plane: CollectorRegistry) -> None:
+    _compare(_families(control_plane), _documented("Control plane"))
+
+
+def test_inference_plane_metrics_are_documented() -> None:
+    metrics = ServingMetrics()
+    metrics.serve(3, "0" * 64)
+    metrics.refused.labels(reason="truncated").inc()
+    _compare(_families(metrics.registry), _documented("Inference plane"))
+
+
+def test_units_stand_in_the_names(control_plane: CollectorRegistry) -> None:
+    names = {**_families(control_plane), **_families(ServingMetrics().registry)}
+    for name, family in names.items():
+        assert family.kind != "histogram" or name.endswith(("_seconds", "_bytes", "_size"))
+        assert not name.endswith(("_ms", "_percent", "_mb")), name
+
+
+def _compare(exposed: dict[str, Family], documented: dict[str, Family]) -> None:
+    assert not set(exposed) - set(documented), "exposed, but not in docs/metrics.md"
+    assert not set(documented) - set(exposed), "in docs/metrics.md, but not exposed"
+    kinds = {name: family.kind for name, family in exposed.items()}
+    assert {name: family.kind for name, family in documented.items()} == kinds
+    for name, family in exposed.items():
+        assert not family.labels - documented[name].labels, name

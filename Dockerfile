@@ -46,6 +46,7 @@ WORKDIR /state
 VOLUME ["/state", "/drop"]
 EXPOSE 8008 8009
 STOPSIGNAL SIGTERM
+# For a container that only runs `mfmd serve`, ask GET /healthz on its port instead (--health-cmd).
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=3 CMD ["mfmd", "status", "--check"]
 ENTRYPOINT ["mfmd"]
 CMD ["run"]

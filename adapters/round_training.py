@@ -1,10 +1,14 @@
 """The training part of a round: the step loop under Accelerate, its budgets, and the candidate it leaves."""
 
 import time
+from collections.abc import Iterator
 from enum import IntEnum
 
 import torch
+from torch import Tensor
 
+from adapters.augment import normalise_unit, to_unit
+from adapters.batch_norm import estimate_statistics
 from adapters.data import SourceCrops, TargetCrops, batches, crop_within
 from adapters.errors import TrainingFailed
 from adapters.hosts.dacs import Dacs, StepBatch
@@ -17,6 +21,8 @@ from adapters.round_progress import RoundProgress
 from adapters.stop import StopRequest
 from adapters.teacher import Teacher
 
+STATISTICS_BATCHES = 16
+"""Batches of each domain over which the candidate's BatchNorm statistics are estimated; 8 do about as well."""
 RANK_STRIDE = 7919
 """Distance between the seeds of two processes; a prime, so that rounds and processes do not meet."""
 
@@ -37,9 +43,9 @@ REASONS = {End.STEP_BUDGET: "step budget", End.TIME_BUDGET: "time budget", End.S
 class RoundTraining:
     """Student, teacher, Rebuilder and optimizer of one round, in one of its processes.
 
-    The candidate is the student at the end of the decay, as in the papers. Measured on CamVid day to dusk
-    (docs/decisions/0005): the teacher's weights are no better after a round, they lag behind; and a teacher in train
-    mode has running statistics of the target alone, which cost 9 points on the source.
+    The candidate is the teacher, with BatchNorm statistics estimated over as many source as target crops. Averaged
+    weights are steady whatever the learning rate, the student's are not; statistics of the target alone would cost
+    the source 9 points of mIoU. Measured in docs/decisions/0010-teacher-and-candidate.md.
     """
 
     def __init__(self, inputs: RoundInputs, progress: RoundProgress) -> None:
@@ -137,6 +143,15 @@ class RoundTraining:
         self._progress.add(result, images=settings.batch_size * (1 if batch.source is None else 2))
 
     def candidate(self) -> SegmentationNetwork:
-        """The student in eval mode, its running statistics averaged over the processes."""
-        average_buffers(self._accelerator, self._student)
-        return self._student.eval()
+        """The teacher in eval mode, with statistics of source and target, averaged over the processes."""
+        teacher = self._host.finished_teacher()
+        estimate_statistics(teacher, self._statistics_images())
+        average_buffers(self._accelerator, teacher)
+        return teacher.eval()
+
+    def _statistics_images(self) -> Iterator[Tensor]:
+        """Normalised crops, [B, 3, H, W], in turn from the target and the source."""
+        streams = [stream for stream in (self._target, self._source) if stream is not None]
+        for _ in range(STATISTICS_BATCHES):
+            for stream in streams:
+                yield normalise_unit(to_unit(next(stream).images.to(self._accelerator.device, non_blocking=True)))

@@ -1,12 +1,12 @@
 """CamVid, day to dusk, through the real daemon: does what the *server* answers get better, and does rollback undo it?
 
 Trains on labelled daylight frames, starts `mfmd run`, copies dusk frames into its drop folder a few at a time, lets
-rounds run, scores the served masks before and after (dusk labels are read by this script only, for scoring), rolls
-back with `mfmd rollback` and scores again: the masks must be those of before, bit for bit.
+rounds run, and scores the served masks before and after each (this script alone reads dusk labels). Then it rolls back
+with `mfmd rollback` and scores again: the masks must be those of before, bit for bit.
 
     python benchmarks/day2dusk.py --data ../shared/data/camvid
 
-Prints a markdown table (docs/benchmarks.md) and writes it, with a before/after picture, to `--out`.
+Prints a markdown table for docs/benchmarks.md; `--out` gets it too, with a before/after picture.
 """
 
 import argparse
@@ -25,39 +25,43 @@ import numpy as np
 import yaml
 from rich.console import Console
 
+from configs.class_list import ClassInfo
 from daemon.demo.display import Display
 from daemon.demo.driving import DriveFailed, DrivenDaemon
 from daemon.demo.picture import Row, read_rgb, side_by_side
 from daemon.demo.scoring import Pair, ServedScore, pair_up, read_label, score_served
-from daemon.demo.watching import RoundOver, follow_round
+from daemon.demo.watching import follow_round
 
 PRESET = Path(__file__).parent.parent / "configs" / "camvid_day2dusk.yaml"
+PARTS = 2
+"""The dusk stream arrives in this many parts; each starts a round. Further rounds are asked for."""
 FEW = 5
 """Dusk frames that arrive at once."""
-PAUSE_SECONDS = 1.0
+PAUSE_SECONDS = 0.5
 """Time between two arrivals (seconds)."""
 ROUND_SECONDS = 1200.0
 START_SECONDS = 120.0
 SHOWN = 4
-"""Rows of the picture: dusk frames at equal distances along the drive."""
+"""Rows of the picture: dusk frames at equal distances along the drive, fixed before anything is scored."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the table."""
+    """One line of the table: what happened, and what the server answers after it."""
 
     event: str
     dusk: ServedScore
     day: ServedScore
     seconds: float
+    """Time since the start (seconds)."""
 
 
 @dataclass(slots=True)
 class Benchmark:
     """One run in its own folder."""
 
-    data: Path
-    workspace: Path
+    dusk: list[Pair]
+    day: list[Pair]
     display: Display
     driven: DrivenDaemon
     started: float = field(default_factory=time.monotonic)
@@ -71,35 +75,177 @@ class Benchmark:
             self.driven.wait_until_serving(1, START_SECONDS)
             stage.show(1, 1, f"serves at {self.driven.url('serve')}")
         self.score("source only")
-        stream = self.dusk()
         for number in range(1, rounds + 1):
-            over = self.adapt(number, [pair.image for pair in part_of(stream, number - 1, rounds)])
-            self.score(f"round {number}: {over.sentence}")
+            self.adapt(number)
         self.roll_back()
-
-    def dusk(self) -> list[Pair]:
-        """Dusk frames along the drive."""
-        return pair_up(self.data / "dusk_stream" / "images", self.data / "dusk_stream" / "labels")
 
     def pretrain(self) -> None:
         """Train on day with the real `mfmd pretrain`, which also lets the version serve."""
         with self.display.stage("mfmd pretrain") as stage:
-            done = self.driven.run_command("pretrain", timeout=1800)
+            done = self.driven.run_command("pretrain", timeout=3600)
             if done.returncode != 0:
                 raise DriveFailed(f"mfmd pretrain ended with {done.returncode}: {done.stderr[-2000:]}")
-            stage.show(1, 1, done.stdout.splitlines()[0])
+            stage.show(1, 1, "version 1 serves")
 
-    def adapt(self, number: int, images: Sequence[Path]) -> RoundOver:
-        """Let a part of the stream arrive, a few frames at a time; a round follows by itself or is asked for."""
+    def adapt(self, number: int) -> None:
+        """Let the next part of the stream arrive, a few frames at a time, or ask for a round when all is there."""
+        images = [pair.image for pair in self.dusk[part(number, len(self.dusk))]]
         with self.display.stage(f"Round {number}") as stage:
             for first in range(0, len(images), FEW):
                 self.driven.drop(images[first : first + FEW])
                 stage.show(first, len(images), "dusk frames arrive")
                 time.sleep(PAUSE_SECONDS)
-            before = sum(len(part_of(self.dusk(), index, 1)) for index in ()) + self.arrived(number)
-            self.driven.wait_until_committed(before, START_SECONDS)
+            if not images:
+                self.driven.request_round()
             over = follow_round(self.driven, number, ROUND_SECONDS, stage.show)
             if over.version is not None:
                 self.driven.wait_until_serving(over.version, START_SECONDS)
             stage.show(1, 1, over.sentence)
-        return over
+        self.score(f"round {number}: {over.sentence}")
+
+    def roll_back(self) -> None:
+        """`mfmd rollback`, and the same masks as before, or DriveFailed; nothing to do when nothing was promoted."""
+        if self.lines[-1].dusk.version == self.lines[0].dusk.version:
+            return
+        done = self.driven.run_command("rollback", "--reason", "benchmark")
+        if done.returncode != 0:
+            raise DriveFailed(f"mfmd rollback ended with {done.returncode}: {done.stderr}")
+        serving = self.driven.registry.ref("serving")
+        assert serving is not None
+        self.driven.wait_until_serving(serving.version, START_SECONDS)
+        earlier = next(line for line in self.lines if line.dusk.version == serving.version)
+        self.score(f"`mfmd rollback` to version {serving.version}: masks as before, bit for bit")
+        for name in ("dusk", "day"):
+            now, then = getattr(self.lines[-1], name), getattr(earlier, name)
+            if not all(np.array_equal(one, other) for one, other in zip(now.masks, then.masks, strict=True)):
+                raise DriveFailed(f"after the rollback the {name} masks differ from those of version {then.version}")
+
+    def score(self, event: str) -> None:
+        """Ask the server for every dusk and day_val frame, and note the scores."""
+        with self.display.stage("Score what is served", len(self.dusk) + len(self.day)) as stage:
+            dusk = score_served(self.driven, self.dusk, lambda done: stage.show(done))
+            day = score_served(self.driven, self.day, lambda done: stage.show(len(self.dusk) + done))
+            stage.show(1, 1, f"version {dusk.version}: dusk {100 * dusk.miou:.1f}, day {100 * day.miou:.1f}")
+        self.lines.append(Line(event, dusk, day, time.monotonic() - self.started))
+
+
+def part(number: int, frames: int) -> slice:
+    """Which of `frames` dusk frames arrive before round `number` (from 1)."""
+    size = frames // PARTS
+    if number > PARTS:
+        return slice(0)
+    return slice((number - 1) * size, frames if number == PARTS else number * size)
+
+
+def write_config(preset: Path, data: Path, workspace: Path, frames: int) -> Path:
+    """The preset with this run's paths, free ports, and rounds that start when a part of the stream has arrived."""
+    settings = yaml.safe_load(preset.read_text(encoding="utf-8"))
+    settings["state"] = str(workspace / "state")
+    settings["watch"] = {**settings.get("watch", {}), "folder": str(workspace / "drop")}
+    settings["source"] = {
+        **settings.get("source", {}),
+        "images": str(data / "day_train" / "images"),
+        "labels": str(data / "day_train" / "labels"),
+        "validation_images": str(data / "day_val" / "images"),
+        "validation_labels": str(data / "day_val" / "labels"),
+    }
+    settings["schedule"] = {**settings.get("schedule", {}), "new_frames": frames // PARTS}
+    settings["serving"] = {**settings.get("serving", {}), "port": 0}
+    settings["control"] = {**settings.get("control", {}), "port": 0}
+    config = workspace / "mfmd.yaml"
+    config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    return config
+
+
+def markdown(lines: Sequence[Line], classes: Sequence[ClassInfo], command: str) -> str:
+    """What goes into docs/benchmarks.md."""
+    text = [
+        f"{time.strftime('%Y-%m-%d')}, {hardware()}, mfmd {version('mfmd')}, torch {version('torch')}, "
+        f"{lines[-1].seconds / 60:.0f} minutes. Command: `{command}`.",
+        f"{len(lines[0].dusk.masks)} dusk and {len(lines[0].day.masks)} day_val frames, scored at 480x360 from what "
+        "`POST /v1/segment` answers.",
+        "",
+        "| what happened | serves | dusk mIoU | change | day_val mIoU | change | minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    first = lines[0]
+    for line in lines:
+        text.append(
+            f"| {line.event} | version {line.dusk.version} | {_percent(line.dusk.miou)} "
+            f"| {100 * (line.dusk.miou - first.dusk.miou):+.1f} | {_percent(line.day.miou)} "
+            f"| {100 * (line.day.miou - first.day.miou):+.1f} | {line.seconds / 60:.1f} |"
+        )
+    text += [
+        "",
+        "| dusk IoU | " + " | ".join(entry.name for entry in classes) + " |",
+        "|---" * (len(classes) + 1) + "|",
+    ]
+    for name, line in (("before", first), ("after", adapted(lines))):
+        text.append(f"| {name} | " + " | ".join(_percent(value) for value in line.dusk.iou) + " |")
+    return "\n".join(text) + "\n"
+
+
+def adapted(lines: Sequence[Line]) -> Line:
+    """What served after the last round, before the rollback."""
+    return [line for line in lines if not line.event.startswith("`mfmd rollback`")][-1]
+
+
+def picture(pairs: Sequence[Pair], lines: Sequence[Line], classes: Sequence[ClassInfo], path: Path) -> None:
+    """Image, before, after and truth of a few dusk frames."""
+    before, after = lines[0].dusk, adapted(lines).dusk
+    rows = [
+        Row(read_rgb(pairs[i].image), before.masks[i], after.masks[i], read_label(pairs[i].label))
+        for i in range(len(pairs) // (2 * SHOWN), len(pairs), len(pairs) // SHOWN)
+    ][:SHOWN]
+    captions = (
+        "dusk (CamVid)",
+        f"before: mIoU {_percent(before.miou)}",
+        f"after: mIoU {_percent(after.miou)}",
+        "truth",
+    )
+    side_by_side(rows, captions, classes).save(path)
+
+
+def hardware() -> str:
+    """Processor and number of cores."""
+    cpuinfo = Path("/proc/cpuinfo")
+    models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+    return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores"
+
+
+def _percent(share: float) -> str:
+    return "-" if np.isnan(share) else f"{100 * share:.1f}"
+
+
+def main() -> int:
+    """Command line. Exit status 0 when everything ran and the rollback gave the earlier masks back."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with day_train, day_val and dusk_stream")
+    parser.add_argument("--out", type=Path, default=Path("out/day2dusk"), help="folder of table and picture")
+    parser.add_argument("--config", type=Path, default=PRESET, help="preset to run (paths and ports are replaced)")
+    parser.add_argument("--rounds", type=int, default=PARTS, help="rounds to run, at least 2")
+    parser.add_argument("--keep", action="store_true", help="leave the state directory")
+    arguments = parser.parse_args()
+    dusk = pair_up(arguments.data / "dusk_stream" / "images", arguments.data / "dusk_stream" / "labels")
+    day = pair_up(arguments.data / "day_val" / "images", arguments.data / "day_val" / "labels")
+    workspace = Path(tempfile.mkdtemp(prefix="mfmd-day2dusk-"))
+    driven = DrivenDaemon(write_config(arguments.config, arguments.data.resolve(), workspace, len(dusk)))
+    display = Display(Console(stderr=True))
+    benchmark = Benchmark(dusk, day, display, driven)
+    try:
+        with display.live():
+            benchmark.run(max(2, arguments.rounds))
+    finally:
+        driven.stop()
+        if not arguments.keep:
+            shutil.rmtree(workspace, ignore_errors=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    table = markdown(benchmark.lines, driven.settings.classes, " ".join(["python", *sys.argv]))
+    (arguments.out / "day2dusk.md").write_text(table, encoding="utf-8")
+    picture(dusk, benchmark.lines, driven.settings.classes, arguments.out / "day2dusk.png")
+    print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

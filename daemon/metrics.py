@@ -9,7 +9,15 @@ import platform
 import threading
 from importlib import metadata
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.exposition import choose_encoder
 
 from configs.settings import Settings
@@ -213,6 +221,7 @@ class Metrics:
     """Everything the control plane exposes on `/metrics`."""
 
     def __init__(self, settings: Settings) -> None:
+        disable_created_metrics()  # a second series for each counter, saying only when the process began
         self.registry = CollectorRegistry()
         self.ingest = IngestMetrics(self.registry)
         self.rounds = RoundMetrics(self.registry)

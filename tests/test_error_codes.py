@@ -20,12 +20,18 @@ def _codes(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "HTTP_CODES":
             yield from ast.literal_eval(node.value).values()
         if isinstance(node, ast.Call):
-            arguments = [item.value for item in node.args if isinstance(item, ast.Constant)]
-            name = ast.unparse(node.func)
-            if name in CODED and len(arguments) > CODED[name] and isinstance(arguments[CODED[name]], str):
-                yield arguments[CODED[name]]
-            if name == "super().__init__" and len(arguments) > 1 and isinstance(arguments[0], int):
-                yield str(arguments[1])
+            place = _place_of_code(node)
+            code = node.args[place] if place is not None and len(node.args) > place else None
+            if isinstance(code, ast.Constant) and isinstance(code.value, str):
+                yield code.value
+
+
+def _place_of_code(call: ast.Call) -> int | None:
+    """Which argument of `call` is a code; None when none is."""
+    name = ast.unparse(call.func)
+    if name == "super().__init__" and call.args and isinstance(call.args[0], ast.Constant):
+        return 1 if isinstance(call.args[0].value, int) else None  # a subclass of ApiError: status, code, message
+    return CODED.get(name)
 
 
 def _codes_in_source() -> set[str]:

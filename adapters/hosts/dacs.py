@@ -85,6 +85,11 @@ class Dacs:
             losses["mfm"] = self._backward(self._mfm.weight * self._mfm_loss(target, pseudo))
         return StepLosses(losses, pseudo.kept_ratio)
 
+    def finished_teacher(self) -> SegmentationNetwork:
+        """The teacher with the last step's student in it; its running statistics are still to be estimated."""
+        self.teacher.update(self.student, self._steps)
+        return self.teacher.network
+
     def _images(self, frames: Tensor) -> Tensor:
         """[B, H, W, 3] bytes -> [B, 3, H, W] in [0, 1] on the device."""
         return to_unit(self._on_device(frames))

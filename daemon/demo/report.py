@@ -9,7 +9,7 @@ from rich.table import Table
 
 from configs.class_list import ClassInfo
 from daemon.demo.picture import Row, read_rgb, side_by_side
-from daemon.demo.scoring import Pair, ServedScore
+from daemon.demo.scoring import Pair, ServedScore, read_label
 from storage import durable
 from storage.manifest import Record
 from storage.round_records import Verdict
@@ -94,7 +94,7 @@ def write_report(
     durable.write_record(out / "report.json", report)
     before, after = steps[0].score, steps[-1].score
     rows = [
-        Row(read_rgb(pairs[i].image), before.masks[i], after.masks[i], read_rgb(pairs[i].label)[..., 0])
+        Row(read_rgb(pairs[i].image), before.masks[i], after.masks[i], read_label(pairs[i].label))
         for i in SHOWN
         if i < len(pairs)
     ]

@@ -104,7 +104,9 @@ def _score(masks: Sequence[Mask], labels: Sequence[Path], driven: DrivenDaemon) 
     classes = len(driven.settings.classes)
     source = driven.settings.source
     ignore = source.ignore_index if source else 255
-    total = sum((confusion(mask, _read(label), classes, ignore) for mask, label in zip(masks, labels, strict=True)))
+    total = sum(
+        (confusion(mask, read_label(label), classes, ignore) for mask, label in zip(masks, labels, strict=True))
+    )
     matrix = np.asarray(total, np.float64)
     hits = np.diag(matrix)
     return class_iou(hits, matrix.sum(axis=0) - hits, matrix.sum(axis=1) - hits)
@@ -122,6 +124,7 @@ def confusion(mask: Mask, label: Mask, classes: int, ignore: int) -> NDArray[np.
     return np.bincount(index, minlength=classes**2).reshape(classes, classes)
 
 
-def _read(path: Path) -> Mask:
+def read_label(path: Path) -> Mask:
+    """A label image, class index [H, W]."""
     with Image.open(path) as image:
         return np.asarray(image, np.uint8)

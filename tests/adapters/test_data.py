@@ -55,9 +55,7 @@ def occurs(crop: np.ndarray, image: np.ndarray) -> bool:
     return any(
         np.array_equal(part, image[top : top + height, left : left + width])
         for part in (crop, crop[:, ::-1])
-        for top, left in itertools.product(
-            range(image.shape[0] - height + 1), range(image.shape[1] - width + 1)
-        )
+        for top, left in itertools.product(range(image.shape[0] - height + 1), range(image.shape[1] - width + 1))
     )
 
 
@@ -173,7 +171,9 @@ def test_dominated_counts_labelled_pixels_only() -> None:
 def test_regions_lie_inside_and_reach_every_edge() -> None:
     generator = np.random.default_rng(0)
     regions = [random_region((20, 30), (8, 10), 1.0, generator) for _ in range(2000)]
-    assert {region.top for region in regions} == set(range(13)) and {region.left for region in regions} == set(range(21))
+    assert {region.top for region in regions} == set(range(13)) and {region.left for region in regions} == set(
+        range(21)
+    )
     assert random_region((20, 30), (40, 10), 1.0, generator).height == 20
     assert Region(1, 2, 3, 4).of(np.zeros((9, 9), np.uint8)).shape == (3, 4)
 

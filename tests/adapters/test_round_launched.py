@@ -21,7 +21,16 @@ LAUNCH = (
     *("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--cpu"),
     *("-m", "adapters.round"),
 )
-ELASTIC = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "adapters.round")
+ELASTIC = (
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc_per_node",
+    "2",
+    "-m",
+    "adapters.round",
+)
 """What `accelerate launch --multi_gpu` runs; with `--cpu` it starts one process however many are asked for."""
 
 

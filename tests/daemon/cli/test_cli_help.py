@@ -1,5 +1,6 @@
 """Help, documentation of every command, and how fast the command line starts."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import typer
 
 from daemon.cli.app import app
 from daemon.cli.exit_codes import ExitCode
+from storage.registry import CheckpointRegistry
 
 DOCS = Path(__file__).parents[3] / "docs"
 HELP_SECONDS = 0.5
@@ -80,13 +82,21 @@ def _cpu_seconds(*arguments: str, cwd: Path) -> tuple[float, bytes]:
     return usage.ru_utime + usage.ru_stime, output
 
 
+def _quickest(*arguments: str, cwd: Path, limit: float) -> tuple[float, bytes]:
+    """The first of three attempts below `limit`, else the last: caches and neighbours disturb single measurements."""
+    for _ in range(3):
+        seconds, output = _cpu_seconds(*arguments, cwd=cwd)
+        if seconds < limit:
+            break
+    return seconds, output
+
+
 def test_help_is_quick(tmp_path: Path) -> None:
-    runs = [_cpu_seconds("--help", cwd=tmp_path) for _ in range(2)]
-    assert b"Usage" in runs[0][1]
-    assert min(seconds for seconds, _ in runs) < HELP_SECONDS
+    seconds, output = _quickest("--help", cwd=tmp_path, limit=HELP_SECONDS)
+    assert b"Usage" in output and seconds < HELP_SECONDS
 
 
-def test_status_is_quick(config: Path, registry: object) -> None:
-    runs = [_cpu_seconds("status", "--json", cwd=config.parent) for _ in range(2)]
-    assert runs[0][1].startswith(b"{")
-    assert min(seconds for seconds, _ in runs) < STATUS_SECONDS
+def test_status_is_quick(config: Path, registry: CheckpointRegistry) -> None:
+    seconds, output = _quickest("status", "--json", cwd=config.parent, limit=STATUS_SECONDS)
+    assert json.loads(output)["serving"]["version"] == 2
+    assert seconds < STATUS_SECONDS

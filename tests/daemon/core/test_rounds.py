@@ -1,8 +1,6 @@
 """A round from outside: whatever its process does, frames are released, the end is recorded, the incumbent serves."""
 
 import json
-import os
-import signal
 import sys
 import threading
 import time
@@ -22,7 +20,7 @@ from daemon.round_loop import RoundLoop
 from daemon.rounds import RoundFailed, run_round
 from daemon.schedule import due
 from storage.round_records import Progress, RoundScores, RoundSpec
-from storage.rounds import RoundFolder, RoundStore
+from storage.rounds import RoundStore
 
 PRELUDE = """
 import json, os, signal, sys, time
@@ -329,6 +327,7 @@ def test_the_command_hands_the_spec_to_accelerate(make_settings, tmp_path, monke
     assert "OMP_NUM_THREADS" not in launch_environment(make_settings().round)
 
 
+@pytest.mark.slow
 def test_a_real_round_trains_scores_and_is_judged(world, registry, store, tmp_path):
     """The whole way with nothing replaced: accelerate launch, two steps of MFM self-training, scores, gate."""
     import torch
@@ -349,6 +348,4 @@ def test_a_real_round_trains_scores_and_is_judged(world, registry, store, tmp_pa
     assert verdict.checks
     assert verdict.decision in ("accepted", "rejected", "inconclusive")
     assert registry.ref("serving").version == (verdict.version or 2)
-    assert os.getpgid(0) and phases
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert isinstance(folder, RoundFolder)
+    assert phases

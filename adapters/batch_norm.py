@@ -1,0 +1,47 @@
+"""Estimate BatchNorm statistics afresh for weights that never saw the data they will meet."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@torch.no_grad()
+def estimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace the running statistics of `network` by the plain mean over `batches` of images [B, 3, H, W], normalised.
+
+    Averaged weights need statistics of their own: those recorded in training belong to other weights, and the last few
+    batches weigh too much in them. Dropout and drop path are off meanwhile; every layer's mode is restored.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
+    if not layers:
+        return
+    with _recording(network, layers):
+        for images in batches:
+            network(images)
+
+
+def without_noise(network: nn.Module) -> None:
+    """Switch off dropout and drop path, found by class name: each library brings its own drop path."""
+    for layer in network.modules():
+        if "drop" in type(layer).__name__.lower():
+            layer.eval()
+
+
+@contextmanager
+def _recording(network: nn.Module, layers: list[_BatchNorm]) -> Iterator[None]:
+    modes = [(module, module.training) for module in network.modules()]
+    momenta = [layer.momentum for layer in layers]
+    without_noise(network.train())
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        for module, mode in modes:
+            module.training = mode

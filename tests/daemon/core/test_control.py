@@ -1,0 +1,250 @@
+"""The control API on a real socket: open to look at, closed to change, every error with a code."""
+
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import httpx
+import pytest
+
+from configs.errors import ConfigError
+from daemon.child_records import ChildRecords
+from daemon.component import Component
+from daemon.control import ControlContext, create_control_app
+from daemon.control_server import ControlServer, bind
+from daemon.errors import AddressInUse
+from daemon.health import Health
+from daemon.metrics import Metrics
+from daemon.round_loop import RoundLoop
+from daemon.state_metrics import StateCollector
+from daemon.token import control_token, is_loopback, same_token
+from storage.round_records import RoundScores, RoundSpec
+from storage.rounds import RoundStore
+
+TOKEN = "correct horse"
+
+
+@pytest.fixture
+def world(bench, registry, layout, add_version, drop, write_image) -> Iterator[SimpleNamespace]:
+    """A control server on a state directory with version 1 serving and six frames."""
+    add_version()
+    made = bench()
+    for number in range(6):
+        write_image(drop / f"{number}.png", number)
+    made.until(lambda: made.counts.frames == 6)
+    settings, metrics = made.settings, Metrics(made.settings)
+    rounds = RoundLoop(settings, made.buffer, registry, metrics.rounds, ChildRecords(layout.run_file("children")))
+    parts = [Component("ingest", lambda: 0.05, metrics.process), Component("rounds", lambda: 0.05, metrics.process)]
+    health = Health(parts, may_take_long="rounds", registry=registry)
+    metrics.registry.register(StateCollector(settings, made.buffer.catalog, list))
+    app = create_control_app(ControlContext(settings, registry, rounds, metrics, health, TOKEN))
+    server = ControlServer(app, bind(settings.control))
+    for part in parts:
+        part.start()
+    server.start()
+    host, port = server.address
+    with httpx.Client(base_url=f"http://{host}:{port}", trust_env=False) as client:
+        yield SimpleNamespace(client=client, parts=parts, rounds=rounds, server=server, settings=settings, bench=made)
+    server.stop()
+    for part in parts:
+        part.ask_to_stop()
+        part.join(5.0)
+
+
+AUTHORISED = {"Authorization": f"Bearer {TOKEN}"}
+CHANGES = ["/v1/rounds", "/v1/rollback", "/v1/checkpoints/1/pin", "/v1/checkpoints/1/unpin"]
+
+
+WRONG = [None, "Bearer wrong", f"Basic {TOKEN}", "Bearer", f"Bearer {TOKEN}x", "Bearer é".encode("latin-1")]
+
+
+def test_a_change_needs_the_token(world, registry):
+    before = registry.history()
+    for path in CHANGES:
+        for given in WRONG:
+            answer = world.client.post(path, headers={} if given is None else {"Authorization": given})
+            assert answer.status_code == 401, (path, given)
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
+            assert answer.json()["code"] == "unauthorized"
+    assert registry.history() == before
+    assert world.rounds.running is None
+
+
+def test_looking_needs_none(world):
+    for path in ("/healthz", "/readyz", "/metrics", "/v1/status", "/v1/checkpoints", "/v1/rounds"):
+        assert world.client.get(path).status_code == 200, path
+
+
+def test_status_is_the_picture_that_the_command_prints(world):
+    status = world.client.get("/v1/status").json()
+    assert status["buffer"]["frames"] == 6
+    assert status["serving"]["version"] == 1
+    assert status["messages"]
+
+
+def test_rollback_goes_to_the_version_before_and_is_in_the_history(world, registry, add_version):
+    add_version(parent=1)
+    answer = world.client.post("/v1/rollback", headers=AUTHORISED, json={"reason": "it hallucinates buses"})
+    assert (answer.status_code, answer.json()["version"]) == (200, 1)
+    assert registry.ref("serving").version == 1
+    last = registry.history()[-1]
+    assert (last.event, last.by, last.reason) == ("rolled_back", "operator", "it hallucinates buses")
+
+
+def test_rollback_without_a_body_works_and_without_a_target_says_so(world):
+    answer = world.client.post("/v1/rollback", headers=AUTHORISED)
+    assert answer.status_code == 404
+    assert answer.json()["code"] == "version_unknown"
+    assert "nothing to roll back to" in answer.json()["message"]
+
+
+def test_errors_have_codes(world):
+    post, get = world.client.post, world.client.get
+    cases = [
+        (post("/v1/rollback", headers=AUTHORISED, json={"to": 77}), 404, "version_unknown"),
+        (post("/v1/rollback", headers=AUTHORISED, json={"to": 1}), 409, "storage"),
+        (post("/v1/rollback", headers=AUTHORISED, json={"too": 1}), 422, "request_invalid"),
+        (post("/v1/rollback", headers=AUTHORISED, content=b"{"), 422, "request_invalid"),
+        (post("/v1/checkpoints/9/pin", headers=AUTHORISED), 404, "version_unknown"),
+        (post("/v1/checkpoints/1/unpin", headers=AUTHORISED), 404, "version_unknown"),
+        (get("/v1/rounds/3"), 404, "round_unknown"),
+        (get("/v1/rounds?limit=0"), 422, "request_invalid"),
+        (get("/nowhere"), 404, "http"),
+    ]
+    for answer, status, code in cases:
+        assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
+        assert answer.json()["message"]
+
+
+def test_pin_and_unpin(world, registry):
+    assert world.client.post("/v1/checkpoints/1/pin", headers=AUTHORISED).json() == {"pinned": [1]}
+    assert world.client.get("/v1/checkpoints").json()["versions"][0]["pinned"] is True
+    assert world.client.post("/v1/checkpoints/1/unpin", headers=AUTHORISED, json={"reason": "old"}).json() == {"pinned": []}
+
+
+def test_a_damaged_version_is_listed_as_such(world, registry):
+    (registry.root / "versions" / "000001" / "manifest.json").write_text("{")
+    (version,) = world.client.get("/v1/checkpoints").json()["versions"]
+    assert "not a manifest" in version["damaged"]
+
+
+def test_a_round_is_accepted_once(world):
+    answer = world.client.post("/v1/rounds", headers=AUTHORISED)
+    assert (answer.status_code, answer.json()) == (202, {"round": 1})
+    again = world.client.post("/v1/rounds", headers=AUTHORISED)
+    assert (again.status_code, again.json()["code"]) == (409, "round_running")
+    assert world.client.get("/v1/rounds").json()["running"] == 1
+
+
+def test_too_few_frames_are_no_round(world, registry, tmp_path):
+    world.rounds._settings = world.settings.model_copy(
+        update={"schedule": world.settings.schedule.model_copy(update={"min_frames": 100})}
+    )
+    answer = world.client.post("/v1/rounds", headers=AUTHORISED)
+    assert (answer.status_code, answer.json()["code"]) == (409, "not_enough_frames")
+
+
+def test_a_round_can_be_looked_at(world, layout):
+    folder = RoundStore(layout.rounds).create(
+        RoundSpec(
+            round=1, incumbent=1, released=1, train_frames=(1,), holdout_frames=(2,), settings={}, created=5.0, trigger="manual"
+        )
+    )  # fmt: skip
+    folder.write_scores(RoundScores(status="failed", reason="non-finite loss", steps=3, seconds=9.0))
+    detail = world.client.get("/v1/rounds/1").json()
+    assert (detail["summary"]["result"], detail["summary"]["seconds"], detail["verdict"]) == ("failed", 9.0, None)
+    assert [item["round"] for item in world.client.get("/v1/rounds").json()["rounds"]] == [1]
+
+
+def test_live_and_ready_are_different_questions(world, registry):
+    for path in (registry.root / "refs" / "serving", registry.root / "refs" / "previous"):
+        path.unlink(missing_ok=True)
+    assert world.client.get("/healthz").status_code == 200
+    answer = world.client.get("/readyz")
+    assert (answer.status_code, answer.json()["problems"]) == (503, ["no version serves"])
+
+
+def test_a_thread_that_ended_by_itself_is_not_alive(world, wait_until):
+    world.parts[0].ask_to_stop()
+    wait_until(lambda: not world.parts[0].alive)
+    answer = world.client.get("/healthz")
+    assert answer.status_code == 503
+    assert answer.json()["problems"][0].startswith("ingest: no step ended")
+
+
+def test_a_stuck_step_is_noticed_but_a_long_round_is_none(world, monkeypatch):
+    monkeypatch.setattr("daemon.health.STUCK_SECONDS", -1.0)
+    problems = world.client.get("/healthz").json()["problems"]
+    assert [problem.split(":")[0] for problem in problems] == ["ingest"]
+
+
+def test_a_taken_port_is_told(make_settings):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(AddressInUse, match=f"control.port {port}"):
+            bind(make_settings(control={"port": port}).control)
+
+
+def test_stop_closes_the_port(world):
+    host, port = world.server.address
+    world.server.stop()
+    assert not world.server.alive
+    with pytest.raises(OSError):
+        socket.create_connection((host, port), timeout=1).close()
+
+
+def test_the_token_is_made_once_and_only_its_owner_may_read_it(make_settings, layout):
+    token = control_token(make_settings().control, layout)
+    assert len(token) >= 32
+    assert control_token(make_settings().control, layout) == token
+    assert stat.S_IMODE(layout.token_file.stat().st_mode) == 0o600
+    layout.token_file.write_text("")
+    assert control_token(make_settings().control, layout) != token
+
+
+def test_the_token_comes_from_settings_or_a_file(make_settings, layout, tmp_path):
+    assert control_token(make_settings(control={"token": "abc"}).control, layout) == "abc"
+    file = tmp_path / "token"
+    file.write_text("from a file\n")
+    assert control_token(make_settings(control={"token_file": file}).control, layout) == "from a file"
+    file.write_text(" \n")
+    with pytest.raises(ConfigError, match=r"control\.token_file: .* is empty"):
+        control_token(make_settings(control={"token_file": file}).control, layout)
+    file.unlink()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        control_token(make_settings(control={"token_file": file}).control, layout)
+    assert not layout.token_file.exists()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.org"])
+def test_a_public_address_without_a_configured_token_is_refused(make_settings, layout, host):
+    with pytest.raises(ConfigError, match=r"control\.host"):
+        control_token(make_settings(control={"host": host}).control, layout)
+    assert control_token(make_settings(control={"host": host, "token": "x"}).control, layout) == "x"
+
+
+def test_loopback_addresses():
+    assert all(map(is_loopback, ["127.0.0.1", "localhost", "::1", "127.9.9.9"]))
+    assert not any(map(is_loopback, ["0.0.0.0", "10.0.0.1", "::", "localhost.example.org"]))
+
+
+def test_tokens_are_compared_whole():
+    assert same_token("abc", "abc")
+    assert not same_token("ab", "abc")
+    assert not same_token("é", "abc")
+
+
+def test_many_threads_ask_at_once(world):
+    answers = []
+
+    def ask() -> None:
+        answers.extend(world.client.get(path).status_code for path in ("/v1/status", "/metrics", "/v1/rounds"))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [200] * 24

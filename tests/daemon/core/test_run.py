@@ -1,0 +1,217 @@
+"""The daemon as a process: starts fast, keeps others out, survives a kill, stops cleanly, also in mid-round."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from daemon.process_group import command_line, group_alive
+from daemon.status import collect_status
+from storage.rounds import RoundStore
+
+ROOT = Path(__file__).parents[3]
+
+
+class Running:
+    """`mfmd run` on a configuration file."""
+
+    def __init__(self, config: Path, layout, *, ready: bool = True) -> None:
+        self.layout = layout
+        self.log = config.parent / "daemon.log"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "daemon.cli", "run", "--config", str(config)],
+                cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        if ready:
+            self.wait(lambda: layout.run_file("daemon").exists(), "the daemon to be ready")
+
+    def wait(self, condition, what: str, seconds: float = 60.0):
+        deadline = time.monotonic() + seconds
+        while not (found := condition()):
+            assert self.process.poll() is None, f"ended before {what}:\n{self.log.read_text()[-3000:]}"
+            assert time.monotonic() < deadline, f"waited for {what}:\n{self.log.read_text()[-3000:]}"
+            time.sleep(0.02)
+        return found
+
+    def request(self, method: str, path: str) -> httpx.Response:
+        address = json.loads(self.layout.run_file("daemon").read_text())
+        token = self.layout.token_file.read_text().strip()
+        return httpx.request(
+            method,
+            f"http://127.0.0.1:{address['port']}{path}",
+            headers={"Authorization": f"Bearer {token}"},
+            trust_env=False,
+            timeout=30,
+        )
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, float]:
+        """Exit status, and how long it took (seconds)."""
+        started = time.monotonic()
+        self.process.send_signal(number)
+        return self.process.wait(60), time.monotonic() - started
+
+
+@pytest.fixture
+def config(make_settings, tmp_path):
+    def write(**sections) -> Path:
+        path = tmp_path / "mfmd.yaml"
+        values = make_settings(**sections).model_dump(mode="json", exclude_none=True, exclude={"classes"})
+        path.write_text(yaml.safe_dump({**values, "classes": "demo"}))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def start(layout) -> Iterator:
+    started: list[Running] = []
+
+    def make(config: Path, *, ready: bool = True) -> Running:
+        started.append(Running(config, layout, ready=ready))
+        return started[-1]
+
+    yield make
+    for running in started:
+        if running.process.poll() is None:
+            running.process.kill()
+            running.process.wait()
+
+
+def test_from_start_to_clean_stop(start, config, layout, drop, write_image, add_version, make_settings):
+    add_version()
+    running = start(config())
+    (drop / "bad.png").write_bytes(b"rubbish")
+    for number in range(5):
+        write_image(drop / f"{number}.png", number)
+    running.wait(lambda: collect_status(make_settings()).buffer.frames == 5, "five frames")
+    running.wait(lambda: collect_status(make_settings()).watch.state == "watching", "the activity file")
+    assert running.request("GET", "/healthz").status_code == 200
+    assert running.request("GET", "/readyz").status_code == 200
+    assert 'mfmd_ingest_rejected_total{reason="not_an_image"} 1.0' in running.request("GET", "/metrics").text
+    maps = Path(f"/proc/{running.process.pid}/maps").read_text()
+    assert "libtorch" not in maps, "the control plane holds no tensors"
+    status, seconds = running.stop()
+    assert status == 0
+    assert seconds < 10
+    assert not layout.locked()
+    assert sorted(path.name for path in layout.run.iterdir()) == ["control.token", "daemon.lock"]
+    events = [json.loads(line)["event"] for line in running.log.read_text().splitlines() if line.startswith("{")]
+    assert events[-1] == "daemon_stopped"
+    assert "Traceback" not in running.log.read_text()
+
+
+def test_a_second_daemon_is_refused_with_exit_status_4(start, config, add_version, layout):
+    add_version()
+    first = start(config())
+    second = start(config(), ready=False)
+    assert second.process.wait(60) == 4
+    message = second.log.read_text().splitlines()[-1]
+    assert message.startswith("error[already_running]")
+    assert str(layout.root) in message
+    assert str(first.process.pid) in message
+    assert first.request("GET", "/healthz").status_code == 200
+    assert first.stop(signal.SIGINT)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("sections", "status", "words"),
+    [
+        ({}, 5, "mfmd import PATH"),
+        ({"source": {"images": "/i", "labels": "/l"}}, 5, "mfmd pretrain"),
+        ({"control": {"host": "0.0.0.0"}}, 2, "control.host"),
+    ],
+)
+def test_what_cannot_start_says_why_in_one_line(start, config, sections, status, words, add_version):
+    if "control" in sections:
+        add_version()
+    running = start(config(**sections), ready=False)
+    assert running.process.wait(60) == status
+    text = running.log.read_text()
+    assert words in text.splitlines()[-1]
+    assert "Traceback" not in text
+
+
+def test_stop_in_mid_round_ends_the_round_and_releases_its_frames(
+    start, config, layout, drop, write_image, add_version, make_settings
+):
+    """The round is the real one: SIGTERM reaches it while it loads its libraries."""
+    add_version()
+    for number in range(8):
+        write_image(drop / f"{number}.png", number)
+    running = start(config(round={"steps": 100_000}))
+    running.wait(lambda: collect_status(make_settings()).buffer.frames == 8, "eight frames")
+    assert running.request("POST", "/v1/rounds").json() == {"round": 1}
+    children = layout.run_file("children")
+    running.wait(lambda: children.exists() and "round 1" in children.read_text(), "the round's process")
+    (group,) = [child["group"] for child in json.loads(children.read_text())["children"]]
+    assert "adapters.round" in command_line(group)
+    assert running.request("POST", "/v1/rounds").status_code == 409
+    status, seconds = running.stop()
+    assert status == 0, running.log.read_text()[-3000:]
+    assert seconds < 20
+    assert not group_alive(group)
+    folder = RoundStore(layout.rounds).folder(1)
+    assert folder.scores().status == "stopped"
+    assert folder.verdict().decision == "inconclusive"
+    counts = collect_status(make_settings())
+    assert counts.last_rounds[0].result == "stopped"
+    assert _leases(layout) == []
+
+
+def test_after_a_kill_the_next_daemon_cleans_up(start, config, layout, drop, write_image, add_version, make_settings):
+    add_version()
+    for number in range(8):
+        write_image(drop / f"{number}.png", number)
+    first = start(config())
+    first.wait(lambda: collect_status(make_settings()).buffer.frames == 8, "eight frames")
+    first.request("POST", "/v1/rounds")
+    children = layout.run_file("children")
+    first.wait(lambda: children.exists() and "round 1" in children.read_text(), "the round's process")
+    (group,) = [child["group"] for child in json.loads(children.read_text())["children"]]
+    os.kill(first.process.pid, signal.SIGKILL)
+    first.process.wait()
+    assert group_alive(group), "the round outlives the daemon"
+    layout.run_file("daemon").unlink()
+    second = start(config())
+    assert not group_alive(group)
+    assert _leases(layout) == []
+    status = collect_status(make_settings())
+    assert (status.last_rounds[0].result, status.buffer.frames) == ("failed", 8)
+    assert "the daemon ended while the round ran" in status.last_rounds[0].reason
+    write_image(drop / "after.png", 99)
+    second.wait(lambda: collect_status(make_settings()).buffer.frames == 9, "the ninth frame")
+    assert second.stop()[0] == 0
+
+
+def test_children_run_and_end_with_the_daemon(start, config, layout, add_version, make_settings):
+    """The observer stands for both children: it starts without frames, waits, and stops on SIGTERM."""
+    add_version()
+    running = start(config(observe={"enabled": True}))
+    children = layout.run_file("children")
+    running.wait(lambda: children.exists() and "observe" in children.read_text(), "the observer")
+    first = json.loads(children.read_text())["children"][0]["group"]
+    os.killpg(first, signal.SIGKILL)
+    running.wait(lambda: collect_status(make_settings()).children[0].restarts == 1, "its restart")
+    second = json.loads(children.read_text())["children"][0]["group"]
+    assert running.stop()[0] == 0
+    assert not group_alive(first)
+    assert not group_alive(second)
+
+
+def _leases(layout) -> list[int]:
+    from storage.catalog import Catalog
+
+    catalog = Catalog.open(layout.catalog, writable=False)
+    try:
+        return catalog.leases()
+    finally:
+        catalog.close()

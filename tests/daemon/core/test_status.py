@@ -1,0 +1,213 @@
+"""Status: right with the daemon up or down, whatever is missing or damaged, without torch, and fast."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from daemon.activity import Activity, ActivityWriter, ChildActivity, IngestActivity, WatchActivity, read_activity
+from daemon.plane_probe import probe_plane
+from daemon.run_files import RunFile, read_run_file, write_run_file
+from daemon.status import Status, collect_status
+from storage.layout import StateLayout
+from storage.observations import Observation, Observations
+from storage.round_records import Progress, RoundScores, RoundSpec
+from storage.rounds import RoundStore
+
+
+def _spec(number: int) -> RoundSpec:
+    return RoundSpec(
+        round=number, incumbent=1, released=1, train_frames=(1,), holdout_frames=(2,), settings={}, created=time.time(),
+        trigger="new_frames",
+    )  # fmt: skip
+
+
+def test_nothing_there_yet(make_settings, tmp_path):
+    settings = make_settings()
+    status = collect_status(settings)
+    assert not status.daemon.up
+    assert (status.serving, status.round, status.observed, status.last_rounds) == (None, None, None, [])
+    assert status.buffer.frames == 0
+    assert status.watch.state == "stopped"
+    assert any("mfmd run" in message for message in status.messages)
+    assert any("mfmd import PATH" in message for message in status.messages)
+    assert not (tmp_path / "state").exists(), "looking must not create anything"
+
+
+def test_with_source_configured_pretraining_is_the_advice(make_settings, tmp_path):
+    settings = make_settings(source={"images": tmp_path, "labels": tmp_path})
+    assert any("mfmd pretrain" in message for message in collect_status(settings).messages)
+
+
+def test_a_version_that_does_not_serve_is_mentioned(make_settings, add_version):
+    add_version(promote=False)
+    assert any("mfmd rollback --to 1" in message for message in collect_status(make_settings()).messages)
+
+
+def test_the_daemon_down_tells_what_storage_knows(bench, drop, write_image, add_version, layout):
+    add_version()
+    world = bench()
+    for number in range(5):
+        write_image(drop / f"{number}.png", number)
+    (drop / "bad.png").write_bytes(b"rubbish")
+    world.until(lambda: world.counts.frames == 5 and world.counts.refused)
+    area = np.full(len(world.settings.classes), 0.5, np.float32)
+    with Observations.open(layout.observations, writable=True) as observations:
+        observations.add([Observation(1, 1, 1, 9.0, 0.7, 0.8, area, np.ones(3, np.float32))])
+    world.close()
+    status = collect_status(world.settings)
+    assert (status.buffer.frames, status.buffer.capacity, status.buffer.refused) == (5, 64, {"not_an_image": 1})
+    assert (status.serving.version, status.previous, status.versions) == (1, None, [1])
+    assert status.next_round.frames_missing == world.settings.schedule.new_frames - 5
+    assert status.observed.entropy == pytest.approx(0.7)
+    assert status.observed.class_ratio[world.settings.classes[0].name] == 0.5
+    assert any("1 not_an_image" in message for message in status.messages)
+    assert Status.model_validate_json(status.model_dump_json()) == status
+
+
+def test_the_daemon_up_tells_what_it_does(make_settings, layout, add_version):
+    add_version()
+    settings = make_settings(serving={"enabled": True})
+    activity = Activity(
+        watch=WatchActivity(state="missing", detail="/drop does not exist; waiting for it"),
+        ingest=IngestActivity(state="paused", reason="3 MB free"),
+        children=[ChildActivity(name="serve", running=False, last_exit=1, next_start=time.time() + 9)],
+        trouble={"rounds": "OSError: no space"},
+    )
+    ActivityWriter(layout.run_file("activity"), lambda: activity).step()
+    write_run_file(layout.run_file("daemon"), "127.0.0.1", 8008)
+    with layout.lock():
+        status = collect_status(settings)
+    assert status.daemon.up
+    assert (status.daemon.port, status.watch.state, status.ingest.state) == (8008, "missing", "paused")
+    text = "\n".join(status.messages)
+    for part in ("waiting for it", "3 MB free", "`mfmd serve` ended with status 1", "rounds: OSError: no space"):
+        assert part in text
+    assert collect_status(settings).watch.state == "stopped", "a stale file means nothing once the lock is free"
+
+
+def test_rounds_running_ended_and_failed(make_settings, layout, add_version):
+    add_version()
+    store, settings = RoundStore(layout.rounds), make_settings()
+    failed = store.create(_spec(1))
+    failed.write_scores(RoundScores(status="failed", reason="non-finite loss at step 3", steps=3, seconds=1.0))
+    running = store.create(_spec(2))
+    running.append_progress(Progress(at=1.0, phase="training", step=7, steps=9))
+    with layout.lock():
+        status = collect_status(settings)
+    assert (status.round.round, status.round.progress.step) == (2, 7)
+    assert [item.round for item in status.last_rounds] == [1]
+    assert any("round 1 failed: non-finite loss at step 3" in message for message in status.messages)
+    status = collect_status(settings)
+    assert status.round is None
+    assert [item.result for item in status.last_rounds] == ["failed", "failed"]
+
+
+def test_damage_becomes_messages(make_settings, layout, registry, add_version):
+    add_version()
+    (registry.root / "refs" / "serving").write_text("{")
+    layout.catalog.write_bytes(b"not sqlite at all " * 100)
+    layout.observations.write_bytes(b"nor this one here " * 100)
+    status = collect_status(make_settings())
+    text = "\n".join(status.messages)
+    for name in ("refs/serving", "catalog.sqlite", "observations.sqlite"):
+        assert name in text
+
+
+class _Plane(BaseHTTPRequestHandler):
+    answer: bytes = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.answer)
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def plane():
+    server = HTTPServer(("127.0.0.1", 0), _Plane)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def _file(server: HTTPServer, host: str = "127.0.0.1") -> RunFile:
+    return RunFile(pid=1, host=host, port=server.server_address[1], started=1.0)
+
+
+def test_the_inference_plane_is_asked(make_settings, layout, add_version, plane):
+    add_version()
+    failure = {"version": 1, "code": "checkpoint_corrupt", "reason": "model.safetensors: 3 bytes", "at": 1.0, "attempts": 2}
+    _Plane.answer = json.dumps({"ready": True, "version": 9, "wanted": 1, "last_failure": failure}).encode()
+    status = probe_plane(_file(plane, host="0.0.0.0"))
+    assert (status.up, status.ready, status.version, status.last_swap_failure) == (True, True, 9, "model.safetensors: 3 bytes")
+    layout.run_file("serve").write_text(_file(plane).model_dump_json())
+    messages = collect_status(make_settings()).messages
+    assert any("version 1 cannot serve, version 9 still serves: model.safetensors: 3 bytes" in item for item in messages)
+
+
+def test_a_plane_that_says_nothing_useful_is_down(plane):
+    for answer in (b"", b"[]", b"<html>", b'{"ready": "perhaps"}'):
+        _Plane.answer = answer
+        assert not probe_plane(_file(plane)).up
+    plane.server_close()
+    gone = probe_plane(RunFile(pid=1, host="127.0.0.1", port=1, started=1.0))
+    assert not gone.up
+    assert gone.detail.startswith("no answer")
+    assert not probe_plane(None).up
+
+
+def test_run_files_that_cannot_be_read_are_none(tmp_path):
+    path = tmp_path / "serve.json"
+    assert read_run_file(path) is None
+    path.write_text("{")
+    assert read_run_file(path) is None
+    assert read_activity(path) is None
+
+
+def test_activity_is_written_when_it_changes(layout):
+    activities = [Activity(), Activity(), Activity(ingest=IngestActivity(state="paused", reason="full"))]
+    writer = ActivityWriter(layout.run_file("activity"), lambda: activities.pop(0))
+    writer.step()
+    first = layout.run_file("activity").stat().st_ino
+    writer.step()
+    assert layout.run_file("activity").stat().st_ino == first
+    writer.step()
+    assert read_activity(layout.run_file("activity")).ingest.reason == "full"
+    writer.close()
+    assert not layout.run_file("activity").exists()
+
+
+def test_status_imports_neither_torch_nor_zarr_nor_a_server(make_settings):
+    code = (
+        "import sys; from pathlib import Path; from configs.settings import Settings\n"
+        f"settings = Settings.model_validate_json({make_settings().model_dump_json()!r})\n"
+        "from daemon.status import collect_status; collect_status(settings)\n"
+        "print([name for name in ('torch', 'zarr', 'fastapi', 'uvicorn', 'httpx', 'watchdog') if name in sys.modules])"
+    )
+    root = Path(__file__).parents[3]
+    answer = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_status_is_quick_with_a_full_state_directory(make_settings, layout: StateLayout, add_version):
+    add_version()
+    store = RoundStore(layout.rounds)
+    for number in range(1, 21):
+        folder = store.create(_spec(number))
+        folder.write_scores(RoundScores(status="failed", reason="no", steps=1, seconds=1.0))
+    used = time.process_time()
+    collect_status(make_settings())
+    assert time.process_time() - used < 0.3

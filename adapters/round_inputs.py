@@ -41,9 +41,8 @@ class RoundInputs:
     """Labelled source images; none when source-free."""
 
 
-def load_inputs(spec: RoundSpec) -> RoundInputs:
-    """Read what `spec` names. Raises AdapterError, StorageError."""
-    settings = Settings.model_validate(spec.settings)
+def load_inputs(spec: RoundSpec, settings: Settings) -> RoundInputs:
+    """Read what `spec` names; `settings` are those of the spec. Raises AdapterError, StorageError."""
     if settings.round.threads:
         torch.set_num_threads(settings.round.threads)
     accelerator = Accelerator(cpu=True) if settings.round.device == "cpu" else Accelerator()

@@ -16,6 +16,7 @@ from adapters.round_progress import RoundProgress
 from adapters.round_training import RoundTraining
 from adapters.scoring import score_round
 from adapters.stop import RoundStopped, StopRequest
+from configs.settings import Settings
 from storage import durable
 from storage.round_records import RoundScores
 from storage.rounds import RoundFolder
@@ -55,10 +56,10 @@ class RoundRun:
         """
         with self._stop.interruptible():
             spec = self._folder.spec()
-            budget = int(spec.settings["round"]["steps"])
-            self._progress = RoundProgress(self._folder if self._first else None, budget)
+            settings = Settings.model_validate(spec.settings)
+            self._progress = RoundProgress(self._folder if self._first else None, settings.round.steps)
             self._progress.phase("loading")
-            inputs = load_inputs(spec)
+            inputs = load_inputs(spec, settings)
         with inputs.buffer:
             with self._stop.interruptible():
                 training = RoundTraining(inputs, self._progress)

@@ -151,7 +151,10 @@ class RoundTraining:
 
     def _statistics_images(self) -> Iterator[Tensor]:
         """Normalised crops, [B, 3, H, W], in turn from the target and the source."""
-        streams = [stream for stream in (self._target, self._source) if stream is not None]
         for _ in range(STATISTICS_BATCHES):
-            for stream in streams:
-                yield normalise_unit(to_unit(next(stream).images.to(self._accelerator.device, non_blocking=True)))
+            yield self._network_input(next(self._target).images)
+            if self._source is not None:
+                yield self._network_input(next(self._source).images)
+
+    def _network_input(self, frames: Tensor) -> Tensor:
+        return normalise_unit(to_unit(frames.to(self._accelerator.device, non_blocking=True)))

@@ -19,7 +19,7 @@ from adapters.scores.class_map import class_map
 from adapters.scores.counts import CountsOverImages
 from adapters.scores.diversity import marginal
 from adapters.scores.frames import FrameScores, NotFinite, check_finite, enlarged
-from adapters.scores.styled import restyle, style_of
+from adapters.scores.styled import restyle
 from configs.settings import Settings
 from storage.frames import FrameBuffer
 from storage.labelled import LabelledSet
@@ -103,8 +103,7 @@ def _load(
         for record in (buffer.records(ids=ids) if ids else [])
     ]
     pairs = [_labelled(source, index, device) for index in evenly(source.validation, most)] if source else []
-    styles = [style_of(frame) for frame in frames]
-    styled = [(restyle(pixels, styles[n % len(styles)]), label) for n, (pixels, label) in enumerate(pairs) if styles]
+    styled = [(restyle(pixels, frames[n % len(frames)]), label) for n, (pixels, label) in enumerate(pairs) if frames]
     return _Images(frames, pairs, styled, source.ignore_index if source else 255)
 
 

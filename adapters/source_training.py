@@ -31,7 +31,7 @@ from storage.manifest import Manifest
 from storage.registry import CheckpointRegistry
 
 REPORT_SECONDS = 0.5
-"""Time between two reports of training (seconds)."""
+"""Time between two reports of one phase (seconds)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,36 +64,54 @@ def pretrain(settings: Settings, on_progress: Report | None = None) -> Manifest:
 
 
 class _SourceTraining:
-    def __init__(self, settings: Settings, report: Report) -> None:
-        self._settings, self._pretrain, self._callback = settings, settings.pretrain, report
-        self._started = time.monotonic()
+    def __init__(self, settings: Settings, callback: Report) -> None:
+        self._settings, self._pretrain, self._callback = settings, settings.pretrain, callback
+        self._started = self._reported = time.monotonic()
         self._loss: float | None = None
         self._generator = torch.Generator().manual_seed(settings.pretrain.seed)
 
     def run(self) -> Manifest:
         layout = StateLayout(self._settings.state)
         layout.create()
-        source = import_labelled(self._settings, layout, lambda done, total: self._report("importing", done, total))
+        source = import_labelled(self._settings, layout, self._report_import)
         if self._settings.round.threads:
             torch.set_num_threads(self._settings.round.threads)
         torch.manual_seed(self._pretrain.seed)
-        device = choose_device(self._settings.round.device)
+        device, steps = choose_device(self._settings.round.device), self._pretrain.steps
         network = build_network(self._settings.network, len(self._settings.classes)).to(device)
         self._train(network, source, device)
-        self._report("validating", self._pretrain.steps, self._pretrain.steps)
+        self._report("validating", steps, steps)
         scores = source_scores(network.eval(), source, [entry.name for entry in self._settings.classes])
+        manifest = self._register(CheckpointRegistry(layout.checkpoints), network, len(source.train), scores)
+        self._report("done", steps, steps)
+        return manifest
+
+    def _register(
+        self, registry: CheckpointRegistry, network: SegmentationNetwork, images: int, scores: dict[str, float]
+    ) -> Manifest:
         manifest = make_manifest(self._settings, origin="pretrain", seed=self._pretrain.seed, scores=scores)
+        reason = f"{self._pretrain.steps} steps on {images} source images"
         with tempfile.TemporaryDirectory() as folder:
             weights = Path(folder) / "model.safetensors"
             save_weights(network, weights)
-            reason = f"{self._pretrain.steps} steps on {len(source.train)} source images"
-            added = CheckpointRegistry(layout.checkpoints).add(weights, manifest, by="pretrain", reason=reason)
-        self._report("done", self._pretrain.steps, self._pretrain.steps)
-        return added
+            return registry.add(weights, manifest, by="pretrain", reason=reason)
 
     def _train(self, network: SegmentationNetwork, source: LabelledSet, device: torch.device) -> None:
-        settings, steps = self._pretrain, self._pretrain.steps
-        crops = SourceCrops(
+        settings, losses = self._pretrain, list[Tensor]()
+        stream = batches(self._crops(source), device)
+        optimizer = build_optimizer(network.train(), settings.optim)
+        self._report("training", 0, settings.steps)
+        for step in range(settings.steps):
+            set_learning_rates(optimizer, learning_rate_factor(step, settings.steps, settings.optim))
+            losses.append(self._step(network, optimizer, next(stream), device))
+            if self._due or step == settings.steps - 1:
+                self._loss = _mean(losses, step + 1)
+                losses.clear()
+                self._report("training", step + 1, settings.steps)
+
+    def _crops(self, source: LabelledSet) -> SourceCrops:
+        settings = self._pretrain
+        return SourceCrops(
             source,
             source.train,
             crop=crop_within((settings.crop_height, settings.crop_width), (source.height, source.width)),
@@ -101,19 +119,6 @@ class _SourceTraining:
             seed=(settings.seed,),
             scale=(settings.min_scale, settings.max_scale),
         )
-        stream, optimizer = batches(crops, device), build_optimizer(network, settings.optim)
-        network.train()
-        losses: list[Tensor] = []
-        reported = time.monotonic()
-        self._report("training", 0, steps)
-        for step in range(steps):
-            set_learning_rates(optimizer, learning_rate_factor(step, steps, settings.optim))
-            losses.append(self._step(network, optimizer, next(stream), device))
-            if time.monotonic() - reported >= REPORT_SECONDS or step == steps - 1:
-                reported = time.monotonic()
-                self._loss = _mean(losses, step + 1)
-                losses.clear()
-                self._report("training", step + 1, steps)
 
     def _step(
         self, network: SegmentationNetwork, optimizer: torch.optim.Optimizer, batch: SourceBatch, device: torch.device
@@ -131,8 +136,17 @@ class _SourceTraining:
         optimizer.step()
         return loss.detach()
 
+    @property
+    def _due(self) -> bool:
+        return time.monotonic() - self._reported >= REPORT_SECONDS
+
+    def _report_import(self, done: int, total: int) -> None:
+        if self._due or done in (1, total):
+            self._report("importing", done, total)
+
     def _report(self, phase: Literal["importing", "training", "validating", "done"], step: int, steps: int) -> None:
-        self._callback(PretrainProgress(phase, step, steps, self._loss, time.monotonic() - self._started))
+        self._reported = time.monotonic()
+        self._callback(PretrainProgress(phase, step, steps, self._loss, self._reported - self._started))
 
 
 @torch.inference_mode()

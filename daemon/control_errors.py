@@ -56,11 +56,15 @@ def answer_errors(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         return _error(error.status_code, "http", str(error.detail))
 
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        return _error(500, "unexpected", f"{type(error).__name__}: {error}; the daemon's log has the traceback")
+
     handlers: list[tuple[type[Exception], Callable[[Request, Exception], Awaitable[JSONResponse]]]] = [
         *((kind, known) for kind in (StorageError, DaemonError, OSError)),
         (ApiError, api),
         (RequestValidationError, invalid),
         (HTTPException, http),
+        (Exception, unexpected),
     ]
     for kind, handler in handlers:
         app.add_exception_handler(kind, handler)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from configs.settings import BufferSettings, WatchSettings
 from daemon.arrival import Arrival, FileChanged, read_arrival
 from daemon.logs import get_logger
+from storage.digest import digest_of
 from storage.errors import RefusedImage
 from storage.frames import NewFrame
-from storage.images import decode_image, digest_of, fit_frame
+from storage.images import decode_image, fit_frame
 
 log = get_logger(__name__)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from configs.errors import ConfigError
 from configs.settings import Settings
 from daemon.control_server import ControlServer, bind
 from daemon.daemon_parts import DaemonParts
@@ -28,6 +29,7 @@ def run(settings: Settings, config: Path) -> int:
     configure_logs(settings.log)
     layout = StateLayout(settings.state)
     stop = threading.Event()
+    check_folders(settings)
     with _signals(stop), layout.lock():
         layout.create()
         require_version(settings, CheckpointRegistry(layout.checkpoints))
@@ -47,6 +49,13 @@ def run(settings: Settings, config: Path) -> int:
                 parts.stop()
                 server.stop()
                 log.info("daemon_stopped")
+
+
+def check_folders(settings: Settings) -> None:
+    """Raises ConfigError when the daemon would take in its own files."""
+    folder, state = settings.watch.folder.resolve(), settings.state.resolve()
+    if state == folder or (settings.watch.recursive and state.is_relative_to(folder)):
+        raise ConfigError(f"state: {state} lies in the drop folder {folder}; put it somewhere else")
 
 
 def require_version(settings: Settings, registry: CheckpointRegistry) -> None:

@@ -18,7 +18,6 @@ from storage.catalog import Catalog
 from storage.errors import StorageError
 from storage.layout import StateLayout
 from storage.manifest import Ref
-from storage.observations import Observations
 from storage.registry import CheckpointRegistry
 from storage.rounds import RoundStore
 
@@ -142,6 +141,8 @@ class _Collector:
         path = self._layout.observations
         if not path.exists():
             return None
+        from storage.observations import Observations  # numpy: only where there is something to read
+
         with Observations.open(path, writable=False) as observations:
             means = observations.means(OBSERVED_FRAMES)
         if means is None:

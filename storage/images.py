@@ -1,6 +1,5 @@
 """From image files to fixed-size frames, and from label files to index maps; limits are checked before decoding."""
 
-import hashlib
 import io
 import stat
 import struct
@@ -50,14 +49,6 @@ class FittedFrame:
     def cropped(self) -> NDArray[np.uint8]:
         """The image without its padding, [valid_height, valid_width, 3]; a view."""
         return self.pixels[: self.valid_height, : self.valid_width]
-
-
-def digest_of(source: Path | bytes) -> str:
-    """Hex SHA-256 of a file's content or of bytes: the identity of an image."""
-    if isinstance(source, bytes):
-        return hashlib.sha256(source).hexdigest()
-    with source.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def decode_image(source: Path | bytes, *, max_bytes: int, max_pixels: int) -> NDArray[np.uint8]:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from configs.settings import Settings, SourceSettings
 from storage import durable
+from storage.digest import digest_of
 from storage.errors import RefusedImage, StorageError
-from storage.images import FittedFrame, decode_image, digest_of, fit_frame, fit_label, read_label
+from storage.images import FittedFrame, decode_image, fit_frame, fit_label, read_label
 from storage.labelled import (
     CURRENT,
     IMAGES,

@@ -15,9 +15,9 @@ from typing import Literal, NoReturn
 from pydantic import ValidationError
 
 from storage import durable
+from storage.digest import digest_of
 from storage.errors import CorruptCheckpoint, ServingChanged, StorageError, UnknownVersion
 from storage.history import read_history, rolled_back_from, served_before
-from storage.images import digest_of
 from storage.manifest import HistoryEvent, Manifest, Ref
 
 WEIGHTS = "model.safetensors"

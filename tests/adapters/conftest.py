@@ -14,8 +14,9 @@ from adapters.build import build_network
 from adapters.checkpoint import make_manifest, save_weights
 from configs.settings import Settings
 from storage.catalog import FileFact
+from storage.digest import digest_of
 from storage.frames import FrameBuffer, NewFrame
-from storage.images import digest_of, fit_frame
+from storage.images import fit_frame
 from storage.layout import StateLayout
 from storage.registry import CheckpointRegistry
 from storage.round_records import RoundSpec

@@ -1,4 +1,4 @@
-"""Rounds in processes of their own, started as the daemon starts them: whole, stopped by SIGTERM, and on two processes."""
+"""Rounds in processes of their own, as the daemon starts them: whole, stopped by SIGTERM, on two processes."""
 
 import os
 import signal

@@ -62,7 +62,7 @@ def test_answers_repeat_although_it_is_in_train_mode(student) -> None:
 
 
 def test_normalises_with_the_statistics_of_the_target_batch(student) -> None:
-    """Wrong running statistics, as of another domain, do not reach the pseudo-labels; the student's stay as they are."""
+    """Running statistics of another domain do not reach the pseudo-labels; the student's stay as they are."""
     images = torch.rand(2, 3, 32, 32)
     expected = Teacher(student, 0.99)(images)
     for layer in student.modules():

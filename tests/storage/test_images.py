@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from storage.digest import digest_of
 from storage.errors import RefusedImage
-from storage.images import crc32_of, decode_image, digest_of, fit_frame, fit_label, fitted_size, read_label
+from storage.images import crc32_of, decode_image, fit_frame, fit_label, fitted_size, read_label
 
 LIMITS = {"max_bytes": 10_000_000, "max_pixels": 1_000_000}
 RNG = np.random.default_rng(0)

@@ -17,8 +17,9 @@ from configs.load import load_settings
 from daemon.cli.exit_codes import ExitCode
 from daemon.status import collect_status
 from storage.catalog import FileFact
+from storage.digest import digest_of
 from storage.frames import FrameBuffer, NewFrame
-from storage.images import digest_of, fit_frame
+from storage.images import fit_frame
 from storage.layout import StateLayout
 from storage.registry import CheckpointRegistry
 

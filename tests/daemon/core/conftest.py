@@ -58,7 +58,8 @@ def make_settings(tmp_path: Path, drop: Path) -> Callable[..., Settings]:
                 "max_file_bytes": 300_000, "max_pixels": 100_000,
             },
             "buffer": {
-                "height": 32, "width": 48, "tile": 16, "capacity_frames": 64, "holdout_fraction": 0.3, "reserve_bytes": 0,
+                "height": 32, "width": 48, "tile": 16, "capacity_frames": 64, "holdout_fraction": 0.3,
+                "reserve_bytes": 0,
             },
             "network": {"name": "daformer", "encoder": "mit_tiny", "channels": 16},
             "mfm": {"dim": 32, "heads": 4, "grid": 4, "blocks": 1},

@@ -121,7 +121,9 @@ def test_errors_have_codes(world):
 def test_pin_and_unpin(world, registry):
     assert world.client.post("/v1/checkpoints/1/pin", headers=AUTHORISED).json() == {"pinned": [1]}
     assert world.client.get("/v1/checkpoints").json()["versions"][0]["pinned"] is True
-    assert world.client.post("/v1/checkpoints/1/unpin", headers=AUTHORISED, json={"reason": "old"}).json() == {"pinned": []}
+    assert world.client.post("/v1/checkpoints/1/unpin", headers=AUTHORISED, json={"reason": "old"}).json() == {
+        "pinned": []
+    }
 
 
 def test_a_damaged_version_is_listed_as_such(world, registry):
@@ -149,7 +151,8 @@ def test_too_few_frames_are_no_round(world, registry, tmp_path):
 def test_a_round_can_be_looked_at(world, layout):
     folder = RoundStore(layout.rounds).create(
         RoundSpec(
-            round=1, incumbent=1, released=1, train_frames=(1,), holdout_frames=(2,), settings={}, created=5.0, trigger="manual"
+            round=1, incumbent=1, released=1, train_frames=(1,), holdout_frames=(2,), settings={}, created=5.0,
+            trigger="manual",
         )
     )  # fmt: skip
     folder.write_scores(RoundScores(status="failed", reason="non-finite loss", steps=3, seconds=9.0))

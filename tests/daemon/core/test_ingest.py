@@ -27,7 +27,9 @@ def _huge_png(path: Path, width: int, height: int) -> None:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    )
 
 
 def test_every_kind_of_bad_file_is_refused_with_its_reason_and_the_good_ones_go_on(bench, drop, write_image):
@@ -195,7 +197,7 @@ def test_a_real_full_disk_pauses_ingest_and_loses_nothing(bench, drop, write_ima
     def append(self, frames):
         if len(refused) < 2:
             refused.append(1)
-            with open("/dev/full", "wb", buffering=0) as full:
+            with Path("/dev/full").open("wb", buffering=0) as full:
                 full.write(b"x")
         return real(self, frames)
 

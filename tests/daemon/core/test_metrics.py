@@ -14,27 +14,69 @@ from storage.observations import Observation, Observations
 from storage.round_records import Check, RoundScores, RoundSpec, Verdict
 from storage.rounds import RoundStore
 
-EXPECTED = """
-mfmd_build_info mfmd_config_hash_info mfmd_start_timestamp_seconds
-mfmd_ingest_files_total mfmd_ingest_rejected_total mfmd_ingest_bytes_total mfmd_ingest_pending_files
-mfmd_ingest_oldest_pending_timestamp_seconds mfmd_ingest_last_stored_timestamp_seconds mfmd_ingest_latency_seconds
-mfmd_ingest_paused mfmd_ingest_retries_total mfmd_refused_files
-mfmd_watcher_events_total mfmd_watcher_overflows_total mfmd_watcher_restarts_total mfmd_watcher_rescans_total
-mfmd_watcher_rescan_found_total mfmd_watcher_rescan_seconds mfmd_watcher_folder_present mfmd_watcher_mode_info
-mfmd_buffer_images mfmd_buffer_holdout_images mfmd_buffer_capacity_images mfmd_buffer_bytes
-mfmd_buffer_committed_images_total mfmd_buffer_evicted_images_total mfmd_buffer_commit_seconds mfmd_buffer_leases
-mfmd_buffer_last_committed_timestamp_seconds mfmd_disk_free_bytes mfmd_disk_reserve_bytes
-mfmd_round_runs_total mfmd_round_duration_seconds mfmd_round_in_progress mfmd_round_step mfmd_round_loss
-mfmd_round_pseudo_label_kept_ratio mfmd_round_images_per_second mfmd_round_last_number
-mfmd_round_last_attempt_timestamp_seconds mfmd_round_last_success_timestamp_seconds mfmd_round_consecutive_failures
-mfmd_schedule_frames_missing
-mfmd_gate_verdicts_total mfmd_gate_score mfmd_gate_limit mfmd_gate_passed mfmd_gate_failures_total
-mfmd_ref_version mfmd_ref_since_timestamp_seconds mfmd_registry_versions
-mfmd_observed_frames mfmd_prediction_class_ratio mfmd_prediction_entropy mfmd_prediction_confidence
-mfmd_observed_last_timestamp_seconds
-mfmd_component_up mfmd_component_restarts_total mfmd_component_failures_total
-mfmd_component_last_tick_timestamp_seconds
-""".split()
+EXPECTED = [
+    "mfmd_build_info",
+    "mfmd_config_hash_info",
+    "mfmd_start_timestamp_seconds",
+    "mfmd_ingest_files_total",
+    "mfmd_ingest_rejected_total",
+    "mfmd_ingest_bytes_total",
+    "mfmd_ingest_pending_files",
+    "mfmd_ingest_oldest_pending_timestamp_seconds",
+    "mfmd_ingest_last_stored_timestamp_seconds",
+    "mfmd_ingest_latency_seconds",
+    "mfmd_ingest_paused",
+    "mfmd_ingest_retries_total",
+    "mfmd_refused_files",
+    "mfmd_watcher_events_total",
+    "mfmd_watcher_overflows_total",
+    "mfmd_watcher_restarts_total",
+    "mfmd_watcher_rescans_total",
+    "mfmd_watcher_rescan_found_total",
+    "mfmd_watcher_rescan_seconds",
+    "mfmd_watcher_folder_present",
+    "mfmd_watcher_mode_info",
+    "mfmd_buffer_images",
+    "mfmd_buffer_holdout_images",
+    "mfmd_buffer_capacity_images",
+    "mfmd_buffer_bytes",
+    "mfmd_buffer_committed_images_total",
+    "mfmd_buffer_evicted_images_total",
+    "mfmd_buffer_commit_seconds",
+    "mfmd_buffer_leases",
+    "mfmd_buffer_last_committed_timestamp_seconds",
+    "mfmd_disk_free_bytes",
+    "mfmd_disk_reserve_bytes",
+    "mfmd_round_runs_total",
+    "mfmd_round_duration_seconds",
+    "mfmd_round_in_progress",
+    "mfmd_round_step",
+    "mfmd_round_loss",
+    "mfmd_round_pseudo_label_kept_ratio",
+    "mfmd_round_images_per_second",
+    "mfmd_round_last_number",
+    "mfmd_round_last_attempt_timestamp_seconds",
+    "mfmd_round_last_success_timestamp_seconds",
+    "mfmd_round_consecutive_failures",
+    "mfmd_schedule_frames_missing",
+    "mfmd_gate_verdicts_total",
+    "mfmd_gate_score",
+    "mfmd_gate_limit",
+    "mfmd_gate_passed",
+    "mfmd_gate_failures_total",
+    "mfmd_ref_version",
+    "mfmd_ref_since_timestamp_seconds",
+    "mfmd_registry_versions",
+    "mfmd_observed_frames",
+    "mfmd_prediction_class_ratio",
+    "mfmd_prediction_entropy",
+    "mfmd_prediction_confidence",
+    "mfmd_observed_last_timestamp_seconds",
+    "mfmd_component_up",
+    "mfmd_component_restarts_total",
+    "mfmd_component_failures_total",
+    "mfmd_component_last_tick_timestamp_seconds",
+]
 
 
 @pytest.fixture

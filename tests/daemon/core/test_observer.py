@@ -60,7 +60,9 @@ def _all(layout):
         return observations.get(observations.observed())
 
 
-def test_frames_get_their_numbers_and_keep_the_released_encoder(world, observer, layout, add_network, drop, write_image):
+def test_frames_get_their_numbers_and_keep_the_released_encoder(
+    world, observer, layout, add_network, drop, write_image
+):
     go = threading.Event()
     assert not observer.step(go), "no version yet"
     first = add_network(0)

@@ -149,13 +149,26 @@ def _file(server: HTTPServer, host: str = "127.0.0.1") -> RunFile:
 
 def test_the_inference_plane_is_asked(make_settings, layout, add_version, plane):
     add_version()
-    failure = {"version": 1, "code": "checkpoint_corrupt", "reason": "model.safetensors: 3 bytes", "at": 1.0, "attempts": 2}
+    failure = {
+        "version": 1,
+        "code": "checkpoint_corrupt",
+        "reason": "model.safetensors: 3 bytes",
+        "at": 1.0,
+        "attempts": 2,
+    }
     _Plane.answer = json.dumps({"ready": True, "version": 9, "wanted": 1, "last_failure": failure}).encode()
     status = probe_plane(_file(plane, host="0.0.0.0"))
-    assert (status.up, status.ready, status.version, status.last_swap_failure) == (True, True, 9, "model.safetensors: 3 bytes")
+    assert (status.up, status.ready, status.version, status.last_swap_failure) == (
+        True,
+        True,
+        9,
+        "model.safetensors: 3 bytes",
+    )
     layout.run_file("serve").write_text(_file(plane).model_dump_json())
     messages = collect_status(make_settings()).messages
-    assert any("version 1 cannot serve, version 9 still serves: model.safetensors: 3 bytes" in item for item in messages)
+    assert any(
+        "version 1 cannot serve, version 9 still serves: model.safetensors: 3 bytes" in item for item in messages
+    )
 
 
 def test_a_plane_that_says_nothing_useful_is_down(plane):

@@ -28,7 +28,9 @@ def _python(code: str, *arguments: str) -> list[str]:
 SLEEP = "import time; time.sleep(600)"
 STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
 PARENT = (
-    "import subprocess, sys, time; subprocess.Popen([sys.executable, '-S', '-c', sys.argv[1]]); time.sleep(float(sys.argv[2]))"
+    "import subprocess, sys, time\n"
+    "subprocess.Popen([sys.executable, '-S', '-c', sys.argv[1]])\n"
+    "time.sleep(float(sys.argv[2]))"
 )
 
 

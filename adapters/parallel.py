@@ -39,12 +39,13 @@ def average_buffers(accelerator: Accelerator, network: nn.Module) -> None:
         _average(accelerator, [buffer for buffer in network.buffers() if buffer.is_floating_point()])
 
 
-def agree(accelerator: Accelerator, code: int) -> int:
-    """The highest `code` of all processes, so that they leave their loops after the same step."""
+def agree(accelerator: Accelerator, *values: float) -> tuple[float, ...]:
+    """The highest of each value over the processes, so that all of them decide alike, at the same step."""
     if accelerator.num_processes == 1:
-        return code
-    codes: Tensor = accelerator.gather(torch.tensor([code], device=accelerator.device))
-    return int(codes.max())
+        return values
+    mine = torch.tensor([values], dtype=torch.float32, device=accelerator.device)  # [1, values]
+    everyone: Tensor = accelerator.gather(mine)  # [processes, values]
+    return tuple(everyone.amax(dim=0).tolist())
 
 
 @torch.no_grad()

@@ -105,33 +105,37 @@ class RoundTraining:
         Raises TrainingFailed at a loss that is not finite.
         """
         self._progress.phase("training")
-        self._started, failure = time.monotonic(), ""
-        while not (end := End(agree(self._accelerator, self._end(stop, failure)))):
+        started, failure = time.monotonic(), ""
+        while True:
+            time_used = (time.monotonic() - started) / self._settings.max_seconds
+            code, time_used = agree(self._accelerator, self._end(stop, failure, time_used), time_used)
+            if (end := End(int(code))) is not End.NOT_YET:
+                break
             try:
-                self._step()
+                self._step(time_used)
             except TrainingFailed as error:
                 failure = str(error)
-        if end is not End.FAILURE:
-            self._progress.flush()
-            return REASONS[end]
-        raise TrainingFailed(failure or "another process of the round met a loss that is not finite")
+        if end is End.FAILURE:
+            raise TrainingFailed(failure or "another process of the round met a loss that is not finite")
+        self._progress.flush()
+        return REASONS[end]
 
-    def _end(self, stop: StopRequest, failure: str) -> End:
+    def _end(self, stop: StopRequest, failure: str, time_used: float) -> End:
         if failure:
             return End.FAILURE
         if stop.requested:
             return End.SIGNAL
         if self._progress.steps >= self._settings.steps:
             return End.STEP_BUDGET
-        return End.TIME_BUDGET if self._time_used() >= 1.0 else End.NOT_YET
+        return End.TIME_BUDGET if time_used >= 1.0 else End.NOT_YET
 
-    def _time_used(self) -> float:
-        return (time.monotonic() - self._started) / self._settings.max_seconds
+    def _step(self, time_used: float) -> None:
+        """One optimizer step, `time_used` being the share of the time budget that is gone.
 
-    def _step(self) -> None:
-        """One optimizer step. Raises TrainingFailed when the losses since the last report were not finite."""
+        Raises TrainingFailed when the losses since the last report were not finite.
+        """
         settings = self._settings
-        factor = learning_rate_factor(self._progress.steps, settings.steps, settings.optim, self._time_used())
+        factor = learning_rate_factor(self._progress.steps, settings.steps, settings.optim, time_used)
         set_learning_rates(self._optimizer, factor)
         batch = StepBatch(next(self._target), next(self._source) if self._source is not None else None)
         self._optimizer.zero_grad(set_to_none=True)

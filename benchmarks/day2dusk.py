@@ -169,12 +169,12 @@ def markdown(lines: Sequence[Line], classes: Sequence[ClassInfo], command: str) 
         "|---|---|---|---|---|---|---|",
     ]
     first = lines[0]
-    for line in lines:
-        text.append(
-            f"| {line.event} | version {line.dusk.version} | {_percent(line.dusk.miou)} "
-            f"| {100 * (line.dusk.miou - first.dusk.miou):+.1f} | {_percent(line.day.miou)} "
-            f"| {100 * (line.day.miou - first.day.miou):+.1f} | {line.seconds / 60:.1f} |"
-        )
+    text += [
+        f"| {line.event} | version {line.dusk.version} | {_percent(line.dusk.miou)} "
+        f"| {100 * (line.dusk.miou - first.dusk.miou):+.1f} | {_percent(line.day.miou)} "
+        f"| {100 * (line.day.miou - first.day.miou):+.1f} | {line.seconds / 60:.1f} |"
+        for line in lines
+    ]
     text += [
         "",
         "| dusk IoU | " + " | ".join(entry.name for entry in classes) + " |",

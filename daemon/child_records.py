@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from daemon.logs import get_logger
 from daemon.process_group import POLL_SECONDS, command_line, group_members, signal_group
 from storage import durable
+from storage.errors import StorageError
 
 log = get_logger(__name__)
 
@@ -59,7 +60,11 @@ class ChildRecords:
         self.path.unlink(missing_ok=True)
 
     def _write(self) -> None:
-        durable.write_record(self.path, _Records(children=list(self._children.values())))
+        """A full disk must not keep a child from running; at worst the next daemon does not know of it."""
+        try:
+            durable.write_record(self.path, _Records(children=list(self._children.values())))
+        except (OSError, StorageError) as error:
+            log.warning("child_records_not_written", path=str(self.path), error=str(error))
 
 
 def end_leftovers(path: Path, grace_seconds: float) -> list[str]:

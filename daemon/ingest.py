@@ -54,7 +54,7 @@ class Ingest:
         except (OSError, BufferFull) as error:
             if isinstance(error, OSError) and error.errno not in FULL:
                 raise
-            self._pause(_reason(error))
+            self._pause(self._reason(error))
             return PAUSE_SECONDS
         self._resume()
         return 0.0 if moved else self._pause_until_due()
@@ -65,7 +65,7 @@ class Ingest:
             self._record_rest()
             self._commit()
         except (OSError, BufferFull) as error:
-            log.warning("group_left_in_folder", files=len(self._group), reason=_reason(error))
+            log.warning("group_left_in_folder", files=len(self._group), reason=self._reason(error))
         self._watcher.close()
         self._pool.shutdown()
 
@@ -158,9 +158,7 @@ class Ingest:
         reserve = self._settings.buffer.reserve_bytes
         free = shutil.disk_usage(self._settings.state).free
         if free < reserve:
-            raise OSError(
-                errno.ENOSPC, f"{free / 1e6:.0f} MB free, buffer.reserve_bytes is {reserve / 1e6:.0f} MB: make room"
-            )
+            raise OSError(errno.ENOSPC, f"{free / 1e6:.0f} MB free, buffer.reserve_bytes is {reserve / 1e6:.0f} MB")
 
     def _pause(self, reason: str) -> None:
         if not self._paused:
@@ -180,8 +178,7 @@ class Ingest:
             due = min(due, self._settings.watch.group_seconds - (time.monotonic() - self._group_since))
         return max(0.0, due)
 
-
-def _reason(error: OSError | BufferFull) -> str:
-    if isinstance(error, BufferFull):
-        return str(error)
-    return ": ".join(part for part in (error.filename, error.strerror or str(error)) if part)
+    def _reason(self, error: OSError | BufferFull) -> str:
+        if isinstance(error, BufferFull):
+            return str(error)
+        return f"{error.strerror or error}; make room on the disk of {self._settings.state}"

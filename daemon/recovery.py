@@ -28,17 +28,23 @@ def recover(settings: Settings, buffer: FrameBuffer, registry: CheckpointRegistr
         buffer.release(number)
     store = RoundStore(layout.rounds)
     for number in store.numbers():
+        damage = damage_of(store.folder(number))
+        if damage:
+            log.error("round_damaged", round=number, damage=damage)
         try:
             finish_round(store.folder(number), registry, settings)
-        except (StorageError, OSError) as error:  # a damaged folder must not keep the daemon from starting
+        except (StorageError, OSError) as error:  # must not keep the daemon from starting
             log.error("round_not_finished", round=number, error=str(error))
 
 
 def finish_round(folder: RoundFolder, registry: CheckpointRegistry, settings: Settings) -> None:
     """Bring a round that does not run any more to its verdict; nothing happens when it has one and it was acted on.
 
-    Raises StorageError or OSError when that is impossible now; the candidate waits.
+    A folder with damaged records is left as it is: it shows as failed, and nothing in it can be trusted.
+    Raises StorageError or OSError when judging is impossible now; the candidate waits.
     """
+    if damage_of(folder):
+        return
     verdict = folder.verdict()
     if verdict is not None and (verdict.decision != "accepted" or verdict.version is not None):
         return
@@ -46,3 +52,12 @@ def finish_round(folder: RoundFolder, registry: CheckpointRegistry, settings: Se
         record_failure(folder, "failed", INTERRUPTED)
     verdict = judge(registry, folder, settings)
     log.warning("round_finished_late", round=folder.number, decision=verdict.decision, reason=verdict.reason)
+
+
+def damage_of(folder: RoundFolder) -> str:
+    """What is wrong with the records of a round; empty when they can be read."""
+    try:
+        folder.spec(), folder.scores(), folder.verdict()
+    except StorageError as error:
+        return str(error)
+    return ""

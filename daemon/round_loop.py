@@ -21,6 +21,8 @@ from storage.rounds import RoundStore
 
 LOOK_SECONDS = 1.0
 """How often the schedule is asked (seconds)."""
+REFUSED_SECONDS = 30.0
+"""Pause after a round that was due could not begin (seconds); a request wakes it sooner."""
 
 log = get_logger(__name__)
 
@@ -74,12 +76,12 @@ class RoundLoop:
             return LOOK_SECONDS
         self._finish_latest()
         trigger = self._claim()
-        if trigger is not None:
-            try:
-                self._run(trigger)
-            finally:
-                self._let_go()
-        return LOOK_SECONDS
+        if trigger is None:
+            return LOOK_SECONDS
+        try:
+            return self._run(trigger)
+        finally:
+            self._let_go()
 
     def schedule(self) -> Due:
         """What the schedule says now."""
@@ -112,7 +114,8 @@ class RoundLoop:
             self._requested, self._running = False, None
         self._metrics.in_progress.set(0)
 
-    def _run(self, trigger: Trigger) -> None:
+    def _run(self, trigger: Trigger) -> float:
+        """One round; returns the seconds until the next look."""
         self._metrics.in_progress.set(1)
         try:
             verdict = run_round(
@@ -129,8 +132,9 @@ class RoundLoop:
             verdict = error.verdict
         except NotEnoughFrames as error:
             log.warning("round_not_started", trigger=trigger, reason=str(error))
-            return
+            return REFUSED_SECONDS
         self._count(verdict)
+        return LOOK_SECONDS
 
     def _show(self, progress: Progress) -> None:
         self._metrics.step.set(progress.step)

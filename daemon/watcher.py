@@ -83,6 +83,10 @@ class Watcher:
         """The catalog knows now what became of it. An unreadable file is looked at again when its mode changes."""
         name = self._name(arrival)
         self._in_hand.pop(name, None)
+        now = self._see(name)
+        if now is not None and now.file != arrival.file:  # it changed in our hands: events about it were not followed
+            self._queue.note(name, now, time.monotonic())
+            return
         self._known.add(name)
         self._unreadable.pop(name, None)
         if unreadable:

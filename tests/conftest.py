@@ -1,4 +1,4 @@
-"""What every test shares: one CPU thread for tensors (the tests run two at a time on two cores), no hub, no settings from outside."""
+"""What every test shares: one CPU thread for tensors (tests run two at a time), no hub, no settings from outside."""
 
 import os
 from collections.abc import Iterator

@@ -55,4 +55,6 @@ class Display:
         yield stage
         self._bars.update(stage.task, total=1, completed=1)
         if not self.console.is_terminal:
-            self.console.print(f"{title}: {stage.facts} ({time.monotonic() - start:.0f} s)", highlight=False)
+            self.console.print(
+                f"{title}: {stage.facts} ({time.monotonic() - start:.0f} s)", highlight=False, soft_wrap=True
+            )

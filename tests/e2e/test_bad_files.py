@@ -32,7 +32,12 @@ def drop_bad_files(folder: Path, good: Path) -> dict[str, str]:
     (folder / "text.jpg").write_text("this is no image")
     (folder / "half.png").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
     (folder / "huge.png").write_bytes(png_bomb(50_000, 50_000))
-    expected = {"empty.png": "empty", "text.jpg": "not_an_image", "half.png": "truncated", "huge.png": "too_many_pixels"}
+    expected = {
+        "empty.png": "empty",
+        "text.jpg": "not_an_image",
+        "half.png": "truncated",
+        "huge.png": "too_many_pixels",
+    }
     if os.geteuid() != 0:  # root reads everything
         (folder / "secret.png").write_bytes(good.read_bytes())
         (folder / "secret.png").chmod(0)
@@ -50,25 +55,25 @@ def refused(driven: DrivenDaemon) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_bad_files_are_refused_while_serving_goes_on(
-    driven: DrivenDaemon, camera: Callable[[int], list[Path]]
+    untrained: DrivenDaemon, camera: Callable[[int], list[Path]]
 ) -> None:
     first, last = camera(2)
-    driven.start()
-    driven.wait_until_serving(1, 60)
-    base = driven.url("serve")
+    untrained.start()
+    untrained.wait_until_serving(1, 60)
+    base = untrained.url("serve")
     assert base is not None
 
-    expected = drop_bad_files(driven.settings.watch.folder, first)
-    driven.drop([first])
-    driven.wait_for(lambda: refused(driven) == expected or None, f"refusals {expected}", 30)
-    driven.wait_until_committed(1, 30)
+    expected = drop_bad_files(untrained.settings.watch.folder, first)
+    untrained.drop([first])
+    untrained.wait_for(lambda: refused(untrained) == expected or None, f"refusals {expected}", 30)
+    untrained.wait_until_committed(1, 30)
     with httpx.Client(timeout=30.0) as client:
         assert ask(client, base, first)[1] == 1
-    driven.drop([last])
-    driven.wait_until_committed(2, 30)
-    control = driven.url("daemon")
+    untrained.drop([last])
+    untrained.wait_until_committed(2, 30)
+    control = untrained.url("daemon")
     assert control is not None
     assert httpx.get(f"{control}/healthz").status_code == 200
-    second = driven.run_command("run")
+    second = untrained.run_command("run")
     assert second.returncode == ExitCode.ALREADY_RUNNING, second.stderr
-    assert driven.stop() == 0
+    assert untrained.stop() == 0

@@ -1,4 +1,4 @@
-"""The main job, nothing replaced: a drop folder fills, a round runs under accelerate, the gate accepts, the server swaps."""
+"""The main job, nothing replaced: drop folder, buffer, round under accelerate, gate, swap, rollback."""
 
 import threading
 from collections.abc import Callable, Iterator

@@ -258,6 +258,22 @@ def test_after_failures_the_schedule_backs_off_and_counts_frames_from_the_last_j
     assert decision.not_before == pytest.approx(time.time() + 60, abs=5)
 
 
+def test_a_damaged_folder_does_not_keep_later_rounds_from_running(loop, world, store, program):
+    program("scores('failed', 'no')")
+    store.create(_spec(1, world.settings)).spec_path.write_text("{")
+    assert loop.request() == 2
+    loop.step()
+    assert store.folder(2).verdict() is not None
+
+
+def test_a_verdict_that_could_not_be_acted_on_is_made_up_for(loop, world, store, program, monkeypatch):
+    program("scores('failed', 'no')")
+    folder = store.create(_spec(1, world.settings))
+    folder.write_scores(RoundScores(status="stopped", reason="SIGTERM", steps=1, seconds=2.0))
+    loop.step()
+    assert folder.verdict().decision == "inconclusive"
+
+
 @pytest.fixture
 def loop(world, registry, layout):
     metrics = Metrics(world.settings)

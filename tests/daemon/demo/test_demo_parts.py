@@ -1,0 +1,154 @@
+"""The parts of the demo around the daemon: scores, report, picture, driving."""
+
+import json
+import time
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from rich.console import Console
+
+from configs.class_list import ClassInfo
+from configs.load import load_settings
+from daemon.demo.display import Display
+from daemon.demo.driving import DriveFailed, DrivenDaemon, DriveTimeout, clean_environment
+from daemon.demo.picture import GAP, HEADER, MARGIN, Row, side_by_side
+from daemon.demo.report import Step, make_report, print_report, write_report
+from daemon.demo.scoring import Pair, ServedScore, confusion, pair_up
+from daemon.demo.story import BATCHES
+from storage.round_records import Verdict
+
+CLASSES = (ClassInfo(name="sky", color=(0, 0, 255)), ClassInfo(name="road", color=(128, 64, 128)))
+
+
+def score(version: int, *iou: float) -> ServedScore:
+    return ServedScore(version, np.array(iou), (np.full((4, 6), version % 2, np.uint8),), 1.0)
+
+
+def verdict(decision: str) -> Verdict:
+    return Verdict.model_validate({"round": 1, "decision": decision, "reason": "because", "checks": [], "at": 0.0})
+
+
+def test_confusion_leaves_ignored_pixels_out() -> None:
+    label = np.array([[0, 0, 1], [1, 255, 255]], np.uint8)
+    mask = np.array([[0, 1, 1], [1, 0, 1]], np.uint8)
+    np.testing.assert_array_equal(confusion(mask, label, 2, 255), [[1, 1], [0, 2]])
+
+
+def test_confusion_refuses_masks_of_another_size() -> None:
+    with pytest.raises(ValueError, match="differ in size"):
+        confusion(np.zeros((2, 3), np.uint8), np.zeros((4, 6), np.uint8), 2, 255)
+
+
+def test_miou_leaves_out_classes_that_are_nowhere() -> None:
+    assert score(1, 0.5, np.nan).miou == 0.5
+
+
+def test_an_image_without_label_is_named(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").touch()
+    with pytest.raises(FileNotFoundError, match=r"a\.png"):
+        pair_up(tmp_path / "images", tmp_path / "labels")
+
+
+@pytest.mark.parametrize(
+    ("decision", "after", "passed"),
+    [("accepted", 0.56, True), ("accepted", 0.54, False), ("inconclusive", 0.56, False), ("rejected", 0.5, False)],
+)
+def test_the_demo_passes_only_with_a_promotion_and_five_points(decision: str, after: float, passed: bool) -> None:
+    steps = [Step(None, score(1, 0.5, 0.5), 60.0), Step(verdict(decision), score(2, after, after), 120.0)]
+    report = make_report(steps, CLASSES)
+    assert report.passed is passed
+    assert report.rise == pytest.approx(after - 0.5)
+
+
+def test_the_report_is_written_and_printed(tmp_path: Path) -> None:
+    image, label = tmp_path / "image.png", tmp_path / "label.png"
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(image)
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(label)
+    steps = [Step(None, score(1, 0.4, 0.5), 60.0), Step(verdict("accepted"), score(2, 0.6, 0.7), 125.0)]
+    report = make_report(steps, CLASSES)
+    picture = write_report(tmp_path / "out", report, steps, [Pair(image, label)], CLASSES)
+    with Image.open(picture) as sheet:
+        assert sheet.width > 4 * 200
+    written = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [step["miou"] for step in written["steps"]] == pytest.approx([0.45, 0.65])
+    console = Console(width=120, record=True, file=(tmp_path / "printed").open("w"))
+    print_report(console, report)
+    text = console.export_text()
+    assert "round 1 accepted: because" in text
+    assert "+20.0" in text
+    assert "2:05" in text
+    console.file.close()
+
+
+def test_the_picture_shows_image_before_after_and_truth_in_class_colours() -> None:
+    row = Row(
+        image=np.full((4, 6, 3), 200, np.uint8),
+        before=np.zeros((4, 6), np.uint8),
+        after=np.ones((4, 6), np.uint8),
+        truth=np.full((4, 6), 255, np.uint8),
+    )
+    sheet = side_by_side([row, row], ("a", "b", "c", "d"), CLASSES, cell_width=60)
+    centers = [MARGIN + column * (60 + GAP) + 30 for column in range(4)]
+    for number in range(2):
+        y = MARGIN + HEADER + number * (40 + GAP) + 20
+        colors = [sheet.getpixel((x, y)) for x in centers]
+        assert colors == [(200, 200, 200), (0, 0, 255), (128, 64, 128), (0, 0, 0)]
+
+
+def test_stages_are_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as file:
+        display = Display(Console(file=file))
+        with display.live(), display.stage("Train", 10) as stage:
+            stage.show(5, 10, "loss 1.0")
+            stage.show(10)
+    assert (tmp_path / "log").read_text() == "Train: loss 1.0 (0 s)\n"
+
+
+def test_a_driven_daemon_obeys_only_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MFMD_WATCH__FOLDER", "/elsewhere")
+    monkeypatch.setenv("MFMD_LOG__LEVEL", "debug")
+    environment = clean_environment()
+    assert "MFMD_WATCH__FOLDER" not in environment
+    assert environment["MFMD_LOG__LEVEL"] == "debug"
+    assert "PATH" in environment
+
+
+@pytest.fixture
+def driven(tmp_path: Path) -> DrivenDaemon:
+    config = tmp_path / "mfmd.yaml"
+    config.write_text(yaml.safe_dump({"classes": "demo", "watch": {"folder": "drop"}, "control": {"port": 0}}))
+    return DrivenDaemon(config)
+
+
+def test_a_daemon_that_ends_is_noticed_at_once_and_its_log_shown(driven: DrivenDaemon) -> None:
+    start = time.monotonic()
+    with driven, pytest.raises(DriveFailed, match=r"(?s)status 5.*version 1 served.*mfmd import"):
+        driven.wait_until_serving(1, 60)
+    assert time.monotonic() - start < 50
+
+
+def test_waiting_ends_at_its_deadline(driven: DrivenDaemon) -> None:
+    with pytest.raises(DriveTimeout, match="for a miracle"):
+        driven.wait_for(lambda: None, "a miracle", 0.3)
+
+
+def test_nothing_serves_before_the_start(driven: DrivenDaemon) -> None:
+    assert driven.url("serve") is None
+    assert driven.served_version() is None
+    assert driven.committed() == 0
+    assert driven.round(1) is None
+    assert driven.stop() is None
+
+
+def test_the_preset_fits_the_story() -> None:
+    preset = str(resources.files("configs") / "demo.yaml")
+    settings = load_settings(Path(preset))
+    frames = BATCHES * settings.schedule.new_frames
+    assert frames <= settings.buffer.capacity_frames, "frames would be evicted between rounds"
+    assert settings.buffer.holdout_fraction * settings.schedule.new_frames > 2 * settings.gate.min_holdout
+    assert settings.serving.port == settings.control.port == 0

@@ -10,6 +10,8 @@ from starlette.exceptions import HTTPException
 from daemon.errors import DaemonError, NoCheckpoint, NotEnoughFrames, RoundRunning, Stopping
 from storage.errors import CorruptCheckpoint, DurabilityLost, StorageError, UnknownRound, UnknownVersion
 
+HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
+"""The same names as on the inference plane."""
 STATUS_OF: dict[type[Exception], int] = {
     UnknownVersion: 404,
     UnknownRound: 404,
@@ -50,11 +52,11 @@ def answer_errors(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        return _error(422, "request_invalid", f"{field}: {first['msg']}")
+        return _error(422, "invalid_request", f"{field}: {first['msg']}")
 
     async def http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        return _error(error.status_code, "http", str(error.detail))
+        return _error(error.status_code, HTTP_CODES.get(error.status_code, "http_error"), str(error.detail))
 
     async def unexpected(_: Request, error: Exception) -> JSONResponse:
         return _error(500, "unexpected", f"{type(error).__name__}: {error}; the daemon's log has the traceback")

@@ -105,13 +105,13 @@ def test_errors_have_codes(world):
     cases = [
         (post("/v1/rollback", headers=AUTHORISED, json={"to": 77}), 404, "version_unknown"),
         (post("/v1/rollback", headers=AUTHORISED, json={"to": 1}), 409, "storage"),
-        (post("/v1/rollback", headers=AUTHORISED, json={"too": 1}), 422, "request_invalid"),
-        (post("/v1/rollback", headers=AUTHORISED, content=b"{"), 422, "request_invalid"),
+        (post("/v1/rollback", headers=AUTHORISED, json={"too": 1}), 422, "invalid_request"),
+        (post("/v1/rollback", headers=AUTHORISED, content=b"{"), 422, "invalid_request"),
         (post("/v1/checkpoints/9/pin", headers=AUTHORISED), 404, "version_unknown"),
         (post("/v1/checkpoints/1/unpin", headers=AUTHORISED), 404, "version_unknown"),
         (get("/v1/rounds/3"), 404, "round_unknown"),
-        (get("/v1/rounds?limit=0"), 422, "request_invalid"),
-        (get("/nowhere"), 404, "http"),
+        (get("/v1/rounds?limit=0"), 422, "invalid_request"),
+        (get("/nowhere"), 404, "not_found"),
     ]
     for answer, status, code in cases:
         assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text

@@ -45,7 +45,7 @@ class RoundTraining:
 
     The candidate is the teacher, with BatchNorm statistics estimated over as many source as target crops. Averaged
     weights are steady whatever the learning rate, the student's are not; statistics of the target alone would cost
-    the source 9 points of mIoU. Measured in docs/decisions/0010-teacher-and-candidate.md.
+    the source 9 points of mIoU. Measured in docs/decisions/0004-teacher-and-candidate.md.
     """
 
     def __init__(self, inputs: RoundInputs, progress: RoundProgress) -> None:

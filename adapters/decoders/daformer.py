@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.decoders.layers import conv_norm_relu, separable_conv
-from adapters.initialisation import initialise_classifier
 
 DILATIONS = (1, 6, 12, 18)
 """Published, for 512 crops: maps of 128x128 cells."""
@@ -31,7 +30,6 @@ class DaformerHead(nn.Module):
         self.bottleneck = conv_norm_relu(channels * len(dilations), channels, kernel=3)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
-        initialise_classifier(self.classifier)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Logits `[B, K, H_1, W_1]` at the first (finest) level's size."""

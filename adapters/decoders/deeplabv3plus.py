@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.decoders.layers import conv_norm_relu, separable_conv
-from adapters.initialisation import initialise_classifier
 
 _DILATIONS = {32: (3, 6, 9), 16: (6, 12, 18), 8: (12, 24, 36)}
 _TINY_DILATIONS = {32: (1, 2, 3), 16: (2, 4, 6), 8: (4, 8, 12)}
@@ -56,7 +55,6 @@ class DeepLabV3PlusHead(nn.Module):
         self.refine = nn.Sequential(separable_conv(channels + skip, channels), separable_conv(channels, channels))
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
-        initialise_classifier(self.classifier)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Logits `[B, K, H_1, W_1]` at the size of the first (stride-4) map."""

@@ -88,7 +88,8 @@ def _leave_or_remove(story: "Story", driven: "DrivenDaemon", console: "Console",
         f"  metrics    {driven.url('daemon')}/metrics and {driven.url('serve')}/metrics\n"
         f"  ask        curl --data-binary @IMAGE.png '{driven.url('serve')}/v1/segment?format=color' -o mask.png\n"
         f"  roll back  {mfmd} rollback --config {story.config}\n"
-        f"  stop       kill {driven.leave()}; rm -r {story.workspace}",
+        f"  stop       kill {driven.leave()}\n"
+        f"  remove     rm -r {story.workspace}   (once it has stopped)",
         highlight=False,
         soft_wrap=True,
     )

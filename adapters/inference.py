@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters.network import SegmentationNetwork
+from adapters.scores.class_map import class_map
 from storage.images import FittedFrame, fit_frame
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -94,5 +95,5 @@ def labels_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
     for start in range(0, height, band):
         part = slice(start, min(start + band, height))
         mixed = torch.lerp(wide[:, above[part]], wide[:, below[part]], share[:, part])  # [K, band, w]
-        labels[part] = mixed.argmax(dim=0).to(torch.uint8)
+        labels[part] = class_map(mixed).to(torch.uint8)
     return labels

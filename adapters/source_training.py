@@ -21,6 +21,7 @@ from adapters.inference import choose_device, logits_of, normalise
 from adapters.losses import weighted_cross_entropy
 from adapters.network import SegmentationNetwork
 from adapters.optim import build_optimizer, learning_rate_factor, set_learning_rates
+from adapters.scores.class_map import class_map
 from adapters.scores.counts import CountsOverImages
 from adapters.scores.iou import class_iou, mean_iou
 from configs.settings import Settings
@@ -161,7 +162,7 @@ def source_scores(network: SegmentationNetwork, source: LabelledSet, class_names
         height, width = source.valid(index)
         pixels = torch.from_numpy(source.image(index)[None, :height, :width].copy()).to(device)
         label = torch.from_numpy(source.label(index)[:height, :width].copy()).to(device)
-        counts.add(logits_of(network, normalise(pixels))[0].argmax(dim=0), label)
+        counts.add(class_map(logits_of(network, normalise(pixels))[0]), label)
     if not source.validation:
         return {}
     found = counts.counts()

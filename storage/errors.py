@@ -11,6 +11,7 @@ class RefusedImage(StorageError):
     """An image that will never be taken as it is: record the reason, go on.
 
     `reason` is one of: empty, too_many_bytes, too_many_pixels, not_an_image, truncated, unreadable, bad_label.
+    Ingest adds outside_folder, for links that leave the drop folder.
     """
 
     code = "image_refused"

@@ -1,4 +1,4 @@
-"""Every setting of mfmd: the only place where a default stands.
+"""Every setting of mfmd; with `training.py` and `self_training.py` beside it the only place where a default stands.
 
 Each field's docstring says what it is and in which unit; `mfmd config schema` prints them as JSON Schema.
 Values come from a YAML file and from environment variables (`MFMD_WATCH__FOLDER=/drop` sets `watch.folder`); see
@@ -6,49 +6,35 @@ Values come from a YAML file and from environment variables (`MFMD_WATCH__FOLDER
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import Field, SecretStr, model_validator
 
 from configs.class_list import Classes
+from configs.section import ConfigPath, Fraction, Port, PositiveInt, Seconds, Section
+from configs.self_training import HostSettings, MfmSettings
+from configs.training import NetworkSettings, OptimSettings, PretrainSettings, RoundSettings
 
-
-def _relative_to_file(path: Path, info: ValidationInfo) -> Path:
-    """Resolve `path` against the folder of the YAML file, given by `configs.load` as validation context `base`."""
-    base = info.context.get("base") if info.context else None
-    return (Path(base) / path.expanduser()).resolve() if base else path
-
-
-def _bare_no(value: object) -> object:
-    """YAML 1.1 reads a bare `no` as false; in a field whose values include "no" it means what it says."""
-    return "no" if value is False else value
-
-
-ConfigPath = Annotated[Path, AfterValidator(_relative_to_file)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Seconds = Annotated[float, Field(ge=0.0)]
-PositiveInt = Annotated[int, Field(ge=1)]
-Port = Annotated[int, Field(ge=0, le=65535)]
-
-EncoderName = Literal[
-    "mit_tiny", "mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5",
-    "resnet_tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
-]  # fmt: skip
-
-
-class Section(BaseModel):
-    """A group of settings: unknown keys are refused, values are frozen, field docstrings become descriptions."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+__all__ = [
+    "BufferSettings",
+    "ControlSettings",
+    "GateSettings",
+    "HostSettings",
+    "LogSettings",
+    "MfmSettings",
+    "NetworkSettings",
+    "ObserveSettings",
+    "OptimSettings",
+    "PretrainSettings",
+    "RegistrySettings",
+    "RoundSettings",
+    "ScheduleSettings",
+    "Section",
+    "ServingSettings",
+    "Settings",
+    "SourceSettings",
+    "WatchSettings",
+]
 
 
 class WatchSettings(Section):
@@ -112,140 +98,6 @@ class SourceSettings(Section):
         if (self.validation_images is None) != (self.validation_labels is None):
             raise ValueError("set both validation_images and validation_labels, or neither")
         return self
-
-
-class NetworkSettings(Section):
-    """Architecture of the segmentation network; recorded in every checkpoint's manifest."""
-
-    name: Literal["daformer", "deeplabv2", "deeplabv3plus", "huggingface"] = "daformer"
-    """Decoder: DAFormer head, DeepLabV2 (dlv2red) or DeepLabV3+; `huggingface` only through `mfmd import`."""
-    encoder: EncoderName = "mit_b0"
-    """Encoder: MiT for daformer, ResNet for the DeepLabs; `*_tiny` are presets for small CPUs."""
-    channels: PositiveInt = 256
-    """Width of the decoder (channels); the papers use 256."""
-    dropout: Fraction = 0.1
-    """Dropout before the classifier of decoders that have one (0-1)."""
-    output_stride: Literal[8, 16, 32] = 8
-    """Stride of the deepest ResNet map; DeepLabV2 uses 8. MiT ignores it."""
-    pretrained: ConfigPath | None = None
-    """Local directory with encoder weights in Hugging Face format; none trains from scratch."""
-    hf_config: dict[str, Any] | None = None
-    """Hugging Face config of an imported model (`huggingface` only); written by `mfmd import`."""
-
-
-class MfmSettings(Section):
-    """Masked Feature Modeling (Zhou et al., arXiv 2509.13801): the training-only branch."""
-
-    enabled: bool = True
-    """Run the branch; off leaves the bare host recipe."""
-    mask_ratio: Fraction = 0.4
-    """Probability that a cell of the feature grid is masked (0-1); the paper's best of 0.2/0.4/0.6/0.8."""
-    grid: PositiveInt = 16
-    """Cells per side of the mask grid, never more than the deepest map has; the paper's best of 8/16/32."""
-    dim: PositiveInt = 512
-    """Token width of the Rebuilder (channels, divisible by 4 and by `heads`); the paper's best of 128/256/512/768."""
-    blocks: PositiveInt = 2
-    """Transformer blocks of the Rebuilder; the paper's best of 1/2/4/8."""
-    heads: PositiveInt = 16
-    """Attention heads."""
-    weight: Annotated[float, Field(ge=0)] = 1.0
-    """Factor lambda of the branch's loss; the paper's best of 0.1/0.5/1/2/10."""
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    """AdamW learning rate of the Rebuilder."""
-
-
-class HostSettings(Section):
-    """The self-training recipe that MFM sits on (DACS: Tranheden et al. 2021; constants of the DAFormer code base)."""
-
-    name: Literal["dacs"] = "dacs"
-    """Recipe; later issues add daformer, hrda and mic."""
-    ema_decay: Fraction = 0.99
-    """Teacher decay alpha; step t uses min(1 - 1/(t+1), alpha)."""
-    threshold: Fraction = 0.968
-    """A pseudo-label counts as confident from this softmax probability on (0-1)."""
-    classmix: bool = True
-    """Paste half of the source classes over the target image and train on the mix; off trains on the plain target."""
-    jitter: Fraction = 0.2
-    """Strength of colour jitter on the mixed image (brightness, contrast, saturation, hue)."""
-    jitter_probability: Fraction = 0.8
-    """Probability of colour jitter, drawn once a step."""
-    blur_probability: Fraction = 0.5
-    """Probability of Gaussian blur (sigma 0.15-1.15 pixels), drawn once a step."""
-    source_jitter: Fraction = 0.0
-    """Strength of colour jitter on the replayed source images."""
-
-
-class OptimSettings(Section):
-    """AdamW with linear warm-up and polynomial decay."""
-
-    learning_rate: Annotated[float, Field(gt=0)] = 6e-5
-    """Learning rate of the encoder."""
-    head_multiplier: Annotated[float, Field(gt=0)] = 10.0
-    """The decoder learns this many times faster than the encoder."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Weight decay; norm layers and biases get none."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 50
-    """Steps of linear warm-up from zero."""
-    power: Annotated[float, Field(ge=0)] = 1.0
-    """Exponent of the polynomial decay to zero; 0 keeps the rate constant."""
-    clip_norm: Annotated[float, Field(ge=0)] = 0.0
-    """Clip the gradient to this L2 norm; 0 does not clip."""
-
-
-class PretrainSettings(Section):
-    """Supervised training on source images (`mfmd pretrain`)."""
-
-    steps: PositiveInt = 4000
-    """Optimizer steps."""
-    batch_size: PositiveInt = 8
-    """Images a step."""
-    crop_height: PositiveInt = 512
-    """Crop height (pixels)."""
-    crop_width: PositiveInt = 512
-    """Crop width (pixels)."""
-    min_scale: Annotated[float, Field(gt=0)] = 0.75
-    """Smallest random rescaling of an image before cropping."""
-    max_scale: Annotated[float, Field(gt=0)] = 1.5
-    """Largest random rescaling."""
-    jitter: Fraction = 0.2
-    """Strength of colour jitter."""
-    optim: OptimSettings = OptimSettings(learning_rate=6e-4, head_multiplier=1.0, warmup_steps=100)
-    """Optimizer."""
-    seed: int = 0
-    """Seed of weights, crops and augmentation."""
-
-
-class RoundSettings(Section):
-    """One self-training round."""
-
-    steps: PositiveInt = 1000
-    """Step budget; the round ends at the first budget reached."""
-    max_seconds: Annotated[float, Field(gt=0)] = 3600.0
-    """Time budget of the training part (seconds)."""
-    batch_size: PositiveInt = 2
-    """Source images and target images a step, each, per process."""
-    crop_height: PositiveInt = 512
-    """Crop height (pixels)."""
-    crop_width: PositiveInt = 512
-    """Crop width (pixels)."""
-    optim: OptimSettings = OptimSettings()
-    """Optimizer."""
-    seed: int = 0
-    """Seed; the round number is added to it."""
-    processes: PositiveInt = 1
-    """Processes started by `accelerate launch`."""
-    mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_bare_no)] = "no"
-    """Precision of the forward passes."""
-    accelerate_config: ConfigPath | None = None
-    """Accelerate config file for several GPUs or machines; replaces `processes` and `mixed_precision`."""
-    device: Literal["auto", "cpu"] = "auto"
-    """`auto` uses a GPU when there is one."""
-    threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of a round; 0 leaves torch's choice."""
-    score_images: PositiveInt = 64
-    """Most source validation images and hold-out frames used for scoring (images)."""
-    keep_folders: PositiveInt = 20
-    """Round folders kept on disk."""
 
 
 class ScheduleSettings(Section):

@@ -1,0 +1,32 @@
+"""What every section of the settings is made of: the base class and the types of fields."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+
+
+def _relative_to_file(path: Path, info: ValidationInfo) -> Path:
+    """Resolve `path` against the folder of the YAML file, given by `configs.load` as validation context `base`."""
+    base = info.context.get("base") if info.context else None
+    return (Path(base) / path.expanduser()).resolve() if base else path
+
+
+def bare_no(value: object) -> object:
+    """YAML 1.1 reads a bare `no` as false; in a field whose values include "no" it means what it says."""
+    return "no" if value is False else value
+
+
+ConfigPath = Annotated[Path, AfterValidator(_relative_to_file)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Seconds = Annotated[float, Field(ge=0.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys are refused, values are frozen, field docstrings become descriptions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

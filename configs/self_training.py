@@ -1,0 +1,151 @@
+"""Settings of self-training: Masked Feature Modeling, and the host recipe that it sits on."""
+
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from configs.section import Fraction, NotNegative, Positive, PositiveInt, Section
+
+HostName = Literal["dacs", "daformer", "hrda", "mic", "bn_statistics", "tent", "cotta"]
+
+_DAFORMER: dict[str, Any] = {
+    "ema_decay": 0.999,
+    "rare_class_sampling": True,
+    "feature_distance_weight": 0.005,
+    "margin_top": 0.0293,
+    "margin_bottom": 0.2344,
+}
+_WHOLE_IMAGE: dict[str, Any] = {
+    **_DAFORMER,
+    "margin_left": 0.0146,
+    "margin_right": 0.0146,
+    "margin_of": "image",
+}
+HOST_DEFAULTS: dict[str, dict[str, Any]] = {
+    "dacs": {},
+    "daformer": _DAFORMER,
+    "hrda": _WHOLE_IMAGE,
+    "mic": {**_WHOLE_IMAGE, "masked_image_weight": 1.0},
+    "bn_statistics": {},
+    "tent": {},
+    "cotta": {"ema_decay": 0.999},
+}
+"""Published constants of each recipe (papers.md 5, 5.1, 5.2), used for the fields that a configuration leaves out."""
+
+
+class MfmSettings(Section):
+    """Masked Feature Modeling (Zhou et al., arXiv 2509.13801): the training-only branch.
+
+    Figures are mIoU of the paper's ablations (DACS, DeepLabV2-R101, GTA to Cityscapes; papers.md 1.7 and 1.8); the
+    defaults score 55.9 there, the bare host 52.1.
+    """
+
+    enabled: bool = True
+    """Run the branch; off leaves the bare host recipe (52.1). Test-time hosts (bn_statistics, tent, cotta) never do."""
+    mask_ratio: Fraction = 0.4
+    """Probability that a cell of the feature grid is masked (0-1); 0.2 / 0.4 / 0.6 / 0.8: 54.3 / 55.9 / 55.2 / 54.1."""
+    grid: PositiveInt = 16
+    """Cells per side of the mask grid, never more than the deepest map has; 8 / 16 / 32: 55.6 / 55.9 / 54.1."""
+    dim: PositiveInt = 512
+    """Token width of the Rebuilder (channels, divisible by 4 and by `heads`); 128 / 256 / 512 / 768: 54.7 / 55.1 / 55.9
+    / 53.6."""
+    blocks: PositiveInt = 2
+    """Transformer blocks of the Rebuilder; 1 / 2 / 4 / 8: 55.4 / 55.9 / 54.4 / 52.9."""
+    heads: PositiveInt = 16
+    """Attention heads."""
+    weight: NotNegative = 1.0
+    """Factor lambda of the branch's loss; 0.1 / 0.5 / 1 / 2 / 10: 54.7 / 55.8 / 55.9 / 55.4 / 52.1."""
+    learning_rate: Positive = 2e-4
+    """AdamW learning rate of the Rebuilder."""
+    domain: Literal["target", "source", "both"] = "target"
+    """Whose images the branch rebuilds; target 55.9, source (with true labels) 52.9, both 55.2. Without source images
+    only target is possible."""
+    reconstruction: Literal["classify", "teacher_feature", "student_feature", "pixels", "mask_only"] = "classify"
+    """What the rebuilt cells must match: pixel classes through the decoder (55.9), the teacher's features (53.5), the
+    student's own unmasked features (53.7), the image's pixels (51.8); mask_only classifies with the masked cells left
+    empty (51.9)."""
+    detach_encoder: bool = False
+    """Keep the branch's gradient out of the encoder: it trains decoder and Rebuilder only (54.2)."""
+    freeze_decoder: bool = False
+    """Keep the branch's gradient out of the decoder: it trains encoder and Rebuilder only (54.9)."""
+
+
+class HostSettings(Section):
+    """The self-training recipe that MFM sits on.
+
+    Defaults of fields that a recipe publishes follow `name` (`HOST_DEFAULTS` in configs/self_training.py). Constants of
+    the original code that hold for one image size only are shares here.
+    """
+
+    name: HostName = "dacs"
+    """Recipe: dacs (Tranheden 2021), daformer (Hoyer 2022), hrda (Hoyer 2022), mic (Hoyer 2023); for comparison and for
+    small machines, source-free: bn_statistics, tent (Wang 2021), cotta (Wang 2022)."""
+    ema_decay: Fraction = 0.99
+    """Teacher decay alpha; step t uses min(1 - 1/(t+1), alpha). 0.999 for daformer, hrda, mic and cotta."""
+    threshold: Fraction = 0.968
+    """A pseudo-label counts as confident from this softmax probability on (0-1)."""
+    classmix: bool = True
+    """Paste half of the source classes over the target image and train on the mix; off trains on the plain target."""
+    jitter: Fraction = 0.2
+    """Strength of colour jitter on the mixed image (brightness, contrast, saturation, hue)."""
+    jitter_probability: Fraction = 0.8
+    """Probability of colour jitter, drawn once a step."""
+    blur_probability: Fraction = 0.5
+    """Probability of Gaussian blur (sigma 0.15-1.15 pixels), drawn once a step."""
+    source_jitter: Fraction = 0.0
+    """Strength of colour jitter on the replayed source images."""
+    rare_class_sampling: bool = False
+    """Draw source images by class, rare classes more often (DAFormer, eq. 5-6); on for daformer, hrda and mic."""
+    rare_class_temperature: Positive = 0.01
+    """Temperature T of the softmax over 1 - frequency; smaller is more even over rare classes."""
+    rare_class_image_share: Fraction = 0.0015
+    """Share of an image's pixels that a class needs for the image to be drawn for it: 3,000 of GTA's 1914x1052."""
+    rare_class_crop_share: Fraction = 0.0057
+    """Share of the crop that the class must fill, or the crop is drawn again, 10 times at most: 1,500 of 512x512."""
+    feature_distance_weight: NotNegative = 0.0
+    """Weight of the distance between the student's and a frozen network's deepest features on thing classes of the
+    source (DAFormer, eq. 9); 0 is off, 0.005 for daformer, hrda and mic."""
+    feature_distance_share: Fraction = 0.75
+    """A cell of the deepest map counts when one class fills at least this share of it."""
+    feature_distance_from: Literal["pretrained", "released"] = "released"
+    """The frozen network: the encoder weights of `network.pretrained`, or the released version."""
+    thing_classes: tuple[str, ...] = ()
+    """Names of the countable classes of feature distance; empty: every class."""
+    margin_top: Fraction = 0.0
+    """Share of the height at the top where pseudo-labels do not count (15 of 512 rows in the original)."""
+    margin_bottom: Fraction = 0.0
+    """Share of the height at the bottom (120 of 512 rows: the bonnet of Cityscapes' car)."""
+    margin_left: Fraction = 0.0
+    """Share of the width on the left (30 of 2048 columns)."""
+    margin_right: Fraction = 0.0
+    """Share of the width on the right."""
+    margin_of: Literal["crop", "image"] = "crop"
+    """What the margins are shares of: each crop (DAFormer) or the whole frame, before it is cropped (HRDA, MIC)."""
+    masked_image_weight: NotNegative = 0.0
+    """Weight of the consistency loss on the target image with masked blocks (MIC, eq. 5); 0 is off, 1 for mic."""
+    masked_image_block: Fraction = 0.0625
+    """Side of a masked block as a share of the shorter crop side: 64 of 1024, 32 of 512."""
+    masked_image_ratio: Fraction = 0.7
+    """Probability that a block is masked (0-1)."""
+    detail_loss_weight: Fraction = 0.1
+    """HRDA: weight of the detail crop's own loss; the fused prediction has the rest."""
+    anchor_weight: NotNegative = 0.0
+    """Pull towards the released weights after each step, as a decoupled decay (learning rate x this x distance; L2-SP,
+    Li et al. 2018); keeps a source-free round from drifting. 0 is off."""
+    restore_probability: Fraction = 0.01
+    """CoTTA: probability that a weight is set back to the released one after a step."""
+    augment_below: Fraction = 0.69
+    """CoTTA: below this mean confidence of the released model the pseudo-label is averaged over scales and flips."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published(cls, values: Any) -> Any:
+        """Fill in what the recipe publishes for the fields that are not given."""
+        if not isinstance(values, dict):
+            return values
+        return {**HOST_DEFAULTS.get(str(values.get("name", "dacs")), {}), **values}
+
+    @property
+    def test_time(self) -> bool:
+        """Whether the recipe is a test-time baseline: no source images, no MFM."""
+        return self.name in ("bn_statistics", "tent", "cotta")

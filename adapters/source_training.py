@@ -16,6 +16,7 @@ from adapters.augment import color_jitter, normalise_unit, to_unit
 from adapters.build import build_network
 from adapters.checkpoint import make_manifest, save_weights
 from adapters.data import SourceBatch, SourceCrops, batches, crop_within
+from adapters.draws import Draws
 from adapters.errors import TrainingFailed
 from adapters.inference import choose_device, logits_of, normalise
 from adapters.losses import weighted_cross_entropy
@@ -69,7 +70,7 @@ class _SourceTraining:
         self._settings, self._pretrain, self._callback = settings, settings.pretrain, callback
         self._started = self._reported = time.monotonic()
         self._loss: float | None = None
-        self._generator = torch.Generator().manual_seed(settings.pretrain.seed)
+        self._draws = Draws(settings.pretrain.seed)
 
     def run(self) -> Manifest:
         layout = StateLayout(self._settings.state)
@@ -128,7 +129,7 @@ class _SourceTraining:
         settings = self._pretrain
         images = to_unit(batch.images.to(device, non_blocking=True))
         if settings.jitter > 0.0:
-            images = color_jitter(images, settings.jitter, self._generator)
+            images = color_jitter(images, settings.jitter, self._draws)
         loss = weighted_cross_entropy(network(normalise_unit(images)), batch.labels.to(device, non_blocking=True))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -2,8 +2,8 @@
 
 Pixels are held in RAM when they fit (`RAM_LIMIT_BYTES`): on a small machine decompressing tiles again and again costs
 more than the network. What does not fit is read tile by tile, one batch ahead of the training step in a thread.
-Batches are uint8 in the layout of storage, [B, H, W, 3]: a quarter of the bytes to move to a GPU. Which image a row shows
-and how it is cropped follows from the number of the row (`adapters.stream_rows`), so a stream goes on from anywhere.
+Batches are uint8 in the layout of storage, [B, H, W, 3]: a quarter of the bytes to move to a GPU. What a row shows
+follows from its number alone (`adapters.stream_rows`), so a stream goes on from anywhere.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -14,7 +14,7 @@ class CropStream(Generic[Batch]):
         """Batches come pinned for `device`, read ahead when they come from disk (`adapters.data.batches`)."""
         self._crops, self._device = crops, device
         self._read = crops.rows.start
-        self._batches = batches(crops, device)
+        self._batches = batches(crops, device)  # type: ignore[type-var]
 
     def __next__(self) -> Batch:
         batch: Batch = next(self._batches)  # type: ignore[assignment]  # of the kind that `crops` give
@@ -28,4 +28,4 @@ class CropStream(Generic[Batch]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on after as many batches, without drawing them."""
         self._read = self._crops.rows.start = state["batches"]
-        self._batches = batches(self._crops, self._device)
+        self._batches = batches(self._crops, self._device)  # type: ignore[type-var]

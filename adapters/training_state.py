@@ -12,11 +12,9 @@ state/000400/{optimizer.bin,random_states_N.pkl}        Accelerate's own, read w
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -25,8 +23,6 @@ from adapters.state_files import read_tree, write_tree
 from adapters.training import Training
 from storage.training_states import TrainingStates
 
-UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError)
-"""What reading a state raises that is damaged, or that was made by another recipe or network."""
 ROUNDING = 1e-6
 """How far weights of an inherited network may be from the serving version's: the same average, perhaps made on another
 device."""
@@ -80,7 +76,7 @@ class TrainingState:
             tree = self._load(path)
             self._training.load_state_dict(tree["training"])
             return Counters(**tree["counters"])
-        except UNREADABLE as error:
+        except Exception as error:
             raise AdapterError(f"{path}: this training state cannot be gone on from: {error}") from error
 
     def inherit(self, path: Path) -> None:
@@ -98,7 +94,9 @@ class TrainingState:
             self._check(serving)
             tree = self._load(path)  # again: finishing has moved the teacher
             training.inherit_state_dict(tree["training"])
-        except UNREADABLE as error:
+        except StateRefused:
+            raise
+        except Exception as error:
             raise StateRefused(f"{path}: does not fit this round: {error}") from error
         training.set_hyperparameters(rates)
 

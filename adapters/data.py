@@ -2,7 +2,8 @@
 
 Pixels are held in RAM when they fit (`RAM_LIMIT_BYTES`): on a small machine decompressing tiles again and again costs
 more than the network. What does not fit is read tile by tile, one batch ahead of the training step in a thread.
-Batches are uint8 in the layout of storage, [B, H, W, 3]: a quarter of the bytes to move to a GPU.
+Batches are uint8 in the layout of storage, [B, H, W, 3]: a quarter of the bytes to move to a GPU. What a row shows
+follows from its number alone (`adapters.stream_rows`), so a stream goes on from anywhere.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from adapters.losses import IGNORE_INDEX
+from adapters.stream_rows import ShuffledOrder, StreamRows
 from storage.catalog import FrameRecord
 from storage.frames import FrameBuffer
 from storage.labelled import LabelledSet
@@ -73,7 +75,8 @@ class SourceCrops(IterableDataset[SourceBatch]):
     """Endless batches of random, rescaled, flipped crops of labelled images.
 
     Every image is used once before any is used again. `crop` (height, width) in pixels; `scale` the range of random
-    rescaling; `seed` makes the stream, and `in_memory` tells where the pixels are.
+    rescaling; `seed` makes the stream, of which process `rank` of `processes` draws its rows; `in_memory` tells where
+    the pixels are.
     """
 
     def __init__(
@@ -84,6 +87,8 @@ class SourceCrops(IterableDataset[SourceBatch]):
         crop: tuple[int, int],
         batch_size: int,
         seed: Sequence[int],
+        rank: int = 0,
+        processes: int = 1,
         scale: tuple[float, float] = (1.0, 1.0),
     ) -> None:
         if not indices:
@@ -91,6 +96,7 @@ class SourceCrops(IterableDataset[SourceBatch]):
         self.crop, self.batch_size, self.scale = crop, batch_size, scale
         self._ignored = labelled.ignore_index
         self._seed = tuple(seed)
+        self.rows = StreamRows(seed, rank=rank, processes=processes)
         self._sizes = [labelled.valid(index) for index in indices]
         self.in_memory = 4 * _area(self._sizes) <= RAM_LIMIT_BYTES
         self._readers: list[tuple[Reader, Reader]] = [
@@ -109,13 +115,12 @@ class SourceCrops(IterableDataset[SourceBatch]):
         )
 
     def __iter__(self) -> Iterator[SourceBatch]:
-        generator = np.random.default_rng(self._seed)
-        order = endless_order(len(self._readers), generator)
-        while True:
+        order = ShuffledOrder(len(self._readers), self._seed)
+        for rows in self.rows.batches(self.batch_size):
             images = np.zeros((self.batch_size, *self.crop, 3), np.uint8)
             labels = np.full((self.batch_size, *self.crop), self._ignored, np.uint8)
-            for slot, index in zip(range(self.batch_size), order, strict=False):
-                self._draw(index, generator, images[slot], labels[slot])
+            for slot, row in enumerate(rows):
+                self._draw(order[row.number], row.generator, images[slot], labels[slot])
             labels[labels == self._ignored] = IGNORE_INDEX
             yield SourceBatch(torch.from_numpy(images), torch.from_numpy(labels))
 
@@ -145,11 +150,14 @@ class TargetCrops(IterableDataset[TargetBatch]):
         crop: tuple[int, int],
         batch_size: int,
         seed: Sequence[int],
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         if not records:
             raise ValueError("TargetCrops needs at least one frame")
         self.crop, self.batch_size = crop, batch_size
         self._seed = tuple(seed)
+        self.rows = StreamRows(seed, rank=rank, processes=processes)
         self._sizes = [(record.valid_height, record.valid_width) for record in records]
         self.in_memory = 3 * _area(self._sizes) <= RAM_LIMIT_BYTES
         self._readers = [self._reader(buffer, record) for record in records]
@@ -161,14 +169,14 @@ class TargetCrops(IterableDataset[TargetBatch]):
         return lambda region: buffer.read_crop(record, region.top, region.left, region.height, region.width)
 
     def __iter__(self) -> Iterator[TargetBatch]:
-        generator = np.random.default_rng(self._seed)
-        order = endless_order(len(self._readers), generator)
-        while True:
+        order = ShuffledOrder(len(self._readers), self._seed)
+        for rows in self.rows.batches(self.batch_size):
             images = np.zeros((self.batch_size, *self.crop, 3), np.uint8)
             valid = np.zeros((self.batch_size, *self.crop), np.bool_)
-            for slot, index in zip(range(self.batch_size), order, strict=False):
-                region = random_region(self._sizes[index], self.crop, 1.0, generator)
-                _place(images[slot], self._readers[index](region), generator.random() < 0.5)
+            for slot, row in enumerate(rows):
+                index = order[row.number]
+                region = random_region(self._sizes[index], self.crop, 1.0, row.generator)
+                _place(images[slot], self._readers[index](region), row.generator.random() < 0.5)
                 valid[slot, : region.height, : region.width] = True
             yield TargetBatch(torch.from_numpy(images), torch.from_numpy(valid), torch.from_numpy(valid))
 
@@ -176,12 +184,6 @@ class TargetCrops(IterableDataset[TargetBatch]):
 def crop_within(crop: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
     """`crop` (height, width), no larger than a `frame`: beyond it there would only ever be padding."""
     return min(crop[0], frame[0]), min(crop[1], frame[1])
-
-
-def endless_order(count: int, generator: np.random.Generator) -> Iterator[int]:
-    """Indices 0..count-1 in one random order after the other, without end."""
-    while True:
-        yield from generator.permutation(count).tolist()
 
 
 def random_region(

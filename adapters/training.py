@@ -14,9 +14,11 @@ from adapters.data import SourceBatch, SourceCrops, TargetBatch, TargetCrops, ba
 from adapters.draws import Draws
 from adapters.hosts.build import build_host
 from adapters.hosts.host import HostInputs, StepBatch, StepLosses
+from adapters.margins import Margins
 from adapters.network import SegmentationNetwork
 from adapters.optim import build_optimizer, set_learning_rates
 from adapters.parallel import average_buffers, average_gradients
+from adapters.rare_class import RareClasses
 from adapters.rebuilder import Rebuilder, build_rebuilder
 from adapters.round_inputs import RoundInputs
 
@@ -58,6 +60,7 @@ class Training:
             student=self.student,
             rebuilder=self._build_rebuilder(),
             released=inputs.released,
+            reference=inputs.reference,
             host=settings.host,
             mfm=settings.mfm,
             class_names=tuple(entry.name for entry in settings.classes),
@@ -85,10 +88,16 @@ class Training:
     def _streams(self, seed: tuple[int, int]) -> tuple[Iterator[TargetBatch], Iterator[SourceBatch] | None]:
         """The two streams of crops; images that fit are read into RAM now."""
         inputs, size, device = self._inputs, self._settings.round.batch_size, self.accelerator.device
-        target = TargetCrops(inputs.buffer, inputs.frames, crop=self.crop, batch_size=size, seed=(*seed, 0))
+        host = self._settings.host
+        margins = Margins.from_settings(host)
+        target = TargetCrops(
+            inputs.buffer, inputs.frames, crop=self.crop, batch_size=size, seed=(*seed, 0), margins=margins
+        )
         if inputs.source is None:
             return batches(target, device), None
-        source = SourceCrops(inputs.source, inputs.source.train, crop=self.crop, batch_size=size, seed=(*seed, 1))
+        train = inputs.source.train
+        rare = RareClasses.from_settings(inputs.source, train, host)
+        source = SourceCrops(inputs.source, train, crop=self.crop, batch_size=size, seed=(*seed, 1), rare=rare)
         return batches(target, device), batches(source, device)
 
     def step(self, factor: float) -> StepLosses:

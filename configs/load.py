@@ -82,6 +82,8 @@ def _variable(error: ErrorDetails, environment: Mapping[str, Any]) -> str | None
     """`environment: MFMD_X__Y` when the value complained about came from there and not from the file."""
     value: Any = environment
     names = [str(part) for part in error["loc"] if isinstance(part, str)]
+    if not names:
+        return None  # about several sections
     for name in names:
         if not isinstance(value, Mapping) or name not in value:
             return None

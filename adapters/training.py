@@ -15,10 +15,12 @@ from adapters.data import SourceBatch, SourceCrops, TargetBatch, TargetCrops, cr
 from adapters.draws import Draws
 from adapters.hosts.build import build_host
 from adapters.hosts.host import HostInputs, StepBatch, StepLosses
+from adapters.margins import Margins
 from adapters.network import SegmentationNetwork
 from adapters.network_options import apply_options, compile_networks, laid_out
 from adapters.optim import build_optimizer, set_learning_rates
 from adapters.parallel import average_buffers, average_gradients
+from adapters.rare_class import RareClasses
 from adapters.rebuilder import Rebuilder, build_rebuilder
 from adapters.round_inputs import RoundInputs
 from adapters.streams import CropStream
@@ -66,6 +68,7 @@ class Training:
             student=self.student,
             rebuilder=self._build_rebuilder(),
             released=inputs.released,
+            reference=inputs.reference,
             host=settings.host,
             mfm=settings.mfm,
             class_names=tuple(entry.name for entry in settings.classes),
@@ -96,20 +99,21 @@ class Training:
 
     def _streams(self) -> tuple[CropStream[TargetBatch], CropStream[SourceBatch] | None]:
         """The two streams of crops; images that fit are read into RAM now."""
-        inputs, device = self._inputs, self.accelerator.device
+        inputs, device, host = self._inputs, self.accelerator.device, self._settings.host
         common: dict[str, Any] = {
             "crop": self.crop,
             "batch_size": self._settings.round.batch_size,
             "rank": self._rank,
             "processes": self._processes,
         }
-        target = CropStream[TargetBatch](
-            TargetCrops(inputs.buffer, inputs.frames, seed=(self._seed, 0), **common), device
-        )
+        margins = Margins.from_settings(host)
+        target = TargetCrops(inputs.buffer, inputs.frames, seed=(self._seed, 0), margins=margins, **common)
         if inputs.source is None:
-            return target, None
-        source = SourceCrops(inputs.source, inputs.source.train, seed=(self._seed, 1), **common)
-        return target, CropStream[SourceBatch](source, device)
+            return CropStream[TargetBatch](target, device), None
+        train = inputs.source.train
+        rare = RareClasses.from_settings(inputs.source, train, host)
+        source = SourceCrops(inputs.source, train, seed=(self._seed, 1), rare=rare, **common)
+        return CropStream[TargetBatch](target, device), CropStream[SourceBatch](source, device)
 
     def step(self, factor: float) -> StepLosses:
         """One optimizer step, every learning rate times `factor`."""

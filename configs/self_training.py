@@ -1,6 +1,6 @@
 """Settings of self-training: Masked Feature Modeling, and the host recipe that it sits on."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -12,13 +12,13 @@ _DAFORMER: dict[str, Any] = {
     "ema_decay": 0.999,
     "rare_class_sampling": True,
     "feature_distance_weight": 0.005,
-    "margin_top": 0.0293,
-    "margin_bottom": 0.2344,
+    "margin_top": 15 / 512,
+    "margin_bottom": 120 / 512,
 }
 _WHOLE_IMAGE: dict[str, Any] = {
-    **_DAFORMER,
-    "margin_left": 0.0146,
-    "margin_right": 0.0146,
+    **_DAFORMER,  # 30 and 240 of 1024 rows are the same shares of the height
+    "margin_left": 30 / 2048,
+    "margin_right": 30 / 2048,
     "margin_of": "image",
 }
 HOST_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -98,17 +98,19 @@ class HostSettings(Section):
     """Draw source images by class, rare classes more often (DAFormer, eq. 5-6); on for daformer, hrda and mic."""
     rare_class_temperature: Positive = 0.01
     """Temperature T of the softmax over 1 - frequency; smaller is more even over rare classes."""
-    rare_class_image_share: Fraction = 0.0015
-    """Share of an image's pixels that a class needs for the image to be drawn for it: 3,000 of GTA's 1914x1052."""
-    rare_class_crop_share: Fraction = 0.0057
-    """Share of the crop that the class must fill, or the crop is drawn again, 10 times at most: 1,500 of 512x512."""
+    rare_class_image_share: Fraction = 3000 / (1914 * 1052)
+    """An image is drawn for a class that fills more than this share of it: 3,000 pixels of GTA's 1914x1052."""
+    rare_class_crop_share: Fraction = 1500 / 512**2
+    """Share of the crop that the class must exceed, or the crop is drawn again, 10 times at most: 1,500 pixels of
+    512x512, and 6,000 of HRDA's 1024x1024."""
     feature_distance_weight: NotNegative = 0.0
     """Weight of the distance between the student's and a frozen network's deepest features on thing classes of the
     source (DAFormer, eq. 9); 0 is off, 0.005 for daformer, hrda and mic."""
     feature_distance_share: Fraction = 0.75
     """A cell of the deepest map counts when one class fills at least this share of it."""
     feature_distance_from: Literal["pretrained", "released"] = "released"
-    """The frozen network: the encoder weights of `network.pretrained`, or the released version."""
+    """The frozen network: the released version, or the encoder weights of `network.pretrained` (ImageNet's, in the
+    original)."""
     thing_classes: tuple[str, ...] = ()
     """Names of the countable classes of feature distance; empty: every class."""
     margin_top: Fraction = 0.0
@@ -120,9 +122,11 @@ class HostSettings(Section):
     margin_right: Fraction = 0.0
     """Share of the width on the right."""
     margin_of: Literal["crop", "image"] = "crop"
-    """What the margins are shares of: each crop (DAFormer) or the whole frame, before it is cropped (HRDA, MIC)."""
+    """What the margins are shares of: each crop (DAFormer), or the whole frame before it is cropped (HRDA, MIC); of a
+    crop or frame with padding, the part that holds image."""
     masked_image_weight: NotNegative = 0.0
-    """Weight of the consistency loss on the target image with masked blocks (MIC, eq. 5); 0 is off, 1 for mic."""
+    """Weight of the consistency loss on the target image with masked blocks (MIC); 0 is off, 1 for mic. It may be put
+    on any recipe that learns from a teacher."""
     masked_image_block: Fraction = 0.0625
     """Side of a masked block as a share of the shorter crop side: 64 of 1024, 32 of 512."""
     masked_image_ratio: Fraction = 0.7
@@ -144,6 +148,13 @@ class HostSettings(Section):
         if not isinstance(values, dict):
             return values
         return {**HOST_DEFAULTS.get(str(values.get("name", "dacs")), {}), **values}
+
+    @model_validator(mode="after")
+    def _margins_leave_something(self) -> Self:
+        for one, other in (("margin_top", "margin_bottom"), ("margin_left", "margin_right")):
+            if (total := getattr(self, one) + getattr(self, other)) >= 1.0:
+                raise ValueError(f"{one} + {other} is {total:g}, which leaves no pseudo-label; it must be below 1")
+        return self
 
     @property
     def test_time(self) -> bool:

@@ -8,15 +8,14 @@ import torch
 from PIL import Image
 
 import adapters.data
+from adapters.crop_choice import dominated
 from adapters.data import (
-    Region,
     SourceCrops,
     TargetCrops,
     batches,
     crop_within,
-    dominated,
-    random_region,
 )
+from adapters.regions import Region, random_region
 from storage.frames import FrameBuffer
 from storage.labelled import LabelledSet
 from storage.labelled_import import import_labelled

@@ -5,6 +5,7 @@ import torch
 
 from adapters.build import build_network
 from adapters.draws import Draws
+from adapters.feature_mask import draw_keep
 from adapters.rebuilder import Rebuilder, build_rebuilder, feature_sizes, position_code
 from configs.settings import MfmSettings, NetworkSettings
 
@@ -20,6 +21,10 @@ def _one_thread() -> None:
 
 def maps(channels: tuple[int, ...], sizes: tuple[tuple[int, int], ...], batch: int = 2) -> tuple[torch.Tensor, ...]:
     return tuple(torch.randn(batch, width, *size) for width, size in zip(channels, sizes, strict=True))
+
+
+def draw(rebuilder: Rebuilder, features: tuple[torch.Tensor, ...], draws: Draws) -> torch.Tensor:
+    return draw_keep(features[-1], rebuilder.settings.grid, rebuilder.settings.mask_ratio, draws)
 
 
 def checkerboard(rows: int, columns: int, batch: int = 2) -> torch.Tensor:
@@ -102,7 +107,7 @@ def test_cells_are_masked_at_the_ratio_each_on_its_own(ratio: float) -> None:
     settings = SMALL.model_copy(update={"mask_ratio": ratio})
     sizes = ((16, 16),)
     rebuilder = Rebuilder((8,), sizes, settings)
-    keep = rebuilder.draw_mask(maps((8,), sizes, batch=64), Draws(0))
+    keep = draw(rebuilder, maps((8,), sizes, batch=64), Draws(0))
     assert keep.shape == (64, 1, 16, 16)
     assert (~keep).float().mean().item() == pytest.approx(ratio, abs=0.02)
     if ratio == 0.4:
@@ -112,8 +117,8 @@ def test_cells_are_masked_at_the_ratio_each_on_its_own(ratio: float) -> None:
 
 def test_mask_is_fresh_per_draw_and_follows_the_seed() -> None:
     rebuilder, features, draws = Rebuilder(*PYRAMID, SMALL), maps(*PYRAMID, batch=8), Draws(1)
-    first, second = rebuilder.draw_mask(features, draws), rebuilder.draw_mask(features, draws)
-    again = rebuilder.draw_mask(features, Draws(1))
+    first, second = draw(rebuilder, features, draws), draw(rebuilder, features, draws)
+    again = draw(rebuilder, features, Draws(1))
     assert not torch.equal(first, second)
     assert torch.equal(first, again)
 
@@ -123,7 +128,7 @@ def test_any_crop_size_works(crop: tuple[int, int]) -> None:
     network = build_network(NetworkSettings(name="daformer", encoder="mit_tiny", channels=16), 3)
     rebuilder = build_rebuilder(network, crop, SMALL)
     features = network.encode(torch.randn(1, 3, *crop))
-    keep = rebuilder.draw_mask(features, Draws(0))
+    keep = draw(rebuilder, features, Draws(0))
     rebuilt = rebuilder(features, keep)
     assert [level.shape for level in rebuilt] == [level.shape for level in features]
     deepest = features[-1].shape[-2:]
@@ -133,7 +138,7 @@ def test_any_crop_size_works(crop: tuple[int, int]) -> None:
 def test_other_sizes_than_it_was_built_for_work() -> None:
     rebuilder = Rebuilder(*PYRAMID, SMALL)
     features = maps(PYRAMID[0], ((45, 60), (23, 30), (12, 15), (6, 8)))
-    keep = rebuilder.draw_mask(features, Draws(0))
+    keep = draw(rebuilder, features, Draws(0))
     rebuilt = rebuilder(features, keep)
     assert keep.shape == (2, 1, 6, 8)
     assert [level.shape for level in rebuilt] == [level.shape for level in features]

@@ -29,16 +29,16 @@ class Projector(nn.Module):
         super().__init__()
         widths = _widths(dim, max(0, round(math.log2(ratio))))
         self.doublings = nn.Sequential(*_doublings(widths))
-        self.output = nn.Conv2d(widths[-1], channels, 1)
-        self.norm = LayerNorm2d(channels)
+        self.output = nn.Linear(widths[-1], channels)  # a 1x1 convolution, without its detours on channels-last maps
+        self.norm = nn.LayerNorm(channels)
 
     def forward(self, tokens: Tensor, size: Sequence[int]) -> Tensor:
         """The level rebuilt at `size` (height, width)."""
         raised = self.doublings(tokens)
         if raised.shape[-2:] != tuple(size):
             raised = F.interpolate(raised, tuple(size), mode="bilinear", align_corners=False)
-        rebuilt: Tensor = self.norm(self.output(raised))
-        return rebuilt
+        rebuilt: Tensor = self.norm(self.output(raised.permute(0, 2, 3, 1)))  # [B, H, W, channels]
+        return rebuilt.permute(0, 3, 1, 2)
 
 
 def _widths(dim: int, doublings: int) -> list[int]:

@@ -1,8 +1,8 @@
 """Settings of self-training: Masked Feature Modeling, and the host recipe that it sits on."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from configs.section import Fraction, NotNegative, Positive, PositiveInt, Section
 
@@ -43,16 +43,18 @@ class MfmSettings(Section):
     enabled: bool = True
     """Run the branch; off leaves the bare host recipe (52.1). Test-time hosts (bn_statistics, tent, cotta) never do."""
     mask_ratio: Fraction = 0.4
-    """Probability that a cell of the feature grid is masked (0-1); 0.2 / 0.4 / 0.6 / 0.8: 54.3 / 55.9 / 55.2 / 54.1."""
+    """Probability that a cell of the feature grid is masked (0-1); 0.2 / 0.4 / 0.6 / 0.8: 54.3 / 55.9 / 55.2 / 54.1.
+    0 trains on the plain target, without a Rebuilder: the control that shows what the masking does."""
     grid: PositiveInt = 16
-    """Cells per side of the mask grid, never more than the deepest map has; 8 / 16 / 32: 55.6 / 55.9 / 54.1."""
+    """Cells on the shorter side of the mask grid, never more than the deepest map has; the cells are square. 8 / 16 /
+    32: 55.6 / 55.9 / 54.1."""
     dim: PositiveInt = 512
     """Token width of the Rebuilder (channels, divisible by 4 and by `heads`); 128 / 256 / 512 / 768: 54.7 / 55.1 / 55.9
     / 53.6."""
     blocks: PositiveInt = 2
     """Transformer blocks of the Rebuilder; 1 / 2 / 4 / 8: 55.4 / 55.9 / 54.4 / 52.9."""
-    heads: PositiveInt = 16
-    """Attention heads."""
+    heads: Annotated[PositiveInt, Field(validate_default=True)] = 16
+    """Attention heads; `dim` is a multiple of them."""
     weight: NotNegative = 1.0
     """Factor lambda of the branch's loss; 0.1 / 0.5 / 1 / 2 / 10: 54.7 / 55.8 / 55.9 / 55.4 / 52.1."""
     learning_rate: Positive = 2e-4
@@ -63,11 +65,48 @@ class MfmSettings(Section):
     reconstruction: Literal["classify", "teacher_feature", "student_feature", "pixels", "mask_only"] = "classify"
     """What the rebuilt cells must match: pixel classes through the decoder (55.9), the teacher's features (53.5), the
     student's own unmasked features (53.7), the image's pixels (51.8); mask_only classifies with the masked cells left
-    empty (51.9)."""
+    empty, zero, without a Rebuilder (51.9)."""
     detach_encoder: bool = False
     """Keep the branch's gradient out of the encoder: it trains decoder and Rebuilder only (54.2)."""
     freeze_decoder: bool = False
     """Keep the branch's gradient out of the decoder: it trains encoder and Rebuilder only (54.9)."""
+
+    @field_validator("dim")
+    @classmethod
+    def _fits_the_position_code(cls, dim: int) -> int:
+        if dim % 4:
+            raise ValueError(f"must be a multiple of 4 (sines and cosines of row and column); {dim - dim % 4 + 4} is")
+        return dim
+
+    @field_validator("heads")
+    @classmethod
+    def _divides_the_width(cls, heads: int, info: ValidationInfo) -> int:
+        dim = info.data.get("dim", heads)  # missing when it was refused itself
+        if dim % heads:
+            raise ValueError(f"must divide mfm.dim, which is {dim}")
+        return heads
+
+    @model_validator(mode="after")
+    def _trains_what_serves(self) -> Self:
+        """Refuse switches that leave nothing to learn, rather than spend a pass a step on it."""
+        if self.mask_ratio == 0.0 and not self.classifies:
+            raise ValueError(f"reconstruction: {self.reconstruction} looks at masked cells, and mask_ratio 0 has none")
+        if self.detach_encoder and (self.freeze_decoder or not self.classifies):
+            raise ValueError(
+                "detach_encoder: with freeze_decoder, or with a target that needs no decoder, the branch would train "
+                "nothing that serves"
+            )
+        return self
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the decoder reads the branch's features."""
+        return self.reconstruction in ("classify", "mask_only")
+
+    @property
+    def rebuilds(self) -> bool:
+        """Whether there is a Rebuilder with anything in it."""
+        return self.mask_ratio > 0.0 and self.reconstruction != "mask_only"
 
 
 class HostSettings(Section):

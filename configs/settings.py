@@ -254,3 +254,12 @@ class Settings(Section):
                 "set it, or use 'released'"
             )
         return self
+
+    @model_validator(mode="after")
+    def _mfm_has_its_images(self) -> Self:
+        if self.source is None and self.mfm.enabled and self.mfm.domain != "target" and not self.host.test_time:
+            raise ValueError(
+                f"mfm.domain: {self.mfm.domain} needs labelled source images, and `source` is not set; "
+                "set it, or mfm.domain to target"
+            )
+        return self

@@ -2,10 +2,18 @@
 
 from collections.abc import Callable
 
+from adapters.hosts.bn_statistics import BnStatistics
+from adapters.hosts.cotta import Cotta
 from adapters.hosts.dacs import Dacs
 from adapters.hosts.host import Host, HostInputs
+from adapters.hosts.tent import Tent
 
-HOSTS: dict[str, Callable[[HostInputs], Host]] = {"dacs": Dacs}
+HOSTS: dict[str, Callable[[HostInputs], Host]] = {
+    "dacs": Dacs,
+    "bn_statistics": BnStatistics,
+    "tent": Tent,
+    "cotta": Cotta,
+}
 
 
 def build_host(inputs: HostInputs) -> Host:

@@ -56,6 +56,8 @@ class HostInputs:
     """Device, precision and processes."""
     draws: Draws
     """Random numbers: mixes, augmentations, masks. Only dropout uses torch's own."""
+    source_free: bool = False
+    """Whether the round has no source images: batches come without, and the released weights hold the student."""
 
     def images(self, frames: Tensor) -> Tensor:
         """[B, H, W, 3] bytes -> [B, 3, H, W] in [0, 1] on the device."""
@@ -74,7 +76,8 @@ class HostInputs:
 class Host(ABC):
     """One recipe. A step adds up gradients in the parameters; zeroing them and stepping the optimizer is the caller's.
 
-    The constructor may freeze parameters of the student: the optimizer gets what requires a gradient afterwards.
+    The constructor may freeze parameters of the student: the optimizer gets what requires a gradient afterwards. Which
+    layers are in train mode is settled in the step: whoever built the host may have set modes since.
     """
 
     learns = True

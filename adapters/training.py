@@ -74,6 +74,7 @@ class Training:
             class_names=tuple(entry.name for entry in settings.classes),
             accelerator=self.accelerator,
             draws=draws,
+            source_free=inputs.source is None,
         )
 
     def _build_rebuilder(self) -> Rebuilder | None:

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 
+from adapters.hosts.bn_statistics import BnStatistics
+from adapters.hosts.cotta import Cotta
 from adapters.hosts.dacs import Dacs
 from adapters.hosts.daformer import Daformer
 from adapters.hosts.host import Host, HostInputs
 from adapters.hosts.hrda import Hrda
 from adapters.hosts.mic import Mic
+from adapters.hosts.tent import Tent
 from adapters.multi_resolution import weigh_detail
 
 HOSTS: dict[str, Callable[[HostInputs], Host]] = {
@@ -14,6 +17,9 @@ HOSTS: dict[str, Callable[[HostInputs], Host]] = {
     "daformer": Daformer,
     "hrda": Hrda,
     "mic": Mic,
+    "bn_statistics": BnStatistics,
+    "tent": Tent,
+    "cotta": Cotta,
 }
 
 

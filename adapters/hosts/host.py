@@ -59,6 +59,8 @@ class HostInputs:
     reference: SegmentationNetwork | None = None
     """The frozen network that feature distance measures against, in eval mode, on the device; none when the recipe has
     no feature distance, or the round no source."""
+    source_free: bool = False
+    """Whether the round has no source images: batches come without, and the released weights hold the student."""
 
     def images(self, frames: Tensor) -> Tensor:
         """[B, H, W, 3] bytes -> [B, 3, H, W] in [0, 1] on the device."""
@@ -77,7 +79,8 @@ class HostInputs:
 class Host(ABC):
     """One recipe. A step adds up gradients in the parameters; zeroing them and stepping the optimizer is the caller's.
 
-    The constructor may freeze parameters of the student: the optimizer gets what requires a gradient afterwards.
+    The constructor may freeze parameters of the student: the optimizer gets what requires a gradient afterwards. Which
+    layers are in train mode is settled in the step: whoever built the host may have set modes since.
     """
 
     learns = True

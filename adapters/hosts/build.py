@@ -3,9 +3,15 @@
 from collections.abc import Callable
 
 from adapters.hosts.dacs import Dacs
+from adapters.hosts.daformer import Daformer
 from adapters.hosts.host import Host, HostInputs
+from adapters.hosts.mic import Mic
 
-HOSTS: dict[str, Callable[[HostInputs], Host]] = {"dacs": Dacs}
+HOSTS: dict[str, Callable[[HostInputs], Host]] = {
+    "dacs": Dacs,
+    "daformer": Daformer,
+    "mic": Mic,
+}
 
 
 def build_host(inputs: HostInputs) -> Host:

@@ -56,6 +56,9 @@ class HostInputs:
     """Device, precision and processes."""
     draws: Draws
     """Random numbers: mixes, augmentations, masks. Only dropout uses torch's own."""
+    reference: SegmentationNetwork | None = None
+    """The frozen network that feature distance measures against, in eval mode, on the device; none when the recipe has
+    no feature distance, or the round no source."""
 
     def images(self, frames: Tensor) -> Tensor:
         """[B, H, W, 3] bytes -> [B, 3, H, W] in [0, 1] on the device."""

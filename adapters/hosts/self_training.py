@@ -30,6 +30,8 @@ class StepImages:
     """Source crops, [B, 3, H, W] in [0, 1]; none when source-free."""
     source_labels: Tensor | None
     """Their labels, [B, H, W] int64."""
+    teacher: SegmentationNetwork | None = None
+    """The network that gave the answer."""
 
 
 Term = Callable[[StepImages], dict[str, Tensor]]
@@ -81,6 +83,7 @@ class SelfTraining(Host):
             pseudo,
             inputs.images(source.images) if source is not None else None,
             inputs.on_device(source.labels).long() if source is not None else None,
+            self.teacher.network,
         )
 
     def _backward(self, images: StepImages, share: float) -> StepLosses:

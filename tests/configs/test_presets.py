@@ -9,7 +9,9 @@ from configs.settings import Settings
 
 FOLDER = Path(__file__).parents[2] / "configs"
 PRESETS = sorted(FOLDER.glob("*.yaml"))
-PAPER_PRESETS = ("gta2cityscapes_dacs_deeplabv2", "gta2cityscapes_daformer")
+PAPER_PRESETS = ("gta2cityscapes_dacs_deeplabv2", "gta2cityscapes_daformer", "gta2cityscapes_mic_daformer")
+THINGS = {6, 7, 11, 12, 13, 14, 15, 16, 17, 18}
+"""Train ids of Cityscapes' countable classes (papers.md 5)."""
 
 
 def _load(name: str) -> Settings:
@@ -56,6 +58,32 @@ def test_each_paper_preset_has_its_own_network_and_teacher() -> None:
     assert (dacs.network.name, dacs.network.encoder, dacs.host.ema_decay) == ("deeplabv2", "resnet101", 0.99)
     assert (daformer.network.name, daformer.network.encoder, daformer.host.ema_decay) == ("daformer", "mit_b5", 0.999)
     assert dacs.network.output_stride == 8
+    assert [_load(name).host.name for name in PAPER_PRESETS] == ["dacs", "daformer", "mic"]
+
+
+def test_dacs_preset_has_no_extras() -> None:
+    host = _load("gta2cityscapes_dacs_deeplabv2").host
+    assert not host.rare_class_sampling and host.classmix
+    assert host.feature_distance_weight == host.masked_image_weight == host.source_jitter == host.anchor_weight == 0.0
+    assert host.margin_top == host.margin_bottom == host.margin_left == host.margin_right == 0.0
+
+
+@pytest.mark.parametrize("name", PAPER_PRESETS[1:])
+def test_daformer_and_mic_presets_have_what_is_published(name: str) -> None:
+    settings = _load(name)
+    host, classes = settings.host, [entry.name for entry in settings.classes]
+    assert (host.rare_class_sampling, host.rare_class_temperature) == (True, 0.01)
+    assert (host.feature_distance_weight, host.feature_distance_share) == (0.005, 0.75)
+    assert host.feature_distance_from == "pretrained" and settings.network.pretrained is not None
+    assert {classes.index(thing) for thing in host.thing_classes} == THINGS
+    assert (host.margin_top * 512, host.margin_bottom * 512) == (15, 120)
+
+
+def test_mic_preset_masks_blocks_of_32() -> None:
+    mic, daformer = (_load(f"gta2cityscapes_{name}").host for name in ("mic_daformer", "daformer"))
+    assert (mic.masked_image_weight, mic.masked_image_block * 512, mic.masked_image_ratio) == (1.0, 32, 0.7)
+    assert (mic.margin_of, mic.margin_left * 1024, mic.margin_right * 1024) == ("image", 15, 15)
+    assert daformer.masked_image_weight == 0.0 and daformer.margin_of == "crop"
 
 
 def test_camvid_preset_works_at_half_size() -> None:

@@ -67,8 +67,12 @@ class SegmentationNetwork(nn.Module):
         return tuple(self.encoder(images))
 
     def decode(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        """Logits `[B, K, *size]` of feature maps, resized bilinearly."""
-        logits: Tensor = self.decoder(features)
+        """Logits `[B, K, *size]` of feature maps, resized bilinearly.
+
+        Contiguous: a softmax over classes that lie side by side in memory takes six times as long on a CPU, and the
+        small map is the cheap one to copy (docs/decisions/0010).
+        """
+        logits: Tensor = self.decoder(features).contiguous()
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
     def encode_all(self, images: Tensor) -> tuple[tuple[Tensor, ...], ...]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.augment import color_jitter, normalise_unit, to_unit
+from adapters.augment import normalise_unit, to_unit
 from adapters.build import build_network
 from adapters.checkpoint import make_manifest, save_weights
 from adapters.data import SourceBatch, SourceCrops, batches, crop_within
@@ -21,6 +21,7 @@ from adapters.inference import choose_device, logits_of, normalise
 from adapters.losses import weighted_cross_entropy
 from adapters.network import SegmentationNetwork
 from adapters.optim import build_optimizer, learning_rate_factor, set_learning_rates
+from adapters.photometric import photometric
 from adapters.scores.class_map import class_map
 from adapters.scores.counts import CountsOverImages
 from adapters.scores.iou import class_iou, mean_iou
@@ -126,9 +127,7 @@ class _SourceTraining:
     ) -> Tensor:
         """One optimizer step; the loss, a scalar that stays on the device."""
         settings = self._pretrain
-        images = to_unit(batch.images.to(device, non_blocking=True))
-        if settings.jitter > 0.0:
-            images = color_jitter(images, settings.jitter, self._generator)
+        images = photometric(to_unit(batch.images.to(device, non_blocking=True)), settings, self._generator)
         loss = weighted_cross_entropy(network(normalise_unit(images)), batch.labels.to(device, non_blocking=True))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters.augment import normalise_unit, to_unit
@@ -32,6 +33,8 @@ from storage.layout import StateLayout
 from storage.manifest import Manifest
 from storage.registry import CheckpointRegistry
 
+LABEL_VALUES = 256
+"""Labels are bytes."""
 REPORT_SECONDS = 0.5
 """Time between two reports of one phase (seconds)."""
 
@@ -101,6 +104,7 @@ class _SourceTraining:
     def _train(self, network: SegmentationNetwork, source: LabelledSet, device: torch.device) -> None:
         settings, losses = self._pretrain, list[Tensor]()
         stream = batches(self._crops(source), device)
+        self._class_weights = balanced_weights(source.class_pixels[list(source.train)], settings.class_balance).to(device)
         optimizer = build_optimizer(network.train(), settings.optim)
         self._report("training", 0, settings.steps)
         for step in range(settings.steps):
@@ -128,7 +132,9 @@ class _SourceTraining:
         """One optimizer step; the loss, a scalar that stays on the device."""
         settings = self._pretrain
         images = photometric(to_unit(batch.images.to(device, non_blocking=True)), settings, self._generator)
-        loss = weighted_cross_entropy(network(normalise_unit(images)), batch.labels.to(device, non_blocking=True))
+        labels = batch.labels.to(device, non_blocking=True)
+        weight = self._class_weights[labels.long()] if settings.class_balance > 0.0 else None
+        loss = weighted_cross_entropy(network(normalise_unit(images)), labels, weight)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if settings.optim.clip_norm > 0.0:
@@ -170,6 +176,23 @@ def source_scores(network: SegmentationNetwork, source: LabelledSet, class_names
     scores = {"source_miou": float(mean_iou(tp, fp, fn))}
     scores |= {f"source_iou_{name}": iou for name, iou in by_class}
     return {name: score for name, score in scores.items() if not math.isnan(score)}
+
+
+def balanced_weights(class_pixels: NDArray[np.int64], exponent: float) -> Tensor:
+    """Weight of each label value, [256] float32: (median frequency / frequency) to the power `exponent`.
+
+    `class_pixels` [N, K]: labelled pixels an image and class. A class's frequency is its share of the pixels of the
+    images that hold it (SegNet, Badrinarayanan 2015). Classes that never occur, and values that are none, weigh 0.
+    """
+    held = class_pixels > 0
+    pixels = class_pixels.sum(axis=1, keepdims=True)
+    frequency = class_pixels.sum(axis=0) / np.maximum((held * pixels).sum(axis=0), 1)  # [K]
+    seen = frequency > 0
+    weights = torch.zeros(LABEL_VALUES)
+    if seen.any():
+        ratio = np.median(frequency[seen]) / np.where(seen, frequency, 1.0)
+        weights[: len(frequency)] = torch.from_numpy(np.where(seen, ratio**exponent, 0.0)).float()
+    return weights
 
 
 def _mean(losses: list[Tensor], step: int) -> float:

@@ -77,6 +77,10 @@ class PretrainSettings(Section):
     """Probability that an image loses its colour (0-1)."""
     blur_probability: Fraction = 0.0
     """Probability of Gaussian blur (sigma 0.15-1.15 pixels) on an image (0-1)."""
+    class_balance: NotNegative = 0.0
+    """Exponent e of the class weights (median frequency / frequency)^e in the loss; 0 weighs every pixel alike, 1 is
+    the median-frequency balancing of SegNet (Badrinarayanan 2015). Small networks from scratch never learn rare classes
+    without it."""
     optim: OptimSettings = OptimSettings(learning_rate=6e-4, head_multiplier=1.0, warmup_steps=100)
     """Optimizer."""
     seed: int = 0

@@ -1,7 +1,6 @@
 """Colour jitter and blur on a batch of images in [0, 1], before normalisation (papers.md 5: strong augmentation).
 
-All random numbers come from a CPU generator given by the caller: runs repeat under a seed, and whether an augmentation
-happens is known without asking the GPU.
+All random numbers come from the caller's `Draws`.
 """
 
 import functools
@@ -12,6 +11,7 @@ from kornia import enhance
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
+from adapters.draws import Draws
 from adapters.inference import IMAGENET_MEAN, IMAGENET_STD
 
 BLUR_SIGMA = (0.15, 1.15)
@@ -37,14 +37,14 @@ def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))  # type: ignore[return-value]
 
 
-def color_jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+def color_jitter(images: Tensor, strength: float, draws: Draws) -> Tensor:
     """Random brightness, contrast, saturation (factors 1 +- `strength`) and hue (+- `strength` turns), in random order.
 
     `images` [B, 3, H, W] float in [0, 1]; each image draws its own amounts, the batch shares the order.
     """
-    draw = 2.0 * torch.rand(4, images.shape[0], generator=generator) - 1.0  # [4, B] in -1..1
+    draw = 2.0 * draws.per_image(images.shape[0], 4).T - 1.0  # [4, B] in -1..1
     amount = (strength * draw).to(images.device, non_blocking=True)
-    for index in torch.randperm(4, generator=generator).tolist():
+    for index in draws.order(4):
         images = _change(images, index, amount[index])
     return images
 
@@ -62,10 +62,10 @@ def _change(images: Tensor, index: int, amount: Tensor) -> Tensor:
     return torch.as_tensor(changed)
 
 
-def gaussian_blur(images: Tensor, generator: torch.Generator) -> Tensor:
+def gaussian_blur(images: Tensor, draws: Draws) -> Tensor:
     """Gaussian blur with one sigma an image, drawn from `BLUR_SIGMA`; `images` [B, 3, H, W]."""
     low, high = BLUR_SIGMA
-    sigma = low + (high - low) * torch.rand(images.shape[0], 1, generator=generator)  # [B, 1]
+    sigma = low + (high - low) * draws.per_image(images.shape[0], 1)  # [B, 1]
     kernel = (odd_kernel(images.shape[-2]), odd_kernel(images.shape[-1]))
     blurred = gaussian_blur2d(images, kernel, sigma.expand(-1, 2).to(images.device, non_blocking=True))
     return torch.as_tensor(blurred)
@@ -78,10 +78,10 @@ def odd_kernel(side: int) -> int:
 
 
 def strong_augment(
-    images: Tensor, *, jitter: float, jitter_probability: float, blur_probability: float, generator: torch.Generator
+    images: Tensor, *, jitter: float, jitter_probability: float, blur_probability: float, draws: Draws
 ) -> Tensor:
     """Colour jitter and blur, each drawn once for the whole batch; `images` [B, 3, H, W] float in [0, 1]."""
-    jitter_draw, blur_draw = torch.rand(2, generator=generator).tolist()
+    jitter_draw, blur_draw = draws.shared(2).tolist()
     if jitter > 0.0 and jitter_draw < jitter_probability:
-        images = color_jitter(images, jitter, generator)
-    return gaussian_blur(images, generator) if blur_draw < blur_probability else images
+        images = color_jitter(images, jitter, draws)
+    return gaussian_blur(images, draws) if blur_draw < blur_probability else images

@@ -48,6 +48,8 @@ class TargetBatch(NamedTuple):
     """[B, H, W, 3] uint8 RGB."""
     valid: Tensor
     """[B, H, W] bool; False on padding."""
+    trusted: Tensor
+    """[B, H, W] bool; where pseudo-labels count: valid and outside the margins of the recipe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,7 @@ class TargetCrops(IterableDataset[TargetBatch]):
                 region = random_region(self._sizes[index], self.crop, 1.0, generator)
                 _place(images[slot], self._readers[index](region), generator.random() < 0.5)
                 valid[slot, : region.height, : region.width] = True
-            yield TargetBatch(torch.from_numpy(images), torch.from_numpy(valid))
+            yield TargetBatch(torch.from_numpy(images), torch.from_numpy(valid), torch.from_numpy(valid))
 
 
 def crop_within(crop: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:

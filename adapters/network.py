@@ -4,9 +4,45 @@ That split is all that Masked Feature Modeling needs (papers.md 1.1), so any enc
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from adapters.draws import Draws
+
+
+class Window(NamedTuple):
+    """A rectangle of an image (pixels)."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def of(self, maps: Tensor) -> Tensor:
+        """The rectangle's part of `maps` [..., H, W]."""
+        return maps[..., self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+class View(NamedTuple):
+    """What one training pass through the encoder sees of the images."""
+
+    images: Tensor
+    """[B, 3, h, w], normalised."""
+    window: Window | None
+    """Where in the images it lies; none: everywhere."""
+
+
+class Output(NamedTuple):
+    """One prediction of a training pass, to be compared with the labels."""
+
+    logits: Tensor
+    """[B, K, h, w]."""
+    window: Window | None
+    """The part of the labels that it predicts; none: all."""
+    share: float
+    """Its weight in the loss; the shares of a pass add up to 1."""
 
 
 class SegmentationNetwork(nn.Module):
@@ -34,6 +70,16 @@ class SegmentationNetwork(nn.Module):
         """Logits `[B, K, *size]` of feature maps, resized bilinearly."""
         logits: Tensor = self.decoder(features)
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+    def views(self, images: Tensor, draws: Draws) -> tuple[View, ...]:
+        """What the encoder sees of normalised images `[B, 3, H, W]` in a training pass: a plain network, the images."""
+        return (View(images, None),)
+
+    def outputs(
+        self, features: Sequence[Sequence[Tensor]], views: Sequence[View], size: tuple[int, int]
+    ) -> tuple[Output, ...]:
+        """Predictions of a training pass from the maps of each view, at the images' `size`: here one for everything."""
+        return (Output(self.decode(features[0], size), None, 1.0),)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[B, K, H, W]` of normalised images `[B, 3, H, W]`."""

@@ -15,22 +15,23 @@ class PseudoLabel:
     labels: Tensor
     """Most probable class, `IGNORE_INDEX` on padding, [B, H, W] int64."""
     weight: Tensor
-    """Loss weight of each pixel: `kept_ratio`, 0 on padding, [B, H, W] float32."""
+    """Loss weight of each pixel: `kept_ratio`, 0 where it is not trusted, [B, H, W] float32."""
     kept_ratio: Tensor
     """Share q of the batch's valid pixels whose probability reaches the threshold, a scalar on the device (0-1)."""
 
 
 @torch.no_grad()
-def pseudo_label(logits: Tensor, valid: Tensor, threshold: float) -> PseudoLabel:
+def pseudo_label(logits: Tensor, valid: Tensor, trusted: Tensor, threshold: float) -> PseudoLabel:
     """Hard labels with one weight q for the whole batch: q = #(max softmax >= threshold) / #pixels.
 
     Low confidence lowers the weight of every pixel instead of removing the uncertain ones: those carry the borders and
-    the rare classes. `logits` [B, K, H, W]; `valid` [B, H, W] bool, False on padding, which counts nowhere.
+    the rare classes. `logits` [B, K, H, W]; `valid` [B, H, W] bool, False on padding, which counts nowhere; `trusted`
+    [B, H, W] bool, False also on the margins, which count in q but have no loss.
     """
     confidence, labels = logits.float().softmax(dim=1).max(dim=1)
     kept_ratio = ((confidence >= threshold) & valid).sum() / valid.sum().clamp(min=1)
     return PseudoLabel(
         labels=labels.masked_fill(~valid, IGNORE_INDEX),
-        weight=kept_ratio * valid,
+        weight=kept_ratio * (valid & trusted),
         kept_ratio=kept_ratio,
     )

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adapters.draws import Draws
 from adapters.network import SegmentationNetwork
 from configs.settings import MfmSettings
 
@@ -56,24 +57,23 @@ class Rebuilder(nn.Module):
         """Rows and columns of the mask grid for a deepest map of `size`: at most `settings.grid` a side."""
         return min(self.grid, size[0]), min(self.grid, size[1])
 
-    def draw_mask(self, features: Sequence[Tensor]) -> Tensor:
+    def draw_mask(self, features: Sequence[Tensor], draws: Draws) -> Tensor:
         """A fresh keep mask, bool `[B, 1, rows, columns]`: each cell is masked with probability `mask_ratio`."""
         deepest = features[-1]
         rows, columns = self.grid_of((deepest.shape[-2], deepest.shape[-1]))
-        return torch.rand(deepest.shape[0], 1, rows, columns, device=deepest.device) >= self.mask_ratio
+        uniform = draws.per_image(deepest.shape[0], 1, rows, columns)
+        return (uniform >= self.mask_ratio).to(deepest.device, non_blocking=True)
 
-    def forward(self, features: Sequence[Tensor], keep: Tensor | None = None) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Maps `[B, C_l, H_l, W_l]` with masked cells rebuilt, and the keep mask `[B, 1, rows, columns]` (bool).
+    def forward(self, features: Sequence[Tensor], keep: Tensor) -> tuple[Tensor, ...]:
+        """Maps `[B, C_l, H_l, W_l]` with the cells that `keep` `[B, 1, rows, columns]` (bool) leaves out rebuilt.
 
-        `keep` replaces the random mask. Kept cells are the original values bit for bit. Nothing is detached: the
-        encoder learns through kept cells that are pasted and through kept cells that are attended to.
+        Kept cells are the original values bit for bit. Nothing is detached: the encoder learns through kept cells that
+        are pasted and through kept cells that are attended to.
         """
-        keep = self.draw_mask(features) if keep is None else keep
         filled = self._fill(features[-1], keep)
-        rebuilt = tuple(
+        return tuple(
             _paste(level, projector(filled), keep) for level, projector in zip(features, self.projectors, strict=True)
         )
-        return rebuilt, keep
 
     def _fill(self, deepest: Tensor, keep: Tensor) -> Tensor:
         """Tokens `[B, dim, rows, columns]`: embedded, masked cells replaced by the token, passed through attention."""

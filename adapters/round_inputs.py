@@ -33,6 +33,8 @@ class RoundInputs:
     """Where the versions are; only read."""
     student: SegmentationNetwork
     """The incumbent's weights, on the device, in eval mode."""
+    released: SegmentationNetwork | None
+    """The released version, frozen, in eval mode, on the device; none when the recipe does not use it."""
     buffer: FrameBuffer
     """The frame buffer, opened for reading."""
     frames: tuple[FrameRecord, ...]
@@ -55,13 +57,26 @@ def load_inputs(spec: RoundSpec, settings: Settings) -> RoundInputs:
             f"version {spec.incumbent} has {len(manifest.classes)} classes, `classes` of the configuration "
             f"{len(settings.classes)}; they must be the same list"
         )
-    source = labelled_source(settings, layout)
+    source = None if settings.host.test_time else labelled_source(settings, layout)
     buffer = FrameBuffer.open(layout, settings.buffer, writable=False)
     frames = tuple(buffer.records(ids=spec.train_frames))
     if not frames:
         buffer.close()
         raise AdapterError(f"round {spec.round}: none of its {len(spec.train_frames)} training frames is in the buffer")
-    return RoundInputs(spec, settings, accelerator, registry, student, buffer, frames, source)
+    released = _released(registry, spec, settings, accelerator)
+    return RoundInputs(spec, settings, accelerator, registry, student, released, buffer, frames, source)
+
+
+def _released(
+    registry: CheckpointRegistry, spec: RoundSpec, settings: Settings, accelerator: Accelerator
+) -> SegmentationNetwork | None:
+    """The released version, where the recipe measures against it."""
+    host = settings.host
+    distance = host.feature_distance_weight > 0.0 and host.feature_distance_from == "released"
+    if not (distance or host.anchor_weight > 0.0 or host.name == "cotta"):
+        return None
+    network, _ = load_version(registry, spec.released, accelerator.device)
+    return network.requires_grad_(False)
 
 
 def labelled_source(settings: Settings, layout: StateLayout) -> LabelledSet | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adapters.errors import TrainingFailed
-from adapters.hosts.dacs import StepLosses
+from adapters.hosts.host import StepLosses
 from storage.round_records import Progress
 from storage.rounds import RoundFolder
 

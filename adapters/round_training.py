@@ -1,30 +1,16 @@
-"""The training part of a round: the step loop under Accelerate, its budgets, and the candidate it leaves."""
+"""The training part of a round: the step loop, its budgets, and the candidate it leaves."""
 
 import time
-from collections.abc import Iterator
 from enum import IntEnum
 
-import torch
-from torch import Tensor
-
-from adapters.augment import normalise_unit, to_unit
-from adapters.batch_norm import estimate_statistics
-from adapters.data import SourceCrops, TargetCrops, batches, crop_within
 from adapters.errors import TrainingFailed
-from adapters.hosts.dacs import Dacs, StepBatch
 from adapters.network import SegmentationNetwork
-from adapters.optim import build_optimizer, learning_rate_factor, set_learning_rates
-from adapters.parallel import agree, average_buffers, average_gradients
-from adapters.rebuilder import build_rebuilder
+from adapters.optim import learning_rate_factor
+from adapters.parallel import agree
 from adapters.round_inputs import RoundInputs
 from adapters.round_progress import RoundProgress
 from adapters.stop import StopRequest
-from adapters.teacher import Teacher
-
-STATISTICS_BATCHES = 16
-"""Batches of each domain over which the candidate's BatchNorm statistics are estimated; 8 do about as well."""
-RANK_STRIDE = 7919
-"""Distance between the seeds of two processes; a prime, so that rounds and processes do not meet."""
+from adapters.training import Training
 
 
 class End(IntEnum):
@@ -41,63 +27,12 @@ REASONS = {End.STEP_BUDGET: "step budget", End.TIME_BUDGET: "time budget", End.S
 
 
 class RoundTraining:
-    """Student, teacher, Rebuilder and optimizer of one round, in one of its processes.
-
-    The candidate is the teacher, with BatchNorm statistics estimated over as many source as target crops. Averaged
-    weights are steady whatever the learning rate, the student's are not; statistics of the target alone would cost
-    the source 9 points of mIoU. Measured in docs/decisions/0004-teacher-and-candidate.md.
-    """
+    """Trains until a budget is used up, a signal comes, or a loss is not finite; the same in every process."""
 
     def __init__(self, inputs: RoundInputs, progress: RoundProgress) -> None:
-        self._inputs, self._progress = inputs, progress
-        self._settings, self._accelerator = inputs.settings.round, inputs.accelerator
-        seed = self._settings.seed + inputs.spec.round
-        torch.manual_seed(seed)  # the same Rebuilder in every process
-        crop = crop_within(
-            (self._settings.crop_height, self._settings.crop_width),
-            (inputs.settings.buffer.height, inputs.settings.buffer.width),
-        )
-        self._student = inputs.student
-        self._rebuilder = build_rebuilder(self._student, crop, inputs.settings.mfm) if self._mfm_enabled else None
-        teacher = Teacher(self._student, inputs.settings.host.ema_decay)
-        self._student.train()
-        self._optimizer = self._accelerator.prepare(self._build_optimizer())
-        rank = self._accelerator.process_index
-        torch.manual_seed(seed + RANK_STRIDE * rank)  # from here on each process draws its own masks and dropout
-        self._host = self._build_host(teacher, torch.Generator().manual_seed(seed + RANK_STRIDE * rank))
-        self._read_crops(crop, (seed, rank))
-
-    @property
-    def _mfm_enabled(self) -> bool:
-        return self._inputs.settings.mfm.enabled
-
-    def _build_optimizer(self) -> torch.optim.Optimizer:
-        rate = self._inputs.settings.mfm.learning_rate
-        optimizer = build_optimizer(self._student, self._settings.optim, rebuilder=self._rebuilder, rebuilder_lr=rate)
-        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        return optimizer
-
-    def _build_host(self, teacher: Teacher, generator: torch.Generator) -> Dacs:
-        settings = self._inputs.settings
-        return Dacs(
-            self._student,
-            teacher,
-            self._rebuilder,
-            settings.host,
-            settings.mfm,
-            accelerator=self._accelerator,
-            generator=generator,
-        )
-
-    def _read_crops(self, crop: tuple[int, int], seed: tuple[int, int]) -> None:
-        """Open the two streams of crops; images that fit are read into RAM now."""
-        inputs, size, device = self._inputs, self._settings.batch_size, self._accelerator.device
-        target = TargetCrops(inputs.buffer, inputs.frames, crop=crop, batch_size=size, seed=(*seed, 0))
-        self._target = batches(target, device)
-        self._source = None
-        if inputs.source is not None:
-            source = SourceCrops(inputs.source, inputs.source.train, crop=crop, batch_size=size, seed=(*seed, 1))
-            self._source = batches(source, device)
+        self._settings, self._progress = inputs.settings.round, progress
+        self._training = Training(inputs)
+        self._accelerator = inputs.accelerator
 
     def run(self, stop: StopRequest) -> str:
         """Train until a budget is reached or `stop` is requested; returns `step budget`, `time budget` or `SIGTERM`.
@@ -136,29 +71,9 @@ class RoundTraining:
         """
         settings = self._settings
         factor = learning_rate_factor(self._progress.steps, settings.steps, settings.optim, time_used)
-        set_learning_rates(self._optimizer, factor)
-        batch = StepBatch(next(self._target), next(self._source) if self._source is not None else None)
-        self._optimizer.zero_grad(set_to_none=True)
-        result = self._host.step(batch)
-        average_gradients(self._accelerator, self._parameters)
-        if settings.optim.clip_norm > 0.0:
-            self._accelerator.clip_grad_norm_(self._parameters, settings.optim.clip_norm)
-        self._optimizer.step()
-        self._progress.add(result, images=settings.batch_size * (1 if batch.source is None else 2))
+        result = self._training.step(factor)
+        self._progress.add(result, images=self._training.images_per_step)
 
     def candidate(self) -> SegmentationNetwork:
-        """The teacher in eval mode, with statistics of source and target, averaged over the processes."""
-        teacher = self._host.finished_teacher()
-        estimate_statistics(teacher, self._statistics_images())
-        average_buffers(self._accelerator, teacher)
-        return teacher.eval()
-
-    def _statistics_images(self) -> Iterator[Tensor]:
-        """Normalised crops, [B, 3, H, W], in turn from the target and the source."""
-        for _ in range(STATISTICS_BATCHES):
-            yield self._network_input(next(self._target).images)
-            if self._source is not None:
-                yield self._network_input(next(self._source).images)
-
-    def _network_input(self, frames: Tensor) -> Tensor:
-        return normalise_unit(to_unit(frames.to(self._accelerator.device, non_blocking=True)))
+        """The network to be judged, in eval mode."""
+        return self._training.candidate()

@@ -17,6 +17,7 @@ from adapters.augment import normalise_unit, to_unit
 from adapters.build import build_network
 from adapters.checkpoint import make_manifest, save_weights
 from adapters.data import SourceBatch, SourceCrops, batches, crop_within
+from adapters.draws import Draws
 from adapters.errors import TrainingFailed
 from adapters.inference import choose_device, logits_of, normalise
 from adapters.losses import weighted_cross_entropy
@@ -73,7 +74,7 @@ class _SourceTraining:
         self._settings, self._pretrain, self._callback = settings, settings.pretrain, callback
         self._started = self._reported = time.monotonic()
         self._loss: float | None = None
-        self._generator = torch.Generator().manual_seed(settings.pretrain.seed)
+        self._draws = Draws(settings.pretrain.seed)
 
     def run(self) -> Manifest:
         layout = StateLayout(self._settings.state)
@@ -131,7 +132,7 @@ class _SourceTraining:
     ) -> Tensor:
         """One optimizer step; the loss, a scalar that stays on the device."""
         settings = self._pretrain
-        images = photometric(to_unit(batch.images.to(device, non_blocking=True)), settings, self._generator)
+        images = photometric(to_unit(batch.images.to(device, non_blocking=True)), settings, self._draws)
         labels = batch.labels.to(device, non_blocking=True)
         weight = self._class_weights[labels.long()] if settings.class_balance > 0.0 else None
         loss = weighted_cross_entropy(network(normalise_unit(images)), labels, weight)

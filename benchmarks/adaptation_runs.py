@@ -12,14 +12,15 @@ import torch
 from accelerate.accelerator import Accelerator
 from adaptation_arms import ARMS, STARTS, Arm, Overrides, settings_of
 from adaptation_data import fill_buffer, labelled_part, score
+from torch import Tensor
 
 from adapters.checkpoint import load_version
+from adapters.errors import TrainingFailed
 from adapters.network import SegmentationNetwork
+from adapters.optim import learning_rate_factor
 from adapters.round_inputs import RoundInputs, labelled_source
-from adapters.round_progress import RoundProgress
-from adapters.round_training import RoundTraining
 from adapters.source_training import pretrain
-from adapters.stop import StopRequest
+from adapters.training import Training
 from configs.settings import Settings
 from storage.digest import digest_of
 from storage.frames import FrameBuffer
@@ -119,40 +120,50 @@ def adapt(
 ) -> tuple[SegmentationNetwork, float]:
     """The candidate of one round from `student` on the frames of `layout`, and the seconds of its training.
 
-    `student` is trained in place; `watch(step)` is called after each step.
+    `student` is trained in place; `watch(step)` is called after each step. Raises TrainingFailed at a loss that is not
+    finite.
     """
-    source = labelled_source(settings, StateLayout(settings.state)) if arm.source else None
     with FrameBuffer.open(layout, settings.buffer, writable=False) as buffer:
-        frames = tuple(buffer.records())
-        inputs = RoundInputs(
-            _spec(settings, [frame.id for frame in frames]),
-            settings,
-            Accelerator(cpu=settings.round.device == "cpu"),
-            CheckpointRegistry(StateLayout(settings.state).checkpoints),
-            student,
-            buffer,
-            frames,
-            source,
-        )
-        training = RoundTraining(inputs, WatchedProgress(settings.round.steps, watch))
-        began = time.monotonic()
-        training.run(StopRequest())
+        training = Training(_inputs(settings, arm, student, buffer))
+        began, losses = time.monotonic(), list[Tensor]()
+        for step in range(settings.round.steps):
+            factor = learning_rate_factor(step, settings.round.steps, settings.round.optim)
+            losses += training.step(factor).losses.values()
+            if watch is not None:
+                watch(step + 1)
         trained = time.monotonic() - began
+        if losses and not bool(torch.stack(losses).isfinite().all()):
+            raise TrainingFailed("a loss was not finite")
         return training.candidate(), trained
 
 
-class WatchedProgress(RoundProgress):
-    """Calls `watch(steps done)` after each step."""
-
-    def __init__(self, budget: int, watch: Callable[[int], None] | None) -> None:
-        super().__init__(None, budget)
-        self._watch = watch
-
-    def add(self, *arguments: Any, **named: Any) -> None:
-        """Count the step, then call."""
-        super().add(*arguments, **named)
-        if self._watch is not None:
-            self._watch(self.steps)
+def _inputs(settings: Settings, arm: Arm, student: SegmentationNetwork, buffer: FrameBuffer) -> RoundInputs:
+    """What the daemon would give a round, without a round folder."""
+    layout = StateLayout(settings.state)
+    registry = CheckpointRegistry(layout.checkpoints)
+    frames = tuple(buffer.records())
+    spec = RoundSpec(
+        round=0,
+        incumbent=START_VERSION,
+        released=START_VERSION,
+        train_frames=tuple(frame.id for frame in frames),
+        holdout_frames=(),
+        settings=settings.model_dump(mode="json"),
+        created=time.time(),
+        trigger="manual",
+    )
+    released, _ = load_version(registry, START_VERSION, torch.device("cpu"))
+    return RoundInputs(
+        spec=spec,
+        settings=settings,
+        accelerator=Accelerator(cpu=True),
+        registry=registry,
+        student=student,
+        released=released.requires_grad_(False),
+        buffer=buffer,
+        frames=frames,
+        source=labelled_source(settings, layout) if arm.source else None,
+    )
 
 
 def _watch(
@@ -177,16 +188,3 @@ def _final(prefix: str, run: Run, settings: Settings, network: SegmentationNetwo
         evaluation = score(network, labelled_part(run.data / part, CLASSES), settings)
         result |= {f"{prefix}_{name}": evaluation.miou, f"{prefix}_{name}_iou": evaluation.iou}
     return result
-
-
-def _spec(settings: Settings, frames: list[int]) -> RoundSpec:
-    return RoundSpec(
-        round=0,
-        incumbent=START_VERSION,
-        released=START_VERSION,
-        train_frames=tuple(frames),
-        holdout_frames=(),
-        settings=settings.model_dump(mode="json"),
-        created=time.time(),
-        trigger="manual",
-    )

@@ -11,21 +11,22 @@ from adapters.augment import (
     strong_augment,
     to_unit,
 )
+from adapters.draws import Draws
 from adapters.inference import normalise
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def seeded(seed: int = 0) -> Draws:
+    return Draws(seed)
 
 
 @pytest.fixture
 def images() -> torch.Tensor:
     torch.set_num_threads(1)
-    return torch.rand(4, 3, 32, 48, generator=seeded(3))
+    return torch.rand(4, 3, 32, 48, generator=seeded(3).generator)
 
 
 def test_bytes_to_network_input_equals_what_serving_does() -> None:
-    frames = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8, generator=seeded())
+    frames = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8, generator=seeded().generator)
     torch.testing.assert_close(normalise_unit(to_unit(frames)), normalise(frames))
 
 
@@ -53,9 +54,9 @@ def test_blur_smooths_and_keeps_the_mean(images) -> None:
 
 
 def test_flags_are_drawn_once_for_the_batch(images) -> None:
-    generator, changed = seeded(), []
+    draws, changed = seeded(), []
     for _ in range(60):
-        result = strong_augment(images, jitter=0.2, jitter_probability=0.5, blur_probability=0.0, generator=generator)
+        result = strong_augment(images, jitter=0.2, jitter_probability=0.5, blur_probability=0.0, draws=draws)
         touched = [not torch.equal(one, other) for one, other in zip(result, images, strict=True)]
         assert len(set(touched)) == 1
         changed.append(touched[0])
@@ -63,13 +64,13 @@ def test_flags_are_drawn_once_for_the_batch(images) -> None:
 
 
 def test_nothing_happens_at_probability_zero(images) -> None:
-    result = strong_augment(images, jitter=0.2, jitter_probability=0.0, blur_probability=0.0, generator=seeded())
+    result = strong_augment(images, jitter=0.2, jitter_probability=0.0, blur_probability=0.0, draws=seeded())
     assert result is images
 
 
 def test_repeats_under_a_seed(images) -> None:
     one, same = (
-        strong_augment(images, jitter=0.2, jitter_probability=1.0, blur_probability=1.0, generator=seeded(5))
+        strong_augment(images, jitter=0.2, jitter_probability=1.0, blur_probability=1.0, draws=seeded(5))
         for _ in range(2)
     )
     assert torch.equal(one, same)

@@ -10,10 +10,11 @@ from torch.nn import functional as F
 from adapters.augment import normalise_unit, to_unit
 from adapters.build import build_network
 from adapters.data import SourceBatch, TargetBatch
-from adapters.hosts.dacs import Dacs, StepBatch
+from adapters.draws import Draws
+from adapters.hosts.dacs import Dacs
+from adapters.hosts.host import HostInputs, StepBatch
 from adapters.network import SegmentationNetwork
 from adapters.rebuilder import build_rebuilder
-from adapters.teacher import Teacher
 from configs.settings import HostSettings, MfmSettings, NetworkSettings
 
 CLASSES, CROP = 4, (64, 96)
@@ -36,17 +37,16 @@ def host_of(student: SegmentationNetwork, host: HostSettings = PLAIN, *, weight:
     settings = MfmSettings(dim=32, heads=4, blocks=1, weight=weight)
     torch.manual_seed(1)
     rebuilder = build_rebuilder(student, CROP, settings) if mfm else None
-    generator = torch.Generator().manual_seed(2)
-    accelerator = Accelerator(cpu=True)
-    teacher = Teacher(student, 0.99)
-    return Dacs(student, teacher, rebuilder, host, settings, accelerator=accelerator, generator=generator)
+    names = tuple(f"class {index}" for index in range(CLASSES))
+    return Dacs(HostInputs(student, rebuilder, None, host, settings, names, Accelerator(cpu=True), Draws(2)))
 
 
 def batch(size: int = 2, *, source: bool = True) -> StepBatch:
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (2, size, *CROP, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, CLASSES, (size, *CROP), dtype=torch.uint8, generator=generator)
-    target = TargetBatch(images[0], torch.ones(size, *CROP, dtype=torch.bool))
+    valid = torch.ones(size, *CROP, dtype=torch.bool)
+    target = TargetBatch(images[0], valid, valid)
     return StepBatch(target, SourceBatch(images[1], labels) if source else None)
 
 
@@ -73,7 +73,6 @@ def test_gradients_of_the_losses_add_up() -> None:
     for weight in (0.0, 0.5, 1.0):
         student = network()
         host = host_of(student, weight=weight)
-        torch.manual_seed(4)  # the mask of the Rebuilder
         host.step(batch())
         found.append(gradients(student))
     for none, half, full in zip(*found, strict=True):

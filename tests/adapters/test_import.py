@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from adapters.build import build_network
 from adapters.checkpoint import load_version, save_weights
+from adapters.draws import Draws
 from adapters.errors import NetworkMismatch, UnsupportedModel
 from adapters.importing import import_checkpoint
 from adapters.mfm import mfm_loss
@@ -94,7 +95,7 @@ def test_imported_network_takes_part_in_mfm(
     network, _ = load_version(registry, import_checkpoint(tmp_path / "model", settings, registry).version, CPU)
     rebuilder = build_rebuilder(network.train(), (64, 64), MfmSettings(dim=32, heads=4, blocks=1))
     labels = torch.randint(0, CLASSES, (2, 64, 64))
-    mfm_loss(network, rebuilder, torch.randn(2, 3, 64, 64), labels, torch.ones(2, 64, 64)).backward()
+    mfm_loss(network, rebuilder, torch.randn(2, 3, 64, 64), labels, torch.ones(2, 64, 64), Draws(0)).backward()
     for part in (network.encoder, network.decoder, rebuilder):
         assert any(value.grad is not None and value.grad.abs().sum() > 0 for value in part.parameters())
 

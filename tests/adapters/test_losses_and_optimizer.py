@@ -44,7 +44,8 @@ def test_weight_is_the_confident_share_of_the_whole_batch() -> None:
     """Image 0 is certain, image 1 is not: both weigh one half."""
     classes = torch.tensor([[[0, 1]], [[1, 0]]])
     logits = torch.cat([certain(classes[:1], 0.99), certain(classes[1:], 0.7)])
-    result = pseudo_label(logits, torch.ones(2, 1, 2, dtype=torch.bool), 0.968)
+    everywhere = torch.ones(2, 1, 2, dtype=torch.bool)
+    result = pseudo_label(logits, everywhere, everywhere, 0.968)
     assert torch.equal(result.labels, classes)
     assert result.kept_ratio.item() == 0.5
     assert result.weight.tolist() == [[[0.5, 0.5]], [[0.5, 0.5]]]
@@ -53,13 +54,14 @@ def test_weight_is_the_confident_share_of_the_whole_batch() -> None:
 def test_padding_is_ignored_weighs_nothing_and_does_not_count() -> None:
     classes = torch.tensor([[[0, 1, 0]]])
     valid = torch.tensor([[[True, True, False]]])
-    result = pseudo_label(certain(classes, 0.99), valid, 0.968)
+    result = pseudo_label(certain(classes, 0.99), valid, valid, 0.968)
     assert result.labels.tolist() == [[[0, 1, 255]]]
     assert result.weight.tolist() == [[[1.0, 1.0, 0.0]]] and result.kept_ratio.item() == 1.0
 
 
 def test_batch_of_nothing_but_padding_is_finite() -> None:
-    result = pseudo_label(torch.randn(1, 2, 2, 2), torch.zeros(1, 2, 2, dtype=torch.bool), 0.5)
+    nowhere = torch.zeros(1, 2, 2, dtype=torch.bool)
+    result = pseudo_label(torch.randn(1, 2, 2, 2), nowhere, nowhere, 0.5)
     assert result.kept_ratio.item() == 0.0
 
 

@@ -4,18 +4,19 @@ import pytest
 import torch
 
 from adapters.augment import color_jitter
+from adapters.draws import Draws
 from adapters.photometric import photometric, random_gamma
 from configs.settings import PretrainSettings
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def seeded(seed: int = 0) -> Draws:
+    return Draws(seed)
 
 
 @pytest.fixture
 def images() -> torch.Tensor:
     torch.set_num_threads(1)
-    return torch.rand(64, 3, 32, 32, generator=seeded(3))
+    return torch.rand(64, 3, 32, 32, generator=seeded(3).generator)
 
 
 def test_everything_off_changes_nothing(images) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from adapters.build import build_network
+from adapters.draws import Draws
 from adapters.rebuilder import Rebuilder, build_rebuilder, feature_sizes, position_code
 from configs.settings import MfmSettings, NetworkSettings
 
@@ -45,7 +46,7 @@ def test_has_the_published_parameters(
 
 def test_keep_all_gives_the_features_back_bit_for_bit() -> None:
     features = maps(*PYRAMID)
-    rebuilt, _ = Rebuilder(*PYRAMID, SMALL)(features, torch.ones(2, 1, 4, 4, dtype=torch.bool))
+    rebuilt = Rebuilder(*PYRAMID, SMALL)(features, torch.ones(2, 1, 4, 4, dtype=torch.bool))
     assert all(torch.equal(old, new) for old, new in zip(features, rebuilt, strict=True))
 
 
@@ -58,13 +59,13 @@ def test_masked_cells_take_no_value_from_the_original() -> None:
         mask = keep.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
         changed.append(torch.where(mask, level, torch.full_like(level, 1e3)))
     with torch.no_grad():
-        first, second = rebuilder(features, keep)[0], rebuilder(changed, keep)[0]
+        first, second = rebuilder(features, keep), rebuilder(changed, keep)
     assert all(torch.equal(old, new) for old, new in zip(first, second, strict=True))
 
 
 def test_only_masked_cells_change() -> None:
     features, keep = maps(*PYRAMID), checkerboard(4, 4)
-    rebuilt, _ = Rebuilder(*PYRAMID, SMALL)(features, keep)
+    rebuilt = Rebuilder(*PYRAMID, SMALL)(features, keep)
     for old, new in zip(features, rebuilt, strict=True):
         factor = old.shape[-1] // 4
         mask = keep.repeat_interleave(factor, -2).repeat_interleave(factor, -1).expand_as(old)
@@ -79,7 +80,7 @@ def test_masked_cells_are_rebuilt_from_kept_ones() -> None:
     elsewhere = (*features[:-1], features[-1].clone())
     elsewhere[-1][..., 3, 3] += 5.0  # a kept cell far from the masked one
     with torch.no_grad():
-        first, second = rebuilder(features, keep)[0], rebuilder(elsewhere, keep)[0]
+        first, second = rebuilder(features, keep), rebuilder(elsewhere, keep)
     for one, other in zip(first, second, strict=True):
         assert not torch.allclose(one[..., 0, 0], other[..., 0, 0])
 
@@ -88,7 +89,7 @@ def test_gradient_reaches_features_by_pasting_and_by_attention() -> None:
     features = tuple(level.requires_grad_() for level in maps(*PYRAMID))
     keep = checkerboard(4, 4)
     rebuilder = Rebuilder(*PYRAMID, SMALL)
-    rebuilt, _ = rebuilder(features, keep)
+    rebuilt = rebuilder(features, keep)
     (rebuilt[0] * ~keep.repeat_interleave(8, -2).repeat_interleave(8, -1)).square().sum().backward()
     assert features[-1].grad is not None
     assert features[-1].grad[keep.expand_as(features[-1])].abs().sum() > 0  # kept cells, attended to
@@ -101,7 +102,7 @@ def test_cells_are_masked_at_the_ratio_each_on_its_own(ratio: float) -> None:
     settings = SMALL.model_copy(update={"mask_ratio": ratio})
     sizes = ((16, 16),)
     rebuilder = Rebuilder((8,), sizes, settings)
-    keep = rebuilder.draw_mask(maps((8,), sizes, batch=64))
+    keep = rebuilder.draw_mask(maps((8,), sizes, batch=64), Draws(0))
     assert keep.shape == (64, 1, 16, 16)
     assert (~keep).float().mean().item() == pytest.approx(ratio, abs=0.02)
     if ratio == 0.4:
@@ -109,12 +110,10 @@ def test_cells_are_masked_at_the_ratio_each_on_its_own(ratio: float) -> None:
         assert counts.float().std() > 3, "Bernoulli per cell, not an exact count"
 
 
-def test_mask_is_fresh_per_forward_and_follows_the_seed() -> None:
-    rebuilder, features = Rebuilder(*PYRAMID, SMALL), maps(*PYRAMID, batch=8)
-    torch.manual_seed(1)
-    first, second = rebuilder(features)[1], rebuilder(features)[1]
-    torch.manual_seed(1)
-    again = rebuilder(features)[1]
+def test_mask_is_fresh_per_draw_and_follows_the_seed() -> None:
+    rebuilder, features, draws = Rebuilder(*PYRAMID, SMALL), maps(*PYRAMID, batch=8), Draws(1)
+    first, second = rebuilder.draw_mask(features, draws), rebuilder.draw_mask(features, draws)
+    again = rebuilder.draw_mask(features, Draws(1))
     assert not torch.equal(first, second)
     assert torch.equal(first, again)
 
@@ -124,7 +123,8 @@ def test_any_crop_size_works(crop: tuple[int, int]) -> None:
     network = build_network(NetworkSettings(name="daformer", encoder="mit_tiny", channels=16), 3)
     rebuilder = build_rebuilder(network, crop, SMALL)
     features = network.encode(torch.randn(1, 3, *crop))
-    rebuilt, keep = rebuilder(features)
+    keep = rebuilder.draw_mask(features, Draws(0))
+    rebuilt = rebuilder(features, keep)
     assert [level.shape for level in rebuilt] == [level.shape for level in features]
     deepest = features[-1].shape[-2:]
     assert keep.shape == (1, 1, min(16, deepest[0]), min(16, deepest[1]))
@@ -133,7 +133,8 @@ def test_any_crop_size_works(crop: tuple[int, int]) -> None:
 def test_other_sizes_than_it_was_built_for_work() -> None:
     rebuilder = Rebuilder(*PYRAMID, SMALL)
     features = maps(PYRAMID[0], ((45, 60), (23, 30), (12, 15), (6, 8)))
-    rebuilt, keep = rebuilder(features)
+    keep = rebuilder.draw_mask(features, Draws(0))
+    rebuilt = rebuilder(features, keep)
     assert keep.shape == (2, 1, 6, 8)
     assert [level.shape for level in rebuilt] == [level.shape for level in features]
 
@@ -144,7 +145,7 @@ def test_deepest_map_above_the_grid_is_masked_in_blocks() -> None:
     features = maps((8,), ((64, 64),), batch=1)
     keep = torch.ones(1, 1, 16, 16, dtype=torch.bool)
     keep[..., 2, 3] = False
-    rebuilt = rebuilder(features, keep)[0][0]
+    rebuilt = rebuilder(features, keep)[0]
     changed = (rebuilt != features[0]).any(dim=1)[0]
     expected = torch.zeros(64, 64, dtype=torch.bool)
     expected[8:12, 12:16] = True
@@ -175,6 +176,6 @@ def test_half_precision_keeps_kept_cells_and_dtype() -> None:
     features, keep = maps(*PYRAMID), checkerboard(4, 4)
     rebuilder = Rebuilder(*PYRAMID, SMALL)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rebuilt, _ = rebuilder(features, keep)
+        rebuilt = rebuilder(features, keep)
     assert all(level.dtype == torch.float32 for level in rebuilt)
     assert torch.equal(rebuilt[-1][keep.expand_as(rebuilt[-1])], features[-1][keep.expand_as(features[-1])])

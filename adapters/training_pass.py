@@ -1,0 +1,58 @@
+"""A training pass of a network, in the halves that Masked Feature Modeling needs: encode the views, predict, compare.
+
+A plain network has one view and one prediction, a multi-resolution one several (`adapters.network`): whoever trains
+need not know which it is.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from adapters.draws import Draws
+from adapters.losses import weighted_cross_entropy
+from adapters.network import SegmentationNetwork, View, Window
+
+Maps = tuple[Tensor, ...]
+
+
+class Encoded(NamedTuple):
+    """What the encoder made of a batch."""
+
+    features: tuple[Maps, ...]
+    """Maps `[B, C_l, H_l, W_l]` of each view, deepest last."""
+    views: tuple[View, ...]
+    """What it saw."""
+    size: tuple[int, int]
+    """Height and width of the images."""
+
+
+def encode(network: SegmentationNetwork, images: Tensor, draws: Draws) -> Encoded:
+    """Encode every view of normalised images `[B, 3, H, W]`."""
+    views = network.views(images, draws)
+    features = tuple(network.encode(view.images) for view in views)
+    return Encoded(features, views, (images.shape[-2], images.shape[-1]))
+
+
+def prediction_loss(
+    network: SegmentationNetwork,
+    encoded: Encoded,
+    labels: Tensor,
+    weight: Tensor | None = None,
+    features: Sequence[Maps] | None = None,
+) -> Tensor:
+    """Cross-entropy of the network's predictions against `labels` `[B, H, W]`, times `weight` `[B, H, W]`, a scalar.
+
+    `features` replace those of `encoded` (rebuilt maps).
+    """
+    outputs = network.outputs(encoded.features if features is None else features, encoded.views, encoded.size)
+    losses = []
+    for logits, window, share in outputs:
+        part, importance = (labels, weight) if window is None else (window.of(labels), _of(window, weight))
+        losses.append(share * weighted_cross_entropy(logits, part, importance))
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+
+def _of(window: Window, weight: Tensor | None) -> Tensor | None:
+    return None if weight is None else window.of(weight)

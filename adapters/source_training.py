@@ -105,7 +105,9 @@ class _SourceTraining:
     def _train(self, network: SegmentationNetwork, source: LabelledSet, device: torch.device) -> None:
         settings, losses = self._pretrain, list[Tensor]()
         stream = batches(self._crops(source), device)
-        self._class_weights = balanced_weights(source.class_pixels[list(source.train)], settings.class_balance).to(device)
+        self._class_weights = balanced_weights(source.class_pixels[list(source.train)], settings.class_balance).to(
+            device
+        )
         optimizer = build_optimizer(network.train(), settings.optim)
         self._report("training", 0, settings.steps)
         for step in range(settings.steps):
@@ -135,7 +137,9 @@ class _SourceTraining:
         images = photometric(to_unit(batch.images.to(device, non_blocking=True)), settings, self._draws)
         labels = batch.labels.to(device, non_blocking=True)
         weight = self._class_weights[labels.long()] if settings.class_balance > 0.0 else None
-        loss = weighted_cross_entropy(network(normalise_unit(images)), labels, weight)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.mixed_precision == "bf16"):
+            logits = network(normalise_unit(images))
+        loss = weighted_cross_entropy(logits, labels, weight)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if settings.optim.clip_norm > 0.0:

@@ -13,6 +13,14 @@ PRESET = Path(__file__).parent.parent / "configs" / "camvid_adaptation.yaml"
 MFM_OFF = {"mfm.enabled": False}
 MFM_ON = {"mfm.enabled": True}
 
+STRONG = {
+    "pretrain.jitter": 0.5,
+    "pretrain.jitter_probability": 0.8,
+    "pretrain.gamma": 1.0,
+    "pretrain.grayscale_probability": 0.1,
+    "pretrain.blur_probability": 0.3,
+}
+
 Overrides = Mapping[str, Any]
 """Settings by dotted name, `round.steps` for example."""
 
@@ -45,7 +53,7 @@ class Start:
 
 STARTS = {
     "mild": Start("mild: flip, scale, mild jitter"),
-    "strong": Start("strong: also strong photometric augmentation", {"pretrain.jitter": 0.5}),
+    "strong": Start("strong: also strong photometric augmentation", STRONG),
 }
 
 ARMS = {
@@ -63,9 +71,7 @@ ARMS = {
     "mic": Arm("MIC", {"host.name": "mic", **MFM_OFF}),
     "mic_mfm": Arm("MIC + MFM", {"host.name": "mic", **MFM_ON}, host="mic"),
     "source_free": Arm("source-free DACS", {"host.name": "dacs", **MFM_OFF}, source=False),
-    "source_free_mfm": Arm(
-        "source-free DACS + MFM", {"host.name": "dacs", **MFM_ON}, source=False, host="source_free"
-    ),
+    "source_free_mfm": Arm("source-free DACS + MFM", {"host.name": "dacs", **MFM_ON}, source=False, host="source_free"),
 }
 
 

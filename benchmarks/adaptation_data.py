@@ -53,9 +53,7 @@ def transformed(
     images: Iterable[LabelledImage], transform: Callable[[Pixels, int], Pixels]
 ) -> tuple[LabelledImage, ...]:
     """`images` with `transform(image, number)` applied; labels stay."""
-    return tuple(
-        LabelledImage(one.name, transform(one.image, number), one.label) for number, one in enumerate(images)
-    )
+    return tuple(LabelledImage(one.name, transform(one.image, number), one.label) for number, one in enumerate(images))
 
 
 def fill_buffer(state: Path, settings: Settings, images: Iterable[LabelledImage]) -> StateLayout:
@@ -71,7 +69,9 @@ def fill_buffer(state: Path, settings: Settings, images: Iterable[LabelledImage]
 def _new_frame(one: LabelledImage, number: int, settings: Settings) -> NewFrame:
     fitted = fit_frame(one.image, settings.buffer.height, settings.buffer.width)
     digest = hashlib.sha256(one.image.tobytes()).hexdigest()
-    return NewFrame(FileFact(f"{one.name}.png", number, one.image.nbytes), digest, float(number), *one.label.shape, fitted)
+    return NewFrame(
+        FileFact(f"{one.name}.png", number, one.image.nbytes), digest, float(number), *one.label.shape, fitted
+    )
 
 
 def score(network: SegmentationNetwork, images: Iterable[LabelledImage], settings: Settings) -> Evaluation:
@@ -82,4 +82,6 @@ def score(network: SegmentationNetwork, images: Iterable[LabelledImage], setting
         size = (one.label.shape[0], one.label.shape[1])
         return np.asarray(segment_fitted(network, [fit_frame(one.image, height, width)], [size])[0].cpu())
 
-    return evaluate_masks(((mask(one), one.label) for one in images), [entry.name for entry in settings.classes], IGNORED)
+    return evaluate_masks(
+        ((mask(one), one.label) for one in images), [entry.name for entry in settings.classes], IGNORED
+    )

@@ -35,7 +35,9 @@ def figure(shares: Sequence[float]) -> Figure:
 
 def of_arm(lines: Iterable[Line], start: str, arm: str) -> list[Line]:
     """The runs of one arm from one start, by seed."""
-    return sorted((line for line in lines if line["start"] == start and line["arm"] == arm), key=lambda line: line["seed"])
+    return sorted(
+        (line for line in lines if line["start"] == start and line["arm"] == arm), key=lambda line: line["seed"]
+    )
 
 
 def paired_gain(lines: Sequence[Line], start: str, arm: str, host: str, part: str = "dusk") -> Figure | None:

@@ -58,7 +58,9 @@ class Run:
 
     def key(self) -> str:
         """The same for two runs only when all that decides their result is the same."""
-        return digest_of(json.dumps([self.start, self.arm, learning_part(self.settings())], sort_keys=True).encode())[:16]
+        return digest_of(json.dumps([self.start, self.arm, learning_part(self.settings())], sort_keys=True).encode())[
+            :16
+        ]
 
 
 def learning_part(settings: Settings) -> dict[str, Any]:
@@ -156,7 +158,7 @@ def _inputs(settings: Settings, arm: Arm, student: SegmentationNetwork, buffer: 
     return RoundInputs(
         spec=spec,
         settings=settings,
-        accelerator=Accelerator(cpu=True),
+        accelerator=Accelerator(cpu=True, mixed_precision=settings.round.mixed_precision),
         registry=registry,
         student=student,
         released=released.requires_grad_(False),

@@ -42,7 +42,9 @@ def execute_continual(run: Run) -> dict[str, Any]:
     for number, (name, images) in enumerate(stages.items()):
         if ARMS[run.arm].trains:
             layout = fill_buffer(_stage_state(run, settings, name), settings, images)
-            staged = settings.model_copy(update={"round": settings.round.model_copy(update={"seed": run.seed + 100 * number})})
+            staged = settings.model_copy(
+                update={"round": settings.round.model_copy(update={"seed": run.seed + 100 * number})}
+            )
             network, _ = adapt(staged, ARMS[run.arm], network, layout)
         matrix.append(_row(network, stages, settings))
     return {

@@ -81,6 +81,8 @@ class PretrainSettings(Section):
     """Exponent e of the class weights (median frequency / frequency)^e in the loss; 0 weighs every pixel alike, 1 is
     the median-frequency balancing of SegNet (Badrinarayanan 2015). Small networks from scratch never learn rare classes
     without it."""
+    mixed_precision: Annotated[Literal["no", "bf16"], BeforeValidator(bare_no)] = "no"
+    """Precision of the forward pass; bf16 saves a third of the time on CPUs that know it (AVX-512 BF16) and on GPUs."""
     optim: OptimSettings = OptimSettings(learning_rate=6e-4, head_multiplier=1.0, warmup_steps=100)
     """Optimizer."""
     seed: int = 0

@@ -88,3 +88,10 @@ def test_class_weights_are_median_frequency_balancing() -> None:
     torch.testing.assert_close(balanced_weights(pixels, 0.5)[:3] ** 2, weights[:3])
     torch.testing.assert_close(balanced_weights(pixels, 0.0)[:3], torch.ones(3))
     assert weights[255] == 0
+
+
+@pytest.mark.parametrize("options", [{"mixed_precision": "bf16"}, {"class_balance": 0.5}])
+def test_options_of_source_training_learn_too(training_state, options) -> None:
+    training_state.draw_source(12)
+    settings = training_state.settings(pretrain={"steps": 40, "batch_size": 4, "jitter": 0.0, "optim": FAST, **options})
+    assert pretrain(settings).scores["source_miou"] > 0.4  # 0.2 at the start

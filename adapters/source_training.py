@@ -10,12 +10,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters.augment import normalise_unit, to_unit
 from adapters.build import build_network
 from adapters.checkpoint import make_manifest, save_weights
+from adapters.class_balance import balanced_weights
 from adapters.data import SourceBatch, SourceCrops, batches, crop_within
 from adapters.draws import Draws
 from adapters.errors import TrainingFailed
@@ -34,8 +34,6 @@ from storage.layout import StateLayout
 from storage.manifest import Manifest
 from storage.registry import CheckpointRegistry
 
-LABEL_VALUES = 256
-"""Labels are bytes."""
 REPORT_SECONDS = 0.5
 """Time between two reports of one phase (seconds)."""
 
@@ -181,23 +179,6 @@ def source_scores(network: SegmentationNetwork, source: LabelledSet, class_names
     scores = {"source_miou": float(mean_iou(tp, fp, fn))}
     scores |= {f"source_iou_{name}": iou for name, iou in by_class}
     return {name: score for name, score in scores.items() if not math.isnan(score)}
-
-
-def balanced_weights(class_pixels: NDArray[np.int64], exponent: float) -> Tensor:
-    """Weight of each label value, [256] float32: (median frequency / frequency) to the power `exponent`.
-
-    `class_pixels` [N, K]: labelled pixels an image and class. A class's frequency is its share of the pixels of the
-    images that hold it (SegNet, Badrinarayanan 2015). Classes that never occur, and values that are none, weigh 0.
-    """
-    held = class_pixels > 0
-    pixels = class_pixels.sum(axis=1, keepdims=True)
-    frequency = class_pixels.sum(axis=0) / np.maximum((held * pixels).sum(axis=0), 1)  # [K]
-    seen = frequency > 0
-    weights = torch.zeros(LABEL_VALUES)
-    if seen.any():
-        ratio = np.median(frequency[seen]) / np.where(seen, frequency, 1.0)
-        weights[: len(frequency)] = torch.from_numpy(np.where(seen, ratio**exponent, 0.0)).float()
-    return weights
 
 
 def _mean(losses: list[Tensor], step: int) -> float:

@@ -1,4 +1,4 @@
-"""What `adaptation.py` compares: starting points and arms, each as settings on top of `configs/camvid_adaptation.yaml`."""
+"""What `adaptation.py` compares: starting points and arms, as settings on top of `configs/camvid_adaptation.yaml`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

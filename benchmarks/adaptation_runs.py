@@ -1,4 +1,4 @@
-"""One run of `adaptation.py`: a start, an arm, a seed -> one JSON line. Everything that learns is the code of adapters/."""
+"""One run of `adaptation.py`: a start, an arm, a seed -> one JSON line. All that learns is the code of adapters."""
 
 import copy
 import json

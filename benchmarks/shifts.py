@@ -114,7 +114,7 @@ def _with_noise(
 def _streaks(size: tuple[int, int], number: int) -> Light:
     """Rain streaks, [h, w] in 0-1: sparse bright dots, smeared down a slanted line of 1/18 of the height."""
     generator = _generator(number, 2)
-    height, width = size
+    height = size[0]
     dots = (generator.random(size) > 0.985).astype(np.float32)
     slant = generator.uniform(-0.35, 0.35)
     length = max(2, height // 18)

@@ -56,6 +56,8 @@ class HostInputs:
     """Device, precision and processes."""
     draws: Draws
     """Random numbers: mixes, augmentations, masks. Only dropout uses torch's own."""
+    class_weights: Tensor | None = None
+    """Loss weight of each label value, [256] on the device (`host.class_balance`); none: all weigh alike."""
 
     def images(self, frames: Tensor) -> Tensor:
         """[B, H, W, 3] bytes -> [B, 3, H, W] in [0, 1] on the device."""
@@ -64,6 +66,13 @@ class HostInputs:
     def on_device(self, tensor: Tensor) -> Tensor:
         """`tensor` on the device, without waiting for it."""
         return tensor.to(self.accelerator.device, non_blocking=True)
+
+    def weighed(self, labels: Tensor, weight: Tensor | None = None) -> Tensor | None:
+        """`weight` [B, H, W] (none: 1) times the class weight of `labels` [B, H, W]."""
+        if self.class_weights is None:
+            return weight
+        by_class = self.class_weights[labels]
+        return by_class if weight is None else weight * by_class
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision as configured; for forward passes."""

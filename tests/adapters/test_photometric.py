@@ -1,4 +1,4 @@
-"""Photometric augmentation of source training: off changes nothing, each part does what its setting says, it repeats."""
+"""Photometric augmentation of source training: off changes nothing, each part does as its setting says, it repeats."""
 
 import pytest
 import torch

@@ -1,13 +1,12 @@
 """Source training: it learns, reports, validates, registers, and says clearly why it cannot."""
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from adapters.checkpoint import load_version
 from adapters.errors import TrainingFailed
-from adapters.source_training import PretrainProgress, balanced_weights, pretrain, source_scores
+from adapters.source_training import PretrainProgress, pretrain, source_scores
 from storage.errors import StorageError
 from storage.labelled import LabelledSet
 from storage.registry import CheckpointRegistry
@@ -79,15 +78,6 @@ def test_no_source_says_what_to_set(training_state) -> None:
 def test_without_validation_images_there_are_no_scores(training_state) -> None:
     training_state.draw_source(1)  # its name hash puts the one image into the training part
     assert pretrain(training_state.settings()).scores == {}
-
-
-def test_class_weights_are_median_frequency_balancing() -> None:
-    pixels = np.array([[80, 20, 0, 0], [60, 0, 40, 0]])  # frequencies 0.7, 0.2, 0.4, never
-    weights = balanced_weights(pixels, 1.0)
-    torch.testing.assert_close(weights[:4], torch.tensor([0.4 / 0.7, 2.0, 1.0, 0.0]))
-    torch.testing.assert_close(balanced_weights(pixels, 0.5)[:3] ** 2, weights[:3])
-    torch.testing.assert_close(balanced_weights(pixels, 0.0)[:3], torch.ones(3))
-    assert weights[255] == 0
 
 
 @pytest.mark.parametrize("options", [{"mixed_precision": "bf16"}, {"class_balance": 0.5}])

@@ -59,8 +59,7 @@ def sentence(line: dict[str, Any]) -> str:
         return head + " | ".join(" ".join(f"{100 * value:.1f}" for value in row) for row in line["matrix"])
     return head + (
         f"{json.dumps(line['extra'])} dusk {100 * line['candidate_dusk']:.1f} "
-        f"(student {100 * line.get('student_dusk', 0.0):.1f}) day {100 * line['candidate_day']:.1f} "
-        f"({100 * line.get('student_day', 0.0):.1f}) train {line['train_seconds']:.0f} s, all {line['seconds']:.0f} s"
+        f"day {100 * line['candidate_day']:.1f}, training {line['train_seconds']:.0f} s of {line['seconds']:.0f} s"
     )
 
 
@@ -73,7 +72,7 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="steps of every arm (default: the preset's round.steps)")
-    parser.add_argument("--every", type=int, default=0, help="score the student every so many steps, for curves")
+    parser.add_argument("--every", type=int, default=0, help="curves: score the first seed's student so often")
     parser.add_argument("--processes", type=int, default=1, help="runs side by side, one thread each")
     parser.add_argument("--continual", action="store_true", help="the drift through the stages of shifts.py")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=JSON", help="settings for all runs")
@@ -84,12 +83,16 @@ def arguments_of() -> argparse.Namespace:
 
 
 def runs_of(arguments: argparse.Namespace) -> list[Run]:
-    """What the arguments ask for, seed by seed, so that a cut leaves whole seeds; arms that do not train run once."""
+    """What the arguments ask for, seed by seed, so that a cut leaves whole seeds; the start itself is scored once."""
     extra = {name: json.loads(value) for name, value in (item.split("=", 1) for item in arguments.set)}
     if arguments.steps:
         extra["round.steps"] = arguments.steps
+
+    def every(seed: int) -> int:
+        return int(arguments.every) if seed == arguments.seeds[0] else 0  # scoring costs as much as many steps
+
     return [
-        Run(arguments.data.resolve(), arguments.work.resolve(), start, arm, seed, arguments.every, extra)
+        Run(arguments.data.resolve(), arguments.work.resolve(), start, arm, seed, every(seed), extra)
         for seed in arguments.seeds
         for start in arguments.starts
         for arm in arguments.arms

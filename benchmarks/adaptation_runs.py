@@ -28,6 +28,8 @@ from storage.layout import StateLayout
 from storage.registry import CheckpointRegistry
 from storage.round_records import RoundSpec
 
+LEARNING = {"network", "pretrain", "buffer", "mfm", "host", "round"}
+"""Sections of the settings that decide what is learnt."""
 START_VERSION = 1
 CLASSES = 11
 
@@ -58,20 +60,19 @@ class Run:
 
     def key(self) -> str:
         """The same for two runs only when all that decides their result is the same."""
-        return digest_of(json.dumps([self.start, self.arm, learning_part(self.settings())], sort_keys=True).encode())[
-            :16
-        ]
+        part = digested(self.settings(), LEARNING)
+        return digest_of(json.dumps([self.start, self.arm, part], sort_keys=True).encode())[:16]
 
 
-def learning_part(settings: Settings) -> dict[str, Any]:
-    """The sections that decide what is learnt."""
-    return settings.model_dump(mode="json", include={"network", "pretrain", "buffer", "mfm", "host", "round"})
+def digested(settings: Settings, sections: set[str]) -> dict[str, Any]:
+    """What is not default in `sections`: a setting that a later version adds leaves earlier results valid."""
+    return settings.model_dump(mode="json", include=sections, exclude_defaults=True)
 
 
 def start_state(run: Run) -> Path:
     """The state directory of a run's source model; other settings have another one."""
     settings = settings_of(run.data, run.work, STARTS[run.start].settings, run.extra)
-    part = settings.model_dump(mode="json", include={"network", "pretrain", "buffer"})
+    part = digested(settings, {"network", "pretrain", "buffer"})
     return run.work / "starts" / f"{run.start}-{digest_of(json.dumps(part, sort_keys=True).encode())[:8]}"
 
 
@@ -104,11 +105,10 @@ def execute(run: Run) -> dict[str, Any]:
         "arm": run.arm,
         "seed": run.seed,
         "extra": dict(run.extra),
-        "settings": learning_part(settings),
+        "settings": digested(settings, LEARNING),
         "curve": curve,
         "train_seconds": trained,
         **_final("candidate", run, settings, candidate),
-        **(_final("student", run, settings, student.eval()) if arm.trains else {}),
     }
     return line | {"seconds": time.monotonic() - began}
 

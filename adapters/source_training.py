@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.augment import color_jitter, normalise_unit, to_unit
+from adapters.augment import normalise_unit, to_unit
 from adapters.build import build_network
 from adapters.checkpoint import make_manifest, save_weights
+from adapters.class_balance import balanced_weights
 from adapters.data import SourceBatch, SourceCrops, batches, crop_within
 from adapters.draws import Draws
 from adapters.errors import TrainingFailed
@@ -22,6 +23,7 @@ from adapters.inference import choose_device, logits_of, normalise
 from adapters.multi_resolution import weigh_detail
 from adapters.network import SegmentationNetwork
 from adapters.optim import build_optimizer, learning_rate_factor, set_learning_rates
+from adapters.photometric import photometric
 from adapters.scores.class_map import class_map
 from adapters.scores.counts import CountsOverImages
 from adapters.scores.iou import class_iou, mean_iou
@@ -103,6 +105,9 @@ class _SourceTraining:
     def _train(self, network: SegmentationNetwork, source: LabelledSet, device: torch.device) -> None:
         settings, losses = self._pretrain, list[Tensor]()
         stream = batches(self._crops(source), device)
+        self._class_weights = balanced_weights(source.class_pixels[list(source.train)], settings.class_balance).to(
+            device
+        )
         optimizer = build_optimizer(network.train(), settings.optim)
         self._report("training", 0, settings.steps)
         for step in range(settings.steps):
@@ -129,11 +134,12 @@ class _SourceTraining:
     ) -> Tensor:
         """One optimizer step; the loss, a scalar that stays on the device."""
         settings = self._pretrain
-        images = to_unit(batch.images.to(device, non_blocking=True))
-        if settings.jitter > 0.0:
-            images = color_jitter(images, settings.jitter, self._draws)
-        encoded = encode(network, normalise_unit(images), self._draws)
-        loss = prediction_loss(network, encoded, batch.labels.to(device, non_blocking=True))
+        images = photometric(to_unit(batch.images.to(device, non_blocking=True)), settings, self._draws)
+        labels = batch.labels.to(device, non_blocking=True)
+        weight = self._class_weights[labels.long()] if settings.class_balance > 0.0 else None
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.mixed_precision == "bf16"):
+            encoded = encode(network, normalise_unit(images), self._draws)
+            loss = prediction_loss(network, encoded, labels, weight)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if settings.optim.clip_norm > 0.0:

@@ -71,7 +71,21 @@ class PretrainSettings(Section):
     max_scale: Positive = 1.5
     """Largest random rescaling."""
     jitter: Fraction = 0.2
-    """Strength of colour jitter."""
+    """Strength of colour jitter (brightness, contrast, saturation, hue)."""
+    jitter_probability: Fraction = 1.0
+    """Probability that an image is jittered (0-1)."""
+    gamma: NotNegative = 0.0
+    """Each image is raised to a power between 1 / (1 + gamma) and 1 + gamma, so that light varies; 0 is off."""
+    grayscale_probability: Fraction = 0.0
+    """Probability that an image loses its colour (0-1)."""
+    blur_probability: Fraction = 0.0
+    """Probability of Gaussian blur (sigma 0.15-1.15 pixels) on an image (0-1)."""
+    class_balance: NotNegative = 0.0
+    """Exponent e of the class weights (median frequency / frequency)^e in the loss; 0 weighs every pixel alike, 1 is
+    the median-frequency balancing of SegNet (Badrinarayanan 2015). Small networks from scratch never learn rare classes
+    without it."""
+    mixed_precision: Annotated[Literal["no", "bf16"], BeforeValidator(bare_no)] = "no"
+    """Precision of the forward pass; bf16 saves a third of the time on CPUs that know it (AVX-512 BF16) and on GPUs."""
     optim: OptimSettings = OptimSettings(learning_rate=6e-4, head_multiplier=1.0, warmup_steps=100)
     """Optimizer."""
     seed: int = 0

@@ -77,7 +77,9 @@ def _released(
     """The released version, where the recipe measures against it."""
     host = settings.host
     distance = host.feature_distance_weight > 0.0 and host.feature_distance_from == "released"
-    if not (distance or host.anchor_weight > 0.0 or host.name == "cotta"):
+    anchored = host.anchor_strength(source_free=settings.source is None) > 0.0
+    prior = host.name == "bn_statistics" and host.statistics_prior > 0.0
+    if not (distance or anchored or prior or host.name == "cotta"):
         return None
     network, _ = load_version(registry, spec.released, accelerator.device)
     return network.requires_grad_(False)

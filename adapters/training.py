@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adapters.augment import normalise_unit, to_unit
 from adapters.batch_norm import estimate_statistics
+from adapters.class_balance import balanced_weights
 from adapters.data import SourceBatch, SourceCrops, TargetBatch, TargetCrops, crop_within
 from adapters.draws import Draws
 from adapters.hosts.build import build_host
@@ -74,13 +75,22 @@ class Training:
             class_names=tuple(entry.name for entry in settings.classes),
             accelerator=self.accelerator,
             draws=draws,
+            source_free=inputs.source is None,
+            class_weights=self._class_weights(),
         )
+
+    def _class_weights(self) -> Tensor | None:
+        """Of `host.class_balance`; none when it is off, or without source: nobody knows the frequencies then."""
+        source, exponent = self._inputs.source, self._settings.host.class_balance
+        if source is None or exponent == 0.0:
+            return None
+        return balanced_weights(source.class_pixels[list(source.train)], exponent).to(self.accelerator.device)
 
     def _build_rebuilder(self) -> Rebuilder | None:
         mfm = self._settings.mfm
         if not mfm.enabled or self._settings.host.test_time:
             return None
-        return build_rebuilder(self.student, self.crop, mfm)
+        return build_rebuilder(self.student, self.student.view_size(self.crop), mfm)
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = self.accelerator.prepare(

@@ -32,6 +32,11 @@ HOST_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """Published constants of each recipe (papers.md 5, 5.1, 5.2), used for the fields that a configuration leaves out."""
 
+SOURCE_FREE_ANCHOR = 20.0
+"""`host.anchor_weight` of a round without source. At the default rates a round takes back e^-0.6, nearly half, of the
+distance from the released encoder that it began with, so that endless rounds drift at most 2.2 times as far as one; no
+weight can settle further away than about 1/20 (docs/decisions/0007-source-free-anchor.md)."""
+
 
 class MfmSettings(Section):
     """Masked Feature Modeling (Zhou et al., arXiv 2509.13801): the training-only branch.
@@ -120,9 +125,10 @@ class HostSettings(Section):
     """Recipe: dacs (Tranheden 2021), daformer (Hoyer 2022), hrda (Hoyer 2022), mic (Hoyer 2023); for comparison and for
     small machines, source-free: bn_statistics, tent (Wang 2021), cotta (Wang 2022)."""
     ema_decay: Fraction = 0.99
-    """Teacher decay alpha; step t uses min(1 - 1/(t+1), alpha). 0.999 for daformer, hrda, mic and cotta."""
+    """Teacher decay alpha; step t uses min(1 - 1/(t+1), alpha), cotta alpha itself. 0.999 for daformer, hrda, mic and
+    cotta."""
     threshold: Fraction = 0.968
-    """A pseudo-label counts as confident from this softmax probability on (0-1)."""
+    """A pseudo-label counts as confident from this softmax probability on (0-1). Test-time recipes only report it."""
     classmix: bool = True
     """Paste half of the source classes over the target image and train on the mix; off trains on the plain target."""
     jitter: Fraction = 0.2
@@ -133,6 +139,9 @@ class HostSettings(Section):
     """Probability of Gaussian blur (sigma 0.15-1.15 pixels), drawn once a step."""
     source_jitter: Fraction = 0.0
     """Strength of colour jitter on the replayed source images."""
+    class_balance: NotNegative = 0.0
+    """Exponent of the class weights of labels and pseudo-labels, as `pretrain.class_balance`, from the frequencies of
+    the source; 0 weighs every pixel alike, as the papers do."""
     rare_class_sampling: bool = False
     """Draw source images by class, rare classes more often (DAFormer, eq. 5-6); on for daformer, hrda and mic."""
     rare_class_temperature: Positive = 0.01
@@ -172,13 +181,21 @@ class HostSettings(Section):
     """Probability that a block is masked (0-1)."""
     detail_loss_weight: Fraction = 0.1
     """HRDA: weight of the detail crop's own loss; the fused prediction has the rest."""
-    anchor_weight: NotNegative = 0.0
+    anchor_weight: NotNegative | None = None
     """Pull towards the released weights after each step, as a decoupled decay (learning rate x this x distance; L2-SP,
-    Li et al. 2018); keeps a source-free round from drifting. 0 is off."""
+    Li et al. 2018), which keeps a round from drifting. 0 is off; none: 0 with source images, 20 without. The test-time
+    recipes have no such pull."""
+    statistics_prior: NotNegative = 0.0
+    """bn_statistics: crops that the released version's BatchNorm statistics count for beside the target's (N of
+    Schneider et al. 2020, who use 16 when there are few images); 0 takes the target's alone."""
     restore_probability: Fraction = 0.01
     """CoTTA: probability that a weight is set back to the released one after a step."""
     augment_below: Fraction = 0.69
-    """CoTTA: below this mean confidence of the released model the pseudo-label is averaged over scales and flips."""
+    """CoTTA: below this mean confidence of the released model on a crop, the crop's pseudo-label is averaged over
+    scales and mirror images; 0 never averages and saves those passes."""
+    augment_scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+    """CoTTA: scales of the crop that are averaged over, each as it is and mirrored. The published seven cost as much as
+    24 passes of the teacher a step; `[1.0]`, one pass, is for small machines."""
 
     @model_validator(mode="before")
     @classmethod
@@ -199,3 +216,11 @@ class HostSettings(Section):
     def test_time(self) -> bool:
         """Whether the recipe is a test-time baseline: no source images, no MFM."""
         return self.name in ("bn_statistics", "tent", "cotta")
+
+    def anchor_strength(self, *, source_free: bool) -> float:
+        """`anchor_weight`, or what stands for none: `SOURCE_FREE_ANCHOR` without source images, 0 with them."""
+        if self.test_time:
+            return 0.0
+        if self.anchor_weight is not None:
+            return self.anchor_weight
+        return SOURCE_FREE_ANCHOR if source_free else 0.0

@@ -59,6 +59,10 @@ class HostInputs:
     reference: SegmentationNetwork | None = None
     """The frozen network that feature distance measures against, in eval mode, on the device; none when the recipe has
     no feature distance, or the round no source."""
+    source_free: bool = False
+    """Whether the round has no source images: batches come without, and the released weights hold the student."""
+    class_weights: Tensor | None = None
+    """Loss weight of each label value, [256] on the device (`host.class_balance`); none: all weigh alike."""
 
     def images(self, frames: Tensor) -> Tensor:
         """[B, H, W, 3] bytes -> [B, 3, H, W] in [0, 1] on the device."""
@@ -67,6 +71,13 @@ class HostInputs:
     def on_device(self, tensor: Tensor) -> Tensor:
         """`tensor` on the device, without waiting for it."""
         return tensor.to(self.accelerator.device, non_blocking=True)
+
+    def weighed(self, labels: Tensor, weight: Tensor | None = None) -> Tensor | None:
+        """`weight` [B, H, W] (none: 1) times the class weight of `labels` [B, H, W]."""
+        if self.class_weights is None:
+            return weight
+        by_class = self.class_weights[labels]
+        return by_class if weight is None else weight * by_class
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision as configured; for forward passes."""
@@ -77,7 +88,8 @@ class HostInputs:
 class Host(ABC):
     """One recipe. A step adds up gradients in the parameters; zeroing them and stepping the optimizer is the caller's.
 
-    The constructor may freeze parameters of the student: the optimizer gets what requires a gradient afterwards.
+    The constructor may freeze parameters of the student: the optimizer gets what requires a gradient afterwards. Which
+    layers are in train mode is settled in the step: whoever built the host may have set modes since.
     """
 
     learns = True

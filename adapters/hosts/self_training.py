@@ -5,7 +5,7 @@ forward pass are held at a time (papers.md 5).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -42,14 +42,15 @@ class SelfTraining(Host):
     """Teacher update (not before the first step), pseudo-labels on the clean target, then the recipe's terms in order.
 
     Source-free (a batch without source): terms that need source give nothing, and the student is pulled towards the
-    released weights when `host.anchor_weight` says so.
+    released weights (`host.anchor_weight`).
     """
 
     def __init__(self, inputs: HostInputs, terms: Sequence[Term]) -> None:
         super().__init__(inputs)
         self.teacher = Teacher(self.student, inputs.host.ema_decay)
         self._terms = terms
-        self._anchor = Anchor(self.student, inputs.released, inputs.host.anchor_weight)
+        strength = inputs.host.anchor_strength(source_free=inputs.source_free)
+        self._anchor = Anchor(self.student, inputs.released, strength)
 
     def step(self, *batches: StepBatch) -> StepLosses:
         """Add the gradients of one optimizer step to the parameters; advances the teacher."""
@@ -78,6 +79,9 @@ class SelfTraining(Host):
         pseudo = pseudo_label(
             logits, inputs.on_device(batch.target.valid), inputs.on_device(batch.target.trusted), inputs.host.threshold
         )
+        weight = inputs.weighed(pseudo.labels, pseudo.weight)
+        if weight is not None:
+            pseudo = replace(pseudo, weight=weight)
         return StepImages(
             target,
             pseudo,

@@ -1,6 +1,10 @@
 """Feature distance: zero at the reference, only where things are, only into the encoder, on one forward pass."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,6 +154,16 @@ def test_the_reference_sees_the_jittered_image() -> None:
     student = network()
     host = host_of(student, reference=frozen(student), source_jitter=0.5, **THINGS)
     assert host.step(batch()).losses["feature_distance"] == 0.0
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_gradient_of_the_whole_batch() -> None:
+    """Though one of them sees more things than the other."""
+    script = Path(__file__).with_name("feature_distance_process.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(script.parents[2])}
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment)
+    assert answer.returncode == 0, answer.stderr
 
 
 def test_source_free_there_is_none() -> None:

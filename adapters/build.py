@@ -9,9 +9,11 @@ from adapters.decoders.deeplabv2 import DILATIONS as DEEPLABV2_DILATIONS
 from adapters.decoders.deeplabv2 import TINY_DILATIONS as DEEPLABV2_TINY_DILATIONS
 from adapters.decoders.deeplabv2 import DeepLabV2Head
 from adapters.decoders.deeplabv3plus import DeepLabV3PlusHead, dilations_for
+from adapters.decoders.scale_attention import ScaleAttention
 from adapters.errors import NetworkMismatch
+from adapters.multi_resolution import MultiResolutionNetwork
 from adapters.network import SegmentationNetwork
-from configs.settings import NetworkSettings
+from configs.settings import HostSettings, NetworkSettings
 
 ENCODER_FAMILY = {"daformer": "mit", "deeplabv2": "resnet", "deeplabv3plus": "resnet"}
 
@@ -31,8 +33,15 @@ def build_network(settings: NetworkSettings, num_classes: int) -> SegmentationNe
         "huggingface": _huggingface,
     }
     network = builders[settings.name](settings, num_classes)
+    if settings.multi_resolution:
+        network = _with_detail(network, settings)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this overload
     return network
+
+
+def _with_detail(plain: SegmentationNetwork, settings: NetworkSettings) -> SegmentationNetwork:
+    attention = ScaleAttention(plain.feature_channels, settings.channels, plain.num_classes, settings.dropout)
+    return MultiResolutionNetwork(plain, attention, detail_loss_weight=HostSettings().detail_loss_weight)
 
 
 def _check_pair(settings: NetworkSettings) -> None:

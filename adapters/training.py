@@ -80,7 +80,7 @@ class Training:
         mfm = self._settings.mfm
         if not mfm.enabled or self._settings.host.test_time:
             return None
-        return build_rebuilder(self.student, self.crop, mfm)
+        return build_rebuilder(self.student, self.student.view_size(self.crop), mfm)
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = self.accelerator.prepare(

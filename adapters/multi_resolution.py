@@ -98,8 +98,8 @@ class MultiResolutionNetwork(SegmentationNetwork):
         """Logits `[B, K, *size]`: where windows overlap, their mean."""
         windows = overlapped_windows(size)
         parts = self.decoder(details).chunk(len(windows))  # [windows * B, K, h, w] -> windows times [B, K, h, w]
-        total = parts[0].new_zeros(*parts[0].shape[:2], *size)
-        count = parts[0].new_zeros(size)
+        total = parts[0].new_zeros(*parts[0].shape[:2], *size, dtype=torch.float32)  # also under autocast
+        count = total.new_zeros(size)
         for window, logits in zip(windows, parts, strict=True):
             window.of(total).add_(_resize(logits, (window.height, window.width)))
             window.of(count).add_(1.0)

@@ -242,6 +242,17 @@ def test_a_training_window_gives_what_the_same_window_gives_when_serving(network
     torch.testing.assert_close(fused[..., :16, :24], served[..., :16, :24], rtol=1e-4, atol=1e-5)
 
 
+def test_half_precision_forward_passes_are_close_to_full_ones(network) -> None:
+    network.eval()
+    images, labels, _ = batch(*CROP)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, loss = network(images), prediction_loss(network, encode(network, images, Draws(0)), labels)
+    with torch.no_grad():
+        torch.testing.assert_close(logits.float(), network(images), rtol=0.05, atol=0.05)
+        expected = prediction_loss(network, encode(network, images, Draws(0)), labels)
+    torch.testing.assert_close(loss, expected, rtol=0.02, atol=0.02)
+
+
 # Training
 
 

@@ -86,6 +86,26 @@ def test_mic_preset_masks_blocks_of_32() -> None:
     assert daformer.masked_image_weight == 0.0 and daformer.margin_of == "crop"
 
 
+def test_hrda_preset_has_the_constants_of_the_paper() -> None:
+    settings = _load("gta2cityscapes_hrda")
+    network, host, pretrain, round_ = settings.network, settings.host, settings.pretrain, settings.round
+    assert (network.name, network.encoder, network.multi_resolution) == ("daformer", "mit_b5", True)
+    assert (settings.buffer.height, settings.buffer.width) == (1024, 2048)
+    assert (pretrain.crop_height, pretrain.crop_width) == (round_.crop_height, round_.crop_width) == (1024, 1024)
+    assert (round_.steps, round_.batch_size, round_.optim.learning_rate) == (40_000, 2, 6e-5)
+    assert (round_.optim.warmup_steps, round_.optim.head_multiplier, round_.optim.weight_decay) == (1500, 10.0, 0.01)
+    assert (host.name, host.ema_decay, host.threshold, host.detail_loss_weight) == ("hrda", 0.999, 0.968, 0.1)
+    assert (host.rare_class_temperature, host.feature_distance_weight) == (0.01, 0.005)
+    assert round(3000 / (1914 * 1052), 4) == host.rare_class_image_share
+    assert round(6000 / 1024**2, 4) == host.rare_class_crop_share
+    names = [entry.name for entry in settings.classes]
+    assert [names.index(name) for name in host.thing_classes] == [6, 7, 11, 12, 13, 14, 15, 16, 17, 18]
+    assert host.margin_of == "image"
+    assert [round(1024 * share) for share in (host.margin_top, host.margin_bottom)] == [30, 240]
+    assert [round(2048 * share) for share in (host.margin_left, host.margin_right)] == [30, 30]
+    assert (settings.mfm.mask_ratio, settings.mfm.grid, settings.mfm.learning_rate) == (0.4, 16, 2e-4)
+
+
 def test_camvid_preset_works_at_half_size() -> None:
     settings = _load("camvid_day2dusk")
     assert [item.name for item in settings.classes][:4] == ["sky", "building", "pole", "road"]

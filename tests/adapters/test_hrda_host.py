@@ -167,7 +167,7 @@ def test_pretraining_learns_from_both_scales(training_state) -> None:
     settings = training_state.settings(network={"multi_resolution": True}, pretrain=steps)
     training_state.draw_source(12)
     manifest = pretrain(settings)
-    assert manifest.scores["source_miou"] > 0.6  # 0.2 at the start, as a plain network
+    assert manifest.scores["source_miou"] > 0.5  # 0.2 at the start; 0.63 to 0.69 with three seeds
     network, _ = load_version(CheckpointRegistry(training_state.layout.checkpoints), 1, torch.device("cpu"))
     assert isinstance(network, MultiResolutionNetwork)
 

@@ -96,8 +96,9 @@ def test_hrda_preset_has_the_constants_of_the_paper() -> None:
     assert (round_.optim.warmup_steps, round_.optim.head_multiplier, round_.optim.weight_decay) == (1500, 10.0, 0.01)
     assert (host.name, host.ema_decay, host.threshold, host.detail_loss_weight) == ("hrda", 0.999, 0.968, 0.1)
     assert (host.rare_class_temperature, host.feature_distance_weight) == (0.01, 0.005)
-    assert round(3000 / (1914 * 1052), 4) == host.rare_class_image_share
-    assert round(6000 / 1024**2, 4) == host.rare_class_crop_share
+    assert host.rare_class_sampling and host.feature_distance_from == "pretrained"
+    assert host.rare_class_image_share == pytest.approx(3000 / (1914 * 1052), rel=0.01)
+    assert host.rare_class_crop_share == pytest.approx(6000 / 1024**2, rel=0.01)
     names = [entry.name for entry in settings.classes]
     assert [names.index(name) for name in host.thing_classes] == [6, 7, 11, 12, 13, 14, 15, 16, 17, 18]
     assert host.margin_of == "image"

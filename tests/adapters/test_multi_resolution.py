@@ -316,8 +316,7 @@ def test_mfm_that_keeps_everything_is_the_plain_loss_bit_for_bit(network) -> Non
     """Also in train mode, and for the same window: each draws it first."""
     images, labels, weight = batch(*CROP)
     rebuilder = build_rebuilder(network, network.view_size(CROP), MfmSettings(dim=32, heads=4, blocks=1))
-    rows, columns = rebuilder.grid_of(tuple(encode(network, images, Draws(2)).features[0][-1].shape[-2:]))
-    keep = [torch.ones(2, 1, rows, columns, dtype=torch.bool)] * 2
+    keep = [torch.ones(2, 1, *maps[-1].shape[-2:], dtype=torch.bool) for maps in encode(network, images, Draws(2))[0]]
     plain = prediction_loss(network, encode(network, images, Draws(2)), labels, weight)
     assert torch.equal(mfm_loss(network, rebuilder, images, labels, weight, Draws(2), keep), plain)
     assert not torch.equal(mfm_loss(network, rebuilder, images, labels, weight, Draws(2)), plain)

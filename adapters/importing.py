@@ -8,8 +8,9 @@ from typing import Any
 from adapters.build import build_network
 from adapters.checkpoint import load_weights, make_manifest, save_weights, weight_problems
 from adapters.errors import NetworkMismatch, UnsupportedModel
-from adapters.huggingface import load_huggingface
-from adapters.inference import IMAGENET_MEAN, IMAGENET_STD
+from adapters.huggingface.models import FAMILIES, load_huggingface
+from adapters.huggingface.pixels import scaling_of
+from adapters.model_hub import fetch, is_hub_id
 from adapters.network import SegmentationNetwork
 from configs.settings import NetworkSettings, Settings
 from storage.errors import CorruptCheckpoint
@@ -17,26 +18,28 @@ from storage.manifest import Manifest
 from storage.registry import CheckpointRegistry
 
 _FORMATS = (
-    "a Hugging Face directory (config.json + model.safetensors, segformer or upernet), or a .safetensors file with the "
-    "weights of the configuration's `network`"
+    f"a Hugging Face directory (config.json + safetensors; {', '.join(FAMILIES)}), a hub id (organisation/name), or a "
+    ".safetensors file with the weights of the configuration's `network`"
 )
 _PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 
 
-def import_checkpoint(path: Path, settings: Settings, registry: CheckpointRegistry) -> Manifest:
-    """Register the model at `path` as a new version (it does not serve by that alone) and return its manifest.
+def import_checkpoint(source: str | Path, settings: Settings, registry: CheckpointRegistry) -> Manifest:
+    """Register the model at `source` as a new version (it does not serve by that alone) and return its manifest.
 
-    Raises UnsupportedModel for a file or model of another kind, NetworkMismatch when weights or classes do not fit.
+    `source` is a directory, a file, or, where there is neither, a hub id. Raises UnsupportedModel for a file or model
+    of another kind, NetworkMismatch when weights or classes do not fit.
     """
-    if path.is_dir():
-        network, architecture = _from_directory(path, settings)
-    else:
-        network, architecture = _from_file(path, settings)
+    path, reason = Path(source), f"imported from {source}"
+    if not path.exists() and is_hub_id(str(source)):
+        path = fetch(str(source))
+        reason = f"{reason} at {path.name}"  # the commit
+    network, architecture = _from_directory(path, settings) if path.is_dir() else _from_file(path, settings)
     manifest = make_manifest(settings, origin="import", network=architecture)
     with tempfile.TemporaryDirectory(prefix="mfmd-import-") as folder:
         weights = Path(folder) / "model.safetensors"
         save_weights(network, weights)
-        return registry.add(weights, manifest, by="import", reason=f"imported from {path}")
+        return registry.add(weights, manifest, by="import", reason=reason)
 
 
 def _from_file(path: Path, settings: Settings) -> tuple[SegmentationNetwork, NetworkSettings]:
@@ -64,10 +67,10 @@ def _from_directory(path: Path, settings: Settings) -> tuple[SegmentationNetwork
         found = f"only {', '.join(sorted(pickles))}, which run code when read" if pickles else "no weights"
         raise UnsupportedModel(f"{path}: holds {found}; save the model with safe_serialization=True")
     _check_class_order(hf_config, settings)
-    _check_normalisation(path)
-    network = load_huggingface(path, hf_config, len(settings.classes))
+    architecture = NetworkSettings(name="huggingface", hf_config=hf_config, hf_preprocessor=_preprocessor(path))
+    network = load_huggingface(path, architecture, len(settings.classes))
     _check_finite(network, path)
-    return network, NetworkSettings(name="huggingface", hf_config=hf_config)
+    return network, architecture
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -106,13 +109,11 @@ def _check_finite(network: SegmentationNetwork, path: Path) -> None:
         raise NetworkMismatch(f"{path}: {'; '.join(problems)}")
 
 
-def _check_normalisation(path: Path) -> None:
-    """Refuse a model that was trained on pixels scaled in another way than ours."""
+def _preprocessor(path: Path) -> dict[str, Any] | None:
+    """How the model wants its pixels; none when the directory does not say. Raises UnsupportedModel."""
     file = path / "preprocessor_config.json"
     if not file.is_file():
-        return
+        return None
     content = _read_json(file)
-    for key, ours in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
-        theirs = content.get(key)
-        if theirs is not None and any(abs(a - b) > 1e-3 for a, b in zip(theirs, ours, strict=False)):
-            raise UnsupportedModel(f"{file}: {key} is {theirs}; mfmd gives networks ImageNet statistics {list(ours)}")
+    scaling_of(content)
+    return content

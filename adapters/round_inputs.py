@@ -7,6 +7,7 @@ from accelerate.accelerator import Accelerator
 
 from adapters.checkpoint import load_version
 from adapters.errors import AdapterError, NetworkMismatch
+from adapters.feature_reference import reference_network
 from adapters.network import SegmentationNetwork
 from adapters.parallel import check_replicated
 from configs.settings import Settings
@@ -41,6 +42,8 @@ class RoundInputs:
     """Frames to train on."""
     source: LabelledSet | None
     """Labelled source images; none when source-free."""
+    reference: SegmentationNetwork | None = None
+    """What feature distance measures against, frozen, in eval mode, on the device; none when nothing is measured."""
 
 
 def load_inputs(spec: RoundSpec, settings: Settings) -> RoundInputs:
@@ -64,7 +67,8 @@ def load_inputs(spec: RoundSpec, settings: Settings) -> RoundInputs:
         buffer.close()
         raise AdapterError(f"round {spec.round}: none of its {len(spec.train_frames)} training frames is in the buffer")
     released = _released(registry, spec, settings, accelerator)
-    return RoundInputs(spec, settings, accelerator, registry, student, released, buffer, frames, source)
+    reference = None if source is None else reference_network(settings, manifest, released, accelerator.device)
+    return RoundInputs(spec, settings, accelerator, registry, student, released, buffer, frames, source, reference)
 
 
 def _released(
@@ -73,7 +77,9 @@ def _released(
     """The released version, where the recipe measures against it."""
     host = settings.host
     distance = host.feature_distance_weight > 0.0 and host.feature_distance_from == "released"
-    if not (distance or host.anchor_weight > 0.0 or host.name == "cotta"):
+    anchored = host.anchor_strength(source_free=settings.source is None) > 0.0
+    prior = host.name == "bn_statistics" and host.statistics_prior > 0.0
+    if not (distance or anchored or prior or host.name == "cotta"):
         return None
     network, _ = load_version(registry, spec.released, accelerator.device)
     return network.requires_grad_(False)

@@ -19,20 +19,23 @@ class NetworkSettings(Section):
     name: Literal["daformer", "deeplabv2", "deeplabv3plus", "huggingface"] = "daformer"
     """Decoder: DAFormer head, DeepLabV2 (dlv2red) or DeepLabV3+; `huggingface` only through `mfmd import`."""
     encoder: EncoderName = "mit_b0"
-    """Encoder: MiT for daformer, ResNet for the DeepLabs; `*_tiny` are presets for small CPUs."""
+    """Encoder: MiT or DINOv2 for daformer, ResNet for the DeepLabs, DINOv2 also for deeplabv2; `*_tiny` are presets for
+    small CPUs."""
     channels: PositiveInt = 256
     """Width of the decoder (channels); the papers use 256."""
     dropout: Fraction = 0.1
     """Dropout before the classifier of decoders that have one (0-1)."""
     output_stride: Literal[8, 16, 32] = 8
-    """Stride of the deepest ResNet map; DeepLabV2 uses 8. MiT ignores it."""
+    """Stride of the deepest ResNet map; DeepLabV2 uses 8. MiT and DINOv2 ignore it."""
     pretrained: ConfigPath | None = None
     """Local directory with encoder weights in Hugging Face format; none trains from scratch."""
     multi_resolution: bool = False
     """HRDA: the network sees the image at half size (context) and windows of it at full size (detail), fused by a
-    learnt attention. Costs about three times the plain network, also when serving."""
+    learnt attention. An answer costs about 2.6 times the plain network's; a training pass at the same crop, half."""
     hf_config: dict[str, Any] | None = None
     """Hugging Face config of an imported model (`huggingface` only); written by `mfmd import`."""
+    hf_preprocessor: dict[str, Any] | None = None
+    """Hugging Face preprocessor config of an imported model: how it wants pixels scaled; none: ImageNet statistics."""
 
 
 class OptimSettings(Section):

@@ -10,6 +10,10 @@ DILATIONS = (6, 12)
 """Published, for 512 crops at output stride 8: maps of 64x64 cells."""
 TINY_DILATIONS = (2, 4)
 """For crops of 128-256 pixels: maps of 16-32 cells."""
+VIT_DILATIONS = (3, 6)
+"""For the stride-14 map of a ViT: nearly the published reach in pixels (84 instead of 96)."""
+TINY_VIT_DILATIONS = (1, 2)
+"""The same for crops of 128-256 pixels: maps of 9-18 cells."""
 
 
 class DeepLabV2Head(nn.Module):

@@ -1,6 +1,5 @@
 """`mfmd pretrain` and `mfmd import`: where the first checkpoint comes from."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -43,16 +42,16 @@ def pretrain(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False)
 
 
 def import_(
-    path: Annotated[Path, typer.Argument(help="Hugging Face model directory, or a .safetensors file.")],
+    source: Annotated[str, typer.Argument(help="Hugging Face model directory or hub id, or a .safetensors file.")],
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Take a ready model: a Hugging Face segmentation model directory, or safetensors of the configured network."""
+    """Take a ready model: a Hugging Face segmentation model (directory or hub id), or safetensors of `network`."""
     settings = read_settings(config)
     from adapters.importing import import_checkpoint
 
-    manifest = import_checkpoint(path, settings, registry_of(settings))
-    _release(settings, manifest, by="import", reason=f"imported from {path}", as_json=as_json)
+    manifest = import_checkpoint(source, settings, registry_of(settings))
+    _release(settings, manifest, by="import", reason=f"imported from {source}", as_json=as_json)
 
 
 def _release(settings: "Settings", manifest: "Manifest", *, by: str, reason: str, as_json: bool) -> None:

@@ -10,17 +10,23 @@ from torch import nn
 from torch.nn import functional as F
 
 from adapters.build import build_network
+from adapters.draws import Draws
+from adapters.encoders.dinov2 import build_dinov2_map, build_dinov2_pyramid
 from adapters.encoders.mit import MIT_SPECS, build_mit
 from adapters.encoders.resnet import build_resnet
 from adapters.errors import NetworkMismatch, UnsupportedModel
 from adapters.initialisation import initialise_convolutions
+from adapters.mfm import mfm_loss
 from adapters.network import SegmentationNetwork
-from configs.settings import NetworkSettings
+from adapters.rebuilder import build_rebuilder
+from configs.settings import MfmSettings, NetworkSettings
 
 TINY = {
     "daformer": NetworkSettings(name="daformer", encoder="mit_tiny", channels=64),
     "deeplabv2": NetworkSettings(name="deeplabv2", encoder="resnet_tiny", channels=64, output_stride=8),
     "deeplabv3plus": NetworkSettings(name="deeplabv3plus", encoder="resnet_tiny", channels=64, output_stride=16),
+    "dinov2_pyramid": NetworkSettings(name="daformer", encoder="dinov2_tiny", channels=64),
+    "dinov2_map": NetworkSettings(name="deeplabv2", encoder="dinov2_tiny"),
 }
 
 
@@ -150,12 +156,70 @@ def test_mit_has_the_published_size(name: str, millions: float) -> None:
     assert encoder.feature_channels == MIT_SPECS[name].hidden_sizes
 
 
-@pytest.mark.parametrize(("name", "millions"), [("resnet18", 11.18), ("resnet50", 23.51), ("resnet101", 42.50)])
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("resnet18", 11.18), ("resnet34", 21.28), ("resnet50", 23.51), ("resnet101", 42.50), ("resnet152", 58.14)],
+)
 def test_resnet_has_the_published_size(name: str, millions: float) -> None:
     """torchvision's counts without the classifier."""
     with torch.device("meta"):
-        encoder = build_resnet(name, 8, (4,), None)
+        encoder = build_resnet(name, 8, (1, 4), None)
     assert parameters_of(encoder) / 1e6 == pytest.approx(millions, rel=0.002)
+    assert encoder.feature_channels == ((64, 512) if name in ("resnet18", "resnet34") else (256, 2048))
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "width"),
+    [("dinov2_small", 22.06, 384), ("dinov2_base", 86.58, 768), ("dinov2_large", 304.37, 1024)],
+)
+def test_dinov2_has_the_published_size(name: str, millions: float, width: int) -> None:
+    """The released ViT-S/14, B/14 and L/14, without the mask token."""
+    with torch.device("meta"):
+        encoder, pyramid = build_dinov2_map(name, None), build_dinov2_pyramid(name, None)
+    assert parameters_of(encoder) / 1e6 == pytest.approx(millions, rel=0.001)
+    assert encoder.feature_channels == (width,)
+    assert pyramid.feature_channels == (width // 4, width // 2, width, width)
+
+
+@torch.no_grad()
+def test_pyramid_has_strides_4_to_32() -> None:
+    maps = build_dinov2_pyramid("dinov2_tiny", None).eval()(torch.randn(1, 3, 96, 160))
+    assert [tuple(level.shape[-2:]) for level in maps] == [(24, 40), (12, 20), (6, 10), (3, 5)]
+
+
+@torch.no_grad()
+def test_dinov2_map_is_that_of_transformers() -> None:
+    """Where patches divide the image, the map is the model's last hidden state, with its position code resized."""
+    encoder = build_dinov2_map("dinov2_tiny", None).eval()
+    images = torch.randn(1, 3, 70, 112)
+    tokens = encoder.model(images).last_hidden_state[:, 1:]
+    torch.testing.assert_close(encoder(images)[0], tokens.transpose(1, 2).reshape(1, -1, 5, 8), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dinov2_pyramid", "dinov2_map"])
+def test_rebuilder_works_on_a_vit(name: str) -> None:
+    """One map of stride 14 is MFM's DeepLab path, the pyramid its four-level path (papers.md 6.4)."""
+    network = build_network(TINY[name], 5).train()
+    rebuilder = build_rebuilder(network, (96, 128), MfmSettings(dim=32, heads=4, blocks=1))
+    images, labels = torch.randn(2, 3, 96, 128), torch.randint(0, 5, (2, 96, 128))
+    mfm_loss(network, rebuilder, images, labels, torch.ones(2, 96, 128), Draws(0)).backward()
+    for part in (network.encoder, network.decoder, rebuilder.transformer, rebuilder.projectors):
+        assert all(value.grad is not None and value.grad.abs().sum() > 0 for value in part.parameters())
+
+
+@pytest.mark.parametrize("name", ["dinov2_pyramid", "dinov2_map"])
+def test_pretrained_dinov2_is_loaded_and_its_neck_starts_fresh(name: str, tmp_path: Path) -> None:
+    from transformers.models.dinov2.modeling_dinov2 import Dinov2ForImageClassification
+
+    config = build_dinov2_map("dinov2_tiny", None).model.config
+    config.use_mask_token = True  # as the released ones
+    saved = Dinov2ForImageClassification(config)
+    saved.save_pretrained(tmp_path / "encoder")
+    network = build_network(TINY[name].model_copy(update={"pretrained": tmp_path / "encoder"}), 5)
+    expected = {key: value for key, value in saved.dinov2.state_dict().items() if not key.endswith("mask_token")}
+    loaded = network.encoder.model.state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[key], value) for key, value in expected.items())
 
 
 def test_depthwise_convolutions_start_at_their_own_fan_out() -> None:
@@ -164,10 +228,22 @@ def test_depthwise_convolutions_start_at_their_own_fan_out() -> None:
     assert layer.weight.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.1)
 
 
-@pytest.mark.parametrize(("name", "encoder"), [("daformer", "resnet50"), ("deeplabv2", "mit_b0")])
-def test_encoder_that_does_not_fit_is_refused(name: str, encoder: str) -> None:
-    with pytest.raises(NetworkMismatch, match=f"{name}.*{encoder}"):
+@pytest.mark.parametrize(
+    ("name", "encoder", "remedy"),
+    [
+        ("daformer", "resnet50", "mit and dinov2; resnet50 goes with deeplabv2 and deeplabv3plus"),
+        ("deeplabv2", "mit_b0", "resnet and dinov2; mit_b0 goes with daformer"),
+        ("deeplabv3plus", "dinov2_small", "resnet; dinov2_small goes with daformer and deeplabv2"),
+    ],
+)
+def test_encoder_that_does_not_fit_is_refused(name: str, encoder: str, remedy: str) -> None:
+    with pytest.raises(NetworkMismatch, match=f"{name}.*{encoder}.*{remedy}"):
         build_network(NetworkSettings(name=name, encoder=encoder), 5)
+
+
+def test_settings_of_an_imported_model_are_refused_elsewhere() -> None:
+    with pytest.raises(NetworkMismatch, match=r"hf_config.*daformer"):
+        build_network(NetworkSettings(name="daformer", hf_config={"model_type": "beit"}), 5)
 
 
 @pytest.fixture

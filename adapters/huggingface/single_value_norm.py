@@ -1,0 +1,36 @@
+"""BatchNorm in imported heads that pool the image to one value: a batch of one has nothing to normalise there."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SingleValueBatchNorm(nn.BatchNorm2d):
+    """BatchNorm2d that normalises with its running statistics where a channel has only one value to learn from.
+
+    torch refuses such a batch, so UPerNet's and DeepLab's pooled branches could not train on one image at a time.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """`maps` `[B, C, H, W]`, normalised."""
+        if self.training and maps.shape[0] * maps.shape[2] * maps.shape[3] == 1:
+            return F.batch_norm(maps, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return super().forward(maps)
+
+
+@torch.no_grad()
+def allow_single_values(module: nn.Module) -> None:
+    """Replace each BatchNorm2d below `module` by one that takes single values; weights and statistics stay the same."""
+    for parent in list(module.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is nn.BatchNorm2d:
+                setattr(parent, name, _same(layer))
+
+
+def _same(layer: nn.BatchNorm2d) -> SingleValueBatchNorm:
+    twin = SingleValueBatchNorm(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+    for name, parameter in layer.named_parameters():
+        twin.register_parameter(name, parameter)
+    for name, buffer in layer.named_buffers():
+        twin.register_buffer(name, buffer)
+    return twin.train(layer.training)

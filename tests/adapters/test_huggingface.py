@@ -1,0 +1,165 @@
+"""Imported Hugging Face models: same logits as the original, real maps, MFM, any size, pixel scaling, refusals."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from adapters.draws import Draws
+from adapters.errors import NetworkMismatch, UnsupportedModel
+from adapters.huggingface.models import FAMILIES, build_huggingface, load_huggingface
+from adapters.huggingface.pixels import pixel_change, scaling_of
+from adapters.inference import normalise
+from adapters.mfm import mfm_loss
+from adapters.network import SegmentationNetwork
+from adapters.rebuilder import build_rebuilder
+from configs.settings import MfmSettings, NetworkSettings
+from tests.adapters.tiny_models import ANY_SIZE, CLASSES, MODELS, SQUARE_ONLY, model
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def settings_for(original: Any, preprocessor: dict[str, Any] | None = None) -> NetworkSettings:
+    return NetworkSettings(name="huggingface", hf_config=original.config.to_dict(), hf_preprocessor=preprocessor)
+
+
+@pytest.fixture(params=MODELS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def original(name: str) -> Any:
+    return model(name)
+
+
+@pytest.fixture
+def network(original: Any, tmp_path: Path) -> SegmentationNetwork:
+    original.save_pretrained(tmp_path / "model")
+    return load_huggingface(tmp_path / "model", settings_for(original), CLASSES).eval()
+
+
+def logits_of(original: Any, images: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = original(images).logits
+    return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+@torch.no_grad()
+def test_logits_are_those_of_the_original(name: str, original: Any, network: SegmentationNetwork) -> None:
+    sizes = [(96, 96)] if name in SQUARE_ONLY else [(96, 96), (64, 96)]
+    for size in sizes + [(90, 122)] * (name in ANY_SIZE):
+        images = torch.randn(2, 3, *size)
+        torch.testing.assert_close(network(images), logits_of(original, images), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_maps_are_maps_and_any_size_works(network: SegmentationNetwork) -> None:
+    for size in ((96, 96), (90, 122), (33, 70)):
+        features = network.encode(torch.randn(1, 3, *size))
+        assert all(level.ndim == 4 for level in features)
+        assert tuple(level.shape[1] for level in features) == network.feature_channels
+        assert all(fine.shape[-1] >= coarse.shape[-1] for fine, coarse in pairwise(features)), "deepest last"
+        assert all(abs(level.shape[-1] / level.shape[-2] - size[1] / size[0]) < 1.0 for level in features)
+        assert network(torch.randn(1, 3, *size)).shape == (1, CLASSES, *size)
+
+
+def test_takes_part_in_mfm_and_trains_one_image(network: SegmentationNetwork) -> None:
+    """Every weight that is not frozen learns; what is frozen does not matter to the logits."""
+    rebuilder = build_rebuilder(network.train(), (64, 96), MfmSettings(dim=32, heads=4, blocks=1))
+    images, labels = torch.randn(1, 3, 64, 96), torch.randint(0, CLASSES, (1, 64, 96))
+    keep = [torch.rand(1, 1, *rebuilder.grid_of(network.encode(images)[-1].shape[-2:])) > 0.4]
+    mfm_loss(network, rebuilder, images, labels, torch.ones(1, 64, 96), Draws(0), keep).backward()
+    F.cross_entropy(network(images), labels).backward()
+    idle = [key for key, value in network.named_parameters() if value.requires_grad and value.grad is None]
+    assert idle == []
+    assert all(value.grad is not None for value in rebuilder.embedding.parameters())
+
+
+@torch.no_grad()
+def test_frozen_weights_do_not_matter(network: SegmentationNetwork) -> None:
+    images = torch.randn(1, 3, 64, 64)
+    before = network(images)
+    for value in network.parameters():
+        if not value.requires_grad:
+            value.add_(1.0)
+    assert torch.equal(network(images), before)
+
+
+def test_every_family_has_a_tiny_model() -> None:
+    assert {model(name).config.model_type for name in MODELS} == set(FAMILIES)
+
+
+PREPROCESSORS: dict[str, dict[str, Any]] = {
+    "beit": {"image_processor_type": "BeitImageProcessor", "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+    "mobilevit": {"image_processor_type": "MobileViTImageProcessor"},
+    "dpt": {"feature_extractor_type": "DPTFeatureExtractor"},
+    "segformer": {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3], "do_rescale": False},
+}
+
+
+@pytest.mark.parametrize("kind", PREPROCESSORS)
+@torch.no_grad()
+def test_pixels_reach_the_model_as_transformers_scales_them(kind: str) -> None:
+    """Against the image processor of transformers itself."""
+    from transformers.models.beit.image_processing_pil_beit import BeitImageProcessorPil
+    from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
+    from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
+    from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
+
+    processors = {
+        "beit": BeitImageProcessorPil,
+        "dpt": DPTImageProcessorPil,
+        "mobilevit": MobileViTImageProcessorPil,
+        "segformer": SegformerImageProcessorPil,
+    }
+    frame = torch.randint(0, 256, (32, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    options = {key: value for key, value in PREPROCESSORS[kind].items() if not key.endswith("_type")}
+    processor = processors[kind](**options, do_resize=False, do_center_crop=False)
+    expected = torch.as_tensor(processor(frame.numpy(), return_tensors="pt")["pixel_values"], dtype=torch.float32)
+    found = pixel_change(PREPROCESSORS[kind])(normalise(frame[None]))
+    torch.testing.assert_close(found, expected, atol=1e-3 * float(expected.abs().max()), rtol=1e-4)
+
+
+def test_own_scaling_changes_nothing() -> None:
+    """Bit for bit, and the network keeps its keys whatever the scaling."""
+    assert isinstance(pixel_change({"image_processor_type": "SegformerImageProcessor"}), torch.nn.Identity)
+    original = model("segformer")
+    plain, scaled = (
+        build_huggingface(settings_for(original, preprocessor), CLASSES)[0]
+        for preprocessor in (None, {"image_processor_type": "BeitImageProcessor"})
+    )
+    assert plain.state_dict().keys() == scaled.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    "content", [{"image_mean": [0.5, 0.5]}, {"do_normalize": True}, {"image_mean": "grey", "image_std": 1}]
+)
+def test_unclear_pixel_scaling_is_refused(content: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedModel, match=r"preprocessor_config\.json: image_(mean|std)"):
+        scaling_of(content)
+
+
+@pytest.mark.parametrize("kind", ["mask2former", "oneformer", "detr", None])
+def test_what_cannot_be_split_is_refused_by_name(kind: str | None) -> None:
+    with pytest.raises(UnsupportedModel, match=rf"{kind}.*beit, data2vec-vision, dpt.*segformer, upernet"):
+        build_huggingface(NetworkSettings(name="huggingface", hf_config={"model_type": kind}), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("hf_config", "reason"),
+    [({"model_type": "dpt", "is_hybrid": True}, "hybrid"), ({"model_type": "upernet"}, "backbone_config")],
+)
+def test_variants_that_cannot_be_split_are_refused(hf_config: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UnsupportedModel, match=reason):
+        build_huggingface(NetworkSettings(name="huggingface", hf_config=hf_config), CLASSES)
+
+
+def test_other_class_count_is_refused() -> None:
+    with pytest.raises(NetworkMismatch, match=r"8 classes.*lists 5"):
+        build_huggingface(settings_for(model("segformer")), 5)

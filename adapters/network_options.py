@@ -19,8 +19,8 @@ def apply_options(network: SegmentationNetwork, settings: RoundSettings, acceler
     """Prepare a student before its teacher is copied from it: BatchNorm over processes, layout, checkpointing."""
     if settings.sync_batch_norm and accelerator.num_processes > 1:
         synchronise_batch_norm(network, accelerator.device)
-    if settings.channels_last:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+    network.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack this overload
     if settings.gradient_checkpointing:
         checkpoint_encoder(network)
 

@@ -35,10 +35,13 @@ class SyncedBatchNorm(_BatchNorm):
     @torch.no_grad()
     def _record(self, mean: Tensor, variance: Tensor) -> None:
         """Advance the running statistics; momentum none is a plain mean over the batches."""
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+        if self.running_mean is None or self.running_var is None:
             return
-        self.num_batches_tracked.add_(1)
-        share = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+        share = self.momentum
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            share = share if share is not None else 1.0 / float(self.num_batches_tracked)
+        assert share is not None
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(variance, share)
 

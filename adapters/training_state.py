@@ -90,10 +90,9 @@ class TrainingState:
         serving = {name: weight.detach().clone() for name, weight in training.student.named_parameters()}
         rates = training.hyperparameters()
         try:
-            self._load(path)
+            training.inherit_state_dict(self._load(path)["training"])
             self._check(serving)
-            tree = self._load(path)  # again: finishing has moved the teacher
-            training.inherit_state_dict(tree["training"])
+            training.inherit_state_dict(self._load(path)["training"])  # again: finishing has moved the teacher
         except StateRefused:
             raise
         except Exception as error:

@@ -62,9 +62,9 @@ class PretrainSettings(Section):
     """Optimizer steps."""
     batch_size: PositiveInt = 8
     """Images a step."""
-    crop_height: PositiveInt = 512
-    """Crop height (pixels)."""
-    crop_width: PositiveInt = 512
+    crop_height: Annotated[int, Field(ge=32)] = 512
+    """Crop height (pixels); 32 is one cell of the deepest map."""
+    crop_width: Annotated[int, Field(ge=32)] = 512
     """Crop width (pixels)."""
     min_scale: Positive = 0.75
     """Smallest random rescaling of an image before cropping."""
@@ -101,9 +101,9 @@ class RoundSettings(Section):
     """Time budget of the training part (seconds)."""
     batch_size: PositiveInt = 2
     """Source images and target images a step, each, per process."""
-    crop_height: PositiveInt = 512
-    """Crop height (pixels)."""
-    crop_width: PositiveInt = 512
+    crop_height: Annotated[int, Field(ge=32)] = 512
+    """Crop height (pixels); 32 is one cell of the deepest map."""
+    crop_width: Annotated[int, Field(ge=32)] = 512
     """Crop width (pixels)."""
     optim: OptimSettings = OptimSettings()
     """Optimizer."""

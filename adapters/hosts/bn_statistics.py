@@ -47,9 +47,8 @@ class BnStatistics(Host):
         for layer in self._layers:
             layer.reset_running_stats()
             layer.momentum = None  # a plain mean over batches, however often a pass calls the layer
-            assert layer.num_batches_tracked is not None
-            # torch divides by this counter in Python: on the CPU that waits for no GPU
-            layer.num_batches_tracked = layer.num_batches_tracked.cpu()
+            # torch reads this counter in every pass: on the CPU that waits for no GPU
+            layer.num_batches_tracked = torch.zeros((), dtype=torch.long)
 
     def step(self, *batches: StepBatch) -> StepLosses:
         """Record the statistics of `batches`; there is no loss."""

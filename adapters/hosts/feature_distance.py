@@ -44,8 +44,8 @@ class FeatureDistance:
             frozen = self._reference.encode(encoded.views[0].images)[-1].float()
             counted = self.cells(labels, (deepest.shape[-2], deepest.shape[-1]))
         distance = torch.linalg.vector_norm(deepest - frozen, dim=1)  # [B, h, w]
-        total: Tensor = (distance * counted).sum() / self._cells_a_process(counted)
-        return total
+        mean: Tensor = (distance * counted).sum() / self._cells_a_process(counted)
+        return mean
 
     def _cells_a_process(self, counted: Tensor) -> Tensor:
         """Mean number of cells that count in a process, a scalar: the average over processes is then that of all cells.

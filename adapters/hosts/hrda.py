@@ -14,7 +14,8 @@ from adapters.multi_resolution import MultiResolutionNetwork
 
 
 class Hrda(SelfTraining):
-    """Source cross-entropy with feature distance, cross-entropy on the ClassMix image, MFM, over context and detail."""
+    """Source cross-entropy with feature distance of the context, cross-entropy on the ClassMix image, MFM; each over
+    context and detail."""
 
     def __init__(self, inputs: HostInputs) -> None:
         """Raises NetworkMismatch for a network that sees one scale only."""

@@ -19,6 +19,8 @@ class Restoration:
     def __init__(self, student: SegmentationNetwork, released: SegmentationNetwork, probability: float) -> None:
         """`probability` is that of a weight at one step; 0 restores nothing."""
         self._probability = probability
+        if probability == 0.0:
+            return
         pairs = zip(student.parameters(), released.parameters(), strict=True)
         trained = [(mine, theirs.detach()) for mine, theirs in pairs if mine.requires_grad]
         self._weights = [mine for mine, _ in trained]

@@ -33,24 +33,34 @@ PLAIN = HostSettings(
     rare_class_sampling=False,
     feature_distance_weight=0.0,
 )
-TERMS = {"rare_class_sampling": False, "feature_distance_weight": 0.0}
-"""Rounds of HRDA's own parts: DAFormer's are tested with their host."""
+HRDA_TERMS = {"source", "feature_distance", "mix"}
+
+
+SETTINGS = NetworkSettings(
+    name="deeplabv2", encoder="resnet_tiny", channels=16, dropout=0.0, multi_resolution=True
+)  # fmt: skip
 
 
 def network(*, multi_resolution: bool = True) -> SegmentationNetwork:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    settings = NetworkSettings(
-        name="deeplabv2", encoder="resnet_tiny", channels=16, dropout=0.0, multi_resolution=multi_resolution
-    )
+    settings = SETTINGS.model_copy(update={"multi_resolution": multi_resolution})
     return build_network(settings, CLASSES).train()
 
 
-def host_of(student: SegmentationNetwork, host: HostSettings = PLAIN, *, mfm: bool = True) -> Host:
+def host_of(
+    student: SegmentationNetwork,
+    host: HostSettings = PLAIN,
+    *,
+    mfm: bool = True,
+    reference: SegmentationNetwork | None = None,
+) -> Host:
     settings = MfmSettings(dim=32, heads=4, blocks=1)
     rebuilder = build_rebuilder(student, student.view_size(CROP), settings) if mfm else None
     names = tuple(f"class {index}" for index in range(CLASSES))
-    return build_host(HostInputs(student, rebuilder, None, host, settings, names, Accelerator(cpu=True), Draws(2)))
+    accelerator = Accelerator(cpu=True)
+    inputs = HostInputs(student, rebuilder, None, host, settings, names, accelerator, Draws(2), reference=reference)
+    return build_host(inputs)
 
 
 def batch(*, source: bool = True) -> StepBatch:
@@ -124,17 +134,38 @@ def test_plain_network_is_refused_with_the_setting_and_the_command() -> None:
         host_of(network(multi_resolution=False))
 
 
-@pytest.mark.parametrize("name", ["dacs", "hrda"])
-def test_multi_resolution_network_learns_under_every_host_alike(name) -> None:
-    host = host_of(network(), PLAIN.model_copy(update={"name": name}))
-    assert set(host.step(batch()).losses) == {"source", "mix", "mfm"}
+@pytest.mark.parametrize("name", ["dacs", "daformer", "mic", "hrda"])
+def test_every_recipe_of_a_teacher_trains_a_multi_resolution_network(name) -> None:
+    masked = 1.0 if name == "mic" else 0.0
+    student = network()
+    host = host_of(student, PLAIN.model_copy(update={"name": name, "masked_image_weight": masked}))
+    losses = host.step(batch()).losses
+    assert set(losses) == {"source", "mix", "mfm"} | ({"masked_image"} if masked else set())
+    assert all(loss.isfinite() and loss > 0 for loss in losses.values())
+    assert all(value.grad.any() for value in student.decoder.attention.parameters())
+
+
+def test_feature_distance_is_of_the_context() -> None:
+    """Of the released network's maps of the half-size images, at each cell of it that one class fills."""
+    student, source = network(), batch().source
+    torch.manual_seed(7)
+    released = build_network(SETTINGS, CLASSES).eval().requires_grad_(False)
+    labels = source.labels.clone()
+    labels[:] = 0
+    labels[:, :, 48:] = 1
+    host = host_of(student, PLAIN.model_copy(update={"feature_distance_weight": 1.0}), reference=released)
+    context = student.views(normalise_unit(to_unit(source.images)), Draws(2))[0].images
+    with torch.no_grad():
+        gap = student.encode(context)[-1] - released.encode(context)[-1]
+    losses = host.step(StepBatch(batch().target, SourceBatch(source.images, labels))).losses
+    torch.testing.assert_close(losses["feature_distance"], gap.norm(dim=1).mean())
 
 
 def pretrained(state, **sections):
     """Settings of a state directory in which a multi-resolution version was trained and frames arrived."""
     crop = {"crop_height": 48, "crop_width": 64, "steps": 2}
     sections = {"network": {"multi_resolution": True}, "pretrain": crop, "round": crop, **sections}
-    settings = state.settings(host={"name": "hrda", **TERMS}, **sections)
+    settings = state.settings(host={"name": "hrda"}, **sections)
     state.draw_source()
     state.fill_buffer(settings)
     pretrain(settings)
@@ -150,7 +181,7 @@ def test_round_from_a_pretrained_version_to_a_scored_candidate(training_state, m
     assert (scores.status, scores.steps) == ("completed", 2)
     assert scores.candidate.finite and not scores.candidate.missing and scores.candidate.source is not None
     assert len(scores.candidate.dropout_disagreement) == 2
-    assert set(folder.progress()[2].losses) == {"source", "mix"} | ({"mfm"} if mfm else set())
+    assert set(folder.progress()[2].losses) == HRDA_TERMS | ({"mfm"} if mfm else set())
     registry = CheckpointRegistry(training_state.layout.checkpoints)
     before, after = load_file(registry.weights_path(1)), load_file(folder.candidate)
     assert before.keys() == after.keys()
@@ -174,7 +205,7 @@ def test_pretraining_learns_from_both_scales(training_state) -> None:
 
 def test_round_source_free(training_state) -> None:
     settings = training_state.settings(
-        source=None, network={"multi_resolution": True}, host={"name": "hrda", **TERMS}
+        source=None, network={"multi_resolution": True}, host={"name": "hrda"}
     )  # crops of 32x48: the window is as high as the crop
     training_state.fill_buffer(settings)
     training_state.register_network(settings)
@@ -184,7 +215,7 @@ def test_round_source_free(training_state) -> None:
 
 
 def test_round_of_hrda_on_a_plain_version_fails_and_says_what_to_do(training_state) -> None:
-    folder = training_state.round(host={"name": "hrda", **TERMS})
+    folder = training_state.round(host={"name": "hrda"})
     assert run(folder) == 1
     assert "network.multi_resolution: true" in folder.scores().reason
     assert folder.scores().candidate is None

@@ -7,21 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from adapters.build import build_network
-from adapters.checkpoint import load_version, make_manifest, save_weights
 from adapters.detail_windows import STEP, overlapped_windows, random_window, view_size
 from adapters.draws import Draws
-from adapters.inference import MIN_SIDE, segment_image
+from adapters.inference import MIN_SIDE
 from adapters.losses import weighted_cross_entropy
 from adapters.mfm import mfm_loss
 from adapters.multi_resolution import MultiResolutionNetwork, weigh_detail
 from adapters.network import SegmentationNetwork, Window
-from adapters.observation import observe_frame
 from adapters.optim import build_optimizer
 from adapters.rebuilder import build_rebuilder
-from adapters.scores.frames import FrameScores
 from adapters.training_pass import encode, prediction_loss
 from configs.settings import HostSettings, MfmSettings, NetworkSettings, OptimSettings
-from storage.registry import CheckpointRegistry
 
 CLASSES, CROP, VIEW = 4, (64, 96), (32, 48)
 SMALL = {"channels": 16, "dropout": 0.0, "multi_resolution": True}
@@ -352,53 +348,3 @@ def test_a_pass_records_context_and_detail_once_each_and_the_attention_the_conte
     counts = {name: int(value) for name, value in network.named_buffers() if name.endswith("num_batches_tracked")}
     assert {count for name, count in counts.items() if ".attention." in name} == {1}
     assert {count for name, count in counts.items() if ".attention." not in name} <= {2}
-
-
-# Everybody who uses a network
-
-
-def test_version_round_trips_through_the_registry(training_state) -> None:
-    settings = training_state.settings(network={"multi_resolution": True})
-    version = training_state.register_network(settings)
-    registry = CheckpointRegistry(training_state.layout.checkpoints)
-    network, manifest = load_version(registry, version, torch.device("cpu"))
-    assert isinstance(network, MultiResolutionNetwork) and manifest.network["multi_resolution"] is True
-    again = registry.add(_saved(network, training_state.folder), make_manifest(settings, origin="import"), by="import")
-    images = pictures(48, 64)
-    with torch.no_grad():
-        assert torch.equal(load_version(registry, again.version, torch.device("cpu"))[0](images), network(images))
-
-
-def _saved(network, folder):
-    save_weights(network, folder / "again.safetensors")
-    return folder / "again.safetensors"
-
-
-@pytest.mark.parametrize("size", [(300, 200), (31, 47), (1, 400), (7, 9)])
-def test_it_serves_images_of_any_size(network, drawing, size) -> None:
-    pixels, _ = drawing(0, height=max(size[0], 10), width=max(size[1], 10))
-    labels = segment_image(network.eval(), pixels[: size[0], : size[1]], CROP)
-    assert labels.shape == size and labels.max() < CLASSES
-
-
-@torch.inference_mode()
-def test_scores_of_frames_take_it(network) -> None:
-    network.eval()
-    scores, image = FrameScores(), pictures(*CROP, images=1)
-    scores.add(network, image)
-    assert torch.equal(scores.maps[0].long(), network(image)[0].argmax(0))
-    assert 0.0 <= scores.dropout_disagreement[0] < 1.0 and 0.0 < scores.flip_consistency[0] <= 1.0
-
-
-@pytest.mark.parametrize("logit", [NEVER, ALWAYS], ids=["context alone", "detail alone"])
-@torch.inference_mode()
-def test_disagreement_drops_channels_of_both_scales(deeplab, logit) -> None:
-    attend(deeplab, logit).eval()
-    scores = FrameScores()
-    scores.add(deeplab, pictures(*CROP, images=1))
-    assert 0.0 < scores.dropout_disagreement[0] < 1.0
-
-
-def test_observer_describes_frames_with_it(deeplab, drawing) -> None:
-    seen = observe_frame(deeplab.eval(), deeplab, drawing(0)[0])
-    assert seen.embedding.shape == (deeplab.feature_channels[-1],) and seen.area.sum() == pytest.approx(1.0)

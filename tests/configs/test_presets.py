@@ -64,7 +64,8 @@ def test_each_paper_preset_has_its_own_network_and_teacher() -> None:
 def test_dacs_preset_has_no_extras() -> None:
     host = _load("gta2cityscapes_dacs_deeplabv2").host
     assert not host.rare_class_sampling and host.classmix
-    assert host.feature_distance_weight == host.masked_image_weight == host.source_jitter == host.anchor_weight == 0.0
+    assert host.feature_distance_weight == host.masked_image_weight == host.source_jitter == 0.0
+    assert host.anchor_weight is None, "with source images: no pull"
     assert host.margin_top == host.margin_bottom == host.margin_left == host.margin_right == 0.0
 
 

@@ -85,7 +85,7 @@ def test_going_back_and_forward_again_is_a_rollback_too(adapt, registry):
         ({"host": {"name": "daformer"}}, "host.name"),
         ({"mfm": {"dim": 64}}, "mfm.dim"),
         ({"mfm": {"enabled": False}}, "mfm.enabled"),
-        ({"round": {"crop_height": 16}}, "round.crop_height"),
+        ({"round": {"crop_height": 40}}, "round.crop_height"),
         ({"round": {"inherit": False}}, "round.inherit is off"),
     ],
 )

@@ -99,19 +99,19 @@ def report(lines: Sequence[Line]) -> str:
 
 def draw_curves(lines: Sequence[Line], start: str, path: Path) -> bool:
     """Dusk and day mIoU of the student over the steps, mean of the seeds, one line an arm; False without curves."""
+    if not any(line["curve"] for line in lines if line["start"] == start):
+        return False
     import matplotlib  # drawing is optional: a machine that only runs needs no matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure_, axes = pyplot.subplots(1, 2, figsize=(11, 4.2))
-    drawn = False
     before = of_arm(lines, start, "source")
     for name, arm in ARMS.items():
         runs = [run for run in of_arm(lines, start, name) if run["curve"]]
         if not runs:
             continue
-        drawn = True
         for axis, part in zip(axes, ("dusk", "day"), strict=True):
             steps, means = mean_curve(runs, part)
             first = [100.0 * before[0][f"candidate_{part}"]] if before else []
@@ -121,11 +121,10 @@ def draw_curves(lines: Sequence[Line], start: str, path: Path) -> bool:
         axis.grid(alpha=0.3)
     axes[1].legend(fontsize=7)
     figure_.tight_layout()
-    if drawn:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure_.savefig(path, dpi=110)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure_.savefig(path, dpi=110)
     pyplot.close(figure_)
-    return drawn
+    return True
 
 
 def mean_curve(runs: Sequence[Line], part: str) -> tuple[list[int], list[float]]:

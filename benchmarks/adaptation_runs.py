@@ -2,14 +2,14 @@
 
 import copy
 import json
+import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.accelerator import Accelerator
 from adaptation_arms import ARMS, STARTS, Arm, Overrides, settings_of
 from adaptation_data import fill_buffer, labelled_part, score
 from torch import Tensor
@@ -18,7 +18,7 @@ from adapters.checkpoint import load_version
 from adapters.errors import TrainingFailed
 from adapters.network import SegmentationNetwork
 from adapters.optim import learning_rate_factor
-from adapters.round_inputs import RoundInputs, labelled_source
+from adapters.round_inputs import load_inputs
 from adapters.source_training import pretrain
 from adapters.training import Training
 from configs.settings import Settings
@@ -92,13 +92,11 @@ def execute(run: Run) -> dict[str, Any]:
     """Adapt, score, and return the line."""
     torch.set_num_threads(1)
     settings, arm, began = run.settings(), ARMS[run.arm], time.monotonic()
-    layout = StateLayout(settings.state)
-    student, _ = load_version(CheckpointRegistry(layout.checkpoints), START_VERSION, torch.device("cpu"))
     curve: list[dict[str, float]] = []
     if arm.trains:
-        candidate, trained = adapt(settings, arm, student, layout, watch=_watch(run, settings, student, curve))
+        candidate, trained = adapt(settings, arm, watch=_watch(run, settings, curve))
     else:
-        candidate, trained = student, 0.0
+        candidate, trained = source_model(settings), 0.0
     line: dict[str, Any] = {
         "key": run.key(),
         "start": run.start,
@@ -113,69 +111,65 @@ def execute(run: Run) -> dict[str, Any]:
     return line | {"seconds": time.monotonic() - began}
 
 
+def source_model(settings: Settings) -> SegmentationNetwork:
+    """The start of `settings.state`, in eval mode."""
+    registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)
+    return load_version(registry, START_VERSION, torch.device("cpu"))[0]
+
+
 def adapt(
     settings: Settings,
     arm: Arm,
-    student: SegmentationNetwork,
-    layout: StateLayout,
-    watch: Callable[[int], None] | None = None,
+    student: SegmentationNetwork | None = None,
+    watch: Callable[[int, SegmentationNetwork], None] | None = None,
 ) -> tuple[SegmentationNetwork, float]:
-    """The candidate of one round from `student` on the frames of `layout`, and the seconds of its training.
+    """The candidate of one round on the frames of `settings.state`, and the seconds of its training.
 
-    `student` is trained in place; `watch(step)` is called after each step. Raises TrainingFailed at a loss that is not
-    finite.
+    It starts from `student`, which is trained in place, or from the source model. `watch(steps done, student)` is
+    called after each step. Raises TrainingFailed at a loss that is not finite.
     """
-    with FrameBuffer.open(layout, settings.buffer, writable=False) as buffer:
-        training = Training(_inputs(settings, arm, student, buffer))
+    os.environ["ACCELERATE_MIXED_PRECISION"] = settings.round.mixed_precision  # as `accelerate launch` says it
+    inputs = load_inputs(_spec(settings), settings if arm.source else settings.model_copy(update={"source": None}))
+    with inputs.buffer:
+        if student is not None:
+            inputs = replace(inputs, student=student.requires_grad_(True))  # the teacher of before needed no gradients
+        training = Training(inputs)
         began, losses = time.monotonic(), list[Tensor]()
         for step in range(settings.round.steps):
             factor = learning_rate_factor(step, settings.round.steps, settings.round.optim)
             losses += training.step(factor).losses.values()
             if watch is not None:
-                watch(step + 1)
+                watch(step + 1, inputs.student)
         trained = time.monotonic() - began
         if losses and not bool(torch.stack(losses).isfinite().all()):
             raise TrainingFailed("a loss was not finite")
         return training.candidate(), trained
 
 
-def _inputs(settings: Settings, arm: Arm, student: SegmentationNetwork, buffer: FrameBuffer) -> RoundInputs:
-    """What the daemon would give a round, without a round folder."""
-    layout = StateLayout(settings.state)
-    registry = CheckpointRegistry(layout.checkpoints)
-    frames = tuple(buffer.records())
-    spec = RoundSpec(
+def _spec(settings: Settings) -> RoundSpec:
+    """What the daemon would ask for: the source model, all frames of the buffer."""
+    with FrameBuffer.open(StateLayout(settings.state), settings.buffer, writable=False) as buffer:
+        frames = tuple(record.id for record in buffer.records())
+    return RoundSpec(
         round=0,
         incumbent=START_VERSION,
         released=START_VERSION,
-        train_frames=tuple(frame.id for frame in frames),
+        train_frames=frames,
         holdout_frames=(),
         settings=settings.model_dump(mode="json"),
         created=time.time(),
         trigger="manual",
     )
-    released, _ = load_version(registry, START_VERSION, torch.device("cpu"))
-    return RoundInputs(
-        spec=spec,
-        settings=settings,
-        accelerator=Accelerator(cpu=True, mixed_precision=settings.round.mixed_precision),
-        registry=registry,
-        student=student,
-        released=released.requires_grad_(False),
-        buffer=buffer,
-        frames=frames,
-        source=labelled_source(settings, layout) if arm.source else None,
-    )
 
 
 def _watch(
-    run: Run, settings: Settings, student: SegmentationNetwork, curve: list[dict[str, float]]
-) -> Callable[[int], None] | None:
+    run: Run, settings: Settings, curve: list[dict[str, float]]
+) -> Callable[[int, SegmentationNetwork], None] | None:
     """Scores a copy of the student into `curve` every `run.every` steps."""
     if not run.every:
         return None
 
-    def watch(step: int) -> None:
+    def watch(step: int, student: SegmentationNetwork) -> None:
         if step % run.every == 0:
             scores = _final("student", run, settings, copy.deepcopy(student).eval())
             curve.append({"step": step, "dusk": scores["student_dusk"], "day": scores["student_day"]})

@@ -4,6 +4,8 @@ The stages are `shifts.sequence` applied to the daylight validation frames of Ca
 their labels stay true and are used for scoring only. Each stage starts from what the stage before left.
 """
 
+import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,18 @@ from typing import Any
 import torch
 from adaptation_arms import ARMS
 from adaptation_data import LabelledImage, fill_buffer, labelled_part, score, transformed
-from adaptation_runs import CLASSES, START_VERSION, Run, adapt
+from adaptation_runs import CLASSES, Run, adapt, source_model
 from shifts import sequence
 
-from adapters.checkpoint import load_version
 from adapters.network import SegmentationNetwork
 from configs.settings import Settings
 from storage.layout import StateLayout
-from storage.registry import CheckpointRegistry
 
 SEVERITY = 0.8
 """How strong the stages are (0-1)."""
+
+STAGE_STRIDE = 100
+"""Distance between the seeds of two stages, beyond any seed of a run."""
 
 Stages = dict[str, tuple[LabelledImage, ...]]
 
@@ -36,16 +39,14 @@ def execute_continual(run: Run) -> dict[str, Any]:
     """One pass through the stages: mIoU on every stage (rows of `matrix`) after each of them, and before the first."""
     torch.set_num_threads(1)
     began, settings, stages = time.monotonic(), run.settings(), stage_images(run.data)
-    registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)
-    network, _ = load_version(registry, START_VERSION, torch.device("cpu"))
+    network = source_model(settings)
     matrix = [_row(network, stages, settings)]
     for number, (name, images) in enumerate(stages.items()):
         if ARMS[run.arm].trains:
-            layout = fill_buffer(_stage_state(run, settings, name), settings, images)
-            staged = settings.model_copy(
-                update={"round": settings.round.model_copy(update={"seed": run.seed + 100 * number})}
-            )
-            network, _ = adapt(staged, ARMS[run.arm], network, layout)
+            state = _stage_state(run, settings, name, images)
+            seeded = settings.round.model_copy(update={"seed": run.seed + STAGE_STRIDE * number})
+            staged = settings.model_copy(update={"state": state, "round": seeded})
+            network, _ = adapt(staged, ARMS[run.arm], network)
         matrix.append(_row(network, stages, settings))
     return {
         "key": "continual-" + run.key(),
@@ -60,9 +61,15 @@ def execute_continual(run: Run) -> dict[str, Any]:
     }
 
 
-def _stage_state(run: Run, settings: Settings, stage: str) -> Path:
-    size = f"{settings.buffer.height}x{settings.buffer.width}"
-    return run.work / "stages" / f"{stage.replace(' ', '_')}-{SEVERITY}-{size}"
+def _stage_state(run: Run, settings: Settings, stage: str, images: tuple[LabelledImage, ...]) -> Path:
+    """A state directory like that of the start, with the frames of `stage` in its buffer."""
+    state = run.work / "stages" / settings.state.name / f"{stage.replace(' ', '_')}-{SEVERITY}-{os.getpid()}"
+    if not state.exists():
+        ours, theirs = StateLayout(state), StateLayout(settings.state)
+        for folder, original in ((ours.checkpoints, theirs.checkpoints), (ours.source, theirs.source)):
+            shutil.copytree(original, folder)
+    fill_buffer(state, settings, images)
+    return state
 
 
 def _row(network: SegmentationNetwork, stages: Stages, settings: Settings) -> list[float]:

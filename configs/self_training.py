@@ -140,8 +140,8 @@ class HostSettings(Section):
     source_jitter: Fraction = 0.0
     """Strength of colour jitter on the replayed source images."""
     class_balance: NotNegative = 0.0
-    """Exponent of the class weights of labels and pseudo-labels, as `pretrain.class_balance`, from the frequencies of
-    the source; 0 weighs every pixel alike, as the papers do."""
+    """Exponent of the class weights of true labels, as `pretrain.class_balance`: a network trained with them loses its
+    rare classes without. Pseudo-labels are never weighed by class; 0 weighs every pixel alike, as the papers do."""
     rare_class_sampling: bool = False
     """Draw source images by class, rare classes more often (DAFormer, eq. 5-6); on for daformer, hrda and mic."""
     rare_class_temperature: Positive = 0.01

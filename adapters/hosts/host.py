@@ -62,7 +62,7 @@ class HostInputs:
     source_free: bool = False
     """Whether the round has no source images: batches come without, and the released weights hold the student."""
     class_weights: Tensor | None = None
-    """Loss weight of each label value, [256] on the device (`host.class_balance`); none: all weigh alike."""
+    """Weight of each value of true labels, [256] on the device (`host.class_balance`); none: all weigh alike."""
 
     def images(self, frames: Tensor) -> Tensor:
         """[B, H, W, 3] bytes -> [B, 3, H, W] in [0, 1] on the device."""
@@ -72,12 +72,9 @@ class HostInputs:
         """`tensor` on the device, without waiting for it."""
         return tensor.to(self.accelerator.device, non_blocking=True)
 
-    def weighed(self, labels: Tensor, weight: Tensor | None = None) -> Tensor | None:
-        """`weight` [B, H, W] (none: 1) times the class weight of `labels` [B, H, W]."""
-        if self.class_weights is None:
-            return weight
-        by_class = self.class_weights[labels]
-        return by_class if weight is None else weight * by_class
+    def label_weight(self, labels: Tensor) -> Tensor | None:
+        """Loss weight of true `labels` [B, H, W], of the same shape; none: all weigh alike."""
+        return None if self.class_weights is None else self.class_weights[labels]
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision as configured; for forward passes."""

@@ -5,7 +5,7 @@ forward pass are held at a time (papers.md 5).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -79,9 +79,6 @@ class SelfTraining(Host):
         pseudo = pseudo_label(
             logits, inputs.on_device(batch.target.valid), inputs.on_device(batch.target.trusted), inputs.host.threshold
         )
-        weight = inputs.weighed(pseudo.labels, pseudo.weight)
-        if weight is not None:
-            pseudo = replace(pseudo, weight=weight)
         return StepImages(
             target,
             pseudo,

@@ -28,7 +28,7 @@ class SourceTerm:
             source = color_jitter(source, inputs.host.source_jitter, inputs.draws)
         with inputs.autocast():
             encoded = encode(inputs.student, normalise_unit(source), inputs.draws)
-            weight = inputs.weighed(images.source_labels)
+            weight = inputs.label_weight(images.source_labels)
             losses = {"source": prediction_loss(inputs.student, encoded, images.source_labels, weight)}
             if self._distance is not None:
                 distance = self._distance(encoded, images.source_labels)

@@ -5,9 +5,9 @@ import json
 import pytest
 from adaptation import missing, read_results
 from adaptation_arms import ARMS, STARTS, settings_of
-from adaptation_report import figure, mean_curve, paired_gain, table
+from adaptation_report import draw_curves, figure, mean_curve, paired_gain, table
 from adaptation_runs import Run
-from continual_report import continual_report, forgetting, mean_matrix, on_current
+from continual_report import continual_report, draw_drift, forgetting, mean_matrix, on_current
 
 
 def line(arm: str, seed: int, dusk: float, day: float = 0.5) -> dict:
@@ -90,3 +90,14 @@ def test_finished_runs_are_skipped_and_other_settings_are_other_runs(tmp_path) -
     results.write_text(json.dumps({"key": run.key()}) + "\n" + '{"key": "cut of')
     assert len(read_results(results)) == 1
     assert missing([run, longer], results) == [longer]
+
+
+def test_pictures_are_drawn_only_when_there_is_something_to_draw(tmp_path) -> None:
+    curve = [{"step": 10, "dusk": 0.2, "day": 0.5}, {"step": 20, "dusk": 0.3, "day": 0.5}]
+    assert not draw_curves(LINES, "mild", tmp_path / "none.png")
+    assert draw_curves([*LINES[:1], LINES[1] | {"curve": curve}], "mild", tmp_path / "curves.png")
+    drift = {"start": "mild", "arm": "dacs", "seed": 0, "stages": ["day", "fog", "day again"], "matrix": MATRIX}
+    assert draw_drift([drift], "mild", tmp_path / "drift.png") and not draw_drift(
+        [drift], "strong", tmp_path / "no.png"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "drift.png"]

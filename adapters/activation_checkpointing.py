@@ -1,11 +1,12 @@
-"""Gradient checkpointing of an encoder: activations inside its blocks are computed again in the backward pass.
+"""Activation checkpointing: the encoder keeps only the inputs of its blocks and computes them again for the gradient.
 
-Less memory for about a third more time (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016).
+Less memory, about a third more time. Nothing else changes: the random state is kept, so dropout and drop path repeat
+their choice, and BatchNorm, which sees every batch twice, records it once. State-dict keys stay as they are.
 """
 
-import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,57 +16,59 @@ from torch.utils.checkpoint import checkpoint
 
 from adapters.network import SegmentationNetwork
 
+_RESIDUAL_BLOCKS = ("BasicLayer", "BottleNeckLayer", "ConvNextLayer", "InvertedResidual")
+"""Ends of the class names of residual blocks: ResNet, ConvNeXt, MobileNetV2, MobileViT."""
+
 
 def checkpoint_encoder(network: SegmentationNetwork) -> None:
-    """Checkpoint every block of the encoder, in place; once is enough. Names of weights stay, eval mode is untouched.
+    """Let `network.encoder` recompute the activations of its blocks in the backward pass, from now on."""
+    for block in blocks_of(network.encoder):
+        block.forward = partial(_recomputed, block, block.forward)
 
-    Blocks are the members of the innermost lists of modules. BatchNorm layers record their statistics in the first
-    pass only, and dropout draws the same numbers in both.
+
+def blocks_of(encoder: nn.Module) -> list[nn.Module]:
+    """What is recomputed as a whole: transformer and residual blocks; an encoder that has none, as one.
+
+    transformers marks its transformer blocks as GradientCheckpointingLayer and its residual blocks not at all. A block
+    within a block is recomputed with it.
     """
-    for block in _blocks(network.encoder):
-        if not isinstance(block, _Checkpointed):
-            # A class and not a wrapped method: the teacher is a deep copy, and must call its own blocks.
-            block.__class__ = _checkpointed(type(block))  # type: ignore[arg-type]  # classes are hashable
+    return list(_outermost_blocks(encoder)) or [encoder]
 
 
-class _Checkpointed:
-    """Marks the classes made by `_checkpointed`."""
+def _outermost_blocks(module: nn.Module) -> Iterator[nn.Module]:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for child in module.children():
+        if isinstance(child, GradientCheckpointingLayer) or type(child).__name__.endswith(_RESIDUAL_BLOCKS):
+            yield child
+        else:
+            yield from _outermost_blocks(child)
 
 
-@functools.cache
-def _checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
-    """`kind` with a forward pass that is run again in the backward pass."""
+def _recomputed(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    if not (block.training and torch.is_grad_enabled()):
+        return forward(*inputs, **options)
+    norms = [layer for layer in block.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    if not norms:
+        return checkpoint(forward, *inputs, use_reentrant=False, **options)
 
-    def forward(self: nn.Module, *inputs: Any, **options: Any) -> Any:
-        if not (self.training and torch.is_grad_enabled()):
-            return kind.forward(self, *inputs, **options)
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _recording_nothing(norms)
 
-        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), _recorded_already(self)
-
-        run = functools.partial(kind.forward, self, **options)
-        return checkpoint(run, *inputs, use_reentrant=False, context_fn=contexts)
-
-    return type(kind.__name__, (_Checkpointed, kind), {"forward": forward})
+    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts, **options)
 
 
 @contextmanager
-def _recorded_already(block: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorm layers compute what they did before, and their running statistics do not move."""
-    layers = [layer for layer in block.modules() if isinstance(layer, _BatchNorm)]
-    before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
-    for layer in layers:
-        # Not `track_running_stats`: without it other tensors would be saved for the backward pass.
+def _recording_nothing(norms: list[_BatchNorm]) -> Iterator[None]:
+    """Inside, BatchNorm layers move their running statistics by nothing and count no batch.
+
+    Not `track_running_stats=False`: the second pass must save the same tensors for the gradient as the first one.
+    """
+    kept = [(layer.momentum, layer.num_batches_tracked) for layer in norms]
+    for layer in norms:
         layer.momentum, layer.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for layer, (momentum, tracked) in zip(layers, before, strict=True):
-            layer.momentum, layer.num_batches_tracked = momentum, tracked
-
-
-def _blocks(encoder: nn.Module) -> Iterator[nn.Module]:
-    for module in encoder.modules():
-        inner = (child for child in module.modules() if child is not module)
-        if isinstance(module, nn.ModuleList) and not any(isinstance(child, nn.ModuleList) for child in inner):
-            yield from module
+        for layer, (momentum, count) in zip(norms, kept, strict=True):
+            layer.momentum, layer.num_batches_tracked = momentum, count

@@ -19,6 +19,12 @@ class UnsupportedModel(AdapterError):
     code = "unsupported_model"
 
 
+class ExportRefused(AdapterError):
+    """A version cannot be exported there or in that format; the message says what can be done."""
+
+    code = "export_refused"
+
+
 class TrainingFailed(AdapterError):
     """Training cannot go on, for example because the loss is not finite."""
 

@@ -17,7 +17,7 @@ def load_directory(model_class: Any, config: Any, directory: Path) -> Any:
     cannot be read, NetworkMismatch when it lacks weights of the model.
     """
     try:
-        with _quiet():
+        with quiet_transformers():
             model, report = model_class.from_pretrained(
                 directory,
                 config=config,
@@ -35,7 +35,7 @@ def load_directory(model_class: Any, config: Any, directory: Path) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep transformers' progress bar and load report off stderr; what matters of them becomes an error above."""
     from transformers.utils import logging as untyped
 

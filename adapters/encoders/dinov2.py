@@ -8,6 +8,7 @@ code is resized (bicubically) to the patches there are. Resizing, not padding: e
 evenly, so logits and masks go back to image size as with any other encoder.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,13 +87,26 @@ def token_map(model: Any, images: Tensor, stride: int) -> Tensor:
     """The last block's patch tokens, normalised, as a map `[B, C, H / stride, W / stride]`, rounded up."""
     rows, columns = -(-images.shape[-2] // stride), -(-images.shape[-1] // stride)
     size = (rows * PATCH, columns * PATCH)
-    if images.shape[-2:] != size:
+    if torch.compiler.is_compiling() or images.shape[-2:] != size:  # an export must not depend on the example's size
         images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
-    hidden = model.embeddings(images)  # [B, 1 + rows * columns, C]
+    hidden = _embed(model.embeddings, images, rows, columns)
     for block in model.encoder.layer:
         hidden = block(hidden)
     patches = model.layernorm(hidden)[:, 1:].transpose(1, 2)  # [B, C, rows * columns]
     return torch.unflatten(patches, 2, (rows, columns))
+
+
+def _embed(embeddings: Any, images: Tensor, rows: int, columns: int) -> Tensor:
+    """Tokens `[B, 1 + rows * columns, C]`, class token first, with the position code resized to the patches there are."""
+    patches = embeddings.patch_embeddings(images)
+    code = embeddings.position_embeddings  # [1, 1 + side * side, C]
+    side = math.isqrt(code.shape[1] - 1)
+    grid = torch.unflatten(code[:, 1:].transpose(1, 2), 2, (side, side))
+    if torch.compiler.is_compiling() or (rows, columns) != (side, side):
+        grid = F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)
+    first = (embeddings.cls_token + code[:, :1]).expand(patches.shape[0], -1, -1)
+    tokens: Tensor = torch.cat([first, patches + grid.flatten(2).transpose(1, 2)], dim=1)
+    return tokens
 
 
 def build_dinov2_map(name: str, pretrained: Path | None) -> DinoV2Map:

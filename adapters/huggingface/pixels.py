@@ -87,6 +87,8 @@ def scaling_of(preprocessor: dict[str, Any] | None) -> PixelScaling:
     else:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     bgr = bool(preprocessor.get("do_flip_channel_order", default is not None and default.bgr))
+    if bgr and any(mean):
+        raise UnsupportedModel("preprocessor_config.json: do_flip_channel_order and do_normalize at once are not read")
     return PixelScaling(_divided(mean, factor), _divided(std, factor), bgr)
 
 

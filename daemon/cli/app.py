@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli import adapt, checkpoints, configuration, demo, doctor, init, masks, planes, status, training
+from daemon.cli import adapt, checkpoints, configuration, demo, doctor, exporting, init, masks, planes, status, training
 from daemon.cli.errors import LEVEL_VARIABLE
 
 START, RUN, WATCH = "Start", "Run", "Look and steer"
@@ -58,6 +58,7 @@ demo.add_to(app, START)
 planes.add_to(app, RUN)
 adapt.add_to(app, RUN)
 masks.add_to(app, RUN)
+exporting.add_to(app, RUN)
 status.add_to(app, WATCH)
 checkpoints.add_to(app, WATCH)
 configuration.add_to(app, WATCH)

@@ -1,0 +1,59 @@
+"""What a round hands on is the plain network: its keys, its FLOPs, its logits, however it was trained."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from adapters.activation_checkpointing import checkpoint_encoder
+from adapters.build import build_network
+from adapters.checkpoint import load_weights, read_weights, save_weights
+from adapters.draws import Draws
+from adapters.mfm import mfm_loss
+from adapters.network import SegmentationNetwork
+from adapters.optim import build_optimizer
+from adapters.rebuilder import build_rebuilder
+from configs.settings import MfmSettings, NetworkSettings, OptimSettings
+
+CLASSES = 5
+NETWORKS = {
+    "daformer": NetworkSettings(name="daformer", encoder="mit_tiny", channels=32),
+    "deeplabv2": NetworkSettings(name="deeplabv2", encoder="resnet_tiny"),
+    "deeplabv3plus": NetworkSettings(name="deeplabv3plus", encoder="resnet_tiny", channels=32),
+    "dinov2": NetworkSettings(name="daformer", encoder="dinov2_tiny", channels=32),
+}
+
+
+def flops(network: SegmentationNetwork, images: Tensor) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network.eval()(images)
+    return counter.get_total_flops()
+
+
+def train(network: SegmentationNetwork) -> None:
+    """One step of Masked Feature Modeling."""
+    rebuilder = build_rebuilder(network.train(), (64, 64), MfmSettings(dim=32, heads=4, blocks=1))
+    optimizer = build_optimizer(network, OptimSettings(), rebuilder=rebuilder, rebuilder_lr=1e-3)
+    labels = torch.randint(0, CLASSES, (2, 64, 64))
+    mfm_loss(network, rebuilder, torch.randn(2, 3, 64, 64), labels, torch.ones(2, 64, 64), Draws(0)).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_trained_with_mfm_it_is_the_plain_network(name: str, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    plain, trained = (build_network(NETWORKS[name], CLASSES) for _ in range(2))
+    checkpoint_encoder(trained)
+    train(trained)
+    save_weights(trained, tmp_path / "weights.safetensors")
+    exported = read_weights(tmp_path / "weights.safetensors")
+    assert exported.keys() == plain.state_dict().keys()
+    assert any(not torch.equal(value, plain.state_dict()[key]) for key, value in exported.items()), "nothing trained"
+    images = torch.randn(1, 3, 96, 128)
+    assert flops(trained, images) == flops(plain, images) > 1e6
+    load_weights(plain, tmp_path / "weights.safetensors")
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(images), trained.eval()(images))

@@ -25,7 +25,7 @@ def saved(driven: DrivenDaemon, start: int) -> int | None:
 @pytest.mark.timeout(600)
 def test_a_round_outlives_two_daemons(untrained: DrivenDaemon, camera: Callable[[int], list[Path]]) -> None:
     config = yaml.safe_load(untrained.config.read_text())
-    config["round"] |= {"steps": 200, "save_steps": 10, "max_seconds": 900}
+    config["round"] |= {"steps": 100, "save_steps": 5, "max_seconds": 900}
     untrained.config.write_text(yaml.safe_dump(config))
     images = camera(24)
     untrained.start()
@@ -51,8 +51,8 @@ def test_a_round_outlives_two_daemons(untrained: DrivenDaemon, camera: Callable[
     untrained.start()
     over = follow_round(untrained, 1, 200, lambda *_: None)
     assert over.verdict.decision in ("accepted", "rejected", "inconclusive")
-    assert (folder.scores().status, folder.scores().steps) == ("completed", 200)
+    assert (folder.scores().status, folder.scores().steps) == ("completed", 100)
     starts = [start.step for start in folder.starts()]
-    assert starts[0] == 0 and first <= starts[1] < 200 and starts[2:] == [stopped_at]
+    assert starts[0] == 0 and first <= starts[1] < 100 and starts[2:] == [stopped_at]
     assert folder.log.read_text().count("goes on after step") == 2
     assert untrained.rounds.numbers() == [1]

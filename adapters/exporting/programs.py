@@ -19,14 +19,15 @@ INPUT, OUTPUT = "images", "logits"
 _INSIDE_BYTES = 1_500_000_000
 """More weights than this go beside `model.onnx`: its format ends at 2 GB."""
 _ALL = ("batch", "height", "width")
-_SIDES_FIXED = ("beit", "data2vec-vision", "dpt", "mobilevit", "mobilevitv2", "swin")
+_SIDES_FIXED = ("beit", "data2vec-vision", "mobilenet_v2", "mobilevit", "mobilevitv2", "swin")
 """Kinds whose code in transformers computes sizes in a way that torch.export can only write down as constants."""
 
 
 def write_torch_export(network: SegmentationNetwork, manifest: Manifest, folder: Path) -> tuple[str, ...]:
     """`model.pt2`, to be read by `torch.export.load`."""
     program, free = _program(network, manifest)
-    torch.export.save(program, folder / PROGRAM)
+    with _quiet():
+        torch.export.save(program, folder / PROGRAM)
     return free
 
 

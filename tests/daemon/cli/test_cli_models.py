@@ -114,6 +114,33 @@ def test_import_adds_a_version_that_does_not_push_the_serving_one_out(in_folder:
     assert code == ExitCode.FAILURE and "error[unsupported_model]" in err and "safetensors" in err
 
 
+def test_export_refuses_what_it_cannot_do_and_says_what_it_can(in_folder: Path, tmp_path: Path, capsys) -> None:
+    code, _, err = _run(capsys, "export", "--format", "huggingface", "--out", str(tmp_path / "out"))
+    assert code == ExitCode.FAILURE and "error[export_refused]" in err and "--format torch-export" in err
+    code, _, err = _run(capsys, "export", "99", "--format", "torch-export", "--out", str(tmp_path / "out"))
+    assert code == ExitCode.NO_CHECKPOINT and "no version 99" in err
+    code, _, err = _run(capsys, "export", "1", "--format", "tensorflow", "--out", str(tmp_path / "out"))
+    assert code == ExitCode.USAGE and "tensorflow" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_exported_program_labels_as_predict_does(in_folder: Path, tmp_path: Path, capsys) -> None:
+    import torch
+
+    code, out, err = _run(capsys, "export", "1", "--format", "torch-export", "--out", str(tmp_path / "out"), "--json")
+    assert code == ExitCode.OK, err
+    assert json.loads(out)["files"] == ["mfmd.json", "model.pt2"]
+    about = json.loads((tmp_path / "out" / "mfmd.json").read_text())
+    pixels = np.asarray(Image.open("day/1.png").resize(about["size"][::-1]), np.float32) / 255
+    images = torch.from_numpy((pixels - about["mean"]) / about["std"]).float().permute(2, 0, 1)[None]
+    logits = torch.export.load(tmp_path / "out" / "model.pt2").module()(images)
+    assert logits.shape == (1, 8, 48, 64)
+    assert _run(capsys, "predict", "day/1.png", "--out", str(tmp_path / "masks"))[0] == ExitCode.OK
+    ours = np.asarray(Image.open(tmp_path / "masks" / "1.png").resize((64, 48), Image.Resampling.NEAREST))
+    assert (logits.argmax(1)[0].numpy() == ours).mean() > 0.9
+
+
 def test_pretrain_names_a_bad_label(in_folder: Path, tmp_path: Path, capsys) -> None:
     config = tmp_path / "mfmd.yaml"
     config.write_text(CONFIG.replace("day", str(in_folder / "day")), encoding="utf-8")

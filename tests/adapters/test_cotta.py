@@ -142,6 +142,17 @@ def test_teacher_follows_with_the_same_decay_from_the_first_step_on() -> None:
     assert host.finished() is host.teacher.network
 
 
+def test_teacher_follows_what_was_learnt_before_it_is_restored() -> None:
+    student = network()
+    host = host_of(student, frozen(student), ema_decay=0.9, restore_probability=1.0, **HOST)
+    taught, first = next(host.teacher.network.parameters()), next(student.parameters()).detach().clone()
+    with torch.no_grad():
+        next(student.parameters()).add_(1.0)
+    host.after_step(None)
+    torch.testing.assert_close(taught, first + 0.1)
+    assert torch.equal(next(student.parameters()), first)
+
+
 def test_restored_weights_are_the_released_ones_and_as_many_as_asked() -> None:
     student = network("daformer")
     released = frozen(student)

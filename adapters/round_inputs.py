@@ -41,7 +41,7 @@ class RoundInputs:
     frames: tuple[FrameRecord, ...]
     """Frames to train on."""
     source: LabelledSet | None
-    """Labelled source images; none when source-free."""
+    """Labelled source images, to replay and to score on; none when there are none."""
     reference: SegmentationNetwork | None = None
     """What feature distance measures against, frozen, in eval mode, on the device; none when nothing is measured."""
 
@@ -60,7 +60,7 @@ def load_inputs(spec: RoundSpec, settings: Settings) -> RoundInputs:
             f"version {spec.incumbent} has {len(manifest.classes)} classes, `classes` of the configuration "
             f"{len(settings.classes)}; they must be the same list"
         )
-    source = None if settings.host.test_time else labelled_source(settings, layout)
+    source = labelled_source(settings, layout)
     buffer = FrameBuffer.open(layout, settings.buffer, writable=False)
     frames = tuple(buffer.records(ids=spec.train_frames))
     if not frames:

@@ -26,7 +26,7 @@ def start_training(inputs: RoundInputs, folder: RoundFolder) -> tuple[Training, 
         counters = state.resume(latest)
         _say(inputs, f"goes on after step {counters.steps}")
         return training, state, counters
-    if inputs.spec.inherits is None:
+    if inputs.spec.inherits is None or not training.host.learns:  # statistics are of one round's frames
         return training, state, Counters()
     try:
         _inherit(inputs, state, inputs.spec.inherits)

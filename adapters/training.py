@@ -47,6 +47,8 @@ class Training:
         self._inputs, self._settings = inputs, inputs.settings
         self.accelerator = inputs.accelerator
         self._seed = self._settings.round.seed + inputs.spec.round
+        # Test-time recipes train on the target alone; the gate scores their candidate on the source all the same.
+        self._replayed = None if self._settings.host.test_time else inputs.source
         torch.manual_seed(self._seed)  # the same Rebuilder in every process
         self.crop = crop_within(
             (self._settings.round.crop_height, self._settings.round.crop_width),
@@ -75,13 +77,13 @@ class Training:
             class_names=tuple(entry.name for entry in settings.classes),
             accelerator=self.accelerator,
             draws=draws,
-            source_free=inputs.source is None,
+            source_free=self._replayed is None,
             class_weights=self._class_weights(),
         )
 
     def _class_weights(self) -> Tensor | None:
         """Of `host.class_balance`; none when it is off, or without source: nobody knows the frequencies then."""
-        source, exponent = self._inputs.source, self._settings.host.class_balance
+        source, exponent = self._replayed, self._settings.host.class_balance
         if source is None or exponent == 0.0:
             return None
         return balanced_weights(source.class_pixels[list(source.train)], exponent).to(self.accelerator.device)
@@ -118,11 +120,11 @@ class Training:
         }
         margins = Margins.from_settings(host)
         target = TargetCrops(inputs.buffer, inputs.frames, seed=(self._seed, 0), margins=margins, **common)
-        if inputs.source is None:
+        if self._replayed is None:
             return CropStream[TargetBatch](target, device), None
-        train = inputs.source.train
-        rare = RareClasses.from_settings(inputs.source, train, host)
-        source = SourceCrops(inputs.source, train, seed=(self._seed, 1), rare=rare, **common)
+        train = self._replayed.train
+        rare = RareClasses.from_settings(self._replayed, train, host)
+        source = SourceCrops(self._replayed, train, seed=(self._seed, 1), rare=rare, **common)
         return CropStream[TargetBatch](target, device), CropStream[SourceBatch](source, device)
 
     def step(self, factor: float) -> StepLosses:

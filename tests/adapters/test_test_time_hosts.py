@@ -55,7 +55,7 @@ def run(folder: RoundFolder) -> int:
 @pytest.mark.parametrize("name", TEST_TIME)
 @pytest.mark.parametrize("decoder", ["deeplabv2", "daformer"])
 def test_round_to_a_scored_candidate(training_state, name, decoder) -> None:
-    """With source images configured and MFM on: the recipe uses neither."""
+    """With source images configured and MFM on: the recipe trains on neither, and the source guard has its scores."""
     encoder = "mit_tiny" if decoder == "daformer" else "resnet_tiny"
     folder = training_state.round(
         host={"name": name, **TEST_TIME[name]},
@@ -66,6 +66,7 @@ def test_round_to_a_scored_candidate(training_state, name, decoder) -> None:
     scores, trained = folder.scores(), folder.progress()[2]
     assert (scores.status, scores.reason, scores.steps) == ("completed", "step budget", 3)
     assert scores.candidate.finite and not scores.candidate.missing and len(scores.candidate.area) == 2
+    assert scores.candidate.source is not None and scores.released.source is not None
     assert set(trained.losses) == LOSSES[name] and 0 <= trained.kept_ratio <= 1 and trained.images_per_second > 0
     before = load_file(CheckpointRegistry(training_state.layout.checkpoints).weights_path(1))
     after = load_file(folder.candidate)

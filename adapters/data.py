@@ -212,9 +212,11 @@ def batches(crops: IterableDataset[Batch], device: torch.device) -> Iterator[Bat
     """The stream of `crops` through a DataLoader, pinned for `device`; read one batch ahead when it comes from disk.
 
     No worker processes: crops from RAM cost microseconds, and zarr gives the interpreter lock back while it decodes, so
-    one thread is enough. It ends when the iterator is closed or collected.
+    one thread is enough. It ends when the iterator is closed or collected. The random numbers of dropout stay where
+    they are: a DataLoader draws a seed for workers, here from a generator of its own.
     """
-    loader: Iterator[Batch] = iter(DataLoader(crops, batch_size=None, pin_memory=device.type == "cuda"))
+    pinned, own = device.type == "cuda", torch.Generator()
+    loader: Iterator[Batch] = iter(DataLoader(crops, batch_size=None, pin_memory=pinned, generator=own))
     return loader if getattr(crops, "in_memory", True) else _one_ahead(loader)
 
 

@@ -66,3 +66,13 @@ def test_two_small_batches_are_one_large_one(make) -> None:
     for whole, half in zip(make(4), make(2), strict=True):
         halves = [torch.cat(parts) for parts in zip(next(half), next(half), strict=True)]
         assert equal(next(whole), halves)
+
+
+def test_opening_and_moving_a_stream_leaves_the_random_numbers_of_dropout_alone(make) -> None:
+    """A round that goes on restores them first, then the positions of its streams."""
+    before = torch.get_rng_state()
+    for stream in make(2):
+        next(stream)
+        stream.load_state_dict({"batches": 3})
+        next(stream)
+    assert torch.equal(torch.get_rng_state(), before)

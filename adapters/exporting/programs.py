@@ -38,6 +38,7 @@ def write_onnx(network: SegmentationNetwork, manifest: Manifest, folder: Path) -
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
         raise ExportRefused(f"--format onnx needs the package {error.name}: pip install 'mfmd[export]'") from error
+    _spell_out_attention(network)
     program, free = _program(network, manifest)
     with _quiet():
         torch.onnx.export(
@@ -57,6 +58,14 @@ def free_dimensions(settings: NetworkSettings) -> tuple[str, ...]:
         return _ALL
     kind = (settings.hf_config.get("backbone_config") or settings.hf_config).get("model_type")
     return ("batch",) if kind in _SIDES_FIXED else _ALL
+
+
+def _spell_out_attention(network: SegmentationNetwork) -> None:
+    """Attention as plain products: the memory layout that torch's fused one leaves behind cannot be converted."""
+    for module in network.modules():
+        config = getattr(module, "config", None)
+        if config is not None and hasattr(config, "_attn_implementation"):
+            config._attn_implementation = "eager"
 
 
 def _program(network: SegmentationNetwork, manifest: Manifest) -> tuple[ExportedProgram, tuple[str, ...]]:

@@ -70,7 +70,10 @@ def _spell_out_attention(network: SegmentationNetwork) -> None:
 
 def _program(network: SegmentationNetwork, manifest: Manifest) -> tuple[ExportedProgram, tuple[str, ...]]:
     free = free_dimensions(NetworkSettings.model_validate(manifest.network))
-    example = torch.zeros(2, 3, manifest.input_height, manifest.input_width)
+    height, width = manifest.input_height, manifest.input_width
+    if "height" in free:  # odd: no stride divides it, so nothing is written down that holds for multiples only
+        height, width = height | 1, width | 1
+    example = torch.zeros(2, 3, height, width)
     dynamic = {place: Dim.DYNAMIC for place, name in ((0, "batch"), (2, "height"), (3, "width")) if name in free}
     with _quiet(), torch.no_grad():
         return torch.export.export(network.eval(), (example,), dynamic_shapes={INPUT: dynamic}, strict=False), free

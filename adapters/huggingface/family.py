@@ -73,7 +73,7 @@ def to_multiple(images: Tensor, multiple: int) -> Tensor:
     """
     height, width = images.shape[-2:]
     size = tuple((side + multiple - 1) // multiple * multiple for side in (height, width))
-    if size == (height, width) and not torch.compiler.is_compiling():  # an export must not depend on its example
+    if not torch.compiler.is_compiling() and size == (height, width):  # an export must not depend on its example
         return images
     return F.interpolate(images, size=list(size), mode="bilinear", align_corners=False)
 

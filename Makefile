@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format bench clean help
+.PHONY: demo test lint format bench bench-step clean help
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,10 @@ format: $(STAMP)  ## let ruff rewrite the tree
 DATA ?= ../shared/data/camvid
 bench: $(STAMP)  ## CamVid day to dusk through the real daemon (DATA=path)
 	$(BIN)/python benchmarks/day2dusk.py --data $(DATA)
+
+SIZE ?= tiny
+bench-step: $(STAMP)  ## time of a training step of every host, with and without MFM (SIZE=tiny, b0 or b5)
+	$(BIN)/python benchmarks/step_time.py --size $(SIZE)
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build

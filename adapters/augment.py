@@ -63,11 +63,14 @@ def _change(images: Tensor, index: int, amount: Tensor) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, draws: Draws) -> Tensor:
-    """Gaussian blur with one sigma an image, drawn from `BLUR_SIGMA`; `images` [B, 3, H, W]."""
+    """Gaussian blur with one sigma an image, drawn from `BLUR_SIGMA`; `images` [B, 3, H, W].
+
+    The sigmas stay on the CPU: kornia checks them there and moves them itself, but would read back those of a GPU.
+    """
     low, high = BLUR_SIGMA
     sigma = low + (high - low) * draws.per_image(images.shape[0], 1)  # [B, 1]
     kernel = (odd_kernel(images.shape[-2]), odd_kernel(images.shape[-1]))
-    blurred = gaussian_blur2d(images, kernel, sigma.expand(-1, 2).to(images.device, non_blocking=True))
+    blurred = gaussian_blur2d(images, kernel, sigma.expand(-1, 2))
     return torch.as_tensor(blurred)
 
 

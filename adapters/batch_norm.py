@@ -15,12 +15,17 @@ def estimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
     Averaged weights need statistics of their own: those recorded in training belong to other weights, and the last few
     batches weigh too much in them. Dropout and drop path are off meanwhile; every layer's mode is restored.
     """
-    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
+    layers = batch_norm_layers(network)
     if not layers:
         return
     with _recording(network, layers):
         for images in batches:
             network(images)
+
+
+def batch_norm_layers(network: nn.Module) -> list[_BatchNorm]:
+    """Every BatchNorm layer of `network`, in the order of its modules."""
+    return [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
 
 
 def without_noise(network: nn.Module) -> None:

@@ -13,9 +13,11 @@ from adapters.decoders.deeplabv2 import TINY_VIT_DILATIONS as DEEPLABV2_TINY_VIT
 from adapters.decoders.deeplabv2 import VIT_DILATIONS as DEEPLABV2_VIT_DILATIONS
 from adapters.decoders.deeplabv2 import DeepLabV2Head
 from adapters.decoders.deeplabv3plus import DeepLabV3PlusHead, dilations_for
+from adapters.decoders.scale_attention import ScaleAttention
 from adapters.errors import NetworkMismatch
+from adapters.multi_resolution import MultiResolutionNetwork
 from adapters.network import SegmentationNetwork
-from configs.settings import NetworkSettings
+from configs.settings import HostSettings, NetworkSettings
 
 if TYPE_CHECKING:
     from adapters.encoders.dinov2 import DinoV2Map, DinoV2Pyramid
@@ -41,8 +43,15 @@ def build_network(settings: NetworkSettings, num_classes: int) -> SegmentationNe
         "huggingface": _huggingface,
     }
     network = builders[settings.name](settings, num_classes)
+    if settings.multi_resolution:
+        network = _with_detail(network, settings)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this overload
     return network
+
+
+def _with_detail(plain: SegmentationNetwork, settings: NetworkSettings) -> SegmentationNetwork:
+    attention = ScaleAttention(plain.feature_channels, settings.channels, plain.num_classes, settings.dropout)
+    return MultiResolutionNetwork(plain, attention, detail_loss_weight=HostSettings().detail_loss_weight)
 
 
 def _check_pair(settings: NetworkSettings) -> None:

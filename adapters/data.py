@@ -2,13 +2,14 @@
 
 Pixels are held in RAM when they fit (`RAM_LIMIT_BYTES`): on a small machine decompressing tiles again and again costs
 more than the network. What does not fit is read tile by tile, one batch ahead of the training step in a thread.
-Batches are uint8 in the layout of storage, [B, H, W, 3]: a quarter of the bytes to move to a GPU.
+Batches are uint8 in the layout of storage, [B, H, W, 3]: a quarter of the bytes to move to a GPU. What a row shows
+follows from its number alone (`adapters.stream_rows`), so a stream goes on from anywhere.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,19 +18,18 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from adapters.crop_choice import Crop, choose_crop
 from adapters.losses import IGNORE_INDEX
+from adapters.margins import NO_MARGINS, Margins
+from adapters.rare_class import RareClasses
+from adapters.regions import Pixels, Region, random_region, scaled_size
+from adapters.stream_rows import ShuffledOrder, StreamRows
 from storage.catalog import FrameRecord
 from storage.frames import FrameBuffer
 from storage.labelled import LabelledSet
 
 RAM_LIMIT_BYTES = 1 << 30
 """Largest set of images (with labels) that is held in RAM (bytes)."""
-DOMINANT_SHARE = 0.75
-"""A source crop in which one class covers more than this share of the labelled pixels is drawn again ..."""
-CROP_TRIES = 10
-"""... at most this often (papers.md 5: cat_max_ratio)."""
-
-Pixels = NDArray[np.uint8]
 
 
 class SourceBatch(NamedTuple):
@@ -52,28 +52,15 @@ class TargetBatch(NamedTuple):
     """[B, H, W] bool; where pseudo-labels count: valid and outside the margins of the recipe."""
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
-    """A rectangle of an image (pixels)."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    def of(self, pixels: Pixels) -> Pixels:
-        """The rectangle's part of `pixels` [H, W, ...]."""
-        return pixels[self.top : self.top + self.height, self.left : self.left + self.width]
-
-
 Reader = Callable[[Region], Pixels]
 
 
 class SourceCrops(IterableDataset[SourceBatch]):
     """Endless batches of random, rescaled, flipped crops of labelled images.
 
-    Every image is used once before any is used again. `crop` (height, width) in pixels; `scale` the range of random
-    rescaling; `seed` makes the stream, and `in_memory` tells where the pixels are.
+    Every image is used once before any is used again, unless `rare` draws them. `crop` (height, width) in pixels;
+    `scale` the range of random rescaling; `seed` makes the stream, of which process `rank` of `processes` draws its
+    rows; `in_memory` tells where the pixels are.
     """
 
     def __init__(
@@ -84,13 +71,18 @@ class SourceCrops(IterableDataset[SourceBatch]):
         crop: tuple[int, int],
         batch_size: int,
         seed: Sequence[int],
+        rank: int = 0,
+        processes: int = 1,
         scale: tuple[float, float] = (1.0, 1.0),
+        rare: RareClasses | None = None,
     ) -> None:
+        """`rare` counts images by their place in `indices`."""
         if not indices:
             raise ValueError("SourceCrops needs at least one labelled image")
         self.crop, self.batch_size, self.scale = crop, batch_size, scale
-        self._ignored = labelled.ignore_index
+        self._ignored, self._rare = labelled.ignore_index, rare
         self._seed = tuple(seed)
+        self.rows = StreamRows(seed, rank=rank, processes=processes)
         self._sizes = [labelled.valid(index) for index in indices]
         self.in_memory = 4 * _area(self._sizes) <= RAM_LIMIT_BYTES
         self._readers: list[tuple[Reader, Reader]] = [
@@ -101,33 +93,38 @@ class SourceCrops(IterableDataset[SourceBatch]):
         """Functions that give a region of the image and of its label."""
         if self.in_memory:
             whole = Region(0, 0, *size)
-            image, label = whole.of(labelled.image(index)).copy(), whole.of(labelled.label(index)).copy()
-            return lambda region: region.of(image), lambda region: region.of(label)
+            return _held(whole.of(labelled.image(index)).copy()), _held(whole.of(labelled.label(index)).copy())
         return (
             lambda region: labelled.image_crop(index, region.top, region.left, region.height, region.width),
             lambda region: labelled.label_crop(index, region.top, region.left, region.height, region.width),
         )
 
     def __iter__(self) -> Iterator[SourceBatch]:
-        generator = np.random.default_rng(self._seed)
-        order = endless_order(len(self._readers), generator)
-        while True:
+        order = ShuffledOrder(len(self._readers), self._seed)
+        for rows in self.rows.batches(self.batch_size):
             images = np.zeros((self.batch_size, *self.crop, 3), np.uint8)
             labels = np.full((self.batch_size, *self.crop), self._ignored, np.uint8)
-            for slot, index in zip(range(self.batch_size), order, strict=False):
-                self._draw(index, generator, images[slot], labels[slot])
+            for slot, row in enumerate(rows):
+                self._draw(order[row.number], row.generator, images[slot], labels[slot])
             labels[labels == self._ignored] = IGNORE_INDEX
             yield SourceBatch(torch.from_numpy(images), torch.from_numpy(labels))
 
     def _draw(self, index: int, generator: np.random.Generator, image: Pixels, label: Pixels) -> None:
         """Write one crop of image `index` into `image` [H, W, 3] and `label` [H, W]."""
+        enough: Callable[[Pixels], bool] | None = None
+        if self._rare is not None:
+            wanted, index = self._rare.draw(generator)
+            enough = functools.partial(self._rare.enough, wanted=wanted)
         read_image, read_label = self._readers[index]
         factor = generator.uniform(*self.scale)
-        for _ in range(CROP_TRIES):
+        if self._rare is not None:  # many regions may be tried: read the label once
+            read_label = _held(read_label(Region(0, 0, *self._sizes[index])))
+
+        def crop() -> Crop:
             region = random_region(self._sizes[index], self.crop, factor, generator)
-            labels = read_label(region)
-            if not dominated(labels, self._ignored):
-                break
+            return region, read_label(region)
+
+        region, labels = choose_crop(crop, self._ignored, enough)
         size = scaled_size(region, factor, self.crop)
         flip = generator.random() < 0.5
         _place(image, _resize(read_image(region), size, Image.Resampling.BILINEAR), flip)
@@ -135,7 +132,10 @@ class SourceCrops(IterableDataset[SourceBatch]):
 
 
 class TargetCrops(IterableDataset[TargetBatch]):
-    """Endless batches of random, flipped crops of buffered frames, from inside their valid region."""
+    """Endless batches of random, flipped crops of buffered frames, from inside their valid region.
+
+    `margins` say where pseudo-labels do not count; they are mirrored with the picture.
+    """
 
     def __init__(
         self,
@@ -145,32 +145,37 @@ class TargetCrops(IterableDataset[TargetBatch]):
         crop: tuple[int, int],
         batch_size: int,
         seed: Sequence[int],
+        rank: int = 0,
+        processes: int = 1,
+        margins: Margins = NO_MARGINS,
     ) -> None:
         if not records:
             raise ValueError("TargetCrops needs at least one frame")
-        self.crop, self.batch_size = crop, batch_size
+        self.crop, self.batch_size, self._margins = crop, batch_size, margins
         self._seed = tuple(seed)
+        self.rows = StreamRows(seed, rank=rank, processes=processes)
         self._sizes = [(record.valid_height, record.valid_width) for record in records]
         self.in_memory = 3 * _area(self._sizes) <= RAM_LIMIT_BYTES
         self._readers = [self._reader(buffer, record) for record in records]
 
     def _reader(self, buffer: FrameBuffer, record: FrameRecord) -> Reader:
         if self.in_memory:
-            image = Region(0, 0, record.valid_height, record.valid_width).of(buffer.read(record)).copy()
-            return lambda region: region.of(image)
+            return _held(Region(0, 0, record.valid_height, record.valid_width).of(buffer.read(record)).copy())
         return lambda region: buffer.read_crop(record, region.top, region.left, region.height, region.width)
 
     def __iter__(self) -> Iterator[TargetBatch]:
-        generator = np.random.default_rng(self._seed)
-        order = endless_order(len(self._readers), generator)
-        while True:
+        order = ShuffledOrder(len(self._readers), self._seed)
+        for rows in self.rows.batches(self.batch_size):
             images = np.zeros((self.batch_size, *self.crop, 3), np.uint8)
-            valid = np.zeros((self.batch_size, *self.crop), np.bool_)
-            for slot, index in zip(range(self.batch_size), order, strict=False):
-                region = random_region(self._sizes[index], self.crop, 1.0, generator)
-                _place(images[slot], self._readers[index](region), generator.random() < 0.5)
+            valid, trusted = np.zeros((2, self.batch_size, *self.crop), np.bool_)
+            for slot, row in enumerate(rows):
+                index = order[row.number]
+                region = random_region(self._sizes[index], self.crop, 1.0, row.generator)
+                flip = row.generator.random() < 0.5
+                _place(images[slot], self._readers[index](region), flip)
+                _place(trusted[slot], self._margins.trusted(region, self._sizes[index]), flip)
                 valid[slot, : region.height, : region.width] = True
-            yield TargetBatch(torch.from_numpy(images), torch.from_numpy(valid), torch.from_numpy(valid))
+            yield TargetBatch(torch.from_numpy(images), torch.from_numpy(valid), torch.from_numpy(trusted))
 
 
 def crop_within(crop: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
@@ -178,34 +183,9 @@ def crop_within(crop: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int
     return min(crop[0], frame[0]), min(crop[1], frame[1])
 
 
-def endless_order(count: int, generator: np.random.Generator) -> Iterator[int]:
-    """Indices 0..count-1 in one random order after the other, without end."""
-    while True:
-        yield from generator.permutation(count).tolist()
-
-
-def random_region(
-    size: tuple[int, int], crop: tuple[int, int], factor: float, generator: np.random.Generator
-) -> Region:
-    """A random rectangle of an image of `size` that gives `crop` once scaled by `factor`; smaller when the image is."""
-    height, width = (min(full, max(1, round(side / factor))) for full, side in zip(size, crop, strict=True))
-    top, left = generator.integers(size[0] - height + 1), generator.integers(size[1] - width + 1)
-    return Region(int(top), int(left), height, width)
-
-
-def scaled_size(region: Region, factor: float, crop: tuple[int, int]) -> tuple[int, int]:
-    """Size of `region` once scaled by `factor`, at most `crop`: height, width (pixels)."""
-    return (
-        min(crop[0], max(1, round(region.height * factor))),
-        min(crop[1], max(1, round(region.width * factor))),
-    )
-
-
-def dominated(labels: Pixels, ignore_index: int) -> bool:
-    """Whether one class covers `DOMINANT_SHARE` of the labelled pixels of `labels` [H, W], or nothing is labelled."""
-    counts = np.bincount(labels.ravel(), minlength=256)
-    counts[ignore_index] = 0
-    return bool(counts.max() >= DOMINANT_SHARE * counts.sum())
+def _held(pixels: Pixels) -> Reader:
+    """A reader of `pixels` [H, W, ...] that are in RAM."""
+    return lambda region: region.of(pixels)
 
 
 def _area(sizes: Sequence[tuple[int, int]]) -> int:
@@ -219,7 +199,7 @@ def _resize(pixels: Pixels, size: tuple[int, int], resampling: Image.Resampling)
     return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), resampling))
 
 
-def _place(target: Pixels, pixels: Pixels, flip: bool) -> None:
+def _place(target: NDArray[Any], pixels: NDArray[Any], flip: bool) -> None:
     """Write `pixels` top-left into `target`, mirrored left-right when `flip`; the rest of `target` stays padding."""
     height, width = pixels.shape[:2]
     target[:height, :width] = pixels[:, ::-1] if flip else pixels

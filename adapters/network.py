@@ -67,9 +67,25 @@ class SegmentationNetwork(nn.Module):
         return tuple(self.encoder(images))
 
     def decode(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        """Logits `[B, K, *size]` of feature maps, resized bilinearly."""
-        logits: Tensor = self.decoder(features)
+        """Logits `[B, K, *size]` of feature maps, resized bilinearly.
+
+        Contiguous: a softmax over classes that lie side by side in memory takes six times as long on a CPU, and the
+        small map is the cheap one to copy (docs/decisions/0010).
+        """
+        logits: Tensor = self.decoder(features).contiguous()
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+    def encode_all(self, images: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+        """Maps of everything that an answer for normalised images `[B, 3, H, W]` needs; a plain network: of them."""
+        return (self.encode(images),)
+
+    def predict(self, features: Sequence[Sequence[Tensor]], size: tuple[int, int]) -> Tensor:
+        """Logits `[B, K, *size]` from the maps of `encode_all`, for images of `size`."""
+        return self.decode(features[0], size)
+
+    def view_size(self, crop: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of each view of a training pass, for images of `crop` (height, width)."""
+        return crop
 
     def views(self, images: Tensor, draws: Draws) -> tuple[View, ...]:
         """What the encoder sees of normalised images `[B, 3, H, W]` in a training pass: a plain network, the images."""
@@ -84,4 +100,4 @@ class SegmentationNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[B, K, H, W]` of normalised images `[B, 3, H, W]`."""
         height, width = images.shape[-2:]
-        return self.decode(self.encode(images), (height, width))
+        return self.predict(self.encode_all(images), (height, width))

@@ -31,7 +31,7 @@ def build_optimizer(
     ]
     if rebuilder is not None:
         groups += _groups("rebuilder", rebuilder.parameters(), rebuilder_lr, decay)
-    return torch.optim.AdamW(groups)
+    return torch.optim.AdamW(groups, fused=True)
 
 
 def _groups(name: str, parameters: Iterable[nn.Parameter], rate: float, decay: float) -> list[dict[str, Any]]:

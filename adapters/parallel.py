@@ -49,6 +49,22 @@ def agree(accelerator: Accelerator, *values: float) -> tuple[float, ...]:
 
 
 @torch.no_grad()
+def sum_over_processes(counts: Tensor) -> Tensor:
+    """The sum of `counts`, of any shape, over the processes: what holds for the batch of all of them."""
+    if not several_processes():
+        return counts
+    total = counts.clone()
+    torch.distributed.all_reduce(total)
+    return total
+
+
+def several_processes() -> bool:
+    """Whether this process trains together with others."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+@torch.no_grad()
 def _average(accelerator: Accelerator, tensors: list[Tensor]) -> None:
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     mean: Tensor = accelerator.reduce(flat, reduction="mean")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from adapters.losses import IGNORE_INDEX
+from adapters.parallel import sum_over_processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,8 @@ class PseudoLabel:
     weight: Tensor
     """Loss weight of each pixel: `kept_ratio`, 0 where it is not trusted, [B, H, W] float32."""
     kept_ratio: Tensor
-    """Share q of the batch's valid pixels whose probability reaches the threshold, a scalar on the device (0-1)."""
+    """Share q of valid pixels whose probability reaches the threshold, over the batch of all processes; a scalar on the
+    device (0-1)."""
 
 
 @torch.no_grad()
@@ -29,7 +31,8 @@ def pseudo_label(logits: Tensor, valid: Tensor, trusted: Tensor, threshold: floa
     [B, H, W] bool, False also on the margins, which count in q but have no loss.
     """
     confidence, labels = logits.float().softmax(dim=1).max(dim=1)
-    kept_ratio = ((confidence >= threshold) & valid).sum() / valid.sum().clamp(min=1)
+    kept, pixels = sum_over_processes(torch.stack([((confidence >= threshold) & valid).sum(), valid.sum()]))
+    kept_ratio = kept / pixels.clamp(min=1)
     return PseudoLabel(
         labels=labels.masked_fill(~valid, IGNORE_INDEX),
         weight=kept_ratio * (valid & trusted),

@@ -1,9 +1,10 @@
 """One round of self-training: `accelerate launch -m adapters.round rounds/000017/spec.json`.
 
 Reads the spec, trains, scores, and leaves `candidate.safetensors` and, last, `scores.json` in the spec's folder;
-progress goes to `progress.jsonl`. SIGTERM ends it after the step at hand.
+progress goes to `progress.jsonl`, the training state to `state/`. SIGTERM ends it after the step at hand. Started again
+on the same spec, it goes on from the newest state.
 
-Exit status: 0 when the round came to an end of its own, also when it was stopped or the loss was not finite
+Exit status: 0 when the round came to an end of its own, also when it was stopped or the loss was not finite or too high
 (`scores.json` says which); 1 when something broke (traceback on stderr, `scores.json` says failed); 2 for wrong
 arguments.
 """

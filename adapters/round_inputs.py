@@ -7,6 +7,7 @@ from accelerate.accelerator import Accelerator
 
 from adapters.checkpoint import load_version
 from adapters.errors import AdapterError, NetworkMismatch
+from adapters.feature_reference import reference_network
 from adapters.network import SegmentationNetwork
 from adapters.parallel import check_replicated
 from configs.settings import Settings
@@ -40,7 +41,9 @@ class RoundInputs:
     frames: tuple[FrameRecord, ...]
     """Frames to train on."""
     source: LabelledSet | None
-    """Labelled source images; none when source-free."""
+    """Labelled source images, to replay and to score on; none when there are none."""
+    reference: SegmentationNetwork | None = None
+    """What feature distance measures against, frozen, in eval mode, on the device; none when nothing is measured."""
 
 
 def load_inputs(spec: RoundSpec, settings: Settings) -> RoundInputs:
@@ -57,14 +60,15 @@ def load_inputs(spec: RoundSpec, settings: Settings) -> RoundInputs:
             f"version {spec.incumbent} has {len(manifest.classes)} classes, `classes` of the configuration "
             f"{len(settings.classes)}; they must be the same list"
         )
-    source = None if settings.host.test_time else labelled_source(settings, layout)
+    source = labelled_source(settings, layout)
     buffer = FrameBuffer.open(layout, settings.buffer, writable=False)
     frames = tuple(buffer.records(ids=spec.train_frames))
     if not frames:
         buffer.close()
         raise AdapterError(f"round {spec.round}: none of its {len(spec.train_frames)} training frames is in the buffer")
     released = _released(registry, spec, settings, accelerator)
-    return RoundInputs(spec, settings, accelerator, registry, student, released, buffer, frames, source)
+    reference = None if source is None else reference_network(settings, manifest, released, accelerator.device)
+    return RoundInputs(spec, settings, accelerator, registry, student, released, buffer, frames, source, reference)
 
 
 def _released(
@@ -73,7 +77,9 @@ def _released(
     """The released version, where the recipe measures against it."""
     host = settings.host
     distance = host.feature_distance_weight > 0.0 and host.feature_distance_from == "released"
-    if not (distance or host.anchor_weight > 0.0 or host.name == "cotta"):
+    anchored = host.anchor_strength(source_free=settings.source is None) > 0.0
+    prior = host.name == "bn_statistics" and host.statistics_prior > 0.0
+    if not (distance or anchored or prior or host.name == "cotta"):
         return None
     network, _ = load_version(registry, spec.released, accelerator.device)
     return network.requires_grad_(False)

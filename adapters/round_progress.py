@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adapters.errors import TrainingFailed
 from adapters.hosts.host import StepLosses
+from configs.settings import RoundSettings
 from storage.round_records import Progress
 from storage.rounds import RoundFolder
 
@@ -23,9 +24,9 @@ class RoundProgress:
     preparing the next one.
     """
 
-    def __init__(self, folder: RoundFolder | None, budget: int) -> None:
+    def __init__(self, folder: RoundFolder | None, settings: RoundSettings) -> None:
         """`folder` none: nothing is written, losses are only checked (every process but the first)."""
-        self._folder, self._budget = folder, budget
+        self._folder, self._budget, self._limit = folder, settings.steps, settings.loss_limit
         self.steps = 0
         """Steps done."""
         self._names: list[str] = []
@@ -50,7 +51,7 @@ class RoundProgress:
     def flush(self) -> None:
         """Write the means of the steps since the last line.
 
-        Raises TrainingFailed, naming the step, when a loss was not finite.
+        Raises TrainingFailed, naming the step, when a loss was not finite or above `round.loss_limit`.
         """
         if not self._rows:
             return
@@ -58,8 +59,7 @@ class RoundProgress:
         first, seconds = self.steps - len(table) + 1, max(time.monotonic() - self._since, 1e-9)
         rate, self._images, self._rows, self._since = self._images / seconds, 0, [], time.monotonic()
         for step, row in enumerate(table, start=first):
-            if not all(map(math.isfinite, row)):
-                raise TrainingFailed(f"non-finite loss at step {step}: {dict(zip(self._names, row, strict=True))}")
+            self._check(step, dict(zip(self._names, row, strict=True)))
         means = [sum(column) / len(table) for column in zip(*table, strict=True)]
         losses = dict(zip(self._names, means, strict=True))
         kept_ratio = losses.pop("kept_ratio")
@@ -74,6 +74,12 @@ class RoundProgress:
                 images_per_second=rate,
             )
         )
+
+    def _check(self, step: int, values: dict[str, float]) -> None:
+        if not all(map(math.isfinite, values.values())):
+            raise TrainingFailed(f"non-finite loss at step {step}: {values}")
+        if max(values.values()) > self._limit:
+            raise TrainingFailed(f"loss above round.loss_limit ({self._limit:g}) at step {step}: {values}")
 
     def _write(self, progress: Progress) -> None:
         if self._folder is not None:

@@ -52,19 +52,22 @@ class RoundRun:
     def run(self) -> RoundScores:
         """Load, train, save the candidate, score.
 
-        Raises RoundStopped after SIGTERM, TrainingFailed at a loss that is not finite, AdapterError, StorageError.
+        Raises RoundStopped after SIGTERM, TrainingFailed at a loss that is not finite or too high, AdapterError,
+        StorageError.
         """
         with self._stop.interruptible():
             spec = self._folder.spec()
             settings = Settings.model_validate(spec.settings)
-            self._progress = RoundProgress(self._folder if self._first else None, settings.round.steps)
+            self._progress = RoundProgress(self._folder if self._first else None, settings.round)
             self._progress.phase("loading")
             inputs = load_inputs(spec, settings)
         with inputs.buffer:
             with self._stop.interruptible():
-                training = RoundTraining(inputs, self._progress)
+                training = RoundTraining(inputs, self._progress, self._folder)
+            self._started -= training.seconds_before
             reason = training.run(self._stop)
-            with self._stop.interruptible():
+            # Not compiled from here on: other modes and sizes, and the versions it is compared with are not either.
+            with self._stop.interruptible(), torch.compiler.set_stance("force_eager"):
                 candidate = training.candidate()
                 return self._score(inputs, candidate, reason) if self._first else self.ended("completed", reason)
 

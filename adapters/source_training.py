@@ -12,19 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.augment import color_jitter, normalise_unit, to_unit
+from adapters.augment import normalise_unit, to_unit
 from adapters.build import build_network
 from adapters.checkpoint import make_manifest, save_weights
+from adapters.class_balance import balanced_weights
 from adapters.data import SourceBatch, SourceCrops, batches, crop_within
 from adapters.draws import Draws
 from adapters.errors import TrainingFailed
 from adapters.inference import choose_device, logits_of, normalise
-from adapters.losses import weighted_cross_entropy
+from adapters.multi_resolution import weigh_detail
 from adapters.network import SegmentationNetwork
 from adapters.optim import build_optimizer, learning_rate_factor, set_learning_rates
+from adapters.photometric import photometric
 from adapters.scores.class_map import class_map
 from adapters.scores.counts import CountsOverImages
 from adapters.scores.iou import class_iou, mean_iou
+from adapters.training_pass import encode, prediction_loss
 from configs.settings import Settings
 from storage.labelled import LabelledSet
 from storage.labelled_import import import_labelled
@@ -81,6 +84,7 @@ class _SourceTraining:
         torch.manual_seed(self._pretrain.seed)
         device, steps = choose_device(self._settings.round.device), self._pretrain.steps
         network = build_network(self._settings.network, len(self._settings.classes)).to(device)
+        weigh_detail(network, self._settings.host.detail_loss_weight)
         self._train(network, source, device)
         self._report("validating", steps, steps)
         scores = source_scores(network.eval(), source, [entry.name for entry in self._settings.classes])
@@ -101,6 +105,9 @@ class _SourceTraining:
     def _train(self, network: SegmentationNetwork, source: LabelledSet, device: torch.device) -> None:
         settings, losses = self._pretrain, list[Tensor]()
         stream = batches(self._crops(source), device)
+        self._class_weights = balanced_weights(source.class_pixels[list(source.train)], settings.class_balance).to(
+            device
+        )
         optimizer = build_optimizer(network.train(), settings.optim)
         self._report("training", 0, settings.steps)
         for step in range(settings.steps):
@@ -127,10 +134,12 @@ class _SourceTraining:
     ) -> Tensor:
         """One optimizer step; the loss, a scalar that stays on the device."""
         settings = self._pretrain
-        images = to_unit(batch.images.to(device, non_blocking=True))
-        if settings.jitter > 0.0:
-            images = color_jitter(images, settings.jitter, self._draws)
-        loss = weighted_cross_entropy(network(normalise_unit(images)), batch.labels.to(device, non_blocking=True))
+        images = photometric(to_unit(batch.images.to(device, non_blocking=True)), settings, self._draws)
+        labels = batch.labels.to(device, non_blocking=True)
+        weight = self._class_weights[labels.long()] if settings.class_balance > 0.0 else None
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.mixed_precision == "bf16"):
+            encoded = encode(network, normalise_unit(images), self._draws)
+            loss = prediction_loss(network, encoded, labels, weight)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if settings.optim.clip_norm > 0.0:

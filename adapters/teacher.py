@@ -24,12 +24,15 @@ class Teacher:
         self.decay = decay
         without_noise(self.network)
 
-    @torch.no_grad()
     def update(self, student: SegmentationNetwork, step: int) -> None:
         """teacher <- a * teacher + (1 - a) * student, a = min(1 - 1/(t + 1), decay) at step t; nothing at step 0."""
         if step > 0:
-            decay = min(1.0 - 1.0 / (step + 1), self.decay)
-            torch._foreach_lerp_(list(self.network.parameters()), list(student.parameters()), 1.0 - decay)
+            self.follow(student, min(1.0 - 1.0 / (step + 1), self.decay))
+
+    @torch.no_grad()
+    def follow(self, student: SegmentationNetwork, decay: float) -> None:
+        """teacher <- `decay` * teacher + (1 - `decay`) * student."""
+        torch._foreach_lerp_(list(self.network.parameters()), list(student.parameters()), 1.0 - decay)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

@@ -4,26 +4,34 @@ The loop, budgets and files around it are `adapters.round_training`; benchmarks 
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from adapters.augment import normalise_unit, to_unit
 from adapters.batch_norm import estimate_statistics
-from adapters.data import SourceBatch, SourceCrops, TargetBatch, TargetCrops, batches, crop_within
+from adapters.class_balance import balanced_weights
+from adapters.data import SourceBatch, SourceCrops, TargetBatch, TargetCrops, crop_within
 from adapters.draws import Draws
 from adapters.hosts.build import build_host
 from adapters.hosts.host import HostInputs, StepBatch, StepLosses
+from adapters.margins import Margins
 from adapters.network import SegmentationNetwork
+from adapters.network_options import apply_options, compile_networks, laid_out
 from adapters.optim import build_optimizer, set_learning_rates
 from adapters.parallel import average_buffers, average_gradients
+from adapters.rare_class import RareClasses
 from adapters.rebuilder import Rebuilder, build_rebuilder
 from adapters.round_inputs import RoundInputs
+from adapters.streams import CropStream
 
 STATISTICS_BATCHES = 16
 """Batches of each domain over which the candidate's BatchNorm statistics are estimated; 8 do about as well."""
 RANK_STRIDE = 7919
 """Distance between the seeds of two processes' dropout; a prime, so that rounds and processes do not meet."""
+HYPERPARAMETERS = ("lr", "initial_lr", "weight_decay")
+"""What the settings say about a group of parameters; optimizers keep it beside their moments."""
 
 
 class Training:
@@ -38,19 +46,24 @@ class Training:
     def __init__(self, inputs: RoundInputs) -> None:
         self._inputs, self._settings = inputs, inputs.settings
         self.accelerator = inputs.accelerator
-        seed = self._settings.round.seed + inputs.spec.round
-        torch.manual_seed(seed)  # the same Rebuilder in every process
+        self._seed = self._settings.round.seed + inputs.spec.round
+        # Test-time recipes train on the target alone; the gate scores their candidate on the source all the same.
+        self._replayed = None if self._settings.host.test_time else inputs.source
+        torch.manual_seed(self._seed)  # the same Rebuilder in every process
         self.crop = crop_within(
             (self._settings.round.crop_height, self._settings.round.crop_width),
             (self._settings.buffer.height, self._settings.buffer.width),
         )
         self.student = inputs.student
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        self.host = build_host(self._host_inputs(Draws(seed, rank=rank, processes=processes)))
+        self._rank, self._processes = self.accelerator.process_index, self.accelerator.num_processes
+        apply_options(self.student, self._settings.round, self.accelerator)
+        self.host = build_host(self._host_inputs(Draws(self._seed, rank=self._rank, processes=self._processes)))
         self.student.train()
+        if self._settings.round.compile:
+            compile_networks(self.host.modules().values())
         self.optimizer = self._build_optimizer() if self.host.learns else None
-        torch.manual_seed(seed + RANK_STRIDE * rank)  # from here on each process draws its own dropout
-        self._target, self._source = self._streams((seed, rank))
+        self._seed_dropout()
+        self._target, self._source = self._streams()
 
     def _host_inputs(self, draws: Draws) -> HostInputs:
         inputs, settings = self._inputs, self._settings
@@ -58,18 +71,28 @@ class Training:
             student=self.student,
             rebuilder=self._build_rebuilder(),
             released=inputs.released,
+            reference=inputs.reference,
             host=settings.host,
             mfm=settings.mfm,
             class_names=tuple(entry.name for entry in settings.classes),
             accelerator=self.accelerator,
             draws=draws,
+            source_free=self._replayed is None,
+            class_weights=self._class_weights(),
         )
+
+    def _class_weights(self) -> Tensor | None:
+        """Of `host.class_balance`; none when it is off, or without source: nobody knows the frequencies then."""
+        source, exponent = self._replayed, self._settings.host.class_balance
+        if source is None or exponent == 0.0:
+            return None
+        return balanced_weights(source.class_pixels[list(source.train)], exponent).to(self.accelerator.device)
 
     def _build_rebuilder(self) -> Rebuilder | None:
         mfm = self._settings.mfm
         if not mfm.enabled or self._settings.host.test_time:
             return None
-        return build_rebuilder(self.student, self.crop, mfm)
+        return build_rebuilder(self.student, self.student.view_size(self.crop), mfm)
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = self.accelerator.prepare(
@@ -82,23 +105,36 @@ class Training:
         )
         return optimizer
 
-    def _streams(self, seed: tuple[int, int]) -> tuple[Iterator[TargetBatch], Iterator[SourceBatch] | None]:
+    def _seed_dropout(self) -> None:
+        """From here on each process draws its own dropout."""
+        torch.manual_seed(self._seed + RANK_STRIDE * self._rank)
+
+    def _streams(self) -> tuple[CropStream[TargetBatch], CropStream[SourceBatch] | None]:
         """The two streams of crops; images that fit are read into RAM now."""
-        inputs, size, device = self._inputs, self._settings.round.batch_size, self.accelerator.device
-        target = TargetCrops(inputs.buffer, inputs.frames, crop=self.crop, batch_size=size, seed=(*seed, 0))
-        if inputs.source is None:
-            return batches(target, device), None
-        source = SourceCrops(inputs.source, inputs.source.train, crop=self.crop, batch_size=size, seed=(*seed, 1))
-        return batches(target, device), batches(source, device)
+        inputs, device, host = self._inputs, self.accelerator.device, self._settings.host
+        common: dict[str, Any] = {
+            "crop": self.crop,
+            "batch_size": self._settings.round.batch_size,
+            "rank": self._rank,
+            "processes": self._processes,
+        }
+        margins = Margins.from_settings(host)
+        target = TargetCrops(inputs.buffer, inputs.frames, seed=(self._seed, 0), margins=margins, **common)
+        if self._replayed is None:
+            return CropStream[TargetBatch](target, device), None
+        train = self._replayed.train
+        rare = RareClasses.from_settings(self._replayed, train, host)
+        source = SourceCrops(self._replayed, train, seed=(self._seed, 1), rare=rare, **common)
+        return CropStream[TargetBatch](target, device), CropStream[SourceBatch](source, device)
 
     def step(self, factor: float) -> StepLosses:
         """One optimizer step, every learning rate times `factor`."""
-        batch = StepBatch(next(self._target), next(self._source) if self._source is not None else None)
+        batches = [self._next_batch() for _ in range(self._settings.round.gradient_accumulation)]
         if self.optimizer is None:
-            return self.host.step(batch)
+            return self.host.step(*batches)
         set_learning_rates(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.host.step(batch)
+        losses = self.host.step(*batches)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         average_gradients(self.accelerator, parameters)
         if self._settings.round.optim.clip_norm > 0.0:
@@ -107,10 +143,50 @@ class Training:
         self.host.after_step(self.optimizer)
         return losses
 
+    def _next_batch(self) -> StepBatch:
+        target = next(self._target)
+        target = target._replace(images=laid_out(target.images, self._settings.round))
+        if self._source is None:
+            return StepBatch(target)
+        source = next(self._source)
+        return StepBatch(target, source._replace(images=laid_out(source.images, self._settings.round)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters and positions, to go on from; weights and moments are not in it."""
+        return {
+            "host": self.host.state_dict(),
+            "target": self._target.state_dict(),
+            "source": self._source.state_dict() if self._source is not None else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.host.load_state_dict(state["host"])
+        self._target.load_state_dict(state["target"])
+        if self._source is not None:
+            self._source.load_state_dict(state["source"])
+
+    def inherit_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the recipe's counters of another round; crops, draws and dropout are this round's own."""
+        self.host.load_state_dict({**state["host"], "draws": self.host.state_dict()["draws"]})
+        self._seed_dropout()
+
+    def hyperparameters(self) -> list[dict[str, float]]:
+        """Learning rates and weight decay of each group of parameters; empty without an optimizer."""
+        groups = self.optimizer.param_groups if self.optimizer is not None else []
+        return [{name: group[name] for name in HYPERPARAMETERS} for group in groups]
+
+    def set_hyperparameters(self, values: list[dict[str, float]]) -> None:
+        """Set what `hyperparameters` gave: loading an optimizer's state overwrites it."""
+        groups = self.optimizer.param_groups if self.optimizer is not None else []
+        for group, mine in zip(groups, values, strict=True):
+            group.update(mine)
+
     @property
     def images_per_step(self) -> int:
         """Source and target images of one step, in this process."""
-        return self._settings.round.batch_size * (1 if self._source is None else 2)
+        settings = self._settings.round
+        return settings.batch_size * settings.gradient_accumulation * (1 if self._source is None else 2)
 
     def candidate(self) -> SegmentationNetwork:
         """The finished network in eval mode, with statistics of source and target, averaged over the processes."""

@@ -4,7 +4,7 @@ A plain network has one view and one prediction, a multi-resolution one several 
 need not know which it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapters.draws import Draws
 from adapters.losses import weighted_cross_entropy
-from adapters.network import SegmentationNetwork, View, Window
+from adapters.network import Output, SegmentationNetwork, View, Window
 
 Maps = tuple[Tensor, ...]
 
@@ -47,12 +47,20 @@ def prediction_loss(
     `features` replace those of `encoded` (rebuilt maps).
     """
     outputs = network.outputs(encoded.features if features is None else features, encoded.views, encoded.size)
-    losses = []
-    for logits, window, share in outputs:
-        part, importance = (labels, weight) if window is None else (window.of(labels), _of(window, weight))
-        losses.append(share * weighted_cross_entropy(logits, part, importance))
-    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def cross_entropy(output: Output) -> Tensor:
+        importance = None if weight is None else part_of(output.window, weight)
+        return weighted_cross_entropy(output.logits, part_of(output.window, labels), importance)
+
+    return mean_over_outputs(outputs, cross_entropy)
 
 
-def _of(window: Window, weight: Tensor | None) -> Tensor | None:
-    return None if weight is None else window.of(weight)
+def mean_over_outputs(outputs: Sequence[Output], measure: Callable[[Output], Tensor]) -> Tensor:
+    """The mean of `measure`, a scalar of each prediction of a pass, by the predictions' shares."""
+    measured = [output.share * measure(output) for output in outputs]
+    return measured[0] if len(measured) == 1 else torch.stack(measured).sum()
+
+
+def part_of(window: Window | None, maps: Tensor) -> Tensor:
+    """What of `maps` `[..., H, W]` a prediction is about."""
+    return maps if window is None else window.of(maps)

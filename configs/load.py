@@ -1,6 +1,5 @@
 """Read a configuration: YAML file + environment -> `Settings`, or one clear line about what is wrong."""
 
-import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from configs.errors import ConfigError
+from configs.nearest import nearest
 from configs.settings import Settings
 
 DEFAULT_FILE = Path("mfmd.yaml")
@@ -82,6 +82,8 @@ def _variable(error: ErrorDetails, environment: Mapping[str, Any]) -> str | None
     """`environment: MFMD_X__Y` when the value complained about came from there and not from the file."""
     value: Any = environment
     names = [str(part) for part in error["loc"] if isinstance(part, str)]
+    if not names:
+        return None  # about several sections
     for name in names:
         if not isinstance(value, Mapping) or name not in value:
             return None
@@ -93,12 +95,7 @@ def _refuse_unknown_environment() -> None:
     known = {f"MFMD_{name}".upper() for name in Settings.model_fields} | RESERVED_ENV
     for name in os.environ:
         if name.startswith("MFMD_") and name.split("__")[0].upper() not in known:
-            raise ConfigError(f"environment: {name}: unknown setting{_nearest(name, known)}")
-
-
-def _nearest(name: str, known: set[str]) -> str:
-    found = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else f"; known: {', '.join(sorted(known))}"
+            raise ConfigError(f"environment: {name}: unknown setting{nearest(name, known)}")
 
 
 def _explain(error: ErrorDetails) -> str:
@@ -106,10 +103,12 @@ def _explain(error: ErrorDetails) -> str:
     location = [str(part) for part in error["loc"]]
     field = ".".join(location) or "(top level)"
     if error["type"] == "extra_forbidden":
-        return f"{field}: unknown key{_nearest(location[-1], _fields_at(location[:-1]))}"
+        return f"{field}: unknown key{nearest(location[-1], _fields_at(location[:-1]))}"
     if error["type"] == "missing":
         return f"{field}: required, but not set"
     message = error["msg"].removeprefix("Value error, ")
+    if not location:
+        return message  # about several sections: it names the field itself
     value = error.get("input")
     shown = f" (got {value!r})" if isinstance(value, (str, int, float, bool)) else ""
     return f"{field}: {message}{shown}"

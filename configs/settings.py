@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 
 from configs.class_list import Classes
+from configs.nearest import nearest
 from configs.section import ConfigPath, Fraction, Port, PositiveInt, Seconds, Section
 from configs.self_training import HostSettings, MfmSettings
 from configs.training import NetworkSettings, OptimSettings, PretrainSettings, RoundSettings
@@ -238,3 +239,27 @@ class Settings(Section):
     """Observer."""
     log: LogSettings = LogSettings()
     """Logs."""
+
+    @model_validator(mode="after")
+    def _feature_distance_is_possible(self) -> Self:
+        """Thing classes are names of `classes`, and the frozen network is there."""
+        names = [entry.name for entry in self.classes]
+        for name in self.host.thing_classes:
+            if name not in names:
+                raise ValueError(f"host.thing_classes: no class {name!r} in `classes`{nearest(name, names)}")
+        distance = self.host.feature_distance_weight > 0.0
+        if distance and self.host.feature_distance_from == "pretrained" and self.network.pretrained is None:
+            raise ValueError(
+                "host.feature_distance_from: 'pretrained' needs network.pretrained, a directory with encoder weights; "
+                "set it, or use 'released'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mfm_has_its_images(self) -> Self:
+        if self.source is None and self.mfm.enabled and self.mfm.domain != "target" and not self.host.test_time:
+            raise ValueError(
+                f"mfm.domain: {self.mfm.domain} needs labelled source images, and `source` is not set; "
+                "set it, or mfm.domain to target"
+            )
+        return self

@@ -40,17 +40,19 @@ class DaemonParts:
         self.metrics = Metrics(settings)
         self._buffer = FrameBuffer.open(self._layout, settings.buffer, writable=True)
         try:
-            recover(settings, self._buffer, self._registry)
+            interrupted = recover(settings, self._buffer, self._registry)
             self._children = ChildRecords(self._layout.run_file("children"))
-            self._build(config, token)
+            self._build(config, token, interrupted)
         except BaseException:
             self._buffer.close()
             raise
 
-    def _build(self, config: Path, token: str) -> None:
+    def _build(self, config: Path, token: str, interrupted: int | None) -> None:
         hints = Hints(lambda: self._ingest_thread.wake())
         self._ingest = Ingest(self._settings, self._buffer, self.metrics.ingest, hints)
-        self._rounds = RoundLoop(self._settings, self._buffer, self._registry, self.metrics.rounds, self._children)
+        self._rounds = RoundLoop(
+            self._settings, self._buffer, self._registry, self.metrics.rounds, self._children, interrupted=interrupted
+        )
         self._supervisor = Supervisor(_child_specs(self._settings, config), self._children)
         self._activity = ActivityWriter(self._layout.run_file("activity"), self._look)
         meter = self.metrics.process

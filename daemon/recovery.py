@@ -1,7 +1,12 @@
-"""What a daemon does first: end what a kill left running, give leases back, bring unfinished rounds to an end."""
+"""What a daemon does first: end what a kill left running, give leases back, bring unfinished rounds to an end.
+
+One unfinished round is not ended but gone on with: `daemon.continuation`.
+"""
 
 from configs.settings import Settings
 from daemon.child_records import end_leftovers
+from daemon.continuation import interrupted_round, obstacle
+from daemon.inheritance import promoted_round
 from daemon.logs import get_logger
 from daemon.promotion import judge
 from daemon.rounds import GRACE_SECONDS, record_failure
@@ -16,29 +21,46 @@ INTERRUPTED = "the daemon ended while the round ran"
 log = get_logger(__name__)
 
 
-def recover(settings: Settings, buffer: FrameBuffer, registry: CheckpointRegistry) -> None:
+def recover(settings: Settings, buffer: FrameBuffer, registry: CheckpointRegistry) -> int | None:
     """Make the state directory consistent; call it under the lock, before anything else works on it.
 
-    A round that wrote no scores failed. One that did and was not judged is judged now: its candidate is complete.
+    Returns the number of the round that goes on (`rounds.continue_round`), or none: it keeps its frames from ingest.
+    Any other round that wrote no scores failed. One that did and was not judged is judged now: its candidate is
+    complete. Training states that nobody can go on from are removed.
     """
     layout = StateLayout(settings.state)
     end_leftovers(layout.run_file("children"), GRACE_SECONDS)
-    for number in buffer.leases():
-        log.warning("lease_released", round=number)
-        buffer.release(number)
     store = RoundStore(layout.rounds)
+    going_on = interrupted_round(store, buffer, registry)
+    for number in buffer.leases():
+        if number != going_on:
+            log.warning("lease_released", round=number)
+            buffer.release(number)
     for number in store.numbers():
-        damage = damage_of(store.folder(number))
-        if damage:
-            log.error("round_damaged", round=number, damage=damage)
-        try:
-            finish_round(store.folder(number), registry, settings)
-        except (StorageError, OSError) as error:  # must not keep the daemon from starting
-            log.error("round_not_finished", round=number, error=str(error))
+        if number != going_on:
+            _finish(store.folder(number), buffer, registry, settings)
+    if going_on is None:
+        store.remove_states(spare=promoted_round(registry))
+    else:
+        log.warning("round_interrupted", round=going_on)
+    return going_on
 
 
-def finish_round(folder: RoundFolder, registry: CheckpointRegistry, settings: Settings) -> None:
+def _finish(folder: RoundFolder, buffer: FrameBuffer, registry: CheckpointRegistry, settings: Settings) -> None:
+    damage = damage_of(folder)
+    if damage:
+        log.error("round_damaged", round=folder.number, damage=damage)
+        return
+    try:
+        finish_round(folder, registry, settings, f"{INTERRUPTED}; {obstacle(folder, buffer, registry)}")
+    except (StorageError, OSError) as error:  # must not keep the daemon from starting
+        log.error("round_not_finished", round=folder.number, error=str(error))
+
+
+def finish_round(folder: RoundFolder, registry: CheckpointRegistry, settings: Settings, why: str = INTERRUPTED) -> None:
     """Bring a round that does not run any more to its verdict; nothing happens when it has one and it was acted on.
+
+    One without scores failed, for the reason `why`.
 
     A folder with damaged records is left as it is: it shows as failed, and nothing in it can be trusted.
     Raises StorageError or OSError when judging is impossible now; the candidate waits.
@@ -49,7 +71,7 @@ def finish_round(folder: RoundFolder, registry: CheckpointRegistry, settings: Se
     if verdict is not None and (verdict.decision != "accepted" or verdict.version is not None):
         return
     if folder.scores() is None:
-        record_failure(folder, "failed", INTERRUPTED)
+        record_failure(folder, "failed", why)
     verdict = judge(registry, folder, settings)
     log.warning("round_finished_late", round=folder.number, decision=verdict.decision, reason=verdict.reason)
 

@@ -152,7 +152,7 @@ def _result(scores: RoundScores | None, verdict: Verdict | None, *, alive: bool)
     if verdict is None and alive:
         return "running", "waiting for the gate" if scores else "no result yet"
     if verdict is None:
-        return "failed", "it ended without a verdict; the daemon finishes it when it starts"
+        return "failed", "it was interrupted; the daemon goes on with it or ends it when it starts"
     return ("promoted" if verdict.decision == "accepted" else verdict.decision), verdict.reason
 
 

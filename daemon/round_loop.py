@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from configs.settings import Settings
 from daemon.child_records import ChildRecords
@@ -11,7 +12,15 @@ from daemon.logs import get_logger
 from daemon.metrics import RoundMetrics
 from daemon.recovery import finish_round
 from daemon.round_history import schedule_state, summarise
-from daemon.rounds import RoundFailed, check_frames, incumbent_version, run_round
+from daemon.rounds import (
+    RoundContext,
+    RoundFailed,
+    RoundSuspended,
+    check_frames,
+    continue_round,
+    incumbent_version,
+    run_round,
+)
 from daemon.schedule import Due, Trigger, due
 from storage.frames import FrameBuffer
 from storage.layout import StateLayout
@@ -24,6 +33,7 @@ LOOK_SECONDS = 1.0
 REFUSED_SECONDS = 30.0
 """Pause after a round that was due could not begin (seconds); a request wakes it sooner."""
 
+Work = Callable[[RoundContext], Verdict]
 log = get_logger(__name__)
 
 
@@ -37,14 +47,17 @@ class RoundLoop:
         registry: CheckpointRegistry,
         metrics: RoundMetrics,
         children: ChildRecords,
+        *,
+        interrupted: int | None = None,
     ) -> None:
+        """`interrupted`: the round to go on with before any other starts (`recovery.recover`)."""
         self._settings, self._buffer, self._registry = settings, buffer, registry
         self._metrics, self._children = metrics, children
         self._store = RoundStore(StateLayout(settings.state).rounds)
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._requested = False
-        self._running: int | None = None
+        self._interrupted = self._running = interrupted
         self.wake: Callable[[], None] = lambda: None
         """Makes the next step come at once; set by whoever runs the thread."""
 
@@ -74,12 +87,11 @@ class RoundLoop:
         """Run a round if one is due; returns the seconds until it wants to be called again."""
         if self._stop.is_set():
             return LOOK_SECONDS
-        self._finish_latest()
-        trigger = self._claim()
-        if trigger is None:
+        work = self._work()
+        if work is None:
             return LOOK_SECONDS
         try:
-            return self._run(trigger)
+            return self._run(work)
         finally:
             self._let_go()
 
@@ -111,27 +123,32 @@ class RoundLoop:
 
     def _let_go(self) -> None:
         with self._lock:
-            self._requested, self._running = False, None
+            self._requested, self._running, self._interrupted = False, None, None
         self._metrics.in_progress.set(0)
 
-    def _run(self, trigger: Trigger) -> float:
+    def _work(self) -> Work | None:
+        """What to do now: go on with the interrupted round, start one that is due, or nothing."""
+        if self._interrupted is not None:
+            return partial(continue_round, number=self._interrupted)
+        self._finish_latest()
+        trigger = self._claim()
+        return partial(run_round, trigger=trigger) if trigger is not None else None
+
+    def _run(self, work: Work) -> float:
         """One round; returns the seconds until the next look."""
         self._metrics.in_progress.set(1)
+        context = RoundContext(
+            self._settings, self._buffer, self._registry, self._stop, self._show, self._children, suspends=True
+        )
         try:
-            verdict = run_round(
-                self._settings,
-                self._buffer,
-                self._registry,
-                trigger,
-                self._stop,
-                self._show,
-                children=self._children,
-            )
+            verdict = work(context)
+        except RoundSuspended:
+            return LOOK_SECONDS
         except RoundFailed as error:
             log.error("round_failed", round=error.verdict.round, reason=error.reason)
             verdict = error.verdict
         except NotEnoughFrames as error:
-            log.warning("round_not_started", trigger=trigger, reason=str(error))
+            log.warning("round_not_started", reason=str(error))
             return REFUSED_SECONDS
         self._count(verdict)
         return LOOK_SECONDS

@@ -1,17 +1,21 @@
 """One round from outside: lease frames, write the spec, launch, wait, judge. Used by the daemon and by `mfmd adapt`.
 
-The round is a process group of its own. It may crash, hang or be killed: what it left is recorded as a failed round,
-its frames are released, and the incumbent serves on.
+The round is a process group of its own. It may crash or hang: what it left is recorded as a failed round, its frames
+are released, and the incumbent serves on. When it is this side that ends first, the next one goes on with the round
+(`daemon.continuation`).
 """
 
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-from configs.settings import Settings
+from configs.settings import RoundSettings, Settings
 from daemon.child_records import ChildRecords
 from daemon.errors import DaemonError, NoCheckpoint, NotEnoughFrames
+from daemon.inheritance import inherited_round, promoted_round
 from daemon.launch import launch_command, launch_environment
 from daemon.logs import get_logger
 from daemon.process_group import ProcessGroup
@@ -21,7 +25,7 @@ from storage.catalog import FrameRecord
 from storage.frames import FrameBuffer
 from storage.layout import StateLayout
 from storage.registry import CheckpointRegistry
-from storage.round_records import Progress, RoundScores, RoundSpec, Verdict
+from storage.round_records import Progress, RoundScores, RoundSpec, RoundStart, Verdict
 from storage.rounds import RoundFolder, RoundStore
 
 POLL_SECONDS = 0.2
@@ -37,6 +41,10 @@ ShowProgress = Callable[[Progress], None]
 log = get_logger(__name__)
 
 
+class RoundSuspended(DaemonError):
+    """The daemon stops; the round has saved its state, keeps its frames, and goes on with the next daemon."""
+
+
 class RoundFailed(DaemonError):
     """A round crashed, hung or diverged; it is recorded, the incumbent serves on."""
 
@@ -48,33 +56,86 @@ class RoundFailed(DaemonError):
         self.reason = reason
 
 
-def run_round(
-    settings: Settings,
-    buffer: FrameBuffer,
-    registry: CheckpointRegistry,
-    trigger: Trigger,
-    stop: threading.Event,
-    on_progress: ShowProgress | None = None,
-    *,
-    children: ChildRecords | None = None,
-) -> Verdict:
+@dataclass(frozen=True, slots=True)
+class RoundContext:
+    """What every round of a process works with."""
+
+    settings: Settings
+    """The settings of now."""
+    buffer: FrameBuffer
+    """Opened for writing."""
+    registry: CheckpointRegistry
+    """The versions."""
+    stop: threading.Event
+    """Ends the round early."""
+    on_progress: ShowProgress = lambda _: None
+    """Gets each new line of progress."""
+    children: ChildRecords | None = None
+    """Remembers the round's processes for the next daemon."""
+    suspends: bool = False
+    """Whether a stopped round is left for the next daemon to go on with; otherwise it has ended, inconclusive."""
+
+    @property
+    def store(self) -> RoundStore:
+        """The round folders."""
+        return RoundStore(StateLayout(self.settings.state).rounds)
+
+
+def run_round(context: RoundContext, trigger: Trigger) -> Verdict:
     """Run one round now and act on its verdict. Only one at a time, under the state directory's lock.
 
-    `stop` ends it early: the verdict is then inconclusive. `children` remembers its processes for the next daemon.
-    Raises NoCheckpoint or NotEnoughFrames when it cannot start, RoundFailed after a failure was recorded.
+    Raises NoCheckpoint or NotEnoughFrames when it cannot start, RoundFailed after a failure was recorded,
+    RoundSuspended when it was stopped and goes on later.
     """
-    store = RoundStore(StateLayout(settings.state).rounds)
+    settings, buffer, registry, store = context.settings, context.buffer, context.registry, context.store
     incumbent, number = incumbent_version(registry), store.next_number()
     frames = buffer.lease(number)
-    try:
+    with _leased(buffer, number):
         check_frames(frames, settings)
-        folder = store.create(_spec(settings, registry, number, incumbent, frames, trigger))
+        folder = store.create(_spec(context, number, incumbent, frames, trigger))
         log.info("round_started", round=number, trigger=trigger, incumbent=incumbent, frames=len(frames))
-        _run_process(settings, folder, stop, on_progress or _ignore, children)
-    finally:
+        _run_process(context, settings.round, folder)
+    return _concluded(context, folder)
+
+
+def continue_round(context: RoundContext, number: int) -> Verdict:
+    """Go on with a round that was interrupted (`continuation.interrupted_round`), from its last state. Raises as
+    `run_round`.
+    """
+    folder = context.store.folder(number)
+    with _leased(context.buffer, number):
+        settings = Settings.model_validate(folder.spec().settings)  # its own: the state belongs to them
+        folder.remove_scores()
+        log.info("round_continued", round=number, step=saved_step(folder))
+        _run_process(context, settings.round, folder)
+    return _concluded(context, folder)
+
+
+def saved_step(folder: RoundFolder) -> int:
+    """Step of a round's newest training state; 0: it has none."""
+    return max(folder.states.steps(), default=0)
+
+
+@contextmanager
+def _leased(buffer: FrameBuffer, number: int) -> Iterator[None]:
+    """Give the round's frames back at the end, unless it is only suspended."""
+    try:
+        yield
+    except RoundSuspended:
+        raise
+    except BaseException:
         buffer.release(number)
+        raise
+    buffer.release(number)
+
+
+def _concluded(context: RoundContext, folder: RoundFolder) -> Verdict:
+    """Judge a round that has ended, and tidy up after it."""
+    settings, registry, store, number = context.settings, context.registry, context.store, folder.number
     verdict = judge(registry, folder, settings)
-    store.prune(settings.round.keep_folders)
+    heir = promoted_round(registry)
+    store.remove_states(spare=heir)
+    store.prune(settings.round.keep_folders, spare=heir)
     scores = folder.scores()
     log.info("round_ended", round=number, decision=verdict.decision, reason=verdict.reason, version=verdict.version)
     if scores is not None and scores.status == "failed":
@@ -113,13 +174,11 @@ def record_failure(folder: RoundFolder, status: str, reason: str) -> None:
 
 
 def _spec(
-    settings: Settings,
-    registry: CheckpointRegistry,
-    number: int,
-    incumbent: int,
-    frames: Sequence[FrameRecord],
-    trigger: Trigger,
+    context: RoundContext, number: int, incumbent: int, frames: Sequence[FrameRecord], trigger: Trigger
 ) -> RoundSpec:
+    settings, registry = context.settings, context.registry
+    inherits, why = inherited_round(settings, registry, context.store)
+    log.info("round_start_state", round=number, inherits=inherits, reason=why)
     return RoundSpec(
         round=number,
         incumbent=incumbent,
@@ -129,46 +188,43 @@ def _spec(
         settings=settings.model_dump(mode="json"),
         created=time.time(),
         trigger=trigger,
+        inherits=inherits,
     )
 
 
-def _run_process(
-    settings: Settings,
-    folder: RoundFolder,
-    stop: threading.Event,
-    on_progress: ShowProgress,
-    children: ChildRecords | None,
-) -> None:
-    """Launch, follow, end. Afterwards nothing of it runs and `scores.json` exists."""
-    command = launch_command(settings.round, folder.spec_path)
-    group = ProcessGroup(command, log=folder.log, nice=NICE, environment=launch_environment(settings.round))
-    if children is not None:
-        children.add(f"round {folder.number}", group.pid, str(folder.spec_path))
+def _run_process(context: RoundContext, settings: RoundSettings, folder: RoundFolder) -> None:
+    """Launch, follow, end. Afterwards nothing of it runs, and `scores.json` exists unless it is suspended."""
+    folder.append_start(RoundStart(at=time.time(), step=saved_step(folder)))
+    command = launch_command(settings, folder.spec_path)
+    group = ProcessGroup(command, log=folder.log, nice=NICE, environment=launch_environment(settings))
+    if context.children is not None:
+        context.children.add(f"round {folder.number}", group.pid, str(folder.spec_path))
     try:
-        cause = _follow(group, folder, stop, on_progress, settings.round.max_seconds + SCORING_SECONDS)
+        cause = _follow(group, folder, context, settings.max_seconds + SCORING_SECONDS)
         status = group.stop(GRACE_SECONDS)
     finally:
         group.kill()
-        if children is not None:
-            children.remove(f"round {folder.number}")
-    if folder.scores() is None:
-        stopped = cause == "stopped"
+        if context.children is not None:
+            context.children.remove(f"round {folder.number}")
+    scores, stopped = folder.scores(), cause == "stopped"
+    if stopped and context.suspends and saved_step(folder) and (scores is None or scores.status == "stopped"):
+        log.info("round_suspended", round=folder.number, step=saved_step(folder))
+        raise RoundSuspended(f"round {folder.number} goes on from step {saved_step(folder)} with the next daemon")
+    if scores is None:
         reason = "stopped before it could write its scores" if stopped else cause or _death(status, folder)
         record_failure(folder, "stopped" if stopped else "failed", reason)
 
 
-def _follow(
-    group: ProcessGroup, folder: RoundFolder, stop: threading.Event, on_progress: ShowProgress, limit: float
-) -> str:
+def _follow(group: ProcessGroup, folder: RoundFolder, context: RoundContext, limit: float) -> str:
     """Until the leader ends, `stop` is set or the time is up; returns why we end it, or nothing."""
     deadline, shown = time.monotonic() + limit, 0.0
     while group.poll() is None:
-        if stop.wait(POLL_SECONDS):
+        if context.stop.wait(POLL_SECONDS):
             return "stopped"
         progress = folder.last_progress()
         if progress is not None and progress.at > shown:
             shown = progress.at
-            on_progress(progress)
+            context.on_progress(progress)
         if time.monotonic() > deadline:
             return f"no end after {limit:.0f} s (round.max_seconds and {SCORING_SECONDS:.0f} s for scoring)"
     return ""
@@ -187,7 +243,3 @@ def _last_line(folder: RoundFolder) -> str:
         file.seek(max(0, folder.log.stat().st_size - LOG_TAIL_BYTES))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "(none)"
-
-
-def _ignore(_: Progress) -> None:
-    """Nobody watches."""

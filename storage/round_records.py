@@ -29,6 +29,17 @@ class RoundSpec(Record):
     """Unix time (seconds)."""
     trigger: Literal["new_frames", "interval", "manual"]
     """Why the round started."""
+    inherits: int | None = None
+    """Round whose training state this one starts from; none: clean, from the incumbent's weights."""
+
+
+class RoundStart(Record):
+    """One line of `starts.jsonl`: the round's processes were started, for the first time or to go on."""
+
+    at: float
+    """Unix time (seconds)."""
+    step: int
+    """Step of the training state it goes on from; 0: the beginning."""
 
 
 class Progress(Record):

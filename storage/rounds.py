@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from storage import durable
 from storage.errors import StorageError, UnknownRound
 from storage.manifest import Record
-from storage.round_records import Progress, RoundScores, RoundSpec, Verdict
+from storage.round_records import Progress, RoundScores, RoundSpec, RoundStart, Verdict
+from storage.training_states import TrainingStates
 
 TAIL_BYTES = 16 * 1024
 """The last progress line is looked for in this much of the file's end (bytes)."""
@@ -43,9 +44,9 @@ class RoundFolder:
         return self.path / "log"
 
     @property
-    def state(self) -> Path:
-        """Folder of teacher, Rebuilder, optimizer and random states."""
-        return self.path / "state"
+    def states(self) -> TrainingStates:
+        """Teacher, student, Rebuilder, optimizer, counters and random states, as the round saved them."""
+        return TrainingStates(self.path / "state")
 
     def spec(self) -> RoundSpec:
         """What was asked for. Raises StorageError when it cannot be read."""
@@ -53,6 +54,15 @@ class RoundFolder:
         if spec is None:
             raise StorageError(f"{self.spec_path}: missing; the round folder was tampered with")
         return spec
+
+    def append_start(self, start: RoundStart) -> None:
+        """Add a line to `starts.jsonl`, durably, before the process it tells of starts."""
+        durable.append_line(self.path / "starts.jsonl", start.model_dump_json())
+
+    def starts(self) -> list[RoundStart]:
+        """Every start of the round's processes, oldest first; a torn line is one that did not happen."""
+        path = self.path / "starts.jsonl"
+        return _parsed(path.read_bytes().splitlines(), RoundStart) if path.exists() else []
 
     def append_progress(self, progress: Progress) -> None:
         """Add a line to `progress.jsonl`: flushed, not fsynced, for it is news and not a record."""
@@ -62,7 +72,7 @@ class RoundFolder:
     def progress(self) -> list[Progress]:
         """All progress so far, oldest first; a line still being written is left out."""
         path = self.path / "progress.jsonl"
-        return _parsed(path.read_bytes().splitlines(keepends=True)) if path.exists() else []
+        return _parsed(path.read_bytes().splitlines(keepends=True), Progress) if path.exists() else []
 
     def last_progress(self) -> Progress | None:
         """The newest progress, read from the end of the file."""
@@ -72,12 +82,16 @@ class RoundFolder:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))
             lines = file.read().splitlines(keepends=True)
-        found = _parsed(lines)
+        found = _parsed(lines, Progress)
         return found[-1] if found else None
 
     def write_scores(self, scores: RoundScores) -> None:
         """Write `scores.json` durably."""
         durable.write_record(self.path / "scores.json", scores)
+
+    def remove_scores(self) -> None:
+        """Take back how a stopped round ended: it goes on."""
+        durable.remove_file(self.path / "scores.json")
 
     def scores(self) -> RoundScores | None:
         """How the round ended; none while it runs or when it was killed. Raises StorageError when damaged."""
@@ -130,21 +144,31 @@ class RoundStore:
         numbers = self.numbers()
         return self.folder(numbers[-1]) if numbers else None
 
-    def prune(self, keep: int) -> list[int]:
-        """Remove the oldest folders beyond `keep` (at least one stays, so numbers go on); returns their numbers."""
+    def prune(self, keep: int, spare: int | None = None) -> list[int]:
+        """Remove the oldest folders beyond `keep` (at least one stays, so numbers go on); returns their numbers.
+
+        Round `spare` stays in any case: its training state is still to be inherited.
+        """
         numbers = self.numbers()
-        removed = numbers[: max(0, len(numbers) - max(1, keep))]
+        removed = [number for number in numbers[: max(0, len(numbers) - max(1, keep))] if number != spare]
         for number in removed:
             durable.retire_directory(self.folder(number).path)
         return removed
 
+    def remove_states(self, spare: int | None) -> list[int]:
+        """Remove the training states of all rounds but `spare`; returns the numbers of the rounds that had one."""
+        removed = [number for number in self.numbers() if number != spare and self.folder(number).states.steps()]
+        for number in removed:
+            self.folder(number).states.remove()
+        return removed
 
-def _parsed(lines: list[bytes]) -> list[Progress]:
+
+def _parsed(lines: list[bytes], kind: type[AnyRecord]) -> list[AnyRecord]:
     """Whole lines only: the first may be cut by reading a tail, the last by a write that goes on."""
     found = []
     for line in lines:
         try:
-            found.append(Progress.model_validate_json(line))
+            found.append(kind.model_validate_json(line))
         except ValidationError:
             continue
     return found

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from adapters.rebuilder import LayerNorm2d
+from adapters.projector import LayerNorm2d
 
 
 class FeaturePyramid(nn.Module):

@@ -12,20 +12,27 @@ class Anchor:
     """
 
     def __init__(self, student: SegmentationNetwork, released: SegmentationNetwork | None, strength: float) -> None:
-        """`released` none or `strength` 0: no pull."""
-        self._strength = strength if released is not None else 0.0
+        """`strength` 0: no pull, and `released` may be none. Raises ValueError without anything to pull towards."""
+        self._strength = strength
         self._released: dict[torch.nn.Parameter, torch.Tensor] = {}
-        if released is not None and strength > 0.0:
-            pairs = zip(student.parameters(), released.parameters(), strict=True)
-            self._released = {mine: theirs.detach() for mine, theirs in pairs}
+        if strength == 0.0:
+            return
+        if released is None:
+            raise ValueError(f"a pull of {strength} towards the released weights needs the released version")
+        pairs = zip(student.parameters(), released.parameters(), strict=True)
+        self._released = {mine: theirs.detach() for mine, theirs in pairs}
 
     @torch.no_grad()
     def pull(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """Move the parameters in `optimizer` by one step; the Rebuilder's have no released weights and stay."""
+        """Move the parameters in `optimizer` by one step; the Rebuilder's have no released weights and stay.
+
+        `optimizer` none (nothing learns): nothing moved, so nothing is pulled.
+        """
         if self._strength == 0.0 or optimizer is None:
             return
         for group in optimizer.param_groups:
             mine = [parameter for parameter in group["params"] if parameter in self._released]
             if mine:
                 theirs = [self._released[parameter] for parameter in mine]
+                # at most the whole way: beyond it the weights would swing around the released ones and diverge
                 torch._foreach_lerp_(mine, theirs, min(1.0, group["lr"] * self._strength))

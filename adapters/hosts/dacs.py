@@ -5,14 +5,12 @@ the DAFormer code base (papers.md 5), the MFM branch as in papers.md 1.5.
 """
 
 from adapters.hosts.host import HostInputs
-from adapters.hosts.mfm_term import with_mfm
-from adapters.hosts.mix_term import MixTerm
 from adapters.hosts.self_training import SelfTraining
-from adapters.hosts.source_term import SourceTerm
+from adapters.hosts.terms import recipe_terms
 
 
 class Dacs(SelfTraining):
-    """Source cross-entropy, cross-entropy on the ClassMix image, MFM."""
+    """Source cross-entropy, cross-entropy on the ClassMix image, MFM; other losses where their weights are set."""
 
     def __init__(self, inputs: HostInputs) -> None:
-        super().__init__(inputs, with_mfm(inputs, [SourceTerm(inputs), MixTerm(inputs)]))
+        super().__init__(inputs, recipe_terms(inputs))

@@ -56,6 +56,13 @@ class HostInputs:
     """Device, precision and processes."""
     draws: Draws
     """Random numbers: mixes, augmentations, masks. Only dropout uses torch's own."""
+    reference: SegmentationNetwork | None = None
+    """The frozen network that feature distance measures against, in eval mode, on the device; none when the recipe has
+    no feature distance, or the round no source."""
+    source_free: bool = False
+    """Whether the round has no source images: batches come without, and the released weights hold the student."""
+    class_weights: Tensor | None = None
+    """Weight of each value of true labels, [256] on the device (`host.class_balance`); none: all weigh alike."""
 
     def images(self, frames: Tensor) -> Tensor:
         """[B, H, W, 3] bytes -> [B, 3, H, W] in [0, 1] on the device."""
@@ -64,6 +71,10 @@ class HostInputs:
     def on_device(self, tensor: Tensor) -> Tensor:
         """`tensor` on the device, without waiting for it."""
         return tensor.to(self.accelerator.device, non_blocking=True)
+
+    def label_weight(self, labels: Tensor) -> Tensor | None:
+        """Loss weight of true `labels` [B, H, W], of the same shape; none: all weigh alike."""
+        return None if self.class_weights is None else self.class_weights[labels]
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision as configured; for forward passes."""
@@ -74,7 +85,8 @@ class HostInputs:
 class Host(ABC):
     """One recipe. A step adds up gradients in the parameters; zeroing them and stepping the optimizer is the caller's.
 
-    The constructor may freeze parameters of the student: the optimizer gets what requires a gradient afterwards.
+    The constructor may freeze parameters of the student: the optimizer gets what requires a gradient afterwards. Which
+    layers are in train mode is settled in the step: whoever built the host may have set modes since.
     """
 
     learns = True

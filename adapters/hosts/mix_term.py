@@ -41,8 +41,9 @@ class MixTerm:
         if images.source is None or images.source_labels is None or not self._inputs.host.classmix:
             return images.target, labels, weight
         mask = class_mask(images.source_labels, self._inputs.draws)
+        true = self._inputs.label_weight(images.source_labels)
         return (
             paste(mask, images.source, images.target),
             paste(mask, images.source_labels, labels),
-            paste(mask, torch.ones_like(weight), weight),
+            paste(mask, torch.ones_like(weight) if true is None else true, weight),
         )

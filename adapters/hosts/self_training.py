@@ -30,6 +30,8 @@ class StepImages:
     """Source crops, [B, 3, H, W] in [0, 1]; none when source-free."""
     source_labels: Tensor | None
     """Their labels, [B, H, W] int64."""
+    teacher: SegmentationNetwork | None = None
+    """The network that gave the answer."""
 
 
 Term = Callable[[StepImages], dict[str, Tensor]]
@@ -40,14 +42,15 @@ class SelfTraining(Host):
     """Teacher update (not before the first step), pseudo-labels on the clean target, then the recipe's terms in order.
 
     Source-free (a batch without source): terms that need source give nothing, and the student is pulled towards the
-    released weights when `host.anchor_weight` says so.
+    released weights (`host.anchor_weight`).
     """
 
     def __init__(self, inputs: HostInputs, terms: Sequence[Term]) -> None:
         super().__init__(inputs)
         self.teacher = Teacher(self.student, inputs.host.ema_decay)
         self._terms = terms
-        self._anchor = Anchor(self.student, inputs.released, inputs.host.anchor_weight)
+        strength = inputs.host.anchor_strength(source_free=inputs.source_free)
+        self._anchor = Anchor(self.student, inputs.released, strength)
 
     def step(self, *batches: StepBatch) -> StepLosses:
         """Add the gradients of one optimizer step to the parameters; advances the teacher."""
@@ -81,6 +84,7 @@ class SelfTraining(Host):
             pseudo,
             inputs.images(source.images) if source is not None else None,
             inputs.on_device(source.labels).long() if source is not None else None,
+            self.teacher.network,
         )
 
     def _backward(self, images: StepImages, share: float) -> StepLosses:

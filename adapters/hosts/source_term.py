@@ -1,21 +1,26 @@
-"""The supervised loss: cross-entropy on source crops against their labels."""
+"""The losses on source crops: cross-entropy against their labels, and feature distance on the same forward pass."""
 
 from torch import Tensor
 
 from adapters.augment import color_jitter, normalise_unit
+from adapters.hosts.feature_distance import feature_distance
 from adapters.hosts.host import HostInputs
 from adapters.hosts.self_training import StepImages
 from adapters.training_pass import encode, prediction_loss
 
 
 class SourceTerm:
-    """`source`: plain cross-entropy, weight 1 (papers.md 5); nothing when source-free."""
+    """`source`: plain cross-entropy, weight 1; `feature_distance`, where the recipe has it (papers.md 5).
+
+    Nothing when source-free.
+    """
 
     def __init__(self, inputs: HostInputs) -> None:
         self._inputs = inputs
+        self._distance = feature_distance(inputs)
 
     def __call__(self, images: StepImages) -> dict[str, Tensor]:
-        """The loss of one batch."""
+        """The losses of one batch."""
         if images.source is None or images.source_labels is None:
             return {}
         inputs, source = self._inputs, images.source
@@ -23,4 +28,9 @@ class SourceTerm:
             source = color_jitter(source, inputs.host.source_jitter, inputs.draws)
         with inputs.autocast():
             encoded = encode(inputs.student, normalise_unit(source), inputs.draws)
-            return {"source": prediction_loss(inputs.student, encoded, images.source_labels)}
+            weight = inputs.label_weight(images.source_labels)
+            losses = {"source": prediction_loss(inputs.student, encoded, images.source_labels, weight)}
+            if self._distance is not None:
+                distance = self._distance(encoded, images.source_labels)
+                losses["feature_distance"] = inputs.host.feature_distance_weight * distance
+        return losses

@@ -22,7 +22,7 @@ RATE = 0.2
 
 
 def dropped(features: Sequence[Tensor], seed: int) -> list[Tensor]:
-    """`features` `[1, C_l, H_l, W_l]` with channels dropped at `RATE` and the rest scaled by 1 / (1 - RATE).
+    """`features` `[N, C_l, H_l, W_l]` with channels dropped at `RATE` and the rest scaled by 1 / (1 - RATE).
 
     The mask depends on `seed` and the channel counts alone, so two models of one architecture lose the same channels.
     """
@@ -32,15 +32,17 @@ def dropped(features: Sequence[Tensor], seed: int) -> list[Tensor]:
 
 
 def dropout_disagreement(
-    network: SegmentationNetwork, features: Sequence[Tensor], prediction: Tensor, image_index: int
+    network: SegmentationNetwork, features: Sequence[Sequence[Tensor]], prediction: Tensor, image_index: int
 ) -> float:
     """Share of pixels (0-1) where a dropout pass differs from `prediction` [h, w], mean over `PASSES` passes.
 
-    `features` are the maps of one image; `image_index` seeds its masks.
+    `features` are the maps of `encode_all` of one image; `image_index` seeds its masks. Maps of several views share a
+    decoder, and lose the same channels.
     """
     height, width = prediction.shape
     changed = 0.0
     for run in range(PASSES):
-        logits = network.decode(dropped(features, seed=image_index * PASSES + run), (height, width))
+        maps = [dropped(view, seed=image_index * PASSES + run) for view in features]
+        logits = network.predict(maps, (height, width))
         changed += float((class_map(logits[0]) != prediction).double().mean())
     return changed / PASSES

@@ -34,9 +34,9 @@ class FrameScores:
 
     def add(self, network: SegmentationNetwork, image: Tensor) -> None:
         """Score one normalised image [1, 3, h, w]. Raises NotFinite."""
-        features = network.encode(image)
+        features = network.encode_all(image)
         height, width = image.shape[-2:]
-        logits = check_finite(network.decode(features, (height, width))[0])  # [K, h, w]
+        logits = check_finite(network.predict(features, (height, width))[0])  # [K, h, w]
         probabilities, prediction = logits.softmax(dim=0), class_map(logits)
         self.area.append(area(prediction, network.num_classes).tolist())
         self.gram.append(gram_matrix(probabilities).tolist())

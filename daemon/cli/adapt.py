@@ -45,11 +45,14 @@ def adapt(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
 
 
 def _in_process(settings: "Settings", layout: "StateLayout", show: "ShowProgress") -> "Verdict":
-    """A round of our own, under the state directory's lock; Ctrl-C ends it cleanly."""
+    """A round of our own, under the state directory's lock; Ctrl-C ends it cleanly, for good.
+
+    A round that a kill interrupted is gone on with instead of a new one.
+    """
     from daemon.child_records import ChildRecords
     from daemon.logs import configure_logs
     from daemon.recovery import recover
-    from daemon.rounds import run_round
+    from daemon.rounds import RoundContext, continue_round, run_round
     from storage.frames import FrameBuffer
 
     if settings.log.level == "debug":
@@ -59,11 +62,14 @@ def _in_process(settings: "Settings", layout: "StateLayout", show: "ShowProgress
     with layout.lock(), _stop_on_signal() as stop:
         buffer = FrameBuffer.open(layout, settings.buffer, writable=True)
         try:
-            recover(settings, buffer, registry)
+            interrupted = recover(settings, buffer, registry)
             children = ChildRecords(layout.run_file("children"))
-            verdict = run_round(
-                settings, buffer, registry, "manual", stop, lambda item: _show(show, item), children=children
-            )
+            context = RoundContext(settings, buffer, registry, stop, lambda item: _show(show, item), children)
+            if interrupted is None:
+                verdict = run_round(context, "manual")
+            else:
+                typer.echo(f"Round {interrupted} was interrupted and goes on.", err=True)
+                verdict = continue_round(context, interrupted)
         finally:
             buffer.close()
         if stop.is_set():
@@ -96,7 +102,7 @@ def _through_daemon(settings: "Settings", layout: "StateLayout", show: "ShowProg
     while True:
         time.sleep(POLL_SECONDS)
         if not layout.locked():
-            raise ControlFailed(f"the daemon ended before round {number} did; when it starts again it judges the round")
+            raise ControlFailed(f"the daemon ended before round {number} did; when it starts again it goes on with it")
         running = client.running_round() == number  # asked first: the verdict is written before this turns false
         folder = store.folder(number) if number in store.numbers() else None
         progress = folder.last_progress() if folder else None

@@ -1,9 +1,17 @@
 """One of two processes started by test_parallel.py: exchanges tensors and prints nothing unless an assertion fails."""
 
+import copy
+
 import torch
 from accelerate.accelerator import Accelerator
+from torch import nn
 
-from adapters.parallel import agree, average_buffers, average_gradients, check_replicated
+from adapters.classmix import class_mask
+from adapters.draws import Draws
+from adapters.mfm import untouched_running_statistics
+from adapters.parallel import agree, average_buffers, average_gradients, check_replicated, sum_over_processes
+from adapters.pseudo_labels import pseudo_label
+from adapters.sync_batch_norm import SyncedBatchNorm, synchronise_batch_norm
 
 
 def main() -> None:
@@ -24,7 +32,59 @@ def main() -> None:
     average_buffers(accelerator, network)
     assert network[1].running_mean.tolist() == [2.0, 2.0] and network[1].num_batches_tracked == 7
     assert agree(accelerator, 3 * mine, 0.5 - mine) == (3.0, 0.5)
+    check_shared_counts(accelerator.process_index)
+    check_batch_norm(accelerator)
     accelerator.end_training()
+
+
+def check_shared_counts(rank: int) -> None:
+    """What one process would say of the whole batch, each says of its half: sums, the ratio q, ClassMix."""
+    assert sum_over_processes(torch.tensor([1, rank])).tolist() == [2, 1]
+    generator = torch.Generator().manual_seed(1)
+    mine = slice(2 * rank, 2 * rank + 2)
+    logits = 3 * torch.randn(4, 3, 8, 8, generator=generator)
+    valid = torch.ones(4, 8, 8, dtype=torch.bool)
+    valid[0, :5] = False  # so that the halves have other numbers of pixels
+    # Both processes give the whole batch here: sums double, ratios and sets stay what they are in one process.
+    whole = pseudo_label(logits, valid, valid, 0.9)
+    half = pseudo_label(logits[mine], valid[mine], valid[mine], 0.9)
+    assert torch.equal(half.kept_ratio, whole.kept_ratio) and torch.equal(half.weight, whole.weight[mine])
+    labels = torch.arange(7).repeat_interleave(5)[: 4 * 8].view(4, 8, 1)  # the halves have other classes
+    masks = class_mask(labels, Draws(3))
+    assert torch.equal(class_mask(labels[mine], Draws(3, rank=rank, processes=2)), masks[mine])
+
+
+def check_batch_norm(accelerator: Accelerator) -> None:
+    """Outputs, gradients, running statistics of a synchronised BatchNorm on half the batch, against the whole batch."""
+    rank, mine = accelerator.process_index, slice(2 * accelerator.process_index, 2 * accelerator.process_index + 2)
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 5, 6) * torch.tensor([1.0, 4.0, 9.0]).view(3, 1, 1) + 50.0
+    one = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2, affine=False))
+    two = copy.deepcopy(one)
+    synchronise_batch_norm(two, accelerator.device)
+    synchronise_batch_norm(two, accelerator.device)
+    assert [type(layer) for layer in two] == [nn.Conv2d, SyncedBatchNorm] * 2
+    assert two.state_dict().keys() == one.state_dict().keys()
+    for momentum in (0.1, None):
+        one[1].momentum = two[1].momentum = momentum
+        for _ in range(3):
+            expected, found = one(images), two(images[mine])
+            torch.testing.assert_close(found, expected[mine], rtol=1e-5, atol=1e-5)
+        for network, output in ((one, expected), (two, found)):
+            network.zero_grad()
+            output.pow(3).mean().backward()
+        average_gradients(accelerator, list(two.parameters()))
+        for parameter, reference in zip(two.parameters(), one.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, reference.grad, rtol=1e-4, atol=1e-5)
+        for buffer, reference in zip(two.buffers(), one.buffers(), strict=True):
+            torch.testing.assert_close(buffer, reference, rtol=1e-5, atol=1e-6)
+    one.load_state_dict(two.state_dict())
+    before = two[1].running_mean.clone()
+    with untouched_running_statistics(two):
+        torch.testing.assert_close(two(images[mine]), copy.deepcopy(one)(images)[mine], rtol=1e-5, atol=1e-5)
+    assert torch.equal(two[1].running_mean, before)
+    if rank == 0:  # alone: nothing is exchanged in eval mode
+        torch.testing.assert_close(two.eval()(images), one.eval()(images), rtol=1e-5, atol=1e-5)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,14 @@ import torch
 from PIL import Image
 
 import adapters.data
+from adapters.crop_choice import dominated
 from adapters.data import (
-    Region,
     SourceCrops,
     TargetCrops,
     batches,
     crop_within,
-    dominated,
-    endless_order,
-    random_region,
 )
+from adapters.regions import Region, random_region
 from storage.frames import FrameBuffer
 from storage.labelled import LabelledSet
 from storage.labelled_import import import_labelled
@@ -96,11 +94,6 @@ def test_streams_repeat_under_a_seed_and_differ_without(source) -> None:
 
     assert torch.equal(first(1), first(1))
     assert not torch.equal(first(1), first(2))
-
-
-def test_every_image_is_used_before_any_is_used_again() -> None:
-    order = list(itertools.islice(endless_order(5, np.random.default_rng(0)), 15))
-    assert [sorted(order[start : start + 5]) for start in (0, 5, 10)] == [list(range(5))] * 3
 
 
 def test_both_orientations_occur(target) -> None:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from adapters.draws import Draws
 from adapters.errors import NetworkMismatch, UnsupportedModel
+from adapters.feature_mask import grid_of
 from adapters.huggingface.models import FAMILIES, build_huggingface, load_huggingface
 from adapters.huggingface.pixels import pixel_change, scaling_of
 from adapters.inference import normalise
@@ -73,7 +74,7 @@ def test_takes_part_in_mfm_and_trains_one_image(network: SegmentationNetwork) ->
     """Every weight that is not frozen learns; what is frozen does not matter to the logits."""
     rebuilder = build_rebuilder(network.train(), (64, 96), MfmSettings(dim=32, heads=4, blocks=1))
     images, labels = torch.randn(1, 3, 64, 96), torch.randint(0, CLASSES, (1, 64, 96))
-    keep = [torch.rand(1, 1, *rebuilder.grid_of(network.encode(images)[-1].shape[-2:])) > 0.4]
+    keep = [torch.rand(1, 1, *grid_of(network.encode(images)[-1].shape[-2:], 16)) > 0.4]
     mfm_loss(network, rebuilder, images, labels, torch.ones(1, 64, 96), Draws(0), keep).backward()
     F.cross_entropy(network(images), labels).backward()
     idle = [key for key, value in network.named_parameters() if value.requires_grad and value.grad is None]

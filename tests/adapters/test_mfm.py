@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from adapters.build import build_network
 from adapters.draws import Draws
+from adapters.feature_mask import grid_of
 from adapters.losses import weighted_cross_entropy
 from adapters.mfm import mfm_loss, untouched_running_statistics
 from adapters.network import SegmentationNetwork
@@ -44,7 +45,7 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
 
 def keep_all(student: SegmentationNetwork, rebuilder: Rebuilder, images: Tensor) -> Tensor:
     with torch.no_grad():
-        rows, columns = rebuilder.grid_of(tuple(student.encode(images)[-1].shape[-2:]))
+        rows, columns = grid_of(student.encode(images)[-1].shape[-2:], rebuilder.settings.grid)
     return torch.ones(len(images), 1, rows, columns, dtype=torch.bool)
 
 

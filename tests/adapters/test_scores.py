@@ -134,13 +134,13 @@ def test_dropout_masks_follow_the_seed_alone() -> None:
 
 def test_disagreement_grows_as_margins_shrink() -> None:
     model, image = network(), torch.rand(1, 3, 32, 32)
-    features, prediction = model.encode(image), model(image)[0].argmax(0)
+    features, prediction = model.encode_all(image), model(image)[0].argmax(0)
     first = dropout_disagreement(model, features, prediction, 0)
     assert 0.0 < first < 1.0
     assert dropout_disagreement(model, features, prediction, 0) == first
     model.decoder.classify.bias[int(prediction.flatten().mode().values)] += 1000
     certain = model(image)[0].argmax(0)
-    assert dropout_disagreement(model, model.encode(image), certain, 0) == 0.0
+    assert dropout_disagreement(model, model.encode_all(image), certain, 0) == 0.0
 
 
 def test_flip_consistency_is_one_only_for_symmetric_answers() -> None:

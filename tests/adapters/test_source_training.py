@@ -78,3 +78,10 @@ def test_no_source_says_what_to_set(training_state) -> None:
 def test_without_validation_images_there_are_no_scores(training_state) -> None:
     training_state.draw_source(1)  # its name hash puts the one image into the training part
     assert pretrain(training_state.settings()).scores == {}
+
+
+@pytest.mark.parametrize("options", [{"mixed_precision": "bf16"}, {"class_balance": 0.5}])
+def test_options_of_source_training_learn_too(training_state, options) -> None:
+    training_state.draw_source(12)
+    settings = training_state.settings(pretrain={"steps": 40, "batch_size": 4, "jitter": 0.0, "optim": FAST, **options})
+    assert pretrain(settings).scores["source_miou"] > 0.4  # 0.2 at the start

@@ -39,7 +39,7 @@ def test_a_folder_has_its_spec_from_the_first_moment(store: RoundStore):
     folder = store.create(spec(store.next_number()))
     assert folder.path == store.root / "000001" and folder.number == 1
     assert folder.spec() == spec(1)
-    assert folder.state.is_dir()
+    assert folder.states.latest() is None and folder.starts() == []
     assert (folder.scores(), folder.verdict(), folder.progress(), folder.last_progress()) == (None, None, [], None)
     assert store.next_number() == 2
     with pytest.raises(FileExistsError):

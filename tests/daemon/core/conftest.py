@@ -1,5 +1,6 @@
 """What the tests of the daemon's core share: settings of a small state directory, images, a registered version."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from configs.settings import Settings
+from daemon import rounds
 from daemon.activity import Activity
 from daemon.folder_events import Hints
 from daemon.ingest import Ingest
@@ -19,9 +21,27 @@ from storage.frames import FrameBuffer
 from storage.layout import StateLayout
 from storage.manifest import Manifest
 from storage.registry import CheckpointRegistry
+from storage.rounds import RoundStore
 
 PATIENCE = 20.0
 """Deadline of waits (seconds): far more than an idle machine needs."""
+PRELUDE = """
+import json, os, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, os.environ["MAIN"])
+from storage.rounds import RoundFolder
+from storage.round_records import Progress, RoundScores
+folder = RoundFolder(Path(sys.argv[1]).parent)
+def progress(step):
+    at, losses = time.time(), {"mix": 0.5}
+    folder.append_progress(Progress(at=at, phase="training", step=step, steps=9, losses=losses, kept_ratio=0.25))
+def scores(status, reason):
+    folder.write_scores(RoundScores(status=status, reason=reason, steps=3, seconds=1.5))
+def save(step):
+    (folder.states.begin(step) / "state.json").write_text("{}")
+    folder.states.publish(step)
+"""
+"""Programs in the place of `adapters.round` take its argument and write its files. The real one: test_run.py, e2e."""
 
 
 @pytest.fixture
@@ -184,3 +204,32 @@ def bench(make_settings: Callable[..., Settings], layout: StateLayout) -> Iterat
     yield make
     for item in opened:
         item.close()
+
+
+@pytest.fixture
+def world(bench, drop, write_image, add_version):
+    """A buffer of 8 frames, some held out, and version 1 serving."""
+    add_version()
+    made = bench()
+    for number in range(8):
+        write_image(drop / f"{number}.png", number)
+    made.until(lambda: made.counts.frames == 8)
+    assert 0 < made.counts.holdout < 8
+    return made
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """Let a round be this program."""
+
+    def use(code: str) -> None:
+        command = [sys.executable, "-c", PRELUDE + code]
+        monkeypatch.setattr(rounds, "launch_command", lambda settings, spec: [*command, str(spec)])
+
+    monkeypatch.setenv("MAIN", str(Path(__file__).parents[3]))
+    return use
+
+
+@pytest.fixture
+def store(layout):
+    return RoundStore(layout.rounds)

@@ -4,7 +4,6 @@ import json
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -17,60 +16,15 @@ from daemon.process_group import group_alive
 from daemon.recovery import recover
 from daemon.round_history import round_facts, schedule_state, summaries
 from daemon.round_loop import RoundLoop
-from daemon.rounds import RoundFailed, run_round
+from daemon.rounds import RoundContext, RoundFailed, run_round
 from daemon.schedule import due
 from storage.round_records import Progress, RoundScores, RoundSpec
-from storage.rounds import RoundStore
-
-PRELUDE = """
-import json, os, signal, sys, time
-from pathlib import Path
-sys.path.insert(0, os.environ["MAIN"])
-from storage.rounds import RoundFolder
-from storage.round_records import Progress, RoundScores
-folder = RoundFolder(Path(sys.argv[1]).parent)
-def progress(step):
-    at, losses = time.time(), {"mix": 0.5}
-    folder.append_progress(Progress(at=at, phase="training", step=step, steps=9, losses=losses, kept_ratio=0.25))
-def scores(status, reason):
-    folder.write_scores(RoundScores(status=status, reason=reason, steps=3, seconds=1.5))
-"""
-"""Programs in the place of `adapters.round` take its argument and write its files. The real one: test_run.py, e2e."""
-
-
-@pytest.fixture
-def world(bench, drop, write_image, add_version):
-    """A buffer of 8 frames, some held out, and version 1 serving."""
-    add_version()
-    made = bench()
-    for number in range(8):
-        write_image(drop / f"{number}.png", number)
-    made.until(lambda: made.counts.frames == 8)
-    assert 0 < made.counts.holdout < 8
-    return made
-
-
-@pytest.fixture
-def program(monkeypatch):
-    """Let a round be this program."""
-
-    def use(code: str) -> None:
-        command = [sys.executable, "-c", PRELUDE + code]
-        monkeypatch.setattr(rounds, "launch_command", lambda settings, spec: [*command, str(spec)])
-
-    monkeypatch.setenv("MAIN", str(Path(__file__).parents[3]))
-    return use
-
-
-@pytest.fixture
-def store(layout):
-    return RoundStore(layout.rounds)
 
 
 def _run(world, registry, stop=None, on_progress=None, children=None, trigger="manual"):
-    return run_round(
-        world.settings, world.buffer, registry, trigger, stop or threading.Event(), on_progress, children=children
-    )
+    show = on_progress or (lambda progress: None)
+    stop = stop or threading.Event()
+    return run_round(RoundContext(world.settings, world.buffer, registry, stop, show, children), trigger)
 
 
 def test_the_spec_says_what_to_work_on_and_frames_are_held_meanwhile(world, registry, store, program):

@@ -1,0 +1,43 @@
+"""Which random crop of a labelled image is kept: one of several classes, with enough of the class it is drawn for."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from adapters.regions import Pixels, Region
+
+DOMINANT_SHARE = 0.75
+"""A source crop in which one class covers more than this share of the labelled pixels is drawn again ..."""
+REDRAWS = 10
+"""... at most this often (papers.md 5: cat_max_ratio), and so is, around it, one without enough of a rare class."""
+
+Crop = tuple[Region, Pixels]
+"""A region of an image, and its labels [h, w]."""
+
+
+def choose_crop(draw: Callable[[], Crop], ignore_index: int, enough: Callable[[Pixels], bool] | None = None) -> Crop:
+    """One of the crops that `draw` gives: not dominated by a class, and, when asked for, with `enough` in its labels.
+
+    Where neither is to be had, the last one drawn.
+    """
+
+    def varied() -> Crop:
+        return _redrawn(draw, lambda labels: not dominated(labels, ignore_index))
+
+    return varied() if enough is None else _redrawn(varied, enough)
+
+
+def dominated(labels: Pixels, ignore_index: int) -> bool:
+    """Whether one class covers `DOMINANT_SHARE` of the labelled pixels of `labels` [H, W], or nothing is labelled."""
+    counts = np.bincount(labels.ravel(), minlength=256)
+    counts[ignore_index] = 0
+    return bool(counts.max() >= DOMINANT_SHARE * counts.sum())
+
+
+def _redrawn(draw: Callable[[], Crop], good: Callable[[Pixels], bool]) -> Crop:
+    crop = draw()
+    for _ in range(REDRAWS):
+        if good(crop[1]):
+            break
+        crop = draw()
+    return crop

@@ -1,0 +1,33 @@
+"""Head that says, for each class and place, whether to trust detail or context (HRDA; papers.md 5.1)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapters.decoders.layers import conv_norm_relu
+
+
+class ScaleAttention(nn.Module):
+    """The DAFormer head without its ASPP: each level linearly to `channels`, resized to the first level, fused 1x1.
+
+    It takes any number of levels, so it stands beside every decoder: four of a MiT, two of DeepLabV3+, the deepest one
+    of DeepLabV2.
+    """
+
+    def __init__(self, feature_channels: Sequence[int], channels: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.embeddings = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in feature_channels)
+        self.fuse = conv_norm_relu(channels * len(feature_channels), channels)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Share of the detail, `[B, K, H_1, W_1]` in (0, 1), of the maps of the half-size image."""
+        height, width = features[0].shape[-2:]
+        embedded = [embed(level) for embed, level in zip(self.embeddings, features, strict=True)]
+        resized = [F.interpolate(level, (height, width), mode="bilinear", align_corners=False) for level in embedded]
+        fused = self.fuse(torch.cat(resized, dim=1))  # [B, levels * channels, H_1, W_1] -> [B, channels, H_1, W_1]
+        logits: Tensor = self.classifier(self.dropout(fused))
+        return logits.sigmoid()

@@ -1,0 +1,89 @@
+"""Rare-class sampling: source crops are drawn for a class, rare classes more often (DAFormer; papers.md 5).
+
+Hoyer et al., "DAFormer: Improving Network Architectures and Training Strategies for Domain-Adaptive Semantic
+Segmentation" (CVPR 2022), eq. 5 and 6. The original counts 3,000 pixels in an image and 1,500 in a crop of 512; here
+they are shares, so that they mean the same at every size.
+"""
+
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapters.regions import Pixels
+from configs.settings import HostSettings
+from storage.labelled import LabelledSet
+
+FALLBACK_SHARE = 0.5
+"""A class that fills no image enough is drawn from the images with at least this share of what the fullest one has."""
+
+
+class RareClasses:
+    """Draws a class c with P(c) = softmax((1 - f_c) / T), then one of the images that hold enough of it, evenly.
+
+    f_c is the share of c in all labelled pixels; classes that never occur are left out. A class that exceeds the wanted
+    share in no image keeps its P(c), as in the paper, and is drawn from the images that hold most of it: those with at
+    least half as many pixels as the fullest one, so that not one image alone stands for it. (The original stops with
+    an error.)
+    """
+
+    def __init__(
+        self,
+        pixels: NDArray[np.int64],
+        areas: Sequence[int],
+        *,
+        temperature: float,
+        image_share: float,
+        crop_share: float,
+    ) -> None:
+        """`pixels` [N, K]: labelled pixels an image and class; `areas`: pixels of each image.
+
+        Raises ValueError when nothing is labelled.
+        """
+        totals = pixels.sum(axis=0)
+        if not totals.any():
+            raise ValueError("RareClasses needs labelled pixels")
+        self.classes: list[int] = np.flatnonzero(totals).tolist()
+        """Classes that occur."""
+        self.probabilities = _softmax((1.0 - totals[self.classes] / totals.sum()) / temperature)
+        """P(c) of each of `classes`."""
+        wanted = image_share * np.asarray(areas)
+        self.images = [_holding(pixels[:, index], wanted) for index in self.classes]
+        """Indices of the images that each of `classes` is drawn from."""
+        self._crop_share = crop_share
+
+    @classmethod
+    def from_settings(cls, labelled: LabelledSet, indices: Sequence[int], host: HostSettings) -> Self | None:
+        """Over the images `indices` of `labelled`; none when the recipe does not sample so, or nothing is labelled."""
+        pixels = labelled.class_pixels[list(indices)]
+        if not host.rare_class_sampling or not pixels.any():
+            return None
+        areas = [height * width for height, width in map(labelled.valid, indices)]
+        return cls(
+            pixels,
+            areas,
+            temperature=host.rare_class_temperature,
+            image_share=host.rare_class_image_share,
+            crop_share=host.rare_class_crop_share,
+        )
+
+    def draw(self, generator: np.random.Generator) -> tuple[int, int]:
+        """A class and the index of an image to crop for it."""
+        place = int(generator.choice(len(self.classes), p=self.probabilities))
+        return self.classes[place], int(generator.choice(self.images[place]))
+
+    def enough(self, labels: Pixels, wanted: int) -> bool:
+        """Whether class `wanted` exceeds its share of a crop with `labels` [h, w]."""
+        return bool(np.count_nonzero(labels == wanted) > self._crop_share * labels.size)
+
+
+def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    powers = np.exp(scores - scores.max())
+    return np.asarray(powers / powers.sum())
+
+
+def _holding(pixels: NDArray[np.int64], wanted: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Indices of the images with more than `wanted` [N] of `pixels` [N]; else of those with most."""
+    enough = np.flatnonzero(pixels > wanted)
+    return enough if len(enough) else np.flatnonzero(pixels >= FALLBACK_SHARE * pixels.max())

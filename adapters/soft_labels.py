@@ -1,0 +1,30 @@
+"""Losses on probabilities instead of labels, for recipes that adapt without pseudo-labels of one class."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def entropy(logits: Tensor, counted: Tensor) -> Tensor:
+    """Mean entropy of the softmax over the `counted` pixels [B, H, W] (bool), a scalar in nats; logits [B, K, H, W]."""
+    log_probabilities = F.log_softmax(logits.float(), dim=1)
+    return mean_over(-(log_probabilities.exp() * log_probabilities).sum(dim=1), counted)
+
+
+def soft_cross_entropy(logits: Tensor, probabilities: Tensor, counted: Tensor) -> Tensor:
+    """Mean of -sum_c p_c log softmax_c over the `counted` pixels [B, H, W] (bool), a scalar in nats.
+
+    `logits` and `probabilities` p [B, K, H, W].
+    """
+    return mean_over(-(probabilities * F.log_softmax(logits.float(), dim=1)).sum(dim=1), counted)
+
+
+@torch.no_grad()
+def confident_share(probabilities: Tensor, counted: Tensor, threshold: float) -> Tensor:
+    """Share of the `counted` pixels whose most probable class of `probabilities` [B, K, H, W] reaches `threshold`."""
+    return mean_over((probabilities.amax(dim=1) >= threshold).float(), counted)
+
+
+def mean_over(values: Tensor, counted: Tensor) -> Tensor:
+    """Mean of `values` [B, H, W] where `counted`, 0 when that is nowhere; a scalar."""
+    return (values * counted).sum() / counted.sum().clamp(min=1)

@@ -1,0 +1,127 @@
+"""CamVid, day to dusk, every arm with the same step budget: what does each recipe, and MFM on top of it, bring?
+
+    python benchmarks/adaptation.py --data ../shared/data/camvid --work /tmp/adaptation
+
+Trains the source models that are missing, runs what is missing (one JSON line a run in WORK/results.jsonl), and prints
+the tables for docs/benchmarks.md; curves go to `--out`. With `--continual` the arms go through fog, rain, night and
+sensor noise and back to day instead (WORK/continual.jsonl).
+"""
+
+import argparse
+import json
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from adaptation_arms import ARMS, STARTS
+from adaptation_report import draw_curves, report
+from adaptation_runs import Run, execute, prepare_start
+from continual import execute_continual
+from continual_report import continual_report, draw_drift
+
+Execute = Callable[[Run], dict[str, Any]]
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """The lines of all finished runs; a last line that was cut off is not one."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def missing(runs: Sequence[Run], path: Path, prefix: str = "") -> list[Run]:
+    """Those of `runs` without a line in the results at `path`."""
+    done = {line["key"] for line in read_results(path)}
+    return [run for run in runs if prefix + run.key() not in done]
+
+
+def run_all(runs: Sequence[Run], path: Path, processes: int, work: Execute = execute) -> Iterator[dict[str, Any]]:
+    """Execute `runs` side by side, each in one thread; every line is appended to `path` as soon as it is there."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        first_of = {run.settings().state: run for run in runs}
+        list(pool.map(prepare_start, first_of.values()))
+        for future in as_completed([pool.submit(work, run) for run in runs]):
+            line = future.result()
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            yield line
+
+
+def sentence(line: dict[str, Any]) -> str:
+    """One finished run, for the terminal."""
+    head = f"{line['start']:7}{line['arm']:16}{line['seed']} "
+    if "matrix" in line:
+        return head + " | ".join(" ".join(f"{100 * value:.1f}" for value in row) for row in line["matrix"])
+    return head + (
+        f"{json.dumps(line['extra'])} dusk {100 * line['candidate_dusk']:.1f} "
+        f"day {100 * line['candidate_day']:.1f}, training {line['train_seconds']:.0f} s of {line['seconds']:.0f} s"
+    )
+
+
+def arguments_of() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with day_train, day_val and dusk_stream")
+    parser.add_argument("--work", type=Path, required=True, help="folder of source models, buffers and results")
+    parser.add_argument("--starts", nargs="+", choices=list(STARTS), default=list(STARTS))
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="steps of every arm (default: the preset's round.steps)")
+    parser.add_argument("--every", type=int, default=0, help="curves: score the first seed's student so often")
+    parser.add_argument("--processes", type=int, default=1, help="runs side by side, one thread each")
+    parser.add_argument("--continual", action="store_true", help="the drift through the stages of shifts.py")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=JSON", help="settings for all runs")
+    parser.add_argument("--results", help="name of the results file in --work")
+    parser.add_argument("--out", type=Path, default=Path("out/adaptation"), help="folder of tables and curves")
+    parser.add_argument("--report-only", action="store_true", help="run nothing, report what is there")
+    return parser.parse_args()
+
+
+def runs_of(arguments: argparse.Namespace) -> list[Run]:
+    """What the arguments ask for, seed by seed, so that a cut leaves whole seeds; the start itself is scored once."""
+    extra = {name: json.loads(value) for name, value in (item.split("=", 1) for item in arguments.set)}
+    if arguments.steps:
+        extra["round.steps"] = arguments.steps
+
+    def every(seed: int) -> int:
+        return int(arguments.every) if seed == arguments.seeds[0] else 0  # scoring costs as much as many steps
+
+    return [
+        Run(arguments.data.resolve(), arguments.work.resolve(), start, arm, seed, every(seed), extra)
+        for seed in arguments.seeds
+        for start in arguments.starts
+        for arm in arguments.arms
+        if ARMS[arm].trains or seed == arguments.seeds[0]
+    ]
+
+
+def main() -> int:
+    """Run what is missing and report."""
+    arguments = arguments_of()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    kind = "continual" if arguments.continual else "results"
+    path = arguments.work / (arguments.results or f"{kind}.jsonl")
+    runs = runs_of(arguments)
+    if not arguments.report_only:
+        prefix, work = ("continual-", execute_continual) if arguments.continual else ("", execute)
+        for line in run_all(missing(runs, path, prefix), path, arguments.processes, work):
+            print(sentence(line), flush=True)
+    keys = {("continual-" if arguments.continual else "") + run.key() for run in runs}
+    lines = [line for line in read_results(path) if line["key"] in keys]
+    text = continual_report(lines) if arguments.continual else report(lines)
+    (arguments.out / f"{kind}.md").write_text(text, encoding="utf-8")
+    for start in arguments.starts:
+        draw = draw_drift if arguments.continual else draw_curves
+        draw(lines, start, arguments.out / f"{kind}_{start}.png")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""What `adaptation.py` compares: starting points and arms, as settings on top of `configs/camvid_adaptation.yaml`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from configs.settings import Settings
+
+PRESET = Path(__file__).parent.parent / "configs" / "camvid_adaptation.yaml"
+MFM_OFF = {"mfm.enabled": False}
+MFM_ON = {"mfm.enabled": True}
+
+STRONG = {
+    "pretrain.jitter": 0.5,
+    "pretrain.jitter_probability": 0.8,
+    "pretrain.gamma": 1.0,
+    "pretrain.grayscale_probability": 0.1,
+    "pretrain.blur_probability": 0.3,
+}
+
+Overrides = Mapping[str, Any]
+"""Settings by dotted name, `round.steps` for example."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to adapt the start to the target."""
+
+    title: str
+    """As the table names it."""
+    settings: Overrides
+    """Beyond the preset's."""
+    source: bool = True
+    """Whether labelled source images are replayed."""
+    trains: bool = True
+    """Off: the start itself is scored."""
+    host: str | None = None
+    """The arm that this one adds Masked Feature Modeling to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One source model that arms start from."""
+
+    title: str
+    """As the table names it."""
+    settings: Overrides = field(default_factory=dict)
+    """Beyond the preset's."""
+
+
+STARTS = {
+    "mild": Start("mild: flip, scale, mild jitter"),
+    "strong": Start("strong: also strong photometric augmentation", STRONG),
+}
+
+ARMS = {
+    "source": Arm("source only", {}, trains=False),
+    "bn": Arm("BN statistics", {"host.name": "bn_statistics"}, source=False),
+    "tent": Arm("TENT", {"host.name": "tent"}, source=False),
+    "cotta": Arm("CoTTA", {"host.name": "cotta"}, source=False),
+    "dacs": Arm("DACS", {"host.name": "dacs", **MFM_OFF}),
+    "dacs_control": Arm(
+        "DACS + target pass without mask", {"host.name": "dacs", **MFM_ON, "mfm.mask_ratio": 0.0}, host="dacs"
+    ),
+    "dacs_mfm": Arm("DACS + MFM", {"host.name": "dacs", **MFM_ON}, host="dacs"),
+    "daformer": Arm("DAFormer", {"host.name": "daformer", **MFM_OFF}),
+    "daformer_mfm": Arm("DAFormer + MFM", {"host.name": "daformer", **MFM_ON}, host="daformer"),
+    "mic": Arm("MIC", {"host.name": "mic", **MFM_OFF}),
+    "mic_mfm": Arm("MIC + MFM", {"host.name": "mic", **MFM_ON}, host="mic"),
+    "source_free": Arm("source-free DACS", {"host.name": "dacs", **MFM_OFF}, source=False),
+    "source_free_mfm": Arm("source-free DACS + MFM", {"host.name": "dacs", **MFM_ON}, source=False, host="source_free"),
+}
+
+
+def settings_of(data: Path, state: Path, *layers: Overrides) -> Settings:
+    """The preset with the paths of `data` and `state` and then each of `layers`, later ones winning."""
+    values = yaml.safe_load(PRESET.read_text(encoding="utf-8"))
+    values["state"], values["watch"] = str(state), {"folder": str(state / "drop")}
+    values["source"] = {
+        "images": str(data / "day_train" / "images"),
+        "labels": str(data / "day_train" / "labels"),
+        "validation_images": str(data / "day_val" / "images"),
+        "validation_labels": str(data / "day_val" / "labels"),
+    }
+    for layer in layers:
+        for name, value in layer.items():
+            *sections, last = name.split(".")
+            section = values
+            for part in sections:
+                section = section.setdefault(part, {})
+            section[last] = value
+    return Settings.model_validate(values)

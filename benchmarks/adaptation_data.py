@@ -1,0 +1,87 @@
+"""Images of the benchmark: labelled parts for scoring, and the target in a real frame buffer."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapters.evaluation import Evaluation, evaluate_masks
+from adapters.inference import segment_fitted
+from adapters.network import SegmentationNetwork
+from configs.settings import Settings
+from storage.catalog import FileFact
+from storage.frame_writer import NewFrame
+from storage.frames import FrameBuffer
+from storage.images import decode_image, fit_frame, read_label
+from storage.layout import StateLayout
+from storage.pairing import pair_labels
+
+LIMITS = {"max_bytes": 1 << 24, "max_pixels": 1 << 24}
+"""CamVid's files are far below."""
+IGNORED = 255
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """An image [h, w, 3] with its label [h, w], both uint8."""
+
+    name: str
+    image: Pixels
+    label: Pixels
+
+
+@cache
+def labelled_part(folder: Path, classes: int) -> tuple[LabelledImage, ...]:
+    """All images below `folder`/images with the label of the same name below `folder`/labels, in order of names."""
+    return tuple(
+        LabelledImage(
+            pair.image.stem,
+            decode_image(pair.image, **LIMITS),
+            read_label(pair.label, num_classes=classes, ignore_index=IGNORED),
+        )
+        for pair in pair_labels(folder / "images", folder / "labels", "")
+    )
+
+
+def transformed(
+    images: Iterable[LabelledImage], transform: Callable[[Pixels, int], Pixels]
+) -> tuple[LabelledImage, ...]:
+    """`images` with `transform(image, number)` applied; labels stay."""
+    return tuple(LabelledImage(one.name, transform(one.image, number), one.label) for number, one in enumerate(images))
+
+
+def fill_buffer(state: Path, settings: Settings, images: Iterable[LabelledImage]) -> StateLayout:
+    """A state directory whose frame buffer holds `images` (labels are not looked at); one that holds frames is kept."""
+    layout = StateLayout(state)
+    layout.create()
+    with FrameBuffer.open(layout, settings.buffer, writable=True) as buffer:
+        if not buffer.records():
+            buffer.append([_new_frame(one, number, settings) for number, one in enumerate(images)])
+    return layout
+
+
+def _new_frame(one: LabelledImage, number: int, settings: Settings) -> NewFrame:
+    fitted = fit_frame(one.image, settings.buffer.height, settings.buffer.width)
+    digest = hashlib.sha256(one.image.tobytes()).hexdigest()
+    return NewFrame(
+        FileFact(f"{one.name}.png", number, one.image.nbytes), digest, float(number), *one.label.shape, fitted
+    )
+
+
+def score(network: SegmentationNetwork, images: Iterable[LabelledImage], settings: Settings) -> Evaluation:
+    """mIoU of `network` (in eval mode), which sees frames of `settings.buffer`, at the resolution of the labels."""
+    height, width = settings.buffer.height, settings.buffer.width
+
+    def mask(one: LabelledImage) -> Pixels:
+        size = (one.label.shape[0], one.label.shape[1])
+        return np.asarray(segment_fitted(network, [fit_frame(one.image, height, width)], [size])[0].cpu())
+
+    return evaluate_masks(
+        ((mask(one), one.label) for one in images), [entry.name for entry in settings.classes], IGNORED
+    )

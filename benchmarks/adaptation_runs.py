@@ -1,0 +1,186 @@
+"""One run of `adaptation.py`: a start, an arm, a seed -> one JSON line. All that learns is the code of adapters."""
+
+import copy
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from adaptation_arms import ARMS, STARTS, Arm, Overrides, settings_of
+from adaptation_data import fill_buffer, labelled_part, score
+from torch import Tensor
+
+from adapters.checkpoint import load_version
+from adapters.errors import TrainingFailed
+from adapters.network import SegmentationNetwork
+from adapters.optim import learning_rate_factor
+from adapters.round_inputs import load_inputs
+from adapters.source_training import pretrain
+from adapters.training import Training
+from configs.settings import Settings
+from storage.digest import digest_of
+from storage.frames import FrameBuffer
+from storage.layout import StateLayout
+from storage.registry import CheckpointRegistry
+from storage.round_records import RoundSpec
+
+LEARNING = {"network", "pretrain", "buffer", "mfm", "host", "round"}
+"""Sections of the settings that decide what is learnt."""
+START_VERSION = 1
+CLASSES = 11
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one line of the results is about."""
+
+    data: Path
+    """Folder with day_train, day_val and dusk_stream."""
+    work: Path
+    """Folder of source models, buffers and results; never inside the repository."""
+    start: str
+    """Key of STARTS."""
+    arm: str
+    """Key of ARMS."""
+    seed: int
+    """Seed of the round."""
+    every: int = 0
+    """Score the student every this many steps; 0 scores at the end only."""
+    extra: Overrides = field(default_factory=dict)
+    """Settings beyond those of preset, start and arm."""
+
+    def settings(self) -> Settings:
+        """The settings of this run."""
+        layers = (STARTS[self.start].settings, ARMS[self.arm].settings, self.extra, {"round.seed": self.seed})
+        return settings_of(self.data, start_state(self), *layers)
+
+    def key(self) -> str:
+        """The same for two runs only when all that decides their result is the same."""
+        part = digested(self.settings(), LEARNING)
+        return digest_of(json.dumps([self.start, self.arm, part], sort_keys=True).encode())[:16]
+
+
+def digested(settings: Settings, sections: set[str]) -> dict[str, Any]:
+    """What is not default in `sections`: a setting that a later version adds leaves earlier results valid."""
+    return settings.model_dump(mode="json", include=sections, exclude_defaults=True)
+
+
+def start_state(run: Run) -> Path:
+    """The state directory of a run's source model; other settings have another one."""
+    settings = settings_of(run.data, run.work, STARTS[run.start].settings, run.extra)
+    part = digested(settings, {"network", "pretrain", "buffer"})
+    return run.work / "starts" / f"{run.start}-{digest_of(json.dumps(part, sort_keys=True).encode())[:8]}"
+
+
+def prepare_start(run: Run) -> None:
+    """Train the source model of `run` and fill its buffer with the target, where that was not done yet."""
+    torch.set_num_threads(1)
+    settings = run.settings()
+    layout = StateLayout(settings.state)
+    if not layout.checkpoints.is_dir() or not CheckpointRegistry(layout.checkpoints).versions():
+        began = time.monotonic()
+        manifest = pretrain(settings)
+        print(f"{run.start}: {time.monotonic() - began:.0f} s, {manifest.scores}", flush=True)
+    fill_buffer(settings.state, settings, labelled_part(run.data / "dusk_stream", CLASSES))
+
+
+def execute(run: Run) -> dict[str, Any]:
+    """Adapt, score, and return the line."""
+    torch.set_num_threads(1)
+    settings, arm, began = run.settings(), ARMS[run.arm], time.monotonic()
+    curve: list[dict[str, float]] = []
+    if arm.trains:
+        candidate, trained = adapt(settings, arm, watch=_watch(run, settings, curve))
+    else:
+        candidate, trained = source_model(settings), 0.0
+    line: dict[str, Any] = {
+        "key": run.key(),
+        "start": run.start,
+        "arm": run.arm,
+        "seed": run.seed,
+        "extra": dict(run.extra),
+        "settings": digested(settings, LEARNING),
+        "curve": curve,
+        "train_seconds": trained,
+        **_final("candidate", run, settings, candidate),
+    }
+    return line | {"seconds": time.monotonic() - began}
+
+
+def source_model(settings: Settings) -> SegmentationNetwork:
+    """The start of `settings.state`, in eval mode."""
+    registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)
+    return load_version(registry, START_VERSION, torch.device("cpu"))[0]
+
+
+def adapt(
+    settings: Settings,
+    arm: Arm,
+    student: SegmentationNetwork | None = None,
+    watch: Callable[[int, SegmentationNetwork], None] | None = None,
+) -> tuple[SegmentationNetwork, float]:
+    """The candidate of one round on the frames of `settings.state`, and the seconds of its training.
+
+    It starts from `student`, which is trained in place, or from the source model. `watch(steps done, student)` is
+    called after each step. Raises TrainingFailed at a loss that is not finite.
+    """
+    os.environ["ACCELERATE_MIXED_PRECISION"] = settings.round.mixed_precision  # as `accelerate launch` says it
+    inputs = load_inputs(_spec(settings), settings if arm.source else settings.model_copy(update={"source": None}))
+    with inputs.buffer:
+        if student is not None:
+            inputs = replace(inputs, student=student.requires_grad_(True))  # the teacher of before needed no gradients
+        training = Training(inputs)
+        began, losses = time.monotonic(), list[Tensor]()
+        for step in range(settings.round.steps):
+            factor = learning_rate_factor(step, settings.round.steps, settings.round.optim)
+            losses += training.step(factor).losses.values()
+            if watch is not None:
+                watch(step + 1, inputs.student)
+        trained = time.monotonic() - began
+        if losses and not bool(torch.stack(losses).isfinite().all()):
+            raise TrainingFailed("a loss was not finite")
+        return training.candidate(), trained
+
+
+def _spec(settings: Settings) -> RoundSpec:
+    """What the daemon would ask for: the source model, all frames of the buffer."""
+    with FrameBuffer.open(StateLayout(settings.state), settings.buffer, writable=False) as buffer:
+        frames = tuple(record.id for record in buffer.records())
+    return RoundSpec(
+        round=0,
+        incumbent=START_VERSION,
+        released=START_VERSION,
+        train_frames=frames,
+        holdout_frames=(),
+        settings=settings.model_dump(mode="json"),
+        created=time.time(),
+        trigger="manual",
+    )
+
+
+def _watch(
+    run: Run, settings: Settings, curve: list[dict[str, float]]
+) -> Callable[[int, SegmentationNetwork], None] | None:
+    """Scores a copy of the student into `curve` every `run.every` steps."""
+    if not run.every:
+        return None
+
+    def watch(step: int, student: SegmentationNetwork) -> None:
+        if step % run.every == 0:
+            scores = _final("student", run, settings, copy.deepcopy(student).eval())
+            curve.append({"step": step, "dusk": scores["student_dusk"], "day": scores["student_day"]})
+
+    return watch
+
+
+def _final(prefix: str, run: Run, settings: Settings, network: SegmentationNetwork) -> dict[str, Any]:
+    """mIoU and IoU by class (0-1) on dusk and day."""
+    result: dict[str, Any] = {}
+    for name, part in (("dusk", "dusk_stream"), ("day", "day_val")):
+        evaluation = score(network, labelled_part(run.data / part, CLASSES), settings)
+        result |= {f"{prefix}_{name}": evaluation.miou, f"{prefix}_{name}_iou": evaluation.iou}
+    return result

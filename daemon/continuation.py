@@ -1,0 +1,51 @@
+"""Rounds that were interrupted: the daemon was killed or stopped, or the machine went down, while one ran.
+
+The next daemon, or the next `mfmd adapt`, goes on with it from its last training state. Not with a round that ended by
+itself, whatever the reason: that one has its scores.
+"""
+
+from pydantic import ValidationError
+
+from configs.settings import Settings
+from daemon.rounds import saved_step
+from storage.errors import StorageError
+from storage.frames import FrameBuffer
+from storage.registry import CheckpointRegistry
+from storage.rounds import RoundFolder, RoundStore
+
+TRIES = 3
+"""Starts from one and the same state; a round that got no further in any of them is not started again."""
+
+
+def interrupted_round(store: RoundStore, buffer: FrameBuffer, registry: CheckpointRegistry) -> int | None:
+    """The newest round if it was interrupted and can go on, with its frames leased; else none."""
+    folder = store.latest()
+    if folder is None or obstacle(folder, buffer, registry):
+        return None
+    if folder.number not in buffer.leases():
+        buffer.lease(folder.number)
+    return folder.number
+
+
+def obstacle(folder: RoundFolder, buffer: FrameBuffer, registry: CheckpointRegistry) -> str:
+    """Why a round does not go on; empty when it can."""
+    try:
+        scores, spec = folder.scores(), folder.spec()
+        if folder.verdict() is not None or (scores is not None and scores.status != "stopped"):
+            return "it has ended"
+        Settings.model_validate(spec.settings)
+    except StorageError as error:
+        return str(error)
+    except ValidationError as error:
+        return f"its settings are not valid any more: {error.errors()[0]['msg']}"
+    if not saved_step(folder):
+        return "it had saved no training state"
+    starts = folder.starts()[-TRIES:]
+    if len(starts) == TRIES and all(start.step == saved_step(folder) for start in starts):
+        return f"{TRIES} starts from step {saved_step(folder)} came no further"
+    serving = registry.ref("serving")
+    if serving is None or serving.version != spec.incumbent:
+        return f"version {spec.incumbent} does not serve any more"
+    frames = {*spec.train_frames, *spec.holdout_frames}
+    missing = len(frames) - len(buffer.records(ids=frames))
+    return f"{missing} of its frames have left the buffer" if missing else ""

@@ -1,0 +1,101 @@
+"""Everybody who uses a network takes a multi-resolution one: registry, inference, scores, observer."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adapters.build import build_network
+from adapters.checkpoint import load_version, make_manifest, save_weights
+from adapters.inference import segment_image
+from adapters.multi_resolution import MultiResolutionNetwork
+from adapters.observation import observe_frame
+from adapters.scores.frames import FrameScores
+from configs.settings import NetworkSettings
+from storage.registry import CheckpointRegistry
+
+CLASSES, CROP = 4, (64, 96)
+SMALL = {"channels": 16, "dropout": 0.0, "multi_resolution": True}
+NETWORKS = {
+    "daformer": NetworkSettings(name="daformer", encoder="mit_tiny", **SMALL),
+    "deeplabv2": NetworkSettings(name="deeplabv2", encoder="resnet_tiny", **SMALL),
+    "deeplabv3plus": NetworkSettings(name="deeplabv3plus", encoder="resnet_tiny", output_stride=16, **SMALL),
+}
+NEVER, ALWAYS = -200.0, 200.0
+"""Attention logits whose sigmoid is exactly 0 and 1 in float32."""
+
+
+def network_of(name: str) -> MultiResolutionNetwork:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    network = build_network(NETWORKS[name], CLASSES)
+    assert isinstance(network, MultiResolutionNetwork)
+    return network.train()
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request: pytest.FixtureRequest) -> MultiResolutionNetwork:
+    return network_of(request.param)
+
+
+@pytest.fixture
+def deeplab() -> MultiResolutionNetwork:
+    return network_of("deeplabv2")
+
+
+def pictures(*size: int, images: int = 2, seed: int = 1) -> Tensor:
+    return torch.randn(images, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def attend(network: MultiResolutionNetwork, logit: float) -> MultiResolutionNetwork:
+    """Make the attention the same everywhere."""
+    classifier = network.decoder.attention.classifier
+    nn.init.zeros_(classifier.weight)
+    nn.init.constant_(classifier.bias, logit)
+    return network
+
+
+def test_version_round_trips_through_the_registry(training_state) -> None:
+    settings = training_state.settings(network={"multi_resolution": True})
+    version = training_state.register_network(settings)
+    registry = CheckpointRegistry(training_state.layout.checkpoints)
+    network, manifest = load_version(registry, version, torch.device("cpu"))
+    assert isinstance(network, MultiResolutionNetwork) and manifest.network["multi_resolution"] is True
+    again = registry.add(_saved(network, training_state.folder), make_manifest(settings, origin="import"), by="import")
+    images = pictures(48, 64)
+    with torch.no_grad():
+        assert torch.equal(load_version(registry, again.version, torch.device("cpu"))[0](images), network(images))
+
+
+def _saved(network, folder):
+    save_weights(network, folder / "again.safetensors")
+    return folder / "again.safetensors"
+
+
+@pytest.mark.parametrize("size", [(300, 200), (31, 47), (1, 400), (7, 9)])
+def test_it_serves_images_of_any_size(network, drawing, size) -> None:
+    pixels, _ = drawing(0, height=max(size[0], 10), width=max(size[1], 10))
+    labels = segment_image(network.eval(), pixels[: size[0], : size[1]], CROP)
+    assert labels.shape == size and labels.max() < CLASSES
+
+
+@torch.inference_mode()
+def test_scores_of_frames_take_it(network) -> None:
+    network.eval()
+    scores, image = FrameScores(), pictures(*CROP, images=1)
+    scores.add(network, image)
+    assert torch.equal(scores.maps[0].long(), network(image)[0].argmax(0))
+    assert 0.0 <= scores.dropout_disagreement[0] < 1.0 and 0.0 < scores.flip_consistency[0] <= 1.0
+
+
+@pytest.mark.parametrize("logit", [NEVER, ALWAYS], ids=["context alone", "detail alone"])
+@torch.inference_mode()
+def test_disagreement_drops_channels_of_both_scales(deeplab, logit) -> None:
+    attend(deeplab, logit).eval()
+    scores = FrameScores()
+    scores.add(deeplab, pictures(*CROP, images=1))
+    assert 0.0 < scores.dropout_disagreement[0] < 1.0
+
+
+def test_observer_describes_frames_with_it(deeplab, drawing) -> None:
+    seen = observe_frame(deeplab.eval(), deeplab, drawing(0)[0])
+    assert seen.embedding.shape == (deeplab.feature_channels[-1],) and seen.area.sum() == pytest.approx(1.0)

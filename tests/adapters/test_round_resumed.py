@@ -1,0 +1,104 @@
+"""Rounds that are killed and go on: the same weights, bit for bit, as if nothing had happened; real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from adapters.hosts.build import HOSTS
+from adapters.round_run import run_round
+from adapters.stop import StopRequest
+from configs.settings import HostSettings
+from storage.rounds import RoundFolder
+
+ROOT = Path(__file__).parents[2]
+DEADLINE = 120.0
+KILLED = -signal.SIGKILL
+RECIPES = [
+    pytest.param(name, mfm, id=f"{name}{'+mfm' if mfm else ''}")
+    for name in HOSTS
+    for mfm in (False, True)
+    if not (mfm and HostSettings(name=name).test_time)
+]
+
+
+def sections(name: str, mfm: bool, **round_settings) -> dict:
+    """Settings of a round of 40 tiny steps with dropout."""
+    return {
+        "host": {"name": name},
+        "mfm": {"enabled": mfm},
+        "network": {"multi_resolution": name == "hrda", "dropout": 0.2},
+        "round": {"steps": 40, "save_steps": 20, "crop_height": 32, "crop_width": 32, **round_settings},
+    }
+
+
+def again(folder: RoundFolder, name: str) -> RoundFolder:
+    """Another folder with the same spec."""
+    copy = RoundFolder(folder.path.with_name(name))
+    copy.path.mkdir()
+    copy.spec_path.write_bytes(folder.spec_path.read_bytes())
+    return copy
+
+
+def start(folder: RoundFolder, *command: str) -> subprocess.Popen[bytes]:
+    with folder.log.open("ab") as log:
+        return subprocess.Popen([sys.executable, *command, str(folder.spec_path)], cwd=ROOT, stdout=log, stderr=log)
+
+
+def in_one_go(folder: RoundFolder) -> None:
+    with StopRequest() as stop:
+        assert run_round(folder.spec_path, stop) == 0
+
+
+def assert_same(one: RoundFolder, other: RoundFolder) -> None:
+    """The candidate, and everything that the next round would inherit."""
+    assert one.states.steps() == other.states.steps() == [40]
+    files = [one.candidate, *sorted(one.states.latest().glob("*.safetensors"))]
+    assert {"student.safetensors", "state.safetensors"} <= {path.name for path in files}
+    for path in files:
+        mine, theirs = load_file(path), load_file(other.path / path.relative_to(one.path))
+        assert mine.keys() == theirs.keys()
+        different = [key for key in mine if not torch.equal(mine[key], theirs[key])]
+        assert not different, f"{path.name}: {different}"
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "mfm"), RECIPES)
+def test_killed_and_gone_on_is_the_same_as_in_one_go(training_state, name: str, mfm: bool) -> None:
+    whole = training_state.round(**sections(name, mfm))
+    killed = again(whole, "000002")
+    process = start(killed, "-m", "adapters.round")
+    in_one_go(whole)
+    end = time.monotonic() + DEADLINE
+    while killed.states.steps() != [20]:
+        assert time.monotonic() < end and process.poll() is None, killed.log.read_text()
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait(DEADLINE) == KILLED and killed.scores() is None
+    assert start(killed, "-m", "adapters.round").wait(DEADLINE) == 0, killed.log.read_text()
+    assert "goes on after step 20" in killed.log.read_text()
+    assert killed.scores().steps == 40 and killed.last_progress().step == 40
+    assert_same(whole, killed)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.slow
+def test_a_kill_in_the_middle_of_saving_leaves_the_state_before(training_state) -> None:
+    whole = training_state.round(**sections("dacs", True))
+    killed = again(whole, "000002")
+    process = start(killed, "tests/adapters/round_killed_while_saving.py")
+    in_one_go(whole)
+    assert process.wait(DEADLINE) == KILLED, killed.log.read_text()
+    states = killed.states
+    assert states.steps() == [20]
+    assert sorted(path.name for path in states.root.iterdir()) == [".000040.partial", "000020"]
+    in_one_go(killed)
+    assert [path.name for path in states.root.iterdir()] == ["000040"], "what the kill left is gone"
+    assert_same(whole, killed)

@@ -1,0 +1,85 @@
+"""The step benchmark: what it counts, what it compares, and that its cases run real steps."""
+
+import argparse
+
+import pytest
+import torch
+from step_cases import Case, Runner, Sample, draw, draw_state, settings_of
+from step_time import ROUND_OPTIONS, SIZES, Timed, common_sections, host_cases, option_cases, quartiles, ratio, row
+
+from adapters.hosts.build import HOSTS
+from configs.settings import HostSettings, RoundSettings
+
+
+def timed(name: str, walls: list[float], images: int = 8, waiting: float = 0.0) -> Timed:
+    samples = [Sample(wall, 0.5 * wall, waiting * wall) for wall in walls]
+    return Timed(Case(name), samples, images, 100.0)
+
+
+def arguments(**changes: object) -> argparse.Namespace:
+    return argparse.Namespace(
+        **{**SIZES["tiny"], "crop": 64, "batch": 2, "device": "cpu", "precision": "no", "threads": 1, **changes}
+    )
+
+
+def test_ratios_are_taken_turn_by_turn() -> None:
+    """A turn in which the machine was busy slows both and leaves the ratio alone."""
+    case, baseline = timed("a", [3.0, 30.0, 3.0]), timed("b", [2.0, 20.0, 2.0])
+    assert ratio(case, baseline, "wall") == "1.50 (1.50-1.50)"
+
+
+def test_ratios_are_for_the_same_number_of_images() -> None:
+    """Two batches of accumulation take twice as long, and are no slower."""
+    assert ratio(timed("two", [4.0], images=16), timed("one", [2.0], images=8), "cpu").startswith("1.00")
+
+
+def test_quartiles() -> None:
+    assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 4.0)
+    assert quartiles([7.0]) == (7.0, 7.0, 7.0)
+
+
+def test_a_row_says_images_a_second_waiting_and_the_reference() -> None:
+    line = row(timed("dacs", [2.0, 2.0], waiting=0.25), timed("bare", [1.0, 1.0]), timed("plain", [3.0, 3.0]))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[:2] == ["dacs", "4.00"]
+    assert cells[5] == "25.0 %"
+    assert cells[6].startswith("2.00") and cells[8].startswith("1.50")
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_every_host_has_its_cases(host) -> None:
+    names = [case.name for case in host_cases(host)]
+    test_time = HostSettings(name=host).test_time
+    assert names[: 1 if test_time else 2] == ([host] if test_time else [host, f"{host}+mfm"])
+    assert any(case.reference for case in host_cases(host)) == (host == "dacs")
+
+
+def test_every_option_of_a_round_is_a_field_that_changes() -> None:
+    assert len(option_cases("dacs")) == 1 + len(ROUND_OPTIONS)
+    for sections in ROUND_OPTIONS.values():
+        for name, value in sections["round"].items():
+            assert RoundSettings.model_fields[name].default != value
+
+
+def test_drawn_images_show_their_classes() -> None:
+    image, label = draw(0, 40, 56, 3)
+    assert image.shape == (40, 56, 3) and label.shape == (40, 56) and set(label.flat) == {0, 1, 2}
+    means = torch.tensor([image[label == index].mean() for index in range(3)])
+    spread = torch.tensor([image[label == index].mean(axis=0).std() for index in range(3)])
+    assert means.isfinite().all() and spread.max() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 3])
+def test_cases_run_steps(number, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # a case sets it for its process; here it is put back
+    torch.set_num_threads(1)
+    case = host_cases("dacs")[number]
+    settings = settings_of(tmp_path, common_sections(arguments()), case, 5)
+    draw_state(settings)
+    runner = Runner(settings, case)
+    sample = runner.step()
+    assert runner.images == 4
+    assert 0.0 < sample.waiting < sample.wall and sample.cpu > 0.0
+    assert runner.peak_memory() > 50.0
+    assert settings.mfm.enabled == case.name.endswith("+mfm")

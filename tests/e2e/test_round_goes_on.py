@@ -1,0 +1,58 @@
+"""Daemons that end in mid-round, by SIGKILL and by SIGTERM: the next one goes on with the round, to its verdict."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from daemon.demo.driving import DrivenDaemon
+from daemon.demo.watching import follow_round
+
+
+def saved(driven: DrivenDaemon, start: int) -> int | None:
+    """Step of round 1's newest state once its given start (from 1) has got further than it began."""
+    folder = driven.round(1)
+    starts = folder.starts() if folder else []
+    steps = folder.states.steps() if folder else []
+    return steps[-1] if len(starts) >= start and steps and steps[-1] > starts[start - 1].step else None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_round_outlives_two_daemons(untrained: DrivenDaemon, camera: Callable[[int], list[Path]]) -> None:
+    config = yaml.safe_load(untrained.config.read_text())
+    config["round"] |= {"steps": 100, "save_steps": 5, "max_seconds": 900}
+    untrained.config.write_text(yaml.safe_dump(config))
+    images = camera(24)
+    untrained.start()
+    untrained.drop(images)
+    first = untrained.wait_for(lambda: saved(untrained, 1), "the first state", 120)
+
+    assert untrained.pid is not None
+    os.kill(untrained.pid, signal.SIGKILL)
+    untrained._process.wait()
+    # A machine that goes down takes the round with it; here the leftover is the next daemon's to end.
+    children = json.loads(untrained.layout.run_file("children").read_text())["children"]
+    assert "round 1" in [child["name"] for child in children]
+    untrained.layout.run_file("daemon").unlink()
+    untrained.start()
+    second = untrained.wait_for(lambda: saved(untrained, 2), "a state of the second daemon", 120)
+
+    assert untrained.stop() == 0
+    folder = untrained.round(1)
+    assert folder.verdict() is None
+    assert folder.scores() is None or folder.scores().status == "stopped", "none if the grace period was too short"
+    stopped_at = folder.states.steps()[-1]
+    assert stopped_at >= second
+    untrained.start()
+    over = follow_round(untrained, 1, 200, lambda *_: None)
+    assert over.verdict.decision in ("accepted", "rejected", "inconclusive")
+    assert (folder.scores().status, folder.scores().steps) == ("completed", 100)
+    starts = [start.step for start in folder.starts()]
+    assert starts[0] == 0 and first <= starts[1] < 100 and starts[2:] == [stopped_at]
+    assert folder.log.read_text().count("goes on after step") == 2
+    assert untrained.rounds.numbers() == [1]

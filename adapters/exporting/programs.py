@@ -19,7 +19,8 @@ INPUT, OUTPUT = "images", "logits"
 _INSIDE_BYTES = 1_500_000_000
 """More weights than this go beside `model.onnx`: its format ends at 2 GB."""
 _ALL = ("batch", "height", "width")
-_SIDES_FIXED = ("beit", "data2vec-vision", "mobilenet_v2", "mobilevit", "mobilevitv2", "swin")
+_BATCH = ("batch",)
+_SIDES_FIXED = ("beit", "data2vec-vision", "dpt", "mobilenet_v2", "mobilevit", "mobilevitv2", "swin")
 """Kinds whose code in transformers computes sizes in a way that torch.export can only write down as constants."""
 
 
@@ -47,6 +48,7 @@ def write_onnx(network: SegmentationNetwork, manifest: Manifest, folder: Path) -
             input_names=[INPUT],
             output_names=[OUTPUT],
             external_data=sum(tensor.nbytes for tensor in network.state_dict().values()) > _INSIDE_BYTES,
+            optimize=free == _ALL,  # a rewrite of onnxscript 0.7 fails on HRDA's windows; runtimes optimise anyway
             verbose=False,
         )
     return free
@@ -54,10 +56,12 @@ def write_onnx(network: SegmentationNetwork, manifest: Manifest, folder: Path) -
 
 def free_dimensions(settings: NetworkSettings) -> tuple[str, ...]:
     """Which dimensions of the images `[batch, 3, height, width]` stay free in an exported program."""
+    if settings.multi_resolution:
+        return _BATCH
     if settings.hf_config is None:
         return _ALL
     kind = (settings.hf_config.get("backbone_config") or settings.hf_config).get("model_type")
-    return ("batch",) if kind in _SIDES_FIXED else _ALL
+    return _BATCH if kind in _SIDES_FIXED else _ALL
 
 
 def _spell_out_attention(network: SegmentationNetwork) -> None:

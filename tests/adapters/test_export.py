@@ -29,6 +29,7 @@ CPU = torch.device("cpu")
 NATIVE = {
     "deeplabv2": NetworkSettings(name="deeplabv2", encoder="resnet_tiny"),
     "dinov2_map": NetworkSettings(name="deeplabv2", encoder="dinov2_tiny"),
+    "hrda": NetworkSettings(name="deeplabv2", encoder="resnet_tiny", multi_resolution=True),
 }
 
 
@@ -171,6 +172,7 @@ def in_onnx(folder: Path, images: Tensor) -> Tensor:
     [
         ("deeplabv2", ("torch-export", "onnx")),
         ("dinov2_map", ("torch-export", "onnx")),
+        ("hrda", ("torch-export", "onnx")),
         ("segformer", ("onnx",)),
         ("beit", ("torch-export", "onnx")),
     ],
@@ -180,13 +182,14 @@ def test_programs_give_our_logits_at_other_sizes(
 ) -> None:
     network = network_of(registry, versions[name])
     sizes = [(1, 64, 96), (3, 64, 96)]
-    if name != "beit":
+    fixed = name in ("beit", "hrda")
+    if not fixed:
         sizes += [(1, 98, 70), (2, 224, 224)]  # no multiple of most strides; all patches of DINOv2's own image size
     runners = {"torch-export": in_torch_export, "onnx": in_onnx}
     for form in forms:
         export_version(registry, versions[name], form, tmp_path / form)
         described = json.loads((tmp_path / form / "mfmd.json").read_text())["free_dimensions"]
-        assert described == (["batch"] if name == "beit" else ["batch", "height", "width"])
+        assert described == (["batch"] if fixed else ["batch", "height", "width"])
         for batch, height, width in sizes:
             images = torch.randn(batch, 3, height, width)
             with torch.no_grad():
@@ -199,7 +202,17 @@ def test_free_dimensions_follow_the_kind(versions: dict[str, int], registry: Che
         name: free_dimensions(NetworkSettings.model_validate(registry.manifest(version).network))
         for name, version in versions.items()
     }
-    fixed = {"beit", "beit_shared", "data2vec", "mobilenetv2", "mobilevit", "mobilevitv2", "upernet_swin"}
+    fixed = {
+        "hrda",
+        "beit",
+        "beit_shared",
+        "data2vec",
+        "dpt",
+        "mobilenetv2",
+        "mobilevit",
+        "mobilevitv2",
+        "upernet_swin",
+    }
     assert {name for name, dimensions in free.items() if dimensions == ("batch",)} == fixed
 
 

@@ -73,14 +73,32 @@ def _spell_out_attention(network: SegmentationNetwork) -> None:
 
 
 def _program(network: SegmentationNetwork, manifest: Manifest) -> tuple[ExportedProgram, tuple[str, ...]]:
-    free = free_dimensions(NetworkSettings.model_validate(manifest.network))
-    height, width = manifest.input_height, manifest.input_width
-    if "height" in free:  # odd: no stride divides it, so nothing is written down that holds for multiples only
-        height, width = height | 1, width | 1
-    example = torch.zeros(2, 3, height, width)
+    """The network as a program, and its free dimensions."""
+    own = (manifest.input_height, manifest.input_width)
+    if "height" in free_dimensions(NetworkSettings.model_validate(manifest.network)):
+        # Odd sides: no stride divides them, so nothing is written down that holds for multiples only.
+        program = _exported(network, (own[0] | 1, own[1] | 1), _ALL)
+        if _takes(program, own):
+            return program, _ALL
+    return _exported(network, own, _BATCH), _BATCH
+
+
+def _exported(network: SegmentationNetwork, size: tuple[int, int], free: tuple[str, ...]) -> ExportedProgram:
     dynamic = {place: Dim.DYNAMIC for place, name in ((0, "batch"), (2, "height"), (3, "width")) if name in free}
     with _quiet(), torch.no_grad():
-        return torch.export.export(network.eval(), (example,), dynamic_shapes={INPUT: dynamic}, strict=False), free
+        return torch.export.export(
+            network.eval(), (torch.zeros(2, 3, *size),), dynamic_shapes={INPUT: dynamic}, strict=False
+        )
+
+
+def _takes(program: ExportedProgram, size: tuple[int, int]) -> bool:
+    """Whether images of `size` pass the program's guards; those of very small images are narrower than they need be."""
+    try:
+        with _quiet(), torch.no_grad():
+            program.module()(torch.zeros(2, 3, *size))
+    except AssertionError:
+        return False
+    return True
 
 
 @contextmanager

@@ -85,7 +85,8 @@ class DinoV2Pyramid(nn.Module):
 
 def token_map(model: Any, images: Tensor, stride: int) -> Tensor:
     """The last block's patch tokens, normalised, as a map `[B, C, H / stride, W / stride]`, rounded up."""
-    rows, columns = -(-images.shape[-2] // stride), -(-images.shape[-1] // stride)
+    # Rounded up without negative numbers, whose quotients ONNX rounds in the other direction.
+    rows, columns = (images.shape[-2] + stride - 1) // stride, (images.shape[-1] + stride - 1) // stride
     size = (rows * PATCH, columns * PATCH)
     if torch.compiler.is_compiling() or images.shape[-2:] != size:  # an export must not depend on the example's size
         images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)

@@ -22,9 +22,10 @@ def write_huggingface(network: SegmentationNetwork, manifest: Manifest, folder: 
     Raises ExportRefused for a network that transformers has no class for.
     """
     settings = NetworkSettings.model_validate(manifest.network)
-    if settings.name != "huggingface":
+    if settings.name != "huggingface" or settings.multi_resolution:
+        kind = "multi-resolution" if settings.multi_resolution else settings.name
         raise ExportRefused(
-            f"version {manifest.version} is a {settings.name} network, which transformers has no class for; "
+            f"version {manifest.version} is a {kind} network, which transformers has no class for; "
             "export it with --format torch-export or --format onnx"
         )
     twin, model = build_huggingface(settings, len(manifest.classes))  # shares its modules

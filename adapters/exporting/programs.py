@@ -19,7 +19,8 @@ INPUT, OUTPUT = "images", "logits"
 _INSIDE_BYTES = 1_500_000_000
 """More weights than this go beside `model.onnx`: its format ends at 2 GB."""
 _ALL = ("batch", "height", "width")
-_SIDES_FIXED = ("beit", "data2vec-vision", "mobilenet_v2", "mobilevit", "mobilevitv2", "swin")
+_BATCH = ("batch",)
+_SIDES_FIXED = ("beit", "data2vec-vision", "dpt", "mobilenet_v2", "mobilevit", "mobilevitv2", "swin")
 """Kinds whose code in transformers computes sizes in a way that torch.export can only write down as constants."""
 
 
@@ -38,6 +39,7 @@ def write_onnx(network: SegmentationNetwork, manifest: Manifest, folder: Path) -
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
         raise ExportRefused(f"--format onnx needs the package {error.name}: pip install 'mfmd[export]'") from error
+    _spell_out_attention(network)
     program, free = _program(network, manifest)
     with _quiet():
         torch.onnx.export(
@@ -46,6 +48,7 @@ def write_onnx(network: SegmentationNetwork, manifest: Manifest, folder: Path) -
             input_names=[INPUT],
             output_names=[OUTPUT],
             external_data=sum(tensor.nbytes for tensor in network.state_dict().values()) > _INSIDE_BYTES,
+            optimize=free == _ALL,  # a rewrite of onnxscript 0.7 fails on HRDA's windows; runtimes optimise anyway
             verbose=False,
         )
     return free
@@ -53,18 +56,49 @@ def write_onnx(network: SegmentationNetwork, manifest: Manifest, folder: Path) -
 
 def free_dimensions(settings: NetworkSettings) -> tuple[str, ...]:
     """Which dimensions of the images `[batch, 3, height, width]` stay free in an exported program."""
+    if settings.multi_resolution:
+        return _BATCH
     if settings.hf_config is None:
         return _ALL
     kind = (settings.hf_config.get("backbone_config") or settings.hf_config).get("model_type")
-    return ("batch",) if kind in _SIDES_FIXED else _ALL
+    return _BATCH if kind in _SIDES_FIXED else _ALL
+
+
+def _spell_out_attention(network: SegmentationNetwork) -> None:
+    """Attention as plain products: the memory layout that torch's fused one leaves behind cannot be converted."""
+    for module in network.modules():
+        config = getattr(module, "config", None)
+        if config is not None and hasattr(config, "_attn_implementation"):
+            config._attn_implementation = "eager"
 
 
 def _program(network: SegmentationNetwork, manifest: Manifest) -> tuple[ExportedProgram, tuple[str, ...]]:
-    free = free_dimensions(NetworkSettings.model_validate(manifest.network))
-    example = torch.zeros(2, 3, manifest.input_height, manifest.input_width)
+    """The network as a program, and its free dimensions."""
+    own = (manifest.input_height, manifest.input_width)
+    if "height" in free_dimensions(NetworkSettings.model_validate(manifest.network)):
+        # Odd sides: no stride divides them, so nothing is written down that holds for multiples only.
+        program = _exported(network, (own[0] | 1, own[1] | 1), _ALL)
+        if _takes(program, own):
+            return program, _ALL
+    return _exported(network, own, _BATCH), _BATCH
+
+
+def _exported(network: SegmentationNetwork, size: tuple[int, int], free: tuple[str, ...]) -> ExportedProgram:
     dynamic = {place: Dim.DYNAMIC for place, name in ((0, "batch"), (2, "height"), (3, "width")) if name in free}
     with _quiet(), torch.no_grad():
-        return torch.export.export(network.eval(), (example,), dynamic_shapes={INPUT: dynamic}, strict=False), free
+        return torch.export.export(
+            network.eval(), (torch.zeros(2, 3, *size),), dynamic_shapes={INPUT: dynamic}, strict=False
+        )
+
+
+def _takes(program: ExportedProgram, size: tuple[int, int]) -> bool:
+    """Whether images of `size` pass the program's guards; those of very small images are narrower than they need be."""
+    try:
+        with _quiet(), torch.no_grad():
+            program.module()(torch.zeros(2, 3, *size))
+    except AssertionError:
+        return False
+    return True
 
 
 @contextmanager

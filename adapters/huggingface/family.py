@@ -72,10 +72,10 @@ def to_multiple(images: Tensor, multiple: int) -> Tensor:
     the image needs to know nothing of it. The distortion stays below one patch.
     """
     height, width = images.shape[-2:]
-    size = (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
-    if size == (height, width) and not torch.compiler.is_compiling():  # an export must not depend on its example
+    size = tuple((side + multiple - 1) // multiple * multiple for side in (height, width))
+    if not torch.compiler.is_compiling() and size == (height, width):  # an export must not depend on its example
         return images
-    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(images, size=list(size), mode="bilinear", align_corners=False)
 
 
 def token_map(tokens: Tensor, rows: int, columns: int) -> Tensor:

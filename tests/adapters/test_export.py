@@ -16,7 +16,7 @@ from adapters.build import build_network
 from adapters.checkpoint import load_version, make_manifest, save_weights
 from adapters.errors import ExportRefused
 from adapters.exporting import export as exporting
-from adapters.exporting.export import export_version
+from adapters.exporting.export import Format, export_version
 from adapters.exporting.programs import free_dimensions
 from adapters.importing import import_checkpoint
 from adapters.network import SegmentationNetwork
@@ -29,6 +29,7 @@ CPU = torch.device("cpu")
 NATIVE = {
     "deeplabv2": NetworkSettings(name="deeplabv2", encoder="resnet_tiny"),
     "dinov2_map": NetworkSettings(name="deeplabv2", encoder="dinov2_tiny"),
+    "hrda": NetworkSettings(name="deeplabv2", encoder="resnet_tiny", multi_resolution=True),
 }
 
 
@@ -166,22 +167,34 @@ def in_onnx(folder: Path, images: Tensor) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["deeplabv2", "dinov2_map", "segformer", "beit"])
+@pytest.mark.parametrize(
+    ("name", "forms"),
+    [
+        ("deeplabv2", ("torch-export", "onnx")),
+        ("dinov2_map", ("torch-export", "onnx")),
+        ("hrda", ("torch-export", "onnx")),
+        ("segformer", ("onnx",)),
+        ("beit", ("torch-export", "onnx")),
+    ],
+)
 def test_programs_give_our_logits_at_other_sizes(
-    name: str, versions: dict[str, int], registry: CheckpointRegistry, tmp_path: Path
+    name: str, forms: tuple[Format, ...], versions: dict[str, int], registry: CheckpointRegistry, tmp_path: Path
 ) -> None:
     network = network_of(registry, versions[name])
     sizes = [(1, 64, 96), (3, 64, 96)]
-    if name != "beit":
+    fixed = name in ("beit", "hrda")
+    if not fixed:
         sizes += [(1, 98, 70), (2, 224, 224)]  # no multiple of most strides; all patches of DINOv2's own image size
-    for form, run in (("torch-export", in_torch_export), ("onnx", in_onnx)):
+    runners = {"torch-export": in_torch_export, "onnx": in_onnx}
+    for form in forms:
         export_version(registry, versions[name], form, tmp_path / form)
         described = json.loads((tmp_path / form / "mfmd.json").read_text())["free_dimensions"]
-        assert described == (["batch"] if name == "beit" else ["batch", "height", "width"])
+        assert described == (["batch"] if fixed else ["batch", "height", "width"])
         for batch, height, width in sizes:
             images = torch.randn(batch, 3, height, width)
             with torch.no_grad():
-                torch.testing.assert_close(run(tmp_path / form, images), network(images), atol=1e-4, rtol=1e-3)
+                expected = network(images)
+            torch.testing.assert_close(runners[form](tmp_path / form, images), expected, atol=1e-4, rtol=1e-3)
 
 
 def test_free_dimensions_follow_the_kind(versions: dict[str, int], registry: CheckpointRegistry) -> None:
@@ -189,7 +202,17 @@ def test_free_dimensions_follow_the_kind(versions: dict[str, int], registry: Che
         name: free_dimensions(NetworkSettings.model_validate(registry.manifest(version).network))
         for name, version in versions.items()
     }
-    fixed = {"beit", "beit_shared", "data2vec", "mobilenetv2", "mobilevit", "mobilevitv2", "upernet_swin"}
+    fixed = {
+        "hrda",
+        "beit",
+        "beit_shared",
+        "data2vec",
+        "dpt",
+        "mobilenetv2",
+        "mobilevit",
+        "mobilevitv2",
+        "upernet_swin",
+    }
     assert {name for name, dimensions in free.items() if dimensions == ("batch",)} == fixed
 
 

@@ -60,7 +60,7 @@ ARMS = {
     "source": Arm("source only", {}, trains=False),
     "bn": Arm("BN statistics", {"host.name": "bn_statistics"}, source=False),
     "tent": Arm("TENT", {"host.name": "tent"}, source=False),
-    "cotta": Arm("CoTTA", {"host.name": "cotta"}, source=False),
+    "cotta": Arm("CoTTA", {"host.name": "cotta", "host.augment_scales": [0.75, 1.0, 1.25]}, source=False),
     "dacs": Arm("DACS", {"host.name": "dacs", **MFM_OFF}),
     "dacs_control": Arm(
         "DACS + target pass without mask", {"host.name": "dacs", **MFM_ON, "mfm.mask_ratio": 0.0}, host="dacs"

@@ -97,7 +97,9 @@ class MultiResolutionNetwork(SegmentationNetwork):
     def _mean_detail(self, details: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """Logits `[B, K, *size]`: where windows overlap, their mean."""
         windows = overlapped_windows(size)
-        parts = self.decoder(details).chunk(len(windows))  # [windows * B, K, h, w] -> windows times [B, K, h, w]
+        parts = (
+            self.decoder(details).contiguous().chunk(len(windows))
+        )  # [windows * B, K, h, w] -> windows times [B, K, h, w]
         total = parts[0].new_zeros(*parts[0].shape[:2], *size, dtype=torch.float32)  # also under autocast
         count = total.new_zeros(size)
         for window, logits in zip(windows, parts, strict=True):
@@ -108,8 +110,8 @@ class MultiResolutionNetwork(SegmentationNetwork):
 
     def _fuse(self, context: Sequence[Tensor], detail: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
         """Logits `[B, K, *size]` of the context's maps and of `detail`, logits `[B, K, h, w]` of `window`."""
-        logits = self.decoder(context)
-        attention = _resize(self.decoder.attention(context), _size(logits))
+        logits = self.decoder(context).contiguous()  # as `decode` has them
+        attention = _resize(self.decoder.attention(context).contiguous(), _size(logits))
         rest = window.of(_resize((1.0 - attention) * logits, size))
         inside = rest + window.of(_resize(attention, size)) * detail
         if window == Window(0, 0, *size):

@@ -15,7 +15,7 @@ from storage.registry import CheckpointRegistry
 from storage.rounds import RoundFolder
 
 ROOT = Path(__file__).parents[2]
-TOLERANCE = 1e-5
+TOLERANCE = 5e-5
 """Of a weight, and of a running statistic relative to its size: AdamW makes steps of full size of tiny gradients, so
 what sums over batches round differently shows in a few weights."""
 MOVED = 3e-4
@@ -24,8 +24,9 @@ RECIPES = [
     pytest.param(name, mfm, id=f"{name}{'+mfm' if mfm else ''}")
     for name in HOSTS
     for mfm in (False, True)
-    if not (mfm and HostSettings(name=name).test_time)
+    if mfm is not HostSettings(name=name).test_time or name == "dacs"
 ]
+"""Each recipe with all that it can have, and the barest one."""
 
 
 def folder_of(training_state, name: str, batch_size: int, settings: Settings) -> RoundFolder:

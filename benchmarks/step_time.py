@@ -82,12 +82,18 @@ class Worker:
         theirs.close()
         if not self._connection.poll(START_SECONDS):
             raise TimeoutError(f"{case.name}: not ready after {START_SECONDS:.0f} s")
-        self._connection.recv()
+        self._answer()
 
     def ask(self, order: Any) -> Any:
         """Send an order, wait for the answer."""
         self._connection.send(order)
-        return self._connection.recv()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            return self._connection.recv()
+        except EOFError as error:
+            raise RuntimeError(f"{self.case.name}: its process ended; why stands above") from error
 
     def end(self) -> None:
         """Let the process finish."""

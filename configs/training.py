@@ -128,7 +128,7 @@ class RoundSettings(Section):
     gradient_accumulation: PositiveInt = 1
     """Batches whose gradients make one optimizer step."""
     gradient_checkpointing: bool = False
-    """Recompute the encoder's activations in the backward pass: less memory, about a third more time."""
+    """Recompute the encoder's activations in the backward pass: less memory on large networks, 15 to 33 % more time."""
     channels_last: bool = True
     """Images and weights channels-last in memory."""
     compile: bool = False

@@ -28,6 +28,18 @@ def batch_norm_layers(network: nn.Module) -> list[_BatchNorm]:
     return [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
 
 
+@torch.no_grad()
+def forget_statistics(layer: _BatchNorm) -> None:
+    """From now on the running statistics are the plain mean over the batches to come.
+
+    The first of them replaces what was there (its share is 1 / 1). A layer that meets no batch it can learn from, one
+    value a channel, keeps what it has and is never left at mean 0 and variance 1.
+    """
+    layer.momentum = None
+    if layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.zero_()
+
+
 def without_noise(network: nn.Module) -> None:
     """Switch off dropout and drop path, found by class name: each library brings its own drop path."""
     for layer in network.modules():
@@ -41,8 +53,7 @@ def _recording(network: nn.Module, layers: list[_BatchNorm]) -> Iterator[None]:
     momenta = [layer.momentum for layer in layers]
     without_noise(network.train())
     for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # a plain mean
+        forget_statistics(layer)
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapters.draws import Draws
+from adapters.parallel import mean_count
 
 
 def grid_of(deepest: Sequence[int], cells: int) -> tuple[int, int]:
@@ -52,9 +53,9 @@ def paste(level: Tensor, filling: Tensor, keep: Tensor) -> Tensor:
 
 
 def masked_mean(values: Tensor, keep: Tensor) -> Tensor:
-    """Mean of `values` `[B, H, W]` over the positions in masked cells, a scalar; 0 when nothing is masked."""
+    """Mean of `values` `[B, H, W]` over the positions in masked cells of all processes, a scalar; 0 when none is."""
     masked = ~keep_at(keep, values.shape[-2:])[:, 0]  # [B, H, W]
-    return values.masked_fill(~masked, 0.0).sum() / masked.sum().clamp(min=1)
+    return values.masked_fill(~masked, 0.0).sum() / mean_count(masked)
 
 
 def resize_to_grid(deepest: Tensor, keep: Tensor) -> Tensor:

@@ -27,9 +27,9 @@ def fetch(hub_id: str) -> Path:
     except LocalEntryNotFoundError as error:
         raise UnsupportedModel(
             f"{hub_id}: no such directory here, and the hub cannot be reached to look for a model of that name; "
-            "give a local directory, or connect and try again"
+            "give a local directory, or connect (HF_HUB_OFFLINE must not be set) and try again"
         ) from error
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, httpx.HTTPError) as error:
         raise UnsupportedModel(
             f"{hub_id}: no such directory here, and the hub gives no model of that name ({type(error).__name__}); "
             "check the id, sign in with `hf auth login` if the model is gated, or give a local directory"

@@ -65,7 +65,19 @@ def several_processes() -> bool:
 
 
 @torch.no_grad()
+def mean_count(counted: Tensor) -> Tensor:
+    """Mean number of `counted` (bool, any shape) in a process, a scalar: what to divide a sum by in each process, so
+    that the average over the processes is the mean over the positions of all. Where none counts it is whatever does not
+    divide by 0.
+    """
+    processes = torch.distributed.get_world_size() if several_processes() else 1
+    return (sum_over_processes(counted.sum().float()) / processes).clamp(min=1.0 / processes)
+
+
+@torch.no_grad()
 def _average(accelerator: Accelerator, tensors: list[Tensor]) -> None:
+    if not tensors:
+        return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     mean: Tensor = accelerator.reduce(flat, reduction="mean")
     parts = mean.split([tensor.numel() for tensor in tensors])

@@ -74,7 +74,7 @@ class RareClasses:
         return self.classes[place], int(generator.choice(self.images[place]))
 
     def enough(self, labels: Pixels, wanted: int) -> bool:
-        """Whether class `wanted` exceeds its share of a crop with `labels` [h, w]."""
+        """Whether class `wanted` exceeds its share of a crop with `labels` [h, w], the part that holds image."""
         return bool(np.count_nonzero(labels == wanted) > self._crop_share * labels.size)
 
 

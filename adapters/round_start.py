@@ -4,6 +4,7 @@ import sys
 from dataclasses import replace
 
 from adapters.checkpoint import load_version
+from adapters.parallel import agree
 from adapters.round_inputs import RoundInputs
 from adapters.training import Training
 from adapters.training_state import Counters, StateRefused, TrainingState
@@ -28,10 +29,15 @@ def start_training(inputs: RoundInputs, folder: RoundFolder) -> tuple[Training, 
         return training, state, counters
     if inputs.spec.inherits is None or not training.host.learns:  # statistics are of one round's frames
         return training, state, Counters()
+    refusal = ""
     try:
         _inherit(inputs, state, inputs.spec.inherits)
     except (StateRefused, UnknownRound) as error:
-        _say(inputs, f"starts clean: the state of round {inputs.spec.inherits} is not inherited: {error}")
+        refusal = str(error)
+    (refused,) = agree(inputs.accelerator, float(bool(refusal)))  # one process alone would train other weights
+    if refused:
+        why = refusal or "another process of the round could not read it"
+        _say(inputs, f"starts clean: the state of round {inputs.spec.inherits} is not inherited: {why}")
         training = _clean(inputs)
         return training, TrainingState(training, folder.states), Counters()
     _say(inputs, f"inherits the training state of round {inputs.spec.inherits}")

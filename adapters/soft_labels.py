@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapters.parallel import mean_count
+
 
 def entropy(logits: Tensor, counted: Tensor) -> Tensor:
     """Mean entropy of the softmax over the `counted` pixels [B, H, W] (bool), a scalar in nats; logits [B, K, H, W]."""
@@ -26,5 +28,5 @@ def confident_share(probabilities: Tensor, counted: Tensor, threshold: float) ->
 
 
 def mean_over(values: Tensor, counted: Tensor) -> Tensor:
-    """Mean of `values` [B, H, W] where `counted`, 0 when that is nowhere; a scalar."""
-    return (values * counted).sum() / counted.sum().clamp(min=1)
+    """Mean of `values` [B, H, W] where `counted`, of all processes together; 0 when that is nowhere; a scalar."""
+    return (values * counted).sum() / mean_count(counted)

@@ -87,12 +87,13 @@ class TrainingState:
         does not fit; networks and optimizer are then in no usable state.
         """
         training = self._training
+        # Dropout is seeded anew, so a state that fewer processes left behind will do.
         serving = {name: weight.detach().clone() for name, weight in training.student.named_parameters()}
         rates = training.hyperparameters()
         try:
-            training.inherit_state_dict(self._load(path)["training"])
+            training.inherit_state_dict(self._load(path, random=False)["training"])
             self._check(serving)
-            training.inherit_state_dict(self._load(path)["training"])  # again: finishing has moved the teacher
+            training.inherit_state_dict(self._load(path, random=False)["training"])  # finishing has moved the teacher
         except StateRefused:
             raise
         except Exception as error:
@@ -112,8 +113,8 @@ class TrainingState:
             save_file(_tensors(module), Path(path, f"{name}.safetensors"))
         write_tree(Path(path), {"counters": asdict(counters), "training": self._training.state_dict()})
 
-    def _load(self, path: Path) -> dict[str, Any]:
-        """Modules, optimizer, scaler and random states; the rest as it was written."""
+    def _load(self, path: Path, *, random: bool = True) -> dict[str, Any]:
+        """Modules, optimizer and scaler; the rest as it was written. `random`: this process must find its own state."""
         hook = self._accelerator.register_load_state_pre_hook(lambda _models, _path: self._read_modules(path))
         torch.manual_seed(0)
         before = torch.get_rng_state()
@@ -121,7 +122,7 @@ class TrainingState:
             self._accelerator.load_state(str(path))
         finally:
             hook.remove()
-        if torch.equal(before, torch.get_rng_state()):  # Accelerate only logs it
+        if random and torch.equal(before, torch.get_rng_state()):  # Accelerate only logs it
             raise ValueError(f"no random state of process {self._accelerator.process_index}")
         return read_tree(path)
 

@@ -88,7 +88,7 @@ class PretrainSettings(Section):
     """Precision of the forward pass; bf16 saves a third of the time on CPUs that know it (AVX-512 BF16) and on GPUs."""
     optim: OptimSettings = OptimSettings(learning_rate=6e-4, head_multiplier=1.0, warmup_steps=100)
     """Optimizer."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     """Seed of weights, crops and augmentation."""
 
 
@@ -107,7 +107,7 @@ class RoundSettings(Section):
     """Crop width (pixels)."""
     optim: OptimSettings = OptimSettings()
     """Optimizer."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     """Seed; the round number is added to it."""
     processes: PositiveInt = 1
     """Processes started by `accelerate launch`."""

@@ -4,6 +4,8 @@ The next daemon, or the next `mfmd adapt`, goes on with it from its last trainin
 itself, whatever the reason: that one has its scores.
 """
 
+from pathlib import Path
+
 from pydantic import ValidationError
 
 from configs.settings import Settings
@@ -27,13 +29,18 @@ def interrupted_round(store: RoundStore, buffer: FrameBuffer, registry: Checkpoi
     return folder.number
 
 
+def store_root(folder: RoundFolder) -> Path:
+    """The state directory that a round's folder lies in."""
+    return folder.path.resolve().parents[1]
+
+
 def obstacle(folder: RoundFolder, buffer: FrameBuffer, registry: CheckpointRegistry) -> str:
     """Why a round does not go on; empty when it can."""
     try:
         scores, spec = folder.scores(), folder.spec()
         if folder.verdict() is not None or (scores is not None and scores.status != "stopped"):
             return "it has ended"
-        Settings.model_validate(spec.settings)
+        settings = Settings.model_validate(spec.settings)
     except StorageError as error:
         return str(error)
     except ValidationError as error:
@@ -46,6 +53,10 @@ def obstacle(folder: RoundFolder, buffer: FrameBuffer, registry: CheckpointRegis
     serving = registry.ref("serving")
     if serving is None or serving.version != spec.incumbent:
         return f"version {spec.incumbent} does not serve any more"
+    if serving.since > spec.created:
+        return f"version {spec.incumbent} was made to serve anew after the round began"
+    if Path(settings.state).resolve() != store_root(folder):
+        return f"it was started for the state directory {settings.state}"
     frames = {*spec.train_frames, *spec.holdout_frames}
     missing = len(frames) - len(buffer.records(ids=frames))
     return f"{missing} of its frames have left the buffer" if missing else ""

@@ -206,7 +206,7 @@ def _run_process(context: RoundContext, settings: RoundSettings, folder: RoundFo
         group.kill()
         if context.children is not None:
             context.children.remove(f"round {folder.number}")
-    scores, stopped = folder.scores(), cause == "stopped"
+    scores, stopped = folder.scores(), cause == "stopped" or (not cause and context.stop.is_set())
     if stopped and context.suspends and saved_step(folder) and (scores is None or scores.status == "stopped"):
         log.info("round_suspended", round=folder.number, step=saved_step(folder))
         raise RoundSuspended(f"round {folder.number} goes on from step {saved_step(folder)} with the next daemon")

@@ -156,10 +156,17 @@ class RoundStore:
         return removed
 
     def remove_states(self, spare: int | None) -> list[int]:
-        """Remove the training states of all rounds but `spare`; returns the numbers of the rounds that had one."""
+        """Remove the training states of all rounds but `spare`; returns the numbers of the rounds that had one.
+
+        What kills left half written or half removed goes too, of `spare` as well.
+        """
         removed = [number for number in self.numbers() if number != spare and self.folder(number).states.steps()]
-        for number in removed:
-            self.folder(number).states.remove()
+        for number in self.numbers():
+            states = self.folder(number).states
+            if number == spare:
+                states.tidy()
+            else:
+                states.remove()
         return removed
 
 

@@ -51,6 +51,10 @@ class TrainingStates:
         """Remove every state: nobody can go on from them any more."""
         for step in self.steps():
             durable.retire_directory(self._folder(step))
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what a kill left half written or half removed."""
         if self.root.is_dir():
             durable.remove_partials(self.root)
 

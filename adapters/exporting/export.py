@@ -36,9 +36,10 @@ def export_version(registry: CheckpointRegistry, version: int, format: Format, t
     The folder holds the network alone, nothing of its training. Raises ExportRefused when `target` holds something or
     the version has no such format, UnknownVersion or CorruptCheckpoint.
     """
+    target = target.resolve()  # `.` has no name to write beside
     _check_target(target)
     network, manifest = load_version(registry, version, torch.device("cpu"))
-    durable.make_directory(target.absolute().parent)
+    durable.make_directory(target.parent)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{durable.PARTIAL}")
     temporary.mkdir()
     try:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adapters.augment import normalise_unit
-from adapters.batch_norm import batch_norm_layers
+from adapters.batch_norm import batch_norm_layers, forget_statistics
 from adapters.errors import AdapterError
 from adapters.hosts.host import Host, HostInputs, StepBatch, StepLosses, mean_of
 from adapters.network import SegmentationNetwork
@@ -45,8 +45,7 @@ class BnStatistics(Host):
         self._momentum = [layer.momentum for layer in self._layers]
         self._crops = 0
         for layer in self._layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # a plain mean over batches, however often a pass calls the layer
+            forget_statistics(layer)
             # torch reads this counter in every pass: on the CPU that waits for no GPU
             layer.num_batches_tracked = torch.zeros((), dtype=torch.long)
 

@@ -13,6 +13,7 @@ from adapters.errors import NetworkMismatch
 from adapters.hosts.host import HostInputs
 from adapters.losses import IGNORE_INDEX
 from adapters.network import SegmentationNetwork
+from adapters.parallel import mean_count
 from adapters.training_pass import Encoded
 
 
@@ -29,7 +30,6 @@ class FeatureDistance:
                 "host.feature_distance_from"
             )
         self._reference, self._share = reference, inputs.host.feature_distance_share
-        self._accelerator = inputs.accelerator
         things = [not inputs.host.thing_classes or name in inputs.host.thing_classes for name in inputs.class_names]
         self._things = torch.tensor([*things, False], device=inputs.accelerator.device)  # [K + 1], ignored last
 
@@ -44,18 +44,8 @@ class FeatureDistance:
             frozen = self._reference.encode(encoded.views[0].images)[-1].float()
             counted = self.cells(labels, (deepest.shape[-2], deepest.shape[-1]))
         distance = torch.linalg.vector_norm(deepest - frozen, dim=1)  # [B, h, w]
-        mean: Tensor = (distance * counted).sum() / self._cells_a_process(counted)
+        mean: Tensor = (distance * counted).sum() / mean_count(counted)
         return mean
-
-    def _cells_a_process(self, counted: Tensor) -> Tensor:
-        """Mean number of cells that count in a process, a scalar: the average over processes is then that of all cells.
-
-        Where none counts it is whatever does not divide by 0.
-        """
-        processes, cells = self._accelerator.num_processes, counted.sum().float()
-        if processes > 1:
-            cells = torch.as_tensor(self._accelerator.reduce(cells, reduction="mean"))
-        return cells.clamp(min=1.0 / processes)
 
     def cells(self, labels: Tensor, size: tuple[int, int]) -> Tensor:
         """Which cells of a map of `size` count, bool [B, *size]: one thing class fills the share of the pixels below.

@@ -36,14 +36,15 @@ class MfmTerm:
 
 
 class MfmSourceTerm(MfmTerm):
-    """`mfm_source`: lambda times the loss of the rebuilt source, clean, against true labels at full weight."""
+    """`mfm_source`: lambda times the loss of the rebuilt source, clean, against true labels, weighed as everywhere."""
 
     def __call__(self, images: StepImages) -> dict[str, Tensor]:
         """The loss of one batch. Raises AdapterError when there are no source images."""
         if images.source is None or images.source_labels is None:
             domain = self._inputs.mfm.domain
             raise AdapterError(f"mfm.domain: {domain} needs labelled source images; without them choose target")
-        return {"mfm_source": self._loss(images, images.source, images.source_labels, None)}
+        weight = self._inputs.label_weight(images.source_labels)
+        return {"mfm_source": self._loss(images, images.source, images.source_labels, weight)}
 
 
 def with_mfm(inputs: HostInputs, terms: list[Term]) -> list[Term]:

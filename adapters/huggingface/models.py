@@ -1,11 +1,13 @@
 """Every Hugging Face segmentation model that can be split, and how to build, load and split one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from adapters.errors import NetworkMismatch, UnsupportedModel
+from adapters.errors import AdapterError, NetworkMismatch, UnsupportedModel
 from adapters.hf_directory import load_directory
 from adapters.huggingface.beit import BEIT
 from adapters.huggingface.data2vec import DATA2VEC
@@ -30,9 +32,10 @@ def build_huggingface(settings: NetworkSettings, num_classes: int) -> tuple[Segm
     Raises UnsupportedModel for a kind that cannot be split, NetworkMismatch when its class count is not `num_classes`.
     """
     family, hf_config = _family_of(settings)
-    model_class, config = family.model_of(hf_config)
-    model = model_class(config)
-    return _split(family, model, settings, num_classes), model
+    with _refusing():
+        model_class, config = family.model_of(hf_config)
+        model = model_class(config)
+        return _split(family, model, settings, num_classes), model
 
 
 def load_huggingface(directory: Path, settings: NetworkSettings, num_classes: int) -> SegmentationNetwork:
@@ -41,14 +44,27 @@ def load_huggingface(directory: Path, settings: NetworkSettings, num_classes: in
     Reads safetensors only, downloads nothing. Raises UnsupportedModel or NetworkMismatch.
     """
     family, hf_config = _family_of(settings)
-    model_class, config = family.model_of(hf_config)
-    return _split(family, load_directory(model_class, config, directory), settings, num_classes)
+    with _refusing():
+        model_class, config = family.model_of(hf_config)
+        return _split(family, load_directory(model_class, config, directory), settings, num_classes)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Inside, whatever transformers makes of an odd config.json becomes an UnsupportedModel that says so."""
+    try:
+        yield
+    except AdapterError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UnsupportedModel(f"config.json: transformers cannot build the model that it describes: {what}") from error
 
 
 def _family_of(settings: NetworkSettings) -> tuple[Family, dict[str, Any]]:
     if settings.hf_config is None:
         raise UnsupportedModel("network.name: 'huggingface' has no hf_config; bring such a model in with `mfmd import`")
-    kind = settings.hf_config.get("model_type")
+    kind = str(settings.hf_config.get("model_type"))
     if kind not in FAMILIES:
         raise UnsupportedModel(f"config.json: model_type {kind!r} cannot be split; these work: {', '.join(FAMILIES)}")
     return FAMILIES[kind], settings.hf_config

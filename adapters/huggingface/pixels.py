@@ -32,7 +32,7 @@ _SYMMETRIC = PixelScaling(_HALF, _HALF)
 _PLAIN_BGR = PixelScaling((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), bgr=True)
 _DEFAULTS = {
     "Segformer": IMAGENET,
-    "ConvNext": IMAGENET,
+    "ConvNext": _SYMMETRIC,
     "Beit": _SYMMETRIC,
     "DPT": _SYMMETRIC,
     "MobileNetV2": _SYMMETRIC,

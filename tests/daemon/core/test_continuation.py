@@ -41,7 +41,7 @@ def killed(world, store, registry):
             train_frames=tuple(frame.id for frame in frames if not frame.holdout),
             holdout_frames=tuple(frame.id for frame in frames if frame.holdout),
             settings=world.settings.model_dump(mode="json"),
-            created=time.time() - 60,
+            created=time.time(),
             trigger="manual",
         )
     )
@@ -105,6 +105,17 @@ def _tries(world, registry, folder):
         folder.append_start(RoundStart(at=1.0, step=20))
 
 
+def _back_and_forth(world, registry, folder):
+    registry.promote(2, by="operator", reason="test")
+    registry.roll_back(to=1, by="operator", reason="test")
+
+
+def _moved(world, registry, folder):
+    spec = folder.spec()
+    elsewhere = {**spec.settings, "state": str(world.settings.state) + "-of-old"}
+    folder.spec_path.write_text(spec.model_copy(update={"settings": elsewhere}).model_dump_json())
+
+
 def _other_version(world, registry, folder):
     registry.promote(2, by="operator", reason="test")
 
@@ -126,6 +137,8 @@ def _frames(world, registry, folder):
         (_no_state, "saved no training state"),
         (_tries, "3 starts from step 20 came no further"),
         (_other_version, "version 1 does not serve any more"),
+        (_back_and_forth, "version 1 was made to serve anew after the round began"),
+        (_moved, "it was started for the state directory"),
         (_settings, "not valid any more"),
         (_frames, "1 of its frames have left the buffer"),
     ],

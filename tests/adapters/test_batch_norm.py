@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from adapters.batch_norm import estimate_statistics
+from adapters.huggingface.single_value_norm import SingleValueBatchNorm
 
 
 @pytest.fixture
@@ -52,3 +53,13 @@ def test_network_without_batch_norm_reads_nothing() -> None:
     images = iter([torch.zeros(1, 3, 8, 8)])
     estimate_statistics(nn.Conv2d(3, 3, 1), images)
     assert next(images, None) is not None
+
+
+def test_a_layer_that_meets_single_values_keeps_its_statistics() -> None:
+    """UPerNet's pooled branch at one image a batch: there is nothing to estimate from, and 0 and 1 would be wrong."""
+    layer = SingleValueBatchNorm(3)
+    layer.running_mean.fill_(5.0)
+    layer.running_var.fill_(0.01)
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), layer)
+    estimate_statistics(network, [torch.randn(1, 3, 4, 4) for _ in range(4)])
+    assert layer.running_mean.tolist() == [5.0] * 3 and layer.running_var.tolist() == pytest.approx([0.01] * 3)

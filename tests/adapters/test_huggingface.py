@@ -164,3 +164,10 @@ def test_variants_that_cannot_be_split_are_refused(hf_config: dict[str, Any], re
 def test_other_class_count_is_refused() -> None:
     with pytest.raises(NetworkMismatch, match=r"8 classes.*lists 5"):
         build_huggingface(settings_for(model("segformer")), 5)
+
+
+@pytest.mark.parametrize("change", [{"hidden_sizes": "abc"}, {"depths": [1]}, {"model_type": ["segformer"]}])
+def test_odd_configs_are_refused_by_name(change: dict[str, Any]) -> None:
+    config = {**model("segformer").config.to_dict(), **change}
+    with pytest.raises(UnsupportedModel, match=r"config\.json"):
+        build_huggingface(NetworkSettings(name="huggingface", hf_config=config), CLASSES)

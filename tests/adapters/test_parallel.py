@@ -11,7 +11,7 @@ from accelerate.accelerator import Accelerator
 from accelerate.utils import DistributedType
 
 from adapters.errors import AdapterError
-from adapters.parallel import agree, average_buffers, average_gradients, check_replicated
+from adapters.parallel import _average, agree, average_buffers, average_gradients, check_replicated, mean_count
 
 SCRIPT = Path(__file__).with_name("parallel_process.py")
 
@@ -39,3 +39,14 @@ def test_split_networks_are_refused(monkeypatch) -> None:
     monkeypatch.setattr(accelerator.state, "distributed_type", DistributedType.FSDP)
     with pytest.raises(AdapterError, match=r"accelerate_config.*FSDP"):
         check_replicated(accelerator)
+
+
+def test_networks_without_statistics_have_nothing_to_average() -> None:
+    accelerator = Accelerator(cpu=True)
+    _average(accelerator, [])
+
+
+def test_one_process_counts_its_own_positions() -> None:
+    counted = torch.tensor([[True, False], [True, True]])
+    assert mean_count(counted).item() == 3.0
+    assert mean_count(torch.zeros(2, 2, dtype=torch.bool)).item() == 1.0  # no division by 0

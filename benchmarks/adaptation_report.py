@@ -106,7 +106,7 @@ def draw_curves(lines: Sequence[Line], start: str, path: Path) -> bool:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure_, axes = pyplot.subplots(1, 2, figsize=(11, 4.2))
+    figure_, axes = pyplot.subplots(1, 2, figsize=(13, 4.2))
     before = of_arm(lines, start, "source")
     for name, arm in ARMS.items():
         runs = [run for run in of_arm(lines, start, name) if run["curve"]]
@@ -115,16 +115,24 @@ def draw_curves(lines: Sequence[Line], start: str, path: Path) -> bool:
         for axis, part in zip(axes, ("dusk", "day"), strict=True):
             steps, means = mean_curve(runs, part)
             first = [100.0 * before[0][f"candidate_{part}"]] if before else []
-            axis.plot([0] * len(first) + steps, first + means, label=arm.title, linewidth=1.4)
+            axis.plot([0] * len(first) + steps, first + means, label=arm.title, linewidth=1.4, **_look(name))
     for axis, part in zip(axes, ("dusk", "day"), strict=True):
         axis.set(xlabel="step", ylabel=f"{part} mIoU (%)", title=f"{part}, student, {start} start")
         axis.grid(alpha=0.3)
-    axes[1].legend(fontsize=7)
+    axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure_.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure_.savefig(path, dpi=110)
     pyplot.close(figure_)
     return True
+
+
+def _look(name: str) -> dict[str, Any]:
+    """Colour of the host, dashed with Masked Feature Modeling and dotted for its control."""
+    host = ARMS[name].host or name
+    hosts = [arm for arm in ARMS if ARMS[arm].host is None]
+    style = {"mfm": "--", "control": ":"}.get(name.removeprefix(host).removeprefix("_"), "-")
+    return {"color": f"C{hosts.index(host)}", "linestyle": style}
 
 
 def mean_curve(runs: Sequence[Line], part: str) -> tuple[list[int], list[float]]:

@@ -85,8 +85,8 @@ class HostInputs:
 class Host(ABC):
     """One recipe. A step adds up gradients in the parameters; zeroing them and stepping the optimizer is the caller's.
 
-    The constructor may freeze parameters of the student: the optimizer gets what requires a gradient afterwards. Which
-    layers are in train mode is settled in the step: whoever built the host may have set modes since.
+    The constructor may freeze parameters of the student: the optimizer gets what requires a gradient afterwards. Modes
+    are the caller's (`Training` puts the student into train mode); recipes that need others set them in the step.
     """
 
     learns = True

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from adapters.augment import normalise_unit
-from adapters.batch_norm import without_noise
 from adapters.hosts.anchor import Anchor
 from adapters.hosts.host import Host, HostInputs, StepBatch, StepLosses, mean_of
 from adapters.network import SegmentationNetwork
@@ -55,8 +54,6 @@ class SelfTraining(Host):
 
     def step(self, *batches: StepBatch) -> StepLosses:
         """Add the gradients of one optimizer step to the parameters; advances the teacher."""
-        self.student.train()
-        without_noise(self.teacher.network.train())  # whoever scored it meanwhile
         self.teacher.update(self.student, self.steps)
         self.steps += 1
         return mean_of([self._backward(self._images(batch), 1.0 / len(batches)) for batch in batches])

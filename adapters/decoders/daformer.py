@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.decoders.layers import conv_norm_relu, separable_conv
+from adapters.decoders.layers import conv_norm_relu, embed_levels, separable_conv
 
 DILATIONS = (1, 6, 12, 18)
 """Published, for 512 crops: maps of 128x128 cells."""
@@ -33,10 +32,7 @@ class DaformerHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Logits `[B, K, H_1, W_1]` at the first (finest) level's size."""
-        height, width = features[0].shape[-2:]
-        embedded = [embed(level) for embed, level in zip(self.embeddings, features, strict=True)]
-        resized = [F.interpolate(level, (height, width), mode="bilinear", align_corners=False) for level in embedded]
-        fused = torch.cat(resized, dim=1)  # [B, levels * channels, H_1, W_1]
+        fused = embed_levels(self.embeddings, features)  # [B, levels * channels, H_1, W_1]
         context = torch.cat([branch(fused) for branch in self.branches], dim=1)
         logits: Tensor = self.classifier(self.dropout(self.bottleneck(context)))
         return logits

@@ -1,6 +1,10 @@
 """The convolution blocks that decoders are made of."""
 
-from torch import nn
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from adapters.decoders.depthwise import DepthwiseConv
 
@@ -17,3 +21,11 @@ def separable_conv(inputs: int, outputs: int, dilation: int = 1) -> nn.Sequentia
         nn.Sequential(DepthwiseConv(inputs, dilation), nn.BatchNorm2d(inputs), nn.ReLU(inplace=True)),
         conv_norm_relu(inputs, outputs),
     )
+
+
+def embed_levels(embeddings: Iterable[nn.Module], features: Sequence[Tensor]) -> Tensor:
+    """Each level `[B, C_l, H_l, W_l]` embedded, resized to the first, side by side: `[B, sum of widths, H_1, W_1]`."""
+    height, width = features[0].shape[-2:]
+    embedded = [embed(level) for embed, level in zip(embeddings, features, strict=True)]
+    resized = [F.interpolate(level, (height, width), mode="bilinear", align_corners=False) for level in embedded]
+    return torch.cat(resized, dim=1)

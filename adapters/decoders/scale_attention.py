@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.decoders.layers import conv_norm_relu
+from adapters.decoders.layers import conv_norm_relu, embed_levels
 
 
 class ScaleAttention(nn.Module):
@@ -25,9 +23,6 @@ class ScaleAttention(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Share of the detail, `[B, K, H_1, W_1]` in (0, 1), of the maps of the half-size image."""
-        height, width = features[0].shape[-2:]
-        embedded = [embed(level) for embed, level in zip(self.embeddings, features, strict=True)]
-        resized = [F.interpolate(level, (height, width), mode="bilinear", align_corners=False) for level in embedded]
-        fused = self.fuse(torch.cat(resized, dim=1))  # [B, levels * channels, H_1, W_1] -> [B, channels, H_1, W_1]
+        fused = self.fuse(embed_levels(self.embeddings, features))  # [B, channels, H_1, W_1]
         logits: Tensor = self.classifier(self.dropout(fused))
         return logits.sigmoid()

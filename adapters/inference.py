@@ -9,14 +9,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapters.network import SegmentationNetwork
-from adapters.scores.class_map import class_map
+from adapters.class_map import class_map
+from adapters.networks.network import SegmentationNetwork
+from adapters.networks.pixels import MIN_SIDE, normalise
 from storage.images import FittedFrame, fit_frame
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-MIN_SIDE = 32
-"""Smallest side that a network is given (pixels): one cell of the deepest map."""
 _BAND_VALUES = 8_000_000
 """Logits held at once while a label map is made at the original resolution; bounds memory for very large images."""
 
@@ -24,13 +21,6 @@ _BAND_VALUES = 8_000_000
 def choose_device(name: Literal["auto", "cpu"]) -> torch.device:
     """The GPU when `name` is `auto` and there is one, otherwise the CPU."""
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu")
-
-
-def normalise(frames: Tensor) -> Tensor:
-    """RGB bytes `[B, H, W, 3]` -> floats `[B, 3, H, W]` with ImageNet mean and deviation, on the tensor's device."""
-    mean = torch.tensor(IMAGENET_MEAN, device=frames.device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=frames.device).view(3, 1, 1)
-    return (frames.permute(0, 3, 1, 2).float() / 255.0 - mean) / std
 
 
 @torch.inference_mode()

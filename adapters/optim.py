@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapters.network import SegmentationNetwork
+from adapters.networks.network import SegmentationNetwork
 from configs.settings import OptimSettings
 
 WARMUP_FLOOR = 1e-6

@@ -12,7 +12,7 @@ arguments.
 import sys
 from pathlib import Path
 
-from adapters.stop import StopRequest
+from adapters.rounds.stop import StopRequest
 
 
 def main(arguments: list[str]) -> int:
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
         print("usage: accelerate launch -m adapters.round ROUND_FOLDER/spec.json", file=sys.stderr)
         return 2
     with StopRequest() as stop:
-        from adapters.round_run import run_round  # loads torch for seconds: SIGTERM must be heard before
+        from adapters.rounds.run import run_round  # loads torch for seconds: SIGTERM must be heard before
 
         return run_round(Path(arguments[0]), stop)
 

@@ -1,7 +1,7 @@
 """A training pass of a network, in the halves that Masked Feature Modeling needs: encode the views, predict, compare.
 
-A plain network has one view and one prediction, a multi-resolution one several (`adapters.network`): whoever trains
-need not know which it is.
+A plain network has one view and one prediction, a multi-resolution one several (`adapters.networks.network`): whoever
+trains need not know which it is.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapters.draws import Draws
 from adapters.losses import weighted_cross_entropy
-from adapters.network import Output, SegmentationNetwork, View, Window
+from adapters.networks.network import Output, SegmentationNetwork, View, Window
 
 Maps = tuple[Tensor, ...]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from adapters.evaluation import Evaluation, evaluate_masks
 from adapters.inference import segment_fitted
-from adapters.network import SegmentationNetwork
+from adapters.networks.network import SegmentationNetwork
+from adapters.scoring.evaluation import Evaluation, evaluate_masks
 from configs.settings import Settings
 from storage.catalog import FileFact
 from storage.frame_writer import NewFrame

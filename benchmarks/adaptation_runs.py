@@ -14,13 +14,13 @@ from adaptation_arms import ARMS, STARTS, Arm, Overrides, settings_of
 from adaptation_data import fill_buffer, labelled_part, score
 from torch import Tensor
 
-from adapters.checkpoint import load_version
+from adapters.checkpoints.checkpoint import load_version
 from adapters.errors import TrainingFailed
-from adapters.network import SegmentationNetwork
+from adapters.networks.network import SegmentationNetwork
 from adapters.optim import learning_rate_factor
-from adapters.round_inputs import load_inputs
-from adapters.source_training import pretrain
-from adapters.training import Training
+from adapters.rounds.inputs import load_inputs
+from adapters.rounds.source_training import pretrain
+from adapters.rounds.training import Training
 from configs.settings import Settings
 from storage.digest import digest_of
 from storage.frames import FrameBuffer

@@ -16,7 +16,7 @@ from adaptation_data import LabelledImage, fill_buffer, labelled_part, score, tr
 from adaptation_runs import CLASSES, Run, adapt, source_model
 from shifts import sequence
 
-from adapters.network import SegmentationNetwork
+from adapters.networks.network import SegmentationNetwork
 from configs.settings import Settings
 from storage.layout import StateLayout
 

@@ -16,15 +16,15 @@ from kornia.augmentation import ColorJitter
 from kornia.filters import gaussian_blur2d
 from torch import Tensor, nn
 
-from adapters.augment import BLUR_SIGMA, odd_kernel
-from adapters.batch_norm import without_noise
-from adapters.decoders.depthwise import DepthwiseConv
+from adapters.augmentation.augment import BLUR_SIGMA, odd_kernel
 from adapters.hosts.host import StepBatch
-from adapters.inference import IMAGENET_MEAN, IMAGENET_STD
 from adapters.losses import IGNORE_INDEX
-from adapters.network import SegmentationNetwork
+from adapters.mfm.rebuilder import Rebuilder
+from adapters.networks.batch_norm import without_noise
+from adapters.networks.decoders.depthwise import DepthwiseConv
+from adapters.networks.network import SegmentationNetwork
+from adapters.networks.pixels import IMAGENET_MEAN, IMAGENET_STD
 from adapters.optim import build_optimizer
-from adapters.rebuilder import Rebuilder
 from configs.settings import Settings
 
 

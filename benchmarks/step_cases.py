@@ -18,12 +18,12 @@ from PIL import Image
 from reference_loop import ReferenceLoop
 from torch.profiler import ProfilerActivity, profile
 
-from adapters.build import build_network
-from adapters.checkpoint import make_manifest, save_weights
+from adapters.checkpoints.checkpoint import make_manifest, save_weights
 from adapters.hosts.host import StepBatch
-from adapters.rebuilder import build_rebuilder
-from adapters.round_inputs import load_inputs
-from adapters.training import Training
+from adapters.mfm.rebuilder import build_rebuilder
+from adapters.networks.build import build_network
+from adapters.rounds.inputs import load_inputs
+from adapters.rounds.training import Training
 from configs.settings import Settings
 from storage.catalog import FileFact
 from storage.digest import digest_of

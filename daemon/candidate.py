@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from adapters.scores.iou import labelled_mean_iou
+from adapters.scoring.scores.iou import labelled_mean_iou
 from storage.errors import CorruptCheckpoint
 from storage.manifest import Manifest
 from storage.round_records import ImageCounts, ModelScores, RoundSpec, Verdict

@@ -19,7 +19,7 @@ from storage.registry import CheckpointRegistry
 if TYPE_CHECKING:
     import torch
 
-    from adapters.network import SegmentationNetwork
+    from adapters.networks.network import SegmentationNetwork
     from storage.catalog import FrameRecord
     from storage.frames import FrameBuffer
 
@@ -120,7 +120,7 @@ class Observer:
         return True
 
     def _observe(self, buffer: "FrameBuffer", record: "FrameRecord", version: int) -> list[Observation]:
-        from adapters.observation import observe_frame
+        from adapters.scoring.observation import observe_frame
 
         serving, released = self._load(version)
         try:
@@ -147,7 +147,7 @@ class Observer:
 
     def _load(self, version: int) -> tuple[int, int]:
         """Have the serving version and its released ancestor in memory, and nothing else."""
-        from adapters.checkpoint import load_version
+        from adapters.checkpoints.checkpoint import load_version
 
         released = self._registry.released(version)
         for wanted in (version, released):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from adapters.scores.iou import class_iou, labelled_mean_iou
+from adapters.scoring.scores.iou import class_iou, labelled_mean_iou
 from configs.settings import GateSettings
 from daemon.bootstrap import Floats, paired_bootstrap
 from storage.round_records import Check, ImageCounts, ModelScores, RoundScores

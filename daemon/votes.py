@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adapters.scores.iou import labelled_mean_iou
+from adapters.scoring.scores.iou import labelled_mean_iou
 from configs.settings import GateSettings
 from daemon.bootstrap import Advantage, Floats, Statistic, paired_bootstrap
 from storage.round_records import Check, ImageCounts, ModelScores

@@ -2,7 +2,7 @@
 
 import torch
 
-from adapters.network import SegmentationNetwork
+from adapters.networks.network import SegmentationNetwork
 
 
 class Anchor:

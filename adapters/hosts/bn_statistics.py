@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters.augment import normalise_unit
-from adapters.batch_norm import batch_norm_layers, forget_statistics
+from adapters.augmentation.augment import normalise_unit
 from adapters.errors import AdapterError
 from adapters.hosts.host import Host, HostInputs, StepBatch, StepLosses, mean_of
-from adapters.network import SegmentationNetwork
-from adapters.soft_labels import confident_share
+from adapters.networks.batch_norm import batch_norm_layers, forget_statistics
+from adapters.networks.network import SegmentationNetwork
+from adapters.self_training.soft_labels import confident_share
 
 Statistics = list[tuple[Tensor, Tensor]]
 """Running mean and variance of each BatchNorm layer, [C] each."""

@@ -10,7 +10,7 @@ from adapters.hosts.host import Host, HostInputs
 from adapters.hosts.hrda import Hrda
 from adapters.hosts.mic import Mic
 from adapters.hosts.tent import Tent
-from adapters.multi_resolution import weigh_detail
+from adapters.networks.multi_resolution import weigh_detail
 
 HOSTS: dict[str, Callable[[HostInputs], Host]] = {
     "dacs": Dacs,

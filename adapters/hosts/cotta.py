@@ -6,13 +6,13 @@ Wang et al., "Continual Test-Time Domain Adaptation" (CVPR 2022).
 import torch
 from torch import Tensor, nn
 
-from adapters.augment import normalise_unit
+from adapters.augmentation.augment import normalise_unit
 from adapters.hosts.host import Host, HostInputs, StepBatch, StepLosses, mean_of
 from adapters.hosts.restoration import Restoration
-from adapters.network import Output, SegmentationNetwork
-from adapters.soft_labels import confident_share, soft_cross_entropy
-from adapters.teacher import Teacher
-from adapters.test_time_augmentation import average_over, mean_confidence
+from adapters.networks.network import Output, SegmentationNetwork
+from adapters.self_training.soft_labels import confident_share, soft_cross_entropy
+from adapters.self_training.teacher import Teacher
+from adapters.self_training.test_time_augmentation import average_over, mean_confidence
 from adapters.training_pass import encode, mean_over_outputs, part_of
 
 

@@ -12,8 +12,8 @@ from adapters.hosts.terms import recipe_terms
 class Daformer(SelfTraining):
     """Source cross-entropy with feature distance, cross-entropy on the ClassMix image, MFM.
 
-    Rare-class sampling and margins lie in the streams of crops (`adapters.rare_class`, `adapters.margins`). With its
-    extras off it is DACS with a slower teacher.
+    Rare-class sampling and margins lie in the streams of crops (`rare_class` and `margins` of `adapters.sampling`).
+    With its extras off it is DACS with a slower teacher.
     """
 
     def __init__(self, inputs: HostInputs) -> None:

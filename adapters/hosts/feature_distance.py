@@ -12,7 +12,7 @@ from torch import Tensor
 from adapters.errors import NetworkMismatch
 from adapters.hosts.host import HostInputs
 from adapters.losses import IGNORE_INDEX
-from adapters.network import SegmentationNetwork
+from adapters.networks.network import SegmentationNetwork
 from adapters.parallel import mean_count
 from adapters.training_pass import Encoded
 

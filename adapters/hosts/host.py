@@ -9,11 +9,11 @@ import torch
 from accelerate.accelerator import Accelerator
 from torch import Tensor, nn
 
-from adapters.augment import to_unit
-from adapters.data import SourceBatch, TargetBatch
+from adapters.augmentation.augment import to_unit
 from adapters.draws import Draws
-from adapters.network import SegmentationNetwork
-from adapters.rebuilder import Rebuilder
+from adapters.mfm.rebuilder import Rebuilder
+from adapters.networks.network import SegmentationNetwork
+from adapters.sampling.crops import SourceBatch, TargetBatch
 from configs.settings import HostSettings, MfmSettings
 
 

@@ -1,16 +1,16 @@
 """HRDA: DAFormer's losses on a multi-resolution network, with or without MFM on top.
 
 Hoyer et al., "HRDA: Context-Aware High-Resolution Domain-Adaptive Semantic Segmentation" (ECCV 2022; papers.md 5.1).
-What is HRDA about it lies in the network (`adapters.multi_resolution`): each training pass sees context and detail, and
-the teacher's pseudo-labels come from overlapped detail windows. MFM rebuilds the maps of each scale with one shared
-Rebuilder (papers.md 1.4.6).
+What is HRDA about it lies in the network (`adapters.networks.multi_resolution`): each training pass sees context and
+detail, and the teacher's pseudo-labels come from overlapped detail windows. MFM rebuilds the maps of each scale with
+one shared Rebuilder (papers.md 1.4.6).
 """
 
 from adapters.errors import NetworkMismatch
 from adapters.hosts.host import HostInputs
 from adapters.hosts.self_training import SelfTraining
 from adapters.hosts.terms import recipe_terms
-from adapters.multi_resolution import MultiResolutionNetwork
+from adapters.networks.multi_resolution import MultiResolutionNetwork
 
 
 class Hrda(SelfTraining):

@@ -6,7 +6,7 @@ Hoyer et al., "MIC: Masked Image Consistency for Context-Enhanced Domain Adaptat
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapters.augment import normalise_unit, strong_augment
+from adapters.augmentation.augment import normalise_unit, strong_augment
 from adapters.draws import Draws
 from adapters.hosts.host import HostInputs
 from adapters.hosts.self_training import StepImages

@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from adapters.augment import normalise_unit
+from adapters.augmentation.augment import normalise_unit
 from adapters.errors import AdapterError
 from adapters.hosts.host import HostInputs
 from adapters.hosts.self_training import StepImages, Term
-from adapters.mfm import mfm_loss
-from adapters.rebuilder import Rebuilder
+from adapters.mfm.branch import mfm_loss
+from adapters.mfm.rebuilder import Rebuilder
 
 
 class MfmTerm:

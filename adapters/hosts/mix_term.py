@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from adapters.augment import normalise_unit, strong_augment
-from adapters.classmix import class_mask, paste
+from adapters.augmentation.augment import normalise_unit, strong_augment
+from adapters.augmentation.classmix import class_mask, paste
 from adapters.hosts.host import HostInputs
 from adapters.hosts.self_training import StepImages
 from adapters.training_pass import encode, prediction_loss

@@ -3,7 +3,7 @@
 import torch
 
 from adapters.draws import Draws
-from adapters.network import SegmentationNetwork
+from adapters.networks.network import SegmentationNetwork
 
 SEEDS = 2**24
 """Seeds that a uniform float32 can tell apart."""

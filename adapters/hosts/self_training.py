@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adapters.augment import normalise_unit
+from adapters.augmentation.augment import normalise_unit
 from adapters.hosts.anchor import Anchor
 from adapters.hosts.host import Host, HostInputs, StepBatch, StepLosses, mean_of
-from adapters.network import SegmentationNetwork
-from adapters.pseudo_labels import PseudoLabel, pseudo_label
-from adapters.teacher import Teacher
+from adapters.networks.network import SegmentationNetwork
+from adapters.self_training.pseudo_labels import PseudoLabel, pseudo_label
+from adapters.self_training.teacher import Teacher
 
 
 @dataclass(frozen=True, slots=True)

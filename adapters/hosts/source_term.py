@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from adapters.augment import color_jitter, normalise_unit
+from adapters.augmentation.augment import color_jitter, normalise_unit
 from adapters.hosts.feature_distance import feature_distance
 from adapters.hosts.host import HostInputs
 from adapters.hosts.self_training import StepImages

@@ -6,12 +6,12 @@ Wang et al., "Tent: Fully Test-Time Adaptation by Entropy Minimization" (ICLR 20
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from adapters.augment import normalise_unit
-from adapters.batch_norm import without_noise
+from adapters.augmentation.augment import normalise_unit
 from adapters.errors import AdapterError
 from adapters.hosts.host import Host, HostInputs, StepBatch, StepLosses, mean_of
-from adapters.network import Output, SegmentationNetwork
-from adapters.soft_labels import confident_share, entropy
+from adapters.networks.batch_norm import without_noise
+from adapters.networks.network import Output, SegmentationNetwork
+from adapters.self_training.soft_labels import confident_share, entropy
 from adapters.training_pass import encode, mean_over_outputs, part_of
 
 NORMALISATION = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)

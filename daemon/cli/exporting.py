@@ -39,8 +39,8 @@ def export(
 ) -> None:
     """Write a version's network for use without mfmd: a Hugging Face directory, ONNX, or a torch.export program."""
     settings = read_settings(config)
-    from adapters.exporting.export import export_version
-    from adapters.prediction import serving_version
+    from adapters.checkpoints.exporting.export import export_version
+    from adapters.scoring.prediction import serving_version
 
     registry = registry_of(settings)
     number = serving_version(registry) if version is None else version

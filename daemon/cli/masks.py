@@ -32,7 +32,7 @@ def predict(
 ) -> None:
     """Write a colour mask and an index mask for each image; an unusable image is reported and skipped (exit 1)."""
     settings = read_settings(config)
-    from adapters.prediction import predict_files
+    from adapters.scoring.prediction import predict_files
 
     answers: list[dict[str, object]] = []
     for file in predict_files(settings, images, out, checkpoint):
@@ -62,7 +62,7 @@ def evaluate(
 ) -> None:
     """Score a version on labelled images: mIoU, IoU of each class, pixel accuracy (percent)."""
     settings = read_settings(config)
-    from adapters.evaluation import evaluate_folder
+    from adapters.scoring.evaluation import evaluate_folder
 
     result = evaluate_folder(settings, images, labels, checkpoint)
     if as_json:

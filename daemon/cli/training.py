@@ -28,8 +28,8 @@ def pretrain(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False)
             f"{config}: source: required by `mfmd pretrain`; set source.images and source.labels, "
             "or take a ready model with `mfmd import PATH`"
         )
-    from adapters.source_training import PretrainProgress
-    from adapters.source_training import pretrain as train
+    from adapters.rounds.source_training import PretrainProgress
+    from adapters.rounds.source_training import pretrain as train
     from daemon.cli.live import live_progress
 
     with live_progress() as show:
@@ -48,7 +48,7 @@ def import_(
 ) -> None:
     """Take a ready model: a Hugging Face segmentation model (directory or hub id), or safetensors of `network`."""
     settings = read_settings(config)
-    from adapters.importing import import_checkpoint
+    from adapters.checkpoints.importing import import_checkpoint
 
     manifest = import_checkpoint(source, settings, registry_of(settings))
     _release(settings, manifest, by="import", reason=f"imported from {source}", as_json=as_json)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adapters.scores.iou import class_iou
+from adapters.scoring.scores.iou import class_iou
 from daemon.demo.driving import DriveFailed, DrivenDaemon
 
 Mask = NDArray[np.uint8]

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from adapters.network import SegmentationNetwork
+from adapters.networks.network import SegmentationNetwork
 from daemon.serving.errors import NotReady, VersionNotLoaded
 from storage.manifest import Manifest
 

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from adapters.checkpoint import load_weights, network_of
-from adapters.inference import logits_of, normalise
-from adapters.network import SegmentationNetwork
+from adapters.checkpoints.checkpoint import load_weights, network_of
+from adapters.inference import logits_of
+from adapters.networks.network import SegmentationNetwork
+from adapters.networks.pixels import normalise
 from daemon.logs import get_logger
 from daemon.serving.metrics import ServingMetrics
 from daemon.serving.slots import Resident, Slots

@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from adapters.build import build_network
-from adapters.data import TargetBatch
 from adapters.draws import Draws
 from adapters.hosts.build import build_host
 from adapters.hosts.host import Host, HostInputs, StepBatch, StepLosses
-from adapters.network import SegmentationNetwork
+from adapters.mfm.rebuilder import build_rebuilder
+from adapters.networks.build import build_network
+from adapters.networks.network import SegmentationNetwork
 from adapters.optim import build_optimizer
-from adapters.rebuilder import build_rebuilder
-from adapters.round_inputs import load_inputs
-from adapters.training import Training
+from adapters.rounds.inputs import load_inputs
+from adapters.rounds.training import Training
+from adapters.sampling.crops import TargetBatch
 from configs.settings import HostSettings, MfmSettings, NetworkSettings, OptimSettings, Settings
 
 CLASSES, CROP = 4, (64, 96)
@@ -82,7 +82,7 @@ def batch(size: int = 2, seed: int = 3, padding: int = 0) -> StepBatch:
 
 
 def adapt(host: Host, steps: int, *, rate: float = 1e-3, seed: int = 3) -> list[StepLosses]:
-    """Optimizer steps as `adapters.training` makes them, each on a batch of its own."""
+    """Optimizer steps as `adapters.rounds.training` makes them, each on a batch of its own."""
     settings = OptimSettings(learning_rate=rate, head_multiplier=1.0, weight_decay=0.0)
     optimizer = None
     if host.learns:

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from adapters.build import build_network
-from adapters.checkpoint import make_manifest, save_weights
+from adapters.checkpoints.checkpoint import make_manifest, save_weights
+from adapters.networks.build import build_network
 from configs.settings import Settings
 from storage.catalog import FileFact
 from storage.digest import digest_of

@@ -2,7 +2,7 @@
 
 import torch
 
-from adapters.augment import normalise_unit, to_unit
+from adapters.augmentation.augment import normalise_unit, to_unit
 from adapters.draws import Draws
 from adapters.hosts.feature_distance import FeatureDistance
 from adapters.parallel import average_gradients

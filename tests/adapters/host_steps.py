@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from adapters.build import build_network
-from adapters.data import SourceBatch, TargetBatch
 from adapters.draws import Draws
 from adapters.hosts.build import build_host
 from adapters.hosts.host import Host, HostInputs, StepBatch, StepLosses
-from adapters.network import SegmentationNetwork
-from adapters.rebuilder import build_rebuilder
+from adapters.mfm.rebuilder import build_rebuilder
+from adapters.networks.build import build_network
+from adapters.networks.network import SegmentationNetwork
+from adapters.sampling.crops import SourceBatch, TargetBatch
 from configs.settings import HostSettings, MfmSettings, NetworkSettings
 
 CLASSES, CROP = 4, (64, 96)

@@ -6,12 +6,12 @@ import torch
 from accelerate.accelerator import Accelerator
 from torch import nn
 
-from adapters.classmix import class_mask
+from adapters.augmentation.classmix import class_mask
 from adapters.draws import Draws
-from adapters.mfm import untouched_running_statistics
+from adapters.mfm.branch import untouched_running_statistics
+from adapters.networks.sync_batch_norm import SyncedBatchNorm, synchronise_batch_norm
 from adapters.parallel import agree, average_buffers, average_gradients, check_replicated, sum_over_processes
-from adapters.pseudo_labels import pseudo_label
-from adapters.sync_batch_norm import SyncedBatchNorm, synchronise_batch_norm
+from adapters.self_training.pseudo_labels import pseudo_label
 
 
 def main() -> None:

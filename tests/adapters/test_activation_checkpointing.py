@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapters.activation_checkpointing import blocks_of, checkpoint_encoder
-from adapters.build import build_network
-from adapters.huggingface.models import build_huggingface
-from adapters.network import SegmentationNetwork
+from adapters.networks.activation_checkpointing import blocks_of, checkpoint_encoder
+from adapters.networks.build import build_network
+from adapters.networks.huggingface.models import build_huggingface
+from adapters.networks.network import SegmentationNetwork
 from configs.settings import NetworkSettings
 from tests.adapters.tiny_models import CLASSES, MODELS, model
 

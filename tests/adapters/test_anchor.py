@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from adapters.hosts.anchor import Anchor
-from adapters.network import SegmentationNetwork
+from adapters.networks.network import SegmentationNetwork
 from adapters.optim import build_optimizer
-from adapters.round_inputs import load_inputs
-from adapters.round_run import run_round
-from adapters.stop import StopRequest
-from adapters.training import Training
+from adapters.rounds.inputs import load_inputs
+from adapters.rounds.run import run_round
+from adapters.rounds.stop import StopRequest
+from adapters.rounds.training import Training
 from configs.self_training import SOURCE_FREE_ANCHOR
 from configs.settings import HostSettings, OptimSettings, Settings
 from tests.adapters.adaptation_steps import adapt, frozen, host_of, network, training_of, weights

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adapters.augment import (
+from adapters.augmentation.augment import (
     color_jitter,
     gaussian_blur,
     normalise_unit,
@@ -12,7 +12,7 @@ from adapters.augment import (
     to_unit,
 )
 from adapters.draws import Draws
-from adapters.inference import normalise
+from adapters.networks.pixels import normalise
 
 
 def seeded(seed: int = 0) -> Draws:

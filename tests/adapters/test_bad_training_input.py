@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from adapters.round_inputs import load_inputs
-from adapters.round_run import run_round
-from adapters.stop import StopRequest
-from adapters.training import Training
+from adapters.rounds.inputs import load_inputs
+from adapters.rounds.run import run_round
+from adapters.rounds.stop import StopRequest
+from adapters.rounds.training import Training
 from configs.settings import Settings
 from storage.catalog import FileFact
 from storage.digest import digest_of

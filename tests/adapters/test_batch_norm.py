@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from adapters.batch_norm import estimate_statistics
-from adapters.huggingface.single_value_norm import SingleValueBatchNorm
+from adapters.networks.batch_norm import estimate_statistics
+from adapters.networks.huggingface.single_value_norm import SingleValueBatchNorm
 
 
 @pytest.fixture

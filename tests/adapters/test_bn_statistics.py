@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from adapters.augment import normalise_unit, to_unit
-from adapters.batch_norm import batch_norm_layers, estimate_statistics
-from adapters.build import build_network
+from adapters.augmentation.augment import normalise_unit, to_unit
 from adapters.errors import AdapterError
-from adapters.network import SegmentationNetwork
+from adapters.networks.batch_norm import batch_norm_layers, estimate_statistics
+from adapters.networks.build import build_network
+from adapters.networks.network import SegmentationNetwork
 from configs.settings import NetworkSettings
 from tests.adapters.adaptation_steps import CLASSES, NETWORKS, adapt, batch, changed, frozen, host_of, network, weights
 

@@ -9,10 +9,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adapters.build import build_network
-from adapters.checkpoint import config_hash, load_version, load_weights, make_manifest, network_of, save_weights
-from adapters.network import SegmentationNetwork
-from adapters.rebuilder import build_rebuilder
+from adapters.checkpoints.checkpoint import (
+    config_hash,
+    load_version,
+    load_weights,
+    make_manifest,
+    network_of,
+    save_weights,
+)
+from adapters.mfm.rebuilder import build_rebuilder
+from adapters.networks.build import build_network
+from adapters.networks.network import SegmentationNetwork
 from configs.settings import NetworkSettings, Settings
 from storage.errors import CorruptCheckpoint, UnknownVersion
 from storage.registry import CheckpointRegistry

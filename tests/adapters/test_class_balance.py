@@ -5,12 +5,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from adapters.build import build_network
-from adapters.class_balance import balanced_weights
-from adapters.data import SourceBatch, TargetBatch
 from adapters.draws import Draws
 from adapters.hosts.dacs import Dacs
 from adapters.hosts.host import HostInputs, StepBatch
+from adapters.networks.build import build_network
+from adapters.sampling.class_balance import balanced_weights
+from adapters.sampling.crops import SourceBatch, TargetBatch
 from configs.settings import HostSettings, MfmSettings, NetworkSettings
 
 

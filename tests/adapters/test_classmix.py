@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.classmix import class_mask, paste
+from adapters.augmentation.classmix import class_mask, paste
 from adapters.draws import Draws
 
 

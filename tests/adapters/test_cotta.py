@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 
-from adapters.augment import normalise_unit, to_unit
+from adapters.augmentation.augment import normalise_unit, to_unit
 from adapters.draws import Draws
 from adapters.hosts.restoration import Restoration
-from adapters.soft_labels import soft_cross_entropy
-from adapters.test_time_augmentation import average_over, mean_confidence
+from adapters.self_training.soft_labels import soft_cross_entropy
+from adapters.self_training.test_time_augmentation import average_over, mean_confidence
 from tests.adapters.adaptation_steps import (
     NETWORKS,
     adapt,

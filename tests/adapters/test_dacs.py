@@ -7,14 +7,14 @@ import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
 
-from adapters.augment import normalise_unit, to_unit
-from adapters.build import build_network
-from adapters.data import SourceBatch, TargetBatch
+from adapters.augmentation.augment import normalise_unit, to_unit
 from adapters.draws import Draws
 from adapters.hosts.dacs import Dacs
 from adapters.hosts.host import HostInputs, StepBatch
-from adapters.network import SegmentationNetwork
-from adapters.rebuilder import build_rebuilder
+from adapters.mfm.rebuilder import build_rebuilder
+from adapters.networks.build import build_network
+from adapters.networks.network import SegmentationNetwork
+from adapters.sampling.crops import SourceBatch, TargetBatch
 from configs.settings import HostSettings, MfmSettings, NetworkSettings
 
 CLASSES, CROP = 4, (64, 96)

@@ -5,10 +5,10 @@ import torch
 
 from adapters.hosts.build import HOSTS
 from adapters.hosts.daformer import Daformer
-from adapters.round_inputs import load_inputs
-from adapters.round_run import run_round
-from adapters.stop import StopRequest
-from adapters.training import Training
+from adapters.rounds.inputs import load_inputs
+from adapters.rounds.run import run_round
+from adapters.rounds.stop import StopRequest
+from adapters.rounds.training import Training
 from configs.settings import HostSettings
 from tests.adapters.host_steps import batch, frozen, gradients, host_of, network, train
 

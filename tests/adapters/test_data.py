@@ -7,15 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-import adapters.data
-from adapters.crop_choice import dominated
-from adapters.data import (
+import adapters.sampling.crops
+from adapters.regions import Region, random_region
+from adapters.sampling.crop_choice import dominated
+from adapters.sampling.crops import (
     SourceCrops,
     TargetCrops,
     batches,
     crop_within,
 )
-from adapters.regions import Region, random_region
 from storage.frames import FrameBuffer
 from storage.labelled import LabelledSet
 from storage.labelled_import import import_labelled
@@ -43,7 +43,7 @@ def target(training_state):
 def placement(request, monkeypatch) -> str:
     """Both places that pixels can come from."""
     if request.param == "disk":
-        monkeypatch.setattr(adapters.data, "RAM_LIMIT_BYTES", 0)
+        monkeypatch.setattr(adapters.sampling.crops, "RAM_LIMIT_BYTES", 0)
     return request.param
 
 
@@ -79,7 +79,7 @@ def test_target_crops_are_rectangles_of_the_frames(target, placement) -> None:
 def test_memory_and_disk_give_the_same_crops(source, target, monkeypatch) -> None:
     streams = []
     for limit in (1 << 30, 0):
-        monkeypatch.setattr(adapters.data, "RAM_LIMIT_BYTES", limit)
+        monkeypatch.setattr(adapters.sampling.crops, "RAM_LIMIT_BYTES", limit)
         crops = SourceCrops(source, source.train, crop=(32, 48), batch_size=2, seed=(3,), scale=(0.7, 1.6))
         frames = TargetCrops(target, target.records(), crop=(32, 48), batch_size=2, seed=(3,))
         streams.append([*itertools.islice(batches(crops, CPU), 4), *itertools.islice(batches(frames, CPU), 4)])
@@ -176,7 +176,7 @@ def test_crop_never_exceeds_the_frame() -> None:
 
 
 def test_an_error_while_reading_ahead_reaches_the_reader(target, monkeypatch) -> None:
-    monkeypatch.setattr(adapters.data, "RAM_LIMIT_BYTES", 0)
+    monkeypatch.setattr(adapters.sampling.crops, "RAM_LIMIT_BYTES", 0)
     stream = batches(TargetCrops(target, target.records(), crop=(32, 48), batch_size=2, seed=(0,)), CPU)
     next(stream)
     monkeypatch.setattr(target, "read_crop", lambda *_: (_ for _ in ()).throw(OSError("disk gone")))

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from adapters.decoders.depthwise import WIDE, DepthwiseConv
-from adapters.decoders.layers import separable_conv
+from adapters.networks.decoders.depthwise import WIDE, DepthwiseConv
+from adapters.networks.decoders.layers import separable_conv
 
 CHANNELS = 6
 

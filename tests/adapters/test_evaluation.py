@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from adapters.build import build_network
-from adapters.checkpoint import make_manifest, save_weights
+from adapters.checkpoints.checkpoint import make_manifest, save_weights
 from adapters.errors import AdapterError
-from adapters.evaluation import evaluate_folder, evaluate_masks
 from adapters.inference import segment_image
+from adapters.networks.build import build_network
+from adapters.scoring.evaluation import evaluate_folder, evaluate_masks
 from configs.settings import Settings
 from storage.errors import RefusedImage, SourceRefused, UnknownVersion
 from storage.images import decode_image
@@ -88,7 +88,7 @@ def folder(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
 
 
 def test_folder_is_scored_as_it_is_predicted(settings: Settings, folder: Callable[..., tuple[Path, Path]]) -> None:
-    from adapters.checkpoint import load_version
+    from adapters.checkpoints.checkpoint import load_version
 
     images, labels = folder()
     network, _ = load_version(CheckpointRegistry(StateLayout(settings.state).checkpoints), 1, torch.device("cpu"))

@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adapters.build import build_network
-from adapters.checkpoint import load_version, make_manifest, save_weights
+from adapters.checkpoints.checkpoint import load_version, make_manifest, save_weights
+from adapters.checkpoints.exporting import export as exporting
+from adapters.checkpoints.exporting.export import Format, export_version
+from adapters.checkpoints.exporting.programs import free_dimensions
+from adapters.checkpoints.importing import import_checkpoint
 from adapters.errors import ExportRefused
-from adapters.exporting import export as exporting
-from adapters.exporting.export import Format, export_version
-from adapters.exporting.programs import free_dimensions
-from adapters.importing import import_checkpoint
-from adapters.network import SegmentationNetwork
+from adapters.networks.build import build_network
+from adapters.networks.network import SegmentationNetwork
 from configs.settings import NetworkSettings, Settings
 from storage.errors import UnknownVersion
 from storage.registry import CheckpointRegistry
@@ -111,7 +111,7 @@ def test_transformers_alone_gives_our_logits(
     versions: dict[str, int], registry: CheckpointRegistry, tmp_path: Path
 ) -> None:
     """Every imported kind, from bytes of an image to logits at its size, in a process without mfmd."""
-    from adapters.inference import normalise
+    from adapters.networks.pixels import normalise
 
     frame = torch.randint(0, 256, (96, 96, 3), dtype=torch.uint8)
     save_file({"frame": frame}, tmp_path / "frame.safetensors")

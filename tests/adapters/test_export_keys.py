@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from adapters.activation_checkpointing import checkpoint_encoder
-from adapters.build import build_network
-from adapters.checkpoint import load_weights, read_weights, save_weights
+from adapters.checkpoints.checkpoint import load_weights, read_weights, save_weights
 from adapters.draws import Draws
-from adapters.mfm import mfm_loss
-from adapters.network import SegmentationNetwork
+from adapters.mfm.branch import mfm_loss
+from adapters.mfm.rebuilder import build_rebuilder
+from adapters.networks.activation_checkpointing import checkpoint_encoder
+from adapters.networks.build import build_network
+from adapters.networks.network import SegmentationNetwork
 from adapters.optim import build_optimizer
-from adapters.rebuilder import build_rebuilder
 from configs.settings import MfmSettings, NetworkSettings, OptimSettings
 
 CLASSES = 5

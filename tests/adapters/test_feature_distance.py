@@ -11,14 +11,14 @@ import torch
 from pydantic import ValidationError
 from transformers import SegformerModel
 
-from adapters.augment import normalise_unit, to_unit
-from adapters.checkpoint import load_version
+from adapters.augmentation.augment import normalise_unit, to_unit
+from adapters.checkpoints.checkpoint import load_version
 from adapters.draws import Draws
 from adapters.errors import NetworkMismatch
-from adapters.feature_reference import reference_network
 from adapters.hosts.feature_distance import FeatureDistance, feature_distance
-from adapters.network import View
-from adapters.round_inputs import load_inputs
+from adapters.networks.network import View
+from adapters.rounds.inputs import load_inputs
+from adapters.self_training.feature_reference import reference_network
 from adapters.training_pass import Encoded, encode
 from configs.errors import ConfigError
 from configs.load import load_settings

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from adapters.draws import Draws
-from adapters.feature_mask import draw_keep, grid_of, keep_at, masked_mean, paste, resize_to_grid
+from adapters.mfm.feature_mask import draw_keep, grid_of, keep_at, masked_mean, paste, resize_to_grid
 
 
 @pytest.mark.parametrize(

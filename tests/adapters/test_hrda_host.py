@@ -5,20 +5,20 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from adapters.augment import normalise_unit, to_unit
-from adapters.build import build_network
-from adapters.checkpoint import load_version, load_weights, network_of
-from adapters.data import SourceBatch, TargetBatch
+from adapters.augmentation.augment import normalise_unit, to_unit
+from adapters.checkpoints.checkpoint import load_version, load_weights, network_of
 from adapters.draws import Draws
 from adapters.errors import NetworkMismatch
 from adapters.hosts.build import build_host
 from adapters.hosts.host import Host, HostInputs, StepBatch
-from adapters.multi_resolution import MultiResolutionNetwork
-from adapters.network import SegmentationNetwork
-from adapters.rebuilder import build_rebuilder
-from adapters.round_run import run_round
-from adapters.source_training import pretrain
-from adapters.stop import StopRequest
+from adapters.mfm.rebuilder import build_rebuilder
+from adapters.networks.build import build_network
+from adapters.networks.multi_resolution import MultiResolutionNetwork
+from adapters.networks.network import SegmentationNetwork
+from adapters.rounds.run import run_round
+from adapters.rounds.source_training import pretrain
+from adapters.rounds.stop import StopRequest
+from adapters.sampling.crops import SourceBatch, TargetBatch
 from adapters.training_pass import encode, prediction_loss
 from configs.settings import HostSettings, MfmSettings, NetworkSettings
 from storage.registry import CheckpointRegistry

@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 from adapters.draws import Draws
 from adapters.errors import NetworkMismatch, UnsupportedModel
-from adapters.feature_mask import grid_of
-from adapters.huggingface.models import FAMILIES, build_huggingface, load_huggingface
-from adapters.huggingface.pixels import pixel_change, scaling_of
-from adapters.inference import normalise
-from adapters.mfm import mfm_loss
-from adapters.network import SegmentationNetwork
-from adapters.rebuilder import build_rebuilder
+from adapters.mfm.branch import mfm_loss
+from adapters.mfm.feature_mask import grid_of
+from adapters.mfm.rebuilder import build_rebuilder
+from adapters.networks.huggingface.models import FAMILIES, build_huggingface, load_huggingface
+from adapters.networks.huggingface.pixels import pixel_change, scaling_of
+from adapters.networks.network import SegmentationNetwork
+from adapters.networks.pixels import normalise
 from configs.settings import MfmSettings, NetworkSettings
 from tests.adapters.tiny_models import ANY_SIZE, CLASSES, MODELS, SQUARE_ONLY, model
 

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from adapters.build import build_network
-from adapters.checkpoint import load_version, save_weights
+from adapters.checkpoints.checkpoint import load_version, save_weights
+from adapters.checkpoints.importing import import_checkpoint
 from adapters.errors import NetworkMismatch, UnsupportedModel
-from adapters.importing import import_checkpoint
-from adapters.inference import normalise
+from adapters.networks.build import build_network
+from adapters.networks.pixels import normalise
 from configs.settings import NetworkSettings, Settings
 from storage.registry import CheckpointRegistry
 from tests.adapters.tiny_models import CLASSES, MODELS, model

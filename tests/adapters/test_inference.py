@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from adapters import inference
-from adapters.build import build_network
-from adapters.inference import choose_device, labels_at, logits_of, normalise, segment_fitted, segment_image
-from adapters.network import SegmentationNetwork
+from adapters.inference import choose_device, labels_at, logits_of, segment_fitted, segment_image
+from adapters.networks.build import build_network
+from adapters.networks.network import SegmentationNetwork
+from adapters.networks.pixels import normalise
 from configs.settings import NetworkSettings
 from storage.images import FittedFrame, fit_frame
 

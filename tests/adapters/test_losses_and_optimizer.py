@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from adapters.build import build_network
 from adapters.losses import weighted_cross_entropy
+from adapters.networks.build import build_network
 from adapters.optim import build_optimizer, learning_rate_factor, set_learning_rates
-from adapters.pseudo_labels import pseudo_label
+from adapters.self_training.pseudo_labels import pseudo_label
 from configs.settings import NetworkSettings, OptimSettings
 
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from adapters.data import TargetCrops
-from adapters.margins import NO_MARGINS, Margins
-from adapters.pseudo_labels import pseudo_label
 from adapters.regions import Region, random_region
+from adapters.sampling.crops import TargetCrops
+from adapters.sampling.margins import NO_MARGINS, Margins
+from adapters.self_training.pseudo_labels import pseudo_label
 from configs.settings import HostSettings
 from storage.catalog import FileFact
 from storage.digest import digest_of

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from adapters.augment import normalise_unit, to_unit
+from adapters.augmentation.augment import normalise_unit, to_unit
 from adapters.draws import Draws
 from adapters.hosts.masked_image_term import mask_blocks
 from configs.settings import HostSettings

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapters.build import build_network
 from adapters.draws import Draws
-from adapters.feature_mask import grid_of
 from adapters.losses import weighted_cross_entropy
-from adapters.mfm import mfm_loss, untouched_running_statistics
-from adapters.network import SegmentationNetwork
-from adapters.rebuilder import Rebuilder, build_rebuilder
+from adapters.mfm.branch import mfm_loss, untouched_running_statistics
+from adapters.mfm.feature_mask import grid_of
+from adapters.mfm.rebuilder import Rebuilder, build_rebuilder
+from adapters.networks.build import build_network
+from adapters.networks.network import SegmentationNetwork
 from configs.settings import MfmSettings, NetworkSettings
 
 CROP = (64, 96)

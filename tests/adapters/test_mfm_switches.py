@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapters.build import build_network
 from adapters.draws import Draws
 from adapters.errors import AdapterError
-from adapters.feature_mask import draw_keep
 from adapters.losses import weighted_cross_entropy
-from adapters.mfm import mfm_loss
-from adapters.network import Output, SegmentationNetwork, View
-from adapters.rebuilder import Rebuilder, build_rebuilder
+from adapters.mfm.branch import mfm_loss
+from adapters.mfm.feature_mask import draw_keep
+from adapters.mfm.rebuilder import Rebuilder, build_rebuilder
+from adapters.networks.build import build_network
+from adapters.networks.network import Output, SegmentationNetwork, View
 from configs.settings import MfmSettings, NetworkSettings
 
 CROP, CLASSES = (64, 96), 4

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adapters.mfm_targets import feature_distance, pictures_of, pixel_distance
+from adapters.mfm.targets import feature_distance, pictures_of, pixel_distance
 
 KEEP = torch.tensor([[True, False], [False, True]]).expand(2, 1, 2, 2)
 

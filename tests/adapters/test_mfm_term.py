@@ -5,20 +5,20 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load, save
 
-from adapters.augment import normalise_unit
-from adapters.build import build_network
-from adapters.data import SourceBatch, TargetBatch
+from adapters.augmentation.augment import normalise_unit
 from adapters.draws import Draws
 from adapters.errors import AdapterError
 from adapters.hosts.dacs import Dacs
 from adapters.hosts.host import HostInputs, StepBatch
 from adapters.hosts.mfm_term import with_mfm
 from adapters.hosts.self_training import StepImages
-from adapters.mfm import mfm_loss
-from adapters.network import SegmentationNetwork
+from adapters.mfm.branch import mfm_loss
+from adapters.mfm.rebuilder import build_rebuilder
+from adapters.networks.build import build_network
+from adapters.networks.network import SegmentationNetwork
 from adapters.optim import build_optimizer
-from adapters.pseudo_labels import PseudoLabel
-from adapters.rebuilder import build_rebuilder
+from adapters.sampling.crops import SourceBatch, TargetBatch
+from adapters.self_training.pseudo_labels import PseudoLabel
 from configs.settings import HostSettings, MfmSettings, NetworkSettings, OptimSettings
 
 CROP, CLASSES = (64, 96), 4

@@ -5,8 +5,8 @@ import torch
 
 from adapters.hosts.build import HOSTS
 from adapters.hosts.mic import Mic
-from adapters.round_run import run_round
-from adapters.stop import StopRequest
+from adapters.rounds.run import run_round
+from adapters.rounds.stop import StopRequest
 from configs.settings import HostSettings
 from tests.adapters.host_steps import batch, frozen, gradients, host_of, network, train
 

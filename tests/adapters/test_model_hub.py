@@ -7,9 +7,9 @@ from typing import NoReturn
 import pytest
 import torch
 
+from adapters.checkpoints.importing import import_checkpoint
+from adapters.checkpoints.model_hub import is_hub_id
 from adapters.errors import UnsupportedModel
-from adapters.importing import import_checkpoint
-from adapters.model_hub import is_hub_id
 from configs.settings import Settings
 from storage.registry import CheckpointRegistry
 from tests.adapters.tiny_models import model

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapters.build import build_network
-from adapters.detail_windows import STEP, overlapped_windows, random_window, view_size
 from adapters.draws import Draws
-from adapters.inference import MIN_SIDE
 from adapters.losses import weighted_cross_entropy
-from adapters.mfm import mfm_loss
-from adapters.multi_resolution import MultiResolutionNetwork, weigh_detail
-from adapters.network import SegmentationNetwork, Window
+from adapters.mfm.branch import mfm_loss
+from adapters.mfm.rebuilder import build_rebuilder
+from adapters.networks.build import build_network
+from adapters.networks.detail_windows import STEP, overlapped_windows, random_window, view_size
+from adapters.networks.multi_resolution import MultiResolutionNetwork, weigh_detail
+from adapters.networks.network import SegmentationNetwork, Window
+from adapters.networks.pixels import MIN_SIDE
 from adapters.optim import build_optimizer
-from adapters.rebuilder import build_rebuilder
 from adapters.training_pass import encode, prediction_loss
 from configs.settings import HostSettings, MfmSettings, NetworkSettings, OptimSettings
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapters.build import build_network
-from adapters.checkpoint import load_version, make_manifest, save_weights
+from adapters.checkpoints.checkpoint import load_version, make_manifest, save_weights
 from adapters.inference import segment_image
-from adapters.multi_resolution import MultiResolutionNetwork
-from adapters.observation import observe_frame
-from adapters.scores.frames import FrameScores
+from adapters.networks.build import build_network
+from adapters.networks.multi_resolution import MultiResolutionNetwork
+from adapters.scoring.observation import observe_frame
+from adapters.scoring.scores.frames import FrameScores
 from configs.settings import NetworkSettings
 from storage.registry import CheckpointRegistry
 

@@ -9,16 +9,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from adapters.build import build_network
 from adapters.draws import Draws
-from adapters.encoders.dinov2 import build_dinov2_map, build_dinov2_pyramid
-from adapters.encoders.mit import MIT_SPECS, build_mit
-from adapters.encoders.resnet import build_resnet
 from adapters.errors import NetworkMismatch, UnsupportedModel
-from adapters.initialisation import initialise_convolutions
-from adapters.mfm import mfm_loss
-from adapters.network import SegmentationNetwork
-from adapters.rebuilder import build_rebuilder
+from adapters.mfm.branch import mfm_loss
+from adapters.mfm.rebuilder import build_rebuilder
+from adapters.networks.build import build_network
+from adapters.networks.encoders.dinov2 import build_dinov2_map, build_dinov2_pyramid
+from adapters.networks.encoders.mit import MIT_SPECS, build_mit
+from adapters.networks.encoders.resnet import build_resnet
+from adapters.networks.initialisation import initialise_convolutions
+from adapters.networks.network import SegmentationNetwork
 from configs.settings import MfmSettings, NetworkSettings
 
 TINY = {

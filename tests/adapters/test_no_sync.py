@@ -16,15 +16,15 @@ from accelerate import Accelerator
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adapters.augment import normalise_unit
-from adapters.build import build_network
-from adapters.data import SourceBatch, TargetBatch
+from adapters.augmentation.augment import normalise_unit
 from adapters.draws import Draws
 from adapters.hosts.build import HOSTS
 from adapters.hosts.host import Host, HostInputs, StepBatch
-from adapters.network import SegmentationNetwork
+from adapters.mfm.rebuilder import build_rebuilder
+from adapters.networks.build import build_network
+from adapters.networks.network import SegmentationNetwork
 from adapters.optim import build_optimizer
-from adapters.rebuilder import build_rebuilder
+from adapters.sampling.crops import SourceBatch, TargetBatch
 from configs.settings import HostSettings, MfmSettings, NetworkSettings, OptimSettings
 
 pytestmark = pytest.mark.slow

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from adapters.augment import color_jitter
+from adapters.augmentation.augment import color_jitter
+from adapters.augmentation.photometric import photometric, random_gamma
 from adapters.draws import Draws
-from adapters.photometric import photometric, random_gamma
 from configs.settings import PretrainSettings
 
 

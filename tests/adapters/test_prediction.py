@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from adapters.build import build_network
-from adapters.checkpoint import load_version, make_manifest, save_weights
+from adapters.checkpoints.checkpoint import load_version, make_manifest, save_weights
 from adapters.inference import segment_image
+from adapters.networks.build import build_network
 from adapters.palette import colour_mask
-from adapters.prediction import predict_files
+from adapters.scoring.prediction import predict_files
 from configs.settings import Settings
 from storage.errors import UnknownVersion
 from storage.registry import CheckpointRegistry

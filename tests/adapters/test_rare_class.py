@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-import adapters.data
-from adapters.crop_choice import choose_crop
-from adapters.data import SourceCrops
-from adapters.rare_class import RareClasses
+import adapters.sampling.crops
 from adapters.regions import Region
+from adapters.sampling.crop_choice import choose_crop
+from adapters.sampling.crops import SourceCrops
+from adapters.sampling.rare_class import RareClasses
 from configs.settings import HostSettings
 from storage.labelled_import import import_labelled
 
@@ -166,5 +166,5 @@ def test_stream_draws_crops_again_until_they_hold_enough(source) -> None:
 
 def test_memory_and_disk_give_the_same_rare_crops(source, monkeypatch) -> None:
     memory = crops(source, count=20)
-    monkeypatch.setattr(adapters.data, "RAM_LIMIT_BYTES", 0)
+    monkeypatch.setattr(adapters.sampling.crops, "RAM_LIMIT_BYTES", 0)
     assert np.array_equal(memory, crops(source, count=20))

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from adapters.build import build_network
 from adapters.draws import Draws
-from adapters.feature_mask import draw_keep, grid_of, keep_at
-from adapters.rebuilder import Rebuilder, build_rebuilder, feature_sizes, position_code
+from adapters.mfm.feature_mask import draw_keep, grid_of, keep_at
+from adapters.mfm.rebuilder import Rebuilder, build_rebuilder, feature_sizes, position_code
+from adapters.networks.build import build_network
 from configs.settings import MfmSettings, NetworkSettings
 
 SMALL = MfmSettings(dim=32, heads=4, blocks=1)

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from adapters.round import main
-from adapters.round_run import run_round
-from adapters.stop import StopRequest
+from adapters.rounds.run import run_round
+from adapters.rounds.stop import StopRequest
 from storage.registry import CheckpointRegistry
 from storage.rounds import RoundFolder
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from adapters.checkpoint import make_manifest
-from adapters.round_run import run_round
-from adapters.state_files import read_tree
-from adapters.stop import StopRequest
+from adapters.checkpoints.checkpoint import make_manifest
+from adapters.rounds.run import run_round
+from adapters.rounds.state_files import read_tree
+from adapters.rounds.stop import StopRequest
 from storage.registry import CheckpointRegistry
 from storage.rounds import RoundFolder
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from adapters.round_inputs import load_inputs
-from adapters.round_run import run_round
-from adapters.stop import StopRequest
-from adapters.training import Training
+from adapters.rounds.inputs import load_inputs
+from adapters.rounds.run import run_round
+from adapters.rounds.stop import StopRequest
+from adapters.rounds.training import Training
 from configs.settings import Settings
 from daemon.launch import launch_command, launch_environment
 from storage.registry import CheckpointRegistry

@@ -7,8 +7,8 @@ import pytest
 from safetensors.torch import load_file
 
 from adapters.hosts.build import HOSTS
-from adapters.round_run import run_round
-from adapters.stop import StopRequest
+from adapters.rounds.run import run_round
+from adapters.rounds.stop import StopRequest
 from configs.settings import HostSettings, Settings
 from daemon.launch import launch_command, launch_environment
 from storage.registry import CheckpointRegistry

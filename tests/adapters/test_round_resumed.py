@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from adapters.hosts.build import HOSTS
-from adapters.round_run import run_round
-from adapters.stop import StopRequest
+from adapters.rounds.run import run_round
+from adapters.rounds.stop import StopRequest
 from configs.settings import HostSettings
 from storage.rounds import RoundFolder
 

@@ -9,13 +9,13 @@ import torch
 from kornia.color import rgb_to_lab
 from torch import Tensor, nn
 
-from adapters.network import SegmentationNetwork
-from adapters.scores.consistency import flip_consistency
-from adapters.scores.counts import CountsOverImages, confusion
-from adapters.scores.disagreement import RATE, dropout_disagreement, dropped
-from adapters.scores.diversity import MAX_PIXELS, area, gram_matrix, marginal, mean_entropy
-from adapters.scores.iou import class_iou, labelled_mean_iou, mean_iou
-from adapters.scores.styled import MAX_GAIN, match_colours, restyle, swap_low_frequencies
+from adapters.networks.network import SegmentationNetwork
+from adapters.scoring.scores.consistency import flip_consistency
+from adapters.scoring.scores.counts import CountsOverImages, confusion
+from adapters.scoring.scores.disagreement import RATE, dropout_disagreement, dropped
+from adapters.scoring.scores.diversity import MAX_PIXELS, area, gram_matrix, marginal, mean_entropy
+from adapters.scoring.scores.iou import class_iou, labelled_mean_iou, mean_iou
+from adapters.scoring.scores.styled import MAX_GAIN, match_colours, restyle, swap_low_frequencies
 
 
 @pytest.fixture(autouse=True)
@@ -218,5 +218,5 @@ def test_contrast_is_not_raised_without_limit() -> None:
 
 
 def test_iou_needs_no_torch() -> None:
-    code = "import sys, adapters.scores.iou; assert 'torch' not in sys.modules"
+    code = "import sys, adapters.scoring.scores.iou; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from adapters.network import SegmentationNetwork
-from adapters.scoring import evenly, score_round, tensor_differences
+from adapters.networks.network import SegmentationNetwork
+from adapters.scoring.candidate import evenly, score_round, tensor_differences
 from configs.settings import Settings
 from daemon.gate import decide
 from storage.catalog import FileFact

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from adapters.checkpoint import load_version
+from adapters.checkpoints.checkpoint import load_version
 from adapters.errors import TrainingFailed
-from adapters.source_training import PretrainProgress, pretrain, source_scores
+from adapters.rounds.source_training import PretrainProgress, pretrain, source_scores
 from storage.errors import StorageError
 from storage.labelled import LabelledSet
 from storage.registry import CheckpointRegistry

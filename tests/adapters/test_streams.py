@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-import adapters.data
-from adapters.data import SourceCrops, TargetCrops
-from adapters.stream_rows import ShuffledOrder
-from adapters.streams import CropStream
+import adapters.sampling.crops
+from adapters.sampling.crops import SourceCrops, TargetCrops
+from adapters.sampling.stream_rows import ShuffledOrder
+from adapters.sampling.streams import CropStream
 from storage.frames import FrameBuffer
 from storage.labelled_import import import_labelled
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 def make(request, training_state, monkeypatch):
     """Both kinds of crops, on the rows of one process of several; from memory and from disk (read ahead)."""
     if request.param == "disk":
-        monkeypatch.setattr(adapters.data, "RAM_LIMIT_BYTES", 0)
+        monkeypatch.setattr(adapters.sampling.crops, "RAM_LIMIT_BYTES", 0)
     training_state.draw_source()
     settings = training_state.settings()
     source = import_labelled(settings, training_state.layout)

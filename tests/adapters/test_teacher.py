@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from adapters.build import build_network
-from adapters.network import SegmentationNetwork
-from adapters.teacher import Teacher
+from adapters.networks.build import build_network
+from adapters.networks.network import SegmentationNetwork
+from adapters.self_training.teacher import Teacher
 from configs.settings import NetworkSettings
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from adapters.augment import normalise_unit, to_unit
-from adapters.batch_norm import without_noise
+from adapters.augmentation.augment import normalise_unit, to_unit
 from adapters.errors import AdapterError
 from adapters.hosts.tent import NORMALISATION, norm_parameters
-from adapters.network import SegmentationNetwork
-from adapters.soft_labels import entropy
+from adapters.networks.batch_norm import without_noise
+from adapters.networks.network import SegmentationNetwork
+from adapters.self_training.soft_labels import entropy
 from tests.adapters.adaptation_steps import NETWORKS, adapt, batch, changed, host_of, network, weights
 
 HOST = {"name": "tent"}

@@ -9,12 +9,12 @@ from accelerate import Accelerator
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from adapters.batch_norm import batch_norm_layers
-from adapters.checkpoint import load_version
+from adapters.checkpoints.checkpoint import load_version
 from adapters.hosts.build import build_host
 from adapters.hosts.tent import norm_parameters
-from adapters.round_run import run_round
-from adapters.stop import StopRequest
+from adapters.networks.batch_norm import batch_norm_layers
+from adapters.rounds.run import run_round
+from adapters.rounds.stop import StopRequest
 from configs.settings import HostSettings
 from storage.registry import CheckpointRegistry
 from storage.rounds import RoundFolder

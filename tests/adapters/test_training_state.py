@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from adapters.round_run import run_round
-from adapters.state_files import read_tree, write_tree
-from adapters.stop import StopRequest
+from adapters.rounds.run import run_round
+from adapters.rounds.state_files import read_tree, write_tree
+from adapters.rounds.stop import StopRequest
 
 
 def test_trees_come_back(tmp_path) -> None:

@@ -7,13 +7,13 @@ import torch
 from accelerate import Accelerator
 from reference_loop import ReferenceLoop
 
-from adapters.build import build_network
-from adapters.data import SourceBatch, TargetBatch
 from adapters.draws import Draws
 from adapters.hosts.build import build_host
 from adapters.hosts.host import HostInputs, StepBatch
+from adapters.mfm.rebuilder import build_rebuilder
+from adapters.networks.build import build_network
 from adapters.optim import build_optimizer
-from adapters.rebuilder import build_rebuilder
+from adapters.sampling.crops import SourceBatch, TargetBatch
 from configs.settings import Settings
 
 CROP, CLASSES = 64, 5

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from adapters.source_training import pretrain
+from adapters.rounds.source_training import pretrain
 from daemon.demo.conditions import DAY, DUSK, Condition
 from daemon.demo.driving import DrivenDaemon
 from daemon.demo.scenes import draw_scene

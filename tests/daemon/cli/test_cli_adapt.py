@@ -41,8 +41,8 @@ FRAMES = 16
 @pytest.fixture
 def adaptable(config: Path) -> Path:
     """A configuration whose registry serves a freshly drawn network."""
-    from adapters.build import build_network
-    from adapters.checkpoint import make_manifest, save_weights
+    from adapters.checkpoints.checkpoint import make_manifest, save_weights
+    from adapters.networks.build import build_network
 
     config.write_text(CONFIG, encoding="utf-8")
     settings = load_settings(config)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from adapters.build import build_network
-from adapters.checkpoint import make_manifest, save_weights
-from adapters.inference import normalise
-from adapters.observation import observe_frame
+from adapters.checkpoints.checkpoint import make_manifest, save_weights
+from adapters.networks.build import build_network
+from adapters.networks.pixels import normalise
+from adapters.scoring.observation import observe_frame
 from daemon.observer import Observer
 from storage.errors import CorruptCheckpoint
 from storage.observations import Observations

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from adapters.build import build_network
-from adapters.checkpoint import make_manifest, save_weights
-from adapters.network import SegmentationNetwork
+from adapters.checkpoints.checkpoint import make_manifest, save_weights
+from adapters.networks.build import build_network
+from adapters.networks.network import SegmentationNetwork
 from configs.settings import Settings
 from daemon.serving.plane import InferencePlane
 from daemon.serving.server import make_server

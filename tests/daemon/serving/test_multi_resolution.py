@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from adapters.build import build_network
 from adapters.inference import segment_image
-from adapters.multi_resolution import MultiResolutionNetwork
+from adapters.networks.build import build_network
+from adapters.networks.multi_resolution import MultiResolutionNetwork
 from tests.daemon.serving.serving_world import (
     CLASSES,
     HEIGHT,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.checkpoint import make_manifest
+from adapters.checkpoints.checkpoint import make_manifest
 from daemon.serving.errors import NotReady, VersionNotLoaded
 from daemon.serving.slots import Resident, Slots
 from tests.daemon.serving.serving_world import settings_for, tiny_network, wait_until

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapters.checkpoint import make_manifest
+from adapters.checkpoints.checkpoint import make_manifest
 from daemon.serving.batcher import Fitted
 from daemon.serving.plane import InferencePlane
 from storage.durable import write_record

@@ -1,0 +1,1 @@
+"""Networks from and to files: versions of the registry, imported models, exports."""

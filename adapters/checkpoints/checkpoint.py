@@ -1,0 +1,155 @@
+"""Weights on disk and in the registry: plain safetensors of the network's state dict, strictly checked."""
+
+import hashlib
+import platform
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from adapters.networks.build import build_network
+from adapters.networks.network import SegmentationNetwork
+from configs.settings import NetworkSettings, Settings
+from storage.errors import CorruptCheckpoint
+from storage.manifest import Manifest
+from storage.registry import CheckpointRegistry
+
+_SHOWN = 3
+
+
+def save_weights(network: SegmentationNetwork, path: Path) -> None:
+    """Write the network's state dict to `path` as safetensors; the Rebuilder is no part of it."""
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
+    save_file(tensors, path)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, by name. Raises CorruptCheckpoint when it cannot be read."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CorruptCheckpoint(f"{path}: not a readable safetensors file: {error}") from error
+
+
+def load_weights(network: SegmentationNetwork, path: Path) -> None:
+    """Copy the weights in `path` into `network`; nothing is copied unless every tensor fits.
+
+    Raises CorruptCheckpoint, naming tensors, when names, shapes or types differ or a value is not finite.
+    """
+    tensors = read_weights(path)
+    problems = weight_problems(network.state_dict(), tensors)
+    if problems:
+        raise CorruptCheckpoint(f"{path}: {'; '.join(problems)}")
+    network.load_state_dict(tensors)
+
+
+def weight_problems(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """What is wrong with `found` as weights for a network whose state dict is `expected`; empty when it fits."""
+    both = expected.keys() & found.keys()
+    groups = {
+        "lacks": sorted(expected.keys() - found.keys()),
+        "holds unknown": sorted(found.keys() - expected.keys()),
+        "has a wrong shape for": sorted(name for name in both if expected[name].shape != found[name].shape),
+        "has a wrong type for": sorted(name for name in both if expected[name].dtype != found[name].dtype),
+        "has values that are not finite in": sorted(name for name in both if not _finite(found[name])),
+    }
+    return [f"{what} {_some(names)}" for what, names in groups.items() if names]
+
+
+def load_version(
+    registry: CheckpointRegistry, version: int, device: torch.device
+) -> tuple[SegmentationNetwork, Manifest]:
+    """The network of a registered version, verified, on `device`, in eval mode, and its manifest.
+
+    Raises UnknownVersion or CorruptCheckpoint.
+    """
+    registry.verify(version)
+    manifest = registry.manifest(version)
+    network = network_of(manifest)
+    try:
+        load_weights(network, registry.weights_path(version))
+    except CorruptCheckpoint as error:
+        raise CorruptCheckpoint(f"version {version}: {error}{_other_libraries(manifest)}") from error
+    return network.to(device).eval(), manifest
+
+
+def network_of(manifest: Manifest) -> SegmentationNetwork:
+    """The architecture that `manifest` records, with fresh weights.
+
+    Raises CorruptCheckpoint when the record is not of this version of mfmd, AdapterError when it cannot be built.
+    """
+    try:
+        settings = NetworkSettings.model_validate(manifest.network)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(str(part) for part in ("network", *problem["loc"]))
+        raise CorruptCheckpoint(f"manifest of version {manifest.version}: {field}: {problem['msg']}") from error
+    settings = settings.model_copy(update={"pretrained": None})
+    return build_network(settings, len(manifest.classes))
+
+
+def make_manifest(
+    settings: Settings,
+    *,
+    origin: Literal["pretrain", "import", "round"],
+    network: NetworkSettings | None = None,
+    parent: int | None = None,
+    round: int | None = None,
+    seed: int | None = None,
+    frames: int = 0,
+    scores: Mapping[str, float] | None = None,
+) -> Manifest:
+    """Manifest of weights made under `settings`, to hand to `CheckpointRegistry.add`, which numbers it.
+
+    `network` replaces `settings.network` (imports). Where encoder weights first came from is not recorded in
+    `network`: the version holds all weights, and must load where that directory does not exist.
+    """
+    architecture = (network or settings.network).model_copy(update={"pretrained": None})
+    return Manifest(
+        parent=parent,
+        origin=origin,
+        round=round,
+        created=time.time(),
+        network=architecture.model_dump(mode="json"),
+        classes=tuple(entry.model_dump(mode="json") for entry in settings.classes),
+        input_height=settings.buffer.height,
+        input_width=settings.buffer.width,
+        seed=seed,
+        config_hash=config_hash(settings),
+        frames=frames,
+        libraries=library_versions(),
+        scores=dict(scores or {}),
+    )
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what made the weights: mfmd, python, torch, transformers."""
+    installed = {name: metadata.version(name) for name in ("mfmd", "torch", "transformers")}
+    return {**installed, "python": platform.python_version()}
+
+
+def config_hash(settings: Settings) -> str:
+    """Hex SHA-256 of the settings as JSON; secrets are masked in it."""
+    return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()
+
+
+def _other_libraries(manifest: Manifest) -> str:
+    """A hint for weights that verify but do not fit: transformers renames modules now and then."""
+    made, here = manifest.libraries.get("transformers"), metadata.version("transformers")
+    return f" (made with transformers {made}, this is {here})" if made != here else ""
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

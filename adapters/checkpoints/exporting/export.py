@@ -1,0 +1,62 @@
+"""Give a version back: a folder with the model in a format of others, complete or not there at all."""
+
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from adapters.checkpoints.checkpoint import load_version
+from adapters.checkpoints.exporting.description import describe
+from adapters.checkpoints.exporting.hugging_face import write_huggingface
+from adapters.checkpoints.exporting.programs import write_onnx, write_torch_export
+from adapters.errors import ExportRefused
+from adapters.networks.network import SegmentationNetwork
+from storage import durable
+from storage.manifest import Manifest
+from storage.registry import CheckpointRegistry
+
+Format = Literal["huggingface", "onnx", "torch-export"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+"""What `mfmd export --format` takes."""
+Writer = Callable[[SegmentationNetwork, Manifest, Path], tuple[str, ...]]
+"""Writes a version's files into a folder; returns the dimensions of the input that are free."""
+_WRITERS: dict[Format, Writer] = {
+    "huggingface": write_huggingface,
+    "onnx": write_onnx,
+    "torch-export": write_torch_export,
+}
+
+
+def export_version(registry: CheckpointRegistry, version: int, format: Format, target: Path) -> list[str]:
+    """Write `version` to the folder `target`, which must be empty or not there; returns the names of its files.
+
+    The folder holds the network alone, nothing of its training. Raises ExportRefused when `target` holds something or
+    the version has no such format, UnknownVersion or CorruptCheckpoint.
+    """
+    target = target.resolve()  # `.` has no name to write beside
+    _check_target(target)
+    network, manifest = load_version(registry, version, torch.device("cpu"))
+    durable.make_directory(target.parent)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{durable.PARTIAL}")
+    temporary.mkdir()
+    try:
+        free = _WRITERS[format](network, manifest, temporary)
+        describe(manifest, free, temporary)
+        if target.exists():
+            target.rmdir()
+        durable.publish_directory(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return sorted(path.name for path in target.iterdir())
+
+
+def _check_target(target: Path) -> None:
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if target.exists():
+        what = "holds files already" if target.is_dir() else "is a file"
+        raise ExportRefused(f"{target}: {what}; give --out a new or an empty folder")

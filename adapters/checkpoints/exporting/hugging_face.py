@@ -1,0 +1,61 @@
+"""Back to a Hugging Face directory: what came as a transformers model goes back as one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from adapters.errors import ExportRefused
+from adapters.networks.hf_directory import quiet_transformers
+from adapters.networks.huggingface.models import build_huggingface
+from adapters.networks.huggingface.pixels import scaling_of
+from adapters.networks.network import SegmentationNetwork
+from configs.settings import NetworkSettings
+from storage import durable
+from storage.manifest import Manifest
+
+_BILINEAR = 2
+
+
+def write_huggingface(network: SegmentationNetwork, manifest: Manifest, folder: Path) -> tuple[str, ...]:
+    """config.json with our class names, model.safetensors and preprocessor_config.json; loads with transformers alone.
+
+    Raises ExportRefused for a network that transformers has no class for.
+    """
+    settings = NetworkSettings.model_validate(manifest.network)
+    if settings.name != "huggingface" or settings.multi_resolution:
+        kind = "multi-resolution" if settings.multi_resolution else settings.name
+        raise ExportRefused(
+            f"version {manifest.version} is a {kind} network, which transformers has no class for; "
+            "export it with --format torch-export or --format onnx"
+        )
+    twin, model = build_huggingface(settings, len(manifest.classes))  # shares its modules
+    twin.load_state_dict(network.state_dict())
+    names = [entry["name"] for entry in manifest.classes]
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: index for index, name in enumerate(names)}
+    with quiet_transformers():
+        model.save_pretrained(folder)
+    preprocessor = _preprocessor(settings, manifest)
+    durable.write_text(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
+    return ("batch", "height", "width")
+
+
+def _preprocessor(settings: NetworkSettings, manifest: Manifest) -> dict[str, Any]:
+    """How to prepare images: the model's own pixel scaling, and the size that mfmd fits images to.
+
+    SegFormer's processor resizes, scales and normalises for any model; MobileViT's alone knows BGR, and no mean.
+    """
+    mean, std, bgr = scaling_of(settings.hf_preprocessor)
+    return {
+        "image_processor_type": "MobileViTImageProcessor" if bgr else "SegformerImageProcessor",
+        "do_resize": True,
+        "size": {"height": manifest.input_height, "width": manifest.input_width},
+        "resample": _BILINEAR,
+        "do_center_crop": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": mean,
+        "image_std": std,
+        "do_flip_channel_order": bgr,
+    }

@@ -1,0 +1,119 @@
+"""`mfmd import`: bring a model from elsewhere into the registry."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from adapters.checkpoints.checkpoint import load_weights, make_manifest, save_weights, weight_problems
+from adapters.checkpoints.model_hub import fetch, is_hub_id
+from adapters.errors import NetworkMismatch, UnsupportedModel
+from adapters.networks.build import build_network
+from adapters.networks.huggingface.models import FAMILIES, load_huggingface
+from adapters.networks.huggingface.pixels import scaling_of
+from adapters.networks.network import SegmentationNetwork
+from configs.settings import NetworkSettings, Settings
+from storage.errors import CorruptCheckpoint
+from storage.manifest import Manifest
+from storage.registry import CheckpointRegistry
+
+_FORMATS = (
+    f"a Hugging Face directory (config.json + safetensors; {', '.join(FAMILIES)}), a hub id (organisation/name), or a "
+    ".safetensors file with the weights of the configuration's `network`"
+)
+_PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
+
+
+def import_checkpoint(source: str | Path, settings: Settings, registry: CheckpointRegistry) -> Manifest:
+    """Register the model at `source` as a new version (it does not serve by that alone) and return its manifest.
+
+    `source` is a directory, a file, or, where there is neither, a hub id. Raises UnsupportedModel for a file or model
+    of another kind, NetworkMismatch when weights or classes do not fit.
+    """
+    path, reason = Path(source), f"imported from {source}"
+    if not path.exists() and is_hub_id(str(source)):
+        path = fetch(str(source))
+        reason = f"{reason} at {path.name}"  # the commit
+    network, architecture = _from_directory(path, settings) if path.is_dir() else _from_file(path, settings)
+    manifest = make_manifest(settings, origin="import", network=architecture)
+    with tempfile.TemporaryDirectory(prefix="mfmd-import-") as folder:
+        weights = Path(folder) / "model.safetensors"
+        save_weights(network, weights)
+        return registry.add(weights, manifest, by="import", reason=reason)
+
+
+def _from_file(path: Path, settings: Settings) -> tuple[SegmentationNetwork, NetworkSettings]:
+    if not path.is_file():
+        raise UnsupportedModel(f"{path}: no such file or directory; `mfmd import` takes {_FORMATS}")
+    if path.suffix in _PICKLES:
+        raise UnsupportedModel(
+            f"{path}: {path.suffix} files are pickles, which run code when read; save the weights as safetensors"
+        )
+    if path.suffix != ".safetensors":
+        raise UnsupportedModel(f"{path}: {path.suffix or 'no'} extension; `mfmd import` takes {_FORMATS}")
+    architecture = settings.network.model_copy(update={"pretrained": None})
+    network = build_network(architecture, len(settings.classes))
+    try:
+        load_weights(network, path)
+    except CorruptCheckpoint as error:
+        raise NetworkMismatch(f"{error}; expected the weights of network {architecture.name}") from error
+    return network, architecture
+
+
+def _from_directory(path: Path, settings: Settings) -> tuple[SegmentationNetwork, NetworkSettings]:
+    hf_config = _read_json(path / "config.json")
+    if not any(path.glob("*.safetensors")):
+        pickles = [item.name for item in path.iterdir() if item.suffix in _PICKLES]
+        found = f"only {', '.join(sorted(pickles))}, which run code when read" if pickles else "no weights"
+        raise UnsupportedModel(f"{path}: holds {found}; save the model with safe_serialization=True")
+    _check_class_order(hf_config, settings)
+    architecture = NetworkSettings(name="huggingface", hf_config=hf_config, hf_preprocessor=_preprocessor(path))
+    network = load_huggingface(path, architecture, len(settings.classes))
+    _check_finite(network, path)
+    return network, architecture
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UnsupportedModel(f"{path}: no such file; `mfmd import` takes {_FORMATS}") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UnsupportedModel(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UnsupportedModel(f"{path}: expected a JSON object, found a {type(content).__name__}")
+    return content
+
+
+def _check_class_order(hf_config: dict[str, Any], settings: Settings) -> None:
+    """Refuse a model whose class names are ours in another order: its masks would be silently mislabelled."""
+    labels = hf_config.get("id2label")
+    if not isinstance(labels, dict):
+        return
+    if not all(key.isdecimal() for key in labels):
+        raise UnsupportedModel("config.json: id2label must map class numbers to names")
+    theirs = [str(labels[key]).lower() for key in sorted(labels, key=int)]
+    ours = [entry.name.lower() for entry in settings.classes]
+    if theirs != ours and sorted(theirs) == sorted(ours):
+        place = next(index for index, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+        raise NetworkMismatch(
+            f"config.json: class {place} is {theirs[place]!r} in the model and {ours[place]!r} in `classes`; "
+            "give `classes` in the model's order"
+        )
+
+
+def _check_finite(network: SegmentationNetwork, path: Path) -> None:
+    state = network.state_dict()
+    problems = weight_problems(state, state)
+    if problems:
+        raise NetworkMismatch(f"{path}: {'; '.join(problems)}")
+
+
+def _preprocessor(path: Path) -> dict[str, Any] | None:
+    """How the model wants its pixels; none when the directory does not say. Raises UnsupportedModel."""
+    file = path / "preprocessor_config.json"
+    if not file.is_file():
+        return None
+    content = _read_json(file)
+    scaling_of(content)
+    return content

@@ -1,0 +1,111 @@
+"""Masked Feature Modeling: the loss of the training-only branch (Zhou et al., arXiv 2509.13801; papers.md 1.2, 1.5)."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from adapters.draws import Draws
+from adapters.errors import AdapterError
+from adapters.mfm.feature_mask import draw_keep
+from adapters.mfm.rebuilder import Rebuilder
+from adapters.mfm.targets import feature_distance, pixel_distance
+from adapters.networks.network import SegmentationNetwork
+from adapters.training_pass import Encoded, encode, prediction_loss
+from configs.settings import MfmSettings
+
+
+def mfm_loss(
+    student: SegmentationNetwork,
+    rebuilder: Rebuilder,
+    images: Tensor,
+    labels: Tensor,
+    weight: Tensor | None,
+    draws: Draws,
+    keep: Sequence[Tensor] | None = None,
+    teacher: SegmentationNetwork | None = None,
+) -> Tensor:
+    """The branch's loss on a batch, a scalar, as `rebuilder.settings` say; not yet multiplied by lambda.
+
+    The student encodes plain images `[B, 3, H, W]` (normalised, unmasked); the Rebuilder masks and rebuilds the
+    features. By default (`classify`) the student's ordinary decoder reads them: cross-entropy against `labels`
+    `[B, H, W]`, the teacher's pseudo-labels or true ones, over all pixels, masked and visible alike, times `weight`
+    `[B, H, W]` (the host's confidence; none: 1). Other targets compare the rebuilt cells themselves
+    (`adapters.mfm.targets`); `teacher` gives the features for `teacher_feature`. `keep` replaces the random masks, one
+    a view (tests).
+
+    BatchNorm (the papers leave it open): the encoder sees real images and updates its running statistics as ever, also
+    when detached. The decoder sees rebuilt features, which never occur when serving: there it normalises with the
+    batch's own statistics, like any training pass, but its running statistics stay untouched.
+    """
+    settings = rebuilder.settings
+    with torch.no_grad() if settings.detach_encoder else nullcontext():
+        encoded = encode(student, images, draws)
+    masks = _masks(encoded, settings, draws) if keep is None else keep
+    if settings.reconstruction == "pixels":
+        return _pixel_loss(rebuilder, encoded, masks)
+    rebuilt = [rebuilder(maps, mask) for maps, mask in zip(encoded.features, masks, strict=True)]
+    if settings.classifies:
+        with untouched_running_statistics(student.decoder), frozen(student.decoder, settings.freeze_decoder):
+            return prediction_loss(student, encoded, labels, weight, rebuilt)
+    targets = _target_features(settings.reconstruction, encoded, teacher)
+    return torch.stack([feature_distance(*levels) for levels in zip(rebuilt, targets, masks, strict=True)]).mean()
+
+
+def _masks(encoded: Encoded, settings: MfmSettings, draws: Draws) -> list[Tensor]:
+    """A keep mask for each view."""
+    return [draw_keep(maps[-1], settings.grid, settings.mask_ratio, draws) for maps in encoded.features]
+
+
+def _pixel_loss(rebuilder: Rebuilder, encoded: Encoded, masks: Sequence[Tensor]) -> Tensor:
+    distances = [
+        pixel_distance(rebuilder.pixels(maps[-1], mask), view.images, mask)
+        for maps, view, mask in zip(encoded.features, encoded.views, masks, strict=True)
+    ]
+    return torch.stack(distances).mean()
+
+
+@torch.no_grad()
+def _target_features(
+    reconstruction: str, encoded: Encoded, teacher: SegmentationNetwork | None
+) -> list[tuple[Tensor, ...]]:
+    """What rebuilt maps must match in each view: the teacher's maps of the same images, or the student's own."""
+    if reconstruction == "student_feature":
+        return [tuple(level.detach() for level in maps) for maps in encoded.features]
+    if teacher is None:
+        raise AdapterError("mfm.reconstruction: teacher_feature needs a host with a teacher; choose another target")
+    return [teacher.encode(view.images) for view in encoded.views]
+
+
+@contextmanager
+def frozen(module: nn.Module, freeze: bool = True) -> Iterator[None]:
+    """Inside, gradients flow through `module` but not into its parameters; `freeze` false changes nothing.
+
+    A pass recorded inside has no edges to the parameters; passes before and after keep theirs.
+    """
+    held = [parameter for parameter in module.parameters() if freeze and parameter.requires_grad]
+    for parameter in held:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in held:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def untouched_running_statistics(module: nn.Module) -> Iterator[None]:
+    """Inside, BatchNorm layers of `module` in train mode use batch statistics without recording them.
+
+    `track_running_stats=False` does that in train mode and nothing in eval mode, also for SyncBatchNorm.
+    """
+    tracking = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    for layer in tracking:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in tracking:
+            layer.track_running_stats = True

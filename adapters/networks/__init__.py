@@ -1,0 +1,1 @@
+"""Segmentation networks: what is between an image and its logits, cut into `encode` and `decode`."""

@@ -1,0 +1,31 @@
+"""The convolution blocks that decoders are made of."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapters.networks.decoders.depthwise import DepthwiseConv
+
+
+def conv_norm_relu(inputs: int, outputs: int, kernel: int = 1) -> nn.Sequential:
+    """Convolution that keeps the size, BatchNorm, ReLU: `[B, inputs, H, W]` -> `[B, outputs, H, W]`."""
+    convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+def separable_conv(inputs: int, outputs: int, dilation: int = 1) -> nn.Sequential:
+    """Depthwise 3x3, then pointwise 1x1, each with BatchNorm and ReLU: `[B, inputs, H, W]` -> `[B, outputs, H, W]`."""
+    return nn.Sequential(
+        nn.Sequential(DepthwiseConv(inputs, dilation), nn.BatchNorm2d(inputs), nn.ReLU(inplace=True)),
+        conv_norm_relu(inputs, outputs),
+    )
+
+
+def embed_levels(embeddings: Iterable[nn.Module], features: Sequence[Tensor]) -> Tensor:
+    """Each level `[B, C_l, H_l, W_l]` embedded, resized to the first, side by side: `[B, sum of widths, H_1, W_1]`."""
+    height, width = features[0].shape[-2:]
+    embedded = [embed(level) for embed, level in zip(embeddings, features, strict=True)]
+    resized = [F.interpolate(level, (height, width), mode="bilinear", align_corners=False) for level in embedded]
+    return torch.cat(resized, dim=1)

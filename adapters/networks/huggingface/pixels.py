@@ -1,0 +1,111 @@
+"""How an imported model wants its pixels, from its preprocessor_config.json, and the way there from mfmd's scaling.
+
+mfmd gives every network RGB with ImageNet mean and deviation (`adapters.networks.pixels.normalise`). BEiT, DPT and
+MobileNetV2 were trained on pixels in [-1, 1], MobileViT on BGR in [0, 1]: an affine change of each channel inside the
+encoder.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from adapters.errors import UnsupportedModel
+from adapters.networks.pixels import IMAGENET_MEAN, IMAGENET_STD
+
+Triple = tuple[float, float, float]
+_HALF: Triple = (0.5, 0.5, 0.5)
+_SAME = 1e-6
+
+
+class PixelScaling(NamedTuple):
+    """Model input = (RGB in [0, 1] - mean) / std, then perhaps as BGR."""
+
+    mean: Triple
+    std: Triple
+    bgr: bool = False
+
+
+IMAGENET = PixelScaling(IMAGENET_MEAN, IMAGENET_STD)
+"""mfmd's own."""
+_SYMMETRIC = PixelScaling(_HALF, _HALF)
+_PLAIN_BGR = PixelScaling((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), bgr=True)
+_DEFAULTS = {
+    "Segformer": IMAGENET,
+    "ConvNext": _SYMMETRIC,
+    "Beit": _SYMMETRIC,
+    "DPT": _SYMMETRIC,
+    "MobileNetV2": _SYMMETRIC,
+    "MobileViT": _PLAIN_BGR,
+}
+"""What image processors of transformers do where the file says nothing, by the start of their names."""
+
+
+class PixelChange(nn.Module):
+    """From mfmd's scaling to another; holds no weights."""
+
+    factor: Tensor
+    offset: Tensor
+
+    def __init__(self, scaling: PixelScaling) -> None:
+        super().__init__()
+        own_mean, own_std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+        mean, std = torch.tensor(scaling.mean), torch.tensor(scaling.std)
+        self.bgr = scaling.bgr
+        self.register_buffer("factor", (own_std / std).view(3, 1, 1), persistent=False)
+        self.register_buffer("offset", ((own_mean - mean) / std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`[B, 3, H, W]`, ImageNet-normalised RGB -> as the model wants it."""
+        changed = images * self.factor + self.offset
+        return changed.flip(1) if self.bgr else changed
+
+
+def pixel_change(preprocessor: dict[str, Any] | None) -> nn.Module:
+    """The change that a model with this preprocessor_config.json needs; without one, mfmd's scaling is taken for its.
+
+    Raises UnsupportedModel when the file does not say how to scale.
+    """
+    scaling = scaling_of(preprocessor)
+    pairs = zip((*scaling.mean, *scaling.std), (*IMAGENET.mean, *IMAGENET.std), strict=True)
+    if not scaling.bgr and all(abs(theirs - ours) < _SAME for theirs, ours in pairs):
+        return nn.Identity()
+    return PixelChange(scaling)
+
+
+def scaling_of(preprocessor: dict[str, Any] | None) -> PixelScaling:
+    """What a preprocessor_config.json asks for. Raises UnsupportedModel when it does not say."""
+    if preprocessor is None:
+        return IMAGENET
+    default = _default_of(preprocessor)
+    rescaled = preprocessor.get("do_rescale", True)
+    factor = 255.0 * float(preprocessor.get("rescale_factor", 1 / 255)) if rescaled else 255.0
+    normalised = preprocessor.get("do_normalize")
+    if default is not _PLAIN_BGR if normalised is None else normalised:
+        mean = _triple(preprocessor, "image_mean", default and default.mean)
+        std = _triple(preprocessor, "image_std", default and default.std)
+    else:
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    bgr = bool(preprocessor.get("do_flip_channel_order", default is not None and default.bgr))
+    if bgr and any(mean):
+        raise UnsupportedModel("preprocessor_config.json: do_flip_channel_order and do_normalize at once are not read")
+    return PixelScaling(_divided(mean, factor), _divided(std, factor), bgr)
+
+
+def _default_of(preprocessor: dict[str, Any]) -> PixelScaling | None:
+    name = str(preprocessor.get("image_processor_type") or preprocessor.get("feature_extractor_type") or "")
+    return next((scaling for start, scaling in _DEFAULTS.items() if name.startswith(start)), None)
+
+
+def _triple(preprocessor: dict[str, Any], key: str, default: Triple | None) -> Triple:
+    value = preprocessor.get(key) or default
+    if isinstance(value, (int, float)):
+        value = (value,) * 3
+    if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(isinstance(x, (int, float)) for x in value):
+        raise UnsupportedModel(f"preprocessor_config.json: {key} is {value}; three numbers are needed, one a channel")
+    return float(value[0]), float(value[1]), float(value[2])
+
+
+def _divided(values: Triple, factor: float) -> Triple:
+    """`(factor * x - mean) / std` is `(x - mean / factor) / (std / factor)`."""
+    return values[0] / factor, values[1] / factor, values[2] / factor

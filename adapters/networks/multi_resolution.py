@@ -1,0 +1,141 @@
+"""HRDA: a network that sees the whole image at half size (context) and windows of it at full size (detail).
+
+Hoyer et al., "HRDA: Context-Aware High-Resolution Domain-Adaptive Semantic Segmentation" (ECCV 2022; papers.md 5.1).
+Encoder and segmentation decoder are those of a plain network, shared by both; a scale-attention head, which reads the
+context, mixes their predictions class by class:
+
+    fused = up((1 - a) * context) + up(a) * detail        inside the window
+    fused = up(context)                                   outside
+
+What differs from the original: docs/decisions/0008-multi-resolution.md.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapters.draws import Draws
+from adapters.networks.decoders.scale_attention import ScaleAttention
+from adapters.networks.detail_windows import overlapped_windows, random_window, view_size
+from adapters.networks.network import Output, SegmentationNetwork, View, Window
+
+
+class MultiResolutionDecoder(nn.Module):
+    """The decoder that both scales share and the attention between them; `forward` decodes the maps of one view.
+
+    The attention is a part of the decoder, so whoever trains the decoder faster, freezes it or leaves its BatchNorm
+    statistics alone (`adapters.mfm.branch`) does the same to the attention.
+    """
+
+    def __init__(self, head: nn.Module, attention: ScaleAttention) -> None:
+        super().__init__()
+        self.head = head
+        self.attention = attention
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Logits `[B, K, h, w]` of the maps of one view."""
+        logits: Tensor = self.head(features)
+        return logits
+
+
+class MultiResolutionNetwork(SegmentationNetwork):
+    """A network around the encoder and decoder of a plain one; `encode` and `decode` stay those of a single view.
+
+    BatchNorm: encoder and decoder normalise context and detail each with the batch's own statistics in train mode, and
+    record both alike, one record a pass for each; the attention only ever sees the context. Training passes and
+    `forward` agree in that, so nothing drifts between them.
+    """
+
+    decoder: MultiResolutionDecoder
+
+    def __init__(self, plain: SegmentationNetwork, attention: ScaleAttention, *, detail_loss_weight: float) -> None:
+        """`detail_loss_weight` is no weight of the network: see `weigh_detail`."""
+        super().__init__(
+            plain.encoder,
+            MultiResolutionDecoder(plain.decoder, attention),
+            num_classes=plain.num_classes,
+            feature_channels=plain.feature_channels,
+        )
+        self.detail_loss_weight = detail_loss_weight
+        """Share of a training pass's loss that the detail's own prediction has (0-1); 0.1 as published."""
+
+    def view_size(self, crop: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the context, and of the detail, for images of `crop`."""
+        return view_size(crop)
+
+    def views(self, images: Tensor, draws: Draws) -> tuple[View, ...]:
+        """The images `[B, 3, H, W]` at half size, and one window of them at full size, the same for the batch."""
+        window = random_window(_size(images), draws)
+        return View(_context(images), None), View(window.of(images), window)
+
+    def outputs(
+        self, features: Sequence[Sequence[Tensor]], views: Sequence[View], size: tuple[int, int]
+    ) -> tuple[Output, ...]:
+        """The fused prediction of everything, and the detail's own of its window."""
+        context, detail = features
+        window = views[1].window
+        assert window is not None
+        own = self.decode(detail, (window.height, window.width))
+        fused, weight = self._fuse(context, own, window, size), self.detail_loss_weight
+        return Output(fused, None, 1.0 - weight), Output(own, window, weight)
+
+    def encode_all(self, images: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+        """Maps of the context `[B, ...]`, and of all overlapped windows, stacked: `[windows * B, ...]`.
+
+        One stack, so that a GPU has enough to do, and in train mode BatchNorm normalises all windows alike.
+        """
+        windows = [window.of(images) for window in overlapped_windows(_size(images))]
+        return self.encode(_context(images)), self.encode(torch.cat(windows))
+
+    def predict(self, features: Sequence[Sequence[Tensor]], size: tuple[int, int]) -> Tensor:
+        """Logits `[B, K, *size]` from the maps of `encode_all`: the windows' mean fused with the context."""
+        context, details = features
+        return self._fuse(context, self._mean_detail(details, size), Window(0, 0, *size), size)
+
+    def _mean_detail(self, details: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """Logits `[B, K, *size]`: where windows overlap, their mean."""
+        windows = overlapped_windows(size)
+        parts = (
+            self.decoder(details).contiguous().chunk(len(windows))
+        )  # [windows * B, K, h, w] -> windows times [B, K, h, w]
+        total = parts[0].new_zeros(*parts[0].shape[:2], *size, dtype=torch.float32)  # also under autocast
+        count = total.new_zeros(size)
+        for window, logits in zip(windows, parts, strict=True):
+            window.of(total).add_(_resize(logits, (window.height, window.width)))
+            window.of(count).add_(1.0)
+        mean: Tensor = total / count
+        return mean
+
+    def _fuse(self, context: Sequence[Tensor], detail: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
+        """Logits `[B, K, *size]` of the context's maps and of `detail`, logits `[B, K, h, w]` of `window`."""
+        logits = self.decoder(context).contiguous()  # as `decode` has them
+        attention = _resize(self.decoder.attention(context).contiguous(), _size(logits))
+        rest = window.of(_resize((1.0 - attention) * logits, size))
+        inside = rest + window.of(_resize(attention, size)) * detail
+        if window == Window(0, 0, *size):
+            return inside
+        fused = _resize(logits, size)
+        window.of(fused).copy_(inside)
+        return fused
+
+
+def weigh_detail(network: SegmentationNetwork, weight: float) -> None:
+    """Give the detail's own loss the share `weight` (`host.detail_loss_weight`); a plain network has no detail."""
+    if isinstance(network, MultiResolutionNetwork):
+        network.detail_loss_weight = weight
+
+
+def _context(images: Tensor) -> Tensor:
+    """`images` `[B, 3, H, W]` at half size; bilinear, which at exactly half is the mean of 2x2 pixels."""
+    return _resize(images, view_size(_size(images)))
+
+
+def _size(maps: Tensor) -> tuple[int, int]:
+    return maps.shape[-2], maps.shape[-1]
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """`maps` `[B, C, h, w]` bilinearly at `size`, in memory of their own; values at that size already stay."""
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)

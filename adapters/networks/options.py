@@ -1,0 +1,43 @@
+"""How a round runs its networks without changing what they are: `round.*` options of layout, compilation, memory.
+
+None of them changes the names, shapes or meaning of weights: a candidate is the plain network.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from accelerate.accelerator import Accelerator
+from torch import Tensor, nn
+
+from adapters.networks.activation_checkpointing import checkpoint_encoder
+from adapters.networks.network import SegmentationNetwork
+from adapters.networks.sync_batch_norm import synchronise_batch_norm
+from configs.settings import RoundSettings
+
+
+def apply_options(network: SegmentationNetwork, settings: RoundSettings, accelerator: Accelerator) -> None:
+    """Prepare a student before its teacher is copied from it: BatchNorm over processes, layout, checkpointing."""
+    if settings.sync_batch_norm and accelerator.num_processes > 1:
+        synchronise_batch_norm(network, accelerator.device)
+    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+    network.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack this overload
+    if settings.gradient_checkpointing:
+        checkpoint_encoder(network)
+
+
+def compile_networks(modules: Iterable[nn.Module]) -> None:
+    """Compile encoder and decoder of every segmentation network among `modules`, in place, at their first use."""
+    for module in modules:
+        if isinstance(module, SegmentationNetwork):
+            module.encoder.compile()
+            module.decoder.compile()
+
+
+def laid_out(frames: Tensor, settings: RoundSettings) -> Tensor:
+    """Frames [B, H, W, 3] whose memory is that of images as the network reads them.
+
+    As they come from storage their channels are last in memory, and so are those of the images made from them.
+    """
+    if settings.channels_last:
+        return frames
+    return frames.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)  # planes in memory, the same shape

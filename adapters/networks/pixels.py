@@ -1,0 +1,16 @@
+"""What every network expects of pixels: ImageNet's mean and deviation, and how small an image may be."""
+
+import torch
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MIN_SIDE = 32
+"""Smallest side that a network is given (pixels): one cell of the deepest map."""
+
+
+def normalise(frames: Tensor) -> Tensor:
+    """RGB bytes `[B, H, W, 3]` -> floats `[B, 3, H, W]` with ImageNet mean and deviation, on the tensor's device."""
+    mean = torch.tensor(IMAGENET_MEAN, device=frames.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=frames.device).view(3, 1, 1)
+    return (frames.permute(0, 3, 1, 2).float() / 255.0 - mean) / std

@@ -1,0 +1,1 @@
+"""One round of self-training, and the source training before the first: loop, budgets, state, result."""

@@ -1,0 +1,95 @@
+"""What a round works on, read from its spec: networks, frames, source images, processes."""
+
+from dataclasses import dataclass
+
+import torch
+from accelerate.accelerator import Accelerator
+
+from adapters.checkpoints.checkpoint import load_version
+from adapters.errors import AdapterError, NetworkMismatch
+from adapters.networks.network import SegmentationNetwork
+from adapters.parallel import check_replicated
+from adapters.self_training.feature_reference import reference_network
+from configs.settings import Settings
+from storage.catalog import FrameRecord
+from storage.frames import FrameBuffer
+from storage.labelled import LabelledSet
+from storage.labelled_import import import_labelled
+from storage.layout import StateLayout
+from storage.registry import CheckpointRegistry
+from storage.round_records import RoundSpec
+
+
+@dataclass(frozen=True, slots=True)
+class RoundInputs:
+    """Everything a round reads; close `buffer` when done."""
+
+    spec: RoundSpec
+    """What the daemon asked for."""
+    settings: Settings
+    """The settings of that moment."""
+    accelerator: Accelerator
+    """Device, precision and processes."""
+    registry: CheckpointRegistry
+    """Where the versions are; only read."""
+    student: SegmentationNetwork
+    """The incumbent's weights, on the device, in eval mode."""
+    released: SegmentationNetwork | None
+    """The released version, frozen, in eval mode, on the device; none when the recipe does not use it."""
+    buffer: FrameBuffer
+    """The frame buffer, opened for reading."""
+    frames: tuple[FrameRecord, ...]
+    """Frames to train on."""
+    source: LabelledSet | None
+    """Labelled source images, to replay and to score on; none when there are none."""
+    reference: SegmentationNetwork | None = None
+    """What feature distance measures against, frozen, in eval mode, on the device; none when nothing is measured."""
+
+
+def load_inputs(spec: RoundSpec, settings: Settings) -> RoundInputs:
+    """Read what `spec` names; `settings` are those of the spec. Raises AdapterError, StorageError."""
+    if settings.round.threads:
+        torch.set_num_threads(settings.round.threads)
+    accelerator = Accelerator(cpu=True) if settings.round.device == "cpu" else Accelerator()
+    check_replicated(accelerator)
+    layout = StateLayout(settings.state)
+    registry = CheckpointRegistry(layout.checkpoints)
+    student, manifest = load_version(registry, spec.incumbent, accelerator.device)
+    if len(manifest.classes) != len(settings.classes):
+        raise NetworkMismatch(
+            f"version {spec.incumbent} has {len(manifest.classes)} classes, `classes` of the configuration "
+            f"{len(settings.classes)}; they must be the same list"
+        )
+    source = labelled_source(settings, layout)
+    buffer = FrameBuffer.open(layout, settings.buffer, writable=False)
+    frames = tuple(buffer.records(ids=spec.train_frames))
+    if not frames:
+        buffer.close()
+        raise AdapterError(f"round {spec.round}: none of its {len(spec.train_frames)} training frames is in the buffer")
+    released = _released(registry, spec, settings, accelerator)
+    reference = None if source is None else reference_network(settings, manifest, released, accelerator.device)
+    return RoundInputs(spec, settings, accelerator, registry, student, released, buffer, frames, source, reference)
+
+
+def _released(
+    registry: CheckpointRegistry, spec: RoundSpec, settings: Settings, accelerator: Accelerator
+) -> SegmentationNetwork | None:
+    """The released version, where the recipe measures against it."""
+    host = settings.host
+    distance = host.feature_distance_weight > 0.0 and host.feature_distance_from == "released"
+    anchored = host.anchor_strength(source_free=settings.source is None) > 0.0
+    prior = host.name == "bn_statistics" and host.statistics_prior > 0.0
+    if not (distance or anchored or prior or host.name == "cotta"):
+        return None
+    network, _ = load_version(registry, spec.released, accelerator.device)
+    return network.requires_grad_(False)
+
+
+def labelled_source(settings: Settings, layout: StateLayout) -> LabelledSet | None:
+    """The imported source set; it is imported now when the configuration names one that never was (`mfmd import`)."""
+    if settings.source is None:
+        return None
+    source = LabelledSet.open(layout) if LabelledSet.exists(layout) else import_labelled(settings, layout)
+    if source.class_pixels.shape[1] != len(settings.classes):
+        source = import_labelled(settings, layout)
+    return source

@@ -1,0 +1,105 @@
+"""A round from spec to scores, and how each way it can end is recorded."""
+
+import os
+import time
+import traceback
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from adapters.checkpoints.checkpoint import load_version, save_weights
+from adapters.errors import TrainingFailed
+from adapters.networks.network import SegmentationNetwork
+from adapters.rounds.inputs import RoundInputs, load_inputs
+from adapters.rounds.loop import RoundTraining
+from adapters.rounds.progress import RoundProgress
+from adapters.rounds.stop import RoundStopped, StopRequest
+from adapters.scoring.candidate import score_round
+from configs.settings import Settings
+from storage import durable
+from storage.round_records import RoundScores
+from storage.rounds import RoundFolder
+
+
+def run_round(spec_path: Path, stop: StopRequest) -> int:
+    """Run the round of `spec_path` and write its `scores.json`, however it ends; returns the exit status."""
+    run = RoundRun(RoundFolder(spec_path.resolve().parent), stop)
+    status = 0
+    try:
+        scores = run.run()
+    except RoundStopped:
+        scores = run.ended("stopped", "SIGTERM")
+    except TrainingFailed as error:
+        scores = run.ended("failed", str(error))
+    except Exception as error:  # noqa: BLE001  the process ends here: recorded, shown, turned into an exit status
+        traceback.print_exc()
+        scores = run.ended("failed", f"{type(error).__name__}: {error}")
+        status = 1
+    run.finish(scores)
+    return status
+
+
+class RoundRun:
+    """One round in one process of `accelerate launch`; only the first process writes and scores."""
+
+    def __init__(self, folder: RoundFolder, stop: StopRequest) -> None:
+        self._folder, self._stop = folder, stop
+        self._started = time.monotonic()
+        self._first = os.environ.get("RANK", "0") == "0"  # set by the launcher; known before Accelerate is set up
+        self._progress: RoundProgress | None = None
+
+    def run(self) -> RoundScores:
+        """Load, train, save the candidate, score.
+
+        Raises RoundStopped after SIGTERM, TrainingFailed at a loss that is not finite or too high, AdapterError,
+        StorageError.
+        """
+        with self._stop.interruptible():
+            spec = self._folder.spec()
+            settings = Settings.model_validate(spec.settings)
+            self._progress = RoundProgress(self._folder if self._first else None, settings.round)
+            self._progress.phase("loading")
+            inputs = load_inputs(spec, settings)
+        with inputs.buffer:
+            with self._stop.interruptible():
+                training = RoundTraining(inputs, self._progress, self._folder)
+            self._started -= training.seconds_before
+            reason = training.run(self._stop)
+            # Not compiled from here on: other modes and sizes, and the versions it is compared with are not either.
+            with self._stop.interruptible(), torch.compiler.set_stance("force_eager"):
+                candidate = training.candidate()
+                return self._score(inputs, candidate, reason) if self._first else self.ended("completed", reason)
+
+    def _score(self, inputs: RoundInputs, candidate: SegmentationNetwork, reason: str) -> RoundScores:
+        """Save the candidate, then compare it with the versions on disk."""
+        assert self._progress is not None
+        self._progress.phase("scoring")
+        save_weights(candidate, self._folder.candidate)
+        durable.fsync_file(self._folder.candidate)
+        spec, device = inputs.spec, inputs.accelerator.device
+        incumbent, _ = load_version(inputs.registry, spec.incumbent, device)
+        released = None
+        if spec.released != spec.incumbent:
+            released, _ = load_version(inputs.registry, spec.released, device)
+        anchor, old, new, reference = score_round(
+            inputs.settings, spec, released, incumbent, candidate, inputs.buffer, inputs.source, device
+        )
+        ended = self.ended("completed", reason)
+        return ended.model_copy(
+            update={"released": anchor, "incumbent": old, "candidate": new, "reference_marginal": reference}
+        )
+
+    def ended(self, status: Literal["completed", "stopped", "failed"], reason: str) -> RoundScores:
+        """How the round ended, without scores."""
+        steps = self._progress.steps if self._progress else 0
+        return RoundScores(status=status, reason=reason, steps=steps, seconds=time.monotonic() - self._started)
+
+    def finish(self, scores: RoundScores) -> None:
+        """Write `scores.json`, the last file of a round, and leave the group of processes."""
+        if self._first:
+            self._folder.write_scores(scores)
+            if self._progress is not None:
+                self._progress.phase("done")
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

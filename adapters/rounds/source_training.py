@@ -1,0 +1,193 @@
+"""Source training: labelled images -> the first version (`mfmd pretrain`)."""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapters.augmentation.augment import normalise_unit, to_unit
+from adapters.augmentation.photometric import photometric
+from adapters.checkpoints.checkpoint import make_manifest, save_weights
+from adapters.class_map import class_map
+from adapters.draws import Draws
+from adapters.errors import TrainingFailed
+from adapters.inference import choose_device, logits_of
+from adapters.networks.build import build_network
+from adapters.networks.multi_resolution import weigh_detail
+from adapters.networks.network import SegmentationNetwork
+from adapters.networks.pixels import normalise
+from adapters.optim import build_optimizer, learning_rate_factor, set_learning_rates
+from adapters.sampling.class_balance import balanced_weights
+from adapters.sampling.crops import SourceBatch, SourceCrops, batches, crop_within
+from adapters.scoring.scores.counts import CountsOverImages
+from adapters.scoring.scores.iou import class_iou, mean_iou
+from adapters.training_pass import encode, prediction_loss
+from configs.settings import Settings
+from storage.labelled import LabelledSet
+from storage.labelled_import import import_labelled
+from storage.layout import StateLayout
+from storage.manifest import Manifest
+from storage.registry import CheckpointRegistry
+
+REPORT_SECONDS = 0.5
+"""Time between two reports of one phase (seconds)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainProgress:
+    """What source training is doing."""
+
+    phase: Literal["importing", "training", "validating", "done"]
+    """importing: reading source images; training; validating; done."""
+    step: int
+    """Images read, or optimizer steps done."""
+    steps: int
+    """Of how many."""
+    loss: float | None
+    """Mean cross-entropy since the last report; none before the first step."""
+    seconds: float
+    """Since the start (seconds)."""
+
+
+Report = Callable[[PretrainProgress], None]
+
+
+def pretrain(settings: Settings, on_progress: Report | None = None) -> Manifest:
+    """Import the source set if needed, train `settings.network` on it, validate, add the version; does not promote it.
+
+    `on_progress` is called about twice a second. The manifest's `scores` hold `source_miou` and `source_iou_<class>`
+    over the validation images (0-1). Raises StorageError (no source, bad labels), AdapterError, TrainingFailed when the
+    loss is not finite.
+    """
+    return _SourceTraining(settings, on_progress or (lambda progress: None)).run()
+
+
+class _SourceTraining:
+    def __init__(self, settings: Settings, callback: Report) -> None:
+        self._settings, self._pretrain, self._callback = settings, settings.pretrain, callback
+        self._started = self._reported = time.monotonic()
+        self._loss: float | None = None
+        self._draws = Draws(settings.pretrain.seed)
+
+    def run(self) -> Manifest:
+        layout = StateLayout(self._settings.state)
+        layout.create()
+        source = import_labelled(self._settings, layout, self._report_import)
+        if self._settings.round.threads:
+            torch.set_num_threads(self._settings.round.threads)
+        torch.manual_seed(self._pretrain.seed)
+        device, steps = choose_device(self._settings.round.device), self._pretrain.steps
+        network = build_network(self._settings.network, len(self._settings.classes)).to(device)
+        weigh_detail(network, self._settings.host.detail_loss_weight)
+        self._train(network, source, device)
+        self._report("validating", steps, steps)
+        scores = source_scores(network.eval(), source, [entry.name for entry in self._settings.classes])
+        manifest = self._register(CheckpointRegistry(layout.checkpoints), network, len(source.train), scores)
+        self._report("done", steps, steps)
+        return manifest
+
+    def _register(
+        self, registry: CheckpointRegistry, network: SegmentationNetwork, images: int, scores: dict[str, float]
+    ) -> Manifest:
+        manifest = make_manifest(self._settings, origin="pretrain", seed=self._pretrain.seed, scores=scores)
+        reason = f"{self._pretrain.steps} steps on {images} source images"
+        with tempfile.TemporaryDirectory() as folder:
+            weights = Path(folder) / "model.safetensors"
+            save_weights(network, weights)
+            return registry.add(weights, manifest, by="pretrain", reason=reason)
+
+    def _train(self, network: SegmentationNetwork, source: LabelledSet, device: torch.device) -> None:
+        settings, losses = self._pretrain, list[Tensor]()
+        stream = batches(self._crops(source), device)
+        self._class_weights = balanced_weights(source.class_pixels[list(source.train)], settings.class_balance).to(
+            device
+        )
+        optimizer = build_optimizer(network.train(), settings.optim)
+        self._report("training", 0, settings.steps)
+        for step in range(settings.steps):
+            set_learning_rates(optimizer, learning_rate_factor(step, settings.steps, settings.optim))
+            losses.append(self._step(network, optimizer, next(stream), device))
+            if self._due or step == settings.steps - 1:
+                self._loss = _mean(losses, step + 1)
+                losses.clear()
+                self._report("training", step + 1, settings.steps)
+
+    def _crops(self, source: LabelledSet) -> SourceCrops:
+        settings = self._pretrain
+        return SourceCrops(
+            source,
+            source.train,
+            crop=crop_within((settings.crop_height, settings.crop_width), (source.height, source.width)),
+            batch_size=settings.batch_size,
+            seed=(settings.seed,),
+            scale=(settings.min_scale, settings.max_scale),
+        )
+
+    def _step(
+        self, network: SegmentationNetwork, optimizer: torch.optim.Optimizer, batch: SourceBatch, device: torch.device
+    ) -> Tensor:
+        """One optimizer step; the loss, a scalar that stays on the device."""
+        settings = self._pretrain
+        images = photometric(to_unit(batch.images.to(device, non_blocking=True)), settings, self._draws)
+        labels = batch.labels.to(device, non_blocking=True)
+        weight = self._class_weights[labels.long()] if settings.class_balance > 0.0 else None
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.mixed_precision == "bf16"):
+            encoded = encode(network, normalise_unit(images), self._draws)
+            loss = prediction_loss(network, encoded, labels, weight)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if settings.optim.clip_norm > 0.0:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), settings.optim.clip_norm)
+        optimizer.step()
+        return loss.detach()
+
+    @property
+    def _due(self) -> bool:
+        return time.monotonic() - self._reported >= REPORT_SECONDS
+
+    def _report_import(self, done: int, total: int) -> None:
+        if self._due or done in (1, total):
+            self._report("importing", done, total)
+
+    def _report(self, phase: Literal["importing", "training", "validating", "done"], step: int, steps: int) -> None:
+        self._reported = time.monotonic()
+        self._callback(PretrainProgress(phase, step, steps, self._loss, self._reported - self._started))
+
+
+@torch.inference_mode()
+def source_scores(network: SegmentationNetwork, source: LabelledSet, class_names: list[str]) -> dict[str, float]:
+    """`source_miou` and `source_iou_<class>` (0-1) on the validation images; empty when there are none.
+
+    Whole images at frame size, valid region only. Classes that are neither labelled nor predicted are left out.
+    """
+    device = next(network.parameters()).device
+    counts = CountsOverImages(network.num_classes, source.ignore_index)
+    for index in source.validation:
+        height, width = source.valid(index)
+        pixels = torch.from_numpy(source.image(index)[None, :height, :width].copy()).to(device)
+        label = torch.from_numpy(source.label(index)[:height, :width].copy()).to(device)
+        counts.add(class_map(logits_of(network, normalise(pixels))[0]), label)
+    if not source.validation:
+        return {}
+    found = counts.counts()
+    tp, fp, fn = (np.array(rows, np.float64).sum(axis=0) for rows in (found.tp, found.fp, found.fn))
+    by_class = zip(class_names, class_iou(tp, fp, fn).tolist(), strict=True)
+    scores = {"source_miou": float(mean_iou(tp, fp, fn))}
+    scores |= {f"source_iou_{name}": iou for name, iou in by_class}
+    return {name: score for name, score in scores.items() if not math.isnan(score)}
+
+
+def _mean(losses: list[Tensor], step: int) -> float:
+    mean = float(torch.stack(losses).mean())
+    if not math.isfinite(mean):
+        raise TrainingFailed(
+            f"the loss was not finite within the {len(losses)} steps up to {step}; lower pretrain.optim.learning_rate"
+        )
+    return mean

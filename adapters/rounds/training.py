@@ -1,0 +1,207 @@
+"""What a round trains with, in one process: student, recipe, optimizer, streams of crops; and one optimizer step.
+
+The loop, budgets and files around it are `adapters.rounds.loop`; benchmarks drive this class themselves.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapters.augmentation.augment import normalise_unit, to_unit
+from adapters.draws import Draws
+from adapters.hosts.build import build_host
+from adapters.hosts.host import HostInputs, StepBatch, StepLosses
+from adapters.mfm.rebuilder import Rebuilder, build_rebuilder
+from adapters.networks.batch_norm import estimate_statistics
+from adapters.networks.network import SegmentationNetwork
+from adapters.networks.options import apply_options, compile_networks, laid_out
+from adapters.optim import build_optimizer, set_learning_rates
+from adapters.parallel import average_buffers, average_gradients
+from adapters.rounds.inputs import RoundInputs
+from adapters.sampling.class_balance import balanced_weights
+from adapters.sampling.crops import SourceBatch, SourceCrops, TargetBatch, TargetCrops, crop_within
+from adapters.sampling.margins import Margins
+from adapters.sampling.rare_class import RareClasses
+from adapters.sampling.streams import CropStream
+
+STATISTICS_BATCHES = 16
+"""Batches of each domain over which the candidate's BatchNorm statistics are estimated; 8 do about as well."""
+RANK_STRIDE = 7919
+"""Distance between the seeds of two processes' dropout; a prime, so that rounds and processes do not meet."""
+HYPERPARAMETERS = ("lr", "initial_lr", "weight_decay")
+"""What the settings say about a group of parameters; optimizers keep it beside their moments."""
+
+
+class Training:
+    """Everything that one optimizer step touches.
+
+    The candidate is what the recipe calls finished (the teacher, where there is one), with BatchNorm statistics
+    estimated over as many source as target crops. Averaged weights are steady whatever the learning rate, the student's
+    are not; statistics of the target alone would cost the source 9 points of mIoU. Measured in
+    docs/decisions/0004-teacher-and-candidate.md.
+    """
+
+    def __init__(self, inputs: RoundInputs) -> None:
+        self._inputs, self._settings = inputs, inputs.settings
+        self.accelerator = inputs.accelerator
+        self._seed = self._settings.round.seed + inputs.spec.round
+        # Test-time recipes train on the target alone; the gate scores their candidate on the source all the same.
+        self._replayed = None if self._settings.host.test_time else inputs.source
+        torch.manual_seed(self._seed)  # the same Rebuilder in every process
+        self.crop = crop_within(
+            (self._settings.round.crop_height, self._settings.round.crop_width),
+            (self._settings.buffer.height, self._settings.buffer.width),
+        )
+        self.student = inputs.student
+        self._rank, self._processes = self.accelerator.process_index, self.accelerator.num_processes
+        apply_options(self.student, self._settings.round, self.accelerator)
+        self.host = build_host(self._host_inputs(Draws(self._seed, rank=self._rank, processes=self._processes)))
+        self.student.train()
+        if self._settings.round.compile:
+            compile_networks(self.host.modules().values())
+        self.optimizer = self._build_optimizer() if self.host.learns else None
+        self._seed_dropout()
+        self._target, self._source = self._streams()
+
+    def _host_inputs(self, draws: Draws) -> HostInputs:
+        inputs, settings = self._inputs, self._settings
+        return HostInputs(
+            student=self.student,
+            rebuilder=self._build_rebuilder(),
+            released=inputs.released,
+            reference=inputs.reference,
+            host=settings.host,
+            mfm=settings.mfm,
+            class_names=tuple(entry.name for entry in settings.classes),
+            accelerator=self.accelerator,
+            draws=draws,
+            source_free=self._replayed is None,
+            class_weights=self._class_weights(),
+        )
+
+    def _class_weights(self) -> Tensor | None:
+        """Of `host.class_balance`; none when it is off, or without source: nobody knows the frequencies then."""
+        source, exponent = self._replayed, self._settings.host.class_balance
+        if source is None or exponent == 0.0:
+            return None
+        return balanced_weights(source.class_pixels[list(source.train)], exponent).to(self.accelerator.device)
+
+    def _build_rebuilder(self) -> Rebuilder | None:
+        mfm = self._settings.mfm
+        if not mfm.enabled or self._settings.host.test_time:
+            return None
+        return build_rebuilder(self.student, self.student.view_size(self.crop), mfm)
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = self.accelerator.prepare(
+            build_optimizer(
+                self.student,
+                self._settings.round.optim,
+                rebuilder=self.host.rebuilder,
+                rebuilder_lr=self._settings.mfm.learning_rate,
+            )
+        )
+        return optimizer
+
+    def _seed_dropout(self) -> None:
+        """From here on each process draws its own dropout."""
+        torch.manual_seed(self._seed + RANK_STRIDE * self._rank)
+
+    def _streams(self) -> tuple[CropStream[TargetBatch], CropStream[SourceBatch] | None]:
+        """The two streams of crops; images that fit are read into RAM now."""
+        inputs, device, host = self._inputs, self.accelerator.device, self._settings.host
+        common: dict[str, Any] = {
+            "crop": self.crop,
+            "batch_size": self._settings.round.batch_size,
+            "rank": self._rank,
+            "processes": self._processes,
+        }
+        margins = Margins.from_settings(host)
+        target = TargetCrops(inputs.buffer, inputs.frames, seed=(self._seed, 0), margins=margins, **common)
+        if self._replayed is None:
+            return CropStream[TargetBatch](target, device), None
+        train = self._replayed.train
+        rare = RareClasses.from_settings(self._replayed, train, host)
+        source = SourceCrops(self._replayed, train, seed=(self._seed, 1), rare=rare, **common)
+        return CropStream[TargetBatch](target, device), CropStream[SourceBatch](source, device)
+
+    def step(self, factor: float) -> StepLosses:
+        """One optimizer step, every learning rate times `factor`."""
+        batches = [self._next_batch() for _ in range(self._settings.round.gradient_accumulation)]
+        if self.optimizer is None:
+            return self.host.step(*batches)
+        set_learning_rates(self.optimizer, factor)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self.host.step(*batches)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        average_gradients(self.accelerator, parameters)
+        if self._settings.round.optim.clip_norm > 0.0:
+            self.accelerator.clip_grad_norm_(parameters, self._settings.round.optim.clip_norm)
+        self.optimizer.step()
+        self.host.after_step(self.optimizer)
+        return losses
+
+    def _next_batch(self) -> StepBatch:
+        target = next(self._target)
+        target = target._replace(images=laid_out(target.images, self._settings.round))
+        if self._source is None:
+            return StepBatch(target)
+        source = next(self._source)
+        return StepBatch(target, source._replace(images=laid_out(source.images, self._settings.round)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters and positions, to go on from; weights and moments are not in it."""
+        return {
+            "host": self.host.state_dict(),
+            "target": self._target.state_dict(),
+            "source": self._source.state_dict() if self._source is not None else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.host.load_state_dict(state["host"])
+        self._target.load_state_dict(state["target"])
+        if self._source is not None:
+            self._source.load_state_dict(state["source"])
+
+    def inherit_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the recipe's counters of another round; crops, draws and dropout are this round's own."""
+        self.host.load_state_dict({**state["host"], "draws": self.host.state_dict()["draws"]})
+        self._seed_dropout()
+
+    def hyperparameters(self) -> list[dict[str, float]]:
+        """Learning rates and weight decay of each group of parameters; empty without an optimizer."""
+        groups = self.optimizer.param_groups if self.optimizer is not None else []
+        return [{name: group[name] for name in HYPERPARAMETERS} for group in groups]
+
+    def set_hyperparameters(self, values: list[dict[str, float]]) -> None:
+        """Set what `hyperparameters` gave: loading an optimizer's state overwrites it."""
+        groups = self.optimizer.param_groups if self.optimizer is not None else []
+        for group, mine in zip(groups, values, strict=True):
+            group.update(mine)
+
+    @property
+    def images_per_step(self) -> int:
+        """Source and target images of one step, in this process."""
+        settings = self._settings.round
+        return settings.batch_size * settings.gradient_accumulation * (1 if self._source is None else 2)
+
+    def candidate(self) -> SegmentationNetwork:
+        """The finished network in eval mode, with statistics of source and target, averaged over the processes."""
+        network = self.host.finished()
+        if self.host.restate:
+            estimate_statistics(network, self._statistics_images())
+        average_buffers(self.accelerator, network)
+        return network.eval()
+
+    def _statistics_images(self) -> Iterator[Tensor]:
+        """Normalised crops, [B, 3, H, W], in turn from the target and the source."""
+        for _ in range(STATISTICS_BATCHES):
+            yield self._network_input(next(self._target).images)
+            if self._source is not None:
+                yield self._network_input(next(self._source).images)
+
+    def _network_input(self, frames: Tensor) -> Tensor:
+        return normalise_unit(to_unit(frames.to(self.accelerator.device, non_blocking=True)))

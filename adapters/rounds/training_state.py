@@ -1,0 +1,143 @@
+"""A round's training state: saved while it trains, so that a killed round goes on and the next one can inherit.
+
+Accelerate's `save_state` writes the optimizer, the loss scaler and every process's random state; its hook writes the
+rest here: each module as safetensors, counters and positions as JSON. Objects given to
+`Accelerator.register_for_checkpointing` would be pickled, and unpickled by running whatever is in them
+(docs/decisions/0009-rounds-that-continue.md).
+
+state/000400/{student,teacher,rebuilder}.safetensors    weights, statistics
+state/000400/{state.json,state.safetensors}             counters, positions of the streams, generator of the draws
+state/000400/{optimizer.bin,random_states_N.pkl}        Accelerate's own, read with `weights_only`
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from adapters.errors import AdapterError
+from adapters.rounds.state_files import read_tree, write_tree
+from adapters.rounds.training import Training
+from storage.training_states import TrainingStates
+
+ROUNDING = 1e-6
+"""How far weights of an inherited network may be from the serving version's: the same average, perhaps made on another
+device."""
+
+
+class StateRefused(AdapterError):
+    """A training state that cannot be inherited; the round starts clean and says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """How far a round is."""
+
+    steps: int = 0
+    """Optimizer steps done in this round."""
+    training_seconds: float = 0.0
+    """Used of the time budget, over all starts of the round (seconds)."""
+    seconds: float = 0.0
+    """Wall time of the round so far, over all its starts (seconds)."""
+
+
+class TrainingState:
+    """Saves what `training` must go on from into the round's folder, and loads it; in every process alike."""
+
+    def __init__(self, training: Training, states: TrainingStates) -> None:
+        self._training, self._states = training, states
+        self._accelerator = training.accelerator
+
+    def save(self, counters: Counters) -> None:
+        """Save everything as the state of `counters.steps`; the state before it goes once this one is complete.
+
+        Raises OSError or DurabilityLost; the newest complete state is then still there.
+        """
+        accelerator, step = self._accelerator, counters.steps
+        if accelerator.is_main_process:
+            self._states.begin(step)
+        accelerator.wait_for_everyone()
+        hook = accelerator.register_save_state_pre_hook(lambda _models, _weights, path: self._write(path, counters))
+        try:
+            accelerator.save_state(str(self._states.draft(step)))
+        finally:
+            hook.remove()
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            self._states.publish(step)
+        accelerator.wait_for_everyone()
+
+    def resume(self, path: Path) -> Counters:
+        """Go on exactly where the state at `path` was saved. Raises AdapterError when it cannot be read."""
+        try:
+            tree = self._load(path)
+            self._training.load_state_dict(tree["training"])
+            return Counters(**tree["counters"])
+        except Exception as error:
+            raise AdapterError(f"{path}: this training state cannot be gone on from: {error}") from error
+
+    def inherit(self, path: Path) -> None:
+        """Start a new round from the state at `path`: weights, teacher, Rebuilder, moments and step counts.
+
+        Crops, draws and learning rates are the new round's own. The network that the state would be judged by must
+        be the serving version, whose weights the student has now: raises StateRefused otherwise, and when the state
+        does not fit; networks and optimizer are then in no usable state.
+        """
+        training = self._training
+        # Dropout is seeded anew, so a state that fewer processes left behind will do.
+        serving = {name: weight.detach().clone() for name, weight in training.student.named_parameters()}
+        rates = training.hyperparameters()
+        try:
+            training.inherit_state_dict(self._load(path, random=False)["training"])
+            self._check(serving)
+            training.inherit_state_dict(self._load(path, random=False)["training"])  # finishing has moved the teacher
+        except StateRefused:
+            raise
+        except Exception as error:
+            raise StateRefused(f"{path}: does not fit this round: {error}") from error
+        training.set_hyperparameters(rates)
+
+    def _check(self, serving: dict[str, Tensor]) -> None:
+        finished = dict(self._training.host.finished().named_parameters())
+        strange = [name for name, weight in serving.items() if not _same(weight, finished.get(name))]
+        if strange:
+            raise StateRefused(f"its network is not the serving version: {len(strange)} weights differ ({strange[0]})")
+
+    def _write(self, path: str, counters: Counters) -> None:
+        if not self._accelerator.is_main_process:
+            return
+        for name, module in self._training.host.modules().items():
+            save_file(_tensors(module), Path(path, f"{name}.safetensors"))
+        write_tree(Path(path), {"counters": asdict(counters), "training": self._training.state_dict()})
+
+    def _load(self, path: Path, *, random: bool = True) -> dict[str, Any]:
+        """Modules, optimizer and scaler; the rest as it was written. `random`: this process must find its own state."""
+        hook = self._accelerator.register_load_state_pre_hook(lambda _models, _path: self._read_modules(path))
+        torch.manual_seed(0)
+        before = torch.get_rng_state()
+        try:
+            self._accelerator.load_state(str(path))
+        finally:
+            hook.remove()
+        if random and torch.equal(before, torch.get_rng_state()):  # Accelerate only logs it
+            raise ValueError(f"no random state of process {self._accelerator.process_index}")
+        return read_tree(path)
+
+    def _read_modules(self, path: Path) -> None:
+        for name, module in self._training.host.modules().items():
+            module.load_state_dict(load_file(path / f"{name}.safetensors"))
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+
+
+def _same(weight: Tensor, other: Tensor | None) -> bool:
+    return (
+        other is not None
+        and weight.shape == other.shape
+        and torch.allclose(weight, other, rtol=ROUNDING, atol=ROUNDING)
+    )

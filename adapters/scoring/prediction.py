@@ -1,0 +1,81 @@
+"""`mfmd predict`: masks of image files, through the same path as serving."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from adapters.checkpoints.checkpoint import load_version
+from adapters.inference import choose_device, segment_image
+from adapters.palette import colour_mask
+from configs.class_list import ClassInfo
+from configs.settings import Settings
+from storage.errors import RefusedImage, UnknownVersion
+from storage.images import decode_image
+from storage.layout import StateLayout
+from storage.registry import CheckpointRegistry
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedFile:
+    """What became of one image."""
+
+    source: Path
+    """The image."""
+    version: int
+    """The version that answered."""
+    index: Path | None
+    """PNG with the class index of each pixel, at the image's size; none when refused."""
+    color: Path | None
+    """PNG in the colours of the class list; none when refused."""
+    reason: str | None = None
+    """Why the image was refused (its reason as in `storage.errors.RefusedImage`, or `unreadable`, and a message)."""
+
+
+def predict_files(
+    settings: Settings, images: Sequence[Path], out: Path, version: int | None = None
+) -> Iterator[PredictedFile]:
+    """Segment each image with `version` (the serving one by default); write `STEM.png` and `STEM_color.png` to `out`.
+
+    A second image of the same stem gets `STEM_2.png`. An image that cannot be read is reported, not fatal.
+    Raises UnknownVersion when nothing serves or `version` does not exist, CorruptCheckpoint when it does not verify.
+    """
+    registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)
+    number = serving_version(registry) if version is None else version
+    network, manifest = load_version(registry, number, choose_device(settings.serving.device))
+    size = (manifest.input_height, manifest.input_width)
+    classes = [ClassInfo.model_validate(entry) for entry in manifest.classes]
+    out.mkdir(parents=True, exist_ok=True)
+    taken: set[str] = set()
+    for source in images:
+        try:
+            pixels = decode_image(source, max_bytes=settings.watch.max_file_bytes, max_pixels=settings.watch.max_pixels)
+        except (RefusedImage, OSError) as error:
+            reason = error.reason if isinstance(error, RefusedImage) else "unreadable"
+            yield PredictedFile(source, number, None, None, f"{reason}: {error}")
+            continue
+        labels = segment_image(network, pixels, size)
+        name = _free_name(source.stem, taken)
+        index, color = out / f"{name}.png", out / f"{name}_color.png"
+        Image.fromarray(labels).save(index)
+        Image.fromarray(colour_mask(labels, classes)).save(color)
+        yield PredictedFile(source, number, index, color)
+
+
+def serving_version(registry: CheckpointRegistry) -> int:
+    """The version that serves. Raises UnknownVersion when none does."""
+    ref = registry.ref("serving")
+    if ref is None:
+        raise UnknownVersion("no version serves yet; make one with `mfmd pretrain` or `mfmd import`")
+    return ref.version
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    """`stem`, or `stem_2`, `stem_3` ..., such that neither the mask nor the colour mask overwrites one of this call."""
+    number, name = 1, stem
+    while {name, f"{name}_color"} & taken:
+        number += 1
+        name = f"{stem}_{number}"
+    taken.update({name, f"{name}_color"})
+    return name

@@ -1,0 +1,1 @@
+"""Teacher, pseudo-labels and what else a recipe learns from."""

@@ -1,0 +1,33 @@
+"""The frozen network that feature distance measures against (DAFormer; papers.md 5)."""
+
+import torch
+
+from adapters.errors import NetworkMismatch
+from adapters.networks.build import build_network
+from adapters.networks.network import SegmentationNetwork
+from configs.settings import NetworkSettings, Settings
+from storage.manifest import Manifest
+
+
+def reference_network(
+    settings: Settings, incumbent: Manifest, released: SegmentationNetwork | None, device: torch.device
+) -> SegmentationNetwork | None:
+    """`released`, or the incumbent's architecture with the encoder weights of `network.pretrained`, on `device`.
+
+    Only its `encode` means anything. It is frozen and in eval mode. None when the recipe has no feature distance.
+    Raises NetworkMismatch when those weights belong to another encoder than the incumbent's, UnsupportedModel when they
+    cannot be read.
+    """
+    host = settings.host
+    if host.feature_distance_weight == 0.0:
+        return None
+    if host.feature_distance_from == "released":
+        return released
+    architecture = NetworkSettings.model_validate(incumbent.network)
+    if architecture.name == "huggingface":
+        raise NetworkMismatch(
+            "host.feature_distance_from: 'pretrained' is not possible with an imported network, whose encoder has no "
+            "weights of its own at network.pretrained; set it to 'released'"
+        )
+    architecture = architecture.model_copy(update={"pretrained": settings.network.pretrained})
+    return build_network(architecture, len(incumbent.classes)).requires_grad_(False).to(device).eval()

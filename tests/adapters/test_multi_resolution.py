@@ -17,25 +17,19 @@ from adapters.networks.network import SegmentationNetwork, Window
 from adapters.networks.pixels import MIN_SIDE
 from adapters.optim import build_optimizer
 from adapters.training_pass import encode, prediction_loss
-from configs.settings import HostSettings, MfmSettings, NetworkSettings, OptimSettings
+from configs.settings import HostSettings, MfmSettings, OptimSettings
+from tests.adapters.multi_resolution_networks import (
+    ALWAYS,
+    CLASSES,
+    CROP,
+    NETWORKS,
+    NEVER,
+    attend,
+    network_of,
+    pictures,
+)
 
-CLASSES, CROP, VIEW = 4, (64, 96), (32, 48)
-SMALL = {"channels": 16, "dropout": 0.0, "multi_resolution": True}
-NETWORKS = {
-    "daformer": NetworkSettings(name="daformer", encoder="mit_tiny", **SMALL),
-    "deeplabv2": NetworkSettings(name="deeplabv2", encoder="resnet_tiny", **SMALL),
-    "deeplabv3plus": NetworkSettings(name="deeplabv3plus", encoder="resnet_tiny", output_stride=16, **SMALL),
-}
-NEVER, ALWAYS = -200.0, 200.0
-"""Attention logits whose sigmoid is exactly 0 and 1 in float32."""
-
-
-def network_of(name: str) -> MultiResolutionNetwork:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    network = build_network(NETWORKS[name], CLASSES)
-    assert isinstance(network, MultiResolutionNetwork)
-    return network.train()
+VIEW = (32, 48)
 
 
 @pytest.fixture(params=NETWORKS)
@@ -46,18 +40,6 @@ def network(request: pytest.FixtureRequest) -> MultiResolutionNetwork:
 @pytest.fixture
 def deeplab() -> MultiResolutionNetwork:
     return network_of("deeplabv2")
-
-
-def pictures(*size: int, images: int = 2, seed: int = 1) -> Tensor:
-    return torch.randn(images, 3, *size, generator=torch.Generator().manual_seed(seed))
-
-
-def attend(network: MultiResolutionNetwork, logit: float) -> MultiResolutionNetwork:
-    """Make the attention the same everywhere."""
-    classifier = network.decoder.attention.classifier
-    nn.init.zeros_(classifier.weight)
-    nn.init.constant_(classifier.bias, logit)
-    return network
 
 
 def batch(*size: int) -> tuple[Tensor, Tensor, Tensor]:

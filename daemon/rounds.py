@@ -47,6 +47,8 @@ log = get_logger(__name__)
 class RoundSuspended(DaemonError):
     """The daemon stops; the round has saved its state, keeps its frames, and goes on with the next daemon."""
 
+    code = "round_suspended"
+
 
 class RoundFailed(DaemonError):
     """A round crashed, hung or diverged; it is recorded, the incumbent serves on."""

@@ -6,13 +6,16 @@ Averaging the summed gradients once a step gives the same numbers with one excha
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 import torch
 from accelerate.accelerator import Accelerator
 from accelerate.utils.dataclasses import DistributedType
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from adapters.errors import AdapterError
+from adapters.networks.batch_norm import batch_norm_layers
 
 REPLICATED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 """Ways to distribute in which every process holds the whole network."""
@@ -33,19 +36,49 @@ def average_gradients(accelerator: Accelerator, parameters: Iterable[nn.Paramete
         _average(accelerator, [parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
+@torch.no_grad()
 def average_buffers(accelerator: Accelerator, network: nn.Module) -> None:
-    """Replace the running statistics of `network` by their mean: each process saw other crops."""
-    if accelerator.num_processes > 1:
-        _average(accelerator, [buffer for buffer in network.buffers() if buffer.is_floating_point()])
+    """Replace the running statistics of `network` by those of all processes together: each saw other crops.
+
+    Everything is averaged, and to the variances of BatchNorm comes how far the means of the processes are apart, in a
+    second exchange: mean(variance + mean^2) - mean(mean)^2 in one would lose small variances to rounding.
+    """
+    if accelerator.num_processes == 1:
+        return
+    pairs = [
+        (layer.running_mean, layer.running_var)
+        for layer in batch_norm_layers(network)
+        if layer.running_mean is not None and layer.running_var is not None
+    ]
+    own = [mean.clone() for mean, _ in pairs]
+    _average(accelerator, [buffer for buffer in network.buffers() if buffer.is_floating_point()])
+    spread = [(mine - mean).square() for mine, (mean, _) in zip(own, pairs, strict=True)]
+    _average(accelerator, spread)
+    for between, (_, variance) in zip(spread, pairs, strict=True):
+        variance.add_(between)
 
 
 def agree(accelerator: Accelerator, *values: float) -> tuple[float, ...]:
-    """The highest of each value over the processes, so that all of them decide alike, at the same step."""
+    """The highest of each value over the processes, so that all of them decide alike, at the same step.
+
+    The values are exchanged from CPU to CPU: over the device, every step would wait until its kernels have run.
+    """
     if accelerator.num_processes == 1:
         return values
-    mine = torch.tensor([values], dtype=torch.float32, device=accelerator.device)  # [1, values]
-    everyone: Tensor = accelerator.gather(mine)  # [processes, values]
-    return tuple(everyone.amax(dim=0).tolist())
+    highest = torch.tensor(values, dtype=torch.float64)
+    torch.distributed.all_reduce(
+        highest, torch.distributed.ReduceOp.MAX, group=_cpu_group(torch.distributed.group.WORLD)
+    )
+    return tuple(highest.tolist())
+
+
+@lru_cache(maxsize=1)
+def _cpu_group(everyone: ProcessGroup) -> ProcessGroup:
+    """`everyone` as a group that exchanges tensors of the CPU; all processes must ask for it, at the same point."""
+    if torch.distributed.get_backend(everyone) == "gloo":
+        return everyone
+    group: ProcessGroup = torch.distributed.new_group(backend="gloo")
+    return group
 
 
 @torch.no_grad()

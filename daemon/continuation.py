@@ -13,10 +13,11 @@ from daemon.rounds import saved_step
 from storage.errors import StorageError
 from storage.frames import FrameBuffer
 from storage.registry import CheckpointRegistry
+from storage.round_records import RoundEvent
 from storage.rounds import RoundFolder, RoundStore
 
 TRIES = 3
-"""Starts from one and the same state; a round that got no further in any of them is not started again."""
+"""Crashes after starts from one and the same state; a round that got no further in any of them is not started again."""
 
 
 def interrupted_round(store: RoundStore, buffer: FrameBuffer, registry: CheckpointRegistry) -> int | None:
@@ -27,6 +28,22 @@ def interrupted_round(store: RoundStore, buffer: FrameBuffer, registry: Checkpoi
     if folder.number not in buffer.leases():
         buffer.lease(folder.number)
     return folder.number
+
+
+def ended_by_operator(folder: RoundFolder) -> bool:
+    """Whether somebody stopped the round for good, be it that it could not write its scores any more."""
+    return any(event.event == "ended" for event in folder.events())
+
+
+def _tries(folder: RoundFolder) -> list[RoundEvent]:
+    """Starts that ended by a crash, of the round or of what ran it; an orderly stop says nothing against a round."""
+    tries: list[RoundEvent] = []
+    for event in folder.events():
+        if event.event == "started":
+            tries.append(event)
+        elif event.event == "suspended" and tries:
+            tries.pop()
+    return tries
 
 
 def store_root(folder: RoundFolder) -> Path:
@@ -45,10 +62,12 @@ def obstacle(folder: RoundFolder, buffer: FrameBuffer, registry: CheckpointRegis
         return str(error)
     except ValidationError as error:
         return f"its settings are not valid any more: {error.errors()[0]['msg']}"
+    if ended_by_operator(folder):
+        return "an operator ended it"
     if not saved_step(folder):
         return "it had saved no training state"
-    starts = folder.starts()[-TRIES:]
-    if len(starts) == TRIES and all(start.step == saved_step(folder) for start in starts):
+    tries = _tries(folder)[-TRIES:]
+    if len(tries) == TRIES and all(start.step == saved_step(folder) for start in tries):
         return f"{TRIES} starts from step {saved_step(folder)} came no further"
     serving = registry.ref("serving")
     if serving is None or serving.version != spec.incumbent:

@@ -5,11 +5,11 @@ One unfinished round is not ended but gone on with: `daemon.continuation`.
 
 from configs.settings import Settings
 from daemon.child_records import end_leftovers
-from daemon.continuation import interrupted_round, obstacle
+from daemon.continuation import ended_by_operator, interrupted_round, obstacle
 from daemon.inheritance import promoted_round
 from daemon.logs import get_logger
 from daemon.promotion import judge
-from daemon.rounds import GRACE_SECONDS, record_failure
+from daemon.rounds import GRACE_SECONDS, STOPPED, record_failure
 from storage.errors import StorageError
 from storage.frames import FrameBuffer
 from storage.layout import StateLayout
@@ -60,7 +60,7 @@ def _finish(folder: RoundFolder, buffer: FrameBuffer, registry: CheckpointRegist
 def finish_round(folder: RoundFolder, registry: CheckpointRegistry, settings: Settings, why: str = INTERRUPTED) -> None:
     """Bring a round that does not run any more to its verdict; nothing happens when it has one and it was acted on.
 
-    One without scores failed, for the reason `why`.
+    One without scores failed, for the reason `why`, unless an operator had ended it.
 
     A folder with damaged records is left as it is: it shows as failed, and nothing in it can be trusted.
     Raises StorageError or OSError when judging is impossible now; the candidate waits.
@@ -70,7 +70,9 @@ def finish_round(folder: RoundFolder, registry: CheckpointRegistry, settings: Se
     verdict = folder.verdict()
     if verdict is not None and (verdict.decision != "accepted" or verdict.version is not None):
         return
-    if folder.scores() is None:
+    if folder.scores() is None and ended_by_operator(folder):
+        record_failure(folder, "stopped", STOPPED)
+    elif folder.scores() is None:
         record_failure(folder, "failed", why)
     verdict = judge(registry, folder, settings)
     log.warning("round_finished_late", round=folder.number, decision=verdict.decision, reason=verdict.reason)

@@ -75,7 +75,7 @@ class RoundLoop:
         check_frames(self._buffer.records(), self._settings)
         with self._lock:
             if self._stop.is_set():
-                raise Stopping("the daemon is stopping")
+                raise Stopping("the daemon is being stopped and starts no round; ask again when it runs")
             if self._running is not None:
                 raise RoundRunning(f"round {self._running} runs; one at a time")
             self._requested, self._running = True, self._store.next_number()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 from configs.settings import RoundSettings, Settings
 from daemon.child_records import ChildRecords
@@ -22,10 +23,11 @@ from daemon.process_group import ProcessGroup
 from daemon.promotion import judge
 from daemon.schedule import Trigger
 from storage.catalog import FrameRecord
+from storage.errors import StorageError
 from storage.frames import FrameBuffer
 from storage.layout import StateLayout
 from storage.registry import CheckpointRegistry
-from storage.round_records import Progress, RoundScores, RoundSpec, RoundStart, Verdict
+from storage.round_records import Progress, RoundEvent, RoundScores, RoundSpec, Verdict
 from storage.rounds import RoundFolder, RoundStore
 
 POLL_SECONDS = 0.2
@@ -36,6 +38,7 @@ SCORING_SECONDS = 1800.0
 NICE = 5
 """A round is less urgent than ingest and answers: added to our nice value."""
 LOG_TAIL_BYTES = 4096
+STOPPED = "stopped before it could write its scores"
 
 ShowProgress = Callable[[Progress], None]
 log = get_logger(__name__)
@@ -43,6 +46,8 @@ log = get_logger(__name__)
 
 class RoundSuspended(DaemonError):
     """The daemon stops; the round has saved its state, keeps its frames, and goes on with the next daemon."""
+
+    code = "round_suspended"
 
 
 class RoundFailed(DaemonError):
@@ -194,25 +199,38 @@ def _spec(
 
 def _run_process(context: RoundContext, settings: RoundSettings, folder: RoundFolder) -> None:
     """Launch, follow, end. Afterwards nothing of it runs, and `scores.json` exists unless it is suspended."""
-    folder.append_start(RoundStart(at=time.time(), step=saved_step(folder)))
+    folder.append_event(RoundEvent(at=time.time(), step=saved_step(folder)))
     command = launch_command(settings, folder.spec_path)
     group = ProcessGroup(command, log=folder.log, nice=NICE, environment=launch_environment(settings))
     if context.children is not None:
         context.children.add(f"round {folder.number}", group.pid, str(folder.spec_path))
     try:
         cause = _follow(group, folder, context, settings.max_seconds + SCORING_SECONDS)
+        stopped = cause == "stopped" or (not cause and context.stop.is_set())
+        if stopped and not context.suspends:
+            _note(folder, "ended")  # before anything of it ends: should this process die now, the round is over as well
         status = group.stop(GRACE_SECONDS)
     finally:
         group.kill()
         if context.children is not None:
             context.children.remove(f"round {folder.number}")
-    scores, stopped = folder.scores(), cause == "stopped" or (not cause and context.stop.is_set())
+    scores = folder.scores()
     if stopped and context.suspends and saved_step(folder) and (scores is None or scores.status == "stopped"):
+        if cause or scores is not None:  # otherwise it died by itself in that moment, which counts as a crash
+            _note(folder, "suspended")
         log.info("round_suspended", round=folder.number, step=saved_step(folder))
         raise RoundSuspended(f"round {folder.number} goes on from step {saved_step(folder)} with the next daemon")
     if scores is None:
-        reason = "stopped before it could write its scores" if stopped else cause or _death(status, folder)
+        reason = STOPPED if stopped else cause or _death(status, folder)
         record_failure(folder, "stopped" if stopped else "failed", reason)
+
+
+def _note(folder: RoundFolder, event: Literal["suspended", "ended"]) -> None:
+    """Write down who stopped the round. A full disk must not keep it from stopping: then it counts as a crash."""
+    try:
+        folder.append_event(RoundEvent(at=time.time(), step=saved_step(folder), event=event))
+    except (OSError, StorageError) as error:
+        log.warning("round_event_not_written", round=folder.number, what=event, error=str(error))
 
 
 def _follow(group: ProcessGroup, folder: RoundFolder, context: RoundContext, limit: float) -> str:

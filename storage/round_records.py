@@ -33,13 +33,16 @@ class RoundSpec(Record):
     """Round whose training state this one starts from; none: clean, from the incumbent's weights."""
 
 
-class RoundStart(Record):
-    """One line of `starts.jsonl`: the round's processes were started, for the first time or to go on."""
+class RoundEvent(Record):
+    """One line of `starts.jsonl`: the round's processes were started, or stopped on purpose."""
 
     at: float
     """Unix time (seconds)."""
     step: int
-    """Step of the training state it goes on from; 0: the beginning."""
+    """Step of the newest training state then, which a start goes on from; 0: the beginning."""
+    event: Literal["started", "suspended", "ended"] = "started"
+    """started: for the first time or to go on; suspended: the daemon stopped and the next one goes on; ended: an
+    operator stopped the round for good."""
 
 
 class Progress(Record):

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from storage import durable
 from storage.errors import StorageError, UnknownRound
 from storage.manifest import Record
-from storage.round_records import Progress, RoundScores, RoundSpec, RoundStart, Verdict
+from storage.round_records import Progress, RoundEvent, RoundScores, RoundSpec, Verdict
 from storage.training_states import TrainingStates
 
 TAIL_BYTES = 16 * 1024
@@ -55,14 +55,18 @@ class RoundFolder:
             raise StorageError(f"{self.spec_path}: missing; the round folder was tampered with")
         return spec
 
-    def append_start(self, start: RoundStart) -> None:
-        """Add a line to `starts.jsonl`, durably, before the process it tells of starts."""
-        durable.append_line(self.path / "starts.jsonl", start.model_dump_json())
+    def append_event(self, event: RoundEvent) -> None:
+        """Add a line to `starts.jsonl`, durably; of a start before the process it tells of starts."""
+        durable.append_line(self.path / "starts.jsonl", event.model_dump_json())
 
-    def starts(self) -> list[RoundStart]:
-        """Every start of the round's processes, oldest first; a torn line is one that did not happen."""
+    def events(self) -> list[RoundEvent]:
+        """Starts and stops of the round's processes, oldest first; a torn line is one that did not happen."""
         path = self.path / "starts.jsonl"
-        return _parsed(path.read_bytes().splitlines(), RoundStart) if path.exists() else []
+        return _parsed(path.read_bytes().splitlines(), RoundEvent) if path.exists() else []
+
+    def starts(self) -> list[RoundEvent]:
+        """Every start of the round's processes, oldest first."""
+        return [event for event in self.events() if event.event == "started"]
 
     def append_progress(self, progress: Progress) -> None:
         """Add a line to `progress.jsonl`: flushed, not fsynced, for it is news and not a record."""

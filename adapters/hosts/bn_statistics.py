@@ -16,6 +16,7 @@ from adapters.errors import AdapterError
 from adapters.hosts.host import Host, HostInputs, StepBatch, StepLosses, mean_of
 from adapters.networks.batch_norm import batch_norm_layers, forget_statistics
 from adapters.networks.network import SegmentationNetwork
+from adapters.parallel import average_buffers
 from adapters.self_training.soft_labels import confident_share
 
 Statistics = list[tuple[Tensor, Tensor]]
@@ -71,6 +72,7 @@ class BnStatistics(Host):
     def finished(self) -> SegmentationNetwork:
         """A copy of the student with the mixed statistics, in eval mode; before any step the released ones."""
         network = copy.deepcopy(self.student).eval()
+        average_buffers(self.inputs.accelerator, network)  # the released statistics are mixed with those of all crops
         prior = self.inputs.host.statistics_prior
         share = self._crops / (self._crops + prior) if self._crops else 0.0
         layers = zip(batch_norm_layers(network), self._released, self._momentum, strict=True)

@@ -3,6 +3,8 @@
 Wang et al., "Continual Test-Time Domain Adaptation" (CVPR 2022).
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -48,7 +50,7 @@ class Cotta(Host):
 
     def finished(self) -> SegmentationNetwork:
         """The teacher; its running statistics are still to be estimated, over the target."""
-        return self.teacher.network
+        return copy.deepcopy(self.teacher.network)
 
     def modules(self) -> dict[str, nn.Module]:
         """Student and teacher."""

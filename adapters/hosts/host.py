@@ -112,7 +112,10 @@ class Host(ABC):
 
     @abstractmethod
     def finished(self) -> SegmentationNetwork:
-        """The network that the training so far gives, to be scored or exported; the student or its average."""
+        """The network that the training so far gives, to be scored or exported: a copy of the student or its average.
+
+        Whatever is done to it, the training can go on as if nobody had asked.
+        """
 
     def modules(self) -> dict[str, nn.Module]:
         """Everything with weights that must survive a restart, by name."""

@@ -4,6 +4,7 @@ A recipe is the list of its losses (`Term`). Each is back-propagated by itself, 
 forward pass are held at a time (papers.md 5).
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -64,8 +65,9 @@ class SelfTraining(Host):
 
     def finished(self) -> SegmentationNetwork:
         """The teacher with the last step's student in it; its running statistics are still to be estimated."""
-        self.teacher.update(self.student, self.steps)
-        return self.teacher.network
+        teacher = copy.deepcopy(self.teacher)
+        teacher.update(self.student, self.steps)
+        return teacher.network
 
     def modules(self) -> dict[str, nn.Module]:
         """Student, teacher and Rebuilder."""

@@ -3,6 +3,8 @@
 Wang et al., "Tent: Fully Test-Time Adaptation by Entropy Minimization" (ICLR 2021).
 """
 
+import copy
+
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -64,7 +66,7 @@ class Tent(Host):
 
     def finished(self) -> SegmentationNetwork:
         """The student; its running statistics are still to be estimated, over the target."""
-        return self.student
+        return copy.deepcopy(self.student)
 
 
 def norm_parameters(network: nn.Module) -> list[nn.Parameter]:

@@ -189,7 +189,10 @@ class Training:
         return settings.batch_size * settings.gradient_accumulation * (1 if self._source is None else 2)
 
     def candidate(self) -> SegmentationNetwork:
-        """The finished network in eval mode, with statistics of source and target, averaged over the processes."""
+        """The finished network in eval mode, with statistics of source and target, averaged over the processes.
+
+        It is a copy, and the crops read for it are read again by the next step: training can go on.
+        """
         network = self.host.finished()
         if self.host.restate:
             estimate_statistics(network, self._statistics_images())
@@ -197,11 +200,16 @@ class Training:
         return network.eval()
 
     def _statistics_images(self) -> Iterator[Tensor]:
-        """Normalised crops, [B, 3, H, W], in turn from the target and the source."""
+        """Normalised crops, [B, 3, H, W], in turn from the target and the source, whose positions stay."""
+        target, source = self._target, self._source
+        before = target.state_dict(), source.state_dict() if source is not None else None
         for _ in range(STATISTICS_BATCHES):
-            yield self._network_input(next(self._target).images)
-            if self._source is not None:
-                yield self._network_input(next(self._source).images)
+            yield self._network_input(next(target).images)
+            if source is not None:
+                yield self._network_input(next(source).images)
+        target.load_state_dict(before[0])
+        if source is not None and before[1] is not None:
+            source.load_state_dict(before[1])
 
     def _network_input(self, frames: Tensor) -> Tensor:
         return normalise_unit(to_unit(frames.to(self.accelerator.device, non_blocking=True)))

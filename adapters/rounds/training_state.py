@@ -7,6 +7,7 @@ rest here: each module as safetensors, counters and positions as JSON. Objects g
 
 state/000400/{student,teacher,rebuilder}.safetensors    weights, statistics
 state/000400/{state.json,state.safetensors}             counters, positions of the streams, generator of the draws
+state/000400/statistics_N.safetensors                   BatchNorm statistics of process N, but the first
 state/000400/{optimizer.bin,random_states_N.pkl}        Accelerate's own, read with `weights_only`
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from adapters.errors import AdapterError
 from adapters.rounds.state_files import read_tree, write_tree
@@ -87,13 +89,12 @@ class TrainingState:
         does not fit; networks and optimizer are then in no usable state.
         """
         training = self._training
-        # Dropout is seeded anew, so a state that fewer processes left behind will do.
+        # Dropout is seeded anew and all take the first process's statistics: a state that fewer processes left will do.
         serving = {name: weight.detach().clone() for name, weight in training.student.named_parameters()}
         rates = training.hyperparameters()
         try:
-            training.inherit_state_dict(self._load(path, random=False)["training"])
+            training.inherit_state_dict(self._load(path, own=False)["training"])
             self._check(serving)
-            training.inherit_state_dict(self._load(path, random=False)["training"])  # finishing has moved the teacher
         except StateRefused:
             raise
         except Exception as error:
@@ -107,28 +108,52 @@ class TrainingState:
             raise StateRefused(f"its network is not the serving version: {len(strange)} weights differ ({strange[0]})")
 
     def _write(self, path: str, counters: Counters) -> None:
+        modules = self._training.host.modules()
         if not self._accelerator.is_main_process:
+            save_file(_statistics(modules), self._own_statistics(Path(path)))
             return
-        for name, module in self._training.host.modules().items():
+        for name, module in modules.items():
             save_file(_tensors(module), Path(path, f"{name}.safetensors"))
         write_tree(Path(path), {"counters": asdict(counters), "training": self._training.state_dict()})
 
-    def _load(self, path: Path, *, random: bool = True) -> dict[str, Any]:
-        """Modules, optimizer and scaler; the rest as it was written. `random`: this process must find its own state."""
-        hook = self._accelerator.register_load_state_pre_hook(lambda _models, _path: self._read_modules(path))
+    def _load(self, path: Path, *, own: bool = True) -> dict[str, Any]:
+        """Modules, optimizer and scaler; the rest as it was written.
+
+        `own`: this process must find what it alone had, random state and BatchNorm statistics.
+        """
+        hook = self._accelerator.register_load_state_pre_hook(lambda _models, _path: self._read_modules(path, own=own))
         torch.manual_seed(0)
         before = torch.get_rng_state()
         try:
             self._accelerator.load_state(str(path))
         finally:
             hook.remove()
-        if random and torch.equal(before, torch.get_rng_state()):  # Accelerate only logs it
+        if own and torch.equal(before, torch.get_rng_state()):  # Accelerate only logs it
             raise ValueError(f"no random state of process {self._accelerator.process_index}")
         return read_tree(path)
 
-    def _read_modules(self, path: Path) -> None:
-        for name, module in self._training.host.modules().items():
+    def _read_modules(self, path: Path, *, own: bool) -> None:
+        modules = self._training.host.modules()
+        for name, module in modules.items():
             module.load_state_dict(load_file(path / f"{name}.safetensors"))
+        if own and not self._accelerator.is_main_process:
+            mine = load_file(self._own_statistics(path))
+            for name, buffer in _statistics(modules).items():
+                buffer.copy_(mine[name])
+
+    def _own_statistics(self, path: Path) -> Path:
+        return path / f"statistics_{self._accelerator.process_index}.safetensors"
+
+
+def _statistics(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """The live running statistics by module and name: without `round.sync_batch_norm` each process has its own."""
+    return {
+        f"{name}.{layer}.{key}": buffer
+        for name, module in modules.items()
+        for layer, found in module.named_modules()
+        if isinstance(found, _BatchNorm)
+        for key, buffer in found.named_buffers()
+    }
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -15,9 +15,11 @@ from daemon.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
     from configs.settings import Settings
+    from daemon.cli.control_client import ControlClient
     from daemon.cli.live import ShowProgress
     from storage.layout import StateLayout
     from storage.round_records import Progress, Verdict
+    from storage.rounds import RoundFolder
 
 POLL_SECONDS = 0.5
 
@@ -91,34 +93,69 @@ def _stop_on_signal() -> Iterator[threading.Event]:
 
 def _through_daemon(settings: "Settings", layout: "StateLayout", show: "ShowProgress") -> "Verdict":
     """Ask the daemon for a round and follow its folder to the verdict."""
-    from daemon.cli.control_client import ControlClient, ControlFailed
-    from daemon.round_history import summarise
-    from daemon.rounds import RoundFailed
+    from daemon.cli.control_client import ControlClient
     from storage.rounds import RoundStore
 
     client = ControlClient(settings, layout)
     number = client.start_round()
-    store, shown = RoundStore(layout.rounds), 0.0
-    while True:
+    store, shown, running = RoundStore(layout.rounds), 0.0, True
+    while running:
         time.sleep(POLL_SECONDS)
-        if not layout.locked():
-            raise ControlFailed(f"the daemon ended before round {number} did; when it starts again it goes on with it")
-        running = client.running_round() == number  # asked first: the verdict is written before this turns false
+        running = _runs(client, layout, number)  # asked first: the verdict is written before this turns false
         folder = store.folder(number) if number in store.numbers() else None
         progress = folder.last_progress() if folder else None
         if progress is not None and progress.at > shown:
             shown = progress.at
             _show(show, progress)
-        if running:
-            continue
-        verdict = folder.verdict() if folder else None
-        if folder is None or verdict is None:
-            raise ControlFailed(f"round {number} did not run to a verdict; the daemon's log says why")
+    return _outcome(folder, number, stopping=client.left or not layout.locked())
+
+
+def _runs(client: "ControlClient", layout: "StateLayout", number: int) -> bool:
+    """Whether the round runs, or a daemon that is being stopped has not let go of it yet."""
+    from daemon.cli.control_client import ControlFailed
+
+    if not layout.locked():
+        return False
+    try:
+        return client.running_round() == number
+    except ControlFailed:
+        if not client.left:
+            raise
+        return not client.replaced  # its API is closed before its lock is free
+
+
+def _outcome(folder: "RoundFolder | None", number: int, *, stopping: bool) -> "Verdict":
+    """The verdict of a round that does not run any more; raises what kept it from one.
+
+    `stopping`: the daemon is being stopped, or has ended.
+    """
+    from daemon.cli.control_client import ControlFailed
+    from daemon.errors import Stopping
+    from daemon.round_history import summarise
+    from daemon.rounds import RoundFailed, RoundSuspended, saved_step
+
+    if folder is None and stopping:
+        raise Stopping(f"round {number} did not begin before the daemon was stopped; ask again when it runs")
+    if folder is None:
+        raise ControlFailed(f"round {number} did not begin; the daemon's log says why")
+    verdict, step = folder.verdict(), saved_step(folder)
+    if verdict is not None:
         summary = summarise(folder)
         if summary.result == "failed":
             message = f"round {number} failed: {summary.reason}; see {folder.log}"
             raise RoundFailed(verdict, summary.reason, message)
         return verdict
+    if not stopping:
+        raise ControlFailed(f"round {number} did not run to a verdict; the daemon's log says why")
+    if not step:
+        raise ControlFailed(
+            f"the daemon ended before round {number} had saved any state; the next `mfmd run` records it as failed"
+        )
+    how = "was stopped" if folder.events()[-1].event == "suspended" else "ended"
+    raise RoundSuspended(
+        f"the daemon {how} while round {number} ran; "
+        f"the next `mfmd run` or `mfmd adapt` goes on with it from step {step}"
+    )
 
 
 def _show(show: "ShowProgress", progress: "Progress") -> None:

@@ -5,13 +5,13 @@ import json
 from typing import Any
 
 from configs.settings import Settings
-from daemon.errors import DaemonError, NotEnoughFrames, RoundRunning
+from daemon.errors import DaemonError, NotEnoughFrames, RoundRunning, Stopping
 from daemon.run_files import RunFile, read_run_file
 from daemon.token import control_token
 from storage.layout import StateLayout
 
 TIMEOUT_SECONDS = 10.0
-KNOWN = {kind.code: kind for kind in (RoundRunning, NotEnoughFrames)}
+KNOWN = {kind.code: kind for kind in (RoundRunning, NotEnoughFrames, Stopping)}
 """Answers that a command passes on as what they are, with their exit code."""
 
 
@@ -25,16 +25,31 @@ class ControlClient:
     """The control API of the daemon that holds a state directory."""
 
     def __init__(self, settings: Settings, layout: StateLayout) -> None:
-        """Raises ControlFailed when the daemon has published no address (yet), ConfigError for an unusable token."""
-        path = layout.run_file("daemon")
-        address = read_run_file(path)
+        """Raises ControlFailed when the daemon publishes no address (yet, or any more), ConfigError for an unusable
+        token.
+        """
+        self._path = layout.run_file("daemon")
+        address = read_run_file(self._path)
         if address is None:
-            raise ControlFailed(f"{path}: the daemon has published no address yet; try again in a moment")
+            raise ControlFailed(
+                f"{self._path}: the daemon publishes no address: it is starting up or being stopped; "
+                "try again in a moment"
+            )
         self._address = address
         self._headers = {"Authorization": f"Bearer {control_token(settings.control, layout)}"}
 
+    @property
+    def left(self) -> bool:
+        """Whether the daemon publishes its address no more: the first thing that it takes back when it is stopped."""
+        return read_run_file(self._path) != self._address
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another daemon has published its own address since."""
+        return self.left and read_run_file(self._path) is not None
+
     def start_round(self) -> int:
-        """Ask for a round now; returns its number. Raises RoundRunning, NotEnoughFrames or ControlFailed."""
+        """Ask for a round now; returns its number. Raises RoundRunning, NotEnoughFrames, Stopping or ControlFailed."""
         return int(self._send("POST", "/v1/rounds")["round"])
 
     def running_round(self) -> int | None:

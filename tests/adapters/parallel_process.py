@@ -9,13 +9,26 @@ from torch import nn
 from adapters.augmentation.classmix import class_mask
 from adapters.draws import Draws
 from adapters.mfm.branch import untouched_running_statistics
+from adapters.networks.batch_norm import batch_norm_layers
 from adapters.networks.sync_batch_norm import SyncedBatchNorm, synchronise_batch_norm
 from adapters.parallel import agree, average_buffers, average_gradients, check_replicated, sum_over_processes
 from adapters.self_training.pseudo_labels import pseudo_label
+from tests.adapters.adaptation_steps import host_of
+from tests.adapters.adaptation_steps import network as small_network
+
+
+class NoData(Accelerator):
+    """An accelerator whose device can only be told what to do, never asked for a value."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("meta")
 
 
 def main() -> None:
     torch.set_num_threads(1)
+    # Not "gloo" alone: as with NCCL, the default group is none that `agree` may take for one of the CPU.
+    torch.distributed.init_process_group("cpu:gloo")
     accelerator = Accelerator(cpu=True)
     check_replicated(accelerator)
     assert accelerator.num_processes == 2
@@ -27,14 +40,44 @@ def main() -> None:
     average_gradients(accelerator, parameters)
     assert [parameter.grad.unique().tolist() for parameter in parameters[:-1]] == [[0.5], [1.5], [2.5]]
     assert parameters[-1].grad is None
-    network[1].running_mean.fill_(4.0 * mine)
-    network[1].num_batches_tracked.fill_(7)
-    average_buffers(accelerator, network)
-    assert network[1].running_mean.tolist() == [2.0, 2.0] and network[1].num_batches_tracked == 7
-    assert agree(accelerator, 3 * mine, 0.5 - mine) == (3.0, 0.5)
+    assert agree(NoData(cpu=True), 3 * mine, 0.5 - mine) == (3.0, 0.5)
+    check_running_statistics(accelerator)
+    check_statistics_host(accelerator)
     check_shared_counts(accelerator.process_index)
     check_batch_norm(accelerator)
     accelerator.end_training()
+
+
+def check_running_statistics(accelerator: Accelerator) -> None:
+    """Mean and variance of all that both processes saw: the variance is also that of their means."""
+    generator = torch.Generator().manual_seed(2)
+    seen = torch.randn(2, 500, 2, generator=generator, dtype=torch.float64) + torch.tensor([[[0.0]], [[4.0]]])
+    layer = nn.BatchNorm1d(2).double()
+    layer.running_mean.copy_(seen[accelerator.process_index].mean(dim=0))
+    layer.running_var.copy_(seen[accelerator.process_index].var(dim=0, correction=0))
+    layer.num_batches_tracked.fill_(7)
+    average_buffers(accelerator, nn.Sequential(layer))
+    torch.testing.assert_close(layer.running_mean, seen.mean(dim=(0, 1)))
+    torch.testing.assert_close(layer.running_var, seen.var(dim=(0, 1), correction=0))
+    assert layer.num_batches_tracked == 7
+    before = [buffer.clone() for buffer in layer.buffers()]
+    average_buffers(accelerator, layer)  # alike already, as with synchronised BatchNorm
+    assert all(torch.equal(*pair) for pair in zip(before, layer.buffers(), strict=True))
+
+
+def check_statistics_host(accelerator: Accelerator) -> None:
+    """BN statistics mixes the released ones with those of both processes together, not with each one's own."""
+    host = host_of(small_network(), name="bn_statistics", statistics_prior=3.0)
+    layers, mine = batch_norm_layers(host.student), float(accelerator.process_index)
+    host.load_state_dict({**host.state_dict(), "crops": 1})
+    released = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in layers]
+    for layer in layers:
+        layer.running_mean.fill_(4.0 * mine)
+        layer.running_var.fill_(1.0)
+    finished = batch_norm_layers(host.finished())
+    for layer, (mean, variance) in zip(finished, released, strict=True):
+        torch.testing.assert_close(layer.running_mean, 0.25 * 2.0 + 0.75 * mean)
+        torch.testing.assert_close(layer.running_var, 0.25 * (1.0 + 4.0) + 0.75 * variance)
 
 
 def check_shared_counts(rank: int) -> None:

@@ -139,7 +139,11 @@ def test_teacher_follows_with_the_same_decay_from_the_first_step_on() -> None:
         next(student.parameters()).add_(1.0)  # the optimizer's step
     host.after_step(None)
     torch.testing.assert_close(taught, first + 0.1)
-    assert host.finished() is host.teacher.network
+    finished = host.finished()
+    assert finished is not host.teacher.network
+    assert all(
+        torch.equal(*pair) for pair in zip(finished.parameters(), host.teacher.network.parameters(), strict=True)
+    )
 
 
 def test_teacher_follows_what_was_learnt_before_it_is_restored() -> None:

@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).with_name("parallel_process.py")
 @pytest.mark.slow
 def test_two_processes_average_and_agree() -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parents[2])}
     answer = subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment)
     assert answer.returncode == 0, answer.stderr
 

@@ -15,9 +15,11 @@ from storage.registry import CheckpointRegistry
 from storage.rounds import RoundFolder
 
 ROOT = Path(__file__).parents[2]
-TOLERANCE = 5e-5
+TOLERANCE = 1e-5
 """Of a weight, and of a running statistic relative to its size: AdamW makes steps of full size of tiny gradients, so
 what sums over batches round differently shows in a few weights."""
+EXCEPTIONS = {"mic": 3e-5, "cotta": 2e-5}
+"""Rounding of batches that are split otherwise adds up: in MIC's statistics and in CoTTA's averaged scales."""
 MOVED = 3e-4
 """Training moves the weights by more than this."""
 RECIPES = [
@@ -90,4 +92,4 @@ def test_two_processes_match_one_with_the_whole_batch(training_state, name: str,
     for path in [one.candidate, *states]:
         apart = distances(path, two.path / path.relative_to(one.path))
         worst = max(apart, key=lambda name: apart[name])
-        assert apart[worst] < TOLERANCE, f"{path.name}: {worst} {apart[worst]}"
+        assert apart[worst] < EXCEPTIONS.get(name, TOLERANCE), f"{path.name}: {worst} {apart[worst]}"

@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from adapters.hosts.build import HOSTS
 from adapters.rounds.run import run_round
 from adapters.rounds.stop import StopRequest
-from configs.settings import HostSettings
+from configs.settings import HostSettings, Settings
+from daemon.launch import launch_command, launch_environment
+from daemon.process_group import PROC, command_line
 from storage.rounds import RoundFolder
 
 ROOT = Path(__file__).parents[2]
@@ -52,14 +54,30 @@ def start(folder: RoundFolder, *command: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, *command, str(folder.spec_path)], cwd=ROOT, stdout=log, stderr=log)
 
 
+def launch(folder: RoundFolder) -> subprocess.Popen[bytes]:
+    """All processes of a round, as the daemon starts them."""
+    settings = Settings.model_validate(folder.spec().settings).round
+    command, environment = launch_command(settings, folder.spec_path), launch_environment(settings)
+    with folder.log.open("ab") as log:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+
+def kill_all(folder: RoundFolder) -> None:
+    """SIGKILL to the launcher and to the processes of the round, which lead groups of their own."""
+    pids = [int(path.name) for path in PROC.glob("[0-9]*")]
+    for pid in pids:
+        if pid != os.getpid() and str(folder.spec_path) in command_line(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
 def in_one_go(folder: RoundFolder) -> None:
     with StopRequest() as stop:
         assert run_round(folder.spec_path, stop) == 0
 
 
-def assert_same(one: RoundFolder, other: RoundFolder) -> None:
+def assert_same(one: RoundFolder, other: RoundFolder, steps: int = 40) -> None:
     """The candidate, and everything that the next round would inherit."""
-    assert one.states.steps() == other.states.steps() == [40]
+    assert one.states.steps() == other.states.steps() == [steps]
     files = [one.candidate, *sorted(one.states.latest().glob("*.safetensors"))]
     assert {"student.safetensors", "state.safetensors"} <= {path.name for path in files}
     for path in files:
@@ -87,6 +105,30 @@ def test_killed_and_gone_on_is_the_same_as_in_one_go(training_state, name: str, 
     assert "goes on after step 20" in killed.log.read_text()
     assert killed.scores().steps == 40 and killed.last_progress().step == 40
     assert_same(whole, killed)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.slow
+def test_each_of_two_processes_goes_on_from_its_own_statistics(training_state) -> None:
+    """Without `sync_batch_norm` they have seen other crops; the file of the second one is compared as well."""
+    settings = {"steps": 200, "processes": 2, "sync_batch_norm": False}
+    whole = training_state.round(**sections("bn_statistics", False, **settings))
+    killed = again(whole, "000002")
+    process = launch(killed)
+    end = time.monotonic() + DEADLINE
+    while not killed.states.steps():
+        assert time.monotonic() < end and process.poll() is None, killed.log.read_text()
+        time.sleep(0.005)
+    kill_all(killed)
+    assert process.wait(DEADLINE) == KILLED and killed.scores() is None
+    step, state = killed.states.steps()[-1], killed.states.latest()
+    own, first = load_file(state / "statistics_1.safetensors"), load_file(state / "student.safetensors")
+    running = [name for name in own if "running" in name]
+    assert running and not any(torch.equal(first[name.removeprefix("student.")], own[name]) for name in running)
+    for folder in (killed, whole):
+        assert launch(folder).wait(DEADLINE) == 0, folder.log.read_text()
+    assert f"goes on after step {step}\n" in killed.log.read_text()
+    assert_same(whole, killed, steps=200)
 
 
 @pytest.mark.timeout(300)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from storage import durable
-from storage.round_records import RoundStart
+from storage.round_records import RoundEvent
 from storage.rounds import RoundFolder, RoundStore
 from storage.training_states import TrainingStates
 from tests.storage.test_rounds import spec
@@ -78,8 +78,8 @@ def test_a_spared_round_is_not_pruned(tmp_path: Path) -> None:
 
 def test_starts_are_kept_in_order_and_a_torn_line_is_none(tmp_path: Path) -> None:
     folder = RoundFolder(tmp_path)
-    folder.append_start(RoundStart(at=1.0, step=0))
+    folder.append_event(RoundEvent(at=1.0, step=0))
     with (tmp_path / "starts.jsonl").open("a") as file:
         file.write('{"at": 2.0, "st')
-    folder.append_start(RoundStart(at=3.0, step=20))
+    folder.append_event(RoundEvent(at=3.0, step=20))
     assert [start.step for start in folder.starts()] == [0, 20]

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from configs.load import load_settings
+from daemon.child_records import end_leftovers
 from daemon.cli.exit_codes import ExitCode
 from daemon.status import collect_status
 from storage.catalog import FileFact
@@ -22,6 +23,7 @@ from storage.frames import FrameBuffer, NewFrame
 from storage.images import fit_frame
 from storage.layout import StateLayout
 from storage.registry import CheckpointRegistry
+from storage.rounds import RoundFolder, RoundStore
 
 CONFIG = """\
 classes: demo
@@ -144,6 +146,58 @@ def test_with_a_daemon_the_round_runs_there(mfmd, adaptable: Path) -> None:
         answer = mfmd("adapt", "--json")
         _check_verdict(answer.code, answer.out, adaptable)
     assert mfmd("status", "--check").code == ExitCode.FAILURE
+
+
+def _start_long_round(config: Path) -> tuple[subprocess.Popen[str], RoundFolder]:
+    """`mfmd adapt` beside a daemon, as soon as its round has saved a state."""
+    settings = load_settings(config)
+    layout = StateLayout(settings.state)
+    _wait("the daemon", lambda: layout.run_file("daemon").exists())
+    command = [sys.executable, "-m", "daemon.cli", "adapt", "--config", str(config)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    store = RoundStore(layout.rounds)
+    _wait("a saved state", lambda: bool(store.numbers()) and bool(store.folder(1).states.steps()))
+    return process, store.folder(1)
+
+
+def _long_rounds(config: Path) -> None:
+    config.write_text(config.read_text().replace("round: {steps: 1,", "round: {steps: 100000, save_steps: 1,"))
+    _fill_buffer(config)
+
+
+@pytest.mark.slow
+def test_asked_through_a_daemon_that_is_stopped_it_says_where_the_round_goes_on(adaptable: Path) -> None:
+    _long_rounds(adaptable)
+    with _daemon(adaptable):
+        process, folder = _start_long_round(adaptable)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == ExitCode.FAILURE
+    assert "error[round_suspended]: the daemon was stopped while round 1 ran" in error
+    assert f"goes on with it from step {max(folder.states.steps())}" in error
+    assert folder.events()[-1].event == "suspended"
+
+
+@pytest.mark.slow
+def test_asked_through_a_daemon_that_is_killed_it_says_so(adaptable: Path) -> None:
+    _long_rounds(adaptable)
+    daemon = subprocess.Popen([sys.executable, "-m", "daemon.cli", "run", "--config", str(adaptable)])
+    process, folder = _start_long_round(adaptable)
+    daemon.kill()
+    daemon.wait()
+    _, error = process.communicate(timeout=30)
+    end_leftovers(StateLayout(load_settings(adaptable).state).run_file("children"), 30.0)
+    assert process.returncode == ExitCode.FAILURE
+    assert "error[round_suspended]: the daemon ended while round 1 ran" in error
+    assert folder.events()[-1].event == "started" and folder.verdict() is None
+
+
+def test_a_daemon_that_starts_up_or_is_stopped_is_not_called_late(mfmd, adaptable: Path) -> None:
+    """It holds the lock and publishes no address, at either end of its life."""
+    layout = StateLayout(load_settings(adaptable).state)
+    with layout.lock():
+        answer = mfmd("adapt")
+    assert answer.code == ExitCode.FAILURE
+    assert "error[control_failed]" in answer.err and "it is starting up or being stopped" in answer.err
 
 
 def test_without_a_checkpoint_it_says_what_to_do(mfmd, config: Path) -> None:

@@ -1,23 +1,32 @@
 """Rounds that the end of a daemon interrupted: they go on with their frames, or are ended with the reason why not."""
 
+import dataclasses
+import json
+import os
+import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
+import yaml
 
 from daemon import rounds
 from daemon.child_records import ChildRecords
 from daemon.continuation import TRIES
 from daemon.errors import RoundRunning
 from daemon.metrics import Metrics
-from daemon.process_group import group_alive
+from daemon.process_group import group_alive, signal_group
 from daemon.recovery import recover
 from daemon.round_history import summaries
 from daemon.round_loop import RoundLoop
 from daemon.rounds import RoundContext, RoundFailed, RoundSuspended, continue_round, run_round
-from storage.round_records import RoundScores, RoundSpec, RoundStart
+from storage.round_records import RoundEvent, RoundScores, RoundSpec
+from tests.daemon.core.conftest import PRELUDE
 
+ROOT = Path(__file__).parents[3]
 SAVES_AND_WAITS = "save(20); progress(20); time.sleep(600)"
 STOPS = "signal.signal(15, lambda *_: (scores('stopped', 'SIGTERM'), os._exit(0))); "
 
@@ -45,7 +54,7 @@ def killed(world, store, registry):
             trigger="manual",
         )
     )
-    folder.append_start(RoundStart(at=time.time() - 60, step=0))
+    folder.append_event(RoundEvent(at=time.time() - 60, step=0))
     (folder.states.begin(20) / "state.json").write_text("{}")
     folder.states.publish(20)
     return folder
@@ -102,7 +111,7 @@ def _no_state(world, registry, folder):
 
 def _tries(world, registry, folder):
     for _ in range(TRIES):
-        folder.append_start(RoundStart(at=1.0, step=20))
+        folder.append_event(RoundEvent(at=1.0, step=20))
 
 
 def _back_and_forth(world, registry, folder):
@@ -154,8 +163,79 @@ def test_what_cannot_go_on_is_ended_with_the_reason(world, registry, store, kill
 
 def test_starts_that_get_further_are_no_failed_tries(world, registry, killed):
     for step in (5, 10, 15, 20):
-        killed.append_start(RoundStart(at=1.0, step=step))
+        killed.append_event(RoundEvent(at=1.0, step=step))
     assert recover(world.settings, world.buffer, registry) == 1
+
+
+def test_orderly_stops_are_no_failed_tries_and_crashes_between_them_are(context, registry, store, program):
+    """A daemon that is restarted again and again while its round is scored; then the round takes two down with it."""
+    program(STOPS + SAVES_AND_WAITS)
+    stopping = dataclasses.replace(context, on_progress=lambda progress: context.stop.set())
+    with pytest.raises(RoundSuspended):
+        run_round(stopping, "manual")
+    program(STOPS + "progress(20); time.sleep(600)")
+    folder = store.latest()
+    for _ in range(TRIES + 1):
+        context.stop.clear()
+        assert recover(context.settings, context.buffer, registry) == 1
+        with pytest.raises(RoundSuspended):
+            continue_round(stopping, 1)
+    assert [event.event for event in folder.events()] == ["started", "suspended"] * (TRIES + 2)
+    assert [start.step for start in folder.starts()] == [0] + [20] * (TRIES + 1)
+    for _ in range(TRIES):
+        assert recover(context.settings, context.buffer, registry) == 1
+        folder.remove_scores()  # as `continue_round` does
+        folder.append_event(RoundEvent(at=time.time(), step=20))
+    assert recover(context.settings, context.buffer, registry) is None
+    assert "3 starts from step 20 came no further" in folder.scores().reason
+
+
+def test_a_crash_while_the_daemon_stops_counts(context, registry, store, program):
+    program("save(20); progress(20); signal.pause()")
+    stopping = dataclasses.replace(context, on_progress=lambda progress: _die_and_stop(context, store))
+    with pytest.raises(RoundSuspended):
+        run_round(stopping, "manual")
+    assert [event.event for event in store.latest().events()] == ["started"]
+
+
+def _die_and_stop(context, store):
+    """The round is killed by somebody else, and the daemon is stopped before it looks again."""
+    children = json.loads(context.children.path.read_text())["children"]
+    signal_group(children[0]["group"], signal.SIGKILL)
+    while group_alive(children[0]["group"]):
+        time.sleep(0.001)
+    context.stop.set()
+
+
+@pytest.mark.parametrize("last", ["scores('stopped', 'SIGTERM')", "None"])
+def test_a_round_of_an_operator_who_ended_it_is_over_even_if_adapt_dies_before_the_verdict(
+    world, bench, registry, store, tmp_path, last
+):
+    """The program in the round's place plays the operator: SIGTERM to `mfmd adapt`, SIGKILL before it can judge."""
+    config = tmp_path / "mfmd.yaml"
+    values = world.settings.model_dump(mode="json", exclude_none=True, exclude={"classes"})
+    config.write_text(yaml.safe_dump({**values, "classes": "demo"}))
+    world.close()
+    code = (
+        f"signal.signal(15, lambda *_: ({last}, os.kill(os.getppid(), 9), os._exit(0)))\n"
+        "save(20); progress(20); os.kill(os.getppid(), 15); time.sleep(600)"
+    )
+    adapt = (
+        "import sys; from daemon import rounds; from daemon.cli import main\n"
+        "rounds.launch_command = lambda settings, spec: [sys.executable, '-c', sys.argv[1], str(spec)]\n"
+        "sys.exit(main(['adapt', '--config', sys.argv[2]]))"
+    )
+    environment = {**os.environ, "MAIN": str(ROOT), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", adapt, PRELUDE + code, str(config)]
+    ended = subprocess.run(command, env=environment, timeout=120, check=False, capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    folder = store.latest()
+    assert folder.verdict() is None and folder.states.steps() == [20]
+    again = bench()
+    assert recover(again.settings, again.buffer, registry) is None
+    assert (folder.scores().status, folder.verdict().decision) == ("stopped", "inconclusive")
+    assert (again.buffer.leases(), folder.states.steps()) == ([], [])
+    assert summaries(store, 1, alive=False)[0].result == "stopped"
 
 
 def test_a_round_that_ended_is_not_started_again(world, registry, killed):

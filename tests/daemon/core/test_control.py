@@ -11,13 +11,15 @@ import pytest
 
 from configs.errors import ConfigError
 from daemon.child_records import ChildRecords
+from daemon.cli.control_client import ControlClient
 from daemon.component import Component
 from daemon.control import ControlContext, create_control_app
 from daemon.control_server import ControlServer, bind
-from daemon.errors import AddressInUse
+from daemon.errors import AddressInUse, Stopping
 from daemon.health import Health
 from daemon.metrics import Metrics
 from daemon.round_loop import RoundLoop
+from daemon.run_files import write_run_file
 from daemon.state_metrics import StateCollector
 from daemon.token import control_token, is_loopback, same_token
 from storage.round_records import RoundScores, RoundSpec
@@ -70,6 +72,20 @@ def test_a_change_needs_the_token(world, registry):
             assert answer.json()["code"] == "unauthorized"
     assert registry.history() == before
     assert world.rounds.running is None
+
+
+def test_a_stopping_daemon_says_so_to_a_command_that_wants_a_round(world, layout):
+    layout.token_file.write_text(TOKEN)
+    write_run_file(layout.run_file("daemon"), *world.server.address)
+    client = ControlClient(world.settings, layout)
+    assert client.running_round() is None and not client.left
+    world.rounds.stop()
+    with pytest.raises(Stopping, match="is being stopped and starts no round; ask again when it runs"):
+        client.start_round()
+    layout.run_file("daemon").unlink()
+    assert client.left and not client.replaced
+    write_run_file(layout.run_file("daemon"), *world.server.address)
+    assert client.left and client.replaced, "another start, perhaps at the same port"
 
 
 def test_looking_needs_none(world):

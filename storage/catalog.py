@@ -58,6 +58,10 @@ class FrameRecord:
     """CRC-32 of the frame's pixels."""
     holdout: bool
     """Held out: rounds never train on it, the gate scores on it."""
+    source: str = ""
+    """Source label (camera) it came from; empty when there is none."""
+    phash: str = ""
+    """Perceptual hash of the image, 16 hex digits; empty for frames of before there was one."""
 
 
 @dataclass(frozen=True, slots=True)

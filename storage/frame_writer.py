@@ -43,6 +43,10 @@ class NewFrame:
     """Width of the image in the file (pixels)."""
     frame: FittedFrame
     """Its pixels at frame size."""
+    source: str = ""
+    """Source label (camera); empty when there is none."""
+    phash: str = ""
+    """Perceptual hash, 16 hex digits; empty when it was not computed."""
 
 
 def is_holdout(digest: str, fraction: float) -> bool:
@@ -162,6 +166,8 @@ class FrameWriter:
             valid_width=new.frame.valid_width,
             crc32=crc32_of(new.frame.pixels),
             holdout=is_holdout(new.digest, self._settings.holdout_fraction),
+            source=new.source,
+            phash=new.phash,
         )
 
     def _commit(

@@ -1,9 +1,10 @@
 """Settings of what comes in: the drop folder, admission, and the frame buffer."""
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from configs.section import ConfigPath, Fraction, Positive, PositiveInt, Seconds, Section
 
@@ -57,6 +58,20 @@ class WatchSettings(Section):
     """Most frames in one durable commit; one commit of 32 costs a tenth of 32 commits (images)."""
     group_seconds: Seconds = 0.5
     """Longest time a decoded frame waits for its commit group to fill (seconds)."""
+
+    @field_validator("capture_name")
+    @classmethod
+    def _forms_name_a_moment(cls, forms: tuple[str, ...]) -> tuple[str, ...]:
+        """A form that leaves out year, month or day, or that strptime does not know, would never find a time."""
+        moment = datetime(2001, 2, 3)
+        for form in forms:
+            try:
+                read = datetime.strptime(moment.strftime(form), form)
+            except ValueError:
+                read = None
+            if read != moment:
+                raise ValueError(f"{form!r} does not read back a year, month and day; see strptime, e.g. %Y%m%d_%H%M%S")
+        return forms
 
     @model_validator(mode="after")
     def _folders_lie_outside(self) -> Self:

@@ -24,7 +24,10 @@ from configs.settings import Settings
 
 COMPONENTS = ("ingest", "rounds", "supervisor", "activity")
 CHILDREN = ("serve", "observe")
-REASONS = ("empty", "too_many_bytes", "too_many_pixels", "not_an_image", "truncated", "unreadable", "outside_folder")
+REASONS = (
+    "empty", "too_many_bytes", "too_many_pixels", "aspect", "not_an_image", "needs_extra", "truncated", "unreadable",
+    "outside_folder",
+)  # fmt: skip
 RESULTS = ("promoted", "rejected", "inconclusive", "failed", "stopped")
 DECISIONS = ("accepted", "rejected", "inconclusive")
 LATENCY_SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)

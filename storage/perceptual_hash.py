@@ -34,7 +34,7 @@ def distance(a: str, b: str) -> int:
 def _cosines() -> NDArray[np.float64]:
     """The first rows of the orthonormal DCT-II, [KEPT, SIDE]."""
     frequency, place = np.arange(KEPT)[:, None], np.arange(SIDE)[None]
-    rows = np.sqrt(2 / SIDE) * np.cos(np.pi * frequency * (2 * place + 1) / (2 * SIDE))
+    rows: NDArray[np.float64] = np.sqrt(2 / SIDE) * np.cos(np.pi * frequency * (2 * place + 1) / (2 * SIDE))
     rows[0] /= np.sqrt(2)
     return rows
 

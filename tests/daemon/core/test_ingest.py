@@ -256,7 +256,7 @@ def test_memory_holds_one_group_however_many_files_wait(bench, drop, write_image
 
 
 def test_a_bug_in_a_decoder_costs_one_file(bench, drop, write_image, monkeypatch):
-    real = __import__("storage.images").images.decode_image
+    real = __import__("storage.images").images.decode_photo
     calls = []
 
     def decode(data, **limits):
@@ -265,7 +265,7 @@ def test_a_bug_in_a_decoder_costs_one_file(bench, drop, write_image, monkeypatch
             raise ZeroDivisionError("a bug")
         return real(data, **limits)
 
-    monkeypatch.setattr("daemon.preparation.decode_image", decode)
+    monkeypatch.setattr("daemon.preparation.decode_photo", decode)
     monkeypatch.setattr("daemon.ingest.DECODE_THREADS", 1)
     write_image(drop / "a.png", 1)
     write_image(drop / "b.png", 2)

@@ -16,7 +16,9 @@ from daemon.activity import IngestActivity, WatchActivity
 from daemon.folder_events import Hints
 from daemon.logs import get_logger
 from daemon.metrics import IngestMetrics
+from daemon.originals import Originals
 from daemon.preparation import Duplicate, Later, Preparation, Prepared, Ready, Refusal
+from daemon.refusals import RetryQueue, Selection, retry_refused
 from daemon.watcher import Watcher
 from storage.errors import BufferFull
 from storage.frames import FrameBuffer
@@ -38,6 +40,9 @@ class Ingest:
         self._watcher = Watcher(settings.watch, buffer.catalog, metrics, hints)
         self._preparation = Preparation(settings.watch, settings.buffer, buffer.catalog.has_digest)
         self._pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
+        self._originals = Originals(settings.watch, buffer.catalog)
+        self.retries = RetryQueue(hints.wake)
+        """Requests to take refused files again; may be asked from any thread."""
         self._group: list[Ready] = []
         self._group_since = 0.0
         self._unrecorded: list[Duplicate | Refusal] = []
@@ -49,7 +54,9 @@ class Ingest:
         try:
             self._check_reserve()
             self._record_rest()
-            moved = self._take_and_prepare()
+            self.retries.serve(self._retry)
+            moved = self._originals.sweep()
+            moved |= self._take_and_prepare()
             self._commit_when_due()
         except (OSError, BufferFull) as error:
             if isinstance(error, OSError) and error.errno not in FULL:
@@ -74,6 +81,12 @@ class Ingest:
         """What the folder and ingest do; may be read from any thread."""
         reason = self._paused
         return self._watcher.activity, IngestActivity(state="paused" if reason else "running", reason=reason)
+
+    def _retry(self, selection: Selection) -> list[str]:
+        paths = retry_refused(self._settings.watch, self._buffer.catalog, selection)
+        self._watcher.look_at_all()
+        log.info("refused_tried_again", files=len(paths))
+        return paths
 
     def _take_and_prepare(self) -> bool:
         """Decode a few files; whether there were any."""
@@ -109,6 +122,7 @@ class Ingest:
             if isinstance(item, Duplicate):
                 self._buffer.catalog.duplicate(item.arrival.file, item.digest)
                 self._metrics.files.labels(outcome="duplicate").inc()
+                self._originals.settle(item.arrival)
                 self._watcher.settle(item.arrival)
             else:
                 self._refuse(item)
@@ -119,6 +133,7 @@ class Ingest:
         log.warning("file_refused", file=item.arrival.file.path, reason=item.reason, detail=item.detail)
         self._metrics.files.labels(outcome="rejected").inc()
         self._metrics.rejected.labels(reason=item.reason).inc()
+        self._originals.settle(item.arrival)
         self._watcher.settle(item.arrival, unreadable=item.reason == "unreadable")
 
     def _commit_when_due(self) -> None:
@@ -138,6 +153,7 @@ class Ingest:
         stored = {record.digest for record in records}
         self._count(group, stored)
         for item in group:
+            self._originals.settle(item.arrival)
             self._watcher.settle(item.arrival)
         log.info("frames_committed", frames=len(records), duplicates=len(group) - len(records))
 

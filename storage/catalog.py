@@ -76,6 +76,18 @@ class RefusedFile:
     """What was wrong with it."""
     at: float
     """Unix time (seconds)."""
+    digest: str | None = None
+    """Hex SHA-256 of the file; none when it was refused unread."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What became of one file."""
+
+    state: str
+    """committed, duplicate, refused or skipped."""
+    digest: str | None
+    """Hex SHA-256 of the file; none when it was not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +141,13 @@ class Catalog:
         rows = self._select("SELECT 1 FROM files WHERE path = ? AND size = ? AND mtime_ns = ?", astuple(file))
         return bool(rows)
 
+    def state_of(self, file: FileFact) -> FileState | None:
+        """What became of exactly this file (path, size, mtime); none when it is not known."""
+        rows = self._select(
+            "SELECT state, digest FROM files WHERE path = ? AND size = ? AND mtime_ns = ?", astuple(file)
+        )
+        return FileState(rows[0]["state"], rows[0]["digest"]) if rows else None
+
     def known_files(self) -> dict[str, FileFact]:
         """Path -> the fact that was dealt with, for a rescan that stats only new names."""
         rows = self._select("SELECT path, size, mtime_ns FROM files")
@@ -152,13 +171,30 @@ class Catalog:
         with self.transaction() as connection:
             note_file(connection, file, "duplicate", digest)
 
-    def refused(self, limit: int = 100) -> list[RefusedFile]:
-        """The files refused last, newest first."""
-        rows = self._select("SELECT * FROM files WHERE state = 'refused' ORDER BY at DESC, path LIMIT ?", (limit,))
+    def refused(self, limit: int = 100, *, reason: str | None = None) -> list[RefusedFile]:
+        """The files refused last, newest first; only those for `reason`, if given. A negative limit is none."""
+        rows = self._select(
+            "SELECT * FROM files WHERE state = 'refused' AND reason = COALESCE(?, reason) "
+            "ORDER BY at DESC, path LIMIT ?",
+            (reason, limit),
+        )
         return [
-            RefusedFile(FileFact(row["path"], row["size"], row["mtime_ns"]), row["reason"], row["detail"], row["at"])
+            RefusedFile(
+                FileFact(row["path"], row["size"], row["mtime_ns"]),
+                row["reason"],
+                row["detail"],
+                row["at"],
+                row["digest"],
+            )
             for row in rows
         ]
+
+    def forget_refusal(self, file: FileFact) -> None:
+        """Forget, durably, that this file was refused: it is taken again. No error when it is not known as refused."""
+        with self.transaction() as connection:
+            connection.execute(
+                "DELETE FROM files WHERE state = 'refused' AND path = ? AND size = ? AND mtime_ns = ?", astuple(file)
+            )
 
     def records(self, *, ids: Collection[int] | None = None, holdout: bool | None = None) -> list[FrameRecord]:
         """Committed frames in commit order; only those of `ids` and of the slice `holdout`, where given."""

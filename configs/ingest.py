@@ -8,6 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from configs.section import ConfigPath, Fraction, Positive, PositiveInt, Seconds, Section
 
+LEAST_FRAMES = 8
+"""Frames, uncompressed, that `buffer.max_bytes` must have room for."""
+
 
 class WatchSettings(Section):
     """The drop folder."""
@@ -96,9 +99,6 @@ class AdmissionSettings(Section):
     min_spacing_seconds: Seconds = 0.0
     """An image captured less than this before or after a committed frame of its source is skipped as too_close
     (seconds); 0 admits all."""
-    max_source_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Largest share of the buffer's capacity that one source may hold (0-1); beyond it a source's new frames push out
-    its own frames, never another source's. 1 sets no limit."""
 
 
 class BufferSettings(Section):
@@ -115,9 +115,24 @@ class BufferSettings(Section):
     eviction: Literal["fifo", "reservoir", "diverse"] = "fifo"
     """Which frame leaves a full buffer: fifo the oldest; reservoir a random one, so that the buffer is a uniform sample
     of all that ever came; diverse the one that the others stand for best, by their embeddings (the observer's)."""
+    max_source_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Largest share of `capacity_frames` that one source may hold (0-1); beyond it a source's new frames push out its
+    own frames, never another source's. 1 sets no limit; frames without a source label have none."""
     max_bytes: Annotated[int, Field(ge=0)] = 0
-    """Most bytes that the frames may take on the disk; frames leave before it is reached. 0 sets no limit."""
+    """Most bytes that the frames' files may take on the disk, also in the middle of a commit; frames leave before it
+    is reached. At least the bytes of 8 frames; 0 sets no limit."""
     holdout_fraction: Fraction = 0.1
     """Share of frames, chosen by content hash, that rounds never train on and the gate scores on (0-1)."""
     reserve_bytes: Annotated[int, Field(ge=0)] = 512 * 1024 * 1024
-    """Free disk space below which ingest pauses (bytes)."""
+    """Free disk space (bytes) below which the buffer does not grow: new frames replace old ones, byte for byte. Below
+    half of it ingest pauses: then others fill the disk, and giving up frames would not stop them."""
+
+    @model_validator(mode="after")
+    def _some_frames_fit(self) -> Self:
+        """A quota that holds hardly a commit group would evict what it just stored."""
+        least = LEAST_FRAMES * 3 * self.height * self.width
+        if 0 < self.max_bytes < least:
+            raise ValueError(
+                f"max_bytes: {self.max_bytes} is less than {LEAST_FRAMES} frames; set {least} or more, or 0"
+            )
+        return self

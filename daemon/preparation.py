@@ -50,6 +50,16 @@ class Later:
     error: str
 
 
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A good image that admission leaves out."""
+
+    arrival: Arrival
+    reason: str
+    detail: str
+    digest: str
+
+
 Prepared = Ready | Duplicate | Refusal | Later
 
 

@@ -17,7 +17,7 @@ from storage.frame_writer import FrameWriter, NewFrame, is_holdout
 from storage.images import crc32_of
 from storage.layout import StateLayout
 
-__all__ = ["FrameBuffer", "NewFrame", "is_holdout"]
+__all__ = ["FrameBuffer", "FrameRecord", "NewFrame", "is_holdout"]
 
 
 class FrameBuffer:

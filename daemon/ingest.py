@@ -30,7 +30,7 @@ DECODE_THREADS = 2
 PAUSE_SECONDS = 1.0
 """How often a paused ingest looks whether it may go on (seconds)."""
 PAUSE_SHARE = 0.5
-"""Ingest pauses below this share of `buffer.reserve_bytes` free; from there up to all of it the buffer does not grow."""
+"""Ingest pauses below this share of `buffer.reserve_bytes` free; up to the whole of it the buffer does not grow."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 log = get_logger(__name__)

@@ -124,7 +124,8 @@ class Room:
     def _push_out_own(self, leaving: Leaving) -> bool:
         """Let sources that are above their share push out their own; whether a new frame is above it nevertheless.
 
-        That is so while leases hold the older ones. They do not count then, or one camera would stop the others.
+        That is so while leases hold the older ones. Those do not count then, or one camera would stop the others; what
+        a source has too much leaves after the lease.
         """
         if self._settings.max_source_share == 1:
             return False
@@ -132,7 +133,7 @@ class Room:
         leased = Counter(frame.source for frame in leaving.held if frame.leased)
         new = Counter(frame.source for frame in leaving.fresh)
         above = False
-        for source in {*old, *new} - {""}:
+        for source in {*new, *(old.keys() - leased.keys())} - {""}:
             stay = max(self._per_source - leased[source], min(new[source], self._per_source))
             mine = leaving.of(source)
             surplus, movable = old[source] + new[source] - stay, mine & leaving.movable()

@@ -180,7 +180,20 @@ def gaps(stream: Stream, kept: NDArray[np.int64]) -> NDArray[np.float64]:
 def report(stream: Stream, outcomes: list[Outcome]) -> None:
     """A table, as docs/benchmarks.md shows it."""
     base = gaps(stream, outcomes[0].kept).mean()
-    columns = "policy|stored|skipped|night|still|age, median|age, oldest|gap|day|night|worst|ms/group".split("|")
+    columns = [
+        "policy",
+        "stored",
+        "skipped",
+        "night",
+        "still",
+        "age, median",
+        "age, oldest",
+        "gap",
+        "day",
+        "night",
+        "worst",
+        "ms/group",
+    ]
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     count = len(stream.latent)
     for item in outcomes:

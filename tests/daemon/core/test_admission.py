@@ -92,6 +92,17 @@ def test_skipped_files_are_known_after_a_restart_and_the_filter_remembers(bench,
     second.until(lambda: second.counts.duplicates == 1)
 
 
+def test_the_original_of_a_skipped_image_is_never_deleted(bench, drop, still):
+    world = bench(watch={"after_commit": "delete"}, admission={"near_duplicate_bits": 6})
+    arrive(still(1, 0), drop / "a.png")
+    world.until(lambda: world.counts.frames == 1 and not (drop / "a.png").exists())
+    arrive(still(1, 1), drop / "b.png")
+    world.until(lambda: world.counts.skipped == {"near_duplicate": 1})
+    world.ingest._originals._next_sweep = 0.0  # as after a restart
+    world.until(lambda: world.ingest._originals._next_sweep and world.ingest._originals._sweeping is None)
+    assert (drop / "b.png").exists()
+
+
 def test_each_camera_has_its_own_filter(bench, drop, still):
     world = bench(admission={"near_duplicate_bits": 6})
     for camera in ("left", "right"):

@@ -42,6 +42,10 @@ class Hints:
         self._lost = False
         self._wake = wake
 
+    def wake(self) -> None:
+        """Have the listening thread look now, without a path: something else waits for it."""
+        self._wake()
+
     def add(self, path: str) -> None:
         """Remember `path`."""
         with self._lock:

@@ -110,6 +110,7 @@ class _Collector:
                 "evicted_total": counts.evicted_total,
                 "duplicates": counts.duplicates,
                 "refused": counts.refused,
+                "skipped": counts.skipped,
                 "last_committed_at": counts.last_committed_at,
             }
         )

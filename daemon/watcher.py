@@ -87,6 +87,8 @@ class Watcher:
         if now is not None and now.file != arrival.file:  # it changed in our hands: events about it were not followed
             self._queue.note(name, now, time.monotonic())
             return
+        if now is None:  # moved or deleted: the next file of that name is a new one
+            return
         self._known.add(name)
         self._unreadable.pop(name, None)
         if unreadable:
@@ -97,6 +99,10 @@ class Watcher:
         name = self._name(arrival)
         failures = self._in_hand.pop(name, 0) + 1
         self._queue.postpone(name, failures, time.monotonic())
+
+    def look_at_all(self) -> None:
+        """Compare every file with the catalog at the next look: some of its entries were taken back."""
+        self._next_rescan = self._next_deep = 0.0
 
     def next_due(self) -> float:
         """Seconds until `look` and `take` can find something new without an event."""

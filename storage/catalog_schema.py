@@ -10,18 +10,21 @@ from pathlib import Path
 from storage import durable
 from storage.errors import BufferMismatch, DurabilityLost, StorageError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_SECONDS = 30.0
 SCHEMA = """
 CREATE TABLE frames (
   id INTEGER PRIMARY KEY AUTOINCREMENT, slot INTEGER NOT NULL UNIQUE, digest TEXT NOT NULL UNIQUE, name TEXT NOT NULL,
   captured_at REAL NOT NULL, committed_at REAL NOT NULL, source_height INTEGER NOT NULL, source_width INTEGER NOT NULL,
-  valid_height INTEGER NOT NULL, valid_width INTEGER NOT NULL, crc32 INTEGER NOT NULL, holdout INTEGER NOT NULL
+  valid_height INTEGER NOT NULL, valid_width INTEGER NOT NULL, crc32 INTEGER NOT NULL, holdout INTEGER NOT NULL,
+  source TEXT NOT NULL DEFAULT '', phash TEXT NOT NULL DEFAULT ''
 );
+CREATE INDEX frames_by_source ON frames (source, id);
+CREATE INDEX frames_by_capture ON frames (source, captured_at);
 CREATE TABLE digests (digest TEXT PRIMARY KEY, frame INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE files (
   path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
-  state TEXT NOT NULL CHECK (state IN ('committed', 'duplicate', 'refused')),
+  state TEXT NOT NULL CHECK (state IN ('committed', 'duplicate', 'refused', 'skipped')),
   reason TEXT NOT NULL, detail TEXT NOT NULL, digest TEXT, at REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX files_by_state ON files (state, reason);
@@ -32,6 +35,24 @@ CREATE INDEX leases_by_frame ON leases (frame);
 """
 """`digests` keeps every digest ever committed, so that an evicted image which still lies in the drop folder is not
 taken twice. `files` says what became of each file of the drop folder, by its size and mtime."""
+
+FROM_1 = """
+ALTER TABLE frames ADD COLUMN source TEXT NOT NULL DEFAULT '';
+ALTER TABLE frames ADD COLUMN phash TEXT NOT NULL DEFAULT '';
+CREATE INDEX frames_by_source ON frames (source, id);
+CREATE INDEX frames_by_capture ON frames (source, captured_at);
+DROP INDEX files_by_state;
+ALTER TABLE files RENAME TO files_1;
+CREATE TABLE files (
+  path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('committed', 'duplicate', 'refused', 'skipped')),
+  reason TEXT NOT NULL, detail TEXT NOT NULL, digest TEXT, at REAL NOT NULL
+) WITHOUT ROWID;
+INSERT INTO files SELECT * FROM files_1;
+DROP TABLE files_1;
+CREATE INDEX files_by_state ON files (state, reason);
+"""
+"""Makes schema 2 of schema 1, in one transaction, when a writer opens the catalog."""
 
 _inherited: list[sqlite3.Connection] = []
 """Connections that came along in a fork. They must be neither used nor closed there (sqlite.org/howtocorrupt)."""
@@ -102,6 +123,8 @@ def _prepare(connection: sqlite3.Connection, path: Path, writable: bool) -> None
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version == 0 and writable:
         connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    elif version == 1 and writable:
+        connection.executescript(f"BEGIN IMMEDIATE; {FROM_1} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     elif version != SCHEMA_VERSION:
         raise BufferMismatch(
             f"{path}: catalog schema {version}, this mfmd reads {SCHEMA_VERSION}; use the mfmd version that wrote it"

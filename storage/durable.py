@@ -7,7 +7,9 @@ next time (facts/operations.md section 4).
 
 import errno
 import fcntl
+import filecmp
 import hashlib
+import itertools
 import os
 import shutil
 import time
@@ -25,6 +27,8 @@ from storage.manifest import FileHash
 PARTIAL = ".partial"
 """Suffix of files and directories that are not finished; whoever owns the folder removes them when it opens it."""
 COPY_BYTES = 1 << 20
+NO_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
+"""What the system says where a file cannot have a second name."""
 FSYNC_THREADS = 8
 LOCK_PATIENCE = 0.5
 """How long a lock is tried before it counts as held (seconds): a probe by `is_locked` lasts microseconds."""
@@ -145,6 +149,22 @@ def remove_file(path: Path) -> None:
     fsync_directory(path.parent)
 
 
+def move_file(source: Path, target: Path) -> Path:
+    """Move a file durably, also to another file system; the folders above `target` are made. Returns its new path.
+
+    Nothing is overwritten: where `target` exists with other content, a number is put behind its stem. After a kill at
+    any point the file is at the old place, at the new one, or whole at both; then moving it again brings it to one.
+    """
+    make_directory(target.parent)
+    for number in itertools.count(1):
+        place = target if number == 1 else target.with_name(f"{target.stem}-{number}{target.suffix}")
+        if _put(source, place):
+            fsync_directory(place.parent)
+            remove_file(source)
+            return place
+    raise AssertionError("itertools.count ended")
+
+
 def remove_partials(folder: Path) -> list[Path]:
     """Remove what a killed process left unfinished directly in `folder`; only for the folder's one writer."""
     found = sorted(folder.glob(f"*{PARTIAL}"))
@@ -182,6 +202,26 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(handle)
     return False
+
+
+def _put(source: Path, place: Path) -> bool:
+    """Let `place` be the content of `source`, and on the disk; false when another file has that name."""
+    try:
+        os.link(source, place)
+    except FileExistsError:
+        return filecmp.cmp(source, place, shallow=False)
+    except OSError as error:
+        if error.errno not in NO_LINK:
+            raise
+    else:
+        return True
+    if place.exists():
+        return filecmp.cmp(source, place, shallow=False)
+    copy_in(source, place)  # another file system, or one without links: nobody else writes to this folder
+    status = source.stat()
+    os.utime(place, ns=(status.st_atime_ns, status.st_mtime_ns))
+    fsync_file(place)
+    return True
 
 
 def _take(handle: int, path: Path, wait: bool) -> None:

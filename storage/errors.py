@@ -10,8 +10,8 @@ class StorageError(Exception):
 class RefusedImage(StorageError):
     """An image that will never be taken as it is: record the reason, go on.
 
-    `reason` is one of: empty, too_many_bytes, too_many_pixels, not_an_image, truncated, unreadable, bad_label.
-    Ingest adds outside_folder, for links that leave the drop folder.
+    `reason` is one of: empty, too_many_bytes, too_many_pixels, aspect, not_an_image, needs_extra, truncated,
+    unreadable, bad_label. Ingest adds outside_folder, for links that leave the drop folder.
     """
 
     code = "image_refused"

@@ -19,6 +19,8 @@ from storage.errors import CorruptBuffer
 
 SCHEMA_VERSION = 1
 ATTRIBUTE = "mfmd"
+TILE_BYTES = 256
+"""More than zstd's frame header, the checksum and the index entry of one tile take; zstd's bound is raw + raw / 256."""
 _opening = threading.Lock()
 
 
@@ -72,6 +74,14 @@ class PixelArray:
         """What `create_array` was given, with `schema` and `tile`."""
         found = self._array.attrs.asdict().get(ATTRIBUTE)
         return dict(found) if isinstance(found, dict) else {}
+
+    @property
+    def largest_shard(self) -> int:
+        """Most bytes that the file of one image can take: pixels that do not compress, checksums, index of tiles."""
+        tile, shard = self._array.chunks, self._array.shards or self._array.chunks
+        tiles = math.prod(whole // part for whole, part in zip(shard, tile, strict=True))
+        raw = math.prod(tile) * self._array.dtype.itemsize
+        return tiles * (raw + raw // 128 + TILE_BYTES) + TILE_BYTES
 
     def grow(self, count: int) -> Path:
         """Have room for `count` images; returns the metadata file, which is not yet fsynced."""

@@ -102,11 +102,11 @@ def _serving(state: "Status") -> str:
 
 def _buffer(state: "Status") -> str:
     buffer = state.buffer
-    refused = sum(buffer.refused.values())
+    refused, skipped = sum(buffer.refused.values()), sum(buffer.skipped.values())
     newest = f", newest {local_time(buffer.last_committed_at)}" if buffer.last_committed_at else ""
     return (
         f"{buffer.frames} of {buffer.capacity} frames, {buffer.holdout} held out{newest}; "
-        f"{buffer.duplicates} duplicates, {refused} refused"
+        f"{buffer.duplicates} duplicates, {skipped} skipped, {refused} refused"
     )
 
 

@@ -95,6 +95,10 @@ class Ingest:
             case Ready():
                 self._group_since = self._group_since if self._group else time.monotonic()
                 self._group.append(item)
+            case Refusal(arrival, reason) if arrival.whole:
+                log.info("file_not_whole", file=arrival.file.path, reason=reason)
+                self._metrics.retries.inc()
+                self._watcher.wait_for(arrival)
             case Later(arrival, error):
                 log.info("file_later", file=arrival.file.path, error=error)
                 self._metrics.retries.inc()

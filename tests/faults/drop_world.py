@@ -94,6 +94,11 @@ class DropWorld:
         self.until(lambda: not self.kept().waiting)
         return self.kept()
 
+    def settled_without_timer(self) -> Kept:
+        """The same where the next rescan of the timer is far away: events and what follows from them must do."""
+        self.until(lambda: self.ingest.activity[0].pending == 0 and not self.kept().waiting)
+        return self.kept()
+
     def kept(self) -> Kept:
         """Ask the oracle."""
         return check_promise(self.state, self.folder, self.dropped)

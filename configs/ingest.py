@@ -22,11 +22,12 @@ class WatchSettings(Section):
     where the kernel says nothing (NFS, SMB, FUSE and other mounts) and listens elsewhere. The rescan runs in all."""
     marker: str | None = None
     """Path (relative to the folder) of a file that is there whenever the folder is mounted; without it an empty folder
-    cannot be told from one that is not mounted."""
+    cannot be told from one that is not mounted. While it is absent nothing is taken; it is never taken itself."""
     recursive: bool = True
     """Also take images from sub-folders."""
     stability_seconds: Seconds = 2.0
-    """A file is taken once its size and mtime stood still for this long (seconds)."""
+    """A file is taken once its size and mtime stood still for this long (seconds); one that was renamed into place is
+    whole and taken at once, where events are heard."""
     rescan_seconds: Annotated[float, Field(gt=0)] = 5.0
     """Interval of the names-only rescan that finds what events missed (seconds)."""
     include: tuple[str, ...] = ()
@@ -35,8 +36,8 @@ class WatchSettings(Section):
         ".*", "*.part", "*.partial", "*.filepart", "*.tmp", "*.crdownload", "*.download", "~*", "Thumbs.db",
         "desktop.ini", "@eaDir",
     )  # fmt: skip
-    """Name patterns (fnmatch, on any path component) that are never looked at; names that begin with a dot cover
-    `._*`, `.DS_Store` and `.syncthing.*`."""
+    """Name patterns (fnmatch, on any path component, case-insensitive) that are never looked at; names that begin with
+    a dot cover `._*`, `.DS_Store` and `.syncthing.*`."""
     max_file_bytes: PositiveInt = 64 * 1024 * 1024
     """Largest image file accepted (bytes)."""
     max_pixels: PositiveInt = 64_000_000

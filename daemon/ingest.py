@@ -114,6 +114,10 @@ class Ingest:
         match item:
             case Ready():
                 self._admit(item)
+            case Refusal(arrival, reason) if arrival.whole:
+                log.info("file_not_whole", file=arrival.file.path, reason=reason)
+                self._metrics.retries.inc()
+                self._watcher.wait_for(arrival)
             case Later(arrival, error):
                 log.info("file_later", file=arrival.file.path, error=error)
                 self._metrics.retries.inc()

@@ -38,7 +38,7 @@ def _versions(status: Status, settings: Settings) -> Iterator[str]:
 
 
 def _folder(status: Status, settings: Settings) -> Iterator[str]:
-    if status.watch.state in ("missing", "unreadable"):
+    if status.watch.state in ("missing", "unmounted", "unreadable"):
         yield status.watch.detail or f"the drop folder {status.folder} does not exist"
     elif status.watch.detail:
         yield f"drop folder: {status.watch.detail}"

@@ -22,6 +22,7 @@ from prometheus_client.exposition import choose_encoder
 
 from configs.settings import Settings
 from daemon.admission import SKIP_REASONS
+from daemon.watch_mode import MODES
 
 COMPONENTS = ("ingest", "rounds", "supervisor", "activity")
 OUTCOMES = ("stored", "not_kept", "duplicate", "skipped", "rejected")
@@ -123,8 +124,15 @@ class IngestMetrics:
         )
         self.mode = Gauge(
             "mfmd_watcher_mode_info",
-            "1 for the mode in force: events (kernel events and rescan) or rescan (no events to be had)",
-            ["mode"],
+            "1 for the mode in force and its reason: events (kernel events and rescan) or polling (rescan only)",
+            ["mode", "reason"],
+            registry=registry,
+        )
+        self.state = Gauge(
+            "mfmd_watcher_state_info",
+            "1 for the state of the drop folder: starting, watching, missing, unmounted (its marker is absent), "
+            "unreadable, stopped",
+            ["state"],
             registry=registry,
         )
         self.pending = Gauge(
@@ -135,8 +143,8 @@ class IngestMetrics:
             "Modification time of the oldest pending file that was looked at (Unix, seconds); 0 when none waits",
             registry=registry,
         )
-        for mode in ("events", "rescan"):
-            self.mode.labels(mode=mode)
+        for mode, reason in MODES:
+            self.mode.labels(mode, reason)
 
 
 class RoundMetrics:

@@ -38,6 +38,7 @@ EXPECTED = [
     "mfmd_watcher_rescan_seconds",
     "mfmd_watcher_folder_present",
     "mfmd_watcher_mode_info",
+    "mfmd_watcher_state_info",
     "mfmd_buffer_images",
     "mfmd_buffer_holdout_images",
     "mfmd_buffer_capacity_images",

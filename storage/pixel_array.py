@@ -28,9 +28,12 @@ def create_group(folder: Path) -> None:
 
 
 def create_array(
-    group: Path, name: str, shape: Sequence[int], *, tile: int, fill: int, attributes: dict[str, Any]
+    group: Path, name: str, shape: Sequence[int], *, tile: int, fill: int, attributes: dict[str, Any], about: str = ""
 ) -> None:
-    """Make an empty array of uint8 images in `group`; shape [N, H, W] or [N, H, W, 3]; `tile` in pixels."""
+    """Make an empty array of uint8 images in `group`; shape [N, H, W] or [N, H, W, 3]; `tile` in pixels.
+
+    `about` tells whoever opens it with other tools what it holds.
+    """
     count, height, width, *channels = shape
     chunk = (1, _balanced(height, tile), _balanced(width, tile), *channels)
     shard = (1, _rounded_up(height, chunk[1]), _rounded_up(width, chunk[2]), *channels)
@@ -45,7 +48,7 @@ def create_array(
         fill_value=fill,
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=("frame", "y", "x", "channel")[: len(shape)],
-        attributes={ATTRIBUTE: {"schema": SCHEMA_VERSION, "tile": tile, **attributes}},
+        attributes={"long_name": about, ATTRIBUTE: {"schema": SCHEMA_VERSION, "tile": tile, **attributes}},
         zarr_format=3,
     )
 

@@ -22,7 +22,14 @@ def check_leftovers(scope: Scope) -> Iterator[Problem]:
 
 def _folders(layout: StateLayout) -> Iterator[Path]:
     checkpoints = layout.checkpoints
-    yield from (layout.buffer, layout.frames_zarr, layout.frames_zarr / ARRAY, layout.source, layout.rounds)
+    yield from (
+        layout.root,
+        layout.buffer,
+        layout.frames_zarr,
+        layout.frames_zarr / ARRAY,
+        layout.source,
+        layout.rounds,
+    )
     yield from (checkpoints, checkpoints / "versions", checkpoints / "refs", checkpoints / "pruned")
     for round in sorted(layout.rounds.glob("[0-9]*")):
         yield from (round, round / "state")

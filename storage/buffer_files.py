@@ -1,5 +1,6 @@
 """The files of the frame buffer: its writer's lock, its zarr array, and whether they fit the configuration."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -11,6 +12,13 @@ from storage.layout import StateLayout
 from storage.pixel_array import PixelArray, create_array, create_group
 
 ARRAY = "frames"
+FRESH = f".resize{durable.PARTIAL}"
+"""Where a buffer of another frame size is built (`buffer_resize.py`), in the state directory."""
+ABOUT = (
+    "Target frames, RGB, scaled to fit, top-left, zero elsewhere. Only slots (index `frame`) that table `frames` of "
+    "../catalog.sqlite names hold one; it also has valid_height and valid_width (the part that is image), name, times."
+)
+"""What the array says of itself (its attribute `long_name`)."""
 
 
 @contextmanager
@@ -22,6 +30,7 @@ def claim(layout: StateLayout) -> Iterator[None]:
             held.enter_context(durable.exclusive_lock(layout.buffer / ".lock", wait=False))
         except durable.Locked as error:
             raise AlreadyRunning(f"{layout.buffer}: process {error.holder} writes to this buffer already") from error
+        shutil.rmtree(layout.root / FRESH, ignore_errors=True)
         yield
 
 
@@ -63,6 +72,7 @@ def _create(layout: StateLayout, settings: BufferSettings) -> None:
         tile=settings.tile,
         fill=0,
         attributes={"frame_height": settings.height, "frame_width": settings.width},
+        about=ABOUT,
     )
     durable.publish_directory(temporary, layout.frames_zarr)
 

@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -301,6 +301,18 @@ class Catalog:
             skipped={reason: count for state, reason, count in states if state == "skipped"},
             last_committed_at=last,
         )
+
+    def backup(self, target: Path) -> None:
+        """Write the catalog of this moment to `target`, which must not exist; not fsynced."""
+        self._after_fork()
+        with self._lock, catalog_schema.translated(self.path), closing(sqlite3.connect(target)) as copy:
+            self._connection.backup(copy)
+
+    def vacuum(self) -> None:
+        """Give the space of removed rows back to the disk. Raises OSError(ENOSPC), DurabilityLost."""
+        with self._lock, catalog_schema.translated(self.path, writing=True):
+            self._connection.execute("VACUUM")
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

@@ -5,6 +5,7 @@ A failed fsync raises DurabilityLost and is never retried: Linux may drop the di
 next time (facts/operations.md section 4).
 """
 
+import ctypes
 import errno
 import fcntl
 import filecmp
@@ -30,6 +31,8 @@ COPY_BYTES = 1 << 20
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
 """What the system says where a file cannot have a second name."""
 FSYNC_THREADS = 8
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+"""Constants of renameat2 (linux/fcntl.h, linux/fs.h): relative to the working directory; swap the two."""
 LOCK_PATIENCE = 0.5
 """How long a lock is tried before it counts as held (seconds): a probe by `is_locked` lasts microseconds."""
 
@@ -127,12 +130,30 @@ def publish_directory(temp: Path, final: Path) -> None:
     """
     if final.exists():
         raise FileExistsError(errno.EEXIST, "already published", str(final))
-    folders = [Path(folder) for folder, _, _ in os.walk(temp)]
-    fsync_files(Path(folder) / name for folder, _, names in os.walk(temp) for name in names)
-    for folder in reversed(folders):
-        fsync_directory(folder)
+    fsync_tree(temp)
     temp.rename(final)
     fsync_directory(final.parent)
+
+
+def fsync_tree(root: Path) -> None:
+    """Force a directory and everything in it to the disk. Raises DurabilityLost."""
+    folders = [Path(folder) for folder, _, _ in os.walk(root)]
+    fsync_files(Path(folder) / name for folder, _, names in os.walk(root) for name in names)
+    for folder in reversed(folders):
+        fsync_directory(folder)
+
+
+def exchange_directories(one: Path, other: Path) -> None:
+    """Let two directories take each other's place in one step: at no moment is either name missing or half filled.
+
+    Raises OSError (EINVAL, ENOSYS) where the file system cannot; then nothing moved.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(one), None, str(other))
+    fsync_directory(one.parent)
+    fsync_directory(other.parent)
 
 
 def retire_directory(path: Path) -> None:

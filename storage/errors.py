@@ -72,6 +72,18 @@ class BufferFull(StorageError):
     code = "buffer_full"
 
 
+class BufferBusy(StorageError):
+    """Rounds hold frames, and what was asked would change them: let the round end first."""
+
+    code = "buffer_busy"
+
+
+class FramesRefused(StorageError):
+    """Frames cannot be exported to this folder; nothing was written."""
+
+    code = "export_refused"
+
+
 class FrameEvicted(StorageError):
     """A frame that was committed once and has left the buffer since: forget it, go on."""
 

@@ -30,9 +30,12 @@ def create_group(folder: Path) -> None:
 
 
 def create_array(
-    group: Path, name: str, shape: Sequence[int], *, tile: int, fill: int, attributes: dict[str, Any]
+    group: Path, name: str, shape: Sequence[int], *, tile: int, fill: int, attributes: dict[str, Any], about: str = ""
 ) -> None:
-    """Make an empty array of uint8 images in `group`; shape [N, H, W] or [N, H, W, 3]; `tile` in pixels."""
+    """Make an empty array of uint8 images in `group`; shape [N, H, W] or [N, H, W, 3]; `tile` in pixels.
+
+    `about` tells whoever opens it with other tools what it holds.
+    """
     count, height, width, *channels = shape
     chunk = (1, _balanced(height, tile), _balanced(width, tile), *channels)
     shard = (1, _rounded_up(height, chunk[1]), _rounded_up(width, chunk[2]), *channels)
@@ -47,7 +50,7 @@ def create_array(
         fill_value=fill,
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=("frame", "y", "x", "channel")[: len(shape)],
-        attributes={ATTRIBUTE: {"schema": SCHEMA_VERSION, "tile": tile, **attributes}},
+        attributes={"long_name": about, ATTRIBUTE: {"schema": SCHEMA_VERSION, "tile": tile, **attributes}},
         zarr_format=3,
     )
 
@@ -115,12 +118,19 @@ class PixelArray:
             raise ValueError(f"crop {height}x{width} at ({top}, {left}) leaves the image of {rows}x{columns}")
         return self._get(index, slice(top, top + height), slice(left, left + width))
 
-    def _get(self, index: int, rows: slice, columns: slice) -> NDArray[np.uint8]:
+    def check_file(self, index: int) -> None:
+        """Raises CorruptBuffer when the file of an image is missing or empty: zarr would answer the fill value."""
         path = self.shard_path(index)
         try:
-            # Zarr answers with the fill value for a file that is missing or empty.
             if path.stat().st_size == 0:
                 raise CorruptBuffer(f"{path}: damaged: empty")
+        except FileNotFoundError as error:
+            raise CorruptBuffer(f"{path}: missing") from error
+
+    def _get(self, index: int, rows: slice, columns: slice) -> NDArray[np.uint8]:
+        self.check_file(index)
+        path = self.shard_path(index)
+        try:
             return np.asarray(self._array[index, rows, columns], np.uint8)
         except FileNotFoundError as error:
             raise CorruptBuffer(f"{path}: missing") from error

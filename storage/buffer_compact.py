@@ -1,0 +1,56 @@
+"""Give space back: pixels of no frame, catalog rows of files that are gone, free pages of the database.
+
+A row of a file that is still in the drop folder is never forgotten. One of a file that is gone may be: if the same
+image comes back, its digest says that it was committed. A refused or skipped one is then judged anew.
+"""
+
+import os
+from dataclasses import dataclass
+
+from configs.settings import BufferSettings, WatchSettings
+from storage.frames import FrameBuffer
+from storage.layout import StateLayout
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """What `compact_buffer` gave back."""
+
+    files_forgotten: int
+    """Rows of files that are not in the drop folder any more."""
+    kept_because: str
+    """Why no row was forgotten, where the folder could not be trusted; else empty."""
+    bytes_before: int
+    """Size of the catalog before (bytes)."""
+    bytes_after: int
+    """Size of the catalog after (bytes)."""
+
+
+def compact_buffer(layout: StateLayout, settings: BufferSettings, watch: WatchSettings) -> Compacted:
+    """Compact the buffer.
+
+    Opening the buffer for writing has already removed pixels of no frame. Raises AlreadyRunning while a daemon or a
+    round works there, OSError(ENOSPC) when there is no room for a copy of the catalog; what `FrameBuffer.open` raises.
+    """
+    with layout.lock(), FrameBuffer.open(layout, settings, writable=True) as buffer:
+        catalog = buffer.catalog
+        before = catalog.path.stat().st_size
+        known = catalog.known_paths()
+        gone = {path for path in known if not os.path.lexists(watch.folder / path)}
+        doubt = _doubt(watch, everything_gone=bool(known) and gone == known)
+        if gone and not doubt:
+            with catalog.transaction() as connection:
+                connection.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in gone])
+        catalog.vacuum()
+        return Compacted(0 if doubt else len(gone), doubt if gone else "", before, catalog.path.stat().st_size)
+
+
+def _doubt(watch: WatchSettings, *, everything_gone: bool) -> str:
+    """Why the folder may not be the one that the rows speak of; empty when it is."""
+    if not watch.folder.is_dir():
+        return f"{watch.folder} is not there"
+    if watch.marker is not None:
+        return "" if (watch.folder / watch.marker).exists() else f"{watch.folder} lacks its marker {watch.marker}"
+    if everything_gone and watch.after_commit == "keep":
+        return f"none of the files is in {watch.folder}, so it may not be mounted; watch.marker would tell"
+    return ""

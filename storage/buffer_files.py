@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from configs.settings import BufferSettings
 from storage import durable
 from storage.errors import AlreadyRunning, BufferMismatch, CorruptBuffer, StorageError
+from storage.failpoints import step
 from storage.frame_writer import group_frames
 from storage.layout import StateLayout
 from storage.pixel_array import PixelArray, create_array, create_group
@@ -64,6 +65,7 @@ def _create(layout: StateLayout, settings: BufferSettings) -> None:
         fill=0,
         attributes={"frame_height": settings.height, "frame_width": settings.width},
     )
+    step("array.made")
     durable.publish_directory(temporary, layout.frames_zarr)
 
 

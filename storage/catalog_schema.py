@@ -9,6 +9,7 @@ from pathlib import Path
 
 from storage import durable
 from storage.errors import BufferMismatch, DurabilityLost, StorageError
+from storage.failpoints import step
 
 SCHEMA_VERSION = 2
 BUSY_SECONDS = 30.0
@@ -77,6 +78,7 @@ def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
             connection.close()
             raise
     if new:
+        step("catalog.opened")
         durable.fsync_directory(path.parent)
     return connection
 
@@ -93,7 +95,9 @@ def transaction(connection: sqlite3.Connection, path: Path) -> Iterator[sqlite3.
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield connection
+            step("transaction.filled")
             connection.execute("COMMIT")
+            step("transaction.committed")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")

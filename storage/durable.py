@@ -20,6 +20,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from storage.errors import AlreadyRunning, DurabilityLost
+from storage.failpoints import step
 from storage.manifest import FileHash
 
 PARTIAL = ".partial"
@@ -64,7 +65,9 @@ def make_directory(path: Path) -> None:
         folder = folder.parent
     for folder in reversed(missing):
         folder.mkdir(exist_ok=True)
+        step("directory.made")
         fsync_directory(folder.parent)
+        step("directory.done")
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -96,9 +99,12 @@ def append_line(path: Path, line: str) -> None:
     with path.open("ab+") as file:
         torn = _is_torn(file.fileno())
         file.write(b"\n" * torn + line.encode() + b"\n")
+    step("line.written")
     fsync_file(path)
+    step("line.synced")
     if new:
         fsync_directory(path.parent)
+    step("line.done")
 
 
 def copy_in(source: Path, target: Path) -> FileHash:
@@ -125,24 +131,33 @@ def publish_directory(temp: Path, final: Path) -> None:
         raise FileExistsError(errno.EEXIST, "already published", str(final))
     folders = [Path(folder) for folder, _, _ in os.walk(temp)]
     fsync_files(Path(folder) / name for folder, _, names in os.walk(temp) for name in names)
+    step("publish.files_synced")
     for folder in reversed(folders):
         fsync_directory(folder)
+    step("publish.folders_synced")
     temp.rename(final)
+    step("publish.renamed")
     fsync_directory(final.parent)
+    step("publish.done")
 
 
 def retire_directory(path: Path) -> None:
     """Remove a published directory: its name goes first and at once, so that nobody finds half of it."""
     hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
     path.rename(hidden)
+    step("retire.hidden")
     fsync_directory(path.parent)
+    step("retire.synced")
     shutil.rmtree(hidden)
+    step("retire.done")
 
 
 def remove_file(path: Path) -> None:
     """Remove a file durably; it is no error when it does not exist."""
     path.unlink(missing_ok=True)
+    step("remove.unlinked")
     fsync_directory(path.parent)
+    step("remove.done")
 
 
 def remove_partials(folder: Path) -> list[Path]:
@@ -153,6 +168,7 @@ def remove_partials(folder: Path) -> list[Path]:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+        step("partial.removed")
     return found
 
 
@@ -215,9 +231,13 @@ def _fsync(path: Path, flags: int) -> None:
 
 
 def _finish(temporary: Path, path: Path) -> None:
+    step("file.written")
     fsync_file(temporary)
+    step("file.synced")
     temporary.replace(path)
+    step("file.renamed")
     fsync_directory(path.parent)
+    step("file.done")
 
 
 def _temporary(path: Path) -> Path:

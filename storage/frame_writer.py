@@ -20,6 +20,7 @@ from configs.settings import BufferSettings
 from storage import durable
 from storage.catalog import Catalog, FileFact, FrameRecord, note_file
 from storage.errors import BufferFull, CorruptBuffer, DurabilityLost
+from storage.failpoints import step
 from storage.images import FittedFrame, crc32_of
 from storage.pixel_array import PixelArray
 
@@ -148,8 +149,11 @@ class FrameWriter:
         """Shards on the disk, fsynced; their records, which are not committed yet."""
         paths = [self._array.write(slot, new.frame.pixels) for slot, new in zip(slots, fresh, strict=True)]
         if paths:
+            step("frames.written")
             durable.fsync_files(paths)
+            step("frames.synced")
             durable.fsync_directory(self._array.folder)
+            step("frames.folder_synced")
         return [self._record(new, slot) for slot, new in zip(slots, fresh, strict=True)]
 
     def _record(self, new: NewFrame, slot: int) -> FrameRecord:
@@ -191,6 +195,7 @@ class FrameWriter:
         """Remove shards that no committed row points at; not fsynced: `_recover` removes what comes back."""
         for slot in slots:
             self._array.shard_path(slot).unlink(missing_ok=True)
+            step("frames.discarded")
 
 
 def _insert(connection: sqlite3.Connection, record: FrameRecord) -> FrameRecord:

@@ -127,6 +127,15 @@ class Observations:
                 self._connection.execute("ROLLBACK")
                 raise
 
+    def damage(self) -> str:
+        """What SQLite finds wrong with the file; empty when nothing is. Raises StorageError when it cannot be read."""
+        lines = [str(row[0]) for row in self._select("PRAGMA quick_check")]
+        return "" if lines == ["ok"] else "; ".join(lines[:3])
+
+    def is_made(self) -> bool:
+        """Whether there is a table; a kill while the file was made leaves none."""
+        return bool(self._select("SELECT 1 FROM sqlite_master WHERE name = 'observations'"))
+
     def observed(self) -> set[int]:
         """Ids of the frames that were looked at."""
         return {int(row[0]) for row in self._select("SELECT frame FROM observations")}

@@ -105,12 +105,19 @@ class PixelArray:
             raise ValueError(f"crop {height}x{width} at ({top}, {left}) leaves the image of {rows}x{columns}")
         return self._get(index, slice(top, top + height), slice(left, left + width))
 
-    def _get(self, index: int, rows: slice, columns: slice) -> NDArray[np.uint8]:
+    def check_file(self, index: int) -> None:
+        """Raises CorruptBuffer when the file of an image is missing or empty: zarr would answer the fill value."""
         path = self.shard_path(index)
         try:
-            # Zarr answers with the fill value for a file that is missing or empty.
             if path.stat().st_size == 0:
                 raise CorruptBuffer(f"{path}: damaged: empty")
+        except FileNotFoundError as error:
+            raise CorruptBuffer(f"{path}: missing") from error
+
+    def _get(self, index: int, rows: slice, columns: slice) -> NDArray[np.uint8]:
+        self.check_file(index)
+        path = self.shard_path(index)
+        try:
             return np.asarray(self._array[index, rows, columns], np.uint8)
         except FileNotFoundError as error:
             raise CorruptBuffer(f"{path}: missing") from error

@@ -37,7 +37,7 @@ def test_the_commands_of_the_issue_are_there() -> None:
     top = {path[0] for path in VISIBLE}
     assert top == {
         "init", "pretrain", "import", "export", "run", "serve", "adapt", "predict", "evaluate",
-        "status", "checkpoints", "rollback", "config", "doctor", "demo",
+        "status", "check", "checkpoints", "rollback", "config", "doctor", "demo",
     }  # fmt: skip
     assert {path[1] for path in VISIBLE if path[0] == "checkpoints" and len(path) > 1} == {
         "list",

@@ -179,7 +179,8 @@ def lease_frames(root: Path) -> None:
     """A round keeps its frames while others come and go, in a buffer that then grows."""
     layout, config = StateLayout(root / "state"), settings(root).buffer
     layout.create()
-    (layout.buffer / ".left.partial").touch()
+    if not layout.frames_zarr.exists():
+        (layout.buffer / ".left.partial").touch()
     with AcknowledgedBuffer.open(layout, config, writable=True) as buffer:
         buffer.root = root
         acknowledge(root, "lease released")
@@ -241,7 +242,7 @@ def run_round(root: Path) -> None:
         folder = store.create(spec)
         folder.append_start(RoundStart(at=1.0, step=0))
         for step in (1, 2):
-            (folder.states.begin(step) / "state.json").write_text("{}" * step)
+            (folder.states.begin(step) / "state.json").write_text(str(step))
             folder.states.publish(step)
             acknowledge(root, f"state {spec.round} {step}")
         folder.write_scores(RoundScores(status="stopped", reason="SIGTERM", steps=2, seconds=1.0))

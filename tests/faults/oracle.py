@@ -78,7 +78,11 @@ class Oracle:
         if not world.acknowledged(self.root, "moved"):
             # The process died between the history's line and the very first ref: `mfmd check --repair` goes on.
             problems = [problem for problem in problems if problem.code != "serving_missing"]
-        errors = [problem for problem in problems if problem.severity == Severity.ERROR or (tidy and problem.code != "history_torn")]
+        errors = [
+            problem
+            for problem in problems
+            if problem.severity == Severity.ERROR or (tidy and problem.code != "history_torn")
+        ]
         assert not errors, errors
 
     def _check_frames(self, root: Path, layout: StateLayout) -> None:
@@ -126,7 +130,9 @@ class Oracle:
             possible = {version for _, version in moves[last:]}
             assert serving is not None and str(serving.version) in possible, f"{serving} serves, expected {possible}"
         for version in moved:
-            assert any(str(event.version) == version for event in registry.history()), f"no history of version {version}"
+            assert any(str(event.version) == version for event in registry.history()), (
+                f"no history of version {version}"
+            )
 
     def _check_rounds(self, layout: StateLayout) -> None:
         store = RoundStore(layout.rounds)

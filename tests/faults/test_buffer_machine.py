@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -18,7 +19,10 @@ from tests.faults import processes, world
 
 GROUP = 3
 """Most frames in one append, and the smallest capacity: an append is then always one commit."""
-BEFORE, AFTER = ("frames.written", "frames.synced", "frames.folder_synced", "transaction.filled"), ("transaction.committed",)
+BEFORE, AFTER = (
+    ("frames.written", "frames.synced", "frames.folder_synced", "transaction.filled"),
+    ("transaction.committed",),
+)
 
 
 def append_in_child(root: Path, numbers: list[int], capacity: int) -> None:
@@ -51,21 +55,14 @@ class BufferMachine(RuleBasedStateMachine):
     @rule(numbers=st.lists(st.integers(0, 24), min_size=1, max_size=GROUP))
     def append(self, numbers: list[int]) -> None:
         """New content is stored, known content is not; the oldest frames that nobody leases make room."""
-        expected = self._after(numbers)
-        frames = [world.frame(number) for number in numbers]
-        if expected is None:
-            before = self.buffer.records()
-            try:
-                self.buffer.append(frames)
-            except BufferFull:
-                assert self.buffer.records() == before or self._only_grew(before, numbers)
-                self._learn(numbers)
-            else:
-                raise AssertionError("every frame is leased, and yet there was room")
-            return
-        stored = self.buffer.append(frames)
-        assert [record.digest for record in stored] == [world.frame(number).digest for number in self._fresh(numbers)]
-        self._commit(expected, self._fresh(numbers))
+        frames, stored, full = self._play(numbers)
+        new = [world.frame(number) for number in numbers]
+        if full:
+            with pytest.raises(BufferFull):
+                self.buffer.append(new)
+        else:
+            assert [record.digest for record in self.buffer.append(new)] == [world.frame(n).digest for n in stored]
+        self._learn(frames, stored)
 
     @rule(round=st.integers(1, 3), limit=st.none() | st.integers(0, 4))
     def lease(self, round: int, limit: int | None) -> None:
@@ -89,14 +86,14 @@ class BufferMachine(RuleBasedStateMachine):
     @rule(numbers=st.lists(st.integers(0, 24), min_size=1, max_size=GROUP), place=st.sampled_from((*BEFORE, *AFTER)))
     def killed(self, numbers: list[int], place: str) -> None:
         """A process dies in the middle of an append: all of it is there, or none."""
-        expected = self._after(numbers)
-        if expected is None:
+        frames, stored, full = self._play(numbers)
+        if full or not stored or len(numbers) > self._group():
             return
         self.buffer.close()
-        died = processes.killed_at(partial(append_in_child, numbers=numbers, capacity=self.capacity), self.root, place)
-        assert died or not self._fresh(numbers)
-        if not died or place in AFTER:
-            self._commit(expected, self._fresh(numbers))
+        job = partial(append_in_child, numbers=numbers, capacity=self.capacity)
+        assert processes.killed_at(job, self.root, place)
+        if place in AFTER:
+            self._learn(frames, stored)
         self.buffer = open_buffer(self.root, self.capacity)
 
     @invariant()
@@ -123,5 +120,41 @@ class BufferMachine(RuleBasedStateMachine):
     def _shards(self) -> list[str]:
         return [path.name for path in (self.root / "state" / "buffer" / "frames.zarr" / "frames").glob("c.*")]
 
-    def _fresh(self, numbers: list[int]) -> list[int]:
-        return [number for number in dict.fromkeys(numbers) if number not in self.ever]
+    def _group(self) -> int:
+        """Most frames in one commit now."""
+        return max(1, min(self.capacity, self.capacity - len(self._leased())))
+
+    def _leased(self) -> set[int]:
+        return set().union(*self.leases.values())
+
+    def _play(self, numbers: list[int]) -> tuple[dict[int, int], list[int], bool]:
+        """An append of these images: frames afterwards, the images stored, and whether there was no room for all."""
+        frames, stored, size = dict(self.frames), list[int](), self._group()
+        for start in range(0, len(numbers), size):
+            group = dict.fromkeys(numbers[start : start + size])
+            fresh = [number for number in group if number not in self.ever and number not in stored]
+            wanted = max(0, len(frames) + len(fresh) - self.capacity) if fresh else 0
+            victims = [frame for frame in sorted(frames) if frame not in self._leased()][:wanted]
+            if len(victims) < wanted:
+                return frames, stored, True
+            for frame in victims:
+                del frames[frame]
+            first = len(self.ever) + len(stored) + 1
+            frames |= {first + offset: number for offset, number in enumerate(fresh)}
+            stored += fresh
+        return frames, stored, False
+
+    def _learn(self, frames: dict[int, int], stored: list[int]) -> None:
+        self.frames = frames
+        self.ever |= set(stored)
+
+
+TestBufferMachine = BufferMachine.TestCase
+TestBufferMachine.settings = settings(
+    max_examples=25,
+    stateful_step_count=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)

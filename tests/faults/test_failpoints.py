@@ -53,9 +53,7 @@ def test_every_place_has_its_name_and_is_passed_by_a_job(passed: dict[str, Count
 
 @pytest.mark.parametrize("job", world.JOBS)
 @pytest.mark.parametrize("place", failpoints.names())
-def test_killed_at_a_place_it_keeps_its_promise(
-    tmp_path: Path, passed: dict[str, Counter[str]], place: str, job: str
-):
+def test_killed_at_a_place_it_keeps_its_promise(tmp_path: Path, passed: dict[str, Counter[str]], place: str, job: str):
     count = passed[job][place]
     if not count:
         return  # the test above holds that some job passes it
@@ -74,12 +72,16 @@ def kill_and_restart(job: str, root: Path, failpoint: str) -> bool:
     if job == "ingest":
         oracle.check_finished()
     else:
-        oracle.check(tidy=job != "rounds")  # a round's half-written state is the next state's, or the daemon's, to remove
+        oracle.check(
+            tidy=job != "rounds"
+        )  # a round's half-written state is the next state's, or the daemon's, to remove
     return killed
 
 
 def test_the_environment_arms_a_place(tmp_path: Path):
-    program = f"from pathlib import Path\nfrom storage import durable\ndurable.write_text(Path({str(tmp_path)!r}) / 'a', 'x')"
+    program = (
+        f"from pathlib import Path\nfrom storage import durable\ndurable.write_text(Path({str(tmp_path)!r}) / 'a', 'x')"
+    )
     environment = os.environ | {failpoints.VARIABLE: "file.synced"}
     answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, timeout=60)
     assert answer.returncode == -signal.SIGKILL

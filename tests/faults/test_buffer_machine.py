@@ -1,4 +1,4 @@
-"""Hypothesis drives the real FrameBuffer through every order of what can happen to it, beside a dict that says what is right."""
+"""Hypothesis drives the real FrameBuffer through all that can happen to it, beside a dict that says what is right."""
 
 import shutil
 import tempfile

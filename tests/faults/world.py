@@ -1,4 +1,4 @@
-"""The small world of the fault tests: settings, files that arrive, and the jobs that processes do until they are killed.
+"""The small world of the fault tests: settings, files that arrive, the jobs that processes do until they are killed.
 
 Every job may be begun again on what a killed one left. What it was told is durable it writes down in `acknowledged`,
 which is outside the state directory.
@@ -126,6 +126,12 @@ def running_ingest(root: Path, config: Settings) -> Iterator[tuple[Ingest, Frame
         ingest = Ingest(config, buffer, Metrics(config).ingest, Hints(lambda: None))
         yield ingest, buffer
         ingest.close()
+
+
+def ingest_on(root: Path, buffer: FrameBuffer, capacity: int) -> Ingest:
+    """Real ingest on a buffer that is open."""
+    config = settings(root, buffer={"capacity_frames": capacity})
+    return Ingest(config, buffer, Metrics(config).ingest, Hints(lambda: None))
 
 
 def step_until(ingest: Ingest, condition: Callable[[], Any]) -> None:

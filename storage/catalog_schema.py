@@ -110,8 +110,10 @@ def translated(path: Path, *, writing: bool = False) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code == sqlite3.SQLITE_FULL:
+        extended = getattr(error, "sqlite_errorcode", 0)
+        code = extended & 0xFF
+        # The index of the log (-shm) could not grow: it is no record, and what refuses it is a full disk.
+        if code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         if writing and code == sqlite3.SQLITE_IOERR:
             raise DurabilityLost(f"{path}: {error}; check the disk, then start mfmd again") from error
@@ -121,7 +123,12 @@ def translated(path: Path, *, writing: bool = False) -> Iterator[None]:
 def _prepare(connection: sqlite3.Connection, path: Path, writable: bool) -> None:
     connection.row_factory = sqlite3.Row
     if writable:
-        connection.execute("PRAGMA journal_mode = WAL")
+        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if mode != "wal":  # SQLite says so instead of raising when the disk refused
+            raise StorageError(
+                f"{path}: SQLite's write-ahead log cannot be turned on; is the disk full, or a network mount? "
+                "Make room, or put the state directory on a local disk, then start mfmd again"
+            )
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
     version = connection.execute("PRAGMA user_version").fetchone()[0]

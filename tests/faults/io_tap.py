@@ -6,6 +6,7 @@ Nothing is replaced: an observer that does not raise lets the real call happen.
 
 import io
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,7 @@ def tapped(root: Path, observer: Observer) -> Iterator[None]:
 class _Tap:
     def __init__(self, root: Path, observer: Observer) -> None:
         self._root, self._observer = str(root), observer
+        self._one_call, self._busy = threading.RLock(), False
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         for name in ("mkdir", "rmdir", "unlink", "remove", "ftruncate", "truncate", "fsync", "fdatasync"):
@@ -57,11 +59,25 @@ class _Tap:
 
     @contextmanager
     def around(self, call: str, path: str, target: str | None = None) -> Iterator[None]:
-        """The observer's two looks at one call."""
+        """The observer's two looks at one call; one call at a time, and none that the observer makes itself."""
         places = Path(path), Path(target) if target is not None else None
-        self._observer.before(call, *places)
-        yield
-        self._observer.after(call, *places)
+        with self._one_call:
+            if self._busy:
+                yield
+                return
+            with self._looking():
+                self._observer.before(call, *places)
+            yield
+            with self._looking():
+                self._observer.after(call, *places)
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
 
     def _wrapped(self, call: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(what: Any, *arguments: Any, dir_fd: int | None = None, **more: Any) -> Any:
@@ -113,10 +129,10 @@ class _Tap:
     @staticmethod
     def _path(what: Any, dir_fd: int | None) -> str:
         if isinstance(what, int):
-            return os.readlink(f"/proc/self/fd/{what}")
-        folder = os.readlink(f"/proc/self/fd/{dir_fd}") if dir_fd is not None else os.getcwd()
-        path = os.path.join(folder, os.fsdecode(what))
-        return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+            return str(Path(f"/proc/self/fd/{what}").readlink())
+        folder = Path(f"/proc/self/fd/{dir_fd}").readlink() if dir_fd is not None else Path.cwd()
+        path = folder / os.fsdecode(what)
+        return str(path.parent.resolve() / path.name)
 
 
 class _TappedFile(io.FileIO):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_int64, c_size_t, c_ssize_t, c_void_p
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 OK, IOERR_FSYNC, IOERR_DIR_FSYNC = 0, 10 | (4 << 8), 10 | (5 << 8)
@@ -85,7 +86,7 @@ def _install() -> None:
 
 def _set_call(vfs: Any, name: bytes, call: str, kind: Any, real: Any) -> None:
     def wrapper(first: Any, *rest: Any) -> int:
-        path = os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else os.fsdecode(first)
+        path = str(Path(f"/proc/self/fd/{first}").readlink()) if isinstance(first, int) else os.fsdecode(first)
         if _around is None or not _holds(path):
             return _called(real, first, *rest)
         try:
@@ -156,7 +157,7 @@ def _with_sync(methods: int, names: dict[int, str], new: set[int]) -> Any:
 
 def _folder_synced(path: str) -> int:
     try:
-        with _around("fsync", os.path.dirname(path)) if _around is not None else nullcontext():
+        with _around("fsync", str(Path(path).parent)) if _around is not None else nullcontext():
             return OK
     except OSError:
         return IOERR_DIR_FSYNC

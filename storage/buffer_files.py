@@ -23,6 +23,7 @@ def claim(layout: StateLayout) -> Iterator[None]:
             held.enter_context(durable.exclusive_lock(layout.buffer / ".lock", wait=False))
         except durable.Locked as error:
             raise AlreadyRunning(f"{layout.buffer}: process {error.holder} writes to this buffer already") from error
+        durable.remove_partials(layout.buffer)
         yield
 
 
@@ -54,7 +55,6 @@ def _create(layout: StateLayout, settings: BufferSettings) -> None:
             f"{layout.frames_zarr} is gone, but {layout.catalog} is there: restore it from a backup, "
             "or remove the catalog too and start with an empty buffer"
         )
-    durable.remove_partials(layout.buffer)
     temporary = layout.buffer / f".frames{durable.PARTIAL}"
     create_group(temporary)
     create_array(

@@ -2,9 +2,10 @@
 
 import errno
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from storage import durable
@@ -66,8 +67,9 @@ def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
     """
     if not writable and not path.exists():
         raise StorageError(f"{path}: no frame buffer here yet; `mfmd run` makes it")
-    uri = f"{path.absolute().as_uri()}?mode={'rwc' if writable else 'ro'}"
-    new = not path.exists()
+    if writable and not path.exists():
+        _make(path)
+    uri = f"{path.absolute().as_uri()}?mode={'rw' if writable else 'ro'}"
     with translated(path):
         connection = sqlite3.connect(
             uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=64
@@ -77,9 +79,6 @@ def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
         except BaseException:
             connection.close()
             raise
-    if new:
-        step("catalog.opened")
-        durable.fsync_directory(path.parent)
     return connection
 
 
@@ -118,6 +117,19 @@ def translated(path: Path, *, writing: bool = False) -> Iterator[None]:
         if writing and code == sqlite3.SQLITE_IOERR:
             raise DurabilityLost(f"{path}: {error}; check the disk, then start mfmd again") from error
         raise StorageError(f"{path}: {error}") from error
+
+
+def _make(path: Path) -> None:
+    """A new catalog, complete or not there: while SQLite turns its log on, a crash would leave a file to be mended."""
+    folder = path.with_name(f".{path.name}{durable.PARTIAL}")
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
+    with translated(path), closing(sqlite3.connect(folder / path.name, isolation_level=None)) as connection:
+        _prepare(connection, path, writable=True)
+    step("catalog.made")
+    durable.publish_file(folder / path.name, path)
+    shutil.rmtree(folder)
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, writable: bool) -> None:

@@ -122,6 +122,11 @@ def copy_in(source: Path, target: Path) -> FileHash:
     return FileHash(sha256=digest.hexdigest(), size=size)
 
 
+def publish_file(temporary: Path, final: Path) -> None:
+    """Make a finished file appear under its final name, complete or not at all; both on one file system."""
+    _finish(temporary, final)
+
+
 def publish_directory(temp: Path, final: Path) -> None:
     """Make a finished directory appear under its final name, complete or not at all.
 

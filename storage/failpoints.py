@@ -30,7 +30,7 @@ PLACES = {
     "remove.done": "its name is gone from the disk",
     "partial.removed": "something that a killed process left unfinished was removed",
     "array.made": "the array of a new buffer lies complete under its temporary name",
-    "catalog.opened": "a new catalog has its schema, its name is not fsynced",
+    "catalog.made": "a new catalog lies complete in a temporary folder",
     "transaction.filled": "everything of a transaction is said, it is not committed",
     "transaction.committed": "the transaction is on the disk",
     "frames.written": "the shards of a group are written, not fsynced",

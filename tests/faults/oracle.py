@@ -16,7 +16,7 @@ import numpy as np
 from storage.catalog import FrameRecord
 from storage.checking import Severity, check_state
 from storage.digest import digest_of
-from storage.errors import RefusedImage, StorageError
+from storage.errors import RefusedImage
 from storage.frames import FrameBuffer
 from storage.images import crc32_of
 from storage.labelled import LabelledSet

@@ -1,4 +1,4 @@
-"""`python -m tests.faults.soak --kills 1000`: the random kill -9 loop for long; says its seed, so that it can be run again."""
+"""`python -m tests.faults.soak --kills 1000`: the random kill -9 loop for long; says its seed, to be run again."""
 
 import argparse
 import secrets

@@ -30,7 +30,7 @@ class _Vfs(ctypes.Structure):
     pass
 
 
-_OPEN_FILE = CFUNCTYPE(c_int, POINTER(_Vfs), c_char_p, c_void_p, c_int, c_void_p)
+_OPEN_FILE = CFUNCTYPE(c_int, POINTER(_Vfs), c_void_p, c_void_p, c_int, c_void_p)
 _SET = CFUNCTYPE(c_int, POINTER(_Vfs), c_char_p, c_void_p)
 _GET = CFUNCTYPE(c_void_p, POINTER(_Vfs), c_char_p)
 _Vfs._fields_ = [
@@ -110,11 +110,12 @@ def _called(real: Any, *arguments: Any) -> int:
 def _wrap_open(vfs: Any) -> None:
     real, copies, names, new = _OPEN_FILE(vfs.contents.open), dict[int, Any](), dict[int, str](), set[int]()
 
-    def wrapper(this: Any, name: bytes | None, file: int, flags: int, out: Any) -> int:
+    def wrapper(this: Any, name: int | None, file: int, flags: int, out: Any) -> int:
+        # an address, not bytes: SQLite keeps it for as long as the file is open, to name the log's index by it
         code = int(real(this, name, file, flags, out))
         if code == OK and name is not None:
             place = ctypes.cast(file, POINTER(c_void_p))
-            names[file] = os.fsdecode(name)
+            names[file] = os.fsdecode(ctypes.string_at(name))
             (new.add if names[file].endswith(("-wal", "-journal")) else new.discard)(file)
             if place[0] not in copies and place[0] not in (ctypes.addressof(copy) for copy in copies.values()):
                 copies[place[0]] = _with_sync(place[0], names, new)

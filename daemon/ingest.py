@@ -80,8 +80,9 @@ class Ingest:
             self._commit()
         except (OSError, BufferFull) as error:
             log.warning("group_left_in_folder", files=len(self._group), reason=self._reason(error))
-        self._watcher.close()
-        self._pool.shutdown()
+        finally:
+            self._watcher.close()
+            self._pool.shutdown()
 
     @property
     def activity(self) -> tuple[WatchActivity, IngestActivity]:

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from configs.settings import BufferSettings
 from storage import durable
 from storage.errors import AlreadyRunning, BufferMismatch, CorruptBuffer, StorageError
+from storage.failpoints import step
 from storage.frame_writer import group_frames
 from storage.layout import StateLayout
 from storage.pixel_array import PixelArray, create_array, create_group
@@ -31,6 +32,7 @@ def claim(layout: StateLayout) -> Iterator[None]:
         except durable.Locked as error:
             raise AlreadyRunning(f"{layout.buffer}: process {error.holder} writes to this buffer already") from error
         shutil.rmtree(layout.root / FRESH, ignore_errors=True)
+        durable.remove_partials(layout.buffer)
         yield
 
 
@@ -62,7 +64,6 @@ def _create(layout: StateLayout, settings: BufferSettings) -> None:
             f"{layout.frames_zarr} is gone, but {layout.catalog} is there: restore it from a backup, "
             "or remove the catalog too and start with an empty buffer"
         )
-    durable.remove_partials(layout.buffer)
     temporary = layout.buffer / f".frames{durable.PARTIAL}"
     create_group(temporary)
     create_array(
@@ -74,6 +75,7 @@ def _create(layout: StateLayout, settings: BufferSettings) -> None:
         attributes={"frame_height": settings.height, "frame_width": settings.width},
         about=ABOUT,
     )
+    step("array.made")
     durable.publish_directory(temporary, layout.frames_zarr)
 
 

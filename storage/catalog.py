@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from storage import catalog_schema
-from storage.errors import StorageError
+from storage.errors import DurabilityLost, StorageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,12 +316,22 @@ class Catalog:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A durable write transaction. Raises OSError(ENOSPC) on a full disk, DurabilityLost on a failing one."""
+        """A durable write transaction. Raises OSError(ENOSPC) on a full disk, DurabilityLost on a failing one.
+
+        DurabilityLost is final, for every thread and for whatever is to be written: this catalog takes nothing more.
+        """
         if not self.writable:
             raise StorageError(f"{self.path}: opened for reading only")
         self._after_fork()
-        with self._lock, catalog_schema.transaction(self._connection, self.path) as connection:
-            yield connection
+        with self._lock:
+            if self._failed is not None:
+                raise DurabilityLost(f"{self._failed}; nothing more is written to it") from self._failed
+            try:
+                with catalog_schema.transaction(self._connection, self.path) as connection:
+                    yield connection
+            except DurabilityLost as error:
+                self._failed = error
+                raise
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -348,6 +358,7 @@ class Catalog:
 
     def _connect(self) -> None:
         self._pid = os.getpid()
+        self._failed: DurabilityLost | None = None
         self._lock = threading.RLock()
         self._connection = catalog_schema.connect(self.path, writable=self.writable)
 

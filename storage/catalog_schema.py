@@ -2,13 +2,15 @@
 
 import errno
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from storage import durable
 from storage.errors import BufferMismatch, DurabilityLost, StorageError
+from storage.failpoints import step
 
 SCHEMA_VERSION = 2
 BUSY_SECONDS = 30.0
@@ -65,8 +67,9 @@ def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
     """
     if not writable and not path.exists():
         raise StorageError(f"{path}: no frame buffer here yet; `mfmd run` makes it")
-    uri = f"{path.absolute().as_uri()}?mode={'rwc' if writable else 'ro'}"
-    new = not path.exists()
+    if writable and not path.exists():
+        _make(path)
+    uri = f"{path.absolute().as_uri()}?mode={'rw' if writable else 'ro'}"
     with translated(path):
         connection = sqlite3.connect(
             uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=64
@@ -76,8 +79,6 @@ def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
         except BaseException:
             connection.close()
             raise
-    if new:
-        durable.fsync_directory(path.parent)
     return connection
 
 
@@ -93,7 +94,9 @@ def transaction(connection: sqlite3.Connection, path: Path) -> Iterator[sqlite3.
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield connection
+            step("transaction.filled")
             connection.execute("COMMIT")
+            step("transaction.committed")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -106,18 +109,38 @@ def translated(path: Path, *, writing: bool = False) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code == sqlite3.SQLITE_FULL:
+        extended = getattr(error, "sqlite_errorcode", 0)
+        code = extended & 0xFF
+        # The index of the log (-shm) could not grow: it is no record, and what refuses it is a full disk.
+        if code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         if writing and code == sqlite3.SQLITE_IOERR:
             raise DurabilityLost(f"{path}: {error}; check the disk, then start mfmd again") from error
         raise StorageError(f"{path}: {error}") from error
 
 
+def _make(path: Path) -> None:
+    """A new catalog, complete or not there: while SQLite turns its log on, a crash would leave a file to be mended."""
+    folder = path.with_name(f".{path.name}{durable.PARTIAL}")
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
+    with translated(path), closing(sqlite3.connect(folder / path.name, isolation_level=None)) as connection:
+        _prepare(connection, path, writable=True)
+    step("catalog.made")
+    durable.publish_file(folder / path.name, path)
+    shutil.rmtree(folder)
+
+
 def _prepare(connection: sqlite3.Connection, path: Path, writable: bool) -> None:
     connection.row_factory = sqlite3.Row
     if writable:
-        connection.execute("PRAGMA journal_mode = WAL")
+        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if mode != "wal":  # SQLite says so instead of raising when the disk refused
+            raise StorageError(
+                f"{path}: SQLite's write-ahead log cannot be turned on; is the disk full, or a network mount? "
+                "Make room, or put the state directory on a local disk, then start mfmd again"
+            )
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
     version = connection.execute("PRAGMA user_version").fetchone()[0]

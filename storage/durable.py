@@ -23,6 +23,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from storage.errors import AlreadyRunning, DurabilityLost
+from storage.failpoints import step
 from storage.manifest import FileHash
 
 PARTIAL = ".partial"
@@ -71,7 +72,9 @@ def make_directory(path: Path) -> None:
         folder = folder.parent
     for folder in reversed(missing):
         folder.mkdir(exist_ok=True)
+        step("directory.made")
         fsync_directory(folder.parent)
+        step("directory.done")
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -103,9 +106,12 @@ def append_line(path: Path, line: str) -> None:
     with path.open("ab+") as file:
         torn = _is_torn(file.fileno())
         file.write(b"\n" * torn + line.encode() + b"\n")
+    step("line.written")
     fsync_file(path)
+    step("line.synced")
     if new:
         fsync_directory(path.parent)
+    step("line.done")
 
 
 def copy_in(source: Path, target: Path) -> FileHash:
@@ -123,6 +129,11 @@ def copy_in(source: Path, target: Path) -> FileHash:
     return FileHash(sha256=digest.hexdigest(), size=size)
 
 
+def publish_file(temporary: Path, final: Path) -> None:
+    """Make a finished file appear under its final name, complete or not at all; both on one file system."""
+    _finish(temporary, final)
+
+
 def publish_directory(temp: Path, final: Path) -> None:
     """Make a finished directory appear under its final name, complete or not at all.
 
@@ -132,15 +143,19 @@ def publish_directory(temp: Path, final: Path) -> None:
         raise FileExistsError(errno.EEXIST, "already published", str(final))
     fsync_tree(temp)
     temp.rename(final)
+    step("publish.renamed")
     fsync_directory(final.parent)
+    step("publish.done")
 
 
 def fsync_tree(root: Path) -> None:
     """Force a directory and everything in it to the disk. Raises DurabilityLost."""
     folders = [Path(folder) for folder, _, _ in os.walk(root)]
     fsync_files(Path(folder) / name for folder, _, names in os.walk(root) for name in names)
+    step("publish.files_synced")
     for folder in reversed(folders):
         fsync_directory(folder)
+    step("publish.folders_synced")
 
 
 def exchange_directories(one: Path, other: Path) -> None:
@@ -160,14 +175,19 @@ def retire_directory(path: Path) -> None:
     """Remove a published directory: its name goes first and at once, so that nobody finds half of it."""
     hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
     path.rename(hidden)
+    step("retire.hidden")
     fsync_directory(path.parent)
+    step("retire.synced")
     shutil.rmtree(hidden)
+    step("retire.done")
 
 
 def remove_file(path: Path) -> None:
     """Remove a file durably; it is no error when it does not exist."""
     path.unlink(missing_ok=True)
+    step("remove.unlinked")
     fsync_directory(path.parent)
+    step("remove.done")
 
 
 def move_file(source: Path, target: Path) -> Path:
@@ -194,6 +214,7 @@ def remove_partials(folder: Path) -> list[Path]:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+        step("partial.removed")
     return found
 
 
@@ -276,9 +297,13 @@ def _fsync(path: Path, flags: int) -> None:
 
 
 def _finish(temporary: Path, path: Path) -> None:
+    step("file.written")
     fsync_file(temporary)
+    step("file.synced")
     temporary.replace(path)
+    step("file.renamed")
     fsync_directory(path.parent)
+    step("file.done")
 
 
 def _temporary(path: Path) -> Path:

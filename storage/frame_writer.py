@@ -22,6 +22,7 @@ from storage.catalog import Catalog, FileFact, FrameRecord, note_file
 from storage.errors import CorruptBuffer, DurabilityLost
 from storage.eviction.policy import Eviction
 from storage.eviction.room import Leaving, Room, newcomers
+from storage.failpoints import step
 from storage.images import FittedFrame, crc32_of
 from storage.pixel_array import PixelArray
 from storage.shard_sizes import ShardSizes
@@ -159,8 +160,11 @@ class FrameWriter:
         """Shards on the disk, by slot, fsynced."""
         paths = [self._array.write(slot, new.frame.pixels) for slot, new in frames.items()]
         if paths:
+            step("frames.written")
             durable.fsync_files(paths)
+            step("frames.synced")
             durable.fsync_directory(self._array.folder)
+            step("frames.folder_synced")
         self._sizes.note(frames)
 
     def _record(self, new: NewFrame, slot: int) -> FrameRecord:
@@ -206,6 +210,7 @@ class FrameWriter:
         for slot in slots:
             self._array.shard_path(slot).unlink(missing_ok=True)
             self._sizes.note([slot])
+            step("frames.discarded")
 
 
 def _delete(connection: sqlite3.Connection, frames: Iterable[int]) -> None:

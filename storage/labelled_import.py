@@ -74,8 +74,8 @@ def import_labelled(
     with durable.exclusive_lock(layout.source / ".lock", wait=True):
         train, validation = _pairs(source)
         fingerprint = _fingerprint(settings, source, train, validation)
+        _remove_leftovers(layout)
         if current_fingerprint(layout) != fingerprint:
-            _remove_leftovers(layout)
             temporary = layout.source / f".{fingerprint}{durable.PARTIAL}"
             _build(temporary, _Job(settings, source, train, validation, fingerprint), on_progress)
             durable.publish_directory(temporary, layout.source / fingerprint)

@@ -4,6 +4,7 @@ The key of a shard has dots (`c.17.0.0.0`), so that all shards lie in one direct
 whole group of them durable. Zarr itself never fsyncs; whoever writes calls `storage.durable` on `shard_path`.
 """
 
+import json
 import math
 import threading
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from storage import durable
 from storage.errors import CorruptBuffer
 
 SCHEMA_VERSION = 1
@@ -87,9 +89,16 @@ class PixelArray:
         return tiles * (raw + raw // 128 + TILE_BYTES) + TILE_BYTES
 
     def grow(self, count: int) -> Path:
-        """Have room for `count` images; returns the metadata file, which is not yet fsynced."""
-        self._array.resize((count, *self._array.shape[1:]))
-        return self.folder / "zarr.json"
+        """Have room for `count` images, durably; returns the metadata file.
+
+        Zarr's own resize renames metadata that was not fsynced over the old: after a power cut there may be none.
+        """
+        path = self.folder / "zarr.json"
+        metadata = json.loads(path.read_bytes())
+        metadata["shape"][0] = count
+        durable.write_text(path, json.dumps(metadata, indent=2))
+        self._array = _open(self.folder.parent, self.folder.name, "r+")
+        return path
 
     def shard_path(self, index: int) -> Path:
         """The file of one image."""

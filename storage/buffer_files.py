@@ -63,6 +63,7 @@ def _create(layout: StateLayout, settings: BufferSettings) -> None:
         tile=settings.tile,
         fill=0,
         attributes={"frame_height": settings.height, "frame_width": settings.width},
+        compression=settings.compression,
     )
     durable.publish_directory(temporary, layout.frames_zarr)
 

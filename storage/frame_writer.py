@@ -146,7 +146,7 @@ class FrameWriter:
 
     def _write(self, fresh: Sequence[NewFrame], slots: Sequence[int]) -> list[FrameRecord]:
         """Shards on the disk, fsynced; their records, which are not committed yet."""
-        paths = [self._array.write(slot, new.frame.pixels) for slot, new in zip(slots, fresh, strict=True)]
+        paths = self._array.write_all({slot: new.frame.pixels for slot, new in zip(slots, fresh, strict=True)})
         if paths:
             durable.fsync_files(paths)
             durable.fsync_directory(self._array.folder)

@@ -1,19 +1,21 @@
 """From drop folder to durable buffer: take files that stand still, decode them, commit them in groups, say why not.
 
-The folder is the queue: nothing is taken out of it that there is no room for, so memory is bounded by one commit
-group and the files being decoded. A full disk or a buffer whose every slot a round holds pauses ingest; it goes on
-by itself. A lost fsync ends it (the component stops): what was written last may be gone.
+The folder is the queue: nothing is taken out of it that there is no room for, so memory is bounded by two commit
+groups: the full one, and the one being decoded meanwhile. A full disk or a buffer whose every slot a round holds pauses
+ingest; it goes on by itself. A lost fsync ends it (the component stops): what was written last may be gone.
 """
 
 import errno
 import shutil
 import time
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from configs.settings import Settings
 from daemon.activity import IngestActivity, WatchActivity
 from daemon.admission import Admission
+from daemon.arrival import Arrival
 from daemon.folder_events import Hints
 from daemon.logs import get_logger
 from daemon.metrics import IngestMetrics
@@ -48,6 +50,7 @@ class Ingest:
         self._originals = Originals(settings.watch, buffer.catalog)
         self.retries = RetryQueue(hints.wake)
         """Requests to take refused files again; may be asked from any thread."""
+        self._decoding: deque[tuple[Arrival, Future[Prepared]]] = deque()
         self._group: list[Ready] = []
         self._group_since = 0.0
         self._unrecorded: list[Duplicate | Refusal | Skipped] = []
@@ -97,19 +100,32 @@ class Ingest:
         return paths
 
     def _take_and_prepare(self) -> bool:
-        """Decode a few files; whether there were any."""
-        room = self._settings.watch.group_frames - len(self._group) - len(self._skipped)
-        arrivals = self._watcher.take(min(room, 2 * DECODE_THREADS))
-        try:
-            prepared = list(self._pool.map(self._preparation.prepare, arrivals))
-        except BaseException:
-            for arrival in arrivals:  # not the files' fault: the catalog could not be asked
-                self._watcher.put_back(arrival)
-            raise
-        for item in prepared:
-            self._sort(item)
+        """Give files to the decoders and take what they have done, in order of arrival; whether there was any.
+
+        They get more than one group's worth, and so decode the next group while this thread commits the full one.
+        """
+        most = self._settings.watch.group_frames
+        for arrival in self._watcher.take(2 * most - self._waiting - len(self._decoding)):
+            self._decoding.append((arrival, self._pool.submit(self._preparation.prepare, arrival)))
+        moved = bool(self._decoding)
+        while self._decoding and self._waiting < most:
+            self._sort(self._next_prepared())
         self._record_rest()
-        return bool(prepared)
+        return moved
+
+    @property
+    def _waiting(self) -> int:
+        """Files that wait for the next commit."""
+        return len(self._group) + len(self._skipped)
+
+    def _next_prepared(self) -> Prepared:
+        """The oldest of the files that are being decoded, once it is done."""
+        arrival, future = self._decoding.popleft()
+        try:
+            return future.result()
+        except BaseException:  # not the file's fault: the catalog could not be asked
+            self._watcher.put_back(arrival)
+            raise
 
     def _sort(self, item: Prepared) -> None:
         match item:
@@ -168,7 +184,7 @@ class Ingest:
 
     def _commit_when_due(self) -> None:
         waited = time.monotonic() - self._group_since
-        full = len(self._group) + len(self._skipped) >= self._settings.watch.group_frames
+        full = self._waiting >= self._settings.watch.group_frames
         if self._group and (full or waited >= self._settings.watch.group_seconds):
             self._commit()
 

@@ -74,6 +74,7 @@ def _create(layout: StateLayout, settings: BufferSettings) -> None:
         fill=0,
         attributes={"frame_height": settings.height, "frame_width": settings.width},
         about=ABOUT,
+        compression=settings.compression,
     )
     step("array.made")
     durable.publish_directory(temporary, layout.frames_zarr)

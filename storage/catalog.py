@@ -138,6 +138,8 @@ class Catalog:
     At most one process writes (FrameBuffer holds the lock); any number read meanwhile.
     """
 
+    _failed: DurabilityLost | None
+
     def __init__(self, path: Path, *, writable: bool) -> None:
         self.path = path
         self.writable = writable
@@ -358,7 +360,7 @@ class Catalog:
 
     def _connect(self) -> None:
         self._pid = os.getpid()
-        self._failed: DurabilityLost | None = None
+        self._failed = None
         self._lock = threading.RLock()
         self._connection = catalog_schema.connect(self.path, writable=self.writable)
 

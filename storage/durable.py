@@ -167,8 +167,11 @@ def exchange_directories(one: Path, other: Path) -> None:
     if library.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(one), None, str(other))
+    step("exchange.done")
     fsync_directory(one.parent)
+    step("exchange.one_synced")
     fsync_directory(other.parent)
+    step("exchange.synced")
 
 
 def retire_directory(path: Path) -> None:
@@ -200,7 +203,9 @@ def move_file(source: Path, target: Path) -> Path:
     for number in itertools.count(1):
         place = target if number == 1 else target.with_name(f"{target.stem}-{number}{target.suffix}")
         if _put(source, place):
+            step("move.placed")
             fsync_directory(place.parent)
+            step("move.synced")
             remove_file(source)
             return place
     raise AssertionError("itertools.count ended")

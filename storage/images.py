@@ -119,6 +119,8 @@ def fitted_size(height: int, width: int, frame_height: int, frame_width: int) ->
 
 def fit_frame(pixels: NDArray[np.uint8], height: int, width: int) -> FittedFrame:
     """Scale pixels [h, w, 3] into a frame [height, width, 3]: bilinear, antialiased when shrinking."""
+    if pixels.shape[:2] == (height, width):
+        return FittedFrame(pixels, height, width)
     valid_height, valid_width = fitted_size(pixels.shape[0], pixels.shape[1], height, width)
     frame = np.zeros((height, width, 3), np.uint8)
     frame[:valid_height, :valid_width] = _resize(pixels, valid_height, valid_width, Image.Resampling.BILINEAR)

@@ -6,15 +6,19 @@ whole group of them durable. Zarr itself never fsyncs; whoever writes calls `sto
 
 import json
 import math
+import os
+import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from storage import durable
 from storage.errors import CorruptBuffer
@@ -25,6 +29,18 @@ TILE_BYTES = 256
 """More than zstd's frame header, the checksum and the index entry of one tile take; zstd's bound is raw + raw / 256."""
 _opening = threading.Lock()
 
+Compression = Literal["none", "lz4", "zstd"]
+_PACKING: dict[Compression, tuple[BytesBytesCodec, ...]] = {
+    "none": (),
+    "lz4": (BloscCodec(typesize=1, cname="lz4", clevel=1, shuffle="noshuffle"),),
+    "zstd": (ZstdCodec(level=1),),
+}
+_IN_RUST = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
+"""The same format, packed in Rust: a shard takes a third to a half of the time (docs/decisions/0011-buffer-packing.md).
+Its threads do not survive a fork, so it only writes, which forked children never do; zarr's own pipeline reads."""
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How zarrs, which raises RuntimeError for everything, speaks of a failed system call."""
+
 
 def create_group(folder: Path) -> None:
     """Make an empty zarr group."""
@@ -32,7 +48,15 @@ def create_group(folder: Path) -> None:
 
 
 def create_array(
-    group: Path, name: str, shape: Sequence[int], *, tile: int, fill: int, attributes: dict[str, Any], about: str = ""
+    group: Path,
+    name: str,
+    shape: Sequence[int],
+    *,
+    tile: int,
+    fill: int,
+    attributes: dict[str, Any],
+    compression: Compression = "zstd",
+    about: str = "",
 ) -> None:
     """Make an empty array of uint8 images in `group`; shape [N, H, W] or [N, H, W, 3]; `tile` in pixels.
 
@@ -48,7 +72,7 @@ def create_array(
         chunks=chunk,
         shards=shard,
         dtype="uint8",
-        compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        compressors=[*_PACKING[compression], Crc32cCodec()],
         fill_value=fill,
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=("frame", "y", "x", "channel")[: len(shape)],
@@ -65,6 +89,7 @@ class PixelArray:
         self.folder = group / name
         try:
             self._array = _open(group, name, "r+" if writable else "r")
+            self._packer = _open(group, name, "r+", _IN_RUST) if writable else None
         except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             raise CorruptBuffer(f"{self.folder}: not a zarr array of mfmd: {error}") from error
         self._rank = len(self._array.shape)
@@ -98,6 +123,7 @@ class PixelArray:
         metadata["shape"][0] = count
         durable.write_text(path, json.dumps(metadata, indent=2))
         self._array = _open(self.folder.parent, self.folder.name, "r+")
+        self._packer = _open(self.folder.parent, self.folder.name, "r+", _IN_RUST)
         return path
 
     def shard_path(self, index: int) -> Path:
@@ -109,9 +135,37 @@ class PixelArray:
         return [int(path.name.split(".")[1]) for path in self.folder.glob("c.*") if path.name.count(".") == self._rank]
 
     def write(self, index: int, pixels: NDArray[np.uint8]) -> Path:
-        """Write one whole image; returns its file, which is not yet fsynced."""
-        self._array[index] = pixels
-        return self.shard_path(index)
+        """Write one whole image; returns its file, which is not yet fsynced. Raises OSError."""
+        return self.write_all({index: pixels})[0]
+
+    def write_all(self, images: Mapping[int, NDArray[np.uint8]]) -> list[Path]:
+        """Write whole images by their index; returns their files, which are not yet fsynced. Raises OSError.
+
+        Neighbours go to zarr in one call: what a call costs is more than what packing a frame does. zarrs writes no
+        file for an image of nothing but the fill value, whatever `write_empty_chunks` says, so zarr itself does.
+        """
+        empty = {index for index in images if self._is_empty(images[index])}
+        for index in empty:
+            self._array[index] = images[index]
+        for run in _runs(sorted(images.keys() - empty)):
+            self._pack(run, np.stack([images[index] for index in run]))
+        return [self.shard_path(index) for index in images]
+
+    def _is_empty(self, pixels: NDArray[np.uint8]) -> bool:
+        fill = self._array.fill_value
+        return bool(pixels.flat[0] == fill and (pixels == fill).all())
+
+    def _pack(self, run: Sequence[int], pixels: NDArray[np.uint8]) -> None:
+        if self._packer is None:
+            raise ValueError(f"{self.folder}: opened for reading only")
+        try:
+            self._packer[run[0] : run[-1] + 1] = pixels
+        except RuntimeError as error:
+            found = _OS_ERROR.search(str(error))
+            if found is None:
+                raise
+            number = int(found[1])
+            raise OSError(number, os.strerror(number), str(self.folder)) from error
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """One whole image. Raises CorruptBuffer when its file is missing or damaged."""
@@ -147,14 +201,27 @@ class PixelArray:
             raise CorruptBuffer(f"{path}: damaged: {error}") from error
 
 
-def _open(group: Path, name: str, mode: Literal["r", "r+"]) -> "zarr.Array[Any]":
+def _open(
+    group: Path, name: str, mode: Literal["r", "r+"], settings: Mapping[str, str] = MappingProxyType({})
+) -> "zarr.Array[Any]":
     """Open with `write_empty_chunks`, without which zarr writes no file for a black image.
 
     The setting is not stored in the array and so is lost whenever it is reopened (zarr-python issue 2931); `config=`
     is ignored for arrays that exist (3.1.6), hence the global configuration, one thread at a time.
     """
-    with _opening, zarr.config.set({"array.write_empty_chunks": True}):
+    with _opening, zarr.config.set({"array.write_empty_chunks": True, **settings}):
         return zarr.open_array(group, path=name, mode=mode, zarr_format=3)
+
+
+def _runs(indices: Sequence[int]) -> list[list[int]]:
+    """Ascending indices as runs of neighbours."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and runs[-1][-1] == index - 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return runs
 
 
 def _balanced(side: int, tile: int) -> int:

@@ -15,6 +15,7 @@ from configs.settings import Settings
 from daemon.folder_events import Hints
 from daemon.ingest import Ingest
 from daemon.metrics import Metrics
+from storage.checking import check_state, repair_state
 from storage.frames import FrameBuffer
 from storage.layout import StateLayout
 from tests.faults.promise import Kept, check_promise
@@ -107,3 +108,8 @@ class DropWorld:
         """Let go of folder and buffer."""
         self.ingest.close()
         self.buffer.close()
+        layout = StateLayout(self.state)
+        assert not check_state(layout, read_data=True)
+        repair = repair_state(layout, read_data=True)
+        assert not repair.mended
+        assert not repair.left

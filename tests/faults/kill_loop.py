@@ -28,6 +28,8 @@ def kill_again_and_again(root: Path, kills: int, seed: int) -> None:
         process.kill()
         process.join()
         oracle.check()
+        if moments.random() < 0.2:  # as an operator might, between a crash and the next start
+            oracle.mend()
     world.ingest_all(root)
     oracle.check_finished()
 

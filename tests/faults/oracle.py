@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from storage.catalog import FrameRecord
-from storage.checking import Severity, check_state
+from storage.checking import Severity, check_state, repair_state
 from storage.digest import digest_of
 from storage.errors import RefusedImage
 from storage.frames import FrameBuffer
@@ -73,6 +73,13 @@ class Oracle:
         doubles = Counter(state[2] for state in states.values() if state[0] == "committed")
         assert set(doubles.values()) <= {1}, f"committed twice: {doubles}"
 
+    def mend(self, at: Path | None = None) -> None:
+        """`mfmd check --repair` mends what a fault left and harms nothing."""
+        layout = StateLayout((at or self.root) / "state")
+        left = repair_state(layout, read_data=True).left
+        assert not left, left
+        self.check(at)
+
     def _check_state(self, layout: StateLayout, tidy: bool) -> None:
         problems = check_state(layout, read_data=True)
         if not world.acknowledged(self.root, "moved"):
@@ -95,7 +102,9 @@ class Oracle:
             assert (state not in ("committed", "duplicate")) or digest in ever, f"{name}: {state}, but was never stored"
         for name, content in self.files.items():
             path = root / "drop" / name
-            lies_there = path.is_file() and path.read_bytes() == content
+            places = (path, root / "done" / name, root / "quarantine" / name)
+            lies_there = any(place.is_file() and place.read_bytes() == content for place in places)
+            assert lies_there or not (root / "done").exists(), f"{name}: lost on its way out of the folder"
             assert lies_there or name in states, f"{name}: neither in the folder nor known"
             if states.get(name, ("",))[0] == "refused":
                 assert reason_to_refuse(content) is not None, f"{name}: a good file was refused: {states[name]}"

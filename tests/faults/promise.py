@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from storage.errors import CorruptBuffer
 from storage.images import crc32_of
 from storage.layout import StateLayout
 from storage.pixel_array import PixelArray
@@ -57,7 +58,7 @@ Row = dict[str, Any]
 
 
 def _read(catalog: Path) -> tuple[dict[str, Row], list[Row], dict[str, int], int]:
-    """Rows of `files` by path, rows of `frames`, digest -> frame ever committed, and the highest frame id ever given."""
+    """Rows of `files` by path, rows of `frames`, digest -> frame ever committed, the highest frame id ever given."""
     with closing(sqlite3.connect(f"{catalog.absolute().as_uri()}?mode=ro", uri=True)) as connection:
         connection.row_factory = sqlite3.Row
         connection.execute("BEGIN")  # all of one moment
@@ -75,7 +76,7 @@ def _broken_frames(
     known = set().union(*dropped.values())
     yield from (f"frame {digests[digest]}: nobody dropped a whole {digest}" for digest in digests.keys() - known)
     if not len(digests) == len(set(digests.values())) == given:
-        yield f"{given} frames were committed, of {len(digests)} contents: something was committed twice, or none knows it"
+        yield f"{given} frames were committed, of {len(digests)} contents: one was committed twice, or none knows it"
     array = PixelArray(layout.frames_zarr, "frames", writable=False) if frames else None
     for frame in frames:
         label = f"frame {frame['id']} ({frame['name']})"
@@ -85,7 +86,7 @@ def _broken_frames(
         try:
             if crc32_of(array.read(frame["slot"])) != frame["crc32"]:
                 yield f"{label}: its pixels are not those that were committed"
-        except Exception as error:
+        except CorruptBuffer as error:
             yield f"{label}: its pixels cannot be read: {error}"
 
 

@@ -31,7 +31,7 @@ def passed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counter[str]]:
 def begin(job: str, root: Path) -> Oracle:
     """The files that a job finds, and who judges it."""
     (root / "drop").mkdir()
-    files = world.drop_files(root) if job == "ingest" else {}
+    files = world.drop_files(root) if job in world.TAKING else {}
     return Oracle(root, files)
 
 
@@ -68,8 +68,9 @@ def kill_and_restart(job: str, root: Path, failpoint: str) -> bool:
     oracle = begin(job, root)
     killed = processes.killed_at(world.JOBS[job], root, failpoint)
     oracle.check()
+    oracle.mend()
     world.JOBS[job](root)
-    if job == "ingest":
+    if job in world.TAKING:
         oracle.check_finished()
     else:
         oracle.check(

@@ -1,4 +1,4 @@
-"""More files than events can tell of: bursts with an observer that goes deaf or dies, and a kernel queue that overflows."""
+"""More files than events can tell of: an observer that goes deaf or dies, a kernel queue that overflows."""
 
 import os
 

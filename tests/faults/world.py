@@ -21,6 +21,8 @@ from configs.settings import BufferSettings, Settings
 from daemon.folder_events import Hints
 from daemon.ingest import Ingest
 from daemon.metrics import Metrics
+from storage.buffer_compact import compact_buffer
+from storage.buffer_resize import resize_buffer
 from storage.catalog import FileFact
 from storage.digest import digest_of
 from storage.frames import FrameBuffer, NewFrame
@@ -29,7 +31,7 @@ from storage.labelled_import import import_labelled
 from storage.layout import StateLayout
 from storage.manifest import Manifest
 from storage.registry import CheckpointRegistry
-from storage.round_records import RoundScores, RoundSpec, RoundStart, Verdict
+from storage.round_records import RoundEvent, RoundScores, RoundSpec, Verdict
 from storage.rounds import RoundStore
 
 HEIGHT, WIDTH = 32, 48
@@ -110,8 +112,8 @@ class AcknowledgedBuffer(FrameBuffer):
 
     root: Path
 
-    def append(self, frames: Any) -> Any:
-        records = super().append(frames)
+    def append(self, frames: Any, *, grow: bool = True) -> Any:
+        records = super().append(frames, grow=grow)
         acknowledge(self.root, *(f"frame {record.digest}" for record in records))
         return records
 
@@ -207,6 +209,28 @@ def grown_buffer(root: Path) -> BufferSettings:
     return settings(root).buffer.model_copy(update={"capacity_frames": CAPACITY + 4})
 
 
+def take_and_move(root: Path) -> None:
+    """As `ingest_all`; then committed files lie in `done`, refused ones in `quarantine`."""
+    ingest_all(root, moving(root))
+
+
+def moving(root: Path) -> Settings:
+    """Settings that move originals away once the catalog knows them."""
+    folders = {"done_folder": root / "done", "quarantine": root / "quarantine"}
+    return settings(root, watch={"after_commit": "move", **folders})
+
+
+def rebuild_buffer(root: Path) -> None:
+    """A buffer is rebuilt beside itself, as for another frame size, takes its place, and is compacted."""
+    layout, config = StateLayout(root / "state"), moving(root)
+    layout.create()
+    with AcknowledgedBuffer.open(layout, config.buffer, writable=True) as buffer:
+        buffer.root = root
+        buffer.append([frame(number) for number in range(6)])
+    assert resize_buffer(layout, config.buffer) == 6
+    compact_buffer(layout, config.buffer, config.watch)
+
+
 def move_refs(root: Path) -> None:
     """Two versions come and serve, one is rolled back from; pins and retention."""
     layout = StateLayout(root / "state")
@@ -246,7 +270,7 @@ def run_round(root: Path) -> None:
             settings=json.loads(settings(root).model_dump_json()), created=1.0, trigger="manual",
         )  # fmt: skip
         folder = store.create(spec)
-        folder.append_start(RoundStart(at=1.0, step=0))
+        folder.append_event(RoundEvent(at=1.0, step=0))
         for step in (1, 2):
             (folder.states.begin(step) / "state.json").write_text(str(step))
             folder.states.publish(step)
@@ -277,9 +301,13 @@ def import_source(root: Path) -> None:
 
 JOBS: dict[str, Callable[[Path], None]] = {
     "ingest": ingest_all,
+    "originals": take_and_move,
     "leases": lease_frames,
+    "rebuild": rebuild_buffer,
     "registry": move_refs,
     "rounds": run_round,
     "source": import_source,
 }
 """What the processes do that are killed at a named place."""
+TAKING = ("ingest", "originals")
+"""Jobs that take what `drop_files` dropped."""

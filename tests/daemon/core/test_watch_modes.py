@@ -1,4 +1,4 @@
-"""How files are noticed, and when nothing may be taken: modes, the marker, patterns, files that were renamed into place."""
+"""How files are noticed, and when nothing may be taken: modes, the marker, patterns, files renamed into place."""
 
 import os
 from pathlib import Path
@@ -75,7 +75,7 @@ def test_a_refused_watch_is_given_back_whole(bench, drop, monkeypatch):
     """Each attempt must let go of its inotify instance: a user has 128."""
 
     def instances() -> int:
-        return sum("inotify" in os.readlink(item) for item in Path("/proc/self/fd").iterdir() if item.is_symlink())
+        return sum("inotify" in str(item.readlink()) for item in Path("/proc/self/fd").iterdir() if item.is_symlink())
 
     def refuse(self, path):
         raise OSError(28, "inotify watch limit reached")

@@ -109,7 +109,7 @@ class Ingest:
             self._decoding.append((arrival, self._pool.submit(self._preparation.prepare, arrival)))
         moved = bool(self._decoding)
         while self._decoding and self._waiting < most:
-            self._sort(self._next_prepared())
+            self._sort_next()
         self._record_rest()
         return moved
 
@@ -118,11 +118,11 @@ class Ingest:
         """Files that wait for the next commit."""
         return len(self._group) + len(self._skipped)
 
-    def _next_prepared(self) -> Prepared:
-        """The oldest of the files that are being decoded, once it is done."""
+    def _sort_next(self) -> None:
+        """Sort the oldest of the files that are being decoded, once it is done."""
         arrival, future = self._decoding.popleft()
         try:
-            return future.result()
+            self._sort(future.result())
         except BaseException:  # not the file's fault: the catalog could not be asked
             self._watcher.put_back(arrival)
             raise

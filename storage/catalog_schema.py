@@ -127,6 +127,7 @@ def _make(path: Path) -> None:
     folder.mkdir()
     with translated(path), closing(sqlite3.connect(folder / path.name, isolation_level=None)) as connection:
         _prepare(connection, path, writable=True)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # closing would do it too, and keep silent where it fails
     step("catalog.made")
     durable.publish_file(folder / path.name, path)
     shutil.rmtree(folder)
@@ -146,6 +147,9 @@ def _prepare(connection: sqlite3.Connection, path: Path, writable: bool) -> None
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version == 0 and writable:
         connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    elif version == SCHEMA_VERSION and writable:
+        # SQLite opens a file for reading only when the system does not let it write, and says so at the first write.
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     elif version == 1 and writable:
         connection.executescript(f"BEGIN IMMEDIATE; {FROM_1} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     elif version != SCHEMA_VERSION:

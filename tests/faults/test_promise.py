@@ -59,6 +59,7 @@ def test_a_refusal_without_a_reason_is(world):
 
 
 def test_a_commit_that_is_none_is(world):
+    world.tampered = True
     _break(world, "DELETE FROM digests WHERE digest = ?", hashlib.sha256(picture(1)).hexdigest())
     with pytest.raises(AssertionError, match="no frame of its content was ever committed"):
         world.kept()
@@ -87,6 +88,7 @@ def test_a_file_that_is_taken_for_another_is(world):
 
 @pytest.mark.parametrize("damage", ["pixels", "shard"])
 def test_a_frame_that_changed_or_went_is(world, damage):
+    world.tampered = True
     record = world.buffer.records()[0]
     array = world.buffer._array
     if damage == "pixels":

@@ -37,6 +37,8 @@ class ReferenceLoop:
         self.host, self.mfm = settings.host, settings.mfm
         self.student = with_plain_layers(student).train()
         self.rebuilder = rebuilder
+        if rebuilder is not None:
+            rebuilder.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         without_noise(self.teacher)
         self.device = next(student.parameters()).device

@@ -35,7 +35,7 @@ _ANSWER = torch.tensor(
     ]
 )
 READ, WEIGHT, ANSWER = (torch.kron(matrix, matrix) for matrix in (_READ, _WEIGHT, _ANSWER))
-"""B^T, G and A^T of F(4x4, 3x3) for whole tiles: [36, 36], [36, 9], [16, 36] (Lavin and Gray 2016, arXiv 1509.09308)."""
+"""B^T, G, A^T of F(4x4, 3x3), whole tiles: [36, 36], [36, 9], [16, 36] (Lavin and Gray 2016, arXiv 1509.09308)."""
 
 
 class WinogradConv(nn.Conv2d):

@@ -22,6 +22,7 @@ from adapters.losses import IGNORE_INDEX
 from adapters.mfm.rebuilder import Rebuilder
 from adapters.networks.batch_norm import without_noise
 from adapters.networks.decoders.depthwise import DepthwiseConv
+from adapters.networks.decoders.winograd import WinogradConv
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.pixels import IMAGENET_MEAN, IMAGENET_STD
 from adapters.optim import build_optimizer
@@ -36,6 +37,8 @@ class ReferenceLoop:
         self.host, self.mfm = settings.host, settings.mfm
         self.student = with_plain_layers(student).train()
         self.rebuilder = rebuilder
+        if rebuilder is not None:
+            rebuilder.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         without_noise(self.teacher)
         self.device = next(student.parameters()).device
@@ -144,16 +147,23 @@ class ReferenceLoop:
 
 
 def with_plain_layers(network: SegmentationNetwork) -> SegmentationNetwork:
-    """`network` in default memory format, its depthwise convolutions torch's own; same weights."""
+    """`network` in default memory format, its convolutions torch's own; same weights."""
     for module in list(network.modules()):
         for name, layer in module.named_children():
-            if isinstance(layer, DepthwiseConv):
+            if isinstance(layer, DepthwiseConv | WinogradConv):
                 setattr(module, name, _plain(layer))
     return network.to(memory_format=torch.contiguous_format)
 
 
-def _plain(layer: DepthwiseConv) -> nn.Conv2d:
-    channels, reach = layer.in_channels, layer.reach
-    plain = nn.Conv2d(channels, channels, 3, padding=reach, dilation=reach, groups=channels, bias=False)
-    plain.weight = nn.Parameter(layer.weight.detach().reshape(-1).view(channels, 1, 3, 3).clone())
+def _plain(layer: DepthwiseConv | WinogradConv) -> nn.Conv2d:
+    plain = nn.Conv2d(
+        layer.in_channels,
+        layer.out_channels,
+        3,
+        padding=layer.padding,
+        dilation=layer.dilation,
+        groups=layer.groups,
+        bias=False,
+    )
+    plain.weight = nn.Parameter(layer.weight.detach().clone(memory_format=torch.contiguous_format))
     return plain

@@ -10,7 +10,8 @@ Images are drawn by the script; crops come through the streams of a real round. 
 own; one step of each in turn (A B C A B C ...), so that what else the machine does meets all of them alike. Ratios are
 taken step by step against the baseline's step of the same turn: their median and quartiles. CPU time is that of the
 process, so it hardly depends on the company. Peak memory is that of the whole process (CPU) or of its tensors (GPU).
-The reference loop (`reference_loop.py`) is a plain DACS step; other hosts have no reference.
+The reference loop (`reference_loop.py`) is a plain DACS step; other hosts have no reference. Our cases run with the
+environment of a round, the reference with the user's own: export `daemon.launch.MEMORY_KEPT` to compare loops alone.
 """
 
 import argparse
@@ -21,7 +22,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing.connection import Connection
@@ -33,6 +35,7 @@ from step_cases import Case, Sample, Sections, draw_state, serve, settings_of
 
 from adapters.hosts.build import HOSTS
 from configs.self_training import HOST_DEFAULTS, HostSettings
+from daemon.launch import MEMORY_KEPT
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"network": "deeplabv3plus", "encoder": "resnet_tiny", "channels": 64, "output_stride": 16, "crop": 128,
@@ -78,7 +81,8 @@ class Worker:
         self._connection: Connection
         self._connection, theirs = context.Pipe()
         self._process: BaseProcess = context.Process(target=serve, args=(theirs, settings, case), daemon=True)
-        self._process.start()
+        with environment({} if case.reference else MEMORY_KEPT):
+            self._process.start()
         theirs.close()
         if not self._connection.poll(START_SECONDS):
             raise TimeoutError(f"{case.name}: not ready after {START_SECONDS:.0f} s")
@@ -99,6 +103,18 @@ class Worker:
         """Let the process finish."""
         self._connection.send("end")
         self._process.join()
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Inside, processes start with `variables` where the user has not set them, as the daemon starts a round."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def time_cases(workers: Sequence[Worker], steps: int) -> list[Timed]:

@@ -6,6 +6,11 @@ from pathlib import Path
 
 from configs.settings import RoundSettings
 
+MEMORY_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+"""The allocator (glibc's) keeps what a training step frees instead of giving it back to the system and asking again:
+touching new pages costs more than most operations on maps of 32 MiB and more (docs/decisions/0010). A round ends with
+its process, so nothing is kept for long."""
+
 
 def launch_command(settings: RoundSettings, spec: Path) -> list[str]:
     """The command, under which Accelerate starts one process or many.
@@ -17,8 +22,11 @@ def launch_command(settings: RoundSettings, spec: Path) -> list[str]:
 
 
 def launch_environment(settings: RoundSettings) -> dict[str, str]:
-    """The environment of a round: ours, with output unbuffered so that the log tells what happened before a kill."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    """The environment of a round: ours, with output unbuffered so that the log tells what happened before a kill.
+
+    What the user says about the allocator goes before what we say.
+    """
+    environment = {**MEMORY_KEPT, **os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment.pop("OMP_NUM_THREADS", None)  # the launcher sets it from its flag
     if settings.device == "cpu" and settings.processes > 1:
         environment["ACCELERATE_USE_CPU"] = "true"  # `--cpu` alone would start a single process

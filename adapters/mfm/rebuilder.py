@@ -95,10 +95,13 @@ class Rebuilder(nn.Module):
 
 
 def build_rebuilder(network: SegmentationNetwork, crop: tuple[int, int], settings: MfmSettings) -> Rebuilder:
-    """A Rebuilder for `network` and training crops of `crop` (height, width), on the network's device."""
+    """A Rebuilder for `network` and training crops of `crop` (height, width), on the network's device.
+
+    Its tokens are channels-last at any setting, so its transposed convolutions are too.
+    """
     device = next(network.parameters()).device
     rebuilder = Rebuilder(network.feature_channels, feature_sizes(network, crop), settings)
-    return rebuilder.to(device)
+    return rebuilder.to(device).to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 
 def feature_sizes(network: SegmentationNetwork, crop: tuple[int, int]) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ import pytest
 from daemon import rounds
 from daemon.child_records import ChildRecords
 from daemon.errors import NoCheckpoint, NotEnoughFrames, RoundRunning, Stopping
-from daemon.launch import launch_command, launch_environment
+from daemon.launch import MEMORY_KEPT, launch_command, launch_environment
 from daemon.metrics import Metrics
 from daemon.process_group import group_alive
 from daemon.recovery import recover
@@ -318,3 +318,11 @@ def test_the_command_hands_the_spec_to_accelerate(make_settings, tmp_path, monke
     assert "--num_processes" not in own
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert "OMP_NUM_THREADS" not in launch_environment(make_settings().round)
+
+
+def test_a_round_keeps_the_memory_that_it_frees_unless_the_user_says_otherwise(make_settings, monkeypatch):
+    for name in MEMORY_KEPT:
+        monkeypatch.delenv(name, raising=False)
+    assert launch_environment(make_settings().round).items() >= MEMORY_KEPT.items()
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    assert launch_environment(make_settings().round)["MALLOC_TRIM_THRESHOLD_"] == "131072"

@@ -12,11 +12,13 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+import zarr
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from configs.settings import BufferSettings
+from storage.buffer_files import ARRAY
 from storage.catalog import FileFact
 from storage.frames import FrameBuffer, NewFrame
 from storage.images import fit_frame
@@ -115,6 +117,20 @@ class Buffer(Local):
     def pixels(self, spot: Spot) -> Pixels:
         """The crop, [side, side, 3]."""
         return self._buffer.read_crop(self._records[spot.frame], spot.top, spot.left, spot.side, spot.side)
+
+
+class Zarr(Local):
+    """The array of a buffer, read as anyone would with zarr."""
+
+    def __init__(self, name: str, root: Path, frames: int) -> None:
+        folder = StateLayout(root).frames_zarr
+        self._array = zarr.open_array(folder, path=ARRAY, mode="r")
+        super().__init__(name, True, folder_bytes(folder) / frames)
+
+    def pixels(self, spot: Spot) -> Pixels:
+        """The crop, [side, side, 3]."""
+        rows, columns = slice(spot.top, spot.top + spot.side), slice(spot.left, spot.left + spot.side)
+        return np.asarray(self._array[spot.frame, rows, columns], np.uint8)
 
 
 class Folder(Local):

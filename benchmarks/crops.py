@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from crop_arms import Arm, Buffer, Files, Folder, Peer, Pixels, Spot, Streamed
+from crop_arms import Arm, Buffer, Files, Folder, Peer, Pixels, Spot, Streamed, Zarr
 from crop_photos import bytes_per_pixel, draw_photo, write_photos
 
 COMPRESSIONS = ("none", "lz4", "zstd")
@@ -40,7 +40,8 @@ def build_arms(photos: Sequence[Pixels], work: Path, python: Path | None, held: 
     files = [Files(PNG, png), Files(JPEG, jpeg)]
     buffers = [Buffer(f"buffer, {name}", work / name, name, photos, held) for name in COMPRESSIONS]
     folders = [Folder(f"{inner.name}, torch Dataset", inner) for inner in (buffers[0], *files)]
-    arms: list[Arm] = [*buffers, *files, *folders]
+    plain = Zarr("buffer, none, read with zarr", work / COMPRESSIONS[0], len(photos))
+    arms: list[Arm] = [*buffers, plain, *files, *folders]
     if python is None:
         return arms, "LitData left out (--peer-python)"
     peer = Peer(python, work, work / "litdata", held)

@@ -2,7 +2,7 @@
 
 It knows the one layout that `pixel_array.create_array` makes, as the specification of zarr v3 has it
 (`sharding_indexed`): tiles, each with a checksum, and at the end of the file an index of 16 bytes a tile, checked too.
-Zarr's own reader goes through an event loop and opens the file again for every tile, which takes several times as long
+Zarr's own reader goes through an event loop and opens the file again for every tile, which takes ten times as long
 (docs/benchmarks.md, "Crops"); zarrs is fast, but its threads do not survive a fork. Other layouts stay with zarr.
 """
 

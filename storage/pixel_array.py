@@ -22,6 +22,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from storage import durable
 from storage.errors import CorruptBuffer
+from storage.tile_reader import TileReader
 
 SCHEMA_VERSION = 1
 ATTRIBUTE = "mfmd"
@@ -37,7 +38,7 @@ _PACKING: dict[Compression, tuple[BytesBytesCodec, ...]] = {
 }
 _IN_RUST = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
 """The same format, packed in Rust: a shard takes a third to a half of the time (docs/decisions/0011-buffer-packing.md).
-Its threads do not survive a fork, so it only writes, which forked children never do; zarr's own pipeline reads."""
+Its threads do not survive a fork, so it only writes, which forked children never do; `tile_reader.py` reads."""
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 """How zarrs, which raises RuntimeError for everything, speaks of a failed system call."""
 
@@ -93,6 +94,7 @@ class PixelArray:
         except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             raise CorruptBuffer(f"{self.folder}: not a zarr array of mfmd: {error}") from error
         self._rank = len(self._array.shape)
+        self._tiles = TileReader.of(self._array.metadata.to_dict())
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -169,7 +171,8 @@ class PixelArray:
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """One whole image. Raises CorruptBuffer when its file is missing or damaged."""
-        return self._get(index, slice(None), slice(None))
+        rows, columns = self._array.shape[1:3]
+        return self._get(index, range(rows), range(columns))
 
     def read_crop(self, index: int, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         """Rows top..top+height and columns left..left+width; decodes only the tiles it touches.
@@ -179,7 +182,7 @@ class PixelArray:
         rows, columns = self._array.shape[1:3]
         if top < 0 or left < 0 or height < 1 or width < 1 or top + height > rows or left + width > columns:
             raise ValueError(f"crop {height}x{width} at ({top}, {left}) leaves the image of {rows}x{columns}")
-        return self._get(index, slice(top, top + height), slice(left, left + width))
+        return self._get(index, range(top, top + height), range(left, left + width))
 
     def check_file(self, index: int) -> None:
         """Raises CorruptBuffer when the file of an image is missing or empty: zarr would answer the fill value."""
@@ -190,11 +193,14 @@ class PixelArray:
         except FileNotFoundError as error:
             raise CorruptBuffer(f"{path}: missing") from error
 
-    def _get(self, index: int, rows: slice, columns: slice) -> NDArray[np.uint8]:
+    def _get(self, index: int, rows: range, columns: range) -> NDArray[np.uint8]:
         self.check_file(index)
         path = self.shard_path(index)
         try:
-            return np.asarray(self._array[index, rows, columns], np.uint8)
+            if self._tiles is not None:
+                return self._tiles.read(path, rows, columns)
+            where = index, slice(rows.start, rows.stop), slice(columns.start, columns.stop)
+            return np.asarray(self._array[where], np.uint8)
         except FileNotFoundError as error:
             raise CorruptBuffer(f"{path}: missing") from error
         except (ValueError, RuntimeError, KeyError, IndexError) as error:

@@ -91,9 +91,8 @@ def print_rate(root: Path, files: int, turns: int) -> None:
             for packing, turn in others.items():
                 taken[packing].append(turn)
     print(f"\n{files} JPEG files of {SIDE}x{SIDE}, {drop_bytes(paths) / files / 1024:.0f} KiB each, {turns} turns\n")
-    print(
-        "| what | files/s | CPU time a file, ms | rate / decoding only, clock | the same, CPU time |\n|---|---|---|---|---|"
-    )
+    print("| what | files/s | CPU time a file, ms | rate / decoding only, clock | the same, CPU time |")
+    print("|---|---|---|---|---|")
     print(row("decoding only", files, decoded, decoded))
     for packing in PACKING:
         print(row(f"durable ingest, compression {packing}", files, taken[packing], decoded))
@@ -177,8 +176,8 @@ def print_rescan(root: Path, names: int) -> None:
         first = rescan(ingest)
         again = [rescan(ingest) for _ in range(5)]
         ingest.close()
-    print(f"\nrescan of {names} known names: {statistics.median(again):.2f} s (median of 5; the first, which also reads "
-          f"the catalog and every file's size and time: {first:.2f} s)")  # fmt: skip
+    print(f"\nrescan of {names} known names, seconds: {statistics.median(again):.2f} (median of 5)")
+    print(f"the first, which also reads the catalog and every file's size and time: {first:.2f}")
 
 
 def note_known(buffer: FrameBuffer, folder: Path, numbers: Sequence[int]) -> None:

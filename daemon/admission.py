@@ -39,6 +39,8 @@ class Admission:
 
         Content that is known already enters: the commit records it as a duplicate, which says more.
         """
+        if self._settings.near_duplicate_bits is None and self._settings.min_spacing_seconds <= 0:
+            return None
         if any(new.digest == other.digest for other in pending) or self._catalog.has_digest(new.digest):
             return None
         mine = [other for other in pending if other.source == new.source]

@@ -44,7 +44,7 @@ class Ingest:
     def __init__(self, settings: Settings, buffer: FrameBuffer, metrics: IngestMetrics, hints: Hints) -> None:
         self._settings, self._buffer, self._metrics = settings, buffer, metrics
         self._watcher = Watcher(settings.watch, buffer.catalog, metrics, hints)
-        self._preparation = Preparation(settings.watch, settings.buffer, buffer.catalog.has_digest)
+        self._preparation = Preparation(settings, buffer.catalog.has_digest)
         self._admission = Admission(settings.admission, buffer.catalog)
         self._pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
         self._originals = Originals(settings.watch, buffer.catalog)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from configs.settings import BufferSettings, WatchSettings
+from configs.settings import Settings
 from daemon.arrival import Arrival, FileChanged, read_arrival
 from daemon.capture_time import capture_time, source_label
 from daemon.logs import get_logger
@@ -66,9 +66,10 @@ Prepared = Ready | Duplicate | Refusal | Later
 class Preparation:
     """Reads, hashes, decodes and fits files."""
 
-    def __init__(self, watch: WatchSettings, buffer: BufferSettings, committed: Callable[[str], bool]) -> None:
+    def __init__(self, settings: Settings, committed: Callable[[str], bool]) -> None:
         """`committed` tells whether a digest was ever committed; it is asked from worker threads."""
-        self._watch, self._buffer, self._committed = watch, buffer, committed
+        self._watch, self._buffer, self._committed = settings.watch, settings.buffer, committed
+        self._hashing = settings.admission.near_duplicate_bits is not None  # half as costly as decoding
 
     def prepare(self, arrival: Arrival) -> Prepared:
         """What becomes of one file. Never raises for anything that is wrong with the file."""
@@ -107,5 +108,5 @@ class Preparation:
             source_width=photo.pixels.shape[1],
             frame=fitted,
             source=source_label(watch, arrival.file),
-            phash=perceptual_hash(fitted.cropped()),
+            phash=perceptual_hash(fitted.cropped()) if self._hashing else "",
         )

@@ -158,7 +158,7 @@ class FrameWriter:
 
     def _write(self, frames: Mapping[int, NewFrame]) -> None:
         """Shards on the disk, by slot, fsynced."""
-        paths = self._array.write_all({slot: new.frame.pixels for slot, new in frames.items()})
+        paths = [self._array.write(slot, new.frame.pixels) for slot, new in frames.items()]
         if paths:
             step("frames.written")
             durable.fsync_files(paths)

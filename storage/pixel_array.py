@@ -6,12 +6,9 @@ whole group of them durable. Zarr itself never fsyncs; whoever writes calls `sto
 
 import json
 import math
-import os
-import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +19,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from storage import durable
 from storage.errors import CorruptBuffer
-from storage.tile_reader import TileReader
+from storage.shard_format import ShardFormat
 
 SCHEMA_VERSION = 1
 ATTRIBUTE = "mfmd"
@@ -36,11 +33,6 @@ _PACKING: dict[Compression, tuple[BytesBytesCodec, ...]] = {
     "lz4": (BloscCodec(typesize=1, cname="lz4", clevel=1, shuffle="noshuffle"),),
     "zstd": (ZstdCodec(level=1),),
 }
-_IN_RUST = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
-"""The same format, packed in Rust: a shard takes a third to a half of the time (docs/decisions/0011-buffer-packing.md).
-Its threads do not survive a fork, so it only writes, which forked children never do; `tile_reader.py` reads."""
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")
-"""How zarrs, which raises RuntimeError for everything, speaks of a failed system call."""
 
 
 def create_group(folder: Path) -> None:
@@ -87,14 +79,13 @@ class PixelArray:
 
     def __init__(self, group: Path, name: str, *, writable: bool) -> None:
         """Open an array that `create_array` made. Raises CorruptBuffer when it is not one."""
-        self.folder = group / name
+        self.folder, self.writable = group / name, writable
         try:
             self._array = _open(group, name, "r+" if writable else "r")
-            self._packer = _open(group, name, "r+", _IN_RUST) if writable else None
         except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             raise CorruptBuffer(f"{self.folder}: not a zarr array of mfmd: {error}") from error
         self._rank = len(self._array.shape)
-        self._tiles = TileReader.of(self._array.metadata.to_dict())
+        self._format = ShardFormat.of(self._array.metadata.to_dict())
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -125,7 +116,6 @@ class PixelArray:
         metadata["shape"][0] = count
         durable.write_text(path, json.dumps(metadata, indent=2))
         self._array = _open(self.folder.parent, self.folder.name, "r+")
-        self._packer = _open(self.folder.parent, self.folder.name, "r+", _IN_RUST)
         return path
 
     def shard_path(self, index: int) -> Path:
@@ -138,36 +128,14 @@ class PixelArray:
 
     def write(self, index: int, pixels: NDArray[np.uint8]) -> Path:
         """Write one whole image; returns its file, which is not yet fsynced. Raises OSError."""
-        return self.write_all({index: pixels})[0]
-
-    def write_all(self, images: Mapping[int, NDArray[np.uint8]]) -> list[Path]:
-        """Write whole images by their index; returns their files, which are not yet fsynced. Raises OSError.
-
-        Neighbours go to zarr in one call: what a call costs is more than what packing a frame does. zarrs writes no
-        file for an image of nothing but the fill value, whatever `write_empty_chunks` says, so zarr itself does.
-        """
-        empty = {index for index in images if self._is_empty(images[index])}
-        for index in empty:
-            self._array[index] = images[index]
-        for run in _runs(sorted(images.keys() - empty)):
-            self._pack(run, np.stack([images[index] for index in run]))
-        return [self.shard_path(index) for index in images]
-
-    def _is_empty(self, pixels: NDArray[np.uint8]) -> bool:
-        fill = self._array.fill_value
-        return bool(pixels.flat[0] == fill and (pixels == fill).all())
-
-    def _pack(self, run: Sequence[int], pixels: NDArray[np.uint8]) -> None:
-        if self._packer is None:
+        if not self.writable:
             raise ValueError(f"{self.folder}: opened for reading only")
-        try:
-            self._packer[run[0] : run[-1] + 1] = pixels
-        except RuntimeError as error:
-            found = _OS_ERROR.search(str(error))
-            if found is None:
-                raise
-            number = int(found[1])
-            raise OSError(number, os.strerror(number), str(self.folder)) from error
+        path = self.shard_path(index)
+        if self._format is None:
+            self._array[index] = pixels
+        else:
+            self._format.write(path, pixels)
+        return path
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """One whole image. Raises CorruptBuffer when its file is missing or damaged."""
@@ -197,8 +165,8 @@ class PixelArray:
         self.check_file(index)
         path = self.shard_path(index)
         try:
-            if self._tiles is not None:
-                return self._tiles.read(path, rows, columns)
+            if self._format is not None:
+                return self._format.read(path, rows, columns)
             where = index, slice(rows.start, rows.stop), slice(columns.start, columns.stop)
             return np.asarray(self._array[where], np.uint8)
         except FileNotFoundError as error:
@@ -207,27 +175,14 @@ class PixelArray:
             raise CorruptBuffer(f"{path}: damaged: {error}") from error
 
 
-def _open(
-    group: Path, name: str, mode: Literal["r", "r+"], settings: Mapping[str, str] = MappingProxyType({})
-) -> "zarr.Array[Any]":
+def _open(group: Path, name: str, mode: Literal["r", "r+"]) -> "zarr.Array[Any]":
     """Open with `write_empty_chunks`, without which zarr writes no file for a black image.
 
     The setting is not stored in the array and so is lost whenever it is reopened (zarr-python issue 2931); `config=`
     is ignored for arrays that exist (3.1.6), hence the global configuration, one thread at a time.
     """
-    with _opening, zarr.config.set({"array.write_empty_chunks": True, **settings}):
+    with _opening, zarr.config.set({"array.write_empty_chunks": True}):
         return zarr.open_array(group, path=name, mode=mode, zarr_format=3)
-
-
-def _runs(indices: Sequence[int]) -> list[list[int]]:
-    """Ascending indices as runs of neighbours."""
-    runs: list[list[int]] = []
-    for index in indices:
-        if runs and runs[-1][-1] == index - 1:
-            runs[-1].append(index)
-        else:
-            runs.append([index])
-    return runs
 
 
 def _balanced(side: int, tile: int) -> int:

@@ -1,21 +1,19 @@
 """Every call by which this process changes files under a folder, seen before and after it happens; it may be refused.
 
-Python's own calls are wrapped where `os`, `pathlib`, `shutil`, `io` and zarr look them up; SQLite's in `sqlite_tap`;
-around those that zarrs makes in Rust stands the one method that calls it.
+Python's own calls are wrapped where `os`, `pathlib`, `shutil`, `io` and zarr look them up; SQLite's in `sqlite_tap`.
 Nothing is replaced: an observer that does not raise lets the real call happen.
 """
 
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import pytest
 
-from storage.pixel_array import PixelArray
 from tests.faults import sqlite_tap
 
 
@@ -54,7 +52,6 @@ class _Tap:
         patch.setattr(os, "open", self._opening(os.open))
         patch.setattr(os, "pwrite", self._wrapped("write", os.pwrite))
         patch.setattr(io, "open", self._file_opening(io.open))
-        patch.setattr(PixelArray, "_pack", self._packing(PixelArray._pack))
 
     def holds(self, path: str) -> bool:
         """Whether it lies under the folder."""
@@ -126,26 +123,6 @@ class _Tap:
             kind = io.BufferedRandom if "+" in mode else io.BufferedReader if "r" in mode else io.BufferedWriter
             buffered: Any = kind(raw)
             return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding or "utf-8", *rest, **more)
-
-        return wrapper
-
-    def _packing(self, real: Callable[..., None]) -> Callable[..., None]:
-        """zarrs opens and writes shards in Rust, unseen: one call of either kind stands for its own."""
-
-        def wrapper(array: PixelArray, run: Sequence[int], pixels: Any) -> None:
-            for index, image in zip(run, pixels, strict=True):
-                path = array.shard_path(index).resolve()
-                if not self.holds(str(path)):
-                    real(array, [index], image[None])
-                    continue
-                with self.around("open", str(path)):
-                    path.touch()
-                try:
-                    with self.around("write", str(path)):
-                        real(array, [index], image[None])
-                except OSError:
-                    path.write_bytes(path.read_bytes()[:100] or bytes(100))  # what a disk that fills up leaves
-                    raise
 
         return wrapper
 

@@ -44,9 +44,9 @@ def test_a_root_that_is_removed_and_made_again_and_again(drop_world):
 def test_a_root_removed_while_its_files_are_taken(drop_world):
     """What was not read is lost with the folder, but nothing is committed that was not there, and the rest goes on."""
     world = drop_world()
-    for number in range(60):
+    for number in range(200):
         world.drop(f"{number}.png", picture(number))
-    world.until(lambda: 0 < len(world.buffer.records()) < 60)
+    world.until(lambda: 0 < len(world.buffer.records()) < 200)
     shutil.rmtree(world.folder)
     world.until(lambda: world.ingest.activity[0].state == "missing")
     world.until(lambda: not world.ingest._group)
@@ -58,7 +58,7 @@ def test_a_root_removed_while_its_files_are_taken(drop_world):
     world.folder.mkdir()
     for name in gone:
         world.drop(name, picture(int(name.removesuffix(".png"))))
-    assert len(world.settled().committed) == 60
+    assert len(world.settled().committed) == 200
 
 
 def test_a_root_that_another_takes_the_place_of(drop_world):

@@ -122,7 +122,7 @@ def test_frames_carry_time_source_and_hash(bench, drop, write_image):
     Image.fromarray(pixels).save(drop / "north" / "a.jpg", exif=exif)
     write_image(drop / "b.png", 1)
     write_image(drop / "strip.png", 2, height=2, width=60)
-    world = bench()
+    world = bench(admission={"near_duplicate_bits": 0})
     world.until(lambda: world.counts.frames == 2 and world.counts.refused == {"aspect": 1})
     frames = {record.name: record for record in world.buffer.records()}
     assert (frames["north/a.jpg"].source, frames["north/a.jpg"].captured_at) == ("north", LOCAL + 0.75)

@@ -318,7 +318,7 @@ def test_a_file_that_changes_while_it_is_read_is_left_for_later(drop, write_imag
     with pytest.raises(FileChanged):
         read_arrival(drop, seen, 10**6)
     settings = make_settings()
-    prepared = Preparation(settings.watch, settings.buffer, lambda digest: False).prepare(seen)
+    prepared = Preparation(settings, lambda digest: False).prepare(seen)
     assert isinstance(prepared, Later)
 
 

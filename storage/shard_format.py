@@ -1,21 +1,21 @@
-"""Reads parts of an image straight from its shard: one file opened once, no thread, no event loop.
+"""Reads and writes the shard of one image in the calling thread: one file opened once, no event loop.
 
 It knows the one layout that `pixel_array.create_array` makes, as the specification of zarr v3 has it
 (`sharding_indexed`): tiles, each with a checksum, and at the end of the file an index of 16 bytes a tile, checked too.
-Zarr's own reader goes through an event loop and opens the file again for every tile, which takes ten times as long
-(docs/benchmarks.md, "Crops"); zarrs is fast, but its threads do not survive a fork. Other layouts stay with zarr.
+Any zarr reads what this writes, and the other way round (tested). Why not zarr's own: docs/decisions/0011. Other
+layouts stay with zarr.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import google_crc32c
 import numpy as np
-from numcodecs.blosc import decompress as unpack_blosc
-from numcodecs.zstd import decompress as unpack_zstd
+from numcodecs.blosc import Blosc
+from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
@@ -25,16 +25,15 @@ ENTRY = np.dtype("<u8")
 """The index has two of them a tile: where it starts in the file, and its length (bytes)."""
 ABSENT = 2**64 - 1
 """Start of a tile that was not written because it holds the fill value only."""
-_UNPACK: Mapping[tuple[str, ...], Callable[[Pixels], Any]] = {
-    (): lambda packed: packed,
-    ("blosc",): unpack_blosc,
-    ("zstd",): unpack_zstd,
-}
+Transform = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class TileReader:
+class ShardFormat:
     """How the images of one array lie in their files."""
+
+    image: tuple[int, ...]
+    """Height and width of an image (pixels), and channels if there are any; tiles may reach beyond."""
 
     tile: tuple[int, ...]
     """Height and width of a tile (pixels), and channels if there are any."""
@@ -44,7 +43,8 @@ class TileReader:
     """Tiles in a row."""
     fill: int
     """Value of pixels that were not written."""
-    unpack: Callable[[Pixels], Any]
+    pack: Transform
+    unpack: Transform
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> Self | None:
@@ -53,14 +53,15 @@ class TileReader:
             case {
                 "data_type": "uint8",
                 "fill_value": int(fill),
+                "shape": [_, *image],
                 "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, *shard]}},
                 "codecs": [{"name": "sharding_indexed", "configuration": inside}],
             }:
-                return cls._inside(inside, shard, fill)
+                return cls._inside(inside, tuple(image), shard, fill)
         return None
 
     @classmethod
-    def _inside(cls, inside: Mapping[str, Any], shard: Sequence[int], fill: int) -> Self | None:
+    def _inside(cls, inside: Mapping[str, Any], image: tuple[int, ...], shard: Sequence[int], fill: int) -> Self | None:
         match inside:
             case {
                 "chunk_shape": [1, *tile],
@@ -68,10 +69,35 @@ class TileReader:
                 "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
                 "index_location": "end",
             }:
-                unpack = _UNPACK.get(tuple(codec.get("name") for codec in packing))
-                if unpack is not None and len(tile) in (2, 3) and tile[2:] == shard[2:]:
-                    return cls(tuple(tile), shard[0] // tile[0], shard[1] // tile[1], fill, unpack)
+                codec = _codec(packing)
+                if codec is not None and len(tile) in (2, 3) and tile[2:] == shard[2:]:
+                    return cls(image, tuple(tile), shard[0] // tile[0], shard[1] // tile[1], fill, *codec)
         return None
+
+    def write(self, path: Path, pixels: Pixels) -> None:
+        """Write an image, all tiles of it, to `path`; not fsynced. Raises ValueError for another shape, OSError."""
+        if pixels.shape != self.image or pixels.dtype != np.uint8:
+            raise ValueError(f"{path}: {pixels.dtype} {pixels.shape}, an image here is uint8 {self.image}")
+        parts, index, start = list[bytes](), list[int](), 0
+        for tile in self._tiles(pixels):
+            packed = bytes(self.pack(tile))
+            parts += [packed, _checksum(packed)]
+            index += [start, len(packed) + CHECKSUM]
+            start += index[-1]
+        entries = np.array(index, ENTRY).tobytes()
+        path.write_bytes(b"".join([*parts, entries, _checksum(entries)]))
+
+    def _tiles(self, pixels: Pixels) -> Iterator[Pixels]:
+        """Every tile, row by row, contiguous; beyond the image they hold the fill value."""
+        (height, width, *channels), (rows, columns, *_) = self.tile, self.image
+        if (rows, columns) != (self.down * height, self.across * width):
+            padded = np.full((self.down * height, self.across * width, *channels), self.fill, np.uint8)
+            padded[:rows, :columns] = pixels
+            pixels = padded
+        for down in range(self.down):
+            for across in range(self.across):
+                tile = pixels[down * height : (down + 1) * height, across * width : (across + 1) * width]
+                yield np.ascontiguousarray(tile)
 
     def read(self, path: Path, rows: range, columns: range) -> Pixels:
         """The pixels of `rows` and `columns` of the image in `path`; only the tiles they touch are read and checked.
@@ -125,6 +151,24 @@ class _File:
         if google_crc32c.value(content) != int.from_bytes(data[-CHECKSUM:], "little"):
             raise ValueError(f"{what} does not match its checksum")
         return content
+
+
+def _codec(packing: Sequence[Mapping[str, Any]]) -> tuple[Transform, Transform] | None:
+    """How tiles are packed and unpacked; None for what `create_array` does not make."""
+    match packing:
+        case []:
+            return bytes, lambda packed: packed
+        case [{"name": "zstd", "configuration": {"level": int(level), "checksum": bool(checksum)}}]:
+            zstd = Zstd(level=level, checksum=checksum)
+            return zstd.encode, zstd.decode
+        case [{"name": "blosc", "configuration": {"cname": str(name), "clevel": int(level), "shuffle": "noshuffle"}}]:
+            blosc = Blosc(cname=name, clevel=level, shuffle=Blosc.NOSHUFFLE)
+            return blosc.encode, blosc.decode
+    return None
+
+
+def _checksum(content: bytes) -> bytes:
+    return int(google_crc32c.value(content)).to_bytes(CHECKSUM, "little")
 
 
 def _overlap(wanted: range, start: int, length: int) -> tuple[slice, slice]:

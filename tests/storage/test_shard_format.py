@@ -12,7 +12,7 @@ import zarr
 
 from storage.errors import CorruptBuffer
 from storage.pixel_array import PixelArray, create_array, create_group
-from storage.tile_reader import ENTRY, TileReader
+from storage.shard_format import ENTRY, ShardFormat
 
 SHAPE = (2, 61, 75, 3)
 
@@ -35,7 +35,7 @@ def draw(shape: tuple[int, ...]) -> np.ndarray:
 def test_crops_are_those_that_zarr_reads(tmp_path: Path, shape, compression):
     array = make(tmp_path / "a.zarr", shape, compression=compression)
     array.write(1, draw(shape[1:]))
-    assert TileReader.of(json.loads((array.folder / "zarr.json").read_text())) is not None
+    assert ShardFormat.of(json.loads((array.folder / "zarr.json").read_text())) is not None
     theirs = zarr.open_array(array.folder, mode="r")
     assert np.array_equal(array.read(1), theirs[1])
     rng = np.random.default_rng(1)
@@ -60,7 +60,7 @@ def test_arrays_laid_out_in_another_way_are_left_to_zarr(tmp_path: Path):
     for number, other in enumerate(({"shards": None}, {"compressors": None}, {"compressors": zarr.codecs.GzipCodec()})):
         settings = {"chunks": (1, 32, 32, 3), "shards": (1, 64, 96, 3), **other}
         made = zarr.create_array(tmp_path / f"{number}.zarr", shape=SHAPE, dtype="uint8", **settings)
-        assert TileReader.of(made.metadata.to_dict()) is None
+        assert ShardFormat.of(made.metadata.to_dict()) is None
     create_group(tmp_path / "a.zarr")
     theirs = zarr.create_array(
         tmp_path / "a.zarr", name="pixels", shape=SHAPE, dtype="uint8", chunks=(1, 32, 32, 3), shards=(1, 64, 96, 3),

@@ -12,6 +12,7 @@
 """
 
 import argparse
+import os
 import shutil
 import statistics
 import tempfile
@@ -29,7 +30,7 @@ from PIL import Image
 from configs.ingest import BufferSettings, WatchSettings
 from configs.settings import Settings
 from daemon.folder_events import Hints
-from daemon.ingest import DECODE_THREADS, Ingest
+from daemon.ingest import Ingest
 from daemon.metrics import Metrics
 from storage.catalog import FileFact
 from storage.frames import FrameBuffer
@@ -58,13 +59,14 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--files", type=int, default=400, help="files of the rate")
     parser.add_argument("--turns", type=int, default=7, help="turns of the rate, after one to warm up")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="threads that decode, of the rate")
     parser.add_argument("--names", type=int, default=100_000, help="names of rescan and burst")
     parser.add_argument("--idle-seconds", type=float, default=120.0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mfmd-ingest-") as folder:
         root = Path(folder)
         if "rate" in arguments.parts:
-            print_rate(root / "rate", arguments.files, arguments.turns)
+            print_rate(root / "rate", arguments.files, arguments.turns, arguments.threads)
         if "rescan" in arguments.parts:
             print_rescan(root / "rescan", arguments.names)
         if "single" in arguments.parts:
@@ -75,32 +77,34 @@ def main() -> None:
             measure_burst(root / "burst", arguments.names)
 
 
-def print_rate(root: Path, files: int, turns: int) -> None:
-    """A row for each way of packing, and for decoding alone."""
+def print_rate(root: Path, files: int, turns: int, threads: Sequence[int]) -> None:
+    """A row for each way of packing, and for decoding alone, for each count of threads that decode."""
     drop = root / "drop"
     drop.mkdir(parents=True)
     for number in range(files):
         Image.fromarray(draw_photo(number, SIDE, SIDE)).save(drop / f"{number:05d}.jpg", quality=QUALITY)
     paths = sorted(drop.iterdir())
+    size = sum(path.stat().st_size for path in paths) / files / 1024
+    print(f"\n{files} JPEG files of {SIDE}x{SIDE}, {size:.0f} KiB each, {turns} turns, on {os.cpu_count()} cores\n")
+    print("| threads that decode | what | files/s | CPU time a file, ms | rate / decoding only, clock | CPU time |")
+    print("|---|---|---|---|---|---|")
+    for count in threads:
+        print_rows(root, paths, turns, count)
+
+
+def print_rows(root: Path, paths: Sequence[Path], turns: int, threads: int) -> None:
+    """Turn after turn: decoding alone, then each way of packing."""
     decoded, taken = list[Turn](), {packing: list[Turn]() for packing in PACKING}
-    for number in range(turns + 1):
-        one = decode_all(paths)
-        others = {packing: ingest_all(root, packing, files) for packing in PACKING}
+    for number in range(turns + 1):  # the first warms up
+        one = decode_all(paths, threads)
+        others = {packing: ingest_all(root, packing, len(paths), threads) for packing in PACKING}
         if number:
             decoded.append(one)
             for packing, turn in others.items():
                 taken[packing].append(turn)
-    print(f"\n{files} JPEG files of {SIDE}x{SIDE}, {drop_bytes(paths) / files / 1024:.0f} KiB each, {turns} turns\n")
-    print("| what | files/s | CPU time a file, ms | rate / decoding only, clock | the same, CPU time |")
-    print("|---|---|---|---|---|")
-    print(row("decoding only", files, decoded, decoded))
+    print(row(f"| {threads} | decoding only", len(paths), decoded, decoded))
     for packing in PACKING:
-        print(row(f"durable ingest, compression {packing}", files, taken[packing], decoded))
-
-
-def drop_bytes(paths: Sequence[Path]) -> int:
-    """Size of the files together."""
-    return sum(path.stat().st_size for path in paths)
+        print(row(f"| {threads} | durable ingest, compression {packing}", len(paths), taken[packing], decoded))
 
 
 def row(name: str, files: int, turns: Sequence[Turn], base: Sequence[Turn]) -> str:
@@ -109,7 +113,7 @@ def row(name: str, files: int, turns: Sequence[Turn], base: Sequence[Turn]) -> s
     cpu = spread([one.cpu / turn.cpu for one, turn in zip(base, turns, strict=True)])
     rate = files / statistics.median(turn.wall for turn in turns)
     each = 1000 * statistics.median(turn.cpu for turn in turns) / files
-    return f"| {name} | {rate:.0f} | {each:.2f} | {clock} | {cpu} |"
+    return f"{name} | {rate:.0f} | {each:.2f} | {clock} | {cpu} |"
 
 
 def spread(values: Sequence[float]) -> str:
@@ -118,21 +122,21 @@ def spread(values: Sequence[float]) -> str:
     return f"{middle:.2f} ({low:.2f}-{high:.2f})"
 
 
-def decode_all(paths: Sequence[Path]) -> Turn:
-    """Only decode, with the threads of ingest."""
+def decode_all(paths: Sequence[Path], threads: int) -> Turn:
+    """Only decode."""
 
     def decode(path: Path) -> None:
         decode_image(path, max_bytes=LARGE, max_pixels=LARGE)
 
-    with timed() as turn, ThreadPoolExecutor(DECODE_THREADS) as pool:
+    with timed() as turn, ThreadPoolExecutor(threads) as pool:
         list(pool.map(decode, paths))
     return turn[0]
 
 
-def ingest_all(root: Path, packing: str, files: int) -> Turn:
+def ingest_all(root: Path, packing: str, files: int, threads: int) -> Turn:
     """The whole way of the files into an empty buffer, durable; the files have stood still."""
     shutil.rmtree(root / "state", ignore_errors=True)
-    settings = settings_of(root, packing, files)
+    settings = settings_of(root, packing, files, threads)
     layout = StateLayout(settings.state)
     layout.create()
     with FrameBuffer.open(layout, settings.buffer, writable=True) as buffer:
@@ -153,9 +157,9 @@ def timed() -> Iterator[list[Turn]]:
     found.append(Turn(time.perf_counter() - wall, time.process_time() - cpu))
 
 
-def settings_of(root: Path, packing: str, frames: int) -> Settings:
+def settings_of(root: Path, packing: str, frames: int, threads: int = 1) -> Settings:
     """A daemon's settings for frames of one size; files count as still at once."""
-    watch = WatchSettings(folder=root / "drop", stability_seconds=0.0, group_seconds=0.0)
+    watch = WatchSettings(folder=root / "drop", stability_seconds=0.0, group_seconds=0.0, decode_threads=threads)
     buffer = BufferSettings.model_validate(
         {"height": SIDE, "width": SIDE, "capacity_frames": max(frames, 64), "compression": packing, "reserve_bytes": 0}
     )

@@ -52,6 +52,8 @@ class WatchSettings(Section):
     """Forms (strptime) of a time inside a file's name, for `capture_time: name`; read as local time."""
     source_label: Literal["folder", "none"] = "folder"
     """Source label (camera) of a frame: the first sub-folder of its path; files directly in the folder have none."""
+    decode_threads: Annotated[int, Field(ge=1, le=64)] = 2
+    """Files decoded at once; one more thread commits them. More than the cores gains nothing."""
     after_commit: Literal["keep", "move", "delete"] = "keep"
     """What happens to the original once its commit is on the disk."""
     done_folder: ConfigPath | None = None

@@ -27,8 +27,6 @@ from storage.errors import BufferFull
 from storage.frame_writer import NOT_KEPT
 from storage.frames import FrameBuffer, FrameRecord
 
-DECODE_THREADS = 2
-"""Files decoded at once; Pillow releases the interpreter while it decodes."""
 PAUSE_SECONDS = 1.0
 """How often a paused ingest looks whether it may go on (seconds)."""
 PAUSE_SHARE = 0.5
@@ -44,9 +42,9 @@ class Ingest:
     def __init__(self, settings: Settings, buffer: FrameBuffer, metrics: IngestMetrics, hints: Hints) -> None:
         self._settings, self._buffer, self._metrics = settings, buffer, metrics
         self._watcher = Watcher(settings.watch, buffer.catalog, metrics, hints)
-        self._preparation = Preparation(settings, buffer.catalog.has_digest)
+        self._preparation = Preparation(settings, buffer.catalog.has_digest, buffer.pack)
         self._admission = Admission(settings.admission, buffer.catalog)
-        self._pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(settings.watch.decode_threads, thread_name_prefix="decode")
         self._originals = Originals(settings.watch, buffer.catalog)
         self.retries = RetryQueue(hints.wake)
         """Requests to take refused files again; may be asked from any thread."""

@@ -9,8 +9,8 @@ from daemon.capture_time import capture_time, source_label
 from daemon.logs import get_logger
 from storage.digest import digest_of
 from storage.errors import RefusedImage
-from storage.frames import NewFrame
-from storage.images import decode_photo, fit_frame
+from storage.frames import NewFrame, Packed
+from storage.images import FittedFrame, decode_photo, fit_frame
 from storage.perceptual_hash import perceptual_hash
 
 log = get_logger(__name__)
@@ -66,9 +66,11 @@ Prepared = Ready | Duplicate | Refusal | Later
 class Preparation:
     """Reads, hashes, decodes and fits files."""
 
-    def __init__(self, settings: Settings, committed: Callable[[str], bool]) -> None:
-        """`committed` tells whether a digest was ever committed; it is asked from worker threads."""
-        self._watch, self._buffer, self._committed = settings.watch, settings.buffer, committed
+    def __init__(
+        self, settings: Settings, committed: Callable[[str], bool], pack: Callable[[FittedFrame], Packed]
+    ) -> None:
+        """`committed` tells whether a digest was ever committed; both functions are called from worker threads."""
+        self._watch, self._buffer, self._committed, self._pack = settings.watch, settings.buffer, committed, pack
         self._hashing = settings.admission.near_duplicate_bits is not None  # half as costly as decoding
 
     def prepare(self, arrival: Arrival) -> Prepared:
@@ -109,4 +111,5 @@ class Preparation:
             frame=fitted,
             source=source_label(watch, arrival.file),
             phash=perceptual_hash(fitted.cropped()) if self._hashing else "",
+            packed=self._pack(fitted),
         )

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
@@ -31,6 +32,16 @@ SPARE_SLOTS = 32
 """Slots beyond the capacity, and so the most frames in one commit; fewer for a buffer of fewer frames."""
 NOT_KEPT = -1
 """Slot of a frame that was committed and left in the same commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Pixels as they go to the disk; made in the thread that decoded them, for it takes longer than writing them."""
+
+    shard: bytes | None
+    """What `PixelArray.pack` made."""
+    crc32: int
+    """CRC-32 of the pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +64,8 @@ class NewFrame:
     """Source label (camera); empty when there is none."""
     phash: str = ""
     """Perceptual hash, 16 hex digits; empty when it was not computed."""
+    packed: Packed | None = None
+    """Of `FrameBuffer.pack`, if that was called beforehand."""
 
 
 def is_holdout(digest: str, fraction: float) -> bool:
@@ -158,7 +171,7 @@ class FrameWriter:
 
     def _write(self, frames: Mapping[int, NewFrame]) -> None:
         """Shards on the disk, by slot, fsynced."""
-        paths = [self._array.write(slot, new.frame.pixels) for slot, new in frames.items()]
+        paths = [self._write_one(slot, new) for slot, new in frames.items()]
         if paths:
             step("frames.written")
             durable.fsync_files(paths)
@@ -166,6 +179,11 @@ class FrameWriter:
             durable.fsync_directory(self._array.folder)
             step("frames.folder_synced")
         self._sizes.note(frames)
+
+    def _write_one(self, slot: int, new: NewFrame) -> Path:
+        if new.packed is None or new.packed.shard is None:
+            return self._array.write(slot, new.frame.pixels)
+        return self._array.write_packed(slot, new.packed.shard)
 
     def _record(self, new: NewFrame, slot: int) -> FrameRecord:
         return FrameRecord(
@@ -179,7 +197,7 @@ class FrameWriter:
             source_width=new.source_width,
             valid_height=new.frame.valid_height,
             valid_width=new.frame.valid_width,
-            crc32=crc32_of(new.frame.pixels),
+            crc32=crc32_of(new.frame.pixels) if new.packed is None else new.packed.crc32,
             holdout=is_holdout(new.digest, self._settings.holdout_fraction),
             source=new.source,
             phash=new.phash,

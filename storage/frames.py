@@ -13,11 +13,11 @@ from storage import buffer_files
 from storage.catalog import Catalog, FrameRecord, to_record
 from storage.errors import CorruptBuffer, FrameEvicted, StorageError
 from storage.eviction.build import build_eviction
-from storage.frame_writer import FrameWriter, NewFrame, is_holdout
-from storage.images import crc32_of
+from storage.frame_writer import FrameWriter, NewFrame, Packed, is_holdout
+from storage.images import FittedFrame, crc32_of
 from storage.layout import StateLayout
 
-__all__ = ["FrameBuffer", "FrameRecord", "NewFrame", "is_holdout"]
+__all__ = ["FrameBuffer", "FrameRecord", "NewFrame", "Packed", "is_holdout"]
 
 
 class FrameBuffer:
@@ -76,6 +76,10 @@ class FrameBuffer:
             raise StorageError(f"{self._layout.buffer}: opened for reading only")
         with self._writing:
             return self._writer.append(frames, grow=grow)
+
+    def pack(self, frame: FittedFrame) -> Packed:
+        """A frame as `append` writes it; may be called from any thread. Raises ValueError for one of another size."""
+        return Packed(self._array.pack(frame.pixels), crc32_of(frame.pixels))
 
     @property
     def bytes_on_disk(self) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -105,7 +106,7 @@ def check_sides(name: str, width: int, height: int, max_pixels: int, max_aspect:
 
 def crc32_of(pixels: NDArray[np.uint8]) -> int:
     """CRC-32 of the pixels in C order."""
-    return zlib.crc32(np.ascontiguousarray(pixels).data)
+    return int(isal_zlib.crc32(np.ascontiguousarray(pixels).data))
 
 
 def fitted_size(height: int, width: int, frame_height: int, frame_width: int) -> tuple[int, int]:

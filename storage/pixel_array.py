@@ -130,11 +130,25 @@ class PixelArray:
         """Write one whole image; returns its file, which is not yet fsynced. Raises OSError."""
         if not self.writable:
             raise ValueError(f"{self.folder}: opened for reading only")
+        packed = self.pack(pixels)
+        if packed is not None:
+            return self.write_packed(index, packed)
+        self._array[index] = pixels
+        return self.shard_path(index)
+
+    def pack(self, pixels: NDArray[np.uint8]) -> bytes | None:
+        """The shard of one image, for `write_packed`; safe in any thread. None where only zarr can make it.
+
+        Raises ValueError for another shape.
+        """
+        return None if self._format is None else self._format.shard(pixels)
+
+    def write_packed(self, index: int, shard: bytes) -> Path:
+        """Write what `pack` made; returns the file, which is not yet fsynced. Raises OSError."""
+        if not self.writable:
+            raise ValueError(f"{self.folder}: opened for reading only")
         path = self.shard_path(index)
-        if self._format is None:
-            self._array[index] = pixels
-        else:
-            self._format.write(path, pixels)
+        path.write_bytes(shard)
         return path
 
     def read(self, index: int) -> NDArray[np.uint8]:

@@ -74,18 +74,18 @@ class ShardFormat:
                     return cls(image, tuple(tile), shard[0] // tile[0], shard[1] // tile[1], fill, *codec)
         return None
 
-    def write(self, path: Path, pixels: Pixels) -> None:
-        """Write an image, all tiles of it, to `path`; not fsynced. Raises ValueError for another shape, OSError."""
+    def shard(self, pixels: Pixels) -> bytes:
+        """What the file of an image holds, all tiles of it. Raises ValueError for another shape."""
         if pixels.shape != self.image or pixels.dtype != np.uint8:
-            raise ValueError(f"{path}: {pixels.dtype} {pixels.shape}, an image here is uint8 {self.image}")
+            raise ValueError(f"{pixels.dtype} {pixels.shape}, an image here is uint8 {self.image}")
         parts, index, start = list[bytes](), list[int](), 0
         for tile in self._tiles(pixels):
-            packed = bytes(self.pack(tile))
+            packed = self.pack(tile)
             parts += [packed, _checksum(packed)]
             index += [start, len(packed) + CHECKSUM]
             start += index[-1]
         entries = np.array(index, ENTRY).tobytes()
-        path.write_bytes(b"".join([*parts, entries, _checksum(entries)]))
+        return b"".join([*parts, entries, _checksum(entries)])
 
     def _tiles(self, pixels: Pixels) -> Iterator[Pixels]:
         """Every tile, row by row, contiguous; beyond the image they hold the fill value."""
@@ -157,7 +157,7 @@ def _codec(packing: Sequence[Mapping[str, Any]]) -> tuple[Transform, Transform] 
     """How tiles are packed and unpacked; None for what `create_array` does not make."""
     match packing:
         case []:
-            return bytes, lambda packed: packed
+            return _as_it_is, _as_it_is
         case [{"name": "zstd", "configuration": {"level": int(level), "checksum": bool(checksum)}}]:
             zstd = Zstd(level=level, checksum=checksum)
             return zstd.encode, zstd.decode
@@ -167,7 +167,11 @@ def _codec(packing: Sequence[Mapping[str, Any]]) -> tuple[Transform, Transform] 
     return None
 
 
-def _checksum(content: bytes) -> bytes:
+def _as_it_is(tile: Any) -> Any:
+    return tile
+
+
+def _checksum(content: Any) -> bytes:
     return int(google_crc32c.value(content)).to_bytes(CHECKSUM, "little")
 
 

@@ -18,7 +18,7 @@ from daemon.preparation import Later, Preparation
 from storage.catalog import Catalog
 from storage.digest import digest_of
 from storage.errors import BufferFull, DurabilityLost, RefusedImage
-from storage.frames import FrameBuffer
+from storage.frames import FrameBuffer, Packed
 
 
 def _huge_png(path: Path, width: int, height: int) -> None:
@@ -271,10 +271,9 @@ def test_a_bug_in_a_decoder_costs_one_file(bench, drop, write_image, monkeypatch
         return real(data, **limits)
 
     monkeypatch.setattr("daemon.preparation.decode_photo", decode)
-    monkeypatch.setattr("daemon.ingest.DECODE_THREADS", 1)
     write_image(drop / "a.png", 1)
     write_image(drop / "b.png", 2)
-    world = bench()
+    world = bench(watch={"decode_threads": 1})
     world.until(lambda: world.counts.frames == 1 and world.counts.refused == {"not_an_image": 1})
     assert "ZeroDivisionError" in world.buffer.catalog.refused()[0].detail
 
@@ -318,7 +317,7 @@ def test_a_file_that_changes_while_it_is_read_is_left_for_later(drop, write_imag
     with pytest.raises(FileChanged):
         read_arrival(drop, seen, 10**6)
     settings = make_settings()
-    prepared = Preparation(settings, lambda digest: False).prepare(seen)
+    prepared = Preparation(settings, lambda digest: False, lambda frame: Packed(None, 0)).prepare(seen)
     assert isinstance(prepared, Later)
 
 

@@ -88,7 +88,7 @@ class ShardFormat:
         return b"".join([*parts, entries, _checksum(entries)])
 
     def _tiles(self, pixels: Pixels) -> Iterator[Pixels]:
-        """Every tile, row by row, contiguous; beyond the image they hold the fill value."""
+        """Every tile, row by row; beyond the image they hold the fill value."""
         (height, width, *channels), (rows, columns, *_) = self.tile, self.image
         if (rows, columns) != (self.down * height, self.across * width):
             padded = np.full((self.down * height, self.across * width, *channels), self.fill, np.uint8)
@@ -96,8 +96,7 @@ class ShardFormat:
             pixels = padded
         for down in range(self.down):
             for across in range(self.across):
-                tile = pixels[down * height : (down + 1) * height, across * width : (across + 1) * width]
-                yield np.ascontiguousarray(tile)
+                yield pixels[down * height : (down + 1) * height, across * width : (across + 1) * width]
 
     def read(self, path: Path, rows: range, columns: range) -> Pixels:
         """The pixels of `rows` and `columns` of the image in `path`; only the tiles they touch are read and checked.
@@ -157,18 +156,14 @@ def _codec(packing: Sequence[Mapping[str, Any]]) -> tuple[Transform, Transform] 
     """How tiles are packed and unpacked; None for what `create_array` does not make."""
     match packing:
         case []:
-            return _as_it_is, _as_it_is
+            return np.ndarray.tobytes, lambda packed: packed
         case [{"name": "zstd", "configuration": {"level": int(level), "checksum": bool(checksum)}}]:
             zstd = Zstd(level=level, checksum=checksum)
-            return zstd.encode, zstd.decode
+            return lambda tile: zstd.encode(np.ascontiguousarray(tile)), zstd.decode
         case [{"name": "blosc", "configuration": {"cname": str(name), "clevel": int(level), "shuffle": "noshuffle"}}]:
             blosc = Blosc(cname=name, clevel=level, shuffle=Blosc.NOSHUFFLE)
-            return blosc.encode, blosc.decode
+            return lambda tile: blosc.encode(np.ascontiguousarray(tile)), blosc.decode
     return None
-
-
-def _as_it_is(tile: Any) -> Any:
-    return tile
 
 
 def _checksum(content: Any) -> bytes:

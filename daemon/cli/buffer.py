@@ -10,6 +10,7 @@ from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_
 from daemon.cli.output import local_time, print_json
 
 if TYPE_CHECKING:
+    from configs.settings import BufferSettings
     from storage.buffer_info import BufferInfo
 
 buffer_app = typer.Typer(no_args_is_help=True, help="Look into the frame buffer, export, resize, compact it.")
@@ -69,8 +70,11 @@ def export(
     """Write frames as image files with an index, without their padding. Works beside a running daemon."""
     settings = read_settings(config)
     from storage.buffer_export import export_frames
+    from storage.errors import FramesRefused
     from storage.frames import FrameBuffer
 
+    if folder.resolve().is_relative_to(settings.watch.folder.resolve()):
+        raise FramesRefused(f"{folder} lies in the drop folder: `mfmd run` would take the copies for new images")
     with FrameBuffer.open(layout_of(settings), settings.buffer, writable=False) as buffer:
         count = export_frames(buffer, folder, format.value, holdout=holdout, limit=limit)
     if as_json:
@@ -93,7 +97,7 @@ def resize(
     from storage.buffer_resize import resize_buffer
 
     count = settings.buffer.capacity_frames if capacity is None else capacity
-    wanted = settings.buffer.model_copy(update={"height": height, "width": width, "capacity_frames": count})
+    wanted = _resized(settings.buffer, config, height=height, width=width, capacity_frames=count)
     with live_progress() as show:
         kept = resize_buffer(layout_of(settings), wanted, lambda done, total: show("resizing", done, total, {}))
     if as_json:
@@ -122,9 +126,23 @@ def compact(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) 
     typer.echo(f"Catalog: {_megabytes(done.bytes_before)} -> {_megabytes(done.bytes_after)}.")
 
 
+def _resized(settings: "BufferSettings", config: Path, **sides: int) -> "BufferSettings":
+    """The settings that the configuration must have afterwards. Raises ConfigError when they would not be valid."""
+    from pydantic import ValidationError
+
+    from configs.errors import ConfigError
+
+    try:
+        return type(settings).model_validate(settings.model_dump() | sides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(["buffer", *map(str, first["loc"])])
+        raise ConfigError(f"{config}: {field}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
 def _lines(found: "BufferInfo") -> list[tuple[str, str]]:
     quota = f" of {_megabytes(found.max_bytes)}" if found.max_bytes else ""
-    sources = ", ".join(f"{name or '(none)'} {count}" for name, count in found.sources.items())
+    sources = ", ".join(f"{repr(name)[1:-1] or '(none)'} {count}" for name, count in found.sources.items())
     leases = ", ".join(f"round {number}: {count} frames" for number, count in found.leases.items())
     lost = f", {found.lost_total} given up" if found.lost_total else ""
     return [

@@ -26,9 +26,9 @@ class Compacted:
     kept_because: str
     """Why no row was forgotten, where the folder could not be trusted; else empty."""
     bytes_before: int
-    """Size of the catalog before (bytes)."""
+    """Size of the catalog and its log before (bytes)."""
     bytes_after: int
-    """Size of the catalog after (bytes)."""
+    """Size of both after (bytes)."""
 
 
 def compact_buffer(layout: StateLayout, settings: BufferSettings, watch: WatchSettings) -> Compacted:
@@ -42,7 +42,7 @@ def compact_buffer(layout: StateLayout, settings: BufferSettings, watch: WatchSe
         raise StorageError(f"{layout.buffer}: no frame buffer here yet; `mfmd run` makes it")
     with layout.lock(), FrameBuffer.open(layout, settings, writable=True) as buffer:
         catalog = buffer.catalog
-        before = catalog.path.stat().st_size
+        before = _size(catalog.path)
         known = catalog.known_files()
         gone = {path for path in known if _is_gone(watch.folder / path)}
         doubt = _doubt(watch, everything_gone=bool(known) and gone == known.keys())
@@ -50,7 +50,12 @@ def compact_buffer(layout: StateLayout, settings: BufferSettings, watch: WatchSe
         if gone and not doubt:
             _forget(catalog, gone)
         catalog.vacuum()
-        return Compacted(0 if doubt else len(gone), doubt if gone else "", before, catalog.path.stat().st_size)
+        return Compacted(0 if doubt else len(gone), doubt if gone else "", before, _size(catalog.path))
+
+
+def _size(catalog: Path) -> int:
+    files = (catalog, catalog.with_name(f"{catalog.name}-wal"))
+    return sum(path.stat().st_size for path in files if path.exists())
 
 
 def _forget(catalog: Catalog, gone: set[str]) -> None:

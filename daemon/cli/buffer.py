@@ -123,7 +123,7 @@ def compact(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) 
     typer.echo(f"{done.files_forgotten} records of files that are gone were removed.")
     if done.kept_because:
         typer.echo(f"Records were kept: {done.kept_because}.")
-    typer.echo(f"Catalog: {_megabytes(done.bytes_before)} -> {_megabytes(done.bytes_after)}.")
+    typer.echo(f"Catalog: {_size(done.bytes_before)} -> {_size(done.bytes_after)}.")
 
 
 def _resized(settings: "BufferSettings", config: Path, **sides: int) -> "BufferSettings":
@@ -141,14 +141,14 @@ def _resized(settings: "BufferSettings", config: Path, **sides: int) -> "BufferS
 
 
 def _lines(found: "BufferInfo") -> list[tuple[str, str]]:
-    quota = f" of {_megabytes(found.max_bytes)}" if found.max_bytes else ""
+    quota = f" of {_size(found.max_bytes)}" if found.max_bytes else ""
     sources = ", ".join(f"{repr(name)[1:-1] or '(none)'} {count}" for name, count in found.sources.items())
     leases = ", ".join(f"round {number}: {count} frames" for number, count in found.leases.items())
     lost = f", {found.lost_total} given up" if found.lost_total else ""
     return [
         ("frames", f"{found.frames} of {found.capacity_frames}, {found.holdout} held out"),
         ("size", f"{found.width}x{found.height}, tiles of at most {found.tile}"),
-        ("disk", f"frames {_megabytes(found.pixel_bytes)}{quota}, catalog {_megabytes(found.catalog_bytes)}"),
+        ("disk", f"frames {_size(found.pixel_bytes)}{quota}, catalog {_size(found.catalog_bytes)}"),
         ("captured", f"{local_time(found.oldest)} to {local_time(found.newest)}"),
         ("sources", sources or "-"),
         ("leases", leases or "-"),
@@ -156,5 +156,5 @@ def _lines(found: "BufferInfo") -> list[tuple[str, str]]:
     ]
 
 
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1_000_000 else f"{count / 1e3:.0f} kB"

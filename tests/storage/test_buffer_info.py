@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,6 +94,18 @@ def test_beside_a_process_that_writes_all_numbers_are_of_one_moment(layout: Stat
     for found in seen:
         assert found.frames == min(found.committed_total, 10) == sum(found.sources.values())
         assert found.committed_total % 4 == 0 and found.evicted_total == found.committed_total - found.frames
+
+
+def test_frames_and_their_sources_are_counted_together(layout: StateLayout, small: BufferSettings, new_frame: Maker):
+    """A buffer that grows all the time, one frame a commit: two statements of two moments would differ now and then."""
+    settings, frames = small.model_copy(update={"capacity_frames": 400}), [new_frame(number) for number in range(200)]
+    with FrameBuffer.open(layout, settings, writable=True) as buffer, ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(lambda: [buffer.append([new]) for new in frames])
+        while not writing.done():
+            found = buffer_info(layout, settings)
+            assert found.frames == sum(found.sources.values()) == found.committed_total
+        writing.result()
+    assert buffer_info(layout, settings).frames == 200
 
 
 def test_without_a_buffer_it_says_so_and_makes_none(tmp_path: Path, small: BufferSettings):

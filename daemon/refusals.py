@@ -4,17 +4,16 @@ First the file comes back out of the quarantine, then its refusal is forgotten: 
 still, and goes back.
 """
 
-import itertools
 import queue
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from configs.settings import WatchSettings
 from daemon.errors import Stopping
 from storage import durable
-from storage.catalog import Catalog, FileFact, RefusedFile
+from storage.catalog import Catalog, RefusedFile
+from storage.quarantine import quarantined
 
 ANSWER_SECONDS = 30.0
 """How long a request waits for the thread of ingest (seconds); a step of it takes less."""
@@ -74,26 +73,12 @@ def retry_refused(watch: WatchSettings, catalog: Catalog, selection: Selection) 
     """
     done = []
     for item in selection.of(catalog):
-        kept = _quarantined(watch.quarantine, item.file) if watch.quarantine else None
+        kept = quarantined(watch.quarantine, item.file) if watch.quarantine else None
         if kept is not None:
             durable.move_file(kept, watch.folder / item.file.path)
         catalog.forget_refusal(item.file)
         done.append(item.file.path)
     return done
-
-
-def _quarantined(folder: Path, file: FileFact) -> Path | None:
-    """Where a refused file lies in the quarantine: under its name or a numbered one, told by size and mtime."""
-    first = folder / file.path
-    for number in itertools.count(1):
-        place = first if number == 1 else first.with_name(f"{first.stem}-{number}{first.suffix}")
-        try:
-            status = place.lstat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        if (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns):
-            return place
-    raise AssertionError("itertools.count ended")
 
 
 def missing(selection: Selection, done: Collection[str]) -> list[str]:

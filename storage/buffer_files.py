@@ -31,9 +31,18 @@ def claim(layout: StateLayout) -> Iterator[None]:
             held.enter_context(durable.exclusive_lock(layout.buffer / ".lock", wait=False))
         except durable.Locked as error:
             raise AlreadyRunning(f"{layout.buffer}: process {error.holder} writes to this buffer already") from error
-        shutil.rmtree(layout.root / FRESH, ignore_errors=True)
+        _remove_old(layout)
         durable.remove_partials(layout.buffer)
         yield
+
+
+def _remove_old(layout: StateLayout) -> None:
+    """What a killed resize left. It may be the old buffer, so first its place must be the new one's on the disk too."""
+    left = layout.root / FRESH
+    if left.is_dir():
+        durable.fsync_directory(left)
+        durable.fsync_directory(layout.root)
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def open_array(layout: StateLayout, settings: BufferSettings, *, writable: bool) -> PixelArray:
@@ -87,5 +96,5 @@ def _compare(layout: StateLayout, array: PixelArray, settings: BufferSettings) -
         if there[name] != value:
             raise BufferMismatch(
                 f"{layout.frames_zarr}: made with buffer.{name} {there[name]}, the configuration says {value}; "
-                f"set it back, or remove {layout.buffer} to start with an empty buffer"
+                f"set it back, bring the frames to it (`mfmd buffer resize`), or remove {layout.buffer} to start empty"
             )

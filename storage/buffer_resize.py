@@ -3,6 +3,7 @@
 state/.resize.partial/buffer/    the new buffer while it is built; after the exchange, the old one until it is removed
 """
 
+import errno
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -16,6 +17,9 @@ from storage.errors import BufferBusy, CorruptBuffer, StorageError
 from storage.images import crc32_of, fit_frame
 from storage.layout import StateLayout
 from storage.pixel_array import PixelArray
+
+CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV)
+"""What the system says where two directories cannot change places; then nothing moved."""
 
 
 def resize_buffer(
@@ -35,18 +39,24 @@ def resize_buffer(
             held.enter_context(layout.lock())
         catalog = held.enter_context(closing(Catalog.open(layout.catalog, writable=False)))
         held.enter_context(buffer_files.claim(layout))
-        _check_leases(catalog)
+        _check(layout, catalog)
         home = layout.root / buffer_files.FRESH
         try:
             kept = _build(layout, catalog, StateLayout(home), wanted, on_progress)
             durable.fsync_tree(home)
-            _exchange(StateLayout(home).buffer, layout.buffer)
-        finally:
+        except BaseException:
             shutil.rmtree(home, ignore_errors=True)
+            raise
+        _exchange(home, layout.buffer)
+        shutil.rmtree(home, ignore_errors=True)
         return kept
 
 
-def _check_leases(catalog: Catalog) -> None:
+def _check(layout: StateLayout, catalog: Catalog) -> None:
+    if layout.buffer.is_symlink():  # the link would change places, and the frames behind it stay where they are
+        raise StorageError(
+            f"{layout.buffer} is a link, and only folders change places; put the folder that it leads to there instead"
+        )
     leases = catalog.leases()
     if leases:
         raise BufferBusy(
@@ -105,10 +115,18 @@ def _write_rows(path: Path, kept: Sequence[FrameRecord], rows: Sequence[tuple[in
         catalog.vacuum()
 
 
-def _exchange(fresh: Path, current: Path) -> None:
+def _exchange(home: Path, current: Path) -> None:
+    """The two buffers change places, durably.
+
+    An error after that (fsync, no file handle for it) leaves both: which one has the name after a power cut is not
+    known then, and the next writer removes the other.
+    """
     try:
-        durable.exchange_directories(fresh, current)
+        durable.exchange_directories(StateLayout(home).buffer, current)
     except OSError as error:
+        if error.errno not in CANNOT_EXCHANGE:
+            raise
+        shutil.rmtree(home, ignore_errors=True)
         raise StorageError(
             f"{current}: this file system cannot exchange two directories in one step ({error.strerror}); "
             "put `state` on a local disk (ext4, xfs, btrfs)"

@@ -286,23 +286,7 @@ class Catalog:
     def counts(self) -> CatalogCounts:
         """Totals, all of one moment."""
         with self.reading() as connection:
-            frames, holdout, last = connection.execute(
-                "SELECT COUNT(*), COALESCE(SUM(holdout), 0), MAX(committed_at) FROM frames"
-            ).fetchone()
-            committed = connection.execute(
-                "SELECT COALESCE(MAX(seq), 0) FROM sqlite_sequence WHERE name = 'frames'"
-            ).fetchone()[0]
-            states = connection.execute("SELECT state, reason, COUNT(*) FROM files GROUP BY state, reason").fetchall()
-        return CatalogCounts(
-            frames=frames,
-            holdout=holdout,
-            committed_total=committed,
-            evicted_total=committed - frames,
-            duplicates=sum(count for state, _, count in states if state == "duplicate"),
-            refused={reason: count for state, reason, count in states if state == "refused"},
-            skipped={reason: count for state, reason, count in states if state == "skipped"},
-            last_committed_at=last,
-        )
+            return count_all(connection)
 
     def backup(self, target: Path) -> None:
         """Write the catalog of this moment to `target`, which must not exist; not fsynced."""
@@ -369,6 +353,27 @@ class Catalog:
             catalog_schema.forget(self._connection)
             self.writable = False  # the parent is the one writer
             self._connect()
+
+
+def count_all(connection: sqlite3.Connection) -> CatalogCounts:
+    """Totals; inside `Catalog.reading` together with whatever else is read there."""
+    frames, holdout, last = connection.execute(
+        "SELECT COUNT(*), COALESCE(SUM(holdout), 0), MAX(committed_at) FROM frames"
+    ).fetchone()
+    committed = connection.execute(
+        "SELECT COALESCE(MAX(seq), 0) FROM sqlite_sequence WHERE name = 'frames'"
+    ).fetchone()[0]
+    states = connection.execute("SELECT state, reason, COUNT(*) FROM files GROUP BY state, reason").fetchall()
+    return CatalogCounts(
+        frames=frames,
+        holdout=holdout,
+        committed_total=committed,
+        evicted_total=committed - frames,
+        duplicates=sum(count for state, _, count in states if state == "duplicate"),
+        refused={reason: count for state, reason, count in states if state == "refused"},
+        skipped={reason: count for state, reason, count in states if state == "skipped"},
+        last_committed_at=last,
+    )
 
 
 def note_file(

@@ -8,6 +8,7 @@ import typer
 
 from daemon.cli import (
     adapt,
+    buffer,
     check,
     checkpoints,
     configuration,
@@ -76,5 +77,6 @@ exporting.add_to(app, RUN)
 status.add_to(app, WATCH)
 checkpoints.add_to(app, WATCH)
 refused.add_to(app, WATCH)
+buffer.add_to(app, WATCH)
 check.add_to(app, WATCH)
 configuration.add_to(app, WATCH)

@@ -10,6 +10,7 @@ from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_
 from daemon.cli.output import local_time, print_json
 
 if TYPE_CHECKING:
+    from configs.settings import BufferSettings
     from storage.buffer_info import BufferInfo
 
 buffer_app = typer.Typer(no_args_is_help=True, help="Look into the frame buffer, export, resize, compact it.")
@@ -69,8 +70,11 @@ def export(
     """Write frames as image files with an index, without their padding. Works beside a running daemon."""
     settings = read_settings(config)
     from storage.buffer_export import export_frames
+    from storage.errors import FramesRefused
     from storage.frames import FrameBuffer
 
+    if folder.resolve().is_relative_to(settings.watch.folder.resolve()):
+        raise FramesRefused(f"{folder} lies in the drop folder: `mfmd run` would take the copies for new images")
     with FrameBuffer.open(layout_of(settings), settings.buffer, writable=False) as buffer:
         count = export_frames(buffer, folder, format.value, holdout=holdout, limit=limit)
     if as_json:
@@ -93,7 +97,7 @@ def resize(
     from storage.buffer_resize import resize_buffer
 
     count = settings.buffer.capacity_frames if capacity is None else capacity
-    wanted = settings.buffer.model_copy(update={"height": height, "width": width, "capacity_frames": count})
+    wanted = _resized(settings.buffer, config, height=height, width=width, capacity_frames=count)
     with live_progress() as show:
         kept = resize_buffer(layout_of(settings), wanted, lambda done, total: show("resizing", done, total, {}))
     if as_json:
@@ -119,18 +123,32 @@ def compact(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) 
     typer.echo(f"{done.files_forgotten} records of files that are gone were removed.")
     if done.kept_because:
         typer.echo(f"Records were kept: {done.kept_because}.")
-    typer.echo(f"Catalog: {_megabytes(done.bytes_before)} -> {_megabytes(done.bytes_after)}.")
+    typer.echo(f"Catalog: {_size(done.bytes_before)} -> {_size(done.bytes_after)}.")
+
+
+def _resized(settings: "BufferSettings", config: Path, **sides: int) -> "BufferSettings":
+    """The settings that the configuration must have afterwards. Raises ConfigError when they would not be valid."""
+    from pydantic import ValidationError
+
+    from configs.errors import ConfigError
+
+    try:
+        return type(settings).model_validate(settings.model_dump() | sides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(["buffer", *map(str, first["loc"])])
+        raise ConfigError(f"{config}: {field}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
 def _lines(found: "BufferInfo") -> list[tuple[str, str]]:
-    quota = f" of {_megabytes(found.max_bytes)}" if found.max_bytes else ""
-    sources = ", ".join(f"{name or '(none)'} {count}" for name, count in found.sources.items())
+    quota = f" of {_size(found.max_bytes)}" if found.max_bytes else ""
+    sources = ", ".join(f"{repr(name)[1:-1] or '(none)'} {count}" for name, count in found.sources.items())
     leases = ", ".join(f"round {number}: {count} frames" for number, count in found.leases.items())
     lost = f", {found.lost_total} given up" if found.lost_total else ""
     return [
         ("frames", f"{found.frames} of {found.capacity_frames}, {found.holdout} held out"),
         ("size", f"{found.width}x{found.height}, tiles of at most {found.tile}"),
-        ("disk", f"frames {_megabytes(found.pixel_bytes)}{quota}, catalog {_megabytes(found.catalog_bytes)}"),
+        ("disk", f"frames {_size(found.pixel_bytes)}{quota}, catalog {_size(found.catalog_bytes)}"),
         ("captured", f"{local_time(found.oldest)} to {local_time(found.newest)}"),
         ("sources", sources or "-"),
         ("leases", leases or "-"),
@@ -138,5 +156,5 @@ def _lines(found: "BufferInfo") -> list[tuple[str, str]]:
     ]
 
 
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1_000_000 else f"{count / 1e3:.0f} kB"

@@ -8,7 +8,7 @@ from pathlib import Path
 from storage.buffer_files import ARRAY
 from storage.checking.catalog import REPAIR
 from storage.checking.problem import Problem, Scope
-from storage.durable import PARTIAL
+from storage.durable import PARTIAL, fsync_directory
 from storage.layout import StateLayout
 
 
@@ -36,7 +36,9 @@ def _folders(layout: StateLayout) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir():  # it may have changed places with what is in use (buffer_resize.py): that must be on the disk
+        fsync_directory(path)
+        fsync_directory(path.parent)
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

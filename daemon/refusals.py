@@ -4,10 +4,12 @@ First the file comes back out of the quarantine, then its refusal is forgotten: 
 still, and goes back.
 """
 
+import errno
 import queue
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from configs.settings import WatchSettings
 from daemon.errors import Stopping
@@ -75,10 +77,20 @@ def retry_refused(watch: WatchSettings, catalog: Catalog, selection: Selection) 
     for item in selection.of(catalog):
         kept = quarantined(watch.quarantine, item.file) if watch.quarantine else None
         if kept is not None:
-            durable.move_file(kept, watch.folder / item.file.path)
+            durable.move_file(kept, _place(watch, item))
         catalog.forget_refusal(item.file)
         done.append(item.file.path)
     return done
+
+
+def _place(watch: WatchSettings, item: RefusedFile) -> Path:
+    """Where a file of the quarantine belongs. Raises OSError (ELOOP) where a link leads somewhere else by now."""
+    place = watch.folder / item.file.path
+    if not place.parent.resolve().is_relative_to(watch.folder.resolve()):
+        raise OSError(
+            errno.ELOOP, "not brought back: a link on the way leads out of the drop folder; remove it", str(place)
+        )
+    return place
 
 
 def missing(selection: Selection, done: Collection[str]) -> list[str]:

@@ -13,7 +13,7 @@ from daemon.arrival import look_at
 from daemon.errors import Stopping
 from daemon.originals import Originals
 from daemon.refusals import RetryQueue, Selection
-from storage import durable
+from storage import durable, failpoints
 from storage.catalog import FileFact
 from storage.digest import digest_of
 
@@ -258,3 +258,71 @@ def test_a_refusal_is_forgotten_only_for_the_very_file(bench):
     assert catalog.counts().refused == {"empty": 1}
     catalog.forget_refusal(FileFact("a", 1, 2))
     assert catalog.counts().refused == {}
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("place", ["move.placed", "move.synced"])
+def test_a_file_that_takes_the_name_during_a_move_stays(bench, drop, done, write_image, monkeypatch, links, place):
+    """A camera that renames its newest image over the last one; the move waits for a disk meanwhile."""
+    first = write_image(drop / "latest.png", 1).read_bytes()
+    newer = write_image(drop.parent / "newer.png", 2)
+    second = newer.read_bytes()
+    monkeypatch.setattr(failpoints, "_hook", None)
+
+    def replace(name):
+        if name == place and newer.exists():
+            newer.rename(drop / "latest.png")
+
+    world = bench(watch={"after_commit": "move", "done_folder": done})
+    failpoints.watch(replace)
+    if not links:
+        without_links(monkeypatch, errno.EXDEV)
+    world.until(lambda: world.counts.frames == 2 and not files(drop))
+    assert {(done / name).read_bytes() for name in files(done)} == {first, second}
+
+
+def test_a_file_that_changes_while_it_is_copied_away_stays(tmp_path, monkeypatch):
+    without_links(monkeypatch, errno.EXDEV)
+    source = tmp_path / "a.png"
+    source.write_bytes(b"first")
+    real = durable.copy_in
+
+    def copy(source, target):
+        real(source, target)
+        source.write_bytes(b"second")
+
+    monkeypatch.setattr(durable, "copy_in", copy)
+    durable.move_file(source, tmp_path / "to" / "a.png")
+    assert source.read_bytes() == b"second" and (tmp_path / "to" / "a.png").read_bytes() == b"first"
+
+
+def test_a_retry_moves_nothing_through_a_link_out_of_the_folder(bench, drop, aside, tmp_path):
+    """Whoever may write to the drop folder must not choose where else mfmd writes."""
+    (drop / "cam").mkdir()
+    (drop / "cam" / "authorized_keys").write_text("no image")
+    world = bench(watch={"quarantine": aside})
+    world.until(lambda: files(aside) == ["cam/authorized_keys"])
+    (tmp_path / "home").mkdir()
+    (drop / "cam").rmdir()
+    (drop / "cam").symlink_to(tmp_path / "home")
+    with pytest.raises(OSError, match="out of the drop folder"):
+        refusals.retry_refused(world.settings.watch, world.buffer.catalog, Selection())
+    assert not files(tmp_path / "home") and files(aside) == ["cam/authorized_keys"]
+    assert world.counts.refused == {"not_an_image": 1}
+
+
+def test_a_file_that_is_replaced_while_its_digest_is_made_stays(bench, drop, write_image, make_settings, monkeypatch):
+    path = write_image(drop / "a.png", 1)
+    newer = write_image(drop.parent / "newer.png", 2)
+    world = bench()
+    world.until(lambda: world.counts.frames == 1)
+    watch = make_settings(watch={"after_commit": "delete"}).watch
+
+    def slowly(path):
+        digest = digest_of(path)
+        newer.rename(path)
+        return digest
+
+    monkeypatch.setattr("daemon.originals.digest_of", slowly)
+    Originals(watch, world.buffer.catalog).sweep()
+    assert path.exists()

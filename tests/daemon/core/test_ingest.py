@@ -390,3 +390,20 @@ def test_a_committed_group_is_settled_to_its_end(bench, drop, tmp_path, write_im
     world.until(lambda: world.activity.watch.pending == 0)
     write_image(drop / "2.png", 7)
     world.until(lambda: world.counts.frames == 4)
+
+
+def test_a_moment_without_memory_refuses_no_file(bench, drop, write_image, monkeypatch):
+    real = __import__("storage.images").images.fit_frame
+    calls = []
+
+    def fit(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            raise MemoryError
+        return real(*arguments)
+
+    monkeypatch.setattr("daemon.preparation.fit_frame", fit)
+    write_image(drop / "a.png", 1)
+    world = bench()
+    world.until(lambda: world.counts.frames == 1 or world.counts.refused)
+    assert world.counts.refused == {}

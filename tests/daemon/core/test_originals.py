@@ -14,7 +14,7 @@ from daemon.errors import Stopping
 from daemon.originals import Originals
 from daemon.refusals import RetryQueue, Selection
 from storage import durable, failpoints
-from storage.catalog import FileFact
+from storage.catalog import FileFact, note_file
 from storage.digest import digest_of
 
 
@@ -215,7 +215,7 @@ def test_a_kill_between_coming_back_and_being_forgotten_leaves_it_refused(bench,
     world.until(lambda: files(aside) == ["bad.png"])
     watch, catalog = world.settings.watch, world.buffer.catalog
     with monkeypatch.context() as killed:
-        killed.setattr(type(catalog), "forget_refusal", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr(type(catalog), "forget_refusals", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             refusals.retry_refused(watch, catalog, Selection())
     assert files(drop) == ["bad.png"] and catalog.counts().refused == {"not_an_image": 1}
@@ -254,9 +254,9 @@ def test_an_error_reaches_who_asked_and_ingest():
 def test_a_refusal_is_forgotten_only_for_the_very_file(bench):
     catalog = bench().buffer.catalog
     catalog.refuse(FileFact("a", 1, 2), "empty", "", None)
-    catalog.forget_refusal(FileFact("a", 1, 3))
+    catalog.forget_refusals([FileFact("a", 1, 3)])
     assert catalog.counts().refused == {"empty": 1}
-    catalog.forget_refusal(FileFact("a", 1, 2))
+    catalog.forget_refusals([FileFact("a", 1, 2)])
     assert catalog.counts().refused == {}
 
 
@@ -326,3 +326,36 @@ def test_a_file_that_is_replaced_while_its_digest_is_made_stays(bench, drop, wri
     monkeypatch.setattr("daemon.originals.digest_of", slowly)
     Originals(watch, world.buffer.catalog).sweep()
     assert path.exists()
+
+
+def test_many_refusals_are_forgotten_in_few_commits(bench, drop, tmp_path):
+    """One commit for each of 100,000 would take longer than the daemon's health check waits for a step."""
+    world = bench()
+    catalog = world.buffer.catalog
+    with catalog.transaction() as connection:
+        for number in range(2 * refusals.TOGETHER + 1):
+            note_file(connection, FileFact(f"{number}.png", 1, number), "refused", None, "empty")
+    commits = []
+    failpoints.watch(lambda name: commits.append(name) if name == "transaction.committed" else None)
+    try:
+        done = refusals.retry_refused(world.settings.watch, catalog, Selection())
+    finally:
+        failpoints.watch(None)
+    assert len(done) == 2 * refusals.TOGETHER + 1 and catalog.counts().refused == {}
+    assert len(commits) == 3
+
+
+def test_what_came_back_before_a_file_that_cannot_is_tried_again(bench, drop, aside):
+    (drop / "cam").mkdir()
+    for name in ("a.png", "cam/b.png", "c.png"):
+        (drop / name).write_text("no image")
+    world = bench(watch={"quarantine": aside})
+    world.until(lambda: files(aside) == ["a.png", "c.png", "cam/b.png"])
+    order = [item.file.path for item in world.buffer.catalog.refused()]
+    shutil.rmtree(drop / "cam")
+    (drop / "cam").symlink_to("/")
+    with pytest.raises(OSError, match="out of the drop folder"):
+        refusals.retry_refused(world.settings.watch, world.buffer.catalog, Selection())
+    before = order[: order.index("cam/b.png")]
+    assert files(drop) == sorted(["cam", *before]) or files(drop) == sorted(before)
+    assert sum(world.counts.refused.values()) == 3 - len(before)

@@ -23,7 +23,7 @@ from daemon.originals import Originals
 from daemon.preparation import Duplicate, Later, Preparation, Prepared, Ready, Refusal, Skipped
 from daemon.refusals import RetryQueue, Selection, retry_refused
 from daemon.watcher import Watcher
-from storage.errors import BufferFull
+from storage.errors import BufferFull, StorageError
 from storage.frame_writer import NOT_KEPT
 from storage.frames import FrameBuffer, FrameRecord
 
@@ -80,7 +80,7 @@ class Ingest:
         try:
             self._record_rest()
             self._commit()
-        except (OSError, BufferFull) as error:
+        except (OSError, StorageError) as error:  # also a lost fsync: whatever it is, this is the end
             log.warning("group_left_in_folder", files=len(self._group), reason=self._reason(error))
         finally:
             self._watcher.close()
@@ -264,7 +264,7 @@ class Ingest:
             due = min(due, self._settings.watch.group_seconds - (time.monotonic() - self._group_since))
         return max(0.0, due)
 
-    def _reason(self, error: OSError | BufferFull) -> str:
-        if isinstance(error, BufferFull):
-            return str(error)
-        return f"{error.strerror or error}; make room on the disk of {self._settings.state}"
+    def _reason(self, error: OSError | StorageError) -> str:
+        if isinstance(error, OSError):
+            return f"{error.strerror or error}; make room on the disk of {self._settings.state}"
+        return str(error)

@@ -85,6 +85,9 @@ class Watcher:
         if now is not None and now.file != arrival.file:  # it changed in our hands: events about it were not followed
             self._queue.note(name, now, time.monotonic())
             return
+        if now is not None and now.changed_ns != arrival.changed_ns:  # replaced by one of the same size and mtime?
+            self._queue.note_whole(name, now, time.monotonic())
+            return
         if now is None:  # moved or deleted: the next file of that name is a new one
             return
         self._known.add(name)

@@ -407,3 +407,32 @@ def test_a_moment_without_memory_refuses_no_file(bench, drop, write_image, monke
     world = bench()
     world.until(lambda: world.counts.frames == 1 or world.counts.refused)
     assert world.counts.refused == {}
+
+
+@pytest.mark.parametrize("error", [DurabilityLost("fsync failed"), StorageError("disk I/O error")])
+def test_an_end_without_a_disk_lets_go_of_folder_and_threads(bench, drop, write_image, monkeypatch, error):
+    write_image(drop / "a.png", 1)
+    world = bench(watch={"group_seconds": 600})
+    world.until(lambda: world.ingest._group)
+
+    def append(*_, **__):
+        raise error
+
+    with monkeypatch.context() as failing:
+        failing.setattr(FrameBuffer, "append", append)
+        world.ingest.close()
+    assert world.activity.watch.state == "stopped"
+    assert world.counts.frames == 0 and (drop / "a.png").exists()
+
+
+def test_a_file_renamed_over_one_in_hand_is_taken_though_it_looks_the_same(bench, drop, write_image):
+    """Size and mtime equal, as with frames of one size from a camera whose clock counts seconds."""
+    path = write_image(drop / "a.bmp", 1)
+    newer = write_image(drop.parent / "b.bmp", 2)
+    for item in (path, newer):
+        os.utime(item, ns=(10**18, 10**18))
+    world = bench(watch={"group_seconds": 0.5, "rescan_seconds": 600})
+    world.until(lambda: world.ingest._group)
+    newer.rename(path)
+    world.until(lambda: world.hints.waiting)
+    world.until(lambda: world.counts.frames == 2)

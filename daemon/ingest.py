@@ -23,7 +23,7 @@ from daemon.originals import Originals
 from daemon.preparation import Duplicate, Later, Preparation, Prepared, Ready, Refusal, Skipped
 from daemon.refusals import RetryQueue, Selection, retry_refused
 from daemon.watcher import Watcher
-from storage.errors import BufferFull
+from storage.errors import BufferFull, StorageError
 from storage.frame_writer import NOT_KEPT
 from storage.frames import FrameBuffer, FrameRecord
 
@@ -51,6 +51,7 @@ class Ingest:
         self._decoding: deque[tuple[Arrival, Future[Prepared]]] = deque()
         self._group: list[Ready] = []
         self._group_since = 0.0
+        self._committed: deque[Arrival] = deque()
         self._unrecorded: list[Duplicate | Refusal | Skipped] = []
         self._skipped: list[Skipped] = []  # near to a frame of the group: true once that is committed
         self._grow = True
@@ -79,7 +80,7 @@ class Ingest:
         try:
             self._record_rest()
             self._commit()
-        except (OSError, BufferFull) as error:
+        except (OSError, StorageError) as error:  # also a lost fsync: whatever it is, this is the end
             log.warning("group_left_in_folder", files=len(self._group), reason=self._reason(error))
         finally:
             self._watcher.close()
@@ -103,13 +104,21 @@ class Ingest:
         They get more than one group's worth, and so decode the next group while this thread commits the full one.
         """
         most = self._settings.watch.group_frames
-        for arrival in self._watcher.take(2 * most - self._waiting - len(self._decoding)):
-            self._decoding.append((arrival, self._pool.submit(self._preparation.prepare, arrival)))
+        self._decode(self._watcher.take(2 * most - self._waiting - len(self._decoding)))
         moved = bool(self._decoding)
         while self._decoding and self._waiting < most:
             self._sort_next()
         self._record_rest()
         return moved
+
+    def _decode(self, arrivals: Sequence[Arrival]) -> None:
+        for place, arrival in enumerate(arrivals):
+            try:
+                self._decoding.append((arrival, self._pool.submit(self._preparation.prepare, arrival)))
+            except BaseException:  # no thread is to be had just now
+                for left in arrivals[place:]:
+                    self._watcher.put_back(left)
+                raise
 
     @property
     def _waiting(self) -> int:
@@ -151,7 +160,13 @@ class Ingest:
             waiting.append(Skipped(item.arrival, skip.reason, skip.detail, item.frame.digest))
 
     def _record_rest(self) -> None:
-        """Record duplicates, refusals and skipped files; each stays in hand until the catalog has it."""
+        """Record duplicates, refusals and skipped files; each stays in hand until the catalog has it.
+
+        First those are let go whose commit is done: when that fails half-way, the next step goes on with it.
+        """
+        while self._committed:
+            self._originals.settle(self._committed[0])
+            self._watcher.settle(self._committed.popleft())
         while self._unrecorded:
             item = self._unrecorded[0]
             if isinstance(item, Duplicate):
@@ -194,12 +209,10 @@ class Ingest:
         records = self._buffer.append([item.frame for item in self._group], grow=self._grow)
         self._metrics.commit_seconds.observe(time.monotonic() - started)
         group, self._group = self._group, []
-        self._count(group, records)
-        for item in group:
-            self._originals.settle(item.arrival)
-            self._watcher.settle(item.arrival)
+        self._committed += (item.arrival for item in group)
         self._unrecorded += self._skipped
         self._skipped = []
+        self._count(group, records)
         log.info("frames_committed", frames=len(records), duplicates=len(group) - len(records))
         self._record_rest()
 
@@ -251,7 +264,7 @@ class Ingest:
             due = min(due, self._settings.watch.group_seconds - (time.monotonic() - self._group_since))
         return max(0.0, due)
 
-    def _reason(self, error: OSError | BufferFull) -> str:
-        if isinstance(error, BufferFull):
-            return str(error)
-        return f"{error.strerror or error}; make room on the disk of {self._settings.state}"
+    def _reason(self, error: OSError | StorageError) -> str:
+        if isinstance(error, OSError):
+            return f"{error.strerror or error}; make room on the disk of {self._settings.state}"
+        return str(error)

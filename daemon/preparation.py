@@ -91,6 +91,8 @@ class Preparation:
             frame = self._frame(arrival, data, digest)
         except RefusedImage as error:
             return Refusal(arrival, error.reason, str(error).removeprefix("image: "), digest)
+        except MemoryError as error:  # not what a decoder says of damage: there was none left just then
+            return Later(arrival, f"no memory: {error}")
         except Exception as error:  # a bug in a decoder must cost one file, not ingest
             log.error("decoder_failed", file=arrival.file.path, error=str(error), exc_info=True)
             return Refusal(arrival, "not_an_image", f"the decoder failed: {type(error).__name__}: {error}", digest)

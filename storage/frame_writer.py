@@ -127,6 +127,8 @@ class FrameWriter:
     ) -> list[FrameRecord]:
         """Commit frames in as few groups as slots allow. See `FrameBuffer.append`."""
         self._check(frames)
+        if not frames and not videos:
+            return []
         size = self._room.group(group_frames(self._settings))
         stored: list[FrameRecord] = []
         for start in range(0, max(len(frames), 1), size):
@@ -291,6 +293,9 @@ def _note_image(connection: sqlite3.Connection, new: NewFrame, state: str) -> No
 
 def _note_video(connection: sqlite3.Connection, video: FinishedVideo) -> None:
     """Its row, and its digest among those that are known, with the number of one of its frames."""
+    known = connection.execute("SELECT 1 FROM digests WHERE digest = ?", (video.frame_digest,)).fetchone()
+    if known is None:  # its row would keep the file from ever being taken
+        raise ValueError(f"{video.file.path}: no frame {video.frame_digest} of it was committed")
     cursor = connection.execute(
         "INSERT INTO digests (digest, frame) SELECT ?, frame FROM digests WHERE digest = ? ON CONFLICT DO NOTHING",
         (video.digest, video.frame_digest),

@@ -114,8 +114,8 @@ class Video:
     def shots(self, spacing: float) -> Iterator[Shot | None]:
         """The first frame of every `spacing` seconds; none in between, for each frame that is passed over.
 
-        Which frames these are follows from their times alone. Damaged parts are passed over; see `damage`. Raises
-        RefusedImage for a frame beyond the limits when none came before it, OSError when the file cannot be read.
+        Which frames these are follows from their times alone. Damaged ones are passed over; see `damage`. Raises
+        RefusedImage for a frame beyond the limits, OSError when the file cannot be read.
         """
         step, last, number = max(1, round(spacing * MICROSECONDS)), -1, 0
         begin: int | None = None
@@ -145,7 +145,8 @@ class Video:
                 assert isinstance(frame, av.VideoFrame)
                 if frame.is_corrupt:
                     self._note("a part of it is damaged")
-                yield frame
+                else:
+                    yield frame
 
     def _packets(self) -> Iterator["Packet[VideoStream]"]:
         import av

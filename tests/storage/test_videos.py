@@ -121,13 +121,15 @@ def test_a_cut_off_video_gives_what_is_there_and_says_so():
     )
 
 
-def test_damage_in_the_middle_is_passed_over_and_told():
-    data = bytearray(make_video(60, container="matroska", height=48, width=64))
-    middle = len(data) // 2
-    data[middle : middle + 60] = bytes(np.random.default_rng(1).integers(0, 256, 60, np.uint8))
-    found, damage = taken(bytes(data), 0.1)
-    assert damage
-    assert found[0] == (0.0, pytest.approx(grey_of(0), abs=TOLERANCE))
+@pytest.mark.parametrize(("codec", "where"), [("mpeg4", 0.5), ("mpeg4", 0.8), ("libx264", 0.5), ("libx264", 0.8)])
+def test_damage_in_the_middle_is_passed_over_and_told(codec: str, where: float):
+    whole = make_video(60, codec=codec, height=48, width=64, still=1)
+    middle = int(len(whole) * where)
+    broken = whole[:middle] + bytes(range(60)) + whole[middle + 60 :]
+    (found, damage), (all_of_it, none) = taken(broken, 0.1), taken(whole, 0.1)
+    assert "a part of it" in damage and not none
+    assert len(all_of_it) == 60
+    assert found[0] == all_of_it[0] and {time for time, _ in found} < {time for time, _ in all_of_it}
 
 
 def test_files_that_give_nothing():

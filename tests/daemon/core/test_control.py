@@ -17,11 +17,12 @@ from daemon.control import ControlContext, create_control_app
 from daemon.control_server import ControlServer, bind
 from daemon.errors import AddressInUse, Stopping
 from daemon.health import Health
+from daemon.listening import is_loopback
 from daemon.metrics import Metrics
 from daemon.round_loop import RoundLoop
 from daemon.run_files import write_run_file
 from daemon.state_metrics import StateCollector
-from daemon.token import control_token, is_loopback, same_token
+from daemon.token import control_token, same_token
 from storage.round_records import RoundScores, RoundSpec
 from storage.rounds import RoundStore
 

@@ -62,7 +62,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {_what_is_wrong(error)}") from error
+        raise ConfigError(f"{path}: not valid YAML: {_what_is_wrong(error)}") from None  # its text shows lines
     if data is None:
         return {}
     if not isinstance(data, dict):

@@ -12,6 +12,7 @@ from daemon.control_server import ControlServer, bind
 from daemon.daemon_parts import DaemonParts
 from daemon.errors import NoCheckpoint
 from daemon.logs import configure_logs, get_logger
+from daemon.mask_folder import check_masks
 from daemon.run_files import write_run_file
 from daemon.tls import tls_files
 from daemon.token import control_token
@@ -55,10 +56,11 @@ def run(settings: Settings, config: Path) -> int:
 
 
 def check_folders(settings: Settings) -> None:
-    """Raises ConfigError when the daemon would take in its own files."""
+    """Raises ConfigError when the daemon would take in its own files, or masks would go where they must not."""
     folder, state = settings.watch.folder.resolve(), settings.state.resolve()
     if state == folder or (settings.watch.recursive and state.is_relative_to(folder)):
         raise ConfigError(f"state: {state} lies in the drop folder {folder}; put it somewhere else")
+    check_masks(settings)
 
 
 def require_version(settings: Settings, registry: CheckpointRegistry) -> None:

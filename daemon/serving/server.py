@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from configs.settings import Settings
 from daemon.listening import listen
 from daemon.logs import configure_logs, get_logger
+from daemon.mask_folder import check_masks
 from daemon.serving.app import create_app
 from daemon.serving.plane import InferencePlane
 from daemon.tls import TlsFiles, tls_files
@@ -63,9 +64,11 @@ def serve(settings: Settings) -> int:
     """Run the inference plane of `settings` until a signal; 0 after a clean stop.
 
     Starts without any version and waits for one. Raises AddressInUse when the address cannot be bound, ConfigError for
-    a public address without a token, and for a token, certificate or key that cannot be used.
+    a public address without a token, for a token, certificate or key that cannot be used, and for an unusable
+    `masks.folder`.
     """
     tls = tls_files("serving", settings.serving.certificate, settings.serving.key)
+    check_masks(settings)
     listener = listen(serving_address(settings.serving), BACKLOG)
     configure_logs(settings.log)
     if settings.serving.threads:

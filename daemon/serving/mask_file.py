@@ -66,13 +66,10 @@ def is_current(note: Note | None, wanted: Note, *, again: bool) -> bool:
 
 def mask_bytes(labels: Labels, pixels: NDArray[np.uint8], resident: Resident, note: Note) -> bytes:
     """The PNG of `labels` `[h, w]`; `pixels` `[h, w, 3]` are the image, for an overlay."""
-    classes = class_infos(resident.manifest)
-    shown = {
-        "index": lambda: labels,
-        "color": lambda: colour_mask(labels, classes),
-        "overlay": lambda: overlay(pixels, labels, classes),
-    }[note.kind]()
-    chunks = PngInfo()  # type: ignore[no-untyped-call]
+    classes, shown = class_infos(resident.manifest), labels
+    if note.kind != "index":
+        shown = colour_mask(labels, classes) if note.kind == "color" else overlay(pixels, labels, classes)
+    chunks = PngInfo()
     chunks.add_text(KEYWORD, json.dumps(asdict(note)))
     stream = io.BytesIO()
     Image.fromarray(shown).save(stream, "PNG", compress_level=PNG_LEVEL, pnginfo=chunks)

@@ -21,7 +21,8 @@ class ServingSettings(Section):
     token_file: ConfigPath | None = None
     """File that holds the token."""
     repository_token: SecretStr | None = None
-    """Bearer token for load and unload of the model repository; without it they are refused (read-only)."""
+    """Bearer token for load and unload of the model repository; without it they are refused (read-only). It also opens
+    whatever `token` opens, since a request carries one."""
     certificate: ConfigPath | None = None
     """TLS certificate chain (PEM); with `key` the plane speaks HTTPS only."""
     key: ConfigPath | None = None
@@ -73,7 +74,7 @@ class MasksSettings(Section):
     """Masks as files: every image of the drop folder gets one, written by `mfmd serve` (no HTTP needed)."""
 
     folder: ConfigPath | None = None
-    """Where masks are written, sub-folders as in the drop folder; none: no masks."""
+    """Where masks are written, sub-folders as in the drop folder; none: no masks. Needs `watch.after_commit: keep`."""
     kind: Literal["index", "color", "overlay"] = "index"
     """index: class indices; color: the class list's colours; overlay: colours over the image."""
     again: bool = False

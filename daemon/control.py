@@ -25,7 +25,7 @@ from daemon.refusals import RetryQueue, Selection
 from daemon.round_history import summaries, summarise
 from daemon.round_loop import RoundLoop
 from daemon.status import Status, collect_status
-from daemon.token import same_token
+from daemon.token import bearer_of, same_token
 from storage.errors import StorageError
 from storage.layout import StateLayout
 from storage.manifest import Ref
@@ -148,8 +148,8 @@ def _changing(context: ControlContext) -> APIRouter:
 
 def _bearer(token: str) -> Callable[[str], None]:
     def check(authorization: Annotated[str, Header()] = "") -> None:
-        scheme, _, given = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not same_token(given.strip(), token):
+        given = bearer_of(authorization)
+        if given is None or not same_token(given, token):
             raise ApiError(401, "unauthorized", "send `Authorization: Bearer TOKEN`; see control.token in the docs")
 
     return check

@@ -11,10 +11,12 @@ from starlette.exceptions import HTTPException
 
 from daemon.logs import get_logger
 from daemon.serving.errors import ApiError
+from daemon.serving.guard import Guard, tokens_of
 from daemon.serving.instrument import Instrument
 from daemon.serving.oip import oip_routes
 from daemon.serving.plane import InferencePlane
 from daemon.serving.segment import segment_routes
+from daemon.token import repository_token, serving_token
 
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 
@@ -22,7 +24,7 @@ log = get_logger(__name__)
 
 
 def create_app(plane: InferencePlane) -> FastAPI:
-    """The application over `plane`; its threads start and stop with it."""
+    """The application over `plane`; its threads start and stop with it. Raises ConfigError for an unusable token."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -31,6 +33,9 @@ def create_app(plane: InferencePlane) -> FastAPI:
         plane.stop()
 
     app = FastAPI(title="mfmd inference plane", docs_url=None, redoc_url=None, lifespan=lifespan)
+    serving = plane.settings.serving
+    tokens = tokens_of(serving_token(serving), repository_token(serving))
+    app.add_middleware(Guard, tokens=tokens, metrics=plane.metrics)  # inside of what counts requests
     app.add_middleware(Instrument, metrics=plane.metrics, live=lambda: plane.slots.live)
     app.include_router(segment_routes(plane))
     app.include_router(oip_routes(plane))

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+from daemon.serving.mask_metrics import MaskMetrics
+
 SWAP_PHASES = ("verify", "drain", "load", "warmup")
 ENDPOINTS = ("/v1/segment", "/v2/models/{model}/infer")
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -22,6 +24,7 @@ class ServingMetrics:
         self._add_requests()
         self._add_batches()
         self._add_swaps()
+        self.masks = MaskMetrics(self.registry)
 
     def _add_requests(self) -> None:
         registry = self.registry

@@ -15,6 +15,7 @@ from configs.settings import Settings
 from daemon.serving.batcher import Batcher, Fitted, Labels
 from daemon.serving.errors import ApiError
 from daemon.serving.follower import Follower
+from daemon.serving.mask_writer import MaskWriter
 from daemon.serving.metrics import ServingMetrics
 from daemon.serving.slots import Resident, Slots
 from daemon.serving.swap import Swapper
@@ -44,6 +45,7 @@ class InferencePlane:
         self.registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)
         self.swapper = Swapper(self.registry, self.slots, self.device, self.metrics, self.batcher.served_sizes)
         self.follower = Follower(self.registry, self.slots, self.swapper, self.metrics, serving.follow_seconds)
+        self.masks = MaskWriter(settings, self)
         self.started = time.time()
         self.draining = False
         """Set when the process was asked to stop: not ready any more, but requests are still answered."""
@@ -53,10 +55,12 @@ class InferencePlane:
         """Start following and batching."""
         self.batcher.start()
         self.follower.start()
+        self.masks.start()
 
     def stop(self) -> None:
         """Answer what waits, then end all threads. May be called twice."""
         self.draining = True
+        self.masks.stop(STOP_SECONDS)
         self.follower.stop(STOP_SECONDS)
         self.batcher.stop(STOP_SECONDS)
         self._pool.shutdown()

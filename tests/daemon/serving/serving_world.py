@@ -20,6 +20,7 @@ from adapters.networks.network import SegmentationNetwork
 from configs.settings import Settings
 from daemon.serving.plane import InferencePlane
 from daemon.serving.server import make_server
+from daemon.tls import tls_files
 from storage.layout import StateLayout
 from storage.registry import CheckpointRegistry
 
@@ -145,18 +146,25 @@ class Served:
 
 
 @contextmanager
-def running(settings: Settings, prepare: Callable[[InferencePlane], None] = lambda plane: None) -> Iterator[Served]:
-    """The plane of `settings` behind uvicorn in a thread; `prepare` sees it before it starts."""
+def running(
+    settings: Settings, prepare: Callable[[InferencePlane], None] = lambda plane: None, *, token: str = ""
+) -> Iterator[Served]:
+    """The plane of `settings` behind uvicorn in a thread; `prepare` sees it before it starts.
+
+    The client sends `token`; over TLS it takes any certificate.
+    """
+    tls = tls_files("serving", settings.serving.certificate, settings.serving.key)
     listener = socket.create_server(("127.0.0.1", 0))
     plane = InferencePlane(settings)
     prepare(plane)
-    server = make_server(plane, listener)
+    server = make_server(plane, listener, tls)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
-    address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    address = f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         wait_until(lambda: server.started, "the server starts")
-        with httpx.Client(base_url=address, timeout=30.0) as client:
+        with httpx.Client(base_url=address, timeout=30.0, headers=headers, verify=not tls) as client:
             yield Served(plane, client)
     finally:
         server.should_exit = True

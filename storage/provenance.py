@@ -1,4 +1,4 @@
-"""What made a version: library versions, our own source, the settings, the frames. For manifests; imports no library."""
+"""What made a version: library versions, our own source, the settings, the frames. It imports no library."""
 
 import hashlib
 import json

@@ -1,7 +1,11 @@
 """How far the tensors of one weights file are from those of another: read one at a time, no torch needed."""
 
+import io
+import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +14,9 @@ from safetensors import SafetensorError, safe_open
 from storage.errors import CorruptCheckpoint
 
 BFLOAT16 = "BF16"
-"""numpy has no such type; its values are the upper halves of float32."""
+"""numpy has no such type: its values are the upper halves of float32."""
+LENGTH_BYTES = 8
+"""A safetensors file begins with the length of its header (little endian); places of tensors count from its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,42 +28,60 @@ class TensorChange:
     shape: tuple[int, ...]
     """Its shape in the second version; in the first where only that has it."""
     relative: float | None
-    """Norm of the difference over the norm of the first (0: the same; infinite from nothing to something); none where
-    there is nothing to compare.
-    """
+    """Norm of the difference over the norm of the first (0: the same); none where that says nothing."""
     note: str = ""
-    """Why not: only one has it, or shapes differ."""
+    """Why not: only one has it, shapes differ, the first was all zeros, or values are not finite."""
 
 
 def weight_changes(before: Path, after: Path) -> list[TensorChange]:
     """Every tensor of two safetensors files, in order of names. Raises CorruptCheckpoint when one cannot be read."""
-    try:
-        with safe_open(before, framework="numpy") as one, safe_open(after, framework="numpy") as other:
-            names = sorted({*one.keys(), *other.keys()})
-            return [_change(name, one, other) for name in names]
-    except (SafetensorError, OSError) as error:
-        raise CorruptCheckpoint(f"{before} or {after}: not a readable safetensors file: {error}") from error
+    with _Weights(before) as one, _Weights(after) as other:
+        return [_change(name, one, other) for name in sorted(one.shapes.keys() | other.shapes.keys())]
 
 
-def _change(name: str, one: "safe_open", other: "safe_open") -> TensorChange:
-    has = [name in file.keys() for file in (one, other)]  # noqa: SIM118 - not a mapping
-    if not all(has):
-        owner = one if has[0] else other
-        which = "first" if has[0] else "second"
-        return TensorChange(name, tuple(owner.get_slice(name).get_shape()), None, f"only in the {which}")
-    first, second = (tuple(file.get_slice(name).get_shape()) for file in (one, other))
+class _Weights:
+    """An open file; values are read when they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            opened: Any = safe_open(path, framework="numpy")
+        except (SafetensorError, OSError) as error:
+            raise CorruptCheckpoint(f"{path}: not a readable safetensors file: {error}") from error
+        self._file = opened
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+        self.shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+        self._types = {name: part.get_dtype() for name, part in slices.items()}
+
+    def __enter__(self) -> Self:
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._file.__exit__(*reason)
+
+    def values(self, name: str) -> NDArray[np.float64]:
+        """A tensor as one row of numbers."""
+        if self._types[name] != BFLOAT16:
+            return np.asarray(self._file.get_tensor(name), dtype=np.float64).ravel()
+        with self._path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(LENGTH_BYTES), "little")))
+            begin, end = header[name]["data_offsets"]
+            file.seek(begin, io.SEEK_CUR)
+            halves = np.frombuffer(file.read(end - begin), dtype="<u2")
+        return (halves.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def _change(name: str, one: _Weights, other: _Weights) -> TensorChange:
+    first, second = one.shapes.get(name), other.shapes.get(name)
+    if first is None or second is None:
+        return TensorChange(name, first or second or (), None, f"only in the {'second' if first is None else 'first'}")
     if first != second:
         return TensorChange(name, second, None, f"shape {list(first)} became {list(second)}")
-    old, new = _values(one, name), _values(other, name)
-    return TensorChange(name, second, _relative(old, new))
-
-
-def _relative(old: NDArray[np.float64], new: NDArray[np.float64]) -> float:
+    old, new = one.values(name), other.values(name)
     size, step = float(np.linalg.norm(old)), float(np.linalg.norm(new - old))
-    if size == 0.0:
-        return 0.0 if step == 0.0 else float("inf")
-    return step / size
-
-
-def _values(file: "safe_open", name: str) -> NDArray[np.float64]:
-    return np.asarray(file.get_tensor(name), dtype=np.float64).ravel()
+    if not (math.isfinite(size) and math.isfinite(step)):
+        return TensorChange(name, second, None, "values are not finite")
+    if size == 0.0 and step > 0.0:
+        return TensorChange(name, second, None, "was all zeros")
+    return TensorChange(name, second, step / size if step else 0.0)

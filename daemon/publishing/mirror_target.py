@@ -39,7 +39,8 @@ class MirrorTarget:
             return
         if wanted != self._wanted:
             self._wanted, self._retry_at = wanted, 0.0
-            self._set(state="exporting" if self.export.running else "waiting", failures=0, next_attempt=None)
+            self._set(state="waiting", failures=0, next_attempt=None)
+            self.export.stop()  # of a version that does not serve any more
         try:
             self._advance(wanted, now)
         except DurabilityLost as error:  # what was written may be gone: no more of it, and no reason to stop the rest
@@ -49,8 +50,7 @@ class MirrorTarget:
             self._fail(error, now)
 
     def _advance(self, wanted: int, now: float) -> None:
-        self._set(version=self._mirror.current())
-        self._metrics.version.labels(mirror=self._mirror.name).set(self.state.version or 0)
+        self._show(self._mirror.current())
         if (self.export.running and not self.export.finished(now)) or now < self._retry_at:
             return
         if not self._mirror.holds(wanted, self._registry.manifest(wanted).files[WEIGHTS].sha256):
@@ -60,11 +60,16 @@ class MirrorTarget:
         if not self._mirror.leads_to(wanted):
             self._mirror.point(wanted)
             self._metrics.results.labels(mirror=self._mirror.name, result="ok").inc()
+            self._show(wanted)
             log.info("published", mirror=self._mirror.name, version=wanted, folder=str(self._mirror.folder))
         if self.state.state != "current":
             previous = self._registry.ref("previous")
             self._mirror.prune({wanted} | ({previous.version} if previous else set()))
-            self._set(state="current", version=wanted, failures=0, reason="", next_attempt=None)
+            self._set(state="current", failures=0, reason="", next_attempt=None)
+
+    def _show(self, version: int | None) -> None:
+        self._set(version=version)
+        self._metrics.version.labels(mirror=self._mirror.name).set(version or 0)
 
     def _set(self, **changes: object) -> None:
         self.state = self.state.model_copy(update=changes)

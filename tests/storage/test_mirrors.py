@@ -69,7 +69,7 @@ def test_killed_at_any_step_it_holds_a_whole_version_and_goes_on(make: Callable[
         publish(mirror, 2)
         assert what_a_reader_finds(mirror) == 2
         assert not list(mirror.folder.glob("*.partial"))
-    assert step > 15
+    assert step > 10
 
 
 def dies(mirror: Mirror, step: int) -> bool:

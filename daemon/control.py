@@ -21,6 +21,7 @@ from daemon.control_model import (
 )  # fmt: skip
 from daemon.health import Health
 from daemon.metrics import Metrics
+from daemon.page import create_page
 from daemon.refusals import RetryQueue, Selection
 from daemon.round_history import summaries, summarise
 from daemon.round_loop import RoundLoop
@@ -51,6 +52,7 @@ def create_control_app(context: ControlContext) -> FastAPI:
     app = FastAPI(title="mfmd control plane", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
     app.include_router(_probes(context))
     app.include_router(_reading(context))
+    app.include_router(create_page(context.settings, context.registry, context.token))
     app.include_router(_changing(context), dependencies=[Depends(_bearer(context.token))])
     answer_errors(app)
     return app

@@ -16,6 +16,8 @@ from storage.rounds import RoundFolder
 
 GATE = "gate"
 """Who moves the ref when a candidate is accepted."""
+NO_REASON = "no reason given"
+"""What the history says of a rollback that nobody explained."""
 
 
 def judge(registry: CheckpointRegistry, folder: RoundFolder, settings: Settings) -> Verdict:
@@ -49,12 +51,16 @@ def release(registry: CheckpointRegistry, version: int, by: str, reason: str) ->
     return registry.promote(version, by=by, reason=reason)
 
 
-def roll_back(registry: CheckpointRegistry, *, to: int | None, by: str, reason: str) -> Ref:
+def roll_back(
+    registry: CheckpointRegistry, *, to: int | None, by: str, reason: str, expected: int | None = None
+) -> Ref:
     """Let an earlier version serve again: `to`, or the one that served before. Never asks the gate.
 
-    Raises UnknownVersion, CorruptCheckpoint or StorageError (it serves already); then nothing moved.
+    The one way back: `mfmd rollback`, the control API and the page call this, and the reason lands in the history.
+    `expected`: only while that version serves. Raises UnknownVersion, CorruptCheckpoint, ServingChanged or StorageError
+    (it serves already); then nothing moved.
     """
-    return registry.roll_back(to=to, by=by, reason=reason)
+    return registry.roll_back(to=to, by=by, reason=reason.strip() or NO_REASON, expected=expected)
 
 
 def _scores(folder: RoundFolder) -> RoundScores:

@@ -60,6 +60,7 @@ class _Collector:
             watch=activity.watch,
             ingest=activity.ingest,
             children=activity.children,
+            mirrors=activity.mirrors,
             buffer=self._guarded(self._buffer, BufferStatus(capacity=self._settings.buffer.capacity_frames)),
             serving=self._guarded(lambda: self._ref("serving"), None),
             previous=self._guarded(lambda: self._ref("previous"), None),

@@ -42,7 +42,10 @@ def test_the_commands_of_the_issue_are_there() -> None:
     assert {path[1] for path in VISIBLE if path[0] == "checkpoints" and len(path) > 1} == {
         "list",
         "show",
+        "diff",
         "pin",
+        "verify",
+        "prune",
         "unpin",
     }
     assert {path[1] for path in VISIBLE if path[0] == "buffer" and len(path) > 1} == {

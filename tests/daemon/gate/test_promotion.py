@@ -98,7 +98,8 @@ def test_accepted_candidate_becomes_a_version_and_serves(state: State, finished:
 
 
 def test_manifest_of_the_new_version_explains_it(state: State, finished: Callable[..., RoundFolder]) -> None:
-    judge(state.registry, finished(), state.settings)
+    folder = finished()
+    judge(state.registry, folder, state.settings)
     manifest, parent = state.registry.manifest(3), state.registry.manifest(2)
     assert (manifest.parent, manifest.origin, manifest.round, manifest.seed) == (2, "round", 1, 4)
     assert (manifest.network, manifest.classes) == (parent.network, parent.classes)
@@ -108,7 +109,9 @@ def test_manifest_of_the_new_version_explains_it(state: State, finished: Callabl
     assert manifest.scores.keys() == {"source_miou", "styled_source_miou", "flip_consistency", "agreement"}
     assert all(0.0 < value <= 1.0 for value in manifest.scores.values())
     assert {"mfmd", "python", "torch"} <= manifest.libraries.keys()
-    assert len(manifest.config_hash) == 64
+    assert len(manifest.config_hash) == len(manifest.code) == 64
+    assert manifest.settings == folder.spec().settings
+    assert manifest.snapshot == folder.spec().snapshot
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from adapters.inference import choose_device
 from configs.settings import ServingSettings, Settings
 from daemon.serving.batcher import Batcher, Fitted, Labels, fit
+from daemon.serving.body import Bodies
 from daemon.serving.errors import ApiError
 from daemon.serving.follower import Follower
 from daemon.serving.metrics import ServingMetrics
@@ -43,6 +44,7 @@ class InferencePlane:
         self.registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)
         self.swapper = Swapper(self.registry, self.slots, self.device, self.metrics, self.batcher.served_sizes)
         self.follower = Follower(self.registry, self.slots, self.swapper, self.metrics, serving.follow_seconds)
+        self.bodies = Bodies(serving.max_body_bytes)
         self.started = time.time()
         self.draining = False
         """Set when the process was asked to stop: not ready any more, but requests are still answered."""

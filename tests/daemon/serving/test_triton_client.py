@@ -168,7 +168,7 @@ def test_a_load_that_fails_says_why_and_the_old_version_serves(tmp_path: Any) ->
         path.write_text(path.read_text().replace('"version": 1', f'"version": {bad}'))
         served.wait_for_failure(bad)
         with triton.InferenceServerClient(served.client.base_url.netloc.decode()) as client:
-            with pytest.raises(InferenceServerException, match="version 2 does not serve: .*SHA-256"):
+            with pytest.raises(InferenceServerException, match=r"version 2 does not serve: .*SHA-256"):
                 client.load_model(MODEL, headers=BEARER)
             assert client.is_server_ready()
             entries = states(client)

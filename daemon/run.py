@@ -56,8 +56,10 @@ def run(settings: Settings, config: Path) -> int:
 
 
 def check_folders(settings: Settings) -> None:
-    """Raises ConfigError when the daemon would take in its own files or the ones it moved (links are followed), or put masks
-    where they must not go."""
+    """Raises ConfigError when the daemon would take in its own files or the ones it moved; links are followed.
+
+    Also when masks would go where they must not.
+    """
     folder, state = settings.watch.folder.resolve(), settings.state.resolve()
     if state == folder or (settings.watch.recursive and state.is_relative_to(folder)):
         raise ConfigError(f"state: {state} lies in the drop folder {folder}; put it somewhere else")

@@ -1,5 +1,7 @@
 """Errors of the inference plane; codes are stable and documented in `docs/errors.md`."""
 
+from collections.abc import Mapping
+
 from storage.errors import RefusedImage
 
 REFUSED_STATUS = {
@@ -15,14 +17,23 @@ REFUSED_STATUS = {
 
 
 class ApiError(Exception):
-    """An answer other than 2xx: HTTP `status`, a stable `code`, a sentence, perhaps `retry_after` (s)."""
+    """An answer other than 2xx: HTTP `status`, a stable `code`, a sentence, perhaps `retry_after` (s) and `headers`."""
 
-    def __init__(self, status: int, code: str, message: str, *, retry_after: int | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
         self.retry_after = retry_after
+        self.headers = headers or {}
 
 
 class NotReady(ApiError):

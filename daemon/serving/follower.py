@@ -62,6 +62,28 @@ class Follower:
         self._failure: Failure | None = None
         self._attempts = 0
         self._retry_at = 0.0
+        self._suspended = False
+        self._again = False
+        self._looks = 0
+
+    @property
+    def suspended(self) -> bool:
+        """Whether nothing serves because somebody asked for that."""
+        return self._suspended
+
+    @property
+    def looks(self) -> int:
+        """Looks at the ref that have ended."""
+        return self._looks
+
+    def suspend(self) -> None:
+        """Let nothing serve from the next look on, and free the weights, until `resume`."""
+        self._suspended = True
+
+    def resume(self) -> int:
+        """Follow the ref again, and try at once what failed; gives the number of `looks` so far."""
+        self._suspended, self._again = False, True
+        return self._looks
 
     @property
     def wanted(self) -> Ref | None:
@@ -86,7 +108,12 @@ class Follower:
     def _follow(self) -> None:
         _be_nice()
         while not self._stop.is_set():
-            self.look(time.monotonic())
+            if self._suspended:
+                self._slots.clear()
+                self._metrics.withdraw()
+            else:
+                self.look(time.monotonic())
+            self._looks += 1
             self._stop.wait(self._interval)
 
     def look(self, now: float) -> None:
@@ -97,7 +124,8 @@ class Follower:
             if now >= self._retry_at:
                 self._note(None, error, now)
             return
-        if ref != self._wanted:
+        if ref != self._wanted or self._again:
+            self._again = False
             self._wanted, self._attempts, self._retry_at = ref, 0, 0.0
         live = self._slots.live
         if ref is None or (live is not None and live.version == ref.version) or now < self._retry_at:

@@ -90,6 +90,11 @@ class ServingMetrics:
         self.version_info.clear()
         self.version_info.labels(version=str(version), sha256=digest[:12]).set(1)
 
+    def withdraw(self) -> None:
+        """Record that no version serves."""
+        self.version.set(0)
+        self.version_info.clear()
+
     def render(self) -> bytes:
         """Everything in the Prometheus text format."""
         return generate_latest(self.registry)

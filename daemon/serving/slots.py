@@ -110,6 +110,11 @@ class Slots:
                 raise RuntimeError(f"the idle place still holds version {self._idle.version}; retire it first")
             self._live, self._idle = resident, self._live
 
+    def clear(self) -> None:
+        """Take both versions out; the last holder of each frees it."""
+        with self._changed:
+            self._live = self._idle = None
+
     def _find(self, version: int | None) -> Resident:
         if self._live is None:
             raise NotReady

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapters.class_map import class_map
 from adapters.networks.network import SegmentationNetwork
@@ -24,9 +24,7 @@ def choose_device(name: Literal["auto", "cpu"]) -> torch.device:
 
 
 @torch.inference_mode()
-def segment_fitted(
-    network: SegmentationNetwork, frames: Sequence[FittedFrame], sizes: Sequence[tuple[int, int]]
-) -> list[Tensor]:
+def segment_fitted(network: nn.Module, frames: Sequence[FittedFrame], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
     """Label maps, uint8 `[h, w]` at the original sizes `(h, w)`, of frames that share one valid size.
 
     Only the valid region enters the network, so what a frame is padded to cannot change its answer. Runs on the
@@ -57,7 +55,7 @@ def segment_image(
     return result
 
 
-def logits_of(network: SegmentationNetwork, images: Tensor) -> Tensor:
+def logits_of(network: nn.Module, images: Tensor) -> Tensor:
     """Logits `[B, K, H, W]` of normalised images `[B, 3, H, W]` of any size.
 
     Sides below `MIN_SIDE` are extended with copies of the last row or column first: a very wide or tall image leaves

@@ -177,7 +177,7 @@ class Batcher:
     def _segment(self, batch: list[_Waiting]) -> list[Labels]:
         started = time.perf_counter()
         frames = [item.image.frame for item in batch]
-        labels = segment_fitted(batch[0].resident.network, frames, [item.image.size for item in batch])
+        labels = segment_fitted(batch[0].resident.forward, frames, [item.image.size for item in batch])
         answers = [one.cpu().numpy() for one in labels]
         seconds = time.perf_counter() - started
         self._metrics.batch_size.observe(len(batch))

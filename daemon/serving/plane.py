@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from adapters.inference import choose_device
 from configs.settings import Settings
 from daemon.serving.batcher import Batcher, Fitted, Labels
+from daemon.serving.calibration import Calibration
 from daemon.serving.errors import ApiError
 from daemon.serving.follower import Follower
 from daemon.serving.metrics import ServingMetrics
@@ -42,7 +43,15 @@ class InferencePlane:
         self.slots = Slots()
         self.batcher = Batcher(self.slots, serving, self.metrics)
         self.registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)
-        self.swapper = Swapper(self.registry, self.slots, self.device, self.metrics, self.batcher.served_sizes)
+        self.swapper = Swapper(
+            self.registry,
+            self.slots,
+            serving,
+            self.device,
+            self.metrics,
+            self.batcher.served_sizes,
+            Calibration(settings),
+        )
         self.follower = Follower(self.registry, self.slots, self.swapper, self.metrics, serving.follow_seconds)
         self.started = time.time()
         self.draining = False

@@ -81,9 +81,21 @@ class CheckpointRegistry:
             if content and digest_of(path) != expected.sha256:
                 raise CorruptCheckpoint(f"{path}: content does not match the SHA-256 in the manifest")
 
-    def ref(self, name: Literal["serving", "previous"]) -> Ref | None:
+    def ref(self, name: Literal["serving", "previous", "shadow"]) -> Ref | None:
         """What a ref points at; none when nothing was promoted yet. Raises StorageError when it cannot be read."""
         return self._read_ref(name)
+
+    def set_shadow(self, version: int | None, *, by: str, reason: str) -> None:
+        """Let inference planes run `version` in the shadow of the one that serves; none ends that.
+
+        Raises UnknownVersion, or CorruptCheckpoint when it is damaged; then nothing moved.
+        """
+        with self._writing():
+            if version is None:
+                durable.remove_file(self._refs / "shadow")
+            else:
+                self.verify(version)
+                self._write_ref("shadow", version, by, reason)
 
     def promote(
         self, version: int, *, by: str, reason: str, round: int | None = None, expected: int | None = None
@@ -201,7 +213,7 @@ class CheckpointRegistry:
     def prune(self, keep: int) -> list[int]:
         """Remove the oldest versions beyond `keep`; returns their numbers.
 
-        Serving, previous and pinned versions and the released ancestor of serving are never removed nor counted.
+        Serving, previous, shadow and pinned versions and the released ancestor of serving stay and are not counted.
         """
         with self._writing():
             protected = self._protected()
@@ -216,8 +228,8 @@ class CheckpointRegistry:
             return removed
 
     def _protected(self) -> set[int]:
-        serving, previous = self._read_ref("serving"), self._read_ref("previous")
-        protected = {ref.version for ref in (serving, previous) if ref} | set(self.pins())
+        serving, previous, shadow = self._read_ref("serving"), self._read_ref("previous"), self._read_ref("shadow")
+        protected = {ref.version for ref in (serving, previous, shadow) if ref} | set(self.pins())
         if serving is not None and serving.version in self.versions():
             protected.add(self.released(serving.version))
         return protected

@@ -1,4 +1,4 @@
-"""New weights into a network that is not in use, in chunks small enough that nobody who computes meanwhile waits long."""
+"""New weights into a network that is not in use, in chunks so small that who computes meanwhile waits for none."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

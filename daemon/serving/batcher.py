@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -59,8 +59,16 @@ class _Waiting:
 class Batcher:
     """The bounded queue and the thread that empties it."""
 
-    def __init__(self, slots: Slots, settings: ServingSettings, metrics: ServingMetrics) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        settings: ServingSettings,
+        metrics: ServingMetrics,
+        on_answer: Callable[[int, Fitted, Labels], None] | None = None,
+    ) -> None:
+        """`on_answer` is told version, image and labels of every answer, after it was given; it must return at once."""
         self._slots = slots
+        self._on_answer = on_answer
         self._settings = settings
         self._metrics = metrics
         self._changed = threading.Condition()
@@ -173,6 +181,8 @@ class Batcher:
             return
         for item, one in zip(batch, labels, strict=True):
             item.answer.set_result(one)
+            if self._on_answer is not None:
+                self._on_answer(item.resident.version, item.image, one)
 
     def _segment(self, batch: list[_Waiting]) -> list[Labels]:
         started = time.perf_counter()

@@ -17,6 +17,8 @@ from daemon.serving.calibration import Calibration
 from daemon.serving.errors import ApiError
 from daemon.serving.follower import Follower
 from daemon.serving.metrics import ServingMetrics
+from daemon.serving.shadow import Shadow
+from daemon.serving.shadow_follower import ShadowFollower
 from daemon.serving.slots import Resident, Slots
 from daemon.serving.swap import Swapper
 from storage.images import fit_frame
@@ -41,8 +43,10 @@ class InferencePlane:
         self.device = choose_device(serving.device)
         self.metrics = ServingMetrics()
         self.slots = Slots()
-        self.batcher = Batcher(self.slots, serving, self.metrics)
-        self.registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)
+        layout = StateLayout(settings.state)
+        self.shadow = Shadow(self.slots, layout, serving, self.metrics)
+        self.batcher = Batcher(self.slots, serving, self.metrics, self.shadow.offer)
+        self.registry = CheckpointRegistry(layout.checkpoints)
         self.swapper = Swapper(
             self.registry,
             self.slots,
@@ -52,7 +56,11 @@ class InferencePlane:
             self.batcher.served_sizes,
             Calibration(settings),
         )
-        self.follower = Follower(self.registry, self.slots, self.swapper, self.metrics, serving.follow_seconds)
+        shadows = ShadowFollower(self.registry, self.slots, self.swapper, self.metrics)
+        also = shadows.look if serving.shadow_fraction else None
+        self.follower = Follower(
+            self.registry, self.slots, self.swapper, self.metrics, serving.follow_seconds, also=also
+        )
         self.started = time.time()
         self.draining = False
         """Set when the process was asked to stop: not ready any more, but requests are still answered."""
@@ -61,6 +69,7 @@ class InferencePlane:
     def start(self) -> None:
         """Start following and batching."""
         self.batcher.start()
+        self.shadow.start()
         self.follower.start()
 
     def stop(self) -> None:
@@ -68,6 +77,7 @@ class InferencePlane:
         self.draining = True
         self.follower.stop(STOP_SECONDS)
         self.batcher.stop(STOP_SECONDS)
+        self.shadow.stop(STOP_SECONDS)
         self._pool.shutdown()
 
     @property

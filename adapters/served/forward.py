@@ -1,6 +1,6 @@
 """A network as it serves: float32 weights that versions are copied into, and the options of `serving` around them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -24,11 +24,12 @@ class ServedForward(nn.Module):
     def __init__(self, network: SegmentationNetwork, settings: ServingSettings, device: torch.device) -> None:
         """Takes `network` over: moves it to `device`, into eval mode and into the memory format of the settings."""
         super().__init__()
-        layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-        self.network = network.to(device).to(memory_format=layout).eval()  # type: ignore[call-overload]
+        self.network = network.to(device).eval()
+        if settings.channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = device
         self.precision = settings.precision
-        self._layout = layout
+        self._channels_last = settings.channels_last
         self._compiled = Compiled(network) if settings.compile else None
         self._int8: list[nn.Module] = []  # a list, so that it is no child: its tensors are those of `network`
 
@@ -75,9 +76,11 @@ class ServedForward(nn.Module):
         self._int8.append(twin)
         return agreement
 
-    def _in_format(self, images: Tensor, run: "nn.Module | Compiled | object") -> Tensor:
+    def _in_format(self, images: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+        if self._channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         with computing(self.precision, self.device):
-            logits: Tensor = run(images.contiguous(memory_format=self._layout))  # type: ignore[operator]
+            logits: Tensor = run(images)
         return logits.float()
 
 

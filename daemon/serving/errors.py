@@ -49,7 +49,7 @@ class ShadowDiffers(Exception):
     def __init__(self, version: int) -> None:
         super().__init__(
             f"version {version} has other classes or another input size than the version that serves, or none serves; "
-            "`mfmd checkpoints diff` shows both; choose another one to run in its shadow"
+            "`mfmd checkpoints show` shows both; choose another one to run in its shadow"
         )
 
 

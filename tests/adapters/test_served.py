@@ -125,14 +125,14 @@ def test_int8_gives_the_same_labels_and_follows_new_weights(tmp_path: Path) -> N
     kinds = {type(module) for module in forward._int8[0].modules()}
     assert {Int8Linear, Int8Pointwise} <= kinds
     assert same_labels(forward, tiny_network(1)) >= 0.98
-    save_weights(tiny_network(2), tmp_path / "w.safetensors")
+    save_weights(tiny_network(3), tmp_path / "w.safetensors")
     copy_weights(forward.network, tmp_path / "w.safetensors")
     forward.use_int8(images())
-    assert same_labels(forward, tiny_network(2)) >= 0.98
+    assert same_labels(forward, tiny_network(3)) >= 0.98
     assert same_labels(forward, tiny_network(1)) < 0.9, "the old weights still answer"
     forward.use_float()
     with torch.inference_mode():
-        assert torch.equal(forward(images(1)[0]), tiny_network(2)(images(1)[0]))
+        assert torch.equal(forward(images(1)[0]), tiny_network(3)(images(1)[0]))
 
 
 def test_int8_is_refused_when_labels_change() -> None:

@@ -110,5 +110,5 @@ def test_an_unreadable_record_is_named(world: World) -> None:
     write_shadow(path, record)
     assert read_shadow(path) == record and record.agreement == 0.0
     path.write_text("{")
-    with pytest.raises(StorageError, match="000001.json"):
+    with pytest.raises(StorageError, match=r"000001\.json"):
         read_shadow(path)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapters.class_map import class_map
 from adapters.networks.network import SegmentationNetwork
@@ -25,10 +25,10 @@ def choose_device(name: Literal["auto", "cpu"]) -> torch.device:
 
 @torch.inference_mode()
 def segment_fitted(
-    network: SegmentationNetwork,
+    network: nn.Module,
     frames: Sequence[FittedFrame],
     sizes: Sequence[tuple[int, int]],
-    forward: Callable[[SegmentationNetwork, Tensor], Tensor] | None = None,
+    forward: Callable[[nn.Module, Tensor], Tensor] | None = None,
 ) -> list[Tensor]:
     """Label maps, uint8 `[h, w]` at the original sizes `(h, w)`, of frames that share one valid size.
 
@@ -62,7 +62,7 @@ def segment_image(
     return result
 
 
-def logits_of(network: SegmentationNetwork, images: Tensor) -> Tensor:
+def logits_of(network: nn.Module, images: Tensor) -> Tensor:
     """Logits `[B, K, H, W]` of normalised images `[B, 3, H, W]` of any size.
 
     Sides below `MIN_SIDE` are extended with copies of the last row or column first: a very wide or tall image leaves

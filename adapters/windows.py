@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapters.inference import logits_of
-from adapters.networks.network import SegmentationNetwork
 from storage.images import FittedFrame, fit_frame
 
 LONGEST = 8
@@ -41,7 +40,7 @@ class Window:
         """The image uint8 `[h, w, 3]` scaled to cover the window, its aspect kept."""
         return fit_frame(pixels, *self.scaled_size(*pixels.shape[:2]))
 
-    def logits(self, network: SegmentationNetwork, images: Tensor) -> Tensor:
+    def logits(self, network: nn.Module, images: Tensor) -> Tensor:
         """Mean logits, float32 `[B, K, h, w]`, of normalised images `[B, 3, h, w]`; all of them pass at one place."""
         height, width = images.shape[-2:]
         total = torch.zeros(())

@@ -57,9 +57,21 @@ class CheckpointRegistry:
         """
         self._versions.verify(version, content=content)
 
-    def ref(self, name: Literal["serving", "previous"]) -> Ref | None:
+    def ref(self, name: Literal["serving", "previous", "shadow"]) -> Ref | None:
         """What a ref points at; none when nothing was promoted yet. Raises StorageError when it cannot be read."""
         return self._refs.read(name)
+
+    def set_shadow(self, version: int | None, *, by: str, reason: str) -> None:
+        """Let inference planes run `version` in the shadow of the one that serves; none ends that.
+
+        Raises UnknownVersion, or CorruptCheckpoint when it is damaged; then nothing moved.
+        """
+        with self._writing():
+            if version is None:
+                self._refs.remove("shadow")
+            else:
+                self.verify(version)
+                self._refs.write("shadow", version, by, reason)
 
     def promote(
         self, version: int, *, by: str, reason: str, round: int | None = None, expected: int | None = None
@@ -177,7 +189,7 @@ class CheckpointRegistry:
     def prunable(self, keep: int) -> list[int]:
         """Versions that `prune` would remove now: the oldest beyond `keep`.
 
-        Serving, previous and pinned versions and the released ancestor of serving are neither removed nor counted.
+        Serving, previous, shadow and pinned versions and the released ancestor of serving stay and are not counted.
         """
         protected = self._protected()
         others = [version for version in self.versions() if version not in protected]
@@ -194,8 +206,8 @@ class CheckpointRegistry:
             return removed
 
     def _protected(self) -> set[int]:
-        serving, previous = self.ref("serving"), self.ref("previous")
-        protected = {ref.version for ref in (serving, previous) if ref} | set(self.pins())
+        serving, previous, shadow = self.ref("serving"), self.ref("previous"), self.ref("shadow")
+        protected = {ref.version for ref in (serving, previous, shadow) if ref} | set(self.pins())
         if serving is not None:
             # A process that died between the two refs left `previous` where the next rollback does not lead.
             protected.add(self._served_before(serving) or serving.version)

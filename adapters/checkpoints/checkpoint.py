@@ -51,13 +51,18 @@ def load_weights(network: SegmentationNetwork, path: Path) -> None:
 
 def weight_problems(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
     """What is wrong with `found` as weights for a network whose state dict is `expected`; empty when it fits."""
+    bad = sorted(name for name in expected.keys() & found.keys() if not _finite(found[name]))
+    return misfits(expected, found) + ([f"has values that are not finite in {_some(bad)}"] if bad else [])
+
+
+def misfits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Names, shapes and types that differ between `found` and `expected`; looks at no value."""
     both = expected.keys() & found.keys()
     groups = {
         "lacks": sorted(expected.keys() - found.keys()),
         "holds unknown": sorted(found.keys() - expected.keys()),
         "has a wrong shape for": sorted(name for name in both if expected[name].shape != found[name].shape),
         "has a wrong type for": sorted(name for name in both if expected[name].dtype != found[name].dtype),
-        "has values that are not finite in": sorted(name for name in both if not _finite(found[name])),
     }
     return [f"{what} {_some(names)}" for what, names in groups.items() if names]
 

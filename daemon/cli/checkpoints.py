@@ -135,6 +135,20 @@ def prune(
         typer.echo(f"{'Would remove' if dry_run else 'Removed'} versions: {names}.")
 
 
+@checkpoints_app.command(epilog="Example: mfmd checkpoints shadow 3")
+def shadow(number: NumberArgument, reason: ReasonOption = "", config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Run a version in the shadow of the one that serves, on a share of its requests (serving.shadow_fraction)."""
+    registry_of(read_settings(config)).set_shadow(number, by=OPERATOR, reason=reason)
+    typer.echo(f"Version {number} is the shadow.")
+
+
+@checkpoints_app.command(epilog="Example: mfmd checkpoints unshadow")
+def unshadow(reason: ReasonOption = "", config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Run no version in the shadow any more."""
+    registry_of(read_settings(config)).set_shadow(None, by=OPERATOR, reason=reason)
+    typer.echo("No version is the shadow.")
+
+
 def rollback(
     to: ToOption = None,
     reason: ReasonOption = "rolled back by hand",

@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -73,8 +73,16 @@ def fit(pixels: NDArray[np.uint8], input_size: tuple[int, int], settings: Servin
 class Batcher:
     """The bounded queue and the thread that empties it."""
 
-    def __init__(self, slots: Slots, settings: ServingSettings, metrics: ServingMetrics) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        settings: ServingSettings,
+        metrics: ServingMetrics,
+        on_answer: Callable[[int, Fitted, Labels], None] | None = None,
+    ) -> None:
+        """`on_answer` is told version, image and labels of every answer, after it was given; it must return at once."""
         self._slots = slots
+        self._on_answer = on_answer
         self._settings = settings
         self._metrics = metrics
         self._changed = threading.Condition()
@@ -204,12 +212,14 @@ class Batcher:
             return
         for item, one in zip(batch, labels, strict=True):
             item.answer.set_result(one)
+            if self._on_answer is not None:
+                self._on_answer(item.resident.version, item.image, one)
 
     def _segment(self, batch: list[_Waiting]) -> list[Labels]:
         started, resident = time.perf_counter(), batch[0].resident
         frames, sizes = [item.image.frame for item in batch], [item.image.size for item in batch]
         window = window_of(self._settings, resident.input_size)
-        labels = segment_fitted(resident.network, frames, sizes, window.logits if window else None)
+        labels = segment_fitted(resident.forward, frames, sizes, window.logits if window else None)
         answers = [one.cpu().numpy() for one in labels]
         seconds = time.perf_counter() - started
         self._metrics.batch_size.observe(len(batch))

@@ -52,6 +52,18 @@ class VersionNotLoaded(ApiError):
         super().__init__(404, "version_not_loaded", f"version {version} is not loaded; loaded: {there}")
 
 
+class ShadowDiffers(Exception):
+    """A candidate whose masks cannot be compared with those of the version that serves."""
+
+    code = "shadow_differs"
+
+    def __init__(self, version: int) -> None:
+        super().__init__(
+            f"version {version} has other classes or another input size than the version that serves, or none serves; "
+            "`mfmd checkpoints show` shows both; choose another one to run in its shadow"
+        )
+
+
 class QueueFull(ApiError):
     """More images wait than the queue holds."""
 

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from daemon.logs import get_logger
@@ -50,7 +51,10 @@ class Follower:
         swapper: Swapper,
         metrics: ServingMetrics,
         interval: float,
+        also: Callable[[], None] | None = None,
     ) -> None:
+        """`also` is called after each look, in the same thread; it must not raise."""
+        self._also = also
         self._registry = registry
         self._slots = slots
         self._swapper = swapper
@@ -62,6 +66,8 @@ class Follower:
         self._failure: Failure | None = None
         self._attempts = 0
         self._retry_at = 0.0
+        self.failures = 0
+        """Swaps that failed since the start."""
         self._suspended = False
         self._again = False
         self._looks = 0
@@ -106,13 +112,15 @@ class Follower:
             self._thread.join(timeout)
 
     def _follow(self) -> None:
-        _be_nice()
+        be_nice()
         while not self._stop.is_set():
             if self._suspended:
                 self._slots.clear()
                 self._metrics.withdraw()
             else:
                 self.look(time.monotonic())
+                if self._also is not None:
+                    self._also()
             self._looks += 1
             self._stop.wait(self._interval)
 
@@ -159,13 +167,14 @@ class Follower:
     def _note(self, version: int | None, error: Exception, now: float) -> None:
         self._metrics.swaps.labels(result="failed").inc()
         self._attempts += 1
+        self.failures += 1
         self._retry_at = now + min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** (self._attempts - 1))
         code = getattr(error, "code", type(error).__name__)
         self._failure = Failure(version, code, str(error), time.time(), self._attempts)
         log.exception("swap_failed", version=version, code=code, attempts=self._attempts)
 
 
-def _be_nice() -> None:
+def be_nice() -> None:
     """Lower the priority of the calling thread, where the system counts priority by thread (Linux)."""
     if hasattr(os, "setpriority"):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

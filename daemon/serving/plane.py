@@ -14,10 +14,13 @@ from adapters.inference import choose_device
 from configs.settings import ServingSettings, Settings
 from daemon.serving.batcher import Batcher, Fitted, Labels, fit
 from daemon.serving.body import Bodies
+from daemon.serving.calibration import Calibration
 from daemon.serving.errors import ApiError
 from daemon.serving.follower import Follower
 from daemon.serving.mask_writer import MaskWriter
 from daemon.serving.metrics import ServingMetrics
+from daemon.serving.shadow import Shadow
+from daemon.serving.shadow_follower import ShadowFollower
 from daemon.serving.slots import Resident, Slots
 from daemon.serving.swap import Swapper
 from storage.layout import StateLayout
@@ -41,10 +44,24 @@ class InferencePlane:
         self.device = choose_device(serving.device)
         self.metrics = ServingMetrics()
         self.slots = Slots()
-        self.batcher = Batcher(self.slots, serving, self.metrics)
-        self.registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)
-        self.swapper = Swapper(self.registry, self.slots, self.device, self.metrics, self.batcher.served_sizes)
-        self.follower = Follower(self.registry, self.slots, self.swapper, self.metrics, serving.follow_seconds)
+        layout = StateLayout(settings.state)
+        self.shadow = Shadow(self.slots, layout, serving, self.metrics)
+        self.batcher = Batcher(self.slots, serving, self.metrics, self.shadow.offer)
+        self.registry = CheckpointRegistry(layout.checkpoints)
+        self.swapper = Swapper(
+            self.registry,
+            self.slots,
+            serving,
+            self.device,
+            self.metrics,
+            self.batcher.served_sizes,
+            Calibration(settings),
+        )
+        shadows = ShadowFollower(self.registry, self.slots, self.swapper, self.metrics)
+        also = shadows.look if serving.shadow_fraction else None
+        self.follower = Follower(
+            self.registry, self.slots, self.swapper, self.metrics, serving.follow_seconds, also=also
+        )
         self.bodies = Bodies(serving.max_body_bytes)
         self.masks = MaskWriter(settings, self)
         self.started = time.time()
@@ -55,6 +72,7 @@ class InferencePlane:
     def start(self) -> None:
         """Start following and batching."""
         self.batcher.start()
+        self.shadow.start()
         self.follower.start()
         self.masks.start()
 
@@ -64,6 +82,7 @@ class InferencePlane:
         self.masks.stop(STOP_SECONDS)
         self.follower.stop(STOP_SECONDS)
         self.batcher.stop(STOP_SECONDS)
+        self.shadow.stop(STOP_SECONDS)
         self._pool.shutdown()
 
     @property

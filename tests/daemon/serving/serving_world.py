@@ -21,7 +21,9 @@ from configs.settings import Settings
 from daemon.serving.plane import InferencePlane
 from daemon.serving.server import make_server
 from daemon.tls import tls_files
+from storage.durable import write_record
 from storage.layout import StateLayout
+from storage.manifest import Ref
 from storage.registry import CheckpointRegistry
 
 CLASSES = [{"name": f"class{index}", "color": [index * 40, 10, 200 - index * 30]} for index in range(5)]
@@ -94,6 +96,12 @@ class World:
         if promote:
             self.registry.promote(version, by="test", reason="test")
         return version
+
+    def point_at(self, version: int) -> None:
+        """Move the serving ref without the registry's checks: disks also rot after a promotion."""
+        refs = self.registry.root / "refs"
+        refs.mkdir(parents=True, exist_ok=True)
+        write_record(refs / "serving", Ref(version=version, since=time.time(), by="test", reason=""))
 
     def corrupt(self, version: int) -> None:
         """Flip one byte of a version's weights, as a bad disk would."""

@@ -110,7 +110,8 @@ def serve_peer(peer: str, python: Path, world: ServingWorld) -> Iterator[Server]
 
 def versions_of(python: Path, packages: Sequence[str]) -> str:
     """`name version` of packages in an environment."""
-    code = "import sys; from importlib.metadata import version; print(*(n + ' ' + version(n) for n in sys.argv[1:]), sep=', ')"
+    names = "(name + ' ' + version(name) for name in sys.argv[1:])"
+    code = f"import sys; from importlib.metadata import version; print(*{names}, sep=', ')"
     done = subprocess.run([str(python), "-c", code, *packages], check=True, capture_output=True, text=True)
     return done.stdout.strip()
 
@@ -150,7 +151,9 @@ def _process(command: list[str], log: Path, environment: dict[str, str]) -> Iter
             process.wait()
 
 
-def _start(command: list[str], stream: IO[bytes], environment: dict[str, str], folder: Path) -> "subprocess.Popen[bytes]":
+def _start(
+    command: list[str], stream: IO[bytes], environment: dict[str, str], folder: Path
+) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

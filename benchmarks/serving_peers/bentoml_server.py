@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import bentoml
-from work import BATCH, DELAY, Work
+from work import BATCH, Work
 
 
 @bentoml.service(workers=1, traffic={"timeout": 120})  # type: ignore[untyped-decorator,unused-ignore]

@@ -1,4 +1,4 @@
-"""LitServe's side of benchmarks/serving.py: `PEER_PYTHON litserve_server.py PORT`; JSON with a base64 image in and out."""
+"""LitServe's side of benchmarks/serving.py: `PEER_PYTHON litserve_server.py PORT`; JSON, base64 in and out."""
 
 import base64
 import os
@@ -43,4 +43,6 @@ if __name__ == "__main__":
         max_batch_size=int(os.environ[BATCH]), batch_timeout=float(os.environ[DELAY]) / 1000, api_path="/predict"
     )
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=120)
-    server.run(host="127.0.0.1", port=int(sys.argv[1]), num_api_servers=1, generate_client_file=False, log_level="warning")
+    server.run(
+        host="127.0.0.1", port=int(sys.argv[1]), num_api_servers=1, generate_client_file=False, log_level="warning"
+    )

@@ -1,4 +1,4 @@
-"""MLServer's side of benchmarks/serving.py: `PEER_PYTHON mlserver_server.py PORT`; Open Inference Protocol, base64 in JSON."""
+"""MLServer's side of benchmarks/serving.py: `PEER_PYTHON mlserver_server.py PORT`; OIP, base64 in JSON."""
 
 import asyncio
 import base64
@@ -28,13 +28,15 @@ class Segmentation(MLModel):  # type: ignore[misc]  # MLServer lives in an envir
 
 async def main() -> None:
     """Serve until a signal."""
+    from mlserver_server import Segmentation as Importable  # the worker process imports it by its module's name
+
     port = int(sys.argv[1])
     settings = Settings(
         host="127.0.0.1", http_port=port, grpc_port=port + 1, metrics_port=port + 2, parallel_workers=1, debug=False
     )
     model = ModelSettings(
         name="segmentation",
-        implementation=Segmentation,
+        implementation=Importable,
         max_batch_size=int(os.environ[BATCH]),
         max_batch_time=float(os.environ[DELAY]) / 1000,
     )

@@ -1,4 +1,4 @@
-"""What every peer of benchmarks/serving.py does with a batch: our own decoding, module and encoding, called in its process.
+"""What every peer of benchmarks/serving.py does with a batch: our decoding, module and encoding.
 
 So the servers differ in how they serve, not in what they compute. Runs in a peer's environment with the project on its
 path; of the project only `storage` and `adapters` are imported.

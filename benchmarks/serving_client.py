@@ -97,10 +97,15 @@ class Connections:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        """A connection that nobody uses; one that failed is closed and not used again."""
-        if self._idle:
-            pair = self._idle.pop()
-        else:
+        """A connection that nobody uses; one that failed is closed and not used again.
+
+        One that the server closed while it was idle is left out, as every HTTP client does.
+        """
+        pair = self._idle.pop() if self._idle else None
+        while pair is not None and pair[0].at_eof():
+            pair[1].close()
+            pair = self._idle.pop() if self._idle else None
+        if pair is None:
             pair = await asyncio.open_connection(self.target.host, self.target.port)
         try:
             yield pair

@@ -15,6 +15,7 @@ from configs.settings import Settings
 from daemon.errors import AddressInUse
 from daemon.logs import configure_logs, get_logger
 from daemon.serving.app import create_app
+from daemon.serving.memory import limit_arenas
 from daemon.serving.plane import InferencePlane
 from storage.durable import make_directory, write_record
 from storage.layout import StateLayout
@@ -22,6 +23,9 @@ from storage.layout import StateLayout
 GRACE_SECONDS = 30
 """Longest wait for requests in flight at the end (seconds)."""
 BACKLOG = 2048
+KEEP_ALIVE_SECONDS = 75
+"""How long an idle connection stays open (seconds): longer than the 60 s for which proxies keep theirs, or a request
+would now and then meet the close of its connection and fail. uvicorn's default is 5."""
 
 log = get_logger(__name__)
 
@@ -62,6 +66,7 @@ def serve(settings: Settings) -> int:
     """
     listener = _bind(settings.serving.host, settings.serving.port)
     configure_logs(settings.log)
+    limit_arenas()
     if settings.serving.threads:
         torch.set_num_threads(settings.serving.threads)
     with listener, _signals_absorbed():
@@ -78,7 +83,12 @@ def serve(settings: Settings) -> int:
 def make_server(plane: InferencePlane, listener: socket.socket) -> PlaneServer:
     """The server for `plane` on a bound socket; it publishes its address once it accepts connections."""
     config = uvicorn.Config(
-        create_app(plane), log_config=None, access_log=False, backlog=BACKLOG, timeout_graceful_shutdown=GRACE_SECONDS
+        create_app(plane),
+        log_config=None,
+        access_log=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
     )
 
     def published() -> None:

@@ -78,7 +78,9 @@ def logits_of(network: nn.Module, images: Tensor) -> Tensor:
 def labels_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Argmax, uint8 `[h, w]`, of logits `[K, H, W]` resized bilinearly to `size`; memory stays bounded for any size."""
     height, width = size
-    classes, rows, _ = logits.shape
+    classes, rows, columns = logits.shape
+    if size == (rows, columns):  # nothing to resize: the same labels in about a third of the time
+        return class_map(logits).to(torch.uint8)
     wide = F.interpolate(logits[None], (rows, width), mode="bilinear", align_corners=False)[0]  # [K, H, w]
     # The same source coordinates as F.interpolate(align_corners=False), one band of output rows at a time.
     source = ((torch.arange(height, device=logits.device) + 0.5) * (rows / height) - 0.5).clamp(0, rows - 1)

@@ -16,6 +16,7 @@ from daemon.listening import listen
 from daemon.logs import configure_logs, get_logger
 from daemon.mask_folder import check_masks
 from daemon.serving.app import create_app
+from daemon.serving.memory import limit_arenas
 from daemon.serving.plane import InferencePlane
 from daemon.tls import TlsFiles, tls_files
 from daemon.token import serving_address
@@ -25,6 +26,9 @@ from storage.layout import StateLayout
 GRACE_SECONDS = 30
 """Longest wait for requests in flight at the end (seconds)."""
 BACKLOG = 2048
+KEEP_ALIVE_SECONDS = 75
+"""How long an idle connection stays open (seconds): longer than the 60 s for which proxies keep theirs, or a request
+would now and then meet the close of its connection and fail. uvicorn's default is 5."""
 
 log = get_logger(__name__)
 
@@ -71,6 +75,7 @@ def serve(settings: Settings) -> int:
     check_masks(settings)
     listener = listen(serving_address(settings.serving), BACKLOG)
     configure_logs(settings.log)
+    limit_arenas()
     if settings.serving.threads:
         torch.set_num_threads(settings.serving.threads)
     with listener, _signals_absorbed():
@@ -94,6 +99,7 @@ def make_server(plane: InferencePlane, listener: socket.socket, tls: TlsFiles | 
         log_config=None,
         access_log=False,
         backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS,
         ssl_certfile=tls.certificate if tls else None,
         ssl_keyfile=tls.key if tls else None,

@@ -98,7 +98,7 @@ class PublishSettings(Section):
     triton: ConfigPath | None = None
     """Folder of a Triton model repository: `mfmd/N/model.onnx` (extra `onnx`) and `mfmd/config.pbtxt`."""
     huggingface: ConfigPath | None = None
-    """Folder for a Hugging Face directory (models that came as one)."""
+    """Folder for copies as Hugging Face directories (models that came as one); load `current` in it."""
 
 
 class ControlSettings(Section):

@@ -250,6 +250,25 @@ def test_rollback_before_a_cut_promotion_is_finished_stands(
     assert state.serving == 2
 
 
+def test_weights_that_were_rolled_back_from_do_not_come_back_under_another_number(
+    state: State, finished: Callable[..., RoundFolder]
+) -> None:
+    judge(state.registry, finished(), state.settings)
+    roll_back(state.registry, to=None, by="operator", reason="poles vanish")
+    verdict = judge(state.registry, finished(number=2), state.settings)
+    assert verdict.decision == "rejected"
+    assert verdict.reason == "the candidate's weights are those of version 3, which was rolled back from"
+    assert (state.serving, state.registry.versions()) == (2, [1, 2, 3])
+    assert state.events()[-1] == ("rejected", None, 2)
+    other = judge(state.registry, finished(number=3, weights=state.weights(8.0)), state.settings)
+    assert (other.decision, state.serving) == ("accepted", 4)
+
+
+def test_a_rollback_that_nobody_explained_says_so(state: State) -> None:
+    assert roll_back(state.registry, to=1, by="operator", reason="  ").reason == promotion.NO_REASON
+    assert state.registry.history()[-1].reason == promotion.NO_REASON
+
+
 def test_damaged_incumbent_is_said(state: State, finished: Callable[..., RoundFolder]) -> None:
     folder = finished()
     state.registry.weights_path(2).write_bytes(b"nothing")

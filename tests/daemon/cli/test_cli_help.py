@@ -39,7 +39,9 @@ def test_the_commands_of_the_issue_are_there() -> None:
         "init", "pretrain", "import", "export", "run", "serve", "adapt", "predict", "evaluate",
         "status", "check", "checkpoints", "rollback", "refused", "buffer", "config", "doctor", "demo",
     }  # fmt: skip
-    assert {path[1] for path in VISIBLE if path[0] == "checkpoints" and len(path) > 1, "shadow", "unshadow"} == {
+    assert {path[1] for path in VISIBLE if path[0] == "checkpoints" and len(path) > 1} == {
+        "shadow",
+        "unshadow",
         "list",
         "show",
         "pin",

@@ -4,7 +4,7 @@
 
 A table: ms an image (median), ratio to float32, and the share of pixels with the label of float32. The options take
 turns image by image, so that another load on the machine meets all of them alike. `--compile` adds torch.compile, which
-takes minutes for a large network; the time to compile stands beside it. `--fp16` adds what a CPU should not do.
+takes minutes for a large network; the time to compile stands beside it. `--fp16` adds fp16.
 """
 
 import argparse

@@ -48,7 +48,7 @@ def plane(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     made.stop()
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=SIZES, data=st.data())
 def test_batched_answers_equal_those_given_alone(
     plane: InferencePlane, sizes: list[tuple[int, int]], data: st.DataObject

@@ -20,6 +20,8 @@ from daemon.demo.driving import DrivenDaemon
 SEEDS = (1, 2, 3, 4, 5)
 EARLY = 50
 """Moves after which memory must not grow any more."""
+AROUND = 10
+"""Moves whose median counts: a forward pass that runs just then is worth some MiB."""
 WARM_SECONDS = 5.0
 
 
@@ -100,10 +102,15 @@ def _print_moves(moves: Sequence[Moved]) -> None:
         took = [move.ended - move.began for move in moves if move.move is kind]
         if took:
             print(f"| {kind} | {len(took)} | {statistics.median(took):.2f} | {max(took):.2f} |")
-    early, last = moves[min(EARLY, len(moves)) - 1], moves[-1]
-    grown = 100 * (last.memory / early.memory - 1)
-    print(f"\nresident memory after move {early.number}: {early.memory / 2**20:.1f} MiB, ", end="")
-    print(f"after move {last.number}: {last.memory / 2**20:.1f} MiB ({grown:+.2f} %)")
+    first, last = min(EARLY, len(moves)), len(moves)
+    early, late = (
+        statistics.median(move.memory for move in moves[max(0, end - AROUND) : end]) for end in (first, last)
+    )
+    print(
+        f"\nresident memory after move {first}: {early / 2**20:.1f} MiB, after move {last}: {late / 2**20:.1f} MiB ",
+        end="",
+    )
+    print(f"({100 * (late / early - 1):+.2f} %; medians of {AROUND} moves)")
     step = max(1, len(moves) // 10)
     print("on the way: " + ", ".join(f"{move.memory / 2**20:.1f}" for move in moves[step - 1 :: step]))
 

@@ -1,6 +1,6 @@
 """Keep memory flat: glibc gives every thread a heap of its own, and what one thread frees is of no use to another.
 
-Measured over 160 swaps of a network of 0.5 M parameters: 402 to 412 MiB without the limit, 398 to 398 with it
+Measured over 80 swaps of a network of 0.5 M parameters: 402 to 411 MiB without the limit, 398 to 398 with it
 (`benchmarks/serving.py --parts swaps` measures it under load).
 """
 

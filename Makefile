@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format bench bench-step clean help
+.PHONY: demo test soak lint format bench bench-step clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -20,6 +20,10 @@ demo: $(STAMP)  ## the whole job on drawn street scenes, about five minutes
 
 test: $(STAMP)  ## every test, on both cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+KILLS ?= 1000
+soak: $(STAMP)  ## ingest killed 1,000 times at random moments, the promise checked after each (KILLS=n)
+	$(BIN)/python -m tests.faults.soak --kills $(KILLS)
 
 lint: $(STAMP)  ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -16,8 +16,9 @@ from configs.nearest import nearest
 from configs.settings import Settings
 
 DEFAULT_FILE = Path("mfmd.yaml")
-RESERVED_ENV = frozenset({"MFMD_CONFIG"})
-"""Environment variables with our prefix that are not settings: `MFMD_CONFIG` names the file."""
+RESERVED_ENV = frozenset({"MFMD_CONFIG", "MFMD_FAILPOINT"})
+"""Environment variables with our prefix that are not settings: `MFMD_CONFIG` names the file, `MFMD_FAILPOINT` a place
+where a test ends the process (`storage/failpoints.py`)."""
 
 
 class _Environment(Settings, BaseSettings):

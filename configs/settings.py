@@ -11,12 +11,14 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 
 from configs.class_list import Classes
+from configs.ingest import AdmissionSettings, BufferSettings, WatchSettings
 from configs.nearest import nearest
 from configs.section import ConfigPath, Fraction, Port, PositiveInt, Seconds, Section
 from configs.self_training import HostSettings, MfmSettings
 from configs.training import NetworkSettings, OptimSettings, PretrainSettings, RoundSettings
 
 __all__ = [
+    "AdmissionSettings",
     "BufferSettings",
     "ControlSettings",
     "GateSettings",
@@ -36,46 +38,6 @@ __all__ = [
     "SourceSettings",
     "WatchSettings",
 ]
-
-
-class WatchSettings(Section):
-    """The drop folder."""
-
-    folder: ConfigPath
-    """Folder where unlabelled target images arrive."""
-    recursive: bool = True
-    """Also take images from sub-folders."""
-    stability_seconds: Seconds = 2.0
-    """A file is taken once its size and mtime stood still for this long (seconds)."""
-    rescan_seconds: Annotated[float, Field(gt=0)] = 5.0
-    """Interval of the names-only rescan that finds what events missed (seconds)."""
-    ignore: tuple[str, ...] = (".*", "*.part", "*.tmp", "*.crdownload", "~*", "Thumbs.db", "@eaDir")
-    """Name patterns (fnmatch, on any path component) that are never looked at."""
-    max_file_bytes: PositiveInt = 64 * 1024 * 1024
-    """Largest image file accepted (bytes)."""
-    max_pixels: PositiveInt = 64_000_000
-    """Largest image accepted (width x height, pixels); checked before any pixel is decoded."""
-    group_frames: PositiveInt = 32
-    """Most frames in one durable commit; one commit of 32 costs a tenth of 32 commits (images)."""
-    group_seconds: Seconds = 0.5
-    """Longest time a decoded frame waits for its commit group to fill (seconds)."""
-
-
-class BufferSettings(Section):
-    """The zarr buffer of target frames."""
-
-    height: Annotated[int, Field(ge=32)] = 512
-    """Frame height (pixels); images are scaled to fit, keeping their aspect. Networks train and serve at this scale."""
-    width: Annotated[int, Field(ge=32)] = 1024
-    """Frame width (pixels)."""
-    capacity_frames: PositiveInt = 2048
-    """Slots in the buffer (frames); the oldest frame leaves when a new one needs its slot."""
-    tile: Annotated[int, Field(ge=16)] = 256
-    """Side of a zarr tile (pixels); a training crop reads only the tiles it touches."""
-    holdout_fraction: Fraction = 0.1
-    """Share of frames, chosen by content hash, that rounds never train on and the gate scores on (0-1)."""
-    reserve_bytes: Annotated[int, Field(ge=0)] = 512 * 1024 * 1024
-    """Free disk space below which ingest pauses (bytes)."""
 
 
 class SourceSettings(Section):
@@ -211,6 +173,8 @@ class Settings(Section):
     """A class list by name (cityscapes, camvid, demo) or a list of {name, color: [r, g, b]}."""
     watch: WatchSettings
     """The drop folder."""
+    admission: AdmissionSettings = AdmissionSettings()
+    """Which readable images enter the buffer."""
     buffer: BufferSettings = BufferSettings()
     """The frame buffer."""
     source: SourceSettings | None = None

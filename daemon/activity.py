@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from daemon.logs import get_logger
+from daemon.watch_mode import Mode, Reason
 from storage import durable
 from storage.errors import StorageError
 
@@ -31,10 +32,16 @@ class ActivityPart(BaseModel):
 class WatchActivity(ActivityPart):
     """The drop folder."""
 
-    state: Literal["starting", "watching", "missing", "unreadable", "stopped"] = "starting"
-    """missing: the folder does not exist, it is waited for; unreadable: it exists but cannot be listed."""
-    mode: Literal["events", "rescan"] = "rescan"
-    """events: the kernel's events wake us, the rescan finds the rest; rescan: no events to be had, only the rescan."""
+    state: Literal["starting", "watching", "missing", "unmounted", "unreadable", "stopped"] = "starting"
+    """missing: the folder does not exist, it is waited for; unmounted: it exists without its `watch.marker`, nothing is
+    taken; unreadable: it exists but cannot be listed."""
+    mode: Mode = "polling"
+    """events: the kernel's events wake us, the rescan finds the rest; polling: only the rescan."""
+    mode_reason: Reason = "no_folder"
+    """configured: `watch.mode` says so; local: a file system that sends events; silent_mount: one that does not;
+    refused: the kernel gave no watch; no_folder: there is nothing to listen to."""
+    file_system: str = ""
+    """Type of the folder's file system, for example `ext4`; empty where it is not known."""
     detail: str = ""
     """Why, when it is not simply watching."""
     pending: int = 0

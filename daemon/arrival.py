@@ -20,6 +20,9 @@ class Arrival:
     """Where to read it."""
     changed_ns: int
     """Change time of the inode (nanoseconds): also moves when permissions do."""
+    whole: bool = False
+    """It was renamed into place and did not wait: what cannot be used of it gets its stability delay before it is
+    refused."""
 
 
 class FileChanged(Exception):
@@ -51,8 +54,8 @@ def read_arrival(root: Path, arrival: Arrival, max_bytes: int) -> bytes:
     Raises RefusedImage (empty, too_many_bytes, unreadable, outside_folder), FileChanged, or OSError for a fault that
     may pass.
     """
-    if arrival.path.is_symlink() and not _inside(root, arrival.path):
-        target = arrival.path.readlink()
+    target = Path(os.path.realpath(arrival.path))  # also where a folder on the way became a link
+    if not target.is_relative_to(os.path.realpath(root)) or (arrival.path.is_symlink() and not target.is_file()):
         raise RefusedImage("outside_folder", f"a link to {target}, which is not a file in the drop folder; copy it in")
     if arrival.file.size == 0:
         raise RefusedImage("empty", "empty (0 bytes)")

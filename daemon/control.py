@@ -10,9 +10,18 @@ from fastapi.responses import JSONResponse, Response
 from configs.settings import Settings
 from daemon import promotion
 from daemon.control_errors import ApiError, answer_errors
-from daemon.control_model import CheckpointList, CheckpointSummary, PinRequest, RollbackRequest, RoundDetail, RoundList
+from daemon.control_model import (
+    CheckpointList,
+    CheckpointSummary,
+    PinRequest,
+    RetryRequest,
+    RollbackRequest,
+    RoundDetail,
+    RoundList,
+)  # fmt: skip
 from daemon.health import Health
 from daemon.metrics import Metrics
+from daemon.refusals import RetryQueue, Selection
 from daemon.round_history import summaries, summarise
 from daemon.round_loop import RoundLoop
 from daemon.status import Status, collect_status
@@ -34,6 +43,7 @@ class ControlContext:
     metrics: Metrics
     health: Health
     token: str
+    retries: RetryQueue
 
 
 def create_control_app(context: ControlContext) -> FastAPI:
@@ -127,6 +137,11 @@ def _changing(context: ControlContext) -> APIRouter:
         """Leave a version to retention again."""
         context.registry.unpin(version, by="operator", reason=request.reason if request else "")
         return {"pinned": context.registry.pins()}
+
+    @router.post("/refused/retry")
+    def retry_refused(request: RetryRequest) -> dict[str, list[str]]:
+        """Let ingest take refused files again, out of the quarantine too; their paths."""
+        return {"retried": context.retries.ask(Selection(frozenset(request.paths), request.reason))}
 
     return router
 

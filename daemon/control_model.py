@@ -29,6 +29,15 @@ class PinRequest(_Body):
     """Why; kept in the history."""
 
 
+class RetryRequest(_Body):
+    """Which refused files `POST /v1/refused/retry` means; all where nothing is given."""
+
+    paths: list[str] = []
+    """Relative to the drop folder, as `mfmd refused list` shows them."""
+    reason: str | None = None
+    """A reason code."""
+
+
 class CheckpointSummary(BaseModel):
     """One version in one line."""
 

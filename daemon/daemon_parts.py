@@ -68,7 +68,9 @@ class DaemonParts:
         health = Health(self._components, may_take_long="rounds", registry=self._registry)
         collector = StateCollector(self._settings, self._buffer.catalog, self._supervisor.states)
         self.metrics.registry.register(collector)
-        context = ControlContext(self._settings, self._registry, self._rounds, self.metrics, health, token)
+        context = ControlContext(
+            self._settings, self._registry, self._rounds, self.metrics, health, token, self._ingest.retries
+        )
         self.app = create_control_app(context)
 
     def start(self) -> None:

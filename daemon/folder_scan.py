@@ -3,7 +3,7 @@
 import fnmatch
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from configs.settings import WatchSettings
@@ -18,7 +18,9 @@ class FolderScan:
     def __init__(self, settings: WatchSettings) -> None:
         self.root = settings.folder
         self._recursive = settings.recursive
-        self._ignored = re.compile("|".join(fnmatch.translate(pattern) for pattern in settings.ignore) or r"(?!)")
+        self._marker = None if settings.marker is None else PurePosixPath(settings.marker)
+        self._ignored = _any_of(settings.ignore)
+        self._included = _any_of(settings.include or ("*",))
 
     def names(self, complain: Complain) -> Iterator[tuple[str, os.DirEntry[str]]]:
         """Path relative to the folder (posix) and entry of every file and link to a file, ignored ones left out.
@@ -34,7 +36,7 @@ class FolderScan:
                         if entry.is_dir(follow_symlinks=False):
                             if self._recursive and not self._ignored.match(entry.name):
                                 waiting.append(f"{prefix}{entry.name}/")
-                        elif (entry.is_symlink() or entry.is_file()) and not self._ignored.match(entry.name):
+                        elif (entry.is_symlink() or entry.is_file()) and self._wanted(prefix, entry.name):
                             yield prefix + entry.name, entry
             except OSError as error:
                 if not prefix:
@@ -42,11 +44,23 @@ class FolderScan:
                 complain(prefix, error)
 
     def relative(self, path: str) -> str | None:
-        """`path` relative to the folder, posix; none when it lies elsewhere, too deep, or is ignored."""
+        """`path` relative to the folder, posix; none when it lies elsewhere, too deep, or is not looked at."""
         try:
             parts = Path(path).relative_to(self.root).parts
         except ValueError:
             return None
-        if not parts or (len(parts) > 1 and not self._recursive) or any(map(self._ignored.match, parts)):
+        if not parts or (len(parts) > 1 and not self._recursive) or any(map(self._ignored.match, parts[:-1])):
             return None
-        return str(PurePosixPath(*parts))
+        prefix = "".join(f"{part}/" for part in parts[:-1])
+        return prefix + parts[-1] if self._wanted(prefix, parts[-1]) else None
+
+    def _wanted(self, prefix: str, name: str) -> bool:
+        """Whether a file of this name is looked at; the marker is no image."""
+        if self._ignored.match(name) or not self._included.match(name):
+            return False
+        return self._marker is None or PurePosixPath(prefix, name) != self._marker
+
+
+def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
+    """Matches a name that one of the patterns matches, in any case; no pattern matches nothing."""
+    return re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)", re.IGNORECASE)

@@ -1,30 +1,36 @@
 """From drop folder to durable buffer: take files that stand still, decode them, commit them in groups, say why not.
 
-The folder is the queue: nothing is taken out of it that there is no room for, so memory is bounded by one commit
-group and the files being decoded. A full disk or a buffer whose every slot a round holds pauses ingest; it goes on
-by itself. A lost fsync ends it (the component stops): what was written last may be gone.
+The folder is the queue: nothing is taken out of it that there is no room for, so memory is bounded by two commit
+groups: the full one, and the one being decoded meanwhile. A full disk or a buffer whose every slot a round holds pauses
+ingest; it goes on by itself. A lost fsync ends it (the component stops): what was written last may be gone.
 """
 
 import errno
 import shutil
 import time
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from configs.settings import Settings
 from daemon.activity import IngestActivity, WatchActivity
+from daemon.admission import Admission
+from daemon.arrival import Arrival
 from daemon.folder_events import Hints
 from daemon.logs import get_logger
 from daemon.metrics import IngestMetrics
-from daemon.preparation import Duplicate, Later, Preparation, Prepared, Ready, Refusal
+from daemon.originals import Originals
+from daemon.preparation import Duplicate, Later, Preparation, Prepared, Ready, Refusal, Skipped
+from daemon.refusals import RetryQueue, Selection, retry_refused
 from daemon.watcher import Watcher
 from storage.errors import BufferFull
-from storage.frames import FrameBuffer
+from storage.frame_writer import NOT_KEPT
+from storage.frames import FrameBuffer, FrameRecord
 
-DECODE_THREADS = 2
-"""Files decoded at once; Pillow releases the interpreter while it decodes."""
 PAUSE_SECONDS = 1.0
 """How often a paused ingest looks whether it may go on (seconds)."""
+PAUSE_SHARE = 0.5
+"""Ingest pauses below this share of `buffer.reserve_bytes` free; up to the whole of it the buffer does not grow."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 log = get_logger(__name__)
@@ -36,11 +42,18 @@ class Ingest:
     def __init__(self, settings: Settings, buffer: FrameBuffer, metrics: IngestMetrics, hints: Hints) -> None:
         self._settings, self._buffer, self._metrics = settings, buffer, metrics
         self._watcher = Watcher(settings.watch, buffer.catalog, metrics, hints)
-        self._preparation = Preparation(settings.watch, settings.buffer, buffer.catalog.has_digest)
-        self._pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
+        self._preparation = Preparation(settings, buffer.catalog.has_digest, buffer.pack)
+        self._admission = Admission(settings.admission, buffer.catalog)
+        self._pool = ThreadPoolExecutor(settings.watch.decode_threads, thread_name_prefix="decode")
+        self._originals = Originals(settings.watch, buffer.catalog)
+        self.retries = RetryQueue(hints.wake)
+        """Requests to take refused files again; may be asked from any thread."""
+        self._decoding: deque[tuple[Arrival, Future[Prepared]]] = deque()
         self._group: list[Ready] = []
         self._group_since = 0.0
-        self._unrecorded: list[Duplicate | Refusal] = []
+        self._unrecorded: list[Duplicate | Refusal | Skipped] = []
+        self._skipped: list[Skipped] = []  # near to a frame of the group: true once that is committed
+        self._grow = True
         self._paused = ""
 
     def step(self) -> float:
@@ -49,7 +62,9 @@ class Ingest:
         try:
             self._check_reserve()
             self._record_rest()
-            moved = self._take_and_prepare()
+            self.retries.serve(self._retry)
+            moved = self._originals.sweep()
+            moved |= self._take_and_prepare()
             self._commit_when_due()
         except (OSError, BufferFull) as error:
             if isinstance(error, OSError) and error.errno not in FULL:
@@ -66,8 +81,9 @@ class Ingest:
             self._commit()
         except (OSError, BufferFull) as error:
             log.warning("group_left_in_folder", files=len(self._group), reason=self._reason(error))
-        self._watcher.close()
-        self._pool.shutdown()
+        finally:
+            self._watcher.close()
+            self._pool.shutdown()
 
     @property
     def activity(self) -> tuple[WatchActivity, IngestActivity]:
@@ -75,26 +91,48 @@ class Ingest:
         reason = self._paused
         return self._watcher.activity, IngestActivity(state="paused" if reason else "running", reason=reason)
 
+    def _retry(self, selection: Selection) -> list[str]:
+        paths = retry_refused(self._settings.watch, self._buffer.catalog, selection)
+        self._watcher.look_at_all()
+        log.info("refused_tried_again", files=len(paths))
+        return paths
+
     def _take_and_prepare(self) -> bool:
-        """Decode a few files; whether there were any."""
-        room = self._settings.watch.group_frames - len(self._group)
-        arrivals = self._watcher.take(min(room, 2 * DECODE_THREADS))
-        try:
-            prepared = list(self._pool.map(self._preparation.prepare, arrivals))
-        except BaseException:
-            for arrival in arrivals:  # not the files' fault: the catalog could not be asked
-                self._watcher.put_back(arrival)
-            raise
-        for item in prepared:
-            self._sort(item)
+        """Give files to the decoders and take what they have done, in order of arrival; whether there was any.
+
+        They get more than one group's worth, and so decode the next group while this thread commits the full one.
+        """
+        most = self._settings.watch.group_frames
+        for arrival in self._watcher.take(2 * most - self._waiting - len(self._decoding)):
+            self._decoding.append((arrival, self._pool.submit(self._preparation.prepare, arrival)))
+        moved = bool(self._decoding)
+        while self._decoding and self._waiting < most:
+            self._sort_next()
         self._record_rest()
-        return bool(prepared)
+        return moved
+
+    @property
+    def _waiting(self) -> int:
+        """Files that wait for the next commit."""
+        return len(self._group) + len(self._skipped)
+
+    def _sort_next(self) -> None:
+        """Sort the oldest of the files that are being decoded, once it is done."""
+        arrival, future = self._decoding.popleft()
+        try:
+            self._sort(future.result())
+        except BaseException:  # not the file's fault: the catalog could not be asked
+            self._watcher.put_back(arrival)
+            raise
 
     def _sort(self, item: Prepared) -> None:
         match item:
             case Ready():
-                self._group_since = self._group_since if self._group else time.monotonic()
-                self._group.append(item)
+                self._admit(item)
+            case Refusal(arrival, reason) if arrival.whole:
+                log.info("file_not_whole", file=arrival.file.path, reason=reason)
+                self._metrics.retries.inc()
+                self._watcher.wait_for(arrival)
             case Later(arrival, error):
                 log.info("file_later", file=arrival.file.path, error=error)
                 self._metrics.retries.inc()
@@ -102,28 +140,49 @@ class Ingest:
             case _:
                 self._unrecorded.append(item)
 
+    def _admit(self, item: Ready) -> None:
+        """Into the commit group, or among the skipped."""
+        skip = self._admission.judge(item.frame, [other.frame for other in self._group])
+        if skip is None:
+            self._group_since = self._group_since if self._group else time.monotonic()
+            self._group.append(item)
+        else:
+            waiting = self._skipped if skip.pending else self._unrecorded
+            waiting.append(Skipped(item.arrival, skip.reason, skip.detail, item.frame.digest))
+
     def _record_rest(self) -> None:
-        """Record duplicates and refusals; each stays in hand until the catalog has it."""
+        """Record duplicates, refusals and skipped files; each stays in hand until the catalog has it."""
         while self._unrecorded:
             item = self._unrecorded[0]
             if isinstance(item, Duplicate):
                 self._buffer.catalog.duplicate(item.arrival.file, item.digest)
                 self._metrics.files.labels(outcome="duplicate").inc()
+                self._originals.settle(item.arrival)
                 self._watcher.settle(item.arrival)
+            elif isinstance(item, Skipped):
+                self._skip(item)
             else:
                 self._refuse(item)
             self._unrecorded.pop(0)
+
+    def _skip(self, item: Skipped) -> None:
+        self._buffer.catalog.skip(item.arrival.file, item.reason, item.detail, item.digest)
+        log.debug("file_skipped", file=item.arrival.file.path, reason=item.reason, detail=item.detail)
+        self._metrics.files.labels(outcome="skipped").inc()
+        self._metrics.skipped.labels(reason=item.reason).inc()
+        self._watcher.settle(item.arrival)
 
     def _refuse(self, item: Refusal) -> None:
         self._buffer.catalog.refuse(item.arrival.file, item.reason, item.detail, item.digest)
         log.warning("file_refused", file=item.arrival.file.path, reason=item.reason, detail=item.detail)
         self._metrics.files.labels(outcome="rejected").inc()
         self._metrics.rejected.labels(reason=item.reason).inc()
+        self._originals.settle(item.arrival)
         self._watcher.settle(item.arrival, unreadable=item.reason == "unreadable")
 
     def _commit_when_due(self) -> None:
         waited = time.monotonic() - self._group_since
-        full = len(self._group) >= self._settings.watch.group_frames
+        full = self._waiting >= self._settings.watch.group_frames
         if self._group and (full or waited >= self._settings.watch.group_seconds):
             self._commit()
 
@@ -132,20 +191,25 @@ class Ingest:
         if not self._group:
             return
         started = time.monotonic()
-        records = self._buffer.append([item.frame for item in self._group])
+        records = self._buffer.append([item.frame for item in self._group], grow=self._grow)
         self._metrics.commit_seconds.observe(time.monotonic() - started)
         group, self._group = self._group, []
-        stored = {record.digest for record in records}
-        self._count(group, stored)
+        self._count(group, records)
         for item in group:
+            self._originals.settle(item.arrival)
             self._watcher.settle(item.arrival)
+        self._unrecorded += self._skipped
+        self._skipped = []
         log.info("frames_committed", frames=len(records), duplicates=len(group) - len(records))
+        self._record_rest()
 
-    def _count(self, group: Sequence[Ready], stored: set[str]) -> None:
-        now = time.time()
+    def _count(self, group: Sequence[Ready], records: Sequence[FrameRecord]) -> None:
+        now, slots = time.time(), {record.digest: record.slot for record in records}
         for item in group:
-            if item.frame.digest in stored:
-                stored.discard(item.frame.digest)  # a second file of the same content is a duplicate
+            slot = slots.pop(item.frame.digest, None)  # a second file of the same content is a duplicate
+            if slot == NOT_KEPT:
+                self._metrics.files.labels(outcome="not_kept").inc()
+            elif slot is not None:
                 self._metrics.files.labels(outcome="stored").inc()
                 self._metrics.bytes.inc(item.arrival.file.size)
                 self._metrics.latency.observe(max(0.0, now - item.arrival.file.mtime_ns / 1e9))
@@ -154,11 +218,20 @@ class Ingest:
                 self._metrics.files.labels(outcome="duplicate").inc()
 
     def _check_reserve(self) -> None:
-        """Raises OSError(ENOSPC) while the disk has less than the reserve: nothing of ours may fill it."""
+        """Below the reserve the buffer must not grow: nothing of ours may fill the disk.
+
+        Raises OSError(ENOSPC) below half of it: others take the space, and frames that leave would not bring it back.
+        """
         reserve = self._settings.buffer.reserve_bytes
         free = shutil.disk_usage(self._settings.state).free
-        if free < reserve:
-            raise OSError(errno.ENOSPC, f"{free / 1e6:.0f} MB free, buffer.reserve_bytes is {reserve / 1e6:.0f} MB")
+        if free < PAUSE_SHARE * reserve:
+            raise OSError(
+                errno.ENOSPC,
+                f"{free / 1e6:.0f} MB free, less than half of buffer.reserve_bytes, {reserve / 1e6:.0f} MB",
+            )
+        if self._grow != (free >= reserve):
+            self._grow = free >= reserve
+            log.warning("buffer_may_grow" if self._grow else "buffer_must_not_grow", free=free, reserve=reserve)
 
     def _pause(self, reason: str) -> None:
         if not self._paused:

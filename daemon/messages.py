@@ -12,7 +12,13 @@ STARTING_SECONDS = 60.0
 
 def operator_messages(status: Status, settings: Settings) -> list[str]:
     """Messages about `status`, most urgent first; empty when all is well."""
-    parts = (_versions(status, settings), _folder(status), _children(status), _plane(status, settings), _rounds(status))
+    parts = (
+        _versions(status, settings),
+        _folder(status, settings),
+        _children(status),
+        _plane(status, settings),
+        _rounds(status),
+    )
     daemon = [] if status.daemon.up else ["the daemon does not run: `mfmd run` starts it"]
     return [*daemon, *(message for part in parts for message in part)]
 
@@ -31,8 +37,8 @@ def _versions(status: Status, settings: Settings) -> Iterator[str]:
         yield "no version yet: `mfmd import PATH` takes one in, or configure `source` and run `mfmd pretrain`"
 
 
-def _folder(status: Status) -> Iterator[str]:
-    if status.watch.state in ("missing", "unreadable"):
+def _folder(status: Status, settings: Settings) -> Iterator[str]:
+    if status.watch.state in ("missing", "unmounted", "unreadable"):
         yield status.watch.detail or f"the drop folder {status.folder} does not exist"
     elif status.watch.detail:
         yield f"drop folder: {status.watch.detail}"
@@ -40,6 +46,12 @@ def _folder(status: Status) -> Iterator[str]:
         yield f"ingest is paused, files wait in the folder: {status.ingest.reason}"
     elif status.ingest.state == "failed":
         yield f"ingest stopped for good: {status.ingest.reason}; start the daemon again"
+    reserve, free = settings.buffer.reserve_bytes, status.buffer.disk_free_bytes
+    if free is not None and free < reserve:
+        yield (
+            f"the disk of {status.state} has {free / 1e6:.0f} MB free, less than buffer.reserve_bytes: the buffer does "
+            "not grow, below half of it ingest pauses; make room"
+        )
     refused = sum(status.buffer.refused.values())
     if refused:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(status.buffer.refused.items()))

@@ -21,10 +21,16 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder
 
 from configs.settings import Settings
+from daemon.admission import SKIP_REASONS
+from daemon.watch_mode import MODES
 
 COMPONENTS = ("ingest", "rounds", "supervisor", "activity")
+OUTCOMES = ("stored", "not_kept", "duplicate", "skipped", "rejected")
 CHILDREN = ("serve", "observe")
-REASONS = ("empty", "too_many_bytes", "too_many_pixels", "not_an_image", "truncated", "unreadable", "outside_folder")
+REASONS = (
+    "empty", "too_many_bytes", "too_many_pixels", "aspect", "not_an_image", "needs_extra", "truncated", "unreadable",
+    "outside_folder",
+)  # fmt: skip
 RESULTS = ("promoted", "rejected", "inconclusive", "failed", "stopped")
 DECISIONS = ("accepted", "rejected", "inconclusive")
 LATENCY_SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
@@ -39,14 +45,21 @@ class IngestMetrics:
         self._add_watcher(registry)
         self.files = Counter(
             "mfmd_ingest_files",
-            "Files dealt with since the daemon started, by outcome: stored as a frame, duplicate of content that was "
-            "stored before, rejected with a reason",
+            "Files dealt with since the daemon started, by outcome: stored as a frame, not_kept (committed, and left "
+            "at once: the reservoir keeps others), duplicate of content that was stored before, skipped by admission, "
+            "rejected with a reason",
             ["outcome"],
             registry=registry,
         )
         self.rejected = Counter(
             "mfmd_ingest_rejected",
             "Files refused since the daemon started, by reason; `mfmd status` and the catalog name them",
+            ["reason"],
+            registry=registry,
+        )
+        self.skipped = Counter(
+            "mfmd_ingest_skipped",
+            "Files that admission left out since the daemon started, by reason",
             ["reason"],
             registry=registry,
         )
@@ -76,10 +89,12 @@ class IngestMetrics:
             "Unix time of the newest commit since the daemon started; 0 before the first",
             registry=registry,
         )
-        for outcome in ("stored", "duplicate", "rejected"):
+        for outcome in OUTCOMES:
             self.files.labels(outcome=outcome)
         for reason in REASONS:
             self.rejected.labels(reason=reason)
+        for reason in SKIP_REASONS:
+            self.skipped.labels(reason=reason)
 
     def _add_watcher(self, registry: CollectorRegistry) -> None:
         self.events = Counter(
@@ -109,8 +124,15 @@ class IngestMetrics:
         )
         self.mode = Gauge(
             "mfmd_watcher_mode_info",
-            "1 for the mode in force: events (kernel events and rescan) or rescan (no events to be had)",
-            ["mode"],
+            "1 for the mode in force and its reason: events (kernel events and rescan) or polling (rescan only)",
+            ["mode", "reason"],
+            registry=registry,
+        )
+        self.state = Gauge(
+            "mfmd_watcher_state_info",
+            "1 for the state of the drop folder: starting, watching, missing, unmounted (its marker is absent), "
+            "unreadable, stopped",
+            ["state"],
             registry=registry,
         )
         self.pending = Gauge(
@@ -121,8 +143,8 @@ class IngestMetrics:
             "Modification time of the oldest pending file that was looked at (Unix, seconds); 0 when none waits",
             registry=registry,
         )
-        for mode in ("events", "rescan"):
-            self.mode.labels(mode=mode)
+        for mode, reason in MODES:
+            self.mode.labels(mode, reason)
 
 
 class RoundMetrics:

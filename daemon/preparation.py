@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from configs.settings import BufferSettings, WatchSettings
+from configs.settings import Settings
 from daemon.arrival import Arrival, FileChanged, read_arrival
+from daemon.capture_time import capture_time, source_label
 from daemon.logs import get_logger
 from storage.digest import digest_of
 from storage.errors import RefusedImage
-from storage.frames import NewFrame
-from storage.images import decode_image, fit_frame
+from storage.frames import NewFrame, Packed
+from storage.images import FittedFrame, decode_photo, fit_frame
+from storage.perceptual_hash import perceptual_hash
 
 log = get_logger(__name__)
 
@@ -48,15 +50,28 @@ class Later:
     error: str
 
 
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A good image that admission leaves out."""
+
+    arrival: Arrival
+    reason: str
+    detail: str
+    digest: str
+
+
 Prepared = Ready | Duplicate | Refusal | Later
 
 
 class Preparation:
     """Reads, hashes, decodes and fits files."""
 
-    def __init__(self, watch: WatchSettings, buffer: BufferSettings, committed: Callable[[str], bool]) -> None:
-        """`committed` tells whether a digest was ever committed; it is asked from worker threads."""
-        self._watch, self._buffer, self._committed = watch, buffer, committed
+    def __init__(
+        self, settings: Settings, committed: Callable[[str], bool], pack: Callable[[FittedFrame], Packed]
+    ) -> None:
+        """`committed` tells whether a digest was ever committed; both functions are called from worker threads."""
+        self._watch, self._buffer, self._committed, self._pack = settings.watch, settings.buffer, committed, pack
+        self._hashing = settings.admission.near_duplicate_bits is not None  # half as costly as decoding
 
     def prepare(self, arrival: Arrival) -> Prepared:
         """What becomes of one file. Never raises for anything that is wrong with the file."""
@@ -82,12 +97,19 @@ class Preparation:
         return Ready(arrival, frame)
 
     def _frame(self, arrival: Arrival, data: bytes, digest: str) -> NewFrame:
-        pixels = decode_image(data, max_bytes=self._watch.max_file_bytes, max_pixels=self._watch.max_pixels)
+        watch = self._watch
+        photo = decode_photo(
+            data, max_bytes=watch.max_file_bytes, max_pixels=watch.max_pixels, max_aspect=watch.max_aspect
+        )
+        fitted = fit_frame(photo.pixels, self._buffer.height, self._buffer.width)
         return NewFrame(
             file=arrival.file,
             digest=digest,
-            captured_at=arrival.file.mtime_ns / 1e9,
-            source_height=pixels.shape[0],
-            source_width=pixels.shape[1],
-            frame=fit_frame(pixels, self._buffer.height, self._buffer.width),
+            captured_at=capture_time(watch, arrival.file, photo.exif),
+            source_height=photo.pixels.shape[0],
+            source_width=photo.pixels.shape[1],
+            frame=fitted,
+            source=source_label(watch, arrival.file),
+            phash=perceptual_hash(fitted.cropped()) if self._hashing else "",
+            packed=self._pack(fitted),
         )

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from daemon.schedule import ScheduleState
-from storage.catalog import Catalog
+from storage.catalog import Catalog, CatalogCounts
 from storage.errors import StorageError
 from storage.registry import CheckpointRegistry
 from storage.round_records import RoundScores, RoundSpec, Verdict
@@ -138,12 +138,20 @@ def schedule_state(catalog: Catalog | None, store: RoundStore, registry: Checkpo
     return ScheduleState(
         frames=counts.frames if counts else 0,
         holdout=counts.holdout if counts else 0,
-        # Ids ascend without gaps in commit order, so the newest id is the number of frames ever committed.
-        new_frames=max(0, counts.committed_total - facts.newest_frame) if counts else 0,
+        new_frames=_new_frames(catalog, counts, facts.newest_frame) if catalog and counts else 0,
         last_ended=facts.last_ended,
         failures=facts.failures,
         serving=registry.ref("serving") is not None,
     )
+
+
+def _new_frames(catalog: Catalog, counts: CatalogCounts, newest: int) -> int:
+    """Frames of the buffer that came after `newest`; all that came since, when they are the whole buffer.
+
+    Ids ascend without gaps in commit order. They count frames that a reservoir did not keep, too: those start no round.
+    """
+    there = catalog.frames_after(newest)
+    return max(0, counts.committed_total - newest) if there == counts.frames else there
 
 
 def _result(scores: RoundScores | None, verdict: Verdict | None, *, alive: bool) -> tuple[Result, str]:

@@ -64,7 +64,7 @@ class StateCollector(Collector):
         yield _gauge("mfmd_buffer_holdout_images", "Held-out frames among them", counts.holdout)
         yield _gauge(
             "mfmd_buffer_capacity_images",
-            "Frames that the buffer holds before the oldest leave",
+            "Frames that the buffer holds before some leave",
             self._settings.buffer.capacity_frames,
         )
         yield _counter("mfmd_buffer_committed_images", "Frames ever committed", counts.committed_total)
@@ -80,17 +80,27 @@ class StateCollector(Collector):
         for reason, count in counts.refused.items():
             refused.add_metric([reason], count)
         yield refused
+        skipped = GaugeMetricFamily(
+            "mfmd_skipped_files", "Files of the drop folder that admission left out, by reason", labels=["reason"]
+        )
+        for reason, count in counts.skipped.items():
+            skipped.add_metric([reason], count)
+        yield skipped
         leases = len(self._catalog.leases())
         yield _gauge("mfmd_buffer_leases", "Rounds that hold frames and so keep them from leaving", leases)
 
     def _disk(self) -> Iterator[Metric]:
         yield _gauge(
             "mfmd_disk_free_bytes",
-            "Free space on the disk of the state directory; ingest pauses below mfmd_disk_reserve_bytes",
+            "Free space on the disk of the state directory; below mfmd_disk_reserve_bytes the buffer does not grow, "
+            "below half of it ingest pauses",
             shutil.disk_usage(self._layout.root).free,
         )
         reserve = self._settings.buffer.reserve_bytes
         yield _gauge("mfmd_disk_reserve_bytes", "Free space that ingest leaves alone", reserve)
+        yield _gauge(
+            "mfmd_buffer_max_bytes", "Most bytes that frames may take; 0: no limit", self._settings.buffer.max_bytes
+        )
         yield _gauge("mfmd_buffer_bytes", "Size of the frame buffer on disk; up to a minute old", self._buffer_bytes())
 
     def _refs(self) -> Iterator[Metric]:

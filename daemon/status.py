@@ -90,10 +90,13 @@ class _Collector:
         """What the daemon says it does; with the daemon down, whether the folder is there."""
         if self._up:
             return read_activity(self._layout.run_file("activity")) or Activity()
-        there = self._settings.watch.folder.is_dir()
-        return Activity(
-            watch=WatchActivity(state="stopped" if there else "missing"), ingest=IngestActivity(state="stopped")
-        )
+        folder, marker = self._settings.watch.folder, self._settings.watch.marker
+        watch = WatchActivity(state="stopped")
+        if not folder.is_dir():
+            watch = WatchActivity(state="missing")
+        elif marker is not None and not (folder / marker).exists():
+            watch = WatchActivity(state="unmounted", detail=f"{folder} holds no {marker} (watch.marker): not mounted?")
+        return Activity(watch=watch, ingest=IngestActivity(state="stopped"))
 
     def _buffer(self) -> BufferStatus:
         free = shutil.disk_usage(self._layout.root).free if self._layout.root.is_dir() else None
@@ -110,6 +113,7 @@ class _Collector:
                 "evicted_total": counts.evicted_total,
                 "duplicates": counts.duplicates,
                 "refused": counts.refused,
+                "skipped": counts.skipped,
                 "last_committed_at": counts.last_committed_at,
             }
         )

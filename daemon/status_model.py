@@ -36,7 +36,7 @@ class BufferStatus(_Part):
     holdout: int = 0
     """Held-out frames among them."""
     capacity: int
-    """Frames it holds before the oldest leave."""
+    """Frames it holds before some leave."""
     committed_total: int = 0
     """Frames ever committed."""
     evicted_total: int = 0
@@ -45,6 +45,8 @@ class BufferStatus(_Part):
     """Files whose content was committed before."""
     refused: dict[str, int] = Field(default_factory=dict)
     """Refused files by reason."""
+    skipped: dict[str, int] = Field(default_factory=dict)
+    """Files that admission left out, by reason."""
     last_committed_at: float | None = None
     """Unix time of the newest commit in the buffer (seconds)."""
     disk_free_bytes: int | None = None

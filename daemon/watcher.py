@@ -11,11 +11,12 @@ from configs.settings import WatchSettings
 from daemon.activity import WatchActivity
 from daemon.arrival import Arrival, look_at
 from daemon.folder_events import Hints
-from daemon.folder_root import FolderRoot
+from daemon.folder_root import STATES, FolderRoot
 from daemon.folder_scan import FolderScan
 from daemon.logs import get_logger
 from daemon.metrics import IngestMetrics
 from daemon.stability import StabilityQueue
+from daemon.watch_mode import MODES
 from storage.catalog import Catalog, FileFact
 
 DEEP_SECONDS = 60.0
@@ -70,8 +71,7 @@ class Watcher:
         now = time.monotonic()
         taken = []
         for name, arrival, failures in self._queue.take(self._see, now):
-            if self._catalog.known(arrival.file) and not self._readable_again(name, arrival):
-                self._known.add(name)
+            if not arrival.whole and self._is_known(name, arrival):
                 continue
             self._in_hand[name] = failures
             taken.append(arrival)
@@ -87,6 +87,8 @@ class Watcher:
         if now is not None and now.file != arrival.file:  # it changed in our hands: events about it were not followed
             self._queue.note(name, now, time.monotonic())
             return
+        if now is None:  # moved or deleted: the next file of that name is a new one
+            return
         self._known.add(name)
         self._unreadable.pop(name, None)
         if unreadable:
@@ -97,6 +99,18 @@ class Watcher:
         name = self._name(arrival)
         failures = self._in_hand.pop(name, 0) + 1
         self._queue.postpone(name, failures, time.monotonic())
+
+    def look_at_all(self) -> None:
+        """Compare every file with the catalog at the next look: some of its entries were taken back."""
+        self._next_rescan = self._next_deep = 0.0
+
+    def wait_for(self, arrival: Arrival) -> None:
+        """It came by a rename, but cannot be used as it is: give it the delay of every other file."""
+        name = self._name(arrival)
+        self._in_hand.pop(name, None)
+        now = self._see(name)
+        if now is not None and not self._is_known(name, now):
+            self._queue.note(name, now, time.monotonic())
 
     def next_due(self) -> float:
         """Seconds until `look` and `take` can find something new without an event."""
@@ -125,12 +139,12 @@ class Watcher:
         if lost:
             self._metrics.overflows.inc()
             self._next_rescan = self._next_deep = now
-        for path in paths:
+        for path, whole in paths.items():
             name = self._scan.relative(path)
             if name is not None and name not in self._in_hand:
-                self._consider(name, now)
+                self._consider(name, now, whole=whole)
 
-    def _consider(self, name: str, now: float) -> bool:
+    def _consider(self, name: str, now: float, *, whole: bool = False) -> bool:
         """Make a candidate of a file unless the catalog knows it as it is; whether it is one now."""
         if self._queue.full and name not in self._queue:
             self._next_rescan = min(self._next_rescan, now + self._settings.rescan_seconds)
@@ -138,10 +152,19 @@ class Watcher:
         arrival = self._see(name)
         if arrival is None:
             return False
-        if self._catalog.known(arrival.file) and not self._readable_again(name, arrival):
-            self._known.add(name)
+        if whole:  # another file by now, though size and mtime may be those of the one before
+            self._queue.note_whole(name, arrival, now)
+            return True
+        if self._is_known(name, arrival):
             return False
         self._queue.note(name, arrival, now)
+        return True
+
+    def _is_known(self, name: str, arrival: Arrival) -> bool:
+        """Whether the catalog knows what became of the file as it is; remembers that for the rescan."""
+        if not self._catalog.known(arrival.file) or self._readable_again(name, arrival):
+            return False
+        self._known.add(name)
         return True
 
     def _rescan(self, now: float) -> None:
@@ -208,7 +231,9 @@ class Watcher:
     def _report(self) -> None:
         activity = self._activity = WatchActivity(
             state=self._root.state,
-            mode=self._root.mode,
+            mode=self._root.mode.mode,
+            mode_reason=self._root.mode.reason,
+            file_system=self._root.mode.file_system,
             detail=self._root.detail,
             pending=len(self._queue) + len(self._in_hand) + self._overflowing,
             oldest_pending=self._queue.oldest(),
@@ -216,5 +241,7 @@ class Watcher:
         self._metrics.pending.set(activity.pending)
         self._metrics.oldest_pending.set(activity.oldest_pending or 0)
         self._metrics.folder_present.set(activity.state == "watching")
-        for mode in ("events", "rescan"):
-            self._metrics.mode.labels(mode=mode).set(activity.mode == mode)
+        for mode, reason in MODES:
+            self._metrics.mode.labels(mode, reason).set((mode, reason) == (activity.mode, activity.mode_reason))
+        for state in STATES:
+            self._metrics.state.labels(state).set(state == activity.state)

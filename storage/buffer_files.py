@@ -1,16 +1,25 @@
 """The files of the frame buffer: its writer's lock, its zarr array, and whether they fit the configuration."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from configs.settings import BufferSettings
 from storage import durable
 from storage.errors import AlreadyRunning, BufferMismatch, CorruptBuffer, StorageError
+from storage.failpoints import step
 from storage.frame_writer import group_frames
 from storage.layout import StateLayout
 from storage.pixel_array import PixelArray, create_array, create_group
 
 ARRAY = "frames"
+FRESH = f".resize{durable.PARTIAL}"
+"""Where a buffer of another frame size is built (`buffer_resize.py`), in the state directory."""
+ABOUT = (
+    "Target frames, RGB, scaled to fit, top-left, zero elsewhere. Only slots (index `frame`) that table `frames` of "
+    "../catalog.sqlite names hold one; it also has valid_height and valid_width (the part that is image), name, times."
+)
+"""What the array says of itself (its attribute `long_name`)."""
 
 
 @contextmanager
@@ -22,7 +31,18 @@ def claim(layout: StateLayout) -> Iterator[None]:
             held.enter_context(durable.exclusive_lock(layout.buffer / ".lock", wait=False))
         except durable.Locked as error:
             raise AlreadyRunning(f"{layout.buffer}: process {error.holder} writes to this buffer already") from error
+        _remove_old(layout)
+        durable.remove_partials(layout.buffer)
         yield
+
+
+def _remove_old(layout: StateLayout) -> None:
+    """What a killed resize left. It may be the old buffer, so first its place must be the new one's on the disk too."""
+    left = layout.root / FRESH
+    if left.is_dir():
+        durable.fsync_directory(left)
+        durable.fsync_directory(layout.root)
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def open_array(layout: StateLayout, settings: BufferSettings, *, writable: bool) -> PixelArray:
@@ -53,7 +73,6 @@ def _create(layout: StateLayout, settings: BufferSettings) -> None:
             f"{layout.frames_zarr} is gone, but {layout.catalog} is there: restore it from a backup, "
             "or remove the catalog too and start with an empty buffer"
         )
-    durable.remove_partials(layout.buffer)
     temporary = layout.buffer / f".frames{durable.PARTIAL}"
     create_group(temporary)
     create_array(
@@ -63,7 +82,10 @@ def _create(layout: StateLayout, settings: BufferSettings) -> None:
         tile=settings.tile,
         fill=0,
         attributes={"frame_height": settings.height, "frame_width": settings.width},
+        about=ABOUT,
+        compression=settings.compression,
     )
+    step("array.made")
     durable.publish_directory(temporary, layout.frames_zarr)
 
 
@@ -74,5 +96,5 @@ def _compare(layout: StateLayout, array: PixelArray, settings: BufferSettings) -
         if there[name] != value:
             raise BufferMismatch(
                 f"{layout.frames_zarr}: made with buffer.{name} {there[name]}, the configuration says {value}; "
-                f"set it back, or remove {layout.buffer} to start with an empty buffer"
+                f"set it back, bring the frames to it (`mfmd buffer resize`), or remove {layout.buffer} to start empty"
             )

@@ -9,13 +9,13 @@ import sqlite3
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
 from storage import catalog_schema
-from storage.errors import StorageError
+from storage.errors import DurabilityLost, StorageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,26 @@ class FrameRecord:
     """CRC-32 of the frame's pixels."""
     holdout: bool
     """Held out: rounds never train on it, the gate scores on it."""
+    source: str = ""
+    """Source label (camera) it came from; empty when there is none."""
+    phash: str = ""
+    """Perceptual hash of the image, 16 hex digits; empty for frames of before there was one."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldFrame:
+    """What decides whether a committed frame leaves."""
+
+    id: int
+    """Ascending in commit order, never reused."""
+    slot: int
+    """Index into the zarr array."""
+    digest: str
+    """Hex SHA-256 of the file it came from."""
+    source: str
+    """Source label; empty when there is none."""
+    leased: bool
+    """Whether any round holds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +92,18 @@ class RefusedFile:
     """What was wrong with it."""
     at: float
     """Unix time (seconds)."""
+    digest: str | None = None
+    """Hex SHA-256 of the file; none when it was refused unread."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What became of one file."""
+
+    state: str
+    """committed, duplicate, refused or skipped."""
+    digest: str | None
+    """Hex SHA-256 of the file; none when it was not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +122,8 @@ class CatalogCounts:
     """Files of the drop folder whose content was committed before."""
     refused: dict[str, int]
     """Refused files by reason."""
+    skipped: dict[str, int]
+    """Files that admission left out, by reason."""
     last_committed_at: float | None
     """Unix time of the newest frame in the buffer (seconds)."""
 
@@ -103,6 +137,8 @@ class Catalog:
 
     At most one process writes (FrameBuffer holds the lock); any number read meanwhile.
     """
+
+    _failed: DurabilityLost | None
 
     def __init__(self, path: Path, *, writable: bool) -> None:
         self.path = path
@@ -121,9 +157,16 @@ class Catalog:
                 self._connection.close()
 
     def known(self, file: FileFact) -> bool:
-        """Whether exactly this file (path, size, mtime) was committed, found a duplicate, or refused."""
+        """Whether exactly this file (path, size, mtime) was committed, found a duplicate, skipped, or refused."""
         rows = self._select("SELECT 1 FROM files WHERE path = ? AND size = ? AND mtime_ns = ?", astuple(file))
         return bool(rows)
+
+    def state_of(self, file: FileFact) -> FileState | None:
+        """What became of exactly this file (path, size, mtime); none when it is not known."""
+        rows = self._select(
+            "SELECT state, digest FROM files WHERE path = ? AND size = ? AND mtime_ns = ?", astuple(file)
+        )
+        return FileState(rows[0]["state"], rows[0]["digest"]) if rows else None
 
     def known_files(self) -> dict[str, FileFact]:
         """Path -> the fact that was dealt with, for a rescan that stats only new names."""
@@ -143,18 +186,40 @@ class Catalog:
         with self.transaction() as connection:
             note_file(connection, file, "refused", digest, reason, detail)
 
+    def skip(self, file: FileFact, reason: str, detail: str, digest: str) -> None:
+        """Record, durably, that a good image is not stored, and why. Only this row remembers it."""
+        with self.transaction() as connection:
+            note_file(connection, file, "skipped", digest, reason, detail)
+
     def duplicate(self, file: FileFact, digest: str) -> None:
         """Record, durably, that a file's content was committed before."""
         with self.transaction() as connection:
             note_file(connection, file, "duplicate", digest)
 
-    def refused(self, limit: int = 100) -> list[RefusedFile]:
-        """The files refused last, newest first."""
-        rows = self._select("SELECT * FROM files WHERE state = 'refused' ORDER BY at DESC, path LIMIT ?", (limit,))
+    def refused(self, limit: int = 100, *, reason: str | None = None) -> list[RefusedFile]:
+        """The files refused last, newest first; only those for `reason`, if given. A negative limit is none."""
+        rows = self._select(
+            "SELECT * FROM files WHERE state = 'refused' AND reason = COALESCE(?, reason) "
+            "ORDER BY at DESC, path LIMIT ?",
+            (reason, limit),
+        )
         return [
-            RefusedFile(FileFact(row["path"], row["size"], row["mtime_ns"]), row["reason"], row["detail"], row["at"])
+            RefusedFile(
+                FileFact(row["path"], row["size"], row["mtime_ns"]),
+                row["reason"],
+                row["detail"],
+                row["at"],
+                row["digest"],
+            )
             for row in rows
         ]
+
+    def forget_refusal(self, file: FileFact) -> None:
+        """Forget, durably, that this file was refused: it is taken again. No error when it is not known as refused."""
+        with self.transaction() as connection:
+            connection.execute(
+                "DELETE FROM files WHERE state = 'refused' AND path = ? AND size = ? AND mtime_ns = ?", astuple(file)
+            )
 
     def records(self, *, ids: Collection[int] | None = None, holdout: bool | None = None) -> list[FrameRecord]:
         """Committed frames in commit order; only those of `ids` and of the slice `holdout`, where given."""
@@ -174,10 +239,41 @@ class Catalog:
         """Slots that committed frames use."""
         return {row["slot"] for row in self._select("SELECT slot FROM frames")}
 
-    def oldest_unleased(self, limit: int) -> list[FrameRecord]:
-        """The frames that leave next: those committed first, without the leased ones."""
-        rows = self._select(f"{SELECT_FRAMES} WHERE id NOT IN (SELECT frame FROM leases) ORDER BY id LIMIT ?", (limit,))
-        return [to_record(row) for row in rows]
+    def held(self) -> list[HeldFrame]:
+        """Every committed frame in commit order, as eviction sees it."""
+        rows = self._select(
+            "SELECT id, slot, digest, source, EXISTS (SELECT 1 FROM leases WHERE frame = id) AS leased "
+            "FROM frames ORDER BY id"
+        )
+        return [HeldFrame(row[0], row[1], row[2], row[3], bool(row[4])) for row in rows]
+
+    def newest_id(self) -> int:
+        """Id of the frame committed last, also if it left since: the number of frames ever committed."""
+        rows = self._select("SELECT COALESCE(MAX(seq), 0) FROM sqlite_sequence WHERE name = 'frames'")
+        return int(rows[0][0])
+
+    def frames_after(self, frame: int) -> int:
+        """How many frames of the buffer were committed after this one."""
+        return int(self._select("SELECT COUNT(*) FROM frames WHERE id > ?", (frame,))[0][0])
+
+    def recent_hashes(self, source: str, limit: int) -> list[tuple[int, str, str]]:
+        """Id, name and perceptual hash of the newest frames of a source, newest first."""
+        rows = self._select(
+            "SELECT id, name, phash FROM frames WHERE source = ? ORDER BY id DESC LIMIT ?", (source, limit)
+        )
+        return [(row[0], row[1], row[2]) for row in rows if row[2]]
+
+    def nearest_capture(self, source: str, at: float, within: float) -> tuple[int, str, float] | None:
+        """Id, name and capture time of the frame of a source that was captured nearest to `at` (Unix, seconds).
+
+        None when none was captured less than `within` seconds before or after.
+        """
+        rows = self._select(
+            "SELECT id, name, captured_at FROM frames WHERE source = ? AND captured_at > ? AND captured_at < ? "
+            "ORDER BY ABS(captured_at - ?), id LIMIT 1",
+            (source, at - within, at + within, at),
+        )
+        return (rows[0][0], rows[0][1], rows[0][2]) if rows else None
 
     def leased_frames(self) -> int:
         """How many frames are leased by any round."""
@@ -190,31 +286,38 @@ class Catalog:
     def counts(self) -> CatalogCounts:
         """Totals, all of one moment."""
         with self.reading() as connection:
-            frames, holdout, last = connection.execute(
-                "SELECT COUNT(*), COALESCE(SUM(holdout), 0), MAX(committed_at) FROM frames"
-            ).fetchone()
-            committed = connection.execute(
-                "SELECT COALESCE(MAX(seq), 0) FROM sqlite_sequence WHERE name = 'frames'"
-            ).fetchone()[0]
-            states = connection.execute("SELECT state, reason, COUNT(*) FROM files GROUP BY state, reason").fetchall()
-        return CatalogCounts(
-            frames=frames,
-            holdout=holdout,
-            committed_total=committed,
-            evicted_total=committed - frames,
-            duplicates=sum(count for state, _, count in states if state == "duplicate"),
-            refused={reason: count for state, reason, count in states if state == "refused"},
-            last_committed_at=last,
-        )
+            return count_all(connection)
+
+    def backup(self, target: Path) -> None:
+        """Write the catalog of this moment to `target`, which must not exist; not fsynced."""
+        self._after_fork()
+        with self._lock, catalog_schema.translated(self.path), closing(sqlite3.connect(target)) as copy:
+            self._connection.backup(copy)
+
+    def vacuum(self) -> None:
+        """Give the space of removed rows back to the disk. Raises OSError(ENOSPC), DurabilityLost."""
+        with self._lock, catalog_schema.translated(self.path, writing=True):
+            self._connection.execute("VACUUM")
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A durable write transaction. Raises OSError(ENOSPC) on a full disk, DurabilityLost on a failing one."""
+        """A durable write transaction. Raises OSError(ENOSPC) on a full disk, DurabilityLost on a failing one.
+
+        DurabilityLost is final, for every thread and for whatever is to be written: this catalog takes nothing more.
+        """
         if not self.writable:
             raise StorageError(f"{self.path}: opened for reading only")
         self._after_fork()
-        with self._lock, catalog_schema.transaction(self._connection, self.path) as connection:
-            yield connection
+        with self._lock:
+            if self._failed is not None:
+                raise DurabilityLost(f"{self._failed}; nothing more is written to it") from self._failed
+            try:
+                with catalog_schema.transaction(self._connection, self.path) as connection:
+                    yield connection
+            except DurabilityLost as error:
+                self._failed = error
+                raise
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -241,6 +344,7 @@ class Catalog:
 
     def _connect(self) -> None:
         self._pid = os.getpid()
+        self._failed = None
         self._lock = threading.RLock()
         self._connection = catalog_schema.connect(self.path, writable=self.writable)
 
@@ -249,6 +353,27 @@ class Catalog:
             catalog_schema.forget(self._connection)
             self.writable = False  # the parent is the one writer
             self._connect()
+
+
+def count_all(connection: sqlite3.Connection) -> CatalogCounts:
+    """Totals; inside `Catalog.reading` together with whatever else is read there."""
+    frames, holdout, last = connection.execute(
+        "SELECT COUNT(*), COALESCE(SUM(holdout), 0), MAX(committed_at) FROM frames"
+    ).fetchone()
+    committed = connection.execute(
+        "SELECT COALESCE(MAX(seq), 0) FROM sqlite_sequence WHERE name = 'frames'"
+    ).fetchone()[0]
+    states = connection.execute("SELECT state, reason, COUNT(*) FROM files GROUP BY state, reason").fetchall()
+    return CatalogCounts(
+        frames=frames,
+        holdout=holdout,
+        committed_total=committed,
+        evicted_total=committed - frames,
+        duplicates=sum(count for state, _, count in states if state == "duplicate"),
+        refused={reason: count for state, reason, count in states if state == "refused"},
+        skipped={reason: count for state, reason, count in states if state == "skipped"},
+        last_committed_at=last,
+    )
 
 
 def note_file(

@@ -2,26 +2,31 @@
 
 import errno
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from storage import durable
 from storage.errors import BufferMismatch, DurabilityLost, StorageError
+from storage.failpoints import step
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_SECONDS = 30.0
 SCHEMA = """
 CREATE TABLE frames (
   id INTEGER PRIMARY KEY AUTOINCREMENT, slot INTEGER NOT NULL UNIQUE, digest TEXT NOT NULL UNIQUE, name TEXT NOT NULL,
   captured_at REAL NOT NULL, committed_at REAL NOT NULL, source_height INTEGER NOT NULL, source_width INTEGER NOT NULL,
-  valid_height INTEGER NOT NULL, valid_width INTEGER NOT NULL, crc32 INTEGER NOT NULL, holdout INTEGER NOT NULL
+  valid_height INTEGER NOT NULL, valid_width INTEGER NOT NULL, crc32 INTEGER NOT NULL, holdout INTEGER NOT NULL,
+  source TEXT NOT NULL DEFAULT '', phash TEXT NOT NULL DEFAULT ''
 );
+CREATE INDEX frames_by_source ON frames (source, id);
+CREATE INDEX frames_by_capture ON frames (source, captured_at);
 CREATE TABLE digests (digest TEXT PRIMARY KEY, frame INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE files (
   path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
-  state TEXT NOT NULL CHECK (state IN ('committed', 'duplicate', 'refused')),
+  state TEXT NOT NULL CHECK (state IN ('committed', 'duplicate', 'refused', 'skipped')),
   reason TEXT NOT NULL, detail TEXT NOT NULL, digest TEXT, at REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX files_by_state ON files (state, reason);
@@ -32,6 +37,24 @@ CREATE INDEX leases_by_frame ON leases (frame);
 """
 """`digests` keeps every digest ever committed, so that an evicted image which still lies in the drop folder is not
 taken twice. `files` says what became of each file of the drop folder, by its size and mtime."""
+
+FROM_1 = """
+ALTER TABLE frames ADD COLUMN source TEXT NOT NULL DEFAULT '';
+ALTER TABLE frames ADD COLUMN phash TEXT NOT NULL DEFAULT '';
+CREATE INDEX frames_by_source ON frames (source, id);
+CREATE INDEX frames_by_capture ON frames (source, captured_at);
+DROP INDEX files_by_state;
+ALTER TABLE files RENAME TO files_1;
+CREATE TABLE files (
+  path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('committed', 'duplicate', 'refused', 'skipped')),
+  reason TEXT NOT NULL, detail TEXT NOT NULL, digest TEXT, at REAL NOT NULL
+) WITHOUT ROWID;
+INSERT INTO files SELECT * FROM files_1;
+DROP TABLE files_1;
+CREATE INDEX files_by_state ON files (state, reason);
+"""
+"""Makes schema 2 of schema 1, in one transaction, when a writer opens the catalog."""
 
 _inherited: list[sqlite3.Connection] = []
 """Connections that came along in a fork. They must be neither used nor closed there (sqlite.org/howtocorrupt)."""
@@ -44,8 +67,9 @@ def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
     """
     if not writable and not path.exists():
         raise StorageError(f"{path}: no frame buffer here yet; `mfmd run` makes it")
-    uri = f"{path.absolute().as_uri()}?mode={'rwc' if writable else 'ro'}"
-    new = not path.exists()
+    if writable and not path.exists():
+        _make(path)
+    uri = f"{path.absolute().as_uri()}?mode={'rw' if writable else 'ro'}"
     with translated(path):
         connection = sqlite3.connect(
             uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=64
@@ -55,8 +79,6 @@ def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
         except BaseException:
             connection.close()
             raise
-    if new:
-        durable.fsync_directory(path.parent)
     return connection
 
 
@@ -72,7 +94,9 @@ def transaction(connection: sqlite3.Connection, path: Path) -> Iterator[sqlite3.
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield connection
+            step("transaction.filled")
             connection.execute("COMMIT")
+            step("transaction.committed")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -85,23 +109,49 @@ def translated(path: Path, *, writing: bool = False) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code == sqlite3.SQLITE_FULL:
+        extended = getattr(error, "sqlite_errorcode", 0)
+        code = extended & 0xFF
+        # The index of the log (-shm) could not grow: it is no record, and what refuses it is a full disk.
+        if code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         if writing and code == sqlite3.SQLITE_IOERR:
             raise DurabilityLost(f"{path}: {error}; check the disk, then start mfmd again") from error
         raise StorageError(f"{path}: {error}") from error
 
 
+def _make(path: Path) -> None:
+    """A new catalog, complete or not there: while SQLite turns its log on, a crash would leave a file to be mended."""
+    folder = path.with_name(f".{path.name}{durable.PARTIAL}")
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
+    with translated(path), closing(sqlite3.connect(folder / path.name, isolation_level=None)) as connection:
+        _prepare(connection, path, writable=True)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # closing would do it too, and keep silent where it fails
+    step("catalog.made")
+    durable.publish_file(folder / path.name, path)
+    shutil.rmtree(folder)
+
+
 def _prepare(connection: sqlite3.Connection, path: Path, writable: bool) -> None:
     connection.row_factory = sqlite3.Row
     if writable:
-        connection.execute("PRAGMA journal_mode = WAL")
+        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if mode != "wal":  # SQLite says so instead of raising when the disk refused
+            raise StorageError(
+                f"{path}: SQLite's write-ahead log cannot be turned on; is the disk full, or a network mount? "
+                "Make room, or put the state directory on a local disk, then start mfmd again"
+            )
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version == 0 and writable:
         connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    elif version == SCHEMA_VERSION and writable:
+        # SQLite opens a file for reading only when the system does not let it write, and says so at the first write.
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    elif version == 1 and writable:
+        connection.executescript(f"BEGIN IMMEDIATE; {FROM_1} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     elif version != SCHEMA_VERSION:
         raise BufferMismatch(
             f"{path}: catalog schema {version}, this mfmd reads {SCHEMA_VERSION}; use the mfmd version that wrote it"

@@ -5,9 +5,12 @@ A failed fsync raises DurabilityLost and is never retried: Linux may drop the di
 next time (facts/operations.md section 4).
 """
 
+import ctypes
 import errno
 import fcntl
+import filecmp
 import hashlib
+import itertools
 import os
 import shutil
 import time
@@ -20,12 +23,17 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from storage.errors import AlreadyRunning, DurabilityLost
+from storage.failpoints import step
 from storage.manifest import FileHash
 
 PARTIAL = ".partial"
 """Suffix of files and directories that are not finished; whoever owns the folder removes them when it opens it."""
 COPY_BYTES = 1 << 20
+NO_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
+"""What the system says where a file cannot have a second name."""
 FSYNC_THREADS = 8
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+"""Constants of renameat2 (linux/fcntl.h, linux/fs.h): relative to the working directory; swap the two."""
 LOCK_PATIENCE = 0.5
 """How long a lock is tried before it counts as held (seconds): a probe by `is_locked` lasts microseconds."""
 
@@ -64,7 +72,9 @@ def make_directory(path: Path) -> None:
         folder = folder.parent
     for folder in reversed(missing):
         folder.mkdir(exist_ok=True)
+        step("directory.made")
         fsync_directory(folder.parent)
+        step("directory.done")
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -96,9 +106,12 @@ def append_line(path: Path, line: str) -> None:
     with path.open("ab+") as file:
         torn = _is_torn(file.fileno())
         file.write(b"\n" * torn + line.encode() + b"\n")
+    step("line.written")
     fsync_file(path)
+    step("line.synced")
     if new:
         fsync_directory(path.parent)
+    step("line.done")
 
 
 def copy_in(source: Path, target: Path) -> FileHash:
@@ -116,6 +129,11 @@ def copy_in(source: Path, target: Path) -> FileHash:
     return FileHash(sha256=digest.hexdigest(), size=size)
 
 
+def publish_file(temporary: Path, final: Path) -> None:
+    """Make a finished file appear under its final name, complete or not at all; both on one file system."""
+    _finish(temporary, final)
+
+
 def publish_directory(temp: Path, final: Path) -> None:
     """Make a finished directory appear under its final name, complete or not at all.
 
@@ -123,26 +141,74 @@ def publish_directory(temp: Path, final: Path) -> None:
     """
     if final.exists():
         raise FileExistsError(errno.EEXIST, "already published", str(final))
-    folders = [Path(folder) for folder, _, _ in os.walk(temp)]
-    fsync_files(Path(folder) / name for folder, _, names in os.walk(temp) for name in names)
+    fsync_tree(temp)
+    temp.rename(final)
+    step("publish.renamed")
+    fsync_directory(final.parent)
+    step("publish.done")
+
+
+def fsync_tree(root: Path) -> None:
+    """Force a directory and everything in it to the disk. Raises DurabilityLost."""
+    folders = [Path(folder) for folder, _, _ in os.walk(root)]
+    fsync_files(Path(folder) / name for folder, _, names in os.walk(root) for name in names)
+    step("publish.files_synced")
     for folder in reversed(folders):
         fsync_directory(folder)
-    temp.rename(final)
-    fsync_directory(final.parent)
+    step("publish.folders_synced")
+
+
+def exchange_directories(one: Path, other: Path) -> None:
+    """Let two directories take each other's place in one step: at no moment is either name missing or half filled.
+
+    Raises OSError (EINVAL, ENOSYS) where the file system cannot; then nothing moved.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(one), None, str(other))
+    step("exchange.done")
+    fsync_directory(one.parent)
+    step("exchange.one_synced")
+    fsync_directory(other.parent)
+    step("exchange.synced")
 
 
 def retire_directory(path: Path) -> None:
     """Remove a published directory: its name goes first and at once, so that nobody finds half of it."""
     hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
     path.rename(hidden)
+    step("retire.hidden")
     fsync_directory(path.parent)
+    step("retire.synced")
     shutil.rmtree(hidden)
+    step("retire.done")
 
 
 def remove_file(path: Path) -> None:
     """Remove a file durably; it is no error when it does not exist."""
     path.unlink(missing_ok=True)
+    step("remove.unlinked")
     fsync_directory(path.parent)
+    step("remove.done")
+
+
+def move_file(source: Path, target: Path) -> Path:
+    """Move a file durably, also to another file system; the folders above `target` are made. Returns its new path.
+
+    Nothing is overwritten: where `target` exists with other content, a number is put behind its stem. After a kill at
+    any point the file is at the old place, at the new one, or whole at both; then moving it again brings it to one.
+    """
+    make_directory(target.parent)
+    for number in itertools.count(1):
+        place = target if number == 1 else target.with_name(f"{target.stem}-{number}{target.suffix}")
+        if _put(source, place):
+            step("move.placed")
+            fsync_directory(place.parent)
+            step("move.synced")
+            remove_file(source)
+            return place
+    raise AssertionError("itertools.count ended")
 
 
 def remove_partials(folder: Path) -> list[Path]:
@@ -153,6 +219,7 @@ def remove_partials(folder: Path) -> list[Path]:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+        step("partial.removed")
     return found
 
 
@@ -182,6 +249,26 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(handle)
     return False
+
+
+def _put(source: Path, place: Path) -> bool:
+    """Let `place` be the content of `source`, and on the disk; false when another file has that name."""
+    try:
+        os.link(source, place)
+    except FileExistsError:
+        return filecmp.cmp(source, place, shallow=False)
+    except OSError as error:
+        if error.errno not in NO_LINK:
+            raise
+    else:
+        return True
+    if place.exists():
+        return filecmp.cmp(source, place, shallow=False)
+    copy_in(source, place)  # another file system, or one without links: nobody else writes to this folder
+    status = source.stat()
+    os.utime(place, ns=(status.st_atime_ns, status.st_mtime_ns))
+    fsync_file(place)
+    return True
 
 
 def _take(handle: int, path: Path, wait: bool) -> None:
@@ -215,9 +302,13 @@ def _fsync(path: Path, flags: int) -> None:
 
 
 def _finish(temporary: Path, path: Path) -> None:
+    step("file.written")
     fsync_file(temporary)
+    step("file.synced")
     temporary.replace(path)
+    step("file.renamed")
     fsync_directory(path.parent)
+    step("file.done")
 
 
 def _temporary(path: Path) -> Path:

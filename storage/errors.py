@@ -10,8 +10,8 @@ class StorageError(Exception):
 class RefusedImage(StorageError):
     """An image that will never be taken as it is: record the reason, go on.
 
-    `reason` is one of: empty, too_many_bytes, too_many_pixels, not_an_image, truncated, unreadable, bad_label.
-    Ingest adds outside_folder, for links that leave the drop folder.
+    `reason` is one of: empty, too_many_bytes, too_many_pixels, aspect, not_an_image, needs_extra, truncated,
+    unreadable, bad_label. Ingest adds outside_folder, for links that leave the drop folder.
     """
 
     code = "image_refused"
@@ -70,6 +70,18 @@ class BufferFull(StorageError):
     """Every slot that could be freed is leased by a round: wait for the round to end, then try again."""
 
     code = "buffer_full"
+
+
+class BufferBusy(StorageError):
+    """Rounds hold frames, and what was asked would change them: let the round end first."""
+
+    code = "buffer_busy"
+
+
+class FramesRefused(StorageError):
+    """Frames cannot be exported to this folder; nothing was written."""
+
+    code = "export_refused"
 
 
 class FrameEvicted(StorageError):

@@ -5,26 +5,43 @@ Order of a commit: write the shards, fsync the files and their directory, then O
 Slots: the array has `SPARE_SLOTS` more slots than the buffer has frames. New frames are always written to slots that
 no committed row points at; the rows that make room for them are deleted in the same transaction that commits the new
 ones, and only after it are their shards removed and their slots free. So the old frames are whole until the very
-moment the new ones are, and a disk that is full evicts nothing.
+moment the new ones are, and a disk that is full evicts nothing. Who leaves: `eviction/`.
 """
 
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
 from configs.settings import BufferSettings
 from storage import durable
 from storage.catalog import Catalog, FileFact, FrameRecord, note_file
-from storage.errors import BufferFull, CorruptBuffer, DurabilityLost
+from storage.errors import CorruptBuffer, DurabilityLost
+from storage.eviction.policy import Eviction
+from storage.eviction.room import Leaving, Room, newcomers
+from storage.failpoints import step
 from storage.images import FittedFrame, crc32_of
 from storage.pixel_array import PixelArray
+from storage.shard_sizes import ShardSizes
 
 SPARE_SLOTS = 32
 """Slots beyond the capacity, and so the most frames in one commit; fewer for a buffer of fewer frames."""
+NOT_KEPT = -1
+"""Slot of a frame that was committed and left in the same commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Pixels as they go to the disk; made in the thread that decoded them, for it takes longer than writing them."""
+
+    shard: bytes | None
+    """What `PixelArray.pack` made."""
+    crc32: int
+    """CRC-32 of the pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +60,12 @@ class NewFrame:
     """Width of the image in the file (pixels)."""
     frame: FittedFrame
     """Its pixels at frame size."""
+    source: str = ""
+    """Source label (camera); empty when there is none."""
+    phash: str = ""
+    """Perceptual hash, 16 hex digits; empty when it was not computed."""
+    packed: Packed | None = None
+    """Of `FrameBuffer.pack`, if that was called beforehand."""
 
 
 def is_holdout(digest: str, fraction: float) -> bool:
@@ -58,38 +81,57 @@ def group_frames(settings: BufferSettings) -> int:
 class FrameWriter:
     """The write side of an open buffer; its owner holds the buffer's lock and calls from one thread at a time."""
 
-    def __init__(self, array: PixelArray, catalog: Catalog, settings: BufferSettings) -> None:
-        """Take over the buffer: removes what was written and never committed."""
+    def __init__(self, array: PixelArray, catalog: Catalog, settings: BufferSettings, eviction: Eviction) -> None:
+        """Take over the buffer: removes what was written and never committed, measures what is there."""
         self._array, self._catalog, self._settings = array, catalog, settings
         self._failed: DurabilityLost | None = None
+        self._sizes = ShardSizes(array)
         self._recover()
+        self._room = Room(catalog, settings, eviction, self._sizes)
 
-    def append(self, frames: Sequence[NewFrame]) -> list[FrameRecord]:
+    @property
+    def bytes_on_disk(self) -> int:
+        """Bytes that the frames' files take."""
+        return self._sizes.total
+
+    def append(self, frames: Sequence[NewFrame], *, grow: bool = True) -> list[FrameRecord]:
         """Commit frames in as few groups as slots allow. See `FrameBuffer.append`."""
         self._check(frames)
-        room = self._settings.capacity_frames - self._catalog.leased_frames()
-        size = max(1, min(group_frames(self._settings), room))
+        size = self._room.group(group_frames(self._settings))
         stored: list[FrameRecord] = []
         for start in range(0, len(frames), size):
-            stored += self._append_group(frames[start : start + size])
+            stored += self._append_group(frames[start : start + size], grow)
         return stored
 
-    def _append_group(self, frames: Sequence[NewFrame]) -> list[FrameRecord]:
+    def _append_group(self, frames: Sequence[NewFrame], grow: bool) -> list[FrameRecord]:
         """One group: whole or not at all."""
         fresh, doubles = self._sorted_out(frames)
-        victims = self._victims(len(fresh))
-        slots = self._free_slots(len(fresh))
+        if fresh and self._room.too_large(len(fresh)):
+            self._shrink()
+        coming = newcomers(((new.digest, new.source) for new in fresh), self._catalog.newest_id())
+        leaving = self._room.for_count(coming)
+        written = {seen.id: new for seen, new in zip(coming, fresh, strict=True) if seen.id not in leaving.gone}
+        slots = dict(zip(written, self._free_slots(len(written)), strict=True))
         try:
-            records = self._write(fresh, slots)
-            records = self._commit(fresh, records, doubles, victims)
+            self._write({slots[number]: new for number, new in written.items()})
+            self._room.for_bytes(leaving, slots, grow=grow)
+            places = [NOT_KEPT if seen.id in leaving.gone else slots[seen.id] for seen in coming]
+            records = [self._record(new, slot) for new, slot in zip(fresh, places, strict=True)]
+            records = self._commit(fresh, records, doubles, leaving)
         except DurabilityLost as error:
             self._failed = error  # whether the commit reached the disk is unknown: leave every file where it is
             raise
         except BaseException:  # an interrupt may even come between the commit and here: the catalog knows
-            self._discard(set(slots) - self._catalog.slots())
+            self._discard(set(slots.values()) - self._catalog.slots())
             raise
-        self._discard(record.slot for record in victims)
+        self._discard([*(frame.slot for frame in leaving.victims), *(set(slots.values()) - set(places))])
         return records
+
+    def _shrink(self) -> None:
+        """Let frames leave for no new one: only after `max_bytes` was lowered. Raises BufferFull."""
+        leaving = self._room.for_quota()
+        self._commit([], [], [], leaving)
+        self._discard(frame.slot for frame in leaving.victims)
 
     def _recover(self) -> None:
         """Remove unfinished and uncommitted shards. Raises CorruptBuffer."""
@@ -127,26 +169,21 @@ class FrameWriter:
                 fresh[new.digest] = new
         return list(fresh.values()), doubles
 
-    def _victims(self, count: int) -> list[FrameRecord]:
-        """The frames that must leave so that `count` new ones fit. Raises BufferFull."""
-        frames, capacity = self._catalog.counts().frames, self._settings.capacity_frames
-        wanted = max(0, frames + count - capacity) if count else 0
-        victims = self._catalog.oldest_unleased(wanted)
-        if len(victims) < wanted:
-            raise BufferFull(
-                f"{self._catalog.path.parent}: no room: rounds {self._catalog.leases()} lease "
-                f"{self._catalog.leased_frames()} frames of {capacity}; "
-                "wait for the round to end, or raise buffer.capacity_frames"
-            )
-        return victims
-
-    def _write(self, fresh: Sequence[NewFrame], slots: Sequence[int]) -> list[FrameRecord]:
-        """Shards on the disk, fsynced; their records, which are not committed yet."""
-        paths = [self._array.write(slot, new.frame.pixels) for slot, new in zip(slots, fresh, strict=True)]
+    def _write(self, frames: Mapping[int, NewFrame]) -> None:
+        """Shards on the disk, by slot, fsynced."""
+        paths = [self._write_one(slot, new) for slot, new in frames.items()]
         if paths:
+            step("frames.written")
             durable.fsync_files(paths)
+            step("frames.synced")
             durable.fsync_directory(self._array.folder)
-        return [self._record(new, slot) for slot, new in zip(slots, fresh, strict=True)]
+            step("frames.folder_synced")
+        self._sizes.note(frames)
+
+    def _write_one(self, slot: int, new: NewFrame) -> Path:
+        if new.packed is None or new.packed.shard is None:
+            return self._array.write(slot, new.frame.pixels)
+        return self._array.write_packed(slot, new.packed.shard)
 
     def _record(self, new: NewFrame, slot: int) -> FrameRecord:
         return FrameRecord(
@@ -160,8 +197,10 @@ class FrameWriter:
             source_width=new.source_width,
             valid_height=new.frame.valid_height,
             valid_width=new.frame.valid_width,
-            crc32=crc32_of(new.frame.pixels),
+            crc32=crc32_of(new.frame.pixels) if new.packed is None else new.packed.crc32,
             holdout=is_holdout(new.digest, self._settings.holdout_fraction),
+            source=new.source,
+            phash=new.phash,
         )
 
     def _commit(
@@ -169,13 +208,16 @@ class FrameWriter:
         fresh: Sequence[NewFrame],
         records: Sequence[FrameRecord],
         doubles: Sequence[NewFrame],
-        victims: Sequence[FrameRecord],
+        leaving: Leaving,
     ) -> list[FrameRecord]:
         """The one transaction; returns the records with their ids."""
         with self._catalog.transaction() as connection:
-            connection.executemany("DELETE FROM frames WHERE id = ?", [(record.id,) for record in victims])
-            committed = [_insert(connection, record) for record in records]
-            for new in fresh:
+            _delete(connection, [frame.id for frame in leaving.victims])
+            committed = []
+            for new, record in zip(fresh, records, strict=True):
+                committed.append(_insert(connection, record))
+                if record.slot == NOT_KEPT:
+                    _delete(connection, [committed[-1].id])
                 note_file(connection, new.file, "committed", new.digest)
             for new in doubles:
                 note_file(connection, new.file, "duplicate", new.digest)
@@ -185,6 +227,12 @@ class FrameWriter:
         """Remove shards that no committed row points at; not fsynced: `_recover` removes what comes back."""
         for slot in slots:
             self._array.shard_path(slot).unlink(missing_ok=True)
+            self._sizes.note([slot])
+            step("frames.discarded")
+
+
+def _delete(connection: sqlite3.Connection, frames: Iterable[int]) -> None:
+    connection.executemany("DELETE FROM frames WHERE id = ?", [(frame,) for frame in frames])
 
 
 def _insert(connection: sqlite3.Connection, record: FrameRecord) -> FrameRecord:

@@ -12,11 +12,12 @@ from configs.settings import BufferSettings
 from storage import buffer_files
 from storage.catalog import Catalog, FrameRecord, to_record
 from storage.errors import CorruptBuffer, FrameEvicted, StorageError
-from storage.frame_writer import FrameWriter, NewFrame, is_holdout
-from storage.images import crc32_of
+from storage.eviction.build import build_eviction
+from storage.frame_writer import FrameWriter, NewFrame, Packed, is_holdout
+from storage.images import FittedFrame, crc32_of
 from storage.layout import StateLayout
 
-__all__ = ["FrameBuffer", "NewFrame", "is_holdout"]
+__all__ = ["FrameBuffer", "FrameRecord", "NewFrame", "Packed", "is_holdout"]
 
 
 class FrameBuffer:
@@ -34,7 +35,7 @@ class FrameBuffer:
             self._array = buffer_files.open_array(layout, settings, writable=writable)
             self.catalog = Catalog.open(layout.catalog, writable=writable)
             opened.callback(self.catalog.close)
-            self._writer = FrameWriter(self._array, self.catalog, settings) if writable else None
+            self._writer = self._make_writer() if writable else None
             self._resources = opened.pop_all()
 
     @classmethod
@@ -57,22 +58,35 @@ class FrameBuffer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def append(self, frames: Sequence[NewFrame]) -> list[FrameRecord]:
-        """Commit frames durably; returns the records of those that were stored.
+    def append(self, frames: Sequence[NewFrame], *, grow: bool = True) -> list[FrameRecord]:
+        """Commit frames durably; returns the records of those that were committed.
 
         Content that was ever committed, or that comes twice in `frames`, is recorded as a duplicate and not stored.
-        When the buffer is full, the oldest frames that no round leases leave. `frames` is one commit, whole or not at
-        all, unless it is more than there are spare slots (`frame_writer.SPARE_SLOTS`) or slots that are not leased;
-        then it is several, in order.
+        When the buffer is full (`capacity_frames`, `max_bytes`, `max_source_share`), frames that no round leases leave
+        by the policy `eviction`; a new frame may be among them: then it counts as committed and evicted, and its
+        record has the slot `frame_writer.NOT_KEPT`. Without `grow` at least as many bytes leave as come. `frames` is
+        one commit, whole or not at all, unless it is more than there are spare slots (`frame_writer.SPARE_SLOTS`),
+        slots that are not leased, or bytes to spare; then it is several, in order.
 
-        Raises BufferFull when every slot is leased, OSError (ENOSPC and the like) when the disk refuses; then nothing
-        of the group is kept and the same call may be repeated. DurabilityLost is final: this buffer then refuses
-        every further append.
+        Raises BufferFull when leases keep too many frames, OSError (ENOSPC and the like) when the disk refuses, or
+        when nothing can leave for a buffer that must not grow; then nothing of the group is kept and the same call may
+        be repeated. DurabilityLost is final: this buffer then refuses every further append.
         """
         if self._writer is None:
             raise StorageError(f"{self._layout.buffer}: opened for reading only")
         with self._writing:
-            return self._writer.append(frames)
+            return self._writer.append(frames, grow=grow)
+
+    def pack(self, frame: FittedFrame) -> Packed:
+        """A frame as `append` writes it; may be called from any thread. Raises ValueError for one of another size."""
+        return Packed(self._array.pack(frame.pixels), crc32_of(frame.pixels))
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """Bytes that the frames' files take, in whole blocks of 4096; only for the writer. Raises StorageError."""
+        if self._writer is None:
+            raise StorageError(f"{self._layout.buffer}: opened for reading only")
+        return self._writer.bytes_on_disk
 
     def read(self, record: FrameRecord) -> NDArray[np.uint8]:
         """Pixels of a frame, [H, W, 3] RGB.
@@ -128,6 +142,9 @@ class FrameBuffer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["layout"], state["settings"], writable=False)  # type: ignore[misc]
+
+    def _make_writer(self) -> FrameWriter:
+        return FrameWriter(self._array, self.catalog, self._settings, build_eviction(self._settings, self._layout))
 
     def _get(self, record: FrameRecord, read: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         try:

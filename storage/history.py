@@ -15,13 +15,12 @@ def read_history(path: Path) -> list[HistoryEvent]:
     """
     if not path.exists():
         return []
-    events = []
-    for line in path.read_bytes().splitlines():
-        try:
-            events.append(HistoryEvent.model_validate_json(line))
-        except ValidationError:
-            continue
-    return events
+    return [event for line in path.read_bytes().splitlines() if (event := _event(line)) is not None]
+
+
+def is_event(line: bytes) -> bool:
+    """Whether a line of `history.jsonl` can be read."""
+    return _event(line) is not None
 
 
 def rolled_back_from(events: Iterable[HistoryEvent]) -> set[int]:
@@ -36,7 +35,14 @@ def rolled_back_from(events: Iterable[HistoryEvent]) -> set[int]:
 
 
 def served_before(events: Iterable[HistoryEvent], target: int, usable: Collection[int]) -> int | None:
-    """The newest of the `usable` versions that served before `target` did: where a further rollback leads.
+    """The newest of the `usable` versions that served before `target` did: where a further rollback leads."""
+    stack = served_stack(events)
+    below = stack[: len(stack) - 1 - stack[::-1].index(target)] if target in stack else stack
+    return next((version for version in reversed(below) if version in usable and version != target), None)
+
+
+def served_stack(events: Iterable[HistoryEvent]) -> list[int]:
+    """Versions that were made to serve, the last one last.
 
     Promotions stack up versions; a rollback takes off everything above its target.
     """
@@ -48,5 +54,11 @@ def served_before(events: Iterable[HistoryEvent], target: int, usable: Collectio
             del stack[len(stack) - stack[::-1].index(event.version) :]
         elif event.event in ("promoted", "rolled_back"):
             stack.append(event.version)
-    below = stack[: len(stack) - 1 - stack[::-1].index(target)] if target in stack else stack
-    return next((version for version in reversed(below) if version in usable and version != target), None)
+    return stack
+
+
+def _event(line: bytes) -> HistoryEvent | None:
+    try:
+        return HistoryEvent.model_validate_json(line)
+    except ValidationError:
+        return None

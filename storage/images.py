@@ -1,20 +1,25 @@
 """From image files to fixed-size frames, and from label files to index maps; limits are checked before decoding."""
 
 import io
+import math
 import stat
 import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from storage.errors import RefusedImage
+from storage.image_formats import check_samples, is_heif, learn_heif, load_pixels
 
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-"""Pillow formats that are read. Left out are those that start other programs (EPS) or are no camera images."""
+FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow formats that are read (HEIF with the extra `heif`). Left out are those that start other programs (EPS) or are
+no camera images."""
 DAMAGE = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError,
     AttributeError, OverflowError, RuntimeError, AssertionError, MemoryError,
@@ -51,12 +56,29 @@ class FittedFrame:
         return self.pixels[: self.valid_height, : self.valid_width]
 
 
-def decode_image(source: Path | bytes, *, max_bytes: int, max_pixels: int) -> NDArray[np.uint8]:
-    """Decode an image file to [h, w, 3] RGB, upright.
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """A decoded image file."""
 
-    EXIF orientation is applied; grey, palette and CMYK are converted; alpha lies over black; 16-bit grey is scaled by
-    full range; of an animation the first frame is taken. Limits: file size (bytes) and width x height (pixels), both
-    checked before any pixel is decoded.
+    pixels: NDArray[np.uint8]
+    """[h, w, 3] RGB, upright."""
+    exif: dict[int, Any]
+    """Its EXIF tags, those about the exposure included; empty when it has none or they are broken."""
+
+
+def decode_image(
+    source: Path | bytes, *, max_bytes: int, max_pixels: int, max_aspect: float = math.inf
+) -> NDArray[np.uint8]:
+    """The pixels of `decode_photo`."""
+    return decode_photo(source, max_bytes=max_bytes, max_pixels=max_pixels, max_aspect=max_aspect).pixels
+
+
+def decode_photo(source: Path | bytes, *, max_bytes: int, max_pixels: int, max_aspect: float = math.inf) -> Photo:
+    """Decode an image file to [h, w, 3] RGB, upright, and read its EXIF tags.
+
+    EXIF orientation is applied; grey, palette and CMYK are converted; alpha lies over black; 16-bit values are scaled
+    by full range; of an animation the first frame is taken. Limits: file size (bytes), width x height (pixels) and
+    longest over shortest side, all checked before any pixel is decoded.
 
     Raises RefusedImage with the reason for a file that will never do. FileNotFoundError and other I/O errors pass:
     the same file may be readable the next time.
@@ -65,18 +87,26 @@ def decode_image(source: Path | bytes, *, max_bytes: int, max_pixels: int) -> ND
     data = _read(source, max_bytes) if isinstance(source, Path) else source
     _check_size(name, len(data), max_bytes)
     with _open(name, data) as image:
-        _check_pixels(name, image.size, max_pixels)
+        check_sides(name, image.width, image.height, max_pixels, max_aspect)
         try:
-            return _to_rgb(name, image)
+            return _to_photo(name, image, data)
         except RefusedImage:
             raise
         except DAMAGE as error:
             raise RefusedImage("truncated", f"{name}: the image data is damaged or cut off: {error}") from error
 
 
+def check_sides(name: str, width: int, height: int, max_pixels: int, max_aspect: float = math.inf) -> None:
+    """Raises RefusedImage (too_many_pixels, aspect) for an image of these sides (pixels)."""
+    if width * height > max_pixels:
+        raise RefusedImage("too_many_pixels", f"{name}: {width}x{height} pixels; the limit is {max_pixels}")
+    if max(width, height) > max_aspect * min(width, height):
+        raise RefusedImage("aspect", f"{name}: {width}x{height} pixels; the limit is {max_aspect:g} to 1")
+
+
 def crc32_of(pixels: NDArray[np.uint8]) -> int:
     """CRC-32 of the pixels in C order."""
-    return zlib.crc32(np.ascontiguousarray(pixels).data)
+    return int(isal_zlib.crc32(np.ascontiguousarray(pixels).data))
 
 
 def fitted_size(height: int, width: int, frame_height: int, frame_width: int) -> tuple[int, int]:
@@ -90,6 +120,8 @@ def fitted_size(height: int, width: int, frame_height: int, frame_width: int) ->
 
 def fit_frame(pixels: NDArray[np.uint8], height: int, width: int) -> FittedFrame:
     """Scale pixels [h, w, 3] into a frame [height, width, 3]: bilinear, antialiased when shrinking."""
+    if pixels.shape[:2] == (height, width):
+        return FittedFrame(pixels, height, width)
     valid_height, valid_width = fitted_size(pixels.shape[0], pixels.shape[1], height, width)
     frame = np.zeros((height, width, 3), np.uint8)
     frame[:valid_height, :valid_width] = _resize(pixels, valid_height, valid_width, Image.Resampling.BILINEAR)
@@ -149,15 +181,12 @@ def _check_size(name: str, size: int, max_bytes: int) -> None:
         raise RefusedImage("too_many_bytes", f"{name}: {size} bytes; the limit is {max_bytes}")
 
 
-def _check_pixels(name: str, size: tuple[int, int], max_pixels: int) -> None:
-    width, height = size
-    if width * height > max_pixels:
-        raise RefusedImage("too_many_pixels", f"{name}: {width}x{height} pixels; the limit is {max_pixels}")
-
-
 def _open(name: str, data: bytes, reason: str = "not_an_image") -> Image.Image:
     """Read the header only."""
     Image.init()
+    if is_heif(data):
+        learn_heif(name)
+        reason = "truncated" if reason == "not_an_image" else reason  # it is one, by its first bytes
     formats = [item for item in FORMATS if item in Image.OPEN]
     try:
         return Image.open(io.BytesIO(data), formats=formats)
@@ -169,14 +198,14 @@ def _open(name: str, data: bytes, reason: str = "not_an_image") -> Image.Image:
         raise RefusedImage(reason, f"{name}: the image header is damaged: {error}") from error
 
 
-def _to_rgb(name: str, image: Image.Image) -> NDArray[np.uint8]:
-    orientation = _orientation(image)
-    image.load()
-    if image.mode in ("F", "LAB", "HSV"):
-        raise RefusedImage("not_an_image", f"{name}: pixels of type {image.mode} have no agreed brightness; use 8-bit")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray((wide // 257).astype(np.uint8))
+def _to_photo(name: str, image: Image.Image, data: bytes) -> Photo:
+    check_samples(name, image)
+    loaded = load_pixels(image, data)
+    exif = _exif(image)  # asked afterwards: Pillow turns some TIFFs itself and then says so
+    return Photo(_to_rgb(loaded, exif.get(ORIENTATION_TAG, 1)), exif)
+
+
+def _to_rgb(image: Image.Image, orientation: Any) -> NDArray[np.uint8]:
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)
@@ -186,11 +215,12 @@ def _to_rgb(name: str, image: Image.Image) -> NDArray[np.uint8]:
     return np.array(image, np.uint8)
 
 
-def _orientation(image: Image.Image) -> int:
+def _exif(image: Image.Image) -> dict[int, Any]:
     try:
-        return int(image.getexif().get(ORIENTATION_TAG, 1))
+        exif = image.getexif()
+        return dict(exif) | dict(exif.get_ifd(ExifTags.IFD.Exif))
     except DAMAGE:
-        return 1  # broken EXIF says nothing about the pixels, which are judged on their own
+        return {}  # broken EXIF says nothing about the pixels, which are judged on their own
 
 
 def _label_values(path: Path, image: Image.Image) -> NDArray[np.int64]:

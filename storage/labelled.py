@@ -112,6 +112,11 @@ class LabelledSet:
         """[H, W] class indices. Raises CorruptBuffer."""
         return self._labels.read(index)
 
+    def check_files(self, index: int) -> None:
+        """Raises CorruptBuffer when the file of an image or of its label is missing or empty."""
+        self._images.check_file(index)
+        self._labels.check_file(index)
+
     def image_crop(self, index: int, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         """[height, width, 3]; reads only the tiles it touches. Raises ValueError, CorruptBuffer."""
         return self._images.read_crop(index, top, left, height, width)

@@ -74,8 +74,8 @@ def import_labelled(
     with durable.exclusive_lock(layout.source / ".lock", wait=True):
         train, validation = _pairs(source)
         fingerprint = _fingerprint(settings, source, train, validation)
+        _remove_leftovers(layout)
         if current_fingerprint(layout) != fingerprint:
-            _remove_leftovers(layout)
             temporary = layout.source / f".{fingerprint}{durable.PARTIAL}"
             _build(temporary, _Job(settings, source, train, validation, fingerprint), on_progress)
             durable.publish_directory(temporary, layout.source / fingerprint)
@@ -138,8 +138,9 @@ def _build(folder: Path, job: _Job, on_progress: Callable[[int, int], None] | No
 def _arrays(folder: Path, job: _Job) -> tuple[PixelArray, PixelArray]:
     buffer, count = job.settings.buffer, len(job.pairs)
     shape = (count, buffer.height, buffer.width)
-    create_array(folder, IMAGES, (*shape, 3), tile=buffer.tile, fill=0, attributes={})
-    create_array(folder, LABELS, shape, tile=buffer.tile, fill=job.source.ignore_index, attributes={})
+    images, labels = "Labelled source images, RGB; index.json has names", "Class indices of `images`"
+    create_array(folder, IMAGES, (*shape, 3), tile=buffer.tile, fill=0, attributes={}, about=images)
+    create_array(folder, LABELS, shape, tile=buffer.tile, fill=job.source.ignore_index, attributes={}, about=labels)
     return PixelArray(folder, IMAGES, writable=True), PixelArray(folder, LABELS, writable=True)
 
 

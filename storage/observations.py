@@ -4,13 +4,14 @@ Derived data: every row can be computed again from the buffer, so it is written 
 One writer, the observer; any number of readers. A frame without a row is a valid frame that was not looked at yet.
 """
 
+import json
 import sqlite3
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,18 @@ class Observation:
     """Share of valid pixels predicted per class, [K] (0-1)."""
     embedding: NDArray[np.float32]
     """Mean-pooled deepest feature map, [D]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """Where one frame lies."""
+
+    frame: int
+    """Id of the frame in the catalog."""
+    released: int
+    """Version whose encoder made it; only embeddings of the same one can be compared."""
+    vector: NDArray[np.float32]
+    """[D]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +140,15 @@ class Observations:
                 self._connection.execute("ROLLBACK")
                 raise
 
+    def damage(self) -> str:
+        """What SQLite finds wrong with the file; empty when nothing is. Raises StorageError when it cannot be read."""
+        lines = [str(row[0]) for row in self._select("PRAGMA quick_check")]
+        return "" if lines == ["ok"] else "; ".join(lines[:3])
+
+    def is_made(self) -> bool:
+        """Whether there is a table; a kill while the file was made leaves none."""
+        return bool(self._select("SELECT 1 FROM sqlite_master WHERE name = 'observations'"))
+
     def observed(self) -> set[int]:
         """Ids of the frames that were looked at."""
         return {int(row[0]) for row in self._select("SELECT frame FROM observations")}
@@ -142,6 +164,18 @@ class Observations:
         """Observations of these frames, by frame; those not looked at yet are left out."""
         found = (self._select(f"SELECT {COLUMNS} FROM observations WHERE frame = ?", (frame,)) for frame in frames)
         return sorted((_to_observation(rows[0]) for rows in found if rows), key=lambda item: item.frame)
+
+    def embeddings(self, frames: Collection[int]) -> list[Embedding]:
+        """Embeddings of these frames, by frame; those not looked at yet are left out."""
+        rows = self._select(
+            "SELECT frame, released, embedding FROM observations WHERE frame IN (SELECT value FROM json_each(?)) "
+            "ORDER BY frame",
+            (json.dumps([int(frame) for frame in frames]),),
+        )
+        return [
+            Embedding(int(frame), int(released), np.frombuffer(cast(bytes, vector), "<f4").astype(np.float32))
+            for frame, released, vector in rows
+        ]
 
     def means(self, last: int) -> ObservedMeans | None:
         """Means over the `last` newest frames; none before the first.
@@ -170,7 +204,7 @@ class Observations:
             self._connection.execute("PRAGMA synchronous = NORMAL")
             self._connection.execute(SCHEMA)
 
-    def _select(self, statement: str, values: Sequence[int] = ()) -> list[tuple[int | float | bytes, ...]]:
+    def _select(self, statement: str, values: Sequence[int | str] = ()) -> list[tuple[int | float | bytes, ...]]:
         with self._lock, self._translated():
             return self._connection.execute(statement, values).fetchall()
 

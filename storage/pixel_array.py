@@ -4,6 +4,7 @@ The key of a shard has dots (`c.17.0.0.0`), so that all shards lie in one direct
 whole group of them durable. Zarr itself never fsyncs; whoever writes calls `storage.durable` on `shard_path`.
 """
 
+import json
 import math
 import threading
 from collections.abc import Sequence
@@ -13,13 +14,25 @@ from typing import Any, Literal
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
+from storage import durable
 from storage.errors import CorruptBuffer
+from storage.shard_format import ShardFormat
 
 SCHEMA_VERSION = 1
 ATTRIBUTE = "mfmd"
+TILE_BYTES = 256
+"""More than zstd's frame header, the checksum and the index entry of one tile take; zstd's bound is raw + raw / 256."""
 _opening = threading.Lock()
+
+Compression = Literal["none", "lz4", "zstd"]
+_PACKING: dict[Compression, tuple[BytesBytesCodec, ...]] = {
+    "none": (),
+    "lz4": (BloscCodec(typesize=1, cname="lz4", clevel=1, shuffle="noshuffle"),),
+    "zstd": (ZstdCodec(level=1),),
+}
 
 
 def create_group(folder: Path) -> None:
@@ -28,9 +41,20 @@ def create_group(folder: Path) -> None:
 
 
 def create_array(
-    group: Path, name: str, shape: Sequence[int], *, tile: int, fill: int, attributes: dict[str, Any]
+    group: Path,
+    name: str,
+    shape: Sequence[int],
+    *,
+    tile: int,
+    fill: int,
+    attributes: dict[str, Any],
+    compression: Compression = "zstd",
+    about: str = "",
 ) -> None:
-    """Make an empty array of uint8 images in `group`; shape [N, H, W] or [N, H, W, 3]; `tile` in pixels."""
+    """Make an empty array of uint8 images in `group`; shape [N, H, W] or [N, H, W, 3]; `tile` in pixels.
+
+    `about` tells whoever opens it with other tools what it holds.
+    """
     count, height, width, *channels = shape
     chunk = (1, _balanced(height, tile), _balanced(width, tile), *channels)
     shard = (1, _rounded_up(height, chunk[1]), _rounded_up(width, chunk[2]), *channels)
@@ -41,11 +65,11 @@ def create_array(
         chunks=chunk,
         shards=shard,
         dtype="uint8",
-        compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        compressors=[*_PACKING[compression], Crc32cCodec()],
         fill_value=fill,
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=("frame", "y", "x", "channel")[: len(shape)],
-        attributes={ATTRIBUTE: {"schema": SCHEMA_VERSION, "tile": tile, **attributes}},
+        attributes={"long_name": about, ATTRIBUTE: {"schema": SCHEMA_VERSION, "tile": tile, **attributes}},
         zarr_format=3,
     )
 
@@ -55,12 +79,13 @@ class PixelArray:
 
     def __init__(self, group: Path, name: str, *, writable: bool) -> None:
         """Open an array that `create_array` made. Raises CorruptBuffer when it is not one."""
-        self.folder = group / name
+        self.folder, self.writable = group / name, writable
         try:
             self._array = _open(group, name, "r+" if writable else "r")
         except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             raise CorruptBuffer(f"{self.folder}: not a zarr array of mfmd: {error}") from error
         self._rank = len(self._array.shape)
+        self._format = ShardFormat.of(self._array.metadata.to_dict())
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -73,10 +98,25 @@ class PixelArray:
         found = self._array.attrs.asdict().get(ATTRIBUTE)
         return dict(found) if isinstance(found, dict) else {}
 
+    @property
+    def largest_shard(self) -> int:
+        """Most bytes that the file of one image can take: pixels that do not compress, checksums, index of tiles."""
+        tile, shard = self._array.chunks, self._array.shards or self._array.chunks
+        tiles = math.prod(whole // part for whole, part in zip(shard, tile, strict=True))
+        raw = math.prod(tile) * self._array.dtype.itemsize
+        return tiles * (raw + raw // 128 + TILE_BYTES) + TILE_BYTES
+
     def grow(self, count: int) -> Path:
-        """Have room for `count` images; returns the metadata file, which is not yet fsynced."""
-        self._array.resize((count, *self._array.shape[1:]))
-        return self.folder / "zarr.json"
+        """Have room for `count` images, durably; returns the metadata file.
+
+        Zarr's own resize renames metadata that was not fsynced over the old: after a power cut there may be none.
+        """
+        path = self.folder / "zarr.json"
+        metadata = json.loads(path.read_bytes())
+        metadata["shape"][0] = count
+        durable.write_text(path, json.dumps(metadata, indent=2))
+        self._array = _open(self.folder.parent, self.folder.name, "r+")
+        return path
 
     def shard_path(self, index: int) -> Path:
         """The file of one image."""
@@ -87,13 +127,34 @@ class PixelArray:
         return [int(path.name.split(".")[1]) for path in self.folder.glob("c.*") if path.name.count(".") == self._rank]
 
     def write(self, index: int, pixels: NDArray[np.uint8]) -> Path:
-        """Write one whole image; returns its file, which is not yet fsynced."""
+        """Write one whole image; returns its file, which is not yet fsynced. Raises OSError."""
+        if not self.writable:
+            raise ValueError(f"{self.folder}: opened for reading only")
+        packed = self.pack(pixels)
+        if packed is not None:
+            return self.write_packed(index, packed)
         self._array[index] = pixels
         return self.shard_path(index)
 
+    def pack(self, pixels: NDArray[np.uint8]) -> bytes | None:
+        """The shard of one image, for `write_packed`; safe in any thread. None where only zarr can make it.
+
+        Raises ValueError for another shape.
+        """
+        return None if self._format is None else self._format.shard(pixels)
+
+    def write_packed(self, index: int, shard: bytes) -> Path:
+        """Write what `pack` made; returns the file, which is not yet fsynced. Raises OSError."""
+        if not self.writable:
+            raise ValueError(f"{self.folder}: opened for reading only")
+        path = self.shard_path(index)
+        path.write_bytes(shard)
+        return path
+
     def read(self, index: int) -> NDArray[np.uint8]:
         """One whole image. Raises CorruptBuffer when its file is missing or damaged."""
-        return self._get(index, slice(None), slice(None))
+        rows, columns = self._array.shape[1:3]
+        return self._get(index, range(rows), range(columns))
 
     def read_crop(self, index: int, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         """Rows top..top+height and columns left..left+width; decodes only the tiles it touches.
@@ -103,15 +164,25 @@ class PixelArray:
         rows, columns = self._array.shape[1:3]
         if top < 0 or left < 0 or height < 1 or width < 1 or top + height > rows or left + width > columns:
             raise ValueError(f"crop {height}x{width} at ({top}, {left}) leaves the image of {rows}x{columns}")
-        return self._get(index, slice(top, top + height), slice(left, left + width))
+        return self._get(index, range(top, top + height), range(left, left + width))
 
-    def _get(self, index: int, rows: slice, columns: slice) -> NDArray[np.uint8]:
+    def check_file(self, index: int) -> None:
+        """Raises CorruptBuffer when the file of an image is missing or empty: zarr would answer the fill value."""
         path = self.shard_path(index)
         try:
-            # Zarr answers with the fill value for a file that is missing or empty.
             if path.stat().st_size == 0:
                 raise CorruptBuffer(f"{path}: damaged: empty")
-            return np.asarray(self._array[index, rows, columns], np.uint8)
+        except FileNotFoundError as error:
+            raise CorruptBuffer(f"{path}: missing") from error
+
+    def _get(self, index: int, rows: range, columns: range) -> NDArray[np.uint8]:
+        self.check_file(index)
+        path = self.shard_path(index)
+        try:
+            if self._format is not None:
+                return self._format.read(path, rows, columns)
+            where = index, slice(rows.start, rows.stop), slice(columns.start, columns.stop)
+            return np.asarray(self._array[where], np.uint8)
         except FileNotFoundError as error:
             raise CorruptBuffer(f"{path}: missing") from error
         except (ValueError, RuntimeError, KeyError, IndexError) as error:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from storage import durable
 from storage.digest import digest_of
 from storage.errors import CorruptCheckpoint, ServingChanged, StorageError, UnknownVersion
-from storage.history import read_history, rolled_back_from, served_before
+from storage.history import read_history, rolled_back_from, served_before, served_stack
 from storage.manifest import HistoryEvent, Manifest, Ref
 
 WEIGHTS = "model.safetensors"
@@ -65,8 +65,11 @@ class CheckpointRegistry:
             self._unknown(version)
         return folder / WEIGHTS
 
-    def verify(self, version: int) -> None:
-        """Compare every file of a version with its manifest. Raises UnknownVersion or CorruptCheckpoint."""
+    def verify(self, version: int, *, content: bool = True) -> None:
+        """Compare every file of a version with its manifest, its size only unless `content`.
+
+        Raises UnknownVersion or CorruptCheckpoint.
+        """
         manifest, folder = self.manifest(version), self._folder(version)
         if manifest.version != version or WEIGHTS not in manifest.files:
             raise CorruptCheckpoint(f"{folder / MANIFEST}: not the manifest of version {version}")
@@ -75,7 +78,7 @@ class CheckpointRegistry:
             size = path.stat().st_size if path.is_file() else None
             if size != expected.size:
                 raise CorruptCheckpoint(f"{path}: {size if size is not None else 'no'} bytes, expected {expected.size}")
-            if digest_of(path) != expected.sha256:
+            if content and digest_of(path) != expected.sha256:
                 raise CorruptCheckpoint(f"{path}: content does not match the SHA-256 in the manifest")
 
     def ref(self, name: Literal["serving", "previous"]) -> Ref | None:
@@ -118,6 +121,30 @@ class CheckpointRegistry:
             self._note("rolled_back", target, by=by, reason=reason, previous=serving.version if serving else None)
             return self._move(target, before, by, reason)
 
+    def restore(self, *, by: str, reason: str) -> Ref:
+        """Write `serving` and `previous` again after damage: the last version that served and is whole serves.
+
+        A version that serves and is whole stays. One that served and is damaged counts as rolled back from.
+        Raises UnknownVersion when no version that ever served is whole; then nothing moved.
+        """
+        with self._writing():
+            events, current = self.history(), self._version_named("serving")
+            stack = served_stack(events)
+            served = [item for item in (current, *reversed(stack), self._version_named("previous")) if item]
+            target = next((version for version in served if self._whole(version)), None)
+            if target is None:
+                raise UnknownVersion(f"{self._refs / 'serving'}: no version that ever served is whole")
+            if target != (stack[-1] if stack else current):
+                broken = current or stack[-1]
+                self._note("rolled_back", target, by=by, reason=reason, previous=broken if broken != target else None)
+            bad = rolled_back_from(self.history())
+            usable = [version for version in self.versions() if version not in bad]
+            before, serving = served_before(self.history(), target, usable), self._read_ref_or_none("serving")
+            if serving is None or serving.version != target:
+                return self._move(target, before, by, reason)
+            self._name_previous(before, by, reason)
+            return serving
+
     def rolled_back(self) -> set[int]:
         """Versions that were rolled back from and have not been made to serve since."""
         return rolled_back_from(self.history())
@@ -130,6 +157,15 @@ class CheckpointRegistry:
     def history(self) -> list[HistoryEvent]:
         """Every event, oldest first. A line whose ref did not move means that the process died between the two."""
         return read_history(self._history)
+
+    def ref_path(self, name: str) -> Path:
+        """The file of a ref: `serving`, `previous` or `pinned-NNNNNN`."""
+        return self._refs / name
+
+    def given(self) -> set[int]:
+        """Every number that a version ever had, of pruned ones too."""
+        named = {event.version for event in self.history() if event.event == "added" and event.version is not None}
+        return named | set(self.versions()) | set(_numbers(self._pruned, ""))
 
     def pin(self, version: int, by: str, reason: str = "") -> Ref:
         """Keep a version whatever retention says. Raises UnknownVersion."""
@@ -199,11 +235,14 @@ class CheckpointRegistry:
 
     def _move(self, version: int, before: int | None, by: str, reason: str) -> Ref:
         """Set `previous`, then `serving`: between the two, the old version serves and is a version that exists."""
-        if before is not None:
-            self._write_ref("previous", before, by, reason)
+        self._name_previous(before, by, reason)
+        return self._write_ref("serving", version, by, reason)
+
+    def _name_previous(self, version: int | None, by: str, reason: str) -> None:
+        if version is not None:
+            self._write_ref("previous", version, by, reason)
         else:
             durable.remove_file(self._refs / "previous")
-        return self._write_ref("serving", version, by, reason)
 
     def _parent(self, version: int) -> int | None:
         for path in (self._folder(version) / MANIFEST, self._pruned / f"{version:06d}.json"):
@@ -213,8 +252,25 @@ class CheckpointRegistry:
 
     def _next_number(self) -> int:
         """Numbers are never used twice, not even those of pruned versions."""
-        named = [event.version or 0 for event in self.history() if event.event == "added"]
-        return max([0, *named, *self.versions(), *_numbers(self._pruned, "")]) + 1
+        return max(self.given(), default=0) + 1
+
+    def _version_named(self, name: str) -> int | None:
+        """The version that a ref points at; none when it is missing or cannot be read."""
+        ref = self._read_ref_or_none(name)
+        return ref.version if ref else None
+
+    def _read_ref_or_none(self, name: str) -> Ref | None:
+        try:
+            return self._read_ref(name)
+        except StorageError:
+            return None
+
+    def _whole(self, version: int) -> bool:
+        try:
+            self.verify(version)
+        except (UnknownVersion, CorruptCheckpoint):
+            return False
+        return True
 
     def _read_ref(self, name: str) -> Ref | None:
         path = self._refs / name
@@ -224,7 +280,7 @@ class CheckpointRegistry:
             return None
         except ValidationError as error:
             raise StorageError(
-                f"{path}: not a ref: {error.errors()[0]['msg']}; `mfmd rollback --to N` rewrites it"
+                f"{path}: not a ref: {error.errors()[0]['msg']}; `mfmd check --repair` rewrites it"
             ) from error
 
     def _write_ref(self, name: str, version: int, by: str, reason: str) -> Ref:

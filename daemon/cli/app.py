@@ -6,7 +6,22 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli import adapt, checkpoints, configuration, demo, doctor, exporting, init, masks, planes, status, training
+from daemon.cli import (
+    adapt,
+    buffer,
+    check,
+    checkpoints,
+    configuration,
+    demo,
+    doctor,
+    exporting,
+    init,
+    masks,
+    planes,
+    refused,
+    status,
+    training,
+)
 from daemon.cli.errors import LEVEL_VARIABLE
 
 START, RUN, WATCH = "Start", "Run", "Look and steer"
@@ -61,4 +76,7 @@ masks.add_to(app, RUN)
 exporting.add_to(app, RUN)
 status.add_to(app, WATCH)
 checkpoints.add_to(app, WATCH)
+refused.add_to(app, WATCH)
+buffer.add_to(app, WATCH)
+check.add_to(app, WATCH)
 configuration.add_to(app, WATCH)

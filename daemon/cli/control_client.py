@@ -57,9 +57,14 @@ class ControlClient:
         number = self._send("GET", "/v1/rounds")["running"]
         return None if number is None else int(number)
 
-    def _send(self, method: str, path: str) -> Any:
+    def retry_refused(self, paths: list[str], reason: str | None) -> list[str]:
+        """Let ingest take refused files again; the paths of those that were. Raises ControlFailed."""
+        wanted = {"paths": paths, "reason": reason}
+        return [str(path) for path in self._send("POST", "/v1/refused/retry", wanted, 60.0)["retried"]]
+
+    def _send(self, method: str, path: str, content: Any = None, timeout: float = TIMEOUT_SECONDS) -> Any:
         try:
-            status, body = ask(self._address, method, path, self._headers, TIMEOUT_SECONDS)
+            status, body = ask(self._address, method, path, self._headers, timeout, content)
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise ControlFailed(f"the daemon at port {self._address.port} does not answer: {error}") from error
         if status < 300:
@@ -68,11 +73,18 @@ class ControlClient:
         raise kind(body.get("message", f"the daemon answered {status} to {method} {path}"))
 
 
-def ask(address: RunFile, method: str, path: str, headers: dict[str, str], timeout: float) -> tuple[int, Any]:
-    """Status and JSON body of one request. Raises OSError, ValueError or HTTPException."""
+def ask(
+    address: RunFile, method: str, path: str, headers: dict[str, str], timeout: float, content: Any = None
+) -> tuple[int, Any]:
+    """Status and JSON body of one request, which carries `content` as JSON if given.
+
+    Raises OSError, ValueError or HTTPException.
+    """
+    body = None if content is None else json.dumps(content)
+    headers = headers if body is None else headers | {"Content-Type": "application/json"}
     connection = http.client.HTTPConnection(address.reachable_host, address.port, timeout=timeout)
     try:
-        connection.request(method, path, headers=headers)
+        connection.request(method, path, body=body, headers=headers)
         answer = connection.getresponse()
         return answer.status, json.loads(answer.read())
     finally:

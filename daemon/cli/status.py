@@ -69,7 +69,7 @@ def _lines(state: "Status") -> Iterator[tuple[str, str]]:
     """What a person wants to know, one line each: label and text."""
     yield "daemon", _daemon(state)
     yield "serving", _serving(state)
-    yield "folder", f"{state.folder}: {state.watch.state}, {state.watch.pending} waiting, ingest {state.ingest.state}"
+    yield "folder", f"{state.folder}: {_watching(state)}, {state.watch.pending} waiting, ingest {state.ingest.state}"
     yield "buffer", _buffer(state)
     if state.round is not None:
         yield "round", _running(state)
@@ -91,6 +91,14 @@ def _daemon(state: "Status") -> str:
     return f"up since {local_time(daemon.since)}, pid {daemon.pid}, control {daemon.host}:{daemon.port}{children}"
 
 
+def _watching(state: "Status") -> str:
+    watch = state.watch
+    if watch.state != "watching":
+        return watch.state
+    why = " ".join(filter(None, (watch.mode_reason.replace("_", " "), watch.file_system)))
+    return f"watching by {watch.mode} ({why})"
+
+
 def _serving(state: "Status") -> str:
     ref, plane = state.serving, state.plane
     if ref is None:
@@ -102,11 +110,11 @@ def _serving(state: "Status") -> str:
 
 def _buffer(state: "Status") -> str:
     buffer = state.buffer
-    refused = sum(buffer.refused.values())
+    refused, skipped = sum(buffer.refused.values()), sum(buffer.skipped.values())
     newest = f", newest {local_time(buffer.last_committed_at)}" if buffer.last_committed_at else ""
     return (
         f"{buffer.frames} of {buffer.capacity} frames, {buffer.holdout} held out{newest}; "
-        f"{buffer.duplicates} duplicates, {refused} refused"
+        f"{buffer.duplicates} duplicates, {skipped} skipped, {refused} refused"
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from configs.settings import Settings, WatchSettings
 from daemon.doctor.finding import Finding
-from daemon.doctor.mounts import NETWORK_TYPES, file_system_of
+from daemon.mounts import file_system_of, is_silent
 
 WATCH_LIMIT = Path("/proc/sys/fs/inotify/max_user_watches")
 ENTRIES_LOOKED_AT = 200_000
@@ -24,12 +24,19 @@ def examine_drop_folder(settings: Settings) -> list[Finding]:
     if _inside(settings.state, folder) and settings.watch.recursive:
         remedy = "move `state` out of the drop folder, or set watch.recursive: false"
         return [Finding.fail("drop_folder", f"the state directory {settings.state} lies inside it", remedy)]
-    return [Finding.ok("drop_folder", f"{folder} is readable"), _mount(folder), _watches(settings.watch)]
+    return [_marked(settings.watch), _mount(folder), _watches(settings.watch)]
+
+
+def _marked(settings: WatchSettings) -> Finding:
+    if settings.marker is not None and not (settings.folder / settings.marker).exists():
+        remedy = f"mount it, or `touch {settings.folder / settings.marker}` once it is mounted, or unset watch.marker"
+        return Finding.fail("drop_folder", f"{settings.folder} holds no {settings.marker} (watch.marker)", remedy)
+    return Finding.ok("drop_folder", f"{settings.folder} is readable")
 
 
 def _mount(folder: Path) -> Finding:
     kind = file_system_of(folder)
-    if kind in NETWORK_TYPES:
+    if is_silent(kind):
         remedy = "nothing to do: the rescan every watch.rescan_seconds finds them; a shorter interval finds them sooner"
         return Finding.warn("drop_folder_mount", f"{kind}: files written by other machines raise no event here", remedy)
     return Finding.ok("drop_folder_mount", kind or "unknown file system")

@@ -7,6 +7,7 @@ REFUSED_STATUS = {
     "too_many_bytes": 413,
     "too_many_pixels": 413,
     "not_an_image": 415,
+    "needs_extra": 415,
     "truncated": 422,
     "unreadable": 422,
 }

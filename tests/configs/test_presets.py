@@ -108,10 +108,10 @@ def test_hrda_preset_has_the_constants_of_the_paper() -> None:
     assert (settings.mfm.mask_ratio, settings.mfm.grid, settings.mfm.learning_rate) == (0.4, 16, 2e-4)
 
 
-def test_camvid_preset_works_at_half_size() -> None:
+def test_camvid_preset_works_at_two_thirds_of_the_size() -> None:
     settings = _load("camvid_day2dusk")
     assert [item.name for item in settings.classes][:4] == ["sky", "building", "pole", "road"]
-    assert (settings.buffer.height, settings.buffer.width) == (180, 240)
+    assert (settings.buffer.height, settings.buffer.width) == (240, 320)
     assert settings.round.device == "auto"
 
 

@@ -18,8 +18,8 @@ from daemon.doctor import Finding, Level
 from daemon.doctor.disk import examine_state
 from daemon.doctor.drop_folder import examine_drop_folder
 from daemon.doctor.models import examine_models
-from daemon.doctor.mounts import file_system_of
 from daemon.doctor.ports import examine_ports
+from daemon.mounts import file_system_of
 from storage.layout import StateLayout
 from storage.registry import CheckpointRegistry
 

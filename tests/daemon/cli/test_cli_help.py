@@ -37,13 +37,19 @@ def test_the_commands_of_the_issue_are_there() -> None:
     top = {path[0] for path in VISIBLE}
     assert top == {
         "init", "pretrain", "import", "export", "run", "serve", "adapt", "predict", "evaluate",
-        "status", "checkpoints", "rollback", "config", "doctor", "demo",
+        "status", "check", "checkpoints", "rollback", "refused", "buffer", "config", "doctor", "demo",
     }  # fmt: skip
     assert {path[1] for path in VISIBLE if path[0] == "checkpoints" and len(path) > 1} == {
         "list",
         "show",
         "pin",
         "unpin",
+    }
+    assert {path[1] for path in VISIBLE if path[0] == "buffer" and len(path) > 1} == {
+        "info",
+        "export",
+        "resize",
+        "compact",
     }
     assert {path[1] for path in VISIBLE if path[0] == "config" and len(path) > 1} == {"validate", "show", "schema"}
     assert ("observe",) in COMMANDS and ("observe",) not in VISIBLE

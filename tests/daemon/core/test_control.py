@@ -41,7 +41,7 @@ def world(bench, registry, layout, add_version, drop, write_image) -> Iterator[S
     parts = [Component("ingest", lambda: 0.05, metrics.process), Component("rounds", lambda: 0.05, metrics.process)]
     health = Health(parts, may_take_long="rounds", registry=registry)
     metrics.registry.register(StateCollector(settings, made.buffer.catalog, list))
-    app = create_control_app(ControlContext(settings, registry, rounds, metrics, health, TOKEN))
+    app = create_control_app(ControlContext(settings, registry, rounds, metrics, health, TOKEN, made.ingest.retries))
     server = ControlServer(app, bind(settings.control))
     for part in parts:
         part.start()
@@ -56,7 +56,7 @@ def world(bench, registry, layout, add_version, drop, write_image) -> Iterator[S
 
 
 AUTHORISED = {"Authorization": f"Bearer {TOKEN}"}
-CHANGES = ["/v1/rounds", "/v1/rollback", "/v1/checkpoints/1/pin", "/v1/checkpoints/1/unpin"]
+CHANGES = ["/v1/rounds", "/v1/rollback", "/v1/checkpoints/1/pin", "/v1/checkpoints/1/unpin", "/v1/refused/retry"]
 
 
 WRONG = [None, "Bearer wrong", f"Basic {TOKEN}", "Bearer", f"Bearer {TOKEN}x", "Bearer é".encode("latin-1")]
@@ -267,3 +267,20 @@ def test_many_threads_ask_at_once(world):
     for thread in threads:
         thread.join()
     assert answers == [200] * 24
+
+
+def test_refused_files_are_tried_again_by_ingest(world, drop):
+    (drop / "bad.png").write_text("no image")
+    world.bench.until(lambda: world.bench.counts.refused == {"not_an_image": 1})
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        body = {"paths": ["bad.png", "other.png"]}
+        answers.append(world.client.post("/v1/refused/retry", headers=AUTHORISED, json=body))
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    world.bench.until(lambda: answers)
+    asker.join()
+    assert (answers[0].status_code, answers[0].json()) == (200, {"retried": ["bad.png"]})
+    world.bench.until(lambda: world.bench.value("mfmd_ingest_rejected_total", reason="not_an_image") == 2)

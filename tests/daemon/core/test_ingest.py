@@ -18,7 +18,7 @@ from daemon.preparation import Later, Preparation
 from storage.catalog import Catalog
 from storage.digest import digest_of
 from storage.errors import BufferFull, DurabilityLost, RefusedImage
-from storage.frames import FrameBuffer
+from storage.frames import FrameBuffer, Packed
 
 
 def _huge_png(path: Path, width: int, height: int) -> None:
@@ -129,7 +129,12 @@ def test_groups_are_committed_together(bench, drop, write_image, monkeypatch):
         write_image(drop / f"{number}.png", number)
     sizes = []
     real = FrameBuffer.append
-    monkeypatch.setattr(FrameBuffer, "append", lambda self, frames: (sizes.append(len(frames)), real(self, frames))[1])
+
+    def append(self, frames, **how):
+        sizes.append(len(frames))
+        return real(self, frames, **how)
+
+    monkeypatch.setattr(FrameBuffer, "append", append)
     world = bench(watch={"group_frames": 4, "group_seconds": 0.3})
     world.until(lambda: world.counts.frames == 10)
     assert sizes == [4, 4, 2]
@@ -159,11 +164,11 @@ def test_a_commit_that_finds_no_room_is_repeated_and_nothing_is_lost(bench, drop
         write_image(drop / f"{number}.png", number)
     real, attempts = FrameBuffer.append, []
 
-    def append(self, frames):
+    def append(self, frames, **how):
         attempts.append(len(frames))
         if len(attempts) < 3:
             raise full
-        return real(self, frames)
+        return real(self, frames, **how)
 
     monkeypatch.setattr(FrameBuffer, "append", append)
     monkeypatch.setattr("daemon.ingest.PAUSE_SECONDS", 0.05)
@@ -195,12 +200,12 @@ def test_a_real_full_disk_pauses_ingest_and_loses_nothing(bench, drop, write_ima
     real = FrameBuffer.append
     refused = []
 
-    def append(self, frames):
+    def append(self, frames, **how):
         if len(refused) < 2:
             refused.append(1)
             with Path("/dev/full").open("wb", buffering=0) as full:
                 full.write(b"x")
-        return real(self, frames)
+        return real(self, frames, **how)
 
     monkeypatch.setattr(FrameBuffer, "append", append)
     monkeypatch.setattr("daemon.ingest.PAUSE_SECONDS", 0.05)
@@ -212,7 +217,7 @@ def test_a_real_full_disk_pauses_ingest_and_loses_nothing(bench, drop, write_ima
 
 
 def test_a_lost_fsync_is_final(bench, drop, write_image, monkeypatch):
-    def lose(self, frames):
+    def lose(self, frames, **how):
         raise DurabilityLost("fsync failed")
 
     monkeypatch.setattr(FrameBuffer, "append", lose)
@@ -242,7 +247,7 @@ def test_memory_holds_one_group_however_many_files_wait(bench, drop, write_image
     for number in range(30):
         write_image(drop / f"{number}.png", number)
 
-    def full(self, frames):
+    def full(self, frames, **how):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(FrameBuffer, "append", full)
@@ -256,7 +261,7 @@ def test_memory_holds_one_group_however_many_files_wait(bench, drop, write_image
 
 
 def test_a_bug_in_a_decoder_costs_one_file(bench, drop, write_image, monkeypatch):
-    real = __import__("storage.images").images.decode_image
+    real = __import__("storage.images").images.decode_photo
     calls = []
 
     def decode(data, **limits):
@@ -265,11 +270,10 @@ def test_a_bug_in_a_decoder_costs_one_file(bench, drop, write_image, monkeypatch
             raise ZeroDivisionError("a bug")
         return real(data, **limits)
 
-    monkeypatch.setattr("daemon.preparation.decode_image", decode)
-    monkeypatch.setattr("daemon.ingest.DECODE_THREADS", 1)
+    monkeypatch.setattr("daemon.preparation.decode_photo", decode)
     write_image(drop / "a.png", 1)
     write_image(drop / "b.png", 2)
-    world = bench()
+    world = bench(watch={"decode_threads": 1})
     world.until(lambda: world.counts.frames == 1 and world.counts.refused == {"not_an_image": 1})
     assert "ZeroDivisionError" in world.buffer.catalog.refused()[0].detail
 
@@ -313,7 +317,7 @@ def test_a_file_that_changes_while_it_is_read_is_left_for_later(drop, write_imag
     with pytest.raises(FileChanged):
         read_arrival(drop, seen, 10**6)
     settings = make_settings()
-    prepared = Preparation(settings.watch, settings.buffer, lambda digest: False).prepare(seen)
+    prepared = Preparation(settings, lambda digest: False, lambda frame: Packed(None, 0)).prepare(seen)
     assert isinstance(prepared, Later)
 
 

@@ -212,6 +212,21 @@ def test_after_failures_the_schedule_backs_off_and_counts_frames_from_the_last_j
     assert decision.not_before == pytest.approx(time.time() + 60, abs=5)
 
 
+def test_frames_that_a_reservoir_did_not_keep_start_no_round(bench, drop, write_image, registry, store, add_version):
+    add_version()
+    world = bench(buffer={"capacity_frames": 4, "eviction": "reservoir"})
+    for number in range(30):
+        write_image(drop / f"{number}.png", number)
+    world.until(lambda: world.counts.committed_total == 30)
+    kept = [record.id for record in world.buffer.records()]
+    assert schedule_state(world.buffer.catalog, store, registry).new_frames == 30, "all that is there is new"
+    judged = store.create(_spec(1, world.settings, frames=tuple(kept)))
+    judged.write_scores(RoundScores(status="completed", reason="step budget", steps=2, seconds=1.0))
+    recover(world.settings, world.buffer, registry)
+    assert max(kept) < 30
+    assert schedule_state(world.buffer.catalog, store, registry).new_frames == 0
+
+
 def test_a_damaged_folder_does_not_keep_later_rounds_from_running(loop, world, store, program):
     program("scores('failed', 'no')")
     store.create(_spec(1, world.settings)).spec_path.write_text("{")

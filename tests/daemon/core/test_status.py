@@ -45,6 +45,18 @@ def test_with_source_configured_pretraining_is_the_advice(make_settings, tmp_pat
     assert any("mfmd pretrain" in message for message in collect_status(settings).messages)
 
 
+def test_a_disk_below_the_reserve_is_mentioned_and_skipped_files_are_counted(make_settings, bench, drop, write_image):
+    world = bench(watch={"stability_seconds": 0.0}, admission={"min_spacing_seconds": 1e6})
+    for number in range(3):
+        write_image(drop / f"{number}.png", number)
+    world.until(lambda: world.counts.skipped == {"too_close": 2})
+    settings = make_settings(buffer={"reserve_bytes": 10**18})
+    status = collect_status(settings)
+    assert status.buffer.skipped == {"too_close": 2}
+    assert any("buffer.reserve_bytes: the buffer does not grow" in message for message in status.messages)
+    assert not any("buffer.reserve_bytes" in message for message in collect_status(make_settings()).messages)
+
+
 def test_a_version_that_does_not_serve_is_mentioned(make_settings, add_version):
     add_version(promote=False)
     assert any("mfmd rollback --to 1" in message for message in collect_status(make_settings()).messages)

@@ -21,7 +21,8 @@ def test_files_there_before_the_start_and_files_that_come_are_taken(bench, drop,
     world.until(lambda: world.counts.frames == 2)
     assert {record.name for record in world.buffer.records()} == {"before.png", "deep/er/after.png"}
     assert world.activity.watch.state == "watching"
-    assert world.activity.watch.mode == "events"
+    assert (world.activity.watch.mode, world.activity.watch.mode_reason) == ("events", "local")
+    assert world.value("mfmd_watcher_mode_info", mode="events", reason="local") == 1
     assert world.value("mfmd_watcher_events_total") > 0
     assert world.wakes > 0
 
@@ -144,9 +145,9 @@ def test_without_events_the_rescan_does_the_work_and_says_so(bench, drop, write_
     world = bench()
     write_image(drop / "a.png", 1)
     world.until(lambda: world.counts.frames == 1)
-    assert world.activity.watch.mode == "rescan"
+    assert (world.activity.watch.mode, world.activity.watch.mode_reason) == ("polling", "refused")
     assert "inotify watch limit reached" in world.activity.watch.detail
-    assert world.value("mfmd_watcher_mode_info", mode="rescan") == 1
+    assert world.value("mfmd_watcher_mode_info", mode="polling", reason="refused") == 1
 
 
 def test_lost_events_lead_to_a_rescan(bench, drop, write_image, monkeypatch):
@@ -176,7 +177,7 @@ def test_hints_are_bounded_and_an_overflow_is_told():
     paths, heard, lost = hints.take()
     assert (len(paths), heard, lost) == (MAX_HINTS, MAX_HINTS + 5, True)
     assert len(wakes) == 1, "one wake for a burst"
-    assert hints.take() == (set(), 0, False)
+    assert hints.take() == ({}, 0, False)
 
 
 def test_ignored_names_are_never_looked_at(bench, drop, write_image):

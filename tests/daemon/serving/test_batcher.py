@@ -108,8 +108,7 @@ def test_an_answer_nobody_waits_for_is_not_computed(plane: InferencePlane, resid
 
 
 def test_one_image_that_breaks_a_batch_does_not_fail_the_others(plane: InferencePlane, resident: Resident) -> None:
-    poison = fitted(seed=1)
-    poison.frame.pixels[:] = 7
+    poison = Fitted(fit_frame(np.full((HEIGHT, WIDTH, 3), 7, np.uint8), HEIGHT, WIDTH), (HEIGHT, WIDTH))
 
     def out_of_memory(_: object, inputs: tuple[torch.Tensor]) -> None:
         if any(float(image.std()) < 2 and image.shape[-1] == WIDTH and float(image.max()) < 0 for image in inputs[0]):

@@ -1,0 +1,158 @@
+"""A real `mfmd run` watched from outside, for benchmarks/ingest.py: at rest, with one image, with 100,000 at once."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from daemon.demo.driving import DrivenDaemon
+from storage.catalog import Catalog
+
+TICKS = os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+SETTLE_SECONDS = 20.0
+"""After the start, before rest is measured."""
+STABILITY = 2.0
+"""`watch.stability_seconds`: the default."""
+
+
+def daemon_in(root: Path, **buffer: Any) -> DrivenDaemon:
+    """A daemon without a version, with the defaults of a user but the ports."""
+    root.mkdir(parents=True)
+    config = {
+        "state": "state", "classes": "camvid", "watch": {"folder": "drop"},
+        "buffer": {"height": 64, "width": 64, "tile": 64, "capacity_frames": 2048, "reserve_bytes": 0, **buffer},
+        "serving": {"port": 0, "device": "cpu"}, "control": {"port": 0}, "log": {"level": "warning"},
+    }  # fmt: skip
+    path = root / "mfmd.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return DrivenDaemon(path)
+
+
+def family(pid: int) -> list[int]:
+    """A process and all below it."""
+    found, queue = [pid], [pid]
+    while queue:
+        for task in Path(f"/proc/{queue.pop()}/task").iterdir():
+            children = [int(child) for child in (task / "children").read_text().split()]
+            found += children
+            queue += children
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of one process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def resident(pid: int) -> int:
+    """Memory of one process (bytes)."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+
+
+def write_image(folder: Path, number: int, side: int = 64) -> Path:
+    """A small JPEG of its own content, renamed into the folder."""
+    pixels = np.random.default_rng(number).integers(0, 256, (side // 8, side // 8, 3), np.uint8)
+    part, path = folder / f".{number:06d}.part", folder / f"{number:06d}.jpg"
+    Image.fromarray(pixels).resize((side, side)).save(part, "JPEG")
+    part.rename(path)
+    return path
+
+
+def started(daemon: DrivenDaemon) -> int:
+    """Wait until it watches; its process id."""
+    daemon.wait_for(lambda: daemon.layout.catalog.exists() or None, "the catalog", 120)
+    daemon.wait_for(lambda: (daemon.url("daemon") is not None) or None, "the control plane", 120)
+    assert daemon.pid is not None
+    return daemon.pid
+
+
+def frames(daemon: DrivenDaemon) -> int:
+    """Frames ever committed."""
+    with closing(Catalog.open(daemon.layout.catalog, writable=False)) as catalog:
+        return catalog.counts().committed_total
+
+
+def measure_single(root: Path, images: int = 15) -> None:
+    """One image at a time arrives at a daemon at rest."""
+    daemon = daemon_in(root)
+    with daemon:
+        started(daemon)
+        time.sleep(5)
+        rows = {"written in place": copied, "renamed into place": renamed}
+        print(f"\none image at an idle daemon until it is committed, seconds (stability delay {STABILITY:.0f} s)\n")
+        print("| how | median | slowest | images |\n|---|---|---|---|")
+        for base, (name, arrive) in enumerate(rows.items()):
+            times = [latency(daemon, arrive, 1000 * base + number) for number in range(images)]
+            print(f"| {name} | {statistics.median(times):.2f} | {max(times):.2f} | {images} |")
+
+
+def copied(folder: Path, number: int) -> None:
+    """The file is written under its final name, and so has to stand still first."""
+    hidden = write_image(folder.parent, number)
+    (folder / f"c{number}.jpg").write_bytes(hidden.read_bytes())
+
+
+def renamed(folder: Path, number: int) -> None:
+    """The file is whole when it appears."""
+    write_image(folder, number)
+
+
+def latency(daemon: DrivenDaemon, arrive: Callable[[Path, int], None], number: int) -> float:
+    """From the file's arrival to its commit."""
+    before = frames(daemon)
+    arrive(daemon.settings.watch.folder, number)
+    start = time.perf_counter()
+    while frames(daemon) == before:
+        assert time.perf_counter() - start < 60, "not committed within a minute"
+        time.sleep(0.01)
+    return time.perf_counter() - start
+
+
+def measure_idle(root: Path, seconds: float) -> None:
+    """Processor time and memory of a daemon and its children that have nothing to do."""
+    daemon = daemon_in(root)
+    with daemon:
+        pid = started(daemon)
+        time.sleep(SETTLE_SECONDS)
+        members = family(pid)
+        cpu, memory = {one: cpu_seconds(one) for one in members}, {one: resident(one) for one in members}
+        time.sleep(seconds)
+        print(f"\nidle for {seconds:.0f} s\n")
+        print("| process | share of one core | memory before | after, MiB |\n|---|---|---|---|")
+        for one in members:
+            share = 100 * (cpu_seconds(one) - cpu[one]) / seconds
+            name = "daemon" if one == pid else Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0")[-2].decode()[-30:]
+            before, after = memory[one] / 2**20, resident(one) / 2**20
+            print(f"| {name} | {share:.2f} % | {before:.1f} | {after:.1f} |")
+
+
+def measure_burst(root: Path, images: int) -> None:
+    """That many files at once; the daemon's memory on the way."""
+    daemon = daemon_in(root)
+    folder = daemon.settings.watch.folder
+    folder.mkdir(parents=True)
+    with daemon:
+        pid = started(daemon)
+        time.sleep(SETTLE_SECONDS)
+        rest = peak = resident(pid)
+        start = time.perf_counter()
+        for number in range(images):
+            write_image(folder, number)
+            peak = max(peak, resident(pid)) if number % 100 == 0 else peak
+        written = time.perf_counter() - start
+        while (done := frames(daemon)) < images:
+            peak = max(peak, resident(pid))
+            assert time.perf_counter() - start < 3600, f"only {done} committed within an hour"
+            time.sleep(0.2)
+        total = time.perf_counter() - start
+    print(f"\nburst: {images} files written in {written:.0f} s, all committed after {total:.0f} s")
+    print(f"memory of the daemon: {rest / 2**20:.0f} MiB at rest, {peak / 2**20:.0f} MiB at most")

@@ -1,0 +1,160 @@
+"""`mfmd buffer info|export|resize|compact`: look into the frame buffer, take frames out, change its shape."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, read_settings
+from daemon.cli.output import local_time, print_json
+
+if TYPE_CHECKING:
+    from configs.settings import BufferSettings
+    from storage.buffer_info import BufferInfo
+
+buffer_app = typer.Typer(no_args_is_help=True, help="Look into the frame buffer, export, resize, compact it.")
+
+
+class ImageFormat(StrEnum):
+    """Values of `--format`."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBDATASET = "webdataset"
+
+
+FolderArgument = Annotated[Path, typer.Argument(help="New or empty folder for the frames.")]
+FormatOption = Annotated[ImageFormat, typer.Option("--format", "-f", help="How images are written.")]
+HoldoutOption = Annotated[
+    bool | None,
+    typer.Option("--holdout/--train", help="Only held-out frames, or only the others.", show_default="all"),
+]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="The newest so many.", show_default="all")]
+HeightOption = Annotated[int, typer.Option("--height", min=32, help="New frame height (pixels).")]
+WidthOption = Annotated[int, typer.Option("--width", min=32, help="New frame width (pixels).")]
+CapacityOption = Annotated[
+    int | None,
+    typer.Option("--capacity", min=1, help="Keep the newest so many.", show_default="buffer.capacity_frames"),
+]
+
+
+def add_to(app: typer.Typer, panel: str) -> None:
+    """Register the family."""
+    app.add_typer(buffer_app, name="buffer", rich_help_panel=panel, epilog="Example: mfmd buffer info --json")
+
+
+@buffer_app.command(epilog="Example: mfmd buffer info")
+def info(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Show what the buffer holds and takes: frames, sizes, bytes, sources, leases. Works beside a running daemon."""
+    settings = read_settings(config)
+    from storage.buffer_info import buffer_info
+
+    found = buffer_info(layout_of(settings), settings.buffer)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        for name, value in _lines(found):
+            typer.echo(f"{name:<10} {value}")
+
+
+@buffer_app.command(epilog="Example: mfmd buffer export frames --format jpeg --holdout --limit 100")
+def export(
+    folder: FolderArgument,
+    format: FormatOption = ImageFormat.PNG,
+    holdout: HoldoutOption = None,
+    limit: LimitOption = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Write frames as image files with an index, without their padding. Works beside a running daemon."""
+    settings = read_settings(config)
+    from storage.buffer_export import export_frames
+    from storage.errors import FramesRefused
+    from storage.frames import FrameBuffer
+
+    if folder.resolve().is_relative_to(settings.watch.folder.resolve()):
+        raise FramesRefused(f"{folder} lies in the drop folder: `mfmd run` would take the copies for new images")
+    with FrameBuffer.open(layout_of(settings), settings.buffer, writable=False) as buffer:
+        count = export_frames(buffer, folder, format.value, holdout=holdout, limit=limit)
+    if as_json:
+        print_json({"frames": count, "format": format.value, "folder": str(folder)})
+    else:
+        typer.echo(f"{count} frames -> {folder}")
+
+
+@buffer_app.command(epilog="Example: mfmd buffer resize --height 768 --width 1536")
+def resize(
+    height: HeightOption,
+    width: WidthOption,
+    capacity: CapacityOption = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Give every frame another size, rescaled from what is stored; the daemon must be stopped."""
+    settings = read_settings(config)
+    from daemon.cli.live import live_progress
+    from storage.buffer_resize import resize_buffer
+
+    count = settings.buffer.capacity_frames if capacity is None else capacity
+    wanted = _resized(settings.buffer, config, height=height, width=width, capacity_frames=count)
+    with live_progress() as show:
+        kept = resize_buffer(layout_of(settings), wanted, lambda done, total: show("resizing", done, total, {}))
+    if as_json:
+        print_json({"frames": kept, "height": height, "width": width, "capacity_frames": count})
+    else:
+        typer.echo(f"{kept} frames are {width}x{height} now.")
+        typer.echo(f"Before `mfmd run`, set in {config}: buffer.height {height}, buffer.width {width}", nl=False)
+        typer.echo(f", buffer.capacity_frames {count}.")
+
+
+@buffer_app.command(epilog="Example: mfmd buffer compact")
+def compact(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Give space back: pixels of no frame, records of files that are gone; the daemon must be stopped."""
+    settings = read_settings(config)
+    from dataclasses import asdict
+
+    from storage.buffer_compact import compact_buffer
+
+    done = compact_buffer(layout_of(settings), settings.buffer, settings.watch)
+    if as_json:
+        print_json(asdict(done))
+        return
+    typer.echo(f"{done.files_forgotten} records of files that are gone were removed.")
+    if done.kept_because:
+        typer.echo(f"Records were kept: {done.kept_because}.")
+    typer.echo(f"Catalog: {_size(done.bytes_before)} -> {_size(done.bytes_after)}.")
+
+
+def _resized(settings: "BufferSettings", config: Path, **sides: int) -> "BufferSettings":
+    """The settings that the configuration must have afterwards. Raises ConfigError when they would not be valid."""
+    from pydantic import ValidationError
+
+    from configs.errors import ConfigError
+
+    try:
+        return type(settings).model_validate(settings.model_dump() | sides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(["buffer", *map(str, first["loc"])])
+        raise ConfigError(f"{config}: {field}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def _lines(found: "BufferInfo") -> list[tuple[str, str]]:
+    quota = f" of {_size(found.max_bytes)}" if found.max_bytes else ""
+    sources = ", ".join(f"{repr(name)[1:-1] or '(none)'} {count}" for name, count in found.sources.items())
+    leases = ", ".join(f"round {number}: {count} frames" for number, count in found.leases.items())
+    lost = f", {found.lost_total} given up" if found.lost_total else ""
+    return [
+        ("frames", f"{found.frames} of {found.capacity_frames}, {found.holdout} held out"),
+        ("size", f"{found.width}x{found.height}, tiles of at most {found.tile}"),
+        ("disk", f"frames {_size(found.pixel_bytes)}{quota}, catalog {_size(found.catalog_bytes)}"),
+        ("captured", f"{local_time(found.oldest)} to {local_time(found.newest)}"),
+        ("sources", sources or "-"),
+        ("leases", leases or "-"),
+        ("ever", f"{found.committed_total} committed, {found.evicted_total} left{lost}"),
+    ]
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1_000_000 else f"{count / 1e3:.0f} kB"

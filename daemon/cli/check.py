@@ -1,0 +1,77 @@
+"""`mfmd check`: whether the state directory keeps its promise, and what can be mended."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from daemon.cli.exit_codes import ExitCode
+from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, read_settings
+from daemon.cli.output import print_json
+
+if TYPE_CHECKING:
+    from storage.checking import Problem
+
+ReadDataOption = Annotated[bool, typer.Option("--read-data", help="Also read every pixel and hash every weight.")]
+RepairOption = Annotated[bool, typer.Option("--repair", help="Mend what can be mended; the daemon must be stopped.")]
+COLORS = {"error": typer.colors.RED, "leftover": typer.colors.YELLOW}
+
+
+def add_to(app: typer.Typer, panel: str) -> None:
+    """Register the command."""
+    app.command(rich_help_panel=panel, epilog="Example: mfmd check --read-data --repair")(check)
+
+
+def check(
+    read_data: ReadDataOption = False,
+    repair: RepairOption = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Verify buffer, registry, rounds and source; exit 1 when an error is found (with --repair: when one is left)."""
+    layout = layout_of(read_settings(config))
+    from storage.checking import Severity, check_state, repair_state
+
+    mended: list[Problem] = []
+    if repair:
+        done = repair_state(layout, read_data=read_data)
+        mended, problems = done.mended, done.left
+    else:
+        problems = check_state(layout, read_data=read_data)
+    errors = [problem for problem in problems if problem.severity == Severity.ERROR]
+    if as_json:
+        print_json({"ok": not errors, "problems": _rows(problems), "mended": _rows(mended)})
+    else:
+        _print(problems, mended)
+        typer.echo(_summary(len(errors), len(problems) - len(errors), len(mended)))
+    if errors:
+        raise typer.Exit(ExitCode.FAILURE)
+
+
+def _rows(problems: "list[Problem]") -> list[dict[str, Any]]:
+    return [
+        {
+            "code": problem.code,
+            "severity": problem.severity.value,
+            "path": str(problem.path),
+            "detail": problem.detail,
+            "remedy": problem.remedy,
+            "repairable": problem.repairable,
+        }
+        for problem in problems
+    ]
+
+
+def _print(problems: "list[Problem]", mended: "list[Problem]") -> None:
+    for problem in mended:
+        typer.echo(
+            f"{typer.style('mended  ', fg=typer.colors.GREEN)}  {problem.code}: {problem.path}: {problem.detail}"
+        )
+    for problem in problems:
+        mark = typer.style(f"{problem.severity.value:<8}", fg=COLORS[problem.severity.value])
+        typer.echo(f"{mark}  {problem.code}: {problem.path}: {problem.detail}")
+        typer.echo(f"{'':<8}  -> {problem.remedy}")
+
+
+def _summary(errors: int, leftovers: int, mended: int) -> str:
+    counts = ((mended, "mended"), (errors, "errors"), (leftovers, "leftovers"))
+    return ", ".join(f"{count} {name}" for count, name in counts if count) or "Nothing is wrong."

@@ -1,0 +1,105 @@
+"""`mfmd refused list|retry`: what ingest did not take and why, and another chance for it."""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from daemon.cli.exit_codes import ExitCode
+from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, read_settings
+from daemon.cli.output import local_time, print_json, print_table
+
+if TYPE_CHECKING:
+    from configs.settings import Settings
+    from daemon.refusals import Selection
+    from storage.catalog import RefusedFile
+
+refused_app = typer.Typer(no_args_is_help=True, help="List refused files, and let ingest try them again.")
+
+CodeOption = Annotated[str | None, typer.Option("--reason", help="Only files refused for this reason code.")]
+LimitOption = Annotated[int, typer.Option("--limit", min=1, help="Most files listed, newest first.")]
+PathsArgument = Annotated[
+    list[str] | None, typer.Argument(help="Files, as the list shows them.", metavar="[PATHS]", show_default=False)
+]
+AllOption = Annotated[bool, typer.Option("--all", help="Every refused file.")]
+
+
+def add_to(app: typer.Typer, panel: str) -> None:
+    """Register the family."""
+    app.add_typer(refused_app, name="refused", rich_help_panel=panel, epilog="Example: mfmd refused list --json")
+
+
+@refused_app.command("list", epilog="Example: mfmd refused list --reason truncated")
+def list_(
+    reason: CodeOption = None, limit: LimitOption = 100, config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """List refused files with reason and time, newest first."""
+    from storage.catalog import Catalog
+
+    catalog = Catalog.open(layout_of(read_settings(config)).catalog, writable=False)
+    try:
+        found = catalog.refused(limit, reason=reason)
+    finally:
+        catalog.close()
+    if as_json:
+        print_json([_entry(item) for item in found])
+    elif not found:
+        typer.echo("No file is refused.")
+    else:
+        rows = [(local_time(item.at), item.reason, repr(item.file.path)[1:-1], item.detail) for item in found]
+        print_table(["refused", "reason", "file", "detail"], rows)
+
+
+@refused_app.command(epilog="Example: mfmd refused retry --reason needs_extra")
+def retry(
+    paths: PathsArgument = None, reason: CodeOption = None, everything: AllOption = False,
+    config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Let ingest take refused files again; out of the quarantine they come back first. Daemon up or down."""
+    if not (paths or reason or everything):
+        raise typer.BadParameter("name files, or give --reason or --all")
+    settings = read_settings(config)
+    from daemon.refusals import Selection, missing
+
+    selection = Selection(frozenset(paths or ()), reason)
+    layout = layout_of(settings)
+    done = _through_daemon(settings, selection) if layout.locked() else _in_process(settings, selection)
+    absent = missing(selection, done)
+    if as_json:
+        print_json({"retried": done, "not_refused": absent})
+    else:
+        typer.echo(f"{len(done)} files are tried again.")
+        for path in absent:
+            typer.echo(f"{path}: not refused" + (f" for {reason}" if reason else ""), err=True)
+    if absent:
+        raise typer.Exit(ExitCode.FAILURE)
+
+
+def _through_daemon(settings: "Settings", selection: "Selection") -> list[str]:
+    from daemon.cli.control_client import ControlClient
+
+    return ControlClient(settings, layout_of(settings)).retry_refused(sorted(selection.paths), selection.reason)
+
+
+def _in_process(settings: "Settings", selection: "Selection") -> list[str]:
+    """Under the state directory's lock, as the one writer; the next `mfmd run` finds the files."""
+    from daemon.refusals import retry_refused
+    from storage.catalog import Catalog
+
+    layout = layout_of(settings)
+    Catalog.open(layout.catalog, writable=False).close()  # makes no empty buffer where there is none
+    with layout.lock():
+        catalog = Catalog.open(layout.catalog, writable=True)
+        try:
+            return retry_refused(settings.watch, catalog, selection)
+        finally:
+            catalog.close()
+
+
+def _entry(item: "RefusedFile") -> dict[str, Any]:
+    at = datetime.fromtimestamp(item.at, UTC).isoformat()
+    return {
+        "file": item.file.path, "reason": item.reason, "detail": item.detail, "refused_at": at, "digest": item.digest,
+        "bytes": item.file.size, "mtime_ns": item.file.mtime_ns,
+    }  # fmt: skip

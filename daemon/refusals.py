@@ -1,0 +1,86 @@
+"""Refused files given another chance: by the thread of ingest while the daemon runs, by the command itself otherwise.
+
+First the file comes back out of the quarantine, then its refusal is forgotten: after a kill in between it is refused
+still, and goes back.
+"""
+
+import queue
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from configs.settings import WatchSettings
+from daemon.errors import Stopping
+from storage import durable
+from storage.catalog import Catalog, RefusedFile
+from storage.quarantine import quarantined
+
+ANSWER_SECONDS = 30.0
+"""How long a request waits for the thread of ingest (seconds); a step of it takes less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which refused files are meant: those of these paths and of this reason; all where neither is given."""
+
+    paths: frozenset[str] = frozenset()
+    """Relative to the drop folder, as `mfmd refused list` shows them."""
+    reason: str | None = None
+    """A reason code."""
+
+    def of(self, catalog: Catalog) -> list[RefusedFile]:
+        """The files, newest refusal first."""
+        found = catalog.refused(-1, reason=self.reason)
+        return [item for item in found if not self.paths or item.file.path in self.paths]
+
+
+@dataclass(slots=True)
+class RetryQueue:
+    """Requests on their way from the control API to the thread of ingest."""
+
+    wake: Callable[[], None]
+    """Has the thread look."""
+    _waiting: "queue.SimpleQueue[tuple[Selection, Future[list[str]]]]" = field(default_factory=queue.SimpleQueue)
+
+    def ask(self, selection: Selection, seconds: float = ANSWER_SECONDS) -> list[str]:
+        """Have ingest retry a selection; the paths. Raises Stopping when ingest does not answer, and what it raised."""
+        answer: Future[list[str]] = Future()
+        self._waiting.put((selection, answer))
+        self.wake()
+        try:
+            return answer.result(seconds)
+        except TimeoutError as error:
+            answer.cancel()
+            raise Stopping("ingest does not answer: it has stopped or is stopping; `mfmd status` says why") from error
+
+    def serve(self, retry: Callable[[Selection], list[str]]) -> None:
+        """Answer what waits, in the thread of ingest. An error of `retry` goes to who asked, and on."""
+        while not self._waiting.empty():
+            selection, answer = self._waiting.get()
+            if not answer.set_running_or_notify_cancel():
+                continue
+            try:
+                answer.set_result(retry(selection))
+            except BaseException as error:
+                answer.set_exception(error)
+                raise
+
+
+def retry_refused(watch: WatchSettings, catalog: Catalog, selection: Selection) -> list[str]:
+    """Bring the selected files back into the drop folder and forget their refusals; their paths.
+
+    Raises OSError when a file cannot come back; it stays refused, and those after it in the list as well.
+    """
+    done = []
+    for item in selection.of(catalog):
+        kept = quarantined(watch.quarantine, item.file) if watch.quarantine else None
+        if kept is not None:
+            durable.move_file(kept, watch.folder / item.file.path)
+        catalog.forget_refusal(item.file)
+        done.append(item.file.path)
+    return done
+
+
+def missing(selection: Selection, done: Collection[str]) -> list[str]:
+    """Paths that were asked for by name and are not refused."""
+    return sorted(selection.paths - set(done))

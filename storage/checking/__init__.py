@@ -1,0 +1,6 @@
+"""Everything that can be wrong with a state directory, and how it is mended; no settings, no processes needed."""
+
+from storage.checking.problem import Problem, Severity
+from storage.checking.state import Repair, check_state, repair_state
+
+__all__ = ["Problem", "Repair", "Severity", "check_state", "repair_state"]

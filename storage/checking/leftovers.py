@@ -1,0 +1,44 @@
+"""What a killed process left unfinished, in every folder where something appears under a temporary name first."""
+
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from storage.buffer_files import ARRAY
+from storage.checking.catalog import REPAIR
+from storage.checking.problem import Problem, Scope
+from storage.durable import PARTIAL, fsync_directory
+from storage.layout import StateLayout
+
+
+def check_leftovers(scope: Scope) -> Iterator[Problem]:
+    """Everything that has an unfinished thing's name."""
+    for folder in _folders(scope.layout):
+        for path in sorted(folder.glob(f"*{PARTIAL}")):
+            remedy = f"{REPAIR} removes it, or its owner does, the next time that it works there"
+            yield Problem("unfinished", path, "left by a process that was killed", remedy, partial(_remove, path))
+
+
+def _folders(layout: StateLayout) -> Iterator[Path]:
+    checkpoints = layout.checkpoints
+    yield from (
+        layout.root,
+        layout.buffer,
+        layout.frames_zarr,
+        layout.frames_zarr / ARRAY,
+        layout.source,
+        layout.rounds,
+    )
+    yield from (checkpoints, checkpoints / "versions", checkpoints / "refs", checkpoints / "pruned")
+    for round in sorted(layout.rounds.glob("[0-9]*")):
+        yield from (round, round / "state")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():  # it may have changed places with what is in use (buffer_resize.py): that must be on the disk
+        fsync_directory(path)
+        fsync_directory(path.parent)
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

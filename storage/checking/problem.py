@@ -1,0 +1,71 @@
+"""One thing that is wrong in a state directory, and how it is mended."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from storage.layout import StateLayout
+
+
+class Severity(StrEnum):
+    """What a problem means for the promise of the buffer and the registry."""
+
+    ERROR = "error"
+    """Something that must hold does not; the next start of the daemon does not mend it."""
+    LEFTOVER = "leftover"
+    """What a crash left behind: harmless, and removed by the next start of whoever owns it."""
+
+
+ERRORS = frozenset(
+    {
+        "catalog_missing", "catalog_schema", "catalog_damaged", "catalog_index", "frame_numbers", "digest_missing",
+        "file_without_frame", "lease_without_frame", "valid_region", "slots_missing", "pixels_missing",
+        "pixels_unreadable", "frame_missing", "frame_damaged", "observations_damaged", "version_damaged",
+        "pruned_damaged", "ref_damaged", "ref_dangling", "serving_missing", "serving_damaged", "round_damaged",
+        "round_version", "training_state", "source_damaged", "unreadable",
+    }
+)  # fmt: skip
+"""Codes of errors."""
+LEFTOVERS = frozenset({"unfinished", "shard_orphan", "lease_stale", "observation_orphan", "history_torn", "source_old"})
+"""Codes of leftovers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One finding of `check_state`."""
+
+    code: str
+    """Stable word (docs/check.md)."""
+    path: Path
+    """The file or folder concerned."""
+    detail: str
+    """What is wrong with it."""
+    remedy: str
+    """What to do."""
+    mend: Callable[[], None] | None = field(default=None, repr=False, compare=False)
+    """Mends it; only under the state directory's lock. None: repair cannot."""
+
+    def __post_init__(self) -> None:
+        if self.code not in ERRORS | LEFTOVERS:
+            raise ValueError(f"{self.code}: not a code of docs/check.md")
+
+    @property
+    def severity(self) -> Severity:
+        """Whether something is broken, or only left lying about."""
+        return Severity.LEFTOVER if self.code in LEFTOVERS else Severity.ERROR
+
+    @property
+    def repairable(self) -> bool:
+        """Whether `mfmd check --repair` mends it."""
+        return self.mend is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What is checked, and how thoroughly."""
+
+    layout: StateLayout
+    """The state directory."""
+    read_data: bool
+    """Also read every pixel and hash every weight."""

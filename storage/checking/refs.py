@@ -1,0 +1,94 @@
+"""Whether the refs name complete versions; from the history they can be written again."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from storage.checking.catalog import REPAIR
+from storage.checking.problem import Problem, Scope
+from storage.checking.registry import damage_of_version
+from storage.errors import StorageError
+from storage.history import served_stack
+from storage.manifest import Ref
+from storage.registry import CheckpointRegistry
+
+Name = Literal["serving", "previous"]
+
+
+def check_refs(scope: Scope) -> Iterator[Problem]:
+    """Refs that cannot be read, point nowhere, or are missing."""
+    registry = CheckpointRegistry(scope.layout.checkpoints)
+    restore = partial(_restore, registry)
+    yield from _serving(registry, scope.read_data)
+    problem = _unreadable(registry, "previous")
+    if problem:
+        yield problem
+    else:
+        previous = registry.ref("previous")
+        if previous is not None and previous.version not in registry.versions():
+            detail = f"points at version {previous.version}, which is not there"
+            yield Problem("ref_dangling", registry.ref_path("previous"), detail, REPAIR, restore)
+    yield from _pins(registry)
+
+
+def _restore(registry: CheckpointRegistry) -> None:
+    registry.restore(by="repair", reason="mfmd check --repair")
+
+
+def _unreadable(registry: CheckpointRegistry, name: Name) -> Problem | None:
+    try:
+        registry.ref(name)
+    except StorageError as error:
+        return Problem("ref_damaged", registry.ref_path(name), str(error), REPAIR, partial(_restore, registry))
+    return None
+
+
+def _serving(registry: CheckpointRegistry, read_data: bool) -> Iterator[Problem]:
+    """What serves must exist and be whole; if not, the last version that served and is whole takes its place."""
+    path, restore = registry.ref_path("serving"), partial(_restore, registry)
+    problem = _unreadable(registry, "serving")
+    if problem:
+        yield problem
+        return
+    serving = registry.ref("serving")
+    if serving is None:
+        served = served_stack(registry.history())
+        if served:
+            detail = f"missing, though version {served[-1]} was made to serve"
+            yield Problem("serving_missing", path, detail, REPAIR, restore)
+    elif serving.version not in registry.versions():
+        yield Problem("ref_dangling", path, f"points at version {serving.version}, which is not there", REPAIR, restore)
+    elif damage := damage_of_version(registry, serving.version, read_data=read_data):
+        remedy = f"{REPAIR} lets the last good version serve; restore version {serving.version} from a backup"
+        yield Problem("serving_damaged", path, damage, remedy, restore)
+
+
+def _pins(registry: CheckpointRegistry) -> Iterator[Problem]:
+    """The name of a pin says its version, whatever stands in it."""
+    for version in registry.pins():
+        path = registry.ref_path(f"pinned-{version:06d}")
+        if version not in registry.versions():
+            detail, mend = f"pins version {version}, which is not there", partial(_unpin, registry, version)
+            yield Problem("ref_dangling", path, detail, f"{REPAIR} removes the pin", mend)
+        elif not _is_ref(path):
+            mend = partial(_pin, registry, version)
+            yield Problem("ref_damaged", path, "cannot be read", f"{REPAIR} writes it again", mend)
+
+
+def _is_ref(path: Path) -> bool:
+    try:
+        Ref.model_validate_json(path.read_bytes())
+    except ValidationError:
+        return False
+    return True
+
+
+def _unpin(registry: CheckpointRegistry, version: int) -> None:
+    registry.unpin(version, by="repair", reason="the version is not there")
+
+
+def _pin(registry: CheckpointRegistry, version: int) -> None:
+    registry.pin(version, by="repair", reason="the ref was damaged")

@@ -1,0 +1,132 @@
+"""Whether round folders can be read, their training states are whole, and only rounds at work hold frames."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+from storage import durable
+from storage.checking.catalog import REPAIR, change, readable_catalog
+from storage.checking.problem import Problem, Scope
+from storage.errors import StorageError
+from storage.registry import CheckpointRegistry
+from storage.rounds import RoundFolder, RoundStore
+
+RECORDS: tuple[tuple[str, Callable[[RoundFolder], object]], ...] = (
+    ("spec.json", RoundFolder.spec),
+    ("scores.json", RoundFolder.scores),
+    ("verdict.json", RoundFolder.verdict),
+)
+LENGTH_BYTES = 8
+"""A safetensors file begins with the length of its header, little endian (huggingface.co/docs/safetensors)."""
+
+
+def check_rounds(scope: Scope) -> Iterator[Problem]:
+    """Rounds whose records cannot be read or contradict folder and registry, and broken training states."""
+    store, registry = RoundStore(scope.layout.rounds), CheckpointRegistry(scope.layout.checkpoints)
+    known = registry.given()
+    for number in store.numbers():
+        folder = store.folder(number)
+        damage = list(_damages(folder, number))
+        yield from damage
+        if not damage:
+            yield from _verdict(folder, known)
+        yield from _states(folder)
+
+
+def check_leases(scope: Scope) -> Iterator[Problem]:
+    """Frames that are kept for rounds which do not go on."""
+    catalog = readable_catalog(scope.layout)
+    if catalog is None:
+        return
+    store = RoundStore(scope.layout.rounds)
+    with closing(catalog):
+        try:
+            leases = catalog.leases()
+        except StorageError:
+            return  # `check_catalog` tells it
+        for number in leases:
+            why = _over(store, number)
+            if why:
+                mend = partial(change, catalog.path, "DELETE FROM leases WHERE round = ?", values=(number,))
+                detail, remedy = f"frames are kept for round {number}, which {why}", f"{REPAIR}, or the next `mfmd run`"
+                yield Problem("lease_stale", catalog.path, detail, remedy, mend)
+
+
+def _damages(folder: RoundFolder, number: int) -> Iterator[Problem]:
+    remedy = "restore it from a backup, or remove the round's folder; the round counts as failed"
+    for name, read in RECORDS:
+        try:
+            record = read(folder)
+        except StorageError as error:
+            yield Problem("round_damaged", folder.path / name, str(error), remedy)
+            continue
+        said = getattr(record, "round", number)
+        if said != number:
+            yield Problem("round_damaged", folder.path / name, f"is of round {said}", remedy)
+
+
+def _verdict(folder: RoundFolder, known: set[int]) -> Iterator[Problem]:
+    verdict = folder.verdict()
+    if verdict is not None and verdict.version is not None and verdict.version not in known:
+        detail = f"the candidate became version {verdict.version}, which the registry does not know"
+        yield Problem("round_version", folder.path / "verdict.json", detail, "restore the registry from a backup")
+
+
+def _states(folder: RoundFolder) -> Iterator[Problem]:
+    for step in folder.states.steps():
+        path = folder.states.root / f"{step:06d}"
+        damage = _state_damage(path)
+        if damage:
+            remedy = f"{REPAIR} removes it; the round starts from the state before it, or clean"
+            yield Problem("training_state", path, damage, remedy, partial(durable.retire_directory, path))
+
+
+def _state_damage(path: Path) -> str:
+    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+    broken = (f"{file.name}: {damage}" for file in files if (damage := _file_damage(file)))
+    return next(broken, "") if files else "empty"
+
+
+def _file_damage(path: Path) -> str:
+    if path.suffix == ".safetensors":
+        return _tensors_damage(path)
+    if path.suffix == ".json":
+        try:
+            json.loads(path.read_bytes())
+        except ValueError as error:
+            return f"not JSON: {error}"
+    return ""
+
+
+def _tensors_damage(path: Path) -> str:
+    """Whether header and size of a safetensors file agree; no tensor is read."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        if length > size - LENGTH_BYTES or length < 2:
+            return "no safetensors header"
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            return "no safetensors header"
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    expected = LENGTH_BYTES + length + max(ends, default=0)
+    return "" if size == expected else f"{size} bytes, expected {expected}"
+
+
+def _over(store: RoundStore, number: int) -> str:
+    """Why a round does not go on; empty when it runs or may go on."""
+    if number not in store.numbers():
+        return "does not exist"
+    latest = store.latest()
+    if latest is not None and latest.number != number:
+        return f"is older than round {latest.number}"
+    folder = store.folder(number)
+    try:
+        scores = folder.scores()
+        ended = folder.verdict() is not None or (scores is not None and scores.status != "stopped")
+    except StorageError:
+        return "is damaged"
+    return "has ended" if ended else ""

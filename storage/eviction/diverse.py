@@ -1,0 +1,95 @@
+"""Keep what differs: the frame that another one stands for leaves.
+
+Greedy thinning by embeddings, the other end of farthest-point selection: of the two frames that look most alike the
+older one leaves, again and again, which keeps the smallest distance between any two frames large. Rare conditions
+stay, however long ago they were seen; a camera that stands still keeps few frames.
+
+The embeddings are the observer's (`storage/observations.py`), which comes later than ingest. A frame that it has not
+seen counts as the newest and stays, unless such frames are more than half of the buffer: then the oldest of them
+leave, or a burst that is faster than the observer would wash everything else out.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from storage.errors import StorageError
+from storage.eviction.neighbours import Neighbours
+from storage.eviction.policy import Held
+from storage.layout import StateLayout
+from storage.observations import Embedding, Observations
+
+UNSEEN_SHARE = 0.5
+"""Largest share of the buffer that frames without an embedding may hold when others have one (0-1)."""
+
+Reader = Callable[[Collection[int]], Sequence[Embedding]]
+
+
+class Diverse:
+    """The frame whose nearest neighbour is closest leaves."""
+
+    newcomers_may_leave = False
+
+    def __init__(self, read: Reader) -> None:
+        """`read` gives the embeddings that there are of some frames."""
+        self._read = read
+        self._neighbours = Neighbours()
+        self._released = 0
+        self._outdated: set[int] = set()
+
+    def order(self, frames: Sequence[Held], may_leave: Collection[int]) -> Iterator[int]:
+        """First those whose embedding cannot be compared, then the ones that others stand for, then those without one.
+
+        Not comparable are embeddings of another released version than the newest one's, and such that are not finite.
+        """
+        self._learn([frame.id for frame in frames])
+        ids = [frame.id for frame in frames]
+        unseen = self._unseen(ids)
+        surplus = max(0, len(unseen) - int(UNSEEN_SHARE * len(ids))) if self._neighbours.ids else 0
+        unseen = [frame for frame in unseen if frame in may_leave]
+        yield from (frame for frame in ids if frame in self._outdated and frame in may_leave)
+        yield from unseen[:surplus]
+        yield from self._neighbours.closest_first(may_leave)
+        yield from unseen[surplus:]
+
+    def _unseen(self, ids: Iterable[int]) -> list[int]:
+        seen = {*self._neighbours.ids, *self._outdated}
+        return [frame for frame in ids if frame not in seen]
+
+    def _learn(self, ids: Sequence[int]) -> None:
+        """Forget frames that left, and ask for the embeddings of those that had none."""
+        there = set(ids)
+        self._neighbours.keep(there)
+        self._outdated &= there
+        found = self._read(self._unseen(ids))
+        if not found:
+            return
+        released = found[-1].released
+        if released != self._released:
+            self._outdated.update(self._neighbours.ids)
+            self._neighbours, self._released = Neighbours(), released
+        good = {item.frame: item.vector for item in found if item.released == released and _finite(item)}
+        self._outdated.update(item.frame for item in found if item.frame not in good)
+        self._neighbours.add(good)
+
+
+def reader(layout: StateLayout) -> Reader:
+    """Embeddings as the observer of this state directory writes them; none while its database cannot be read.
+
+    That the database is damaged is said by `mfmd status` and by the observer; ingest goes on meanwhile.
+    """
+
+    def read(frames: Collection[int]) -> Sequence[Embedding]:
+        if not frames or not layout.observations.exists():
+            return []
+        try:
+            with Observations.open(layout.observations, writable=False) as observations:
+                return observations.embeddings(frames)
+        except StorageError:
+            return []
+
+    return read
+
+
+def _finite(item: Embedding) -> bool:
+    return bool(np.isfinite(item.vector).all())

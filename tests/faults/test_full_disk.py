@@ -1,0 +1,66 @@
+"""A real small file system fills up: ingest pauses, goes on by itself when there is room again, and loses nothing."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.layout import StateLayout
+from tests.faults import world
+from tests.faults.oracle import Oracle
+
+SIZE = 8 << 20
+"""Size of the file system (bytes)."""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """An empty tmpfs of 8 MB."""
+    folder = tmp_path / "state"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder)]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("no mount command here")
+    if answer.returncode:
+        pytest.skip(f"a tmpfs may not be mounted here: {answer.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path, leave: int) -> Path:
+    """Take all space but `leave` bytes."""
+    path, status = folder / "somebody_elses", os.statvfs(folder)
+    path.write_bytes(bytes(max(0, status.f_bavail * status.f_frsize - leave)))
+    return path
+
+
+@pytest.mark.parametrize("leave", [4096, 20_000, 60_000, 150_000])
+def test_a_full_disk_pauses_ingest_and_room_lets_it_go_on(
+    small_disk: Path, tmp_path: Path, leave: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("daemon.ingest.PAUSE_SECONDS", 0.02)
+    (tmp_path / "drop").mkdir()
+    config = world.settings(tmp_path, buffer={"capacity_frames": 64})
+    oracle = Oracle(tmp_path, capacity=64)
+    with world.running_ingest(tmp_path, config) as (ingest, buffer):
+        oracle.drop(world.drop_files(tmp_path, good=4))
+        world.step_until(ingest, lambda: not world.waiting(tmp_path, buffer))
+        filler = fill(small_disk, leave)
+        oracle.drop(world.drop_files(tmp_path, first=10, good=40))
+        world.step_until(ingest, lambda: ingest.activity[1].state == "paused")
+        assert "No space left" in ingest.activity[1].reason
+        assert world.waiting(tmp_path, buffer), "the disk was not full"
+        oracle.check()
+        for _ in range(20):
+            ingest.step()
+        assert ingest.activity[1].state == "paused"
+        filler.unlink()
+        world.step_until(ingest, lambda: not world.waiting(tmp_path, buffer))
+        world.step_until(ingest, lambda: ingest.activity[1].state == "running")
+    oracle.check_finished()
+    oracle.mend()
+    assert not list(StateLayout(small_disk).buffer.rglob("*.partial"))

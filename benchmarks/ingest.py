@@ -7,8 +7,8 @@
 - rate: 512x512 JPEG files in a drop folder until all are committed (fsynced, in the catalog), against only decoding
   the same files with as many threads, in turn, for each `buffer.compression`; ratios turn by turn.
 - rescan: a folder of 100,000 known names, looked through by the watcher of a running ingest.
-- idle, single, burst (`ingest_daemon.py`): a real `mfmd run` without a version, seen from outside: processor time and
-  memory at rest, how long one image takes, and memory while 100,000 images arrive at once.
+- idle, single, burst (`ingest_daemon.py`): a real `mfmd run` with its server and observer, seen from outside:
+  processor time and memory at rest, how long one image takes, and memory while 100,000 images arrive at once.
 """
 
 import argparse

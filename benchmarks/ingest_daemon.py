@@ -12,7 +12,11 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from adapters.rounds.source_training import pretrain
+from daemon.demo.conditions import DAY
 from daemon.demo.driving import DrivenDaemon
+from daemon.demo.scenes import draw_scene
+from daemon.promotion import release
 from storage.catalog import Catalog
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -24,16 +28,26 @@ STABILITY = 2.0
 
 
 def daemon_in(root: Path, **buffer: Any) -> DrivenDaemon:
-    """A daemon without a version, with the defaults of a user but the ports."""
-    root.mkdir(parents=True)
+    """A daemon whose tiny version serves and which starts no round; else with the defaults of a user."""
+    crop = {"batch_size": 2, "crop_height": 64, "crop_width": 64}
     config = {
-        "state": "state", "classes": "camvid", "watch": {"folder": "drop"},
+        "state": "state", "classes": "demo", "watch": {"folder": "drop"},
+        "source": {"images": "source/images", "labels": "source/labels"},
         "buffer": {"height": 64, "width": 64, "tile": 64, "capacity_frames": 2048, "reserve_bytes": 0, **buffer},
+        "network": {"name": "deeplabv3plus", "encoder": "resnet_tiny", "channels": 32, "output_stride": 16},
+        "pretrain": {"steps": 1, **crop}, "round": {"threads": 1, **crop}, "schedule": {"new_frames": 10**9},
         "serving": {"port": 0, "device": "cpu"}, "control": {"port": 0}, "log": {"level": "warning"},
     }  # fmt: skip
+    for seed in range(4):
+        scene = draw_scene(DAY, seed, 64, 64)
+        for folder, pixels in (("images", scene.image), ("labels", scene.label)):
+            (root / "source" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / "source" / folder / f"{seed}.png")
     path = root / "mfmd.yaml"
     path.write_text(yaml.safe_dump(config))
-    return DrivenDaemon(path)
+    daemon = DrivenDaemon(path)
+    release(daemon.registry, pretrain(daemon.settings).version, "pretrain", "benchmark")
+    return daemon
 
 
 def family(pid: int) -> list[int]:

@@ -44,8 +44,11 @@ class WatchSettings(Section):
     """Largest image accepted (width x height, pixels); checked before any pixel is decoded."""
     max_aspect: Annotated[float, Field(ge=1)] = 20.0
     """Longest side of an image over its shortest, at most (ratio)."""
-    video_seconds: Positive = 1.0
-    """Spacing of the frames that are taken from a video file (seconds of its own time); needs the `video` extra."""
+    video_seconds: Positive | None = 1.0
+    """Spacing of the frames that are taken from a video file (seconds of its own time); needs the `video` extra. None
+    leaves videos alone: files named like one are not looked at."""
+    max_video_bytes: PositiveInt = 4 * 1024 * 1024 * 1024
+    """Largest video file accepted (bytes); it is read piece by piece, never whole into memory."""
     capture_time: tuple[Literal["exif", "name", "mtime"], ...] = ("exif", "name", "mtime")
     """Where the capture time comes from, first found wins; mtime is always there."""
     capture_name: tuple[str, ...] = ("%Y%m%d_%H%M%S", "%Y%m%dT%H%M%S", "%Y-%m-%d_%H-%M-%S", "%Y%m%d%H%M%S")

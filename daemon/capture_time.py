@@ -21,13 +21,14 @@ DIGITS = {"Y": 4, "m": 2, "d": 2, "H": 2, "I": 2, "M": 2, "S": 2, "j": 3, "y": 2
 """How many digits the numbers of strptime have in a file's name."""
 
 
-def capture_time(watch: WatchSettings, file: FileFact, exif: Mapping[int, Any]) -> float:
+def capture_time(watch: WatchSettings, file: FileFact, exif: Mapping[int, Any], *, recorded: str = "") -> float:
     """Unix time (seconds), from the first of `watch.capture_time` that gives a plausible one.
 
-    Times without a zone are local. Where none is plausible, not even the mtime: now.
+    `recorded`: what a video says in the place of EXIF (ISO 8601). Times without a zone are local. Where none is
+    plausible, not even the mtime: now.
     """
     sources: dict[str, Callable[[], float | None]] = {
-        "exif": lambda: exif_time(exif),
+        "exif": lambda: iso_time(recorded) if recorded else exif_time(exif),
         "name": lambda: name_time(file.path, watch.capture_name),
         "mtime": lambda: file.mtime_ns / 1e9,
     }
@@ -53,6 +54,14 @@ def exif_time(exif: Mapping[int, Any]) -> float | None:
             part = _text(exif.get(fraction))
             return found + (float(f"0.{part}") if part.isascii() and part.isdigit() else 0.0)
     return None
+
+
+def iso_time(text: str) -> float | None:
+    """The time of an ISO 8601 text (Unix, seconds); none when it is none."""
+    try:
+        return datetime.fromisoformat(text.strip()).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def name_time(path: str, forms: tuple[str, ...]) -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from configs.settings import WatchSettings
+from storage.videos import SUFFIXES
 
 Complain = Callable[[str, OSError], None]
 """Hears of a sub-folder that cannot be listed."""
@@ -20,6 +21,7 @@ class FolderScan:
         self._recursive = settings.recursive
         self._marker = None if settings.marker is None else PurePosixPath(settings.marker)
         self._ignored = _any_of(settings.ignore)
+        self._videos = settings.video_seconds is not None
         self._included = _any_of(settings.include or ("*",))
 
     def names(self, complain: Complain) -> Iterator[tuple[str, os.DirEntry[str]]]:
@@ -57,6 +59,8 @@ class FolderScan:
     def _wanted(self, prefix: str, name: str) -> bool:
         """Whether a file of this name is looked at; the marker is no image."""
         if self._ignored.match(name) or not self._included.match(name):
+            return False
+        if not self._videos and name.lower().endswith(SUFFIXES):
             return False
         return self._marker is None or PurePosixPath(prefix, name) != self._marker
 

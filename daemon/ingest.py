@@ -1,8 +1,9 @@
 """From drop folder to durable buffer: take files that stand still, decode them, commit them in groups, say why not.
 
 The folder is the queue: nothing is taken out of it that there is no room for, so memory is bounded by two commit
-groups: the full one, and the one being decoded meanwhile. A full disk or a buffer whose every slot a round holds pauses
-ingest; it goes on by itself. A lost fsync ends it (the component stops): what was written last may be gone.
+groups: the full one, and the one being decoded meanwhile; and a few frames of one video. A full disk or a buffer whose
+every slot a round holds pauses ingest; it goes on by itself. A lost fsync ends it (the component stops): what was
+written last may be gone.
 """
 
 import errno
@@ -20,15 +21,19 @@ from daemon.folder_events import Hints
 from daemon.logs import get_logger
 from daemon.metrics import IngestMetrics
 from daemon.originals import Originals
-from daemon.preparation import Duplicate, Later, Preparation, Prepared, Ready, Refusal, Skipped
+from daemon.preparation import Duplicate, Finished, Later, Preparation, Prepared, Ready, Refusal, Skipped
 from daemon.refusals import RetryQueue, Selection, retry_refused
+from daemon.video_queue import VideoQueue
+from daemon.video_reel import Part, Reel
 from daemon.watcher import Watcher
-from storage.errors import BufferFull
+from storage.errors import BufferFull, StorageError
 from storage.frame_writer import NOT_KEPT
 from storage.frames import FrameBuffer, FrameRecord
 
 PAUSE_SECONDS = 1.0
 """How often a paused ingest looks whether it may go on (seconds)."""
+VIDEO_SHARE = 0.25
+"""Share of a commit group that is decoded of a video in one go; never less than one frame."""
 PAUSE_SHARE = 0.5
 """Ingest pauses below this share of `buffer.reserve_bytes` free; up to the whole of it the buffer does not grow."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -48,9 +53,12 @@ class Ingest:
         self._originals = Originals(settings.watch, buffer.catalog)
         self.retries = RetryQueue(hints.wake)
         """Requests to take refused files again; may be asked from any thread."""
-        self._decoding: deque[tuple[Arrival, Future[Prepared]]] = deque()
+        self._videos = VideoQueue(self._pool, max(1, round(VIDEO_SHARE * settings.watch.group_frames)))
+        self._decoding: deque[tuple[Arrival, Future[Prepared] | Future[Part]]] = deque()
         self._group: list[Ready] = []
         self._group_since = 0.0
+        self._committed: deque[Arrival] = deque()
+        self._finished: list[Finished] = []  # videos whose last frames are in the group or were committed
         self._unrecorded: list[Duplicate | Refusal | Skipped] = []
         self._skipped: list[Skipped] = []  # near to a frame of the group: true once that is committed
         self._grow = True
@@ -79,11 +87,12 @@ class Ingest:
         try:
             self._record_rest()
             self._commit()
-        except (OSError, BufferFull) as error:
+        except (OSError, StorageError) as error:  # also a lost fsync: whatever it is, this is the end
             log.warning("group_left_in_folder", files=len(self._group), reason=self._reason(error))
         finally:
             self._watcher.close()
             self._pool.shutdown()
+            self._videos.close()
 
     @property
     def activity(self) -> tuple[WatchActivity, IngestActivity]:
@@ -103,13 +112,23 @@ class Ingest:
         They get more than one group's worth, and so decode the next group while this thread commits the full one.
         """
         most = self._settings.watch.group_frames
-        for arrival in self._watcher.take(2 * most - self._waiting - len(self._decoding)):
-            self._decoding.append((arrival, self._pool.submit(self._preparation.prepare, arrival)))
+        self._decode(self._watcher.take(2 * most - self._waiting - len(self._decoding) - len(self._videos)))
         moved = bool(self._decoding)
-        while self._decoding and self._waiting < most:
+        for _ in range(len(self._decoding)):  # a video comes back to its end for its next part
+            if self._waiting >= most:
+                break
             self._sort_next()
         self._record_rest()
         return moved
+
+    def _decode(self, arrivals: Sequence[Arrival]) -> None:
+        for place, arrival in enumerate(arrivals):
+            try:
+                self._decoding.append((arrival, self._pool.submit(self._preparation.prepare, arrival)))
+            except BaseException:  # no thread is to be had just now
+                for left in arrivals[place:]:
+                    self._watcher.put_back(left)
+                raise
 
     @property
     def _waiting(self) -> int:
@@ -120,15 +139,33 @@ class Ingest:
         """Sort the oldest of the files that are being decoded, once it is done."""
         arrival, future = self._decoding.popleft()
         try:
-            self._sort(future.result())
+            item = future.result()
+            self._sort_part(item) if isinstance(item, Part) else self._sort(item)
         except BaseException:  # not the file's fault: the catalog could not be asked
+            self._videos.failed(arrival)
             self._watcher.put_back(arrival)
             raise
+        if (decoding := self._videos.decode_on()) is not None:
+            self._decoding.append(decoding)
 
-    def _sort(self, item: Prepared) -> None:
+    def _sort_part(self, part: Part) -> None:
+        """The next frames of a video, and what became of it when these were the last."""
+        for frame in part.frames:
+            self._admit(Ready(part.reel.arrival, frame, part.reel))
+        end = self._videos.returned(part)
+        if end is not None:
+            self._sort(end)
+
+    def _sort(self, item: Prepared | Finished | Skipped) -> None:
         match item:
             case Ready():
                 self._admit(item)
+            case Reel():
+                self._videos.add(item)
+            case Finished():
+                self._finished.append(item)
+            case Skipped(pending=True):
+                self._skipped.append(item)
             case Refusal(arrival, reason) if arrival.whole:
                 log.info("file_not_whole", file=arrival.file.path, reason=reason)
                 self._metrics.retries.inc()
@@ -146,12 +183,22 @@ class Ingest:
         if skip is None:
             self._group_since = self._group_since if self._group else time.monotonic()
             self._group.append(item)
+            if item.reel is not None:
+                item.reel.admitted(item.frame)
+        elif item.reel is not None:
+            item.reel.left_out(skip)
+            log.debug("frame_skipped", frame=item.frame.name, reason=skip.reason, detail=skip.detail)
         else:
-            waiting = self._skipped if skip.pending else self._unrecorded
-            waiting.append(Skipped(item.arrival, skip.reason, skip.detail, item.frame.digest))
+            self._sort(Skipped(item.arrival, skip.reason, skip.detail, item.frame.digest, skip.pending))
 
     def _record_rest(self) -> None:
-        """Record duplicates, refusals and skipped files; each stays in hand until the catalog has it."""
+        """Record duplicates, refusals and skipped files; each stays in hand until the catalog has it.
+
+        First those are let go whose commit is done: when that fails half-way, the next step goes on with it.
+        """
+        while self._committed:
+            self._originals.settle(self._committed[0])
+            self._watcher.settle(self._committed.popleft())
         while self._unrecorded:
             item = self._unrecorded[0]
             if isinstance(item, Duplicate):
@@ -183,23 +230,26 @@ class Ingest:
     def _commit_when_due(self) -> None:
         waited = time.monotonic() - self._group_since
         full = self._waiting >= self._settings.watch.group_frames
-        if self._group and (full or waited >= self._settings.watch.group_seconds):
+        due = full or waited >= self._settings.watch.group_seconds
+        if due if self._group else self._finished:
             self._commit()
 
     def _commit(self) -> None:
         """Make the group durable. The group is kept when that fails, for another attempt."""
-        if not self._group:
+        if not (self._group or self._finished):
             return
         started = time.monotonic()
-        records = self._buffer.append([item.frame for item in self._group], grow=self._grow)
+        frames, videos = [item.frame for item in self._group], [item.video for item in self._finished]
+        records = self._buffer.append(frames, grow=self._grow, videos=videos)
         self._metrics.commit_seconds.observe(time.monotonic() - started)
         group, self._group = self._group, []
-        self._count(group, records)
-        for item in group:
-            self._originals.settle(item.arrival)
-            self._watcher.settle(item.arrival)
+        finished, self._finished = self._finished, []
+        self._count_videos(finished)
+        self._committed += (item.arrival for item in group if item.reel is None)
+        self._committed += (item.arrival for item in finished)
         self._unrecorded += self._skipped
         self._skipped = []
+        self._count(group, records)
         log.info("frames_committed", frames=len(records), duplicates=len(group) - len(records))
         self._record_rest()
 
@@ -207,7 +257,9 @@ class Ingest:
         now, slots = time.time(), {record.digest: record.slot for record in records}
         for item in group:
             slot = slots.pop(item.frame.digest, None)  # a second file of the same content is a duplicate
-            if slot == NOT_KEPT:
+            if item.reel is not None:  # the file counts when it is finished
+                self._metrics.last_stored.set(now)
+            elif slot == NOT_KEPT:
                 self._metrics.files.labels(outcome="not_kept").inc()
             elif slot is not None:
                 self._metrics.files.labels(outcome="stored").inc()
@@ -216,6 +268,14 @@ class Ingest:
                 self._metrics.last_stored.set(now)
             else:
                 self._metrics.files.labels(outcome="duplicate").inc()
+
+    def _count_videos(self, finished: Sequence[Finished]) -> None:
+        for item in finished:
+            self._metrics.files.labels(outcome="stored").inc()
+            self._metrics.bytes.inc(item.video.file.size)
+            self._metrics.latency.observe(max(0.0, time.time() - item.video.file.mtime_ns / 1e9))
+            if item.video.reason:
+                log.warning("video_damaged", file=item.video.file.path, detail=item.video.detail)
 
     def _check_reserve(self) -> None:
         """Below the reserve the buffer must not grow: nothing of ours may fill the disk.
@@ -251,7 +311,7 @@ class Ingest:
             due = min(due, self._settings.watch.group_seconds - (time.monotonic() - self._group_since))
         return max(0.0, due)
 
-    def _reason(self, error: OSError | BufferFull) -> str:
-        if isinstance(error, BufferFull):
-            return str(error)
-        return f"{error.strerror or error}; make room on the disk of {self._settings.state}"
+    def _reason(self, error: OSError | StorageError) -> str:
+        if isinstance(error, OSError):
+            return f"{error.strerror or error}; make room on the disk of {self._settings.state}"
+        return str(error)

@@ -107,14 +107,19 @@ class Originals:
 
     def _is_still(self, arrival: Arrival, state: FileState, *, as_read: bool) -> bool:
         """Whether the file holds what the catalog knows: untouched since it was read, or of the same digest."""
-        now = look_at(self._watch.folder, os.path.relpath(arrival.path, self._watch.folder))
+        now = self._look(arrival)
         if now is None or now.file != arrival.file:
             return False
         if as_read and now.changed_ns == arrival.changed_ns:
             return True
         if state.digest is None:  # refused unread: it only moves, so nothing can be lost
             return state.state == "refused"
-        return digest_of(arrival.path) == state.digest
+        if digest_of(arrival.path) != state.digest:
+            return False
+        return self._look(arrival) == now  # reading it took a while
+
+    def _look(self, arrival: Arrival) -> Arrival | None:
+        return look_at(self._watch.folder, os.path.relpath(arrival.path, self._watch.folder))
 
     def _cannot(self, name: str, error: OSError) -> None:
         self._next_sweep = min(self._next_sweep, time.monotonic() + RETRY_SECONDS)

@@ -4,14 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from configs.settings import Settings
-from daemon.arrival import Arrival, FileChanged, read_arrival
+from daemon.arrival import Arrival, FileChanged, read_arrival, read_head
 from daemon.capture_time import capture_time, source_label
 from daemon.logs import get_logger
+from daemon.video_reel import Reel
 from storage.digest import digest_of
 from storage.errors import RefusedImage
-from storage.frames import NewFrame, Packed
+from storage.frames import FinishedVideo, NewFrame, Packed
 from storage.images import FittedFrame, decode_photo, fit_frame
 from storage.perceptual_hash import perceptual_hash
+from storage.videos import HEAD_BYTES, require_extra, video_format
 
 log = get_logger(__name__)
 
@@ -22,6 +24,8 @@ class Ready:
 
     arrival: Arrival
     frame: NewFrame
+    reel: Reel | None = None
+    """The video that it is a frame of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +62,19 @@ class Skipped:
     reason: str
     detail: str
     digest: str
+    pending: bool = False
+    """It is near to a frame that is not committed yet: the skip is only true once that is."""
 
 
-Prepared = Ready | Duplicate | Refusal | Later
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A video whose last frames wait for their commit, or are committed."""
+
+    arrival: Arrival
+    video: FinishedVideo
+
+
+Prepared = Ready | Duplicate | Refusal | Later | Reel
 
 
 class Preparation:
@@ -70,15 +84,18 @@ class Preparation:
         self, settings: Settings, committed: Callable[[str], bool], pack: Callable[[FittedFrame], Packed]
     ) -> None:
         """`committed` tells whether a digest was ever committed; both functions are called from worker threads."""
-        self._watch, self._buffer, self._committed, self._pack = settings.watch, settings.buffer, committed, pack
+        self._settings, self._watch, self._buffer = settings, settings.watch, settings.buffer
+        self._committed, self._pack = committed, pack
         self._hashing = settings.admission.near_duplicate_bits is not None  # half as costly as decoding
 
     def prepare(self, arrival: Arrival) -> Prepared:
-        """What becomes of one file. Never raises for anything that is wrong with the file."""
+        """What becomes of one file; a video is only recognised. Never raises for what is wrong with the file."""
         try:
+            if (reel := self._reel(arrival)) is not None:
+                return reel
             data = read_arrival(self._watch.folder, arrival, self._watch.max_file_bytes)
         except RefusedImage as error:
-            return Refusal(arrival, error.reason, str(error), None)
+            return Refusal(arrival, error.reason, str(error).removeprefix("video: "), None)
         except (FileChanged, OSError, MemoryError) as error:
             return Later(arrival, f"{type(error).__name__}: {error}")
         digest = digest_of(data)
@@ -86,11 +103,23 @@ class Preparation:
             return Duplicate(arrival, digest)
         return self._decode(arrival, data, digest)
 
+    def _reel(self, arrival: Arrival) -> Reel | None:
+        """The file as a video; none when it is no video, by its first bytes, or videos are not wanted."""
+        if self._watch.video_seconds is None:
+            return None
+        form = video_format(read_head(self._watch.folder, arrival, HEAD_BYTES))
+        if form is None:
+            return None
+        require_extra("video")
+        return Reel(self._settings, arrival, form, self._committed, self._pack)
+
     def _decode(self, arrival: Arrival, data: bytes, digest: str) -> Prepared:
         try:
             frame = self._frame(arrival, data, digest)
         except RefusedImage as error:
             return Refusal(arrival, error.reason, str(error).removeprefix("image: "), digest)
+        except MemoryError as error:  # not what a decoder says of damage: there was none left just then
+            return Later(arrival, f"no memory: {error}")
         except Exception as error:  # a bug in a decoder must cost one file, not ingest
             log.error("decoder_failed", file=arrival.file.path, error=str(error), exc_info=True)
             return Refusal(arrival, "not_an_image", f"the decoder failed: {type(error).__name__}: {error}", digest)

@@ -4,19 +4,23 @@ First the file comes back out of the quarantine, then its refusal is forgotten: 
 still, and goes back.
 """
 
+import errno
 import queue
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from configs.settings import WatchSettings
 from daemon.errors import Stopping
 from storage import durable
-from storage.catalog import Catalog, RefusedFile
+from storage.catalog import Catalog, FileFact, RefusedFile
 from storage.quarantine import quarantined
 
 ANSWER_SECONDS = 30.0
 """How long a request waits for the thread of ingest (seconds); a step of it takes less."""
+TOGETHER = 256
+"""Refusals forgotten in one commit: a commit for each would hold up ingest for minutes where very many are retried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +75,32 @@ def retry_refused(watch: WatchSettings, catalog: Catalog, selection: Selection) 
 
     Raises OSError when a file cannot come back; it stays refused, and those after it in the list as well.
     """
-    done = []
-    for item in selection.of(catalog):
-        kept = quarantined(watch.quarantine, item.file) if watch.quarantine else None
-        if kept is not None:
-            durable.move_file(kept, watch.folder / item.file.path)
-        catalog.forget_refusal(item.file)
-        done.append(item.file.path)
-    return done
+    found = selection.of(catalog)
+    for start in range(0, len(found), TOGETHER):
+        back: list[FileFact] = []
+        try:
+            for item in found[start : start + TOGETHER]:
+                _bring_back(watch, item)
+                back.append(item.file)
+        finally:
+            catalog.forget_refusals(back)
+    return [item.file.path for item in found]
+
+
+def _bring_back(watch: WatchSettings, item: RefusedFile) -> None:
+    kept = quarantined(watch.quarantine, item.file) if watch.quarantine else None
+    if kept is not None:
+        durable.move_file(kept, _place(watch, item))
+
+
+def _place(watch: WatchSettings, item: RefusedFile) -> Path:
+    """Where a file of the quarantine belongs. Raises OSError (ELOOP) where a link leads somewhere else by now."""
+    place = watch.folder / item.file.path
+    if not place.parent.resolve().is_relative_to(watch.folder.resolve()):
+        raise OSError(
+            errno.ELOOP, "not brought back: a link on the way leads out of the drop folder; remove it", str(place)
+        )
+    return place
 
 
 def missing(selection: Selection, done: Collection[str]) -> list[str]:

@@ -52,10 +52,14 @@ def run(settings: Settings, config: Path) -> int:
 
 
 def check_folders(settings: Settings) -> None:
-    """Raises ConfigError when the daemon would take in its own files."""
+    """Raises ConfigError when the daemon would take in its own files, or the ones it moved; links are followed."""
     folder, state = settings.watch.folder.resolve(), settings.state.resolve()
     if state == folder or (settings.watch.recursive and state.is_relative_to(folder)):
         raise ConfigError(f"state: {state} lies in the drop folder {folder}; put it somewhere else")
+    for name in ("done_folder", "quarantine"):
+        other: Path | None = getattr(settings.watch, name)
+        if other is not None and other.resolve().is_relative_to(folder):
+            raise ConfigError(f"watch.{name}: {other} lies in the drop folder {folder}; put it somewhere else")
 
 
 def require_version(settings: Settings, registry: CheckpointRegistry) -> None:

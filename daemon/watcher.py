@@ -66,17 +66,15 @@ class Watcher:
 
     def take(self, limit: int) -> list[Arrival]:
         """At most `limit` files that stood still, oldest first; each must be given to `settle` or `put_back`."""
+        taken: list[Arrival] = []
         if self._root.state != "watching" or limit <= 0:
-            return []
-        now = time.monotonic()
-        taken = []
-        for name, arrival, failures in self._queue.take(self._see, now):
-            if not arrival.whole and self._is_known(name, arrival):
-                continue
-            self._in_hand[name] = failures
-            taken.append(arrival)
-            if len(taken) == limit:
-                break
+            return taken
+        try:
+            self._take(taken, limit)
+        except BaseException:  # the catalog could not be asked: nobody else would put back what is in hand
+            for arrival in taken:
+                self.put_back(arrival)
+            raise
         return taken
 
     def settle(self, arrival: Arrival, *, unreadable: bool = False) -> None:
@@ -86,6 +84,9 @@ class Watcher:
         now = self._see(name)
         if now is not None and now.file != arrival.file:  # it changed in our hands: events about it were not followed
             self._queue.note(name, now, time.monotonic())
+            return
+        if now is not None and now.changed_ns != arrival.changed_ns:  # replaced by one of the same size and mtime?
+            self._queue.note_whole(name, now, time.monotonic())
             return
         if now is None:  # moved or deleted: the next file of that name is a new one
             return
@@ -131,6 +132,15 @@ class Watcher:
     def activity(self) -> WatchActivity:
         """State, mode and backlog as of the last look; may be read from any thread."""
         return self._activity
+
+    def _take(self, taken: list[Arrival], limit: int) -> None:
+        for name, arrival, failures in self._queue.take(self._see, time.monotonic()):
+            if not arrival.whole and self._is_known(name, arrival):
+                continue
+            self._in_hand[name] = failures
+            taken.append(arrival)
+            if len(taken) == limit:
+                break
 
     def _follow_hints(self, now: float) -> None:
         self._next_hints = now + HINT_SECONDS

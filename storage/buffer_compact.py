@@ -5,6 +5,8 @@ image comes back, its digest says that it was committed. A refused or skipped on
 that lies in the quarantine is not gone: `mfmd refused retry` brings it back by its row.
 """
 
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,9 @@ from storage.errors import StorageError
 from storage.frames import FrameBuffer
 from storage.layout import StateLayout
 from storage.quarantine import quarantined
+
+ESCAPED = re.compile(rb"\\x([89a-f][0-9a-f])")
+"""A byte that is no text, as catalog paths hold it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ def compact_buffer(layout: StateLayout, settings: BufferSettings, watch: WatchSe
         catalog = buffer.catalog
         before = _size(catalog.path)
         known = catalog.known_files()
-        gone = {path for path in known if _is_gone(watch.folder / path)}
+        gone = {path for path in known if all(_is_gone(watch.folder / name) for name in _names(path))}
         doubt = _doubt(watch, everything_gone=bool(known) and gone == known.keys())
         gone -= set(_quarantined(watch, catalog))
         if gone and not doubt:
@@ -61,6 +66,11 @@ def _size(catalog: Path) -> int:
 def _forget(catalog: Catalog, gone: set[str]) -> None:
     with catalog.transaction() as connection:
         connection.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in gone])
+
+
+def _names(path: str) -> set[str]:
+    """What a file may be called that the catalog calls `path`: bytes that are no text stand escaped there."""
+    return {path, os.fsdecode(ESCAPED.sub(lambda byte: bytes([int(byte[1], 16)]), os.fsencode(path)))}
 
 
 def _is_gone(path: Path) -> bool:

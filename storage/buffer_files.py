@@ -56,11 +56,23 @@ def open_array(layout: StateLayout, settings: BufferSettings, *, writable: bool)
         _create(layout, settings)
     array = PixelArray(layout.frames_zarr, ARRAY, writable=writable)
     _compare(layout, array, settings)
+    if writable:
+        _check_catalog(layout, array)
     slots = _slots(settings)
     if writable and array.shape[0] < slots:
         durable.fsync_file(array.grow(slots))
         durable.fsync_directory(array.folder)
     return array
+
+
+def _check_catalog(layout: StateLayout, array: PixelArray) -> None:
+    """No pixels are written before there is a catalog: without it they would count as left by a crash, and go."""
+    there = layout.catalog.exists() and layout.catalog.stat().st_size > 0
+    if not there and array.shard_indices():
+        raise CorruptBuffer(
+            f"{layout.catalog} is gone, but there are pixels in {array.folder}: restore it from a backup, "
+            f"or remove {layout.buffer} and start with an empty buffer"
+        )
 
 
 def _slots(settings: BufferSettings) -> int:

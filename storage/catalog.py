@@ -8,7 +8,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -214,11 +214,12 @@ class Catalog:
             for row in rows
         ]
 
-    def forget_refusal(self, file: FileFact) -> None:
-        """Forget, durably, that this file was refused: it is taken again. No error when it is not known as refused."""
+    def forget_refusals(self, files: Iterable[FileFact]) -> None:
+        """Forget, durably, that these files were refused: they are taken again. Others than refused ones stay known."""
         with self.transaction() as connection:
-            connection.execute(
-                "DELETE FROM files WHERE state = 'refused' AND path = ? AND size = ? AND mtime_ns = ?", astuple(file)
+            connection.executemany(
+                "DELETE FROM files WHERE state = 'refused' AND path = ? AND size = ? AND mtime_ns = ?",
+                map(astuple, files),
             )
 
     def records(self, *, ids: Collection[int] | None = None, holdout: bool | None = None) -> list[FrameRecord]:

@@ -153,6 +153,6 @@ def _prepare(connection: sqlite3.Connection, path: Path, writable: bool) -> None
     elif version == 1 and writable:
         connection.executescript(f"BEGIN IMMEDIATE; {FROM_1} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     elif version != SCHEMA_VERSION:
-        raise BufferMismatch(
-            f"{path}: catalog schema {version}, this mfmd reads {SCHEMA_VERSION}; use the mfmd version that wrote it"
-        )
+        older = "the next `mfmd run`, or `mfmd check --repair`, brings it up"
+        remedy = older if 0 < version < SCHEMA_VERSION else "use the mfmd version that wrote it"
+        raise BufferMismatch(f"{path}: catalog schema {version}, this mfmd reads {SCHEMA_VERSION}; {remedy}")

@@ -198,7 +198,9 @@ def move_file(source: Path, target: Path) -> Path:
 
     Nothing is overwritten: where `target` exists with other content, a number is put behind its stem. After a kill at
     any point the file is at the old place, at the new one, or whole at both; then moving it again brings it to one.
+    What took the old name, or was written there, in the meantime is another file and stays.
     """
+    moving = _version(source)
     make_directory(target.parent)
     for number in itertools.count(1):
         place = target if number == 1 else target.with_name(f"{target.stem}-{number}{target.suffix}")
@@ -206,7 +208,8 @@ def move_file(source: Path, target: Path) -> Path:
             step("move.placed")
             fsync_directory(place.parent)
             step("move.synced")
-            remove_file(source)
+            if _version(source) == moving:
+                remove_file(source)
             return place
     raise AssertionError("itertools.count ended")
 
@@ -249,6 +252,15 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(handle)
     return False
+
+
+def _version(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is written to or replaced; none when there is none."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _put(source: Path, place: Path) -> bool:

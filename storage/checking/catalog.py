@@ -119,7 +119,7 @@ def _missing(layout: StateLayout) -> Iterator[Problem]:
         yield Problem(
             "catalog_missing",
             layout.catalog,
-            "missing, but there are pixels: nothing says what they are, and the next start removes them",
+            "missing, but there are pixels: nothing says what they are, and the daemon does not start on them",
             RESTORE,
         )
 

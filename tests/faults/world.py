@@ -112,8 +112,8 @@ class AcknowledgedBuffer(FrameBuffer):
 
     root: Path
 
-    def append(self, frames: Any, *, grow: bool = True) -> Any:
-        records = super().append(frames, grow=grow)
+    def append(self, frames: Any, **how: Any) -> Any:
+        records = super().append(frames, **how)
         acknowledge(self.root, *(f"frame {record.digest}" for record in records))
         return records
 

@@ -1,5 +1,6 @@
 """`mfmd buffer compact` as a function: what is forgotten, what is not, and what it gives back."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -200,3 +201,13 @@ def test_without_a_buffer_none_is_made(tmp_path, small, folder):
     with pytest.raises(StorageError, match="no frame buffer here yet"):
         compact_buffer(nothing, small, WatchSettings(folder=folder))
     assert not nothing.root.exists()
+
+
+def test_a_name_that_is_no_text_is_not_taken_for_a_missing_one(filled, small, folder, known):
+    """The catalog holds such a name escaped: there is no file of exactly that name."""
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png")).write_bytes(b"any")
+    with FrameBuffer.open(filled, small, writable=True) as buffer:
+        buffer.catalog.skip(FileFact(r"caf\xe9.png", 3, 4), "near_duplicate", "of frame 1", "f" * 64)
+        buffer.catalog.skip(FileFact(r"gone\xe9.png", 3, 4), "near_duplicate", "of frame 1", "f" * 64)
+    assert compact_buffer(filled, small, WatchSettings(folder=folder)).files_forgotten == 1
+    assert known() == EVERYTHING | {r"caf\xe9.png"}

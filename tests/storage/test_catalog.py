@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -201,3 +202,11 @@ def test_records_are_selected_by_id_and_slice(catalog: Catalog):
     assert catalog.records(ids=[]) == []
     assert catalog.records()[0] == FrameRecord(id=1, slot=1, digest=f"{1:064d}", holdout=False, **values, **sizes)
     assert catalog.counts().holdout == 2
+
+
+def test_a_reader_is_told_how_an_older_schema_is_brought_up(tmp_path: Path):
+    path = tmp_path / "catalog.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 1")
+    with pytest.raises(BufferMismatch, match=r"schema 1.*mfmd run.*brings it up"):
+        Catalog.open(path, writable=False)

@@ -186,3 +186,17 @@ def test_forked_and_pickled_readers_work(buffer: FrameBuffer, new_frame: Maker):
     with pickle.loads(pickle.dumps(buffer)) as copy:
         assert np.array_equal(copy.read_crop(record, 1, 2, 30, 40), expected[1:31, 2:42])
     assert len(buffer.append([new_frame(2)])) == 1
+
+
+@pytest.mark.parametrize("content", [None, b""])
+def test_pixels_whose_catalog_is_gone_are_not_removed(layout, small, new_frame, content):
+    with FrameBuffer.open(layout, small, writable=True) as buffer:
+        (record,) = buffer.append([new_frame(1)])
+        shard = buffer._array.shard_path(record.slot)
+    for path in layout.buffer.glob("catalog.sqlite*"):
+        path.unlink()
+    if content is not None:
+        layout.catalog.write_bytes(content)
+    with pytest.raises(CorruptBuffer, match="restore"):
+        FrameBuffer.open(layout, small, writable=True)
+    assert shard.exists()

@@ -13,8 +13,8 @@ from daemon.arrival import look_at
 from daemon.errors import Stopping
 from daemon.originals import Originals
 from daemon.refusals import RetryQueue, Selection
-from storage import durable
-from storage.catalog import FileFact
+from storage import durable, failpoints
+from storage.catalog import FileFact, note_file
 from storage.digest import digest_of
 
 
@@ -215,7 +215,7 @@ def test_a_kill_between_coming_back_and_being_forgotten_leaves_it_refused(bench,
     world.until(lambda: files(aside) == ["bad.png"])
     watch, catalog = world.settings.watch, world.buffer.catalog
     with monkeypatch.context() as killed:
-        killed.setattr(type(catalog), "forget_refusal", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr(type(catalog), "forget_refusals", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             refusals.retry_refused(watch, catalog, Selection())
     assert files(drop) == ["bad.png"] and catalog.counts().refused == {"not_an_image": 1}
@@ -254,7 +254,108 @@ def test_an_error_reaches_who_asked_and_ingest():
 def test_a_refusal_is_forgotten_only_for_the_very_file(bench):
     catalog = bench().buffer.catalog
     catalog.refuse(FileFact("a", 1, 2), "empty", "", None)
-    catalog.forget_refusal(FileFact("a", 1, 3))
+    catalog.forget_refusals([FileFact("a", 1, 3)])
     assert catalog.counts().refused == {"empty": 1}
-    catalog.forget_refusal(FileFact("a", 1, 2))
+    catalog.forget_refusals([FileFact("a", 1, 2)])
     assert catalog.counts().refused == {}
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("place", ["move.placed", "move.synced"])
+def test_a_file_that_takes_the_name_during_a_move_stays(bench, drop, done, write_image, monkeypatch, links, place):
+    """A camera that renames its newest image over the last one; the move waits for a disk meanwhile."""
+    first = write_image(drop / "latest.png", 1).read_bytes()
+    newer = write_image(drop.parent / "newer.png", 2)
+    second = newer.read_bytes()
+    monkeypatch.setattr(failpoints, "_hook", None)
+
+    def replace(name):
+        if name == place and newer.exists():
+            newer.rename(drop / "latest.png")
+
+    world = bench(watch={"after_commit": "move", "done_folder": done})
+    failpoints.watch(replace)
+    if not links:
+        without_links(monkeypatch, errno.EXDEV)
+    world.until(lambda: world.counts.frames == 2 and not files(drop))
+    assert {(done / name).read_bytes() for name in files(done)} == {first, second}
+
+
+def test_a_file_that_changes_while_it_is_copied_away_stays(tmp_path, monkeypatch):
+    without_links(monkeypatch, errno.EXDEV)
+    source = tmp_path / "a.png"
+    source.write_bytes(b"first")
+    real = durable.copy_in
+
+    def copy(source, target):
+        real(source, target)
+        source.write_bytes(b"second")
+
+    monkeypatch.setattr(durable, "copy_in", copy)
+    durable.move_file(source, tmp_path / "to" / "a.png")
+    assert source.read_bytes() == b"second" and (tmp_path / "to" / "a.png").read_bytes() == b"first"
+
+
+def test_a_retry_moves_nothing_through_a_link_out_of_the_folder(bench, drop, aside, tmp_path):
+    """Whoever may write to the drop folder must not choose where else mfmd writes."""
+    (drop / "cam").mkdir()
+    (drop / "cam" / "authorized_keys").write_text("no image")
+    world = bench(watch={"quarantine": aside})
+    world.until(lambda: files(aside) == ["cam/authorized_keys"])
+    (tmp_path / "home").mkdir()
+    (drop / "cam").rmdir()
+    (drop / "cam").symlink_to(tmp_path / "home")
+    with pytest.raises(OSError, match="out of the drop folder"):
+        refusals.retry_refused(world.settings.watch, world.buffer.catalog, Selection())
+    assert not files(tmp_path / "home") and files(aside) == ["cam/authorized_keys"]
+    assert world.counts.refused == {"not_an_image": 1}
+
+
+def test_a_file_that_is_replaced_while_its_digest_is_made_stays(bench, drop, write_image, make_settings, monkeypatch):
+    path = write_image(drop / "a.png", 1)
+    newer = write_image(drop.parent / "newer.png", 2)
+    world = bench()
+    world.until(lambda: world.counts.frames == 1)
+    watch = make_settings(watch={"after_commit": "delete"}).watch
+
+    def slowly(path):
+        digest = digest_of(path)
+        newer.rename(path)
+        return digest
+
+    monkeypatch.setattr("daemon.originals.digest_of", slowly)
+    Originals(watch, world.buffer.catalog).sweep()
+    assert path.exists()
+
+
+def test_many_refusals_are_forgotten_in_few_commits(bench, drop, tmp_path):
+    """One commit for each of 100,000 would take longer than the daemon's health check waits for a step."""
+    world = bench()
+    catalog = world.buffer.catalog
+    with catalog.transaction() as connection:
+        for number in range(2 * refusals.TOGETHER + 1):
+            note_file(connection, FileFact(f"{number}.png", 1, number), "refused", None, "empty")
+    commits = []
+    failpoints.watch(lambda name: commits.append(name) if name == "transaction.committed" else None)
+    try:
+        done = refusals.retry_refused(world.settings.watch, catalog, Selection())
+    finally:
+        failpoints.watch(None)
+    assert len(done) == 2 * refusals.TOGETHER + 1 and catalog.counts().refused == {}
+    assert len(commits) == 3
+
+
+def test_what_came_back_before_a_file_that_cannot_is_tried_again(bench, drop, aside):
+    (drop / "cam").mkdir()
+    for name in ("a.png", "cam/b.png", "c.png"):
+        (drop / name).write_text("no image")
+    world = bench(watch={"quarantine": aside})
+    world.until(lambda: files(aside) == ["a.png", "c.png", "cam/b.png"])
+    order = [item.file.path for item in world.buffer.catalog.refused()]
+    shutil.rmtree(drop / "cam")
+    (drop / "cam").symlink_to("/")
+    with pytest.raises(OSError, match="out of the drop folder"):
+        refusals.retry_refused(world.settings.watch, world.buffer.catalog, Selection())
+    before = order[: order.index("cam/b.png")]
+    assert files(drop) == sorted(["cam", *before]) or files(drop) == sorted(before)
+    assert sum(world.counts.refused.values()) == 3 - len(before)

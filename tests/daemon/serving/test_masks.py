@@ -243,15 +243,18 @@ def test_requests_are_answered_while_masks_are_made(folders: Folders) -> None:
     most = 0
 
     def watched(plane: InferencePlane) -> None:
-        submit = plane.batcher.submit
+        segment = plane.segment
 
-        def counting(resident, images):
-            nonlocal most
-            if threading.current_thread().name.startswith("mfmd-masks"):
-                most = max(most, len(images))
-            return submit(resident, images)
+        async def counting(resident, images):
+            def ours():
+                nonlocal most
+                found = images()
+                most = max(most, len(found))
+                return found
 
-        plane.batcher.submit = counting
+            return await segment(resident, ours if threading.current_thread().name == "mfmd-masks" else images)
+
+        plane.segment = counting
 
     with running(folders.settings(), watched) as served:
         served.wait_for(1)
@@ -274,14 +277,14 @@ def test_an_image_gives_way_while_requests_wait(
 
     def busy(plane: InferencePlane) -> None:
         plane.batcher.start = lambda: None  # nothing is answered until the test says so
-        submit = plane.batcher.submit
+        segment = plane.segment
 
-        def noting(resident, images):
+        async def noting(resident, images):
             if threading.current_thread().name == "mfmd-masks":
                 before_ours.append(plane.batcher.depth)
-            return submit(resident, images)
+            return await segment(resident, images)
 
-        plane.batcher.submit = noting
+        plane.segment = noting
 
     with running(folders.settings(), busy) as served:
         wait_until(lambda: served.plane.slots.live is not None, "a version serves")

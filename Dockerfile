@@ -32,7 +32,8 @@ RUN groupadd --gid 10001 mfmd \
 COPY --from=build /opt/mfmd /opt/mfmd
 # Inside the image the folders and the served address are fixed, whatever the mounted configuration says.
 # The control plane stays on 127.0.0.1; to reach it from outside set MFMD_CONTROL__HOST=0.0.0.0 and
-# MFMD_CONTROL__TOKEN_FILE to a mounted secret.
+# MFMD_CONTROL__TOKEN_FILE to a mounted secret. The inference plane answers whoever reaches its published port; with
+# MFMD_SERVING__TOKEN_FILE it wants a token.
 ENV PATH=/opt/mfmd/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HF_HUB_OFFLINE=1 \
@@ -40,7 +41,8 @@ ENV PATH=/opt/mfmd/bin:$PATH \
     MFMD_CONFIG=/etc/mfmd/mfmd.yaml \
     MFMD_STATE=/state \
     MFMD_WATCH__FOLDER=/drop \
-    MFMD_SERVING__HOST=0.0.0.0
+    MFMD_SERVING__HOST=0.0.0.0 \
+    MFMD_SERVING__PUBLIC=true
 USER mfmd
 WORKDIR /state
 VOLUME ["/state", "/drop"]

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test soak lint format bench bench-step clean help
+.PHONY: demo test soak lint format bench bench-step bench-serving clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -41,6 +41,10 @@ bench: $(STAMP)  ## CamVid day to dusk through the real daemon (DATA=path)
 SIZE ?= tiny
 bench-step: $(STAMP)  ## time of a training step of every host, with and without MFM (SIZE=tiny, b0 or b5)
 	$(BIN)/python benchmarks/step_time.py --size $(SIZE)
+
+SWAPS ?= 1000
+bench-serving: $(STAMP)  ## throughput, swaps, rollback and ingest under load (SWAPS=n; peers: see the script)
+	$(BIN)/python benchmarks/serving.py --swaps $(SWAPS)
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build

@@ -62,12 +62,22 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path}: not valid YAML: {_what_is_wrong(error)}") from None  # its text shows lines
     if data is None:
         return {}
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, found a {type(data).__name__}")
     return data
+
+
+def _what_is_wrong(error: yaml.YAMLError) -> str:
+    """Place and problem, without the lines around it that yaml shows: one of them may hold a token."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark = error.problem_mark
+    place = f"line {mark.line + 1}, column {mark.column + 1}"
+    quoted = "'" in (error.problem or "") and "token" in (mark.buffer or "").lower()
+    return place if quoted else f"{place}: {error.problem}"
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,7 +121,8 @@ def _explain(error: ErrorDetails) -> str:
     if not location:
         return message  # about several sections: it names the field itself
     value = error.get("input")
-    shown = f" (got {value!r})" if isinstance(value, (str, int, float, bool)) else ""
+    secret = any("token" in part for part in location)  # `token: 1234` is a wrong value and a secret all the same
+    shown = f" (got {value!r})" if isinstance(value, (str, int, float, bool)) and not secret else ""
     return f"{field}: {message}{shown}"
 
 

@@ -29,4 +29,4 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 class Section(BaseModel):
     """A group of settings: unknown keys are refused, values are frozen, field docstrings become descriptions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(hide_input_in_errors=True, extra="forbid", frozen=True, use_attribute_docstrings=True)

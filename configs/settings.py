@@ -1,4 +1,4 @@
-"""Every setting of mfmd; with `training.py` and `self_training.py` beside it the only place where a default stands.
+"""Every setting of mfmd; with the other files beside it the only place where a default stands.
 
 Each field's docstring says what it is and in which unit; `mfmd config schema` prints them as JSON Schema.
 Values come from a YAML file and from environment variables (`MFMD_WATCH__FOLDER=/drop` sets `watch.folder`); see
@@ -8,13 +8,14 @@ Values come from a YAML file and from environment variables (`MFMD_WATCH__FOLDER
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, model_validator
 
 from configs.class_list import Classes
 from configs.ingest import AdmissionSettings, BufferSettings, WatchSettings
 from configs.nearest import nearest
-from configs.section import ConfigPath, Fraction, Port, PositiveInt, Seconds, Section
+from configs.section import ConfigPath, Fraction, PositiveInt, Seconds, Section
 from configs.self_training import HostSettings, MfmSettings
+from configs.serving import ControlSettings, MasksSettings, PublishSettings, ServingSettings
 from configs.training import NetworkSettings, OptimSettings, PretrainSettings, RoundSettings
 
 __all__ = [
@@ -24,11 +25,13 @@ __all__ = [
     "GateSettings",
     "HostSettings",
     "LogSettings",
+    "MasksSettings",
     "MfmSettings",
     "NetworkSettings",
     "ObserveSettings",
     "OptimSettings",
     "PretrainSettings",
+    "PublishSettings",
     "RegistrySettings",
     "RoundSettings",
     "ScheduleSettings",
@@ -106,46 +109,6 @@ class RegistrySettings(Section):
     """Versions kept besides serving, previous, released and pinned ones."""
 
 
-class ServingSettings(Section):
-    """The inference plane (`mfmd serve`)."""
-
-    host: str = "127.0.0.1"
-    """Address to bind."""
-    port: Port = 8009
-    """TCP port; 0 lets the system choose."""
-    max_batch_images: PositiveInt = 4
-    """Most images in one forward pass."""
-    max_delay_ms: Annotated[float, Field(ge=0)] = 5.0
-    """Longest wait for a batch to fill (milliseconds)."""
-    queue_images: PositiveInt = 64
-    """Images that may wait; beyond this the answer is 503 with Retry-After."""
-    max_body_bytes: PositiveInt = 32 * 1024 * 1024
-    """Largest request body (bytes)."""
-    max_pixels: PositiveInt = 64_000_000
-    """Largest image (pixels)."""
-    follow_seconds: Annotated[float, Field(gt=0)] = 0.2
-    """How often the serving ref is looked at (seconds)."""
-    device: Literal["auto", "cpu"] = "auto"
-    """`auto` uses a GPU when there is one."""
-    threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of a forward pass; 0 leaves torch's choice."""
-    enabled: bool = True
-    """Off: `mfmd run` starts no inference plane; run `mfmd serve` elsewhere."""
-
-
-class ControlSettings(Section):
-    """The control plane's HTTP server."""
-
-    host: str = "127.0.0.1"
-    """Address to bind; a public one is refused unless `token` or `token_file` is set."""
-    port: Port = 8008
-    """TCP port; 0 lets the system choose."""
-    token: SecretStr | None = None
-    """Bearer token for everything that changes state; better given as MFMD_CONTROL__TOKEN."""
-    token_file: ConfigPath | None = None
-    """File that holds the token; without both, one is made in the state directory (mode 0600)."""
-
-
 class ObserveSettings(Section):
     """The low-priority observer of committed frames."""
 
@@ -197,6 +160,10 @@ class Settings(Section):
     """Checkpoints."""
     serving: ServingSettings = ServingSettings()
     """Inference plane."""
+    masks: MasksSettings = MasksSettings()
+    """Masks written beside a watched folder."""
+    publish: PublishSettings = PublishSettings()
+    """Mirrors of what serves, for other servers."""
     control: ControlSettings = ControlSettings()
     """Control plane."""
     observe: ObserveSettings = ObserveSettings()

@@ -78,6 +78,26 @@ class ChildActivity(ActivityPart):
     """Unix time of the next attempt, while it waits for one (seconds)."""
 
 
+class MirrorActivity(ActivityPart):
+    """A mirror of what serves (`publish`)."""
+
+    name: str
+    """`triton` or `huggingface`."""
+    folder: str
+    """Where it is."""
+    state: Literal["waiting", "exporting", "current", "failed", "stopped"] = "waiting"
+    """current: readers are led to the serving version; failed: tried again; stopped: its disk lost a write, so nothing
+    more is written until the daemon starts again."""
+    version: int | None = None
+    """Version that readers are led to."""
+    failures: int = 0
+    """Failed attempts in a row."""
+    reason: str = ""
+    """Why the last one failed."""
+    next_attempt: float | None = None
+    """Unix time of the next attempt after a failure (seconds)."""
+
+
 class Activity(ActivityPart):
     """What the daemon does now."""
 
@@ -87,6 +107,8 @@ class Activity(ActivityPart):
     """Ingest."""
     children: list[ChildActivity] = Field(default_factory=list)
     """Children."""
+    mirrors: list[MirrorActivity] = Field(default_factory=list)
+    """Mirrors of what serves."""
     trouble: dict[str, str] = Field(default_factory=dict)
     """Parts of the daemon whose last step failed, with the reason."""
 

@@ -1,10 +1,6 @@
 """A round's candidate as the control plane sees it: tensor names in its file, and its manifest. No torch."""
 
-import hashlib
-import json
-import platform
 import time
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from adapters.scoring.scores.iou import labelled_mean_iou
 from storage.errors import CorruptCheckpoint
 from storage.manifest import Manifest
+from storage.provenance import code_digest, library_versions, settings_hash
 from storage.round_records import ImageCounts, ModelScores, RoundSpec, Verdict
 
 
@@ -44,9 +41,12 @@ def candidate_manifest(parent: Manifest, spec: RoundSpec, scores: ModelScores, v
         input_height=parent.input_height,
         input_width=parent.input_width,
         seed=_seed(spec),
-        config_hash=hashlib.sha256(json.dumps(spec.settings, sort_keys=True).encode()).hexdigest(),
+        config_hash=settings_hash(spec.settings),
+        settings=spec.settings,
         frames=len(spec.train_frames) + len(spec.holdout_frames),
-        libraries=_library_versions(),
+        snapshot=spec.snapshot,
+        libraries=library_versions(),
+        code=code_digest(),
         scores=headline_scores(scores),
         verdict=verdict.model_dump(mode="json"),
     )
@@ -72,11 +72,6 @@ def _seed(spec: RoundSpec) -> int | None:
     """A round's seed: the configured one plus its number."""
     seed = spec.settings.get("round", {}).get("seed")
     return None if seed is None else int(seed) + spec.round
-
-
-def _library_versions() -> dict[str, str]:
-    installed = {name: metadata.version(name) for name in ("mfmd", "torch", "transformers")}
-    return {**installed, "python": platform.python_version()}
 
 
 def _miou(counts: ImageCounts) -> float:

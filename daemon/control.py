@@ -21,11 +21,12 @@ from daemon.control_model import (
 )  # fmt: skip
 from daemon.health import Health
 from daemon.metrics import Metrics
+from daemon.page import create_page
 from daemon.refusals import RetryQueue, Selection
 from daemon.round_history import summaries, summarise
 from daemon.round_loop import RoundLoop
 from daemon.status import Status, collect_status
-from daemon.token import same_token
+from daemon.token import bearer_of, same_token
 from storage.errors import StorageError
 from storage.layout import StateLayout
 from storage.manifest import Ref
@@ -51,6 +52,7 @@ def create_control_app(context: ControlContext) -> FastAPI:
     app = FastAPI(title="mfmd control plane", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
     app.include_router(_probes(context))
     app.include_router(_reading(context))
+    app.include_router(create_page(context.settings, context.registry, context.token))
     app.include_router(_changing(context), dependencies=[Depends(_bearer(context.token))])
     answer_errors(app)
     return app
@@ -148,8 +150,8 @@ def _changing(context: ControlContext) -> APIRouter:
 
 def _bearer(token: str) -> Callable[[str], None]:
     def check(authorization: Annotated[str, Header()] = "") -> None:
-        scheme, _, given = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not same_token(given.strip(), token):
+        given = bearer_of(authorization)
+        if given is None or not same_token(given, token):
             raise ApiError(401, "unauthorized", "send `Authorization: Bearer TOKEN`; see control.token in the docs")
 
     return check

@@ -7,7 +7,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from configs.settings import ControlSettings
-from daemon.errors import AddressInUse, DaemonError
+from daemon.errors import DaemonError
+from daemon.listening import listen
+from daemon.tls import TlsFiles
+from daemon.token import control_address
 
 BACKLOG = 128
 GRACE_SECONDS = 2
@@ -16,24 +19,24 @@ START_SECONDS = 10.0
 
 
 def bind(settings: ControlSettings) -> socket.socket:
-    """A listening socket. Raises AddressInUse, naming host and port."""
-    try:
-        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise AddressInUse(
-            f"control.host {settings.host}, control.port {settings.port}: cannot bind: {error.strerror or error}; "
-            "choose another port"
-        ) from error
+    """A listening socket. Raises AddressInUse, naming host and port, ConfigError for a public one without a token."""
+    return listen(control_address(settings), BACKLOG)
 
 
 class ControlServer:
     """uvicorn in a thread; signals stay with the main thread."""
 
-    def __init__(self, app: FastAPI, listener: socket.socket) -> None:
+    def __init__(self, app: FastAPI, listener: socket.socket, tls: TlsFiles | None = None) -> None:
+        """HTTPS only with `tls`."""
         self._listener = listener
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=GRACE_SECONDS
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            ssl_certfile=tls.certificate if tls else None,
+            ssl_keyfile=tls.key if tls else None,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(

@@ -14,6 +14,7 @@ from daemon.health import Health
 from daemon.ingest import Ingest
 from daemon.logs import get_logger
 from daemon.metrics import Metrics
+from daemon.publishing.publisher import Publisher
 from daemon.recovery import recover
 from daemon.round_loop import RoundLoop
 from daemon.rounds import GRACE_SECONDS
@@ -54,6 +55,7 @@ class DaemonParts:
             self._settings, self._buffer, self._registry, self.metrics.rounds, self._children, interrupted=interrupted
         )
         self._supervisor = Supervisor(_child_specs(self._settings, config), self._children)
+        self._publisher = Publisher(self._settings, config, self._registry, self.metrics.publish, self._children)
         self._activity = ActivityWriter(self._layout.run_file("activity"), self._look)
         meter = self.metrics.process
         self._ingest_thread = Component("ingest", self._ingest.step, meter)
@@ -63,6 +65,7 @@ class DaemonParts:
             Component("supervisor", self._supervisor.step, meter),
             self._ingest_thread,
             self._round_thread,
+            Component("publish", self._publisher.step, meter),
             Component("activity", self._activity.step, meter),
         ]
         health = Health(self._components, may_take_long="rounds", registry=self._registry)
@@ -87,6 +90,7 @@ class DaemonParts:
         children.start()
         stuck = [part.name for part in self._components if not part.join(_patience(part))]
         children.join()
+        self._publisher.stop()
         if not self._ingest_thread.failed and self._ingest_thread.name not in stuck:
             self._ingest.close()
         if stuck:
@@ -101,7 +105,8 @@ class DaemonParts:
         if self._ingest_thread.failed:
             ingest = IngestActivity(state="failed", reason=self._ingest_thread.trouble or "")
         trouble = {part.name: part.trouble for part in self._components if part.trouble and not part.failed}
-        return Activity(watch=watch, ingest=ingest, children=self._supervisor.states(), trouble=trouble)
+        children, mirrors = self._supervisor.states(), self._publisher.states()
+        return Activity(watch=watch, ingest=ingest, children=children, mirrors=mirrors, trouble=trouble)
 
 
 def _patience(part: Component) -> float:

@@ -38,3 +38,9 @@ class Stopping(DaemonError):
     """The daemon is stopping and starts nothing new."""
 
     code = "stopping"
+
+
+class PublishFailed(DaemonError):
+    """An export for a mirror failed or took too long; the message has its last line. It is tried again."""
+
+    code = "publish_failed"

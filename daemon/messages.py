@@ -17,6 +17,7 @@ def operator_messages(status: Status, settings: Settings) -> list[str]:
         _folder(status, settings),
         _children(status),
         _plane(status, settings),
+        _mirrors(status),
         _rounds(status),
     )
     daemon = [] if status.daemon.up else ["the daemon does not run: `mfmd run` starts it"]
@@ -63,6 +64,17 @@ def _children(status: Status) -> Iterator[str]:
         if not child.running and child.next_start is not None:
             wait = max(0.0, child.next_start - time.time())
             yield f"`mfmd {child.name}` ended with status {child.last_exit}; next start in {wait:.0f} s"
+
+
+def _mirrors(status: Status) -> Iterator[str]:
+    for mirror in status.mirrors:
+        if mirror.state not in ("failed", "stopped"):
+            continue
+        holds = f"leads to version {mirror.version}" if mirror.version is not None else "holds no version yet"
+        again = "; it is not tried again before the daemon starts anew"
+        if mirror.next_attempt is not None:
+            again = f"; next attempt in {max(0.0, mirror.next_attempt - time.time()):.0f} s"
+        yield f"publish.{mirror.name}: {mirror.folder} {holds}: {mirror.reason}{again}"
 
 
 def _plane(status: Status, settings: Settings) -> Iterator[str]:

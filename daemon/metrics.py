@@ -24,7 +24,8 @@ from configs.settings import Settings
 from daemon.admission import SKIP_REASONS
 from daemon.watch_mode import MODES
 
-COMPONENTS = ("ingest", "rounds", "supervisor", "activity")
+COMPONENTS = ("ingest", "rounds", "supervisor", "publish", "activity")
+MIRRORS = ("triton", "huggingface")
 OUTCOMES = ("stored", "not_kept", "duplicate", "skipped", "rejected")
 CHILDREN = ("serve", "observe")
 REASONS = (
@@ -200,6 +201,29 @@ class RoundMetrics:
             self.verdicts.labels(decision=decision)
 
 
+class PublishMetrics:
+    """Mirrors of what serves."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.results = Counter(
+            "mfmd_publish",
+            "Attempts to bring a mirror to the serving version since the daemon started, by result: ok, failed (tried "
+            "again; `mfmd status` says why)",
+            ["mirror", "result"],
+            registry=registry,
+        )
+        self.version = Gauge(
+            "mfmd_publish_version",
+            "Version that a mirror leads its readers to; 0: none, or the mirror is not configured",
+            ["mirror"],
+            registry=registry,
+        )
+        for mirror in MIRRORS:
+            self.version.labels(mirror=mirror)
+            for result in ("ok", "failed"):
+                self.results.labels(mirror=mirror, result=result)
+
+
 class ProcessMetrics:
     """The daemon itself and its children."""
 
@@ -248,6 +272,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.ingest = IngestMetrics(self.registry)
         self.rounds = RoundMetrics(self.registry)
+        self.publish = PublishMetrics(self.registry)
         self.process = ProcessMetrics(self.registry, settings)
         ProcessCollector(registry=self.registry)
         self._lock = threading.Lock()

@@ -6,6 +6,7 @@ import json
 from pydantic import BaseModel, ConfigDict
 
 from daemon.run_files import RunFile
+from daemon.tls import connection_to
 
 TIMEOUT_SECONDS = 0.25
 """A plane in the middle of a forward pass still answers this fast: its status needs no network."""
@@ -36,25 +37,31 @@ class PlaneStatus(BaseModel):
     """Why it does not answer."""
 
 
-def probe_plane(file: RunFile | None) -> PlaneStatus:
-    """The plane at the address in `run/serve.json`; `up` is false when there is none or it does not answer."""
+def probe_plane(file: RunFile | None, token: str | None = None) -> PlaneStatus:
+    """The plane at the address in `run/serve.json`; `up` is false when there is none or it does not answer.
+
+    `token` is what the plane demands of everybody, if it does.
+    """
     if file is None:
         return PlaneStatus(up=False, detail="no inference plane has published an address")
     try:
-        return _parse(file, _get(file))
+        return _parse(file, _get(file, token))
     except (OSError, ValueError, http.client.HTTPException) as error:
         return PlaneStatus(
             up=False, host=file.host, port=file.port, detail=f"no answer: {error or type(error).__name__}"
         )
 
 
-def _get(file: RunFile) -> dict[str, object]:
-    connection = http.client.HTTPConnection(file.reachable_host, file.port, timeout=TIMEOUT_SECONDS)
+def _get(file: RunFile, token: str | None) -> dict[str, object]:
+    connection = connection_to(file, TIMEOUT_SECONDS)
     try:
-        connection.request("GET", "/v1/serving")
-        answer = json.loads(connection.getresponse().read())
+        connection.request("GET", "/v1/serving", headers={} if token is None else {"Authorization": f"Bearer {token}"})
+        response = connection.getresponse()
+        answer = json.loads(response.read())
     finally:
         connection.close()
+    if response.status == 401:
+        raise ValueError("it does not take this configuration's serving.token; it was started with another")
     if not isinstance(answer, dict):
         raise ValueError("not the answer of an inference plane")
     return answer

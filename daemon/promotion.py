@@ -8,14 +8,18 @@ import time
 from configs.settings import Settings
 from daemon.candidate import candidate_manifest, tensor_differences
 from daemon.gate import decide
-from storage.errors import ServingChanged, StorageError
+from storage.digest import digest_of
+from storage.errors import CorruptCheckpoint, ServingChanged, StorageError
 from storage.manifest import HistoryEvent, Manifest, Ref
 from storage.registry import CheckpointRegistry
 from storage.round_records import RoundScores, RoundSpec, Verdict
 from storage.rounds import RoundFolder
+from storage.versions import WEIGHTS
 
 GATE = "gate"
 """Who moves the ref when a candidate is accepted."""
+NO_REASON = "no reason given"
+"""What the history says of a rollback that nobody explained."""
 
 
 def judge(registry: CheckpointRegistry, folder: RoundFolder, settings: Settings) -> Verdict:
@@ -49,12 +53,16 @@ def release(registry: CheckpointRegistry, version: int, by: str, reason: str) ->
     return registry.promote(version, by=by, reason=reason)
 
 
-def roll_back(registry: CheckpointRegistry, *, to: int | None, by: str, reason: str) -> Ref:
+def roll_back(
+    registry: CheckpointRegistry, *, to: int | None, by: str, reason: str, expected: int | None = None
+) -> Ref:
     """Let an earlier version serve again: `to`, or the one that served before. Never asks the gate.
 
-    Raises UnknownVersion, CorruptCheckpoint or StorageError (it serves already); then nothing moved.
+    The one way back: `mfmd rollback`, the control API and the page call this, and the reason lands in the history.
+    `expected`: only while that version serves. Raises UnknownVersion, CorruptCheckpoint, ServingChanged or StorageError
+    (it serves already); then nothing moved.
     """
-    return registry.roll_back(to=to, by=by, reason=reason)
+    return registry.roll_back(to=to, by=by, reason=reason.strip() or NO_REASON, expected=expected)
 
 
 def _scores(folder: RoundFolder) -> RoundScores:
@@ -78,7 +86,26 @@ def _decided(
     if verdict.decision == "accepted" and not unchanged:
         now = f"version {serving.version} serves" if serving else "no version serves"
         return _withdrawn(verdict, f"{now}, the candidate was compared with version {spec.incumbent}")
+    twin = _rolled_back_twin(registry, folder) if verdict.decision == "accepted" else None
+    if twin is not None:
+        reason = f"the candidate's weights are those of version {twin}, which was rolled back from"
+        return verdict.model_copy(update={"decision": "rejected", "reason": reason})
     return verdict
+
+
+def _rolled_back_twin(registry: CheckpointRegistry, folder: RoundFolder) -> int | None:
+    """The version with the same weights that was rolled back from: under another number it is no better."""
+    bad = sorted(registry.rolled_back() & set(registry.versions()))
+    digest = digest_of(folder.candidate) if bad else ""
+    return next((version for version in bad if _weights_digest(registry, version) == digest), None)
+
+
+def _weights_digest(registry: CheckpointRegistry, version: int) -> str | None:
+    """None for a version whose manifest is damaged: that must not keep others from being judged."""
+    try:
+        return registry.manifest(version).files[WEIGHTS].sha256
+    except (CorruptCheckpoint, KeyError):
+        return None
 
 
 def _promote(

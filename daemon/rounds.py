@@ -26,6 +26,7 @@ from storage.catalog import FrameRecord
 from storage.errors import StorageError
 from storage.frames import FrameBuffer
 from storage.layout import StateLayout
+from storage.provenance import snapshot_of
 from storage.registry import CheckpointRegistry
 from storage.round_records import Progress, RoundEvent, RoundScores, RoundSpec, Verdict
 from storage.rounds import RoundFolder, RoundStore
@@ -194,6 +195,7 @@ def _spec(
         created=time.time(),
         trigger=trigger,
         inherits=inherits,
+        snapshot=snapshot_of(frames),
     )
 
 

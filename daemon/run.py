@@ -12,7 +12,9 @@ from daemon.control_server import ControlServer, bind
 from daemon.daemon_parts import DaemonParts
 from daemon.errors import NoCheckpoint
 from daemon.logs import configure_logs, get_logger
+from daemon.mask_folder import check_masks
 from daemon.run_files import write_run_file
+from daemon.tls import tls_files
 from daemon.token import control_token
 from storage.layout import StateLayout
 from storage.registry import CheckpointRegistry
@@ -24,7 +26,8 @@ def run(settings: Settings, config: Path) -> int:
     """Run the daemon on `settings` until SIGTERM or SIGINT; 0 after a clean stop.
 
     `config` is the file the settings came from; children read it again. Raises AlreadyRunning, NoCheckpoint,
-    ConfigError (a public address without a token), AddressInUse, BufferMismatch or another StorageError.
+    ConfigError (a public address without a token, an unusable certificate), AddressInUse, BufferMismatch or another
+    StorageError.
     """
     configure_logs(settings.log)
     layout = StateLayout(settings.state)
@@ -34,13 +37,14 @@ def run(settings: Settings, config: Path) -> int:
         layout.create()
         require_version(settings, CheckpointRegistry(layout.checkpoints))
         token = control_token(settings.control, layout)
+        tls = tls_files("control", settings.control.certificate, settings.control.key)
         with bind(settings.control) as listener:
             parts = DaemonParts(settings, config, token)
-            server = ControlServer(parts.app, listener)
+            server = ControlServer(parts.app, listener, tls)
             try:
                 parts.start()
                 server.start()
-                write_run_file(layout.run_file("daemon"), *server.address)
+                write_run_file(layout.run_file("daemon"), *server.address, tls.digest if tls else None)
                 parts.metrics.process.started.set_to_current_time()
                 log.info("daemon_ready", host=server.address[0], port=server.address[1], state=str(layout.root))
                 return _wait(stop, server)
@@ -52,7 +56,10 @@ def run(settings: Settings, config: Path) -> int:
 
 
 def check_folders(settings: Settings) -> None:
-    """Raises ConfigError when the daemon would take in its own files, or the ones it moved; links are followed."""
+    """Raises ConfigError when the daemon would take in its own files or the ones it moved; links are followed.
+
+    Also when masks would go where they must not.
+    """
     folder, state = settings.watch.folder.resolve(), settings.state.resolve()
     if state == folder or (settings.watch.recursive and state.is_relative_to(folder)):
         raise ConfigError(f"state: {state} lies in the drop folder {folder}; put it somewhere else")
@@ -60,6 +67,7 @@ def check_folders(settings: Settings) -> None:
         other: Path | None = getattr(settings.watch, name)
         if other is not None and other.resolve().is_relative_to(folder):
             raise ConfigError(f"watch.{name}: {other} lies in the drop folder {folder}; put it somewhere else")
+    check_masks(settings)
 
 
 def require_version(settings: Settings, registry: CheckpointRegistry) -> None:

@@ -22,6 +22,8 @@ class RunFile(BaseModel):
     """TCP port; the one that the system chose when the configured one is 0."""
     started: float
     """Unix time of the start (seconds)."""
+    certificate: str | None = None
+    """Hex SHA-256 of the TLS certificate that it shows; none: it speaks plain HTTP."""
 
     @property
     def reachable_host(self) -> str:
@@ -37,6 +39,8 @@ def read_run_file(path: Path) -> RunFile | None:
         return None
 
 
-def write_run_file(path: Path, host: str, port: int) -> None:
-    """Say that this process answers there."""
-    durable.write_record(path, RunFile(pid=os.getpid(), host=host, port=port, started=time.time()))
+def write_run_file(path: Path, host: str, port: int, certificate: str | None = None) -> None:
+    """Say that this process answers there, and with which TLS certificate if any (hex SHA-256)."""
+    started = time.time()
+    record = RunFile(pid=os.getpid(), host=host, port=port, started=started, certificate=certificate)
+    durable.write_record(path, record)

@@ -6,14 +6,16 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Literal, TypeVar
 
+from configs.errors import ConfigError
 from configs.settings import Settings
 from daemon.activity import Activity, IngestActivity, WatchActivity, read_activity
 from daemon.messages import operator_messages
-from daemon.plane_probe import probe_plane
+from daemon.plane_probe import PlaneStatus, probe_plane
 from daemon.round_history import RoundSummary, schedule_state, summaries
 from daemon.run_files import read_run_file
 from daemon.schedule import due
 from daemon.status_model import BufferStatus, DaemonStatus, NextRound, ObservedStatus, RunningRound, Status
+from daemon.token import serving_token
 from storage.catalog import Catalog
 from storage.errors import StorageError
 from storage.layout import StateLayout
@@ -58,11 +60,12 @@ class _Collector:
             watch=activity.watch,
             ingest=activity.ingest,
             children=activity.children,
+            mirrors=activity.mirrors,
             buffer=self._guarded(self._buffer, BufferStatus(capacity=self._settings.buffer.capacity_frames)),
             serving=self._guarded(lambda: self._ref("serving"), None),
             previous=self._guarded(lambda: self._ref("previous"), None),
             versions=self._registry.versions(),
-            plane=probe_plane(read_run_file(self._layout.run_file("serve"))),
+            plane=self._plane(),
             round=self._guarded(lambda: self._running(rounds), None),
             last_rounds=[item for item in rounds if item.result != "running"][:LAST_ROUNDS],
             next_round=self._guarded(self._next, NextRound(frames_missing=0, not_before=None, waiting_for="")),
@@ -85,6 +88,15 @@ class _Collector:
         if file is None:
             return DaemonStatus(up=self._up)
         return DaemonStatus(up=True, pid=file.pid, since=file.started, host=file.host, port=file.port)
+
+    def _plane(self) -> PlaneStatus:
+        """What the inference plane says; without its token, which only some users can read, it says nothing."""
+        try:
+            token = serving_token(self._settings.serving)
+        except ConfigError as error:
+            self._damage.append(str(error))
+            token = None
+        return probe_plane(read_run_file(self._layout.run_file("serve")), token)
 
     def _activity(self) -> Activity:
         """What the daemon says it does; with the daemon down, whether the folder is there."""

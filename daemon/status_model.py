@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from daemon.activity import ChildActivity, IngestActivity, WatchActivity
+from daemon.activity import ChildActivity, IngestActivity, MirrorActivity, WatchActivity
 from daemon.plane_probe import PlaneStatus
 from daemon.round_history import RoundSummary
 from storage.manifest import Ref
@@ -105,6 +105,8 @@ class Status(_Part):
     """Ingest."""
     children: list[ChildActivity]
     """Children of the daemon."""
+    mirrors: list[MirrorActivity] = Field(default_factory=list)
+    """Mirrors of what serves; empty with the daemon down."""
     buffer: BufferStatus
     """The frame buffer."""
     serving: Ref | None

@@ -129,6 +129,17 @@ def copy_in(source: Path, target: Path) -> FileHash:
     return FileHash(sha256=digest.hexdigest(), size=size)
 
 
+def point_link(link: Path, target: str) -> None:
+    """Let the symbolic link `link` (made if missing) lead to `target`: to the old one or the new one, never nowhere."""
+    temporary = _temporary(link)
+    temporary.symlink_to(target)
+    step("link.made")
+    temporary.replace(link)
+    step("link.moved")
+    fsync_directory(link.parent)
+    step("link.done")
+
+
 def publish_file(temporary: Path, final: Path) -> None:
     """Make a finished file appear under its final name, complete or not at all; both on one file system."""
     _finish(temporary, final)
@@ -218,7 +229,7 @@ def remove_partials(folder: Path) -> list[Path]:
     """Remove what a killed process left unfinished directly in `folder`; only for the folder's one writer."""
     found = sorted(folder.glob(f"*{PARTIAL}"))
     for path in found:
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)

@@ -20,11 +20,30 @@ class FileHash(Record):
     """Size (bytes)."""
 
 
+class BufferSnapshot(Record):
+    """The frames that a round worked on, in a few numbers; the round's `spec.json` names each."""
+
+    train: int
+    """Frames to train on."""
+    holdout: int
+    """Frames to score on."""
+    digest: str
+    """Hex SHA-256 over the sorted digests of the files that the frames came from: equal for equal frames."""
+    first: int
+    """Smallest frame id."""
+    last: int
+    """Largest frame id."""
+    oldest: float
+    """Capture time of the oldest frame (Unix, seconds)."""
+    newest: float
+    """Capture time of the newest frame (Unix, seconds)."""
+
+
 class Manifest(Record):
     """`manifest.json` of a version: everything needed to rebuild, verify and explain it."""
 
-    schema_version: Literal[1] = 1
-    """Version of this layout."""
+    schema_version: Literal[1, 2] = 2
+    """Version of this layout: 2 since `snapshot`, `settings` and `code`; a manifest of 1 has none of them."""
     version: int = 0
     """Number of the version; assigned by the registry."""
     parent: int | None = None
@@ -47,10 +66,16 @@ class Manifest(Record):
     """Seed of the training that made it."""
     config_hash: str = ""
     """SHA-256 of the settings that made it (JSON)."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """The settings that made it, secrets masked: what `mfmd checkpoints diff` compares."""
     frames: int = 0
     """Target frames in the round's snapshot."""
+    snapshot: BufferSnapshot | None = None
+    """The frames of the round that made it; none for source training and imports."""
     libraries: dict[str, str] = Field(default_factory=dict)
-    """Versions of mfmd, python, torch, transformers."""
+    """Versions of mfmd, python, torch and other libraries that the weights depend on."""
+    code: str = ""
+    """SHA-256 of mfmd's own source files."""
     scores: dict[str, float] = Field(default_factory=dict)
     """Headline scores by name (0-1)."""
     verdict: dict[str, Any] | None = None

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from storage.manifest import Record
+from storage.manifest import BufferSnapshot, Record
 
 
 class RoundSpec(Record):
@@ -31,6 +31,8 @@ class RoundSpec(Record):
     """Why the round started."""
     inherits: int | None = None
     """Round whose training state this one starts from; none: clean, from the incumbent's weights."""
+    snapshot: BufferSnapshot | None = None
+    """The leased frames in a few numbers, for the manifest of what the round makes."""
 
 
 class RoundEvent(Record):

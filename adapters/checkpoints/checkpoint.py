@@ -1,7 +1,5 @@
 """Weights on disk and in the registry: plain safetensors of the network's state dict, strictly checked."""
 
-import hashlib
-import platform
 import time
 from collections.abc import Mapping
 from importlib import metadata
@@ -19,6 +17,7 @@ from adapters.networks.network import SegmentationNetwork
 from configs.settings import NetworkSettings, Settings
 from storage.errors import CorruptCheckpoint
 from storage.manifest import Manifest
+from storage.provenance import code_digest, library_versions, settings_hash
 from storage.registry import CheckpointRegistry
 
 _SHOWN = 3
@@ -52,13 +51,18 @@ def load_weights(network: SegmentationNetwork, path: Path) -> None:
 
 def weight_problems(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
     """What is wrong with `found` as weights for a network whose state dict is `expected`; empty when it fits."""
+    bad = sorted(name for name in expected.keys() & found.keys() if not _finite(found[name]))
+    return misfits(expected, found) + ([f"has values that are not finite in {_some(bad)}"] if bad else [])
+
+
+def misfits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Names, shapes and types that differ between `found` and `expected`; looks at no value."""
     both = expected.keys() & found.keys()
     groups = {
         "lacks": sorted(expected.keys() - found.keys()),
         "holds unknown": sorted(found.keys() - expected.keys()),
         "has a wrong shape for": sorted(name for name in both if expected[name].shape != found[name].shape),
         "has a wrong type for": sorted(name for name in both if expected[name].dtype != found[name].dtype),
-        "has values that are not finite in": sorted(name for name in both if not _finite(found[name])),
     }
     return [f"{what} {_some(names)}" for what, names in groups.items() if names]
 
@@ -111,6 +115,7 @@ def make_manifest(
     `network` replaces `settings.network` (imports). Where encoder weights first came from is not recorded in
     `network`: the version holds all weights, and must load where that directory does not exist.
     """
+    values = settings.model_dump(mode="json")
     architecture = (network or settings.network).model_copy(update={"pretrained": None})
     return Manifest(
         parent=parent,
@@ -122,22 +127,13 @@ def make_manifest(
         input_height=settings.buffer.height,
         input_width=settings.buffer.width,
         seed=seed,
-        config_hash=config_hash(settings),
+        config_hash=settings_hash(values),
+        settings=values,
         frames=frames,
         libraries=library_versions(),
+        code=code_digest(),
         scores=dict(scores or {}),
     )
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what made the weights: mfmd, python, torch, transformers."""
-    installed = {name: metadata.version(name) for name in ("mfmd", "torch", "transformers")}
-    return {**installed, "python": platform.python_version()}
-
-
-def config_hash(settings: Settings) -> str:
-    """Hex SHA-256 of the settings as JSON; secrets are masked in it."""
-    return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()
 
 
 def _other_libraries(manifest: Manifest) -> str:

@@ -5,8 +5,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+
 from adapters.checkpoints.checkpoint import load_weights, make_manifest, save_weights, weight_problems
 from adapters.checkpoints.model_hub import fetch, is_hub_id
+from adapters.checkpoints.pickles import PICKLES, Warn, read_pickle
 from adapters.errors import NetworkMismatch, UnsupportedModel
 from adapters.networks.build import build_network
 from adapters.networks.huggingface.models import FAMILIES, load_huggingface
@@ -21,20 +24,27 @@ _FORMATS = (
     f"a Hugging Face directory (config.json + safetensors; {', '.join(FAMILIES)}), a hub id (organisation/name), or a "
     ".safetensors file with the weights of the configuration's `network`"
 )
-_PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 
 
-def import_checkpoint(source: str | Path, settings: Settings, registry: CheckpointRegistry) -> Manifest:
+def import_checkpoint(
+    source: str | Path, settings: Settings, registry: CheckpointRegistry, *, unsafe_pickle: Warn | None = None
+) -> Manifest:
     """Register the model at `source` as a new version (it does not serve by that alone) and return its manifest.
 
-    `source` is a directory, a file, or, where there is neither, a hub id. Raises UnsupportedModel for a file or model
-    of another kind, NetworkMismatch when weights or classes do not fit.
+    `source` is a directory, a file, or, where there is neither, a hub id. A file that is a pickle is opened only with
+    `unsafe_pickle`, which hears what that means; what is registered is safetensors in any case. Raises UnsupportedModel
+    for a file or model of another kind, NetworkMismatch when weights or classes do not fit.
     """
     path, reason = Path(source), f"imported from {source}"
     if not path.exists() and is_hub_id(str(source)):
         path = fetch(str(source))
         reason = f"{reason} at {path.name}"  # the commit
-    network, architecture = _from_directory(path, settings) if path.is_dir() else _from_file(path, settings)
+    if path.is_dir():
+        network, architecture = _from_directory(path, settings)
+    elif path.suffix in PICKLES and path.is_file():
+        network, architecture = _from_pickle(path, settings, unsafe_pickle)
+    else:
+        network, architecture = _from_file(path, settings)
     manifest = make_manifest(settings, origin="import", network=architecture)
     with tempfile.TemporaryDirectory(prefix="mfmd-import-") as folder:
         weights = Path(folder) / "model.safetensors"
@@ -45,10 +55,6 @@ def import_checkpoint(source: str | Path, settings: Settings, registry: Checkpoi
 def _from_file(path: Path, settings: Settings) -> tuple[SegmentationNetwork, NetworkSettings]:
     if not path.is_file():
         raise UnsupportedModel(f"{path}: no such file or directory; `mfmd import` takes {_FORMATS}")
-    if path.suffix in _PICKLES:
-        raise UnsupportedModel(
-            f"{path}: {path.suffix} files are pickles, which run code when read; save the weights as safetensors"
-        )
     if path.suffix != ".safetensors":
         raise UnsupportedModel(f"{path}: {path.suffix or 'no'} extension; `mfmd import` takes {_FORMATS}")
     architecture = settings.network.model_copy(update={"pretrained": None})
@@ -60,10 +66,25 @@ def _from_file(path: Path, settings: Settings) -> tuple[SegmentationNetwork, Net
     return network, architecture
 
 
+def _from_pickle(path: Path, settings: Settings, warn: Warn | None) -> tuple[SegmentationNetwork, NetworkSettings]:
+    if warn is None:
+        raise UnsupportedModel(
+            f"{path}: {path.suffix} files are pickles, which run code when read; save the weights as safetensors, or, "
+            "if you trust whoever made it, import it with --unsafe-pickle"
+        )
+    with tempfile.TemporaryDirectory(prefix="mfmd-pickle-") as folder:
+        converted = Path(folder) / "model.safetensors"
+        save_file(read_pickle(path, warn), converted)
+        try:
+            return _from_file(converted, settings)
+        except NetworkMismatch as error:
+            raise NetworkMismatch(str(error).replace(str(converted), str(path))) from error
+
+
 def _from_directory(path: Path, settings: Settings) -> tuple[SegmentationNetwork, NetworkSettings]:
     hf_config = _read_json(path / "config.json")
     if not any(path.glob("*.safetensors")):
-        pickles = [item.name for item in path.iterdir() if item.suffix in _PICKLES]
+        pickles = [item.name for item in path.iterdir() if item.suffix in PICKLES]
         found = f"only {', '.join(sorted(pickles))}, which run code when read" if pickles else "no weights"
         raise UnsupportedModel(f"{path}: holds {found}; save the model with safe_serialization=True")
     _check_class_order(hf_config, settings)

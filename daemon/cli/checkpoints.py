@@ -1,18 +1,28 @@
-"""`mfmd checkpoints list|show|pin|unpin` and `mfmd rollback`: look at versions, protect them, go back."""
+"""`mfmd checkpoints list|show|pin|unpin|verify|prune` and `mfmd rollback`: look at versions, keep them, go back."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from daemon.cli.checkpoint_diff import diff
+from daemon.cli.exit_codes import ExitCode
 from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, ReasonOption, read_settings, registry_of
 from daemon.cli.output import headline, local_time, print_json, print_table
 
 if TYPE_CHECKING:
     from storage.registry import CheckpointRegistry
 
-checkpoints_app = typer.Typer(no_args_is_help=True, help="List, show, pin and unpin versions.")
+checkpoints_app = typer.Typer(no_args_is_help=True, help="List, show, compare, pin, verify and prune versions.")
 
+checkpoints_app.command(epilog="Example: mfmd checkpoints diff 2 3")(diff)
 NumberArgument = Annotated[int, typer.Argument(min=1, help="Number of the version.", metavar="VERSION")]
+NumbersArgument = Annotated[
+    list[int] | None, typer.Argument(min=1, help="Numbers of versions.", metavar="[VERSION]...", show_default="all")
+]
+KeepOption = Annotated[
+    int | None, typer.Option("--keep", min=0, help="Others to keep.", show_default="registry.keep_versions")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")]
 ToOption = Annotated[int | None, typer.Option("--to", min=1, help="Version.", show_default="the one before")]
 
 OPERATOR = "operator"
@@ -59,17 +69,84 @@ def show(number: NumberArgument, config: ConfigOption = DEFAULT_CONFIG, as_json:
 
 
 @checkpoints_app.command(epilog='Example: mfmd checkpoints pin 3 --reason "winter baseline"')
-def pin(number: NumberArgument, reason: ReasonOption = "", config: ConfigOption = DEFAULT_CONFIG) -> None:
+def pin(
+    number: NumberArgument,
+    reason: ReasonOption = "",
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
     """Keep a version for ever: retention never removes it."""
-    registry_of(read_settings(config)).pin(number, OPERATOR, reason)
-    typer.echo(f"Version {number} is pinned.")
+    registry = registry_of(read_settings(config))
+    registry.pin(number, OPERATOR, reason)
+    _say_pins(registry, as_json, f"Version {number} is pinned.")
 
 
 @checkpoints_app.command(epilog="Example: mfmd checkpoints unpin 3")
-def unpin(number: NumberArgument, reason: ReasonOption = "", config: ConfigOption = DEFAULT_CONFIG) -> None:
+def unpin(
+    number: NumberArgument,
+    reason: ReasonOption = "",
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
     """Let retention remove a version again."""
-    registry_of(read_settings(config)).unpin(number, OPERATOR, reason)
-    typer.echo(f"Version {number} is no longer pinned.")
+    registry = registry_of(read_settings(config))
+    registry.unpin(number, OPERATOR, reason)
+    _say_pins(registry, as_json, f"Version {number} is no longer pinned.")
+
+
+@checkpoints_app.command(epilog="Example: mfmd checkpoints verify")
+def verify(numbers: NumbersArgument = None, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Hash the files of versions (all if none is named) and compare them with the manifests; exit 1 on damage."""
+    from storage.errors import CorruptCheckpoint
+
+    registry, rows = registry_of(read_settings(config)), []
+    for number in numbers or registry.versions():
+        damage = None
+        try:
+            registry.verify(number)
+        except CorruptCheckpoint as error:
+            damage = str(error)
+        rows.append({"version": number, "ok": damage is None, "damage": damage})
+    if as_json:
+        print_json(rows)
+    else:
+        for row in rows:
+            typer.echo(f"Version {row['version']}: {row['damage'] or 'ok'}")
+    if any(not row["ok"] for row in rows):
+        raise typer.Exit(ExitCode.FAILURE)
+
+
+@checkpoints_app.command(epilog="Example: mfmd checkpoints prune --keep 3 --dry-run")
+def prune(
+    keep: KeepOption = None,
+    dry_run: DryRunOption = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove the oldest versions; never those that serve, served before, are pinned or were released."""
+    settings = read_settings(config)
+    registry = registry_of(settings)
+    kept = settings.registry.keep_versions if keep is None else keep
+    removed = registry.prunable(kept) if dry_run else registry.prune(kept, by=OPERATOR)
+    if as_json:
+        print_json({"removed": removed, "dry_run": dry_run, "versions": registry.versions()})
+    else:
+        names = ", ".join(map(str, removed)) or "none"
+        typer.echo(f"{'Would remove' if dry_run else 'Removed'} versions: {names}.")
+
+
+@checkpoints_app.command(epilog="Example: mfmd checkpoints shadow 3")
+def shadow(number: NumberArgument, reason: ReasonOption = "", config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Run a version in the shadow of the one that serves, on a share of its requests (serving.shadow_fraction)."""
+    registry_of(read_settings(config)).set_shadow(number, by=OPERATOR, reason=reason)
+    typer.echo(f"Version {number} is the shadow.")
+
+
+@checkpoints_app.command(epilog="Example: mfmd checkpoints unshadow")
+def unshadow(reason: ReasonOption = "", config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Run no version in the shadow any more."""
+    registry_of(read_settings(config)).set_shadow(None, by=OPERATOR, reason=reason)
+    typer.echo("No version is the shadow.")
 
 
 def rollback(
@@ -89,6 +166,13 @@ def rollback(
         print_json(ref.model_dump(mode="json") | {"previous": before.version if before else None})
     else:
         typer.echo(f"Version {ref.version} serves (before: {before.version if before else 'none'}).")
+
+
+def _say_pins(registry: "CheckpointRegistry", as_json: bool, text: str) -> None:
+    if as_json:
+        print_json({"pinned": registry.pins()})
+    else:
+        typer.echo(text)
 
 
 def _summary(registry: "CheckpointRegistry", version: int) -> dict[str, Any]:

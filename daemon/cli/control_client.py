@@ -7,6 +7,7 @@ from typing import Any
 from configs.settings import Settings
 from daemon.errors import DaemonError, NotEnoughFrames, RoundRunning, Stopping
 from daemon.run_files import RunFile, read_run_file
+from daemon.tls import connection_to
 from daemon.token import control_token
 from storage.layout import StateLayout
 
@@ -82,7 +83,7 @@ def ask(
     """
     body = None if content is None else json.dumps(content)
     headers = headers if body is None else headers | {"Content-Type": "application/json"}
-    connection = http.client.HTTPConnection(address.reachable_host, address.port, timeout=timeout)
+    connection = connection_to(address, timeout)
     try:
         connection.request(method, path, body=body, headers=headers)
         answer = connection.getresponse()

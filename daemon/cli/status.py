@@ -69,6 +69,8 @@ def _lines(state: "Status") -> Iterator[tuple[str, str]]:
     """What a person wants to know, one line each: label and text."""
     yield "daemon", _daemon(state)
     yield "serving", _serving(state)
+    for mirror in state.mirrors:
+        yield "mirror", f"{mirror.name} {mirror.folder}: {mirror.state}, version {mirror.version or '-'}"
     yield "folder", f"{state.folder}: {_watching(state)}, {state.watch.pending} waiting, ingest {state.ingest.state}"
     yield "buffer", _buffer(state)
     if state.round is not None:

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from storage.manifest import Manifest
 
 
+UnsafeOption = Annotated[
+    bool, typer.Option("--unsafe-pickle", help="Read a .pt or .pth file too, though that can run code in it.")
+]
+
+
 def add_to(app: typer.Typer, panel: str) -> None:
     """Register the commands."""
     app.command(rich_help_panel=panel, epilog="Example: mfmd pretrain --config mfmd.yaml")(pretrain)
@@ -43,6 +48,7 @@ def pretrain(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False)
 
 def import_(
     source: Annotated[str, typer.Argument(help="Hugging Face model directory or hub id, or a .safetensors file.")],
+    unsafe_pickle: UnsafeOption = False,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
@@ -50,8 +56,14 @@ def import_(
     settings = read_settings(config)
     from adapters.checkpoints.importing import import_checkpoint
 
-    manifest = import_checkpoint(source, settings, registry_of(settings))
+    manifest = import_checkpoint(
+        source, settings, registry_of(settings), unsafe_pickle=_warn if unsafe_pickle else None
+    )
     _release(settings, manifest, by="import", reason=f"imported from {source}", as_json=as_json)
+
+
+def _warn(text: str) -> None:
+    typer.echo(typer.style("warning: ", fg=typer.colors.YELLOW, bold=True) + text, err=True)
 
 
 def _release(settings: "Settings", manifest: "Manifest", *, by: str, reason: str, as_json: bool) -> None:

@@ -1,12 +1,19 @@
-"""The addresses of both planes: free, or held by our own processes; public only with a token."""
+"""The addresses of both planes: free, or held by our own processes; public only with a token; certificates usable."""
 
 import os
 import socket
+from pathlib import Path
+from typing import Literal
 
-from configs.settings import Settings
+from pydantic import SecretStr
+
+from configs.errors import ConfigError
+from configs.settings import ControlSettings, ServingSettings, Settings
 from daemon.doctor.finding import Finding
+from daemon.listening import Wanted, is_loopback
 from daemon.run_files import RunFile, read_run_file
-from daemon.token import is_loopback
+from daemon.tls import tls_files
+from daemon.token import control_address, serving_address
 from storage.layout import StateLayout
 
 
@@ -16,7 +23,13 @@ def examine_ports(settings: Settings) -> list[Finding]:
     findings = [_port(layout, "daemon", "control", settings.control.host, settings.control.port)]
     if settings.serving.enabled:
         findings.append(_port(layout, "serve", "serving", settings.serving.host, settings.serving.port))
-    return [*findings, _token(settings)]
+    control, serving = settings.control, settings.serving
+    findings.append(_guard(control_address(control), control.token, control.token_file))
+    findings += filter(None, [_tls(control, "control")])
+    if serving.enabled:
+        findings.append(_guard(serving_address(serving), serving.token, serving.token_file))
+        findings += filter(None, [_tls(serving, "serving")])
+    return findings
 
 
 def _port(layout: StateLayout, run_name: str, section: str, host: str, port: int) -> Finding:
@@ -51,16 +64,28 @@ def _own(layout: StateLayout, run_name: str) -> RunFile | None:
     return file
 
 
-def _token(settings: Settings) -> Finding:
-    control = settings.control
-    if not is_loopback(control.host) and control.token is None and control.token_file is None:
-        remedy = "set control.token_file (or MFMD_CONTROL__TOKEN), or bind 127.0.0.1; `mfmd run` refuses to start"
-        return Finding.fail(
-            "control_token", f"control.host {control.host} can be reached from outside, without a token", remedy
-        )
-    if control.token_file is not None and not os.access(control.token_file, os.R_OK):
+def _guard(wanted: Wanted, token: SecretStr | None, token_file: Path | None) -> Finding:
+    """Whether the plane may listen where it is told to, and whether its token can be read."""
+    name = f"{wanted.section}_token"
+    if not wanted.guarded and not is_loopback(wanted.host):
+        remedy = f"{wanted.remedy}, or bind 127.0.0.1; it refuses to start"
+        problem = f"{wanted.section}.host {wanted.host} can be reached from outside, without a token"
+        return Finding.fail(name, problem, remedy)
+    if token is None and token_file is not None and not os.access(token_file, os.R_OK):
         remedy = "write a token to it and let the user that runs mfmd read it"
-        return Finding.fail("control_token", f"{control.token_file} cannot be read", remedy)
-    if control.token is not None or control.token_file is not None:
-        return Finding.ok("control_token", "configured")
-    return Finding.ok("control_token", "made by `mfmd run` in the state directory, for this machine's user only")
+        return Finding.fail(name, f"{token_file} cannot be read", remedy)
+    if token is not None or token_file is not None:
+        return Finding.ok(name, "configured")
+    if wanted.section == "control":
+        return Finding.ok(name, "made by `mfmd run` in the state directory, for this machine's user only")
+    who = "anybody who reaches it" if wanted.guarded else "every user of this machine"
+    return Finding.ok(name, f"none: {who} may ask for masks")
+
+
+def _tls(section: ControlSettings | ServingSettings, name: Literal["control", "serving"]) -> Finding | None:
+    """Whether certificate and key can be used; nothing to say about plain HTTP."""
+    try:
+        files = tls_files(name, section.certificate, section.key)
+    except ConfigError as error:
+        return Finding.fail(f"{name}_tls", str(error), "give the files that belong together; it refuses to start")
+    return None if files is None else Finding.ok(f"{name}_tls", f"certificate {files.digest[:16]}")

@@ -2,15 +2,16 @@
 
 import base64
 import io
-import json
 from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import BaseModel, ConfigDict
 
 from adapters.palette import colour_mask, overlay
 from configs.class_list import ClassInfo
+from daemon.serving.accept import MediaType, prefer
 from daemon.serving.batcher import Labels
 from daemon.serving.errors import ApiError
 from storage.manifest import Manifest
@@ -20,7 +21,7 @@ PNG_LEVEL = 1
 
 
 class AnswerFormat(StrEnum):
-    """The value of `?format=`."""
+    """What an answer may be: `?format=`, or Accept with `image/png;format=...`."""
 
     INDEX = "index"
     COLOR = "color"
@@ -33,17 +34,27 @@ class AnswerFormat(StrEnum):
         return "application/json" if self is AnswerFormat.JSON else "image/png"
 
 
-def choose_format(query: str | None, accept: str) -> AnswerFormat:
-    """The format that a request asks for: `?format=` first, then Accept, then the index mask.
+OFFERED = tuple(
+    MediaType(main, sub, {"format": kind}) for kind in AnswerFormat for main, sub in [kind.media_type.split("/")]
+)
+"""What Accept chooses from, the default first."""
 
-    Raises ApiError 400 unknown_format.
+
+def choose_format(query: str | None, accept: str) -> AnswerFormat:
+    """The format that a request asks for: `?format=` if it is given, else what Accept wants most.
+
+    Raises ApiError 400 unknown_format, 406 not_acceptable.
     """
     if query is not None:
         if query not in list(AnswerFormat):
-            raise ApiError(400, "unknown_format", f"format {query!r} is unknown; there are {', '.join(AnswerFormat)}")
+            message = f"format {query[:32]!r} is unknown; there are {', '.join(AnswerFormat)}"
+            raise ApiError(400, "unknown_format", message)
         return AnswerFormat(query)
-    wants_json = "application/json" in accept and "image/" not in accept
-    return AnswerFormat.JSON if wants_json else AnswerFormat.INDEX
+    chosen = prefer(accept, OFFERED)
+    if chosen is None:
+        there = ", ".join(f"{kind.media_type};format={kind}" for kind in AnswerFormat)
+        raise ApiError(406, "not_acceptable", f"Accept asks for {accept[:100]!r}; there are {there}")
+    return list(AnswerFormat)[chosen]
 
 
 def class_infos(manifest: Manifest) -> list[ClassInfo]:
@@ -62,7 +73,7 @@ def render(kind: AnswerFormat, labels: Labels, manifest: Manifest, pixels: NDArr
     """The body of an answer with `labels` `[h, w]`; an overlay needs the image's `pixels` `[h, w, 3]`."""
     classes = class_infos(manifest)
     if kind is AnswerFormat.JSON:
-        return json.dumps(_summary(labels, manifest.version, classes)).encode()
+        return summarise(labels, manifest.version, classes).model_dump_json().encode()
     if kind is AnswerFormat.COLOR:
         return png(colour_mask(labels, classes))
     if kind is AnswerFormat.OVERLAY and pixels is not None:
@@ -70,13 +81,45 @@ def render(kind: AnswerFormat, labels: Labels, manifest: Manifest, pixels: NDArr
     return png(labels)
 
 
-def _summary(labels: Labels, version: int, classes: list[ClassInfo]) -> dict[str, object]:
-    """Size, share of each class (0-1) and the index mask as base64 PNG."""
-    pixels = np.bincount(labels.ravel(), minlength=len(classes))
-    rows = [
-        {"index": index, "name": entry.name, "pixels": int(pixels[index]), "share": float(pixels[index] / labels.size)}
+class ClassArea(BaseModel):
+    """How much of an image one class covers."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    index: int
+    """Index in the mask."""
+    name: str
+    """Name in the class list."""
+    pixels: int
+    """Pixels of this class."""
+    share: float
+    """Their share of the image (0-1)."""
+
+
+class SegmentSummary(BaseModel):
+    """The JSON answer of `/v1/segment`."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    version: int
+    """Version that answered."""
+    height: int
+    """Height of the image and the mask (pixels)."""
+    width: int
+    """Width of the image and the mask (pixels)."""
+    classes: list[ClassArea]
+    """Area of every class, those that are not there included, in index order."""
+    mask_png: str
+    """The index mask, a PNG in base64."""
+
+
+def summarise(labels: Labels, version: int, classes: list[ClassInfo]) -> SegmentSummary:
+    """Size, area of each class and the index mask of `labels` `[h, w]`."""
+    pixels = np.bincount(labels.ravel(), minlength=len(classes)).tolist()
+    areas = [
+        ClassArea(index=index, name=entry.name, pixels=pixels[index], share=pixels[index] / labels.size)
         for index, entry in enumerate(classes)
     ]
     mask = base64.b64encode(png(labels)).decode()
     height, width = labels.shape
-    return {"version": version, "height": height, "width": width, "classes": rows, "mask_png": mask}
+    return SegmentSummary(version=version, height=height, width=width, classes=areas, mask_png=mask)

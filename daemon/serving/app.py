@@ -2,27 +2,45 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Literal
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from daemon.logs import get_logger
+from daemon.serving.deadline import Deadline
 from daemon.serving.errors import ApiError
+from daemon.serving.guard import Guard, tokens_of
 from daemon.serving.instrument import Instrument
 from daemon.serving.oip import oip_routes
+from daemon.serving.openapi import describe_routes
 from daemon.serving.plane import InferencePlane
+from daemon.serving.problems import problem_answer
 from daemon.serving.segment import segment_routes
+from daemon.token import repository_token, serving_token
 
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 log = get_logger(__name__)
 
 
+class Health(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"]
+
+
+class Readiness(BaseModel):
+    """Whether requests are answered."""
+
+    ready: bool
+
+
 def create_app(plane: InferencePlane) -> FastAPI:
-    """The application over `plane`; its threads start and stop with it."""
+    """The application over `plane`; its threads start and stop with it. Raises ConfigError for an unusable token."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -31,27 +49,32 @@ def create_app(plane: InferencePlane) -> FastAPI:
         plane.stop()
 
     app = FastAPI(title="mfmd inference plane", docs_url=None, redoc_url=None, lifespan=lifespan)
+    serving = plane.settings.serving
+    tokens = tokens_of(serving_token(serving), repository_token(serving))
+    app.add_middleware(Deadline, seconds=serving.request_seconds, metrics=plane.metrics)
+    app.add_middleware(Guard, tokens=tokens, metrics=plane.metrics)  # inside of what counts requests
     app.add_middleware(Instrument, metrics=plane.metrics, live=lambda: plane.slots.live)
     app.include_router(segment_routes(plane))
     app.include_router(oip_routes(plane))
     _add_health(app, plane)
     _add_errors(app, plane)
+    describe_routes(app)
     return app
 
 
 def _add_health(app: FastAPI, plane: InferencePlane) -> None:
     @app.get("/healthz")
-    async def live() -> dict[str, str]:
+    async def live() -> Health:
         """The process answers; says nothing about a version."""
-        return {"status": "ok"}
+        return Health(status="ok")
 
-    @app.get("/readyz")
-    async def ready(response: Response) -> dict[str, bool]:
+    @app.get("/readyz", responses={503: {"model": Readiness, "description": "Not ready."}})
+    async def ready(response: Response) -> Readiness:
         """200 once a version is loaded, 503 before that and while the process stops."""
         response.status_code = 200 if plane.ready else 503
-        return {"ready": plane.ready}
+        return Readiness(ready=plane.ready)
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Prometheus metrics."""
         wanted = plane.follower.wanted
@@ -61,15 +84,9 @@ def _add_health(app: FastAPI, plane: InferencePlane) -> None:
 
 def _add_errors(app: FastAPI, plane: InferencePlane) -> None:
     def answer(request: Request, raised: Exception) -> JSONResponse:
-        error = _as_api_error(request, raised)
-        plane.metrics.refused.labels(reason=error.code).inc()
-        body = {"code": error.code, "message": error.message}
-        if request.url.path.startswith("/v2"):
-            body["error"] = error.message  # the field that Open Inference Protocol clients read
-        headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else None
-        return JSONResponse(body, error.status, headers=headers)
+        return problem_answer(request.url.path, _as_api_error(request, raised), plane.metrics)
 
-    for kind in (ApiError, HTTPException, RequestValidationError, Exception):
+    for kind in (ApiError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)
 
 
@@ -79,9 +96,7 @@ def _as_api_error(request: Request, error: Exception) -> ApiError:
         return error
     if isinstance(error, HTTPException):
         asked = f"{request.method} {request.url.path}: {error.detail}; GET /openapi.json lists what there is"
-        return ApiError(error.status_code, HTTP_CODES.get(error.status_code, "http_error"), asked)
-    if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        return ApiError(422, "invalid_request", f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+        code = HTTP_CODES.get(error.status_code, "http_error")
+        return ApiError(error.status_code, code, asked, headers=error.headers)
     log.error("request_failed", path=request.url.path, error=repr(error))
     return ApiError(500, "internal", "the server failed on this request; its log says why")

@@ -9,21 +9,23 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adapters.inference import segment_fitted
+from adapters.windows import Window
 from configs.settings import ServingSettings
 from daemon.logs import get_logger
 from daemon.serving.errors import ApiError, QueueFull
 from daemon.serving.metrics import ServingMetrics
 from daemon.serving.slots import Resident, Slots
-from storage.images import FittedFrame
+from storage.images import FittedFrame, fit_frame
 
 SIZES_REMEMBERED = 8
 """Valid sizes kept for the warm-up of the next version."""
@@ -38,12 +40,12 @@ class Fitted:
     """One image ready for the network."""
 
     frame: FittedFrame
-    """The image fitted to the version's input size."""
+    """The image fitted to the version's input size, or scaled to cover it where windows slide."""
     size: tuple[int, int]
     """Height and width of the answer (pixels): those of the image as it came."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Waiting:
     resident: Resident
     image: Fitted
@@ -56,11 +58,31 @@ class _Waiting:
         return id(self.resident), self.image.frame.valid_height, self.image.frame.valid_width
 
 
+def window_of(settings: ServingSettings, input_size: tuple[int, int]) -> Window | None:
+    """The window of `serving.window: slide` for a version's input size (h, w); None when images are resized."""
+    return Window(*input_size, settings.window_overlap) if settings.window == "slide" else None
+
+
+def fit(pixels: NDArray[np.uint8], input_size: tuple[int, int], settings: ServingSettings) -> Fitted:
+    """An RGB image `[h, w, 3]` made ready for a version of this input size (h, w)."""
+    window = window_of(settings, input_size)
+    frame = window.fit(pixels) if window else fit_frame(pixels, *input_size)
+    return Fitted(frame, (pixels.shape[0], pixels.shape[1]))
+
+
 class Batcher:
     """The bounded queue and the thread that empties it."""
 
-    def __init__(self, slots: Slots, settings: ServingSettings, metrics: ServingMetrics) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        settings: ServingSettings,
+        metrics: ServingMetrics,
+        on_answer: Callable[[int, Fitted, Labels], None] | None = None,
+    ) -> None:
+        """`on_answer` is told version, image and labels of every answer, after it was given; it must return at once."""
         self._slots = slots
+        self._on_answer = on_answer
         self._settings = settings
         self._metrics = metrics
         self._changed = threading.Condition()
@@ -112,10 +134,25 @@ class Batcher:
             items = [_Waiting(resident, image) for image in images]
             for item in items:
                 self._slots.hold(resident)
+                item.answer.add_done_callback(partial(self._forget, item))
                 self._groups.setdefault(item.group, deque()).append(item)
             self._depth += len(items)
             self._changed.notify_all()
         return [item.answer for item in items]
+
+    def _forget(self, item: _Waiting, answer: "Future[Labels]") -> None:
+        """Free the place of an image whose answer nobody waits for any more; nothing if it is at work or done."""
+        if not answer.cancelled():
+            return
+        with self._changed:
+            items = self._groups.get(item.group, deque())
+            if item not in items:
+                return
+            items.remove(item)
+            self._depth -= 1
+            if not items:
+                del self._groups[item.group]
+        self._slots.release(item.resident)
 
     def _work(self) -> None:
         while (batch := self._next_batch()) is not None:
@@ -152,8 +189,10 @@ class Batcher:
         if not items:
             del self._groups[key]
         self._depth -= len(batch)
-        self._sizes[key[1:]] = None
-        self._sizes.move_to_end(key[1:])
+        full = batch[0].resident.input_size
+        size = min(key[1], full[0]), min(key[2], full[1])  # of a window, where windows slide over a larger frame
+        self._sizes[size] = None
+        self._sizes.move_to_end(size)
         if len(self._sizes) > SIZES_REMEMBERED:
             self._sizes.popitem(last=False)
         return batch
@@ -173,11 +212,14 @@ class Batcher:
             return
         for item, one in zip(batch, labels, strict=True):
             item.answer.set_result(one)
+            if self._on_answer is not None:
+                self._on_answer(item.resident.version, item.image, one)
 
     def _segment(self, batch: list[_Waiting]) -> list[Labels]:
-        started = time.perf_counter()
-        frames = [item.image.frame for item in batch]
-        labels = segment_fitted(batch[0].resident.network, frames, [item.image.size for item in batch])
+        started, resident = time.perf_counter(), batch[0].resident
+        frames, sizes = [item.image.frame for item in batch], [item.image.size for item in batch]
+        window = window_of(self._settings, resident.input_size)
+        labels = segment_fitted(resident.forward, frames, sizes, window.logits if window else None)
         answers = [one.cpu().numpy() for one in labels]
         seconds = time.perf_counter() - started
         self._metrics.batch_size.observe(len(batch))

@@ -1,55 +1,75 @@
-"""Read a request body within limits on size and time; nothing beyond the limit is ever held in memory.
+"""Read request bodies within limits: of one body, and of all bodies together; nothing beyond them is ever held.
 
 A refusal is answered at once. What the client still sends is read and thrown away by uvicorn: closing the connection on
-unread data would reset it, and the client would never see why.
+unread data would reset it, and the client would never see why. How long a body may take: `deadline.py`.
 """
 
-import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from starlette.requests import Request
 from starlette.types import Message
 
 from daemon.serving.errors import ApiError
 
-BODY_SECONDS = 60.0
-"""Longest time that a client may take to send its body (seconds)."""
+LARGEST_AT_ONCE = 16
+"""Bodies of the largest size that fit into memory together; of usual images thousands do."""
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The body of `request`, at most `limit` bytes.
+class Bodies:
+    """The bodies of all requests in progress. Used on the event loop only."""
 
-    Raises ApiError: 413 body_too_large (from the header, or while reading a chunked upload), 415 unsupported_encoding,
-    408 body_timeout, 400 client_disconnected.
-    """
-    if request.headers.get("content-encoding", "identity").lower() not in ("identity", ""):
-        raise ApiError(415, "unsupported_encoding", "send the body as it is, without Content-Encoding")
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise _too_large(limit)
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            return await _collect(request, limit)
-    except TimeoutError:
-        raise ApiError(408, "body_timeout", f"the body did not arrive within {BODY_SECONDS:.0f} s") from None
+    def __init__(self, largest: int) -> None:
+        """`largest`: most bytes of one body."""
+        self._largest = largest
+        self._held = 0
 
+    @property
+    def held(self) -> int:
+        """Bytes in memory now."""
+        return self._held
 
-async def _collect(request: Request, limit: int) -> bytes:
-    body = bytearray()
-    more = True
-    while more:
-        message = await request.receive()
-        more = _continues(message)
-        body += message.get("body", b"")
-        if len(body) > limit:
-            raise _too_large(limit)
-    return bytes(body)
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """The body of `request`, counted as held until the block ends.
+
+        Raises ApiError: 413 body_too_large (from the header, or while reading a chunked upload), 415
+        unsupported_encoding, 400 client_disconnected, 503 too_many_bodies.
+        """
+        self._check_headers(request)
+        body = bytearray()
+        try:
+            more = True
+            while more:
+                message = await request.receive()
+                more = _continues(message)
+                self._add(body, message.get("body", b""))
+            yield bytes(body)
+        finally:
+            self._held -= len(body)
+
+    def _check_headers(self, request: Request) -> None:
+        if request.headers.get("content-encoding", "identity").lower() not in ("identity", ""):
+            raise ApiError(415, "unsupported_encoding", "send the body as it is, without Content-Encoding")
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal():
+            self._check_room(0, int(declared))
+
+    def _add(self, body: bytearray, part: bytes) -> None:
+        self._check_room(len(body), len(part))
+        body += part
+        self._held += len(part)
+
+    def _check_room(self, so_far: int, more: int) -> None:
+        if so_far + more > self._largest:
+            message = f"the body is larger than {self._largest} bytes (serving.max_body_bytes)"
+            raise ApiError(413, "body_too_large", message)
+        if self._held + more > LARGEST_AT_ONCE * self._largest:
+            message = f"{self._held} bytes of other requests are held already; try again in 1 s"
+            raise ApiError(503, "too_many_bodies", message, retry_after=1)
 
 
 def _continues(message: Message) -> bool:
     if message["type"] == "http.disconnect":
         raise ApiError(400, "client_disconnected", "the client left before its body arrived")
     return bool(message.get("more_body", False))
-
-
-def _too_large(limit: int) -> ApiError:
-    return ApiError(413, "body_too_large", f"the body is larger than {limit} bytes (serving.max_body_bytes)")

@@ -1,5 +1,7 @@
 """Errors of the inference plane; codes are stable and documented in `docs/errors.md`."""
 
+from collections.abc import Mapping
+
 from storage.errors import RefusedImage
 
 REFUSED_STATUS = {
@@ -15,14 +17,23 @@ REFUSED_STATUS = {
 
 
 class ApiError(Exception):
-    """An answer other than 2xx: HTTP `status`, a stable `code`, a sentence, perhaps `retry_after` (s)."""
+    """An answer other than 2xx: HTTP `status`, a stable `code`, a sentence, perhaps `retry_after` (s) and `headers`."""
 
-    def __init__(self, status: int, code: str, message: str, *, retry_after: int | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
         self.retry_after = retry_after
+        self.headers = headers or {}
 
 
 class NotReady(ApiError):
@@ -39,6 +50,18 @@ class VersionNotLoaded(ApiError):
     def __init__(self, version: str, resident: tuple[int, ...]) -> None:
         there = ", ".join(map(str, resident)) or "none"
         super().__init__(404, "version_not_loaded", f"version {version} is not loaded; loaded: {there}")
+
+
+class ShadowDiffers(Exception):
+    """A candidate whose masks cannot be compared with those of the version that serves."""
+
+    code = "shadow_differs"
+
+    def __init__(self, version: int) -> None:
+        super().__init__(
+            f"version {version} has other classes or another input size than the version that serves, or none serves; "
+            "`mfmd checkpoints show` shows both; choose another one to run in its shadow"
+        )
 
 
 class QueueFull(ApiError):

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from daemon.logs import get_logger
@@ -50,7 +51,10 @@ class Follower:
         swapper: Swapper,
         metrics: ServingMetrics,
         interval: float,
+        also: Callable[[], None] | None = None,
     ) -> None:
+        """`also` is called after each look, in the same thread; it must not raise."""
+        self._also = also
         self._registry = registry
         self._slots = slots
         self._swapper = swapper
@@ -62,6 +66,30 @@ class Follower:
         self._failure: Failure | None = None
         self._attempts = 0
         self._retry_at = 0.0
+        self.failures = 0
+        """Swaps that failed since the start."""
+        self._suspended = False
+        self._again = False
+        self._looks = 0
+
+    @property
+    def suspended(self) -> bool:
+        """Whether nothing serves because somebody asked for that."""
+        return self._suspended
+
+    @property
+    def looks(self) -> int:
+        """Looks at the ref that have ended."""
+        return self._looks
+
+    def suspend(self) -> None:
+        """Let nothing serve from the next look on, and free the weights, until `resume`."""
+        self._suspended = True
+
+    def resume(self) -> int:
+        """Follow the ref again, and try at once what failed; gives the number of `looks` so far."""
+        self._suspended, self._again = False, True
+        return self._looks
 
     @property
     def wanted(self) -> Ref | None:
@@ -84,9 +112,16 @@ class Follower:
             self._thread.join(timeout)
 
     def _follow(self) -> None:
-        _be_nice()
+        be_nice()
         while not self._stop.is_set():
-            self.look(time.monotonic())
+            if self._suspended:
+                self._slots.clear()
+                self._metrics.withdraw()
+            else:
+                self.look(time.monotonic())
+                if self._also is not None:
+                    self._also()
+            self._looks += 1
             self._stop.wait(self._interval)
 
     def look(self, now: float) -> None:
@@ -97,7 +132,8 @@ class Follower:
             if now >= self._retry_at:
                 self._note(None, error, now)
             return
-        if ref != self._wanted:
+        if ref != self._wanted or self._again:
+            self._again = False
             self._wanted, self._attempts, self._retry_at = ref, 0, 0.0
         live = self._slots.live
         if ref is None or (live is not None and live.version == ref.version) or now < self._retry_at:
@@ -131,13 +167,14 @@ class Follower:
     def _note(self, version: int | None, error: Exception, now: float) -> None:
         self._metrics.swaps.labels(result="failed").inc()
         self._attempts += 1
+        self.failures += 1
         self._retry_at = now + min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** (self._attempts - 1))
         code = getattr(error, "code", type(error).__name__)
         self._failure = Failure(version, code, str(error), time.time(), self._attempts)
         log.exception("swap_failed", version=version, code=code, attempts=self._attempts)
 
 
-def _be_nice() -> None:
+def be_nice() -> None:
     """Lower the priority of the calling thread, where the system counts priority by thread (Linux)."""
     if hasattr(os, "setpriority"):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+from daemon.serving.mask_metrics import MaskMetrics
+
 SWAP_PHASES = ("verify", "drain", "load", "warmup")
 ENDPOINTS = ("/v1/segment", "/v2/models/{model}/infer")
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -22,6 +24,8 @@ class ServingMetrics:
         self._add_requests()
         self._add_batches()
         self._add_swaps()
+        self._add_shadow()
+        self.masks = MaskMetrics(self.registry)
 
     def _add_requests(self) -> None:
         registry = self.registry
@@ -63,6 +67,11 @@ class ServingMetrics:
             ["weights"],
             registry=registry,
         )
+        self.quantization_refused = Counter(
+            "mfmd_quantization_refused",
+            "Versions that serve in float32 because int8 would change their labels",
+            registry=registry,
+        )
         self.version = Gauge("mfmd_serving_version", "Version that serves; 0 before the first", registry=registry)
         self.wanted = Gauge(
             "mfmd_serving_wanted_version", "Version that the serving ref names; 0: none", registry=registry
@@ -77,6 +86,24 @@ class ServingMetrics:
         for weights in ("resident", "disk"):
             self.rollbacks.labels(weights=weights)
 
+    def _add_shadow(self) -> None:
+        registry = self.registry
+        self.shadow_images = Counter(
+            "mfmd_shadow_images",
+            "Images that a candidate should run on in the shadow of the serving version, by what came of it",
+            ["result"],
+            registry=registry,
+        )
+        self.shadow_agreement = Gauge(
+            "mfmd_shadow_agreement", "Share of pixels with the same label as served, since it began", registry=registry
+        )
+        self.shadow_version = Gauge("mfmd_shadow_version", "Candidate that runs; 0: none", registry=registry)
+        self.shadow_failed = Counter(
+            "mfmd_shadow_failed", "Candidates that could not be loaded as a shadow", registry=registry
+        )
+        for result in ("compared", "dropped", "failed"):
+            self.shadow_images.labels(result=result)
+
     def watch_queue(self, depth: Callable[[], int]) -> None:
         """Let `mfmd_queue_depth` ask `depth` at every scrape."""
         self.queue_depth.set_function(depth)
@@ -86,6 +113,11 @@ class ServingMetrics:
         self.version.set(version)
         self.version_info.clear()
         self.version_info.labels(version=str(version), sha256=digest[:12]).set(1)
+
+    def withdraw(self) -> None:
+        """Record that no version serves."""
+        self.version.set(0)
+        self.version_info.clear()
 
     def render(self) -> bytes:
         """Everything in the Prometheus text format."""

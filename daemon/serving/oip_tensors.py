@@ -8,48 +8,29 @@ header `Inference-Header-Content-Length`, and the tensor's bytes follow.
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from daemon.serving.batcher import Labels
 from daemon.serving.errors import ApiError
+from daemon.serving.oip_models import (
+    DATATYPE,
+    HEADER_LENGTH,
+    IMAGE_CHANNELS,
+    IMAGE_RANK,
+    INPUT,
+    MODEL,
+    OUTPUT,
+    InferAnswer,
+    InferBody,
+    InputTensor,
+    OutputTensor,
+)
 
-MODEL = "segmentation"
-INPUT = "images"
-OUTPUT = "labels"
-DATATYPE = "UINT8"
-HEADER_LENGTH = "Inference-Header-Content-Length"
-IMAGE_RANK = 4
-IMAGE_CHANNELS = 3
-
-
-class InputTensor(BaseModel):
-    """One entry of `inputs`."""
-
-    name: str
-    shape: list[int]
-    datatype: str
-    data: list[Any] | None = None
-    parameters: dict[str, Any] = Field(default_factory=dict)
-
-
-class OutputRequest(BaseModel):
-    """One entry of `outputs`."""
-
-    name: str
-    parameters: dict[str, Any] = Field(default_factory=dict)
-
-
-class InferBody(BaseModel):
-    """The JSON part of a request; unknown members are ignored, as the protocol says."""
-
-    id: str | None = None
-    inputs: list[InputTensor]
-    outputs: list[OutputRequest] = Field(default_factory=list)
-    parameters: dict[str, Any] = Field(default_factory=dict)
+Message = TypeVar("Message", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +47,15 @@ class InferRequest:
 def parse_infer(body: bytes, header_length: str | None, max_pixels: int) -> InferRequest:
     """The request in `body`. Raises ApiError 400 with a code that says which part is wrong, 413 beyond `max_pixels`."""
     text, tail = _split(body, header_length)
-    message = _read_json(text)
+    message = read_json(text, InferBody)
     if len(message.inputs) != 1 or message.inputs[0].name != INPUT:
-        names = [tensor.name for tensor in message.inputs]
+        names = [tensor.name[:32] for tensor in message.inputs[:4]]
         raise ApiError(400, "wrong_input_name", f"expected one input named {INPUT!r}, got {names}")
     for output in message.outputs:
         if output.name != OUTPUT:
-            raise ApiError(400, "wrong_output_name", f"there is one output, {OUTPUT!r}; asked for {output.name!r}")
+            raise ApiError(400, "wrong_output_name", f"there is one output, {OUTPUT!r}; asked for {output.name!r:.64}")
+        if output.parameters.get("classification"):
+            raise ApiError(400, "unsupported_parameter", f"output {OUTPUT!r}: classification is not offered")
     images = _read_tensor(message.inputs[0], tail, max_pixels)
     return InferRequest(message.id, images, _wants_binary(message))
 
@@ -80,15 +63,13 @@ def parse_infer(body: bytes, header_length: str | None, max_pixels: int) -> Infe
 def format_infer(request: InferRequest, labels: list[Labels], version: int) -> tuple[bytes, dict[str, str], str]:
     """Body, extra headers and media type of the answer."""
     stacked = np.stack(labels)  # [B, H, W]
-    output: dict[str, Any] = {"name": OUTPUT, "datatype": DATATYPE, "shape": list(stacked.shape)}
-    message: dict[str, Any] = {"model_name": MODEL, "model_version": str(version), "outputs": [output]}
-    if request.id is not None:
-        message["id"] = request.id
+    output = OutputTensor(name=OUTPUT, datatype=DATATYPE, shape=list(stacked.shape))
+    answer = InferAnswer(model_name=MODEL, model_version=str(version), id=request.id, outputs=[output])
     if not request.binary:
-        output["data"] = stacked.ravel().tolist()
-        return json.dumps(message).encode(), {}, "application/json"
-    output["parameters"] = {"binary_data_size": stacked.nbytes}
-    head = json.dumps(message).encode()
+        output.data = stacked.ravel().tolist()
+        return answer.model_dump_json(exclude_none=True).encode(), {}, "application/json"
+    output.parameters = {"binary_data_size": stacked.nbytes}
+    head = answer.model_dump_json(exclude_none=True).encode()
     return head + stacked.tobytes(), {HEADER_LENGTH: str(len(head))}, "application/octet-stream"
 
 
@@ -104,7 +85,8 @@ def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes | None]
     return body[:length], body[length:]
 
 
-def _read_json(text: bytes) -> InferBody:
+def read_json(text: bytes, kind: type[Message]) -> Message:
+    """The message in `text`. Raises ApiError 400 invalid_json, invalid_request (names the field)."""
     try:
         value = json.loads(text)
     except RecursionError:
@@ -112,7 +94,7 @@ def _read_json(text: bytes) -> InferBody:
     except ValueError as error:
         raise ApiError(400, "invalid_json", f"the body is not JSON: {error}") from error
     try:
-        return InferBody.model_validate(value)
+        return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "body"

@@ -4,21 +4,25 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adapters.inference import choose_device
-from configs.settings import Settings
-from daemon.serving.batcher import Batcher, Fitted, Labels
+from configs.settings import ServingSettings, Settings
+from daemon.serving.batcher import Batcher, Fitted, Labels, fit
+from daemon.serving.body import Bodies
+from daemon.serving.calibration import Calibration
 from daemon.serving.errors import ApiError
 from daemon.serving.follower import Follower
+from daemon.serving.mask_writer import MaskWriter
 from daemon.serving.metrics import ServingMetrics
+from daemon.serving.shadow import Shadow
+from daemon.serving.shadow_follower import ShadowFollower
 from daemon.serving.slots import Resident, Slots
 from daemon.serving.swap import Swapper
-from storage.images import fit_frame
 from storage.layout import StateLayout
 from storage.registry import CheckpointRegistry
 
@@ -40,10 +44,26 @@ class InferencePlane:
         self.device = choose_device(serving.device)
         self.metrics = ServingMetrics()
         self.slots = Slots()
-        self.batcher = Batcher(self.slots, serving, self.metrics)
-        self.registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)
-        self.swapper = Swapper(self.registry, self.slots, self.device, self.metrics, self.batcher.served_sizes)
-        self.follower = Follower(self.registry, self.slots, self.swapper, self.metrics, serving.follow_seconds)
+        layout = StateLayout(settings.state)
+        self.shadow = Shadow(self.slots, layout, serving, self.metrics)
+        self.batcher = Batcher(self.slots, serving, self.metrics, self.shadow.offer)
+        self.registry = CheckpointRegistry(layout.checkpoints)
+        self.swapper = Swapper(
+            self.registry,
+            self.slots,
+            serving,
+            self.device,
+            self.metrics,
+            self.batcher.served_sizes,
+            Calibration(settings),
+        )
+        shadows = ShadowFollower(self.registry, self.slots, self.swapper, self.metrics)
+        also = shadows.look if serving.shadow_fraction else None
+        self.follower = Follower(
+            self.registry, self.slots, self.swapper, self.metrics, serving.follow_seconds, also=also
+        )
+        self.bodies = Bodies(serving.max_body_bytes)
+        self.masks = MaskWriter(settings, self)
         self.started = time.time()
         self.draining = False
         """Set when the process was asked to stop: not ready any more, but requests are still answered."""
@@ -52,13 +72,17 @@ class InferencePlane:
     def start(self) -> None:
         """Start following and batching."""
         self.batcher.start()
+        self.shadow.start()
         self.follower.start()
+        self.masks.start()
 
     def stop(self) -> None:
         """Answer what waits, then end all threads. May be called twice."""
         self.draining = True
+        self.masks.stop(STOP_SECONDS)
         self.follower.stop(STOP_SECONDS)
         self.batcher.stop(STOP_SECONDS)
+        self.shadow.stop(STOP_SECONDS)
         self._pool.shutdown()
 
     @property
@@ -76,18 +100,25 @@ class InferencePlane:
         The caller holds a lease on `resident`, so all answers are of one version. Raises ApiError, and what `images`
         raises.
         """
-        fitted = await self.in_thread(lambda: _fit_all(images(), resident.input_size))
-        if len(fitted) > self.settings.serving.queue_images:
-            limit = self.settings.serving.queue_images
-            raise ApiError(
-                413, "batch_too_large", f"{len(fitted)} images at once; at most {limit} (serving.queue_images)"
-            )
-        answers = self.batcher.submit(resident, fitted)
+        answers = await self.in_thread(lambda: self.submit(resident, images()))
         return list(await asyncio.gather(*map(asyncio.wrap_future, answers)))
 
+    def submit(self, resident: Resident, images: Sequence[NDArray[np.uint8]]) -> "list[Future[Labels]]":
+        """Fit RGB images `[h, w, 3]` and queue them for `resident`, which the caller holds: all of them or none.
 
-def _fit_all(images: Sequence[NDArray[np.uint8]], input_size: tuple[int, int]) -> list[Fitted]:
+        Raises ApiError: batch_too_large, side_too_long, queue_full, shutting_down.
+        """
+        limit = self.settings.serving.queue_images
+        if len(images) > limit:
+            message = f"{len(images)} images at once; at most {limit} (serving.queue_images)"
+            raise ApiError(413, "batch_too_large", message)
+        return self.batcher.submit(resident, _fit_all(images, resident.input_size, self.settings.serving))
+
+
+def _fit_all(
+    images: Sequence[NDArray[np.uint8]], input_size: tuple[int, int], serving: ServingSettings
+) -> list[Fitted]:
     longest = max(max(pixels.shape[:2]) for pixels in images)
     if longest > MAX_SIDE:
         raise ApiError(413, "side_too_long", f"an image side has {longest} pixels; the limit is {MAX_SIDE}")
-    return [Fitted(fit_frame(pixels, *input_size), (pixels.shape[0], pixels.shape[1])) for pixels in images]
+    return [fit(pixels, input_size, serving) for pixels in images]

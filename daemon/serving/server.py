@@ -12,16 +12,23 @@ import uvicorn
 from pydantic import BaseModel
 
 from configs.settings import Settings
-from daemon.errors import AddressInUse
+from daemon.listening import listen
 from daemon.logs import configure_logs, get_logger
+from daemon.mask_folder import check_masks
 from daemon.serving.app import create_app
+from daemon.serving.memory import limit_arenas
 from daemon.serving.plane import InferencePlane
+from daemon.tls import TlsFiles, tls_files
+from daemon.token import serving_address
 from storage.durable import make_directory, write_record
 from storage.layout import StateLayout
 
 GRACE_SECONDS = 30
 """Longest wait for requests in flight at the end (seconds)."""
 BACKLOG = 2048
+KEEP_ALIVE_SECONDS = 75
+"""How long an idle connection stays open (seconds): longer than the 60 s for which proxies keep theirs, or a request
+would now and then meet the close of its connection and fail. uvicorn's default is 5."""
 
 log = get_logger(__name__)
 
@@ -33,6 +40,8 @@ class RunRecord(BaseModel):
     host: str
     port: int
     started: float
+    certificate: str | None = None
+    """Hex SHA-256 of the TLS certificate that it shows; none: it speaks plain HTTP."""
 
 
 class PlaneServer(uvicorn.Server):
@@ -58,16 +67,21 @@ class PlaneServer(uvicorn.Server):
 def serve(settings: Settings) -> int:
     """Run the inference plane of `settings` until a signal; 0 after a clean stop.
 
-    Starts without any version and waits for one. Raises AddressInUse when the address cannot be bound.
+    Starts without any version and waits for one. Raises AddressInUse when the address cannot be bound, ConfigError for
+    a public address without a token, for a token, certificate or key that cannot be used, and for an unusable
+    `masks.folder`.
     """
-    listener = _bind(settings.serving.host, settings.serving.port)
+    tls = tls_files("serving", settings.serving.certificate, settings.serving.key)
+    check_masks(settings)
+    listener = listen(serving_address(settings.serving), BACKLOG)
     configure_logs(settings.log)
+    limit_arenas()
     if settings.serving.threads:
         torch.set_num_threads(settings.serving.threads)
     with listener, _signals_absorbed():
         plane = InferencePlane(settings)
         try:
-            make_server(plane, listener).run(sockets=[listener])
+            make_server(plane, listener, tls).run(sockets=[listener])
         finally:
             plane.stop()
             _remove_record(settings)
@@ -75,31 +89,33 @@ def serve(settings: Settings) -> int:
     return 0
 
 
-def make_server(plane: InferencePlane, listener: socket.socket) -> PlaneServer:
-    """The server for `plane` on a bound socket; it publishes its address once it accepts connections."""
+def make_server(plane: InferencePlane, listener: socket.socket, tls: TlsFiles | None = None) -> PlaneServer:
+    """The server for `plane` on a bound socket, HTTPS with `tls`; it publishes its address once it takes connections.
+
+    Raises ConfigError for an unusable token.
+    """
     config = uvicorn.Config(
-        create_app(plane), log_config=None, access_log=False, backlog=BACKLOG, timeout_graceful_shutdown=GRACE_SECONDS
+        create_app(plane),
+        log_config=None,
+        access_log=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        ssl_certfile=tls.certificate if tls else None,
+        ssl_keyfile=tls.key if tls else None,
     )
 
     def published() -> None:
         host, port = listener.getsockname()[:2]
-        _write_record(plane.settings, RunRecord(pid=os.getpid(), host=host, port=port, started=plane.started))
+        certificate = tls.digest if tls else None
+        record = RunRecord(pid=os.getpid(), host=host, port=port, started=plane.started, certificate=certificate)
+        _write_record(plane.settings, record)
         log.info("serving_listens", host=host, port=port, device=str(plane.device))
 
     def draining() -> None:
         plane.draining = True
 
     return PlaneServer(config, published, draining)
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise AddressInUse(
-            f"serving.host {host}, serving.port {port}: cannot bind: {error.strerror or error}; choose another port"
-        ) from error
 
 
 @contextmanager

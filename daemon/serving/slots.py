@@ -2,7 +2,8 @@
 
 A request takes a lease on a version when it is admitted and keeps it until it is answered, so it finishes on the
 version it began with. Weights are only written into a network that nobody holds: a version is first taken out of the
-idle place (no new leases), then waited for until the last lease on it ended.
+idle place (no new leases), then waited for until the last lease on it ended. The idle place holds the version that
+served before, for rollbacks, or a candidate that runs in the live one's shadow and answers nobody.
 """
 
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from adapters.networks.network import SegmentationNetwork
+from adapters.served.forward import ServedForward
 from daemon.serving.errors import NotReady, VersionNotLoaded
 from storage.manifest import Manifest
 
@@ -17,12 +19,23 @@ from storage.manifest import Manifest
 class Resident:
     """A version in memory; its weights do not change while anybody holds it."""
 
-    def __init__(self, version: int, manifest: Manifest, network: SegmentationNetwork) -> None:
+    def __init__(self, version: int, manifest: Manifest, forward: ServedForward, float_because: str = "") -> None:
         self.version = version
         self.manifest = manifest
-        self.network = network
+        self.forward = forward
+        """What runs."""
+        self.float_because = float_because
+        """Why it does not run in int8 although it should; empty: it runs as configured."""
+        self.warmed: set[tuple[int, int]] = set()
+        """Sizes (height, width) at which its outputs were found finite; only the follower's thread looks at it."""
         self.holds = 0
         """Requests and batches that use it; guarded by the lock of `Slots`."""
+
+    @property
+    def network(self) -> SegmentationNetwork:
+        """The float32 weights as the version holds them."""
+        network: SegmentationNetwork = self.forward.network
+        return network
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -42,6 +55,7 @@ class Slots:
         self._changed = threading.Condition()
         self._live: Resident | None = None
         self._idle: Resident | None = None
+        self._idle_is_shadow = False
 
     @property
     def live(self) -> Resident | None:
@@ -50,10 +64,22 @@ class Slots:
             return self._live
 
     @property
-    def versions(self) -> tuple[int, ...]:
-        """Versions in memory, the live one first."""
+    def idle(self) -> Resident | None:
+        """The version in the idle place, whichever it is."""
         with self._changed:
-            return tuple(item.version for item in (self._live, self._idle) if item is not None)
+            return self._idle
+
+    @property
+    def shadow(self) -> Resident | None:
+        """The candidate that runs in the live version's shadow."""
+        with self._changed:
+            return self._idle if self._idle_is_shadow else None
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """Versions that answer, the live one first: not a shadow."""
+        with self._changed:
+            return tuple(item.version for item in self._answering())
 
     @contextmanager
     def lease(self, version: int | None = None) -> Iterator[Resident]:
@@ -68,6 +94,19 @@ class Slots:
             yield resident
         finally:
             self.release(resident)
+
+    @contextmanager
+    def lease_shadow(self) -> Iterator[Resident | None]:
+        """Hold the shadow until the block ends; none when there is none."""
+        with self._changed:
+            resident = self._idle if self._idle_is_shadow else None
+            if resident is not None:
+                resident.holds += 1
+        try:
+            yield resident
+        finally:
+            if resident is not None:
+                self.release(resident)
 
     def hold(self, resident: Resident) -> None:
         """One more user of a version that is already held (a lease lasts until its request is answered)."""
@@ -88,7 +127,7 @@ class Slots:
         with self._changed:
             if self._idle is None or self._idle.version != version:
                 return False
-            self._live, self._idle = self._idle, self._live
+            self._live, self._idle, self._idle_is_shadow = self._idle, self._live, False
             return True
 
     def retire_idle(self, timeout: float) -> Resident | None:
@@ -98,7 +137,7 @@ class Slots:
         is then freed by the last holder).
         """
         with self._changed:
-            retired, self._idle = self._idle, None
+            retired, self._idle, self._idle_is_shadow = self._idle, None, False
             if retired is None or not self._changed.wait_for(lambda: retired.holds == 0, timeout):
                 return None
             return retired
@@ -106,16 +145,35 @@ class Slots:
     def install(self, resident: Resident) -> None:
         """Make `resident` live; the version that was live becomes the idle one."""
         with self._changed:
-            if self._idle is not None:
-                raise RuntimeError(f"the idle place still holds version {self._idle.version}; retire it first")
+            self._check_idle_is_free()
             self._live, self._idle = resident, self._live
+
+    def clear(self) -> None:
+        """Take both versions out; the last holder of each frees it."""
+        with self._changed:
+            self._live = self._idle = None
+            self._idle_is_shadow = False
+
+    def install_shadow(self, resident: Resident) -> None:
+        """Put `resident` into the idle place as the live version's shadow."""
+        with self._changed:
+            self._check_idle_is_free()
+            self._idle, self._idle_is_shadow = resident, True
+
+    def _check_idle_is_free(self) -> None:
+        if self._idle is not None:
+            raise RuntimeError(f"the idle place still holds version {self._idle.version}; retire it first")
+
+    def _answering(self) -> list[Resident]:
+        idle = None if self._idle_is_shadow else self._idle
+        return [item for item in (self._live, idle) if item is not None]
 
     def _find(self, version: int | None) -> Resident:
         if self._live is None:
             raise NotReady
         if version is None:
             return self._live
-        for resident in (self._live, self._idle):
-            if resident is not None and resident.version == version:
+        for resident in self._answering():
+            if resident.version == version:
                 return resident
-        raise VersionNotLoaded(str(version), self.versions)
+        raise VersionNotLoaded(str(version), tuple(item.version for item in self._answering()))

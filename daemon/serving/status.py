@@ -52,6 +52,10 @@ class ServingStatus(_Part):
     """Images that may wait."""
     device: str
     """Where the network runs."""
+    computes: str | None
+    """What the serving version computes with: float32, bf16, fp16 or int8."""
+    float_because: str
+    """Why it does not compute in int8 although `serving.quantize` says so; empty: it computes as configured."""
     started: float
     """Unix time of the start (seconds)."""
 
@@ -71,5 +75,7 @@ def describe(plane: "InferencePlane") -> ServingStatus:
         queue_images=plane.batcher.depth,
         queue_limit=plane.settings.serving.queue_images,
         device=str(plane.device),
+        computes=live.forward.computes if live else None,
+        float_because=live.float_because if live else "",
         started=plane.started,
     )

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adapters.checkpoints.checkpoint import (
-    config_hash,
     load_version,
     load_weights,
     make_manifest,
@@ -189,7 +188,9 @@ def test_manifest_records_what_rebuilds_the_network(settings: Settings, tmp_path
     assert manifest.network["pretrained"] is None, "a version must load where the encoder directory does not exist"
     assert (manifest.input_height, manifest.input_width) == (64, 96)
     assert [entry["name"] for entry in manifest.classes] == [entry.name for entry in settings.classes]
-    assert set(manifest.libraries) == {"mfmd", "python", "torch", "transformers"}
+    assert {"mfmd", "python", "torch", "transformers", "safetensors"} <= set(manifest.libraries)
+    assert len(manifest.code) == 64
+    assert Settings.model_validate(manifest.settings).round == settings.round
     assert manifest.scores == {"miou": 0.5}
     assert network_of(manifest).num_classes == len(settings.classes)
 
@@ -198,6 +199,11 @@ def test_config_hash_follows_settings_but_not_secrets(settings: Settings) -> Non
     other = settings.model_copy(update={"round": settings.round.model_copy(update={"steps": 7})})
     control = Settings.model_validate({**settings.model_dump(mode="json"), "control": {"token": "s3cret"}})
     control_two = Settings.model_validate({**settings.model_dump(mode="json"), "control": {"token": "another"}})
-    assert config_hash(settings) == config_hash(settings.model_copy())
-    assert config_hash(settings) != config_hash(other)
-    assert config_hash(control) == config_hash(control_two)
+
+    def hashed(some: Settings) -> str:
+        return make_manifest(some, origin="pretrain").config_hash
+
+    assert hashed(settings) == hashed(settings.model_copy())
+    assert hashed(settings) != hashed(other)
+    assert hashed(control) == hashed(control_two)
+    assert "s3cret" not in make_manifest(control, origin="pretrain").model_dump_json()

@@ -24,6 +24,7 @@ from storage.layout import StateLayout
 from storage.registry import CheckpointRegistry
 from storage.rounds import RoundStore
 from tests.faults import world
+from tests.storage.mirrored import what_a_reader_finds
 
 
 class Oracle:
@@ -54,6 +55,7 @@ class Oracle:
         if layout.catalog.exists() and layout.frames_zarr.exists():
             self._check_frames(root, layout)
         self._check_registry(layout)
+        self._check_mirrors(root)
         self._check_rounds(layout)
         self._check_source(layout)
 
@@ -142,6 +144,12 @@ class Oracle:
             assert any(str(event.version) == version for event in registry.history()), (
                 f"no history of version {version}"
             )
+
+    def _check_mirrors(self, root: Path) -> None:
+        """A reader finds one whole version, once there was one."""
+        for mirror in world.mirrors(root):
+            found = what_a_reader_finds(mirror)
+            assert found is not None or not world.acknowledged(self.root, f"mirrored {mirror.name}")
 
     def _check_rounds(self, layout: StateLayout) -> None:
         store = RoundStore(layout.rounds)

@@ -155,7 +155,7 @@ def test_ingest_loses_nothing_by_any_one_error(tmp_path: Path, code: int):
             oracle.check_finished()
 
 
-OTHERS = [("registry", code) for code in CALLS] + [("rounds", errno.EIO), ("source", errno.ENOSPC)]
+OTHERS = [("registry", errno.EIO), ("registry", errno.EMFILE), ("rounds", errno.EIO), ("source", errno.ENOSPC)]
 
 
 @pytest.mark.slow

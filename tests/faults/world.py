@@ -30,9 +30,11 @@ from storage.images import FittedFrame, decode_image, fit_frame
 from storage.labelled_import import import_labelled
 from storage.layout import StateLayout
 from storage.manifest import Manifest
+from storage.mirrors import HuggingFaceMirror, Mirror, TritonMirror
 from storage.registry import CheckpointRegistry
 from storage.round_records import RoundEvent, RoundScores, RoundSpec, Verdict
 from storage.rounds import RoundStore
+from tests.storage.mirrored import export, weights_of
 
 HEIGHT, WIDTH = 32, 48
 PATIENCE = 60.0
@@ -251,6 +253,38 @@ def move_refs(root: Path) -> None:
     registry.pin(version, by="operator")
     registry.unpin(version, by="operator")
     registry.prune(keep=0)
+    _promote_expected(root, registry, weights)
+
+
+def _promote_expected(root: Path, registry: CheckpointRegistry, weights: Path) -> None:
+    """As the gate does: only while the version that a candidate was compared with serves; then back by its number."""
+    serving = registry.ref("serving")
+    assert serving is not None
+    candidate = registry.add(weights, _manifest(), by="gate").version
+    acknowledge(root, f"moving {candidate}")
+    registry.promote(candidate, by="gate", reason="test", expected=serving.version)
+    acknowledge(root, f"moved {candidate}")
+    acknowledge(root, f"moving {serving.version}")
+    registry.roll_back(to=serving.version, by="operator", reason="test", expected=candidate)
+    acknowledge(root, f"moved {serving.version}")
+    assert candidate in registry.rolled_back()
+    registry.prune(keep=0)
+
+
+def publish_mirrors(root: Path) -> None:
+    """Two versions come to both mirrors, one after the other; then the first serves again."""
+    for mirror in mirrors(root):
+        for version in (1, 2, 1):
+            if not mirror.holds(version, weights_of(version)):
+                export(mirror, version)
+            mirror.point(version)
+            acknowledge(root, f"mirrored {mirror.name} {version}")
+            mirror.prune({version})
+
+
+def mirrors(root: Path) -> list[Mirror]:
+    """The mirrors of `publish_mirrors`."""
+    return [TritonMirror(root / "triton", max_batch=4), HuggingFaceMirror(root / "huggingface")]
 
 
 def _manifest() -> Manifest:
@@ -305,6 +339,7 @@ JOBS: dict[str, Callable[[Path], None]] = {
     "leases": lease_frames,
     "rebuild": rebuild_buffer,
     "registry": move_refs,
+    "mirrors": publish_mirrors,
     "rounds": run_round,
     "source": import_source,
 }

@@ -22,6 +22,7 @@ from daemon.doctor.ports import examine_ports
 from daemon.mounts import file_system_of
 from storage.layout import StateLayout
 from storage.registry import CheckpointRegistry
+from tests.daemon.certificates import self_signed
 
 
 def _with(settings: Settings, section: str, **values: object) -> Settings:
@@ -170,6 +171,23 @@ def test_public_control_plane_needs_a_token(settings: Settings, tmp_path: Path) 
     assert _by_name(examine_ports(with_file))["control_token"].level == Level.FAIL
     token.write_text("secret", encoding="utf-8")
     assert _by_name(examine_ports(with_file))["control_token"].level == Level.OK
+
+
+def test_public_inference_plane_needs_a_token_or_to_be_meant(settings: Settings) -> None:
+    public = _with(settings, "serving", host="0.0.0.0")
+    finding = _by_name(examine_ports(public))["serving_token"]
+    assert finding.level == Level.FAIL and "serving.public" in finding.remedy
+    assert _by_name(examine_ports(_with(public, "serving", public=True)))["serving_token"].level == Level.OK
+    assert _by_name(examine_ports(settings))["serving_token"].level == Level.OK
+
+
+def test_certificates_are_tried(settings: Settings, tmp_path: Path) -> None:
+    assert "serving_tls" not in _by_name(examine_ports(settings))
+    certificate, key = self_signed(tmp_path)
+    secure = _with(settings, "serving", certificate=certificate, key=key)
+    assert _by_name(examine_ports(secure))["serving_tls"].level == Level.OK
+    key.write_text("rubbish")
+    assert _by_name(examine_ports(secure))["serving_tls"].level == Level.FAIL
 
 
 def test_checkpoint_is_verified(settings: Settings, registry: CheckpointRegistry) -> None:

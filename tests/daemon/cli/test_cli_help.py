@@ -40,8 +40,13 @@ def test_the_commands_of_the_issue_are_there() -> None:
         "status", "check", "checkpoints", "rollback", "refused", "buffer", "config", "doctor", "demo",
     }  # fmt: skip
     assert {path[1] for path in VISIBLE if path[0] == "checkpoints" and len(path) > 1} == {
+        "shadow",
+        "unshadow",
         "list",
         "show",
+        "diff",
+        "verify",
+        "prune",
         "pin",
         "unpin",
     }

@@ -15,6 +15,8 @@ from storage.round_records import Check, RoundScores, RoundSpec, Verdict
 from storage.rounds import RoundStore
 
 EXPECTED = [
+    "mfmd_publish_total",
+    "mfmd_publish_version",
     "mfmd_build_info",
     "mfmd_config_hash_info",
     "mfmd_start_timestamp_seconds",
@@ -126,7 +128,7 @@ def test_no_series_is_labelled_by_what_grows_without_bound(world, layout, add_ve
     _observe(layout, len(world.settings.classes))
     labels = {label for family in _families(world).values() for sample in family.samples for label in sample.labels}
     assert labels <= {
-        "outcome", "reason", "mode", "result", "decision", "gate", "ref", "class", "component", "part", "le",
+        "outcome", "reason", "mode", "result", "decision", "gate", "ref", "class", "component", "part", "le", "mirror",
         "version", "python", "sha256", "implementation", "major", "minor", "patchlevel",
     }  # fmt: skip
     assert not any(name.endswith("_created") for name in _families(world))

@@ -98,7 +98,8 @@ def test_accepted_candidate_becomes_a_version_and_serves(state: State, finished:
 
 
 def test_manifest_of_the_new_version_explains_it(state: State, finished: Callable[..., RoundFolder]) -> None:
-    judge(state.registry, finished(), state.settings)
+    folder = finished()
+    judge(state.registry, folder, state.settings)
     manifest, parent = state.registry.manifest(3), state.registry.manifest(2)
     assert (manifest.parent, manifest.origin, manifest.round, manifest.seed) == (2, "round", 1, 4)
     assert (manifest.network, manifest.classes) == (parent.network, parent.classes)
@@ -108,7 +109,9 @@ def test_manifest_of_the_new_version_explains_it(state: State, finished: Callabl
     assert manifest.scores.keys() == {"source_miou", "styled_source_miou", "flip_consistency", "agreement"}
     assert all(0.0 < value <= 1.0 for value in manifest.scores.values())
     assert {"mfmd", "python", "torch"} <= manifest.libraries.keys()
-    assert len(manifest.config_hash) == 64
+    assert len(manifest.config_hash) == len(manifest.code) == 64
+    assert manifest.settings == folder.spec().settings
+    assert manifest.snapshot == folder.spec().snapshot
 
 
 @pytest.mark.parametrize(
@@ -245,6 +248,25 @@ def test_rollback_before_a_cut_promotion_is_finished_stands(
     roll_back(state.registry, to=None, by="operator", reason="poles vanish")
     assert judge(state.registry, folder, state.settings).version == 3
     assert state.serving == 2
+
+
+def test_weights_that_were_rolled_back_from_do_not_come_back_under_another_number(
+    state: State, finished: Callable[..., RoundFolder]
+) -> None:
+    judge(state.registry, finished(), state.settings)
+    roll_back(state.registry, to=None, by="operator", reason="poles vanish")
+    verdict = judge(state.registry, finished(number=2), state.settings)
+    assert verdict.decision == "rejected"
+    assert verdict.reason == "the candidate's weights are those of version 3, which was rolled back from"
+    assert (state.serving, state.registry.versions()) == (2, [1, 2, 3])
+    assert state.events()[-1] == ("rejected", None, 2)
+    other = judge(state.registry, finished(number=3, weights=state.weights(8.0)), state.settings)
+    assert (other.decision, state.serving) == ("accepted", 4)
+
+
+def test_a_rollback_that_nobody_explained_says_so(state: State) -> None:
+    assert roll_back(state.registry, to=1, by="operator", reason="  ").reason == promotion.NO_REASON
+    assert state.registry.history()[-1].reason == promotion.NO_REASON
 
 
 def test_damaged_incumbent_is_said(state: State, finished: Callable[..., RoundFolder]) -> None:

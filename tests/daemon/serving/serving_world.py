@@ -20,7 +20,10 @@ from adapters.networks.network import SegmentationNetwork
 from configs.settings import Settings
 from daemon.serving.plane import InferencePlane
 from daemon.serving.server import make_server
+from daemon.tls import tls_files
+from storage.durable import write_record
 from storage.layout import StateLayout
+from storage.manifest import Ref
 from storage.registry import CheckpointRegistry
 
 CLASSES = [{"name": f"class{index}", "color": [index * 40, 10, 200 - index * 30]} for index in range(5)]
@@ -94,6 +97,12 @@ class World:
             self.registry.promote(version, by="test", reason="test")
         return version
 
+    def point_at(self, version: int) -> None:
+        """Move the serving ref without the registry's checks: disks also rot after a promotion."""
+        refs = self.registry.root / "refs"
+        refs.mkdir(parents=True, exist_ok=True)
+        write_record(refs / "serving", Ref(version=version, since=time.time(), by="test", reason=""))
+
     def corrupt(self, version: int) -> None:
         """Flip one byte of a version's weights, as a bad disk would."""
         path = self.registry.weights_path(version)
@@ -145,18 +154,25 @@ class Served:
 
 
 @contextmanager
-def running(settings: Settings, prepare: Callable[[InferencePlane], None] = lambda plane: None) -> Iterator[Served]:
-    """The plane of `settings` behind uvicorn in a thread; `prepare` sees it before it starts."""
+def running(
+    settings: Settings, prepare: Callable[[InferencePlane], None] = lambda plane: None, *, token: str = ""
+) -> Iterator[Served]:
+    """The plane of `settings` behind uvicorn in a thread; `prepare` sees it before it starts.
+
+    The client sends `token`; over TLS it takes any certificate.
+    """
+    tls = tls_files("serving", settings.serving.certificate, settings.serving.key)
     listener = socket.create_server(("127.0.0.1", 0))
     plane = InferencePlane(settings)
     prepare(plane)
-    server = make_server(plane, listener)
+    server = make_server(plane, listener, tls)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
-    address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    address = f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         wait_until(lambda: server.started, "the server starts")
-        with httpx.Client(base_url=address, timeout=30.0) as client:
+        with httpx.Client(base_url=address, timeout=30.0, headers=headers, verify=not tls) as client:
             yield Served(plane, client)
     finally:
         server.should_exit = True

@@ -18,7 +18,7 @@ from tests.daemon.serving.serving_world import HEIGHT, WIDTH, World, picture
 
 
 def fitted(height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> Fitted:
-    return Fitted(fit_frame(picture(height, width, seed), HEIGHT, WIDTH), (height, width))
+    return Fitted(fit_frame(picture(height, width, seed).copy(), HEIGHT, WIDTH), (height, width))
 
 
 @pytest.fixture
@@ -105,6 +105,17 @@ def test_an_answer_nobody_waits_for_is_not_computed(plane: InferencePlane, resid
     plane.batcher.start()
     second.result(30)
     assert sizes_of_batches(plane) == (1, 1)
+
+
+def test_an_answer_nobody_waits_for_frees_its_place(plane: InferencePlane, resident: Resident) -> None:
+    waiting = plane.batcher.submit(resident, [fitted(seed=seed) for seed in range(16)])
+    holds = resident.holds
+    assert waiting[3].cancel() and waiting[7].cancel()
+    assert plane.batcher.depth == 14 and resident.holds == holds - 2
+    waiting += plane.batcher.submit(resident, [fitted(seed=16), fitted(seed=17)])
+    plane.batcher.start()
+    assert all(answer.result(30).shape == (HEIGHT, WIDTH) for answer in waiting if not answer.cancelled())
+    assert plane.batcher.depth == 0
 
 
 def test_one_image_that_breaks_a_batch_does_not_fail_the_others(plane: InferencePlane, resident: Resident) -> None:

@@ -15,7 +15,6 @@ from PIL import Image
 
 from adapters.inference import segment_image
 from adapters.palette import colour_mask, overlay
-from daemon.serving import body
 from daemon.serving.answers import class_infos
 from tests.daemon.serving.serving_world import (
     CLASSES,
@@ -175,14 +174,6 @@ def test_an_endless_upload_is_answered_while_it_still_sends(small_limit: Served)
             break
         assert b" 413 " in answer.split(b"\r\n")[0]
     assert small_limit.metric("mfmd_requests_total", code="413", endpoint="/v1/segment") == 1
-
-
-def test_a_body_that_does_not_come_times_out(shared: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body, "BODY_SECONDS", 0.1)
-    with socket.create_connection((shared.client.base_url.host, shared.client.base_url.port)) as wire:
-        wire.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
-        wire.settimeout(20)
-        assert b" 408 " in wire.recv(4096).split(b"\r\n")[0]
 
 
 def test_a_client_that_leaves_is_no_server_error(shared: Served) -> None:

@@ -4,8 +4,10 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from adapters.checkpoints.checkpoint import make_manifest
+from adapters.served.forward import ServedForward
 from daemon.serving.errors import NotReady, VersionNotLoaded
 from daemon.serving.slots import Resident, Slots
 from tests.daemon.serving.serving_world import settings_for, tiny_network, wait_until
@@ -14,7 +16,8 @@ MANIFEST = make_manifest(settings_for(Path("unused")), origin="pretrain")
 
 
 def resident(version: int) -> Resident:
-    return Resident(version, MANIFEST, tiny_network(version))
+    settings = settings_for(Path("unused")).serving
+    return Resident(version, MANIFEST, ServedForward(tiny_network(version), settings, torch.device("cpu")))
 
 
 def test_nothing_live_is_not_ready() -> None:

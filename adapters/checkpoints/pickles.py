@@ -1,0 +1,73 @@
+"""Weights in pickle files (`.pt`, `.pth`): the one place that reads them, and only for `mfmd import --unsafe-pickle`.
+
+A pickle is a program. torch's own restricted reader, which builds tensors and plain containers and nothing else, is
+tried first; only what it refuses is read in full, which runs whatever the file's author put in.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapters.errors import UnsupportedModel
+
+Warn = Callable[[str], None]
+"""Hears, before anything is read, what is about to happen."""
+
+PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
+"""Endings of files that run code when read."""
+_INSIDE = ("state_dict", "model_state_dict", "model", "net", "ema")
+"""Where training programs keep the weights in what they save."""
+_WRAPPED = "module."
+"""What DataParallel puts before every name."""
+
+
+def read_pickle(path: Path, warn: Warn) -> dict[str, Tensor]:
+    """The weights by name in a file written by `torch.save`: a state dict, something that holds one, or a module.
+
+    Runs the code in the file when it is more than tensors; `warn` is told before. Raises UnsupportedModel when it
+    cannot be read or holds no weights.
+    """
+    warn(f"{path}: a pickle; if it holds more than tensors, reading it runs code that its author wrote, as you")
+    try:
+        content = _load(path, warn)
+    except Exception as error:  # whatever the code in it does
+        raise UnsupportedModel(f"{path}: cannot be read as a file of torch.save: {_line(error)}") from error
+    weights = _weights_in(content)
+    if not weights:
+        raise UnsupportedModel(
+            f"{path}: holds no weights (a {type(content).__name__}); save `model.state_dict()` with safetensors"
+        )
+    return weights
+
+
+def _load(path: Path, warn: Warn) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:
+        warn(f"{path}: holds more than tensors; running its code now")
+        return torch.load(path, map_location="cpu", weights_only=False)
+
+
+def _weights_in(content: Any) -> dict[str, Tensor]:
+    """The outermost mapping of names to tensors; other entries of it (step counts) are left out."""
+    if isinstance(content, nn.Module):
+        content = content.state_dict()
+    if not isinstance(content, Mapping):
+        return {}
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if tensors:
+        wrapped = all(name.startswith(_WRAPPED) for name in tensors)
+        # A copy of each: weights that share memory cannot be written as safetensors.
+        return {
+            name.removeprefix(_WRAPPED) if wrapped else name: value.detach().contiguous().clone()
+            for name, value in tensors.items()
+        }
+    return next(filter(None, (_weights_in(content[key]) for key in _INSIDE if key in content)), {})
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,124 @@
+"""Settings of both HTTP servers, of masks for users without HTTP, and of mirrors of what serves."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
+
+from configs.section import ConfigPath, Fraction, Port, PositiveInt, Section
+
+
+class ServingSettings(Section):
+    """The inference plane (`mfmd serve`)."""
+
+    host: str = "127.0.0.1"
+    """Address to bind; a public one is refused unless `token` or `token_file` is set, or `public` says so."""
+    public: bool = False
+    """Answer anybody on a public address without a token (a trusted network, a proxy that checks)."""
+    port: Port = 8009
+    """TCP port; 0 lets the system choose."""
+    token: SecretStr | None = None
+    """Bearer token that every request but health and metrics must carry; better given as MFMD_SERVING__TOKEN."""
+    token_file: ConfigPath | None = None
+    """File that holds the token."""
+    repository_token: SecretStr | None = None
+    """Bearer token for load and unload of the model repository; without it they are refused (read-only). It also opens
+    whatever `token` opens, since a request carries one."""
+    certificate: ConfigPath | None = None
+    """TLS certificate chain (PEM); with `key` the plane speaks HTTPS only."""
+    key: ConfigPath | None = None
+    """Private key of the certificate (PEM)."""
+    max_batch_images: PositiveInt = 4
+    """Most images in one forward pass."""
+    max_delay_ms: Annotated[float, Field(ge=0)] = 5.0
+    """Longest wait for a batch to fill (milliseconds)."""
+    queue_images: PositiveInt = 64
+    """Images that may wait; beyond this the answer is 503 with Retry-After."""
+    max_body_bytes: PositiveInt = 32 * 1024 * 1024
+    """Largest request body (bytes)."""
+    max_pixels: PositiveInt = 64_000_000
+    """Largest image (pixels)."""
+    request_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Longest that a request may take, its body included (seconds); then 408 or 503, and its place is free."""
+    follow_seconds: Annotated[float, Field(gt=0)] = 0.2
+    """How often the serving ref is looked at (seconds)."""
+    device: Literal["auto", "cpu"] = "auto"
+    """`auto` uses a GPU when there is one."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of a forward pass; 0 leaves torch's choice."""
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """Numbers that the forward pass computes with (autocast); the weights stay float32. fp16 is for GPUs."""
+    channels_last: bool = False
+    """Memory format of images and convolutions."""
+    compile: bool = False
+    """torch.compile the network, once a served shape, before a version serves (needs a C++ compiler on a CPU)."""
+    quantize: Literal["none", "int8"] = "none"
+    """int8: weights and activations of convolutions and linear layers on a CPU, calibrated on frames of the buffer; a
+    version whose labels would differ from float32 on over 1 % of the pixels serves in float32, and says why. Goes with
+    neither `compile` nor another `precision`."""
+    window: Literal["resize", "slide"] = "resize"
+    """How an image of any size meets the network: resize scales it to fit the input; slide scales its short side only
+    and averages the logits of overlapping windows."""
+    window_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.33
+    """Share of a window that the next one covers again."""
+    shadow_fraction: Fraction = 0.0
+    """Share of live requests that also run on a candidate in the idle place; agreement is recorded for the gate."""
+    enabled: bool = True
+    """Off: `mfmd run` starts no inference plane; run `mfmd serve` elsewhere."""
+
+    @model_validator(mode="after")
+    def _int8_stands_alone(self) -> Self:
+        if self.quantize == "int8" and (self.compile or self.precision != "float32"):
+            raise ValueError(
+                "serving.quantize int8 goes with neither serving.compile nor another serving.precision; "
+                "set quantize: none, or compile: false and precision: float32"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _certificate_has_its_key(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("serving.certificate and serving.key go together; set both or neither")
+        return self
+
+
+class MasksSettings(Section):
+    """Masks as files: every image of the drop folder gets one, written by `mfmd serve` (no HTTP needed)."""
+
+    folder: ConfigPath | None = None
+    """Where masks are written, sub-folders as in the drop folder; none: no masks. Needs `watch.after_commit: keep`."""
+    kind: Literal["index", "color", "overlay"] = "index"
+    """index: class indices; color: the class list's colours; overlay: colours over the image."""
+    again: bool = False
+    """Write masks anew when another version serves."""
+
+
+class PublishSettings(Section):
+    """Copies of what serves, made on every promotion and rollback, for servers that run already."""
+
+    triton: ConfigPath | None = None
+    """Folder of a Triton model repository: `mfmd/N/model.onnx` (extra `onnx`) and `mfmd/config.pbtxt`."""
+    huggingface: ConfigPath | None = None
+    """Folder for copies as Hugging Face directories (models that came as one); load `current` in it."""
+
+
+class ControlSettings(Section):
+    """The control plane's HTTP server."""
+
+    host: str = "127.0.0.1"
+    """Address to bind; a public one is refused unless `token` or `token_file` is set."""
+    port: Port = 8008
+    """TCP port; 0 lets the system choose."""
+    token: SecretStr | None = None
+    """Bearer token for everything that changes state; better given as MFMD_CONTROL__TOKEN."""
+    token_file: ConfigPath | None = None
+    """File that holds the token; without both, one is made in the state directory (mode 0600)."""
+    certificate: ConfigPath | None = None
+    """TLS certificate chain (PEM); with `key` the control plane speaks HTTPS only."""
+    key: ConfigPath | None = None
+    """Private key of the certificate (PEM)."""
+
+    @model_validator(mode="after")
+    def _certificate_has_its_key(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("control.certificate and control.key go together; set both or neither")
+        return self

@@ -1,0 +1,88 @@
+"""Addresses to listen on: looked up once, refused when others can reach them and nothing guards them, then bound."""
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from configs.errors import ConfigError
+from daemon.errors import AddressInUse
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An address that a plane is to listen on."""
+
+    section: Literal["control", "serving"]
+    """Section of the settings, for messages."""
+    host: str
+    """Address or host name."""
+    port: int
+    """TCP port; 0 lets the system choose."""
+    guarded: bool
+    """Whether it may be reached from outside: a token is demanded, or the settings allow everybody."""
+    remedy: str
+    """What to set when it may not."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server bound to `host`: all that the name stands for is loopback.
+
+    A name that stands for nothing is not.
+    """
+    try:
+        return all(map(_is_loopback, _look_up(host, 0)))
+    except OSError:
+        return False
+
+
+def check_guarded(wanted: Wanted) -> None:
+    """Raises ConfigError when others can reach the address and nothing guards it."""
+    if not wanted.guarded and not is_loopback(wanted.host):
+        raise ConfigError(_public(wanted, wanted.host))
+
+
+def listen(wanted: Wanted, backlog: int) -> socket.socket:
+    """A listening socket.
+
+    The name is looked up once, and what was judged is what is bound: a name server that answers differently the second
+    time changes nothing. Raises ConfigError for an unguarded public address, AddressInUse when it cannot be bound;
+    both name the settings.
+    """
+    try:
+        found = _look_up(wanted.host, wanted.port)
+    except OSError as error:
+        raise _cannot_bind(wanted, error) from error
+    if not wanted.guarded:
+        for entry in found:
+            if not _is_loopback(entry):
+                raise ConfigError(_public(wanted, f"{wanted.host} ({entry[1][0]})" if entry[1] else wanted.host))
+    family, target = found[0]
+    try:
+        return socket.create_server(target, family=family, backlog=backlog)
+    except OSError as error:
+        raise _cannot_bind(wanted, error) from error
+
+
+def _look_up(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
+    """Family and socket address of everything that `host` stands for, the preferred one first. Raises OSError."""
+    try:
+        answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # a label that is empty or too long is no name
+        raise OSError(f"not a host name: {error}") from error
+    return [(family, target) for family, _, _, _, target in answers]
+
+
+def _is_loopback(entry: tuple[socket.AddressFamily, Any]) -> bool:
+    address = ipaddress.ip_address(entry[1][0].partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def _public(wanted: Wanted, address: str) -> str:
+    return f"{wanted.section}.host: {address} can be reached from outside; {wanted.remedy}, or bind 127.0.0.1"
+
+
+def _cannot_bind(wanted: Wanted, error: OSError) -> AddressInUse:
+    place = f"{wanted.section}.host {wanted.host}, {wanted.section}.port {wanted.port}"
+    return AddressInUse(f"{place}: cannot bind: {error.strerror or error}; choose another port")

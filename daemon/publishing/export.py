@@ -1,0 +1,69 @@
+"""The child process that exports a version for a mirror: `mfmd export`, for the control plane holds no tensors."""
+
+import sys
+from pathlib import Path
+
+from daemon.child_records import ChildRecords
+from daemon.errors import PublishFailed
+from daemon.process_group import ProcessGroup
+from storage.mirrors import Mirror
+
+EXPORT_SECONDS = 3600.0
+"""Longest export (seconds); then it has failed."""
+NICE = 10
+"""An export gives way to everything else: added to our nice value."""
+GRACE_SECONDS = 2.0
+LOG_TAIL_BYTES = 4096
+
+
+class MirrorExport:
+    """Exports for one mirror, one at a time. Used by one thread."""
+
+    def __init__(self, mirror: Mirror, config: Path, run: Path, children: ChildRecords) -> None:
+        self._mirror, self._config, self._children = mirror, config, children
+        self._log = run / f"publish-{mirror.name}.log"
+        self._name = f"publish {mirror.name}"
+        self._group: ProcessGroup | None = None
+        self._deadline = 0.0
+
+    @property
+    def running(self) -> bool:
+        """Whether one was started whose end was not looked at."""
+        return self._group is not None
+
+    def start(self, version: int, now: float) -> None:
+        """Begin. Raises StorageError or OSError when there is no room for the copy."""
+        self._mirror.prepare(version)
+        self._log.unlink(missing_ok=True)
+        place = str(self._mirror.place(version))
+        command = [sys.executable, "-m", "daemon.cli", "export", str(version), "--format", self._mirror.format]
+        self._group = ProcessGroup([*command, "--out", place, "--config", str(self._config)], log=self._log, nice=NICE)
+        self._children.add(self._name, self._group.pid, place)
+        self._deadline = now + EXPORT_SECONDS
+
+    def finished(self, now: float) -> bool:
+        """Whether it has ended well; false while it runs. Raises PublishFailed when it ended otherwise."""
+        assert self._group is not None
+        status = self._group.poll()
+        if status is None and now < self._deadline:
+            return False
+        self.stop()
+        if status is None:
+            raise PublishFailed(f"the export did not end within {EXPORT_SECONDS:.0f} s; see {self._log}")
+        if status != 0:
+            raise PublishFailed(f"the export ended with status {status}: {_last_line(self._log)}")
+        return True
+
+    def stop(self) -> None:
+        """End it, with what it started."""
+        if self._group is not None:
+            self._group.stop(GRACE_SECONDS)
+            self._children.remove(self._name)
+            self._group = None
+
+
+def _last_line(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "(it said nothing)"

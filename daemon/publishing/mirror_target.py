@@ -1,0 +1,83 @@
+"""One mirror on its way to the serving version: what it lacks is exported, then it leads there, then old copies go."""
+
+import time
+
+from daemon.activity import MirrorActivity
+from daemon.backoff import Backoff
+from daemon.errors import PublishFailed
+from daemon.logs import get_logger
+from daemon.metrics import PublishMetrics
+from daemon.publishing.export import MirrorExport
+from storage.errors import DurabilityLost, StorageError
+from storage.mirrors import Mirror
+from storage.registry import CheckpointRegistry
+from storage.versions import WEIGHTS
+
+log = get_logger(__name__)
+
+
+class MirrorTarget:
+    """One mirror and how far it is."""
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        export: MirrorExport,
+        registry: CheckpointRegistry,
+        metrics: PublishMetrics,
+        retries: Backoff,
+    ) -> None:
+        self.export = export
+        self.state = MirrorActivity(name=mirror.name, folder=str(mirror.folder))
+        self._mirror, self._registry, self._metrics, self._retries = mirror, registry, metrics, retries
+        self._wanted: int | None = None
+        self._retry_at = 0.0
+
+    def tick(self, wanted: int, now: float) -> None:
+        """Go one step towards `wanted`. Never raises what a mirror can cause."""
+        if self.state.state == "stopped":
+            return
+        if wanted != self._wanted:
+            self._wanted, self._retry_at = wanted, 0.0
+            self._set(state="waiting", failures=0, next_attempt=None)
+            self.export.stop()  # of a version that does not serve any more
+        try:
+            self._advance(wanted, now)
+        except DurabilityLost as error:  # what was written may be gone: no more of it, and no reason to stop the rest
+            self._fail(error, now)
+            self._set(state="stopped", next_attempt=None)
+        except (StorageError, PublishFailed, OSError) as error:
+            self._fail(error, now)
+
+    def _advance(self, wanted: int, now: float) -> None:
+        self._show(self._mirror.current())
+        if (self.export.running and not self.export.finished(now)) or now < self._retry_at:
+            return
+        if not self._mirror.holds(wanted, self._registry.manifest(wanted).files[WEIGHTS].sha256):
+            self.export.start(wanted, now)
+            self._set(state="exporting")
+            return
+        if not self._mirror.leads_to(wanted):
+            self._mirror.point(wanted)
+            self._metrics.results.labels(mirror=self._mirror.name, result="ok").inc()
+            self._show(wanted)
+            log.info("published", mirror=self._mirror.name, version=wanted, folder=str(self._mirror.folder))
+        if self.state.state != "current":
+            previous = self._registry.ref("previous")
+            self._mirror.prune({wanted} | ({previous.version} if previous else set()))
+            self._set(state="current", failures=0, reason="", next_attempt=None)
+
+    def _show(self, version: int | None) -> None:
+        self._set(version=version)
+        self._metrics.version.labels(mirror=self._mirror.name).set(version or 0)
+
+    def _set(self, **changes: object) -> None:
+        self.state = self.state.model_copy(update=changes)
+
+    def _fail(self, error: Exception, now: float) -> None:
+        failures = self.state.failures + 1
+        delay = self._retries.delay(failures)
+        self._retry_at = now + delay
+        self._metrics.results.labels(mirror=self._mirror.name, result="failed").inc()
+        self._set(state="failed", failures=failures, reason=str(error), next_attempt=time.time() + delay)
+        log.error("publish_failed", mirror=self._mirror.name, version=self._wanted, error=str(error), retry_in=delay)

@@ -1,0 +1,74 @@
+"""Mirrors follow what serves (`publish`): after every promotion and rollback, whoever made it, while the daemon runs.
+
+The serving ref is looked at, as an inference plane looks at it. A failure is counted, said, and tried again; nothing
+waits for it.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.settings import Settings
+from daemon.activity import MirrorActivity
+from daemon.backoff import Backoff
+from daemon.child_records import ChildRecords
+from daemon.metrics import PublishMetrics
+from daemon.publishing.export import MirrorExport
+from daemon.publishing.mirror_target import MirrorTarget
+from storage.layout import StateLayout
+from storage.mirrors import HuggingFaceMirror, Mirror, TritonMirror
+from storage.registry import CheckpointRegistry
+
+LOOK_SECONDS = 0.5
+"""How often the serving ref is looked at (seconds)."""
+RETRIES = Backoff(base=5.0, cap=600.0, jitter=0.2)
+"""Delays after failures; another serving version is tried at once."""
+
+
+class Publisher:
+    """Keeps every configured mirror at the serving version. `step` belongs to one thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        config: Path,
+        registry: CheckpointRegistry,
+        metrics: PublishMetrics,
+        children: ChildRecords,
+        retries: Backoff = RETRIES,
+    ) -> None:
+        """`config`: the file the settings came from; exports read it again."""
+        self._registry = registry
+        run = StateLayout(settings.state).run
+        self._targets = [
+            MirrorTarget(mirror, MirrorExport(mirror, config, run, children), registry, metrics, retries)
+            for mirror in configured_mirrors(settings)
+        ]
+
+    def step(self) -> float:
+        """Bring mirrors closer to what serves; returns the seconds until it wants to be called again."""
+        serving = self._registry.ref("serving") if self._targets else None
+        for target in self._targets:
+            if serving is not None:
+                target.tick(serving.version, time.monotonic())
+        return LOOK_SECONDS
+
+    def states(self) -> list[MirrorActivity]:
+        """What each mirror does."""
+        return [target.state for target in self._targets]
+
+    def stop(self) -> None:
+        """End exports that run; what they left unfinished is removed by the next one. Call after the last step."""
+        for target in self._targets:
+            target.export.stop()
+
+
+def configured_mirrors(settings: Settings) -> Sequence[Mirror]:
+    """The mirrors that `publish` asks for."""
+    triton, hugging_face = settings.publish.triton, settings.publish.huggingface
+    found: list[Mirror] = []
+    if triton is not None:
+        found.append(TritonMirror(triton, settings.serving.max_batch_images))
+    if hugging_face is not None:
+        found.append(HuggingFaceMirror(hugging_face))
+    return found

@@ -1,0 +1,119 @@
+"""Which images of the drop folder want a mask now: a walk that compares each file with the note in its mask."""
+
+import heapq
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.settings import MasksSettings, WatchSettings
+from daemon.arrival import Arrival, look_at
+from daemon.folder_scan import FolderScan
+from daemon.logs import get_logger
+from daemon.serving.mask_file import Note, is_current, mask_path, note_of, read_note
+from daemon.serving.slots import Resident
+
+LIMIT = 256
+"""Images handed out after one walk; the newest first, so that a long backlog does not delay what comes in."""
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one walk found."""
+
+    due: tuple[tuple[str, Arrival], ...]
+    """Name and file of at most `LIMIT` images, the newest first."""
+    pending: int
+    """Images that want a mask, those included that do not stand still yet (files)."""
+    unstable: bool
+    """Whether some of them do not stand still yet."""
+
+
+class MaskQueue:
+    """Remembers what is done; used by one thread."""
+
+    def __init__(self, watch: WatchSettings, masks: MasksSettings, folder: Path) -> None:
+        self._watch, self._masks, self._folder = watch, masks, folder
+        self._scan = FolderScan(watch)
+        self._done: dict[str, Note] = {}
+        self._refused: dict[str, Note] = {}
+        self._failed: dict[str, Note] = {}
+        self._moving: dict[str, tuple[Arrival, float]] = {}
+
+    def walk(self, resident: Resident) -> Found:
+        """Look at every file. Raises OSError when the drop folder cannot be listed; nothing is forgotten then."""
+        now, waiting, names = time.monotonic(), [], set()
+        moving: dict[str, tuple[Arrival, float]] = {}
+        unstable = 0
+        for name, _ in self._scan.names(_complain):
+            names.add(name)
+            arrival = self._wanting(name, resident)
+            if arrival is None:
+                continue
+            since = self._still_since(name, arrival, now)
+            if now - since >= self._watch.stability_seconds:
+                waiting.append((arrival.file.mtime_ns, name, arrival))
+            else:
+                moving[name] = arrival, since
+                unstable += 1
+        self._moving = moving
+        for known in (self._done, self._refused, self._failed):
+            for gone in known.keys() - names:
+                del known[gone]
+        newest = heapq.nlargest(LIMIT, waiting, key=lambda item: item[:2])
+        return Found(tuple((name, arrival) for _, name, arrival in newest), len(waiting) + unstable, unstable > 0)
+
+    def done(self, name: str, note: Note) -> None:
+        """The mask of this image was written."""
+        self._done[name] = note
+
+    def refuse(self, name: str, note: Note) -> None:
+        """There will be no mask of this file until it changes."""
+        self._refused[name] = note
+
+    def fail(self, name: str, note: Note) -> None:
+        """There will be none until it changes or another version serves."""
+        self._failed[name] = note
+
+    def _wanting(self, name: str, resident: Resident) -> Arrival | None:
+        """The file, if it wants a mask."""
+        try:
+            arrival = look_at(self._watch.folder, name)
+            if arrival is None:
+                return None
+            wanted = note_of(arrival, self._masks.kind, resident)
+            refused = is_current(self._refused.get(name), wanted, again=False)
+            if refused or is_current(self._failed.get(name), wanted, again=True):
+                return None
+        except OSError as error:
+            _complain(name, error)
+            return None
+        return None if is_current(self._note_of_mask(name), wanted, again=self._masks.again) else arrival
+
+    def _note_of_mask(self, name: str) -> Note | None:
+        """Read once; later only whether the mask is still there. One that cannot be read is written anew."""
+        path, known = mask_path(self._folder, name), self._done.get(name)
+        if known is not None and os.path.lexists(path):
+            return known
+        try:
+            note = read_note(path)
+        except OSError as error:
+            _complain(name, error)
+            note = None
+        if note is None:
+            self._done.pop(name, None)
+        else:
+            self._done[name] = note
+        return note
+
+    def _still_since(self, name: str, arrival: Arrival, now: float) -> float:
+        """Since when the file stands still (monotonic seconds): by its own clock, or as long as we have seen it so."""
+        before = self._moving.get(name)
+        seen = before[1] if before is not None and before[0].file == arrival.file else now
+        return min(seen, now - (time.time() - arrival.file.mtime_ns / 1e9))
+
+
+def _complain(name: str, error: OSError) -> None:
+    log.debug("cannot_look", name=name, error=str(error))

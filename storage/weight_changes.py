@@ -1,0 +1,87 @@
+"""How far the tensors of one weights file are from those of another: read one at a time, no torch needed."""
+
+import io
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from storage.errors import CorruptCheckpoint
+
+BFLOAT16 = "BF16"
+"""numpy has no such type: its values are the upper halves of float32."""
+LENGTH_BYTES = 8
+"""A safetensors file begins with the length of its header (little endian); places of tensors count from its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorChange:
+    """One tensor of two versions."""
+
+    name: str
+    """Key in the file."""
+    shape: tuple[int, ...]
+    """Its shape in the second version; in the first where only that has it."""
+    relative: float | None
+    """Norm of the difference over the norm of the first (0: the same); none where that says nothing."""
+    note: str = ""
+    """Why not: only one has it, shapes differ, the first was all zeros, or values are not finite."""
+
+
+def weight_changes(before: Path, after: Path) -> list[TensorChange]:
+    """Every tensor of two safetensors files, in order of names. Raises CorruptCheckpoint when one cannot be read."""
+    with _Weights(before) as one, _Weights(after) as other:
+        return [_change(name, one, other) for name in sorted(one.shapes.keys() | other.shapes.keys())]
+
+
+class _Weights:
+    """An open file; values are read when they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            opened: Any = safe_open(path, framework="numpy")
+        except (SafetensorError, OSError) as error:
+            raise CorruptCheckpoint(f"{path}: not a readable safetensors file: {error}") from error
+        self._file = opened
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+        self.shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+        self._types = {name: part.get_dtype() for name, part in slices.items()}
+
+    def __enter__(self) -> Self:
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._file.__exit__(*reason)
+
+    def values(self, name: str) -> NDArray[np.float64]:
+        """A tensor as one row of numbers."""
+        if self._types[name] != BFLOAT16:
+            return np.asarray(self._file.get_tensor(name), dtype=np.float64).ravel()
+        with self._path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(LENGTH_BYTES), "little")))
+            begin, end = header[name]["data_offsets"]
+            file.seek(begin, io.SEEK_CUR)
+            halves = np.frombuffer(file.read(end - begin), dtype="<u2")
+        return (halves.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def _change(name: str, one: _Weights, other: _Weights) -> TensorChange:
+    first, second = one.shapes.get(name), other.shapes.get(name)
+    if first is None or second is None:
+        return TensorChange(name, first or second or (), None, f"only in the {'second' if first is None else 'first'}")
+    if first != second:
+        return TensorChange(name, second, None, f"shape {list(first)} became {list(second)}")
+    old, new = one.values(name), other.values(name)
+    size, step = float(np.linalg.norm(old)), float(np.linalg.norm(new - old))
+    if not (math.isfinite(size) and math.isfinite(step)):
+        return TensorChange(name, second, None, "values are not finite")
+    if size == 0.0 and step > 0.0:
+        return TensorChange(name, second, None, "was all zeros")
+    return TensorChange(name, second, step / size if step else 0.0)

@@ -1,0 +1,132 @@
+"""Limits on time and on what all requests hold together: late bodies, late answers, too many bodies."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from daemon.serving import body
+from tests.daemon.serving.serving_world import Served, World, image_bytes, running, wait_until
+
+POST = b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+
+
+@pytest.fixture
+def hasty(world: World) -> Iterator[Served]:
+    """A plane that gives a request 0.3 s and runs one image at a time."""
+    world.add(1)
+    choices = {"request_seconds": 0.3, "max_batch_images": 1, "max_delay_ms": 0.0, "queue_images": 4}
+    with running(world.settings(**choices)) as served:
+        served.wait_for(1)
+        yield served
+
+
+@contextmanager
+def connection(served: Served) -> Iterator[socket.socket]:
+    """A bare connection to the plane."""
+    with socket.create_connection((served.client.base_url.host, served.client.base_url.port or 0), timeout=20) as wire:
+        yield wire
+
+
+def status_of(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+@pytest.mark.parametrize("part", [b"", b"abc"])
+def test_a_late_body_is_408(hasty: Served, part: bytes) -> None:
+    with connection(hasty) as wire:
+        wire.sendall(POST % 100 + part)
+        assert status_of(wire.recv(4096)) == 408
+    assert hasty.metric("mfmd_requests_refused_total", reason="body_timeout") == 1
+    wait_until(lambda: hasty.plane.bodies.held == 0, "the bytes are given back")
+
+
+def test_a_body_that_drips_is_408_all_the_same(hasty: Served) -> None:
+    """The limit is on the whole request, not on the silence between two parts."""
+    with connection(hasty) as wire:
+        wire.sendall(POST % 1_000_000)
+        answer = threading.Event()
+        received: list[bytes] = []
+
+        def listen() -> None:
+            received.append(wire.recv(4096))
+            answer.set()
+
+        listener = threading.Thread(target=listen)
+        listener.start()
+        for _ in range(1000):
+            if answer.wait(0.02):
+                break
+            wire.sendall(b"x")
+        listener.join(20)
+        assert received and status_of(received[0]) == 408
+
+
+@pytest.mark.parametrize(
+    "path", ["/v2/models/segmentation/infer", "/v2/repository/index", "/v2/repository/models/segmentation/load"]
+)
+def test_every_body_has_the_limit(world: World, path: str) -> None:
+    world.add(1)
+    with running(world.settings(request_seconds=0.2, repository_token="token")) as served:
+        served.wait_for(1)
+        with connection(served) as wire:
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer token\r\nContent-Length: 9\r\n\r\n"
+            wire.sendall(head.encode())
+            assert status_of(wire.recv(4096)) == 408
+
+
+def test_a_late_answer_is_503_and_its_place_is_free(hasty: Served) -> None:
+    gate = threading.Event()
+    live = hasty.plane.slots.live
+    assert live is not None
+    handle = live.network.register_forward_pre_hook(lambda *_: gate.wait(30) and None)
+    answers: list[httpx.Response] = []
+    clients = [threading.Thread(target=lambda: answers.append(hasty.segment(image_bytes()))) for _ in range(3)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join(30)
+    assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(503, "request_timeout")] * 3
+    assert all(int(answer.headers["Retry-After"]) >= 1 for answer in answers)
+    wait_until(lambda: hasty.plane.batcher.depth == 0, "those that waited left the queue")
+    assert hasty.metric("mfmd_requests_total", code="503", endpoint="/v1/segment") == 3
+    handle.remove()
+    gate.set()
+    hasty.assert_idle()
+    wait_until(lambda: hasty.segment(image_bytes()).status_code == 200, "the plane answers again")
+
+
+def test_a_slow_image_among_many_infer_images_is_503_in_the_protocol(hasty: Served) -> None:
+    gate = threading.Event()
+    live = hasty.plane.slots.live
+    assert live is not None
+    handle = live.network.register_forward_pre_hook(lambda *_: gate.wait(30) and None)
+    tensor = {"name": "images", "shape": [2, 2, 2, 3], "datatype": "UINT8", "data": [0] * 24}
+    answer = hasty.client.post("/v2/models/segmentation/infer", json={"inputs": [tensor]})
+    handle.remove()
+    gate.set()
+    assert (answer.status_code, answer.json()["error"]) == (503, answer.json()["message"])
+    hasty.assert_idle()
+
+
+def test_bodies_are_bounded_together(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "LARGEST_AT_ONCE", 2)
+    world.add(1)
+    with running(world.settings(max_body_bytes=20_000)) as served:
+        served.wait_for(1)
+        with connection(served) as first, connection(served) as second:
+            for wire in (first, second):
+                wire.sendall(POST % 19_000 + b"\0" * 18_000)
+            wait_until(lambda: served.plane.bodies.held == 36_000, "both are held")
+            refused = served.segment(b"\0" * 5_000)
+            assert (refused.status_code, refused.json()["code"]) == (503, "too_many_bodies")
+            assert int(refused.headers["Retry-After"]) >= 1
+            assert served.client.get("/healthz").status_code == 200
+            for wire in (first, second):
+                wire.sendall(b"\0" * 1_000)
+                assert status_of(wire.recv(4096)) == 415
+        wait_until(lambda: served.plane.bodies.held == 0, "the bytes are given back")
+        assert served.segment(image_bytes()).status_code == 200

@@ -16,6 +16,8 @@ import zarr
 from numpy.typing import NDArray
 from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
 from storage import durable
 from storage.errors import CorruptBuffer
@@ -23,6 +25,7 @@ from storage.shard_format import ShardFormat
 
 SCHEMA_VERSION = 1
 ATTRIBUTE = "mfmd"
+METADATA = "zarr.json"
 TILE_BYTES = 256
 """More than zstd's frame header, the checksum and the index entry of one tile take; zstd's bound is raw + raw / 256."""
 _opening = threading.Lock()
@@ -36,8 +39,10 @@ _PACKING: dict[Compression, tuple[BytesBytesCodec, ...]] = {
 
 
 def create_group(folder: Path) -> None:
-    """Make an empty zarr group."""
-    zarr.create_group(folder, zarr_format=3)
+    """Make an empty zarr group. Raises OSError."""
+    documents: dict[str, Buffer] = {}
+    zarr.create_group(MemoryStore(documents), zarr_format=3)
+    _put(documents[METADATA], folder)
 
 
 def create_array(
@@ -53,13 +58,14 @@ def create_array(
 ) -> None:
     """Make an empty array of uint8 images in `group`; shape [N, H, W] or [N, H, W, 3]; `tile` in pixels.
 
-    `about` tells whoever opens it with other tools what it holds.
+    `about` tells whoever opens it with other tools what it holds. Raises OSError.
     """
+    documents: dict[str, Buffer] = {}
     count, height, width, *channels = shape
     chunk = (1, _balanced(height, tile), _balanced(width, tile), *channels)
     shard = (1, _rounded_up(height, chunk[1]), _rounded_up(width, chunk[2]), *channels)
     zarr.create_array(
-        store=group,
+        store=MemoryStore(documents),
         name=name,
         shape=(count, height, width, *channels),
         chunks=chunk,
@@ -72,6 +78,17 @@ def create_array(
         attributes={"long_name": about, ATTRIBUTE: {"schema": SCHEMA_VERSION, "tile": tile, **attributes}},
         zarr_format=3,
     )
+    _put(documents[f"{name}/{METADATA}"], group / name)
+
+
+def _put(document: Buffer, folder: Path) -> None:
+    """Make a folder with the metadata that zarr made in memory.
+
+    Zarr writes the metadata of an array and of the group above it at the same time; when one fails it leaves the other
+    to come, at any moment, also into a folder that was removed meanwhile.
+    """
+    folder.mkdir()
+    (folder / METADATA).write_bytes(document.to_bytes())
 
 
 class PixelArray:
@@ -111,7 +128,7 @@ class PixelArray:
 
         Zarr's own resize renames metadata that was not fsynced over the old: after a power cut there may be none.
         """
-        path = self.folder / "zarr.json"
+        path = self.folder / METADATA
         metadata = json.loads(path.read_bytes())
         metadata["shape"][0] = count
         durable.write_text(path, json.dumps(metadata, indent=2))

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from storage.rounds import RoundFolder
 
 POLL_SECONDS = 0.5
+DYING_SECONDS = 2.0
+"""How long a daemon that does not answer may still hold its lock while the system takes a killed process down."""
 
 
 def add_to(app: typer.Typer, panel: str) -> None:
@@ -119,9 +121,21 @@ def _runs(client: "ControlClient", layout: "StateLayout", number: int) -> bool:
     try:
         return client.running_round() == number
     except ControlFailed:
-        if not client.left:
+        if client.left:
+            return not client.replaced  # its API is closed before its lock is free
+        if _stays_locked(layout):
             raise
-        return not client.replaced  # its API is closed before its lock is free
+        return False
+
+
+def _stays_locked(layout: "StateLayout") -> bool:
+    """Whether the daemon lives: of one that is killed the system closes connections first, its lock a moment later."""
+    until = time.monotonic() + DYING_SECONDS
+    while layout.locked():
+        if time.monotonic() > until:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def _outcome(folder: "RoundFolder | None", number: int, *, stopping: bool) -> "Verdict":

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +105,22 @@ def test_something_else_is_not_an_array(tmp_path: Path, text: str | None):
         (tmp_path / "a.zarr" / "pixels" / "zarr.json").write_text(text)
     with pytest.raises(CorruptBuffer, match="not a zarr array"):
         PixelArray(tmp_path / "a.zarr", "pixels", writable=False)
+
+
+def test_a_failed_creation_leaves_nothing_that_writes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Zarr's own creation writes two files at once; the one left over came into the folder of the next attempt."""
+    written, write = [], Path.write_bytes
+
+    def refuse(path: Path, data: bytes) -> int:
+        written.append(path)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device", str(path))
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    folder = tmp_path / "a.zarr"
+    with pytest.raises(OSError, match="No space left"):
+        make(folder, (5, 64, 96, 3))
+    assert written == [folder / "zarr.json", folder / "pixels" / "zarr.json"]
+    shutil.rmtree(folder)
+    assert make(folder, (5, 64, 96, 3)).shape == (5, 64, 96, 3)

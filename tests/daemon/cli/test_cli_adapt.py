@@ -4,9 +4,10 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from PIL import Image
 
 from configs.load import load_settings
 from daemon.child_records import end_leftovers
+from daemon.cli.adapt import _runs
+from daemon.cli.control_client import ControlFailed
 from daemon.cli.exit_codes import ExitCode
 from daemon.status import collect_status
 from storage.catalog import FileFact
@@ -189,6 +192,27 @@ def test_asked_through_a_daemon_that_is_killed_it_says_so(adaptable: Path) -> No
     assert process.returncode == ExitCode.FAILURE
     assert "error[round_suspended]: the daemon ended while round 1 ran" in error
     assert folder.events()[-1].event == "started" and folder.verdict() is None
+
+
+class Unanswered:
+    """A client whose daemon closes every connection and never took back its address."""
+
+    left = replaced = False
+
+    def running_round(self) -> int | None:
+        raise ControlFailed("the daemon at port 1 does not answer: [Errno 104] Connection reset by peer")
+
+
+def test_the_lock_of_a_killed_daemon_may_fall_after_its_connections(tmp_path: Path) -> None:
+    layout = StateLayout(tmp_path)
+    with ExitStack() as held:
+        held.enter_context(layout.lock())
+        dying = threading.Timer(0.3, held.pop_all().close)
+        dying.start()
+        assert not _runs(Unanswered(), layout, 1)
+        dying.join()
+    with layout.lock(), pytest.raises(ControlFailed, match="Connection reset"):
+        _runs(Unanswered(), layout, 1)
 
 
 def test_a_daemon_that_starts_up_or_is_stopped_is_not_called_late(mfmd, adaptable: Path) -> None:

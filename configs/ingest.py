@@ -56,7 +56,7 @@ class WatchSettings(Section):
     source_label: Literal["folder", "none"] = "folder"
     """Source label (camera) of a frame: the first sub-folder of its path; files directly in the folder have none."""
     decode_threads: Annotated[int, Field(ge=1, le=64)] = 2
-    """Files decoded at once; one more thread commits them. More than the cores gains nothing."""
+    """Files decoded at once; one more thread commits them, and packs them if one decodes. At most as many as cores."""
     after_commit: Literal["keep", "move", "delete"] = "keep"
     """What happens to the original once its commit is on the disk."""
     done_folder: ConfigPath | None = None

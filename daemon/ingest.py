@@ -29,6 +29,7 @@ from daemon.watcher import Watcher
 from storage.errors import BufferFull, StorageError
 from storage.frame_writer import NOT_KEPT
 from storage.frames import FrameBuffer, FrameRecord
+from storage.images import FittedFrame
 
 PAUSE_SECONDS = 1.0
 """How often a paused ingest looks whether it may go on (seconds)."""
@@ -47,7 +48,8 @@ class Ingest:
     def __init__(self, settings: Settings, buffer: FrameBuffer, metrics: IngestMetrics, hints: Hints) -> None:
         self._settings, self._buffer, self._metrics = settings, buffer, metrics
         self._watcher = Watcher(settings.watch, buffer.catalog, metrics, hints)
-        self._preparation = Preparation(settings, buffer.catalog.has_digest, buffer.pack)
+        pack = _leave_unpacked if settings.watch.decode_threads == 1 else buffer.pack
+        self._preparation = Preparation(settings, buffer.catalog.has_digest, pack)
         self._admission = Admission(settings.admission, buffer.catalog)
         self._pool = ThreadPoolExecutor(settings.watch.decode_threads, thread_name_prefix="decode")
         self._originals = Originals(settings.watch, buffer.catalog)
@@ -315,3 +317,7 @@ class Ingest:
         if isinstance(error, OSError):
             return f"{error.strerror or error}; make room on the disk of {self._settings.state}"
         return str(error)
+
+
+def _leave_unpacked(frame: FittedFrame) -> None:
+    """For `Preparation`: a lone decoding thread is the slower one, so the committing thread packs (decision 0011)."""

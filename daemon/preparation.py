@@ -81,9 +81,12 @@ class Preparation:
     """Reads, hashes, decodes and fits files."""
 
     def __init__(
-        self, settings: Settings, committed: Callable[[str], bool], pack: Callable[[FittedFrame], Packed]
+        self, settings: Settings, committed: Callable[[str], bool], pack: Callable[[FittedFrame], Packed | None]
     ) -> None:
-        """`committed` tells whether a digest was ever committed; both functions are called from worker threads."""
+        """`committed` tells whether a digest was ever committed, `pack` is for `NewFrame.packed`.
+
+        Both are called from worker threads.
+        """
         self._settings, self._watch, self._buffer = settings, settings.watch, settings.buffer
         self._committed, self._pack = committed, pack
         self._hashing = settings.admission.near_duplicate_bits is not None  # half as costly as decoding

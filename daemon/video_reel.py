@@ -83,7 +83,7 @@ class Reel:
         arrival: Arrival,
         format: str,
         committed: Callable[[str], bool],
-        pack: Callable[[FittedFrame], Packed],
+        pack: Callable[[FittedFrame], Packed | None],
     ) -> None:
         """Opens nothing yet. `format`: of `storage.videos.video_format`; the functions as for `Preparation`."""
         self.arrival = arrival

@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections import namedtuple
 from pathlib import Path
+from threading import current_thread
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from storage.catalog import Catalog
 from storage.digest import digest_of
 from storage.errors import BufferFull, DurabilityLost, RefusedImage
 from storage.frames import FrameBuffer, Packed
+from storage.images import decode_image, fit_frame
+from storage.pixel_array import PixelArray
 
 
 def _huge_png(path: Path, width: int, height: int) -> None:
@@ -328,3 +331,21 @@ def test_a_file_that_became_a_pipe_does_not_block(drop, write_image):
     os.mkfifo(path)
     with pytest.raises((FileChanged, RefusedImage)):
         read_arrival(drop, seen, 10**6)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_frames_are_packed_where_there_is_time_and_stored_alike(bench, drop, write_image, monkeypatch, threads: int):
+    packed_by, pack = list[str](), PixelArray.pack
+    monkeypatch.setattr(
+        PixelArray, "pack", lambda array, pixels: packed_by.append(current_thread().name) or pack(array, pixels)
+    )
+    paths = [write_image(drop / f"{number}.png", number) for number in range(4)]
+    world = bench(watch={"decode_threads": threads})
+    world.until(lambda: world.counts.frames == 4)
+    decoders = [name for name in packed_by if name.startswith("decode")]
+    assert len(packed_by) == 4 and len(decoders) == (0 if threads == 1 else 4)
+    pixels = {record.digest: world.buffer.read(record) for record in world.buffer.records()}
+    for path in paths:
+        whole = decode_image(path, max_bytes=1 << 20, max_pixels=1 << 20)
+        fitted = fit_frame(whole, *pixels[digest_of(path)].shape[:2])
+        assert np.array_equal(pixels[digest_of(path)], fitted.pixels)

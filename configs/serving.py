@@ -61,7 +61,7 @@ class ServingSettings(Section):
     window_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.33
     """Share of a window that the next one covers again."""
     shadow_fraction: Fraction = 0.0
-    """Share of live requests that also run on a candidate in the idle place; agreement is recorded for the gate."""
+    """Share of live requests that also run on a candidate in the idle place; their agreement is recorded."""
     enabled: bool = True
     """Off: `mfmd run` starts no inference plane; run `mfmd serve` elsewhere."""
 

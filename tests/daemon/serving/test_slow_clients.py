@@ -12,13 +12,13 @@ from tests.daemon.serving.serving_world import Served, World, image_bytes, runni
 from tests.daemon.serving.test_limits import POST, connection, status_of
 
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
-LIMIT = 0.4
+LIMIT = 0.7
 """What the limits are set to here (seconds)."""
 
 
 @pytest.fixture
 def strict(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    """A plane that waits 0.4 s for a head and for the rest of a refused body."""
+    """A plane that waits 0.7 s for a head and for the rest of a refused body."""
     monkeypatch.setattr(connection_limits, "HEAD_SECONDS", LIMIT)
     monkeypatch.setattr(connection_limits, "REST_SECONDS", LIMIT)
     world.add(1)

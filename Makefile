@@ -22,8 +22,10 @@ test: $(STAMP)  ## every test, on both cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 KILLS ?= 1000
-soak: $(STAMP)  ## ingest killed 1,000 times at random moments, the promise checked after each (KILLS=n)
+SWAPS ?= 1000
+soak: $(STAMP)  ## 1,000 kills of ingest at random moments, then 1,000 swaps under load (KILLS=n SWAPS=n)
 	$(BIN)/python -m tests.faults.soak --kills $(KILLS)
+	$(BIN)/python -m tests.daemon.serving.swap_soak --swaps $(SWAPS)
 
 lint: $(STAMP)  ## ruff and mypy --strict
 	$(BIN)/ruff check .
@@ -42,7 +44,6 @@ SIZE ?= tiny
 bench-step: $(STAMP)  ## time of a training step of every host, with and without MFM (SIZE=tiny, b0 or b5)
 	$(BIN)/python benchmarks/step_time.py --size $(SIZE)
 
-SWAPS ?= 1000
 bench-serving: $(STAMP)  ## throughput, swaps, rollback and ingest under load (SWAPS=n; peers: see the script)
 	$(BIN)/python benchmarks/serving.py --swaps $(SWAPS)
 

@@ -50,7 +50,8 @@ class ServingSettings(Section):
     channels_last: bool = False
     """Memory format of images and convolutions."""
     compile: bool = False
-    """torch.compile the network, once a served shape, before a version serves (needs a C++ compiler on a CPU)."""
+    """torch.compile the network, once a served shape, before a version serves (needs a C++ compiler on a CPU). On a GPU
+    batches of several images run as without it."""
     quantize: Literal["none", "int8"] = "none"
     """int8: weights and activations of convolutions and linear layers on a CPU, calibrated on frames of the buffer; a
     version whose labels would differ from float32 on over 1 % of the pixels serves in float32, and says why. Goes with
@@ -61,7 +62,7 @@ class ServingSettings(Section):
     window_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.33
     """Share of a window that the next one covers again."""
     shadow_fraction: Fraction = 0.0
-    """Share of live requests that also run on a candidate in the idle place; agreement is recorded for the gate."""
+    """Share of live requests that also run on a candidate in the idle place; their agreement is recorded."""
     enabled: bool = True
     """Off: `mfmd run` starts no inference plane; run `mfmd serve` elsewhere."""
 

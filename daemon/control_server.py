@@ -7,6 +7,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from configs.settings import ControlSettings
+from daemon.connection_limits import TimedConnection
 from daemon.errors import DaemonError
 from daemon.listening import listen
 from daemon.tls import TlsFiles
@@ -31,6 +32,7 @@ class ControlServer:
         self._listener = listener
         config = uvicorn.Config(
             app,
+            http=TimedConnection,
             log_config=None,
             access_log=False,
             lifespan="off",

@@ -79,6 +79,8 @@ class ServedForward(nn.Module):
     def _in_format(self, images: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
         if self._channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
+        elif self._compiled is not None:  # code is compiled for strides too, and a window of an image has that image's
+            images = images.contiguous()
         with computing(self.precision, self.device):
             logits: Tensor = run(images)
         return logits.float()

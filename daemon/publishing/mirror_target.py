@@ -31,6 +31,7 @@ class MirrorTarget:
         self.state = MirrorActivity(name=mirror.name, folder=str(mirror.folder))
         self._mirror, self._registry, self._metrics, self._retries = mirror, registry, metrics, retries
         self._wanted: int | None = None
+        self._left: int | None = None
         self._retry_at = 0.0
 
     def tick(self, wanted: int, now: float) -> None:
@@ -58,14 +59,19 @@ class MirrorTarget:
             self._set(state="exporting")
             return
         if not self._mirror.leads_to(wanted):
+            self._left = self._mirror.current()
             self._mirror.point(wanted)
             self._metrics.results.labels(mirror=self._mirror.name, result="ok").inc()
             self._show(wanted)
             log.info("published", mirror=self._mirror.name, version=wanted, folder=str(self._mirror.folder))
         if self.state.state != "current":
-            previous = self._registry.ref("previous")
-            self._mirror.prune({wanted} | ({previous.version} if previous else set()))
+            self._mirror.prune(self._needed(wanted))
             self._set(state="current", failures=0, reason="", next_attempt=None)
+
+    def _needed(self, wanted: int) -> set[int]:
+        """What serves, what a rollback would serve, and what readers were led to before: some may be reading it."""
+        previous = self._registry.ref("previous")
+        return {wanted, previous.version if previous else wanted, wanted if self._left is None else self._left}
 
     def _show(self, version: int | None) -> None:
         self._set(version=version)

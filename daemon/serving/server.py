@@ -12,6 +12,7 @@ import uvicorn
 from pydantic import BaseModel
 
 from configs.settings import Settings
+from daemon.connection_limits import TimedConnection
 from daemon.listening import listen
 from daemon.logs import configure_logs, get_logger
 from daemon.mask_folder import check_masks
@@ -96,6 +97,7 @@ def make_server(plane: InferencePlane, listener: socket.socket, tls: TlsFiles | 
     """
     config = uvicorn.Config(
         create_app(plane),
+        http=TimedConnection,
         log_config=None,
         access_log=False,
         backlog=BACKLOG,

@@ -18,7 +18,7 @@ from daemon.publishing.publisher import Publisher
 from daemon.status import collect_status
 from storage import durable
 from storage.errors import DurabilityLost
-from tests.storage.mirrored import what_a_reader_finds
+from tests.storage.mirrored import export, what_a_reader_finds
 
 PATIENCE = 400.0
 """Longest wait for real exports (seconds): several times what a busy machine needs."""
@@ -90,7 +90,7 @@ def test_promotion_and_rollback_reach_a_triton_repository_and_a_failure_holds_no
     promotion.roll_back(registry, to=None, by="operator", reason="worse")
     daemon.until(lambda: daemon.triton.current() == 1)
     daemon.until(lambda: state(daemon, "triton").state == "current")
-    assert not daemon.triton.place(2).exists(), "neither serving nor previous"
+    assert daemon.triton.place(2).is_dir(), "neither serving nor previous, but a server may be loading it"
     assert daemon.value("mfmd_publish_total", mirror="triton", result="ok") == 3
     assert daemon.value("mfmd_publish_total", mirror="triton", result="failed") == 0
     assert daemon.value("mfmd_publish_version", mirror="triton") == 1
@@ -141,6 +141,29 @@ def test_stopping_ends_the_export(daemon, registry, add_version, layout):
     assert all(group.poll() is not None for group in groups)
     assert "publish" not in layout.run_file("children").read_text()
     assert what_a_reader_finds(daemon.triton) is None
+
+
+def test_the_copy_that_readers_just_left_stays_and_goes_with_the_next_change(
+    make_settings, registry, layout, add_version, tmp_path
+):
+    settings = make_settings(publish={"huggingface": tmp_path / "hf"})
+    metrics, children = Metrics(settings).publish, ChildRecords(layout.run_file("children"))
+    publisher = Publisher(settings, tmp_path / "mfmd.yaml", registry, metrics, children)
+    mirror = publisher._targets[0]._mirror
+
+    def copies_after(change) -> list[int]:
+        change()
+        publisher.step()
+        assert mirror.leads_to(registry.ref("serving").version) and publisher.states()[0].state == "current"
+        return sorted(int(place.name) for place in mirror.folder.iterdir() if place.name != "current")
+
+    def new_version() -> None:
+        version = add_version()
+        export(mirror, version, registry.manifest(version).files["model.safetensors"].sha256)
+
+    assert [copies_after(new_version) for _ in range(3)] == [[1], [1, 2], [2, 3]]
+    assert copies_after(lambda: promotion.roll_back(registry, to=2, by="operator", reason="")) == [2, 3]
+    assert copies_after(new_version) == [2, 4]
 
 
 def test_without_mirrors_there_is_nothing_to_do(make_settings, registry, layout, tmp_path):

@@ -1,4 +1,7 @@
-"""Many swaps under constant load: one in ten to a corrupt candidate, one in ten a rollback; who failed, who mixed."""
+"""Many swaps under constant load: one in ten to a corrupt candidate, one in ten a rollback; who failed, who mixed.
+
+`make test` runs a hundred (`test_guarantees.py`), `make soak` a thousand (`swap_soak.py`).
+"""
 
 import threading
 from dataclasses import dataclass, field
@@ -6,7 +9,17 @@ from dataclasses import dataclass, field
 import httpx
 
 from adapters.inference import segment_image
-from tests.daemon.serving.serving_world import HEIGHT, WIDTH, Served, World, image_bytes, mask_of, picture, wait_until
+from tests.daemon.serving.serving_world import (
+    HEIGHT,
+    WIDTH,
+    Served,
+    World,
+    image_bytes,
+    mask_of,
+    picture,
+    running,
+    wait_until,
+)
 
 VERSIONS = 4
 """Good versions that take turns."""
@@ -48,6 +61,20 @@ class Load:
                 self.mixed.append(f"not the answer of version {version}")
             else:
                 self.answers[int(version)] = self.answers.get(int(version), 0) + 1
+
+
+def weather(world: World, swaps: int) -> tuple[Load, dict[str, int]]:
+    """A storm on a plane of its own; AssertionError when anything failed or mixed, or the plane counted otherwise."""
+    with running(world.settings(max_batch_images=2, max_delay_ms=1.0)) as served:
+        load, counts = storm(world, served, swaps)
+        assert load.failed == [] and load.mixed == [], (load.failed[:3], load.mixed[:3])
+        assert served.metric("mfmd_swap_total", result="failed") == counts["corrupt"]
+        assert served.metric("mfmd_swap_total", result="ok") == 1 + counts["good"] + counts["rollback"]
+        served.assert_idle()
+    corrupt, rollback = (swaps + 6) // 10, (swaps + 2) // 10
+    assert counts == {"good": swaps - corrupt - rollback, "corrupt": corrupt, "rollback": rollback}
+    assert set(load.answers) == set(range(1, VERSIONS + 1)) and load.total >= swaps
+    return load, counts
 
 
 def storm(world: World, served: Served, swaps: int) -> tuple[Load, dict[str, int]]:

@@ -6,10 +6,13 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import nn
 
-from adapters.inference import segment_image
+from adapters.inference import segment_fitted, segment_image
+from adapters.networks.pixels import normalise
+from adapters.windows import Window
 from configs.serving import ServingSettings
 from daemon.serving.calibration import Calibration
 from daemon.serving.plane import InferencePlane
@@ -26,7 +29,13 @@ from tests.daemon.serving.serving_world import (
     picture,
     running,
     tiny_network,
+    wait_until,
 )
+
+SEEDS = (1, 8)
+"""Of networks that int8 does not change."""
+COMPILE_SECONDS = 150.0
+"""Longest wait for the compiler (seconds): several times what a busy machine needs."""
 
 
 @contextmanager
@@ -42,12 +51,63 @@ def test_answers_under_an_option_are_close_to_plain_ones_from_swap_to_swap(
     world: World, options: dict[str, object]
 ) -> None:
     with running(world.settings(**options)) as served:
-        for seed in (1, 3):
+        for seed in SEEDS:
             version = world.add(seed)
             served.wait_for(version)
+            live = served.plane.slots.live
+            assert live is not None and live.float_because == ""
             labels = mask_of(served.segment(image_bytes()))
             plain = segment_image(tiny_network(seed), picture(), (HEIGHT, WIDTH))
             assert float(np.mean(labels == plain)) > 0.95
+
+
+@pytest.mark.parametrize(("option", "value"), [("precision", "bf16"), ("quantize", "int8")])
+def test_sliding_windows_run_what_was_prepared(world: World, option: str, value: str) -> None:
+    size, windows = (150, 200), 2
+    with running(world.settings(window="slide", window_overlap=0.5, **{option: value})) as served:
+        for seed in SEEDS:
+            served.wait_for(world.add(seed))
+            live = served.plane.slots.live
+            assert live is not None and live.forward.computes == value
+            in_bf16: list[bool] = []
+            in_float, in_int8 = live.network, (*live.forward._int8, None)[0]
+            in_float.register_forward_pre_hook(lambda *_, seen=in_bf16: seen.append(torch.is_autocast_enabled("cpu")))
+            twin_runs: list[None] = []
+            if in_int8 is not None:
+                in_int8.register_forward_pre_hook(lambda *_, seen=twin_runs: seen.append(None))
+            labels = mask_of(served.segment(image_bytes(*size)))
+            assert (in_bf16, len(twin_runs)) == (([True] * windows, 0) if value == "bf16" else ([], windows))
+            window = Window(HEIGHT, WIDTH, 0.5)
+            [plain] = segment_fitted(tiny_network(seed), [window.fit(picture(*size))], [size], window.logits)
+            assert float(np.mean(labels == plain.numpy())) > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+@pytest.mark.parametrize(("window", "size"), [("resize", (HEIGHT, WIDTH)), ("slide", (100, 200))])
+def test_compiled_code_answers_what_the_network_does(
+    world: World, monkeypatch: pytest.MonkeyPatch, window: str, size: tuple[int, int]
+) -> None:
+    """No request compiles either, though windows of images of many sizes lie in memory in many ways."""
+    network = tiny_network(1, name="deeplabv2", encoder="resnet_tiny")
+    world.add(1, name="deeplabv2", encoder="resnet_tiny")
+    with running(world.settings(compile=True, window=window, window_overlap=0.5)) as served:
+        wait_until(lambda: served.plane.slots.live is not None, "the version is compiled", COMPILE_SECONDS)
+        live = served.plane.slots.live
+        assert live is not None and live.forward._compiled is not None
+        monkeypatch.setattr(live.forward._compiled, "_network", None)  # what runs for shapes that are not compiled
+        with torch.compiler.set_stance("fail_on_recompile"):
+            answer = served.segment(image_bytes(*size))
+        assert answer.status_code == 200, answer.text
+        labels = mask_of(answer)
+    slides = Window(HEIGHT, WIDTH, 0.5)
+    frame = slides.fit(picture(*size)) if window == "slide" else fit_frame(picture(*size), HEIGHT, WIDTH)
+    with torch.inference_mode():
+        logits = slides.logits(network, normalise(torch.from_numpy(frame.cropped()[None].copy())))
+        top = F.interpolate(logits, size, mode="bilinear", align_corners=False)[0].topk(2, dim=0)
+    clear = (top.values[0] - top.values[1] > 1e-4).numpy()
+    assert clear.mean() > 0.99
+    np.testing.assert_array_equal(labels[clear], top.indices[0].numpy()[clear])
 
 
 def test_a_version_that_int8_would_change_serves_in_float32_and_says_why(world: World) -> None:

@@ -47,3 +47,17 @@ def test_the_page_names_every_route(world: World) -> None:
         plain = path.replace("/versions/{version}", "").replace("{model}", "segmentation")
         assert plain in PAGE, f"docs/serving.md does not show {path}"
     assert "segmentation/versions/1" in PAGE
+
+
+def test_every_guarantee_names_tests_that_exist() -> None:
+    """And each test that is called after a guarantee is named there."""
+    tests, section = Path(__file__).parents[2], PAGE.partition("## What is guaranteed")[2].partition("\n## ")[0]
+    for number in range(1, 8):
+        promise = section.partition(f"\n{number}. ")[2].partition(f"\n{number + 1}. ")[0]
+        named = re.findall(r"`([\w/]+\.py)::(\w+)`", promise)
+        assert named, f"guarantee {number} names no test"
+        for file, test in named:
+            assert f"\ndef {test}(" in (tests / file).read_text(encoding="utf-8"), f"{file} has no {test}"
+    guarantees = (Path(__file__).parent / "test_guarantees.py").read_text(encoding="utf-8")
+    for test in re.findall(r"^def (test_\w+)", guarantees, flags=re.MULTILINE):
+        assert test in section, f"docs/serving.md does not name {test}"

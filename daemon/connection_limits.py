@@ -1,0 +1,77 @@
+"""How long a connection may be held open by a client from which no request comes.
+
+uvicorn times what is idle between two answered requests, and nothing else: a client that connects and is silent, or
+sends the head of its request byte by byte, would hold its connection for ever, and a few thousand of them all that the
+process may open. What follows the head is the application's (`serving/deadline.py`).
+"""
+
+import asyncio
+from typing import Literal
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEAD_SECONDS = 10.0
+"""Longest from the connection, or from the first byte of a further request, to the end of the request's head."""
+REST_SECONDS = 30.0
+"""Longest that is read after the answer of a request whose body was refused (so that the client sees the answer)."""
+
+Phase = Literal["head", "rest", "idle"]
+
+
+class TimedConnection(H11Protocol):
+    """A connection that is closed, without an answer, when its client takes too long in a phase."""
+
+    _phase: Phase | None = None
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start to wait for the first head (over TLS: after the handshake, which asyncio limits to 60 s)."""
+        super().connection_made(transport)
+        self._time()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came; more bytes of the same phase give it no more time."""
+        super().data_received(data)
+        self._time()
+
+    def on_response_complete(self) -> None:
+        """Go on to the next request, part of which may have come already."""
+        super().on_response_complete()
+        self._time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timer with the connection."""
+        super().connection_lost(exc)
+        self._stop_timer()
+
+    def _time(self) -> None:
+        phase = None if self.transport.is_closing() else self._now_in()
+        if phase == self._phase:
+            return
+        self._stop_timer()
+        self._phase = phase
+        if phase is not None:
+            seconds = {"head": HEAD_SECONDS, "rest": REST_SECONDS, "idle": float(self.timeout_keep_alive)}[phase]
+            self._timer = self.loop.call_later(seconds, self._give_up)
+
+    def _now_in(self) -> Phase | None:
+        """What the client is waited for; none while the application or uvicorn's own timer does that."""
+        if self.conn.their_state is h11.SEND_BODY:
+            return "rest" if self.cycle is not None and self.cycle.response_complete else None
+        if self.conn.their_state is not h11.IDLE:
+            return None
+        if self.cycle is None or self.conn.trailing_data[0]:
+            return "head"
+        # uvicorn ends its keep-alive timer at any byte, also at the last of a refused body, after which nothing comes
+        return "idle" if self.timeout_keep_alive_task is None else None
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        self.timeout_keep_alive_handler()
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()  # a plain close waits until the client has read what was written

@@ -174,7 +174,11 @@ class Follower:
         log.exception("swap_failed", version=version, code=code, attempts=self._attempts)
 
 
-def be_nice() -> None:
-    """Lower the priority of the calling thread, where the system counts priority by thread (Linux)."""
+def be_nice(niceness: int = NICENESS) -> None:
+    """Lower the priority of the calling thread to `niceness`, where the system counts priority by thread (Linux).
+
+    A process that was started nicer stays so: to take priority back is not allowed to everybody.
+    """
     if hasattr(os, "setpriority"):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, max(niceness, os.getpriority(os.PRIO_PROCESS, thread)))

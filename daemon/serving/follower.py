@@ -101,6 +101,11 @@ class Follower:
         """The last failure, kept after it was overcome; compare its version with `wanted`."""
         return self._failure
 
+    @property
+    def dead(self) -> bool:
+        """Whether its thread ended although nobody stopped it."""
+        return self._thread.ident is not None and not self._thread.is_alive() and not self._stop.is_set()
+
     def start(self) -> None:
         """Start the thread; the first look is immediate."""
         self._thread.start()

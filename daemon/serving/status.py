@@ -32,6 +32,8 @@ class ServingStatus(_Part):
 
     ready: bool
     """Whether requests are answered."""
+    problems: list[str]
+    """Threads that ended by a bug, and what that means; then `/healthz` is 503, and only a new process mends it."""
     version: int | None
     """Version that answers new requests; none before the first."""
     sha256: str | None
@@ -65,6 +67,7 @@ def describe(plane: "InferencePlane") -> ServingStatus:
     live, wanted, failure = plane.slots.live, plane.follower.wanted, plane.follower.failure
     return ServingStatus(
         ready=plane.ready,
+        problems=plane.dead,
         version=live.version if live else None,
         sha256=live.digest if live else None,
         wanted=wanted.version if wanted else None,

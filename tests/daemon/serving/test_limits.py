@@ -1,12 +1,16 @@
 """Limits on time and on what all requests hold together: late bodies, late answers, too many bodies."""
 
+import asyncio
 import socket
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
 import pytest
+from starlette.requests import Request
+from starlette.types import Message
 
 from daemon.serving import body
 from tests.daemon.serving.serving_world import Served, World, image_bytes, running, wait_until
@@ -130,3 +134,23 @@ def test_bodies_are_bounded_together(world: World, monkeypatch: pytest.MonkeyPat
                 assert status_of(wire.recv(4096)) == 415
         wait_until(lambda: served.plane.bodies.held == 0, "the bytes are given back")
         assert served.segment(image_bytes()).status_code == 200
+
+
+def test_a_body_is_in_memory_once() -> None:
+    left = [True, True, True, False]
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": bytes(bytearray(1_000_000)), "more_body": left.pop(0)}
+
+    async def held() -> int:
+        before, _ = tracemalloc.get_traced_memory()
+        bodies = body.Bodies(8_000_000)
+        async with bodies.read(Request({"type": "http", "headers": []}, receive)) as content:
+            assert len(content) == bodies.held == 4_000_000
+            return tracemalloc.get_traced_memory()[0] - before
+
+    tracemalloc.start()
+    try:
+        assert asyncio.run(held()) < 6_000_000, "the body and at most one part of it"
+    finally:
+        tracemalloc.stop()

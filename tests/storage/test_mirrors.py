@@ -178,3 +178,12 @@ def test_triton_itself_reads_the_configuration(tmp_path: Path):
     assert (config.input[0].name, list(config.input[0].dims)) == ("images", [3, -1, -1])
     assert (config.output[0].name, list(config.output[0].dims)) == ("logits", [3, -1, -1])
     assert config.HasField("dynamic_batching") and config.parameters["mfmd_version"].string_value == "1"
+
+
+def test_a_configuration_that_is_no_text_leads_nowhere_and_is_replaced(tmp_path: Path):
+    mirror = TritonMirror(tmp_path / "triton", max_batch=4)
+    publish(mirror, 1)
+    (mirror.folder / "config.pbtxt").write_bytes(b"\xff\xfe versions: [ 1 ]")
+    assert not mirror.leads_to(1)
+    publish(mirror, 1)
+    assert mirror.leads_to(1) and what_a_reader_finds(mirror) == 1

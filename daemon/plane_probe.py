@@ -34,7 +34,7 @@ class PlaneStatus(BaseModel):
     failed_version: int | None = None
     """The version that could not serve."""
     detail: str = ""
-    """Why it does not answer, or which of its threads ended by a bug."""
+    """Why it does not answer, or what it says is wrong with it."""
 
 
 def probe_plane(file: RunFile | None, token: str | None = None) -> PlaneStatus:

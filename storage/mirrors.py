@@ -50,7 +50,7 @@ class Mirror(ABC):
         Raises StorageError when that one is in use: it is another registry's.
         """
         durable.make_directory(self.folder)
-        durable.remove_partials(self.folder)
+        durable.remove_partials(self.folder, shared=True)
         place = self.place(version)
         if not place.exists():
             return
@@ -82,7 +82,7 @@ class Mirror(ABC):
 
         Not while an export runs.
         """
-        durable.remove_partials(self.folder)
+        durable.remove_partials(self.folder, shared=True)
         gone = [version for version in numbers(self.folder) if version not in keep and version != self.current()]
         removed = [version for version in gone if read_description(self.place(version)) is not None]
         for version in removed:

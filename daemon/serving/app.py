@@ -110,5 +110,5 @@ def _as_api_error(request: Request, error: Exception) -> ApiError:
         asked = f"{request.method} {request.url.path}: {error.detail}; GET /openapi.json lists what there is"
         code = HTTP_CODES.get(error.status_code, "http_error")
         return ApiError(error.status_code, code, asked, headers=error.headers)
-    log.error("request_failed", path=request.url.path, error=repr(error))
+    log.error("request_failed", path=request.url.path, error=repr(error), exc_info=error)
     return ApiError(500, "internal", "the server failed on this request; its log says why")

@@ -87,7 +87,7 @@ class MaskWriter:
             durable.make_directory(folder)
             with durable.exclusive_lock(folder / LOCK, wait=False), asyncio.Runner() as runner:
                 for path in [folder, *(item for item in folder.rglob("*") if item.is_dir())]:
-                    durable.remove_partials(path)
+                    durable.remove_partials(path, shared=True)
                 self._metrics.active.set(1)
                 self._write(folder, runner)
         except durable.Locked:

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from daemon.logs import get_logger
 from daemon.serving.deadline import Deadline
+from daemon.serving.departure import Departure
 from daemon.serving.errors import ApiError
 from daemon.serving.guard import Guard, tokens_of
 from daemon.serving.instrument import Instrument
@@ -57,6 +58,7 @@ def create_app(plane: InferencePlane) -> FastAPI:
     serving = plane.settings.serving
     tokens = tokens_of(serving_token(serving), repository_token(serving))
     app.add_middleware(Deadline, seconds=serving.request_seconds, metrics=plane.metrics)
+    app.add_middleware(Departure, metrics=plane.metrics)
     app.add_middleware(Guard, tokens=tokens, metrics=plane.metrics)  # inside of what counts requests
     app.add_middleware(
         Instrument,

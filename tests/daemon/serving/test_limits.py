@@ -5,7 +5,7 @@ import socket
 import threading
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import pytest
@@ -114,6 +114,32 @@ def test_a_slow_image_among_many_infer_images_is_503_in_the_protocol(hasty: Serv
     gate.set()
     assert (answer.status_code, answer.json()["error"]) == (503, answer.json()["message"])
     hasty.assert_idle()
+
+
+def test_who_hangs_up_frees_his_place(world: World) -> None:
+    world.add(1)
+    with running(world.settings(max_batch_images=1, max_delay_ms=0.0, queue_images=4)) as served:
+        served.wait_for(1)
+        live, gate = served.plane.slots.live, threading.Event()
+        assert live is not None
+
+        def closed(*_: object) -> None:
+            assert gate.wait(30)
+
+        handle, image = live.network.register_forward_pre_hook(closed), image_bytes()
+        with ExitStack() as gone:
+            for _ in range(5):
+                gone.enter_context(connection(served)).sendall(POST % len(image) + image)
+            wait_until(lambda: served.plane.batcher.depth == 4, "one is at work, four wait")
+        wait_until(lambda: served.plane.batcher.depth == 0, "those who wait have left")
+        wait_until(lambda: served.plane.bodies.held == 0, "and their bodies")
+        assert live.holds == 1, "what is at work goes on"
+        assert served.metric("mfmd_requests_refused_total", reason="client_disconnected") == 5
+        gate.set()
+        handle.remove()
+        assert served.segment(image).status_code == 200
+        assert served.metric("mfmd_batch_size_sum") == 2, "of the five only one was computed"
+        served.assert_idle()
 
 
 def test_bodies_are_bounded_together(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

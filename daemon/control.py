@@ -1,16 +1,17 @@
 """The control plane's HTTP API: look without a token, change with one. No torch, no long work in a request."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Query
+from fastapi import APIRouter, FastAPI, Header, Path, Query
 from fastapi.responses import JSONResponse, Response
 
 from configs.settings import Settings
 from daemon import promotion
-from daemon.control_errors import ApiError, answer_errors
+from daemon.control_errors import answer_errors
+from daemon.control_guard import ControlGuard
 from daemon.control_model import (
+    LARGEST_NUMBER,
     CheckpointList,
     CheckpointSummary,
     PinRequest,
@@ -26,12 +27,14 @@ from daemon.refusals import RetryQueue, Selection
 from daemon.round_history import summaries, summarise
 from daemon.round_loop import RoundLoop
 from daemon.status import Status, collect_status
-from daemon.token import bearer_of, same_token
 from storage.errors import StorageError
 from storage.layout import StateLayout
 from storage.manifest import Ref
 from storage.registry import CheckpointRegistry
 from storage.rounds import RoundStore
+
+Number = Annotated[int, Path(le=LARGEST_NUMBER)]
+"""Of a version or a round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,8 @@ def create_control_app(context: ControlContext) -> FastAPI:
     app.include_router(_probes(context))
     app.include_router(_reading(context))
     app.include_router(create_page(context.settings, context.registry, context.token))
-    app.include_router(_changing(context), dependencies=[Depends(_bearer(context.token))])
+    app.include_router(_changing(context))
+    app.add_middleware(ControlGuard, token=context.token)
     answer_errors(app)
     return app
 
@@ -105,7 +109,7 @@ def _reading(context: ControlContext) -> APIRouter:
         )
 
     @router.get("/rounds/{number}")
-    def one_round(number: int) -> RoundDetail:
+    def one_round(number: Number) -> RoundDetail:
         """One round with its newest progress and its verdict."""
         folder = store.folder(number)
         summary = summarise(folder, alive=context.rounds.running == number)
@@ -129,13 +133,13 @@ def _changing(context: ControlContext) -> APIRouter:
         return promotion.roll_back(context.registry, to=wanted.to, by="operator", reason=wanted.reason)
 
     @router.post("/checkpoints/{version}/pin")
-    def pin(version: int, request: PinRequest | None = None) -> dict[str, list[int]]:
+    def pin(version: Number, request: PinRequest | None = None) -> dict[str, list[int]]:
         """Keep a version whatever retention says."""
         context.registry.pin(version, by="operator", reason=request.reason if request else "")
         return {"pinned": context.registry.pins()}
 
     @router.post("/checkpoints/{version}/unpin")
-    def unpin(version: int, request: PinRequest | None = None) -> dict[str, list[int]]:
+    def unpin(version: Number, request: PinRequest | None = None) -> dict[str, list[int]]:
         """Leave a version to retention again."""
         context.registry.unpin(version, by="operator", reason=request.reason if request else "")
         return {"pinned": context.registry.pins()}
@@ -146,15 +150,6 @@ def _changing(context: ControlContext) -> APIRouter:
         return {"retried": context.retries.ask(Selection(frozenset(request.paths), request.reason))}
 
     return router
-
-
-def _bearer(token: str) -> Callable[[str], None]:
-    def check(authorization: Annotated[str, Header()] = "") -> None:
-        given = bearer_of(authorization)
-        if given is None or not same_token(given, token):
-            raise ApiError(401, "unauthorized", "send `Authorization: Bearer TOKEN`; see control.token in the docs")
-
-    return check
 
 
 def _checkpoint(registry: CheckpointRegistry, version: int, pinned: bool) -> CheckpointSummary:

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from daemon.errors import DaemonError, NoCheckpoint, NotEnoughFrames, RoundRunning, Stopping
 from storage.errors import CorruptCheckpoint, DurabilityLost, StorageError, UnknownRound, UnknownVersion
 
-HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
+HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 """The same names as on the inference plane."""
 STATUS_OF: dict[type[Exception], int] = {
     UnknownVersion: 404,
@@ -45,8 +45,7 @@ def answer_errors(app: FastAPI) -> None:
 
     async def api(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
-        headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
-        return _error(error.status, error.code, error.message, headers)
+        return api_answer(error)
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
@@ -70,6 +69,12 @@ def answer_errors(app: FastAPI) -> None:
     ]
     for kind, handler in handlers:
         app.add_exception_handler(kind, handler)
+
+
+def api_answer(error: ApiError) -> JSONResponse:
+    """The answer that `error` is."""
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+    return _error(error.status, error.code, error.message, headers)
 
 
 def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -8,6 +8,9 @@ from daemon.round_history import RoundSummary
 from storage.manifest import Ref
 from storage.round_records import Progress, Verdict
 
+LARGEST_NUMBER = 999_999_999
+"""Of a version or a round: more digits are no file name on any disk."""
+
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -16,7 +19,7 @@ class _Body(BaseModel):
 class RollbackRequest(_Body):
     """What `POST /v1/rollback` may carry."""
 
-    to: Annotated[int | None, Field(ge=1)] = None
+    to: Annotated[int | None, Field(ge=1, le=LARGEST_NUMBER)] = None
     """Version to serve; none: the one that served before."""
     reason: str = ""
     """Why; kept in the history."""

@@ -82,6 +82,8 @@ def _plane(status: Status, settings: Settings) -> Iterator[str]:
     if status.daemon.up and settings.serving.enabled and not plane.up and not _starting(status):
         yield f"the inference plane does not answer: {plane.detail}"
     wanted = serving.version if serving is not None else None
+    if plane.up and plane.detail:
+        yield f"the inference plane: {plane.detail}"
     if plane.up and plane.last_swap_failure and wanted == plane.failed_version != plane.version:
         old = f"version {plane.version} still serves" if plane.version is not None else "nothing serves"
         yield f"version {wanted} cannot serve, {old}: {plane.last_swap_failure}"

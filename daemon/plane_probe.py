@@ -34,7 +34,7 @@ class PlaneStatus(BaseModel):
     failed_version: int | None = None
     """The version that could not serve."""
     detail: str = ""
-    """Why it does not answer."""
+    """Why it does not answer, or what it says is wrong with it."""
 
 
 def probe_plane(file: RunFile | None, token: str | None = None) -> PlaneStatus:
@@ -70,6 +70,7 @@ def _get(file: RunFile, token: str | None) -> dict[str, object]:
 def _parse(file: RunFile, answer: dict[str, object]) -> PlaneStatus:
     failure = answer.get("last_failure")
     failure = failure if isinstance(failure, dict) else {}
+    problems = answer.get("problems")
     return PlaneStatus.model_validate(
         {
             "up": True,
@@ -80,5 +81,6 @@ def _parse(file: RunFile, answer: dict[str, object]) -> PlaneStatus:
             "wanted": answer.get("wanted"),
             "last_swap_failure": failure.get("reason"),
             "failed_version": failure.get("version"),
+            "detail": "; ".join(map(str, problems)) if isinstance(problems, list) else "",
         }
     )

@@ -8,6 +8,7 @@ import time
 from configs.settings import Settings
 from daemon.candidate import candidate_manifest, tensor_differences
 from daemon.gate import decide
+from daemon.logs import get_logger
 from storage.digest import digest_of
 from storage.errors import CorruptCheckpoint, ServingChanged, StorageError
 from storage.manifest import HistoryEvent, Manifest, Ref
@@ -20,6 +21,8 @@ GATE = "gate"
 """Who moves the ref when a candidate is accepted."""
 NO_REASON = "no reason given"
 """What the history says of a rollback that nobody explained."""
+
+log = get_logger(__name__)
 
 
 def judge(registry: CheckpointRegistry, folder: RoundFolder, settings: Settings) -> Verdict:
@@ -42,7 +45,7 @@ def judge(registry: CheckpointRegistry, folder: RoundFolder, settings: Settings)
     if verdict.decision == "accepted" and verdict.version is None:
         verdict = _promote(registry, folder, spec, _scores(folder), verdict)
         folder.write_verdict(verdict)
-    registry.prune(settings.registry.keep_versions)
+    _prune(registry, settings.registry.keep_versions)
     return verdict
 
 
@@ -138,10 +141,21 @@ def _add(
 def _added(registry: CheckpointRegistry, spec: RoundSpec) -> int | None:
     """The version that this round's candidate became before a crash, or none."""
     for version in reversed(registry.versions()):
-        manifest = registry.manifest(version)
+        try:
+            manifest = registry.manifest(version)
+        except CorruptCheckpoint:  # another version's damage must not keep this one from serving
+            continue
         if manifest.round == spec.round and manifest.parent == spec.incumbent:
             return version
     return None
+
+
+def _prune(registry: CheckpointRegistry, keep: int) -> None:
+    """Remove old versions; none while the released one cannot be told, for an ancestor's manifest is damaged."""
+    try:
+        registry.prune(keep)
+    except CorruptCheckpoint as error:
+        log.error("versions_not_pruned", reason=str(error))
 
 
 def _withdrawn(verdict: Verdict, why: str) -> Verdict:

@@ -225,9 +225,12 @@ def move_file(source: Path, target: Path) -> Path:
     raise AssertionError("itertools.count ended")
 
 
-def remove_partials(folder: Path) -> list[Path]:
-    """Remove what a killed process left unfinished directly in `folder`; only for the folder's one writer."""
-    found = sorted(folder.glob(f"*{PARTIAL}"))
+def remove_partials(folder: Path, *, shared: bool = False) -> list[Path]:
+    """Remove what a killed process left unfinished directly in `folder`; only for the folder's one writer.
+
+    `shared`: others keep files there too, so only hidden names go, which are all that this module makes.
+    """
+    found = sorted(folder.glob(f"{'.' if shared else ''}*{PARTIAL}"))
     for path in found:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -50,7 +50,7 @@ class Mirror(ABC):
         Raises StorageError when that one is in use: it is another registry's.
         """
         durable.make_directory(self.folder)
-        durable.remove_partials(self.folder)
+        durable.remove_partials(self.folder, shared=True)
         place = self.place(version)
         if not place.exists():
             return
@@ -82,7 +82,7 @@ class Mirror(ABC):
 
         Not while an export runs.
         """
-        durable.remove_partials(self.folder)
+        durable.remove_partials(self.folder, shared=True)
         gone = [version for version in numbers(self.folder) if version not in keep and version != self.current()]
         removed = [version for version in gone if read_description(self.place(version)) is not None]
         for version in removed:
@@ -110,7 +110,7 @@ class TritonMirror(Mirror):
     def current(self) -> int | None:
         """The version in the version policy."""
         try:
-            text = (self.folder / CONFIG).read_text(encoding="utf-8")
+            text = self._text()
         except FileNotFoundError:
             return None
         number = text.partition("versions: [ ")[2].partition(" ]")[0]
@@ -118,11 +118,17 @@ class TritonMirror(Mirror):
 
     def leads_to(self, version: int) -> bool:
         """Whether `config.pbtxt` is what it should be; it also holds settings."""
-        return self.current() == version and (self.folder / CONFIG).read_text(encoding="utf-8") == self._config(version)
+        return self.current() == version and (self.folder / CONFIG).read_text(
+            encoding="utf-8", errors="replace"
+        ) == self._config(version)
 
     def point(self, version: int) -> None:
         """Replace `config.pbtxt`. The policy names one version: the newest number is not it after a rollback."""
         durable.write_text(self.folder / CONFIG, self._config(version))
+
+    def _text(self) -> str:
+        """What stands there; whatever cannot be read as text is none of ours, and no reason to fail."""
+        return (self.folder / CONFIG).read_text(encoding="utf-8", errors="replace")
 
     def _config(self, version: int) -> str:
         return _triton_config(self._description(version), self._max_batch)

@@ -7,11 +7,12 @@ from typing import Literal
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 from daemon.logs import get_logger
 from daemon.serving.deadline import Deadline
+from daemon.serving.departure import Departure
 from daemon.serving.errors import ApiError
 from daemon.serving.guard import Guard, tokens_of
 from daemon.serving.instrument import Instrument
@@ -30,7 +31,12 @@ log = get_logger(__name__)
 class Health(BaseModel):
     """The process answers."""
 
-    status: Literal["ok"]
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    status: Literal["ok", "dead"]
+    """dead: a thread ended by a bug, and only a new process mends that."""
+    problems: list[str]
+    """Which, and what it means."""
 
 
 class Readiness(BaseModel):
@@ -52,8 +58,14 @@ def create_app(plane: InferencePlane) -> FastAPI:
     serving = plane.settings.serving
     tokens = tokens_of(serving_token(serving), repository_token(serving))
     app.add_middleware(Deadline, seconds=serving.request_seconds, metrics=plane.metrics)
+    app.add_middleware(Departure, metrics=plane.metrics)
     app.add_middleware(Guard, tokens=tokens, metrics=plane.metrics)  # inside of what counts requests
-    app.add_middleware(Instrument, metrics=plane.metrics, live=lambda: plane.slots.live)
+    app.add_middleware(
+        Instrument,
+        metrics=plane.metrics,
+        live=lambda: plane.slots.live,
+        failed=lambda request, error: problem_answer(request.url.path, _as_api_error(request, error), plane.metrics),
+    )
     app.include_router(segment_routes(plane))
     app.include_router(oip_routes(plane))
     _add_health(app, plane)
@@ -63,10 +75,12 @@ def create_app(plane: InferencePlane) -> FastAPI:
 
 
 def _add_health(app: FastAPI, plane: InferencePlane) -> None:
-    @app.get("/healthz")
-    async def live() -> Health:
-        """The process answers; says nothing about a version."""
-        return Health(status="ok")
+    @app.get("/healthz", responses={503: {"model": Health, "description": "A thread ended by a bug."}})
+    async def live(response: Response) -> Health:
+        """200 while the process answers and its threads live, 503 after one ended; says nothing about a version."""
+        dead = plane.dead
+        response.status_code = 503 if dead else 200
+        return Health(status="dead" if dead else "ok", problems=dead)
 
     @app.get("/readyz", responses={503: {"model": Readiness, "description": "Not ready."}})
     async def ready(response: Response) -> Readiness:
@@ -86,7 +100,7 @@ def _add_errors(app: FastAPI, plane: InferencePlane) -> None:
     def answer(request: Request, raised: Exception) -> JSONResponse:
         return problem_answer(request.url.path, _as_api_error(request, raised), plane.metrics)
 
-    for kind in (ApiError, HTTPException, Exception):
+    for kind in (ApiError, HTTPException):  # what else fails, `Instrument` answers: the version is named there too
         app.add_exception_handler(kind, answer)
 
 
@@ -98,5 +112,5 @@ def _as_api_error(request: Request, error: Exception) -> ApiError:
         asked = f"{request.method} {request.url.path}: {error.detail}; GET /openapi.json lists what there is"
         code = HTTP_CODES.get(error.status_code, "http_error")
         return ApiError(error.status_code, code, asked, headers=error.headers)
-    log.error("request_failed", path=request.url.path, error=repr(error))
+    log.error("request_failed", path=request.url.path, error=repr(error), exc_info=error)
     return ApiError(500, "internal", "the server failed on this request; its log says why")

@@ -107,6 +107,11 @@ class Batcher:
             self._thread.join(timeout)
 
     @property
+    def dead(self) -> bool:
+        """Whether its thread ended although nobody stopped it."""
+        return self._thread.ident is not None and not self._thread.is_alive() and not self._closing
+
+    @property
     def depth(self) -> int:
         """Images that wait for a forward pass."""
         return self._depth
@@ -160,6 +165,11 @@ class Batcher:
             try:
                 if live:
                     self._answer(live)
+            except Exception as error:  # without this thread nobody would be answered any more
+                log.exception("batch_lost", images=len(live))
+                for item in live:
+                    if not item.answer.done():
+                        item.answer.set_exception(error)
             finally:
                 for item in batch:
                     self._slots.release(item.resident)

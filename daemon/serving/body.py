@@ -37,16 +37,22 @@ class Bodies:
         unsupported_encoding, 400 client_disconnected, 503 too_many_bodies.
         """
         self._check_headers(request)
-        body = bytearray()
+        parts: list[bytes] = []
+        size, more = 0, True
         try:
-            more = True
             while more:
                 message = await request.receive()
                 more = _continues(message)
-                self._add(body, message.get("body", b""))
-            yield bytes(body)
+                part: bytes = message.get("body", b"")
+                self._check_room(size, len(part))
+                parts.append(part)
+                size += len(part)
+                self._held += len(part)
+            body = b"".join(parts)
+            parts.clear()  # or it would be there twice until the answer
+            yield body
         finally:
-            self._held -= len(body)
+            self._held -= size
 
     def _check_headers(self, request: Request) -> None:
         if request.headers.get("content-encoding", "identity").lower() not in ("identity", ""):
@@ -54,11 +60,6 @@ class Bodies:
         declared = request.headers.get("content-length", "")
         if declared.isdecimal():
             self._check_room(0, int(declared))
-
-    def _add(self, body: bytearray, part: bytes) -> None:
-        self._check_room(len(body), len(part))
-        body += part
-        self._held += len(part)
 
     def _check_room(self, so_far: int, more: int) -> None:
         if so_far + more > self._largest:

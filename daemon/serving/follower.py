@@ -101,6 +101,11 @@ class Follower:
         """The last failure, kept after it was overcome; compare its version with `wanted`."""
         return self._failure
 
+    @property
+    def dead(self) -> bool:
+        """Whether its thread ended although nobody stopped it."""
+        return self._thread.ident is not None and not self._thread.is_alive() and not self._stop.is_set()
+
     def start(self) -> None:
         """Start the thread; the first look is immediate."""
         self._thread.start()
@@ -174,7 +179,11 @@ class Follower:
         log.exception("swap_failed", version=version, code=code, attempts=self._attempts)
 
 
-def be_nice() -> None:
-    """Lower the priority of the calling thread, where the system counts priority by thread (Linux)."""
+def be_nice(niceness: int = NICENESS) -> None:
+    """Lower the priority of the calling thread to `niceness`, where the system counts priority by thread (Linux).
+
+    A process that was started nicer stays so: to take priority back is not allowed to everybody.
+    """
     if hasattr(os, "setpriority"):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, max(niceness, os.getpriority(os.PRIO_PROCESS, thread)))

@@ -6,7 +6,6 @@ it is one image's turn. Nothing is ever deleted: not when an image goes, not whe
 
 import asyncio
 import errno
-import os
 import threading
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from configs.settings import Settings
 from daemon.arrival import Arrival, FileChanged, read_arrival
 from daemon.logs import get_logger
 from daemon.serving.errors import ApiError, NotReady
+from daemon.serving.follower import be_nice
 from daemon.serving.mask_file import Note, mask_bytes, mask_path, note_of
 from daemon.serving.mask_queue import LIMIT, Found, MaskQueue
 from daemon.serving.slots import Resident
@@ -68,8 +68,7 @@ class MaskWriter:
             self._thread.join(timeout)
 
     def _work(self) -> None:
-        if hasattr(os, "setpriority"):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        be_nice(NICENESS)
         try:
             while not self._stop.is_set():
                 self._try_to_write()
@@ -88,7 +87,7 @@ class MaskWriter:
             durable.make_directory(folder)
             with durable.exclusive_lock(folder / LOCK, wait=False), asyncio.Runner() as runner:
                 for path in [folder, *(item for item in folder.rglob("*") if item.is_dir())]:
-                    durable.remove_partials(path)
+                    durable.remove_partials(path, shared=True)
                 self._metrics.active.set(1)
                 self._write(folder, runner)
         except durable.Locked:

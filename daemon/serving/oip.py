@@ -80,10 +80,12 @@ def _add_server_routes(router: APIRouter, plane: InferencePlane) -> None:
         """Server metadata."""
         return ServerMetadata(name="mfmd", version=package_version("mfmd"), extensions=[*EXTENSIONS])
 
-    @router.get("/v2/health/live")
-    async def live() -> ServerLive:
-        """The process answers."""
-        return ServerLive(live=True)
+    @router.get("/v2/health/live", responses={503: {"model": ServerLive, "description": "A thread ended by a bug."}})
+    async def live(response: Response) -> ServerLive:
+        """200 while the process answers and its threads live, else 503."""
+        alive = not plane.dead
+        response.status_code = 200 if alive else 503
+        return ServerLive(live=alive)
 
     @router.get("/v2/health/ready", responses={503: {"model": ServerReady, "description": "Not ready."}})
     async def ready(response: Response) -> ServerReady:

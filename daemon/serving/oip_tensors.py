@@ -8,7 +8,8 @@ header `Inference-Header-Content-Length`, and the tensor's bytes follow.
 import json
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import chain
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,11 +108,11 @@ def _read_tensor(tensor: InputTensor, tail: bytes | None, max_pixels: int) -> ND
     shape = tensor.shape
     if len(shape) != IMAGE_RANK or shape[-1] != IMAGE_CHANNELS or min(shape) < 1:
         raise ApiError(
-            400, "wrong_shape", f"input {INPUT!r} must be [B, H, W, 3] with sizes of 1 or more, got {shape[:8]}"
+            400, "wrong_shape", f"input {INPUT!r} must be [B, H, W, 3] with sizes of 1 or more, got {str(shape)[:64]}"
         )
-    pixels = math.prod(shape[:3])
-    if pixels > max_pixels:
-        raise ApiError(413, "too_many_pixels", f"{pixels} pixels in one request; the limit is {max_pixels}")
+    if math.prod(shape[:3]) > max_pixels:  # the product itself may have too many digits to be written down
+        message = f"shape {str(shape)[:64]} is more than {max_pixels} pixels in one request (serving.max_pixels)"
+        raise ApiError(413, "too_many_pixels", message)
     if "binary_data_size" in tensor.parameters:
         return _from_binary(tensor, tail)
     return _from_list(tensor)
@@ -130,18 +131,31 @@ def _from_binary(tensor: InputTensor, tail: bytes | None) -> NDArray[np.uint8]:
 
 
 def _from_list(tensor: InputTensor) -> NDArray[np.uint8]:
+    """The values, flat or nested as the shape says. numpy is not asked what they are: it would give every value the
+    room of the longest text among them, gigabytes for a small body.
+    """
     if tensor.data is None:
         raise ApiError(400, "wrong_data", f"input {INPUT!r} has no data")
-    try:
-        values = np.asarray(tensor.data)
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise ApiError(400, "wrong_data", f"input {INPUT!r}: data is not a regular array: {error}") from error
-    shaped = values.ndim == 1 or list(values.shape) == tensor.shape
-    if not shaped or values.size != math.prod(tensor.shape):
-        raise ApiError(400, "wrong_data", f"data holds {list(values.shape)}, the shape says {tensor.shape}")
-    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > np.iinfo(np.uint8).max:
+    values = _flat(tensor.data, tensor.shape)
+    if not set(map(type, values)) <= {int}:
         raise ApiError(400, "wrong_data", f"input {INPUT!r}: data must be integers from 0 to 255")
-    return values.astype(np.uint8).reshape(tensor.shape)
+    try:
+        return np.frombuffer(bytes(values), np.uint8).reshape(tensor.shape)
+    except ValueError as error:
+        raise ApiError(400, "wrong_data", f"input {INPUT!r}: data must be integers from 0 to 255") from error
+
+
+def _flat(data: list[Any], shape: list[int]) -> list[Any]:
+    """All values of a list that is flat, or nested exactly as `shape` says. Raises ApiError 400 wrong_data."""
+    inner = shape[1:] if data and isinstance(data[0], list) else []
+    size = shape[0] if inner else math.prod(shape)
+    if len(data) != size:
+        raise ApiError(400, "wrong_data", f"data holds {len(data)} values, the shape {shape} says {size}")
+    for side in inner:
+        if not all(isinstance(row, list) and len(row) == side for row in data):
+            raise ApiError(400, "wrong_data", f"data is neither flat nor nested as the shape {shape} says")
+        data = list(chain.from_iterable(data))
+    return data
 
 
 def _wants_binary(message: InferBody) -> bool:

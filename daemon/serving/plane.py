@@ -87,8 +87,17 @@ class InferencePlane:
 
     @property
     def ready(self) -> bool:
-        """Whether requests are answered: a version is loaded and the process is not stopping."""
-        return self.slots.live is not None and not self.draining
+        """Whether requests are answered: a version is loaded, its thread lives and the process is not stopping."""
+        return self.slots.live is not None and not self.draining and not self.batcher.dead
+
+    @property
+    def dead(self) -> list[str]:
+        """Threads that ended by a bug, and what that means; empty when all live. Only a new process mends it."""
+        meanings = (
+            (self.batcher.dead, "the batcher's thread ended: no request is answered; start the server again"),
+            (self.follower.dead, "the follower's thread ended: no other version will serve; start the server again"),
+        )
+        return [meaning for ended, meaning in meanings if ended]
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run `work` (decoding, encoding) in the thread pool, off the event loop."""
@@ -100,7 +109,12 @@ class InferencePlane:
         The caller holds a lease on `resident`, so all answers are of one version. Raises ApiError, and what `images`
         raises.
         """
-        answers = await self.in_thread(lambda: self.submit(resident, images()))
+        queued = self._pool.submit(lambda: self.submit(resident, images()))
+        try:
+            answers = await asyncio.wrap_future(queued)
+        except asyncio.CancelledError:  # the thread goes on: what it queues, nobody waits for
+            queued.add_done_callback(_abandon)
+            raise
         return list(await asyncio.gather(*map(asyncio.wrap_future, answers)))
 
     def submit(self, resident: Resident, images: Sequence[NDArray[np.uint8]]) -> "list[Future[Labels]]":
@@ -113,6 +127,13 @@ class InferencePlane:
             message = f"{len(images)} images at once; at most {limit} (serving.queue_images)"
             raise ApiError(413, "batch_too_large", message)
         return self.batcher.submit(resident, _fit_all(images, resident.input_size, self.settings.serving))
+
+
+def _abandon(queued: "Future[list[Future[Labels]]]") -> None:
+    """Take out of the queue what was put there for a request that ended meanwhile."""
+    if not queued.cancelled() and queued.exception() is None:
+        for answer in queued.result():
+            answer.cancel()
 
 
 def _fit_all(

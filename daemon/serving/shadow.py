@@ -93,6 +93,8 @@ class Shadow:
             try:
                 [own] = segment_fitted(candidate.forward, [image.frame], [image.size])
                 self._note(candidate, serving, labels, own.cpu().numpy())
+            except DurabilityLost:
+                raise
             except Exception:
                 self._metrics.shadow_images.labels(result="failed").inc()
                 log.exception("shadow_run_failed", version=candidate.version)

@@ -121,8 +121,10 @@ def test_what_a_killed_writer_left_is_removed(mirror: Mirror):
         (mirror.folder / name).mkdir()
         (mirror.folder / name / "model.onnx").write_text("half")
     (mirror.folder / f".current.abcd{durable.PARTIAL}").symlink_to("1")
+    (mirror.folder / "mine.partial").write_text("mine")
     publish(mirror, 2)
-    assert not list(mirror.folder.glob("*.partial")) and what_a_reader_finds(mirror) == 2
+    assert [path.name for path in mirror.folder.glob("*.partial")] == ["mine.partial"], "of others nothing goes"
+    assert what_a_reader_finds(mirror) == 2
 
 
 def test_pointing_at_nothing_is_refused(mirror: Mirror):
@@ -178,3 +180,12 @@ def test_triton_itself_reads_the_configuration(tmp_path: Path):
     assert (config.input[0].name, list(config.input[0].dims)) == ("images", [3, -1, -1])
     assert (config.output[0].name, list(config.output[0].dims)) == ("logits", [3, -1, -1])
     assert config.HasField("dynamic_batching") and config.parameters["mfmd_version"].string_value == "1"
+
+
+def test_a_configuration_that_is_no_text_leads_nowhere_and_is_replaced(tmp_path: Path):
+    mirror = TritonMirror(tmp_path / "triton", max_batch=4)
+    publish(mirror, 1)
+    (mirror.folder / "config.pbtxt").write_bytes(b"\xff\xfe versions: [ 1 ]")
+    assert not mirror.leads_to(1)
+    publish(mirror, 1)
+    assert mirror.leads_to(1) and what_a_reader_finds(mirror) == 1

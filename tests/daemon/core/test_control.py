@@ -3,6 +3,7 @@
 import socket
 import stat
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -75,6 +76,32 @@ def test_a_change_needs_the_token(world, registry):
             assert answer.json()["code"] == "unauthorized"
     assert registry.history() == before
     assert world.rounds.running is None
+
+
+def test_a_body_is_not_read_before_the_token_is_seen_and_not_on_without_end(world):
+    json = {"Content-Type": "application/json"}
+    for path in CHANGES[1:]:
+        assert world.client.post(path, content=b"{", headers=json).status_code == 401, "not what is wrong with its body"
+    answer = world.client.post("/v1/rollback", content=(b" " * 1_000_000 for _ in range(9)), headers=json | AUTHORISED)
+    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+    tracemalloc.start()
+    try:
+        answer = world.client.post("/v1/rollback", content=(b" " * 1_000_000 for _ in range(50)), headers=json)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert answer.status_code == 401
+    assert peak < 20_000_000, "50 MB of somebody without a token are nowhere"
+
+
+def test_a_number_that_no_disk_could_name_is_refused(world):
+    for number in ("9" * 10, "9" * 300):
+        for answer in (
+            world.client.get(f"/v1/rounds/{number}"),
+            world.client.post(f"/v1/checkpoints/{number}/pin", headers=AUTHORISED),
+            world.client.post("/v1/rollback", headers=AUTHORISED, content=f'{{"to": {number}}}'),
+        ):
+            assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
 
 
 def test_a_stopping_daemon_says_so_to_a_command_that_wants_a_round(world, layout):

@@ -277,6 +277,26 @@ def test_damaged_incumbent_is_said(state: State, finished: Callable[..., RoundFo
     assert state.serving == 2
 
 
+@pytest.mark.parametrize("ancestor", [True, False])
+def test_a_damaged_version_keeps_no_other_from_serving(
+    state: State, finished: Callable[..., RoundFolder], ancestor: bool
+) -> None:
+    damaged, keep = 1, 1
+    own = state.registry.root / "versions" / "000002" / "manifest.json"
+    if ancestor:  # version 1 is the released one: what may be pruned cannot be told any more
+        own.write_text(own.read_text().replace('"parent": null', '"parent": 1'))
+    else:
+        damaged = state.registry.add(state.weights(6.0), state.registry.manifest(1), by="import").version
+    state.registry.add(state.weights(8.0), state.registry.manifest(1), by="import")
+    (state.registry.root / "versions" / f"{damaged:06d}" / "manifest.json").write_text("{")
+    settings = state.settings.model_copy(
+        update={"registry": state.settings.registry.model_copy(update={"keep_versions": keep})}
+    )
+    verdict = judge(state.registry, finished(), settings)
+    assert (verdict.decision, state.serving) == ("accepted", verdict.version)
+    assert (1 in state.registry.versions()) is ancestor, "nothing goes while the released one cannot be told"
+
+
 def test_old_versions_are_pruned_after_a_verdict(state: State, finished: Callable[..., RoundFolder]) -> None:
     settings = state.settings.model_copy(
         update={"registry": state.settings.registry.model_copy(update={"keep_versions": 1})}

@@ -1,12 +1,16 @@
 """Limits on time and on what all requests hold together: late bodies, late answers, too many bodies."""
 
+import asyncio
 import socket
 import threading
+import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import pytest
+from starlette.requests import Request
+from starlette.types import Message
 
 from daemon.serving import body
 from tests.daemon.serving.serving_world import Served, World, image_bytes, running, wait_until
@@ -112,6 +116,32 @@ def test_a_slow_image_among_many_infer_images_is_503_in_the_protocol(hasty: Serv
     hasty.assert_idle()
 
 
+def test_who_hangs_up_frees_his_place(world: World) -> None:
+    world.add(1)
+    with running(world.settings(max_batch_images=1, max_delay_ms=0.0, queue_images=4)) as served:
+        served.wait_for(1)
+        live, gate = served.plane.slots.live, threading.Event()
+        assert live is not None
+
+        def closed(*_: object) -> None:
+            assert gate.wait(30)
+
+        handle, image = live.network.register_forward_pre_hook(closed), image_bytes()
+        with ExitStack() as gone:
+            for _ in range(5):
+                gone.enter_context(connection(served)).sendall(POST % len(image) + image)
+            wait_until(lambda: served.plane.batcher.depth == 4, "one is at work, four wait")
+        wait_until(lambda: served.plane.batcher.depth == 0, "those who wait have left")
+        wait_until(lambda: served.plane.bodies.held == 0, "and their bodies")
+        assert live.holds == 1, "what is at work goes on"
+        assert served.metric("mfmd_requests_refused_total", reason="client_disconnected") == 5
+        gate.set()
+        handle.remove()
+        assert served.segment(image).status_code == 200
+        assert served.metric("mfmd_batch_size_sum") == 2, "of the five only one was computed"
+        served.assert_idle()
+
+
 def test_bodies_are_bounded_together(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(body, "LARGEST_AT_ONCE", 2)
     world.add(1)
@@ -130,3 +160,23 @@ def test_bodies_are_bounded_together(world: World, monkeypatch: pytest.MonkeyPat
                 assert status_of(wire.recv(4096)) == 415
         wait_until(lambda: served.plane.bodies.held == 0, "the bytes are given back")
         assert served.segment(image_bytes()).status_code == 200
+
+
+def test_a_body_is_in_memory_once() -> None:
+    left = [True, True, True, False]
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": bytes(bytearray(1_000_000)), "more_body": left.pop(0)}
+
+    async def held() -> int:
+        before, _ = tracemalloc.get_traced_memory()
+        bodies = body.Bodies(8_000_000)
+        async with bodies.read(Request({"type": "http", "headers": []}, receive)) as content:
+            assert len(content) == bodies.held == 4_000_000
+            return tracemalloc.get_traced_memory()[0] - before
+
+    tracemalloc.start()
+    try:
+        assert asyncio.run(held()) < 6_000_000, "the body and at most one part of it"
+    finally:
+        tracemalloc.stop()

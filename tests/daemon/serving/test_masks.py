@@ -230,10 +230,13 @@ def test_what_a_kill_left_is_removed(folders: Folders) -> None:
     (folders.masks / "cam").mkdir(parents=True)
     left = folders.masks / "cam" / ".a.png.png.12345678.partial"
     left.write_bytes(b"half")
+    theirs = folders.masks / "cam" / "notes.partial"
+    theirs.write_text("somebody's own")
     folders.put("cam/a.png", 1)
     with running(folders.settings()):
         folders.wait_for("cam/a.png")
         assert not left.exists()
+        assert theirs.read_text() == "somebody's own"
 
 
 def test_requests_are_answered_while_masks_are_made(folders: Folders) -> None:

@@ -1,6 +1,7 @@
 """Open Inference Protocol v2: health, metadata, infer as JSON and as binary tensors, and all that can be wrong."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import httpx
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 
 from adapters.inference import segment_image
+from daemon.serving.errors import ApiError
+from daemon.serving.oip_tensors import parse_infer
 from tests.daemon.serving.serving_world import HEIGHT, WIDTH, Served, World, picture, running, wait_until
 
 INFER = "/v2/models/segmentation/infer"
@@ -164,6 +167,8 @@ PIXELS = images(1, 2, 2)
         (request_for(PIXELS, data=[0] * 11 + [None]), "wrong_data"),
         (request_for(PIXELS, data=[[0] * 11, [0]]), "wrong_data"),
         (request_for(PIXELS, data=[True] * 12), "wrong_data"),
+        (request_for(PIXELS, data=[True] + [0] * 11), "wrong_data"),
+        (request_for(PIXELS, data=[[[[0] * 3] * 2] * 2, 0]), "wrong_data"),
         (request_for(PIXELS, data=[[0] * 6] * 2), "wrong_data"),
         (request_for(PIXELS, data=None), "wrong_data"),
         (request_for(PIXELS, data="AAAA"), "invalid_request"),
@@ -210,3 +215,23 @@ def test_swaps_keep_requests_by_number_answerable(world: World, served: Served) 
     served.wait_for(1)
     assert ask(second).headers["X-Checkpoint-Version"] == str(second)
     assert ask(1).headers["X-Checkpoint-Version"] == "1"
+
+
+def test_a_shape_of_too_many_digits_is_413(shared: Served) -> None:
+    side = "1" + "0" * 2000  # the number of pixels then has more digits than Python writes down
+    tensor = f'{{"name": "images", "datatype": "UINT8", "shape": [{side}, {side}, {side}, 3], "data": [1]}}'
+    answer = shared.client.post(INFER, content=f'{{"inputs": [{tensor}]}}')
+    assert_refused(answer, 413, "too_many_pixels")
+
+
+def test_one_long_text_among_the_values_costs_no_memory() -> None:
+    # As one array, every value would have the room of the longest text: 4 bytes x 1,000 x 20,000 = 80 MB.
+    body = json.dumps(request_for(images(1, 1, 1), shape=[1, 1, 6667, 3], data=["x" * 1000] + [0] * 20_000)).encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ApiError, match="integers"):
+            parse_infer(body, None, 10_000)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8_000_000, f"{peak} bytes for a body of {len(body)}"

@@ -269,6 +269,7 @@ def test_a_failure_of_the_network_is_a_500_that_explains_itself(shared: Served) 
     handle = live.network.register_forward_pre_hook(fail)
     response = shared.segment(image_bytes())
     assert (response.status_code, response.json()["code"]) == (500, "internal")
+    assert response.headers["X-Checkpoint-Version"] == "1", "every answer names its version"
     handle.remove()
     assert shared.segment(image_bytes()).status_code == 200
     shared.assert_idle()

@@ -1,10 +1,13 @@
 """A candidate in the live version's shadow: it answers nobody, costs no request, and its agreement is recorded."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from adapters.inference import segment_image
-from storage.errors import StorageError
+from daemon.serving import shadow
+from storage.errors import DurabilityLost, StorageError
 from storage.shadow_record import ShadowRecord, read_shadow, write_shadow
 from tests.daemon.serving.serving_world import HEIGHT, WIDTH, Served, World, image_bytes, picture, running, wait_until
 
@@ -112,3 +115,27 @@ def test_an_unreadable_record_is_named(world: World) -> None:
     path.write_text("{")
     with pytest.raises(StorageError, match=r"000001\.json"):
         read_shadow(path)
+
+
+def test_an_fsync_that_failed_ends_the_record_and_nothing_else(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.add(1)
+    first, second = world.add(2, promote=False), world.add(3, promote=False)
+    world.registry.set_shadow(first, by="test", reason="")
+    tried: list[Path] = []
+
+    def lost(path: Path, record: ShadowRecord) -> None:
+        tried.append(path)
+        raise DurabilityLost(f"{path}: fsync failed")
+
+    with running(world.settings(shadow_fraction=1.0)) as served:
+        shadow_runs(served, first)
+        monkeypatch.setattr(shadow, "WRITE_SECONDS", float("inf"))  # what is counted is written when the pair changes
+        served.segment(image_bytes())
+        compared(served, 1)
+        monkeypatch.setattr(shadow, "write_shadow", lost)
+        world.registry.set_shadow(second, by="test", reason="")
+        shadow_runs(served, second)
+        served.segment(image_bytes())
+        wait_until(lambda: not served.plane.shadow._thread.is_alive(), "the shadow's thread ends")
+        assert served.segment(image_bytes()).status_code == 200
+    assert len(tried) == 1, "an fsync is never tried again"

@@ -146,6 +146,7 @@ def test_unload_and_load_with_the_token(world: World, served: Served, client: An
     assert client.is_server_live() and not client.is_server_ready() and not client.is_model_ready(MODEL)
     assert states(client) == dict.fromkeys(("1", "2"), ("UNAVAILABLE", "unloaded by request"))
     assert served.metric("mfmd_serving_version") == 0
+    assert "unloaded by request" in served.client.get("/v1/serving").json()["problems"][0]
     with pytest.raises(InferenceServerException, match="no version is loaded"):
         infer(client, binary_in=True, binary_out=True)
     client.load_model(MODEL, headers=BEARER)

@@ -46,12 +46,14 @@ class RunRecord(BaseModel):
 
 
 class PlaneServer(uvicorn.Server):
-    """uvicorn that says when it accepts connections and when it was asked to stop."""
+    """uvicorn that says when it accepts connections, and stops by itself when the plane can answer nobody any more."""
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None], on_exit: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, plane: InferencePlane, on_started: Callable[[], None]) -> None:
         super().__init__(config)
+        self._plane = plane
         self._on_started = on_started
-        self._on_exit = on_exit
+        self.broken: list[str] = []
+        """Why it stopped by itself; empty unless it did."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then report."""
@@ -60,13 +62,24 @@ class PlaneServer(uvicorn.Server):
             self._on_started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM or SIGINT: report, then stop as uvicorn does."""
-        self._on_exit()
+        """SIGTERM or SIGINT: say so in `/readyz`, then stop as uvicorn does."""
+        self._plane.draining = True
         super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to stop; asked ten times a second.
+
+        Without the batcher's thread only a new process helps, which the supervisor starts. Without the follower's the
+        version that serves goes on: a new process might be unable to load any.
+        """
+        if self._plane.batcher.dead:
+            self.broken, self._plane.draining = self._plane.dead, True
+            return True
+        return await super().on_tick(counter)
 
 
 def serve(settings: Settings) -> int:
-    """Run the inference plane of `settings` until a signal; 0 after a clean stop.
+    """Run the inference plane of `settings` until a signal; 0 after a clean stop, 1 when it could not go on.
 
     Starts without any version and waits for one. Raises AddressInUse when the address cannot be bound, ConfigError for
     a public address without a token, for a token, certificate or key that cannot be used, and for an unusable
@@ -82,12 +95,13 @@ def serve(settings: Settings) -> int:
     with listener, _signals_absorbed():
         plane = InferencePlane(settings)
         try:
-            make_server(plane, listener, tls).run(sockets=[listener])
+            server = make_server(plane, listener, tls)
+            server.run(sockets=[listener])
         finally:
             plane.stop()
             _remove_record(settings)
-    log.info("serving_stopped")
-    return 0
+    log.info("serving_stopped", problems=server.broken)
+    return 1 if server.broken else 0
 
 
 def make_server(plane: InferencePlane, listener: socket.socket, tls: TlsFiles | None = None) -> PlaneServer:
@@ -114,10 +128,7 @@ def make_server(plane: InferencePlane, listener: socket.socket, tls: TlsFiles | 
         _write_record(plane.settings, record)
         log.info("serving_listens", host=host, port=port, device=str(plane.device))
 
-    def draining() -> None:
-        plane.draining = True
-
-    return PlaneServer(config, published, draining)
+    return PlaneServer(config, plane, published)
 
 
 @contextmanager

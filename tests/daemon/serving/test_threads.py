@@ -7,13 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import uvicorn
 
 from daemon.messages import operator_messages
 from daemon.serving.batcher import Batcher, Fitted, Labels, fit
 from daemon.serving.follower import NICENESS, be_nice
 from daemon.serving.metrics import ServingMetrics
 from daemon.serving.plane import InferencePlane
+from daemon.serving.server import PlaneServer, serve
 from daemon.status import collect_status
+from storage.layout import StateLayout
 from tests.daemon.serving.serving_world import HEIGHT, WIDTH, Served, World, image_bytes, picture, running, wait_until
 
 
@@ -59,6 +62,7 @@ def test_a_bug_behind_an_answer_does_not_end_the_batcher(world: World) -> None:
 @pytest.mark.parametrize(("part", "ready"), [("batcher", 503), ("follower", 200)])
 def test_a_thread_that_ended_is_seen(world: World, part: str, ready: int, monkeypatch: pytest.MonkeyPatch) -> None:
     world.add(1)
+    monkeypatch.setattr(PlaneServer, "on_tick", uvicorn.Server.on_tick)  # it stays to be asked
     with running(world.settings()) as served:
         served.wait_for(1)
         assert served.client.get("/healthz").json() == {"status": "ok", "problems": []}
@@ -71,6 +75,20 @@ def test_a_thread_that_ended_is_seen(world: World, part: str, ready: int, monkey
         assert served.client.get("/readyz").status_code == ready
         settings = served.plane.settings
         assert f"the inference plane: {problem}" in operator_messages(collect_status(settings), settings)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_plane_that_can_answer_nobody_ends_with_a_failure(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: object) -> None:
+        raise AssertionError("a bug")
+
+    world.add(1)
+    monkeypatch.setattr(Batcher, "_next_batch", bug)
+    for whole_process in ("configure_logs", "limit_arenas"):  # this process has other tests to run
+        monkeypatch.setattr(f"daemon.serving.server.{whole_process}", lambda *_: None)
+    settings = world.settings()
+    assert serve(settings) == 1  # it ends by itself, and its supervisor starts a new one
+    assert not StateLayout(settings.state).run_file("serve").exists()
 
 
 def _end(served: Served, part: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ ENOUGH = 2**30
 
 @pytest.fixture
 def quick_root(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one, for tests that inject every fault themselves.
+    """A folder in memory where there is one, for tests that make every fault themselves.
 
     There every call is made as on a disk, but thousands of fsyncs need not wait for one.
     """

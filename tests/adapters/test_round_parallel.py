@@ -1,6 +1,7 @@
-"""Two processes under `accelerate launch` do what one process does with the batch of both."""
+"""Two processes, started one by one or by `accelerate launch`, do what one process does with the batch of both."""
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from configs.settings import HostSettings, Settings
 from daemon.launch import launch_command, launch_environment
 from storage.registry import CheckpointRegistry
 from storage.rounds import RoundFolder
+from tests.adapters.forked_rounds import run_pair
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-5
@@ -22,25 +24,6 @@ EXCEPTIONS = {"mic": 3e-5, "cotta": 2e-5}
 """Rounding of batches that are split otherwise adds up: in MIC's statistics and in CoTTA's averaged scales."""
 MOVED = 3e-4
 """Training moves the weights by more than this."""
-RECIPES = [
-    pytest.param(name, mfm, id=f"{name}{'+mfm' if mfm else ''}")
-    for name in HOSTS
-    for mfm in (False, True)
-    if mfm is not HostSettings(name=name).test_time or name == "dacs"
-]
-"""Each recipe with all that it can have, and the barest one."""
-
-
-def folder_of(training_state, name: str, batch_size: int, settings: Settings) -> RoundFolder:
-    """A folder of round 1 with another batch size."""
-    folder = RoundFolder(training_state.layout.rounds / name)
-    spec = RoundFolder(training_state.layout.rounds / "000001").spec()
-    processes = 4 // batch_size
-    own = settings.round.model_copy(update={"batch_size": batch_size, "processes": processes})
-    changed = settings.model_copy(update={"round": own}).model_dump(mode="json")
-    folder.path.mkdir()
-    folder.spec_path.write_text(spec.model_copy(update={"settings": changed}).model_dump_json())
-    return folder
 
 
 def launch(folder: RoundFolder) -> None:
@@ -59,6 +42,29 @@ def launch(folder: RoundFolder) -> None:
     assert status == 0, folder.log.read_text()
 
 
+RECIPES = [
+    pytest.param(name, mfm, run_pair, id=f"{name}{'+mfm' if mfm else ''}")
+    for name in HOSTS
+    for mfm in (False, True)
+    if mfm is not HostSettings(name=name).test_time or name == "dacs"
+]
+"""Each recipe with all that it can have, and the barest one."""
+RECIPES.append(pytest.param("dacs", True, launch, id="launched"))
+"""What the launcher adds is the same for every recipe, and takes longer than the round."""
+
+
+def folder_of(training_state, name: str, batch_size: int, settings: Settings) -> RoundFolder:
+    """A folder of round 1 with another batch size."""
+    folder = RoundFolder(training_state.layout.rounds / name)
+    spec = RoundFolder(training_state.layout.rounds / "000001").spec()
+    processes = 4 // batch_size
+    own = settings.round.model_copy(update={"batch_size": batch_size, "processes": processes})
+    changed = settings.model_copy(update={"round": own}).model_dump(mode="json")
+    folder.path.mkdir()
+    folder.spec_path.write_text(spec.model_copy(update={"settings": changed}).model_dump_json())
+    return folder
+
+
 def distances(one: Path, other: Path) -> dict[str, float]:
     """Largest difference of each tensor of two files; relative where its values are large."""
     mine, theirs = load_file(one), load_file(other)
@@ -68,8 +74,10 @@ def distances(one: Path, other: Path) -> dict[str, float]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("name", "mfm"), RECIPES)
-def test_two_processes_match_one_with_the_whole_batch(training_state, name: str, mfm: bool) -> None:
+@pytest.mark.parametrize(("name", "mfm", "how"), RECIPES)
+def test_two_processes_match_one_with_the_whole_batch(
+    training_state, name: str, mfm: bool, how: Callable[[RoundFolder], None]
+) -> None:
     """BatchNorm, ClassMix, q and the candidate's statistics are over both. Dropout is off: each draws its own."""
     optim = {"learning_rate": 2e-5, "head_multiplier": 5.0, "warmup_steps": 0, "clip_norm": 1.0}
     sections = {
@@ -84,7 +92,7 @@ def test_two_processes_match_one_with_the_whole_batch(training_state, name: str,
     two = folder_of(training_state, "000003", 2, settings)
     with StopRequest() as stop:
         assert run_round(one.spec_path, stop) == 0
-    launch(two)
+    how(two)
     assert two.scores().status == "completed", two.scores().reason
     before = CheckpointRegistry(training_state.layout.checkpoints).weights_path(1)
     assert max(distances(one.candidate, before).values()) > MOVED

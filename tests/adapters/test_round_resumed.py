@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,10 +16,11 @@ from adapters.rounds.stop import StopRequest
 from configs.settings import HostSettings, Settings
 from daemon.launch import launch_command, launch_environment
 from daemon.process_group import PROC, command_line
+from storage import durable
 from storage.rounds import RoundFolder
+from tests.adapters.forked_rounds import DEADLINE, fork, run_pair, wait
 
 ROOT = Path(__file__).parents[2]
-DEADLINE = 120.0
 KILLED = -signal.SIGKILL
 RECIPES = [
     pytest.param(name, mfm, id=f"{name}{'+mfm' if mfm else ''}")
@@ -49,11 +49,6 @@ def again(folder: RoundFolder, name: str) -> RoundFolder:
     return copy
 
 
-def start(folder: RoundFolder, *command: str) -> subprocess.Popen[bytes]:
-    with folder.log.open("ab") as log:
-        return subprocess.Popen([sys.executable, *command, str(folder.spec_path)], cwd=ROOT, stdout=log, stderr=log)
-
-
 def launch(folder: RoundFolder) -> subprocess.Popen[bytes]:
     """All processes of a round, as the daemon starts them."""
     settings = Settings.model_validate(folder.spec().settings).round
@@ -68,6 +63,18 @@ def kill_all(folder: RoundFolder) -> None:
     for pid in pids:
         if pid != os.getpid() and str(folder.spec_path) in command_line(pid):
             os.kill(pid, signal.SIGKILL)
+
+
+def killed_before_a_second_state() -> None:
+    """The first state is published; at the second one everything is written, and SIGKILL comes before its name."""
+    publish = durable.publish_directory
+
+    def publish_once(temp: Path, final: Path) -> None:
+        if final.parent.name == "state" and list(final.parent.glob("[0-9]*")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        publish(temp, final)
+
+    durable.publish_directory = publish_once
 
 
 def in_one_go(folder: RoundFolder) -> None:
@@ -93,15 +100,16 @@ def assert_same(one: RoundFolder, other: RoundFolder, steps: int = 40) -> None:
 def test_killed_and_gone_on_is_the_same_as_in_one_go(training_state, name: str, mfm: bool) -> None:
     whole = training_state.round(**sections(name, mfm))
     killed = again(whole, "000002")
-    process = start(killed, "-m", "adapters.round")
-    in_one_go(whole)
+    process = fork(killed)
     end = time.monotonic() + DEADLINE
     while killed.states.steps() != [20]:
-        assert time.monotonic() < end and process.poll() is None, killed.log.read_text()
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait(DEADLINE) == KILLED and killed.scores() is None
-    assert start(killed, "-m", "adapters.round").wait(DEADLINE) == 0, killed.log.read_text()
+        assert time.monotonic() < end and process.is_alive(), killed.log.read_text()
+        time.sleep(0.001)
+    process.kill()
+    assert wait(process) == KILLED and killed.scores() is None
+    process = fork(killed)
+    in_one_go(whole)
+    assert wait(process) == 0, killed.log.read_text()
     assert "goes on after step 20" in killed.log.read_text()
     assert killed.scores().steps == 40 and killed.last_progress().step == 40
     assert_same(whole, killed)
@@ -125,8 +133,8 @@ def test_each_of_two_processes_goes_on_from_its_own_statistics(training_state) -
     own, first = load_file(state / "statistics_1.safetensors"), load_file(state / "student.safetensors")
     running = [name for name in own if "running" in name]
     assert running and not any(torch.equal(first[name.removeprefix("student.")], own[name]) for name in running)
-    for folder in (killed, whole):
-        assert launch(folder).wait(DEADLINE) == 0, folder.log.read_text()
+    assert launch(killed).wait(DEADLINE) == 0, killed.log.read_text()
+    run_pair(whole)
     assert f"goes on after step {step}\n" in killed.log.read_text()
     assert_same(whole, killed, steps=200)
 
@@ -136,9 +144,9 @@ def test_each_of_two_processes_goes_on_from_its_own_statistics(training_state) -
 def test_a_kill_in_the_middle_of_saving_leaves_the_state_before(training_state) -> None:
     whole = training_state.round(**sections("dacs", True))
     killed = again(whole, "000002")
-    process = start(killed, "tests/adapters/round_killed_while_saving.py")
+    process = fork(killed, killed_before_a_second_state)
     in_one_go(whole)
-    assert process.wait(DEADLINE) == KILLED, killed.log.read_text()
+    assert wait(process) == KILLED, killed.log.read_text()
     states = killed.states
     assert states.steps() == [20]
     assert sorted(path.name for path in states.root.iterdir()) == [".000040.partial", "000020"]

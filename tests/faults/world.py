@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from configs.class_list import load_class_list
 from configs.settings import BufferSettings, Settings
 from daemon.folder_events import Hints
 from daemon.ingest import Ingest
@@ -44,6 +45,8 @@ GOOD = 12
 """Good files that `drop_files` makes at first; more than the buffer holds, so that frames leave it."""
 
 
+CLASSES = load_class_list("demo")
+"""Read once: settings are made hundreds of times."""
 NUMBERS = 20
 """Numbers of the images that `lease_frames` uses."""
 
@@ -52,7 +55,7 @@ def settings(root: Path, **sections: dict[str, Any]) -> Settings:
     """Settings of the state directory `root`/state that watches `root`/drop."""
     values: dict[str, Any] = {
         "state": root / "state",
-        "classes": "demo",
+        "classes": CLASSES,
         "watch": {
             "folder": root / "drop", "stability_seconds": 0.0, "rescan_seconds": 0.05, "group_seconds": 0.02,
             "group_frames": 3, "max_file_bytes": 300_000, "max_pixels": 100_000,

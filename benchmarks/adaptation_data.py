@@ -13,7 +13,7 @@ from adapters.inference import segment_fitted
 from adapters.networks.network import SegmentationNetwork
 from adapters.scoring.evaluation import Evaluation, evaluate_masks
 from configs.settings import Settings
-from storage.catalog import FileFact
+from storage.catalog_records import FileFact
 from storage.frame_writer import NewFrame
 from storage.frames import FrameBuffer
 from storage.images import decode_image, fit_frame, read_label

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from configs.settings import BufferSettings
 from storage.buffer_files import ARRAY
-from storage.catalog import FileFact
+from storage.catalog_records import FileFact
 from storage.frames import FrameBuffer, NewFrame
 from storage.images import fit_frame
 from storage.layout import StateLayout

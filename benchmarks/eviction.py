@@ -29,7 +29,7 @@ from PIL import Image
 
 from configs.settings import AdmissionSettings, BufferSettings
 from daemon.admission import Admission
-from storage.catalog import FileFact
+from storage.catalog_records import FileFact
 from storage.eviction.diverse import Diverse
 from storage.eviction.policy import Held
 from storage.frames import FrameBuffer, NewFrame

@@ -32,7 +32,7 @@ from configs.settings import Settings
 from daemon.folder_events import Hints
 from daemon.ingest import Ingest
 from daemon.metrics import Metrics
-from storage.catalog import FileFact
+from storage.catalog_records import FileFact
 from storage.frames import FrameBuffer
 from storage.images import decode_image
 from storage.layout import StateLayout

@@ -25,7 +25,7 @@ from adapters.networks.build import build_network
 from adapters.rounds.inputs import load_inputs
 from adapters.rounds.training import Training
 from configs.settings import Settings
-from storage.catalog import FileFact
+from storage.catalog_records import FileFact
 from storage.digest import digest_of
 from storage.frame_writer import NewFrame
 from storage.frames import FrameBuffer

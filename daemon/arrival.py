@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from storage.catalog import FileFact
+from storage.catalog_records import FileFact
 from storage.errors import RefusedImage
 
 

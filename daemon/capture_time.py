@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from configs.settings import WatchSettings
-from storage.catalog import FileFact
+from storage.catalog_records import FileFact
 
 EARLIEST = 631_152_000.0
 """1990-01-01 (Unix, seconds): clocks that were never set say 1970 or 1980."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from adapters.networks.network import SegmentationNetwork
-    from storage.catalog import FrameRecord
+    from storage.catalog_records import FrameRecord
     from storage.frames import FrameBuffer
 
 NICE = 10

@@ -15,7 +15,8 @@ from daemon.arrival import Arrival, look_at
 from daemon.folder_scan import FolderScan
 from daemon.logs import get_logger
 from storage import durable
-from storage.catalog import Catalog, FileState
+from storage.catalog import Catalog
+from storage.catalog_records import FileState
 from storage.digest import digest_of
 
 SWEEP_SECONDS = 300.0

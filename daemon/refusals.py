@@ -14,7 +14,8 @@ from pathlib import Path
 from configs.settings import WatchSettings
 from daemon.errors import Stopping
 from storage import durable
-from storage.catalog import Catalog, FileFact, RefusedFile
+from storage.catalog import Catalog
+from storage.catalog_records import FileFact, RefusedFile
 from storage.quarantine import quarantined
 
 ANSWER_SECONDS = 30.0

@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from daemon.schedule import ScheduleState
-from storage.catalog import Catalog, CatalogCounts
+from storage.catalog import Catalog
+from storage.catalog_records import CatalogCounts
 from storage.errors import StorageError
 from storage.registry import CheckpointRegistry
 from storage.round_records import RoundScores, RoundSpec, Verdict

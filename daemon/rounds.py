@@ -22,7 +22,7 @@ from daemon.logs import get_logger
 from daemon.process_group import ProcessGroup
 from daemon.promotion import judge
 from daemon.schedule import Trigger
-from storage.catalog import FrameRecord
+from storage.catalog_records import FrameRecord
 from storage.errors import StorageError
 from storage.frames import FrameBuffer
 from storage.layout import StateLayout

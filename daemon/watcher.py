@@ -17,7 +17,8 @@ from daemon.logs import get_logger
 from daemon.metrics import IngestMetrics
 from daemon.stability import StabilityQueue
 from daemon.watch_mode import MODES
-from storage.catalog import Catalog, FileFact
+from storage.catalog import Catalog
+from storage.catalog_records import FileFact
 
 DEEP_SECONDS = 60.0
 """Shortest time between two deep rescans (seconds)."""

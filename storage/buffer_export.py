@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from storage import durable
-from storage.catalog import FrameRecord
+from storage.catalog_records import FrameRecord
 from storage.errors import FrameEvicted, FramesRefused
 from storage.frames import FrameBuffer
 from storage.manifest import Record

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from configs.settings import BufferSettings
 from storage.buffer_files import ARRAY
-from storage.catalog import Catalog, CatalogCounts, count_all
+from storage.catalog import Catalog, count_all
+from storage.catalog_records import CatalogCounts
 from storage.checking.lost import lost_frames
 from storage.errors import CorruptBuffer
 from storage.layout import StateLayout

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from configs.settings import BufferSettings
 from storage import buffer_files, durable
-from storage.catalog import Catalog, FrameRecord
+from storage.catalog import Catalog
+from storage.catalog_records import FrameRecord
 from storage.checking.lost import JOURNAL
 from storage.errors import BufferBusy, CorruptBuffer, StorageError
 from storage.images import crc32_of, fit_frame

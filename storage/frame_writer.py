@@ -19,7 +19,8 @@ import numpy as np
 
 from configs.settings import BufferSettings
 from storage import durable
-from storage.catalog import Catalog, FileFact, FrameRecord, note_file
+from storage.catalog import Catalog, note_file
+from storage.catalog_records import FileFact, FrameRecord
 from storage.errors import CorruptBuffer, DurabilityLost
 from storage.eviction.policy import Eviction
 from storage.eviction.room import Leaving, Room, newcomers

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from configs.settings import BufferSettings
 from storage import buffer_files
-from storage.catalog import Catalog, FrameRecord, to_record
+from storage.catalog import Catalog, to_record
+from storage.catalog_records import FrameRecord
 from storage.errors import CorruptBuffer, FrameEvicted, StorageError
 from storage.eviction.build import build_eviction
 from storage.frame_writer import FinishedVideo, FrameWriter, NewFrame, Packed, is_holdout

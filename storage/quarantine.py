@@ -3,7 +3,7 @@
 import itertools
 from pathlib import Path
 
-from storage.catalog import FileFact
+from storage.catalog_records import FileFact
 
 
 def quarantined(folder: Path, file: FileFact) -> Path | None:

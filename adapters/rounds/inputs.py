@@ -11,7 +11,7 @@ from adapters.networks.network import SegmentationNetwork
 from adapters.parallel import check_replicated
 from adapters.self_training.feature_reference import reference_network
 from configs.settings import Settings
-from storage.catalog import FrameRecord
+from storage.catalog_records import FrameRecord
 from storage.frames import FrameBuffer
 from storage.labelled import LabelledSet
 from storage.labelled_import import import_labelled

@@ -24,7 +24,7 @@ from adapters.sampling.crop_choice import Crop, choose_crop
 from adapters.sampling.margins import NO_MARGINS, Margins
 from adapters.sampling.rare_class import RareClasses
 from adapters.sampling.stream_rows import ShuffledOrder, StreamRows
-from storage.catalog import FrameRecord
+from storage.catalog_records import FrameRecord
 from storage.frames import FrameBuffer
 from storage.labelled import LabelledSet
 

@@ -12,7 +12,7 @@ from daemon.cli.output import local_time, print_json, print_table
 if TYPE_CHECKING:
     from configs.settings import Settings
     from daemon.refusals import Selection
-    from storage.catalog import RefusedFile
+    from storage.catalog_records import RefusedFile
 
 refused_app = typer.Typer(no_args_is_help=True, help="List refused files, and let ingest try them again.")
 

@@ -11,7 +11,8 @@ from contextlib import closing
 from pydantic import ValidationError
 
 from storage import durable
-from storage.catalog import Catalog, FrameRecord
+from storage.catalog import Catalog
+from storage.catalog_records import FrameRecord
 from storage.digest import digest_in_video
 from storage.layout import StateLayout
 from storage.manifest import Record

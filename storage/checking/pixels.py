@@ -7,7 +7,8 @@ from functools import partial
 
 from storage import durable
 from storage.buffer_files import ARRAY
-from storage.catalog import Catalog, FrameRecord
+from storage.catalog import Catalog
+from storage.catalog_records import FrameRecord
 from storage.checking.catalog import REPAIR, RESTORE, readable_catalog
 from storage.checking.lost import give_up
 from storage.checking.problem import Problem, Scope

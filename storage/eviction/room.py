@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from configs.settings import BufferSettings
-from storage.catalog import Catalog, HeldFrame
+from storage.catalog import Catalog
+from storage.catalog_records import HeldFrame
 from storage.errors import BufferFull
 from storage.eviction.policy import Eviction, Held
 from storage.shard_sizes import ShardSizes

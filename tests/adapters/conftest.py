@@ -13,7 +13,7 @@ from PIL import Image
 from adapters.checkpoints.checkpoint import make_manifest, save_weights
 from adapters.networks.build import build_network
 from configs.settings import Settings
-from storage.catalog import FileFact
+from storage.catalog_records import FileFact
 from storage.digest import digest_of
 from storage.frames import FrameBuffer, NewFrame
 from storage.images import fit_frame

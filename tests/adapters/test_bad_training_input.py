@@ -16,7 +16,7 @@ from adapters.rounds.run import run_round
 from adapters.rounds.stop import StopRequest
 from adapters.rounds.training import Training
 from configs.settings import Settings
-from storage.catalog import FileFact
+from storage.catalog_records import FileFact
 from storage.digest import digest_of
 from storage.frames import FrameBuffer, NewFrame
 from storage.images import fit_frame

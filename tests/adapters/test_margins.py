@@ -10,7 +10,7 @@ from adapters.sampling.crops import TargetCrops
 from adapters.sampling.margins import NO_MARGINS, Margins
 from adapters.self_training.pseudo_labels import pseudo_label
 from configs.settings import HostSettings
-from storage.catalog import FileFact
+from storage.catalog_records import FileFact
 from storage.digest import digest_of
 from storage.frames import FrameBuffer, NewFrame
 from storage.images import fit_frame

@@ -20,7 +20,7 @@ from adapters.networks.network import SegmentationNetwork
 from adapters.scoring.candidate import evenly, score_round, tensor_differences
 from configs.settings import Settings
 from daemon.gate import decide
-from storage.catalog import FileFact
+from storage.catalog_records import FileFact
 from storage.frames import FrameBuffer, NewFrame
 from storage.images import fit_frame
 from storage.labelled import LabelledSet

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from storage.catalog import FrameRecord
+from storage.catalog_records import FrameRecord
 from storage.checking import Severity, check_state, repair_state
 from storage.digest import digest_of
 from storage.errors import RefusedImage

@@ -24,7 +24,7 @@ from daemon.ingest import Ingest
 from daemon.metrics import Metrics
 from storage.buffer_compact import compact_buffer
 from storage.buffer_resize import resize_buffer
-from storage.catalog import FileFact
+from storage.catalog_records import FileFact
 from storage.digest import digest_of
 from storage.frames import FrameBuffer, NewFrame
 from storage.images import FittedFrame, decode_image, fit_frame

@@ -13,7 +13,7 @@ import numpy as np
 
 from configs.settings import BufferSettings
 from storage import durable, frame_writer
-from storage.catalog import FileFact
+from storage.catalog_records import FileFact
 from storage.frames import FrameBuffer, NewFrame
 from storage.images import FittedFrame
 from storage.layout import StateLayout

@@ -9,7 +9,8 @@ import pytest
 
 from configs.settings import BufferSettings, WatchSettings
 from storage.buffer_compact import compact_buffer
-from storage.catalog import Catalog, FileFact
+from storage.catalog import Catalog
+from storage.catalog_records import FileFact
 from storage.checking.state import check_state
 from storage.errors import AlreadyRunning, StorageError
 from storage.frames import FrameBuffer, NewFrame

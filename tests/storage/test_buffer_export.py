@@ -14,7 +14,7 @@ from PIL import Image
 from configs.settings import BufferSettings
 from storage import buffer_export
 from storage.buffer_export import export_frames
-from storage.catalog import FrameRecord
+from storage.catalog_records import FrameRecord
 from storage.errors import CorruptBuffer, FramesRefused
 from storage.frames import FrameBuffer, NewFrame
 from storage.images import fit_frame

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs.settings import BufferSettings
-from storage.catalog import FrameRecord
+from storage.catalog_records import FrameRecord
 from storage.frames import FrameBuffer, NewFrame
 from storage.images import fit_frame
 from storage.layout import StateLayout

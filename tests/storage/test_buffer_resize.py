@@ -21,7 +21,7 @@ from configs.settings import BufferSettings
 from storage import durable, failpoints
 from storage.buffer_files import FRESH
 from storage.buffer_resize import resize_buffer
-from storage.catalog import FileFact, FrameRecord
+from storage.catalog_records import FileFact, FrameRecord
 from storage.checking.lost import give_up, lost_frames
 from storage.checking.state import check_state
 from storage.errors import AlreadyRunning, BufferBusy, BufferMismatch, CorruptBuffer, DurabilityLost, StorageError

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.catalog import Catalog, FileFact, FrameRecord
+from storage.catalog import Catalog
+from storage.catalog_records import FileFact, FrameRecord
 from storage.errors import BufferMismatch, StorageError
 
 FILE = FileFact("cam/a.png", 10, 20)

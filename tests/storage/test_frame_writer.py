@@ -15,7 +15,7 @@ import pytest
 
 from configs.settings import BufferSettings
 from storage import durable, frame_writer
-from storage.catalog import FileFact
+from storage.catalog_records import FileFact
 from storage.errors import (
     BufferFull,
     DurabilityLost,

@@ -20,7 +20,7 @@ from daemon.cli.adapt import _runs
 from daemon.cli.control_client import ControlFailed
 from daemon.cli.exit_codes import ExitCode
 from daemon.status import collect_status
-from storage.catalog import FileFact
+from storage.catalog_records import FileFact
 from storage.digest import digest_of
 from storage.frames import FrameBuffer, NewFrame
 from storage.images import fit_frame

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from storage.catalog import FileFact
+from storage.catalog_records import FileFact
 from storage.frames import FrameBuffer, NewFrame
 from storage.images import fit_frame
 from storage.layout import StateLayout

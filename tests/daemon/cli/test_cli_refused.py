@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from storage.catalog import Catalog, FileFact
+from storage.catalog import Catalog
+from storage.catalog_records import FileFact
 from storage.layout import StateLayout
 
 

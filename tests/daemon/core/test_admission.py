@@ -12,7 +12,8 @@ from PIL import Image, ImageFilter
 
 from configs.settings import AdmissionSettings
 from daemon.admission import SKIP_REASONS, Admission
-from storage.catalog import Catalog, FileFact
+from storage.catalog import Catalog
+from storage.catalog_records import FileFact
 from storage.frames import FrameBuffer, NewFrame
 from storage.images import FittedFrame
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from configs.settings import WatchSettings
 from daemon.capture_time import capture_time, exif_time, name_time, source_label
-from storage.catalog import FileFact
+from storage.catalog_records import FileFact
 
 FORMS = WatchSettings(folder=Path("drop")).capture_name
 MTIME = datetime(2020, 5, 6, 7, 8, 9, tzinfo=UTC).timestamp()

@@ -14,7 +14,8 @@ from daemon.errors import Stopping
 from daemon.originals import Originals
 from daemon.refusals import RetryQueue, Selection
 from storage import durable, failpoints
-from storage.catalog import FileFact, note_file
+from storage.catalog import note_file
+from storage.catalog_records import FileFact
 from storage.digest import digest_of
 
 

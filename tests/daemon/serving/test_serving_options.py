@@ -17,7 +17,7 @@ from configs.serving import ServingSettings
 from daemon.serving.calibration import Calibration
 from daemon.serving.plane import InferencePlane
 from daemon.serving.status import describe
-from storage.catalog import FileFact
+from storage.catalog_records import FileFact
 from storage.frames import FrameBuffer, NewFrame
 from storage.images import fit_frame
 from tests.daemon.serving.serving_world import (

@@ -7,7 +7,8 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from storage.catalog import Catalog, FrameRecord
+from storage.catalog import Catalog
+from storage.catalog_records import FrameRecord
 from storage.catalog_schema import SCHEMA_VERSION
 from storage.checking import Severity, check_state, repair_state
 from storage.checking.lost import lost_frames

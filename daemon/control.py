@@ -128,9 +128,14 @@ def _changing(context: ControlContext) -> APIRouter:
 
     @router.post("/rollback")
     def rollback(request: RollbackRequest | None = None) -> Ref:
-        """Let an earlier version serve again; the inference plane follows within `serving.follow_seconds`."""
+        """Let an earlier version serve again; the inference plane follows within `serving.follow_seconds`.
+
+        409 when another version than `expected` serves.
+        """
         wanted = request or RollbackRequest()
-        return promotion.roll_back(context.registry, to=wanted.to, by="operator", reason=wanted.reason)
+        return promotion.roll_back(
+            context.registry, to=wanted.to, by="operator", reason=wanted.reason, expected=wanted.expected
+        )
 
     @router.post("/checkpoints/{version}/pin")
     def pin(version: Number, request: PinRequest | None = None) -> dict[str, list[int]]:

@@ -21,6 +21,8 @@ class RollbackRequest(_Body):
 
     to: Annotated[int | None, Field(ge=1, le=LARGEST_NUMBER)] = None
     """Version to serve; none: the one that served before."""
+    expected: Annotated[int | None, Field(ge=1, le=LARGEST_NUMBER)] = None
+    """Only while this version serves: a request that is sent again after its answer was lost goes no further back."""
     reason: str = ""
     """Why; kept in the history."""
 

@@ -24,6 +24,9 @@ KeepOption = Annotated[
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")]
 ToOption = Annotated[int | None, typer.Option("--to", min=1, help="Version.", show_default="the one before")]
+ExpectedOption = Annotated[
+    int | None, typer.Option("--expected", min=1, help="Only while this version serves.", show_default="any")
+]
 
 OPERATOR = "operator"
 
@@ -151,6 +154,7 @@ def unshadow(reason: ReasonOption = "", config: ConfigOption = DEFAULT_CONFIG) -
 
 def rollback(
     to: ToOption = None,
+    expected: ExpectedOption = None,
     reason: ReasonOption = "rolled back by hand",
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
@@ -161,7 +165,7 @@ def rollback(
 
     registry = registry_of(settings)
     before = registry.ref("serving")
-    ref = roll_back(registry, to=to, by=OPERATOR, reason=reason)
+    ref = roll_back(registry, to=to, by=OPERATOR, reason=reason, expected=expected)
     if as_json:
         print_json(ref.model_dump(mode="json") | {"previous": before.version if before else None})
     else:

@@ -67,6 +67,14 @@ def test_rollback_to_a_version(mfmd, registry: CheckpointRegistry) -> None:
     assert serving is not None and serving.version == 3
 
 
+def test_rollback_from_an_expected_version_goes_back_once(mfmd, registry: CheckpointRegistry) -> None:
+    assert mfmd("rollback", "--expected", "2").code == ExitCode.OK
+    again = mfmd("rollback", "--expected", "2")
+    assert again.code == ExitCode.FAILURE and "error[serving_changed]" in again.err
+    serving = registry.ref("serving")
+    assert serving is not None and serving.version == 1
+
+
 def test_rollback_refuses_what_cannot_serve(mfmd, registry: CheckpointRegistry) -> None:
     registry.weights_path(1).write_bytes(b"damaged")
     assert mfmd("rollback").code == ExitCode.FAILURE

@@ -149,6 +149,16 @@ def test_rollback_goes_to_the_version_before_and_is_in_the_history(world, regist
     assert (last.event, last.by, last.reason) == ("rolled_back", "operator", "it hallucinates buses")
 
 
+def test_a_rollback_that_is_asked_for_again_goes_no_further_back(world, registry, add_version):
+    add_version(parent=1)
+    add_version(parent=2)
+    wanted = {"expected": 3}
+    assert world.client.post("/v1/rollback", headers=AUTHORISED, json=wanted).json()["version"] == 2
+    again = world.client.post("/v1/rollback", headers=AUTHORISED, json=wanted)
+    assert (again.status_code, again.json()["code"]) == (409, "serving_changed")
+    assert registry.ref("serving").version == 2
+
+
 def test_rollback_without_a_body_works_and_without_a_target_says_so(world):
     answer = world.client.post("/v1/rollback", headers=AUTHORISED)
     assert answer.status_code == 404

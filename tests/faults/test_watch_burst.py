@@ -94,7 +94,7 @@ def test_an_overflow_of_the_kernels_queue_is_made_up_for_at_once(drop_world):
     with world.observer._inotify_fd._lock:
         path, other = world.folder / "a.tmp", world.folder / "b.tmp"
         path.touch()
-        for _ in range(QUEUE // 2 + 100):  # two events each, that no kernel merges
+        for _ in range(QUEUE // 2 + 2048):  # two events each, that no kernel merges; one read takes 2,048 at most
             path.rename(other)
             path, other = other, path
         for number in range(20):

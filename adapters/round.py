@@ -9,8 +9,10 @@ Exit status: 0 when the round came to an end of its own, also when it was stoppe
 arguments.
 """
 
+import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from adapters.rounds.stop import StopRequest
 
@@ -26,5 +28,14 @@ def main(arguments: list[str]) -> int:
         return run_round(Path(arguments[0]), stop)
 
 
+def leave(status: int) -> NoReturn:
+    """End this process without the interpreter's teardown, in which a thread of gloo that still lets go of a tensor
+    aborts the process (pytorch pull request 179291), and with it the launcher ends all others.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

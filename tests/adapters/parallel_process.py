@@ -12,6 +12,7 @@ from adapters.mfm.branch import untouched_running_statistics
 from adapters.networks.batch_norm import batch_norm_layers
 from adapters.networks.sync_batch_norm import SyncedBatchNorm, synchronise_batch_norm
 from adapters.parallel import agree, average_buffers, average_gradients, check_replicated, sum_over_processes
+from adapters.round import leave
 from adapters.self_training.pseudo_labels import pseudo_label
 from tests.adapters.adaptation_steps import host_of
 from tests.adapters.adaptation_steps import network as small_network
@@ -132,3 +133,4 @@ def check_batch_norm(accelerator: Accelerator) -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

@@ -77,8 +77,8 @@ def plane_target(port: int) -> Target:
 
 
 @contextmanager
-def serve_ours(world: ServingWorld) -> Iterator[Server]:
-    """`mfmd serve` on the world's registry."""
+def serve_ours(world: ServingWorld, name: str = OURS) -> Iterator[Server]:
+    """`mfmd serve` on the world's registry; `name` is what the tables call it."""
     record = world.settings.state / "run" / "serve.json"
     record.unlink(missing_ok=True)
     command = [sys.executable, "-m", "daemon.cli", "serve", "--config", str(world.config)]
@@ -86,7 +86,7 @@ def serve_ours(world: ServingWorld) -> Iterator[Server]:
         _wait(process, world.root / "serve.log", record.exists)
         target = plane_target(json.loads(record.read_bytes())["port"])
         _wait(process, world.root / "serve.log", lambda: _answers(target))
-        yield Server(OURS, process.pid, target)
+        yield Server(name, process.pid, target)
 
 
 @contextmanager

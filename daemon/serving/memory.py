@@ -1,7 +1,8 @@
 """Keep memory flat: glibc gives every thread a heap of its own, and what one thread frees is of no use to another.
 
 Measured over 80 swaps of a network of 0.5 M parameters: 402 to 411 MiB without the limit, 398 to 398 with it
-(`benchmarks/serving.py --parts swaps` measures it under load).
+(`benchmarks/serving.py --parts swaps` measures it under load, docs/benchmarks.md has the figures). A swap runs beside
+requests and so makes the heaps larger and fuller of holes than either alone; hence what is free goes back after each.
 """
 
 import ctypes
@@ -18,3 +19,9 @@ def limit_arenas() -> bool:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(mallopt(M_ARENA_MAX, ARENAS))
+
+
+def give_back() -> None:
+    """Give free pages back to the system, where the C library can; the next requests take them again, a bit slower."""
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)

@@ -14,6 +14,7 @@ from configs.serving import ServingSettings
 from daemon.logs import get_logger
 from daemon.serving.calibration import Calibration, noise
 from daemon.serving.errors import ShadowDiffers
+from daemon.serving.memory import give_back
 from daemon.serving.metrics import ServingMetrics
 from daemon.serving.slots import Resident, Slots
 from storage.errors import CorruptCheckpoint
@@ -103,6 +104,7 @@ class Swapper:
                 resident = Resident(version, manifest, forward, self._quantize(version, manifest, forward))
                 self._warm_up(resident)
         self._spare = None
+        give_back()
         return resident
 
     def _take_idle(self) -> None:

@@ -1,6 +1,9 @@
 """How a version computes while it serves: chunked copies, number formats, compilation, int8."""
 
 import copy
+import gc
+import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -63,6 +66,33 @@ def test_a_large_tensor_goes_in_several_chunks_and_a_late_value_is_still_checked
     save_file(values, tmp_path / "bad.safetensors")
     with pytest.raises(CorruptCheckpoint, match="not finite in weight"):
         copy_weights(network, tmp_path / "bad.safetensors")
+
+
+def test_copying_again_and_again_leaves_nothing_behind(tmp_path: Path) -> None:
+    path, network = tmp_path / "w.safetensors", copy.deepcopy(tiny_network(1))
+    save_weights(tiny_network(2), path)
+    copy_weights(network, path)
+    tracemalloc.start()
+    try:
+        copy_weights(network, path)
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(10):
+            copy_weights(network, path)
+        gc.collect()
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    integers = grown / sys.getsizeof(1 << 20) / 10 / len(network.state_dict())
+    assert integers < 1, f"{grown} bytes stay: {integers:.1f} integers a tensor, each time"
+
+
+def test_weights_of_a_type_that_no_network_has_do_not_fit(tmp_path: Path) -> None:
+    network = nn.Linear(2, 2)
+    wrong = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in network.state_dict().items()}
+    save_file(wrong, tmp_path / "w.safetensors")
+    with pytest.raises(CorruptCheckpoint, match="has a wrong type for"):
+        copy_weights(network, tmp_path / "w.safetensors")
 
 
 def test_weights_that_do_not_fit_are_refused_before_anything_is_copied(tmp_path: Path) -> None:

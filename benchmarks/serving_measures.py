@@ -1,5 +1,6 @@
 """What benchmarks/serving.py measures beside throughput: swaps, rollback and ingest under a constant load."""
 
+import asyncio
 import json
 import math
 import statistics
@@ -10,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ingest_daemon import frames, resident, write_image
-from serving_client import Answer, load
+from serving_client import Answer, load, saturate
 from serving_processes import Server, plane_target, serve_ours
 from serving_swaps import Move, Moved, Swaps, overlapping, problems
 from serving_world import ServingWorld
@@ -23,6 +24,8 @@ EARLY = 50
 AROUND = 10
 """Moves whose median counts: a forward pass that runs just then is worth some MiB."""
 WARM_SECONDS = 5.0
+WARM_CLIENTS = 8
+"""Clients that warm up a server, so that batches of every size have run before memory and times are looked at."""
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -68,12 +71,9 @@ def print_swaps(root: Path, count: int, rate: float, pause: float) -> None:
     """`count` moves of the serving ref under load; steady stretches before and after."""
     world = started_world(root)
     expected = world.expected_of(SEEDS)
-    with serve_ours(world) as server, load(server.target, rate) as answers:
-        settle(answers, WARM_SECONDS)
-        steady = settle(answers, max(30.0, count / 10))
-        swaps = Swaps(world, server.target, SEEDS, pause)
-        moves = [_noted(move, server.pid) for move in swaps.run(count)]
-        steady += settle(answers, max(30.0, count / 10))
+    with serve_ours(world) as server:
+        asyncio.run(saturate(server.target, WARM_CLIENTS, WARM_SECONDS))
+        moves, steady, answers = _swapped(world, server, count, rate, pause)
     print_problems(problems(answers, world.seeds, expected), len(answers))
     moving = [one for one in answers if moves[0].began <= one.due <= moves[-1].ended]
     during = overlapping(moving, moves)
@@ -86,6 +86,19 @@ def print_swaps(root: Path, count: int, rate: float, pause: float) -> None:
     ):
         print(f"| {name} | {times(some)} | {p99(some) / p99(steady):.2f} |")
     _print_moves(moves)
+
+
+def _swapped(
+    world: ServingWorld, server: Server, count: int, rate: float, pause: float
+) -> tuple[list[Moved], list[Answer], list[Answer]]:
+    """The moves, the answers of the steady stretches, and all answers."""
+    with load(server.target, rate) as answers:
+        settle(answers, WARM_SECONDS)
+        steady = settle(answers, max(30.0, count / 10))
+        swaps = Swaps(world, server.target, SEEDS, pause)
+        moves = [_noted(move, server.pid) for move in swaps.run(count)]
+        steady += settle(answers, max(30.0, count / 10))
+    return moves, steady, answers
 
 
 def _noted(move: Moved, pid: int) -> Moved:

@@ -39,9 +39,12 @@ def test_a_public_address_without_a_token_is_refused_by_both_planes(make_setting
 
 def test_a_guarded_public_address_is_bound(make_settings, tmp_path):
     for section in ({"token": "x"}, {"token_file": tmp_path / "token"}):
-        bind(make_settings(control={"host": "0.0.0.0", **section}).control).close()
-        listen(serving_address(make_settings(serving={"host": "0.0.0.0", **section}).serving), 1).close()
-    listen(serving_address(make_settings(serving={"host": "0.0.0.0", "public": True}).serving), 1).close()
+        with bind(make_settings(control={"host": "0.0.0.0", **section}).control) as listener:
+            assert listener.getsockname()[0] == "0.0.0.0"
+        with listen(serving_address(make_settings(serving={"host": "0.0.0.0", **section}).serving), 1) as listener:
+            assert listener.getsockname()[0] == "0.0.0.0"
+    with listen(serving_address(make_settings(serving={"host": "0.0.0.0", "public": True}).serving), 1) as listener:
+        assert listener.getsockname()[0] == "0.0.0.0"
 
 
 def test_the_default_is_loopback(make_settings):

@@ -201,10 +201,13 @@ def test_sub_folders_are_left_alone_unless_recursive(bench, drop, write_image):
 
 
 def test_pipes_are_not_opened(bench, drop, write_image):
-    os.mkfifo(drop / "pipe.png")
-    write_image(drop / "a.png", 1)
-    world = bench()
+    os.mkfifo(drop / "a.png")  # whoever opened it would wait for its other end, for ever
+    write_image(drop / "b.png", 1)
+    world = bench(watch={"decode_threads": 1})
     world.until(lambda: world.counts.frames == 1)
+    world.until(lambda: world.value("mfmd_watcher_rescans_total") >= 3)
+    assert world.activity.watch.pending == 0
+    assert world.counts.frames == 1 and [record.name for record in world.buffer.records()] == ["b.png"]
 
 
 def test_more_files_than_the_queue_holds_wait_in_the_folder(bench, drop, write_image, monkeypatch):

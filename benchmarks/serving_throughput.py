@@ -22,6 +22,7 @@ from storage.images import decode_image
 
 BARE = "bare forward loop"
 OPTIONS: dict[str, dict[str, object]] = {
+    f"{OURS}, not folded": {"fold_batch_norm": False},
     f"{OURS}, compile": {"compile": True},
     f"{OURS}, bf16": {"precision": "bf16"},
 }

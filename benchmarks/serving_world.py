@@ -18,9 +18,11 @@ from adapters.checkpoints.checkpoint import make_manifest, save_weights
 from adapters.inference import segment_image
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
+from adapters.served.forward import ServedForward
 from configs.settings import Settings
 from daemon.demo.driving import read_plain_settings
 from daemon.serving.answers import png
+from daemon.serving.calibration import noise
 from storage.images import decode_image
 from storage.layout import StateLayout
 from storage.registry import CheckpointRegistry
@@ -90,10 +92,12 @@ class ServingWorld:
 
     def expected(self, seed: int) -> list[str]:
         """SHA-256 of the PNG that these weights give for each picture."""
-        network, found = self.network(seed), list[str]()
+        forward = ServedForward(self.network(seed), self.settings.serving, torch.device("cpu"))
+        forward.settle(noise((HEIGHT, WIDTH)))
+        found = list[str]()
         for content in pictures():
             pixels = decode_image(content, max_bytes=LARGE, max_pixels=LARGE)
-            found.append(hashlib.sha256(png(segment_image(network, pixels, (HEIGHT, WIDTH)))).hexdigest())
+            found.append(hashlib.sha256(png(segment_image(forward, pixels, (HEIGHT, WIDTH)))).hexdigest())
         return found
 
     def expected_of(self, seeds: Sequence[int]) -> dict[int, list[str]]:

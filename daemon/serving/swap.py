@@ -8,7 +8,7 @@ import torch
 
 from adapters.checkpoints.checkpoint import network_of
 from adapters.errors import QuantizationRefused
-from adapters.served.copying import aside, copy_weights
+from adapters.served.copying import aside
 from adapters.served.forward import ServedForward
 from configs.serving import ServingSettings
 from daemon.logs import get_logger
@@ -99,7 +99,7 @@ class Swapper:
         with aside(self._device):
             with self._timed("load"):
                 forward = self._forward_for(manifest)
-                copy_weights(forward.network, self._registry.weights_path(version))
+                forward.load(self._registry.weights_path(version), noise(_input_size(manifest)))
             with self._timed("warmup"):
                 resident = Resident(version, manifest, forward, self._quantize(version, manifest, forward))
                 self._warm_up(resident)

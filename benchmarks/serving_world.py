@@ -19,6 +19,7 @@ from adapters.inference import segment_image
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
 from adapters.served.forward import ServedForward
+from configs.serving import ServingSettings
 from configs.settings import Settings
 from daemon.demo.driving import read_plain_settings
 from daemon.serving.answers import png
@@ -90,9 +91,9 @@ class ServingWorld:
         self.seeds[version] = seed
         return version
 
-    def expected(self, seed: int) -> list[str]:
-        """SHA-256 of the PNG that these weights give for each picture."""
-        forward = ServedForward(self.network(seed), self.settings.serving, torch.device("cpu"))
+    def expected(self, seed: int, serving: ServingSettings | None = None) -> list[str]:
+        """SHA-256 of the PNG that these weights give for each picture, served as these settings or the world's say."""
+        forward = ServedForward(self.network(seed), serving or self.settings.serving, torch.device("cpu"))
         forward.settle(noise((HEIGHT, WIDTH)))
         found = list[str]()
         for content in pictures():

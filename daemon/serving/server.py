@@ -93,7 +93,7 @@ def serve(settings: Settings) -> int:
     if settings.serving.threads:
         torch.set_num_threads(settings.serving.threads)
     with listener, _signals_absorbed():
-        plane = InferencePlane(settings)
+        plane = InferencePlane(settings, own_process=True)
         try:
             server = make_server(plane, listener, tls)
             server.run(sockets=[listener])

@@ -39,8 +39,12 @@ class Swapper:
         metrics: ServingMetrics,
         served_sizes: Callable[[], Sequence[tuple[int, int]]],
         calibration: Calibration,
+        after_first_load: Callable[[], None] | None = None,
     ) -> None:
-        """`served_sizes` gives the network input sizes (height, width) seen lately: each is warmed up before a flip."""
+        """`served_sizes` gives the network input sizes (height, width) seen lately: each is warmed up before a flip.
+
+        `after_first_load` is called once, before the first version serves.
+        """
         self._registry = registry
         self._slots = slots
         self._settings = settings
@@ -48,6 +52,7 @@ class Swapper:
         self._metrics = metrics
         self._served_sizes = served_sizes
         self._calibration = calibration
+        self._after_first_load = after_first_load
         self._spare: tuple[str, ServedForward] | None = None
 
     def serve(self, version: int) -> None:
@@ -104,6 +109,9 @@ class Swapper:
                 resident = Resident(version, manifest, forward, self._quantize(version, manifest, forward))
                 self._warm_up(resident)
         self._spare = None
+        if self._after_first_load is not None:
+            self._after_first_load()
+            self._after_first_load = None
         give_back()
         return resident
 

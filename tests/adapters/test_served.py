@@ -183,10 +183,10 @@ class Peeks(nn.Module):
     def __init__(self, network: SegmentationNetwork) -> None:
         super().__init__()
         self.network = network
-        self.layer = nn.Conv2d(3, 3, 1)
+        self.layer = nn.Conv2d(6, 3, 1)
 
     def forward(self, values: Tensor) -> Tensor:
-        logits: Tensor = self.network(self.layer(values.to(self.layer.weight.dtype)))
+        logits: Tensor = self.network(self.layer(values.repeat(1, 2, 1, 1).to(self.layer.weight.dtype)))
         return logits
 
 

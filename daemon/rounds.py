@@ -164,6 +164,8 @@ def _judged(context: RoundContext, folder: RoundFolder) -> Verdict:
     """
     stopped, noted = False, time.monotonic()
     while True:
+        if is_open(folder):
+            _show_shadow(context, folder)
         waited = time.monotonic() - noted
         ends = stopped and not context.suspends
         verdict = judge(context.registry, folder, context.settings, waited=waited, stopped=ends)
@@ -175,7 +177,6 @@ def _judged(context: RoundContext, folder: RoundFolder) -> Verdict:
         if stopped:
             log.info("round_suspended", round=folder.number, shadow=True)
             raise RoundSuspended(f"the candidate of round {folder.number} goes on in the shadow with the next daemon")
-        _show_shadow(context, folder)
         stopped = context.stop.wait(LOOK_SECONDS)
 
 

@@ -142,8 +142,5 @@ def test_a_shadow_without_images_is_refused(tmp_path: Path) -> None:
     settings = load_settings(
         _write(tmp_path, MINIMAL + "gate: {shadow_images: 100}\nserving: {shadow_fraction: 0.1}\n")
     )
-    assert (settings.gate.shadow_images, settings.gate.shadow_seconds, settings.gate.shadow_agreement) == (
-        100,
-        600,
-        0.3,
-    )
+    gate = settings.gate
+    assert (gate.shadow_images, gate.shadow_seconds, gate.shadow_agreement) == (100, 600, 0.3)

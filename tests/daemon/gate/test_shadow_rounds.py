@@ -11,12 +11,16 @@ import pytest
 
 from daemon import rounds
 from daemon.child_records import ChildRecords
+from daemon.cli.adapt import _outcome
+from daemon.cli.status import _running
 from daemon.errors import RoundRunning
 from daemon.metrics import Metrics
 from daemon.recovery import recover
 from daemon.round_history import summarise
 from daemon.round_loop import RoundLoop
 from daemon.rounds import RoundContext, RoundSuspended, continue_round
+from daemon.shadow_trial import progress_of
+from daemon.status import collect_status
 from storage.frames import FrameBuffer
 from storage.layout import StateLayout
 from storage.round_records import Progress
@@ -85,6 +89,26 @@ def test_a_stopped_daemon_leaves_the_shadow_to_the_next_one(
     state.compare(WANTED)
     assert recover(state.settings, buffer, state.registry) is None
     assert (state.serving, state.shadow) == (3, None)
+
+
+def test_who_asked_for_the_round_learns_that_its_candidate_goes_on_later(
+    state: Trial, folder: RoundFolder, buffer: FrameBuffer
+) -> None:
+    """`mfmd adapt` followed a daemon that ended."""
+    recover(state.settings, buffer, state.registry)
+    with pytest.raises(RoundSuspended, match="the candidate of round 1 ran in the shadow; the next `mfmd run`"):
+        _outcome(folder, 1, stopping=True)
+
+
+def test_the_status_line_tells_how_far_it_is(state: Trial, folder: RoundFolder, buffer: FrameBuffer) -> None:
+    recover(state.settings, buffer, state.registry)
+    state.compare(5, 0.75)
+    folder.append_progress(progress_of(folder, state.records))
+    with StateLayout(state.settings.state).lock():
+        status = collect_status(state.settings)
+    assert status.round is not None and status.round.progress is not None
+    assert (status.round.round, status.round.progress.agreement) == (1, 0.75)
+    assert "1 shadow 5/20, agreement 0.750" in _running(status)
 
 
 def test_time_is_noted_while_it_waits_so_that_a_kill_loses_little(

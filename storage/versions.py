@@ -1,7 +1,7 @@
 """Folders of versions, each complete or not there: manifest, weights, and whether they are what the manifest says."""
 
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
@@ -73,6 +73,12 @@ class Versions:
         files = {WEIGHTS: durable.copy_in(weights, temporary / WEIGHTS)}
         durable.write_record(temporary / MANIFEST, manifest.model_copy(update={"version": version, "files": files}))
         durable.publish_directory(temporary, self.folder(version))
+
+    def judged(self, version: int, verdict: dict[str, Any]) -> None:
+        """Replace the verdict in the manifest of a version. Raises UnknownVersion or CorruptCheckpoint."""
+        manifest, folder = self.manifest(version), self.folder(version)
+        durable.remove_partials(folder)
+        durable.write_record(folder / MANIFEST, manifest.model_copy(update={"verdict": verdict}))
 
     def keep_manifest(self, version: int) -> None:
         """Keep the manifest of a version that is about to be retired: the chain of parents goes on."""

@@ -12,6 +12,8 @@ import yaml
 from daemon.demo.driving import DrivenDaemon
 from daemon.demo.watching import follow_round
 
+pytestmark = pytest.mark.disk
+
 
 def saved(driven: DrivenDaemon, start: int) -> int | None:
     """Step of round 1's newest state once its given start (from 1) has got further than it began."""

@@ -1,5 +1,6 @@
 """Hypothesis drives the real FrameBuffer through all that can happen to it, beside a dict that says what is right."""
 
+import os
 import shutil
 import tempfile
 from functools import partial
@@ -42,7 +43,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.root = Path(tempfile.mkdtemp(prefix="mfmd-machine-"))
+        self.root = Path(tempfile.mkdtemp(prefix="mfmd-machine-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")))
         self.frames: dict[int, int] = {}
         self.ever: set[int] = set()
         self.leases: dict[int, set[int]] = {}

@@ -1,10 +1,5 @@
-"""Rounds in processes of their own, forked from one that has loaded torch and transformers already.
+"""Rounds in processes of their own, forked from one that has loaded torch and transformers already."""
 
-Loading takes four seconds, most of a tiny round. What is forked has started nothing: no thread, no group of processes,
-no buffer. It is a process like any other, to be killed and waited for.
-"""
-
-import multiprocessing
 import os
 import sys
 from collections.abc import Callable
@@ -14,16 +9,10 @@ import torch.distributed
 
 from adapters import round as round_process
 from storage.rounds import RoundFolder
+from tests.forking import CONTEXT
 
 DEADLINE = 120.0
 """Longest wait for a round on a busy machine (seconds)."""
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        *("adapters.rounds.run", "adapters.networks.encoders.resnet", "adapters.networks.multi_resolution"),
-        *("torch._dynamo", "tests.adapters.forked_rounds"),
-    ]
-)
 LAUNCHED = {
     "ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "no",
     "OMP_NUM_THREADS": "1",

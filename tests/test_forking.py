@@ -11,7 +11,7 @@ def test_a_process_finds_everything_loaded() -> None:
     process = forking.CONTEXT.Process(target=forking.exit_with_number_missing)
     process.start()
     process.join(100)
-    assert process.exitcode == 0
+    assert process.exitcode == 0, f"{process.exitcode} are missing; it looks for tests/ where pytest was started"
 
 
 def test_nobody_gives_the_fork_server_another_list() -> None:

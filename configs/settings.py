@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from configs.class_list import Classes
 from configs.ingest import AdmissionSettings, BufferSettings, WatchSettings
 from configs.nearest import nearest
-from configs.section import ConfigPath, Fraction, PositiveInt, Seconds, Section
+from configs.section import ConfigPath, Fraction, NotNegativeInt, Positive, PositiveInt, Seconds, Section
 from configs.self_training import HostSettings, MfmSettings
 from configs.serving import ControlSettings, MasksSettings, PublishSettings, ServingSettings
 from configs.training import NetworkSettings, OptimSettings, PretrainSettings, RoundSettings
@@ -100,6 +100,13 @@ class GateSettings(Section):
     """Votes needed of four when labelled source exists; stochastic disagreement must be among them."""
     min_holdout: PositiveInt = 4
     """Fewer held-out frames give the verdict inconclusive."""
+    shadow_images: NotNegativeInt = 0
+    """An accepted candidate first runs in the shadow, until so many live images were compared with what serves; 0: it
+    serves at once. Needs `serving.shadow_fraction`."""
+    shadow_seconds: Positive = 600.0
+    """Longest wait for them (seconds); then the verdict is inconclusive."""
+    shadow_agreement: Fraction = 0.3
+    """Veto: share of their pixels with the label that was served below this."""
 
 
 class RegistrySettings(Section):
@@ -183,6 +190,15 @@ class Settings(Section):
             raise ValueError(
                 "host.feature_distance_from: 'pretrained' needs network.pretrained, a directory with encoder weights; "
                 "set it, or use 'released'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_shadow_gets_images(self) -> Self:
+        if self.gate.shadow_images and not self.serving.shadow_fraction:
+            raise ValueError(
+                "gate.shadow_images needs serving.shadow_fraction above 0, or no image is ever compared; "
+                "set both, or gate.shadow_images to 0"
             )
         return self
 

@@ -29,8 +29,11 @@ def tensor_differences(candidate: Path, incumbent: Path) -> list[str]:
     return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
 
 
-def candidate_manifest(parent: Manifest, spec: RoundSpec, scores: ModelScores, verdict: Verdict) -> Manifest:
-    """Manifest of an accepted candidate: architecture, classes and input size are its parent's."""
+def candidate_manifest(parent: Manifest, spec: RoundSpec, scores: ModelScores, verdict: Verdict | None) -> Manifest:
+    """Manifest of an accepted candidate: architecture, classes and input size are its parent's.
+
+    Without a verdict as long as it is in the shadow.
+    """
     return Manifest(
         parent=spec.incumbent,
         origin="round",
@@ -48,7 +51,7 @@ def candidate_manifest(parent: Manifest, spec: RoundSpec, scores: ModelScores, v
         libraries=library_versions(),
         code=code_digest(),
         scores=headline_scores(scores),
-        verdict=verdict.model_dump(mode="json"),
+        verdict=verdict.model_dump(mode="json") if verdict else None,
     )
 
 

@@ -1,8 +1,9 @@
-"""How long a connection may be held open by a client from which no request comes.
+"""How long a connection may be held open by a client from which no request comes, or that reads no answer.
 
-uvicorn times what is idle between two answered requests, and nothing else: a client that connects and is silent, or
-sends the head of its request byte by byte, would hold its connection for ever, and a few thousand of them all that the
-process may open. What follows the head is the application's (`serving/deadline.py`).
+uvicorn times what is idle between two answered requests, and nothing else: a client that connects and is silent, sends
+the head of its request byte by byte, or leaves its answer unread, would hold its connection (and the answer) for ever,
+and a few thousand of them all that the process may open. What lies between the head and the end of the answer is the
+application's (`serving/deadline.py`).
 """
 
 import asyncio
@@ -15,15 +16,21 @@ HEAD_SECONDS = 10.0
 """Longest from the connection, or from the first byte of a further request, to the end of the request's head."""
 REST_SECONDS = 30.0
 """Longest that is read after the answer of a request whose body was refused (so that the client sees the answer)."""
+READ_SECONDS = 30.0
+"""How often it is looked whether a client reads what is written for it."""
+READ_BYTES = 32 * 1024
+"""Least that it must have read since the last look (bytes), unless that was all: 1 kB a second."""
 
 Phase = Literal["head", "rest", "idle"]
 
 
 class TimedConnection(H11Protocol):
-    """A connection that is closed, without an answer, when its client takes too long in a phase."""
+    """A connection that is closed, without an answer, when its client takes too long in a phase or reads too slowly."""
 
     _phase: Phase | None = None
     _timer: asyncio.TimerHandle | None = None
+    _unread: int | None = None
+    _unread_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start to wait for the first head (over TLS: after the handshake, which asyncio limits to 60 s)."""
@@ -39,11 +46,19 @@ class TimedConnection(H11Protocol):
         """Go on to the next request, part of which may have come already."""
         super().on_response_complete()
         self._time()
+        self._watch_reader()
+
+    def pause_writing(self) -> None:
+        """Wait with writing (the transport holds enough): from now on it is watched whether the client reads."""
+        super().pause_writing()
+        self._watch_reader()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timer with the connection."""
+        """Forget the timers with the connection."""
         super().connection_lost(exc)
         self._stop_timer()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
 
     def _time(self) -> None:
         phase = None if self.transport.is_closing() else self._now_in()
@@ -75,3 +90,21 @@ class TimedConnection(H11Protocol):
         self.timeout_keep_alive_handler()
         if self.transport.get_write_buffer_size():
             self.transport.abort()  # a plain close waits until the client has read what was written
+
+    def _watch_reader(self) -> None:
+        if self._unread_timer is None and self.transport.get_write_buffer_size():
+            self._unread = None
+            self._unread_timer = self.loop.call_later(READ_SECONDS, self._look_at_reader)
+
+    def _look_at_reader(self) -> None:
+        """Abort when too little was read since the last look. While an answer is written, its request's time counts."""
+        self._unread_timer = None
+        unread = self.transport.get_write_buffer_size()
+        if not unread:
+            return
+        written = self.transport.is_closing() or self.cycle is None or self.cycle.response_complete
+        if written and self._unread is not None and self._unread - unread < READ_BYTES:
+            self.transport.abort()
+            return
+        self._unread = unread if written else None
+        self._unread_timer = self.loop.call_later(READ_SECONDS, self._look_at_reader)

@@ -44,3 +44,11 @@ class PublishFailed(DaemonError):
     """An export for a mirror failed or took too long; the message has its last line. It is tried again."""
 
     code = "publish_failed"
+
+
+def code_of(error: BaseException) -> str:
+    """The stable code of `error` (docs/errors.md); `unexpected` for an error that nobody foresaw."""
+    code = getattr(error, "code", None)
+    if isinstance(code, str):
+        return code
+    return "system" if isinstance(error, OSError) else "unexpected"

@@ -14,6 +14,9 @@ from daemon.vetoes import agreement, completed, source_class_iou, source_miou, v
 from daemon.votes import DISAGREEMENT, STYLED, Vote, cast_votes
 from storage.round_records import Check, ModelScores, RoundScores, RoundSpec, Verdict
 
+GATE = "gate"
+"""Who moves a ref because of a verdict."""
+
 
 def decide(
     spec: RoundSpec, scores: RoundScores, settings: GateSettings, class_names: Sequence[str], *, at: float

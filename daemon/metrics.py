@@ -183,6 +183,16 @@ class RoundMetrics:
             "Training rate of the running or last round (source and target images a second)",
             registry=registry,
         )
+        self.shadow_images = Gauge(
+            "mfmd_round_shadow_images",
+            "Live images that the candidate of the running or last round was compared on in the shadow, all planes",
+            registry=registry,
+        )
+        self.shadow_agreement = Gauge(
+            "mfmd_round_shadow_agreement",
+            "Share of their pixels with the label that was served (0-1); 0 before the first",
+            registry=registry,
+        )
         self.verdicts = Counter(
             "mfmd_gate_verdicts",
             "Verdicts of the gate since the daemon started, by decision; failed and stopped rounds get one too",

@@ -7,25 +7,28 @@ import time
 
 from configs.settings import Settings
 from daemon.candidate import candidate_manifest, tensor_differences
-from daemon.gate import decide
+from daemon.gate import GATE, decide
 from daemon.logs import get_logger
+from daemon.shadow_trial import asks_for_shadow, begin_trial, end_shadow, look
 from storage.digest import digest_of
-from storage.errors import CorruptCheckpoint, ServingChanged, StorageError
+from storage.errors import CorruptCheckpoint, ServingChanged, StorageError, UnknownVersion
+from storage.layout import StateLayout
 from storage.manifest import HistoryEvent, Manifest, Ref
 from storage.registry import CheckpointRegistry
 from storage.round_records import RoundScores, RoundSpec, Verdict
 from storage.rounds import RoundFolder
+from storage.shadow_record import ShadowRecords
 from storage.versions import WEIGHTS
 
-GATE = "gate"
-"""Who moves the ref when a candidate is accepted."""
 NO_REASON = "no reason given"
 """What the history says of a rollback that nobody explained."""
 
 log = get_logger(__name__)
 
 
-def judge(registry: CheckpointRegistry, folder: RoundFolder, settings: Settings) -> Verdict:
+def judge(
+    registry: CheckpointRegistry, folder: RoundFolder, settings: Settings, *, waited: float = 0.0, stopped: bool = False
+) -> Verdict | None:
     """Decide on a finished round and act on it; returns the verdict, which is also in `verdict.json`.
 
     An accepted candidate becomes a version and serves, unless somebody made another version serve meanwhile: an
@@ -33,19 +36,25 @@ def judge(registry: CheckpointRegistry, folder: RoundFolder, settings: Settings)
     history. Then old versions are pruned. Safe to call again after a crash: what is decided stays decided, what is
     half done is finished.
 
-    Raises StorageError when the round left no scores, CorruptCheckpoint when the incumbent's files are damaged.
+    Returns none while the candidate runs in the shadow first (`gate.shadow_images`): call again then, with the seconds
+    `waited` since that was last noted; `stopped` ends it. Raises StorageError when the round left no scores,
+    CorruptCheckpoint when the incumbent's files are damaged.
     """
     verdict, spec = folder.verdict(), folder.spec()
     if verdict is None:
-        scores = _scores(folder)
-        verdict = _decided(registry, folder, settings, spec, scores)
+        verdict = _reached(registry, folder, settings, spec, waited=waited, stopped=stopped)
+        if verdict is None:
+            return None
         folder.write_verdict(verdict)
         if verdict.decision != "accepted":
-            _record(registry, verdict, spec)
+            trial = folder.trial()
+            _record(registry, verdict, spec, trial.version if trial else None)
     if verdict.decision == "accepted" and verdict.version is None:
         verdict = _promote(registry, folder, spec, _scores(folder), verdict)
         folder.write_verdict(verdict)
-    _prune(registry, settings.registry.keep_versions)
+    if folder.trial() is not None:
+        end_shadow(registry, f"round {folder.number}: {verdict.decision}")
+    _prune(registry, settings)
     return verdict
 
 
@@ -73,6 +82,39 @@ def _scores(folder: RoundFolder) -> RoundScores:
     if scores is None:
         raise StorageError(f"round {folder.number} left no scores.json: it crashed or was killed; see {folder.log}")
     return scores
+
+
+def _reached(
+    registry: CheckpointRegistry,
+    folder: RoundFolder,
+    settings: Settings,
+    spec: RoundSpec,
+    *,
+    waited: float,
+    stopped: bool,
+) -> Verdict | None:
+    """The verdict on the scores, or after them on what the shadow showed; none while that is waited for."""
+    if folder.trial() is None:
+        scores = _scores(folder)
+        verdict = _decided(registry, folder, settings, spec, scores)
+        if verdict.decision != "accepted" or not asks_for_shadow(settings):
+            return verdict
+        version = _added(registry, spec) or _add(registry, folder, spec, scores, None).version
+        begin_trial(folder, settings, version, verdict)
+    found = look(registry, folder, _records(settings), waited=waited, stopped=stopped)
+    if found is not None:
+        _into_manifest(registry, folder, found)
+    return found
+
+
+def _into_manifest(registry: CheckpointRegistry, folder: RoundFolder, verdict: Verdict) -> None:
+    """The verdict of a candidate that was in the registry before there was one. Damage there must not stop the gate."""
+    trial = folder.trial()
+    try:
+        if trial is not None:
+            registry.judged(trial.version, verdict.model_dump(mode="json"))
+    except (UnknownVersion, CorruptCheckpoint) as error:
+        log.error("verdict_not_in_manifest", round=folder.number, reason=str(error))
 
 
 def _decided(
@@ -124,13 +166,14 @@ def _promote(
             registry.promote(version, by=GATE, reason=verdict.reason, round=spec.round, expected=spec.incumbent)
     except ServingChanged as error:
         withdrawn = _withdrawn(verdict, str(error))
+        _into_manifest(registry, folder, withdrawn)
         _record(registry, withdrawn, spec, version)
         return withdrawn
     return verdict.model_copy(update={"version": version})
 
 
 def _add(
-    registry: CheckpointRegistry, folder: RoundFolder, spec: RoundSpec, scores: RoundScores, verdict: Verdict
+    registry: CheckpointRegistry, folder: RoundFolder, spec: RoundSpec, scores: RoundScores, verdict: Verdict | None
 ) -> Manifest:
     if scores.candidate is None:
         raise StorageError(f"{folder.path}: accepted without a candidate's scores; the round folder was tampered with")
@@ -150,12 +193,17 @@ def _added(registry: CheckpointRegistry, spec: RoundSpec) -> int | None:
     return None
 
 
-def _prune(registry: CheckpointRegistry, keep: int) -> None:
+def _prune(registry: CheckpointRegistry, settings: Settings) -> None:
     """Remove old versions; none while the released one cannot be told, for an ancestor's manifest is damaged."""
     try:
-        registry.prune(keep)
+        registry.prune(settings.registry.keep_versions)
+        _records(settings).prune(registry.versions())
     except CorruptCheckpoint as error:
         log.error("versions_not_pruned", reason=str(error))
+
+
+def _records(settings: Settings) -> ShadowRecords:
+    return ShadowRecords(StateLayout(settings.state).shadow)
 
 
 def _withdrawn(verdict: Verdict, why: str) -> Verdict:

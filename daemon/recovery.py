@@ -10,6 +10,7 @@ from daemon.inheritance import promoted_round
 from daemon.logs import get_logger
 from daemon.promotion import judge
 from daemon.rounds import GRACE_SECONDS, STOPPED, record_failure
+from daemon.shadow_trial import end_shadow, open_trial
 from storage.errors import StorageError
 from storage.frames import FrameBuffer
 from storage.layout import StateLayout
@@ -26,7 +27,8 @@ def recover(settings: Settings, buffer: FrameBuffer, registry: CheckpointRegistr
 
     Returns the number of the round that goes on (`rounds.continue_round`), or none: it keeps its frames from ingest.
     Any other round that wrote no scores failed. One that did and was not judged is judged now: its candidate is
-    complete. Training states that nobody can go on from are removed.
+    complete. If that is to run in the shadow first, or does already, the round goes on too, but needs no frames.
+    Training states that nobody can go on from are removed.
     """
     layout = StateLayout(settings.state)
     end_leftovers(layout.run_file("children"), GRACE_SECONDS)
@@ -39,7 +41,9 @@ def recover(settings: Settings, buffer: FrameBuffer, registry: CheckpointRegistr
     for number in store.numbers():
         if number != going_on:
             _finish(store.folder(number), buffer, registry, settings)
+    going_on = going_on or open_trial(store)
     if going_on is None:
+        end_shadow(registry, "no round waits for it")
         store.remove_states(spare=promoted_round(registry))
     else:
         log.warning("round_interrupted", round=going_on)
@@ -60,7 +64,8 @@ def _finish(folder: RoundFolder, buffer: FrameBuffer, registry: CheckpointRegist
 def finish_round(folder: RoundFolder, registry: CheckpointRegistry, settings: Settings, why: str = INTERRUPTED) -> None:
     """Bring a round that does not run any more to its verdict; nothing happens when it has one and it was acted on.
 
-    One without scores failed, for the reason `why`, unless an operator had ended it.
+    One without scores failed, for the reason `why`, unless an operator had ended it. A candidate that is to run in the
+    shadow is put there, and its round stays open (`shadow_trial.open_trial`).
 
     A folder with damaged records is left as it is: it shows as failed, and nothing in it can be trusted.
     Raises StorageError or OSError when judging is impossible now; the candidate waits.
@@ -75,13 +80,14 @@ def finish_round(folder: RoundFolder, registry: CheckpointRegistry, settings: Se
     elif folder.scores() is None:
         record_failure(folder, "failed", why)
     verdict = judge(registry, folder, settings)
-    log.warning("round_finished_late", round=folder.number, decision=verdict.decision, reason=verdict.reason)
+    if verdict is not None:
+        log.warning("round_finished_late", round=folder.number, decision=verdict.decision, reason=verdict.reason)
 
 
 def damage_of(folder: RoundFolder) -> str:
     """What is wrong with the records of a round; empty when they can be read."""
     try:
-        folder.spec(), folder.scores(), folder.verdict()
+        folder.spec(), folder.scores(), folder.trial(), folder.verdict()
     except StorageError as error:
         return str(error)
     return ""

@@ -76,6 +76,7 @@ def _summarise(folder: RoundFolder, *, alive: bool) -> RoundSummary:
     except StorageError as error:
         return RoundSummary(round=folder.number, result="failed", reason=str(error))
     result, reason = _result(scores, verdict, alive=alive)
+    reason = (_in_shadow(folder) or reason) if result == "running" else reason
     return RoundSummary(
         round=folder.number,
         result=result,
@@ -163,6 +164,15 @@ def _result(scores: RoundScores | None, verdict: Verdict | None, *, alive: bool)
     if verdict is None:
         return "failed", "it was interrupted; the daemon goes on with it or ends it when it starts"
     return ("promoted" if verdict.decision == "accepted" else verdict.decision), verdict.reason
+
+
+def _in_shadow(folder: RoundFolder) -> str:
+    """How far the candidate is that runs in the shadow; empty when it does not."""
+    progress = folder.last_progress()
+    if progress is None or progress.phase != "shadow":
+        return ""
+    agreed = f", {progress.agreement:.1%} of their pixels as served" if progress.agreement is not None else ""
+    return f"in the shadow: {progress.step} of {progress.steps} live images compared{agreed}"
 
 
 def _ended(spec: RoundSpec, scores: RoundScores | None, verdict: Verdict | None) -> float | None:

@@ -22,6 +22,7 @@ from daemon.rounds import (
     run_round,
 )
 from daemon.schedule import Due, Trigger, due
+from daemon.shadow_trial import end_shadow, open_trial
 from storage.frames import FrameBuffer
 from storage.layout import StateLayout
 from storage.registry import CheckpointRegistry
@@ -110,6 +111,14 @@ class RoundLoop:
         latest = self._store.latest()
         if latest is not None:
             finish_round(latest, self._registry, self._settings)
+        number = open_trial(self._store)
+        if number is None:
+            end_shadow(self._registry, "no round waits for it")
+            return
+        with self._lock:
+            self._interrupted = number
+            if not self._requested:
+                self._running = number
 
     def _claim(self) -> Trigger | None:
         """What a round starts for now; from here on another one is refused."""
@@ -122,15 +131,19 @@ class RoundLoop:
         return scheduled
 
     def _let_go(self) -> None:
+        """The round at work has ended. A request that came before it was found to be open is still to be met."""
         with self._lock:
-            self._requested, self._running, self._interrupted = False, None, None
+            self._requested = self._requested and self._interrupted is not None
+            self._running = self._store.next_number() if self._requested else None
+            self._interrupted = None
         self._metrics.in_progress.set(0)
 
     def _work(self) -> Work | None:
         """What to do now: go on with the interrupted round, start one that is due, or nothing."""
+        if self._interrupted is None:
+            self._finish_latest()
         if self._interrupted is not None:
             return partial(continue_round, number=self._interrupted)
-        self._finish_latest()
         trigger = self._claim()
         return partial(run_round, trigger=trigger) if trigger is not None else None
 
@@ -154,6 +167,10 @@ class RoundLoop:
         return LOOK_SECONDS
 
     def _show(self, progress: Progress) -> None:
+        if progress.phase == "shadow":
+            self._metrics.shadow_images.set(progress.step)
+            self._metrics.shadow_agreement.set(progress.agreement or 0.0)
+            return
         self._metrics.step.set(progress.step)
         for part, loss in progress.losses.items():
             self._metrics.loss.labels(part=part).set(loss)

@@ -22,6 +22,7 @@ from daemon.logs import get_logger
 from daemon.process_group import ProcessGroup
 from daemon.promotion import judge
 from daemon.schedule import Trigger
+from daemon.shadow_trial import is_open, note_wait, progress_of
 from storage.catalog_records import FrameRecord
 from storage.errors import StorageError
 from storage.frames import FrameBuffer
@@ -30,8 +31,13 @@ from storage.provenance import snapshot_of
 from storage.registry import CheckpointRegistry
 from storage.round_records import Progress, RoundEvent, RoundScores, RoundSpec, Verdict
 from storage.rounds import RoundFolder, RoundStore
+from storage.shadow_record import ShadowRecords
 
 POLL_SECONDS = 0.2
+LOOK_SECONDS = 0.5
+"""How often a candidate in the shadow is looked at (seconds)."""
+NOTE_SECONDS = 10.0
+"""How often the time waited for it is written down (seconds): a kill loses no more of it."""
 GRACE_SECONDS = 8.0
 """Between SIGTERM and SIGKILL (seconds): a step at hand may end, scores of a stopped round be written."""
 SCORING_SECONDS = 1800.0
@@ -91,7 +97,7 @@ def run_round(context: RoundContext, trigger: Trigger) -> Verdict:
     """Run one round now and act on its verdict. Only one at a time, under the state directory's lock.
 
     Raises NoCheckpoint or NotEnoughFrames when it cannot start, RoundFailed after a failure was recorded,
-    RoundSuspended when it was stopped and goes on later.
+    RoundSuspended when it was stopped and goes on later, also while its candidate runs in the shadow.
     """
     settings, buffer, registry, store = context.settings, context.buffer, context.registry, context.store
     incumbent, number = incumbent_version(registry), store.next_number()
@@ -105,10 +111,12 @@ def run_round(context: RoundContext, trigger: Trigger) -> Verdict:
 
 
 def continue_round(context: RoundContext, number: int) -> Verdict:
-    """Go on with a round that was interrupted (`continuation.interrupted_round`), from its last state. Raises as
-    `run_round`.
+    """Go on with a round that was interrupted (`continuation.interrupted_round`), from its last state, or with its
+    candidate in the shadow (`shadow_trial.open_trial`). Raises as `run_round`.
     """
     folder = context.store.folder(number)
+    if is_open(folder):
+        return _concluded(context, folder)
     with _leased(context.buffer, number):
         settings = Settings.model_validate(folder.spec().settings)  # its own: the state belongs to them
         folder.remove_scores()
@@ -138,7 +146,7 @@ def _leased(buffer: FrameBuffer, number: int) -> Iterator[None]:
 def _concluded(context: RoundContext, folder: RoundFolder) -> Verdict:
     """Judge a round that has ended, and tidy up after it."""
     settings, registry, store, number = context.settings, context.registry, context.store, folder.number
-    verdict = judge(registry, folder, settings)
+    verdict = _judged(context, folder)
     heir = promoted_round(registry)
     store.remove_states(spare=heir)
     store.prune(settings.round.keep_folders, spare=heir)
@@ -147,6 +155,38 @@ def _concluded(context: RoundContext, folder: RoundFolder) -> Verdict:
     if scores is not None and scores.status == "failed":
         raise RoundFailed(verdict, scores.reason, f"round {number} failed: {scores.reason}; see {folder.log}")
     return verdict
+
+
+def _judged(context: RoundContext, folder: RoundFolder) -> Verdict:
+    """The verdict on a round that has ended; waits for it while the candidate runs in the shadow.
+
+    A rollback in that time is seen at the next look; what serves and who asks meanwhile are no concern of this thread.
+    """
+    stopped, noted = False, time.monotonic()
+    while True:
+        if is_open(folder):
+            _show_shadow(context, folder)
+        waited = time.monotonic() - noted
+        ends = stopped and not context.suspends
+        verdict = judge(context.registry, folder, context.settings, waited=waited, stopped=ends)
+        if verdict is not None:
+            return verdict
+        if stopped or waited > NOTE_SECONDS:
+            note_wait(folder, waited)
+            noted += waited
+        if stopped:
+            log.info("round_suspended", round=folder.number, shadow=True)
+            raise RoundSuspended(f"the candidate of round {folder.number} goes on in the shadow with the next daemon")
+        stopped = context.stop.wait(LOOK_SECONDS)
+
+
+def _show_shadow(context: RoundContext, folder: RoundFolder) -> None:
+    """A line of progress whenever images were compared since the last."""
+    now = progress_of(folder, ShadowRecords(StateLayout(context.settings.state).shadow))
+    last = folder.last_progress()
+    if last is None or (last.phase, last.step) != (now.phase, now.step):
+        folder.append_progress(now)
+    context.on_progress(now)
 
 
 def incumbent_version(registry: CheckpointRegistry) -> int:

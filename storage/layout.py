@@ -51,9 +51,10 @@ class StateLayout:
         """Folder of round folders."""
         return self.root / "rounds"
 
-    def shadow_record(self, version: int) -> Path:
-        """`shadow/000042.json`: how a candidate agreed with the version that served while it ran in its shadow."""
-        return self.root / "shadow" / f"{version:06d}.json"
+    @property
+    def shadow(self) -> Path:
+        """Folder of `shadow/000042/PLANE.json`: how a candidate agreed with what served while it ran in its shadow."""
+        return self.root / "shadow"
 
     @property
     def run(self) -> Path:

@@ -79,7 +79,7 @@ class Manifest(Record):
     scores: dict[str, float] = Field(default_factory=dict)
     """Headline scores by name (0-1)."""
     verdict: dict[str, Any] | None = None
-    """The gate's verdict, for a round's version."""
+    """The gate's verdict, for a round's version; none while it runs in the shadow before there is one."""
     files: dict[str, FileHash] = Field(default_factory=dict)
     """Files by name; filled by the registry."""
 
@@ -102,7 +102,18 @@ class HistoryEvent(Record):
 
     at: float
     """Unix time (seconds)."""
-    event: Literal["added", "promoted", "rejected", "inconclusive", "rolled_back", "pinned", "unpinned", "pruned"]
+    event: Literal[
+        "added",
+        "promoted",
+        "rejected",
+        "inconclusive",
+        "rolled_back",
+        "pinned",
+        "unpinned",
+        "pruned",
+        "shadow_started",
+        "shadow_ended",
+    ]
     """What happened."""
     version: int | None
     """The version concerned."""

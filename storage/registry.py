@@ -1,7 +1,7 @@
 """The checkpoint registry: numbered versions that never change, refs that name them, a history of every move.
 
 versions/000042/{manifest.json, model.safetensors}    appears complete or not at all
-refs/{serving, previous, pinned-000003}                one small JSON each
+refs/{serving, previous, shadow, pinned-000003}        one small JSON each
 history.jsonl                                          a line is durable before the ref it announces moves
 pruned/000003.json                                     manifests of versions whose weights were removed
 """
@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from storage import durable
 from storage.errors import ServingChanged, StorageError, UnknownVersion
@@ -61,17 +61,31 @@ class CheckpointRegistry:
         """What a ref points at; none when nothing was promoted yet. Raises StorageError when it cannot be read."""
         return self._refs.read(name)
 
-    def set_shadow(self, version: int | None, *, by: str, reason: str) -> None:
+    def set_shadow(self, version: int | None, *, by: str, reason: str, over: str | None = None) -> bool:
         """Let inference planes run `version` in the shadow of the one that serves; none ends that.
 
+        `over`: only where there is no shadow, or one that `over` set; somebody else's stays. Returns whether it moved.
         Raises UnknownVersion, or CorruptCheckpoint when it is damaged; then nothing moved.
         """
         with self._writing():
-            if version is None:
-                self._refs.remove("shadow")
-            else:
+            now = self._refs.read_or_none("shadow")
+            if over is not None and now is not None and now.by != over:
+                return False
+            if version is not None:
                 self.verify(version)
+                self._note("shadow_started", version, by=by, reason=reason)
                 self._refs.write("shadow", version, by, reason)
+            elif self._refs.path("shadow").exists():
+                self._note("shadow_ended", now.version if now else None, by=by, reason=reason)
+                self._refs.remove("shadow")
+            return True
+
+    def judged(self, version: int, verdict: dict[str, Any]) -> None:
+        """Write the gate's verdict into the manifest of a version that was added before there was one: the only thing
+        of a version that ever changes. Raises UnknownVersion, or CorruptCheckpoint when it is damaged.
+        """
+        with self._writing():
+            self._versions.judged(version, verdict)
 
     def promote(
         self, version: int, *, by: str, reason: str, round: int | None = None, expected: int | None = None
@@ -256,7 +270,7 @@ class CheckpointRegistry:
         ref = self._refs.read_or_none(name)
         return ref.version if ref else None
 
-    def _note(self, event: str, version: int, *, by: str, reason: str, **more: int | None) -> None:
+    def _note(self, event: str, version: int | None, *, by: str, reason: str, **more: int | None) -> None:
         values = {"at": time.time(), "event": event, "version": version, "by": by, "reason": reason, **more}
         self._append(HistoryEvent.model_validate(values))
 

@@ -52,18 +52,20 @@ class Progress(Record):
 
     at: float
     """Unix time (seconds)."""
-    phase: Literal["loading", "training", "scoring", "done"]
-    """What the round is doing."""
+    phase: Literal["loading", "training", "scoring", "done", "shadow"]
+    """What the round is doing; shadow: it has ended, and its candidate runs in the shadow of what serves."""
     step: int
-    """Steps done."""
+    """Steps done; in the shadow: images compared."""
     steps: int
-    """Step budget."""
+    """Step budget; in the shadow: images wanted."""
     losses: dict[str, float] = Field(default_factory=dict)
     """Losses by name: source, mix, mfm."""
     kept_ratio: float | None = None
     """Share of pseudo-label pixels above the threshold (0-1)."""
     images_per_second: float | None = None
     """Training rate (source + target images a second)."""
+    agreement: float | None = None
+    """In the shadow: share of pixels with the label of the version that serves (0-1)."""
 
 
 class ImageCounts(Record):
@@ -132,8 +134,8 @@ class Check(Record):
 
     name: str
     """Stable name, for example `source_miou` or `vote_diversity`."""
-    kind: Literal["veto", "vote"]
-    """A veto that fails rejects; votes are counted."""
+    kind: Literal["veto", "vote", "evidence"]
+    """A veto that fails rejects; votes are counted; evidence that is missing leaves the verdict inconclusive."""
     passed: bool
     """Whether the candidate passes."""
     value: float | None
@@ -159,3 +161,24 @@ class Verdict(Record):
     """Unix time (seconds)."""
     version: int | None = None
     """The version that the candidate became, when accepted."""
+
+
+class ShadowTrial(Record):
+    """`shadow.json`: the candidate was accepted on its scores, and runs in the shadow before it may serve."""
+
+    version: int
+    """The version that the candidate became."""
+    verdict: Verdict
+    """What the gate said on the scores."""
+    images: int
+    """Images to be compared (`gate.shadow_images` when it began)."""
+    seconds: float
+    """Longest wait for them (`gate.shadow_seconds` when it began)."""
+    agreement: float
+    """Least share of pixels with the serving version's label (`gate.shadow_agreement` when it began, 0-1)."""
+    began: float
+    """Unix time (seconds)."""
+    placed: bool = False
+    """Whether it was put into the shadow; before that, somebody else's shadow is waited for."""
+    waited: float = 0.0
+    """Seconds that daemons have waited so far; time without a daemon does not count."""

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from storage import durable
 from storage.errors import StorageError, UnknownRound
 from storage.manifest import Record
-from storage.round_records import Progress, RoundEvent, RoundScores, RoundSpec, Verdict
+from storage.round_records import Progress, RoundEvent, RoundScores, RoundSpec, ShadowTrial, Verdict
 from storage.training_states import TrainingStates
 
 TAIL_BYTES = 16 * 1024
@@ -108,6 +108,14 @@ class RoundFolder:
     def verdict(self) -> Verdict | None:
         """The gate's decision; none before it. Raises StorageError when damaged."""
         return _read(self.path / "verdict.json", Verdict)
+
+    def write_trial(self, trial: ShadowTrial) -> None:
+        """Write `shadow.json` durably."""
+        durable.write_record(self.path / "shadow.json", trial)
+
+    def trial(self) -> ShadowTrial | None:
+        """The candidate's time in the shadow; none when it had none. Raises StorageError when damaged."""
+        return _read(self.path / "shadow.json", ShadowTrial)
 
 
 class RoundStore:

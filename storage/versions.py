@@ -1,7 +1,9 @@
 """Folders of versions, each complete or not there: manifest, weights, and whether they are what the manifest says."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
@@ -40,23 +42,24 @@ class Versions:
 
     def manifest(self, version: int) -> Manifest:
         """The manifest of a version. Raises UnknownVersion, or CorruptCheckpoint when it cannot be read."""
-        return _read_manifest(self.existing(version) / MANIFEST)
+        with self._while_there(self.existing(version)) as folder:
+            return _read_manifest(folder / MANIFEST)
 
     def verify(self, version: int, *, content: bool = True) -> None:
         """Compare every file of a version with its manifest, its size only unless `content`.
 
         Raises UnknownVersion or CorruptCheckpoint.
         """
-        manifest, folder = self.manifest(version), self.folder(version)
-        if manifest.version != version or WEIGHTS not in manifest.files:
-            raise CorruptCheckpoint(f"{folder / MANIFEST}: not the manifest of version {version}")
-        for name, expected in manifest.files.items():
-            path = folder / name
-            size = path.stat().st_size if path.is_file() else None
-            if size != expected.size:
-                raise CorruptCheckpoint(f"{path}: {size if size is not None else 'no'} bytes, expected {expected.size}")
-            if content and digest_of(path) != expected.sha256:
-                raise CorruptCheckpoint(f"{path}: content does not match the SHA-256 in the manifest")
+        manifest = self.manifest(version)
+        with self._while_there(self.folder(version)) as folder:
+            if manifest.version != version or WEIGHTS not in manifest.files:
+                raise CorruptCheckpoint(f"{folder / MANIFEST}: not the manifest of version {version}")
+            for name, expected in manifest.files.items():
+                path = folder / name
+                if (size := path.stat().st_size) != expected.size:
+                    raise CorruptCheckpoint(f"{path}: {size} bytes, expected {expected.size}")
+                if content and digest_of(path) != expected.sha256:
+                    raise CorruptCheckpoint(f"{path}: content does not match the SHA-256 in the manifest")
 
     def whole(self, version: int) -> bool:
         """Whether a version exists and is what its manifest says."""
@@ -73,6 +76,12 @@ class Versions:
         files = {WEIGHTS: durable.copy_in(weights, temporary / WEIGHTS)}
         durable.write_record(temporary / MANIFEST, manifest.model_copy(update={"version": version, "files": files}))
         durable.publish_directory(temporary, self.folder(version))
+
+    def judged(self, version: int, verdict: dict[str, Any]) -> None:
+        """Replace the verdict in the manifest of a version. Raises UnknownVersion or CorruptCheckpoint."""
+        manifest, folder = self.manifest(version), self.folder(version)
+        durable.remove_partials(folder)
+        durable.write_record(folder / MANIFEST, manifest.model_copy(update={"verdict": verdict}))
 
     def keep_manifest(self, version: int) -> None:
         """Keep the manifest of a version that is about to be retired: the chain of parents goes on."""
@@ -93,9 +102,24 @@ class Versions:
 
     def _parent(self, version: int) -> int | None:
         for path in (self.folder(version) / MANIFEST, self.pruned / f"{version:06d}.json"):
-            if path.is_file():
+            with suppress(FileNotFoundError):  # pruned, maybe just now: the copy is there before the version goes
                 return _read_manifest(path).parent
         return None
+
+    @contextmanager
+    def _while_there(self, folder: Path) -> Iterator[Path]:
+        """Read in a version's folder: a file that is not there is UnknownVersion if all of it went meanwhile, else
+        CorruptCheckpoint.
+        """
+        try:
+            yield folder
+        except FileNotFoundError as error:
+            if folder.is_dir():
+                raise CorruptCheckpoint(f"{error.filename}: missing; roll back to another version") from error
+            raise UnknownVersion(
+                f"{folder}: removed while it was read; let another version serve (`mfmd rollback --to N`) or bring its "
+                f"files back; versions: {listed(self.numbers())}"
+            ) from error
 
     def _unknown(self, version: int) -> NoReturn:
         raise UnknownVersion(f"no version {version} in {self.root}; versions: {listed(self.numbers())}")
@@ -104,7 +128,5 @@ class Versions:
 def _read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise CorruptCheckpoint(f"{path}: missing; roll back to another version") from error
     except ValidationError as error:
         raise CorruptCheckpoint(f"{path}: not a manifest: {error.errors()[0]['msg']}") from error

@@ -54,6 +54,8 @@ def copy_weights(network: nn.Module, path: Path) -> None:
                 _copy(
                     target, torch.from_numpy(file.get_tensor(name)), f"{path}: has values that are not finite in {name}"
                 )
+    except FileNotFoundError as error:
+        raise CorruptCheckpoint(f"{path}: missing; roll back to another version") from error
     except (SafetensorError, OSError) as error:
         raise CorruptCheckpoint(f"{path}: not a readable safetensors file: {error}") from error
 

@@ -147,6 +147,7 @@ def _outcome(folder: "RoundFolder | None", number: int, *, stopping: bool) -> "V
     from daemon.errors import Stopping
     from daemon.round_history import summarise
     from daemon.rounds import RoundFailed, RoundSuspended, saved_step
+    from daemon.shadow_trial import is_open
 
     if folder is None and stopping:
         raise Stopping(f"round {number} did not begin before the daemon was stopped; ask again when it runs")
@@ -161,6 +162,11 @@ def _outcome(folder: "RoundFolder | None", number: int, *, stopping: bool) -> "V
         return verdict
     if not stopping:
         raise ControlFailed(f"round {number} did not run to a verdict; the daemon's log says why")
+    if is_open(folder):
+        raise RoundSuspended(
+            f"the daemon ended while the candidate of round {number} ran in the shadow; "
+            "the next `mfmd run` or `mfmd adapt` goes on with it"
+        )
     if not step:
         raise ControlFailed(
             f"the daemon ended before round {number} had saved any state; the next `mfmd run` records it as failed"
@@ -173,7 +179,8 @@ def _outcome(folder: "RoundFolder | None", number: int, *, stopping: bool) -> "V
 
 
 def _show(show: "ShowProgress", progress: "Progress") -> None:
-    show(f"{progress.phase}", progress.step, progress.steps, {**progress.losses, "kept": progress.kept_ratio})
+    facts = {**progress.losses, "kept": progress.kept_ratio, "agreement": progress.agreement}
+    show(f"{progress.phase}", progress.step, progress.steps, facts)
 
 
 def _print(verdict: "Verdict") -> None:

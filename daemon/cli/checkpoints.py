@@ -10,6 +10,7 @@ from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, ReasonO
 from daemon.cli.output import headline, local_time, print_json, print_table
 
 if TYPE_CHECKING:
+    from configs.settings import Settings
     from storage.registry import CheckpointRegistry
 
 checkpoints_app = typer.Typer(no_args_is_help=True, help="List, show, compare, pin, verify and prune versions.")
@@ -57,14 +58,19 @@ def list_(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
 
 @checkpoints_app.command(epilog="Example: mfmd checkpoints show 3")
 def show(number: NumberArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """Show a version: where it came from, its scores and verdict, its history. Verifies its files."""
+    """Show a version: where it came from, its scores and verdict, its shadow, its history. Verifies its files."""
     import yaml
 
-    registry = registry_of(read_settings(config))
+    settings = read_settings(config)
+    registry = registry_of(settings)
     manifest = registry.manifest(number)
     registry.verify(number)
     events = [event.model_dump(mode="json") for event in registry.history() if event.version == number]
-    answer = _summary(registry, number) | {"manifest": manifest.model_dump(mode="json"), "history": events}
+    answer = _summary(registry, number) | {
+        "shadow": _shadows(settings, number),
+        "manifest": manifest.model_dump(mode="json"),
+        "history": events,
+    }
     if as_json:
         print_json(answer)
     else:
@@ -172,6 +178,15 @@ def rollback(
         typer.echo(f"Version {ref.version} serves (before: {before.version if before else 'none'}).")
 
 
+def _shadows(settings: "Settings", version: int) -> list[dict[str, Any]]:
+    """How a version agreed with those in whose shadow it ran, all planes summed up."""
+    from storage.layout import StateLayout
+    from storage.shadow_record import ShadowRecords
+
+    records = ShadowRecords(StateLayout(settings.state).shadow).of(version)
+    return [record.model_dump(mode="json") | {"agreement": record.agreement} for record in records]
+
+
 def _say_pins(registry: "CheckpointRegistry", as_json: bool, text: str) -> None:
     if as_json:
         print_json({"pinned": registry.pins()})
@@ -183,7 +198,7 @@ def _summary(registry: "CheckpointRegistry", version: int) -> dict[str, Any]:
     """One version as `list --json` shows it; a damaged manifest is an entry too, so that the others can be seen."""
     from storage.errors import CorruptCheckpoint
 
-    refs = {"serving": registry.ref("serving"), "previous": registry.ref("previous")}
+    refs = {"serving": registry.ref("serving"), "previous": registry.ref("previous"), "shadow": registry.ref("shadow")}
     marks = [name for name, ref in refs.items() if ref is not None and ref.version == version]
     marks += ["pinned"] if version in registry.pins() else []
     marks += ["rolled back"] if version in registry.rolled_back() else []

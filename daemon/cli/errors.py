@@ -12,18 +12,13 @@ LEVEL_VARIABLE = "MFMD_LOG__LEVEL"
 
 def report(error: BaseException) -> int:
     """Print `error` as `error[code]: message` on stderr and return the exit code it stands for."""
+    from daemon.errors import code_of
+
     if os.environ.get(LEVEL_VARIABLE) == "debug":
         traceback.print_exception(error)
-    print(f"error[{code_of(error)}]: {_one_line(error)}", file=sys.stderr)
+    code = code_of(error)
+    print(f"error[{code}]: {_one_line(error, code)}", file=sys.stderr)
     return exit_code_of(error)
-
-
-def code_of(error: BaseException) -> str:
-    """The stable code of `error` (docs/errors.md); `unexpected` for an error that nobody foresaw."""
-    code = getattr(error, "code", None)
-    if isinstance(code, str):
-        return code
-    return "system" if isinstance(error, OSError) else "unexpected"
 
 
 def exit_code_of(error: BaseException) -> int:
@@ -43,8 +38,8 @@ def exit_code_of(error: BaseException) -> int:
     return ExitCode.FAILURE
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: BaseException, code: str) -> str:
     message = " ".join(str(error).split())
-    if code_of(error) != "unexpected":
+    if code != "unexpected":
         return message or type(error).__name__
     return f"{type(error).__name__}: {message} (a bug: run again with --log-level debug and report the traceback)"

@@ -127,4 +127,5 @@ def _running(state: "Status") -> str:
         return f"{state.round.round} starts"
     age = max(0.0, time.time() - progress.at)
     losses = "".join(f", {name} {value:.3g}" for name, value in progress.losses.items())
-    return f"{state.round.round} {progress.phase} {progress.step}/{progress.steps}{losses} ({age:.0f} s ago)"
+    as_served = f", agreement {progress.agreement:.3f}" if progress.agreement is not None else ""
+    return f"{state.round.round} {progress.phase} {progress.step}/{progress.steps}{losses}{as_served} ({age:.0f} s ago)"

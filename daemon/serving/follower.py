@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from daemon.errors import code_of
 from daemon.logs import get_logger
 from daemon.serving.metrics import ServingMetrics
 from daemon.serving.slots import Slots
@@ -120,7 +121,7 @@ class Follower:
         be_nice()
         while not self._stop.is_set():
             if self._suspended:
-                self._slots.clear()
+                self._swapper.unload()
                 self._metrics.withdraw()
             else:
                 self.look(time.monotonic())
@@ -174,8 +175,9 @@ class Follower:
         self._attempts += 1
         self.failures += 1
         self._retry_at = now + min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** (self._attempts - 1))
-        code = getattr(error, "code", type(error).__name__)
-        self._failure = Failure(version, code, str(error), time.time(), self._attempts)
+        code = code_of(error)
+        reason = f"{type(error).__name__}: {error}; the log has the traceback" if code == "unexpected" else str(error)
+        self._failure = Failure(version, code, reason, time.time(), self._attempts)
         log.exception("swap_failed", version=version, code=code, attempts=self._attempts)
 
 

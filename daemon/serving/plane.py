@@ -20,12 +20,13 @@ from daemon.serving.follower import Follower
 from daemon.serving.mask_writer import MaskWriter
 from daemon.serving.memory import freeze_heap
 from daemon.serving.metrics import ServingMetrics
-from daemon.serving.shadow import Shadow
+from daemon.serving.shadow import Shadow, plane_name
 from daemon.serving.shadow_follower import ShadowFollower
 from daemon.serving.slots import Resident, Slots
 from daemon.serving.swap import Swapper
 from storage.layout import StateLayout
 from storage.registry import CheckpointRegistry
+from storage.shadow_record import ShadowRecords
 
 STOP_SECONDS = 30.0
 """Longest wait for each thread at the end (seconds)."""
@@ -39,15 +40,19 @@ T = TypeVar("T")
 class InferencePlane:
     """The parts of the inference plane and what the routes ask of them."""
 
-    def __init__(self, settings: Settings, *, own_process: bool = False) -> None:
-        """`own_process`: the process is here for this plane alone, so its garbage collection may be set for it."""
+    def __init__(self, settings: Settings, name: str | None = None, *, own_process: bool = False) -> None:
+        """`name`: what this plane is called in the records of shadows; without one its configured address says it.
+
+        `own_process`: the process is here for this plane alone, so its garbage collection may be set for it.
+        """
         serving = settings.serving
         self.settings = settings
         self.device = choose_device(serving.device)
         self.metrics = ServingMetrics()
         self.slots = Slots()
         layout = StateLayout(settings.state)
-        self.shadow = Shadow(self.slots, layout, serving, self.metrics)
+        name = name or plane_name(serving.host, serving.port)
+        self.shadow = Shadow(self.slots, ShadowRecords(layout.shadow), name, serving, self.metrics)
         self.batcher = Batcher(self.slots, serving, self.metrics, self.shadow.offer)
         self.registry = CheckpointRegistry(layout.checkpoints)
         self.swapper = Swapper(

@@ -19,6 +19,7 @@ from daemon.mask_folder import check_masks
 from daemon.serving.app import create_app
 from daemon.serving.memory import limit_arenas
 from daemon.serving.plane import InferencePlane
+from daemon.serving.shadow import plane_name
 from daemon.tls import TlsFiles, tls_files
 from daemon.token import serving_address
 from storage.durable import make_directory, write_record
@@ -93,7 +94,7 @@ def serve(settings: Settings) -> int:
     if settings.serving.threads:
         torch.set_num_threads(settings.serving.threads)
     with listener, _signals_absorbed():
-        plane = InferencePlane(settings, own_process=True)
+        plane = InferencePlane(settings, plane_name(*listener.getsockname()[:2]), own_process=True)
         try:
             server = make_server(plane, listener, tls)
             server.run(sockets=[listener])

@@ -4,6 +4,7 @@ In a thread of its own, at low priority, with a short queue: when it is full an 
 """
 
 import queue
+import socket
 import threading
 import time
 
@@ -17,8 +18,7 @@ from daemon.serving.follower import be_nice
 from daemon.serving.metrics import ServingMetrics
 from daemon.serving.slots import Resident, Slots
 from storage.errors import DurabilityLost, StorageError
-from storage.layout import StateLayout
-from storage.shadow_record import ShadowRecord, read_shadow, write_shadow
+from storage.shadow_record import ShadowRecord, ShadowRecords
 
 WAITING = 4
 """Images that may wait for the candidate."""
@@ -28,12 +28,21 @@ WRITE_SECONDS = 2.0
 log = get_logger(__name__)
 
 
+def plane_name(host: str, port: int) -> str:
+    """Name of the plane at an address of this machine: stable over restarts, and different for planes side by side."""
+    return f"{socket.gethostname()}_{host}_{port}"
+
+
 class Shadow:
     """Compares the candidate's labels with those that were served, and keeps the record."""
 
-    def __init__(self, slots: Slots, layout: StateLayout, settings: ServingSettings, metrics: ServingMetrics) -> None:
+    def __init__(
+        self, slots: Slots, records: ShadowRecords, plane: str, settings: ServingSettings, metrics: ServingMetrics
+    ) -> None:
+        """`plane`: the name under which this plane keeps its record (`plane_name`)."""
         self._slots = slots
-        self._layout = layout
+        self._records = records
+        self._plane = plane
         self._fraction = settings.shadow_fraction
         self._metrics = metrics
         self._owed = 0.0
@@ -119,7 +128,7 @@ class Shadow:
         if kept is None or (kept.candidate, kept.serving) != pair:
             self._write(now=float("inf"))
             try:
-                kept = read_shadow(self._layout.shadow_record(candidate))
+                kept = self._records.read(candidate, self._plane)
             except StorageError as error:
                 log.warning("shadow_record_begins_anew", error=str(error))
                 kept = None
@@ -132,6 +141,6 @@ class Shadow:
             return
         self._written, self._dirty = min(now, time.monotonic()), False
         try:
-            write_shadow(self._layout.shadow_record(self._record.candidate), self._record)
+            self._records.write(self._plane, self._record)
         except OSError as error:
             log.warning("shadow_record_not_written", error=str(error))

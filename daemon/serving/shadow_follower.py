@@ -2,7 +2,7 @@
 
 from daemon.logs import get_logger
 from daemon.serving.metrics import ServingMetrics
-from daemon.serving.slots import Slots
+from daemon.serving.slots import Resident, Slots
 from daemon.serving.swap import Swapper
 from storage.manifest import Ref
 from storage.registry import CheckpointRegistry
@@ -40,6 +40,18 @@ class ShadowFollower:
         shadow = self._slots.shadow
         wanted = ref.version if ref is not None and ref.version != live else None
         if wanted is None:
-            self._swapper.end_shadow()
+            if not self._is_promoted(shadow):
+                self._swapper.end_shadow()
         elif shadow is None or shadow.version != wanted:
             self._swapper.shadow(wanted)
+
+    def _is_promoted(self, shadow: Resident | None) -> bool:
+        """Whether the shadow was promoted since the serving ref was looked at: the next look flips to it.
+
+        A promotion moves `serving` before the shadow's ref goes, so who misses the one after the other is gone would
+        free the place for nothing, and read the weights again.
+        """
+        if shadow is None:
+            return False
+        serving = self._registry.ref("serving")
+        return serving is not None and serving.version == shadow.version

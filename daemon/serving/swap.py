@@ -85,6 +85,11 @@ class Swapper:
         if self._slots.shadow is not None:
             self._take_idle()
 
+    def unload(self) -> None:
+        """Let nothing serve, and free every network: that of a version which failed to load too."""
+        self._slots.clear()
+        self._spare = None
+
     def _flip(self, version: int) -> bool:
         """Flip to the idle version if it is `version`, warmed up first at sizes that came up since it was."""
         idle = self._slots.idle
@@ -95,6 +100,12 @@ class Swapper:
         return self._slots.flip_to(version)
 
     def _load(self, version: int) -> Resident:
+        try:
+            return self._read(version)
+        finally:
+            give_back()
+
+    def _read(self, version: int) -> Resident:
         """Read `version` from disk. The idle version stays for rollbacks until the hashes are known to be right."""
         manifest = self._registry.manifest(version)
         with self._timed("verify"):
@@ -112,7 +123,6 @@ class Swapper:
         if self._after_first_load is not None:
             self._after_first_load()
             self._after_first_load = None
-        give_back()
         return resident
 
     def _take_idle(self) -> None:

@@ -31,6 +31,8 @@ def _folders(layout: StateLayout) -> Iterator[Path]:
         layout.rounds,
     )
     yield from (checkpoints, checkpoints / "versions", checkpoints / "refs", checkpoints / "pruned")
+    yield from sorted((checkpoints / "versions").glob("[0-9]*"))
+    yield from (layout.shadow, *sorted(layout.shadow.glob("[0-9]*")))
     for round in sorted(layout.rounds.glob("[0-9]*")):
         yield from (round, round / "state")
 

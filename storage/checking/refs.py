@@ -31,6 +31,7 @@ def check_refs(scope: Scope) -> Iterator[Problem]:
         if previous is not None and previous.version not in registry.versions():
             detail = f"points at version {previous.version}, which is not there"
             yield Problem("ref_dangling", registry.ref_path("previous"), detail, REPAIR, restore)
+    yield from _shadow(registry)
     yield from _pins(registry)
 
 
@@ -64,6 +65,23 @@ def _serving(registry: CheckpointRegistry, read_data: bool) -> Iterator[Problem]
     elif damage := damage_of_version(registry, serving.version, read_data=read_data):
         remedy = f"{REPAIR} lets the last good version serve; restore version {serving.version} from a backup"
         yield Problem("serving_damaged", path, damage, remedy, restore)
+
+
+def _shadow(registry: CheckpointRegistry) -> Iterator[Problem]:
+    """Nothing is lost with a shadow: whoever wants it names it again."""
+    path, mend = registry.ref_path("shadow"), partial(_end_shadow, registry)
+    try:
+        shadow = registry.ref("shadow")
+    except StorageError as error:
+        yield Problem("ref_damaged", path, str(error), f"{REPAIR} removes it", mend)
+        return
+    if shadow is not None and shadow.version not in registry.versions():
+        detail = f"points at version {shadow.version}, which is not there"
+        yield Problem("ref_dangling", path, detail, f"{REPAIR} removes it", mend)
+
+
+def _end_shadow(registry: CheckpointRegistry) -> None:
+    registry.set_shadow(None, by="repair", reason="mfmd check --repair")
 
 
 def _pins(registry: CheckpointRegistry) -> Iterator[Problem]:

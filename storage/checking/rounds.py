@@ -16,6 +16,7 @@ from storage.rounds import RoundFolder, RoundStore
 RECORDS: tuple[tuple[str, Callable[[RoundFolder], object]], ...] = (
     ("spec.json", RoundFolder.spec),
     ("scores.json", RoundFolder.scores),
+    ("shadow.json", RoundFolder.trial),
     ("verdict.json", RoundFolder.verdict),
 )
 LENGTH_BYTES = 8

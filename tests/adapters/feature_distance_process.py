@@ -6,7 +6,6 @@ from adapters.augmentation.augment import normalise_unit, to_unit
 from adapters.draws import Draws
 from adapters.hosts.feature_distance import FeatureDistance
 from adapters.parallel import average_gradients
-from adapters.round import leave
 from adapters.training_pass import encode
 from tests.adapters.host_steps import batch, frozen, gradients, inputs_of, network
 
@@ -14,7 +13,7 @@ THINGS = torch.tensor([1, 3])
 
 
 def main() -> None:
-    torch.set_num_threads(1)
+    """What each of the two does."""
     student, other, step = network(), frozen(network(), seed=1), batch(4)
     inputs = inputs_of(student, thing_classes=("class 1", "class 3"))
     rank, images = inputs.accelerator.process_index, normalise_unit(to_unit(step.source.images))
@@ -35,8 +34,3 @@ def main() -> None:
     for one, both in zip(whole, gradients(student), strict=True):
         torch.testing.assert_close(both, one, rtol=1e-3, atol=1e-6)
     inputs.accelerator.end_training()
-
-
-if __name__ == "__main__":
-    main()
-    leave(0)

@@ -12,7 +12,6 @@ from adapters.mfm.branch import untouched_running_statistics
 from adapters.networks.batch_norm import batch_norm_layers
 from adapters.networks.sync_batch_norm import SyncedBatchNorm, synchronise_batch_norm
 from adapters.parallel import agree, average_buffers, average_gradients, check_replicated, sum_over_processes
-from adapters.round import leave
 from adapters.self_training.pseudo_labels import pseudo_label
 from tests.adapters.adaptation_steps import host_of
 from tests.adapters.adaptation_steps import network as small_network
@@ -27,7 +26,7 @@ class NoData(Accelerator):
 
 
 def main() -> None:
-    torch.set_num_threads(1)
+    """What each of the two does."""
     # Not "gloo" alone: as with NCCL, the default group is none that `agree` may take for one of the CPU.
     torch.distributed.init_process_group("cpu:gloo")
     accelerator = Accelerator(cpu=True)
@@ -129,8 +128,3 @@ def check_batch_norm(accelerator: Accelerator) -> None:
     assert torch.equal(two[1].running_mean, before)
     if rank == 0:  # alone: nothing is exchanged in eval mode
         torch.testing.assert_close(two.eval()(images), one.eval()(images), rtol=1e-5, atol=1e-5)
-
-
-if __name__ == "__main__":
-    main()
-    leave(0)

@@ -1,9 +1,6 @@
 """Feature distance: zero at the reference, only where things are, only into the encoder, on one forward pass."""
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +21,8 @@ from configs.errors import ConfigError
 from configs.load import load_settings
 from configs.settings import HostSettings
 from storage.registry import CheckpointRegistry
+from tests.adapters import feature_distance_process
+from tests.adapters.forked_rounds import both_do
 from tests.adapters.host_steps import CLASSES, batch, frozen, gradients, host_of, inputs_of, network
 
 CPU = torch.device("cpu")
@@ -157,13 +156,9 @@ def test_the_reference_sees_the_jittered_image() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_gradient_of_the_whole_batch() -> None:
+def test_two_processes_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
     """Though one of them sees more things than the other."""
-    script = Path(__file__).with_name("feature_distance_process.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(script.parents[2])}
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment)
-    assert answer.returncode == 0, answer.stderr
+    both_do(feature_distance_process.main, tmp_path / "log")
 
 
 def test_source_free_there_is_none() -> None:

@@ -1,8 +1,5 @@
 """Averages and agreement over processes, with two real ones, and with one, where nothing happens."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,16 +9,13 @@ from accelerate.utils import DistributedType
 
 from adapters.errors import AdapterError
 from adapters.parallel import _average, agree, average_buffers, average_gradients, check_replicated, mean_count
-
-SCRIPT = Path(__file__).with_name("parallel_process.py")
+from tests.adapters import parallel_process
+from tests.adapters.forked_rounds import both_do
 
 
 @pytest.mark.slow
-def test_two_processes_average_and_agree() -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parents[2])}
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment)
-    assert answer.returncode == 0, answer.stderr
+def test_two_processes_average_and_agree(tmp_path: Path) -> None:
+    both_do(parallel_process.main, tmp_path / "log")
 
 
 def test_one_process_changes_nothing() -> None:

@@ -133,7 +133,7 @@ def test_each_of_two_processes_goes_on_from_its_own_statistics(training_state) -
     own, first = load_file(state / "statistics_1.safetensors"), load_file(state / "student.safetensors")
     running = [name for name in own if "running" in name]
     assert running and not any(torch.equal(first[name.removeprefix("student.")], own[name]) for name in running)
-    assert launch(killed).wait(DEADLINE) == 0, killed.log.read_text()
+    run_pair(killed)
     run_pair(whole)
     assert f"goes on after step {step}\n" in killed.log.read_text()
     assert_same(whole, killed, steps=200)

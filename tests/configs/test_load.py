@@ -134,3 +134,13 @@ def test_yaml_reads_a_bare_no_as_false(tmp_path: Path) -> None:
     """`mixed_precision: no` must mean what it says, although YAML 1.1 calls it a boolean."""
     settings = load_settings(_write(tmp_path, MINIMAL + "round: {mixed_precision: no}\n"))
     assert settings.round.mixed_precision == "no"
+
+
+def test_a_shadow_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gate\.shadow_images needs serving\.shadow_fraction above 0"):
+        load_settings(_write(tmp_path, MINIMAL + "gate: {shadow_images: 100}\n"))
+    settings = load_settings(
+        _write(tmp_path, MINIMAL + "gate: {shadow_images: 100}\nserving: {shadow_fraction: 0.1}\n")
+    )
+    gate = settings.gate
+    assert (gate.shadow_images, gate.shadow_seconds, gate.shadow_agreement) == (100, 600, 0.3)

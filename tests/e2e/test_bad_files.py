@@ -14,6 +14,8 @@ from daemon.demo.driving import DrivenDaemon
 from daemon.demo.scoring import ask
 from storage.catalog import Catalog
 
+pytestmark = pytest.mark.disk
+
 
 def png_bomb(width: int, height: int) -> bytes:
     """A small PNG file that claims that size."""

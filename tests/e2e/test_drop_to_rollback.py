@@ -13,6 +13,8 @@ from daemon.demo.driving import DrivenDaemon
 from daemon.demo.scoring import ask
 from daemon.demo.watching import follow_round
 
+pytestmark = pytest.mark.disk
+
 
 @contextmanager
 def questions(driven: DrivenDaemon, image: Path) -> Iterator[list[int]]:

@@ -12,6 +12,9 @@ import yaml
 from daemon.demo.driving import DrivenDaemon
 from daemon.demo.watching import follow_round
 
+pytestmark = pytest.mark.disk
+STEPS = 60
+
 
 def saved(driven: DrivenDaemon, start: int) -> int | None:
     """Step of round 1's newest state once its given start (from 1) has got further than it began."""
@@ -25,7 +28,8 @@ def saved(driven: DrivenDaemon, start: int) -> int | None:
 @pytest.mark.timeout(600)
 def test_a_round_outlives_two_daemons(untrained: DrivenDaemon, camera: Callable[[int], list[Path]]) -> None:
     config = yaml.safe_load(untrained.config.read_text())
-    config["round"] |= {"steps": 100, "save_steps": 5, "max_seconds": 900}
+    config["round"] |= {"steps": STEPS, "save_steps": 5, "max_seconds": 900}
+    config["serving"]["enabled"], config["observe"] = False, {"enabled": False}  # three times loaded, asked nothing
     untrained.config.write_text(yaml.safe_dump(config))
     images = camera(24)
     untrained.start()
@@ -51,8 +55,8 @@ def test_a_round_outlives_two_daemons(untrained: DrivenDaemon, camera: Callable[
     untrained.start()
     over = follow_round(untrained, 1, 200, lambda *_: None)
     assert over.verdict.decision in ("accepted", "rejected", "inconclusive")
-    assert (folder.scores().status, folder.scores().steps) == ("completed", 100)
+    assert (folder.scores().status, folder.scores().steps) == ("completed", STEPS)
     starts = [start.step for start in folder.starts()]
-    assert starts[0] == 0 and first <= starts[1] < 100 and starts[2:] == [stopped_at]
+    assert starts[0] == 0 and first <= starts[1] < STEPS and starts[2:] == [stopped_at]
     assert folder.log.read_text().count("goes on after step") == 2
     assert untrained.rounds.numbers() == [1]

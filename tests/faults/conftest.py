@@ -10,9 +10,6 @@ recorded reason, or still waiting in the folder; a committed frame is never lost
   competing writers, roots that vanish, names and links of every kind.
 """
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,23 +17,6 @@ from typing import Any
 import pytest
 
 from tests.faults.drop_world import DropWorld
-
-MEMORY = Path("/dev/shm")
-ENOUGH = 2**30
-"""Free bytes that make it worth using; containers often have 64 MiB."""
-
-
-@pytest.fixture
-def quick_root(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one, for tests that make every fault themselves.
-
-    There every call is made as on a disk, but thousands of fsyncs need not wait for one.
-    """
-    if not os.access(MEMORY, os.W_OK) or shutil.disk_usage(MEMORY).free < ENOUGH:
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=MEMORY, prefix="mfmd-faults-") as folder:
-        yield Path(folder)
 
 
 @pytest.fixture

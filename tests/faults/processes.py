@@ -1,22 +1,19 @@
 """Real processes that do a job of `world` until they are killed. A fork server has imported everything beforehand."""
 
-import multiprocessing
 import signal
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from storage import failpoints
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.faults.world"])
+from tests.forking import CONTEXT
 
 Job = Callable[[Path], None]
 
 
 def start(job: Job, root: Path, failpoint: str | None = None) -> BaseProcess:
     """Begin a job in a process of its own, which dies at `failpoint` if one is given."""
-    process = _context.Process(target=_run, args=(job, root, failpoint))
+    process = CONTEXT.Process(target=_run, args=(job, root, failpoint))
     process.start()
     return process
 
@@ -32,7 +29,7 @@ def killed_at(job: Job, root: Path, failpoint: str) -> bool:
 
 def passes(job: Job, root: Path) -> list[str]:
     """Do a job in a process of its own, to its end; the places that it passed, in order."""
-    process = _context.Process(target=_record, args=(job, root))
+    process = CONTEXT.Process(target=_record, args=(job, root))
     process.start()
     process.join(timeout=100)
     assert process.exitcode == 0

@@ -1,5 +1,6 @@
 """Hypothesis drives the real FrameBuffer through all that can happen to it, beside a dict that says what is right."""
 
+import os
 import shutil
 import tempfile
 from functools import partial
@@ -13,7 +14,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from storage.checking import check_state
 from storage.errors import BufferFull
-from storage.frames import FrameBuffer
 from storage.layout import StateLayout
 from tests.faults import processes, world
 
@@ -25,24 +25,12 @@ BEFORE, AFTER = (
 )
 
 
-def append_in_child(root: Path, numbers: list[int], capacity: int) -> None:
-    """What the killed process does."""
-    with open_buffer(root, capacity) as buffer:
-        buffer.append([world.frame(number) for number in numbers])
-
-
-def open_buffer(root: Path, capacity: int) -> FrameBuffer:
-    """The buffer of the state directory at `root`."""
-    config = world.settings(root).buffer.model_copy(update={"capacity_frames": capacity})
-    return FrameBuffer.open(StateLayout(root / "state"), config, writable=True)
-
-
 class BufferMachine(RuleBasedStateMachine):
     """`frames`: number of the image by frame id; `ever`: all that were committed; `leases`: frame ids by round."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.root = Path(tempfile.mkdtemp(prefix="mfmd-machine-"))
+        self.root = Path(tempfile.mkdtemp(prefix="mfmd-machine-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")))
         self.frames: dict[int, int] = {}
         self.ever: set[int] = set()
         self.leases: dict[int, set[int]] = {}
@@ -50,7 +38,7 @@ class BufferMachine(RuleBasedStateMachine):
     @initialize(capacity=st.integers(GROUP, 6))
     def begin(self, capacity: int) -> None:
         self.capacity = capacity
-        self.buffer = open_buffer(self.root, capacity)
+        self.buffer = world.open_buffer(self.root, capacity)
 
     @rule(numbers=st.lists(st.integers(0, 24), min_size=1, max_size=GROUP))
     def append(self, numbers: list[int]) -> None:
@@ -81,7 +69,7 @@ class BufferMachine(RuleBasedStateMachine):
         """Another process takes over, with another capacity."""
         self.buffer.close()
         self.capacity = capacity
-        self.buffer = open_buffer(self.root, capacity)
+        self.buffer = world.open_buffer(self.root, capacity)
 
     @rule(numbers=st.lists(st.integers(0, 24), min_size=1, max_size=GROUP), place=st.sampled_from((*BEFORE, *AFTER)))
     def killed(self, numbers: list[int], place: str) -> None:
@@ -90,11 +78,11 @@ class BufferMachine(RuleBasedStateMachine):
         if full or not stored or len(numbers) > self._group():
             return
         self.buffer.close()
-        job = partial(append_in_child, numbers=numbers, capacity=self.capacity)
+        job = partial(world.append_frames, numbers=numbers, capacity=self.capacity)
         assert processes.killed_at(job, self.root, place)
         if place in AFTER:
             self._learn(frames, stored)
-        self.buffer = open_buffer(self.root, self.capacity)
+        self.buffer = world.open_buffer(self.root, self.capacity)
 
     @invariant()
     def is_what_the_dict_says(self) -> None:

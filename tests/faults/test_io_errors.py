@@ -142,8 +142,8 @@ def _stays_stopped(buffer: FrameBuffer, fault: FailNth) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", CALLS, ids=errno.errorcode.get)
-def test_ingest_loses_nothing_by_any_one_error(quick_root: Path, code: int):
-    with each_failure(quick_root, code) as failures:
+def test_ingest_loses_nothing_by_any_one_error(tmp_path: Path, code: int):
+    with each_failure(tmp_path, code) as failures:
         for root, fault in failures:
             files = world.drop_files(root, good=4)
             oracle = Oracle(root, files, capacity=3)
@@ -160,8 +160,8 @@ OTHERS = [("registry", errno.EIO), ("registry", errno.EMFILE), ("rounds", errno.
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("job", "code"), OTHERS)
-def test_whatever_else_fails_can_be_done_again(quick_root: Path, job: str, code: int):
-    with each_failure(quick_root, code) as failures:
+def test_whatever_else_fails_can_be_done_again(tmp_path: Path, job: str, code: int):
+    with each_failure(tmp_path, code) as failures:
         for root, fault in failures:
             oracle = Oracle(root)
             try:

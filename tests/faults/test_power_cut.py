@@ -42,7 +42,7 @@ def facts(root: Path) -> bytes:
 @pytest.mark.slow
 @pytest.mark.parametrize("disk", get_args(Disk))
 @pytest.mark.parametrize("job", JOBS)
-def test_after_a_power_cut_at_any_call_the_promise_holds(quick_root: Path, moments, job: str, disk: Disk):
+def test_after_a_power_cut_at_any_call_the_promise_holds(tmp_path: Path, moments, job: str, disk: Disk):
     files, recorded = moments[job]
     seen: set[int] = set()
     for number, moment in enumerate(recorded):
@@ -50,7 +50,7 @@ def test_after_a_power_cut_at_any_call_the_promise_holds(quick_root: Path, momen
         if content in seen:
             continue
         seen.add(content)
-        root = quick_root / "cut"
+        root = tmp_path / "cut"
         materialise(moment.disks[disk], root / "state")
         (root / "acknowledged").write_bytes(moment.facts)  # type: ignore[arg-type]
         oracle = prepared(root, files)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from configs.settings import Settings
 from storage.checking import check_state, repair_state
 from storage.digest import digest_in_video, digest_of
 from storage.images import fit_frame
@@ -18,23 +17,13 @@ from tests.faults import processes, world
 from tests.video_files import make_video
 
 pytest.importorskip("av")
-FRAMES, SPACING = 14, 0.1
+FRAMES, SPACING = 14, world.VIDEO_SECONDS
 PLACES = (
     "frames.written", "frames.synced", "frames.folder_synced", "transaction.filled", "transaction.committed",
     "frames.discarded",
 )  # fmt: skip
 """What a commit passes."""
 Tables = tuple[dict[str, int], dict[str, str], list[sqlite3.Row]]
-
-
-def video_settings(root: Path) -> Settings:
-    """Settings under which a video takes several commits, and frames leave the buffer meanwhile."""
-    return world.settings(root, watch={"video_seconds": SPACING, "group_frames": 4}, buffer={"capacity_frames": 20})
-
-
-def take_videos(root: Path) -> None:
-    """Take everything that lies in the drop folder."""
-    world.ingest_all(root, video_settings(root))
 
 
 def drop_videos(root: Path) -> dict[str, bytes]:
@@ -105,7 +94,7 @@ def passed(tmp_path_factory: pytest.TempPathFactory) -> Counter[str]:
     """How often each place is passed when nothing happens."""
     root = tmp_path_factory.mktemp("videos")
     drop_videos(root)
-    return Counter(processes.passes(take_videos, root))
+    return Counter(processes.passes(world.take_videos, root))
 
 
 @pytest.mark.slow
@@ -116,9 +105,9 @@ def test_killed_in_the_middle_of_a_video_it_takes_the_rest(tmp_path: Path, passe
         root = tmp_path / str(number)
         root.mkdir()
         files = drop_videos(root)
-        killed = processes.killed_at(take_videos, root, f"{place}:{number}")
+        killed = processes.killed_at(world.take_videos, root, f"{place}:{number}")
         assert killed or number > 4, "how many groups there are depends on the clock, but not below that"
         check(root, files, finished=False)
         assert not repair_state(StateLayout(root / "state"), read_data=True).left
-        take_videos(root)
+        world.take_videos(root)
         check(root, files, finished=True)

@@ -47,6 +47,8 @@ GOOD = 12
 
 CLASSES = load_class_list("demo")
 """Read once: settings are made hundreds of times."""
+VIDEO_SECONDS = 0.1
+"""Every so often a frame is taken of a video (seconds)."""
 NUMBERS = 20
 """Numbers of the images that `lease_frames` uses."""
 
@@ -209,6 +211,18 @@ def lease_frames(root: Path) -> None:
         buffer.append([frame(number) for number in range(14, 20)])
 
 
+def open_buffer(root: Path, capacity: int) -> FrameBuffer:
+    """The buffer of the state directory below `root`, for `capacity` frames."""
+    config = settings(root).buffer.model_copy(update={"capacity_frames": capacity})
+    return FrameBuffer.open(StateLayout(root / "state"), config, writable=True)
+
+
+def append_frames(root: Path, numbers: list[int], capacity: int) -> None:
+    """The frames of these numbers are appended."""
+    with open_buffer(root, capacity) as buffer:
+        buffer.append([frame(number) for number in numbers])
+
+
 def grown_buffer(root: Path) -> BufferSettings:
     """Settings of the buffer as `lease_frames` leaves it."""
     return settings(root).buffer.model_copy(update={"capacity_frames": CAPACITY + 4})
@@ -217,6 +231,16 @@ def grown_buffer(root: Path) -> BufferSettings:
 def take_and_move(root: Path) -> None:
     """As `ingest_all`; then committed files lie in `done`, refused ones in `quarantine`."""
     ingest_all(root, moving(root))
+
+
+def video_settings(root: Path) -> Settings:
+    """Settings under which a video takes several commits, and frames leave the buffer meanwhile."""
+    return settings(root, watch={"video_seconds": VIDEO_SECONDS, "group_frames": 4}, buffer={"capacity_frames": 20})
+
+
+def take_videos(root: Path) -> None:
+    """Take everything that lies in the drop folder, videos too."""
+    ingest_all(root, video_settings(root))
 
 
 def moving(root: Path) -> Settings:

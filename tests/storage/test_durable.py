@@ -9,6 +9,8 @@ from storage import durable
 from storage.errors import AlreadyRunning, DurabilityLost
 from storage.manifest import Ref
 
+pytestmark = pytest.mark.disk
+
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())

@@ -14,6 +14,8 @@ import pytest
 from storage.frames import FrameBuffer
 from storage.layout import StateLayout
 
+pytestmark = pytest.mark.disk
+
 SCRIPT = Path(__file__).with_name("frame_writer_process.py")
 
 

@@ -130,3 +130,39 @@ def test_a_repair_does_not_bring_back_what_was_rolled_back_from(chain: Checkpoin
 def test_a_lost_history_leaves_the_ref_to_say_where_a_rollback_leads(chain: CheckpointRegistry):
     (chain.root / "history.jsonl").unlink()
     assert chain.roll_back(to=None, by="operator", reason="").version == 2
+
+
+def test_a_shadow_is_taken_over_only_from_who_may(chain: CheckpointRegistry):
+    assert chain.set_shadow(4, by="gate", reason="candidate", over="gate")
+    ref = chain.ref("shadow")
+    assert ref and (ref.version, ref.by, ref.reason) == (4, "gate", "candidate")
+    assert chain.set_shadow(1, by="operator", reason="look")
+    before = chain.history()
+    assert not chain.set_shadow(4, by="gate", reason="", over="gate")
+    assert not chain.set_shadow(None, by="gate", reason="", over="gate")
+    ref = chain.ref("shadow")
+    assert ref and (ref.version, chain.history()) == (1, before)
+    assert chain.set_shadow(None, by="operator", reason="seen")
+    assert chain.ref("shadow") is None
+    events = [(item.event, item.version, item.by) for item in chain.history()[-3:]]
+    assert events == [
+        ("shadow_started", 4, "gate"),
+        ("shadow_started", 1, "operator"),
+        ("shadow_ended", 1, "operator"),
+    ]
+    assert chain.set_shadow(None, by="operator", reason="again") and len(chain.history()) == len(before) + 1
+    assert (serving(chain), chain.rolled_back()) == (3, set()), "what serves and where a rollback leads did not move"
+
+
+def test_a_verdict_that_comes_later_is_all_that_changes_in_a_version(chain: CheckpointRegistry):
+    before = chain.manifest(4)
+    (chain.weights_path(4).parent / ".manifest.json.1234.partial").write_text("killed")
+    chain.judged(4, {"decision": "rejected"})
+    assert chain.manifest(4) == before.model_copy(update={"verdict": {"decision": "rejected"}})
+    assert sorted(path.name for path in chain.weights_path(4).parent.iterdir()) == [
+        "manifest.json",
+        "model.safetensors",
+    ]
+    chain.verify(4)
+    with pytest.raises(UnknownVersion):
+        chain.judged(9, {})

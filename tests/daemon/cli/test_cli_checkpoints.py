@@ -4,6 +4,7 @@ import json
 
 from daemon.cli.exit_codes import ExitCode
 from storage.registry import CheckpointRegistry
+from storage.shadow_record import ShadowRecord, ShadowRecords
 
 
 def test_empty_registry_says_what_to_do(mfmd) -> None:
@@ -19,6 +20,20 @@ def test_list_names_versions_scores_and_marks(mfmd, registry: CheckpointRegistry
     assert rows[1]["parent"] == 1 and rows[1]["scores"] == {"source_miou": 0.5}
     lines = mfmd("checkpoints", "list").out.splitlines()
     assert len(lines) == 4 and "source_miou 50.00 %" in lines[2] and lines[2].endswith("serving")
+
+
+def test_a_shadow_is_marked_and_its_record_shown(mfmd, registry: CheckpointRegistry) -> None:
+    assert mfmd("checkpoints", "shadow", "3", "--reason", "look").code == ExitCode.OK
+    assert json.loads(mfmd("checkpoints", "list", "--json").out)[2]["marks"] == ["shadow"]
+    records = ShadowRecords(registry.root.parent / "shadow")
+    for plane in ("one", "two"):
+        record = ShadowRecord(candidate=3, serving=2, images=2, pixels=20, same=15, since=1.0, updated=2.0)
+        records.write(plane, record)
+    (shadow,) = json.loads(mfmd("checkpoints", "show", "3", "--json").out)["shadow"]
+    assert (shadow["serving"], shadow["images"], shadow["agreement"]) == (2, 4, 0.75)
+    assert mfmd("checkpoints", "unshadow", "--reason", "seen").code == ExitCode.OK
+    events = [(item.event, item.version, item.by, item.reason) for item in registry.history()[-2:]]
+    assert events == [("shadow_started", 3, "operator", "look"), ("shadow_ended", 3, "operator", "seen")]
 
 
 def test_a_damaged_version_is_listed_as_such(mfmd, registry: CheckpointRegistry) -> None:

@@ -90,6 +90,7 @@ def test_a_move_to_another_file_system_is_a_copy_that_keeps_the_time(tmp_path, m
     assert (tmp_path / "to" / "a.png").read_bytes() == b"another"
 
 
+@pytest.mark.disk
 def test_a_real_other_file_system(tmp_path):
     shm = os.access("/dev/shm", os.W_OK) and Path("/dev/shm").stat().st_dev != tmp_path.stat().st_dev
     if not shm:

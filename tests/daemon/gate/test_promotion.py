@@ -1,72 +1,24 @@
 """`judge`, `release` and `roll_back` on a real registry and real round folders."""
 
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-from configs.settings import Settings
 from daemon import promotion
 from daemon.promotion import judge, release, roll_back
 from storage.errors import CorruptCheckpoint, StorageError, UnknownVersion
-from storage.manifest import Manifest
 from storage.registry import CheckpointRegistry
 from storage.round_records import Verdict
-from storage.rounds import RoundFolder, RoundStore
-
-NAMES = ("road", "building", "tree", "sky", "pole")
-BETTER: dict[str, Any] = {"accuracy": 0.8, "confidence": 0.7, "styled": 0.78, "seed": 3}
-TENSORS = {"encoder.w": np.ones((2, 3), np.float32), "decoder.w": np.zeros(4, np.float32)}
-
-
-@dataclass
-class State:
-    """Two released versions, the second of which serves, and room for rounds."""
-
-    root: Path
-    settings: Settings
-    registry: CheckpointRegistry
-    rounds: RoundStore
-
-    @property
-    def serving(self) -> int:
-        ref = self.registry.ref("serving")
-        assert ref is not None
-        return ref.version
-
-    def events(self) -> list[tuple[str, int | None, int | None]]:
-        return [(item.event, item.version, item.round) for item in self.registry.history()]
-
-    def weights(self, value: float = 0.0, **tensors: np.ndarray) -> Path:
-        path = self.root / "weights.safetensors"
-        save_file({**TENSORS, "decoder.w": np.full(4, value, np.float32), **tensors}, path)
-        return path
+from storage.rounds import RoundFolder
+from tests.daemon.gate.round_state import BETTER, State, make_state
 
 
 @pytest.fixture
 def state(tmp_path: Path) -> State:
-    classes = [{"name": name, "color": (n, n, n)} for n, name in enumerate(NAMES)]
-    settings = Settings.model_validate(
-        {"state": tmp_path / "state", "classes": classes, "watch": {"folder": tmp_path / "drop"}}
-    )
-    state = State(tmp_path, settings, CheckpointRegistry(tmp_path / "checkpoints"), RoundStore(tmp_path / "rounds"))
-    manifest = Manifest(
-        origin="pretrain",
-        created=1.0,
-        network={"name": "daformer", "encoder": "mit_tiny"},
-        classes=tuple(classes),
-        input_height=48,
-        input_width=64,
-    )
-    for number in (1, 2):
-        state.registry.add(state.weights(number), manifest, by="pretrain")
-        state.registry.promote(number, by="pretrain", reason="first")
-    return state
+    return make_state(tmp_path)
 
 
 @pytest.fixture
@@ -74,12 +26,7 @@ def finished(state: State, a_round: Any, model: Any) -> Callable[..., RoundFolde
     """The folder of a finished round on version 2."""
 
     def make(number: int = 1, weights: Path | None = None, **candidate: Any) -> RoundFolder:
-        made = a_round(model(**(candidate or BETTER)), number=number)
-        spec = made.spec.model_copy(update={"incumbent": 2, "released": 2})
-        folder = state.rounds.create(spec)
-        shutil.copy(weights or state.weights(7.0), folder.candidate)
-        folder.write_scores(made.scores)
-        return folder
+        return state.finished(a_round(model(**(candidate or BETTER)), number=number), weights)
 
     return make
 

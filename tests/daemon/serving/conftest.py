@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from daemon.serving.plane import InferencePlane
 from tests.daemon.serving.serving_world import Served, World, image_bytes, running
 
 
@@ -27,6 +28,15 @@ def served(world: World) -> Iterator[Served]:
     with running(world.settings()) as plane:
         plane.wait_for(version)
         yield plane
+
+
+@pytest.fixture
+def plane(world: World) -> Iterator[InferencePlane]:
+    """A plane whose follower looks only when a test makes it."""
+    made = InferencePlane(world.settings())
+    made.batcher.start()
+    yield made
+    made.stop()
 
 
 @pytest.fixture(scope="module")

@@ -173,15 +173,19 @@ class Served:
 
 @contextmanager
 def running(
-    settings: Settings, prepare: Callable[[InferencePlane], None] = lambda plane: None, *, token: str = ""
+    settings: Settings,
+    prepare: Callable[[InferencePlane], None] = lambda plane: None,
+    *,
+    token: str = "",
+    name: str | None = None,
 ) -> Iterator[Served]:
-    """The plane of `settings` behind uvicorn in a thread; `prepare` sees it before it starts.
+    """The plane of `settings` behind uvicorn in a thread; `prepare` sees it before it starts; `name` is its name.
 
     The client sends `token`; over TLS it takes any certificate.
     """
     tls = tls_files("serving", settings.serving.certificate, settings.serving.key)
     listener = socket.create_server(("127.0.0.1", 0))
-    plane = InferencePlane(settings)
+    plane = InferencePlane(settings, name)
     prepare(plane)
     server = make_server(plane, listener, tls)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

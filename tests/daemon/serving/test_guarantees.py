@@ -1,7 +1,7 @@
 """What the inference plane promises about swaps, one test for each promise; details are in the tests beside this."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -27,15 +27,6 @@ from tests.daemon.serving.serving_world import (
 from tests.daemon.serving.swap_storm import weather
 
 SIZES = [(64, 96), (64, 64), (24, 96)]
-
-
-@pytest.fixture
-def plane(world: World) -> Iterator[InferencePlane]:
-    """A plane whose follower looks only when a test makes it."""
-    made = InferencePlane(world.settings())
-    made.batcher.start()
-    yield made
-    made.stop()
 
 
 def look(plane: InferencePlane, now: float = 0.0) -> int | None:

@@ -1,4 +1,4 @@
-"""Heaps of threads are limited, and the limit holds: `malloc_info` of glibc counts them."""
+"""Heaps of threads are limited, and the limit holds: `malloc_info` of glibc counts them. What is free goes back."""
 
 import subprocess
 import sys
@@ -28,9 +28,44 @@ with tempfile.NamedTemporaryFile() as file:
 assert heaps <= ARENAS, heaps
 """
 
+FREE = """
+import ctypes, resource, sys
+from pathlib import Path
+from daemon.serving.memory import give_back
+libc = ctypes.CDLL(None)
+if not hasattr(libc, "malloc_trim"):
+    sys.exit(3)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+size, count, every = ctypes.c_size_t(4_000), 16_000, 1_000
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+before = resident()
+blocks = [libc.malloc(size) for _ in range(count)]
+for number, block in enumerate(blocks):
+    ctypes.memset(block, 1, size.value)
+for number, block in enumerate(blocks):
+    if (number + 1) % every:  # one in a thousand stays, the last too: the heap's end cannot move down
+        libc.free(block)
+kept = resident() - before
+assert kept > 0.9 * size.value * count, f"the C library gave it back by itself: {kept} bytes are left"
+give_back()
+left = resident() - before
+assert left < 0.1 * kept, f"{left} of {kept} bytes are left"
+"""
+
+
+def run(code: str) -> None:
+    """In a process of its own, whose heaps nothing else has used; 3 says that this C library cannot do it."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    if done.returncode == 3:
+        pytest.skip("this C library has no such limit, or gives nothing back when asked to")
+    assert done.returncode == 0, done.stderr
+
 
 def test_threads_share_two_heaps() -> None:
-    done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, timeout=60)
-    if done.returncode == 3:
-        pytest.skip("this C library has no such limit")
-    assert done.returncode == 0, done.stderr
+    run(COUNT)
+
+
+def test_what_is_free_between_pieces_in_use_goes_back_to_the_system() -> None:
+    run(FREE)

@@ -1,5 +1,6 @@
 """`mfmd serve` as a process: address file, start without a version, SIGTERM with requests in flight, exit status."""
 
+import dataclasses
 import http.client
 import io
 import json
@@ -17,10 +18,35 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs.load import load_settings
 from configs.settings import Settings
+from daemon.activity import ChildActivity
+from daemon.backoff import Backoff
+from daemon.child_records import ChildRecords
+from daemon.daemon_parts import _child_specs
 from daemon.errors import AddressInUse
-from daemon.serving.server import serve
+from daemon.serving.server import RunRecord, serve
+from daemon.supervisor import Supervisor
 from tests.daemon.serving.serving_world import CLASSES, World, image_bytes, wait_until
+
+ENDS_ON_ORDER = """
+import sys
+from pathlib import Path
+from daemon.cli import main
+from daemon.serving.batcher import Batcher
+
+order, real = Path(sys.argv[1]), Batcher._next_batch
+
+def next_batch(batcher):
+    if order.exists():
+        order.unlink()
+        raise AssertionError("a bug")
+    return real(batcher)
+
+Batcher._next_batch = next_batch
+sys.exit(main(sys.argv[2:]))
+"""
+"""The real program; the batcher's thread dies of a bug once the file that is its first argument exists."""
 
 
 def config_file(world: World) -> Path:
@@ -97,7 +123,7 @@ def test_an_address_in_use_is_one_clear_error(world: World) -> None:
 
 
 def test_another_servers_address_file_is_left_alone(world: World) -> None:
-    from daemon.serving.server import RunRecord, _remove_record
+    from daemon.serving.server import _remove_record
 
     path = world.layout.run_file("serve")
     path.parent.mkdir(parents=True)
@@ -107,3 +133,41 @@ def test_another_servers_address_file_is_left_alone(world: World) -> None:
     path.write_text(RunRecord(pid=os.getpid(), host="h", port=1, started=0.0).model_dump_json())
     _remove_record(world.settings())
     assert not path.exists()
+
+
+@pytest.mark.slow
+def test_a_plane_whose_batcher_died_is_started_again_by_its_supervisor(world: World) -> None:
+    version, config, order = world.add(1), config_file(world), world.root / "order"
+    [spec] = [item for item in _child_specs(load_settings(config), config) if item.name == "serve"]
+    python, _, _, *arguments = spec.command
+    spec = dataclasses.replace(spec, command=[python, "-c", ENDS_ON_ORDER, str(order), *arguments])
+    file, records = world.layout.run_file("serve"), ChildRecords(world.layout.run_file("children"))
+    supervisor = Supervisor([spec], records, Backoff(base=0.05, cap=0.2))
+
+    def state() -> ChildActivity:
+        supervisor.step()
+        return supervisor.states()[0]
+
+    def serves() -> bool:
+        """The child that runs now is the one that published its address, and it is ready."""
+        pid, run = state().pid, RunRecord.model_validate_json(file.read_bytes()) if file.exists() else None
+        if run is None or run.pid != pid:
+            return False
+        client.base_url = httpx.URL(f"http://127.0.0.1:{run.port}")
+        return client.get("/readyz").status_code == 200
+
+    try:
+        with httpx.Client(timeout=30) as client:
+            wait_until(serves, "the plane serves", 60)
+            first = state().pid
+            order.touch()
+            assert client.post("/v1/segment", content=image_bytes()).status_code == 200, "the last one that it answers"
+            wait_until(lambda: state().last_exit is not None, "the plane ends by itself", 60)
+            assert state().last_exit == 1 and not order.exists()
+            wait_until(serves, "another one serves", 60)
+            assert state().pid != first and state().restarts == 1
+            answer = client.post("/v1/segment", content=image_bytes())
+            assert answer.status_code == 200 and answer.headers["X-Checkpoint-Version"] == str(version)
+    finally:
+        supervisor.stop()
+    assert not file.exists() and supervisor.states()[0].last_exit == 1

@@ -1,10 +1,16 @@
-"""Clients that hold a connection and send no request: it is closed, and everybody else is answered meanwhile."""
+"""Clients that hold a connection, send no request or read no answer: it is closed, and everybody else is answered."""
 
+import io
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
+import numpy as np
+import psutil
 import pytest
+from PIL import Image
 
 from daemon import connection_limits
 from daemon.serving import server
@@ -14,13 +20,16 @@ from tests.daemon.serving.test_limits import POST, connection, status_of
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
 LIMIT = 0.7
 """What the limits are set to here (seconds)."""
+SIDE = 1400
+"""Of an image whose overlay is large (pixels)."""
 
 
 @pytest.fixture
 def strict(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    """A plane that waits 0.7 s for a head and for the rest of a refused body."""
+    """A plane that waits 0.7 s for a head and for the rest of a refused body, and looks at readers as often."""
     monkeypatch.setattr(connection_limits, "HEAD_SECONDS", LIMIT)
     monkeypatch.setattr(connection_limits, "REST_SECONDS", LIMIT)
+    monkeypatch.setattr(connection_limits, "READ_SECONDS", LIMIT)
     world.add(1)
     with running(world.settings()) as served:
         served.wait_for(1)
@@ -136,3 +145,54 @@ def test_the_head_limit_does_not_touch_a_body(strict: Served) -> None:
         stays_open(wire)
         wire.sendall(content)
         assert status_of(answer_of(wire)) == 200
+
+
+@pytest.fixture(scope="module")
+def large_request() -> bytes:
+    """A request whose answer, an overlay of some 6 MB, fits into no buffer of a socket."""
+    noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).save(stream, "PNG", compress_level=1)
+    head = b"POST /v1/segment?format=overlay HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    return head % len(stream.getvalue()) + stream.getvalue()
+
+
+@contextmanager
+def narrow_connection(served: Served) -> Iterator[socket.socket]:
+    """A connection whose client's system takes little that the client does not read."""
+    with socket.socket() as wire:
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        wire.settimeout(20)
+        wire.connect((served.client.base_url.host, served.client.base_url.port or 0))
+        yield wire
+
+
+def test_a_client_that_reads_no_answer_is_hung_up_on_while_others_are_answered(
+    strict: Served, large_request: bytes
+) -> None:
+    with narrow_connection(strict) as wire:
+        wire.sendall(large_request)
+        assert status_of(wire.recv(4096)) == 200
+        own = wire.getsockname()[1]
+        deadline = time.monotonic() + 20
+        while any(one.raddr and one.raddr.port == own for one in psutil.Process().net_connections("tcp")):
+            assert time.monotonic() < deadline, "the server still holds its end"
+            assert strict.segment(image_bytes()).status_code == 200
+    strict.assert_idle()
+
+
+def test_a_client_that_reads_slowly_gets_its_whole_answer(strict: Served, large_request: bytes) -> None:
+    with narrow_connection(strict) as wire:
+        wire.sendall(large_request)
+        head, _, received = wire.recv(4096).partition(b"\r\n\r\n")
+        length = next(int(line.split(b":")[1]) for line in head.splitlines() if line.lower().startswith(b"content-len"))
+        assert length > SIDE * SIDE
+        count, began = len(received), time.monotonic()
+        while count < length:
+            part = wire.recv(32_768)
+            assert part, f"cut off after {count} of {length} bytes"
+            count += len(part)
+            # as a slow line does: at an even pace over four looks at the reader
+            time.sleep(max(0.0, began + 4 * LIMIT * count / length - time.monotonic()))
+        wire.sendall(HEAD + b"\r\n")
+        assert status_of(answer_of(wire)) == 200, "and the connection goes on"

@@ -1,7 +1,7 @@
 """Swaps without HTTP: what may serve, what happens to what may not, and what a rollback reads."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,15 +14,6 @@ from storage.durable import write_record
 from storage.images import fit_frame
 from storage.manifest import Ref
 from tests.daemon.serving.serving_world import World, picture, settings_for
-
-
-@pytest.fixture
-def plane(world: World) -> Iterator[InferencePlane]:
-    """A plane whose follower looks only when a test makes it."""
-    made = InferencePlane(world.settings())
-    made.batcher.start()
-    yield made
-    made.stop()
 
 
 def look(plane: InferencePlane, later: float = 0.0) -> int | None:

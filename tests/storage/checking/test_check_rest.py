@@ -12,6 +12,7 @@ from storage.checking.problem import ERRORS, LEFTOVERS, Problem
 from storage.errors import AlreadyRunning
 from storage.frames import FrameBuffer
 from storage.layout import StateLayout
+from storage.manifest import Ref
 from storage.registry import CheckpointRegistry
 from storage.rounds import RoundStore
 
@@ -63,6 +64,14 @@ def test_a_previous_ref_that_is_no_use(registry, expect, content):
     expect("ref_damaged" if content == "{" else "ref_dangling", naming=registry.ref_path("previous"))
     assert serving(registry) == (2, 1)
     assert registry.ref("serving") == before, "what was good is not touched"
+
+
+@pytest.mark.parametrize("content", ["{", "dangling"])
+def test_a_shadow_of_nothing_is_removed(registry, expect, content):
+    path = registry.ref_path("shadow")
+    path.write_text(content if content == "{" else Ref(version=9, since=1.0, by="gate", reason="").model_dump_json())
+    expect("ref_damaged" if content == "{" else "ref_dangling", naming=path)
+    assert registry.ref("shadow") is None
 
 
 def test_pins(registry, expect):

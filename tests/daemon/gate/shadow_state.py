@@ -1,0 +1,71 @@
+"""A state whose gate wants candidates to run in the shadow; tests write what planes would record."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from daemon.promotion import judge
+from daemon.recovery import finish_round
+from daemon.shadow_trial import end_shadow, open_trial
+from storage.layout import StateLayout
+from storage.registry import CheckpointRegistry
+from storage.round_records import Verdict
+from storage.rounds import RoundFolder, RoundStore
+from storage.shadow_record import ShadowRecord, ShadowRecords
+from tests.daemon.gate.round_state import State, make_state
+
+WANTED = 20
+BY_HAND = {"by": "operator", "reason": "look at it"}
+
+
+class Trial(State):
+    """A state whose gate asks for a shadow."""
+
+    def judge(self, folder: RoundFolder, **more: Any) -> Verdict | None:
+        """One look."""
+        return judge(self.registry, folder, self.settings, **more)
+
+    def compare(
+        self, images: int, agreement: float = 0.9, *, candidate: int = 3, serving: int = 2, plane: str = "a"
+    ) -> None:
+        """What a plane would have recorded by now."""
+        counts = {"images": images, "pixels": 100 * images, "same": round(100 * images * agreement)}
+        record = ShadowRecord(candidate=candidate, serving=serving, since=1.0, updated=2.0, **counts)
+        self.records.write(plane, record)
+
+    def copy(self, name: str) -> "Trial":
+        """The same state elsewhere."""
+        root = self.root / name
+        shutil.copytree(self.settings.state, root)
+        layout = StateLayout(root)
+        settings = self.settings.model_copy(update={"state": root})
+        return Trial(self.root, settings, CheckpointRegistry(layout.checkpoints), RoundStore(layout.rounds))
+
+    def start_again(self, number: int) -> None:
+        """What a daemon does with a round that was left."""
+        finish_round(self.rounds.folder(number), self.registry, self.settings)
+        if open_trial(self.rounds) is None:
+            end_shadow(self.registry, "no round waits for it")
+
+    @property
+    def records(self) -> ShadowRecords:
+        """What planes recorded."""
+        return ShadowRecords(StateLayout(self.settings.state).shadow)
+
+    @property
+    def shadow(self) -> tuple[int, str] | None:
+        """Version in the shadow, and who put it there."""
+        ref = self.registry.ref("shadow")
+        return (ref.version, ref.by) if ref else None
+
+    @property
+    def moves(self) -> list[tuple[str, int | None]]:
+        """What happened to version 3 or in round 1."""
+        return [(item.event, item.version) for item in self.registry.history()[4:]]
+
+
+def make_trial(root: Path) -> Trial:
+    """A new one: 20 images within a minute, half of their pixels as served."""
+    gate = {"shadow_images": WANTED, "shadow_seconds": 60.0, "shadow_agreement": 0.5}
+    made = make_state(root, gate=gate, serving={"shadow_fraction": 0.1})
+    return Trial(made.root, made.settings, made.registry, made.rounds)

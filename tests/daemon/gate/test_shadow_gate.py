@@ -1,0 +1,117 @@
+"""The decision after the shadow, from tables: no files, no clock."""
+
+import re
+from typing import Any
+
+import pytest
+
+from daemon.shadow_gate import ShadowSight, decide_shadow
+from storage.round_records import Check, ShadowTrial, Verdict
+from storage.shadow_record import ShadowRecord
+
+VOTE = Check(name="vote_flip", kind="vote", passed=True, value=0.1, limit=0.0, detail="won")
+OFFLINE = Verdict(round=7, decision="accepted", reason="4 of 4 votes won", checks=[VOTE], at=10.0)
+TRIAL = ShadowTrial(
+    version=3, verdict=OFFLINE, images=100, seconds=600.0, agreement=0.5, began=20.0, placed=True, waited=0.0
+)
+
+
+def record(images: int, agreement: float) -> ShadowRecord:
+    return ShadowRecord(
+        candidate=3,
+        serving=2,
+        images=images,
+        pixels=1000 * images,
+        same=round(1000 * images * agreement),
+        since=21.0,
+        updated=30.0,
+    )
+
+
+def sight(images: int | None, agreement: float = 0.9, **changes: Any) -> ShadowSight:
+    seen = record(images, agreement) if images is not None else None
+    return ShadowSight(
+        **{"incumbent": 2, "serving": 2, "shadow": 3, "record": seen, "waited": 60.0, **changes},
+    )
+
+
+@pytest.mark.parametrize(
+    ("seen", "trial", "decision", "reason"),
+    [
+        # The evidence.
+        (
+            sight(100),
+            {},
+            "accepted",
+            "4 of 4 votes won; in the shadow 90.0% of the pixels of 100 live images as served",
+        ),
+        (sight(250), {}, "accepted", "250 live images"),
+        (sight(100, 0.5), {}, "accepted", "50.0% of the pixels .* 50.0% needed"),
+        (
+            sight(100, 0.499),
+            {},
+            "rejected",
+            "veto: in the shadow 49.9% of the pixels of 100 live images .* 50.0% needed",
+        ),
+        (sight(100, 0.0), {"agreement": 0.0}, "accepted", "0.0% needed"),
+        (sight(100, waited=9999.0), {}, "accepted", "as served"),
+        # Not enough of it yet, and not enough of it in time, whatever it says.
+        (sight(None), {}, None, ""),
+        (sight(99, 0.0), {}, None, ""),
+        (sight(99, waited=599.9), {}, None, ""),
+        (sight(99, waited=600.0), {}, "inconclusive", "too little seen in 600 s of shadow: 99 of 100 .* 90.0%"),
+        (sight(99, 0.0, waited=600.0), {}, "inconclusive", "99 of 100 live images compared, 0.0% of their pixels"),
+        (sight(None, waited=600.0), {}, "inconclusive", "0 of 100 live images compared$"),
+        # Evidence about another incumbent is none.
+        (sight(100, serving=1), {}, "inconclusive", "serving changed during the shadow: version 1 serves"),
+        (sight(100, serving=3), {}, "inconclusive", "version 3 serves, it ran beside version 2"),
+        (sight(100, 0.0, serving=1), {}, "inconclusive", "serving changed"),
+        (sight(None, serving=None), {}, "inconclusive", "no version serves"),
+        # Somebody else's shadow is waited for, but not for ever; the gate's own is the operator's to end.
+        (sight(None, shadow=9), {"placed": False}, None, ""),
+        (sight(None, shadow=9, waited=600.0), {"placed": False}, "inconclusive", "version 9 held its place"),
+        (sight(None, shadow=None, waited=600.0), {"placed": False}, "inconclusive", "compared$"),
+        (sight(40, waited=600.0), {"placed": False}, "inconclusive", "40 of 100 .* as served$"),
+        (sight(100), {"placed": False}, "accepted", "as served"),
+        (sight(40, shadow=None), {}, "inconclusive", "somebody ended its shadow: 40 of 100"),
+        (sight(100, shadow=9), {}, "inconclusive", "somebody ended its shadow"),
+        # Ended for good, or never possible.
+        (sight(40, stopped=True), {}, "inconclusive", "stopped in the shadow: 40 of 100"),
+        (sight(100, stopped=True), {}, "accepted", "as served"),
+        (
+            sight(None, obstacle="version 3: damaged"),
+            {"placed": False},
+            "inconclusive",
+            "cannot run .*version 3: damaged",
+        ),
+    ],
+)
+def test_the_decision(seen: ShadowSight, trial: dict[str, Any], decision: str | None, reason: str) -> None:
+    verdict = decide_shadow(TRIAL.model_copy(update=trial), seen, at=99.0)
+    if decision is None:
+        assert verdict is None
+        return
+    assert verdict is not None
+    assert verdict.decision == decision
+    assert re.search(reason, verdict.reason), verdict.reason
+    assert (verdict.round, verdict.at, verdict.version) == (7, 99.0, None)
+
+
+@pytest.mark.parametrize(
+    ("images", "agreement", "numbers"),
+    [
+        (120, 0.8, [("shadow_images", "evidence", True, 120, 100), ("shadow_agreement", "veto", True, 0.8, 0.5)]),
+        (120, 0.2, [("shadow_images", "evidence", True, 120, 100), ("shadow_agreement", "veto", False, 0.2, 0.5)]),
+        (12, 0.2, [("shadow_images", "evidence", False, 12, 100)]),
+        (None, 0.0, [("shadow_images", "evidence", False, 0, 100)]),
+    ],
+)
+def test_the_numbers_are_checks_behind_those_of_the_scores(
+    images: int | None, agreement: float, numbers: list[tuple[object, ...]]
+) -> None:
+    verdict = decide_shadow(TRIAL, sight(images, agreement, waited=600.0), at=99.0)
+    assert verdict is not None
+    assert verdict.checks[0] == VOTE
+    found = [(item.name, item.kind, item.passed, item.value, item.limit) for item in verdict.checks[1:]]
+    assert found == numbers
+    assert all(item.detail for item in verdict.checks)

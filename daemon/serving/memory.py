@@ -5,8 +5,8 @@ Measured over 80 swaps of a network of 0.5 M parameters: 402 to 411 MiB without 
 requests and so makes the heaps larger and fuller of holes than either alone; hence what is free goes back after each.
 
 What Python cannot free by counting references (errors and what they refer to) waits for a collection of the oldest
-objects, which comes when they grew by a quarter. Libraries bring 400,000: it came after a thousand swaps, 30 MiB later, and
-held the interpreter for 0.3 s. Frozen, they neither count nor are looked at, and a collection takes milliseconds.
+objects, which comes when they grew by a quarter. Libraries bring 400,000: it came after a thousand swaps, 30 MiB later,
+and held the interpreter for 0.3 s. Frozen, they neither count nor are looked at, and a collection takes milliseconds.
 """
 
 import ctypes

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adapters.class_map import class_map
-from adapters.networks.network import SegmentationNetwork
 from adapters.networks.pixels import MIN_SIDE, normalise
 from storage.images import FittedFrame, fit_frame
 
@@ -52,9 +51,7 @@ def segment_fitted(
     return [labels_at(logit, size) for logit, size in zip(logits, sizes, strict=True)]
 
 
-def segment_image(
-    network: SegmentationNetwork, pixels: NDArray[np.uint8], input_size: tuple[int, int]
-) -> NDArray[np.uint8]:
+def segment_image(network: nn.Module, pixels: NDArray[np.uint8], input_size: tuple[int, int]) -> NDArray[np.uint8]:
     """Label map, uint8 `[h, w]`, of one image `[h, w, 3]`; the network sees it scaled to fit `input_size` (h, w)."""
     height, width = pixels.shape[:2]
     labels = segment_fitted(network, [fit_frame(pixels, *input_size)], [(height, width)])[0]

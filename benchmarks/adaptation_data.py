@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from adapters.inference import segment_fitted
-from adapters.networks.network import SegmentationNetwork
 from adapters.scoring.evaluation import Evaluation, evaluate_masks
 from configs.settings import Settings
 from storage.catalog_records import FileFact
@@ -74,7 +74,7 @@ def _new_frame(one: LabelledImage, number: int, settings: Settings) -> NewFrame:
     )
 
 
-def score(network: SegmentationNetwork, images: Iterable[LabelledImage], settings: Settings) -> Evaluation:
+def score(network: nn.Module, images: Iterable[LabelledImage], settings: Settings) -> Evaluation:
     """mIoU of `network` (in eval mode), which sees frames of `settings.buffer`, at the resolution of the labels."""
     height, width = settings.buffer.height, settings.buffer.width
 

@@ -25,6 +25,7 @@ from daemon.serving.calibration import noise
 
 OPTIONS: dict[str, dict[str, object]] = {
     "float32": {},
+    "not folded": {"fold_batch_norm": False},
     "channels_last": {"channels_last": True},
     "bf16": {"precision": "bf16"},
     "bf16 + channels_last": {"precision": "bf16", "channels_last": True},

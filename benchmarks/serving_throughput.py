@@ -18,14 +18,18 @@ from serving_world import LARGE, ServingWorld, pictures
 
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.pixels import normalise
+from configs.serving import ServingSettings
 from storage.images import decode_image
 
 BARE = "bare forward loop"
 OPTIONS: dict[str, dict[str, object]] = {
+    f"{OURS}, not folded": {"fold_batch_norm": False},
     f"{OURS}, compile": {"compile": True},
     f"{OURS}, bf16": {"precision": "bf16"},
 }
 """Ours once more, with an option of the section `serving` that makes the forward pass itself faster."""
+AS_IT_IS = ServingSettings(fold_batch_norm=False)
+"""What peers run: the module itself."""
 PACKAGES = ("torch", "uvicorn", "pydantic")
 
 
@@ -55,7 +59,7 @@ class Plan:
 def print_throughput(root: Path, plan: Plan) -> None:
     """All arms in turn, every other turn in reverse order; a table, and ratios taken turn by turn."""
     world = started_world(root)
-    expected = {SEEDS[0]: world.expected(SEEDS[0])}
+    expected = {"ours": {SEEDS[0]: world.expected(SEEDS[0])}, "peers": {SEEDS[0]: world.expected(SEEDS[0], AS_IT_IS)}}
     network, batch = world.network(SEEDS[0]), world.settings.serving.max_batch_images
     found = list[str]()
     with ExitStack() as held:
@@ -89,10 +93,14 @@ def _start(world: ServingWorld, peers: Mapping[str, Path], held: ExitStack) -> l
 
 
 def _wrong(
-    name: str, answers: Sequence[Answer], world: ServingWorld, expected: Mapping[int, Sequence[str]]
+    name: str,
+    answers: Sequence[Answer],
+    world: ServingWorld,
+    expected: Mapping[str, Mapping[int, Sequence[str]]],
 ) -> list[str]:
     """Problems; a peer names no version, but serves the first. With an option some pixels get other labels."""
-    found = problems([one._replace(version=one.version or 1) for one in answers], world.seeds, expected)
+    named = [one._replace(version=one.version or 1) for one in answers]
+    found = problems(named, world.seeds, expected["ours" if name == OURS else "peers"])
     return [text for text in found if name not in OPTIONS or not text.startswith("mixed")]
 
 

@@ -18,9 +18,12 @@ from adapters.checkpoints.checkpoint import make_manifest, save_weights
 from adapters.inference import segment_image
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
+from adapters.served.forward import ServedForward
+from configs.serving import ServingSettings
 from configs.settings import Settings
 from daemon.demo.driving import read_plain_settings
 from daemon.serving.answers import png
+from daemon.serving.calibration import noise
 from storage.images import decode_image
 from storage.layout import StateLayout
 from storage.registry import CheckpointRegistry
@@ -88,12 +91,14 @@ class ServingWorld:
         self.seeds[version] = seed
         return version
 
-    def expected(self, seed: int) -> list[str]:
-        """SHA-256 of the PNG that these weights give for each picture."""
-        network, found = self.network(seed), list[str]()
+    def expected(self, seed: int, serving: ServingSettings | None = None) -> list[str]:
+        """SHA-256 of the PNG that these weights give for each picture, served as these settings or the world's say."""
+        forward = ServedForward(self.network(seed), serving or self.settings.serving, torch.device("cpu"))
+        forward.settle(noise((HEIGHT, WIDTH)))
+        found = list[str]()
         for content in pictures():
             pixels = decode_image(content, max_bytes=LARGE, max_pixels=LARGE)
-            found.append(hashlib.sha256(png(segment_image(network, pixels, (HEIGHT, WIDTH)))).hexdigest())
+            found.append(hashlib.sha256(png(segment_image(forward, pixels, (HEIGHT, WIDTH)))).hexdigest())
         return found
 
     def expected_of(self, seeds: Sequence[int]) -> dict[int, list[str]]:

@@ -49,6 +49,8 @@ class ServingSettings(Section):
     """Numbers that the forward pass computes with (autocast); the weights stay float32. fp16 is for GPUs."""
     channels_last: bool = False
     """Memory format of images and convolutions."""
+    fold_batch_norm: bool = True
+    """Run a convolution and the BatchNorm after it as one layer: the same logits but for rounding, in less time."""
     compile: bool = False
     """torch.compile the network, once a served shape, before a version serves (needs a C++ compiler on a CPU). On a GPU
     batches of several images run as without it."""

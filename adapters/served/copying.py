@@ -67,13 +67,13 @@ def _described(part: Any) -> Tensor:
 
 @torch.no_grad()
 def _copy(target: Tensor, source: Tensor, complaint: str) -> None:
-    for into, chunk in _chunks(target, source):
+    for into, chunk in chunks(target, source):
         if chunk.is_floating_point() and not bool(torch.isfinite(chunk).all()):
             raise CorruptCheckpoint(complaint)
         into.copy_(chunk)
 
 
-def _chunks(target: Tensor, source: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def chunks(target: Tensor, source: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Pairs of matching parts along the first dimension, so that any memory format of `target` will do."""
     if target.dim() == 0:
         yield target, source

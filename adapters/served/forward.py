@@ -1,6 +1,7 @@
 """A network as it serves: float32 weights that versions are copied into, and the options of `serving` around them."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -10,6 +11,8 @@ from adapters.errors import QuantizationRefused
 from adapters.inference import logits_of
 from adapters.networks.network import SegmentationNetwork
 from adapters.served.compiled import Compiled
+from adapters.served.copying import copy_weights
+from adapters.served.folded import Folded
 from adapters.served.int8 import quantized
 from adapters.served.precision import computing
 from configs.serving import ServingSettings
@@ -22,7 +25,10 @@ class ServedForward(nn.Module):
     """Runs `network` as the settings say. Logits are float32 `[B, K, H, W]` whatever it computes with."""
 
     def __init__(self, network: SegmentationNetwork, settings: ServingSettings, device: torch.device) -> None:
-        """Takes `network` over: moves it to `device`, into eval mode and into the memory format of the settings."""
+        """Takes `network` over: moves it to `device`, into eval mode and into the memory format of the settings.
+
+        It runs as it is until `load` or `settle`.
+        """
         super().__init__()
         self.network = network.to(device).eval()
         if settings.channels_last:
@@ -30,6 +36,8 @@ class ServedForward(nn.Module):
         self.device = device
         self.precision = settings.precision
         self._channels_last = settings.channels_last
+        self._folded = Folded(network) if settings.fold_batch_norm else None
+        self._settled = False
         self._compiled = Compiled(network) if settings.compile else None
         self._int8: list[nn.Module] = []  # a list, so that it is no child: its tensors are those of `network`
 
@@ -38,9 +46,39 @@ class ServedForward(nn.Module):
         """What it computes with."""
         return "int8" if self._int8 else self.precision
 
+    @property
+    def form(self) -> nn.Module:
+        """What runs in float: `network` itself, or with its BatchNorm folded; then `network` is not to be run."""
+        return self._folded.form if self._folded is not None else self.network
+
+    @property
+    def layers_folded(self) -> int:
+        """BatchNorm layers that are part of a convolution now."""
+        return len(self._folded) if self._folded is not None else 0
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits of normalised images `[B, 3, H, W]`."""
-        return self._in_format(images, self._int8[0] if self._int8 else self._compiled or self.network)
+        return self._in_format(images, self._int8[0] if self._int8 else self._compiled or self.form)
+
+    def load(self, path: Path, images: Tensor) -> None:
+        """Copy the safetensors file `path` into `network`, which nobody may be using, and `settle`.
+
+        Raises CorruptCheckpoint as `copy_weights` does.
+        """
+        self.use_float()
+        self._settled = False
+        copy_weights(self.network, path)
+        self.settle(images)
+
+    def settle(self, images: Tensor) -> None:
+        """Make what comes from the weights, once: `images` `[B, 3, H, W]` show how the layers of a new network lie."""
+        if self._folded is None or self._settled:
+            return
+        before = self.form
+        self._folded.renew(images.to(self.device))
+        self._settled = True
+        if self._compiled is not None and self.form is not before:
+            self._compiled = Compiled(self.form)
 
     def warm_up(self, images: Tensor) -> Tensor:
         """Logits of `images`; whatever is made once for a shape is made now."""
@@ -62,8 +100,8 @@ class ServedForward(nn.Module):
         if self.device.type != "cpu":
             raise QuantizationRefused(f"int8 runs on a CPU only, not on {self.device}; set serving.quantize: none")
         try:
-            twin = quantized(self.network, images[::2])
-            agreement = _agreement(self.network, twin, images[1::2] or images)
+            twin = quantized(self.form, images[::2])
+            agreement = _agreement(self.form, twin, images[1::2] or images)
         except (RuntimeError, AttributeError, TypeError) as error:
             raise QuantizationRefused(
                 f"this network does not run in int8: {error}; set serving.quantize: none"

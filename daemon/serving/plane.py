@@ -18,6 +18,7 @@ from daemon.serving.calibration import Calibration
 from daemon.serving.errors import ApiError
 from daemon.serving.follower import Follower
 from daemon.serving.mask_writer import MaskWriter
+from daemon.serving.memory import freeze_heap
 from daemon.serving.metrics import ServingMetrics
 from daemon.serving.shadow import Shadow, plane_name
 from daemon.serving.shadow_follower import ShadowFollower
@@ -39,8 +40,11 @@ T = TypeVar("T")
 class InferencePlane:
     """The parts of the inference plane and what the routes ask of them."""
 
-    def __init__(self, settings: Settings, name: str | None = None) -> None:
-        """`name`: what this plane is called in the records of shadows; without one its configured address says it."""
+    def __init__(self, settings: Settings, name: str | None = None, *, own_process: bool = False) -> None:
+        """`name`: what this plane is called in the records of shadows; without one its configured address says it.
+
+        `own_process`: the process is here for this plane alone, so its garbage collection may be set for it.
+        """
         serving = settings.serving
         self.settings = settings
         self.device = choose_device(serving.device)
@@ -59,6 +63,7 @@ class InferencePlane:
             self.metrics,
             self.batcher.served_sizes,
             Calibration(settings),
+            after_first_load=freeze_heap if own_process else None,
         )
         shadows = ShadowFollower(self.registry, self.slots, self.swapper, self.metrics)
         also = shadows.look if serving.shadow_fraction else None

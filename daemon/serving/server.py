@@ -94,7 +94,7 @@ def serve(settings: Settings) -> int:
     if settings.serving.threads:
         torch.set_num_threads(settings.serving.threads)
     with listener, _signals_absorbed():
-        plane = InferencePlane(settings, plane_name(*listener.getsockname()[:2]))
+        plane = InferencePlane(settings, plane_name(*listener.getsockname()[:2]), own_process=True)
         try:
             server = make_server(plane, listener, tls)
             server.run(sockets=[listener])

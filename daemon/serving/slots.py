@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from adapters.networks.network import SegmentationNetwork
 from adapters.served.forward import ServedForward
 from daemon.serving.errors import NotReady, VersionNotLoaded
 from storage.manifest import Manifest
@@ -30,12 +29,6 @@ class Resident:
         """Sizes (height, width) at which its outputs were found finite; only the follower's thread looks at it."""
         self.holds = 0
         """Requests and batches that use it; guarded by the lock of `Slots`."""
-
-    @property
-    def network(self) -> SegmentationNetwork:
-        """The float32 weights as the version holds them."""
-        network: SegmentationNetwork = self.forward.network
-        return network
 
     @property
     def input_size(self) -> tuple[int, int]:

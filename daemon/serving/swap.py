@@ -8,7 +8,7 @@ import torch
 
 from adapters.checkpoints.checkpoint import network_of
 from adapters.errors import QuantizationRefused
-from adapters.served.copying import aside, copy_weights
+from adapters.served.copying import aside
 from adapters.served.forward import ServedForward
 from configs.serving import ServingSettings
 from daemon.logs import get_logger
@@ -39,8 +39,12 @@ class Swapper:
         metrics: ServingMetrics,
         served_sizes: Callable[[], Sequence[tuple[int, int]]],
         calibration: Calibration,
+        after_first_load: Callable[[], None] | None = None,
     ) -> None:
-        """`served_sizes` gives the network input sizes (height, width) seen lately: each is warmed up before a flip."""
+        """`served_sizes` gives the network input sizes (height, width) seen lately: each is warmed up before a flip.
+
+        `after_first_load` is called once, before the first version serves.
+        """
         self._registry = registry
         self._slots = slots
         self._settings = settings
@@ -48,6 +52,7 @@ class Swapper:
         self._metrics = metrics
         self._served_sizes = served_sizes
         self._calibration = calibration
+        self._after_first_load = after_first_load
         self._spare: tuple[str, ServedForward] | None = None
 
     def serve(self, version: int) -> None:
@@ -95,6 +100,12 @@ class Swapper:
         return self._slots.flip_to(version)
 
     def _load(self, version: int) -> Resident:
+        try:
+            return self._read(version)
+        finally:
+            give_back()
+
+    def _read(self, version: int) -> Resident:
         """Read `version` from disk. The idle version stays for rollbacks until the hashes are known to be right."""
         manifest = self._registry.manifest(version)
         with self._timed("verify"):
@@ -104,12 +115,14 @@ class Swapper:
         with aside(self._device):
             with self._timed("load"):
                 forward = self._forward_for(manifest)
-                copy_weights(forward.network, self._registry.weights_path(version))
+                forward.load(self._registry.weights_path(version), noise(_input_size(manifest)))
             with self._timed("warmup"):
                 resident = Resident(version, manifest, forward, self._quantize(version, manifest, forward))
                 self._warm_up(resident)
         self._spare = None
-        give_back()
+        if self._after_first_load is not None:
+            self._after_first_load()
+            self._after_first_load = None
         return resident
 
     def _take_idle(self) -> None:

@@ -183,15 +183,15 @@ class Peeks(nn.Module):
     def __init__(self, network: SegmentationNetwork) -> None:
         super().__init__()
         self.network = network
-        self.layer = nn.Conv2d(3, 3, 1)
+        self.layer = nn.Conv2d(6, 3, 1)
 
     def forward(self, values: Tensor) -> Tensor:
-        logits: Tensor = self.network(self.layer(values.to(self.layer.weight.dtype)))
+        logits: Tensor = self.network(self.layer(values.repeat(1, 2, 1, 1).to(self.layer.weight.dtype)))
         return logits
 
 
 def test_int8_is_refused_for_a_network_that_cannot_be_exchanged() -> None:
-    forward = served(quantize="int8")
+    forward = served(quantize="int8", fold_batch_norm=False)
     forward.network = Peeks(forward.network)  # type: ignore[assignment]
     with pytest.raises(QuantizationRefused, match="does not run in int8"):
         forward.use_int8(images())

@@ -31,7 +31,7 @@ class DepthwiseConv(nn.Conv2d):
         if self.reach <= WIDE:
             return super().forward(maps)
         padded = F.pad(maps, (self.reach,) * 4)
-        return F.conv2d(padded, self.weight, dilation=self.reach, groups=self.in_channels)
+        return F.conv2d(padded, self.weight, self.bias, dilation=self.reach, groups=self.in_channels)
 
     def _by_phase(self, maps: Tensor) -> Tensor:
         batch, channels, height, width = maps.shape
@@ -41,7 +41,7 @@ class DepthwiseConv(nn.Conv2d):
         pixels = F.pad(pixels, (0, 0, 0, columns * reach - width, 0, rows * reach - height))
         phases = pixels.reshape(batch, rows, reach, columns, reach, channels).permute(0, 2, 4, 1, 3, 5)
         phases = phases.reshape(-1, rows, columns, channels)  # [B * reach * reach, rows, columns, C]
-        done = F.conv2d(phases.permute(0, 3, 1, 2), self.weight, padding=1, groups=channels)
+        done = F.conv2d(phases.permute(0, 3, 1, 2), self.weight, self.bias, padding=1, groups=channels)
         done = done.permute(0, 2, 3, 1).reshape(batch, reach, reach, rows, columns, channels)
         done = done.permute(0, 3, 1, 4, 2, 5).reshape(batch, rows * reach, columns * reach, channels)
         cropped = done[:, :height, :width].permute(0, 3, 1, 2)  # [B, C, H, W]

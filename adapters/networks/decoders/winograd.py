@@ -39,7 +39,7 @@ READ, WEIGHT, ANSWER = (torch.kron(matrix, matrix) for matrix in (_READ, _WEIGHT
 
 
 class WinogradConv(nn.Conv2d):
-    """A 3x3 convolution, padding 1, no bias: `[B, inputs, H, W]` -> `[B, outputs, H, W]`; same weights and keys.
+    """A 3x3 convolution, padding 1, made without bias: `[B, inputs, H, W]` -> `[B, outputs, H, W]`; same weights, keys.
 
     On a CPU in float32, wide layers answer 4x4 tiles by 36 products a pair of channels instead of 144 (Winograd), in
     both directions: exact but for rounding, which is about three times the plain convolution's (tested). Everywhere
@@ -54,7 +54,7 @@ class WinogradConv(nn.Conv2d):
         if torch.compiler.is_compiling() or not self._pays(maps):
             return super().forward(maps)
         answer: Tensor = _Winograd.apply(maps, self.weight)  # type: ignore[no-untyped-call]
-        return answer
+        return answer if self.bias is None else answer + self.bias.view(-1, 1, 1)
 
     def _pays(self, maps: Tensor) -> bool:
         return (

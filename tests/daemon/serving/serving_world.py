@@ -1,5 +1,6 @@
 """A real inference plane on a real registry with tiny networks, reached over real HTTP."""
 
+import copy
 import functools
 import io
 import socket
@@ -17,7 +18,10 @@ from PIL import Image
 from adapters.checkpoints.checkpoint import make_manifest, save_weights
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
+from adapters.served.forward import ServedForward
+from configs.serving import ServingSettings
 from configs.settings import Settings
+from daemon.serving.calibration import noise
 from daemon.serving.plane import InferencePlane
 from daemon.serving.server import make_server
 from daemon.tls import tls_files
@@ -54,6 +58,19 @@ def tiny_network(seed: int, *, name: str = "daformer", encoder: str = "mit_tiny"
     return network
 
 
+def served_form(network: SegmentationNetwork) -> ServedForward:
+    """What a plane makes of these weights as it serves by default: its answers are right to the last bit."""
+    forward = ServedForward(copy.deepcopy(network), ServingSettings(), torch.device("cpu"))
+    forward.settle(noise((HEIGHT, WIDTH)))
+    return forward
+
+
+@functools.cache
+def served_network(seed: int) -> ServedForward:
+    """The served form of `tiny_network(seed)`, made once: do not change it."""
+    return served_form(tiny_network(seed))
+
+
 def settings_for(state: Path, **sections: object) -> Settings:
     """Small frames, one CPU thread, a port of the system's choice."""
     values: dict[str, object] = {
@@ -76,7 +93,8 @@ class World:
         self.root = root
         self.layout = StateLayout(root / "state")
         self.registry = CheckpointRegistry(self.layout.checkpoints)
-        self.networks: dict[int, SegmentationNetwork] = {}
+        self.networks: dict[int, ServedForward] = {}
+        """Version -> its weights in the form that serves."""
 
     def settings(self, **serving: object) -> Settings:
         """The settings of this state directory."""
@@ -92,7 +110,7 @@ class World:
         save_weights(network, path)
         settings = settings_for(self.layout.root, network={"encoder": "mit_tiny", "channels": 16, **architecture})
         version = self.registry.add(path, make_manifest(settings, origin="pretrain"), by="test").version
-        self.networks[version] = network
+        self.networks[version] = served_form(network)
         if promote:
             self.registry.promote(version, by="test", reason="test")
         return version

@@ -19,7 +19,7 @@ from tests.daemon.serving.serving_world import (
     mask_of,
     picture,
     running,
-    tiny_network,
+    served_network,
 )
 
 OVERLAP = 0.5
@@ -30,8 +30,8 @@ WINDOW = Window(HEIGHT, WIDTH, OVERLAP)
 def alone(kind: str, pixels: np.ndarray) -> np.ndarray:
     """The answer of a network that saw nothing else."""
     if kind == "resize":
-        return segment_image(tiny_network(1), pixels, (HEIGHT, WIDTH))
-    [labels] = segment_fitted(tiny_network(1), [WINDOW.fit(pixels)], [pixels.shape[:2]], WINDOW.logits)
+        return segment_image(served_network(1), pixels, (HEIGHT, WIDTH))
+    [labels] = segment_fitted(served_network(1), [WINDOW.fit(pixels)], [pixels.shape[:2]], WINDOW.logits)
     return labels.numpy()
 
 

@@ -22,7 +22,7 @@ from tests.daemon.serving.serving_world import (
     mask_of,
     picture,
     running,
-    tiny_network,
+    served_network,
 )
 from tests.daemon.serving.swap_storm import weather
 
@@ -71,7 +71,7 @@ def test_2_a_version_serves_only_after_a_finite_warm_up_at_every_served_shape(
     world.add(2)
     assert look(plane) == 2
     ask(plane, *SIZES)
-    handle = reused.network.register_forward_hook(only_at(bad))  # type: ignore[arg-type]
+    handle = reused.forward.form.register_forward_hook(only_at(bad))  # type: ignore[arg-type]
     world.add(3)  # goes into the network of version 1
     assert look(plane) == 2
     failure = plane.follower.failure
@@ -88,7 +88,7 @@ def test_2_a_resident_version_is_warmed_up_at_shapes_that_came_after_it(world: W
     assert look(plane) == 2 and first is not None
     ask(plane, *SIZES)
     shapes: list[tuple[int, ...]] = []
-    first.network.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[-2:])))
+    first.forward.form.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[-2:])))
     world.registry.roll_back(to=1, by="operator", reason="")
     assert look(plane) == 1
     assert sorted(shapes) == [(32, 96), (64, 64)], "the full size was warmed up before, the others were not"
@@ -160,7 +160,7 @@ def test_5_a_request_in_flight_finishes_on_the_version_it_began_with_and_names_i
             reached.set()
             assert gate.wait(30)
 
-        handle = live.network.register_forward_pre_hook(hold)
+        handle = live.forward.form.register_forward_pre_hook(hold)
         answers: list[httpx.Response] = []
         asking = threading.Thread(target=lambda: answers.append(served.segment(image_bytes())))
         asking.start()
@@ -173,7 +173,7 @@ def test_5_a_request_in_flight_finishes_on_the_version_it_began_with_and_names_i
         later = served.segment(image_bytes())
     assert [answer.headers["X-Checkpoint-Version"] for answer in (*answers, later)] == ["1", "2"]
     for seed, answer in ((1, answers[0]), (2, later)):
-        expected = segment_image(tiny_network(seed), picture(), (HEIGHT, WIDTH))
+        expected = segment_image(served_network(seed), picture(), (HEIGHT, WIDTH))
         np.testing.assert_array_equal(mask_of(answer), expected)
 
 

@@ -42,7 +42,7 @@ def test_it_answers_over_http_and_swaps_with_a_plain_version(world: World, size:
         served.wait_for(detailed)
         answer = served.segment(image_bytes(*size))
         assert answer.headers["X-Checkpoint-Version"] == str(detailed)
-        expected = segment_image(network, picture(*size), (HEIGHT, WIDTH))
+        expected = segment_image(world.networks[detailed], picture(*size), (HEIGHT, WIDTH))
         np.testing.assert_array_equal(mask_of(answer), expected)
         world.registry.promote(plain, by="test", reason="back")
         served.wait_for(plain)

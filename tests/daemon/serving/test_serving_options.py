@@ -70,7 +70,7 @@ def test_sliding_windows_run_what_was_prepared(world: World, option: str, value:
             live = served.plane.slots.live
             assert live is not None and live.forward.computes == value
             in_bf16: list[bool] = []
-            in_float, in_int8 = live.network, (*live.forward._int8, None)[0]
+            in_float, in_int8 = live.forward.form, (*live.forward._int8, None)[0]
             in_float.register_forward_pre_hook(lambda *_, seen=in_bf16: seen.append(torch.is_autocast_enabled("cpu")))
             twin_runs: list[None] = []
             if in_int8 is not None:

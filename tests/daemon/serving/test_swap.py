@@ -48,9 +48,9 @@ def test_serves_the_weights_of_the_registry_and_reuses_its_two_networks(world: W
         assert look(plane) == version
         live = plane.slots.live
         assert live is not None
-        seen.add(id(live.network))
-        expected = world.networks[version].state_dict()
-        assert all(torch.equal(expected[name], value) for name, value in live.network.state_dict().items())
+        seen.add(id(live.forward.network))
+        expected = world.networks[version].network.state_dict()
+        assert all(torch.equal(expected[name], value) for name, value in live.forward.network.state_dict().items())
     assert len(seen) == 2, "a swap to the same architecture must allocate no new network"
 
 
@@ -257,7 +257,7 @@ def test_every_served_size_is_warmed_up_before_the_flip(world: World, plane: Inf
             image = Fitted(fit_frame(picture(*size), *resident.input_size), size)
             plane.batcher.submit(resident, [image])[0].result(20)
     shapes: list[tuple[int, ...]] = []
-    first.network.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[-2:])))
+    first.forward.form.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[-2:])))
     third = world.add(3)  # goes into the network that version 1 had
     assert look(plane) == third
     assert shapes[0] == (64, 96), "the full size comes first"

@@ -139,7 +139,7 @@ def test_requests_in_flight_finish_on_the_version_they_began_with(world: World) 
 
         live = served.plane.slots.live
         assert live is not None
-        handle = live.network.register_forward_pre_hook(hold)
+        handle = live.forward.form.register_forward_pre_hook(hold)
         answers: list[httpx.Response] = []
         asking = threading.Thread(target=lambda: answers.append(served.segment(image_bytes())))
         asking.start()
@@ -149,8 +149,8 @@ def test_requests_in_flight_finish_on_the_version_they_began_with(world: World) 
         served.wait_for(second)
         third = world.add(3)  # wants the place of version 1, which is still at work
         wait_until(lambda: served.plane.slots.versions == (second,), "version 1 is taken out of its place")
-        held = world.networks[first].state_dict()
-        assert all(bool((held[name] == value).all()) for name, value in live.network.state_dict().items())
+        held = world.networks[first].network.state_dict()
+        assert all(bool((held[name] == value).all()) for name, value in live.forward.network.state_dict().items())
         gate.set()
         asking.join(20)
         served.wait_for(third)

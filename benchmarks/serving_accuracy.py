@@ -1,0 +1,86 @@
+"""What the options of `serving` cost in accuracy on a trained network, by true labels.
+
+    python benchmarks/serving_accuracy.py --data ../shared/data/camvid --work /tmp/adaptation
+
+The network is a start of `adaptation.py`, trained on CamVid's days (in WORK, minutes, unless that was done). int8 is
+calibrated as the server does it, on eight unlabelled frames of the stream. A table: mIoU on the days held back and on
+the dusk stream, and the share of dusk pixels with the label of float32.
+"""
+
+import argparse
+import copy
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from adaptation_arms import STARTS
+from adaptation_data import LabelledImage, labelled_part, score
+from adaptation_runs import CLASSES, Run, prepare_start, source_model
+from numpy.typing import NDArray
+from serving_options import OPTIONS
+from torch import Tensor
+
+from adapters.errors import QuantizationRefused
+from adapters.inference import segment_image
+from adapters.networks.pixels import normalise
+from adapters.served.forward import ServedForward
+from configs.serving import ServingSettings
+from configs.settings import Settings
+from daemon.serving.calibration import FRAMES
+from storage.images import fit_frame
+
+CPU = torch.device("cpu")
+
+
+def main() -> int:
+    """Measure each start asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--starts", nargs="+", choices=list(STARTS), default=list(STARTS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| start | option | day mIoU | dusk mIoU | dusk labels as float32 |\n|---|---|---|---|---|", flush=True)
+    for start in arguments.starts:
+        run = Run(arguments.data.resolve(), arguments.work.resolve(), start, "dacs", 0)
+        prepare_start(run)
+        _print_start(start, run)
+    return 0
+
+
+def _print_start(start: str, run: Run) -> None:
+    settings, network = run.settings(), source_model(run.settings())
+    day, dusk = (labelled_part(run.data / part, CLASSES) for part in ("day_val", "dusk_stream"))
+    exact: list[NDArray[np.uint8]] | None = None
+    for name, values in OPTIONS.items():
+        forward = ServedForward(copy.deepcopy(network), ServingSettings.model_validate(values), CPU)
+        calibration = [_image(one, settings) for one in dusk[-FRAMES:]]
+        forward.settle(calibration[0])
+        if values.get("quantize") == "int8":
+            try:
+                forward.use_int8(calibration)
+            except QuantizationRefused as error:
+                print(f"| {start} | int8 | refused: {error} | | |")
+                continue
+        labels = _labels(forward, dusk, settings)
+        exact = labels if exact is None else exact
+        same = np.mean([np.mean(one == other) for one, other in zip(labels, exact, strict=True)])
+        scores = " | ".join(f"{100 * score(forward, part, settings).miou:.2f}" for part in (day, dusk))
+        print(f"| {start} | {name} | {scores} | {100 * same:.2f} % |", flush=True)
+
+
+def _image(one: LabelledImage, settings: Settings) -> Tensor:
+    """A normalised image `[1, 3, h, w]`, as the server calibrates with."""
+    frame = fit_frame(one.image, settings.buffer.height, settings.buffer.width)
+    return normalise(torch.from_numpy(frame.cropped()[None].copy()))
+
+
+def _labels(network: ServedForward, images: Iterable[LabelledImage], settings: Settings) -> list[NDArray[np.uint8]]:
+    size = settings.buffer.height, settings.buffer.width
+    return [segment_image(network, one.image, size) for one in images]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

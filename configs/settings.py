@@ -113,7 +113,8 @@ class RegistrySettings(Section):
     """Checkpoints on disk."""
 
     keep_versions: PositiveInt = 10
-    """Versions kept besides serving, previous, released and pinned ones."""
+    """Versions that served, kept besides serving, previous, released and pinned ones. Of those that never served at
+    most the two newest candidates and the two newest imports are kept."""
 
 
 class ObserveSettings(Section):

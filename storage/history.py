@@ -1,4 +1,4 @@
-"""What the registry's history says: the events, the versions rolled back from, who served before whom."""
+"""What the registry's history says: the events, who was rolled back from, who served before whom, who never did."""
 
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -32,6 +32,48 @@ def rolled_back_from(events: Iterable[HistoryEvent]) -> set[int]:
         if event.event in ("rolled_back", "promoted") and event.version is not None:
             bad.discard(event.version)
     return bad
+
+
+def never_served(events: Iterable[HistoryEvent], versions: Collection[int]) -> set[int]:
+    """Those of `versions` that never answered anybody.
+
+    One whose addition is not in the history counts as one that served: of a lost history nothing can be concluded.
+    """
+    added: set[int] = set()
+    served: set[int] = set()
+    for event in events:
+        if event.version is not None and event.event == "added":
+            added.add(event.version)
+        if event.version is not None and event.event in ("promoted", "rolled_back"):
+            served.add(event.version)
+        if event.previous is not None:  # whatever happened: it served then
+            served.add(event.previous)
+    return (added - served) & set(versions)
+
+
+def added_by_rounds(events: Iterable[HistoryEvent]) -> set[int]:
+    """Versions that were the candidate of a round."""
+    return {item.version for item in events if item.event == "added" and item.round and item.version is not None}
+
+
+def verdicts_against(events: Iterable[HistoryEvent]) -> dict[int, str]:
+    """What the gate said of versions that it did not let serve: `rejected` or `inconclusive`, the last word of each."""
+    return {
+        item.version: item.event
+        for item in events
+        if item.event in ("rejected", "inconclusive") and item.version is not None
+    }
+
+
+def turned_down(events: Iterable[HistoryEvent]) -> set[int]:
+    """Versions that the gate did not let serve and that nobody made serve since."""
+    down: set[int] = set()
+    for event in events:
+        if event.version is not None and event.event in ("rejected", "inconclusive"):
+            down.add(event.version)
+        if event.version is not None and event.event in ("promoted", "rolled_back"):
+            down.discard(event.version)
+    return down
 
 
 def served_before(events: Iterable[HistoryEvent], target: int, usable: Collection[int]) -> int | None:

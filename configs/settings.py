@@ -107,6 +107,8 @@ class GateSettings(Section):
     """Longest wait for them (seconds); then the verdict is inconclusive."""
     shadow_agreement: Fraction = 0.3
     """Veto: share of their pixels with the label that was served below this."""
+    shadow_failures: Fraction = 0.01
+    """Veto: the candidate raised an error on more than this share of the live images."""
 
 
 class RegistrySettings(Section):

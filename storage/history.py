@@ -39,16 +39,22 @@ def never_served(events: Iterable[HistoryEvent], versions: Collection[int]) -> s
 
     One whose addition is not in the history counts as one that served: of a lost history nothing can be concluded.
     """
-    added: set[int] = set()
-    served: set[int] = set()
-    for event in events:
-        if event.version is not None and event.event == "added":
-            added.add(event.version)
-        if event.version is not None and event.event in ("promoted", "rolled_back"):
-            served.add(event.version)
-        if event.previous is not None:  # whatever happened: it served then
-            served.add(event.previous)
-    return (added - served) & set(versions)
+    known = list(events)
+    added = {event.version for event in known if event.event == "added"}
+    served = {event.version for event in completed_moves(known)}
+    served |= {event.previous for event in known}  # whatever happened then: it served
+    return {version for version in versions if version in added - served}
+
+
+def completed_moves(events: Iterable[HistoryEvent], serving: int | None = None) -> list[HistoryEvent]:
+    """Promotions and rollbacks without those that a kill cut short between the line and the ref.
+
+    The line after such a one says that the same version as before it served. `serving`, which serves now, says it of
+    the last.
+    """
+    moves = [event for event in events if event.event in ("promoted", "rolled_back")]
+    after = [*(event.previous for event in moves[1:]), serving]
+    return [event for event, then in zip(moves, after, strict=False) if then is None or then != event.previous]
 
 
 def added_by_rounds(events: Iterable[HistoryEvent]) -> set[int]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from storage import durable
 from storage.errors import ServingChanged, StorageError, UnknownVersion
-from storage.history import read_history, rolled_back_from, served_before, served_stack, turned_down
+from storage.history import completed_moves, read_history, rolled_back_from, served_before, served_stack, turned_down
 from storage.manifest import HistoryEvent, Manifest, Ref
 from storage.numbered import listed, numbers
 from storage.refs import Refs, pin_name
@@ -252,11 +252,12 @@ class CheckpointRegistry:
     def _before(self, target: int, serving: Ref | None) -> int | None:
         """The newest version that served before `target` and is neither gone nor bad, nor the one that serves now.
 
-        Bad is also what the gate turned down: a line of a promotion that a kill cut short may be all that it served.
+        Bad is also what the gate turned down, and a promotion that a kill cut short is none.
         """
-        events = self.history()
-        bad = rolled_back_from(events) | turned_down(events) | ({serving.version} if serving else set())
-        return served_before(events, target, [item for item in self.versions() if item not in bad])
+        events, now = self.history(), serving.version if serving else None
+        bad = rolled_back_from(events) | turned_down(events) | {now}
+        moves = completed_moves(events, now)
+        return served_before(moves, target, [item for item in self.versions() if item not in bad])
 
     def _move(self, version: int, before: int | None, by: str, reason: str) -> Ref:
         """Set `previous`, then `serving`: between the two, the old version serves and is a version that exists."""

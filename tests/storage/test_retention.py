@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import UnknownVersion
-from storage.history import never_served, turned_down, verdicts_against
+from storage.history import completed_moves, never_served, turned_down, verdicts_against
 from storage.manifest import HistoryEvent, Manifest
 from storage.registry import CheckpointRegistry
 from storage.retention import removable
@@ -58,6 +58,22 @@ def test_what_the_history_says_of_candidates() -> None:
     assert turned_down(events) == {5}, "an operator let 4 serve"
 
 
+def test_moves_that_a_kill_cut_short() -> None:
+    cut, back, again = ("promoted", 4, 3), ("rolled_back", 2, 3), ("promoted", 5, 3)
+    for lines, serving, completed in (
+        ([], None, []),
+        ([cut], None, [4]),
+        ([cut], 4, [4]),
+        ([cut], 3, []),
+        ([cut, back], 2, [2]),
+        ([cut, cut], 4, [4]),
+        ([cut, ("rolled_back", 3, 4), again], 5, [4, 3, 5]),
+        ([cut, ("promoted", 7, 6)], 7, [4, 7]),  # a line between them was lost
+    ):
+        moves = completed_moves(happened(*SERVED, *lines), serving)
+        assert [item.version for item in moves] == [1, 2, 3, *completed], (lines, serving)
+
+
 @pytest.fixture
 def registry(tmp_path: Path, weights: Callable[[str], Path], manifest: Callable[..., Manifest]) -> CheckpointRegistry:
     """Versions 1 to 4 served in turn."""
@@ -83,17 +99,23 @@ def test_many_rejections_push_out_no_version_that_served(
     assert registry.prunable(0) == [2], "3 is what a rollback leads to, 1 the released model"
 
 
-def test_a_promotion_that_a_kill_cut_short_and_the_gate_withdrew_is_not_rolled_back_to(
-    registry: CheckpointRegistry, weights: Callable[[str], Path], manifest: Callable[..., Manifest]
+@pytest.mark.parametrize("withdrawn", [False, True])
+def test_a_promotion_that_a_kill_cut_short_is_not_rolled_back_to(
+    registry: CheckpointRegistry, weights: Callable[[str], Path], manifest: Callable[..., Manifest], withdrawn: bool
 ) -> None:
-    """Killed between the line and the ref; an operator moved to an import before the gate was there again."""
+    """Killed between the line and the ref; an operator moved to an import and back, before or after the gate was there
+    again.
+    """
     for number in (5, 6):
         registry.add(weights(f"weights {number}"), manifest(round=5 if number == 5 else None), by="test")
     registry.record(happened(("promoted", 5, 4))[0])
     registry.roll_back(to=6, by="operator", reason="the import")
-    registry.record(happened(("inconclusive", 5, 4))[0])
-    previous = registry.roll_back(to=None, by="operator", reason="not that")
-    assert previous.version == 3, "4 was rolled back from, 5 never served"
+    before = registry.ref("previous")
+    assert before is not None and before.version == 3, "4 was rolled back from, 5 never served"
+    if withdrawn:
+        registry.record(happened(("inconclusive", 5, 4))[0])
+    assert never_served(registry.history(), registry.versions()) == {5}
+    assert registry.roll_back(to=None, by="operator", reason="not that").version == 3
 
 
 def test_a_rollback_without_a_version_never_takes_one_that_never_served(

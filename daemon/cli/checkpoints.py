@@ -132,7 +132,9 @@ def prune(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove the oldest versions; never those that serve, served before, are pinned or were released."""
+    """Remove the oldest versions, and all but the newest few that never served; never what serves, served before it, is
+    pinned, in the shadow or was released.
+    """
     settings = read_settings(config)
     registry = registry_of(settings)
     kept = settings.registry.keep_versions if keep is None else keep
@@ -196,12 +198,13 @@ def _say_pins(registry: "CheckpointRegistry", as_json: bool, text: str) -> None:
 
 def _summary(registry: "CheckpointRegistry", version: int) -> dict[str, Any]:
     """One version as `list --json` shows it; a damaged manifest is an entry too, so that the others can be seen."""
+    from daemon.version_marks import history_marks
     from storage.errors import CorruptCheckpoint
 
     refs = {"serving": registry.ref("serving"), "previous": registry.ref("previous"), "shadow": registry.ref("shadow")}
     marks = [name for name, ref in refs.items() if ref is not None and ref.version == version]
     marks += ["pinned"] if version in registry.pins() else []
-    marks += ["rolled back"] if version in registry.rolled_back() else []
+    marks += history_marks(registry).get(version, [])
     kept = ("origin", "parent", "round", "created", "scores")
     try:
         facts = registry.manifest(version).model_dump(mode="json", include=set(kept))

@@ -24,6 +24,7 @@ from daemon.round_loop import RoundLoop
 from daemon.run_files import write_run_file
 from daemon.state_metrics import StateCollector
 from daemon.token import control_token, same_token
+from storage.manifest import HistoryEvent
 from storage.round_records import RoundScores, RoundSpec
 from storage.rounds import RoundStore
 
@@ -196,6 +197,13 @@ def test_a_damaged_version_is_listed_as_such(world, registry):
     (registry.root / "versions" / "000001" / "manifest.json").write_text("{")
     (version,) = world.client.get("/v1/checkpoints").json()["versions"]
     assert "not a manifest" in version["damaged"]
+
+
+def test_versions_that_never_served_are_marked(world, registry, add_version):
+    add_version(1, promote=False)
+    registry.record(HistoryEvent(at=1.0, event="rejected", version=2, previous=1, by="gate", reason="odd"))
+    versions = world.client.get("/v1/checkpoints").json()["versions"]
+    assert [(item["version"], item["marks"]) for item in versions] == [(1, []), (2, ["never served", "rejected"])]
 
 
 def test_a_round_is_accepted_once(world):

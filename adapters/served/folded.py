@@ -58,7 +58,7 @@ class Folded:
 
         `images` `[B, 3, H, W]` of the first call also show which BatchNorm reads which convolution. Every version is
         compared: a convolution that something else reads too shows only once its BatchNorm or that reader was trained.
-        False: folding changes more than rounding, so `form` is the network from now on; its weights must be copied anew.
+        False: folding changes more than rounding, so `form` is the network from now on; copy its weights anew.
         """
         if self._pairs is None:
             self._begin(images)

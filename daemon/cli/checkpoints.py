@@ -203,7 +203,8 @@ def _refs(registry: "CheckpointRegistry") -> "tuple[dict[str, Ref], list[str]]":
     """What serving, previous and shadow point at, as far as that is there; and what is wrong with the others."""
     from storage.errors import StorageError
 
-    found, damage = {}, []
+    found: dict[str, Ref] = {}
+    damage: list[str] = []
     for name in MARKING:
         try:
             ref = registry.ref(name)

@@ -20,6 +20,7 @@ from daemon.control_model import (
     RoundDetail,
     RoundList,
 )  # fmt: skip
+from daemon.head_requests import HeadRequests
 from daemon.health import Health
 from daemon.metrics import Metrics
 from daemon.page import create_page
@@ -59,6 +60,7 @@ def create_control_app(context: ControlContext) -> FastAPI:
     app.include_router(create_page(context.settings, context.registry, context.token))
     app.include_router(_changing(context))
     app.add_middleware(ControlGuard, token=context.token)
+    app.add_middleware(HeadRequests)
     answer_errors(app)
     return app
 

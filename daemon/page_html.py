@@ -56,8 +56,9 @@ def render(status: Status, registry: CheckpointRegistry, notice: Notice | None =
 
 def _serving(status: Status) -> str:
     serving, previous, plane = status.serving, status.previous, status.plane
+    none = "unknown, the ref is damaged" if status.serving_damaged else "no version yet"
     rows: list[tuple[str, object]] = [
-        ("should serve", f"version {serving.version}, {serving.by}: {serving.reason}" if serving else "no version yet"),
+        ("should serve", f"version {serving.version}, {serving.by}: {serving.reason}" if serving else none),
         ("since", _time(serving.since if serving else None)),
         ("answers now", f"version {plane.version}" if plane.up else plane.detail),
         ("before it", f"version {previous.version}" if previous else "-"),

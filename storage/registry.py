@@ -114,18 +114,21 @@ class CheckpointRegistry:
         version serves: what was seen and decided about is what is rolled back from.
 
         The version rolled back from counts as bad from then on, and `previous` becomes what served before the
-        target, so that a second rollback goes one further back and never forward to a bad version.
+        target, so that a second rollback goes one further back and never forward to a bad version. With `to` it also
+        works when the serving ref is damaged or gone: what is rolled back from is then what the history says.
         Raises ServingChanged, UnknownVersion when there is no such version, CorruptCheckpoint when it is damaged; then
         nothing moved.
         """
         with self._writing():
-            serving = self.ref("serving")
+            named = to is not None and expected is None  # then what serves decides nothing
+            serving = self._refs.read_or_none("serving") if named else self.ref("serving")
             if expected is not None:
                 _hold(serving, expected, "nothing was rolled back")
             target = self._target(to, serving)
             self.verify(target)
             before = self._before(target, serving)
-            self._note("rolled_back", target, by=by, reason=reason, previous=serving.version if serving else None)
+            left = serving.version if serving else self._last_served(other_than=target)
+            self._note("rolled_back", target, by=by, reason=reason, previous=left)
             return self._move(target, before, by, reason)
 
     def restore(self, *, by: str, reason: str) -> Ref:
@@ -269,6 +272,11 @@ class CheckpointRegistry:
             self._refs.write("previous", version, by, reason)
         else:
             self._refs.remove("previous")
+
+    def _last_served(self, other_than: int) -> int | None:
+        """The version that serves by the history, if that is another than the one given."""
+        stack = served_stack(self.history())
+        return stack[-1] if stack and stack[-1] != other_than else None
 
     def _version_named(self, name: str) -> int | None:
         """The version that a ref points at; none when it is missing or cannot be read."""

@@ -57,6 +57,16 @@ def test_a_damaged_version_is_listed_as_such(mfmd, registry: CheckpointRegistry)
     assert "corrupt" in mfmd("checkpoints", "list").out
 
 
+def test_a_damaged_ref_hides_no_version(mfmd, registry: CheckpointRegistry) -> None:
+    registry.ref_path("serving").write_text("garbage")
+    listed = mfmd("checkpoints", "list", "--json")
+    rows = json.loads(listed.out)
+    assert [row["version"] for row in rows] == [1, 2, 3] and not any("serving" in row["marks"] for row in rows)
+    assert "previous" in [mark for row in rows for mark in row["marks"]]
+    for told in (listed, mfmd("checkpoints", "show", "2")):
+        assert told.err.count("refs/serving: not a ref") == 1 and "`mfmd check --repair`" in told.err
+
+
 def test_show_tells_manifest_and_history_and_verifies(mfmd, registry: CheckpointRegistry) -> None:
     shown = json.loads(mfmd("checkpoints", "show", "2", "--json").out)
     assert shown["manifest"]["files"]["model.safetensors"]["size"] > 0

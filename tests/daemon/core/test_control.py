@@ -134,6 +134,15 @@ def test_looking_needs_none(world):
         assert world.client.get(path).status_code == 200, path
 
 
+def test_head_is_answered_like_get_without_the_body_and_changes_nothing(world, registry):
+    for path in ("/healthz", "/readyz", "/v1/status", "/"):
+        asked, looked = world.client.get(path), world.client.head(path)
+        assert (looked.status_code, looked.content) == (asked.status_code, b""), path
+    before = registry.history()
+    assert world.client.head("/v1/rollback").status_code == 405
+    assert registry.history() == before
+
+
 def test_status_is_the_picture_that_the_command_prints(world):
     status = world.client.get("/v1/status").json()
     assert status["buffer"]["frames"] == 6

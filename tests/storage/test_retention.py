@@ -128,3 +128,20 @@ def test_a_rollback_without_a_version_never_takes_one_that_never_served(
         assert registry.roll_back(to=None, by="operator", reason="").version == target
     with pytest.raises(UnknownVersion, match="no version served before 1"):
         registry.roll_back(to=None, by="operator", reason="")
+
+
+@pytest.mark.parametrize("how", ["restore", "by hand"])
+def test_with_the_serving_ref_lost_the_gates_verdict_still_tells_what_never_served(
+    registry: CheckpointRegistry, weights: Callable[[str], Path], manifest: Callable[..., Manifest], how: str
+) -> None:
+    """Nothing says any more that the promotion of 5 was cut short, but that the gate withdrew it."""
+    for number in (5, 6):
+        registry.add(weights(f"weights {number}"), manifest(round=5 if number == 5 else None), by="test")
+    registry.record(happened(("promoted", 5, 4))[0])
+    registry.record(happened(("inconclusive", 5, 4))[0])
+    registry.ref_path("serving").unlink()
+    if how == "restore":
+        assert registry.restore(by="check", reason="lost").version == 4
+    else:
+        registry.roll_back(to=6, by="operator", reason="the import")
+        assert registry.roll_back(to=None, by="operator", reason="not that").version == 4

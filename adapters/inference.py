@@ -1,6 +1,6 @@
 """From images to label maps: the one path that serving, prediction, evaluation and scores share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -31,6 +31,20 @@ def segment_fitted(
 ) -> list[Tensor]:
     """Label maps, uint8 `[h, w]` at the original sizes `(h, w)`, of frames that share one valid size.
 
+    Arguments and errors are those of `logits_fitted`; also ValueError when there is not one size for each frame.
+    """
+    if len(frames) != len(sizes):
+        raise ValueError(f"expected a size for each frame, got {len(frames)} frames, {len(sizes)} sizes")
+    return [labels_at(logit, size) for logit, size in zip(logits_fitted(network, frames, forward), sizes, strict=True)]
+
+
+def logits_fitted(
+    network: nn.Module,
+    frames: Sequence[FittedFrame],
+    forward: Callable[[nn.Module, Tensor], Tensor] | None = None,
+) -> Iterator[Tensor]:
+    """Logits `[K, H, W]` of frames that share one valid size, one after the other, at that size.
+
     Only the valid region enters the network, so what a frame is padded to cannot change its answer. Runs on the
     network's device; the network should be in eval mode. On a CPU images pass one by one: that costs a tenth to a half
     more time, and an answer never depends on the company it was batched with. On a GPU they pass as one batch, whose
@@ -39,16 +53,16 @@ def segment_fitted(
     Raises ValueError when valid sizes differ.
     """
     valid = {(frame.valid_height, frame.valid_width) for frame in frames}
-    if len(valid) != 1 or len(frames) != len(sizes):
-        raise ValueError(f"expected frames of one valid size and a size for each, got {sorted(valid)}, {len(sizes)}")
+    if len(valid) != 1:
+        raise ValueError(f"expected frames of one valid size, got {sorted(valid)}")
     device = next(network.parameters()).device
-    pixels = np.stack([frame.cropped() for frame in frames])
-    images = normalise(torch.from_numpy(pixels).to(device))
+    with torch.inference_mode():
+        images = normalise(torch.from_numpy(np.stack([frame.cropped() for frame in frames])).to(device))
     step = 1 if device.type == "cpu" else len(frames)
-    parts = (images[start : start + step] for start in range(0, len(frames), step))
-    forward = forward or logits_of
-    logits = (logit for part in parts for logit in forward(network, part))
-    return [labels_at(logit, size) for logit, size in zip(logits, sizes, strict=True)]
+    for start in range(0, len(frames), step):
+        with torch.inference_mode():  # not around the yield: between two images the caller's mode is its own
+            logits = (forward or logits_of)(network, images[start : start + step])
+        yield from logits
 
 
 def segment_image(network: nn.Module, pixels: NDArray[np.uint8], input_size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -21,8 +21,9 @@ from daemon.demo.driving import DrivenDaemon
 SEEDS = (1, 2, 3, 4, 5)
 EARLY = 50
 """Moves after which memory must not grow any more."""
-AROUND = 10
-"""Moves whose median counts: a forward pass that runs just then is worth some MiB."""
+AROUND = 25
+"""Moves before and after one (as far as there are) whose mean counts as the memory after it: a reading is 20 MiB higher
+when a forward pass has run since the swap gave free memory back."""
 WARM_SECONDS = 5.0
 WARM_CLIENTS = 8
 """Clients that warm up a server, so that batches of every size have run before memory and times are looked at."""
@@ -116,16 +117,18 @@ def _print_moves(moves: Sequence[Moved]) -> None:
         if took:
             print(f"| {kind} | {len(took)} | {statistics.median(took):.2f} | {max(took):.2f} |")
     first, last = min(EARLY, len(moves)), len(moves)
-    early, late = (
-        statistics.median(move.memory for move in moves[max(0, end - AROUND) : end]) for end in (first, last)
-    )
+    early, late = (statistics.fmean(move.memory for move in _around(moves, number)) for number in (first, last))
     print(
         f"\nresident memory after move {first}: {early / 2**20:.1f} MiB, after move {last}: {late / 2**20:.1f} MiB ",
         end="",
     )
-    print(f"({100 * (late / early - 1):+.2f} %; medians of {AROUND} moves)")
+    print(f"({100 * (late / early - 1):+.2f} %; means of up to {2 * AROUND} moves around each)")
     step = max(1, len(moves) // 10)
     print("on the way: " + ", ".join(f"{move.memory / 2**20:.1f}" for move in moves[step - 1 :: step]))
+
+
+def _around(moves: Sequence[Moved], number: int) -> Sequence[Moved]:
+    return moves[max(0, number - AROUND) : number + AROUND]
 
 
 def print_rollback(root: Path, times_back: int, rate: float) -> None:

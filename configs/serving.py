@@ -48,7 +48,7 @@ class ServingSettings(Section):
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     """Numbers that the forward pass computes with (autocast); the weights stay float32. fp16 is for GPUs."""
     channels_last: bool = False
-    """Memory format of images and convolutions."""
+    """Memory format of images; the weights of convolutions lie so in any case."""
     fold_batch_norm: bool = True
     """Run a convolution and the BatchNorm after it as one layer: the same logits but for rounding, in less time."""
     compile: bool = False

@@ -107,13 +107,16 @@ class GateSettings(Section):
     """Longest wait for them (seconds); then the verdict is inconclusive."""
     shadow_agreement: Fraction = 0.3
     """Veto: share of their pixels with the label that was served below this."""
+    shadow_failures: Fraction = 0.01
+    """Veto: the candidate raised an error on more than this share of the live images."""
 
 
 class RegistrySettings(Section):
     """Checkpoints on disk."""
 
     keep_versions: PositiveInt = 10
-    """Versions kept besides serving, previous, released and pinned ones."""
+    """Versions that served, kept besides serving, previous, released and pinned ones. Of those that never served at
+    most the two newest candidates and the two newest imports are kept."""
 
 
 class ObserveSettings(Section):

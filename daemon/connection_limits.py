@@ -48,6 +48,15 @@ class TimedConnection(H11Protocol):
         self._time()
         self._watch_reader()
 
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the idle connection, but not while the client still reads its answer: `_look_at_reader` judges that."""
+        if self._unread_bytes() and not self.transport.is_closing():
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+            return
+        super().timeout_keep_alive_handler()
+
     def pause_writing(self) -> None:
         """Wait with writing (the transport holds enough): from now on it is watched whether the client reads."""
         super().pause_writing()
@@ -87,19 +96,28 @@ class TimedConnection(H11Protocol):
             self._timer = None
 
     def _give_up(self) -> None:
-        self.timeout_keep_alive_handler()
-        if self.transport.get_write_buffer_size():
+        if self._unread_bytes():
             self.transport.abort()  # a plain close waits until the client has read what was written
+        else:
+            self.timeout_keep_alive_handler()
+
+    def _unread_bytes(self) -> int:
+        """What is written for the client and not yet taken by the system.
+
+        Over TLS all of it, enciphered, goes at once to the transport beneath, which asyncio shows to nobody.
+        """
+        beneath = getattr(getattr(self.transport, "_ssl_protocol", None), "_transport", None)
+        return self.transport.get_write_buffer_size() + (beneath.get_write_buffer_size() if beneath else 0)
 
     def _watch_reader(self) -> None:
-        if self._unread_timer is None and self.transport.get_write_buffer_size():
+        if self._unread_timer is None and self._unread_bytes():
             self._unread = None
             self._unread_timer = self.loop.call_later(READ_SECONDS, self._look_at_reader)
 
     def _look_at_reader(self) -> None:
         """Abort when too little was read since the last look. While an answer is written, its request's time counts."""
         self._unread_timer = None
-        unread = self.transport.get_write_buffer_size()
+        unread = self._unread_bytes()
         if not unread:
             return
         written = self.transport.is_closing() or self.cycle is None or self.cycle.response_complete

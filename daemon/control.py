@@ -20,6 +20,7 @@ from daemon.control_model import (
     RoundDetail,
     RoundList,
 )  # fmt: skip
+from daemon.head_requests import HeadRequests
 from daemon.health import Health
 from daemon.metrics import Metrics
 from daemon.page import create_page
@@ -27,6 +28,7 @@ from daemon.refusals import RetryQueue, Selection
 from daemon.round_history import summaries, summarise
 from daemon.round_loop import RoundLoop
 from daemon.status import Status, collect_status
+from daemon.version_marks import history_marks
 from storage.errors import StorageError
 from storage.layout import StateLayout
 from storage.manifest import Ref
@@ -58,6 +60,7 @@ def create_control_app(context: ControlContext) -> FastAPI:
     app.include_router(create_page(context.settings, context.registry, context.token))
     app.include_router(_changing(context))
     app.add_middleware(ControlGuard, token=context.token)
+    app.add_middleware(HeadRequests)
     answer_errors(app)
     return app
 
@@ -98,7 +101,8 @@ def _reading(context: ControlContext) -> APIRouter:
         """All versions, oldest first, and what the refs name."""
         registry = context.registry
         pins = set(registry.pins())
-        versions = [_checkpoint(registry, version, version in pins) for version in registry.versions()]
+        marks = history_marks(registry)
+        versions = [_checkpoint(registry, version, version in pins, marks[version]) for version in marks]
         return CheckpointList(serving=registry.ref("serving"), previous=registry.ref("previous"), versions=versions)
 
     @router.get("/rounds")
@@ -157,7 +161,7 @@ def _changing(context: ControlContext) -> APIRouter:
     return router
 
 
-def _checkpoint(registry: CheckpointRegistry, version: int, pinned: bool) -> CheckpointSummary:
+def _checkpoint(registry: CheckpointRegistry, version: int, pinned: bool, marks: list[str]) -> CheckpointSummary:
     try:
         manifest = registry.manifest(version)
     except StorageError as error:
@@ -169,6 +173,7 @@ def _checkpoint(registry: CheckpointRegistry, version: int, pinned: bool) -> Che
             round=None,
             pinned=pinned,
             scores={},
+            marks=marks,
             damaged=str(error),
         )
     return CheckpointSummary(
@@ -179,6 +184,7 @@ def _checkpoint(registry: CheckpointRegistry, version: int, pinned: bool) -> Che
         round=manifest.round,
         pinned=pinned,
         scores=manifest.scores,
+        marks=marks,
     )
 
 

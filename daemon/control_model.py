@@ -53,6 +53,8 @@ class CheckpointSummary(BaseModel):
     round: int | None
     pinned: bool
     scores: dict[str, float]
+    marks: list[str] = []
+    """What to know before going back to it: `rolled back`, `never served`, `rejected`, `inconclusive`."""
     damaged: str | None = None
 
 

@@ -8,8 +8,10 @@ from structlog.typing import Processor
 
 from configs.settings import LogSettings
 
-QUIET = ("httpx", "httpcore", "uvicorn.access", "asyncio", "PIL", "zarr", "multipart", "python_multipart")
+QUIET = ("httpx", "httpcore", "uvicorn.access", "asyncio", "PIL", "zarr")
 """Loggers of libraries that say nothing of use below a warning."""
+SILENT = ("python_multipart",)
+"""Loggers of libraries that call an error what a client did wrong: it is answered and counted."""
 
 _SHARED: tuple[Processor, ...] = (
     structlog.contextvars.merge_contextvars,
@@ -41,6 +43,8 @@ def configure_logs(settings: LogSettings) -> None:
     root.setLevel(settings.level.upper())
     for name in QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    for name in SILENT:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

@@ -25,7 +25,7 @@ def operator_messages(status: Status, settings: Settings) -> list[str]:
 
 
 def _versions(status: Status, settings: Settings) -> Iterator[str]:
-    if status.serving is not None:
+    if status.serving is not None or status.serving_damaged:  # the damage is told already
         return
     if status.versions:
         yield (
@@ -84,7 +84,8 @@ def _plane(status: Status, settings: Settings) -> Iterator[str]:
     wanted = serving.version if serving is not None else None
     if plane.up and plane.detail:
         yield f"the inference plane: {plane.detail}"
-    if plane.up and plane.last_swap_failure and wanted == plane.failed_version != plane.version:
+    failed = wanted is not None and wanted == plane.failed_version != plane.version
+    if plane.up and plane.last_swap_failure and failed:
         old = f"version {plane.version} still serves" if plane.version is not None else "nothing serves"
         yield f"version {wanted} cannot serve, {old}: {plane.last_swap_failure}"
 

@@ -3,11 +3,12 @@
 import base64
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from daemon.status_model import Status
+from daemon.version_marks import history_marks
 from storage.registry import CheckpointRegistry
 
 HISTORY_LINES = 20
@@ -42,7 +43,7 @@ def render(status: Status, registry: CheckpointRegistry, notice: Notice | None =
         else "",
         _serving(status),
         "".join(f'<p class="message">{escape(message)}</p>' for message in status.messages),
-        _rollback(status, registry.rolled_back()),
+        _rollback(status, history_marks(registry)),
         _rounds(status),
         _history(registry),
     ]
@@ -55,8 +56,9 @@ def render(status: Status, registry: CheckpointRegistry, notice: Notice | None =
 
 def _serving(status: Status) -> str:
     serving, previous, plane = status.serving, status.previous, status.plane
+    none = "unknown, the ref is damaged" if status.serving_damaged else "no version yet"
     rows: list[tuple[str, object]] = [
-        ("should serve", f"version {serving.version}, {serving.by}: {serving.reason}" if serving else "no version yet"),
+        ("should serve", f"version {serving.version}, {serving.by}: {serving.reason}" if serving else none),
         ("since", _time(serving.since if serving else None)),
         ("answers now", f"version {plane.version}" if plane.up else plane.detail),
         ("before it", f"version {previous.version}" if previous else "-"),
@@ -74,15 +76,12 @@ def _serving(status: Status) -> str:
     return _table("", rows, caption=f"as of {_time(status.at)}")
 
 
-def _rollback(status: Status, bad: set[int]) -> str:
+def _rollback(status: Status, marks: Mapping[int, Sequence[str]]) -> str:
     serving = status.serving
     others = [version for version in reversed(status.versions) if serving and version != serving.version]
     if serving is None or not others:
         return "<h2>Roll back</h2><p>There is no other version.</p>"
-    choices = "".join(
-        f'<option value="{version}">version {version}{" (rolled back from)" if version in bad else ""}</option>'
-        for version in others
-    )
+    choices = "".join(_choice(version, marks.get(version, ())) for version in others)
     return (
         f'<h2>Roll back</h2><form method="post" action="/rollback" autocomplete="off">'
         f'<input type="hidden" name="serving" value="{serving.version}">'
@@ -92,6 +91,11 @@ def _rollback(status: Status, bad: set[int]) -> str:
         '<label>Control token <input type="password" name="token" required autocomplete="off"></label>'
         f"<button>Roll back from version {serving.version}</button></form>"
     )
+
+
+def _choice(version: int, marks: Sequence[str]) -> str:
+    known = f" ({', '.join(marks)})" if marks else ""
+    return f'<option value="{version}">version {version}{escape(known)}</option>'
 
 
 def _rounds(status: Status) -> str:

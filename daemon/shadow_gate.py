@@ -34,9 +34,9 @@ class ShadowSight:
 def decide_shadow(trial: ShadowTrial, sight: ShadowSight, *, at: float) -> Verdict | None:
     """The verdict on a candidate that was accepted on its scores; none: wait on.
 
-    accepted: enough images, enough agreement. rejected: enough images, too little agreement. inconclusive: too few
-    images in time, or what was seen is about another incumbent, or somebody ended it. `at` is the verdict's time (Unix,
-    seconds).
+    accepted: enough images, enough agreement. rejected: enough images, too little agreement, or errors on more images
+    than may fail, however few were seen. inconclusive: too few images in time, or what was seen is about another
+    incumbent, or somebody ended it. `at` is the verdict's time (Unix, seconds).
     """
     end = _end(trial, sight)
     if end is None:
@@ -61,6 +61,8 @@ def _end(trial: ShadowTrial, sight: ShadowSight) -> tuple[Decision, str] | None:
     record = sight.record
     if trial.placed and sight.shadow != trial.version:
         return "inconclusive", f"somebody ended its shadow: {_compared(trial, record)}"
+    if record is not None and _fails(trial, record):
+        return "rejected", f"veto: {_failed(trial, record)}"
     if record is not None and record.images >= trial.images:
         if record.agreement < trial.agreement:
             return "rejected", f"veto: {_agreed(record, trial)}"
@@ -80,7 +82,7 @@ def _held(trial: ShadowTrial, sight: ShadowSight) -> str:
 
 
 def _checks(trial: ShadowTrial, record: ShadowRecord | None) -> list[Check]:
-    """The numbers; agreement is judged only on enough images."""
+    """The numbers; agreement is judged only on enough images, errors on as many as there are."""
     images = record.images if record else 0
     checks = [
         Check(
@@ -92,6 +94,17 @@ def _checks(trial: ShadowTrial, record: ShadowRecord | None) -> list[Check]:
             detail=_compared(trial, record),
         )
     ]
+    if record is not None:
+        checks.append(
+            Check(
+                name="shadow_failed",
+                kind="veto",
+                passed=not _fails(trial, record),
+                value=record.failed / record.tried if record.tried else 0.0,
+                limit=trial.failures,
+                detail=_failed(trial, record),
+            )
+        )
     if record is not None and images >= trial.images:
         checks.append(
             Check(
@@ -106,10 +119,23 @@ def _checks(trial: ShadowTrial, record: ShadowRecord | None) -> list[Check]:
     return checks
 
 
+def _fails(trial: ShadowTrial, record: ShadowRecord) -> bool:
+    """Whether more images failed than may of as many as are wanted: those to come cannot make up for them."""
+    return record.failed / max(trial.images, record.tried) > trial.failures
+
+
 def _compared(trial: ShadowTrial, record: ShadowRecord | None) -> str:
-    if record is None:
-        return f"0 of {trial.images} live images compared"
-    return f"{record.images} of {trial.images} live images compared, {record.agreement:.1%} of their pixels as served"
+    compared = f"{record.images if record else 0} of {trial.images} live images compared"
+    if record is not None and record.images:
+        compared += f", {record.agreement:.1%} of their pixels as served"
+    if record is not None and record.failed:
+        compared += f", an error on {record.failed} more"
+    return compared
+
+
+def _failed(trial: ShadowTrial, record: ShadowRecord) -> str:
+    most = f"at most {trial.failures:.1%} of {max(trial.images, record.tried)} may"
+    return f"in the shadow the candidate raised an error on {record.failed} of {record.tried} live images, {most}"
 
 
 def _agreed(record: ShadowRecord, trial: ShadowTrial) -> str:

@@ -32,6 +32,7 @@ def begin_trial(folder: RoundFolder, settings: Settings, version: int, verdict: 
             images=gate.shadow_images,
             seconds=gate.shadow_seconds,
             agreement=gate.shadow_agreement,
+            failures=gate.shadow_failures,
             began=time.time(),
         )
     )
@@ -65,7 +66,7 @@ def progress_of(folder: RoundFolder, records: ShadowRecords) -> Progress:
     """How far a candidate in the shadow is."""
     trial = _trial(folder)
     record = records.total(trial.version, folder.spec().incumbent)
-    images, agreement = (record.images, record.agreement) if record else (0, None)
+    images, agreement = (record.images, record.agreement) if record and record.images else (0, None)
     return Progress(at=time.time(), phase="shadow", step=images, steps=trial.images, agreement=agreement)
 
 

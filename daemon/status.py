@@ -52,6 +52,9 @@ class _Collector:
         """All parts."""
         activity = self._activity()
         rounds: list[RoundSummary] = self._guarded(self._summaries, [])
+        told = len(self._damage)
+        serving = self._guarded(lambda: self._ref("serving"), None)
+        serving_damaged = len(self._damage) > told
         status = Status(
             at=time.time(),
             state=str(self._layout.root),
@@ -62,7 +65,8 @@ class _Collector:
             children=activity.children,
             mirrors=activity.mirrors,
             buffer=self._guarded(self._buffer, BufferStatus(capacity=self._settings.buffer.capacity_frames)),
-            serving=self._guarded(lambda: self._ref("serving"), None),
+            serving=serving,
+            serving_damaged=serving_damaged,
             previous=self._guarded(lambda: self._ref("previous"), None),
             versions=self._registry.versions(),
             plane=self._plane(),

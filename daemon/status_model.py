@@ -110,7 +110,9 @@ class Status(_Part):
     buffer: BufferStatus
     """The frame buffer."""
     serving: Ref | None
-    """The version that should serve; none before the first."""
+    """The version that should serve; none before the first, or when that cannot be read."""
+    serving_damaged: bool = False
+    """Whether it cannot be read which version should serve; a message says why."""
     previous: Ref | None
     """The version before it: the target of a rollback."""
     versions: list[int]

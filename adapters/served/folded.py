@@ -52,32 +52,47 @@ class Folded:
         """Pairs that are one layer in the form."""
         return len(self._pairs or ())
 
-    def renew(self, images: Tensor) -> None:
-        """Fold weights that were copied into the network since the last call.
-
-        The first call runs `images` `[B, 3, H, W]` to see which BatchNorm reads which convolution, and compares.
-        """
-        if self._pairs is not None:
-            for pair in self._pairs:
-                pair.fold()
-        else:
-            self._begin(images)
-
     @torch.no_grad()
+    def renew(self, images: Tensor) -> bool:
+        """Fold weights that were copied into the network since the last call, and compare the forms on `images`.
+
+        `images` `[B, 3, H, W]` of the first call also show which BatchNorm reads which convolution. Every version is
+        compared: a convolution that something else reads too shows only once its BatchNorm or that reader was trained.
+        False: folding changes more than rounding, so `form` is the network from now on; copy its weights anew.
+        """
+        if self._pairs is None:
+            self._begin(images)
+        elif self._pairs:
+            exact = self._network(images)
+            self._fold(self._pairs)
+            # outputs that are not finite tell nothing about folding; the warm-up refuses what is made of them
+            if bool(torch.isfinite(exact).all()) and not _close(self.form(images), exact):
+                self.form, self._pairs = self._network, []
+                return False
+        return True
+
     def _begin(self, images: Tensor) -> None:
         found, exact = _found(self._network, images)
         if not bool(torch.isfinite(exact).all()):
             return  # broken weights tell nothing about the network; the warm-up refuses them
         form, pairs = _form(self._network, found)
         kept = [pair.convolution.weight.clone() for pair in pairs]
-        for pair in pairs:
-            pair.fold()
-        if float((form(images) - exact).abs().max()) <= CLOSE * float(exact.abs().max()):
+        self._fold(pairs)
+        if _close(form(images), exact):
             self.form, self._pairs = form, pairs
             return
         for pair, weight in zip(pairs, kept, strict=True):
             pair.convolution.weight.copy_(weight)
         self._pairs = []
+
+    @staticmethod
+    def _fold(pairs: list[Pair]) -> None:
+        for pair in pairs:
+            pair.fold()
+
+
+def _close(logits: Tensor, exact: Tensor) -> bool:
+    return float((logits - exact).abs().max()) <= CLOSE * float(exact.abs().max())
 
 
 def _found(network: nn.Module, images: Tensor) -> tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d]], Tensor]:

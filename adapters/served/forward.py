@@ -68,17 +68,23 @@ class ServedForward(nn.Module):
         self.use_float()
         self._settled = False
         copy_weights(self.network, path)
-        self.settle(images)
+        if not self.settle(images):
+            copy_weights(self.network, path)
 
-    def settle(self, images: Tensor) -> None:
-        """Make what comes from the weights, once: `images` `[B, 3, H, W]` show how the layers of a new network lie."""
+    def settle(self, images: Tensor) -> bool:
+        """Make what comes from the weights, once: `images` `[B, 3, H, W]` show how the layers of a new network lie.
+
+        False when BatchNorm, folded in versions before, cannot be in this one: `network` runs from now on, and its
+        weights must be copied again.
+        """
         if self._folded is None or self._settled:
-            return
+            return True
         before = self.form
-        self._folded.renew(images.to(self.device))
+        usable = self._folded.renew(images.to(self.device))
         self._settled = True
         if self._compiled is not None and self.form is not before:
             self._compiled = Compiled(self.form)
+        return usable
 
     def warm_up(self, images: Tensor) -> Tensor:
         """Logits of `images`; whatever is made once for a shape is made now."""

@@ -1,6 +1,6 @@
 """`mfmd checkpoints list|show|pin|unpin|verify|prune` and `mfmd rollback`: look at versions, keep them, go back."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +11,7 @@ from daemon.cli.output import headline, local_time, print_json, print_table
 
 if TYPE_CHECKING:
     from configs.settings import Settings
+    from storage.manifest import Ref
     from storage.registry import CheckpointRegistry
 
 checkpoints_app = typer.Typer(no_args_is_help=True, help="List, show, compare, pin, verify and prune versions.")
@@ -30,6 +31,8 @@ ExpectedOption = Annotated[
 ]
 
 OPERATOR = "operator"
+MARKING: tuple[Literal["serving", "previous", "shadow"], ...] = ("serving", "previous", "shadow")
+"""Refs that are shown as marks of the version they point at."""
 
 
 def add_to(app: typer.Typer, panel: str) -> None:
@@ -46,6 +49,7 @@ def add_to(app: typer.Typer, panel: str) -> None:
 def list_(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """List every version with its origin, scores and what points at it."""
     registry = registry_of(read_settings(config))
+    _say_damage(registry)
     rows = [_summary(registry, version) for version in registry.versions()]
     if as_json:
         print_json(rows)
@@ -65,6 +69,7 @@ def show(number: NumberArgument, config: ConfigOption = DEFAULT_CONFIG, as_json:
     registry = registry_of(settings)
     manifest = registry.manifest(number)
     registry.verify(number)
+    _say_damage(registry)
     events = [event.model_dump(mode="json") for event in registry.history() if event.version == number]
     answer = _summary(registry, number) | {
         "shadow": _shadows(settings, number),
@@ -132,7 +137,9 @@ def prune(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove the oldest versions; never those that serve, served before, are pinned or were released."""
+    """Remove the oldest versions, and all but the newest few that never served; never what serves, served before it, is
+    pinned, in the shadow or was released.
+    """
     settings = read_settings(config)
     registry = registry_of(settings)
     kept = settings.registry.keep_versions if keep is None else keep
@@ -194,14 +201,37 @@ def _say_pins(registry: "CheckpointRegistry", as_json: bool, text: str) -> None:
         typer.echo(text)
 
 
+def _refs(registry: "CheckpointRegistry") -> "tuple[dict[str, Ref], list[str]]":
+    """What serving, previous and shadow point at, as far as that is there; and what is wrong with the others."""
+    from storage.errors import StorageError
+
+    found: dict[str, Ref] = {}
+    damage: list[str] = []
+    for name in MARKING:
+        try:
+            ref = registry.ref(name)
+        except StorageError as error:
+            damage.append(str(error))
+        else:
+            found |= {name: ref} if ref is not None else {}
+    return found, damage
+
+
+def _say_damage(registry: "CheckpointRegistry") -> None:
+    """Damaged refs, on stderr: versions are shown all the same, for that is when one must be chosen."""
+    for damage in _refs(registry)[1]:
+        typer.echo(f"warning: {damage}", err=True)
+
+
 def _summary(registry: "CheckpointRegistry", version: int) -> dict[str, Any]:
     """One version as `list --json` shows it; a damaged manifest is an entry too, so that the others can be seen."""
+    from daemon.version_marks import history_marks
     from storage.errors import CorruptCheckpoint
 
-    refs = {"serving": registry.ref("serving"), "previous": registry.ref("previous"), "shadow": registry.ref("shadow")}
-    marks = [name for name, ref in refs.items() if ref is not None and ref.version == version]
+    refs, _ = _refs(registry)
+    marks = [name for name, ref in refs.items() if ref.version == version]
     marks += ["pinned"] if version in registry.pins() else []
-    marks += ["rolled back"] if version in registry.rolled_back() else []
+    marks += history_marks(registry).get(version, [])
     kept = ("origin", "parent", "round", "created", "scores")
     try:
         facts = registry.manifest(version).model_dump(mode="json", include=set(kept))

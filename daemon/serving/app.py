@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
+from daemon.head_requests import HeadRequests
 from daemon.logs import get_logger
 from daemon.serving.deadline import Deadline
 from daemon.serving.departure import Departure
@@ -66,6 +67,7 @@ def create_app(plane: InferencePlane) -> FastAPI:
         live=lambda: plane.slots.live,
         failed=lambda request, error: problem_answer(request.url.path, _as_api_error(request, error), plane.metrics),
     )
+    app.add_middleware(HeadRequests)
     app.include_router(segment_routes(plane))
     app.include_router(oip_routes(plane))
     _add_health(app, plane)

@@ -2,23 +2,26 @@
 
 A group runs when it is full (`max_batch_images`) or when its first image has waited `max_delay_ms`; among the groups
 that are due, the one that waits longest goes first. While the thread is busy groups fill by themselves, so under load
-batches are full and nobody waits for the timer.
+batches are full and nobody waits for the timer. What follows the network, from logits to labels at an image's own size,
+runs in a second thread, beside the next forward pass.
 """
 
 import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from adapters.inference import segment_fitted
+from adapters.inference import labels_at, logits_fitted
 from adapters.windows import Window
 from configs.settings import ServingSettings
 from daemon.logs import get_logger
@@ -29,6 +32,8 @@ from storage.images import FittedFrame, fit_frame
 
 SIZES_REMEMBERED = 8
 """Valid sizes kept for the warm-up of the next version."""
+LOGITS_HELD = 2
+"""Images whose logits are on the way to labels; the next forward pass waits while there are as many."""
 
 log = get_logger(__name__)
 
@@ -91,6 +96,8 @@ class Batcher:
         self._closing = False
         self._sizes: OrderedDict[tuple[int, int], None] = OrderedDict()
         self._seconds_per_image = 0.1
+        self._labelling = ThreadPoolExecutor(1, thread_name_prefix="mfmd-labels")
+        self._room = threading.BoundedSemaphore(LOGITS_HELD)
         self._thread = threading.Thread(target=self._work, name="mfmd-batcher", daemon=True)
         metrics.watch_queue(lambda: self._depth)
 
@@ -105,6 +112,7 @@ class Batcher:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join(timeout)
+        self._labelling.shutdown(wait=not self._thread.is_alive())
 
     @property
     def dead(self) -> bool:
@@ -208,31 +216,45 @@ class Batcher:
         return batch
 
     def _answer(self, batch: list[_Waiting]) -> None:
-        """Run one forward pass and hand out its labels; on failure each image is tried by itself."""
+        """Run one forward pass and hand out what it gives; on failure each image is tried by itself."""
+        handed = 0
         try:
-            labels = self._segment(batch)
+            for logits in self._logits(batch):
+                self._room.acquire()
+                self._labelling.submit(self._label, batch[handed], logits)
+                handed += 1
         except Exception as error:
             if len(batch) > 1:  # out of memory, or one image that breaks the rest: do not punish the others
                 log.warning("batch_failed", images=len(batch), error=str(error))
-                for item in batch:
+                for item in batch[handed:]:
                     self._answer([item])
             else:
                 log.exception("forward_failed", version=batch[0].resident.version, size=batch[0].image.size)
                 batch[0].answer.set_exception(error)
-            return
-        for item, one in zip(batch, labels, strict=True):
-            item.answer.set_result(one)
-            if self._on_answer is not None:
-                self._on_answer(item.resident.version, item.image, one)
 
-    def _segment(self, batch: list[_Waiting]) -> list[Labels]:
+    def _logits(self, batch: list[_Waiting]) -> Iterator[Tensor]:
         started, resident = time.perf_counter(), batch[0].resident
-        frames, sizes = [item.image.frame for item in batch], [item.image.size for item in batch]
         window = window_of(self._settings, resident.input_size)
-        labels = segment_fitted(resident.forward, frames, sizes, window.logits if window else None)
-        answers = [one.cpu().numpy() for one in labels]
-        seconds = time.perf_counter() - started
-        self._metrics.batch_size.observe(len(batch))
-        self._metrics.batch_seconds.observe(seconds)
-        self._seconds_per_image += 0.2 * (seconds / len(batch) - self._seconds_per_image)
-        return answers
+        frames = [item.image.frame for item in batch]
+        for number, logits in enumerate(logits_fitted(resident.forward, frames, window.logits if window else None)):
+            if number + 1 == len(batch):  # before the last is handed out: who has an answer finds its batch counted
+                seconds = time.perf_counter() - started
+                self._metrics.batch_size.observe(len(batch))
+                self._metrics.batch_seconds.observe(seconds)
+                self._seconds_per_image += 0.2 * (seconds / len(batch) - self._seconds_per_image)
+            yield logits
+
+    def _label(self, item: _Waiting, logits: Tensor) -> None:
+        """From logits to an answer, in a thread of its own, while the next image passes the network."""
+        try:
+            with torch.inference_mode():
+                labels = labels_at(logits, item.image.size).cpu().numpy()
+            item.answer.set_result(labels)
+            if self._on_answer is not None:
+                self._on_answer(item.resident.version, item.image, labels)
+        except Exception as error:
+            log.exception("labels_failed", version=item.resident.version, size=item.image.size)
+            if not item.answer.done():
+                item.answer.set_exception(error)
+        finally:
+            self._room.release()

@@ -72,7 +72,7 @@ def segment_routes(plane: InferencePlane) -> APIRouter:
         Accept decides what comes back: `image/png` (class indices), `image/png;format=color`,
         `image/png;format=overlay` or `application/json` (area of each class, and the mask); q-values count.
         """
-        kind = choose_format(format, request.headers.get("accept", ""))
+        kind = choose_format(format, ",".join(request.headers.getlist("accept")))
         if plane.slots.live is None:
             raise NotReady  # before the body is read
         plane.batcher.check_room()

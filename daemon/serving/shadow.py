@@ -99,27 +99,27 @@ class Shadow:
         with self._slots.lease_shadow() as candidate:
             if candidate is None or candidate.version == serving:
                 return
-            try:
-                [own] = segment_fitted(candidate.forward, [image.frame], [image.size])
-                self._note(candidate, serving, labels, own.cpu().numpy())
-            except DurabilityLost:
-                raise
-            except Exception:
-                self._metrics.shadow_images.labels(result="failed").inc()
-                log.exception("shadow_run_failed", version=candidate.version)
+            own = self._run(candidate, image)
+            self._note(self._record_of(candidate.version, serving), labels, own)
 
-    def _note(self, candidate: Resident, serving: int, served: Labels, own: Labels) -> None:
-        now, record = time.time(), self._record_of(candidate.version, serving)
-        self._record = record.model_copy(
-            update={
-                "images": record.images + 1,
-                "pixels": record.pixels + served.size,
-                "same": record.same + int(np.count_nonzero(served == own)),
-                "updated": now,
-            }
-        )
+    def _run(self, candidate: Resident, image: Fitted) -> Labels | None:
+        """The candidate's labels; none when it raised an error, which is evidence like any other."""
+        try:
+            [own] = segment_fitted(candidate.forward, [image.frame], [image.size])
+            return own.cpu().numpy()
+        except Exception:
+            log.exception("shadow_run_failed", version=candidate.version)
+            return None
+
+    def _note(self, record: ShadowRecord, served: Labels, own: Labels | None) -> None:
+        if own is None:
+            found = {"failed": record.failed + 1}
+        else:
+            same = int(np.count_nonzero(served == own))
+            found = {"images": record.images + 1, "pixels": record.pixels + served.size, "same": record.same + same}
+        self._record = record.model_copy(update={**found, "updated": time.time()})
         self._dirty = True
-        self._metrics.shadow_images.labels(result="compared").inc()
+        self._metrics.shadow_images.labels(result="compared" if own is not None else "failed").inc()
         self._metrics.shadow_agreement.set(self._record.agreement)
 
     def _record_of(self, candidate: int, serving: int) -> ShadowRecord:
@@ -129,7 +129,7 @@ class Shadow:
             self._write(now=float("inf"))
             try:
                 kept = self._records.read(candidate, self._plane)
-            except StorageError as error:
+            except (StorageError, OSError) as error:
                 log.warning("shadow_record_begins_anew", error=str(error))
                 kept = None
         if kept is not None and (kept.candidate, kept.serving) == pair:

@@ -158,6 +158,50 @@ def test_versions_loaded_one_after_the_other_each_answer_for_themselves(tmp_path
             torch.testing.assert_close(forward(IMAGES), network(IMAGES), rtol=1e-4, atol=1e-5)
 
 
+def loaded(forward: ServedForward, network: nn.Module, path: Path) -> Tensor:
+    """Logits of `forward` after it loaded the weights of `network`."""
+    save_weights(network, path)
+    forward.load(path, IMAGES)
+    with torch.inference_mode():
+        return forward(IMAGES)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("kind", ["changed in place", "functional reader"])
+def test_what_shows_only_in_a_later_version_that_it_cannot_be_folded_is_served_as_it_is(
+    kind: str, compiled: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    fresh = Branches(kind).eval()
+    assert isinstance(fresh.norm, nn.BatchNorm2d) and fresh.norm.running_var is not None
+    fresh.norm.running_var.fill_(1 - fresh.norm.eps)  # it does nothing until it is trained
+    forward = ServedForward(copy.deepcopy(fresh), ServingSettings(compile=compiled), CPU)  # type: ignore[arg-type]
+    loaded(forward, fresh, tmp_path / "w.safetensors")
+    assert forward.layers_folded == 1, "else this tests nothing"
+    for seed in (2, 3):
+        network = lived(Branches(kind), seed)
+        logits = loaded(forward, network, tmp_path / "w.safetensors")
+        with torch.inference_mode():
+            assert forward.layers_folded == 0 and torch.equal(logits, network(IMAGES))
+
+
+def test_broken_weights_after_good_ones_are_left_for_the_warm_up_and_decide_nothing(tmp_path: Path) -> None:
+    network = tiny("deeplabv3plus", "resnet_tiny")
+    forward = ServedForward(copy.deepcopy(network), ServingSettings(), CPU)
+    loaded(forward, network, tmp_path / "w.safetensors")
+    broken = copy.deepcopy(network)
+    with torch.no_grad():
+        for layer in broken.modules():
+            if isinstance(layer, nn.BatchNorm2d) and layer.running_var is not None:
+                layer.running_var.fill_(-1)  # finite, but its root is not
+    assert not torch.isfinite(loaded(forward, broken, tmp_path / "w.safetensors")).all()
+    good = loaded(forward, network, tmp_path / "w.safetensors")
+    with torch.inference_mode():
+        torch.testing.assert_close(good, network(IMAGES), rtol=1e-4, atol=1e-5)
+    assert forward.layers_folded == norms_in(network)
+
+
 def test_broken_weights_do_not_decide_for_those_to_come(tmp_path: Path) -> None:
     network = tiny("deeplabv3plus", "resnet_tiny")
     broken = copy.deepcopy(network)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from storage import failpoints
-from storage.errors import ServingChanged, UnknownVersion
+from storage.errors import ServingChanged, StorageError, UnknownVersion
 from storage.manifest import Manifest
 from storage.registry import CheckpointRegistry
 
@@ -125,6 +125,26 @@ def test_a_repair_does_not_bring_back_what_was_rolled_back_from(chain: Checkpoin
         chain.weights_path(version).write_text("damaged")
     with pytest.raises(UnknownVersion, match="was not rolled back from is whole; `mfmd rollback --to N`"):
         chain.restore(by="repair", reason="")
+
+
+@pytest.mark.parametrize("damage", ["garbage", "gone"])
+def test_a_rollback_to_a_version_needs_no_serving_ref(chain: CheckpointRegistry, damage: str):
+    if damage == "gone":
+        chain.ref_path("serving").unlink()
+    else:
+        chain.ref_path("serving").write_text(damage)
+    assert chain.roll_back(to=2, by="operator", reason="3 is bad").version == 2
+    assert serving(chain) == 2 and chain.rolled_back() == {3}, "what served by the history was rolled back from"
+    previous = chain.ref("previous")
+    assert previous is not None and previous.version == 1
+
+
+def test_a_rollback_that_depends_on_what_serves_wants_the_ref(chain: CheckpointRegistry):
+    chain.ref_path("serving").write_text("garbage")
+    for to, expected in ((None, None), (2, 3)):
+        with pytest.raises(StorageError, match="`mfmd check --repair` rewrites it"):
+            chain.roll_back(to=to, by="operator", reason="", expected=expected)
+    assert chain.rolled_back() == set()
 
 
 def test_a_lost_history_leaves_the_ref_to_say_where_a_rollback_leads(chain: CheckpointRegistry):

@@ -112,6 +112,17 @@ def test_prune_spares_what_is_needed_and_says_before_what_it_would_do(mfmd, regi
     )
 
 
+def test_prune_takes_rejected_candidates_before_what_served(mfmd, registry: CheckpointRegistry) -> None:
+    registry.promote(3, by="gate", reason="better")
+    for number in range(4, 9):
+        candidate = registry.manifest(3).model_copy(update={"parent": 3, "round": number})
+        registry.add(registry.weights_path(3), candidate, by="gate")
+    registry.promote(8, by="gate", reason="better")
+    assert mfmd("checkpoints", "prune", "--keep", "2").out == "Removed versions: 4, 5.\n"
+    assert mfmd("checkpoints", "prune", "--keep", "1").out == "Removed versions: 6.\n"
+    assert registry.versions() == [1, 2, 3, 7, 8], "1 is the released model, 2 served, 3 is previous"
+
+
 def test_pins_are_told_to_programs(mfmd, registry: CheckpointRegistry) -> None:
     assert json.loads(mfmd("checkpoints", "pin", "3", "--json").out) == {"pinned": [3]}
     assert json.loads(mfmd("checkpoints", "unpin", "3", "--json").out) == {"pinned": []}

@@ -3,6 +3,7 @@
 import json
 
 from daemon.cli.exit_codes import ExitCode
+from storage.manifest import HistoryEvent
 from storage.registry import CheckpointRegistry
 from storage.shadow_record import ShadowRecord, ShadowRecords
 
@@ -16,15 +17,27 @@ def test_empty_registry_says_what_to_do(mfmd) -> None:
 def test_list_names_versions_scores_and_marks(mfmd, registry: CheckpointRegistry) -> None:
     registry.pin(3, by="operator")
     rows = json.loads(mfmd("checkpoints", "list", "--json").out)
-    assert [(row["version"], row["marks"]) for row in rows] == [(1, ["previous"]), (2, ["serving"]), (3, ["pinned"])]
+    marks = [(1, ["previous"]), (2, ["serving"]), (3, ["pinned", "never served"])]
+    assert [(row["version"], row["marks"]) for row in rows] == marks
     assert rows[1]["parent"] == 1 and rows[1]["scores"] == {"source_miou": 0.5}
     lines = mfmd("checkpoints", "list").out.splitlines()
     assert len(lines) == 4 and "source_miou 50.00 %" in lines[2] and lines[2].endswith("serving")
 
 
+def test_versions_that_the_gate_turned_down_are_marked_and_no_rollback_takes_them(
+    mfmd, registry: CheckpointRegistry
+) -> None:
+    registry.record(HistoryEvent(at=1.0, event="rejected", version=3, previous=2, by="gate", reason="odd"))
+    rows = json.loads(mfmd("checkpoints", "list", "--json").out)
+    assert [row["marks"] for row in rows] == [["previous"], ["serving"], ["never served", "rejected"]]
+    assert mfmd("checkpoints", "list").out.splitlines()[3].endswith("never served, rejected")
+    assert json.loads(mfmd("rollback", "--json").out)["version"] == 1
+    assert mfmd("rollback").code == ExitCode.NO_CHECKPOINT
+
+
 def test_a_shadow_is_marked_and_its_record_shown(mfmd, registry: CheckpointRegistry) -> None:
     assert mfmd("checkpoints", "shadow", "3", "--reason", "look").code == ExitCode.OK
-    assert json.loads(mfmd("checkpoints", "list", "--json").out)[2]["marks"] == ["shadow"]
+    assert json.loads(mfmd("checkpoints", "list", "--json").out)[2]["marks"] == ["shadow", "never served"]
     records = ShadowRecords(registry.root.parent / "shadow")
     for plane in ("one", "two"):
         record = ShadowRecord(candidate=3, serving=2, images=2, pixels=20, same=15, since=1.0, updated=2.0)
@@ -40,8 +53,18 @@ def test_a_damaged_version_is_listed_as_such(mfmd, registry: CheckpointRegistry)
     (registry.weights_path(3).parent / "manifest.json").write_text("{torn", encoding="utf-8")
     rows = json.loads(mfmd("checkpoints", "list", "--json").out)
     assert [row["version"] for row in rows] == [1, 2, 3]
-    assert rows[2]["marks"] == ["corrupt"]
+    assert rows[2]["marks"] == ["never served", "corrupt"]
     assert "corrupt" in mfmd("checkpoints", "list").out
+
+
+def test_a_damaged_ref_hides_no_version(mfmd, registry: CheckpointRegistry) -> None:
+    registry.ref_path("serving").write_text("garbage")
+    listed = mfmd("checkpoints", "list", "--json")
+    rows = json.loads(listed.out)
+    assert [row["version"] for row in rows] == [1, 2, 3] and not any("serving" in row["marks"] for row in rows)
+    assert "previous" in [mark for row in rows for mark in row["marks"]]
+    for told in (listed, mfmd("checkpoints", "show", "2")):
+        assert told.err.count("refs/serving: not a ref") == 1 and "`mfmd check --repair`" in told.err
 
 
 def test_show_tells_manifest_and_history_and_verifies(mfmd, registry: CheckpointRegistry) -> None:

@@ -24,6 +24,7 @@ from daemon.round_loop import RoundLoop
 from daemon.run_files import write_run_file
 from daemon.state_metrics import StateCollector
 from daemon.token import control_token, same_token
+from storage.manifest import HistoryEvent
 from storage.round_records import RoundScores, RoundSpec
 from storage.rounds import RoundStore
 
@@ -133,6 +134,15 @@ def test_looking_needs_none(world):
         assert world.client.get(path).status_code == 200, path
 
 
+def test_head_is_answered_like_get_without_the_body_and_changes_nothing(world, registry):
+    for path in ("/healthz", "/readyz", "/v1/status", "/"):
+        asked, looked = world.client.get(path), world.client.head(path)
+        assert (looked.status_code, looked.content) == (asked.status_code, b""), path
+    before = registry.history()
+    assert world.client.head("/v1/rollback").status_code == 405
+    assert registry.history() == before
+
+
 def test_status_is_the_picture_that_the_command_prints(world):
     status = world.client.get("/v1/status").json()
     assert status["buffer"]["frames"] == 6
@@ -196,6 +206,13 @@ def test_a_damaged_version_is_listed_as_such(world, registry):
     (registry.root / "versions" / "000001" / "manifest.json").write_text("{")
     (version,) = world.client.get("/v1/checkpoints").json()["versions"]
     assert "not a manifest" in version["damaged"]
+
+
+def test_versions_that_never_served_are_marked(world, registry, add_version):
+    add_version(1, promote=False)
+    registry.record(HistoryEvent(at=1.0, event="rejected", version=2, previous=1, by="gate", reason="odd"))
+    versions = world.client.get("/v1/checkpoints").json()["versions"]
+    assert [(item["version"], item["marks"]) for item in versions] == [(1, []), (2, ["never served", "rejected"])]
 
 
 def test_a_round_is_accepted_once(world):

@@ -51,6 +51,27 @@ def test_it_shows_what_serves_and_what_happened(page, registry):
     assert "No round yet." in text
 
 
+def test_it_says_which_versions_nobody_should_go_back_to_blindly(page, registry, add_version):
+    for event in ("rejected", "inconclusive"):
+        candidate = add_version(3, promote=False)
+        registry.record(HistoryEvent(at=1.0, event=event, version=candidate, previous=3, by="gate", reason="odd"))
+    registry.set_shadow(add_version(3, promote=False), by="operator", reason="look")
+    page.send(to="1")
+    choices = re.findall(r"<option[^>]*>([^<]*)</option>", page.client.get("/").text)
+    assert choices == [
+        "the version that served before",
+        "version 6 (never served)",
+        "version 5 (never served, inconclusive)",
+        "version 4 (never served, rejected)",
+        "version 3 (rolled back)",
+        "version 2",
+    ]
+    page.send(serving="1", to="4", reason="the gate is wrong")
+    assert serving(registry) == 4
+    page.send(serving="4", to="2", reason="it was not")
+    assert "version 4 (rolled back, rejected)" in page.client.get("/").text
+
+
 def test_it_needs_nothing_from_elsewhere_and_runs_no_script(page):
     answer = page.client.get("/")
     assert not re.search(r"(src|href)=|url\(|@import|<script|<link| on\w+=", answer.text)

@@ -130,6 +130,7 @@ def test_damage_becomes_messages(make_settings, layout, registry, add_version):
     text = "\n".join(status.messages)
     for name in ("refs/serving", "catalog.sqlite", "observations.sqlite"):
         assert name in text
+    assert status.serving_damaged and "no version serves" not in text, "which one should serve is not known"
 
 
 class _Plane(BaseHTTPRequestHandler):
@@ -181,6 +182,16 @@ def test_the_inference_plane_is_asked(make_settings, layout, add_version, plane)
     assert any(
         "version 1 cannot serve, version 9 still serves: model.safetensors: 3 bytes" in item for item in messages
     )
+
+
+def test_a_failure_that_was_about_no_version_is_not_told_of_one(make_settings, layout, registry, add_version, plane):
+    add_version()
+    (registry.root / "refs" / "serving").write_text("{")
+    failure = {"version": None, "reason": "refs/serving: not a ref"}
+    _Plane.answer = json.dumps({"ready": True, "version": 1, "last_failure": failure}).encode()
+    layout.run_file("serve").write_text(_file(plane).model_dump_json())
+    status = collect_status(make_settings())
+    assert status.plane.version == 1 and not any("cannot serve" in message for message in status.messages)
 
 
 def test_a_plane_that_says_nothing_useful_is_down(plane):

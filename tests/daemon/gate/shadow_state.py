@@ -26,10 +26,17 @@ class Trial(State):
         return judge(self.registry, folder, self.settings, **more)
 
     def compare(
-        self, images: int, agreement: float = 0.9, *, candidate: int = 3, serving: int = 2, plane: str = "a"
+        self,
+        images: int,
+        agreement: float = 0.9,
+        *,
+        candidate: int = 3,
+        serving: int = 2,
+        plane: str = "a",
+        failed: int = 0,
     ) -> None:
         """What a plane would have recorded by now."""
-        counts = {"images": images, "pixels": 100 * images, "same": round(100 * images * agreement)}
+        counts = {"images": images, "pixels": 100 * images, "same": round(100 * images * agreement), "failed": failed}
         record = ShadowRecord(candidate=candidate, serving=serving, since=1.0, updated=2.0, **counts)
         self.records.write(plane, record)
 

@@ -234,7 +234,9 @@ def test_a_damaged_version_keeps_no_other_from_serving(
         own.write_text(own.read_text().replace('"parent": null', '"parent": 1'))
     else:
         damaged = state.registry.add(state.weights(6.0), state.registry.manifest(1), by="import").version
-    state.registry.add(state.weights(8.0), state.registry.manifest(1), by="import")
+    served = state.registry.add(state.weights(8.0), state.registry.manifest(1), by="import").version
+    for version in (served, 2):
+        state.registry.promote(version, by="operator", reason="one more that served: version 1 is beyond the limit")
     (state.registry.root / "versions" / f"{damaged:06d}" / "manifest.json").write_text("{")
     settings = state.settings.model_copy(
         update={"registry": state.settings.registry.model_copy(update={"keep_versions": keep})}

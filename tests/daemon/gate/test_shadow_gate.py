@@ -1,6 +1,7 @@
 """The decision after the shadow, from tables: no files, no clock."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,24 +13,25 @@ from storage.shadow_record import ShadowRecord
 VOTE = Check(name="vote_flip", kind="vote", passed=True, value=0.1, limit=0.0, detail="won")
 OFFLINE = Verdict(round=7, decision="accepted", reason="4 of 4 votes won", checks=[VOTE], at=10.0)
 TRIAL = ShadowTrial(
-    version=3, verdict=OFFLINE, images=100, seconds=600.0, agreement=0.5, began=20.0, placed=True, waited=0.0
+    version=3, verdict=OFFLINE, images=100, seconds=600.0, agreement=0.5, failures=0.02, began=20.0, placed=True
 )
 
 
-def record(images: int, agreement: float) -> ShadowRecord:
+def record(images: int, agreement: float, failed: int = 0) -> ShadowRecord:
     return ShadowRecord(
         candidate=3,
         serving=2,
         images=images,
         pixels=1000 * images,
         same=round(1000 * images * agreement),
+        failed=failed,
         since=21.0,
         updated=30.0,
     )
 
 
-def sight(images: int | None, agreement: float = 0.9, **changes: Any) -> ShadowSight:
-    seen = record(images, agreement) if images is not None else None
+def sight(images: int | None, agreement: float = 0.9, *, failed: int = 0, **changes: Any) -> ShadowSight:
+    seen = record(images, agreement, failed) if images is not None else None
     return ShadowSight(
         **{"incumbent": 2, "serving": 2, "shadow": 3, "record": seen, "waited": 60.0, **changes},
     )
@@ -55,6 +57,22 @@ def sight(images: int | None, agreement: float = 0.9, **changes: Any) -> ShadowS
         ),
         (sight(100, 0.0), {"agreement": 0.0}, "accepted", "0.0% needed"),
         (sight(100, waited=9999.0), {}, "accepted", "as served"),
+        # Errors: as soon as there are more than may be among as many images as are wanted.
+        (sight(100, failed=2), {}, "accepted", "100 live images as served"),
+        (sight(100, failed=3), {}, "rejected", "veto: .* an error on 3 of 103 live images, at most 2.0% of 103 may"),
+        (sight(0, 0.0, failed=3), {}, "rejected", "an error on 3 of 3 live images, at most 2.0% of 100 may"),
+        (sight(40, failed=3, waited=600.0), {}, "rejected", "an error on 3 of 43"),
+        (sight(100, 0.1, failed=3), {}, "rejected", "an error on 3 of 103"),
+        (sight(40, failed=2), {}, None, ""),
+        (sight(98, failed=2), {}, None, ""),
+        (sight(40, failed=2, waited=600.0), {}, "inconclusive", "40 of 100 .* as served, an error on 2 more$"),
+        (sight(0, failed=2, waited=600.0), {}, "inconclusive", "0 of 100 live images compared, an error on 2 more$"),
+        (sight(1000, failed=20), {}, "accepted", "1000 live images"),
+        (sight(1000, failed=21), {}, "rejected", "an error on 21 of 1021 live images, at most 2.0% of 1021 may"),
+        (sight(99, failed=1), {"failures": 0.0}, "rejected", "an error on 1 of 100 live images, at most 0.0%"),
+        (sight(100, failed=900), {"failures": 1.0}, "accepted", "as served"),
+        (sight(40, failed=3, shadow=None), {}, "inconclusive", "somebody ended its shadow: .* an error on 3 more"),
+        (sight(40, failed=3, serving=1), {}, "inconclusive", "serving changed"),
         # Not enough of it yet, and not enough of it in time, whatever it says.
         (sight(None), {}, None, ""),
         (sight(99, 0.0), {}, None, ""),
@@ -97,19 +115,25 @@ def test_the_decision(seen: ShadowSight, trial: dict[str, Any], decision: str | 
     assert (verdict.round, verdict.at, verdict.version) == (7, 99.0, None)
 
 
+IMAGES, AGREED = ("shadow_images", "evidence"), ("shadow_agreement", "veto")
+SEEN = (*IMAGES, True, 120, 100)
+
+
 @pytest.mark.parametrize(
-    ("images", "agreement", "numbers"),
+    ("seen", "numbers"),
     [
-        (120, 0.8, [("shadow_images", "evidence", True, 120, 100), ("shadow_agreement", "veto", True, 0.8, 0.5)]),
-        (120, 0.2, [("shadow_images", "evidence", True, 120, 100), ("shadow_agreement", "veto", False, 0.2, 0.5)]),
-        (12, 0.2, [("shadow_images", "evidence", False, 12, 100)]),
-        (None, 0.0, [("shadow_images", "evidence", False, 0, 100)]),
+        (sight(120, 0.8), [SEEN, ("shadow_failed", "veto", True, 0.0, 0.02), (*AGREED, True, 0.8, 0.5)]),
+        (sight(120, 0.2), [SEEN, ("shadow_failed", "veto", True, 0.0, 0.02), (*AGREED, False, 0.2, 0.5)]),
+        (sight(120, 0.8, failed=30), [SEEN, ("shadow_failed", "veto", False, 0.2, 0.02), (*AGREED, True, 0.8, 0.5)]),
+        (sight(0, failed=4), [(*IMAGES, False, 0, 100), ("shadow_failed", "veto", False, 1.0, 0.02)]),
+        (sight(12), [(*IMAGES, False, 12, 100), ("shadow_failed", "veto", True, 0.0, 0.02)]),
+        (sight(None), [(*IMAGES, False, 0, 100)]),
     ],
 )
 def test_the_numbers_are_checks_behind_those_of_the_scores(
-    images: int | None, agreement: float, numbers: list[tuple[object, ...]]
+    seen: ShadowSight, numbers: list[tuple[object, ...]]
 ) -> None:
-    verdict = decide_shadow(TRIAL, sight(images, agreement, waited=600.0), at=99.0)
+    verdict = decide_shadow(TRIAL, replace(seen, waited=600.0), at=99.0)
     assert verdict is not None
     assert verdict.checks[0] == VOTE
     found = [(item.name, item.kind, item.passed, item.value, item.limit) for item in verdict.checks[1:]]

@@ -77,6 +77,15 @@ def test_a_daemon_waits_reports_and_promotes(state: Trial, folder: RoundFolder, 
     assert summarise(folder).result == "promoted"
 
 
+def test_a_candidate_that_only_fails_agrees_with_nothing_yet(
+    state: Trial, folder: RoundFolder, buffer: FrameBuffer
+) -> None:
+    recover(state.settings, buffer, state.registry)
+    state.compare(0, failed=1)
+    folder.append_progress(progress_of(folder, state.records))
+    assert summarise(folder, alive=True).reason == "in the shadow: 0 of 20 live images compared"
+
+
 def test_a_stopped_daemon_leaves_the_shadow_to_the_next_one(
     state: Trial, folder: RoundFolder, buffer: FrameBuffer
 ) -> None:

@@ -1,5 +1,6 @@
 """A candidate's time in the shadow on a real registry, with real files; the test writes what planes would record."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -46,8 +47,9 @@ def test_an_accepted_candidate_runs_in_the_shadow_and_then_serves(
     verdict = state.judge(folder)
     assert verdict is not None
     assert (verdict.decision, verdict.version) == ("accepted", 3)
-    assert {check.name: check.value for check in verdict.checks[-2:]} == {
+    assert {check.name: check.value for check in verdict.checks[-3:]} == {
         "shadow_images": WANTED,
+        "shadow_failed": 0.0,
         "shadow_agreement": pytest.approx((15 * 0.9 + 5 * 0.1) / 20),
     }
     assert folder.verdict() == verdict
@@ -76,6 +78,35 @@ def test_too_little_agreement_rejects(state: Trial, finished: Callable[..., Roun
     events = state.events()
     assert state.judge(folder) == verdict
     assert state.events() == events
+
+
+def test_errors_on_any_plane_reject_and_their_number_is_in_the_verdict(
+    state: Trial, finished: Callable[..., RoundFolder]
+) -> None:
+    folder = finished()
+    state.judge(folder)
+    state.compare(6)
+    assert state.judge(folder) is None
+    state.compare(0, failed=1, plane="b")
+    verdict = state.judge(folder)
+    assert verdict is not None and verdict.decision == "rejected"
+    assert "an error on 1 of 7 live images, at most 1.0% of 20 may" in verdict.reason
+    saved = Verdict.model_validate_json((folder.path / "verdict.json").read_bytes())
+    [failed] = [check for check in saved.checks if check.name == "shadow_failed"]
+    assert (failed.passed, failed.value, failed.limit) == (False, pytest.approx(1 / 7), 0.01)
+    assert (state.serving, state.shadow) == (2, None)
+
+
+def test_a_trial_from_before_errors_were_limited_goes_on(state: Trial, finished: Callable[..., RoundFolder]) -> None:
+    folder = finished()
+    state.judge(folder)
+    path = folder.path / "shadow.json"
+    kept = json.loads(path.read_text())
+    del kept["failures"]
+    path.write_text(json.dumps(kept))
+    state.compare(WANTED, failed=3)
+    verdict = state.judge(folder)
+    assert verdict is not None and (verdict.decision, verdict.version) == ("accepted", 3)
 
 
 def test_too_few_images_in_time_are_inconclusive_and_restarts_do_not_make_more_time(

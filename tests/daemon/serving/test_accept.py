@@ -36,6 +36,8 @@ BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,imag
         ("nonsense, application/json", "json"),
         ("image/png;q=2, application/json;q=0.1", "json"),
         ("image/png;q=nan, application/json;q=0.1", "json"),
+        ("application/json; charset=utf-8", "json"),
+        ("image/png;level=1;q=0.5, application/json;charset=utf-8;q=0.4", "index"),
     ],
 )
 def test_accept_decides(accept: str, chosen: str) -> None:
@@ -73,5 +75,8 @@ def test_accept_over_http(shared: Served) -> None:
     summary = ask("application/json;q=0.9, image/png;q=0.1")
     assert summary.headers["content-type"] == "application/json"
     assert sum(row["share"] for row in summary.json()["classes"]) == pytest.approx(1.0)
+    two_lines = [("Accept", "text/html"), ("Accept", "application/json")]
+    answer = shared.client.post("/v1/segment", content=image_bytes(), headers=two_lines)
+    assert answer.headers["content-type"] == "application/json"
     refused = ask("image/jpeg")
     assert (refused.status_code, refused.json()["code"]) == (406, "not_acceptable")

@@ -65,7 +65,7 @@ def at_call(monkeypatch: pytest.MonkeyPatch, target: str, number: int, work: Cal
         ("storage.versions:digest_of", 1, remove, "version_unknown"),
         ("storage.versions:digest_of", 1, remove_weights, "checkpoint_corrupt"),
         ("daemon.serving.swap:network_of", 1, remove, "version_unknown"),
-        ("daemon.serving.swap:copy_weights", 1, remove, "checkpoint_corrupt"),
+        ("adapters.served.forward:copy_weights", 1, remove, "checkpoint_corrupt"),
     ],
 )
 def test_a_version_that_vanishes_while_it_is_read_has_a_stable_code_and_a_remedy(

@@ -71,7 +71,7 @@ def test_2_a_version_serves_only_after_a_finite_warm_up_at_every_served_shape(
     world.add(2)
     assert look(plane) == 2
     ask(plane, *SIZES)
-    handle = reused.forward.form.register_forward_hook(only_at(bad))  # type: ignore[arg-type]
+    handle = reused.forward.register_forward_hook(only_at(bad))  # type: ignore[arg-type]
     world.add(3)  # goes into the network of version 1
     assert look(plane) == 2
     failure = plane.follower.failure

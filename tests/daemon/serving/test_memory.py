@@ -54,6 +54,42 @@ left = resident() - before
 assert left < 0.1 * kept, f"{left} of {kept} bytes are left"
 """
 
+GARBAGE = """
+import gc, weakref
+from daemon.serving.memory import freeze_heap, give_back
+gc.disable()  # it runs when it likes
+class Cycle:
+    def __init__(self):
+        self.me = self
+def left():
+    return weakref.ref(Cycle())
+before = left()
+give_back()
+assert before() is not None, "a process that did not freeze its heap pays for a collection of all it has"
+freeze_heap()
+assert before() is None and gc.get_freeze_count() > 1000
+after = left()
+give_back()
+assert after() is None, "garbage of a swap stays"
+"""
+
+FIRST = """
+import gc, tempfile
+from pathlib import Path
+from daemon.serving.plane import InferencePlane
+from tests.daemon.serving.serving_world import World
+with tempfile.TemporaryDirectory() as folder:
+    world = World(Path(folder))
+    version = world.add(1)
+    plane = InferencePlane(world.settings(), own_process=True)
+    plane.slots.install = lambda resident: frozen.append(gc.get_freeze_count())
+    frozen = []
+    plane.swapper.serve(version)
+    assert frozen[0] > 10_000, "not before the first version serves"
+    plane.swapper.serve(world.add(2))
+    assert frozen[1] <= frozen[0], "more than once"
+"""
+
 
 def run(code: str) -> None:
     """In a process of its own, whose heaps nothing else has used; 3 says that this C library cannot do it."""
@@ -69,3 +105,11 @@ def test_threads_share_two_heaps() -> None:
 
 def test_what_is_free_between_pieces_in_use_goes_back_to_the_system() -> None:
     run(FREE)
+
+
+def test_garbage_is_collected_with_it_once_all_that_libraries_brought_is_frozen() -> None:
+    run(GARBAGE)
+
+
+def test_a_plane_in_a_process_of_its_own_freezes_once_before_its_first_version_serves() -> None:
+    run(FIRST)

@@ -134,6 +134,15 @@ def test_unknown_paths_and_methods(shared: Served) -> None:
     assert_refused(compressed, 415, "unsupported_encoding")
 
 
+def test_head_is_answered_like_get_without_the_body(shared: Served) -> None:
+    for path in ("/healthz", "/readyz", "/v1/classes", "/v2/health/ready", "/metrics", "/nope"):
+        asked, looked = shared.client.get(path), shared.client.head(path)
+        assert (looked.status_code, looked.content) == (asked.status_code, b""), path
+        assert looked.headers["content-type"] == asked.headers["content-type"]
+    assert shared.client.head("/v1/segment").status_code == 405
+    assert shared.segment(image_bytes()).status_code == 200, "and the connection goes on"
+
+
 @pytest.fixture
 def small_limit(world: World) -> Iterator[Served]:
     """A plane that takes bodies of 20 kB."""

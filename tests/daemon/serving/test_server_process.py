@@ -91,6 +91,8 @@ def test_serve_from_nothing_to_a_clean_stop(world: World) -> None:
         assert client.post("/v1/segment", content=image_bytes()).status_code == 503
         version = world.add(1)
         wait_until(lambda: client.get("/readyz").status_code == 200, "the first version is loaded")
+        broken = client.post("/v1/segment", content=b"x", headers={"Content-Type": "multipart/form-data"})
+        assert broken.json()["code"] == "multipart_invalid"
         address, body = (client.base_url.host, client.base_url.port or 0), image_bytes(150, 200)
         with socket.create_connection(address, timeout=30) as wire:
             head = (
@@ -107,8 +109,9 @@ def test_serve_from_nothing_to_a_clean_stop(world: World) -> None:
             assert np.asarray(Image.open(io.BytesIO(answer.read()))).shape == (150, 200)
         assert child.wait(30) == 0, (world.root / "log").read_text()
     assert not world.layout.run_file("serve").exists()
-    events = [json.loads(line)["event"] for line in (world.root / "log").read_text().splitlines()]
-    assert {"serving_listens", "version_serves", "serving_stopped"} <= set(events)
+    lines = [json.loads(line) for line in (world.root / "log").read_text().splitlines()]
+    assert {"serving_listens", "version_serves", "serving_stopped"} <= {line["event"] for line in lines}
+    assert not [line for line in lines if line["level"] == "error"], "what a client did wrong is no error of ours"
 
 
 def test_an_address_in_use_is_one_clear_error(world: World) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,12 @@ def shadow_runs(served: Served, version: int) -> None:
 
 def compared(served: Served, images: int) -> None:
     wait_until(lambda: served.metric("mfmd_shadow_images_total", result="compared") >= images, f"{images} compared")
+
+
+def tried(served: Served) -> tuple[float, float]:
+    """Images compared, and images on which the candidate failed."""
+    compared, failed = (served.metric("mfmd_shadow_images_total", result=name) for name in ("compared", "failed"))
+    return compared, failed
 
 
 def recorded(world: World, candidate: int) -> ShadowRecord | None:
@@ -127,6 +134,32 @@ def test_a_corrupt_or_different_candidate_costs_nothing(world: World) -> None:
         assert served.metric("mfmd_swap_total", result="failed") == 0
 
 
+def test_images_on_which_the_candidate_fails_are_recorded_and_cost_no_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add(1)
+    candidate = world.add(2, promote=False)
+    world.registry.set_shadow(candidate, by="test", reason="")
+    real, wide = shadow.segment_fitted, (HEIGHT, WIDTH)
+
+    def fails_on_tall_images(forward: Any, frames: Any, sizes: list[tuple[int, int]]) -> Any:
+        if sizes != [wide]:
+            raise RuntimeError("out of memory")
+        return real(forward, frames, sizes)
+
+    monkeypatch.setattr(shadow, "segment_fitted", fails_on_tall_images)
+    with running(world.settings(shadow_fraction=1.0)) as served:
+        shadow_runs(served, candidate)
+        for done, tall in enumerate((True, False, True)):
+            image = image_bytes(height=WIDTH, width=HEIGHT) if tall else image_bytes()
+            assert served.segment(image).headers["X-Checkpoint-Version"] == "1"
+            wait_until(lambda done=done: sum(tried(served)) == done + 1, "it was tried")
+        assert tried(served) == (1, 2)
+    record = recorded(world, candidate)
+    assert record is not None
+    assert (record.images, record.failed, record.tried, record.pixels) == (1, 2, 3, HEIGHT * WIDTH)
+
+
 def test_a_shadow_is_kept_by_retention_and_must_be_whole(world: World) -> None:
     versions = [world.add(seed, promote=seed in (1, 4)) for seed in range(1, 5)]
     world.registry.set_shadow(versions[1], by="test", reason="")
@@ -168,7 +201,7 @@ def test_a_plane_is_called_by_its_machine_and_address(world: World) -> None:
 def test_sums_count_what_can_be_read_and_is_of_the_pair_asked_for(world: World) -> None:
     records = ShadowRecords(world.layout.shadow)
     assert records.total(2, 1) is None
-    one = ShadowRecord(candidate=2, serving=1, images=3, pixels=30, same=20, since=5.0, updated=6.0)
+    one = ShadowRecord(candidate=2, serving=1, images=3, pixels=30, same=20, failed=2, since=5.0, updated=6.0)
     records.write("a", one)
     records.write("b", one.model_copy(update={"same": 10, "since": 1.0, "updated": 9.0}))
     records.write("other", one.model_copy(update={"serving": 7}))
@@ -177,7 +210,7 @@ def test_sums_count_what_can_be_read_and_is_of_the_pair_asked_for(world: World) 
     records.path(3, "x").parent.mkdir()
     records.path(3, "x").write_text(one.model_dump_json())  # copied: it is not of version 3
     total = records.total(2, 1)
-    assert total == ShadowRecord(candidate=2, serving=1, images=6, pixels=60, same=30, since=1.0, updated=9.0)
+    assert total == ShadowRecord(candidate=2, serving=1, images=6, pixels=60, same=30, failed=4, since=1.0, updated=9.0)
     assert total is not None and total.agreement == 0.5
     assert [record.serving for record in records.of(2)] == [1, 7]
     assert records.of(3) == []

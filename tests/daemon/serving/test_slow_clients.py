@@ -2,8 +2,10 @@
 
 import io
 import socket
+import ssl
 import threading
 import time
+from asyncio import constants
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +16,7 @@ from PIL import Image
 
 from daemon import connection_limits
 from daemon.serving import server
+from tests.daemon.certificates import self_signed
 from tests.daemon.serving.serving_world import Served, World, image_bytes, running
 from tests.daemon.serving.test_limits import POST, connection, status_of
 
@@ -157,42 +160,76 @@ def large_request() -> bytes:
     return head % len(stream.getvalue()) + stream.getvalue()
 
 
+@pytest.fixture(params=["http", "https"])
+def slow_served(request: pytest.FixtureRequest, world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """A plane that looks at readers every 0.7 s, and keeps a connection that is idle no longer than that."""
+    monkeypatch.setattr(connection_limits, "READ_SECONDS", LIMIT)
+    monkeypatch.setattr(server, "KEEP_ALIVE_SECONDS", LIMIT)
+    monkeypatch.setattr(constants, "SSL_SHUTDOWN_TIMEOUT", LIMIT)  # else asyncio has patience for 30 s after that
+    world.add(1)
+    files: dict[str, object] = {}
+    if request.param == "https":
+        certificate, key = self_signed(world.root)
+        files = {"certificate": certificate, "key": key}
+    with running(world.settings(**files)) as served:
+        served.wait_for(1)
+        yield served
+
+
 @contextmanager
 def narrow_connection(served: Served) -> Iterator[socket.socket]:
     """A connection whose client's system takes little that the client does not read."""
-    with socket.socket() as wire:
-        wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
-        wire.settimeout(20)
-        wire.connect((served.client.base_url.host, served.client.base_url.port or 0))
-        yield wire
+    with socket.socket() as plain:
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        plain.settimeout(20)
+        plain.connect((served.client.base_url.host, served.client.base_url.port or 0))
+        if served.client.base_url.scheme == "http":
+            yield plain
+            return
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with context.wrap_socket(plain) as wire:
+            yield wire
 
 
 def test_a_client_that_reads_no_answer_is_hung_up_on_while_others_are_answered(
-    strict: Served, large_request: bytes
+    slow_served: Served, large_request: bytes
 ) -> None:
-    with narrow_connection(strict) as wire:
+    with narrow_connection(slow_served) as wire:
         wire.sendall(large_request)
         assert status_of(wire.recv(4096)) == 200
         own = wire.getsockname()[1]
         deadline = time.monotonic() + 20
         while any(one.raddr and one.raddr.port == own for one in psutil.Process().net_connections("tcp")):
             assert time.monotonic() < deadline, "the server still holds its end"
-            assert strict.segment(image_bytes()).status_code == 200
-    strict.assert_idle()
+            assert slow_served.segment(image_bytes()).status_code == 200
+    slow_served.assert_idle()
 
 
-def test_a_client_that_reads_slowly_gets_its_whole_answer(strict: Served, large_request: bytes) -> None:
+def read_slowly(wire: socket.socket) -> None:
+    """Read a large answer to its end as a slow line does: at an even pace over four looks at the reader."""
+    head, _, received = wire.recv(4096).partition(b"\r\n\r\n")
+    length = next(int(line.split(b":")[1]) for line in head.splitlines() if line.lower().startswith(b"content-len"))
+    assert length > SIDE * SIDE
+    count, began = len(received), time.monotonic()
+    while count < length:
+        part = wire.recv(16_384)
+        assert part, f"cut off after {count} of {length} bytes"
+        count += len(part)
+        time.sleep(max(0.0, began + 4 * LIMIT * count / length - time.monotonic()))
+
+
+def test_a_client_that_reads_slowly_gets_its_whole_answer_and_is_not_idle_meanwhile(
+    slow_served: Served, large_request: bytes
+) -> None:
+    with narrow_connection(slow_served) as wire:
+        wire.sendall(large_request)
+        read_slowly(wire)
+
+
+def test_after_an_answer_that_was_read_slowly_the_connection_goes_on(strict: Served, large_request: bytes) -> None:
     with narrow_connection(strict) as wire:
         wire.sendall(large_request)
-        head, _, received = wire.recv(4096).partition(b"\r\n\r\n")
-        length = next(int(line.split(b":")[1]) for line in head.splitlines() if line.lower().startswith(b"content-len"))
-        assert length > SIDE * SIDE
-        count, began = len(received), time.monotonic()
-        while count < length:
-            part = wire.recv(32_768)
-            assert part, f"cut off after {count} of {length} bytes"
-            count += len(part)
-            # as a slow line does: at an even pace over four looks at the reader
-            time.sleep(max(0.0, began + 4 * LIMIT * count / length - time.monotonic()))
+        read_slowly(wire)
         wire.sendall(HEAD + b"\r\n")
-        assert status_of(answer_of(wire)) == 200, "and the connection goes on"
+        assert status_of(answer_of(wire)) == 200

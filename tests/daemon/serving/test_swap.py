@@ -261,4 +261,4 @@ def test_every_served_size_is_warmed_up_before_the_flip(world: World, plane: Inf
     third = world.add(3)  # goes into the network that version 1 had
     assert look(plane) == third
     assert shapes[0] == (64, 96), "the full size comes first"
-    assert sorted(shapes) == [(32, 96), (64, 64), (64, 96)], "sides below 32 are extended"
+    assert sorted(set(shapes)) == [(32, 96), (64, 64), (64, 96)], "sides below 32 are extended"

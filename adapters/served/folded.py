@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from adapters.served.copying import chunks
 
+COMPARED_SIDE = 64
+"""Side of the part of an image on which forms are compared (pixels): what differs shows on any, and every swap pays."""
 CLOSE = 1e-3
 """Largest difference of logits, as a share of the largest logit, at which two forms count as the same network."""
 
@@ -60,6 +62,7 @@ class Folded:
         compared: a convolution that something else reads too shows only once its BatchNorm or that reader was trained.
         False: folding changes more than rounding, so `form` is the network from now on; copy its weights anew.
         """
+        images = images[..., :COMPARED_SIDE, :COMPARED_SIDE]
         if self._pairs is None:
             self._begin(images)
         elif self._pairs:

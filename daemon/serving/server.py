@@ -17,7 +17,7 @@ from daemon.listening import listen
 from daemon.logs import configure_logs, get_logger
 from daemon.mask_folder import check_masks
 from daemon.serving.app import create_app
-from daemon.serving.memory import limit_arenas
+from daemon.serving.memory import collect_garbage, limit_arenas
 from daemon.serving.plane import InferencePlane
 from daemon.serving.shadow import plane_name
 from daemon.tls import TlsFiles, tls_files
@@ -71,11 +71,15 @@ class PlaneServer(uvicorn.Server):
         """Whether to stop; asked ten times a second.
 
         Without the batcher's thread only a new process helps, which the supervisor starts. Without the follower's the
-        version that serves goes on: a new process might be unable to load any.
+        version that serves goes on: a new process might be unable to load any. What loads left is collected here, in a
+        thread of full priority.
         """
         if self._plane.batcher.dead:
             self.broken, self._plane.draining = self._plane.dead, True
             return True
+        if self._plane.swapper.garbage:
+            self._plane.swapper.garbage = False
+            collect_garbage()
         return await super().on_tick(counter)
 
 

@@ -54,6 +54,8 @@ class Swapper:
         self._calibration = calibration
         self._after_first_load = after_first_load
         self._spare: tuple[str, ServedForward] | None = None
+        self.garbage = False
+        """Whether a load has left garbage since somebody last set this to False."""
 
     def serve(self, version: int) -> None:
         """Make `version` live; a flip without reading weights when it is still resident.
@@ -103,6 +105,7 @@ class Swapper:
         try:
             return self._read(version)
         finally:
+            self.garbage = True
             give_back()
 
     def _read(self, version: int) -> Resident:

@@ -2,8 +2,12 @@
 
 import subprocess
 import sys
+import threading
 
 import pytest
+
+from daemon.serving import server
+from tests.daemon.serving.serving_world import World, running, wait_until
 
 COUNT = """
 import ctypes, re, sys, tempfile, threading
@@ -56,7 +60,7 @@ assert left < 0.1 * kept, f"{left} of {kept} bytes are left"
 
 GARBAGE = """
 import gc, weakref
-from daemon.serving.memory import freeze_heap, give_back
+from daemon.serving.memory import collect_garbage, freeze_heap
 gc.disable()  # it runs when it likes
 class Cycle:
     def __init__(self):
@@ -64,12 +68,12 @@ class Cycle:
 def left():
     return weakref.ref(Cycle())
 before = left()
-give_back()
+collect_garbage()
 assert before() is not None, "a process that did not freeze its heap pays for a collection of all it has"
 freeze_heap()
 assert before() is None and gc.get_freeze_count() > 1000
 after = left()
-give_back()
+collect_garbage()
 assert after() is None, "garbage of a swap stays"
 """
 
@@ -107,9 +111,29 @@ def test_what_is_free_between_pieces_in_use_goes_back_to_the_system() -> None:
     run(FREE)
 
 
-def test_garbage_is_collected_with_it_once_all_that_libraries_brought_is_frozen() -> None:
+def test_garbage_is_collected_once_all_that_libraries_brought_is_frozen() -> None:
     run(GARBAGE)
 
 
 def test_a_plane_in_a_process_of_its_own_freezes_once_before_its_first_version_serves() -> None:
     run(FIRST)
+
+
+@pytest.mark.parametrize("corrupt", [False, True])
+def test_a_load_is_followed_by_one_collection_outside_the_follower(
+    world: World, monkeypatch: pytest.MonkeyPatch, corrupt: bool
+) -> None:
+    threads: list[str] = []
+    world.add(1)
+    with running(world.settings()) as served:
+        served.wait_for(1)
+        wait_until(lambda: not served.plane.swapper.garbage, "the first load's garbage is collected")
+        monkeypatch.setattr(server, "collect_garbage", lambda: threads.append(threading.current_thread().name))
+        version = world.add(2, promote=not corrupt)
+        if corrupt:
+            world.corrupt(version)
+            world.point_at(version)
+            served.wait_for_failure(version)
+            world.point_at(1)
+        wait_until(lambda: bool(threads), "garbage is collected")
+    assert "mfmd-follower" not in threads

@@ -60,6 +60,8 @@ EXPECTED = [
     "mfmd_round_loss",
     "mfmd_round_pseudo_label_kept_ratio",
     "mfmd_round_images_per_second",
+    "mfmd_round_shadow_images",
+    "mfmd_round_shadow_agreement",
     "mfmd_round_last_number",
     "mfmd_round_last_attempt_timestamp_seconds",
     "mfmd_round_last_success_timestamp_seconds",

@@ -28,6 +28,8 @@ from storage.layout import StateLayout
 GRACE_SECONDS = 30
 """Longest wait for requests in flight at the end (seconds)."""
 BACKLOG = 2048
+LOADS_A_COLLECTION = 32
+"""Loads whose garbage (some 100 kB each) is collected together; after each load, p99 of a swap was 149 ms, not 70."""
 KEEP_ALIVE_SECONDS = 75
 """How long an idle connection stays open (seconds): longer than the 60 s for which proxies keep theirs, or a request
 would now and then meet the close of its connection and fail. uvicorn's default is 5."""
@@ -77,8 +79,8 @@ class PlaneServer(uvicorn.Server):
         if self._plane.batcher.dead:
             self.broken, self._plane.draining = self._plane.dead, True
             return True
-        if self._plane.swapper.garbage:
-            self._plane.swapper.garbage = False
+        if self._plane.swapper.garbage >= LOADS_A_COLLECTION:
+            self._plane.swapper.garbage = 0
             collect_garbage()
         return await super().on_tick(counter)
 

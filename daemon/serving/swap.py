@@ -54,8 +54,8 @@ class Swapper:
         self._calibration = calibration
         self._after_first_load = after_first_load
         self._spare: tuple[str, ServedForward] | None = None
-        self.garbage = False
-        """Whether a load has left garbage since somebody last set this to False."""
+        self.garbage = 0
+        """Loads that left garbage since somebody last set this to 0."""
 
     def serve(self, version: int) -> None:
         """Make `version` live; a flip without reading weights when it is still resident.
@@ -105,7 +105,7 @@ class Swapper:
         try:
             return self._read(version)
         finally:
-            self.garbage = True
+            self.garbage += 1
             give_back()
 
     def _read(self, version: int) -> Resident:

@@ -124,6 +124,7 @@ def test_a_load_is_followed_by_one_collection_outside_the_follower(
     world: World, monkeypatch: pytest.MonkeyPatch, corrupt: bool
 ) -> None:
     threads: list[str] = []
+    monkeypatch.setattr(server, "LOADS_A_COLLECTION", 1)
     world.add(1)
     with running(world.settings()) as served:
         served.wait_for(1)

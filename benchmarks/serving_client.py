@@ -1,4 +1,4 @@
-"""The one client of benchmarks/serving.py: HTTP/1.1 over asyncio streams, in a thread or a process of its own.
+"""The one client of benchmarks/serving.py: HTTP/1.1 over asyncio streams (`serving_load.py` gives it a process).
 
 It costs a fraction of a millisecond of processor time an answer, so that it does not take from the server what is
 measured. At a fixed rate a request's time counts from the moment when it was due, not from when a connection was free
@@ -8,10 +8,9 @@ for it: a server that stalls cannot hide it.
 import asyncio
 import contextlib
 import hashlib
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -29,7 +28,7 @@ class Target:
     content_type: str
     bodies: Sequence[bytes]
     """One for each picture; asked in turn."""
-    picture_of: Callable[[bytes], bytes] = lambda body: body
+    picture_of: Callable[[bytes], bytes] = bytes
     """The PNG in the body of an answer."""
 
     def request(self, number: int) -> bytes:
@@ -149,12 +148,15 @@ async def saturate(target: Target, clients: int, seconds: float) -> list[Answer]
     return answers
 
 
-async def paced(target: Target, rate: float, stop: Callable[[], bool], answers: list[Answer]) -> None:
-    """Ask `rate` times a second, whatever comes back, until `stop` says so; waits for the last answer."""
+async def paced(target: Target, rate: float, stop: Callable[[], bool], tell: Callable[[Answer], None]) -> None:
+    """Ask `rate` times a second, whatever comes back, until `stop` says so; waits for the last answer.
+
+    `tell` gets each answer when it has come.
+    """
     connections, number, start = Connections(target), 0, time.monotonic()
 
     async def one(number: int, due: float) -> None:
-        answers.append(await connections.ask(number, due))
+        tell(await connections.ask(number, due))
 
     async with asyncio.TaskGroup() as group:
         while not stop():
@@ -168,18 +170,5 @@ async def paced(target: Target, rate: float, stop: Callable[[], bool], answers: 
 def ask_paced(target: Target, rate: float, seconds: float) -> list[Answer]:
     """Ask at a fixed rate for so many seconds."""
     answers, end = list[Answer](), time.monotonic() + seconds
-    asyncio.run(paced(target, rate, lambda: time.monotonic() > end, answers))
+    asyncio.run(paced(target, rate, lambda: time.monotonic() > end, answers.append))
     return answers
-
-
-@contextmanager
-def load(target: Target, rate: float) -> Iterator[list[Answer]]:
-    """A constant load beside the block; the list grows by every answer."""
-    answers, stop = list[Answer](), threading.Event()
-    thread = threading.Thread(target=lambda: asyncio.run(paced(target, rate, stop.is_set, answers)))
-    thread.start()
-    try:
-        yield answers
-    finally:
-        stop.set()
-        thread.join()

@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ingest_daemon import frames, resident, write_image
-from serving_client import Answer, load, saturate
+from serving_client import Answer, saturate
+from serving_load import load
 from serving_processes import Server, plane_target, serve_ours
 from serving_swaps import Move, Moved, Swaps, overlapping, problems
 from serving_world import ServingWorld

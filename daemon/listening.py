@@ -43,7 +43,10 @@ def check_guarded(wanted: Wanted) -> None:
 
 
 def listen(wanted: Wanted, backlog: int) -> socket.socket:
-    """A listening socket.
+    """A listening socket whose connections send at once what is written (TCP_NODELAY).
+
+    Else the body of an answer, written after its head, may wait 40 ms for the client to acknowledge the head; asyncio
+    sets the option only on sockets made for `IPPROTO_TCP` by name, which `socket.create_server` does not do.
 
     The name is looked up once, and what was judged is what is bound: a name server that answers differently the second
     time changes nothing. Raises ConfigError for an unguarded public address, AddressInUse when it cannot be bound;
@@ -59,9 +62,11 @@ def listen(wanted: Wanted, backlog: int) -> socket.socket:
                 raise ConfigError(_public(wanted, f"{wanted.host} ({entry[1][0]})" if entry[1] else wanted.host))
     family, target = found[0]
     try:
-        return socket.create_server(target, family=family, backlog=backlog)
+        listener = socket.create_server(target, family=family, backlog=backlog)
     except OSError as error:
         raise _cannot_bind(wanted, error) from error
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
+    return listener
 
 
 def _look_up(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:

@@ -53,6 +53,15 @@ def test_the_default_is_loopback(make_settings):
             assert listener.getsockname()[0] == "127.0.0.1"
 
 
+def test_connections_send_at_once(make_settings):
+    with (
+        listen(serving_address(make_settings().serving), 1) as listener,
+        socket.create_connection(listener.getsockname()[:2]),
+        listener.accept()[0] as connection,
+    ):
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+
 @pytest.mark.parametrize("answers", [["203.0.113.7"], ["2001:db8::7"], ["127.0.0.1", "203.0.113.7"]])
 def test_a_name_that_leads_outside_is_refused(make_settings, monkeypatch, answers):
     stands_for(monkeypatch, answers)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from ingest_daemon import cpu_seconds, family
-from serving_client import Target, ask_paced
+from serving_client import Decoded, Target, ask_paced
 from serving_world import ServingWorld, pictures
 
 from daemon.demo.driving import clean_environment
@@ -44,31 +44,19 @@ def _encoded(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def _decoded(*way: str | int) -> Callable[[bytes], bytes]:
-    """Take the base64 text out of a JSON answer, where `way` leads."""
-
-    def take(body: bytes) -> bytes:
-        value = json.loads(body)
-        for step in way:
-            value = value[step]
-        return base64.b64decode(value)
-
-    return take
-
-
 def target_of(peer: str, port: int) -> Target:
     """How a peer is asked."""
     images = [_encoded(content) for content in pictures()]
     if peer == "litserve":
         bodies = [json.dumps({"image": image}).encode() for image in images]
-        return Target("127.0.0.1", port, "/predict", "application/json", bodies, _decoded("mask"))
+        return Target("127.0.0.1", port, "/predict", "application/json", bodies, Decoded(("mask",)))
     if peer == "bentoml":
         bodies = [json.dumps({"images": [image]}).encode() for image in images]
-        return Target("127.0.0.1", port, "/segment", "application/json", bodies, _decoded(0))
+        return Target("127.0.0.1", port, "/segment", "application/json", bodies, Decoded((0,)))
     tensors = [{"name": "images", "shape": [1, 1], "datatype": "BYTES", "data": [image]} for image in images]
     bodies = [json.dumps({"inputs": [tensor]}).encode() for tensor in tensors]
     path = "/v2/models/segmentation/infer"
-    return Target("127.0.0.1", port, path, "application/json", bodies, _decoded("outputs", 0, "data", 0))
+    return Target("127.0.0.1", port, path, "application/json", bodies, Decoded(("outputs", 0, "data", 0)))
 
 
 def plane_target(port: int) -> Target:

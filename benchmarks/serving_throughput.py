@@ -54,6 +54,8 @@ class Plan:
     seconds: float
     clients: int
     rate: float
+    paced: float
+    """Of each server at the fixed rate in a turn (seconds)."""
 
 
 def print_throughput(root: Path, plan: Plan) -> None:
@@ -73,7 +75,7 @@ def print_throughput(root: Path, plan: Plan) -> None:
                 else:
                     found += _wrong(server.name, _saturated(arms[server.name], server, plan), world, expected)
             for server in servers[:: 1 if turn % 2 == 0 else -1]:
-                arms[server.name].paced += ask_paced(server.target, plan.rate, plan.seconds)
+                arms[server.name].paced += ask_paced(server.target, plan.rate, plan.paced)
     found += [text for name, arm in arms.items() for text in _wrong(name, arm.paced, world, expected)]
     print_problems(found, sum(len(arm.paced) for arm in arms.values()))
     _print_table(arms, plan, batch)
@@ -127,7 +129,7 @@ def _saturated(arm: Arm, server: Server, plan: Plan) -> list[Answer]:
 
 def _print_table(arms: Mapping[str, Arm], plan: Plan, batch: int) -> None:
     print(f"\nsaturation: {plan.clients} clients, batch {batch}, {plan.turns} turns of {plan.seconds:g} s; "
-          f"fixed rate: {plan.rate:g} requests/s\n")  # fmt: skip
+          f"fixed rate: {plan.rate:g} requests/s, {plan.paced:g} s a turn\n")  # fmt: skip
     print("| | images/s | CPU time an image, ms | rate / bare loop | CPU time, bare loop / it | p50, ms | p99, ms |")
     print("|---|---|---|---|---|---|---|")
     base = arms[BARE]

@@ -56,7 +56,7 @@ def render(status: Status, registry: CheckpointRegistry, notice: Notice | None =
 
 def _serving(status: Status) -> str:
     serving, previous, plane = status.serving, status.previous, status.plane
-    none = "unknown, the ref is damaged" if status.serving_damaged else "no version yet"
+    none = "unknown, the ref is damaged or missing" if status.serving_damaged else "no version yet"
     rows: list[tuple[str, object]] = [
         ("should serve", f"version {serving.version}, {serving.by}: {serving.reason}" if serving else none),
         ("since", _time(serving.since if serving else None)),

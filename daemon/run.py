@@ -71,8 +71,8 @@ def check_folders(settings: Settings) -> None:
 
 
 def require_version(settings: Settings, registry: CheckpointRegistry) -> None:
-    """Raises NoCheckpoint, saying what to do, when no version serves."""
-    if registry.ref("serving") is not None:
+    """Raises NoCheckpoint, saying what to do, when no version serves; StorageError when its ref is damaged."""
+    if registry.serving() is not None:
         return
     versions = registry.versions()
     if versions:

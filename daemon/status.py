@@ -4,7 +4,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from configs.errors import ConfigError
 from configs.settings import Settings
@@ -19,7 +19,6 @@ from daemon.token import serving_token
 from storage.catalog import Catalog
 from storage.errors import StorageError
 from storage.layout import StateLayout
-from storage.manifest import Ref
 from storage.registry import CheckpointRegistry
 from storage.rounds import RoundStore
 
@@ -53,7 +52,7 @@ class _Collector:
         activity = self._activity()
         rounds: list[RoundSummary] = self._guarded(self._summaries, [])
         told = len(self._damage)
-        serving = self._guarded(lambda: self._ref("serving"), None)
+        serving = self._guarded(self._registry.serving, None)
         serving_damaged = len(self._damage) > told
         status = Status(
             at=time.time(),
@@ -67,7 +66,7 @@ class _Collector:
             buffer=self._guarded(self._buffer, BufferStatus(capacity=self._settings.buffer.capacity_frames)),
             serving=serving,
             serving_damaged=serving_damaged,
-            previous=self._guarded(lambda: self._ref("previous"), None),
+            previous=self._guarded(lambda: self._registry.ref("previous"), None),
             versions=self._registry.versions(),
             plane=self._plane(),
             round=self._guarded(lambda: self._running(rounds), None),
@@ -133,9 +132,6 @@ class _Collector:
                 "last_committed_at": counts.last_committed_at,
             }
         )
-
-    def _ref(self, name: Literal["serving", "previous"]) -> Ref | None:
-        return self._registry.ref(name)
 
     def _summaries(self) -> list[RoundSummary]:
         return summaries(self._rounds, LAST_ROUNDS + 1, alive=self._up)

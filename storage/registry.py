@@ -62,6 +62,22 @@ class CheckpointRegistry:
         """What a ref points at; none when nothing was promoted yet. Raises StorageError when it cannot be read."""
         return self._refs.read(name)
 
+    def serving(self) -> Ref | None:
+        """What serves; none before the first promotion. Raises StorageError when its ref cannot be read, and when it is
+        gone though the history says that a version serves.
+        """
+        serving = self.ref("serving")
+        if serving is None and (lost := self.served_last()) is not None:
+            raise StorageError(
+                f"{self.ref_path('serving')}: missing, though version {lost} was made to serve; "
+                "`mfmd check --repair` writes it again"
+            )
+        return serving
+
+    def served_last(self) -> int | None:
+        """The version that serves by the history."""
+        return next(reversed(served_stack(self.history())), None)
+
     def set_shadow(self, version: int | None, *, by: str, reason: str, over: str | None = None) -> bool:
         """Let inference planes run `version` in the shadow of the one that serves; none ends that.
 
@@ -127,7 +143,8 @@ class CheckpointRegistry:
             target = self._target(to, serving)
             self.verify(target)
             before = self._before(target, serving)
-            left = serving.version if serving else self._last_served(other_than=target)
+            left = serving.version if serving else self.served_last()
+            left = left if left != target else None
             self._note("rolled_back", target, by=by, reason=reason, previous=left)
             return self._move(target, before, by, reason)
 
@@ -272,11 +289,6 @@ class CheckpointRegistry:
             self._refs.write("previous", version, by, reason)
         else:
             self._refs.remove("previous")
-
-    def _last_served(self, other_than: int) -> int | None:
-        """The version that serves by the history, if that is another than the one given."""
-        stack = served_stack(self.history())
-        return stack[-1] if stack and stack[-1] != other_than else None
 
     def _version_named(self, name: str) -> int | None:
         """The version that a ref points at; none when it is missing or cannot be read."""

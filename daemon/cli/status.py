@@ -105,7 +105,7 @@ def _serving(state: "Status") -> str:
     ref, plane = state.serving, state.plane
     answers = f"{plane.host}:{plane.port} answers with {plane.version}" if plane.up else "no inference plane answers"
     if ref is None:
-        return f"unknown, the ref is damaged; {answers}" if state.serving_damaged else "no version yet"
+        return f"unknown, the ref is damaged or missing; {answers}" if state.serving_damaged else "no version yet"
     before = f", before it {state.previous.version}" if state.previous else ""
     return f"version {ref.version} since {local_time(ref.since)}, by {ref.by}{before}; {answers}"
 

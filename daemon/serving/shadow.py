@@ -52,6 +52,8 @@ class Shadow:
         self._record: ShadowRecord | None = None
         self._written = 0.0
         self._dirty = False
+        self._complained: int | None = None
+        """Candidate whose error is in the log with its traceback."""
 
     def start(self) -> None:
         """Start the thread, if any request is to run twice."""
@@ -103,12 +105,17 @@ class Shadow:
             self._note(self._record_of(candidate.version, serving), labels, own)
 
     def _run(self, candidate: Resident, image: Fitted) -> Labels | None:
-        """The candidate's labels; none when it raised an error, which is evidence like any other."""
+        """The candidate's labels; none when it raised an error, which is evidence like any other.
+
+        The log has the traceback of a candidate's first error: one that fails on every image must not fill the disk.
+        """
         try:
             [own] = segment_fitted(candidate.forward, [image.frame], [image.size])
             return own.cpu().numpy()
-        except Exception:
-            log.exception("shadow_run_failed", version=candidate.version)
+        except Exception as error:
+            traceback = candidate.version != self._complained
+            self._complained = candidate.version
+            log.error("shadow_run_failed", version=candidate.version, error=str(error), exc_info=traceback)
             return None
 
     def _note(self, record: ShadowRecord, served: Labels, own: Labels | None) -> None:

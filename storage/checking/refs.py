@@ -11,7 +11,6 @@ from storage.checking.catalog import REPAIR
 from storage.checking.problem import Problem, Scope
 from storage.checking.registry import damage_of_version
 from storage.errors import StorageError
-from storage.history import served_stack
 from storage.manifest import Ref
 from storage.registry import CheckpointRegistry
 
@@ -56,9 +55,9 @@ def _serving(registry: CheckpointRegistry, read_data: bool) -> Iterator[Problem]
         return
     serving = registry.ref("serving")
     if serving is None:
-        served = served_stack(registry.history())
-        if served:
-            detail = f"missing, though version {served[-1]} was made to serve"
+        served = registry.served_last()
+        if served is not None:
+            detail = f"missing, though version {served} was made to serve"
             yield Problem("serving_missing", path, detail, REPAIR, restore)
     elif serving.version not in registry.versions():
         yield Problem("ref_dangling", path, f"points at version {serving.version}, which is not there", REPAIR, restore)

@@ -13,8 +13,10 @@ import pytest
 
 from daemon.activity import Activity, ActivityWriter, ChildActivity, IngestActivity, WatchActivity, read_activity
 from daemon.plane_probe import probe_plane
+from daemon.run import require_version
 from daemon.run_files import RunFile, read_run_file, write_run_file
 from daemon.status import Status, collect_status
+from storage.errors import StorageError
 from storage.layout import StateLayout
 from storage.observations import Observation, Observations
 from storage.round_records import Progress, RoundScores, RoundSpec
@@ -131,6 +133,18 @@ def test_damage_becomes_messages(make_settings, layout, registry, add_version):
     for name in ("refs/serving", "catalog.sqlite", "observations.sqlite"):
         assert name in text
     assert status.serving_damaged and "no version serves" not in text, "which one should serve is not known"
+
+
+def test_a_serving_ref_that_is_gone_is_repaired_not_replaced_by_the_newest(make_settings, registry, add_version):
+    add_version()
+    add_version(promote=False)
+    registry.ref_path("serving").unlink()
+    status = collect_status(make_settings())
+    text = "\n".join(status.messages)
+    assert "missing, though version 1 was made to serve" in text and "mfmd check --repair" in text
+    assert status.serving_damaged and "mfmd rollback" not in text, "version 2 never served"
+    with pytest.raises(StorageError, match="check --repair"):
+        require_version(make_settings(), registry)
 
 
 class _Plane(BaseHTTPRequestHandler):

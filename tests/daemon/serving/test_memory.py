@@ -5,6 +5,7 @@ import sys
 import threading
 
 import pytest
+import uvicorn
 
 from daemon.serving import server
 from tests.daemon.serving.serving_world import World, running, wait_until
@@ -138,3 +139,26 @@ def test_a_load_is_followed_by_one_collection_outside_the_follower(
             world.point_at(1)
         wait_until(lambda: bool(threads), "garbage is collected")
     assert "mfmd-follower" not in threads
+
+
+def test_fewer_loads_wait_for_a_collection_that_they_share(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, collected = list[int](), list[int]()
+    real = uvicorn.Server.on_tick
+
+    async def counted(self: uvicorn.Server, counter: int) -> bool:
+        looks.append(counter)
+        return await real(self, counter)
+
+    monkeypatch.setattr(uvicorn.Server, "on_tick", counted)
+    monkeypatch.setattr(server, "LOADS_A_COLLECTION", 3)
+    monkeypatch.setattr(server, "collect_garbage", lambda: collected.append(len(looks)))
+    world.add(1)
+    with running(world.settings()) as served:
+        served.wait_for(1)
+        served.wait_for(world.add(2))
+        seen = len(looks)
+        wait_until(lambda: len(looks) >= seen + 2, "the server looks twice")
+        assert collected == [] and served.plane.swapper.garbage == 2
+        served.wait_for(world.add(3))
+        wait_until(lambda: not served.plane.swapper.garbage, "the third load's collection")
+    assert len(collected) == 1

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from structlog.testing import CapturingLogger
 
 from adapters.inference import segment_image
 from daemon.serving import shadow
@@ -147,6 +148,8 @@ def test_images_on_which_the_candidate_fails_are_recorded_and_cost_no_answer(
             raise RuntimeError("out of memory")
         return real(forward, frames, sizes)
 
+    log = CapturingLogger()
+    monkeypatch.setattr(shadow, "log", log)
     monkeypatch.setattr(shadow, "segment_fitted", fails_on_tall_images)
     with running(world.settings(shadow_fraction=1.0)) as served:
         shadow_runs(served, candidate)
@@ -158,6 +161,8 @@ def test_images_on_which_the_candidate_fails_are_recorded_and_cost_no_answer(
     record = recorded(world, candidate)
     assert record is not None
     assert (record.images, record.failed, record.tried, record.pixels) == (1, 2, 3, HEIGHT * WIDTH)
+    tracebacks = [call.kwargs["exc_info"] for call in log.calls if call.args == ("shadow_run_failed",)]
+    assert tracebacks == [True, False], "the second error is one line"
 
 
 def test_a_shadow_is_kept_by_retention_and_must_be_whole(world: World) -> None:

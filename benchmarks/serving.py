@@ -44,8 +44,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mfmd-serving-") as folder:
         root = Path(folder)
         if "throughput" in arguments.parts:
-            hard = arguments.clients, arguments.rate, arguments.paced
-            plan = Plan(peers, arguments.turns, arguments.seconds, *hard)
+            plan = Plan(peers, arguments.turns, arguments.seconds, arguments.clients, arguments.rate, arguments.paced)
             print_throughput(root / "throughput", plan)
         if "swaps" in arguments.parts:
             print_swaps(root / "swaps", arguments.swaps, arguments.rate, arguments.pause)
@@ -62,9 +61,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peer", type=_peer, action="append", default=[], metavar="NAME=PYTHON")
     parser.add_argument("--turns", type=int, default=7, help="turns of the throughput")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each arm in a turn")
-    parser.add_argument(
-        "--paced", type=float, default=10.0, help="of each server at the fixed rate in a turn (seconds)"
-    )
+    parser.add_argument("--paced", type=float, default=10.0, help="seconds of each server at the fixed rate in a turn")
     parser.add_argument("--clients", type=int, default=8, help="clients at saturation")
     parser.add_argument("--rate", type=float, default=4.0, help="requests a second of the constant load")
     parser.add_argument("--swaps", type=int, default=1000)

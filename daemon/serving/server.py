@@ -29,7 +29,7 @@ GRACE_SECONDS = 30
 """Longest wait for requests in flight at the end (seconds)."""
 BACKLOG = 2048
 LOADS_A_COLLECTION = 32
-"""Loads whose garbage (some 100 kB each) is collected together; after each load, p99 of a swap was 149 ms, not 70."""
+"""Loads whose garbage (some 100 kB each) is collected together: each collection holds all threads for 2 ms."""
 KEEP_ALIVE_SECONDS = 75
 """How long an idle connection stays open (seconds): longer than the 60 s for which proxies keep theirs, or a request
 would now and then meet the close of its connection and fail. uvicorn's default is 5."""

@@ -11,7 +11,7 @@ from daemon.gate import GATE, decide
 from daemon.logs import get_logger
 from daemon.shadow_trial import asks_for_shadow, begin_trial, end_shadow, look
 from storage.digest import digest_of
-from storage.errors import CorruptCheckpoint, ServingChanged, StorageError, UnknownVersion
+from storage.errors import CorruptCheckpoint, DurabilityLost, ServingChanged, StorageError, UnknownVersion
 from storage.layout import StateLayout
 from storage.manifest import HistoryEvent, Manifest, Ref
 from storage.registry import CheckpointRegistry
@@ -194,11 +194,13 @@ def _added(registry: CheckpointRegistry, spec: RoundSpec) -> int | None:
 
 
 def _prune(registry: CheckpointRegistry, settings: Settings) -> None:
-    """Remove old versions; none while the released one cannot be told, for an ancestor's manifest is damaged."""
+    """Remove old versions; none while it cannot be told what must stay, for a manifest or a ref is damaged or gone."""
     try:
         registry.prune(settings.registry.keep_versions)
         _records(settings).prune(registry.versions())
-    except CorruptCheckpoint as error:
+    except DurabilityLost:
+        raise
+    except StorageError as error:
         log.error("versions_not_pruned", reason=str(error))
 
 

@@ -132,12 +132,12 @@ class CheckpointRegistry:
         The version rolled back from counts as bad from then on, and `previous` becomes what served before the
         target, so that a second rollback goes one further back and never forward to a bad version. With `to` it also
         works when the serving ref is damaged or gone: what is rolled back from is then what the history says.
-        Raises ServingChanged, UnknownVersion when there is no such version, CorruptCheckpoint when it is damaged; then
-        nothing moved.
+        Raises ServingChanged, UnknownVersion when there is no such version, CorruptCheckpoint when it is damaged,
+        StorageError when it serves already or, without `to`, the ref is damaged or gone; then nothing moved.
         """
         with self._writing():
             named = to is not None and expected is None  # then what serves decides nothing
-            serving = self._refs.read_or_none("serving") if named else self.ref("serving")
+            serving = self._refs.read_or_none("serving") if named else self.serving()
             if expected is not None:
                 _hold(serving, expected, "nothing was rolled back")
             target = self._target(to, serving)
@@ -227,6 +227,7 @@ class CheckpointRegistry:
         few that never served (`storage.retention`).
 
         Serving, previous, shadow and pinned versions and the released ancestor of serving stay and are not counted.
+        Raises StorageError while a ref is damaged or the serving one is gone: what it named would count as unused.
         """
         return removable(self.versions(), self._protected(), self.history(), keep)
 
@@ -241,8 +242,9 @@ class CheckpointRegistry:
             return removed
 
     def _protected(self) -> set[int]:
-        serving, previous, shadow = self.ref("serving"), self.ref("previous"), self.ref("shadow")
-        protected = {ref.version for ref in (serving, previous, shadow) if ref} | set(self.pins())
+        refs = self.serving(), self.ref("previous"), self.ref("shadow")
+        protected = {ref.version for ref in refs if ref} | set(self.pins())
+        serving = refs[0]
         if serving is not None:
             # A process that died between the two refs left `previous` where the next rollback does not lead.
             protected.add(self._served_before(serving) or serving.version)

@@ -177,7 +177,7 @@ def rollback(
     from daemon.promotion import roll_back
 
     registry = registry_of(settings)
-    before = registry.ref("serving")
+    before = _refs(registry)[0].get("serving")  # with --to it may be damaged or gone
     ref = roll_back(registry, to=to, by=OPERATOR, reason=reason, expected=expected)
     if as_json:
         print_json(ref.model_dump(mode="json") | {"previous": before.version if before else None})
@@ -209,7 +209,7 @@ def _refs(registry: "CheckpointRegistry") -> "tuple[dict[str, Ref], list[str]]":
     damage: list[str] = []
     for name in MARKING:
         try:
-            ref = registry.ref(name)
+            ref = registry.serving() if name == "serving" else registry.ref(name)
         except StorageError as error:
             damage.append(str(error))
         else:

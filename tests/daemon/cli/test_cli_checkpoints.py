@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from daemon.cli.exit_codes import ExitCode
 from storage.manifest import HistoryEvent
 from storage.registry import CheckpointRegistry
@@ -65,6 +67,27 @@ def test_a_damaged_ref_hides_no_version(mfmd, registry: CheckpointRegistry) -> N
     assert "previous" in [mark for row in rows for mark in row["marks"]]
     for told in (listed, mfmd("checkpoints", "show", "2")):
         assert told.err.count("refs/serving: not a ref") == 1 and "`mfmd check --repair`" in told.err
+
+
+def test_a_serving_ref_that_is_gone_is_told_and_nothing_is_pruned(mfmd, registry: CheckpointRegistry) -> None:
+    registry.ref_path("serving").unlink()
+    listed = mfmd("checkpoints", "list", "--json")
+    assert len(json.loads(listed.out)) == 3 and "refs/serving: missing, though version 2" in listed.err
+    for arguments in (("checkpoints", "prune", "--keep", "0"), ("checkpoints", "prune", "--dry-run"), ("rollback",)):
+        answer = mfmd(*arguments)
+        assert answer.code == ExitCode.FAILURE and "refs/serving: missing, though version 2" in answer.err
+    assert registry.versions() == [1, 2, 3], "the version that serves is not removed because its ref is gone"
+
+
+@pytest.mark.parametrize("damage", ["garbage", None])
+def test_rollback_to_a_version_needs_no_serving_ref(mfmd, registry: CheckpointRegistry, damage: str | None) -> None:
+    path = registry.ref_path("serving")
+    path.unlink() if damage is None else path.write_text(damage)
+    answer = mfmd("rollback", "--to", "1", "--reason", "the ref is damaged", "--json")
+    assert answer.code == ExitCode.OK and json.loads(answer.out)["previous"] is None
+    serving, event = registry.ref("serving"), registry.history()[-1]
+    assert serving is not None and serving.version == 1
+    assert (event.event, event.version, event.previous) == ("rolled_back", 1, 2)
 
 
 def test_show_tells_manifest_and_history_and_verifies(mfmd, registry: CheckpointRegistry) -> None:

@@ -98,12 +98,15 @@ def _reading(context: ControlContext) -> APIRouter:
 
     @router.get("/checkpoints")
     def checkpoints() -> CheckpointList:
-        """All versions, oldest first, and what the refs name."""
+        """All versions, oldest first, and what the refs name; a damaged ref hides no version."""
         registry = context.registry
         pins = set(registry.pins())
         marks = history_marks(registry)
         versions = [_checkpoint(registry, version, version in pins, marks[version]) for version in marks]
-        return CheckpointList(serving=registry.ref("serving"), previous=registry.ref("previous"), versions=versions)
+        refs, damaged = registry.readable_refs()
+        return CheckpointList(
+            serving=refs.get("serving"), previous=refs.get("previous"), versions=versions, damaged=damaged
+        )
 
     @router.get("/rounds")
     def rounds(limit: Annotated[int, Query(ge=1, le=1000)] = 20) -> RoundList:

@@ -64,6 +64,8 @@ class CheckpointList(BaseModel):
     serving: Ref | None
     previous: Ref | None
     versions: list[CheckpointSummary]
+    damaged: list[str] = []
+    """What is wrong with refs that cannot be read, and what to do."""
 
 
 class RoundList(BaseModel):

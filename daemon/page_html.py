@@ -78,6 +78,8 @@ def _serving(status: Status) -> str:
 
 def _rollback(status: Status, marks: Mapping[int, Sequence[str]]) -> str:
     serving = status.serving
+    if serving is None and status.versions:  # the form says what it was shown for, and that is not known
+        return "<h2>Roll back</h2><p>What serves is not known: `mfmd rollback --to N` lets a version serve.</p>"
     others = [version for version in reversed(status.versions) if serving and version != serving.version]
     if serving is None or not others:
         return "<h2>Roll back</h2><p>There is no other version.</p>"

@@ -9,6 +9,7 @@ pruned/000003.json                                     manifests of versions who
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,9 @@ from storage.numbered import listed, numbers
 from storage.refs import Refs, pin_name
 from storage.retention import removable
 from storage.versions import WEIGHTS, Versions
+
+LESSER = ("previous", "shadow")
+"""Refs beside `serving` and the pins."""
 
 
 class CheckpointRegistry:
@@ -73,6 +77,19 @@ class CheckpointRegistry:
                 "`mfmd check --repair` writes it again"
             )
         return serving
+
+    def readable_refs(self) -> tuple[dict[str, Ref], list[str]]:
+        """What serving, previous and shadow point at, as far as that is there; and what is wrong with the others."""
+        found: dict[str, Ref] = {}
+        damage: list[str] = []
+        for name, read in (("serving", self.serving), *((name, partial(self._refs.read, name)) for name in LESSER)):
+            try:
+                ref = read()
+            except StorageError as error:
+                damage.append(str(error))
+            else:
+                found |= {name: ref} if ref is not None else {}
+        return found, damage
 
     def served_last(self) -> int | None:
         """The version that serves by the history."""

@@ -1,6 +1,6 @@
 """`mfmd checkpoints list|show|pin|unpin|verify|prune` and `mfmd rollback`: look at versions, keep them, go back."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,7 +11,6 @@ from daemon.cli.output import headline, local_time, print_json, print_table
 
 if TYPE_CHECKING:
     from configs.settings import Settings
-    from storage.manifest import Ref
     from storage.registry import CheckpointRegistry
 
 checkpoints_app = typer.Typer(no_args_is_help=True, help="List, show, compare, pin, verify and prune versions.")
@@ -31,8 +30,6 @@ ExpectedOption = Annotated[
 ]
 
 OPERATOR = "operator"
-MARKING: tuple[Literal["serving", "previous", "shadow"], ...] = ("serving", "previous", "shadow")
-"""Refs that are shown as marks of the version they point at."""
 
 
 def add_to(app: typer.Typer, panel: str) -> None:
@@ -177,7 +174,7 @@ def rollback(
     from daemon.promotion import roll_back
 
     registry = registry_of(settings)
-    before = _refs(registry)[0].get("serving")  # with --to it may be damaged or gone
+    before = registry.readable_refs()[0].get("serving")  # with --to it may be damaged or gone
     ref = roll_back(registry, to=to, by=OPERATOR, reason=reason, expected=expected)
     if as_json:
         print_json(ref.model_dump(mode="json") | {"previous": before.version if before else None})
@@ -201,25 +198,9 @@ def _say_pins(registry: "CheckpointRegistry", as_json: bool, text: str) -> None:
         typer.echo(text)
 
 
-def _refs(registry: "CheckpointRegistry") -> "tuple[dict[str, Ref], list[str]]":
-    """What serving, previous and shadow point at, as far as that is there; and what is wrong with the others."""
-    from storage.errors import StorageError
-
-    found: dict[str, Ref] = {}
-    damage: list[str] = []
-    for name in MARKING:
-        try:
-            ref = registry.serving() if name == "serving" else registry.ref(name)
-        except StorageError as error:
-            damage.append(str(error))
-        else:
-            found |= {name: ref} if ref is not None else {}
-    return found, damage
-
-
 def _say_damage(registry: "CheckpointRegistry") -> None:
     """Damaged refs, on stderr: versions are shown all the same, for that is when one must be chosen."""
-    for damage in _refs(registry)[1]:
+    for damage in registry.readable_refs()[1]:
         typer.echo(f"warning: {damage}", err=True)
 
 
@@ -228,7 +209,7 @@ def _summary(registry: "CheckpointRegistry", version: int) -> dict[str, Any]:
     from daemon.version_marks import history_marks
     from storage.errors import CorruptCheckpoint
 
-    refs, _ = _refs(registry)
+    refs, _ = registry.readable_refs()
     marks = [name for name, ref in refs.items() if ref.version == version]
     marks += ["pinned"] if version in registry.pins() else []
     marks += history_marks(registry).get(version, [])

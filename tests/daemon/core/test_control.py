@@ -208,6 +208,16 @@ def test_a_damaged_version_is_listed_as_such(world, registry):
     assert "not a manifest" in version["damaged"]
 
 
+@pytest.mark.parametrize("damage", ["garbage", None])
+def test_a_serving_ref_that_is_damaged_or_gone_hides_no_version(world, registry, damage):
+    path = registry.ref_path("serving")
+    path.unlink() if damage is None else path.write_text(damage)
+    answer = world.client.get("/v1/checkpoints")
+    told = answer.json()
+    assert (answer.status_code, told["serving"], [item["version"] for item in told["versions"]]) == (200, None, [1])
+    assert ["refs/serving" in text for text in told["damaged"]] == [True]
+
+
 def test_versions_that_never_served_are_marked(world, registry, add_version):
     add_version(1, promote=False)
     registry.record(HistoryEvent(at=1.0, event="rejected", version=2, previous=1, by="gate", reason="odd"))

@@ -72,6 +72,14 @@ def test_it_says_which_versions_nobody_should_go_back_to_blindly(page, registry,
     assert "version 4 (rolled back, rejected)" in page.client.get("/").text
 
 
+@pytest.mark.parametrize("damage", ["garbage", None])
+def test_with_a_damaged_ref_it_says_what_to_do_and_not_that_there_is_no_version(page, registry, damage):
+    path = registry.ref_path("serving")
+    path.unlink() if damage is None else path.write_text(damage)
+    text = page.client.get("/").text
+    assert "There is no other version" not in text and "`mfmd rollback --to N`" in text and "<form" not in text
+
+
 def test_it_needs_nothing_from_elsewhere_and_runs_no_script(page):
     answer = page.client.get("/")
     assert not re.search(r"(src|href)=|url\(|@import|<script|<link| on\w+=", answer.text)

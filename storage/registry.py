@@ -9,7 +9,6 @@ pruned/000003.json                                     manifests of versions who
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,9 +81,9 @@ class CheckpointRegistry:
         """What serving, previous and shadow point at, as far as that is there; and what is wrong with the others."""
         found: dict[str, Ref] = {}
         damage: list[str] = []
-        for name, read in (("serving", self.serving), *((name, partial(self._refs.read, name)) for name in LESSER)):
+        for name in ("serving", *LESSER):
             try:
-                ref = read()
+                ref = self.serving() if name == "serving" else self._refs.read(name)
             except StorageError as error:
                 damage.append(str(error))
             else:

@@ -78,8 +78,9 @@ def _serving(status: Status) -> str:
 
 def _rollback(status: Status, marks: Mapping[int, Sequence[str]]) -> str:
     serving = status.serving
-    if serving is None and status.versions:  # the form says what it was shown for, and that is not known
-        return "<h2>Roll back</h2><p>What serves is not known: `mfmd rollback --to N` lets a version serve.</p>"
+    if serving is None and status.versions:  # the form says what it was shown for: there is none, or it is not known
+        what = "It is not known which version serves" if status.serving_damaged else "No version serves"
+        return f"<h2>Roll back</h2><p>{what}: `mfmd rollback --to N` lets one serve.</p>"
     others = [version for version in reversed(status.versions) if serving and version != serving.version]
     if serving is None or not others:
         return "<h2>Roll back</h2><p>There is no other version.</p>"

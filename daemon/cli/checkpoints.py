@@ -47,7 +47,8 @@ def list_(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
     """List every version with its origin, scores and what points at it."""
     registry = registry_of(read_settings(config))
     _say_damage(registry)
-    rows = [_summary(registry, version) for version in registry.versions()]
+    marks = _marks(registry)
+    rows = [_summary(registry, version, own) for version, own in marks.items()]
     if as_json:
         print_json(rows)
     elif not rows:
@@ -68,7 +69,7 @@ def show(number: NumberArgument, config: ConfigOption = DEFAULT_CONFIG, as_json:
     registry.verify(number)
     _say_damage(registry)
     events = [event.model_dump(mode="json") for event in registry.history() if event.version == number]
-    answer = _summary(registry, number) | {
+    answer = _summary(registry, number, _marks(registry).get(number, [])) | {
         "shadow": _shadows(settings, number),
         "manifest": manifest.model_dump(mode="json"),
         "history": events,
@@ -204,15 +205,25 @@ def _say_damage(registry: "CheckpointRegistry") -> None:
         typer.echo(f"warning: {damage}", err=True)
 
 
-def _summary(registry: "CheckpointRegistry", version: int) -> dict[str, Any]:
-    """One version as `list --json` shows it; a damaged manifest is an entry too, so that the others can be seen."""
+def _marks(registry: "CheckpointRegistry") -> dict[int, list[str]]:
+    """Of each version: refs that point at it, whether it is pinned, and what the history says."""
     from daemon.version_marks import history_marks
+
+    refs, pins = registry.readable_refs()[0], registry.pins()
+    return {
+        version: [
+            *(name for name, ref in refs.items() if ref.version == version),
+            *(["pinned"] if version in pins else []),
+            *own,
+        ]
+        for version, own in history_marks(registry).items()
+    }
+
+
+def _summary(registry: "CheckpointRegistry", version: int, marks: list[str]) -> dict[str, Any]:
+    """One version as `list --json` shows it; a damaged manifest is an entry too, so that the others can be seen."""
     from storage.errors import CorruptCheckpoint
 
-    refs, _ = registry.readable_refs()
-    marks = [name for name, ref in refs.items() if ref.version == version]
-    marks += ["pinned"] if version in registry.pins() else []
-    marks += history_marks(registry).get(version, [])
     kept = ("origin", "parent", "round", "created", "scores")
     try:
         facts = registry.manifest(version).model_dump(mode="json", include=set(kept))

@@ -78,6 +78,14 @@ def test_with_a_damaged_ref_it_says_what_to_do_and_not_that_there_is_no_version(
     path.unlink() if damage is None else path.write_text(damage)
     text = page.client.get("/").text
     assert "There is no other version" not in text and "`mfmd rollback --to N`" in text and "<form" not in text
+    assert "It is not known which version serves" in text
+
+
+def test_versions_of_which_none_ever_served_are_told_from_a_damaged_ref(page, layout):
+    for name in ("refs/serving", "history.jsonl"):
+        (layout.checkpoints / name).unlink()
+    text = page.client.get("/").text
+    assert "No version serves: `mfmd rollback --to N`" in text and "not known which" not in text
 
 
 def test_it_needs_nothing_from_elsewhere_and_runs_no_script(page):

@@ -256,6 +256,22 @@ def test_old_versions_are_pruned_after_a_verdict(state: State, finished: Callabl
     assert state.registry.versions() == [1, 2, 5]
 
 
+def test_a_damaged_ref_keeps_all_versions_and_no_verdict_from_its_end(
+    state: State, finished: Callable[..., RoundFolder]
+) -> None:
+    settings = state.settings.model_copy(
+        update={"registry": state.settings.registry.model_copy(update={"keep_versions": 0})}
+    )
+    others = [
+        state.registry.add(state.weights(value), state.registry.manifest(1), by="import").version
+        for value in (3.0, 4.0)
+    ]
+    state.registry.ref_path("shadow").write_text("{")
+    verdict = judge(state.registry, finished(), settings)
+    assert (verdict.decision, state.serving) == ("accepted", verdict.version)
+    assert set(others) <= set(state.registry.versions()), "one of them may be what the damaged ref named"
+
+
 def test_release_serves_only_the_first(state: State, tmp_path: Path) -> None:
     registry = CheckpointRegistry(tmp_path / "fresh")
     for value in (1.0, 2.0):

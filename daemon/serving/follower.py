@@ -72,6 +72,8 @@ class Follower:
         self._suspended = False
         self._again = False
         self._looks = 0
+        self._unread = 0
+        """Looks in a row that could not read the ref."""
 
     @property
     def suspended(self) -> bool:
@@ -133,11 +135,13 @@ class Follower:
     def look(self, now: float) -> None:
         """One look at the ref, at monotonic time `now`; swaps if it names another version. Never raises."""
         try:
-            ref = self._registry.ref("serving")
+            ref = self._registry.serving()
         except Exception as error:  # noqa: BLE001 - whatever it is, this thread must live to see the next ref
-            if now >= self._retry_at:
+            self._unread += 1
+            if self._unread > 1 and now >= self._retry_at:  # one may fall between a first promotion's line and its ref
                 self._note(None, error, now)
             return
+        self._unread = 0
         if ref != self._wanted or self._again:
             self._again = False
             self._wanted, self._attempts, self._retry_at = ref, 0, 0.0

@@ -1,0 +1,73 @@
+"""What takes the serving ref's place while a plane answers: its version goes on, a counter says so, the next ref counts."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from daemon.serving.plane import InferencePlane
+from tests.daemon.serving.serving_world import Served, World, image_bytes, running, wait_until
+from tests.storage.no_refs import NO_REFS
+
+pytestmark = pytest.mark.timeout(120)
+KINDS: dict[str, Callable[[Path], None]] = {**NO_REFS, "nothing": lambda path: None}
+
+
+def test_the_old_version_serves_on_until_there_is_a_ref_again(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    versions = world.add(0), world.add(1, promote=False)
+    with running(world.settings()) as served:
+        served.wait_for(versions[0])
+        for index, (kind, spoil) in enumerate(KINDS.items()):
+            serving, other = versions[index % 2], versions[1 - index % 2]
+            _spoil(world, served, kind, spoil)
+            _assert_goes_on(served, serving, kind)
+            _remove(world)
+            world.point_at(other)
+            wait_until(lambda: served.client.get("/v1/serving").json()["version"] == other, f"a ref after {kind}")
+
+
+def _spoil(world: World, served: Served, kind: str, spoil: Callable[[Path], None]) -> None:
+    """Put something else in the ref's place, and wait until the plane has seen it."""
+    failures = served.plane.follower.failures
+    _remove(world)
+    spoil(world.registry.ref_path("serving"))
+    wait_until(lambda: served.plane.follower.failures > failures, f"a look at {kind} fails")
+
+
+def _remove(world: World) -> None:
+    path = world.registry.ref_path("serving")
+    if path.is_symlink() or path.exists():
+        path.rename(path.with_name("away"))
+        _clear(path.with_name("away"))
+
+
+def _clear(path: Path) -> None:
+    """Remove what may be a folder with one folder in it."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+        return
+    for inner in path.iterdir():
+        inner.rmdir()
+    path.rmdir()
+
+
+def _assert_goes_on(served: Served, version: int, kind: str) -> None:
+    status = served.client.get("/v1/serving").json()
+    assert (status["version"], status["wanted"]) == (version, version), kind
+    assert "`mfmd check --repair`" in status["last_failure"]["reason"], kind
+    assert served.metric("mfmd_swap_total", result="failed") >= 1
+    assert served.segment(image_bytes()).headers["X-Checkpoint-Version"] == str(version)
+
+
+def test_a_look_between_the_history_and_the_ref_of_a_first_promotion_is_no_failure(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    version, plane = world.add(0), InferencePlane(world.settings())
+    path = world.registry.ref_path("serving")
+    written = path.read_bytes()
+    path.unlink()
+    plane.follower.look(0.0)
+    path.write_bytes(written)
+    plane.follower.look(1.0)
+    assert plane.slots.live is not None
+    assert (plane.slots.live.version, plane.follower.failures) == (version, 0)

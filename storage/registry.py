@@ -17,6 +17,7 @@ from storage.errors import ServingChanged, StorageError, UnknownVersion
 from storage.history import completed_moves, read_history, rolled_back_from, served_before, served_stack, turned_down
 from storage.manifest import HistoryEvent, Manifest, Ref
 from storage.numbered import listed, numbers
+from storage.reason import check_reason
 from storage.refs import Refs, pin_name
 from storage.retention import removable
 from storage.versions import WEIGHTS, Versions
@@ -98,8 +99,10 @@ class CheckpointRegistry:
         """Let inference planes run `version` in the shadow of the one that serves; none ends that.
 
         `over`: only where there is no shadow, or one that `over` set; somebody else's stays. Returns whether it moved.
-        Raises UnknownVersion, or CorruptCheckpoint when it is damaged; then nothing moved.
+        Raises UnknownVersion, CorruptCheckpoint when it is damaged, or InvalidReason; then nothing
+        moved.
         """
+        check_reason(reason)
         with self._writing():
             now = self._refs.read_or_none("shadow")
             if over is not None and now is not None and now.by != over:
@@ -149,8 +152,10 @@ class CheckpointRegistry:
         target, so that a second rollback goes one further back and never forward to a bad version. With `to` it also
         works when the serving ref is damaged or gone: what is rolled back from is then what the history says.
         Raises ServingChanged, UnknownVersion when there is no such version, CorruptCheckpoint when it is damaged,
-        StorageError when it serves already or, without `to`, the ref is damaged or gone; then nothing moved.
+        InvalidReason, StorageError when it serves already or, without `to`, the ref is damaged or gone; then nothing
+        moved.
         """
+        check_reason(reason)
         with self._writing():
             named = to is not None and expected is None  # then what serves decides nothing
             serving = self._refs.read_or_none("serving") if named else self.serving()
@@ -213,14 +218,16 @@ class CheckpointRegistry:
         return named | set(self.versions()) | set(numbers(self._versions.pruned))
 
     def pin(self, version: int, by: str, reason: str = "") -> Ref:
-        """Keep a version whatever retention says. Raises UnknownVersion."""
+        """Keep a version whatever retention says. Raises UnknownVersion, InvalidReason."""
+        check_reason(reason)
         with self._writing():
             self.manifest(version)
             self._note("pinned", version, by=by, reason=reason)
             return self._refs.write(pin_name(version), version, by, reason)
 
     def unpin(self, version: int, by: str, reason: str = "") -> None:
-        """Leave a version to retention again. Raises UnknownVersion when it is not pinned."""
+        """Leave a version to retention again. Raises UnknownVersion when it is not pinned, InvalidReason."""
+        check_reason(reason)
         with self._writing():
             if version not in self.pins():
                 raise UnknownVersion(f"version {version} is not pinned; pinned: {listed(self.pins())}")

@@ -1,6 +1,7 @@
 """`mfmd checkpoints` and `mfmd rollback` on a real registry."""
 
 import json
+import os
 
 import pytest
 
@@ -143,6 +144,17 @@ def test_rollback_refuses_what_cannot_serve(mfmd, registry: CheckpointRegistry) 
     assert mfmd("rollback", "--to", "2").code == ExitCode.FAILURE
     serving = registry.ref("serving")
     assert serving is not None and serving.version == 2, "the old one serves on"
+
+
+@pytest.mark.parametrize("command", ["rollback", "checkpoints pin 3", "checkpoints unshadow"])
+def test_a_reason_of_bytes_that_are_not_utf8_is_one_clear_error(
+    mfmd, registry: CheckpointRegistry, command: str
+) -> None:
+    before = registry.history()
+    answer = mfmd(*command.split(), "--reason", os.fsdecode(b"caf\xe9"))
+    assert answer.code == ExitCode.USAGE
+    assert "error[reason_invalid]: reason: '\\udce9' at position 3 is no text" in answer.err
+    assert registry.history() == before
 
 
 def test_rollback_without_versions(mfmd) -> None:

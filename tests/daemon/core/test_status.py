@@ -17,7 +17,6 @@ from daemon.run import require_version
 from daemon.run_files import RunFile, read_run_file, write_run_file
 from daemon.status import Status, collect_status
 from storage.errors import StorageError
-from storage.layout import StateLayout
 from storage.observations import Observation, Observations
 from storage.round_records import Progress, RoundScores, RoundSpec
 from storage.rounds import RoundStore
@@ -250,14 +249,3 @@ def test_status_imports_neither_torch_nor_zarr_nor_a_server(make_settings):
     root = Path(__file__).parents[3]
     answer = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
-
-
-def test_status_is_quick_with_a_full_state_directory(make_settings, layout: StateLayout, add_version):
-    add_version()
-    store = RoundStore(layout.rounds)
-    for number in range(1, 21):
-        folder = store.create(_spec(number))
-        folder.write_scores(RoundScores(status="failed", reason="no", steps=1, seconds=1.0))
-    used = time.process_time()
-    collect_status(make_settings())
-    assert time.process_time() - used < 0.3

@@ -89,6 +89,8 @@ def _daemon(state: "Status") -> str:
     daemon = state.daemon
     if not daemon.up:
         return f"down; state in {state.state}"
+    if daemon.pid is None:
+        return f"starts, or another command works on {state.state}"
     children = "".join(f", {child.name} {'runs' if child.running else 'down'}" for child in state.children)
     return f"up since {local_time(daemon.since)}, pid {daemon.pid}, control {daemon.host}:{daemon.port}{children}"
 

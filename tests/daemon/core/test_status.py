@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from daemon.activity import Activity, ActivityWriter, ChildActivity, IngestActivity, WatchActivity, read_activity
+from daemon.cli.status import _daemon
 from daemon.plane_probe import probe_plane
 from daemon.run import require_version
 from daemon.run_files import RunFile, read_run_file, write_run_file
@@ -94,9 +95,9 @@ def test_the_daemon_up_tells_what_it_does(make_settings, layout, add_version):
         children=[ChildActivity(name="serve", running=False, last_exit=1, next_start=time.time() + 9)],
         trouble={"rounds": "OSError: no space"},
     )
-    ActivityWriter(layout.run_file("activity"), lambda: activity).step()
-    write_run_file(layout.run_file("daemon"), "127.0.0.1", 8008)
     with layout.lock():
+        ActivityWriter(layout.run_file("activity"), lambda: activity).step()
+        write_run_file(layout.run_file("daemon"), "127.0.0.1", 8008)
         status = collect_status(settings)
     assert status.daemon.up
     assert (status.daemon.port, status.watch.state, status.ingest.state) == (8008, "missing", "paused")
@@ -104,6 +105,18 @@ def test_the_daemon_up_tells_what_it_does(make_settings, layout, add_version):
     for part in ("waiting for it", "3 MB free", "`mfmd serve` ended with status 1", "rounds: OSError: no space"):
         assert part in text
     assert collect_status(settings).watch.state == "stopped", "a stale file means nothing once the lock is free"
+
+
+def test_what_a_killed_daemon_left_is_not_told_of_the_next(make_settings, layout, add_version):
+    add_version()
+    activity = Activity(watch=WatchActivity(state="watching", detail="long ago"))
+    ActivityWriter(layout.run_file("activity"), lambda: activity).step()
+    write_run_file(layout.run_file("daemon"), "127.0.0.1", 8008)
+    with layout.lock():
+        status = collect_status(make_settings())
+    assert (status.daemon.up, status.daemon.pid, status.daemon.port) == (True, None, None)
+    assert status.watch.detail == ""
+    assert "pid" not in _daemon(status) and "starts" in _daemon(status)
 
 
 def test_rounds_running_ended_and_failed(make_settings, layout, add_version):

@@ -21,6 +21,7 @@ from storage.errors import StorageError
 from storage.layout import StateLayout
 from storage.registry import CheckpointRegistry
 from storage.rounds import RoundStore
+from storage.serving_files import check_serving_files
 
 LAST_ROUNDS = 5
 OBSERVED_FRAMES = 200
@@ -54,6 +55,7 @@ class _Collector:
         told = len(self._damage)
         serving = self._guarded(self._registry.serving, None)
         serving_damaged = len(self._damage) > told
+        self._guarded(lambda: check_serving_files(self._registry), None)
         status = Status(
             at=time.time(),
             state=str(self._layout.root),

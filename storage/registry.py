@@ -50,6 +50,10 @@ class CheckpointRegistry:
         """The manifest of a version. Raises UnknownVersion, or CorruptCheckpoint when it cannot be read."""
         return self._versions.manifest(version)
 
+    def folder(self, version: int) -> Path:
+        """Where a version lies, or would: `versions/000042`."""
+        return self._versions.folder(version)
+
     def weights_path(self, version: int) -> Path:
         """The safetensors file of a version. Raises UnknownVersion."""
         return self._versions.existing(version) / WEIGHTS

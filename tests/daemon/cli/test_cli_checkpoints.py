@@ -1,6 +1,7 @@
 """`mfmd checkpoints` and `mfmd rollback` on a real registry."""
 
 import json
+import shutil
 
 import pytest
 
@@ -67,6 +68,18 @@ def test_a_damaged_ref_hides_no_version(mfmd, registry: CheckpointRegistry) -> N
     assert "previous" in [mark for row in rows for mark in row["marks"]]
     for told in (listed, mfmd("checkpoints", "show", "2")):
         assert told.err.count("refs/serving: not a ref") == 1 and "`mfmd check --repair`" in told.err
+
+
+def test_a_serving_version_whose_folder_is_gone_is_told(mfmd, registry: CheckpointRegistry) -> None:
+    shutil.rmtree(registry.folder(2))
+    listed = mfmd("checkpoints", "list", "--json")
+    assert [row["version"] for row in json.loads(listed.out)] == [1, 3]
+    assert f"version 2 should serve, but its folder {registry.folder(2)} is gone" in listed.err
+    assert "`mfmd rollback --to N` lets another serve; others: 1, 3" in listed.err
+    for version in (1, 3):
+        shutil.rmtree(registry.folder(version))
+    empty = mfmd("checkpoints", "list")
+    assert "No checkpoint yet" not in empty.out and "no other version is there" in empty.err
 
 
 def test_a_serving_ref_that_is_gone_is_told_and_nothing_is_pruned(mfmd, registry: CheckpointRegistry) -> None:

@@ -1,6 +1,7 @@
 """Status: right with the daemon up or down, whatever is missing or damaged, without torch, and fast."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -158,6 +159,21 @@ def test_a_serving_ref_that_is_gone_is_repaired_not_replaced_by_the_newest(make_
     assert status.serving_damaged and "mfmd rollback" not in text, "version 2 never served"
     with pytest.raises(StorageError, match="check --repair"):
         require_version(make_settings(), registry)
+
+
+def test_a_serving_version_whose_files_are_gone_is_told(make_settings, registry, add_version):
+    add_version()
+    add_version()
+    assert not any("should serve" in message for message in collect_status(make_settings()).messages)
+    registry.weights_path(2).unlink()
+    text = "\n".join(collect_status(make_settings()).messages)
+    assert "version 2 should serve, but is damaged" in text and "model.safetensors: missing" in text
+    shutil.rmtree(registry.folder(2))
+    text = "\n".join(collect_status(make_settings()).messages)
+    assert f"version 2 should serve, but its folder {registry.folder(2)} is gone" in text
+    assert "`mfmd rollback --to N` lets another serve; others: 1" in text
+    registry.roll_back(to=1, by="test", reason="as the message says")
+    assert not any("should serve" in message for message in collect_status(make_settings()).messages)
 
 
 class _Plane(BaseHTTPRequestHandler):

@@ -79,7 +79,9 @@ def _mirrors(status: Status) -> Iterator[str]:
 
 def _plane(status: Status, settings: Settings) -> Iterator[str]:
     plane, serving = status.plane, status.serving
-    if status.daemon.up and settings.serving.enabled and not plane.up and not _starting(status):
+    if plane.refused:
+        yield f"the inference plane at {plane.host}:{plane.port} tells nothing: {plane.detail}"
+    elif status.daemon.up and settings.serving.enabled and not plane.up and not _starting(status):
         yield f"the inference plane does not answer: {plane.detail}"
     wanted = serving.version if serving is not None else None
     if plane.up and plane.detail:

@@ -96,12 +96,13 @@ class _Collector:
 
     def _plane(self) -> PlaneStatus:
         """What the inference plane says; without its token, which only some users can read, it says nothing."""
+        file = read_run_file(self._layout.run_file("serve"))
         try:
-            token = serving_token(self._settings.serving)
+            return probe_plane(file, serving_token(self._settings.serving))
         except ConfigError as error:
             self._damage.append(str(error))
-            token = None
-        return probe_plane(read_run_file(self._layout.run_file("serve")), token)
+        plane = probe_plane(file)
+        return plane.model_copy(update={"refused": False}) if plane.refused else plane  # why is told already
 
     def _activity(self) -> Activity:
         """What the daemon says it does; with the daemon down, whether the folder is there."""

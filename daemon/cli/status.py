@@ -106,6 +106,8 @@ def _watching(state: "Status") -> str:
 def _serving(state: "Status") -> str:
     ref, plane = state.serving, state.plane
     answers = f"{plane.host}:{plane.port} answers with {plane.version}" if plane.up else "no inference plane answers"
+    if plane.refused:
+        answers = f"{plane.host}:{plane.port} does not take this configuration's serving.token"
     if ref is None:
         return f"unknown, the ref is damaged or missing; {answers}" if state.serving_damaged else "no version yet"
     before = f", before it {state.previous.version}" if state.previous else ""

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from daemon.activity import Activity, ActivityWriter, ChildActivity, IngestActivity, WatchActivity, read_activity
-from daemon.cli.status import _daemon
+from daemon.cli.status import _daemon, _lines
 from daemon.plane_probe import probe_plane
 from daemon.run import require_version
 from daemon.run_files import RunFile, read_run_file, write_run_file
@@ -178,9 +178,11 @@ def test_a_serving_version_whose_files_are_gone_is_told(make_settings, registry,
 
 class _Plane(BaseHTTPRequestHandler):
     answer: bytes = b""
+    token: str | None = None
 
     def do_GET(self) -> None:
-        self.send_response(200)
+        opens = self.token is None or self.headers["Authorization"] == f"Bearer {self.token}"
+        self.send_response(200 if opens else 401)
         self.end_headers()
         self.wfile.write(self.answer)
 
@@ -235,6 +237,24 @@ def test_a_failure_that_was_about_no_version_is_not_told_of_one(make_settings, l
     layout.run_file("serve").write_text(_file(plane).model_dump_json())
     status = collect_status(make_settings())
     assert status.plane.version == 1 and not any("cannot serve" in message for message in status.messages)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [(None, "has no serving.token, and it wants one"), ("wrong", "has another serving.token")]
+)
+def test_a_plane_that_wants_another_token_is_told(make_settings, layout, add_version, plane, monkeypatch, given, said):
+    """Also of a plane that was started a moment ago, and without a daemon."""
+    add_version()
+    monkeypatch.setattr(_Plane, "token", "right")
+    monkeypatch.setattr(_Plane, "answer", b"{}")
+    layout.run_file("serve").write_text(_file(plane).model_dump_json())
+    settings = make_settings(serving={"enabled": True, **({"token": given} if given else {})})
+    status = collect_status(settings)
+    assert status.plane.refused and not status.plane.up
+    (message,) = [item for item in status.messages if "serving.token" in item]
+    assert said in message and str(status.plane.port) in message and "right" not in message
+    assert "does not take this configuration's serving.token" in dict(_lines(status))["serving"]
+    assert collect_status(make_settings(serving={"token": "right"})).plane.up
 
 
 def test_a_plane_that_says_nothing_useful_is_down(plane):

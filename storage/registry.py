@@ -77,7 +77,7 @@ class CheckpointRegistry:
         if serving is None and (lost := self.served_last()) is not None:
             raise StorageError(
                 f"{self.ref_path('serving')}: missing, though version {lost} was made to serve; "
-                "`mfmd check --repair` writes it again"
+                "stop `mfmd run`, then `mfmd check --repair` writes it again"
             )
         return serving
 

@@ -146,6 +146,7 @@ def test_damage_becomes_messages(make_settings, layout, registry, add_version):
     text = "\n".join(status.messages)
     for name in ("refs/serving", "catalog.sqlite", "observations.sqlite"):
         assert name in text
+    assert "stop `mfmd run`, then `mfmd check --repair`" in text, "it refuses while the daemon runs"
     assert status.serving_damaged and "no version serves" not in text, "which one should serve is not known"
 
 
@@ -155,7 +156,8 @@ def test_a_serving_ref_that_is_gone_is_repaired_not_replaced_by_the_newest(make_
     registry.ref_path("serving").unlink()
     status = collect_status(make_settings())
     text = "\n".join(status.messages)
-    assert "missing, though version 1 was made to serve" in text and "mfmd check --repair" in text
+    assert "missing, though version 1 was made to serve" in text
+    assert "stop `mfmd run`, then `mfmd check --repair`" in text
     assert status.serving_damaged and "mfmd rollback" not in text, "version 2 never served"
     with pytest.raises(StorageError, match="check --repair"):
         require_version(make_settings(), registry)

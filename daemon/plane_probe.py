@@ -21,6 +21,8 @@ class PlaneStatus(BaseModel):
     """Whether it answered."""
     refused: bool = False
     """Whether it wants another token than this configuration's; then `up` is false, for it told nothing."""
+    starting: bool = False
+    """Whether the daemon started it so recently that it may still load its libraries, and does not answer yet."""
     host: str | None = None
     """Address it is bound to."""
     port: int | None = None

@@ -104,10 +104,10 @@ def _watching(state: "Status") -> str:
 
 
 def _serving(state: "Status") -> str:
+    from daemon.plane_words import in_words
+
     ref, plane = state.serving, state.plane
-    answers = f"{plane.host}:{plane.port} answers with {plane.version}" if plane.up else "no inference plane answers"
-    if plane.refused:
-        answers = f"{plane.host}:{plane.port} does not take this configuration's serving.token"
+    answers = in_words(plane)
     if ref is None:
         return f"unknown, the ref is damaged or missing; {answers}" if state.serving_damaged else "no version yet"
     before = f", before it {state.previous.version}" if state.previous else ""

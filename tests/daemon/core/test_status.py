@@ -15,6 +15,7 @@ import pytest
 from daemon.activity import Activity, ActivityWriter, ChildActivity, IngestActivity, WatchActivity, read_activity
 from daemon.cli.status import _daemon, _lines
 from daemon.plane_probe import probe_plane
+from daemon.plane_words import in_words
 from daemon.run import require_version
 from daemon.run_files import RunFile, read_run_file, write_run_file
 from daemon.status import Status, collect_status
@@ -257,6 +258,49 @@ def test_a_plane_that_wants_another_token_is_told(make_settings, layout, add_ver
     assert said in message and str(status.plane.port) in message and "right" not in message
     assert "does not take this configuration's serving.token" in dict(_lines(status))["serving"]
     assert collect_status(make_settings(serving={"token": "right"})).plane.up
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"version": 3, "wanted": 4}, "answers with 3"),
+        ({"version": None, "wanted": 4}, "loads version 4"),
+        ({"version": None, "wanted": None}, "has no version loaded"),
+        ({"version": None, "wanted": 4, "problems": ["unloaded by request"]}, "has no version loaded"),
+        ({"version": None, "wanted": 4, "last_failure": {"version": 4, "reason": "torn"}}, "4 cannot serve"),
+    ],
+)
+def test_what_the_plane_does_is_said_in_words(plane, monkeypatch, answer, words):
+    monkeypatch.setattr(_Plane, "answer", json.dumps(answer).encode())
+    said = in_words(probe_plane(_file(plane)))
+    assert said.startswith("127.0.0.1:") and said.endswith(words) and "None" not in said
+
+
+def test_a_plane_that_starts_is_not_one_that_does_not_answer(make_settings, layout, add_version):
+    """Before the daemon told what it started, after that, and when it takes too long."""
+    add_version()
+    settings, now = make_settings(serving={"enabled": True}), time.time()
+    with layout.lock():
+        _told(collect_status(settings), "the inference plane starts", complains=False)
+        write_run_file(layout.run_file("daemon"), "127.0.0.1", 8008)
+        _told(collect_status(settings), "the inference plane starts", complains=False)
+        for since, next_start, said, complains in (
+            (None, None, "the inference plane starts", False),
+            (now, None, "the inference plane starts", False),
+            (now - 600.0, None, "no inference plane answers", True),
+            (now, now + 9, "no inference plane answers", True),
+        ):
+            child = ChildActivity(name="serve", running=since is not None, since=since, next_start=next_start)
+            activity = Activity(children=[child.model_copy(update={"running": child.running and next_start is None})])
+            ActivityWriter(layout.run_file("activity"), lambda activity=activity: activity).step()
+            _told(collect_status(settings), said, complains=complains)
+        _told(collect_status(make_settings()), "no inference plane answers", complains=False)
+    _told(collect_status(settings), "no inference plane answers", complains=False)
+
+
+def _told(status: Status, said: str, *, complains: bool) -> None:
+    assert dict(_lines(status))["serving"].endswith(said)
+    assert complains == any("does not answer" in message for message in status.messages)
 
 
 def test_a_plane_that_says_nothing_useful_is_down(plane):

@@ -103,6 +103,16 @@ def test_rollback_to_a_version_needs_no_serving_ref(mfmd, registry: CheckpointRe
     assert (event.event, event.version, event.previous) == ("rolled_back", 1, 2)
 
 
+@pytest.mark.parametrize("to", [("--to", "1"), ()])
+def test_a_rollback_onto_a_damaged_version_says_how_to_find_another(mfmd, registry: CheckpointRegistry, to) -> None:
+    registry.weights_path(1).write_bytes(b"something else!!!!!!!!")
+    answer = mfmd("rollback", *to)
+    assert answer.code == ExitCode.FAILURE and "error[checkpoint_corrupt]" in answer.err
+    assert "nothing was rolled back: `mfmd checkpoints verify` says which versions are whole" in answer.err
+    assert "`mfmd rollback --to N` takes another" in answer.err
+    assert registry.ref("serving").version == 2
+
+
 def test_show_tells_manifest_and_history_and_verifies(mfmd, registry: CheckpointRegistry) -> None:
     shown = json.loads(mfmd("checkpoints", "show", "2", "--json").out)
     assert shown["manifest"]["files"]["model.safetensors"]["size"] > 0

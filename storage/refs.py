@@ -39,7 +39,8 @@ class Refs:
             return Ref.model_validate_json(data)
         except ValidationError as error:
             raise StorageError(
-                f"{self.path(name)}: not a ref: {error.errors()[0]['msg']}; `mfmd check --repair` rewrites it"
+                f"{self.path(name)}: not a ref: {error.errors()[0]['msg']}; "
+                "stop `mfmd run`, then `mfmd check --repair` rewrites it"
             ) from error
 
     def read_or_none(self, name: str) -> Ref | None:

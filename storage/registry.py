@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from storage import durable
-from storage.errors import ServingChanged, StorageError, UnknownVersion
+from storage.errors import CorruptCheckpoint, ServingChanged, StorageError, UnknownVersion
 from storage.history import completed_moves, read_history, rolled_back_from, served_before, served_stack, turned_down
 from storage.manifest import HistoryEvent, Manifest, Ref
 from storage.numbered import listed, numbers
@@ -51,6 +51,10 @@ class CheckpointRegistry:
         """The manifest of a version. Raises UnknownVersion, or CorruptCheckpoint when it cannot be read."""
         return self._versions.manifest(version)
 
+    def folder(self, version: int) -> Path:
+        """Where a version lies, or would: `versions/000042`."""
+        return self._versions.folder(version)
+
     def weights_path(self, version: int) -> Path:
         """The safetensors file of a version. Raises UnknownVersion."""
         return self._versions.existing(version) / WEIGHTS
@@ -74,7 +78,7 @@ class CheckpointRegistry:
         if serving is None and (lost := self.served_last()) is not None:
             raise StorageError(
                 f"{self.ref_path('serving')}: missing, though version {lost} was made to serve; "
-                "`mfmd check --repair` writes it again"
+                "stop `mfmd run`, then `mfmd check --repair` writes it again"
             )
         return serving
 
@@ -162,7 +166,7 @@ class CheckpointRegistry:
             if expected is not None:
                 _hold(serving, expected, "nothing was rolled back")
             target = self._target(to, serving)
-            self.verify(target)
+            self._verify_target(target)
             before = self._before(target, serving)
             left = serving.version if serving else self.served_last()
             left = left if left != target else None
@@ -285,6 +289,15 @@ class CheckpointRegistry:
             what = f"no version served before {serving.version}" if serving else "no version serves yet"
             raise UnknownVersion(f"nothing to roll back to: {what}; versions: {listed(self.versions())}")
         return before
+
+    def _verify_target(self, version: int) -> None:
+        try:
+            self.verify(version)
+        except CorruptCheckpoint as error:
+            raise CorruptCheckpoint(
+                f"{error}; nothing was rolled back: `mfmd checkpoints verify` says which versions are whole, and "
+                "`mfmd rollback --to N` takes another of them"
+            ) from error
 
     def _served_before(self, serving: Ref) -> int | None:
         """Where a rollback leads: what the history says, for a process that died between the two refs moved only

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from configs.settings import Settings
 from daemon.connection_limits import TimedConnection
+from daemon.grace import REQUESTS_SECONDS
 from daemon.listening import listen
 from daemon.logs import configure_logs, get_logger
 from daemon.mask_folder import check_masks
@@ -27,8 +28,6 @@ from daemon.token import serving_address
 from storage.durable import make_directory, write_record
 from storage.layout import StateLayout
 
-GRACE_SECONDS = 30
-"""Longest wait for requests in flight at the end (seconds)."""
 LAST_REQUESTS_SECONDS = 0.5
 """How long open connections still take a request at the end: its client may have sent it before it could know."""
 CLOSE = (b"connection", b"close")
@@ -151,7 +150,7 @@ def make_server(plane: InferencePlane, listener: socket.socket, tls: TlsFiles | 
         access_log=False,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_graceful_shutdown=REQUESTS_SECONDS,
         ssl_certfile=tls.certificate if tls else None,
         ssl_keyfile=tls.key if tls else None,
     )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from daemon.daemon_parts import _child_specs
 from daemon.serving import server as server_module
 from daemon.serving.plane import InferencePlane
 from daemon.serving.server import PlaneServer, make_server
@@ -73,6 +74,18 @@ def test_an_answer_in_the_making_says_that_it_is_the_last(world: World) -> None:
         answer = http.client.HTTPResponse(wire)
         answer.begin()
         assert 400 <= answer.status < 500 and answer.headers["Connection"] == "close"
+
+
+def test_a_supervised_plane_is_not_killed_while_it_answers(world: World) -> None:
+    specs = {spec.name: spec for spec in _child_specs(world.settings(), world.root / "mfmd.yaml")}
+    listener = socket.create_server(("127.0.0.1", 0))
+    plane = InferencePlane(world.settings())
+    with listener:
+        config = make_server(plane, listener).config
+    plane.stop()
+    needed = (config.timeout_graceful_shutdown or 0) + server_module.LAST_REQUESTS_SECONDS
+    assert specs["serve"].grace_seconds >= needed + 5, "and some seconds for its threads"
+    assert specs["observe"].grace_seconds < 10
 
 
 def test_a_connection_without_requests_does_not_hold_up_the_end(world: World) -> None:

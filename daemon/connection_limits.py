@@ -48,6 +48,11 @@ class TimedConnection(H11Protocol):
         self._time()
         self._watch_reader()
 
+    def renew_headers(self) -> None:
+        """Give the answer in the making the server's headers of now; uvicorn gives it those of its request's time."""
+        if self.cycle is not None:
+            self.cycle.default_headers = self.server_state.default_headers
+
     def timeout_keep_alive_handler(self) -> None:
         """Close the idle connection, but not while the client still reads its answer: `_look_at_reader` judges that."""
         if self._unread_bytes() and not self.transport.is_closing():

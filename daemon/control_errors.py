@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from daemon.errors import DaemonError, NoCheckpoint, NotEnoughFrames, RoundRunning, Stopping
-from storage.errors import CorruptCheckpoint, DurabilityLost, StorageError, UnknownRound, UnknownVersion
+from storage.errors import CorruptCheckpoint, DurabilityLost, InvalidReason, StorageError, UnknownRound, UnknownVersion
 
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 """The same names as on the inference plane."""
@@ -17,6 +17,7 @@ STATUS_OF: dict[type[Exception], int] = {
     UnknownRound: 404,
     DurabilityLost: 500,
     CorruptCheckpoint: 409,
+    InvalidReason: 422,
     RoundRunning: 409,
     NotEnoughFrames: 409,
     NoCheckpoint: 409,

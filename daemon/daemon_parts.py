@@ -10,6 +10,7 @@ from daemon.child_records import ChildRecords
 from daemon.component import Component
 from daemon.control import ControlContext, create_control_app
 from daemon.folder_events import Hints
+from daemon.grace import CHILD_SECONDS, PLANE_SECONDS
 from daemon.health import Health
 from daemon.ingest import Ingest
 from daemon.logs import get_logger
@@ -82,7 +83,10 @@ class DaemonParts:
             component.start()
 
     def stop(self) -> None:
-        """Stop rounds, children and threads, all at once; within a few seconds nothing of the daemon runs."""
+        """Stop rounds, children and threads, all at once.
+
+        Then nothing of the daemon runs: after a few seconds, or, with requests in flight, within `PLANE_SECONDS`.
+        """
         for component in self._components:
             component.ask_to_stop()
         self._rounds.stop()
@@ -115,10 +119,14 @@ def _patience(part: Component) -> float:
 
 
 def _child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
-    """The children that the settings ask for."""
-    wanted = {"serve": settings.serving.enabled, "observe": settings.observe.enabled}
+    """The children that the settings ask for, each with the time that it needs to end by itself."""
+    wanted = {
+        "serve": (settings.serving.enabled, PLANE_SECONDS),
+        "observe": (settings.observe.enabled, CHILD_SECONDS),
+    }
+    command = [sys.executable, "-m", "daemon.cli"]
     return [
-        ChildSpec(name, [sys.executable, "-m", "daemon.cli", name, "--config", str(config)], mark=str(config))
-        for name, enabled in wanted.items()
+        ChildSpec(name, [*command, name, "--config", str(config)], mark=str(config), grace_seconds=grace)
+        for name, (enabled, grace) in wanted.items()
         if enabled
     ]

@@ -6,9 +6,6 @@ from collections.abc import Iterator
 from configs.settings import Settings
 from daemon.status_model import Status
 
-STARTING_SECONDS = 60.0
-"""An inference plane that does not answer yet is nothing to worry about for this long (seconds)."""
-
 
 def operator_messages(status: Status, settings: Settings) -> list[str]:
     """Messages about `status`, most urgent first; empty when all is well."""
@@ -79,7 +76,9 @@ def _mirrors(status: Status) -> Iterator[str]:
 
 def _plane(status: Status, settings: Settings) -> Iterator[str]:
     plane, serving = status.plane, status.serving
-    if status.daemon.up and settings.serving.enabled and not plane.up and not _starting(status):
+    if plane.refused:
+        yield f"the inference plane at {plane.host}:{plane.port} tells nothing: {plane.detail}"
+    elif status.daemon.up and settings.serving.enabled and not plane.up and not plane.starting:
         yield f"the inference plane does not answer: {plane.detail}"
     wanted = serving.version if serving is not None else None
     if plane.up and plane.detail:
@@ -88,14 +87,6 @@ def _plane(status: Status, settings: Settings) -> Iterator[str]:
     if plane.up and plane.last_swap_failure and failed:
         old = f"version {plane.version} still serves" if plane.version is not None else "nothing serves"
         yield f"version {wanted} cannot serve, {old}: {plane.last_swap_failure}"
-
-
-def _starting(status: Status) -> bool:
-    """Whether the inference plane was started so recently that it may still load its libraries."""
-    return any(
-        child.name == "serve" and child.running and status.at - (child.since or 0.0) < STARTING_SECONDS
-        for child in status.children
-    )
 
 
 def _rounds(status: Status) -> Iterator[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from daemon.plane_words import in_words
 from daemon.status_model import Status
 from daemon.version_marks import history_marks
 from storage.registry import CheckpointRegistry
@@ -60,7 +61,7 @@ def _serving(status: Status) -> str:
     rows: list[tuple[str, object]] = [
         ("should serve", f"version {serving.version}, {serving.by}: {serving.reason}" if serving else none),
         ("since", _time(serving.since if serving else None)),
-        ("answers now", f"version {plane.version}" if plane.up else plane.detail),
+        ("answers now", in_words(plane)),
         ("before it", f"version {previous.version}" if previous else "-"),
         ("buffer", f"{status.buffer.frames} of {status.buffer.capacity} frames, {status.buffer.holdout} held out"),
         (

@@ -19,6 +19,10 @@ class PlaneStatus(BaseModel):
 
     up: bool
     """Whether it answered."""
+    refused: bool = False
+    """Whether it wants another token than this configuration's; then `up` is false, for it told nothing."""
+    starting: bool = False
+    """Whether the daemon started it so recently that it may still load its libraries, and does not answer yet."""
     host: str | None = None
     """Address it is bound to."""
     port: int | None = None
@@ -37,6 +41,10 @@ class PlaneStatus(BaseModel):
     """Why it does not answer, or what it says is wrong with it."""
 
 
+class TokenRefused(ValueError):
+    """The plane answered 401."""
+
+
 def probe_plane(file: RunFile | None, token: str | None = None) -> PlaneStatus:
     """The plane at the address in `run/serve.json`; `up` is false when there is none or it does not answer.
 
@@ -46,6 +54,8 @@ def probe_plane(file: RunFile | None, token: str | None = None) -> PlaneStatus:
         return PlaneStatus(up=False, detail="no inference plane has published an address")
     try:
         return _parse(file, _get(file, token))
+    except TokenRefused as error:
+        return PlaneStatus(up=False, refused=True, host=file.host, port=file.port, detail=str(error))
     except (OSError, ValueError, http.client.HTTPException) as error:
         return PlaneStatus(
             up=False, host=file.host, port=file.port, detail=f"no answer: {error or type(error).__name__}"
@@ -57,11 +67,13 @@ def _get(file: RunFile, token: str | None) -> dict[str, object]:
     try:
         connection.request("GET", "/v1/serving", headers={} if token is None else {"Authorization": f"Bearer {token}"})
         response = connection.getresponse()
-        answer = json.loads(response.read())
+        body = response.read()
     finally:
         connection.close()
     if response.status == 401:
-        raise ValueError("it does not take this configuration's serving.token; it was started with another")
+        has = "has no serving.token, and it wants one" if token is None else "has another serving.token than it wants"
+        raise TokenRefused(f"this configuration {has}; give here what it was started with, or start it again")
+    answer = json.loads(body)
     if not isinstance(answer, dict):
         raise ValueError("not the answer of an inference plane")
     return answer

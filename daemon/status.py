@@ -21,8 +21,11 @@ from storage.errors import StorageError
 from storage.layout import StateLayout
 from storage.registry import CheckpointRegistry
 from storage.rounds import RoundStore
+from storage.serving_files import check_serving_files
 
 LAST_ROUNDS = 5
+STARTING_SECONDS = 60.0
+"""An inference plane that does not answer yet is nothing to worry about for this long (seconds)."""
 OBSERVED_FRAMES = 200
 """Newest frames that predictions are averaged over."""
 
@@ -49,16 +52,17 @@ class _Collector:
 
     def collect(self) -> Status:
         """All parts."""
-        activity = self._activity()
+        activity, daemon = self._activity(), self._daemon()
         rounds: list[RoundSummary] = self._guarded(self._summaries, [])
         told = len(self._damage)
         serving = self._guarded(self._registry.serving, None)
         serving_damaged = len(self._damage) > told
+        self._guarded(lambda: check_serving_files(self._registry), None)
         status = Status(
             at=time.time(),
             state=str(self._layout.root),
             folder=str(self._settings.watch.folder),
-            daemon=self._daemon(),
+            daemon=daemon,
             watch=activity.watch,
             ingest=activity.ingest,
             children=activity.children,
@@ -68,7 +72,7 @@ class _Collector:
             serving_damaged=serving_damaged,
             previous=self._guarded(lambda: self._registry.ref("previous"), None),
             versions=self._registry.versions(),
-            plane=self._plane(),
+            plane=self._plane_of(daemon, activity),
             round=self._guarded(lambda: self._running(rounds), None),
             last_rounds=[item for item in rounds if item.result != "running"][:LAST_ROUNDS],
             next_round=self._guarded(self._next, NextRound(frames_missing=0, not_before=None, waiting_for="")),
@@ -92,14 +96,27 @@ class _Collector:
             return DaemonStatus(up=self._up)
         return DaemonStatus(up=True, pid=file.pid, since=file.started, host=file.host, port=file.port)
 
+    def _plane_of(self, daemon: DaemonStatus, activity: Activity) -> PlaneStatus:
+        """The inference plane; one that does not answer may have been started only just now, by this daemon."""
+        plane = self._plane()
+        if plane.up or plane.refused or not (daemon.up and self._settings.serving.enabled):
+            return plane
+        child = next((child for child in activity.children if child.name == "serve"), None)
+        begun = child.since if child is not None else None
+        if begun is None:  # not started yet: it will be in a moment
+            begun = daemon.since if daemon.since is not None else time.time()
+        waits = child is not None and child.next_start is not None  # it ended, and is not tried again yet
+        return plane.model_copy(update={"starting": not waits and time.time() - begun < STARTING_SECONDS})
+
     def _plane(self) -> PlaneStatus:
         """What the inference plane says; without its token, which only some users can read, it says nothing."""
+        file = read_run_file(self._layout.run_file("serve"))
         try:
-            token = serving_token(self._settings.serving)
+            return probe_plane(file, serving_token(self._settings.serving))
         except ConfigError as error:
             self._damage.append(str(error))
-            token = None
-        return probe_plane(read_run_file(self._layout.run_file("serve")), token)
+        plane = probe_plane(file)
+        return plane.model_copy(update={"refused": False}) if plane.refused else plane  # why is told already
 
     def _activity(self) -> Activity:
         """What the daemon says it does; with the daemon down, whether the folder is there."""

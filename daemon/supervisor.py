@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from daemon.activity import ChildActivity
 from daemon.backoff import Backoff
 from daemon.child_records import ChildRecords
+from daemon.grace import CHILD_SECONDS
 from daemon.logs import get_logger
 from daemon.process_group import ProcessGroup
 
 TICK_SECONDS = 0.2
 STABLE_SECONDS = 60.0
 """A child that ran this long starts with the shortest delay again (seconds)."""
-GRACE_SECONDS = 8.0
-"""Time between SIGTERM and SIGKILL (seconds)."""
 RESTARTS = Backoff(base=1.0, cap=60.0, jitter=0.2)
 """Delays between restarts of a child."""
 
@@ -34,6 +33,8 @@ class ChildSpec:
     """An argument by which its process is known again after a crash of the daemon."""
     nice: int = 0
     """Added to our own nice value."""
+    grace_seconds: float = CHILD_SECONDS
+    """Time between SIGTERM and SIGKILL (seconds)."""
 
 
 class _Child:
@@ -115,17 +116,25 @@ class Supervisor:
         """What each child does."""
         return [child.state for child in self._children]
 
-    def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
-        """SIGTERM to all groups at once, SIGKILL to what is left after the grace period; nothing starts again."""
+    def stop(self, grace_seconds: float | None = None) -> None:
+        """SIGTERM to all groups at once, SIGKILL to each after its own grace period; nothing starts again.
+
+        `grace_seconds` is the grace period of all of them instead.
+        """
         with self._lock:
             self._stopping = True
-        running = [child for child in self._children if child.group is not None]
+        allowed = {
+            child: child.spec.grace_seconds if grace_seconds is None else grace_seconds
+            for child in self._children
+            if child.group is not None
+        }
+        running = sorted(allowed, key=lambda child: allowed[child])
         for child in running:
             if child.group is not None:
                 child.group.terminate()
-        deadline = time.monotonic() + grace_seconds
+        began = time.monotonic()
         for child in running:
             if child.group is not None:
-                status = child.group.finish(max(0.0, deadline - time.monotonic()))
+                status = child.group.finish(max(0.0, began + allowed[child] - time.monotonic()))
                 log.info("child_stopped", child=child.spec.name, status=status)
             child.gone()

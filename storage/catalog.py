@@ -88,6 +88,8 @@ class Catalog:
 
     def refused(self, limit: int = 100, *, reason: str | None = None) -> list[RefusedFile]:
         """The files refused last, newest first; only those for `reason`, if given. A negative limit is none."""
+        if reason is not None and not reason.isascii():
+            return []  # no code of ours; sqlite takes no half a character, which a command line or JSON may name
         rows = self._select(
             "SELECT * FROM files WHERE state = 'refused' AND reason = COALESCE(?, reason) "
             "ORDER BY at DESC, path LIMIT ?",

@@ -42,6 +42,12 @@ class ServingChanged(StorageError):
     code = "serving_changed"
 
 
+class InvalidReason(StorageError):
+    """A reason that cannot be kept and shown as text; nothing moved."""
+
+    code = "reason_invalid"
+
+
 class CorruptBuffer(StorageError):
     """A committed frame whose pixels do not match its checksum."""
 

@@ -8,6 +8,9 @@ from pathlib import Path
 from storage import durable
 from storage.errors import AlreadyRunning
 
+OF_THE_HOLDER = ("daemon", "activity")
+"""Run files that speak of the process that holds the lock, and are its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class StateLayout:
@@ -82,7 +85,10 @@ class StateLayout:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold this state directory for one daemon. Raises AlreadyRunning, naming process and directory."""
+        """Hold this state directory for one daemon. Raises AlreadyRunning, naming process and directory.
+
+        What a killed daemon left in the run folder about itself is removed: it would be taken for the new holder's.
+        """
         durable.make_directory(self.run)
         with ExitStack() as held:
             try:
@@ -92,6 +98,8 @@ class StateLayout:
                     f"{self.root}: process {error.holder} already works on this state directory; "
                     "stop it, or set `state` to another directory"
                 ) from error
+            for name in OF_THE_HOLDER:
+                self.run_file(name).unlink(missing_ok=True)
             yield
 
     def locked(self) -> bool:

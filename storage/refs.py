@@ -22,7 +22,7 @@ STALE_READS = 5
 """On NFS a file that is replaced between open and read is stale: it is opened again, at most so often."""
 MOST_BYTES = 1 << 20
 """More than any ref holds."""
-REWRITE = "`mfmd check --repair` rewrites it"
+REWRITE = "stop `mfmd run`, then `mfmd check --repair` rewrites it"
 NO_REF = (*NO_FILE, errno.ENOENT, errno.ENOTDIR)
 """What the system says where something that is no ref lies, or a link that leads nowhere."""
 FORBIDDEN = (errno.EACCES, errno.EPERM)

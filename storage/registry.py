@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from storage import durable
-from storage.errors import ServingChanged, StorageError, UnknownVersion
+from storage.errors import CorruptCheckpoint, ServingChanged, StorageError, UnknownVersion
 from storage.history import completed_moves, read_history, rolled_back_from, served_before, served_stack, turned_down
 from storage.manifest import HistoryEvent, Manifest, Ref
 from storage.numbered import listed, numbers
+from storage.reason import check_reason
 from storage.refs import Refs, pin_name
 from storage.retention import removable
 from storage.versions import WEIGHTS, Versions
@@ -50,6 +51,10 @@ class CheckpointRegistry:
         """The manifest of a version. Raises UnknownVersion, or CorruptCheckpoint when it cannot be read."""
         return self._versions.manifest(version)
 
+    def folder(self, version: int) -> Path:
+        """Where a version lies, or would: `versions/000042`."""
+        return self._versions.folder(version)
+
     def weights_path(self, version: int) -> Path:
         """The safetensors file of a version. Raises UnknownVersion."""
         return self._versions.existing(version) / WEIGHTS
@@ -73,7 +78,7 @@ class CheckpointRegistry:
         if serving is None and (lost := self.served_last()) is not None:
             raise StorageError(
                 f"{self.ref_path('serving')}: missing, though version {lost} was made to serve; "
-                "`mfmd check --repair` writes it again"
+                "stop `mfmd run`, then `mfmd check --repair` writes it again"
             )
         return serving
 
@@ -98,8 +103,10 @@ class CheckpointRegistry:
         """Let inference planes run `version` in the shadow of the one that serves; none ends that.
 
         `over`: only where there is no shadow, or one that `over` set; somebody else's stays. Returns whether it moved.
-        Raises UnknownVersion, or CorruptCheckpoint when it is damaged; then nothing moved.
+        Raises UnknownVersion, CorruptCheckpoint when it is damaged, or InvalidReason; then nothing
+        moved.
         """
+        check_reason(reason)
         with self._writing():
             now = self._refs.read_or_none("shadow")
             if over is not None and now is not None and now.by != over:
@@ -149,15 +156,17 @@ class CheckpointRegistry:
         target, so that a second rollback goes one further back and never forward to a bad version. With `to` it also
         works when the serving ref is damaged or gone: what is rolled back from is then what the history says.
         Raises ServingChanged, UnknownVersion when there is no such version, CorruptCheckpoint when it is damaged,
-        StorageError when it serves already or, without `to`, the ref is damaged or gone; then nothing moved.
+        InvalidReason, StorageError when it serves already or, without `to`, the ref is damaged or gone; then nothing
+        moved.
         """
+        check_reason(reason)
         with self._writing():
             named = to is not None and expected is None  # then what serves decides nothing
             serving = self._refs.read_or_none("serving") if named else self.serving()
             if expected is not None:
                 _hold(serving, expected, "nothing was rolled back")
             target = self._target(to, serving)
-            self.verify(target)
+            self._verify_target(target)
             before = self._before(target, serving)
             left = serving.version if serving else self.served_last()
             left = left if left != target else None
@@ -213,14 +222,16 @@ class CheckpointRegistry:
         return named | set(self.versions()) | set(numbers(self._versions.pruned))
 
     def pin(self, version: int, by: str, reason: str = "") -> Ref:
-        """Keep a version whatever retention says. Raises UnknownVersion."""
+        """Keep a version whatever retention says. Raises UnknownVersion, InvalidReason."""
+        check_reason(reason)
         with self._writing():
             self.manifest(version)
             self._note("pinned", version, by=by, reason=reason)
             return self._refs.write(pin_name(version), version, by, reason)
 
     def unpin(self, version: int, by: str, reason: str = "") -> None:
-        """Leave a version to retention again. Raises UnknownVersion when it is not pinned."""
+        """Leave a version to retention again. Raises UnknownVersion when it is not pinned, InvalidReason."""
+        check_reason(reason)
         with self._writing():
             if version not in self.pins():
                 raise UnknownVersion(f"version {version} is not pinned; pinned: {listed(self.pins())}")
@@ -278,6 +289,15 @@ class CheckpointRegistry:
             what = f"no version served before {serving.version}" if serving else "no version serves yet"
             raise UnknownVersion(f"nothing to roll back to: {what}; versions: {listed(self.versions())}")
         return before
+
+    def _verify_target(self, version: int) -> None:
+        try:
+            self.verify(version)
+        except CorruptCheckpoint as error:
+            raise CorruptCheckpoint(
+                f"{error}; nothing was rolled back: `mfmd checkpoints verify` says which versions are whole, and "
+                "`mfmd rollback --to N` takes another of them"
+            ) from error
 
     def _served_before(self, serving: Ref) -> int | None:
         """Where a rollback leads: what the history says, for a process that died between the two refs moved only

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from adapters.networks.decoders.winograd import WinogradConv
+from adapters.served.int8_weights import INPUT_STEPS, by_channel
 
 COLOURS = 3
-_LEVELS = 255
 _NONE: tuple[str, list[float], str] = ("none", [], "")
 """What oneDNN does after the product: nothing."""
 
@@ -28,7 +28,7 @@ class Range(NamedTuple):
     @property
     def scale(self) -> float:
         """Width of one of 255 steps."""
-        return max(self.high - self.low, 1e-8) / _LEVELS
+        return max(self.high - self.low, 1e-8) / INPUT_STEPS
 
     @property
     def zero_point(self) -> int:
@@ -48,7 +48,7 @@ class Int8Conv2d(nn.Module):
         super().__init__()
         self._inputs = inputs
         self._geometry = (list(layer.stride), [int(side) for side in layer.padding], list(layer.dilation), layer.groups)
-        weights, self._scales, self._zeros = _by_channel(layer.weight)
+        weights, self._scales, self._zeros = by_channel(layer.weight)
         self._weights = torch.ops.onednn.qconv_prepack(
             weights, self._scales, inputs.scale, inputs.zero_point, *self._geometry, None
         )
@@ -71,7 +71,7 @@ class Int8Linear(nn.Module):
     def __init__(self, layer: nn.Linear, inputs: Range) -> None:
         super().__init__()
         self._inputs = inputs
-        weights, self._scales, self._zeros = _by_channel(layer.weight)
+        weights, self._scales, self._zeros = by_channel(layer.weight)
         self._weights = torch.ops.onednn.qlinear_prepack(weights, None)
         self._bias = None if layer.bias is None else layer.bias.detach()
 
@@ -167,15 +167,7 @@ def _ranges(network: nn.Module, images: Sequence[Tensor]) -> dict[nn.Module, Ran
     return ranges
 
 
-def _by_channel(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights as int8, one scale for each output channel, and zero points, all zero."""
-    flat = weight.detach().flatten(1)
-    scales = flat.abs().amax(1).clamp(min=1e-12) / 127
-    steps = torch.round(flat / scales[:, None]).clamp(-127, 127).to(torch.int8).view(weight.shape)
-    return steps, scales, torch.zeros(len(scales), dtype=torch.int32)
-
-
 def _to_steps(values: Tensor, scale: float, zero_point: int) -> Tensor:
     """Values as 8-bit steps, rounded to the nearest, cut off at the ends of the range."""
     shifted = torch.add(values.new_tensor(zero_point + 0.5), values, alpha=1 / scale)
-    return shifted.clamp_(0, _LEVELS).to(torch.uint8)
+    return shifted.clamp_(0, INPUT_STEPS).to(torch.uint8)

@@ -51,6 +51,8 @@ def list_(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
     rows = [_summary(registry, version, own) for version, own in marks.items()]
     if as_json:
         print_json(rows)
+    elif not rows and registry.given():
+        typer.echo("No version is on disk any more.")
     elif not rows:
         typer.echo("No checkpoint yet: `mfmd pretrain` or `mfmd import PATH` makes the first.")
     else:
@@ -200,9 +202,19 @@ def _say_pins(registry: "CheckpointRegistry", as_json: bool, text: str) -> None:
 
 
 def _say_damage(registry: "CheckpointRegistry") -> None:
-    """Damaged refs, on stderr: versions are shown all the same, for that is when one must be chosen."""
-    for damage in registry.readable_refs()[1]:
-        typer.echo(f"warning: {damage}", err=True)
+    """Damaged refs, and a version that should serve and is gone, on stderr: versions are shown all the same, for that
+    is when one must be chosen.
+    """
+    from storage.errors import StorageError
+    from storage.serving_files import check_serving_files
+
+    damage = registry.readable_refs()[1]
+    try:
+        check_serving_files(registry)
+    except StorageError as error:
+        damage.append(str(error))
+    for item in damage:
+        typer.echo(f"warning: {item}", err=True)
 
 
 def _marks(registry: "CheckpointRegistry") -> dict[int, list[str]]:

@@ -9,8 +9,9 @@ import typer
 
 
 def print_json(value: Any) -> None:
-    """`value` as indented JSON on stdout."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """`value` as indented JSON on stdout; bytes of a name that are no UTF-8 as `\\udcNN`, which JSON reads back."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    typer.echo(text.encode(errors="backslashreplace").decode())
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

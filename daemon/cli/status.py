@@ -89,6 +89,8 @@ def _daemon(state: "Status") -> str:
     daemon = state.daemon
     if not daemon.up:
         return f"down; state in {state.state}"
+    if daemon.pid is None:
+        return f"starts, or another command works on {state.state}"
     children = "".join(f", {child.name} {'runs' if child.running else 'down'}" for child in state.children)
     return f"up since {local_time(daemon.since)}, pid {daemon.pid}, control {daemon.host}:{daemon.port}{children}"
 
@@ -102,8 +104,10 @@ def _watching(state: "Status") -> str:
 
 
 def _serving(state: "Status") -> str:
+    from daemon.plane_words import in_words
+
     ref, plane = state.serving, state.plane
-    answers = f"{plane.host}:{plane.port} answers with {plane.version}" if plane.up else "no inference plane answers"
+    answers = in_words(plane)
     if ref is None:
         return f"unknown, the ref is damaged or missing; {answers}" if state.serving_damaged else "no version yet"
     before = f", before it {state.previous.version}" if state.previous else ""

@@ -4,9 +4,10 @@ Specification: kserve/open-inference-protocol, `specification/protocol/inference
 binary tensors are Triton's extensions of it.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 MODEL = "segmentation"
 INPUT = "images"
@@ -22,6 +23,16 @@ CLIENT_HEADERS = {
         "schema": {"type": "integer"},
     }
 }
+
+
+def _encodable(text: str) -> str:
+    """JSON can name half a character (a lone surrogate), which no answer can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        message = f"holds half a character at position {error.start}, which UTF-8 cannot express"
+        raise PydanticCustomError("half_a_character", message) from error
+    return text
 
 
 class _Message(BaseModel):
@@ -48,7 +59,8 @@ class OutputRequest(_Message):
 class InferBody(_Message):
     """The JSON part of a request; unknown members are ignored, as the protocol says."""
 
-    id: str | None = None
+    id: Annotated[str, AfterValidator(_encodable)] | None = None
+    """Comes back in the answer."""
     inputs: list[InputTensor]
     outputs: list[OutputRequest] = Field(default_factory=list)
     parameters: dict[str, Any] = Field(default_factory=dict)

@@ -16,6 +16,8 @@ from daemon.serving.oip_tensors import Message, read_json
 from daemon.serving.plane import InferencePlane
 from daemon.serving.problems import problems
 from daemon.token import bearer_of, repository_token, same_token
+from storage.errors import StorageError
+from storage.registry import CheckpointRegistry
 
 POLL_SECONDS = 0.01
 """How often a load or unload looks whether the follower's thread has done it (seconds)."""
@@ -111,13 +113,26 @@ async def _load(plane: InferencePlane) -> None:
     follower = plane.follower
     before = follower.resume()
     await _until(lambda: follower.looks > before + 1)  # one look may have begun before the resume
-    live, wanted, failure = plane.slots.live, follower.wanted, follower.failure
-    if wanted is None:
-        reason = failure.reason if failure else "the registry has no serving version"
-        raise ApiError(409, "load_failed", f"nothing to load: {reason}; `mfmd checkpoints list` shows what there is")
-    if live is None or live.version != wanted.version:
-        reason = failure.reason if failure else "it is being loaded"
-        raise ApiError(409, "load_failed", f"version {wanted.version} does not serve: {reason}")
+    wanted = await plane.in_thread(lambda: _named(plane.registry))
+    live, failure = plane.slots.live, follower.failure
+    if live is None or live.version != wanted:
+        reason = failure.reason if failure and failure.version == wanted else "it is being loaded"
+        raise ApiError(409, "load_failed", f"version {wanted} does not serve: {reason}")
+
+
+def _named(registry: CheckpointRegistry) -> int:
+    """The version that the serving ref names now; what the follower failed at before says nothing of it.
+
+    Raises ApiError 409 load_failed when there is none, or when it cannot be read.
+    """
+    try:
+        serving = registry.serving()
+    except (StorageError, OSError) as error:
+        raise ApiError(409, "load_failed", f"it is not known what to load: {error}") from error
+    if serving is None:
+        message = "nothing to load: no version was made to serve yet; `mfmd checkpoints list` shows what there is"
+        raise ApiError(409, "load_failed", message)
+    return serving.version
 
 
 async def _until(done: Callable[[], bool]) -> None:

@@ -1,8 +1,10 @@
 """`mfmd serve`: bind, publish the address in `run/serve.json`, serve until a signal, finish what is in flight."""
 
+import asyncio
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,6 +15,7 @@ from pydantic import BaseModel
 
 from configs.settings import Settings
 from daemon.connection_limits import TimedConnection
+from daemon.grace import REQUESTS_SECONDS
 from daemon.listening import listen
 from daemon.logs import configure_logs, get_logger
 from daemon.mask_folder import check_masks
@@ -25,8 +28,9 @@ from daemon.token import serving_address
 from storage.durable import make_directory, write_record
 from storage.layout import StateLayout
 
-GRACE_SECONDS = 30
-"""Longest wait for requests in flight at the end (seconds)."""
+LAST_REQUESTS_SECONDS = 0.5
+"""How long open connections still take a request at the end: its client may have sent it before it could know."""
+CLOSE = (b"connection", b"close")
 BACKLOG = 2048
 LOADS_A_COLLECTION = 32
 """Loads whose garbage (some 100 kB each) is collected together: each collection holds all threads for 2 ms."""
@@ -68,6 +72,29 @@ class PlaneServer(uvicorn.Server):
         """SIGTERM or SIGINT: say so in `/readyz`, then stop as uvicorn does."""
         self._plane.draining = True
         super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no new connections, say with every answer that it is the last of its connection, then stop.
+
+        uvicorn closes at once, and unannounced, what is idle at that moment: the request that is on its way to such a
+        connection fails, with a reset, under any steady load.
+        """
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        self._announce_close()
+        deadline = time.monotonic() + LAST_REQUESTS_SECONDS
+        while self.server_state.connections and not self.force_exit and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        await super().shutdown(sockets)
+
+    def _announce_close(self) -> None:
+        """`Connection: close` on the answers to come."""
+        self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
+        for connection in self.server_state.connections:
+            if isinstance(connection, TimedConnection):
+                connection.renew_headers()
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to stop; asked ten times a second.
@@ -123,7 +150,7 @@ def make_server(plane: InferencePlane, listener: socket.socket, tls: TlsFiles | 
         access_log=False,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_graceful_shutdown=REQUESTS_SECONDS,
         ssl_certfile=tls.certificate if tls else None,
         ssl_keyfile=tls.key if tls else None,
     )

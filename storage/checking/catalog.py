@@ -16,7 +16,7 @@ from storage.layout import StateLayout
 from storage.pixel_array import PixelArray
 
 RESTORE = "stop the daemon and restore the buffer folder from a backup"
-REPAIR = "mfmd check --repair"
+REPAIR = "stop mfmd run, then mfmd check --repair"
 
 NEWEST = "SELECT MAX(frame) AS id FROM (SELECT frame FROM digests UNION SELECT id FROM frames)"
 INCONSISTENT: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from storage import durable
+from storage.checking.catalog import REPAIR
 from storage.checking.problem import Problem, Scope
 from storage.errors import CorruptCheckpoint, UnknownVersion
 from storage.history import is_event, read_history
@@ -48,7 +49,7 @@ def check_history(scope: Scope) -> Iterator[Problem]:
     bad = [number for number, line in enumerate(lines, 1) if not is_event(line)]
     if bad:
         detail = f"{len(bad)} lines cannot be read: {', '.join(map(str, bad[:5]))}"
-        remedy = f"nothing: such lines are skipped; mfmd check --repair moves them to {TORN}"
+        remedy = f"nothing: such lines are skipped; {REPAIR} moves them to {TORN}"
         yield Problem("history_torn", path, detail, remedy, partial(_sort_out, path))
 
 

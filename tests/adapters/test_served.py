@@ -19,9 +19,10 @@ from adapters.served.compiled import Compiled
 from adapters.served.copying import CHUNK_ELEMENTS, aside, copy_weights
 from adapters.served.forward import ServedForward
 from adapters.served.int8 import Int8Conv2d, Int8Linear, Int8Pointwise, Range, quantized
+from adapters.served.int8_weights import SAFE_STEPS, by_channel
 from configs.serving import ServingSettings
 from storage.errors import CorruptCheckpoint
-from tests.daemon.serving.serving_world import picture, tiny_network
+from tests.daemon.serving.serving_world import FEW_TIES, picture, tiny_network
 
 CPU = torch.device("cpu")
 SIZE = (64, 96)
@@ -149,20 +150,20 @@ def test_channels_last_changes_memory_not_answers() -> None:
 
 
 def test_int8_gives_the_same_labels_and_follows_new_weights(tmp_path: Path) -> None:
-    forward = served(quantize="int8")
+    forward = served(FEW_TIES[0], quantize="int8")
     assert forward.use_int8(images()) >= 0.99
     assert forward.computes == "int8"
     kinds = {type(module) for module in forward._int8[0].modules()}
     assert {Int8Linear, Int8Pointwise} <= kinds
-    assert same_labels(forward, tiny_network(1)) >= 0.98
-    save_weights(tiny_network(3), tmp_path / "w.safetensors")
+    assert same_labels(forward, tiny_network(FEW_TIES[0])) >= 0.98
+    save_weights(tiny_network(FEW_TIES[1]), tmp_path / "w.safetensors")
     copy_weights(forward.network, tmp_path / "w.safetensors")
     forward.use_int8(images())
-    assert same_labels(forward, tiny_network(3)) >= 0.98
-    assert same_labels(forward, tiny_network(1)) < 0.9, "the old weights still answer"
+    assert same_labels(forward, tiny_network(FEW_TIES[1])) >= 0.98
+    assert same_labels(forward, tiny_network(FEW_TIES[0])) < 0.9, "the old weights still answer"
     forward.use_float()
     with torch.inference_mode():
-        assert torch.equal(forward(images(1)[0]), tiny_network(3)(images(1)[0]))
+        assert torch.equal(forward(images(1)[0]), tiny_network(FEW_TIES[1])(images(1)[0]))
 
 
 def test_int8_is_refused_when_labels_change() -> None:
@@ -215,6 +216,25 @@ def test_int8_convolutions_come_close(layer: nn.Conv2d) -> None:
     assert rounded.shape == exact.shape and rounded.dtype == torch.float32
     assert float((exact - rounded).abs().max()) < 0.03 * float(exact.abs().max())
     assert not torch.equal(exact, rounded)
+
+
+@pytest.mark.parametrize("kind", [Int8Linear, Int8Conv2d, Int8Pointwise])
+@pytest.mark.parametrize("channels", [2, 64])
+def test_the_largest_products_come_out_whole_on_this_cpu(kind: type[nn.Module], channels: int) -> None:
+    layer: nn.Linear | nn.Conv2d = nn.Linear(channels, 16) if kind is Int8Linear else nn.Conv2d(channels, 16, 1)
+    nn.init.constant_(layer.weight, 3.0)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    values = torch.full((2, channels) if kind is Int8Linear else (1, channels, 8, 8), 5.0)
+    with torch.inference_mode():
+        torch.testing.assert_close(kind(layer, Range(0.0, 5.0))(values), layer(values))
+
+
+def test_where_products_would_overflow_weights_have_fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.tensor([[1.0, -2.0], [0.0, 0.5]])
+    monkeypatch.setattr("adapters.served.int8_weights.weight_steps", lambda: SAFE_STEPS)
+    steps, scales, zeros = by_channel(weight)
+    assert steps.tolist() == [[32, -64], [0, 64]] and zeros.tolist() == [0, 0]
+    assert (steps * scales[:, None]).tolist() == weight.tolist()
 
 
 def test_depthwise_convolutions_stay_float_and_share_their_weights() -> None:

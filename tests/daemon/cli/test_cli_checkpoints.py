@@ -1,6 +1,8 @@
 """`mfmd checkpoints` and `mfmd rollback` on a real registry."""
 
 import json
+import os
+import shutil
 
 import pytest
 
@@ -69,6 +71,18 @@ def test_a_damaged_ref_hides_no_version(mfmd, registry: CheckpointRegistry) -> N
         assert told.err.count("refs/serving: not a ref") == 1 and "`mfmd check --repair`" in told.err
 
 
+def test_a_serving_version_whose_folder_is_gone_is_told(mfmd, registry: CheckpointRegistry) -> None:
+    shutil.rmtree(registry.folder(2))
+    listed = mfmd("checkpoints", "list", "--json")
+    assert [row["version"] for row in json.loads(listed.out)] == [1, 3]
+    assert f"version 2 should serve, but its folder {registry.folder(2)} is gone" in listed.err
+    assert "`mfmd rollback --to N` lets another serve; others: 1, 3" in listed.err
+    for version in (1, 3):
+        shutil.rmtree(registry.folder(version))
+    empty = mfmd("checkpoints", "list")
+    assert "No checkpoint yet" not in empty.out and "no other version is there" in empty.err
+
+
 def test_a_serving_ref_that_is_gone_is_told_and_nothing_is_pruned(mfmd, registry: CheckpointRegistry) -> None:
     registry.ref_path("serving").unlink()
     listed = mfmd("checkpoints", "list", "--json")
@@ -88,6 +102,16 @@ def test_rollback_to_a_version_needs_no_serving_ref(mfmd, registry: CheckpointRe
     serving, event = registry.ref("serving"), registry.history()[-1]
     assert serving is not None and serving.version == 1
     assert (event.event, event.version, event.previous) == ("rolled_back", 1, 2)
+
+
+@pytest.mark.parametrize("to", [("--to", "1"), ()])
+def test_a_rollback_onto_a_damaged_version_says_how_to_find_another(mfmd, registry: CheckpointRegistry, to) -> None:
+    registry.weights_path(1).write_bytes(b"something else!!!!!!!!")
+    answer = mfmd("rollback", *to)
+    assert answer.code == ExitCode.FAILURE and "error[checkpoint_corrupt]" in answer.err
+    assert "nothing was rolled back: `mfmd checkpoints verify` says which versions are whole" in answer.err
+    assert "`mfmd rollback --to N` takes another" in answer.err
+    assert registry.ref("serving").version == 2
 
 
 def test_show_tells_manifest_and_history_and_verifies(mfmd, registry: CheckpointRegistry) -> None:
@@ -143,6 +167,17 @@ def test_rollback_refuses_what_cannot_serve(mfmd, registry: CheckpointRegistry) 
     assert mfmd("rollback", "--to", "2").code == ExitCode.FAILURE
     serving = registry.ref("serving")
     assert serving is not None and serving.version == 2, "the old one serves on"
+
+
+@pytest.mark.parametrize("command", ["rollback", "checkpoints pin 3", "checkpoints unshadow"])
+def test_a_reason_of_bytes_that_are_not_utf8_is_one_clear_error(
+    mfmd, registry: CheckpointRegistry, command: str
+) -> None:
+    before = registry.history()
+    answer = mfmd(*command.split(), "--reason", os.fsdecode(b"caf\xe9"))
+    assert answer.code == ExitCode.USAGE
+    assert "error[reason_invalid]: reason: '\\udce9' at position 3 is no text" in answer.err
+    assert registry.history() == before
 
 
 def test_rollback_without_versions(mfmd) -> None:

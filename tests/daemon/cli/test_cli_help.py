@@ -1,9 +1,5 @@
-"""Help, documentation of every command, and how fast the command line starts."""
+"""Help and documentation of every command."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +9,8 @@ import typer
 
 from daemon.cli.app import app
 from daemon.cli.exit_codes import ExitCode
-from storage.registry import CheckpointRegistry
 
 DOCS = Path(__file__).parents[3] / "docs"
-HELP_SECONDS = 0.5
-STATUS_SECONDS = 1.0
 EVERYWHERE = {"--config", "--json", "--help", "--log-level", "--version", "--install-completion", "--show-completion"}
 """Options explained once, at the top of docs/commands.md."""
 
@@ -79,35 +72,3 @@ def test_every_exit_code_is_documented() -> None:
     page = (DOCS / "commands.md").read_text(encoding="utf-8")
     for code in ExitCode:
         assert f"\n| {code.value} | " in page
-
-
-def _cpu_seconds(*arguments: str, cwd: Path) -> tuple[float, bytes]:
-    """CPU time of one command: unlike wall time it does not depend on what else this machine does."""
-    process = subprocess.Popen([sys.executable, "-m", "daemon.cli", *arguments], cwd=cwd, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    output = process.stdout.read()
-    process.stdout.close()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
-    return usage.ru_utime + usage.ru_stime, output
-
-
-def _quickest(*arguments: str, cwd: Path, limit: float) -> tuple[float, bytes]:
-    """The first of three attempts below `limit`, else the last: caches and neighbours disturb single measurements."""
-    for _ in range(3):
-        seconds, output = _cpu_seconds(*arguments, cwd=cwd)
-        if seconds < limit:
-            break
-    return seconds, output
-
-
-def test_help_is_quick(tmp_path: Path) -> None:
-    seconds, output = _quickest("--help", cwd=tmp_path, limit=HELP_SECONDS)
-    assert b"Usage" in output and seconds < HELP_SECONDS
-
-
-def test_status_is_quick(config: Path, registry: CheckpointRegistry) -> None:
-    seconds, output = _quickest("status", "--json", cwd=config.parent, limit=STATUS_SECONDS)
-    assert json.loads(output)["serving"]["version"] == 2
-    assert seconds < STATUS_SECONDS

@@ -1,6 +1,7 @@
 """`mfmd refused`: the list for people and programs, and another chance, with the daemon down."""
 
 import json
+import os
 
 import pytest
 
@@ -50,6 +51,15 @@ def test_retry_of_a_file_a_reason_or_all(mfmd, refused):
     answer = mfmd("refused", "retry", "--all", "--json")
     assert json.loads(answer.out) == {"retried": ["night\n1.png"], "not_refused": []}
     assert refused.counts().refused == {}
+
+
+def test_names_and_reasons_of_bytes_that_are_not_utf8_are_not_refused_ones(mfmd, refused):
+    odd = os.fsdecode(b"caf\xe9.png")
+    assert mfmd("refused", "list", "--reason", odd).out == "No file is refused.\n"
+    for asked in ([odd], [odd, "--reason", odd]):
+        answer = mfmd("refused", "retry", *asked, "--json")
+        assert json.loads(answer.out) == {"retried": [], "not_refused": [odd]}
+    assert sum(refused.counts().refused.values()) == 2
 
 
 def test_retry_of_nothing_is_a_mistake(mfmd, refused):

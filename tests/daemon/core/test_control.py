@@ -1,5 +1,6 @@
 """The control API on a real socket: open to look at, closed to change, every error with a code."""
 
+import json
 import socket
 import stat
 import threading
@@ -61,6 +62,7 @@ def world(bench, registry, layout, add_version, drop, write_image) -> Iterator[S
 
 
 AUTHORISED = {"Authorization": f"Bearer {TOKEN}"}
+JSON = {"Content-Type": "application/json"}
 CHANGES = ["/v1/rounds", "/v1/rollback", "/v1/checkpoints/1/pin", "/v1/checkpoints/1/unpin", "/v1/refused/retry"]
 
 
@@ -167,6 +169,21 @@ def test_a_rollback_that_is_asked_for_again_goes_no_further_back(world, registry
     again = world.client.post("/v1/rollback", headers=AUTHORISED, json=wanted)
     assert (again.status_code, again.json()["code"]) == (409, "serving_changed")
     assert registry.ref("serving").version == 2
+
+
+@pytest.mark.parametrize("reason", ["\ud800", "a\x00b", "\x1b[2J", "x" * 2001], ids=["half", "nul", "escape", "long"])
+def test_a_reason_that_is_no_text_is_refused_and_nothing_moves(world, registry, add_version, reason):
+    add_version(parent=1)
+    before = registry.history()
+    for path in ("/v1/rollback", "/v1/checkpoints/1/pin"):
+        answer = world.client.post(path, headers=AUTHORISED | JSON, content=json.dumps({"reason": reason}))
+        assert (answer.status_code, answer.json()["code"]) == (422, "reason_invalid"), answer.text
+    assert registry.history() == before and registry.ref("serving").version == 2
+
+
+def test_half_a_character_in_a_name_is_the_clients_error(world):
+    answer = world.client.post("/v1/rollback", headers=AUTHORISED | JSON, content=b'{"\\ud800": 1}')
+    assert answer.status_code == 422, answer.text
 
 
 def test_rollback_without_a_body_works_and_without_a_target_says_so(world):
@@ -354,15 +371,26 @@ def test_many_threads_ask_at_once(world):
 def test_refused_files_are_tried_again_by_ingest(world, drop):
     (drop / "bad.png").write_text("no image")
     world.bench.until(lambda: world.bench.counts.refused == {"not_an_image": 1})
+    answer = _retried(world, b'{"paths": ["bad.png", "other.png"]}')
+    assert (answer.status_code, answer.json()) == (200, {"retried": ["bad.png"]})
+    world.bench.until(lambda: world.bench.value("mfmd_ingest_rejected_total", reason="not_an_image") == 2)
+
+
+@pytest.mark.parametrize("body", [b'{"paths": ["\\ud800"]}', b'{"reason": "\\ud800"}'])
+def test_half_a_character_is_the_name_of_no_refused_file(world, body):
+    answer = _retried(world, body)
+    assert (answer.status_code, answer.json()) == (200, {"retried": []})
+
+
+def _retried(world, body: bytes) -> httpx.Response:
+    """The answer of ingest, which runs meanwhile."""
     answers: list[httpx.Response] = []
 
     def ask() -> None:
-        body = {"paths": ["bad.png", "other.png"]}
-        answers.append(world.client.post("/v1/refused/retry", headers=AUTHORISED, json=body))
+        answers.append(world.client.post("/v1/refused/retry", headers=AUTHORISED | JSON, content=body))
 
     asker = threading.Thread(target=ask)
     asker.start()
     world.bench.until(lambda: answers)
     asker.join()
-    assert (answers[0].status_code, answers[0].json()) == (200, {"retried": ["bad.png"]})
-    world.bench.until(lambda: world.bench.value("mfmd_ingest_rejected_total", reason="not_an_image") == 2)
+    return answers[0]

@@ -136,6 +136,7 @@ def test_sent_twice_or_after_somebody_else_it_does_nothing(page, registry):
         ({"to": "77"}, 404, "no version 77"),
         ({"to": "3"}, 409, "serves already"),
         ({"reason": "x" * MOST_FORM_BYTES}, 413, "a form of more than"),
+        ({"reason": "a\x00b"}, 422, "is no text"),
         ({str(number): "x" for number in range(20)}, 422, "not a form"),
     ],
 )

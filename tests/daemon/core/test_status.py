@@ -1,6 +1,7 @@
 """Status: right with the daemon up or down, whatever is missing or damaged, without torch, and fast."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 
 from daemon.activity import Activity, ActivityWriter, ChildActivity, IngestActivity, WatchActivity, read_activity
+from daemon.cli.status import _daemon, _lines
 from daemon.plane_probe import probe_plane
+from daemon.plane_words import in_words
 from daemon.run import require_version
 from daemon.run_files import RunFile, read_run_file, write_run_file
 from daemon.status import Status, collect_status
 from storage.errors import StorageError
-from storage.layout import StateLayout
 from storage.observations import Observation, Observations
 from storage.round_records import Progress, RoundScores, RoundSpec
 from storage.rounds import RoundStore
@@ -94,9 +96,9 @@ def test_the_daemon_up_tells_what_it_does(make_settings, layout, add_version):
         children=[ChildActivity(name="serve", running=False, last_exit=1, next_start=time.time() + 9)],
         trouble={"rounds": "OSError: no space"},
     )
-    ActivityWriter(layout.run_file("activity"), lambda: activity).step()
-    write_run_file(layout.run_file("daemon"), "127.0.0.1", 8008)
     with layout.lock():
+        ActivityWriter(layout.run_file("activity"), lambda: activity).step()
+        write_run_file(layout.run_file("daemon"), "127.0.0.1", 8008)
         status = collect_status(settings)
     assert status.daemon.up
     assert (status.daemon.port, status.watch.state, status.ingest.state) == (8008, "missing", "paused")
@@ -104,6 +106,18 @@ def test_the_daemon_up_tells_what_it_does(make_settings, layout, add_version):
     for part in ("waiting for it", "3 MB free", "`mfmd serve` ended with status 1", "rounds: OSError: no space"):
         assert part in text
     assert collect_status(settings).watch.state == "stopped", "a stale file means nothing once the lock is free"
+
+
+def test_what_a_killed_daemon_left_is_not_told_of_the_next(make_settings, layout, add_version):
+    add_version()
+    activity = Activity(watch=WatchActivity(state="watching", detail="long ago"))
+    ActivityWriter(layout.run_file("activity"), lambda: activity).step()
+    write_run_file(layout.run_file("daemon"), "127.0.0.1", 8008)
+    with layout.lock():
+        status = collect_status(make_settings())
+    assert (status.daemon.up, status.daemon.pid, status.daemon.port) == (True, None, None)
+    assert status.watch.detail == ""
+    assert "pid" not in _daemon(status) and "starts" in _daemon(status)
 
 
 def test_rounds_running_ended_and_failed(make_settings, layout, add_version):
@@ -132,6 +146,7 @@ def test_damage_becomes_messages(make_settings, layout, registry, add_version):
     text = "\n".join(status.messages)
     for name in ("refs/serving", "catalog.sqlite", "observations.sqlite"):
         assert name in text
+    assert "stop `mfmd run`, then `mfmd check --repair`" in text, "it refuses while the daemon runs"
     assert status.serving_damaged and "no version serves" not in text, "which one should serve is not known"
 
 
@@ -141,17 +156,35 @@ def test_a_serving_ref_that_is_gone_is_repaired_not_replaced_by_the_newest(make_
     registry.ref_path("serving").unlink()
     status = collect_status(make_settings())
     text = "\n".join(status.messages)
-    assert "missing, though version 1 was made to serve" in text and "mfmd check --repair" in text
+    assert "missing, though version 1 was made to serve" in text
+    assert "stop `mfmd run`, then `mfmd check --repair`" in text
     assert status.serving_damaged and "mfmd rollback" not in text, "version 2 never served"
     with pytest.raises(StorageError, match="check --repair"):
         require_version(make_settings(), registry)
 
 
+def test_a_serving_version_whose_files_are_gone_is_told(make_settings, registry, add_version):
+    add_version()
+    add_version()
+    assert not any("should serve" in message for message in collect_status(make_settings()).messages)
+    registry.weights_path(2).unlink()
+    text = "\n".join(collect_status(make_settings()).messages)
+    assert "version 2 should serve, but is damaged" in text and "model.safetensors: missing" in text
+    shutil.rmtree(registry.folder(2))
+    text = "\n".join(collect_status(make_settings()).messages)
+    assert f"version 2 should serve, but its folder {registry.folder(2)} is gone" in text
+    assert "`mfmd rollback --to N` lets another serve; others: 1" in text
+    registry.roll_back(to=1, by="test", reason="as the message says")
+    assert not any("should serve" in message for message in collect_status(make_settings()).messages)
+
+
 class _Plane(BaseHTTPRequestHandler):
     answer: bytes = b""
+    token: str | None = None
 
     def do_GET(self) -> None:
-        self.send_response(200)
+        opens = self.token is None or self.headers["Authorization"] == f"Bearer {self.token}"
+        self.send_response(200 if opens else 401)
         self.end_headers()
         self.wfile.write(self.answer)
 
@@ -208,6 +241,67 @@ def test_a_failure_that_was_about_no_version_is_not_told_of_one(make_settings, l
     assert status.plane.version == 1 and not any("cannot serve" in message for message in status.messages)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"), [(None, "has no serving.token, and it wants one"), ("wrong", "has another serving.token")]
+)
+def test_a_plane_that_wants_another_token_is_told(make_settings, layout, add_version, plane, monkeypatch, given, said):
+    """Also of a plane that was started a moment ago, and without a daemon."""
+    add_version()
+    monkeypatch.setattr(_Plane, "token", "right")
+    monkeypatch.setattr(_Plane, "answer", b"{}")
+    layout.run_file("serve").write_text(_file(plane).model_dump_json())
+    settings = make_settings(serving={"enabled": True, **({"token": given} if given else {})})
+    status = collect_status(settings)
+    assert status.plane.refused and not status.plane.up
+    (message,) = [item for item in status.messages if "serving.token" in item]
+    assert said in message and str(status.plane.port) in message and "right" not in message
+    assert "does not take this configuration's serving.token" in dict(_lines(status))["serving"]
+    assert collect_status(make_settings(serving={"token": "right"})).plane.up
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"version": 3, "wanted": 4}, "answers with 3"),
+        ({"version": None, "wanted": 4}, "loads version 4"),
+        ({"version": None, "wanted": None}, "has no version loaded"),
+        ({"version": None, "wanted": 4, "problems": ["unloaded by request"]}, "has no version loaded"),
+        ({"version": None, "wanted": 4, "last_failure": {"version": 4, "reason": "torn"}}, "4 cannot serve"),
+    ],
+)
+def test_what_the_plane_does_is_said_in_words(plane, monkeypatch, answer, words):
+    monkeypatch.setattr(_Plane, "answer", json.dumps(answer).encode())
+    said = in_words(probe_plane(_file(plane)))
+    assert said.startswith("127.0.0.1:") and said.endswith(words) and "None" not in said
+
+
+def test_a_plane_that_starts_is_not_one_that_does_not_answer(make_settings, layout, add_version):
+    """Before the daemon told what it started, after that, and when it takes too long."""
+    add_version()
+    settings, now = make_settings(serving={"enabled": True}), time.time()
+    with layout.lock():
+        _told(collect_status(settings), "the inference plane starts", complains=False)
+        write_run_file(layout.run_file("daemon"), "127.0.0.1", 8008)
+        _told(collect_status(settings), "the inference plane starts", complains=False)
+        for since, next_start, said, complains in (
+            (None, None, "the inference plane starts", False),
+            (now, None, "the inference plane starts", False),
+            (now - 600.0, None, "no inference plane answers", True),
+            (now, now + 9, "no inference plane answers", True),
+        ):
+            child = ChildActivity(name="serve", running=since is not None, since=since, next_start=next_start)
+            activity = Activity(children=[child.model_copy(update={"running": child.running and next_start is None})])
+            ActivityWriter(layout.run_file("activity"), lambda activity=activity: activity).step()
+            _told(collect_status(settings), said, complains=complains)
+        _told(collect_status(make_settings()), "no inference plane answers", complains=False)
+    _told(collect_status(settings), "no inference plane answers", complains=False)
+
+
+def _told(status: Status, said: str, *, complains: bool) -> None:
+    assert dict(_lines(status))["serving"].endswith(said)
+    assert complains == any("does not answer" in message for message in status.messages)
+
+
 def test_a_plane_that_says_nothing_useful_is_down(plane):
     for answer in (b"", b"[]", b"<html>", b'{"ready": "perhaps"}'):
         _Plane.answer = answer
@@ -250,14 +344,3 @@ def test_status_imports_neither_torch_nor_zarr_nor_a_server(make_settings):
     root = Path(__file__).parents[3]
     answer = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
-
-
-def test_status_is_quick_with_a_full_state_directory(make_settings, layout: StateLayout, add_version):
-    add_version()
-    store = RoundStore(layout.rounds)
-    for number in range(1, 21):
-        folder = store.create(_spec(number))
-        folder.write_scores(RoundScores(status="failed", reason="no", steps=1, seconds=1.0))
-    used = time.process_time()
-    collect_status(make_settings())
-    assert time.process_time() - used < 0.3

@@ -108,6 +108,23 @@ def test_stop_ends_all_and_starts_nothing_again(supervise, records, wait_until):
     assert '"children": []' in records.path.read_text()
 
 
+def test_each_child_is_given_its_own_time_to_end(supervise, tmp_path, wait_until):
+    """One that finishes its work is waited for, though another has been killed long before."""
+    log = tmp_path / "log"
+    slow = f"open({str(log)!r}, 'a').write('ready\\n'); import time; time.sleep(600)"
+    finishes = f"import signal, sys, time; signal.signal(15, lambda *_: (time.sleep(0.6), sys.exit(0))); {slow}"
+    ignores = f"import signal; signal.signal(15, signal.SIG_IGN); {slow}"
+    supervisor = supervise(
+        ChildSpec("plane", _python(finishes), "a", grace_seconds=60.0),
+        ChildSpec("stubborn", _python(ignores), "b", grace_seconds=0.1),
+    )
+    supervisor.step()
+    wait_until(lambda: log.exists() and log.read_text().count("ready") == 2)
+    plane, stubborn = (child.group for child in supervisor._children)
+    supervisor.stop()
+    assert (plane.poll(), stubborn.poll()) == (0, -signal.SIGKILL)
+
+
 def test_a_group_that_ignores_sigterm_is_killed_after_the_grace_period(tmp_path, wait_until):
     log = tmp_path / "log"
     group = ProcessGroup(_python(STUBBORN), log=log)

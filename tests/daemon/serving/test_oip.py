@@ -147,6 +147,7 @@ PIXELS = images(1, 2, 2)
         ({"inputs": []}, "wrong_input_name"),
         ({"inputs": 3}, "invalid_request"),
         (request_for(PIXELS) | {"id": 7}, "invalid_request"),
+        (request_for(PIXELS) | {"id": "\ud800"}, "invalid_request"),
         (request_for(PIXELS, name="image"), "wrong_input_name"),
         ({"inputs": request_for(PIXELS)["inputs"] * 2}, "wrong_input_name"),
         (request_for(PIXELS) | {"outputs": [{"name": "logits"}]}, "wrong_output_name"),

@@ -21,6 +21,7 @@ from storage.catalog_records import FileFact
 from storage.frames import FrameBuffer, NewFrame
 from storage.images import fit_frame
 from tests.daemon.serving.serving_world import (
+    FEW_TIES,
     HEIGHT,
     WIDTH,
     World,
@@ -32,8 +33,6 @@ from tests.daemon.serving.serving_world import (
     wait_until,
 )
 
-SEEDS = (1, 8)
-"""Of networks that int8 does not change."""
 COMPILE_SECONDS = 150.0
 """Longest wait for the compiler (seconds): several times what a busy machine needs."""
 
@@ -51,7 +50,7 @@ def test_answers_under_an_option_are_close_to_plain_ones_from_swap_to_swap(
     world: World, options: dict[str, object]
 ) -> None:
     with running(world.settings(**options)) as served:
-        for seed in SEEDS:
+        for seed in FEW_TIES:
             version = world.add(seed)
             served.wait_for(version)
             live = served.plane.slots.live
@@ -65,7 +64,7 @@ def test_answers_under_an_option_are_close_to_plain_ones_from_swap_to_swap(
 def test_sliding_windows_run_what_was_prepared(world: World, option: str, value: str) -> None:
     size, windows = (150, 200), 2
     with running(world.settings(window="slide", window_overlap=0.5, **{option: value})) as served:
-        for seed in SEEDS:
+        for seed in FEW_TIES:
             served.wait_for(world.add(seed))
             live = served.plane.slots.live
             assert live is not None and live.forward.computes == value
@@ -112,7 +111,7 @@ def test_compiled_code_answers_what_the_network_does(
 
 def test_a_version_that_int8_would_change_serves_in_float32_and_says_why(world: World) -> None:
     with plane_of(world, quantize="int8") as plane:
-        network = tiny_network(1)
+        network = tiny_network(FEW_TIES[0])
         world.add_network(network)
         plane.swapper.serve(1)
         assert describe(plane).computes == "int8" and describe(plane).float_because == ""

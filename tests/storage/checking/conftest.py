@@ -91,6 +91,8 @@ def expect(whole: StateLayout) -> Expect:
         assert sorted(problem.code for problem in found) == sorted((*codes, *left)), found
         assert {problem.code for problem in found if problem.repairable} == set(codes)
         assert all(problem.detail and problem.remedy for problem in found)
+        for problem in found:
+            assert "check --repair" not in problem.remedy or "stop mfmd run, then mfmd check --repair" in problem.remedy
         assert naming is None or naming in {problem.path for problem in found}
         done = repair_state(whole, read_data=read_data)
         assert {problem.code for problem in done.mended} >= set(codes)

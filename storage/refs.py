@@ -39,7 +39,7 @@ class Refs:
         return self.folder / name
 
     def read(self, name: str) -> Ref | None:
-        """What a ref names; none when there is no such ref. Raises StorageError when it cannot be read or understood."""
+        """What a ref names; none when there is no such ref. Raises StorageError when it cannot be read."""
         path = self.path(name)
         try:
             data = _content(path)

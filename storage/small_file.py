@@ -9,7 +9,7 @@ BLOCK_BYTES = 64 * 1024
 NO_FILE = (errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ELOOP, errno.ENXIO, errno.ENODEV)
 """What the system or `read_small` says of what is no small file, and will not be one when asked again."""
 FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-"""Opening waits for no writer of a pipe, and no terminal becomes this daemon's own. A socket cannot be opened: ENXIO."""
+"""Opening waits for no writer of a pipe, and no terminal becomes this daemon's own. A socket does not open: ENXIO."""
 
 
 def read_small(path: Path, most: int) -> bytes:

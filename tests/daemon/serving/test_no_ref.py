@@ -1,4 +1,4 @@
-"""What takes the serving ref's place while a plane answers: its version goes on, a counter says so, the next ref counts."""
+"""What takes the serving ref's place: the version that serves goes on, a counter says so, the next ref counts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,15 +24,17 @@ def test_the_old_version_serves_on_until_there_is_a_ref_again(tmp_path: Path) ->
             _assert_goes_on(served, serving, kind)
             _remove(world)
             world.point_at(other)
-            wait_until(lambda: served.client.get("/v1/serving").json()["version"] == other, f"a ref after {kind}")
+            served.wait_for(other)
 
 
 def _spoil(world: World, served: Served, kind: str, spoil: Callable[[Path], None]) -> None:
     """Put something else in the ref's place, and wait until the plane has seen it."""
-    failures = served.plane.follower.failures
+    follower = served.plane.follower
+    failures = follower.failures
     _remove(world)
     spoil(world.registry.ref_path("serving"))
-    wait_until(lambda: served.plane.follower.failures > failures, f"a look at {kind} fails")
+    looks = follower.looks
+    wait_until(lambda: follower.failures > failures and follower.looks > looks + 1, f"a look at {kind} fails")
 
 
 def _remove(world: World) -> None:

@@ -32,7 +32,7 @@ class Health:
         """Why the daemon does not do its work; empty when it does."""
         problems = [f"{part.name} stopped: {part.trouble}" for part in self._components if part.failed]
         try:
-            if self._registry.ref("serving") is None:
+            if self._registry.serving() is None:
                 problems.append("no version serves")
         except (StorageError, OSError) as error:
             problems.append(str(error))

@@ -196,6 +196,14 @@ def retire_directory(path: Path) -> None:
     step("retire.done")
 
 
+def move_aside(path: Path) -> Path:
+    """Give what lies at `path` a name of its own beside it, durably; returns that."""
+    aside = path.with_name(f"{path.name}.aside-{uuid.uuid4().hex[:8]}")
+    path.rename(aside)
+    fsync_directory(path.parent)
+    return aside
+
+
 def remove_file(path: Path) -> None:
     """Remove a file durably; it is no error when it does not exist."""
     path.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ network mount attributes are cached for seconds up to a minute, while opening as
 """
 
 import errno
+import os
 import time
 from pathlib import Path
 
@@ -14,10 +15,16 @@ from storage import durable
 from storage.errors import StorageError
 from storage.manifest import Ref
 from storage.numbered import numbers
+from storage.small_file import read_small
 
 PIN = "pinned-"
 STALE_READS = 5
 """On NFS a file that is replaced between open and read is stale: it is opened again, at most so often."""
+MOST_BYTES = 1 << 20
+"""More than any ref holds."""
+REWRITE = "stop `mfmd run`, then `mfmd check --repair` rewrites it"
+REMEDIES = {errno.EACCES: "let this user read it", errno.EIO: "check the disk and the mount"}
+"""By what the system says; of anything else, something that is no ref lies there."""
 
 
 class Refs:
@@ -31,17 +38,16 @@ class Refs:
         return self.folder / name
 
     def read(self, name: str) -> Ref | None:
-        """What a ref names; none when there is no such ref. Raises StorageError when it cannot be understood."""
-        data = _content(self.path(name))
-        if data is None:
-            return None
+        """What a ref names; none when there is no such ref. Raises StorageError when it cannot be read."""
+        path = self.path(name)
         try:
-            return Ref.model_validate_json(data)
+            data = _content(path)
+            return Ref.model_validate_json(data) if data is not None else None
         except ValidationError as error:
-            raise StorageError(
-                f"{self.path(name)}: not a ref: {error.errors()[0]['msg']}; "
-                "stop `mfmd run`, then `mfmd check --repair` rewrites it"
-            ) from error
+            raise StorageError(f"{path}: not a ref: {error.errors()[0]['msg']}; {REWRITE}") from error
+        except OSError as error:
+            remedy = REMEDIES.get(error.errno or 0, REWRITE)
+            raise StorageError(f"{path}: cannot be read as a ref: {error.strerror}; {remedy}") from error
 
     def read_or_none(self, name: str) -> Ref | None:
         """As `read`; none for one that cannot be understood, too."""
@@ -51,18 +57,30 @@ class Refs:
             return None
 
     def write(self, name: str, version: int, by: str, reason: str) -> Ref:
-        """Let a ref name a version."""
+        """Let a ref name a version. A folder in its place is moved aside."""
+        self._make_way(name)
         ref = Ref(version=version, since=time.time(), by=by, reason=reason)
         durable.write_record(self.path(name), ref)
         return ref
 
     def remove(self, name: str) -> None:
-        """Remove a ref; it is no error when there is none."""
+        """Remove a ref; it is no error when there is none. A folder in its place is moved aside."""
+        self._make_way(name)
         durable.remove_file(self.path(name))
+
+    def exists(self, name: str) -> bool:
+        """Whether anything lies in the place of a ref, a link that leads nowhere too."""
+        return os.path.lexists(self.path(name))
 
     def pins(self) -> list[int]:
         """Pinned versions, ascending."""
         return numbers(self.folder, PIN)
+
+    def _make_way(self, name: str) -> None:
+        """No file can take the place of a folder, and whose it is nobody knows."""
+        path = self.path(name)
+        if path.is_dir() and not path.is_symlink():
+            durable.move_aside(path)
 
 
 def pin_name(version: int) -> str:
@@ -74,14 +92,14 @@ def _content(path: Path) -> bytes | None:
     """The file's bytes, none when it does not exist."""
     for _ in range(STALE_READS - 1):
         try:
-            return path.read_bytes()
+            return read_small(path, MOST_BYTES)
         except FileNotFoundError:
             if not _is_listed(path):
                 return None
         except OSError as error:
             if error.errno != errno.ESTALE:
                 raise
-    return path.read_bytes()
+    return read_small(path, MOST_BYTES)
 
 
 def _is_listed(path: Path) -> bool:

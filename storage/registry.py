@@ -115,7 +115,7 @@ class CheckpointRegistry:
                 self.verify(version)
                 self._note("shadow_started", version, by=by, reason=reason)
                 self._refs.write("shadow", version, by, reason)
-            elif self._refs.path("shadow").exists():
+            elif self._refs.exists("shadow"):
                 self._note("shadow_ended", now.version if now else None, by=by, reason=reason)
                 self._refs.remove("shadow")
             return True

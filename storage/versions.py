@@ -12,9 +12,12 @@ from storage.digest import digest_of
 from storage.errors import CorruptCheckpoint, UnknownVersion
 from storage.manifest import Manifest
 from storage.numbered import listed, numbers
+from storage.small_file import NO_FILE, read_small
 
 WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"
+MOST_MANIFEST_BYTES = 1 << 26
+"""More than any manifest holds."""
 
 
 class Versions:
@@ -85,7 +88,8 @@ class Versions:
 
     def keep_manifest(self, version: int) -> None:
         """Keep the manifest of a version that is about to be retired: the chain of parents goes on."""
-        durable.write_bytes(self.pruned / f"{version:06d}.json", (self.folder(version) / MANIFEST).read_bytes())
+        content = read_small(self.folder(version) / MANIFEST, MOST_MANIFEST_BYTES)
+        durable.write_bytes(self.pruned / f"{version:06d}.json", content)
 
     def retire(self, version: int) -> None:
         """Remove a version; its name goes first."""
@@ -127,6 +131,10 @@ class Versions:
 
 def _read_manifest(path: Path) -> Manifest:
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(read_small(path, MOST_MANIFEST_BYTES))
+    except OSError as error:
+        if error.errno not in NO_FILE:
+            raise
+        raise CorruptCheckpoint(f"{path}: not a manifest: {error.strerror}") from error
     except ValidationError as error:
         raise CorruptCheckpoint(f"{path}: not a manifest: {error.errors()[0]['msg']}") from error

@@ -133,7 +133,7 @@ class Follower:
     def look(self, now: float) -> None:
         """One look at the ref, at monotonic time `now`; swaps if it names another version. Never raises."""
         try:
-            ref = self._registry.ref("serving")
+            ref = self._registry.serving()
         except Exception as error:  # noqa: BLE001 - whatever it is, this thread must live to see the next ref
             if now >= self._retry_at:
                 self._note(None, error, now)

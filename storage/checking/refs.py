@@ -2,16 +2,13 @@
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Literal
-
-from pydantic import ValidationError
 
 from storage.checking.catalog import REPAIR
 from storage.checking.problem import Problem, Scope
 from storage.checking.registry import damage_of_version
 from storage.errors import StorageError
-from storage.manifest import Ref
+from storage.refs import Refs
 from storage.registry import CheckpointRegistry
 
 Name = Literal["serving", "previous"]
@@ -90,17 +87,9 @@ def _pins(registry: CheckpointRegistry) -> Iterator[Problem]:
         if version not in registry.versions():
             detail, mend = f"pins version {version}, which is not there", partial(_unpin, registry, version)
             yield Problem("ref_dangling", path, detail, f"{REPAIR} removes the pin", mend)
-        elif not _is_ref(path):
+        elif Refs(path.parent).read_or_none(path.name) is None:
             mend = partial(_pin, registry, version)
             yield Problem("ref_damaged", path, "cannot be read", f"{REPAIR} writes it again", mend)
-
-
-def _is_ref(path: Path) -> bool:
-    try:
-        Ref.model_validate_json(path.read_bytes())
-    except ValidationError:
-        return False
-    return True
 
 
 def _unpin(registry: CheckpointRegistry, version: int) -> None:

@@ -12,6 +12,7 @@ import pytest
 from storage.manifest import Manifest
 from storage.refs import Refs
 from storage.registry import CheckpointRegistry
+from storage.small_file import read_small
 
 FOLLOW = """
 import sys, time
@@ -55,33 +56,33 @@ def test_modification_times_that_stand_still_hide_nothing(tmp_path: Path):
 def test_a_handle_that_went_stale_on_a_network_mount_is_opened_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stale: int
 ):
-    refs, read, left = Refs(tmp_path), Path.read_bytes, stale
+    refs, read, left = Refs(tmp_path), read_small, stale
     refs.write("serving", 7, "gate", "")
 
-    def sometimes(path: Path) -> bytes:
+    def sometimes(path: Path, most: int) -> bytes:
         nonlocal left
         left -= 1
         if left >= 0:
             raise OSError(errno.ESTALE, "Stale file handle", str(path))
-        return read(path)
+        return read(path, most)
 
-    monkeypatch.setattr(Path, "read_bytes", sometimes)
+    monkeypatch.setattr("storage.refs.read_small", sometimes)
     found = refs.read("serving")
     assert found is not None and found.version == 7
 
 
 def test_a_name_that_a_mount_remembers_as_missing_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    refs, read, left = Refs(tmp_path), Path.read_bytes, 1
+    refs, read, left = Refs(tmp_path), read_small, 1
     assert refs.read("serving") is None
     refs.write("serving", 7, "gate", "")
 
-    def remembered(path: Path) -> bytes:
+    def remembered(path: Path, most: int) -> bytes:
         nonlocal left
         left -= 1
         if left >= 0:
             raise FileNotFoundError(errno.ENOENT, "No such file", str(path))
-        return read(path)
+        return read(path, most)
 
-    monkeypatch.setattr(Path, "read_bytes", remembered)
+    monkeypatch.setattr("storage.refs.read_small", remembered)
     found = refs.read("serving")
     assert found is not None and found.version == 7

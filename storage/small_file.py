@@ -1,0 +1,36 @@
+"""Read a small file in whose place something else may lie: reading never waits and never fills the memory."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+BLOCK_BYTES = 64 * 1024
+NO_FILE = (errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ELOOP, errno.ENXIO)
+"""What the system or `read_small` says of what is no small file, and will not be one when asked again."""
+
+
+def read_small(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most `most` bytes; links are followed, no pipe is waited for.
+
+    Raises OSError: what opening raises, EISDIR or EINVAL for what is no regular file, EFBIG for a larger one.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "Not a regular file", str(path))
+        return _read(handle, path, most)
+    finally:
+        os.close(handle)
+
+
+def _read(handle: int, path: Path, most: int) -> bytes:
+    data = bytearray()
+    while block := os.read(handle, BLOCK_BYTES):
+        data += block
+        if len(data) > most:
+            raise OSError(errno.EFBIG, f"More than {most} bytes", str(path))
+    return bytes(data)

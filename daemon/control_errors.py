@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from daemon.errors import DaemonError, NoCheckpoint, NotEnoughFrames, RoundRunning, Stopping
+from daemon.full_disk import in_words
 from storage.errors import CorruptCheckpoint, DurabilityLost, InvalidReason, StorageError, UnknownRound, UnknownVersion
 
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
@@ -42,7 +43,8 @@ def answer_errors(app: FastAPI) -> None:
 
     async def known(_: Request, error: Exception) -> JSONResponse:
         status = next(number for kind, number in STATUS_OF.items() if isinstance(error, kind))
-        return _error(status, getattr(error, "code", "system"), str(error))
+        message = in_words(error) if isinstance(error, OSError) else str(error)
+        return _error(status, getattr(error, "code", "system"), message)
 
     async def api(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)

@@ -18,6 +18,7 @@ from daemon.activity import IngestActivity, WatchActivity
 from daemon.admission import Admission
 from daemon.arrival import Arrival
 from daemon.folder_events import Hints
+from daemon.full_disk import FULL
 from daemon.logs import get_logger
 from daemon.metrics import IngestMetrics
 from daemon.originals import Originals
@@ -37,7 +38,6 @@ VIDEO_SHARE = 0.25
 """Share of a commit group that is decoded of a video in one go; never less than one frame."""
 PAUSE_SHARE = 0.5
 """Ingest pauses below this share of `buffer.reserve_bytes` free; up to the whole of it the buffer does not grow."""
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 log = get_logger(__name__)
 

@@ -82,7 +82,7 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     temporary = _temporary(path)
     try:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(handle, "wb") as file:
+        with _named(path), os.fdopen(handle, "wb") as file:
             file.write(data)
         _finish(temporary, path)
     except BaseException:
@@ -103,7 +103,7 @@ def write_record(path: Path, record: BaseModel) -> None:
 def append_line(path: Path, line: str) -> None:
     """Add one line and fsync it. What a crash left of a torn last line stays a line of its own."""
     new = not path.exists()
-    with path.open("ab+") as file:
+    with _named(path), path.open("ab+") as file:
         torn = _is_torn(file.fileno())
         file.write(b"\n" * torn + line.encode() + b"\n")
     step("line.written")
@@ -118,7 +118,7 @@ def copy_in(source: Path, target: Path) -> FileHash:
     """Copy a file durably and hash what was copied in the same pass."""
     digest, size, temporary = hashlib.sha256(), 0, _temporary(target)
     try:
-        with source.open("rb") as reader, temporary.open("xb") as writer:
+        with source.open("rb") as reader, _named(target), temporary.open("xb") as writer:
             while block := reader.read(COPY_BYTES):
                 digest.update(block)
                 size += writer.write(block)
@@ -343,6 +343,16 @@ def _finish(temporary: Path, path: Path) -> None:
     step("file.renamed")
     fsync_directory(path.parent)
     step("file.done")
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """An error of writing says to which file; the system's own does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _temporary(path: Path) -> Path:

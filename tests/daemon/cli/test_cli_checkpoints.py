@@ -1,11 +1,14 @@
 """`mfmd checkpoints` and `mfmd rollback` on a real registry."""
 
+import errno
 import json
 import os
+import resource
 import shutil
 
 import pytest
 
+from daemon.cli.errors import report
 from daemon.cli.exit_codes import ExitCode
 from storage.manifest import HistoryEvent
 from storage.registry import CheckpointRegistry
@@ -178,6 +181,29 @@ def test_a_reason_of_bytes_that_are_not_utf8_is_one_clear_error(
     assert answer.code == ExitCode.USAGE
     assert "error[reason_invalid]: reason: '\\udce9' at position 3 is no text" in answer.err
     assert registry.history() == before
+
+
+def test_a_write_that_the_system_refuses_is_told_with_its_file_and_moves_nothing(
+    mfmd, registry: CheckpointRegistry
+) -> None:
+    """The file size limit: the kernel refuses the write, as it does on a full disk."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    history = registry.ref_path("serving").parents[1] / "history.jsonl"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (history.stat().st_size, hard))
+    try:
+        answer = mfmd("rollback")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert answer.code == ExitCode.FAILURE and "error[system]: " in answer.err and str(history) in answer.err
+    assert registry.ref("serving").version == 2
+    assert mfmd("rollback").code == ExitCode.OK and registry.ref("serving").version == 1
+
+
+@pytest.mark.parametrize(("code", "advised"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False)])
+def test_a_full_disk_is_told_with_what_to_do(capsys: pytest.CaptureFixture[str], code: int, advised: bool) -> None:
+    assert report(OSError(code, os.strerror(code), "/state/history.jsonl")) == ExitCode.FAILURE
+    told = capsys.readouterr().err
+    assert "/state/history.jsonl" in told and ("make room on that disk" in told) == advised
 
 
 def test_rollback_without_versions(mfmd) -> None:

@@ -51,8 +51,9 @@ class MirrorTarget:
             self._fail(error, now)
 
     def _advance(self, wanted: int, now: float) -> None:
-        self._show(self._mirror.current())
-        if (self.export.running and not self.export.finished(now)) or now < self._retry_at:
+        waits = now < self._retry_at
+        self._look(waits)
+        if (self.export.running and not self.export.finished(now)) or waits:
             return
         if not self._mirror.holds(wanted, self._registry.manifest(wanted).files[WEIGHTS].sha256):
             self.export.start(wanted, now)
@@ -72,6 +73,14 @@ class MirrorTarget:
         """What serves, what a rollback would serve, and what readers were led to before: some may be reading it."""
         previous = self._registry.ref("previous")
         return {wanted, previous.version if previous else wanted, wanted if self._left is None else self._left}
+
+    def _look(self, waits: bool) -> None:
+        """Show where the mirror leads; one that cannot be looked at is a failure when the next attempt is due."""
+        try:
+            self._show(self._mirror.current())
+        except OSError:
+            if not waits:
+                raise
 
     def _show(self, version: int | None) -> None:
         self._set(version=version)

@@ -132,6 +132,16 @@ def test_a_place_that_cannot_be_written_is_tried_again(daemon, registry, add_ver
     daemon.until(lambda: state(daemon, "triton").state == "exporting")
 
 
+def test_a_folder_that_cannot_be_looked_at_waits_for_its_next_attempt_too(daemon, registry, add_version):
+    add_version()
+    daemon.triton.folder.parent.write_text("somebody's file")
+    for _ in range(5):
+        daemon.publisher.step()
+    failed = state(daemon, "triton")
+    assert (failed.state, failed.failures) == ("failed", 1) and "Not a directory" in failed.reason
+    assert daemon.value("mfmd_publish_total", mirror="triton", result="failed") == 1
+
+
 def test_stopping_ends_the_export(daemon, registry, add_version, layout):
     add_version()
     daemon.publisher.step()

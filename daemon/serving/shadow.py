@@ -54,6 +54,8 @@ class Shadow:
         self._dirty = False
         self._complained: int | None = None
         """Candidate whose error is in the log with its traceback."""
+        self._unwritten = ""
+        """Why the record could not be written the last time, which is in the log; empty when it could."""
 
     def start(self) -> None:
         """Start the thread, if any request is to run twice."""
@@ -150,4 +152,9 @@ class Shadow:
         try:
             self._records.write(self._plane, self._record)
         except OSError as error:
-            log.warning("shadow_record_not_written", error=str(error))
+            self._dirty = True  # tried again, without a line every few seconds where this plane may never write
+            if str(error) != self._unwritten:
+                log.warning("shadow_record_not_written", error=str(error))
+            self._unwritten = str(error)
+        else:
+            self._unwritten = ""

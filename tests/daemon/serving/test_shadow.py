@@ -247,3 +247,23 @@ def test_an_fsync_that_failed_ends_the_record_and_nothing_else(world: World, mon
         wait_until(lambda: not served.plane.shadow._thread.is_alive(), "the shadow's thread ends")
         assert served.segment(image_bytes()).status_code == 200
     assert len(tried) == 1, "an fsync is never tried again"
+
+
+def test_a_record_that_cannot_be_written_is_said_once_and_written_when_it_can(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = CapturingLogger()
+    monkeypatch.setattr(shadow, "log", log)
+    monkeypatch.setattr(shadow, "WRITE_SECONDS", 0.0)
+    world.add(1)
+    candidate = world.add(2, promote=False)
+    world.registry.set_shadow(candidate, by="test", reason="")
+    world.layout.shadow.write_text("no folder")
+    with running(world.settings(shadow_fraction=1.0)) as served:
+        shadow_runs(served, candidate)
+        for seed in range(3):
+            served.segment(image_bytes(seed=seed))
+            compared(served, seed + 1)
+        world.layout.shadow.unlink()
+        wait_until(lambda: recorded(world, candidate) is not None, "the record is written without another image")
+    assert [call.args[0] for call in log.calls].count("shadow_record_not_written") == 1

@@ -40,7 +40,7 @@ def repository_routes(plane: InferencePlane) -> APIRouter:
 
     @router.post("/index", openapi_extra=_body("IndexBody"), responses=problems(400, 408, 413, 415, protocol=True))
     async def index(request: Request) -> list[IndexEntry]:
-        """Every version in the registry, and whether it answers."""
+        """Every version in the registry or in memory, and whether it answers."""
         wanted = await _read(plane, request, IndexBody)
         entries = await plane.in_thread(lambda: _entries(plane))
         return [entry for entry in entries if entry.state == "READY" or not wanted.ready]
@@ -93,7 +93,7 @@ async def _read(plane: InferencePlane, request: Request, kind: type[Message]) ->
 def _entries(plane: InferencePlane) -> list[IndexEntry]:
     resident = plane.slots.versions
     entries = []
-    for version in plane.registry.versions():
+    for version in sorted({*plane.registry.versions(), *resident}):  # what is resident answers, pruned or not
         ready = plane.ready and version in resident
         reason = "" if ready else _reason(plane, version)
         state = "READY" if ready else "UNAVAILABLE"

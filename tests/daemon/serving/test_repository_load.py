@@ -32,3 +32,19 @@ def test_a_serving_ref_that_is_gone_or_damaged_is_what_is_told(world: World) -> 
         told = refusal(served)
         assert "refs/serving: not a ref" in told and "SHA-256" not in told
         assert served.client.get("/readyz").status_code == 200, "version 1 serves on"
+
+
+def test_the_index_names_what_answers_though_it_was_pruned(world: World) -> None:
+    first, second, third = (world.add(seed, promote=False) for seed in (1, 2, 3))
+    world.registry.promote(first, by="test", reason="")
+    world.registry.promote(second, by="test", reason="")
+    with running(world.settings()) as served:
+        served.wait_for(second)
+        world.registry.promote(third, by="test", reason="")
+        served.wait_for(third)
+        world.registry.roll_back(to=first, by="test", reason="")
+        served.wait_for(first)
+        assert third in world.registry.prune(keep=0)
+        index = {entry["version"]: entry["state"] for entry in served.client.post("/v2/repository/index").json()}
+        resident = {str(version) for version in served.client.get("/v1/serving").json()["resident"]}
+    assert str(third) in resident and {version for version, state in index.items() if state == "READY"} == resident

@@ -49,13 +49,13 @@ def due(now: float, state: ScheduleState, settings: Settings) -> Due:
 
     It needs a serving version, `schedule.min_frames` frames and `gate.min_holdout` held-out ones, for without those
     the gate could not accept anything. Then enough new frames start it, or the interval with at least one new frame.
-    After failures nothing starts before a growing delay has passed.
+    After failures nothing starts before a growing delay has passed. A round that ended in the future ended under a
+    clock that was set back since: it holds nothing up.
     """
     missing = _missing(state, settings)
-    not_before = None
-    if state.failures and state.last_ended is not None:
-        not_before = state.last_ended + RETRIES.delay(state.failures)
-    trigger = _trigger(now, state, settings)
+    ended = state.last_ended if state.last_ended is not None and state.last_ended <= now else None
+    not_before = ended + RETRIES.delay(state.failures) if state.failures and ended is not None else None
+    trigger = _trigger(now, ended, state, settings)
     obstacle = _obstacle(state, settings)
     if obstacle or not settings.schedule.enabled:
         return Due(
@@ -68,13 +68,13 @@ def due(now: float, state: ScheduleState, settings: Settings) -> Due:
     return Due(None, missing, not_before, _wish(missing, settings))
 
 
-def _trigger(now: float, state: ScheduleState, settings: Settings) -> Trigger | None:
+def _trigger(now: float, ended: float | None, state: ScheduleState, settings: Settings) -> Trigger | None:
     schedule = settings.schedule
     if state.new_frames >= schedule.new_frames:
         return "new_frames"
     if schedule.interval_seconds <= 0 or state.new_frames == 0:
         return None
-    passed = state.last_ended is None or now - state.last_ended >= schedule.interval_seconds
+    passed = ended is None or now - ended >= schedule.interval_seconds
     return "interval" if passed else None
 
 

@@ -58,3 +58,11 @@ def test_after_failures_the_next_attempt_has_a_time(settings):
     decision = due(NOW, dataclasses.replace(ENOUGH, failures=2, last_ended=NOW), settings())
     assert decision.not_before == NOW + 60
     assert RETRIES.delay(1000) == 3600
+
+
+def test_a_round_that_ended_under_a_clock_that_was_set_back_holds_nothing_up(settings):
+    ahead = dataclasses.replace(ENOUGH, last_ended=NOW + 365 * 86400.0)
+    decision = due(NOW, dataclasses.replace(ahead, failures=2), settings())
+    assert (decision.trigger, decision.not_before) == ("new_frames", None)
+    waiting = dataclasses.replace(ahead, new_frames=1)
+    assert due(NOW, waiting, settings(interval_seconds=600.0)).trigger == "interval"

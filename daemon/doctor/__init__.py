@@ -9,6 +9,7 @@ from daemon.doctor.drop_folder import examine_drop_folder
 from daemon.doctor.finding import Finding, Level
 from daemon.doctor.machine import examine_machine
 from daemon.doctor.models import examine_models
+from daemon.doctor.number_formats import examine_number_formats
 from daemon.doctor.ports import examine_ports
 
 __all__ = ["Finding", "Level", "examine"]
@@ -22,7 +23,9 @@ def examine(config: Path) -> list[Finding]:
     except ConfigError as error:
         remedy = "correct it; `mfmd config schema --markdown` lists every setting"
         return [*findings, Finding.fail("configuration", str(error), remedy)]
+    gpu = any(finding.name == "gpu" and finding.level is Level.OK for finding in findings)
     findings.append(Finding.ok("configuration", f"{config} is valid"))
+    findings += examine_number_formats(settings, gpu)
     for part in (examine_drop_folder, examine_state, examine_ports, examine_models):
         findings += part(settings)
     return findings

@@ -18,6 +18,7 @@ from daemon.doctor import Finding, Level
 from daemon.doctor.disk import examine_state
 from daemon.doctor.drop_folder import examine_drop_folder
 from daemon.doctor.models import examine_models
+from daemon.doctor.number_formats import examine_number_formats
 from daemon.doctor.ports import examine_ports
 from daemon.mounts import file_system_of
 from storage.layout import StateLayout
@@ -57,6 +58,23 @@ def test_broken_torch_and_broken_configuration_are_both_found(
     assert answer.code == ExitCode.FAILURE
     assert "FAIL  configuration" in answer.out and "FAIL  torch" in answer.out and "libtorch_cpu.so" in answer.out
     assert "->" in answer.out and "2 of 3 checks failed" in answer.out
+
+
+def test_bf16_on_a_cpu_that_has_it_emulated(settings: Settings, tmp_path: Path) -> None:
+    info, wants = tmp_path / "cpuinfo", _with(settings, "serving", precision="bf16", device="auto")
+    info.write_text("processor\t: 0\nflags\t\t: fpu avx avx2\nprocessor\t: 1\n")
+    (found,) = examine_number_formats(wants, False, info)
+    assert found.level is Level.WARN and "serving.precision: bf16" in found.detail and found.remedy
+    assert examine_number_formats(wants, True, info) == [], "device: auto takes the GPU"
+    (found,) = examine_number_formats(_with(wants, "serving", device="cpu"), True, info)
+    assert found.level is Level.WARN
+    (found,) = examine_number_formats(_with(settings, "round", mixed_precision="bf16"), False, info)
+    assert "round.mixed_precision: bf16" in found.detail
+    assert examine_number_formats(settings, False, info) == []
+    info.write_text("flags\t\t: fpu avx avx2 avx512_bf16\n")
+    (found,) = examine_number_formats(wants, False, info)
+    assert found.level is Level.OK
+    assert examine_number_formats(wants, False, tmp_path / "none") == [], "no Linux: nothing is known"
 
 
 def test_missing_drop_folder(settings: Settings) -> None:

@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -101,17 +101,35 @@ def write_record(path: Path, record: BaseModel) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add one line and fsync it. What a crash left of a torn last line stays a line of its own."""
-    new = not path.exists()
-    with _named(path), path.open("ab+") as file:
-        torn = _is_torn(file.fileno())
-        file.write(b"\n" * torn + line.encode() + b"\n")
+    """Add one line and fsync it. What a crash left of a torn last line stays a line of its own; of a line for which
+    there is no room nothing stays.
+    """
+    new, size = not path.exists(), size_of(path)
+    try:
+        with _named(path), path.open("ab+") as file:
+            torn = _is_torn(file.fileno())
+            file.write(b"\n" * torn + line.encode() + b"\n")
+    except OSError:
+        with suppress(OSError):
+            cut_file(path, size)
+        raise
     step("line.written")
     fsync_file(path)
     step("line.synced")
     if new:
         fsync_directory(path.parent)
     step("line.done")
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 when it does not exist."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def cut_file(path: Path, size: int) -> None:
+    """Take off what was added to a file beyond `size` bytes, durably. Needs no room on the disk."""
+    os.truncate(path, size)
+    fsync_file(path)
 
 
 def copy_in(source: Path, target: Path) -> FileHash:

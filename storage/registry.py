@@ -8,7 +8,7 @@ pruned/000003.json                                     manifests of versions who
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,8 +113,8 @@ class CheckpointRegistry:
                 return False
             if version is not None:
                 self.verify(version)
-                self._note("shadow_started", version, by=by, reason=reason)
-                self._refs.write("shadow", version, by, reason)
+                with self._announced("shadow", "shadow_started", version, by=by, reason=reason):
+                    self._refs.write("shadow", version, by, reason)
             elif self._refs.exists("shadow"):
                 self._note("shadow_ended", now.version if now else None, by=by, reason=reason)
                 self._refs.remove("shadow")
@@ -145,8 +145,8 @@ class CheckpointRegistry:
             if serving is not None and serving.version == version:
                 raise StorageError(f"version {version} serves already")
             before = serving.version if serving else None
-            self._note("promoted", version, by=by, reason=reason, previous=before, round=round)
-            return self._move(version, before, by, reason)
+            with self._announced("serving", "promoted", version, by=by, reason=reason, previous=before, round=round):
+                return self._move(version, before, by, reason)
 
     def roll_back(self, *, to: int | None, by: str, reason: str, expected: int | None = None) -> Ref:
         """Make an earlier version serve: `to`, or the one that served before. If `expected` is given, only while that
@@ -170,8 +170,8 @@ class CheckpointRegistry:
             before = self._before(target, serving)
             left = serving.version if serving else self.served_last()
             left = left if left != target else None
-            self._note("rolled_back", target, by=by, reason=reason, previous=left)
-            return self._move(target, before, by, reason)
+            with self._announced("serving", "rolled_back", target, by=by, reason=reason, previous=left):
+                return self._move(target, before, by, reason)
 
     def restore(self, *, by: str, reason: str) -> Ref:
         """Write `serving` and `previous` again after damage: the last version that served and is whole serves.
@@ -226,8 +226,8 @@ class CheckpointRegistry:
         check_reason(reason)
         with self._writing():
             self.manifest(version)
-            self._note("pinned", version, by=by, reason=reason)
-            return self._refs.write(pin_name(version), version, by, reason)
+            with self._announced(pin_name(version), "pinned", version, by=by, reason=reason):
+                return self._refs.write(pin_name(version), version, by, reason)
 
     def unpin(self, version: int, by: str, reason: str = "") -> None:
         """Leave a version to retention again. Raises UnknownVersion when it is not pinned, InvalidReason."""
@@ -332,6 +332,25 @@ class CheckpointRegistry:
         """The version that a ref points at; none when it is missing or cannot be read."""
         ref = self._refs.read_or_none(name)
         return ref.version if ref else None
+
+    @contextmanager
+    def _announced(
+        self, ref: str, event: str, version: int | None, *, by: str, reason: str, **more: int | None
+    ) -> Iterator[None]:
+        """A line in the history, then the move of a ref that it announces.
+
+        A move that the system refuses (a full disk) takes its line back: it would say of a version that serves on that
+        it was rolled back from.
+        """
+        size, named = durable.size_of(self._history), self._version_named(ref)
+        self._note(event, version, by=by, reason=reason, **more)
+        try:
+            yield
+        except OSError:
+            if self._version_named(ref) == named:
+                with suppress(OSError):
+                    durable.cut_file(self._history, size)
+            raise
 
     def _note(self, event: str, version: int | None, *, by: str, reason: str, **more: int | None) -> None:
         values = {"at": time.time(), "event": event, "version": version, "by": by, "reason": reason, **more}

@@ -3,11 +3,14 @@
 import os
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from storage.checking import check_state
 from storage.layout import StateLayout
+from storage.registry import CheckpointRegistry
 from tests.faults import world
 from tests.faults.oracle import Oracle
 
@@ -64,3 +67,25 @@ def test_a_full_disk_pauses_ingest_and_room_lets_it_go_on(
     oracle.check_finished()
     oracle.mend()
     assert not list(StateLayout(small_disk).buffer.rglob("*.partial"))
+
+
+def test_a_full_disk_moves_no_ref_and_leaves_no_line_of_a_move(small_disk: Path):
+    """Lines of the history still fit into its last block: refs, which want a block of their own, do not."""
+    layout = StateLayout(small_disk)
+    layout.create()
+    registry = CheckpointRegistry(layout.checkpoints)
+    weights = layout.checkpoints / "weights"
+    weights.write_bytes(b"weights")
+    for version in (1, 2, 3):
+        registry.add(weights, world.manifest(), by="import")
+        registry.promote(version, by="operator", reason="")
+    before = registry.history()
+    filler = fill(small_disk, 0)
+    for reason in ("short", "r" * 1500, "r" * 1500, "r" * 1500):
+        for move in (partial(registry.roll_back, to=None), partial(registry.promote, 1)):
+            with pytest.raises(OSError, match="No space left"):
+                move(by="operator", reason=reason)
+    assert registry.history() == before
+    filler.unlink()
+    assert check_state(layout) == []
+    assert registry.roll_back(to=None, by="operator", reason="").version == 2

@@ -268,7 +268,7 @@ def move_refs(root: Path) -> None:
     weights = root / "weights.safetensors"
     weights.write_bytes(os.urandom(1000))
     for _ in range(2):
-        version = registry.add(weights, _manifest(), by="import").version
+        version = registry.add(weights, manifest(), by="import").version
         acknowledge(root, f"moving {version}")
         registry.promote(version, by="operator", reason="test")
         acknowledge(root, f"moved {version}")
@@ -287,7 +287,7 @@ def _promote_expected(root: Path, registry: CheckpointRegistry, weights: Path) -
     """As the gate does: only while the version that a candidate was compared with serves; then back by its number."""
     serving = registry.ref("serving")
     assert serving is not None
-    candidate = registry.add(weights, _manifest(), by="gate").version
+    candidate = registry.add(weights, manifest(), by="gate").version
     acknowledge(root, f"moving {candidate}")
     registry.promote(candidate, by="gate", reason="test", expected=serving.version)
     acknowledge(root, f"moved {candidate}")
@@ -314,7 +314,8 @@ def mirrors(root: Path) -> list[Mirror]:
     return [TritonMirror(root / "triton", max_batch=4), HuggingFaceMirror(root / "huggingface")]
 
 
-def _manifest() -> Manifest:
+def manifest() -> Manifest:
+    """A manifest of weights that nobody loads."""
     classes = ({"name": "road", "color": (1, 2, 3)},)
     return Manifest(origin="import", created=1.0, network={"name": "daformer"}, classes=classes, input_height=HEIGHT,
                     input_width=WIDTH)  # fmt: skip

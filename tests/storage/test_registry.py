@@ -191,6 +191,30 @@ def test_a_history_that_cannot_be_written_moves_nothing(chain: CheckpointRegistr
     assert served(chain) == (3, 2)
 
 
+@pytest.mark.parametrize("move", ["promote", "roll_back", "pin", "shadow"])
+def test_a_ref_that_cannot_be_written_leaves_no_line_that_says_it_moved(
+    chain: CheckpointRegistry, monkeypatch: pytest.MonkeyPatch, move: str
+):
+    def full(path: Path, _: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    moves = {
+        "promote": lambda: chain.promote(4, by="gate", reason=""),
+        "roll_back": lambda: chain.roll_back(to=None, by="me", reason=""),
+        "pin": lambda: chain.pin(1, by="me"),
+        "shadow": lambda: chain.set_shadow(4, by="me", reason=""),
+    }
+    before = (chain.root / "history.jsonl").read_bytes()
+    monkeypatch.setattr(durable, "write_record", full)
+    with pytest.raises(OSError, match="No space"):
+        moves[move]()
+    assert (chain.root / "history.jsonl").read_bytes() == before
+    assert served(chain) == (3, 2) and chain.rolled_back() == set()
+    monkeypatch.undo()
+    moves[move]()
+    assert len(chain.history()) == len(before.splitlines()) + 1
+
+
 def test_a_torn_history_line_is_tolerated(chain: CheckpointRegistry):
     history = chain.root / "history.jsonl"
     history.write_text(history.read_text() + '{"at": 12.5, "event": "promo')

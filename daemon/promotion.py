@@ -59,8 +59,10 @@ def judge(
 
 
 def release(registry: CheckpointRegistry, version: int, by: str, reason: str) -> Ref | None:
-    """Let `version` serve if nothing serves yet; none when something does. Raises UnknownVersion, CorruptCheckpoint."""
-    if registry.ref("serving") is not None:
+    """Let `version` serve if nothing serves yet; none when something does. Raises UnknownVersion, CorruptCheckpoint, or
+    StorageError when the serving ref is damaged or gone: planes still serve what it named.
+    """
+    if registry.serving() is not None:
         return None
     return registry.promote(version, by=by, reason=reason)
 

@@ -146,7 +146,10 @@ class Follower:
             self._again = False
             self._wanted, self._attempts, self._retry_at = ref, 0, 0.0
         live = self._slots.live
-        if ref is None or (live is not None and live.version == ref.version) or now < self._retry_at:
+        if ref is not None and live is not None and live.version == ref.version:
+            self._attempts, self._retry_at = 0, 0.0  # what went wrong before puts off no word of what goes wrong next
+            return
+        if ref is None or now < self._retry_at:
             return
         if not self._try(ref.version, now) and live is None:
             self._fall_back(ref.version, now)

@@ -283,6 +283,15 @@ def test_release_serves_only_the_first(state: State, tmp_path: Path) -> None:
     assert registry.ref("serving").version == 1
 
 
+def test_release_lets_nothing_serve_while_the_ref_of_what_serves_is_gone(state: State) -> None:
+    moves = state.events()
+    state.registry.ref_path("serving").unlink()
+    with pytest.raises(StorageError, match=r"missing, though version 2 .*`mfmd check --repair`"):
+        release(state.registry, 1, "import", "imported")
+    assert state.registry.ref("serving") is None, "planes go on with version 2"
+    assert state.events() == moves
+
+
 def test_release_of_an_unknown_version(tmp_path: Path) -> None:
     with pytest.raises(UnknownVersion):
         release(CheckpointRegistry(tmp_path / "fresh"), 1, "pretrain", "x")

@@ -134,7 +134,7 @@ def round_facts(store: RoundStore) -> RoundFacts:
 
 
 def schedule_state(catalog: Catalog | None, store: RoundStore, registry: CheckpointRegistry) -> ScheduleState:
-    """What `schedule.due` wants to know, from storage alone."""
+    """What `schedule.due` wants to know, from storage alone. Raises StorageError while what serves is not known."""
     facts = round_facts(store)
     counts = catalog.counts() if catalog is not None else None
     return ScheduleState(
@@ -143,7 +143,7 @@ def schedule_state(catalog: Catalog | None, store: RoundStore, registry: Checkpo
         new_frames=_new_frames(catalog, counts, facts.newest_frame) if catalog and counts else 0,
         last_ended=facts.last_ended,
         failures=facts.failures,
-        serving=registry.ref("serving") is not None,
+        serving=registry.serving() is not None,
     )
 
 

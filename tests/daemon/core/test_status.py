@@ -157,6 +157,7 @@ def test_a_serving_ref_that_is_gone_is_repaired_not_replaced_by_the_newest(make_
     status = collect_status(make_settings())
     text = "\n".join(status.messages)
     assert "missing, though version 1 was made to serve" in text
+    assert "pretrain" not in status.next_round.waiting_for, "there is a version; another would only hide the damage"
     assert "stop `mfmd run`, then `mfmd check --repair`" in text
     assert status.serving_damaged and "mfmd rollback" not in text, "version 2 never served"
     with pytest.raises(StorageError, match="check --repair"):

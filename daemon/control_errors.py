@@ -43,8 +43,7 @@ def answer_errors(app: FastAPI) -> None:
 
     async def known(_: Request, error: Exception) -> JSONResponse:
         status = next(number for kind, number in STATUS_OF.items() if isinstance(error, kind))
-        message = in_words(error) if isinstance(error, OSError) else str(error)
-        return _error(status, getattr(error, "code", "system"), message)
+        return _error(status, getattr(error, "code", "system"), in_words(error))
 
     async def api(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)

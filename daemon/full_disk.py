@@ -6,6 +6,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says when the disk, or this user's part of it, is full."""
 
 
-def in_words(error: OSError) -> str:
-    """The system's own message, and what to do where that is known."""
-    return f"{error}; make room on that disk, then do it again" if error.errno in FULL else str(error)
+def in_words(error: BaseException) -> str:
+    """The error's own message, and what to do when the disk is full."""
+    full = isinstance(error, OSError) and error.errno in FULL
+    return f"{error}; make room on that disk, then do it again" if full else str(error)

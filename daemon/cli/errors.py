@@ -41,7 +41,7 @@ def exit_code_of(error: BaseException) -> int:
 def _one_line(error: BaseException, code: str) -> str:
     from daemon.full_disk import in_words
 
-    message = " ".join((in_words(error) if isinstance(error, OSError) else str(error)).split())
+    message = " ".join(in_words(error).split())
     if code != "unexpected":
         return message or type(error).__name__
     return f"{type(error).__name__}: {message} (a bug: run again with --log-level debug and report the traceback)"

@@ -187,13 +187,13 @@ def test_a_write_that_the_system_refuses_is_told_with_its_file_and_moves_nothing
     mfmd, registry: CheckpointRegistry
 ) -> None:
     """The file size limit: the kernel refuses the write, as it does on a full disk."""
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     history = registry.ref_path("serving").parents[1] / "history.jsonl"
     resource.setrlimit(resource.RLIMIT_FSIZE, (history.stat().st_size, hard))
     try:
         answer = mfmd("rollback")
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
     assert answer.code == ExitCode.FAILURE and "error[system]: " in answer.err and str(history) in answer.err
     assert registry.ref("serving").version == 2
     assert mfmd("rollback").code == ExitCode.OK and registry.ref("serving").version == 1

@@ -1,5 +1,8 @@
-"""Help and documentation of every command."""
+"""Help, documentation of every command, and how little of the project the quick ones load."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +12,12 @@ import typer
 
 from daemon.cli.app import app
 from daemon.cli.exit_codes import ExitCode
+from storage.registry import CheckpointRegistry
 
 DOCS = Path(__file__).parents[3] / "docs"
 EVERYWHERE = {"--config", "--json", "--help", "--log-level", "--version", "--install-completion", "--show-completion"}
 """Options explained once, at the top of docs/commands.md."""
+SLOW_TO_LOAD = {"torch", "accelerate", "zarr", "fastapi", "uvicorn", "httpx", "watchdog", "PIL"}
 
 
 def _commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -72,3 +77,27 @@ def test_every_exit_code_is_documented() -> None:
     page = (DOCS / "commands.md").read_text(encoding="utf-8")
     for code in ExitCode:
         assert f"\n| {code.value} | " in page
+
+
+def _loaded(*arguments: str, cwd: Path) -> tuple[set[str], str]:
+    """Top-level modules that a whole command has loaded when it ends, and what it printed."""
+    code = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr))\n"
+        "from daemon.cli import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True, check=True)
+    return set(done.stderr.split()), done.stdout
+
+
+def test_help_loads_little(tmp_path: Path) -> None:
+    """That is what makes it quick; how quick, `benchmarks/cli_start.py` says."""
+    loaded, output = _loaded("--help", cwd=tmp_path)
+    assert "Usage" in output and "typer" in loaded
+    assert not loaded & {*SLOW_TO_LOAD, "pydantic", "numpy", "yaml"}
+
+
+def test_status_loads_little(config: Path, registry: CheckpointRegistry) -> None:
+    loaded, output = _loaded("status", "--json", cwd=config.parent)
+    assert json.loads(output)["serving"]["version"] == 2 and "pydantic" in loaded
+    assert not loaded & SLOW_TO_LOAD

@@ -19,7 +19,7 @@ from daemon.plane_words import in_words
 from daemon.run import require_version
 from daemon.run_files import RunFile, read_run_file, write_run_file
 from daemon.status import Status, collect_status
-from storage.errors import StorageError
+from storage.errors import CorruptCheckpoint, StorageError
 from storage.observations import Observation, Observations
 from storage.round_records import Progress, RoundScores, RoundSpec
 from storage.rounds import RoundStore
@@ -162,6 +162,16 @@ def test_a_serving_ref_that_is_gone_is_repaired_not_replaced_by_the_newest(make_
     assert status.serving_damaged and "mfmd rollback" not in text, "version 2 never served"
     with pytest.raises(StorageError, match="check --repair"):
         require_version(make_settings(), registry)
+
+
+def test_status_reads_no_weights(make_settings, registry, add_version):
+    """That would take seconds a look; `mfmd checkpoints verify` does."""
+    add_version()
+    weights = registry.weights_path(1)
+    weights.write_bytes(bytes(255 - byte for byte in weights.read_bytes()))
+    with pytest.raises(CorruptCheckpoint):
+        registry.verify(1)
+    assert not any("should serve" in message for message in collect_status(make_settings()).messages)
 
 
 def test_a_serving_version_whose_files_are_gone_is_told(make_settings, registry, add_version):

@@ -37,7 +37,7 @@ class Arm:
     """Whether labelled source images are replayed."""
     trains: bool = True
     """Off: the start itself is scored."""
-    host: str | None = None
+    recipe: str | None = None
     """The arm that this one adds Masked Feature Modeling to."""
 
 
@@ -58,20 +58,22 @@ STARTS = {
 
 ARMS = {
     "source": Arm("source only", {}, trains=False),
-    "bn": Arm("BN statistics", {"host.name": "bn_statistics"}, source=False),
-    "tent": Arm("TENT", {"host.name": "tent"}, source=False),
-    "cotta": Arm("CoTTA", {"host.name": "cotta", "host.augment_scales": [0.75, 1.0, 1.25]}, source=False),
-    "dacs": Arm("DACS", {"host.name": "dacs", **MFM_OFF}),
+    "bn": Arm("BN statistics", {"recipe.name": "bn_statistics"}, source=False),
+    "tent": Arm("TENT", {"recipe.name": "tent"}, source=False),
+    "cotta": Arm("CoTTA", {"recipe.name": "cotta", "recipe.augment_scales": [0.75, 1.0, 1.25]}, source=False),
+    "dacs": Arm("DACS", {"recipe.name": "dacs", **MFM_OFF}),
     "dacs_control": Arm(
-        "DACS + target pass without mask", {"host.name": "dacs", **MFM_ON, "mfm.mask_ratio": 0.0}, host="dacs"
+        "DACS + target pass without mask", {"recipe.name": "dacs", **MFM_ON, "mfm.mask_ratio": 0.0}, recipe="dacs"
     ),
-    "dacs_mfm": Arm("DACS + MFM", {"host.name": "dacs", **MFM_ON}, host="dacs"),
-    "daformer": Arm("DAFormer", {"host.name": "daformer", **MFM_OFF}),
-    "daformer_mfm": Arm("DAFormer + MFM", {"host.name": "daformer", **MFM_ON}, host="daformer"),
-    "mic": Arm("MIC", {"host.name": "mic", **MFM_OFF}),
-    "mic_mfm": Arm("MIC + MFM", {"host.name": "mic", **MFM_ON}, host="mic"),
-    "source_free": Arm("source-free DACS", {"host.name": "dacs", **MFM_OFF}, source=False),
-    "source_free_mfm": Arm("source-free DACS + MFM", {"host.name": "dacs", **MFM_ON}, source=False, host="source_free"),
+    "dacs_mfm": Arm("DACS + MFM", {"recipe.name": "dacs", **MFM_ON}, recipe="dacs"),
+    "daformer": Arm("DAFormer", {"recipe.name": "daformer", **MFM_OFF}),
+    "daformer_mfm": Arm("DAFormer + MFM", {"recipe.name": "daformer", **MFM_ON}, recipe="daformer"),
+    "mic": Arm("MIC", {"recipe.name": "mic", **MFM_OFF}),
+    "mic_mfm": Arm("MIC + MFM", {"recipe.name": "mic", **MFM_ON}, recipe="mic"),
+    "source_free": Arm("source-free DACS", {"recipe.name": "dacs", **MFM_OFF}, source=False),
+    "source_free_mfm": Arm(
+        "source-free DACS + MFM", {"recipe.name": "dacs", **MFM_ON}, source=False, recipe="source_free"
+    ),
 }
 
 

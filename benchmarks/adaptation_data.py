@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from adapters.inference import segment_fitted
+from adapters.inference.segment import segment_fitted
 from adapters.scoring.evaluation import Evaluation, evaluate_masks
 from configs.settings import Settings
-from storage.catalog_records import FileFact
-from storage.frame_writer import NewFrame
-from storage.frames import FrameBuffer
-from storage.images import decode_image, fit_frame, read_label
+from storage.buffer.catalog_records import FileFact
+from storage.buffer.frame_writer import NewFrame
+from storage.buffer.frames import FrameBuffer
 from storage.layout import StateLayout
-from storage.pairing import pair_labels
+from storage.media.images import decode_image, fit_frame, read_label
+from storage.source.pairing import pair_labels
 
 LIMITS = {"max_bytes": 1 << 24, "max_pixels": 1 << 24}
 """CamVid's files are far below."""

@@ -40,9 +40,9 @@ def of_arm(lines: Iterable[Line], start: str, arm: str) -> list[Line]:
     )
 
 
-def paired_gain(lines: Sequence[Line], start: str, arm: str, host: str, part: str = "dusk") -> Figure | None:
-    """What `arm` has over `host` at the same seed, averaged; none when they share no seed."""
-    mine, theirs = ({line["seed"]: line for line in of_arm(lines, start, name)} for name in (arm, host))
+def paired_gain(lines: Sequence[Line], start: str, arm: str, recipe: str, part: str = "dusk") -> Figure | None:
+    """What `arm` has over `recipe` at the same seed, averaged; none when they share no seed."""
+    mine, theirs = ({line["seed"]: line for line in of_arm(lines, start, name)} for name in (arm, recipe))
     field = f"candidate_{part}"
     gains = [mine[seed][field] - theirs[seed][field] for seed in sorted(mine.keys() & theirs.keys())]
     return figure(gains) if gains else None
@@ -51,7 +51,7 @@ def paired_gain(lines: Sequence[Line], start: str, arm: str, host: str, part: st
 def table(lines: Sequence[Line], start: str) -> str:
     """Markdown: one row an arm from `start`, with its gain over the start and over the arm that it builds on."""
     rows = [
-        "| arm | dusk mIoU | over the start | over its host | day mIoU | day change | seeds | s a run |",
+        "| arm | dusk mIoU | over the start | over its recipe | day mIoU | day change | seeds | s a run |",
         "|---|---|---|---|---|---|---|---|",
     ]
     before = of_arm(lines, start, "source")
@@ -60,7 +60,7 @@ def table(lines: Sequence[Line], start: str) -> str:
         if not runs:
             continue
         dusk, day = (figure([run[f"candidate_{part}"] for run in runs]) for part in ("dusk", "day"))
-        gain = paired_gain(lines, start, name, arm.host) if arm.host else None
+        gain = paired_gain(lines, start, name, arm.recipe) if arm.recipe else None
         changes = [
             f"{value.mean - 100.0 * before[0][f'candidate_{part}']:+.1f}" if before else NOT_RUN
             for part, value in (("dusk", dusk), ("day", day))
@@ -128,11 +128,11 @@ def draw_curves(lines: Sequence[Line], start: str, path: Path) -> bool:
 
 
 def _look(name: str) -> dict[str, Any]:
-    """Colour of the host, dashed with Masked Feature Modeling and dotted for its control."""
-    host = ARMS[name].host or name
-    hosts = [arm for arm in ARMS if ARMS[arm].host is None]
-    style = {"mfm": "--", "control": ":"}.get(name.removeprefix(host).removeprefix("_"), "-")
-    return {"color": f"C{hosts.index(host)}", "linestyle": style}
+    """Colour of the recipe, dashed with Masked Feature Modeling and dotted for its control."""
+    recipe = ARMS[name].recipe or name
+    recipes = [arm for arm in ARMS if ARMS[arm].recipe is None]
+    style = {"mfm": "--", "control": ":"}.get(name.removeprefix(recipe).removeprefix("_"), "-")
+    return {"color": f"C{recipes.index(recipe)}", "linestyle": style}
 
 
 def mean_curve(runs: Sequence[Line], part: str) -> tuple[list[int], list[float]]:

@@ -22,13 +22,13 @@ from adapters.rounds.inputs import load_inputs
 from adapters.rounds.source_training import pretrain
 from adapters.rounds.training import Training
 from configs.settings import Settings
-from storage.digest import digest_of
-from storage.frames import FrameBuffer
+from storage.buffer.frames import FrameBuffer
+from storage.durable.digest import digest_of
 from storage.layout import StateLayout
-from storage.registry import CheckpointRegistry
-from storage.round_records import RoundSpec
+from storage.registry.registry import CheckpointRegistry
+from storage.rounds.records import RoundSpec
 
-LEARNING = {"network", "pretrain", "buffer", "mfm", "host", "round"}
+LEARNING = {"network", "pretrain", "buffer", "mfm", "recipe", "round"}
 """Sections of the settings that decide what is learnt."""
 START_VERSION = 1
 CLASSES = 11

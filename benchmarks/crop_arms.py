@@ -18,11 +18,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from configs.settings import BufferSettings
-from storage.buffer_files import ARRAY
-from storage.catalog_records import FileFact
-from storage.frames import FrameBuffer, NewFrame
-from storage.images import fit_frame
+from storage.buffer.catalog_records import FileFact
+from storage.buffer.files import ARRAY
+from storage.buffer.frames import FrameBuffer, NewFrame
 from storage.layout import StateLayout
+from storage.media.images import fit_frame
 
 Pixels = NDArray[np.uint8]
 

@@ -28,15 +28,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from configs.settings import AdmissionSettings, BufferSettings
-from daemon.admission import Admission
-from storage.catalog_records import FileFact
+from daemon.ingest.admission import Admission
+from storage.buffer.catalog_records import FileFact
+from storage.buffer.frames import FrameBuffer, NewFrame
+from storage.buffer.observations import Observation, Observations
 from storage.eviction.diverse import Diverse
-from storage.eviction.policy import Held
-from storage.frames import FrameBuffer, NewFrame
-from storage.images import fit_frame
+from storage.eviction.policy import Embedding, Held
 from storage.layout import StateLayout
-from storage.observations import Embedding, Observation, Observations
-from storage.perceptual_hash import perceptual_hash
+from storage.media.images import fit_frame
+from storage.media.perceptual_hash import perceptual_hash
 
 SIDE, GROUP, LATENT, WIDTH = 32, 32, 24, 512
 CYCLES, NIGHT, STILL = 5, 0.1, 3

@@ -29,13 +29,13 @@ from PIL import Image
 
 from configs.ingest import BufferSettings, WatchSettings
 from configs.settings import Settings
-from daemon.folder_events import Hints
-from daemon.ingest import Ingest
+from daemon.ingest.worker import Ingest
 from daemon.metrics import Metrics
-from storage.catalog_records import FileFact
-from storage.frames import FrameBuffer
-from storage.images import decode_image
+from daemon.watch.events import Hints
+from storage.buffer.catalog_records import FileFact
+from storage.buffer.frames import FrameBuffer
 from storage.layout import StateLayout
+from storage.media.images import decode_image
 
 PARTS = ("rate", "rescan", "single", "idle", "burst")
 SIDE = 512

@@ -16,8 +16,8 @@ from adapters.rounds.source_training import pretrain
 from daemon.demo.conditions import DAY
 from daemon.demo.driving import DrivenDaemon
 from daemon.demo.scenes import draw_scene
-from daemon.promotion import release
-from storage.catalog import Catalog
+from daemon.gate.promotion import release
+from storage.buffer.catalog import Catalog
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -17,7 +17,6 @@ from kornia.filters import gaussian_blur2d
 from torch import Tensor, nn
 
 from adapters.augmentation.augment import BLUR_SIGMA, odd_kernel
-from adapters.hosts.host import StepBatch
 from adapters.losses import IGNORE_INDEX
 from adapters.mfm.rebuilder import Rebuilder
 from adapters.networks.batch_norm import without_noise
@@ -26,6 +25,7 @@ from adapters.networks.decoders.winograd import WinogradConv
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.pixels import IMAGENET_MEAN, IMAGENET_STD
 from adapters.optim import build_optimizer
+from adapters.recipes.recipe import StepBatch
 from configs.settings import Settings
 
 
@@ -34,7 +34,7 @@ class ReferenceLoop:
 
     def __init__(self, student: SegmentationNetwork, rebuilder: Rebuilder | None, settings: Settings) -> None:
         """`student` and `rebuilder` are changed in place: default memory format, plain convolutions."""
-        self.host, self.mfm = settings.host, settings.mfm
+        self.recipe, self.mfm = settings.recipe, settings.mfm
         self.student = with_plain_layers(student).train()
         self.rebuilder = rebuilder
         if rebuilder is not None:
@@ -61,7 +61,7 @@ class ReferenceLoop:
         losses = {"source": self._learn(self.student(source), source_labels, None)}
         labels, weight = self._pseudo_label(target, batch)
         mixed, mixed_labels, mixed_weight = source, source_labels, torch.ones_like(weight)
-        if self.host.classmix:
+        if self.recipe.classmix:
             mixed, mixed_labels, mixed_weight = self._mix(source, source_labels, target, labels, weight)
         else:
             mixed, mixed_labels, mixed_weight = target, labels, weight
@@ -75,7 +75,7 @@ class ReferenceLoop:
     def _update_teacher(self) -> None:
         if self.steps == 0:
             return
-        alpha = min(1.0 - 1.0 / (self.steps + 1), self.host.ema_decay)
+        alpha = min(1.0 - 1.0 / (self.steps + 1), self.recipe.ema_decay)
         for theirs, mine in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
             theirs.data.copy_(alpha * theirs.data + (1.0 - alpha) * mine.data)
 
@@ -98,7 +98,7 @@ class ReferenceLoop:
         """Labels and weights [B, H, W]."""
         confidence, labels = torch.max(torch.softmax(self.teacher(target), dim=1), dim=1)
         valid = batch.target.valid.to(self.device)
-        share = ((confidence >= self.host.threshold) & valid).sum().item() / max(valid.sum().item(), 1)
+        share = ((confidence >= self.recipe.threshold) & valid).sum().item() / max(valid.sum().item(), 1)
         labels[~valid] = IGNORE_INDEX
         weight = share * torch.ones(labels.shape, device=self.device)
         weight[~(valid & batch.target.trusted.to(self.device))] = 0.0
@@ -122,7 +122,7 @@ class ReferenceLoop:
     def _augment(self, images: Tensor) -> Tensor:
         """Jitter and blur of normalised images, image by image on the CPU; whether, is drawn once for the batch."""
         jitter, blur = torch.rand(2).tolist()
-        jitter, blur = jitter < self.host.jitter_probability, blur < self.host.blur_probability
+        jitter, blur = jitter < self.recipe.jitter_probability, blur < self.recipe.blur_probability
         if not (jitter or blur):
             return images
         cpu = torch.device("cpu")
@@ -131,7 +131,7 @@ class ReferenceLoop:
         for image in images:
             one = (image[None].cpu() * deviation + mean).clamp(0.0, 1.0)
             if jitter:
-                one = ColorJitter(*(4 * [self.host.jitter]), p=1.0)(one)
+                one = ColorJitter(*(4 * [self.recipe.jitter]), p=1.0)(one)
             if blur:
                 low, high = BLUR_SIGMA
                 sigma = low + (high - low) * torch.rand(()).item()

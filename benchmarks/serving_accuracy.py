@@ -23,13 +23,13 @@ from serving_options import OPTIONS
 from torch import Tensor
 
 from adapters.errors import QuantizationRefused
-from adapters.inference import segment_image
+from adapters.inference.forward import ServedForward
+from adapters.inference.segment import segment_image
 from adapters.networks.pixels import normalise
-from adapters.served.forward import ServedForward
 from configs.serving import ServingSettings
 from configs.settings import Settings
-from daemon.serving.calibration import FRAMES
-from storage.images import fit_frame
+from daemon.serving.versions.calibration import FRAMES
+from storage.media.images import fit_frame
 
 CPU = torch.device("cpu")
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from adapters.errors import QuantizationRefused
+from adapters.inference.forward import ServedForward
 from adapters.networks.build import build_network
-from adapters.served.forward import ServedForward
 from configs.serving import ServingSettings
 from configs.settings import NetworkSettings
-from daemon.serving.calibration import noise
+from daemon.serving.versions.calibration import noise
 
 OPTIONS: dict[str, dict[str, object]] = {
     "float32": {},

@@ -16,8 +16,8 @@ from typing import Protocol
 from serving_client import Answer, Target
 
 from storage.durable import write_record
-from storage.manifest import Ref
-from storage.registry import CheckpointRegistry
+from storage.registry.manifest import Ref
+from storage.registry.registry import CheckpointRegistry
 
 SWAP_SECONDS = 120.0
 """Longest wait for a move to show."""

@@ -19,7 +19,7 @@ from serving_world import LARGE, ServingWorld, pictures
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.pixels import normalise
 from configs.serving import ServingSettings
-from storage.images import decode_image
+from storage.media.images import decode_image
 
 BARE = "bare forward loop"
 OPTIONS: dict[str, dict[str, object]] = {

@@ -15,18 +15,18 @@ from crop_photos import QUALITY, draw_photo
 from PIL import Image
 
 from adapters.checkpoints.checkpoint import make_manifest, save_weights
-from adapters.inference import segment_image
+from adapters.inference.forward import ServedForward
+from adapters.inference.segment import segment_image
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
-from adapters.served.forward import ServedForward
 from configs.serving import ServingSettings
 from configs.settings import Settings
 from daemon.demo.driving import read_plain_settings
-from daemon.serving.answers import png
-from daemon.serving.calibration import noise
-from storage.images import decode_image
+from daemon.serving.api.answers import png
+from daemon.serving.versions.calibration import noise
 from storage.layout import StateLayout
-from storage.registry import CheckpointRegistry
+from storage.media.images import decode_image
+from storage.registry.registry import CheckpointRegistry
 
 HEIGHT, WIDTH = 240, 320
 PICTURES = 4

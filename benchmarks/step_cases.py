@@ -19,20 +19,20 @@ from reference_loop import ReferenceLoop
 from torch.profiler import ProfilerActivity, profile
 
 from adapters.checkpoints.checkpoint import make_manifest, save_weights
-from adapters.hosts.host import StepBatch
 from adapters.mfm.rebuilder import build_rebuilder
 from adapters.networks.build import build_network
+from adapters.recipes.recipe import StepBatch
 from adapters.rounds.inputs import load_inputs
 from adapters.rounds.training import Training
 from configs.settings import Settings
-from storage.catalog_records import FileFact
-from storage.digest import digest_of
-from storage.frame_writer import NewFrame
-from storage.frames import FrameBuffer
-from storage.images import fit_frame
+from storage.buffer.catalog_records import FileFact
+from storage.buffer.frame_writer import NewFrame
+from storage.buffer.frames import FrameBuffer
+from storage.durable.digest import digest_of
 from storage.layout import StateLayout
-from storage.registry import CheckpointRegistry
-from storage.round_records import RoundSpec
+from storage.media.images import fit_frame
+from storage.registry.registry import CheckpointRegistry
+from storage.rounds.records import RoundSpec
 
 FRAMES, LABELLED = 12, 12
 """Images drawn of each kind."""
@@ -151,7 +151,7 @@ class Runner:
         student, rebuilder = training.student, None
         if settings.mfm.enabled:
             rebuilder = build_rebuilder(student, training.crop, settings.mfm)
-        del training.host, training.optimizer
+        del training.recipe, training.optimizer
         return ReferenceLoop(student, rebuilder, settings)
 
     def _timed_batch(self) -> StepBatch:

@@ -1,17 +1,18 @@
-"""How long an optimizer step takes, for every host with and without MFM, and what it is compared with.
+"""How long an optimizer step takes, for every recipe with and without MFM, and what it is compared with.
 
-    python benchmarks/step_time.py                      every host, tiny network, 128 crops
-    python benchmarks/step_time.py --size b0 --hosts dacs
+    python benchmarks/step_time.py                      every recipe, tiny network, 128 crops
+    python benchmarks/step_time.py --size b0 --recipes dacs
     python benchmarks/step_time.py --options            bf16, accumulation, checkpointing, layout, compilation
-    python benchmarks/step_time.py --hosts dacs --profile
+    python benchmarks/step_time.py --recipes dacs --profile
     python benchmarks/step_time.py --size b5 --device auto --precision bf16     on a GPU
 
 Images are drawn by the script; crops come through the streams of a real round. Every case runs in a process of its
 own; one step of each in turn (A B C A B C ...), so that what else the machine does meets all of them alike. Ratios are
 taken step by step against the baseline's step of the same turn: their median and quartiles. CPU time is that of the
 process, so it hardly depends on the company. Peak memory is that of the whole process (CPU) or of its tensors (GPU).
-The reference loop (`reference_loop.py`) is a plain DACS step; other hosts have no reference. Our cases run with the
-environment of a round, the reference with the user's own: export `daemon.launch.MEMORY_KEPT` to compare loops alone.
+The reference loop (`reference_loop.py`) is a plain DACS step; other recipes have no reference. Our cases run with the
+environment of a round, the reference with the user's own: export `daemon.rounds.launch.MEMORY_KEPT` to compare loops
+alone.
 """
 
 import argparse
@@ -33,9 +34,9 @@ from typing import Any
 
 from step_cases import Case, Sample, Sections, draw_state, serve, settings_of
 
-from adapters.hosts.build import HOSTS
-from configs.self_training import HOST_DEFAULTS, HostSettings
-from daemon.launch import MEMORY_KEPT
+from adapters.recipes.build import RECIPES
+from configs.self_training import RECIPE_DEFAULTS, RecipeSettings
+from daemon.rounds.launch import MEMORY_KEPT
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"network": "deeplabv3plus", "encoder": "resnet_tiny", "channels": 64, "output_stride": 16, "crop": 128,
@@ -126,23 +127,23 @@ def time_cases(workers: Sequence[Worker], steps: int) -> list[Timed]:
     return [Timed(worker.case, samples[worker.case.name], *worker.ask("facts")) for worker in workers]
 
 
-def host_cases(host: str) -> list[Case]:
-    """The bare host, with MFM where it takes MFM, and the reference loop where there is one."""
-    network = {"multi_resolution": True} if host == "hrda" else {}
-    bare: Sections = {"host": {"name": host}, "mfm": {"enabled": False}, "network": network}
-    cases = [Case(host, bare)]
-    if not HostSettings.model_validate({"name": host}).test_time:
-        cases.append(Case(f"{host}+mfm", {**bare, "mfm": {"enabled": True}}))
-    if host == "dacs":
+def recipe_cases(recipe: str) -> list[Case]:
+    """The bare recipe, with MFM where it takes MFM, and the reference loop where there is one."""
+    network = {"multi_resolution": True} if recipe == "hrda" else {}
+    bare: Sections = {"recipe": {"name": recipe}, "mfm": {"enabled": False}, "network": network}
+    cases = [Case(recipe, bare)]
+    if not RecipeSettings.model_validate({"name": recipe}).test_time:
+        cases.append(Case(f"{recipe}+mfm", {**bare, "mfm": {"enabled": True}}))
+    if recipe == "dacs":
         plain = {"mixed_precision": "no"}
         cases.append(Case("reference dacs", {**bare, "round": plain}, reference=True))
         cases.append(Case("reference dacs+mfm", {**bare, "mfm": {"enabled": True}, "round": plain}, reference=True))
     return cases
 
 
-def option_cases(host: str) -> list[Case]:
-    """The host with MFM as it is by default, and with one option changed at a time."""
-    base: Sections = {"host": {"name": host}}
+def option_cases(recipe: str) -> list[Case]:
+    """The recipe with MFM as it is by default, and with one option changed at a time."""
+    base: Sections = {"recipe": {"name": recipe}}
     return [Case("default", base), *(Case(name, {**base, **change}) for name, change in ROUND_OPTIONS.items())]
 
 
@@ -191,22 +192,22 @@ def header(baseline: str) -> str:
     )
 
 
-def hosts_table(arguments: argparse.Namespace, workspace: Path) -> None:
-    """Print a line for every host, with and without MFM."""
-    print(header("bare host"), flush=True)
-    for host in arguments.hosts:
-        timed = run(arguments, workspace, host_cases(host))
+def recipes_table(arguments: argparse.Namespace, workspace: Path) -> None:
+    """Print a line for every recipe, with and without MFM."""
+    print(header("bare recipe"), flush=True)
+    for recipe in arguments.recipes:
+        timed = run(arguments, workspace, recipe_cases(recipe))
         for entry in timed.values():
             is_reference = entry.case.reference
-            bare = timed["reference dacs" if is_reference else host]
+            bare = timed["reference dacs" if is_reference else recipe]
             reference = None if is_reference else timed.get(f"reference {entry.case.name}")
             print(row(entry, bare, reference), flush=True)
 
 
 def options_table(arguments: argparse.Namespace, workspace: Path) -> None:
-    """Print a line for every option of a round, each for the first host with MFM."""
+    """Print a line for every option of a round, each for the first recipe with MFM."""
     print(header("default"), flush=True)
-    default, *changed = option_cases(arguments.hosts[0])
+    default, *changed = option_cases(arguments.recipes[0])
     for case in changed:  # in pairs: a slow option must not spread the turns of the others
         timed = run(arguments, workspace, [default, case])
         for name in (default.name, case.name):
@@ -224,8 +225,8 @@ def run(arguments: argparse.Namespace, workspace: Path, cases: Sequence[Case]) -
 
 
 def print_profile(arguments: argparse.Namespace, workspace: Path) -> None:
-    """What the time goes into, for the first host, bare and with MFM."""
-    for case in host_cases(arguments.hosts[0]):
+    """What the time goes into, for the first recipe, bare and with MFM."""
+    for case in recipe_cases(arguments.recipes[0]):
         if case.reference:
             continue
         worker = Worker(workspace, common_sections(arguments), case, arguments.classes)
@@ -237,7 +238,7 @@ def common_sections(arguments: argparse.Namespace) -> Sections:
     """Settings that all cases share."""
     side = arguments.crop + arguments.crop // 2
     return {
-        "host": {},
+        "recipe": {},
         "buffer": {"height": side, "width": side, "capacity_frames": 32, "reserve_bytes": 0},
         "network": {
             "name": arguments.network,
@@ -267,9 +268,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="of our steps")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each case")
-    parser.add_argument("--hosts", nargs="+", choices=HOSTS, default=[name for name in HOST_DEFAULTS if name in HOSTS])
-    parser.add_argument("--options", action="store_true", help="the options of a round instead of the hosts")
-    parser.add_argument("--profile", action="store_true", help="a profiler table of the first host instead")
+    parser.add_argument(
+        "--recipes", nargs="+", choices=RECIPES, default=[name for name in RECIPE_DEFAULTS if name in RECIPES]
+    )
+    parser.add_argument("--options", action="store_true", help="the options of a round instead of the recipes")
+    parser.add_argument("--profile", action="store_true", help="a profiler table of the first recipe instead")
     parser.add_argument("--rows", type=int, default=25, help="lines of the profile")
     arguments = parser.parse_args()
     for name, value in SIZES[arguments.size].items():
@@ -295,7 +298,7 @@ def main() -> int:
     print(f"`python {' '.join(sys.argv)}`: {arguments.encoder} + {arguments.network} ({arguments.channels} channels), ")
     print(f"{arguments.classes} classes, crops of {arguments.crop}, batch {arguments.batch} + {arguments.batch}\n")
     workspace = Path(tempfile.mkdtemp(prefix="mfmd-step-time-"))
-    job = print_profile if arguments.profile else options_table if arguments.options else hosts_table
+    job = print_profile if arguments.profile else options_table if arguments.options else recipes_table
     try:
         job(arguments, workspace)
     finally:

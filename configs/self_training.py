@@ -1,4 +1,4 @@
-"""Settings of self-training: Masked Feature Modeling, and the host recipe that it sits on."""
+"""Settings of self-training: Masked Feature Modeling, and the recipe that it sits on."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -6,7 +6,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from configs.section import Fraction, NotNegative, Positive, PositiveInt, Section
 
-HostName = Literal["dacs", "daformer", "hrda", "mic", "bn_statistics", "tent", "cotta"]
+RecipeName = Literal["dacs", "daformer", "hrda", "mic", "bn_statistics", "tent", "cotta"]
 
 _DAFORMER: dict[str, Any] = {
     "ema_decay": 0.999,
@@ -21,7 +21,7 @@ _WHOLE_IMAGE: dict[str, Any] = {
     "margin_right": 30 / 2048,
     "margin_of": "image",
 }
-HOST_DEFAULTS: dict[str, dict[str, Any]] = {
+RECIPE_DEFAULTS: dict[str, dict[str, Any]] = {
     "dacs": {},
     "daformer": _DAFORMER,
     "hrda": _WHOLE_IMAGE,
@@ -33,7 +33,7 @@ HOST_DEFAULTS: dict[str, dict[str, Any]] = {
 """Published constants of each recipe (papers.md 5, 5.1, 5.2), used for the fields that a configuration leaves out."""
 
 SOURCE_FREE_ANCHOR = 20.0
-"""`host.anchor_weight` of a round without source. At the default rates a round takes back e^-0.6, nearly half, of the
+"""`recipe.anchor_weight` of a round without source. At the default rates a round takes back e^-0.6, nearly half, of the
 distance from the released encoder that it began with, so that endless rounds drift at most 2.2 times as far as one; no
 weight can settle further away than about 1/20 (docs/decisions/0007-source-free-anchor.md)."""
 
@@ -42,11 +42,11 @@ class MfmSettings(Section):
     """Masked Feature Modeling (Zhou et al., arXiv 2509.13801): the training-only branch.
 
     Figures are mIoU of the paper's ablations (DACS, DeepLabV2-R101, GTA to Cityscapes; papers.md 1.7 and 1.8); the
-    defaults score 55.9 there, the bare host 52.1.
+    defaults score 55.9 there, the bare recipe 52.1.
     """
 
     enabled: bool = True
-    """Run the branch; off leaves the bare host recipe (52.1). Test-time hosts (bn_statistics, tent, cotta) never do."""
+    """Run the branch; off leaves the bare recipe (52.1). Test-time recipes (bn_statistics, tent, cotta) never do."""
     mask_ratio: Fraction = 0.4
     """Probability that a cell of the feature grid is masked (0-1); 0.2 / 0.4 / 0.6 / 0.8: 54.3 / 55.9 / 55.2 / 54.1.
     0 trains on the plain target, without a Rebuilder: the control that shows what the masking does."""
@@ -114,14 +114,14 @@ class MfmSettings(Section):
         return self.mask_ratio > 0.0 and self.reconstruction != "mask_only"
 
 
-class HostSettings(Section):
+class RecipeSettings(Section):
     """The self-training recipe that MFM sits on.
 
-    Defaults of fields that a recipe publishes follow `name` (`HOST_DEFAULTS` in configs/self_training.py). Constants of
-    the original code that hold for one image size only are shares here.
+    Defaults of fields that a recipe publishes follow `name` (`RECIPE_DEFAULTS` in configs/self_training.py). Constants
+    of the original code that hold for one image size only are shares here.
     """
 
-    name: HostName = "dacs"
+    name: RecipeName = "dacs"
     """Recipe: dacs (Tranheden 2021), daformer (Hoyer 2022), hrda (Hoyer 2022), mic (Hoyer 2023); for comparison and for
     small machines, source-free: bn_statistics, tent (Wang 2021), cotta (Wang 2022)."""
     ema_decay: Fraction = 0.99
@@ -203,7 +203,7 @@ class HostSettings(Section):
         """Fill in what the recipe publishes for the fields that are not given."""
         if not isinstance(values, dict):
             return values
-        return {**HOST_DEFAULTS.get(str(values.get("name", "dacs")), {}), **values}
+        return {**RECIPE_DEFAULTS.get(str(values.get("name", "dacs")), {}), **values}
 
     @model_validator(mode="after")
     def _margins_leave_something(self) -> Self:

@@ -14,7 +14,7 @@ from configs.class_list import Classes
 from configs.ingest import AdmissionSettings, BufferSettings, WatchSettings
 from configs.nearest import nearest
 from configs.section import ConfigPath, Fraction, NotNegativeInt, Positive, PositiveInt, Seconds, Section
-from configs.self_training import HostSettings, MfmSettings
+from configs.self_training import MfmSettings, RecipeSettings
 from configs.serving import ControlSettings, MasksSettings, PublishSettings, ServingSettings
 from configs.training import NetworkSettings, OptimSettings, PretrainSettings, RoundSettings
 
@@ -23,7 +23,6 @@ __all__ = [
     "BufferSettings",
     "ControlSettings",
     "GateSettings",
-    "HostSettings",
     "LogSettings",
     "MasksSettings",
     "MfmSettings",
@@ -32,6 +31,7 @@ __all__ = [
     "OptimSettings",
     "PretrainSettings",
     "PublishSettings",
+    "RecipeSettings",
     "RegistrySettings",
     "RoundSettings",
     "ScheduleSettings",
@@ -158,7 +158,7 @@ class Settings(Section):
     """Source training."""
     mfm: MfmSettings = MfmSettings()
     """Masked Feature Modeling."""
-    host: HostSettings = HostSettings()
+    recipe: RecipeSettings = RecipeSettings()
     """The self-training recipe."""
     round: RoundSettings = RoundSettings()
     """One round."""
@@ -185,14 +185,14 @@ class Settings(Section):
     def _feature_distance_is_possible(self) -> Self:
         """Thing classes are names of `classes`, and the frozen network is there."""
         names = [entry.name for entry in self.classes]
-        for name in self.host.thing_classes:
+        for name in self.recipe.thing_classes:
             if name not in names:
-                raise ValueError(f"host.thing_classes: no class {name!r} in `classes`{nearest(name, names)}")
-        distance = self.host.feature_distance_weight > 0.0
-        if distance and self.host.feature_distance_from == "pretrained" and self.network.pretrained is None:
+                raise ValueError(f"recipe.thing_classes: no class {name!r} in `classes`{nearest(name, names)}")
+        distance = self.recipe.feature_distance_weight > 0.0
+        if distance and self.recipe.feature_distance_from == "pretrained" and self.network.pretrained is None:
             raise ValueError(
-                "host.feature_distance_from: 'pretrained' needs network.pretrained, a directory with encoder weights; "
-                "set it, or use 'released'"
+                "recipe.feature_distance_from: 'pretrained' needs network.pretrained, a directory with encoder "
+                "weights; set it, or use 'released'"
             )
         return self
 
@@ -207,7 +207,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _mfm_has_its_images(self) -> Self:
-        if self.source is None and self.mfm.enabled and self.mfm.domain != "target" and not self.host.test_time:
+        if self.source is None and self.mfm.enabled and self.mfm.domain != "target" and not self.recipe.test_time:
             raise ValueError(
                 f"mfm.domain: {self.mfm.domain} needs labelled source images, and `source` is not set; "
                 "set it, or mfm.domain to target"

@@ -1,5 +1,7 @@
 """Errors of the daemon room. `code` is stable (docs/errors.md); `exit_code` is what a command ends with."""
 
+import errno
+
 
 class DaemonError(Exception):
     """The daemon cannot do what was asked; the message says what happened and what to do."""
@@ -52,3 +54,13 @@ def code_of(error: BaseException) -> str:
     if isinstance(code, str):
         return code
     return "system" if isinstance(error, OSError) else "unexpected"
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says when the disk, or this user's part of it, is full."""
+
+
+def describe_error(error: BaseException) -> str:
+    """The error's own message, and what to do when the disk is full."""
+    full = isinstance(error, OSError) and error.errno in FULL
+    return f"{error}; make room on that disk, then do it again" if full else str(error)

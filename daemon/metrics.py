@@ -21,8 +21,8 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder
 
 from configs.settings import Settings
-from daemon.admission import SKIP_REASONS
-from daemon.watch_mode import MODES
+from daemon.runtime.activity import MODES
+from storage.buffer.catalog_records import SKIP_REASONS
 
 COMPONENTS = ("ingest", "rounds", "supervisor", "publish", "activity")
 MIRRORS = ("triton", "huggingface")

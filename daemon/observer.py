@@ -10,18 +10,18 @@ import time
 from typing import TYPE_CHECKING
 
 from configs.settings import Settings
-from daemon.logs import configure_logs, get_logger
+from daemon.runtime.logs import configure_logs, get_logger
+from storage.buffer.observations import Observation, Observations
 from storage.errors import CorruptBuffer, FrameEvicted, StorageError
 from storage.layout import StateLayout
-from storage.observations import Observation, Observations
-from storage.registry import CheckpointRegistry
+from storage.registry.registry import CheckpointRegistry
 
 if TYPE_CHECKING:
     import torch
 
     from adapters.networks.network import SegmentationNetwork
-    from storage.catalog_records import FrameRecord
-    from storage.frames import FrameBuffer
+    from storage.buffer.catalog_records import FrameRecord
+    from storage.buffer.frames import FrameBuffer
 
 NICE = 10
 GROUP = 8
@@ -65,7 +65,7 @@ class Observer:
     """Looks at one group of frames a step."""
 
     def __init__(self, settings: Settings) -> None:
-        from adapters.inference import choose_device
+        from adapters.inference.segment import choose_device
 
         self._settings = settings
         self._layout = StateLayout(settings.state)
@@ -110,7 +110,7 @@ class Observer:
     def _open(self) -> bool:
         """Open buffer and database once there is a buffer."""
         if self._buffer is None:
-            from storage.frames import FrameBuffer
+            from storage.buffer.frames import FrameBuffer
 
             if not self._layout.catalog.exists():
                 return False

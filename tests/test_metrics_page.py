@@ -12,13 +12,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from configs.settings import Settings
-from daemon.activity import ChildActivity
+from daemon.control.state_metrics import StateCollector
 from daemon.metrics import Metrics
+from daemon.runtime.activity import ChildActivity
 from daemon.serving.metrics import ServingMetrics
-from daemon.state_metrics import StateCollector
-from storage.frames import FrameBuffer
+from storage.buffer.frames import FrameBuffer
+from storage.buffer.observations import Observation, Observations
 from storage.layout import StateLayout
-from storage.observations import Observation, Observations
 
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 

@@ -16,9 +16,9 @@ from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
 from configs.settings import NetworkSettings, Settings
 from storage.errors import CorruptCheckpoint
-from storage.manifest import Manifest
-from storage.provenance import code_digest, library_versions, settings_hash
-from storage.registry import CheckpointRegistry
+from storage.registry.manifest import Manifest
+from storage.registry.provenance import code_digest, library_versions, settings_hash
+from storage.registry.registry import CheckpointRegistry
 
 _SHOWN = 3
 

@@ -17,8 +17,8 @@ from adapters.networks.huggingface.pixels import scaling_of
 from adapters.networks.network import SegmentationNetwork
 from configs.settings import NetworkSettings, Settings
 from storage.errors import CorruptCheckpoint
-from storage.manifest import Manifest
-from storage.registry import CheckpointRegistry
+from storage.registry.manifest import Manifest
+from storage.registry.registry import CheckpointRegistry
 
 _FORMATS = (
     f"a Hugging Face directory (config.json + safetensors; {', '.join(FAMILIES)}), a hub id (organisation/name), or a "

@@ -32,7 +32,7 @@ def mfm_loss(
     The student encodes plain images `[B, 3, H, W]` (normalised, unmasked); the Rebuilder masks and rebuilds the
     features. By default (`classify`) the student's ordinary decoder reads them: cross-entropy against `labels`
     `[B, H, W]`, the teacher's pseudo-labels or true ones, over all pixels, masked and visible alike, times `weight`
-    `[B, H, W]` (the host's confidence; none: 1). Other targets compare the rebuilt cells themselves
+    `[B, H, W]` (the recipe's confidence; none: 1). Other targets compare the rebuilt cells themselves
     (`adapters.mfm.targets`); `teacher` gives the features for `teacher_feature`. `keep` replaces the random masks, one
     a view (tests).
 
@@ -75,7 +75,7 @@ def _target_features(
     if reconstruction == "student_feature":
         return [tuple(level.detach() for level in maps) for maps in encoded.features]
     if teacher is None:
-        raise AdapterError("mfm.reconstruction: teacher_feature needs a host with a teacher; choose another target")
+        raise AdapterError("mfm.reconstruction: teacher_feature needs a recipe with a teacher; choose another target")
     return [teacher.encode(view.images) for view in encoded.views]
 
 

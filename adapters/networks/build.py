@@ -17,7 +17,7 @@ from adapters.networks.decoders.deeplabv3plus import DeepLabV3PlusHead, dilation
 from adapters.networks.decoders.scale_attention import ScaleAttention
 from adapters.networks.multi_resolution import MultiResolutionNetwork
 from adapters.networks.network import SegmentationNetwork
-from configs.settings import HostSettings, NetworkSettings
+from configs.settings import NetworkSettings, RecipeSettings
 
 if TYPE_CHECKING:
     from adapters.networks.encoders.dinov2 import DinoV2Map, DinoV2Pyramid
@@ -51,7 +51,7 @@ def build_network(settings: NetworkSettings, num_classes: int) -> SegmentationNe
 
 def _with_detail(plain: SegmentationNetwork, settings: NetworkSettings) -> SegmentationNetwork:
     attention = ScaleAttention(plain.feature_channels, settings.channels, plain.num_classes, settings.dropout)
-    return MultiResolutionNetwork(plain, attention, detail_loss_weight=HostSettings().detail_loss_weight)
+    return MultiResolutionNetwork(plain, attention, detail_loss_weight=RecipeSettings().detail_loss_weight)
 
 
 def _check_pair(settings: NetworkSettings) -> None:

@@ -122,7 +122,7 @@ class MultiResolutionNetwork(SegmentationNetwork):
 
 
 def weigh_detail(network: SegmentationNetwork, weight: float) -> None:
-    """Give the detail's own loss the share `weight` (`host.detail_loss_weight`); a plain network has no detail."""
+    """Give the detail's own loss the share `weight` (`recipe.detail_loss_weight`); a plain network has no detail."""
     if isinstance(network, MultiResolutionNetwork):
         network.detail_loss_weight = weight
 

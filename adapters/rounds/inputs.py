@@ -11,13 +11,13 @@ from adapters.networks.network import SegmentationNetwork
 from adapters.parallel import check_replicated
 from adapters.self_training.feature_reference import reference_network
 from configs.settings import Settings
-from storage.catalog_records import FrameRecord
-from storage.frames import FrameBuffer
-from storage.labelled import LabelledSet
-from storage.labelled_import import import_labelled
+from storage.buffer.catalog_records import FrameRecord
+from storage.buffer.frames import FrameBuffer
 from storage.layout import StateLayout
-from storage.registry import CheckpointRegistry
-from storage.round_records import RoundSpec
+from storage.registry.registry import CheckpointRegistry
+from storage.rounds.records import RoundSpec
+from storage.source.labelled import LabelledSet
+from storage.source.labelled_import import import_labelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +75,11 @@ def _released(
     registry: CheckpointRegistry, spec: RoundSpec, settings: Settings, accelerator: Accelerator
 ) -> SegmentationNetwork | None:
     """The released version, where the recipe measures against it."""
-    host = settings.host
-    distance = host.feature_distance_weight > 0.0 and host.feature_distance_from == "released"
-    anchored = host.anchor_strength(source_free=settings.source is None) > 0.0
-    prior = host.name == "bn_statistics" and host.statistics_prior > 0.0
-    if not (distance or anchored or prior or host.name == "cotta"):
+    recipe = settings.recipe
+    distance = recipe.feature_distance_weight > 0.0 and recipe.feature_distance_from == "released"
+    anchored = recipe.anchor_strength(source_free=settings.source is None) > 0.0
+    prior = recipe.name == "bn_statistics" and recipe.statistics_prior > 0.0
+    if not (distance or anchored or prior or recipe.name == "cotta"):
         return None
     network, _ = load_version(registry, spec.released, accelerator.device)
     return network.requires_grad_(False)

@@ -12,7 +12,7 @@ from adapters.rounds.progress import RoundProgress
 from adapters.rounds.start import start_training
 from adapters.rounds.stop import StopRequest
 from adapters.rounds.training_state import Counters
-from storage.rounds import RoundFolder
+from storage.rounds.folder import RoundFolder
 
 
 class End(IntEnum):

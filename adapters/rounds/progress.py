@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from adapters.errors import TrainingFailed
-from adapters.hosts.host import StepLosses
+from adapters.recipes.recipe import StepLosses
 from configs.settings import RoundSettings
-from storage.round_records import Progress
-from storage.rounds import RoundFolder
+from storage.rounds.folder import RoundFolder
+from storage.rounds.records import Progress
 
 REPORT_SECONDS = 1.0
 """Time between two lines of training (seconds)."""

@@ -18,8 +18,8 @@ from adapters.rounds.stop import RoundStopped, StopRequest
 from adapters.scoring.candidate import score_round
 from configs.settings import Settings
 from storage import durable
-from storage.round_records import RoundScores
-from storage.rounds import RoundFolder
+from storage.rounds.folder import RoundFolder
+from storage.rounds.records import RoundScores
 
 
 def run_round(spec_path: Path, stop: StopRequest) -> int:

@@ -18,7 +18,7 @@ from adapters.checkpoints.checkpoint import make_manifest, save_weights
 from adapters.class_map import class_map
 from adapters.draws import Draws
 from adapters.errors import TrainingFailed
-from adapters.inference import choose_device, logits_of
+from adapters.inference.segment import choose_device, logits_of
 from adapters.networks.build import build_network
 from adapters.networks.multi_resolution import weigh_detail
 from adapters.networks.network import SegmentationNetwork
@@ -30,11 +30,11 @@ from adapters.scoring.scores.counts import CountsOverImages
 from adapters.scoring.scores.iou import class_iou, mean_iou
 from adapters.training_pass import encode, prediction_loss
 from configs.settings import Settings
-from storage.labelled import LabelledSet
-from storage.labelled_import import import_labelled
 from storage.layout import StateLayout
-from storage.manifest import Manifest
-from storage.registry import CheckpointRegistry
+from storage.registry.manifest import Manifest
+from storage.registry.registry import CheckpointRegistry
+from storage.source.labelled import LabelledSet
+from storage.source.labelled_import import import_labelled
 
 REPORT_SECONDS = 0.5
 """Time between two reports of one phase (seconds)."""
@@ -85,7 +85,7 @@ class _SourceTraining:
         torch.manual_seed(self._pretrain.seed)
         device, steps = choose_device(self._settings.round.device), self._pretrain.steps
         network = build_network(self._settings.network, len(self._settings.classes)).to(device)
-        weigh_detail(network, self._settings.host.detail_loss_weight)
+        weigh_detail(network, self._settings.recipe.detail_loss_weight)
         self._train(network, source, device)
         self._report("validating", steps, steps)
         scores = source_scores(network.eval(), source, [entry.name for entry in self._settings.classes])

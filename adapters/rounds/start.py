@@ -10,7 +10,7 @@ from adapters.rounds.training import Training
 from adapters.rounds.training_state import Counters, StateRefused, TrainingState
 from storage.errors import UnknownRound
 from storage.layout import StateLayout
-from storage.rounds import RoundFolder, RoundStore
+from storage.rounds.folder import RoundFolder, RoundStore
 
 
 def start_training(inputs: RoundInputs, folder: RoundFolder) -> tuple[Training, TrainingState, Counters]:
@@ -27,7 +27,7 @@ def start_training(inputs: RoundInputs, folder: RoundFolder) -> tuple[Training, 
         counters = state.resume(latest)
         _say(inputs, f"goes on after step {counters.steps}")
         return training, state, counters
-    if inputs.spec.inherits is None or not training.host.learns:  # statistics are of one round's frames
+    if inputs.spec.inherits is None or not training.recipe.learns:  # statistics are of one round's frames
         return training, state, Counters()
     refusal = ""
     try:

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from adapters.augmentation.augment import normalise_unit, to_unit
 from adapters.draws import Draws
-from adapters.hosts.build import build_host
-from adapters.hosts.host import HostInputs, StepBatch, StepLosses
 from adapters.mfm.rebuilder import Rebuilder, build_rebuilder
 from adapters.networks.batch_norm import estimate_statistics
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.options import apply_options, compile_networks, laid_out
 from adapters.optim import build_optimizer, set_learning_rates
 from adapters.parallel import average_buffers, average_gradients
+from adapters.recipes.build import build_recipe
+from adapters.recipes.recipe import RecipeInputs, StepBatch, StepLosses
 from adapters.rounds.inputs import RoundInputs
 from adapters.sampling.class_balance import balanced_weights
 from adapters.sampling.crops import SourceBatch, SourceCrops, TargetBatch, TargetCrops, crop_within
@@ -48,7 +48,7 @@ class Training:
         self.accelerator = inputs.accelerator
         self._seed = self._settings.round.seed + inputs.spec.round
         # Test-time recipes train on the target alone; the gate scores their candidate on the source all the same.
-        self._replayed = None if self._settings.host.test_time else inputs.source
+        self._replayed = None if self._settings.recipe.test_time else inputs.source
         torch.manual_seed(self._seed)  # the same Rebuilder in every process
         self.crop = crop_within(
             (self._settings.round.crop_height, self._settings.round.crop_width),
@@ -57,22 +57,22 @@ class Training:
         self.student = inputs.student
         self._rank, self._processes = self.accelerator.process_index, self.accelerator.num_processes
         apply_options(self.student, self._settings.round, self.accelerator)
-        self.host = build_host(self._host_inputs(Draws(self._seed, rank=self._rank, processes=self._processes)))
+        self.recipe = build_recipe(self._recipe_inputs(Draws(self._seed, rank=self._rank, processes=self._processes)))
         self.student.train()
         if self._settings.round.compile:
-            compile_networks(self.host.modules().values())
-        self.optimizer = self._build_optimizer() if self.host.learns else None
+            compile_networks(self.recipe.modules().values())
+        self.optimizer = self._build_optimizer() if self.recipe.learns else None
         self._seed_dropout()
         self._target, self._source = self._streams()
 
-    def _host_inputs(self, draws: Draws) -> HostInputs:
+    def _recipe_inputs(self, draws: Draws) -> RecipeInputs:
         inputs, settings = self._inputs, self._settings
-        return HostInputs(
+        return RecipeInputs(
             student=self.student,
             rebuilder=self._build_rebuilder(),
             released=inputs.released,
             reference=inputs.reference,
-            host=settings.host,
+            recipe=settings.recipe,
             mfm=settings.mfm,
             class_names=tuple(entry.name for entry in settings.classes),
             accelerator=self.accelerator,
@@ -82,15 +82,15 @@ class Training:
         )
 
     def _class_weights(self) -> Tensor | None:
-        """Of `host.class_balance`; none when it is off, or without source: nobody knows the frequencies then."""
-        source, exponent = self._replayed, self._settings.host.class_balance
+        """Of `recipe.class_balance`; none when it is off, or without source: nobody knows the frequencies then."""
+        source, exponent = self._replayed, self._settings.recipe.class_balance
         if source is None or exponent == 0.0:
             return None
         return balanced_weights(source.class_pixels[list(source.train)], exponent).to(self.accelerator.device)
 
     def _build_rebuilder(self) -> Rebuilder | None:
         mfm = self._settings.mfm
-        if not mfm.enabled or self._settings.host.test_time:
+        if not mfm.enabled or self._settings.recipe.test_time:
             return None
         return build_rebuilder(self.student, self.student.view_size(self.crop), mfm)
 
@@ -99,7 +99,7 @@ class Training:
             build_optimizer(
                 self.student,
                 self._settings.round.optim,
-                rebuilder=self.host.rebuilder,
+                rebuilder=self.recipe.rebuilder,
                 rebuilder_lr=self._settings.mfm.learning_rate,
             )
         )
@@ -111,19 +111,19 @@ class Training:
 
     def _streams(self) -> tuple[CropStream[TargetBatch], CropStream[SourceBatch] | None]:
         """The two streams of crops; images that fit are read into RAM now."""
-        inputs, device, host = self._inputs, self.accelerator.device, self._settings.host
+        inputs, device, recipe = self._inputs, self.accelerator.device, self._settings.recipe
         common: dict[str, Any] = {
             "crop": self.crop,
             "batch_size": self._settings.round.batch_size,
             "rank": self._rank,
             "processes": self._processes,
         }
-        margins = Margins.from_settings(host)
+        margins = Margins.from_settings(recipe)
         target = TargetCrops(inputs.buffer, inputs.frames, seed=(self._seed, 0), margins=margins, **common)
         if self._replayed is None:
             return CropStream[TargetBatch](target, device), None
         train = self._replayed.train
-        rare = RareClasses.from_settings(self._replayed, train, host)
+        rare = RareClasses.from_settings(self._replayed, train, recipe)
         source = SourceCrops(self._replayed, train, seed=(self._seed, 1), rare=rare, **common)
         return CropStream[TargetBatch](target, device), CropStream[SourceBatch](source, device)
 
@@ -131,16 +131,16 @@ class Training:
         """One optimizer step, every learning rate times `factor`."""
         batches = [self._next_batch() for _ in range(self._settings.round.gradient_accumulation)]
         if self.optimizer is None:
-            return self.host.step(*batches)
+            return self.recipe.step(*batches)
         set_learning_rates(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.host.step(*batches)
+        losses = self.recipe.step(*batches)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         average_gradients(self.accelerator, parameters)
         if self._settings.round.optim.clip_norm > 0.0:
             self.accelerator.clip_grad_norm_(parameters, self._settings.round.optim.clip_norm)
         self.optimizer.step()
-        self.host.after_step(self.optimizer)
+        self.recipe.after_step(self.optimizer)
         return losses
 
     def _next_batch(self) -> StepBatch:
@@ -154,21 +154,21 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """Counters and positions, to go on from; weights and moments are not in it."""
         return {
-            "host": self.host.state_dict(),
+            "recipe": self.recipe.state_dict(),
             "target": self._target.state_dict(),
             "source": self._source.state_dict() if self._source is not None else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
-        self.host.load_state_dict(state["host"])
+        self.recipe.load_state_dict(state["recipe"])
         self._target.load_state_dict(state["target"])
         if self._source is not None:
             self._source.load_state_dict(state["source"])
 
     def inherit_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the recipe's counters of another round; crops, draws and dropout are this round's own."""
-        self.host.load_state_dict({**state["host"], "draws": self.host.state_dict()["draws"]})
+        self.recipe.load_state_dict({**state["recipe"], "draws": self.recipe.state_dict()["draws"]})
         self._seed_dropout()
 
     def hyperparameters(self) -> list[dict[str, float]]:
@@ -193,8 +193,8 @@ class Training:
 
         It is a copy, and the crops read for it are read again by the next step: training can go on.
         """
-        network = self.host.finished()
-        if self.host.restate:
+        network = self.recipe.finished()
+        if self.recipe.restate:
             estimate_statistics(network, self._statistics_images())
         average_buffers(self.accelerator, network)
         return network.eval()

@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from adapters.errors import AdapterError
 from adapters.rounds.state_files import read_tree, write_tree
 from adapters.rounds.training import Training
-from storage.training_states import TrainingStates
+from storage.rounds.training_states import TrainingStates
 
 ROUNDING = 1e-6
 """How far weights of an inherited network may be from the serving version's: the same average, perhaps made on another
@@ -102,13 +102,13 @@ class TrainingState:
         training.set_hyperparameters(rates)
 
     def _check(self, serving: dict[str, Tensor]) -> None:
-        finished = dict(self._training.host.finished().named_parameters())
+        finished = dict(self._training.recipe.finished().named_parameters())
         strange = [name for name, weight in serving.items() if not _same(weight, finished.get(name))]
         if strange:
             raise StateRefused(f"its network is not the serving version: {len(strange)} weights differ ({strange[0]})")
 
     def _write(self, path: str, counters: Counters) -> None:
-        modules = self._training.host.modules()
+        modules = self._training.recipe.modules()
         if not self._accelerator.is_main_process:
             save_file(_statistics(modules), self._own_statistics(Path(path)))
             return
@@ -133,7 +133,7 @@ class TrainingState:
         return read_tree(path)
 
     def _read_modules(self, path: Path, *, own: bool) -> None:
-        modules = self._training.host.modules()
+        modules = self._training.recipe.modules()
         for name, module in modules.items():
             module.load_state_dict(load_file(path / f"{name}.safetensors"))
         if own and not self._accelerator.is_main_process:

@@ -24,9 +24,9 @@ from adapters.sampling.crop_choice import Crop, choose_crop
 from adapters.sampling.margins import NO_MARGINS, Margins
 from adapters.sampling.rare_class import RareClasses
 from adapters.sampling.stream_rows import ShuffledOrder, StreamRows
-from storage.catalog_records import FrameRecord
-from storage.frames import FrameBuffer
-from storage.labelled import LabelledSet
+from storage.buffer.catalog_records import FrameRecord
+from storage.buffer.frames import FrameBuffer
+from storage.source.labelled import LabelledSet
 
 RAM_LIMIT_BYTES = 1 << 30
 """Largest set of images (with labels) that is held in RAM (bytes)."""

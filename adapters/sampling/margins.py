@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.regions import Region
-from configs.settings import HostSettings
+from configs.settings import RecipeSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +26,9 @@ class Margins:
     """What they are shares of: each crop, or the whole image; in either case of what is not padding."""
 
     @classmethod
-    def from_settings(cls, host: HostSettings) -> "Margins":
+    def from_settings(cls, recipe: RecipeSettings) -> "Margins":
         """Those of a recipe."""
-        return cls(host.margin_top, host.margin_bottom, host.margin_left, host.margin_right, host.margin_of)
+        return cls(recipe.margin_top, recipe.margin_bottom, recipe.margin_left, recipe.margin_right, recipe.margin_of)
 
     def trusted(self, region: Region, size: tuple[int, int]) -> NDArray[np.bool_]:
         """Where pseudo-labels count in the crop `region` of an image of `size` (height, width): bool [h, w]."""

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.regions import Pixels
-from configs.settings import HostSettings
-from storage.labelled import LabelledSet
+from configs.settings import RecipeSettings
+from storage.source.labelled import LabelledSet
 
 FALLBACK_SHARE = 0.5
 """A class that fills no image enough is drawn from the images with at least this share of what the fullest one has."""
@@ -54,18 +54,18 @@ class RareClasses:
         self._crop_share = crop_share
 
     @classmethod
-    def from_settings(cls, labelled: LabelledSet, indices: Sequence[int], host: HostSettings) -> Self | None:
+    def from_settings(cls, labelled: LabelledSet, indices: Sequence[int], recipe: RecipeSettings) -> Self | None:
         """Over the images `indices` of `labelled`; none when the recipe does not sample so, or nothing is labelled."""
         pixels = labelled.class_pixels[list(indices)]
-        if not host.rare_class_sampling or not pixels.any():
+        if not recipe.rare_class_sampling or not pixels.any():
             return None
         areas = [height * width for height, width in map(labelled.valid, indices)]
         return cls(
             pixels,
             areas,
-            temperature=host.rare_class_temperature,
-            image_share=host.rare_class_image_share,
-            crop_share=host.rare_class_crop_share,
+            temperature=recipe.rare_class_temperature,
+            image_share=recipe.rare_class_image_share,
+            crop_share=recipe.rare_class_crop_share,
         )
 
     def draw(self, generator: np.random.Generator) -> tuple[int, int]:

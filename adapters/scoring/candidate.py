@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters.class_map import class_map
-from adapters.inference import logits_of
+from adapters.inference.segment import logits_of
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.pixels import normalise
 from adapters.scoring.scores.counts import CountsOverImages
@@ -22,9 +22,9 @@ from adapters.scoring.scores.diversity import marginal
 from adapters.scoring.scores.frames import FrameScores, NotFinite, check_finite, enlarged
 from adapters.scoring.scores.styled import restyle
 from configs.settings import Settings
-from storage.frames import FrameBuffer
-from storage.labelled import LabelledSet
-from storage.round_records import ImageCounts, ModelScores, RoundSpec
+from storage.buffer.frames import FrameBuffer
+from storage.rounds.records import ImageCounts, ModelScores, RoundSpec
+from storage.source.labelled import LabelledSet
 
 
 @torch.inference_mode()

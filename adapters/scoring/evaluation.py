@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 
 from adapters.checkpoints.checkpoint import load_version
 from adapters.errors import AdapterError
-from adapters.inference import choose_device, segment_fitted
+from adapters.inference.segment import choose_device, segment_fitted
 from adapters.networks.network import SegmentationNetwork
 from adapters.scoring.prediction import serving_version
 from adapters.scoring.scores.counts import CountsOverImages
 from adapters.scoring.scores.iou import class_iou, mean_iou
 from configs.settings import Settings
 from storage.errors import RefusedImage
-from storage.images import decode_image, fit_frame, read_label
 from storage.layout import StateLayout
-from storage.manifest import Manifest
-from storage.pairing import LabelledPair, pair_labels
-from storage.registry import CheckpointRegistry
-from storage.round_records import ImageCounts
+from storage.media.images import decode_image, fit_frame, read_label
+from storage.registry.manifest import Manifest
+from storage.registry.registry import CheckpointRegistry
+from storage.rounds.records import ImageCounts
+from storage.source.pairing import LabelledPair, pair_labels
 
 IGNORE_INDEX = 255
 """Ignored label value where no source settings give another."""

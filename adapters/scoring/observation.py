@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapters.inference import logits_of
+from adapters.inference.segment import logits_of
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.pixels import MIN_SIDE, normalise
 

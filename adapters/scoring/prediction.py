@@ -7,14 +7,14 @@ from pathlib import Path
 from PIL import Image
 
 from adapters.checkpoints.checkpoint import load_version
-from adapters.inference import choose_device, segment_image
+from adapters.inference.segment import choose_device, segment_image
 from adapters.palette import colour_mask
 from configs.class_list import ClassInfo
 from configs.settings import Settings
 from storage.errors import RefusedImage, UnknownVersion
-from storage.images import decode_image
 from storage.layout import StateLayout
-from storage.registry import CheckpointRegistry
+from storage.media.images import decode_image
+from storage.registry.registry import CheckpointRegistry
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from adapters.errors import NetworkMismatch
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
 from configs.settings import NetworkSettings, Settings
-from storage.manifest import Manifest
+from storage.registry.manifest import Manifest
 
 
 def reference_network(
@@ -18,15 +18,15 @@ def reference_network(
     Raises NetworkMismatch when those weights belong to another encoder than the incumbent's, UnsupportedModel when they
     cannot be read.
     """
-    host = settings.host
-    if host.feature_distance_weight == 0.0:
+    recipe = settings.recipe
+    if recipe.feature_distance_weight == 0.0:
         return None
-    if host.feature_distance_from == "released":
+    if recipe.feature_distance_from == "released":
         return released
     architecture = NetworkSettings.model_validate(incumbent.network)
     if architecture.name == "huggingface":
         raise NetworkMismatch(
-            "host.feature_distance_from: 'pretrained' is not possible with an imported network, whose encoder has no "
+            "recipe.feature_distance_from: 'pretrained' is not possible with an imported network, whose encoder has no "
             "weights of its own at network.pretrained; set it to 'released'"
         )
     architecture = architecture.model_copy(update={"pretrained": settings.network.pretrained})

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from adapters.checkpoints.checkpoint import load_version
-from adapters.inference import segment_fitted
-from storage.images import decode_image, fit_frame
-from storage.registry import CheckpointRegistry
+from adapters.inference.segment import segment_fitted
+from storage.media.images import decode_image, fit_frame
+from storage.registry.registry import CheckpointRegistry
 
 REGISTRY, THREADS = "BENCH_REGISTRY", "BENCH_THREADS"
 """Environment variables: the registry's folder, threads of a forward pass."""

@@ -7,7 +7,7 @@ GLOBAL_OPTION = "--log-level"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code (daemon/cli/exit_codes.py); errors become one line on stderr."""
+    """Run one command and return its exit code (daemon/exit_codes.py); errors become one line on stderr."""
     from daemon.cli.app import app
     from daemon.cli.errors import report
 

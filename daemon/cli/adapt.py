@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from daemon.cli.exit_codes import ExitCode
 from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, read_settings, registry_of
 from daemon.cli.output import print_json, print_table
+from daemon.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from configs.settings import Settings
-    from daemon.cli.control_client import ControlClient
     from daemon.cli.live import ShowProgress
+    from daemon.control.client import ControlClient
     from storage.layout import StateLayout
-    from storage.round_records import Progress, Verdict
-    from storage.rounds import RoundFolder
+    from storage.rounds.folder import RoundFolder
+    from storage.rounds.records import Progress, Verdict
 
 POLL_SECONDS = 0.5
 DYING_SECONDS = 2.0
@@ -53,11 +53,11 @@ def _in_process(settings: "Settings", layout: "StateLayout", show: "ShowProgress
 
     A round that a kill interrupted is gone on with instead of a new one.
     """
-    from daemon.child_records import ChildRecords
-    from daemon.logs import configure_logs
-    from daemon.recovery import recover
-    from daemon.rounds import RoundContext, continue_round, run_round
-    from storage.frames import FrameBuffer
+    from daemon.rounds.recovery import recover
+    from daemon.rounds.runner import RoundContext, continue_round, run_round
+    from daemon.runtime.child_records import ChildRecords
+    from daemon.runtime.logs import configure_logs
+    from storage.buffer.frames import FrameBuffer
 
     if settings.log.level == "debug":
         configure_logs(settings.log)  # otherwise the progress display says it all
@@ -95,8 +95,8 @@ def _stop_on_signal() -> Iterator[threading.Event]:
 
 def _through_daemon(settings: "Settings", layout: "StateLayout", show: "ShowProgress") -> "Verdict":
     """Ask the daemon for a round and follow its folder to the verdict."""
-    from daemon.cli.control_client import ControlClient
-    from storage.rounds import RoundStore
+    from daemon.control.client import ControlClient
+    from storage.rounds.folder import RoundStore
 
     client = ControlClient(settings, layout)
     number = client.start_round()
@@ -114,7 +114,7 @@ def _through_daemon(settings: "Settings", layout: "StateLayout", show: "ShowProg
 
 def _runs(client: "ControlClient", layout: "StateLayout", number: int) -> bool:
     """Whether the round runs, or a daemon that is being stopped has not let go of it yet."""
-    from daemon.cli.control_client import ControlFailed
+    from daemon.control.client import ControlFailed
 
     if not layout.locked():
         return False
@@ -143,11 +143,11 @@ def _outcome(folder: "RoundFolder | None", number: int, *, stopping: bool) -> "V
 
     `stopping`: the daemon is being stopped, or has ended.
     """
-    from daemon.cli.control_client import ControlFailed
+    from daemon.control.client import ControlFailed
     from daemon.errors import Stopping
-    from daemon.round_history import summarise
-    from daemon.rounds import RoundFailed, RoundSuspended, saved_step
-    from daemon.shadow_trial import is_open
+    from daemon.gate.shadow_trial import is_open
+    from daemon.rounds.history import summarise
+    from daemon.rounds.runner import RoundFailed, RoundSuspended, saved_step
 
     if folder is None and stopping:
         raise Stopping(f"round {number} did not begin before the daemon was stopped; ask again when it runs")

@@ -11,7 +11,7 @@ from daemon.cli.output import local_time, print_json
 
 if TYPE_CHECKING:
     from configs.settings import BufferSettings
-    from storage.buffer_info import BufferInfo
+    from storage.buffer.info import BufferInfo
 
 buffer_app = typer.Typer(no_args_is_help=True, help="Look into the frame buffer, export, resize, compact it.")
 
@@ -48,7 +48,7 @@ def add_to(app: typer.Typer, panel: str) -> None:
 def info(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Show what the buffer holds and takes: frames, sizes, bytes, sources, leases. Works beside a running daemon."""
     settings = read_settings(config)
-    from storage.buffer_info import buffer_info
+    from storage.buffer.info import buffer_info
 
     found = buffer_info(layout_of(settings), settings.buffer)
     if as_json:
@@ -69,9 +69,9 @@ def export(
 ) -> None:
     """Write frames as image files with an index, without their padding. Works beside a running daemon."""
     settings = read_settings(config)
-    from storage.buffer_export import export_frames
+    from storage.buffer.export import export_frames
+    from storage.buffer.frames import FrameBuffer
     from storage.errors import FramesRefused
-    from storage.frames import FrameBuffer
 
     if folder.resolve().is_relative_to(settings.watch.folder.resolve()):
         raise FramesRefused(f"{folder} lies in the drop folder: `mfmd run` would take the copies for new images")
@@ -94,7 +94,7 @@ def resize(
     """Give every frame another size, rescaled from what is stored; the daemon must be stopped."""
     settings = read_settings(config)
     from daemon.cli.live import live_progress
-    from storage.buffer_resize import resize_buffer
+    from storage.buffer.resize import resize_buffer
 
     count = settings.buffer.capacity_frames if capacity is None else capacity
     wanted = _resized(settings.buffer, config, height=height, width=width, capacity_frames=count)
@@ -114,7 +114,7 @@ def compact(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) 
     settings = read_settings(config)
     from dataclasses import asdict
 
-    from storage.buffer_compact import compact_buffer
+    from storage.buffer.compact import compact_buffer
 
     done = compact_buffer(layout_of(settings), settings.buffer, settings.watch)
     if as_json:

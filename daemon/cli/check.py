@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.exit_codes import ExitCode
 from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, read_settings
 from daemon.cli.output import print_json
+from daemon.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from storage.checking import Problem

@@ -9,7 +9,7 @@ from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, read_se
 from daemon.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
-    from daemon.version_diff import FieldChange, VersionDiff
+    from daemon.status.version_diff import FieldChange, VersionDiff
 
 FirstArgument = Annotated[int, typer.Argument(min=1, help="Version to compare with.", metavar="A")]
 SecondArgument = Annotated[int, typer.Argument(min=1, help="Version that is compared.", metavar="B")]
@@ -28,7 +28,7 @@ def diff(
 ) -> None:
     """Compare two versions: settings, manifest, scores, and how far each tensor moved."""
     registry = registry_of(read_settings(config))
-    from daemon.version_diff import diff_versions
+    from daemon.status.version_diff import diff_versions
 
     found = diff_versions(registry, first, second)
     if as_json:

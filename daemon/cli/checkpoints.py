@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from daemon.cli.checkpoint_diff import diff
-from daemon.cli.exit_codes import ExitCode
 from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, ReasonOption, read_settings, registry_of
 from daemon.cli.output import headline, local_time, print_json, print_table
+from daemon.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from configs.settings import Settings
-    from storage.registry import CheckpointRegistry
+    from storage.registry.registry import CheckpointRegistry
 
 checkpoints_app = typer.Typer(no_args_is_help=True, help="List, show, compare, pin, verify and prune versions.")
 
@@ -174,7 +174,7 @@ def rollback(
 ) -> None:
     """Serve an earlier version again; the servers follow at once. Works with the daemon up or down."""
     settings = read_settings(config)
-    from daemon.promotion import roll_back
+    from daemon.gate.promotion import roll_back
 
     registry = registry_of(settings)
     before = registry.readable_refs()[0].get("serving")  # with --to it may be damaged or gone
@@ -188,7 +188,7 @@ def rollback(
 def _shadows(settings: "Settings", version: int) -> list[dict[str, Any]]:
     """How a version agreed with those in whose shadow it ran, all planes summed up."""
     from storage.layout import StateLayout
-    from storage.shadow_record import ShadowRecords
+    from storage.registry.shadow_record import ShadowRecords
 
     records = ShadowRecords(StateLayout(settings.state).shadow).of(version)
     return [record.model_dump(mode="json") | {"agreement": record.agreement} for record in records]
@@ -206,7 +206,7 @@ def _say_damage(registry: "CheckpointRegistry") -> None:
     is when one must be chosen.
     """
     from storage.errors import StorageError
-    from storage.serving_files import check_serving_files
+    from storage.registry.serving_files import check_serving_files
 
     damage = registry.readable_refs()[1]
     try:
@@ -219,7 +219,7 @@ def _say_damage(registry: "CheckpointRegistry") -> None:
 
 def _marks(registry: "CheckpointRegistry") -> dict[int, list[str]]:
     """Of each version: refs that point at it, whether it is pinned, and what the history says."""
-    from daemon.version_marks import history_marks
+    from daemon.status.version_marks import history_marks
 
     refs, pins = registry.readable_refs()[0], registry.pins()
     return {

@@ -47,7 +47,7 @@ def schema(
 ) -> None:
     """Print the JSON Schema of the configuration, for editors and checks."""
     if markdown:
-        from daemon.cli.settings_page import render
+        from daemon.cli.settings.page import render
 
         typer.echo(render(), nl=False)
         return

@@ -4,7 +4,7 @@ import os
 import sys
 import traceback
 
-from daemon.cli.exit_codes import ExitCode
+from daemon.exit_codes import ExitCode
 
 LEVEL_VARIABLE = "MFMD_LOG__LEVEL"
 """Environment variable behind `--log-level`; children of the command inherit it."""
@@ -39,9 +39,9 @@ def exit_code_of(error: BaseException) -> int:
 
 
 def _one_line(error: BaseException, code: str) -> str:
-    from daemon.full_disk import in_words
+    from daemon.errors import describe_error
 
-    message = " ".join(in_words(error).split())
+    message = " ".join(describe_error(error).split())
     if code != "unexpected":
         return message or type(error).__name__
     return f"{type(error).__name__}: {message} (a bug: run again with --log-level debug and report the traceback)"

@@ -68,7 +68,7 @@ def preset_names() -> list[str]:
 
 def _from_choices(config: Path, folder: Path, classes: str, images: Path | None, labels: Path | None) -> str:
     from configs.class_list import class_list_names
-    from daemon.cli.config_template import render
+    from daemon.cli.settings.template import render
 
     if classes not in class_list_names():
         raise typer.BadParameter(f"no class list {classes!r}; there are {', '.join(class_list_names())}")

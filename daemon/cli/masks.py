@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli.exit_codes import ExitCode
 from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, VersionOption, read_settings
 from daemon.cli.output import percent, print_json, print_table
+from daemon.exit_codes import ExitCode
 
 FilesArgument = Annotated[list[Path], typer.Argument(help="Images.", metavar="IMAGES")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks; made when it is missing.")]

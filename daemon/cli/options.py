@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     from configs.settings import Settings
     from storage.layout import StateLayout
-    from storage.registry import CheckpointRegistry
+    from storage.registry.registry import CheckpointRegistry
 
 DEFAULT_CONFIG = Path("mfmd.yaml")
 
@@ -36,6 +36,6 @@ def layout_of(settings: "Settings") -> "StateLayout":
 
 def registry_of(settings: "Settings") -> "CheckpointRegistry":
     """The checkpoint registry of the state directory."""
-    from storage.registry import CheckpointRegistry
+    from storage.registry.registry import CheckpointRegistry
 
     return CheckpointRegistry(layout_of(settings).checkpoints)

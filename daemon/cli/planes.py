@@ -15,7 +15,7 @@ def add_to(app: typer.Typer, panel: str) -> None:
 def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Run the daemon: watch the folder, store, adapt, judge, serve. Stops cleanly on Ctrl-C or SIGTERM."""
     settings = read_settings(config)
-    from daemon.run import run as run_daemon
+    from daemon.app import run as run_daemon
 
     raise typer.Exit(run_daemon(settings, config.resolve()))
 

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.exit_codes import ExitCode
 from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, read_settings
 from daemon.cli.output import local_time, print_json, print_table
+from daemon.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from configs.settings import Settings
-    from daemon.refusals import Selection
-    from storage.catalog_records import RefusedFile
+    from daemon.ingest.refusals import Selection
+    from storage.buffer.catalog_records import RefusedFile
 
 refused_app = typer.Typer(no_args_is_help=True, help="List refused files, and let ingest try them again.")
 
@@ -35,7 +35,7 @@ def list_(
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """List refused files with reason and time, newest first."""
-    from storage.catalog import Catalog
+    from storage.buffer.catalog import Catalog
 
     catalog = Catalog.open(layout_of(read_settings(config)).catalog, writable=False)
     try:
@@ -60,7 +60,7 @@ def retry(
     if not (paths or reason or everything):
         raise typer.BadParameter("name files, or give --reason or --all")
     settings = read_settings(config)
-    from daemon.refusals import Selection, missing
+    from daemon.ingest.refusals import Selection, missing
 
     selection = Selection(frozenset(paths or ()), reason)
     layout = layout_of(settings)
@@ -77,15 +77,15 @@ def retry(
 
 
 def _through_daemon(settings: "Settings", selection: "Selection") -> list[str]:
-    from daemon.cli.control_client import ControlClient
+    from daemon.control.client import ControlClient
 
     return ControlClient(settings, layout_of(settings)).retry_refused(sorted(selection.paths), selection.reason)
 
 
 def _in_process(settings: "Settings", selection: "Selection") -> list[str]:
     """Under the state directory's lock, as the one writer; the next `mfmd run` finds the files."""
-    from daemon.refusals import retry_refused
-    from storage.catalog import Catalog
+    from daemon.ingest.refusals import retry_refused
+    from storage.buffer.catalog import Catalog
 
     layout = layout_of(settings)
     Catalog.open(layout.catalog, writable=False).close()  # makes no empty buffer where there is none

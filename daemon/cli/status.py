@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daemon.cli.exit_codes import ExitCode
 from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, read_settings
 from daemon.cli.output import local_time, print_json
+from daemon.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from configs.settings import Settings
-    from daemon.status_model import Status
+    from daemon.status.model import Status
 
 CheckOption = Annotated[bool, typer.Option("--check", help="Print nothing; exit 1 unless the daemon is alive.")]
 
@@ -31,7 +31,7 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False, c
     if check:
         _check(settings)
         return
-    from daemon.status import collect_status
+    from daemon.status.collect import collect_status
 
     state = collect_status(settings)
     if as_json:
@@ -47,8 +47,8 @@ def _check(settings: "Settings") -> None:
     """Exit 1, saying why, unless a daemon holds the state directory and its threads live (`/healthz`)."""
     import http.client
 
-    from daemon.cli.control_client import ask
-    from daemon.run_files import read_run_file
+    from daemon.control.client import ask
+    from daemon.runtime.run_files import read_run_file
 
     layout = layout_of(settings)
     address = read_run_file(layout.run_file("daemon")) if layout.locked() else None
@@ -104,10 +104,10 @@ def _watching(state: "Status") -> str:
 
 
 def _serving(state: "Status") -> str:
-    from daemon.plane_words import in_words
+    from daemon.status.plane_words import describe_plane
 
     ref, plane = state.serving, state.plane
-    answers = in_words(plane)
+    answers = describe_plane(plane)
     if ref is None:
         return f"unknown, the ref is damaged or missing; {answers}" if state.serving_damaged else "no version yet"
     before = f", before it {state.previous.version}" if state.previous else ""

@@ -9,7 +9,7 @@ from daemon.cli.output import headline, print_json
 
 if TYPE_CHECKING:
     from configs.settings import Settings
-    from storage.manifest import Manifest
+    from storage.registry.manifest import Manifest
 
 
 UnsafeOption = Annotated[
@@ -68,7 +68,7 @@ def _warn(text: str) -> None:
 
 def _release(settings: "Settings", manifest: "Manifest", *, by: str, reason: str, as_json: bool) -> None:
     """Let the new version serve if nothing serves yet, and say what happened."""
-    from daemon.promotion import release
+    from daemon.gate.promotion import release
 
     registry = registry_of(settings)
     ref = release(registry, manifest.version, by, reason)

@@ -31,9 +31,9 @@ def run_demo(keep: bool, out: Path | None) -> int:
     """
     from rich.console import Console
 
-    from daemon.cli.exit_codes import ExitCode
     from daemon.demo.display import Display
     from daemon.demo.story import Story
+    from daemon.exit_codes import ExitCode
 
     console = Console()
     story = Story(Path(tempfile.mkdtemp(prefix="mfmd-demo-")), Display(console))

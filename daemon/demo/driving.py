@@ -16,10 +16,10 @@ import yaml
 from configs.settings import Settings
 from daemon.errors import DaemonError
 from storage import durable
-from storage.catalog import Catalog
+from storage.buffer.catalog import Catalog
 from storage.layout import StateLayout
-from storage.registry import CheckpointRegistry
-from storage.rounds import RoundFolder, RoundStore
+from storage.registry.registry import CheckpointRegistry
+from storage.rounds.folder import RoundFolder, RoundStore
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30.0

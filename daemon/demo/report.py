@@ -11,8 +11,8 @@ from configs.class_list import ClassInfo
 from daemon.demo.picture import Row, read_rgb, side_by_side
 from daemon.demo.scoring import Pair, ServedScore, read_label
 from storage import durable
-from storage.manifest import Record
-from storage.round_records import Verdict
+from storage.durable.record import Record
+from storage.rounds.records import Verdict
 
 GOAL = 0.05
 """Rise of the served mIoU that the demo promises (0-1)."""

@@ -71,7 +71,7 @@ class Story:
     def pretrain(self, driven: DrivenDaemon) -> None:
         """Train on day scenes and release the result as the version that serves."""
         from adapters.rounds.source_training import PretrainProgress, pretrain
-        from daemon.promotion import release
+        from daemon.gate.promotion import release
 
         with self.display.stage("Train on day", driven.settings.pretrain.steps) as stage:
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from daemon.demo.driving import DrivenDaemon
-from storage.round_records import Verdict
-from storage.rounds import RoundFolder
+from storage.rounds.folder import RoundFolder
+from storage.rounds.records import Verdict
 
 ShowRound = Callable[[float, float | None, str], None]
 """Hears steps done, steps in all, and facts about a round."""

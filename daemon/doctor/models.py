@@ -6,8 +6,8 @@ from configs.settings import Settings
 from daemon.doctor.finding import Finding
 from storage.errors import SourceRefused, StorageError
 from storage.layout import StateLayout
-from storage.pairing import pair_labels
-from storage.registry import CheckpointRegistry
+from storage.registry.registry import CheckpointRegistry
+from storage.source.pairing import pair_labels
 
 
 def examine_models(settings: Settings) -> list[Finding]:

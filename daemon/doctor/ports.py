@@ -10,10 +10,10 @@ from pydantic import SecretStr
 from configs.errors import ConfigError
 from configs.settings import ControlSettings, ServingSettings, Settings
 from daemon.doctor.finding import Finding
-from daemon.listening import Wanted, is_loopback
-from daemon.run_files import RunFile, read_run_file
-from daemon.tls import tls_files
-from daemon.token import control_address, serving_address
+from daemon.net.listening import Wanted, is_loopback
+from daemon.net.tls import tls_files
+from daemon.net.token import control_address, serving_address
+from daemon.runtime.run_files import RunFile, read_run_file
 from storage.layout import StateLayout
 
 

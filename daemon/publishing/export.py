@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-from daemon.child_records import ChildRecords
 from daemon.errors import PublishFailed
-from daemon.process_group import ProcessGroup
-from storage.mirrors import Mirror
+from daemon.runtime.child_records import ChildRecords
+from daemon.runtime.process_group import ProcessGroup
+from storage.registry.mirrors import Mirror
 
 EXPORT_SECONDS = 3600.0
 """Longest export (seconds); then it has failed."""

@@ -2,16 +2,16 @@
 
 import time
 
-from daemon.activity import MirrorActivity
-from daemon.backoff import Backoff
 from daemon.errors import PublishFailed
-from daemon.logs import get_logger
 from daemon.metrics import PublishMetrics
 from daemon.publishing.export import MirrorExport
+from daemon.runtime.activity import MirrorActivity
+from daemon.runtime.backoff import Backoff
+from daemon.runtime.logs import get_logger
 from storage.errors import DurabilityLost, StorageError
-from storage.mirrors import Mirror
-from storage.registry import CheckpointRegistry
-from storage.versions import WEIGHTS
+from storage.registry.mirrors import Mirror
+from storage.registry.registry import CheckpointRegistry
+from storage.registry.versions import WEIGHTS
 
 log = get_logger(__name__)
 

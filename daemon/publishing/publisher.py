@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.settings import Settings
-from daemon.activity import MirrorActivity
-from daemon.backoff import Backoff
-from daemon.child_records import ChildRecords
 from daemon.metrics import PublishMetrics
 from daemon.publishing.export import MirrorExport
 from daemon.publishing.mirror_target import MirrorTarget
+from daemon.runtime.activity import MirrorActivity
+from daemon.runtime.backoff import Backoff
+from daemon.runtime.child_records import ChildRecords
 from storage.layout import StateLayout
-from storage.mirrors import HuggingFaceMirror, Mirror, TritonMirror
-from storage.registry import CheckpointRegistry
+from storage.registry.mirrors import HuggingFaceMirror, Mirror, TritonMirror
+from storage.registry.registry import CheckpointRegistry
 
 LOOK_SECONDS = 0.5
 """How often the serving ref is looked at (seconds)."""

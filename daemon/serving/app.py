@@ -10,19 +10,19 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
-from daemon.head_requests import HeadRequests
-from daemon.logs import get_logger
-from daemon.serving.deadline import Deadline
-from daemon.serving.departure import Departure
+from daemon.net.head_requests import HeadRequests
+from daemon.net.token import repository_token, serving_token
+from daemon.runtime.logs import get_logger
+from daemon.serving.api.openapi import describe_routes
+from daemon.serving.api.problems import problem_answer
+from daemon.serving.api.segment import segment_routes
 from daemon.serving.errors import ApiError
-from daemon.serving.guard import Guard, tokens_of
-from daemon.serving.instrument import Instrument
-from daemon.serving.oip import oip_routes
-from daemon.serving.openapi import describe_routes
+from daemon.serving.middleware.deadline import Deadline
+from daemon.serving.middleware.departure import Departure
+from daemon.serving.middleware.guard import Guard, tokens_of
+from daemon.serving.middleware.instrument import Instrument
+from daemon.serving.oip.routes import oip_routes
 from daemon.serving.plane import InferencePlane
-from daemon.serving.problems import problem_answer
-from daemon.serving.segment import segment_routes
-from daemon.token import repository_token, serving_token
 
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 

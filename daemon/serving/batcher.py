@@ -21,14 +21,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapters.inference import labels_at, logits_fitted
-from adapters.windows import Window
+from adapters.inference.segment import labels_at, logits_fitted
+from adapters.inference.windows import Window
 from configs.settings import ServingSettings
-from daemon.logs import get_logger
+from daemon.runtime.logs import get_logger
 from daemon.serving.errors import ApiError, QueueFull
 from daemon.serving.metrics import ServingMetrics
-from daemon.serving.slots import Resident, Slots
-from storage.images import FittedFrame, fit_frame
+from daemon.serving.versions.slots import Resident, Slots
+from storage.media.images import FittedFrame, fit_frame
 
 SIZES_REMEMBERED = 8
 """Valid sizes kept for the warm-up of the next version."""

@@ -16,10 +16,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from adapters.palette import colour_mask, overlay
-from daemon.arrival import Arrival
-from daemon.serving.answers import PNG_LEVEL, class_infos
+from daemon.serving.api.answers import PNG_LEVEL, class_infos
 from daemon.serving.batcher import Labels
-from daemon.serving.slots import Resident
+from daemon.serving.versions.slots import Resident
+from daemon.watch.arrival import Arrival
 
 KEYWORD = "mfmd"
 """Keyword of the text chunk."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.settings import MasksSettings, WatchSettings
-from daemon.arrival import Arrival, look_at
-from daemon.folder_scan import FolderScan
-from daemon.logs import get_logger
+from daemon.runtime.logs import get_logger
 from daemon.serving.mask_file import Note, is_current, mask_path, note_of, read_note
-from daemon.serving.slots import Resident
+from daemon.serving.versions.slots import Resident
+from daemon.watch.arrival import Arrival, look_at
+from daemon.watch.scan import FolderScan
 
 LIMIT = 256
 """Images handed out after one walk; the newest first, so that a long backlog does not delay what comes in."""

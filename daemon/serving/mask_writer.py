@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.settings import Settings
-from daemon.arrival import Arrival, FileChanged, read_arrival
-from daemon.logs import get_logger
+from daemon.runtime.logs import get_logger
 from daemon.serving.errors import ApiError, NotReady
-from daemon.serving.follower import be_nice
 from daemon.serving.mask_file import Note, mask_bytes, mask_path, note_of
 from daemon.serving.mask_queue import LIMIT, Found, MaskQueue
-from daemon.serving.slots import Resident
+from daemon.serving.versions.follower import be_nice
+from daemon.serving.versions.slots import Resident
+from daemon.watch.arrival import Arrival, FileChanged, read_arrival
 from storage import durable
 from storage.errors import RefusedImage
-from storage.images import decode_image
+from storage.media.images import decode_image
 
 if TYPE_CHECKING:
     from daemon.serving.plane import InferencePlane

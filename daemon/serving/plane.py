@@ -10,23 +10,23 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from adapters.inference import choose_device
+from adapters.inference.segment import choose_device
 from configs.settings import ServingSettings, Settings
+from daemon.serving.api.body import Bodies
 from daemon.serving.batcher import Batcher, Fitted, Labels, fit
-from daemon.serving.body import Bodies
-from daemon.serving.calibration import Calibration
 from daemon.serving.errors import ApiError
-from daemon.serving.follower import Follower
 from daemon.serving.mask_writer import MaskWriter
-from daemon.serving.memory import freeze_heap
 from daemon.serving.metrics import ServingMetrics
-from daemon.serving.shadow import Shadow, plane_name
-from daemon.serving.shadow_follower import ShadowFollower
-from daemon.serving.slots import Resident, Slots
-from daemon.serving.swap import Swapper
+from daemon.serving.shadow.compare import Shadow, plane_name
+from daemon.serving.shadow.follower import ShadowFollower
+from daemon.serving.versions.calibration import Calibration
+from daemon.serving.versions.follower import Follower
+from daemon.serving.versions.memory import freeze_heap
+from daemon.serving.versions.slots import Resident, Slots
+from daemon.serving.versions.swap import Swapper
 from storage.layout import StateLayout
-from storage.registry import CheckpointRegistry
-from storage.shadow_record import ShadowRecords
+from storage.registry.registry import CheckpointRegistry
+from storage.registry.shadow_record import ShadowRecords
 
 STOP_SECONDS = 30.0
 """Longest wait for each thread at the end (seconds)."""

@@ -14,17 +14,17 @@ import uvicorn
 from pydantic import BaseModel
 
 from configs.settings import Settings
-from daemon.connection_limits import TimedConnection
-from daemon.grace import REQUESTS_SECONDS
-from daemon.listening import listen
-from daemon.logs import configure_logs, get_logger
-from daemon.mask_folder import check_masks
+from daemon.masks.folder import check_masks
+from daemon.net.connection_limits import TimedConnection
+from daemon.net.listening import listen
+from daemon.net.tls import TlsFiles, tls_files
+from daemon.net.token import serving_address
+from daemon.runtime.grace import REQUESTS_SECONDS
+from daemon.runtime.logs import configure_logs, get_logger
 from daemon.serving.app import create_app
-from daemon.serving.memory import collect_garbage, limit_arenas
 from daemon.serving.plane import InferencePlane
-from daemon.serving.shadow import plane_name
-from daemon.tls import TlsFiles, tls_files
-from daemon.token import serving_address
+from daemon.serving.shadow.compare import plane_name
+from daemon.serving.versions.memory import collect_garbage, limit_arenas
 from storage.durable import make_directory, write_record
 from storage.layout import StateLayout
 

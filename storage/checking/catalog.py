@@ -6,14 +6,14 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from storage import catalog_schema
-from storage.buffer_files import ARRAY
-from storage.catalog import SELECT_FRAMES, Catalog, to_record
+from storage.buffer import catalog_schema
+from storage.buffer.catalog import SELECT_FRAMES, Catalog, to_record
+from storage.buffer.files import ARRAY
+from storage.buffer.pixel_array import PixelArray
 from storage.checking.problem import Problem, Scope
 from storage.errors import StorageError
-from storage.images import fitted_size
 from storage.layout import StateLayout
-from storage.pixel_array import PixelArray
+from storage.media.images import fitted_size
 
 RESTORE = "stop the daemon and restore the buffer folder from a backup"
 REPAIR = "stop mfmd run, then mfmd check --repair"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from storage.buffer_files import ARRAY
+from storage.buffer.files import ARRAY
 from storage.checking.catalog import REPAIR
 from storage.checking.problem import Problem, Scope
 from storage.durable import PARTIAL, fsync_directory

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from functools import partial
 
 from storage import durable
+from storage.buffer.observations import Observations
 from storage.checking.catalog import REPAIR, committed_frames
 from storage.checking.problem import Problem, Scope
 from storage.errors import StorageError
 from storage.layout import StateLayout
-from storage.observations import Observations
 
 
 def check_observations(scope: Scope) -> Iterator[Problem]:

@@ -6,16 +6,16 @@ from contextlib import closing
 from functools import partial
 
 from storage import durable
-from storage.buffer_files import ARRAY
-from storage.catalog import Catalog
-from storage.catalog_records import FrameRecord
+from storage.buffer.catalog import Catalog
+from storage.buffer.catalog_records import FrameRecord
+from storage.buffer.files import ARRAY
+from storage.buffer.lost import give_up
+from storage.buffer.pixel_array import PixelArray
 from storage.checking.catalog import REPAIR, RESTORE, readable_catalog
-from storage.checking.lost import give_up
 from storage.checking.problem import Problem, Scope
 from storage.errors import CorruptBuffer, StorageError
-from storage.images import crc32_of
 from storage.layout import StateLayout
-from storage.pixel_array import PixelArray
+from storage.media.images import crc32_of
 
 
 def check_pixels(scope: Scope) -> Iterator[Problem]:

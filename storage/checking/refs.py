@@ -8,8 +8,8 @@ from storage.checking.catalog import REPAIR
 from storage.checking.problem import Problem, Scope
 from storage.checking.registry import damage_of_version
 from storage.errors import StorageError
-from storage.refs import Refs
-from storage.registry import CheckpointRegistry
+from storage.registry.refs import Refs
+from storage.registry.registry import CheckpointRegistry
 
 Name = Literal["serving", "previous"]
 

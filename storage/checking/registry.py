@@ -10,9 +10,9 @@ from storage import durable
 from storage.checking.catalog import REPAIR
 from storage.checking.problem import Problem, Scope
 from storage.errors import CorruptCheckpoint, UnknownVersion
-from storage.history import is_event, read_history
-from storage.manifest import Manifest
-from storage.registry import CheckpointRegistry
+from storage.registry.history import is_event, read_history
+from storage.registry.manifest import Manifest
+from storage.registry.registry import CheckpointRegistry
 
 ELSE = "restore its files from a backup; `mfmd rollback --to N` serves another version"
 TORN = "history.torn"

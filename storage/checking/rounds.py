@@ -10,8 +10,8 @@ from storage import durable
 from storage.checking.catalog import REPAIR, change, readable_catalog
 from storage.checking.problem import Problem, Scope
 from storage.errors import StorageError
-from storage.registry import CheckpointRegistry
-from storage.rounds import RoundFolder, RoundStore
+from storage.registry.registry import CheckpointRegistry
+from storage.rounds.folder import RoundFolder, RoundStore
 
 RECORDS: tuple[tuple[str, Callable[[RoundFolder], object]], ...] = (
     ("spec.json", RoundFolder.spec),

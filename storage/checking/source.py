@@ -8,7 +8,7 @@ from storage import durable
 from storage.checking.catalog import REPAIR
 from storage.checking.problem import Problem, Scope
 from storage.errors import StorageError
-from storage.labelled import CURRENT, LabelledSet, current_fingerprint
+from storage.source.labelled import CURRENT, LabelledSet, current_fingerprint
 
 AGAIN = "remove the source folder, then import again with `mfmd pretrain`"
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from storage import buffer_files, durable
+from storage import durable
+from storage.buffer import files as buffer_files
 from storage.checking.catalog import check_catalog
 from storage.checking.leftovers import check_leftovers
 from storage.checking.observed import check_observations

@@ -4,20 +4,17 @@ Greedy thinning by embeddings, the other end of farthest-point selection: of the
 older one leaves, again and again, which keeps the smallest distance between any two frames large. Rare conditions
 stay, however long ago they were seen; a camera that stands still keeps few frames.
 
-The embeddings are the observer's (`storage/observations.py`), which comes later than ingest. A frame that it has not
-seen counts as the newest and stays, unless such frames are more than half of the buffer: then the oldest of them
-leave, or a burst that is faster than the observer would wash everything else out.
+The embeddings are the observer's (`storage/buffer/observations.py`), which comes later than ingest. A frame that it
+has not seen counts as the newest and stays, unless such frames are more than half of the buffer: then the oldest of
+them leave, or a burst that is faster than the observer would wash everything else out.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from storage.errors import StorageError
 from storage.eviction.neighbours import Neighbours
-from storage.eviction.policy import Held
-from storage.layout import StateLayout
-from storage.observations import Embedding, Observations
+from storage.eviction.policy import Embedding, Held
 
 UNSEEN_SHARE = 0.5
 """Largest share of the buffer that frames without an embedding may hold when others have one (0-1)."""
@@ -71,24 +68,6 @@ class Diverse:
         good = {item.frame: item.vector for item in found if item.released == released and _finite(item)}
         self._outdated.update(item.frame for item in found if item.frame not in good)
         self._neighbours.add(good)
-
-
-def reader(layout: StateLayout) -> Reader:
-    """Embeddings as the observer of this state directory writes them; none while its database cannot be read.
-
-    That the database is damaged is said by `mfmd status` and by the observer; ingest goes on meanwhile.
-    """
-
-    def read(frames: Collection[int]) -> Sequence[Embedding]:
-        if not frames or not layout.observations.exists():
-            return []
-        try:
-            with Observations.open(layout.observations, writable=False) as observations:
-                return observations.embeddings(frames)
-        except StorageError:
-            return []
-
-    return read
 
 
 def _finite(item: Embedding) -> bool:

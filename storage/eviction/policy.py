@@ -4,6 +4,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -15,6 +18,18 @@ class Held:
     """Hex SHA-256 of the file it came from."""
     source: str
     """Source label; empty when there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """Where one frame lies."""
+
+    frame: int
+    """Id of the frame in the catalog."""
+    released: int
+    """Version whose encoder made it; only embeddings of the same one can be compared."""
+    vector: NDArray[np.float32]
+    """[D]."""
 
 
 class Eviction(Protocol):

@@ -13,14 +13,14 @@ from PIL import Image
 from adapters.checkpoints.checkpoint import make_manifest, save_weights
 from adapters.networks.build import build_network
 from configs.settings import Settings
-from storage.catalog_records import FileFact
-from storage.digest import digest_of
-from storage.frames import FrameBuffer, NewFrame
-from storage.images import fit_frame
+from storage.buffer.catalog_records import FileFact
+from storage.buffer.frames import FrameBuffer, NewFrame
+from storage.durable.digest import digest_of
 from storage.layout import StateLayout
-from storage.registry import CheckpointRegistry
-from storage.round_records import RoundSpec
-from storage.rounds import RoundFolder, RoundStore
+from storage.media.images import fit_frame
+from storage.registry.registry import CheckpointRegistry
+from storage.rounds.folder import RoundFolder, RoundStore
+from storage.rounds.records import RoundSpec
 
 HEIGHT, WIDTH = 48, 64
 Drawing = tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -59,7 +59,7 @@ class TrainingState:
             "network": {"name": "deeplabv2", "encoder": "resnet_tiny", "channels": 16},
             "pretrain": {"steps": 3, "batch_size": 2, "crop_height": 32, "crop_width": 48},
             "mfm": {"dim": 32, "heads": 4, "blocks": 1, "grid": 8},
-            "host": {"threshold": 0.5},
+            "recipe": {"threshold": 0.5},
             "round": {"steps": 3, "batch_size": 2, "crop_height": 32, "crop_width": 48, "device": "cpu", "threads": 1},
         }
         for name, values in sections.items():

@@ -46,7 +46,7 @@ def test_gain_is_paired_by_seed() -> None:
     assert paired_gain([*LINES[:2], LINES[3]], "mild", "dacs_mfm", "dacs") is None
 
 
-def test_table_has_gain_over_start_and_host_and_day_change() -> None:
+def test_table_has_gain_over_start_and_recipe_and_day_change() -> None:
     rows = table(LINES, "mild").splitlines()
     assert "| DACS | 32.0 ± 2.8 | +12.0 | - | 50.0 ± 1.4 | +0.0 | 2 | 10 |" in rows
     assert "| DACS + MFM | 34.5 ± 3.5 | +14.5 | +2.5 ± 0.7 | 50.0 ± 0.0 | +0.0 | 2 | 10 |" in rows
@@ -73,13 +73,13 @@ def test_drift_reads_the_diagonal_and_the_loss_of_day() -> None:
 
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("arm", ARMS)
-def test_every_arm_is_a_valid_configuration_and_mfm_differs_from_its_host_in_mfm_only(tmp_path, start, arm) -> None:
+def test_every_arm_is_a_valid_configuration_and_mfm_differs_from_its_recipe_in_mfm_only(tmp_path, start, arm) -> None:
     settings = settings_of(tmp_path, tmp_path, STARTS[start].settings, ARMS[arm].settings)
-    if ARMS[arm].host is not None:
-        other = settings_of(tmp_path, tmp_path, STARTS[start].settings, ARMS[ARMS[arm].host].settings)
+    if ARMS[arm].recipe is not None:
+        other = settings_of(tmp_path, tmp_path, STARTS[start].settings, ARMS[ARMS[arm].recipe].settings)
         assert settings.mfm.enabled and not other.mfm.enabled
         assert settings.model_copy(update={"mfm": other.mfm}) == other
-        assert ARMS[arm].source == ARMS[ARMS[arm].host].source
+        assert ARMS[arm].source == ARMS[ARMS[arm].recipe].source
 
 
 def test_finished_runs_are_skipped_and_other_settings_are_other_runs(tmp_path) -> None:

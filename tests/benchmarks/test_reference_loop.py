@@ -8,11 +8,11 @@ from accelerate import Accelerator
 from reference_loop import ReferenceLoop
 
 from adapters.draws import Draws
-from adapters.hosts.build import build_host
-from adapters.hosts.host import HostInputs, StepBatch
 from adapters.mfm.rebuilder import build_rebuilder
 from adapters.networks.build import build_network
 from adapters.optim import build_optimizer
+from adapters.recipes.build import build_recipe
+from adapters.recipes.recipe import RecipeInputs, StepBatch
 from adapters.sampling.crops import SourceBatch, TargetBatch
 from configs.settings import Settings
 
@@ -31,7 +31,7 @@ def settings_of(network: str, tmp_path, mask_ratio: float) -> Settings:
             "watch": {"folder": tmp_path / "drop"},
             "classes": [{"name": f"class {i}", "color": (i, 0, 0)} for i in range(CLASSES)],
             "network": NETWORKS[network],
-            "host": {"threshold": 0.25, "classmix": False, "jitter_probability": 0.0, "blur_probability": 0.0},
+            "recipe": {"threshold": 0.25, "classmix": False, "jitter_probability": 0.0, "blur_probability": 0.0},
             "mfm": {"dim": 32, "heads": 4, "blocks": 1, "mask_ratio": mask_ratio, "weight": 0.7},
             "round": {"optim": {"learning_rate": 1e-3, "head_multiplier": 2.0}},
         }
@@ -58,15 +58,15 @@ def test_losses_and_weights_are_those_of_our_step(network, mask_ratio, tmp_path)
     rebuilder = build_rebuilder(ours, (CROP, CROP), settings.mfm)
     loop = ReferenceLoop(copy.deepcopy(ours), copy.deepcopy(rebuilder), settings)
     names = tuple(entry.name for entry in settings.classes)
-    host = build_host(
-        HostInputs(ours, rebuilder, None, settings.host, settings.mfm, names, Accelerator(cpu=True), Draws(0))
+    recipe = build_recipe(
+        RecipeInputs(ours, rebuilder, None, settings.recipe, settings.mfm, names, Accelerator(cpu=True), Draws(0))
     )
     optimizer = build_optimizer(
         ours, settings.round.optim, rebuilder=rebuilder, rebuilder_lr=settings.mfm.learning_rate
     )
     for step in range(3):
         optimizer.zero_grad(set_to_none=True)
-        mine = host.step(batch()).losses
+        mine = recipe.step(batch()).losses
         optimizer.step()
         theirs = loop.step(batch())
         assert set(mine) == set(theirs) == {"source", "mix", "mfm"}

@@ -5,10 +5,10 @@ import argparse
 import pytest
 import torch
 from step_cases import Case, Runner, Sample, draw, draw_state, settings_of
-from step_time import ROUND_OPTIONS, SIZES, Timed, common_sections, host_cases, option_cases, quartiles, ratio, row
+from step_time import ROUND_OPTIONS, SIZES, Timed, common_sections, option_cases, quartiles, ratio, recipe_cases, row
 
-from adapters.hosts.build import HOSTS
-from configs.settings import HostSettings, RoundSettings
+from adapters.recipes.build import RECIPES
+from configs.settings import RecipeSettings, RoundSettings
 
 
 def timed(name: str, walls: list[float], images: int = 8, waiting: float = 0.0) -> Timed:
@@ -46,12 +46,12 @@ def test_a_row_says_images_a_second_waiting_and_the_reference() -> None:
     assert cells[6].startswith("2.00") and cells[8].startswith("1.50")
 
 
-@pytest.mark.parametrize("host", HOSTS)
-def test_every_host_has_its_cases(host) -> None:
-    names = [case.name for case in host_cases(host)]
-    test_time = HostSettings(name=host).test_time
-    assert names[: 1 if test_time else 2] == ([host] if test_time else [host, f"{host}+mfm"])
-    assert any(case.reference for case in host_cases(host)) == (host == "dacs")
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_has_its_cases(recipe) -> None:
+    names = [case.name for case in recipe_cases(recipe)]
+    test_time = RecipeSettings(name=recipe).test_time
+    assert names[: 1 if test_time else 2] == ([recipe] if test_time else [recipe, f"{recipe}+mfm"])
+    assert any(case.reference for case in recipe_cases(recipe)) == (recipe == "dacs")
 
 
 def test_every_option_of_a_round_is_a_field_that_changes() -> None:
@@ -74,7 +74,7 @@ def test_drawn_images_show_their_classes() -> None:
 def test_cases_run_steps(number, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # a case sets it for its process; here it is put back
     torch.set_num_threads(1)
-    case = host_cases("dacs")[number]
+    case = recipe_cases("dacs")[number]
     settings = settings_of(tmp_path, common_sections(arguments()), case, 5)
     draw_state(settings)
     runner = Runner(settings, case)

@@ -48,6 +48,6 @@ def test_source_images_are_needed_for_the_source_domain() -> None:
         assert Settings.model_validate({**base, "source": source, "mfm": {"domain": domain}}).mfm.domain == domain
         for unused in (
             {"mfm": {"domain": domain, "enabled": False}},
-            {"mfm": {"domain": domain}, "host": {"name": "tent"}},
+            {"mfm": {"domain": domain}, "recipe": {"name": "tent"}},
         ):
             assert Settings.model_validate({**base, **unused}).mfm.domain == domain

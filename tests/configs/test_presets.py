@@ -47,41 +47,41 @@ def test_paper_preset_has_the_constants_of_the_papers(name: str) -> None:
     assert (settings.round.optim.warmup_steps, settings.round.optim.power) == (1500, 1.0)
     assert (settings.round.optim.head_multiplier, settings.round.optim.weight_decay) == (10.0, 0.01)
     assert (settings.buffer.height, settings.buffer.width) == (512, 1024)
-    assert (settings.host.threshold, settings.host.jitter) == (0.968, 0.2)
-    assert (settings.host.jitter_probability, settings.host.blur_probability) == (0.8, 0.5)
+    assert (settings.recipe.threshold, settings.recipe.jitter) == (0.968, 0.2)
+    assert (settings.recipe.jitter_probability, settings.recipe.blur_probability) == (0.8, 0.5)
     assert settings.source is not None and settings.source.label_suffix == "_labelTrainIds"
     assert len(settings.classes) == 19
 
 
 def test_each_paper_preset_has_its_own_network_and_teacher() -> None:
     dacs, daformer = _load("gta2cityscapes_dacs_deeplabv2"), _load("gta2cityscapes_daformer")
-    assert (dacs.network.name, dacs.network.encoder, dacs.host.ema_decay) == ("deeplabv2", "resnet101", 0.99)
-    assert (daformer.network.name, daformer.network.encoder, daformer.host.ema_decay) == ("daformer", "mit_b5", 0.999)
+    assert (dacs.network.name, dacs.network.encoder, dacs.recipe.ema_decay) == ("deeplabv2", "resnet101", 0.99)
+    assert (daformer.network.name, daformer.network.encoder, daformer.recipe.ema_decay) == ("daformer", "mit_b5", 0.999)
     assert dacs.network.output_stride == 8
-    assert [_load(name).host.name for name in PAPER_PRESETS] == ["dacs", "daformer", "mic"]
+    assert [_load(name).recipe.name for name in PAPER_PRESETS] == ["dacs", "daformer", "mic"]
 
 
 def test_dacs_preset_has_no_extras() -> None:
-    host = _load("gta2cityscapes_dacs_deeplabv2").host
-    assert not host.rare_class_sampling and host.classmix
-    assert host.feature_distance_weight == host.masked_image_weight == host.source_jitter == 0.0
-    assert host.anchor_weight is None, "with source images: no pull"
-    assert host.margin_top == host.margin_bottom == host.margin_left == host.margin_right == 0.0
+    recipe = _load("gta2cityscapes_dacs_deeplabv2").recipe
+    assert not recipe.rare_class_sampling and recipe.classmix
+    assert recipe.feature_distance_weight == recipe.masked_image_weight == recipe.source_jitter == 0.0
+    assert recipe.anchor_weight is None, "with source images: no pull"
+    assert recipe.margin_top == recipe.margin_bottom == recipe.margin_left == recipe.margin_right == 0.0
 
 
 @pytest.mark.parametrize("name", PAPER_PRESETS[1:])
 def test_daformer_and_mic_presets_have_what_is_published(name: str) -> None:
     settings = _load(name)
-    host, classes = settings.host, [entry.name for entry in settings.classes]
-    assert (host.rare_class_sampling, host.rare_class_temperature) == (True, 0.01)
-    assert (host.feature_distance_weight, host.feature_distance_share) == (0.005, 0.75)
-    assert host.feature_distance_from == "pretrained" and settings.network.pretrained is not None
-    assert {classes.index(thing) for thing in host.thing_classes} == THINGS
-    assert (host.margin_top * 512, host.margin_bottom * 512) == (15, 120)
+    recipe, classes = settings.recipe, [entry.name for entry in settings.classes]
+    assert (recipe.rare_class_sampling, recipe.rare_class_temperature) == (True, 0.01)
+    assert (recipe.feature_distance_weight, recipe.feature_distance_share) == (0.005, 0.75)
+    assert recipe.feature_distance_from == "pretrained" and settings.network.pretrained is not None
+    assert {classes.index(thing) for thing in recipe.thing_classes} == THINGS
+    assert (recipe.margin_top * 512, recipe.margin_bottom * 512) == (15, 120)
 
 
 def test_mic_preset_masks_blocks_of_32() -> None:
-    mic, daformer = (_load(f"gta2cityscapes_{name}").host for name in ("mic_daformer", "daformer"))
+    mic, daformer = (_load(f"gta2cityscapes_{name}").recipe for name in ("mic_daformer", "daformer"))
     assert (mic.masked_image_weight, mic.masked_image_block * 512, mic.masked_image_ratio) == (1.0, 32, 0.7)
     assert (mic.margin_of, mic.margin_left * 1024, mic.margin_right * 1024) == ("image", 15, 15)
     assert daformer.masked_image_weight == 0.0 and daformer.margin_of == "crop"
@@ -89,22 +89,22 @@ def test_mic_preset_masks_blocks_of_32() -> None:
 
 def test_hrda_preset_has_the_constants_of_the_paper() -> None:
     settings = _load("gta2cityscapes_hrda")
-    network, host, pretrain, round_ = settings.network, settings.host, settings.pretrain, settings.round
+    network, recipe, pretrain, round_ = settings.network, settings.recipe, settings.pretrain, settings.round
     assert (network.name, network.encoder, network.multi_resolution) == ("daformer", "mit_b5", True)
     assert (settings.buffer.height, settings.buffer.width) == (1024, 2048)
     assert (pretrain.crop_height, pretrain.crop_width) == (round_.crop_height, round_.crop_width) == (1024, 1024)
     assert (round_.steps, round_.batch_size, round_.optim.learning_rate) == (40_000, 2, 6e-5)
     assert (round_.optim.warmup_steps, round_.optim.head_multiplier, round_.optim.weight_decay) == (1500, 10.0, 0.01)
-    assert (host.name, host.ema_decay, host.threshold, host.detail_loss_weight) == ("hrda", 0.999, 0.968, 0.1)
-    assert (host.rare_class_temperature, host.feature_distance_weight) == (0.01, 0.005)
-    assert host.rare_class_sampling and host.feature_distance_from == "pretrained"
-    assert host.rare_class_image_share == pytest.approx(3000 / (1914 * 1052), rel=0.01)
-    assert host.rare_class_crop_share == pytest.approx(6000 / 1024**2, rel=0.01)
+    assert (recipe.name, recipe.ema_decay, recipe.threshold, recipe.detail_loss_weight) == ("hrda", 0.999, 0.968, 0.1)
+    assert (recipe.rare_class_temperature, recipe.feature_distance_weight) == (0.01, 0.005)
+    assert recipe.rare_class_sampling and recipe.feature_distance_from == "pretrained"
+    assert recipe.rare_class_image_share == pytest.approx(3000 / (1914 * 1052), rel=0.01)
+    assert recipe.rare_class_crop_share == pytest.approx(6000 / 1024**2, rel=0.01)
     names = [entry.name for entry in settings.classes]
-    assert [names.index(name) for name in host.thing_classes] == [6, 7, 11, 12, 13, 14, 15, 16, 17, 18]
-    assert host.margin_of == "image"
-    assert [round(1024 * share) for share in (host.margin_top, host.margin_bottom)] == [30, 240]
-    assert [round(2048 * share) for share in (host.margin_left, host.margin_right)] == [30, 30]
+    assert [names.index(name) for name in recipe.thing_classes] == [6, 7, 11, 12, 13, 14, 15, 16, 17, 18]
+    assert recipe.margin_of == "image"
+    assert [round(1024 * share) for share in (recipe.margin_top, recipe.margin_bottom)] == [30, 240]
+    assert [round(2048 * share) for share in (recipe.margin_left, recipe.margin_right)] == [30, 30]
     assert (settings.mfm.mask_ratio, settings.mfm.grid, settings.mfm.learning_rate) == (0.4, 16, 2e-4)
 
 

@@ -13,7 +13,7 @@ from adapters.rounds.source_training import pretrain
 from daemon.demo.conditions import DAY, DUSK, Condition
 from daemon.demo.driving import DrivenDaemon
 from daemon.demo.scenes import draw_scene
-from daemon.promotion import release
+from daemon.gate.promotion import release
 
 HEIGHT, WIDTH = 72, 96
 SETTINGS: dict[str, Any] = {
@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {
         "optim": {"learning_rate": 0.002, "head_multiplier": 1.0, "warmup_steps": 2},
     },
     "mfm": {"dim": 32, "heads": 4, "blocks": 1, "learning_rate": 0.001},
-    "host": {"ema_decay": 0.95, "threshold": 0.7, "jitter": 0.3, "source_jitter": 0.2},
+    "recipe": {"ema_decay": 0.95, "threshold": 0.7, "jitter": 0.3, "source_jitter": 0.2},
     "round": {
         "steps": 60, "max_seconds": 60, "batch_size": 4, "crop_height": HEIGHT, "crop_width": WIDTH, "device": "cpu",
         "threads": 1, "score_images": 16, "optim": {"learning_rate": 0.0007, "head_multiplier": 1.0, "warmup_steps": 2},

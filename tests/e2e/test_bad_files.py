@@ -9,10 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from daemon.cli.exit_codes import ExitCode
 from daemon.demo.driving import DrivenDaemon
 from daemon.demo.scoring import ask
-from storage.catalog import Catalog
+from daemon.exit_codes import ExitCode
+from storage.buffer.catalog import Catalog
 
 pytestmark = pytest.mark.disk
 

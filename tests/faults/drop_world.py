@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 
 from configs.settings import Settings
-from daemon.folder_events import Hints
-from daemon.ingest import Ingest
+from daemon.ingest.worker import Ingest
 from daemon.metrics import Metrics
+from daemon.watch.events import Hints
+from storage.buffer.frames import FrameBuffer
 from storage.checking import check_state, repair_state
-from storage.frames import FrameBuffer
 from storage.layout import StateLayout
 from tests.faults.promise import Kept, check_promise
 

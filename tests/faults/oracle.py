@@ -13,18 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
-from storage.catalog_records import FrameRecord
+from storage.buffer.catalog_records import FrameRecord
+from storage.buffer.frames import FrameBuffer
 from storage.checking import Severity, check_state, repair_state
-from storage.digest import digest_of
+from storage.durable.digest import digest_of
 from storage.errors import RefusedImage
-from storage.frames import FrameBuffer
-from storage.images import crc32_of
-from storage.labelled import LabelledSet
 from storage.layout import StateLayout
-from storage.registry import CheckpointRegistry
-from storage.rounds import RoundStore
+from storage.media.images import crc32_of
+from storage.registry.registry import CheckpointRegistry
+from storage.rounds.folder import RoundStore
+from storage.source.labelled import LabelledSet
 from tests.faults import world
-from tests.storage.mirrored import what_a_reader_finds
+from tests.storage.registry.mirrored import what_a_reader_finds
 
 
 class Oracle:

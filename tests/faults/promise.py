@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from storage.buffer.pixel_array import PixelArray
 from storage.errors import CorruptBuffer
-from storage.images import crc32_of
 from storage.layout import StateLayout
-from storage.pixel_array import PixelArray
+from storage.media.images import crc32_of
 
 
 @dataclass(slots=True)

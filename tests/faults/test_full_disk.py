@@ -10,7 +10,7 @@ import pytest
 
 from storage.checking import check_state
 from storage.layout import StateLayout
-from storage.registry import CheckpointRegistry
+from storage.registry.registry import CheckpointRegistry
 from tests.faults import world
 from tests.faults.oracle import Oracle
 
@@ -45,7 +45,7 @@ def fill(folder: Path, leave: int) -> Path:
 def test_a_full_disk_pauses_ingest_and_room_lets_it_go_on(
     small_disk: Path, tmp_path: Path, leave: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("daemon.ingest.PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr("daemon.ingest.worker.PAUSE_SECONDS", 0.02)
     (tmp_path / "drop").mkdir()
     config = world.settings(tmp_path, buffer={"capacity_frames": 64})
     oracle = Oracle(tmp_path, capacity=64)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from storage.catalog_schema import translated
+from storage.buffer.catalog_schema import translated
+from storage.buffer.frames import FrameBuffer
 from storage.errors import DurabilityLost, StorageError
-from storage.frames import FrameBuffer
 from storage.layout import StateLayout
 from tests.faults import world
 from tests.faults.io_tap import tapped
@@ -66,9 +66,9 @@ class FailNth:
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daemon.ingest.PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr("daemon.folder_root.CHECK_SECONDS", 0.0)
-    monkeypatch.setattr("daemon.stability.RETRIES.__class__.delay", lambda self, failures: 0.0)
+    monkeypatch.setattr("daemon.ingest.worker.PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("daemon.watch.folder.CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("daemon.watch.stability.RETRIES.__class__.delay", lambda self, failures: 0.0)
 
 
 @contextmanager

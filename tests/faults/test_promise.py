@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from storage.images import crc32_of
+from storage.media.images import crc32_of
 from tests.faults.drop_world import picture
 from tests.faults.promise import check_promise
 

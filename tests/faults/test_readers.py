@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from storage.buffer.frames import FrameBuffer
 from storage.errors import FrameEvicted
-from storage.frames import FrameBuffer
 from storage.layout import StateLayout
 from tests.faults import processes, world
 

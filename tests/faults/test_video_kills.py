@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from storage.checking import check_state, repair_state
-from storage.digest import digest_in_video, digest_of
-from storage.images import fit_frame
+from storage.durable.digest import digest_in_video, digest_of
 from storage.layout import StateLayout
-from storage.videos import HEAD_BYTES, Video, video_format
+from storage.media.images import fit_frame
+from storage.media.videos import HEAD_BYTES, Video, video_format
 from tests.faults import processes, world
 from tests.video_files import make_video
 

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from daemon.folder_events import Hints
-from daemon.watcher import Watcher
-from storage.catalog import Catalog, note_file
+from daemon.watch.events import Hints
+from daemon.watch.watcher import Watcher
+from storage.buffer.catalog import Catalog, note_file
 from tests.faults.drop_world import picture
 
 NAMES = 100_000

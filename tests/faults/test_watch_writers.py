@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from daemon.folder_events import Hints
+from daemon.watch.events import Hints
 from tests.faults.drop_world import DropWorld, picture
 
 FILES = 40

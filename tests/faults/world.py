@@ -19,23 +19,23 @@ from PIL import Image
 
 from configs.class_list import load_class_list
 from configs.settings import BufferSettings, Settings
-from daemon.folder_events import Hints
-from daemon.ingest import Ingest
+from daemon.ingest.worker import Ingest
 from daemon.metrics import Metrics
-from storage.buffer_compact import compact_buffer
-from storage.buffer_resize import resize_buffer
-from storage.catalog_records import FileFact
-from storage.digest import digest_of
-from storage.frames import FrameBuffer, NewFrame
-from storage.images import FittedFrame, decode_image, fit_frame
-from storage.labelled_import import import_labelled
+from daemon.watch.events import Hints
+from storage.buffer.catalog_records import FileFact
+from storage.buffer.compact import compact_buffer
+from storage.buffer.frames import FrameBuffer, NewFrame
+from storage.buffer.resize import resize_buffer
+from storage.durable.digest import digest_of
 from storage.layout import StateLayout
-from storage.manifest import Manifest
-from storage.mirrors import HuggingFaceMirror, Mirror, TritonMirror
-from storage.registry import CheckpointRegistry
-from storage.round_records import RoundEvent, RoundScores, RoundSpec, Verdict
-from storage.rounds import RoundStore
-from tests.storage.mirrored import export, weights_of
+from storage.media.images import FittedFrame, decode_image, fit_frame
+from storage.registry.manifest import Manifest
+from storage.registry.mirrors import HuggingFaceMirror, Mirror, TritonMirror
+from storage.registry.registry import CheckpointRegistry
+from storage.rounds.folder import RoundStore
+from storage.rounds.records import RoundEvent, RoundScores, RoundSpec, Verdict
+from storage.source.labelled_import import import_labelled
+from tests.storage.registry.mirrored import export, weights_of
 
 HEIGHT, WIDTH = 32, 48
 PATIENCE = 60.0

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from configs.settings import BufferSettings, Settings
-from storage.catalog_records import FileFact
-from storage.frames import FrameBuffer, NewFrame
-from storage.images import fit_frame
+from storage.buffer.catalog_records import FileFact
+from storage.buffer.frames import FrameBuffer, NewFrame
 from storage.layout import StateLayout
-from storage.manifest import Manifest
+from storage.media.images import fit_frame
+from storage.registry.manifest import Manifest
 
 HEIGHT, WIDTH = 64, 96
 

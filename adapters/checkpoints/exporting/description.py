@@ -4,9 +4,9 @@ from pathlib import Path
 
 from adapters.networks.pixels import IMAGENET_MEAN, IMAGENET_STD
 from storage import durable
-from storage.export_description import DESCRIPTION, ExportDescription
-from storage.manifest import Manifest
-from storage.versions import WEIGHTS
+from storage.registry.export_description import DESCRIPTION, ExportDescription
+from storage.registry.manifest import Manifest
+from storage.registry.versions import WEIGHTS
 
 
 def describe(manifest: Manifest, free: tuple[str, ...], folder: Path) -> None:

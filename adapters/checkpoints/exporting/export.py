@@ -15,8 +15,8 @@ from adapters.checkpoints.exporting.programs import write_onnx, write_torch_expo
 from adapters.errors import ExportRefused
 from adapters.networks.network import SegmentationNetwork
 from storage import durable
-from storage.manifest import Manifest
-from storage.registry import CheckpointRegistry
+from storage.registry.manifest import Manifest
+from storage.registry.registry import CheckpointRegistry
 
 Format = Literal["huggingface", "onnx", "torch-export"]
 FORMATS: tuple[Format, ...] = get_args(Format)

@@ -11,7 +11,7 @@ from adapters.networks.huggingface.pixels import scaling_of
 from adapters.networks.network import SegmentationNetwork
 from configs.settings import NetworkSettings
 from storage import durable
-from storage.manifest import Manifest
+from storage.registry.manifest import Manifest
 
 _BILINEAR = 2
 

@@ -11,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 from adapters.errors import ExportRefused
 from adapters.networks.network import SegmentationNetwork
 from configs.settings import NetworkSettings
-from storage.manifest import Manifest
+from storage.registry.manifest import Manifest
 
 PROGRAM, ONNX = "model.pt2", "model.onnx"
 INPUT, OUTPUT = "images", "logits"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from storage.round_records import ImageCounts
+from storage.rounds.records import ImageCounts
 
 
 def confusion(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int) -> Tensor:

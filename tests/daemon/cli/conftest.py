@@ -11,8 +11,8 @@ from configs.load import load_settings
 from configs.settings import Settings
 from daemon.cli import main
 from storage.layout import StateLayout
-from storage.manifest import Manifest
-from storage.registry import CheckpointRegistry
+from storage.registry.manifest import Manifest
+from storage.registry.registry import CheckpointRegistry
 
 CONFIG = """\
 classes: demo

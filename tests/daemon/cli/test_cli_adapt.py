@@ -15,18 +15,18 @@ import pytest
 from PIL import Image
 
 from configs.load import load_settings
-from daemon.child_records import end_leftovers
 from daemon.cli.adapt import _runs
-from daemon.cli.control_client import ControlFailed
-from daemon.cli.exit_codes import ExitCode
-from daemon.status import collect_status
-from storage.catalog_records import FileFact
-from storage.digest import digest_of
-from storage.frames import FrameBuffer, NewFrame
-from storage.images import fit_frame
+from daemon.control.client import ControlFailed
+from daemon.exit_codes import ExitCode
+from daemon.runtime.child_records import end_leftovers
+from daemon.status.collect import collect_status
+from storage.buffer.catalog_records import FileFact
+from storage.buffer.frames import FrameBuffer, NewFrame
+from storage.durable.digest import digest_of
 from storage.layout import StateLayout
-from storage.registry import CheckpointRegistry
-from storage.rounds import RoundFolder, RoundStore
+from storage.media.images import fit_frame
+from storage.registry.registry import CheckpointRegistry
+from storage.rounds.folder import RoundFolder, RoundStore
 
 CONFIG = """\
 classes: demo
@@ -121,7 +121,9 @@ def test_without_a_daemon_the_round_runs_here(mfmd, adaptable: Path, monkeypatch
     answer = mfmd("adapt")
     assert answer.code == ExitCode.FAILURE and "error[not_enough_frames]: 0 frames" in answer.err
     _fill_buffer(adaptable)
-    monkeypatch.setattr("daemon.rounds.launch_command", lambda *_: [sys.executable, "-c", "raise SystemExit('boom')"])
+    monkeypatch.setattr(
+        "daemon.rounds.runner.launch_command", lambda *_: [sys.executable, "-c", "raise SystemExit('boom')"]
+    )
     answer = mfmd("adapt")
     assert answer.code == ExitCode.FAILURE and answer.out == ""
     [line] = answer.err.splitlines()

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from storage.catalog_records import FileFact
-from storage.frames import FrameBuffer, NewFrame
-from storage.images import fit_frame
+from storage.buffer.catalog_records import FileFact
+from storage.buffer.frames import FrameBuffer, NewFrame
 from storage.layout import StateLayout
+from storage.media.images import fit_frame
 
 FRAMES = 5
 

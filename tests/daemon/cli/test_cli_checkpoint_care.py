@@ -9,10 +9,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from configs.settings import Settings
-from daemon.cli.exit_codes import ExitCode
+from daemon.exit_codes import ExitCode
 from storage.layout import StateLayout
-from storage.manifest import Manifest
-from storage.registry import CheckpointRegistry
+from storage.registry.manifest import Manifest
+from storage.registry.registry import CheckpointRegistry
 
 
 def version(registry: CheckpointRegistry, under: Settings, folder: Path, parent: int | None, **more: object) -> int:

@@ -9,10 +9,10 @@ import shutil
 import pytest
 
 from daemon.cli.errors import report
-from daemon.cli.exit_codes import ExitCode
-from storage.manifest import HistoryEvent
-from storage.registry import CheckpointRegistry
-from storage.shadow_record import ShadowRecord, ShadowRecords
+from daemon.exit_codes import ExitCode
+from storage.registry.manifest import HistoryEvent
+from storage.registry.registry import CheckpointRegistry
+from storage.registry.shadow_record import ShadowRecord, ShadowRecords
 
 
 def test_empty_registry_says_what_to_do(mfmd) -> None:

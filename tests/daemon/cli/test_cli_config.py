@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from configs.load import load_settings
-from daemon.cli.exit_codes import ExitCode
-from daemon.cli.settings_page import render
+from daemon.cli.settings.page import render
+from daemon.exit_codes import ExitCode
 
 DOCS = Path(__file__).parents[3] / "docs"
 

@@ -13,16 +13,16 @@ from PIL import Image
 
 from configs.load import load_settings
 from configs.settings import Settings
-from daemon.cli.exit_codes import ExitCode
 from daemon.doctor import Finding, Level
 from daemon.doctor.disk import examine_state
 from daemon.doctor.drop_folder import examine_drop_folder
 from daemon.doctor.models import examine_models
 from daemon.doctor.number_formats import examine_number_formats
 from daemon.doctor.ports import examine_ports
-from daemon.mounts import file_system_of
+from daemon.exit_codes import ExitCode
+from daemon.watch.mounts import file_system_of
 from storage.layout import StateLayout
-from storage.registry import CheckpointRegistry
+from storage.registry.registry import CheckpointRegistry
 from tests.daemon.certificates import self_signed
 
 

@@ -11,8 +11,8 @@ import pytest
 import typer
 
 from daemon.cli.app import app
-from daemon.cli.exit_codes import ExitCode
-from storage.registry import CheckpointRegistry
+from daemon.exit_codes import ExitCode
+from storage.registry.registry import CheckpointRegistry
 
 DOCS = Path(__file__).parents[3] / "docs"
 EVERYWHERE = {"--config", "--json", "--help", "--log-level", "--version", "--install-completion", "--show-completion"}

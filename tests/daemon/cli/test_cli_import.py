@@ -8,7 +8,7 @@ import torch
 
 from adapters.networks.build import build_network
 from configs.settings import Settings
-from daemon.cli.exit_codes import ExitCode
+from daemon.exit_codes import ExitCode
 
 
 class Malicious:

@@ -8,9 +8,9 @@ import pytest
 from configs.class_list import load_class_list
 from configs.load import load_settings
 from configs.settings import Settings
-from daemon.cli.config_template import render
 from daemon.cli.init import preset_names
-from daemon.cli.settings_reference import sections
+from daemon.cli.settings.reference import sections
+from daemon.cli.settings.template import render
 
 
 def test_written_configuration_validates_and_changes_no_default(mfmd, config: Path) -> None:

@@ -10,9 +10,9 @@ from PIL import Image
 
 from configs.load import load_settings
 from daemon.cli import main
-from daemon.cli.exit_codes import ExitCode
+from daemon.exit_codes import ExitCode
 from storage.layout import StateLayout
-from storage.registry import CheckpointRegistry
+from storage.registry.registry import CheckpointRegistry
 
 CONFIG = """\
 classes: demo

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from storage.catalog import Catalog
-from storage.catalog_records import FileFact
+from storage.buffer.catalog import Catalog
+from storage.buffer.catalog_records import FileFact
 from storage.layout import StateLayout
 
 

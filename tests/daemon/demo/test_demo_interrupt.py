@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from daemon.cli.exit_codes import ExitCode
+from daemon.exit_codes import ExitCode
 
 
 def test_sigterm_removes_the_state_and_ends_with_130(tmp_path: Path) -> None:

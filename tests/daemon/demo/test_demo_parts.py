@@ -19,7 +19,7 @@ from daemon.demo.picture import GAP, HEADER, MARGIN, Row, side_by_side
 from daemon.demo.report import Step, make_report, print_report, write_report
 from daemon.demo.scoring import Pair, ServedScore, confusion, pair_up
 from daemon.demo.story import BATCHES
-from storage.round_records import Verdict
+from storage.rounds.records import Verdict
 
 CLASSES = (ClassInfo(name="sky", color=(0, 0, 255)), ClassInfo(name="road", color=(128, 64, 128)))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from storage.round_records import ImageCounts, ModelScores, RoundScores, RoundSpec
+from storage.rounds.records import ImageCounts, ModelScores, RoundScores, RoundSpec
 
 NAMES = ("road", "building", "tree", "sky", "pole")
 PRIOR = np.array([0.38, 0.28, 0.2, 0.11, 0.03])

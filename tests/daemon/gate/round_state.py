@@ -10,9 +10,9 @@ from safetensors.numpy import save_file
 
 from configs.settings import Settings
 from storage.layout import StateLayout
-from storage.manifest import Manifest
-from storage.registry import CheckpointRegistry
-from storage.rounds import RoundFolder, RoundStore
+from storage.registry.manifest import Manifest
+from storage.registry.registry import CheckpointRegistry
+from storage.rounds.folder import RoundFolder, RoundStore
 
 NAMES = ("road", "building", "tree", "sky", "pole")
 BETTER: dict[str, Any] = {"accuracy": 0.8, "confidence": 0.7, "styled": 0.78, "seed": 3}

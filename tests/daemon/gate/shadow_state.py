@@ -4,14 +4,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from daemon.promotion import judge
-from daemon.recovery import finish_round
-from daemon.shadow_trial import end_shadow, open_trial
+from daemon.gate.promotion import judge
+from daemon.gate.shadow_trial import end_shadow, open_trial
+from daemon.rounds.recovery import finish_round
 from storage.layout import StateLayout
-from storage.registry import CheckpointRegistry
-from storage.round_records import Verdict
-from storage.rounds import RoundFolder, RoundStore
-from storage.shadow_record import ShadowRecord, ShadowRecords
+from storage.registry.registry import CheckpointRegistry
+from storage.registry.shadow_record import ShadowRecord, ShadowRecords
+from storage.rounds.folder import RoundFolder, RoundStore
+from storage.rounds.records import Verdict
 from tests.daemon.gate.round_state import State, make_state
 
 WANTED = 20

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from daemon import promotion
-from daemon.promotion import judge, release, roll_back
+from daemon.gate import promotion
+from daemon.gate.promotion import judge, release, roll_back
 from storage.errors import CorruptCheckpoint, StorageError, UnknownVersion
-from storage.registry import CheckpointRegistry
-from storage.round_records import Verdict
-from storage.rounds import RoundFolder
+from storage.registry.registry import CheckpointRegistry
+from storage.rounds.folder import RoundFolder
+from storage.rounds.records import Verdict
 from tests.daemon.gate.round_state import BETTER, State, make_state
 
 

@@ -16,10 +16,10 @@ from PIL import Image
 from adapters.checkpoints.checkpoint import save_weights
 from configs.settings import Settings
 from daemon.demo.driving import DrivenDaemon
-from daemon.promotion import judge
-from storage.round_records import Verdict
-from storage.rounds import RoundFolder, RoundStore
-from storage.shadow_record import ShadowRecords
+from daemon.gate.promotion import judge
+from storage.registry.shadow_record import ShadowRecords
+from storage.rounds.folder import RoundFolder, RoundStore
+from storage.rounds.records import Verdict
 from tests.daemon.gate.round_state import BETTER
 from tests.daemon.serving.serving_world import World, image_bytes, running, tiny_network, wait_until
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from daemon.shadow_gate import ShadowSight, decide_shadow
-from storage.round_records import Check, ShadowTrial, Verdict
-from storage.shadow_record import ShadowRecord
+from daemon.gate.shadow_rule import ShadowSight, decide_shadow
+from storage.registry.shadow_record import ShadowRecord
+from storage.rounds.records import Check, ShadowTrial, Verdict
 
 VOTE = Check(name="vote_flip", kind="vote", passed=True, value=0.1, limit=0.0, detail="won")
 OFFLINE = Verdict(round=7, decision="accepted", reason="4 of 4 votes won", checks=[VOTE], at=10.0)

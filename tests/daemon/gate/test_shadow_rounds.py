@@ -9,22 +9,22 @@ from typing import Any
 
 import pytest
 
-from daemon import rounds
-from daemon.child_records import ChildRecords
 from daemon.cli.adapt import _outcome
 from daemon.cli.status import _running
 from daemon.errors import RoundRunning
+from daemon.gate.shadow_trial import progress_of
 from daemon.metrics import Metrics
-from daemon.recovery import recover
-from daemon.round_history import summarise
-from daemon.round_loop import RoundLoop
-from daemon.rounds import RoundContext, RoundSuspended, continue_round
-from daemon.shadow_trial import progress_of
-from daemon.status import collect_status
-from storage.frames import FrameBuffer
+from daemon.rounds import runner as rounds
+from daemon.rounds.history import summarise
+from daemon.rounds.loop import RoundLoop
+from daemon.rounds.recovery import recover
+from daemon.rounds.runner import RoundContext, RoundSuspended, continue_round
+from daemon.runtime.child_records import ChildRecords
+from daemon.status.collect import collect_status
+from storage.buffer.frames import FrameBuffer
 from storage.layout import StateLayout
-from storage.round_records import Progress
-from storage.rounds import RoundFolder
+from storage.rounds.folder import RoundFolder
+from storage.rounds.records import Progress
 from tests.daemon.gate.round_state import BETTER
 from tests.daemon.gate.shadow_state import BY_HAND, WANTED, Trial, make_trial
 
@@ -197,7 +197,7 @@ def test_the_loop_takes_up_a_shadow_and_refuses_rounds_meanwhile(
     state: Trial, folder: RoundFolder, loop: RoundLoop, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A judgement that failed once, on a full disk for example, is made up for by the loop."""
-    monkeypatch.setattr("daemon.round_loop.check_frames", lambda *_: None)
+    monkeypatch.setattr("daemon.rounds.loop.check_frames", lambda *_: None)
     with stepping(loop, folder):
         with pytest.raises(RoundRunning, match="round 1 runs"):
             loop.request()
@@ -216,7 +216,7 @@ def test_the_loop_takes_up_a_shadow_and_refuses_rounds_meanwhile(
 def test_a_request_from_before_the_shadow_was_found_is_kept(
     state: Trial, folder: RoundFolder, loop: RoundLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("daemon.round_loop.check_frames", lambda *_: None)
+    monkeypatch.setattr("daemon.rounds.loop.check_frames", lambda *_: None)
     assert loop.request() == 2
     with stepping(loop, folder):
         state.compare(WANTED, 0.2)

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from daemon import promotion, shadow_trial
-from daemon.promotion import roll_back
-from daemon.shadow_trial import open_trial
+from daemon.gate import promotion, shadow_trial
+from daemon.gate.promotion import roll_back
+from daemon.gate.shadow_trial import open_trial
 from storage import durable
-from storage.round_records import Verdict
-from storage.rounds import RoundFolder
+from storage.rounds.folder import RoundFolder
+from storage.rounds.records import Verdict
 from tests.daemon.gate.round_state import BETTER
 from tests.daemon.gate.shadow_state import BY_HAND, WANTED, Trial, make_trial
 

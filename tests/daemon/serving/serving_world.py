@@ -16,19 +16,19 @@ import torch
 from PIL import Image
 
 from adapters.checkpoints.checkpoint import make_manifest, save_weights
+from adapters.inference.forward import ServedForward
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
-from adapters.served.forward import ServedForward
 from configs.serving import ServingSettings
 from configs.settings import Settings
-from daemon.serving.calibration import noise
+from daemon.net.tls import tls_files
 from daemon.serving.plane import InferencePlane
 from daemon.serving.server import make_server
-from daemon.tls import tls_files
+from daemon.serving.versions.calibration import noise
 from storage.durable import write_record
 from storage.layout import StateLayout
-from storage.manifest import Ref
-from storage.registry import CheckpointRegistry
+from storage.registry.manifest import Ref
+from storage.registry.registry import CheckpointRegistry
 
 CLASSES = [{"name": f"class{index}", "color": [index * 40, 10, 200 - index * 30]} for index in range(5)]
 HEIGHT, WIDTH = 64, 96

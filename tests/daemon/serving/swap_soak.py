@@ -18,7 +18,9 @@ def main() -> None:
     parser.add_argument("--swaps", type=int, default=1000)
     swaps: int = parser.parse_args().swaps
     torch.set_num_threads(1)
-    logging.getLogger("daemon.serving.follower").setLevel(logging.CRITICAL)  # a corrupt candidate each ten swaps
+    logging.getLogger("daemon.serving.versions.follower").setLevel(
+        logging.CRITICAL
+    )  # a corrupt candidate each ten swaps
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mfmd-soak-") as folder:
         load, counts = weather(World(Path(folder)), swaps)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from adapters.inference import segment_image
+from adapters.inference.segment import segment_image
 from tests.daemon.serving.serving_world import (
     HEIGHT,
     WIDTH,

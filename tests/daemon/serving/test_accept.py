@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.serving.answers import AnswerFormat, choose_format
+from daemon.serving.api.answers import AnswerFormat, choose_format
 from daemon.serving.errors import ApiError
 from tests.daemon.serving.serving_world import Served, image_bytes, mask_of
 

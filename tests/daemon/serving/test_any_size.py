@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapters.inference import segment_fitted, segment_image
-from adapters.windows import Window
+from adapters.inference.segment import segment_fitted, segment_image
+from adapters.inference.windows import Window
 from daemon.serving.plane import InferencePlane
 from tests.daemon.serving.serving_world import (
     HEIGHT,

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from adapters.inference import segment_image
+from adapters.inference.segment import segment_image
 from daemon.serving.batcher import Fitted
 from daemon.serving.errors import ApiError, QueueFull
 from daemon.serving.plane import InferencePlane
-from daemon.serving.slots import Resident
-from storage.images import fit_frame
+from daemon.serving.versions.slots import Resident
+from storage.media.images import fit_frame
 from tests.daemon.serving.serving_world import HEIGHT, WIDTH, World, picture
 
 

@@ -14,9 +14,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from adapters.networks.network import SegmentationNetwork
-from daemon.serving import swap
 from daemon.serving.plane import InferencePlane
-from storage.manifest import Manifest
+from daemon.serving.versions import swap
+from storage.registry.manifest import Manifest
 from tests.daemon.serving.serving_world import World, wait_until
 
 ARCHITECTURES = [
@@ -60,12 +60,12 @@ def at_call(monkeypatch: pytest.MonkeyPatch, target: str, number: int, work: Cal
 @pytest.mark.parametrize(
     ("moment", "number", "damage", "code"),
     [
-        ("storage.versions:_read_manifest", 1, remove, "version_unknown"),
-        ("storage.versions:_read_manifest", 2, remove, "version_unknown"),
-        ("storage.versions:digest_of", 1, remove, "version_unknown"),
-        ("storage.versions:digest_of", 1, remove_weights, "checkpoint_corrupt"),
-        ("daemon.serving.swap:network_of", 1, remove, "version_unknown"),
-        ("adapters.served.forward:copy_weights", 1, remove, "checkpoint_corrupt"),
+        ("storage.registry.versions:_read_manifest", 1, remove, "version_unknown"),
+        ("storage.registry.versions:_read_manifest", 2, remove, "version_unknown"),
+        ("storage.registry.versions:digest_of", 1, remove, "version_unknown"),
+        ("storage.registry.versions:digest_of", 1, remove_weights, "checkpoint_corrupt"),
+        ("daemon.serving.versions.swap:network_of", 1, remove, "version_unknown"),
+        ("adapters.inference.forward:copy_weights", 1, remove, "checkpoint_corrupt"),
     ],
 )
 def test_a_version_that_vanishes_while_it_is_read_has_a_stable_code_and_a_remedy(
@@ -106,7 +106,7 @@ def test_an_error_of_the_system_and_a_bug_have_stable_codes_too(
             raise error
 
         with monkeypatch.context() as watched:
-            at_call(watched, "storage.versions:digest_of", 1, fail)
+            at_call(watched, "storage.registry.versions:digest_of", 1, fail)
             assert look(plane, later) == first
         failure = plane.follower.failure
         assert failure is not None and failure.code == code and str(error) in failure.reason
@@ -139,7 +139,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 
     monkeypatch.setattr(swap, "network_of", noted)
     # pytest keeps what is logged: errors with their frames, and so what those held.
-    monkeypatch.setattr(logging.getLogger("daemon.serving.follower"), "disabled", True)
+    monkeypatch.setattr(logging.getLogger("daemon.serving.versions.follower"), "disabled", True)
     return count
 
 

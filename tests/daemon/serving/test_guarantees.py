@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from adapters.inference import segment_image
+from adapters.inference.segment import segment_image
 from daemon.serving.batcher import Fitted
 from daemon.serving.plane import InferencePlane
-from storage.images import fit_frame
+from storage.media.images import fit_frame
 from tests.daemon.serving.serving_world import (
     HEIGHT,
     WIDTH,

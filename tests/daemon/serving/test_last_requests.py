@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from daemon.daemon_parts import _child_specs
+from daemon.parts import _child_specs
 from daemon.serving import server as server_module
 from daemon.serving.plane import InferencePlane
 from daemon.serving.server import PlaneServer, make_server

@@ -12,7 +12,7 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from daemon.serving import body
+from daemon.serving.api import body
 from tests.daemon.serving.serving_world import Served, World, image_bytes, running, wait_until
 
 POST = b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"

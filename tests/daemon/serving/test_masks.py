@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adapters.inference import segment_image
+from adapters.inference.segment import segment_image
 from adapters.palette import colour_mask, overlay
 from configs.class_list import ClassInfo
 from configs.errors import ConfigError
 from configs.settings import Settings
-from daemon.mask_folder import check_masks
+from daemon.masks.folder import check_masks
 from daemon.serving.mask_file import mask_path, read_note
 from daemon.serving.plane import InferencePlane
 from daemon.serving.server import serve

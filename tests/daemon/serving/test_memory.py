@@ -12,7 +12,7 @@ from tests.daemon.serving.serving_world import World, running, wait_until
 
 COUNT = """
 import ctypes, re, sys, tempfile, threading
-from daemon.serving.memory import ARENAS, limit_arenas
+from daemon.serving.versions.memory import ARENAS, limit_arenas
 if not limit_arenas():
     sys.exit(3)
 libc = ctypes.CDLL(None)
@@ -36,7 +36,7 @@ assert heaps <= ARENAS, heaps
 FREE = """
 import ctypes, resource, sys
 from pathlib import Path
-from daemon.serving.memory import give_back
+from daemon.serving.versions.memory import give_back
 libc = ctypes.CDLL(None)
 if not hasattr(libc, "malloc_trim"):
     sys.exit(3)
@@ -61,7 +61,7 @@ assert left < 0.1 * kept, f"{left} of {kept} bytes are left"
 
 GARBAGE = """
 import gc, weakref
-from daemon.serving.memory import collect_garbage, freeze_heap
+from daemon.serving.versions.memory import collect_garbage, freeze_heap
 gc.disable()  # it runs when it likes
 class Cycle:
     def __init__(self):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from adapters.inference import segment_image
+from adapters.inference.segment import segment_image
 from adapters.networks.build import build_network
 from adapters.networks.multi_resolution import MultiResolutionNetwork
 from tests.daemon.serving.serving_world import (

@@ -7,7 +7,7 @@ import pytest
 
 from daemon.serving.plane import InferencePlane
 from tests.daemon.serving.serving_world import Served, World, image_bytes, running, wait_until
-from tests.storage.no_refs import NO_REFS
+from tests.storage.registry.no_refs import NO_REFS
 
 pytestmark = pytest.mark.timeout(120)
 KINDS: dict[str, Callable[[Path], None]] = {**NO_REFS, "nothing": lambda path: None}

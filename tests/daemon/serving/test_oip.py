@@ -8,9 +8,9 @@ import httpx
 import numpy as np
 import pytest
 
-from adapters.inference import segment_image
+from adapters.inference.segment import segment_image
 from daemon.serving.errors import ApiError
-from daemon.serving.oip_tensors import parse_infer
+from daemon.serving.oip.tensors import parse_infer
 from tests.daemon.serving.serving_world import HEIGHT, WIDTH, Served, World, picture, running, wait_until
 
 INFER = "/v2/models/segmentation/infer"

@@ -13,7 +13,7 @@ import pytest
 from configs.errors import ConfigError
 from configs.load import load_settings
 from daemon.cli import main
-from daemon.run_files import read_run_file
+from daemon.runtime.run_files import read_run_file
 from tests.daemon.certificates import self_signed
 from tests.daemon.serving.serving_world import CLASSES, World, image_bytes, wait_until
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adapters.inference import segment_image
+from adapters.inference.segment import segment_image
 from adapters.palette import colour_mask, overlay
-from daemon.serving.answers import class_infos
+from daemon.serving.api.answers import class_infos
 from tests.daemon.serving.serving_world import (
     CLASSES,
     HEIGHT,

@@ -20,13 +20,13 @@ from PIL import Image
 
 from configs.load import load_settings
 from configs.settings import Settings
-from daemon.activity import ChildActivity
-from daemon.backoff import Backoff
-from daemon.child_records import ChildRecords
-from daemon.daemon_parts import _child_specs
 from daemon.errors import AddressInUse
+from daemon.parts import _child_specs
+from daemon.runtime.activity import ChildActivity
+from daemon.runtime.backoff import Backoff
+from daemon.runtime.child_records import ChildRecords
+from daemon.runtime.supervisor import Supervisor
 from daemon.serving.server import RunRecord, serve
-from daemon.supervisor import Supervisor
 from tests.daemon.serving.serving_world import CLASSES, World, image_bytes, wait_until
 
 ENDS_ON_ORDER = """

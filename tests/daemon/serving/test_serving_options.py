@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import nn
 
-from adapters.inference import segment_fitted, segment_image
+from adapters.inference.segment import segment_fitted, segment_image
+from adapters.inference.windows import Window
 from adapters.networks.pixels import normalise
-from adapters.windows import Window
 from configs.serving import ServingSettings
-from daemon.serving.calibration import Calibration
+from daemon.serving.api.status import describe
 from daemon.serving.plane import InferencePlane
-from daemon.serving.status import describe
-from storage.catalog_records import FileFact
-from storage.frames import FrameBuffer, NewFrame
-from storage.images import fit_frame
+from daemon.serving.versions.calibration import Calibration
+from storage.buffer.catalog_records import FileFact
+from storage.buffer.frames import FrameBuffer, NewFrame
+from storage.media.images import fit_frame
 from tests.daemon.serving.serving_world import (
     FEW_TIES,
     HEIGHT,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from adapters.inference import segment_image
+from adapters.inference.segment import segment_image
 from tests.daemon.serving.serving_world import HEIGHT, WIDTH, World, image_bytes, picture, running
 
 PAGE = (Path(__file__).parents[3] / "docs" / "serving.md").read_text(encoding="utf-8")

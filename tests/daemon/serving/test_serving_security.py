@@ -7,9 +7,9 @@ import httpx
 import pytest
 
 from configs.errors import ConfigError
-from daemon.serving.guard import OPEN
+from daemon.serving.middleware.guard import OPEN
 from daemon.serving.server import serve
-from daemon.status import collect_status
+from daemon.status.collect import collect_status
 from tests.daemon.certificates import self_signed
 from tests.daemon.serving.serving_world import World, image_bytes, running, wait_until
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from structlog.testing import CapturingLogger
 
-from adapters.inference import segment_image
-from daemon.serving import shadow
-from daemon.serving.shadow import plane_name
+from adapters.inference.segment import segment_image
+from daemon.serving.shadow import compare as shadow
+from daemon.serving.shadow.compare import plane_name
 from storage.errors import DurabilityLost, StorageError
-from storage.shadow_record import ShadowRecord, ShadowRecords
+from storage.registry.shadow_record import ShadowRecord, ShadowRecords
 from tests.daemon.serving.serving_world import HEIGHT, WIDTH, Served, World, image_bytes, picture, running, wait_until
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from adapters.checkpoints.checkpoint import make_manifest
-from adapters.served.forward import ServedForward
+from adapters.inference.forward import ServedForward
 from daemon.serving.errors import NotReady, VersionNotLoaded
-from daemon.serving.slots import Resident, Slots
+from daemon.serving.versions.slots import Resident, Slots
 from tests.daemon.serving.serving_world import settings_for, tiny_network, wait_until
 
 MANIFEST = make_manifest(settings_for(Path("unused")), origin="pretrain")

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from daemon import connection_limits
+from daemon.net import connection_limits
 from daemon.serving import server
 from tests.daemon.certificates import self_signed
 from tests.daemon.serving.serving_world import Served, World, image_bytes, running

@@ -11,8 +11,8 @@ from adapters.checkpoints.checkpoint import make_manifest
 from daemon.serving.batcher import Fitted
 from daemon.serving.plane import InferencePlane
 from storage.durable import write_record
-from storage.images import fit_frame
-from storage.manifest import Ref
+from storage.media.images import fit_frame
+from storage.registry.manifest import Ref
 from tests.daemon.serving.serving_world import World, picture, settings_for
 
 

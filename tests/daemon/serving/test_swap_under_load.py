@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import httpx
 import numpy as np
 
-from adapters.inference import segment_image
+from adapters.inference.segment import segment_image
 from storage.durable import write_record
-from storage.manifest import Ref
+from storage.registry.manifest import Ref
 from tests.daemon.serving.serving_world import (
     HEIGHT,
     WIDTH,

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import uvicorn
 
-from daemon.messages import operator_messages
 from daemon.serving.batcher import Batcher, Fitted, Labels, fit
-from daemon.serving.follower import NICENESS, be_nice
 from daemon.serving.metrics import ServingMetrics
 from daemon.serving.plane import InferencePlane
 from daemon.serving.server import PlaneServer, serve
-from daemon.status import collect_status
+from daemon.serving.versions.follower import NICENESS, be_nice
+from daemon.status.collect import collect_status
+from daemon.status.messages import operator_messages
 from storage.layout import StateLayout
 from tests.daemon.serving.serving_world import HEIGHT, WIDTH, Served, World, image_bytes, picture, running, wait_until
 

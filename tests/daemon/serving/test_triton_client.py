@@ -8,7 +8,7 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from adapters.inference import segment_image
+from adapters.inference.segment import segment_image
 from tests.daemon.serving.serving_world import HEIGHT, WIDTH, Served, World, picture, running
 
 MODEL = "segmentation"

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from configs.settings import BufferSettings
+from storage.buffer.frames import FrameBuffer, NewFrame
+from storage.buffer.observations import Observation, Observations
 from storage.checking import check_state, repair_state
-from storage.frames import FrameBuffer, NewFrame
-from storage.labelled_import import import_labelled
 from storage.layout import StateLayout
-from storage.observations import Observation, Observations
-from storage.registry import CheckpointRegistry
-from storage.round_records import RoundScores, RoundSpec, Verdict
-from storage.rounds import RoundFolder, RoundStore
+from storage.registry.registry import CheckpointRegistry
+from storage.rounds.folder import RoundFolder, RoundStore
+from storage.rounds.records import RoundScores, RoundSpec, Verdict
+from storage.source.labelled_import import import_labelled
 
 Sql = Callable[..., None]
 Expect = Callable[..., None]

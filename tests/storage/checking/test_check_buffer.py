@@ -7,12 +7,12 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from storage.catalog import Catalog
-from storage.catalog_records import FrameRecord
-from storage.catalog_schema import SCHEMA_VERSION
+from storage.buffer.catalog import Catalog
+from storage.buffer.catalog_records import FrameRecord
+from storage.buffer.catalog_schema import SCHEMA_VERSION
+from storage.buffer.frames import FrameBuffer
+from storage.buffer.lost import lost_frames
 from storage.checking import Severity, check_state, repair_state
-from storage.checking.lost import lost_frames
-from storage.frames import FrameBuffer
 from storage.layout import StateLayout
 
 

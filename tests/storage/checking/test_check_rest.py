@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from storage.buffer.frames import FrameBuffer
 from storage.checking import check_state, repair_state
 from storage.checking.problem import ERRORS, LEFTOVERS, Problem
 from storage.errors import AlreadyRunning
-from storage.frames import FrameBuffer
 from storage.layout import StateLayout
-from storage.manifest import Ref
-from storage.registry import CheckpointRegistry
-from storage.rounds import RoundStore
+from storage.registry.manifest import Ref
+from storage.registry.registry import CheckpointRegistry
+from storage.rounds.folder import RoundStore
 
 PAGE = Path(__file__).parents[3] / "docs" / "check.md"
 

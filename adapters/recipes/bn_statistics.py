@@ -1,0 +1,99 @@
+"""BN statistics: the incumbent's weights with BatchNorm statistics of the target, and nothing learnt.
+
+Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation" (NeurIPS 2020); Nado
+et al. 2020. Weights stay, so a round costs one forward pass a step, and the source can lose much
+(docs/decisions/0004-teacher-and-candidate.md).
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapters.augmentation.augment import normalise_unit
+from adapters.errors import AdapterError
+from adapters.networks.batch_norm import batch_norm_layers, forget_statistics
+from adapters.networks.network import SegmentationNetwork
+from adapters.parallel import average_buffers
+from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses, mean_of
+from adapters.self_training.soft_labels import confident_share
+
+Statistics = list[tuple[Tensor, Tensor]]
+"""Running mean and variance of each BatchNorm layer, [C] each."""
+
+
+class BnStatistics(Recipe):
+    """Each step feeds one batch into the running statistics, a plain mean over the round's batches.
+
+    The finished network has share * target + (1 - share) * released statistics, share = n / (n + `statistics_prior`)
+    after n crops (their eq. 2). `kept_ratio` is the share of confident pixels, seen with the batch's own statistics.
+    """
+
+    learns = False
+    restate = False
+
+    def __init__(self, inputs: RecipeInputs) -> None:
+        """Raises AdapterError for a network without BatchNorm."""
+        super().__init__(inputs)
+        self._layers = batch_norm_layers(self.student)
+        if not self._layers:
+            raise AdapterError(
+                "recipe.name bn_statistics: this network has no BatchNorm layer, so no statistics can be estimated; "
+                "use tent or cotta, which adapt LayerNorm networks too"
+            )
+        self._released = _statistics(inputs.released or self.student)
+        self._momentum = [layer.momentum for layer in self._layers]
+        self._crops = 0
+        for layer in self._layers:
+            forget_statistics(layer)
+            # torch reads this counter in every pass: on the CPU that waits for no GPU
+            layer.num_batches_tracked = torch.zeros((), dtype=torch.long)
+
+    def step(self, *batches: StepBatch) -> StepLosses:
+        """Record the statistics of `batches`; there is no loss."""
+        self.steps += 1
+        self.student.eval()
+        for layer in self._layers:
+            layer.train()
+        return mean_of([self._record(batch) for batch in batches])
+
+    @torch.no_grad()
+    def _record(self, batch: StepBatch) -> StepLosses:
+        inputs = self.inputs
+        images = inputs.images(batch.target.images)
+        with inputs.autocast():
+            logits: Tensor = self.student(normalise_unit(images))
+        self._crops += images.shape[0] * inputs.accelerator.num_processes
+        counted = inputs.on_device(batch.target.trusted)
+        return StepLosses({}, confident_share(logits.float().softmax(dim=1), counted, inputs.recipe.threshold))
+
+    @torch.no_grad()
+    def finished(self) -> SegmentationNetwork:
+        """A copy of the student with the mixed statistics, in eval mode; before any step the released ones."""
+        network = copy.deepcopy(self.student).eval()
+        average_buffers(self.inputs.accelerator, network)  # the released statistics are mixed with those of all crops
+        prior = self.inputs.recipe.statistics_prior
+        share = self._crops / (self._crops + prior) if self._crops else 0.0
+        layers = zip(batch_norm_layers(network), self._released, self._momentum, strict=True)
+        for layer, (mean, variance), momentum in layers:
+            assert layer.running_mean is not None and layer.running_var is not None
+            layer.running_mean.copy_(torch.lerp(mean, layer.running_mean, share))
+            layer.running_var.copy_(torch.lerp(variance, layer.running_var, share))
+            layer.momentum = momentum
+            layer.num_batches_tracked = layer.num_batches_tracked.to(mean.device)  # type: ignore[union-attr]
+        return network
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters; the statistics so far are buffers of the student."""
+        return {**super().state_dict(), "crops": self._crops}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        super().load_state_dict(state)
+        self._crops = int(state["crops"])
+
+
+def _statistics(network: SegmentationNetwork) -> Statistics:
+    found = [(layer.running_mean, layer.running_var) for layer in batch_norm_layers(network)]
+    return [(mean.clone(), variance.clone()) for mean, variance in found if mean is not None and variance is not None]

@@ -1,0 +1,87 @@
+"""CoTTA: consistency with an averaged teacher, its answers averaged over augmentations, weights restored at random.
+
+Wang et al., "Continual Test-Time Domain Adaptation" (CVPR 2022).
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from adapters.augmentation.augment import normalise_unit
+from adapters.networks.network import Output, SegmentationNetwork
+from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses, mean_of
+from adapters.recipes.restoration import Restoration
+from adapters.self_training.soft_labels import confident_share, soft_cross_entropy
+from adapters.self_training.teacher import Teacher
+from adapters.self_training.test_time_augmentation import average_over, mean_confidence
+from adapters.training_pass import encode, mean_over_outputs, part_of
+
+
+class Cotta(Recipe):
+    """Algorithm 1: pseudo-label (eq. 4), consistency loss (eq. 5), teacher (eq. 2), random restoration (eq. 8).
+
+    Every weight is trained. The teacher follows with `ema_decay` itself from the first step on and, as in the other
+    recipes, normalises with the statistics of the batch. Whether a crop is averaged over augmentations is settled on
+    the device for each crop: both answers are computed and one is taken, because asking the GPU would hold up the step;
+    `augment_below` 0 saves the passes. `kept_ratio` is the share of confident pixels of the pseudo-label; all are
+    learnt.
+    """
+
+    def __init__(self, inputs: RecipeInputs) -> None:
+        """Raises ValueError without a released version: it judges the confidence and gives the weights to restore."""
+        super().__init__(inputs)
+        if inputs.released is None:
+            raise ValueError("cotta needs the released version")
+        self._released = inputs.released
+        self.teacher = Teacher(self.student, inputs.recipe.ema_decay)
+        self._restoration = Restoration(self.student, inputs.released, inputs.recipe.restore_probability)
+
+    def step(self, *batches: StepBatch) -> StepLosses:
+        """Add the mean gradient of the consistency loss over `batches`."""
+        self.steps += 1
+        self.student.train()
+        return mean_of([self._backward(batch, 1.0 / len(batches)) for batch in batches])
+
+    def after_step(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Let the teacher follow, then restore some of the student's weights."""
+        self.teacher.follow(self.student, self.teacher.decay)
+        self._restoration.restore(self.inputs.draws)
+
+    def finished(self) -> SegmentationNetwork:
+        """The teacher; its running statistics are still to be estimated, over the target."""
+        return copy.deepcopy(self.teacher.network)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Student and teacher."""
+        return {**super().modules(), "teacher": self.teacher.network}
+
+    def _backward(self, batch: StepBatch, share: float) -> StepLosses:
+        inputs = self.inputs
+        images = normalise_unit(inputs.images(batch.target.images))
+        valid, counted = inputs.on_device(batch.target.valid), inputs.on_device(batch.target.trusted)
+        with inputs.autocast():
+            pseudo = self._pseudo_label(images, valid)
+
+        def consistency(output: Output) -> Tensor:
+            window = output.window
+            return soft_cross_entropy(output.logits, part_of(window, pseudo), part_of(window, counted))
+
+        with inputs.autocast():
+            encoded = encode(self.student, images, inputs.draws)
+            outputs = self.student.outputs(encoded.features, encoded.views, encoded.size)
+            loss = mean_over_outputs(outputs, consistency)
+        inputs.accelerator.backward(share * loss)
+        kept_ratio = confident_share(pseudo, counted, inputs.recipe.threshold)
+        return StepLosses({"consistency": loss.detach()}, kept_ratio)
+
+    @torch.no_grad()
+    def _pseudo_label(self, images: Tensor, valid: Tensor) -> Tensor:
+        """Class probabilities [B, K, H, W] for normalised crops [B, 3, H, W] with `valid` pixels [B, H, W]."""
+        recipe = self.inputs.recipe
+        plain = self.teacher(images).float().softmax(dim=1)
+        if recipe.augment_below == 0.0:
+            return plain
+        averaged = average_over(self.teacher, images, recipe.augment_scales, plain)
+        unsure = mean_confidence(self._released(images), valid) < recipe.augment_below  # [B]
+        return torch.where(unsure.view(-1, 1, 1, 1), averaged, plain)

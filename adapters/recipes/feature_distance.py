@@ -1,0 +1,67 @@
+"""Thing-class feature distance: source features of countable things stay near those of a frozen network.
+
+Hoyer et al., "DAFormer" (CVPR 2022), eq. 7 to 9, constants of the code (papers.md 5): self-training on one domain
+forgets what the encoder knew about rare things; only where the label is a thing, only in source images, only in the
+deepest map.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapters.errors import NetworkMismatch
+from adapters.losses import IGNORE_INDEX
+from adapters.networks.network import SegmentationNetwork
+from adapters.parallel import mean_count
+from adapters.recipes.recipe import RecipeInputs
+from adapters.training_pass import Encoded
+
+
+class FeatureDistance:
+    """Mean L2 norm of the difference of two deepest maps, over the cells of thing classes."""
+
+    def __init__(self, inputs: RecipeInputs, reference: SegmentationNetwork) -> None:
+        """Raises NetworkMismatch when the maps of `reference` are not of the student's width."""
+        mine, theirs = inputs.student.feature_channels[-1], reference.feature_channels[-1]
+        if mine != theirs:
+            raise NetworkMismatch(
+                f"recipe.feature_distance_weight: the deepest map has {mine} channels, that of the "
+                f"{inputs.recipe.feature_distance_from} network {theirs}; set the weight to 0, or use another "
+                "recipe.feature_distance_from"
+            )
+        self._reference, self._share = reference, inputs.recipe.feature_distance_share
+        things = [not inputs.recipe.thing_classes or name in inputs.recipe.thing_classes for name in inputs.class_names]
+        self._things = torch.tensor([*things, False], device=inputs.accelerator.device)  # [K + 1], ignored last
+
+    def __call__(self, encoded: Encoded, labels: Tensor) -> Tensor:
+        """The distance, a scalar; 0 where no cell counts. Not yet times its weight.
+
+        `encoded` is what the student made of source images with `labels` [B, H, W]; the reference sees the same images,
+        jittered or not. Of several views it is the first, the context of a multi-resolution network.
+        """
+        deepest = encoded.features[0][-1].float()  # [B, C, h, w]; float32, since squares of half precision overflow
+        with torch.no_grad():
+            frozen = self._reference.encode(encoded.views[0].images)[-1].float()
+            counted = self.cells(labels, (deepest.shape[-2], deepest.shape[-1]))
+        distance = torch.linalg.vector_norm(deepest - frozen, dim=1)  # [B, h, w]
+        mean: Tensor = (distance * counted).sum() / mean_count(counted)
+        return mean
+
+    def cells(self, labels: Tensor, size: tuple[int, int]) -> Tensor:
+        """Which cells of a map of `size` count, bool [B, *size]: one thing class fills the share of the pixels below.
+
+        Ignored pixels are a class of their own that never counts. Where `size` does not divide the labels, cells are
+        as even as pixels allow, and neighbours share a row.
+        """
+        classes = len(self._things)
+        known = labels.masked_fill(labels == IGNORE_INDEX, classes - 1)
+        one_hot = known.unsqueeze(1) == torch.arange(classes, device=labels.device).view(1, -1, 1, 1)  # [B, K+1, H, W]
+        share, winner = F.adaptive_avg_pool2d(one_hot.float(), size).max(dim=1)  # each [B, h, w]
+        return (share >= self._share) & self._things[winner]
+
+
+def feature_distance(inputs: RecipeInputs) -> FeatureDistance | None:
+    """The distance as `inputs` ask for it; none when its weight is 0 or there is no reference."""
+    if inputs.recipe.feature_distance_weight == 0.0 or inputs.reference is None:
+        return None
+    return FeatureDistance(inputs, inputs.reference)

@@ -1,0 +1,55 @@
+"""Masked-image consistency: the student must see what the teacher sees, with most of the target image hidden.
+
+Hoyer et al., "MIC: Masked Image Consistency for Context-Enhanced Domain Adaptation" (CVPR 2023; papers.md 5.2).
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapters.augmentation.augment import normalise_unit, strong_augment
+from adapters.draws import Draws
+from adapters.recipes.recipe import RecipeInputs
+from adapters.recipes.self_training import StepImages
+from adapters.training_pass import encode, prediction_loss
+
+
+class MaskedImageTerm:
+    """`masked_image`: cross-entropy on the jittered, blurred and masked target against its pseudo-label and weight.
+
+    The image is multiplied by the mask once it is normalised, as in the original, so a hidden block holds zeros there,
+    which is ImageNet's mean colour and not black. The pseudo-label hides nothing.
+    """
+
+    def __init__(self, inputs: RecipeInputs) -> None:
+        self._inputs = inputs
+
+    def __call__(self, images: StepImages) -> dict[str, Tensor]:
+        """The loss of one batch."""
+        inputs, recipe = self._inputs, self._inputs.recipe
+        augmented = strong_augment(
+            images.target,
+            jitter=recipe.jitter,
+            jitter_probability=recipe.jitter_probability,
+            blur_probability=recipe.blur_probability,
+            draws=inputs.draws,
+        )
+        masked = mask_blocks(
+            normalise_unit(augmented), recipe.masked_image_block, recipe.masked_image_ratio, inputs.draws
+        )
+        with inputs.autocast():
+            encoded = encode(inputs.student, masked, inputs.draws)
+            loss = prediction_loss(inputs.student, encoded, images.pseudo.labels, images.pseudo.weight)
+        return {"masked_image": recipe.masked_image_weight * loss}
+
+
+def mask_blocks(images: Tensor, block: float, ratio: float, draws: Draws) -> Tensor:
+    """`images` [B, 3, H, W] with each square block set to 0 with probability `ratio`, each image by itself.
+
+    `block` is the side of a block as a share of the shorter side. Blocks are as nearly square as fit evenly.
+    """
+    count, _, height, width = images.shape
+    side = max(1.0, block * min(height, width))
+    rows, columns = max(1, round(height / side)), max(1, round(width / side))
+    keep = (draws.per_image(count, 1, rows, columns) >= ratio).to(images.dtype)  # [B, 1, rows, columns]
+    keep = keep.to(images.device, non_blocking=True)
+    return images * F.interpolate(keep, (height, width), mode="nearest")

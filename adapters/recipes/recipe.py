@@ -1,0 +1,140 @@
+"""The contract of a recipe: what one step trains on, what it reports, and what a round may ask of it."""
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.accelerator import Accelerator
+from torch import Tensor, nn
+
+from adapters.augmentation.augment import to_unit
+from adapters.draws import Draws
+from adapters.mfm.rebuilder import Rebuilder
+from adapters.networks.network import SegmentationNetwork
+from adapters.sampling.crops import SourceBatch, TargetBatch
+from configs.settings import MfmSettings, RecipeSettings
+
+
+class StepBatch(NamedTuple):
+    """What one step trains on."""
+
+    target: TargetBatch
+    """Unlabelled crops."""
+    source: SourceBatch | None = None
+    """As many labelled crops of the same size; none when source-free."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepLosses:
+    """What one step reports; everything stays on the device, so that nobody waits for it inside the step."""
+
+    losses: dict[str, Tensor]
+    """Detached scalars by name, each with its factor."""
+    kept_ratio: Tensor
+    """Share of pseudo-label pixels above the threshold, a scalar (0-1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeInputs:
+    """What a recipe is built from."""
+
+    student: SegmentationNetwork
+    """The network that learns, on the device, with the incumbent's weights."""
+    rebuilder: Rebuilder | None
+    """Of MFM; none: off."""
+    released: SegmentationNetwork | None
+    """The released version, frozen, in eval mode, on the device; none when the recipe does not ask for it."""
+    recipe: RecipeSettings
+    """Constants of the recipe."""
+    mfm: MfmSettings
+    """Constants of MFM."""
+    class_names: tuple[str, ...]
+    """Names of the classes, by index."""
+    accelerator: Accelerator
+    """Device, precision and processes."""
+    draws: Draws
+    """Random numbers: mixes, augmentations, masks. Only dropout uses torch's own."""
+    reference: SegmentationNetwork | None = None
+    """The frozen network that feature distance measures against, in eval mode, on the device; none when the recipe has
+    no feature distance, or the round no source."""
+    source_free: bool = False
+    """Whether the round has no source images: batches come without, and the released weights hold the student."""
+    class_weights: Tensor | None = None
+    """Weight of each value of true labels, [256] on the device (`recipe.class_balance`); none: all weigh alike."""
+
+    def images(self, frames: Tensor) -> Tensor:
+        """[B, H, W, 3] bytes -> [B, 3, H, W] in [0, 1] on the device."""
+        return to_unit(self.on_device(frames))
+
+    def on_device(self, tensor: Tensor) -> Tensor:
+        """`tensor` on the device, without waiting for it."""
+        return tensor.to(self.accelerator.device, non_blocking=True)
+
+    def label_weight(self, labels: Tensor) -> Tensor | None:
+        """Loss weight of true `labels` [B, H, W], of the same shape; none: all weigh alike."""
+        return None if self.class_weights is None else self.class_weights[labels]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision as configured; for forward passes."""
+        context: AbstractContextManager[Any] = self.accelerator.autocast()
+        return context
+
+
+class Recipe(ABC):
+    """One recipe. A step adds up gradients in the parameters; zeroing them and stepping the optimizer is the caller's.
+
+    The constructor may freeze parameters of the student: the optimizer gets what requires a gradient afterwards. Modes
+    are the caller's (`Training` puts the student into train mode); recipes that need others set them in the step.
+    """
+
+    learns = True
+    """Whether there is anything for an optimizer."""
+    restate = True
+    """Whether BatchNorm statistics of the finished network are to be estimated afresh by the caller."""
+
+    def __init__(self, inputs: RecipeInputs) -> None:
+        self.inputs = inputs
+        self.student = inputs.student
+        self.rebuilder = inputs.rebuilder
+        self.steps = 0
+        """Optimizer steps begun, over all rounds that shared this training state."""
+
+    @abstractmethod
+    def step(self, *batches: StepBatch) -> StepLosses:
+        """Begin an optimizer step and add the mean gradient of `batches` (several: gradient accumulation)."""
+
+    def after_step(  # noqa: B027  nothing to do is a complete answer for most recipes
+        self, optimizer: torch.optim.Optimizer | None
+    ) -> None:
+        """What the recipe does to the weights after the optimizer's step; nothing by default."""
+
+    @abstractmethod
+    def finished(self) -> SegmentationNetwork:
+        """The network that the training so far gives, to be scored or exported: a copy of the student or its average.
+
+        Whatever is done to it, the training can go on as if nobody had asked.
+        """
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Everything with weights that must survive a restart, by name."""
+        modules: dict[str, nn.Module] = {"student": self.student}
+        return modules if self.rebuilder is None else {**modules, "rebuilder": self.rebuilder}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters and random numbers, to go on from."""
+        return {"steps": self.steps, "draws": self.inputs.draws.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.steps = int(state["steps"])
+        self.inputs.draws.load_state_dict(state["draws"])
+
+
+def mean_of(results: list[StepLosses]) -> StepLosses:
+    """Mean losses over the batches of one optimizer step."""
+    if len(results) == 1:
+        return results[0]
+    losses = {name: torch.stack([result.losses[name] for result in results]).mean() for name in results[0].losses}
+    return StepLosses(losses, torch.stack([result.kept_ratio for result in results]).mean())

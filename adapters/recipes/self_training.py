@@ -1,0 +1,102 @@
+"""The step that DACS, DAFormer, HRDA and MIC share: an EMA teacher, its pseudo-labels, and losses one after the other.
+
+A recipe is the list of its losses (`Term`). Each is back-propagated by itself, so that the activations of only one
+forward pass are held at a time (papers.md 5).
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adapters.augmentation.augment import normalise_unit
+from adapters.networks.network import SegmentationNetwork
+from adapters.recipes.anchor import Anchor
+from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses, mean_of
+from adapters.self_training.pseudo_labels import PseudoLabel, pseudo_label
+from adapters.self_training.teacher import Teacher
+
+
+@dataclass(frozen=True, slots=True)
+class StepImages:
+    """A batch on the device, with the teacher's answer."""
+
+    target: Tensor
+    """Clean target crops, [B, 3, H, W] in [0, 1]."""
+    pseudo: PseudoLabel
+    """What the teacher says about them."""
+    source: Tensor | None
+    """Source crops, [B, 3, H, W] in [0, 1]; none when source-free."""
+    source_labels: Tensor | None
+    """Their labels, [B, H, W] int64."""
+    teacher: SegmentationNetwork | None = None
+    """The network that gave the answer."""
+
+
+Term = Callable[[StepImages], dict[str, Tensor]]
+"""Losses by name, each with its factor, that share a forward pass; empty when the batch has nothing for them."""
+
+
+class SelfTraining(Recipe):
+    """Teacher update (not before the first step), pseudo-labels on the clean target, then the recipe's terms in order.
+
+    Source-free (a batch without source): terms that need source give nothing, and the student is pulled towards the
+    released weights (`recipe.anchor_weight`).
+    """
+
+    def __init__(self, inputs: RecipeInputs, terms: Sequence[Term]) -> None:
+        super().__init__(inputs)
+        self.teacher = Teacher(self.student, inputs.recipe.ema_decay)
+        self._terms = terms
+        strength = inputs.recipe.anchor_strength(source_free=inputs.source_free)
+        self._anchor = Anchor(self.student, inputs.released, strength)
+
+    def step(self, *batches: StepBatch) -> StepLosses:
+        """Add the gradients of one optimizer step to the parameters; advances the teacher."""
+        self.teacher.update(self.student, self.steps)
+        self.steps += 1
+        return mean_of([self._backward(self._images(batch), 1.0 / len(batches)) for batch in batches])
+
+    def after_step(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Pull the student towards the released weights."""
+        self._anchor.pull(optimizer)
+
+    def finished(self) -> SegmentationNetwork:
+        """The teacher with the last step's student in it; its running statistics are still to be estimated."""
+        teacher = copy.deepcopy(self.teacher)
+        teacher.update(self.student, self.steps)
+        return teacher.network
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Student, teacher and Rebuilder."""
+        return {**super().modules(), "teacher": self.teacher.network}
+
+    def _images(self, batch: StepBatch) -> StepImages:
+        inputs, source = self.inputs, batch.source
+        target = inputs.images(batch.target.images)
+        with inputs.autocast():
+            logits = self.teacher(normalise_unit(target))
+        pseudo = pseudo_label(
+            logits,
+            inputs.on_device(batch.target.valid),
+            inputs.on_device(batch.target.trusted),
+            inputs.recipe.threshold,
+        )
+        return StepImages(
+            target,
+            pseudo,
+            inputs.images(source.images) if source is not None else None,
+            inputs.on_device(source.labels).long() if source is not None else None,
+            self.teacher.network,
+        )
+
+    def _backward(self, images: StepImages, share: float) -> StepLosses:
+        found: dict[str, Tensor] = {}
+        for term in self._terms:
+            losses = term(images)
+            if losses:
+                self.inputs.accelerator.backward(share * torch.stack(list(losses.values())).sum())
+            found |= {name: loss.detach() for name, loss in losses.items()}
+        return StepLosses(found, images.pseudo.kept_ratio)

@@ -1,0 +1,75 @@
+"""TENT: lower the entropy of the prediction on the target by scale and shift of the normalisation layers alone.
+
+Wang et al., "Tent: Fully Test-Time Adaptation by Entropy Minimization" (ICLR 2021).
+"""
+
+import copy
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from adapters.augmentation.augment import normalise_unit
+from adapters.errors import AdapterError
+from adapters.networks.batch_norm import without_noise
+from adapters.networks.network import Output, SegmentationNetwork
+from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses, mean_of
+from adapters.self_training.soft_labels import confident_share, entropy
+from adapters.training_pass import encode, mean_over_outputs, part_of
+
+NORMALISATION = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
+"""Layers whose scale and shift are trained. The paper has BatchNorm; in a transformer LayerNorm takes its place."""
+
+
+class Tent(Recipe):
+    """Entropy of the student on the target batch (eq. 1), averaged over valid pixels outside the margins.
+
+    BatchNorm normalises with the batch at hand, dropout and drop path are off: the prediction that is sharpened is the
+    one that would be served. `kept_ratio` is the share of its pixels that are confident; nothing depends on it.
+    """
+
+    def __init__(self, inputs: RecipeInputs) -> None:
+        """Freezes everything but scales and shifts. Raises AdapterError when the network has none."""
+        super().__init__(inputs)
+        self.student.requires_grad_(False)
+        trained = norm_parameters(self.student)
+        if not trained:
+            raise AdapterError(
+                "recipe.name tent: this network has no BatchNorm, LayerNorm or GroupNorm with scale and shift, so "
+                "there is nothing to train; use cotta, which trains every weight"
+            )
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+    def step(self, *batches: StepBatch) -> StepLosses:
+        """Add the mean gradient of the entropy over `batches`."""
+        self.steps += 1
+        without_noise(self.student.train())
+        return mean_of([self._backward(batch, 1.0 / len(batches)) for batch in batches])
+
+    def _backward(self, batch: StepBatch, share: float) -> StepLosses:
+        inputs = self.inputs
+        counted = inputs.on_device(batch.target.trusted)
+
+        def uncertainty(output: Output) -> Tensor:
+            return entropy(output.logits, part_of(output.window, counted))
+
+        def kept(output: Output) -> Tensor:
+            probabilities = output.logits.detach().float().softmax(dim=1)
+            return confident_share(probabilities, part_of(output.window, counted), inputs.recipe.threshold)
+
+        with inputs.autocast():
+            encoded = encode(self.student, normalise_unit(inputs.images(batch.target.images)), inputs.draws)
+            outputs = self.student.outputs(encoded.features, encoded.views, encoded.size)
+            loss = mean_over_outputs(outputs, uncertainty)
+        inputs.accelerator.backward(share * loss)
+        return StepLosses({"entropy": loss.detach()}, mean_over_outputs(outputs, kept))
+
+    def finished(self) -> SegmentationNetwork:
+        """The student; its running statistics are still to be estimated, over the target."""
+        return copy.deepcopy(self.student)
+
+
+def norm_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """Scales and shifts of the normalisation layers of `network`, [C] each."""
+    layers = [layer for layer in network.modules() if isinstance(layer, NORMALISATION)]
+    return [parameter for layer in layers for parameter in layer.parameters(recurse=False)]

@@ -1,0 +1,112 @@
+"""`mfmd run`: the daemon from lock to clean stop. It never imports torch; what needs tensors is a child process."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from configs.errors import ConfigError
+from configs.settings import Settings
+from daemon.control.server import ControlServer, bind
+from daemon.errors import NoCheckpoint
+from daemon.masks.folder import check_masks
+from daemon.net.tls import tls_files
+from daemon.net.token import control_token
+from daemon.parts import DaemonParts
+from daemon.runtime.logs import configure_logs, get_logger
+from daemon.runtime.run_files import write_run_file
+from storage.layout import StateLayout
+from storage.registry.registry import CheckpointRegistry
+
+log = get_logger(__name__)
+
+
+def run(settings: Settings, config: Path) -> int:
+    """Run the daemon on `settings` until SIGTERM or SIGINT; 0 after a clean stop.
+
+    `config` is the file the settings came from; children read it again. Raises AlreadyRunning, NoCheckpoint,
+    ConfigError (a public address without a token, an unusable certificate), AddressInUse, BufferMismatch or another
+    StorageError.
+    """
+    configure_logs(settings.log)
+    layout = StateLayout(settings.state)
+    stop = threading.Event()
+    check_folders(settings)
+    with _signals(stop), layout.lock():
+        layout.create()
+        require_version(settings, CheckpointRegistry(layout.checkpoints))
+        token = control_token(settings.control, layout)
+        tls = tls_files("control", settings.control.certificate, settings.control.key)
+        with bind(settings.control) as listener:
+            parts = DaemonParts(settings, config, token)
+            server = ControlServer(parts.app, listener, tls)
+            try:
+                parts.start()
+                server.start()
+                write_run_file(layout.run_file("daemon"), *server.address, tls.digest if tls else None)
+                parts.metrics.process.started.set_to_current_time()
+                log.info("daemon_ready", host=server.address[0], port=server.address[1], state=str(layout.root))
+                return _wait(stop, server)
+            finally:
+                layout.run_file("daemon").unlink(missing_ok=True)
+                parts.stop()
+                server.stop()
+                log.info("daemon_stopped")
+
+
+def check_folders(settings: Settings) -> None:
+    """Raises ConfigError when the daemon would take in its own files or the ones it moved; links are followed.
+
+    Also when masks would go where they must not.
+    """
+    folder, state = settings.watch.folder.resolve(), settings.state.resolve()
+    if state == folder or (settings.watch.recursive and state.is_relative_to(folder)):
+        raise ConfigError(f"state: {state} lies in the drop folder {folder}; put it somewhere else")
+    for name in ("done_folder", "quarantine"):
+        other: Path | None = getattr(settings.watch, name)
+        if other is not None and other.resolve().is_relative_to(folder):
+            raise ConfigError(f"watch.{name}: {other} lies in the drop folder {folder}; put it somewhere else")
+    check_masks(settings)
+
+
+def require_version(settings: Settings, registry: CheckpointRegistry) -> None:
+    """Raises NoCheckpoint, saying what to do, when no version serves; StorageError when its ref is damaged."""
+    if registry.serving() is not None:
+        return
+    versions = registry.versions()
+    if versions:
+        newest = versions[-1]
+        remedy = f"version {newest} exists: `mfmd rollback --to {newest}` lets it serve"
+    elif settings.source is not None:
+        remedy = "run `mfmd pretrain` to train one on the source images"
+    else:
+        remedy = (
+            "there are no labelled source images and no starting checkpoint: `mfmd import PATH` takes a model in, "
+            "or set `source` and run `mfmd pretrain`"
+        )
+    raise NoCheckpoint(f"{settings.state}: no version to serve; {remedy}")
+
+
+def _wait(stop: threading.Event, server: ControlServer) -> int:
+    while not stop.wait(1.0):
+        if not server.alive:
+            log.critical("control_server_died")
+            return 1
+    log.info("daemon_stopping")
+    return 0
+
+
+@contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set `stop`; in another thread than the main one somebody else looks after signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in caught}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

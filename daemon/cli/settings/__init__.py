@@ -1,0 +1,1 @@
+"""The settings as text: template, reference page, schema."""

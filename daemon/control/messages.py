@@ -1,0 +1,85 @@
+"""What the control API takes and gives."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from daemon.rounds.history import RoundSummary
+from storage.registry.manifest import Ref
+from storage.rounds.records import Progress, Verdict
+
+LARGEST_NUMBER = 999_999_999
+"""Of a version or a round: more digits are no file name on any disk."""
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class RollbackRequest(_Body):
+    """What `POST /v1/rollback` may carry."""
+
+    to: Annotated[int | None, Field(ge=1, le=LARGEST_NUMBER)] = None
+    """Version to serve; none: the one that served before."""
+    expected: Annotated[int | None, Field(ge=1, le=LARGEST_NUMBER)] = None
+    """Only while this version serves: a request that is sent again after its answer was lost goes no further back."""
+    reason: str = ""
+    """Why; kept in the history."""
+
+
+class PinRequest(_Body):
+    """What pin and unpin may carry."""
+
+    reason: str = ""
+    """Why; kept in the history."""
+
+
+class RetryRequest(_Body):
+    """Which refused files `POST /v1/refused/retry` means; all where nothing is given."""
+
+    paths: list[str] = []
+    """Relative to the drop folder, as `mfmd refused list` shows them."""
+    reason: str | None = None
+    """A reason code."""
+
+
+class CheckpointSummary(BaseModel):
+    """One version in one line."""
+
+    version: int
+    created: float | None
+    origin: str
+    parent: int | None
+    round: int | None
+    pinned: bool
+    scores: dict[str, float]
+    marks: list[str] = []
+    """What to know before going back to it: `rolled back`, `never served`, `rejected`, `inconclusive`."""
+    damaged: str | None = None
+
+
+class CheckpointList(BaseModel):
+    """`GET /v1/checkpoints`."""
+
+    serving: Ref | None
+    previous: Ref | None
+    versions: list[CheckpointSummary]
+    damaged: list[str] = []
+    """What is wrong with refs that cannot be read, and what to do."""
+
+
+class RoundList(BaseModel):
+    """`GET /v1/rounds`."""
+
+    running: int | None
+    """Number of the round that runs or is about to."""
+    rounds: list[RoundSummary]
+    """Newest first."""
+
+
+class RoundDetail(BaseModel):
+    """`GET /v1/rounds/{number}`."""
+
+    summary: RoundSummary
+    progress: Progress | None
+    verdict: Verdict | None

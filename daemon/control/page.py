@@ -1,0 +1,110 @@
+"""The operator's page on the control plane: `GET /` shows what serves, `POST /rollback` goes back. HTML, no assets.
+
+The form asks for the control token each time and no cookie stands for it, so another site has nothing to send along;
+one that tries anyway is refused by what the browser says of it. The form names the version that it was shown for: sent
+twice, or after somebody else moved the ref, it does nothing.
+"""
+
+import re
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from starlette.concurrency import run_in_threadpool
+
+from configs.settings import Settings
+from daemon.control.errors import STATUS_OF, ApiError
+from daemon.control.page_html import STYLE_HASH, Notice, render
+from daemon.gate import promotion
+from daemon.net.token import same_token
+from daemon.status.collect import collect_status
+from storage.errors import StorageError
+from storage.registry.registry import CheckpointRegistry
+
+MOST_FORM_BYTES = 16 * 1024
+MOST_FIELDS = 8
+NUMBER = re.compile("[0-9]{1,9}")
+HEADERS = {
+    "Content-Security-Policy": f"default-src 'none'; style-src '{STYLE_HASH}'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+"""The page runs no script, loads nothing, stands in no frame, and is kept by no cache."""
+
+
+def create_page(settings: Settings, registry: CheckpointRegistry, token: str) -> APIRouter:
+    """The routes of the page."""
+    router = APIRouter(include_in_schema=False)
+
+    def show(notice: Notice | None = None, status: int = 200) -> HTMLResponse:
+        text = render(collect_status(settings), registry, notice)
+        return HTMLResponse(text, status, headers=HEADERS)
+
+    @router.get("/")
+    def page() -> HTMLResponse:
+        """The page."""
+        return show()
+
+    @router.post("/rollback")
+    async def rollback(request: Request) -> Response:
+        """What the form sends: token, shown version, target, reason. Back to the page when it is done."""
+        try:
+            _same_site(request)
+            form = _form(await _body(request))
+            if not same_token(form.get("token", "").strip(), token):
+                raise ApiError(401, "unauthorized", "wrong control token: see control.token in the documentation")
+            await run_in_threadpool(_roll_back, registry, form)
+        except (ApiError, StorageError) as error:
+            return await run_in_threadpool(show, Notice("Not rolled back", str(error)), _status_of(error))
+        return RedirectResponse("/", 303, headers=HEADERS)
+
+    return router
+
+
+def _roll_back(registry: CheckpointRegistry, form: dict[str, str]) -> None:
+    to, shown, reason = form.get("to", ""), form.get("serving", ""), form.get("reason", "").strip()
+    if not (NUMBER.fullmatch(shown) and (not to or NUMBER.fullmatch(to))):
+        raise ApiError(422, "invalid_request", "serving and to must be numbers of versions; load the page again")
+    if not reason:
+        raise ApiError(422, "invalid_request", "say why: the reason is kept in the history")
+    target = int(to) if to else None
+    promotion.roll_back(registry, to=target, by="operator", reason=reason, expected=int(shown))
+
+
+def _same_site(request: Request) -> None:
+    """Raises ApiError when a browser says that the form came from another site."""
+    origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
+    foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host", "")
+    if site is not None:  # says it better: a proxy may change the host that we see
+        foreign = site not in ("same-origin", "none")
+    if foreign:
+        raise ApiError(403, "foreign_site", "the form was sent from another site; open this page and send it from here")
+
+
+async def _body(request: Request) -> bytes:
+    """At most `MOST_FORM_BYTES`. Raises ApiError beyond that."""
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MOST_FORM_BYTES:
+            raise ApiError(413, "invalid_request", f"a form of more than {MOST_FORM_BYTES} bytes")
+    return bytes(data)
+
+
+def _form(body: bytes) -> dict[str, str]:
+    """Fields of an urlencoded form, the first of each name. Raises ApiError when it is none."""
+    try:
+        fields: dict[str, list[Any]] = parse_qs(body.decode(), max_num_fields=MOST_FIELDS, keep_blank_values=True)
+    except ValueError as error:
+        raise ApiError(422, "invalid_request", f"not a form: {error}") from error
+    return {name: str(values[0]) for name, values in fields.items()}
+
+
+def _status_of(error: Exception) -> int:
+    if isinstance(error, ApiError):
+        return error.status
+    return next(status for kind, status in STATUS_OF.items() if isinstance(error, kind))

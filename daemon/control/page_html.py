@@ -1,0 +1,144 @@
+"""The HTML of the operator's page: every value is escaped where it is put in."""
+
+import base64
+import hashlib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from daemon.status.model import Status
+from daemon.status.plane_words import describe_plane
+from daemon.status.version_marks import history_marks
+from storage.registry.registry import CheckpointRegistry
+
+HISTORY_LINES = 20
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+table { border-collapse: collapse; width: 100%; } caption { text-align: left; color: #57606a; }
+th, td { text-align: left; vertical-align: top; padding: .25rem .6rem; border-bottom: 1px solid #d0d7de; }
+.notice, .message { border-left: 4px solid #bf8700; padding: .4rem .8rem; background: #fff8c5; }
+label { display: block; margin: .5rem 0; } input, select { font: inherit; padding: .2rem .4rem; }
+button { font: inherit; padding: .3rem 1rem; }
+"""
+STYLE_HASH = f"sha256-{base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()}"
+"""What the content security policy allows: this style and no other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What became of a form."""
+
+    title: str
+    """In a few words."""
+    text: str
+    """One sentence."""
+
+
+def render(status: Status, registry: CheckpointRegistry, notice: Notice | None = None) -> str:
+    """The whole page."""
+    parts = [
+        f'<p class="notice" role="alert"><strong>{escape(notice.title)}.</strong> {escape(notice.text)}</p>'
+        if notice
+        else "",
+        _serving(status),
+        "".join(f'<p class="message">{escape(message)}</p>' for message in status.messages),
+        _rollback(status, history_marks(registry)),
+        _rounds(status),
+        _history(registry),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>mfmd</title><style>{STYLE}</style></head><body><h1>mfmd</h1>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _serving(status: Status) -> str:
+    serving, previous, plane = status.serving, status.previous, status.plane
+    none = "unknown, the ref is damaged or missing" if status.serving_damaged else "no version yet"
+    rows: list[tuple[str, object]] = [
+        ("should serve", f"version {serving.version}, {serving.by}: {serving.reason}" if serving else none),
+        ("since", _time(serving.since if serving else None)),
+        ("answers now", describe_plane(plane)),
+        ("before it", f"version {previous.version}" if previous else "-"),
+        ("buffer", f"{status.buffer.frames} of {status.buffer.capacity} frames, {status.buffer.holdout} held out"),
+        (
+            "drop folder",
+            f"{status.folder}: {status.watch.state}, {status.watch.pending} waiting; ingest {status.ingest.state}",
+        ),
+        ("next round", f"round {status.round.round} runs" if status.round else status.next_round.waiting_for),
+    ]
+    rows += [
+        (f"mirror {item.name}", f"{item.folder}: {item.state}, version {item.version or '-'}")
+        for item in status.mirrors
+    ]
+    return _table("", rows, caption=f"as of {_time(status.at)}")
+
+
+def _rollback(status: Status, marks: Mapping[int, Sequence[str]]) -> str:
+    serving = status.serving
+    if serving is None and status.versions:  # the form says what it was shown for: there is none, or it is not known
+        what = "It is not known which version serves" if status.serving_damaged else "No version serves"
+        return f"<h2>Roll back</h2><p>{what}: `mfmd rollback --to N` lets one serve.</p>"
+    others = [version for version in reversed(status.versions) if serving and version != serving.version]
+    if serving is None or not others:
+        return "<h2>Roll back</h2><p>There is no other version.</p>"
+    choices = "".join(_choice(version, marks.get(version, ())) for version in others)
+    return (
+        f'<h2>Roll back</h2><form method="post" action="/rollback" autocomplete="off">'
+        f'<input type="hidden" name="serving" value="{serving.version}">'
+        '<label>To <select name="to"><option value="">the version that served before</option>'
+        f"{choices}</select></label>"
+        '<label>Reason <input name="reason" required maxlength="500" size="60"></label>'
+        '<label>Control token <input type="password" name="token" required autocomplete="off"></label>'
+        f"<button>Roll back from version {serving.version}</button></form>"
+    )
+
+
+def _choice(version: int, marks: Sequence[str]) -> str:
+    known = f" ({', '.join(marks)})" if marks else ""
+    return f'<option value="{version}">version {version}{escape(known)}</option>'
+
+
+def _rounds(status: Status) -> str:
+    rows = [
+        (item.round, item.result, item.version or "-", item.frames, _time(item.ended), item.reason)
+        for item in status.last_rounds
+    ]
+    return _table("Rounds", rows, head=("round", "result", "version", "frames", "ended", "why"), empty="No round yet.")
+
+
+def _history(registry: CheckpointRegistry) -> str:
+    events = reversed(registry.history()[-HISTORY_LINES:])
+    rows = [
+        (_time(item.at), item.event.replace("_", " "), item.version or "-", item.previous or "-", item.by, item.reason)
+        for item in events
+    ]
+    head = ("time", "event", "version", "before", "by", "reason")
+    return _table("History", rows, head=head, empty="Nothing happened yet.")
+
+
+def _table(
+    title: str, rows: Iterable[Sequence[object]], *, head: Sequence[str] = (), caption: str = "", empty: str = ""
+) -> str:
+    """A table; without `head` the first cell of each row is its heading."""
+    begin, end = ("<td>", "</td>") if head else ('<th scope="row">', "</th>")
+    lines = [
+        f"<tr>{begin}{_cell(row[0])}{end}{''.join(f'<td>{_cell(cell)}</td>' for cell in row[1:])}</tr>" for row in rows
+    ]
+    heading = f"<h2>{escape(title)}</h2>" if title else ""
+    if not lines:
+        return f"{heading}<p>{escape(empty)}</p>"
+    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    about = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f"{heading}<table>{about}<thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def _cell(value: object) -> str:
+    return escape(str(value))
+
+
+def _time(unix: float | None) -> str:
+    return "-" if unix is None else time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(unix))

@@ -1,0 +1,1 @@
+"""May a candidate serve? Vetoes, votes, the shadow, and the promotion that moves the refs."""

@@ -1,0 +1,107 @@
+"""The gate: may a candidate serve? A pure function over records; every rule is explained in docs/gate.md.
+
+Without labels nobody can prove an improvement, and most self-trained candidates of a model that is already adapted
+are worse (codebases.md b.6, regime B). So the healthy default is to keep the incumbent: a veto rejects, and only
+votes of different kinds together accept. numpy only, no torch.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from configs.settings import GateSettings
+from daemon.gate.comparable import incomparable
+from daemon.gate.vetoes import agreement, completed, source_class_iou, source_miou, vanished_class, weights_vetoes
+from daemon.gate.votes import DISAGREEMENT, STYLED, Vote, cast_votes
+from storage.rounds.records import Check, ModelScores, RoundScores, RoundSpec, Verdict
+
+GATE = "gate"
+"""Who moves a ref because of a verdict."""
+
+
+def decide(
+    spec: RoundSpec, scores: RoundScores, settings: GateSettings, class_names: Sequence[str], *, at: float
+) -> Verdict:
+    """The verdict on a round, with every check that could be made.
+
+    rejected: the round failed, a veto failed, or most votes are lost beyond doubt. accepted: no veto failed and
+    enough votes are won. inconclusive: everything else. The incumbent stays unless accepted. Deterministic: the
+    bootstrap is seeded by the round's number. `at` is the verdict's time (Unix, seconds).
+    """
+    ruling = _judge(spec, scores, settings, class_names)
+    return Verdict(round=spec.round, decision=ruling.decision, reason=ruling.reason, checks=list(ruling.checks), at=at)
+
+
+class _Ruling(NamedTuple):
+    decision: Literal["accepted", "rejected", "inconclusive"]
+    reason: str
+    checks: Sequence[Check] = ()
+
+
+def _judge(spec: RoundSpec, scores: RoundScores, settings: GateSettings, class_names: Sequence[str]) -> _Ruling:
+    candidate, incumbent = scores.candidate, scores.incumbent
+    checks = [completed(scores)]
+    if scores.status == "failed":
+        return _rejected(checks)
+    if scores.status == "stopped" or candidate is None or incumbent is None:
+        return _Ruling("inconclusive", f"no scored candidate: {checks[0].detail}", checks)
+    checks += weights_vetoes(candidate)
+    if not all(check.passed for check in checks):
+        return _rejected(checks)
+    problem = incomparable(spec, scores, len(class_names))
+    if problem is not None:
+        return _Ruling("inconclusive", problem, checks)
+    checks += _damage(scores, candidate, incumbent, settings, class_names, seed=spec.round)
+    if not all(check.passed for check in checks):
+        return _rejected(checks)
+    frames = len(candidate.flip_consistency)
+    if frames < settings.min_holdout:
+        return _Ruling("inconclusive", f"{frames} hold-out frames; the gate needs {settings.min_holdout}", checks)
+    votes = cast_votes(candidate, incumbent, scores.reference_marginal, settings, seed=spec.round)
+    return _count(votes, settings, [*checks, *(vote.check(settings.confidence) for vote in votes)])
+
+
+def _rejected(checks: Sequence[Check]) -> _Ruling:
+    failed = "; ".join(check.detail for check in checks if not check.passed)
+    return _Ruling("rejected", f"veto: {failed}", checks)
+
+
+def _damage(
+    scores: RoundScores,
+    candidate: ModelScores,
+    incumbent: ModelScores,
+    settings: GateSettings,
+    class_names: Sequence[str],
+    seed: int,
+) -> list[Check]:
+    """The vetoes against damage: on hold-out frames, and on source images when there are any."""
+    checks = []
+    if candidate.flip_consistency:
+        reference = scores.reference_marginal
+        checks.append(vanished_class(candidate, incumbent, scores.released, reference, settings, class_names))
+        checks.append(agreement(candidate, settings))
+    if candidate.source and scores.released and scores.released.source:
+        anchor = scores.released.source
+        checks.append(source_miou(candidate.source, anchor, settings))
+        checks.append(source_class_iou(candidate.source, anchor, settings, class_names, seed))
+    return checks
+
+
+def _count(votes: Sequence[Vote], settings: GateSettings, checks: Sequence[Check]) -> _Ruling:
+    """With source: `votes_with_source` of the four, disagreement among them. Source-free: all three.
+
+    Styled source must not be lost: a candidate that confirms its own errors is steady and sure, which wins the three
+    votes without labels, and only true labels tell.
+    """
+    won = [vote.name for vote in votes if vote.won]
+    lost = [vote.name for vote in votes if vote.lost]
+    needed = settings.votes_with_source if len(votes) > 3 else len(votes)
+    tally = f"{len(won)} of {len(votes)} votes won ({', '.join(won) or 'none'}), {needed} needed"
+    if len(won) >= needed and DISAGREEMENT in won and STYLED not in lost:
+        return _Ruling("accepted", tally, checks)
+    if 2 * len(lost) > len(votes):
+        return _Ruling("rejected", f"worse than the incumbent: lost {', '.join(lost)}", checks)
+    if DISAGREEMENT not in won:
+        tally += f", {DISAGREEMENT} among them"
+    if STYLED in lost:
+        tally += f"; {STYLED} is lost"
+    return _Ruling("inconclusive", tally, checks)

@@ -1,0 +1,232 @@
+"""What may move the serving ref: the verdict on a round, a first release, an operator's rollback. One function each.
+
+Nothing else in mfmd promotes or rolls back. No torch: the control plane and the command line call this.
+"""
+
+import time
+
+from configs.settings import Settings
+from daemon.gate.candidate import candidate_manifest, tensor_differences
+from daemon.gate.decide import GATE, decide
+from daemon.gate.shadow_trial import asks_for_shadow, begin_trial, end_shadow, look
+from daemon.runtime.logs import get_logger
+from storage.durable.digest import digest_of
+from storage.errors import CorruptCheckpoint, DurabilityLost, ServingChanged, StorageError, UnknownVersion
+from storage.layout import StateLayout
+from storage.registry.manifest import HistoryEvent, Manifest, Ref
+from storage.registry.registry import CheckpointRegistry
+from storage.registry.shadow_record import ShadowRecords
+from storage.registry.versions import WEIGHTS
+from storage.rounds.folder import RoundFolder
+from storage.rounds.records import RoundScores, RoundSpec, Verdict
+
+NO_REASON = "no reason given"
+"""What the history says of a rollback that nobody explained."""
+
+log = get_logger(__name__)
+
+
+def judge(
+    registry: CheckpointRegistry, folder: RoundFolder, settings: Settings, *, waited: float = 0.0, stopped: bool = False
+) -> Verdict | None:
+    """Decide on a finished round and act on it; returns the verdict, which is also in `verdict.json`.
+
+    An accepted candidate becomes a version and serves, unless somebody made another version serve meanwhile: an
+    operator's rollback during the round stands, and the verdict is inconclusive. Every verdict is in the registry's
+    history. Then old versions are pruned. Safe to call again after a crash: what is decided stays decided, what is
+    half done is finished.
+
+    Returns none while the candidate runs in the shadow first (`gate.shadow_images`): call again then, with the seconds
+    `waited` since that was last noted; `stopped` ends it. Raises StorageError when the round left no scores,
+    CorruptCheckpoint when the incumbent's files are damaged.
+    """
+    verdict, spec = folder.verdict(), folder.spec()
+    if verdict is None:
+        verdict = _reached(registry, folder, settings, spec, waited=waited, stopped=stopped)
+        if verdict is None:
+            return None
+        folder.write_verdict(verdict)
+        if verdict.decision != "accepted":
+            trial = folder.trial()
+            _record(registry, verdict, spec, trial.version if trial else None)
+    if verdict.decision == "accepted" and verdict.version is None:
+        verdict = _promote(registry, folder, spec, _scores(folder), verdict)
+        folder.write_verdict(verdict)
+    if folder.trial() is not None:
+        end_shadow(registry, f"round {folder.number}: {verdict.decision}")
+    _prune(registry, settings)
+    return verdict
+
+
+def release(registry: CheckpointRegistry, version: int, by: str, reason: str) -> Ref | None:
+    """Let `version` serve if nothing serves yet; none when something does. Raises UnknownVersion, CorruptCheckpoint, or
+    StorageError when the serving ref is damaged or gone: planes still serve what it named.
+    """
+    if registry.serving() is not None:
+        return None
+    return registry.promote(version, by=by, reason=reason)
+
+
+def roll_back(
+    registry: CheckpointRegistry, *, to: int | None, by: str, reason: str, expected: int | None = None
+) -> Ref:
+    """Let an earlier version serve again: `to`, or the one that served before. Never asks the gate.
+
+    The one way back: `mfmd rollback`, the control API and the page call this, and the reason lands in the history.
+    `expected`: only while that version serves. Raises UnknownVersion, CorruptCheckpoint, ServingChanged or StorageError
+    (it serves already); then nothing moved.
+    """
+    return registry.roll_back(to=to, by=by, reason=reason.strip() or NO_REASON, expected=expected)
+
+
+def _scores(folder: RoundFolder) -> RoundScores:
+    scores = folder.scores()
+    if scores is None:
+        raise StorageError(f"round {folder.number} left no scores.json: it crashed or was killed; see {folder.log}")
+    return scores
+
+
+def _reached(
+    registry: CheckpointRegistry,
+    folder: RoundFolder,
+    settings: Settings,
+    spec: RoundSpec,
+    *,
+    waited: float,
+    stopped: bool,
+) -> Verdict | None:
+    """The verdict on the scores, or after them on what the shadow showed; none while that is waited for."""
+    if folder.trial() is None:
+        scores = _scores(folder)
+        verdict = _decided(registry, folder, settings, spec, scores)
+        if verdict.decision != "accepted" or not asks_for_shadow(settings):
+            return verdict
+        version = _added(registry, spec) or _add(registry, folder, spec, scores, None).version
+        begin_trial(folder, settings, version, verdict)
+    found = look(registry, folder, _records(settings), waited=waited, stopped=stopped)
+    if found is not None:
+        _into_manifest(registry, folder, found)
+    return found
+
+
+def _into_manifest(registry: CheckpointRegistry, folder: RoundFolder, verdict: Verdict) -> None:
+    """The verdict of a candidate that was in the registry before there was one. Damage there must not stop the gate."""
+    trial = folder.trial()
+    try:
+        if trial is not None:
+            registry.judged(trial.version, verdict.model_dump(mode="json"))
+    except (UnknownVersion, CorruptCheckpoint) as error:
+        log.error("verdict_not_in_manifest", round=folder.number, reason=str(error))
+
+
+def _decided(
+    registry: CheckpointRegistry, folder: RoundFolder, settings: Settings, spec: RoundSpec, scores: RoundScores
+) -> Verdict:
+    """The gate's verdict, with what the gate cannot know: the candidate's file, and what serves now."""
+    serving = registry.ref("serving")
+    unchanged = serving is not None and serving.version == spec.incumbent
+    if scores.status == "completed" and scores.candidate is not None and unchanged:
+        odd = tensor_differences(folder.candidate, registry.weights_path(spec.incumbent))
+        missing = sorted({*scores.candidate.missing, *odd})
+        scores = scores.model_copy(update={"candidate": scores.candidate.model_copy(update={"missing": missing})})
+    verdict = decide(spec, scores, settings.gate, [entry.name for entry in settings.classes], at=time.time())
+    if verdict.decision == "accepted" and not unchanged:
+        now = f"version {serving.version} serves" if serving else "no version serves"
+        return _withdrawn(verdict, f"{now}, the candidate was compared with version {spec.incumbent}")
+    twin = _rolled_back_twin(registry, folder) if verdict.decision == "accepted" else None
+    if twin is not None:
+        reason = f"the candidate's weights are those of version {twin}, which was rolled back from"
+        return verdict.model_copy(update={"decision": "rejected", "reason": reason})
+    return verdict
+
+
+def _rolled_back_twin(registry: CheckpointRegistry, folder: RoundFolder) -> int | None:
+    """The version with the same weights that was rolled back from: under another number it is no better."""
+    bad = sorted(registry.rolled_back() & set(registry.versions()))
+    digest = digest_of(folder.candidate) if bad else ""
+    return next((version for version in bad if _weights_digest(registry, version) == digest), None)
+
+
+def _weights_digest(registry: CheckpointRegistry, version: int) -> str | None:
+    """None for a version whose manifest is damaged: that must not keep others from being judged."""
+    try:
+        return registry.manifest(version).files[WEIGHTS].sha256
+    except (CorruptCheckpoint, KeyError):
+        return None
+
+
+def _promote(
+    registry: CheckpointRegistry, folder: RoundFolder, spec: RoundSpec, scores: RoundScores, verdict: Verdict
+) -> Verdict:
+    """Add the accepted candidate and let it serve; the verdict with its version."""
+    version = _added(registry, spec) or _add(registry, folder, spec, scores, verdict).version
+    serving = registry.ref("serving")
+    # After a crash it may serve already, or have served and been rolled back: then there is nothing left to do.
+    done = (serving is not None and serving.version == version) or version in registry.rolled_back()
+    try:
+        if not done:
+            registry.promote(version, by=GATE, reason=verdict.reason, round=spec.round, expected=spec.incumbent)
+    except ServingChanged as error:
+        withdrawn = _withdrawn(verdict, str(error))
+        _into_manifest(registry, folder, withdrawn)
+        _record(registry, withdrawn, spec, version)
+        return withdrawn
+    return verdict.model_copy(update={"version": version})
+
+
+def _add(
+    registry: CheckpointRegistry, folder: RoundFolder, spec: RoundSpec, scores: RoundScores, verdict: Verdict | None
+) -> Manifest:
+    if scores.candidate is None:
+        raise StorageError(f"{folder.path}: accepted without a candidate's scores; the round folder was tampered with")
+    manifest = candidate_manifest(registry.manifest(spec.incumbent), spec, scores.candidate, verdict)
+    return registry.add(folder.candidate, manifest, by=GATE, reason=f"candidate of round {spec.round}")
+
+
+def _added(registry: CheckpointRegistry, spec: RoundSpec) -> int | None:
+    """The version that this round's candidate became before a crash, or none."""
+    for version in reversed(registry.versions()):
+        try:
+            manifest = registry.manifest(version)
+        except CorruptCheckpoint:  # another version's damage must not keep this one from serving
+            continue
+        if manifest.round == spec.round and manifest.parent == spec.incumbent:
+            return version
+    return None
+
+
+def _prune(registry: CheckpointRegistry, settings: Settings) -> None:
+    """Remove old versions; none while it cannot be told what must stay, for a manifest or a ref is damaged or gone."""
+    try:
+        registry.prune(settings.registry.keep_versions)
+        _records(settings).prune(registry.versions())
+    except DurabilityLost:
+        raise
+    except StorageError as error:
+        log.error("versions_not_pruned", reason=str(error))
+
+
+def _records(settings: Settings) -> ShadowRecords:
+    return ShadowRecords(StateLayout(settings.state).shadow)
+
+
+def _withdrawn(verdict: Verdict, why: str) -> Verdict:
+    """An accepted verdict that cannot be acted on any more."""
+    reason = f"serving changed during the round: {why}"
+    return verdict.model_copy(update={"decision": "inconclusive", "reason": reason})
+
+
+def _record(registry: CheckpointRegistry, verdict: Verdict, spec: RoundSpec, version: int | None = None) -> None:
+    """One line of history for a candidate that does not serve."""
+    event = HistoryEvent.model_validate(
+        {
+            "at": verdict.at,
+            "event": verdict.decision,
+            "version": version,
+            "previous": spec.incumbent,
+            "round": spec.round,
+            "by": GATE,
+            "reason": verdict.reason,
+        }
+    )
+    registry.record(event)

@@ -1,0 +1,157 @@
+"""The vetoes of the gate: damage that no vote can outweigh (docs/gate.md). numpy only."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapters.scoring.scores.iou import class_iou, labelled_mean_iou
+from configs.settings import GateSettings
+from daemon.gate.bootstrap import Floats, paired_bootstrap
+from storage.rounds.records import Check, ImageCounts, ModelScores, RoundScores
+
+Mask = NDArray[np.bool_]
+
+ALIVE_SHARE = 0.5
+"""A class is alive when the candidate finds at least this share of the labelled pixels that the anchor finds."""
+KNOWN_SHARE = 0.1
+"""A class is known when the reference gives it at least this share of `vanished_floor`."""
+
+
+def completed(scores: RoundScores) -> Check:
+    """Whether the round came to its end: stopping says nothing about the candidate, failing does."""
+    done = scores.status == "completed" and scores.candidate is not None
+    return _veto("completed", done, f"the round {scores.status} after {scores.steps} steps: {scores.reason}")
+
+
+def weights_vetoes(candidate: ModelScores) -> list[Check]:
+    """Whether the candidate is a network at all: finite numbers, and exactly the incumbent's tensors."""
+    missing = candidate.missing
+    named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+    return [
+        _veto("finite", candidate.finite, "weights and logits are " + ("" if candidate.finite else "not ") + "finite"),
+        _veto("tensors", not missing, f"tensors differ from the incumbent's: {named}" if missing else "all tensors"),
+    ]
+
+
+def vanished_class(
+    candidate: ModelScores,
+    incumbent: ModelScores,
+    released: ModelScores | None,
+    reference: Sequence[float],
+    settings: GateSettings,
+    class_names: Sequence[str],
+) -> Check:
+    """No class of the incumbent may vanish from the hold-out frames (the dead class of MIC issue 9).
+
+    A class with at least `vanished_floor` of the incumbent's area must keep `vanished_ratio` of its expected share:
+    the smaller of the incumbent's and the reference's. A broken incumbent is thus no yardstick: not for a rare class
+    that it sees everywhere, and not at all for a class that the reference hardly knows. Nor is a class dead that the
+    candidate still finds where source labels say it is (`_alive`): then it is absent from these frames.
+    """
+    before, after = (np.asarray(model.area, dtype=np.float64).mean(axis=0) for model in (incumbent, candidate))
+    anchor = np.asarray(reference, dtype=np.float64) if len(reference) == len(before) else before
+    expected = np.minimum(before, anchor)
+    judged = (before >= settings.vanished_floor) & (anchor >= KNOWN_SHARE * settings.vanished_floor) & (expected > 0)
+    ratio = np.divide(after, expected, out=np.full_like(after, np.inf), where=judged)
+    gone = (ratio < settings.vanished_ratio) & ~_alive(candidate, incumbent, released, len(before))
+    named = [f"{class_names[int(k)]} {before[k]:.2%} -> {after[k]:.2%} of the area" for k in np.flatnonzero(gone)]
+    detail = f"vanished: {', '.join(named)}" if named else "no class vanished from the hold-out frames"
+    lowest = float(ratio.min())
+    return Check(
+        name="vanished_class",
+        kind="veto",
+        passed=not named,
+        value=lowest if np.isfinite(lowest) else None,
+        limit=settings.vanished_ratio,
+        detail=detail,
+    )
+
+
+def source_miou(candidate: ImageCounts, released: ImageCounts, settings: GateSettings) -> Check:
+    """Source mIoU may not fall more than `source_drop` below the released model's: forgetting, also the slow kind."""
+    before, after = (float(labelled_mean_iou(*_sums(counts))) for counts in (released, candidate))
+    return Check(
+        name="source_miou",
+        kind="veto",
+        passed=before - after <= settings.source_drop,
+        value=before - after,
+        limit=settings.source_drop,
+        detail=f"source mIoU of the released model {before:.4f}, of the candidate {after:.4f}",
+    )
+
+
+def source_class_iou(
+    candidate: ImageCounts, released: ImageCounts, settings: GateSettings, class_names: Sequence[str], seed: int
+) -> Check:
+    """No labelled class may lose more than `source_class_drop` IoU against the released model.
+
+    A drop counts when it is also significant over images: a class that fills a few pixels of one image jumps by
+    chance.
+    """
+    before, after = (class_iou(*_sums(counts)) for counts in (released, candidate))
+    drops = np.where(_sums(released)[0] + _sums(released)[2] > 0, before - after, 0.0)
+    large = [int(k) for k in np.flatnonzero(drops > settings.source_class_drop)]
+    lost = [k for k in large if _drop_is_significant(candidate, released, k, settings, seed)]
+    named = [f"{class_names[k]} {before[k]:.4f} -> {after[k]:.4f}" for k in lost]
+    worst = int(np.argmax(drops))
+    detail = f"source IoU lost: {', '.join(named)}" if named else f"largest loss: {class_names[worst]}"
+    return Check(
+        name="source_class_iou",
+        kind="veto",
+        passed=not lost,
+        value=float(drops[worst]),
+        limit=settings.source_class_drop,
+        detail=detail,
+    )
+
+
+def agreement(candidate: ModelScores, settings: GateSettings) -> Check:
+    """The candidate must agree with the incumbent on `agreement_floor` of the pixels: no leap within one round."""
+    share = float(np.mean(candidate.agreement))
+    return Check(
+        name="agreement",
+        kind="veto",
+        passed=share >= settings.agreement_floor,
+        value=share,
+        limit=settings.agreement_floor,
+        detail=f"the candidate gives {share:.1%} of the hold-out pixels the incumbent's class",
+    )
+
+
+def _alive(candidate: ModelScores, incumbent: ModelScores, released: ModelScores | None, classes: int) -> Mask:
+    """Classes [K] that the candidate still finds on source and on restyled source; none when there is no source."""
+    if not (released and released.source and candidate.source and candidate.styled and incumbent.styled):
+        return np.zeros(classes, dtype=np.bool_)
+    clean, anchor, styled, incumbent_styled = (
+        _sums(counts)[0] for counts in (candidate.source, released.source, candidate.styled, incumbent.styled)
+    )
+    alive: Mask = (clean > 0) & (clean >= ALIVE_SHARE * anchor) & (styled >= ALIVE_SHARE * incumbent_styled)
+    return alive
+
+
+def _drop_is_significant(
+    candidate: ImageCounts, released: ImageCounts, k: int, settings: GateSettings, seed: int
+) -> bool:
+    """Whether the lower confidence bound of the IoU drop of class `k` is above zero."""
+    one, other = (
+        [np.asarray(kind, dtype=np.float64)[:, k] for kind in (c.tp, c.fp, c.fn)] for c in (released, candidate)
+    )
+
+    def drop(weights: Floats) -> Floats:
+        return class_iou(*(weights @ kind for kind in one)) - class_iou(*(weights @ kind for kind in other))
+
+    bound = paired_bootstrap(
+        drop, len(candidate.tp), confidence=settings.confidence, resamples=settings.bootstrap, seed=seed
+    )
+    return bound.lower > 0
+
+
+def _sums(counts: ImageCounts) -> tuple[Floats, Floats, Floats]:
+    """Counts [K] summed over images: tp, fp, fn."""
+    tp, fp, fn = (np.asarray(kind, dtype=np.float64).sum(axis=0) for kind in (counts.tp, counts.fp, counts.fn))
+    return tp, fp, fn
+
+
+def _veto(name: str, passed: bool, detail: str) -> Check:
+    return Check(name=name, kind="veto", passed=passed, value=None, limit=None, detail=detail)

@@ -1,0 +1,171 @@
+"""The votes of the gate: four kinds of evidence that a candidate is better than the incumbent (docs/gate.md).
+
+Each vote compares the two on the same images and is won when the lower bound of a paired bootstrap is above zero.
+They are of different kinds because they fail on different candidates (codebases.md b.6, reading 1). numpy only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from adapters.scoring.scores.iou import labelled_mean_iou
+from configs.settings import GateSettings
+from daemon.gate.bootstrap import Advantage, Floats, Statistic, paired_bootstrap
+from storage.rounds.records import Check, ImageCounts, ModelScores
+
+DISAGREEMENT = "vote_disagreement"
+"""The vote that must be among those won when labelled source exists."""
+STYLED = "vote_styled_source"
+"""The vote with true labels: when it is lost, the others do not count."""
+TOLERANCE = 1e-6
+"""An advantage below this is rounding, not evidence; all advantages are shares (0-1)."""
+AETTA_EXPONENT = 3.0
+"""Exponent of the marginal correction, as in AETTA."""
+LEAST_RATIO = 0.1
+"""Smallest marginal-entropy ratio the correction divides by; below, the estimated error is at its ceiling anyway."""
+LEAST_DISAGREEMENT = 0.01
+"""Disagreement added to both models: a constant answer never disagrees, and zero stays zero when divided."""
+LEAST_ENTROPY = 0.1
+"""A reference marginal with less entropy (nats) names no mix of classes to compare with; log K is used instead."""
+
+
+def diversity(gram: Sequence[Sequence[Sequence[float]]]) -> Statistic:
+    """Batch nuclear norm of resampled images, as a share of its maximum: ||P||_* / sqrt(N K) (Cui et al., CVPR 2020).
+
+    `gram` is P^T P [images, K, K]. Each is divided by its pixel count, which is the sum of its entries because the
+    rows of P sum to one, so that images weigh the same. The norm of a resample is the sum of the roots of the
+    eigenvalues of the sum.
+    """
+    grams = np.asarray(gram, dtype=np.float64)
+    grams = grams / grams.sum(axis=(1, 2), keepdims=True)
+    classes = grams.shape[-1]
+
+    def norm(weights: Floats) -> Floats:
+        joint = np.tensordot(weights, grams, axes=1)  # [R, K, K]
+        eigenvalues = np.linalg.eigvalsh(joint).clip(min=0.0)
+        share: Floats = np.sqrt(eigenvalues).sum(axis=-1) / np.sqrt(classes)
+        return share
+
+    return norm
+
+
+def estimated_error(
+    disagreement: Sequence[float], marginal: Sequence[Sequence[float]], reference: Sequence[float]
+) -> Statistic:
+    """AETTA's error estimate of resampled images: disagreement / (H(marginal) / H(reference))^3, in [0, 1 - 1/K].
+
+    Lee et al., CVPR 2024. Their H_max = log K assumes classes of equal size; streets have long tails, so the entropy
+    of the reference marginal takes its place (codebases.md b.4 V2). The ratio is clipped to [LEAST_RATIO, 1]: being
+    more evenly mixed than the reference earns nothing.
+    """
+    changed = np.asarray(disagreement, dtype=np.float64)
+    marginals = np.asarray(marginal, dtype=np.float64)
+    classes = marginals.shape[1]
+    most = _entropy(np.asarray(reference, dtype=np.float64)) if reference else 0.0
+    most = float(most) if most >= LEAST_ENTROPY else float(np.log(classes))
+
+    def error(weights: Floats) -> Floats:
+        ratio = (_entropy(weights @ marginals) / most).clip(LEAST_RATIO, 1.0)
+        estimate: Floats = (weights @ changed + LEAST_DISAGREEMENT) / ratio**AETTA_EXPONENT
+        return estimate.clip(0.0, 1.0 - 1.0 / classes)
+
+    return error
+
+
+def flip_share(consistency: Sequence[float]) -> Statistic:
+    """Mean flip consistency of resampled images (0-1)."""
+    shares = np.asarray(consistency, dtype=np.float64)
+    return lambda weights: weights @ shares
+
+
+def resampled_miou(counts: ImageCounts) -> Statistic:
+    """mIoU over labelled classes of resampled images (0-1), from summed counts."""
+    tp, fp, fn = (np.asarray(kind, dtype=np.float64) for kind in (counts.tp, counts.fp, counts.fn))
+    return lambda weights: labelled_mean_iou(weights @ tp, weights @ fp, weights @ fn)
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """One kind of evidence, measured."""
+
+    name: str
+    """Stable name."""
+    score: str
+    """What is compared, in words."""
+    incumbent: float
+    """The incumbent's score on all images."""
+    candidate: float
+    """The candidate's."""
+    advantage: Advantage
+    """How much better the candidate is (share, 0-1)."""
+
+    @property
+    def won(self) -> bool:
+        """Whether the candidate is better beyond doubt: the lower bound is above zero."""
+        return self.advantage.lower > TOLERANCE
+
+    @property
+    def lost(self) -> bool:
+        """Whether the candidate is worse beyond doubt: the upper bound is below zero."""
+        return self.advantage.upper < -TOLERANCE
+
+    def check(self, confidence: float) -> Check:
+        """The vote as it is written to the verdict."""
+        sure = self.advantage
+        detail = (
+            f"{self.score} {self.incumbent:.4f} -> {self.candidate:.4f}, advantage {sure.value:+.4f}, "
+            f"bounds {sure.lower:+.4f} to {sure.upper:+.4f} at {confidence:.0%} each side"
+        )
+        return Check(name=self.name, kind="vote", passed=self.won, value=sure.value, limit=0.0, detail=detail)
+
+
+def cast_votes(
+    candidate: ModelScores, incumbent: ModelScores, reference: Sequence[float], settings: GateSettings, seed: int
+) -> list[Vote]:
+    """Every vote that the scores allow: three, and styled source as the fourth when both have it."""
+    compare = _Comparison(settings, seed)
+    frames = len(candidate.flip_consistency)
+    error, bnm, flip = (
+        [estimated_error(model.dropout_disagreement, model.marginal, reference) for model in (incumbent, candidate)],
+        [diversity(model.gram) for model in (incumbent, candidate)],
+        [flip_share(model.flip_consistency) for model in (incumbent, candidate)],
+    )
+    votes = [
+        compare("vote_diversity", "batch nuclear norm", bnm, frames),
+        compare(DISAGREEMENT, "error estimated from dropout", error, frames, sign=-1.0),
+        compare("vote_flip", "flip consistency", flip, frames),
+    ]
+    if candidate.styled and incumbent.styled:
+        styled = [resampled_miou(counts) for counts in (incumbent.styled, candidate.styled)]
+        votes.append(compare(STYLED, "mIoU on restyled source", styled, len(candidate.styled.tp)))
+    return votes
+
+
+class _Comparison:
+    """Compares two models on one score after another, with one setting of the bootstrap."""
+
+    def __init__(self, settings: GateSettings, seed: int) -> None:
+        self._settings = settings
+        self._seed = seed
+
+    def __call__(self, name: str, score: str, models: Sequence[Statistic], images: int, sign: float = 1.0) -> Vote:
+        """The vote `name`: `models` are the incumbent's statistic and the candidate's; sign -1 where less is better."""
+        incumbent, candidate = models
+        advantage = paired_bootstrap(
+            lambda weights: sign * (candidate(weights) - incumbent(weights)),
+            images,
+            confidence=self._settings.confidence,
+            resamples=self._settings.bootstrap,
+            seed=self._seed,
+        )
+        everything = np.full((1, images), 1.0 / images)
+        before, after = float(incumbent(everything)[0]), float(candidate(everything)[0])
+        return Vote(name, score, before, after, advantage)
+
+
+def _entropy(shares: Floats) -> Floats:
+    """Entropy over the last axis (nats)."""
+    logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
+    entropy: Floats = -(shares * logs).sum(axis=-1)
+    return entropy

@@ -1,0 +1,80 @@
+"""Which good images enter the buffer, and which are skipped: near-duplicates, and images that follow too closely.
+
+Pure of pixels: it compares what the catalog says of a source's frames, and the frames that wait for their commit. It
+is asked in the order in which files are prepared, by ingest's one thread.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from configs.settings import AdmissionSettings
+from storage.buffer.catalog import Catalog
+from storage.buffer.frames import NewFrame
+from storage.media.perceptual_hash import distance
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Why an image is not stored."""
+
+    reason: str
+    """One of SKIP_REASONS."""
+    detail: str
+    """The frame it is near to, and how near."""
+    pending: bool
+    """Whether that frame is not committed yet: the skip is only true once it is."""
+
+
+class Admission:
+    """Judges one frame at a time."""
+
+    def __init__(self, settings: AdmissionSettings, catalog: Catalog) -> None:
+        self._settings, self._catalog = settings, catalog
+
+    def judge(self, new: NewFrame, pending: Sequence[NewFrame]) -> Skip | None:
+        """Why `new` is skipped, or none when it enters. `pending` are frames that entered and wait for their commit.
+
+        Content that is known already enters: the commit records it as a duplicate, which says more.
+        """
+        if self._settings.near_duplicate_bits is None and self._settings.min_spacing_seconds <= 0:
+            return None
+        if any(new.digest == other.digest for other in pending) or self._catalog.has_digest(new.digest):
+            return None
+        mine = [other for other in pending if other.source == new.source]
+        return self._near_duplicate(new, mine) or self._too_close(new, mine)
+
+    def _near_duplicate(self, new: NewFrame, pending: Sequence[NewFrame]) -> Skip | None:
+        """The closest of the source's newest frames, if it is close enough."""
+        bits, recent = self._settings.near_duplicate_bits, self._settings.near_duplicate_recent
+        if bits is None or not new.phash:
+            return None
+        waiting = [(other.phash, other.file.path, 0) for other in reversed(pending) if other.phash][:recent]
+        left = recent - len(waiting)
+        stored = self._catalog.recent_hashes(new.source, left) if left else []
+        seen = waiting + [(phash, name, number) for number, name, phash in stored]
+        nearest = min(((distance(new.phash, phash), name, number) for phash, name, number in seen), default=None)
+        if nearest is None or nearest[0] > bits:
+            return None
+        apart, name, number = nearest
+        limit = f"admission.near_duplicate_bits is {bits}"
+        return Skip("near_duplicate", f"{apart} of 64 bits from {_named(name, number)}; {limit}", not number)
+
+    def _too_close(self, new: NewFrame, pending: Sequence[NewFrame]) -> Skip | None:
+        """The frame of the source that was captured nearest to it, if that is near enough."""
+        within = self._settings.min_spacing_seconds
+        if within <= 0:
+            return None
+        near = [(abs(other.captured_at - new.captured_at), other.file.path, 0) for other in pending]
+        stored = self._catalog.nearest_capture(new.source, new.captured_at, within)
+        if stored is not None:
+            number, name, at = stored
+            near.append((abs(at - new.captured_at), name, number))
+        apart, name, number = min(near, default=(within, "", 0))
+        if apart >= within:
+            return None
+        limit = f"admission.min_spacing_seconds is {within:g}"
+        return Skip("too_close", f"{apart:.3g} s from {_named(name, number)}; {limit}", not number)
+
+
+def _named(name: str, number: int) -> str:
+    return f"{name} (frame {number})" if number else name

@@ -1,0 +1,129 @@
+"""What happens to a file of the drop folder once the catalog knows about it: it stays, moves, or is deleted.
+
+Always after the catalog's commit. A kill in between leaves the file where it was, known to the catalog: `sweep` finds
+it there at the next start and does then what was left to do. A file that is not what the catalog says is left alone.
+"""
+
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from configs.settings import WatchSettings
+from daemon.runtime.logs import get_logger
+from daemon.watch.arrival import Arrival, look_at
+from daemon.watch.scan import FolderScan
+from storage import durable
+from storage.buffer.catalog import Catalog
+from storage.buffer.catalog_records import FileState
+from storage.durable.digest import digest_of
+
+SWEEP_SECONDS = 300.0
+"""How often the folder is looked through for files that are known and should be gone (seconds)."""
+RETRY_SECONDS = 60.0
+"""After how long a file that could not be moved or deleted is tried again (seconds)."""
+AT_ONCE = 64
+"""Files that one step of a sweep looks at; new images do not wait for all of an old folder."""
+STORED = ("committed", "duplicate")
+"""States of files whose content is safe in the buffer, or was."""
+
+log = get_logger(__name__)
+
+
+class Originals:
+    """Moves and deletes for the thread of ingest."""
+
+    def __init__(self, watch: WatchSettings, catalog: Catalog) -> None:
+        self._watch, self._catalog = watch, catalog
+        self._scan = FolderScan(watch)
+        self._wanted = watch.after_commit != "keep" or watch.quarantine is not None
+        self._next_sweep = 0.0
+        self._sweeping: Iterator[str] | None = None
+        self._complained: set[str] = set()
+
+    def settle(self, arrival: Arrival) -> None:
+        """Do what the settings want with a file whose fate the catalog holds by now; as read, so without reading it.
+
+        Raises DurabilityLost; a file that cannot be moved or deleted stays and is tried again.
+        """
+        if self._wanted:
+            self._dispose(arrival, as_read=True)
+
+    def sweep(self) -> bool:
+        """Finish, a few files at a time, what a kill or an error left to do; whether there is more to look at now."""
+        if not self._wanted or (self._sweeping is None and time.monotonic() < self._next_sweep):
+            return False
+        if self._sweeping is None:
+            self._next_sweep = time.monotonic() + SWEEP_SECONDS
+            self._sweeping = (name for name, _ in self._scan.names(self._cannot))
+        try:
+            names = list(itertools.islice(self._sweeping, AT_ONCE))
+        except OSError as error:
+            self._cannot("", error)
+            names = []
+        for name in names:
+            try:
+                arrival = look_at(self._watch.folder, name)
+            except OSError as error:
+                self._cannot(name, error)
+                continue
+            if arrival is not None:
+                self._dispose(arrival, as_read=False)
+        if len(names) < AT_ONCE:
+            self._sweeping = None
+        return self._sweeping is not None
+
+    def _dispose(self, arrival: Arrival, *, as_read: bool) -> None:
+        state = self._catalog.state_of(arrival.file)
+        if state is None:
+            return
+        folder = self._target(state)
+        if folder is None and not (state.state in STORED and self._watch.after_commit == "delete"):
+            return
+        try:
+            self._act(arrival, state, folder, as_read=as_read)
+        except OSError as error:
+            self._cannot(arrival.file.path, error)
+
+    def _target(self, state: FileState) -> Path | None:
+        """The folder that a file of this state moves to; none when it does not move."""
+        if state.state in STORED and self._watch.after_commit == "move":
+            return self._watch.done_folder
+        return self._watch.quarantine if state.state == "refused" else None
+
+    def _act(self, arrival: Arrival, state: FileState, folder: Path | None, *, as_read: bool) -> None:
+        if arrival.path.is_symlink():
+            if state.state in STORED:  # its target is a file of the folder and goes its own way
+                durable.remove_file(arrival.path)
+            return
+        if not self._is_still(arrival, state, as_read=as_read):
+            return
+        if folder is None:
+            durable.remove_file(arrival.path)
+            log.info("original_deleted", file=arrival.file.path)
+        else:
+            target = durable.move_file(arrival.path, folder / arrival.file.path)
+            log.info("original_moved", file=arrival.file.path, to=str(target))
+
+    def _is_still(self, arrival: Arrival, state: FileState, *, as_read: bool) -> bool:
+        """Whether the file holds what the catalog knows: untouched since it was read, or of the same digest."""
+        now = self._look(arrival)
+        if now is None or now.file != arrival.file:
+            return False
+        if as_read and now.changed_ns == arrival.changed_ns:
+            return True
+        if state.digest is None:  # refused unread: it only moves, so nothing can be lost
+            return state.state == "refused"
+        if digest_of(arrival.path) != state.digest:
+            return False
+        return self._look(arrival) == now  # reading it took a while
+
+    def _look(self, arrival: Arrival) -> Arrival | None:
+        return look_at(self._watch.folder, os.path.relpath(arrival.path, self._watch.folder))
+
+    def _cannot(self, name: str, error: OSError) -> None:
+        self._next_sweep = min(self._next_sweep, time.monotonic() + RETRY_SECONDS)
+        if name not in self._complained and len(self._complained) < AT_ONCE:  # a log must not fill a disk
+            self._complained.add(name)
+            log.warning("original_left", file=name, error=str(error), retry_in=RETRY_SECONDS)

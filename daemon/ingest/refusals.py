@@ -1,0 +1,109 @@
+"""Refused files given another chance: by the thread of ingest while the daemon runs, by the command itself otherwise.
+
+First the file comes back out of the quarantine, then its refusal is forgotten: after a kill in between it is refused
+still, and goes back.
+"""
+
+import errno
+import queue
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from configs.settings import WatchSettings
+from daemon.errors import Stopping
+from storage import durable
+from storage.buffer.catalog import Catalog
+from storage.buffer.catalog_records import FileFact, RefusedFile
+from storage.buffer.quarantine import quarantined
+
+ANSWER_SECONDS = 30.0
+"""How long a request waits for the thread of ingest (seconds); a step of it takes less."""
+TOGETHER = 256
+"""Refusals forgotten in one commit: a commit for each would hold up ingest for minutes where very many are retried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which refused files are meant: those of these paths and of this reason; all where neither is given."""
+
+    paths: frozenset[str] = frozenset()
+    """Relative to the drop folder, as `mfmd refused list` shows them."""
+    reason: str | None = None
+    """A reason code."""
+
+    def of(self, catalog: Catalog) -> list[RefusedFile]:
+        """The files, newest refusal first."""
+        found = catalog.refused(-1, reason=self.reason)
+        return [item for item in found if not self.paths or item.file.path in self.paths]
+
+
+@dataclass(slots=True)
+class RetryQueue:
+    """Requests on their way from the control API to the thread of ingest."""
+
+    wake: Callable[[], None]
+    """Has the thread look."""
+    _waiting: "queue.SimpleQueue[tuple[Selection, Future[list[str]]]]" = field(default_factory=queue.SimpleQueue)
+
+    def ask(self, selection: Selection, seconds: float = ANSWER_SECONDS) -> list[str]:
+        """Have ingest retry a selection; the paths. Raises Stopping when ingest does not answer, and what it raised."""
+        answer: Future[list[str]] = Future()
+        self._waiting.put((selection, answer))
+        self.wake()
+        try:
+            return answer.result(seconds)
+        except TimeoutError as error:
+            answer.cancel()
+            raise Stopping("ingest does not answer: it has stopped or is stopping; `mfmd status` says why") from error
+
+    def serve(self, retry: Callable[[Selection], list[str]]) -> None:
+        """Answer what waits, in the thread of ingest. An error of `retry` goes to who asked, and on."""
+        while not self._waiting.empty():
+            selection, answer = self._waiting.get()
+            if not answer.set_running_or_notify_cancel():
+                continue
+            try:
+                answer.set_result(retry(selection))
+            except BaseException as error:
+                answer.set_exception(error)
+                raise
+
+
+def retry_refused(watch: WatchSettings, catalog: Catalog, selection: Selection) -> list[str]:
+    """Bring the selected files back into the drop folder and forget their refusals; their paths.
+
+    Raises OSError when a file cannot come back; it stays refused, and those after it in the list as well.
+    """
+    found = selection.of(catalog)
+    for start in range(0, len(found), TOGETHER):
+        back: list[FileFact] = []
+        try:
+            for item in found[start : start + TOGETHER]:
+                _bring_back(watch, item)
+                back.append(item.file)
+        finally:
+            catalog.forget_refusals(back)
+    return [item.file.path for item in found]
+
+
+def _bring_back(watch: WatchSettings, item: RefusedFile) -> None:
+    kept = quarantined(watch.quarantine, item.file) if watch.quarantine else None
+    if kept is not None:
+        durable.move_file(kept, _place(watch, item))
+
+
+def _place(watch: WatchSettings, item: RefusedFile) -> Path:
+    """Where a file of the quarantine belongs. Raises OSError (ELOOP) where a link leads somewhere else by now."""
+    place = watch.folder / item.file.path
+    if not place.parent.resolve().is_relative_to(watch.folder.resolve()):
+        raise OSError(
+            errno.ELOOP, "not brought back: a link on the way leads out of the drop folder; remove it", str(place)
+        )
+    return place
+
+
+def missing(selection: Selection, done: Collection[str]) -> list[str]:
+    """Paths that were asked for by name and are not refused."""
+    return sorted(selection.paths - set(done))

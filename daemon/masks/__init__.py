@@ -1,0 +1,1 @@
+"""Masks as files beside the images of the drop folder."""

@@ -1,0 +1,1 @@
+"""What both HTTP servers share: addresses, TLS, tokens, connections."""

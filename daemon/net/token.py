@@ -1,0 +1,116 @@
+"""The bearer tokens of both planes: from the settings, from a file, or (control) made once per state directory.
+
+A token never stands in a message, a log line or an answer; what is said about a bad one names only where it is.
+"""
+
+import hmac
+import os
+import secrets
+
+from pydantic import SecretStr
+
+from configs.errors import ConfigError
+from configs.settings import ControlSettings, ServingSettings
+from daemon.net.listening import Wanted, check_guarded
+from storage.layout import StateLayout
+
+TOKEN_BYTES = 32
+"""Randomness of a token that we make (bytes)."""
+CONTROL_REMEDY = "set control.token_file (or MFMD_CONTROL__TOKEN)"
+SERVING_REMEDY = (
+    "set serving.token_file (or MFMD_SERVING__TOKEN), or serving.public where anybody may ask (a trusted network, a "
+    "proxy that checks)"
+)
+
+
+def control_address(settings: ControlSettings) -> Wanted:
+    """Where the control plane listens; guarded by a token that others can be given."""
+    guarded = settings.token is not None or settings.token_file is not None
+    return Wanted("control", settings.host, settings.port, guarded, CONTROL_REMEDY)
+
+
+def serving_address(settings: ServingSettings) -> Wanted:
+    """Where the inference plane listens; guarded by a token, or open to all because the settings say so."""
+    guarded = settings.token is not None or settings.token_file is not None or settings.public
+    return Wanted("serving", settings.host, settings.port, guarded, SERVING_REMEDY)
+
+
+def control_token(settings: ControlSettings, layout: StateLayout) -> str:
+    """The token that requests which change state must carry.
+
+    `control.token`, else the content of `control.token_file`, else `run/control.token`, made with mode 0600 on first
+    use. Raises ConfigError for an unreadable or unusable one and for a public address without a configured token.
+    """
+    configured = _configured("control", settings.token, settings)
+    if configured is not None:
+        return configured
+    check_guarded(control_address(settings))
+    return _own_token(layout)
+
+
+def serving_token(settings: ServingSettings) -> str | None:
+    """The token that requests to the inference plane must carry; none when it asks for none.
+
+    `serving.token`, else the content of `serving.token_file`. Raises ConfigError for an unreadable or unusable one.
+    """
+    return _configured("serving", settings.token, settings)
+
+
+def repository_token(settings: ServingSettings) -> str | None:
+    """The token of load and unload; none when they are refused. Raises ConfigError for an unusable one."""
+    if settings.repository_token is None:
+        return None
+    return _usable(settings.repository_token.get_secret_value(), "serving.repository_token")
+
+
+def same_token(given: str, wanted: str) -> bool:
+    """Compare in constant time, so that answers do not tell how much of a guess was right."""
+    return hmac.compare_digest(given.encode(), wanted.encode())
+
+
+def bearer_of(authorization: str) -> str | None:
+    """The token of an Authorization header; none when it carries no bearer token."""
+    scheme, _, given = authorization.partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else None
+
+
+def _configured(section: str, token: SecretStr | None, settings: ControlSettings | ServingSettings) -> str | None:
+    if token is not None:
+        return _usable(token.get_secret_value(), f"{section}.token")
+    file = settings.token_file
+    if file is None:
+        return None
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:  # its text would show the bytes
+        raise ConfigError(f"{section}.token_file: {file} cannot be read: it is not UTF-8 text") from error
+    except OSError as error:
+        raise ConfigError(f"{section}.token_file: {file} cannot be read: {error.strerror}") from error
+    return _usable(text, f"{section}.token_file: {file}")
+
+
+def _usable(text: str, place: str) -> str:
+    """What an HTTP header can carry as it is; a client would otherwise show the token in its complaint."""
+    token = text.strip()
+    if not token:
+        raise ConfigError(f"{place} is empty; give it a secret of your own")
+    if not all(" " <= character <= "~" for character in token):
+        raise ConfigError(f"{place} holds a line break or a character that is not ASCII; a header cannot carry it")
+    return token
+
+
+def _own_token(layout: StateLayout) -> str:
+    path = layout.token_file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        existing = path.read_text(encoding="utf-8").strip()
+        if existing:
+            return existing
+        descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC)  # a kill fell between making and filling it
+    token = secrets.token_urlsafe(TOKEN_BYTES)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(token + "\n")
+    return token

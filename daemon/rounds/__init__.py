@@ -1,0 +1,1 @@
+"""One round from outside: schedule, launch, follow, resume, inherit."""

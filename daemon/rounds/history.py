@@ -1,0 +1,186 @@
+"""What the round folders say about rounds: one summary each, and what the schedule needs to know of them."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from daemon.rounds.schedule import ScheduleState
+from storage.buffer.catalog import Catalog
+from storage.buffer.catalog_records import CatalogCounts
+from storage.errors import StorageError
+from storage.registry.registry import CheckpointRegistry
+from storage.rounds.folder import RoundFolder, RoundStore
+from storage.rounds.records import RoundScores, RoundSpec, Verdict
+
+LOOK_BACK = 20
+"""Rounds looked at to find failures in a row and the last one that was judged."""
+
+Result = Literal["running", "promoted", "rejected", "inconclusive", "failed", "stopped"]
+
+
+class RoundSummary(BaseModel):
+    """One round in one line."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    round: int
+    """Number."""
+    result: Result
+    """running; promoted, rejected or inconclusive by the gate; failed: it crashed, hung or diverged; stopped: by us."""
+    reason: str
+    """Why."""
+    trigger: str | None = None
+    """What started it."""
+    created: float | None = None
+    """Start (Unix, seconds)."""
+    ended: float | None = None
+    """End of the round itself (Unix, seconds); none while it runs."""
+    incumbent: int | None = None
+    """Version it started from."""
+    version: int | None = None
+    """Version that its candidate became."""
+    frames: int = 0
+    """Frames of its snapshot, held-out ones included."""
+    steps: int = 0
+    """Optimizer steps done."""
+    seconds: float | None = None
+    """Wall time of the round itself (seconds)."""
+    decision: str | None = None
+    """The gate's decision: accepted, rejected or inconclusive; a failed round is rejected."""
+
+
+def summarise(folder: RoundFolder, *, alive: bool = False) -> RoundSummary:
+    """The summary of a round. Without a verdict it runs if a process is `alive` that runs it, and else it failed.
+
+    A damaged folder counts as failed, with the damage as reason.
+    """
+    try:
+        decided = (folder.path / "verdict.json").stat().st_mtime_ns
+    except FileNotFoundError:
+        return _summarise(folder, alive=alive)
+    return _decided_summary(folder.path, decided)
+
+
+@lru_cache(maxsize=256)
+def _decided_summary(path: Path, decided: int) -> RoundSummary:
+    """What was decided stays so until the verdict is written again; scores are megabytes: read them once."""
+    return _summarise(RoundFolder(path), alive=False)
+
+
+def _summarise(folder: RoundFolder, *, alive: bool) -> RoundSummary:
+    try:
+        spec, scores, verdict = folder.spec(), folder.scores(), folder.verdict()
+    except StorageError as error:
+        return RoundSummary(round=folder.number, result="failed", reason=str(error))
+    result, reason = _result(scores, verdict, alive=alive)
+    reason = (_in_shadow(folder) or reason) if result == "running" else reason
+    return RoundSummary(
+        round=folder.number,
+        result=result,
+        reason=reason,
+        trigger=spec.trigger,
+        created=spec.created,
+        ended=_ended(spec, scores, verdict),
+        incumbent=spec.incumbent,
+        version=verdict.version if verdict else None,
+        frames=len(spec.train_frames) + len(spec.holdout_frames),
+        steps=scores.steps if scores else _steps(folder),
+        seconds=scores.seconds if scores else None,
+        decision=verdict.decision if verdict else None,
+    )
+
+
+def summaries(store: RoundStore, limit: int, *, alive: bool) -> list[RoundSummary]:
+    """The newest `limit` rounds, newest first; `alive`: a process holds the state directory, the newest may run."""
+    numbers = store.numbers()
+    newest = numbers[-1:]
+    shown = reversed(numbers[-limit:] if limit > 0 else [])
+    return [summarise(store.folder(number), alive=alive and number in newest) for number in shown]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundFacts:
+    """What the schedule asks the past."""
+
+    newest_frame: int
+    """Newest frame id that a judged round has seen; 0 when there was none."""
+    last_ended: float | None
+    """When the last round ended (Unix, seconds)."""
+    failures: int
+    """Rounds that failed in a row, the last one among them."""
+    last_failure: str
+    """Reason of the last round if it failed."""
+
+
+def round_facts(store: RoundStore) -> RoundFacts:
+    """Read the newest rounds. Stopped ones count neither as failure nor as success."""
+    failures, newest, reason = 0, 0, ""
+    last_ended: float | None = None
+    for number in reversed(store.numbers()[-LOOK_BACK:]):
+        folder = store.folder(number)
+        summary = summarise(folder)
+        last_ended = last_ended or summary.ended
+        if summary.result in ("promoted", "rejected", "inconclusive"):
+            spec = folder.spec()
+            newest = max([0, *spec.train_frames, *spec.holdout_frames])
+            break
+        if summary.result == "failed":
+            failures += 1
+            reason = reason or summary.reason
+    return RoundFacts(newest, last_ended, failures, reason)
+
+
+def schedule_state(catalog: Catalog | None, store: RoundStore, registry: CheckpointRegistry) -> ScheduleState:
+    """What `schedule.due` wants to know, from storage alone. Raises StorageError while what serves is not known."""
+    facts = round_facts(store)
+    counts = catalog.counts() if catalog is not None else None
+    return ScheduleState(
+        frames=counts.frames if counts else 0,
+        holdout=counts.holdout if counts else 0,
+        new_frames=_new_frames(catalog, counts, facts.newest_frame) if catalog and counts else 0,
+        last_ended=facts.last_ended,
+        failures=facts.failures,
+        serving=registry.serving() is not None,
+    )
+
+
+def _new_frames(catalog: Catalog, counts: CatalogCounts, newest: int) -> int:
+    """Frames of the buffer that came after `newest`; all that came since, when they are the whole buffer.
+
+    Ids ascend without gaps in commit order. They count frames that a reservoir did not keep, too: those start no round.
+    """
+    there = catalog.frames_after(newest)
+    return max(0, counts.committed_total - newest) if there == counts.frames else there
+
+
+def _result(scores: RoundScores | None, verdict: Verdict | None, *, alive: bool) -> tuple[Result, str]:
+    if scores is not None and scores.status != "completed":
+        return scores.status, scores.reason
+    if verdict is None and alive:
+        return "running", "waiting for the gate" if scores else "no result yet"
+    if verdict is None:
+        return "failed", "it was interrupted; the daemon goes on with it or ends it when it starts"
+    return ("promoted" if verdict.decision == "accepted" else verdict.decision), verdict.reason
+
+
+def _in_shadow(folder: RoundFolder) -> str:
+    """How far the candidate is that runs in the shadow; empty when it does not."""
+    progress = folder.last_progress()
+    if progress is None or progress.phase != "shadow":
+        return ""
+    agreed = f", {progress.agreement:.1%} of their pixels as served" if progress.agreement is not None else ""
+    return f"in the shadow: {progress.step} of {progress.steps} live images compared{agreed}"
+
+
+def _ended(spec: RoundSpec, scores: RoundScores | None, verdict: Verdict | None) -> float | None:
+    if verdict is not None:
+        return verdict.at
+    return spec.created + scores.seconds if scores is not None else None
+
+
+def _steps(folder: RoundFolder) -> int:
+    progress = folder.last_progress()
+    return progress.step if progress else 0

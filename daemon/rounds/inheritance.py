@@ -1,0 +1,61 @@
+"""Whose training state a new round starts from: that of the round that made the serving version, along one line.
+
+Rounds that were rejected in between do not break the line, a rollback does: what was rolled back from must not live on
+in teacher, moments or Rebuilder.
+"""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from configs.settings import Settings
+from storage.errors import StorageError
+from storage.registry.registry import CheckpointRegistry
+from storage.rounds.folder import RoundStore
+
+SHAPING = {
+    "recipe": ("name",),
+    "mfm": ("enabled", "grid", "dim", "blocks", "heads", "reconstruction"),
+    "round": ("crop_height", "crop_width"),
+    "buffer": ("height", "width"),
+}
+"""Settings, by section, that decide which tensors a training state has; others may change from round to round."""
+
+
+def promoted_round(registry: CheckpointRegistry) -> int | None:
+    """The round that made the serving version, if its promotion is the last that moved what serves; else none."""
+    serving = registry.ref("serving")
+    moves = [event for event in registry.history() if event.event in ("promoted", "rolled_back")]
+    if serving is None or not moves or moves[-1].event != "promoted" or moves[-1].version != serving.version:
+        return None
+    return moves[-1].round
+
+
+def inherited_round(settings: Settings, registry: CheckpointRegistry, store: RoundStore) -> tuple[int | None, str]:
+    """The round whose training state the next one starts from, or none; and why."""
+    if not settings.round.inherit:
+        return None, "round.inherit is off"
+    number = promoted_round(registry)
+    if number is None:
+        return None, "the serving version was not made to serve by the promotion of a round"
+    try:
+        folder = store.folder(number)
+        before = Settings.model_validate(folder.spec().settings)
+    except (StorageError, ValidationError) as error:
+        return None, f"round {number} cannot be read: {error}"
+    if folder.states.latest() is None:
+        return None, f"round {number} has no training state"
+    changed = _changed(before.model_dump(mode="json"), settings.model_dump(mode="json"))
+    if changed:
+        return None, f"changed since round {number}: {', '.join(changed)}"
+    return number, f"round {number} made the serving version"
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Shaping settings that differ, as `section.field`."""
+    return [
+        f"{section}.{field}"
+        for section, fields in SHAPING.items()
+        for field in fields
+        if before[section][field] != now[section][field]
+    ]

@@ -1,0 +1,190 @@
+"""The daemon's thread for rounds: starts one when the schedule or an operator says so, and waits for its end."""
+
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+from configs.settings import Settings
+from daemon.errors import NotEnoughFrames, RoundRunning, Stopping
+from daemon.gate.shadow_trial import end_shadow, open_trial
+from daemon.metrics import RoundMetrics
+from daemon.rounds.history import schedule_state, summarise
+from daemon.rounds.recovery import finish_round
+from daemon.rounds.runner import (
+    RoundContext,
+    RoundFailed,
+    RoundSuspended,
+    check_frames,
+    continue_round,
+    incumbent_version,
+    run_round,
+)
+from daemon.rounds.schedule import Due, Trigger, due
+from daemon.runtime.child_records import ChildRecords
+from daemon.runtime.logs import get_logger
+from storage.buffer.frames import FrameBuffer
+from storage.layout import StateLayout
+from storage.registry.registry import CheckpointRegistry
+from storage.rounds.folder import RoundStore
+from storage.rounds.records import Progress, Verdict
+
+LOOK_SECONDS = 1.0
+"""How often the schedule is asked (seconds)."""
+REFUSED_SECONDS = 30.0
+"""Pause after a round that was due could not begin (seconds); a request wakes it sooner."""
+
+Work = Callable[[RoundContext], Verdict]
+log = get_logger(__name__)
+
+
+class RoundLoop:
+    """Runs rounds one at a time. `step` belongs to one thread; the rest may be called from any."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        buffer: FrameBuffer,
+        registry: CheckpointRegistry,
+        metrics: RoundMetrics,
+        children: ChildRecords,
+        *,
+        interrupted: int | None = None,
+    ) -> None:
+        """`interrupted`: the round to go on with before any other starts (`recovery.recover`)."""
+        self._settings, self._buffer, self._registry = settings, buffer, registry
+        self._metrics, self._children = metrics, children
+        self._store = RoundStore(StateLayout(settings.state).rounds)
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._requested = False
+        self._interrupted = self._running = interrupted
+        self.wake: Callable[[], None] = lambda: None
+        """Makes the next step come at once; set by whoever runs the thread."""
+
+    @property
+    def running(self) -> int | None:
+        """Number of the round that runs or is about to."""
+        return self._running
+
+    def request(self) -> int:
+        """Start a round now; returns its number.
+
+        Raises RoundRunning, NotEnoughFrames, NoCheckpoint, or Stopping while the daemon goes down.
+        """
+        incumbent_version(self._registry)
+        check_frames(self._buffer.records(), self._settings)
+        with self._lock:
+            if self._stop.is_set():
+                raise Stopping("the daemon is being stopped and starts no round; ask again when it runs")
+            if self._running is not None:
+                raise RoundRunning(f"round {self._running} runs; one at a time")
+            self._requested, self._running = True, self._store.next_number()
+            number = self._running
+        self.wake()
+        return number
+
+    def step(self) -> float:
+        """Run a round if one is due; returns the seconds until it wants to be called again."""
+        if self._stop.is_set():
+            return LOOK_SECONDS
+        work = self._work()
+        if work is None:
+            return LOOK_SECONDS
+        try:
+            return self._run(work)
+        finally:
+            self._let_go()
+
+    def schedule(self) -> Due:
+        """What the schedule says now."""
+        return due(time.time(), schedule_state(self._buffer.catalog, self._store, self._registry), self._settings)
+
+    def stop(self) -> None:
+        """End the round that runs, and start no other."""
+        with self._lock:
+            self._stop.set()
+        self.wake()
+
+    def _finish_latest(self) -> None:
+        """A judgement that failed, for example on a full disk, is made up for before the next round."""
+        latest = self._store.latest()
+        if latest is not None:
+            finish_round(latest, self._registry, self._settings)
+        number = open_trial(self._store)
+        if number is None:
+            end_shadow(self._registry, "no round waits for it")
+            return
+        with self._lock:
+            self._interrupted = number
+            if not self._requested:
+                self._running = number
+
+    def _claim(self) -> Trigger | None:
+        """What a round starts for now; from here on another one is refused."""
+        scheduled = self.schedule().trigger
+        with self._lock:
+            if self._requested:
+                return "manual"
+            if scheduled is not None:
+                self._running = self._store.next_number()
+        return scheduled
+
+    def _let_go(self) -> None:
+        """The round at work has ended. A request that came before it was found to be open is still to be met."""
+        with self._lock:
+            self._requested = self._requested and self._interrupted is not None
+            self._running = self._store.next_number() if self._requested else None
+            self._interrupted = None
+        self._metrics.in_progress.set(0)
+
+    def _work(self) -> Work | None:
+        """What to do now: go on with the interrupted round, start one that is due, or nothing."""
+        if self._interrupted is None:
+            self._finish_latest()
+        if self._interrupted is not None:
+            return partial(continue_round, number=self._interrupted)
+        trigger = self._claim()
+        return partial(run_round, trigger=trigger) if trigger is not None else None
+
+    def _run(self, work: Work) -> float:
+        """One round; returns the seconds until the next look."""
+        self._metrics.in_progress.set(1)
+        context = RoundContext(
+            self._settings, self._buffer, self._registry, self._stop, self._show, self._children, suspends=True
+        )
+        try:
+            verdict = work(context)
+        except RoundSuspended:
+            return LOOK_SECONDS
+        except RoundFailed as error:
+            log.error("round_failed", round=error.verdict.round, reason=error.reason)
+            verdict = error.verdict
+        except NotEnoughFrames as error:
+            log.warning("round_not_started", reason=str(error))
+            return REFUSED_SECONDS
+        self._count(verdict)
+        return LOOK_SECONDS
+
+    def _show(self, progress: Progress) -> None:
+        if progress.phase == "shadow":
+            self._metrics.shadow_images.set(progress.step)
+            self._metrics.shadow_agreement.set(progress.agreement or 0.0)
+            return
+        self._metrics.step.set(progress.step)
+        for part, loss in progress.losses.items():
+            self._metrics.loss.labels(part=part).set(loss)
+        if progress.kept_ratio is not None:
+            self._metrics.kept_ratio.set(progress.kept_ratio)
+        if progress.images_per_second is not None:
+            self._metrics.images_per_second.set(progress.images_per_second)
+
+    def _count(self, verdict: Verdict) -> None:
+        self._metrics.verdicts.labels(decision=verdict.decision).inc()
+        for check in verdict.checks:
+            self._metrics.failures.labels(gate=check.name).inc(not check.passed)
+        numbers = self._store.numbers()
+        if verdict.round in numbers:
+            summary = summarise(self._store.folder(verdict.round))
+            self._metrics.runs.labels(result=summary.result).inc()
+            self._metrics.seconds.observe(summary.seconds or 0.0)

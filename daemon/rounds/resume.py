@@ -1,0 +1,81 @@
+"""Rounds that were interrupted: the daemon was killed or stopped, or the machine went down, while one ran.
+
+The next daemon, or the next `mfmd adapt`, goes on with it from its last training state. Not with a round that ended by
+itself, whatever the reason: that one has its scores.
+"""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from configs.settings import Settings
+from daemon.rounds.runner import saved_step
+from storage.buffer.frames import FrameBuffer
+from storage.errors import StorageError
+from storage.registry.registry import CheckpointRegistry
+from storage.rounds.folder import RoundFolder, RoundStore
+from storage.rounds.records import RoundEvent
+
+TRIES = 3
+"""Crashes after starts from one and the same state; a round that got no further in any of them is not started again."""
+
+
+def interrupted_round(store: RoundStore, buffer: FrameBuffer, registry: CheckpointRegistry) -> int | None:
+    """The newest round if it was interrupted and can go on, with its frames leased; else none."""
+    folder = store.latest()
+    if folder is None or obstacle(folder, buffer, registry):
+        return None
+    if folder.number not in buffer.leases():
+        buffer.lease(folder.number)
+    return folder.number
+
+
+def ended_by_operator(folder: RoundFolder) -> bool:
+    """Whether somebody stopped the round for good, be it that it could not write its scores any more."""
+    return any(event.event == "ended" for event in folder.events())
+
+
+def _tries(folder: RoundFolder) -> list[RoundEvent]:
+    """Starts that ended by a crash, of the round or of what ran it; an orderly stop says nothing against a round."""
+    tries: list[RoundEvent] = []
+    for event in folder.events():
+        if event.event == "started":
+            tries.append(event)
+        elif event.event == "suspended" and tries:
+            tries.pop()
+    return tries
+
+
+def store_root(folder: RoundFolder) -> Path:
+    """The state directory that a round's folder lies in."""
+    return folder.path.resolve().parents[1]
+
+
+def obstacle(folder: RoundFolder, buffer: FrameBuffer, registry: CheckpointRegistry) -> str:
+    """Why a round does not go on; empty when it can."""
+    try:
+        scores, spec = folder.scores(), folder.spec()
+        if folder.verdict() is not None or (scores is not None and scores.status != "stopped"):
+            return "it has ended"
+        settings = Settings.model_validate(spec.settings)
+    except StorageError as error:
+        return str(error)
+    except ValidationError as error:
+        return f"its settings are not valid any more: {error.errors()[0]['msg']}"
+    if ended_by_operator(folder):
+        return "an operator ended it"
+    if not saved_step(folder):
+        return "it had saved no training state"
+    tries = _tries(folder)[-TRIES:]
+    if len(tries) == TRIES and all(start.step == saved_step(folder) for start in tries):
+        return f"{TRIES} starts from step {saved_step(folder)} came no further"
+    serving = registry.ref("serving")
+    if serving is None or serving.version != spec.incumbent:
+        return f"version {spec.incumbent} does not serve any more"
+    if serving.since > spec.created:
+        return f"version {spec.incumbent} was made to serve anew after the round began"
+    if Path(settings.state).resolve() != store_root(folder):
+        return f"it was started for the state directory {settings.state}"
+    frames = {*spec.train_frames, *spec.holdout_frames}
+    missing = len(frames) - len(buffer.records(ids=frames))
+    return f"{missing} of its frames have left the buffer" if missing else ""

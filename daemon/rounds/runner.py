@@ -1,0 +1,305 @@
+"""One round from outside: lease frames, write the spec, launch, wait, judge. Used by the daemon and by `mfmd adapt`.
+
+The round is a process group of its own. It may crash or hang: what it left is recorded as a failed round, its frames
+are released, and the incumbent serves on. When it is this side that ends first, the next one goes on with the round
+(`daemon.rounds.resume`).
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from configs.settings import RoundSettings, Settings
+from daemon.errors import DaemonError, NoCheckpoint, NotEnoughFrames
+from daemon.gate.promotion import judge
+from daemon.gate.shadow_trial import is_open, note_wait, progress_of
+from daemon.rounds.inheritance import inherited_round, promoted_round
+from daemon.rounds.launch import launch_command, launch_environment
+from daemon.rounds.schedule import Trigger
+from daemon.runtime.child_records import ChildRecords
+from daemon.runtime.logs import get_logger
+from daemon.runtime.process_group import ProcessGroup
+from storage.buffer.catalog_records import FrameRecord
+from storage.buffer.frames import FrameBuffer
+from storage.errors import StorageError
+from storage.layout import StateLayout
+from storage.registry.provenance import snapshot_of
+from storage.registry.registry import CheckpointRegistry
+from storage.registry.shadow_record import ShadowRecords
+from storage.rounds.folder import RoundFolder, RoundStore
+from storage.rounds.records import Progress, RoundEvent, RoundScores, RoundSpec, Verdict
+
+POLL_SECONDS = 0.2
+LOOK_SECONDS = 0.5
+"""How often a candidate in the shadow is looked at (seconds)."""
+NOTE_SECONDS = 10.0
+"""How often the time waited for it is written down (seconds): a kill loses no more of it."""
+GRACE_SECONDS = 8.0
+"""Between SIGTERM and SIGKILL (seconds): a step at hand may end, scores of a stopped round be written."""
+SCORING_SECONDS = 1800.0
+"""Time a round may take beyond its training budget, for loading, saving and scoring (seconds)."""
+NICE = 5
+"""A round is less urgent than ingest and answers: added to our nice value."""
+LOG_TAIL_BYTES = 4096
+STOPPED = "stopped before it could write its scores"
+
+ShowProgress = Callable[[Progress], None]
+log = get_logger(__name__)
+
+
+class RoundSuspended(DaemonError):
+    """The daemon stops; the round has saved its state, keeps its frames, and goes on with the next daemon."""
+
+    code = "round_suspended"
+
+
+class RoundFailed(DaemonError):
+    """A round crashed, hung or diverged; it is recorded, the incumbent serves on."""
+
+    code = "round_failed"
+
+    def __init__(self, verdict: Verdict, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.verdict = verdict
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class RoundContext:
+    """What every round of a process works with."""
+
+    settings: Settings
+    """The settings of now."""
+    buffer: FrameBuffer
+    """Opened for writing."""
+    registry: CheckpointRegistry
+    """The versions."""
+    stop: threading.Event
+    """Ends the round early."""
+    on_progress: ShowProgress = lambda _: None
+    """Gets each new line of progress."""
+    children: ChildRecords | None = None
+    """Remembers the round's processes for the next daemon."""
+    suspends: bool = False
+    """Whether a stopped round is left for the next daemon to go on with; otherwise it has ended, inconclusive."""
+
+    @property
+    def store(self) -> RoundStore:
+        """The round folders."""
+        return RoundStore(StateLayout(self.settings.state).rounds)
+
+
+def run_round(context: RoundContext, trigger: Trigger) -> Verdict:
+    """Run one round now and act on its verdict. Only one at a time, under the state directory's lock.
+
+    Raises NoCheckpoint or NotEnoughFrames when it cannot start, RoundFailed after a failure was recorded,
+    RoundSuspended when it was stopped and goes on later, also while its candidate runs in the shadow.
+    """
+    settings, buffer, registry, store = context.settings, context.buffer, context.registry, context.store
+    incumbent, number = incumbent_version(registry), store.next_number()
+    frames = buffer.lease(number)
+    with _leased(buffer, number):
+        check_frames(frames, settings)
+        folder = store.create(_spec(context, number, incumbent, frames, trigger))
+        log.info("round_started", round=number, trigger=trigger, incumbent=incumbent, frames=len(frames))
+        _run_process(context, settings.round, folder)
+    return _concluded(context, folder)
+
+
+def continue_round(context: RoundContext, number: int) -> Verdict:
+    """Go on with a round that was interrupted (`continuation.interrupted_round`), from its last state, or with its
+    candidate in the shadow (`shadow_trial.open_trial`). Raises as `run_round`.
+    """
+    folder = context.store.folder(number)
+    if is_open(folder):
+        return _concluded(context, folder)
+    with _leased(context.buffer, number):
+        settings = Settings.model_validate(folder.spec().settings)  # its own: the state belongs to them
+        folder.remove_scores()
+        log.info("round_continued", round=number, step=saved_step(folder))
+        _run_process(context, settings.round, folder)
+    return _concluded(context, folder)
+
+
+def saved_step(folder: RoundFolder) -> int:
+    """Step of a round's newest training state; 0: it has none."""
+    return max(folder.states.steps(), default=0)
+
+
+@contextmanager
+def _leased(buffer: FrameBuffer, number: int) -> Iterator[None]:
+    """Give the round's frames back at the end, unless it is only suspended."""
+    try:
+        yield
+    except RoundSuspended:
+        raise
+    except BaseException:
+        buffer.release(number)
+        raise
+    buffer.release(number)
+
+
+def _concluded(context: RoundContext, folder: RoundFolder) -> Verdict:
+    """Judge a round that has ended, and tidy up after it."""
+    settings, registry, store, number = context.settings, context.registry, context.store, folder.number
+    verdict = _judged(context, folder)
+    heir = promoted_round(registry)
+    store.remove_states(spare=heir)
+    store.prune(settings.round.keep_folders, spare=heir)
+    scores = folder.scores()
+    log.info("round_ended", round=number, decision=verdict.decision, reason=verdict.reason, version=verdict.version)
+    if scores is not None and scores.status == "failed":
+        raise RoundFailed(verdict, scores.reason, f"round {number} failed: {scores.reason}; see {folder.log}")
+    return verdict
+
+
+def _judged(context: RoundContext, folder: RoundFolder) -> Verdict:
+    """The verdict on a round that has ended; waits for it while the candidate runs in the shadow.
+
+    A rollback in that time is seen at the next look; what serves and who asks meanwhile are no concern of this thread.
+    """
+    stopped, noted = False, time.monotonic()
+    while True:
+        if is_open(folder):
+            _show_shadow(context, folder)
+        waited = time.monotonic() - noted
+        ends = stopped and not context.suspends
+        verdict = judge(context.registry, folder, context.settings, waited=waited, stopped=ends)
+        if verdict is not None:
+            return verdict
+        if stopped or waited > NOTE_SECONDS:
+            note_wait(folder, waited)
+            noted += waited
+        if stopped:
+            log.info("round_suspended", round=folder.number, shadow=True)
+            raise RoundSuspended(f"the candidate of round {folder.number} goes on in the shadow with the next daemon")
+        stopped = context.stop.wait(LOOK_SECONDS)
+
+
+def _show_shadow(context: RoundContext, folder: RoundFolder) -> None:
+    """A line of progress whenever images were compared since the last."""
+    now = progress_of(folder, ShadowRecords(StateLayout(context.settings.state).shadow))
+    last = folder.last_progress()
+    if last is None or (last.phase, last.step) != (now.phase, now.step):
+        folder.append_progress(now)
+    context.on_progress(now)
+
+
+def incumbent_version(registry: CheckpointRegistry) -> int:
+    """The version that serves. Raises NoCheckpoint."""
+    serving = registry.ref("serving")
+    if serving is None:
+        raise NoCheckpoint("no version serves yet: `mfmd pretrain` trains one, `mfmd import PATH` takes one in")
+    return serving.version
+
+
+def check_frames(frames: Sequence[FrameRecord], settings: Settings) -> None:
+    """Raises NotEnoughFrames for a buffer that a round could not work with."""
+    least = settings.schedule.min_frames
+    if len(frames) < least:
+        raise NotEnoughFrames(f"{len(frames)} frames in the buffer, schedule.min_frames is {least}; drop more images")
+    if all(frame.holdout for frame in frames):
+        raise NotEnoughFrames("every frame is held out (buffer.holdout_fraction); drop more images")
+
+
+def record_failure(folder: RoundFolder, status: str, reason: str) -> None:
+    """Write the scores that a round did not write itself."""
+    progress, created = folder.last_progress(), folder.spec().created
+    last = progress.at if progress is not None else created
+    scores = {
+        "status": status,
+        "reason": reason,
+        "steps": progress.step if progress is not None else 0,
+        "seconds": max(0.0, last - created),
+    }
+    folder.write_scores(RoundScores.model_validate(scores))
+
+
+def _spec(
+    context: RoundContext, number: int, incumbent: int, frames: Sequence[FrameRecord], trigger: Trigger
+) -> RoundSpec:
+    settings, registry = context.settings, context.registry
+    inherits, why = inherited_round(settings, registry, context.store)
+    log.info("round_start_state", round=number, inherits=inherits, reason=why)
+    return RoundSpec(
+        round=number,
+        incumbent=incumbent,
+        released=registry.released(incumbent),
+        train_frames=tuple(frame.id for frame in frames if not frame.holdout),
+        holdout_frames=tuple(frame.id for frame in frames if frame.holdout),
+        settings=settings.model_dump(mode="json"),
+        created=time.time(),
+        trigger=trigger,
+        inherits=inherits,
+        snapshot=snapshot_of(frames),
+    )
+
+
+def _run_process(context: RoundContext, settings: RoundSettings, folder: RoundFolder) -> None:
+    """Launch, follow, end. Afterwards nothing of it runs, and `scores.json` exists unless it is suspended."""
+    folder.append_event(RoundEvent(at=time.time(), step=saved_step(folder)))
+    command = launch_command(settings, folder.spec_path)
+    group = ProcessGroup(command, log=folder.log, nice=NICE, environment=launch_environment(settings))
+    if context.children is not None:
+        context.children.add(f"round {folder.number}", group.pid, str(folder.spec_path))
+    try:
+        cause = _follow(group, folder, context, settings.max_seconds + SCORING_SECONDS)
+        stopped = cause == "stopped" or (not cause and context.stop.is_set())
+        if stopped and not context.suspends:
+            _note(folder, "ended")  # before anything of it ends: should this process die now, the round is over as well
+        status = group.stop(GRACE_SECONDS)
+    finally:
+        group.kill()
+        if context.children is not None:
+            context.children.remove(f"round {folder.number}")
+    scores = folder.scores()
+    if stopped and context.suspends and saved_step(folder) and (scores is None or scores.status == "stopped"):
+        if cause or scores is not None:  # otherwise it died by itself in that moment, which counts as a crash
+            _note(folder, "suspended")
+        log.info("round_suspended", round=folder.number, step=saved_step(folder))
+        raise RoundSuspended(f"round {folder.number} goes on from step {saved_step(folder)} with the next daemon")
+    if scores is None:
+        reason = STOPPED if stopped else cause or _death(status, folder)
+        record_failure(folder, "stopped" if stopped else "failed", reason)
+
+
+def _note(folder: RoundFolder, event: Literal["suspended", "ended"]) -> None:
+    """Write down who stopped the round. A full disk must not keep it from stopping: then it counts as a crash."""
+    try:
+        folder.append_event(RoundEvent(at=time.time(), step=saved_step(folder), event=event))
+    except (OSError, StorageError) as error:
+        log.warning("round_event_not_written", round=folder.number, what=event, error=str(error))
+
+
+def _follow(group: ProcessGroup, folder: RoundFolder, context: RoundContext, limit: float) -> str:
+    """Until the leader ends, `stop` is set or the time is up; returns why we end it, or nothing."""
+    deadline, shown = time.monotonic() + limit, 0.0
+    while group.poll() is None:
+        if context.stop.wait(POLL_SECONDS):
+            return "stopped"
+        progress = folder.last_progress()
+        if progress is not None and progress.at > shown:
+            shown = progress.at
+            context.on_progress(progress)
+        if time.monotonic() > deadline:
+            return f"no end after {limit:.0f} s (round.max_seconds and {SCORING_SECONDS:.0f} s for scoring)"
+    return ""
+
+
+def _death(status: int, folder: RoundFolder) -> str:
+    """How a round ended that wrote nothing."""
+    how = f"ended with status {status}" if status >= 0 else f"was killed by {signal.Signals(-status).name}"
+    return f"the round {how} before it could write its scores; last line of its log: {_last_line(folder)}"
+
+
+def _last_line(folder: RoundFolder) -> str:
+    if not folder.log.exists():
+        return "(none)"
+    with folder.log.open("rb") as file:
+        file.seek(max(0, folder.log.stat().st_size - LOG_TAIL_BYTES))
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "(none)"

@@ -1,0 +1,100 @@
+"""When a round starts by itself. Pure: what is known goes in, a trigger or what is missing comes out."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from configs.settings import Settings
+from daemon.runtime.backoff import Backoff
+
+Trigger = Literal["new_frames", "interval", "manual"]
+
+RETRIES = Backoff(base=30.0, cap=3600.0)
+"""Delays after rounds that failed; the same frames would fail the same way in a tight loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleState:
+    """What the decision rests on; read from the catalog and the round folders, so it survives a restart."""
+
+    frames: int
+    """Frames in the buffer."""
+    holdout: int
+    """Held-out frames among them."""
+    new_frames: int
+    """Frames committed since the last round that was judged began."""
+    last_ended: float | None
+    """When the last round ended, whatever its result (Unix, seconds)."""
+    failures: int
+    """Rounds that failed in a row, up to the last one."""
+    serving: bool
+    """Whether a version serves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """The decision."""
+
+    trigger: Trigger | None
+    """Why a round starts now; none when it does not."""
+    frames_missing: int
+    """New frames still missing for the next round, as far as counts can say."""
+    not_before: float | None
+    """After failures: when the next attempt may start (Unix, seconds)."""
+    waiting_for: str
+    """One sentence for people."""
+
+
+def due(now: float, state: ScheduleState, settings: Settings) -> Due:
+    """Whether a round is due at `now` (Unix, seconds).
+
+    It needs a serving version, `schedule.min_frames` frames and `gate.min_holdout` held-out ones, for without those
+    the gate could not accept anything. Then enough new frames start it, or the interval with at least one new frame.
+    After failures nothing starts before a growing delay has passed. A round that ended in the future ended under a
+    clock that was set back since: it holds nothing up.
+    """
+    missing = _missing(state, settings)
+    ended = state.last_ended if state.last_ended is not None and state.last_ended <= now else None
+    not_before = ended + RETRIES.delay(state.failures) if state.failures and ended is not None else None
+    trigger = _trigger(now, ended, state, settings)
+    obstacle = _obstacle(state, settings)
+    if obstacle or not settings.schedule.enabled:
+        return Due(
+            None, missing, not_before, obstacle or "nothing: schedule.enabled is off; `mfmd adapt` starts rounds"
+        )
+    if not_before is not None and now < not_before:
+        return Due(None, missing, not_before, f"the delay after {state.failures} failed round(s)")
+    if trigger is not None:
+        return Due(trigger, 0, not_before, "nothing: it starts now")
+    return Due(None, missing, not_before, _wish(missing, settings))
+
+
+def _trigger(now: float, ended: float | None, state: ScheduleState, settings: Settings) -> Trigger | None:
+    schedule = settings.schedule
+    if state.new_frames >= schedule.new_frames:
+        return "new_frames"
+    if schedule.interval_seconds <= 0 or state.new_frames == 0:
+        return None
+    passed = ended is None or now - ended >= schedule.interval_seconds
+    return "interval" if passed else None
+
+
+def _missing(state: ScheduleState, settings: Settings) -> int:
+    """New frames that counts ask for; held-out ones come by chance and are not predicted."""
+    schedule = settings.schedule
+    return max(schedule.new_frames - state.new_frames, schedule.min_frames - state.frames, 0)
+
+
+def _obstacle(state: ScheduleState, settings: Settings) -> str:
+    if not state.serving:
+        return "a serving version: `mfmd pretrain` or `mfmd import PATH` makes one"
+    if state.frames < settings.schedule.min_frames:
+        return f"{settings.schedule.min_frames - state.frames} more frames (schedule.min_frames)"
+    if state.holdout < settings.gate.min_holdout:
+        return f"{settings.gate.min_holdout - state.holdout} more held-out frames (gate.min_holdout)"
+    return ""
+
+
+def _wish(missing: int, settings: Settings) -> str:
+    interval = settings.schedule.interval_seconds
+    also = f", or {interval:g} s after the last round with a new frame" if interval > 0 else ""
+    return f"{missing} more new frames{also}"

@@ -1,0 +1,1 @@
+"""Keep parts and processes alive; this folder knows no image."""

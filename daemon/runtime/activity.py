@@ -1,0 +1,161 @@
+"""`run/activity.json`: what the living daemon does right now, for `mfmd status` and whoever looks over its shoulder.
+
+Storage says what was; these are the few things that only the running process knows. The file is news, not a record:
+it is written when something changed, at most once a second, and means nothing once the daemon's lock is free.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from daemon.runtime.logs import get_logger
+from storage import durable
+from storage.errors import StorageError
+
+WRITE_SECONDS = 1.0
+"""Shortest time between two writes (seconds)."""
+
+log = get_logger(__name__)
+
+Mode = Literal["events", "polling"]
+Reason = Literal["configured", "local", "silent_mount", "refused", "no_folder"]
+MODES: tuple[tuple[Mode, Reason], ...] = (
+    ("events", "local"),
+    ("events", "configured"),
+    ("polling", "configured"),
+    ("polling", "silent_mount"),
+    ("polling", "refused"),
+    ("polling", "no_folder"),
+)
+"""Every mode with its reasons, as the metric shows them."""
+
+
+class ActivityPart(BaseModel):
+    """A frozen part of the picture."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class WatchActivity(ActivityPart):
+    """The drop folder."""
+
+    state: Literal["starting", "watching", "missing", "unmounted", "unreadable", "stopped"] = "starting"
+    """missing: the folder does not exist, it is waited for; unmounted: it exists without its `watch.marker`, nothing is
+    taken; unreadable: it exists but cannot be listed."""
+    mode: Mode = "polling"
+    """events: the kernel's events wake us, the rescan finds the rest; polling: only the rescan."""
+    mode_reason: Reason = "no_folder"
+    """configured: `watch.mode` says so; local: a file system that sends events; silent_mount: one that does not;
+    refused: the kernel gave no watch; no_folder: there is nothing to listen to."""
+    file_system: str = ""
+    """Type of the folder's file system, for example `ext4`; empty where it is not known."""
+    detail: str = ""
+    """Why, when it is not simply watching."""
+    pending: int = 0
+    """Files seen and not dealt with yet."""
+    oldest_pending: float | None = None
+    """Modification time of the oldest of them, as far as it was looked at (Unix, seconds)."""
+
+
+class IngestActivity(ActivityPart):
+    """From file to committed frame."""
+
+    state: Literal["running", "paused", "failed", "stopped"] = "running"
+    """paused: it goes on by itself when the reason is gone; failed: the daemon must be started again."""
+    reason: str = ""
+    """Why it is paused or failed."""
+
+
+class ChildActivity(ActivityPart):
+    """A supervised child process."""
+
+    name: str
+    """`serve` or `observe`."""
+    running: bool
+    """Whether it runs."""
+    pid: int | None = None
+    """Process id while it runs."""
+    since: float | None = None
+    """Unix time of the last start (seconds)."""
+    restarts: int = 0
+    """Starts after the first."""
+    last_exit: int | None = None
+    """Exit status of the last end; negative is a signal."""
+    next_start: float | None = None
+    """Unix time of the next attempt, while it waits for one (seconds)."""
+
+
+class MirrorActivity(ActivityPart):
+    """A mirror of what serves (`publish`)."""
+
+    name: str
+    """`triton` or `huggingface`."""
+    folder: str
+    """Where it is."""
+    state: Literal["waiting", "exporting", "current", "failed", "stopped"] = "waiting"
+    """current: readers are led to the serving version; failed: tried again; stopped: its disk lost a write, so nothing
+    more is written until the daemon starts again."""
+    version: int | None = None
+    """Version that readers are led to."""
+    failures: int = 0
+    """Failed attempts in a row."""
+    reason: str = ""
+    """Why the last one failed."""
+    next_attempt: float | None = None
+    """Unix time of the next attempt after a failure (seconds)."""
+
+
+class Activity(ActivityPart):
+    """What the daemon does now."""
+
+    watch: WatchActivity = WatchActivity()
+    """The drop folder."""
+    ingest: IngestActivity = IngestActivity()
+    """Ingest."""
+    children: list[ChildActivity] = Field(default_factory=list)
+    """Children."""
+    mirrors: list[MirrorActivity] = Field(default_factory=list)
+    """Mirrors of what serves."""
+    trouble: dict[str, str] = Field(default_factory=dict)
+    """Parts of the daemon whose last step failed, with the reason."""
+
+
+class ActivityWriter:
+    """Writes the file when the picture changed."""
+
+    def __init__(self, path: Path, look: Callable[[], Activity]) -> None:
+        self._path, self._look = path, look
+        self._written: Activity | None = None
+        self._lock = threading.Lock()
+
+    def step(self) -> float:
+        """Write if something changed; returns the seconds until it wants to be called again."""
+        activity = self._look()
+        with self._lock:
+            if activity != self._written:
+                self._write(activity)
+        return WRITE_SECONDS
+
+    def close(self) -> None:
+        """The daemon ends: nothing is going on any more."""
+        self._path.unlink(missing_ok=True)
+
+    def _write(self, activity: Activity) -> None:
+        try:
+            durable.write_record(self._path, activity)
+        except (OSError, StorageError) as error:  # a full disk must not stop the part that reports it
+            log.warning("activity_not_written", path=str(self._path), error=str(error), at=time.time())
+            return
+        self._written = activity
+
+
+def read_activity(path: Path) -> Activity | None:
+    """The picture in `path`; none when there is none or it cannot be read."""
+    try:
+        return Activity.model_validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,140 @@
+"""Children that must run: start them, start them again with growing delays when they end, stop them together."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from daemon.runtime.activity import ChildActivity
+from daemon.runtime.backoff import Backoff
+from daemon.runtime.child_records import ChildRecords
+from daemon.runtime.grace import CHILD_SECONDS
+from daemon.runtime.logs import get_logger
+from daemon.runtime.process_group import ProcessGroup
+
+TICK_SECONDS = 0.2
+STABLE_SECONDS = 60.0
+"""A child that ran this long starts with the shortest delay again (seconds)."""
+RESTARTS = Backoff(base=1.0, cap=60.0, jitter=0.2)
+"""Delays between restarts of a child."""
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """A child that must run."""
+
+    name: str
+    """Its name in status, metrics and logs."""
+    command: Sequence[str]
+    """Program and arguments."""
+    mark: str
+    """An argument by which its process is known again after a crash of the daemon."""
+    nice: int = 0
+    """Added to our own nice value."""
+    grace_seconds: float = CHILD_SECONDS
+    """Time between SIGTERM and SIGKILL (seconds)."""
+
+
+class _Child:
+    """One child and its history. Used by one thread at a time."""
+
+    def __init__(self, spec: ChildSpec, records: ChildRecords, backoff: Backoff) -> None:
+        self.spec = spec
+        self.state = ChildActivity(name=spec.name, running=False)
+        self.group: ProcessGroup | None = None
+        self._records, self._backoff = records, backoff
+        self._failures = 0
+        self._next_start = 0.0
+        self._started: float | None = None
+
+    def tick(self, now: float) -> None:
+        """Notice an end, start when it is time. `now` is monotonic (seconds)."""
+        if self.group is not None and self.group.poll() is not None:
+            self._ended(self.group.poll(), now)
+        if self.group is None and now >= self._next_start:
+            self._start(now)
+
+    def _set(self, **changes: object) -> None:
+        self.state = self.state.model_copy(update=changes)
+
+    def _start(self, now: float) -> None:
+        try:
+            self.group = ProcessGroup(self.spec.command, nice=self.spec.nice)
+        except OSError as error:
+            log.error("child_not_started", child=self.spec.name, error=str(error))
+            self._retry_later(now)
+            return
+        self._records.add(self.spec.name, self.group.pid, self.spec.mark)
+        restarts = self.state.restarts + (self._started is not None)
+        self._set(running=True, pid=self.group.pid, since=time.time(), next_start=None, restarts=restarts)
+        self._started = now
+        log.info("child_started", child=self.spec.name, pid=self.group.pid)
+
+    def _ended(self, status: int | None, now: float) -> None:
+        assert self.group is not None
+        self.group.kill()  # what the leader started must not outlive it
+        self._records.remove(self.spec.name)
+        self.group = None
+        if self._started is not None and now - self._started >= STABLE_SECONDS:
+            self._failures = 0
+        log.warning("child_ended", child=self.spec.name, status=status)
+        self._set(last_exit=status)
+        self._retry_later(now)
+
+    def _retry_later(self, now: float) -> None:
+        self._failures += 1
+        delay = self._backoff.delay(self._failures)
+        self._next_start = now + delay
+        self._set(running=False, pid=None, next_start=time.time() + delay)
+
+    def gone(self) -> None:
+        """It was stopped and stays so."""
+        self.group = None
+        self._records.remove(self.spec.name)
+        self._set(running=False, pid=None, next_start=None)
+
+
+class Supervisor:
+    """Keeps children running until `stop`."""
+
+    def __init__(self, specs: Sequence[ChildSpec], records: ChildRecords, backoff: Backoff = RESTARTS) -> None:
+        self._children = [_Child(spec, records, backoff) for spec in specs]
+        self._lock = threading.Lock()
+        self._stopping = False
+
+    def step(self) -> float:
+        """Start what should run and does not; returns the seconds until it wants to be called again."""
+        with self._lock:
+            if not self._stopping:
+                for child in self._children:
+                    child.tick(time.monotonic())
+        return TICK_SECONDS
+
+    def states(self) -> list[ChildActivity]:
+        """What each child does."""
+        return [child.state for child in self._children]
+
+    def stop(self, grace_seconds: float | None = None) -> None:
+        """SIGTERM to all groups at once, SIGKILL to each after its own grace period; nothing starts again.
+
+        `grace_seconds` is the grace period of all of them instead.
+        """
+        with self._lock:
+            self._stopping = True
+        allowed = {
+            child: child.spec.grace_seconds if grace_seconds is None else grace_seconds
+            for child in self._children
+            if child.group is not None
+        }
+        running = sorted(allowed, key=lambda child: allowed[child])
+        for child in running:
+            if child.group is not None:
+                child.group.terminate()
+        began = time.monotonic()
+        for child in running:
+            if child.group is not None:
+                status = child.group.finish(max(0.0, began + allowed[child] - time.monotonic()))
+                log.info("child_stopped", child=child.spec.name, status=status)
+            child.gone()

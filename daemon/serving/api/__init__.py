@@ -1,0 +1,1 @@
+"""`/v1/segment` and what belongs to it."""

@@ -1,0 +1,125 @@
+"""What `/v1/segment` answers with: an index mask, a colour mask, an overlay (PNG), or JSON."""
+
+import base64
+import io
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+
+from adapters.palette import colour_mask, overlay
+from configs.class_list import ClassInfo
+from daemon.serving.api.accept import MediaType, prefer
+from daemon.serving.batcher import Labels
+from daemon.serving.errors import ApiError
+from storage.registry.manifest import Manifest
+
+PNG_LEVEL = 1
+"""Compression level: masks compress well at any level, and 1 is several times faster than the default 6."""
+
+
+class AnswerFormat(StrEnum):
+    """What an answer may be: `?format=`, or Accept with `image/png;format=...`."""
+
+    INDEX = "index"
+    COLOR = "color"
+    OVERLAY = "overlay"
+    JSON = "json"
+
+    @property
+    def media_type(self) -> str:
+        """Content-Type of the answer."""
+        return "application/json" if self is AnswerFormat.JSON else "image/png"
+
+
+OFFERED = tuple(
+    MediaType(main, sub, {"format": kind}) for kind in AnswerFormat for main, sub in [kind.media_type.split("/")]
+)
+"""What Accept chooses from, the default first."""
+
+
+def choose_format(query: str | None, accept: str) -> AnswerFormat:
+    """The format that a request asks for: `?format=` if it is given, else what Accept wants most.
+
+    Raises ApiError 400 unknown_format, 406 not_acceptable.
+    """
+    if query is not None:
+        if query not in list(AnswerFormat):
+            message = f"format {query[:32]!r} is unknown; there are {', '.join(AnswerFormat)}"
+            raise ApiError(400, "unknown_format", message)
+        return AnswerFormat(query)
+    chosen = prefer(accept, OFFERED)
+    if chosen is None:
+        there = ", ".join(f"{kind.media_type};format={kind}" for kind in AnswerFormat)
+        raise ApiError(406, "not_acceptable", f"Accept asks for {accept[:100]!r}; there are {there}")
+    return list(AnswerFormat)[chosen]
+
+
+def class_infos(manifest: Manifest) -> list[ClassInfo]:
+    """The class list of a version, in index order."""
+    return [ClassInfo.model_validate(entry) for entry in manifest.classes]
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """PNG of a grey `[h, w]` or RGB `[h, w, 3]` image."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", compress_level=PNG_LEVEL)
+    return stream.getvalue()
+
+
+def render(kind: AnswerFormat, labels: Labels, manifest: Manifest, pixels: NDArray[np.uint8] | None) -> bytes:
+    """The body of an answer with `labels` `[h, w]`; an overlay needs the image's `pixels` `[h, w, 3]`."""
+    classes = class_infos(manifest)
+    if kind is AnswerFormat.JSON:
+        return summarise(labels, manifest.version, classes).model_dump_json().encode()
+    if kind is AnswerFormat.COLOR:
+        return png(colour_mask(labels, classes))
+    if kind is AnswerFormat.OVERLAY and pixels is not None:
+        return png(overlay(pixels, labels, classes))
+    return png(labels)
+
+
+class ClassArea(BaseModel):
+    """How much of an image one class covers."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    index: int
+    """Index in the mask."""
+    name: str
+    """Name in the class list."""
+    pixels: int
+    """Pixels of this class."""
+    share: float
+    """Their share of the image (0-1)."""
+
+
+class SegmentSummary(BaseModel):
+    """The JSON answer of `/v1/segment`."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    version: int
+    """Version that answered."""
+    height: int
+    """Height of the image and the mask (pixels)."""
+    width: int
+    """Width of the image and the mask (pixels)."""
+    classes: list[ClassArea]
+    """Area of every class, those that are not there included, in index order."""
+    mask_png: str
+    """The index mask, a PNG in base64."""
+
+
+def summarise(labels: Labels, version: int, classes: list[ClassInfo]) -> SegmentSummary:
+    """Size, area of each class and the index mask of `labels` `[h, w]`."""
+    pixels = np.bincount(labels.ravel(), minlength=len(classes)).tolist()
+    areas = [
+        ClassArea(index=index, name=entry.name, pixels=pixels[index], share=pixels[index] / labels.size)
+        for index, entry in enumerate(classes)
+    ]
+    mask = base64.b64encode(png(labels)).decode()
+    height, width = labels.shape
+    return SegmentSummary(version=version, height=height, width=width, classes=areas, mask_png=mask)

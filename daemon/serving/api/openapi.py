@@ -1,0 +1,51 @@
+"""The OpenAPI page, `/openapi.json`, made true where FastAPI cannot know. No HTML page: it would need a CDN."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from daemon.serving.middleware.instrument import HASH_HEADER, VERSION_HEADER
+from daemon.serving.oip.messages import INPUT_MODELS
+
+SUMMARY = "Segments images, and says with every answer which version of the model gave it."
+NEVER_ANSWERED = ("HTTPValidationError", "ValidationError")
+"""What FastAPI describes for every route with parameters; ours are checked by their own functions."""
+REFERENCE = "#/components/schemas/{model}"
+HEADERS = {
+    VERSION_HEADER: {"description": "Version that answered.", "schema": {"type": "integer"}},
+    HASH_HEADER: {"description": "First 12 hex digits of the SHA-256 of its weights.", "schema": {"type": "string"}},
+}
+
+
+def describe_routes(app: FastAPI) -> None:
+    """Let `app` describe its routes as they are; made once, at the first request for the page."""
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _page(app)
+        return app.openapi_schema
+
+    app.openapi = described  # type: ignore[method-assign]
+
+
+def _page(app: FastAPI) -> dict[str, Any]:
+    page = get_openapi(title=app.title, version=app.version, description=SUMMARY, routes=app.routes)
+    for methods in page["paths"].values():
+        for operation in methods.values():
+            _correct(operation["responses"])
+    components = page["components"]["schemas"]
+    _, schemas = models_json_schema([(model, "validation") for model in INPUT_MODELS], ref_template=REFERENCE)
+    components |= schemas["$defs"]
+    for name in NEVER_ANSWERED:
+        components.pop(name, None)
+    return page
+
+
+def _correct(responses: dict[str, Any]) -> None:
+    """Leave out what is never answered; every answer names its version once there is one."""
+    if any(name in str(responses.get("422", "")) for name in NEVER_ANSWERED):
+        del responses["422"]
+    for response in responses.values():
+        response["headers"] = response.get("headers", {}) | HEADERS

@@ -1,0 +1,120 @@
+"""`POST /v1/segment` (an image in, a mask out), `GET /v1/classes`, `GET /v1/serving`."""
+
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Query, Request, Response
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from configs.class_list import ClassInfo
+from daemon.serving.api.answers import AnswerFormat, SegmentSummary, choose_format, render
+from daemon.serving.api.multipart import image_part, is_multipart
+from daemon.serving.api.problems import problems
+from daemon.serving.api.status import ServingStatus, describe
+from daemon.serving.errors import NotReady, refused
+from daemon.serving.middleware.instrument import version_headers
+from daemon.serving.plane import InferencePlane
+from storage.errors import RefusedImage
+from storage.media.images import decode_image
+
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+FORM = {
+    "schema": {
+        "type": "object",
+        "properties": {"image": {"type": "string", "format": "binary"}},
+        "required": ["image"],
+    }
+}
+IMAGE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "An image file as it is, or a form with one part named `image`. Any format that ingest reads.",
+        "content": {"image/jpeg": BINARY, "image/png": BINARY, "image/webp": BINARY, "multipart/form-data": FORM},
+    },
+}
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"model": SegmentSummary, "description": "Mask, overlay or areas.", "content": {"image/png": BINARY}},
+    **problems(400, 406, 408, 413, 415, 422),
+}
+Format = Annotated[
+    str | None,
+    Query(description="What to answer; goes before Accept.", json_schema_extra={"enum": [*AnswerFormat]}),
+]
+
+
+class ListedClass(ClassInfo):
+    """A class and its index in masks."""
+
+    index: int
+    """Index in the mask."""
+
+
+class ClassList(BaseModel):
+    """The classes of masks."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    version: int | None
+    """Version whose classes these are; none before the first: then those of the configuration."""
+    classes: list[ListedClass]
+    """In index order."""
+
+
+def segment_routes(plane: InferencePlane) -> APIRouter:
+    """The routes of mfmd's own protocol."""
+    router = APIRouter()
+
+    @router.post("/v1/segment", response_class=Response, openapi_extra=IMAGE_BODY, responses=ANSWERS)
+    async def segment(request: Request, format: Format = None) -> Response:
+        """Segment one image; the answer has the image's own size.
+
+        Accept decides what comes back: `image/png` (class indices), `image/png;format=color`,
+        `image/png;format=overlay` or `application/json` (area of each class, and the mask); q-values count.
+        """
+        kind = choose_format(format, ",".join(request.headers.getlist("accept")))
+        if plane.slots.live is None:
+            raise NotReady  # before the body is read
+        plane.batcher.check_room()
+        async with plane.bodies.read(request) as body:
+            return await _segment(plane, kind, request.headers.get("content-type", ""), body)
+
+    @router.get("/v1/classes", responses=problems())
+    async def classes() -> ClassList:
+        """The class list: index in the mask, name and colour."""
+        live = plane.slots.live
+        listed = live.manifest.classes if live else [item.model_dump(mode="json") for item in plane.settings.classes]
+        rows = [ListedClass.model_validate({"index": index, **entry}) for index, entry in enumerate(listed)]
+        return ClassList(version=live.version if live else None, classes=rows)
+
+    @router.get("/v1/serving", responses=problems())
+    async def serving() -> ServingStatus:
+        """Which version serves, which one should, and why the last swap failed."""
+        return describe(plane)
+
+    return router
+
+
+async def _segment(plane: InferencePlane, kind: AnswerFormat, content_type: str, body: bytes) -> Response:
+    with plane.slots.lease() as resident:
+        [labels] = await plane.segment(resident, lambda: [_decode(plane, content_type, body)])
+        # An overlay decodes again: pixels kept while a request waits would be memory without a bound.
+        content = await plane.in_thread(
+            lambda: render(
+                kind,
+                labels,
+                resident.manifest,
+                _decode(plane, content_type, body) if kind is AnswerFormat.OVERLAY else None,
+            )
+        )
+        return Response(content, media_type=kind.media_type, headers=version_headers(resident))
+
+
+def _decode(plane: InferencePlane, content_type: str, body: bytes) -> NDArray[np.uint8]:
+    """The image of a raw or multipart body, RGB `[h, w, 3]`; ApiError 4xx when there is none."""
+    limits = plane.settings.serving
+    content = image_part(content_type, body) if is_multipart(content_type) else body
+    try:
+        return decode_image(content, max_bytes=limits.max_body_bytes, max_pixels=limits.max_pixels)
+    except RefusedImage as error:
+        raise refused(error) from error

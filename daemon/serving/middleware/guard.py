@@ -1,0 +1,47 @@
+"""ASGI middleware: no request but health and metrics gets through without the plane's token."""
+
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from daemon.net.token import bearer_of, same_token
+from daemon.serving.metrics import ServingMetrics
+
+OPEN = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
+"""Paths that orchestrators and Prometheus ask without a token; they tell neither images nor classes."""
+MESSAGE = "send `Authorization: Bearer TOKEN`; see serving.token in the docs"
+
+
+class Guard:
+    """Wraps the application; new routes are behind it without doing anything for it."""
+
+    def __init__(self, app: ASGIApp, tokens: Sequence[str], metrics: ServingMetrics) -> None:
+        """Any of `tokens` opens; with none of them everything is open."""
+        self._app = app
+        self._tokens = tuple(tokens)
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 401 before its body is read."""
+        if scope["type"] != "http" or scope["path"] in OPEN or self._opens(Headers(scope=scope)):
+            await self._app(scope, receive, send)
+            return
+        self._metrics.refused.labels(reason="unauthorized").inc()
+        body = {"code": "unauthorized", "message": MESSAGE}
+        if scope["path"].startswith("/v2"):
+            body["error"] = MESSAGE  # the field that Open Inference Protocol clients read
+        await JSONResponse(body, 401, headers={"WWW-Authenticate": "Bearer"})(scope, receive, send)
+
+    def _opens(self, headers: Headers) -> bool:
+        given = bearer_of(headers.get("authorization", ""))
+        matches = [given is not None and same_token(given, token) for token in self._tokens]  # all: no early end
+        return not self._tokens or any(matches)
+
+
+def tokens_of(token: str | None, repository_token: str | None) -> tuple[str, ...]:
+    """What opens the plane: its token, and that of load and unload, since a request carries only one of them."""
+    if token is None:
+        return ()
+    return (token,) if repository_token is None else (token, repository_token)

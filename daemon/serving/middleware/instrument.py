@@ -1,0 +1,67 @@
+"""ASGI middleware: counts and times every request, and names the serving version on every answer."""
+
+import time
+from collections.abc import Callable
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from daemon.serving.metrics import ServingMetrics
+from daemon.serving.versions.slots import Resident
+
+VERSION_HEADER = "X-Checkpoint-Version"
+HASH_HEADER = "X-Checkpoint-Hash"
+
+
+def version_headers(resident: Resident) -> dict[str, str]:
+    """Headers that say which version gave an answer: its number and the first 12 digits of its SHA-256."""
+    return {VERSION_HEADER: str(resident.version), HASH_HEADER: resident.digest[:12]}
+
+
+class Instrument:
+    """Wraps the application; an answer that names no version gets the live one's."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: ServingMetrics,
+        live: Callable[[], Resident | None],
+        failed: Callable[[Request, Exception], ASGIApp],
+    ) -> None:
+        """`failed` gives the answer to a request that ended with an exception before its answer began."""
+        self._app = app
+        self._metrics = metrics
+        self._live = live
+        self._failed = failed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on and record how it ended."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, code, begun = time.perf_counter(), 500, False
+
+        async def send_named(message: Message) -> None:
+            nonlocal code, begun
+            begun = True
+            if message["type"] == "http.response.start":
+                code = message["status"]
+                self._name_version(MutableHeaders(scope=message))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_named)
+        except Exception as error:
+            if begun:
+                raise
+            await self._failed(Request(scope), error)(scope, receive, send_named)
+        finally:
+            endpoint = getattr(scope.get("route"), "path", "unknown")
+            self._metrics.requests.labels(endpoint=endpoint, code=str(code)).inc()
+            self._metrics.request_seconds.labels(endpoint=endpoint).observe(time.perf_counter() - started)
+
+    def _name_version(self, headers: MutableHeaders) -> None:
+        live = self._live()
+        if live is not None and VERSION_HEADER not in headers:
+            headers.update(version_headers(live))

@@ -1,0 +1,188 @@
+"""Open Inference Protocol v2 over HTTP: server, health, model metadata, infer. The one model is called `segmentation`.
+
+A version in the path means that version and no other: it answers as long as it is in memory (the serving one, and the
+one that served before it), so a client can compare the two.
+"""
+
+from importlib.metadata import version as package_version
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from daemon.serving.api.answers import class_infos
+from daemon.serving.api.problems import problems
+from daemon.serving.errors import ApiError, NotReady, VersionNotLoaded
+from daemon.serving.middleware.instrument import version_headers
+from daemon.serving.oip.messages import (
+    CLIENT_HEADERS,
+    DATATYPE,
+    EXTENSIONS,
+    HEADER_LENGTH,
+    IMAGE_CHANNELS,
+    INPUT,
+    MODEL,
+    OUTPUT,
+    InferAnswer,
+    ModelConfig,
+    ModelMetadata,
+    ModelReady,
+    ServerLive,
+    ServerMetadata,
+    ServerReady,
+    TensorMetadata,
+    VersionParameters,
+)
+from daemon.serving.oip.repository import repository_routes
+from daemon.serving.oip.tensors import format_infer, parse_infer
+from daemon.serving.plane import InferencePlane
+from daemon.serving.versions.slots import Resident
+
+MODEL_PATH = "/v2/models/{model}"
+VERSION_PATH = MODEL_PATH + "/versions/{version}"
+PLATFORM = "pytorch"
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+INFER_BODY: dict[str, Any] = {
+    "parameters": [{"name": HEADER_LENGTH, "in": "header", "required": False, **CLIENT_HEADERS[HEADER_LENGTH]}],
+    "requestBody": {
+        "required": True,
+        "description": "JSON, or JSON and the bytes of the tensor behind it (Triton's binary tensor data).",
+        "content": {
+            "application/json": {"schema": {"$ref": "#/components/schemas/InferBody"}},
+            "application/octet-stream": BINARY,
+        },
+    },
+}
+INFERRED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": InferAnswer,
+        "description": "Labels.",
+        "content": {"application/octet-stream": BINARY},
+        "headers": CLIENT_HEADERS,
+    },
+    **problems(400, 404, 408, 413, 415, protocol=True),
+}
+KNOWN = problems(404, protocol=True)
+
+
+def oip_routes(plane: InferencePlane) -> APIRouter:
+    """The routes under `/v2`."""
+    router = APIRouter()
+    _add_server_routes(router, plane)
+    _add_metadata_routes(router, plane)
+    _add_infer_route(router, plane)
+    router.include_router(repository_routes(plane))
+    return router
+
+
+def _add_server_routes(router: APIRouter, plane: InferencePlane) -> None:
+    @router.get("/v2", responses=problems(protocol=True))
+    async def server() -> ServerMetadata:
+        """Server metadata."""
+        return ServerMetadata(name="mfmd", version=package_version("mfmd"), extensions=[*EXTENSIONS])
+
+    @router.get("/v2/health/live", responses={503: {"model": ServerLive, "description": "A thread ended by a bug."}})
+    async def live(response: Response) -> ServerLive:
+        """200 while the process answers and its threads live, else 503."""
+        alive = not plane.dead
+        response.status_code = 200 if alive else 503
+        return ServerLive(live=alive)
+
+    @router.get("/v2/health/ready", responses={503: {"model": ServerReady, "description": "Not ready."}})
+    async def ready(response: Response) -> ServerReady:
+        """200 once a version is loaded, else 503."""
+        response.status_code = 200 if plane.ready else 503
+        return ServerReady(ready=plane.ready)
+
+
+def _add_metadata_routes(router: APIRouter, plane: InferencePlane) -> None:
+    @router.get(MODEL_PATH, responses=KNOWN)
+    @router.get(VERSION_PATH, responses=KNOWN)
+    async def metadata(model: str, version: str | None = None) -> ModelMetadata:
+        """Metadata of the model, or of one version of it."""
+        number = _check(plane, model, version)
+        if plane.slots.live is None:
+            return _metadata(plane, None)
+        with plane.slots.lease(number) as resident:
+            return _metadata(plane, resident)
+
+    not_ready: dict[int | str, dict[str, Any]] = {503: {"model": ModelReady, "description": "Not ready."}}
+
+    @router.get(MODEL_PATH + "/ready", responses=KNOWN | not_ready)
+    @router.get(VERSION_PATH + "/ready", responses=KNOWN | not_ready)
+    async def model_ready(model: str, response: Response, version: str | None = None) -> ModelReady:
+        """200 if the model (that version of it) answers, 503 if not yet; 404 for an unknown model or version."""
+        _check(plane, model, version)
+        response.status_code = 200 if plane.ready else 503
+        return ModelReady(name=MODEL, ready=plane.ready)
+
+    @router.get(MODEL_PATH + "/config", responses=KNOWN)
+    @router.get(VERSION_PATH + "/config", responses=KNOWN)
+    async def config(model: str, version: str | None = None) -> ModelConfig:
+        """The model's configuration in Triton's words; the batch dimension stands in `dims`."""
+        _check(plane, model, version)
+        described = {"data_type": f"TYPE_{DATATYPE}"}
+        return ModelConfig(
+            name=MODEL,
+            platform=PLATFORM,
+            max_batch_size=0,
+            input=[{"name": INPUT, "dims": [-1, -1, -1, IMAGE_CHANNELS], **described}],
+            output=[{"name": OUTPUT, "dims": [-1, -1, -1], **described}],
+        )
+
+
+def _add_infer_route(router: APIRouter, plane: InferencePlane) -> None:
+    @router.post(MODEL_PATH + "/infer", response_class=Response, openapi_extra=INFER_BODY, responses=INFERRED)
+    @router.post(VERSION_PATH + "/infer", response_class=Response, openapi_extra=INFER_BODY, responses=INFERRED)
+    async def infer(request: Request, model: str, version: str | None = None) -> Response:
+        """Labels for a batch of images, all of one version."""
+        number = _check(plane, model, version)
+        if plane.slots.live is None:
+            raise NotReady
+        plane.batcher.check_room()
+        async with plane.bodies.read(request) as body:
+            return await _infer(plane, number, body, request.headers.get(HEADER_LENGTH))
+
+
+def _metadata(plane: InferencePlane, resident: Resident | None) -> ModelMetadata:
+    return ModelMetadata(
+        name=MODEL,
+        versions=[str(number) for number in plane.slots.versions],
+        platform=PLATFORM,
+        inputs=[TensorMetadata(name=INPUT, datatype=DATATYPE, shape=[-1, -1, -1, IMAGE_CHANNELS])],
+        outputs=[TensorMetadata(name=OUTPUT, datatype=DATATYPE, shape=[-1, -1, -1])],
+        parameters=_parameters(resident) if resident else None,
+    )
+
+
+def _parameters(resident: Resident) -> VersionParameters:
+    height, width = resident.input_size
+    return VersionParameters(
+        version=resident.version,
+        sha256=resident.digest,
+        created=resident.manifest.created,
+        input_height=height,
+        input_width=width,
+        classes=[entry.name for entry in class_infos(resident.manifest)],
+    )
+
+
+def _check(plane: InferencePlane, model: str, version: str | None) -> int | None:
+    """The version number that a path names, if any. Raises ApiError 404 unknown_model, version_not_loaded."""
+    if model != MODEL:
+        raise ApiError(404, "unknown_model", f"there is no model {model[:64]!r}; the only one is {MODEL!r}")
+    if version is None:
+        return None
+    loaded = plane.slots.versions
+    found = next((number for number in loaded if str(number) == version), None)
+    if found is None:
+        raise VersionNotLoaded(version[:64], loaded)
+    return found
+
+
+async def _infer(plane: InferencePlane, version: int | None, body: bytes, header_length: str | None) -> Response:
+    limits = plane.settings.serving
+    request = await plane.in_thread(lambda: parse_infer(body, header_length, limits.max_pixels))
+    with plane.slots.lease(version) as resident:
+        labels = await plane.segment(resident, lambda: list(request.images))
+        content, headers, media_type = await plane.in_thread(lambda: format_infer(request, labels, resident.version))
+        return Response(content, media_type=media_type, headers=headers | version_headers(resident))

@@ -1,0 +1,1 @@
+"""A second version that sees live images without answering."""

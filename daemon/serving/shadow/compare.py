@@ -1,0 +1,160 @@
+"""A share of live requests also runs on the candidate in the idle place, after they were answered.
+
+In a thread of its own, at low priority, with a short queue: when it is full an image is dropped, not waited for.
+"""
+
+import queue
+import socket
+import threading
+import time
+
+import numpy as np
+
+from adapters.inference.segment import segment_fitted
+from configs.serving import ServingSettings
+from daemon.runtime.logs import get_logger
+from daemon.serving.batcher import Fitted, Labels
+from daemon.serving.metrics import ServingMetrics
+from daemon.serving.versions.follower import be_nice
+from daemon.serving.versions.slots import Resident, Slots
+from storage.errors import DurabilityLost, StorageError
+from storage.registry.shadow_record import ShadowRecord, ShadowRecords
+
+WAITING = 4
+"""Images that may wait for the candidate."""
+WRITE_SECONDS = 2.0
+"""How often the record is written while images come (seconds)."""
+
+log = get_logger(__name__)
+
+
+def plane_name(host: str, port: int) -> str:
+    """Name of the plane at an address of this machine: stable over restarts, and different for planes side by side."""
+    return f"{socket.gethostname()}_{host}_{port}"
+
+
+class Shadow:
+    """Compares the candidate's labels with those that were served, and keeps the record."""
+
+    def __init__(
+        self, slots: Slots, records: ShadowRecords, plane: str, settings: ServingSettings, metrics: ServingMetrics
+    ) -> None:
+        """`plane`: the name under which this plane keeps its record (`plane_name`)."""
+        self._slots = slots
+        self._records = records
+        self._plane = plane
+        self._fraction = settings.shadow_fraction
+        self._metrics = metrics
+        self._owed = 0.0
+        self._waiting: queue.Queue[tuple[int, Fitted, Labels]] = queue.Queue(WAITING)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="mfmd-shadow", daemon=True)
+        self._record: ShadowRecord | None = None
+        self._written = 0.0
+        self._dirty = False
+        self._complained: int | None = None
+        """Candidate whose error is in the log with its traceback."""
+        self._unwritten = ""
+        """Why the record could not be written the last time, which is in the log; empty when it could."""
+
+    def start(self) -> None:
+        """Start the thread, if any request is to run twice."""
+        if self._fraction:
+            self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """End the thread and write the record; gives up after `timeout` seconds."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def offer(self, version: int, image: Fitted, labels: Labels) -> None:
+        """Take an image that `version` answered with `labels`, if its turn has come; returns at once."""
+        if not self._fraction or self._slots.shadow is None:
+            return
+        self._owed += self._fraction
+        if self._owed < 1:
+            return
+        self._owed -= 1
+        try:
+            self._waiting.put_nowait((version, image, labels))
+        except queue.Full:
+            self._metrics.shadow_images.labels(result="dropped").inc()
+
+    def _work(self) -> None:
+        be_nice()
+        try:
+            self._compare_until_stopped()
+        except DurabilityLost:  # never retried: the record ends here, serving goes on
+            log.exception("shadow_stopped")
+
+    def _compare_until_stopped(self) -> None:
+        while not self._stop.is_set():
+            try:
+                item = self._waiting.get(timeout=0.2)
+            except queue.Empty:
+                item = None
+            if item is not None:
+                self._compare(*item)
+            self._write(now=time.monotonic())
+        self._write(now=float("inf"))
+
+    def _compare(self, serving: int, image: Fitted, labels: Labels) -> None:
+        with self._slots.lease_shadow() as candidate:
+            if candidate is None or candidate.version == serving:
+                return
+            own = self._run(candidate, image)
+            self._note(self._record_of(candidate.version, serving), labels, own)
+
+    def _run(self, candidate: Resident, image: Fitted) -> Labels | None:
+        """The candidate's labels; none when it raised an error, which is evidence like any other.
+
+        The log has the traceback of a candidate's first error: one that fails on every image must not fill the disk.
+        """
+        try:
+            [own] = segment_fitted(candidate.forward, [image.frame], [image.size])
+            return own.cpu().numpy()
+        except Exception as error:
+            traceback = candidate.version != self._complained
+            self._complained = candidate.version
+            log.error("shadow_run_failed", version=candidate.version, error=str(error), exc_info=traceback)
+            return None
+
+    def _note(self, record: ShadowRecord, served: Labels, own: Labels | None) -> None:
+        if own is None:
+            found = {"failed": record.failed + 1}
+        else:
+            same = int(np.count_nonzero(served == own))
+            found = {"images": record.images + 1, "pixels": record.pixels + served.size, "same": record.same + same}
+        self._record = record.model_copy(update={**found, "updated": time.time()})
+        self._dirty = True
+        self._metrics.shadow_images.labels(result="compared" if own is not None else "failed").inc()
+        self._metrics.shadow_agreement.set(self._record.agreement)
+
+    def _record_of(self, candidate: int, serving: int) -> ShadowRecord:
+        """The counts so far of these two versions, from this run or an earlier one."""
+        pair, kept = (candidate, serving), self._record
+        if kept is None or (kept.candidate, kept.serving) != pair:
+            self._write(now=float("inf"))
+            try:
+                kept = self._records.read(candidate, self._plane)
+            except (StorageError, OSError) as error:
+                log.warning("shadow_record_begins_anew", error=str(error))
+                kept = None
+        if kept is not None and (kept.candidate, kept.serving) == pair:
+            return kept
+        return ShadowRecord(candidate=candidate, serving=serving, since=time.time(), updated=time.time())
+
+    def _write(self, *, now: float) -> None:
+        if self._record is None or not self._dirty or now < self._written + WRITE_SECONDS:
+            return
+        self._written, self._dirty = min(now, time.monotonic()), False
+        try:
+            self._records.write(self._plane, self._record)
+        except OSError as error:
+            self._dirty = True  # tried again, without a line every few seconds where this plane may never write
+            if str(error) != self._unwritten:
+                log.warning("shadow_record_not_written", error=str(error))
+            self._unwritten = str(error)
+        else:
+            self._unwritten = ""

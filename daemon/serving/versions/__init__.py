@@ -1,0 +1,1 @@
+"""Which version answers: slots, swaps, and the follower of the serving ref."""

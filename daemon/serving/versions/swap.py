@@ -1,0 +1,197 @@
+"""Bring a version to serve: verify, load into the idle place, warm up, flip. On any failure the old one serves on."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from adapters.checkpoints.checkpoint import network_of
+from adapters.errors import QuantizationRefused
+from adapters.inference.copying import aside
+from adapters.inference.forward import ServedForward
+from configs.serving import ServingSettings
+from daemon.runtime.logs import get_logger
+from daemon.serving.errors import ShadowDiffers
+from daemon.serving.metrics import ServingMetrics
+from daemon.serving.versions.calibration import Calibration, noise
+from daemon.serving.versions.memory import give_back
+from daemon.serving.versions.slots import Resident, Slots
+from storage.errors import CorruptCheckpoint
+from storage.registry.manifest import Manifest
+from storage.registry.registry import CheckpointRegistry
+
+DRAIN_SECONDS = 30.0
+"""Longest wait for requests that still hold the version whose network is to be overwritten (seconds)."""
+
+log = get_logger(__name__)
+
+
+class Swapper:
+    """Makes versions live. One thread, the follower's, calls it."""
+
+    def __init__(
+        self,
+        registry: CheckpointRegistry,
+        slots: Slots,
+        settings: ServingSettings,
+        device: torch.device,
+        metrics: ServingMetrics,
+        served_sizes: Callable[[], Sequence[tuple[int, int]]],
+        calibration: Calibration,
+        after_first_load: Callable[[], None] | None = None,
+    ) -> None:
+        """`served_sizes` gives the network input sizes (height, width) seen lately: each is warmed up before a flip.
+
+        `after_first_load` is called once, before the first version serves.
+        """
+        self._registry = registry
+        self._slots = slots
+        self._settings = settings
+        self._device = device
+        self._metrics = metrics
+        self._served_sizes = served_sizes
+        self._calibration = calibration
+        self._after_first_load = after_first_load
+        self._spare: tuple[str, ServedForward] | None = None
+        self.garbage = 0
+        """Loads that left garbage since somebody last set this to 0."""
+
+    def serve(self, version: int) -> None:
+        """Make `version` live; a flip without reading weights when it is still resident.
+
+        Raises UnknownVersion, CorruptCheckpoint (hash, keys, shapes, non-finite weights or outputs) or whatever loading
+        raised; the version that was live then still is.
+        """
+        before = self._slots.live
+        if before is not None and before.version == version:
+            return
+        resident = self._flip(version)
+        if not resident:
+            self._slots.install(self._load(version))
+        self._announce(version, before, "resident" if resident else "disk")
+
+    def shadow(self, version: int) -> None:
+        """Load `version` into the idle place, to run in the live one's shadow.
+
+        Raises what `serve` raises, and ShadowDiffers when its masks could not be compared with the live version's.
+        """
+        live, manifest = self._slots.live, self._registry.manifest(version)
+        if live is None or live.manifest.classes != manifest.classes or live.input_size != _input_size(manifest):
+            raise ShadowDiffers(version)
+        self._slots.install_shadow(self._load(version))
+        log.info("shadow_runs", version=version, serving=live.version)
+
+    def end_shadow(self) -> None:
+        """Free the idle place if a shadow holds it."""
+        if self._slots.shadow is not None:
+            self._take_idle()
+
+    def unload(self) -> None:
+        """Let nothing serve, and free every network: that of a version which failed to load too."""
+        self._slots.clear()
+        self._spare = None
+
+    def _flip(self, version: int) -> bool:
+        """Flip to the idle version if it is `version`, warmed up first at sizes that came up since it was."""
+        idle = self._slots.idle
+        if idle is None or idle.version != version:
+            return False
+        with self._timed("warmup"), aside(self._device):
+            self._warm_up(idle)
+        return self._slots.flip_to(version)
+
+    def _load(self, version: int) -> Resident:
+        try:
+            return self._read(version)
+        finally:
+            self.garbage += 1
+            give_back()
+
+    def _read(self, version: int) -> Resident:
+        """Read `version` from disk. The idle version stays for rollbacks until the hashes are known to be right."""
+        manifest = self._registry.manifest(version)
+        with self._timed("verify"):
+            self._registry.verify(version)
+        with self._timed("drain"):
+            self._take_idle()
+        with aside(self._device):
+            with self._timed("load"):
+                forward = self._forward_for(manifest)
+                forward.load(self._registry.weights_path(version), noise(_input_size(manifest)))
+            with self._timed("warmup"):
+                resident = Resident(version, manifest, forward, self._quantize(version, manifest, forward))
+                self._warm_up(resident)
+        self._spare = None
+        if self._after_first_load is not None:
+            self._after_first_load()
+            self._after_first_load = None
+        return resident
+
+    def _take_idle(self) -> None:
+        """Free the idle place; keep its network, so that swaps allocate nothing."""
+        retired = self._slots.retire_idle(DRAIN_SECONDS)
+        if retired is not None:
+            self._spare = (_architecture(retired.manifest), retired.forward)
+
+    def _forward_for(self, manifest: Manifest) -> ServedForward:
+        """The spare network if it has the architecture of `manifest`, else a new one."""
+        architecture = _architecture(manifest)
+        if self._spare is None or self._spare[0] != architecture:
+            self._spare = None  # the old one is freed before the new one is made
+            self._spare = (architecture, ServedForward(network_of(manifest), self._settings, self._device))
+        return self._spare[1]
+
+    def _quantize(self, version: int, manifest: Manifest, forward: ServedForward) -> str:
+        """Into int8 if so configured; returns why not where it cannot be, and it serves in float32."""
+        forward.use_float()
+        if self._settings.quantize == "none":
+            return ""
+        try:
+            agreement = forward.use_int8(self._calibration.images(_input_size(manifest)))
+        except QuantizationRefused as error:
+            self._metrics.quantization_refused.inc()
+            log.warning("quantization_refused", version=version, reason=str(error))
+            return str(error)
+        log.info("quantized", version=version, agreement=agreement)
+        return ""
+
+    def _warm_up(self, resident: Resident) -> None:
+        """Run a version once at every served size that is new to it; CorruptCheckpoint if an output is not finite."""
+        full = resident.input_size
+        lately = [size for size in self._served_sizes() if size[0] <= full[0] and size[1] <= full[1]]
+        for size in dict.fromkeys([full, *lately]):
+            if size in resident.warmed:
+                continue
+            with torch.inference_mode():
+                logits = resident.forward.warm_up(noise(size).to(self._device))
+            if not bool(torch.isfinite(logits).all()):
+                raise CorruptCheckpoint(
+                    f"version {resident.version}: outputs at {size[0]}x{size[1]} are not finite; "
+                    "roll back, or train again with a lower learning rate"
+                )
+            resident.warmed.add(size)
+
+    def _announce(self, version: int, before: Resident | None, weights: str) -> None:
+        live = self._slots.live
+        self._metrics.swaps.labels(result="ok").inc()
+        self._metrics.serve(version, live.digest if live is not None else "")
+        if before is not None and version < before.version:
+            self._metrics.rollbacks.labels(weights=weights).inc()
+        log.info("version_serves", version=version, previous=before and before.version, weights=weights)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._metrics.swap_seconds.labels(phase=phase).observe(time.perf_counter() - started)
+
+
+def _input_size(manifest: Manifest) -> tuple[int, int]:
+    return manifest.input_height, manifest.input_width
+
+
+def _architecture(manifest: Manifest) -> str:
+    """What must be equal for one network object to take the weights of another version."""
+    relevant = {key: value for key, value in manifest.network.items() if key != "pretrained"}
+    return f"{sorted(relevant.items())} {len(manifest.classes)}"

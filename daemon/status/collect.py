@@ -1,0 +1,190 @@
+"""What an operator wants to know, from storage and run files: works with the daemon up or down; imports no torch."""
+
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import TypeVar
+
+from configs.errors import ConfigError
+from configs.settings import Settings
+from daemon.net.token import serving_token
+from daemon.rounds.history import RoundSummary, schedule_state, summaries
+from daemon.rounds.schedule import due
+from daemon.runtime.activity import Activity, IngestActivity, WatchActivity, read_activity
+from daemon.runtime.run_files import read_run_file
+from daemon.status.messages import operator_messages
+from daemon.status.model import BufferStatus, DaemonStatus, NextRound, ObservedStatus, RunningRound, Status
+from daemon.status.plane_probe import PlaneStatus, probe_plane
+from storage.buffer.catalog import Catalog
+from storage.errors import StorageError
+from storage.layout import StateLayout
+from storage.registry.registry import CheckpointRegistry
+from storage.registry.serving_files import check_serving_files
+from storage.rounds.folder import RoundStore
+
+LAST_ROUNDS = 5
+STARTING_SECONDS = 60.0
+"""An inference plane that does not answer yet is nothing to worry about for this long (seconds)."""
+OBSERVED_FRAMES = 200
+"""Newest frames that predictions are averaged over."""
+
+__all__ = ["Status", "collect_status"]
+
+Read = TypeVar("Read")
+
+
+def collect_status(settings: Settings) -> Status:
+    """The picture of now. A part of the state directory that cannot be read becomes a message, never an error."""
+    return _Collector(settings).collect()
+
+
+class _Collector:
+    """Reads each part once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._layout = StateLayout(settings.state)
+        self._registry = CheckpointRegistry(self._layout.checkpoints)
+        self._rounds = RoundStore(self._layout.rounds)
+        self._up = self._layout.locked()
+        self._damage: list[str] = []
+
+    def collect(self) -> Status:
+        """All parts."""
+        activity, daemon = self._activity(), self._daemon()
+        rounds: list[RoundSummary] = self._guarded(self._summaries, [])
+        told = len(self._damage)
+        serving = self._guarded(self._registry.serving, None)
+        serving_damaged = len(self._damage) > told
+        self._guarded(lambda: check_serving_files(self._registry), None)
+        status = Status(
+            at=time.time(),
+            state=str(self._layout.root),
+            folder=str(self._settings.watch.folder),
+            daemon=daemon,
+            watch=activity.watch,
+            ingest=activity.ingest,
+            children=activity.children,
+            mirrors=activity.mirrors,
+            buffer=self._guarded(self._buffer, BufferStatus(capacity=self._settings.buffer.capacity_frames)),
+            serving=serving,
+            serving_damaged=serving_damaged,
+            previous=self._guarded(lambda: self._registry.ref("previous"), None),
+            versions=self._registry.versions(),
+            plane=self._plane_of(daemon, activity),
+            round=self._guarded(lambda: self._running(rounds), None),
+            last_rounds=[item for item in rounds if item.result != "running"][:LAST_ROUNDS],
+            next_round=self._guarded(self._next, NextRound(frames_missing=0, not_before=None, waiting_for="")),
+            observed=self._guarded(self._observed, None),
+            messages=[],
+        )
+        trouble = [f"{part}: {reason}" for part, reason in activity.trouble.items()]
+        messages = [*dict.fromkeys(self._damage), *trouble, *operator_messages(status, self._settings)]
+        return status.model_copy(update={"messages": messages})
+
+    def _guarded(self, read: Callable[[], Read], otherwise: Read) -> Read:
+        try:
+            return read()
+        except (StorageError, OSError) as error:
+            self._damage.append(str(error))
+            return otherwise
+
+    def _daemon(self) -> DaemonStatus:
+        file = read_run_file(self._layout.run_file("daemon")) if self._up else None
+        if file is None:
+            return DaemonStatus(up=self._up)
+        return DaemonStatus(up=True, pid=file.pid, since=file.started, host=file.host, port=file.port)
+
+    def _plane_of(self, daemon: DaemonStatus, activity: Activity) -> PlaneStatus:
+        """The inference plane; one that does not answer may have been started only just now, by this daemon."""
+        plane = self._plane()
+        if plane.up or plane.refused or not (daemon.up and self._settings.serving.enabled):
+            return plane
+        child = next((child for child in activity.children if child.name == "serve"), None)
+        begun = child.since if child is not None else None
+        if begun is None:  # not started yet: it will be in a moment
+            begun = daemon.since if daemon.since is not None else time.time()
+        waits = child is not None and child.next_start is not None  # it ended, and is not tried again yet
+        return plane.model_copy(update={"starting": not waits and time.time() - begun < STARTING_SECONDS})
+
+    def _plane(self) -> PlaneStatus:
+        """What the inference plane says; without its token, which only some users can read, it says nothing."""
+        file = read_run_file(self._layout.run_file("serve"))
+        try:
+            return probe_plane(file, serving_token(self._settings.serving))
+        except ConfigError as error:
+            self._damage.append(str(error))
+        plane = probe_plane(file)
+        return plane.model_copy(update={"refused": False}) if plane.refused else plane  # why is told already
+
+    def _activity(self) -> Activity:
+        """What the daemon says it does; with the daemon down, whether the folder is there."""
+        if self._up:
+            return read_activity(self._layout.run_file("activity")) or Activity()
+        folder, marker = self._settings.watch.folder, self._settings.watch.marker
+        watch = WatchActivity(state="stopped")
+        if not folder.is_dir():
+            watch = WatchActivity(state="missing")
+        elif marker is not None and not (folder / marker).exists():
+            watch = WatchActivity(state="unmounted", detail=f"{folder} holds no {marker} (watch.marker): not mounted?")
+        return Activity(watch=watch, ingest=IngestActivity(state="stopped"))
+
+    def _buffer(self) -> BufferStatus:
+        free = shutil.disk_usage(self._layout.root).free if self._layout.root.is_dir() else None
+        empty = BufferStatus(capacity=self._settings.buffer.capacity_frames, disk_free_bytes=free)
+        if not self._layout.catalog.exists():
+            return empty
+        with closing(Catalog.open(self._layout.catalog, writable=False)) as catalog:
+            counts = catalog.counts()
+        return empty.model_copy(
+            update={
+                "frames": counts.frames,
+                "holdout": counts.holdout,
+                "committed_total": counts.committed_total,
+                "evicted_total": counts.evicted_total,
+                "duplicates": counts.duplicates,
+                "refused": counts.refused,
+                "skipped": counts.skipped,
+                "last_committed_at": counts.last_committed_at,
+            }
+        )
+
+    def _summaries(self) -> list[RoundSummary]:
+        return summaries(self._rounds, LAST_ROUNDS + 1, alive=self._up)
+
+    def _running(self, rounds: list[RoundSummary]) -> RunningRound | None:
+        for item in rounds:
+            if item.result == "running":
+                return RunningRound(round=item.round, progress=self._rounds.folder(item.round).last_progress())
+        return None
+
+    def _next(self) -> NextRound:
+        catalog = Catalog.open(self._layout.catalog, writable=False) if self._layout.catalog.exists() else None
+        try:
+            decision = due(time.time(), schedule_state(catalog, self._rounds, self._registry), self._settings)
+        finally:
+            if catalog is not None:
+                catalog.close()
+        return NextRound(
+            frames_missing=decision.frames_missing, not_before=decision.not_before, waiting_for=decision.waiting_for
+        )
+
+    def _observed(self) -> ObservedStatus | None:
+        path = self._layout.observations
+        if not path.exists():
+            return None
+        from storage.buffer.observations import Observations  # numpy: only where there is something to read
+
+        with Observations.open(path, writable=False) as observations:
+            means = observations.means(OBSERVED_FRAMES)
+        if means is None:
+            return None
+        names = [entry.name for entry in self._settings.classes]
+        return ObservedStatus(
+            frames=means.frames,
+            version=means.version,
+            entropy=means.entropy,
+            confidence=means.confidence,
+            class_ratio=dict(zip(names, means.area, strict=False)),
+        )

@@ -1,0 +1,99 @@
+"""What needs the operator's attention: one sentence each, saying what is wrong and what to do."""
+
+import time
+from collections.abc import Iterator
+
+from configs.settings import Settings
+from daemon.status.model import Status
+
+
+def operator_messages(status: Status, settings: Settings) -> list[str]:
+    """Messages about `status`, most urgent first; empty when all is well."""
+    parts = (
+        _versions(status, settings),
+        _folder(status, settings),
+        _children(status),
+        _plane(status, settings),
+        _mirrors(status),
+        _rounds(status),
+    )
+    daemon = [] if status.daemon.up else ["the daemon does not run: `mfmd run` starts it"]
+    return [*daemon, *(message for part in parts for message in part)]
+
+
+def _versions(status: Status, settings: Settings) -> Iterator[str]:
+    if status.serving is not None or status.serving_damaged:  # the damage is told already
+        return
+    if status.versions:
+        yield (
+            f"no version serves, though there are versions {', '.join(map(str, status.versions))}: "
+            f"`mfmd rollback --to {status.versions[-1]}` lets one serve"
+        )
+    elif settings.source is not None:
+        yield "no version yet: `mfmd pretrain` trains one on the source images"
+    else:
+        yield "no version yet: `mfmd import PATH` takes one in, or configure `source` and run `mfmd pretrain`"
+
+
+def _folder(status: Status, settings: Settings) -> Iterator[str]:
+    if status.watch.state in ("missing", "unmounted", "unreadable"):
+        yield status.watch.detail or f"the drop folder {status.folder} does not exist"
+    elif status.watch.detail:
+        yield f"drop folder: {status.watch.detail}"
+    if status.ingest.state == "paused":
+        yield f"ingest is paused, files wait in the folder: {status.ingest.reason}"
+    elif status.ingest.state == "failed":
+        yield f"ingest stopped for good: {status.ingest.reason}; start the daemon again"
+    reserve, free = settings.buffer.reserve_bytes, status.buffer.disk_free_bytes
+    if free is not None and free < reserve:
+        yield (
+            f"the disk of {status.state} has {free / 1e6:.0f} MB free, less than buffer.reserve_bytes: the buffer does "
+            "not grow, below half of it ingest pauses; make room"
+        )
+    refused = sum(status.buffer.refused.values())
+    if refused:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(status.buffer.refused.items()))
+        yield f"{refused} file(s) of the drop folder are refused: {reasons}"
+
+
+def _children(status: Status) -> Iterator[str]:
+    for child in status.children:
+        if not child.running and child.next_start is not None:
+            wait = max(0.0, child.next_start - time.time())
+            yield f"`mfmd {child.name}` ended with status {child.last_exit}; next start in {wait:.0f} s"
+
+
+def _mirrors(status: Status) -> Iterator[str]:
+    for mirror in status.mirrors:
+        if mirror.state not in ("failed", "stopped"):
+            continue
+        holds = f"leads to version {mirror.version}" if mirror.version is not None else "holds no version yet"
+        again = "; it is not tried again before the daemon starts anew"
+        if mirror.next_attempt is not None:
+            again = f"; next attempt in {max(0.0, mirror.next_attempt - time.time()):.0f} s"
+        yield f"publish.{mirror.name}: {mirror.folder} {holds}: {mirror.reason}{again}"
+
+
+def _plane(status: Status, settings: Settings) -> Iterator[str]:
+    plane, serving = status.plane, status.serving
+    if plane.refused:
+        yield f"the inference plane at {plane.host}:{plane.port} tells nothing: {plane.detail}"
+    elif status.daemon.up and settings.serving.enabled and not plane.up and not plane.starting:
+        yield f"the inference plane does not answer: {plane.detail}"
+    wanted = serving.version if serving is not None else None
+    if plane.up and plane.detail:
+        yield f"the inference plane: {plane.detail}"
+    failed = wanted is not None and wanted == plane.failed_version != plane.version
+    if plane.up and plane.last_swap_failure and failed:
+        old = f"version {plane.version} still serves" if plane.version is not None else "nothing serves"
+        yield f"version {wanted} cannot serve, {old}: {plane.last_swap_failure}"
+
+
+def _rounds(status: Status) -> Iterator[str]:
+    last = status.last_rounds[0] if status.last_rounds else None
+    if last is None or last.result != "failed":
+        return
+    again = ""
+    if status.next_round.not_before is not None:
+        again = f"; next attempt in {max(0.0, status.next_round.not_before - time.time()):.0f} s at the earliest"
+    yield f"round {last.round} failed: {last.reason}{again}"

@@ -1,0 +1,98 @@
+"""Ask the inference plane what it serves: one quick request, and an answer of our own when none comes."""
+
+import http.client
+import json
+
+from pydantic import BaseModel, ConfigDict
+
+from daemon.net.tls import connection_to
+from daemon.runtime.run_files import RunFile
+
+TIMEOUT_SECONDS = 0.25
+"""A plane in the middle of a forward pass still answers this fast: its status needs no network."""
+
+
+class PlaneStatus(BaseModel):
+    """The inference plane on this state directory."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    up: bool
+    """Whether it answered."""
+    refused: bool = False
+    """Whether it wants another token than this configuration's; then `up` is false, for it told nothing."""
+    starting: bool = False
+    """Whether the daemon started it so recently that it may still load its libraries, and does not answer yet."""
+    host: str | None = None
+    """Address it is bound to."""
+    port: int | None = None
+    """Its port."""
+    ready: bool = False
+    """Whether it answers requests for masks."""
+    version: int | None = None
+    """Version that answers new requests."""
+    wanted: int | None = None
+    """Version that it wants to serve; differs during a swap and after a failed one."""
+    last_swap_failure: str | None = None
+    """Why the last swap that failed did; none when none failed since it started."""
+    failed_version: int | None = None
+    """The version that could not serve."""
+    detail: str = ""
+    """Why it does not answer, or what it says is wrong with it."""
+
+
+class TokenRefused(ValueError):
+    """The plane answered 401."""
+
+
+def probe_plane(file: RunFile | None, token: str | None = None) -> PlaneStatus:
+    """The plane at the address in `run/serve.json`; `up` is false when there is none or it does not answer.
+
+    `token` is what the plane demands of everybody, if it does.
+    """
+    if file is None:
+        return PlaneStatus(up=False, detail="no inference plane has published an address")
+    try:
+        return _parse(file, _get(file, token))
+    except TokenRefused as error:
+        return PlaneStatus(up=False, refused=True, host=file.host, port=file.port, detail=str(error))
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return PlaneStatus(
+            up=False, host=file.host, port=file.port, detail=f"no answer: {error or type(error).__name__}"
+        )
+
+
+def _get(file: RunFile, token: str | None) -> dict[str, object]:
+    connection = connection_to(file, TIMEOUT_SECONDS)
+    try:
+        connection.request("GET", "/v1/serving", headers={} if token is None else {"Authorization": f"Bearer {token}"})
+        response = connection.getresponse()
+        body = response.read()
+    finally:
+        connection.close()
+    if response.status == 401:
+        has = "has no serving.token, and it wants one" if token is None else "has another serving.token than it wants"
+        raise TokenRefused(f"this configuration {has}; give here what it was started with, or start it again")
+    answer = json.loads(body)
+    if not isinstance(answer, dict):
+        raise ValueError("not the answer of an inference plane")
+    return answer
+
+
+def _parse(file: RunFile, answer: dict[str, object]) -> PlaneStatus:
+    failure = answer.get("last_failure")
+    failure = failure if isinstance(failure, dict) else {}
+    problems = answer.get("problems")
+    return PlaneStatus.model_validate(
+        {
+            "up": True,
+            "host": file.host,
+            "port": file.port,
+            "ready": answer.get("ready", False),
+            "version": answer.get("version"),
+            "wanted": answer.get("wanted"),
+            "last_swap_failure": failure.get("reason"),
+            "failed_version": failure.get("version"),
+            "detail": "; ".join(map(str, problems)) if isinstance(problems, list) else "",
+        }
+    )

@@ -1,0 +1,132 @@
+"""The drop folder itself: is it there, is it still the same one, do its events still come?"""
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from configs.settings import WatchSettings
+from daemon.metrics import IngestMetrics
+from daemon.runtime.logs import get_logger
+from daemon.watch.events import FolderEvents, Hints
+from daemon.watch.mode import WatchMode, choose_mode
+
+CHECK_SECONDS = 0.25
+"""How often the folder is looked at (seconds)."""
+OBSERVER_RETRY_SECONDS = 60.0
+"""How long events are done without after the kernel refused them (seconds)."""
+
+State = Literal["starting", "watching", "missing", "unmounted", "unreadable", "stopped"]
+STATES: tuple[State, ...] = get_args(State)
+"""Every state, as the metric shows them."""
+
+log = get_logger(__name__)
+
+
+class FolderRoot:
+    """State of the folder and the observer on it."""
+
+    def __init__(self, settings: WatchSettings, metrics: IngestMetrics, hints: Hints) -> None:
+        self.folder: Path = settings.folder
+        self.state: State = "starting"
+        """What `WatchActivity.state` says."""
+        self.detail = ""
+        """Why, when it is not simply watching."""
+        self.mode = WatchMode()
+        """How new files are noticed now, and why."""
+        self.next_check = 0.0
+        """When it wants to be looked at again (monotonic, seconds)."""
+        self._settings, self._metrics, self._hints = settings, metrics, hints
+        self._events: FolderEvents | None = None
+        self._identity: tuple[int, int] | None = None
+        self._next_observer = 0.0
+
+    def check(self) -> bool:
+        """Look at the folder; true when everything in it must be looked at anew.
+
+        That is so when it is there for the first time, came back, was replaced (another device or inode: a mount), or
+        when its observer had died: what happened meanwhile, nobody told us. While its marker is absent it counts as
+        not mounted.
+        """
+        now = time.monotonic()
+        if now < self.next_check:
+            return False
+        self.next_check = now + CHECK_SECONDS
+        try:
+            status = self.folder.stat()
+            os.scandir(self.folder).close()  # may it be listed? Reads no names
+            marked = self._settings.marker is None or _exists(self.folder / self._settings.marker)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            self.lose("missing", f"{self.folder} does not exist; waiting for it ({error.strerror})")
+            return False
+        except OSError as error:
+            self.lose("unreadable", f"{self.folder} cannot be listed: {error.strerror}; trying again")
+            return False
+        if not marked:
+            self.lose(
+                "unmounted", f"{self.folder} holds no {self._settings.marker} (watch.marker): not mounted? Waiting"
+            )
+            return False
+        return self._follow((status.st_dev, status.st_ino), now)
+
+    def lose(self, state: State, detail: str) -> None:
+        """The folder cannot be used now."""
+        if self.state != state:
+            log.warning("folder_lost", state=state, detail=detail)
+        self.state, self.detail, self.mode = state, detail, WatchMode()
+        self._stop_events()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._stop_events()
+        self.state, self.mode = "stopped", WatchMode()
+
+    def _follow(self, identity: tuple[int, int], now: float) -> bool:
+        """The folder can be listed: listen to it."""
+        if self.state != "watching" or identity != self._identity:
+            again = self._identity is not None
+            self._identity, self.state, self.detail = identity, "watching", ""
+            self._start_events(now, again=again)
+            log.info("watching", folder=str(self.folder), again=again, mode=self.mode.mode, reason=self.mode.reason)
+            return True
+        if self._events is not None and not self._events.alive():
+            log.warning("observer_died", folder=str(self.folder))
+            self._start_events(now, again=True)
+            return True
+        if self.mode.reason == "refused" and now >= self._next_observer:
+            self._start_events(now, again=True)
+        return False
+
+    def _start_events(self, now: float, *, again: bool) -> None:
+        self._stop_events()
+        self.mode = choose_mode(self._settings.mode, self.folder)
+        self.detail = self.mode.trouble
+        if self.mode.mode == "polling":
+            return
+        self._metrics.restarts.inc(again)
+        events = FolderEvents(self.folder, recursive=self._settings.recursive, hints=self._hints)
+        try:
+            events.start()
+        except OSError as error:
+            events.stop()
+            self._next_observer = now + OBSERVER_RETRY_SECONDS
+            self.mode = replace(self.mode, mode="polling", reason="refused")
+            self.detail = f"no events ({error.strerror or error}); every rescan finds what is new"
+            log.warning("events_refused", error=str(error), retry_in=OBSERVER_RETRY_SECONDS)
+            return
+        self._events = events
+
+    def _stop_events(self) -> None:
+        events, self._events = self._events, None
+        if events is not None:
+            events.stop()
+
+
+def _exists(path: Path) -> bool:
+    """Whether something has this name; raises OSError when that cannot be told."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True

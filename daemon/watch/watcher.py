@@ -1,0 +1,257 @@
+"""The drop folder: which files are new and stand still. Events are hints, the rescan is the truth.
+
+A deep rescan compares size and mtime of every file with the catalog; in between, rescans look at names only and stat
+the unknown ones (100,000 names: 0.13 s, operations.md M17). Whatever events missed is found that way: bursts that
+overflow the kernel's queue, network mounts that send nothing, an observer that died, a folder that vanished.
+"""
+
+import time
+
+from configs.settings import WatchSettings
+from daemon.metrics import IngestMetrics
+from daemon.runtime.activity import MODES, WatchActivity
+from daemon.runtime.logs import get_logger
+from daemon.watch.arrival import Arrival, look_at
+from daemon.watch.events import Hints
+from daemon.watch.folder import STATES, FolderRoot
+from daemon.watch.scan import FolderScan
+from daemon.watch.stability import StabilityQueue
+from storage.buffer.catalog import Catalog
+from storage.buffer.catalog_records import FileFact
+
+DEEP_SECONDS = 60.0
+"""Shortest time between two deep rescans (seconds)."""
+RESCAN_SHARE, DEEP_SHARE = 10.0, 20.0
+"""A rescan waits at least this many times its own duration, so that a huge folder costs a bounded share of a core."""
+HINT_SECONDS = 0.05
+"""Events of a burst are looked at together (seconds)."""
+REMEMBERED = 1000
+"""Unreadable files, and complaints, kept in mind."""
+
+log = get_logger(__name__)
+
+
+class Watcher:
+    """Watches one folder for one thread, which calls `look`, then `take`, then `settle` or `put_back` for each."""
+
+    def __init__(self, settings: WatchSettings, catalog: Catalog, metrics: IngestMetrics, hints: Hints) -> None:
+        self._settings, self._catalog, self._metrics, self._hints = settings, catalog, metrics, hints
+        self._root = FolderRoot(settings, metrics, hints)
+        self._scan = FolderScan(settings)
+        self._queue = StabilityQueue(settings.stability_seconds)
+        self._known: set[str] = set()
+        self._in_hand: dict[str, int] = {}
+        # Files refused as unreadable, with the change time of that moment. After a restart it is unknown: try once.
+        self._unreadable = {item.file.path: 0 for item in catalog.refused(REMEMBERED) if item.reason == "unreadable"}
+        self._overflowing = 0
+        self._next_hints = self._next_rescan = self._next_deep = 0.0
+        self._complained: set[str] = set()
+        self._activity = WatchActivity()
+
+    def look(self) -> None:
+        """See what is new: the folder itself, its observer, what events named, and a rescan when it is time."""
+        now = time.monotonic()
+        if self._root.check():
+            self._queue.clear()
+            self._next_rescan = self._next_deep = now
+        if self._root.state == "watching":
+            if self._hints.waiting and now >= self._next_hints:
+                self._follow_hints(now)
+            if now >= self._next_rescan or (self._overflowing and not len(self._queue)):
+                self._rescan(now)
+        else:
+            self._queue.clear()
+            self._overflowing = 0
+        self._report()
+
+    def take(self, limit: int) -> list[Arrival]:
+        """At most `limit` files that stood still, oldest first; each must be given to `settle` or `put_back`."""
+        taken: list[Arrival] = []
+        if self._root.state != "watching" or limit <= 0:
+            return taken
+        try:
+            self._take(taken, limit)
+        except BaseException:  # the catalog could not be asked: nobody else would put back what is in hand
+            for arrival in taken:
+                self.put_back(arrival)
+            raise
+        return taken
+
+    def settle(self, arrival: Arrival, *, unreadable: bool = False) -> None:
+        """The catalog knows now what became of it. An unreadable file is looked at again when its mode changes."""
+        name = self._name(arrival)
+        self._in_hand.pop(name, None)
+        now = self._see(name)
+        if now is not None and now.file != arrival.file:  # it changed in our hands: events about it were not followed
+            self._queue.note(name, now, time.monotonic())
+            return
+        if now is not None and now.changed_ns != arrival.changed_ns:  # replaced by one of the same size and mtime?
+            self._queue.note_whole(name, now, time.monotonic())
+            return
+        if now is None:  # moved or deleted: the next file of that name is a new one
+            return
+        self._known.add(name)
+        self._unreadable.pop(name, None)
+        if unreadable:
+            self._unreadable[name] = arrival.changed_ns
+
+    def put_back(self, arrival: Arrival) -> None:
+        """It could not be read just now: look again later."""
+        name = self._name(arrival)
+        failures = self._in_hand.pop(name, 0) + 1
+        self._queue.postpone(name, failures, time.monotonic())
+
+    def look_at_all(self) -> None:
+        """Compare every file with the catalog at the next look: some of its entries were taken back."""
+        self._next_rescan = self._next_deep = 0.0
+
+    def wait_for(self, arrival: Arrival) -> None:
+        """It came by a rename, but cannot be used as it is: give it the delay of every other file."""
+        name = self._name(arrival)
+        self._in_hand.pop(name, None)
+        now = self._see(name)
+        if now is not None and not self._is_known(name, now):
+            self._queue.note(name, now, time.monotonic())
+
+    def next_due(self) -> float:
+        """Seconds until `look` and `take` can find something new without an event."""
+        now = time.monotonic()
+        due = [self._root.next_check - now]
+        if self._root.state == "watching":
+            waiting = self._queue.next_due(now)
+            due += [] if waiting is None else [waiting]
+            due += [self._next_hints - now] if self._hints.waiting else []
+        return max(0.0, min(due))
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._root.close()
+        self._report()
+
+    @property
+    def activity(self) -> WatchActivity:
+        """State, mode and backlog as of the last look; may be read from any thread."""
+        return self._activity
+
+    def _take(self, taken: list[Arrival], limit: int) -> None:
+        for name, arrival, failures in self._queue.take(self._see, time.monotonic()):
+            if not arrival.whole and self._is_known(name, arrival):
+                continue
+            self._in_hand[name] = failures
+            taken.append(arrival)
+            if len(taken) == limit:
+                break
+
+    def _follow_hints(self, now: float) -> None:
+        self._next_hints = now + HINT_SECONDS
+        paths, heard, lost = self._hints.take()
+        self._metrics.events.inc(heard)
+        if lost:
+            self._metrics.overflows.inc()
+            self._next_rescan = self._next_deep = now
+        for path, whole in paths.items():
+            name = self._scan.relative(path)
+            if name is not None and name not in self._in_hand:
+                self._consider(name, now, whole=whole)
+
+    def _consider(self, name: str, now: float, *, whole: bool = False) -> bool:
+        """Make a candidate of a file unless the catalog knows it as it is; whether it is one now."""
+        if self._queue.full and name not in self._queue:
+            self._next_rescan = min(self._next_rescan, now + self._settings.rescan_seconds)
+            return False
+        arrival = self._see(name)
+        if arrival is None:
+            return False
+        if whole:  # another file by now, though size and mtime may be those of the one before
+            self._queue.note_whole(name, arrival, now)
+            return True
+        if self._is_known(name, arrival):
+            return False
+        self._queue.note(name, arrival, now)
+        return True
+
+    def _is_known(self, name: str, arrival: Arrival) -> bool:
+        """Whether the catalog knows what became of the file as it is; remembers that for the rescan."""
+        if not self._catalog.known(arrival.file) or self._readable_again(name, arrival):
+            return False
+        self._known.add(name)
+        return True
+
+    def _rescan(self, now: float) -> None:
+        """Look at every name; stat the unknown ones, and every file when the deep rescan is due."""
+        deep = now >= self._next_deep
+        try:
+            found = self._walk(now, deep)
+        except OSError as error:
+            self._root.lose("unreadable", f"{self._root.folder} cannot be listed: {error.strerror}; trying again")
+            return
+        seconds = time.monotonic() - now
+        self._metrics.rescans.inc()
+        self._metrics.rescan_seconds.set(seconds)
+        self._metrics.rescan_found.inc(found)
+        end = now + seconds
+        self._next_rescan = end + max(self._settings.rescan_seconds, RESCAN_SHARE * seconds)
+        if deep:
+            self._next_deep = end + max(DEEP_SECONDS, DEEP_SHARE * seconds)
+
+    def _walk(self, now: float, deep: bool) -> int:
+        """One walk; returns how many files it found that were not candidates yet."""
+        facts = self._catalog.known_files() if deep else {}
+        before, self._known = self._known, set()
+        names: set[str] = set()
+        found = self._overflowing = 0
+        for name, _ in self._scan.names(self._complain):
+            names.add(name)
+            if name not in self._unreadable and (self._same(name, facts) if deep else name in before):
+                self._known.add(name)
+            elif name not in self._queue and name not in self._in_hand:
+                if self._queue.full:
+                    self._overflowing += 1
+                else:
+                    found += self._consider(name, now)
+        self._unreadable = {name: changed for name, changed in self._unreadable.items() if name in names}
+        return found
+
+    def _same(self, name: str, facts: dict[str, FileFact]) -> bool:
+        """Whether the file is what the catalog says it was."""
+        arrival = self._see(name)
+        return arrival is not None and facts.get(arrival.file.path) == arrival.file
+
+    def _readable_again(self, name: str, arrival: Arrival) -> bool:
+        """Whether a file that was refused as unreadable got another mode since."""
+        before = self._unreadable.get(name)
+        return before is not None and before != arrival.changed_ns
+
+    def _see(self, name: str) -> Arrival | None:
+        try:
+            return look_at(self._settings.folder, name)
+        except OSError as error:
+            self._complain(name, error)
+            return None
+
+    def _complain(self, name: str, error: OSError) -> None:
+        """Say once what cannot be looked at; a log must not fill a disk."""
+        if name not in self._complained and len(self._complained) < REMEMBERED:
+            self._complained.add(name)
+            log.warning("cannot_look", name=name, error=str(error))
+
+    def _name(self, arrival: Arrival) -> str:
+        return arrival.path.relative_to(self._settings.folder).as_posix()
+
+    def _report(self) -> None:
+        activity = self._activity = WatchActivity(
+            state=self._root.state,
+            mode=self._root.mode.mode,
+            mode_reason=self._root.mode.reason,
+            file_system=self._root.mode.file_system,
+            detail=self._root.detail,
+            pending=len(self._queue) + len(self._in_hand) + self._overflowing,
+            oldest_pending=self._queue.oldest(),
+        )
+        self._metrics.pending.set(activity.pending)
+        self._metrics.oldest_pending.set(activity.oldest_pending or 0)
+        self._metrics.folder_present.set(activity.state == "watching")
+        for mode, reason in MODES:
+            self._metrics.mode.labels(mode, reason).set((mode, reason) == (activity.mode, activity.mode_reason))
+        for state in STATES:
+            self._metrics.state.labels(state).set(state == activity.state)

@@ -1,0 +1,292 @@
+"""What was committed, refused, and why: the commit record of the frame buffer, readable while it is written.
+
+Only SQLite: a process that wants to know about frames without their pixels imports no zarr.
+"""
+
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import astuple, fields
+from pathlib import Path
+from typing import Any, Self
+
+from storage.buffer import catalog_schema
+from storage.buffer.catalog_records import CatalogCounts, FileFact, FileState, FrameRecord, HeldFrame, RefusedFile
+from storage.errors import DurabilityLost, StorageError
+
+COLUMNS = ", ".join(field.name for field in fields(FrameRecord))
+SELECT_FRAMES = f"SELECT {COLUMNS} FROM frames"
+
+
+class Catalog:
+    """One connection to the catalog; safe for several threads, reopened by itself in a forked child.
+
+    At most one process writes (FrameBuffer holds the lock); any number read meanwhile.
+    """
+
+    _failed: DurabilityLost | None
+
+    def __init__(self, path: Path, *, writable: bool) -> None:
+        self.path = path
+        self.writable = writable
+        self._connect()
+
+    @classmethod
+    def open(cls, path: Path, *, writable: bool) -> Self:
+        """Open it; a writer makes it if it is missing. Raises StorageError when a reader finds none."""
+        return cls(path, writable=writable)
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._pid == os.getpid():
+            with self._lock:
+                self._connection.close()
+
+    def known(self, file: FileFact) -> bool:
+        """Whether exactly this file (path, size, mtime) was committed, found a duplicate, skipped, or refused."""
+        rows = self._select("SELECT 1 FROM files WHERE path = ? AND size = ? AND mtime_ns = ?", astuple(file))
+        return bool(rows)
+
+    def state_of(self, file: FileFact) -> FileState | None:
+        """What became of exactly this file (path, size, mtime); none when it is not known."""
+        rows = self._select(
+            "SELECT state, digest FROM files WHERE path = ? AND size = ? AND mtime_ns = ?", astuple(file)
+        )
+        return FileState(rows[0]["state"], rows[0]["digest"]) if rows else None
+
+    def known_files(self) -> dict[str, FileFact]:
+        """Path -> the fact that was dealt with, for a rescan that stats only new names."""
+        rows = self._select("SELECT path, size, mtime_ns FROM files")
+        return {row["path"]: FileFact(row["path"], row["size"], row["mtime_ns"]) for row in rows}
+
+    def known_paths(self) -> set[str]:
+        """Paths of `known_files`."""
+        return {row["path"] for row in self._select("SELECT path FROM files")}
+
+    def has_digest(self, digest: str) -> bool:
+        """Whether an image of this content was ever committed; stays true after eviction."""
+        return bool(self._select("SELECT 1 FROM digests WHERE digest = ?", (digest,)))
+
+    def refuse(self, file: FileFact, reason: str, detail: str, digest: str | None = None) -> None:
+        """Record, durably, that a file is refused and why."""
+        with self.transaction() as connection:
+            note_file(connection, file, "refused", digest, reason, detail)
+
+    def skip(self, file: FileFact, reason: str, detail: str, digest: str) -> None:
+        """Record, durably, that a good image is not stored, and why. Only this row remembers it."""
+        with self.transaction() as connection:
+            note_file(connection, file, "skipped", digest, reason, detail)
+
+    def duplicate(self, file: FileFact, digest: str) -> None:
+        """Record, durably, that a file's content was committed before."""
+        with self.transaction() as connection:
+            note_file(connection, file, "duplicate", digest)
+
+    def refused(self, limit: int = 100, *, reason: str | None = None) -> list[RefusedFile]:
+        """The files refused last, newest first; only those for `reason`, if given. A negative limit is none."""
+        if reason is not None and not reason.isascii():
+            return []  # no code of ours; sqlite takes no half a character, which a command line or JSON may name
+        rows = self._select(
+            "SELECT * FROM files WHERE state = 'refused' AND reason = COALESCE(?, reason) "
+            "ORDER BY at DESC, path LIMIT ?",
+            (reason, limit),
+        )
+        return [
+            RefusedFile(
+                FileFact(row["path"], row["size"], row["mtime_ns"]),
+                row["reason"],
+                row["detail"],
+                row["at"],
+                row["digest"],
+            )
+            for row in rows
+        ]
+
+    def forget_refusals(self, files: Iterable[FileFact]) -> None:
+        """Forget, durably, that these files were refused: they are taken again. Others than refused ones stay known."""
+        with self.transaction() as connection:
+            connection.executemany(
+                "DELETE FROM files WHERE state = 'refused' AND path = ? AND size = ? AND mtime_ns = ?",
+                map(astuple, files),
+            )
+
+    def records(self, *, ids: Collection[int] | None = None, holdout: bool | None = None) -> list[FrameRecord]:
+        """Committed frames in commit order; only those of `ids` and of the slice `holdout`, where given."""
+        wanted = None if ids is None else json.dumps([int(item) for item in ids])
+        rows = self._select(
+            f"{SELECT_FRAMES} WHERE holdout IS COALESCE(:holdout, holdout) "
+            "AND (:ids IS NULL OR id IN (SELECT value FROM json_each(:ids))) ORDER BY id",
+            {"holdout": holdout, "ids": wanted},
+        )
+        return [to_record(row) for row in rows]
+
+    def holds(self, record: FrameRecord) -> bool:
+        """Whether this frame is still in the buffer."""
+        return bool(self._select("SELECT 1 FROM frames WHERE id = ? AND slot = ?", (record.id, record.slot)))
+
+    def slots(self) -> set[int]:
+        """Slots that committed frames use."""
+        return {row["slot"] for row in self._select("SELECT slot FROM frames")}
+
+    def held(self) -> list[HeldFrame]:
+        """Every committed frame in commit order, as eviction sees it."""
+        rows = self._select(
+            "SELECT id, slot, digest, source, EXISTS (SELECT 1 FROM leases WHERE frame = id) AS leased "
+            "FROM frames ORDER BY id"
+        )
+        return [HeldFrame(row[0], row[1], row[2], row[3], bool(row[4])) for row in rows]
+
+    def newest_id(self) -> int:
+        """Id of the frame committed last, also if it left since: the number of frames ever committed."""
+        rows = self._select("SELECT COALESCE(MAX(seq), 0) FROM sqlite_sequence WHERE name = 'frames'")
+        return int(rows[0][0])
+
+    def frames_after(self, frame: int) -> int:
+        """How many frames of the buffer were committed after this one."""
+        return int(self._select("SELECT COUNT(*) FROM frames WHERE id > ?", (frame,))[0][0])
+
+    def recent_hashes(self, source: str, limit: int) -> list[tuple[int, str, str]]:
+        """Id, name and perceptual hash of the newest frames of a source, newest first."""
+        rows = self._select(
+            "SELECT id, name, phash FROM frames WHERE source = ? ORDER BY id DESC LIMIT ?", (source, limit)
+        )
+        return [(row[0], row[1], row[2]) for row in rows if row[2]]
+
+    def nearest_capture(self, source: str, at: float, within: float) -> tuple[int, str, float] | None:
+        """Id, name and capture time of the frame of a source that was captured nearest to `at` (Unix, seconds).
+
+        None when none was captured less than `within` seconds before or after.
+        """
+        rows = self._select(
+            "SELECT id, name, captured_at FROM frames WHERE source = ? AND captured_at > ? AND captured_at < ? "
+            "ORDER BY ABS(captured_at - ?), id LIMIT 1",
+            (source, at - within, at + within, at),
+        )
+        return (rows[0][0], rows[0][1], rows[0][2]) if rows else None
+
+    def leased_frames(self) -> int:
+        """How many frames are leased by any round."""
+        return int(self._select("SELECT COUNT(DISTINCT frame) FROM leases")[0][0])
+
+    def leases(self) -> list[int]:
+        """Rounds that hold frames."""
+        return [row["round"] for row in self._select("SELECT DISTINCT round FROM leases ORDER BY round")]
+
+    def counts(self) -> CatalogCounts:
+        """Totals, all of one moment."""
+        with self.reading() as connection:
+            return count_all(connection)
+
+    def backup(self, target: Path) -> None:
+        """Write the catalog of this moment to `target`, which must not exist; not fsynced."""
+        self._after_fork()
+        with self._lock, catalog_schema.translated(self.path), closing(sqlite3.connect(target)) as copy:
+            self._connection.backup(copy)
+
+    def vacuum(self) -> None:
+        """Give the space of removed rows back to the disk. Raises OSError(ENOSPC), DurabilityLost."""
+        with self._lock, catalog_schema.translated(self.path, writing=True):
+            self._connection.execute("VACUUM")
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A durable write transaction. Raises OSError(ENOSPC) on a full disk, DurabilityLost on a failing one.
+
+        DurabilityLost is final, for every thread and for whatever is to be written: this catalog takes nothing more.
+        """
+        if not self.writable:
+            raise StorageError(f"{self.path}: opened for reading only")
+        self._after_fork()
+        with self._lock:
+            if self._failed is not None:
+                raise DurabilityLost(f"{self._failed}; nothing more is written to it") from self._failed
+            try:
+                with catalog_schema.transaction(self._connection, self.path) as connection:
+                    yield connection
+            except DurabilityLost as error:
+                self._failed = error
+                raise
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Several statements that see one moment of the catalog."""
+        self._after_fork()
+        with self._lock, catalog_schema.translated(self.path):
+            self._connection.execute("BEGIN")
+            try:
+                yield self._connection
+            finally:
+                self._connection.execute("ROLLBACK")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "writable": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.path, self.writable = state["path"], state["writable"]
+        self._connect()
+
+    def _select(self, statement: str, values: Sequence[Any] | dict[str, Any] = ()) -> list[sqlite3.Row]:
+        self._after_fork()
+        with self._lock, catalog_schema.translated(self.path):
+            return self._connection.execute(statement, values).fetchall()
+
+    def _connect(self) -> None:
+        self._pid = os.getpid()
+        self._failed = None
+        self._lock = threading.RLock()
+        self._connection = catalog_schema.connect(self.path, writable=self.writable)
+
+    def _after_fork(self) -> None:
+        if self._pid != os.getpid():
+            catalog_schema.forget(self._connection)
+            self.writable = False  # the parent is the one writer
+            self._connect()
+
+
+def count_all(connection: sqlite3.Connection) -> CatalogCounts:
+    """Totals; inside `Catalog.reading` together with whatever else is read there."""
+    frames, holdout, last = connection.execute(
+        "SELECT COUNT(*), COALESCE(SUM(holdout), 0), MAX(committed_at) FROM frames"
+    ).fetchone()
+    committed = connection.execute(
+        "SELECT COALESCE(MAX(seq), 0) FROM sqlite_sequence WHERE name = 'frames'"
+    ).fetchone()[0]
+    states = connection.execute("SELECT state, reason, COUNT(*) FROM files GROUP BY state, reason").fetchall()
+    return CatalogCounts(
+        frames=frames,
+        holdout=holdout,
+        committed_total=committed,
+        evicted_total=committed - frames,
+        duplicates=sum(count for state, _, count in states if state == "duplicate"),
+        refused={reason: count for state, reason, count in states if state == "refused"},
+        skipped={reason: count for state, reason, count in states if state == "skipped"},
+        last_committed_at=last,
+    )
+
+
+def note_file(
+    connection: sqlite3.Connection, file: FileFact, state: str, digest: str | None, reason: str = "", detail: str = ""
+) -> None:
+    """Write what became of a file, over what was known of its path; inside a transaction.
+
+    The file that a frame came from stays `committed` when it was only touched, though its content is known by then.
+    """
+    connection.execute(
+        "INSERT INTO files (path, size, mtime_ns, state, reason, detail, digest, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (path) DO UPDATE SET size = excluded.size, mtime_ns = excluded.mtime_ns, "
+        "reason = excluded.reason, detail = excluded.detail, digest = excluded.digest, at = excluded.at, state = CASE "
+        "WHEN state = 'committed' AND excluded.state = 'duplicate' AND digest = excluded.digest THEN 'committed' "
+        "ELSE excluded.state END",
+        (file.path, file.size, file.mtime_ns, state, reason, detail, digest, time.time()),
+    )
+
+
+def to_record(row: sqlite3.Row) -> FrameRecord:
+    """A row of `frames` as a record."""
+    values = {name: row[name] for name in row.keys()}  # noqa: SIM118 - iterating a Row gives values
+    return FrameRecord(**(values | {"holdout": bool(values["holdout"])}))

@@ -1,0 +1,116 @@
+"""What the catalog says of files and frames: plain records, without SQLite."""
+
+from dataclasses import dataclass
+
+SKIP_REASONS = ("near_duplicate", "too_close")
+"""Stable codes, in the order in which they are looked for; docs/errors.md."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileFact:
+    """One file of the drop folder as it was when looked at; a file that changes is another fact."""
+
+    path: str
+    """Relative to the drop folder, posix."""
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    """Modification time (nanoseconds since the epoch)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRecord:
+    """One committed frame."""
+
+    id: int
+    """Ascending in commit order, never reused."""
+    slot: int
+    """Index into the zarr array."""
+    digest: str
+    """Hex SHA-256 of the file it came from."""
+    name: str
+    """Path of that file, relative to the drop folder."""
+    captured_at: float
+    """Unix time (seconds)."""
+    committed_at: float
+    """Unix time (seconds)."""
+    source_height: int
+    """Height of the image in the file (pixels)."""
+    source_width: int
+    """Width of the image in the file (pixels)."""
+    valid_height: int
+    """Rows of the frame that hold image (pixels)."""
+    valid_width: int
+    """Columns of the frame that hold image (pixels)."""
+    crc32: int
+    """CRC-32 of the frame's pixels."""
+    holdout: bool
+    """Held out: rounds never train on it, the gate scores on it."""
+    source: str = ""
+    """Source label (camera) it came from; empty when there is none."""
+    phash: str = ""
+    """Perceptual hash of the image, 16 hex digits; empty for frames of before there was one."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldFrame:
+    """What decides whether a committed frame leaves."""
+
+    id: int
+    """Ascending in commit order, never reused."""
+    slot: int
+    """Index into the zarr array."""
+    digest: str
+    """Hex SHA-256 of the file it came from."""
+    source: str
+    """Source label; empty when there is none."""
+    leased: bool
+    """Whether any round holds it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedFile:
+    """One file that was refused and has not changed since."""
+
+    file: FileFact
+    """The file."""
+    reason: str
+    """Stable reason, for example `truncated`."""
+    detail: str
+    """What was wrong with it."""
+    at: float
+    """Unix time (seconds)."""
+    digest: str | None = None
+    """Hex SHA-256 of the file; none when it was refused unread."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What became of one file."""
+
+    state: str
+    """committed, duplicate, refused or skipped."""
+    digest: str | None
+    """Hex SHA-256 of the file; none when it was not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogCounts:
+    """Totals of the catalog."""
+
+    frames: int
+    """Frames in the buffer."""
+    holdout: int
+    """Held-out frames among them."""
+    committed_total: int
+    """Frames ever committed."""
+    evicted_total: int
+    """Frames that left the buffer."""
+    duplicates: int
+    """Files of the drop folder whose content was committed before."""
+    refused: dict[str, int]
+    """Refused files by reason."""
+    skipped: dict[str, int]
+    """Files that admission left out, by reason."""
+    last_committed_at: float | None
+    """Unix time of the newest frame in the buffer (seconds)."""

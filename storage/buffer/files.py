@@ -1,0 +1,112 @@
+"""The files of the frame buffer: its writer's lock, its zarr array, and whether they fit the configuration."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from configs.settings import BufferSettings
+from storage import durable
+from storage.buffer.frame_writer import group_frames
+from storage.buffer.pixel_array import PixelArray, create_array, create_group
+from storage.errors import AlreadyRunning, BufferMismatch, CorruptBuffer, StorageError
+from storage.failpoints import step
+from storage.layout import StateLayout
+
+ARRAY = "frames"
+FRESH = f".resize{durable.PARTIAL}"
+"""Where a buffer of another frame size is built (`buffer_resize.py`), in the state directory."""
+ABOUT = (
+    "Target frames, RGB, scaled to fit, top-left, zero elsewhere. Only slots (index `frame`) that table `frames` of "
+    "../catalog.sqlite names hold one; it also has valid_height and valid_width (the part that is image), name, times."
+)
+"""What the array says of itself (its attribute `long_name`)."""
+
+
+@contextmanager
+def claim(layout: StateLayout) -> Iterator[None]:
+    """Be the one writer of this buffer. Raises AlreadyRunning: a second one would remove what the first is writing."""
+    durable.make_directory(layout.buffer)
+    with ExitStack() as held:
+        try:
+            held.enter_context(durable.exclusive_lock(layout.buffer / ".lock", wait=False))
+        except durable.Locked as error:
+            raise AlreadyRunning(f"{layout.buffer}: process {error.holder} writes to this buffer already") from error
+        _remove_old(layout)
+        durable.remove_partials(layout.buffer)
+        yield
+
+
+def _remove_old(layout: StateLayout) -> None:
+    """What a killed resize left. It may be the old buffer, so first its place must be the new one's on the disk too."""
+    left = layout.root / FRESH
+    if left.is_dir():
+        durable.fsync_directory(left)
+        durable.fsync_directory(layout.root)
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def open_array(layout: StateLayout, settings: BufferSettings, *, writable: bool) -> PixelArray:
+    """The array of frames; a writer makes it if it is missing and grows it to the configured capacity.
+
+    Raises StorageError, CorruptBuffer or BufferMismatch.
+    """
+    if not layout.frames_zarr.exists():
+        if not writable:
+            raise StorageError(f"{layout.buffer}: no frame buffer here yet; `mfmd run` makes it")
+        _create(layout, settings)
+    array = PixelArray(layout.frames_zarr, ARRAY, writable=writable)
+    _compare(layout, array, settings)
+    if writable:
+        _check_catalog(layout, array)
+    slots = _slots(settings)
+    if writable and array.shape[0] < slots:
+        durable.fsync_file(array.grow(slots))
+        durable.fsync_directory(array.folder)
+    return array
+
+
+def _check_catalog(layout: StateLayout, array: PixelArray) -> None:
+    """No pixels are written before there is a catalog: without it they would count as left by a crash, and go."""
+    there = layout.catalog.exists() and layout.catalog.stat().st_size > 0
+    if not there and array.shard_indices():
+        raise CorruptBuffer(
+            f"{layout.catalog} is gone, but there are pixels in {array.folder}: restore it from a backup, "
+            f"or remove {layout.buffer} and start with an empty buffer"
+        )
+
+
+def _slots(settings: BufferSettings) -> int:
+    return settings.capacity_frames + group_frames(settings)
+
+
+def _create(layout: StateLayout, settings: BufferSettings) -> None:
+    if layout.catalog.exists():
+        raise CorruptBuffer(
+            f"{layout.frames_zarr} is gone, but {layout.catalog} is there: restore it from a backup, "
+            "or remove the catalog too and start with an empty buffer"
+        )
+    temporary = layout.buffer / f".frames{durable.PARTIAL}"
+    create_group(temporary)
+    create_array(
+        temporary,
+        ARRAY,
+        (_slots(settings), settings.height, settings.width, 3),
+        tile=settings.tile,
+        fill=0,
+        attributes={"frame_height": settings.height, "frame_width": settings.width},
+        about=ABOUT,
+        compression=settings.compression,
+    )
+    step("array.made")
+    durable.publish_directory(temporary, layout.frames_zarr)
+
+
+def _compare(layout: StateLayout, array: PixelArray, settings: BufferSettings) -> None:
+    found, wanted = array.attributes, {"height": settings.height, "width": settings.width, "tile": settings.tile}
+    there = {"height": found.get("frame_height"), "width": found.get("frame_width"), "tile": found.get("tile")}
+    for name, value in wanted.items():
+        if there[name] != value:
+            raise BufferMismatch(
+                f"{layout.frames_zarr}: made with buffer.{name} {there[name]}, the configuration says {value}; "
+                f"set it back, bring the frames to it (`mfmd buffer resize`), or remove {layout.buffer} to start empty"
+            )

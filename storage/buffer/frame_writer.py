@@ -1,0 +1,305 @@
+"""How frames get into the buffer and out of it, so that a crash at any point shows whole groups only.
+
+Order of a commit: write the shards, fsync the files and their directory, then ONE SQLite transaction.
+
+Slots: the array has `SPARE_SLOTS` more slots than the buffer has frames. New frames are always written to slots that
+no committed row points at; the rows that make room for them are deleted in the same transaction that commits the new
+ones, and only after it are their shards removed and their slots free. So the old frames are whole until the very
+moment the new ones are, and a disk that is full evicts nothing. Who leaves: `eviction/`.
+"""
+
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from configs.settings import BufferSettings
+from storage import durable
+from storage.buffer.catalog import Catalog, note_file
+from storage.buffer.catalog_records import FileFact, FrameRecord
+from storage.buffer.pixel_array import PixelArray
+from storage.buffer.room import Leaving, Room, newcomers
+from storage.buffer.shard_sizes import ShardSizes
+from storage.errors import CorruptBuffer, DurabilityLost
+from storage.eviction.policy import Eviction
+from storage.failpoints import step
+from storage.media.images import FittedFrame, crc32_of
+
+SPARE_SLOTS = 32
+"""Slots beyond the capacity, and so the most frames in one commit; fewer for a buffer of fewer frames."""
+NOT_KEPT = -1
+"""Slot of a frame that was committed and left in the same commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Pixels as they go to the disk; made in the thread that decoded them, for it takes longer than writing them."""
+
+    shard: bytes | None
+    """What `PixelArray.pack` made."""
+    crc32: int
+    """CRC-32 of the pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewFrame:
+    """A decoded image on its way into the buffer."""
+
+    file: FileFact
+    """The file it came from."""
+    digest: str
+    """Hex SHA-256 of that file."""
+    captured_at: float
+    """Unix time (seconds)."""
+    source_height: int
+    """Height of the image in the file (pixels)."""
+    source_width: int
+    """Width of the image in the file (pixels)."""
+    frame: FittedFrame
+    """Its pixels at frame size."""
+    source: str = ""
+    """Source label (camera); empty when there is none."""
+    phash: str = ""
+    """Perceptual hash, 16 hex digits; empty when it was not computed."""
+    packed: Packed | None = None
+    """Of `FrameBuffer.pack`, if that was called beforehand."""
+    offset: float | None = None
+    """When it is shown in the video that `file` is (seconds); none for an image. The row of a video itself comes with
+    its `FinishedVideo`."""
+
+    @property
+    def name(self) -> str:
+        """What the buffer calls it: the file's path, and for a frame of a video the time in it."""
+        return (
+            self.file.path
+            if self.offset is None
+            else f"{self.file.path}#{self.offset:.6f}".rstrip("0").rstrip(".") + "s"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedVideo:
+    """A video of which every frame that was wanted is committed, or is among those of the same `append`."""
+
+    file: FileFact
+    """The video."""
+    digest: str
+    """Hex SHA-256 of the file; counts as committed with it, so that a copy under another name is a duplicate."""
+    frame_digest: str
+    """Digest of one of its frames."""
+    reason: str = ""
+    """`truncated` where not all of it could be decoded."""
+    detail: str = ""
+    """What could not be, and how many frames were taken."""
+
+
+def is_holdout(digest: str, fraction: float) -> bool:
+    """Whether an image is held out from training: a fixed choice by content, the same in every process and run."""
+    return int(digest[:8], 16) / 2**32 < fraction
+
+
+def group_frames(settings: BufferSettings) -> int:
+    """Most frames in one commit."""
+    return min(SPARE_SLOTS, settings.capacity_frames)
+
+
+class FrameWriter:
+    """The write side of an open buffer; its owner holds the buffer's lock and calls from one thread at a time."""
+
+    def __init__(self, array: PixelArray, catalog: Catalog, settings: BufferSettings, eviction: Eviction) -> None:
+        """Take over the buffer: removes what was written and never committed, measures what is there."""
+        self._array, self._catalog, self._settings = array, catalog, settings
+        self._failed: DurabilityLost | None = None
+        self._sizes = ShardSizes(array)
+        self._recover()
+        self._room = Room(catalog, settings, eviction, self._sizes)
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """Bytes that the frames' files take."""
+        return self._sizes.total
+
+    def append(
+        self, frames: Sequence[NewFrame], *, grow: bool = True, videos: Sequence[FinishedVideo] = ()
+    ) -> list[FrameRecord]:
+        """Commit frames in as few groups as slots allow. See `FrameBuffer.append`."""
+        self._check(frames)
+        if not frames and not videos:
+            return []
+        size = self._room.group(group_frames(self._settings))
+        stored: list[FrameRecord] = []
+        for start in range(0, max(len(frames), 1), size):
+            last = start + size >= len(frames)
+            stored += self._append_group(frames[start : start + size], grow, videos if last else ())
+        return stored
+
+    def _append_group(
+        self, frames: Sequence[NewFrame], grow: bool, videos: Sequence[FinishedVideo]
+    ) -> list[FrameRecord]:
+        """One group: whole or not at all."""
+        fresh, doubles = self._sorted_out(frames)
+        if fresh and self._room.too_large(len(fresh)):
+            self._shrink()
+        coming = newcomers(((new.digest, new.source) for new in fresh), self._catalog.newest_id())
+        leaving = self._room.for_count(coming)
+        written = {seen.id: new for seen, new in zip(coming, fresh, strict=True) if seen.id not in leaving.gone}
+        slots = dict(zip(written, self._free_slots(len(written)), strict=True))
+        try:
+            self._write({slots[number]: new for number, new in written.items()})
+            self._room.for_bytes(leaving, slots, grow=grow)
+            places = [NOT_KEPT if seen.id in leaving.gone else slots[seen.id] for seen in coming]
+            records = [self._record(new, slot) for new, slot in zip(fresh, places, strict=True)]
+            records = self._commit(fresh, records, doubles, leaving, videos)
+        except DurabilityLost as error:
+            self._failed = error  # whether the commit reached the disk is unknown: leave every file where it is
+            raise
+        except BaseException:  # an interrupt may even come between the commit and here: the catalog knows
+            self._discard(set(slots.values()) - self._catalog.slots())
+            raise
+        self._discard([*(frame.slot for frame in leaving.victims), *(set(slots.values()) - set(places))])
+        return records
+
+    def _shrink(self) -> None:
+        """Let frames leave for no new one: only after `max_bytes` was lowered. Raises BufferFull."""
+        leaving = self._room.for_quota()
+        self._commit([], [], [], leaving)
+        self._discard(frame.slot for frame in leaving.victims)
+
+    def _recover(self) -> None:
+        """Remove unfinished and uncommitted shards. Raises CorruptBuffer."""
+        durable.remove_partials(self._array.folder)
+        used, slots = self._catalog.slots(), self._array.shape[0]
+        if used and max(used) >= slots:
+            raise CorruptBuffer(
+                f"{self._array.folder} has {slots} slots, {self._catalog.path} speaks of slot {max(used)}: "
+                "they are not of one buffer; restore both from one backup, or remove both"
+            )
+        self._discard(set(self._array.shard_indices()) - used)
+
+    def _free_slots(self, count: int) -> list[int]:
+        """Slots that no committed row points at; asked of the catalog each time, for a memory of it could be wrong."""
+        used = self._catalog.slots()
+        return list(islice((slot for slot in range(self._array.shape[0]) if slot not in used), count))
+
+    def _check(self, frames: Sequence[NewFrame]) -> None:
+        if self._failed is not None:
+            raise DurabilityLost(f"{self._failed}; this buffer takes nothing more") from self._failed
+        expected = (self._settings.height, self._settings.width, 3)
+        for new in frames:
+            pixels = new.frame.pixels
+            if pixels.shape != expected or pixels.dtype != np.uint8:
+                raise ValueError(f"{new.file.path}: {pixels.dtype} {pixels.shape}, the buffer holds uint8 {expected}")
+
+    def _sorted_out(self, frames: Sequence[NewFrame]) -> tuple[list[NewFrame], list[NewFrame]]:
+        """Frames whose content is new, and the rest."""
+        fresh: dict[str, NewFrame] = {}
+        doubles = []
+        for new in frames:
+            if new.digest in fresh or self._catalog.has_digest(new.digest):
+                doubles.append(new)
+            else:
+                fresh[new.digest] = new
+        return list(fresh.values()), doubles
+
+    def _write(self, frames: Mapping[int, NewFrame]) -> None:
+        """Shards on the disk, by slot, fsynced."""
+        paths = [self._write_one(slot, new) for slot, new in frames.items()]
+        if paths:
+            step("frames.written")
+            durable.fsync_files(paths)
+            step("frames.synced")
+            durable.fsync_directory(self._array.folder)
+            step("frames.folder_synced")
+        self._sizes.note(frames)
+
+    def _write_one(self, slot: int, new: NewFrame) -> Path:
+        if new.packed is None or new.packed.shard is None:
+            return self._array.write(slot, new.frame.pixels)
+        return self._array.write_packed(slot, new.packed.shard)
+
+    def _record(self, new: NewFrame, slot: int) -> FrameRecord:
+        return FrameRecord(
+            id=0,
+            slot=slot,
+            digest=new.digest,
+            name=new.name,
+            captured_at=new.captured_at,
+            committed_at=time.time(),
+            source_height=new.source_height,
+            source_width=new.source_width,
+            valid_height=new.frame.valid_height,
+            valid_width=new.frame.valid_width,
+            crc32=crc32_of(new.frame.pixels) if new.packed is None else new.packed.crc32,
+            holdout=is_holdout(new.digest, self._settings.holdout_fraction),
+            source=new.source,
+            phash=new.phash,
+        )
+
+    def _commit(
+        self,
+        fresh: Sequence[NewFrame],
+        records: Sequence[FrameRecord],
+        doubles: Sequence[NewFrame],
+        leaving: Leaving,
+        videos: Sequence[FinishedVideo] = (),
+    ) -> list[FrameRecord]:
+        """The one transaction; returns the records with their ids."""
+        with self._catalog.transaction() as connection:
+            _delete(connection, [frame.id for frame in leaving.victims])
+            committed = []
+            for new, record in zip(fresh, records, strict=True):
+                committed.append(_insert(connection, record))
+                if record.slot == NOT_KEPT:
+                    _delete(connection, [committed[-1].id])
+                _note_image(connection, new, "committed")
+            for new in doubles:
+                _note_image(connection, new, "duplicate")
+            for video in videos:
+                _note_video(connection, video)
+        return committed
+
+    def _discard(self, slots: Iterable[int]) -> None:
+        """Remove shards that no committed row points at; not fsynced: `_recover` removes what comes back."""
+        for slot in slots:
+            self._array.shard_path(slot).unlink(missing_ok=True)
+            self._sizes.note([slot])
+            step("frames.discarded")
+
+
+def _delete(connection: sqlite3.Connection, frames: Iterable[int]) -> None:
+    connection.executemany("DELETE FROM frames WHERE id = ?", [(frame,) for frame in frames])
+
+
+def _insert(connection: sqlite3.Connection, record: FrameRecord) -> FrameRecord:
+    names = [field.name for field in fields(FrameRecord) if field.name != "id"]
+    marks = ", ".join("?" for _ in names)
+    row = connection.execute(
+        f"INSERT INTO frames ({', '.join(names)}) VALUES ({marks})",
+        [getattr(record, name) for name in names],
+    )
+    assert row.lastrowid is not None
+    connection.execute("INSERT INTO digests (digest, frame) VALUES (?, ?)", (record.digest, row.lastrowid))
+    return replace(record, id=row.lastrowid)
+
+
+def _note_image(connection: sqlite3.Connection, new: NewFrame, state: str) -> None:
+    """The row of the image that a frame came from; a video has its row when all of it is there."""
+    if new.offset is None:
+        note_file(connection, new.file, state, new.digest)
+
+
+def _note_video(connection: sqlite3.Connection, video: FinishedVideo) -> None:
+    """Its row, and its digest among those that are known, with the number of one of its frames."""
+    known = connection.execute("SELECT 1 FROM digests WHERE digest = ?", (video.frame_digest,)).fetchone()
+    if known is None:  # its row would keep the file from ever being taken
+        raise ValueError(f"{video.file.path}: no frame {video.frame_digest} of it was committed")
+    cursor = connection.execute(
+        "INSERT INTO digests (digest, frame) SELECT ?, frame FROM digests WHERE digest = ? ON CONFLICT DO NOTHING",
+        (video.digest, video.frame_digest),
+    )
+    state = "committed" if cursor.rowcount else "duplicate"
+    note_file(connection, video.file, state, video.digest, video.reason, video.detail)

@@ -1,0 +1,166 @@
+"""The buffer of target frames: pixels in zarr slots, truth in the catalog. How it is written: `frame_writer.py`."""
+
+import threading
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
+from typing import Any, NoReturn, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.settings import BufferSettings
+from storage.buffer import files as buffer_files
+from storage.buffer.catalog import Catalog, to_record
+from storage.buffer.catalog_records import FrameRecord
+from storage.buffer.frame_writer import FinishedVideo, FrameWriter, NewFrame, Packed, is_holdout
+from storage.buffer.observations import embedding_reader
+from storage.errors import CorruptBuffer, FrameEvicted, StorageError
+from storage.eviction.build import build_eviction
+from storage.layout import StateLayout
+from storage.media.images import FittedFrame, crc32_of
+
+__all__ = ["FinishedVideo", "FrameBuffer", "FrameRecord", "NewFrame", "Packed", "is_holdout"]
+
+
+class FrameBuffer:
+    """The frame buffer of a state directory. One process writes; any number read meanwhile, also forked ones."""
+
+    catalog: Catalog
+    """What is committed, and why files were refused."""
+
+    def __init__(self, layout: StateLayout, settings: BufferSettings, *, writable: bool) -> None:
+        self._layout, self._settings = layout, settings
+        self._writing = threading.RLock()
+        with ExitStack() as opened:
+            if writable:
+                opened.enter_context(buffer_files.claim(layout))
+            self._array = buffer_files.open_array(layout, settings, writable=writable)
+            self.catalog = Catalog.open(layout.catalog, writable=writable)
+            opened.callback(self.catalog.close)
+            self._writer = self._make_writer() if writable else None
+            self._resources = opened.pop_all()
+
+    @classmethod
+    def open(cls, layout: StateLayout, settings: BufferSettings, *, writable: bool) -> Self:
+        """Open the buffer; a writer makes it if it is missing and removes what a crash left uncommitted.
+
+        `capacity_frames` may change between runs; a smaller one takes effect with the next append.
+        Raises BufferMismatch when frame or tile size differ from those on disk, AlreadyRunning when another process
+        writes, StorageError when a reader finds no buffer, CorruptBuffer when its files do not belong together.
+        """
+        return cls(layout, settings, writable=writable)
+
+    def close(self) -> None:
+        """Close files and give the writer's lock back."""
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def append(
+        self, frames: Sequence[NewFrame], *, grow: bool = True, videos: Sequence[FinishedVideo] = ()
+    ) -> list[FrameRecord]:
+        """Commit frames durably; returns the records of those that were committed.
+
+        Content that was ever committed, or that comes twice in `frames`, is recorded as a duplicate and not stored.
+        When the buffer is full (`capacity_frames`, `max_bytes`, `max_source_share`), frames that no round leases leave
+        by the policy `eviction`; a new frame may be among them: then it counts as committed and evicted, and its
+        record has the slot `frame_writer.NOT_KEPT`. Without `grow` at least as many bytes leave as come. `frames` is
+        one commit, whole or not at all, unless it is more than there are spare slots (`frame_writer.SPARE_SLOTS`),
+        slots that are not leased, or bytes to spare; then it is several, in order. Frames of a video leave no trace of
+        the file itself: `videos` are those that end with these frames, and are known from the last commit on.
+
+        Raises BufferFull when leases keep too many frames, OSError (ENOSPC and the like) when the disk refuses, or
+        when nothing can leave for a buffer that must not grow; then nothing of the group is kept and the same call may
+        be repeated. DurabilityLost is final: this buffer then refuses every further append.
+        """
+        if self._writer is None:
+            raise StorageError(f"{self._layout.buffer}: opened for reading only")
+        with self._writing:
+            return self._writer.append(frames, grow=grow, videos=videos)
+
+    def pack(self, frame: FittedFrame) -> Packed:
+        """A frame as `append` writes it; may be called from any thread. Raises ValueError for one of another size."""
+        return Packed(self._array.pack(frame.pixels), crc32_of(frame.pixels))
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """Bytes that the frames' files take, in whole blocks of 4096; only for the writer. Raises StorageError."""
+        if self._writer is None:
+            raise StorageError(f"{self._layout.buffer}: opened for reading only")
+        return self._writer.bytes_on_disk
+
+    def read(self, record: FrameRecord) -> NDArray[np.uint8]:
+        """Pixels of a frame, [H, W, 3] RGB.
+
+        Raises CorruptBuffer when they do not match their checksum, FrameEvicted when the frame has left the buffer.
+        """
+        pixels = self._get(record, lambda: self._array.read(record.slot))
+        if crc32_of(pixels) != record.crc32:
+            self._lost(record, f"{self._array.shard_path(record.slot)}: pixels do not match their checksum")
+        return pixels
+
+    def read_crop(self, record: FrameRecord, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        """A part of a frame, [height, width, 3]; reads only the tiles it touches, each with its own checksum.
+
+        Raises ValueError for a crop that leaves the frame, and what `read` raises.
+        """
+        pixels = self._get(record, lambda: self._array.read_crop(record.slot, top, left, height, width))
+        if not self.catalog.holds(record):  # then the slot may already hold another frame
+            self._lost(record)
+        return pixels
+
+    def records(self, *, ids: Collection[int] | None = None, holdout: bool | None = None) -> list[FrameRecord]:
+        """Committed frames in commit order; only those of `ids` and of the slice `holdout`, where given."""
+        return self.catalog.records(ids=ids, holdout=holdout)
+
+    def lease(self, round: int, limit: int | None = None) -> list[FrameRecord]:
+        """Keep the frames of this moment (the newest `limit`, if given) from eviction until `release`.
+
+        Durable: a lease outlives the process. Leasing again for the same round adds to its lease; returned are all
+        frames of the lease, in commit order.
+        """
+        with self._writing, self.catalog.transaction() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO leases (round, frame) SELECT ?, id FROM frames ORDER BY id DESC LIMIT ?",
+                (round, -1 if limit is None else limit),
+            )
+            rows = connection.execute(
+                "SELECT frames.* FROM frames JOIN leases ON frame = id WHERE round = ? ORDER BY id", (round,)
+            ).fetchall()
+        return [to_record(row) for row in rows]
+
+    def release(self, round: int) -> None:
+        """Give the frames of a round back to eviction; it is no error when it holds none."""
+        with self._writing, self.catalog.transaction() as connection:
+            connection.execute("DELETE FROM leases WHERE round = ?", (round,))
+
+    def leases(self) -> list[int]:
+        """Rounds that hold frames. When the daemon starts these are rounds that a crash kept from releasing."""
+        return self.catalog.leases()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"layout": self._layout, "settings": self._settings}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["layout"], state["settings"], writable=False)  # type: ignore[misc]
+
+    def _make_writer(self) -> FrameWriter:
+        return FrameWriter(
+            self._array, self.catalog, self._settings, build_eviction(self._settings, embedding_reader(self._layout))
+        )
+
+    def _get(self, record: FrameRecord, read: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        try:
+            return read()
+        except CorruptBuffer as error:
+            self._lost(record, str(error), error)
+
+    def _lost(self, record: FrameRecord, message: str = "", cause: Exception | None = None) -> NoReturn:
+        """Why a frame could not be read: it left meanwhile, or its bytes went bad."""
+        if not self.catalog.holds(record):
+            raise FrameEvicted(f"frame {record.id} ({record.name}) has left the buffer") from cause
+        raise CorruptBuffer(f"frame {record.id} ({record.name}): {message}") from cause

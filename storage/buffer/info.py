@@ -1,0 +1,108 @@
+"""What the frame buffer holds and takes, read beside a running daemon."""
+
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from configs.settings import BufferSettings
+from storage.buffer.catalog import Catalog, count_all
+from storage.buffer.catalog_records import CatalogCounts
+from storage.buffer.files import ARRAY
+from storage.buffer.lost import lost_frames
+from storage.buffer.pixel_array import PixelArray
+from storage.buffer.shard_sizes import blocks
+from storage.durable.record import Record
+from storage.errors import CorruptBuffer
+from storage.layout import StateLayout
+
+
+class BufferInfo(Record):
+    """What `mfmd buffer info` shows."""
+
+    frames: int
+    """Frames in the buffer."""
+    holdout: int
+    """Held-out frames among them."""
+    capacity_frames: int
+    """Frames that fit, by the configuration."""
+    height: int
+    """Frame height (pixels)."""
+    width: int
+    """Frame width (pixels)."""
+    tile: int
+    """Largest side of a tile (pixels)."""
+    pixel_bytes: int
+    """What the frames' files take on the disk, in whole blocks, as `max_bytes` counts them (bytes)."""
+    catalog_bytes: int
+    """What the catalog and the observer's database take on the disk (bytes)."""
+    max_bytes: int
+    """`buffer.max_bytes`: most bytes that the frames may take; 0 sets no limit."""
+    oldest: float | None
+    """Capture time of the oldest frame (Unix, seconds)."""
+    newest: float | None
+    """Capture time of the newest frame (Unix, seconds)."""
+    sources: dict[str, int] = Field(default_factory=dict)
+    """Frames by source label."""
+    leases: dict[int, int] = Field(default_factory=dict)
+    """Round -> frames it holds."""
+    committed_total: int
+    """Frames ever committed."""
+    evicted_total: int
+    """Frames that left the buffer."""
+    lost_total: int
+    """Frames that were given up because their pixels went bad (`lost.jsonl`)."""
+
+
+def buffer_info(layout: StateLayout, settings: BufferSettings) -> BufferInfo:
+    """What the buffer holds now. Raises StorageError when there is none, CorruptBuffer when it cannot be read."""
+    counts, tables = _read_catalog(layout.catalog)
+    array = PixelArray(layout.frames_zarr, ARRAY, writable=False)
+    tile = array.attributes.get("tile")
+    if tile is None:
+        raise CorruptBuffer(f"{array.folder}: no array of mfmd (its attribute names no tile); restore it from a backup")
+    return BufferInfo(
+        frames=counts.frames,
+        holdout=counts.holdout,
+        capacity_frames=settings.capacity_frames,
+        height=array.shape[1],
+        width=array.shape[2],
+        tile=tile,
+        pixel_bytes=_bytes(layout.frames_zarr / ARRAY, "c."),
+        catalog_bytes=_bytes(layout.buffer, "catalog.") + _bytes(layout.buffer, "observations."),
+        max_bytes=settings.max_bytes,
+        committed_total=counts.committed_total,
+        evicted_total=counts.evicted_total,
+        lost_total=len(lost_frames(layout)),
+        **tables,
+    )
+
+
+def _read_catalog(path: Path) -> tuple[CatalogCounts, dict[str, Any]]:
+    """Totals and tables, all of one moment."""
+    with closing(Catalog.open(path, writable=False)) as catalog, catalog.reading() as connection:
+        oldest, newest = connection.execute("SELECT MIN(captured_at), MAX(captured_at) FROM frames").fetchone()
+        sources = connection.execute("SELECT source, COUNT(*) FROM frames GROUP BY source ORDER BY source")
+        leases = connection.execute("SELECT round, COUNT(*) FROM leases GROUP BY round ORDER BY round")
+        tables = {
+            "oldest": oldest,
+            "newest": newest,
+            "sources": dict(map(tuple, sources)),
+            "leases": dict(map(tuple, leases)),
+        }
+        return count_all(connection), tables
+
+
+def _bytes(folder: Path, prefix: str) -> int:
+    """Disk space of the files in `folder` whose names begin so; files may go meanwhile (bytes)."""
+    total = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(prefix):
+                try:
+                    total += blocks(entry.stat().st_size)
+                except FileNotFoundError:
+                    continue
+    return total

@@ -1,0 +1,240 @@
+"""What the observer found out about committed frames: statistics of the serving version, and an embedding.
+
+Derived data: every row can be computed again from the buffer, so it is written without the price of full durability.
+One writer, the observer; any number of readers. A frame without a row is a valid frame that was not looked at yet.
+"""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.errors import StorageError
+from storage.eviction.policy import Embedding
+from storage.layout import StateLayout
+
+BUSY_SECONDS = 10.0
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS observations (
+  frame INTEGER PRIMARY KEY, version INTEGER NOT NULL, released INTEGER NOT NULL, at REAL NOT NULL,
+  entropy REAL NOT NULL, confidence REAL NOT NULL, area BLOB NOT NULL, embedding BLOB NOT NULL
+) STRICT
+"""
+COLUMNS = "frame, version, released, at, entropy, confidence, area, embedding"
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One frame, looked at once."""
+
+    frame: int
+    """Id of the frame in the catalog."""
+    version: int
+    """Version that served then; entropy, confidence and area are its."""
+    released: int
+    """Version whose encoder made the embedding: fixed while versions come and go, so embeddings can be compared."""
+    at: float
+    """Unix time (seconds)."""
+    entropy: float
+    """Mean softmax entropy over the frame's valid pixels (nats)."""
+    confidence: float
+    """Mean of the largest softmax probability over valid pixels (0-1)."""
+    area: NDArray[np.float32]
+    """Share of valid pixels predicted per class, [K] (0-1)."""
+    embedding: NDArray[np.float32]
+    """Mean-pooled deepest feature map, [D]."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedMeans:
+    """Means over the frames looked at last."""
+
+    frames: int
+    """Frames averaged."""
+    version: int
+    """Version of the newest of them."""
+    at: float
+    """Unix time of the newest observation (seconds)."""
+    entropy: float
+    """Mean entropy (nats)."""
+    confidence: float
+    """Mean confidence (0-1)."""
+    area: tuple[float, ...]
+    """Mean share of pixels per class, [K] (0-1)."""
+
+
+class Observations:
+    """One connection to the observer's database; safe for several threads."""
+
+    def __init__(self, path: Path, *, writable: bool) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        if not writable and not path.exists():
+            raise StorageError(f"{path}: nothing observed yet; `mfmd observe` (started by `mfmd run`) makes it")
+        uri = f"{path.absolute().as_uri()}?mode={'rwc' if writable else 'ro'}"
+        with self._translated():
+            self._connection = sqlite3.connect(
+                uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            try:
+                self._prepare(writable)
+            except BaseException:
+                self._connection.close()
+                raise
+
+    @classmethod
+    def open(cls, path: Path, *, writable: bool) -> Self:
+        """Open it; the writer makes it if it is missing. Raises StorageError when a reader finds none."""
+        return cls(path, writable=writable)
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._lock:
+            self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add(self, observations: Sequence[Observation]) -> None:
+        """Store observations; a frame that was observed before gets the new values."""
+        rows = [
+            (
+                item.frame,
+                item.version,
+                item.released,
+                item.at,
+                item.entropy,
+                item.confidence,
+                np.asarray(item.area, "<f4").tobytes(),
+                np.asarray(item.embedding, "<f4").tobytes(),
+            )
+            for item in observations
+        ]
+        marks = ", ".join("?" for _ in range(8))
+        with self._lock, self._translated():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._connection.executemany(f"INSERT OR REPLACE INTO observations ({COLUMNS}) VALUES ({marks})", rows)
+                self._connection.execute("COMMIT")
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+
+    def damage(self) -> str:
+        """What SQLite finds wrong with the file; empty when nothing is. Raises StorageError when it cannot be read."""
+        lines = [str(row[0]) for row in self._select("PRAGMA quick_check")]
+        return "" if lines == ["ok"] else "; ".join(lines[:3])
+
+    def is_made(self) -> bool:
+        """Whether there is a table; a kill while the file was made leaves none."""
+        return bool(self._select("SELECT 1 FROM sqlite_master WHERE name = 'observations'"))
+
+    def observed(self) -> set[int]:
+        """Ids of the frames that were looked at."""
+        return {int(row[0]) for row in self._select("SELECT frame FROM observations")}
+
+    def forget_all_but(self, frames: Collection[int]) -> int:
+        """Remove observations of frames that left the buffer; returns how many."""
+        gone = self.observed() - set(frames)
+        with self._lock, self._translated():
+            self._connection.executemany("DELETE FROM observations WHERE frame = ?", [(frame,) for frame in gone])
+        return len(gone)
+
+    def get(self, frames: Collection[int]) -> list[Observation]:
+        """Observations of these frames, by frame; those not looked at yet are left out."""
+        found = (self._select(f"SELECT {COLUMNS} FROM observations WHERE frame = ?", (frame,)) for frame in frames)
+        return sorted((_to_observation(rows[0]) for rows in found if rows), key=lambda item: item.frame)
+
+    def embeddings(self, frames: Collection[int]) -> list[Embedding]:
+        """Embeddings of these frames, by frame; those not looked at yet are left out."""
+        rows = self._select(
+            "SELECT frame, released, embedding FROM observations WHERE frame IN (SELECT value FROM json_each(?)) "
+            "ORDER BY frame",
+            (json.dumps([int(frame) for frame in frames]),),
+        )
+        return [
+            Embedding(int(frame), int(released), np.frombuffer(cast(bytes, vector), "<f4").astype(np.float32))
+            for frame, released, vector in rows
+        ]
+
+    def means(self, last: int) -> ObservedMeans | None:
+        """Means over the `last` newest frames; none before the first.
+
+        Frames observed under another class list than the newest are left out.
+        """
+        rows = self._select(f"SELECT {COLUMNS} FROM observations ORDER BY frame DESC LIMIT ?", (last,))
+        items = [_to_observation(row) for row in rows]
+        if not items:
+            return None
+        newest = items[0]
+        alike = [item for item in items if item.area.shape == newest.area.shape]
+        area = np.mean([item.area for item in alike], axis=0)
+        return ObservedMeans(
+            frames=len(alike),
+            version=newest.version,
+            at=max(item.at for item in alike),
+            entropy=float(np.mean([item.entropy for item in alike])),
+            confidence=float(np.mean([item.confidence for item in alike])),
+            area=tuple(float(share) for share in area),
+        )
+
+    def _prepare(self, writable: bool) -> None:
+        if writable:
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            self._connection.execute(SCHEMA)
+
+    def _select(self, statement: str, values: Sequence[int | str] = ()) -> list[tuple[int | float | bytes, ...]]:
+        with self._lock, self._translated():
+            return self._connection.execute(statement, values).fetchall()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise StorageError(f"{self.path}: {error}; it can be removed, the observer fills it again") from error
+
+
+def _to_observation(row: tuple[int | float | bytes, ...]) -> Observation:
+    frame, version, released, at, entropy, confidence, area, embedding = row
+    assert isinstance(area, bytes)
+    assert isinstance(embedding, bytes)
+    return Observation(
+        frame=int(frame),
+        version=int(version),
+        released=int(released),
+        at=float(at),
+        entropy=float(entropy),
+        confidence=float(confidence),
+        area=np.frombuffer(area, "<f4").astype(np.float32),
+        embedding=np.frombuffer(embedding, "<f4").astype(np.float32),
+    )
+
+
+def embedding_reader(layout: StateLayout) -> Callable[[Collection[int]], Sequence[Embedding]]:
+    """Embeddings as the observer of this state directory writes them; none while its database cannot be read.
+
+    That the database is damaged is said by `mfmd status` and by the observer; ingest goes on meanwhile.
+    """
+
+    def read(frames: Collection[int]) -> Sequence[Embedding]:
+        if not frames or not layout.observations.exists():
+            return []
+        try:
+            with Observations.open(layout.observations, writable=False) as observations:
+                return observations.embeddings(frames)
+        except StorageError:
+            return []
+
+    return read

@@ -1,0 +1,188 @@
+"""How many frames leave for a commit group, and which: capacity, shares of sources, bytes. The order is the policy's.
+
+Everything is decided from the catalog and the files as they are, before the transaction that deletes and inserts; a
+leased frame never leaves.
+"""
+
+import errno
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from configs.settings import BufferSettings
+from storage.buffer.catalog import Catalog
+from storage.buffer.catalog_records import HeldFrame
+from storage.buffer.shard_sizes import ShardSizes
+from storage.errors import BufferFull
+from storage.eviction.policy import Eviction, Held
+
+HEADROOM = 4
+"""A commit group takes at most this part of `max_bytes`: old and new frames lie there together until the commit."""
+
+
+@dataclass
+class Leaving:
+    """Who leaves with one commit group."""
+
+    held: Sequence[HeldFrame]
+    """The frames of the buffer, in commit order."""
+    fresh: Sequence[Held]
+    """The new ones."""
+    gone: set[int] = field(default_factory=set)
+    """Ids of those that leave; a new one among them is committed and never kept."""
+
+    @property
+    def victims(self) -> list[HeldFrame]:
+        """Frames of the buffer that leave."""
+        return [frame for frame in self.held if frame.id in self.gone]
+
+    @property
+    def left(self) -> int:
+        """Frames after the commit."""
+        return len(self.held) + len(self.fresh) - len(self.gone)
+
+    def of(self, source: str) -> set[int]:
+        """Frames of one source, old and new."""
+        old = {frame.id for frame in self.held if frame.source == source}
+        return old | {frame.id for frame in self.fresh if frame.source == source}
+
+    def movable(self) -> set[int]:
+        """Frames of the buffer that may leave and do not yet."""
+        return {frame.id for frame in self.held if not frame.leased} - self.gone
+
+    def new(self) -> set[int]:
+        """New frames that do not leave yet."""
+        return {frame.id for frame in self.fresh} - self.gone
+
+    def take(self, policy: Eviction, count: int, may_leave: Collection[int]) -> None:
+        """Let `count` more of `may_leave` leave, or all of them."""
+        if count > 0:
+            self.gone.update(islice(policy.order(self._staying(), may_leave), count))
+
+    def take_bytes(self, policy: Eviction, size: int, may_leave: Collection[int], sizes: dict[int, int]) -> int:
+        """Let frames of `may_leave` leave until they are `size` bytes; returns how many bytes are still missing."""
+        if size > 0:
+            for frame in policy.order(self._staying(), may_leave):
+                self.gone.add(frame)
+                size -= sizes[frame]
+                if size <= 0:
+                    break
+        return size
+
+    def _staying(self) -> list[Held]:
+        return [_seen(frame) for frame in self.held if frame.id not in self.gone] + [
+            frame for frame in self.fresh if frame.id not in self.gone
+        ]
+
+
+class Room:
+    """Makes room in one buffer."""
+
+    def __init__(self, catalog: Catalog, settings: BufferSettings, policy: Eviction, sizes: ShardSizes) -> None:
+        self._catalog, self._settings, self._policy, self._sizes = catalog, settings, policy, sizes
+        self._per_source = max(1, int(settings.max_source_share * settings.capacity_frames))
+
+    def group(self, most: int) -> int:
+        """How many frames one commit may hold now, at least 1 and at most `most`."""
+        free = self._settings.capacity_frames - self._catalog.leased_frames()
+        return max(1, min(most, free, self._headroom() // self._sizes.largest if self._settings.max_bytes else most))
+
+    def for_quota(self) -> Leaving:
+        """Who leaves before anything is written, because `max_bytes` was lowered. Raises BufferFull."""
+        leaving = Leaving(self._catalog.held(), ())
+        self._fit_bytes(leaving, self._excess(leaving), {})
+        return leaving
+
+    def for_count(self, fresh: Sequence[Held]) -> Leaving:
+        """Who leaves for the number of new frames' sake. Raises BufferFull when leases leave too few that may."""
+        leaving = Leaving(self._catalog.held() if fresh else (), fresh)
+        pushing = self._push_out_own(leaving)
+        wanted, movable = leaving.left - self._settings.capacity_frames, leaving.movable()
+        if wanted > 0 and (pushing or not movable):
+            raise self._full()
+        leaving.take(self._policy, wanted, movable | self._newcomers(leaving))
+        if leaving.left > self._settings.capacity_frames:
+            raise self._full()
+        return leaving
+
+    def for_bytes(self, leaving: Leaving, written: dict[int, int], *, grow: bool) -> None:
+        """Add those that leave because of the new frames' size on the disk; `written` is slot by new frame's id.
+
+        Raises BufferFull when the quota cannot be kept, OSError (ENOSPC) when nothing may leave though the buffer must
+        not grow.
+        """
+        if self._settings.max_bytes:
+            self._fit_bytes(leaving, self._excess(leaving), written)
+        if not grow and self._replace(leaving, written) > 0:
+            raise OSError(errno.ENOSPC, "the buffer must not grow, and it has no frames that may leave for new ones")
+
+    def too_large(self, group: int) -> bool:
+        """Whether a group of this many frames might exceed `max_bytes` while old ones are still there."""
+        limit = self._settings.max_bytes
+        return bool(limit) and self._sizes.total + group * self._sizes.largest > limit
+
+    def _push_out_own(self, leaving: Leaving) -> bool:
+        """Let sources that are above their share push out their own; whether a new frame is above it nevertheless.
+
+        That is so while leases hold the older ones. Those do not count then, or one camera would stop the others; what
+        a source has too much leaves after the lease.
+        """
+        if self._settings.max_source_share == 1:
+            return False
+        old = Counter(frame.source for frame in leaving.held if not frame.leased)
+        leased = Counter(frame.source for frame in leaving.held if frame.leased)
+        new = Counter(frame.source for frame in leaving.fresh)
+        above = False
+        for source in {*new, *(old.keys() - leased.keys())} - {""}:
+            stay = max(self._per_source - leased[source], min(new[source], self._per_source))
+            mine = leaving.of(source)
+            surplus, movable = old[source] + new[source] - stay, mine & leaving.movable()
+            leaving.take(self._policy, surplus, movable | (mine & self._newcomers(leaving)))
+            if not self._policy.newcomers_may_leave:  # unless they are more than the share by themselves
+                leaving.take(self._policy, surplus - len(movable), mine & leaving.new())
+            above = above or (new[source] > 0 and stay + leased[source] > self._per_source)
+        return above
+
+    def _fit_bytes(self, leaving: Leaving, size: int, written: dict[int, int]) -> None:
+        if leaving.take_bytes(self._policy, size, *self._sized(leaving, written)) > 0:
+            raise self._full()
+
+    def _replace(self, leaving: Leaving, written: dict[int, int]) -> int:
+        """As many bytes leave as come; returns how many are missing."""
+        come = self._sizes.of(slot for frame, slot in written.items() if frame not in leaving.gone)
+        gone = self._sizes.of(frame.slot for frame in leaving.victims)
+        return leaving.take_bytes(self._policy, come - gone, *self._sized(leaving, written))
+
+    def _sized(self, leaving: Leaving, written: dict[int, int]) -> tuple[set[int], dict[int, int]]:
+        slots = {frame.id: frame.slot for frame in leaving.held} | written
+        may_leave = leaving.movable() | (self._newcomers(leaving) & written.keys())
+        return may_leave, {frame: self._sizes.of([slots[frame]]) for frame in may_leave}
+
+    def _excess(self, leaving: Leaving) -> int:
+        """Bytes above `max_bytes` after the commit, with headroom for the next group."""
+        stay = self._sizes.total - self._sizes.of(frame.slot for frame in leaving.victims)
+        return stay - (self._settings.max_bytes - self._headroom())
+
+    def _headroom(self) -> int:
+        return max(self._sizes.largest, self._settings.max_bytes // HEADROOM)
+
+    def _newcomers(self, leaving: Leaving) -> set[int]:
+        return leaving.new() if self._policy.newcomers_may_leave else set()
+
+    def _full(self) -> BufferFull:
+        limit = f" and {self._settings.max_bytes} bytes" if self._settings.max_bytes else ""
+        return BufferFull(
+            f"{self._catalog.path.parent}: no room: rounds {self._catalog.leases()} lease "
+            f"{self._catalog.leased_frames()} frames of {self._settings.capacity_frames}{limit}; "
+            "wait for the round to end, or raise buffer.capacity_frames or buffer.max_bytes"
+        )
+
+
+def newcomers(frames: Iterable[tuple[str, str]], after: int) -> list[Held]:
+    """New frames (digest, source) as a policy sees them; `after` is the number of the newest ever committed."""
+    return [Held(after + place, digest, source) for place, (digest, source) in enumerate(frames, 1)]
+
+
+def _seen(frame: HeldFrame) -> Held:
+    return Held(frame.id, frame.digest, frame.source)

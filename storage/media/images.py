@@ -1,0 +1,241 @@
+"""From image files to fixed-size frames, and from label files to index maps; limits are checked before decoding."""
+
+import io
+import math
+import stat
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from isal import isal_zlib
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from storage.errors import RefusedImage
+from storage.media.image_formats import check_samples, is_heif, learn_heif, load_pixels
+
+FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow formats that are read (HEIF with the extra `heif`). Left out are those that start other programs (EPS) or are
+no camera images."""
+DAMAGE = (
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError,
+    AttributeError, OverflowError, RuntimeError, AssertionError, MemoryError,
+)  # fmt: skip
+"""What Pillow's decoders raise on damaged data."""
+ORIENTATION_TAG = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what turns the image upright (EXIF 2.3, tag 274)."""
+PACKED_GREY = {"L;2": 85, "L;4": 17}
+"""Raw modes whose small grey values Pillow multiplies up to 0-255, and by how much."""
+
+
+@dataclass(frozen=True, slots=True)
+class FittedFrame:
+    """An image scaled into a frame with its aspect kept, placed top-left, zero elsewhere."""
+
+    pixels: NDArray[np.uint8]
+    """[H, W, 3] RGB."""
+    valid_height: int
+    """Rows that hold image (pixels)."""
+    valid_width: int
+    """Columns that hold image (pixels)."""
+
+    def cropped(self) -> NDArray[np.uint8]:
+        """The image without its padding, [valid_height, valid_width, 3]; a view."""
+        return self.pixels[: self.valid_height, : self.valid_width]
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """A decoded image file."""
+
+    pixels: NDArray[np.uint8]
+    """[h, w, 3] RGB, upright."""
+    exif: dict[int, Any]
+    """Its EXIF tags, those about the exposure included; empty when it has none or they are broken."""
+
+
+def decode_image(
+    source: Path | bytes, *, max_bytes: int, max_pixels: int, max_aspect: float = math.inf
+) -> NDArray[np.uint8]:
+    """The pixels of `decode_photo`."""
+    return decode_photo(source, max_bytes=max_bytes, max_pixels=max_pixels, max_aspect=max_aspect).pixels
+
+
+def decode_photo(source: Path | bytes, *, max_bytes: int, max_pixels: int, max_aspect: float = math.inf) -> Photo:
+    """Decode an image file to [h, w, 3] RGB, upright, and read its EXIF tags.
+
+    EXIF orientation is applied; grey, palette and CMYK are converted; alpha lies over black; 16-bit values are scaled
+    by full range; of an animation the first frame is taken. Limits: file size (bytes), width x height (pixels) and
+    longest over shortest side, all checked before any pixel is decoded.
+
+    Raises RefusedImage with the reason for a file that will never do. FileNotFoundError and other I/O errors pass:
+    the same file may be readable the next time.
+    """
+    name = str(source) if isinstance(source, Path) else "image"
+    data = _read(source, max_bytes) if isinstance(source, Path) else source
+    _check_size(name, len(data), max_bytes)
+    with _open(name, data) as image:
+        check_sides(name, image.width, image.height, max_pixels, max_aspect)
+        try:
+            return _to_photo(name, image, data)
+        except RefusedImage:
+            raise
+        except DAMAGE as error:
+            raise RefusedImage("truncated", f"{name}: the image data is damaged or cut off: {error}") from error
+
+
+def check_sides(name: str, width: int, height: int, max_pixels: int, max_aspect: float = math.inf) -> None:
+    """Raises RefusedImage (too_many_pixels, aspect) for an image of these sides (pixels)."""
+    if width * height > max_pixels:
+        raise RefusedImage("too_many_pixels", f"{name}: {width}x{height} pixels; the limit is {max_pixels}")
+    if max(width, height) > max_aspect * min(width, height):
+        raise RefusedImage("aspect", f"{name}: {width}x{height} pixels; the limit is {max_aspect:g} to 1")
+
+
+def crc32_of(pixels: NDArray[np.uint8]) -> int:
+    """CRC-32 of the pixels in C order."""
+    return int(isal_zlib.crc32(np.ascontiguousarray(pixels).data))
+
+
+def fitted_size(height: int, width: int, frame_height: int, frame_width: int) -> tuple[int, int]:
+    """Size (pixels) of an image of height x width once it is scaled to fit the frame with its aspect kept."""
+    scale = min(frame_height / height, frame_width / width)
+    return (
+        max(1, min(frame_height, round(height * scale))),
+        max(1, min(frame_width, round(width * scale))),
+    )
+
+
+def fit_frame(pixels: NDArray[np.uint8], height: int, width: int) -> FittedFrame:
+    """Scale pixels [h, w, 3] into a frame [height, width, 3]: bilinear, antialiased when shrinking."""
+    if pixels.shape[:2] == (height, width):
+        return FittedFrame(pixels, height, width)
+    valid_height, valid_width = fitted_size(pixels.shape[0], pixels.shape[1], height, width)
+    frame = np.zeros((height, width, 3), np.uint8)
+    frame[:valid_height, :valid_width] = _resize(pixels, valid_height, valid_width, Image.Resampling.BILINEAR)
+    return FittedFrame(frame, valid_height, valid_width)
+
+
+def fit_label(labels: NDArray[np.uint8], height: int, width: int, fill: int) -> NDArray[np.uint8]:
+    """Scale labels [h, w] as `fit_frame` scales their image, nearest neighbour; `fill` outside. [height, width]."""
+    valid_height, valid_width = fitted_size(labels.shape[0], labels.shape[1], height, width)
+    fitted = np.full((height, width), fill, np.uint8)
+    fitted[:valid_height, :valid_width] = _resize(labels, valid_height, valid_width, Image.Resampling.NEAREST)
+    return fitted
+
+
+def read_label(path: Path, *, num_classes: int, ignore_index: int) -> NDArray[np.uint8]:
+    """Read a label image: one class index per pixel, [h, w]; grey or palette (the palette's indices count).
+
+    Raises RefusedImage("bad_label") that names the file and the value which is neither a class nor `ignore_index`;
+    FileNotFoundError passes.
+    """
+    try:
+        data = path.read_bytes()
+    except (PermissionError, IsADirectoryError) as error:
+        raise RefusedImage("bad_label", f"{path}: cannot be read: {error.strerror}") from error
+    with _open(str(path), data, reason="bad_label") as image:
+        try:
+            values = _label_values(path, image)
+        except DAMAGE as error:
+            raise RefusedImage("bad_label", f"{path}: the label is damaged or cut off: {error}") from error
+    wrong = (values != ignore_index) & ((values < 0) | (values >= num_classes))
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise RefusedImage(
+            "bad_label",
+            f"{path}: label value {values[row, column]} at row {row}, column {column}; "
+            f"expected a class index 0-{num_classes - 1}, or {ignore_index} (ignored)",
+        )
+    return values.astype(np.uint8)
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise RefusedImage("unreadable", f"{path}: not a regular file")
+        _check_size(str(path), status.st_size, max_bytes)
+        with path.open("rb") as file:
+            return file.read(max_bytes + 1)  # one more than allowed shows a file that grew meanwhile
+    except PermissionError as error:
+        raise RefusedImage("unreadable", f"{path}: no permission to read it; chmod it or run as its owner") from error
+
+
+def _check_size(name: str, size: int, max_bytes: int) -> None:
+    if size == 0:
+        raise RefusedImage("empty", f"{name}: empty (0 bytes)")
+    if size > max_bytes:
+        raise RefusedImage("too_many_bytes", f"{name}: {size} bytes; the limit is {max_bytes}")
+
+
+def _open(name: str, data: bytes, reason: str = "not_an_image") -> Image.Image:
+    """Read the header only."""
+    Image.init()
+    if is_heif(data):
+        learn_heif(name)
+        reason = "truncated" if reason == "not_an_image" else reason  # it is one, by its first bytes
+    formats = [item for item in FORMATS if item in Image.OPEN]
+    try:
+        return Image.open(io.BytesIO(data), formats=formats)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RefusedImage("too_many_pixels", f"{name}: far too many pixels: {error}") from error
+    except UnidentifiedImageError as error:
+        raise RefusedImage(reason, f"{name}: not an image in a format that is read ({', '.join(formats)})") from error
+    except DAMAGE as error:
+        raise RefusedImage(reason, f"{name}: the image header is damaged: {error}") from error
+
+
+def _to_photo(name: str, image: Image.Image, data: bytes) -> Photo:
+    check_samples(name, image)
+    loaded = load_pixels(image, data)
+    exif = _exif(image)  # asked afterwards: Pillow turns some TIFFs itself and then says so
+    return Photo(_to_rgb(loaded, exif.get(ORIENTATION_TAG, 1)), exif)
+
+
+def _to_rgb(image: Image.Image, orientation: Any) -> NDArray[np.uint8]:
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)
+    image = image.convert("RGB")
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
+    return np.array(image, np.uint8)
+
+
+def _exif(image: Image.Image) -> dict[int, Any]:
+    try:
+        exif = image.getexif()
+        return dict(exif) | dict(exif.get_ifd(ExifTags.IFD.Exif))
+    except DAMAGE:
+        return {}  # broken EXIF says nothing about the pixels, which are judged on their own
+
+
+def _label_values(path: Path, image: Image.Image) -> NDArray[np.int64]:
+    tiles = getattr(image, "tile", [])
+    raw_mode = tiles[0].args if tiles else None
+    image.load()
+    if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
+        raise RefusedImage(
+            "bad_label", f"{path}: a {image.mode} image; a label holds one class index per pixel (grey or palette)"
+        )
+    values = np.asarray(image).astype(np.int64)
+    return values // PACKED_GREY.get(raw_mode, 1) if isinstance(raw_mode, str) else values
+
+
+def _resize(pixels: NDArray[np.uint8], height: int, width: int, filter: Image.Resampling) -> NDArray[np.uint8]:
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((width, height), filter))

@@ -1,0 +1,1 @@
+"""Checkpoints: versions, the refs that say which of them serve, and the history of every move."""

@@ -1,0 +1,114 @@
+"""Records of the checkpoint registry: what a version is, what a ref points at, what happened when."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from storage.durable.record import FileHash, Record
+
+
+class BufferSnapshot(Record):
+    """The frames that a round worked on, in a few numbers; the round's `spec.json` names each."""
+
+    train: int
+    """Frames to train on."""
+    holdout: int
+    """Frames to score on."""
+    digest: str
+    """Hex SHA-256 over the sorted digests of the files that the frames came from: equal for equal frames."""
+    first: int
+    """Smallest frame id."""
+    last: int
+    """Largest frame id."""
+    oldest: float
+    """Capture time of the oldest frame (Unix, seconds)."""
+    newest: float
+    """Capture time of the newest frame (Unix, seconds)."""
+
+
+class Manifest(Record):
+    """`manifest.json` of a version: everything needed to rebuild, verify and explain it."""
+
+    schema_version: Literal[1, 2] = 2
+    """Version of this layout: 2 since `snapshot`, `settings` and `code`; a manifest of 1 has none of them."""
+    version: int = 0
+    """Number of the version; assigned by the registry."""
+    parent: int | None = None
+    """Version that the round started from; none for source training and imports."""
+    origin: Literal["pretrain", "import", "round"]
+    """How the weights came about."""
+    round: int | None = None
+    """Round that made it."""
+    created: float
+    """Unix time (seconds)."""
+    network: dict[str, Any]
+    """`NetworkSettings` as JSON: enough to build the network again."""
+    classes: tuple[dict[str, Any], ...]
+    """The class list (name and colour), in index order."""
+    input_height: int
+    """Height that images are scaled to fit (pixels)."""
+    input_width: int
+    """Width that images are scaled to fit (pixels)."""
+    seed: int | None = None
+    """Seed of the training that made it."""
+    config_hash: str = ""
+    """SHA-256 of the settings that made it (JSON)."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """The settings that made it, secrets masked: what `mfmd checkpoints diff` compares."""
+    frames: int = 0
+    """Target frames in the round's snapshot."""
+    snapshot: BufferSnapshot | None = None
+    """The frames of the round that made it; none for source training and imports."""
+    libraries: dict[str, str] = Field(default_factory=dict)
+    """Versions of mfmd, python, torch and other libraries that the weights depend on."""
+    code: str = ""
+    """SHA-256 of mfmd's own source files."""
+    scores: dict[str, float] = Field(default_factory=dict)
+    """Headline scores by name (0-1)."""
+    verdict: dict[str, Any] | None = None
+    """The gate's verdict, for a round's version; none while it runs in the shadow before there is one."""
+    files: dict[str, FileHash] = Field(default_factory=dict)
+    """Files by name; filled by the registry."""
+
+
+class Ref(Record):
+    """One file in `refs/`: a name for a version."""
+
+    version: int
+    """The version it points at."""
+    since: float
+    """Unix time (seconds) of the move."""
+    by: str
+    """Who moved it: `gate`, `operator`, `pretrain`, `import`."""
+    reason: str
+    """Why."""
+
+
+class HistoryEvent(Record):
+    """One line of `history.jsonl`."""
+
+    at: float
+    """Unix time (seconds)."""
+    event: Literal[
+        "added",
+        "promoted",
+        "rejected",
+        "inconclusive",
+        "rolled_back",
+        "pinned",
+        "unpinned",
+        "pruned",
+        "shadow_started",
+        "shadow_ended",
+    ]
+    """What happened."""
+    version: int | None
+    """The version concerned."""
+    previous: int | None = None
+    """The version that served before, for promotions and rollbacks."""
+    round: int | None = None
+    """The round concerned."""
+    by: str
+    """Who."""
+    reason: str = ""
+    """Why."""

@@ -1,0 +1,172 @@
+"""Copies of what serves, for servers that run already: a Triton model repository, a Hugging Face directory.
+
+TRITON/mfmd/{7/{model.onnx, mfmd.json}, config.pbtxt}                 config.pbtxt names the one version to serve
+HUGGINGFACE/{7/{config.json, model.safetensors, ...}, current -> 7}   `current` is what to load
+
+A version's folder appears complete or not at all (`mfmd export` sees to that); what names it is replaced after that, in
+one step, and folders of old versions go last. So whoever reads never finds half a version, whatever was killed when.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from pathlib import Path
+from typing import ClassVar
+
+from storage import durable
+from storage.errors import StorageError
+from storage.registry.export_description import ExportDescription, read_description
+from storage.registry.numbered import numbers
+
+MODEL = "mfmd"
+"""Name of the model in a Triton repository."""
+CONFIG = "config.pbtxt"
+CURRENT = "current"
+
+
+class Mirror(ABC):
+    """One folder of copies, with one writer."""
+
+    name: ClassVar[str]
+    """Its field in `publish`."""
+    format: ClassVar[str]
+    """Format of `mfmd export` that it holds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        """Where folders of versions lie."""
+
+    def place(self, version: int) -> Path:
+        """The folder of a version."""
+        return self.folder / str(version)
+
+    def holds(self, version: int, weights: str) -> bool:
+        """Whether the copy of a version is there, made of the weights with this SHA-256."""
+        found = read_description(self.place(version))
+        return found is not None and (found.version, found.weights) == (version, weights)
+
+    def prepare(self, version: int) -> None:
+        """Make room for the export of a version: what a killed one left goes, and a version of other weights.
+
+        Raises StorageError when that one is in use: it is another registry's.
+        """
+        durable.make_directory(self.folder)
+        durable.remove_partials(self.folder, shared=True)
+        place = self.place(version)
+        if not place.exists():
+            return
+        if not place.is_dir() or read_description(place) is None:
+            raise StorageError(
+                f"{place}: not a copy that mfmd made; move it away, or give publish.{self.name} a new folder"
+            )
+        if self.current() == version:
+            raise StorageError(
+                f"{place}: in use, and made of other weights than this registry's version {version}; give "
+                f"publish.{self.name} a folder of its own"
+            )
+        durable.retire_directory(place)
+
+    @abstractmethod
+    def current(self) -> int | None:
+        """The version that readers are led to; none before the first."""
+
+    def leads_to(self, version: int) -> bool:
+        """Whether readers are led to a version, in the way that `point` would write now."""
+        return self.current() == version
+
+    @abstractmethod
+    def point(self, version: int) -> None:
+        """Lead readers to a version that it holds, in one step."""
+
+    def prune(self, keep: Collection[int]) -> list[int]:
+        """Remove copies of other versions than `keep` and the current one, and what a killed writer left; the numbers.
+
+        Not while an export runs.
+        """
+        durable.remove_partials(self.folder, shared=True)
+        gone = [version for version in numbers(self.folder) if version not in keep and version != self.current()]
+        removed = [version for version in gone if read_description(self.place(version)) is not None]
+        for version in removed:
+            durable.retire_directory(self.place(version))
+        return removed
+
+    def _description(self, version: int) -> ExportDescription:
+        found = read_description(self.place(version))
+        if found is None:
+            raise StorageError(f"{self.place(version)}: no copy of version {version}")
+        return found
+
+
+class TritonMirror(Mirror):
+    """A model of a Triton model repository. Triton ignores folders whose names are no numbers: unfinished ones."""
+
+    name = "triton"
+    format = "onnx"
+
+    def __init__(self, repository: Path, max_batch: int) -> None:
+        """`max_batch`: most images that Triton may put into one batch."""
+        super().__init__(repository / MODEL)
+        self._max_batch = max_batch
+
+    def current(self) -> int | None:
+        """The version in the version policy."""
+        try:
+            text = self._text()
+        except FileNotFoundError:
+            return None
+        number = text.partition("versions: [ ")[2].partition(" ]")[0]
+        return int(number) if number.isdigit() else None
+
+    def leads_to(self, version: int) -> bool:
+        """Whether `config.pbtxt` is what it should be; it also holds settings."""
+        return self.current() == version and (self.folder / CONFIG).read_text(
+            encoding="utf-8", errors="replace"
+        ) == self._config(version)
+
+    def point(self, version: int) -> None:
+        """Replace `config.pbtxt`. The policy names one version: the newest number is not it after a rollback."""
+        durable.write_text(self.folder / CONFIG, self._config(version))
+
+    def _text(self) -> str:
+        """What stands there; whatever cannot be read as text is none of ours, and no reason to fail."""
+        return (self.folder / CONFIG).read_text(encoding="utf-8", errors="replace")
+
+    def _config(self, version: int) -> str:
+        return _triton_config(self._description(version), self._max_batch)
+
+
+class HuggingFaceMirror(Mirror):
+    """A folder of Hugging Face directories and a symbolic link: a reader who resolves it once keeps one version."""
+
+    name = "huggingface"
+    format = "huggingface"
+
+    def current(self) -> int | None:
+        """Where `current` leads."""
+        link = self.folder / CURRENT
+        target = link.readlink().name if link.is_symlink() else ""
+        return int(target) if target.isdigit() else None
+
+    def point(self, version: int) -> None:
+        """Let `current` lead to the version."""
+        self._description(version)
+        durable.point_link(self.folder / CURRENT, str(version))
+
+
+def _triton_config(about: ExportDescription, max_batch: int) -> str:
+    sides = [
+        -1 if name in about.free_dimensions else side
+        for name, side in zip(("height", "width"), about.size, strict=True)
+    ]
+    shape = ", ".join(map(str, sides))
+    return f"""\
+name: "{MODEL}"
+backend: "onnxruntime"
+default_model_filename: "model.onnx"
+max_batch_size: {max_batch}
+version_policy {{ specific {{ versions: [ {about.version} ] }} }}
+input [ {{ name: "images" data_type: TYPE_FP32 dims: [ 3, {shape} ] }} ]
+output [ {{ name: "logits" data_type: TYPE_FP32 dims: [ {len(about.classes)}, {shape} ] }} ]
+dynamic_batching {{ }}
+parameters {{ key: "mfmd_version" value {{ string_value: "{about.version}" }} }}
+parameters {{ key: "mfmd_weights_sha256" value {{ string_value: "{about.weights}" }} }}
+"""

@@ -1,0 +1,116 @@
+"""Refs of the checkpoint registry: `serving`, `previous`, `pinned-000003`, one small JSON each, replaced as a whole.
+
+A reader opens the file by its name at every look and keeps nothing open. It never asks for a modification time: on a
+network mount attributes are cached for seconds up to a minute, while opening asks the server.
+"""
+
+import errno
+import os
+import time
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from storage import durable
+from storage.errors import StorageError
+from storage.registry.manifest import Ref
+from storage.registry.numbered import numbers
+from storage.registry.small_file import NO_FILE, read_small
+
+PIN = "pinned-"
+STALE_READS = 5
+"""On NFS a file that is replaced between open and read is stale: it is opened again, at most so often."""
+MOST_BYTES = 1 << 20
+"""More than any ref holds."""
+REWRITE = "stop `mfmd run`, then `mfmd check --repair` rewrites it"
+NO_REF = (*NO_FILE, errno.ENOENT, errno.ENOTDIR)
+"""What the system says where something that is no ref lies, or a link that leads nowhere."""
+FORBIDDEN = (errno.EACCES, errno.EPERM)
+
+
+class Refs:
+    """The folder of refs. Writing is for the registry's writer, under its lock."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, name: str) -> Path:
+        """The file of a ref."""
+        return self.folder / name
+
+    def read(self, name: str) -> Ref | None:
+        """What a ref names; none when there is no such ref. Raises StorageError when it cannot be read."""
+        path = self.path(name)
+        try:
+            data = _content(path)
+            return Ref.model_validate_json(data) if data is not None else None
+        except ValidationError as error:
+            raise StorageError(f"{path}: not a ref: {error.errors()[0]['msg']}; {REWRITE}") from error
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be read as a ref: {error.strerror}; {_remedy(error)}") from error
+
+    def read_or_none(self, name: str) -> Ref | None:
+        """As `read`; none for one that cannot be understood, too."""
+        try:
+            return self.read(name)
+        except StorageError:
+            return None
+
+    def write(self, name: str, version: int, by: str, reason: str) -> Ref:
+        """Let a ref name a version. A folder in its place is moved aside."""
+        self._make_way(name)
+        ref = Ref(version=version, since=time.time(), by=by, reason=reason)
+        durable.write_record(self.path(name), ref)
+        return ref
+
+    def remove(self, name: str) -> None:
+        """Remove a ref; it is no error when there is none. A folder in its place is moved aside."""
+        self._make_way(name)
+        durable.remove_file(self.path(name))
+
+    def exists(self, name: str) -> bool:
+        """Whether anything lies in the place of a ref, a link that leads nowhere too."""
+        return os.path.lexists(self.path(name))
+
+    def pins(self) -> list[int]:
+        """Pinned versions, ascending."""
+        return numbers(self.folder, PIN)
+
+    def _make_way(self, name: str) -> None:
+        """No file can take the place of a folder, and whose it is nobody knows."""
+        path = self.path(name)
+        if path.is_dir() and not path.is_symlink():
+            durable.move_aside(path)
+
+
+def pin_name(version: int) -> str:
+    """Name of the ref that pins a version."""
+    return f"{PIN}{version:06d}"
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in NO_REF:
+        return REWRITE
+    return "let this user read it" if error.errno in FORBIDDEN else "check the disk and the mount"
+
+
+def _content(path: Path) -> bytes | None:
+    """The file's bytes, none when it does not exist."""
+    for _ in range(STALE_READS - 1):
+        try:
+            return read_small(path, MOST_BYTES)
+        except FileNotFoundError:
+            if not _is_listed(path):
+                return None
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+    return read_small(path, MOST_BYTES)
+
+
+def _is_listed(path: Path) -> bool:
+    """A network mount also remembers that a name did not exist; opening its folder makes it ask again."""
+    try:
+        return any(entry.name == path.name for entry in path.parent.iterdir())
+    except FileNotFoundError:
+        return False

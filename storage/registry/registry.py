@@ -1,0 +1,384 @@
+"""The checkpoint registry: numbered versions that never change, refs that name them, a history of every move.
+
+versions/000042/{manifest.json, model.safetensors}    appears complete or not at all
+refs/{serving, previous, shadow, pinned-000003}        one small JSON each
+history.jsonl                                          a line is durable before the ref it announces moves
+pruned/000003.json                                     manifests of versions whose weights were removed
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from storage import durable
+from storage.errors import CorruptCheckpoint, ServingChanged, StorageError, UnknownVersion
+from storage.registry.history import (
+    completed_moves,
+    read_history,
+    rolled_back_from,
+    served_before,
+    served_stack,
+    turned_down,
+)
+from storage.registry.manifest import HistoryEvent, Manifest, Ref
+from storage.registry.numbered import listed, numbers
+from storage.registry.reason import check_reason
+from storage.registry.refs import Refs, pin_name
+from storage.registry.retention import removable
+from storage.registry.versions import WEIGHTS, Versions
+
+LESSER = ("previous", "shadow")
+"""Refs beside `serving` and the pins."""
+
+
+class CheckpointRegistry:
+    """Versions and refs under one folder. Reading takes no lock; everything that writes holds `.lock`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._versions = Versions(root)
+        self._refs = Refs(root / "refs")
+        self._history = root / "history.jsonl"
+
+    def add(self, weights: Path, manifest: Manifest, by: str, reason: str = "") -> Manifest:
+        """Copy a weights file in as the next version; returns the manifest with number and hashes filled in."""
+        with self._writing():
+            version = max(self.given(), default=0) + 1  # no number twice, not even that of a pruned version
+            self._versions.publish(version, weights, manifest)
+            self._note("added", version, by=by, reason=reason, round=manifest.round)
+            return self.manifest(version)
+
+    def versions(self) -> list[int]:
+        """Numbers of the versions on disk, ascending."""
+        return self._versions.numbers()
+
+    def manifest(self, version: int) -> Manifest:
+        """The manifest of a version. Raises UnknownVersion, or CorruptCheckpoint when it cannot be read."""
+        return self._versions.manifest(version)
+
+    def folder(self, version: int) -> Path:
+        """Where a version lies, or would: `versions/000042`."""
+        return self._versions.folder(version)
+
+    def weights_path(self, version: int) -> Path:
+        """The safetensors file of a version. Raises UnknownVersion."""
+        return self._versions.existing(version) / WEIGHTS
+
+    def verify(self, version: int, *, content: bool = True) -> None:
+        """Compare every file of a version with its manifest, its size only unless `content`.
+
+        Raises UnknownVersion or CorruptCheckpoint.
+        """
+        self._versions.verify(version, content=content)
+
+    def ref(self, name: Literal["serving", "previous", "shadow"]) -> Ref | None:
+        """What a ref points at; none when nothing was promoted yet. Raises StorageError when it cannot be read."""
+        return self._refs.read(name)
+
+    def serving(self) -> Ref | None:
+        """What serves; none before the first promotion. Raises StorageError when its ref cannot be read, and when it is
+        gone though the history says that a version serves.
+        """
+        serving = self.ref("serving")
+        if serving is None and (lost := self.served_last()) is not None:
+            raise StorageError(
+                f"{self.ref_path('serving')}: missing, though version {lost} was made to serve; "
+                "stop `mfmd run`, then `mfmd check --repair` writes it again"
+            )
+        return serving
+
+    def readable_refs(self) -> tuple[dict[str, Ref], list[str]]:
+        """What serving, previous and shadow point at, as far as that is there; and what is wrong with the others."""
+        found: dict[str, Ref] = {}
+        damage: list[str] = []
+        for name in ("serving", *LESSER):
+            try:
+                ref = self.serving() if name == "serving" else self._refs.read(name)
+            except StorageError as error:
+                damage.append(str(error))
+            else:
+                found |= {name: ref} if ref is not None else {}
+        return found, damage
+
+    def served_last(self) -> int | None:
+        """The version that serves by the history."""
+        return next(reversed(served_stack(self.history())), None)
+
+    def set_shadow(self, version: int | None, *, by: str, reason: str, over: str | None = None) -> bool:
+        """Let inference planes run `version` in the shadow of the one that serves; none ends that.
+
+        `over`: only where there is no shadow, or one that `over` set; somebody else's stays. Returns whether it moved.
+        Raises UnknownVersion, CorruptCheckpoint when it is damaged, or InvalidReason; then nothing
+        moved.
+        """
+        check_reason(reason)
+        with self._writing():
+            now = self._refs.read_or_none("shadow")
+            if over is not None and now is not None and now.by != over:
+                return False
+            if version is not None:
+                self.verify(version)
+                with self._announced("shadow", "shadow_started", version, by=by, reason=reason):
+                    self._refs.write("shadow", version, by, reason)
+            elif self._refs.exists("shadow"):
+                self._note("shadow_ended", now.version if now else None, by=by, reason=reason)
+                self._refs.remove("shadow")
+            return True
+
+    def judged(self, version: int, verdict: dict[str, Any]) -> None:
+        """Write the gate's verdict into the manifest of a version that was added before there was one: the only thing
+        of a version that ever changes. Raises UnknownVersion, or CorruptCheckpoint when it is damaged.
+        """
+        with self._writing():
+            self._versions.judged(version, verdict)
+
+    def promote(
+        self, version: int, *, by: str, reason: str, round: int | None = None, expected: int | None = None
+    ) -> Ref:
+        """Make a version serve, after verifying it; if `expected` is given, only while that version serves, and never
+        a version that was rolled back from.
+
+        Raises ServingChanged, UnknownVersion or CorruptCheckpoint; then nothing moved.
+        """
+        with self._writing():
+            self.verify(version)
+            serving = self.ref("serving")
+            if expected is not None:
+                _hold(serving, expected, f"version {version} was not promoted")
+                if version in self.rolled_back():
+                    raise ServingChanged(f"version {version} was rolled back from; it was not promoted again")
+            if serving is not None and serving.version == version:
+                raise StorageError(f"version {version} serves already")
+            before = serving.version if serving else None
+            with self._announced("serving", "promoted", version, by=by, reason=reason, previous=before, round=round):
+                return self._move(version, before, by, reason)
+
+    def roll_back(self, *, to: int | None, by: str, reason: str, expected: int | None = None) -> Ref:
+        """Make an earlier version serve: `to`, or the one that served before. If `expected` is given, only while that
+        version serves: what was seen and decided about is what is rolled back from.
+
+        The version rolled back from counts as bad from then on, and `previous` becomes what served before the
+        target, so that a second rollback goes one further back and never forward to a bad version. With `to` it also
+        works when the serving ref is damaged or gone: what is rolled back from is then what the history says.
+        Raises ServingChanged, UnknownVersion when there is no such version, CorruptCheckpoint when it is damaged,
+        InvalidReason, StorageError when it serves already or, without `to`, the ref is damaged or gone; then nothing
+        moved.
+        """
+        check_reason(reason)
+        with self._writing():
+            named = to is not None and expected is None  # then what serves decides nothing
+            serving = self._refs.read_or_none("serving") if named else self.serving()
+            if expected is not None:
+                _hold(serving, expected, "nothing was rolled back")
+            target = self._target(to, serving)
+            self._verify_target(target)
+            before = self._before(target, serving)
+            left = serving.version if serving else self.served_last()
+            left = left if left != target else None
+            with self._announced("serving", "rolled_back", target, by=by, reason=reason, previous=left):
+                return self._move(target, before, by, reason)
+
+    def restore(self, *, by: str, reason: str) -> Ref:
+        """Write `serving` and `previous` again after damage: the last version that served and is whole serves.
+
+        A version that serves and is whole stays. One that served and is damaged counts as rolled back from; one that
+        was rolled back from, or turned down by the gate, is not taken. Raises UnknownVersion when no version is left;
+        then nothing moved.
+        """
+        with self._writing():
+            events, current = self.history(), self._version_named("serving")
+            stack, bad = served_stack(events), rolled_back_from(events) | turned_down(events)
+            others = [item for item in (*reversed(stack), self._version_named("previous")) if item and item not in bad]
+            target = next((item for item in (current, *others) if item and self._versions.whole(item)), None)
+            if target is None:
+                raise UnknownVersion(
+                    f"{self._refs.path('serving')}: no version that served and was not rolled back from is whole; "
+                    "`mfmd rollback --to N` lets another serve"
+                )
+            if target != (stack[-1] if stack else current):
+                broken = current or stack[-1]
+                self._note("rolled_back", target, by=by, reason=reason, previous=broken if broken != target else None)
+            before, serving = self._before(target, None), self._refs.read_or_none("serving")
+            if serving is None or serving.version != target:
+                return self._move(target, before, by, reason)
+            self._name_previous(before, by, reason)
+            return serving
+
+    def rolled_back(self) -> set[int]:
+        """Versions that were rolled back from and have not been made to serve since."""
+        return rolled_back_from(self.history())
+
+    def record(self, event: HistoryEvent) -> None:
+        """Add a line to the history, durably."""
+        with self._writing():
+            self._append(event)
+
+    def history(self) -> list[HistoryEvent]:
+        """Every event, oldest first. A line whose ref did not move means that the process died between the two."""
+        return read_history(self._history)
+
+    def ref_path(self, name: str) -> Path:
+        """The file of a ref: `serving`, `previous` or `pinned-NNNNNN`."""
+        return self._refs.path(name)
+
+    def given(self) -> set[int]:
+        """Every number that a version ever had, of pruned ones too."""
+        named = {event.version for event in self.history() if event.event == "added" and event.version is not None}
+        return named | set(self.versions()) | set(numbers(self._versions.pruned))
+
+    def pin(self, version: int, by: str, reason: str = "") -> Ref:
+        """Keep a version whatever retention says. Raises UnknownVersion, InvalidReason."""
+        check_reason(reason)
+        with self._writing():
+            self.manifest(version)
+            with self._announced(pin_name(version), "pinned", version, by=by, reason=reason):
+                return self._refs.write(pin_name(version), version, by, reason)
+
+    def unpin(self, version: int, by: str, reason: str = "") -> None:
+        """Leave a version to retention again. Raises UnknownVersion when it is not pinned, InvalidReason."""
+        check_reason(reason)
+        with self._writing():
+            if version not in self.pins():
+                raise UnknownVersion(f"version {version} is not pinned; pinned: {listed(self.pins())}")
+            self._note("unpinned", version, by=by, reason=reason)
+            self._refs.remove(pin_name(version))
+
+    def pins(self) -> list[int]:
+        """Pinned versions, ascending."""
+        return self._refs.pins()
+
+    def released(self, version: int) -> int:
+        """The model that was released: the oldest ancestor of `version` still present, or `version` itself.
+
+        Manifests of pruned versions are kept, so the chain of parents does not break. Raises UnknownVersion.
+        """
+        return self._versions.released(version)
+
+    def prunable(self, keep: int) -> list[int]:
+        """Versions that `prune` would remove now: of those that served the oldest beyond `keep`, and all but the newest
+        few that never served (`storage.registry.retention`).
+
+        Serving, previous, shadow and pinned versions and the released ancestor of serving stay and are not counted.
+        Raises StorageError while a ref is damaged or the serving one is gone: what it named would count as unused.
+        """
+        return removable(self.versions(), self._protected(), self.history(), keep)
+
+    def prune(self, keep: int, *, by: str = "retention") -> list[int]:
+        """Remove what `prunable` names; returns the numbers."""
+        with self._writing():
+            removed = self.prunable(keep)
+            for version in removed:
+                self._versions.keep_manifest(version)
+                self._note("pruned", version, by=by, reason=f"keep {keep}")
+                self._versions.retire(version)
+            return removed
+
+    def _protected(self) -> set[int]:
+        refs = self.serving(), self.ref("previous"), self.ref("shadow")
+        protected = {ref.version for ref in refs if ref} | set(self.pins())
+        serving = refs[0]
+        if serving is not None:
+            # A process that died between the two refs left `previous` where the next rollback does not lead.
+            protected.add(self._served_before(serving) or serving.version)
+            if serving.version in self.versions():
+                protected.add(self.released(serving.version))
+        return protected
+
+    def _target(self, to: int | None, serving: Ref | None) -> int:
+        if to is not None:
+            if serving is not None and to == serving.version:
+                raise StorageError(f"version {to} serves already; nothing to roll back")
+            return to
+        before = self._served_before(serving) if serving is not None else None
+        if before is None:
+            what = f"no version served before {serving.version}" if serving else "no version serves yet"
+            raise UnknownVersion(f"nothing to roll back to: {what}; versions: {listed(self.versions())}")
+        return before
+
+    def _verify_target(self, version: int) -> None:
+        try:
+            self.verify(version)
+        except CorruptCheckpoint as error:
+            raise CorruptCheckpoint(
+                f"{error}; nothing was rolled back: `mfmd checkpoints verify` says which versions are whole, and "
+                "`mfmd rollback --to N` takes another of them"
+            ) from error
+
+    def _served_before(self, serving: Ref) -> int | None:
+        """Where a rollback leads: what the history says, for a process that died between the two refs moved only
+        `previous`; and that ref where the history is lost.
+        """
+        previous = self._refs.read_or_none("previous")
+        named = previous.version if previous is not None and previous.version != serving.version else None
+        return self._before(serving.version, serving) or named
+
+    def _before(self, target: int, serving: Ref | None) -> int | None:
+        """The newest version that served before `target` and is neither gone nor bad, nor the one that serves now.
+
+        Bad is also what the gate turned down, and a promotion that a kill cut short is none.
+        """
+        events, now = self.history(), serving.version if serving else None
+        bad = rolled_back_from(events) | turned_down(events) | {now}
+        moves = completed_moves(events, now)
+        return served_before(moves, target, [item for item in self.versions() if item not in bad])
+
+    def _move(self, version: int, before: int | None, by: str, reason: str) -> Ref:
+        """Set `previous`, then `serving`: between the two, the old version serves and is a version that exists."""
+        self._name_previous(before, by, reason)
+        return self._refs.write("serving", version, by, reason)
+
+    def _name_previous(self, version: int | None, by: str, reason: str) -> None:
+        if version is not None:
+            self._refs.write("previous", version, by, reason)
+        else:
+            self._refs.remove("previous")
+
+    def _version_named(self, name: str) -> int | None:
+        """The version that a ref points at; none when it is missing or cannot be read."""
+        ref = self._refs.read_or_none(name)
+        return ref.version if ref else None
+
+    @contextmanager
+    def _announced(
+        self, ref: str, event: str, version: int | None, *, by: str, reason: str, **more: int | None
+    ) -> Iterator[None]:
+        """A line in the history, then the move of a ref that it announces.
+
+        A move that the system refuses (a full disk) takes its line back: it would say of a version that serves on that
+        it was rolled back from.
+        """
+        size, named = durable.size_of(self._history), self._version_named(ref)
+        self._note(event, version, by=by, reason=reason, **more)
+        try:
+            yield
+        except OSError:
+            if self._version_named(ref) == named:
+                with suppress(OSError):
+                    durable.cut_file(self._history, size)
+            raise
+
+    def _note(self, event: str, version: int | None, *, by: str, reason: str, **more: int | None) -> None:
+        values = {"at": time.time(), "event": event, "version": version, "by": by, "reason": reason, **more}
+        self._append(HistoryEvent.model_validate(values))
+
+    def _append(self, event: HistoryEvent) -> None:
+        durable.append_line(self._history, event.model_dump_json())
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        folders = (self._versions.path, self._refs.folder, self._versions.pruned)
+        for folder in folders:
+            durable.make_directory(folder)
+        with durable.exclusive_lock(self.root / ".lock", wait=True):
+            for folder in folders:
+                durable.remove_partials(folder)
+            yield
+
+
+def _hold(serving: Ref | None, expected: int, outcome: str) -> None:
+    """Raises ServingChanged unless `expected` serves."""
+    if serving is None or serving.version != expected:
+        now = f"version {serving.version} serves" if serving else "no version serves"
+        raise ServingChanged(f"{now}, not version {expected}; {outcome}")

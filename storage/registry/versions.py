@@ -1,0 +1,140 @@
+"""Folders of versions, each complete or not there: manifest, weights, and whether they are what the manifest says."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+
+from storage import durable
+from storage.durable.digest import digest_of
+from storage.errors import CorruptCheckpoint, UnknownVersion
+from storage.registry.manifest import Manifest
+from storage.registry.numbered import listed, numbers
+from storage.registry.small_file import NO_FILE, read_small
+
+WEIGHTS = "model.safetensors"
+MANIFEST = "manifest.json"
+MOST_MANIFEST_BYTES = 1 << 26
+"""More than any manifest holds."""
+
+
+class Versions:
+    """`versions/` and `pruned/` of a registry. Writing is for the registry's writer, under its lock."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.path = root / "versions"
+        self.pruned = root / "pruned"
+
+    def numbers(self) -> list[int]:
+        """Numbers of the versions on disk, ascending."""
+        return numbers(self.path)
+
+    def folder(self, version: int) -> Path:
+        """Where a version lies, or would."""
+        return self.path / f"{version:06d}"
+
+    def existing(self, version: int) -> Path:
+        """The folder of a version. Raises UnknownVersion."""
+        folder = self.folder(version)
+        if not folder.is_dir():
+            self._unknown(version)
+        return folder
+
+    def manifest(self, version: int) -> Manifest:
+        """The manifest of a version. Raises UnknownVersion, or CorruptCheckpoint when it cannot be read."""
+        with self._while_there(self.existing(version)) as folder:
+            return _read_manifest(folder / MANIFEST)
+
+    def verify(self, version: int, *, content: bool = True) -> None:
+        """Compare every file of a version with its manifest, its size only unless `content`.
+
+        Raises UnknownVersion or CorruptCheckpoint.
+        """
+        manifest = self.manifest(version)
+        with self._while_there(self.folder(version)) as folder:
+            if manifest.version != version or WEIGHTS not in manifest.files:
+                raise CorruptCheckpoint(f"{folder / MANIFEST}: not the manifest of version {version}")
+            for name, expected in manifest.files.items():
+                path = folder / name
+                if (size := path.stat().st_size) != expected.size:
+                    raise CorruptCheckpoint(f"{path}: {size} bytes, expected {expected.size}")
+                if content and digest_of(path) != expected.sha256:
+                    raise CorruptCheckpoint(f"{path}: content does not match the SHA-256 in the manifest")
+
+    def whole(self, version: int) -> bool:
+        """Whether a version exists and is what its manifest says."""
+        try:
+            self.verify(version)
+        except (UnknownVersion, CorruptCheckpoint):
+            return False
+        return True
+
+    def publish(self, version: int, weights: Path, manifest: Manifest) -> None:
+        """Copy weights in as `version`: the folder appears complete or not at all."""
+        temporary = self.path / f".{version:06d}{durable.PARTIAL}"
+        temporary.mkdir()
+        files = {WEIGHTS: durable.copy_in(weights, temporary / WEIGHTS)}
+        durable.write_record(temporary / MANIFEST, manifest.model_copy(update={"version": version, "files": files}))
+        durable.publish_directory(temporary, self.folder(version))
+
+    def judged(self, version: int, verdict: dict[str, Any]) -> None:
+        """Replace the verdict in the manifest of a version. Raises UnknownVersion or CorruptCheckpoint."""
+        manifest, folder = self.manifest(version), self.folder(version)
+        durable.remove_partials(folder)
+        durable.write_record(folder / MANIFEST, manifest.model_copy(update={"verdict": verdict}))
+
+    def keep_manifest(self, version: int) -> None:
+        """Keep the manifest of a version that is about to be retired: the chain of parents goes on."""
+        content = read_small(self.folder(version) / MANIFEST, MOST_MANIFEST_BYTES)
+        durable.write_bytes(self.pruned / f"{version:06d}.json", content)
+
+    def retire(self, version: int) -> None:
+        """Remove a version; its name goes first."""
+        durable.retire_directory(self.folder(version))
+
+    def released(self, version: int) -> int:
+        """The oldest ancestor of `version` still present, or `version` itself. Raises UnknownVersion."""
+        present, found, current = self.numbers(), version, self.manifest(version).parent
+        while current is not None:
+            found = current if current in present else found
+            parent = self._parent(current)
+            current = parent if parent is not None and parent < current else None
+        return found
+
+    def _parent(self, version: int) -> int | None:
+        for path in (self.folder(version) / MANIFEST, self.pruned / f"{version:06d}.json"):
+            with suppress(FileNotFoundError):  # pruned, maybe just now: the copy is there before the version goes
+                return _read_manifest(path).parent
+        return None
+
+    @contextmanager
+    def _while_there(self, folder: Path) -> Iterator[Path]:
+        """Read in a version's folder: a file that is not there is UnknownVersion if all of it went meanwhile, else
+        CorruptCheckpoint.
+        """
+        try:
+            yield folder
+        except FileNotFoundError as error:
+            if folder.is_dir():
+                raise CorruptCheckpoint(f"{error.filename}: missing; roll back to another version") from error
+            raise UnknownVersion(
+                f"{folder}: removed while it was read; let another version serve (`mfmd rollback --to N`) or bring its "
+                f"files back; versions: {listed(self.numbers())}"
+            ) from error
+
+    def _unknown(self, version: int) -> NoReturn:
+        raise UnknownVersion(f"no version {version} in {self.root}; versions: {listed(self.numbers())}")
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        return Manifest.model_validate_json(read_small(path, MOST_MANIFEST_BYTES))
+    except OSError as error:
+        if error.errno not in NO_FILE:
+            raise
+        raise CorruptCheckpoint(f"{path}: not a manifest: {error.strerror}") from error
+    except ValidationError as error:
+        raise CorruptCheckpoint(f"{path}: not a manifest: {error.errors()[0]['msg']}") from error

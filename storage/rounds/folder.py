@@ -1,0 +1,202 @@
+"""Round folders: what the daemon and a round say to each other, as files that a person can read."""
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from storage import durable
+from storage.durable.record import Record
+from storage.errors import StorageError, UnknownRound
+from storage.rounds.records import Progress, RoundEvent, RoundScores, RoundSpec, ShadowTrial, Verdict
+from storage.rounds.training_states import TrainingStates
+
+TAIL_BYTES = 16 * 1024
+"""The last progress line is looked for in this much of the file's end (bytes)."""
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+class RoundFolder:
+    """One round's folder. `spec.json` is there from its first moment; `scores.json` is the last that a round writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def number(self) -> int:
+        """Number of the round."""
+        return int(self.path.name)
+
+    @property
+    def spec_path(self) -> Path:
+        """`spec.json`: the argument of `adapters.round`."""
+        return self.path / "spec.json"
+
+    @property
+    def candidate(self) -> Path:
+        """Weights of the candidate, plain network (safetensors)."""
+        return self.path / "candidate.safetensors"
+
+    @property
+    def log(self) -> Path:
+        """Standard output and error of the round."""
+        return self.path / "log"
+
+    @property
+    def states(self) -> TrainingStates:
+        """Teacher, student, Rebuilder, optimizer, counters and random states, as the round saved them."""
+        return TrainingStates(self.path / "state")
+
+    def spec(self) -> RoundSpec:
+        """What was asked for. Raises StorageError when it cannot be read."""
+        spec = _read(self.spec_path, RoundSpec)
+        if spec is None:
+            raise StorageError(f"{self.spec_path}: missing; the round folder was tampered with")
+        return spec
+
+    def append_event(self, event: RoundEvent) -> None:
+        """Add a line to `starts.jsonl`, durably; of a start before the process it tells of starts."""
+        durable.append_line(self.path / "starts.jsonl", event.model_dump_json())
+
+    def events(self) -> list[RoundEvent]:
+        """Starts and stops of the round's processes, oldest first; a torn line is one that did not happen."""
+        path = self.path / "starts.jsonl"
+        return _parsed(path.read_bytes().splitlines(), RoundEvent) if path.exists() else []
+
+    def starts(self) -> list[RoundEvent]:
+        """Every start of the round's processes, oldest first."""
+        return [event for event in self.events() if event.event == "started"]
+
+    def append_progress(self, progress: Progress) -> None:
+        """Add a line to `progress.jsonl`: flushed, not fsynced, for it is news and not a record."""
+        with (self.path / "progress.jsonl").open("a", encoding="utf-8") as file:
+            file.write(progress.model_dump_json() + "\n")
+
+    def progress(self) -> list[Progress]:
+        """All progress so far, oldest first; a line still being written is left out."""
+        path = self.path / "progress.jsonl"
+        return _parsed(path.read_bytes().splitlines(keepends=True), Progress) if path.exists() else []
+
+    def last_progress(self) -> Progress | None:
+        """The newest progress, read from the end of the file."""
+        path = self.path / "progress.jsonl"
+        if not path.exists():
+            return None
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = file.read().splitlines(keepends=True)
+        found = _parsed(lines, Progress)
+        return found[-1] if found else None
+
+    def write_scores(self, scores: RoundScores) -> None:
+        """Write `scores.json` durably."""
+        durable.write_record(self.path / "scores.json", scores)
+
+    def remove_scores(self) -> None:
+        """Take back how a stopped round ended: it goes on."""
+        durable.remove_file(self.path / "scores.json")
+
+    def scores(self) -> RoundScores | None:
+        """How the round ended; none while it runs or when it was killed. Raises StorageError when damaged."""
+        return _read(self.path / "scores.json", RoundScores)
+
+    def write_verdict(self, verdict: Verdict) -> None:
+        """Write `verdict.json` durably."""
+        durable.write_record(self.path / "verdict.json", verdict)
+
+    def verdict(self) -> Verdict | None:
+        """The gate's decision; none before it. Raises StorageError when damaged."""
+        return _read(self.path / "verdict.json", Verdict)
+
+    def write_trial(self, trial: ShadowTrial) -> None:
+        """Write `shadow.json` durably."""
+        durable.write_record(self.path / "shadow.json", trial)
+
+    def trial(self) -> ShadowTrial | None:
+        """The candidate's time in the shadow; none when it had none. Raises StorageError when damaged."""
+        return _read(self.path / "shadow.json", ShadowTrial)
+
+
+class RoundStore:
+    """All round folders of a state directory; one writer, the daemon."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def next_number(self) -> int:
+        """The number for the next round."""
+        return max(self.numbers(), default=0) + 1
+
+    def create(self, spec: RoundSpec) -> RoundFolder:
+        """Make the folder of a round with its spec in it. Raises FileExistsError when the number is taken."""
+        durable.make_directory(self.root)
+        durable.remove_partials(self.root)
+        final = self.root / f"{spec.round:06d}"
+        temporary = self.root / f".{spec.round:06d}{durable.PARTIAL}"
+        (temporary / "state").mkdir(parents=True)
+        durable.write_record(temporary / "spec.json", spec)
+        durable.publish_directory(temporary, final)
+        return RoundFolder(final)
+
+    def numbers(self) -> list[int]:
+        """Numbers of the rounds on disk, ascending."""
+        return sorted(int(path.name) for path in self.root.glob("[0-9]*") if path.name.isdigit())
+
+    def folder(self, number: int) -> RoundFolder:
+        """The folder of a round. Raises UnknownRound."""
+        path = self.root / f"{number:06d}"
+        if not path.is_dir():
+            known = ", ".join(map(str, self.numbers())) or "none"
+            raise UnknownRound(f"no round {number} in {self.root}; rounds: {known}")
+        return RoundFolder(path)
+
+    def latest(self) -> RoundFolder | None:
+        """The newest round's folder, or none."""
+        numbers = self.numbers()
+        return self.folder(numbers[-1]) if numbers else None
+
+    def prune(self, keep: int, spare: int | None = None) -> list[int]:
+        """Remove the oldest folders beyond `keep` (at least one stays, so numbers go on); returns their numbers.
+
+        Round `spare` stays in any case: its training state is still to be inherited.
+        """
+        numbers = self.numbers()
+        removed = [number for number in numbers[: max(0, len(numbers) - max(1, keep))] if number != spare]
+        for number in removed:
+            durable.retire_directory(self.folder(number).path)
+        return removed
+
+    def remove_states(self, spare: int | None) -> list[int]:
+        """Remove the training states of all rounds but `spare`; returns the numbers of the rounds that had one.
+
+        What kills left half written or half removed goes too, of `spare` as well.
+        """
+        removed = [number for number in self.numbers() if number != spare and self.folder(number).states.steps()]
+        for number in self.numbers():
+            states = self.folder(number).states
+            if number == spare:
+                states.tidy()
+            else:
+                states.remove()
+        return removed
+
+
+def _parsed(lines: list[bytes], kind: type[AnyRecord]) -> list[AnyRecord]:
+    """Whole lines only: the first may be cut by reading a tail, the last by a write that goes on."""
+    found = []
+    for line in lines:
+        try:
+            found.append(kind.model_validate_json(line))
+        except ValidationError:
+            continue
+    return found
+
+
+def _read(path: Path, kind: type[AnyRecord]) -> AnyRecord | None:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise StorageError(f"{path}: not a {kind.__name__}: {error.errors()[0]['msg']}") from error

@@ -1,0 +1,188 @@
+"""Records of a round folder: what the daemon asks for, what the round reports, what the gate decided.
+
+The round and the daemon are two processes; these files are all that they say to each other.
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from storage.durable.record import Record
+from storage.registry.manifest import BufferSnapshot
+
+
+class RoundSpec(Record):
+    """`spec.json`: everything a round needs; written by the daemon before the round starts."""
+
+    round: int
+    """Number of the round."""
+    incumbent: int
+    """Version that serves; student and teacher start from it."""
+    released: int
+    """Oldest ancestor of the incumbent: the model that was released; anchor of the source guard."""
+    train_frames: tuple[int, ...]
+    """Ids of the leased frames to train on."""
+    holdout_frames: tuple[int, ...]
+    """Ids of the leased frames to score on; rounds never train on them."""
+    settings: dict[str, Any]
+    """The settings as JSON (`Settings.model_dump(mode="json")`)."""
+    created: float
+    """Unix time (seconds)."""
+    trigger: Literal["new_frames", "interval", "manual"]
+    """Why the round started."""
+    inherits: int | None = None
+    """Round whose training state this one starts from; none: clean, from the incumbent's weights."""
+    snapshot: BufferSnapshot | None = None
+    """The leased frames in a few numbers, for the manifest of what the round makes."""
+
+
+class RoundEvent(Record):
+    """One line of `starts.jsonl`: the round's processes were started, or stopped on purpose."""
+
+    at: float
+    """Unix time (seconds)."""
+    step: int
+    """Step of the newest training state then, which a start goes on from; 0: the beginning."""
+    event: Literal["started", "suspended", "ended"] = "started"
+    """started: for the first time or to go on; suspended: the daemon stopped and the next one goes on; ended: an
+    operator stopped the round for good."""
+
+
+class Progress(Record):
+    """One line of `progress.jsonl`."""
+
+    at: float
+    """Unix time (seconds)."""
+    phase: Literal["loading", "training", "scoring", "done", "shadow"]
+    """What the round is doing; shadow: it has ended, and its candidate runs in the shadow of what serves."""
+    step: int
+    """Steps done; in the shadow: images compared."""
+    steps: int
+    """Step budget; in the shadow: images wanted."""
+    losses: dict[str, float] = Field(default_factory=dict)
+    """Losses by name: source, mix, mfm."""
+    kept_ratio: float | None = None
+    """Share of pseudo-label pixels above the threshold (0-1)."""
+    images_per_second: float | None = None
+    """Training rate (source + target images a second)."""
+    agreement: float | None = None
+    """In the shadow: share of pixels with the label of the version that serves (0-1)."""
+
+
+class ImageCounts(Record):
+    """Per-image, per-class pixel counts against labels; the mIoU of any resample of images follows from their sums."""
+
+    tp: list[list[int]]
+    """True positives, [images][classes] (pixels)."""
+    fp: list[list[int]]
+    """False positives, [images][classes] (pixels)."""
+    fn: list[list[int]]
+    """False negatives, [images][classes] (pixels)."""
+
+
+class ModelScores(Record):
+    """Everything the gate wants to know about one version. Lists over images have one order for all versions."""
+
+    version: int | None
+    """Registry version; none for the candidate."""
+    finite: bool
+    """Whether all weights and all scored logits were finite."""
+    missing: list[str] = Field(default_factory=list)
+    """Tensor names that the candidate lacks or has beyond the incumbent's."""
+    source: ImageCounts | None = None
+    """Counts on source validation images; none when source-free."""
+    styled: ImageCounts | None = None
+    """Counts on source validation images restyled to the buffer; none when source-free."""
+    area: list[list[float]] = Field(default_factory=list)
+    """Share of pixels predicted per class, [hold-out images][classes] (0-1)."""
+    gram: list[list[list[float]]] = Field(default_factory=list)
+    """P^T P of P [sampled pixels, classes] softmax rows, [hold-out images][classes][classes]; batch nuclear norm."""
+    marginal: list[list[float]] = Field(default_factory=list)
+    """Mean softmax, [hold-out images][classes] (0-1)."""
+    dropout_disagreement: list[float] = Field(default_factory=list)
+    """Share of pixels where a pass with dropout changes the class, [hold-out images] (0-1)."""
+    flip_consistency: list[float] = Field(default_factory=list)
+    """Share of pixels that keep their class under a horizontal flip, [hold-out images] (0-1)."""
+    agreement: list[float] = Field(default_factory=list)
+    """Share of pixels with the incumbent's class, [hold-out images] (0-1)."""
+    entropy: float | None = None
+    """Mean softmax entropy on hold-out frames (nats); exposed, never a vote."""
+
+
+class RoundScores(Record):
+    """`scores.json`: how the round ended, and the scores of the versions it compared. Written last, durably."""
+
+    status: Literal["completed", "stopped", "failed"]
+    """completed: a candidate exists; stopped: SIGTERM; failed: see reason."""
+    reason: str
+    """For example `step budget`, `time budget`, `SIGTERM`, `non-finite loss at step 12`."""
+    steps: int
+    """Steps done."""
+    seconds: float
+    """Wall time of the round (seconds)."""
+    reference_marginal: list[float] = Field(default_factory=list)
+    """Class shares that diversity is judged against: of source labels, or of the released model on hold-out frames."""
+    released: ModelScores | None = None
+    """The released model: only `source` is filled."""
+    incumbent: ModelScores | None = None
+    """The serving version."""
+    candidate: ModelScores | None = None
+    """The candidate."""
+
+
+class Check(Record):
+    """One veto or vote of the gate."""
+
+    name: str
+    """Stable name, for example `source_miou` or `vote_diversity`."""
+    kind: Literal["veto", "vote", "evidence"]
+    """A veto that fails rejects; votes are counted; evidence that is missing leaves the verdict inconclusive."""
+    passed: bool
+    """Whether the candidate passes."""
+    value: float | None
+    """The number that was judged; for votes the candidate's advantage over the incumbent."""
+    limit: float | None
+    """The bound it was judged against; for votes the bootstrap's lower bound must exceed 0."""
+    detail: str
+    """One sentence with numbers."""
+
+
+class Verdict(Record):
+    """`verdict.json`: the gate's decision with every number and reason."""
+
+    round: int
+    """The round judged."""
+    decision: Literal["accepted", "rejected", "inconclusive"]
+    """accepted: the candidate serves; otherwise the incumbent stays."""
+    reason: str
+    """One sentence."""
+    checks: list[Check]
+    """Every veto and vote."""
+    at: float
+    """Unix time (seconds)."""
+    version: int | None = None
+    """The version that the candidate became, when accepted."""
+
+
+class ShadowTrial(Record):
+    """`shadow.json`: the candidate was accepted on its scores, and runs in the shadow before it may serve."""
+
+    version: int
+    """The version that the candidate became."""
+    verdict: Verdict
+    """What the gate said on the scores."""
+    images: int
+    """Images to be compared (`gate.shadow_images` when it began)."""
+    seconds: float
+    """Longest wait for them (`gate.shadow_seconds` when it began)."""
+    agreement: float
+    """Least share of pixels with the serving version's label (`gate.shadow_agreement` when it began, 0-1)."""
+    failures: float = 1.0
+    """Largest share of images that may fail (`gate.shadow_failures` when it began, 0-1); 1 where it began before there
+    was such a limit."""
+    began: float
+    """Unix time (seconds)."""
+    placed: bool = False
+    """Whether it was put into the shadow; before that, somebody else's shadow is waited for."""
+    waited: float = 0.0
+    """Seconds that daemons have waited so far; time without a daemon does not count."""

@@ -1,0 +1,1 @@
+"""The labelled source images, once imported."""

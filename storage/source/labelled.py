@@ -1,0 +1,146 @@
+"""The labelled source images, as they are read: images and label maps of one size in two zarr arrays.
+
+source/current.json           which set is in use
+source/<fingerprint>/         one imported set: images, labels (zarr), index.json; complete or not there
+"""
+
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+
+from storage.buffer.pixel_array import PixelArray
+from storage.durable.record import Record
+from storage.errors import StorageError
+from storage.layout import StateLayout
+
+IMAGES, LABELS, INDEX, CURRENT = "images", "labels", "index.json", "current.json"
+SCHEMA_VERSION = 1
+
+
+class CurrentSource(Record):
+    """`current.json`: the set in use."""
+
+    fingerprint: str
+    """Of the files and settings it was imported from; also the name of its folder."""
+
+
+class SourceIndex(Record):
+    """`index.json` of an imported set; lists are in the order of the arrays."""
+
+    schema_version: Literal[1] = 1
+    """Version of this layout."""
+    fingerprint: str
+    """Hash of paths, sizes, mtimes, geometry and classes."""
+    height: int
+    """Height of the arrays (pixels)."""
+    width: int
+    """Width of the arrays (pixels)."""
+    ignore_index: int
+    """Label value outside classes, also of the padding."""
+    classes: list[str]
+    """Class names by index."""
+    names: list[str]
+    """Image names, relative to their folder."""
+    valid: list[tuple[int, int]]
+    """Rows and columns that hold image (pixels)."""
+    validation: list[int] = Field(default_factory=list)
+    """Indices of held-out images."""
+    class_pixels: list[list[int]]
+    """Labelled pixels per image and class."""
+
+
+class LabelledSet:
+    """Labelled source images at frame size; made by `storage.source.labelled_import`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._index = read_index(folder)
+        self._images = PixelArray(folder, IMAGES, writable=False)
+        self._labels = PixelArray(folder, LABELS, writable=False)
+        held_out = frozenset(self._index.validation)
+        self.names: tuple[str, ...] = tuple(self._index.names)
+        """Image names, relative to their folder."""
+        self.train: tuple[int, ...] = tuple(i for i in range(len(self.names)) if i not in held_out)
+        """Indices to train on."""
+        self.validation: tuple[int, ...] = tuple(sorted(held_out))
+        """Indices that are never trained on."""
+        self.class_pixels: NDArray[np.int64] = np.array(self._index.class_pixels, np.int64)
+        """Labelled pixels, [N, K]."""
+
+    @classmethod
+    def open(cls, layout: StateLayout) -> Self:
+        """Open the imported set. Raises StorageError when there is none, CorruptBuffer when it is damaged."""
+        fingerprint = current_fingerprint(layout)
+        if fingerprint is None:
+            raise StorageError(f"{layout.source}: no labelled source imported yet; `mfmd pretrain` imports it")
+        return cls(layout.source / fingerprint)
+
+    @staticmethod
+    def exists(layout: StateLayout) -> bool:
+        """Whether a set was imported."""
+        return current_fingerprint(layout) is not None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def height(self) -> int:
+        """Height of images and labels (pixels)."""
+        return self._index.height
+
+    @property
+    def width(self) -> int:
+        """Width of images and labels (pixels)."""
+        return self._index.width
+
+    @property
+    def ignore_index(self) -> int:
+        """Label value that is left out of losses and scores."""
+        return self._index.ignore_index
+
+    def valid(self, index: int) -> tuple[int, int]:
+        """Rows and columns that hold image (pixels); the rest is zero, its labels `ignore_index`."""
+        return self._index.valid[index]
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """[H, W, 3] RGB. Raises CorruptBuffer."""
+        return self._images.read(index)
+
+    def label(self, index: int) -> NDArray[np.uint8]:
+        """[H, W] class indices. Raises CorruptBuffer."""
+        return self._labels.read(index)
+
+    def check_files(self, index: int) -> None:
+        """Raises CorruptBuffer when the file of an image or of its label is missing or empty."""
+        self._images.check_file(index)
+        self._labels.check_file(index)
+
+    def image_crop(self, index: int, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        """[height, width, 3]; reads only the tiles it touches. Raises ValueError, CorruptBuffer."""
+        return self._images.read_crop(index, top, left, height, width)
+
+    def label_crop(self, index: int, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        """[height, width]; reads only the tiles it touches. Raises ValueError, CorruptBuffer."""
+        return self._labels.read_crop(index, top, left, height, width)
+
+
+def current_fingerprint(layout: StateLayout) -> str | None:
+    """Fingerprint of the set in use, or none."""
+    path = layout.source / CURRENT
+    try:
+        return CurrentSource.model_validate_json(path.read_bytes()).fingerprint
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise StorageError(f"{path}: damaged; remove it, then import again with `mfmd pretrain`") from error
+
+
+def read_index(folder: Path) -> SourceIndex:
+    """`index.json` of an imported set. Raises StorageError when missing or damaged."""
+    path = folder / INDEX
+    try:
+        return SourceIndex.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError) as error:
+        raise StorageError(f"{path}: missing or damaged; remove {folder.parent}, then import again") from error

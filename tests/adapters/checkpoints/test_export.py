@@ -1,0 +1,274 @@
+"""Exports: what others load gives our logits, holds nothing of training, and is there wholly or not at all."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from adapters.checkpoints.checkpoint import load_version, make_manifest, save_weights
+from adapters.checkpoints.exporting import export as exporting
+from adapters.checkpoints.exporting.export import Format, export_version
+from adapters.checkpoints.exporting.programs import free_dimensions
+from adapters.checkpoints.importing import import_checkpoint
+from adapters.errors import ExportRefused
+from adapters.networks.build import build_network
+from adapters.networks.network import SegmentationNetwork
+from configs.settings import NetworkSettings, Settings
+from storage.errors import UnknownVersion
+from storage.registry.registry import CheckpointRegistry
+from tests.adapters.tiny_models import MODELS, model
+
+CPU = torch.device("cpu")
+NATIVE = {
+    "deeplabv2": NetworkSettings(name="deeplabv2", encoder="resnet_tiny"),
+    "dinov2_map": NetworkSettings(name="deeplabv2", encoder="dinov2_tiny"),
+    "hrda": NetworkSettings(name="deeplabv2", encoder="resnet_tiny", multi_resolution=True),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return tmp_path_factory.mktemp("export")
+
+
+@pytest.fixture(scope="module")
+def settings(folder: Path) -> Settings:
+    return Settings.model_validate(
+        {
+            "state": folder / "state",
+            "classes": "demo",
+            "watch": {"folder": folder / "drop"},
+            "buffer": {"height": 64, "width": 96},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def registry(settings: Settings) -> CheckpointRegistry:
+    return CheckpointRegistry(settings.state / "checkpoints")
+
+
+@pytest.fixture(scope="module")
+def versions(folder: Path, settings: Settings, registry: CheckpointRegistry) -> dict[str, int]:
+    """A version of every kind; the models of transformers with pixel scalings of their own."""
+    found = {}
+    for name, network in NATIVE.items():
+        torch.manual_seed(0)
+        save_weights(build_network(network, len(settings.classes)), folder / "weights.safetensors")
+        manifest = make_manifest(settings, origin="pretrain", network=network)
+        found[name] = registry.add(folder / "weights.safetensors", manifest, by="test").version
+    for number, name in enumerate(MODELS):
+        model(name).save_pretrained(folder / "models" / name)
+        processor: dict[str, object] = {"image_mean": [0.5, 0.4, 0.1 * number], "image_std": [0.5, 0.3, 0.2]}
+        if name == "mobilevit":
+            processor = {"image_processor_type": "MobileViTImageProcessor"}
+        (folder / "models" / name / "preprocessor_config.json").write_text(json.dumps(processor))
+        found[name] = import_checkpoint(folder / "models" / name, settings, registry).version
+    return found
+
+
+def network_of(registry: CheckpointRegistry, version: int) -> SegmentationNetwork:
+    return load_version(registry, version, CPU)[0]
+
+
+TRANSFORMERS_ALONE = """
+import json, sys
+import torch
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSemanticSegmentation
+
+torch.set_num_threads(1)
+frame = load_file("frame.safetensors")["frame"]
+for folder in sorted(Path("out").iterdir()):
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    mean, std = (torch.tensor(processor[key]).view(3, 1, 1) for key in ("image_mean", "image_std"))
+    pixels = (frame.permute(2, 0, 1) * processor["rescale_factor"] - mean) / std
+    if processor["do_flip_channel_order"]:
+        pixels = pixels.flip(0)
+    model, report = AutoModelForSemanticSegmentation.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"], (folder, report)
+    assert model.config.id2label[0] == "sky", model.config.id2label
+    with torch.no_grad():
+        logits = model.eval()(pixels[None]).logits
+    logits = torch.nn.functional.interpolate(logits, frame.shape[:2], mode="bilinear", align_corners=False)
+    save_file({"logits": logits}, f"{folder.name}.logits")
+ours = {name for name in sys.modules if name.split(".")[0] in ("adapters", "configs", "storage", "daemon")}
+assert not ours, ours
+"""
+
+
+@pytest.mark.slow
+def test_transformers_alone_gives_our_logits(
+    versions: dict[str, int], registry: CheckpointRegistry, tmp_path: Path
+) -> None:
+    """Every imported kind, from bytes of an image to logits at its size, in a process without mfmd."""
+    from adapters.networks.pixels import normalise
+
+    frame = torch.randint(0, 256, (96, 96, 3), dtype=torch.uint8)
+    save_file({"frame": frame}, tmp_path / "frame.safetensors")
+    for name in MODELS:
+        export_version(registry, versions[name], "huggingface", tmp_path / "out" / name)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", TRANSFORMERS_ALONE], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in MODELS:
+        with torch.no_grad():
+            expected = network_of(registry, versions[name])(normalise(frame[None]))
+        found = load_file(tmp_path / f"{name}.logits")["logits"]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_export_and_import_is_a_round_trip(
+    versions: dict[str, int], settings: Settings, registry: CheckpointRegistry, tmp_path: Path
+) -> None:
+    files = export_version(registry, versions["beit"], "huggingface", tmp_path / "out")
+    assert files == ["config.json", "mfmd.json", "model.safetensors", "preprocessor_config.json"]
+    again = import_checkpoint(tmp_path / "out", settings, registry).version
+    before, after = (load_file(registry.weights_path(version)) for version in (versions["beit"], again))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_description_names_classes_and_pixels(
+    versions: dict[str, int], settings: Settings, registry: CheckpointRegistry, tmp_path: Path
+) -> None:
+    export_version(registry, versions["segformer"], "huggingface", tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "mfmd.json").read_text())
+    assert found["classes"] == [entry.name for entry in settings.classes]
+    assert (found["version"], found["size"]) == (versions["segformer"], [64, 96])
+    processor = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert processor["size"] == {"height": 64, "width": 96}
+
+
+def in_torch_export(folder: Path, images: Tensor) -> Tensor:
+    program = torch.export.load(folder / "model.pt2")
+    logits: Tensor = program.module()(images)
+    return logits
+
+
+def in_onnx(folder: Path, images: Tensor) -> Tensor:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(folder / "model.onnx", options)
+    return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "forms"),
+    [
+        ("deeplabv2", ("torch-export", "onnx")),
+        ("dinov2_map", ("torch-export", "onnx")),
+        ("hrda", ("torch-export", "onnx")),
+        ("segformer", ("onnx",)),
+        ("beit", ("torch-export", "onnx")),
+    ],
+)
+def test_programs_give_our_logits_at_other_sizes(
+    name: str, forms: tuple[Format, ...], versions: dict[str, int], registry: CheckpointRegistry, tmp_path: Path
+) -> None:
+    network = network_of(registry, versions[name])
+    sizes = [(1, 64, 96), (3, 64, 96)]
+    fixed = name in ("beit", "hrda")
+    if not fixed:
+        sizes += [(1, 98, 70), (2, 224, 224)]  # no multiple of most strides; all patches of DINOv2's own image size
+    runners = {"torch-export": in_torch_export, "onnx": in_onnx}
+    for form in forms:
+        export_version(registry, versions[name], form, tmp_path / form)
+        described = json.loads((tmp_path / form / "mfmd.json").read_text())["free_dimensions"]
+        assert described == (["batch"] if fixed else ["batch", "height", "width"])
+        for batch, height, width in sizes:
+            images = torch.randn(batch, 3, height, width)
+            with torch.no_grad():
+                expected = network(images)
+            torch.testing.assert_close(runners[form](tmp_path / form, images), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_free_dimensions_follow_the_kind(versions: dict[str, int], registry: CheckpointRegistry) -> None:
+    free = {
+        name: free_dimensions(NetworkSettings.model_validate(registry.manifest(version).network))
+        for name, version in versions.items()
+    }
+    fixed = {
+        "hrda",
+        "beit",
+        "beit_shared",
+        "data2vec",
+        "dpt",
+        "mobilenetv2",
+        "mobilevit",
+        "mobilevitv2",
+        "upernet_swin",
+    }
+    assert {name for name, dimensions in free.items() if dimensions == ("batch",)} == fixed
+
+
+def test_networks_without_a_class_in_transformers_are_refused(
+    versions: dict[str, int], registry: CheckpointRegistry, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportRefused, match=r"deeplabv2 network.*torch-export.*onnx"):
+        export_version(registry, versions["deeplabv2"], "huggingface", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_already_is_kept(versions: dict[str, int], registry: CheckpointRegistry, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for target, reason in (("full", "holds files already"), ("file", "is a file")):
+        with pytest.raises(ExportRefused, match=reason):
+            export_version(registry, versions["segformer"], "huggingface", tmp_path / target)
+    assert (tmp_path / "full" / "notes.txt").read_text() == (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    assert export_version(registry, versions["segformer"], "huggingface", tmp_path / "empty")
+
+
+def test_unknown_version_is_refused(registry: CheckpointRegistry, tmp_path: Path) -> None:
+    with pytest.raises(UnknownVersion, match="99"):
+        export_version(registry, 99, "huggingface", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failed_export_leaves_nothing(
+    versions: dict[str, int], registry: CheckpointRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(network: object, manifest: object, folder: Path) -> tuple[str, ...]:
+        (folder / "half").write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setitem(exporting._WRITERS, "huggingface", fail)
+    with pytest.raises(OSError, match="no space"):
+        export_version(registry, versions["segformer"], "huggingface", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_killed_export_leaves_nothing_at_the_target(
+    versions: dict[str, int], registry: CheckpointRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(network: object, manifest: object, folder: Path) -> tuple[str, ...]:
+        (folder / "model.safetensors").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+        return ()
+
+    monkeypatch.setitem(exporting._WRITERS, "huggingface", die)
+    child = os.fork()
+    if child == 0:
+        export_version(registry, versions["segformer"], "huggingface", tmp_path / "out")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    assert export_version(registry, versions["segformer"], "huggingface", tmp_path / "out"), "and the next one works"

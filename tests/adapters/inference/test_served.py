@@ -1,0 +1,266 @@
+"""How a version computes while it serves: chunked copies, number formats, compilation, int8."""
+
+import copy
+import gc
+import sys
+import tracemalloc
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from adapters.checkpoints.checkpoint import save_weights
+from adapters.errors import QuantizationRefused
+from adapters.inference.compiled import Compiled
+from adapters.inference.copying import CHUNK_ELEMENTS, aside, copy_weights
+from adapters.inference.forward import ServedForward
+from adapters.inference.int8 import Int8Conv2d, Int8Linear, Int8Pointwise, Range, quantized
+from adapters.inference.int8_weights import SAFE_STEPS, by_channel
+from adapters.networks.network import SegmentationNetwork
+from adapters.networks.pixels import normalise
+from configs.serving import ServingSettings
+from storage.errors import CorruptCheckpoint
+from tests.daemon.serving.serving_world import FEW_TIES, picture, tiny_network
+
+CPU = torch.device("cpu")
+SIZE = (64, 96)
+
+
+def served(seed: int = 1, **options: object) -> ServedForward:
+    """A network of its own under these options."""
+    return ServedForward(copy.deepcopy(tiny_network(seed)), ServingSettings.model_validate(options), CPU)
+
+
+def images(count: int = 8) -> list[Tensor]:
+    return [normalise(torch.from_numpy(picture(*SIZE, seed)[None].copy())) for seed in range(count)]
+
+
+def same_labels(first: nn.Module, second: nn.Module) -> float:
+    with torch.inference_mode():
+        pairs = [(first(image).argmax(1), second(image).argmax(1)) for image in images(4)]
+    return sum(float((one == other).float().mean()) for one, other in pairs) / len(pairs)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_weights_are_copied_whole_whatever_the_memory_format(
+    tmp_path: Path, memory_format: torch.memory_format
+) -> None:
+    save_weights(tiny_network(2), tmp_path / "w.safetensors")
+    network = copy.deepcopy(tiny_network(1)).to(memory_format=memory_format)  # type: ignore[call-overload]
+    before = {name: tensor.data_ptr() for name, tensor in network.state_dict().items()}
+    copy_weights(network, tmp_path / "w.safetensors")
+    after = network.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in tiny_network(2).state_dict().items())
+    assert {name: tensor.data_ptr() for name, tensor in after.items()} == before, "copied into the same memory"
+
+
+def test_a_large_tensor_goes_in_several_chunks_and_a_late_value_is_still_checked(tmp_path: Path) -> None:
+    network = nn.Linear(64, 3 * CHUNK_ELEMENTS // 64)
+    path = tmp_path / "w.safetensors"
+    values = {name: torch.randn_like(tensor) for name, tensor in network.state_dict().items()}
+    save_file(values, path)
+    copy_weights(network, path)
+    assert all(torch.equal(network.state_dict()[name], value) for name, value in values.items())
+    values["weight"][-1, -1] = float("inf")
+    save_file(values, tmp_path / "bad.safetensors")
+    with pytest.raises(CorruptCheckpoint, match="not finite in weight"):
+        copy_weights(network, tmp_path / "bad.safetensors")
+
+
+def test_copying_again_and_again_leaves_nothing_behind(tmp_path: Path) -> None:
+    path, network = tmp_path / "w.safetensors", copy.deepcopy(tiny_network(1))
+    save_weights(tiny_network(2), path)
+    copy_weights(network, path)
+    tracemalloc.start()
+    try:
+        copy_weights(network, path)
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(10):
+            copy_weights(network, path)
+        gc.collect()
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    integers = grown / sys.getsizeof(1 << 20) / 10 / len(network.state_dict())
+    assert integers < 1, f"{grown} bytes stay: {integers:.1f} integers a tensor, each time"
+
+
+def test_weights_of_a_type_that_no_network_has_do_not_fit(tmp_path: Path) -> None:
+    network = nn.Linear(2, 2)
+    wrong = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in network.state_dict().items()}
+    save_file(wrong, tmp_path / "w.safetensors")
+    with pytest.raises(CorruptCheckpoint, match="has a wrong type for"):
+        copy_weights(network, tmp_path / "w.safetensors")
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_is_copied(tmp_path: Path) -> None:
+    save_weights(tiny_network(2), tmp_path / "w.safetensors")
+    tensors = load_file(tmp_path / "w.safetensors")
+    del tensors[next(reversed(tensors))]
+    save_file(tensors, tmp_path / "short.safetensors")
+    network = copy.deepcopy(tiny_network(1))
+    with pytest.raises(CorruptCheckpoint, match="lacks"):
+        copy_weights(network, tmp_path / "short.safetensors")
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    with pytest.raises(CorruptCheckpoint, match="not a readable"):
+        copy_weights(network, tmp_path / "text.safetensors")
+    unchanged = tiny_network(1).state_dict()
+    assert all(torch.equal(unchanged[name], value) for name, value in network.state_dict().items())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_copy_goes_through_a_stream_of_its_own(tmp_path: Path) -> None:
+    device = torch.device("cuda")
+    save_weights(tiny_network(2), tmp_path / "w.safetensors")
+    network = copy.deepcopy(tiny_network(1)).to(device)
+    main = torch.cuda.current_stream(device)
+    with aside(device):
+        assert torch.cuda.current_stream(device) != main
+        copy_weights(network, tmp_path / "w.safetensors")
+    after = network.state_dict()
+    assert all(torch.equal(after[name].cpu(), value) for name, value in tiny_network(2).state_dict().items())
+
+
+def test_float32_is_the_network_itself() -> None:
+    forward, image = served(), images(1)[0]
+    with torch.inference_mode():
+        assert torch.equal(forward(image), tiny_network(1)(image))
+    assert forward.computes == "float32"
+
+
+def test_bf16_gives_float32_logits_close_to_the_exact_ones_and_leaves_the_weights() -> None:
+    forward, image = served(precision="bf16"), images(1)[0]
+    with torch.inference_mode():
+        exact, logits = tiny_network(1)(image), forward(image)
+    assert logits.dtype == torch.float32 and forward.computes == "bf16"
+    assert not torch.equal(logits, exact), "it computed in float32"
+    torch.testing.assert_close(logits, exact, atol=0.05, rtol=0.05)
+    assert all(parameter.dtype == torch.float32 for parameter in forward.network.parameters())
+
+
+def test_channels_last_changes_memory_not_answers() -> None:
+    forward, image = served(channels_last=True), images(1)[0]
+    weights = [parameter for parameter in forward.network.parameters() if parameter.dim() == 4 and len(parameter) > 1]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    with torch.inference_mode():
+        torch.testing.assert_close(forward(image), tiny_network(1)(image), atol=1e-5, rtol=1e-4)
+
+
+def test_int8_gives_the_same_labels_and_follows_new_weights(tmp_path: Path) -> None:
+    forward = served(FEW_TIES[0], quantize="int8")
+    assert forward.use_int8(images()) >= 0.99
+    assert forward.computes == "int8"
+    kinds = {type(module) for module in forward._int8[0].modules()}
+    assert {Int8Linear, Int8Pointwise} <= kinds
+    assert same_labels(forward, tiny_network(FEW_TIES[0])) >= 0.98
+    save_weights(tiny_network(FEW_TIES[1]), tmp_path / "w.safetensors")
+    copy_weights(forward.network, tmp_path / "w.safetensors")
+    forward.use_int8(images())
+    assert same_labels(forward, tiny_network(FEW_TIES[1])) >= 0.98
+    assert same_labels(forward, tiny_network(FEW_TIES[0])) < 0.9, "the old weights still answer"
+    forward.use_float()
+    with torch.inference_mode():
+        assert torch.equal(forward(images(1)[0]), tiny_network(FEW_TIES[1])(images(1)[0]))
+
+
+def test_int8_is_refused_when_labels_change() -> None:
+    forward = served(quantize="int8")
+    classifier = forward.network.decoder.classifier
+    assert isinstance(classifier, nn.Conv2d)
+    with torch.no_grad():
+        classifier.weight[:, 0] += 1000.0  # the same for every class: no label changes, but int8 sees nothing else
+    with pytest.raises(QuantizationRefused, match=r"same on \d+\.\d+% of the pixels, less than 99%") as refused:
+        forward.use_int8(images())
+    assert refused.value.code == "quantization_refused" and "serving.quantize: none" in str(refused.value)
+    assert forward.computes == "float32"
+
+
+class Peeks(nn.Module):
+    """Looks at its layer's weights, which an int8 layer does not have."""
+
+    def __init__(self, network: SegmentationNetwork) -> None:
+        super().__init__()
+        self.network = network
+        self.layer = nn.Conv2d(6, 3, 1)
+
+    def forward(self, values: Tensor) -> Tensor:
+        logits: Tensor = self.network(self.layer(values.repeat(1, 2, 1, 1).to(self.layer.weight.dtype)))
+        return logits
+
+
+def test_int8_is_refused_for_a_network_that_cannot_be_exchanged() -> None:
+    forward = served(quantize="int8", fold_batch_norm=False)
+    forward.network = Peeks(forward.network)  # type: ignore[assignment]
+    with pytest.raises(QuantizationRefused, match="does not run in int8"):
+        forward.use_int8(images())
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(16, 8, 3, padding=1),
+        nn.Conv2d(16, 8, 3, stride=2, padding=2, dilation=2, bias=False),
+        nn.Conv2d(16, 8, 1),
+        nn.Conv2d(16, 8, 1, stride=2, bias=False),
+    ],
+)
+def test_int8_convolutions_come_close(layer: nn.Conv2d) -> None:
+    torch.manual_seed(0)
+    values = torch.randn(2, 16, 12, 20)
+    network = nn.Sequential(layer).eval()
+    with torch.inference_mode():
+        exact, rounded = network(values), quantized(network, [values])(values)
+    assert rounded.shape == exact.shape and rounded.dtype == torch.float32
+    assert float((exact - rounded).abs().max()) < 0.03 * float(exact.abs().max())
+    assert not torch.equal(exact, rounded)
+
+
+@pytest.mark.parametrize("kind", [Int8Linear, Int8Conv2d, Int8Pointwise])
+@pytest.mark.parametrize("channels", [2, 64])
+def test_the_largest_products_come_out_whole_on_this_cpu(kind: type[nn.Module], channels: int) -> None:
+    layer: nn.Linear | nn.Conv2d = nn.Linear(channels, 16) if kind is Int8Linear else nn.Conv2d(channels, 16, 1)
+    nn.init.constant_(layer.weight, 3.0)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    values = torch.full((2, channels) if kind is Int8Linear else (1, channels, 8, 8), 5.0)
+    with torch.inference_mode():
+        torch.testing.assert_close(kind(layer, Range(0.0, 5.0))(values), layer(values))
+
+
+def test_where_products_would_overflow_weights_have_fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.tensor([[1.0, -2.0], [0.0, 0.5]])
+    monkeypatch.setattr("adapters.inference.int8_weights.weight_steps", lambda: SAFE_STEPS)
+    steps, scales, zeros = by_channel(weight)
+    assert steps.tolist() == [[32, -64], [0, 64]] and zeros.tolist() == [0, 0]
+    assert (steps * scales[:, None]).tolist() == weight.tolist()
+
+
+def test_depthwise_convolutions_stay_float_and_share_their_weights() -> None:
+    network = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 3)).eval()
+    twin = quantized(network, [torch.randn(1, 8, 9, 9)])
+    assert isinstance(twin, nn.Sequential) and isinstance(twin[1], Int8Conv2d)
+    assert twin[0].weight is network[0].weight and isinstance(network[1], nn.Conv2d)
+
+
+def test_a_range_holds_zero_exactly() -> None:
+    measured = Range(0.0, 0.0).with_values(torch.tensor([-0.3, 0.9]))
+    assert measured.zero_point == 64 and 0 <= measured.zero_point <= 255
+    assert Range(0.0, 0.0).with_values(torch.tensor([2.0, 3.0])).zero_point == 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+def test_compiled_code_runs_for_prepared_shapes_only_and_follows_new_weights() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval()
+    calls: list[bool] = []
+    network[0].register_forward_pre_hook(lambda *_: calls.append(torch.compiler.is_compiling()))
+    compiled, image, other = Compiled(network), torch.randn(1, 3, 8, 8), torch.randn(1, 3, 8, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(image), network(image))
+        assert len(calls) == 2, "not prepared: it runs as it is"
+        torch.testing.assert_close(compiled.prepare(image), network(image), atol=1e-5, rtol=1e-5)
+        network[0].weight.data.mul_(2.0)
+        torch.testing.assert_close(compiled(image), network(image), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(compiled(other), network(other))

@@ -1,0 +1,130 @@
+"""One of two processes started by test_parallel.py: exchanges tensors and prints nothing unless an assertion fails."""
+
+import copy
+
+import torch
+from accelerate.accelerator import Accelerator
+from torch import nn
+
+from adapters.augmentation.classmix import class_mask
+from adapters.draws import Draws
+from adapters.mfm.branch import untouched_running_statistics
+from adapters.networks.batch_norm import batch_norm_layers
+from adapters.networks.sync_batch_norm import SyncedBatchNorm, synchronise_batch_norm
+from adapters.parallel import agree, average_buffers, average_gradients, check_replicated, sum_over_processes
+from adapters.self_training.pseudo_labels import pseudo_label
+from tests.adapters.recipes.adaptation_steps import network as small_network
+from tests.adapters.recipes.adaptation_steps import recipe_of
+
+
+class NoData(Accelerator):
+    """An accelerator whose device can only be told what to do, never asked for a value."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("meta")
+
+
+def main() -> None:
+    """What each of the two does."""
+    # Not "gloo" alone: as with NCCL, the default group is none that `agree` may take for one of the CPU.
+    torch.distributed.init_process_group("cpu:gloo")
+    accelerator = Accelerator(cpu=True)
+    check_replicated(accelerator)
+    assert accelerator.num_processes == 2
+    mine = float(accelerator.process_index)  # 0 and 1
+    network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    parameters = list(network.parameters())
+    for number, parameter in enumerate(parameters[:-1]):
+        parameter.grad = torch.full_like(parameter, number + mine)
+    average_gradients(accelerator, parameters)
+    assert [parameter.grad.unique().tolist() for parameter in parameters[:-1]] == [[0.5], [1.5], [2.5]]
+    assert parameters[-1].grad is None
+    assert agree(NoData(cpu=True), 3 * mine, 0.5 - mine) == (3.0, 0.5)
+    check_running_statistics(accelerator)
+    check_statistics_recipe(accelerator)
+    check_shared_counts(accelerator.process_index)
+    check_batch_norm(accelerator)
+    accelerator.end_training()
+
+
+def check_running_statistics(accelerator: Accelerator) -> None:
+    """Mean and variance of all that both processes saw: the variance is also that of their means."""
+    generator = torch.Generator().manual_seed(2)
+    seen = torch.randn(2, 500, 2, generator=generator, dtype=torch.float64) + torch.tensor([[[0.0]], [[4.0]]])
+    layer = nn.BatchNorm1d(2).double()
+    layer.running_mean.copy_(seen[accelerator.process_index].mean(dim=0))
+    layer.running_var.copy_(seen[accelerator.process_index].var(dim=0, correction=0))
+    layer.num_batches_tracked.fill_(7)
+    average_buffers(accelerator, nn.Sequential(layer))
+    torch.testing.assert_close(layer.running_mean, seen.mean(dim=(0, 1)))
+    torch.testing.assert_close(layer.running_var, seen.var(dim=(0, 1), correction=0))
+    assert layer.num_batches_tracked == 7
+    before = [buffer.clone() for buffer in layer.buffers()]
+    average_buffers(accelerator, layer)  # alike already, as with synchronised BatchNorm
+    assert all(torch.equal(*pair) for pair in zip(before, layer.buffers(), strict=True))
+
+
+def check_statistics_recipe(accelerator: Accelerator) -> None:
+    """BN statistics mixes the released ones with those of both processes together, not with each one's own."""
+    recipe = recipe_of(small_network(), name="bn_statistics", statistics_prior=3.0)
+    layers, mine = batch_norm_layers(recipe.student), float(accelerator.process_index)
+    recipe.load_state_dict({**recipe.state_dict(), "crops": 1})
+    released = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in layers]
+    for layer in layers:
+        layer.running_mean.fill_(4.0 * mine)
+        layer.running_var.fill_(1.0)
+    finished = batch_norm_layers(recipe.finished())
+    for layer, (mean, variance) in zip(finished, released, strict=True):
+        torch.testing.assert_close(layer.running_mean, 0.25 * 2.0 + 0.75 * mean)
+        torch.testing.assert_close(layer.running_var, 0.25 * (1.0 + 4.0) + 0.75 * variance)
+
+
+def check_shared_counts(rank: int) -> None:
+    """What one process would say of the whole batch, each says of its half: sums, the ratio q, ClassMix."""
+    assert sum_over_processes(torch.tensor([1, rank])).tolist() == [2, 1]
+    generator = torch.Generator().manual_seed(1)
+    mine = slice(2 * rank, 2 * rank + 2)
+    logits = 3 * torch.randn(4, 3, 8, 8, generator=generator)
+    valid = torch.ones(4, 8, 8, dtype=torch.bool)
+    valid[0, :5] = False  # so that the halves have other numbers of pixels
+    # Both processes give the whole batch here: sums double, ratios and sets stay what they are in one process.
+    whole = pseudo_label(logits, valid, valid, 0.9)
+    half = pseudo_label(logits[mine], valid[mine], valid[mine], 0.9)
+    assert torch.equal(half.kept_ratio, whole.kept_ratio) and torch.equal(half.weight, whole.weight[mine])
+    labels = torch.arange(7).repeat_interleave(5)[: 4 * 8].view(4, 8, 1)  # the halves have other classes
+    masks = class_mask(labels, Draws(3))
+    assert torch.equal(class_mask(labels[mine], Draws(3, rank=rank, processes=2)), masks[mine])
+
+
+def check_batch_norm(accelerator: Accelerator) -> None:
+    """Outputs, gradients, running statistics of a synchronised BatchNorm on half the batch, against the whole batch."""
+    rank, mine = accelerator.process_index, slice(2 * accelerator.process_index, 2 * accelerator.process_index + 2)
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 5, 6) * torch.tensor([1.0, 4.0, 9.0]).view(3, 1, 1) + 50.0
+    one = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2, affine=False))
+    two = copy.deepcopy(one)
+    synchronise_batch_norm(two, accelerator.device)
+    synchronise_batch_norm(two, accelerator.device)
+    assert [type(layer) for layer in two] == [nn.Conv2d, SyncedBatchNorm] * 2
+    assert two.state_dict().keys() == one.state_dict().keys()
+    for momentum in (0.1, None):
+        one[1].momentum = two[1].momentum = momentum
+        for _ in range(3):
+            expected, found = one(images), two(images[mine])
+            torch.testing.assert_close(found, expected[mine], rtol=1e-5, atol=1e-5)
+        for network, output in ((one, expected), (two, found)):
+            network.zero_grad()
+            output.pow(3).mean().backward()
+        average_gradients(accelerator, list(two.parameters()))
+        for parameter, reference in zip(two.parameters(), one.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, reference.grad, rtol=1e-4, atol=1e-5)
+        for buffer, reference in zip(two.buffers(), one.buffers(), strict=True):
+            torch.testing.assert_close(buffer, reference, rtol=1e-5, atol=1e-6)
+    one.load_state_dict(two.state_dict())
+    before = two[1].running_mean.clone()
+    with untouched_running_statistics(two):
+        torch.testing.assert_close(two(images[mine]), copy.deepcopy(one)(images)[mine], rtol=1e-5, atol=1e-5)
+    assert torch.equal(two[1].running_mean, before)
+    if rank == 0:  # alone: nothing is exchanged in eval mode
+        torch.testing.assert_close(two.eval()(images), one.eval()(images), rtol=1e-5, atol=1e-5)

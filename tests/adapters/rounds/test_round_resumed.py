@@ -1,0 +1,155 @@
+"""Rounds that are killed and go on: the same weights, bit for bit, as if nothing had happened; real processes."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from adapters.recipes.build import RECIPES
+from adapters.rounds.run import run_round
+from adapters.rounds.stop import StopRequest
+from configs.settings import RecipeSettings, Settings
+from daemon.rounds.launch import launch_command, launch_environment
+from daemon.runtime.process_group import PROC, command_line
+from storage import durable
+from storage.rounds.folder import RoundFolder
+from tests.adapters.rounds.forked_rounds import DEADLINE, fork, run_pair, wait
+
+ROOT = Path(__file__).parents[3]
+KILLED = -signal.SIGKILL
+RECIPES = [
+    pytest.param(name, mfm, id=f"{name}{'+mfm' if mfm else ''}")
+    for name in RECIPES
+    for mfm in (False, True)
+    if mfm is not RecipeSettings(name=name).test_time or name == "dacs"
+]
+"""Each recipe with all that it can have, and the barest one."""
+
+
+def sections(name: str, mfm: bool, **round_settings) -> dict:
+    """Settings of a round of 40 tiny steps with dropout."""
+    return {
+        "recipe": {"name": name},
+        "mfm": {"enabled": mfm},
+        "network": {"multi_resolution": name == "hrda", "dropout": 0.2},
+        "round": {"steps": 40, "save_steps": 20, "crop_height": 32, "crop_width": 32, **round_settings},
+    }
+
+
+def again(folder: RoundFolder, name: str) -> RoundFolder:
+    """Another folder with the same spec."""
+    copy = RoundFolder(folder.path.with_name(name))
+    copy.path.mkdir()
+    copy.spec_path.write_bytes(folder.spec_path.read_bytes())
+    return copy
+
+
+def launch(folder: RoundFolder) -> subprocess.Popen[bytes]:
+    """All processes of a round, as the daemon starts them."""
+    settings = Settings.model_validate(folder.spec().settings).round
+    command, environment = launch_command(settings, folder.spec_path), launch_environment(settings)
+    with folder.log.open("ab") as log:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+
+def kill_all(folder: RoundFolder) -> None:
+    """SIGKILL to the launcher and to the processes of the round, which lead groups of their own."""
+    pids = [int(path.name) for path in PROC.glob("[0-9]*")]
+    for pid in pids:
+        if pid != os.getpid() and str(folder.spec_path) in command_line(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def killed_before_a_second_state() -> None:
+    """The first state is published; at the second one everything is written, and SIGKILL comes before its name."""
+    publish = durable.publish_directory
+
+    def publish_once(temp: Path, final: Path) -> None:
+        if final.parent.name == "state" and list(final.parent.glob("[0-9]*")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        publish(temp, final)
+
+    durable.publish_directory = publish_once
+
+
+def in_one_go(folder: RoundFolder) -> None:
+    with StopRequest() as stop:
+        assert run_round(folder.spec_path, stop) == 0
+
+
+def assert_same(one: RoundFolder, other: RoundFolder, steps: int = 40) -> None:
+    """The candidate, and everything that the next round would inherit."""
+    assert one.states.steps() == other.states.steps() == [steps]
+    files = [one.candidate, *sorted(one.states.latest().glob("*.safetensors"))]
+    assert {"student.safetensors", "state.safetensors"} <= {path.name for path in files}
+    for path in files:
+        mine, theirs = load_file(path), load_file(other.path / path.relative_to(one.path))
+        assert mine.keys() == theirs.keys()
+        different = [key for key in mine if not torch.equal(mine[key], theirs[key])]
+        assert not different, f"{path.name}: {different}"
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "mfm"), RECIPES)
+def test_killed_and_gone_on_is_the_same_as_in_one_go(training_state, name: str, mfm: bool) -> None:
+    whole = training_state.round(**sections(name, mfm))
+    killed = again(whole, "000002")
+    process = fork(killed)
+    end = time.monotonic() + DEADLINE
+    while killed.states.steps() != [20]:
+        assert time.monotonic() < end and process.is_alive(), killed.log.read_text()
+        time.sleep(0.001)
+    process.kill()
+    assert wait(process) == KILLED and killed.scores() is None
+    process = fork(killed)
+    in_one_go(whole)
+    assert wait(process) == 0, killed.log.read_text()
+    assert "goes on after step 20" in killed.log.read_text()
+    assert killed.scores().steps == 40 and killed.last_progress().step == 40
+    assert_same(whole, killed)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.slow
+def test_each_of_two_processes_goes_on_from_its_own_statistics(training_state) -> None:
+    """Without `sync_batch_norm` they have seen other crops; the file of the second one is compared as well."""
+    settings = {"steps": 200, "processes": 2, "sync_batch_norm": False}
+    whole = training_state.round(**sections("bn_statistics", False, **settings))
+    killed = again(whole, "000002")
+    process = launch(killed)
+    end = time.monotonic() + DEADLINE
+    while not killed.states.steps():
+        assert time.monotonic() < end and process.poll() is None, killed.log.read_text()
+        time.sleep(0.005)
+    kill_all(killed)
+    assert process.wait(DEADLINE) == KILLED and killed.scores() is None
+    step, state = killed.states.steps()[-1], killed.states.latest()
+    own, first = load_file(state / "statistics_1.safetensors"), load_file(state / "student.safetensors")
+    running = [name for name in own if "running" in name]
+    assert running and not any(torch.equal(first[name.removeprefix("student.")], own[name]) for name in running)
+    run_pair(killed)
+    run_pair(whole)
+    assert f"goes on after step {step}\n" in killed.log.read_text()
+    assert_same(whole, killed, steps=200)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.slow
+def test_a_kill_in_the_middle_of_saving_leaves_the_state_before(training_state) -> None:
+    whole = training_state.round(**sections("dacs", True))
+    killed = again(whole, "000002")
+    process = fork(killed, killed_before_a_second_state)
+    in_one_go(whole)
+    assert wait(process) == KILLED, killed.log.read_text()
+    states = killed.states
+    assert states.steps() == [20]
+    assert sorted(path.name for path in states.root.iterdir()) == [".000040.partial", "000020"]
+    in_one_go(killed)
+    assert [path.name for path in states.root.iterdir()] == ["000040"], "what the kill left is gone"
+    assert_same(whole, killed)

@@ -1,0 +1,397 @@
+"""The control API on a real socket: open to look at, closed to change, every error with a code."""
+
+import json
+import socket
+import stat
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import httpx
+import pytest
+
+from configs.errors import ConfigError
+from daemon.control.app import ControlContext, create_control_app
+from daemon.control.client import ControlClient
+from daemon.control.server import ControlServer, bind
+from daemon.control.state_metrics import StateCollector
+from daemon.errors import AddressInUse, Stopping
+from daemon.metrics import Metrics
+from daemon.net import connection_limits
+from daemon.net.token import control_token, same_token
+from daemon.rounds.loop import RoundLoop
+from daemon.runtime.child_records import ChildRecords
+from daemon.runtime.health import Health
+from daemon.runtime.run_files import write_run_file
+from daemon.runtime.worker import Component
+from storage.registry.manifest import HistoryEvent
+from storage.rounds.folder import RoundStore
+from storage.rounds.records import RoundScores, RoundSpec
+
+TOKEN = "correct horse"
+
+
+@pytest.fixture
+def world(bench, registry, layout, add_version, drop, write_image) -> Iterator[SimpleNamespace]:
+    """A control server on a state directory with version 1 serving and six frames."""
+    add_version()
+    made = bench()
+    for number in range(6):
+        write_image(drop / f"{number}.png", number)
+    made.until(lambda: made.counts.frames == 6)
+    settings, metrics = made.settings, Metrics(made.settings)
+    rounds = RoundLoop(settings, made.buffer, registry, metrics.rounds, ChildRecords(layout.run_file("children")))
+    parts = [Component("ingest", lambda: 0.05, metrics.process), Component("rounds", lambda: 0.05, metrics.process)]
+    health = Health(parts, may_take_long="rounds", registry=registry)
+    metrics.registry.register(StateCollector(settings, made.buffer.catalog, list))
+    app = create_control_app(ControlContext(settings, registry, rounds, metrics, health, TOKEN, made.ingest.retries))
+    server = ControlServer(app, bind(settings.control))
+    for part in parts:
+        part.start()
+    server.start()
+    host, port = server.address
+    with httpx.Client(base_url=f"http://{host}:{port}", trust_env=False) as client:
+        yield SimpleNamespace(
+            client=client, app=app, parts=parts, rounds=rounds, server=server, settings=settings, bench=made
+        )
+    server.stop()
+    for part in parts:
+        part.ask_to_stop()
+        part.join(5.0)
+
+
+AUTHORISED = {"Authorization": f"Bearer {TOKEN}"}
+JSON = {"Content-Type": "application/json"}
+CHANGES = ["/v1/rounds", "/v1/rollback", "/v1/checkpoints/1/pin", "/v1/checkpoints/1/unpin", "/v1/refused/retry"]
+
+
+WRONG = [None, "Bearer wrong", f"Basic {TOKEN}", "Bearer", f"Bearer {TOKEN}x", "Bearer é".encode("latin-1")]
+
+
+def test_a_change_needs_the_token(world, registry):
+    before = registry.history()
+    for path in CHANGES:
+        for given in WRONG:
+            answer = world.client.post(path, headers={} if given is None else {"Authorization": given})
+            assert answer.status_code == 401, (path, given)
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
+            assert answer.json()["code"] == "unauthorized"
+    assert registry.history() == before
+    assert world.rounds.running is None
+
+
+def test_a_body_is_not_read_before_the_token_is_seen_and_not_on_without_end(world):
+    json = {"Content-Type": "application/json"}
+    for path in CHANGES[1:]:
+        assert world.client.post(path, content=b"{", headers=json).status_code == 401, "not what is wrong with its body"
+    answer = world.client.post("/v1/rollback", content=(b" " * 1_000_000 for _ in range(9)), headers=json | AUTHORISED)
+    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+    tracemalloc.start()
+    try:
+        answer = world.client.post("/v1/rollback", content=(b" " * 1_000_000 for _ in range(50)), headers=json)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert answer.status_code == 401
+    assert peak < 20_000_000, "50 MB of somebody without a token are nowhere"
+
+
+def test_a_number_that_no_disk_could_name_is_refused(world):
+    for number in ("9" * 10, "9" * 300):
+        for answer in (
+            world.client.get(f"/v1/rounds/{number}"),
+            world.client.post(f"/v1/checkpoints/{number}/pin", headers=AUTHORISED),
+            world.client.post("/v1/rollback", headers=AUTHORISED, content=f'{{"to": {number}}}'),
+        ):
+            assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+
+
+def test_a_stopping_daemon_says_so_to_a_command_that_wants_a_round(world, layout):
+    layout.token_file.write_text(TOKEN)
+    write_run_file(layout.run_file("daemon"), *world.server.address)
+    client = ControlClient(world.settings, layout)
+    assert client.running_round() is None and not client.left
+    world.rounds.stop()
+    with pytest.raises(Stopping, match="is being stopped and starts no round; ask again when it runs"):
+        client.start_round()
+    layout.run_file("daemon").unlink()
+    assert client.left and not client.replaced
+    write_run_file(layout.run_file("daemon"), *world.server.address)
+    assert client.left and client.replaced, "another start, perhaps at the same port"
+
+
+def test_whatever_is_not_a_look_needs_the_token(world):
+    """Also routes that are added later."""
+    paths = world.app.openapi()["paths"]
+    changing = [(method, path) for path in paths for method in paths[path] if method not in ("get", "head", "options")]
+    assert len(changing) >= len(CHANGES)
+    for method, path in changing:
+        answer = world.client.request(method, path.replace("{version}", "1"))
+        assert answer.status_code in (401, 403), (method, path)
+
+
+def test_looking_needs_none(world):
+    for path in ("/healthz", "/readyz", "/metrics", "/v1/status", "/v1/checkpoints", "/v1/rounds"):
+        assert world.client.get(path).status_code == 200, path
+
+
+def test_head_is_answered_like_get_without_the_body_and_changes_nothing(world, registry):
+    for path in ("/healthz", "/readyz", "/v1/status", "/"):
+        asked, looked = world.client.get(path), world.client.head(path)
+        assert (looked.status_code, looked.content) == (asked.status_code, b""), path
+    before = registry.history()
+    assert world.client.head("/v1/rollback").status_code == 405
+    assert registry.history() == before
+
+
+def test_status_is_the_picture_that_the_command_prints(world):
+    status = world.client.get("/v1/status").json()
+    assert status["buffer"]["frames"] == 6
+    assert status["serving"]["version"] == 1
+    assert status["messages"]
+
+
+def test_rollback_goes_to_the_version_before_and_is_in_the_history(world, registry, add_version):
+    add_version(parent=1)
+    answer = world.client.post("/v1/rollback", headers=AUTHORISED, json={"reason": "it hallucinates buses"})
+    assert (answer.status_code, answer.json()["version"]) == (200, 1)
+    assert registry.ref("serving").version == 1
+    last = registry.history()[-1]
+    assert (last.event, last.by, last.reason) == ("rolled_back", "operator", "it hallucinates buses")
+
+
+def test_a_rollback_that_is_asked_for_again_goes_no_further_back(world, registry, add_version):
+    add_version(parent=1)
+    add_version(parent=2)
+    wanted = {"expected": 3}
+    assert world.client.post("/v1/rollback", headers=AUTHORISED, json=wanted).json()["version"] == 2
+    again = world.client.post("/v1/rollback", headers=AUTHORISED, json=wanted)
+    assert (again.status_code, again.json()["code"]) == (409, "serving_changed")
+    assert registry.ref("serving").version == 2
+
+
+@pytest.mark.parametrize("reason", ["\ud800", "a\x00b", "\x1b[2J", "x" * 2001], ids=["half", "nul", "escape", "long"])
+def test_a_reason_that_is_no_text_is_refused_and_nothing_moves(world, registry, add_version, reason):
+    add_version(parent=1)
+    before = registry.history()
+    for path in ("/v1/rollback", "/v1/checkpoints/1/pin"):
+        answer = world.client.post(path, headers=AUTHORISED | JSON, content=json.dumps({"reason": reason}))
+        assert (answer.status_code, answer.json()["code"]) == (422, "reason_invalid"), answer.text
+    assert registry.history() == before and registry.ref("serving").version == 2
+
+
+def test_half_a_character_in_a_name_is_the_clients_error(world):
+    answer = world.client.post("/v1/rollback", headers=AUTHORISED | JSON, content=b'{"\\ud800": 1}')
+    assert answer.status_code == 422, answer.text
+
+
+def test_rollback_without_a_body_works_and_without_a_target_says_so(world):
+    answer = world.client.post("/v1/rollback", headers=AUTHORISED)
+    assert answer.status_code == 404
+    assert answer.json()["code"] == "version_unknown"
+    assert "nothing to roll back to" in answer.json()["message"]
+
+
+def test_errors_have_codes(world):
+    post, get = world.client.post, world.client.get
+    cases = [
+        (post("/v1/rollback", headers=AUTHORISED, json={"to": 77}), 404, "version_unknown"),
+        (post("/v1/rollback", headers=AUTHORISED, json={"to": 1}), 409, "storage"),
+        (post("/v1/rollback", headers=AUTHORISED, json={"too": 1}), 422, "invalid_request"),
+        (post("/v1/rollback", headers=AUTHORISED, content=b"{"), 422, "invalid_request"),
+        (post("/v1/checkpoints/9/pin", headers=AUTHORISED), 404, "version_unknown"),
+        (post("/v1/checkpoints/1/unpin", headers=AUTHORISED), 404, "version_unknown"),
+        (get("/v1/rounds/3"), 404, "round_unknown"),
+        (get("/v1/rounds?limit=0"), 422, "invalid_request"),
+        (get("/nowhere"), 404, "not_found"),
+    ]
+    for answer, status, code in cases:
+        assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
+        assert answer.json()["message"]
+
+
+def test_pin_and_unpin(world, registry):
+    assert world.client.post("/v1/checkpoints/1/pin", headers=AUTHORISED).json() == {"pinned": [1]}
+    assert world.client.get("/v1/checkpoints").json()["versions"][0]["pinned"] is True
+    assert world.client.post("/v1/checkpoints/1/unpin", headers=AUTHORISED, json={"reason": "old"}).json() == {
+        "pinned": []
+    }
+
+
+def test_a_damaged_version_is_listed_as_such(world, registry):
+    (registry.root / "versions" / "000001" / "manifest.json").write_text("{")
+    (version,) = world.client.get("/v1/checkpoints").json()["versions"]
+    assert "not a manifest" in version["damaged"]
+
+
+@pytest.mark.parametrize("damage", ["garbage", None])
+def test_a_serving_ref_that_is_damaged_or_gone_hides_no_version(world, registry, damage):
+    path = registry.ref_path("serving")
+    path.unlink() if damage is None else path.write_text(damage)
+    answer = world.client.get("/v1/checkpoints")
+    told = answer.json()
+    assert (answer.status_code, told["serving"], [item["version"] for item in told["versions"]]) == (200, None, [1])
+    assert ["refs/serving" in text for text in told["damaged"]] == [True]
+
+
+def test_versions_that_never_served_are_marked(world, registry, add_version):
+    add_version(1, promote=False)
+    registry.record(HistoryEvent(at=1.0, event="rejected", version=2, previous=1, by="gate", reason="odd"))
+    versions = world.client.get("/v1/checkpoints").json()["versions"]
+    assert [(item["version"], item["marks"]) for item in versions] == [(1, []), (2, ["never served", "rejected"])]
+
+
+def test_a_round_is_accepted_once(world):
+    answer = world.client.post("/v1/rounds", headers=AUTHORISED)
+    assert (answer.status_code, answer.json()) == (202, {"round": 1})
+    again = world.client.post("/v1/rounds", headers=AUTHORISED)
+    assert (again.status_code, again.json()["code"]) == (409, "round_running")
+    assert world.client.get("/v1/rounds").json()["running"] == 1
+
+
+def test_too_few_frames_are_no_round(world, registry, tmp_path):
+    world.rounds._settings = world.settings.model_copy(
+        update={"schedule": world.settings.schedule.model_copy(update={"min_frames": 100})}
+    )
+    answer = world.client.post("/v1/rounds", headers=AUTHORISED)
+    assert (answer.status_code, answer.json()["code"]) == (409, "not_enough_frames")
+
+
+def test_a_round_can_be_looked_at(world, layout):
+    folder = RoundStore(layout.rounds).create(
+        RoundSpec(
+            round=1, incumbent=1, released=1, train_frames=(1,), holdout_frames=(2,), settings={}, created=5.0,
+            trigger="manual",
+        )
+    )  # fmt: skip
+    folder.write_scores(RoundScores(status="failed", reason="non-finite loss", steps=3, seconds=9.0))
+    detail = world.client.get("/v1/rounds/1").json()
+    assert (detail["summary"]["result"], detail["summary"]["seconds"], detail["verdict"]) == ("failed", 9.0, None)
+    assert [item["round"] for item in world.client.get("/v1/rounds").json()["rounds"]] == [1]
+
+
+def test_live_and_ready_are_different_questions(world, registry):
+    registry.ref_path("serving").unlink()
+    assert world.client.get("/healthz").status_code == 200
+    answer = world.client.get("/readyz")
+    assert answer.status_code == 503 and "missing, though version 1" in answer.json()["problems"][0]
+    (registry.root / "history.jsonl").unlink()
+    assert world.client.get("/readyz").json()["problems"] == ["no version serves"]
+
+
+def test_a_thread_that_ended_by_itself_is_not_alive(world, wait_until):
+    world.parts[0].ask_to_stop()
+    wait_until(lambda: not world.parts[0].alive)
+    answer = world.client.get("/healthz")
+    assert answer.status_code == 503
+    assert answer.json()["problems"][0].startswith("ingest: no step ended")
+
+
+def test_a_stuck_step_is_noticed_but_a_long_round_is_none(world, monkeypatch):
+    monkeypatch.setattr("daemon.runtime.health.STUCK_SECONDS", -1.0)
+    problems = world.client.get("/healthz").json()["problems"]
+    assert [problem.split(":")[0] for problem in problems] == ["ingest"]
+
+
+def test_a_taken_port_is_told(make_settings):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(AddressInUse, match=f"control.port {port}"):
+            bind(make_settings(control={"port": port}).control)
+
+
+def test_stop_closes_the_port(world):
+    host, port = world.server.address
+    world.server.stop()
+    assert not world.server.alive
+    with pytest.raises(OSError):
+        socket.create_connection((host, port), timeout=1).close()
+
+
+def test_the_token_is_made_once_and_only_its_owner_may_read_it(make_settings, layout):
+    token = control_token(make_settings().control, layout)
+    assert len(token) >= 32
+    assert control_token(make_settings().control, layout) == token
+    assert stat.S_IMODE(layout.token_file.stat().st_mode) == 0o600
+    layout.token_file.write_text("")
+    assert control_token(make_settings().control, layout) != token
+
+
+def test_the_token_comes_from_settings_or_a_file(make_settings, layout, tmp_path):
+    assert control_token(make_settings(control={"token": "abc"}).control, layout) == "abc"
+    file = tmp_path / "token"
+    file.write_text("from a file\n")
+    assert control_token(make_settings(control={"token_file": file}).control, layout) == "from a file"
+    file.write_text(" \n")
+    with pytest.raises(ConfigError, match=r"control\.token_file: .* is empty"):
+        control_token(make_settings(control={"token_file": file}).control, layout)
+    file.unlink()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        control_token(make_settings(control={"token_file": file}).control, layout)
+    assert not layout.token_file.exists()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.org"])
+def test_a_public_address_without_a_configured_token_is_refused(make_settings, layout, host):
+    with pytest.raises(ConfigError, match=r"control\.host"):
+        control_token(make_settings(control={"host": host}).control, layout)
+    assert control_token(make_settings(control={"host": host, "token": "x"}).control, layout) == "x"
+
+
+def test_tokens_are_compared_whole():
+    assert same_token("abc", "abc")
+    assert not same_token("ab", "abc")
+    assert not same_token("é", "abc")
+
+
+@pytest.mark.parametrize("part", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n"])
+def test_a_client_that_sends_no_whole_head_is_hung_up_on_while_others_are_answered(world, monkeypatch, part):
+    monkeypatch.setattr(connection_limits, "HEAD_SECONDS", 0.5)
+    with socket.create_connection(world.server.address, timeout=20) as wire:
+        wire.sendall(part)
+        assert world.client.get("/healthz").status_code == 200
+        assert wire.recv(4096) == b"", "closed, without an answer"
+    assert world.client.get("/healthz").status_code == 200
+
+
+def test_many_threads_ask_at_once(world):
+    answers = []
+
+    def ask() -> None:
+        answers.extend(world.client.get(path).status_code for path in ("/v1/status", "/metrics", "/v1/rounds"))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [200] * 24
+
+
+def test_refused_files_are_tried_again_by_ingest(world, drop):
+    (drop / "bad.png").write_text("no image")
+    world.bench.until(lambda: world.bench.counts.refused == {"not_an_image": 1})
+    answer = _retried(world, b'{"paths": ["bad.png", "other.png"]}')
+    assert (answer.status_code, answer.json()) == (200, {"retried": ["bad.png"]})
+    world.bench.until(lambda: world.bench.value("mfmd_ingest_rejected_total", reason="not_an_image") == 2)
+
+
+@pytest.mark.parametrize("body", [b'{"paths": ["\\ud800"]}', b'{"reason": "\\ud800"}'])
+def test_half_a_character_is_the_name_of_no_refused_file(world, body):
+    answer = _retried(world, body)
+    assert (answer.status_code, answer.json()) == (200, {"retried": []})
+
+
+def _retried(world, body: bytes) -> httpx.Response:
+    """The answer of ingest, which runs meanwhile."""
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        answers.append(world.client.post("/v1/refused/retry", headers=AUTHORISED | JSON, content=body))
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    world.bench.until(lambda: answers)
+    asker.join()
+    return answers[0]

@@ -1,0 +1,181 @@
+"""The operator's page on a real socket: what it shows is escaped, and only somebody with the token rolls back."""
+
+import re
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from daemon.control.page import MOST_FORM_BYTES, create_page
+from daemon.control.server import ControlServer, bind
+from storage.registry.manifest import HistoryEvent
+
+TOKEN = "correct horse"
+NASTY = "<script>alert('x')</script> & \"quotes\""
+
+
+@pytest.fixture
+def page(make_settings, registry, add_version) -> Iterator[SimpleNamespace]:
+    """Versions 1 to 3, the last of which serves; the page answers."""
+    for parent in (None, 1, 2):
+        add_version(parent)
+    settings = make_settings()
+    app = FastAPI()
+    app.include_router(create_page(settings, registry, TOKEN))
+    server = ControlServer(app, bind(settings.control))
+    server.start()
+    host, port = server.address
+    with httpx.Client(base_url=f"http://{host}:{port}", trust_env=False) as client:
+
+        def send(headers: dict[str, str] | None = None, **changes: str) -> httpx.Response:
+            form = {"token": TOKEN, "serving": "3", "to": "", "reason": "poles vanish"} | changes
+            return client.post("/rollback", data=form, headers=headers or {})
+
+        yield SimpleNamespace(client=client, send=send, origin=f"http://{host}:{port}")
+    server.stop()
+
+
+def serving(registry) -> int:
+    return registry.ref("serving").version
+
+
+def test_it_shows_what_serves_and_what_happened(page, registry):
+    answer = page.client.get("/")
+    assert answer.status_code == 200 and answer.headers["Content-Type"].startswith("text/html")
+    text = answer.text
+    assert "version 3, pretrain: test" in text and "Roll back from version 3" in text
+    assert "the daemon does not run" in text, "what needs attention"
+    assert [event for event in ("added", "promoted") if f"<td>{event}</td>" in text] == ["added", "promoted"]
+    assert "No round yet." in text
+
+
+def test_it_says_which_versions_nobody_should_go_back_to_blindly(page, registry, add_version):
+    for event in ("rejected", "inconclusive"):
+        candidate = add_version(3, promote=False)
+        registry.record(HistoryEvent(at=1.0, event=event, version=candidate, previous=3, by="gate", reason="odd"))
+    registry.set_shadow(add_version(3, promote=False), by="operator", reason="look")
+    page.send(to="1")
+    choices = re.findall(r"<option[^>]*>([^<]*)</option>", page.client.get("/").text)
+    assert choices == [
+        "the version that served before",
+        "version 6 (never served)",
+        "version 5 (never served, inconclusive)",
+        "version 4 (never served, rejected)",
+        "version 3 (rolled back)",
+        "version 2",
+    ]
+    page.send(serving="1", to="4", reason="the gate is wrong")
+    assert serving(registry) == 4
+    page.send(serving="4", to="2", reason="it was not")
+    assert "version 4 (rolled back, rejected)" in page.client.get("/").text
+
+
+@pytest.mark.parametrize("damage", ["garbage", None])
+def test_with_a_damaged_ref_it_says_what_to_do_and_not_that_there_is_no_version(page, registry, damage):
+    path = registry.ref_path("serving")
+    path.unlink() if damage is None else path.write_text(damage)
+    text = page.client.get("/").text
+    assert "There is no other version" not in text and "`mfmd rollback --to N`" in text and "<form" not in text
+    assert "It is not known which version serves" in text
+
+
+def test_versions_of_which_none_ever_served_are_told_from_a_damaged_ref(page, layout):
+    for name in ("refs/serving", "history.jsonl"):
+        (layout.checkpoints / name).unlink()
+    text = page.client.get("/").text
+    assert "No version serves: `mfmd rollback --to N`" in text and "not known which" not in text
+
+
+def test_it_needs_nothing_from_elsewhere_and_runs_no_script(page):
+    answer = page.client.get("/")
+    assert not re.search(r"(src|href)=|url\(|@import|<script|<link| on\w+=", answer.text)
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert TOKEN not in answer.text
+
+
+def test_what_others_wrote_is_escaped(page, registry):
+    registry.record(HistoryEvent(at=1.0, event="rejected", version=None, by=NASTY, reason=NASTY))
+    page.send(reason=NASTY)
+    assert registry.history()[-1].reason == NASTY
+    for text in (page.client.get("/").text, page.send(serving="1", to=NASTY).text, page.send(token=NASTY).text):
+        assert "<script" not in text
+    assert "&lt;script&gt;alert(&#x27;x&#x27;)" in page.client.get("/").text
+
+
+def test_the_form_rolls_back_with_its_reason(page, registry):
+    answer = page.send()
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/")
+    assert serving(registry) == 2
+    last = registry.history()[-1]
+    assert (last.event, last.version, last.by, last.reason) == ("rolled_back", 2, "operator", "poles vanish")
+    assert page.send(serving="2", to="3", reason="it was the camera").status_code == 303
+    assert serving(registry) == 3
+
+
+def test_sent_twice_or_after_somebody_else_it_does_nothing(page, registry):
+    assert page.send().status_code == 303
+    again = page.send()
+    assert again.status_code == 409
+    assert "version 2 serves, not version 3; nothing was rolled back" in again.text
+    assert serving(registry) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "words"),
+    [
+        ({"token": "wrong"}, 401, "wrong control token"),
+        ({"token": ""}, 401, "wrong control token"),
+        ({"reason": "  "}, 422, "say why"),
+        ({"serving": ""}, 422, "must be numbers of versions"),
+        ({"to": "x"}, 422, "must be numbers of versions"),
+        ({"to": "9" * 5000}, 422, "must be numbers of versions"),
+        ({"to": "77"}, 404, "no version 77"),
+        ({"to": "3"}, 409, "serves already"),
+        ({"reason": "x" * MOST_FORM_BYTES}, 413, "a form of more than"),
+        ({"reason": "a\x00b"}, 422, "is no text"),
+        ({str(number): "x" for number in range(20)}, 422, "not a form"),
+    ],
+)
+def test_what_cannot_be_done_is_said_on_the_page(page, registry, changes, status, words):
+    before = registry.history()
+    answer = page.send(**changes)
+    assert (answer.status_code, words in answer.text, "Not rolled back" in answer.text) == (status, True, True)
+    assert serving(registry) == 3 and registry.history() == before
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_a_form_of_another_site_is_refused_even_with_the_token(page, registry, headers):
+    answer = page.send(headers=headers)
+    assert answer.status_code == 403 and "another site" in answer.text
+    assert serving(registry) == 3
+
+
+def test_the_page_itself_is_no_other_site(page, registry):
+    assert page.send(headers={"Origin": page.origin, "Sec-Fetch-Site": "same-origin"}).status_code == 303
+    behind_a_proxy = {"Origin": "https://mfmd.example", "Sec-Fetch-Site": "same-origin"}
+    assert page.send(headers=behind_a_proxy, serving="2", to="3").status_code == 303
+    assert serving(registry) == 3
+
+
+def test_a_damaged_registry_still_has_a_page(page, registry):
+    registry.ref_path("serving").write_text("{")
+    answer = page.client.get("/")
+    assert answer.status_code == 200 and "not a ref" in answer.text
+    assert page.send().status_code == 409
+
+
+def test_bytes_that_are_no_text_are_refused(page, registry):
+    answer = page.client.post("/rollback", content=b"\xff\xfe=1")
+    assert answer.status_code == 422 and "not a form" in answer.text

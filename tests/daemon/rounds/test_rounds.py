@@ -1,0 +1,328 @@
+"""A round from outside: whatever its process does, frames are released, the end is recorded, the incumbent serves."""
+
+import json
+import sys
+import threading
+import time
+
+import pytest
+
+from daemon.errors import NoCheckpoint, NotEnoughFrames, RoundRunning, Stopping
+from daemon.metrics import Metrics
+from daemon.rounds import runner as rounds
+from daemon.rounds.history import round_facts, schedule_state, summaries
+from daemon.rounds.launch import MEMORY_KEPT, launch_command, launch_environment
+from daemon.rounds.loop import RoundLoop
+from daemon.rounds.recovery import recover
+from daemon.rounds.runner import RoundContext, RoundFailed, run_round
+from daemon.rounds.schedule import due
+from daemon.runtime.child_records import ChildRecords
+from daemon.runtime.process_group import group_alive
+from storage.rounds.records import Progress, RoundScores, RoundSpec
+
+
+def _run(world, registry, stop=None, on_progress=None, children=None, trigger="manual"):
+    show = on_progress or (lambda progress: None)
+    stop = stop or threading.Event()
+    return run_round(RoundContext(world.settings, world.buffer, registry, stop, show, children), trigger)
+
+
+def test_the_spec_says_what_to_work_on_and_frames_are_held_meanwhile(world, registry, store, program):
+    program("print(len(folder.spec().train_frames)); scores('failed', 'non-finite loss at step 3')")
+    held = []
+    world.buffer.lease, real = lambda number: held.append(real(number)) or held[-1], world.buffer.lease
+    with pytest.raises(RoundFailed, match="non-finite loss at step 3"):
+        _run(world, registry)
+    spec = store.latest().spec()
+    assert (spec.round, spec.incumbent, spec.released, spec.trigger) == (1, 1, 1, "manual")
+    assert sorted(spec.train_frames + spec.holdout_frames) == [record.id for record in held[0]]
+    assert {record.id for record in held[0] if record.holdout} == set(spec.holdout_frames)
+    assert spec.settings["round"]["steps"] == 2
+    assert world.buffer.leases() == []
+
+
+def test_a_failed_round_is_rejected_recorded_and_the_incumbent_stays(world, registry, store, program):
+    program("scores('failed', 'non-finite loss at step 3')")
+    with pytest.raises(RoundFailed) as error:
+        _run(world, registry)
+    assert error.value.verdict.decision == "rejected"
+    assert store.latest().verdict() == error.value.verdict
+    assert registry.ref("serving").version == 1
+    assert registry.history()[-1].event == "rejected"
+    assert summaries(store, 5, alive=False)[0].result == "failed"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("print('before'); raise RuntimeError('cuda out of memory')", "status 1 .*cuda out of memory"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL"),
+        ("pass", "ended with status 0 before it could write its scores"),
+        ("progress(4); sys.exit(7)", "status 7"),
+    ],
+)
+def test_a_crash_is_recorded_with_its_cause(world, registry, store, program, code, reason):
+    program(code)
+    with pytest.raises(RoundFailed, match=reason):
+        _run(world, registry)
+    scores = store.latest().scores()
+    assert scores.status == "failed"
+    assert scores.steps == (4 if "progress(4)" in code else 0)
+    assert world.buffer.leases() == []
+
+
+def test_a_hanging_round_is_ended_with_everything_it_started(world, registry, program, monkeypatch, layout):
+    program("import subprocess; subprocess.Popen(['sleep', '600']); time.sleep(600)")
+    monkeypatch.setattr(rounds, "SCORING_SECONDS", 1.5 - world.settings.round.max_seconds)
+    monkeypatch.setattr(rounds, "GRACE_SECONDS", 0.5)
+    groups = []
+    children = ChildRecords(layout.run_file("children"))
+    monkeypatch.setattr(children, "add", lambda name, group, mark: groups.append(group))
+    with pytest.raises(RoundFailed, match="no end after"):
+        _run(world, registry, children=children)
+    assert not group_alive(groups[0])
+
+
+def test_stop_ends_it_cleanly(world, registry, store, program):
+    program("signal.signal(15, lambda *_: (scores('stopped', 'SIGTERM'), os._exit(0))); progress(1); time.sleep(600)")
+    stop = threading.Event()
+    verdict = _run(world, registry, stop, on_progress=lambda progress: stop.set())
+    assert verdict.decision == "inconclusive"
+    assert store.latest().scores().status == "stopped"
+    assert summaries(store, 5, alive=False)[0].result == "stopped"
+
+
+def test_a_round_that_does_not_stop_is_killed_and_counts_as_stopped(world, registry, store, program, monkeypatch):
+    program("signal.signal(15, signal.SIG_IGN); progress(2); time.sleep(600)")
+    monkeypatch.setattr(rounds, "GRACE_SECONDS", 0.3)
+    stop = threading.Event()
+    verdict = _run(world, registry, stop, on_progress=lambda progress: stop.set())
+    assert verdict.decision == "inconclusive"
+    assert (store.latest().scores().status, store.latest().scores().steps) == ("stopped", 2)
+
+
+def test_progress_is_handed_on_and_the_process_is_on_record_meanwhile(world, registry, program, layout):
+    program("progress(1); time.sleep(0.5); progress(2); time.sleep(0.5); scores('failed', 'enough')")
+    children = ChildRecords(layout.run_file("children"))
+    seen, names = [], []
+
+    def show(progress: Progress) -> None:
+        seen.append(progress.step)
+        names.extend(child["name"] for child in json.loads(children.path.read_text())["children"])
+
+    with pytest.raises(RoundFailed):
+        _run(world, registry, on_progress=show, children=children)
+    assert seen[-1] == 2
+    assert set(names) == {"round 1"}
+    assert json.loads(children.path.read_text()) == {"children": []}
+
+
+def test_nothing_starts_without_version_or_frames(bench, registry, add_version, drop, write_image, store):
+    world = bench(buffer={"holdout_fraction": 1.0})
+    with pytest.raises(NoCheckpoint, match="mfmd pretrain"):
+        _run(world, registry)
+    add_version()
+    with pytest.raises(NotEnoughFrames, match="0 frames in the buffer"):
+        _run(world, registry)
+    for number in range(4):
+        write_image(drop / f"{number}.png", number)
+    world.until(lambda: world.counts.frames == 4)
+    with pytest.raises(NotEnoughFrames, match="every frame is held out"):
+        _run(world, registry)
+    assert world.buffer.leases() == []
+    assert store.numbers() == []
+
+
+def test_old_round_folders_are_pruned(world, registry, store, program):
+    program("scores('failed', 'no')")
+    world.settings = world.settings.model_copy(
+        update={"round": world.settings.round.model_copy(update={"keep_folders": 2})}
+    )
+    for _ in range(3):
+        with pytest.raises(RoundFailed):
+            _run(world, registry)
+    assert store.numbers() == [2, 3]
+
+
+def _spec(number: int, settings, frames: tuple[int, ...] = (1, 2)) -> RoundSpec:
+    return RoundSpec(
+        round=number,
+        incumbent=1,
+        released=1,
+        train_frames=frames,
+        holdout_frames=(3,),
+        settings=settings.model_dump(mode="json"),
+        created=time.time() - 60,
+        trigger="manual",
+    )
+
+
+def test_recovery_ends_what_a_killed_daemon_left(world, registry, store, layout, tmp_path):
+    folder = store.create(_spec(1, world.settings))
+    folder.append_progress(Progress(at=time.time(), phase="training", step=11, steps=20))
+    world.buffer.lease(1)
+    child = rounds.ProcessGroup([sys.executable, "-S", "-c", "import time; time.sleep(600)", str(folder.spec_path)])
+    ChildRecords(layout.run_file("children")).add("round 1", child.pid, str(folder.spec_path))
+    recover(world.settings, world.buffer, registry)
+    assert not group_alive(child.pid)
+    child.finish(1.0)
+    assert world.buffer.leases() == []
+    assert (folder.scores().status, folder.scores().steps) == ("failed", 11)
+    assert "the daemon ended while the round ran" in folder.verdict().reason
+    assert round_facts(store).failures == 1
+
+
+def test_recovery_judges_a_round_that_was_complete(world, registry, store):
+    folder = store.create(_spec(1, world.settings))
+    folder.write_scores(RoundScores(status="stopped", reason="SIGTERM", steps=1, seconds=2.0))
+    recover(world.settings, world.buffer, registry)
+    assert folder.verdict().decision == "inconclusive"
+    before = folder.verdict()
+    recover(world.settings, world.buffer, registry)
+    assert folder.verdict() == before, "what is decided stays decided"
+
+
+def test_recovery_survives_a_damaged_folder(world, registry, store):
+    damaged, whole = store.create(_spec(1, world.settings)), store.create(_spec(2, world.settings))
+    damaged.spec_path.write_text("{")
+    recover(world.settings, world.buffer, registry)
+    assert whole.verdict() is not None
+    assert summaries(store, 5, alive=False)[1].result == "failed"
+
+
+def test_after_failures_the_schedule_backs_off_and_counts_frames_from_the_last_judged_round(world, registry, store):
+    settings = world.settings.model_copy(
+        update={"schedule": world.settings.schedule.model_copy(update={"enabled": True, "new_frames": 5})}
+    )
+    judged = store.create(_spec(1, settings, frames=(1, 2)))
+    judged.write_scores(RoundScores(status="completed", reason="step budget", steps=2, seconds=1.0))
+    recover(settings, world.buffer, registry)
+    assert summaries(store, 1, alive=False)[0].result == "inconclusive"
+    state = schedule_state(world.buffer.catalog, store, registry)
+    assert (state.new_frames, state.failures) == (5, 0), "eight frames, the newest that round 1 saw is number 3"
+    assert due(time.time(), state, settings).trigger == "new_frames"
+    for number in (2, 3):
+        folder = store.create(_spec(number, settings, frames=(4, 5)))
+        rounds.record_failure(folder, "failed", "crashed")
+        recover(settings, world.buffer, registry)
+    state = schedule_state(world.buffer.catalog, store, registry)
+    assert (state.new_frames, state.failures) == (5, 2), "a failed round does not use frames up"
+    decision = due(time.time(), state, settings)
+    assert decision.trigger is None
+    assert decision.not_before == pytest.approx(time.time() + 60, abs=5)
+
+
+def test_frames_that_a_reservoir_did_not_keep_start_no_round(bench, drop, write_image, registry, store, add_version):
+    add_version()
+    world = bench(buffer={"capacity_frames": 4, "eviction": "reservoir"})
+    for number in range(30):
+        write_image(drop / f"{number}.png", number)
+    world.until(lambda: world.counts.committed_total == 30)
+    kept = [record.id for record in world.buffer.records()]
+    assert schedule_state(world.buffer.catalog, store, registry).new_frames == 30, "all that is there is new"
+    judged = store.create(_spec(1, world.settings, frames=tuple(kept)))
+    judged.write_scores(RoundScores(status="completed", reason="step budget", steps=2, seconds=1.0))
+    recover(world.settings, world.buffer, registry)
+    assert max(kept) < 30
+    assert schedule_state(world.buffer.catalog, store, registry).new_frames == 0
+
+
+def test_a_damaged_folder_does_not_keep_later_rounds_from_running(loop, world, store, program):
+    program("scores('failed', 'no')")
+    store.create(_spec(1, world.settings)).spec_path.write_text("{")
+    assert loop.request() == 2
+    loop.step()
+    assert store.folder(2).verdict() is not None
+
+
+def test_a_verdict_that_could_not_be_acted_on_is_made_up_for(loop, world, store, program, monkeypatch):
+    program("scores('failed', 'no')")
+    folder = store.create(_spec(1, world.settings))
+    folder.write_scores(RoundScores(status="stopped", reason="SIGTERM", steps=1, seconds=2.0))
+    loop.step()
+    assert folder.verdict().decision == "inconclusive"
+
+
+@pytest.fixture
+def loop(world, registry, layout):
+    metrics = Metrics(world.settings)
+    made = RoundLoop(world.settings, world.buffer, registry, metrics.rounds, ChildRecords(layout.run_file("children")))
+    made.metrics = metrics
+    yield made
+    made.stop()
+
+
+def test_a_request_runs_once_and_a_second_one_is_refused(loop, program, store):
+    program("progress(5); time.sleep(0.4); scores('failed', 'no')")
+    woken = []
+    loop.wake = lambda: woken.append(1)
+    loop.step()
+    assert store.numbers() == []
+    assert loop.request() == 1
+    assert woken
+    with pytest.raises(RoundRunning, match="round 1 runs"):
+        loop.request()
+    loop.step()
+    loop.step()
+    assert store.numbers() == [1]
+    assert loop.running is None
+    sample = loop.metrics.registry.get_sample_value
+    assert sample("mfmd_round_runs_total", {"result": "failed"}) == 1
+    assert sample("mfmd_gate_verdicts_total", {"decision": "rejected"}) == 1
+    assert sample("mfmd_round_step") == 5
+    assert sample("mfmd_round_pseudo_label_kept_ratio") == 0.25
+    assert sample("mfmd_round_loss", {"part": "mix"}) == 0.5
+    assert sample("mfmd_round_in_progress") == 0
+    assert loop.request() == 2
+
+
+def test_a_request_that_comes_while_nothing_is_due_is_not_lost(loop, program, store, monkeypatch):
+    program("scores('failed', 'no')")
+    claim = loop._claim
+
+    def late():
+        found = claim()
+        monkeypatch.setattr(loop, "_claim", claim)
+        loop.request()
+        return found
+
+    monkeypatch.setattr(loop, "_claim", late)
+    loop.step()
+    loop.step()
+    assert store.numbers() == [1]
+
+
+def test_a_stopping_daemon_starts_no_round(loop, store):
+    loop.stop()
+    with pytest.raises(Stopping):
+        loop.request()
+    loop.step()
+    assert store.numbers() == []
+
+
+def test_the_command_hands_the_spec_to_accelerate(make_settings, tmp_path, monkeypatch):
+    spec = tmp_path / "spec.json"
+    command = launch_command(make_settings().round, spec)
+    assert command[:4] == [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    assert command[-3:] == ["-m", "adapters.round", str(spec)]
+    assert "--cpu" in command
+    assert command[command.index("--num_cpu_threads_per_process") + 1] == "1"
+    many = launch_command(
+        make_settings(round={"processes": 2, "device": "auto", "mixed_precision": "bf16"}).round, spec
+    )
+    assert "--multi_gpu" in many
+    assert many[many.index("--num_processes") + 1] == "2"
+    assert many[many.index("--mixed_precision") + 1] == "bf16"
+    own = launch_command(make_settings(round={"accelerate_config": tmp_path / "a.yaml"}).round, spec)
+    assert own[own.index("--config_file") + 1] == str(tmp_path / "a.yaml")
+    assert "--num_processes" not in own
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert "OMP_NUM_THREADS" not in launch_environment(make_settings().round)
+
+
+def test_a_round_keeps_the_memory_that_it_frees_unless_the_user_says_otherwise(make_settings, monkeypatch):
+    for name in MEMORY_KEPT:
+        monkeypatch.delenv(name, raising=False)
+    assert launch_environment(make_settings().round).items() >= MEMORY_KEPT.items()
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    assert launch_environment(make_settings().round)["MALLOC_TRIM_THRESHOLD_"] == "131072"

@@ -1,0 +1,266 @@
+"""Children: started again with growing delays, stopped with everything they started, known again after a crash."""
+
+import itertools
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from daemon.metrics import Metrics
+from daemon.runtime.backoff import Backoff
+from daemon.runtime.child_records import ChildRecords, end_leftovers
+from daemon.runtime.process_group import ProcessGroup, group_alive
+from daemon.runtime.supervisor import ChildSpec, Supervisor
+from daemon.runtime.worker import Component
+from storage.errors import DurabilityLost
+
+FAST = Backoff(base=0.05, cap=0.2)
+
+
+def _python(code: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-S", "-c", code, *arguments]
+
+
+SLEEP = "import time; time.sleep(600)"
+STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+PARENT = (
+    "import subprocess, sys, time\n"
+    "subprocess.Popen([sys.executable, '-S', '-c', sys.argv[1]])\n"
+    "time.sleep(float(sys.argv[2]))"
+)
+
+
+@pytest.fixture
+def records(tmp_path):
+    return ChildRecords(tmp_path / "children.json")
+
+
+@pytest.fixture
+def supervise(records, wait_until):
+    running = []
+
+    def make(*specs: ChildSpec, backoff: Backoff = FAST) -> Supervisor:
+        supervisor = Supervisor(specs, records, backoff)
+        running.append(supervisor)
+        return supervisor
+
+    yield make
+    for supervisor in running:
+        supervisor.stop(0.1)
+
+
+def _until(supervisor: Supervisor, condition, wait_until) -> None:
+    wait_until(lambda: (supervisor.step(), condition(supervisor.states()[0]))[1])
+
+
+def test_a_child_that_ends_is_started_again_with_growing_delays(supervise, tmp_path, wait_until):
+    log = tmp_path / "starts"
+    code = "import sys, time; open(sys.argv[1], 'a').write(f'{time.time()} '); sys.exit(3)"
+    supervisor = supervise(ChildSpec("crash", _python(code, str(log)), "crash"), backoff=Backoff(base=0.1, cap=10.0))
+    _until(supervisor, lambda state: state.restarts >= 3 and not state.running, wait_until)
+    assert supervisor.states()[0].last_exit == 3
+    starts = [float(word) for word in log.read_text().split()]
+    pauses = [later - sooner for sooner, later in itertools.pairwise(starts)]
+    assert all(pause >= least for pause, least in zip(pauses, (0.1, 0.2, 0.4), strict=True))
+
+
+def test_it_does_not_run_before_its_delay_is_over(supervise, wait_until):
+    supervisor = supervise(ChildSpec("crash", _python("raise SystemExit(1)"), "crash"), backoff=Backoff(30.0, 60.0))
+    _until(supervisor, lambda state: state.last_exit == 1, wait_until)
+    for _ in range(20):
+        supervisor.step()
+    state = supervisor.states()[0]
+    assert not state.running
+    assert state.restarts == 0
+    assert 0 < state.next_start - time.time() <= 30
+
+
+def test_a_child_killed_from_outside_comes_back(supervise, wait_until):
+    supervisor = supervise(ChildSpec("sleep", _python(SLEEP), "sleep"))
+    _until(supervisor, lambda state: state.running, wait_until)
+    first = supervisor.states()[0].pid
+    os.kill(first, signal.SIGKILL)
+    _until(supervisor, lambda state: state.running and state.pid != first, wait_until)
+    assert supervisor.states()[0].restarts == 1
+    assert supervisor.states()[0].last_exit == -signal.SIGKILL
+
+
+def test_a_program_that_does_not_exist_is_tried_again(supervise, wait_until):
+    supervisor = supervise(ChildSpec("none", ["/does/not/exist"], "none"))
+    supervisor.step()
+    state = supervisor.states()[0]
+    assert not state.running
+    assert state.next_start is not None
+
+
+def test_stop_ends_all_and_starts_nothing_again(supervise, records, wait_until):
+    supervisor = supervise(ChildSpec("a", _python(SLEEP), "a"), ChildSpec("b", _python(SLEEP), "b"))
+    supervisor.step()
+    groups = [state.pid for state in supervisor.states()]
+    supervisor.stop(5.0)
+    assert not any(group_alive(group) for group in groups)
+    supervisor.step()
+    assert [state.running for state in supervisor.states()] == [False, False]
+    assert '"children": []' in records.path.read_text()
+
+
+def test_each_child_is_given_its_own_time_to_end(supervise, tmp_path, wait_until):
+    """One that finishes its work is waited for, though another has been killed long before."""
+    log = tmp_path / "log"
+    slow = f"open({str(log)!r}, 'a').write('ready\\n'); import time; time.sleep(600)"
+    finishes = f"import signal, sys, time; signal.signal(15, lambda *_: (time.sleep(0.6), sys.exit(0))); {slow}"
+    ignores = f"import signal; signal.signal(15, signal.SIG_IGN); {slow}"
+    supervisor = supervise(
+        ChildSpec("plane", _python(finishes), "a", grace_seconds=60.0),
+        ChildSpec("stubborn", _python(ignores), "b", grace_seconds=0.1),
+    )
+    supervisor.step()
+    wait_until(lambda: log.exists() and log.read_text().count("ready") == 2)
+    plane, stubborn = (child.group for child in supervisor._children)
+    supervisor.stop()
+    assert (plane.poll(), stubborn.poll()) == (0, -signal.SIGKILL)
+
+
+def test_a_group_that_ignores_sigterm_is_killed_after_the_grace_period(tmp_path, wait_until):
+    log = tmp_path / "log"
+    group = ProcessGroup(_python(STUBBORN), log=log)
+    wait_until(lambda: "ready" in log.read_text())
+    started = time.monotonic()
+    assert group.stop(0.3) == -signal.SIGKILL
+    assert 0.3 <= time.monotonic() - started < 5
+    assert not group_alive(group.pid)
+
+
+def test_what_a_leader_leaves_behind_is_stopped_with_it(tmp_path, wait_until):
+    group = ProcessGroup(_python(PARENT, SLEEP, "0"), log=tmp_path / "log")
+    wait_until(lambda: group.poll() == 0)
+    assert group_alive(group.pid), "the grandchild runs on"
+    group.stop(5.0)
+    wait_until(lambda: not group_alive(group.pid))
+
+
+def test_a_group_is_waited_for_as_a_whole(tmp_path, wait_until):
+    """The launcher dies of SIGTERM at once; the round that it started finishes its step first."""
+    slow = (
+        "import signal, sys, time\n"
+        "signal.signal(15, lambda *_: (time.sleep(0.4), print('step done', flush=True), sys.exit(0)))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(600)"
+    )
+    log = tmp_path / "log"
+    group = ProcessGroup(_python(PARENT, slow, "600"), log=log)
+    wait_until(lambda: "ready" in log.read_text())
+    group.stop(10.0)
+    assert not group_alive(group.pid)
+    assert "step done" in log.read_text()
+
+
+def test_niceness_is_handed_down(tmp_path, wait_until):
+    log = tmp_path / "log"
+    group = ProcessGroup(_python("import os, time; time.sleep(0.2); print(os.nice(0))"), log=log, nice=3)
+    wait_until(lambda: group.poll() is not None)
+    assert int(log.read_text()) == min(19, os.nice(0) + 3)
+
+
+def test_leftovers_of_a_killed_daemon_are_ended(records, tmp_path):
+    mark = str(tmp_path / "mfmd.yaml")
+    group = ProcessGroup(_python(PARENT, SLEEP, "600", mark), log=tmp_path / "log")
+    records.add("serve", group.pid, mark)
+    assert end_leftovers(records.path, 5.0) == ["serve"]
+    assert not group_alive(group.pid)
+    assert not records.path.exists()
+    group.stop(0.1)
+
+
+def test_a_number_that_belongs_to_somebody_else_now_is_left_alone(records, tmp_path):
+    stranger = ProcessGroup(_python(SLEEP), log=tmp_path / "log")
+    records.add("serve", stranger.pid, str(tmp_path / "mfmd.yaml"))
+    assert end_leftovers(records.path, 1.0) == []
+    assert stranger.poll() is None
+    stranger.stop(5.0)
+
+
+def test_damaged_records_do_not_keep_a_daemon_from_starting(records):
+    records.path.write_text("{")
+    assert end_leftovers(records.path, 1.0) == []
+
+
+@pytest.fixture
+def component(make_settings):
+    made = []
+
+    def make(step) -> Component:
+        meter = Metrics(make_settings()).process
+        made.append(Component("ingest", step, meter, Backoff(base=0.01, cap=0.02)))
+        return made[-1]
+
+    yield make
+    for item in made:
+        item.ask_to_stop()
+        item.join(5.0)
+
+
+def test_a_component_goes_on_after_an_error_and_says_so(component, wait_until):
+    calls = []
+
+    def step() -> float:
+        calls.append(1)
+        if len(calls) < 3:
+            raise ValueError("a bug")
+        return 0.01
+
+    part = component(step)
+    part.start()
+    wait_until(lambda: len(calls) > 4)
+    assert part.trouble is None
+    assert not part.failed
+    assert part._meter.failed_steps.labels(component="ingest")._value.get() == 2
+
+
+def test_a_component_stops_for_good_when_an_fsync_was_lost(component, wait_until):
+    def step() -> float:
+        raise DurabilityLost("fsync failed")
+
+    part = component(step)
+    part.start()
+    wait_until(lambda: part.failed)
+    wait_until(lambda: not part.alive)
+    assert part.trouble == "fsync failed"
+
+
+def test_a_component_wakes_and_stops_at_once(component, wait_until):
+    seen = threading.Event()
+    calls = []
+
+    def step() -> float:
+        calls.append(1)
+        seen.set()
+        return 600.0
+
+    part = component(step)
+    part.start()
+    wait_until(seen.is_set)
+    part.wake()
+    wait_until(lambda: len(calls) == 2)
+    part.ask_to_stop()
+    assert part.join(5.0)
+
+
+def test_backoff_is_capped_and_jittered():
+    assert Backoff(1.0, 60.0).delay(0) == 0.0
+    assert Backoff(1.0, 60.0).delay(500) == 60.0
+    delays = {Backoff(10.0, 60.0, jitter=0.2).delay(1) for _ in range(50)}
+    assert len(delays) > 10
+    assert all(8.0 <= delay <= 12.0 for delay in delays)
+
+
+def test_the_log_of_a_child_is_appended(tmp_path: Path, wait_until):
+    log = tmp_path / "log"
+    for word in ("one", "two"):
+        group = ProcessGroup(_python(f"print('{word}')"), log=log)
+        wait_until(lambda group=group: group.poll() is not None)
+    assert log.read_text().split() == ["one", "two"]

@@ -1,0 +1,237 @@
+"""The daemon as a process: starts fast, keeps others out, survives a kill, stops cleanly, also in mid-round."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from configs.errors import ConfigError
+from daemon.app import run
+from daemon.errors import NoCheckpoint
+from daemon.runtime.process_group import command_line, group_alive
+from daemon.status.collect import collect_status
+from storage.buffer.catalog import Catalog
+from storage.rounds.folder import RoundStore
+
+ROOT = Path(__file__).parents[2]
+
+
+class Running:
+    """`mfmd run` on a configuration file."""
+
+    def __init__(self, config: Path, layout, *, ready: bool = True) -> None:
+        self.layout = layout
+        self.log = config.parent / "daemon.log"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "daemon.cli", "run", "--config", str(config)],
+                cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        if ready:
+            self.wait(lambda: layout.run_file("daemon").exists(), "the daemon to be ready")
+
+    def wait(self, condition, what: str, seconds: float = 60.0):
+        deadline = time.monotonic() + seconds
+        while not (found := condition()):
+            assert self.process.poll() is None, f"ended before {what}:\n{self.log.read_text()[-3000:]}"
+            assert time.monotonic() < deadline, f"waited for {what}:\n{self.log.read_text()[-3000:]}"
+            time.sleep(0.02)
+        return found
+
+    def request(self, method: str, path: str) -> httpx.Response:
+        address = json.loads(self.layout.run_file("daemon").read_text())
+        token = self.layout.token_file.read_text().strip()
+        return httpx.request(
+            method,
+            f"http://127.0.0.1:{address['port']}{path}",
+            headers={"Authorization": f"Bearer {token}"},
+            trust_env=False,
+            timeout=30,
+        )
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, float]:
+        """Exit status, and how long it took (seconds)."""
+        started = time.monotonic()
+        self.process.send_signal(number)
+        return self.process.wait(60), time.monotonic() - started
+
+
+@pytest.fixture
+def config(make_settings, tmp_path):
+    def write(**sections) -> Path:
+        path = tmp_path / "mfmd.yaml"
+        values = make_settings(**sections).model_dump(mode="json", exclude_none=True, exclude={"classes"})
+        path.write_text(yaml.safe_dump({**values, "classes": "demo"}))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def start(layout) -> Iterator:
+    started: list[Running] = []
+
+    def make(config: Path, *, ready: bool = True) -> Running:
+        started.append(Running(config, layout, ready=ready))
+        return started[-1]
+
+    yield make
+    for running in started:
+        if running.process.poll() is None:
+            running.process.kill()
+            running.process.wait()
+
+
+def test_from_start_to_clean_stop(start, config, layout, drop, write_image, add_version, make_settings):
+    """Frames come in, a second daemon is refused, a killed child comes back, and nothing is left at the end."""
+    add_version()
+    running = start(config(observe={"enabled": True}))
+    (drop / "bad.png").write_bytes(b"rubbish")
+    for number in range(5):
+        write_image(drop / f"{number}.png", number)
+    running.wait(lambda: _status(make_settings).buffer.frames == 5, "five frames")
+    running.wait(lambda: _status(make_settings).watch.state == "watching", "the activity file")
+    _check_a_second_daemon_is_refused(start, config, layout, running)
+    observer = _group(layout, "observe")
+    os.killpg(observer, signal.SIGKILL)
+    running.wait(lambda: _status(make_settings).children[0].restarts == 1, "the observer's restart")
+    observer = _group(layout, "observe")
+    assert running.request("GET", "/healthz").status_code == 200
+    assert running.request("GET", "/readyz").status_code == 200
+    assert 'mfmd_ingest_rejected_total{reason="not_an_image"} 1.0' in running.request("GET", "/metrics").text
+    assert "libtorch" not in Path(f"/proc/{running.process.pid}/maps").read_text(), "no tensors in the control plane"
+    status, seconds = running.stop(signal.SIGINT)
+    assert status == 0
+    assert seconds < 15
+    assert not group_alive(observer)
+    assert not layout.locked()
+    assert sorted(path.name for path in layout.run.iterdir()) == ["control.token", "daemon.lock"]
+    events = [json.loads(line)["event"] for line in running.log.read_text().splitlines() if line.startswith("{")]
+    assert "daemon_stopped" in events
+    assert "Traceback" not in running.log.read_text()
+
+
+def _check_a_second_daemon_is_refused(start, config, layout, first: Running) -> None:
+    second = start(config(), ready=False)
+    assert second.process.wait(60) == 4
+    (message,) = [line for line in second.log.read_text().splitlines() if line.startswith("error[already_running]")]
+    assert str(layout.root) in message
+    assert str(first.process.pid) in message
+    assert first.request("GET", "/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("sections", "error", "words"),
+    [
+        ({}, NoCheckpoint, "mfmd import PATH"),
+        ({"source": {"images": "/i", "labels": "/l"}}, NoCheckpoint, "run `mfmd pretrain`"),
+        ({"control": {"host": "0.0.0.0"}}, ConfigError, r"control\.host"),
+    ],
+)
+def test_what_cannot_start_says_what_to_do(make_settings, tmp_path, layout, sections, error, words, add_version):
+    if "control" in sections:
+        add_version()
+    with pytest.raises(error, match=words):
+        run(make_settings(**sections), tmp_path / "mfmd.yaml")
+    assert not layout.locked()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert NoCheckpoint.exit_code == 5
+
+
+def test_a_state_directory_in_the_drop_folder_is_refused(make_settings, tmp_path, drop):
+    settings = make_settings().model_copy(update={"state": drop / "state"})
+    with pytest.raises(ConfigError, match="lies in the drop folder"):
+        run(settings, tmp_path / "mfmd.yaml")
+    assert not (drop / "state").exists()
+
+
+@pytest.mark.parametrize("name", ["done_folder", "quarantine"])
+def test_folders_that_lead_back_into_the_drop_folder_are_refused(make_settings, tmp_path, drop, name):
+    """Every file moved there would come back, one folder deeper each time."""
+    (tmp_path / "elsewhere").symlink_to(drop)
+    watch = {"after_commit": "move", "done_folder": tmp_path / "done"}
+    watch[name] = tmp_path / "elsewhere" / "sub"
+    with pytest.raises(ConfigError, match=f"watch.{name}: .*lies in the drop folder"):
+        run(make_settings(watch=watch), tmp_path / "mfmd.yaml")
+
+
+def test_a_version_that_nothing_serves_is_named(make_settings, tmp_path, add_version):
+    add_version(promote=False)
+    with pytest.raises(NoCheckpoint, match="mfmd rollback --to 1"):
+        run(make_settings(), tmp_path / "mfmd.yaml")
+
+
+def test_stop_in_mid_round_ends_the_round_and_releases_its_frames(
+    start, config, layout, drop, write_image, add_version, make_settings
+):
+    """The round is the real one: SIGTERM reaches it while it loads its libraries."""
+    add_version()
+    for number in range(8):
+        write_image(drop / f"{number}.png", number)
+    running = start(config(round={"steps": 100_000}))
+    running.wait(lambda: collect_status(make_settings()).buffer.frames == 8, "eight frames")
+    assert running.request("POST", "/v1/rounds").json() == {"round": 1}
+    children = layout.run_file("children")
+    running.wait(lambda: children.exists() and "round 1" in children.read_text(), "the round's process")
+    group = _group(layout, "round 1")
+    assert "adapters.round" in command_line(group)
+    assert running.request("POST", "/v1/rounds").status_code == 409
+    status, seconds = running.stop()
+    assert status == 0, running.log.read_text()[-3000:]
+    assert seconds < 20
+    assert not group_alive(group)
+    folder = RoundStore(layout.rounds).folder(1)
+    assert folder.scores().status == "stopped"
+    assert folder.verdict().decision == "inconclusive"
+    counts = collect_status(make_settings())
+    assert counts.last_rounds[0].result == "stopped"
+    assert _leases(layout) == []
+
+
+def test_after_a_kill_the_next_daemon_cleans_up(start, config, layout, drop, write_image, add_version, make_settings):
+    add_version()
+    for number in range(8):
+        write_image(drop / f"{number}.png", number)
+    first = start(config())
+    first.wait(lambda: collect_status(make_settings()).buffer.frames == 8, "eight frames")
+    first.request("POST", "/v1/rounds")
+    children = layout.run_file("children")
+    first.wait(lambda: children.exists() and "round 1" in children.read_text(), "the round's process")
+    group = _group(layout, "round 1")
+    os.kill(first.process.pid, signal.SIGKILL)
+    first.process.wait()
+    assert group_alive(group), "the round outlives the daemon"
+    layout.run_file("daemon").unlink()
+    second = start(config())
+    assert not group_alive(group)
+    assert _leases(layout) == []
+    status = collect_status(make_settings())
+    assert (status.last_rounds[0].result, status.buffer.frames) == ("failed", 8)
+    assert "the daemon ended while the round ran" in status.last_rounds[0].reason
+    write_image(drop / "after.png", 99)
+    second.wait(lambda: collect_status(make_settings()).buffer.frames == 9, "the ninth frame")
+    assert second.stop()[0] == 0
+
+
+def _status(make_settings):
+    return collect_status(make_settings())
+
+
+def _group(layout, name: str) -> int:
+    """Process group of a child."""
+    children = json.loads(layout.run_file("children").read_text())["children"]
+    return next(child["group"] for child in children if child["name"] == name)
+
+
+def _leases(layout) -> list[int]:
+    with closing(Catalog.open(layout.catalog, writable=False)) as catalog:
+        return catalog.leases()

@@ -1,0 +1,146 @@
+"""The observer: every committed frame gets its numbers once, newest first, from the version that serves."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from adapters.checkpoints.checkpoint import make_manifest, save_weights
+from adapters.networks.build import build_network
+from adapters.networks.pixels import normalise
+from adapters.scoring.observation import observe_frame
+from daemon.observer import Observer
+from storage.buffer.observations import Observations
+from storage.errors import CorruptCheckpoint
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def add_network(registry, make_settings, tmp_path):
+    """Register a real network and let it serve."""
+
+    def add(seed: int, parent: int | None = None) -> int:
+        settings = make_settings()
+        torch.manual_seed(seed)
+        save_weights(build_network(settings.network, len(settings.classes)), tmp_path / "w.safetensors")
+        origin = "pretrain" if parent is None else "round"
+        manifest = make_manifest(settings, origin=origin, parent=parent)
+        version = registry.add(tmp_path / "w.safetensors", manifest, by="test").version
+        registry.promote(version, by="test", reason="test")
+        return version
+
+    return add
+
+
+@pytest.fixture
+def world(bench, drop, write_image):
+    made = bench()
+    for number in range(3):
+        write_image(drop / f"{number}.png", number)
+    made.until(lambda: made.counts.frames == 3)
+    return made
+
+
+@pytest.fixture
+def observer(world):
+    made = Observer(world.settings)
+    yield made
+    made.close()
+
+
+def _all(layout):
+    with Observations.open(layout.observations, writable=False) as observations:
+        return observations.get(observations.observed())
+
+
+def test_frames_get_their_numbers_and_keep_the_released_encoder(
+    world, observer, layout, add_network, drop, write_image
+):
+    go = threading.Event()
+    assert not observer.step(go), "no version yet"
+    first = add_network(0)
+    assert observer.step(go)
+    assert not observer.step(go), "all looked at"
+    second = add_network(1, parent=first)
+    write_image(drop / "late.png", 9)
+    world.until(lambda: world.counts.frames == 4)
+    observer.step(go)
+    seen = _all(layout)
+    assert [(item.frame, item.version, item.released) for item in seen] == [
+        (1, first, first), (2, first, first), (3, first, first), (4, second, first),
+    ]  # fmt: skip
+    for item in seen:
+        assert item.area.sum() == pytest.approx(1.0)
+        assert item.area.shape == (len(world.settings.classes),)
+        assert 0 < item.entropy <= np.log(len(item.area)) + 1e-5
+        assert 0 < item.confidence <= 1
+        assert np.isfinite(item.embedding).all()
+    assert len({item.embedding.tobytes() for item in seen}) == 4
+    assert set(observer._networks) == {first, second}
+
+
+def test_frames_that_leave_are_forgotten(world, observer, layout, add_network):
+    add_network(0)
+    observer.step(threading.Event())
+    with world.buffer.catalog.transaction() as connection:
+        connection.execute("DELETE FROM frames WHERE id = 1")
+    observer.step(threading.Event())
+    assert [item.frame for item in _all(layout)] == [2, 3]
+
+
+def test_a_corrupt_frame_is_passed_over(world, observer, layout, add_network):
+    add_network(0)
+    with world.buffer.catalog.transaction() as connection:
+        connection.execute("UPDATE frames SET crc32 = 1 WHERE id = 2")
+    observer.step(threading.Event())
+    assert not observer.step(threading.Event())
+    assert [item.frame for item in _all(layout)] == [1, 3]
+
+
+def test_a_corrupt_version_is_an_error_that_the_loop_waits_out(world, observer, registry, add_network):
+    version = add_network(0)
+    registry.weights_path(version).write_bytes(b"rubbish")
+    with pytest.raises(CorruptCheckpoint):
+        observer.step(threading.Event())
+
+
+def test_it_stops_between_frames(world, observer, layout, add_network):
+    add_network(0)
+    stop = threading.Event()
+    stop.set()
+    observer.step(stop)
+    assert _all(layout) == []
+
+
+def test_the_numbers_are_those_of_the_definition(make_settings):
+    settings = make_settings()
+    torch.manual_seed(3)
+    serving, released = (build_network(settings.network, 5).eval() for _ in range(2))
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 64, 3), np.uint8)
+    found = observe_frame(serving, released, pixels)
+    with torch.inference_mode():
+        images = normalise(torch.from_numpy(pixels)[None])
+        probability = F.softmax(serving(images), dim=1)[0].double()
+        deepest = released.encode(images)[-1][0]
+    entropy = -(probability * probability.clamp(min=1e-12).log()).sum(0).mean()
+    assert found.entropy == pytest.approx(float(entropy), rel=1e-4)
+    assert found.confidence == pytest.approx(float(probability.max(0).values.mean()), rel=1e-4)
+    area = [float((probability.argmax(0) == k).double().mean()) for k in range(5)]
+    assert found.area.tolist() == pytest.approx(area, abs=1e-3)
+    np.testing.assert_allclose(found.embedding, deepest.mean(dim=(1, 2)).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_sliver_of_an_image_is_observed_too(make_settings):
+    settings = make_settings()
+    network = build_network(settings.network, 5).eval()
+    started = time.monotonic()
+    found = observe_frame(network, network, np.zeros((1, 48, 3), np.uint8))
+    assert np.isfinite(found.embedding).all()
+    assert time.monotonic() - started < 30

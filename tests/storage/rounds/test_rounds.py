@@ -1,0 +1,104 @@
+from pathlib import Path
+
+import pytest
+
+from storage.errors import StorageError, UnknownRound
+from storage.rounds.folder import RoundStore
+from storage.rounds.records import Progress, RoundScores, RoundSpec, Verdict
+
+
+def spec(number: int) -> RoundSpec:
+    return RoundSpec(
+        round=number,
+        incumbent=1,
+        released=1,
+        train_frames=(1, 2),
+        holdout_frames=(3,),
+        settings={},
+        created=1.0,
+        trigger="manual",
+    )
+
+
+def progress(step: int) -> Progress:
+    return Progress(at=float(step), phase="training", step=step, steps=1000, losses={"source": 0.5})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RoundStore:
+    return RoundStore(tmp_path / "rounds")
+
+
+def test_an_empty_store(store: RoundStore):
+    assert (store.numbers(), store.next_number(), store.latest()) == ([], 1, None)
+    with pytest.raises(UnknownRound, match=r"no round 3 in .*; rounds: none"):
+        store.folder(3)
+
+
+def test_a_folder_has_its_spec_from_the_first_moment(store: RoundStore):
+    folder = store.create(spec(store.next_number()))
+    assert folder.path == store.root / "000001" and folder.number == 1
+    assert folder.spec() == spec(1)
+    assert folder.states.latest() is None and folder.starts() == []
+    assert (folder.scores(), folder.verdict(), folder.progress(), folder.last_progress()) == (None, None, [], None)
+    assert store.next_number() == 2
+    with pytest.raises(FileExistsError):
+        store.create(spec(1))
+    assert store.numbers() == [1]
+
+
+def test_what_a_killed_create_left_is_no_round(store: RoundStore):
+    (store.root / ".000001.partial" / "state").mkdir(parents=True)
+    assert store.numbers() == [] and store.next_number() == 1
+    store.create(spec(1))
+    assert [path.name for path in store.root.iterdir()] == ["000001"]
+
+
+def test_progress_is_readable_while_a_line_is_written(store: RoundStore):
+    folder = store.create(spec(1))
+    for step in range(500):
+        folder.append_progress(progress(step))
+    with (folder.path / "progress.jsonl").open("a") as file:
+        file.write('{"at": 501.0, "pha')
+    assert [item.step for item in folder.progress()] == list(range(500))
+    assert folder.last_progress() == progress(499)
+
+
+def test_scores_and_verdict_come_back(store: RoundStore):
+    folder = store.create(spec(1))
+    scores = RoundScores(status="completed", reason="step budget", steps=10, seconds=2.5, reference_marginal=[0.5, 0.5])
+    verdict = Verdict(round=1, decision="rejected", reason="sky vanished", checks=[], at=3.0)
+    folder.write_scores(scores)
+    folder.write_verdict(verdict)
+    assert store.folder(1).scores() == scores
+    assert store.folder(1).verdict() == verdict
+    (folder.path / "scores.json").write_text("{}")
+    with pytest.raises(StorageError, match=r"scores\.json: not a RoundScores"):
+        folder.scores()
+
+
+def test_a_folder_without_its_spec_is_an_error(store: RoundStore):
+    folder = store.create(spec(1))
+    folder.spec_path.unlink()
+    with pytest.raises(StorageError, match=r"spec\.json: missing"):
+        folder.spec()
+
+
+def test_the_oldest_folders_are_pruned_and_numbers_go_on(store: RoundStore):
+    for number in range(1, 6):
+        store.create(spec(number)).candidate.write_bytes(b"weights")
+    assert store.prune(3) == [1, 2]
+    assert store.numbers() == [3, 4, 5]
+    assert store.prune(0) == [3, 4]
+    latest = store.latest()
+    assert latest is not None and latest.number == 5
+    assert store.next_number() == 6
+    assert [path.name for path in store.root.iterdir()] == ["000005"]
+
+
+def test_a_create_that_failed_leaves_no_half_round_in_the_way(store: RoundStore):
+    store.create(spec(1))
+    with pytest.raises(FileExistsError):
+        store.create(spec(1))
+    store.create(spec(2))
+    assert sorted(path.name for path in store.root.iterdir()) == ["000001", "000002"]

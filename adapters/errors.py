@@ -25,12 +25,6 @@ class ExportRefused(AdapterError):
     code = "export_refused"
 
 
-class QuantizationRefused(AdapterError):
-    """A version cannot serve in int8, or would give other labels; it serves in float32."""
-
-    code = "quantization_refused"
-
-
 class TrainingFailed(AdapterError):
     """Training cannot go on, for example because the loss is not finite."""
 

@@ -2,9 +2,8 @@
 
     python benchmarks/serving_accuracy.py --data ../shared/data/camvid --work /tmp/adaptation
 
-The network is a start of `adaptation.py`, trained on CamVid's days (in WORK, minutes, unless that was done). int8 is
-calibrated as the server does it, on eight unlabelled frames of the stream. A table: mIoU on the days held back and on
-the dusk stream, and the share of dusk pixels with the label of float32.
+The network is a start of `adaptation.py`, trained on CamVid's days (in WORK, minutes, unless that was done). A
+table: mIoU on the days held back and on the dusk stream, and the share of dusk pixels with the label of float32.
 """
 
 import argparse
@@ -22,13 +21,11 @@ from numpy.typing import NDArray
 from serving_options import OPTIONS
 from torch import Tensor
 
-from adapters.errors import QuantizationRefused
 from adapters.inference.forward import ServedForward
 from adapters.inference.segment import segment_image
 from adapters.networks.pixels import normalise
 from configs.serving import ServingSettings
 from configs.settings import Settings
-from daemon.serving.versions.calibration import FRAMES
 from storage.media.images import fit_frame
 
 CPU = torch.device("cpu")
@@ -56,14 +53,7 @@ def _print_start(start: str, run: Run) -> None:
     exact: list[NDArray[np.uint8]] | None = None
     for name, values in OPTIONS.items():
         forward = ServedForward(copy.deepcopy(network), ServingSettings.model_validate(values), CPU)
-        calibration = [_image(one, settings) for one in dusk[-FRAMES:]]
-        forward.settle(calibration[0])
-        if values.get("quantize") == "int8":
-            try:
-                forward.use_int8(calibration)
-            except QuantizationRefused as error:
-                print(f"| {start} | int8 | refused: {error} | | |")
-                continue
+        forward.settle(_image(dusk[-1], settings))
         labels = _labels(forward, dusk, settings)
         exact = labels if exact is None else exact
         same = np.mean([np.mean(one == other) for one, other in zip(labels, exact, strict=True)])
@@ -72,7 +62,7 @@ def _print_start(start: str, run: Run) -> None:
 
 
 def _image(one: LabelledImage, settings: Settings) -> Tensor:
-    """A normalised image `[1, 3, h, w]`, as the server calibrates with."""
+    """A normalised image `[1, 3, h, w]`."""
     frame = fit_frame(one.image, settings.buffer.height, settings.buffer.width)
     return normalise(torch.from_numpy(frame.cropped()[None].copy()))
 

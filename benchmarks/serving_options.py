@@ -16,12 +16,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adapters.errors import QuantizationRefused
 from adapters.inference.forward import ServedForward
 from adapters.networks.build import build_network
 from configs.serving import ServingSettings
 from configs.settings import NetworkSettings
-from daemon.serving.versions.calibration import noise
+from daemon.serving.versions.swap import noise
 
 OPTIONS: dict[str, dict[str, object]] = {
     "float32": {},
@@ -29,7 +28,6 @@ OPTIONS: dict[str, dict[str, object]] = {
     "channels_last": {"channels_last": True},
     "bf16": {"precision": "bf16"},
     "bf16 + channels_last": {"precision": "bf16", "channels_last": True},
-    "int8": {"quantize": "int8"},
 }
 
 
@@ -73,11 +71,6 @@ def _smooth(size: tuple[int, int], seed: int) -> Tensor:
 def _prepare(forwards: dict[str, ServedForward], images: Sequence[Tensor]) -> None:
     for name, forward in forwards.items():
         started = time.perf_counter()
-        if name == "int8":
-            try:
-                print(f"int8: {forward.use_int8(images):.2%} of the labels as in float32 when checked")
-            except QuantizationRefused as error:
-                print(f"int8 refused: {error}")
         forward.warm_up(images[0])
         print(f"{name}: prepared in {time.perf_counter() - started:.1f} s")
 

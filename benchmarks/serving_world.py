@@ -23,7 +23,7 @@ from configs.serving import ServingSettings
 from configs.settings import Settings
 from daemon.demo.driving import read_plain_settings
 from daemon.serving.api.answers import png
-from daemon.serving.versions.calibration import noise
+from daemon.serving.versions.swap import noise
 from storage.layout import StateLayout
 from storage.media.images import decode_image
 from storage.registry.registry import CheckpointRegistry

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 
 from configs.errors import ConfigError
 from configs.nearest import nearest
+from configs.retired import RETIRED
 from configs.settings import Settings
 
 DEFAULT_FILE = Path("mfmd.yaml")
@@ -113,6 +114,8 @@ def _explain(error: ErrorDetails) -> str:
     """One line for one pydantic error: dotted field, what is wrong, nearest valid name for an unknown key."""
     location = [str(part) for part in error["loc"]]
     field = ".".join(location) or "(top level)"
+    if error["type"] == "extra_forbidden" and field in RETIRED:
+        return f"{field}: {RETIRED[field]}"
     if error["type"] == "extra_forbidden":
         return f"{field}: unknown key{nearest(location[-1], _fields_at(location[:-1]))}"
     if error["type"] == "missing":

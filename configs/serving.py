@@ -54,10 +54,6 @@ class ServingSettings(Section):
     compile: bool = False
     """torch.compile the network, once a served shape, before a version serves (needs a C++ compiler on a CPU). On a GPU
     batches of several images run as without it."""
-    quantize: Literal["none", "int8"] = "none"
-    """int8: weights and activations of convolutions and linear layers on a CPU, calibrated on frames of the buffer; a
-    version whose labels would differ from float32 on over 1 % of the pixels serves in float32, and says why. Goes with
-    neither `compile` nor another `precision`."""
     window: Literal["resize", "slide"] = "resize"
     """How an image of any size meets the network: resize scales it to fit the input; slide scales its short side only
     and averages the logits of overlapping windows."""
@@ -67,15 +63,6 @@ class ServingSettings(Section):
     """Share of live requests that also run on a candidate in the idle place; their agreement is recorded."""
     enabled: bool = True
     """Off: `mfmd run` starts no inference plane; run `mfmd serve` elsewhere."""
-
-    @model_validator(mode="after")
-    def _int8_stands_alone(self) -> Self:
-        if self.quantize == "int8" and (self.compile or self.precision != "float32"):
-            raise ValueError(
-                "serving.quantize int8 goes with neither serving.compile nor another serving.precision; "
-                "set quantize: none, or compile: false and precision: float32"
-            )
-        return self
 
     @model_validator(mode="after")
     def _certificate_has_its_key(self) -> Self:

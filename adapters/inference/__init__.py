@@ -1,1 +1,1 @@
-"""How a version computes while it serves: weights copied in chunks, number formats, compilation, int8."""
+"""How a version computes while it serves: weights copied in chunks, number formats, compilation."""

@@ -1,24 +1,18 @@
 """A network as it serves: float32 weights that versions are copied into, and the options of `serving` around them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from adapters.errors import QuantizationRefused
 from adapters.inference.compiled import Compiled
 from adapters.inference.copying import copy_weights
 from adapters.inference.folded import Folded
-from adapters.inference.int8 import quantized
-from adapters.inference.precision import computing
+from adapters.inference.precision import Precision, computing
 from adapters.inference.segment import logits_of
 from adapters.networks.network import SegmentationNetwork
 from configs.serving import ServingSettings
-
-LEAST_AGREEMENT = 0.99
-"""Share of pixels whose label must be the same in int8 as in float32."""
 
 
 class ServedForward(nn.Module):
@@ -34,17 +28,12 @@ class ServedForward(nn.Module):
         if settings.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = device
-        self.precision = settings.precision
+        self.computes: Precision = settings.precision
+        """What it computes with."""
         self._channels_last = settings.channels_last
         self._folded = Folded(network) if settings.fold_batch_norm else None
         self._settled = False
         self._compiled = Compiled(network) if settings.compile else None
-        self._int8: list[nn.Module] = []  # a list, so that it is no child: its tensors are those of `network`
-
-    @property
-    def computes(self) -> Literal["float32", "bf16", "fp16", "int8"]:
-        """What it computes with."""
-        return "int8" if self._int8 else self.precision
 
     @property
     def form(self) -> nn.Module:
@@ -58,14 +47,13 @@ class ServedForward(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of normalised images `[B, 3, H, W]`."""
-        return self._in_format(images, self._int8[0] if self._int8 else self._compiled or self.form)
+        return self._in_format(images, self._compiled or self.form)
 
     def load(self, path: Path, images: Tensor) -> None:
         """Copy the safetensors file `path` into `network`, which nobody may be using, and `settle`.
 
         Raises CorruptCheckpoint as `copy_weights` does.
         """
-        self.use_float()
         self._settled = False
         copy_weights(self.network, path)
         if not self.settle(images):
@@ -92,45 +80,11 @@ class ServedForward(nn.Module):
             self._in_format(images, self._compiled.prepare)
         return logits_of(self, images)
 
-    def use_float(self) -> None:
-        """Forget the int8 form: its weights are those of the version before."""
-        self._int8.clear()
-
-    def use_int8(self, images: Sequence[Tensor]) -> float:
-        """Run in int8 from now on; half of `images` set the ranges, the other half are compared with float32.
-
-        Returns the share of their pixels with the same label. Raises QuantizationRefused, and stays with float32, on a
-        GPU, for a network that cannot be exchanged, and when fewer than 99 % of the labels are the same.
-        """
-        self.use_float()
-        if self.device.type != "cpu":
-            raise QuantizationRefused(f"int8 runs on a CPU only, not on {self.device}; set serving.quantize: none")
-        try:
-            twin = quantized(self.form, images[::2])
-            agreement = _agreement(self.form, twin, images[1::2] or images)
-        except (RuntimeError, AttributeError, TypeError) as error:
-            raise QuantizationRefused(
-                f"this network does not run in int8: {error}; set serving.quantize: none"
-            ) from error
-        if agreement < LEAST_AGREEMENT:
-            raise QuantizationRefused(
-                f"labels in int8 and in float32 are the same on {agreement:.2%} of the pixels, less than "
-                f"{LEAST_AGREEMENT:.0%}; it serves in float32; set serving.quantize: none"
-            )
-        self._int8.append(twin)
-        return agreement
-
     def _in_format(self, images: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
         if self._channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         elif self._compiled is not None:  # code is compiled for strides too, and a window of an image has that image's
             images = images.contiguous()
-        with computing(self.precision, self.device):
+        with computing(self.computes, self.device):
             logits: Tensor = run(images)
         return logits.float()
-
-
-@torch.inference_mode()
-def _agreement(network: nn.Module, twin: nn.Module, images: Sequence[Tensor]) -> float:
-    same = [logits_of(network, batch).argmax(1) == logits_of(twin, batch).argmax(1) for batch in images]
-    return sum(int(part.sum()) for part in same) / sum(part.numel() for part in same)

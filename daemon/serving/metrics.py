@@ -67,11 +67,6 @@ class ServingMetrics:
             ["weights"],
             registry=registry,
         )
-        self.quantization_refused = Counter(
-            "mfmd_quantization_refused",
-            "Versions that serve in float32 because int8 would change their labels",
-            registry=registry,
-        )
         self.version = Gauge("mfmd_serving_version", "Version that serves; 0 before the first", registry=registry)
         self.wanted = Gauge(
             "mfmd_serving_wanted_version", "Version that the serving ref names; 0: none", registry=registry

@@ -19,7 +19,6 @@ from daemon.serving.mask_writer import MaskWriter
 from daemon.serving.metrics import ServingMetrics
 from daemon.serving.shadow.compare import Shadow, plane_name
 from daemon.serving.shadow.follower import ShadowFollower
-from daemon.serving.versions.calibration import Calibration
 from daemon.serving.versions.follower import Follower
 from daemon.serving.versions.memory import freeze_heap
 from daemon.serving.versions.slots import Resident, Slots
@@ -62,7 +61,6 @@ class InferencePlane:
             self.device,
             self.metrics,
             self.batcher.served_sizes,
-            Calibration(settings),
             after_first_load=freeze_heap if own_process else None,
         )
         shadows = ShadowFollower(self.registry, self.slots, self.swapper, self.metrics)

@@ -57,9 +57,7 @@ class ServingStatus(_Part):
     device: str
     """Where the network runs."""
     computes: str | None
-    """What the serving version computes with: float32, bf16, fp16 or int8."""
-    float_because: str
-    """Why it does not compute in int8 although `serving.quantize` says so; empty: it computes as configured."""
+    """What the serving version computes with: float32, bf16 or fp16."""
     started: float
     """Unix time of the start (seconds)."""
 
@@ -81,6 +79,5 @@ def describe(plane: "InferencePlane") -> ServingStatus:
         queue_limit=plane.settings.serving.queue_images,
         device=str(plane.device),
         computes=live.forward.computes if live else None,
-        float_because=live.float_because if live else "",
         started=plane.started,
     )

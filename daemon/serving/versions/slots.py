@@ -18,13 +18,11 @@ from storage.registry.manifest import Manifest
 class Resident:
     """A version in memory; its weights do not change while anybody holds it."""
 
-    def __init__(self, version: int, manifest: Manifest, forward: ServedForward, float_because: str = "") -> None:
+    def __init__(self, version: int, manifest: Manifest, forward: ServedForward) -> None:
         self.version = version
         self.manifest = manifest
         self.forward = forward
         """What runs."""
-        self.float_because = float_because
-        """Why it does not run in int8 although it should; empty: it runs as configured."""
         self.warmed: set[tuple[int, int]] = set()
         """Sizes (height, width) at which its outputs were found finite; only the follower's thread looks at it."""
         self.holds = 0

@@ -4,17 +4,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from adapters.checkpoints.checkpoint import network_of
-from adapters.errors import QuantizationRefused
 from adapters.inference.copying import aside
 from adapters.inference.forward import ServedForward
+from adapters.networks.pixels import normalise
 from configs.serving import ServingSettings
 from daemon.runtime.logs import get_logger
 from daemon.serving.errors import ShadowDiffers
 from daemon.serving.metrics import ServingMetrics
-from daemon.serving.versions.calibration import Calibration, noise
 from daemon.serving.versions.memory import give_back
 from daemon.serving.versions.slots import Resident, Slots
 from storage.errors import CorruptCheckpoint
@@ -38,7 +39,6 @@ class Swapper:
         device: torch.device,
         metrics: ServingMetrics,
         served_sizes: Callable[[], Sequence[tuple[int, int]]],
-        calibration: Calibration,
         after_first_load: Callable[[], None] | None = None,
     ) -> None:
         """`served_sizes` gives the network input sizes (height, width) seen lately: each is warmed up before a flip.
@@ -51,7 +51,6 @@ class Swapper:
         self._device = device
         self._metrics = metrics
         self._served_sizes = served_sizes
-        self._calibration = calibration
         self._after_first_load = after_first_load
         self._spare: tuple[str, ServedForward] | None = None
         self.garbage = 0
@@ -120,7 +119,7 @@ class Swapper:
                 forward = self._forward_for(manifest)
                 forward.load(self._registry.weights_path(version), noise(_input_size(manifest)))
             with self._timed("warmup"):
-                resident = Resident(version, manifest, forward, self._quantize(version, manifest, forward))
+                resident = Resident(version, manifest, forward)
                 self._warm_up(resident)
         self._spare = None
         if self._after_first_load is not None:
@@ -141,20 +140,6 @@ class Swapper:
             self._spare = None  # the old one is freed before the new one is made
             self._spare = (architecture, ServedForward(network_of(manifest), self._settings, self._device))
         return self._spare[1]
-
-    def _quantize(self, version: int, manifest: Manifest, forward: ServedForward) -> str:
-        """Into int8 if so configured; returns why not where it cannot be, and it serves in float32."""
-        forward.use_float()
-        if self._settings.quantize == "none":
-            return ""
-        try:
-            agreement = forward.use_int8(self._calibration.images(_input_size(manifest)))
-        except QuantizationRefused as error:
-            self._metrics.quantization_refused.inc()
-            log.warning("quantization_refused", version=version, reason=str(error))
-            return str(error)
-        log.info("quantized", version=version, agreement=agreement)
-        return ""
 
     def _warm_up(self, resident: Resident) -> None:
         """Run a version once at every served size that is new to it; CorruptCheckpoint if an output is not finite."""
@@ -185,6 +170,12 @@ class Swapper:
         started = time.perf_counter()
         yield
         self._metrics.swap_seconds.labels(phase=phase).observe(time.perf_counter() - started)
+
+
+def noise(size: tuple[int, int], seed: int = 0) -> Tensor:
+    """A normalised image `[1, 3, h, w]` of random bytes, the same for the same `seed`."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (1, *size, 3), dtype=np.uint8)
+    return normalise(torch.from_numpy(pixels))
 
 
 def _input_size(manifest: Manifest) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""How a version computes while it serves: chunked copies, number formats, compilation, int8."""
+"""How a version computes while it serves: chunked copies, number formats, compilation."""
 
 import copy
 import gc
@@ -12,17 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adapters.checkpoints.checkpoint import save_weights
-from adapters.errors import QuantizationRefused
 from adapters.inference.compiled import Compiled
 from adapters.inference.copying import CHUNK_ELEMENTS, aside, copy_weights
 from adapters.inference.forward import ServedForward
-from adapters.inference.int8 import Int8Conv2d, Int8Linear, Int8Pointwise, Range, quantized
-from adapters.inference.int8_weights import SAFE_STEPS, by_channel
-from adapters.networks.network import SegmentationNetwork
 from adapters.networks.pixels import normalise
 from configs.serving import ServingSettings
 from storage.errors import CorruptCheckpoint
-from tests.daemon.serving.serving_world import FEW_TIES, picture, tiny_network
+from tests.daemon.serving.serving_world import picture, tiny_network
 
 CPU = torch.device("cpu")
 SIZE = (64, 96)
@@ -35,12 +31,6 @@ def served(seed: int = 1, **options: object) -> ServedForward:
 
 def images(count: int = 8) -> list[Tensor]:
     return [normalise(torch.from_numpy(picture(*SIZE, seed)[None].copy())) for seed in range(count)]
-
-
-def same_labels(first: nn.Module, second: nn.Module) -> float:
-    with torch.inference_mode():
-        pairs = [(first(image).argmax(1), second(image).argmax(1)) for image in images(4)]
-    return sum(float((one == other).float().mean()) for one, other in pairs) / len(pairs)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -147,107 +137,6 @@ def test_channels_last_changes_memory_not_answers() -> None:
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
     with torch.inference_mode():
         torch.testing.assert_close(forward(image), tiny_network(1)(image), atol=1e-5, rtol=1e-4)
-
-
-def test_int8_gives_the_same_labels_and_follows_new_weights(tmp_path: Path) -> None:
-    forward = served(FEW_TIES[0], quantize="int8")
-    assert forward.use_int8(images()) >= 0.99
-    assert forward.computes == "int8"
-    kinds = {type(module) for module in forward._int8[0].modules()}
-    assert {Int8Linear, Int8Pointwise} <= kinds
-    assert same_labels(forward, tiny_network(FEW_TIES[0])) >= 0.98
-    save_weights(tiny_network(FEW_TIES[1]), tmp_path / "w.safetensors")
-    copy_weights(forward.network, tmp_path / "w.safetensors")
-    forward.use_int8(images())
-    assert same_labels(forward, tiny_network(FEW_TIES[1])) >= 0.98
-    assert same_labels(forward, tiny_network(FEW_TIES[0])) < 0.9, "the old weights still answer"
-    forward.use_float()
-    with torch.inference_mode():
-        assert torch.equal(forward(images(1)[0]), tiny_network(FEW_TIES[1])(images(1)[0]))
-
-
-def test_int8_is_refused_when_labels_change() -> None:
-    forward = served(quantize="int8")
-    classifier = forward.network.decoder.classifier
-    assert isinstance(classifier, nn.Conv2d)
-    with torch.no_grad():
-        classifier.weight[:, 0] += 1000.0  # the same for every class: no label changes, but int8 sees nothing else
-    with pytest.raises(QuantizationRefused, match=r"same on \d+\.\d+% of the pixels, less than 99%") as refused:
-        forward.use_int8(images())
-    assert refused.value.code == "quantization_refused" and "serving.quantize: none" in str(refused.value)
-    assert forward.computes == "float32"
-
-
-class Peeks(nn.Module):
-    """Looks at its layer's weights, which an int8 layer does not have."""
-
-    def __init__(self, network: SegmentationNetwork) -> None:
-        super().__init__()
-        self.network = network
-        self.layer = nn.Conv2d(6, 3, 1)
-
-    def forward(self, values: Tensor) -> Tensor:
-        logits: Tensor = self.network(self.layer(values.repeat(1, 2, 1, 1).to(self.layer.weight.dtype)))
-        return logits
-
-
-def test_int8_is_refused_for_a_network_that_cannot_be_exchanged() -> None:
-    forward = served(quantize="int8", fold_batch_norm=False)
-    forward.network = Peeks(forward.network)  # type: ignore[assignment]
-    with pytest.raises(QuantizationRefused, match="does not run in int8"):
-        forward.use_int8(images())
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [
-        nn.Conv2d(16, 8, 3, padding=1),
-        nn.Conv2d(16, 8, 3, stride=2, padding=2, dilation=2, bias=False),
-        nn.Conv2d(16, 8, 1),
-        nn.Conv2d(16, 8, 1, stride=2, bias=False),
-    ],
-)
-def test_int8_convolutions_come_close(layer: nn.Conv2d) -> None:
-    torch.manual_seed(0)
-    values = torch.randn(2, 16, 12, 20)
-    network = nn.Sequential(layer).eval()
-    with torch.inference_mode():
-        exact, rounded = network(values), quantized(network, [values])(values)
-    assert rounded.shape == exact.shape and rounded.dtype == torch.float32
-    assert float((exact - rounded).abs().max()) < 0.03 * float(exact.abs().max())
-    assert not torch.equal(exact, rounded)
-
-
-@pytest.mark.parametrize("kind", [Int8Linear, Int8Conv2d, Int8Pointwise])
-@pytest.mark.parametrize("channels", [2, 64])
-def test_the_largest_products_come_out_whole_on_this_cpu(kind: type[nn.Module], channels: int) -> None:
-    layer: nn.Linear | nn.Conv2d = nn.Linear(channels, 16) if kind is Int8Linear else nn.Conv2d(channels, 16, 1)
-    nn.init.constant_(layer.weight, 3.0)
-    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-    values = torch.full((2, channels) if kind is Int8Linear else (1, channels, 8, 8), 5.0)
-    with torch.inference_mode():
-        torch.testing.assert_close(kind(layer, Range(0.0, 5.0))(values), layer(values))
-
-
-def test_where_products_would_overflow_weights_have_fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = torch.tensor([[1.0, -2.0], [0.0, 0.5]])
-    monkeypatch.setattr("adapters.inference.int8_weights.weight_steps", lambda: SAFE_STEPS)
-    steps, scales, zeros = by_channel(weight)
-    assert steps.tolist() == [[32, -64], [0, 64]] and zeros.tolist() == [0, 0]
-    assert (steps * scales[:, None]).tolist() == weight.tolist()
-
-
-def test_depthwise_convolutions_stay_float_and_share_their_weights() -> None:
-    network = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 3)).eval()
-    twin = quantized(network, [torch.randn(1, 8, 9, 9)])
-    assert isinstance(twin, nn.Sequential) and isinstance(twin[1], Int8Conv2d)
-    assert twin[0].weight is network[0].weight and isinstance(network[1], nn.Conv2d)
-
-
-def test_a_range_holds_zero_exactly() -> None:
-    measured = Range(0.0, 0.0).with_values(torch.tensor([-0.3, 0.9]))
-    assert measured.zero_point == 64 and 0 <= measured.zero_point <= 255
-    assert Range(0.0, 0.0).with_values(torch.tensor([2.0, 3.0])).zero_point == 0
 
 
 @pytest.mark.slow

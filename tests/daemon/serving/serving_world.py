@@ -24,7 +24,7 @@ from configs.settings import Settings
 from daemon.net.tls import tls_files
 from daemon.serving.plane import InferencePlane
 from daemon.serving.server import make_server
-from daemon.serving.versions.calibration import noise
+from daemon.serving.versions.swap import noise
 from storage.durable import write_record
 from storage.layout import StateLayout
 from storage.registry.manifest import Ref
@@ -33,7 +33,7 @@ from storage.registry.registry import CheckpointRegistry
 CLASSES = [{"name": f"class{index}", "color": [index * 40, 10, 200 - index * 30]} for index in range(5)]
 HEIGHT, WIDTH = 64, 96
 FEW_TIES = (30, 45)
-"""Seeds of networks with few ties between classes: int8 and float32 name the same one on 99.8 % of the pixels."""
+"""Seeds of networks with few ties between classes: rounding changes few labels."""
 FAVOUR = 0.03
 """Logit that a version adds to its own class: about as much as random weights make of a picture."""
 

@@ -1,0 +1,9 @@
+"""Settings that are gone, and what to use instead: an old file gets an answer, not only "unknown key"."""
+
+RETIRED = {
+    "serving.quantize": (
+        "removed: int8 is no longer a number format of the server; delete the line, set serving.precision: bf16 where "
+        "the processor computes in it, or export a version (`mfmd export --format onnx`) to a runtime with int8"
+    ),
+}
+"""Dotted name of the old setting -> one sentence."""

@@ -1,4 +1,4 @@
-"""What `adaptation.py` compares: starting points and arms, as settings on top of `configs/camvid_adaptation.yaml`."""
+"""What `adaptation.py` compares: starting points and arms, as settings on top of the preset `camvid_adaptation`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ import yaml
 
 from configs.settings import Settings
 
-PRESET = Path(__file__).parent.parent / "configs" / "camvid_adaptation.yaml"
+PRESET = Path(__file__).parent.parent / "configs" / "presets" / "camvid_adaptation.yaml"
 MFM_OFF = {"mfm.enabled": False}
 MFM_ON = {"mfm.enabled": True}
 

@@ -32,7 +32,7 @@ from daemon.demo.picture import Row, read_rgb, side_by_side
 from daemon.demo.scoring import Pair, ServedScore, pair_up, read_label, score_served
 from daemon.demo.watching import follow_round
 
-PRESET = Path(__file__).parent.parent / "configs" / "camvid_day2dusk.yaml"
+PRESET = Path(__file__).parent.parent / "configs" / "presets" / "camvid_day2dusk.yaml"
 PARTS = 2
 """The dusk stream arrives in this many parts; each starts a round. Further rounds are asked for."""
 FEW = 5

@@ -62,7 +62,7 @@ def init(
 
 def preset_names() -> list[str]:
     """Names of the presets that ship with mfmd."""
-    folder = resources.files("configs")
+    folder = resources.files("configs") / "presets"
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
@@ -87,7 +87,7 @@ def _from_preset(name: str, folder: str) -> str:
     """The preset's text with the drop folder put in."""
     if name not in preset_names():
         raise typer.BadParameter(f"no preset {name!r}; there are {', '.join(preset_names())}")
-    text = (resources.files("configs") / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (resources.files("configs") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
     import yaml
 
     line = yaml.safe_dump({"folder": folder}, allow_unicode=True, width=10_000).strip()

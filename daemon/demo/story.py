@@ -48,7 +48,7 @@ class Story:
 
     def configure(self) -> DrivenDaemon:
         """Write the configuration; returns the daemon that will obey it."""
-        preset = resources.files("configs") / "demo.yaml"
+        preset = resources.files("configs") / "presets" / "demo.yaml"
         self.config.write_text(preset.read_text(encoding="utf-8"), encoding="utf-8")
         return DrivenDaemon(self.config)
 

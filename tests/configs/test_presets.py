@@ -7,7 +7,7 @@ import pytest
 from configs.load import load_settings
 from configs.settings import Settings
 
-FOLDER = Path(__file__).parents[2] / "configs"
+FOLDER = Path(__file__).parents[2] / "configs" / "presets"
 PRESETS = sorted(FOLDER.glob("*.yaml"))
 PAPER_PRESETS = ("gta2cityscapes_dacs_deeplabv2", "gta2cityscapes_daformer", "gta2cityscapes_mic_daformer")
 THINGS = {6, 7, 11, 12, 13, 14, 15, 16, 17, 18}

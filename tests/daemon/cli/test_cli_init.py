@@ -58,7 +58,7 @@ def test_folder_names_survive_yaml(mfmd, config: Path) -> None:
 def test_preset_takes_the_drop_folder(mfmd, config: Path, name: str) -> None:
     assert mfmd("init", "my: drop", "--preset", name, "--force").code == 0
     written = load_settings(config)
-    shipped = load_settings(Path(__file__).parents[3] / "configs" / f"{name}.yaml")
+    shipped = load_settings(Path(__file__).parents[3] / "configs" / "presets" / f"{name}.yaml")
     assert written.watch.folder == config.parent / "my: drop"
     assert written.round == shipped.round and written.mfm == shipped.mfm
     assert "# " in config.read_text(encoding="utf-8"), "its comments are kept"

@@ -146,7 +146,7 @@ def test_nothing_serves_before_the_start(driven: DrivenDaemon) -> None:
 
 
 def test_the_preset_fits_the_story() -> None:
-    preset = str(resources.files("configs") / "demo.yaml")
+    preset = str(resources.files("configs") / "presets" / "demo.yaml")
     settings = load_settings(Path(preset))
     frames = BATCHES * settings.schedule.new_frames
     assert frames <= settings.buffer.capacity_frames, "frames would be evicted between rounds"

@@ -3,17 +3,20 @@
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from configs.settings import Settings
+from daemon.metrics import REASONS
 from daemon.rounds.history import schedule_state, summaries
 from daemon.rounds.schedule import due
 from daemon.runtime.activity import ChildActivity
 from daemon.runtime.logs import get_logger
 from storage.buffer.catalog import Catalog
+from storage.buffer.catalog_records import SKIP_REASONS
 from storage.buffer.observations import Observations
 from storage.errors import StorageError
 from storage.layout import StateLayout
@@ -25,18 +28,103 @@ OBSERVED_FRAMES = 200
 SIZE_SECONDS = 60.0
 """The buffer's size on disk is measured at most this often (seconds)."""
 
+
+class Family(NamedTuple):
+    """One row of the table."""
+
+    text: str
+    """What it means."""
+    label: str | None = None
+    """Its label, if it has one."""
+    kind: type[GaugeMetricFamily] | type[CounterMetricFamily] = GaugeMetricFamily
+    """A counter's exposed name ends in `_total`."""
+
+
+FAMILIES = {
+    "mfmd_buffer_images": Family("Frames in the buffer"),
+    "mfmd_buffer_holdout_images": Family("Held-out frames among them"),
+    "mfmd_buffer_capacity_images": Family("Frames that the buffer holds before some leave"),
+    "mfmd_buffer_committed_images": Family("Frames ever committed", kind=CounterMetricFamily),
+    "mfmd_buffer_evicted_images": Family("Frames that left the buffer to make room", kind=CounterMetricFamily),
+    "mfmd_buffer_last_committed_timestamp_seconds": Family(
+        "Unix time of the newest commit in the buffer; 0 when it is empty: how old the data is"
+    ),
+    "mfmd_refused_files": Family("Files of the drop folder that are refused as they are, by reason", "reason"),
+    "mfmd_skipped_files": Family("Files of the drop folder that admission left out, by reason", "reason"),
+    "mfmd_buffer_leases": Family("Rounds that hold frames and so keep them from leaving"),
+    "mfmd_disk_free_bytes": Family(
+        "Free space on the disk of the state directory; below mfmd_disk_reserve_bytes the buffer does not grow, "
+        "below half of it ingest pauses"
+    ),
+    "mfmd_disk_reserve_bytes": Family("Free space that ingest leaves alone"),
+    "mfmd_buffer_max_bytes": Family("Most bytes that frames may take; 0: no limit"),
+    "mfmd_buffer_bytes": Family("Size of the frame buffer on disk; up to a minute old"),
+    "mfmd_ref_version": Family("Version that a ref names: serving, previous; 0 when it names none", "ref"),
+    "mfmd_ref_since_timestamp_seconds": Family("Unix time at which the ref moved there; 0 when it never did", "ref"),
+    "mfmd_registry_versions": Family("Checkpoint versions on disk"),
+    "mfmd_round_last_number": Family("Number of the last round that ended; 0: none"),
+    "mfmd_round_last_attempt_timestamp_seconds": Family(
+        "Unix time at which the last round ended, whatever its result; 0: none"
+    ),
+    "mfmd_round_last_success_timestamp_seconds": Family(
+        "Unix time of the last verdict on a candidate, whatever it was; 0: none among the five newest rounds"
+    ),
+    "mfmd_gate_score": Family(
+        "Number that each check of the last verdict judged; for votes the candidate's advantage over the incumbent",
+        "gate",
+    ),
+    "mfmd_gate_limit": Family(
+        "Bound that each check of the last verdict was judged against; for votes the bootstrap's lower bound, "
+        "which must exceed 0",
+        "gate",
+    ),
+    "mfmd_gate_passed": Family("1 for each check of the last verdict that passed", "gate"),
+    "mfmd_schedule_frames_missing": Family("New frames still missing until the next round starts"),
+    "mfmd_round_consecutive_failures": Family("Rounds that failed in a row, up to the last"),
+    "mfmd_observed_frames": Family("Newest frames that predictions are averaged over"),
+    "mfmd_prediction_entropy": Family("Mean softmax entropy over these frames (nats)"),
+    "mfmd_prediction_confidence": Family("Mean largest softmax probability over these frames (0-1)"),
+    "mfmd_observed_last_timestamp_seconds": Family("Unix time of the newest observation"),
+    "mfmd_prediction_class_ratio": Family(
+        f"Mean share of pixels per predicted class over the {OBSERVED_FRAMES} newest observed frames (0-1)", "class"
+    ),
+    "mfmd_component_up": Family("1 while the child process runs", "component"),
+    "mfmd_component_restarts": Family("Starts of the child process after its first", "component", CounterMetricFamily),
+    "mfmd_state_readable": Family(
+        "1 for each part of the state directory that could be read for this scrape; the metrics of an unreadable part "
+        "are absent",
+        "part",
+    ),
+}
+"""Every metric of this file by name."""
+
+Values = tuple[str, float | Mapping[str, float]]
+"""The name of a metric with its value, or with a value for each value of its label."""
+
 log = get_logger(__name__)
 
 
 class StateCollector(Collector):
-    """Collects from the state directory. A part that cannot be read is left out and logged; the others stay."""
+    """Collects from the state directory. A part that cannot be read is left out and logged once; the others stay."""
 
     def __init__(self, settings: Settings, catalog: Catalog, children: Callable[[], list[ChildActivity]]) -> None:
-        self._settings, self._catalog, self._children = settings, catalog, children
+        self.settings = settings
+        """The settings in force; a reload replaces them."""
+        self._catalog, self._children = catalog, children
         self._layout = StateLayout(settings.state)
         self._registry = CheckpointRegistry(self._layout.checkpoints)
         self._rounds = RoundStore(self._layout.rounds)
         self._size = (0.0, 0)
+        self._unreadable: dict[str, str] = {}
+        self._parts: dict[str, Callable[[], Iterator[Values]]] = {
+            "buffer": self._buffer,
+            "disk": self._disk,
+            "refs": self._refs,
+            "rounds": self._last_round,
+            "schedule": self._schedule,
+            "observations": self._observed,
+            "children": self._kids,
+        }
 
     def describe(self) -> Iterable[Metric]:
         """Nothing in advance: registering must not read the state directory."""
@@ -44,163 +132,84 @@ class StateCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All families."""
-        for part in (
-            self._buffer,
-            self._disk,
-            self._refs,
-            self._last_round,
-            self._schedule,
-            self._observed,
-            self._kids,
-        ):
-            try:
-                yield from part()
-            except (OSError, StorageError) as error:
-                log.warning("metrics_not_collected", part=part.__name__.lstrip("_"), error=str(error))
+        readable = {}
+        for part, read in self._parts.items():
+            found = self._read(part, read)
+            readable[part] = found is not None
+            yield from (_family(name, values) for name, values in found or ())
+        yield _family("mfmd_state_readable", readable)
 
-    def _buffer(self) -> Iterator[Metric]:
+    def _read(self, part: str, read: Callable[[], Iterator[Values]]) -> list[Values] | None:
+        """What a part has to tell; None when it cannot be read, which is logged when the reason changes."""
+        try:
+            found = list(read())
+        except (OSError, StorageError) as error:
+            if self._unreadable.get(part) != str(error):
+                log.warning("metrics_not_collected", part=part, error=str(error))
+            self._unreadable[part] = str(error)
+            return None
+        self._unreadable.pop(part, None)
+        return found
+
+    def _buffer(self) -> Iterator[Values]:
         counts = self._catalog.counts()
-        yield _gauge("mfmd_buffer_images", "Frames in the buffer", counts.frames)
-        yield _gauge("mfmd_buffer_holdout_images", "Held-out frames among them", counts.holdout)
-        yield _gauge(
-            "mfmd_buffer_capacity_images",
-            "Frames that the buffer holds before some leave",
-            self._settings.buffer.capacity_frames,
-        )
-        yield _counter("mfmd_buffer_committed_images", "Frames ever committed", counts.committed_total)
-        yield _counter("mfmd_buffer_evicted_images", "Frames that left the buffer to make room", counts.evicted_total)
-        yield _gauge(
-            "mfmd_buffer_last_committed_timestamp_seconds",
-            "Unix time of the newest commit in the buffer; 0 when it is empty: how old the data is",
-            counts.last_committed_at or 0.0,
-        )
-        refused = GaugeMetricFamily(
-            "mfmd_refused_files", "Files of the drop folder that are refused as they are, by reason", labels=["reason"]
-        )
-        for reason, count in counts.refused.items():
-            refused.add_metric([reason], count)
-        yield refused
-        skipped = GaugeMetricFamily(
-            "mfmd_skipped_files", "Files of the drop folder that admission left out, by reason", labels=["reason"]
-        )
-        for reason, count in counts.skipped.items():
-            skipped.add_metric([reason], count)
-        yield skipped
-        leases = len(self._catalog.leases())
-        yield _gauge("mfmd_buffer_leases", "Rounds that hold frames and so keep them from leaving", leases)
+        yield "mfmd_buffer_images", counts.frames
+        yield "mfmd_buffer_holdout_images", counts.holdout
+        yield "mfmd_buffer_capacity_images", self.settings.buffer.capacity_frames
+        yield "mfmd_buffer_committed_images", counts.committed_total
+        yield "mfmd_buffer_evicted_images", counts.evicted_total
+        yield "mfmd_buffer_last_committed_timestamp_seconds", counts.last_committed_at or 0.0
+        yield "mfmd_refused_files", dict.fromkeys(REASONS, 0) | counts.refused
+        yield "mfmd_skipped_files", dict.fromkeys(SKIP_REASONS, 0) | counts.skipped
+        yield "mfmd_buffer_leases", len(self._catalog.leases())
 
-    def _disk(self) -> Iterator[Metric]:
-        yield _gauge(
-            "mfmd_disk_free_bytes",
-            "Free space on the disk of the state directory; below mfmd_disk_reserve_bytes the buffer does not grow, "
-            "below half of it ingest pauses",
-            shutil.disk_usage(self._layout.root).free,
-        )
-        reserve = self._settings.buffer.reserve_bytes
-        yield _gauge("mfmd_disk_reserve_bytes", "Free space that ingest leaves alone", reserve)
-        yield _gauge(
-            "mfmd_buffer_max_bytes", "Most bytes that frames may take; 0: no limit", self._settings.buffer.max_bytes
-        )
-        yield _gauge("mfmd_buffer_bytes", "Size of the frame buffer on disk; up to a minute old", self._buffer_bytes())
+    def _disk(self) -> Iterator[Values]:
+        yield "mfmd_disk_free_bytes", shutil.disk_usage(self._layout.root).free
+        yield "mfmd_disk_reserve_bytes", self.settings.buffer.reserve_bytes
+        yield "mfmd_buffer_max_bytes", self.settings.buffer.max_bytes
+        yield "mfmd_buffer_bytes", self._buffer_bytes()
 
-    def _refs(self) -> Iterator[Metric]:
-        version = GaugeMetricFamily(
-            "mfmd_ref_version", "Version that a ref names: serving, previous; 0 when it names none", labels=["ref"]
-        )
-        since = GaugeMetricFamily(
-            "mfmd_ref_since_timestamp_seconds",
-            "Unix time at which the ref moved there; 0 when it never did",
-            labels=["ref"],
-        )
-        for name in ("serving", "previous"):
-            ref = self._registry.ref("serving" if name == "serving" else "previous")
-            version.add_metric([name], ref.version if ref else 0)
-            since.add_metric([name], ref.since if ref else 0)
-        yield version
-        yield since
-        yield _gauge("mfmd_registry_versions", "Checkpoint versions on disk", len(self._registry.versions()))
+    def _refs(self) -> Iterator[Values]:
+        refs = {"serving": self._registry.ref("serving"), "previous": self._registry.ref("previous")}
+        yield "mfmd_ref_version", {name: ref.version if ref else 0 for name, ref in refs.items()}
+        yield "mfmd_ref_since_timestamp_seconds", {name: ref.since if ref else 0 for name, ref in refs.items()}
+        yield "mfmd_registry_versions", len(self._registry.versions())
 
-    def _last_round(self) -> Iterator[Metric]:
+    def _last_round(self) -> Iterator[Values]:
         recent = [item for item in summaries(self._rounds, 5, alive=True) if item.result != "running"]
         last = recent[0] if recent else None
         good = next((item for item in recent if item.result in ("promoted", "rejected", "inconclusive")), None)
-        yield _gauge(
-            "mfmd_round_last_number", "Number of the last round that ended; 0: none", last.round if last else 0
-        )
-        yield _gauge(
-            "mfmd_round_last_attempt_timestamp_seconds",
-            "Unix time at which the last round ended, whatever its result; 0: none",
-            (last.ended or 0.0) if last else 0.0,
-        )
-        yield _gauge(
-            "mfmd_round_last_success_timestamp_seconds",
-            "Unix time of the last verdict on a candidate, whatever it was; 0: none among the five newest rounds",
-            (good.ended or 0.0) if good else 0.0,
-        )
-        yield from self._gate(last.round if last else None)
+        yield "mfmd_round_last_number", last.round if last else 0
+        yield "mfmd_round_last_attempt_timestamp_seconds", (last.ended or 0.0) if last else 0.0
+        yield "mfmd_round_last_success_timestamp_seconds", (good.ended or 0.0) if good else 0.0
+        verdict = self._rounds.folder(last.round).verdict() if last else None
+        checks = verdict.checks if verdict else []
+        yield "mfmd_gate_score", {check.name: check.value for check in checks if check.value is not None}
+        yield "mfmd_gate_limit", {check.name: check.limit for check in checks if check.limit is not None}
+        yield "mfmd_gate_passed", {check.name: check.passed for check in checks}
 
-    def _gate(self, number: int | None) -> Iterator[Metric]:
-        score = GaugeMetricFamily(
-            "mfmd_gate_score",
-            "Number that each check of the last verdict judged; for votes the candidate's advantage over the incumbent",
-            labels=["gate"],
-        )
-        limit = GaugeMetricFamily(
-            "mfmd_gate_limit",
-            "Bound that each check of the last verdict was judged against; for votes the bootstrap's lower bound, "
-            "which must exceed 0",
-            labels=["gate"],
-        )
-        passed = GaugeMetricFamily(
-            "mfmd_gate_passed", "1 for each check of the last verdict that passed", labels=["gate"]
-        )
-        verdict = self._rounds.folder(number).verdict() if number is not None else None
-        for check in verdict.checks if verdict else []:
-            passed.add_metric([check.name], check.passed)
-            if check.value is not None:
-                score.add_metric([check.name], check.value)
-            if check.limit is not None:
-                limit.add_metric([check.name], check.limit)
-        yield from (score, limit, passed)
-
-    def _schedule(self) -> Iterator[Metric]:
+    def _schedule(self) -> Iterator[Values]:
         state = schedule_state(self._catalog, self._rounds, self._registry)
-        missing = due(time.time(), state, self._settings).frames_missing
-        yield _gauge("mfmd_schedule_frames_missing", "New frames still missing until the next round starts", missing)
-        yield _gauge("mfmd_round_consecutive_failures", "Rounds that failed in a row, up to the last", state.failures)
+        yield "mfmd_schedule_frames_missing", due(time.time(), state, self.settings).frames_missing
+        yield "mfmd_round_consecutive_failures", state.failures
 
-    def _observed(self) -> Iterator[Metric]:
+    def _observed(self) -> Iterator[Values]:
         means = None
         if self._layout.observations.exists():
             with Observations.open(self._layout.observations, writable=False) as observations:
                 means = observations.means(OBSERVED_FRAMES)
-        yield _gauge(
-            "mfmd_observed_frames", "Newest frames that predictions are averaged over", means.frames if means else 0
-        )
-        ratio = GaugeMetricFamily(
-            "mfmd_prediction_class_ratio",
-            f"Mean share of pixels per predicted class over the {OBSERVED_FRAMES} newest observed frames (0-1)",
-            labels=["class"],
-        )
+        yield "mfmd_observed_frames", means.frames if means else 0
+        names, area = [entry.name for entry in self.settings.classes], means.area if means else []
+        yield "mfmd_prediction_class_ratio", dict(zip(names, area, strict=True)) if len(names) == len(area) else {}
         if means is not None:
-            yield _gauge("mfmd_prediction_entropy", "Mean softmax entropy over these frames (nats)", means.entropy)
-            confidence = "Mean largest softmax probability over these frames (0-1)"
-            yield _gauge("mfmd_prediction_confidence", confidence, means.confidence)
-            yield _gauge("mfmd_observed_last_timestamp_seconds", "Unix time of the newest observation", means.at)
-            if len(means.area) == len(self._settings.classes):
-                for entry, share in zip(self._settings.classes, means.area, strict=True):
-                    ratio.add_metric([entry.name], share)
-        yield ratio
+            yield "mfmd_prediction_entropy", means.entropy
+            yield "mfmd_prediction_confidence", means.confidence
+            yield "mfmd_observed_last_timestamp_seconds", means.at
 
-    def _kids(self) -> Iterator[Metric]:
-        up = GaugeMetricFamily("mfmd_component_up", "1 while the child process runs", labels=["component"])
-        restarts = CounterMetricFamily(
-            "mfmd_component_restarts", "Starts of the child process after its first", labels=["component"]
-        )
-        for child in self._children():
-            up.add_metric([child.name], child.running)
-            restarts.add_metric([child.name], child.restarts)
-        yield from (up, restarts)
+    def _kids(self) -> Iterator[Values]:
+        children = self._children()
+        yield "mfmd_component_up", {child.name: child.running for child in children}
+        yield "mfmd_component_restarts", {child.name: child.restarts for child in children}
 
     def _buffer_bytes(self) -> int:
         measured, size = self._size
@@ -209,6 +218,16 @@ class StateCollector(Collector):
             size = _tree_bytes(str(self._layout.buffer))
             self._size = (now, size)
         return size
+
+
+def _family(name: str, values: float | Mapping[str, float]) -> Metric:
+    text, label, kind = FAMILIES[name]
+    if not isinstance(values, Mapping):
+        return kind(name, text, value=values)
+    family = kind(name, text, labels=[label or ""])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
 
 
 def _tree_bytes(folder: str) -> int:
@@ -221,11 +240,3 @@ def _tree_bytes(folder: str) -> int:
             except FileNotFoundError:
                 continue
     return total
-
-
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, text, value=value)
-
-
-def _counter(name: str, text: str, value: float) -> Metric:
-    return CounterMetricFamily(name, text, value=value)

@@ -117,7 +117,7 @@ class Vote:
             f"{self.score} {self.incumbent:.4f} -> {self.candidate:.4f}, advantage {sure.value:+.4f}, "
             f"bounds {sure.lower:+.4f} to {sure.upper:+.4f} at {confidence:.0%} each side"
         )
-        return Check(name=self.name, kind="vote", passed=self.won, value=sure.value, limit=0.0, detail=detail)
+        return Check(name=self.name, kind="vote", passed=self.won, value=sure.value, limit=sure.lower, detail=detail)
 
 
 def cast_votes(

@@ -6,13 +6,13 @@ from typing import Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
-from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 from daemon.net.head_requests import HeadRequests
 from daemon.net.token import repository_token, serving_token
 from daemon.runtime.logs import get_logger
+from daemon.runtime.metric_table import expose
 from daemon.serving.api.openapi import describe_routes
 from daemon.serving.api.problems import problem_answer
 from daemon.serving.api.segment import segment_routes
@@ -91,11 +91,12 @@ def _add_health(app: FastAPI, plane: InferencePlane) -> None:
         return Readiness(ready=plane.ready)
 
     @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
         """Prometheus metrics."""
         wanted = plane.follower.wanted
         plane.metrics.wanted.set(wanted.version if wanted else 0)
-        return Response(plane.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+        content, content_type = expose(plane.metrics.registry, request.headers.get("accept", ""))
+        return Response(content, headers={"Content-Type": content_type})
 
 
 def _add_errors(app: FastAPI, plane: InferencePlane) -> None:

@@ -99,7 +99,7 @@ class Batcher:
         self._labelling = ThreadPoolExecutor(1, thread_name_prefix="mfmd-labels")
         self._room = threading.BoundedSemaphore(LOGITS_HELD)
         self._thread = threading.Thread(target=self._work, name="mfmd-batcher", daemon=True)
-        metrics.watch_queue(lambda: self._depth)
+        metrics.queue_depth.set_function(lambda: self._depth)
 
     def start(self) -> None:
         """Start the thread."""

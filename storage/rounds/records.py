@@ -10,6 +10,13 @@ from pydantic import Field
 from storage.durable.record import Record
 from storage.registry.manifest import BufferSnapshot
 
+CHECKS = (
+    "completed", "finite", "tensors", "vanished_class", "agreement", "source_miou", "source_class_iou",
+    "vote_diversity", "vote_disagreement", "vote_flip", "vote_styled_source", "shadow_images",
+    "shadow_failed", "shadow_agreement",
+)  # fmt: skip
+"""Names of all checks that a verdict may hold, in their order."""
+
 
 class RoundSpec(Record):
     """`spec.json`: everything a round needs; written by the daemon before the round starts."""
@@ -142,7 +149,7 @@ class Check(Record):
     value: float | None
     """The number that was judged; for votes the candidate's advantage over the incumbent."""
     limit: float | None
-    """The bound it was judged against; for votes the bootstrap's lower bound must exceed 0."""
+    """The bound it was judged against; for votes the bootstrap's lower bound, which must exceed 0."""
     detail: str
     """One sentence with numbers."""
 

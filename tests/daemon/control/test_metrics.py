@@ -20,6 +20,7 @@ EXPECTED = [
     "mfmd_build_info",
     "mfmd_config_hash_info",
     "mfmd_start_timestamp_seconds",
+    "mfmd_state_readable",
     "mfmd_ingest_files_total",
     "mfmd_ingest_rejected_total",
     "mfmd_ingest_skipped_total",
@@ -142,6 +143,9 @@ def test_series_start_at_zero(world):
         ("mfmd_ingest_rejected_total", {"reason": "too_many_pixels"}),
         ("mfmd_round_runs_total", {"result": "failed"}),
         ("mfmd_gate_verdicts_total", {"decision": "accepted"}),
+        ("mfmd_gate_failures_total", {"gate": "vote_flip"}),
+        ("mfmd_refused_files", {"reason": "truncated"}),
+        ("mfmd_skipped_files", {"reason": "too_close"}),
         ("mfmd_component_failures_total", {"component": "ingest"}),
         ("mfmd_ref_version", {"ref": "serving"}),
         ("mfmd_buffer_images", {}),
@@ -202,6 +206,7 @@ def test_a_damaged_part_does_not_take_the_others_with_it(world, registry, add_ve
     (registry.root / "refs" / "serving").write_text("{")
     value = world.metrics.registry.get_sample_value
     assert value("mfmd_ref_version", {"ref": "serving"}) is None
+    assert value("mfmd_state_readable", {"part": "refs"}) == 0 and value("mfmd_state_readable", {"part": "buffer"}) == 1
     assert value("mfmd_buffer_images") == 0
     assert value("mfmd_disk_free_bytes") > 0
 

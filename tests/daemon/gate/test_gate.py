@@ -10,7 +10,7 @@ from configs.settings import GateSettings
 from daemon.gate.bootstrap import paired_bootstrap
 from daemon.gate.decide import decide
 from daemon.gate.votes import diversity, estimated_error
-from storage.rounds.records import Check, RoundScores, Verdict
+from storage.rounds.records import CHECKS, Check, RoundScores, Verdict
 
 NAMES = ("road", "building", "tree", "sky", "pole")
 SETTINGS = GateSettings()
@@ -57,6 +57,9 @@ def test_with_source(
 ) -> None:
     verdict = judged(a_round(model(**candidate), frames=frames, images=images))
     assert verdict.decision == decision, verdict
+    names = [item.name for item in verdict.checks]
+    assert names == [name for name in CHECKS if name in names], "known to metrics, and in their order"
+    assert all(item.passed == (item.limit > 0) for item in verdict.checks if item.kind == "vote"), "the lower bound"
     if failed is not None:
         assert not check(verdict, failed).passed, verdict
         assert check(verdict, failed).detail in verdict.reason

@@ -1,4 +1,4 @@
-"""Errors of the adapters room. Codes are stable: docs/errors.md."""
+"""Errors of the adapters room. Codes are stable: docs/reference/errors.md."""
 
 
 class AdapterError(Exception):

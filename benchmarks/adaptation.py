@@ -3,8 +3,8 @@
     python benchmarks/adaptation.py --data ../shared/data/camvid --work /tmp/adaptation
 
 Trains the source models that are missing, runs what is missing (one JSON line a run in WORK/results.jsonl), and prints
-the tables for docs/benchmarks.md; curves go to `--out`. With `--continual` the arms go through fog, rain, night and
-sensor noise and back to day instead (WORK/continual.jsonl).
+the tables for docs/explanation/benchmarks.md; curves go to `--out`. With `--continual` the arms go through fog, rain,
+night and sensor noise and back to day instead (WORK/continual.jsonl).
 """
 
 import argparse

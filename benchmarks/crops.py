@@ -83,7 +83,7 @@ def ratio(baseline: Sequence[float], values: Sequence[float]) -> str:
 
 
 def report(arms: Sequence[Arm], taken: dict[str, list[float]]) -> str:
-    """A table, as docs/benchmarks.md shows it."""
+    """A table, as docs/explanation/benchmarks.md shows it."""
     lines = ["| from | crop, ms (quartiles) | PNG / this | JPEG / this | MB a frame |", "|---" * 5 + "|"]
     for arm in arms:
         values = taken[arm.name]

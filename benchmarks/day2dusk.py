@@ -6,7 +6,7 @@ with `mfmd rollback` and scores again: the masks must be those of before, bit fo
 
     python benchmarks/day2dusk.py --data ../shared/data/camvid
 
-Prints a markdown table for docs/benchmarks.md; `--out` gets it too, with a before/after picture.
+Prints a markdown table for docs/explanation/benchmarks.md; `--out` gets it too, with a before/after picture.
 """
 
 import argparse
@@ -158,7 +158,7 @@ def write_config(preset: Path, data: Path, workspace: Path, frames: int) -> Path
 
 
 def markdown(lines: Sequence[Line], classes: Sequence[ClassInfo], command: str) -> str:
-    """What goes into docs/benchmarks.md."""
+    """What goes into docs/explanation/benchmarks.md."""
     text = [
         f"{time.strftime('%Y-%m-%d')}, {hardware()}, mfmd {version('mfmd')}, torch {version('torch')}, "
         f"{lines[-1].seconds / 60:.0f} minutes. Command: `{command}`.",

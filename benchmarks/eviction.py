@@ -178,7 +178,7 @@ def gaps(stream: Stream, kept: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def report(stream: Stream, outcomes: list[Outcome]) -> None:
-    """A table, as docs/benchmarks.md shows it."""
+    """A table, as docs/explanation/benchmarks.md shows it."""
     base = gaps(stream, outcomes[0].kept).mean()
     columns = [
         "policy",

@@ -4,7 +4,7 @@
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message is one line that names the file, the field and the remedy.
 
-    `code` is stable and documented in `docs/errors.md`.
+    `code` is stable and documented in `docs/reference/errors.md`.
     """
 
     code = "config_invalid"

@@ -35,7 +35,7 @@ RECIPE_DEFAULTS: dict[str, dict[str, Any]] = {
 SOURCE_FREE_ANCHOR = 20.0
 """`recipe.anchor_weight` of a round without source. At the default rates a round takes back e^-0.6, nearly half, of the
 distance from the released encoder that it began with, so that endless rounds drift at most 2.2 times as far as one; no
-weight can settle further away than about 1/20 (docs/decisions/0007-source-free-anchor.md)."""
+weight can settle further away than about 1/20 (docs/explanation/decisions/0007-source-free-anchor.md)."""
 
 
 class MfmSettings(Section):

@@ -1,4 +1,4 @@
-"""Errors of the daemon room. `code` is stable (docs/errors.md); `exit_code` is what a command ends with."""
+"""Errors of the daemon room. `code` is stable (docs/reference/errors.md); `exit_code` is what a command ends with."""
 
 import errno
 
@@ -49,7 +49,7 @@ class PublishFailed(DaemonError):
 
 
 def code_of(error: BaseException) -> str:
-    """The stable code of `error` (docs/errors.md); `unexpected` for an error that nobody foresaw."""
+    """The stable code of `error` (docs/reference/errors.md); `unexpected` for an error that nobody foresaw."""
     code = getattr(error, "code", None)
     if isinstance(code, str):
         return code

@@ -1,4 +1,4 @@
-"""Exit codes of every command; documented for users in `docs/commands.md`."""
+"""Exit codes of every command; documented for users in `docs/reference/commands.md`."""
 
 from enum import IntEnum
 

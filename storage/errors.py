@@ -1,4 +1,4 @@
-"""Errors of the storage room, grouped by what a handler would do about them. Codes are stable: docs/errors.md."""
+"""Errors of the storage room, grouped by what a handler does about them. Stable codes: docs/reference/errors.md."""
 
 
 class StorageError(Exception):

@@ -1,7 +1,7 @@
 """Named places between two durable steps, where a test may end the process or look on. They do nothing otherwise.
 
 `MFMD_FAILPOINT=name:n` kills the process (SIGKILL) when it passes that place for the n-th time (the first, without
-`:n`). `watch` lets a test in the same process see every pass instead. Which tests use them: docs/faults.md.
+`:n`). `watch` lets a test in the same process see every pass instead. Which tests use them: docs/explanation/faults.md.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""docs/errors.md and the code name the same stable codes."""
+"""docs/reference/errors.md and the code name the same stable codes."""
 
 import ast
 import re
@@ -41,7 +41,7 @@ def _codes_in_source() -> set[str]:
 
 
 def _codes_in_page() -> set[str]:
-    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "errors.md").read_text(encoding="utf-8")
     cells = re.findall(r"^\| (`[^|]+) \|", page, flags=re.MULTILINE)
     return {code for cell in cells for code in re.findall(r"`(\w+)`", cell)}
 
@@ -49,8 +49,8 @@ def _codes_in_page() -> set[str]:
 def test_every_code_is_documented_and_every_documented_code_exists() -> None:
     source, page = _codes_in_source(), _codes_in_page()
     assert len(source) > 30
-    assert not source - page, f"not in docs/errors.md: {sorted(source - page)}"
-    assert not page - source, f"in docs/errors.md, but nowhere in the code: {sorted(page - source)}"
+    assert not source - page, f"not in docs/reference/errors.md: {sorted(source - page)}"
+    assert not page - source, f"in docs/reference/errors.md, but nowhere in the code: {sorted(page - source)}"
 
 
 def test_codes_are_stable_words() -> None:

@@ -1,4 +1,4 @@
-"""docs/metrics.md names exactly the metrics that both planes expose, with their types and labels."""
+"""docs/reference/metrics.md names exactly the metrics that both planes expose, with their types and labels."""
 
 import re
 import time
@@ -20,7 +20,7 @@ from storage.buffer.frames import FrameBuffer
 from storage.buffer.observations import Observation, Observations
 from storage.layout import StateLayout
 
-PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "metrics.md"
 
 
 class Family(NamedTuple):
@@ -95,8 +95,8 @@ def test_units_stand_in_the_names(control_plane: CollectorRegistry) -> None:
 
 
 def _compare(exposed: dict[str, Family], documented: dict[str, Family]) -> None:
-    assert not set(exposed) - set(documented), "exposed, but not in docs/metrics.md"
-    assert not set(documented) - set(exposed), "in docs/metrics.md, but not exposed"
+    assert not set(exposed) - set(documented), "exposed, but not in docs/reference/metrics.md"
+    assert not set(documented) - set(exposed), "in docs/reference/metrics.md, but not exposed"
     kinds = {name: family.kind for name, family in exposed.items()}
     assert {name: family.kind for name, family in documented.items()} == kinds
     for name, family in exposed.items():

@@ -1,7 +1,7 @@
 """The Rebuilder of Masked Feature Modeling (Zhou et al., arXiv 2509.13801; papers.md 1.3 and 1.4).
 
 Training only: it replaces masked cells of the deepest map by a token, fills them from what is left, and writes the
-filled cells into every level. It is never part of a checkpoint that serves. docs/mfm.md has the equations.
+filled cells into every level. It is never part of a checkpoint that serves. docs/explanation/mfm.md has the equations.
 """
 
 import functools

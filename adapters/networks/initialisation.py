@@ -2,7 +2,7 @@
 
 Decoders keep torch's own Kaiming-uniform start: each of their convolutions is normalised afterwards, and with AdamW the
 smaller weights learn faster than He's fan-out ones (CamVid, resnet_tiny + DeepLabV3+, lr 1e-3: loss after 200 steps
-0.68 instead of 0.78, day mIoU 0.26 instead of 0.18). So do their 1x1 classifiers (docs/decisions/0006)."""
+0.68 instead of 0.78, day mIoU 0.26 instead of 0.18). So do their 1x1 classifiers (docs/explanation/decisions/0006)."""
 
 import math
 
@@ -27,7 +27,7 @@ def initialise_classifier(layer: nn.Conv2d) -> None:
     """Small normal weights (std 0.01), zero bias: the first predictions are close to uniform.
 
     For classifiers that read the encoder's map directly (DeepLabV2). Behind a normalised 64-channel decoder they are
-    too small: day mIoU after 300 steps from scratch was 0.20 instead of 0.32 (docs/decisions/0006).
+    too small: day mIoU after 300 steps from scratch was 0.20 instead of 0.32 (docs/explanation/decisions/0006).
     """
     nn.init.normal_(layer.weight, 0.0, 0.01)
     if layer.bias is not None:

@@ -7,7 +7,7 @@ context, mixes their predictions class by class:
     fused = up((1 - a) * context) + up(a) * detail        inside the window
     fused = up(context)                                   outside
 
-What differs from the original: docs/decisions/0008-multi-resolution.md.
+What differs from the original: docs/explanation/decisions/0008-multi-resolution.md.
 """
 
 from collections.abc import Sequence

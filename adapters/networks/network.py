@@ -70,7 +70,7 @@ class SegmentationNetwork(nn.Module):
         """Logits `[B, K, *size]` of feature maps, resized bilinearly.
 
         Contiguous: a softmax over classes that lie side by side in memory takes six times as long on a CPU, and the
-        small map is the cheap one to copy (docs/decisions/0010).
+        small map is the cheap one to copy (docs/explanation/decisions/0010).
         """
         logits: Tensor = self.decoder(features).contiguous()
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

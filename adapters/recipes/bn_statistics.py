@@ -2,7 +2,7 @@
 
 Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation" (NeurIPS 2020); Nado
 et al. 2020. Weights stay, so a round costs one forward pass a step, and the source can lose much
-(docs/decisions/0004-teacher-and-candidate.md).
+(docs/explanation/decisions/0004-teacher-and-candidate.md).
 """
 
 import copy

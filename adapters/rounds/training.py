@@ -40,7 +40,7 @@ class Training:
     The candidate is what the recipe calls finished (the teacher, where there is one), with BatchNorm statistics
     estimated over as many source as target crops. Averaged weights are steady whatever the learning rate, the student's
     are not; statistics of the target alone would cost the source 9 points of mIoU. Measured in
-    docs/decisions/0004-teacher-and-candidate.md.
+    docs/explanation/decisions/0004-teacher-and-candidate.md.
     """
 
     def __init__(self, inputs: RoundInputs) -> None:

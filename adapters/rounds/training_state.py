@@ -3,7 +3,7 @@
 Accelerate's `save_state` writes the optimizer, the loss scaler and every process's random state; its hook writes the
 rest here: each module as safetensors, counters and positions as JSON. Objects given to
 `Accelerator.register_for_checkpointing` would be pickled, and unpickled by running whatever is in them
-(docs/decisions/0009-rounds-that-continue.md).
+(docs/explanation/decisions/0009-rounds-that-continue.md).
 
 state/000400/{student,teacher,rebuilder}.safetensors    weights, statistics
 state/000400/{state.json,state.safetensors}             counters, positions of the streams, generator of the draws

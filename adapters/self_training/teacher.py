@@ -15,7 +15,7 @@ class Teacher:
     The teacher stays in train mode with dropout and drop path off, as in the DAFormer code base: BatchNorm normalises
     with the statistics of the target batch itself, and its running statistics are not used: they would be those of
     the source at first, and wrong pseudo-labels at first are learnt. `candidate` gives it statistics of its own. What
-    the alternatives scored: docs/decisions/0004-teacher-and-candidate.md.
+    the alternatives scored: docs/explanation/decisions/0004-teacher-and-candidate.md.
     """
 
     def __init__(self, student: SegmentationNetwork, decay: float) -> None:

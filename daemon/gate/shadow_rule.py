@@ -1,4 +1,4 @@
-"""The gate's second look: may a candidate serve that ran in the shadow? Pure, over records; explained in docs/gate.md.
+"""The gate's second look: may a candidate serve that ran in the shadow? Pure, over records (docs/explanation/gate.md).
 
 Agreement with what serves is no evidence of being better, the scores are that. It shows damage that hold-out frames
 did not: live images, real sizes, the plane's own precision.

@@ -1,4 +1,4 @@
-"""The vetoes of the gate: damage that no vote can outweigh (docs/gate.md). numpy only."""
+"""The vetoes of the gate: damage that no vote can outweigh (docs/explanation/gate.md). numpy only."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The votes of the gate: four kinds of evidence that a candidate is better than the incumbent (docs/gate.md).
+"""The votes of the gate: four kinds of evidence that a candidate is better (docs/explanation/gate.md).
 
 Each vote compares the two on the same images and is won when the lower bound of a paired bootstrap is above zero.
 They are of different kinds because they fail on different candidates (codebases.md b.6, reading 1). numpy only.

@@ -8,8 +8,8 @@ from configs.settings import RoundSettings
 
 MEMORY_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 """The allocator (glibc's) keeps what a training step frees instead of giving it back to the system and asking again:
-touching new pages costs more than most operations on maps of 32 MiB and more (docs/decisions/0010). A round ends with
-its process, so nothing is kept for long."""
+touching new pages costs more than most operations on maps of 32 MiB and more (docs/explanation/decisions/0010). A round
+ends with its process, so nothing is kept for long."""
 
 
 def launch_command(settings: RoundSettings, spec: Path) -> list[str]:

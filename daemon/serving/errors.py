@@ -1,4 +1,4 @@
-"""Errors of the inference plane; codes are stable and documented in `docs/errors.md`."""
+"""Errors of the inference plane; codes are stable and documented in `docs/reference/errors.md`."""
 
 from collections.abc import Mapping
 

@@ -1,6 +1,6 @@
 """Prometheus metrics of the inference plane, in a registry of their own; what alerts look at starts at 0.
 
-Names and labels are documented in `docs/metrics.md`. Units are in the names.
+Names and labels are documented in `docs/reference/metrics.md`. Units are in the names.
 """
 
 from prometheus_client import CollectorRegistry, ProcessCollector

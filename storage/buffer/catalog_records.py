@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 SKIP_REASONS = ("near_duplicate", "too_close")
-"""Stable codes, in the order in which they are looked for; docs/errors.md."""
+"""Stable codes, in the order in which they are looked for; docs/reference/errors.md."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 It knows the one layout that `pixel_array.create_array` makes, as the specification of zarr v3 has it
 (`sharding_indexed`): tiles, each with a checksum, and at the end of the file an index of 16 bytes a tile, checked too.
-Any zarr reads what this writes, and the other way round (tested). Why not zarr's own: docs/decisions/0011. Other
-layouts stay with zarr.
+Any zarr reads what this writes, and the other way round (tested). Why not zarr's own: docs/explanation/decisions/0011.
+Other layouts stay with zarr.
 """
 
 import os

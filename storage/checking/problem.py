@@ -36,7 +36,7 @@ class Problem:
     """One finding of `check_state`."""
 
     code: str
-    """Stable word (docs/check.md)."""
+    """Stable word (docs/how-to/check.md)."""
     path: Path
     """The file or folder concerned."""
     detail: str
@@ -48,7 +48,7 @@ class Problem:
 
     def __post_init__(self) -> None:
         if self.code not in ERRORS | LEFTOVERS:
-            raise ValueError(f"{self.code}: not a code of docs/check.md")
+            raise ValueError(f"{self.code}: not a code of docs/how-to/check.md")
 
     @property
     def severity(self) -> Severity:

@@ -5,7 +5,7 @@ and vignetting: Fourier Domain Adaptation (Yang and Soatto, CVPR 2020). Then eac
 and standard deviation, which settles the colours: Reinhard et al., "Color Transfer between Images" (IEEE CG&A 2001).
 
 Both alone looked alike in the toy study of codebases.md b.6; on CamVid day to dusk together they were clearly better.
-The numbers are in docs/gate.md. Appearance is carried over, not content or layout.
+The numbers are in docs/explanation/gate.md. Appearance is carried over, not content or layout.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""docs/configuration.md, written from the settings' docstrings: `mfmd config schema --markdown`."""
+"""docs/reference/configuration.md, written from the settings' docstrings: `mfmd config schema --markdown`."""
 
 import json
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Walk the settings: every field with its default, its type and the docstring that explains it.
 
-`mfmd init` and docs/configuration.md are both written from this walk, so neither can drift from the code.
+`mfmd init` and docs/reference/configuration.md are both written from this walk, so neither can drift from the code.
 """
 
 from collections.abc import Iterator

@@ -33,7 +33,7 @@ class Problem(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     code: str
-    """Stable code; docs/errors.md lists them."""
+    """Stable code; docs/reference/errors.md lists them."""
     message: str
     """One sentence: what is wrong and what to do."""
 

@@ -1,8 +1,9 @@
 """Keep memory flat: glibc gives every thread a heap of its own, and what one thread frees is of no use to another.
 
 Measured over 80 swaps of a network of 0.5 M parameters: 402 to 411 MiB without the limit, 398 to 398 with it
-(`benchmarks/serving.py --parts swaps` measures it under load, docs/benchmarks.md has the figures). A swap runs beside
-requests and so makes the heaps larger and fuller of holes than either alone; hence what is free goes back after each.
+(`benchmarks/serving.py --parts swaps` measures it under load, docs/explanation/benchmarks.md has the figures). A swap
+runs beside requests, which makes the heaps larger and more fragmented than either does alone. So free memory is
+returned after each swap.
 
 What Python cannot free by counting references (errors and what they refer to) waits for a collection of the oldest
 objects, which comes when they grew by a quarter. Libraries bring 400,000: it came after a thousand swaps, 30 MiB later,

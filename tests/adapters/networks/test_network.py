@@ -91,7 +91,7 @@ def test_learns_from_scratch(network: SegmentationNetwork) -> None:
 
 
 def test_first_predictions_of_small_classifiers_are_nearly_uniform() -> None:
-    """DeepLabV2 keeps N(0, 0.01) classifiers (docs/decisions/0006)."""
+    """DeepLabV2 keeps N(0, 0.01) classifiers (docs/explanation/decisions/0006)."""
     network = build_network(TINY["deeplabv2"], 5)
     assert network.train()(torch.randn(2, 3, 64, 64)).softmax(1).max() < 0.6
 

@@ -51,9 +51,9 @@ def test_schema_knows_the_fields_their_limits_and_class_list_names(mfmd) -> None
 
 
 def test_configuration_page_is_in_step(mfmd) -> None:
-    page = (DOCS / "configuration.md").read_text(encoding="utf-8")
+    page = (DOCS / "reference" / "configuration.md").read_text(encoding="utf-8")
     assert page == mfmd("config", "schema", "--markdown").out == render(), (
-        "docs/configuration.md is old: mfmd config schema --markdown > docs/configuration.md"
+        "docs/reference/configuration.md is old: mfmd config schema --markdown > docs/reference/configuration.md"
     )
 
 

@@ -16,7 +16,7 @@ from storage.registry.registry import CheckpointRegistry
 
 DOCS = Path(__file__).parents[3] / "docs"
 EVERYWHERE = {"--config", "--json", "--help", "--log-level", "--version", "--install-completion", "--show-completion"}
-"""Options explained once, at the top of docs/commands.md."""
+"""Options explained once, at the top of docs/reference/commands.md."""
 SLOW_TO_LOAD = {"torch", "accelerate", "zarr", "fastapi", "uvicorn", "httpx", "watchdog", "PIL"}
 
 
@@ -67,14 +67,14 @@ def test_help_shows_an_example(mfmd, path: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("path", VISIBLE, ids=" ".join)
 def test_command_and_its_options_are_documented(path: tuple[str, ...]) -> None:
-    page = (DOCS / "commands.md").read_text(encoding="utf-8")
+    page = (DOCS / "reference" / "commands.md").read_text(encoding="utf-8")
     assert f"mfmd {' '.join(path)}" in page
     options = {name for param in VISIBLE[path].params for name in param.opts if name.startswith("--")}
     assert all(option in page for option in options | EVERYWHERE)
 
 
 def test_every_exit_code_is_documented() -> None:
-    page = (DOCS / "commands.md").read_text(encoding="utf-8")
+    page = (DOCS / "reference" / "commands.md").read_text(encoding="utf-8")
     for code in ExitCode:
         assert f"\n| {code.value} | " in page
 

@@ -1,4 +1,4 @@
-"""The examples of docs/serving.md do what the page says, and the page names every route."""
+"""The examples of docs/reference/serving.md do what the page says, and the page names every route."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ from PIL import Image
 from adapters.inference.segment import segment_image
 from tests.daemon.serving.serving_world import HEIGHT, WIDTH, World, image_bytes, picture, running
 
-PAGE = (Path(__file__).parents[3] / "docs" / "serving.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "reference" / "serving.md").read_text(encoding="utf-8")
 ENVIRONMENT = {"TOKEN": "secret", "PATH": "/usr/bin:/bin"}
 ADDRESS = "http://localhost:8009"
 
@@ -45,7 +45,7 @@ def test_the_page_names_every_route(world: World) -> None:
         paths = served.client.get("/openapi.json").json()["paths"]
     for path in paths:
         plain = path.replace("/versions/{version}", "").replace("{model}", "segmentation")
-        assert plain in PAGE, f"docs/serving.md does not show {path}"
+        assert plain in PAGE, f"docs/reference/serving.md does not show {path}"
     assert "segmentation/versions/1" in PAGE
 
 
@@ -60,4 +60,4 @@ def test_every_guarantee_names_tests_that_exist() -> None:
             assert f"\ndef {test}(" in (tests / file).read_text(encoding="utf-8"), f"{file} has no {test}"
     guarantees = (Path(__file__).parent / "test_guarantees.py").read_text(encoding="utf-8")
     for test in re.findall(r"^def (test_\w+)", guarantees, flags=re.MULTILINE):
-        assert test in section, f"docs/serving.md does not name {test}"
+        assert test in section, f"docs/reference/serving.md does not name {test}"

@@ -1,4 +1,4 @@
-"""docs/buffer.md: its examples run as they stand there, against a real buffer, and its table has every column."""
+"""docs/reference/buffer.md: its examples run as written, against a real buffer; its table has every column."""
 
 import re
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from storage.buffer.frames import FrameBuffer, NewFrame
 from storage.layout import StateLayout
 from storage.media.images import fit_frame
 
-PAGE = (Path(__file__).parents[3] / "docs" / "buffer.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "reference" / "buffer.md").read_text(encoding="utf-8")
 EXAMPLES = {"zarr": 0, "xarray": 1, "camera": 2}
 
 
@@ -27,7 +27,7 @@ def run(layout: StateLayout, monkeypatch: pytest.MonkeyPatch) -> Callable[..., d
     def run_examples(*names: str) -> dict[str, Any]:
         variables: dict[str, Any] = {}
         for name in names:
-            exec(compile(example(name), f"docs/buffer.md, {name}", "exec"), variables)
+            exec(compile(example(name), f"docs/reference/buffer.md, {name}", "exec"), variables)
         return variables
 
     return run_examples

@@ -16,7 +16,7 @@ from storage.registry.manifest import Ref
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
 
-PAGE = Path(__file__).parents[3] / "docs" / "check.md"
+PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "check.md"
 
 
 @pytest.fixture

@@ -28,9 +28,8 @@ from rich.console import Console
 from configs.class_list import ClassInfo
 from daemon.demo.display import Display
 from daemon.demo.driving import DriveFailed, DrivenDaemon
-from daemon.demo.picture import Row, read_rgb, side_by_side
-from daemon.demo.scoring import Pair, ServedScore, pair_up, read_label, score_served
-from daemon.demo.watching import follow_round
+from daemon.demo.report import side_by_side
+from daemon.demo.scoring import Pair, ServedScore, pair_up, score_served
 
 PRESET = Path(__file__).parent.parent / "configs" / "presets" / "camvid_day2dusk.yaml"
 PARTS = 2
@@ -97,7 +96,7 @@ class Benchmark:
                 time.sleep(PAUSE_SECONDS)
             if not images:
                 self.driven.request_round()
-            over = follow_round(self.driven, number, ROUND_SECONDS, stage.show)
+            over = self.driven.follow_round(number, ROUND_SECONDS, stage.show)
             if over.version is not None:
                 self.driven.wait_until_serving(over.version, START_SECONDS)
             stage.show(1, 1, over.sentence)
@@ -193,17 +192,14 @@ def adapted(lines: Sequence[Line]) -> Line:
 def picture(pairs: Sequence[Pair], lines: Sequence[Line], classes: Sequence[ClassInfo], path: Path) -> None:
     """Image, before, after and truth of a few dusk frames."""
     before, after = lines[0].dusk, adapted(lines).dusk
-    rows = [
-        Row(read_rgb(pairs[i].image), before.masks[i], after.masks[i], read_label(pairs[i].label))
-        for i in range(len(pairs) // (2 * SHOWN), len(pairs), len(pairs) // SHOWN)
-    ][:SHOWN]
+    shown = range(len(pairs) // (2 * SHOWN), len(pairs), len(pairs) // SHOWN)[:SHOWN]
     captions = (
         "dusk (CamVid)",
         f"before: mIoU {_percent(before.miou)}",
         f"after: mIoU {_percent(after.miou)}",
         "truth",
     )
-    side_by_side(rows, captions, classes).save(path)
+    side_by_side(pairs, before, after, shown, captions, classes).save(path)
 
 
 def hardware() -> str:
@@ -233,7 +229,7 @@ def main() -> int:
     display = Display(Console(stderr=True))
     benchmark = Benchmark(dusk, day, display, driven)
     try:
-        with display.live():
+        with display:
             benchmark.run(max(2, arguments.rounds))
     finally:
         driven.stop()

@@ -8,8 +8,6 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -27,7 +25,7 @@ def run_demo(keep: bool, out: Path | None) -> int:
     """Run the demo; report and picture go to `out`, state to a temporary directory that `keep` leaves, daemon running.
 
     Returns 0 when a candidate was promoted and the served mIoU rose by five points, else 3; 130 after Ctrl-C.
-    Raises DriveFailed, StorageError or AdapterError when a part of the way breaks; the directory then stays.
+    Raises DriveFailed, StorageError or AdapterError when a step fails; the directory then stays.
     """
     from rich.console import Console
 
@@ -38,9 +36,10 @@ def run_demo(keep: bool, out: Path | None) -> int:
     console = Console()
     story = Story(Path(tempfile.mkdtemp(prefix="mfmd-demo-")), Display(console))
     driven = story.configure()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with _terminate_like_interrupt():
-            passed = _tell(story, driven, console, out or DEFAULT_OUT)
+        passed = _tell(story, driven, console, out or DEFAULT_OUT)
     except KeyboardInterrupt:
         driven.stop()
         story.remove()
@@ -48,30 +47,37 @@ def run_demo(keep: bool, out: Path | None) -> int:
         return ExitCode.INTERRUPTED
     except BaseException:
         driven.stop()
-        console.print(f"The demo broke off; its state stays in {story.workspace}", highlight=False)
+        console.print(f"The demo failed; its state stays in {story.workspace}", highlight=False)
         raise
     _leave_or_remove(story, driven, console, keep)
     return ExitCode.OK if passed else ExitCode.NOT_ACCEPTED
 
 
+def _interrupt(*_: object) -> NoReturn:
+    """Clean up after SIGTERM as after Ctrl-C."""
+    raise KeyboardInterrupt
+
+
 def _tell(story: "Story", driven: "DrivenDaemon", console: "Console", out: Path) -> bool:
-    """The story from the first scene to the report; True when it kept its promise."""
-    from daemon.demo.report import make_report, print_report, write_report
+    """Run the story from the first scene to the report; return True when it kept its promise."""
+    from daemon.demo.report import DemoReport
     from daemon.demo.story import BATCHES
 
-    with story.display.live():
+    with story.display:
         camera = story.draw(BATCHES * driven.settings.schedule.new_frames)
         story.pretrain(driven)
         story.start(driven)
         story.adapt(driven, camera)
-    report = make_report(story.steps, driven.settings.classes)
-    picture = write_report(out, report, story.steps, story.test_pairs(), driven.settings.classes)
-    print_report(console, report)
+    report = DemoReport(story.steps, driven.settings.classes)
+    picture = report.write(out, story.test_pairs())
+    report.print(console)
     outcome = "The demo kept its promise" if report.passed else "The demo did not keep its promise"
     console.print(
-        f"{outcome}: served mIoU {100 * report.rise:+.1f} points in {story.elapsed():.0f} s.", highlight=False
+        f"{outcome}: served mIoU {100 * report.rise:+.1f} points in {story.elapsed():.0f} s.\n"
+        f"Picture: {picture}\nNumbers: {out / 'report.json'}",
+        highlight=False,
+        soft_wrap=True,
     )
-    console.print(f"Picture: {picture}\nNumbers: {out / 'report.json'}", highlight=False, soft_wrap=True)
     return report.passed
 
 
@@ -83,7 +89,7 @@ def _leave_or_remove(story: "Story", driven: "DrivenDaemon", console: "Console",
         return
     mfmd = f"{sys.executable} -m daemon.cli"
     console.print(
-        f"The daemon runs on. Drop images into {driven.settings.watch.folder}\n"
+        f"The daemon keeps running. Drop images into {driven.settings.watch.folder}\n"
         f"  status     {mfmd} status --config {story.config}\n"
         f"  metrics    {driven.url('daemon')}/metrics and {driven.url('serve')}/metrics\n"
         f"  ask        curl --data-binary @IMAGE.png '{driven.url('serve')}/v1/segment?format=color' -o mask.png\n"
@@ -93,20 +99,3 @@ def _leave_or_remove(story: "Story", driven: "DrivenDaemon", console: "Console",
         highlight=False,
         soft_wrap=True,
     )
-
-
-@contextmanager
-def _terminate_like_interrupt() -> Iterator[None]:
-    """SIGTERM cleans up as Ctrl-C does. Only the main thread may set signal handlers."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

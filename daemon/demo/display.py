@@ -1,4 +1,4 @@
-"""Live progress of the demo: one bar a stage on a terminal, one line a stage in a file or pipe."""
+"""Live progress: one bar a stage on a terminal, one line a stage in a file or pipe."""
 
 import time
 from collections.abc import Iterator
@@ -18,43 +18,26 @@ class Stage:
     facts: str = ""
 
     def show(self, done: float, total: float | None = None, facts: str | None = None) -> None:
-        """Move the bar to `done` of `total` and show `facts` beside it."""
+        """Move the bar to `done` of `total` and show `facts` beside it; None leaves a value as it is."""
         self.facts = self.facts if facts is None else facts
-        if total is None:
-            self.bars.update(self.task, completed=done, facts=self.facts)
-        else:
-            self.bars.update(self.task, completed=done, total=total, facts=self.facts)
+        self.bars.update(self.task, completed=done, total=total, facts=self.facts)
 
 
-class Display:
+class Display(Progress):
     """Stages below each other; use as a context."""
 
     def __init__(self, console: Console) -> None:
-        self.console = console
-        self._bars = Progress(
-            SpinnerColumn(finished_text="[green]✓[/]"),
-            TextColumn("{task.description:<24}"),
-            BarColumn(bar_width=24),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[facts]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
-
-    @contextmanager
-    def live(self) -> Iterator[None]:
-        """Show the stages for as long as the context lasts."""
-        with self._bars:
-            yield
+        columns = (TextColumn("{task.description:<24}"), BarColumn(bar_width=24), TimeElapsedColumn())
+        spinner, facts = SpinnerColumn(finished_text="[green]✓[/]"), TextColumn("{task.fields[facts]}")
+        super().__init__(spinner, *columns, facts, console=console, disable=not console.is_terminal)
 
     @contextmanager
     def stage(self, title: str, total: float | None = None) -> Iterator[Stage]:
-        """A new stage; its bar is full when the context ends well."""
+        """Add a stage; its bar is full when the context ends well."""
         start = time.monotonic()
-        stage = Stage(self._bars, self._bars.add_task(title, total=total, facts=""))
+        stage = Stage(self, self.add_task(title, total=total, facts=""))
         yield stage
-        self._bars.update(stage.task, total=1, completed=1)
+        stage.show(1, 1)
         if not self.console.is_terminal:
-            self.console.print(
-                f"{title}: {stage.facts} ({time.monotonic() - start:.0f} s)", highlight=False, soft_wrap=True
-            )
+            line = f"{title}: {stage.facts} ({time.monotonic() - start:.0f} s)"
+            self.console.print(line, highlight=False, soft_wrap=True)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -20,6 +21,7 @@ from storage.buffer.catalog import Catalog
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder, RoundStore
+from storage.rounds.records import Verdict
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30.0
@@ -27,12 +29,20 @@ STOP_SECONDS = 30.0
 LOG_LINES = 15
 
 Found = TypeVar("Found")
+ShowRound = Callable[[float, float | None, str], None]
+"""Hears steps done, steps in all, and facts about a round."""
 
 
 class DriveFailed(DaemonError):
-    """The driven daemon ended or did not do in time what was waited for; the message ends with its log."""
+    """The driven daemon ended or refused; the message ends with its log."""
 
     code = "drive_failed"
+
+
+class DriveTimeout(DriveFailed):
+    """The daemon runs but did not do in time what was waited for."""
+
+    code = "drive_timeout"
 
 
 def clean_environment() -> dict[str, str]:
@@ -45,20 +55,14 @@ def clean_environment() -> dict[str, str]:
 
 
 def read_plain_settings(config: Path) -> Settings:
-    """The settings of a YAML file, environment left out; relative paths are relative to the file."""
+    """Read the settings of a YAML file without the environment; relative paths are relative to the file."""
     return Settings.model_validate(
         yaml.safe_load(config.read_text(encoding="utf-8")), context={"base": config.resolve().parent}
     )
 
 
-class DriveTimeout(DriveFailed):
-    """What was waited for did not come in time; the daemon lives."""
-
-    code = "drive_timeout"
-
-
 class DrivenDaemon:
-    """`mfmd run` in a process of its own. Everything it is asked for goes through files and HTTP."""
+    """`mfmd run` in a process of its own, asked through files and HTTP only."""
 
     def __init__(self, config: Path) -> None:
         self.config = config
@@ -80,19 +84,18 @@ class DrivenDaemon:
 
     @property
     def pid(self) -> int | None:
-        """Process id while it was started."""
+        """Process id; None while it is not started."""
         return self._process.pid if self._process else None
 
-    def command(self, *arguments: str) -> list[str]:
-        """The command line `mfmd ARGUMENTS --config ...` with this interpreter."""
+    def _command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "daemon.cli", *arguments, "--config", str(self.config)]
 
     def start(self) -> None:
-        """Start `mfmd run`. It gets a session of its own, so that Ctrl-C reaches only who started it."""
+        """Start `mfmd run` in a session of its own, so that Ctrl-C reaches only this process."""
         self.settings.watch.folder.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self.command("run"),
+                self._command("run"),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -102,7 +105,7 @@ class DrivenDaemon:
             )
 
     def stop(self) -> int | None:
-        """SIGTERM, then SIGKILL for the whole session if it does not end in time; returns the exit status."""
+        """Send SIGTERM, then SIGKILL to the whole session if it does not end in time; return the exit status."""
         process, self._process = self._process, None
         if process is None:
             return None
@@ -113,15 +116,22 @@ class DrivenDaemon:
             os.killpg(process.pid, signal.SIGKILL)
             return process.wait()
 
+    def kill(self) -> None:
+        """Send SIGKILL to the daemon alone, as the out-of-memory killer does; its children live on."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
     def leave(self) -> int | None:
-        """Let it run on after this process; returns its process id."""
+        """Let it run on after this process; return its process id."""
         pid, self._process = self.pid, None
         return pid
 
     def run_command(self, *arguments: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Run another `mfmd` command on the same configuration, for example `rollback`."""
         return subprocess.run(
-            self.command(*arguments),
+            self._command(*arguments),
             env=clean_environment(),
             cwd=self.config.parent,
             capture_output=True,
@@ -131,7 +141,7 @@ class DrivenDaemon:
         )
 
     def request_round(self) -> int:
-        """Ask the control plane for a round now; returns its number. Raises DriveFailed when it says no."""
+        """Ask the control plane for a round now; return its number. Raises DriveFailed when it says no."""
         base = self.url("daemon")
         if base is None:
             raise DriveFailed(f"the control plane does not listen\n{self.tail()}")
@@ -147,7 +157,7 @@ class DrivenDaemon:
             durable.copy_in(image, self.settings.watch.folder / image.name)
 
     def wait_for(self, condition: Callable[[], Found | None], what: str, seconds: float) -> Found:
-        """Ask `condition` until it gives something; the daemon must live meanwhile.
+        """Ask `condition` until it returns something; the daemon must live meanwhile.
 
         Raises DriveFailed when the daemon ended, DriveTimeout when `seconds` passed.
         """
@@ -161,12 +171,30 @@ class DrivenDaemon:
         return found
 
     def wait_until_serving(self, version: int, seconds: float) -> None:
-        """Until the inference plane answers with `version`."""
+        """Wait until the inference plane answers with `version`."""
         self.wait_for(lambda: self.served_version() == version or None, f"version {version} served", seconds)
 
     def wait_until_committed(self, frames: int, seconds: float) -> None:
-        """Until the buffer took `frames` frames in all."""
+        """Wait until the buffer has taken `frames` frames in all."""
         self.wait_for(lambda: self.committed() >= frames or None, f"{frames} frames committed", seconds)
+
+    def follow_round(self, number: int, seconds: float, show: ShowRound = lambda *_: None) -> "RoundOver":
+        """Wait for the end of a round and show its progress. Raises DriveTimeout and DriveFailed like `wait_for`."""
+        return self.wait_for(lambda: self._round_over(number, show), f"the verdict of round {number}", seconds)
+
+    def _round_over(self, number: int, show: ShowRound) -> "RoundOver | None":
+        folder = self.round(number)
+        if folder is None:
+            return None
+        progress, verdict, scores = folder.last_progress(), folder.verdict(), folder.scores()
+        if progress is None:
+            show(0, None, "accelerate launch")
+        else:
+            losses = ", ".join(f"{name} {value:.2f}" for name, value in progress.losses.items())
+            show(progress.step, max(1, progress.steps), f"{progress.phase} {losses}")
+        if verdict is None or (verdict.decision == "accepted" and verdict.version is None):
+            return None  # an accepted verdict gets its version once the candidate is in the registry and serves
+        return RoundOver(verdict, scores.seconds if scores else verdict.at - folder.spec().created)
 
     def tail(self) -> str:
         """The last lines of the daemon's log."""
@@ -174,7 +202,7 @@ class DrivenDaemon:
         return "\n".join([f"last lines of {self.log}:", *lines[-LOG_LINES:]])
 
     def url(self, plane: str) -> str | None:
-        """Base URL of the plane `serve` or `daemon` (control); none while it does not listen."""
+        """Base URL of the plane `serve` or `daemon` (control); None while it does not listen."""
         try:
             record = json.loads(self.layout.run_file(plane).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -182,7 +210,7 @@ class DrivenDaemon:
         return f"http://{record['host']}:{record['port']}"
 
     def get(self, plane: str, path: str) -> Any | None:
-        """JSON of `GET path` on a plane; none while it does not answer."""
+        """JSON of `GET path` on a plane; None while it does not answer."""
         base = self.url(plane)
         if base is None:
             return None
@@ -193,12 +221,12 @@ class DrivenDaemon:
         return answer.json() if answer.is_success else None
 
     def served_version(self) -> int | None:
-        """Version that the inference plane answers with now; none while it does not answer."""
+        """Version that the inference plane answers with now; None while it does not answer."""
         status = self.get("serve", "/v1/serving")
         return status["version"] if status and status["ready"] else None
 
     def committed(self) -> int:
-        """Frames that were ever committed to the buffer."""
+        """Number of frames that were ever committed to the buffer."""
         if not self.layout.catalog.exists():
             return 0
         catalog = Catalog.open(self.layout.catalog, writable=False)
@@ -208,5 +236,28 @@ class DrivenDaemon:
             catalog.close()
 
     def round(self, number: int) -> RoundFolder | None:
-        """The folder of a round; none before it started."""
+        """The folder of a round; None before it started."""
         return self.rounds.folder(number) if number in self.rounds.numbers() else None
+
+
+@dataclass(frozen=True, slots=True)
+class RoundOver:
+    """How a round ended."""
+
+    verdict: Verdict
+    """The gate's verdict."""
+    seconds: float
+    """Wall time of the round itself (seconds)."""
+
+    @property
+    def version(self) -> int | None:
+        """The version that the candidate became; None when it was not accepted."""
+        return self.verdict.version
+
+    @property
+    def sentence(self) -> str:
+        """Verdict in one line."""
+        votes = [check for check in self.verdict.checks if check.kind == "vote"]
+        won = f", {sum(vote.passed for vote in votes)} of {len(votes)} votes" if votes else ""
+        new = f" as version {self.version}" if self.version is not None else ""
+        return f"{self.verdict.decision}{new}{won}, {self.seconds:.0f} s"

@@ -1,23 +1,28 @@
-"""What the demo ends with: a table, a picture, a JSON file."""
+"""What the demo ends with: two tables, a picture, a JSON file."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
+from adapters.palette import colour_mask
 from configs.class_list import ClassInfo
-from daemon.demo.picture import Row, read_rgb, side_by_side
 from daemon.demo.scoring import Pair, ServedScore, read_label
 from storage import durable
-from storage.durable.record import Record
 from storage.rounds.records import Verdict
 
 GOAL = 0.05
 """Rise of the served mIoU that the demo promises (0-1)."""
 SHOWN = (0, 1, 2, 3)
-"""Which test scenes the picture shows: fixed before anything is scored."""
+"""Which test scenes the picture shows; fixed before anything is scored."""
+CELL, GAP, MARGIN, HEADER, LEGEND = 288, 6, 12, 30, 34
+"""Width of a cell and the spaces around the cells of a picture (pixels)."""
+INK = (32, 32, 32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,109 +30,103 @@ class Step:
     """One line of the story: what served after it, and when."""
 
     verdict: Verdict | None
-    """The gate's verdict; none for the source-only start."""
+    """The gate's verdict; None for the source-only start."""
     score: ServedScore
     """Score of what serves after it."""
     seconds: float
     """Time since the demo began (seconds)."""
 
 
-class ReportedStep(Record):
-    """A step as JSON."""
+@dataclass(frozen=True, slots=True)
+class DemoReport:
+    """The result of the demo; the first step is the source-only start."""
 
-    version: int
-    """Version that serves after it."""
-    miou: float
-    """Its mIoU on the test scenes (0-1)."""
-    iou: dict[str, float]
-    """Its IoU by class (0-1)."""
-    decision: str
-    """The gate's decision, or `source only`."""
-    reason: str
-    """Why."""
-    seconds: float
-    """Time since the demo began (seconds)."""
+    steps: Sequence[Step]
+    classes: Sequence[ClassInfo]
 
+    @property
+    def rise(self) -> float:
+        """Served mIoU at the end minus at the start (0-1)."""
+        return self.steps[-1].score.miou - self.steps[0].score.miou
 
-class DemoReport(Record):
-    """`report.json`."""
+    @property
+    def passed(self) -> bool:
+        """Whether a candidate was promoted and the served mIoU rose by at least the goal."""
+        promoted = any(step.verdict and step.verdict.decision == "accepted" for step in self.steps)
+        return promoted and self.rise >= GOAL
 
-    steps: list[ReportedStep]
-    """In order of time."""
-    promoted: bool
-    """Whether a candidate was promoted through the gate."""
-    rise: float
-    """Served mIoU at the end minus at the start (0-1)."""
-    passed: bool
-    """Promoted, and risen by at least the goal."""
+    def write(self, out: Path, pairs: Sequence[Pair]) -> Path:
+        """Write `report.json` and `before_after.png` into `out`; return the picture's path."""
+        out.mkdir(parents=True, exist_ok=True)
+        report = {"passed": self.passed, "rise": self.rise, "steps": [self._as_json(step) for step in self.steps]}
+        durable.write_text(out / "report.json", json.dumps(report, indent=2) + "\n")
+        before, after = self.steps[0].score, self.steps[-1].score
+        captions = (
+            "dusk, never labelled",
+            f"before: version {before.version}, mIoU {100 * before.miou:.1f}",
+            f"after: version {after.version}, mIoU {100 * after.miou:.1f}",
+            "truth",
+        )
+        shown = [i for i in SHOWN if i < len(pairs)]
+        side_by_side(pairs, before, after, shown, captions, self.classes).save(out / "before_after.png")
+        return out / "before_after.png"
 
+    def _as_json(self, step: Step) -> dict[str, Any]:
+        named = zip(self.classes, step.score.iou, strict=True)
+        return {
+            "version": step.score.version,
+            "miou": step.score.miou,
+            "iou": {entry.name: float(value) for entry, value in named},
+            "decision": step.verdict.decision if step.verdict else "source only",
+            "reason": step.verdict.reason if step.verdict else "trained on labelled day scenes",
+            "seconds": step.seconds,
+        }
 
-def make_report(steps: Sequence[Step], classes: Sequence[ClassInfo]) -> DemoReport:
-    """The report on `steps`, of which the first is the source-only start."""
-    promoted = any(step.verdict and step.verdict.decision == "accepted" for step in steps)
-    rise = steps[-1].score.miou - steps[0].score.miou
-    return DemoReport(
-        steps=[_reported(step, classes) for step in steps],
-        promoted=promoted,
-        rise=rise,
-        passed=promoted and rise >= GOAL,
-    )
-
-
-def _reported(step: Step, classes: Sequence[ClassInfo]) -> ReportedStep:
-    verdict = step.verdict
-    return ReportedStep(
-        version=step.score.version,
-        miou=step.score.miou,
-        iou={entry.name: float(value) for entry, value in zip(classes, step.score.iou, strict=True)},
-        decision=verdict.decision if verdict else "source only",
-        reason=verdict.reason if verdict else "trained on labelled day scenes",
-        seconds=step.seconds,
-    )
-
-
-def write_report(
-    out: Path, report: DemoReport, steps: Sequence[Step], pairs: Sequence[Pair], classes: Sequence[ClassInfo]
-) -> Path:
-    """Write `report.json` and `before_after.png` into `out`; returns the picture's path."""
-    out.mkdir(parents=True, exist_ok=True)
-    durable.write_record(out / "report.json", report)
-    before, after = steps[0].score, steps[-1].score
-    rows = [
-        Row(read_rgb(pairs[i].image), before.masks[i], after.masks[i], read_label(pairs[i].label))
-        for i in SHOWN
-        if i < len(pairs)
-    ]
-    captions = (
-        "dusk, never labelled",
-        f"before: version {before.version}, mIoU {100 * before.miou:.1f}",
-        f"after: version {after.version}, mIoU {100 * after.miou:.1f}",
-        "truth",
-    )
-    side_by_side(rows, captions, classes).save(out / "before_after.png")
-    return out / "before_after.png"
+    def print(self, console: Console) -> None:
+        """Print the steps and the IoU of each class."""
+        table = Table(title="Served predictions on dusk scenes that the daemon has no labels for")
+        for name in ("time", "what happened", "serves", "mIoU", "change"):
+            table.add_column(name, justify="left" if name == "what happened" else "right", overflow="fold")
+        first = self.steps[0].score.miou
+        for number, step in enumerate(self.steps):
+            what = f"round {number} {step.verdict.decision}: {step.verdict.reason}" if step.verdict else "source only"
+            change = f"{100 * (step.score.miou - first):+.1f}" if number else ""
+            clock = f"{int(step.seconds) // 60}:{int(step.seconds) % 60:02d}"
+            table.add_row(clock, what, f"version {step.score.version}", f"{100 * step.score.miou:.1f}", change)
+        console.print(table)
+        classes = Table("", *(entry.name for entry in self.classes), title="IoU by class")
+        for title, step in (("before", self.steps[0]), ("after", self.steps[-1])):
+            classes.add_row(title, *(f"{100 * value:.1f}" for value in step.score.iou))
+        console.print(classes)
 
 
-def print_report(console: Console, report: DemoReport) -> None:
-    """The table of steps and the one of classes."""
-    table = Table(title="Served predictions on dusk scenes that the daemon has no labels for")
-    for name, justify in (("time", "right"), ("what happened", "left"), ("serves", "right"), ("mIoU", "right")):
-        table.add_column(name, justify="right" if justify == "right" else "left", overflow="fold")
-    table.add_column("change", justify="right")
-    first = report.steps[0].miou
-    for number, step in enumerate(report.steps):
-        what = "source only" if number == 0 else f"round {number} {step.decision}: {step.reason}"
-        change = "" if number == 0 else f"{100 * (step.miou - first):+.1f}"
-        table.add_row(_clock(step.seconds), what, f"version {step.version}", f"{100 * step.miou:.1f}", change)
-    console.print(table)
-    classes = Table(title="IoU by class")
-    classes.add_column("")
-    for name in report.steps[0].iou:
-        classes.add_column(name, justify="right")
-    for title, step in (("before", report.steps[0]), ("after", report.steps[-1])):
-        classes.add_row(title, *(f"{100 * value:.1f}" for value in step.iou.values()))
-    console.print(classes)
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+def side_by_side(
+    pairs: Sequence[Pair],
+    before: ServedScore,
+    after: ServedScore,
+    shown: Sequence[int],
+    captions: Sequence[str],
+    classes: Sequence[ClassInfo],
+) -> Image.Image:
+    """Image, mask before, mask after and truth of the pairs numbered `shown`, under `captions`, above a legend."""
+    rows = []
+    for i in shown:
+        masks = [colour_mask(mask, classes) for mask in (before.masks[i], after.masks[i], read_label(pairs[i].label))]
+        with Image.open(pairs[i].image) as image:
+            rows.append([image.convert("RGB"), *(Image.fromarray(mask) for mask in masks)])
+    cell = (CELL, round(CELL * rows[0][0].height / rows[0][0].width))
+    size = (2 * MARGIN + 4 * CELL + 3 * GAP, MARGIN + HEADER + len(rows) * (cell[1] + GAP) + LEGEND)
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for column, caption in enumerate(captions):
+        left = MARGIN + column * (CELL + GAP)
+        draw.text((left + CELL / 2, MARGIN + HEADER / 2 - 4), caption, INK, font, anchor="mm")
+        for number, row in enumerate(rows):
+            kind = Image.Resampling.NEAREST if column else Image.Resampling.LANCZOS
+            sheet.paste(row[column].resize(cell, kind), (left, MARGIN + HEADER + number * (cell[1] + GAP)))
+    middle = size[1] - LEGEND / 2 - 2
+    for number, entry in enumerate(classes):
+        left = MARGIN + number * (size[0] - 2 * MARGIN) // len(classes)
+        draw.rectangle((left, middle - 7, left + 14, middle + 7), fill=entry.color, outline=INK)
+        draw.text((left + 20, middle), entry.name, INK, font, anchor="lm")
+    return sheet

@@ -144,7 +144,7 @@ class _Street:
         height, storey, bay = rng.uniform(*condition.house), rng.uniform(2.8, 3.5), rng.uniform(1.8, 3.0)
         wall = self.center + side * (self.half + self.pavement + rng.choice([0.0, 0.0, 0.4, 1.5]))
         color = _tinted(self.pick(condition.facades), 1.0 if side == self.sunny else 1.0 - condition.sun)
-        lit = rng.uniform(0.1, 0.45) if condition.lamps else 0.0
+        lit = rng.uniform(0.1, 0.45) * condition.lamps
         self.paint(_upright(wall, wall + side * 9, 0, height, start), _tinted(color, 0.8), Label.BUILDING)
         for near in np.arange(end - bay, start - bay, -bay):
             far, near = near + bay, max(near, start)

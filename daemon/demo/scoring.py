@@ -1,7 +1,6 @@
 """Ask the inference plane for masks over HTTP and compare them with labels that only this file reads."""
 
 import io
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from daemon.demo.driving import DriveFailed, DrivenDaemon
 
 Mask = NDArray[np.uint8]
 ATTEMPTS = 3
-"""Scorings that a swap may spoil before it is an error: answers of two versions are never mixed into one score."""
+"""Scorings that a swap may spoil before it is an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +36,6 @@ class ServedScore:
     """IoU of each class (0-1); NaN where a class is neither labelled nor predicted."""
     masks: tuple[Mask, ...]
     """The answers, class index [H, W] each, in the order of the images."""
-    seconds: float
-    """Time that all answers took (seconds)."""
 
     @property
     def miou(self) -> float:
@@ -47,7 +44,7 @@ class ServedScore:
 
 
 def pair_up(images: Path, labels: Path) -> list[Pair]:
-    """Images of a folder with the label PNGs of the same stem, by name. Raises FileNotFoundError for one without."""
+    """Pair each image of a folder with the label PNG of the same stem. Raises FileNotFoundError for one without."""
     pairs = [Pair(path, labels / f"{path.stem}.png") for path in sorted(images.iterdir())]
     for pair in pairs:
         if not pair.label.is_file():
@@ -56,12 +53,9 @@ def pair_up(images: Path, labels: Path) -> list[Pair]:
 
 
 def ask(client: httpx.Client, base: str, image: Path) -> tuple[Mask, int]:
-    """The class mask [H, W] that the server answers for an image file, and the version that made it."""
-    answer = client.post(
-        f"{base}/v1/segment",
-        content=image.read_bytes(),
-        headers={"Content-Type": f"image/{image.suffix[1:].lower().replace('jpg', 'jpeg')}", "Accept": "image/png"},
-    )
+    """Return the class mask [H, W] that the server answers for an image file, and the version that made it."""
+    kind = f"image/{image.suffix[1:].lower().replace('jpg', 'jpeg')}"
+    answer = client.post(f"{base}/v1/segment", content=image.read_bytes(), headers={"Content-Type": kind})
     answer.raise_for_status()
     with Image.open(io.BytesIO(answer.content)) as mask:
         return np.asarray(mask, np.uint8), int(answer.headers["X-Checkpoint-Version"])
@@ -70,46 +64,29 @@ def ask(client: httpx.Client, base: str, image: Path) -> tuple[Mask, int]:
 def score_served(
     driven: DrivenDaemon, pairs: Sequence[Pair], on_answer: Callable[[int], None] | None = None
 ) -> ServedScore:
-    """Let the server segment every image and score the masks at the labels' own size.
+    """Let the server segment every image and score the masks; answers of two versions never make one score.
 
     A swap during the scoring starts it again. Raises DriveFailed when that happens too often or nothing serves.
     """
-    for _ in range(ATTEMPTS):
-        start = time.monotonic()
-        masks, versions = _ask_all(driven, [pair.image for pair in pairs], on_answer)
-        if len(versions) == 1:
-            iou = _score(masks, [pair.label for pair in pairs], driven)
-            return ServedScore(versions.pop(), iou, tuple(masks), time.monotonic() - start)
-    raise DriveFailed(f"the serving version changed during each of {ATTEMPTS} scorings")
-
-
-def _ask_all(
-    driven: DrivenDaemon, images: Sequence[Path], on_answer: Callable[[int], None] | None
-) -> tuple[list[Mask], set[int]]:
-    base = driven.url("serve")
+    base, settings = driven.url("serve"), driven.settings
     if base is None:
         raise DriveFailed(f"nothing serves\n{driven.tail()}")
-    masks, versions = [], set()
-    with httpx.Client(timeout=60.0) as client:
-        for image in images:
-            mask, version = ask(client, base, image)
-            masks.append(mask)
-            versions.add(version)
-            if on_answer is not None:
-                on_answer(len(masks))
-    return masks, versions
-
-
-def _score(masks: Sequence[Mask], labels: Sequence[Path], driven: DrivenDaemon) -> NDArray[np.float64]:
-    classes = len(driven.settings.classes)
-    source = driven.settings.source
-    ignore = source.ignore_index if source else 255
-    total = sum(
-        (confusion(mask, read_label(label), classes, ignore) for mask, label in zip(masks, labels, strict=True))
-    )
-    matrix = np.asarray(total, np.float64)
-    hits = np.diag(matrix)
-    return class_iou(hits, matrix.sum(axis=0) - hits, matrix.sum(axis=1) - hits)
+    ignore = settings.source.ignore_index if settings.source else 255
+    for _ in range(ATTEMPTS):
+        masks, versions, matrix = [], set(), np.zeros((len(settings.classes),) * 2)
+        with httpx.Client(timeout=60.0) as client:
+            for number, pair in enumerate(pairs, 1):
+                mask, version = ask(client, base, pair.image)
+                masks.append(mask)
+                versions.add(version)
+                matrix += confusion(mask, read_label(pair.label), len(settings.classes), ignore)
+                if on_answer is not None:
+                    on_answer(number)
+        if len(versions) == 1:
+            hits = np.diag(matrix)
+            iou = class_iou(hits, matrix.sum(axis=0) - hits, matrix.sum(axis=1) - hits)
+            return ServedScore(versions.pop(), iou, tuple(masks))
+    raise DriveFailed(f"the serving version changed during each of {ATTEMPTS} scorings")
 
 
 def confusion(mask: Mask, label: Mask, classes: int, ignore: int) -> NDArray[np.int64]:
@@ -125,6 +102,6 @@ def confusion(mask: Mask, label: Mask, classes: int, ignore: int) -> NDArray[np.
 
 
 def read_label(path: Path) -> Mask:
-    """A label image, class index [H, W]."""
+    """Read a label image: class index [H, W]."""
     with Image.open(path) as image:
         return np.asarray(image, np.uint8)

@@ -1,18 +1,23 @@
 """The demo's story: draw, train on day, start the daemon, feed it dusk, score what it serves."""
 
+import multiprocessing
+import os
 import shutil
 import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
-from daemon.demo.conditions import DAY, DUSK
-from daemon.demo.datasets import draw_all, jobs
+from PIL import Image
+
+from daemon.demo.conditions import DAY, DUSK, Condition
 from daemon.demo.display import Display, Stage
-from daemon.demo.driving import DrivenDaemon, DriveTimeout
+from daemon.demo.driving import DrivenDaemon, DriveTimeout, RoundOver
 from daemon.demo.report import GOAL, Step
-from daemon.demo.scoring import Pair, ServedScore, pair_up, score_served
-from daemon.demo.watching import RoundOver, follow_round
+from daemon.demo.scenes import HEIGHT, WIDTH, draw_scene
+from daemon.demo.scoring import Pair, pair_up, score_served
 
 SOURCE_SEEDS = range(220)
 TARGET_FIRST, TEST_FIRST = 10_000, 50_000
@@ -26,6 +31,39 @@ TIME_LIMIT = 335.0
 """No round is waited for beyond this time since the start (seconds): the demo promises six minutes."""
 START_SECONDS = 90.0
 """Longest start of the daemon, longest swap (seconds)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """One scene to draw into `folder`/images, and into `folder`/labels when asked: no reader of images can cheat."""
+
+    condition: Condition
+    seed: int
+    folder: Path
+    labelled: bool
+    height: int = HEIGHT
+    width: int = WIDTH
+
+    def draw(self) -> Path:
+        """Draw the scene and write it as PNG; return the picture's path."""
+        scene = draw_scene(self.condition, self.seed, self.height, self.width)
+        layers = {"images": scene.image} | ({"labels": scene.label} if self.labelled else {})
+        for kind, pixels in layers.items():
+            (self.folder / kind).mkdir(parents=True, exist_ok=True)
+            name = f"{self.condition.name}_{self.seed:05d}.png"
+            Image.fromarray(pixels).save(self.folder / kind / name, compress_level=1)
+        return self.folder / "images" / name
+
+
+def draw_all(drawings: Iterable[Drawing], stage: Stage) -> list[Path]:
+    """Draw every scene, on all cores; return the pictures in the order of `drawings`."""
+    # Spawned, not forked: the caller may have threads (progress display, torch).
+    context, drawn = multiprocessing.get_context("spawn"), []
+    with ProcessPoolExecutor(max_workers=os.cpu_count() or 1, mp_context=context) as pool:
+        for path in pool.map(Drawing.draw, drawings, chunksize=4):
+            drawn.append(path)
+            stage.show(len(drawn))
+    return drawn
 
 
 @dataclass(slots=True)
@@ -47,22 +85,20 @@ class Story:
         return time.monotonic() - self.started
 
     def configure(self) -> DrivenDaemon:
-        """Write the configuration; returns the daemon that will obey it."""
+        """Write the configuration; return the daemon that will obey it."""
         preset = resources.files("configs") / "presets" / "demo.yaml"
         self.config.write_text(preset.read_text(encoding="utf-8"), encoding="utf-8")
         return DrivenDaemon(self.config)
 
     def draw(self, target_scenes: int) -> list[Path]:
-        """Draw every scene; returns the target images, which have no labels."""
-        source, test = self.workspace / "source", self.workspace / "test"
-        work = jobs(DAY, SOURCE_SEEDS, source / "images", source / "labels")
-        work += jobs(DUSK, range(TARGET_FIRST, TARGET_FIRST + target_scenes), self.workspace / "camera", None)
-        work += jobs(DUSK, range(TEST_FIRST, TEST_FIRST + TEST_SCENES), test / "images", test / "labels")
-        with self.display.stage("Draw street scenes", len(work)) as stage:
-            facts = f"{len(SOURCE_SEEDS)} day with labels, {target_scenes} dusk, {TEST_SCENES} dusk for scoring"
-            stage.show(0, facts=facts)
-            drawn = draw_all(work, lambda done: stage.show(done))
-        return drawn[len(SOURCE_SEEDS) : len(SOURCE_SEEDS) + target_scenes]
+        """Draw every scene; return the target images, which have no labels."""
+        source = [Drawing(DAY, seed, self.workspace / "source", True) for seed in SOURCE_SEEDS]
+        target = [Drawing(DUSK, TARGET_FIRST + n, self.workspace / "camera", False) for n in range(target_scenes)]
+        test = [Drawing(DUSK, TEST_FIRST + n, self.workspace / "test", True) for n in range(TEST_SCENES)]
+        with self.display.stage("Draw street scenes", len(source) + len(target) + len(test)) as stage:
+            stage.show(0, facts=f"{len(source)} day with labels, {len(target)} dusk, {len(test)} dusk for scoring")
+            drawn = draw_all([*source, *target, *test], stage)
+        return drawn[len(source) : len(source) + len(target)]
 
     def test_pairs(self) -> list[Pair]:
         """Dusk scenes with labels, for scoring; the daemon never sees this folder."""
@@ -98,50 +134,42 @@ class Story:
         longest = 0.0
         for number in range(1, MOST_ROUNDS + 1):
             batch = camera[(number - 1) * size : number * size]
-            if not batch and (self._rise() >= GOAL or self.elapsed() + longest > TIME_LIMIT):
+            risen = self.steps[-1].score.miou - self.steps[0].score.miou
+            if not batch and (risen >= GOAL or self.elapsed() + longest > TIME_LIMIT):
                 return
-            began = time.monotonic()
+            began = self.elapsed()
             try:
                 over = self._round(driven, number, batch)
             except DriveTimeout:
                 self.display.console.print(f"Round {number} is not over after {self.elapsed():.0f} s: no more time.")
                 return
-            longest = max(longest, time.monotonic() - began)
+            longest = max(longest, self.elapsed() - began)
             self._score(driven, over)
 
     def _round(self, driven: DrivenDaemon, number: int, batch: list[Path]) -> RoundOver:
         """Drop `batch`, which starts a round, or ask for one when there is no batch; wait for verdict and swap."""
         with self.display.stage(f"Round {number}") as stage:
-            if batch:
-                self._drop(driven, batch, stage)
-            else:
+            before = driven.committed()
+            for first in range(0, len(batch), BURST):
+                driven.drop(batch[first : first + BURST])
+                arrived = min(first + BURST, len(batch))
+                driven.wait_until_committed(before + arrived, START_SECONDS)
+                stage.show(arrived, len(batch), f"{before + arrived} dusk frames in the buffer")
+            if not batch:
                 driven.request_round()
-            over = follow_round(driven, number, max(1.0, TIME_LIMIT - self.elapsed()), stage.show)
+            over = driven.follow_round(number, max(1.0, TIME_LIMIT - self.elapsed()), stage.show)
             if over.version is not None:
                 driven.wait_until_serving(over.version, START_SECONDS)
             stage.show(1, 1, over.sentence)
         return over
 
-    def _drop(self, driven: DrivenDaemon, batch: list[Path], stage: Stage) -> None:
-        """Copy the batch into the drop folder, a few images at a time, each burst once the last one is committed."""
-        before = driven.committed()
-        for first in range(0, len(batch), BURST):
-            burst = batch[first : first + BURST]
-            driven.drop(burst)
-            wanted = before + first + len(burst)
-            driven.wait_until_committed(wanted, START_SECONDS)
-            stage.show(first + len(burst), len(batch), f"{wanted} dusk frames in the buffer")
-
     def _score(self, driven: DrivenDaemon, over: RoundOver | None) -> None:
         pairs = self.test_pairs()
         with self.display.stage("Score what is served", len(pairs)) as stage:
-            score: ServedScore = score_served(driven, pairs, lambda done: stage.show(done))
+            score = score_served(driven, pairs, lambda done: stage.show(done))
             change = f" ({100 * (score.miou - self.steps[0].score.miou):+.1f})" if self.steps else ""
             stage.show(1, 1, f"version {score.version}: mIoU {100 * score.miou:.1f}{change}")
         self.steps.append(Step(over.verdict if over else None, score, self.elapsed()))
-
-    def _rise(self) -> float:
-        return self.steps[-1].score.miou - self.steps[0].score.miou
 
     def remove(self) -> None:
         """Remove the workspace."""

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
-from PIL import Image
 
 from adapters.rounds.source_training import pretrain
 from daemon.demo.conditions import DAY, DUSK, Condition
 from daemon.demo.driving import DrivenDaemon
-from daemon.demo.scenes import draw_scene
+from daemon.demo.story import Drawing
 from daemon.gate.promotion import release
 
 HEIGHT, WIDTH = 72, 96
@@ -43,24 +42,15 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def draw_into(folder: Path, condition: Condition, seeds: range, labels: Path | None = None) -> list[Path]:
-    """Small scenes as PNG files; returns the images' paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for seed in seeds:
-        scene = draw_scene(condition, seed, HEIGHT, WIDTH)
-        paths.append(folder / f"{condition.name}_{seed:05d}.png")
-        Image.fromarray(scene.image).save(paths[-1])
-        if labels is not None:
-            labels.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(scene.label).save(labels / paths[-1].name)
-    return paths
+def draw(folder: Path, condition: Condition, count: int, labelled: bool = False) -> list[Path]:
+    """Draw small scenes as PNG files; return the images' paths."""
+    return [Drawing(condition, seed, folder, labelled, HEIGHT, WIDTH).draw() for seed in range(count)]
 
 
 @pytest.fixture
 def camera(tmp_path: Path) -> Callable[[int], list[Path]]:
     """Draws that many dusk images outside the drop folder."""
-    return lambda count: draw_into(tmp_path / "camera", DUSK, range(count))
+    return lambda count: draw(tmp_path / "camera", DUSK, count)
 
 
 @pytest.fixture
@@ -80,7 +70,7 @@ def untrained(tmp_path: Path) -> Iterator[DrivenDaemon]:
 @contextmanager
 def world(folder: Path, steps: int) -> Iterator[DrivenDaemon]:
     """Scenes, a configuration, a version that serves after `steps` of training; stops the daemon at the end."""
-    draw_into(folder / "source" / "images", DAY, range(40), folder / "source" / "labels")
+    draw(folder / "source", DAY, 40, labelled=True)
     config = folder / "mfmd.yaml"
     config.write_text(
         yaml.safe_dump(SETTINGS | {"pretrain": SETTINGS["pretrain"] | {"steps": steps}}), encoding="utf-8"

@@ -11,7 +11,6 @@ import pytest
 
 from daemon.demo.driving import DrivenDaemon
 from daemon.demo.scoring import ask
-from daemon.demo.watching import follow_round
 
 pytestmark = pytest.mark.disk
 
@@ -55,7 +54,7 @@ def test_from_drop_folder_to_rollback(driven: DrivenDaemon, camera: Callable[[in
         with questions(driven, images[0]) as versions:
             driven.drop(images)
             driven.wait_until_committed(len(images), 30)
-            over = follow_round(driven, 1, 120, lambda *_: None)
+            over = driven.follow_round(1, 120)
             assert over.verdict.decision == "accepted", over.verdict
             assert over.version == 2
             driven.wait_until_serving(2, 30)

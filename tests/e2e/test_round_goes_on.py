@@ -1,8 +1,6 @@
 """Daemons that end in mid-round, by SIGKILL and by SIGTERM: the next one goes on with the round, to its verdict."""
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +8,6 @@ import pytest
 import yaml
 
 from daemon.demo.driving import DrivenDaemon
-from daemon.demo.watching import follow_round
 
 pytestmark = pytest.mark.disk
 STEPS = 60
@@ -36,9 +33,7 @@ def test_a_round_outlives_two_daemons(untrained: DrivenDaemon, camera: Callable[
     untrained.drop(images)
     first = untrained.wait_for(lambda: saved(untrained, 1), "the first state", 120)
 
-    assert untrained.pid is not None
-    os.kill(untrained.pid, signal.SIGKILL)
-    untrained._process.wait()
+    untrained.kill()
     # A machine that goes down takes the round with it; here the leftover is the next daemon's to end.
     children = json.loads(untrained.layout.run_file("children").read_text())["children"]
     assert "round 1" in [child["name"] for child in children]
@@ -53,7 +48,7 @@ def test_a_round_outlives_two_daemons(untrained: DrivenDaemon, camera: Callable[
     stopped_at = folder.states.steps()[-1]
     assert stopped_at >= second
     untrained.start()
-    over = follow_round(untrained, 1, 200, lambda *_: None)
+    over = untrained.follow_round(1, 200)
     assert over.verdict.decision in ("accepted", "rejected", "inconclusive")
     assert (folder.scores().status, folder.scores().steps) == ("completed", STEPS)
     starts = [start.step for start in folder.starts()]

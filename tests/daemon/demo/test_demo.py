@@ -1,6 +1,10 @@
 """The parts of the demo around the daemon: scores, report, picture, driving."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from importlib import resources
 from pathlib import Path
@@ -15,17 +19,18 @@ from configs.class_list import ClassInfo
 from configs.load import load_settings
 from daemon.demo.display import Display
 from daemon.demo.driving import DriveFailed, DrivenDaemon, DriveTimeout, clean_environment
-from daemon.demo.picture import GAP, HEADER, MARGIN, Row, side_by_side
-from daemon.demo.report import Step, make_report, print_report, write_report
+from daemon.demo.report import CELL, GAP, HEADER, MARGIN, DemoReport, Step, side_by_side
 from daemon.demo.scoring import Pair, ServedScore, confusion, pair_up
 from daemon.demo.story import BATCHES
+from daemon.exit_codes import ExitCode
 from storage.rounds.records import Verdict
 
 CLASSES = (ClassInfo(name="sky", color=(0, 0, 255)), ClassInfo(name="road", color=(128, 64, 128)))
 
 
 def score(version: int, *iou: float) -> ServedScore:
-    return ServedScore(version, np.array(iou), (np.full((4, 6), version % 2, np.uint8),), 1.0)
+    """A score whose only mask has the class `version` - 1 everywhere."""
+    return ServedScore(version, np.array(iou), (np.full((4, 6), version - 1, np.uint8),))
 
 
 def verdict(decision: str) -> Verdict:
@@ -60,7 +65,7 @@ def test_an_image_without_label_is_named(tmp_path: Path) -> None:
 )
 def test_the_demo_passes_only_with_a_promotion_and_five_points(decision: str, after: float, passed: bool) -> None:
     steps = [Step(None, score(1, 0.5, 0.5), 60.0), Step(verdict(decision), score(2, after, after), 120.0)]
-    report = make_report(steps, CLASSES)
+    report = DemoReport(steps, CLASSES)
     assert report.passed is passed
     assert report.rise == pytest.approx(after - 0.5)
 
@@ -70,14 +75,14 @@ def test_the_report_is_written_and_printed(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(image)
     Image.fromarray(np.zeros((4, 6), np.uint8)).save(label)
     steps = [Step(None, score(1, 0.4, 0.5), 60.0), Step(verdict("accepted"), score(2, 0.6, 0.7), 125.0)]
-    report = make_report(steps, CLASSES)
-    picture = write_report(tmp_path / "out", report, steps, [Pair(image, label)], CLASSES)
+    report = DemoReport(steps, CLASSES)
+    picture = report.write(tmp_path / "out", [Pair(image, label)])
     with Image.open(picture) as sheet:
         assert sheet.width > 4 * 200
     written = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [step["miou"] for step in written["steps"]] == pytest.approx([0.45, 0.65])
     console = Console(width=120, record=True, file=(tmp_path / "printed").open("w"))
-    print_report(console, report)
+    report.print(console)
     text = console.export_text()
     assert "round 1 accepted: because" in text
     assert "+20.0" in text
@@ -85,17 +90,15 @@ def test_the_report_is_written_and_printed(tmp_path: Path) -> None:
     console.file.close()
 
 
-def test_the_picture_shows_image_before_after_and_truth_in_class_colours() -> None:
-    row = Row(
-        image=np.full((4, 6, 3), 200, np.uint8),
-        before=np.zeros((4, 6), np.uint8),
-        after=np.ones((4, 6), np.uint8),
-        truth=np.full((4, 6), 255, np.uint8),
-    )
-    sheet = side_by_side([row, row], ("a", "b", "c", "d"), CLASSES, cell_width=60)
-    centers = [MARGIN + column * (60 + GAP) + 30 for column in range(4)]
+def test_the_picture_shows_image_before_after_and_truth_in_class_colours(tmp_path: Path) -> None:
+    pair = Pair(tmp_path / "image.png", tmp_path / "label.png")
+    Image.fromarray(np.full((4, 6, 3), 200, np.uint8)).save(pair.image)
+    Image.fromarray(np.full((4, 6), 255, np.uint8)).save(pair.label)
+    sheet = side_by_side([pair], score(1, 0.5), score(2, 0.5), [0, 0], ("a", "b", "c", "d"), CLASSES)
+    height = CELL * 4 // 6
+    centers = [MARGIN + column * (CELL + GAP) + CELL // 2 for column in range(4)]
     for number in range(2):
-        y = MARGIN + HEADER + number * (40 + GAP) + 20
+        y = MARGIN + HEADER + number * (height + GAP) + height // 2
         colors = [sheet.getpixel((x, y)) for x in centers]
         assert colors == [(200, 200, 200), (0, 0, 255), (128, 64, 128), (0, 0, 0)]
 
@@ -103,7 +106,7 @@ def test_the_picture_shows_image_before_after_and_truth_in_class_colours() -> No
 def test_stages_are_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as file:
         display = Display(Console(file=file))
-        with display.live(), display.stage("Train", 10) as stage:
+        with display, display.stage("Train", 10) as stage:
             stage.show(5, 10, "loss 1.0")
             stage.show(10)
     assert (tmp_path / "log").read_text() == "Train: loss 1.0 (0 s)\n"
@@ -152,3 +155,25 @@ def test_the_preset_fits_the_story() -> None:
     assert frames <= settings.buffer.capacity_frames, "frames would be evicted between rounds"
     assert settings.buffer.holdout_fraction * settings.schedule.new_frames > 2 * settings.gate.min_holdout
     assert settings.serving.port == settings.control.port == 0
+
+
+def test_sigterm_removes_the_state_and_ends_with_130(tmp_path: Path) -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "daemon.cli", "demo", "--out", str(tmp_path / "out")],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("mfmd-demo-*/source/images/*.png")):
+        assert demo.poll() is None, demo.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    demo.send_signal(signal.SIGTERM)
+    output, _ = demo.communicate(timeout=60)
+    assert demo.returncode == ExitCode.INTERRUPTED, output
+    assert "Interrupted" in output
+    assert "Traceback" not in output
+    assert not list(tmp_path.glob("mfmd-demo-*"))
+    assert not (tmp_path / "out").exists()

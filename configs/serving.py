@@ -72,7 +72,7 @@ class ServingSettings(Section):
 
 
 class MasksSettings(Section):
-    """Masks as files: every image of the drop folder gets one, written by `mfmd serve` (no HTTP needed)."""
+    """Masks as files: each image of the drop folder gets one, written by `mfmd masks`, which `mfmd run` starts."""
 
     folder: ConfigPath | None = None
     """Where masks are written, sub-folders as in the drop folder; none: no masks. Needs `watch.after_commit: keep`."""

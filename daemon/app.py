@@ -10,7 +10,7 @@ from configs.errors import ConfigError
 from configs.settings import Settings
 from daemon.control.server import ControlServer, bind
 from daemon.errors import NoCheckpoint
-from daemon.masks.folder import check_masks
+from daemon.masks.mask_file import check_masks
 from daemon.net.tls import tls_files
 from daemon.net.token import control_token
 from daemon.parts import DaemonParts

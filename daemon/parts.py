@@ -123,6 +123,7 @@ def _child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
     wanted = {
         "serve": (settings.serving.enabled, PLANE_SECONDS),
         "observe": (settings.observe.enabled, CHILD_SECONDS),
+        "masks": (settings.masks.folder is not None, CHILD_SECONDS),
     }
     command = [sys.executable, "-m", "daemon.cli"]
     return [

@@ -1,4 +1,4 @@
-"""`mfmd run` and `mfmd serve`: the long-running processes, and the hidden `mfmd observe` that `run` starts."""
+"""`mfmd run`, `mfmd serve` and `mfmd masks`: the long-running processes, and the hidden `mfmd observe`."""
 
 import typer
 
@@ -9,6 +9,7 @@ def add_to(app: typer.Typer, panel: str) -> None:
     """Register the commands."""
     app.command(rich_help_panel=panel, epilog="Example: mfmd run --config mfmd.yaml")(run)
     app.command(rich_help_panel=panel, epilog="Example: MFMD_SERVING__PORT=9000 mfmd serve")(serve)
+    app.command(rich_help_panel=panel, epilog="Example: MFMD_MASKS__FOLDER=/data/masks mfmd masks")(masks)
     app.command(hidden=True, epilog="Example: mfmd observe --config mfmd.yaml")(observe)
 
 
@@ -26,6 +27,14 @@ def serve(config: ConfigOption = DEFAULT_CONFIG) -> None:
     from daemon.serving.server import serve as serve_plane
 
     raise typer.Exit(serve_plane(settings))
+
+
+def masks(config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Write a mask file for each image of the drop folder, asking the inference plane; `mfmd run` starts one itself."""
+    settings = read_settings(config)
+    from daemon.masks.writer import run_masks
+
+    raise typer.Exit(run_masks(settings))
 
 
 def observe(config: ConfigOption = DEFAULT_CONFIG) -> None:

@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from configs.settings import Settings
+from daemon.masks.report import MaskReport, read_report
 from daemon.metrics import REASONS
 from daemon.rounds.history import schedule_state, summaries
 from daemon.rounds.schedule import due
@@ -90,6 +91,18 @@ FAMILIES = {
     ),
     "mfmd_component_up": Family("1 while the child process runs", "component"),
     "mfmd_component_restarts": Family("Starts of the child process after its first", "component", CounterMetricFamily),
+    "mfmd_masks": Family(
+        "Images of the drop folder that a mask was wanted for, by result: written, refused (no usable image), "
+        "failed (a mask that could not be made or written)",
+        "result",
+        CounterMetricFamily,
+    ),
+    "mfmd_masks_pending": Family("Images that wait for their mask"),
+    "mfmd_masks_active": Family("1 while the masks process writes; 0: off, stopped, or another does"),
+    "mfmd_masks_folder_present": Family("1 while the masks process can list the drop folder"),
+    "mfmd_masks_last_written_timestamp_seconds": Family(
+        "Unix time of the newest mask (seconds); 0: none since the masks process started"
+    ),
     "mfmd_state_readable": Family(
         "1 for each part of the state directory that could be read for this scrape; the metrics of an unreadable part "
         "are absent",
@@ -123,6 +136,7 @@ class StateCollector(Collector):
             "rounds": self._last_round,
             "schedule": self._schedule,
             "observations": self._observed,
+            "masks": self._masks,
             "children": self._kids,
         }
 
@@ -210,6 +224,15 @@ class StateCollector(Collector):
         children = self._children()
         yield "mfmd_component_up", {child.name: child.running for child in children}
         yield "mfmd_component_restarts", {child.name: child.restarts for child in children}
+
+    def _masks(self) -> Iterator[Values]:
+        report = read_report(self._layout.run_file("masks")) or MaskReport()
+        runs = any(child.name == "masks" and child.running for child in self._children())
+        yield "mfmd_masks", {"written": report.written, "refused": report.refused, "failed": report.failed}
+        yield "mfmd_masks_pending", report.pending
+        yield "mfmd_masks_active", report.active and runs
+        yield "mfmd_masks_folder_present", report.folder_present and runs
+        yield "mfmd_masks_last_written_timestamp_seconds", report.last_written
 
     def _buffer_bytes(self) -> int:
         measured, size = self._size

@@ -74,7 +74,7 @@ class ChildActivity(ActivityPart):
     """A supervised child process."""
 
     name: str
-    """`serve` or `observe`."""
+    """`serve`, `observe` or `masks`."""
     running: bool
     """Whether it runs."""
     pid: int | None = None

@@ -6,7 +6,6 @@ Names and labels are documented in `docs/reference/metrics.md`. Units are in the
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from daemon.runtime.metric_table import MetricTable, counter, gauge, histogram
-from daemon.serving.mask_metrics import MaskMetrics
 
 SWAP_PHASES = ("verify", "drain", "load", "warmup")
 ENDPOINTS = ("/v1/segment", "/v2/models/{model}/infer")
@@ -53,7 +52,6 @@ class ServingMetrics(MetricTable):
         self.registry = CollectorRegistry()
         super().__init__(self.registry)
         ProcessCollector(registry=self.registry)
-        self.masks = MaskMetrics(self.registry)
 
     def serve(self, version: int, digest: str) -> None:
         """Record that `version`, whose weights have SHA-256 `digest`, serves from now on."""

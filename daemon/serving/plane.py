@@ -15,7 +15,6 @@ from configs.settings import ServingSettings, Settings
 from daemon.serving.api.body import Bodies
 from daemon.serving.batcher import Batcher, Fitted, Labels, fit
 from daemon.serving.errors import ApiError
-from daemon.serving.mask_writer import MaskWriter
 from daemon.serving.metrics import ServingMetrics
 from daemon.serving.shadow.compare import Shadow, plane_name
 from daemon.serving.shadow.follower import ShadowFollower
@@ -69,7 +68,6 @@ class InferencePlane:
             self.registry, self.slots, self.swapper, self.metrics, serving.follow_seconds, also=also
         )
         self.bodies = Bodies(serving.max_body_bytes)
-        self.masks = MaskWriter(settings, self)
         self.started = time.time()
         self.draining = False
         """Set when the process was asked to stop: not ready any more, but requests are still answered."""
@@ -80,12 +78,10 @@ class InferencePlane:
         self.batcher.start()
         self.shadow.start()
         self.follower.start()
-        self.masks.start()
 
     def stop(self) -> None:
         """Answer what waits, then end all threads. May be called twice."""
         self.draining = True
-        self.masks.stop(STOP_SECONDS)
         self.follower.stop(STOP_SECONDS)
         self.batcher.stop(STOP_SECONDS)
         self.shadow.stop(STOP_SECONDS)

@@ -14,7 +14,6 @@ import uvicorn
 from pydantic import BaseModel
 
 from configs.settings import Settings
-from daemon.masks.folder import check_masks
 from daemon.net.connection_limits import TimedConnection
 from daemon.net.listening import listen
 from daemon.net.tls import TlsFiles, tls_files
@@ -116,11 +115,9 @@ def serve(settings: Settings) -> int:
     """Run the inference plane of `settings` until a signal; 0 after a clean stop, 1 when it could not go on.
 
     Starts without any version and waits for one. Raises AddressInUse when the address cannot be bound, ConfigError for
-    a public address without a token, for a token, certificate or key that cannot be used, and for an unusable
-    `masks.folder`.
+    a public address without a token, and for a token, certificate or key that cannot be used.
     """
     tls = tls_files("serving", settings.serving.certificate, settings.serving.key)
-    check_masks(settings)
     listener = listen(serving_address(settings.serving), BACKLOG)
     configure_logs(settings.log)
     limit_arenas()

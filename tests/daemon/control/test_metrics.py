@@ -15,6 +15,11 @@ from storage.rounds.folder import RoundStore
 from storage.rounds.records import Check, RoundScores, RoundSpec, Verdict
 
 EXPECTED = [
+    "mfmd_masks_total",
+    "mfmd_masks_pending",
+    "mfmd_masks_active",
+    "mfmd_masks_folder_present",
+    "mfmd_masks_last_written_timestamp_seconds",
     "mfmd_publish_total",
     "mfmd_publish_version",
     "mfmd_build_info",

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.settings import MasksSettings, WatchSettings
+from daemon.masks.mask_file import Note, Version, is_current, mask_path, note_of, read_note
 from daemon.runtime.logs import get_logger
-from daemon.serving.mask_file import Note, is_current, mask_path, note_of, read_note
-from daemon.serving.versions.slots import Resident
 from daemon.watch.arrival import Arrival, look_at
 from daemon.watch.scan import FolderScan
 
@@ -41,15 +40,18 @@ class MaskQueue:
         self._refused: dict[str, Note] = {}
         self._failed: dict[str, Note] = {}
         self._moving: dict[str, tuple[Arrival, float]] = {}
+        self.version = Version(0, "")
+        """The version that answered when the last walk began."""
 
-    def walk(self, resident: Resident) -> Found:
+    def walk(self, version: Version) -> Found:
         """Look at every file. Raises OSError when the drop folder cannot be listed; nothing is forgotten then."""
+        self.version = version
         now, waiting, names = time.monotonic(), [], set()
         moving: dict[str, tuple[Arrival, float]] = {}
         unstable = 0
         for name, _ in self._scan.names(_complain):
             names.add(name)
-            arrival = self._wanting(name, resident)
+            arrival = self._wanting(name, version)
             if arrival is None:
                 continue
             since = self._still_since(name, arrival, now)
@@ -77,13 +79,13 @@ class MaskQueue:
         """There will be none until it changes or another version serves."""
         self._failed[name] = note
 
-    def _wanting(self, name: str, resident: Resident) -> Arrival | None:
+    def _wanting(self, name: str, version: Version) -> Arrival | None:
         """The file, if it wants a mask."""
         try:
             arrival = look_at(self._watch.folder, name)
             if arrival is None:
                 return None
-            wanted = note_of(arrival, self._masks.kind, resident)
+            wanted = note_of(arrival, self._masks.kind, version)
             refused = is_current(self._refused.get(name), wanted, again=False)
             if refused or is_current(self._failed.get(name), wanted, again=True):
                 return None

@@ -1,0 +1,113 @@
+"""A mask as a file: its name, and the note inside it that says which file and which version it was made from.
+
+The note is a text chunk of the PNG itself. A mask and what is known about it therefore stay together, and a process
+that restarts reads there what is already done.
+"""
+
+import json
+import struct
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+
+from configs.errors import ConfigError
+from configs.settings import Settings
+from daemon.watch.arrival import Arrival
+
+KEYWORD = b"mfmd\0"
+"""Keyword of the text chunk."""
+HEAD_BYTES = 4096
+"""The note stands before the pixels, in these first bytes of the file."""
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+HEADER_END = len(SIGNATURE) + 25
+"""End of the IHDR chunk, always the first one (PNG specification, 5.6): length, type, 13 bytes of data, CRC."""
+HASH_DIGITS = 12
+"""Hex digits of a version's SHA-256 that a note holds, as many as the answer's header has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """The version that answers."""
+
+    number: int
+    """Its number."""
+    sha256: str
+    """The first digits of its weights' SHA-256 (hex)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What a mask was made from, and how."""
+
+    size: int
+    """Size of the image file (bytes)."""
+    mtime_ns: int
+    """Its modification time (nanoseconds)."""
+    kind: str
+    """index, color or overlay."""
+    version: int
+    """Version that made it."""
+    sha256: str
+    """The first digits of the SHA-256 of that version's weights (hex)."""
+
+
+def mask_path(folder: Path, name: str) -> Path:
+    """Return the place of the mask of the image `name` (relative, posix): `cam/a.jpg` -> `cam/a.jpg.png`.
+
+    The image's own ending stays: `a.jpg` and `a.png` are two images and get two masks.
+    """
+    return folder / PurePosixPath(f"{name}.png")
+
+
+def check_masks(settings: Settings) -> None:
+    """Raise ConfigError when `masks.folder` would feed on itself, or images leave before they can get a mask."""
+    if settings.masks.folder is None:
+        return
+    if settings.watch.after_commit != "keep":
+        raise ConfigError(
+            f"masks.folder: watch.after_commit is {settings.watch.after_commit}, so images may be gone before their "
+            "mask is made; set it to keep, or ask the inference plane for masks"
+        )
+    folder = settings.masks.folder.resolve()
+    for name, other in (("watch.folder", settings.watch.folder), ("state", settings.state)):
+        place = other.resolve()
+        if folder.is_relative_to(place) or place.is_relative_to(folder):
+            raise ConfigError(f"masks.folder: {folder} and {name} {place} lie in each other; put them side by side")
+
+
+def note_of(arrival: Arrival, kind: str, version: Version) -> Note:
+    """Return the note of a mask that `version` makes of this file now."""
+    return Note(arrival.file.size, arrival.file.mtime_ns, kind, version.number, version.sha256[:HASH_DIGITS])
+
+
+def is_current(note: Note | None, wanted: Note, *, again: bool) -> bool:
+    """Say whether a mask with `note` is what `wanted` asks for; `again`: the version counts."""
+    if note is None or (note.size, note.mtime_ns, note.kind) != (wanted.size, wanted.mtime_ns, wanted.kind):
+        return False
+    return not again or (note.version, note.sha256) == (wanted.version, wanted.sha256)
+
+
+def with_note(png: bytes, note: Note) -> bytes:
+    """Put the note into a PNG, behind its header. Raises ValueError when it is no PNG."""
+    if not png.startswith(SIGNATURE):
+        raise ValueError("the answer is not a PNG")
+    data = KEYWORD + json.dumps(asdict(note)).encode()
+    chunk = struct.pack(">I", len(data)) + b"tEXt" + data + struct.pack(">I", zlib.crc32(b"tEXt" + data))
+    return png[:HEADER_END] + chunk + png[HEADER_END:]
+
+
+def read_note(path: Path) -> Note | None:
+    """Read the note in a mask; None when there is no such file or it has no note. Raises OSError."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except FileNotFoundError:
+        return None
+    if not head.startswith(SIGNATURE):
+        return None
+    try:
+        length, kind = struct.unpack_from(">I4s", head, HEADER_END)
+        data = head[HEADER_END + 8 : HEADER_END + 8 + length]
+        return Note(**json.loads(data.removeprefix(KEYWORD))) if kind == b"tEXt" else None
+    except (ValueError, TypeError, struct.error):
+        return None

@@ -1,0 +1,121 @@
+"""Ask the inference plane for masks over HTTP, as any client does."""
+
+import ssl
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from configs.settings import Settings
+from daemon.masks.mask_file import Version
+from daemon.net.token import serving_token
+from daemon.runtime.run_files import RunFile, read_run_file
+from storage.errors import RefusedImage
+from storage.layout import StateLayout
+
+TIMEOUT_SECONDS = 120.0
+"""Longest wait for one answer (seconds): a large image on a slow CPU under load."""
+RETRY_SECONDS = 1.0
+"""Pause where the plane does not say how long to wait (seconds)."""
+NOT_ABOUT_THE_IMAGE = (401, 403, 408, 429)
+"""Answers of 4xx that say nothing about the image."""
+
+
+class PlaneUnavailable(Exception):
+    """The plane gives no mask now; nothing is wrong with the image."""
+
+    def __init__(self, reason: str, retry_seconds: float = RETRY_SECONDS, *, answered: bool = True) -> None:
+        super().__init__(reason)
+        self.retry_seconds = retry_seconds
+        """When to ask again (seconds)."""
+        self.answered = answered
+        """Whether the plane answered; otherwise it does not run, or it ended over this request."""
+
+
+class ImageFailed(Exception):
+    """The plane failed on this image (HTTP 500); another image or another version may do better."""
+
+
+class PlaneClient:
+    """One connection to the plane of a configuration; it is opened again when the plane restarts elsewhere."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises ConfigError when the token file cannot be read."""
+        serving = settings.serving
+        self._path = StateLayout(settings.state).run_file("serve")
+        self._configured = RunFile(pid=0, host=serving.host, port=serving.port, started=0.0)
+        token = serving_token(serving)
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._largest = serving.max_body_bytes
+        self._scheme = "http" if serving.certificate is None else "https"
+        self._http = httpx.Client(
+            verify=True if serving.certificate is None else _trusting(str(serving.certificate)),
+            timeout=TIMEOUT_SECONDS,
+            trust_env=False,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def version(self) -> Version:
+        """Return the version that answers. Raises PlaneUnavailable."""
+        answer = self._ask("GET", "/v1/serving").json()
+        if not answer.get("ready") or answer.get("version") is None:
+            raise PlaneUnavailable("no version serves yet")
+        return Version(int(answer["version"]), str(answer["sha256"]))
+
+    def mask(self, image: bytes, kind: str) -> tuple[bytes, Version]:
+        """Return the PNG of an image file's mask and the version that made it.
+
+        Raises RefusedImage when the plane does not take the image, ImageFailed when it failed on it, PlaneUnavailable.
+        """
+        if len(image) > self._largest:  # the plane would close the connection while we send
+            raise RefusedImage("too_many_bytes", f"{len(image)} bytes; serving.max_body_bytes is {self._largest}")
+        answer = self._ask("POST", f"/v1/segment?format={kind}", content=image)
+        return answer.content, Version(
+            int(answer.headers["X-Checkpoint-Version"]), str(answer.headers["X-Checkpoint-Hash"])
+        )
+
+    def _ask(self, method: str, path: str, content: bytes | None = None) -> httpx.Response:
+        address = read_run_file(self._path) or self._configured
+        host = f"[{address.reachable_host}]" if ":" in address.reachable_host else address.reachable_host
+        url = f"{self._scheme}://{host}:{address.port}{path}"
+        try:
+            answer = self._http.request(method, url, headers=self._headers, content=content)
+        except httpx.HTTPError as error:
+            reason = f"the inference plane does not answer: {str(error) or type(error).__name__}"
+            raise PlaneUnavailable(reason, answered=False) from error
+        if answer.is_success:
+            return answer
+        code, message = _problem(answer)
+        if 400 <= answer.status_code < 500 and answer.status_code not in NOT_ABOUT_THE_IMAGE:
+            raise RefusedImage(code, message)
+        if answer.status_code == 500:
+            raise ImageFailed(message)
+        raise PlaneUnavailable(message, _seconds(answer.headers.get("Retry-After")))
+
+
+def _problem(answer: httpx.Response) -> tuple[str, str]:
+    """Code and message of an error."""
+    try:
+        body = answer.json()
+        return str(body["code"]), str(body["message"])
+    except (ValueError, KeyError, TypeError):
+        return "unexpected_answer", f"HTTP {answer.status_code}"
+
+
+def _seconds(retry_after: str | None) -> float:
+    return float(retry_after) if retry_after is not None and retry_after.isdecimal() else RETRY_SECONDS
+
+
+def _trusting(certificate: str) -> ssl.SSLContext:
+    """Trust the configured certificate itself: the names in it are for clients on other machines."""
+    context = ssl.create_default_context(cafile=certificate)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context

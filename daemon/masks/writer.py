@@ -1,0 +1,216 @@
+"""`mfmd masks`: write a mask file for each image of the drop folder, for users without HTTP.
+
+The process is a client of the inference plane. It asks for one image at a time at low priority; a full queue answers
+503, and the process waits as long as the plane says. It never deletes a mask: not when its image is removed, not when
+the drop folder vanishes.
+"""
+
+import errno
+import os
+import signal
+import threading
+import time
+from collections import Counter
+
+from configs.errors import ConfigError
+from configs.settings import Settings
+from daemon.masks.mask_file import Note, check_masks, mask_path, note_of, with_note
+from daemon.masks.plane_client import ImageFailed, PlaneClient, PlaneUnavailable
+from daemon.masks.queue import LIMIT, Found, MaskQueue
+from daemon.masks.report import MaskReport
+from daemon.runtime.logs import configure_logs, get_logger
+from daemon.watch.arrival import Arrival, FileChanged, read_arrival
+from storage import durable
+from storage.errors import DurabilityLost, RefusedImage, StorageError
+from storage.layout import StateLayout
+
+LOCK = ".mfmd-masks.lock"
+"""File in the folder of masks; of several processes on one folder one writes, the others stand by."""
+WALK_SHARE = 10.0
+"""A walk waits at least this many times its own duration, so that a huge folder costs a bounded share of a core."""
+SHORTEST_WAIT = 0.01
+"""Seconds."""
+REPORT_SECONDS = 1.0
+"""Shortest time between two writes of `run/masks.json` (seconds)."""
+NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+"""Errors that are about one mask's name, not about the disk."""
+ATTEMPTS = 3
+"""After so many requests that the plane did not survive or answer, an image counts as failed."""
+NICENESS = 10
+
+log = get_logger(__name__)
+
+
+def run_masks(settings: Settings) -> int:
+    """Write masks until SIGTERM or SIGINT; return the exit status.
+
+    An fsync error ends it with status 1: what was written may be lost. Raises ConfigError when `masks.folder` is not
+    set or lies in the wrong place.
+    """
+    if settings.masks.folder is None:
+        raise ConfigError("masks.folder is not set; set it to the folder that masks go to")
+    check_masks(settings)
+    configure_logs(settings.log)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    os.nice(NICENESS)
+    with PlaneClient(settings) as plane:
+        writer = MaskWriter(settings, plane, stop)
+        try:
+            writer.run()
+        except DurabilityLost as error:
+            log.critical("masks_stopped", error=str(error))
+            return 1
+    return 0
+
+
+class MaskWriter:
+    """Walks the drop folder and writes what is missing."""
+
+    def __init__(self, settings: Settings, plane: PlaneClient, stop: threading.Event) -> None:
+        """`settings.masks.folder` must be set."""
+        assert settings.masks.folder is not None
+        self._watch, self._masks, self._folder = settings.watch, settings.masks, settings.masks.folder
+        self._plane, self._stop = plane, stop
+        self._path = StateLayout(settings.state).run_file("masks")
+        self._reported, self._trouble = 0.0, ""
+        self._unanswered: Counter[str] = Counter()
+        self.report = MaskReport()
+
+    def run(self) -> None:
+        """Write until stopped. Raises DurabilityLost."""
+        try:
+            while not self._stop.is_set():
+                self._try_to_write()
+                self._note(active=False)
+                self._stop.wait(self._watch.rescan_seconds)
+        finally:
+            self._note(active=False, folder_present=False)
+
+    def _try_to_write(self) -> None:
+        """Return when the folder cannot be used now or belongs to another process."""
+        try:
+            durable.make_directory(self._folder)
+            with durable.exclusive_lock(self._folder / LOCK, wait=False):
+                for path in [self._folder, *(item for item in self._folder.rglob("*") if item.is_dir())]:
+                    durable.remove_partials(path, shared=True)
+                self._note(active=True)
+                self._write()
+        except durable.Locked:
+            self._log_once("another process writes masks here")
+        except OSError as error:
+            self._note(failed=self.report.failed + 1)
+            self._log_once(f"masks cannot be written to {self._folder}: {error.strerror or error}; trying again")
+
+    def _write(self) -> None:
+        """Walk and write in turn until stopped. Raises OSError when a mask cannot be written."""
+        queue = MaskQueue(self._watch, self._masks, self._folder)
+        while not self._stop.is_set():
+            began = time.monotonic()
+            found = self._walk(queue)
+            took = time.monotonic() - began
+            pause = self._pause(found, took)
+            try:
+                for name, arrival in found.due if found else ():
+                    if self._stop.is_set() or time.monotonic() - began > pause:
+                        break  # a new walk finds what has come in since, which goes first
+                    self._write_mask(queue, name, arrival)
+                else:
+                    backlog = found is not None and found.pending > LIMIT
+                    rest = WALK_SHARE * took if backlog else pause
+                    self._stop.wait(max(0.0, began + rest - time.monotonic()))
+            except PlaneUnavailable as error:
+                log.debug("masks_wait", reason=str(error))
+                self._stop.wait(error.retry_seconds)
+
+    def _walk(self, queue: MaskQueue) -> Found | None:
+        """Return what wants a mask; None while no version serves or the drop folder cannot be listed."""
+        try:
+            found = queue.walk(self._plane.version())
+        except PlaneUnavailable as error:
+            self._log_once(str(error))
+            return None
+        except OSError as error:
+            self._note(folder_present=False)
+            self._log_once(f"{self._watch.folder} cannot be listed: {error.strerror or error}; waiting for it")
+            return None
+        self._note(folder_present=True, pending=found.pending)
+        self._log_once("")
+        return found
+
+    def _pause(self, found: Found | None, took: float) -> float:
+        """Return the time from the start of one walk to that of the next (seconds)."""
+        wanted = self._watch.rescan_seconds
+        if found is None or found.unstable:
+            wanted = min(wanted, max(self._watch.stability_seconds, SHORTEST_WAIT))
+        return max(wanted, WALK_SHARE * took)
+
+    def _write_mask(self, queue: MaskQueue, name: str, arrival: Arrival) -> None:
+        """Make and write one mask. Raises OSError when the disk refuses it, DurabilityLost, PlaneUnavailable."""
+        answer = self._ask(queue, name, arrival)
+        if answer is None:
+            return
+        png, note = answer
+        path = mask_path(self._folder, name)
+        try:
+            durable.make_directory(path.parent)
+            durable.write_bytes(path, with_note(png, note))
+        except OSError as error:
+            if error.errno not in NO_SUCH_NAME:
+                raise
+            queue.fail(name, note)
+            self._count("failed", arrival, error)
+            return
+        queue.done(name, note)
+        report = self.report
+        self._note(written=report.written + 1, pending=max(0, report.pending - 1), last_written=time.time())
+
+    def _ask(self, queue: MaskQueue, name: str, arrival: Arrival) -> tuple[bytes, Note] | None:
+        """Return the mask and its note; None when this file gives none now."""
+        kind, asked = self._masks.kind, queue.version
+        try:
+            png, version = self._plane.mask(read_arrival(self._watch.folder, arrival, self._watch.max_file_bytes), kind)
+            return png, note_of(arrival, kind, version)
+        except FileChanged:
+            return None
+        except RefusedImage as error:
+            queue.refuse(name, note_of(arrival, kind, asked))
+            self._count("refused", arrival, error)
+        except ImageFailed as error:
+            queue.fail(name, note_of(arrival, kind, asked))
+            self._count("failed", arrival, error)
+        except PlaneUnavailable as error:
+            self._unanswered[name] += not error.answered
+            if self._unanswered[name] < ATTEMPTS:
+                raise
+            del self._unanswered[name]
+            queue.fail(name, note_of(arrival, kind, asked))
+            self._count("failed", arrival, error)
+        except OSError as error:  # a fault of the disk or the network: the next walk tries it again
+            self._count("failed", arrival, error)
+        return None
+
+    def _count(self, result: str, arrival: Arrival, error: Exception) -> None:
+        self._note(**{result: getattr(self.report, result) + 1})
+        log.warning(f"mask_{result}", name=arrival.file.path, reason=str(error))
+
+    def _note(self, **changes: object) -> None:
+        """Change the report; write it if it is time, or if a state changed."""
+        before, self.report = self.report, self.report.model_copy(update=changes)
+        now = time.monotonic()
+        states = (before.active, before.folder_present) != (self.report.active, self.report.folder_present)
+        if states or now - self._reported >= REPORT_SECONDS:
+            self._reported = now
+            try:
+                durable.write_record(self._path, self.report)
+            except DurabilityLost:
+                raise
+            except (OSError, StorageError) as error:  # a full disk must not stop what reports it
+                log.debug("report_not_written", path=str(self._path), error=str(error))
+
+    def _log_once(self, trouble: str) -> None:
+        """Log what is wrong once, not at every attempt."""
+        if trouble and trouble != self._trouble:
+            log.warning("masks_wait", reason=trouble)
+        self._trouble = trouble

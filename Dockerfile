@@ -15,7 +15,7 @@ WORKDIR /src
 COPY constraints.txt ./
 # torch on its own first: the largest layer changes least
 RUN /opt/mfmd/bin/pip install -c constraints.txt ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} torch
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY configs configs
 COPY storage storage
 COPY adapters adapters

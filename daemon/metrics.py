@@ -2,7 +2,7 @@
 
 What can be read from storage at any time is not counted here but collected at scrape time: `control/state_metrics.py`.
 Every series whose labels are known starts at 0, so that a rate is right from the first event on; times are timestamps,
-never ages. `docs/metrics.md` is the reference, and a test holds it.
+never ages. `docs/reference/metrics.md` is the reference, and a test holds it.
 """
 
 import hashlib

@@ -10,6 +10,7 @@ from daemon.doctor.finding import Finding, Level
 from daemon.doctor.machine import examine_machine
 from daemon.doctor.models import examine_models
 from daemon.doctor.number_formats import examine_number_formats
+from daemon.doctor.packages import examine_packages
 from daemon.doctor.ports import examine_ports
 
 __all__ = ["Finding", "Level", "examine"]
@@ -17,7 +18,7 @@ __all__ = ["Finding", "Level", "examine"]
 
 def examine(config: Path) -> list[Finding]:
     """Every finding; a broken configuration does not keep the machine from being looked at."""
-    findings = examine_machine()
+    findings = [*examine_machine(), *examine_packages()]
     try:
         settings = load_settings(config)
     except ConfigError as error:

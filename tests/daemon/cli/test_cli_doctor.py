@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,10 +45,29 @@ def test_whole_command_with_nothing_there(mfmd, config: Path) -> None:
     levels = {check["name"]: check["level"] for check in report["checks"]}
     assert answer.code == ExitCode.FAILURE and report["ok"] is False
     assert [name for name, level in levels.items() if level == "fail"] == ["checkpoint"]
-    assert levels["python"] == levels["torch"] == "ok" and "gpu" in levels
+    assert levels["python"] == levels["torch"] == levels["packages"] == "ok" and "gpu" in levels
     assert levels["drop_folder"] == levels["fsync"] == levels["serving_port"] == "ok"
     assert levels["source"] == "warn"
     assert not (config.parent / "state").exists(), "the doctor leaves nothing behind"
+
+
+@pytest.mark.parametrize("how", ["shadows", "overwrites"])
+def test_a_project_that_installs_packages_of_the_same_name(how: str, tmp_path: Path) -> None:
+    if how == "shadows":
+        (tmp_path / "adapters").mkdir()
+        (tmp_path / "adapters" / "__init__.py").touch()
+    else:
+        record = tmp_path / "adapters-1.3.0.dist-info"
+        record.mkdir()
+        (record / "METADATA").write_text("Metadata-Version: 2.1\nName: adapters\nVersion: 1.3.0\n", encoding="utf-8")
+        (record / "top_level.txt").write_text("adapters\n", encoding="utf-8")
+    code = "from daemon.doctor.packages import examine_packages as x; [f] = x(); print(f.level, f.detail, f.remedy)"
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])])
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": path}, capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.startswith("fail") and "an environment of its own" in answer.stdout
+    assert (f"adapters in {tmp_path}" if how == "shadows" else "adapters installs") in answer.stdout
 
 
 def test_broken_torch_and_broken_configuration_are_both_found(
@@ -57,7 +78,7 @@ def test_broken_torch_and_broken_configuration_are_both_found(
     answer = mfmd("doctor")
     assert answer.code == ExitCode.FAILURE
     assert "FAIL  configuration" in answer.out and "FAIL  torch" in answer.out and "libtorch_cpu.so" in answer.out
-    assert "->" in answer.out and "2 of 3 checks failed" in answer.out
+    assert "->" in answer.out and "2 of 4 checks failed" in answer.out
 
 
 def test_bf16_on_a_cpu_that_has_it_emulated(settings: Settings, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test soak lint format bench bench-step bench-serving clean help
+.PHONY: demo test soak lint lock format bench bench-step bench-serving clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -27,10 +27,15 @@ soak: $(STAMP)  ## 1,000 kills of ingest at random moments, then 1,000 swaps und
 	$(BIN)/python -m tests.faults.soak --kills $(KILLS)
 	$(BIN)/python -m tests.daemon.serving.swap_soak --swaps $(SWAPS)
 
-lint: $(STAMP)  ## ruff and mypy --strict
+lint: $(STAMP)  ## ruff, codespell and mypy --strict
+	$(BIN)/codespell .
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+lock: $(STAMP)  ## pin what is installed in .venv: constraints.txt
+	(grep '^#' constraints.txt; $(BIN)/pip freeze --all --exclude pip --exclude-editable | sed 's/+cpu$$//') > constraints.new
+	mv constraints.new constraints.txt && touch $(STAMP)
 
 format: $(STAMP)  ## let ruff rewrite the tree
 	$(BIN)/ruff check --fix .

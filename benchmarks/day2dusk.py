@@ -109,7 +109,7 @@ class Benchmark:
         done = self.driven.run_command("rollback", "--reason", "benchmark")
         if done.returncode != 0:
             raise DriveFailed(f"mfmd rollback ended with {done.returncode}: {done.stderr}")
-        serving = self.driven.registry.ref("serving")
+        serving = self.driven.registry.serving()
         assert serving is not None
         self.driven.wait_until_serving(serving.version, START_SECONDS)
         earlier = next(line for line in self.lines if line.dusk.version == serving.version)

@@ -104,7 +104,7 @@ class Swaps:
     def _offer_corrupt(self) -> tuple[float, int]:
         """A version whose weights were damaged after it was registered is named to serve, and taken back again."""
         registry = self.versions.registry
-        serving, version = registry.ref("serving"), self._next_version()
+        serving, version = registry.serving(), self._next_version()
         if serving is None:
             raise ValueError(f"{registry.root}: no version serves; promote one before the swaps")
         path = registry.weights_path(version)

@@ -9,13 +9,13 @@ from pathlib import Path
 from configs.errors import ConfigError
 from configs.settings import Settings
 from daemon.control.server import ControlServer, bind
-from daemon.errors import NoCheckpoint
 from daemon.masks.mask_file import check_masks
 from daemon.net.tls import tls_files
 from daemon.net.token import control_token
 from daemon.parts import DaemonParts
 from daemon.runtime.logs import configure_logs, get_logger
 from daemon.runtime.run_files import write_run_file
+from storage.errors import NoCheckpoint
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 

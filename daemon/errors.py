@@ -10,13 +10,6 @@ class DaemonError(Exception):
     exit_code = 1
 
 
-class NoCheckpoint(DaemonError):
-    """No version serves yet: nothing can be adapted or answered."""
-
-    code = "no_checkpoint"
-    exit_code = 5
-
-
 class AddressInUse(DaemonError):
     """The control plane's address cannot be bound."""
 

@@ -81,7 +81,7 @@ class Observer:
 
         Raises StorageError or AdapterError when the serving version or the buffer cannot be read.
         """
-        ref = self._registry.ref("serving")
+        ref = self._registry.serving()
         if ref is None or not self._open():
             return False
         assert self._buffer is not None

@@ -36,6 +36,12 @@ class UnknownVersion(StorageError, KeyError):
         return str(self.args[0])
 
 
+class NoCheckpoint(StorageError):
+    """No version serves yet: nothing can be adapted or answered."""
+
+    code = "no_checkpoint"
+
+
 class ServingChanged(StorageError):
     """Another version serves than the one a promotion was decided against: somebody moved the ref meanwhile."""
 

@@ -12,7 +12,6 @@ from adapters.checkpoints.checkpoint import load_version
 from adapters.errors import AdapterError
 from adapters.inference.segment import choose_device, segment_fitted
 from adapters.networks.network import SegmentationNetwork
-from adapters.scoring.prediction import serving_version
 from adapters.scoring.scores.counts import CountsOverImages
 from adapters.scoring.scores.iou import class_iou, mean_iou
 from configs.settings import Settings
@@ -51,7 +50,7 @@ def evaluate_folder(settings: Settings, images: Path, labels: Path, version: int
     SourceRefused (pairs), RefusedImage (a file), UnknownVersion, CorruptCheckpoint, AdapterError (nothing is labelled).
     """
     registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)
-    number = serving_version(registry) if version is None else version
+    number = registry.serving_version() if version is None else version
     pairs = pair_labels(images, labels, settings.source.label_suffix if settings.source else "")
     network, manifest = load_version(registry, number, choose_device(settings.serving.device))
     ignored = settings.source.ignore_index if settings.source else IGNORE_INDEX

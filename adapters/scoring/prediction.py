@@ -11,7 +11,7 @@ from adapters.inference.segment import choose_device, segment_image
 from adapters.palette import colour_mask
 from configs.class_list import ClassInfo
 from configs.settings import Settings
-from storage.errors import RefusedImage, UnknownVersion
+from storage.errors import RefusedImage
 from storage.layout import StateLayout
 from storage.media.images import decode_image
 from storage.registry.registry import CheckpointRegistry
@@ -39,10 +39,11 @@ def predict_files(
     """Segment each image with `version` (the serving one by default); write `STEM.png` and `STEM_color.png` to `out`.
 
     A second image of the same stem gets `STEM_2.png`. An image that cannot be read is reported, not fatal.
-    Raises UnknownVersion when nothing serves or `version` does not exist, CorruptCheckpoint when it does not verify.
+    Raises NoCheckpoint when nothing serves, UnknownVersion when `version` does not exist, CorruptCheckpoint when it
+    does not verify.
     """
     registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)
-    number = serving_version(registry) if version is None else version
+    number = registry.serving_version() if version is None else version
     network, manifest = load_version(registry, number, choose_device(settings.serving.device))
     size = (manifest.input_height, manifest.input_width)
     classes = [ClassInfo.model_validate(entry) for entry in manifest.classes]
@@ -61,14 +62,6 @@ def predict_files(
         Image.fromarray(labels).save(index)
         Image.fromarray(colour_mask(labels, classes)).save(color)
         yield PredictedFile(source, number, index, color)
-
-
-def serving_version(registry: CheckpointRegistry) -> int:
-    """The version that serves. Raises UnknownVersion when none does."""
-    ref = registry.ref("serving")
-    if ref is None:
-        raise UnknownVersion("no version serves yet; make one with `mfmd pretrain` or `mfmd import`")
-    return ref.version
 
 
 def _free_name(stem: str, taken: set[str]) -> str:

@@ -31,7 +31,7 @@ class Work:
     def __init__(self) -> None:
         torch.set_num_threads(int(os.environ[THREADS]))
         registry = CheckpointRegistry(Path(os.environ[REGISTRY]))
-        ref = registry.ref("serving")
+        ref = registry.serving()
         if ref is None:
             raise RuntimeError(f"{registry.root}: no version serves")
         self.network, self.manifest = load_version(registry, ref.version, torch.device("cpu"))

@@ -219,16 +219,14 @@ def _say_damage(registry: "CheckpointRegistry") -> None:
 
 def _marks(registry: "CheckpointRegistry") -> dict[int, list[str]]:
     """Of each version: refs that point at it, whether it is pinned, and what the history says."""
-    from daemon.status.version_marks import history_marks
-
-    refs, pins = registry.readable_refs()[0], registry.pins()
+    refs, pins, state = registry.readable_refs()[0], registry.pins(), registry.state()
     return {
         version: [
             *(name for name, ref in refs.items() if ref.version == version),
             *(["pinned"] if version in pins else []),
-            *own,
+            *state.marks(version),
         ]
-        for version, own in history_marks(registry).items()
+        for version in registry.versions()
     }
 
 

@@ -27,13 +27,13 @@ def exit_code_of(error: BaseException) -> int:
     if isinstance(own, int):
         return int(own)
     from configs.errors import ConfigError
-    from storage.errors import AlreadyRunning, InvalidReason, UnknownVersion
+    from storage.errors import AlreadyRunning, InvalidReason, NoCheckpoint, UnknownVersion
 
     if isinstance(error, (ConfigError, InvalidReason)):
         return ExitCode.USAGE
     if isinstance(error, AlreadyRunning):
         return ExitCode.ALREADY_RUNNING
-    if isinstance(error, UnknownVersion):
+    if isinstance(error, (NoCheckpoint, UnknownVersion)):
         return ExitCode.NO_CHECKPOINT
     return ExitCode.FAILURE
 

@@ -40,10 +40,9 @@ def export(
     """Write a version's network for use without mfmd: a Hugging Face directory, ONNX, or a torch.export program."""
     settings = read_settings(config)
     from adapters.checkpoints.exporting.export import export_version
-    from adapters.scoring.prediction import serving_version
 
     registry = registry_of(settings)
-    number = serving_version(registry) if version is None else version
+    number = registry.serving_version() if version is None else version
     files = export_version(registry, number, format.value, out)
     if as_json:
         print_json({"version": number, "format": format.value, "out": str(out), "files": files})

@@ -72,7 +72,7 @@ def _release(settings: "Settings", manifest: "Manifest", *, by: str, reason: str
 
     registry = registry_of(settings)
     ref = release(registry, manifest.version, by, reason)
-    serving = registry.ref("serving")
+    serving = registry.serving()
     if as_json:
         print_json(
             {"version": manifest.version, "released": ref is not None, "serving": serving.version if serving else None}

@@ -28,7 +28,6 @@ from daemon.rounds.history import summaries, summarise
 from daemon.rounds.loop import RoundLoop
 from daemon.runtime.health import Health
 from daemon.status.collect import Status, collect_status
-from daemon.status.version_marks import history_marks
 from storage.errors import StorageError
 from storage.layout import StateLayout
 from storage.registry.manifest import Ref
@@ -101,8 +100,10 @@ def _reading(context: ControlContext) -> APIRouter:
         """All versions, oldest first, and what the refs name; a damaged ref hides no version."""
         registry = context.registry
         pins = set(registry.pins())
-        marks = history_marks(registry)
-        versions = [_checkpoint(registry, version, version in pins, marks[version]) for version in marks]
+        state = registry.state()
+        versions = [
+            _checkpoint(registry, version, version in pins, state.marks(version)) for version in registry.versions()
+        ]
         refs, damaged = registry.readable_refs()
         return CheckpointList(
             serving=refs.get("serving"), previous=refs.get("previous"), versions=versions, damaged=damaged

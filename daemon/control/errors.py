@@ -7,7 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from daemon.errors import DaemonError, NoCheckpoint, NotEnoughFrames, RoundRunning, Stopping, describe_error
+from daemon.errors import DaemonError, NotEnoughFrames, RoundRunning, Stopping, describe_error
 from storage.errors import CorruptCheckpoint, DurabilityLost, InvalidReason, StorageError, UnknownRound, UnknownVersion
 
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
@@ -20,7 +20,6 @@ STATUS_OF: dict[type[Exception], int] = {
     InvalidReason: 422,
     RoundRunning: 409,
     NotEnoughFrames: 409,
-    NoCheckpoint: 409,
     Stopping: 503,
     StorageError: 409,
     DaemonError: 500,

@@ -3,13 +3,13 @@
 import base64
 import hashlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from daemon.status.model import Status
 from daemon.status.plane_words import describe_plane
-from daemon.status.version_marks import history_marks
+from storage.registry.history import RegistryState
 from storage.registry.registry import CheckpointRegistry
 
 HISTORY_LINES = 20
@@ -44,7 +44,7 @@ def render(status: Status, registry: CheckpointRegistry, notice: Notice | None =
         else "",
         _serving(status),
         "".join(f'<p class="message">{escape(message)}</p>' for message in status.messages),
-        _rollback(status, history_marks(registry)),
+        _rollback(status, registry.state()),
         _rounds(status),
         _history(registry),
     ]
@@ -77,7 +77,7 @@ def _serving(status: Status) -> str:
     return _table("", rows, caption=f"as of {_time(status.at)}")
 
 
-def _rollback(status: Status, marks: Mapping[int, Sequence[str]]) -> str:
+def _rollback(status: Status, state: RegistryState) -> str:
     serving = status.serving
     if serving is None and status.versions:  # the form says what it was shown for: there is none, or it is not known
         what = "It is not known which version serves" if status.serving_damaged else "No version serves"
@@ -85,7 +85,7 @@ def _rollback(status: Status, marks: Mapping[int, Sequence[str]]) -> str:
     others = [version for version in reversed(status.versions) if serving and version != serving.version]
     if serving is None or not others:
         return "<h2>Roll back</h2><p>There is no other version.</p>"
-    choices = "".join(_choice(version, marks.get(version, ())) for version in others)
+    choices = "".join(_choice(version, state.marks(version)) for version in others)
     return (
         f'<h2>Roll back</h2><form method="post" action="/rollback" autocomplete="off">'
         f'<input type="hidden" name="serving" value="{serving.version}">'

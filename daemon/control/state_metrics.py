@@ -184,7 +184,7 @@ class StateCollector(Collector):
         yield "mfmd_buffer_bytes", self._buffer_bytes()
 
     def _refs(self) -> Iterator[Values]:
-        refs = {"serving": self._registry.ref("serving"), "previous": self._registry.ref("previous")}
+        refs = {"serving": self._registry.serving(), "previous": self._registry.ref("previous")}
         yield "mfmd_ref_version", {name: ref.version if ref else 0 for name, ref in refs.items()}
         yield "mfmd_ref_since_timestamp_seconds", {name: ref.since if ref else 0 for name, ref in refs.items()}
         yield "mfmd_registry_versions", len(self._registry.versions())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from configs.settings import Settings
 from daemon.doctor.finding import Finding
-from storage.errors import SourceRefused, StorageError
+from storage.errors import NoCheckpoint, SourceRefused, StorageError
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from storage.source.pairing import pair_labels
@@ -21,18 +21,21 @@ def examine_models(settings: Settings) -> list[Finding]:
 def _serving(settings: Settings) -> Finding:
     registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)
     try:
-        ref = registry.ref("serving")
-        if ref is None:
-            remedy = "`mfmd pretrain` trains one on source images, `mfmd import PATH` takes a ready model"
-            return Finding.fail("checkpoint", "no version serves yet", remedy)
-        registry.verify(ref.version)
+        version = registry.serving_version()
+    except NoCheckpoint:
+        remedy = "`mfmd pretrain` trains one on source images, `mfmd import PATH` takes a ready model"
+        return Finding.fail("checkpoint", "no version serves yet", remedy)
+    except StorageError as error:
+        return Finding.fail("checkpoint", str(error), "stop `mfmd run`, then `mfmd check --repair`")
+    try:
+        registry.verify(version)
     except StorageError as error:
         return Finding.fail("checkpoint", str(error), "`mfmd checkpoints list`, then `mfmd rollback --to N`")
-    names = [str(item["name"]) for item in registry.manifest(ref.version).classes]
+    names = [str(item["name"]) for item in registry.manifest(version).classes]
     if names != [item.name for item in settings.classes]:
         remedy = "use the class list that the model was trained with, or train a new one"
-        return Finding.fail("checkpoint", f"version {ref.version} has other classes than the configuration", remedy)
-    return Finding.ok("checkpoint", f"version {ref.version} serves and matches its hashes")
+        return Finding.fail("checkpoint", f"version {version} has other classes than the configuration", remedy)
+    return Finding.ok("checkpoint", f"version {version} serves and matches its hashes")
 
 
 def _source(settings: Settings) -> Finding:

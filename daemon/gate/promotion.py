@@ -123,7 +123,7 @@ def _decided(
     registry: CheckpointRegistry, folder: RoundFolder, settings: Settings, spec: RoundSpec, scores: RoundScores
 ) -> Verdict:
     """The gate's verdict, with what the gate cannot know: the candidate's file, and what serves now."""
-    serving = registry.ref("serving")
+    serving = registry.serving()
     unchanged = serving is not None and serving.version == spec.incumbent
     if scores.status == "completed" and scores.candidate is not None and unchanged:
         odd = tensor_differences(folder.candidate, registry.weights_path(spec.incumbent))
@@ -142,7 +142,7 @@ def _decided(
 
 def _rolled_back_twin(registry: CheckpointRegistry, folder: RoundFolder) -> int | None:
     """The version with the same weights that was rolled back from: under another number it is no better."""
-    bad = sorted(registry.rolled_back() & set(registry.versions()))
+    bad = sorted(registry.state().rolled_back & set(registry.versions()))
     digest = digest_of(folder.candidate) if bad else ""
     return next((version for version in bad if _weights_digest(registry, version) == digest), None)
 
@@ -160,9 +160,9 @@ def _promote(
 ) -> Verdict:
     """Add the accepted candidate and let it serve; the verdict with its version."""
     version = _added(registry, spec) or _add(registry, folder, spec, scores, verdict).version
-    serving = registry.ref("serving")
+    serving = registry.serving()
     # After a crash it may serve already, or have served and been rolled back: then there is nothing left to do.
-    done = (serving is not None and serving.version == version) or version in registry.rolled_back()
+    done = (serving is not None and serving.version == version) or version in registry.state().rolled_back
     try:
         if not done:
             registry.promote(version, by=GATE, reason=verdict.reason, round=spec.round, expected=spec.incumbent)

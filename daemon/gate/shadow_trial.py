@@ -47,7 +47,7 @@ def look(
     operator ends the wait. Raises StorageError when that is impossible now.
     """
     trial, incumbent = _trial(folder), folder.spec().incumbent
-    serving = registry.ref("serving")
+    serving = registry.serving()
     obstacle = "" if trial.placed or serving is None or serving.version != incumbent else _place(registry, folder)
     shadow = registry.ref("shadow")
     sight = ShadowSight(

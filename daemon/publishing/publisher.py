@@ -47,7 +47,7 @@ class Publisher:
 
     def step(self) -> float:
         """Bring mirrors closer to what serves; returns the seconds until it wants to be called again."""
-        serving = self._registry.ref("serving") if self._targets else None
+        serving = self._registry.readable_refs()[0].get("serving") if self._targets else None
         for target in self._targets:
             if serving is not None:
                 target.tick(serving.version, time.monotonic())

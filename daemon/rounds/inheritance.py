@@ -24,11 +24,10 @@ SHAPING = {
 
 def promoted_round(registry: CheckpointRegistry) -> int | None:
     """The round that made the serving version, if its promotion is the last that moved what serves; else none."""
-    serving = registry.ref("serving")
-    moves = [event for event in registry.history() if event.event in ("promoted", "rolled_back")]
-    if serving is None or not moves or moves[-1].event != "promoted" or moves[-1].version != serving.version:
+    serving, move = registry.serving(), registry.state().last_move
+    if serving is None or move is None or move.event != "promoted" or move.version != serving.version:
         return None
-    return moves[-1].round
+    return move.round
 
 
 def inherited_round(settings: Settings, registry: CheckpointRegistry, store: RoundStore) -> tuple[int | None, str]:

@@ -17,7 +17,6 @@ from daemon.rounds.runner import (
     RoundSuspended,
     check_frames,
     continue_round,
-    incumbent_version,
     run_round,
 )
 from daemon.rounds.schedule import Due, Trigger, due
@@ -72,7 +71,7 @@ class RoundLoop:
 
         Raises RoundRunning, NotEnoughFrames, NoCheckpoint, or Stopping while the daemon goes down.
         """
-        incumbent_version(self._registry)
+        self._registry.serving_version()
         check_frames(self._buffer.records(), self._settings)
         with self._lock:
             if self._stop.is_set():

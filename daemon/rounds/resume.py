@@ -69,7 +69,7 @@ def obstacle(folder: RoundFolder, buffer: FrameBuffer, registry: CheckpointRegis
     tries = _tries(folder)[-TRIES:]
     if len(tries) == TRIES and all(start.step == saved_step(folder) for start in tries):
         return f"{TRIES} starts from step {saved_step(folder)} came no further"
-    serving = registry.ref("serving")
+    serving = registry.serving()
     if serving is None or serving.version != spec.incumbent:
         return f"version {spec.incumbent} does not serve any more"
     if serving.since > spec.created:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from configs.settings import RoundSettings, Settings
-from daemon.errors import DaemonError, NoCheckpoint, NotEnoughFrames
+from daemon.errors import DaemonError, NotEnoughFrames
 from daemon.gate.promotion import judge
 from daemon.gate.shadow_trial import is_open, note_wait, progress_of
 from daemon.rounds.inheritance import inherited_round, promoted_round
@@ -100,7 +100,7 @@ def run_round(context: RoundContext, trigger: Trigger) -> Verdict:
     RoundSuspended when it was stopped and goes on later, also while its candidate runs in the shadow.
     """
     settings, buffer, registry, store = context.settings, context.buffer, context.registry, context.store
-    incumbent, number = incumbent_version(registry), store.next_number()
+    incumbent, number = registry.serving_version(), store.next_number()
     frames = buffer.lease(number)
     with _leased(buffer, number):
         check_frames(frames, settings)
@@ -187,14 +187,6 @@ def _show_shadow(context: RoundContext, folder: RoundFolder) -> None:
     if last is None or (last.phase, last.step) != (now.phase, now.step):
         folder.append_progress(now)
     context.on_progress(now)
-
-
-def incumbent_version(registry: CheckpointRegistry) -> int:
-    """The version that serves. Raises NoCheckpoint."""
-    serving = registry.ref("serving")
-    if serving is None:
-        raise NoCheckpoint("no version serves yet: `mfmd pretrain` trains one, `mfmd import PATH` takes one in")
-    return serving.version
 
 
 def check_frames(frames: Sequence[FrameRecord], settings: Settings) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Literal
 
 from storage.checking.catalog import REPAIR
 from storage.checking.problem import Problem, Scope
@@ -11,22 +10,21 @@ from storage.errors import StorageError
 from storage.registry.refs import Refs
 from storage.registry.registry import CheckpointRegistry
 
-Name = Literal["serving", "previous"]
-
 
 def check_refs(scope: Scope) -> Iterator[Problem]:
     """Refs that cannot be read, point nowhere, or are missing."""
     registry = CheckpointRegistry(scope.layout.checkpoints)
     restore = partial(_restore, registry)
     yield from _serving(registry, scope.read_data)
-    problem = _unreadable(registry, "previous")
-    if problem:
-        yield problem
-    else:
+    path = registry.ref_path("previous")
+    try:
         previous = registry.ref("previous")
+    except StorageError as error:
+        yield Problem("ref_damaged", path, str(error), REPAIR, restore)
+    else:
         if previous is not None and previous.version not in registry.versions():
             detail = f"points at version {previous.version}, which is not there"
-            yield Problem("ref_dangling", registry.ref_path("previous"), detail, REPAIR, restore)
+            yield Problem("ref_dangling", path, detail, REPAIR, restore)
     yield from _shadow(registry)
     yield from _pins(registry)
 
@@ -35,25 +33,16 @@ def _restore(registry: CheckpointRegistry) -> None:
     registry.restore(by="repair", reason="mfmd check --repair")
 
 
-def _unreadable(registry: CheckpointRegistry, name: Name) -> Problem | None:
-    try:
-        registry.ref(name)
-    except StorageError as error:
-        return Problem("ref_damaged", registry.ref_path(name), str(error), REPAIR, partial(_restore, registry))
-    return None
-
-
 def _serving(registry: CheckpointRegistry, read_data: bool) -> Iterator[Problem]:
     """What serves must exist and be whole; if not, the last version that served and is whole takes its place."""
     path, restore = registry.ref_path("serving"), partial(_restore, registry)
-    problem = _unreadable(registry, "serving")
-    if problem:
-        yield problem
+    try:
+        serving = Refs(path.parent).read(path.name)
+    except StorageError as error:
+        yield Problem("ref_damaged", path, str(error), REPAIR, restore)
         return
-    serving = registry.ref("serving")
     if serving is None:
-        served = registry.served_last()
-        if served is not None:
+        if (served := registry.state().serves_last) is not None:
             detail = f"missing, though version {served} was made to serve"
             yield Problem("serving_missing", path, detail, REPAIR, restore)
     elif serving.version not in registry.versions():

@@ -1,17 +1,111 @@
-"""What the registry's history says: the events, who was rolled back from, who served before whom, who never did."""
+"""What the registry's history says: its events, and the state of the registry that follows from them."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from storage.registry.manifest import HistoryEvent
 
+MOVES = ("promoted", "rolled_back")
+"""Events that move the serving ref."""
+AGAINST = ("rejected", "inconclusive")
+"""Verdicts of the gate after which a version does not serve."""
+UNSERVED = 2
+"""Newest versions that retention keeps of each kind that never served: candidates, and what an operator brought."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryState:
+    """What serves, what served before, and which versions nobody should go back to, computed once from all events.
+
+    The line of a move is written before its ref moves. A move that a kill cut short between the two did not happen, so
+    its version did not serve. What it says of a version counts all the same: somebody meant it.
+    """
+
+    served: tuple[int, ...]
+    """Versions that served, oldest first; the last one serves. A promotion adds its version; a rollback removes
+    everything after its target."""
+    last_move: HistoryEvent | None
+    """The promotion or rollback after which the last one serves."""
+    rolled_back: frozenset[int]
+    """Versions that were rolled back from and have not been made to serve since."""
+    turned_down: frozenset[int]
+    """Versions that the gate did not let serve and that nobody has made serve since."""
+    verdicts: Mapping[int, str]
+    """The gate's last verdict on each version that it did not let serve: `rejected` or `inconclusive`."""
+    added: frozenset[int]
+    """Versions whose addition is in the history."""
+    candidates: frozenset[int]
+    """Versions that a round made."""
+    never_served: frozenset[int]
+    """Added versions that never served. A version whose addition is not in the history counts as one that served."""
+
+    @classmethod
+    def from_events(cls, events: Iterable[HistoryEvent], serving: int | None = None) -> "RegistryState":
+        """Compute the state from all events, oldest first. `serving`: what the serving ref names; None when unknown."""
+        known = list(events)
+        moves = _completed(known, serving)
+        rolled_back, turned_down, verdicts = _marked(known)
+        added = {event.version: event.round for event in known if event.event == "added" and event.version is not None}
+        return cls(
+            served=_stack(moves),
+            last_move=moves[-1] if moves else None,
+            rolled_back=rolled_back,
+            turned_down=turned_down,
+            verdicts=verdicts,
+            added=frozenset(added),
+            candidates=frozenset(version for version, made_by in added.items() if made_by),
+            never_served=frozenset(added) - {event.version for event in moves} - {event.previous for event in known},
+        )
+
+    @property
+    def serves_last(self) -> int | None:
+        """The version that serves, by the history."""
+        return self.served[-1] if self.served else None
+
+    def previous(self, versions: Collection[int]) -> int | None:
+        """Where a plain rollback leads: the newest of `versions` that served before what serves now.
+
+        It skips versions that were rolled back from and versions that the gate turned down.
+        """
+        skipped = {self.serves_last, *self.rolled_back, *self.turned_down}
+        return next(
+            (version for version in reversed(self.served) if version in versions and version not in skipped), None
+        )
+
+    def is_behind(self, version: int) -> bool:
+        """Whether `version` served before what serves now. True also where the history lacks its addition."""
+        return version in self.served[:-1] or version not in self.added
+
+    def marks(self, version: int) -> list[str]:
+        """What to know before going to a version: `rolled back`, `never served`, and the gate's verdict against it."""
+        marks = ["rolled back"] if version in self.rolled_back else []
+        marks += ["never served"] if version in self.never_served else []
+        return [*marks, self.verdicts[version]] if version in self.verdicts else marks
+
+    def removable(self, versions: Sequence[int], protected: Collection[int], keep: int) -> list[int]:
+        """Versions that retention removes, ascending: all but the newest of each kind, and no `protected` one.
+
+        It keeps the newest `keep` that served, and at most `UNSERVED` of each of two kinds that never did: candidates,
+        and what was imported or trained on source. Each kind is counted by itself, so none pushes out another.
+        `versions`: those on disk, ascending.
+        """
+        others = [version for version in versions if version not in protected]
+        candidates, brought = self.never_served & self.candidates, self.never_served - self.candidates
+        kinds = (
+            ([version for version in others if version not in self.never_served], keep),
+            ([version for version in others if version in candidates], min(keep, UNSERVED)),
+            ([version for version in others if version in brought], min(keep, UNSERVED)),
+        )
+        return sorted(version for kind, kept in kinds for version in kind[: max(0, len(kind) - kept)])
+
 
 def read_history(path: Path) -> list[HistoryEvent]:
     """All events of `history.jsonl`, oldest first.
 
-    A line that does not parse is one that a crash tore: the event it announced did not happen, so it is left out.
+    A line that does not parse was torn by a crash: the event that it announced did not happen, so it is left out.
     """
     if not path.exists():
         return []
@@ -23,86 +117,45 @@ def is_event(line: bytes) -> bool:
     return _event(line) is not None
 
 
-def rolled_back_from(events: Iterable[HistoryEvent]) -> set[int]:
-    """Versions that somebody rolled back from and that nobody made serve since."""
-    bad: set[int] = set()
-    for event in events:
-        if event.event == "rolled_back" and event.previous is not None:
-            bad.add(event.previous)
-        if event.event in ("rolled_back", "promoted") and event.version is not None:
-            bad.discard(event.version)
-    return bad
+def _completed(events: Iterable[HistoryEvent], serving: int | None) -> list[HistoryEvent]:
+    """Moves whose ref moved: the line after a cut one says that the same version as before it served.
 
-
-def never_served(events: Iterable[HistoryEvent], versions: Collection[int]) -> set[int]:
-    """Those of `versions` that never answered anybody.
-
-    One whose addition is not in the history counts as one that served: of a lost history nothing can be concluded.
+    `serving`, which serves now, says it of the last move.
     """
-    known = list(events)
-    added = {event.version for event in known if event.event == "added"}
-    served = {event.version for event in completed_moves(known)}
-    served |= {event.previous for event in known}  # whatever happened then: it served
-    return {version for version in versions if version in added - served}
-
-
-def completed_moves(events: Iterable[HistoryEvent], serving: int | None = None) -> list[HistoryEvent]:
-    """Promotions and rollbacks without those that a kill cut short between the line and the ref.
-
-    The line after such a one says that the same version as before it served. `serving`, which serves now, says it of
-    the last.
-    """
-    moves = [event for event in events if event.event in ("promoted", "rolled_back")]
+    moves = [event for event in events if event.event in MOVES and event.version is not None]
     after = [*(event.previous for event in moves[1:]), serving]
     return [event for event, then in zip(moves, after, strict=False) if then is None or then != event.previous]
 
 
-def added_by_rounds(events: Iterable[HistoryEvent]) -> set[int]:
-    """Versions that were the candidate of a round."""
-    return {item.version for item in events if item.event == "added" and item.round and item.version is not None}
-
-
-def verdicts_against(events: Iterable[HistoryEvent]) -> dict[int, str]:
-    """What the gate said of versions that it did not let serve: `rejected` or `inconclusive`, the last word of each."""
-    return {
-        item.version: item.event
-        for item in events
-        if item.event in ("rejected", "inconclusive") and item.version is not None
-    }
-
-
-def turned_down(events: Iterable[HistoryEvent]) -> set[int]:
-    """Versions that the gate did not let serve and that nobody made serve since."""
-    down: set[int] = set()
-    for event in events:
-        if event.version is not None and event.event in ("rejected", "inconclusive"):
-            down.add(event.version)
-        if event.version is not None and event.event in ("promoted", "rolled_back"):
-            down.discard(event.version)
-    return down
-
-
-def served_before(events: Iterable[HistoryEvent], target: int, usable: Collection[int]) -> int | None:
-    """The newest of the `usable` versions that served before `target` did: where a further rollback leads."""
-    stack = served_stack(events)
-    below = stack[: len(stack) - 1 - stack[::-1].index(target)] if target in stack else stack
-    return next((version for version in reversed(below) if version in usable and version != target), None)
-
-
-def served_stack(events: Iterable[HistoryEvent]) -> list[int]:
-    """Versions that were made to serve, the last one last.
-
-    Promotions stack up versions; a rollback takes off everything above its target.
-    """
+def _stack(moves: Iterable[HistoryEvent]) -> tuple[int, ...]:
     stack: list[int] = []
-    for event in events:
-        if event.version is None:
-            continue
+    for event in moves:
+        if event.previous is not None and event.previous not in stack[-1:]:
+            stack.append(event.previous)  # the line that made it serve is lost
         if event.event == "rolled_back" and event.version in stack:
             del stack[len(stack) - stack[::-1].index(event.version) :]
-        elif event.event in ("promoted", "rolled_back"):
+        elif event.version is not None:
             stack.append(event.version)
-    return stack
+    return tuple(stack)
+
+
+def _marked(events: Iterable[HistoryEvent]) -> tuple[frozenset[int], frozenset[int], dict[int, str]]:
+    """Versions rolled back from, versions turned down, and the last verdict against each version."""
+    rolled_back: set[int] = set()
+    verdicts: dict[int, str] = {}
+    trusted: set[int] = set()
+    for event in events:
+        if event.event == "rolled_back" and event.previous is not None:
+            rolled_back.add(event.previous)
+        if event.version is None:
+            continue
+        if event.event in MOVES:
+            rolled_back.discard(event.version)
+            trusted.add(event.version)
+        elif event.event in AGAINST:
+            verdicts[event.version] = event.event
+            trusted.discard(event.version)
+    return frozenset(rolled_back), frozenset(verdicts) - trusted, verdicts
 
 
 def _event(line: bytes) -> HistoryEvent | None:

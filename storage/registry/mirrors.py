@@ -15,7 +15,7 @@ from typing import ClassVar
 from storage import durable
 from storage.errors import StorageError
 from storage.registry.export_description import ExportDescription, read_description
-from storage.registry.numbered import numbers
+from storage.registry.files import numbers
 
 MODEL = "mfmd"
 """Name of the model in a Triton repository."""

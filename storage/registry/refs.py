@@ -7,15 +7,15 @@ network mount attributes are cached for seconds up to a minute, while opening as
 import errno
 import os
 import time
+import unicodedata
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from storage import durable
-from storage.errors import StorageError
+from storage.errors import InvalidReason, StorageError
+from storage.registry.files import NO_FILE, numbers, read_small
 from storage.registry.manifest import Ref
-from storage.registry.numbered import numbers
-from storage.registry.small_file import NO_FILE, read_small
 
 PIN = "pinned-"
 STALE_READS = 5
@@ -26,6 +26,10 @@ REWRITE = "stop `mfmd run`, then `mfmd check --repair` rewrites it"
 NO_REF = (*NO_FILE, errno.ENOENT, errno.ENOTDIR)
 """What the system says where something that is no ref lies, or a link that leads nowhere."""
 FORBIDDEN = (errno.EACCES, errno.EPERM)
+LONGEST_REASON = 2000
+"""Characters of a reason: a paragraph. Every list of versions reads the whole history."""
+ALLOWED = frozenset("\t\n\r")
+"""Control characters that a reason may hold; others, of terminals above all, would act where the history is shown."""
 
 
 class Refs:
@@ -86,6 +90,16 @@ class Refs:
 def pin_name(version: int) -> str:
     """Name of the ref that pins a version."""
     return f"{PIN}{version:06d}"
+
+
+def check_reason(reason: str) -> None:
+    """Raises InvalidReason, which says where, for control characters, text that UTF-8 cannot express, or too much."""
+    if len(reason) > LONGEST_REASON:
+        raise InvalidReason(f"reason: {len(reason)} characters, at most {LONGEST_REASON} are kept; say it shorter")
+    for position, character in enumerate(reason):
+        # Cs: half a character, as JSON can name it, or a byte of the command line that is not UTF-8
+        if unicodedata.category(character) in ("Cc", "Cs") and character not in ALLOWED:
+            raise InvalidReason(f"reason: {character!a} at position {position} is no text; leave it out, or use UTF-8")
 
 
 def _remedy(error: OSError) -> str:

@@ -13,23 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from storage import durable
-from storage.errors import CorruptCheckpoint, ServingChanged, StorageError, UnknownVersion
-from storage.registry.history import (
-    completed_moves,
-    read_history,
-    rolled_back_from,
-    served_before,
-    served_stack,
-    turned_down,
-)
+from storage.errors import CorruptCheckpoint, NoCheckpoint, ServingChanged, StorageError, UnknownVersion
+from storage.registry.files import listed, numbers
+from storage.registry.history import RegistryState, read_history
 from storage.registry.manifest import HistoryEvent, Manifest, Ref
-from storage.registry.numbered import listed, numbers
-from storage.registry.reason import check_reason
-from storage.registry.refs import Refs, pin_name
-from storage.registry.retention import removable
+from storage.registry.refs import Refs, check_reason, pin_name
 from storage.registry.versions import WEIGHTS, Versions
 
-LESSER = ("previous", "shadow")
+OTHER_REFS: tuple[Literal["previous"], Literal["shadow"]] = ("previous", "shadow")
 """Refs beside `serving` and the pins."""
 
 
@@ -47,7 +38,7 @@ class CheckpointRegistry:
         with self._writing():
             version = max(self.given(), default=0) + 1  # no number twice, not even that of a pruned version
             self._versions.publish(version, weights, manifest)
-            self._note("added", version, by=by, reason=reason, round=manifest.round)
+            self._append(_event("added", version, by, reason, round=manifest.round))
             return self.manifest(version)
 
     def versions(self) -> list[int]:
@@ -73,27 +64,36 @@ class CheckpointRegistry:
         """
         self._versions.verify(version, content=content)
 
-    def ref(self, name: Literal["serving", "previous", "shadow"]) -> Ref | None:
-        """What a ref points at; none when nothing was promoted yet. Raises StorageError when it cannot be read."""
-        return self._refs.read(name)
-
     def serving(self) -> Ref | None:
-        """What serves; none before the first promotion. Raises StorageError when its ref cannot be read, and when it is
-        gone though the history says that a version serves.
+        """What serves; None before the first promotion.
+
+        Raises StorageError, with the remedy, when the ref cannot be read, and when it is gone though the history says
+        that a version serves.
         """
-        serving = self.ref("serving")
-        if serving is None and (lost := self.served_last()) is not None:
+        serving = self._refs.read("serving")
+        if serving is None and (lost := RegistryState.from_events(self.history()).serves_last) is not None:
             raise StorageError(
                 f"{self.ref_path('serving')}: missing, though version {lost} was made to serve; "
                 "stop `mfmd run`, then `mfmd check --repair` writes it again"
             )
         return serving
 
+    def serving_version(self) -> int:
+        """The version that serves. Raises NoCheckpoint when none does yet, StorageError as `serving`."""
+        serving = self.serving()
+        if serving is None:
+            raise NoCheckpoint("no version serves yet: `mfmd pretrain` trains one, `mfmd import PATH` takes one in")
+        return serving.version
+
+    def ref(self, name: Literal["previous", "shadow"]) -> Ref | None:
+        """What another ref names; None when there is no such ref. Raises StorageError when it cannot be read."""
+        return self._refs.read(name)
+
     def readable_refs(self) -> tuple[dict[str, Ref], list[str]]:
-        """What serving, previous and shadow point at, as far as that is there; and what is wrong with the others."""
+        """What serving, previous and shadow name, as far as they can be read; and what is wrong with the others."""
         found: dict[str, Ref] = {}
         damage: list[str] = []
-        for name in ("serving", *LESSER):
+        for name in ("serving", *OTHER_REFS):
             try:
                 ref = self.serving() if name == "serving" else self._refs.read(name)
             except StorageError as error:
@@ -102,9 +102,9 @@ class CheckpointRegistry:
                 found |= {name: ref} if ref is not None else {}
         return found, damage
 
-    def served_last(self) -> int | None:
-        """The version that serves by the history."""
-        return next(reversed(served_stack(self.history())), None)
+    def state(self) -> RegistryState:
+        """What serves, what served before, what was rolled back: computed from the history and the serving ref."""
+        return RegistryState.from_events(self.history(), self._version_named("serving"))
 
     def set_shadow(self, version: int | None, *, by: str, reason: str, over: str | None = None) -> bool:
         """Let inference planes run `version` in the shadow of the one that serves; none ends that.
@@ -120,10 +120,10 @@ class CheckpointRegistry:
                 return False
             if version is not None:
                 self.verify(version)
-                with self._announced("shadow", "shadow_started", version, by=by, reason=reason):
+                with self._announced("shadow", _event("shadow_started", version, by, reason)):
                     self._refs.write("shadow", version, by, reason)
             elif self._refs.exists("shadow"):
-                self._note("shadow_ended", now.version if now else None, by=by, reason=reason)
+                self._append(_event("shadow_ended", now.version if now else None, by, reason))
                 self._refs.remove("shadow")
             return True
 
@@ -144,16 +144,14 @@ class CheckpointRegistry:
         """
         with self._writing():
             self.verify(version)
-            serving = self.ref("serving")
+            serving = self.serving()
             if expected is not None:
-                _hold(serving, expected, f"version {version} was not promoted")
-                if version in self.rolled_back():
+                _require_serving(serving, expected, f"version {version} was not promoted")
+                if version in self.state().rolled_back:
                     raise ServingChanged(f"version {version} was rolled back from; it was not promoted again")
             if serving is not None and serving.version == version:
                 raise StorageError(f"version {version} serves already")
-            before = serving.version if serving else None
-            with self._announced("serving", "promoted", version, by=by, reason=reason, previous=before, round=round):
-                return self._move(version, before, by, reason)
+            return self._serve("promoted", version, serving, by=by, reason=reason, round=round)
 
     def roll_back(self, *, to: int | None, by: str, reason: str, expected: int | None = None) -> Ref:
         """Make an earlier version serve: `to`, or the one that served before. If `expected` is given, only while that
@@ -171,14 +169,10 @@ class CheckpointRegistry:
             named = to is not None and expected is None  # then what serves decides nothing
             serving = self._refs.read_or_none("serving") if named else self.serving()
             if expected is not None:
-                _hold(serving, expected, "nothing was rolled back")
+                _require_serving(serving, expected, "nothing was rolled back")
             target = self._target(to, serving)
             self._verify_target(target)
-            before = self._before(target, serving)
-            left = serving.version if serving else self.served_last()
-            left = left if left != target else None
-            with self._announced("serving", "rolled_back", target, by=by, reason=reason, previous=left):
-                return self._move(target, before, by, reason)
+            return self._serve("rolled_back", target, serving, by=by, reason=reason)
 
     def restore(self, *, by: str, reason: str) -> Ref:
         """Write `serving` and `previous` again after damage: the last version that served and is whole serves.
@@ -188,27 +182,20 @@ class CheckpointRegistry:
         then nothing moved.
         """
         with self._writing():
-            events, current = self.history(), self._version_named("serving")
-            stack, bad = served_stack(events), rolled_back_from(events) | turned_down(events)
-            others = [item for item in (*reversed(stack), self._version_named("previous")) if item and item not in bad]
-            target = next((item for item in (current, *others) if item and self._versions.whole(item)), None)
+            state, serving = self.state(), self._refs.read_or_none("serving")
+            others = (*reversed(state.served), self._version_named("previous"))
+            good = [item for item in others if item not in state.rolled_back | state.turned_down]
+            named = serving.version if serving else None
+            target = next((item for item in (named, *good) if item is not None and self._versions.whole(item)), None)
             if target is None:
                 raise UnknownVersion(
                     f"{self._refs.path('serving')}: no version that served and was not rolled back from is whole; "
                     "`mfmd rollback --to N` lets another serve"
                 )
-            if target != (stack[-1] if stack else current):
-                broken = current or stack[-1]
-                self._note("rolled_back", target, by=by, reason=reason, previous=broken if broken != target else None)
-            before, serving = self._before(target, None), self._refs.read_or_none("serving")
-            if serving is None or serving.version != target:
-                return self._move(target, before, by, reason)
-            self._name_previous(before, by, reason)
-            return serving
-
-    def rolled_back(self) -> set[int]:
-        """Versions that were rolled back from and have not been made to serve since."""
-        return rolled_back_from(self.history())
+            if state.served and target != state.serves_last:
+                return self._serve("rolled_back", target, serving, by=by, reason=reason)
+            self._name_previous(state.previous(self.versions()), by, reason)
+            return serving if serving and named == target else self._refs.write("serving", target, by, reason)
 
     def record(self, event: HistoryEvent) -> None:
         """Add a line to the history, durably."""
@@ -233,7 +220,7 @@ class CheckpointRegistry:
         check_reason(reason)
         with self._writing():
             self.manifest(version)
-            with self._announced(pin_name(version), "pinned", version, by=by, reason=reason):
+            with self._announced(pin_name(version), _event("pinned", version, by, reason)):
                 return self._refs.write(pin_name(version), version, by, reason)
 
     def unpin(self, version: int, by: str, reason: str = "") -> None:
@@ -242,7 +229,7 @@ class CheckpointRegistry:
         with self._writing():
             if version not in self.pins():
                 raise UnknownVersion(f"version {version} is not pinned; pinned: {listed(self.pins())}")
-            self._note("unpinned", version, by=by, reason=reason)
+            self._append(_event("unpinned", version, by, reason))
             self._refs.remove(pin_name(version))
 
     def pins(self) -> list[int]:
@@ -258,12 +245,12 @@ class CheckpointRegistry:
 
     def prunable(self, keep: int) -> list[int]:
         """Versions that `prune` would remove now: of those that served the oldest beyond `keep`, and all but the newest
-        few that never served (`storage.registry.retention`).
+        few that never served.
 
         Serving, previous, shadow and pinned versions and the released ancestor of serving stay and are not counted.
         Raises StorageError while a ref is damaged or the serving one is gone: what it named would count as unused.
         """
-        return removable(self.versions(), self._protected(), self.history(), keep)
+        return self.state().removable(self.versions(), self._protected(), keep)
 
     def prune(self, keep: int, *, by: str = "retention") -> list[int]:
         """Remove what `prunable` names; returns the numbers."""
@@ -271,17 +258,16 @@ class CheckpointRegistry:
             removed = self.prunable(keep)
             for version in removed:
                 self._versions.keep_manifest(version)
-                self._note("pruned", version, by=by, reason=f"keep {keep}")
+                self._append(_event("pruned", version, by, f"keep {keep}"))
                 self._versions.retire(version)
             return removed
 
     def _protected(self) -> set[int]:
-        refs = self.serving(), self.ref("previous"), self.ref("shadow")
-        protected = {ref.version for ref in refs if ref} | set(self.pins())
-        serving = refs[0]
+        serving, *others = self.serving(), *(self.ref(name) for name in OTHER_REFS)
+        protected = {ref.version for ref in (serving, *others) if ref} | set(self.pins())
         if serving is not None:
             # A process that died between the two refs left `previous` where the next rollback does not lead.
-            protected.add(self._served_before(serving) or serving.version)
+            protected.add(self._before(serving) or serving.version)
             if serving.version in self.versions():
                 protected.add(self.released(serving.version))
         return protected
@@ -291,7 +277,7 @@ class CheckpointRegistry:
             if serving is not None and to == serving.version:
                 raise StorageError(f"version {to} serves already; nothing to roll back")
             return to
-        before = self._served_before(serving) if serving is not None else None
+        before = self._before(serving) if serving is not None else None
         if before is None:
             what = f"no version served before {serving.version}" if serving else "no version serves yet"
             raise UnknownVersion(f"nothing to roll back to: {what}; versions: {listed(self.versions())}")
@@ -306,28 +292,29 @@ class CheckpointRegistry:
                 "`mfmd rollback --to N` takes another of them"
             ) from error
 
-    def _served_before(self, serving: Ref) -> int | None:
-        """Where a rollback leads: what the history says, for a process that died between the two refs moved only
-        `previous`; and that ref where the history is lost.
-        """
-        previous = self._refs.read_or_none("previous")
-        named = previous.version if previous is not None and previous.version != serving.version else None
-        return self._before(serving.version, serving) or named
+    def _before(self, serving: Ref) -> int | None:
+        """Where a plain rollback leads: what the history says, or the ref `previous` where the history is lost."""
+        previous = self._version_named("previous")
+        return self.state().previous(self.versions()) or (previous if previous != serving.version else None)
 
-    def _before(self, target: int, serving: Ref | None) -> int | None:
-        """The newest version that served before `target` and is neither gone nor bad, nor the one that serves now.
-
-        Bad is also what the gate turned down, and a promotion that a kill cut short is none.
-        """
-        events, now = self.history(), serving.version if serving else None
-        bad = rolled_back_from(events) | turned_down(events) | {now}
-        moves = completed_moves(events, now)
-        return served_before(moves, target, [item for item in self.versions() if item not in bad])
-
-    def _move(self, version: int, before: int | None, by: str, reason: str) -> Ref:
-        """Set `previous`, then `serving`: between the two, the old version serves and is a version that exists."""
-        self._name_previous(before, by, reason)
-        return self._refs.write("serving", version, by, reason)
+    def _serve(
+        self,
+        how: Literal["promoted", "rolled_back"],
+        version: int,
+        serving: Ref | None,
+        *,
+        by: str,
+        reason: str,
+        round: int | None = None,
+    ) -> Ref:
+        """Write the line, then `previous`, then `serving`: between the refs, the version left serves on."""
+        events = self.history()
+        left = serving.version if serving else RegistryState.from_events(events).serves_last
+        event = _event(how, version, by, reason, previous=left if left != version else None, round=round)
+        before = RegistryState.from_events([*events, event]).previous(self.versions())
+        with self._announced("serving", event):
+            self._name_previous(before, by, reason)
+            return self._refs.write("serving", version, by, reason)
 
     def _name_previous(self, version: int | None, by: str, reason: str) -> None:
         if version is not None:
@@ -341,16 +328,14 @@ class CheckpointRegistry:
         return ref.version if ref else None
 
     @contextmanager
-    def _announced(
-        self, ref: str, event: str, version: int | None, *, by: str, reason: str, **more: int | None
-    ) -> Iterator[None]:
-        """A line in the history, then the move of a ref that it announces.
+    def _announced(self, ref: str, event: HistoryEvent) -> Iterator[None]:
+        """Write the event, then let the caller move the ref that it announces.
 
-        A move that the system refuses (a full disk) takes its line back: it would say of a version that serves on that
-        it was rolled back from.
+        When the system refuses the move (a full disk), the line is removed: it would say of a version that serves on
+        that it was rolled back from.
         """
         size, named = durable.size_of(self._history), self._version_named(ref)
-        self._note(event, version, by=by, reason=reason, **more)
+        self._append(event)
         try:
             yield
         except OSError:
@@ -358,10 +343,6 @@ class CheckpointRegistry:
                 with suppress(OSError):
                     durable.cut_file(self._history, size)
             raise
-
-    def _note(self, event: str, version: int | None, *, by: str, reason: str, **more: int | None) -> None:
-        values = {"at": time.time(), "event": event, "version": version, "by": by, "reason": reason, **more}
-        self._append(HistoryEvent.model_validate(values))
 
     def _append(self, event: HistoryEvent) -> None:
         durable.append_line(self._history, event.model_dump_json())
@@ -377,7 +358,12 @@ class CheckpointRegistry:
             yield
 
 
-def _hold(serving: Ref | None, expected: int, outcome: str) -> None:
+def _event(event: str, version: int | None, by: str, reason: str, **more: int | None) -> HistoryEvent:
+    values = {"at": time.time(), "event": event, "version": version, "by": by, "reason": reason, **more}
+    return HistoryEvent.model_validate(values)
+
+
+def _require_serving(serving: Ref | None, expected: int, outcome: str) -> None:
     """Raises ServingChanged unless `expected` serves."""
     if serving is None or serving.version != expected:
         now = f"version {serving.version} serves" if serving else "no version serves"

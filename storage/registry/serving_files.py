@@ -1,7 +1,7 @@
 """Whether what should serve is on disk: its folder and files, by name and size. No weights are read."""
 
 from storage.errors import CorruptCheckpoint, StorageError, UnknownVersion
-from storage.registry.numbered import listed
+from storage.registry.files import listed
 from storage.registry.registry import CheckpointRegistry
 
 

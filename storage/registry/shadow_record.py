@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from storage import durable
 from storage.durable.record import Record
 from storage.errors import StorageError
-from storage.registry.numbered import numbers
+from storage.registry.files import numbers
 
 
 class ShadowRecord(Record):

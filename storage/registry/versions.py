@@ -10,9 +10,8 @@ from pydantic import ValidationError
 from storage import durable
 from storage.durable.digest import digest_of
 from storage.errors import CorruptCheckpoint, UnknownVersion
+from storage.registry.files import NO_FILE, listed, numbers, read_small
 from storage.registry.manifest import Manifest
-from storage.registry.numbered import listed, numbers
-from storage.registry.small_file import NO_FILE, read_small
 
 WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"

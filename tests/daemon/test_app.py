@@ -16,10 +16,10 @@ import yaml
 
 from configs.errors import ConfigError
 from daemon.app import run
-from daemon.errors import NoCheckpoint
 from daemon.runtime.process_group import command_line, group_alive
 from daemon.status.collect import collect_status
 from storage.buffer.catalog import Catalog
+from storage.errors import NoCheckpoint
 from storage.rounds.folder import RoundStore
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +144,6 @@ def test_what_cannot_start_says_what_to_do(make_settings, tmp_path, layout, sect
         run(make_settings(**sections), tmp_path / "mfmd.yaml")
     assert not layout.locked()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert NoCheckpoint.exit_code == 5
 
 
 def test_a_state_directory_in_the_drop_folder_is_refused(make_settings, tmp_path, drop):

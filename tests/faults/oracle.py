@@ -130,7 +130,7 @@ class Oracle:
         registry = CheckpointRegistry(layout.checkpoints)
         for version in registry.versions():
             registry.verify(version)
-        serving, previous = registry.ref("serving"), registry.ref("previous")
+        serving, previous = registry.serving(), registry.ref("previous")
         for ref in (serving, previous):
             if ref is not None:
                 registry.verify(ref.version)

@@ -285,7 +285,7 @@ def move_refs(root: Path) -> None:
 
 def _promote_expected(root: Path, registry: CheckpointRegistry, weights: Path) -> None:
     """As the gate does: only while the version that a candidate was compared with serves; then back by its number."""
-    serving = registry.ref("serving")
+    serving = registry.serving()
     assert serving is not None
     candidate = registry.add(weights, manifest(), by="gate").version
     acknowledge(root, f"moving {candidate}")
@@ -294,7 +294,7 @@ def _promote_expected(root: Path, registry: CheckpointRegistry, weights: Path) -
     acknowledge(root, f"moving {serving.version}")
     registry.roll_back(to=serving.version, by="operator", reason="test", expected=candidate)
     acknowledge(root, f"moved {serving.version}")
-    assert candidate in registry.rolled_back()
+    assert candidate in registry.state().rolled_back
     registry.prune(keep=0)
 
 

@@ -53,5 +53,5 @@ class ShadowFollower:
         """
         if shadow is None:
             return False
-        serving = self._registry.ref("serving")
+        serving = self._registry.readable_refs()[0].get("serving")
         return serving is not None and serving.version == shadow.version

@@ -167,7 +167,7 @@ class Follower:
         """At a start, serve what served before rather than nothing; never a version that was rolled back from."""
         try:
             previous = self._registry.ref("previous")
-            usable = previous is not None and previous.version not in self._registry.rolled_back() | {failed}
+            usable = previous is not None and previous.version not in self._registry.state().rolled_back | {failed}
         except Exception:
             log.exception("fall_back_unreadable")
             return

@@ -58,7 +58,7 @@ def test_hugging_face_model_gives_the_same_logits_as_a_version(
         torch.testing.assert_close(network(images), expected, atol=1e-5, rtol=1e-4)
     assert manifest.origin == "import"
     assert manifest.network["name"] == "huggingface"
-    assert registry.ref("serving") is None, "an import does not serve by itself"
+    assert registry.serving() is None, "an import does not serve by itself"
 
 
 def test_auxiliary_head_is_left_out(settings: Settings, registry: CheckpointRegistry, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_learns_drawn_scenes_and_registers_the_version(training_state) -> None:
     assert manifest.scores["source_miou"] > 0.6  # 0.2 at the start, see below
     assert set(manifest.scores) == {"source_miou", "source_iou_sky", "source_iou_road", "source_iou_car"}
     registry = CheckpointRegistry(training_state.layout.checkpoints)
-    assert registry.versions() == [1] and registry.ref("serving") is None
+    assert registry.versions() == [1] and registry.serving() is None
     network, _ = load_version(registry, 1, CPU)
     scores = source_scores(network, LabelledSet.open(training_state.layout), ["sky", "road", "car"])
     assert scores == manifest.scores

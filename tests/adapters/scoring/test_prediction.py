@@ -13,7 +13,7 @@ from adapters.networks.build import build_network
 from adapters.palette import colour_mask
 from adapters.scoring.prediction import predict_files
 from configs.settings import Settings
-from storage.errors import UnknownVersion
+from storage.errors import NoCheckpoint, UnknownVersion
 from storage.registry.registry import CheckpointRegistry
 
 
@@ -97,7 +97,7 @@ def test_images_of_one_stem_do_not_overwrite_each_other(settings: Settings, tmp_
 
 def test_nothing_that_serves_is_said_clearly(settings: Settings, tmp_path: Path) -> None:
     empty = settings.model_copy(update={"state": tmp_path / "empty"})
-    with pytest.raises(UnknownVersion, match="mfmd pretrain"):
+    with pytest.raises(NoCheckpoint, match="mfmd pretrain"):
         list(predict_files(empty, [], tmp_path / "out"))
     with pytest.raises(UnknownVersion, match="7"):
         list(predict_files(settings, [], tmp_path / "out", 7))

@@ -112,7 +112,7 @@ def _check_verdict(code: int, out: str, config: Path) -> None:
     verdict = json.loads(out)
     assert len(verdict["checks"]) > 3
     assert code == (ExitCode.OK if verdict["decision"] == "accepted" else ExitCode.NOT_ACCEPTED)
-    serving = CheckpointRegistry(StateLayout(load_settings(config).state).checkpoints).ref("serving")
+    serving = CheckpointRegistry(StateLayout(load_settings(config).state).checkpoints).serving()
     assert serving is not None and serving.version == (verdict["version"] or 1)
 
 

@@ -102,7 +102,7 @@ def test_rollback_to_a_version_needs_no_serving_ref(mfmd, registry: CheckpointRe
     path.unlink() if damage is None else path.write_text(damage)
     answer = mfmd("rollback", "--to", "1", "--reason", "the ref is damaged", "--json")
     assert answer.code == ExitCode.OK and json.loads(answer.out)["previous"] is None
-    serving, event = registry.ref("serving"), registry.history()[-1]
+    serving, event = registry.serving(), registry.history()[-1]
     assert serving is not None and serving.version == 1
     assert (event.event, event.version, event.previous) == ("rolled_back", 1, 2)
 
@@ -114,7 +114,7 @@ def test_a_rollback_onto_a_damaged_version_says_how_to_find_another(mfmd, regist
     assert answer.code == ExitCode.FAILURE and "error[checkpoint_corrupt]" in answer.err
     assert "nothing was rolled back: `mfmd checkpoints verify` says which versions are whole" in answer.err
     assert "`mfmd rollback --to N` takes another" in answer.err
-    assert registry.ref("serving").version == 2
+    assert registry.serving().version == 2
 
 
 def test_show_tells_manifest_and_history_and_verifies(mfmd, registry: CheckpointRegistry) -> None:
@@ -144,14 +144,14 @@ def test_rollback_goes_to_the_previous_version_and_is_remembered(mfmd, registry:
     event = registry.history()[-1]
     assert (event.event, event.version, event.previous, event.reason) == ("rolled_back", 1, 2, "poles vanish")
     assert event.by == "operator"
-    assert registry.rolled_back() == {2}
+    assert registry.state().rolled_back == {2}
     assert "rolled back" in mfmd("checkpoints", "list").out
 
 
 def test_rollback_to_a_version(mfmd, registry: CheckpointRegistry) -> None:
     answer = mfmd("rollback", "--to", "3")
     assert answer.code == ExitCode.OK and answer.out == "Version 3 serves (before: 2).\n"
-    serving = registry.ref("serving")
+    serving = registry.serving()
     assert serving is not None and serving.version == 3
 
 
@@ -159,7 +159,7 @@ def test_rollback_from_an_expected_version_goes_back_once(mfmd, registry: Checkp
     assert mfmd("rollback", "--expected", "2").code == ExitCode.OK
     again = mfmd("rollback", "--expected", "2")
     assert again.code == ExitCode.FAILURE and "error[serving_changed]" in again.err
-    serving = registry.ref("serving")
+    serving = registry.serving()
     assert serving is not None and serving.version == 1
 
 
@@ -168,7 +168,7 @@ def test_rollback_refuses_what_cannot_serve(mfmd, registry: CheckpointRegistry) 
     assert mfmd("rollback").code == ExitCode.FAILURE
     assert mfmd("rollback", "--to", "9").code == ExitCode.NO_CHECKPOINT
     assert mfmd("rollback", "--to", "2").code == ExitCode.FAILURE
-    serving = registry.ref("serving")
+    serving = registry.serving()
     assert serving is not None and serving.version == 2, "the old one serves on"
 
 
@@ -195,8 +195,8 @@ def test_a_write_that_the_system_refuses_is_told_with_its_file_and_moves_nothing
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
     assert answer.code == ExitCode.FAILURE and "error[system]: " in answer.err and str(history) in answer.err
-    assert registry.ref("serving").version == 2
-    assert mfmd("rollback").code == ExitCode.OK and registry.ref("serving").version == 1
+    assert registry.serving().version == 2
+    assert mfmd("rollback").code == ExitCode.OK and registry.serving().version == 1
 
 
 @pytest.mark.parametrize(("code", "advised"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False)])

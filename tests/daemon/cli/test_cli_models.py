@@ -61,7 +61,7 @@ def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 
 def test_pretrain_releases_version_1(in_folder: Path) -> None:
     registry = CheckpointRegistry(StateLayout(load_settings(in_folder / "mfmd.yaml").state).checkpoints)
-    serving = registry.ref("serving")
+    serving = registry.serving()
     assert serving is not None and (serving.version, serving.by) == (1, "pretrain")
     assert 0.0 <= registry.manifest(1).scores["source_miou"] <= 1.0
 
@@ -106,7 +106,7 @@ def test_import_adds_a_version_that_does_not_push_the_serving_one_out(in_folder:
     number = registry.versions()[-1]
     assert code == ExitCode.OK, err
     assert f"Version {number}" in out and f"mfmd rollback --to {number}" in out
-    serving = registry.ref("serving")
+    serving = registry.serving()
     assert serving is not None and serving.version == 1
     wrong = tmp_path / "weights.pt"
     wrong.write_bytes(b"pickle")

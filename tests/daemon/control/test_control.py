@@ -156,7 +156,7 @@ def test_rollback_goes_to_the_version_before_and_is_in_the_history(world, regist
     add_version(parent=1)
     answer = world.client.post("/v1/rollback", headers=AUTHORISED, json={"reason": "it hallucinates buses"})
     assert (answer.status_code, answer.json()["version"]) == (200, 1)
-    assert registry.ref("serving").version == 1
+    assert registry.serving().version == 1
     last = registry.history()[-1]
     assert (last.event, last.by, last.reason) == ("rolled_back", "operator", "it hallucinates buses")
 
@@ -168,7 +168,7 @@ def test_a_rollback_that_is_asked_for_again_goes_no_further_back(world, registry
     assert world.client.post("/v1/rollback", headers=AUTHORISED, json=wanted).json()["version"] == 2
     again = world.client.post("/v1/rollback", headers=AUTHORISED, json=wanted)
     assert (again.status_code, again.json()["code"]) == (409, "serving_changed")
-    assert registry.ref("serving").version == 2
+    assert registry.serving().version == 2
 
 
 @pytest.mark.parametrize("reason", ["\ud800", "a\x00b", "\x1b[2J", "x" * 2001], ids=["half", "nul", "escape", "long"])
@@ -178,7 +178,7 @@ def test_a_reason_that_is_no_text_is_refused_and_nothing_moves(world, registry, 
     for path in ("/v1/rollback", "/v1/checkpoints/1/pin"):
         answer = world.client.post(path, headers=AUTHORISED | JSON, content=json.dumps({"reason": reason}))
         assert (answer.status_code, answer.json()["code"]) == (422, "reason_invalid"), answer.text
-    assert registry.history() == before and registry.ref("serving").version == 2
+    assert registry.history() == before and registry.serving().version == 2
 
 
 def test_half_a_character_in_a_name_is_the_clients_error(world):

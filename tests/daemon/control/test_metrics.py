@@ -176,7 +176,7 @@ def test_storage_is_read_at_scrape_time(world, layout, registry, add_version, dr
     assert value("mfmd_refused_files", {"reason": "not_an_image"}) == 1
     assert value("mfmd_ref_version", {"ref": "serving"}) == 2
     assert value("mfmd_ref_version", {"ref": "previous"}) == 1
-    assert value("mfmd_ref_since_timestamp_seconds", {"ref": "serving"}) == registry.ref("serving").since
+    assert value("mfmd_ref_since_timestamp_seconds", {"ref": "serving"}) == registry.serving().since
     assert value("mfmd_prediction_entropy") == pytest.approx(0.7)
     assert value("mfmd_prediction_class_ratio", {"class": world.settings.classes[1].name}) == 1
     assert value("mfmd_component_up", {"component": "serve"}) == 1

@@ -38,7 +38,7 @@ def page(make_settings, registry, add_version) -> Iterator[SimpleNamespace]:
 
 
 def serving(registry) -> int:
-    return registry.ref("serving").version
+    return registry.serving().version
 
 
 def test_it_shows_what_serves_and_what_happened(page, registry):

@@ -32,7 +32,7 @@ class State:
     @property
     def serving(self) -> int:
         """The version that serves."""
-        ref = self.registry.ref("serving")
+        ref = self.registry.serving()
         assert ref is not None
         return ref.version
 

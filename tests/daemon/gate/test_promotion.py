@@ -38,7 +38,7 @@ def test_accepted_candidate_becomes_a_version_and_serves(state: State, finished:
     assert folder.verdict() == verdict
     assert state.serving == 3
     assert state.registry.ref("previous").version == 2
-    assert state.registry.ref("serving").by == "gate"
+    assert state.registry.serving().by == "gate"
     assert state.events()[-2:] == [("added", 3, 1), ("promoted", 3, 1)]
     state.registry.verify(3)
     assert state.registry.weights_path(3).read_bytes() == folder.candidate.read_bytes()
@@ -280,7 +280,7 @@ def test_release_serves_only_the_first(state: State, tmp_path: Path) -> None:
     assert ref is not None
     assert (ref.version, ref.by) == (1, "pretrain")
     assert release(registry, 2, "import", "later") is None
-    assert registry.ref("serving").version == 1
+    assert registry.serving().version == 1
 
 
 def test_release_lets_nothing_serve_while_the_ref_of_what_serves_is_gone(state: State) -> None:
@@ -288,7 +288,7 @@ def test_release_lets_nothing_serve_while_the_ref_of_what_serves_is_gone(state: 
     state.registry.ref_path("serving").unlink()
     with pytest.raises(StorageError, match=r"missing, though version 2 .*`mfmd check --repair`"):
         release(state.registry, 1, "import", "imported")
-    assert state.registry.ref("serving") is None, "planes go on with version 2"
+    assert not state.registry.ref_path("serving").exists(), "planes go on with version 2"
     assert state.events() == moves
 
 
@@ -301,7 +301,7 @@ def test_roll_back_after_a_promotion(state: State, finished: Callable[..., Round
     judge(state.registry, finished(), state.settings)
     ref = roll_back(state.registry, to=None, by="operator", reason="poles vanish")
     assert (ref.version, ref.by, ref.reason) == (2, "operator", "poles vanish")
-    assert state.registry.rolled_back() == {3}
+    assert state.registry.state().rolled_back == {3}
     with pytest.raises(StorageError):
         roll_back(state.registry, to=2, by="operator", reason="again")
     assert state.serving == 2

@@ -61,7 +61,7 @@ class Driven(DrivenDaemon):
 
     def serving(self) -> int:
         """What the ref names."""
-        ref = self.registry.ref("serving")
+        ref = self.registry.serving()
         assert ref is not None
         return ref.version
 
@@ -243,4 +243,4 @@ def test_a_candidate_that_no_plane_can_load_is_waited_for_until_its_time_is_over
         verdict = judge(world.registry, folder, settings, waited=600.0)
     assert verdict is not None and verdict.decision == "inconclusive"
     assert "too little seen in 600 s of shadow: 0 of 3 live images compared" in verdict.reason
-    assert (world.registry.ref("shadow"), world.registry.ref("serving").version) == (None, 1)
+    assert (world.registry.ref("shadow"), world.registry.serving().version) == (None, 1)

@@ -103,7 +103,7 @@ def test_promotion_and_rollback_reach_a_triton_repository_and_a_failure_holds_no
     (message,) = [text for text in operator_messages(status, daemon.settings) if text.startswith("publish.huggingface")]
     assert "holds no version yet: the export ended with status 1: error[export_refused]" in message
     assert "next attempt in" in message
-    assert registry.ref("serving").version == 1
+    assert registry.serving().version == 1
 
 
 def test_a_lost_write_stops_the_mirror_and_only_the_mirror(daemon, registry, add_version, monkeypatch):
@@ -164,7 +164,7 @@ def test_the_copy_that_readers_just_left_stays_and_goes_with_the_next_change(
     def copies_after(change) -> list[int]:
         change()
         publisher.step()
-        assert mirror.leads_to(registry.ref("serving").version) and publisher.states()[0].state == "current"
+        assert mirror.leads_to(registry.serving().version) and publisher.states()[0].state == "current"
         return sorted(int(place.name) for place in mirror.folder.iterdir() if place.name != "current")
 
     def new_version() -> None:

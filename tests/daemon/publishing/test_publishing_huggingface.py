@@ -128,7 +128,7 @@ def served_labels(settings: Settings, registry: CheckpointRegistry, folder: Path
     plane.batcher.start()
     try:
         with plane.slots.lease() as resident:
-            assert resident.version == registry.ref("serving").version
+            assert resident.version == registry.serving().version
             [answer] = plane.submit(resident, [np.asarray(Image.open(folder / "image.png"))])
             return answer.result(60)
     finally:

@@ -49,7 +49,7 @@ def adapt(world, registry, store, program, monkeypatch):
 
 def test_accepted_rounds_in_a_row_inherit(adapt, registry, store):
     assert adapt().inherits is None, "version 1 comes from source training"
-    assert (registry.ref("serving").version, promoted_round(registry)) == (2, 1)
+    assert (registry.serving().version, promoted_round(registry)) == (2, 1)
     assert (adapt().inherits, adapt().inherits) == (1, 2)
     assert [number for number in store.numbers() if store.folder(number).states.steps()] == [3]
 
@@ -66,7 +66,7 @@ def test_after_a_rollback_a_round_starts_clean_and_begins_a_new_line(adapt, regi
     adapt()
     adapt()
     promotion.roll_back(registry, to=None, by="operator", reason="test")
-    assert registry.ref("serving").version == 2
+    assert registry.serving().version == 2
     after = adapt()
     assert (after.incumbent, after.inherits) == (2, None), "from what serves, with clean training state"
     assert [number for number in store.numbers() if store.folder(number).states.steps()] == [3]

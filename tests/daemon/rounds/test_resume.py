@@ -221,8 +221,8 @@ def test_a_round_of_an_operator_who_ended_it_is_over_even_if_adapt_dies_before_t
         "save(20); progress(20); os.kill(os.getppid(), 15); time.sleep(600)"
     )
     adapt = (
-        "import sys; from daemon import rounds; from daemon.cli import main\n"
-        "rounds.launch_command = lambda settings, spec: [sys.executable, '-c', sys.argv[1], str(spec)]\n"
+        "import sys; from daemon.rounds import runner; from daemon.cli import main\n"
+        "runner.launch_command = lambda settings, spec: [sys.executable, '-c', sys.argv[1], str(spec)]\n"
         "sys.exit(main(['adapt', '--config', sys.argv[2]]))"
     )
     environment = {**os.environ, "MAIN": str(ROOT), "PYTHONPATH": str(ROOT)}

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from daemon.errors import NoCheckpoint, NotEnoughFrames, RoundRunning, Stopping
+from daemon.errors import NotEnoughFrames, RoundRunning, Stopping
 from daemon.metrics import Metrics
 from daemon.rounds import runner as rounds
 from daemon.rounds.history import round_facts, schedule_state, summaries
@@ -18,6 +18,7 @@ from daemon.rounds.runner import RoundContext, RoundFailed, run_round
 from daemon.rounds.schedule import due
 from daemon.runtime.child_records import ChildRecords
 from daemon.runtime.process_group import group_alive
+from storage.errors import NoCheckpoint
 from storage.rounds.records import Progress, RoundScores, RoundSpec
 
 
@@ -47,7 +48,7 @@ def test_a_failed_round_is_rejected_recorded_and_the_incumbent_stays(world, regi
         _run(world, registry)
     assert error.value.verdict.decision == "rejected"
     assert store.latest().verdict() == error.value.verdict
-    assert registry.ref("serving").version == 1
+    assert registry.serving().version == 1
     assert registry.history()[-1].event == "rejected"
     assert summaries(store, 5, alive=False)[0].result == "failed"
 

@@ -356,7 +356,7 @@ def test_status_imports_neither_torch_nor_zarr_nor_a_server(make_settings):
     code = (
         "import sys; from pathlib import Path; from configs.settings import Settings\n"
         f"settings = Settings.model_validate_json({make_settings().model_dump_json()!r})\n"
-        "from daemon.status import collect_status; collect_status(settings)\n"
+        "from daemon.status.collect import collect_status; collect_status(settings)\n"
         "print([name for name in ('torch', 'zarr', 'fastapi', 'uvicorn', 'httpx', 'watchdog') if name in sys.modules])"
     )
     root = Path(__file__).parents[3]

@@ -25,7 +25,7 @@ def registry(whole: StateLayout) -> CheckpointRegistry:
 
 
 def serving(registry: CheckpointRegistry) -> tuple[int | None, int | None]:
-    refs = registry.ref("serving"), registry.ref("previous")
+    refs = registry.serving(), registry.ref("previous")
     return (refs[0].version if refs[0] else None), (refs[1].version if refs[1] else None)
 
 
@@ -37,7 +37,7 @@ def test_a_damaged_serving_ref_is_written_again(registry, expect):
     spoil(registry.ref_path("serving"))
     expect("ref_damaged", naming=registry.ref_path("serving"))
     assert serving(registry) == (2, 1)
-    assert registry.rolled_back() == set()
+    assert registry.state().rolled_back == set()
 
 
 def test_a_lost_serving_ref_is_written_again(registry, expect):
@@ -52,18 +52,18 @@ def test_a_registry_in_which_nothing_ever_served_is_no_problem(layout, weights, 
 
 
 def test_a_serving_ref_that_points_nowhere(registry, expect):
-    spoil(registry.ref_path("serving"), registry.ref("serving").model_copy(update={"version": 9}).model_dump_json())
+    spoil(registry.ref_path("serving"), registry.serving().model_copy(update={"version": 9}).model_dump_json())
     expect("ref_dangling", naming=registry.ref_path("serving"))
     assert serving(registry) == (2, 1)
 
 
 @pytest.mark.parametrize("content", ["{", '{"version": 9, "since": 1, "by": "x", "reason": ""}'])
 def test_a_previous_ref_that_is_no_use(registry, expect, content):
-    before = registry.ref("serving")
+    before = registry.serving()
     spoil(registry.ref_path("previous"), content)
     expect("ref_damaged" if content == "{" else "ref_dangling", naming=registry.ref_path("previous"))
     assert serving(registry) == (2, 1)
-    assert registry.ref("serving") == before, "what was good is not touched"
+    assert registry.serving() == before, "what was good is not touched"
 
 
 @pytest.mark.parametrize("content", ["{", "dangling"])
@@ -96,7 +96,7 @@ def test_a_serving_version_that_is_damaged_gives_way_and_stays_on_the_disk(whole
             spoil(weights.with_name("manifest.json"))
     expect("serving_damaged", read_data=damage == "flipped", left=("version_damaged",))
     assert serving(registry) == (1, None)
-    assert registry.versions() == [1, 2, 3] and registry.rolled_back() == {2}
+    assert registry.versions() == [1, 2, 3] and registry.state().rolled_back == {2}
     registry.verify(1)
 
 

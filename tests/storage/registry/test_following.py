@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from storage.registry.files import read_small
 from storage.registry.manifest import Manifest
 from storage.registry.refs import Refs
 from storage.registry.registry import CheckpointRegistry
-from storage.registry.small_file import read_small
 
 FOLLOW = """
 import sys, time
@@ -20,7 +20,7 @@ from pathlib import Path
 from storage.registry.registry import CheckpointRegistry
 registry, seen = CheckpointRegistry(Path(sys.argv[1])), 0
 while seen < int(sys.argv[2]):
-    ref = registry.ref("serving")
+    ref = registry.serving()
     if ref is not None and ref.version != seen:
         seen = ref.version
         registry.verify(seen)

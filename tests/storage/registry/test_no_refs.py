@@ -79,7 +79,7 @@ def test_a_rollback_to_a_version_takes_its_place(registry: CheckpointRegistry, s
     found, damage = registry.readable_refs()
     assert list(found) == ["previous"] and len(damage) == 1
     assert registry.roll_back(to=1, by="operator", reason="").version == 1
-    serving = registry.ref("serving")
+    serving = registry.serving()
     assert serving is not None and serving.version == 1
 
 

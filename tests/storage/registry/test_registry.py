@@ -43,7 +43,7 @@ def chain(template: Path, registry: CheckpointRegistry) -> CheckpointRegistry:
 
 
 def served(registry: CheckpointRegistry) -> tuple[int | None, int | None]:
-    serving, previous = registry.ref("serving"), registry.ref("previous")
+    serving, previous = registry.serving(), registry.ref("previous")
     return serving.version if serving else None, previous.version if previous else None
 
 
@@ -54,7 +54,7 @@ def events(registry: CheckpointRegistry) -> list[tuple[str, int | None]]:
 def test_an_empty_registry_says_so_and_makes_nothing(registry: CheckpointRegistry):
     assert registry.versions() == [] and registry.pins() == [] and registry.history() == []
     assert served(registry) == (None, None)
-    assert registry.rolled_back() == set()
+    assert registry.state().rolled_back == set()
     with pytest.raises(UnknownVersion, match=r"no version 1 in .*; versions: none"):
         registry.manifest(1)
     assert not registry.root.exists()
@@ -78,7 +78,7 @@ def test_versions_are_numbered_hashed_and_complete(registry: CheckpointRegistry,
 
 def test_promoting_moves_serving_and_previous(chain: CheckpointRegistry):
     assert served(chain) == (3, 2)
-    ref = chain.ref("serving")
+    ref = chain.serving()
     assert ref is not None and (ref.by, ref.reason) == ("gate", "better 3")
     last = chain.history()[-1]
     assert (last.event, last.version, last.previous, last.round) == ("promoted", 3, 2, 3)
@@ -135,10 +135,10 @@ def test_rolling_back_goes_one_back_each_time_and_never_forward(chain: Checkpoin
     ref = chain.roll_back(to=None, by="operator", reason="people vanish")
     assert (ref.version, ref.by, ref.reason) == (2, "operator", "people vanish")
     assert served(chain) == (2, 1)
-    assert chain.rolled_back() == {3}
+    assert chain.state().rolled_back == {3}
     chain.roll_back(to=None, by="operator", reason="")
     assert served(chain) == (1, None)
-    assert chain.rolled_back() == {2, 3}
+    assert chain.state().rolled_back == {2, 3}
     with pytest.raises(UnknownVersion, match="nothing to roll back to: no version served before 1; versions: 1, 2, 3"):
         chain.roll_back(to=None, by="operator", reason="")
     assert events(chain)[-2:] == [("rolled_back", 2), ("rolled_back", 1)]
@@ -152,7 +152,7 @@ def test_rolling_back_to_any_version(chain: CheckpointRegistry):
     assert served(chain) == (4, 1)
     chain.roll_back(to=2, by="operator", reason="it was good")
     assert served(chain)[0] == 2
-    assert chain.rolled_back() == {3, 4}
+    assert chain.state().rolled_back == {3, 4}
     with pytest.raises(StorageError, match="version 2 serves already"):
         chain.roll_back(to=2, by="operator", reason="")
 
@@ -209,7 +209,7 @@ def test_a_ref_that_cannot_be_written_leaves_no_line_that_says_it_moved(
     with pytest.raises(OSError, match="No space"):
         moves[move]()
     assert (chain.root / "history.jsonl").read_bytes() == before
-    assert served(chain) == (3, 2) and chain.rolled_back() == set()
+    assert served(chain) == (3, 2) and chain.state().rolled_back == set()
     monkeypatch.undo()
     moves[move]()
     assert len(chain.history()) == len(before.splitlines()) + 1
@@ -221,7 +221,7 @@ def test_a_torn_history_line_is_tolerated(chain: CheckpointRegistry):
     count = len(chain.history())
     chain.roll_back(to=None, by="operator", reason="")
     assert len(chain.history()) == count + 1
-    assert chain.rolled_back() == {3} and served(chain) == (2, 1)
+    assert chain.state().rolled_back == {3} and served(chain) == (2, 1)
 
 
 def test_events_of_the_gate_are_recorded(registry: CheckpointRegistry):
@@ -236,7 +236,7 @@ def test_refs_are_json_for_people_and_a_broken_one_is_named(chain: CheckpointReg
     assert json.loads(path.read_text())["version"] == 3
     path.write_text("3")
     with pytest.raises(StorageError, match="refs/serving: not a ref"):
-        chain.ref("serving")
+        chain.serving()
     path.unlink()
     assert chain.roll_back(to=3, by="operator", reason="ref was broken").version == 3
 
@@ -325,7 +325,7 @@ while True:
     if version % 3 == 0:
         registry.roll_back(to=None, by="operator", reason="")
     registry.prune(2)
-    print(registry.ref("serving").version, flush=True)
+    print(registry.serving().version, flush=True)
 """
 
 
@@ -342,7 +342,7 @@ def test_killed_at_any_moment_the_serving_ref_names_a_whole_version(
             killer.start()
             answers += writer.stdout.readlines()
             killer.join()
-        serving = registry.ref("serving")
+        serving = registry.serving()
         assert serving is not None
         registry.verify(serving.version)
         whole = [int(line) for line in answers if line.endswith("\n")]

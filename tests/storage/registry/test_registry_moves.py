@@ -37,7 +37,7 @@ def chain(
 
 
 def serving(registry: CheckpointRegistry) -> int:
-    ref = registry.ref("serving")
+    ref = registry.serving()
     assert ref is not None
     registry.verify(ref.version)
     return ref.version
@@ -95,7 +95,7 @@ def test_at_every_step_a_whole_version_serves_and_a_rollback_leads_to_the_one_be
         copy.prune(0)  # must spare what a rollback needs
         assert copy.roll_back(to=None, by="operator", reason="again").version == now - 1
         assert serving(copy) == now - 1
-        assert now in copy.rolled_back()
+        assert now in copy.state().rolled_back
     assert step > 8
     assert outcomes == {3, 4 if name == "promote" else 2}
 
@@ -114,7 +114,7 @@ def test_the_gate_never_promotes_what_was_rolled_back_from_and_an_operator_may(c
         chain.promote(3, by="gate", reason="", expected=2)
     assert serving(chain) == 2
     chain.roll_back(to=3, by="operator", reason="it was the camera")
-    assert serving(chain) == 3 and chain.rolled_back() == {2}
+    assert serving(chain) == 3 and chain.state().rolled_back == {2}
 
 
 def test_a_repair_does_not_bring_back_what_was_rolled_back_from(chain: CheckpointRegistry):
@@ -134,7 +134,7 @@ def test_a_rollback_to_a_version_needs_no_serving_ref(chain: CheckpointRegistry,
     else:
         chain.ref_path("serving").write_text(damage)
     assert chain.roll_back(to=2, by="operator", reason="3 is bad").version == 2
-    assert serving(chain) == 2 and chain.rolled_back() == {3}, "what served by the history was rolled back from"
+    assert serving(chain) == 2 and chain.state().rolled_back == {3}, "what served by the history was rolled back from"
     previous = chain.ref("previous")
     assert previous is not None and previous.version == 1
 
@@ -144,7 +144,7 @@ def test_a_rollback_that_depends_on_what_serves_wants_the_ref(chain: CheckpointR
     for to, expected in ((None, None), (2, 3)):
         with pytest.raises(StorageError, match="`mfmd check --repair` rewrites it"):
             chain.roll_back(to=to, by="operator", reason="", expected=expected)
-    assert chain.rolled_back() == set()
+    assert chain.state().rolled_back == set()
 
 
 def test_a_lost_history_leaves_the_ref_to_say_where_a_rollback_leads(chain: CheckpointRegistry):
@@ -171,7 +171,9 @@ def test_a_shadow_is_taken_over_only_from_who_may(chain: CheckpointRegistry):
         ("shadow_ended", 1, "operator"),
     ]
     assert chain.set_shadow(None, by="operator", reason="again") and len(chain.history()) == len(before) + 1
-    assert (serving(chain), chain.rolled_back()) == (3, set()), "what serves and where a rollback leads did not move"
+    assert (serving(chain), chain.state().rolled_back) == (3, set()), (
+        "what serves and where a rollback leads did not move"
+    )
 
 
 def test_a_verdict_that_comes_later_is_all_that_changes_in_a_version(chain: CheckpointRegistry):

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from storage.errors import UnknownVersion
-from storage.registry.history import completed_moves, never_served, turned_down, verdicts_against
+from storage.registry.history import RegistryState
 from storage.registry.manifest import HistoryEvent, Manifest
 from storage.registry.registry import CheckpointRegistry
-from storage.registry.retention import removable
 
 
 def happened(*lines: tuple[str, int] | tuple[str, int, int]) -> list[HistoryEvent]:
@@ -47,31 +46,35 @@ IMPORTS = [("added", number) for number in (8, 9, 10)]
 def test_each_kind_is_counted_by_itself(
     protected: tuple[int, ...], lines: list[tuple[str, int]], keep: int, removed: list[int]
 ) -> None:
-    assert removable(range(1, 11), protected, happened(*lines), keep) == removed
+    assert RegistryState.from_events(happened(*lines)).removable(range(1, 11), protected, keep) == removed
 
 
 def test_what_the_history_says_of_candidates() -> None:
     events = happened(*SERVED, *CANDIDATES, ("rejected", 4, 3), ("inconclusive", 5, 3), ("rolled_back", 4, 3))
-    assert never_served(events, range(1, 8)) == {5, 6, 7}
-    assert never_served(events, [1, 7]) == {7}
-    assert verdicts_against(events) == {4: "rejected", 5: "inconclusive"}
-    assert turned_down(events) == {5}, "an operator let 4 serve"
+    state = RegistryState.from_events(events)
+    assert (state.never_served, state.candidates) == ({5, 6, 7}, {4, 5, 6, 7})
+    assert state.verdicts == {4: "rejected", 5: "inconclusive"}
+    assert state.turned_down == {5}, "an operator let 4 serve"
+    assert [state.marks(version) for version in (3, 4, 5)] == [
+        ["rolled back"],
+        ["rejected"],
+        ["never served", "inconclusive"],
+    ]
 
 
 def test_moves_that_a_kill_cut_short() -> None:
     cut, back, again = ("promoted", 4, 3), ("rolled_back", 2, 3), ("promoted", 5, 3)
-    for lines, serving, completed in (
-        ([], None, []),
-        ([cut], None, [4]),
-        ([cut], 4, [4]),
-        ([cut], 3, []),
-        ([cut, back], 2, [2]),
-        ([cut, cut], 4, [4]),
-        ([cut, ("rolled_back", 3, 4), again], 5, [4, 3, 5]),
-        ([cut, ("promoted", 7, 6)], 7, [4, 7]),  # a line between them was lost
+    for lines, serving, served in (
+        ([], None, (1, 2, 3)),
+        ([cut], None, (1, 2, 3, 4)),
+        ([cut], 4, (1, 2, 3, 4)),
+        ([cut], 3, (1, 2, 3)),
+        ([cut, back], 2, (1, 2)),
+        ([cut, cut], 4, (1, 2, 3, 4)),
+        ([cut, ("rolled_back", 3, 4), again], 5, (1, 2, 3, 5)),
+        ([cut, ("promoted", 7, 6)], 7, (1, 2, 3, 4, 6, 7)),  # a line between them was lost
     ):
-        moves = completed_moves(happened(*SERVED, *lines), serving)
-        assert [item.version for item in moves] == [1, 2, 3, *completed], (lines, serving)
+        assert RegistryState.from_events(happened(*SERVED, *lines), serving).served == served, (lines, serving)
 
 
 @pytest.fixture
@@ -114,7 +117,7 @@ def test_a_promotion_that_a_kill_cut_short_is_not_rolled_back_to(
     assert before is not None and before.version == 3, "4 was rolled back from, 5 never served"
     if withdrawn:
         registry.record(happened(("inconclusive", 5, 4))[0])
-    assert never_served(registry.history(), registry.versions()) == {5}
+    assert registry.state().never_served == {5}
     assert registry.roll_back(to=None, by="operator", reason="not that").version == 3
 
 

@@ -1,8 +1,9 @@
-"""Read a small file in whose place something else may lie: reading never waits and never fills the memory."""
+"""Files of the registry: names that end in a number, and small files in whose place something else may lie."""
 
 import errno
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 BLOCK_BYTES = 64 * 1024
@@ -36,3 +37,14 @@ def _read(handle: int, path: Path, most: int) -> bytes:
         if len(data) > most:
             raise OSError(errno.EFBIG, f"More than {most} bytes", str(path))
     return bytes(data)
+
+
+def numbers(folder: Path, prefix: str = "") -> list[int]:
+    """Numbers of the files and folders in `folder` that are called `prefix` and a number, ascending."""
+    names = (path.name.removesuffix(".json").removeprefix(prefix) for path in folder.glob(f"{prefix}[0-9]*"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def listed(found: Iterable[int]) -> str:
+    """Numbers for a message."""
+    return ", ".join(map(str, found)) or "none"

@@ -1,0 +1,49 @@
+"""With refs/serving gone or damaged, every command says so and names the repair; none names `mfmd pretrain`."""
+
+from pathlib import Path
+
+import pytest
+
+from daemon.exit_codes import ExitCode
+from storage.layout import StateLayout
+from storage.registry.registry import CheckpointRegistry
+
+COMMANDS = (
+    "adapt",
+    "run",
+    "doctor",
+    "predict image.png --out masks",
+    "evaluate --images drop --labels drop",
+    "export --format torch-export --out exported",
+    "status",
+    "status --json",
+    "checkpoints list",
+    "checkpoints show 2",
+    "checkpoints prune",
+    "rollback",
+    "rollback --expected 2",
+    "check",
+)
+SHOWS_ALL_THE_SAME = ("checkpoints list", "checkpoints show 2", "status", "status --json")
+"""Commands that show all the same what there is."""
+
+
+@pytest.mark.parametrize("damage", ["gone", "garbage"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_names_the_repair(mfmd, registry: CheckpointRegistry, command: str, damage: str) -> None:
+    path = registry.ref_path("serving")
+    path.unlink() if damage == "gone" else path.write_text("garbage")
+    answer = mfmd(*command.split())
+    told = answer.out + answer.err
+    assert "refs/serving" in told and "mfmd check --repair" in told
+    assert "mfmd pretrain" not in told and "no version serves" not in told
+    assert (answer.code == ExitCode.OK) == (command in SHOWS_ALL_THE_SAME)
+
+
+def test_after_the_repair_the_same_version_serves(mfmd, registry: CheckpointRegistry, config: Path) -> None:
+    before = registry.serving()
+    registry.ref_path("serving").unlink()
+    StateLayout(registry.root.parent).create()
+    assert mfmd("check", "--repair").code == ExitCode.OK
+    after = registry.serving()
+    assert before is not None and after is not None and after.version == before.version

@@ -1,9 +1,6 @@
 """`mfmd run`: the daemon from lock to clean stop. It never imports torch; what needs tensors is a child process."""
 
-import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from configs.errors import ConfigError
@@ -14,7 +11,8 @@ from daemon.net.tls import tls_files
 from daemon.net.token import control_token
 from daemon.parts import DaemonParts
 from daemon.runtime.logs import configure_logs, get_logger
-from daemon.runtime.run_files import write_run_file
+from daemon.runtime.run_record import publish_record
+from daemon.runtime.signals import stop_event
 from storage.errors import NoCheckpoint
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
@@ -31,9 +29,8 @@ def run(settings: Settings, config: Path) -> int:
     """
     configure_logs(settings.log)
     layout = StateLayout(settings.state)
-    stop = threading.Event()
     check_folders(settings)
-    with _signals(stop), layout.lock():
+    with stop_event() as stop, layout.lock():
         layout.create()
         require_version(settings, CheckpointRegistry(layout.checkpoints))
         token = control_token(settings.control, layout)
@@ -44,7 +41,7 @@ def run(settings: Settings, config: Path) -> int:
             try:
                 parts.start()
                 server.start()
-                write_run_file(layout.run_file("daemon"), *server.address, tls.digest if tls else None)
+                publish_record(layout, "daemon", *server.address, tls.digest if tls else None)
                 parts.metrics.process.started.set_to_current_time()
                 log.info("daemon_ready", host=server.address[0], port=server.address[1], state=str(layout.root))
                 return _wait(stop, server)
@@ -95,18 +92,3 @@ def _wait(stop: threading.Event, server: ControlServer) -> int:
             return 1
     log.info("daemon_stopping")
     return 0
-
-
-@contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set `stop`; in another thread than the main one somebody else looks after signals."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    caught = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in caught}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -4,13 +4,13 @@ A process of its own: it holds tensors, which the control plane never does. Inge
 """
 
 import os
-import signal
 import threading
 import time
 from typing import TYPE_CHECKING
 
 from configs.settings import Settings
 from daemon.runtime.logs import configure_logs, get_logger
+from daemon.runtime.signals import stop_event
 from storage.buffer.observations import Observation, Observations
 from storage.errors import CorruptBuffer, FrameEvicted, StorageError
 from storage.layout import StateLayout
@@ -37,9 +37,13 @@ log = get_logger(__name__)
 def observe(settings: Settings) -> int:
     """Observe until SIGTERM or SIGINT; 0 after a clean stop."""
     configure_logs(settings.log)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    with stop_event() as stop:
+        _observe_until(stop, settings)
+    log.info("observer_stopped")
+    return 0
+
+
+def _observe_until(stop: threading.Event, settings: Settings) -> None:
     os.nice(NICE)
     import torch
 
@@ -57,8 +61,6 @@ def observe(settings: Settings) -> int:
             stop.wait(pause)
     finally:
         observer.close()
-    log.info("observer_stopped")
-    return 0
 
 
 class Observer:

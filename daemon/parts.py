@@ -14,11 +14,9 @@ from daemon.rounds.loop import RoundLoop
 from daemon.rounds.recovery import recover
 from daemon.rounds.runner import GRACE_SECONDS
 from daemon.runtime.activity import Activity, ActivityWriter, IngestActivity
-from daemon.runtime.child_records import ChildRecords
-from daemon.runtime.grace import CHILD_SECONDS, PLANE_SECONDS
 from daemon.runtime.health import Health
 from daemon.runtime.logs import get_logger
-from daemon.runtime.supervisor import ChildSpec, Supervisor
+from daemon.runtime.supervisor import CHILD_SECONDS, PLANE_SECONDS, ChildSpec, Supervisor
 from daemon.runtime.worker import Component
 from daemon.watch.events import Hints
 from storage.buffer.frames import FrameBuffer
@@ -43,7 +41,6 @@ class DaemonParts:
         self._buffer = FrameBuffer.open(self._layout, settings.buffer, writable=True)
         try:
             interrupted = recover(settings, self._buffer, self._registry)
-            self._children = ChildRecords(self._layout.run_file("children"))
             self._build(config, token, interrupted)
         except BaseException:
             self._buffer.close()
@@ -53,10 +50,10 @@ class DaemonParts:
         hints = Hints(lambda: self._ingest_thread.wake())
         self._ingest = Ingest(self._settings, self._buffer, self.metrics.ingest, hints)
         self._rounds = RoundLoop(
-            self._settings, self._buffer, self._registry, self.metrics.rounds, self._children, interrupted=interrupted
+            self._settings, self._buffer, self._registry, self.metrics.rounds, interrupted=interrupted
         )
-        self._supervisor = Supervisor(_child_specs(self._settings, config), self._children)
-        self._publisher = Publisher(self._settings, config, self._registry, self.metrics.publish, self._children)
+        self._supervisor = Supervisor(_child_specs(self._settings, config), self._layout)
+        self._publisher = Publisher(self._settings, config, self._registry, self.metrics.publish)
         self._activity = ActivityWriter(self._layout.run_file("activity"), self._look)
         meter = self.metrics.process
         self._ingest_thread = Component("ingest", self._ingest.step, meter)
@@ -102,7 +99,6 @@ class DaemonParts:
         else:
             self._buffer.close()
         self._activity.close()
-        self._children.close()
 
     def _look(self) -> Activity:
         watch, ingest = self._ingest.activity
@@ -127,7 +123,7 @@ def _child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
     }
     command = [sys.executable, "-m", "daemon.cli"]
     return [
-        ChildSpec(name, [*command, name, "--config", str(config)], mark=str(config), grace_seconds=grace)
+        ChildSpec(name, [*command, name, "--config", str(config)], grace_seconds=grace)
         for name, (enabled, grace) in wanted.items()
         if enabled
     ]

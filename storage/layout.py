@@ -78,6 +78,16 @@ class StateLayout:
         """`run/<name>.json`: pid, host, port and start time of a living process."""
         return self.run / f"{name}.json"
 
+    def identity(self) -> str:
+        """What tells this state directory from every copy of it: device and inode of its lock file, made if missing.
+
+        A moved directory keeps it. A daemon has the file open, so no other file gets its number while the daemon lives.
+        """
+        if not self.lock_file.exists():
+            self.lock_file.touch()
+        status = self.lock_file.stat()
+        return f"{status.st_dev}:{status.st_ino}"
+
     def create(self) -> None:
         """Make every folder, durably. Raises OSError where that is impossible."""
         for folder in (self.buffer, self.source, self.checkpoints, self.rounds, self.run):

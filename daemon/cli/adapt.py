@@ -1,10 +1,6 @@
 """`mfmd adapt`: one round now, with its verdict; through the daemon when one runs, else in this process."""
 
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
@@ -55,20 +51,19 @@ def _in_process(settings: "Settings", layout: "StateLayout", show: "ShowProgress
     """
     from daemon.rounds.recovery import recover
     from daemon.rounds.runner import RoundContext, continue_round, run_round
-    from daemon.runtime.child_records import ChildRecords
     from daemon.runtime.logs import configure_logs
+    from daemon.runtime.signals import stop_event
     from storage.buffer.frames import FrameBuffer
 
     if settings.log.level == "debug":
         configure_logs(settings.log)  # otherwise the progress display says it all
     registry = registry_of(settings)
     layout.create()
-    with layout.lock(), _stop_on_signal() as stop:
+    with layout.lock(), stop_event() as stop:
         buffer = FrameBuffer.open(layout, settings.buffer, writable=True)
         try:
             interrupted = recover(settings, buffer, registry)
-            children = ChildRecords(layout.run_file("children"))
-            context = RoundContext(settings, buffer, registry, stop, lambda item: _show(show, item), children)
+            context = RoundContext(settings, buffer, registry, stop, lambda item: _show(show, item))
             if interrupted is None:
                 verdict = run_round(context, "manual")
             else:
@@ -79,18 +74,6 @@ def _in_process(settings: "Settings", layout: "StateLayout", show: "ShowProgress
         if stop.is_set():
             raise KeyboardInterrupt
         return verdict
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set."""
-    stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _through_daemon(settings: "Settings", layout: "StateLayout", show: "ShowProgress") -> "Verdict":

@@ -48,10 +48,10 @@ def _check(settings: "Settings") -> None:
     import http.client
 
     from daemon.control.client import ask
-    from daemon.runtime.run_files import read_run_file
+    from daemon.runtime.run_record import read_run_record
 
     layout = layout_of(settings)
-    address = read_run_file(layout.run_file("daemon")) if layout.locked() else None
+    address = read_run_record(layout.run_file("daemon")) if layout.locked() else None
     if address is None:
         typer.echo(f"no daemon on {layout.root}, or it is still starting", err=True)
         raise typer.Exit(ExitCode.FAILURE)

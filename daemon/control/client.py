@@ -8,7 +8,7 @@ from configs.settings import Settings
 from daemon.errors import DaemonError, NotEnoughFrames, RoundRunning, Stopping
 from daemon.net.tls import connection_to
 from daemon.net.token import control_token
-from daemon.runtime.run_files import RunFile, read_run_file
+from daemon.runtime.run_record import RunRecord, read_run_record
 from storage.layout import StateLayout
 
 TIMEOUT_SECONDS = 10.0
@@ -30,7 +30,7 @@ class ControlClient:
         token.
         """
         self._path = layout.run_file("daemon")
-        address = read_run_file(self._path)
+        address = read_run_record(self._path)
         if address is None:
             raise ControlFailed(
                 f"{self._path}: the daemon publishes no address: it is starting up or being stopped; "
@@ -42,12 +42,12 @@ class ControlClient:
     @property
     def left(self) -> bool:
         """Whether the daemon publishes its address no more: the first thing that it takes back when it is stopped."""
-        return read_run_file(self._path) != self._address
+        return read_run_record(self._path) != self._address
 
     @property
     def replaced(self) -> bool:
         """Whether another daemon has published its own address since."""
-        return self.left and read_run_file(self._path) is not None
+        return self.left and read_run_record(self._path) is not None
 
     def start_round(self) -> int:
         """Ask for a round now; returns its number. Raises RoundRunning, NotEnoughFrames, Stopping or ControlFailed."""
@@ -75,7 +75,7 @@ class ControlClient:
 
 
 def ask(
-    address: RunFile, method: str, path: str, headers: dict[str, str], timeout: float, content: Any = None
+    address: RunRecord, method: str, path: str, headers: dict[str, str], timeout: float, content: Any = None
 ) -> tuple[int, Any]:
     """Status and JSON body of one request, which carries `content` as JSON if given.
 

@@ -7,7 +7,6 @@ images into its folder, and scores what the inference plane answers on dusk scen
 import signal
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -32,14 +31,14 @@ def run_demo(keep: bool, out: Path | None) -> int:
     from daemon.demo.display import Display
     from daemon.demo.story import Story
     from daemon.exit_codes import ExitCode
+    from daemon.runtime.signals import on_signals
 
     console = Console()
     story = Story(Path(tempfile.mkdtemp(prefix="mfmd-demo-")), Display(console))
     driven = story.configure()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
     try:
-        passed = _tell(story, driven, console, out or DEFAULT_OUT)
+        with on_signals(_interrupt, signal.SIGTERM):  # cleans up as Ctrl-C does
+            passed = _tell(story, driven, console, out or DEFAULT_OUT)
     except KeyboardInterrupt:
         driven.stop()
         story.remove()

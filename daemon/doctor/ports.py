@@ -13,7 +13,7 @@ from daemon.doctor.finding import Finding
 from daemon.net.listening import Wanted, is_loopback
 from daemon.net.tls import tls_files
 from daemon.net.token import control_address, serving_address
-from daemon.runtime.run_files import RunFile, read_run_file
+from daemon.runtime.run_record import current_record
 from storage.layout import StateLayout
 
 
@@ -34,7 +34,7 @@ def examine_ports(settings: Settings) -> list[Finding]:
 
 def _port(layout: StateLayout, run_name: str, section: str, host: str, port: int) -> Finding:
     name, address = f"{section}_port", f"{host}:{port}"
-    own = _own(layout, run_name)
+    own = current_record(layout, run_name)
     if own is not None:
         return Finding.ok(name, f"{own.host}:{own.port}, held by our process {own.pid}")
     if port == 0:
@@ -48,20 +48,6 @@ def _port(layout: StateLayout, run_name: str, section: str, host: str, port: int
         remedy = f"stop what holds it, or set {section}.port and {section}.host to an address of this machine"
         return Finding.fail(name, f"{address} cannot be bound: {error.strerror or error}", remedy)
     return Finding.ok(name, f"{address} is free")
-
-
-def _own(layout: StateLayout, run_name: str) -> RunFile | None:
-    """What the run file says, when its process lives; a kill leaves the file behind."""
-    file = read_run_file(layout.run_file(run_name))
-    if file is None:
-        return None
-    try:
-        os.kill(file.pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        return file  # alive, and another user's
-    return file
 
 
 def _guard(wanted: Wanted, token: SecretStr | None, token_file: Path | None) -> Finding:

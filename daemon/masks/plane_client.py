@@ -9,7 +9,7 @@ import httpx
 from configs.settings import Settings
 from daemon.masks.mask_file import Version
 from daemon.net.token import serving_token
-from daemon.runtime.run_files import RunFile, read_run_file
+from daemon.runtime.run_record import base_url, current_record
 from storage.errors import RefusedImage
 from storage.layout import StateLayout
 
@@ -42,12 +42,10 @@ class PlaneClient:
     def __init__(self, settings: Settings) -> None:
         """Raises ConfigError when the token file cannot be read."""
         serving = settings.serving
-        self._path = StateLayout(settings.state).run_file("serve")
-        self._configured = RunFile(pid=0, host=serving.host, port=serving.port, started=0.0)
+        self._layout, self._serving = StateLayout(settings.state), serving
         token = serving_token(serving)
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._largest = serving.max_body_bytes
-        self._scheme = "http" if serving.certificate is None else "https"
         self._http = httpx.Client(
             verify=True if serving.certificate is None else _trusting(str(serving.certificate)),
             timeout=TIMEOUT_SECONDS,
@@ -82,9 +80,8 @@ class PlaneClient:
         )
 
     def _ask(self, method: str, path: str, content: bytes | None = None) -> httpx.Response:
-        address = read_run_file(self._path) or self._configured
-        host = f"[{address.reachable_host}]" if ":" in address.reachable_host else address.reachable_host
-        url = f"{self._scheme}://{host}:{address.port}{path}"
+        address = current_record(self._layout, "serve") or self._serving
+        url = base_url(address.host, address.port, tls=address.certificate is not None) + path
         try:
             answer = self._http.request(method, url, headers=self._headers, content=content)
         except httpx.HTTPError as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import ConfigError
-from daemon.runtime.run_files import RunFile
+from daemon.runtime.run_record import RunRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def tls_files(section: str, certificate: Path | None, key: Path | None) -> TlsFi
     return TlsFiles(certificate, key, _digest(_first_certificate(certificate)))
 
 
-def connection_to(address: RunFile, timeout: float) -> http.client.HTTPConnection:
+def connection_to(address: RunRecord, timeout: float) -> http.client.HTTPConnection:
     """A connection to the plane at `address`, HTTPS when it speaks that; `timeout` in seconds.
 
     Using it raises OSError too when another certificate is shown than the run file names: nothing was sent then.
@@ -64,7 +64,7 @@ def connection_to(address: RunFile, timeout: float) -> http.client.HTTPConnectio
 class _Pinned(http.client.HTTPSConnection):
     """HTTPS to the one certificate that the run file names."""
 
-    def __init__(self, address: RunFile, timeout: float) -> None:
+    def __init__(self, address: RunRecord, timeout: float) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE  # the certificate itself is compared, which no authority could do better

@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 from daemon.errors import PublishFailed
-from daemon.runtime.child_records import ChildRecords
 from daemon.runtime.process_group import ProcessGroup
+from storage.layout import StateLayout
 from storage.registry.mirrors import Mirror
 
 EXPORT_SECONDS = 3600.0
@@ -19,10 +19,9 @@ LOG_TAIL_BYTES = 4096
 class MirrorExport:
     """Exports for one mirror, one at a time. Used by one thread."""
 
-    def __init__(self, mirror: Mirror, config: Path, run: Path, children: ChildRecords) -> None:
-        self._mirror, self._config, self._children = mirror, config, children
-        self._log = run / f"publish-{mirror.name}.log"
-        self._name = f"publish {mirror.name}"
+    def __init__(self, mirror: Mirror, config: Path, layout: StateLayout) -> None:
+        self._mirror, self._config, self._layout = mirror, config, layout
+        self._log = layout.run / f"publish-{mirror.name}.log"
         self._group: ProcessGroup | None = None
         self._deadline = 0.0
 
@@ -35,10 +34,9 @@ class MirrorExport:
         """Begin. Raises StorageError or OSError when there is no room for the copy."""
         self._mirror.prepare(version)
         self._log.unlink(missing_ok=True)
-        place = str(self._mirror.place(version))
         command = [sys.executable, "-m", "daemon.cli", "export", str(version), "--format", self._mirror.format]
-        self._group = ProcessGroup([*command, "--out", place, "--config", str(self._config)], log=self._log, nice=NICE)
-        self._children.add(self._name, self._group.pid, place)
+        command += ["--out", str(self._mirror.place(version)), "--config", str(self._config)]
+        self._group = ProcessGroup(self._layout, command, log=self._log, nice=NICE)
         self._deadline = now + EXPORT_SECONDS
 
     def finished(self, now: float) -> bool:
@@ -58,7 +56,6 @@ class MirrorExport:
         """End it, with what it started."""
         if self._group is not None:
             self._group.stop(GRACE_SECONDS)
-            self._children.remove(self._name)
             self._group = None
 
 

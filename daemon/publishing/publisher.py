@@ -14,7 +14,6 @@ from daemon.publishing.export import MirrorExport
 from daemon.publishing.mirror_target import MirrorTarget
 from daemon.runtime.activity import MirrorActivity
 from daemon.runtime.backoff import Backoff
-from daemon.runtime.child_records import ChildRecords
 from storage.layout import StateLayout
 from storage.registry.mirrors import HuggingFaceMirror, Mirror, TritonMirror
 from storage.registry.registry import CheckpointRegistry
@@ -34,14 +33,13 @@ class Publisher:
         config: Path,
         registry: CheckpointRegistry,
         metrics: PublishMetrics,
-        children: ChildRecords,
         retries: Backoff = RETRIES,
     ) -> None:
         """`config`: the file the settings came from; exports read it again."""
         self._registry = registry
-        run = StateLayout(settings.state).run
+        layout = StateLayout(settings.state)
         self._targets = [
-            MirrorTarget(mirror, MirrorExport(mirror, config, run, children), registry, metrics, retries)
+            MirrorTarget(mirror, MirrorExport(mirror, config, layout), registry, metrics, retries)
             for mirror in configured_mirrors(settings)
         ]
 

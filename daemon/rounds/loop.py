@@ -20,7 +20,6 @@ from daemon.rounds.runner import (
     run_round,
 )
 from daemon.rounds.schedule import Due, Trigger, due
-from daemon.runtime.child_records import ChildRecords
 from daemon.runtime.logs import get_logger
 from storage.buffer.frames import FrameBuffer
 from storage.layout import StateLayout
@@ -46,13 +45,12 @@ class RoundLoop:
         buffer: FrameBuffer,
         registry: CheckpointRegistry,
         metrics: RoundMetrics,
-        children: ChildRecords,
         *,
         interrupted: int | None = None,
     ) -> None:
         """`interrupted`: the round to go on with before any other starts (`recovery.recover`)."""
         self._settings, self._buffer, self._registry = settings, buffer, registry
-        self._metrics, self._children = metrics, children
+        self._metrics = metrics
         self._store = RoundStore(StateLayout(settings.state).rounds)
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -149,9 +147,7 @@ class RoundLoop:
     def _run(self, work: Work) -> float:
         """One round; returns the seconds until the next look."""
         self._metrics.in_progress.set(1)
-        context = RoundContext(
-            self._settings, self._buffer, self._registry, self._stop, self._show, self._children, suspends=True
-        )
+        context = RoundContext(self._settings, self._buffer, self._registry, self._stop, self._show, suspends=True)
         try:
             verdict = work(context)
         except RoundSuspended:

@@ -9,8 +9,8 @@ from daemon.gate.shadow_trial import end_shadow, open_trial
 from daemon.rounds.inheritance import promoted_round
 from daemon.rounds.resume import ended_by_operator, interrupted_round, obstacle
 from daemon.rounds.runner import GRACE_SECONDS, STOPPED, record_failure
-from daemon.runtime.child_records import end_leftovers
 from daemon.runtime.logs import get_logger
+from daemon.runtime.process_group import end_leftovers
 from storage.buffer.frames import FrameBuffer
 from storage.errors import StorageError
 from storage.layout import StateLayout
@@ -31,7 +31,7 @@ def recover(settings: Settings, buffer: FrameBuffer, registry: CheckpointRegistr
     Training states that nobody can go on from are removed.
     """
     layout = StateLayout(settings.state)
-    end_leftovers(layout.run_file("children"), GRACE_SECONDS)
+    end_leftovers(layout, GRACE_SECONDS)
     store = RoundStore(layout.rounds)
     going_on = interrupted_round(store, buffer, registry)
     for number in buffer.leases():

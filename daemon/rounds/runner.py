@@ -20,7 +20,6 @@ from daemon.gate.shadow_trial import is_open, note_wait, progress_of
 from daemon.rounds.inheritance import inherited_round, promoted_round
 from daemon.rounds.launch import launch_command, launch_environment
 from daemon.rounds.schedule import Trigger
-from daemon.runtime.child_records import ChildRecords
 from daemon.runtime.logs import get_logger
 from daemon.runtime.process_group import ProcessGroup
 from storage.buffer.catalog_records import FrameRecord
@@ -82,8 +81,6 @@ class RoundContext:
     """Ends the round early."""
     on_progress: ShowProgress = lambda _: None
     """Gets each new line of progress."""
-    children: ChildRecords | None = None
-    """Remembers the round's processes for the next daemon."""
     suspends: bool = False
     """Whether a stopped round is left for the next daemon to go on with; otherwise it has ended, inconclusive."""
 
@@ -235,9 +232,8 @@ def _run_process(context: RoundContext, settings: RoundSettings, folder: RoundFo
     """Launch, follow, end. Afterwards nothing of it runs, and `scores.json` exists unless it is suspended."""
     folder.append_event(RoundEvent(at=time.time(), step=saved_step(folder)))
     command = launch_command(settings, folder.spec_path)
-    group = ProcessGroup(command, log=folder.log, nice=NICE, environment=launch_environment(settings))
-    if context.children is not None:
-        context.children.add(f"round {folder.number}", group.pid, str(folder.spec_path))
+    layout = StateLayout(context.settings.state)
+    group = ProcessGroup(layout, command, log=folder.log, nice=NICE, environment=launch_environment(settings))
     try:
         cause = _follow(group, folder, context, settings.max_seconds + SCORING_SECONDS)
         stopped = cause == "stopped" or (not cause and context.stop.is_set())
@@ -246,8 +242,6 @@ def _run_process(context: RoundContext, settings: RoundSettings, folder: RoundFo
         status = group.stop(GRACE_SECONDS)
     finally:
         group.kill()
-        if context.children is not None:
-            context.children.remove(f"round {folder.number}")
     scores = folder.scores()
     if stopped and context.suspends and saved_step(folder) and (scores is None or scores.status == "stopped"):
         if cause or scores is not None:  # otherwise it died by itself in that moment, which counts as a crash

@@ -2,6 +2,10 @@
 
 `accelerate launch` starts the round as a process of its own, so the pid that we started is not the one that works.
 Each child leads a process group; the group is what is stopped and what is waited for.
+
+Every child carries the identity of its state directory (`StateLayout.identity`) in its environment. By that the next
+daemon finds what a killed one left running. A copied or restored directory has another identity, so its daemon never
+signals the processes of the original.
 """
 
 import os
@@ -9,11 +13,20 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
+import psutil
+
+from daemon.runtime.logs import get_logger
+from storage.layout import StateLayout
+
 POLL_SECONDS = 0.05
-PROC = Path("/proc")
+WORKS_FOR = "_MFMD_WORKS_FOR"
+"""Environment variable of every child: the identity of its state directory."""
+ENDED = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+
+log = get_logger(__name__)
 
 
 class ProcessGroup:
@@ -21,13 +34,17 @@ class ProcessGroup:
 
     def __init__(
         self,
+        layout: StateLayout,
         command: Sequence[str],
         *,
         log: Path | None = None,
         nice: int = 0,
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] = os.environ,
     ) -> None:
-        """Start `command`. Output is appended to `log`, or goes where ours goes. Raises OSError."""
+        """Start `command` for the state directory of `layout`, under its lock.
+
+        Output is appended to `log`, or goes where ours goes. Raises OSError.
+        """
         self.command = list(command)
         with log.open("ab") if log is not None else nullcontext() as output:
             self._process = subprocess.Popen(
@@ -35,7 +52,7 @@ class ProcessGroup:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=dict(environment) if environment is not None else None,
+                env={**environment, WORKS_FOR: layout.identity()},
                 start_new_session=True,
             )
         if nice:
@@ -47,7 +64,7 @@ class ProcessGroup:
         return self._process.pid
 
     def poll(self) -> int | None:
-        """Exit status of the leader (negative: the signal that ended it); none while it runs."""
+        """Exit status of the leader (negative: the signal that ended it); None while it runs."""
         return self._process.poll()
 
     def terminate(self) -> None:
@@ -81,43 +98,50 @@ class ProcessGroup:
 
 def signal_group(group: int, number: signal.Signals) -> None:
     """Send a signal to every process of a group; it is no error when there is none left."""
-    try:
+    with suppress(ProcessLookupError, PermissionError):  # on macOS a group of zombies answers EPERM
         os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):
-        return  # on macOS a group of zombies answers EPERM
 
 
 def group_alive(group: int) -> bool:
     """Whether a process of the group still runs. Zombies that nobody collects do not count."""
-    try:
-        os.killpg(group, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return not PROC.is_dir() or any(True for _ in group_members(group))
+    return any(_is_member(process, group) for process in psutil.process_iter())
 
 
-def group_members(group: int) -> Iterator[int]:
-    """Pids of the running processes of a group, zombies left out; empty where there is no /proc."""
-    for folder in PROC.glob("[0-9]*"):
-        try:
-            # pid (comm) state ppid pgrp ...; the name may itself hold spaces and parentheses
-            state, _, member_of = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[:3]
-        except (OSError, ValueError):
-            continue  # it ended while we looked
-        if int(member_of) == group and state not in ("Z", "X"):
-            yield int(folder.name)
+def children_of(layout: StateLayout) -> Iterator[psutil.Process]:
+    """Running processes that a daemon on this state directory started, directly or not."""
+    identity = layout.identity()
+    return (process for process in psutil.process_iter() if _works_for(process, identity))
 
 
-def command_line(pid: int) -> str:
-    """The command line of a process, arguments separated by spaces; empty when there is no such process."""
-    try:
-        return (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
+def end_leftovers(layout: StateLayout, grace_seconds: float) -> list[int]:
+    """End the children of a daemon that did not stop cleanly; returns their pids. Call only under the state lock."""
+    found = list(children_of(layout))
+    for process in found:
+        with suppress(psutil.NoSuchProcess):
+            log.warning("leftover_child_ended", pid=process.pid, command=" ".join(process.cmdline()))
+            process.terminate()
+    deadline = time.monotonic() + grace_seconds
+    while any(children_of(layout)) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    for process in children_of(layout):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    return [process.pid for process in found]
+
+
+def _is_member(process: psutil.Process, group: int) -> bool:
+    with suppress(ProcessLookupError, PermissionError, psutil.Error):
+        return os.getpgid(process.pid) == group and process.status() not in ENDED
+    return False
+
+
+def _works_for(process: psutil.Process, identity: str) -> bool:
+    """Another user's environment cannot be read; such a process is not ours."""
+    with suppress(psutil.Error, OSError):
+        return process.environ().get(WORKS_FOR) == identity
+    return False
 
 
 def _be_nice(pid: int, nice: int) -> None:
-    try:
+    with suppress(OSError):  # it ended at once; its exit status tells more than this would
         os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + nice)
-    except OSError:
-        return  # it ended at once; its exit status tells more than this would

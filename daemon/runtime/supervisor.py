@@ -7,12 +7,17 @@ from dataclasses import dataclass
 
 from daemon.runtime.activity import ChildActivity
 from daemon.runtime.backoff import Backoff
-from daemon.runtime.child_records import ChildRecords
-from daemon.runtime.grace import CHILD_SECONDS
 from daemon.runtime.logs import get_logger
 from daemon.runtime.process_group import ProcessGroup
+from storage.layout import StateLayout
 
 TICK_SECONDS = 0.2
+CHILD_SECONDS = 8.0
+"""Time between SIGTERM and SIGKILL for what the daemon started (seconds)."""
+REQUESTS_SECONDS = 30
+"""Longest wait of the inference plane for requests in flight at its end (seconds)."""
+PLANE_SECONDS = REQUESTS_SECONDS + CHILD_SECONDS
+"""As `CHILD_SECONDS` for the inference plane: its requests first, then its threads. Without requests it ends in 1 s."""
 STABLE_SECONDS = 60.0
 """A child that ran this long starts with the shortest delay again (seconds)."""
 RESTARTS = Backoff(base=1.0, cap=60.0, jitter=0.2)
@@ -29,8 +34,6 @@ class ChildSpec:
     """Its name in status, metrics and logs."""
     command: Sequence[str]
     """Program and arguments."""
-    mark: str
-    """An argument by which its process is known again after a crash of the daemon."""
     nice: int = 0
     """Added to our own nice value."""
     grace_seconds: float = CHILD_SECONDS
@@ -40,11 +43,11 @@ class ChildSpec:
 class _Child:
     """One child and its history. Used by one thread at a time."""
 
-    def __init__(self, spec: ChildSpec, records: ChildRecords, backoff: Backoff) -> None:
+    def __init__(self, spec: ChildSpec, layout: StateLayout, backoff: Backoff) -> None:
         self.spec = spec
         self.state = ChildActivity(name=spec.name, running=False)
         self.group: ProcessGroup | None = None
-        self._records, self._backoff = records, backoff
+        self._layout, self._backoff = layout, backoff
         self._failures = 0
         self._next_start = 0.0
         self._started: float | None = None
@@ -61,12 +64,11 @@ class _Child:
 
     def _start(self, now: float) -> None:
         try:
-            self.group = ProcessGroup(self.spec.command, nice=self.spec.nice)
+            self.group = ProcessGroup(self._layout, self.spec.command, nice=self.spec.nice)
         except OSError as error:
             log.error("child_not_started", child=self.spec.name, error=str(error))
             self._retry_later(now)
             return
-        self._records.add(self.spec.name, self.group.pid, self.spec.mark)
         restarts = self.state.restarts + (self._started is not None)
         self._set(running=True, pid=self.group.pid, since=time.time(), next_start=None, restarts=restarts)
         self._started = now
@@ -75,7 +77,6 @@ class _Child:
     def _ended(self, status: int | None, now: float) -> None:
         assert self.group is not None
         self.group.kill()  # what the leader started must not outlive it
-        self._records.remove(self.spec.name)
         self.group = None
         if self._started is not None and now - self._started >= STABLE_SECONDS:
             self._failures = 0
@@ -92,15 +93,14 @@ class _Child:
     def gone(self) -> None:
         """It was stopped and stays so."""
         self.group = None
-        self._records.remove(self.spec.name)
         self._set(running=False, pid=None, next_start=None)
 
 
 class Supervisor:
     """Keeps children running until `stop`."""
 
-    def __init__(self, specs: Sequence[ChildSpec], records: ChildRecords, backoff: Backoff = RESTARTS) -> None:
-        self._children = [_Child(spec, records, backoff) for spec in specs]
+    def __init__(self, specs: Sequence[ChildSpec], layout: StateLayout, backoff: Backoff = RESTARTS) -> None:
+        self._children = [_Child(spec, layout, backoff) for spec in specs]
         self._lock = threading.Lock()
         self._stopping = False
 

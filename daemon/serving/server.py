@@ -2,29 +2,27 @@
 
 import asyncio
 import os
-import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
 
 import torch
 import uvicorn
-from pydantic import BaseModel
 
 from configs.settings import Settings
 from daemon.net.connection_limits import TimedConnection
 from daemon.net.listening import listen
 from daemon.net.tls import TlsFiles, tls_files
 from daemon.net.token import serving_address
-from daemon.runtime.grace import REQUESTS_SECONDS
 from daemon.runtime.logs import configure_logs, get_logger
+from daemon.runtime.run_record import current_record, publish_record
+from daemon.runtime.signals import STOP, on_signals
+from daemon.runtime.supervisor import REQUESTS_SECONDS
 from daemon.serving.app import create_app
 from daemon.serving.plane import InferencePlane
 from daemon.serving.shadow.compare import plane_name
 from daemon.serving.versions.memory import collect_garbage, limit_arenas
-from storage.durable import make_directory, write_record
 from storage.layout import StateLayout
 
 LAST_REQUESTS_SECONDS = 0.5
@@ -38,17 +36,6 @@ KEEP_ALIVE_SECONDS = 75
 would now and then meet the close of its connection and fail. uvicorn's default is 5."""
 
 log = get_logger(__name__)
-
-
-class RunRecord(BaseModel):
-    """`run/serve.json`: where the living inference plane answers."""
-
-    pid: int
-    host: str
-    port: int
-    started: float
-    certificate: str | None = None
-    """Hex SHA-256 of the TLS certificate that it shows; none: it speaks plain HTTP."""
 
 
 class PlaneServer(uvicorn.Server):
@@ -123,7 +110,8 @@ def serve(settings: Settings) -> int:
     limit_arenas()
     if settings.serving.threads:
         torch.set_num_threads(settings.serving.threads)
-    with listener, _signals_absorbed():
+    # uvicorn stops cleanly on a signal and then raises it again, which would end the process with the signal's status
+    with listener, on_signals(lambda: None, *STOP):
         plane = InferencePlane(settings, plane_name(*listener.getsockname()[:2]), own_process=True)
         try:
             server = make_server(plane, listener, tls)
@@ -154,44 +142,27 @@ def make_server(plane: InferencePlane, listener: socket.socket, tls: TlsFiles | 
 
     def published() -> None:
         host, port = listener.getsockname()[:2]
-        certificate = tls.digest if tls else None
-        record = RunRecord(pid=os.getpid(), host=host, port=port, started=plane.started, certificate=certificate)
-        _write_record(plane.settings, record)
+        _publish_address(plane.settings, host, port, tls.digest if tls else None)
         log.info("serving_listens", host=host, port=port, device=str(plane.device))
 
     return PlaneServer(config, plane, published)
 
 
-@contextmanager
-def _signals_absorbed() -> Iterator[None]:
-    """uvicorn stops cleanly on a signal and then raises it again, which would end the process with the signal's status.
-
-    Under a handler of our own the second one is harmless, and a clean stop exits with 0.
-    """
-    caught = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, lambda *_: None) for number in caught}
+def _publish_address(settings: Settings, host: str, port: int, certificate: str | None) -> None:
+    """Write `run/serve.json`. A machine that only mounts the registry read-only serves without the file."""
+    layout = StateLayout(settings.state)
     try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _write_record(settings: Settings, record: RunRecord) -> None:
-    """Publish the address. A machine that only mounts the registry read-only serves without the file."""
-    path = StateLayout(settings.state).run_file("serve")
-    try:
-        make_directory(path.parent)
-        write_record(path, record)
+        publish_record(layout, "serve", host, port, certificate)
     except OSError as error:
-        log.warning("run_file_not_written", path=str(path), error=str(error))
+        log.warning("run_file_not_written", path=str(layout.run_file("serve")), error=str(error))
 
 
 def _remove_record(settings: Settings) -> None:
     """Remove the file if it is ours: another server on this state directory may have written its own since."""
-    path = StateLayout(settings.state).run_file("serve")
+    layout = StateLayout(settings.state)
+    record, path = current_record(layout, "serve"), layout.run_file("serve")
     try:
-        if RunRecord.model_validate_json(path.read_bytes()).pid == os.getpid():
+        if record is not None and record.pid == os.getpid():
             path.unlink()
-    except (OSError, ValueError) as error:
+    except OSError as error:
         log.debug("run_file_not_removed", path=str(path), error=str(error))

@@ -12,7 +12,7 @@ from daemon.net.token import serving_token
 from daemon.rounds.history import RoundSummary, schedule_state, summaries
 from daemon.rounds.schedule import due
 from daemon.runtime.activity import Activity, IngestActivity, WatchActivity, read_activity
-from daemon.runtime.run_files import read_run_file
+from daemon.runtime.run_record import current_record, read_run_record
 from daemon.status.messages import operator_messages
 from daemon.status.model import BufferStatus, DaemonStatus, NextRound, ObservedStatus, RunningRound, Status
 from daemon.status.plane_probe import PlaneStatus, probe_plane
@@ -91,10 +91,10 @@ class _Collector:
             return otherwise
 
     def _daemon(self) -> DaemonStatus:
-        file = read_run_file(self._layout.run_file("daemon")) if self._up else None
+        file = read_run_record(self._layout.run_file("daemon")) if self._up else None
         if file is None:
             return DaemonStatus(up=self._up)
-        return DaemonStatus(up=True, pid=file.pid, since=file.started, host=file.host, port=file.port)
+        return DaemonStatus(up=True, pid=file.pid, since=file.since, host=file.host, port=file.port)
 
     def _plane_of(self, daemon: DaemonStatus, activity: Activity) -> PlaneStatus:
         """The inference plane; one that does not answer may have been started only just now, by this daemon."""
@@ -110,7 +110,7 @@ class _Collector:
 
     def _plane(self) -> PlaneStatus:
         """What the inference plane says; without its token, which only some users can read, it says nothing."""
-        file = read_run_file(self._layout.run_file("serve"))
+        file = current_record(self._layout, "serve")
         try:
             return probe_plane(file, serving_token(self._settings.serving))
         except ConfigError as error:

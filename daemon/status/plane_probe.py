@@ -6,7 +6,7 @@ import json
 from pydantic import BaseModel, ConfigDict
 
 from daemon.net.tls import connection_to
-from daemon.runtime.run_files import RunFile
+from daemon.runtime.run_record import RunRecord
 
 TIMEOUT_SECONDS = 0.25
 """A plane in the middle of a forward pass still answers this fast: its status needs no network."""
@@ -45,25 +45,25 @@ class TokenRefused(ValueError):
     """The plane answered 401."""
 
 
-def probe_plane(file: RunFile | None, token: str | None = None) -> PlaneStatus:
+def probe_plane(record: RunRecord | None, token: str | None = None) -> PlaneStatus:
     """The plane at the address in `run/serve.json`; `up` is false when there is none or it does not answer.
 
     `token` is what the plane demands of everybody, if it does.
     """
-    if file is None:
+    if record is None:
         return PlaneStatus(up=False, detail="no inference plane has published an address")
     try:
-        return _parse(file, _get(file, token))
+        return _parse(record, _get(record, token))
     except TokenRefused as error:
-        return PlaneStatus(up=False, refused=True, host=file.host, port=file.port, detail=str(error))
+        return PlaneStatus(up=False, refused=True, host=record.host, port=record.port, detail=str(error))
     except (OSError, ValueError, http.client.HTTPException) as error:
         return PlaneStatus(
-            up=False, host=file.host, port=file.port, detail=f"no answer: {error or type(error).__name__}"
+            up=False, host=record.host, port=record.port, detail=f"no answer: {error or type(error).__name__}"
         )
 
 
-def _get(file: RunFile, token: str | None) -> dict[str, object]:
-    connection = connection_to(file, TIMEOUT_SECONDS)
+def _get(record: RunRecord, token: str | None) -> dict[str, object]:
+    connection = connection_to(record, TIMEOUT_SECONDS)
     try:
         connection.request("GET", "/v1/serving", headers={} if token is None else {"Authorization": f"Bearer {token}"})
         response = connection.getresponse()
@@ -79,15 +79,15 @@ def _get(file: RunFile, token: str | None) -> dict[str, object]:
     return answer
 
 
-def _parse(file: RunFile, answer: dict[str, object]) -> PlaneStatus:
+def _parse(record: RunRecord, answer: dict[str, object]) -> PlaneStatus:
     failure = answer.get("last_failure")
     failure = failure if isinstance(failure, dict) else {}
     problems = answer.get("problems")
     return PlaneStatus.model_validate(
         {
             "up": True,
-            "host": file.host,
-            "port": file.port,
+            "host": record.host,
+            "port": record.port,
             "ready": answer.get("ready", False),
             "version": answer.get("version"),
             "wanted": answer.get("wanted"),

@@ -16,7 +16,7 @@ import yaml
 
 from configs.errors import ConfigError
 from daemon.app import run
-from daemon.runtime.process_group import command_line, group_alive
+from daemon.runtime.process_group import children_of, group_alive
 from daemon.status.collect import collect_status
 from storage.buffer.catalog import Catalog
 from storage.errors import NoCheckpoint
@@ -179,10 +179,7 @@ def test_stop_in_mid_round_ends_the_round_and_releases_its_frames(
     running = start(config(round={"steps": 100_000}))
     running.wait(lambda: collect_status(make_settings()).buffer.frames == 8, "eight frames")
     assert running.request("POST", "/v1/rounds").json() == {"round": 1}
-    children = layout.run_file("children")
-    running.wait(lambda: children.exists() and "round 1" in children.read_text(), "the round's process")
-    group = _group(layout, "round 1")
-    assert "adapters.round" in command_line(group)
+    group = running.wait(lambda: _group(layout, "adapters.round"), "the round's process")
     assert running.request("POST", "/v1/rounds").status_code == 409
     status, seconds = running.stop()
     assert status == 0, running.log.read_text()[-3000:]
@@ -203,9 +200,7 @@ def test_after_a_kill_the_next_daemon_cleans_up(start, config, layout, drop, wri
     first = start(config())
     first.wait(lambda: collect_status(make_settings()).buffer.frames == 8, "eight frames")
     first.request("POST", "/v1/rounds")
-    children = layout.run_file("children")
-    first.wait(lambda: children.exists() and "round 1" in children.read_text(), "the round's process")
-    group = _group(layout, "round 1")
+    group = first.wait(lambda: _group(layout, "adapters.round"), "the round's process")
     os.kill(first.process.pid, signal.SIGKILL)
     first.process.wait()
     assert group_alive(group), "the round outlives the daemon"
@@ -225,10 +220,9 @@ def _status(make_settings):
     return collect_status(make_settings())
 
 
-def _group(layout, name: str) -> int:
-    """Process group of a child."""
-    children = json.loads(layout.run_file("children").read_text())["children"]
-    return next(child["group"] for child in children if child["name"] == name)
+def _group(layout, argument: str) -> int | None:
+    """Process group of the child with this argument on its command line."""
+    return next((os.getpgid(child.pid) for child in children_of(layout) if argument in child.cmdline()), None)
 
 
 def _leases(layout) -> list[int]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from daemon.errors import code_of
+from daemon.runtime.backoff import Backoff
 from daemon.runtime.logs import get_logger
 from daemon.serving.metrics import ServingMetrics
 from daemon.serving.versions.slots import Slots
@@ -14,8 +15,8 @@ from daemon.serving.versions.swap import Swapper
 from storage.registry.manifest import Ref
 from storage.registry.registry import CheckpointRegistry
 
-FIRST_RETRY_SECONDS = 1.0
-LAST_RETRY_SECONDS = 60.0
+RETRIES = Backoff(base=1.0, cap=60.0)
+"""Delays after swaps that failed."""
 NICENESS = 5
 """Loading gives way to serving: niceness of this thread and of the threads that torch starts for it."""
 
@@ -181,7 +182,7 @@ class Follower:
         self._metrics.swaps.labels(result="failed").inc()
         self._attempts += 1
         self.failures += 1
-        self._retry_at = now + min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** (self._attempts - 1))
+        self._retry_at = now + RETRIES.delay(self._attempts)
         code = code_of(error)
         reason = f"{type(error).__name__}: {error}; the log has the traceback" if code == "unexpected" else str(error)
         self._failure = Failure(version, code, reason, time.time(), self._attempts)

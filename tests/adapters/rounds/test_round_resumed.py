@@ -6,6 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,7 +16,6 @@ from adapters.rounds.run import run_round
 from adapters.rounds.stop import StopRequest
 from configs.settings import RecipeSettings, Settings
 from daemon.rounds.launch import launch_command, launch_environment
-from daemon.runtime.process_group import PROC, command_line
 from storage import durable
 from storage.rounds.folder import RoundFolder
 from tests.adapters.rounds.forked_rounds import DEADLINE, fork, run_pair, wait
@@ -59,10 +59,9 @@ def launch(folder: RoundFolder) -> subprocess.Popen[bytes]:
 
 def kill_all(folder: RoundFolder) -> None:
     """SIGKILL to the launcher and to the processes of the round, which lead groups of their own."""
-    pids = [int(path.name) for path in PROC.glob("[0-9]*")]
-    for pid in pids:
-        if pid != os.getpid() and str(folder.spec_path) in command_line(pid):
-            os.kill(pid, signal.SIGKILL)
+    for process in psutil.process_iter(["cmdline"]):
+        if process.pid != os.getpid() and str(folder.spec_path) in (process.info["cmdline"] or []):
+            process.kill()
 
 
 def killed_before_a_second_state() -> None:

@@ -18,7 +18,7 @@ from configs.load import load_settings
 from daemon.cli.adapt import _runs
 from daemon.control.client import ControlFailed
 from daemon.exit_codes import ExitCode
-from daemon.runtime.child_records import end_leftovers
+from daemon.runtime.process_group import end_leftovers
 from daemon.status.collect import collect_status
 from storage.buffer.catalog_records import FileFact
 from storage.buffer.frames import FrameBuffer, NewFrame
@@ -190,7 +190,7 @@ def test_asked_through_a_daemon_that_is_killed_it_says_so(adaptable: Path) -> No
     daemon.kill()
     daemon.wait()
     _, error = process.communicate(timeout=30)
-    end_leftovers(StateLayout(load_settings(adaptable).state).run_file("children"), 30.0)
+    end_leftovers(StateLayout(load_settings(adaptable).state), 30.0)
     assert process.returncode == ExitCode.FAILURE
     assert "error[round_suspended]: the daemon ended while round 1 ran" in error
     assert folder.events()[-1].event == "started" and folder.verdict() is None

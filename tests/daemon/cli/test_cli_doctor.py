@@ -22,6 +22,7 @@ from daemon.doctor.models import examine_models
 from daemon.doctor.number_formats import examine_number_formats
 from daemon.doctor.ports import examine_ports
 from daemon.exit_codes import ExitCode
+from daemon.runtime.run_record import publish_record
 from daemon.watch.mounts import file_system_of
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
@@ -191,14 +192,13 @@ def test_port_held_by_somebody_else(settings: Settings) -> None:
 
 
 def test_port_held_by_our_own_daemon(settings: Settings) -> None:
-    run_file = StateLayout(settings.state).run_file("serve")
-    run_file.parent.mkdir(parents=True)
+    layout = StateLayout(settings.state)
     with _listener() as port:
-        record = {"pid": os.getpid(), "host": "127.0.0.1", "port": port, "started": 0.0}
-        run_file.write_text(json.dumps(record), encoding="utf-8")
+        record = publish_record(layout, "serve", "127.0.0.1", port)
         busy = _with(settings, "serving", port=port)
         assert _by_name(examine_ports(busy))["serving_port"].level == Level.OK
-        run_file.write_text(json.dumps(record | {"pid": 2**22 + 1}), encoding="utf-8")
+        gone = record.model_copy(update={"pid": 2**22 + 1})
+        layout.run_file("serve").write_text(gone.model_dump_json(), encoding="utf-8")
         assert _by_name(examine_ports(busy))["serving_port"].level == Level.FAIL, "its process is gone"
 
 

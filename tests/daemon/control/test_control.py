@@ -21,9 +21,8 @@ from daemon.metrics import Metrics
 from daemon.net import connection_limits
 from daemon.net.token import control_token, same_token
 from daemon.rounds.loop import RoundLoop
-from daemon.runtime.child_records import ChildRecords
 from daemon.runtime.health import Health
-from daemon.runtime.run_files import write_run_file
+from daemon.runtime.run_record import publish_record
 from daemon.runtime.worker import Component
 from storage.registry.manifest import HistoryEvent
 from storage.rounds.folder import RoundStore
@@ -41,7 +40,7 @@ def world(bench, registry, layout, add_version, drop, write_image) -> Iterator[S
         write_image(drop / f"{number}.png", number)
     made.until(lambda: made.counts.frames == 6)
     settings, metrics = made.settings, Metrics(made.settings)
-    rounds = RoundLoop(settings, made.buffer, registry, metrics.rounds, ChildRecords(layout.run_file("children")))
+    rounds = RoundLoop(settings, made.buffer, registry, metrics.rounds)
     parts = [Component("ingest", lambda: 0.05, metrics.process), Component("rounds", lambda: 0.05, metrics.process)]
     health = Health(parts, may_take_long="rounds", registry=registry)
     metrics.registry.register(StateCollector(settings, made.buffer.catalog, list))
@@ -109,7 +108,7 @@ def test_a_number_that_no_disk_could_name_is_refused(world):
 
 def test_a_stopping_daemon_says_so_to_a_command_that_wants_a_round(world, layout):
     layout.token_file.write_text(TOKEN)
-    write_run_file(layout.run_file("daemon"), *world.server.address)
+    record = publish_record(layout, "daemon", *world.server.address)
     client = ControlClient(world.settings, layout)
     assert client.running_round() is None and not client.left
     world.rounds.stop()
@@ -117,7 +116,7 @@ def test_a_stopping_daemon_says_so_to_a_command_that_wants_a_round(world, layout
         client.start_round()
     layout.run_file("daemon").unlink()
     assert client.left and not client.replaced
-    write_run_file(layout.run_file("daemon"), *world.server.address)
+    layout.run_file("daemon").write_text(record.model_copy(update={"pid": 1}).model_dump_json())
     assert client.left and client.replaced, "another start, perhaps at the same port"
 
 

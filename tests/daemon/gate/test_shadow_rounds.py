@@ -19,7 +19,6 @@ from daemon.rounds.history import summarise
 from daemon.rounds.loop import RoundLoop
 from daemon.rounds.recovery import recover
 from daemon.rounds.runner import RoundContext, RoundSuspended, continue_round
-from daemon.runtime.child_records import ChildRecords
 from daemon.status.collect import collect_status
 from storage.buffer.frames import FrameBuffer
 from storage.layout import StateLayout
@@ -169,8 +168,7 @@ def metrics(state: Trial) -> Metrics:
 
 @pytest.fixture
 def loop(state: Trial, buffer: FrameBuffer, metrics: Metrics) -> Iterator[RoundLoop]:
-    children = ChildRecords(StateLayout(state.settings.state).run_file("children"))
-    made = RoundLoop(state.settings, buffer, state.registry, metrics.rounds, children)
+    made = RoundLoop(state.settings, buffer, state.registry, metrics.rounds)
     yield made
     made.stop()
 

@@ -23,7 +23,7 @@ from daemon.masks.mask_file import Version, check_masks, mask_path, read_note
 from daemon.masks.plane_client import PlaneClient, PlaneUnavailable
 from daemon.masks.report import MaskReport
 from daemon.masks.writer import MaskWriter, run_masks
-from daemon.runtime.run_files import write_run_file
+from daemon.runtime.run_record import publish_record
 from daemon.serving.errors import QueueFull
 from daemon.serving.plane import InferencePlane
 from storage import durable
@@ -356,7 +356,7 @@ def test_a_plane_that_restarts_is_waited_for(folders: Folders) -> None:
             folders.put("a.png", 1)
             wait_until(lambda: writer.report.active, "the writer is ready")
             with running(settings) as served:
-                write_run_file(folders.world.layout.run_file("serve"), "127.0.0.1", served.client.base_url.port)
+                publish_record(folders.world.layout, "serve", "127.0.0.1", served.client.base_url.port)
                 folders.wait_for("a.png")
             assert writer.report.failed == 0
         finally:

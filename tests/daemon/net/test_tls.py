@@ -17,8 +17,9 @@ from configs.settings import ControlSettings
 from daemon.control.client import ControlClient, ControlFailed, ask
 from daemon.control.server import ControlServer, bind
 from daemon.net.tls import tls_files
-from daemon.runtime.run_files import RunFile, read_run_file, write_run_file
+from daemon.runtime.run_record import RunRecord, publish_record
 from daemon.status.plane_probe import probe_plane
+from storage.layout import StateLayout
 from tests.daemon.certificates import self_signed
 
 
@@ -28,7 +29,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @contextmanager
-def secure_server(certificate: Path, key: Path, heard: list[str]) -> Iterator[RunFile]:
+def secure_server(layout: StateLayout, certificate: Path, key: Path, heard: list[str]) -> Iterator[RunRecord]:
     """A control server over TLS with one route; its run file."""
     app = FastAPI()
 
@@ -43,16 +44,14 @@ def secure_server(certificate: Path, key: Path, heard: list[str]) -> Iterator[Ru
     server.start()
     host, port = server.address
     try:
-        yield RunFile(pid=1, host=host, port=port, started=0.0, certificate=tls.digest if tls else None)
+        yield publish_record(layout, "daemon", host, port, tls.digest if tls else None)
     finally:
         server.stop()
 
 
 def test_clients_follow_https(files, make_settings, layout):
     heard: list[str] = []
-    with secure_server(*files, heard) as address:
-        write_run_file(layout.run_file("daemon"), address.host, address.port, address.certificate)
-        assert read_run_file(layout.run_file("daemon")).certificate == address.certificate
+    with secure_server(layout, *files, heard) as address:
         assert ControlClient(make_settings(), layout).running_round() == 7
         plane = probe_plane(address)
         assert plane.up and plane.version == 3, plane.detail
@@ -74,9 +73,9 @@ def test_another_certificate_at_that_port_hears_nothing(files, make_settings, la
     """Its certificate is not the one in the run file: the token must not reach it."""
     heard: list[str] = []
     other = tls_files("control", *self_signed(tmp_path, "other"))
-    with secure_server(*files, heard) as address:
+    with secure_server(layout, *files, heard) as address:
         wrong = address.model_copy(update={"certificate": other.digest})
-        write_run_file(layout.run_file("daemon"), wrong.host, wrong.port, wrong.certificate)
+        layout.run_file("daemon").write_text(wrong.model_dump_json())
         with pytest.raises(ControlFailed, match="another certificate"):
             ControlClient(make_settings(), layout).running_round()
         plane = probe_plane(wrong)
@@ -86,7 +85,7 @@ def test_another_certificate_at_that_port_hears_nothing(files, make_settings, la
 
 def test_a_plain_server_where_tls_is_expected_is_an_error_that_says_so(layout):
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = RunFile(pid=1, host="127.0.0.1", port=listener.getsockname()[1], started=0.0, certificate="0" * 64)
+        address = publish_record(layout, "daemon", "127.0.0.1", listener.getsockname()[1], "0" * 64)
 
         def answer_plainly() -> None:
             connection, _ = listener.accept()

@@ -13,7 +13,7 @@ from daemon.gate import promotion
 from daemon.metrics import Metrics
 from daemon.publishing.publisher import Publisher
 from daemon.runtime.backoff import Backoff
-from daemon.runtime.child_records import ChildRecords
+from daemon.runtime.process_group import children_of
 from daemon.status.collect import collect_status
 from daemon.status.messages import operator_messages
 from storage import durable
@@ -51,8 +51,8 @@ def daemon(request, make_settings, registry, layout, tmp_path):
     config = tmp_path / "mfmd.yaml"
     config.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_defaults=True)))
     metrics = Metrics(settings)
-    children, retries = ChildRecords(layout.run_file("children")), Backoff(base=request.param, cap=request.param)
-    publisher = Publisher(settings, config, registry, metrics.publish, children, retries)
+    retries = Backoff(base=request.param, cap=request.param)
+    publisher = Publisher(settings, config, registry, metrics.publish, retries)
 
     def until(condition) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -149,7 +149,7 @@ def test_stopping_ends_the_export(daemon, registry, add_version, layout):
     groups = [target.export._group for target in daemon.publisher._targets]
     daemon.publisher.stop()
     assert all(group.poll() is not None for group in groups)
-    assert "publish" not in layout.run_file("children").read_text()
+    assert not any(children_of(layout))
     assert what_a_reader_finds(daemon.triton) is None
 
 
@@ -157,8 +157,7 @@ def test_the_copy_that_readers_just_left_stays_and_goes_with_the_next_change(
     make_settings, registry, layout, add_version, tmp_path
 ):
     settings = make_settings(publish={"huggingface": tmp_path / "hf"})
-    metrics, children = Metrics(settings).publish, ChildRecords(layout.run_file("children"))
-    publisher = Publisher(settings, tmp_path / "mfmd.yaml", registry, metrics, children)
+    publisher = Publisher(settings, tmp_path / "mfmd.yaml", registry, Metrics(settings).publish)
     mirror = publisher._targets[0]._mirror
 
     def copies_after(change) -> list[int]:
@@ -178,6 +177,5 @@ def test_the_copy_that_readers_just_left_stays_and_goes_with_the_next_change(
 
 def test_without_mirrors_there_is_nothing_to_do(make_settings, registry, layout, tmp_path):
     settings = make_settings()
-    metrics, children = Metrics(settings).publish, ChildRecords(layout.run_file("children"))
-    publisher = Publisher(settings, tmp_path / "mfmd.yaml", registry, metrics, children)
+    publisher = Publisher(settings, tmp_path / "mfmd.yaml", registry, Metrics(settings).publish)
     assert publisher.step() > 0 and publisher.states() == []

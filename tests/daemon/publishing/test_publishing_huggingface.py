@@ -20,7 +20,6 @@ from daemon.gate import promotion
 from daemon.metrics import Metrics
 from daemon.publishing.publisher import Publisher
 from daemon.runtime.backoff import Backoff
-from daemon.runtime.child_records import ChildRecords
 from daemon.serving.plane import InferencePlane
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
@@ -100,8 +99,7 @@ def publisher(
 ) -> Iterator[Publisher]:
     config = tmp_path / "mfmd.yaml"
     config.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_defaults=True)))
-    children = ChildRecords(layout.run_file("children"))
-    made = Publisher(settings, config, registry, Metrics(settings).publish, children, Backoff(base=600.0, cap=600.0))
+    made = Publisher(settings, config, registry, Metrics(settings).publish, Backoff(base=600.0, cap=600.0))
     yield made
     made.stop()
 

@@ -1,7 +1,6 @@
 """Rounds that the end of a daemon interrupted: they go on with their frames, or are ended with the reason why not."""
 
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -10,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -21,8 +21,8 @@ from daemon.rounds.loop import RoundLoop
 from daemon.rounds.recovery import recover
 from daemon.rounds.resume import TRIES
 from daemon.rounds.runner import RoundContext, RoundFailed, RoundSuspended, continue_round, run_round
-from daemon.runtime.child_records import ChildRecords
-from daemon.runtime.process_group import group_alive, signal_group
+from daemon.runtime.process_group import children_of, group_alive
+from storage.layout import StateLayout
 from storage.rounds.records import RoundEvent, RoundScores, RoundSpec
 from tests.daemon.conftest import PRELUDE
 
@@ -34,8 +34,7 @@ STOPS = "signal.signal(15, lambda *_: (scores('stopped', 'SIGTERM'), os._exit(0)
 @pytest.fixture
 def context(world, registry, layout):
     """What a daemon works with."""
-    children = ChildRecords(layout.run_file("children"))
-    return RoundContext(world.settings, world.buffer, registry, threading.Event(), children=children, suspends=True)
+    return RoundContext(world.settings, world.buffer, registry, threading.Event(), suspends=True)
 
 
 @pytest.fixture
@@ -62,14 +61,12 @@ def killed(world, store, registry):
 
 def _loop(world, registry, layout, interrupted):
     metrics = Metrics(world.settings).rounds
-    children = ChildRecords(layout.run_file("children"))
-    return RoundLoop(world.settings, world.buffer, registry, metrics, children, interrupted=interrupted)
+    return RoundLoop(world.settings, world.buffer, registry, metrics, interrupted=interrupted)
 
 
 def test_the_next_daemon_goes_on_before_anything_else(world, registry, store, layout, killed, program):
     program("print('step', folder.states.steps()); scores('failed', 'enough')")
-    child = rounds.ProcessGroup([sys.executable, "-S", "-c", "import time; time.sleep(600)", str(killed.spec_path)])
-    ChildRecords(layout.run_file("children")).add("round 1", child.pid, str(killed.spec_path))
+    child = rounds.ProcessGroup(layout, [sys.executable, "-S", "-c", "import time; time.sleep(600)"])
     interrupted = recover(world.settings, world.buffer, registry)
     assert interrupted == 1 and not group_alive(child.pid)
     child.finish(1.0)
@@ -200,9 +197,9 @@ def test_a_crash_while_the_daemon_stops_counts(context, registry, store, program
 
 def _die_and_stop(context, store):
     """The round is killed by somebody else, and the daemon is stopped before it looks again."""
-    children = json.loads(context.children.path.read_text())["children"]
-    signal_group(children[0]["group"], signal.SIGKILL)
-    while group_alive(children[0]["group"]):
+    (round_process,) = children_of(StateLayout(context.settings.state))
+    round_process.kill()
+    while round_process.is_running() and round_process.status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.001)
     context.stop.set()
 
@@ -252,7 +249,6 @@ def test_a_stopping_daemon_suspends_its_round_and_the_next_one_goes_on(context, 
         registry,
         context.stop,
         lambda progress: context.stop.set(),
-        context.children,
         suspends=True,
     )
     with pytest.raises(RoundSuspended, match="round 1 goes on from step 20"):

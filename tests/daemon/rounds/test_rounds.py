@@ -1,6 +1,5 @@
 """A round from outside: whatever its process does, frames are released, the end is recorded, the incumbent serves."""
 
-import json
 import sys
 import threading
 import time
@@ -16,16 +15,16 @@ from daemon.rounds.loop import RoundLoop
 from daemon.rounds.recovery import recover
 from daemon.rounds.runner import RoundContext, RoundFailed, run_round
 from daemon.rounds.schedule import due
-from daemon.runtime.child_records import ChildRecords
-from daemon.runtime.process_group import group_alive
+from daemon.runtime.process_group import children_of, group_alive
 from storage.errors import NoCheckpoint
+from storage.rounds.folder import RoundStore
 from storage.rounds.records import Progress, RoundScores, RoundSpec
 
 
-def _run(world, registry, stop=None, on_progress=None, children=None, trigger="manual"):
+def _run(world, registry, stop=None, on_progress=None, trigger="manual"):
     show = on_progress or (lambda progress: None)
     stop = stop or threading.Event()
-    return run_round(RoundContext(world.settings, world.buffer, registry, stop, show, children), trigger)
+    return run_round(RoundContext(world.settings, world.buffer, registry, stop, show), trigger)
 
 
 def test_the_spec_says_what_to_work_on_and_frames_are_held_meanwhile(world, registry, store, program):
@@ -76,12 +75,9 @@ def test_a_hanging_round_is_ended_with_everything_it_started(world, registry, pr
     program("import subprocess; subprocess.Popen(['sleep', '600']); time.sleep(600)")
     monkeypatch.setattr(rounds, "SCORING_SECONDS", 1.5 - world.settings.round.max_seconds)
     monkeypatch.setattr(rounds, "GRACE_SECONDS", 0.5)
-    groups = []
-    children = ChildRecords(layout.run_file("children"))
-    monkeypatch.setattr(children, "add", lambda name, group, mark: groups.append(group))
     with pytest.raises(RoundFailed, match="no end after"):
-        _run(world, registry, children=children)
-    assert not group_alive(groups[0])
+        _run(world, registry)
+    assert not any(children_of(layout))
 
 
 def test_stop_ends_it_cleanly(world, registry, store, program):
@@ -102,20 +98,19 @@ def test_a_round_that_does_not_stop_is_killed_and_counts_as_stopped(world, regis
     assert (store.latest().scores().status, store.latest().scores().steps) == ("stopped", 2)
 
 
-def test_progress_is_handed_on_and_the_process_is_on_record_meanwhile(world, registry, program, layout):
+def test_progress_is_handed_on_and_the_process_is_known_as_ours_meanwhile(world, registry, program, layout):
     program("progress(1); time.sleep(0.5); progress(2); time.sleep(0.5); scores('failed', 'enough')")
-    children = ChildRecords(layout.run_file("children"))
-    seen, names = [], []
+    seen, commands = [], []
 
     def show(progress: Progress) -> None:
         seen.append(progress.step)
-        names.extend(child["name"] for child in json.loads(children.path.read_text())["children"])
+        commands.extend(child.cmdline()[-1] for child in children_of(layout))
 
     with pytest.raises(RoundFailed):
-        _run(world, registry, on_progress=show, children=children)
+        _run(world, registry, on_progress=show)
     assert seen[-1] == 2
-    assert set(names) == {"round 1"}
-    assert json.loads(children.path.read_text()) == {"children": []}
+    assert set(commands) == {str(RoundStore(layout.rounds).folder(1).spec_path)}
+    assert not any(children_of(layout))
 
 
 def test_nothing_starts_without_version_or_frames(bench, registry, add_version, drop, write_image, store):
@@ -162,8 +157,7 @@ def test_recovery_ends_what_a_killed_daemon_left(world, registry, store, layout,
     folder = store.create(_spec(1, world.settings))
     folder.append_progress(Progress(at=time.time(), phase="training", step=11, steps=20))
     world.buffer.lease(1)
-    child = rounds.ProcessGroup([sys.executable, "-S", "-c", "import time; time.sleep(600)", str(folder.spec_path)])
-    ChildRecords(layout.run_file("children")).add("round 1", child.pid, str(folder.spec_path))
+    child = rounds.ProcessGroup(layout, [sys.executable, "-S", "-c", "import time; time.sleep(600)"])
     recover(world.settings, world.buffer, registry)
     assert not group_alive(child.pid)
     child.finish(1.0)
@@ -247,7 +241,7 @@ def test_a_verdict_that_could_not_be_acted_on_is_made_up_for(loop, world, store,
 @pytest.fixture
 def loop(world, registry, layout):
     metrics = Metrics(world.settings)
-    made = RoundLoop(world.settings, world.buffer, registry, metrics.rounds, ChildRecords(layout.run_file("children")))
+    made = RoundLoop(world.settings, world.buffer, registry, metrics.rounds)
     made.metrics = metrics
     yield made
     made.stop()

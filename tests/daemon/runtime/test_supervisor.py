@@ -3,20 +3,20 @@
 import itertools
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from daemon.metrics import Metrics
 from daemon.runtime.backoff import Backoff
-from daemon.runtime.child_records import ChildRecords, end_leftovers
-from daemon.runtime.process_group import ProcessGroup, group_alive
+from daemon.runtime.process_group import ProcessGroup, children_of, end_leftovers, group_alive
 from daemon.runtime.supervisor import ChildSpec, Supervisor
 from daemon.runtime.worker import Component
 from storage.errors import DurabilityLost
+from storage.layout import StateLayout
 
 FAST = Backoff(base=0.05, cap=0.2)
 
@@ -35,16 +35,11 @@ PARENT = (
 
 
 @pytest.fixture
-def records(tmp_path):
-    return ChildRecords(tmp_path / "children.json")
-
-
-@pytest.fixture
-def supervise(records, wait_until):
+def supervise(layout, wait_until):
     running = []
 
     def make(*specs: ChildSpec, backoff: Backoff = FAST) -> Supervisor:
-        supervisor = Supervisor(specs, records, backoff)
+        supervisor = Supervisor(specs, layout, backoff)
         running.append(supervisor)
         return supervisor
 
@@ -60,7 +55,7 @@ def _until(supervisor: Supervisor, condition, wait_until) -> None:
 def test_a_child_that_ends_is_started_again_with_growing_delays(supervise, tmp_path, wait_until):
     log = tmp_path / "starts"
     code = "import sys, time; open(sys.argv[1], 'a').write(f'{time.time()} '); sys.exit(3)"
-    supervisor = supervise(ChildSpec("crash", _python(code, str(log)), "crash"), backoff=Backoff(base=0.1, cap=10.0))
+    supervisor = supervise(ChildSpec("crash", _python(code, str(log))), backoff=Backoff(base=0.1, cap=10.0))
     _until(supervisor, lambda state: state.restarts >= 3 and not state.running, wait_until)
     assert supervisor.states()[0].last_exit == 3
     starts = [float(word) for word in log.read_text().split()]
@@ -69,7 +64,7 @@ def test_a_child_that_ends_is_started_again_with_growing_delays(supervise, tmp_p
 
 
 def test_it_does_not_run_before_its_delay_is_over(supervise, wait_until):
-    supervisor = supervise(ChildSpec("crash", _python("raise SystemExit(1)"), "crash"), backoff=Backoff(30.0, 60.0))
+    supervisor = supervise(ChildSpec("crash", _python("raise SystemExit(1)")), backoff=Backoff(30.0, 60.0))
     _until(supervisor, lambda state: state.last_exit == 1, wait_until)
     for _ in range(20):
         supervisor.step()
@@ -80,7 +75,7 @@ def test_it_does_not_run_before_its_delay_is_over(supervise, wait_until):
 
 
 def test_a_child_killed_from_outside_comes_back(supervise, wait_until):
-    supervisor = supervise(ChildSpec("sleep", _python(SLEEP), "sleep"))
+    supervisor = supervise(ChildSpec("sleep", _python(SLEEP)))
     _until(supervisor, lambda state: state.running, wait_until)
     first = supervisor.states()[0].pid
     os.kill(first, signal.SIGKILL)
@@ -90,22 +85,22 @@ def test_a_child_killed_from_outside_comes_back(supervise, wait_until):
 
 
 def test_a_program_that_does_not_exist_is_tried_again(supervise, wait_until):
-    supervisor = supervise(ChildSpec("none", ["/does/not/exist"], "none"))
+    supervisor = supervise(ChildSpec("none", ["/does/not/exist"]))
     supervisor.step()
     state = supervisor.states()[0]
     assert not state.running
     assert state.next_start is not None
 
 
-def test_stop_ends_all_and_starts_nothing_again(supervise, records, wait_until):
-    supervisor = supervise(ChildSpec("a", _python(SLEEP), "a"), ChildSpec("b", _python(SLEEP), "b"))
+def test_stop_ends_all_and_starts_nothing_again(supervise, layout):
+    supervisor = supervise(ChildSpec("a", _python(SLEEP)), ChildSpec("b", _python(SLEEP)))
     supervisor.step()
     groups = [state.pid for state in supervisor.states()]
     supervisor.stop(5.0)
     assert not any(group_alive(group) for group in groups)
     supervisor.step()
     assert [state.running for state in supervisor.states()] == [False, False]
-    assert '"children": []' in records.path.read_text()
+    assert not any(children_of(layout))
 
 
 def test_each_child_is_given_its_own_time_to_end(supervise, tmp_path, wait_until):
@@ -115,8 +110,8 @@ def test_each_child_is_given_its_own_time_to_end(supervise, tmp_path, wait_until
     finishes = f"import signal, sys, time; signal.signal(15, lambda *_: (time.sleep(0.6), sys.exit(0))); {slow}"
     ignores = f"import signal; signal.signal(15, signal.SIG_IGN); {slow}"
     supervisor = supervise(
-        ChildSpec("plane", _python(finishes), "a", grace_seconds=60.0),
-        ChildSpec("stubborn", _python(ignores), "b", grace_seconds=0.1),
+        ChildSpec("plane", _python(finishes), grace_seconds=60.0),
+        ChildSpec("stubborn", _python(ignores), grace_seconds=0.1),
     )
     supervisor.step()
     wait_until(lambda: log.exists() and log.read_text().count("ready") == 2)
@@ -125,9 +120,9 @@ def test_each_child_is_given_its_own_time_to_end(supervise, tmp_path, wait_until
     assert (plane.poll(), stubborn.poll()) == (0, -signal.SIGKILL)
 
 
-def test_a_group_that_ignores_sigterm_is_killed_after_the_grace_period(tmp_path, wait_until):
+def test_a_group_that_ignores_sigterm_is_killed_after_the_grace_period(layout, tmp_path, wait_until):
     log = tmp_path / "log"
-    group = ProcessGroup(_python(STUBBORN), log=log)
+    group = ProcessGroup(layout, _python(STUBBORN), log=log)
     wait_until(lambda: "ready" in log.read_text())
     started = time.monotonic()
     assert group.stop(0.3) == -signal.SIGKILL
@@ -135,15 +130,15 @@ def test_a_group_that_ignores_sigterm_is_killed_after_the_grace_period(tmp_path,
     assert not group_alive(group.pid)
 
 
-def test_what_a_leader_leaves_behind_is_stopped_with_it(tmp_path, wait_until):
-    group = ProcessGroup(_python(PARENT, SLEEP, "0"), log=tmp_path / "log")
+def test_what_a_leader_leaves_behind_is_stopped_with_it(layout, tmp_path, wait_until):
+    group = ProcessGroup(layout, _python(PARENT, SLEEP, "0"), log=tmp_path / "log")
     wait_until(lambda: group.poll() == 0)
     assert group_alive(group.pid), "the grandchild runs on"
     group.stop(5.0)
     wait_until(lambda: not group_alive(group.pid))
 
 
-def test_a_group_is_waited_for_as_a_whole(tmp_path, wait_until):
+def test_a_group_is_waited_for_as_a_whole(layout, tmp_path, wait_until):
     """The launcher dies of SIGTERM at once; the round that it started finishes its step first."""
     slow = (
         "import signal, sys, time\n"
@@ -152,41 +147,45 @@ def test_a_group_is_waited_for_as_a_whole(tmp_path, wait_until):
         "time.sleep(600)"
     )
     log = tmp_path / "log"
-    group = ProcessGroup(_python(PARENT, slow, "600"), log=log)
+    group = ProcessGroup(layout, _python(PARENT, slow, "600"), log=log)
     wait_until(lambda: "ready" in log.read_text())
     group.stop(10.0)
     assert not group_alive(group.pid)
     assert "step done" in log.read_text()
 
 
-def test_niceness_is_handed_down(tmp_path, wait_until):
+def test_niceness_is_handed_down(layout, tmp_path, wait_until):
     log = tmp_path / "log"
-    group = ProcessGroup(_python("import os, time; time.sleep(0.2); print(os.nice(0))"), log=log, nice=3)
+    group = ProcessGroup(layout, _python("import os, time; time.sleep(0.2); print(os.nice(0))"), log=log, nice=3)
     wait_until(lambda: group.poll() is not None)
     assert int(log.read_text()) == min(19, os.nice(0) + 3)
 
 
-def test_leftovers_of_a_killed_daemon_are_ended(records, tmp_path):
-    mark = str(tmp_path / "mfmd.yaml")
-    group = ProcessGroup(_python(PARENT, SLEEP, "600", mark), log=tmp_path / "log")
-    records.add("serve", group.pid, mark)
-    assert end_leftovers(records.path, 5.0) == ["serve"]
+def test_leftovers_of_a_killed_daemon_are_ended_with_what_they_started(layout, tmp_path):
+    group = ProcessGroup(layout, _python(PARENT, SLEEP, "600"), log=tmp_path / "log")
+    assert group.pid in end_leftovers(layout, 5.0)
     assert not group_alive(group.pid)
-    assert not records.path.exists()
+    assert not any(children_of(layout))
     group.stop(0.1)
 
 
-def test_a_number_that_belongs_to_somebody_else_now_is_left_alone(records, tmp_path):
-    stranger = ProcessGroup(_python(SLEEP), log=tmp_path / "log")
-    records.add("serve", stranger.pid, str(tmp_path / "mfmd.yaml"))
-    assert end_leftovers(records.path, 1.0) == []
-    assert stranger.poll() is None
-    stranger.stop(5.0)
+def test_a_leftover_that_ignores_sigterm_is_killed(layout, tmp_path, wait_until):
+    log = tmp_path / "log"
+    group = ProcessGroup(layout, _python(STUBBORN), log=log)
+    wait_until(lambda: "ready" in log.read_text())
+    assert end_leftovers(layout, 0.1) == [group.pid]
+    wait_until(lambda: group.poll() == -signal.SIGKILL)
 
 
-def test_damaged_records_do_not_keep_a_daemon_from_starting(records):
-    records.path.write_text("{")
-    assert end_leftovers(records.path, 1.0) == []
+def test_a_copy_of_the_state_directory_has_no_leftovers_and_a_moved_one_has(layout, tmp_path):
+    group = ProcessGroup(layout, _python(SLEEP), log=tmp_path / "log")
+    copy = StateLayout(tmp_path / "copy")
+    subprocess.run(["cp", "-a", layout.root, copy.root], check=True)
+    assert end_leftovers(copy, 1.0) == []
+    assert group.poll() is None
+    layout.root.rename(tmp_path / "moved")
+    assert end_leftovers(StateLayout(tmp_path / "moved"), 5.0) == [group.pid]
+    group.finish(1.0)
 
 
 @pytest.fixture
@@ -258,9 +257,9 @@ def test_backoff_is_capped_and_jittered():
     assert all(8.0 <= delay <= 12.0 for delay in delays)
 
 
-def test_the_log_of_a_child_is_appended(tmp_path: Path, wait_until):
+def test_the_log_of_a_child_is_appended(layout, tmp_path, wait_until):
     log = tmp_path / "log"
     for word in ("one", "two"):
-        group = ProcessGroup(_python(f"print('{word}')"), log=log)
+        group = ProcessGroup(layout, _python(f"print('{word}')"), log=log)
         wait_until(lambda group=group: group.poll() is not None)
     assert log.read_text().split() == ["one", "two"]

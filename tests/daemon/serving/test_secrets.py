@@ -13,7 +13,7 @@ import pytest
 from configs.errors import ConfigError
 from configs.load import load_settings
 from daemon.cli import main
-from daemon.runtime.run_files import read_run_file
+from daemon.runtime.run_record import read_run_record
 from tests.daemon.certificates import self_signed
 from tests.daemon.serving.serving_world import CLASSES, World, image_bytes, wait_until
 
@@ -90,7 +90,7 @@ def _ask_everything(
     file = world.layout.run_file(name)
     wait_until(lambda: file.exists() or daemon.poll() is not None, f"{file} is written", 60)
     assert daemon.poll() is None, log.read_text()[-3000:]
-    address = read_run_file(file)
+    address = read_run_record(file)
     assert address is not None and address.certificate
     own = SECRETS["control" if name == "daemon" else "serving"]
     answers: list[httpx.Response] = []

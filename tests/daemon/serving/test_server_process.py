@@ -24,9 +24,9 @@ from daemon.errors import AddressInUse
 from daemon.parts import _child_specs
 from daemon.runtime.activity import ChildActivity
 from daemon.runtime.backoff import Backoff
-from daemon.runtime.child_records import ChildRecords
+from daemon.runtime.run_record import current_record, publish_record
 from daemon.runtime.supervisor import Supervisor
-from daemon.serving.server import RunRecord, serve
+from daemon.serving.server import serve
 from tests.daemon.serving.serving_world import CLASSES, World, image_bytes, wait_until
 
 ENDS_ON_ORDER = """
@@ -129,11 +129,11 @@ def test_another_servers_address_file_is_left_alone(world: World) -> None:
     from daemon.serving.server import _remove_record
 
     path = world.layout.run_file("serve")
-    path.parent.mkdir(parents=True)
-    path.write_text(RunRecord(pid=os.getpid() + 1, host="h", port=1, started=0.0).model_dump_json())
+    record = publish_record(world.layout, "serve", "h", 1)
+    path.write_text(record.model_copy(update={"pid": os.getppid()}).model_dump_json())
     _remove_record(world.settings())
     assert path.exists()
-    path.write_text(RunRecord(pid=os.getpid(), host="h", port=1, started=0.0).model_dump_json())
+    publish_record(world.layout, "serve", "h", 1)
     _remove_record(world.settings())
     assert not path.exists()
 
@@ -144,8 +144,8 @@ def test_a_plane_whose_batcher_died_is_started_again_by_its_supervisor(world: Wo
     [spec] = [item for item in _child_specs(load_settings(config), config) if item.name == "serve"]
     python, _, _, *arguments = spec.command
     spec = dataclasses.replace(spec, command=[python, "-c", ENDS_ON_ORDER, str(order), *arguments])
-    file, records = world.layout.run_file("serve"), ChildRecords(world.layout.run_file("children"))
-    supervisor = Supervisor([spec], records, Backoff(base=0.05, cap=0.2))
+    world.layout.create()
+    supervisor = Supervisor([spec], world.layout, Backoff(base=0.05, cap=0.2))
 
     def state() -> ChildActivity:
         supervisor.step()
@@ -153,7 +153,7 @@ def test_a_plane_whose_batcher_died_is_started_again_by_its_supervisor(world: Wo
 
     def serves() -> bool:
         """The child that runs now is the one that published its address, and it is ready."""
-        pid, run = state().pid, RunRecord.model_validate_json(file.read_bytes()) if file.exists() else None
+        pid, run = state().pid, current_record(world.layout, "serve")
         if run is None or run.pid != pid:
             return False
         client.base_url = httpx.URL(f"http://127.0.0.1:{run.port}")
@@ -173,4 +173,4 @@ def test_a_plane_whose_batcher_died_is_started_again_by_its_supervisor(world: Wo
             assert answer.status_code == 200 and answer.headers["X-Checkpoint-Version"] == str(version)
     finally:
         supervisor.stop()
-    assert not file.exists() and supervisor.states()[0].last_exit == 1
+    assert not world.layout.run_file("serve").exists() and supervisor.states()[0].last_exit == 1

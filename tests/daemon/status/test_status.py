@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from daemon.app import require_version
@@ -22,7 +23,7 @@ from daemon.runtime.activity import (
     WatchActivity,
     read_activity,
 )
-from daemon.runtime.run_files import RunFile, read_run_file, write_run_file
+from daemon.runtime.run_record import RunRecord, publish_record, read_run_record
 from daemon.status.collect import Status, collect_status
 from daemon.status.plane_probe import probe_plane
 from daemon.status.plane_words import describe_plane
@@ -105,7 +106,7 @@ def test_the_daemon_up_tells_what_it_does(make_settings, layout, add_version):
     )
     with layout.lock():
         ActivityWriter(layout.run_file("activity"), lambda: activity).step()
-        write_run_file(layout.run_file("daemon"), "127.0.0.1", 8008)
+        publish_record(layout, "daemon", "127.0.0.1", 8008)
         status = collect_status(settings)
     assert status.daemon.up
     assert (status.daemon.port, status.watch.state, status.ingest.state) == (8008, "missing", "paused")
@@ -119,7 +120,7 @@ def test_what_a_killed_daemon_left_is_not_told_of_the_next(make_settings, layout
     add_version()
     activity = Activity(watch=WatchActivity(state="watching", detail="long ago"))
     ActivityWriter(layout.run_file("activity"), lambda: activity).step()
-    write_run_file(layout.run_file("daemon"), "127.0.0.1", 8008)
+    publish_record(layout, "daemon", "127.0.0.1", 8008)
     with layout.lock():
         status = collect_status(make_settings())
     assert (status.daemon.up, status.daemon.pid, status.daemon.port) == (True, None, None)
@@ -221,11 +222,13 @@ def plane():
     server.server_close()
 
 
-def _file(server: HTTPServer, host: str = "127.0.0.1") -> RunFile:
-    return RunFile(pid=1, host=host, port=server.server_address[1], started=1.0)
+@pytest.fixture
+def record(plane, layout) -> RunRecord:
+    """This process, where the plane answers."""
+    return publish_record(layout, "serve", "127.0.0.1", plane.server_address[1])
 
 
-def test_the_inference_plane_is_asked(make_settings, layout, add_version, plane):
+def test_the_inference_plane_is_asked(make_settings, layout, add_version, record):
     add_version()
     failure = {
         "version": 1,
@@ -235,26 +238,24 @@ def test_the_inference_plane_is_asked(make_settings, layout, add_version, plane)
         "attempts": 2,
     }
     _Plane.answer = json.dumps({"ready": True, "version": 9, "wanted": 1, "last_failure": failure}).encode()
-    status = probe_plane(_file(plane, host="0.0.0.0"))
+    status = probe_plane(record.model_copy(update={"host": "0.0.0.0"}))
     assert (status.up, status.ready, status.version, status.last_swap_failure) == (
         True,
         True,
         9,
         "model.safetensors: 3 bytes",
     )
-    layout.run_file("serve").write_text(_file(plane).model_dump_json())
     messages = collect_status(make_settings()).messages
     assert any(
         "version 1 cannot serve, version 9 still serves: model.safetensors: 3 bytes" in item for item in messages
     )
 
 
-def test_a_failure_that_was_about_no_version_is_not_told_of_one(make_settings, layout, registry, add_version, plane):
+def test_a_failure_that_was_about_no_version_is_not_told_of_one(make_settings, layout, registry, add_version, record):
     add_version()
     (registry.root / "refs" / "serving").write_text("{")
     failure = {"version": None, "reason": "refs/serving: not a ref"}
     _Plane.answer = json.dumps({"ready": True, "version": 1, "last_failure": failure}).encode()
-    layout.run_file("serve").write_text(_file(plane).model_dump_json())
     status = collect_status(make_settings())
     assert status.plane.version == 1 and not any("cannot serve" in message for message in status.messages)
 
@@ -262,12 +263,11 @@ def test_a_failure_that_was_about_no_version_is_not_told_of_one(make_settings, l
 @pytest.mark.parametrize(
     ("given", "said"), [(None, "has no serving.token, and it wants one"), ("wrong", "has another serving.token")]
 )
-def test_a_plane_that_wants_another_token_is_told(make_settings, layout, add_version, plane, monkeypatch, given, said):
+def test_a_plane_that_wants_another_token_is_told(make_settings, layout, add_version, record, monkeypatch, given, said):
     """Also of a plane that was started a moment ago, and without a daemon."""
     add_version()
     monkeypatch.setattr(_Plane, "token", "right")
     monkeypatch.setattr(_Plane, "answer", b"{}")
-    layout.run_file("serve").write_text(_file(plane).model_dump_json())
     settings = make_settings(serving={"enabled": True, **({"token": given} if given else {})})
     status = collect_status(settings)
     assert status.plane.refused and not status.plane.up
@@ -287,9 +287,9 @@ def test_a_plane_that_wants_another_token_is_told(make_settings, layout, add_ver
         ({"version": None, "wanted": 4, "last_failure": {"version": 4, "reason": "torn"}}, "4 cannot serve"),
     ],
 )
-def test_what_the_plane_does_is_said_in_words(plane, monkeypatch, answer, words):
+def test_what_the_plane_does_is_said_in_words(record, monkeypatch, answer, words):
     monkeypatch.setattr(_Plane, "answer", json.dumps(answer).encode())
-    said = describe_plane(probe_plane(_file(plane)))
+    said = describe_plane(probe_plane(record))
     assert said.startswith("127.0.0.1:") and said.endswith(words) and "None" not in said
 
 
@@ -299,7 +299,9 @@ def test_a_plane_that_starts_is_not_one_that_does_not_answer(make_settings, layo
     settings, now = make_settings(serving={"enabled": True}), time.time()
     with layout.lock():
         _told(collect_status(settings), "the inference plane starts", complains=False)
-        write_run_file(layout.run_file("daemon"), "127.0.0.1", 8008)
+        record = publish_record(layout, "daemon", "127.0.0.1", 8008)
+        just_started = record.model_copy(update={"started": now - psutil.boot_time()})
+        layout.run_file("daemon").write_text(just_started.model_dump_json())
         _told(collect_status(settings), "the inference plane starts", complains=False)
         for since, next_start, said, complains in (
             (None, None, "the inference plane starts", False),
@@ -320,12 +322,12 @@ def _told(status: Status, said: str, *, complains: bool) -> None:
     assert complains == any("does not answer" in message for message in status.messages)
 
 
-def test_a_plane_that_says_nothing_useful_is_down(plane):
+def test_a_plane_that_says_nothing_useful_is_down(plane, record):
     for answer in (b"", b"[]", b"<html>", b'{"ready": "perhaps"}'):
         _Plane.answer = answer
-        assert not probe_plane(_file(plane)).up
+        assert not probe_plane(record).up
     plane.server_close()
-    gone = probe_plane(RunFile(pid=1, host="127.0.0.1", port=1, started=1.0))
+    gone = probe_plane(record.model_copy(update={"port": 1}))
     assert not gone.up
     assert gone.detail.startswith("no answer")
     assert not probe_plane(None).up
@@ -333,9 +335,9 @@ def test_a_plane_that_says_nothing_useful_is_down(plane):
 
 def test_run_files_that_cannot_be_read_are_none(tmp_path):
     path = tmp_path / "serve.json"
-    assert read_run_file(path) is None
+    assert read_run_record(path) is None
     path.write_text("{")
-    assert read_run_file(path) is None
+    assert read_run_record(path) is None
     assert read_activity(path) is None
 
 

@@ -8,7 +8,7 @@ IGNORE_INDEX = 255
 
 
 def weighted_cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean over ALL pixels of `weight * cross-entropy`, a scalar: sum(w * ce) / N (papers.md 5, DAFormer framework).
+    """Mean over ALL pixels of `weight * cross-entropy`, a scalar: sum(w * ce) / N (the published code of DAFormer).
 
     Pixels labelled `IGNORE_INDEX` give no loss but count in N: a crop with few labelled pixels weighs less than a full
     one.

@@ -1,4 +1,4 @@
-"""AdamW with parameter groups, linear warm-up and polynomial decay (papers.md 5)."""
+"""AdamW with parameter groups, linear warm-up and polynomial decay (as DAFormer, arXiv 2111.14887)."""
 
 from collections.abc import Iterable
 from typing import Any

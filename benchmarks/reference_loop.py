@@ -1,9 +1,9 @@
 """A plain DACS step, with or without MFM, as a baseline of speed: what a first correct version looks like.
 
-It follows the facts about the published code (papers.md 1.5 and 5): float32; teacher update parameter by parameter;
-forward and backward of each loss by itself; classes of the mix picked image by image; jitter and blur image by image
-on the CPU; numbers read back to Python where that code reads them. Layers keep torch's default memory format, and the
-optimizer is AdamW as torch builds it. Network, Rebuilder and crops are those of `adapters`, so only the loop differs;
+It follows the published code (docs/explanation/sources.md): float32; teacher update parameter by parameter; forward and
+backward of each loss by itself; classes of the mix picked image by image; jitter and blur image by image on the CPU;
+numbers read back to Python where that code reads them. Layers keep torch's default memory format, and the optimizer is
+AdamW as torch builds it. Network, Rebuilder and crops are those of `adapters`, so only the loop differs;
 `tests/benchmarks/test_reference_loop.py` holds it to the losses of our step.
 """
 

@@ -30,7 +30,7 @@ RECIPE_DEFAULTS: dict[str, dict[str, Any]] = {
     "tent": {},
     "cotta": {"ema_decay": 0.999},
 }
-"""Published constants of each recipe (papers.md 5, 5.1, 5.2), used for the fields that a configuration leaves out."""
+"""Published constants of each recipe (docs/explanation/sources.md). They fill the fields that a configuration omits."""
 
 SOURCE_FREE_ANCHOR = 20.0
 """`recipe.anchor_weight` of a round without source. At the default rates a round takes back e^-0.6, nearly half, of the
@@ -41,7 +41,7 @@ weight can settle further away than about 1/20 (docs/explanation/decisions/0007-
 class MfmSettings(Section):
     """Masked Feature Modeling (Zhou et al., arXiv 2509.13801): the training-only branch.
 
-    Figures are mIoU of the paper's ablations (DACS, DeepLabV2-R101, GTA to Cityscapes; papers.md 1.7 and 1.8); the
+    Figures are mIoU of the paper's ablations (DACS, DeepLabV2-R101, GTA to Cityscapes); the
     defaults score 55.9 there, the bare recipe 52.1.
     """
 

@@ -1,4 +1,4 @@
-"""Colour jitter and blur on a batch of images in [0, 1], before normalisation (papers.md 5: strong augmentation).
+"""Colour jitter and blur on a batch of images in [0, 1], before normalisation (strong augmentation of DACS).
 
 All random numbers come from the caller's `Draws`.
 """

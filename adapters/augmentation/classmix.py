@@ -1,4 +1,4 @@
-"""ClassMix: paste half of the classes of a source image over a target image (Olsson et al. 2021; DACS, papers.md 5)."""
+"""ClassMix: paste half of the classes of a source image over a target image (Olsson et al., arXiv 2007.07936)."""
 
 import torch
 from torch import Tensor

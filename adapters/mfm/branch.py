@@ -1,4 +1,4 @@
-"""Masked Feature Modeling: the loss of the training-only branch (Zhou et al., arXiv 2509.13801; papers.md 1.2, 1.5)."""
+"""Masked Feature Modeling: the loss of the training-only branch (Zhou et al., arXiv 2509.13801)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext

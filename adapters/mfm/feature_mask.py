@@ -1,4 +1,4 @@
-"""Which cells of the feature maps Masked Feature Modeling masks, and how a mask meets maps of any size (papers.md 1.3).
+"""Which cells of the feature maps Masked Feature Modeling masks, and how a mask meets maps of any size.
 
 A keep mask is bool `[B, 1, rows, columns]`, true on cells that are kept, as in the published code; the paper's M is its
 opposite.

@@ -1,4 +1,4 @@
-"""From the Rebuilder's tokens to one level of the feature pyramid (papers.md 1.4.4)."""
+"""From the Rebuilder's tokens to one level of the feature pyramid."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The Rebuilder of Masked Feature Modeling (Zhou et al., arXiv 2509.13801; papers.md 1.3 and 1.4).
+"""The Rebuilder of Masked Feature Modeling (Zhou et al., arXiv 2509.13801).
 
 Training only: it replaces masked cells of the deepest map by a token, fills them from what is left, and writes the
 filled cells into every level. It is never part of a checkpoint that serves. docs/explanation/mfm.md has the equations.
@@ -125,7 +125,7 @@ def feature_sizes(network: SegmentationNetwork, crop: tuple[int, int]) -> list[t
 def position_code(rows: int, columns: int, dim: int, device: torch.device | None = None) -> Tensor:
     """Fixed 2-D sin-cos code `[1, rows * columns, dim]`: the row in the first half of the channels, the column after.
 
-    Each half is sines, then cosines, of dim / 4 frequencies with temperature 10000 (papers.md 1.4.3). Kept from call to
+    Each half is sines, then cosines, of dim / 4 frequencies with temperature 10000 (as published). Kept from call to
     call: do not write to it.
     """
     quarter = dim // 4

@@ -1,4 +1,4 @@
-"""What rebuilt cells may have to match instead of pixel classes: features, or the image (papers.md 1.7).
+"""What rebuilt cells may have to match instead of pixel classes: features, or the image.
 
 The paper gives the targets and their scores, not the distances; these are ours. Both count masked cells only, compare
 values normalised position by position (so that no level and no bright patch outweighs the others), and are 0 for a

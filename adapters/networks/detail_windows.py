@@ -1,8 +1,8 @@
 """Where a multi-resolution network looks at full scale: one random window in training, overlapped ones to answer.
 
-HRDA (Hoyer et al., ECCV 2022; papers.md 5.1) has half a training crop a side for both: the whole crop at half size, and
-a window of half its sides at full size. The same rule holds here for any image, so that a frame is seen as a training
-crop is: the number of windows, and with it the cost in full images, does not grow with the frame.
+HRDA (Hoyer et al., ECCV 2022, arXiv 2204.13132) has half a training crop a side for both: the whole crop at half size,
+and a window of half its sides at full size. The same rule holds here for any image, so that a frame is seen as a
+training crop is: the number of windows, and with it the cost in full images, does not grow with the frame.
 """
 
 from adapters.draws import Draws

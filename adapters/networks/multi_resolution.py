@@ -1,6 +1,6 @@
 """HRDA: a network that sees the whole image at half size (context) and windows of it at full size (detail).
 
-Hoyer et al., "HRDA: Context-Aware High-Resolution Domain-Adaptive Semantic Segmentation" (ECCV 2022; papers.md 5.1).
+Hoyer et al., "HRDA: Context-Aware High-Resolution Domain-Adaptive Semantic Segmentation" (ECCV 2022, arXiv 2204.13132).
 Encoder and segmentation decoder are those of a plain network, shared by both; a scale-attention head, which reads the
 context, mixes their predictions class by class:
 

@@ -1,6 +1,6 @@
 """The contract of every network in mfmd: `encode` to a tuple of feature maps, `decode` them to logits.
 
-That split is all that Masked Feature Modeling needs (papers.md 1.1), so any encoder-decoder fits.
+That split is all that Masked Feature Modeling needs (arXiv 2509.13801), so any encoder-decoder fits.
 """
 
 from collections.abc import Sequence

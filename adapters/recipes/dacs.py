@@ -1,7 +1,7 @@
 """DACS: self-training on images mixed across domains, with or without MFM on top.
 
 Tranheden et al., "DACS: Domain Adaptation via Cross-domain Mixed Sampling" (2021); order and constants of a step as in
-the DAFormer code base (papers.md 5), the MFM branch as in papers.md 1.5.
+the DAFormer code base (arXiv 2111.14887), the MFM branch as in arXiv 2509.13801.
 """
 
 from adapters.recipes.recipe import RecipeInputs

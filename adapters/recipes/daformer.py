@@ -1,7 +1,7 @@
 """DAFormer: DACS that remembers things and looks for rare classes, with or without MFM on top.
 
 Hoyer et al., "DAFormer: Improving Network Architectures and Training Strategies for Domain-Adaptive Semantic
-Segmentation" (CVPR 2022; papers.md 5).
+Segmentation" (CVPR 2022, arXiv 2111.14887).
 """
 
 from adapters.recipes.recipe import RecipeInputs

@@ -1,6 +1,6 @@
 """Thing-class feature distance: source features of countable things stay near those of a frozen network.
 
-Hoyer et al., "DAFormer" (CVPR 2022), eq. 7 to 9, constants of the code (papers.md 5): self-training on one domain
+Hoyer et al., "DAFormer" (CVPR 2022), eq. 7 to 9, constants of the published code: self-training on one domain
 forgets what the encoder knew about rare things; only where the label is a thing, only in source images, only in the
 deepest map.
 """

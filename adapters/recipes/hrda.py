@@ -1,9 +1,9 @@
 """HRDA: DAFormer's losses on a multi-resolution network, with or without MFM on top.
 
-Hoyer et al., "HRDA: Context-Aware High-Resolution Domain-Adaptive Semantic Segmentation" (ECCV 2022; papers.md 5.1).
+Hoyer et al., "HRDA: Context-Aware High-Resolution Domain-Adaptive Semantic Segmentation" (ECCV 2022, arXiv 2204.13132).
 What is HRDA about it lies in the network (`adapters.networks.multi_resolution`): each training pass sees context and
 detail, and the teacher's pseudo-labels come from overlapped detail windows. MFM rebuilds the maps of each scale with
-one shared Rebuilder (papers.md 1.4.6).
+one shared Rebuilder.
 """
 
 from adapters.errors import NetworkMismatch

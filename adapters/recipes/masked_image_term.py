@@ -1,6 +1,6 @@
 """Masked-image consistency: the student must see what the teacher sees, with most of the target image hidden.
 
-Hoyer et al., "MIC: Masked Image Consistency for Context-Enhanced Domain Adaptation" (CVPR 2023; papers.md 5.2).
+Hoyer et al., "MIC: Masked Image Consistency for Context-Enhanced Domain Adaptation" (CVPR 2023, arXiv 2212.01322).
 """
 
 import torch.nn.functional as F

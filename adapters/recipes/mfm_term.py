@@ -1,4 +1,4 @@
-"""Masked Feature Modeling as one more loss of a recipe, or two: on the target, on the source (papers.md 1.5, 1.8)."""
+"""Masked Feature Modeling as one more loss of a recipe, or two: on the target, on the source (arXiv 2509.13801)."""
 
 from torch import Tensor
 

@@ -1,6 +1,6 @@
 """MIC: DAFormer or, on a multi-resolution network, HRDA, with masked-image consistency; with or without MFM on top.
 
-Hoyer et al., "MIC: Masked Image Consistency for Context-Enhanced Domain Adaptation" (CVPR 2023; papers.md 5.2).
+Hoyer et al., "MIC: Masked Image Consistency for Context-Enhanced Domain Adaptation" (CVPR 2023, arXiv 2212.01322).
 """
 
 from adapters.recipes.recipe import RecipeInputs

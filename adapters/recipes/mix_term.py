@@ -11,7 +11,7 @@ from adapters.training_pass import encode, prediction_loss
 
 
 class MixTerm:
-    """`mix`: cross-entropy on the mix; true labels count in full, pseudo-labels with their weight (papers.md 5).
+    """`mix`: cross-entropy on the mix; true labels count in full, pseudo-labels with their weight (arXiv 2007.08702).
 
     Source-free there is nothing to paste, and the student learns the pseudo-labels on the jittered and blurred target
     crops themselves.

@@ -1,7 +1,7 @@
 """The step that DACS, DAFormer, HRDA and MIC share: an EMA teacher, its pseudo-labels, and losses one after the other.
 
 A recipe is the list of its losses (`Term`). Each is back-propagated by itself, so that the activations of only one
-forward pass are held at a time (papers.md 5).
+forward pass are held at a time (as in the published code of DAFormer).
 """
 
 import copy

@@ -10,7 +10,7 @@ from adapters.training_pass import encode, prediction_loss
 
 
 class SourceTerm:
-    """`source`: plain cross-entropy, weight 1; `feature_distance`, where the recipe has it (papers.md 5).
+    """`source`: plain cross-entropy, weight 1; `feature_distance`, where the recipe has it (arXiv 2111.14887).
 
     Nothing when source-free.
     """

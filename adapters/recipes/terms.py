@@ -9,7 +9,7 @@ from adapters.recipes.source_term import SourceTerm
 
 
 def recipe_terms(inputs: RecipeInputs) -> list[Term]:
-    """Source (with feature distance), mix, masked image, MFM; a loss whose weight is 0 is not there (papers.md 5)."""
+    """Source (with feature distance), mix, masked image, MFM; a loss whose weight is 0 is not there."""
     terms: list[Term] = [SourceTerm(inputs), MixTerm(inputs)]
     if inputs.recipe.masked_image_weight > 0.0:
         terms.append(MaskedImageTerm(inputs))

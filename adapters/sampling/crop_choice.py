@@ -9,7 +9,7 @@ from adapters.regions import Pixels, Region
 DOMINANT_SHARE = 0.75
 """A source crop in which one class covers more than this share of the labelled pixels is drawn again ..."""
 REDRAWS = 10
-"""... at most this often (papers.md 5: cat_max_ratio), and so is, around it, one without enough of a rare class."""
+"""... at most this often (the published code says `cat_max_ratio`). So is one without enough of a rare class."""
 
 Crop = tuple[Region, Pixels]
 """A region of an image, and its labels [h, w]."""

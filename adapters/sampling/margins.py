@@ -1,4 +1,4 @@
-"""Margins where pseudo-labels do not count: the sky's edge, the lens's border, the bonnet of the car (papers.md 5).
+"""Margins where pseudo-labels do not count: the sky's edge, the lens's border, the bonnet of the car.
 
 Teachers are wrong there in the same way in every frame. DAFormer cuts 15 rows at the top and 120 at the bottom of each
 512 crop, HRDA and MIC the same shares of the whole frame and 30 of 2048 columns on either side, before they crop it.

@@ -1,4 +1,4 @@
-"""Rare-class sampling: source crops are drawn for a class, rare classes more often (DAFormer; papers.md 5).
+"""Rare-class sampling: source crops are drawn for a class, rare classes more often (DAFormer, arXiv 2111.14887).
 
 Hoyer et al., "DAFormer: Improving Network Architectures and Training Strategies for Domain-Adaptive Semantic
 Segmentation" (CVPR 2022), eq. 5 and 6. The original counts 3,000 pixels in an image and 1,500 in a crop of 512; here

@@ -1,6 +1,6 @@
 """What a version says about one frame without labels: entropy, confidence, class areas, and a fixed embedding.
 
-None of these is ever a vote (codebases.md b): a confident model is not a better one. They describe the stream.
+None of these is ever a vote: a confident model is not a better one. They describe the stream.
 """
 
 from dataclasses import dataclass

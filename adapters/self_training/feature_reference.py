@@ -1,4 +1,4 @@
-"""The frozen network that feature distance measures against (DAFormer; papers.md 5)."""
+"""The frozen network that feature distance measures against (DAFormer, arXiv 2111.14887)."""
 
 import torch
 

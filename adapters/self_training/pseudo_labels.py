@@ -1,4 +1,4 @@
-"""Pseudo-labels of the teacher, and how far to trust them (DACS, papers.md 5)."""
+"""Pseudo-labels of the teacher, and how far to trust them (DACS, arXiv 2007.08702)."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The EMA teacher: a slow copy of the student that gives pseudo-labels, and at the end the candidate (papers.md 5)."""
+"""The EMA teacher: a slow copy of the student that gives pseudo-labels, and at the end the candidate."""
 
 import copy
 

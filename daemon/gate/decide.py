@@ -1,7 +1,7 @@
 """The gate: may a candidate serve? A pure function over records; every rule is explained in docs/explanation/gate.md.
 
 Without labels nobody can prove an improvement, and most self-trained candidates of a model that is already adapted
-are worse (codebases.md b.6, regime B). So the healthy default is to keep the incumbent: a veto rejects, and only
+are worse (docs/explanation/sources.md). So the healthy default is to keep the incumbent: a veto rejects, and only
 votes of different kinds together accept. numpy only, no torch.
 """
 

@@ -42,7 +42,7 @@ def vanished_class(
     settings: GateSettings,
     class_names: Sequence[str],
 ) -> Check:
-    """No class of the incumbent may vanish from the hold-out frames (the dead class of MIC issue 9).
+    """No class of the incumbent may vanish from the hold-out frames (a dead class: github.com/lhoyer/MIC/issues/9).
 
     A class with at least `vanished_floor` of the incumbent's area must keep `vanished_ratio` of its expected share:
     the smaller of the incumbent's and the reference's. A broken incumbent is thus no yardstick: not for a rare class

@@ -1,7 +1,7 @@
 """The votes of the gate: four kinds of evidence that a candidate is better (docs/explanation/gate.md).
 
 Each vote compares the two on the same images and is won when the lower bound of a paired bootstrap is above zero.
-They are of different kinds because they fail on different candidates (codebases.md b.6, reading 1). numpy only.
+They are of different kinds because they fail on different candidates (docs/explanation/sources.md). numpy only.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def estimated_error(
     """AETTA's error estimate of resampled images: disagreement / (H(marginal) / H(reference))^3, in [0, 1 - 1/K].
 
     Lee et al., CVPR 2024. Their H_max = log K assumes classes of equal size; streets have long tails, so the entropy
-    of the reference marginal takes its place (codebases.md b.4 V2). The ratio is clipped to [LEAST_RATIO, 1]: being
+    of the reference marginal takes its place. The ratio is clipped to [LEAST_RATIO, 1]: being
     more evenly mixed than the reference earns nothing.
     """
     changed = np.asarray(disagreement, dtype=np.float64)

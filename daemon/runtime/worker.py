@@ -1,7 +1,7 @@
 """A part of the daemon that runs in a thread of its own: a step, called again and again, that may fail and go on.
 
 An error in a step is logged, counted and followed by another attempt after a growing delay; nothing else of the
-daemon notices. A lost fsync is different: what was written may be gone, so the part stops for good (operations.md 4).
+daemon notices. A lost fsync is different: what was written may be lost, so the part stops for good.
 """
 
 import threading

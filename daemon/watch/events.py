@@ -1,7 +1,7 @@
 """Kernel events of the drop folder as hints: a bounded set of paths that may be worth a look.
 
 Nothing depends on an event: they come twice, for nothing, or not at all (watchdog 7.1 loses 18 % of a burst of 20,000
-files, operations.md M9). They only make the daemon look sooner than the next rescan would, and tell which files were
+files with watchdog 7.1.0). They only make the daemon look sooner than the next rescan would, and tell which files were
 renamed into place: those are whole at once.
 """
 
@@ -87,7 +87,7 @@ class Hints:
 
 
 class _Handler(FileSystemEventHandler):
-    """Does one thing. An exception here would end the dispatcher's thread for ever (operations.md M12)."""
+    """Does one thing. An exception here would end the dispatcher's thread for ever (watchdog 7.1.0)."""
 
     def __init__(self, hints: Hints) -> None:
         self._hints = hints
@@ -145,7 +145,7 @@ class FolderEvents:
         observer.start()
 
     def alive(self) -> bool:
-        """Whether events still come: the observer lives on when its emitter has died (operations.md M13)."""
+        """Whether events still come: the observer lives on when its emitter has died (watchdog 7.1.0)."""
         observer = self._observer
         return (
             observer is not None

@@ -209,8 +209,8 @@ class PixelArray:
 def _open(group: Path, name: str, mode: Literal["r", "r+"]) -> "zarr.Array[Any]":
     """Open with `write_empty_chunks`, without which zarr writes no file for a black image.
 
-    The setting is not stored in the array and so is lost whenever it is reopened (zarr-python issue 2931); `config=`
-    is ignored for arrays that exist (3.1.6), hence the global configuration, one thread at a time.
+    The array does not store the setting, so every reopening loses it (zarr-python#2931). zarr 3.1.6 ignores `config=`
+    for arrays that exist, hence the global configuration, one thread at a time.
     """
     with _opening, zarr.config.set({"array.write_empty_chunks": True}):
         return zarr.open_array(group, path=name, mode=mode, zarr_format=3)

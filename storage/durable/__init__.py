@@ -2,7 +2,7 @@
 
 A durable file is written to a temporary name in the same directory, fsynced, renamed, and its directory is fsynced.
 A failed fsync raises DurabilityLost and is never retried: Linux may drop the dirty pages and report success the
-next time (facts/operations.md section 4).
+next time.
 """
 
 import ctypes

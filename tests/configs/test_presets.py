@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parents[2] / "configs" / "presets"
 PRESETS = sorted(FOLDER.glob("*.yaml"))
 PAPER_PRESETS = ("gta2cityscapes_dacs_deeplabv2", "gta2cityscapes_daformer", "gta2cityscapes_mic_daformer")
 THINGS = {6, 7, 11, 12, 13, 14, 15, 16, 17, 18}
-"""Train ids of Cityscapes' countable classes (papers.md 5)."""
+"""Train ids of Cityscapes' countable classes."""
 
 
 def _load(name: str) -> Settings:

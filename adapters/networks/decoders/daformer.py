@@ -1,4 +1,4 @@
-"""DAFormer head (Hoyer et al. 2022; papers.md 5): fuse four levels at stride 4, then depthwise-separable ASPP."""
+"""DAFormer head (Hoyer et al., arXiv 2111.14887): fuse four levels at stride 4, then depthwise-separable ASPP."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""DeepLabV2 head in its reduced form `dlv2red` (Chen et al. 2017; papers.md 5): two dilated classifiers, summed."""
+"""DeepLabV2 head in its reduced form `dlv2red` (Chen et al., arXiv 1606.00915): two dilated classifiers, summed."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Head that says, for each class and place, whether to trust detail or context (HRDA; papers.md 5.1)."""
+"""Head that says, for each class and place, whether to trust detail or context (HRDA, arXiv 2204.13132)."""
 
 from collections.abc import Sequence
 

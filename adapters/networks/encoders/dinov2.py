@@ -1,7 +1,7 @@
 """DINOv2 encoders (Oquab et al. 2023): ViT-S/14, ViT-B/14, ViT-L/14, and a tiny one for small CPUs.
 
 Two ways to use one: a pyramid of four levels for the DAFormer head, or the plain token map for a DeepLabV2-like head,
-which is Masked Feature Modeling's one-map path (papers.md 6.4).
+which is Masked Feature Modeling's one-map path.
 
 Images of any size work: they are resized bilinearly so that patches of 14 pixels divide them evenly, and the position
 code is resized (bicubically) to the patches there are. Resizing, not padding: each map still divides the whole image

@@ -1,7 +1,7 @@
 """Flip consistency: does a mirrored street get the mirrored answer?
 
 A transform whose consistency is not part of the training loss still tells good from bad candidates, unlike jitter,
-blur and masking, which teacher and student are trained to agree on (codebases.md b.1, b.6: rank correlation .56/.48
+blur and masking, which teacher and student are trained to agree on (docs/explanation/gate.md: rank correlation .56/.48
 against .09/-.05). Training flips whole crops, image and label alike, but never compares the two sides, so flipping
 stays a fair question.
 """

@@ -1,6 +1,6 @@
 """Stochastic disagreement: how many pixels change class when features are dropped at random.
 
-The prediction disagreement of AETTA (Lee et al., CVPR 2024; codebases.md b.1): the share of dropout passes whose
+The prediction disagreement of AETTA (Lee et al., CVPR 2024, arXiv 2404.01351): the share of dropout passes whose
 class differs from that of the plain pass. AETTA drops before the classifier of a ResNet; several of our decoders have
 no dropout, so whole channels of the decoder's input are dropped (spatial dropout, Tompson et al., CVPR 2015:
 neighbouring cells of a dense map are so alike that dropping single cells changes next to nothing). The gate adds

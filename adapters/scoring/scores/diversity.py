@@ -1,8 +1,8 @@
 """What batch nuclear norm, class marginals and entropy need: statistics of the softmax of one image.
 
 Batch nuclear norm (BNM; Cui et al., CVPR 2020): ||P||_* of the prediction matrix P [pixels, classes] is high only
-when predictions are confident *and* spread over classes. Proposed as a label-free validator by Musgrave et al. 2022
-(codebases.md b.1). The singular values of P are the square roots of the eigenvalues of P^T P, and the P^T P of
+when predictions are confident *and* spread over classes. Musgrave et al. 2022 propose it as a label-free validator.
+The singular values of P are the square roots of the eigenvalues of P^T P, and the P^T P of
 several images is the sum of theirs: so each image leaves one small Gram matrix, and the joint norm of any resample
 follows from sums.
 """

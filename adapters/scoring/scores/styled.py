@@ -4,8 +4,8 @@ Two steps. First the amplitudes of the lowest spatial frequencies are swapped, w
 and vignetting: Fourier Domain Adaptation (Yang and Soatto, CVPR 2020). Then each CIELAB channel gets the frame's mean
 and standard deviation, which settles the colours: Reinhard et al., "Color Transfer between Images" (IEEE CG&A 2001).
 
-Both alone looked alike in the toy study of codebases.md b.6; on CamVid day to dusk together they were clearly better.
-The numbers are in docs/explanation/gate.md. Appearance is carried over, not content or layout.
+Each alone did equally well in a synthetic study. On CamVid day to dusk the two together were clearly better; the
+numbers are in docs/explanation/gate.md. Appearance is carried over, not content or layout.
 """
 
 from dataclasses import dataclass

@@ -29,7 +29,7 @@ def layers(scale: int, channels: int) -> tuple[list[tuple[int, int]], int]:
     ],
 )
 def test_stacks_are_the_published_ones(scale, channels, widths, millions) -> None:
-    """papers.md 1.4.4; x16 goes on in the same way."""
+    """As in the published rebuilder.py; x16 goes on in the same way."""
     found, last = layers(scale, channels)
     assert found == widths
     assert last == (widths[-1][1] if widths else 512)

@@ -52,7 +52,7 @@ def millions(module: torch.nn.Module) -> float:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_has_the_published_parameters(name: str) -> None:
-    """papers.md 1.4: the whole, and each part."""
+    """The published rebuilder.py: the whole, and each part."""
     _, channels, total = PUBLISHED[name]
     rebuilder = published(name)
     assert millions(rebuilder) == pytest.approx(total, rel=0.005)
@@ -66,7 +66,7 @@ def test_has_the_published_parameters(name: str) -> None:
 
 
 def test_blocks_are_the_published_ones() -> None:
-    """papers.md 1.4.3: pre-norm, 16 heads, MLP ratio 4, qkv bias, exact GELU, LayerNorm eps 1e-5, no dropout."""
+    """As published: pre-norm, 16 heads, MLP ratio 4, qkv bias, exact GELU, LayerNorm eps 1e-5, no dropout."""
     transformer = published("daformer").transformer
     assert len(transformer.layers) == 2 and transformer.norm.eps == 1e-5
     for block in transformer.layers:

@@ -126,7 +126,7 @@ def first_dilation(block: nn.Module) -> int:
 
 
 def test_stride_eight_has_the_published_dilations() -> None:
-    """papers.md 5: strides 1, 2, 1, 1; dilations 1, 1, 2, 4; a stage's first block keeps its predecessor's."""
+    """As published: strides 1, 2, 1, 1; dilations 1, 1, 2, 4; a stage's first block keeps its predecessor's."""
     stages = build_resnet("resnet50", 8, (4,), None).model.encoder.stages
     dilations = [[first_dilation(block) for block in stage.layers] for stage in stages]
     assert dilations == [[1] * 3, [1] * 4, [1] + [2] * 5, [2] + [4] * 2]
@@ -198,7 +198,7 @@ def test_dinov2_map_is_that_of_transformers() -> None:
 
 @pytest.mark.parametrize("name", ["dinov2_pyramid", "dinov2_map"])
 def test_rebuilder_works_on_a_vit(name: str) -> None:
-    """One map of stride 14 is MFM's DeepLab path, the pyramid its four-level path (papers.md 6.4)."""
+    """One map of stride 14 is MFM's DeepLab path, the pyramid its four-level path."""
     network = build_network(TINY[name], 5).train()
     rebuilder = build_rebuilder(network, (96, 128), MfmSettings(dim=32, heads=4, blocks=1))
     images, labels = torch.randn(2, 3, 96, 128), torch.randint(0, 5, (2, 96, 128))

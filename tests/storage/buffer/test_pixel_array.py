@@ -35,7 +35,7 @@ def test_one_image_is_one_file_in_one_folder(tmp_path: Path):
 
 
 def test_black_images_are_written_also_after_reopening(tmp_path: Path):
-    """By default zarr writes no file for them, and a lost frame would read as a black one (zarr issue 2931)."""
+    """By default zarr writes no file for them, and a lost frame would read as a black one (zarr-python#2931)."""
     make(tmp_path / "a.zarr", (5, 64, 96, 3))
     array = PixelArray(tmp_path / "a.zarr", "pixels", writable=True)
     array.write(2, np.zeros((64, 96, 3), np.uint8))

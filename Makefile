@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test soak lint lock format bench bench-step bench-serving clean help
+.PHONY: demo check test nightly durations soak lint lock format bench bench-step bench-serving clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -18,8 +18,19 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## the whole job on drawn street scenes, about five minutes
 	$(BIN)/mfmd demo
 
-test: $(STAMP)  ## every test, on both cores
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+ROOMS ?= tests/configs tests/storage tests/adapters tests/daemon
+check: lint  ## lint, types and the quick tests of the rooms, within 90 seconds (ROOMS=tests/storage)
+	$(PYTEST) -q -m "not slow" $(ROOMS)
+
+test: $(STAMP)  ## every test but the matrices of nightly, on both cores, within 8 minutes
+	$(PYTEST)
+
+nightly: soak  ## every test with its whole matrix, after the soak
+	$(PYTEST) -m "nightly or not nightly"
+
+durations: $(STAMP)  ## measure all of `make test` again and write tests/slow.txt (on a quiet machine)
+	$(PYTEST) --write-slow
 
 KILLS ?= 1000
 SWAPS ?= 1000
@@ -27,7 +38,7 @@ soak: $(STAMP)  ## 1,000 kills of ingest at random moments, then 1,000 swaps und
 	$(BIN)/python -m tests.faults.soak --kills $(KILLS)
 	$(BIN)/python -m tests.daemon.serving.swap_soak --swaps $(SWAPS)
 
-lint: $(STAMP)  ## ruff, codespell and mypy --strict
+lint: $(STAMP)  ## ruff, format, codespell and mypy --strict
 	$(BIN)/codespell .
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import durations
+
 MEMORY = Path("/dev/shm")
 ENOUGH = 2**31
 """Free bytes that make it worth using, several times what the suite holds at once; containers often have 64 MiB."""
@@ -22,10 +24,25 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The option of `make durations`."""
+    parser.addoption("--write-slow", action="store_true", help="write tests/slow.txt from the times of this run")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Before the first temporary folder is made; `--basetemp` and the variable itself say otherwise."""
+    if config.getoption("--write-slow") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(durations.Durations())
     if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= ENOUGH:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that took long when they were measured are `slow`, and so is what only `make nightly` runs."""
+    slow = durations.listed()
+    for item in items:
+        if item.nodeid in slow or item.get_closest_marker("nightly"):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,8 @@ CALLS = {
     errno.EACCES: {"open", "rename", "link", "unlink", "mkdir", "rmdir"},
 }
 """The calls that may answer so."""
+FEW, ALL = pytest.param(7, id="some"), pytest.param(1, id="all", marks=pytest.mark.nightly)
+"""One call in so many fails, each in a world of its own; a prime number, so that no pattern of calls hides another."""
 ATTEMPTS = 20
 """Attempts in which a run must succeed after one error."""
 
@@ -71,14 +73,9 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("daemon.watch.stability.RETRIES.__class__.delay", lambda self, failures: 0.0)
 
 
-@contextmanager
-def each_failure(tmp_path: Path, code: int) -> Iterator[Iterator[tuple[Path, FailNth]]]:
-    """A folder and a refusing observer for every n, until nothing was refused."""
-    yield _failures(tmp_path, code)
-
-
-def _failures(tmp_path: Path, code: int) -> Iterator[tuple[Path, FailNth]]:
-    for number in range(1, 2000):
+def each_failure(tmp_path: Path, code: int, every: int) -> Iterator[tuple[Path, FailNth]]:
+    """A folder and a refusing observer for one n in `every`, until nothing was refused."""
+    for number in range(1, 2000, every):
         root = tmp_path / str(number)
         (root / "drop").mkdir(parents=True)
         fault = FailNth(number, code)
@@ -140,45 +137,43 @@ def _stays_stopped(buffer: FrameBuffer, fault: FailNth) -> None:
     assert (call, path) not in fault.later or call != "fsync", "a failed fsync was repeated"
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("every", [FEW, ALL])
 @pytest.mark.parametrize("code", CALLS, ids=errno.errorcode.get)
-def test_ingest_loses_nothing_by_any_one_error(tmp_path: Path, code: int):
-    with each_failure(tmp_path, code) as failures:
-        for root, fault in failures:
-            files = world.drop_files(root, good=4)
-            oracle = Oracle(root, files, capacity=3)
-            with tapped(root / "state", fault):
-                run_ingest(root, fault)
-            oracle.check()
-            oracle.mend()
-            world.ingest_all(root, world.settings(root, buffer={"capacity_frames": 3}))
-            oracle.check_finished()
+def test_ingest_loses_nothing_by_any_one_error(tmp_path: Path, code: int, every: int):
+    for root, fault in each_failure(tmp_path, code, every):
+        files = world.drop_files(root, good=4)
+        oracle = Oracle(root, files, capacity=3)
+        with tapped(root / "state", fault):
+            run_ingest(root, fault)
+        oracle.check()
+        oracle.mend()
+        world.ingest_all(root, world.settings(root, buffer={"capacity_frames": 3}))
+        oracle.check_finished()
 
 
 OTHERS = [("registry", errno.EIO), ("registry", errno.EMFILE), ("rounds", errno.EIO), ("source", errno.ENOSPC)]
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("every", [FEW, ALL])
 @pytest.mark.parametrize(("job", "code"), OTHERS)
-def test_whatever_else_fails_can_be_done_again(tmp_path: Path, job: str, code: int):
-    with each_failure(tmp_path, code) as failures:
-        for root, fault in failures:
-            oracle = Oracle(root)
-            try:
-                with tapped(root / "state", fault):
-                    world.JOBS[job](root)
-            except DurabilityLost:
-                assert fault.lost_a_sync
-                assert fault.failed is not None
-                assert ("fsync", fault.failed[1]) not in fault.later, "a failed fsync was repeated"
-            except (OSError, StorageError):
-                assert not fault.lost_a_sync, "a lost fsync was taken for something else"
-            else:
-                assert fault.failed is None or not fault.lost_a_sync, f"nobody heard of {fault.failed}"
-            oracle.check()
-            oracle.mend()
-            world.JOBS[job](root)
-            oracle.check(tidy=job != "rounds")
+def test_whatever_else_fails_can_be_done_again(tmp_path: Path, job: str, code: int, every: int):
+    for root, fault in each_failure(tmp_path, code, every):
+        oracle = Oracle(root)
+        try:
+            with tapped(root / "state", fault):
+                world.JOBS[job](root)
+        except DurabilityLost:
+            assert fault.lost_a_sync
+            assert fault.failed is not None
+            assert ("fsync", fault.failed[1]) not in fault.later, "a failed fsync was repeated"
+        except (OSError, StorageError):
+            assert not fault.lost_a_sync, "a lost fsync was taken for something else"
+        else:
+            assert fault.failed is None or not fault.lost_a_sync, f"nobody heard of {fault.failed}"
+        oracle.check()
+        oracle.mend()
+        world.JOBS[job](root)
+        oracle.check(tidy=job != "rounds")
 
 
 def test_a_full_disk_that_stops_the_logs_index_is_a_full_disk(tmp_path: Path):

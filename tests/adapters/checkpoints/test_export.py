@@ -106,23 +106,25 @@ assert not ours, ours
 """
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "names", [("segformer", "mobilevit"), pytest.param(tuple(MODELS), marks=pytest.mark.nightly)], ids=["two", "all"]
+)
 def test_transformers_alone_gives_our_logits(
-    versions: dict[str, int], registry: CheckpointRegistry, tmp_path: Path
+    names: tuple[str, ...], versions: dict[str, int], registry: CheckpointRegistry, tmp_path: Path
 ) -> None:
-    """Every imported kind, from bytes of an image to logits at its size, in a process without mfmd."""
+    """From bytes of an image to logits at its size, in a process without mfmd."""
     from adapters.networks.pixels import normalise
 
     frame = torch.randint(0, 256, (96, 96, 3), dtype=torch.uint8)
     save_file({"frame": frame}, tmp_path / "frame.safetensors")
-    for name in MODELS:
+    for name in names:
         export_version(registry, versions[name], "huggingface", tmp_path / "out" / name)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-c", TRANSFORMERS_ALONE], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    for name in MODELS:
+    for name in names:
         with torch.no_grad():
             expected = network_of(registry, versions[name])(normalise(frame[None]))
         found = load_file(tmp_path / f"{name}.logits")["logits"]
@@ -166,35 +168,36 @@ def in_onnx(folder: Path, images: Tensor) -> Tensor:
     return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
-@pytest.mark.slow
+RUNNERS = {"torch-export": in_torch_export, "onnx": in_onnx}
+ONCE = [("deeplabv2", "torch-export"), ("beit", "onnx")]
+"""Each program once; the first has free sizes, the second has not."""
+
+
 @pytest.mark.parametrize(
-    ("name", "forms"),
+    ("name", "form"),
     [
-        ("deeplabv2", ("torch-export", "onnx")),
-        ("dinov2_map", ("torch-export", "onnx")),
-        ("hrda", ("torch-export", "onnx")),
-        ("segformer", ("onnx",)),
-        ("beit", ("torch-export", "onnx")),
+        pytest.param(name, form, marks=() if (name, form) in ONCE else pytest.mark.nightly)
+        for name in ("deeplabv2", "dinov2_map", "hrda", "beit", "segformer")
+        for form in RUNNERS
+        if (name, form) != ("segformer", "torch-export")
     ],
 )
 def test_programs_give_our_logits_at_other_sizes(
-    name: str, forms: tuple[Format, ...], versions: dict[str, int], registry: CheckpointRegistry, tmp_path: Path
+    name: str, form: Format, versions: dict[str, int], registry: CheckpointRegistry, tmp_path: Path
 ) -> None:
     network = network_of(registry, versions[name])
     sizes = [(1, 64, 96), (3, 64, 96)]
     fixed = name in ("beit", "hrda")
     if not fixed:
         sizes += [(1, 98, 70), (2, 224, 224)]  # no multiple of most strides; all patches of DINOv2's own image size
-    runners = {"torch-export": in_torch_export, "onnx": in_onnx}
-    for form in forms:
-        export_version(registry, versions[name], form, tmp_path / form)
-        described = json.loads((tmp_path / form / "mfmd.json").read_text())["free_dimensions"]
-        assert described == (["batch"] if fixed else ["batch", "height", "width"])
-        for batch, height, width in sizes:
-            images = torch.randn(batch, 3, height, width)
-            with torch.no_grad():
-                expected = network(images)
-            torch.testing.assert_close(runners[form](tmp_path / form, images), expected, atol=1e-4, rtol=1e-3)
+    export_version(registry, versions[name], form, tmp_path / form)
+    described = json.loads((tmp_path / form / "mfmd.json").read_text())["free_dimensions"]
+    assert described == (["batch"] if fixed else ["batch", "height", "width"])
+    for batch, height, width in sizes:
+        images = torch.randn(batch, 3, height, width)
+        with torch.no_grad():
+            expected = network(images)
+        torch.testing.assert_close(RUNNERS[form](tmp_path / form, images), expected, atol=1e-4, rtol=1e-3)
 
 
 def test_free_dimensions_follow_the_kind(versions: dict[str, int], registry: CheckpointRegistry) -> None:

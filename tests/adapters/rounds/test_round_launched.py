@@ -62,7 +62,7 @@ def alive(group: int) -> bool:
     return True
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # each end-to-end test has such a round
 @pytest.mark.timeout(300)
 def test_round_under_accelerate_launch(training_state) -> None:
     folder = training_state.round()
@@ -90,7 +90,7 @@ def test_sigterm_to_the_process_group_stops_cleanly(training_state) -> None:
     assert "Traceback" not in folder.log.read_text() and not folder.candidate.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(300)
 def test_two_processes_train_together_and_one_writes(training_state) -> None:
     folder = training_state.round()

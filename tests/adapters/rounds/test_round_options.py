@@ -1,10 +1,8 @@
 """Options of a round that change how it computes, not what: each works, and gives what the plain round gives."""
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,12 +14,10 @@ from adapters.rounds.inputs import load_inputs
 from adapters.rounds.run import run_round
 from adapters.rounds.stop import StopRequest
 from adapters.rounds.training import Training
-from configs.settings import Settings
-from daemon.rounds.launch import launch_command, launch_environment
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder
+from tests.adapters.rounds.forked_rounds import fork, wait
 
-ROOT = Path(__file__).parents[3]
 SETTLED = {"jitter": 0.0, "blur_probability": 0.0, "source_jitter": 0.0, "classmix": False, "threshold": 0.0}
 """A recipe in which nothing is drawn for a batch as a whole, and q is 1: then batches can be split."""
 
@@ -127,21 +123,17 @@ def test_an_option_that_changes_a_round_leaves_a_plain_candidate(training_state)
     assert {name: tensor.shape for name, tensor in before.items()} == {name: t.shape for name, t in after.items()}
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_round_in_bf16_ends_finite(training_state) -> None:
+    """In a process of its own: Accelerate keeps the first precision that a process asked for."""
     folder = training_state.round(round={"mixed_precision": "bf16"})
-    settings = Settings.model_validate(folder.spec().settings).round
-    with folder.log.open("wb") as log:
-        command, environment = launch_command(settings, folder.spec_path), launch_environment(settings)
-        subprocess.run(command, env=environment, cwd=ROOT, stdout=log, stderr=log, timeout=200, check=True)
+    assert wait(fork(folder, ACCELERATE_MIXED_PRECISION="bf16")) == 0, folder.log.read_text()
     scores = folder.scores()
     assert scores.status == "completed", scores.reason
     assert scores.candidate.finite
     assert {tensor.dtype for tensor in load_file(folder.candidate).values()} == {torch.float32, torch.int64}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")  # of torch's own compiler; other rounds show ours
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")

@@ -43,13 +43,19 @@ def launch(folder: RoundFolder) -> None:
 
 
 RECIPES = [
-    pytest.param(name, mfm, run_pair, id=f"{name}{'+mfm' if mfm else ''}")
+    pytest.param(
+        name,
+        mfm,
+        run_pair,
+        id=f"{name}{'+mfm' if mfm else ''}",
+        marks=() if (name, mfm) == ("dacs", True) else pytest.mark.nightly,
+    )
     for name in RECIPES
     for mfm in (False, True)
     if mfm is not RecipeSettings(name=name).test_time or name == "dacs"
 ]
-"""Each recipe with all that it can have, and the barest one."""
-RECIPES.append(pytest.param("dacs", True, launch, id="launched"))
+"""Each recipe with all that it can have, and the barest one; one of them in every `make test`."""
+RECIPES.append(pytest.param("dacs", True, launch, id="launched", marks=pytest.mark.nightly))
 """What the launcher adds is the same for every recipe, and takes longer than the round."""
 
 

@@ -23,12 +23,17 @@ from tests.adapters.rounds.forked_rounds import DEADLINE, fork, run_pair, wait
 ROOT = Path(__file__).parents[3]
 KILLED = -signal.SIGKILL
 RECIPES = [
-    pytest.param(name, mfm, id=f"{name}{'+mfm' if mfm else ''}")
+    pytest.param(
+        name,
+        mfm,
+        id=f"{name}{'+mfm' if mfm else ''}",
+        marks=() if (name, mfm) == ("dacs", True) else pytest.mark.nightly,
+    )
     for name in RECIPES
     for mfm in (False, True)
     if mfm is not RecipeSettings(name=name).test_time or name == "dacs"
 ]
-"""Each recipe with all that it can have, and the barest one."""
+"""Each recipe with all that it can have, and the barest one; one of them in every `make test`."""
 
 
 def sections(name: str, mfm: bool, **round_settings) -> dict:
@@ -115,7 +120,7 @@ def test_killed_and_gone_on_is_the_same_as_in_one_go(training_state, name: str, 
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_each_of_two_processes_goes_on_from_its_own_statistics(training_state) -> None:
     """Without `sync_batch_norm` they have seen other crops; the file of the second one is compared as well."""
     settings = {"steps": 200, "processes": 2, "sync_batch_norm": False}

@@ -19,14 +19,11 @@ from adaptation_data import LabelledImage, labelled_part, score
 from adaptation_runs import CLASSES, Run, prepare_start, source_model
 from numpy.typing import NDArray
 from serving_options import OPTIONS
-from torch import Tensor
 
 from adapters.inference.forward import ServedForward
 from adapters.inference.segment import segment_image
-from adapters.networks.pixels import normalise
 from configs.serving import ServingSettings
 from configs.settings import Settings
-from storage.media.images import fit_frame
 
 CPU = torch.device("cpu")
 
@@ -53,18 +50,11 @@ def _print_start(start: str, run: Run) -> None:
     exact: list[NDArray[np.uint8]] | None = None
     for name, values in OPTIONS.items():
         forward = ServedForward(copy.deepcopy(network), ServingSettings.model_validate(values), CPU)
-        forward.settle(_image(dusk[-1], settings))
         labels = _labels(forward, dusk, settings)
         exact = labels if exact is None else exact
         same = np.mean([np.mean(one == other) for one, other in zip(labels, exact, strict=True)])
         scores = " | ".join(f"{100 * score(forward, part, settings).miou:.2f}" for part in (day, dusk))
         print(f"| {start} | {name} | {scores} | {100 * same:.2f} % |", flush=True)
-
-
-def _image(one: LabelledImage, settings: Settings) -> Tensor:
-    """A normalised image `[1, 3, h, w]`."""
-    frame = fit_frame(one.image, settings.buffer.height, settings.buffer.width)
-    return normalise(torch.from_numpy(frame.cropped()[None].copy()))
 
 
 def _labels(network: ServedForward, images: Iterable[LabelledImage], settings: Settings) -> list[NDArray[np.uint8]]:

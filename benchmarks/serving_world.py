@@ -23,7 +23,6 @@ from configs.serving import ServingSettings
 from configs.settings import Settings
 from daemon.demo.driving import read_plain_settings
 from daemon.serving.api.answers import png
-from daemon.serving.versions.swap import noise
 from storage.layout import StateLayout
 from storage.media.images import decode_image
 from storage.registry.registry import CheckpointRegistry
@@ -94,7 +93,6 @@ class ServingWorld:
     def expected(self, seed: int, serving: ServingSettings | None = None) -> list[str]:
         """SHA-256 of the PNG that these weights give for each picture, served as these settings or the world's say."""
         forward = ServedForward(self.network(seed), serving or self.settings.serving, torch.device("cpu"))
-        forward.settle(noise((HEIGHT, WIDTH)))
         found = list[str]()
         for content in pictures():
             pixels = decode_image(content, max_bytes=LARGE, max_pixels=LARGE)

@@ -1,15 +1,18 @@
 """New weights into a network that is not in use, in chunks so small that who computes meanwhile waits for none."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from adapters.checkpoints.checkpoint import misfits
+from adapters.inference.folded import Pair
 from storage.errors import CorruptCheckpoint
 
 CHUNK_ELEMENTS = 32_768
@@ -37,23 +40,27 @@ def aside(device: torch.device) -> Iterator[None]:
     stream.synchronize()
 
 
-def copy_weights(network: nn.Module, path: Path) -> None:
+def copy_weights(
+    network: nn.Module, path: Path, plain: Mapping[str, Tensor] | None = None, pairs: Sequence[Pair] = ()
+) -> None:
     """Copy the safetensors file `path` into `network`, which nobody may be using; names, shapes and types first.
 
-    One tensor after the other: no second copy of the whole is made. Raises CorruptCheckpoint, naming tensors, when it
-    cannot be read, when it does not fit (then nothing was copied) or when a value is not finite (then it was in part).
+    The file is that of a network with the state `plain` (its values are not read), by default the state of `network`;
+    the BatchNorm of `pairs` is folded on the way. One tensor after the other: no second copy of the whole is made.
+    Raises CorruptCheckpoint, naming tensors, when the file cannot be read, when it does not fit (then nothing was
+    copied) or when a value is not finite (then it was in part).
     """
     targets = network.state_dict()
     try:
         # As numpy: with `framework="pt"` every tensor leaves two integers behind for good (safetensors 0.8.0).
         with safe_open(path, framework="np") as file:
             found = {name: _described(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118 - no mapping
-            if problems := misfits(targets, found):
+            if problems := misfits(plain or targets, found):
                 raise CorruptCheckpoint(f"{path}: {'; '.join(problems)}")
+            for pair in pairs:
+                _fold(targets, pair, lambda name: _read(path, file, name) if name in found else None)
             for name, target in targets.items():
-                _copy(
-                    target, torch.from_numpy(file.get_tensor(name)), f"{path}: has values that are not finite in {name}"
-                )
+                _copy(target, _read(path, file, name))
     except FileNotFoundError as error:
         raise CorruptCheckpoint(f"{path}: missing; roll back to another version") from error
     except (SafetensorError, OSError) as error:
@@ -65,18 +72,36 @@ def _described(part: Any) -> Tensor:
     return torch.empty(part.get_shape(), dtype=TYPES.get(part.get_dtype(), torch.complex64), device="meta")
 
 
-@torch.no_grad()
-def _copy(target: Tensor, source: Tensor, complaint: str) -> None:
-    for into, chunk in chunks(target, source):
+def _read(path: Path, file: Any, name: str) -> Tensor:
+    """A tensor of the file, of at least one dimension. Raises CorruptCheckpoint for a value that is not finite."""
+    values: Tensor = torch.atleast_1d(torch.from_numpy(file.get_tensor(name)))
+    for chunk in values.split(_rows(values)):
         if chunk.is_floating_point() and not bool(torch.isfinite(chunk).all()):
-            raise CorruptCheckpoint(complaint)
+            raise CorruptCheckpoint(f"{path}: has values that are not finite in {name}")
+    return values
+
+
+def _rows(tensor: Tensor) -> int:
+    """Entries of the first dimension in a chunk: whole ones, so that any memory format will do."""
+    return max(1, CHUNK_ELEMENTS // max(1, tensor[:1].numel()))
+
+
+@torch.no_grad()
+def _copy(target: Tensor, source: Tensor) -> None:
+    rows = _rows(source)
+    for into, chunk in zip(torch.atleast_1d(target).split(rows), source.split(rows), strict=True):
         into.copy_(chunk)
 
 
-def chunks(target: Tensor, source: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs of matching parts along the first dimension, so that any memory format of `target` will do."""
-    if target.dim() == 0:
-        yield target, source
-        return
-    rows = max(1, CHUNK_ELEMENTS // max(1, target[:1].numel()))
-    yield from zip(target.split(rows), source.split(rows), strict=True)
+@torch.no_grad()
+def _fold(targets: dict[str, Tensor], pair: Pair, read: Callable[[str], Tensor | None]) -> None:
+    """Take the convolution of `pair` out of `targets`, and copy into it what both layers do together."""
+    into = [targets.pop(f"{pair.convolution}.{part}") for part in ("weight", "bias")]
+    values = [read(f"{pair.convolution}.{part}") for part in ("weight", "bias")]
+    values += [read(f"{pair.norm}.{part}") for part in ("running_mean", "running_var", "weight", "bias")]
+    rows = _rows(into[0])
+    chunks = [repeat(None) if tensor is None else tensor.split(rows) for tensor in (*into, *values)]
+    for into_weight, into_bias, weight, bias, mean, variance, scale, shift in zip(*chunks, strict=False):
+        fused = fuse_conv_bn_weights(weight, bias, mean, variance, pair.eps, scale, shift)
+        into_weight.copy_(fused[0])
+        into_bias.copy_(fused[1])

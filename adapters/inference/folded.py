@@ -1,154 +1,78 @@
-"""BatchNorm folded into the convolution before it: at test time both are linear, so one does for two.
+"""BatchNorm folded into the convolution before it while a version serves: in eval mode both are linear, so one does.
 
-With a channel's scale s = gamma / sqrt(var + eps), norm(conv(x)) = (s W) * x + (beta + s (b - mean)): Ioffe and Szegedy
-2015 (arXiv 1502.03167), section 3.1. Answers stay the same but for rounding.
+The arithmetic is torch's (`torch.nn.utils.fusion`); the idea is from Ioffe and Szegedy 2015 (arXiv 1502.03167),
+section 3.1. Logits stay the same but for rounding.
 """
 
 import copy
-import weakref
-from dataclasses import dataclass
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from adapters.inference.copying import chunks
-
-COMPARED_SIDE = 64
-"""Side of the part of an image on which forms are compared (pixels): what differs shows on any, and every swap pays."""
+SIDE = 64
+"""Side of the image on which the two forms of a network are compared (pixels)."""
 CLOSE = 1e-3
 """Largest difference of logits, as a share of the largest logit, at which two forms count as the same network."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A convolution and the BatchNorm that alone reads it, in the network that versions are copied into."""
+class Pair(NamedTuple):
+    """Names of a convolution and of the BatchNorm that is folded into it."""
 
-    convolution: nn.Conv2d
-    norm: nn.BatchNorm2d
-    bias: nn.Parameter
-    """Bias of the convolution in the folded form; the weight is shared."""
-
-    @torch.no_grad()
-    def fold(self) -> None:
-        """Scale the weight where it lies and set the bias; the network itself is wrong from now on."""
-        mean, var, bias = self.norm.running_mean, self.norm.running_var, self.convolution.bias
-        assert mean is not None and var is not None
-        scale = torch.rsqrt(var + self.norm.eps) * (1.0 if self.norm.weight is None else self.norm.weight)  # [C]
-        for weight, own in chunks(self.convolution.weight, scale.view(-1, 1, 1, 1)):
-            weight.mul_(own)
-        shift = (0.0 if bias is None else bias) - mean
-        self.bias.copy_(scale * shift + (0.0 if self.norm.bias is None else self.norm.bias))
+    convolution: str
+    norm: str
+    eps: float
+    """What the BatchNorm adds to a variance."""
 
 
-class Folded:
-    """The folded form of a network. Weights are shared: versions are copied into the network, then folded in place."""
+@torch.no_grad()
+def fold_batch_norm(network: nn.Module) -> tuple[Pair, ...]:
+    """Fold BatchNorm layers of `network`, on a CPU and in eval mode, into convolutions, in place; return the pairs.
 
-    def __init__(self, network: nn.Module) -> None:
-        """`network` in eval mode, on its device."""
-        self._network = network
-        self._pairs: list[Pair] | None = None
-        self.form = network
-        """What runs; the network itself until pairs were found, and where folding changes more than rounding."""
-
-    def __len__(self) -> int:
-        """Pairs that are one layer in the form."""
-        return len(self._pairs or ())
-
-    @torch.no_grad()
-    def renew(self, images: Tensor) -> bool:
-        """Fold weights that were copied into the network since the last call, and compare the forms on `images`.
-
-        `images` `[B, 3, H, W]` of the first call also show which BatchNorm reads which convolution. Every version is
-        compared: a convolution that something else reads too shows only once its BatchNorm or that reader was trained.
-        False: folding changes more than rounding, so `form` is the network from now on; copy its weights anew.
-        """
-        images = images[..., :COMPARED_SIDE, :COMPARED_SIDE]
-        if self._pairs is None:
-            self._begin(images)
-        elif self._pairs:
-            exact = self._network(images)
-            self._fold(self._pairs)
-            # outputs that are not finite tell nothing about folding; the warm-up refuses what is made of them
-            if bool(torch.isfinite(exact).all()) and not _close(self.form(images), exact):
-                self.form, self._pairs = self._network, []
-                return False
-        return True
-
-    def _begin(self, images: Tensor) -> None:
-        found, exact = _found(self._network, images)
-        if not bool(torch.isfinite(exact).all()):
-            return  # broken weights tell nothing about the network; the warm-up refuses them
-        form, pairs = _form(self._network, found)
-        kept = [pair.convolution.weight.clone() for pair in pairs]
-        self._fold(pairs)
-        if _close(form(images), exact):
-            self.form, self._pairs = form, pairs
-            return
-        for pair, weight in zip(pairs, kept, strict=True):
-            pair.convolution.weight.copy_(weight)
-        self._pairs = []
-
-    @staticmethod
-    def _fold(pairs: list[Pair]) -> None:
-        for pair in pairs:
-            pair.fold()
+    Pairs are neighbours in the module tree. Their order does not prove that one reads the other, so a copy with random
+    statistics is folded first: where its logits change by more than rounding, `network` stays as it is.
+    """
+    pairs = tuple(_neighbours(network))
+    if not pairs:
+        return ()
+    probe = _randomised(copy.deepcopy(network))
+    images = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    plain = probe(images)
+    _fuse(probe, pairs)
+    if not float((probe(images) - plain).abs().max()) <= CLOSE * float(plain.abs().max()):
+        return ()
+    _fuse(network, pairs)
+    return pairs
 
 
-def _close(logits: Tensor, exact: Tensor) -> bool:
-    return float((logits - exact).abs().max()) <= CLOSE * float(exact.abs().max())
+def _neighbours(network: nn.Module) -> Iterator[Pair]:
+    for prefix, parent in network.named_modules():
+        for (first, layer), (second, norm) in pairwise(parent.named_children()):
+            if not isinstance(layer, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+                continue
+            if norm.running_mean is not None and norm.num_features == layer.out_channels:
+                start = f"{prefix}." if prefix else ""
+                yield Pair(start + first, start + second, norm.eps)
 
 
-def _found(network: nn.Module, images: Tensor) -> tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d]], Tensor]:
-    """Convolutions whose every output is what one BatchNorm reads, with it; and the logits of `images`."""
-    made: dict[int, tuple[weakref.ref[Tensor], nn.Conv2d]] = {}
-    readers: dict[nn.Conv2d, list[nn.BatchNorm2d]] = {}
-    sources: dict[nn.BatchNorm2d, list[nn.Conv2d | None]] = {}
-    calls: dict[nn.Conv2d, int] = {}
-
-    def note_output(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(layer, nn.Conv2d)
-        made[id(output)] = weakref.ref(output), layer  # weak: else all maps of a pass would stay in memory
-        calls[layer] = calls.get(layer, 0) + 1
-
-    def note_input(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, nn.BatchNorm2d)
-        output, source = made.get(id(inputs[0]), (None, None))
-        read = source if output is not None and output() is inputs[0] else None
-        sources.setdefault(layer, []).append(read)
-        if read is not None:
-            readers.setdefault(read, []).append(layer)
-
-    layers = list(network.modules())
-    handles = [one.register_forward_hook(note_output) for one in layers if isinstance(one, nn.Conv2d)]
-    handles += [one.register_forward_pre_hook(note_input) for one in layers if _is_norm(one)]
-    try:
-        logits: Tensor = network(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    pairs = [
-        (layer, norms[0])
-        for layer, norms in readers.items()
-        if set(norms) == {norms[0]} and len(norms) == calls[layer] and set(sources[norms[0]]) == {layer}
-    ]
-    return pairs, logits
+def _randomised(network: nn.Module) -> nn.Module:
+    """`network` as training could leave it: no BatchNorm does nothing, and no layer gives zeros."""
+    random = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.add_(torch.randn(parameter.shape, generator=random), alpha=0.02)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None and layer.running_var is not None:
+            layer.running_mean.normal_(0, 0.5, generator=random)
+            layer.running_var.uniform_(0.5, 2, generator=random)
+    return network
 
 
-def _is_norm(layer: nn.Module) -> bool:
-    return type(layer) is nn.BatchNorm2d and layer.running_mean is not None
-
-
-def _form(network: nn.Module, found: list[tuple[nn.Conv2d, nn.BatchNorm2d]]) -> tuple[nn.Module, list[Pair]]:
-    """A copy of `network` that shares its tensors: convolutions of pairs have a bias, their BatchNorm does nothing."""
-    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    form = copy.deepcopy(network, shared)
-    names = {layer: name for name, layer in network.named_modules()}
-    pairs = []
-    for layer, norm in found:
-        twin = form.get_submodule(names[layer])
-        assert isinstance(twin, nn.Conv2d)
-        twin.bias = nn.Parameter(layer.weight.new_empty(layer.out_channels), requires_grad=False)
-        parent, _, last = names[norm].rpartition(".")
-        setattr(form.get_submodule(parent), last, nn.Identity())
-        pairs.append(Pair(layer, norm, twin.bias))
-    return form, pairs
+def _fuse(network: nn.Module, pairs: tuple[Pair, ...]) -> None:
+    for pair in pairs:
+        convolution, norm = network.get_submodule(pair.convolution), network.get_submodule(pair.norm)
+        assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        network.set_submodule(pair.convolution, fuse_conv_bn_eval(convolution, norm))
+        network.set_submodule(pair.norm, nn.Identity())

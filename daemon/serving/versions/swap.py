@@ -117,7 +117,7 @@ class Swapper:
         with aside(self._device):
             with self._timed("load"):
                 forward = self._forward_for(manifest)
-                forward.load(self._registry.weights_path(version), noise(_input_size(manifest)))
+                forward.load(self._registry.weights_path(version))
             with self._timed("warmup"):
                 resident = Resident(version, manifest, forward)
                 self._warm_up(resident)

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adapters.checkpoints.checkpoint import save_weights
-from adapters.inference.folded import Folded
+from adapters.inference.copying import CHUNK_ELEMENTS, copy_weights
+from adapters.inference.folded import fold_batch_norm
 from adapters.inference.forward import ServedForward
 from adapters.networks.build import build_network
 from adapters.networks.decoders.depthwise import WIDE as WIDE_PADDING
@@ -18,6 +20,7 @@ from adapters.networks.decoders.winograd import WIDE, WinogradConv
 from adapters.networks.network import SegmentationNetwork
 from configs.serving import ServingSettings
 from configs.settings import NetworkSettings
+from storage.errors import CorruptCheckpoint
 
 CPU = torch.device("cpu")
 IMAGES = torch.rand(1, 3, 48, 64, generator=torch.Generator().manual_seed(0))
@@ -47,12 +50,11 @@ def norms_in(network: nn.Module) -> int:
     return sum(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
 
 
-def folded(network: nn.Module, images: Tensor = IMAGES) -> tuple[Folded, Tensor]:
-    """The folded form of a copy, and its logits."""
-    made = Folded(copy.deepcopy(network))
-    made.renew(images)
-    with torch.inference_mode():
-        return made, made.form(images)
+def folded(network: nn.Module) -> nn.Module:
+    """A copy of `network`, folded where that is possible."""
+    form = copy.deepcopy(network)
+    fold_batch_norm(form)
+    return form
 
 
 @pytest.mark.parametrize(
@@ -60,10 +62,10 @@ def folded(network: nn.Module, images: Tensor = IMAGES) -> tuple[Folded, Tensor]
 )
 def test_every_norm_of_our_networks_is_folded_and_logits_stay(name: str, encoder: str) -> None:
     network = tiny(name, encoder)
-    form, logits = folded(network)
-    assert norms_in(network) == len(form) > 0 and norms_in(form.form) == 0
+    form = folded(network)
+    assert norms_in(network) > 0 and norms_in(form) == 0
     with torch.inference_mode():
-        torch.testing.assert_close(logits, network(IMAGES), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(form(IMAGES), network(IMAGES), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -78,20 +80,19 @@ def test_every_norm_of_our_networks_is_folded_and_logits_stay(name: str, encoder
 @pytest.mark.parametrize("affine", [True, False])
 def test_any_convolution_takes_its_norm(layer: nn.Conv2d, affine: bool) -> None:
     network = lived(nn.Sequential(layer, nn.BatchNorm2d(layer.out_channels, affine=affine), nn.ReLU()))
-    form, logits = folded(network)
-    assert len(form) == 1 and norms_in(form.form) == 0
+    form = folded(network)
+    assert norms_in(form) == 0
     with torch.inference_mode():
-        torch.testing.assert_close(logits, network(IMAGES), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(form(IMAGES), network(IMAGES), rtol=1e-4, atol=1e-5)
 
 
 def test_a_winograd_convolution_takes_its_norm() -> None:
     torch.manual_seed(0)
-    maps = torch.randn(1, WIDE, 24, 24)
-    network = lived(nn.Sequential(WinogradConv(WIDE, WIDE), nn.BatchNorm2d(WIDE)))
-    form, logits = folded(network, maps)
-    assert len(form) == 1
+    network = lived(nn.Sequential(nn.Conv2d(3, WIDE, 1), WinogradConv(WIDE, WIDE), nn.BatchNorm2d(WIDE)))
+    form = folded(network)
+    assert norms_in(form) == 0
     with torch.inference_mode():
-        torch.testing.assert_close(logits, network(maps), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(form(IMAGES), network(IMAGES), rtol=1e-3, atol=1e-4)
 
 
 class Branches(nn.Module):
@@ -99,8 +100,8 @@ class Branches(nn.Module):
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
-        self.norm, self.other = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.first, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)  # neighbours, so tried as a pair
+        self.second, self.other = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
         self.kind = kind
 
     def forward(self, images: Tensor) -> Tensor:
@@ -135,74 +136,80 @@ class Branches(nn.Module):
 def test_what_cannot_be_folded_runs_as_it_is(kind: str) -> None:
     torch.manual_seed(1)
     network = lived(Branches(kind))
-    form, logits = folded(network)
-    assert len(form) == 0 and norms_in(form.form) == norms_in(network)
+    form = folded(network)
+    assert norms_in(form) == norms_in(network)
     with torch.inference_mode():
-        assert torch.equal(logits, network(IMAGES))
+        assert torch.equal(form(IMAGES), network(IMAGES))
+
+
+@pytest.mark.parametrize("kind", ["changed in place", "functional reader"])
+def test_it_is_seen_on_fresh_weights_too_whose_norms_do_nothing(kind: str) -> None:
+    network = Branches(kind).eval()
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.zeros_(layer.weight)
+    assert norms_in(folded(network)) == norms_in(network)
 
 
 def test_a_norm_that_learns_from_each_batch_is_left() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)).eval()
-    assert len(folded(network)[0]) == 0
-
-
-def test_versions_loaded_one_after_the_other_each_answer_for_themselves(tmp_path: Path) -> None:
-    forward = ServedForward(tiny("deeplabv3plus", "resnet_tiny"), ServingSettings(), CPU)
-    for seed in (1, 2, 1):
-        network = tiny("deeplabv3plus", "resnet_tiny", seed)
-        save_weights(network, tmp_path / "w.safetensors")
-        forward.load(tmp_path / "w.safetensors", IMAGES)
-        forward.settle(IMAGES)  # once more changes nothing
-        assert forward.layers_folded == norms_in(network)
-        with torch.inference_mode():
-            torch.testing.assert_close(forward(IMAGES), network(IMAGES), rtol=1e-4, atol=1e-5)
+    assert norms_in(folded(network)) == 1
 
 
 def loaded(forward: ServedForward, network: nn.Module, path: Path) -> Tensor:
     """Logits of `forward` after it loaded the weights of `network`."""
     save_weights(network, path)
-    forward.load(path, IMAGES)
+    forward.load(path)
     with torch.inference_mode():
         return forward(IMAGES)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("kind", ["changed in place", "functional reader"])
-def test_what_shows_only_in_a_later_version_that_it_cannot_be_folded_is_served_as_it_is(
-    kind: str, compiled: bool, tmp_path: Path
-) -> None:
-    torch.manual_seed(1)
-    fresh = Branches(kind).eval()
-    assert isinstance(fresh.norm, nn.BatchNorm2d) and fresh.norm.running_var is not None
-    fresh.norm.running_var.fill_(1 - fresh.norm.eps)  # it does nothing until it is trained
-    forward = ServedForward(copy.deepcopy(fresh), ServingSettings(compile=compiled), CPU)  # type: ignore[arg-type]
-    loaded(forward, fresh, tmp_path / "w.safetensors")
-    assert forward.layers_folded == 1, "else this tests nothing"
-    for seed in (2, 3):
-        network = lived(Branches(kind), seed)
+def test_versions_loaded_one_after_the_other_each_answer_for_themselves(tmp_path: Path) -> None:
+    forward = ServedForward(tiny("deeplabv3plus", "resnet_tiny"), ServingSettings(), CPU)
+    tensors = {name: tensor.data_ptr() for name, tensor in forward.network.state_dict().items()}
+    assert norms_in(forward.network) == 0
+    for seed in (1, 2, 1):
+        network = tiny("deeplabv3plus", "resnet_tiny", seed)
         logits = loaded(forward, network, tmp_path / "w.safetensors")
         with torch.inference_mode():
-            assert forward.layers_folded == 0 and torch.equal(logits, network(IMAGES))
+            torch.testing.assert_close(logits, network(IMAGES), rtol=1e-4, atol=1e-5)
+            assert torch.equal(logits, ServedForward(network, ServingSettings(), CPU)(IMAGES)), "as folded in place"
+    same = {name: tensor.data_ptr() for name, tensor in forward.network.state_dict().items()}
+    assert same == tensors, "copied into the same memory, without a second copy of the weights"
 
 
-def test_broken_weights_after_good_ones_are_left_for_the_warm_up_and_decide_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("affine", [True, False])
+def test_large_layers_are_folded_in_chunks(tmp_path: Path, affine: bool) -> None:
+    network = lived(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 3000, 3), nn.BatchNorm2d(3000, affine=affine)))
+    form = copy.deepcopy(network)
+    plain, pairs = network.state_dict(), fold_batch_norm(form)
+    assert len(pairs) == 1 and plain["1.weight"].numel() > 3 * CHUNK_ELEMENTS
+    other = lived(copy.deepcopy(network), seed=1)
+    save_file(other.state_dict(), tmp_path / "w.safetensors")
+    copy_weights(form, tmp_path / "w.safetensors", plain, pairs)
+    with torch.inference_mode():
+        torch.testing.assert_close(form(IMAGES), other(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_of_folded_weights_or_without_a_norm_does_not_fit(tmp_path: Path) -> None:
+    forward = ServedForward(tiny("deeplabv3plus", "resnet_tiny"), ServingSettings(), CPU)
+    save_weights(forward.network, tmp_path / "folded.safetensors")
+    with pytest.raises(CorruptCheckpoint, match="lacks"):
+        forward.load(tmp_path / "folded.safetensors")
+
+
+@pytest.mark.parametrize("name", ["running_var", "weight"])
+def test_a_value_of_a_norm_that_is_not_finite_is_refused(tmp_path: Path, name: str) -> None:
     network = tiny("deeplabv3plus", "resnet_tiny")
     forward = ServedForward(copy.deepcopy(network), ServingSettings(), CPU)
-    loaded(forward, network, tmp_path / "w.safetensors")
-    broken = copy.deepcopy(network)
+    norm = next(layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d))
     with torch.no_grad():
-        for layer in broken.modules():
-            if isinstance(layer, nn.BatchNorm2d) and layer.running_var is not None:
-                layer.running_var.fill_(-1)  # finite, but its root is not
-    assert not torch.isfinite(loaded(forward, broken, tmp_path / "w.safetensors")).all()
-    good = loaded(forward, network, tmp_path / "w.safetensors")
-    with torch.inference_mode():
-        torch.testing.assert_close(good, network(IMAGES), rtol=1e-4, atol=1e-5)
-    assert forward.layers_folded == norms_in(network)
+        getattr(norm, name)[0] = float("inf")
+    with pytest.raises(CorruptCheckpoint, match=f"not finite in .*{name}"):
+        loaded(forward, network, tmp_path / "w.safetensors")
 
 
-def test_broken_weights_do_not_decide_for_those_to_come(tmp_path: Path) -> None:
+def test_broken_weights_are_left_for_the_warm_up_and_decide_nothing(tmp_path: Path) -> None:
     network = tiny("deeplabv3plus", "resnet_tiny")
     broken = copy.deepcopy(network)
     with torch.no_grad():
@@ -210,27 +217,14 @@ def test_broken_weights_do_not_decide_for_those_to_come(tmp_path: Path) -> None:
             if isinstance(layer, nn.BatchNorm2d) and layer.running_var is not None:
                 layer.running_var.fill_(-1)  # finite, but its root is not
     forward = ServedForward(tiny("deeplabv3plus", "resnet_tiny", 2), ServingSettings(), CPU)
-    save_weights(broken, tmp_path / "broken.safetensors")
-    forward.load(tmp_path / "broken.safetensors", IMAGES)
+    assert not torch.isfinite(loaded(forward, broken, tmp_path / "w.safetensors")).all()
+    good = loaded(forward, network, tmp_path / "w.safetensors")
     with torch.inference_mode():
-        assert not torch.isfinite(forward(IMAGES)).all(), "left for the warm-up to refuse"
-    save_weights(network, tmp_path / "w.safetensors")
-    forward.load(tmp_path / "w.safetensors", IMAGES)
-    assert forward.layers_folded == norms_in(network)
-    with torch.inference_mode():
-        torch.testing.assert_close(forward(IMAGES), network(IMAGES), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(good, network(IMAGES), rtol=1e-4, atol=1e-5)
 
 
 def test_without_the_option_the_network_runs_as_it_is() -> None:
     network = tiny("deeplabv3plus", "resnet_tiny")
     forward = ServedForward(copy.deepcopy(network), ServingSettings(fold_batch_norm=False), CPU)
-    forward.settle(IMAGES)
     with torch.inference_mode():
-        assert forward.layers_folded == 0 and torch.equal(forward(IMAGES), network(IMAGES))
-
-
-def test_folding_holds_no_second_copy_of_the_weights() -> None:
-    form, _ = folded(tiny("deeplabv3plus", "resnet_tiny"))
-    own = {tensor.data_ptr() for tensor in form._network.parameters()}
-    new = [tensor for tensor in form.form.parameters() if tensor.data_ptr() not in own]
-    assert all(tensor.dim() == 1 for tensor in new), "only biases are new"
+        assert norms_in(forward.network) > 0 and torch.equal(forward(IMAGES), network(IMAGES))

@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from adapters import inference
+from adapters.inference import segment as inference
 from adapters.inference.segment import choose_device, labels_at, logits_of, segment_fitted, segment_image
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork

@@ -115,7 +115,7 @@ def test_on_a_gpu_the_copy_goes_through_a_stream_of_its_own(tmp_path: Path) -> N
 
 
 def test_float32_is_the_network_itself() -> None:
-    forward, image = served(), images(1)[0]
+    forward, image = served(fold_batch_norm=False), images(1)[0]
     with torch.inference_mode():
         assert torch.equal(forward(image), tiny_network(1)(image))
     assert forward.computes == "float32"

@@ -24,7 +24,6 @@ from configs.settings import Settings
 from daemon.net.tls import tls_files
 from daemon.serving.plane import InferencePlane
 from daemon.serving.server import make_server
-from daemon.serving.versions.swap import noise
 from storage.durable import write_record
 from storage.layout import StateLayout
 from storage.registry.manifest import Ref
@@ -62,9 +61,7 @@ def tiny_network(seed: int, *, name: str = "daformer", encoder: str = "mit_tiny"
 
 def served_form(network: SegmentationNetwork) -> ServedForward:
     """What a plane makes of these weights as it serves by default: its answers are right to the last bit."""
-    forward = ServedForward(copy.deepcopy(network), ServingSettings(), torch.device("cpu"))
-    forward.settle(noise((HEIGHT, WIDTH)))
-    return forward
+    return ServedForward(copy.deepcopy(network), ServingSettings(), torch.device("cpu"))
 
 
 @functools.cache

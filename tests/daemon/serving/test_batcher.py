@@ -125,7 +125,7 @@ def test_one_image_that_breaks_a_batch_does_not_fail_the_others(plane: Inference
         if any(float(image.std()) < 2 and image.shape[-1] == WIDTH and float(image.max()) < 0 for image in inputs[0]):
             raise RuntimeError("out of memory")
 
-    resident.forward.form.register_forward_pre_hook(out_of_memory)
+    resident.forward.network.register_forward_pre_hook(out_of_memory)
     good, bad, other = plane.batcher.submit(resident, [fitted(seed=0), poison, fitted(seed=2)])
     plane.batcher.start()
     assert good.result(30).shape == other.result(30).shape == (HEIGHT, WIDTH)

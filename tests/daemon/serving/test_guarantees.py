@@ -88,7 +88,7 @@ def test_2_a_resident_version_is_warmed_up_at_shapes_that_came_after_it(world: W
     assert look(plane) == 2 and first is not None
     ask(plane, *SIZES)
     shapes: list[tuple[int, ...]] = []
-    first.forward.form.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[-2:])))
+    first.forward.network.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[-2:])))
     world.registry.roll_back(to=1, by="operator", reason="")
     assert look(plane) == 1
     assert sorted(shapes) == [(32, 96), (64, 64)], "the full size was warmed up before, the others were not"
@@ -160,7 +160,7 @@ def test_5_a_request_in_flight_finishes_on_the_version_it_began_with_and_names_i
             reached.set()
             assert gate.wait(30)
 
-        handle = live.forward.form.register_forward_pre_hook(hold)
+        handle = live.forward.network.register_forward_pre_hook(hold)
         answers: list[httpx.Response] = []
         asking = threading.Thread(target=lambda: answers.append(served.segment(image_bytes())))
         asking.start()

@@ -86,7 +86,7 @@ def test_a_late_answer_is_503_and_its_place_is_free(hasty: Served) -> None:
     gate = threading.Event()
     live = hasty.plane.slots.live
     assert live is not None
-    handle = live.forward.form.register_forward_pre_hook(lambda *_: gate.wait(30) and None)
+    handle = live.forward.network.register_forward_pre_hook(lambda *_: gate.wait(30) and None)
     answers: list[httpx.Response] = []
     clients = [threading.Thread(target=lambda: answers.append(hasty.segment(image_bytes()))) for _ in range(3)]
     for client in clients:
@@ -107,7 +107,7 @@ def test_a_slow_image_among_many_infer_images_is_503_in_the_protocol(hasty: Serv
     gate = threading.Event()
     live = hasty.plane.slots.live
     assert live is not None
-    handle = live.forward.form.register_forward_pre_hook(lambda *_: gate.wait(30) and None)
+    handle = live.forward.network.register_forward_pre_hook(lambda *_: gate.wait(30) and None)
     tensor = {"name": "images", "shape": [2, 2, 2, 3], "datatype": "UINT8", "data": [0] * 24}
     answer = hasty.client.post("/v2/models/segmentation/infer", json={"inputs": [tensor]})
     handle.remove()
@@ -126,7 +126,7 @@ def test_who_hangs_up_frees_his_place(world: World) -> None:
         def closed(*_: object) -> None:
             assert gate.wait(30)
 
-        handle, image = live.forward.form.register_forward_pre_hook(closed), image_bytes()
+        handle, image = live.forward.network.register_forward_pre_hook(closed), image_bytes()
         with ExitStack() as gone:
             for _ in range(5):
                 gone.enter_context(connection(served)).sendall(POST % len(image) + image)

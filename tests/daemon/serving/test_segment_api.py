@@ -200,7 +200,7 @@ def test_a_full_queue_answers_503_with_retry_after(world: World) -> None:
         gate = threading.Event()
         live = served.plane.slots.live
         assert live is not None
-        handle = live.forward.form.register_forward_pre_hook(lambda *_: gate.wait(30) and None)
+        handle = live.forward.network.register_forward_pre_hook(lambda *_: gate.wait(30) and None)
         answers: list[httpx.Response] = []
         clients = [threading.Thread(target=lambda: answers.append(served.segment(image_bytes()))) for _ in range(3)]
         for waiting, client in enumerate(clients):
@@ -275,7 +275,7 @@ def test_a_failure_of_the_network_is_a_500_that_explains_itself(shared: Served) 
     def fail(*_: object) -> None:
         raise RuntimeError("device lost")
 
-    handle = live.forward.form.register_forward_pre_hook(fail)
+    handle = live.forward.network.register_forward_pre_hook(fail)
     response = shared.segment(image_bytes())
     assert (response.status_code, response.json()["code"]) == (500, "internal")
     assert response.headers["X-Checkpoint-Version"] == "1", "every answer names its version"

@@ -49,7 +49,7 @@ def test_sliding_windows_compute_in_the_format_of_the_settings(world: World) -> 
             live = served.plane.slots.live
             assert live is not None and live.forward.computes == "bf16"
             in_bf16: list[bool] = []
-            live.forward.form.register_forward_pre_hook(
+            live.forward.network.register_forward_pre_hook(
                 lambda *_, seen=in_bf16: seen.append(torch.is_autocast_enabled("cpu"))
             )
             labels = mask_of(served.segment(image_bytes(*size)))

@@ -4,20 +4,17 @@ import threading
 from pathlib import Path
 
 import pytest
-import torch
 
 from adapters.checkpoints.checkpoint import make_manifest
-from adapters.inference.forward import ServedForward
 from daemon.serving.errors import NotReady, VersionNotLoaded
 from daemon.serving.versions.slots import Resident, Slots
-from tests.daemon.serving.serving_world import settings_for, tiny_network, wait_until
+from tests.daemon.serving.serving_world import served_form, settings_for, tiny_network, wait_until
 
 MANIFEST = make_manifest(settings_for(Path("unused")), origin="pretrain")
 
 
 def resident(version: int) -> Resident:
-    settings = settings_for(Path("unused")).serving
-    return Resident(version, MANIFEST, ServedForward(tiny_network(version), settings, torch.device("cpu")))
+    return Resident(version, MANIFEST, served_form(tiny_network(version)))
 
 
 def test_nothing_live_is_not_ready() -> None:

@@ -139,7 +139,7 @@ def test_requests_in_flight_finish_on_the_version_they_began_with(world: World) 
 
         live = served.plane.slots.live
         assert live is not None
-        handle = live.forward.form.register_forward_pre_hook(hold)
+        handle = live.forward.network.register_forward_pre_hook(hold)
         answers: list[httpx.Response] = []
         asking = threading.Thread(target=lambda: answers.append(served.segment(image_bytes())))
         asking.start()

@@ -1,6 +1,8 @@
 """Read a configuration: YAML file + environment -> `Settings`, or one clear line about what is wrong."""
 
+import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from configs.retired import RETIRED
 from configs.settings import Settings
 
 DEFAULT_FILE = Path("mfmd.yaml")
-RESERVED_ENV = frozenset({"MFMD_CONFIG", "MFMD_FAILPOINT"})
+STATE_VARIABLE, FAILPOINT = "MFMD_STATE", "MFMD_FAILPOINT"
+RESERVED_ENV = frozenset({"MFMD_CONFIG", FAILPOINT})
 """Environment variables with our prefix that are not settings: `MFMD_CONFIG` names the file, `MFMD_FAILPOINT` a place
 where a test ends the process (`storage/failpoints.py`)."""
 
@@ -55,13 +58,51 @@ def load_settings(path: Path) -> Settings:
         raise ConfigError(f"{place}: {_explain(first)}") from error
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def state_directory(path: Path) -> Path:
+    """The state directory that `path` or the environment names, though the rest of the file may not be valid.
+
+    Raises ConfigError when the file cannot be read or names the directory in no way that can be understood.
+    """
+    named = os.environ.get(STATE_VARIABLE)
+    if named is None:
+        named = _named_state(path)
+    return (path.resolve().parent / Path(named).expanduser()).resolve()
+
+
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` without the variables that set settings: for a child that is given the resolved ones."""
+    return {name: value for name, value in environment.items() if not name.startswith("MFMD_") or name == FAILPOINT}
+
+
+def _named_state(path: Path) -> str:
+    """`state` of a file that may be no YAML: then its line at the left margin is read by itself."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _read_yaml(path)
+    except ConfigError:
+        if not path.is_file():
+            raise
+        line = re.search(r"^state:.*$", path.read_text(encoding="utf-8", errors="replace"), flags=re.MULTILINE)
+        try:
+            values = yaml.safe_load(line.group()) if line else {}
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: state: cannot be understood; MFMD_STATE names it all the same") from error
+    named = values.get("state", Settings.model_fields["state"].default)
+    if not isinstance(named, str | Path):
+        raise ConfigError(f"{path}: state: expected a path, found a {type(named).__name__}")
+    return str(named)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """The content of a file: YAML, or JSON where the name says so."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; `mfmd init` writes one") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {_what_is_wrong(error)}") from None  # its text shows lines
     if data is None:

@@ -10,6 +10,7 @@ from daemon.masks.mask_file import check_masks
 from daemon.net.tls import tls_files
 from daemon.net.token import control_token
 from daemon.parts import DaemonParts
+from daemon.runtime.in_force import SNAPSHOT, SettingsInForce, reloaded_on_hang_up
 from daemon.runtime.logs import configure_logs, get_logger
 from daemon.runtime.run_record import publish_record
 from daemon.runtime.signals import stop_event
@@ -23,20 +24,22 @@ log = get_logger(__name__)
 def run(settings: Settings, config: Path) -> int:
     """Run the daemon on `settings` until SIGTERM or SIGINT; 0 after a clean stop.
 
-    `config` is the file the settings came from; children read it again. Raises AlreadyRunning, NoCheckpoint,
+    `config` is the file the settings came from; a reload reads it again. Raises AlreadyRunning, NoCheckpoint,
     ConfigError (a public address without a token, an unusable certificate), AddressInUse, BufferMismatch or another
     StorageError.
     """
     configure_logs(settings.log)
+    in_force = SettingsInForce(settings, config)
     layout = StateLayout(settings.state)
     check_folders(settings)
-    with stop_event() as stop, layout.lock():
+    with reloaded_on_hang_up(in_force), stop_event() as stop, layout.lock():
         layout.create()
         require_version(settings, CheckpointRegistry(layout.checkpoints))
         token = control_token(settings.control, layout)
         tls = tls_files("control", settings.control.certificate, settings.control.key)
         with bind(settings.control) as listener:
-            parts = DaemonParts(settings, config, token)
+            in_force.publish(layout.run_file(SNAPSHOT))
+            parts = DaemonParts(in_force, token)
             server = ControlServer(parts.app, listener, tls)
             try:
                 parts.start()
@@ -48,6 +51,7 @@ def run(settings: Settings, config: Path) -> int:
             finally:
                 layout.run_file("daemon").unlink(missing_ok=True)
                 parts.stop()
+                layout.run_file(SNAPSHOT).unlink(missing_ok=True)
                 server.stop()
                 log.info("daemon_stopped")
 

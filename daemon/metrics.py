@@ -13,7 +13,7 @@ from importlib import metadata
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from configs.settings import Settings
-from daemon.runtime.activity import MODES
+from daemon.runtime.activity import MODES, FileActivity
 from daemon.runtime.metric_table import MetricTable, counter, expose, gauge, histogram
 from storage.buffer.catalog_records import SKIP_REASONS
 from storage.rounds.records import CHECKS
@@ -185,8 +185,23 @@ class ProcessMetrics(MetricTable):
         component=COMPONENTS,
     )
 
+    settings_valid = gauge(
+        "mfmd_config_file_valid", "1 while the configuration file is valid; the settings in force stay either way"
+    )
+    settings_changed = gauge(
+        "mfmd_config_changed_settings",
+        "Settings whose value in the configuration file is not the one in force, by what applies it: reload, restart",
+        needs=("reload", "restart"),
+    )
+    reloads = counter(
+        "mfmd_config_reloads",
+        "Reloads of the settings since the daemon started, by result: ok, refused (nothing changed)",
+        result=("ok", "refused"),
+    )
+
     def __init__(self, registry: CollectorRegistry, settings: Settings) -> None:
         super().__init__(registry)
+        self.settings_valid.set(1)
         self.build.labels(metadata.version("mfmd"), platform.python_version()).set(1)
         self.show(settings)
 
@@ -195,6 +210,12 @@ class ProcessMetrics(MetricTable):
         digest = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()
         self.settings_hash.clear()
         self.settings_hash.labels(digest).set(1)
+
+    def compared(self, file: FileActivity) -> None:
+        """Expose how the configuration file differs from the settings in force."""
+        self.settings_valid.set(not file.problem)
+        self.settings_changed.labels(needs="reload").set(len(file.reload))
+        self.settings_changed.labels(needs="restart").set(len(file.restart))
 
     def ticked(self, component: str) -> None:
         """A step ended."""

@@ -15,6 +15,7 @@ from daemon.rounds.recovery import recover
 from daemon.rounds.runner import GRACE_SECONDS
 from daemon.runtime.activity import Activity, ActivityWriter, IngestActivity
 from daemon.runtime.health import Health
+from daemon.runtime.in_force import SNAPSHOT, SettingsInForce
 from daemon.runtime.logs import get_logger
 from daemon.runtime.supervisor import CHILD_SECONDS, PLANE_SECONDS, ChildSpec, Supervisor
 from daemon.runtime.worker import Component
@@ -32,8 +33,9 @@ log = get_logger(__name__)
 class DaemonParts:
     """Everything that runs under the state directory's lock."""
 
-    def __init__(self, settings: Settings, config: Path, token: str) -> None:
+    def __init__(self, in_force: SettingsInForce, token: str) -> None:
         """Open the buffer, clean up after a crash, build the parts; nothing runs yet."""
+        self._in_force, settings = in_force, in_force.now
         self._settings = settings
         self._layout = StateLayout(settings.state)
         self._registry = CheckpointRegistry(self._layout.checkpoints)
@@ -41,12 +43,13 @@ class DaemonParts:
         self._buffer = FrameBuffer.open(self._layout, settings.buffer, writable=True)
         try:
             interrupted = recover(settings, self._buffer, self._registry)
-            self._build(config, token, interrupted)
+            self._build(token, interrupted)
         except BaseException:
             self._buffer.close()
             raise
 
-    def _build(self, config: Path, token: str, interrupted: int | None) -> None:
+    def _build(self, token: str, interrupted: int | None) -> None:
+        config = self._layout.run_file(SNAPSHOT)  # what children are started with
         hints = Hints(lambda: self._ingest_thread.wake())
         self._ingest = Ingest(self._settings, self._buffer, self.metrics.ingest, hints)
         self._rounds = RoundLoop(
@@ -67,12 +70,21 @@ class DaemonParts:
             Component("activity", self._activity.step, meter),
         ]
         health = Health(self._components, may_take_long="rounds", registry=self._registry)
-        collector = StateCollector(self._settings, self._buffer.catalog, self._supervisor.states)
-        self.metrics.registry.register(collector)
+        self._collector = StateCollector(self._settings, self._buffer.catalog, self._supervisor.states)
+        self.metrics.registry.register(self._collector)
         context = ControlContext(
-            self._settings, self._registry, self._rounds, self.metrics, health, token, self._ingest.retries
+            self._in_force, self._registry, self._rounds, self.metrics, health, token, self._ingest.retries
         )
         self.app = create_control_app(context)
+        self._in_force.after_reload = self._reloaded
+
+    def _reloaded(self, done: bool) -> None:
+        """Let every part with live settings use those in force now; a round that runs keeps its own."""
+        self.metrics.process.reloads.labels(result="ok" if done else "refused").inc()
+        settings = self._in_force.now
+        self.metrics.process.show(settings)
+        self._rounds.settings = self._collector.settings = settings
+        self._ingest.use(settings)
 
     def start(self) -> None:
         """Start every thread."""
@@ -105,8 +117,9 @@ class DaemonParts:
         if self._ingest_thread.failed:
             ingest = IngestActivity(state="failed", reason=self._ingest_thread.trouble or "")
         trouble = {part.name: part.trouble for part in self._components if part.trouble and not part.failed}
-        children, mirrors = self._supervisor.states(), self._publisher.states()
-        return Activity(watch=watch, ingest=ingest, children=children, mirrors=mirrors, trouble=trouble)
+        children, mirrors, file = self._supervisor.states(), self._publisher.states(), self._in_force.compare()
+        self.metrics.process.compared(file)
+        return Activity(watch=watch, ingest=ingest, children=children, mirrors=mirrors, settings=file, trouble=trouble)
 
 
 def _patience(part: Component) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from storage import durable
 from storage.errors import AlreadyRunning
 
-OF_THE_HOLDER = ("daemon", "activity")
+OF_THE_HOLDER = ("daemon", "activity", "settings")
 """Run files that speak of the process that holds the lock, and are its own."""
 
 

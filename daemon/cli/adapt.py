@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, read_settings, registry_of
+from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, registry_of, running_settings
 from daemon.cli.output import print_json, print_table
 from daemon.exit_codes import ExitCode
 
@@ -29,7 +29,7 @@ def add_to(app: typer.Typer, panel: str) -> None:
 
 def adapt(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Run one round now and print the gate's verdict; exit 3 unless the candidate was accepted."""
-    settings = read_settings(config)
+    settings = running_settings(config)
     layout = layout_of(settings)
     from daemon.cli.live import live_progress
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, read_settings
+from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, read_settings, running_settings
 from daemon.cli.output import local_time, print_json
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def add_to(app: typer.Typer, panel: str) -> None:
 @buffer_app.command(epilog="Example: mfmd buffer info")
 def info(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Show what the buffer holds and takes: frames, sizes, bytes, sources, leases. Works beside a running daemon."""
-    settings = read_settings(config)
+    settings = running_settings(config)
     from storage.buffer.info import buffer_info
 
     found = buffer_info(layout_of(settings), settings.buffer)
@@ -68,7 +68,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write frames as image files with an index, without their padding. Works beside a running daemon."""
-    settings = read_settings(config)
+    settings = running_settings(config)
     from storage.buffer.export import export_frames
     from storage.buffer.frames import FrameBuffer
     from storage.errors import FramesRefused

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, read_settings
+from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, running_settings
 from daemon.cli.output import print_json
 from daemon.exit_codes import ExitCode
 
@@ -28,7 +28,7 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Verify buffer, registry, rounds and source; exit 1 when an error is found (with --repair: when one is left)."""
-    layout = layout_of(read_settings(config))
+    layout = layout_of(running_settings(config))
     from storage.checking import Severity, check_state, repair_state
 
     mended: list[Problem] = []

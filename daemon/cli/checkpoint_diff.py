@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, read_settings, registry_of
+from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, registry_of, running_settings
 from daemon.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Compare two versions: settings, manifest, scores, and how far each tensor moved."""
-    registry = registry_of(read_settings(config))
+    registry = registry_of(running_settings(config))
     from daemon.status.version_diff import diff_versions
 
     found = diff_versions(registry, first, second)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from daemon.cli.checkpoint_diff import diff
-from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, ReasonOption, read_settings, registry_of
+from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, ReasonOption, registry_of, running_settings
 from daemon.cli.output import headline, local_time, print_json, print_table
 from daemon.exit_codes import ExitCode
 
@@ -45,7 +45,7 @@ def add_to(app: typer.Typer, panel: str) -> None:
 @checkpoints_app.command("list", epilog="Example: mfmd checkpoints list")
 def list_(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """List every version with its origin, scores and what points at it."""
-    registry = registry_of(read_settings(config))
+    registry = registry_of(running_settings(config))
     _say_damage(registry)
     marks = _marks(registry)
     rows = [_summary(registry, version, own) for version, own in marks.items()]
@@ -65,7 +65,7 @@ def show(number: NumberArgument, config: ConfigOption = DEFAULT_CONFIG, as_json:
     """Show a version: where it came from, its scores and verdict, its shadow, its history. Verifies its files."""
     import yaml
 
-    settings = read_settings(config)
+    settings = running_settings(config)
     registry = registry_of(settings)
     manifest = registry.manifest(number)
     registry.verify(number)
@@ -90,7 +90,7 @@ def pin(
     as_json: JsonOption = False,
 ) -> None:
     """Keep a version for ever: retention never removes it."""
-    registry = registry_of(read_settings(config))
+    registry = registry_of(running_settings(config))
     registry.pin(number, OPERATOR, reason)
     _say_pins(registry, as_json, f"Version {number} is pinned.")
 
@@ -103,7 +103,7 @@ def unpin(
     as_json: JsonOption = False,
 ) -> None:
     """Let retention remove a version again."""
-    registry = registry_of(read_settings(config))
+    registry = registry_of(running_settings(config))
     registry.unpin(number, OPERATOR, reason)
     _say_pins(registry, as_json, f"Version {number} is no longer pinned.")
 
@@ -113,7 +113,7 @@ def verify(numbers: NumbersArgument = None, config: ConfigOption = DEFAULT_CONFI
     """Hash the files of versions (all if none is named) and compare them with the manifests; exit 1 on damage."""
     from storage.errors import CorruptCheckpoint
 
-    registry, rows = registry_of(read_settings(config)), []
+    registry, rows = registry_of(running_settings(config)), []
     for number in numbers or registry.versions():
         damage = None
         try:
@@ -140,7 +140,7 @@ def prune(
     """Remove the oldest versions, and all but the newest few that never served; never what serves, served before it, is
     pinned, in the shadow or was released.
     """
-    settings = read_settings(config)
+    settings = running_settings(config)
     registry = registry_of(settings)
     kept = settings.registry.keep_versions if keep is None else keep
     removed = registry.prunable(kept) if dry_run else registry.prune(kept, by=OPERATOR)
@@ -154,14 +154,14 @@ def prune(
 @checkpoints_app.command(epilog="Example: mfmd checkpoints shadow 3")
 def shadow(number: NumberArgument, reason: ReasonOption = "", config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Run a version in the shadow of the one that serves, on a share of its requests (serving.shadow_fraction)."""
-    registry_of(read_settings(config)).set_shadow(number, by=OPERATOR, reason=reason)
+    registry_of(running_settings(config)).set_shadow(number, by=OPERATOR, reason=reason)
     typer.echo(f"Version {number} is the shadow.")
 
 
 @checkpoints_app.command(epilog="Example: mfmd checkpoints unshadow")
 def unshadow(reason: ReasonOption = "", config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Run no version in the shadow any more."""
-    registry_of(read_settings(config)).set_shadow(None, by=OPERATOR, reason=reason)
+    registry_of(running_settings(config)).set_shadow(None, by=OPERATOR, reason=reason)
     typer.echo("No version is the shadow.")
 
 
@@ -173,7 +173,7 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Serve an earlier version again; the servers follow at once. Works with the daemon up or down."""
-    settings = read_settings(config)
+    settings = running_settings(config)
     from daemon.gate.promotion import roll_back
 
     registry = registry_of(settings)

@@ -27,6 +27,13 @@ def read_settings(config: Path) -> "Settings":
     return load_settings(config)
 
 
+def running_settings(config: Path) -> "Settings":
+    """The settings of the daemon that runs; without one those in `config`. Raises ConfigError."""
+    from daemon.runtime.in_force import running_settings as running
+
+    return running(config)
+
+
 def layout_of(settings: "Settings") -> "StateLayout":
     """The state directory's layout."""
     from storage.layout import StateLayout

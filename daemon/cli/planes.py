@@ -1,13 +1,22 @@
 """`mfmd run`, `mfmd serve` and `mfmd masks`: the long-running processes, and the hidden `mfmd observe`."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import typer
 
-from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, read_settings
+from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, read_settings, running_settings
+from daemon.cli.output import print_json
+
+if TYPE_CHECKING:
+    from configs.settings import Settings
 
 
 def add_to(app: typer.Typer, panel: str) -> None:
     """Register the commands."""
     app.command(rich_help_panel=panel, epilog="Example: mfmd run --config mfmd.yaml")(run)
+    app.command(rich_help_panel=panel, epilog="Example: mfmd reload --json")(reload)
     app.command(rich_help_panel=panel, epilog="Example: MFMD_SERVING__PORT=9000 mfmd serve")(serve)
     app.command(rich_help_panel=panel, epilog="Example: MFMD_MASKS__FOLDER=/data/masks mfmd masks")(masks)
     app.command(hidden=True, epilog="Example: mfmd observe --config mfmd.yaml")(observe)
@@ -21,12 +30,26 @@ def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
     raise typer.Exit(run_daemon(settings, config.resolve()))
 
 
+def reload(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Let the running daemon take over what the configuration file changes, and name what needs a restart."""
+    settings = running_settings(config)
+    from daemon.control.client import ControlClient
+
+    done = ControlClient(settings, layout_of(settings)).reload()
+    if as_json:
+        print_json(done.model_dump(mode="json"))
+        return
+    typer.echo(f"In force now: {', '.join(done.applied)}." if done.applied else "No setting changed.")
+    if done.restart:
+        typer.echo(f"Only a restart of the daemon applies: {', '.join(done.restart)}.")
+
+
 def serve(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Run the inference plane alone; it follows the registry of the state directory. `mfmd run` starts one itself."""
     settings = read_settings(config)
     from daemon.serving.server import serve as serve_plane
 
-    raise typer.Exit(serve_plane(settings))
+    raise typer.Exit(_with_reload(settings, config, serve_plane))
 
 
 def masks(config: ConfigOption = DEFAULT_CONFIG) -> None:
@@ -34,7 +57,7 @@ def masks(config: ConfigOption = DEFAULT_CONFIG) -> None:
     settings = read_settings(config)
     from daemon.masks.writer import run_masks
 
-    raise typer.Exit(run_masks(settings))
+    raise typer.Exit(_with_reload(settings, config, run_masks))
 
 
 def observe(config: ConfigOption = DEFAULT_CONFIG) -> None:
@@ -42,4 +65,12 @@ def observe(config: ConfigOption = DEFAULT_CONFIG) -> None:
     settings = read_settings(config)
     from daemon.observer import observe as observe_frames
 
-    raise typer.Exit(observe_frames(settings))
+    raise typer.Exit(_with_reload(settings, config, observe_frames))
+
+
+def _with_reload(settings: "Settings", config: Path, run: Callable[["Settings"], int]) -> int:
+    """Run a process that SIGHUP does not end: it names the settings that need a restart."""
+    from daemon.runtime.in_force import SettingsInForce, reloaded_on_hang_up
+
+    with reloaded_on_hang_up(SettingsInForce(settings, config)):
+        return run(settings)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, read_settings
+from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, running_settings
 from daemon.cli.output import local_time, print_json, print_table
 from daemon.exit_codes import ExitCode
 
@@ -37,7 +37,7 @@ def list_(
     """List refused files with reason and time, newest first."""
     from storage.buffer.catalog import Catalog
 
-    catalog = Catalog.open(layout_of(read_settings(config)).catalog, writable=False)
+    catalog = Catalog.open(layout_of(running_settings(config)).catalog, writable=False)
     try:
         found = catalog.refused(limit, reason=reason)
     finally:
@@ -59,7 +59,7 @@ def retry(
     """Let ingest take refused files again; out of the quarantine they come back first. Daemon up or down."""
     if not (paths or reason or everything):
         raise typer.BadParameter("name files, or give --reason or --all")
-    settings = read_settings(config)
+    settings = running_settings(config)
     from daemon.ingest.refusals import Selection, missing
 
     selection = Selection(frozenset(paths or ()), reason)

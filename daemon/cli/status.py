@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, read_settings
+from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, running_settings
 from daemon.cli.output import local_time, print_json
 from daemon.exit_codes import ExitCode
 
@@ -27,7 +27,7 @@ def add_to(app: typer.Typer, panel: str) -> None:
 
 def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False, check: CheckOption = False) -> None:
     """Show what serves, the buffer, the last rounds and what needs attention. Works with the daemon up or down."""
-    settings = read_settings(config)
+    settings = running_settings(config)
     if check:
         _check(settings)
         return

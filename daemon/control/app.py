@@ -6,7 +6,6 @@ from typing import Annotated
 from fastapi import APIRouter, FastAPI, Header, Path, Query
 from fastapi.responses import JSONResponse, Response
 
-from configs.settings import Settings
 from daemon.control.errors import answer_errors
 from daemon.control.guard import ControlGuard
 from daemon.control.messages import (
@@ -27,6 +26,7 @@ from daemon.net.head_requests import HeadRequests
 from daemon.rounds.history import summaries, summarise
 from daemon.rounds.loop import RoundLoop
 from daemon.runtime.health import Health
+from daemon.runtime.in_force import Reloaded, SettingsInForce
 from daemon.status.collect import Status, collect_status
 from storage.errors import StorageError
 from storage.layout import StateLayout
@@ -42,7 +42,7 @@ Number = Annotated[int, Path(le=LARGEST_NUMBER)]
 class ControlContext:
     """What the API works on."""
 
-    settings: Settings
+    in_force: SettingsInForce
     registry: CheckpointRegistry
     rounds: RoundLoop
     metrics: Metrics
@@ -56,7 +56,7 @@ def create_control_app(context: ControlContext) -> FastAPI:
     app = FastAPI(title="mfmd control plane", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
     app.include_router(_probes(context))
     app.include_router(_reading(context))
-    app.include_router(create_page(context.settings, context.registry, context.token))
+    app.include_router(create_page(context.in_force, context.registry, context.token))
     app.include_router(_changing(context))
     app.add_middleware(ControlGuard, token=context.token)
     app.add_middleware(HeadRequests)
@@ -88,12 +88,12 @@ def _probes(context: ControlContext) -> APIRouter:
 
 def _reading(context: ControlContext) -> APIRouter:
     router = APIRouter(prefix="/v1")
-    store = RoundStore(StateLayout(context.settings.state).rounds)
+    store = RoundStore(StateLayout(context.in_force.now.state).rounds)
 
     @router.get("/status")
     def status() -> Status:
         """The whole picture, as `mfmd status --json`."""
-        return collect_status(context.settings)
+        return collect_status(context.in_force.now)
 
     @router.get("/checkpoints")
     def checkpoints() -> CheckpointList:
@@ -144,6 +144,14 @@ def _changing(context: ControlContext) -> APIRouter:
         return promotion.roll_back(
             context.registry, to=wanted.to, by="operator", reason=wanted.reason, expected=wanted.expected
         )
+
+    @router.post("/reload")
+    def reload() -> Reloaded:
+        """Take over what the configuration file changes in a running daemon; the rest needs a restart.
+
+        409 when the file is not valid; then nothing changes.
+        """
+        return context.in_force.reload()
 
     @router.post("/checkpoints/{version}/pin")
     def pin(version: Number, request: PinRequest | None = None) -> dict[str, list[int]]:

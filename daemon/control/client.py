@@ -4,15 +4,17 @@ import http.client
 import json
 from typing import Any
 
+from configs.errors import ConfigError
 from configs.settings import Settings
 from daemon.errors import DaemonError, NotEnoughFrames, RoundRunning, Stopping
 from daemon.net.tls import connection_to
 from daemon.net.token import control_token
+from daemon.runtime.in_force import Reloaded
 from daemon.runtime.run_record import RunRecord, read_run_record
 from storage.layout import StateLayout
 
 TIMEOUT_SECONDS = 10.0
-KNOWN = {kind.code: kind for kind in (RoundRunning, NotEnoughFrames, Stopping)}
+KNOWN = {kind.code: kind for kind in (ConfigError, RoundRunning, NotEnoughFrames, Stopping)}
 """Answers that a command passes on as what they are, with their exit code."""
 
 
@@ -57,6 +59,10 @@ class ControlClient:
         """The round that runs or is about to. Raises ControlFailed."""
         number = self._send("GET", "/v1/rounds")["running"]
         return None if number is None else int(number)
+
+    def reload(self) -> Reloaded:
+        """Let the daemon take over what its configuration file changes. Raises ConfigError or ControlFailed."""
+        return Reloaded.model_validate(self._send("POST", "/v1/reload"))
 
     def retry_refused(self, paths: list[str], reason: str | None) -> list[str]:
         """Let ingest take refused files again; the paths of those that were. Raises ControlFailed."""

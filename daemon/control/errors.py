@@ -7,6 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from configs.errors import ConfigError
 from daemon.errors import DaemonError, NotEnoughFrames, RoundRunning, Stopping, describe_error
 from storage.errors import CorruptCheckpoint, DurabilityLost, InvalidReason, StorageError, UnknownRound, UnknownVersion
 
@@ -18,6 +19,7 @@ STATUS_OF: dict[type[Exception], int] = {
     DurabilityLost: 500,
     CorruptCheckpoint: 409,
     InvalidReason: 422,
+    ConfigError: 409,
     RoundRunning: 409,
     NotEnoughFrames: 409,
     Stopping: 503,
@@ -61,7 +63,7 @@ def answer_errors(app: FastAPI) -> None:
         return _error(500, "unexpected", f"{type(error).__name__}: {error}; the daemon's log has the traceback")
 
     handlers: list[tuple[type[Exception], Callable[[Request, Exception], Awaitable[JSONResponse]]]] = [
-        *((kind, known) for kind in (StorageError, DaemonError, OSError)),
+        *((kind, known) for kind in (ConfigError, StorageError, DaemonError, OSError)),
         (ApiError, api),
         (RequestValidationError, invalid),
         (HTTPException, http),

@@ -13,11 +13,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from configs.settings import Settings
 from daemon.control.errors import STATUS_OF, ApiError
 from daemon.control.page_html import STYLE_HASH, Notice, render
 from daemon.gate import promotion
 from daemon.net.token import same_token
+from daemon.runtime.in_force import SettingsInForce
 from daemon.status.collect import collect_status
 from storage.errors import StorageError
 from storage.registry.registry import CheckpointRegistry
@@ -36,12 +36,12 @@ HEADERS = {
 """The page runs no script, loads nothing, stands in no frame, and is kept by no cache."""
 
 
-def create_page(settings: Settings, registry: CheckpointRegistry, token: str) -> APIRouter:
+def create_page(in_force: SettingsInForce, registry: CheckpointRegistry, token: str) -> APIRouter:
     """The routes of the page."""
     router = APIRouter(include_in_schema=False)
 
     def show(notice: Notice | None = None, status: int = 200) -> HTMLResponse:
-        text = render(collect_status(settings), registry, notice)
+        text = render(collect_status(in_force.now), registry, notice)
         return HTMLResponse(text, status, headers=HEADERS)
 
     @router.get("/")

@@ -12,21 +12,43 @@ from daemon.doctor.models import examine_models
 from daemon.doctor.number_formats import examine_number_formats
 from daemon.doctor.packages import examine_packages
 from daemon.doctor.ports import examine_ports
+from daemon.runtime.in_force import SNAPSHOT, compared, running_settings
+from storage.layout import StateLayout
 
 __all__ = ["Finding", "Level", "examine"]
 
 
 def examine(config: Path) -> list[Finding]:
-    """Every finding; a broken configuration does not keep the machine from being looked at."""
-    findings = [*examine_machine(), *examine_packages()]
+    """Every finding; a broken configuration does not keep the machine and a running daemon from being looked at."""
+    findings = [*examine_machine(), *examine_packages(), _configuration(config)]
     try:
-        settings = load_settings(config)
-    except ConfigError as error:
-        remedy = "correct it; `mfmd config schema --markdown` lists every setting"
-        return [*findings, Finding.fail("configuration", str(error), remedy)]
+        settings = running_settings(config)
+    except ConfigError:
+        return findings
     gpu = any(finding.name == "gpu" and finding.level is Level.OK for finding in findings)
-    findings.append(Finding.ok("configuration", f"{config} is valid"))
+    findings += _in_force(StateLayout(settings.state))
     findings += examine_number_formats(settings, gpu)
     for part in (examine_drop_folder, examine_state, examine_ports, examine_models):
         findings += part(settings)
     return findings
+
+
+def _configuration(config: Path) -> Finding:
+    try:
+        load_settings(config)
+    except ConfigError as error:
+        remedy = "correct it; `mfmd config schema --markdown` lists every setting"
+        return Finding.fail("configuration", str(error), remedy)
+    return Finding.ok("configuration", f"{config} is valid")
+
+
+def _in_force(layout: StateLayout) -> list[Finding]:
+    """Whether a running daemon uses what its configuration file says; nothing without one."""
+    if not layout.run_file(SNAPSHOT).exists():
+        return []
+    file = compared(layout)
+    differ = ", ".join([*file.reload, *file.restart])
+    if not differ:
+        return [Finding.ok("settings", "the daemon runs on the settings of its start and of its last reload")]
+    remedy = "`mfmd reload`" + (f", and a restart of the daemon for {', '.join(file.restart)}" if file.restart else "")
+    return [Finding.warn("settings", f"{file.file} differs from the settings of the running daemon: {differ}", remedy)]

@@ -84,6 +84,11 @@ class Ingest:
         self._resume()
         return 0.0 if moved else self._pause_until_due()
 
+    def use(self, settings: Settings) -> None:
+        """Use the live settings of these from the next step on. May be called from any thread."""
+        self._settings = settings
+        self._watcher.use(settings.watch)
+
     def close(self) -> None:
         """Commit what is decoded, if there is room, and let go of the folder."""
         try:

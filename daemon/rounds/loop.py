@@ -49,7 +49,9 @@ class RoundLoop:
         interrupted: int | None = None,
     ) -> None:
         """`interrupted`: the round to go on with before any other starts (`recovery.recover`)."""
-        self._settings, self._buffer, self._registry = settings, buffer, registry
+        self.settings = settings
+        """Of the next round; a reload replaces them."""
+        self._buffer, self._registry = buffer, registry
         self._metrics = metrics
         self._store = RoundStore(StateLayout(settings.state).rounds)
         self._lock = threading.Lock()
@@ -70,7 +72,7 @@ class RoundLoop:
         Raises RoundRunning, NotEnoughFrames, NoCheckpoint, or Stopping while the daemon goes down.
         """
         self._registry.serving_version()
-        check_frames(self._buffer.records(), self._settings)
+        check_frames(self._buffer.records(), self.settings)
         with self._lock:
             if self._stop.is_set():
                 raise Stopping("the daemon is being stopped and starts no round; ask again when it runs")
@@ -95,7 +97,7 @@ class RoundLoop:
 
     def schedule(self) -> Due:
         """What the schedule says now."""
-        return due(time.time(), schedule_state(self._buffer.catalog, self._store, self._registry), self._settings)
+        return due(time.time(), schedule_state(self._buffer.catalog, self._store, self._registry), self.settings)
 
     def stop(self) -> None:
         """End the round that runs, and start no other."""
@@ -107,7 +109,7 @@ class RoundLoop:
         """A judgement that failed, for example on a full disk, is made up for before the next round."""
         latest = self._store.latest()
         if latest is not None:
-            finish_round(latest, self._registry, self._settings)
+            finish_round(latest, self._registry, self.settings)
         number = open_trial(self._store)
         if number is None:
             end_shadow(self._registry, "no round waits for it")
@@ -147,7 +149,7 @@ class RoundLoop:
     def _run(self, work: Work) -> float:
         """One round; returns the seconds until the next look."""
         self._metrics.in_progress.set(1)
-        context = RoundContext(self._settings, self._buffer, self._registry, self._stop, self._show, suspends=True)
+        context = RoundContext(self.settings, self._buffer, self._registry, self._stop, self._show, suspends=True)
         try:
             verdict = work(context)
         except RoundSuspended:

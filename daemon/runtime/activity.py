@@ -109,6 +109,19 @@ class MirrorActivity(ActivityPart):
     """Unix time of the next attempt after a failure (seconds)."""
 
 
+class FileActivity(ActivityPart):
+    """The configuration file, compared with the settings in force."""
+
+    file: str = ""
+    """Its path."""
+    problem: str = ""
+    """Why it is not valid; empty when it is."""
+    reload: list[str] = Field(default_factory=list)
+    """Dotted names of the settings that differ and that a reload applies."""
+    restart: list[str] = Field(default_factory=list)
+    """Those that differ and need a restart."""
+
+
 class Activity(ActivityPart):
     """What the daemon does now."""
 
@@ -120,6 +133,8 @@ class Activity(ActivityPart):
     """Children."""
     mirrors: list[MirrorActivity] = Field(default_factory=list)
     """Mirrors of what serves."""
+    settings: FileActivity = FileActivity()
+    """The configuration file."""
     trouble: dict[str, str] = Field(default_factory=dict)
     """Parts of the daemon whose last step failed, with the reason."""
 

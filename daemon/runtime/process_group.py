@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from configs.load import without_settings
 from daemon.runtime.logs import get_logger
 from storage.layout import StateLayout
 
@@ -43,7 +44,8 @@ class ProcessGroup:
     ) -> None:
         """Start `command` for the state directory of `layout`, under its lock.
 
-        Output is appended to `log`, or goes where ours goes. Raises OSError.
+        Output is appended to `log`, or goes where ours goes. The command gets no variable that sets a setting, because
+        it gets the settings in force. Raises OSError.
         """
         self.command = list(command)
         with log.open("ab") if log is not None else nullcontext() as output:
@@ -52,7 +54,7 @@ class ProcessGroup:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**environment, WORKS_FOR: layout.identity()},
+                env={**without_settings(environment), WORKS_FOR: layout.identity()},
                 start_new_session=True,
             )
         if nice:

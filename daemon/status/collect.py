@@ -67,6 +67,7 @@ class _Collector:
             ingest=activity.ingest,
             children=activity.children,
             mirrors=activity.mirrors,
+            settings=activity.settings,
             buffer=self._guarded(self._buffer, BufferStatus(capacity=self._settings.buffer.capacity_frames)),
             serving=serving,
             serving_damaged=serving_damaged,

@@ -12,6 +12,7 @@ def operator_messages(status: Status, settings: Settings) -> list[str]:
     parts = (
         _versions(status, settings),
         _folder(status, settings),
+        _file(status),
         _children(status),
         _plane(status, settings),
         _mirrors(status),
@@ -54,6 +55,16 @@ def _folder(status: Status, settings: Settings) -> Iterator[str]:
     if refused:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(status.buffer.refused.items()))
         yield f"{refused} file(s) of the drop folder are refused: {reasons}"
+
+
+def _file(status: Status) -> Iterator[str]:
+    file = status.settings
+    if file.problem:
+        yield f"{file.problem}; the daemon keeps the settings it runs on: correct the file, then `mfmd reload`"
+    if file.reload:
+        yield f"{file.file} differs from the settings in force, `mfmd reload` applies: {', '.join(file.reload)}"
+    if file.restart:
+        yield f"{file.file} differs from the settings in force, only a restart applies: {', '.join(file.restart)}"
 
 
 def _children(status: Status) -> Iterator[str]:

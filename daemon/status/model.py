@@ -3,7 +3,7 @@
 from pydantic import BaseModel, ConfigDict, Field
 
 from daemon.rounds.history import RoundSummary
-from daemon.runtime.activity import ChildActivity, IngestActivity, MirrorActivity, WatchActivity
+from daemon.runtime.activity import ChildActivity, FileActivity, IngestActivity, MirrorActivity, WatchActivity
 from daemon.status.plane_probe import PlaneStatus
 from storage.registry.manifest import Ref
 from storage.rounds.records import Progress
@@ -109,6 +109,8 @@ class Status(_Part):
     """Mirrors of what serves; empty with the daemon down."""
     buffer: BufferStatus
     """The frame buffer."""
+    settings: FileActivity = FileActivity()
+    """The configuration file of the running daemon, compared with the settings in force."""
     serving: Ref | None
     """The version that should serve; none before the first, or when that cannot be read."""
     serving_damaged: bool = False

@@ -27,7 +27,9 @@ class StabilityQueue:
     """Candidates by name, those that are due longest first. Times are monotonic seconds."""
 
     def __init__(self, delay: float, capacity: int = CAPACITY) -> None:
-        self._delay, self._capacity = delay, capacity
+        self.delay = delay
+        """How long a file must stand still (seconds); may be changed at any time."""
+        self._capacity = capacity
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
         self._whole: OrderedDict[str, _Waiting] = OrderedDict()
         self._later: dict[str, tuple[float, int]] = {}
@@ -49,7 +51,7 @@ class StabilityQueue:
         if known is not None and known.arrival.file == arrival.file:
             return
         self._forget(name)
-        self._waiting[name] = _Waiting(arrival, now + self._delay, failures if known is None else known.failures)
+        self._waiting[name] = _Waiting(arrival, now + self.delay, failures if known is None else known.failures)
 
     def note_whole(self, name: str, arrival: Arrival, now: float) -> None:
         """The file was renamed into place: it may be taken now."""

@@ -48,6 +48,10 @@ class Watcher:
         self._complained: set[str] = set()
         self._activity = WatchActivity()
 
+    def use(self, settings: WatchSettings) -> None:
+        """Wait as long as these settings say, from the next look on. May be called from any thread."""
+        self._settings, self._queue.delay = settings, settings.stability_seconds
+
     def look(self) -> None:
         """See what is new: the folder itself, its observer, what events named, and a rescan when it is time."""
         now = time.monotonic()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import ConfigError
-from configs.load import load_settings
+from configs.load import load_settings, state_directory, without_settings
 from configs.settings import Settings
 
 MINIMAL = """\
@@ -145,3 +145,41 @@ def test_a_shadow_without_images_is_refused(tmp_path: Path) -> None:
     )
     gate = settings.gate
     assert (gate.shadow_images, gate.shadow_seconds, gate.shadow_agreement) == (100, 600, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [
+        (MINIMAL, "state"),
+        ("state: here\nwatch: {folder: drop, rescan: 3}", "here"),
+        ("watch: [\nstate: here  # a comment\n", "here"),
+        ("watch: {folder: 'drop}\n", "state"),
+        ('state: "a: b"\n:', "a: b"),
+    ],
+)
+def test_the_state_directory_is_found_in_a_broken_file(tmp_path: Path, text: str, state: str) -> None:
+    assert state_directory(_write(tmp_path, text)) == tmp_path / state
+
+
+def test_a_state_directory_that_is_not_named_is_not_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        state_directory(tmp_path / "mfmd.yaml")
+    for text in ("state: [a]\n", "state: 'a\nwatch: [\n"):
+        with pytest.raises(ConfigError, match="state: "):
+            state_directory(_write(tmp_path, text))
+    monkeypatch.setenv("MFMD_STATE", "/there")
+    assert state_directory(tmp_path / "none.yaml") == Path("/there")
+
+
+def test_json_is_read_as_json(tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    path.write_text('{"classes": "demo", "watch": {"folder": "drop", "stability_seconds": 1e-05}}')
+    assert load_settings(path).watch.stability_seconds == 1e-05
+    path.write_text('{"classes": "demo",}')
+    with pytest.raises(ConfigError, match="line 1, column 20"):
+        load_settings(path)
+
+
+def test_a_child_gets_no_variable_that_sets_a_setting() -> None:
+    given = {"PATH": "/bin", "MFMD_CONTROL__TOKEN": "x", "MFMD_CONFIG": "y", "MFMD_FAILPOINT": "z"}
+    assert without_settings(given) == {"PATH": "/bin", "MFMD_FAILPOINT": "z"}

@@ -16,6 +16,11 @@ that file. Environment variables win over it: `MFMD_` and the keys joined by two
 `MFMD_WATCH__FOLDER=/drop` sets `watch.folder`; lists and mappings are given as JSON. An unknown key or a wrong value is
 refused with one line that names file (or variable) and field, exit code 2.
 
+A running daemon uses the settings of its start, those from the environment included, and so do its children. An edit of
+the file changes nothing before `mfmd reload` (or SIGHUP). A reload applies the settings marked (live) and names the
+others, which need a restart. A running round keeps the settings of its start, and children read `log` when they start.
+`mfmd status` reports how the file differs from the settings in force, and whether it is valid.
+
 The least that works:
 
 ```yaml
@@ -38,5 +43,6 @@ def _section(section: SectionDoc) -> Iterator[str]:
     yield from ("| key | default | value | meaning |", "|---|---|---|---|")
     for setting in section.settings:
         default = "**required**" if setting.default is REQUIRED else f"`{json.dumps(setting.default)}`"
-        cells = (f"`{setting.path[-1]}`", default, setting.kind, setting.description)
+        live = " (live)" if setting.live else ""
+        cells = (f"`{setting.path[-1]}`{live}", default, setting.kind, setting.description)
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

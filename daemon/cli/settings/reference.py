@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
+from configs.live import is_live
 from configs.settings import Settings
 
 
@@ -36,6 +37,11 @@ class SettingDoc:
     """What may stand there, with its limits, for people."""
     description: str
     """The field's docstring on one line."""
+
+    @property
+    def live(self) -> bool:
+        """Whether a reload changes it in a running daemon."""
+        return is_live(".".join(self.path))
 
     @property
     def variable(self) -> str:

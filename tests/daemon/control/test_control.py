@@ -22,6 +22,7 @@ from daemon.net import connection_limits
 from daemon.net.token import control_token, same_token
 from daemon.rounds.loop import RoundLoop
 from daemon.runtime.health import Health
+from daemon.runtime.in_force import SettingsInForce
 from daemon.runtime.run_record import publish_record
 from daemon.runtime.worker import Component
 from storage.registry.manifest import HistoryEvent
@@ -40,11 +41,12 @@ def world(bench, registry, layout, add_version, drop, write_image) -> Iterator[S
         write_image(drop / f"{number}.png", number)
     made.until(lambda: made.counts.frames == 6)
     settings, metrics = made.settings, Metrics(made.settings)
+    in_force = SettingsInForce(settings, layout.root / "mfmd.yaml")
     rounds = RoundLoop(settings, made.buffer, registry, metrics.rounds)
     parts = [Component("ingest", lambda: 0.05, metrics.process), Component("rounds", lambda: 0.05, metrics.process)]
     health = Health(parts, may_take_long="rounds", registry=registry)
     metrics.registry.register(StateCollector(settings, made.buffer.catalog, list))
-    app = create_control_app(ControlContext(settings, registry, rounds, metrics, health, TOKEN, made.ingest.retries))
+    app = create_control_app(ControlContext(in_force, registry, rounds, metrics, health, TOKEN, made.ingest.retries))
     server = ControlServer(app, bind(settings.control))
     for part in parts:
         part.start()
@@ -62,7 +64,8 @@ def world(bench, registry, layout, add_version, drop, write_image) -> Iterator[S
 
 AUTHORISED = {"Authorization": f"Bearer {TOKEN}"}
 JSON = {"Content-Type": "application/json"}
-CHANGES = ["/v1/rounds", "/v1/rollback", "/v1/checkpoints/1/pin", "/v1/checkpoints/1/unpin", "/v1/refused/retry"]
+CHANGES = ["/v1/rounds", "/v1/reload", "/v1/rollback", "/v1/checkpoints/1/pin", "/v1/checkpoints/1/unpin"]
+CHANGES += ["/v1/refused/retry"]
 
 
 WRONG = [None, "Bearer wrong", f"Basic {TOKEN}", "Bearer", f"Bearer {TOKEN}x", "Bearer é".encode("latin-1")]
@@ -82,7 +85,7 @@ def test_a_change_needs_the_token(world, registry):
 
 def test_a_body_is_not_read_before_the_token_is_seen_and_not_on_without_end(world):
     json = {"Content-Type": "application/json"}
-    for path in CHANGES[1:]:
+    for path in CHANGES[2:]:
         assert world.client.post(path, content=b"{", headers=json).status_code == 401, "not what is wrong with its body"
     answer = world.client.post("/v1/rollback", content=(b" " * 1_000_000 for _ in range(9)), headers=json | AUTHORISED)
     assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
@@ -250,7 +253,7 @@ def test_a_round_is_accepted_once(world):
 
 
 def test_too_few_frames_are_no_round(world, registry, tmp_path):
-    world.rounds._settings = world.settings.model_copy(
+    world.rounds.settings = world.settings.model_copy(
         update={"schedule": world.settings.schedule.model_copy(update={"min_frames": 100})}
     )
     answer = world.client.post("/v1/rounds", headers=AUTHORISED)

@@ -24,6 +24,9 @@ EXPECTED = [
     "mfmd_publish_version",
     "mfmd_build_info",
     "mfmd_config_hash_info",
+    "mfmd_config_file_valid",
+    "mfmd_config_changed_settings",
+    "mfmd_config_reloads_total",
     "mfmd_start_timestamp_seconds",
     "mfmd_state_readable",
     "mfmd_ingest_files_total",
@@ -137,7 +140,7 @@ def test_no_series_is_labelled_by_what_grows_without_bound(world, layout, add_ve
     labels = {label for family in _families(world).values() for sample in family.samples for label in sample.labels}
     assert labels <= {
         "outcome", "reason", "mode", "result", "decision", "gate", "ref", "class", "component", "part", "le", "mirror",
-        "version", "python", "sha256", "implementation", "major", "minor", "patchlevel",
+        "needs", "version", "python", "sha256", "implementation", "major", "minor", "patchlevel",
     }  # fmt: skip
     assert not any(name.endswith("_created") for name in _families(world))
 

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from daemon.control.page import MOST_FORM_BYTES, create_page
 from daemon.control.server import ControlServer, bind
+from daemon.runtime.in_force import SettingsInForce
 from storage.registry.manifest import HistoryEvent
 
 TOKEN = "correct horse"
@@ -17,13 +18,13 @@ NASTY = "<script>alert('x')</script> & \"quotes\""
 
 
 @pytest.fixture
-def page(make_settings, registry, add_version) -> Iterator[SimpleNamespace]:
+def page(make_settings, layout, registry, add_version) -> Iterator[SimpleNamespace]:
     """Versions 1 to 3, the last of which serves; the page answers."""
     for parent in (None, 1, 2):
         add_version(parent)
     settings = make_settings()
     app = FastAPI()
-    app.include_router(create_page(settings, registry, TOKEN))
+    app.include_router(create_page(SettingsInForce(settings, layout.root / "mfmd.yaml"), registry, TOKEN))
     server = ControlServer(app, bind(settings.control))
     server.start()
     host, port = server.address

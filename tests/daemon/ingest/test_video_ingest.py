@@ -91,9 +91,8 @@ def test_a_long_video_comes_in_groups_and_is_known_with_the_last(bench, drop, mo
     monkeypatch.setattr(FrameBuffer, "append", append)
     world = bench(watch={"video_seconds": 0.1, "group_frames": 8, "group_seconds": 60.0})
     world.until(lambda: sum(size for size, _ in groups) >= 48)
-    world.ingest._settings = world.settings.model_copy(  # the last ones wait for more
-        update={"watch": world.settings.watch.model_copy(update={"group_seconds": 0.05})}
-    )
+    soon = world.settings.watch.model_copy(update={"group_seconds": 0.05})
+    world.ingest.use(world.settings.model_copy(update={"watch": soon}))  # the last ones wait for more
     dealt_with(world, "a.mp4")
     assert world.counts.frames == 50
     assert max(size for size, _ in groups) <= 8 + 2, "a part of a video is a quarter of a group"

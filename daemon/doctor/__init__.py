@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from configs.errors import ConfigError
-from configs.load import load_settings
+from daemon.doctor.configuration import examine_file, examine_in_force
 from daemon.doctor.disk import examine_state
 from daemon.doctor.drop_folder import examine_drop_folder
 from daemon.doctor.finding import Finding, Level
@@ -12,7 +12,7 @@ from daemon.doctor.models import examine_models
 from daemon.doctor.number_formats import examine_number_formats
 from daemon.doctor.packages import examine_packages
 from daemon.doctor.ports import examine_ports
-from daemon.runtime.in_force import SNAPSHOT, compared, running_settings
+from daemon.runtime.in_force import running_settings
 from storage.layout import StateLayout
 
 __all__ = ["Finding", "Level", "examine"]
@@ -20,35 +20,14 @@ __all__ = ["Finding", "Level", "examine"]
 
 def examine(config: Path) -> list[Finding]:
     """Every finding; a broken configuration does not keep the machine and a running daemon from being looked at."""
-    findings = [*examine_machine(), *examine_packages(), _configuration(config)]
+    findings = [*examine_machine(), *examine_packages(), examine_file(config)]
     try:
         settings = running_settings(config)
     except ConfigError:
         return findings
     gpu = any(finding.name == "gpu" and finding.level is Level.OK for finding in findings)
-    findings += _in_force(StateLayout(settings.state))
+    findings += examine_in_force(StateLayout(settings.state))
     findings += examine_number_formats(settings, gpu)
     for part in (examine_drop_folder, examine_state, examine_ports, examine_models):
         findings += part(settings)
     return findings
-
-
-def _configuration(config: Path) -> Finding:
-    try:
-        load_settings(config)
-    except ConfigError as error:
-        remedy = "correct it; `mfmd config schema --markdown` lists every setting"
-        return Finding.fail("configuration", str(error), remedy)
-    return Finding.ok("configuration", f"{config} is valid")
-
-
-def _in_force(layout: StateLayout) -> list[Finding]:
-    """Whether a running daemon uses what its configuration file says; nothing without one."""
-    if not layout.run_file(SNAPSHOT).exists():
-        return []
-    file = compared(layout)
-    differ = ", ".join([*file.reload, *file.restart])
-    if not differ:
-        return [Finding.ok("settings", "the daemon runs on the settings of its start and of its last reload")]
-    remedy = "`mfmd reload`" + (f", and a restart of the daemon for {', '.join(file.restart)}" if file.restart else "")
-    return [Finding.warn("settings", f"{file.file} differs from the settings of the running daemon: {differ}", remedy)]

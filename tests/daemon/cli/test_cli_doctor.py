@@ -16,12 +16,15 @@ from PIL import Image
 from configs.load import load_settings
 from configs.settings import Settings
 from daemon.doctor import Finding, Level
+from daemon.doctor.configuration import examine_file, examine_in_force
 from daemon.doctor.disk import examine_state
 from daemon.doctor.drop_folder import examine_drop_folder
 from daemon.doctor.models import examine_models
 from daemon.doctor.number_formats import examine_number_formats
 from daemon.doctor.ports import examine_ports
 from daemon.exit_codes import ExitCode
+from daemon.runtime.activity import Activity, ActivityWriter
+from daemon.runtime.in_force import SNAPSHOT, SettingsInForce, running_settings
 from daemon.runtime.run_record import publish_record
 from daemon.watch.mounts import file_system_of
 from storage.layout import StateLayout
@@ -50,6 +53,26 @@ def test_whole_command_with_nothing_there(mfmd, config: Path) -> None:
     assert levels["drop_folder"] == levels["fsync"] == levels["serving_port"] == "ok"
     assert levels["source"] == "warn"
     assert not (config.parent / "state").exists(), "the doctor leaves nothing behind"
+
+
+def test_a_file_that_the_running_daemon_does_not_use_is_found(config: Path, settings: Settings) -> None:
+    layout = StateLayout(settings.state)
+    assert examine_file(config).level == Level.OK and examine_in_force(layout) == []
+    in_force = SettingsInForce(settings, config)
+    writer = ActivityWriter(layout.run_file("activity"), lambda: Activity(settings=in_force.compare()))
+    with layout.lock():
+        in_force.publish(layout.run_file(SNAPSHOT))
+        writer.step()
+        assert [item.level for item in examine_in_force(layout)] == [Level.OK]
+        config.write_text(config.read_text().replace("serving: {port: 0", "gate: {confidence: 0.8}\nserving: {port: 1"))
+        writer.step()
+        found = _by_name(examine_in_force(layout))["settings"]
+        assert found.level == Level.WARN and "gate.confidence, serving.port" in found.detail
+        assert found.remedy.endswith("a restart of the daemon for serving.port")
+        config.write_text("nonsense")
+        assert examine_file(config).level == Level.FAIL
+        writer.step()
+        assert running_settings(config) == settings, "the rest is examined as the daemon uses it"
 
 
 @pytest.mark.parametrize("how", ["shadows", "overwrites"])

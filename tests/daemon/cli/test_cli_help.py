@@ -34,7 +34,7 @@ VISIBLE = {path: command for path, command in COMMANDS.items() if not command.hi
 def test_the_commands_of_the_issue_are_there() -> None:
     top = {path[0] for path in VISIBLE}
     assert top == {
-        "init", "pretrain", "import", "export", "run", "serve", "masks", "adapt", "predict", "evaluate",
+        "init", "pretrain", "import", "export", "run", "reload", "serve", "masks", "adapt", "predict", "evaluate",
         "status", "check", "checkpoints", "rollback", "refused", "buffer", "config", "doctor", "demo",
     }  # fmt: skip
     assert {path[1] for path in VISIBLE if path[0] == "checkpoints" and len(path) > 1} == {

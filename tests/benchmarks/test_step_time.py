@@ -69,7 +69,6 @@ def test_drawn_images_show_their_classes() -> None:
     assert means.isfinite().all() and spread.max() > 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 3])
 def test_cases_run_steps(number, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # a case sets it for its process; here it is put back

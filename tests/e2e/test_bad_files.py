@@ -55,7 +55,6 @@ def refused(driven: DrivenDaemon) -> dict[str, str]:
         catalog.close()
 
 
-@pytest.mark.slow
 def test_bad_files_are_refused_while_serving_goes_on(
     untrained: DrivenDaemon, camera: Callable[[int], list[Path]]
 ) -> None:

@@ -40,7 +40,6 @@ def questions(driven: DrivenDaemon, image: Path) -> Iterator[list[int]]:
     assert not failures
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_from_drop_folder_to_rollback(driven: DrivenDaemon, camera: Callable[[int], list[Path]]) -> None:
     images = camera(24)

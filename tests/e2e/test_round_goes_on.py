@@ -21,7 +21,6 @@ def saved(driven: DrivenDaemon, start: int) -> int | None:
     return steps[-1] if len(starts) >= start and steps and steps[-1] > starts[start - 1].step else None
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_round_outlives_two_daemons(untrained: DrivenDaemon, camera: Callable[[int], list[Path]]) -> None:
     config = yaml.safe_load(untrained.config.read_text())

@@ -8,6 +8,5 @@ from tests.faults.kill_loop import kill_again_and_again
 
 
 @pytest.mark.disk
-@pytest.mark.slow
 def test_fifty_kills_lose_nothing(tmp_path: Path):
     kill_again_and_again(tmp_path, kills=50, seed=4)

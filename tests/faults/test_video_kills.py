@@ -97,7 +97,6 @@ def passed(tmp_path_factory: pytest.TempPathFactory) -> Counter[str]:
     return Counter(processes.passes(world.take_videos, root))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_killed_in_the_middle_of_a_video_it_takes_the_rest(tmp_path: Path, passed: Counter[str], place: str):
     assert passed[place] >= 4, "the videos take several commits"

@@ -139,7 +139,6 @@ def test_channels_last_changes_memory_not_answers() -> None:
         torch.testing.assert_close(forward(image), tiny_network(1)(image), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
 def test_compiled_code_runs_for_prepared_shapes_only_and_follows_new_weights() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval()

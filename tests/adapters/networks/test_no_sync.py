@@ -27,7 +27,6 @@ from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch
 from adapters.sampling.crops import SourceBatch, TargetBatch
 from configs.settings import MfmSettings, NetworkSettings, OptimSettings, RecipeSettings
 
-pytestmark = pytest.mark.slow
 CLASSES, CROP, META = 4, (64, 96), torch.device("meta")
 NETWORKS = {
     "daformer": NetworkSettings(name="daformer", encoder="mit_tiny", channels=16),

@@ -155,7 +155,6 @@ def test_the_reference_sees_the_jittered_image() -> None:
     assert recipe.step(batch()).losses["feature_distance"] == 0.0
 
 
-@pytest.mark.slow
 def test_two_processes_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
     """Though one of them sees more things than the other."""
     both_do(feature_distance_process.main, tmp_path / "log")

@@ -13,7 +13,6 @@ from tests.adapters.rounds import parallel_process
 from tests.adapters.rounds.forked_rounds import both_do
 
 
-@pytest.mark.slow
 def test_two_processes_average_and_agree(tmp_path: Path) -> None:
     both_do(parallel_process.main, tmp_path / "log")
 

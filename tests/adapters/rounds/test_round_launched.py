@@ -75,7 +75,6 @@ def test_round_under_accelerate_launch(training_state) -> None:
     assert folder.last_progress().phase == "done"
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_sigterm_to_the_process_group_stops_cleanly(training_state) -> None:
     """The launcher dies of the signal at once; the round itself goes on to the end of its step and reports."""

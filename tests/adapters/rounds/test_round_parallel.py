@@ -78,7 +78,6 @@ def distances(one: Path, other: Path) -> dict[str, float]:
     return {name: float((mine[name] - theirs[name]).abs().div(1.0 + mine[name].abs()).max()) for name in mine}
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("name", "mfm", "how"), RECIPES)
 def test_two_processes_match_one_with_the_whole_batch(

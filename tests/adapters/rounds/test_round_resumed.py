@@ -99,7 +99,6 @@ def assert_same(one: RoundFolder, other: RoundFolder, steps: int = 40) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mfm"), RECIPES)
 def test_killed_and_gone_on_is_the_same_as_in_one_go(training_state, name: str, mfm: bool) -> None:
     whole = training_state.round(**sections(name, mfm))
@@ -144,7 +143,6 @@ def test_each_of_two_processes_goes_on_from_its_own_statistics(training_state) -
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.slow
 def test_a_kill_in_the_middle_of_saving_leaves_the_state_before(training_state) -> None:
     whole = training_state.round(**sections("dacs", True))
     killed = again(whole, "000002")

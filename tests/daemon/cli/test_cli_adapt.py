@@ -135,7 +135,6 @@ def test_without_a_daemon_the_round_runs_here(mfmd, adaptable: Path, monkeypatch
     assert "round 1" in mfmd("status").out
 
 
-@pytest.mark.slow
 def test_with_a_daemon_the_round_runs_there(mfmd, adaptable: Path) -> None:
     assert mfmd("status", "--check").code == ExitCode.FAILURE
     for number, pixels in enumerate(_images()):
@@ -170,7 +169,6 @@ def _long_rounds(config: Path) -> None:
     _fill_buffer(config)
 
 
-@pytest.mark.slow
 def test_asked_through_a_daemon_that_is_stopped_it_says_where_the_round_goes_on(adaptable: Path) -> None:
     _long_rounds(adaptable)
     with _daemon(adaptable):
@@ -182,7 +180,6 @@ def test_asked_through_a_daemon_that_is_stopped_it_says_where_the_round_goes_on(
     assert folder.events()[-1].event == "suspended"
 
 
-@pytest.mark.slow
 def test_asked_through_a_daemon_that_is_killed_it_says_so(adaptable: Path) -> None:
     _long_rounds(adaptable)
     daemon = subprocess.Popen([sys.executable, "-m", "daemon.cli", "run", "--config", str(adaptable)])

@@ -133,7 +133,6 @@ def served_labels(settings: Settings, registry: CheckpointRegistry, folder: Path
         plane.stop()
 
 
-@pytest.mark.slow
 def test_transformers_alone_gives_the_served_labels_through_promotions_and_a_rollback(
     settings: Settings, registry: CheckpointRegistry, publisher: Publisher, reader: Reader, tmp_path: Path
 ) -> None:

@@ -44,7 +44,6 @@ def ask(plane: InferencePlane, *sizes: tuple[int, int]) -> None:
             )
 
 
-@pytest.mark.slow
 def test_1_a_hundred_swaps_under_load_fail_and_mix_nothing(world: World) -> None:
     load, counts = weather(world, 100)
     assert counts == {"good": 80, "corrupt": 10, "rollback": 10}

@@ -138,7 +138,6 @@ def test_another_servers_address_file_is_left_alone(world: World) -> None:
     assert not path.exists()
 
 
-@pytest.mark.slow
 def test_a_plane_whose_batcher_died_is_started_again_by_its_supervisor(world: World) -> None:
     version, config, order = world.add(1), config_file(world), world.root / "order"
     [spec] = [item for item in _child_specs(load_settings(config), config) if item.name == "serve"]

@@ -59,7 +59,6 @@ def test_sliding_windows_compute_in_the_format_of_the_settings(world: World) -> 
             assert float(np.mean(labels == plain.numpy())) > 0.95
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
 @pytest.mark.parametrize(
     ("window", "size"),

@@ -78,7 +78,7 @@ def require_version(settings: Settings, registry: CheckpointRegistry) -> None:
     versions = registry.versions()
     if versions:
         newest = versions[-1]
-        remedy = f"version {newest} exists: `mfmd rollback --to {newest}` lets it serve"
+        remedy = f"version {newest} exists: `mfmd promote {newest}` serves it"
     elif settings.source is not None:
         remedy = "run `mfmd pretrain` to train one on the source images"
     else:

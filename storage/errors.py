@@ -48,6 +48,12 @@ class ServingChanged(StorageError):
     code = "serving_changed"
 
 
+class NotEarlier(StorageError):
+    """A rollback to a version that did not serve before the one that serves: `mfmd promote` serves any version."""
+
+    code = "version_not_earlier"
+
+
 class InvalidReason(StorageError):
     """A reason that cannot be kept and shown as text; nothing moved."""
 

@@ -28,5 +28,5 @@ def _check(inputs: RecipeInputs) -> None:
         raise NetworkMismatch(
             "recipe.name: 'hrda' trains networks that see context and detail, and the serving version sees one scale; "
             "set network.multi_resolution: true, train such a version with `mfmd pretrain` and let it serve "
-            "(`mfmd rollback --to VERSION`), or set recipe.name: daformer"
+            "(`mfmd promote VERSION`), or set recipe.name: daformer"
         )

@@ -1,4 +1,4 @@
-"""`mfmd checkpoints list|show|pin|unpin|verify|prune` and `mfmd rollback`: look at versions, keep them, go back."""
+"""`mfmd checkpoints`, `mfmd promote` and `mfmd rollback`: look at versions, keep them, choose which one serves."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +11,7 @@ from daemon.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from configs.settings import Settings
+    from storage.registry.manifest import Ref
     from storage.registry.registry import CheckpointRegistry
 
 checkpoints_app = typer.Typer(no_args_is_help=True, help="List, show, compare, pin, verify and prune versions.")
@@ -37,6 +38,7 @@ def add_to(app: typer.Typer, panel: str) -> None:
     app.add_typer(
         checkpoints_app, name="checkpoints", rich_help_panel=panel, epilog="Example: mfmd checkpoints list --json"
     )
+    app.command(rich_help_panel=panel, epilog='Example: mfmd promote 4 --reason "trained on the new camera"')(promote)
     app.command(rich_help_panel=panel, epilog='Example: mfmd rollback --to 3 --reason "poles vanish at night"')(
         rollback
     )
@@ -172,13 +174,32 @@ def rollback(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Serve an earlier version again; the servers follow at once. Works with the daemon up or down."""
+    """Serve an earlier version again; the one left counts as rolled back. Works with the daemon up or down."""
     settings = running_settings(config)
     from daemon.gate.promotion import roll_back
 
     registry = registry_of(settings)
     before = registry.readable_refs()[0].get("serving")  # with --to it may be damaged or gone
-    ref = roll_back(registry, to=to, by=OPERATOR, reason=reason, expected=expected)
+    _say_move(roll_back(registry, to=to, by=OPERATOR, reason=reason, expected=expected), before, as_json)
+
+
+def promote(
+    number: NumberArgument,
+    expected: ExpectedOption = None,
+    reason: ReasonOption = "promoted by hand",
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve any version; `mfmd rollback` leads back to the one left. Works with the daemon up or down."""
+    settings = running_settings(config)
+    from daemon.gate.promotion import promote as serve
+
+    registry = registry_of(settings)
+    before = registry.readable_refs()[0].get("serving")
+    _say_move(serve(registry, number, by=OPERATOR, reason=reason, expected=expected), before, as_json)
+
+
+def _say_move(ref: "Ref", before: "Ref | None", as_json: bool) -> None:
     if as_json:
         print_json(ref.model_dump(mode="json") | {"previous": before.version if before else None})
     else:

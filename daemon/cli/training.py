@@ -84,6 +84,4 @@ def _release(settings: "Settings", manifest: "Manifest", *, by: str, reason: str
     if ref is not None:
         typer.echo(f"It serves. Next: mfmd run, and drop images into {settings.watch.folder}")
     elif serving is not None:
-        typer.echo(
-            f"Version {serving.version} keeps serving; `mfmd rollback --to {manifest.version}` serves the new one."
-        )
+        typer.echo(f"Version {serving.version} keeps serving; `mfmd promote {manifest.version}` serves the new one.")

@@ -13,6 +13,7 @@ from daemon.control.messages import (
     CheckpointList,
     CheckpointSummary,
     PinRequest,
+    PromoteRequest,
     RetryRequest,
     RollbackRequest,
     RoundDetail,
@@ -136,9 +137,9 @@ def _changing(context: ControlContext) -> APIRouter:
 
     @router.post("/rollback")
     def rollback(request: RollbackRequest | None = None) -> Ref:
-        """Let an earlier version serve again; the inference plane follows within `serving.follow_seconds`.
+        """Serve an earlier version again; the inference plane follows within `serving.follow_seconds`.
 
-        409 when another version than `expected` serves.
+        409 when another version than `expected` serves, or `to` did not serve before.
         """
         wanted = request or RollbackRequest()
         return promotion.roll_back(
@@ -152,6 +153,13 @@ def _changing(context: ControlContext) -> APIRouter:
         409 when the file is not valid; then nothing changes.
         """
         return context.in_force.reload()
+
+    @router.post("/promote")
+    def promote(request: PromoteRequest) -> Ref:
+        """Serve any version by hand; the version left does not count as rolled back. 409 as `rollback`."""
+        return promotion.promote(
+            context.registry, request.version, by="operator", reason=request.reason, expected=request.expected
+        )
 
     @router.post("/checkpoints/{version}/pin")
     def pin(version: Number, request: PinRequest | None = None) -> dict[str, list[int]]:

@@ -27,6 +27,17 @@ class RollbackRequest(_Body):
     """Why; kept in the history."""
 
 
+class PromoteRequest(_Body):
+    """What `POST /v1/promote` carries."""
+
+    version: Annotated[int, Field(ge=1, le=LARGEST_NUMBER)]
+    """Version to serve."""
+    expected: Annotated[int | None, Field(ge=1, le=LARGEST_NUMBER)] = None
+    """Only while this version serves."""
+    reason: str = ""
+    """Why; kept in the history."""
+
+
 class PinRequest(_Body):
     """What pin and unpin may carry."""
 

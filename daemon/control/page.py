@@ -1,4 +1,4 @@
-"""The operator's page on the control plane: `GET /` shows what serves, `POST /rollback` goes back. HTML, no assets.
+"""The operator's page on the control plane: what serves, and forms to roll back and to promote. HTML, no assets.
 
 The form asks for the control token each time and no cookie stands for it, so another site has nothing to send along;
 one that tries anyway is refused by what the browser says of it. The form names the version that it was shown for: sent
@@ -6,6 +6,7 @@ twice, or after somebody else moved the ref, it does nothing.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -25,6 +26,7 @@ from storage.registry.registry import CheckpointRegistry
 MOST_FORM_BYTES = 16 * 1024
 MOST_FIELDS = 8
 NUMBER = re.compile("[0-9]{1,9}")
+Move = Callable[[CheckpointRegistry, dict[str, str]], None]
 HEADERS = {
     "Content-Security-Policy": f"default-src 'none'; style-src '{STYLE_HASH}'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'",
@@ -49,30 +51,50 @@ def create_page(in_force: SettingsInForce, registry: CheckpointRegistry, token: 
         """The page."""
         return show()
 
-    @router.post("/rollback")
-    async def rollback(request: Request) -> Response:
-        """What the form sends: token, shown version, target, reason. Back to the page when it is done."""
+    async def move(request: Request, how: Move, failed: str) -> Response:
+        """Do what a form asks: token, shown version, target, reason. Back to the page when it is done."""
         try:
             _same_site(request)
             form = _form(await _body(request))
             if not same_token(form.get("token", "").strip(), token):
                 raise ApiError(401, "unauthorized", "wrong control token: see control.token in the documentation")
-            await run_in_threadpool(_roll_back, registry, form)
+            await run_in_threadpool(how, registry, form)
         except (ApiError, StorageError) as error:
-            return await run_in_threadpool(show, Notice("Not rolled back", str(error)), _status_of(error))
+            return await run_in_threadpool(show, Notice(failed, str(error)), _status_of(error))
         return RedirectResponse("/", 303, headers=HEADERS)
+
+    @router.post("/rollback")
+    async def rollback(request: Request) -> Response:
+        """The form that goes back."""
+        return await move(request, _roll_back, "Not rolled back")
+
+    @router.post("/promote")
+    async def promote(request: Request) -> Response:
+        """The form that serves any version."""
+        return await move(request, _promote, "Not promoted")
 
     return router
 
 
 def _roll_back(registry: CheckpointRegistry, form: dict[str, str]) -> None:
+    to, shown, reason = _move(form, optional=True)
+    promotion.roll_back(registry, to=to, by="operator", reason=reason, expected=shown)
+
+
+def _promote(registry: CheckpointRegistry, form: dict[str, str]) -> None:
+    to, shown, reason = _move(form, optional=False)
+    assert to is not None
+    promotion.promote(registry, to, by="operator", reason=reason, expected=shown)
+
+
+def _move(form: dict[str, str], *, optional: bool) -> tuple[int | None, int, str]:
+    """Target (None only when `optional`), the version that the form was shown for, and the reason."""
     to, shown, reason = form.get("to", ""), form.get("serving", ""), form.get("reason", "").strip()
-    if not (NUMBER.fullmatch(shown) and (not to or NUMBER.fullmatch(to))):
+    if not (NUMBER.fullmatch(shown) and ((optional and not to) or NUMBER.fullmatch(to))):
         raise ApiError(422, "invalid_request", "serving and to must be numbers of versions; load the page again")
     if not reason:
         raise ApiError(422, "invalid_request", "say why: the reason is kept in the history")
-    target = int(to) if to else None
-    promotion.roll_back(registry, to=target, by="operator", reason=reason, expected=int(shown))
+    return int(to) if to else None, int(shown), reason
 
 
 def _same_site(request: Request) -> None:

@@ -44,7 +44,7 @@ def render(status: Status, registry: CheckpointRegistry, notice: Notice | None =
         else "",
         _serving(status),
         "".join(f'<p class="message">{escape(message)}</p>' for message in status.messages),
-        _rollback(status, registry.state()),
+        _moves(status, registry.state()),
         _rounds(status),
         _history(registry),
     ]
@@ -77,23 +77,32 @@ def _serving(status: Status) -> str:
     return _table("", rows, caption=f"as of {_time(status.at)}")
 
 
-def _rollback(status: Status, state: RegistryState) -> str:
+def _moves(status: Status, state: RegistryState) -> str:
+    """The forms that go back and that serve any version."""
     serving = status.serving
-    if serving is None and status.versions:  # the form says what it was shown for: there is none, or it is not known
+    if serving is None and status.versions:  # a form needs the version that it was shown for
         what = "It is not known which version serves" if status.serving_damaged else "No version serves"
-        return f"<h2>Roll back</h2><p>{what}: `mfmd rollback --to N` lets one serve.</p>"
+        return f"<h2>Change version</h2><p>{what}: `mfmd promote N` serves one.</p>"
     others = [version for version in reversed(status.versions) if serving and version != serving.version]
     if serving is None or not others:
-        return "<h2>Roll back</h2><p>There is no other version.</p>"
-    choices = "".join(_choice(version, state.marks(version)) for version in others)
+        return "<h2>Change version</h2><p>There is no other version.</p>"
+    behind = "".join(_choice(version, state.marks(version)) for version in others if state.is_behind(version))
+    before = '<option value="">the version that served before</option>'
+    every = "".join(_choice(version, state.marks(version)) for version in others)
+    back = _form("rollback", "Roll back", f"Roll back from version {serving.version}", serving.version, before + behind)
+    return back + _form(
+        "promote", "Serve another version", f"Replace version {serving.version}", serving.version, every
+    )
+
+
+def _form(action: str, title: str, button: str, serving: int, choices: str) -> str:
     return (
-        f'<h2>Roll back</h2><form method="post" action="/rollback" autocomplete="off">'
-        f'<input type="hidden" name="serving" value="{serving.version}">'
-        '<label>To <select name="to"><option value="">the version that served before</option>'
-        f"{choices}</select></label>"
+        f'<h2>{title}</h2><form method="post" action="/{action}" autocomplete="off">'
+        f'<input type="hidden" name="serving" value="{serving}">'
+        f'<label>To <select name="to">{choices}</select></label>'
         '<label>Reason <input name="reason" required maxlength="500" size="60"></label>'
         '<label>Control token <input type="password" name="token" required autocomplete="off"></label>'
-        f"<button>Roll back from version {serving.version}</button></form>"
+        f"<button>{button}</button></form>"
     )
 
 

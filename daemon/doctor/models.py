@@ -30,7 +30,11 @@ def _serving(settings: Settings) -> Finding:
     try:
         registry.verify(version)
     except StorageError as error:
-        return Finding.fail("checkpoint", str(error), "`mfmd checkpoints list`, then `mfmd rollback --to N`")
+        return Finding.fail(
+            "checkpoint",
+            str(error),
+            "`mfmd rollback` serves the version before, `mfmd promote N` another one of `mfmd checkpoints list`",
+        )
     names = [str(item["name"]) for item in registry.manifest(version).classes]
     if names != [item.name for item in settings.classes]:
         remedy = "use the class list that the model was trained with, or train a new one"

@@ -14,6 +14,7 @@ from storage.durable.digest import digest_of
 from storage.errors import CorruptCheckpoint, DurabilityLost, ServingChanged, StorageError, UnknownVersion
 from storage.layout import StateLayout
 from storage.registry.manifest import HistoryEvent, Manifest, Ref
+from storage.registry.refs import check_reason
 from storage.registry.registry import CheckpointRegistry
 from storage.registry.shadow_record import ShadowRecords
 from storage.registry.versions import WEIGHTS
@@ -21,7 +22,7 @@ from storage.rounds.folder import RoundFolder
 from storage.rounds.records import RoundScores, RoundSpec, Verdict
 
 NO_REASON = "no reason given"
-"""What the history says of a rollback that nobody explained."""
+"""What the history says of a move that nobody explained."""
 
 log = get_logger(__name__)
 
@@ -70,13 +71,24 @@ def release(registry: CheckpointRegistry, version: int, by: str, reason: str) ->
 def roll_back(
     registry: CheckpointRegistry, *, to: int | None, by: str, reason: str, expected: int | None = None
 ) -> Ref:
-    """Let an earlier version serve again: `to`, or the one that served before. Never asks the gate.
+    """Serve an earlier version again: `to`, or the one that served before. Never asks the gate.
 
-    The one way back: `mfmd rollback`, the control API and the page call this, and the reason lands in the history.
-    `expected`: only while that version serves. Raises UnknownVersion, CorruptCheckpoint, ServingChanged or StorageError
-    (it serves already); then nothing moved.
+    `mfmd rollback`, the control API and the page call this, and the reason is written to the history. `expected`: only
+    while that version serves. Raises UnknownVersion, CorruptCheckpoint, NotEarlier, ServingChanged, InvalidReason or
+    StorageError (it serves already); then nothing moved.
     """
     return registry.roll_back(to=to, by=by, reason=reason.strip() or NO_REASON, expected=expected)
+
+
+def promote(registry: CheckpointRegistry, version: int, *, by: str, reason: str, expected: int | None = None) -> Ref:
+    """Serve any version by hand, also one that was rolled back from. Never asks the gate.
+
+    `mfmd promote`, the control API and the page call this, and the reason is written to the history. `expected`: only
+    while that version serves. Raises UnknownVersion, CorruptCheckpoint, ServingChanged, InvalidReason or StorageError
+    (it serves already); then nothing moved.
+    """
+    check_reason(reason)
+    return registry.promote(version, by=by, reason=reason.strip() or NO_REASON, expected=expected)
 
 
 def _scores(folder: RoundFolder) -> RoundScores:
@@ -165,7 +177,14 @@ def _promote(
     done = (serving is not None and serving.version == version) or version in registry.state().rolled_back
     try:
         if not done:
-            registry.promote(version, by=GATE, reason=verdict.reason, round=spec.round, expected=spec.incumbent)
+            registry.promote(
+                version,
+                by=GATE,
+                reason=verdict.reason,
+                round=spec.round,
+                expected=spec.incumbent,
+                refuse_rolled_back=True,
+            )
     except ServingChanged as error:
         withdrawn = _withdrawn(verdict, str(error))
         _into_manifest(registry, folder, withdrawn)

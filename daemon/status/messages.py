@@ -28,7 +28,7 @@ def _versions(status: Status, settings: Settings) -> Iterator[str]:
     if status.versions:
         yield (
             f"no version serves, though there are versions {', '.join(map(str, status.versions))}: "
-            f"`mfmd rollback --to {status.versions[-1]}` lets one serve"
+            f"`mfmd promote {status.versions[-1]}` serves the newest"
         )
     elif settings.source is not None:
         yield "no version yet: `mfmd pretrain` trains one on the source images"
@@ -97,7 +97,17 @@ def _plane(status: Status, settings: Settings) -> Iterator[str]:
     failed = wanted is not None and wanted == plane.failed_version != plane.version
     if plane.up and plane.last_swap_failure and failed:
         old = f"version {plane.version} still serves" if plane.version is not None else "nothing serves"
-        yield f"version {wanted} cannot serve, {old}: {plane.last_swap_failure}"
+        yield f"version {wanted} cannot serve, {old}: {plane.last_swap_failure}; {_another(status)}"
+
+
+def _another(status: Status) -> str:
+    """The command that serves a version in the place of one that cannot serve."""
+    if status.previous is not None:
+        return f"`mfmd rollback` serves version {status.previous.version}"
+    others = [version for version in status.versions if status.serving is None or version != status.serving.version]
+    return (
+        f"`mfmd promote {others[-1]}` serves another version" if others else "`mfmd import PATH` takes another one in"
+    )
 
 
 def _rounds(status: Status) -> Iterator[str]:

@@ -14,7 +14,7 @@ from storage.registry.history import is_event, read_history
 from storage.registry.manifest import Manifest
 from storage.registry.registry import CheckpointRegistry
 
-ELSE = "restore its files from a backup; `mfmd rollback --to N` serves another version"
+ELSE = "restore its files from a backup; `mfmd promote N` serves another version"
 TORN = "history.torn"
 
 

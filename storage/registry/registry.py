@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from storage import durable
-from storage.errors import CorruptCheckpoint, NoCheckpoint, ServingChanged, StorageError, UnknownVersion
+from storage.errors import CorruptCheckpoint, NoCheckpoint, NotEarlier, ServingChanged, StorageError, UnknownVersion
 from storage.registry.files import listed, numbers
 from storage.registry.history import RegistryState, read_history
 from storage.registry.manifest import HistoryEvent, Manifest, Ref
@@ -135,34 +135,43 @@ class CheckpointRegistry:
             self._versions.judged(version, verdict)
 
     def promote(
-        self, version: int, *, by: str, reason: str, round: int | None = None, expected: int | None = None
+        self,
+        version: int,
+        *,
+        by: str,
+        reason: str,
+        round: int | None = None,
+        expected: int | None = None,
+        refuse_rolled_back: bool = False,
     ) -> Ref:
-        """Make a version serve, after verifying it; if `expected` is given, only while that version serves, and never
-        a version that was rolled back from.
+        """Make any version serve, after verifying it. The version left does not count as rolled back, so it becomes
+        `previous` and a plain rollback leads back to it.
 
-        Raises ServingChanged, UnknownVersion or CorruptCheckpoint; then nothing moved.
+        `expected`: only while that version serves. Without it, a damaged or missing serving ref is no obstacle: the
+        version left is then the one that the history names. `refuse_rolled_back`: not a version that was rolled back
+        from. Raises ServingChanged, UnknownVersion, CorruptCheckpoint, or StorageError when it serves already; then
+        nothing moved.
         """
         with self._writing():
             self.verify(version)
-            serving = self.serving()
+            serving = self._refs.read_or_none("serving") if expected is None else self.serving()
             if expected is not None:
                 _require_serving(serving, expected, f"version {version} was not promoted")
-                if version in self.state().rolled_back:
-                    raise ServingChanged(f"version {version} was rolled back from; it was not promoted again")
+            if refuse_rolled_back and version in self.state().rolled_back:
+                raise ServingChanged(f"version {version} was rolled back from; it was not promoted again")
             if serving is not None and serving.version == version:
                 raise StorageError(f"version {version} serves already")
             return self._serve("promoted", version, serving, by=by, reason=reason, round=round)
 
     def roll_back(self, *, to: int | None, by: str, reason: str, expected: int | None = None) -> Ref:
-        """Make an earlier version serve: `to`, or the one that served before. If `expected` is given, only while that
-        version serves: what was seen and decided about is what is rolled back from.
+        """Make an earlier version serve: `to`, or the one that served before.
 
-        The version rolled back from counts as bad from then on, and `previous` becomes what served before the
-        target, so that a second rollback goes one further back and never forward to a bad version. With `to` it also
-        works when the serving ref is damaged or gone: what is rolled back from is then what the history says.
+        The version left counts as rolled back, so no plain rollback, repair or gate leads to it again. `previous`
+        becomes what served before the target: a second rollback goes one further back. `expected`: only while that
+        version serves. With `to` and without `expected`, a damaged or missing serving ref is no obstacle.
         Raises ServingChanged, UnknownVersion when there is no such version, CorruptCheckpoint when it is damaged,
-        InvalidReason, StorageError when it serves already or, without `to`, the ref is damaged or gone; then nothing
-        moved.
+        NotEarlier when it did not serve before, InvalidReason, or StorageError when it serves already or the ref is
+        needed and cannot be read; then nothing moved.
         """
         check_reason(reason)
         with self._writing():
@@ -171,7 +180,6 @@ class CheckpointRegistry:
             if expected is not None:
                 _require_serving(serving, expected, "nothing was rolled back")
             target = self._target(to, serving)
-            self._verify_target(target)
             return self._serve("rolled_back", target, serving, by=by, reason=reason)
 
     def restore(self, *, by: str, reason: str) -> Ref:
@@ -190,7 +198,7 @@ class CheckpointRegistry:
             if target is None:
                 raise UnknownVersion(
                     f"{self._refs.path('serving')}: no version that served and was not rolled back from is whole; "
-                    "`mfmd rollback --to N` lets another serve"
+                    "`mfmd promote N` serves another"
                 )
             if state.served and target != state.serves_last:
                 return self._serve("rolled_back", target, serving, by=by, reason=reason)
@@ -273,24 +281,30 @@ class CheckpointRegistry:
         return protected
 
     def _target(self, to: int | None, serving: Ref | None) -> int:
-        if to is not None:
-            if serving is not None and to == serving.version:
-                raise StorageError(f"version {to} serves already; nothing to roll back")
-            return to
-        before = self._before(serving) if serving is not None else None
-        if before is None:
-            what = f"no version served before {serving.version}" if serving else "no version serves yet"
-            raise UnknownVersion(f"nothing to roll back to: {what}; versions: {listed(self.versions())}")
-        return before
-
-    def _verify_target(self, version: int) -> None:
+        """The verified version that a rollback leads to."""
+        state, now = self.state(), serving.version if serving else None
+        if to is not None and to == now:
+            raise StorageError(f"version {to} serves already; nothing to roll back")
+        target = to if to is not None else self._before(serving) if serving else None
+        if target is None:
+            what = (
+                f"no version served before {now} that was not rolled back from" if serving else "no version serves yet"
+            )
+            others = listed(self.versions())
+            raise UnknownVersion(f"nothing to roll back to: {what}; `mfmd promote N` serves any version of {others}")
         try:
-            self.verify(version)
+            self.verify(target)
         except CorruptCheckpoint as error:
             raise CorruptCheckpoint(
                 f"{error}; nothing was rolled back: `mfmd checkpoints verify` says which versions are whole, and "
-                "`mfmd rollback --to N` takes another of them"
+                "`mfmd promote N` serves another of them"
             ) from error
+        if to is not None and not state.is_behind(to) and (serving is not None or to != state.serves_last):
+            before = f"before version {now or state.serves_last}"
+            raise NotEarlier(
+                f"version {to} did not serve {before}; nothing was rolled back: `mfmd promote {to}` serves it"
+            )
+        return target
 
     def _before(self, serving: Ref) -> int | None:
         """Where a plain rollback leads: what the history says, or the ref `previous` where the history is lost."""

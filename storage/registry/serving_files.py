@@ -26,8 +26,8 @@ def check_serving_files(registry: CheckpointRegistry) -> None:
 def _remedy(registry: CheckpointRegistry, version: int) -> str:
     others = [number for number in registry.versions() if number != version]
     if others:
-        return f"bring it back from a backup, or `mfmd rollback --to N` lets another serve; others: {listed(others)}"
+        return f"restore it from a backup, or serve another with `mfmd promote N`; others: {listed(others)}"
     return (
         "no other version is there: bring it back from a backup, or take one in with `mfmd import PATH` "
-        "and let it serve with `mfmd rollback --to N`"
+        "and serve it with `mfmd promote N`"
     )

@@ -120,7 +120,7 @@ class Versions:
             if folder.is_dir():
                 raise CorruptCheckpoint(f"{error.filename}: missing; roll back to another version") from error
             raise UnknownVersion(
-                f"{folder}: removed while it was read; let another version serve (`mfmd rollback --to N`) or bring its "
+                f"{folder}: removed while it was read; serve another version (`mfmd promote N`) or bring its "
                 f"files back; versions: {listed(self.numbers())}"
             ) from error
 

@@ -165,7 +165,7 @@ def test_folders_that_lead_back_into_the_drop_folder_are_refused(make_settings, 
 
 def test_a_version_that_nothing_serves_is_named(make_settings, tmp_path, add_version):
     add_version(promote=False)
-    with pytest.raises(NoCheckpoint, match="mfmd rollback --to 1"):
+    with pytest.raises(NoCheckpoint, match="mfmd promote 1"):
         run(make_settings(), tmp_path / "mfmd.yaml")
 
 

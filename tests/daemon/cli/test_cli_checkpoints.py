@@ -79,7 +79,7 @@ def test_a_serving_version_whose_folder_is_gone_is_told(mfmd, registry: Checkpoi
     listed = mfmd("checkpoints", "list", "--json")
     assert [row["version"] for row in json.loads(listed.out)] == [1, 3]
     assert f"version 2 should serve, but its folder {registry.folder(2)} is gone" in listed.err
-    assert "`mfmd rollback --to N` lets another serve; others: 1, 3" in listed.err
+    assert "serve another with `mfmd promote N`; others: 1, 3" in listed.err
     for version in (1, 3):
         shutil.rmtree(registry.folder(version))
     empty = mfmd("checkpoints", "list")
@@ -113,7 +113,7 @@ def test_a_rollback_onto_a_damaged_version_says_how_to_find_another(mfmd, regist
     answer = mfmd("rollback", *to)
     assert answer.code == ExitCode.FAILURE and "error[checkpoint_corrupt]" in answer.err
     assert "nothing was rolled back: `mfmd checkpoints verify` says which versions are whole" in answer.err
-    assert "`mfmd rollback --to N` takes another" in answer.err
+    assert "`mfmd promote N` serves another" in answer.err
     assert registry.serving().version == 2
 
 
@@ -148,11 +148,33 @@ def test_rollback_goes_to_the_previous_version_and_is_remembered(mfmd, registry:
     assert "rolled back" in mfmd("checkpoints", "list").out
 
 
-def test_rollback_to_a_version(mfmd, registry: CheckpointRegistry) -> None:
-    answer = mfmd("rollback", "--to", "3")
+def test_promote_serves_any_version_and_rollback_leads_back(mfmd, registry: CheckpointRegistry) -> None:
+    refused = mfmd("rollback", "--to", "3")
+    assert refused.code == ExitCode.FAILURE
+    assert "error[version_not_earlier]" in refused.err and "`mfmd promote 3` serves it" in refused.err
+    answer = mfmd("promote", "3", "--reason", "trained on the new camera")
     assert answer.code == ExitCode.OK and answer.out == "Version 3 serves (before: 2).\n"
+    event = registry.history()[-1]
+    assert (event.event, event.by, event.reason) == ("promoted", "operator", "trained on the new camera")
+    back = json.loads(mfmd("rollback", "--json").out)
+    assert (back["version"], back["previous"]) == (2, 3)
+    again = json.loads(mfmd("promote", "3", "--expected", "2", "--json").out)
+    assert (again["version"], registry.state().rolled_back) == (3, frozenset())
+    assert mfmd("rollback", "--to", "1").code == ExitCode.OK
+
+
+def test_promote_refuses_what_cannot_serve(mfmd, registry: CheckpointRegistry) -> None:
+    registry.weights_path(3).write_bytes(b"damaged")
+    for arguments, code in (
+        (("3",), ExitCode.FAILURE),
+        (("9",), ExitCode.NO_CHECKPOINT),
+        (("2",), ExitCode.FAILURE),
+        (("1", "--expected", "1"), ExitCode.FAILURE),
+        (("1", "--reason", "a\x00b"), ExitCode.USAGE),
+    ):
+        assert mfmd("promote", *arguments).code == code, arguments
     serving = registry.serving()
-    assert serving is not None and serving.version == 3
+    assert serving is not None and serving.version == 2
 
 
 def test_rollback_from_an_expected_version_goes_back_once(mfmd, registry: CheckpointRegistry) -> None:
@@ -172,7 +194,7 @@ def test_rollback_refuses_what_cannot_serve(mfmd, registry: CheckpointRegistry) 
     assert serving is not None and serving.version == 2, "the old one serves on"
 
 
-@pytest.mark.parametrize("command", ["rollback", "checkpoints pin 3", "checkpoints unshadow"])
+@pytest.mark.parametrize("command", ["rollback", "promote 3", "checkpoints pin 3", "checkpoints unshadow"])
 def test_a_reason_of_bytes_that_are_not_utf8_is_one_clear_error(
     mfmd, registry: CheckpointRegistry, command: str
 ) -> None:

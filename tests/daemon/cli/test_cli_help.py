@@ -35,7 +35,7 @@ def test_the_commands_of_the_issue_are_there() -> None:
     top = {path[0] for path in VISIBLE}
     assert top == {
         "init", "pretrain", "import", "export", "run", "reload", "serve", "masks", "adapt", "predict", "evaluate",
-        "status", "check", "checkpoints", "rollback", "refused", "buffer", "config", "doctor", "demo",
+        "status", "check", "checkpoints", "promote", "rollback", "refused", "buffer", "config", "doctor", "demo",
     }  # fmt: skip
     assert {path[1] for path in VISIBLE if path[0] == "checkpoints" and len(path) > 1} == {
         "shadow",

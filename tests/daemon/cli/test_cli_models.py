@@ -105,7 +105,7 @@ def test_import_adds_a_version_that_does_not_push_the_serving_one_out(in_folder:
     code, out, err = _run(capsys, "import", str(registry.weights_path(1)))
     number = registry.versions()[-1]
     assert code == ExitCode.OK, err
-    assert f"Version {number}" in out and f"mfmd rollback --to {number}" in out
+    assert f"Version {number}" in out and f"mfmd promote {number}" in out
     serving = registry.serving()
     assert serving is not None and serving.version == 1
     wrong = tmp_path / "weights.pt"

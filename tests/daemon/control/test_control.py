@@ -64,8 +64,8 @@ def world(bench, registry, layout, add_version, drop, write_image) -> Iterator[S
 
 AUTHORISED = {"Authorization": f"Bearer {TOKEN}"}
 JSON = {"Content-Type": "application/json"}
-CHANGES = ["/v1/rounds", "/v1/reload", "/v1/rollback", "/v1/checkpoints/1/pin", "/v1/checkpoints/1/unpin"]
-CHANGES += ["/v1/refused/retry"]
+CHANGES = ["/v1/rounds", "/v1/reload", "/v1/rollback", "/v1/promote", "/v1/checkpoints/1/pin"]
+CHANGES += ["/v1/checkpoints/1/unpin", "/v1/refused/retry"]
 
 
 WRONG = [None, "Bearer wrong", f"Basic {TOKEN}", "Bearer", f"Bearer {TOKEN}x", "Bearer é".encode("latin-1")]
@@ -173,12 +173,26 @@ def test_a_rollback_that_is_asked_for_again_goes_no_further_back(world, registry
     assert registry.serving().version == 2
 
 
+def test_a_version_served_by_hand_is_no_rollback(world, registry, add_version):
+    add_version(parent=1, promote=False)
+    wanted = {"version": 2, "expected": 1, "reason": "trained on the new camera"}
+    answer = world.client.post("/v1/promote", headers=AUTHORISED, json=wanted)
+    assert (answer.status_code, answer.json()["version"]) == (200, 2)
+    last = registry.history()[-1]
+    assert (last.event, last.by, last.reason) == ("promoted", "operator", "trained on the new camera")
+    again = world.client.post("/v1/promote", headers=AUTHORISED, json=wanted)
+    assert (again.status_code, again.json()["code"]) == (409, "serving_changed")
+    assert world.client.post("/v1/rollback", headers=AUTHORISED).json()["version"] == 1
+    forward = world.client.post("/v1/rollback", headers=AUTHORISED, json={"to": 2})
+    assert (forward.status_code, forward.json()["code"]) == (409, "version_not_earlier")
+
+
 @pytest.mark.parametrize("reason", ["\ud800", "a\x00b", "\x1b[2J", "x" * 2001], ids=["half", "nul", "escape", "long"])
 def test_a_reason_that_is_no_text_is_refused_and_nothing_moves(world, registry, add_version, reason):
     add_version(parent=1)
     before = registry.history()
-    for path in ("/v1/rollback", "/v1/checkpoints/1/pin"):
-        answer = world.client.post(path, headers=AUTHORISED | JSON, content=json.dumps({"reason": reason}))
+    for path, more in (("/v1/rollback", {}), ("/v1/promote", {"version": 1}), ("/v1/checkpoints/1/pin", {})):
+        answer = world.client.post(path, headers=AUTHORISED | JSON, content=json.dumps({"reason": reason} | more))
         assert (answer.status_code, answer.json()["code"]) == (422, "reason_invalid"), answer.text
     assert registry.history() == before and registry.serving().version == 2
 
@@ -202,6 +216,9 @@ def test_errors_have_codes(world):
         (post("/v1/rollback", headers=AUTHORISED, json={"to": 1}), 409, "storage"),
         (post("/v1/rollback", headers=AUTHORISED, json={"too": 1}), 422, "invalid_request"),
         (post("/v1/rollback", headers=AUTHORISED, content=b"{"), 422, "invalid_request"),
+        (post("/v1/promote", headers=AUTHORISED, json={"version": 77}), 404, "version_unknown"),
+        (post("/v1/promote", headers=AUTHORISED, json={"version": 1}), 409, "storage"),
+        (post("/v1/promote", headers=AUTHORISED, json={}), 422, "invalid_request"),
         (post("/v1/checkpoints/9/pin", headers=AUTHORISED), 404, "version_unknown"),
         (post("/v1/checkpoints/1/unpin", headers=AUTHORISED), 404, "version_unknown"),
         (get("/v1/rounds/3"), 404, "round_unknown"),

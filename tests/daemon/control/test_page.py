@@ -30,9 +30,9 @@ def page(make_settings, layout, registry, add_version) -> Iterator[SimpleNamespa
     host, port = server.address
     with httpx.Client(base_url=f"http://{host}:{port}", trust_env=False) as client:
 
-        def send(headers: dict[str, str] | None = None, **changes: str) -> httpx.Response:
+        def send(headers: dict[str, str] | None = None, path: str = "/rollback", **changes: str) -> httpx.Response:
             form = {"token": TOKEN, "serving": "3", "to": "", "reason": "poles vanish"} | changes
-            return client.post("/rollback", data=form, headers=headers or {})
+            return client.post(path, data=form, headers=headers or {})
 
         yield SimpleNamespace(client=client, send=send, origin=f"http://{host}:{port}")
     server.stop()
@@ -67,9 +67,9 @@ def test_it_says_which_versions_nobody_should_go_back_to_blindly(page, registry,
         "version 3 (rolled back)",
         "version 2",
     ]
-    page.send(serving="1", to="4", reason="the gate is wrong")
+    page.send(path="/promote", serving="1", to="4", reason="the gate is wrong")
     assert serving(registry) == 4
-    page.send(serving="4", to="2", reason="it was not")
+    page.send(serving="4", reason="it was not")
     assert "version 4 (rolled back, rejected)" in page.client.get("/").text
 
 
@@ -78,7 +78,7 @@ def test_with_a_damaged_ref_it_says_what_to_do_and_not_that_there_is_no_version(
     path = registry.ref_path("serving")
     path.unlink() if damage is None else path.write_text(damage)
     text = page.client.get("/").text
-    assert "There is no other version" not in text and "`mfmd rollback --to N`" in text and "<form" not in text
+    assert "There is no other version" not in text and "`mfmd promote N`" in text and "<form" not in text
     assert "It is not known which version serves" in text
 
 
@@ -86,7 +86,7 @@ def test_versions_of_which_none_ever_served_are_told_from_a_damaged_ref(page, la
     for name in ("refs/serving", "history.jsonl"):
         (layout.checkpoints / name).unlink()
     text = page.client.get("/").text
-    assert "No version serves: `mfmd rollback --to N`" in text and "not known which" not in text
+    assert "No version serves: `mfmd promote N`" in text and "not known which" not in text
 
 
 def test_it_needs_nothing_from_elsewhere_and_runs_no_script(page):
@@ -113,7 +113,8 @@ def test_the_form_rolls_back_with_its_reason(page, registry):
     assert serving(registry) == 2
     last = registry.history()[-1]
     assert (last.event, last.version, last.by, last.reason) == ("rolled_back", 2, "operator", "poles vanish")
-    assert page.send(serving="2", to="3", reason="it was the camera").status_code == 303
+    assert page.send(serving="2", to="3", reason="it was the camera").status_code == 409, "that is not back"
+    assert page.send(path="/promote", serving="2", to="3", reason="it was the camera").status_code == 303
     assert serving(registry) == 3
 
 
@@ -139,12 +140,16 @@ def test_sent_twice_or_after_somebody_else_it_does_nothing(page, registry):
         ({"reason": "x" * MOST_FORM_BYTES}, 413, "a form of more than"),
         ({"reason": "a\x00b"}, 422, "is no text"),
         ({str(number): "x" for number in range(20)}, 422, "not a form"),
+        ({"path": "/promote"}, 422, "must be numbers of versions"),
+        ({"path": "/promote", "to": "77"}, 404, "no version 77"),
+        ({"path": "/promote", "to": "2", "token": "wrong"}, 401, "wrong control token"),
     ],
 )
 def test_what_cannot_be_done_is_said_on_the_page(page, registry, changes, status, words):
     before = registry.history()
     answer = page.send(**changes)
-    assert (answer.status_code, words in answer.text, "Not rolled back" in answer.text) == (status, True, True)
+    title = "Not promoted" if "path" in changes else "Not rolled back"
+    assert (answer.status_code, words in answer.text, title in answer.text) == (status, True, True)
     assert serving(registry) == 3 and registry.history() == before
 
 
@@ -166,7 +171,7 @@ def test_a_form_of_another_site_is_refused_even_with_the_token(page, registry, h
 def test_the_page_itself_is_no_other_site(page, registry):
     assert page.send(headers={"Origin": page.origin, "Sec-Fetch-Site": "same-origin"}).status_code == 303
     behind_a_proxy = {"Origin": "https://mfmd.example", "Sec-Fetch-Site": "same-origin"}
-    assert page.send(headers=behind_a_proxy, serving="2", to="3").status_code == 303
+    assert page.send(headers=behind_a_proxy, path="/promote", serving="2", to="3").status_code == 303
     assert serving(registry) == 3
 
 

@@ -71,7 +71,7 @@ def test_a_disk_below_the_reserve_is_mentioned_and_skipped_files_are_counted(mak
 
 def test_a_version_that_does_not_serve_is_mentioned(make_settings, add_version):
     add_version(promote=False)
-    assert any("mfmd rollback --to 1" in message for message in collect_status(make_settings()).messages)
+    assert any("mfmd promote 1" in message for message in collect_status(make_settings()).messages)
 
 
 def test_the_daemon_down_tells_what_storage_knows(bench, drop, write_image, add_version, layout):
@@ -167,7 +167,7 @@ def test_a_serving_ref_that_is_gone_is_repaired_not_replaced_by_the_newest(make_
     assert "missing, though version 1 was made to serve" in text
     assert "pretrain" not in status.next_round.waiting_for, "there is a version; another would only hide the damage"
     assert "stop `mfmd run`, then `mfmd check --repair`" in text
-    assert status.serving_damaged and "mfmd rollback" not in text, "version 2 never served"
+    assert status.serving_damaged and "mfmd promote" not in text, "version 2 never served"
     with pytest.raises(StorageError, match="check --repair"):
         require_version(make_settings(), registry)
 
@@ -192,8 +192,8 @@ def test_a_serving_version_whose_files_are_gone_is_told(make_settings, registry,
     shutil.rmtree(registry.folder(2))
     text = "\n".join(collect_status(make_settings()).messages)
     assert f"version 2 should serve, but its folder {registry.folder(2)} is gone" in text
-    assert "`mfmd rollback --to N` lets another serve; others: 1" in text
-    registry.roll_back(to=1, by="test", reason="as the message says")
+    assert "serve another with `mfmd promote N`; others: 1" in text
+    registry.promote(1, by="test", reason="as the message says")
     assert not any("should serve" in message for message in collect_status(make_settings()).messages)
 
 
@@ -249,6 +249,19 @@ def test_the_inference_plane_is_asked(make_settings, layout, add_version, record
     assert any(
         "version 1 cannot serve, version 9 still serves: model.safetensors: 3 bytes" in item for item in messages
     )
+
+
+def test_a_corrupt_serving_version_beside_one_that_answers_comes_with_the_command(
+    make_settings, registry, add_version, record
+):
+    for _ in range(3):
+        add_version()
+    failure = {"version": 3, "code": "checkpoint_corrupt", "reason": "model.safetensors: 3 bytes"}
+    _Plane.answer = json.dumps({"ready": True, "version": 2, "wanted": 3, "last_failure": failure}).encode()
+    told = "version 3 cannot serve, version 2 still serves: model.safetensors: 3 bytes; "
+    for remedy in ("`mfmd rollback` serves version 2", "`mfmd promote 2` serves another version"):
+        assert told + remedy in collect_status(make_settings()).messages
+        registry.ref_path("previous").unlink(missing_ok=True)
 
 
 def test_a_failure_that_was_about_no_version_is_not_told_of_one(make_settings, layout, registry, add_version, record):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from storage import durable
-from storage.errors import CorruptCheckpoint, DurabilityLost, ServingChanged, StorageError, UnknownVersion
+from storage.errors import CorruptCheckpoint, DurabilityLost, NotEarlier, ServingChanged, StorageError, UnknownVersion
 from storage.registry.manifest import HistoryEvent, Manifest
 from storage.registry.registry import CheckpointRegistry
 
@@ -139,7 +139,10 @@ def test_rolling_back_goes_one_back_each_time_and_never_forward(chain: Checkpoin
     chain.roll_back(to=None, by="operator", reason="")
     assert served(chain) == (1, None)
     assert chain.state().rolled_back == {2, 3}
-    with pytest.raises(UnknownVersion, match="nothing to roll back to: no version served before 1; versions: 1, 2, 3"):
+    with pytest.raises(
+        UnknownVersion,
+        match="no version served before 1 that was not rolled back from; `mfmd promote N` serves any version of 1, 2",
+    ):
         chain.roll_back(to=None, by="operator", reason="")
     assert events(chain)[-2:] == [("rolled_back", 2), ("rolled_back", 1)]
     assert chain.history()[-1].previous == 2
@@ -150,16 +153,54 @@ def test_rolling_back_to_any_version(chain: CheckpointRegistry):
     assert served(chain) == (1, None)
     chain.promote(4, by="gate", reason="")
     assert served(chain) == (4, 1)
-    chain.roll_back(to=2, by="operator", reason="it was good")
-    assert served(chain)[0] == 2
+    chain.promote(2, by="operator", reason="it was good")
+    chain.promote(4, by="operator", reason="or was it?")
+    assert served(chain) == (4, 2)
+    chain.roll_back(to=1, by="operator", reason="no")
+    assert served(chain) == (1, None)
     assert chain.state().rolled_back == {3, 4}
-    with pytest.raises(StorageError, match="version 2 serves already"):
-        chain.roll_back(to=2, by="operator", reason="")
+    with pytest.raises(StorageError, match="version 1 serves already"):
+        chain.roll_back(to=1, by="operator", reason="")
+
+
+def test_a_rollback_goes_back_and_names_promote_for_anywhere_else(chain: CheckpointRegistry):
+    chain.roll_back(to=1, by="operator", reason="")
+    before = chain.history()
+    for version, why in ((4, "never served"), (3, "was rolled back from"), (2, "served, but not before version 1")):
+        with pytest.raises(
+            NotEarlier, match=f"version {version} did not serve before version 1; .*`mfmd promote {version}`"
+        ):
+            chain.roll_back(to=version, by="operator", reason=why)
+    assert served(chain) == (1, None) and chain.history() == before
+
+
+def test_a_promotion_by_hand_is_no_rollback(chain: CheckpointRegistry):
+    """A new version served by hand leaves a good one; the next plain rollback leads back to it."""
+    chain.promote(4, by="operator", reason="trained on the new camera")
+    assert served(chain) == (4, 3) and not chain.state().rolled_back
+    assert chain.roll_back(to=None, by="operator", reason="worse").version == 3
+    assert served(chain) == (3, 2) and chain.state().rolled_back == {4}
+    chain.promote(4, by="operator", reason="it was the lens")
+    assert served(chain) == (4, 3) and not chain.state().rolled_back, "named by hand, it counts as good again"
+    chain.promote(1, by="operator", reason="an old one")
+    assert served(chain) == (1, 4)
+    assert [chain.roll_back(to=None, by="operator", reason="").version for _ in range(3)] == [4, 3, 2]
+    assert chain.state().rolled_back == {1, 3, 4} and served(chain) == (2, None), "1 was rolled back from"
+
+
+@pytest.mark.parametrize("damage", ["garbage", None])
+def test_a_promotion_by_hand_needs_no_serving_ref(chain: CheckpointRegistry, damage: str | None):
+    path = chain.ref_path("serving")
+    path.unlink() if damage is None else path.write_text(damage)
+    with pytest.raises(StorageError, match="check --repair"):
+        chain.promote(4, by="gate", reason="", expected=3)
+    chain.promote(4, by="operator", reason="")
+    assert served(chain) == (4, 3) and chain.history()[-1].previous == 3
 
 
 def test_nothing_serves_nothing_to_roll_back(registry: CheckpointRegistry, weights: Weights, manifest: Manifests):
     registry.add(weights("one"), manifest(), by="pretrain")
-    with pytest.raises(UnknownVersion, match="nothing to roll back to: no version serves yet; versions: 1"):
+    with pytest.raises(UnknownVersion, match="nothing to roll back to: no version serves yet; `mfmd promote N`"):
         registry.roll_back(to=None, by="operator", reason="")
     registry.promote(1, by="pretrain", reason="first")
     with pytest.raises(UnknownVersion, match="no version served before 1"):

@@ -14,6 +14,7 @@ from storage.registry.registry import CheckpointRegistry
 Move = Callable[[CheckpointRegistry], object]
 MOVES: dict[str, Move] = {
     "promote": lambda registry: registry.promote(4, by="gate", reason="better"),
+    "by hand": lambda registry: registry.promote(4, by="operator", reason="look"),
     "roll_back": lambda registry: registry.roll_back(to=None, by="operator", reason="worse"),
 }
 
@@ -97,7 +98,7 @@ def test_at_every_step_a_whole_version_serves_and_a_rollback_leads_to_the_one_be
         assert serving(copy) == now - 1
         assert now in copy.state().rolled_back
     assert step > 8
-    assert outcomes == {3, 4 if name == "promote" else 2}
+    assert outcomes == {3, 2 if name == "roll_back" else 4}
 
 
 def test_a_rollback_that_was_decided_about_another_version_does_not_happen(chain: CheckpointRegistry):
@@ -111,19 +112,20 @@ def test_a_rollback_that_was_decided_about_another_version_does_not_happen(chain
 def test_the_gate_never_promotes_what_was_rolled_back_from_and_an_operator_may(chain: CheckpointRegistry):
     chain.roll_back(to=None, by="operator", reason="worse")
     with pytest.raises(ServingChanged, match="version 3 was rolled back from; it was not promoted again"):
-        chain.promote(3, by="gate", reason="", expected=2)
+        chain.promote(3, by="gate", reason="", expected=2, refuse_rolled_back=True)
     assert serving(chain) == 2
-    chain.roll_back(to=3, by="operator", reason="it was the camera")
-    assert serving(chain) == 3 and chain.state().rolled_back == {2}
+    chain.promote(3, by="operator", reason="it was the camera", expected=2)
+    assert serving(chain) == 3 and not chain.state().rolled_back
 
 
 def test_a_repair_does_not_bring_back_what_was_rolled_back_from(chain: CheckpointRegistry):
-    chain.roll_back(to=4, by="operator", reason="3 is bad, 4 never served")
-    chain.weights_path(4).write_text("damaged")
+    chain.promote(4, by="gate", reason="")
+    chain.roll_back(to=3, by="operator", reason="4 is bad")
+    chain.weights_path(3).write_text("damaged")
     assert chain.restore(by="repair", reason="").version == 2
     for version in (1, 2):
         chain.weights_path(version).write_text("damaged")
-    with pytest.raises(UnknownVersion, match="was not rolled back from is whole; `mfmd rollback --to N`"):
+    with pytest.raises(UnknownVersion, match="was not rolled back from is whole; `mfmd promote N`"):
         chain.restore(by="repair", reason="")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -22,6 +23,7 @@ from storage.layout import StateLayout
 from storage.registry.manifest import Manifest
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
+from tests.daemon.running import Running
 
 PATIENCE = 20.0
 """Deadline of waits (seconds): far more than an idle machine needs."""
@@ -233,3 +235,29 @@ def program(monkeypatch):
 @pytest.fixture
 def store(layout):
     return RoundStore(layout.rounds)
+
+
+@pytest.fixture
+def config(make_settings, tmp_path):
+    def write(**sections) -> Path:
+        path = tmp_path / "mfmd.yaml"
+        values = make_settings(**sections).model_dump(mode="json", exclude_none=True, exclude={"classes"})
+        path.write_text(yaml.safe_dump({**values, "classes": "demo"}))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def start(layout) -> Iterator:
+    started: list[Running] = []
+
+    def make(config: Path, *, ready: bool = True) -> Running:
+        started.append(Running(config, layout, ready=ready))
+        return started[-1]
+
+    yield make
+    for running in started:
+        if running.process.poll() is None:
+            running.process.kill()
+            running.process.wait()

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict
 
 from adapters.palette import colour_mask, overlay
 from configs.class_list import ClassInfo
-from daemon.serving.api.accept import MediaType, prefer
 from daemon.serving.batcher import Labels
 from daemon.serving.errors import ApiError
 from storage.registry.manifest import Manifest
@@ -21,7 +20,7 @@ PNG_LEVEL = 1
 
 
 class AnswerFormat(StrEnum):
-    """What an answer may be: `?format=`, or Accept with `image/png;format=...`."""
+    """What an answer may be."""
 
     INDEX = "index"
     COLOR = "color"
@@ -34,27 +33,16 @@ class AnswerFormat(StrEnum):
         return "application/json" if self is AnswerFormat.JSON else "image/png"
 
 
-OFFERED = tuple(
-    MediaType(main, sub, {"format": kind}) for kind in AnswerFormat for main, sub in [kind.media_type.split("/")]
-)
-"""What Accept chooses from, the default first."""
-
-
 def choose_format(query: str | None, accept: str) -> AnswerFormat:
-    """The format that a request asks for: `?format=` if it is given, else what Accept wants most.
+    """The format that a request asks for: `?format=`, else JSON if Accept names it, else the index mask.
 
-    Raises ApiError 400 unknown_format, 406 not_acceptable.
+    Raises ApiError 400 unknown_format.
     """
-    if query is not None:
-        if query not in list(AnswerFormat):
-            message = f"format {query[:32]!r} is unknown; there are {', '.join(AnswerFormat)}"
-            raise ApiError(400, "unknown_format", message)
-        return AnswerFormat(query)
-    chosen = prefer(accept, OFFERED)
-    if chosen is None:
-        there = ", ".join(f"{kind.media_type};format={kind}" for kind in AnswerFormat)
-        raise ApiError(406, "not_acceptable", f"Accept asks for {accept[:100]!r}; there are {there}")
-    return list(AnswerFormat)[chosen]
+    if query is None:
+        return AnswerFormat.JSON if "application/json" in accept.lower() else AnswerFormat.INDEX
+    if query not in list(AnswerFormat):
+        raise ApiError(400, "unknown_format", f"format {query[:32]!r} is unknown; there are {', '.join(AnswerFormat)}")
+    return AnswerFormat(query)
 
 
 def class_infos(manifest: Manifest) -> list[ClassInfo]:

@@ -16,7 +16,6 @@ MEANINGS = {
     401: "A bearer token is needed (serving.token, serving.repository_token).",
     403: "Refused by the server's settings.",
     404: "No such model, or no such version in memory.",
-    406: "Nothing that Accept asks for is offered.",
     408: "The body did not arrive within serving.request_seconds.",
     409: "The version that should serve could not be loaded.",
     413: "The body, the image or the batch is too large.",

@@ -35,11 +35,17 @@ IMAGE_BODY: dict[str, Any] = {
 }
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"model": SegmentSummary, "description": "Mask, overlay or areas.", "content": {"image/png": BINARY}},
-    **problems(400, 406, 408, 413, 415, 422),
+    **problems(400, 408, 413, 415, 422),
 }
 Format = Annotated[
     str | None,
-    Query(description="What to answer; goes before Accept.", json_schema_extra={"enum": [*AnswerFormat]}),
+    Query(
+        Query(
+            description="What to answer; without it JSON if Accept names it, else `index`.",
+            json_schema_extra={"enum": [*AnswerFormat]},
+        ),
+        json_schema_extra={"enum": [*AnswerFormat]},
+    ),
 ]
 
 
@@ -69,8 +75,8 @@ def segment_routes(plane: InferencePlane) -> APIRouter:
     async def segment(request: Request, format: Format = None) -> Response:
         """Segment one image; the answer has the image's own size.
 
-        Accept decides what comes back: `image/png` (class indices), `image/png;format=color`,
-        `image/png;format=overlay` or `application/json` (area of each class, and the mask); q-values count.
+        `format` decides what comes back: `index` (class indices, PNG), `color`, `overlay` (PNG) or `json` (area of each
+        class, and the mask). Without it `Accept: application/json` gives JSON, and anything else the index mask.
         """
         kind = choose_format(format, ",".join(request.headers.getlist("accept")))
         if plane.slots.live is None:

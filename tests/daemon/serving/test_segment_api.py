@@ -80,6 +80,24 @@ def test_formats(shared_world: World, shared: Served) -> None:
     assert_refused(shared.segment(image, format="gif"), 400, "unknown_format")
 
 
+@pytest.mark.parametrize(
+    ("query", "accept", "kind"),
+    [
+        ({}, "", "image/png"),
+        ({}, "text/html,application/xml;q=0.9,*/*;q=0.8", "image/png"),
+        ({}, "image/jpeg", "image/png"),
+        ({}, "Application/JSON; charset=utf-8", "application/json"),
+        ({"format": "index"}, "application/json", "image/png"),
+        ({"format": "json"}, "image/png", "application/json"),
+    ],
+)
+def test_accept_asks_for_json_or_nothing_and_the_query_goes_first(
+    shared: Served, query: dict[str, str], accept: str, kind: str
+) -> None:
+    answer = shared.client.post("/v1/segment", content=image_bytes(), params=query, headers={"Accept": accept})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
+
+
 def test_multipart(shared_world: World, shared: Served) -> None:
     response = shared.client.post("/v1/segment", files={"image": ("street.png", image_bytes(), "image/png")})
     np.testing.assert_array_equal(mask_of(response), expected(shared_world))

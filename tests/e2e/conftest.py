@@ -1,6 +1,6 @@
 """A small world: drawn scenes at a quarter of the demo's size, a configuration, and a first version that serves."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,9 @@ def draw(folder: Path, condition: Condition, count: int, labelled: bool = False)
 
 
 @pytest.fixture
-def camera(tmp_path: Path) -> Callable[[int], list[Path]]:
-    """Draws that many dusk images outside the drop folder."""
-    return lambda count: draw(tmp_path / "camera", DUSK, count)
+def camera(tmp_path: Path) -> list[Path]:
+    """Dusk images outside the drop folder."""
+    return draw(tmp_path / "camera", DUSK, 24)
 
 
 @pytest.fixture

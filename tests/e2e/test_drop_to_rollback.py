@@ -1,7 +1,10 @@
-"""The main job, nothing replaced: drop folder, buffer, round under accelerate, gate, swap, rollback."""
+"""The main job, nothing replaced: drop folder, bad files, buffer, round under accelerate, gate, swap, rollback."""
 
+import os
+import struct
 import threading
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +14,8 @@ import pytest
 
 from daemon.demo.driving import DrivenDaemon
 from daemon.demo.scoring import ask
+from daemon.exit_codes import ExitCode
+from storage.buffer.catalog import Catalog
 
 pytestmark = pytest.mark.disk
 
@@ -40,31 +45,89 @@ def questions(driven: DrivenDaemon, image: Path) -> Iterator[list[int]]:
     assert not failures
 
 
+def png_bomb(width: int, height: int) -> bytes:
+    """A small PNG file that claims that size."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(100))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def drop_bad_files(folder: Path, good: Path) -> dict[str, str]:
+    """Write them; returns the reason expected for each name."""
+    (folder / "empty.png").touch()
+    (folder / "text.jpg").write_text("this is no image")
+    (folder / "half.png").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    (folder / "huge.png").write_bytes(png_bomb(50_000, 50_000))
+    expected = {
+        "empty.png": "empty",
+        "text.jpg": "not_an_image",
+        "half.png": "truncated",
+        "huge.png": "too_many_pixels",
+    }
+    if os.geteuid() != 0:  # root reads everything
+        (folder / "secret.png").write_bytes(good.read_bytes())
+        (folder / "secret.png").chmod(0)
+        expected["secret.png"] = "unreadable"
+    return expected
+
+
+def refused(driven: DrivenDaemon) -> dict[str, str]:
+    catalog = Catalog.open(driven.layout.catalog, writable=False)
+    try:
+        return {item.file.path: item.reason for item in catalog.refused(100)}
+    finally:
+        catalog.close()
+
+
+def bad_files_are_refused_while_serving_goes_on(driven: DrivenDaemon, camera: list[Path]) -> None:
+    """Also two good ones are taken, and a second daemon is refused."""
+    base = driven.url("serve")
+    assert base is not None
+    expected = drop_bad_files(driven.settings.watch.folder, camera[0])
+    driven.drop(camera[:1])
+    driven.wait_for(lambda: refused(driven) == expected or None, f"refusals {expected}", 30)
+    driven.wait_until_committed(1, 30)
+    with httpx.Client(timeout=30.0) as client:
+        assert ask(client, base, camera[0])[1] == 1
+    driven.drop(camera[1:2])
+    driven.wait_until_committed(2, 30)
+    control = driven.url("daemon")
+    assert control is not None
+    assert httpx.get(f"{control}/healthz").status_code == 200
+    second = driven.run_command("run")
+    assert second.returncode == ExitCode.ALREADY_RUNNING, second.stderr
+
+
 @pytest.mark.timeout(240)
-def test_from_drop_folder_to_rollback(driven: DrivenDaemon, camera: Callable[[int], list[Path]]) -> None:
-    images = camera(24)
+def test_from_drop_folder_to_rollback(driven: DrivenDaemon, camera: list[Path]) -> None:
+    """One daemon for all of it: to train a first version and start it takes longer than the rest."""
     driven.start()
     driven.wait_until_serving(1, 60)
+    bad_files_are_refused_while_serving_goes_on(driven, camera)
     base = driven.url("serve")
     assert base is not None
     with httpx.Client(timeout=30.0) as client:
-        before, _ = ask(client, base, images[0])
+        before, _ = ask(client, base, camera[0])
 
-        with questions(driven, images[0]) as versions:
-            driven.drop(images)
-            driven.wait_until_committed(len(images), 30)
+        with questions(driven, camera[0]) as versions:
+            driven.drop(camera[2:])
+            driven.wait_until_committed(len(camera), 30)
             over = driven.follow_round(1, 120)
             assert over.verdict.decision == "accepted", over.verdict
             assert over.version == 2
             driven.wait_until_serving(2, 30)
-            after, version = ask(client, base, images[0])
+            after, version = ask(client, base, camera[0])
             assert version == 2
             assert (before != after).any()
 
             rolled_back = driven.run_command("rollback", "--reason", "end-to-end test")
             assert rolled_back.returncode == 0, rolled_back.stderr
             driven.wait_until_serving(1, 30)
-            again, version = ask(client, base, images[0])
+            again, version = ask(client, base, camera[0])
 
     assert version == 1
     np.testing.assert_array_equal(again, before)

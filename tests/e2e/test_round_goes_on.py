@@ -1,6 +1,5 @@
 """Daemons that end in mid-round, by SIGKILL and by SIGTERM: the next one goes on with the round, to its verdict."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,14 +21,13 @@ def saved(driven: DrivenDaemon, start: int) -> int | None:
 
 
 @pytest.mark.timeout(600)
-def test_a_round_outlives_two_daemons(untrained: DrivenDaemon, camera: Callable[[int], list[Path]]) -> None:
+def test_a_round_outlives_two_daemons(untrained: DrivenDaemon, camera: list[Path]) -> None:
     config = yaml.safe_load(untrained.config.read_text())
     config["round"] |= {"steps": STEPS, "save_steps": 5, "max_seconds": 900}
     config["serving"]["enabled"], config["observe"] = False, {"enabled": False}  # three times loaded, asked nothing
     untrained.config.write_text(yaml.safe_dump(config))
-    images = camera(24)
     untrained.start()
-    untrained.drop(images)
+    untrained.drop(camera)
     first = untrained.wait_for(lambda: saved(untrained, 1), "the first state", 120)
 
     untrained.kill()

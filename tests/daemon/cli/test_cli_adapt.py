@@ -169,6 +169,7 @@ def _long_rounds(config: Path) -> None:
     _fill_buffer(config)
 
 
+@pytest.mark.nightly
 def test_asked_through_a_daemon_that_is_stopped_it_says_where_the_round_goes_on(adaptable: Path) -> None:
     _long_rounds(adaptable)
     with _daemon(adaptable):
@@ -180,6 +181,7 @@ def test_asked_through_a_daemon_that_is_stopped_it_says_where_the_round_goes_on(
     assert folder.events()[-1].event == "suspended"
 
 
+@pytest.mark.nightly
 def test_asked_through_a_daemon_that_is_killed_it_says_so(adaptable: Path) -> None:
     _long_rounds(adaptable)
     daemon = subprocess.Popen([sys.executable, "-m", "daemon.cli", "run", "--config", str(adaptable)])

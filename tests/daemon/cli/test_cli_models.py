@@ -124,6 +124,7 @@ def test_export_refuses_what_it_cannot_do_and_says_what_it_can(in_folder: Path, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.nightly
 def test_exported_program_labels_as_predict_does(in_folder: Path, tmp_path: Path, capsys) -> None:
     import torch
 

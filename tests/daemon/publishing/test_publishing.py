@@ -75,8 +75,9 @@ def state(daemon, name):
     return next(item for item in daemon.publisher.states() if item.name == name)
 
 
-def test_promotion_and_rollback_reach_a_triton_repository_and_a_failure_holds_nothing_up(daemon, registry, layout):
-    """One test, for exports are slow. The network has no Hugging Face form: that mirror fails, and says why."""
+@pytest.mark.nightly
+def test_promotion_and_rollback_reach_a_triton_repository(daemon, registry):
+    """With real exports of ONNX, which are slow."""
     subprocess.run([sys.executable, "-c", WEIGHTS, str(daemon.config)], check=True, timeout=PATIENCE)
     assert daemon.publisher.step() > 0 and daemon.publisher.states()[0].state == "waiting", "nothing serves yet"
     registry.promote(1, by="pretrain", reason="first")
@@ -95,7 +96,13 @@ def test_promotion_and_rollback_reach_a_triton_repository_and_a_failure_holds_no
     assert daemon.value("mfmd_publish_total", mirror="triton", result="failed") == 0
     assert daemon.value("mfmd_publish_version", mirror="triton") == 1
 
+
+def test_an_export_that_is_refused_says_why_and_holds_nothing_up(daemon, registry):
+    """The network has no Hugging Face form; the child that says so is real."""
+    subprocess.run([sys.executable, "-c", WEIGHTS, str(daemon.config)], check=True, timeout=PATIENCE)
+    registry.promote(1, by="pretrain", reason="first")
     daemon.until(lambda: state(daemon, "huggingface").failures >= 1)
+    assert state(daemon, "triton").state == "exporting"
     failed = state(daemon, "huggingface")
     assert "error[export_refused]" in failed.reason and failed.version is None
     assert daemon.value("mfmd_publish_total", mirror="huggingface", result="failed") >= 1

@@ -133,6 +133,21 @@ def served_labels(settings: Settings, registry: CheckpointRegistry, folder: Path
         plane.stop()
 
 
+def test_a_promotion_is_exported_by_a_child(
+    settings: Settings, registry: CheckpointRegistry, publisher: Publisher, tmp_path: Path
+) -> None:
+    version = imported(settings, registry, tmp_path, 1)
+    registry.promote(version, by="import", reason="first")
+    deadline = time.monotonic() + PATIENCE
+    while publisher.states()[0].state != "current":
+        publisher.step()
+        assert time.monotonic() < deadline and publisher.states()[0].failures == 0, publisher.states()
+        time.sleep(0.02)
+    files = {path.name for path in (tmp_path / "mirror" / "current").iterdir()}
+    assert {"config.json", "mfmd.json", "model.safetensors", "preprocessor_config.json"} <= files
+
+
+@pytest.mark.nightly
 def test_transformers_alone_gives_the_served_labels_through_promotions_and_a_rollback(
     settings: Settings, registry: CheckpointRegistry, publisher: Publisher, reader: Reader, tmp_path: Path
 ) -> None:

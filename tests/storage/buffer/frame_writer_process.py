@@ -1,19 +1,15 @@
 """A real writer that tests kill: appends groups for ever, prints what was acknowledged.
 
-Arguments: state directory, first frame number, frames a group, and optionally the step at which it kills itself.
+Arguments: state directory, first frame number, frames a group.
 """
 
 import hashlib
-import os
-import signal
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from configs.settings import BufferSettings
-from storage import durable
-from storage.buffer import frame_writer
 from storage.buffer.catalog_records import FileFact
 from storage.buffer.frames import FrameBuffer, NewFrame
 from storage.layout import StateLayout
@@ -32,29 +28,10 @@ def frame_of(number: int) -> NewFrame:
     return NewFrame(FileFact(f"{number}.png", number, number), digest, 1.0, 64, 96, FittedFrame(pixels, 64, 96))
 
 
-def die(*_: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def arm(step: str) -> None:
-    """Let the process die at a step of the next commit."""
-    writer = frame_writer.FrameWriter
-    if step == "before fsync":
-        durable.fsync_files = die
-    elif step == "before commit":
-        writer._commit = die
-    elif step == "inside commit":
-        frame_writer.note_file = die
-    elif step == "after commit":
-        writer._discard = die
-
-
 def main() -> None:
     root, first, group = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     buffer = FrameBuffer.open(StateLayout(root), SETTINGS, writable=True)
     print("open", flush=True)
-    if len(sys.argv) > 4:
-        arm(sys.argv[4])
     while True:
         records = buffer.append([frame_of(number) for number in range(first, first + group)])
         print(" ".join(record.name for record in records), flush=True)

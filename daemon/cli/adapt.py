@@ -11,7 +11,7 @@ from daemon.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from configs.settings import Settings
-    from daemon.cli.live import ShowProgress
+    from daemon.cli.output import ShowProgress
     from daemon.control.client import ControlClient
     from storage.layout import StateLayout
     from storage.rounds.folder import RoundFolder
@@ -31,7 +31,7 @@ def adapt(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
     """Run one round now and print the gate's verdict; exit 3 unless the candidate was accepted."""
     settings = running_settings(config)
     layout = layout_of(settings)
-    from daemon.cli.live import live_progress
+    from daemon.cli.output import live_progress
 
     with live_progress() as show:
         run = _through_daemon if layout.locked() else _in_process

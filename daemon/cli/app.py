@@ -12,11 +12,8 @@ from daemon.cli import (
     check,
     checkpoints,
     configuration,
-    demo,
-    doctor,
-    exporting,
     init,
-    masks,
+    models,
     planes,
     refused,
     status,
@@ -68,12 +65,10 @@ def common(
 
 init.add_to(app, START)
 training.add_to(app, START)
-doctor.add_to(app, START)
-demo.add_to(app, START)
+check.add_to_start(app, START)
 planes.add_to(app, RUN)
 adapt.add_to(app, RUN)
-masks.add_to(app, RUN)
-exporting.add_to(app, RUN)
+models.add_to(app, RUN)
 status.add_to(app, WATCH)
 checkpoints.add_to(app, WATCH)
 refused.add_to(app, WATCH)

@@ -93,7 +93,7 @@ def resize(
 ) -> None:
     """Give every frame another size, rescaled from what is stored; the daemon must be stopped."""
     settings = read_settings(config)
-    from daemon.cli.live import live_progress
+    from daemon.cli.output import live_progress
     from storage.buffer.resize import resize_buffer
 
     count = settings.buffer.capacity_frames if capacity is None else capacity

@@ -1,4 +1,4 @@
-"""`mfmd check`: whether the state directory keeps its promise, and what can be mended."""
+"""`mfmd doctor` and `mfmd check`: examine machine and configuration, and the state directory."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,8 +17,13 @@ COLORS = {"error": typer.colors.RED, "leftover": typer.colors.YELLOW}
 
 
 def add_to(app: typer.Typer, panel: str) -> None:
-    """Register the command."""
+    """Register `check`."""
     app.command(rich_help_panel=panel, epilog="Example: mfmd check --read-data --repair")(check)
+
+
+def add_to_start(app: typer.Typer, panel: str) -> None:
+    """Register `doctor`, which stands in another panel."""
+    app.command(rich_help_panel=panel, epilog="Example: mfmd doctor --json")(doctor)
 
 
 def check(
@@ -75,3 +80,29 @@ def _print(problems: "list[Problem]", mended: "list[Problem]") -> None:
 def _summary(errors: int, leftovers: int, mended: int) -> str:
     counts = ((mended, "mended"), (errors, "errors"), (leftovers, "leftovers"))
     return ", ".join(f"{count} {name}" for count, name in counts if count) or "Nothing is wrong."
+
+
+MARKS = {"ok": ("ok  ", typer.colors.GREEN), "warn": ("warn", typer.colors.YELLOW), "fail": ("FAIL", typer.colors.RED)}
+
+
+def doctor(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Check machine, folders, disk, ports, checkpoint and source; exit 1 when something will not work."""
+    from daemon.doctor import Level, examine
+
+    findings = examine(config)
+    failed = [finding for finding in findings if finding.level == Level.FAIL]
+    if as_json:
+        checks = [
+            {"name": item.name, "level": item.level.value, "detail": item.detail, "remedy": item.remedy}
+            for item in findings
+        ]
+        print_json({"ok": not failed, "checks": checks})
+    else:
+        for finding in findings:
+            mark, color = MARKS[finding.level.value]
+            typer.echo(f"{typer.style(mark, fg=color)}  {finding.name:<18} {finding.detail}")
+            if finding.remedy:
+                typer.echo(f"{'':<24} -> {finding.remedy}")
+        typer.echo(f"\n{len(failed)} of {len(findings)} checks failed." if failed else "\nNothing failed.")
+    if failed:
+        raise typer.Exit(ExitCode.FAILURE)

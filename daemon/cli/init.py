@@ -1,4 +1,4 @@
-"""`mfmd init`: write a commented configuration for a drop folder."""
+"""`mfmd init` and `mfmd demo`: a first configuration for a drop folder, and a first look."""
 
 import os
 import re
@@ -26,8 +26,9 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite an existin
 
 
 def add_to(app: typer.Typer, panel: str) -> None:
-    """Register the command."""
+    """Register the commands."""
     app.command(rich_help_panel=panel, epilog="Example: mfmd init /data/drop --classes cityscapes")(init)
+    app.command(rich_help_panel=panel, epilog="Example: mfmd demo --keep --out demo-report")(demo)
 
 
 def init(
@@ -106,3 +107,13 @@ def _next_steps(config: Path, *, with_source: bool) -> str:
     option = "" if config == DEFAULT_CONFIG else f" --config {config}"
     first = f"mfmd pretrain{option}" if with_source else f"mfmd import MODEL{option}"
     return f"Next: mfmd doctor{option}, then {first}, then mfmd run{option}"
+
+
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the state directory and the daemon running.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the report and the picture.")] = None,
+) -> None:
+    """Show the whole job on drawn street scenes: nothing to download or configure, about five minutes on two cores."""
+    from daemon.demo import run_demo
+
+    raise typer.Exit(run_demo(keep=keep, out=out))

@@ -104,7 +104,7 @@ def _watching(state: "Status") -> str:
 
 
 def _serving(state: "Status") -> str:
-    from daemon.status.plane_words import describe_plane
+    from daemon.status.plane_probe import describe_plane
 
     ref, plane = state.serving, state.plane
     answers = describe_plane(plane)

@@ -35,7 +35,7 @@ def pretrain(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False)
         )
     from adapters.rounds.source_training import PretrainProgress
     from adapters.rounds.source_training import pretrain as train
-    from daemon.cli.live import live_progress
+    from daemon.cli.output import live_progress
 
     with live_progress() as show:
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 from daemon.status.model import Status
-from daemon.status.plane_words import describe_plane
+from daemon.status.plane_probe import describe_plane
 from storage.registry.history import RegistryState
 from storage.registry.registry import CheckpointRegistry
 

@@ -16,6 +16,7 @@ from daemon.rounds.history import schedule_state, summaries
 from daemon.rounds.schedule import due
 from daemon.runtime.activity import ChildActivity
 from daemon.runtime.logs import get_logger
+from daemon.status.model import OBSERVED_FRAMES
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import SKIP_REASONS
 from storage.buffer.observations import Observations
@@ -24,8 +25,6 @@ from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
 
-OBSERVED_FRAMES = 200
-"""Newest frames over which predictions are averaged."""
 SIZE_SECONDS = 60.0
 """The buffer's size on disk is measured at most this often (seconds)."""
 

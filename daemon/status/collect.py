@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import asdict
 from typing import TypeVar
 
 from configs.errors import ConfigError
@@ -14,7 +15,15 @@ from daemon.rounds.schedule import due
 from daemon.runtime.activity import Activity, IngestActivity, WatchActivity, read_activity
 from daemon.runtime.run_record import current_record, read_run_record
 from daemon.status.messages import operator_messages
-from daemon.status.model import BufferStatus, DaemonStatus, NextRound, ObservedStatus, RunningRound, Status
+from daemon.status.model import (
+    OBSERVED_FRAMES,
+    BufferStatus,
+    DaemonStatus,
+    NextRound,
+    ObservedStatus,
+    RunningRound,
+    Status,
+)
 from daemon.status.plane_probe import PlaneStatus, probe_plane
 from storage.buffer.catalog import Catalog
 from storage.errors import StorageError
@@ -26,8 +35,6 @@ from storage.rounds.folder import RoundStore
 LAST_ROUNDS = 5
 STARTING_SECONDS = 60.0
 """An inference plane that does not answer yet is nothing to worry about for this long (seconds)."""
-OBSERVED_FRAMES = 200
-"""Newest frames that predictions are averaged over."""
 
 __all__ = ["Status", "collect_status"]
 
@@ -53,11 +60,9 @@ class _Collector:
     def collect(self) -> Status:
         """All parts."""
         activity, daemon = self._activity(), self._daemon()
-        rounds: list[RoundSummary] = self._guarded(self._summaries, [])
-        told = len(self._damage)
-        serving = self._guarded(self._registry.serving, None)
-        serving_damaged = len(self._damage) > told
-        self._guarded(lambda: check_serving_files(self._registry), None)
+        rounds: list[RoundSummary] = self._read(self._summaries, [])
+        serving, damage = self._guarded(self._registry.serving, None)
+        self._read(lambda: check_serving_files(self._registry), None)
         status = Status(
             at=time.time(),
             state=str(self._layout.root),
@@ -68,28 +73,32 @@ class _Collector:
             children=activity.children,
             mirrors=activity.mirrors,
             settings=activity.settings,
-            buffer=self._guarded(self._buffer, BufferStatus(capacity=self._settings.buffer.capacity_frames)),
+            buffer=self._read(self._buffer, BufferStatus(capacity=self._settings.buffer.capacity_frames)),
             serving=serving,
-            serving_damaged=serving_damaged,
-            previous=self._guarded(lambda: self._registry.ref("previous"), None),
+            serving_damaged=damage is not None,
+            previous=self._read(lambda: self._registry.ref("previous"), None),
             versions=self._registry.versions(),
             plane=self._plane_of(daemon, activity),
-            round=self._guarded(lambda: self._running(rounds), None),
+            round=self._read(lambda: self._running(rounds), None),
             last_rounds=[item for item in rounds if item.result != "running"][:LAST_ROUNDS],
-            next_round=self._guarded(self._next, NextRound(frames_missing=0, not_before=None, waiting_for="")),
-            observed=self._guarded(self._observed, None),
+            next_round=self._read(self._next, NextRound(frames_missing=0, not_before=None, waiting_for="")),
+            observed=self._read(self._observed, None),
             messages=[],
         )
         trouble = [f"{part}: {reason}" for part, reason in activity.trouble.items()]
         messages = [*dict.fromkeys(self._damage), *trouble, *operator_messages(status, self._settings)]
         return status.model_copy(update={"messages": messages})
 
-    def _guarded(self, read: Callable[[], Read], otherwise: Read) -> Read:
+    def _read(self, read: Callable[[], Read], otherwise: Read) -> Read:
+        return self._guarded(read, otherwise)[0]
+
+    def _guarded(self, read: Callable[[], Read], otherwise: Read) -> tuple[Read, str | None]:
+        """Return what was read, or `otherwise` and the damage, which becomes a message too."""
         try:
-            return read()
+            return read(), None
         except (StorageError, OSError) as error:
             self._damage.append(str(error))
-            return otherwise
+            return otherwise, str(error)
 
     def _daemon(self) -> DaemonStatus:
         file = read_run_record(self._layout.run_file("daemon")) if self._up else None
@@ -138,18 +147,7 @@ class _Collector:
             return empty
         with closing(Catalog.open(self._layout.catalog, writable=False)) as catalog:
             counts = catalog.counts()
-        return empty.model_copy(
-            update={
-                "frames": counts.frames,
-                "holdout": counts.holdout,
-                "committed_total": counts.committed_total,
-                "evicted_total": counts.evicted_total,
-                "duplicates": counts.duplicates,
-                "refused": counts.refused,
-                "skipped": counts.skipped,
-                "last_committed_at": counts.last_committed_at,
-            }
-        )
+        return empty.model_copy(update=asdict(counts))
 
     def _summaries(self) -> list[RoundSummary]:
         return summaries(self._rounds, LAST_ROUNDS + 1, alive=self._up)

@@ -8,6 +8,9 @@ from daemon.status.plane_probe import PlaneStatus
 from storage.registry.manifest import Ref
 from storage.rounds.records import Progress
 
+OBSERVED_FRAMES = 200
+"""Newest frames that predictions are averaged over."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)

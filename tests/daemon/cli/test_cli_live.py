@@ -2,7 +2,7 @@
 
 import pytest
 
-from daemon.cli.live import live_progress
+from daemon.cli.output import live_progress
 
 
 def test_lines_for_a_log_file(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,8 +25,7 @@ from daemon.runtime.activity import (
 )
 from daemon.runtime.run_record import RunRecord, publish_record, read_run_record
 from daemon.status.collect import Status, collect_status
-from daemon.status.plane_probe import probe_plane
-from daemon.status.plane_words import describe_plane
+from daemon.status.plane_probe import describe_plane, probe_plane
 from storage.buffer.observations import Observation, Observations
 from storage.errors import CorruptCheckpoint, StorageError
 from storage.rounds.folder import RoundStore

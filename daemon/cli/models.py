@@ -1,11 +1,12 @@
-"""`mfmd predict` and `mfmd evaluate`: use and score a version without a server."""
+"""`mfmd predict`, `mfmd evaluate` and `mfmd export`: use a version without a server."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, VersionOption, read_settings
+from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, VersionOption, read_settings, registry_of
 from daemon.cli.output import percent, print_json, print_table
 from daemon.exit_codes import ExitCode
 
@@ -21,6 +22,7 @@ def add_to(app: typer.Typer, panel: str) -> None:
     app.command(
         rich_help_panel=panel, epilog="Example: mfmd evaluate --images val/images --labels val/labels --checkpoint 3"
     )(evaluate)
+    app.command(rich_help_panel=panel, epilog="Example: mfmd export 3 --format onnx --out street-3")(export)
 
 
 def predict(
@@ -76,3 +78,38 @@ def evaluate(
         f"\nVersion {result.version}, {result.images} images: mIoU {percent(result.miou)} %, "
         f"pixel accuracy {percent(result.pixel_accuracy)} %"
     )
+
+
+class Format(StrEnum):
+    """Values of `--format`."""
+
+    HUGGINGFACE = "huggingface"
+    ONNX = "onnx"
+    TORCH_EXPORT = "torch-export"
+
+
+VersionArgument = Annotated[
+    int | None, typer.Argument(min=1, help="Version to export.", show_default="the serving version")
+]
+FormatOption = Annotated[Format, typer.Option("--format", "-f", help="What the folder shall hold.")]
+ExportOption = Annotated[Path, typer.Option("--out", "-o", help="New or empty folder for the files.")]
+
+
+def export(
+    format: FormatOption,
+    out: ExportOption,
+    version: VersionArgument = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a version's network for use without mfmd: a Hugging Face directory, ONNX, or a torch.export program."""
+    settings = read_settings(config)
+    from adapters.checkpoints.exporting.export import export_version
+
+    registry = registry_of(settings)
+    number = registry.serving_version() if version is None else version
+    files = export_version(registry, number, format.value, out)
+    if as_json:
+        print_json({"version": number, "format": format.value, "out": str(out), "files": files})
+    else:
+        typer.echo(f"Version {number} -> {out}: {', '.join(files)}")

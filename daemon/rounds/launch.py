@@ -1,6 +1,7 @@
 """The command line of a round: `accelerate launch -m adapters.round SPEC` with this interpreter."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +11,13 @@ MEMORY_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": s
 """The allocator (glibc's) keeps what a training step frees instead of giving it back to the system and asking again:
 touching new pages costs more than most operations on maps of 32 MiB and more (docs/explanation/decisions/0010). A round
 ends with its process, so nothing is kept for long."""
+
+LAUNCHER_VARIABLES = re.compile(
+    "(GROUP_|LOCAL_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|NODE_RANK|MASTER_(ADDR|PORT)|OMP_NUM_THREADS"
+    "|(ACCELERATE|FSDP|DEEPSPEED|MEGATRON_LM|PARALLELISM_CONFIG|TORCHELASTIC|PET|PMI|OMPI|MV2)_.*"
+)
+"""What accelerate, torchrun and MPI tell the processes that they start. If the daemon's environment has them, a round
+would wait for ranks that do not exist."""
 
 
 def launch_command(settings: RoundSettings, spec: Path) -> list[str]:
@@ -22,12 +30,13 @@ def launch_command(settings: RoundSettings, spec: Path) -> list[str]:
 
 
 def launch_environment(settings: RoundSettings) -> dict[str, str]:
-    """The environment of a round: ours, with output unbuffered so that the log tells what happened before a kill.
+    """Return the environment of a round: ours without the variables of launchers, which the round's own launcher sets.
 
-    What the user says about the allocator goes before what we say.
+    Output is unbuffered, so that the log tells what happened before a kill. What the user says about the allocator
+    goes before what we say.
     """
-    environment = {**MEMORY_KEPT, **os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment.pop("OMP_NUM_THREADS", None)  # the launcher sets it from its flag
+    inherited = {name: value for name, value in os.environ.items() if not LAUNCHER_VARIABLES.fullmatch(name)}
+    environment = {**MEMORY_KEPT, **inherited, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
     if settings.device == "cpu" and settings.processes > 1:
         environment["ACCELERATE_USE_CPU"] = "true"  # `--cpu` alone would start a single process
     return environment

@@ -135,7 +135,17 @@ def test_without_a_daemon_the_round_runs_here(mfmd, adaptable: Path, monkeypatch
     assert "round 1" in mfmd("status").out
 
 
-def test_with_a_daemon_the_round_runs_there(mfmd, adaptable: Path) -> None:
+FOREIGN_LAUNCHER = {
+    "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "192.0.2.1", "MASTER_PORT": "29500",
+    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "TORCHELASTIC_RUN_ID": "none",
+}  # fmt: skip
+"""A process that `torchrun` or `accelerate launch` started as the second of two."""
+
+
+def test_with_a_daemon_the_round_runs_there(mfmd, adaptable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when a launcher started the daemon: the round waits for no rank of that launcher."""
+    for name, value in FOREIGN_LAUNCHER.items():
+        monkeypatch.setenv(name, value)
     assert mfmd("status", "--check").code == ExitCode.FAILURE
     for number, pixels in enumerate(_images()):
         Image.fromarray(pixels).save(adaptable.parent / "drop" / f"{number}.png")

@@ -311,8 +311,16 @@ def test_the_command_hands_the_spec_to_accelerate(make_settings, tmp_path, monke
     own = launch_command(make_settings(round={"accelerate_config": tmp_path / "a.yaml"}).round, spec)
     assert own[own.index("--config_file") + 1] == str(tmp_path / "a.yaml")
     assert "--num_processes" not in own
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert "OMP_NUM_THREADS" not in launch_environment(make_settings().round)
+
+
+def test_variables_of_other_launchers_do_not_reach_a_round(make_settings, monkeypatch):
+    foreign = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS",
+               "ACCELERATE_USE_FSDP", "FSDP_VERSION", "TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_SIZE")  # fmt: skip
+    for name in (*foreign, "NCCL_DEBUG"):
+        monkeypatch.setenv(name, "7")
+    environment = launch_environment(make_settings().round)
+    assert not environment.keys() & set(foreign)
+    assert environment["NCCL_DEBUG"] == "7", "a setting of the machine, not of a launcher"
 
 
 def test_a_round_keeps_the_memory_that_it_frees_unless_the_user_says_otherwise(make_settings, monkeypatch):

@@ -1,4 +1,4 @@
-"""Masked Feature Modeling: the loss of the training-only branch (Zhou et al., arXiv 2509.13801)."""
+"""Compute the loss of Masked Feature Modeling, the training-only branch (Zhou et al., arXiv 2509.13801)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -27,18 +27,18 @@ def mfm_loss(
     keep: Sequence[Tensor] | None = None,
     teacher: SegmentationNetwork | None = None,
 ) -> Tensor:
-    """The branch's loss on a batch, a scalar, as `rebuilder.settings` say; not yet multiplied by lambda.
+    """Return the branch's loss on a batch, a scalar, as `rebuilder.settings` say; it is not yet multiplied by lambda.
 
-    The student encodes plain images `[B, 3, H, W]` (normalised, unmasked); the Rebuilder masks and rebuilds the
-    features. By default (`classify`) the student's ordinary decoder reads them: cross-entropy against `labels`
-    `[B, H, W]`, the teacher's pseudo-labels or true ones, over all pixels, masked and visible alike, times `weight`
-    `[B, H, W]` (the recipe's confidence; none: 1). Other targets compare the rebuilt cells themselves
-    (`adapters.mfm.targets`); `teacher` gives the features for `teacher_feature`. `keep` replaces the random masks, one
-    a view (tests).
+    The student encodes plain images `[B, 3, H, W]` (normalised, unmasked). The Rebuilder masks and rebuilds the
+    features. By default (`classify`) the student's ordinary decoder reads them. The loss is then the cross-entropy
+    against `labels` `[B, H, W]` (pseudo-labels of the teacher, or true labels) over all pixels, masked and visible
+    alike, times `weight` `[B, H, W]` (the recipe's confidence; None means 1). Other targets compare the rebuilt cells
+    themselves (`adapters.mfm.targets`). `teacher` gives the features for `teacher_feature`. `keep` replaces the random
+    masks, one per view (for tests).
 
-    BatchNorm (the papers leave it open): the encoder sees real images and updates its running statistics as ever, also
-    when detached. The decoder sees rebuilt features, which never occur when serving: there it normalises with the
-    batch's own statistics, like any training pass, but its running statistics stay untouched.
+    BatchNorm (the papers leave it open): the encoder sees real images and updates its running statistics as usual, also
+    when it is detached. The decoder sees rebuilt features, which never occur in serving. So it normalises with the
+    batch's own statistics, like any training pass, but its running statistics do not change.
     """
     settings = rebuilder.settings
     with torch.no_grad() if settings.detach_encoder else nullcontext():
@@ -55,7 +55,7 @@ def mfm_loss(
 
 
 def _masks(encoded: Encoded, settings: MfmSettings, draws: Draws) -> list[Tensor]:
-    """A keep mask for each view."""
+    """Return a keep mask for each view."""
     return [draw_keep(maps[-1], settings.grid, settings.mask_ratio, draws) for maps in encoded.features]
 
 
@@ -71,7 +71,7 @@ def _pixel_loss(rebuilder: Rebuilder, encoded: Encoded, masks: Sequence[Tensor])
 def _target_features(
     reconstruction: str, encoded: Encoded, teacher: SegmentationNetwork | None
 ) -> list[tuple[Tensor, ...]]:
-    """What rebuilt maps must match in each view: the teacher's maps of the same images, or the student's own."""
+    """Return what rebuilt maps must match in each view: the teacher's maps of the same images, or the student's own."""
     if reconstruction == "student_feature":
         return [tuple(level.detach() for level in maps) for maps in encoded.features]
     if teacher is None:
@@ -81,9 +81,9 @@ def _target_features(
 
 @contextmanager
 def frozen(module: nn.Module, freeze: bool = True) -> Iterator[None]:
-    """Inside, gradients flow through `module` but not into its parameters; `freeze` false changes nothing.
+    """Let gradients flow through `module` but not into its parameters; `freeze` false changes nothing.
 
-    A pass recorded inside has no edges to the parameters; passes before and after keep theirs.
+    A pass recorded inside the context has no edges to the parameters. Passes before and after keep theirs.
     """
     held = [parameter for parameter in module.parameters() if freeze and parameter.requires_grad]
     for parameter in held:
@@ -97,9 +97,9 @@ def frozen(module: nn.Module, freeze: bool = True) -> Iterator[None]:
 
 @contextmanager
 def untouched_running_statistics(module: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorm layers of `module` in train mode use batch statistics without recording them.
+    """Let BatchNorm layers of `module` in train mode use batch statistics without recording them.
 
-    `track_running_stats=False` does that in train mode and nothing in eval mode, also for SyncBatchNorm.
+    `track_running_stats=False` has this effect in train mode and none in eval mode, also for SyncBatchNorm.
     """
     tracking = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
     for layer in tracking:

@@ -1,6 +1,6 @@
-"""Which cells of the feature maps Masked Feature Modeling masks, and how a mask meets maps of any size.
+"""Choose the cells of the feature maps that Masked Feature Modeling masks, and map a mask to maps of any size.
 
-A keep mask is bool `[B, 1, rows, columns]`, true on cells that are kept, as in the published code; the paper's M is its
+A keep mask is bool `[B, 1, rows, columns]`, true on cells that are kept, as in the published code. The paper's M is its
 opposite.
 """
 
@@ -15,19 +15,20 @@ from adapters.parallel import mean_count
 
 
 def grid_of(deepest: Sequence[int], cells: int) -> tuple[int, int]:
-    """Rows and columns of the mask grid over a deepest map of `deepest` (height, width), never finer than the map.
+    """Return rows and columns of the mask grid over a deepest map of `deepest` (height, width).
 
-    `cells` on the shorter side; the cells are square up to rounding. At the published 512x512 crop both sides have 16.
+    The grid is never finer than the map. The shorter side has `cells` cells. Cells are square up to rounding. At the
+    published 512x512 crop both sides have 16.
     """
     side = max(1.0, min(deepest) / cells)  # of a cell, in positions of the map
     return round(deepest[0] / side), round(deepest[1] / side)
 
 
 def draw_keep(deepest: Tensor, cells: int, ratio: float, draws: Draws) -> Tensor:
-    """A fresh keep mask for the deepest map `[B, C, H, W]`: each cell by itself is masked with probability `ratio`.
+    """Draw a keep mask for the deepest map `[B, C, H, W]`: each cell is masked independently with probability `ratio`.
 
-    Kept from u >= `ratio` on (published: u > 0.4), so that 0 masks nothing. `draws` is asked at any ratio: arms of an
-    ablation see the same crops, mixes and augmentations.
+    A cell is kept when u >= `ratio` (published: u > 0.4), so 0 masks nothing. `draws` advances at any ratio, so all
+    arms of an ablation see the same crops, mixes and augmentations.
     """
     rows, columns = grid_of(deepest.shape[-2:], cells)
     uniform = draws.per_image(deepest.shape[0], 1, rows, columns)
@@ -35,7 +36,7 @@ def draw_keep(deepest: Tensor, cells: int, ratio: float, draws: Draws) -> Tensor
 
 
 def keep_at(keep: Tensor, size: Sequence[int]) -> Tensor:
-    """`keep` on a map of `size` (height, width), bool `[B, 1, *size]`: each position belongs to the cell it lies in.
+    """Return `keep` on a map of `size` (height, width), bool `[B, 1, *size]`: the cell of each position decides.
 
     For whole multiples of the grid, as at the published crop, this is the published nearest resize.
     """
@@ -45,25 +46,26 @@ def keep_at(keep: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def paste(level: Tensor, filling: Tensor, keep: Tensor) -> Tensor:
-    """`level` `[B, C, H, W]` where its cell is kept, `filling` (same shape, or one that spreads to it) elsewhere.
+    """Return `level` `[B, C, H, W]` where its cell is kept, `filling` (same shape, or broadcastable) elsewhere.
 
-    `torch.where` and no sum of products: kept values stay bit for bit, and masked ones cannot leak, infinite or not.
+    `torch.where` instead of a sum of products keeps kept values bit for bit, and masked values cannot leak even when
+    they are infinite.
     """
     return torch.where(keep_at(keep, level.shape[-2:]), level, filling.to(level.dtype))
 
 
 def masked_mean(values: Tensor, keep: Tensor) -> Tensor:
-    """Mean of `values` `[B, H, W]` over the positions in masked cells of all processes, a scalar; 0 when none is."""
+    """Return the mean of `values` `[B, H, W]` over masked positions of all processes, a scalar; 0 without any."""
     masked = ~keep_at(keep, values.shape[-2:])[:, 0]  # [B, H, W]
     return values.masked_fill(~masked, 0.0).sum() / mean_count(masked)
 
 
 def resize_to_grid(deepest: Tensor, keep: Tensor) -> Tensor:
-    """The deepest map `[B, C, H, W]` at the size of the grid, bilinear (half-pixel centres), `[B, C, rows, columns]`.
+    """Resize the deepest map `[B, C, H, W]` to the grid, bilinear (half-pixel centres), `[B, C, rows, columns]`.
 
-    Bilinear reads the two positions a side around a cell's centre. From two positions a cell on (4 at DeepLab's
-    published 64x64 map, 2.3 at a ViT's 37x37) both lie within the cell. Where a cell is smaller, it would read what
-    stands in masked neighbours: those positions are left out, and the weights of the others add up to 1 again.
+    Bilinear reads the two positions a side around a cell's centre. With two or more positions a cell (4 at DeepLab's
+    published 64x64 map, 2.3 at a ViT's 37x37) both lie within the cell. With smaller cells it would read positions of
+    masked neighbours. Those positions are omitted, and the other weights are rescaled to a sum of 1.
     """
     size = (keep.shape[-2], keep.shape[-1])
     sides = list(zip(deepest.shape[-2:], size, strict=True))

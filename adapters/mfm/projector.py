@@ -1,4 +1,4 @@
-"""From the Rebuilder's tokens to one level of the feature pyramid."""
+"""Turn the Rebuilder's tokens into one level of the feature pyramid."""
 
 import math
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from adapters.networks.layer_norm import LayerNorm2d
 class Projector(nn.Module):
     """Tokens `[B, dim, rows, columns]` -> a level `[B, channels, H, W]`: doublings, 1x1 convolution, LayerNorm2d.
 
-    The up-scaling is the power of two nearest to `ratio` (positions of the level a cell and side), 1 or more. Published
-    are 1, 2, 4 and 8, with widths dim / 2, dim / 4, dim / 4 after the doublings; 16 and more go on with dim / 4. What
-    is then missing to the level's size (strides that are no power of two, odd sizes) is resized bilinearly before the
-    1x1 convolution, so that the last word is the LayerNorm2d at any size.
+    The up-scaling is the power of two nearest to `ratio` (positions of the level per cell and side), at least 1. 1, 2,
+    4 and 8 are published, with widths dim / 2, dim / 4, dim / 4 after the doublings; 16 and more continue with dim / 4.
+    The rest of the way to the level's size (strides that are no power of two, odd sizes) is a bilinear resize before
+    the 1x1 convolution, so the LayerNorm2d is the last step at any size.
     """
 
     def __init__(self, dim: int, channels: int, ratio: float) -> None:
@@ -27,7 +27,7 @@ class Projector(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, tokens: Tensor, size: Sequence[int]) -> Tensor:
-        """The level rebuilt at `size` (height, width)."""
+        """Return the level rebuilt at `size` (height, width)."""
         raised = self.doublings(tokens)
         if raised.shape[-2:] != tuple(size):
             raised = F.interpolate(raised, tuple(size), mode="bilinear", align_corners=False)
@@ -36,12 +36,12 @@ class Projector(nn.Module):
 
 
 def _widths(dim: int, doublings: int) -> list[int]:
-    """Channels before and after each doubling."""
+    """Return channels before and after each doubling."""
     return [dim, dim // 2, *[dim // 4] * (doublings - 1)][: doublings + 1]
 
 
 def _doublings(widths: Sequence[int]) -> list[nn.Module]:
-    """Transposed convolutions, with LayerNorm2d and GELU between two of them."""
+    """Build transposed convolutions, with LayerNorm2d and GELU between two of them."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
         if layers:

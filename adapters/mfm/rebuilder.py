@@ -1,7 +1,8 @@
 """The Rebuilder of Masked Feature Modeling (Zhou et al., arXiv 2509.13801).
 
-Training only: it replaces masked cells of the deepest map by a token, fills them from what is left, and writes the
-filled cells into every level. It is never part of a checkpoint that serves. docs/explanation/mfm.md has the equations.
+It exists in training only. It replaces masked cells of the deepest map by a token, fills them from the kept cells, and
+writes the filled cells into every level. A serving checkpoint never contains it. docs/explanation/mfm.md has the
+equations.
 """
 
 import functools
@@ -18,19 +19,19 @@ from adapters.networks.network import SegmentationNetwork
 from configs.settings import MfmSettings
 
 PATCH = 16
-"""Side of a masked cell's picture when pixels are the target (pixels, MAE's patch); a cell is resized to it."""
+"""Side of a masked cell when pixels are the target (pixels, MAE's patch); a cell is resized to it."""
 _TEMPERATURE = 10000.0
 _TOKEN_STD = 0.02
 
 
 class Rebuilder(nn.Module):
-    """Mask, rebuild, paste: `forward(features, keep)` gives the maps with their masked cells rebuilt.
+    """Mask, rebuild, paste: `forward(features, keep)` returns the maps with their masked cells rebuilt.
 
     `feature_channels` and `feature_sizes` describe the maps of `SegmentationNetwork.encode`, deepest last, at the crop
-    size of training; they fix each projector's up-scaling. Maps of other sizes still work: the grid follows the deepest
-    map, and projectors resize where they do not divide.
+    size of training. They fix the up-scaling of each projector. Maps of other sizes still work: the grid follows the
+    deepest map, and projectors resize where sizes do not divide.
 
-    It holds what `settings` need and nothing else: no projectors but a head for pixels when those are the target; no
+    It holds only what `settings` need: a head for pixels instead of projectors when pixels are the target, and no
     parameters at all when nothing is rebuilt (`MfmSettings.rebuilds`).
     """
 
@@ -55,11 +56,11 @@ class Rebuilder(nn.Module):
         _initialise(self)
 
     def forward(self, features: Sequence[Tensor], keep: Tensor) -> tuple[Tensor, ...]:
-        """Maps `[B, C_l, H_l, W_l]` with the cells that `keep` `[B, 1, rows, columns]` (bool) leaves out rebuilt.
+        """Return the maps `[B, C_l, H_l, W_l]` with the cells rebuilt that are false in `keep`.
 
-        Kept cells are the original values bit for bit. Nothing is detached: the encoder learns through kept cells that
-        are pasted and through kept cells that are attended to. `mask_only` leaves zeros in masked cells; at a mask
-        ratio of 0 the maps are given back as they are.
+        `keep` is bool `[B, 1, rows, columns]`. Kept cells are the original values bit for bit. Nothing is detached: the
+        encoder learns through kept cells that are pasted and through kept cells that are attended to. `mask_only`
+        leaves zeros in masked cells. At a mask ratio of 0 the maps are returned unchanged.
         """
         if self.settings.mask_ratio == 0.0:
             return tuple(features)
@@ -72,11 +73,11 @@ class Rebuilder(nn.Module):
         )
 
     def fill(self, deepest: Tensor, keep: Tensor) -> Tensor:
-        """Tokens `[B, dim, rows, columns]` of the deepest map `[B, C, H, W]`, masked ones filled from kept ones.
+        """Return tokens `[B, dim, rows, columns]` of the deepest map `[B, C, H, W]`, masked ones filled from kept ones.
 
-        Resize, embed, replace masked cells by the token, add the position code, attend. The published order is embed,
-        then resize; both are linear and the weights of the resize add up to 1, so the order changes nothing but the
-        cost: on DeepLab's 64x64 map a sixteenth.
+        The order is resize, embed, replace masked cells by the token, add the position code, attend. The published
+        order is embed, then resize. Both are linear and the weights of the resize sum to 1, so only the cost differs:
+        on DeepLab's 64x64 map it is a sixteenth.
         """
         rows, columns = keep.shape[-2:]
         cells = resize_to_grid(deepest, keep).flatten(2).transpose(1, 2)  # [B, rows * columns, C]
@@ -89,15 +90,15 @@ class Rebuilder(nn.Module):
         return filled.transpose(1, 2).reshape(filled.shape[0], -1, rows, columns)
 
     def pixels(self, deepest: Tensor, keep: Tensor) -> Tensor:
-        """What each cell looks like, `[B, 3 * PATCH * PATCH, rows, columns]`, normalised by cell (target `pixels`)."""
+        """Predict each cell's pixels, `[B, 3 * PATCH * PATCH, rows, columns]`, normalised by cell (target `pixels`)."""
         pictures: Tensor = self.pixel_head(self.fill(deepest, keep))
         return pictures
 
 
 def build_rebuilder(network: SegmentationNetwork, crop: tuple[int, int], settings: MfmSettings) -> Rebuilder:
-    """A Rebuilder for `network` and training crops of `crop` (height, width), on the network's device.
+    """Build a Rebuilder for `network` and training crops of `crop` (height, width), on the network's device.
 
-    Its tokens are channels-last at any setting, so its transposed convolutions are too.
+    Its tokens are channels-last in every configuration, so its transposed convolutions are too.
     """
     device = next(network.parameters()).device
     rebuilder = Rebuilder(network.feature_channels, feature_sizes(network, crop), settings)
@@ -105,9 +106,9 @@ def build_rebuilder(network: SegmentationNetwork, crop: tuple[int, int], setting
 
 
 def feature_sizes(network: SegmentationNetwork, crop: tuple[int, int]) -> list[tuple[int, int]]:
-    """Height and width of each map that `network` encodes in training for crops of `crop` (height, width).
+    """Return height and width of each map that `network` encodes in training for crops of `crop` (height, width).
 
-    Of several views the first counts: one Rebuilder serves them all.
+    With several views the first one counts, because one Rebuilder serves them all.
     """
     training = [module for module in network.modules() if module.training]
     network.eval()  # BatchNorm must not learn from an empty image
@@ -123,10 +124,10 @@ def feature_sizes(network: SegmentationNetwork, crop: tuple[int, int]) -> list[t
 
 @functools.lru_cache(maxsize=16)
 def position_code(rows: int, columns: int, dim: int, device: torch.device | None = None) -> Tensor:
-    """Fixed 2-D sin-cos code `[1, rows * columns, dim]`: the row in the first half of the channels, the column after.
+    """Return the fixed 2-D sin-cos code `[1, rows * columns, dim]`: the row in the first half of the channels.
 
-    Each half is sines, then cosines, of dim / 4 frequencies with temperature 10000 (as published). Kept from call to
-    call: do not write to it.
+    The column is in the second half. Each half is sines, then cosines, of dim / 4 frequencies with temperature 10000
+    (as published). The result is cached between calls: do not write to it.
     """
     quarter = dim // 4
     frequency = torch.exp(torch.arange(quarter, device=device) * (-math.log(_TEMPERATURE) / quarter))
@@ -137,7 +138,7 @@ def position_code(rows: int, columns: int, dim: int, device: torch.device | None
 
 
 def _transformer(settings: MfmSettings) -> nn.TransformerEncoder:
-    """Pre-norm ViT blocks (MLP ratio 4, exact GELU, no dropout, biases everywhere) and a final LayerNorm."""
+    """Build pre-norm ViT blocks (MLP ratio 4, exact GELU, no dropout, biases everywhere) and a final LayerNorm."""
     block = nn.TransformerEncoderLayer(
         settings.dim,
         settings.heads,
@@ -152,10 +153,10 @@ def _transformer(settings: MfmSettings) -> nn.TransformerEncoder:
 
 
 def _initialise(rebuilder: Rebuilder) -> None:
-    """Xavier-uniform weights and zero biases for every linear layer, N(0, 0.02) for the mask token.
+    """Set Xavier-uniform weights and zero biases in every linear layer, N(0, 0.02) in the mask token.
 
-    Queries, keys and values are one matrix `[3 dim, dim]`, as in the published blocks: its fan-out is 3 dim, and its
-    bound sqrt(6 / (4 dim)), not the sqrt(6 / (2 dim)) of three matrices. Convolutions keep torch's start.
+    Queries, keys and values are one matrix `[3 dim, dim]`, as in the published blocks. So its fan-out is 3 dim and its
+    bound is sqrt(6 / (4 dim)), not the sqrt(6 / (2 dim)) of three matrices. Convolutions keep torch's initial weights.
     """
     for name, parameter in rebuilder.named_parameters():
         if name.startswith(("embedding.", "transformer.")) and "norm" not in name:

@@ -1,1 +1,1 @@
-"""Segmentation networks: what is between an image and its logits, cut into `encode` and `decode`."""
+"""Segmentation networks: the way from an image to its logits, cut into `encode` and `decode`."""

@@ -1,7 +1,7 @@
-"""Activation checkpointing: the encoder keeps only the inputs of its blocks and computes them again for the gradient.
+"""Activation checkpointing: the encoder keeps only the inputs of its blocks and recomputes them for the gradient.
 
-Less memory, about a third more time. Nothing else changes: the random state is kept, so dropout and drop path repeat
-their choice, and BatchNorm, which sees every batch twice, records it once. State-dict keys stay as they are.
+It takes less memory and about a third more time. Nothing else changes. The random state is kept, so dropout and drop
+path repeat their choice. BatchNorm sees every batch twice but records it once. State-dict keys do not change.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,20 +17,20 @@ from torch.utils.checkpoint import checkpoint
 from adapters.networks.network import SegmentationNetwork
 
 _RESIDUAL_BLOCKS = ("BasicLayer", "BottleNeckLayer", "ConvNextLayer", "InvertedResidual")
-"""Ends of the class names of residual blocks: ResNet, ConvNeXt, MobileNetV2, MobileViT."""
+"""Suffixes of the class names of residual blocks: ResNet, ConvNeXt, MobileNetV2, MobileViT."""
 
 
 def checkpoint_encoder(network: SegmentationNetwork) -> None:
-    """Let `network.encoder` recompute the activations of its blocks in the backward pass, from now on."""
+    """Make `network.encoder` recompute the activations of its blocks in the backward pass from now on."""
     for block in blocks_of(network.encoder):
         block.forward = partial(_recomputed, block, block.forward)
 
 
 def blocks_of(encoder: nn.Module) -> list[nn.Module]:
-    """What is recomputed as a whole: transformer and residual blocks; an encoder that has none, as one.
+    """Return the modules that are recomputed as a whole: transformer and residual blocks, else the encoder itself.
 
-    transformers marks its transformer blocks as GradientCheckpointingLayer and its residual blocks not at all. A block
-    within a block is recomputed with it.
+    transformers marks its transformer blocks as GradientCheckpointingLayer but does not mark its residual blocks. A
+    block within a block is recomputed with the outer one.
     """
     return list(_outermost_blocks(encoder)) or [encoder]
 
@@ -60,9 +60,10 @@ def _recomputed(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **o
 
 @contextmanager
 def _recording_nothing(norms: list[_BatchNorm]) -> Iterator[None]:
-    """Inside, BatchNorm layers move their running statistics by nothing and count no batch.
+    """Make BatchNorm layers keep their running statistics and count no batch.
 
-    Not `track_running_stats=False`: the second pass must save the same tensors for the gradient as the first one.
+    `track_running_stats=False` does not work here: the second pass must save the same tensors for the gradient as the
+    first.
     """
     kept = [(layer.momentum, layer.num_batches_tracked) for layer in norms]
     for layer in norms:

@@ -1,4 +1,4 @@
-"""Estimate BatchNorm statistics afresh for weights that never saw the data they will meet."""
+"""Estimate BatchNorm statistics for weights that never saw the data of their target domain."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def estimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace the running statistics of `network` by the plain mean over `batches` of images [B, 3, H, W], normalised.
 
-    Averaged weights need statistics of their own: those recorded in training belong to other weights, and the last few
-    batches weigh too much in them. Dropout and drop path are off meanwhile; every layer's mode is restored.
+    Averaged weights need statistics of their own. The recorded ones belong to other weights, and the last few batches
+    weigh too much in them. Dropout and drop path are off during the estimate; the mode of every layer is restored.
     """
     layers = batch_norm_layers(network)
     if not layers:
@@ -24,16 +24,16 @@ def estimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
 
 
 def batch_norm_layers(network: nn.Module) -> list[_BatchNorm]:
-    """Every BatchNorm layer of `network`, in the order of its modules."""
+    """Return every BatchNorm layer of `network`, in the order of its modules."""
     return [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
 
 
 @torch.no_grad()
 def forget_statistics(layer: _BatchNorm) -> None:
-    """From now on the running statistics are the plain mean over the batches to come.
+    """Make the running statistics the plain mean over all following batches.
 
-    The first of them replaces what was there (its share is 1 / 1). A layer that meets no batch it can learn from, one
-    value a channel, keeps what it has and is never left at mean 0 and variance 1.
+    The first batch replaces the old statistics (its share is 1 / 1). A layer that only meets batches with one value a
+    channel cannot learn from them. It keeps its statistics and is never left at mean 0 and variance 1.
     """
     layer.momentum = None
     if layer.num_batches_tracked is not None:
@@ -41,7 +41,7 @@ def forget_statistics(layer: _BatchNorm) -> None:
 
 
 def without_noise(network: nn.Module) -> None:
-    """Switch off dropout and drop path, found by class name: each library brings its own drop path."""
+    """Switch off dropout and drop path, found by class name because each library has its own drop path."""
     for layer in network.modules():
         if "drop" in type(layer).__name__.lower():
             layer.eval()

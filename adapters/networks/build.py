@@ -1,4 +1,4 @@
-"""From `NetworkSettings` to a network."""
+"""Build a network from `NetworkSettings`."""
 
 from typing import TYPE_CHECKING
 
@@ -25,15 +25,16 @@ if TYPE_CHECKING:
     from adapters.networks.encoders.resnet import ResNetEncoder
 
 ENCODER_FAMILIES = {"daformer": ("mit", "dinov2"), "deeplabv2": ("resnet", "dinov2"), "deeplabv3plus": ("resnet",)}
-"""What each decoder can read: DAFormer four levels, DeepLabV2 one, DeepLabV3+ a deepest map and one of stride 4."""
+"""Encoders that each decoder can read: DAFormer needs four levels, DeepLabV2 one, DeepLabV3+ the deepest map and stride
+4."""
 
 
 def build_network(settings: NetworkSettings, num_classes: int) -> SegmentationNetwork:
-    """The network that `settings` describe, with fresh weights (encoder weights from `settings.pretrained` if set).
+    """Build the network of `settings` with untrained weights (encoder weights from `settings.pretrained` if set).
 
-    Convolution weights lie channels-last in memory, which trains up to a third faster on CPUs and on tensor cores, and
-    answers a sixth faster on CPUs; how the images lie makes no difference there.
-    Raises NetworkMismatch when encoder and decoder do not fit, UnsupportedModel when weights cannot be read.
+    Convolution weights lie channels-last in memory. That trains up to a third faster on CPUs and on tensor cores, and
+    answers a sixth faster on CPUs; the layout of the images makes no difference there. Raises NetworkMismatch when
+    encoder and decoder do not fit, UnsupportedModel when weights cannot be read.
     """
     _check_pair(settings)
     builders = {

@@ -1,8 +1,8 @@
-"""Where a multi-resolution network looks at full scale: one random window in training, overlapped ones to answer.
+"""Windows in which a multi-resolution network sees full scale: one random one in training, overlapping ones to answer.
 
-HRDA (Hoyer et al., ECCV 2022, arXiv 2204.13132) has half a training crop a side for both: the whole crop at half size,
-and a window of half its sides at full size. The same rule holds here for any image, so that a frame is seen as a
-training crop is: the number of windows, and with it the cost in full images, does not grow with the frame.
+HRDA (Hoyer et al., ECCV 2022, arXiv 2204.13132) uses half a training crop a side for both: the whole crop at half size,
+and a window of half its sides at full size. The same rule holds here for an image of any size, so a frame is seen like
+a training crop. The number of windows, and with it the cost in full images, does not grow with the frame.
 """
 
 from adapters.draws import Draws
@@ -14,15 +14,16 @@ STEP = 8
 
 
 def view_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of a window, and of the half-size image, for images of `size`: half, rounded up (pixels).
+    """Return height and width of a window, and of the half-size image, for images of `size`: half, rounded up (pixels).
 
-    Never below what an encoder takes (`MIN_SIDE`), nor above the image: a small image is one window.
+    The result is never below the smallest input of an encoder (`MIN_SIDE`) nor above the image: a small image is one
+    window.
     """
     return _side(size[0]), _side(size[1])
 
 
 def random_window(size: tuple[int, int], draws: Draws) -> Window:
-    """One window for a whole batch of images of `size`; its coordinates are multiples of `STEP`."""
+    """Draw one window for a whole batch of images of `size`; its coordinates are multiples of `STEP`."""
     view = view_size(size)
     places = [(whole - part) // STEP + 1 for whole, part in zip(size, view, strict=True)]
     top, left = (STEP * int(count * draw) for count, draw in zip(places, draws.shared(2).tolist(), strict=True))
@@ -30,9 +31,9 @@ def random_window(size: tuple[int, int], draws: Draws) -> Window:
 
 
 def overlapped_windows(size: tuple[int, int]) -> tuple[Window, ...]:
-    """Windows over images of `size`, row by row, each half over its neighbours; the last ones end at the border.
+    """Return windows over images of `size`, row by row, each overlapping its neighbours by half.
 
-    Nine for all but small images.
+    The last ones end at the border. There are nine for all but small images.
     """
     height, width = view_size(size)
     rows, columns = _starts(size[0], height), _starts(size[1], width)
@@ -44,5 +45,5 @@ def _side(whole: int) -> int:
 
 
 def _starts(whole: int, part: int) -> list[int]:
-    """First pixels of the windows along one side."""
+    """Return the first pixels of the windows along one side."""
     return [*range(0, whole - part, (part + 1) // 2), whole - part]

@@ -1,4 +1,4 @@
-"""Weights from a local directory in Hugging Face format: safetensors only, nothing downloaded, nothing printed."""
+"""Read weights from a local directory in Hugging Face format: safetensors only, no download, no output."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ from adapters.errors import NetworkMismatch, UnsupportedModel
 
 
 def load_directory(model_class: Any, config: Any, directory: Path) -> Any:
-    """`model_class(config)` with the float32 weights in `directory`.
+    """Load `model_class(config)` with the float32 weights in `directory`.
 
-    Weights that the model has no place for (another head) are left out. Raises UnsupportedModel when the directory
+    Weights that the model has no place for (another head) are ignored. Raises UnsupportedModel when the directory
     cannot be read, NetworkMismatch when it lacks weights of the model.
     """
     try:
@@ -36,7 +36,7 @@ def load_directory(model_class: Any, config: Any, directory: Path) -> Any:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bar and load report off stderr; what matters of them becomes an error above."""
+    """Keep transformers' progress bar and load report off stderr; relevant content becomes an error above."""
     from transformers.utils import logging as untyped
 
     logging: Any = untyped

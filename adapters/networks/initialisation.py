@@ -1,8 +1,10 @@
-"""Initial weights for training from scratch.
+"""Set initial weights for training from scratch.
 
-Decoders keep torch's own Kaiming-uniform start: each of their convolutions is normalised afterwards, and with AdamW the
+Decoders keep torch's Kaiming-uniform weights. Each of their convolutions is normalised afterwards, and with AdamW the
 smaller weights learn faster than He's fan-out ones (CamVid, resnet_tiny + DeepLabV3+, lr 1e-3: loss after 200 steps
-0.68 instead of 0.78, day mIoU 0.26 instead of 0.18). So do their 1x1 classifiers (docs/explanation/decisions/0006)."""
+0.68 instead of 0.78, day mIoU 0.26 instead of 0.18). Their 1x1 classifiers keep them too
+(docs/explanation/decisions/0006).
+"""
 
 import math
 
@@ -10,10 +12,10 @@ from torch import nn
 
 
 def initialise_convolutions(module: nn.Module) -> None:
-    """Kaiming-normal (fan-out) weights and zero biases for every convolution below `module`.
+    """Set Kaiming-normal (fan-out) weights and zero biases in every convolution below `module`.
 
-    He et al. 2015. The fan-out of a grouped convolution counts one group, as in SegFormer's original code: the
-    depthwise convolutions of Mix-FFN would otherwise start near zero and its blocks would learn slowly.
+    He et al. 2015. The fan-out of a grouped convolution counts one group, as in SegFormer's original code. Otherwise
+    the depthwise convolutions of Mix-FFN would start near zero and its blocks would learn slowly.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
@@ -24,7 +26,7 @@ def initialise_convolutions(module: nn.Module) -> None:
 
 
 def initialise_classifier(layer: nn.Conv2d) -> None:
-    """Small normal weights (std 0.01), zero bias: the first predictions are close to uniform.
+    """Set small normal weights (std 0.01) and zero bias: the first predictions are close to uniform.
 
     For classifiers that read the encoder's map directly (DeepLabV2). Behind a normalised 64-channel decoder they are
     too small: day mIoU after 300 steps from scratch was 0.20 instead of 0.32 (docs/explanation/decisions/0006).

@@ -25,8 +25,8 @@ from adapters.networks.network import Output, SegmentationNetwork, View, Window
 class MultiResolutionDecoder(nn.Module):
     """The decoder that both scales share and the attention between them; `forward` decodes the maps of one view.
 
-    The attention is a part of the decoder, so whoever trains the decoder faster, freezes it or leaves its BatchNorm
-    statistics alone (`adapters.mfm.branch`) does the same to the attention.
+    The attention is a part of the decoder. So code that trains the decoder faster, freezes it or protects its BatchNorm
+    statistics (`adapters.mfm.branch`) has the same effect on the attention.
     """
 
     def __init__(self, head: nn.Module, attention: ScaleAttention) -> None:
@@ -35,23 +35,23 @@ class MultiResolutionDecoder(nn.Module):
         self.attention = attention
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Logits `[B, K, h, w]` of the maps of one view."""
+        """Return logits `[B, K, h, w]` of the maps of one view."""
         logits: Tensor = self.head(features)
         return logits
 
 
 class MultiResolutionNetwork(SegmentationNetwork):
-    """A network around the encoder and decoder of a plain one; `encode` and `decode` stay those of a single view.
+    """A network around the encoder and decoder of a plain one; `encode` and `decode` remain those of a single view.
 
-    BatchNorm: encoder and decoder normalise context and detail each with the batch's own statistics in train mode, and
-    record both alike, one record a pass for each; the attention only ever sees the context. Training passes and
-    `forward` agree in that, so nothing drifts between them.
+    BatchNorm in train mode: encoder and decoder normalise context and detail separately with the batch's own
+    statistics, and record both alike, one record a pass for each. The attention only sees the context. Training passes
+    and `forward` agree in that, so nothing drifts between them.
     """
 
     decoder: MultiResolutionDecoder
 
     def __init__(self, plain: SegmentationNetwork, attention: ScaleAttention, *, detail_loss_weight: float) -> None:
-        """`detail_loss_weight` is no weight of the network: see `weigh_detail`."""
+        """Build the network; `detail_loss_weight` is not a weight of it (see `weigh_detail`)."""
         super().__init__(
             plain.encoder,
             MultiResolutionDecoder(plain.decoder, attention),
@@ -62,18 +62,18 @@ class MultiResolutionNetwork(SegmentationNetwork):
         """Share of a training pass's loss that the detail's own prediction has (0-1); 0.1 as published."""
 
     def view_size(self, crop: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the context, and of the detail, for images of `crop`."""
+        """Return height and width of the context, and of the detail, for images of `crop`."""
         return view_size(crop)
 
     def views(self, images: Tensor, draws: Draws) -> tuple[View, ...]:
-        """The images `[B, 3, H, W]` at half size, and one window of them at full size, the same for the batch."""
+        """Return the images `[B, 3, H, W]` at half size, and one window of them at full size for the batch."""
         window = random_window(_size(images), draws)
         return View(_context(images), None), View(window.of(images), window)
 
     def outputs(
         self, features: Sequence[Sequence[Tensor]], views: Sequence[View], size: tuple[int, int]
     ) -> tuple[Output, ...]:
-        """The fused prediction of everything, and the detail's own of its window."""
+        """Return the fused prediction of everything, and the detail's own prediction of its window."""
         context, detail = features
         window = views[1].window
         assert window is not None
@@ -82,20 +82,20 @@ class MultiResolutionNetwork(SegmentationNetwork):
         return Output(fused, None, 1.0 - weight), Output(own, window, weight)
 
     def encode_all(self, images: Tensor) -> tuple[tuple[Tensor, ...], ...]:
-        """Maps of the context `[B, ...]`, and of all overlapped windows, stacked: `[windows * B, ...]`.
+        """Return maps of the context `[B, ...]`, and of all overlapped windows, stacked: `[windows * B, ...]`.
 
-        One stack, so that a GPU has enough to do, and in train mode BatchNorm normalises all windows alike.
+        One stack keeps a GPU busy, and in train mode BatchNorm normalises all windows alike.
         """
         windows = [window.of(images) for window in overlapped_windows(_size(images))]
         return self.encode(_context(images)), self.encode(torch.cat(windows))
 
     def predict(self, features: Sequence[Sequence[Tensor]], size: tuple[int, int]) -> Tensor:
-        """Logits `[B, K, *size]` from the maps of `encode_all`: the windows' mean fused with the context."""
+        """Return logits `[B, K, *size]` from the maps of `encode_all`: the windows' mean fused with the context."""
         context, details = features
         return self._fuse(context, self._mean_detail(details, size), Window(0, 0, *size), size)
 
     def _mean_detail(self, details: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        """Logits `[B, K, *size]`: where windows overlap, their mean."""
+        """Return logits `[B, K, *size]`, averaged where windows overlap."""
         windows = overlapped_windows(size)
         parts = (
             self.decoder(details).contiguous().chunk(len(windows))
@@ -109,7 +109,7 @@ class MultiResolutionNetwork(SegmentationNetwork):
         return mean
 
     def _fuse(self, context: Sequence[Tensor], detail: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
-        """Logits `[B, K, *size]` of the context's maps and of `detail`, logits `[B, K, h, w]` of `window`."""
+        """Return logits `[B, K, *size]` of the context's maps and of `detail`, logits `[B, K, h, w]` of `window`."""
         logits = self.decoder(context).contiguous()  # as `decode` has them
         attention = _resize(self.decoder.attention(context).contiguous(), _size(logits))
         rest = window.of(_resize((1.0 - attention) * logits, size))
@@ -128,7 +128,7 @@ def weigh_detail(network: SegmentationNetwork, weight: float) -> None:
 
 
 def _context(images: Tensor) -> Tensor:
-    """`images` `[B, 3, H, W]` at half size; bilinear, which at exactly half is the mean of 2x2 pixels."""
+    """Return `images` `[B, 3, H, W]` at half size; bilinear, which at exactly half is the mean of 2x2 pixels."""
     return _resize(images, view_size(_size(images)))
 
 
@@ -137,5 +137,5 @@ def _size(maps: Tensor) -> tuple[int, int]:
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """`maps` `[B, C, h, w]` bilinearly at `size`, in memory of their own; values at that size already stay."""
+    """Resize `maps` `[B, C, h, w]` bilinearly to `size`, in new memory; maps of that size are returned unchanged."""
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""How a round runs its networks without changing what they are: `round.*` options of layout, compilation, memory.
+"""Options of a round's networks that keep the networks the same: `round.*` for layout, compilation and memory.
 
 None of them changes the names, shapes or meaning of weights: a candidate is the plain network.
 """
@@ -34,9 +34,9 @@ def compile_networks(modules: Iterable[nn.Module]) -> None:
 
 
 def laid_out(frames: Tensor, settings: RoundSettings) -> Tensor:
-    """Frames [B, H, W, 3] whose memory is that of images as the network reads them.
+    """Lay frames [B, H, W, 3] out in the memory order of images as the network reads them.
 
-    As they come from storage their channels are last in memory, and so are those of the images made from them.
+    Frames come from storage with channels last in memory, and so do the images made from them.
     """
     if settings.channels_last:
         return frames

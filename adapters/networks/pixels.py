@@ -1,4 +1,4 @@
-"""What every network expects of pixels: ImageNet's mean and deviation, and how small an image may be."""
+"""Pixel conventions of every network: ImageNet's mean and deviation, and the smallest image."""
 
 import torch
 from torch import Tensor
@@ -6,13 +6,14 @@ from torch import Tensor
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MIN_SIDE = 32
-"""Smallest side that a network is given (pixels): one cell of the deepest map."""
+"""Smallest side of an input image (pixels): one cell of the deepest map."""
 
 
 def normalise(frames: Tensor) -> Tensor:
-    """RGB bytes `[B, H, W, 3]` -> floats `[B, 3, H, W]` with ImageNet mean and deviation, on the tensor's device.
+    """Convert RGB bytes `[B, H, W, 3]` to floats `[B, 3, H, W]` with ImageNet mean and deviation, on their device.
 
-    Contiguous: where channels lie side by side in memory, arithmetic by channel takes six times as long on a CPU.
+    They are contiguous: arithmetic by channel takes six times as long on a CPU when channels lie side by side in
+    memory.
     """
     mean = torch.tensor(IMAGENET_MEAN, device=frames.device).view(3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=frames.device).view(3, 1, 1)

@@ -31,7 +31,7 @@ class DaformerHead(nn.Module):
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Logits `[B, K, H_1, W_1]` at the first (finest) level's size."""
+        """Return logits `[B, K, H_1, W_1]` at the size of the first (finest) level."""
         fused = embed_levels(self.embeddings, features)  # [B, levels * channels, H_1, W_1]
         context = torch.cat([branch(fused) for branch in self.branches], dim=1)
         logits: Tensor = self.classifier(self.dropout(self.bottleneck(context)))

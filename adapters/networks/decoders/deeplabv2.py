@@ -29,7 +29,7 @@ class DeepLabV2Head(nn.Module):
             initialise_classifier(classifier)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Logits `[B, K, H, W]` at the size of the deepest map."""
+        """Return logits `[B, K, H, W]` at the size of the deepest map."""
         deepest = features[-1]
         logits: Tensor = self.classifiers[0](deepest)
         for classifier in self.classifiers[1:]:

@@ -13,7 +13,7 @@ _TINY_DILATIONS = {32: (1, 2, 3), 16: (2, 4, 6), 8: (4, 8, 12)}
 
 
 def dilations_for(output_stride: int, *, tiny: bool) -> tuple[int, ...]:
-    """ASPP dilations of an output stride: published ones (crops of 512), or a third for crops of 128-256 pixels."""
+    """Return the ASPP dilations of an output stride: published (crops of 512), or a third (crops of 128-256)."""
     return (_TINY_DILATIONS if tiny else _DILATIONS)[output_stride]
 
 
@@ -30,7 +30,7 @@ class AtrousPyramid(nn.Module):
         self.project = conv_norm_relu(channels * (len(dilations) + 2), channels)
 
     def forward(self, deepest: Tensor) -> Tensor:
-        """Context `[B, channels, H, W]` of the deepest map `[B, inputs, H, W]`."""
+        """Return the context `[B, channels, H, W]` of the deepest map `[B, inputs, H, W]`."""
         pooled = self.pooled(deepest).expand(-1, -1, *deepest.shape[-2:])  # [B, channels, 1, 1] -> [B, channels, H, W]
         context: Tensor = self.project(torch.cat([*(branch(deepest) for branch in self.branches), pooled], dim=1))
         return context
@@ -57,7 +57,7 @@ class DeepLabV3PlusHead(nn.Module):
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Logits `[B, K, H_1, W_1]` at the size of the first (stride-4) map."""
+        """Return logits `[B, K, H_1, W_1]` at the size of the first (stride-4) map."""
         fine, deepest = features
         height, width = fine.shape[-2:]
         context = F.interpolate(self.context(deepest), (height, width), mode="bilinear", align_corners=False)

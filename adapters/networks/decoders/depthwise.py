@@ -12,10 +12,10 @@ class DepthwiseConv(nn.Conv2d):
     """A 3x3 convolution of each channel by itself: `[B, C, H, W]` -> `[B, C, H, W]`; same weights, same answer.
 
     oneDNN (torch 2.13) has no fast gradient of a dilated depthwise convolution in channels-last memory, and no fast
-    forward pass when the padding is wide. Half of a DAFormer step on a CPU went there
-    (docs/explanation/decisions/0010). So on a CPU the maps are sorted by phase first: positions that are `dilation`
-    apart become neighbours in a small map of their own, on which the same weights act undilated. On other devices,
-    and undilated, it is a plain convolution.
+    forward pass when the padding is wide. On a CPU half of a DAFormer step was spent there
+    (docs/explanation/decisions/0010). So on a CPU the maps are first sorted by phase: positions `dilation` apart become
+    neighbours in a small map of their own, on which the same weights act undilated. On other devices, and undilated, it
+    is a plain convolution.
     """
 
     def __init__(self, channels: int, dilation: int = 1) -> None:
@@ -24,7 +24,7 @@ class DepthwiseConv(nn.Conv2d):
         """Distance between neighbouring taps (pixels)."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        """`maps` convolved, sides kept."""
+        """Convolve `maps`; their sides stay the same."""
         if self.reach == 1 or maps.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(maps)
         if torch.is_grad_enabled():

@@ -1,4 +1,4 @@
-"""The convolution blocks that decoders are made of."""
+"""Convolution blocks of the decoders."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,7 +11,7 @@ from adapters.networks.decoders.winograd import WinogradConv
 
 
 def conv_norm_relu(inputs: int, outputs: int, kernel: int = 1) -> nn.Sequential:
-    """Convolution that keeps the size, BatchNorm, ReLU: `[B, inputs, H, W]` -> `[B, outputs, H, W]`."""
+    """Build a convolution that keeps the size, BatchNorm, ReLU: `[B, inputs, H, W]` -> `[B, outputs, H, W]`."""
     if kernel == 3:
         convolution: nn.Conv2d = WinogradConv(inputs, outputs)
     else:
@@ -20,7 +20,7 @@ def conv_norm_relu(inputs: int, outputs: int, kernel: int = 1) -> nn.Sequential:
 
 
 def separable_conv(inputs: int, outputs: int, dilation: int = 1) -> nn.Sequential:
-    """Depthwise 3x3, then pointwise 1x1, each with BatchNorm and ReLU: `[B, inputs, H, W]` -> `[B, outputs, H, W]`."""
+    """Build depthwise 3x3, pointwise 1x1, each with BatchNorm and ReLU: `[B, inputs, H, W]` -> `[B, outputs, H, W]`."""
     return nn.Sequential(
         nn.Sequential(DepthwiseConv(inputs, dilation), nn.BatchNorm2d(inputs), nn.ReLU(inplace=True)),
         conv_norm_relu(inputs, outputs),
@@ -28,7 +28,7 @@ def separable_conv(inputs: int, outputs: int, dilation: int = 1) -> nn.Sequentia
 
 
 def embed_levels(embeddings: Iterable[nn.Module], features: Sequence[Tensor]) -> Tensor:
-    """Each level `[B, C_l, H_l, W_l]` embedded, resized to the first, side by side: `[B, sum of widths, H_1, W_1]`."""
+    """Embed each level `[B, C_l, H_l, W_l]`, resize to the first, concatenate: `[B, sum of widths, H_1, W_1]`."""
     height, width = features[0].shape[-2:]
     embedded = [embed(level) for embed, level in zip(embeddings, features, strict=True)]
     resized = [F.interpolate(level, (height, width), mode="bilinear", align_corners=False) for level in embedded]

@@ -1,4 +1,4 @@
-"""Head that says, for each class and place, whether to trust detail or context (HRDA, arXiv 2204.13132)."""
+"""Attention head that decides, per class and place, how far to trust detail or context (HRDA, arXiv 2204.13132)."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from adapters.networks.decoders.layers import conv_norm_relu, embed_levels
 class ScaleAttention(nn.Module):
     """The DAFormer head without its ASPP: each level linearly to `channels`, resized to the first level, fused 1x1.
 
-    It takes any number of levels, so it stands beside every decoder: four of a MiT, two of DeepLabV3+, the deepest one
+    It accepts any number of levels, so it works beside every decoder: four of a MiT, two of DeepLabV3+, the deepest one
     of DeepLabV2.
     """
 
@@ -22,7 +22,7 @@ class ScaleAttention(nn.Module):
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Share of the detail, `[B, K, H_1, W_1]` in (0, 1), of the maps of the half-size image."""
+        """Return the share of the detail, `[B, K, H_1, W_1]` in (0, 1), from the maps of the half-size image."""
         fused = self.fuse(embed_levels(self.embeddings, features))  # [B, channels, H_1, W_1]
         logits: Tensor = self.classifier(self.dropout(fused))
         return logits.sigmoid()

@@ -1,11 +1,11 @@
 """DINOv2 encoders (Oquab et al. 2023): ViT-S/14, ViT-B/14, ViT-L/14, and a tiny one for small CPUs.
 
-Two ways to use one: a pyramid of four levels for the DAFormer head, or the plain token map for a DeepLabV2-like head,
-which is Masked Feature Modeling's one-map path.
+An encoder has two forms: a pyramid of four levels for the DAFormer head, or the plain token map for a DeepLabV2-like
+head, which is Masked Feature Modeling's one-map path.
 
-Images of any size work: they are resized bilinearly so that patches of 14 pixels divide them evenly, and the position
-code is resized (bicubically) to the patches there are. Resizing, not padding: each map still divides the whole image
-evenly, so logits and masks go back to image size as with any other encoder.
+Images of any size work. They are resized bilinearly so that patches of 14 pixels divide them evenly, and the position
+code is resized (bicubically) to the number of patches. Because images are resized and not padded, each map still
+divides the whole image evenly. So logits and masks return to image size as with any other encoder.
 """
 
 import math
@@ -25,8 +25,8 @@ from adapters.networks.encoders.pretrained import load_pretrained
 PATCH = 14
 """Side of a patch (pixels that the transformer sees)."""
 PYRAMID_STRIDE = 16
-"""Image pixels to a token below the pyramid: images are seen at 14/16 of their size, so that levels have strides 4, 8,
-16 and 32 exactly, and a 512 crop has 32x32 tokens."""
+"""Image pixels per token below the pyramid. Images are scaled to 14/16 of their size, so levels have strides 4, 8, 16
+and 32 exactly, and a 512 crop has 32x32 tokens."""
 _ARCHITECTURE = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio",
     "patch_size", "image_size", "use_swiglu_ffn",
@@ -64,7 +64,7 @@ class DinoV2Map(nn.Module):
         self.feature_channels: tuple[int, ...] = (model.config.hidden_size,)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """One map `[B, C, H / 14, W / 14]` (rounded up) of normalised images `[B, 3, H, W]`."""
+        """Return one map `[B, C, H / 14, W / 14]` (rounded up) of normalised images `[B, 3, H, W]`."""
         return (token_map(self.model, images, PATCH),)
 
 
@@ -78,13 +78,13 @@ class DinoV2Pyramid(nn.Module):
         self.feature_channels: tuple[int, ...] = self.pyramid.channels
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Maps of normalised images `[B, 3, H, W]`, finest first; exactly H / 4 to H / 32 where 32 divides H."""
+        """Return maps of normalised images `[B, 3, H, W]`, finest first; exactly H / 4 to H / 32 where 32 divides H."""
         levels: tuple[Tensor, ...] = self.pyramid(token_map(self.model, images, PYRAMID_STRIDE))
         return levels
 
 
 def token_map(model: Any, images: Tensor, stride: int) -> Tensor:
-    """The last block's patch tokens, normalised, as a map `[B, C, H / stride, W / stride]`, rounded up."""
+    """Return the last block's patch tokens, normalised, as a map `[B, C, H / stride, W / stride]`, rounded up."""
     # Rounded up without negative numbers, whose quotients ONNX rounds in the other direction.
     rows, columns = (images.shape[-2] + stride - 1) // stride, (images.shape[-1] + stride - 1) // stride
     size = (rows * PATCH, columns * PATCH)
@@ -98,7 +98,7 @@ def token_map(model: Any, images: Tensor, stride: int) -> Tensor:
 
 
 def _embed(embeddings: Any, images: Tensor, rows: int, columns: int) -> Tensor:
-    """Tokens `[B, 1 + rows * columns, C]`, class token first; the position code is resized to the patches."""
+    """Return tokens `[B, 1 + rows * columns, C]`, class token first; the position code is resized to the patches."""
     patches = embeddings.patch_embeddings(images)
     code = embeddings.position_embeddings  # [1, 1 + side * side, C]
     side = math.isqrt(code.shape[1] - 1)
@@ -111,7 +111,7 @@ def _embed(embeddings: Any, images: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def build_dinov2_map(name: str, pretrained: Path | None) -> DinoV2Map:
-    """The encoder `name` of `DINOV2_SPECS` with its one map, from scratch or with weights of a local directory.
+    """Build the encoder `name` of `DINOV2_SPECS` with its one map, untrained or with weights of a local directory.
 
     Raises NetworkMismatch or UnsupportedModel when `pretrained` does not fit.
     """
@@ -119,7 +119,7 @@ def build_dinov2_map(name: str, pretrained: Path | None) -> DinoV2Map:
 
 
 def build_dinov2_pyramid(name: str, pretrained: Path | None) -> DinoV2Pyramid:
-    """The encoder `name` of `DINOV2_SPECS` with a fresh pyramid; otherwise as `build_dinov2_map`."""
+    """Build the encoder `name` of `DINOV2_SPECS` with an untrained pyramid; otherwise like `build_dinov2_map`."""
     return DinoV2Pyramid(_model(name, pretrained))
 
 

@@ -1,4 +1,4 @@
-"""Four levels from the one map of a plain ViT, in the way of ViTDet's simple feature pyramid (Li et al. 2022)."""
+"""Build four levels from the one map of a plain ViT, like ViTDet's simple feature pyramid (Li et al. 2022)."""
 
 from torch import Tensor, nn
 
@@ -8,7 +8,8 @@ from adapters.networks.layer_norm import LayerNorm2d
 class FeaturePyramid(nn.Module):
     """Levels at 4, 2, 1 and 1/2 times the map's resolution, each from the same last map.
 
-    Up by transposed convolutions that halve the channels each time, down by max pooling; a LayerNorm closes each level.
+    Transposed convolutions scale up and halve the channels each time. Max pooling scales down. A LayerNorm ends each
+    level.
     """
 
     def __init__(self, width: int) -> None:
@@ -26,9 +27,9 @@ class FeaturePyramid(nn.Module):
         self.norms = nn.ModuleList(LayerNorm2d(channels) for channels in self.channels)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """Maps of `tokens` `[B, C, H, W]`: `[B, C/4, 4H, 4W]`, `[B, C/2, 2H, 2W]`, `[B, C, H, W]`, `[B, C, H/2, W/2]`.
+        """Return four maps of `tokens` `[B, C, H, W]`.
 
-        The last one is rounded up.
+        They are `[B, C/4, 4H, 4W]`, `[B, C/2, 2H, 2W]`, `[B, C, H, W]` and `[B, C, H/2, W/2]`, the last one rounded up.
         """
         levels = (self.up4(tokens), self.up2(tokens), tokens, self.down2(tokens))
         return tuple(norm(level) for norm, level in zip(self.norms, levels, strict=True))

@@ -41,7 +41,7 @@ MIT_SPECS = {
 
 
 class MitEncoder(nn.Module):
-    """A SegFormer encoder; gives the maps of all four stages, strides 4, 8, 16 and 32."""
+    """A SegFormer encoder; returns the maps of all four stages, strides 4, 8, 16 and 32."""
 
     def __init__(self, model: SegformerModel) -> None:
         super().__init__()
@@ -49,12 +49,12 @@ class MitEncoder(nn.Module):
         self.feature_channels: tuple[int, ...] = tuple(model.config.hidden_sizes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Maps `[B, C_l, H / s_l, W / s_l]` of normalised images `[B, 3, H, W]`, rounded up."""
+        """Return maps `[B, C_l, H / s_l, W / s_l]` of normalised images `[B, 3, H, W]`, rounded up."""
         return tuple(self.model(images, output_hidden_states=True).hidden_states)
 
 
 def build_mit(name: str, pretrained: Path | None) -> MitEncoder:
-    """The encoder `name` of `MIT_SPECS`, from scratch or with weights of a local directory.
+    """Build the encoder `name` of `MIT_SPECS`, untrained or with weights of a local directory.
 
     Raises NetworkMismatch or UnsupportedModel when `pretrained` does not fit.
     """

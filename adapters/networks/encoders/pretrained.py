@@ -1,4 +1,4 @@
-"""Encoder weights from a local directory in Hugging Face format."""
+"""Load encoder weights from a local directory in Hugging Face format."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +9,10 @@ from adapters.networks.hf_directory import load_directory
 
 
 def load_pretrained(model_class: Any, config: Any, directory: Path, fields: Sequence[str]) -> Any:
-    """`model_class` with the architecture of `config` and the weights in `directory` (config.json + safetensors).
+    """Load `model_class` with the architecture of `config` and the weights in `directory` (config.json + safetensors).
 
-    `fields` are the config fields that must agree. Nothing is downloaded and no pickle is read.
-    Raises UnsupportedModel when the directory cannot be read, NetworkMismatch when it holds another architecture.
+    `fields` are the config fields that must agree. Nothing is downloaded and no pickle is read. Raises UnsupportedModel
+    when the directory cannot be read, NetworkMismatch when it holds another architecture.
     """
     if not (directory / "config.json").is_file():
         raise UnsupportedModel(f"network.pretrained: {directory} holds no config.json; give a Hugging Face directory")

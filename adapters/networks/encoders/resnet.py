@@ -41,7 +41,7 @@ RESNET_SPECS = {
 
 
 class ResNetEncoder(nn.Module):
-    """A ResNet; gives the maps of the chosen stages (1 to 4), stage 1 at stride 4."""
+    """A ResNet; returns the maps of the chosen stages (1 to 4), stage 1 at stride 4."""
 
     def __init__(self, model: ResNetModel, channels: Sequence[int], stages: Sequence[int]) -> None:
         super().__init__()
@@ -50,13 +50,13 @@ class ResNetEncoder(nn.Module):
         self.feature_channels = tuple(channels[stage - 1] for stage in stages)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Maps `[B, C_l, H_l, W_l]` of normalised images `[B, 3, H, W]`, deepest last."""
+        """Return maps `[B, C_l, H_l, W_l]` of normalised images `[B, 3, H, W]`, deepest last."""
         maps = self.model(images, output_hidden_states=True).hidden_states  # the stem's map comes first
         return tuple(maps[stage] for stage in self.stages)
 
 
 def build_resnet(name: str, output_stride: int, stages: Sequence[int], pretrained: Path | None) -> ResNetEncoder:
-    """The encoder `name` of `RESNET_SPECS` with its deepest map at `output_stride` (8, 16 or 32 pixels).
+    """Build the encoder `name` of `RESNET_SPECS` with its deepest map at `output_stride` (8, 16 or 32 pixels).
 
     Raises NetworkMismatch or UnsupportedModel when `pretrained` does not fit.
     """
@@ -76,10 +76,11 @@ def build_resnet(name: str, output_stride: int, stages: Sequence[int], pretraine
 
 
 def _dilate(stages: Sequence[Any], output_stride: int) -> None:
-    """Trade the strides of the last stages for dilation until the deepest map has `output_stride`.
+    """Replace the strides of the last stages by dilation until the deepest map has `output_stride`.
 
-    The convolution that gave up its stride keeps the dilation of the stage before it, since its input was never
-    subsampled; those after it are dilated. So every second position sees exactly what the strided network sees.
+    The convolution that lost its stride keeps the dilation of the stage before it, because its input was never
+    subsampled. The convolutions after it are dilated. So every second position sees exactly what the strided network
+    sees.
     """
     dilation, excess = 1, _FULL_STRIDE // output_stride
     for position, stage in enumerate(stages, start=1):
@@ -98,7 +99,7 @@ def _drop_stride(block: nn.Module) -> None:
 
 
 def _set_dilation(block: nn.Module, first: int, others: int) -> None:
-    """Dilate the 3x3 convolutions of a block; its first one, the one with a stride if any, by `first`."""
+    """Dilate the 3x3 convolutions of a block; dilate its first one (the one with a stride, if any) by `first`."""
     layers = [layer for layer in block.modules() if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3)]
     for number, layer in enumerate(layers):
         dilation = first if number == 0 else others

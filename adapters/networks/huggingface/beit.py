@@ -1,7 +1,7 @@
 """BEiT (Bao et al. 2021) with UPerNet head: transformer and its four-scale neck | UPerNet head.
 
-The cut lies behind the neck: its maps have strides 4 to 32, and what Masked Feature Modeling masks in one of them it
-masks in all.
+The cut lies behind the neck. Its maps have strides 4 to 32, and Masked Feature Modeling masks the same cells in all of
+them.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,20 @@ class BeitEncoder(Encoder):
     """The blocks up to the last one that the neck reads, and the neck: four maps of one width."""
 
     def __init__(self, model: Any, neck: nn.Module, *, patch: int, taps: Sequence[int]) -> None:
-        """`taps`: after how many blocks the token maps are taken for the neck's four levels."""
+        """Take the token maps for the neck's four levels after the blocks that `taps` numbers."""
         super().__init__(patch)
         self.model = model
         self.neck = neck
         self.taps = tuple(taps)
 
     def maps(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The neck's maps."""
+        """Return the neck's maps."""
         rows, columns = images.shape[-2] // self.multiple, images.shape[-1] // self.multiple
         tokens = self._tokens(images)
         return tuple(self.neck([token_map(tokens[tap], rows, columns) for tap in self.taps]))
 
     def _tokens(self, images: Tensor) -> list[Tensor]:
-        """Tokens `[B, 1 + rows * columns, C]` before the first block and after each one."""
+        """Yield tokens `[B, 1 + rows * columns, C]` before the first block and after each one."""
         size = (images.shape[-2], images.shape[-1])
         hidden, bias = self.model.embeddings(images), None
         if self.model.shared_position_bias is not None:

@@ -12,14 +12,14 @@ class Data2VecEncoder(Encoder):
     """The blocks up to the last one that the neck reads, and the neck: four maps of one width."""
 
     def __init__(self, model: Any, neck: Sequence[nn.Module], *, patch: int, taps: Sequence[int]) -> None:
-        """`taps`: after how many blocks the token maps are taken for the neck's four levels."""
+        """Take the token maps for the neck's four levels after the blocks that `taps` numbers."""
         super().__init__(patch)
         self.model = model
         self.neck = nn.ModuleList(neck)
         self.taps = tuple(taps)
 
     def maps(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The neck's maps."""
+        """Return the neck's maps."""
         rows, columns = images.shape[-2] // self.multiple, images.shape[-1] // self.multiple
         tokens = self._tokens(images)
         return tuple(
@@ -27,7 +27,7 @@ class Data2VecEncoder(Encoder):
         )
 
     def _tokens(self, images: Tensor) -> list[Tensor]:
-        """Tokens `[B, 1 + rows * columns, C]` before the first block and after each one."""
+        """Yield tokens `[B, 1 + rows * columns, C]` before the first block and after each one."""
         size = (images.shape[-2], images.shape[-1])
         hidden, bias = self.model.embeddings(images)[0], None
         if self.model.encoder.has_relative_position_bias:

@@ -1,7 +1,8 @@
 """DPT (Ranftl et al. 2021) on a plain ViT: transformer and reassemble stage | convolutions, fusion and head.
 
-The cut lies behind the reassemble stage. Before it there is a class token beside the patches, which is no map and would
-carry masked cells past the mask; behind it there are four maps of strides 4 to 32 that know the class token already.
+The cut lies behind the reassemble stage. Before that stage there is a class token beside the patches, which is no map
+and would carry the content of masked cells past the mask. Behind it there are four maps of strides 4 to 32 that already
+include the class token.
 """
 
 from collections.abc import Sequence
@@ -17,14 +18,14 @@ class DptEncoder(Encoder):
     """The blocks up to the last one that is read, and the reassemble stage: four maps."""
 
     def __init__(self, model: Any, reassemble: nn.Module, *, patch: int, taps: Sequence[int]) -> None:
-        """`taps`: after how many blocks tokens are taken for the four maps."""
+        """Take tokens for the four maps after the blocks that `taps` numbers."""
         super().__init__(patch)
         self.model = model
         self.reassemble = reassemble
         self.taps = tuple(taps)
 
     def maps(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The reassembled maps."""
+        """Return the reassembled maps."""
         rows, columns = images.shape[-2] // self.multiple, images.shape[-1] // self.multiple
         tokens = [self.model.embeddings(images).last_hidden_states]
         for block in self.model.encoder.layer[: max(self.taps)]:
@@ -42,7 +43,7 @@ class DptDecoder(nn.Module):
         self.head = head
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Logits `[B, K, 2 H_1, 2 W_1]` of the maps."""
+        """Return logits `[B, K, 2 H_1, 2 W_1]` of the maps."""
         logits: Tensor = self.head(self.fusion([conv(level) for conv, level in zip(self.convs, features, strict=True)]))
         return logits
 

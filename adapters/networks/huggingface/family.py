@@ -1,4 +1,4 @@
-"""What a family of Hugging Face models is to mfmd: how to make the model, and where to cut it in two."""
+"""A family of Hugging Face models: how to build the model, and where to cut it in two."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -19,57 +19,60 @@ class Parts(NamedTuple):
     channels: Sequence[int]
     """Channels of each map, deepest last."""
     unused: Sequence[nn.Module | nn.Parameter | None] = ()
-    """Weights of the model that the logits do not depend on: kept for the way back, never trained."""
+    """Weights that the logits do not depend on: kept for the export, never trained."""
 
 
 class Family(NamedTuple):
     """Models of one `model_type`."""
 
     model_type: str
-    """As config.json has it."""
+    """`model_type` in config.json."""
     model_of: Callable[[dict[str, Any]], tuple[Any, Any]]
-    """Model class and config object of a config.json; imports only the submodule needed (transformers is slow)."""
+    """Return model class and config object of a config.json; imports only the submodule it needs.
+
+    transformers is slow to import.
+    """
     split: Callable[[Any], Parts]
-    """Cuts a model."""
+    """Cut a model in two."""
 
 
 class Encoder(nn.Module, ABC):
-    """First half of a model: takes images as mfmd normalises them, gives maps."""
+    """First half of a model: accepts images normalised by mfmd, returns maps."""
 
     def __init__(self, multiple: int = 1) -> None:
-        """Images whose sides are no multiple of `multiple` (pixels) are scaled up to the next one."""
+        """Scale images whose sides are no multiple of `multiple` (pixels) up to the next one."""
         super().__init__()
         self.pixels: nn.Module = nn.Identity()
         """From mfmd's pixel scaling to the model's own (`adapters.networks.huggingface.pixels`)."""
         self.multiple = multiple
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Maps `[B, C_l, H_l, W_l]` of normalised images `[B, 3, H, W]`, deepest last."""
+        """Return maps `[B, C_l, H_l, W_l]` of normalised images `[B, 3, H, W]`, deepest last."""
         return self.maps(to_multiple(self.pixels(images), self.multiple))
 
     @abstractmethod
     def maps(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Maps of images `[B, 3, H, W]` whose pixels and sides are as the model wants them."""
+        """Return maps of images `[B, 3, H, W]` whose pixels and sides are what the model expects."""
 
 
 class Head(nn.Module):
-    """A decode head of transformers that takes all maps and gives logits."""
+    """A decode head of transformers that takes all maps and returns logits."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
         self.head = head
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Logits `[B, K, H_1, W_1]` of the maps."""
+        """Return logits `[B, K, H_1, W_1]` of the maps."""
         logits: Tensor = self.head(list(features))
         return logits
 
 
 def to_multiple(images: Tensor, multiple: int) -> Tensor:
-    """Images `[B, 3, H, W]` scaled up bilinearly so that both sides are multiples of `multiple` (pixels).
+    """Scale images `[B, 3, H, W]` up bilinearly so that both sides are multiples of `multiple` (pixels).
 
-    Scaling, not padding: a map's cells then still divide the whole image evenly, so whoever resizes logits or masks to
-    the image needs to know nothing of it. The distortion stays below one patch.
+    Images are scaled, not padded. So the cells of a map still divide the whole image evenly, and code that resizes
+    logits or masks to the image needs no extra information. The distortion stays below one patch.
     """
     height, width = images.shape[-2:]
     size = tuple((side + multiple - 1) // multiple * multiple for side in (height, width))
@@ -79,5 +82,5 @@ def to_multiple(images: Tensor, multiple: int) -> Tensor:
 
 
 def token_map(tokens: Tensor, rows: int, columns: int) -> Tensor:
-    """Patch tokens `[B, 1 + rows * columns, C]`, class token first, as a map `[B, C, rows, columns]`."""
+    """Return patch tokens `[B, 1 + rows * columns, C]`, class token first, as a map `[B, C, rows, columns]`."""
     return torch.unflatten(tokens[:, 1:].transpose(1, 2), 2, (rows, columns))

@@ -19,19 +19,19 @@ class MobileVitEncoder(Encoder):
         self.model = model
 
     def maps(self, images: Tensor) -> tuple[Tensor, ...]:
-        """One map."""
+        """Return one map."""
         return (_through([self.model.conv_stem, *self.model.encoder.layer], images),)
 
 
 class MobileNetEncoder(Encoder):
-    """MobileNetV2 up to its last block; the 1x1 convolution behind it serves classification only."""
+    """MobileNetV2 up to its last block; the 1x1 convolution behind it is for classification only."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def maps(self, images: Tensor) -> tuple[Tensor, ...]:
-        """One map."""
+        """Return one map."""
         return (_through([self.model.conv_stem, *self.model.layer], images),)
 
 
@@ -43,7 +43,7 @@ class LastMapHead(nn.Module):
         self.head = head
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Logits `[B, K, H, W]` at the size of the last map."""
+        """Return logits `[B, K, H, W]` at the size of the last map."""
         logits: Tensor = self.head(features[-1])
         return logits
 

@@ -1,4 +1,4 @@
-"""Every Hugging Face segmentation model that can be split, and how to build, load and split one."""
+"""All Hugging Face segmentation models that can be split, and how to build, load and split one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ FAMILIES = {family.model_type: family for family in _ALL}
 
 
 def build_huggingface(settings: NetworkSettings, num_classes: int) -> tuple[SegmentationNetwork, Any]:
-    """The network of `settings.hf_config` with fresh weights, and the transformers model whose modules it shares.
+    """Build the network of `settings.hf_config`, untrained, and the transformers model whose modules it shares.
 
     Raises UnsupportedModel for a kind that cannot be split, NetworkMismatch when its class count is not `num_classes`.
     """
@@ -39,7 +39,7 @@ def build_huggingface(settings: NetworkSettings, num_classes: int) -> tuple[Segm
 
 
 def load_huggingface(directory: Path, settings: NetworkSettings, num_classes: int) -> SegmentationNetwork:
-    """The network of `settings.hf_config` with the weights in a local Hugging Face directory.
+    """Load the network of `settings.hf_config` with the weights in a local Hugging Face directory.
 
     Reads safetensors only, downloads nothing. Raises UnsupportedModel or NetworkMismatch.
     """
@@ -51,7 +51,7 @@ def load_huggingface(directory: Path, settings: NetworkSettings, num_classes: in
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """Inside, whatever transformers makes of an odd config.json becomes an UnsupportedModel that says so."""
+    """Raise UnsupportedModel for any exception that transformers raises on an odd config.json."""
     try:
         yield
     except AdapterError:

@@ -1,8 +1,8 @@
-"""How an imported model wants its pixels, from its preprocessor_config.json, and the way there from mfmd's scaling.
+"""Pixel scaling of an imported model, from its preprocessor_config.json, and the change from mfmd's scaling.
 
 mfmd gives every network RGB with ImageNet mean and deviation (`adapters.networks.pixels.normalise`). BEiT, DPT and
-MobileNetV2 were trained on pixels in [-1, 1], MobileViT on BGR in [0, 1]: an affine change of each channel inside the
-encoder.
+MobileNetV2 were trained on pixels in [-1, 1], MobileViT on BGR in [0, 1]. The encoder applies an affine change of each
+channel.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ _SAME = 1e-6
 
 
 class PixelScaling(NamedTuple):
-    """Model input = (RGB in [0, 1] - mean) / std, then perhaps as BGR."""
+    """Model input = (RGB in [0, 1] - mean) / std, then BGR if the model expects it."""
 
     mean: Triple
     std: Triple
@@ -27,7 +27,7 @@ class PixelScaling(NamedTuple):
 
 
 IMAGENET = PixelScaling(IMAGENET_MEAN, IMAGENET_STD)
-"""mfmd's own."""
+"""mfmd's own scaling."""
 _SYMMETRIC = PixelScaling(_HALF, _HALF)
 _PLAIN_BGR = PixelScaling((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), bgr=True)
 _DEFAULTS = {
@@ -38,11 +38,11 @@ _DEFAULTS = {
     "MobileNetV2": _SYMMETRIC,
     "MobileViT": _PLAIN_BGR,
 }
-"""What image processors of transformers do where the file says nothing, by the start of their names."""
+"""Defaults of the image processors of transformers, by the prefix of their names."""
 
 
 class PixelChange(nn.Module):
-    """From mfmd's scaling to another; holds no weights."""
+    """Change from mfmd's scaling to another; holds no weights."""
 
     factor: Tensor
     offset: Tensor
@@ -56,15 +56,15 @@ class PixelChange(nn.Module):
         self.register_buffer("offset", ((own_mean - mean) / std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`[B, 3, H, W]`, ImageNet-normalised RGB -> as the model wants it."""
+        """Change `[B, 3, H, W]` from ImageNet-normalised RGB to what the model expects."""
         changed = images * self.factor + self.offset
         return changed.flip(1) if self.bgr else changed
 
 
 def pixel_change(preprocessor: dict[str, Any] | None) -> nn.Module:
-    """The change that a model with this preprocessor_config.json needs; without one, mfmd's scaling is taken for its.
+    """Return the change for a model with this preprocessor_config.json; None means mfmd's own scaling.
 
-    Raises UnsupportedModel when the file does not say how to scale.
+    Raises UnsupportedModel when the file does not define the scaling.
     """
     scaling = scaling_of(preprocessor)
     pairs = zip((*scaling.mean, *scaling.std), (*IMAGENET.mean, *IMAGENET.std), strict=True)
@@ -74,7 +74,7 @@ def pixel_change(preprocessor: dict[str, Any] | None) -> nn.Module:
 
 
 def scaling_of(preprocessor: dict[str, Any] | None) -> PixelScaling:
-    """What a preprocessor_config.json asks for. Raises UnsupportedModel when it does not say."""
+    """Return the scaling of a preprocessor_config.json. Raises UnsupportedModel when it defines none."""
     if preprocessor is None:
         return IMAGENET
     default = _default_of(preprocessor)
@@ -107,5 +107,5 @@ def _triple(preprocessor: dict[str, Any], key: str, default: Triple | None) -> T
 
 
 def _divided(values: Triple, factor: float) -> Triple:
-    """`(factor * x - mean) / std` is `(x - mean / factor) / (std / factor)`."""
+    """Fold the factor: `(factor * x - mean) / std` is `(x - mean / factor) / (std / factor)`."""
     return values[0] / factor, values[1] / factor, values[2] / factor

@@ -15,7 +15,7 @@ class SegformerEncoder(Encoder):
         self.model = model
 
     def maps(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The stages' maps."""
+        """Return the stages' maps."""
         return tuple(self.model(images, output_hidden_states=True).hidden_states)
 
 

@@ -1,4 +1,4 @@
-"""BatchNorm in imported heads that pool the image to one value: a batch of one has nothing to normalise there."""
+"""BatchNorm for imported heads that pool the image to one value: a batch of one cannot be normalised there."""
 
 import torch
 import torch.nn.functional as F
@@ -6,13 +6,13 @@ from torch import Tensor, nn
 
 
 class SingleValueBatchNorm(nn.BatchNorm2d):
-    """BatchNorm2d that normalises with its running statistics where a channel has only one value to learn from.
+    """BatchNorm2d that uses its running statistics when a channel has only one value to learn from.
 
-    torch refuses such a batch, so UPerNet's and DeepLab's pooled branches could not train on one image at a time.
+    torch refuses such a batch, so the pooled branches of UPerNet and DeepLab could not train on one image at a time.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
-        """`maps` `[B, C, H, W]`, normalised."""
+        """Normalise `maps` `[B, C, H, W]`."""
         if self.training and maps.shape[0] * maps.shape[2] * maps.shape[3] == 1:
             return F.batch_norm(maps, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         return super().forward(maps)
@@ -20,7 +20,7 @@ class SingleValueBatchNorm(nn.BatchNorm2d):
 
 @torch.no_grad()
 def allow_single_values(module: nn.Module) -> None:
-    """Replace each BatchNorm2d below `module` by one that takes single values; weights and statistics stay the same."""
+    """Replace each BatchNorm2d below `module` by one that accepts single values; weights and statistics stay."""
     for parent in list(module.modules()):
         for name, layer in list(parent.named_children()):
             if type(layer) is nn.BatchNorm2d:

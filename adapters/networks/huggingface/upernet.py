@@ -16,7 +16,7 @@ class BackboneEncoder(Encoder):
         self.backbone = backbone
 
     def maps(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The backbone's maps."""
+        """Return the backbone's maps."""
         return tuple(self.backbone(images).feature_maps)
 
 

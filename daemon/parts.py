@@ -69,7 +69,9 @@ class DaemonParts:
             Component("publish", self._publisher.step, meter),
             Component("activity", self._activity.step, meter),
         ]
-        health = Health(self._components, may_take_long="rounds", registry=self._registry)
+        health = Health(
+            self._components, may_take_long="rounds", registry=self._registry, children=self._supervisor.states
+        )
         self._collector = StateCollector(self._settings, self._buffer.catalog, self._supervisor.states)
         self.metrics.registry.register(self._collector)
         context = ControlContext(

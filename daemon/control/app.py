@@ -75,7 +75,7 @@ def _probes(context: ControlContext) -> APIRouter:
 
     @router.get("/readyz")
     def readyz() -> JSONResponse:
-        """Whether the daemon does its work: a version serves, and no part of it has stopped for good."""
+        """Whether the daemon does its work: a version serves, its children run, no part of it has stopped for good."""
         return _probe(context.health.not_ready())
 
     @router.get("/metrics")

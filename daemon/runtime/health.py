@@ -1,8 +1,9 @@
 """Is the daemon alive, and does it do its work? Two different questions: a full disk is no reason to restart it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from daemon.runtime.activity import ChildActivity
 from daemon.runtime.worker import Component
 from storage.errors import StorageError
 from storage.registry.registry import CheckpointRegistry
@@ -14,9 +15,16 @@ STUCK_SECONDS = 120.0
 class Health:
     """Answers for `/healthz` and `/readyz`."""
 
-    def __init__(self, components: Sequence[Component], may_take_long: str, registry: CheckpointRegistry) -> None:
-        """`may_take_long` names the component whose steps last as long as a round."""
+    def __init__(
+        self,
+        components: Sequence[Component],
+        may_take_long: str,
+        registry: CheckpointRegistry,
+        children: Callable[[], Sequence[ChildActivity]] = list,
+    ) -> None:
+        """`may_take_long` names the component whose steps last as long as a round; `children`: the supervised ones."""
         self._components, self._patient, self._registry = components, may_take_long, registry
+        self._children = children
 
     def dead(self) -> list[str]:
         """Parts whose thread ended by a bug or is stuck; empty when all live. A part that stopped on purpose lives."""
@@ -31,6 +39,7 @@ class Health:
     def not_ready(self) -> list[str]:
         """Why the daemon does not do its work; empty when it does."""
         problems = [f"{part.name} stopped: {part.trouble}" for part in self._components if part.failed]
+        problems += [f"`mfmd {child.name}` does not run" for child in self._children() if not child.running]
         try:
             if self._registry.serving() is None:
                 problems.append("no version serves")

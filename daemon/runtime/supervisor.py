@@ -59,6 +59,12 @@ class _Child:
         if self.group is None and now >= self._next_start:
             self._start(now)
 
+    def seen(self) -> ChildActivity:
+        """Return the state; a child that has ended is down, though no tick has noticed it yet."""
+        state, group = self.state, self.group
+        ended = state.running and group is not None and group.poll() is not None
+        return state.model_copy(update={"running": False}) if ended else state
+
     def _set(self, **changes: object) -> None:
         self.state = self.state.model_copy(update=changes)
 
@@ -113,8 +119,8 @@ class Supervisor:
         return TICK_SECONDS
 
     def states(self) -> list[ChildActivity]:
-        """What each child does."""
-        return [child.state for child in self._children]
+        """Return what each child does now. May be called from any thread."""
+        return [child.seen() for child in self._children]
 
     def stop(self, grace_seconds: float | None = None) -> None:
         """SIGTERM to all groups at once, SIGKILL to each after its own grace period; nothing starts again.

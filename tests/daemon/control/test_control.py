@@ -21,6 +21,7 @@ from daemon.metrics import Metrics
 from daemon.net import connection_limits
 from daemon.net.token import control_token, same_token
 from daemon.rounds.loop import RoundLoop
+from daemon.runtime.activity import ChildActivity
 from daemon.runtime.health import Health
 from daemon.runtime.in_force import SettingsInForce
 from daemon.runtime.run_record import publish_record
@@ -44,7 +45,8 @@ def world(bench, registry, layout, add_version, drop, write_image) -> Iterator[S
     in_force = SettingsInForce(settings, layout.root / "mfmd.yaml")
     rounds = RoundLoop(settings, made.buffer, registry, metrics.rounds)
     parts = [Component("ingest", lambda: 0.05, metrics.process), Component("rounds", lambda: 0.05, metrics.process)]
-    health = Health(parts, may_take_long="rounds", registry=registry)
+    children: list[ChildActivity] = []
+    health = Health(parts, may_take_long="rounds", registry=registry, children=lambda: children)
     metrics.registry.register(StateCollector(settings, made.buffer.catalog, list))
     app = create_control_app(ControlContext(in_force, registry, rounds, metrics, health, TOKEN, made.ingest.retries))
     server = ControlServer(app, bind(settings.control))
@@ -54,7 +56,14 @@ def world(bench, registry, layout, add_version, drop, write_image) -> Iterator[S
     host, port = server.address
     with httpx.Client(base_url=f"http://{host}:{port}", trust_env=False) as client:
         yield SimpleNamespace(
-            client=client, app=app, parts=parts, rounds=rounds, server=server, settings=settings, bench=made
+            client=client,
+            children=children,
+            app=app,
+            parts=parts,
+            rounds=rounds,
+            server=server,
+            settings=settings,
+            bench=made,
         )
     server.stop()
     for part in parts:
@@ -297,6 +306,13 @@ def test_live_and_ready_are_different_questions(world, registry):
     assert answer.status_code == 503 and "missing, though version 1" in answer.json()["problems"][0]
     (registry.root / "history.jsonl").unlink()
     assert world.client.get("/readyz").json()["problems"] == ["no version serves"]
+
+
+def test_a_child_that_is_down_makes_the_daemon_not_ready(world):
+    world.children.append(ChildActivity(name="serve", running=False))
+    assert world.client.get("/healthz").status_code == 200
+    answer = world.client.get("/readyz")
+    assert (answer.status_code, answer.json()["problems"]) == (503, ["`mfmd serve` does not run"])
 
 
 def test_a_thread_that_ended_by_itself_is_not_alive(world, wait_until):

@@ -79,6 +79,7 @@ def test_a_child_killed_from_outside_comes_back(supervise, wait_until):
     _until(supervisor, lambda state: state.running, wait_until)
     first = supervisor.states()[0].pid
     os.kill(first, signal.SIGKILL)
+    wait_until(lambda: not supervisor.states()[0].running)  # seen by who looks, before the next step
     _until(supervisor, lambda state: state.running and state.pid != first, wait_until)
     assert supervisor.states()[0].restarts == 1
     assert supervisor.states()[0].last_exit == -signal.SIGKILL

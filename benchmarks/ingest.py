@@ -197,7 +197,7 @@ def rescan(ingest: Ingest) -> float:
     """Seconds of one look at every name."""
     ingest._watcher._next_rescan = 0.0
     started = time.perf_counter()
-    ingest._watcher.look()
+    ingest._watcher.poll()
     return time.perf_counter() - started
 
 

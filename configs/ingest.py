@@ -44,11 +44,6 @@ class WatchSettings(Section):
     """Largest image accepted (width x height, pixels); checked before any pixel is decoded."""
     max_aspect: Annotated[float, Field(ge=1)] = 20.0
     """Longest side of an image over its shortest, at most (ratio)."""
-    video_seconds: Positive | None = 1.0
-    """Spacing of the frames that are taken from a video file (seconds of its own time); needs the `video` extra. None
-    leaves videos alone: files named like one are not looked at."""
-    max_video_bytes: PositiveInt = 4 * 1024 * 1024 * 1024
-    """Largest video file accepted (bytes); it is read piece by piece, never whole into memory."""
     capture_time: tuple[Literal["exif", "name", "mtime"], ...] = ("exif", "name", "mtime")
     """Where the capture time comes from, first found wins; mtime is always there."""
     capture_name: tuple[str, ...] = ("%Y%m%d_%H%M%S", "%Y%m%dT%H%M%S", "%Y-%m-%d_%H-%M-%S", "%Y%m%d%H%M%S")
@@ -92,6 +87,17 @@ class WatchSettings(Section):
             if folder is not None and (folder == self.folder or folder.is_relative_to(self.folder)):
                 raise ValueError(f"{name}: {folder} lies in the watched folder {self.folder}; choose one outside it")
         return self
+
+
+class VideoSettings(Section):
+    """Videos in the drop folder: a process of its own turns them into image files. Needs the `video` extra."""
+
+    enabled: bool = True
+    """Off: videos stay in the drop folder as they are."""
+    seconds: Positive = 1.0
+    """Spacing of the frames that are taken (seconds of the video's own time)."""
+    max_bytes: PositiveInt = 4 * 1024 * 1024 * 1024
+    """Largest video file accepted (bytes); it is read piece by piece, never whole into memory."""
 
 
 class AdmissionSettings(Section):

@@ -5,5 +5,7 @@ RETIRED = {
         "removed: int8 is no longer a number format of the server; delete the line, set serving.precision: bf16 where "
         "the processor computes in it, or export a version (`mfmd export --format onnx`) to a runtime with int8"
     ),
+    "watch.video_seconds": "moved: set videos.seconds, or videos.enabled: false to leave videos alone",
+    "watch.max_video_bytes": "moved: the largest video is called videos.max_bytes now",
 }
 """Dotted name of the old setting -> one sentence."""

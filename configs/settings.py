@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from configs.class_list import Classes
-from configs.ingest import AdmissionSettings, BufferSettings, WatchSettings
+from configs.ingest import AdmissionSettings, BufferSettings, VideoSettings, WatchSettings
 from configs.nearest import nearest
 from configs.section import ConfigPath, Fraction, NotNegativeInt, Positive, PositiveInt, Seconds, Section
 from configs.self_training import MfmSettings, RecipeSettings
@@ -39,6 +39,7 @@ __all__ = [
     "ServingSettings",
     "Settings",
     "SourceSettings",
+    "VideoSettings",
     "WatchSettings",
 ]
 
@@ -146,6 +147,8 @@ class Settings(Section):
     """A class list by name (cityscapes, camvid, demo) or a list of {name, color: [r, g, b]}."""
     watch: WatchSettings
     """The drop folder."""
+    videos: VideoSettings = VideoSettings()
+    """Videos in the drop folder."""
     admission: AdmissionSettings = AdmissionSettings()
     """Which readable images enter the buffer."""
     buffer: BufferSettings = BufferSettings()

@@ -135,6 +135,7 @@ def _child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
         "serve": (settings.serving.enabled, PLANE_SECONDS),
         "observe": (settings.observe.enabled, CHILD_SECONDS),
         "masks": (settings.masks.folder is not None, CHILD_SECONDS),
+        "frames": (settings.videos.enabled, CHILD_SECONDS),
     }
     command = [sys.executable, "-m", "daemon.cli"]
     return [

@@ -40,6 +40,11 @@ class StateLayout:
         return self.buffer / "observations.sqlite"
 
     @property
+    def videos(self) -> Path:
+        """What became of each video of the drop folder."""
+        return self.root / "videos.jsonl"
+
+    @property
     def source(self) -> Path:
         """Folder of the labelled source set."""
         return self.root / "source"

@@ -12,6 +12,7 @@ from daemon.cli import (
     check,
     checkpoints,
     configuration,
+    frames,
     init,
     models,
     planes,
@@ -69,6 +70,7 @@ check.add_to_start(app, START)
 planes.add_to(app, RUN)
 adapt.add_to(app, RUN)
 models.add_to(app, RUN)
+frames.add_to(app, RUN)
 status.add_to(app, WATCH)
 checkpoints.add_to(app, WATCH)
 refused.add_to(app, WATCH)

@@ -36,12 +36,15 @@ def list_(
 ) -> None:  # fmt: skip
     """List refused files with reason and time, newest first."""
     from storage.buffer.catalog import Catalog
+    from storage.buffer.video_records import refused_videos
 
-    catalog = Catalog.open(layout_of(running_settings(config)).catalog, writable=False)
+    layout = layout_of(running_settings(config))
+    catalog = Catalog.open(layout.catalog, writable=False)
     try:
-        found = catalog.refused(limit, reason=reason)
+        found = [*catalog.refused(limit, reason=reason), *refused_videos(layout.videos, reason)]
     finally:
         catalog.close()
+    found = sorted(found, key=lambda item: item.at, reverse=True)[:limit]
     if as_json:
         print_json([_entry(item) for item in found])
     elif not found:
@@ -60,11 +63,12 @@ def retry(
     if not (paths or reason or everything):
         raise typer.BadParameter("name files, or give --reason or --all")
     settings = running_settings(config)
-    from daemon.ingest.refusals import Selection, missing
+    from daemon.ingest.refusals import Selection, missing, retry_videos
 
     selection = Selection(frozenset(paths or ()), reason)
     layout = layout_of(settings)
     done = _through_daemon(settings, selection) if layout.locked() else _in_process(settings, selection)
+    done += retry_videos(settings.watch, layout.videos, selection)
     absent = missing(selection, done)
     if as_json:
         print_json({"retried": done, "not_refused": absent})

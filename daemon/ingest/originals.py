@@ -1,13 +1,13 @@
-"""What happens to a file of the drop folder once the catalog knows about it: it stays, moves, or is deleted.
+"""What happens to a file of the drop folder once its fate is recorded: it stays, moves, or is deleted.
 
-Always after the catalog's commit. A kill in between leaves the file where it was, known to the catalog: `sweep` finds
-it there at the next start and does then what was left to do. A file that is not what the catalog says is left alone.
+Always after the record is on the disk. A kill in between leaves the file where it was: `sweep` finds it there at the
+next start and does what is left to do. A file that is not what the record says is left alone.
 """
 
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from configs.settings import WatchSettings
@@ -15,8 +15,7 @@ from daemon.runtime.logs import get_logger
 from daemon.watch.arrival import Arrival, look_at
 from daemon.watch.scan import FolderScan
 from storage import durable
-from storage.buffer.catalog import Catalog
-from storage.buffer.catalog_records import FileState
+from storage.buffer.catalog_records import FileFact, FileState
 from storage.durable.digest import digest_of
 
 SWEEP_SECONDS = 300.0
@@ -32,18 +31,20 @@ log = get_logger(__name__)
 
 
 class Originals:
-    """Moves and deletes for the thread of ingest."""
+    """Moves and deletes files; belongs to one thread."""
 
-    def __init__(self, watch: WatchSettings, catalog: Catalog) -> None:
-        self._watch, self._catalog = watch, catalog
-        self._scan = FolderScan(watch)
+    def __init__(
+        self, watch: WatchSettings, state_of: Callable[[FileFact], FileState | None], scan: FolderScan
+    ) -> None:
+        """`state_of` tells what became of a file, None while that is open; `scan` lists the files in question."""
+        self._watch, self._state_of, self._scan = watch, state_of, scan
         self._wanted = watch.after_commit != "keep" or watch.quarantine is not None
         self._next_sweep = 0.0
         self._sweeping: Iterator[str] | None = None
         self._complained: set[str] = set()
 
-    def settle(self, arrival: Arrival) -> None:
-        """Do what the settings want with a file whose fate the catalog holds by now; as read, so without reading it.
+    def dispose(self, arrival: Arrival) -> None:
+        """Do what the settings say with a file whose fate is recorded; it is as it was read, so it is not read again.
 
         Raises DurabilityLost; a file that cannot be moved or deleted stays and is tried again.
         """
@@ -74,15 +75,16 @@ class Originals:
             self._sweeping = None
         return self._sweeping is not None
 
+    def disposes_of(self, state: FileState) -> bool:
+        """Whether a file of this state does not stay where it is."""
+        return self._target(state) is not None or (state.state in STORED and self._watch.after_commit == "delete")
+
     def _dispose(self, arrival: Arrival, *, as_read: bool) -> None:
-        state = self._catalog.state_of(arrival.file)
-        if state is None:
-            return
-        folder = self._target(state)
-        if folder is None and not (state.state in STORED and self._watch.after_commit == "delete"):
+        state = self._state_of(arrival.file)
+        if state is None or not self.disposes_of(state):
             return
         try:
-            self._act(arrival, state, folder, as_read=as_read)
+            self._act(arrival, state, self._target(state), as_read=as_read)
         except OSError as error:
             self._cannot(arrival.file.path, error)
 
@@ -107,7 +109,7 @@ class Originals:
             log.info("original_moved", file=arrival.file.path, to=str(target))
 
     def _is_still(self, arrival: Arrival, state: FileState, *, as_read: bool) -> bool:
-        """Whether the file holds what the catalog knows: untouched since it was read, or of the same digest."""
+        """Whether the file holds what the record says: untouched since it was read, or of the same digest."""
         now = self._look(arrival)
         if now is None or now.file != arrival.file:
             return False

@@ -5,6 +5,7 @@ still, and goes back.
 """
 
 import errno
+import os
 import queue
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
@@ -17,6 +18,7 @@ from storage import durable
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import FileFact, RefusedFile
 from storage.buffer.quarantine import quarantined
+from storage.buffer.video_records import refused_videos
 
 ANSWER_SECONDS = 30.0
 """How long a request waits for the thread of ingest (seconds); a step of it takes less."""
@@ -86,6 +88,18 @@ def retry_refused(watch: WatchSettings, catalog: Catalog, selection: Selection) 
         finally:
             catalog.forget_refusals(back)
     return [item.file.path for item in found]
+
+
+def retry_videos(watch: WatchSettings, records: Path, selection: Selection) -> list[str]:
+    """Bring the selected videos back and touch them: they count as new files then; their paths. Raises OSError."""
+    found = refused_videos(records, selection.reason)
+    found = [item for item in found if not selection.paths or item.file.path in selection.paths]
+    for item in found:
+        _bring_back(watch, item)
+    there = [item.file.path for item in found if (watch.folder / item.file.path).is_file()]
+    for path in there:
+        os.utime(watch.folder / path)
+    return there
 
 
 def _bring_back(watch: WatchSettings, item: RefusedFile) -> None:

@@ -1,105 +1,139 @@
-"""From drop folder to durable buffer: take files that stand still, decode them, commit them in groups, say why not.
+"""From drop folder to durable buffer: take files that stood still, decode them, commit them in batches.
 
-The folder is the queue: nothing is taken out of it that there is no room for, so memory is bounded by two commit
-groups: the full one, and the one being decoded meanwhile; and a few frames of one video. A full disk or a buffer whose
-every slot a round holds pauses ingest; it goes on by itself. A lost fsync ends it (the component stops): what was
-written last may be gone.
+Files stay in the folder until there is room for them. Memory is bounded by two batches: the one that is being
+committed and the one that is being decoded meanwhile. A full disk, or a buffer whose every slot a round holds, pauses
+ingest, which goes on by itself. A failed fsync ends it for good: what was written last may be lost.
 """
 
 import errno
+import math
 import shutil
 import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 from configs.settings import Settings
 from daemon.errors import FULL
-from daemon.ingest.admission import Admission
-from daemon.ingest.decode import Duplicate, Finished, Later, Preparation, Prepared, Ready, Refusal, Skipped
+from daemon.ingest.admission import Admission, Skip
+from daemon.ingest.decode import AlreadyStored, Decoded, Decoder, Outcome, Refused, RetryLater
 from daemon.ingest.originals import Originals
 from daemon.ingest.refusals import RetryQueue, Selection, retry_refused
-from daemon.ingest.video_queue import VideoQueue
-from daemon.ingest.video_reel import Part, Reel
 from daemon.metrics import IngestMetrics
 from daemon.runtime.activity import IngestActivity, WatchActivity
 from daemon.runtime.logs import get_logger
 from daemon.watch.arrival import Arrival
 from daemon.watch.events import Hints
+from daemon.watch.scan import FolderScan
 from daemon.watch.watcher import Watcher
 from storage.buffer.frame_writer import NOT_KEPT
 from storage.buffer.frames import FrameBuffer, FrameRecord
 from storage.errors import BufferFull, StorageError
-from storage.media.images import FittedFrame
 
 PAUSE_SECONDS = 1.0
-"""How often a paused ingest looks whether it may go on (seconds)."""
-VIDEO_SHARE = 0.25
-"""Share of a commit group that is decoded of a video in one go; never less than one frame."""
+"""How often a paused ingest checks whether it may go on (seconds)."""
 PAUSE_SHARE = 0.5
 """Ingest pauses below this share of `buffer.reserve_bytes` free; up to the whole of it the buffer does not grow."""
 
 log = get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A good image that admission leaves out."""
+
+    arrival: Arrival
+    digest: str
+    skip: Skip
+
+
+@dataclass(slots=True)
+class Batch:
+    """What the next commit makes durable."""
+
+    frames: list[Decoded] = field(default_factory=list)
+    """Its frames, in order of arrival."""
+    skipped: list[Skipped] = field(default_factory=list)
+    """Images left out because they are near to a frame of this batch: that is true once the frame is committed."""
+    since: float = math.inf
+    """When the first frame came (monotonic, seconds)."""
+
+    def __len__(self) -> int:
+        return len(self.frames) + len(self.skipped)
+
+    def add(self, item: Decoded) -> None:
+        """Take in a frame."""
+        if not self.frames:
+            self.since = time.monotonic()
+        self.frames.append(item)
+
+    def due_in(self, most: int, seconds: float) -> float:
+        """Seconds until it should be committed: none left when it holds `most` files, or is `seconds` old."""
+        if not self.frames:
+            return math.inf
+        return 0.0 if len(self) >= most else max(0.0, self.since + seconds - time.monotonic())
+
+    def commit(self, buffer: FrameBuffer, *, grow: bool) -> list[FrameRecord]:
+        """Make the frames durable. The batch is unchanged, so that the same call can be repeated after an error."""
+        return buffer.append([item.frame for item in self.frames], grow=grow)
+
+
 class Ingest:
     """Owns the write side of the drop folder. All methods but `activity` belong to one thread."""
 
     def __init__(self, settings: Settings, buffer: FrameBuffer, metrics: IngestMetrics, hints: Hints) -> None:
-        self._settings, self._buffer, self._metrics = settings, buffer, metrics
-        self._watcher = Watcher(settings.watch, buffer.catalog, metrics, hints)
-        pack = _leave_unpacked if settings.watch.decode_threads == 1 else buffer.pack
-        self._preparation = Preparation(settings, buffer.catalog.has_digest, pack)
-        self._admission = Admission(settings.admission, buffer.catalog)
-        self._pool = ThreadPoolExecutor(settings.watch.decode_threads, thread_name_prefix="decode")
-        self._originals = Originals(settings.watch, buffer.catalog)
+        watch, catalog = settings.watch, buffer.catalog
+        self._settings, self._watch, self._buffer, self._metrics = settings, watch, buffer, metrics
+        self._watcher = Watcher(watch, catalog, metrics, hints)
+        # A lone decoding thread is the slower one, so the committing thread packs (decision 0011).
+        self._decoder = Decoder(settings, catalog.has_digest, None if watch.decode_threads == 1 else buffer.pack)
+        self._pool = ThreadPoolExecutor(watch.decode_threads, thread_name_prefix="decode")
+        self._admission = Admission(settings.admission, catalog)
+        self._originals = Originals(watch, catalog.state_of, FolderScan(watch))
         self.retries = RetryQueue(hints.wake)
         """Requests to take refused files again; may be asked from any thread."""
-        self._videos = VideoQueue(self._pool, max(1, round(VIDEO_SHARE * settings.watch.group_frames)))
-        self._decoding: deque[tuple[Arrival, Future[Prepared] | Future[Part]]] = deque()
-        self._group: list[Ready] = []
-        self._group_since = 0.0
-        self._committed: deque[Arrival] = deque()
-        self._finished: list[Finished] = []  # videos whose last frames are in the group or were committed
-        self._unrecorded: list[Duplicate | Refusal | Skipped] = []
-        self._skipped: list[Skipped] = []  # near to a frame of the group: true once that is committed
+        self.batch = Batch()
+        """What waits for the next commit."""
+        self._decoding: deque[tuple[Arrival, Future[Outcome]]] = deque()
+        self._to_record: deque[Decoded | AlreadyStored | Refused | Skipped] = deque()
         self._grow = True
         self._paused = ""
 
     def step(self) -> float:
         """Take what there is room for; returns the seconds until it wants to be called again."""
-        self._watcher.look()
+        self._watcher.poll()
         try:
             self._check_reserve()
-            self._record_rest()
+            self._record()
             self.retries.serve(self._retry)
             moved = self._originals.sweep()
-            moved |= self._take_and_prepare()
-            self._commit_when_due()
+            moved |= self._take()
+            if self._commit_in() <= 0:
+                self._commit()
         except (OSError, BufferFull) as error:
             if isinstance(error, OSError) and error.errno not in FULL:
                 raise
             self._pause(self._reason(error))
             return PAUSE_SECONDS
         self._resume()
-        return 0.0 if moved else self._pause_until_due()
+        return 0.0 if moved else min(self._watcher.next_due(), self._commit_in())
 
     def use(self, settings: Settings) -> None:
         """Use the live settings of these from the next step on. May be called from any thread."""
-        self._settings = settings
+        self._settings, self._watch = settings, settings.watch
         self._watcher.use(settings.watch)
 
     def close(self) -> None:
         """Commit what is decoded, if there is room, and let go of the folder."""
         try:
-            self._record_rest()
+            self._record()
             self._commit()
-        except (OSError, StorageError) as error:  # also a lost fsync: whatever it is, this is the end
-            log.warning("group_left_in_folder", files=len(self._group), reason=self._reason(error))
+        except (OSError, StorageError) as error:  # also a failed fsync: whatever it is, this is the end
+            log.warning("batch_left_in_folder", files=len(self.batch), reason=self._reason(error))
         finally:
             self._watcher.close()
             self._pool.shutdown()
-            self._videos.close()
 
     @property
     def activity(self) -> tuple[WatchActivity, IngestActivity]:
@@ -108,186 +142,132 @@ class Ingest:
         return self._watcher.activity, IngestActivity(state="paused" if reason else "running", reason=reason)
 
     def _retry(self, selection: Selection) -> list[str]:
-        paths = retry_refused(self._settings.watch, self._buffer.catalog, selection)
-        self._watcher.look_at_all()
+        paths = retry_refused(self._watch, self._buffer.catalog, selection)
+        self._watcher.rescan_soon()
         log.info("refused_tried_again", files=len(paths))
         return paths
 
-    def _take_and_prepare(self) -> bool:
-        """Give files to the decoders and take what they have done, in order of arrival; whether there was any.
+    def _take(self) -> bool:
+        """Give files to the decoders and take what is decoded, in order of arrival; whether there was any.
 
-        They get more than one group's worth, and so decode the next group while this thread commits the full one.
+        The decoders get more than one batch, so that they decode the next one while this thread commits.
         """
-        most = self._settings.watch.group_frames
-        self._decode(self._watcher.take(2 * most - self._waiting - len(self._decoding) - len(self._videos)))
+        most = self._watch.group_frames
+        self._submit(self._watcher.take(2 * most - len(self.batch) - len(self._decoding)))
         moved = bool(self._decoding)
-        for _ in range(len(self._decoding)):  # a video comes back to its end for its next part
-            if self._waiting >= most:
-                break
-            self._sort_next()
-        self._record_rest()
+        while self._decoding and len(self.batch) < most:
+            self._take_decoded()
+        self._record()
         return moved
 
-    def _decode(self, arrivals: Sequence[Arrival]) -> None:
+    def _submit(self, arrivals: Sequence[Arrival]) -> None:
         for place, arrival in enumerate(arrivals):
             try:
-                self._decoding.append((arrival, self._pool.submit(self._preparation.prepare, arrival)))
-            except BaseException:  # no thread is to be had just now
+                self._decoding.append((arrival, self._pool.submit(self._decoder.decode, arrival)))
+            except BaseException:  # no thread can be started just now
                 for left in arrivals[place:]:
                     self._watcher.put_back(left)
                 raise
 
-    @property
-    def _waiting(self) -> int:
-        """Files that wait for the next commit."""
-        return len(self._group) + len(self._skipped)
-
-    def _sort_next(self) -> None:
-        """Sort the oldest of the files that are being decoded, once it is done."""
+    def _take_decoded(self) -> None:
+        """Wait for the oldest of the files that are being decoded; put it where it belongs."""
         arrival, future = self._decoding.popleft()
         try:
-            item = future.result()
-            self._sort_part(item) if isinstance(item, Part) else self._sort(item)
+            self._sort(future.result())
         except BaseException:  # not the file's fault: the catalog could not be asked
-            self._videos.failed(arrival)
             self._watcher.put_back(arrival)
             raise
-        if (decoding := self._videos.decode_on()) is not None:
-            self._decoding.append(decoding)
 
-    def _sort_part(self, part: Part) -> None:
-        """The next frames of a video, and what became of it when these were the last."""
-        for frame in part.frames:
-            self._admit(Ready(part.reel.arrival, frame, part.reel))
-        end = self._videos.returned(part)
-        if end is not None:
-            self._sort(end)
-
-    def _sort(self, item: Prepared | Finished | Skipped) -> None:
-        match item:
-            case Ready():
-                self._admit(item)
-            case Reel():
-                self._videos.add(item)
-            case Finished():
-                self._finished.append(item)
-            case Skipped(pending=True):
-                self._skipped.append(item)
-            case Refusal(arrival, reason) if arrival.whole:
-                log.info("file_not_whole", file=arrival.file.path, reason=reason)
-                self._metrics.retries.inc()
-                self._watcher.wait_for(arrival)
-            case Later(arrival, error):
+    def _sort(self, outcome: Outcome) -> None:
+        match outcome:
+            case Decoded():
+                self._admit(outcome)
+            case RetryLater(arrival, error):
                 log.info("file_later", file=arrival.file.path, error=error)
                 self._metrics.retries.inc()
                 self._watcher.put_back(arrival)
+            case Refused(arrival, reason) if arrival.renamed_into_place:
+                log.info("file_not_whole", file=arrival.file.path, reason=reason)
+                self._metrics.retries.inc()
+                self._watcher.await_stability(arrival)
             case _:
-                self._unrecorded.append(item)
+                self._to_record.append(outcome)
 
-    def _admit(self, item: Ready) -> None:
-        """Into the commit group, or among the skipped."""
-        skip = self._admission.judge(item.frame, [other.frame for other in self._group])
+    def _admit(self, item: Decoded) -> None:
+        """Add a frame to the batch, or note why admission leaves it out."""
+        skip = self._admission.judge(item.frame, [other.frame for other in self.batch.frames])
         if skip is None:
-            self._group_since = self._group_since if self._group else time.monotonic()
-            self._group.append(item)
-            if item.reel is not None:
-                item.reel.admitted(item.frame)
-        elif item.reel is not None:
-            item.reel.left_out(skip)
-            log.debug("frame_skipped", frame=item.frame.name, reason=skip.reason, detail=skip.detail)
+            self.batch.add(item)
         else:
-            self._sort(Skipped(item.arrival, skip.reason, skip.detail, item.frame.digest, skip.pending))
+            (self.batch.skipped if skip.pending else self._to_record).append(
+                Skipped(item.arrival, item.frame.digest, skip)
+            )
 
-    def _record_rest(self) -> None:
-        """Record duplicates, refusals and skipped files; each stays in hand until the catalog has it.
-
-        First those are let go whose commit is done: when that fails half-way, the next step goes on with it.
-        """
-        while self._committed:
-            self._originals.settle(self._committed[0])
-            self._watcher.settle(self._committed.popleft())
-        while self._unrecorded:
-            item = self._unrecorded[0]
-            if isinstance(item, Duplicate):
-                self._buffer.catalog.duplicate(item.arrival.file, item.digest)
-                self._metrics.files.labels(outcome="duplicate").inc()
-                self._originals.settle(item.arrival)
-                self._watcher.settle(item.arrival)
-            elif isinstance(item, Skipped):
-                self._skip(item)
-            else:
-                self._refuse(item)
-            self._unrecorded.pop(0)
-
-    def _skip(self, item: Skipped) -> None:
-        self._buffer.catalog.skip(item.arrival.file, item.reason, item.detail, item.digest)
-        log.debug("file_skipped", file=item.arrival.file.path, reason=item.reason, detail=item.detail)
-        self._metrics.files.labels(outcome="skipped").inc()
-        self._metrics.skipped.labels(reason=item.reason).inc()
-        self._watcher.settle(item.arrival)
-
-    def _refuse(self, item: Refusal) -> None:
-        self._buffer.catalog.refuse(item.arrival.file, item.reason, item.detail, item.digest)
-        log.warning("file_refused", file=item.arrival.file.path, reason=item.reason, detail=item.detail)
-        self._metrics.files.labels(outcome="rejected").inc()
-        self._metrics.rejected.labels(reason=item.reason).inc()
-        self._originals.settle(item.arrival)
-        self._watcher.settle(item.arrival, unreadable=item.reason == "unreadable")
-
-    def _commit_when_due(self) -> None:
-        waited = time.monotonic() - self._group_since
-        full = self._waiting >= self._settings.watch.group_frames
-        due = full or waited >= self._settings.watch.group_seconds
-        if due if self._group else self._finished:
-            self._commit()
+    def _commit_in(self) -> float:
+        return self.batch.due_in(self._watch.group_frames, self._watch.group_seconds)
 
     def _commit(self) -> None:
-        """Make the group durable. The group is kept when that fails, for another attempt."""
-        if not (self._group or self._finished):
+        """Commit the batch and begin a new one. The batch is kept when that fails, for another attempt."""
+        if not self.batch.frames:
             return
         started = time.monotonic()
-        frames, videos = [item.frame for item in self._group], [item.video for item in self._finished]
-        records = self._buffer.append(frames, grow=self._grow, videos=videos)
+        records = self.batch.commit(self._buffer, grow=self._grow)
         self._metrics.commit_seconds.observe(time.monotonic() - started)
-        group, self._group = self._group, []
-        finished, self._finished = self._finished, []
-        self._count_videos(finished)
-        self._committed += (item.arrival for item in group if item.reel is None)
-        self._committed += (item.arrival for item in finished)
-        self._unrecorded += self._skipped
-        self._skipped = []
-        self._count(group, records)
-        log.info("frames_committed", frames=len(records), duplicates=len(group) - len(records))
-        self._record_rest()
+        batch, self.batch = self.batch, Batch()
+        self._count(batch.frames, records)
+        log.info("frames_committed", frames=len(records), duplicates=len(batch.frames) - len(records))
+        self._to_record.extendleft(reversed(batch.frames))
+        self._to_record += batch.skipped
+        self._record()
 
-    def _count(self, group: Sequence[Ready], records: Sequence[FrameRecord]) -> None:
+    def _record(self) -> None:
+        """Record what became of files, and let go of them. Each stays in hand until that is done."""
+        while self._to_record:
+            item = self._to_record[0]
+            match item:
+                case AlreadyStored(arrival, digest):
+                    self._buffer.catalog.duplicate(arrival.file, digest)
+                    self._metrics.files.labels(outcome="duplicate").inc()
+                case Skipped():
+                    self._record_skipped(item)
+                case Refused():
+                    self._record_refused(item)
+                case Decoded():  # its commit has recorded it
+                    pass
+            if not isinstance(item, Skipped):  # nothing of a skipped image is stored anywhere else
+                self._originals.dispose(item.arrival)
+            self._watcher.mark_done(item.arrival, unreadable=isinstance(item, Refused) and item.reason == "unreadable")
+            self._to_record.popleft()
+
+    def _record_skipped(self, item: Skipped) -> None:
+        file, skip = item.arrival.file, item.skip
+        self._buffer.catalog.skip(file, skip.reason, skip.detail, item.digest)
+        log.debug("file_skipped", file=file.path, reason=skip.reason, detail=skip.detail)
+        self._metrics.files.labels(outcome="skipped").inc()
+        self._metrics.skipped.labels(reason=skip.reason).inc()
+
+    def _record_refused(self, item: Refused) -> None:
+        file = item.arrival.file
+        self._buffer.catalog.refuse(file, item.reason, item.detail, item.digest)
+        log.warning("file_refused", file=file.path, reason=item.reason, detail=item.detail)
+        self._metrics.files.labels(outcome="rejected").inc()
+        self._metrics.rejected.labels(reason=item.reason).inc()
+
+    def _count(self, frames: Sequence[Decoded], records: Sequence[FrameRecord]) -> None:
         now, slots = time.time(), {record.digest: record.slot for record in records}
-        for item in group:
+        for item in frames:
             slot = slots.pop(item.frame.digest, None)  # a second file of the same content is a duplicate
-            if item.reel is not None:  # the file counts when it is finished
-                self._metrics.last_stored.set(now)
-            elif slot == NOT_KEPT:
-                self._metrics.files.labels(outcome="not_kept").inc()
-            elif slot is not None:
-                self._metrics.files.labels(outcome="stored").inc()
+            outcome = "duplicate" if slot is None else "not_kept" if slot == NOT_KEPT else "stored"
+            self._metrics.files.labels(outcome=outcome).inc()
+            if outcome == "stored":
                 self._metrics.bytes.inc(item.arrival.file.size)
                 self._metrics.latency.observe(max(0.0, now - item.arrival.file.mtime_ns / 1e9))
                 self._metrics.last_stored.set(now)
-            else:
-                self._metrics.files.labels(outcome="duplicate").inc()
-
-    def _count_videos(self, finished: Sequence[Finished]) -> None:
-        for item in finished:
-            self._metrics.files.labels(outcome="stored").inc()
-            self._metrics.bytes.inc(item.video.file.size)
-            self._metrics.latency.observe(max(0.0, time.time() - item.video.file.mtime_ns / 1e9))
-            if item.video.reason:
-                log.warning("video_damaged", file=item.video.file.path, detail=item.video.detail)
 
     def _check_reserve(self) -> None:
-        """Below the reserve the buffer must not grow: nothing of ours may fill the disk.
+        """Below the reserve the buffer must not grow: mfmd never fills the disk by itself.
 
-        Raises OSError(ENOSPC) below half of it: others take the space, and frames that leave would not bring it back.
+        Raises OSError(ENOSPC) below half of it: others take the space, and evicting frames would not bring it back.
         """
         reserve = self._settings.buffer.reserve_bytes
         free = shutil.disk_usage(self._settings.state).free
@@ -312,17 +292,7 @@ class Ingest:
         self._paused = ""
         self._metrics.paused.set(0)
 
-    def _pause_until_due(self) -> float:
-        due = self._watcher.next_due()
-        if self._group:
-            due = min(due, self._settings.watch.group_seconds - (time.monotonic() - self._group_since))
-        return max(0.0, due)
-
     def _reason(self, error: OSError | StorageError) -> str:
         if isinstance(error, OSError):
             return f"{error.strerror or error}; make room on the disk of {self._settings.state}"
         return str(error)
-
-
-def _leave_unpacked(frame: FittedFrame) -> None:
-    """For `Preparation`: a lone decoding thread is the slower one, so the committing thread packs (decision 0011)."""

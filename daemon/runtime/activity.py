@@ -74,7 +74,7 @@ class ChildActivity(ActivityPart):
     """A supervised child process."""
 
     name: str
-    """`serve`, `observe` or `masks`."""
+    """`serve`, `observe`, `masks` or `frames`."""
     running: bool
     """Whether it runs."""
     pid: int | None = None

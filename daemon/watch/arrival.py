@@ -23,7 +23,7 @@ class Arrival:
     """Where to read it."""
     changed_ns: int
     """Change time of the inode (nanoseconds): also moves when permissions do."""
-    whole: bool = False
+    renamed_into_place: bool = False
     """It was renamed into place and did not wait: what cannot be used of it gets its stability delay before it is
     refused."""
 

@@ -50,18 +50,18 @@ class Hints:
 
     def add(self, path: str) -> None:
         """Remember `path`: something happened there."""
-        self._remember(path, whole=False)
+        self._remember(path, renamed=False)
 
-    def add_whole(self, path: str) -> None:
-        """Remember `path`: a file was renamed there, and so came whole."""
-        self._remember(path, whole=True)
+    def add_renamed(self, path: str) -> None:
+        """Remember `path`: a file was renamed there, so it is whole."""
+        self._remember(path, renamed=True)
 
-    def _remember(self, path: str, *, whole: bool) -> None:
+    def _remember(self, path: str, *, renamed: bool) -> None:
         with self._lock:
             self._heard += 1
             first = not self._paths
             if len(self._paths) < MAX_HINTS or path in self._paths:
-                self._paths[path] = whole  # the last word counts: what is written after its rename is not whole
+                self._paths[path] = renamed  # the last event counts: a file written to after its rename is not whole
             else:
                 self._lost = True
         if first:  # the rest of a burst is looked at together
@@ -79,7 +79,7 @@ class Hints:
         return self._heard > 0 or self._lost
 
     def take(self) -> tuple[dict[str, bool], int, bool]:
-        """Since the last call: paths and whether each came whole, events heard, and whether some were lost."""
+        """Since the last call: paths and whether each was renamed there, events heard, whether some were lost."""
         with self._lock:
             taken = self._paths, self._heard, self._lost
             self._paths, self._heard, self._lost = {}, 0, False
@@ -106,7 +106,7 @@ class _Handler(FileSystemEventHandler):
     def _take(self, event: FileSystemEvent) -> None:
         """A renamed file is whole; what a renamed folder holds may be open still."""
         if isinstance(event, FileMovedEvent) and event.dest_path and not event.is_synthetic:
-            self._hints.add_whole(os.fsdecode(event.dest_path))
+            self._hints.add_renamed(os.fsdecode(event.dest_path))
         else:
             self._hints.add(os.fsdecode(event.dest_path or event.src_path))
 

@@ -7,22 +7,22 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from configs.settings import WatchSettings
-from storage.media.videos import SUFFIXES
+from storage.media.videos import MADE_OF_VIDEOS, SUFFIXES
 
 Complain = Callable[[str, OSError], None]
 """Hears of a sub-folder that cannot be listed."""
 
 
 class FolderScan:
-    """Walks the folder that `settings` describe."""
+    """Walks the folder that `settings` describe; for files named like a video, or for all others."""
 
-    def __init__(self, settings: WatchSettings) -> None:
+    def __init__(self, settings: WatchSettings, *, videos: bool = False) -> None:
         self.root = settings.folder
         self._recursive = settings.recursive
         self._marker = None if settings.marker is None else PurePosixPath(settings.marker)
         self._ignored = _any_of(settings.ignore)
-        self._videos = settings.video_seconds is not None
-        self._included = _any_of(settings.include or ("*",))
+        self._videos = videos
+        self._included = _any_of((*settings.include, MADE_OF_VIDEOS) if settings.include else ("*",))
 
     def names(self, complain: Complain) -> Iterator[tuple[str, os.DirEntry[str]]]:
         """Path relative to the folder (posix) and entry of every file and link to a file, ignored ones left out.
@@ -60,7 +60,7 @@ class FolderScan:
         """Whether a file of this name is looked at; the marker is no image."""
         if self._ignored.match(name) or not self._included.match(name):
             return False
-        if not self._videos and name.lower().endswith(SUFFIXES):
+        if name.lower().endswith(SUFFIXES) != self._videos:
             return False
         return self._marker is None or PurePosixPath(prefix, name) != self._marker
 

@@ -31,14 +31,14 @@ class StabilityQueue:
         """How long a file must stand still (seconds); may be changed at any time."""
         self._capacity = capacity
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
-        self._whole: OrderedDict[str, _Waiting] = OrderedDict()
+        self._renamed: OrderedDict[str, _Waiting] = OrderedDict()
         self._later: dict[str, tuple[float, int]] = {}
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._whole) + len(self._later)
+        return len(self._waiting) + len(self._renamed) + len(self._later)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._waiting or name in self._whole or name in self._later
+        return name in self._waiting or name in self._renamed or name in self._later
 
     @property
     def full(self) -> bool:
@@ -47,36 +47,36 @@ class StabilityQueue:
 
     def note(self, name: str, arrival: Arrival, now: float, failures: int = 0) -> None:
         """The file was seen like this: its delay begins, unless it was seen like this before."""
-        known = self._whole.get(name) or self._waiting.get(name)
+        known = self._renamed.get(name) or self._waiting.get(name)
         if known is not None and known.arrival.file == arrival.file:
             return
         self._forget(name)
         self._waiting[name] = _Waiting(arrival, now + self.delay, failures if known is None else known.failures)
 
-    def note_whole(self, name: str, arrival: Arrival, now: float) -> None:
+    def note_renamed(self, name: str, arrival: Arrival, now: float) -> None:
         """The file was renamed into place: it may be taken now."""
         self._forget(name)
-        self._whole[name] = _Waiting(replace(arrival, whole=True), now, 0)
+        self._renamed[name] = _Waiting(replace(arrival, renamed_into_place=True), now, 0)
 
     def postpone(self, name: str, failures: int, now: float) -> None:
         """Reading it failed for the `failures`-th time in a row: look again after a growing delay."""
         self._forget(name)
         self._later[name] = (now + RETRIES.delay(failures), failures)
 
-    def take(self, look: Callable[[str], Arrival | None], now: float) -> Iterator[tuple[str, Arrival, int]]:
-        """Remove and give those that did not change for the delay, or came whole: name, file, failures so far.
+    def take(self, see: Callable[[str], Arrival | None], now: float) -> Iterator[tuple[str, Arrival, int]]:
+        """Remove and give those that did not change for the delay or were renamed: name, file, failures so far.
 
-        `look` sees the file as it is now; one that changed waits again, one that is gone is dropped.
+        `see` returns the file as it is now; one that changed waits again, one that is gone is dropped.
         """
-        self._return_postponed(look, now)
+        self._return_postponed(see, now)
         while (head := self._head()) is not None and head[1].due <= now:
             name, waiting = head
             self._forget(name)
-            arrival = look(name)
+            arrival = see(name)
             if arrival is None:
                 continue
             if arrival.file == waiting.arrival.file:
-                yield name, replace(arrival, whole=waiting.arrival.whole), waiting.failures
+                yield name, replace(arrival, renamed_into_place=waiting.arrival.renamed_into_place), waiting.failures
             else:
                 self.note(name, arrival, now, waiting.failures)
 
@@ -90,29 +90,29 @@ class StabilityQueue:
 
     def oldest(self) -> float | None:
         """Modification time of the oldest candidate (Unix, seconds)."""
-        times = (item.arrival.file.mtime_ns / 1e9 for part in (self._waiting, self._whole) for item in part.values())
+        times = (item.arrival.file.mtime_ns / 1e9 for part in (self._waiting, self._renamed) for item in part.values())
         return min(times, default=None)
 
     def clear(self) -> None:
         """Forget all: the folder is gone."""
         self._waiting.clear()
-        self._whole.clear()
+        self._renamed.clear()
         self._later.clear()
 
     def _head(self) -> tuple[str, _Waiting] | None:
         """What is due first; each part is in the order of its due times, for each has one delay."""
-        heads = [next(iter(part.items())) for part in (self._waiting, self._whole) if part]
+        heads = [next(iter(part.items())) for part in (self._waiting, self._renamed) if part]
         return min(heads, key=lambda item: item[1].due, default=None)
 
     def _forget(self, name: str) -> None:
         self._waiting.pop(name, None)
-        self._whole.pop(name, None)
+        self._renamed.pop(name, None)
         self._later.pop(name, None)
 
-    def _return_postponed(self, look: Callable[[str], Arrival | None], now: float) -> None:
+    def _return_postponed(self, see: Callable[[str], Arrival | None], now: float) -> None:
         for name, (due, failures) in list(self._later.items()):
             if now >= due:
                 del self._later[name]
-                arrival = look(name)
+                arrival = see(name)
                 if arrival is not None:
                     self.note(name, arrival, now, failures)

@@ -32,7 +32,7 @@ log = get_logger(__name__)
 
 
 class Watcher:
-    """Watches one folder for one thread, which calls `look`, then `take`, then `settle` or `put_back` for each."""
+    """Watches one folder for one thread, which calls `poll`, then `take`, then `mark_done` or `put_back` for each."""
 
     def __init__(self, settings: WatchSettings, catalog: Catalog, metrics: IngestMetrics, hints: Hints) -> None:
         self._settings, self._catalog, self._metrics, self._hints = settings, catalog, metrics, hints
@@ -49,10 +49,10 @@ class Watcher:
         self._activity = WatchActivity()
 
     def use(self, settings: WatchSettings) -> None:
-        """Wait as long as these settings say, from the next look on. May be called from any thread."""
+        """Wait as long as these settings say, from the next `poll` on. May be called from any thread."""
         self._settings, self._queue.delay = settings, settings.stability_seconds
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """See what is new: the folder itself, its observer, what events named, and a rescan when it is time."""
         now = time.monotonic()
         if self._root.check():
@@ -69,7 +69,7 @@ class Watcher:
         self._report()
 
     def take(self, limit: int) -> list[Arrival]:
-        """At most `limit` files that stood still, oldest first; each must be given to `settle` or `put_back`."""
+        """At most `limit` files that stood still, oldest first; each must be given to `mark_done` or `put_back`."""
         taken: list[Arrival] = []
         if self._root.state != "watching" or limit <= 0:
             return taken
@@ -81,7 +81,7 @@ class Watcher:
             raise
         return taken
 
-    def settle(self, arrival: Arrival, *, unreadable: bool = False) -> None:
+    def mark_done(self, arrival: Arrival, *, unreadable: bool = False) -> None:
         """The catalog knows now what became of it. An unreadable file is looked at again when its mode changes."""
         name = self._name(arrival)
         self._in_hand.pop(name, None)
@@ -90,7 +90,7 @@ class Watcher:
             self._queue.note(name, now, time.monotonic())
             return
         if now is not None and now.changed_ns != arrival.changed_ns:  # replaced by one of the same size and mtime?
-            self._queue.note_whole(name, now, time.monotonic())
+            self._queue.note_renamed(name, now, time.monotonic())
             return
         if now is None:  # moved or deleted: the next file of that name is a new one
             return
@@ -105,11 +105,11 @@ class Watcher:
         failures = self._in_hand.pop(name, 0) + 1
         self._queue.postpone(name, failures, time.monotonic())
 
-    def look_at_all(self) -> None:
-        """Compare every file with the catalog at the next look: some of its entries were taken back."""
+    def rescan_soon(self) -> None:
+        """Compare every file with the catalog at the next `poll`: some of its entries were taken back."""
         self._next_rescan = self._next_deep = 0.0
 
-    def wait_for(self, arrival: Arrival) -> None:
+    def await_stability(self, arrival: Arrival) -> None:
         """It came by a rename, but cannot be used as it is: give it the delay of every other file."""
         name = self._name(arrival)
         self._in_hand.pop(name, None)
@@ -118,7 +118,7 @@ class Watcher:
             self._queue.note(name, now, time.monotonic())
 
     def next_due(self) -> float:
-        """Seconds until `look` and `take` can find something new without an event."""
+        """Seconds until `poll` and `take` can find something new without an event."""
         now = time.monotonic()
         due = [self._root.next_check - now]
         if self._root.state == "watching":
@@ -139,7 +139,7 @@ class Watcher:
 
     def _take(self, taken: list[Arrival], limit: int) -> None:
         for name, arrival, failures in self._queue.take(self._see, time.monotonic()):
-            if not arrival.whole and self._is_known(name, arrival):
+            if not arrival.renamed_into_place and self._is_known(name, arrival):
                 continue
             self._in_hand[name] = failures
             taken.append(arrival)
@@ -153,12 +153,12 @@ class Watcher:
         if lost:
             self._metrics.overflows.inc()
             self._next_rescan = self._next_deep = now
-        for path, whole in paths.items():
+        for path, renamed in paths.items():
             name = self._scan.relative(path)
             if name is not None and name not in self._in_hand:
-                self._consider(name, now, whole=whole)
+                self._consider(name, now, renamed=renamed)
 
-    def _consider(self, name: str, now: float, *, whole: bool = False) -> bool:
+    def _consider(self, name: str, now: float, *, renamed: bool = False) -> bool:
         """Make a candidate of a file unless the catalog knows it as it is; whether it is one now."""
         if self._queue.full and name not in self._queue:
             self._next_rescan = min(self._next_rescan, now + self._settings.rescan_seconds)
@@ -166,8 +166,8 @@ class Watcher:
         arrival = self._see(name)
         if arrival is None:
             return False
-        if whole:  # another file by now, though size and mtime may be those of the one before
-            self._queue.note_whole(name, arrival, now)
+        if renamed:  # another file by now, though size and mtime may be those of the one before
+            self._queue.note_renamed(name, arrival, now)
             return True
         if self._is_known(name, arrival):
             return False

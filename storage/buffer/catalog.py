@@ -51,6 +51,10 @@ class Catalog:
         rows = self._select("SELECT 1 FROM files WHERE path = ? AND size = ? AND mtime_ns = ?", astuple(file))
         return bool(rows)
 
+    def knows_path(self, path: str) -> bool:
+        """Whether a file of this name was dealt with, whatever is there now."""
+        return bool(self._select("SELECT 1 FROM files WHERE path = ?", (path,)))
+
     def state_of(self, file: FileFact) -> FileState | None:
         """What became of exactly this file (path, size, mtime); none when it is not known."""
         rows = self._select(

@@ -67,34 +67,6 @@ class NewFrame:
     """Perceptual hash, 16 hex digits; empty when it was not computed."""
     packed: Packed | None = None
     """Of `FrameBuffer.pack`, if that was called beforehand."""
-    offset: float | None = None
-    """When it is shown in the video that `file` is (seconds); none for an image. The row of a video itself comes with
-    its `FinishedVideo`."""
-
-    @property
-    def name(self) -> str:
-        """What the buffer calls it: the file's path, and for a frame of a video the time in it."""
-        return (
-            self.file.path
-            if self.offset is None
-            else f"{self.file.path}#{self.offset:.6f}".rstrip("0").rstrip(".") + "s"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class FinishedVideo:
-    """A video of which every frame that was wanted is committed, or is among those of the same `append`."""
-
-    file: FileFact
-    """The video."""
-    digest: str
-    """Hex SHA-256 of the file; counts as committed with it, so that a copy under another name is a duplicate."""
-    frame_digest: str
-    """Digest of one of its frames."""
-    reason: str = ""
-    """`truncated` where not all of it could be decoded."""
-    detail: str = ""
-    """What could not be, and how many frames were taken."""
 
 
 def is_holdout(digest: str, fraction: float) -> bool:
@@ -123,23 +95,18 @@ class FrameWriter:
         """Bytes that the frames' files take."""
         return self._sizes.total
 
-    def append(
-        self, frames: Sequence[NewFrame], *, grow: bool = True, videos: Sequence[FinishedVideo] = ()
-    ) -> list[FrameRecord]:
+    def append(self, frames: Sequence[NewFrame], *, grow: bool = True) -> list[FrameRecord]:
         """Commit frames in as few groups as slots allow. See `FrameBuffer.append`."""
         self._check(frames)
-        if not frames and not videos:
+        if not frames:
             return []
         size = self._room.group(group_frames(self._settings))
         stored: list[FrameRecord] = []
-        for start in range(0, max(len(frames), 1), size):
-            last = start + size >= len(frames)
-            stored += self._append_group(frames[start : start + size], grow, videos if last else ())
+        for start in range(0, len(frames), size):
+            stored += self._append_group(frames[start : start + size], grow)
         return stored
 
-    def _append_group(
-        self, frames: Sequence[NewFrame], grow: bool, videos: Sequence[FinishedVideo]
-    ) -> list[FrameRecord]:
+    def _append_group(self, frames: Sequence[NewFrame], grow: bool) -> list[FrameRecord]:
         """One group: whole or not at all."""
         fresh, doubles = self._sorted_out(frames)
         if fresh and self._room.too_large(len(fresh)):
@@ -153,7 +120,7 @@ class FrameWriter:
             self._room.for_bytes(leaving, slots, grow=grow)
             places = [NOT_KEPT if seen.id in leaving.gone else slots[seen.id] for seen in coming]
             records = [self._record(new, slot) for new, slot in zip(fresh, places, strict=True)]
-            records = self._commit(fresh, records, doubles, leaving, videos)
+            records = self._commit(fresh, records, doubles, leaving)
         except DurabilityLost as error:
             self._failed = error  # whether the commit reached the disk is unknown: leave every file where it is
             raise
@@ -226,7 +193,7 @@ class FrameWriter:
             id=0,
             slot=slot,
             digest=new.digest,
-            name=new.name,
+            name=new.file.path,
             captured_at=new.captured_at,
             committed_at=time.time(),
             source_height=new.source_height,
@@ -245,7 +212,6 @@ class FrameWriter:
         records: Sequence[FrameRecord],
         doubles: Sequence[NewFrame],
         leaving: Leaving,
-        videos: Sequence[FinishedVideo] = (),
     ) -> list[FrameRecord]:
         """The one transaction; returns the records with their ids."""
         with self._catalog.transaction() as connection:
@@ -255,11 +221,9 @@ class FrameWriter:
                 committed.append(_insert(connection, record))
                 if record.slot == NOT_KEPT:
                     _delete(connection, [committed[-1].id])
-                _note_image(connection, new, "committed")
+                note_file(connection, new.file, "committed", new.digest)
             for new in doubles:
-                _note_image(connection, new, "duplicate")
-            for video in videos:
-                _note_video(connection, video)
+                note_file(connection, new.file, "duplicate", new.digest)
         return committed
 
     def _discard(self, slots: Iterable[int]) -> None:
@@ -284,22 +248,3 @@ def _insert(connection: sqlite3.Connection, record: FrameRecord) -> FrameRecord:
     assert row.lastrowid is not None
     connection.execute("INSERT INTO digests (digest, frame) VALUES (?, ?)", (record.digest, row.lastrowid))
     return replace(record, id=row.lastrowid)
-
-
-def _note_image(connection: sqlite3.Connection, new: NewFrame, state: str) -> None:
-    """The row of the image that a frame came from; a video has its row when all of it is there."""
-    if new.offset is None:
-        note_file(connection, new.file, state, new.digest)
-
-
-def _note_video(connection: sqlite3.Connection, video: FinishedVideo) -> None:
-    """Its row, and its digest among those that are known, with the number of one of its frames."""
-    known = connection.execute("SELECT 1 FROM digests WHERE digest = ?", (video.frame_digest,)).fetchone()
-    if known is None:  # its row would keep the file from ever being taken
-        raise ValueError(f"{video.file.path}: no frame {video.frame_digest} of it was committed")
-    cursor = connection.execute(
-        "INSERT INTO digests (digest, frame) SELECT ?, frame FROM digests WHERE digest = ? ON CONFLICT DO NOTHING",
-        (video.digest, video.frame_digest),
-    )
-    state = "committed" if cursor.rowcount else "duplicate"
-    note_file(connection, video.file, state, video.digest, video.reason, video.detail)

@@ -12,14 +12,14 @@ from configs.settings import BufferSettings
 from storage.buffer import files as buffer_files
 from storage.buffer.catalog import Catalog, to_record
 from storage.buffer.catalog_records import FrameRecord
-from storage.buffer.frame_writer import FinishedVideo, FrameWriter, NewFrame, Packed, is_holdout
+from storage.buffer.frame_writer import FrameWriter, NewFrame, Packed, is_holdout
 from storage.buffer.observations import embedding_reader
 from storage.errors import CorruptBuffer, FrameEvicted, StorageError
 from storage.eviction.build import build_eviction
 from storage.layout import StateLayout
 from storage.media.images import FittedFrame, crc32_of
 
-__all__ = ["FinishedVideo", "FrameBuffer", "FrameRecord", "NewFrame", "Packed", "is_holdout"]
+__all__ = ["FrameBuffer", "FrameRecord", "NewFrame", "Packed", "is_holdout"]
 
 
 class FrameBuffer:
@@ -60,9 +60,7 @@ class FrameBuffer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def append(
-        self, frames: Sequence[NewFrame], *, grow: bool = True, videos: Sequence[FinishedVideo] = ()
-    ) -> list[FrameRecord]:
+    def append(self, frames: Sequence[NewFrame], *, grow: bool = True) -> list[FrameRecord]:
         """Commit frames durably; returns the records of those that were committed.
 
         Content that was ever committed, or that comes twice in `frames`, is recorded as a duplicate and not stored.
@@ -70,8 +68,7 @@ class FrameBuffer:
         by the policy `eviction`; a new frame may be among them: then it counts as committed and evicted, and its
         record has the slot `frame_writer.NOT_KEPT`. Without `grow` at least as many bytes leave as come. `frames` is
         one commit, whole or not at all, unless it is more than there are spare slots (`frame_writer.SPARE_SLOTS`),
-        slots that are not leased, or bytes to spare; then it is several, in order. Frames of a video leave no trace of
-        the file itself: `videos` are those that end with these frames, and are known from the last commit on.
+        slots that are not leased, or bytes to spare; then it is several, in order.
 
         Raises BufferFull when leases keep too many frames, OSError (ENOSPC and the like) when the disk refuses, or
         when nothing can leave for a buffer that must not grow; then nothing of the group is kept and the same call may
@@ -80,7 +77,7 @@ class FrameBuffer:
         if self._writer is None:
             raise StorageError(f"{self._layout.buffer}: opened for reading only")
         with self._writing:
-            return self._writer.append(frames, grow=grow, videos=videos)
+            return self._writer.append(frames, grow=grow)
 
     def pack(self, frame: FittedFrame) -> Packed:
         """A frame as `append` writes it; may be called from any thread. Raises ValueError for one of another size."""

@@ -3,9 +3,6 @@
 buffer/lost.jsonl      one line for each frame that was committed and whose pixels could not be read any more
 """
 
-import re
-import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 
 from pydantic import ValidationError
@@ -13,7 +10,6 @@ from pydantic import ValidationError
 from storage import durable
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import FrameRecord
-from storage.durable.digest import digest_in_video
 from storage.durable.record import Record
 from storage.layout import StateLayout
 
@@ -28,9 +24,9 @@ class LostFrame(Record):
     frame: int
     """Its number; never used again."""
     digest: str
-    """Hex SHA-256 of the file it came from; of a frame of a video, of that and its time."""
+    """Hex SHA-256 of the file it came from."""
     name: str
-    """Path of that file, relative to the drop folder; for a frame of a video, with its time."""
+    """Path of that file, relative to the drop folder."""
     reason: str
     """What was wrong with its pixels."""
 
@@ -38,28 +34,16 @@ class LostFrame(Record):
 def give_up(layout: StateLayout, record: FrameRecord, reason: str, at: float) -> None:
     """Write a frame down as lost, then forget it and that its file was ever taken.
 
-    The file is taken again, as a new frame, if it still lies in the drop folder; of a video, this frame alone. Only for
-    the buffer's one writer.
+    The file is taken again, as a new frame, if it still lies in the drop folder. Only for the buffer's one writer.
     """
     line = LostFrame(at=at, frame=record.id, digest=record.digest, name=record.name, reason=reason)
     durable.append_line(layout.buffer / JOURNAL, line.model_dump_json())
     with closing(Catalog.open(layout.catalog, writable=True)) as catalog, catalog.transaction() as connection:
         connection.execute("DELETE FROM leases WHERE frame = ?", (record.id,))
         connection.execute("DELETE FROM frames WHERE id = ?", (record.id,))
-        for digest in (record.digest, *_videos_of(connection, record)):
-            connection.execute("DELETE FROM digests WHERE digest = ?", (digest,))
-            connection.execute("DELETE FROM files WHERE digest = ? AND state IN ('committed', 'duplicate')", (digest,))
-
-
-def _videos_of(connection: sqlite3.Connection, record: FrameRecord) -> Iterator[str]:
-    """Digest of the video that a frame came from: the file whose digest and the time in its name give the frame's."""
-    time = re.search(r"#(\d+)(?:\.(\d{1,6}))?s$", record.name)
-    if time is None:
-        return
-    microseconds = int(time[1] + (time[2] or "").ljust(6, "0"))
-    for row in connection.execute("SELECT DISTINCT digest FROM files WHERE digest IS NOT NULL").fetchall():
-        if digest_in_video(row["digest"], microseconds) == record.digest:
-            yield row["digest"]
+        connection.execute("DELETE FROM digests WHERE digest = ?", (record.digest,))
+        stored = "digest = ? AND state IN ('committed', 'duplicate')"
+        connection.execute(f"DELETE FROM files WHERE {stored}", (record.digest,))
 
 
 def lost_frames(layout: StateLayout) -> list[LostFrame]:

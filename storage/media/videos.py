@@ -29,6 +29,8 @@ HEAD_BYTES = 12
 """How much of a file `video_format` wants to see (bytes)."""
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 """Names of the files that are read, in lower case."""
+MADE_OF_VIDEOS = "video-????????????????-*.png"
+"""Names (fnmatch) of the image files that videos are turned into; any `watch.include` takes these too."""
 IMAGE_BRANDS = (*HEIF_BRANDS, b"avif", b"avis")
 """Major brands of still images in the container of MP4."""
 MATROSKA_MAGIC = b"\x1aE\xdf\xa3"
@@ -45,14 +47,19 @@ def video_format(head: bytes) -> str | None:
     return "matroska" if head.startswith(MATROSKA_MAGIC) else None
 
 
+def can_read_videos() -> bool:
+    """Whether the extra `video` is installed."""
+    return util.find_spec("av") is not None
+
+
 def require_extra(name: str) -> None:
     """Raises RefusedImage("needs_extra") where the extra `video` is not installed."""
-    if util.find_spec("av") is None:
+    if not can_read_videos():
         raise RefusedImage("needs_extra", f"{name}: a video; install the extra that reads it: mfmd[video]")
 
 
 @dataclass(frozen=True, slots=True)
-class Shot:
+class VideoFrame:
     """One frame of a video, decoded and not yet converted."""
 
     microseconds: int
@@ -74,7 +81,7 @@ class Video:
     """One video file, open. Used by one thread at a time."""
 
     damage = ""
-    """What was wrong with it, once `shots` has come to its end; empty when it was whole."""
+    """What was wrong with it, once `frames` has come to its end; empty when it was whole."""
 
     def __init__(self, name: str, file: BinaryIO, format: str, *, max_pixels: int, max_aspect: float) -> None:
         """Look at the header; `format` is what `video_format` said. Limits hold before a picture is decoded, and for
@@ -111,7 +118,7 @@ class Video:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def shots(self, spacing: float) -> Iterator[Shot | None]:
+    def frames(self, spacing: float) -> Iterator[VideoFrame | None]:
         """The first frame of every `spacing` seconds; none in between, for each frame that is passed over.
 
         Which frames these are follows from their times alone. Damaged ones are passed over; see `damage`. Raises
@@ -120,7 +127,7 @@ class Video:
         step, last, number = max(1, round(spacing * MICROSECONDS)), -1, 0
         begin: int | None = None
         end = 0
-        for frame in self._frames():
+        for frame in self._decoded():
             at = self._microseconds(frame, number)
             begin, number = at if begin is None else begin, number + 1
             at -= begin
@@ -129,10 +136,10 @@ class Video:
                 yield None
                 continue
             last = at // step
-            yield self._shot(frame, at)
+            yield self._upright(frame, at)
         self._note_end(number, end)
 
-    def _frames(self) -> Iterator["av.VideoFrame"]:
+    def _decoded(self) -> Iterator["av.VideoFrame"]:
         import av
 
         for packet in self._packets():
@@ -164,11 +171,11 @@ class Video:
                 return
             yield packet
 
-    def _shot(self, frame: "av.VideoFrame", at: int) -> Shot:
+    def _upright(self, frame: "av.VideoFrame", at: int) -> VideoFrame:
         check_sides(self._name, frame.width, frame.height, self._max_pixels, self._max_aspect)
         turns = round(frame.rotation / 90) % 4
         sides = (frame.height, frame.width) if turns % 2 == 0 else (frame.width, frame.height)
-        return Shot(at, *sides, frame, turns)
+        return VideoFrame(at, *sides, frame, turns)
 
     def _microseconds(self, frame: "av.VideoFrame", number: int) -> int:
         """When a frame is shown; counted where the file does not say."""

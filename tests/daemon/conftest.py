@@ -94,6 +94,7 @@ def make_settings(tmp_path: Path, drop: Path) -> Callable[..., Settings]:
             "control": {"port": 0},
             "serving": {"port": 0, "enabled": False, "threads": 1, "device": "cpu"},
             "observe": {"enabled": False},
+            "videos": {"enabled": False},
         }  # fmt: skip
         for name, section in sections.items():
             values[name] = {**values.get(name, {}), **section}

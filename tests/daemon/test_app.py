@@ -16,16 +16,18 @@ from storage.buffer.catalog import Catalog
 from storage.errors import NoCheckpoint
 from storage.rounds.folder import RoundStore
 from tests.daemon.running import Running
+from tests.video_files import make_video
 
 
 def test_from_start_to_clean_stop(start, config, layout, drop, write_image, add_version, make_settings):
     """Frames come in, a second daemon is refused, a killed child comes back, and nothing is left at the end."""
     add_version()
-    running = start(config(observe={"enabled": True}))
+    running = start(config(observe={"enabled": True}, videos={"enabled": True}))
     (drop / "bad.png").write_bytes(b"rubbish")
     for number in range(5):
         write_image(drop / f"{number}.png", number)
-    running.wait(lambda: _status(make_settings).buffer.frames == 5, "five frames")
+    (drop / "a.mp4").write_bytes(make_video(12))
+    running.wait(lambda: _status(make_settings).buffer.frames == 7, "five images and two frames of a video")
     running.wait(lambda: _status(make_settings).watch.state == "watching", "the activity file")
     _check_a_second_daemon_is_refused(start, config, layout, running)
     observer = _group(layout, "observe")

@@ -1,6 +1,7 @@
 """SIGKILL in the middle of videos: at the next start the rest of the frames comes, and none comes twice."""
 
 import io
+import os
 import sqlite3
 from collections import Counter
 from contextlib import closing
@@ -8,21 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from storage.checking import check_state, repair_state
-from storage.durable.digest import digest_in_video, digest_of
+from daemon.videos.frame_files import FrameFiles
+from storage.buffer.video_records import read_video_records
+from storage.checking.state import check_state, repair_state
+from storage.durable.digest import digest_of
 from storage.layout import StateLayout
-from storage.media.images import fit_frame
-from storage.media.videos import HEAD_BYTES, Video, video_format
 from tests.faults import processes, world
 from tests.video_files import make_video
 
 pytest.importorskip("av")
-FRAMES, SPACING = 14, world.VIDEO_SECONDS
+FRAMES = 14
 PLACES = (
     "frames.written", "frames.synced", "frames.folder_synced", "transaction.filled", "transaction.committed",
-    "frames.discarded",
+    "frames.discarded", "file.written", "file.synced", "file.renamed", "file.done", "line.written", "line.synced",
 )  # fmt: skip
-"""What a commit passes."""
+"""What a commit of frames, the writing of a frame's file, and a record of a video pass."""
+KILLS = 3
+"""About this many kills at one place, spread evenly."""
 Tables = tuple[dict[str, int], dict[str, str], list[sqlite3.Row]]
 
 
@@ -36,20 +39,19 @@ def drop_videos(root: Path) -> dict[str, bytes]:
         "image.png": world.image(1),
     }
     for name, content in files.items():
-        (root / "drop" / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / "drop" / name).write_bytes(content)
+        path = root / "drop" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        os.utime(path, ns=(10**18, 10**18))
     return files
 
 
-def expected_frames(content: bytes) -> set[str]:
-    """Digests of the frames that are to be taken of a video, by a fresh decode."""
-    form = video_format(content[:HEAD_BYTES])
-    assert form is not None
-    path = io.BytesIO(content)
-    with Video("video", path, form, max_pixels=100_000, max_aspect=20.0) as video:
-        shots = [shot for shot in video.shots(SPACING) if shot is not None]
-        assert all(fit_frame(shot.pixels(), world.HEIGHT, world.WIDTH).valid_height for shot in shots)
-    return {digest_in_video(digest_of(content), shot.microseconds) for shot in shots}
+def expected_frames(root: Path, name: str, content: bytes) -> set[str]:
+    """Digests of the files that a video is to be turned into, by a fresh decode."""
+    config = world.video_settings(root)
+    fact = world.fact_of(root / "drop" / name, name)
+    files = FrameFiles(io.BytesIO(content), fact, digest_of(content), config.videos, config.watch)
+    return {digest_of(frame.content()) for frame in files if frame is not None}
 
 
 def tables(root: Path) -> Tables:
@@ -63,30 +65,32 @@ def tables(root: Path) -> Tables:
 
 
 def check(root: Path, files: dict[str, bytes], *, finished: bool) -> None:
-    """Every frame is committed at most once, and no video is known before all of its frames are."""
+    """Every frame is committed at most once, and no video is done before all of its frames are."""
     layout = StateLayout(root / "state")
     wrong = [problem for problem in check_state(layout, read_data=True) if finished or problem.severity == "error"]
     assert not wrong
     if not layout.catalog.exists():
         return
     ever, states, frames = tables(root)
-    videos = {name: digest_of(files[name]) for name in ("cam/a.mp4", "cam/b.mkv", "copy.mp4")}
-    wanted = {name: expected_frames(files[name]) for name in videos}
+    videos = {name: record.state for name, record in read_video_records(layout.videos).items()}
+    wanted = {name: expected_frames(root, name, files[name]) for name in ("cam/a.mp4", "cam/b.mkv", "copy.mp4")}
     assert {len(digests) for digests in wanted.values()} == {FRAMES}
-    possible = set().union(*wanted.values(), videos.values(), {digest_of(files["image.png"])})
+    possible = set().union(*wanted.values(), {digest_of(files["image.png"])})
     assert set(ever) <= possible, "a frame of nothing that was dropped"
-    numbers = [number for digest, number in ever.items() if digest not in videos.values()]
-    assert len(set(numbers)) == len(numbers), "two frames of one number"
-    for name, digest in videos.items():
-        if states.get(name) is not None or digest in ever:
-            assert wanted[name] <= set(ever), f"{name} is known, but not all of its frames were committed"
+    assert len(set(ever.values())) == len(ever), "two frames of one number"
+    for name, state in videos.items():
+        if state in ("committed", "duplicate"):
+            assert wanted[name] <= set(ever), f"{name} is done, but not all of its frames were committed"
     acknowledged = world.acknowledged(root, "frame")
     assert set(acknowledged) <= set(ever), "acknowledged and gone"
     assert set(Counter(acknowledged).values()) <= {1}, "a frame was committed twice"
     if finished:
         assert set(ever) == possible
         assert max(row["id"] for row in frames) == 2 * FRAMES + 1, "more frames were committed than there are"
-        assert Counter(states.values()) == {"committed": 3, "duplicate": 1, "refused": 1}
+        assert set(states.values()) == {"committed"}
+        assert Counter(videos.values()) == {"committed": 2, "duplicate": 1, "refused": 1}
+        left = {path.relative_to(root / "drop").as_posix() for path in (root / "drop").rglob("*") if path.is_file()}
+        assert left == set(files), "files of frames stay in the folder"
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +103,8 @@ def passed(tmp_path_factory: pytest.TempPathFactory) -> Counter[str]:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_killed_in_the_middle_of_a_video_it_takes_the_rest(tmp_path: Path, passed: Counter[str], place: str):
-    assert passed[place] >= 4, "the videos take several commits"
-    for number in range(1, passed[place] + 1):
+    assert passed[place] >= 4, "the videos take several commits, and more files"
+    for number in range(1, passed[place] + 1, max(1, passed[place] // KILLS)):
         root = tmp_path / str(number)
         root.mkdir()
         files = drop_videos(root)

@@ -28,13 +28,13 @@ def _take_all(watcher: Watcher, catalog: Catalog, wanted: int) -> list[str]:
     """What ingest would do with files that need no decoding: note them in groups until `wanted` are known."""
     taken: list[str] = []
     while len(taken) < wanted:
-        watcher.look()
+        watcher.poll()
         arrivals = watcher.take(COMMIT)
         with catalog.transaction() as connection:
             for arrival in arrivals:
                 note_file(connection, arrival.file, "refused", None, "not_an_image")
         for arrival in arrivals:
-            watcher.settle(arrival)
+            watcher.mark_done(arrival)
         taken += [arrival.file.path for arrival in arrivals]
     return taken
 
@@ -52,17 +52,17 @@ def _fill(folder, names: range) -> None:
 @pytest.mark.parametrize("names", [8_000, pytest.param(100_000, marks=pytest.mark.nightly)])
 def test_many_names_each_once_though_the_observer_goes_deaf_half_way(watcher, monkeypatch, names: int):
     world, watching = watcher
-    watching.look()
+    watching.poll()
     assert watching.activity.mode == "events"
     _fill(world.folder, range(names // 2))
     taken = _take_all(watching, world.buffer.catalog, names // 4)
     monkeypatch.setattr(Hints, "add", lambda self, path: None)
-    monkeypatch.setattr(Hints, "add_whole", lambda self, path: None)
+    monkeypatch.setattr(Hints, "add_renamed", lambda self, path: None)
     _fill(world.folder, range(names // 2, names))
     taken += _take_all(watching, world.buffer.catalog, names - len(taken))
     assert len(taken) == len(set(taken)) == names
     assert world.buffer.catalog.known_paths() == set(taken) == {entry.name for entry in os.scandir(world.folder)}
-    watching.look()
+    watching.poll()
     assert watching.take(1) == []
     assert watching.activity.pending == 0
 

@@ -49,7 +49,7 @@ def test_a_root_removed_while_its_files_are_taken(drop_world):
     world.until(lambda: 0 < len(world.buffer.records()) < 200)
     shutil.rmtree(world.folder)
     world.until(lambda: world.ingest.activity[0].state == "missing")
-    world.until(lambda: not world.ingest._group)
+    world.until(lambda: not world.ingest.batch)
     known = world.buffer.catalog.known_paths()
     gone = {name: versions for name, versions in world.dropped.items() if name not in known}
     assert gone, "the folder went in the middle"

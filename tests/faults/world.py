@@ -21,14 +21,17 @@ from configs.class_list import load_class_list
 from configs.settings import BufferSettings, Settings
 from daemon.ingest.worker import Ingest
 from daemon.metrics import Metrics
+from daemon.videos.worker import VideoWorker
 from daemon.watch.events import Hints
 from storage.buffer.catalog_records import FileFact
 from storage.buffer.compact import compact_buffer
 from storage.buffer.frames import FrameBuffer, NewFrame
 from storage.buffer.resize import resize_buffer
+from storage.buffer.video_records import read_video_records
 from storage.durable.digest import digest_of
 from storage.layout import StateLayout
 from storage.media.images import FittedFrame, decode_image, fit_frame
+from storage.media.videos import SUFFIXES
 from storage.registry.manifest import Manifest
 from storage.registry.mirrors import HuggingFaceMirror, Mirror, TritonMirror
 from storage.registry.registry import CheckpointRegistry
@@ -47,8 +50,8 @@ GOOD = 12
 
 CLASSES = load_class_list("demo")
 """Read once: settings are made hundreds of times."""
-VIDEO_SECONDS = 0.1
-"""Every so often a frame is taken of a video (seconds)."""
+VIDEO_SECONDS, VIDEOS = 0.1, 4
+"""Spacing of the frames that are taken of a video (seconds); videos that `take_videos` waits for."""
 NUMBERS = 20
 """Numbers of the images that `lease_frames` uses."""
 
@@ -235,12 +238,23 @@ def take_and_move(root: Path) -> None:
 
 def video_settings(root: Path) -> Settings:
     """Settings under which a video takes several commits, and frames leave the buffer meanwhile."""
-    return settings(root, watch={"video_seconds": VIDEO_SECONDS, "group_frames": 4}, buffer={"capacity_frames": 20})
+    return settings(root, watch={"group_frames": 4}, videos={"seconds": VIDEO_SECONDS}, buffer={"capacity_frames": 20})
 
 
 def take_videos(root: Path) -> None:
-    """Take everything that lies in the drop folder, videos too."""
-    ingest_all(root, video_settings(root))
+    """Take everything that lies in the drop folder, videos too; the worker of videos and ingest in turn."""
+    config = video_settings(root)
+    with running_ingest(root, config) as (ingest, buffer):
+        worker = VideoWorker(config)
+
+        def finished() -> bool:
+            worker.step()
+            records = read_video_records(StateLayout(config.state).videos)
+            left = [name for name in waiting(root, buffer) if not name.endswith(SUFFIXES)]
+            return not left and sum(record.state != "begun" for record in records.values()) == VIDEOS
+
+        step_until(ingest, finished)
+        worker.close()
 
 
 def moving(root: Path) -> Settings:

@@ -34,8 +34,9 @@ VISIBLE = {path: command for path, command in COMMANDS.items() if not command.hi
 def test_the_commands_of_the_issue_are_there() -> None:
     top = {path[0] for path in VISIBLE}
     assert top == {
-        "init", "pretrain", "import", "export", "run", "reload", "serve", "masks", "adapt", "predict", "evaluate",
-        "status", "check", "checkpoints", "promote", "rollback", "refused", "buffer", "config", "doctor", "demo",
+        "init", "pretrain", "import", "export", "frames", "run", "reload", "serve", "masks", "adapt", "predict",
+        "evaluate", "status", "check", "checkpoints", "promote", "rollback", "refused", "buffer", "config", "doctor",
+        "demo",
     }  # fmt: skip
     assert {path[1] for path in VISIBLE if path[0] == "checkpoints" and len(path) > 1} == {
         "shadow",

@@ -157,7 +157,7 @@ def test_a_file_is_skipped_only_once_the_frame_it_is_near_to_is_committed(bench,
     world = bench(admission={"near_duplicate_bits": 6})
     for number in range(4):
         arrive(still(1, number), drop / f"{number}.png")
-    world.until(lambda: len(world.ingest._skipped) == 3)
+    world.until(lambda: len(world.ingest.batch.skipped) == 3)
     for _ in range(5):
         world.ingest.step()
     assert world.counts.skipped == {} and world.activity.watch.pending == 4
@@ -175,10 +175,10 @@ def test_files_waiting_to_be_skipped_count_as_room_of_the_group(bench, drop, sti
     world = bench(watch={"group_frames": 5}, admission={"near_duplicate_bits": 6})
     for number in range(20):
         arrive(still(1, number), drop / f"{number}.png")
-    world.until(lambda: len(world.ingest._group) + len(world.ingest._skipped) == 5)
+    world.until(lambda: len(world.ingest.batch) == 5)
     for _ in range(20):
         world.ingest.step()
-    assert len(world.ingest._group) + len(world.ingest._skipped) == 5
+    assert len(world.ingest.batch) == 5
 
 
 def test_a_skip_that_finds_no_room_is_recorded_later(bench, drop, still, monkeypatch):

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from daemon.ingest.decode import Later, Preparation
+from daemon.ingest.decode import Decoder, RetryLater
 from daemon.watch import arrival
 from daemon.watch.arrival import FileChanged, look_at, read_arrival
 from storage.buffer.catalog import Catalog
-from storage.buffer.frames import FrameBuffer, Packed
+from storage.buffer.frames import FrameBuffer
 from storage.buffer.pixel_array import PixelArray
 from storage.durable.digest import digest_of
 from storage.errors import BufferFull, DurabilityLost, RefusedImage
-from storage.media.images import decode_image, fit_frame
+from storage.media.images import decode_image, decode_photo, fit_frame
 
 
 def _huge_png(path: Path, width: int, height: int) -> None:
@@ -228,7 +228,7 @@ def test_a_lost_fsync_is_final(bench, drop, write_image, monkeypatch):
     write_image(drop / "a.png", 1)
     with pytest.raises(DurabilityLost):
         world.until(lambda: world.counts.frames == 1)
-    world.ingest._group.clear()
+    world.ingest.batch.frames.clear()
 
 
 def test_frames_held_by_a_round_keep_ingest_waiting_until_it_ends(bench, drop, write_image, monkeypatch):
@@ -256,16 +256,15 @@ def test_memory_holds_one_group_however_many_files_wait(bench, drop, write_image
     monkeypatch.setattr(FrameBuffer, "append", full)
     monkeypatch.setattr("daemon.ingest.worker.PAUSE_SECONDS", 0.0)
     world = bench(watch={"group_frames": 5})
-    world.until(lambda: len(world.ingest._group) == 5)
+    world.until(lambda: len(world.ingest.batch) == 5)
     for _ in range(20):
         world.ingest.step()
-    assert len(world.ingest._group) == 5
+    assert len(world.ingest.batch) == 5
     assert world.activity.watch.pending == 30
 
 
 def test_a_bug_in_a_decoder_costs_one_file(bench, drop, write_image, monkeypatch):
-    real = __import__("storage.media.images").images.decode_photo
-    calls = []
+    real, calls = decode_photo, []
 
     def decode(data, **limits):
         calls.append(1)
@@ -284,7 +283,7 @@ def test_a_bug_in_a_decoder_costs_one_file(bench, drop, write_image, monkeypatch
 def test_a_file_that_changes_after_it_was_read_is_taken_again(bench, drop, write_image):
     path = write_image(drop / "a.png", 1)
     world = bench(watch={"group_seconds": 0.5})
-    world.until(lambda: world.ingest._group)
+    world.until(lambda: world.ingest.batch)
     write_image(path, 2)
     world.until(lambda: world.counts.frames == 2)
     digests = {record.digest for record in world.buffer.records()}
@@ -304,7 +303,7 @@ def test_names_that_are_no_text_are_taken(bench, drop, write_image):
 def test_what_is_decoded_is_committed_at_the_end(bench, drop, write_image, layout):
     write_image(drop / "a.png", 1)
     world = bench(watch={"group_seconds": 600})
-    world.until(lambda: world.ingest._group)
+    world.until(lambda: world.ingest.batch)
     assert world.counts.frames == 0
     world.ingest.close()
     assert world.counts.frames == 1
@@ -320,8 +319,7 @@ def test_a_file_that_changes_while_it_is_read_is_left_for_later(drop, write_imag
     with pytest.raises(FileChanged):
         read_arrival(drop, seen, 10**6)
     settings = make_settings()
-    prepared = Preparation(settings, lambda digest: False, lambda frame: Packed(None, 0)).prepare(seen)
-    assert isinstance(prepared, Later)
+    assert isinstance(Decoder(settings, lambda digest: False, None).decode(seen), RetryLater)
 
 
 def test_a_file_that_became_a_pipe_does_not_block(drop, write_image):

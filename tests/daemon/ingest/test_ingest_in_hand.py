@@ -8,6 +8,7 @@ from daemon.ingest.originals import Originals
 from storage.buffer.catalog import Catalog
 from storage.buffer.frames import FrameBuffer
 from storage.errors import DurabilityLost, StorageError
+from storage.media.images import fit_frame
 
 
 def fail_once(monkeypatch, owner, function, at):
@@ -62,7 +63,7 @@ def test_a_committed_group_is_settled_to_its_end(bench, drop, tmp_path, write_im
     for number in range(3):
         write_image(drop / f"{number}.png", number)
     world = bench(watch={"after_commit": "move", "done_folder": tmp_path / "done"})
-    fail_once(monkeypatch, Originals, "settle", 2)
+    fail_once(monkeypatch, Originals, "dispose", 2)
     step_through(world)
     assert world.counts.frames == 3
     world.until(lambda: not list(drop.iterdir()))
@@ -72,8 +73,7 @@ def test_a_committed_group_is_settled_to_its_end(bench, drop, tmp_path, write_im
 
 
 def test_a_moment_without_memory_refuses_no_file(bench, drop, write_image, monkeypatch):
-    real = __import__("storage.media.images").images.fit_frame
-    calls = []
+    real, calls = fit_frame, []
 
     def fit(*arguments):
         calls.append(1)
@@ -92,7 +92,7 @@ def test_a_moment_without_memory_refuses_no_file(bench, drop, write_image, monke
 def test_an_end_without_a_disk_lets_go_of_folder_and_threads(bench, drop, write_image, monkeypatch, error):
     write_image(drop / "a.png", 1)
     world = bench(watch={"group_seconds": 600})
-    world.until(lambda: world.ingest._group)
+    world.until(lambda: world.ingest.batch)
 
     def append(*_, **__):
         raise error
@@ -111,7 +111,7 @@ def test_a_file_renamed_over_one_in_hand_is_taken_though_it_looks_the_same(bench
     for item in (path, newer):
         os.utime(item, ns=(10**18, 10**18))
     world = bench(watch={"group_seconds": 0.5, "rescan_seconds": 600})
-    world.until(lambda: world.ingest._group)
+    world.until(lambda: world.ingest.batch)
     newer.rename(path)
     world.until(lambda: world.hints.waiting)
     world.until(lambda: world.counts.frames == 2)

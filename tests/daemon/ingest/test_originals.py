@@ -13,6 +13,7 @@ from daemon.ingest import refusals
 from daemon.ingest.originals import Originals
 from daemon.ingest.refusals import RetryQueue, Selection
 from daemon.watch.arrival import look_at
+from daemon.watch.scan import FolderScan
 from storage import durable, failpoints
 from storage.buffer.catalog import note_file
 from storage.buffer.catalog_records import FileFact
@@ -139,22 +140,23 @@ def test_a_file_that_changed_is_never_touched(bench, drop, write_image, make_set
     path = write_image(drop / "a.png", 1)
     world = bench()
     world.until(lambda: world.counts.frames == 1)
-    originals = Originals(make_settings(watch={"after_commit": "delete"}).watch, world.buffer.catalog)
+    watch = make_settings(watch={"after_commit": "delete"}).watch
+    originals = Originals(watch, world.buffer.catalog.state_of, FolderScan(watch))
     seen = look_at(drop, "a.png")
     write_image(path, 2)
-    originals.settle(seen)
+    originals.dispose(seen)
     assert path.exists(), "another size or mtime"
     content = bytearray(path.read_bytes())
     content = content[: seen.file.size].ljust(seen.file.size, b"x")
     path.write_bytes(content)
     os.utime(path, ns=(seen.file.mtime_ns, seen.file.mtime_ns))
     assert look_at(drop, "a.png").file == seen.file
-    originals.settle(seen)
+    originals.dispose(seen)
     originals.sweep()
     assert path.read_bytes() == content, "same size and mtime, other content"
     write_image(path, 1)
     os.utime(path, ns=(seen.file.mtime_ns, seen.file.mtime_ns))
-    originals.settle(seen)
+    originals.dispose(seen)
     assert not path.exists(), "the very content that is committed"
 
 
@@ -221,7 +223,7 @@ def test_a_kill_between_coming_back_and_being_forgotten_leaves_it_refused(bench,
         with pytest.raises(KeyboardInterrupt):
             refusals.retry_refused(watch, catalog, Selection())
     assert files(drop) == ["bad.png"] and catalog.counts().refused == {"not_an_image": 1}
-    Originals(watch, catalog).sweep()
+    Originals(watch, catalog.state_of, FolderScan(watch)).sweep()
     assert files(aside) == ["bad.png"] and not files(drop)
 
 
@@ -326,7 +328,7 @@ def test_a_file_that_is_replaced_while_its_digest_is_made_stays(bench, drop, wri
         return digest
 
     monkeypatch.setattr("daemon.ingest.originals.digest_of", slowly)
-    Originals(watch, world.buffer.catalog).sweep()
+    Originals(watch, world.buffer.catalog.state_of, FolderScan(watch)).sweep()
     assert path.exists()
 
 

@@ -210,11 +210,15 @@ def test_what_is_written_after_its_rename_is_not_whole(drop, write_image):
     queue = StabilityQueue(delay=1.0)
     for name in ("still.png", "written.png"):
         write_image(drop / name, 1)
-        queue.note_whole(name, look_at(drop, name), now=10.0)
+        queue.note_renamed(name, look_at(drop, name), now=10.0)
     write_image(drop / "written.png", 2, height=30)
-    look = lambda name: look_at(drop, name)  # noqa: E731
-    assert [(name, arrival.whole) for name, arrival, _ in queue.take(look, now=10.0)] == [("still.png", True)]
-    assert [(name, arrival.whole) for name, arrival, _ in queue.take(look, now=11.0)] == [("written.png", False)]
+
+    def taken(now: float) -> list[tuple[str, bool]]:
+        found = queue.take(lambda name: look_at(drop, name), now=now)
+        return [(name, arrival.renamed_into_place) for name, arrival, _ in found]
+
+    assert taken(10.0) == [("still.png", True)]
+    assert taken(11.0) == [("written.png", False)]
 
 
 def test_whole_files_do_not_starve_the_others(drop, write_image):
@@ -222,7 +226,7 @@ def test_whole_files_do_not_starve_the_others(drop, write_image):
     for number, name in enumerate(("old.png", "new.png", "newer.png")):
         write_image(drop / name, number)
     queue.note("old.png", look_at(drop, "old.png"), now=10.0)
-    queue.note_whole("new.png", look_at(drop, "new.png"), now=11.5)
-    queue.note_whole("newer.png", look_at(drop, "newer.png"), now=11.6)
+    queue.note_renamed("new.png", look_at(drop, "new.png"), now=11.5)
+    queue.note_renamed("newer.png", look_at(drop, "newer.png"), now=11.6)
     taken = [name for name, _, _ in queue.take(lambda name: look_at(drop, name), now=12.0)]
     assert taken == ["old.png", "new.png", "newer.png"]

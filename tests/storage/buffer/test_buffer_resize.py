@@ -218,7 +218,7 @@ def test_killed_around_the_exchange_one_whole_buffer_is_left(layout, small, fill
     wanted = sized(small, 32, 48)
     code = (
         "import sys; from pathlib import Path; from configs.settings import BufferSettings\n"
-        "from storage.buffer_resize import resize_buffer; from storage.layout import StateLayout\n"
+        "from storage.buffer.resize import resize_buffer; from storage.layout import StateLayout\n"
         "resize_buffer(StateLayout(Path(sys.argv[1])), BufferSettings.model_validate_json(sys.argv[2]))"
     )
     # A new buffer is also published (its array, its catalog): the last pass of these places is the exchange's.

@@ -27,14 +27,14 @@ def opened(data: bytes, max_pixels: int = 100_000, max_aspect: float = 20.0) -> 
 def taken(data: bytes, spacing: float) -> tuple[list[tuple[float, int]], str]:
     """Times (seconds) and greys of what is taken, and the damage."""
     with opened(data) as video:
-        shots = [shot for shot in video.shots(spacing) if shot is not None]
-        found = [(shot.microseconds / 1e6, round(float(shot.pixels().mean()))) for shot in shots]
+        frames = [frame for frame in video.frames(spacing) if frame is not None]
+        found = [(frame.microseconds / 1e6, round(float(frame.pixels().mean()))) for frame in frames]
         return found, video.damage
 
 
 def reason(data: bytes, **limits: float) -> str:
     with pytest.raises(RefusedImage) as caught, opened(data, **limits) as video:
-        list(video.shots(1.0))
+        list(video.frames(1.0))
     return caught.value.reason
 
 
@@ -57,10 +57,10 @@ def test_pixels_are_upright():
     turned = b"".join(value.to_bytes(4, "big", signed=True) for value in (0, 65536, 0, -65536, 0, 0))
     data[matrix : matrix + len(turned)] = turned
     with opened(bytes(data)) as video:
-        shot = next(video.shots(1.0))
-        assert shot is not None and (shot.height, shot.width) == (40, 24)
-        assert shot.pixels().shape == (40, 24, 3)
-        assert shot.pixels().flags.c_contiguous
+        frame = next(video.frames(1.0))
+        assert frame is not None and (frame.height, frame.width) == (40, 24)
+        assert frame.pixels().shape == (40, 24, 3)
+        assert frame.pixels().flags.c_contiguous
 
 
 def test_still_images_in_the_same_container_are_no_videos():
@@ -76,7 +76,7 @@ def test_limits_on_the_picture(container: str, codec: str):
     assert reason(data, max_pixels=24 * 40 - 1) == "too_many_pixels"
     assert reason(data, max_aspect=1.5) == "aspect"
     with opened(data, max_pixels=24 * 40) as video:
-        assert next(video.shots(1.0)) is not None
+        assert next(video.frames(1.0)) is not None
 
 
 BOMB = """
@@ -86,7 +86,7 @@ from storage.media.videos import Video
 def open_it(data):
     try:
         with Video("video", io.BytesIO(data), sys.argv[1], max_pixels=1_000_000, max_aspect=20.0) as video:
-            return "taken" if list(video.shots(1.0)) else "nothing"
+            return "taken" if list(video.frames(1.0)) else "nothing"
     except RefusedImage as error:
         return error.reason
 small, large = (open(path, "rb").read() for path in sys.argv[2:])
@@ -182,7 +182,7 @@ def test_a_disk_that_fails_is_no_end_of_a_video(left: int):
         pytest.raises(OSError, match="I/O error"),
         Video("video", file, "matroska", max_pixels=100_000, max_aspect=20.0) as video,
     ):
-        list(video.shots(1.0))
+        list(video.frames(1.0))
 
 
 WITHOUT_EXTRA = """

@@ -1,0 +1,1 @@
+"""Videos as image files, made by a process of their own: ingest takes these like any others."""

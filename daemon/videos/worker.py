@@ -1,0 +1,258 @@
+"""`mfmd frames`: turns the videos of the drop folder into image files beside them, one video at a time.
+
+Ingest takes these files like any others. A few are written ahead of ingest, and each is removed once the catalog knows
+it. The catalog also remembers how far a video came: after a kill it is decoded from its begin again, and frames whose
+name the catalog knows are passed over. The video itself counts as committed when each of its frames was dealt with.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import BinaryIO
+
+from configs.settings import Settings
+from daemon.ingest.originals import Originals
+from daemon.runtime.logs import configure_logs, get_logger
+from daemon.runtime.signals import stop_event
+from daemon.videos.frame_files import FrameFiles, check_size, write_frame
+from daemon.watch.arrival import Arrival, FileChanged, check_still, look_at, open_arrival
+from daemon.watch.scan import FolderScan
+from daemon.watch.stability import StabilityQueue
+from daemon.watch.watcher import RESCAN_SHARE
+from storage.buffer.catalog import Catalog
+from storage.buffer.catalog_records import FileFact
+from storage.buffer.video_records import VideoRecords
+from storage.errors import DurabilityLost, RefusedImage, StorageError
+from storage.layout import StateLayout
+from storage.media.videos import can_read_videos
+
+NICE = 10
+POLL_SECONDS = 0.1
+"""How often it is looked whether ingest has dealt with the frames that were written (seconds)."""
+PAUSE_SECONDS = 5.0
+"""Pause after the disk or the catalog refused something (seconds)."""
+AHEAD = 2
+"""Frames that may wait for ingest, in commit groups."""
+ATTEMPTS = 5
+"""A video is refused when this many processes in a row ended before they wrote a frame of it."""
+HASHED_AT_ONCE = 1 << 20
+"""Bytes that are hashed between two looks at the stop signal."""
+
+log = get_logger(__name__)
+
+
+def watch_videos(settings: Settings) -> int:
+    """Turn the videos of the drop folder into image files until SIGTERM or SIGINT; 0 after a clean stop."""
+    configure_logs(settings.log)
+    os.nice(NICE)
+    worker = VideoWorker(settings)
+    with stop_event() as stop:
+        try:
+            while not stop.is_set():
+                stop.wait(_step(worker))
+        finally:
+            worker.close()
+    return 0
+
+
+def _step(worker: "VideoWorker") -> float:
+    try:
+        return worker.step()
+    except DurabilityLost:
+        raise
+    except (OSError, StorageError, MemoryError) as error:
+        log.warning("videos_wait", error=str(error), retry_in=PAUSE_SECONDS)
+        return PAUSE_SECONDS
+
+
+class VideoWorker:
+    """Does a little of the work with each `step`. Belongs to one thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._watch, self._videos = settings.watch, settings.videos
+        self._layout = StateLayout(settings.state)
+        self._catalog: Catalog | None = None
+        self._records = VideoRecords(self._layout.videos)
+        self._scan = FolderScan(settings.watch, videos=True)
+        self._queue = StabilityQueue(settings.watch.stability_seconds)
+        self._originals = Originals(settings.watch, self._records.state_of, self._scan)
+        self._begun: set[FileFact] = set()
+        self._next_scan = 0.0
+        self._failures = 0
+        self._video: Arrival
+        self._work: Generator[float, None, None] | None = None
+
+    def step(self) -> float:
+        """Go on with the video in hand, or look for one; returns the seconds until the next call.
+
+        Raises OSError or StorageError when the disk or the catalog refuses; the video is then taken again later.
+        """
+        if not self._open():
+            return self._watch.rescan_seconds
+        if self._work is None and not self._take():
+            return self._pause()
+        assert self._work is not None
+        try:
+            return next(self._work)
+        except StopIteration:
+            self._work = None
+            return 0.0
+        except BaseException:
+            self._work = None
+            self._queue.postpone(self._relative(self._video.path), self._failures + 1, time.monotonic())
+            raise
+
+    def close(self) -> None:
+        """Let go of everything. A video in hand is taken again by the next process."""
+        if self._catalog is not None:
+            self._catalog.close()
+        if self._work is not None:
+            self._work.close()
+            self._absolve(self._video.file)
+
+    def _open(self) -> bool:
+        """Whether there are a drop folder to look at and a catalog to ask."""
+        marker = self._watch.marker
+        if not self._watch.folder.is_dir() or (marker is not None and not (self._watch.folder / marker).exists()):
+            return False
+        if self._catalog is None and self._layout.catalog.exists():
+            self._catalog = Catalog.open(self._layout.catalog, writable=False)
+        return self._catalog is not None
+
+    def _take(self) -> bool:
+        """Take the next video that stood still into hand; whether there is one."""
+        now = time.monotonic()
+        if now >= self._next_scan:
+            for name, _ in self._scan.names(_warn):
+                if name not in self._queue and (video := self._see(name)) and not self._is_known(video.file):
+                    self._queue.note(name, video, now)
+            took = time.monotonic() - now
+            self._next_scan = now + max(self._watch.rescan_seconds, RESCAN_SHARE * took)
+        self._originals.sweep()
+        found = next(self._queue.take(self._see, now), None)
+        if found is None:
+            return False
+        _, self._video, self._failures = found
+        self._work = self._turn(self._video)
+        return True
+
+    def _pause(self) -> float:
+        now = time.monotonic()
+        waits = [self._next_scan - now, self._queue.next_due(now)]
+        return max(POLL_SECONDS, min(seconds for seconds in waits if seconds is not None))
+
+    def _see(self, name: str) -> Arrival | None:
+        try:
+            return look_at(self._watch.folder, name)
+        except OSError as error:
+            _warn(name, error)
+            return None
+
+    def _is_known(self, file: FileFact) -> bool:
+        """Whether a video was dealt with; the catalog knows those that an older mfmd took."""
+        record = self._records.of(file)
+        if record is None:
+            return self._catalog is not None and self._catalog.known(file)
+        return record.state != "begun" and not (record.reason == "needs_extra" and can_read_videos())
+
+    def _turn(self, video: Arrival) -> Generator[float, None, None]:
+        """From a video to its frames in the buffer; yields after each bit of work how long to wait (seconds)."""
+        digest = ""
+        try:
+            self._begin(video.file)
+            check_size(video.file.size, self._videos)
+            with open_arrival(self._watch.folder, video) as file:
+                digest = yield from _hash(file)
+                check_still(self._watch.folder, video)
+                if self._records.has_digest(digest):
+                    self._finish(video, "duplicate", digest)
+                    return
+                frames = FrameFiles(file, video.file, digest, self._videos, self._watch)
+                yield from self._write(video, frames)
+            self._finish(video, "committed", digest, "truncated" if frames.damage else "", frames.damage)
+        except RefusedImage as error:
+            self._finish(video, "refused", digest, error.reason, str(error).removeprefix("video: "))
+        except FileChanged as error:  # the next scan finds it as it is then
+            log.info("video_changed", file=video.file.path, error=str(error))
+        except (OSError, StorageError, MemoryError):
+            raise
+        except Exception as error:  # a bug in a decoder costs one video
+            log.error("decoder_failed", file=video.file.path, error=str(error), exc_info=True)
+            what = f"the decoder failed: {type(error).__name__}: {error}"
+            self._finish(video, "refused", digest, "not_an_image", what)
+
+    def _begin(self, file: FileFact) -> None:
+        """Count this process as one that may die of the video. Raises RefusedImage when too many did."""
+        record = self._records.of(file)
+        attempts = 0 if record is None else record.attempts
+        if file in self._begun:
+            return
+        if attempts >= ATTEMPTS:
+            raise RefusedImage("not_an_image", f"{attempts} processes died while they decoded it")
+        self._records.add(file, "begun", attempts=attempts + 1)
+        self._begun.add(file)
+
+    def _write(self, video: Arrival, frames: FrameFiles) -> Generator[float, None, None]:
+        """Write what the catalog does not know, a few files ahead of ingest; ends when ingest has dealt with all."""
+        assert self._catalog is not None
+        most, waiting = AHEAD * self._watch.group_frames, list[Path]()
+        for frame in frames:
+            yield 0.0
+            if frame is None:
+                continue
+            path = video.path.with_name(frame.name)
+            if not path.exists():
+                if self._catalog.knows_path(self._relative(path)):
+                    continue
+                yield from self._wait(waiting, most - 1)
+                check_still(self._watch.folder, video)  # these are pixels of what was hashed
+                write_frame(frame, path, self._watch)
+                self._absolve(video.file)
+            waiting.append(path)
+        yield from self._wait(waiting, 0)
+
+    def _wait(self, waiting: list[Path], most: int) -> Generator[float, None, None]:
+        """Wait until ingest has dealt with all but `most` of the files; they are removed from the list."""
+        while len(waiting) > most:
+            waiting[:] = [path for path in waiting if not self._is_dealt_with(path)]
+            if len(waiting) > most:
+                yield POLL_SECONDS
+
+    def _is_dealt_with(self, path: Path) -> bool:
+        """Whether the catalog knows a frame's file; one that ingest leaves where it is is removed."""
+        assert self._catalog is not None
+        seen = look_at(self._watch.folder, self._relative(path))
+        state = None if seen is None else self._catalog.state_of(seen.file)
+        if seen is not None and state is not None and not self._originals.disposes_of(state):
+            path.unlink(missing_ok=True)
+        return seen is None or state is not None
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self._watch.folder).as_posix()
+
+    def _absolve(self, file: FileFact) -> None:
+        """A frame was written: this process did not die of the video."""
+        record = self._records.of(file)
+        if record is not None and record.attempts:
+            self._records.add(file, "begun")
+
+    def _finish(self, video: Arrival, state: str, digest: str, reason: str = "", detail: str = "") -> None:
+        self._records.add(video.file, state, digest=digest or None, reason=reason, detail=detail)
+        write = log.warning if reason else log.info
+        write(f"video_{state}", file=video.file.path, reason=reason, detail=detail)
+        self._originals.dispose(video)
+
+
+def _hash(file: BinaryIO) -> Generator[float, None, str]:
+    """Hex SHA-256 of an open file, a piece at a time."""
+    seen = hashlib.sha256()
+    while data := file.read(HASHED_AT_ONCE):
+        seen.update(data)
+        yield 0.0
+    return seen.hexdigest()
+
+
+def _warn(name: str, error: OSError) -> None:
+    log.warning("cannot_look", name=name, error=str(error))

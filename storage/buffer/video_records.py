@@ -1,0 +1,96 @@
+"""What became of each video of the drop folder: `videos.jsonl`, one line for each step, the last one of a video counts.
+
+One process writes it (`mfmd frames`); any number read it.
+"""
+
+import time
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from storage import durable
+from storage.buffer.catalog_records import FileFact, FileState, RefusedFile
+from storage.durable.record import Record
+
+
+class VideoRecord(Record):
+    """One line."""
+
+    path: str
+    """The file, relative to the drop folder."""
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    """Modification time (nanoseconds since the epoch)."""
+    state: Literal["begun", "committed", "duplicate", "refused"]
+    """committed: ingest has dealt with each frame; duplicate: the same video was committed under another name."""
+    digest: str | None = None
+    """Hex SHA-256 of the file; None when it was not read to its end."""
+    reason: str = ""
+    """Stable reason of a refusal; `truncated` for a committed video of which a part could not be decoded."""
+    detail: str = ""
+    """What was wrong with it."""
+    attempts: int = 0
+    """Starts in a row that were killed before they wrote a frame."""
+    at: float
+    """Unix time (seconds)."""
+
+    @property
+    def file(self) -> FileFact:
+        """The file as it was then."""
+        return FileFact(self.path, self.size, self.mtime_ns)
+
+
+class VideoRecords:
+    """The records of one state directory, for their one writer."""
+
+    def __init__(self, path: Path) -> None:
+        """Read what is there. Raises OSError."""
+        self._path = path
+        self._last = read_video_records(path)
+        self._digests = {item.digest for item in self._last.values() if item.state == "committed"}
+
+    def of(self, file: FileFact) -> VideoRecord | None:
+        """The last record of exactly this file (path, size, mtime)."""
+        found = self._last.get(file.path)
+        return found if found is not None and found.file == file else None
+
+    def state_of(self, file: FileFact) -> FileState | None:
+        """What became of exactly this file; None while that is open."""
+        found = self.of(file)
+        return None if found is None or found.state == "begun" else FileState(found.state, found.digest)
+
+    def has_digest(self, digest: str) -> bool:
+        """Whether a video of this content was turned into frames before."""
+        return digest in self._digests
+
+    def add(self, file: FileFact, state: str, **more: object) -> VideoRecord:
+        """Write the next record of a file, durably. Raises OSError, DurabilityLost."""
+        values = {"path": file.path, "size": file.size, "mtime_ns": file.mtime_ns, "state": state, "at": time.time()}
+        record = VideoRecord.model_validate(values | more)
+        durable.append_line(self._path, record.model_dump_json())
+        self._last[record.path] = record
+        if record.state == "committed":
+            self._digests.add(record.digest)
+        return record
+
+
+def read_video_records(path: Path) -> dict[str, VideoRecord]:
+    """The last record of each video, by its path; lines that a crash left incomplete are passed over."""
+    last: dict[str, VideoRecord] = {}
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            record = VideoRecord.model_validate_json(line)
+        except ValidationError:
+            continue
+        last[record.path] = record
+    return last
+
+
+def refused_videos(path: Path, reason: str | None = None) -> list[RefusedFile]:
+    """Videos that were refused, newest first; only those for `reason`, if given."""
+    found = [item for item in read_video_records(path).values() if item.state == "refused"]
+    found = [item for item in found if reason in (None, item.reason)]
+    found.sort(key=lambda item: item.at, reverse=True)
+    return [RefusedFile(item.file, item.reason, item.detail, item.at, item.digest) for item in found]

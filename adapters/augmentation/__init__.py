@@ -1,1 +1,1 @@
-"""What is done to a batch of crops before the network sees it."""
+"""Augment a batch of crops before the network sees it."""

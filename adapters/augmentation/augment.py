@@ -21,26 +21,26 @@ BLUR_SHARE = 0.1
 
 
 def to_unit(frames: Tensor) -> Tensor:
-    """RGB bytes [B, H, W, 3] -> floats [B, 3, H, W] in [0, 1]."""
+    """Convert RGB bytes [B, H, W, 3] to floats [B, 3, H, W] in [0, 1]."""
     return frames.permute(0, 3, 1, 2).float() / 255.0
 
 
 def normalise_unit(images: Tensor) -> Tensor:
-    """Images [B, 3, H, W] in [0, 1] -> ImageNet-normalised ones, as a network reads them (as `pixels.normalise`)."""
+    """Normalise images [B, 3, H, W] in [0, 1] as a network reads them (like `pixels.normalise`)."""
     mean, deviation = _statistics(images.device)
     return (images - mean) / deviation
 
 
 @functools.cache
 def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and deviation, [3, 1, 1], kept on the device: copying them anew would make each step wait for the GPU."""
+    """Return mean and deviation, [3, 1, 1], cached on the device: a new copy would make each step wait for the GPU."""
     return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))  # type: ignore[return-value]
 
 
 def color_jitter(images: Tensor, strength: float, draws: Draws) -> Tensor:
-    """Random brightness, contrast, saturation (factors 1 +- `strength`) and hue (+- `strength` turns), in random order.
+    """Change brightness, contrast, saturation (factors 1 +- `strength`) and hue (+- `strength` turns) at random.
 
-    `images` [B, 3, H, W] float in [0, 1]; each image draws its own amounts, the batch shares the order.
+    `images` [B, 3, H, W] float in [0, 1]. Each image draws its own amounts; the batch shares a random order.
     """
     draw = 2.0 * draws.per_image(images.shape[0], 4).T - 1.0  # [4, B] in -1..1
     amount = (strength * draw).to(images.device, non_blocking=True)
@@ -50,7 +50,7 @@ def color_jitter(images: Tensor, strength: float, draws: Draws) -> Tensor:
 
 
 def _change(images: Tensor, index: int, amount: Tensor) -> Tensor:
-    """Change number `index` by `amount` [B]; 0 changes nothing."""
+    """Apply change number `index` by `amount` [B]; 0 changes nothing."""
     if index == 0:
         changed = enhance.adjust_brightness_accumulative(images, 1.0 + amount)
     elif index == 1:
@@ -63,7 +63,7 @@ def _change(images: Tensor, index: int, amount: Tensor) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, draws: Draws) -> Tensor:
-    """Gaussian blur with one sigma an image, drawn from `BLUR_SIGMA`; `images` [B, 3, H, W].
+    """Blur each image with one sigma drawn from `BLUR_SIGMA`; `images` [B, 3, H, W].
 
     The sigmas stay on the CPU: kornia checks them there and moves them itself, but would read back those of a GPU.
     """
@@ -75,7 +75,7 @@ def gaussian_blur(images: Tensor, draws: Draws) -> Tensor:
 
 
 def odd_kernel(side: int) -> int:
-    """Odd kernel size of about a tenth of `side` pixels: 51 at 512, 103 at 1024, 13 at 128."""
+    """Return an odd kernel size of about a tenth of `side` pixels: 51 at 512, 103 at 1024, 13 at 128."""
     size = math.ceil(BLUR_SHARE * side)
     return size if size % 2 else size - 1
 
@@ -83,7 +83,7 @@ def odd_kernel(side: int) -> int:
 def strong_augment(
     images: Tensor, *, jitter: float, jitter_probability: float, blur_probability: float, draws: Draws
 ) -> Tensor:
-    """Colour jitter and blur, each drawn once for the whole batch; `images` [B, 3, H, W] float in [0, 1]."""
+    """Apply colour jitter and blur, each drawn once for the whole batch; `images` [B, 3, H, W] float in [0, 1]."""
     jitter_draw, blur_draw = draws.shared(2).tolist()
     if jitter > 0.0 and jitter_draw < jitter_probability:
         images = color_jitter(images, jitter, draws)

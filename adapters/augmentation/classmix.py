@@ -11,7 +11,7 @@ LABEL_VALUES = 256
 
 
 def class_mask(labels: Tensor, draws: Draws) -> Tensor:
-    """True where the source is pasted: the pixels of ceil(n/2) of the n label values of the whole batch, [B, H, W].
+    """Return where the source is pasted: the pixels of ceil(n/2) of the n label values of the whole batch, [B, H, W].
 
     `labels` [B, H, W] integer 0-255; the whole batch is that of all processes. Each image draws its own half. Only
     random numbers cross to the device, and nothing is read back from it, so the step never waits for the GPU.
@@ -28,5 +28,5 @@ def class_mask(labels: Tensor, draws: Draws) -> Tensor:
 
 
 def paste(mask: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """`source` where `mask`, else `target`; works on images [B, C, H, W], labels and weights [B, H, W] alike."""
+    """Return `source` where `mask`, else `target`, for images [B, C, H, W] and for labels and weights [B, H, W]."""
     return torch.where(mask.unsqueeze(1) if source.ndim == mask.ndim + 1 else mask, source, target)

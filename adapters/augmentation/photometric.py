@@ -1,8 +1,8 @@
-"""Photometric augmentation of source training: what makes a network read light and colour less literally.
+"""Photometric augmentation of source training: it makes a network depend less on light and colour.
 
-Strong settings stand in for the weather and the light that the source never shows; published source models of driving
-scenes that generalise are trained so (for example Choi et al. 2021, RobustNet: jitter 0.4, blur). Each image draws for
-itself; all random numbers come from the caller's `Draws`.
+Strong settings substitute for the weather and the light that the source never shows. Published source models of driving
+scenes that generalise are trained like this (for example Choi et al. 2021, RobustNet: jitter 0.4, blur). Each image
+draws for itself; all random numbers come from the caller's `Draws`.
 """
 
 import math
@@ -17,9 +17,9 @@ from configs.settings import PretrainSettings
 
 
 def photometric(images: Tensor, settings: PretrainSettings, draws: Draws) -> Tensor:
-    """`images` [B, 3, H, W] in [0, 1] after jitter, gamma, greying and blur, each for a random part of the batch.
+    """Apply jitter, gamma, greying and blur to `images` [B, 3, H, W] in [0, 1], each to a random part of the batch.
 
-    What a setting leaves off draws nothing and costs nothing.
+    A change that the settings switch off draws no random numbers and costs nothing.
     """
     if settings.jitter > 0.0:
         images = _sometimes(images, color_jitter(images, settings.jitter, draws), settings.jitter_probability, draws)
@@ -34,9 +34,9 @@ def photometric(images: Tensor, settings: PretrainSettings, draws: Draws) -> Ten
 
 
 def random_gamma(images: Tensor, strength: float, draws: Draws) -> Tensor:
-    """`images` [B, 3, H, W] in [0, 1] to a power between 1 / (1 + `strength`) and 1 + `strength`, one an image.
+    """Raise `images` [B, 3, H, W] in [0, 1] to a power between 1 / (1 + `strength`) and 1 + `strength`, one per image.
 
-    The power's logarithm is uniform, so that darker and lighter are equally likely.
+    The logarithm of the power is uniform, so darker and lighter are equally likely.
     """
     draw = 2.0 * draws.per_image(images.shape[0], 1, 1, 1) - 1.0
     exponent = torch.exp(math.log1p(strength) * draw).to(images.device, non_blocking=True)
@@ -44,7 +44,7 @@ def random_gamma(images: Tensor, strength: float, draws: Draws) -> Tensor:
 
 
 def _sometimes(images: Tensor, changed: Tensor, probability: float, draws: Draws) -> Tensor:
-    """`changed` for each image with `probability`, else the image as it was."""
+    """Return `changed` for each image with `probability`, else the image unchanged."""
     if probability >= 1.0:
         return changed
     chosen = draws.per_image(images.shape[0], 1, 1, 1) < probability

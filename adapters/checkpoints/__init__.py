@@ -1,1 +1,1 @@
-"""Networks from and to files: versions of the registry, imported models, exports."""
+"""Read and write networks: versions of the registry, imported models, exports."""

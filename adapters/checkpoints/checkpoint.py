@@ -24,13 +24,13 @@ _SHOWN = 3
 
 
 def save_weights(network: SegmentationNetwork, path: Path) -> None:
-    """Write the network's state dict to `path` as safetensors; the Rebuilder is no part of it."""
+    """Write the network's state dict to `path` as safetensors, without the Rebuilder."""
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
     save_file(tensors, path)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, by name. Raises CorruptCheckpoint when it cannot be read."""
+    """Return the tensors of a safetensors file, by name. Raises CorruptCheckpoint when it cannot be read."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -50,13 +50,13 @@ def load_weights(network: SegmentationNetwork, path: Path) -> None:
 
 
 def weight_problems(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """What is wrong with `found` as weights for a network whose state dict is `expected`; empty when it fits."""
+    """Return what is wrong with `found` as weights for a state dict `expected`; empty when they fit."""
     bad = sorted(name for name in expected.keys() & found.keys() if not _finite(found[name]))
     return misfits(expected, found) + ([f"has values that are not finite in {_some(bad)}"] if bad else [])
 
 
 def misfits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """Names, shapes and types that differ between `found` and `expected`; looks at no value."""
+    """Return names, shapes and types that differ between `found` and `expected`; reads no value."""
     both = expected.keys() & found.keys()
     groups = {
         "lacks": sorted(expected.keys() - found.keys()),
@@ -70,7 +70,7 @@ def misfits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list
 def load_version(
     registry: CheckpointRegistry, version: int, device: torch.device
 ) -> tuple[SegmentationNetwork, Manifest]:
-    """The network of a registered version, verified, on `device`, in eval mode, and its manifest.
+    """Load the network of a registered version, verified, on `device`, in eval mode, and its manifest.
 
     Raises UnknownVersion or CorruptCheckpoint.
     """
@@ -85,7 +85,7 @@ def load_version(
 
 
 def network_of(manifest: Manifest) -> SegmentationNetwork:
-    """The architecture that `manifest` records, with fresh weights.
+    """Build the architecture that `manifest` records, with untrained weights.
 
     Raises CorruptCheckpoint when the record is not of this version of mfmd, AdapterError when it cannot be built.
     """
@@ -110,10 +110,10 @@ def make_manifest(
     frames: int = 0,
     scores: Mapping[str, float] | None = None,
 ) -> Manifest:
-    """Manifest of weights made under `settings`, to hand to `CheckpointRegistry.add`, which numbers it.
+    """Build the manifest of weights made under `settings` for `CheckpointRegistry.add`, which numbers it.
 
-    `network` replaces `settings.network` (imports). Where encoder weights first came from is not recorded in
-    `network`: the version holds all weights, and must load where that directory does not exist.
+    `network` replaces `settings.network` (imports). `network` does not record where encoder weights first came from:
+    the version holds all weights and must load where that directory does not exist.
     """
     values = settings.model_dump(mode="json")
     architecture = (network or settings.network).model_copy(update={"pretrained": None})
@@ -137,7 +137,7 @@ def make_manifest(
 
 
 def _other_libraries(manifest: Manifest) -> str:
-    """A hint for weights that verify but do not fit: transformers renames modules now and then."""
+    """Return a hint for weights that verify but do not fit: transformers sometimes renames modules."""
     made, here = manifest.libraries.get("transformers"), metadata.version("transformers")
     return f" (made with transformers {made}, this is {here})" if made != here else ""
 

@@ -1,4 +1,4 @@
-"""`mfmd import`: bring a model from elsewhere into the registry."""
+"""`mfmd import`: register a model from outside."""
 
 import json
 import tempfile
@@ -29,10 +29,10 @@ _FORMATS = (
 def import_checkpoint(
     source: str | Path, settings: Settings, registry: CheckpointRegistry, *, unsafe_pickle: Warn | None = None
 ) -> Manifest:
-    """Register the model at `source` as a new version (it does not serve by that alone) and return its manifest.
+    """Register the model at `source` as a new version (this alone does not serve it) and return its manifest.
 
-    `source` is a directory, a file, or, where there is neither, a hub id. A file that is a pickle is opened only with
-    `unsafe_pickle`, which hears what that means; what is registered is safetensors in any case. Raises UnsupportedModel
+    `source` is a directory, a file, or, when neither exists, a hub id. A pickle is opened only with `unsafe_pickle`,
+    which is called with the warning first. The registered version is safetensors in any case. Raises UnsupportedModel
     for a file or model of another kind, NetworkMismatch when weights or classes do not fit.
     """
     path, reason = Path(source), f"imported from {source}"
@@ -131,7 +131,7 @@ def _check_finite(network: SegmentationNetwork, path: Path) -> None:
 
 
 def _preprocessor(path: Path) -> dict[str, Any] | None:
-    """How the model wants its pixels; none when the directory does not say. Raises UnsupportedModel."""
+    """Return the pixel scaling of the model; None when the directory does not say. Raises UnsupportedModel."""
     file = path / "preprocessor_config.json"
     if not file.is_file():
         return None

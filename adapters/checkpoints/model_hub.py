@@ -1,4 +1,4 @@
-"""Models by hub id, through huggingface_hub: config and safetensors only, from its cache when offline."""
+"""Fetch models by hub id through huggingface_hub: config and safetensors only, from its cache when offline."""
 
 import re
 from pathlib import Path
@@ -8,16 +8,16 @@ from adapters.errors import UnsupportedModel
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _FILE_ENDINGS = (".safetensors", ".bin", ".ckpt", ".onnx", ".pickle", ".pkl", ".pt", ".pth")
 _WANTED = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
-"""Nothing that runs code: no pickles, no Python."""
+"""Files to fetch: no pickles and no Python, because those run code."""
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether `source` can be a hub id, `organisation/name`, and not a file."""
+    """Return whether `source` can be a hub id, `organisation/name`, and not a file."""
     return _HUB_ID.fullmatch(source) is not None and not source.endswith(_FILE_ENDINGS)
 
 
 def fetch(hub_id: str) -> Path:
-    """The local directory of a hub model; its name is the commit. Raises UnsupportedModel when it cannot be had."""
+    """Return the local directory of a hub model; its name is the commit. Raises UnsupportedModel if unavailable."""
     import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -1,7 +1,7 @@
-"""Weights in pickle files (`.pt`, `.pth`): the one place that reads them, and only for `mfmd import --unsafe-pickle`.
+"""Read weights from pickle files (`.pt`, `.pth`): the only place that does, and only for `import --unsafe-pickle`.
 
-A pickle is a program. torch's own restricted reader, which builds tensors and plain containers and nothing else, is
-tried first; only what it refuses is read in full, which runs whatever the file's author put in.
+A pickle is a program. torch's own restricted reader, which builds only tensors and plain containers, is tried first.
+Only a file that it refuses is read in full, which runs whatever the file's author put in.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,21 +15,21 @@ from torch import Tensor, nn
 from adapters.errors import UnsupportedModel
 
 Warn = Callable[[str], None]
-"""Hears, before anything is read, what is about to happen."""
+"""Called with a warning before anything is read."""
 
 PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
-"""Endings of files that run code when read."""
+"""Suffixes of files that run code when read."""
 _INSIDE = ("state_dict", "model_state_dict", "model", "net", "ema")
-"""Where training programs keep the weights in what they save."""
+"""Keys under which training programs save the weights."""
 _WRAPPED = "module."
-"""What DataParallel puts before every name."""
+"""Prefix that DataParallel adds to every name."""
 
 
 def read_pickle(path: Path, warn: Warn) -> dict[str, Tensor]:
-    """The weights by name in a file written by `torch.save`: a state dict, something that holds one, or a module.
+    """Return the weights by name in a file of `torch.save`: a state dict, a container of one, or a module.
 
-    Runs the code in the file when it is more than tensors; `warn` is told before. Raises UnsupportedModel when it
-    cannot be read or holds no weights.
+    Runs the code in the file when it holds more than tensors; `warn` is called before that. Raises UnsupportedModel
+    when the file cannot be read or holds no weights.
     """
     warn(f"{path}: a pickle; if it holds more than tensors, reading it runs code that its author wrote, as you")
     try:
@@ -53,7 +53,7 @@ def _load(path: Path, warn: Warn) -> Any:
 
 
 def _weights_in(content: Any) -> dict[str, Tensor]:
-    """The outermost mapping of names to tensors; other entries of it (step counts) are left out."""
+    """Return the outermost mapping of names to tensors; other entries of it (step counts) are ignored."""
     if isinstance(content, nn.Module):
         content = content.state_dict()
     if not isinstance(content, Mapping):

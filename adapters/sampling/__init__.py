@@ -1,1 +1,1 @@
-"""Which crops of which frames a round trains on, and in which order."""
+"""Choose the crops of frames that a round trains on, and their order."""

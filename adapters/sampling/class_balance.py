@@ -10,10 +10,11 @@ LABEL_VALUES = 256
 
 
 def balanced_weights(class_pixels: NDArray[np.int64], exponent: float) -> Tensor:
-    """Weight of each label value, [256] float32: (median frequency / frequency) to the power `exponent`.
+    """Return the weight of each label value, [256] float32: (median frequency / frequency) ** `exponent`.
 
-    `class_pixels` [N, K]: labelled pixels an image and class. A class's frequency is its share of the pixels of the
-    images that hold it (SegNet, Badrinarayanan 2015). Classes that never occur, and values that are none, weigh 0.
+    `class_pixels` [N, K]: labelled pixels per image and class. The frequency of a class is its share of the pixels of
+    the images that hold it (SegNet, Badrinarayanan 2015). Classes that never occur, and values that are no class, weigh
+    0.
     """
     held = class_pixels > 0
     pixels = class_pixels.sum(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Which random crop of a labelled image is kept: one of several classes, with enough of the class it is drawn for."""
+"""Choose a random crop of a labelled image: one of several classes, with enough of the class it is drawn for."""
 
 from collections.abc import Callable
 
@@ -16,9 +16,9 @@ Crop = tuple[Region, Pixels]
 
 
 def choose_crop(draw: Callable[[], Crop], ignore_index: int, enough: Callable[[Pixels], bool] | None = None) -> Crop:
-    """One of the crops that `draw` gives: not dominated by a class, and, when asked for, with `enough` in its labels.
+    """Return a crop from `draw` that no class dominates and that, if asked for, has `enough` in its labels.
 
-    Where neither is to be had, the last one drawn.
+    When none of the draws qualifies, return the last one.
     """
 
     def varied() -> Crop:
@@ -28,7 +28,10 @@ def choose_crop(draw: Callable[[], Crop], ignore_index: int, enough: Callable[[P
 
 
 def dominated(labels: Pixels, ignore_index: int) -> bool:
-    """Whether one class covers `DOMINANT_SHARE` of the labelled pixels of `labels` [H, W], or nothing is labelled."""
+    """Return whether one class covers `DOMINANT_SHARE` of the labelled pixels of `labels` [H, W].
+
+    It is also true when nothing is labelled.
+    """
     counts = np.bincount(labels.ravel(), minlength=256)
     counts[ignore_index] = 0
     return bool(counts.max() >= DOMINANT_SHARE * counts.sum())

@@ -1,9 +1,9 @@
 """Endless seeded streams of random crops, from the labelled set and from the frame buffer.
 
-Pixels are held in RAM when they fit (`RAM_LIMIT_BYTES`): on a small machine decompressing tiles again and again costs
-more than the network. What does not fit is read tile by tile, one batch ahead of the training step in a thread.
-Batches are uint8 in the layout of storage, [B, H, W, 3]: a quarter of the bytes to move to a GPU. What a row shows
-follows from its number alone (`adapters.sampling.stream_rows`), so a stream goes on from anywhere.
+Pixels are held in RAM when they fit (`RAM_LIMIT_BYTES`), because on a small machine repeated decompression of tiles
+costs more than the network. Otherwise a thread reads tile by tile, one batch ahead of the training step. Batches are
+uint8 in the layout of storage, [B, H, W, 3]: a quarter of the bytes to move to a GPU. The number of a row alone
+determines its content (`adapters.sampling.stream_rows`), so a stream continues from any position.
 """
 
 import functools
@@ -49,7 +49,7 @@ class TargetBatch(NamedTuple):
     valid: Tensor
     """[B, H, W] bool; False on padding."""
     trusted: Tensor
-    """[B, H, W] bool; where pseudo-labels count: valid and outside the margins of the recipe."""
+    """[B, H, W] bool; True where pseudo-labels count: valid and outside the margins of the recipe."""
 
 
 Reader = Callable[[Region], Pixels]
@@ -58,9 +58,9 @@ Reader = Callable[[Region], Pixels]
 class SourceCrops(IterableDataset[SourceBatch]):
     """Endless batches of random, rescaled, flipped crops of labelled images.
 
-    Every image is used once before any is used again, unless `rare` draws them. `crop` (height, width) in pixels;
-    `scale` the range of random rescaling; `seed` makes the stream, of which process `rank` of `processes` draws its
-    rows; `in_memory` tells where the pixels are.
+    Every image is used once before any is used again, unless `rare` draws them. `crop` (height, width) is in pixels,
+    `scale` is the range of random rescaling. `seed` defines the stream; process `rank` of `processes` draws its rows.
+    `in_memory` says whether the pixels are in RAM.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class SourceCrops(IterableDataset[SourceBatch]):
         scale: tuple[float, float] = (1.0, 1.0),
         rare: RareClasses | None = None,
     ) -> None:
-        """`rare` counts images by their place in `indices`."""
+        """Open the stream; `rare` counts images by their place in `indices`."""
         if not indices:
             raise ValueError("SourceCrops needs at least one labelled image")
         self.crop, self.batch_size, self.scale = crop, batch_size, scale
@@ -90,7 +90,7 @@ class SourceCrops(IterableDataset[SourceBatch]):
         ]
 
     def _reader(self, labelled: LabelledSet, index: int, size: tuple[int, int]) -> tuple[Reader, Reader]:
-        """Functions that give a region of the image and of its label."""
+        """Return functions that read a region of the image and of its label."""
         if self.in_memory:
             whole = Region(0, 0, *size)
             return _held(whole.of(labelled.image(index)).copy()), _held(whole.of(labelled.label(index)).copy())
@@ -134,7 +134,7 @@ class SourceCrops(IterableDataset[SourceBatch]):
 class TargetCrops(IterableDataset[TargetBatch]):
     """Endless batches of random, flipped crops of buffered frames, from inside their valid region.
 
-    `margins` say where pseudo-labels do not count; they are mirrored with the picture.
+    `margins` say where pseudo-labels do not count; they are mirrored with the image.
     """
 
     def __init__(
@@ -179,12 +179,12 @@ class TargetCrops(IterableDataset[TargetBatch]):
 
 
 def crop_within(crop: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
-    """`crop` (height, width), no larger than a `frame`: beyond it there would only ever be padding."""
+    """Return `crop` (height, width), no larger than a `frame`: a larger crop would only add padding."""
     return min(crop[0], frame[0]), min(crop[1], frame[1])
 
 
 def _held(pixels: Pixels) -> Reader:
-    """A reader of `pixels` [H, W, ...] that are in RAM."""
+    """Return a reader of `pixels` [H, W, ...] in RAM."""
     return lambda region: region.of(pixels)
 
 
@@ -193,7 +193,7 @@ def _area(sizes: Sequence[tuple[int, int]]) -> int:
 
 
 def _resize(pixels: Pixels, size: tuple[int, int], resampling: Image.Resampling) -> Pixels:
-    """`pixels` [h, w] or [h, w, 3] at `size` (height, width); Pillow's bilinear filters when it shrinks."""
+    """Resize `pixels` [h, w] or [h, w, 3] to `size` (height, width) with Pillow's bilinear filters."""
     if pixels.shape[:2] == size:
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), resampling))
@@ -209,11 +209,11 @@ Batch = TypeVar("Batch", SourceBatch, TargetBatch)
 
 
 def batches(crops: IterableDataset[Batch], device: torch.device) -> Iterator[Batch]:
-    """The stream of `crops` through a DataLoader, pinned for `device`; read one batch ahead when it comes from disk.
+    """Return the stream of `crops` through a DataLoader, pinned for `device`; from disk it is read one batch ahead.
 
-    No worker processes: crops from RAM cost microseconds, and zarr gives the interpreter lock back while it decodes, so
-    one thread is enough. It ends when the iterator is closed or collected. The random numbers of dropout stay where
-    they are: a DataLoader draws a seed for workers, here from a generator of its own.
+    It uses no worker processes: crops from RAM cost microseconds, and zarr releases the interpreter lock while it
+    decodes, so one thread is enough. It ends when the iterator is closed or collected. The random state of dropout does
+    not change: a DataLoader draws a seed for workers, here from a generator of its own.
     """
     pinned, own = device.type == "cuda", torch.Generator()
     loader: Iterator[Batch] = iter(DataLoader(crops, batch_size=None, pin_memory=pinned, generator=own))

@@ -1,8 +1,8 @@
 """Rare-class sampling: source crops are drawn for a class, rare classes more often (DAFormer, arXiv 2111.14887).
 
 Hoyer et al., "DAFormer: Improving Network Architectures and Training Strategies for Domain-Adaptive Semantic
-Segmentation" (CVPR 2022), eq. 5 and 6. The original counts 3,000 pixels in an image and 1,500 in a crop of 512; here
-they are shares, so that they mean the same at every size.
+Segmentation" (CVPR 2022), eq. 5 and 6. The original counts 3,000 pixels in an image and 1,500 in a crop of 512. Here
+they are shares, so they have the same meaning at every size.
 """
 
 from collections.abc import Sequence
@@ -16,16 +16,15 @@ from configs.settings import RecipeSettings
 from storage.source.labelled import LabelledSet
 
 FALLBACK_SHARE = 0.5
-"""A class that fills no image enough is drawn from the images with at least this share of what the fullest one has."""
+"""Images with at least this share of the largest amount of a class serve it when none holds enough of it."""
 
 
 class RareClasses:
     """Draws a class c with P(c) = softmax((1 - f_c) / T), then one of the images that hold enough of it, evenly.
 
-    f_c is the share of c in all labelled pixels; classes that never occur are left out. A class that exceeds the wanted
-    share in no image keeps its P(c), as in the paper, and is drawn from the images that hold most of it: those with at
-    least half as many pixels as the fullest one, so that not one image alone stands for it. (The original stops with
-    an error.)
+    f_c is the share of c in all labelled pixels; classes that never occur are omitted. A class that exceeds the wanted
+    share in no image keeps its P(c), as in the paper. It is drawn from the images with at least half as many of its
+    pixels as the image with the most, so no single image represents it alone. (The original stops with an error.)
     """
 
     def __init__(
@@ -37,7 +36,7 @@ class RareClasses:
         image_share: float,
         crop_share: float,
     ) -> None:
-        """`pixels` [N, K]: labelled pixels an image and class; `areas`: pixels of each image.
+        """Count `pixels` [N, K], labelled pixels per image and class, against `areas`, pixels of each image.
 
         Raises ValueError when nothing is labelled.
         """
@@ -55,7 +54,10 @@ class RareClasses:
 
     @classmethod
     def from_settings(cls, labelled: LabelledSet, indices: Sequence[int], recipe: RecipeSettings) -> Self | None:
-        """Over the images `indices` of `labelled`; none when the recipe does not sample so, or nothing is labelled."""
+        """Build it over the images `indices` of `labelled`.
+
+        None when the recipe does not use it or nothing is labelled.
+        """
         pixels = labelled.class_pixels[list(indices)]
         if not recipe.rare_class_sampling or not pixels.any():
             return None
@@ -69,12 +71,12 @@ class RareClasses:
         )
 
     def draw(self, generator: np.random.Generator) -> tuple[int, int]:
-        """A class and the index of an image to crop for it."""
+        """Draw a class and the index of an image to crop for it."""
         place = int(generator.choice(len(self.classes), p=self.probabilities))
         return self.classes[place], int(generator.choice(self.images[place]))
 
     def enough(self, labels: Pixels, wanted: int) -> bool:
-        """Whether class `wanted` exceeds its share of a crop with `labels` [h, w], the part that holds image."""
+        """Return whether class `wanted` exceeds its share of a crop with `labels` [h, w], the part that holds image."""
         return bool(np.count_nonzero(labels == wanted) > self._crop_share * labels.size)
 
 
@@ -84,6 +86,6 @@ def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _holding(pixels: NDArray[np.int64], wanted: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Indices of the images with more than `wanted` [N] of `pixels` [N]; else of those with most."""
+    """Return indices of the images with more than `wanted` [N] of `pixels` [N]; else of those with most."""
     enough = np.flatnonzero(pixels > wanted)
     return enough if len(enough) else np.flatnonzero(pixels >= FALLBACK_SHARE * pixels.max())

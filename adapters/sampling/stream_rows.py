@@ -1,7 +1,7 @@
-"""The rows of an endless stream of crops: each has a number, and random numbers that follow from it.
+"""Rows of an endless stream of crops: each has a number, and random numbers that follow from it.
 
-The whole position of a stream is then one integer. It goes on from anywhere without drawing what came before, and of
-several processes each takes its rows of the common batch without touching those of the others.
+So the whole position of a stream is one integer. The stream continues from any position without drawing the earlier
+rows. Each of several processes draws its rows of the common batch without touching the rows of the others.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,23 +16,23 @@ class StreamRow(NamedTuple):
     """One crop to draw."""
 
     number: int
-    """Its place in the stream, from 0, counted over the batches of all processes."""
+    """Place in the stream, from 0, counted over the batches of all processes."""
     generator: np.random.Generator
-    """Its random numbers; the same in whichever process draws the row."""
+    """Random numbers of the row; the same in whichever process draws it."""
 
 
 class StreamRows:
     """The rows that one process draws: `batch_size` of every common batch of `batch_size * processes`."""
 
     def __init__(self, seed: Sequence[int], *, rank: int = 0, processes: int = 1) -> None:
-        """`seed` makes the stream and is the same in every process; `rank` of `processes` says whose rows these are."""
+        """Select rows: `seed` defines the stream in every process; `rank` of `processes` names this one."""
         self._seed = tuple(seed)
         self._rank, self._processes = rank, processes
         self.start = 0
         """Batches that come before the first of `batches`."""
 
     def batches(self, batch_size: int) -> Iterator[list[StreamRow]]:
-        """This process's rows of each batch, without end."""
+        """Yield this process's rows of each batch, without end."""
         first = (self.start * self._processes + self._rank) * batch_size
         while True:
             yield [self._row(number) for number in range(first, first + batch_size)]
@@ -43,14 +43,14 @@ class StreamRows:
 
 
 class ShuffledOrder:
-    """Indices 0..count-1 in one random order after the other, without end; `order[row number]` is an index."""
+    """Indices 0..count-1 in one random order after another, without end; `order[row number]` is an index."""
 
     def __init__(self, count: int, seed: Sequence[int]) -> None:
         self._count, self._seed = count, tuple(seed)
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def __getitem__(self, number: int) -> int:
-        """The index of a row; every index comes once in each `count` rows."""
+        """Return the index of a row; every index occurs once in each `count` rows."""
         epoch, place = divmod(number, self._count)
         if epoch != self._epoch:
             generator = np.random.default_rng((*self._seed, _ORDER, epoch))

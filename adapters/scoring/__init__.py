@@ -1,1 +1,1 @@
-"""How good a network is, with labels and without."""
+"""Measure how good a network is, with labels and without."""

@@ -1,7 +1,7 @@
 """Score the candidate of a round against the incumbent and the released model; the gate decides on these numbers.
 
-Every score is kept per image, in one order for all models, so that the gate can resample images in pairs.
-Deterministic: images are chosen evenly, dropout masks are seeded by image, nothing else is random. Frames are scored
+Every score is kept per image, in one order for all models, so that the gate can resample images in pairs. Scores are
+deterministic: images are chosen evenly, dropout masks are seeded by image, nothing else is random. Frames are scored
 whole, at frame size, valid region only, in float32.
 """
 
@@ -67,14 +67,14 @@ def score_round(
 
 
 def tensor_differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """Names of tensors that only one side has, or whose shapes differ."""
+    """Return names of tensors that only one side has, or whose shapes differ."""
     odd = set(expected.keys() ^ found.keys())
     odd |= {name for name in expected.keys() & found.keys() if expected[name].shape != found[name].shape}
     return sorted(odd)
 
 
 def evenly(items: Sequence[int], most: int) -> list[int]:
-    """At most `most` of `items`, evenly spaced, first and last among them."""
+    """Return at most `most` of `items`, evenly spaced, first and last among them."""
     if len(items) <= most:
         return list(items)
     return [items[int(place)] for place in np.linspace(0, len(items) - 1, most).round()]
@@ -82,7 +82,7 @@ def evenly(items: Sequence[int], most: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Images:
-    """What all models of a round are scored on, each image without its padding, on the device."""
+    """Images that all models of a round are scored on, without padding, on the device."""
 
     frames: list[Tensor]
     """Hold-out frames, uint8 [h, w, 3]."""
@@ -91,7 +91,7 @@ class _Images:
     styled: list[tuple[Tensor, Tensor]]
     """The same, the i-th in the style of hold-out frame i modulo their number."""
     ignore_index: int
-    """Label value that is not counted."""
+    """Label value that does not count."""
 
 
 def _load(
@@ -111,7 +111,10 @@ def _load(
 def _score(
     network: SegmentationNetwork, version: int | None, images: _Images, incumbent_maps: list[Tensor] | None = None
 ) -> tuple[ModelScores, list[Tensor]]:
-    """Scores of one model and its class maps of the frames; without `incumbent_maps` it is the incumbent itself."""
+    """Return scores of one model and its class maps of the frames.
+
+    Without `incumbent_maps` the model is the incumbent itself.
+    """
     target = FrameScores()
     try:
         for tensor in network.state_dict().values():
@@ -143,7 +146,7 @@ def _score(
 def _counts(
     network: SegmentationNetwork, pairs: Sequence[tuple[Tensor, Tensor]], ignore_index: int
 ) -> ImageCounts | None:
-    """Counts of images uint8 [h, w, 3] against labels [h, w]; none without images. Raises NotFinite."""
+    """Count images uint8 [h, w, 3] against labels [h, w]; None without images. Raises NotFinite."""
     counts = CountsOverImages(network.num_classes, ignore_index)
     for pixels, label in pairs:
         logits = check_finite(logits_of(network, normalise(pixels[None]))[0])  # [K, h, w]
@@ -152,19 +155,19 @@ def _counts(
 
 
 def _source_shares(source: LabelledSet | None) -> list[float]:
-    """Class shares [K] of all source labels; empty without labels."""
+    """Return class shares [K] of all source labels; empty without labels."""
     pixels = source.class_pixels.sum(axis=0) if source else np.zeros(0)
     return (pixels / pixels.sum()).tolist() if pixels.any() else []
 
 
 def _mean_softmax(network: SegmentationNetwork, frames: Sequence[Tensor]) -> list[float]:
-    """Mean softmax [K] over hold-out frames; empty without frames."""
+    """Return the mean softmax [K] over hold-out frames; empty without frames."""
     rows = [marginal(logits_of(network, normalise(frame[None]))[0].softmax(dim=0)).tolist() for frame in frames]
     return list(np.mean(rows, axis=0).tolist()) if rows else []
 
 
 def _labelled(source: LabelledSet, index: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A source image uint8 [h, w, 3] and its label [h, w], without padding."""
+    """Return a source image uint8 [h, w, 3] and its label [h, w], without padding."""
     height, width = source.valid(index)
     pixels, label = source.image(index)[:height, :width], source.label(index)[:height, :width]
     return _tensor(pixels, device), _tensor(label, device)

@@ -24,7 +24,7 @@ from storage.rounds.records import ImageCounts
 from storage.source.pairing import LabelledPair, pair_labels
 
 IGNORE_INDEX = 255
-"""Ignored label value where no source settings give another."""
+"""Label value to ignore when no source settings define another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +34,19 @@ class Evaluation:
     miou: float
     """Mean IoU over the classes that are labelled or predicted (0-1)."""
     iou: dict[str, float | None]
-    """IoU by class (0-1); none for a class that is neither labelled nor predicted."""
+    """IoU by class (0-1); None for a class that is neither labelled nor predicted."""
     images: int
     """Images scored."""
     pixel_accuracy: float
-    """Share of labelled pixels that are right (0-1)."""
+    """Share of labelled pixels that are predicted correctly (0-1)."""
     version: int | None = None
-    """The version that predicted, when a version did."""
+    """The version that predicted, if a version did."""
 
 
 def evaluate_folder(settings: Settings, images: Path, labels: Path, version: int | None = None) -> Evaluation:
     """Score `version` (the serving one by default) on every image below `images` with its label below `labels`.
 
-    Labels are found as for source images (`source.label_suffix`); predictions are scaled to the label's size. Raises
+    Labels are found as for source images (`source.label_suffix`). Predictions are scaled to the label's size. Raises
     SourceRefused (pairs), RefusedImage (a file), UnknownVersion, CorruptCheckpoint, AdapterError (nothing is labelled).
     """
     registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)

@@ -1,6 +1,6 @@
-"""What a version says about one frame without labels: entropy, confidence, class areas, and a fixed embedding.
+"""Describe one frame by a version's output without labels: entropy, confidence, class areas, and a fixed embedding.
 
-None of these is ever a vote: a confident model is not a better one. They describe the stream.
+None of these is ever a vote, because a confident model is not a better one. They describe the stream.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,10 @@ class FrameStatistics:
 def observe_frame(
     serving: SegmentationNetwork, released: SegmentationNetwork, pixels: NDArray[np.uint8]
 ) -> FrameStatistics:
-    """Statistics of `pixels` [h, w, 3], the valid region of a frame; both networks in eval mode on one device."""
+    """Return statistics of `pixels` [h, w, 3], the valid region of a frame.
+
+    Both networks are in eval mode on one device.
+    """
     device = next(serving.parameters()).device
     images = normalise(torch.from_numpy(np.ascontiguousarray(pixels))[None].to(device))  # [1, 3, h, w]
     logits = logits_of(serving, images)

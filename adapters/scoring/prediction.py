@@ -1,4 +1,4 @@
-"""`mfmd predict`: masks of image files, through the same path as serving."""
+"""`mfmd predict`: masks of image files, through the same code path as serving."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,28 +19,28 @@ from storage.registry.registry import CheckpointRegistry
 
 @dataclass(frozen=True, slots=True)
 class PredictedFile:
-    """What became of one image."""
+    """Result of one image."""
 
     source: Path
     """The image."""
     version: int
     """The version that answered."""
     index: Path | None
-    """PNG with the class index of each pixel, at the image's size; none when refused."""
+    """PNG with the class index of each pixel, at the image's size; None when refused."""
     color: Path | None
-    """PNG in the colours of the class list; none when refused."""
+    """PNG in the colours of the class list; None when refused."""
     reason: str | None = None
-    """Why the image was refused (its reason as in `storage.errors.RefusedImage`, or `unreadable`, and a message)."""
+    """Reason of refusal (as in `storage.errors.RefusedImage`, or `unreadable`) and a message."""
 
 
 def predict_files(
     settings: Settings, images: Sequence[Path], out: Path, version: int | None = None
 ) -> Iterator[PredictedFile]:
-    """Segment each image with `version` (the serving one by default); write `STEM.png` and `STEM_color.png` to `out`.
+    """Segment each image with `version` (default: serving); write `STEM.png` and `STEM_color.png` to `out`.
 
-    A second image of the same stem gets `STEM_2.png`. An image that cannot be read is reported, not fatal.
-    Raises NoCheckpoint when nothing serves, UnknownVersion when `version` does not exist, CorruptCheckpoint when it
-    does not verify.
+    A second image of the same stem becomes `STEM_2.png`. An image that cannot be read is reported, not fatal. Raises
+    NoCheckpoint when nothing serves, UnknownVersion when `version` does not exist, CorruptCheckpoint when it does not
+    verify.
     """
     registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)
     number = registry.serving_version() if version is None else version
@@ -65,7 +65,7 @@ def predict_files(
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
-    """`stem`, or `stem_2`, `stem_3` ..., such that neither the mask nor the colour mask overwrites one of this call."""
+    """Return `stem`, or `stem_2`, `stem_3` ..., so that no mask of this call overwrites another."""
     number, name = 1, stem
     while {name, f"{name}_color"} & taken:
         number += 1

@@ -1,1 +1,1 @@
-"""Teacher, pseudo-labels and what else a recipe learns from."""
+"""Teacher, pseudo-labels and other targets of a recipe."""

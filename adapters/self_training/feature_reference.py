@@ -12,11 +12,11 @@ from storage.registry.manifest import Manifest
 def reference_network(
     settings: Settings, incumbent: Manifest, released: SegmentationNetwork | None, device: torch.device
 ) -> SegmentationNetwork | None:
-    """`released`, or the incumbent's architecture with the encoder weights of `network.pretrained`, on `device`.
+    """Return `released`, or the incumbent's architecture with the weights of `network.pretrained`, on `device`.
 
-    Only its `encode` means anything. It is frozen and in eval mode. None when the recipe has no feature distance.
-    Raises NetworkMismatch when those weights belong to another encoder than the incumbent's, UnsupportedModel when they
-    cannot be read.
+    Only its `encode` is meaningful. It is frozen and in eval mode. None when the recipe has no feature distance. Raises
+    NetworkMismatch when those weights belong to another encoder than the incumbent's, UnsupportedModel when they cannot
+    be read.
     """
     recipe = settings.recipe
     if recipe.feature_distance_weight == 0.0:

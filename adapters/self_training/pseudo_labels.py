@@ -1,4 +1,4 @@
-"""Pseudo-labels of the teacher, and how far to trust them (DACS, arXiv 2007.08702)."""
+"""Pseudo-labels of the teacher and their weights (DACS, arXiv 2007.08702)."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from adapters.parallel import sum_over_processes
 
 @dataclass(frozen=True, slots=True)
 class PseudoLabel:
-    """What the teacher says about a batch of target crops."""
+    """The teacher's answer for a batch of target crops."""
 
     labels: Tensor
     """Most probable class, `IGNORE_INDEX` on padding, [B, H, W] int64."""
@@ -24,11 +24,11 @@ class PseudoLabel:
 
 @torch.no_grad()
 def pseudo_label(logits: Tensor, valid: Tensor, trusted: Tensor, threshold: float) -> PseudoLabel:
-    """Hard labels with one weight q for the whole batch: q = #(max softmax >= threshold) / #pixels.
+    """Return hard labels with one weight q for the whole batch: q = #(max softmax >= threshold) / #pixels.
 
-    Low confidence lowers the weight of every pixel instead of removing the uncertain ones: those carry the borders and
-    the rare classes. `logits` [B, K, H, W]; `valid` [B, H, W] bool, False on padding, which counts nowhere; `trusted`
-    [B, H, W] bool, False also on the margins, which count in q but have no loss.
+    Low confidence lowers the weight of every pixel. Uncertain pixels are not removed, because they contain the borders
+    and the rare classes. `logits` [B, K, H, W]; `valid` [B, H, W] bool, False on padding, which counts nowhere;
+    `trusted` [B, H, W] bool, False also on the margins, which count in q but have no loss.
     """
     confidence, labels = logits.float().softmax(dim=1).max(dim=1)
     kept, pixels = sum_over_processes(torch.stack([((confidence >= threshold) & valid).sum(), valid.sum()]))

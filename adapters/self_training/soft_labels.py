@@ -8,13 +8,16 @@ from adapters.parallel import mean_count
 
 
 def entropy(logits: Tensor, counted: Tensor) -> Tensor:
-    """Mean entropy of the softmax over the `counted` pixels [B, H, W] (bool), a scalar in nats; logits [B, K, H, W]."""
+    """Return the mean softmax entropy over the `counted` pixels, a scalar in nats.
+
+    `logits` [B, K, H, W]; `counted` [B, H, W] bool.
+    """
     log_probabilities = F.log_softmax(logits.float(), dim=1)
     return mean_over(-(log_probabilities.exp() * log_probabilities).sum(dim=1), counted)
 
 
 def soft_cross_entropy(logits: Tensor, probabilities: Tensor, counted: Tensor) -> Tensor:
-    """Mean of -sum_c p_c log softmax_c over the `counted` pixels [B, H, W] (bool), a scalar in nats.
+    """Return the mean of -sum_c p_c log softmax_c over the `counted` pixels [B, H, W] (bool), a scalar in nats.
 
     `logits` and `probabilities` p [B, K, H, W].
     """
@@ -23,10 +26,10 @@ def soft_cross_entropy(logits: Tensor, probabilities: Tensor, counted: Tensor) -
 
 @torch.no_grad()
 def confident_share(probabilities: Tensor, counted: Tensor, threshold: float) -> Tensor:
-    """Share of the `counted` pixels whose most probable class of `probabilities` [B, K, H, W] reaches `threshold`."""
+    """Return the share of `counted` pixels whose largest of `probabilities` [B, K, H, W] reaches `threshold`."""
     return mean_over((probabilities.amax(dim=1) >= threshold).float(), counted)
 
 
 def mean_over(values: Tensor, counted: Tensor) -> Tensor:
-    """Mean of `values` [B, H, W] where `counted`, of all processes together; 0 when that is nowhere; a scalar."""
+    """Return the mean of `values` [B, H, W] where `counted`, over all processes, a scalar; 0 without any pixel."""
     return (values * counted).sum() / mean_count(counted)

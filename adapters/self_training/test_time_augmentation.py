@@ -1,4 +1,4 @@
-"""Class probabilities averaged over scales and mirror images, and how confident a network is of each image."""
+"""Average class probabilities over scales and mirror images, and measure a network's confidence in each image."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SMALLEST_SIDE = 32
-"""No image is scaled below this (pixels): the deepest map of an encoder of stride 32 would have no cell."""
+"""Smallest side of a scaled image (pixels): below it the deepest map of an encoder of stride 32 has no cell."""
 
 
 @torch.no_grad()
 def average_over(network: Callable[[Tensor], Tensor], images: Tensor, scales: Sequence[float], plain: Tensor) -> Tensor:
-    """Mean softmax of `network` over `images` [B, 3, H, W] at every scale, as they are and mirrored: [B, K, H, W].
+    """Return the mean softmax of `network` over `images` [B, 3, H, W] at every scale, plain and mirrored: [B, K, H, W].
 
     `plain` [B, K, H, W] is the softmax at scale 1, which is not computed again.
     """
@@ -25,13 +25,13 @@ def average_over(network: Callable[[Tensor], Tensor], images: Tensor, scales: Se
 
 @torch.no_grad()
 def mean_confidence(logits: Tensor, valid: Tensor) -> Tensor:
-    """Mean probability of the most probable class over each image's `valid` pixels [B, H, W]: [B]; 0 without any."""
+    """Return the mean largest probability over each image's `valid` pixels [B, H, W]: [B]; 0 without any."""
     confidence = logits.float().softmax(dim=1).amax(dim=1)
     return (confidence * valid).sum(dim=(1, 2)) / valid.sum(dim=(1, 2)).clamp(min=1)
 
 
 def _probabilities(network: Callable[[Tensor], Tensor], images: Tensor, scale: float, flipped: bool) -> Tensor:
-    """Softmax [B, K, H, W] of `images` seen at `scale`, turned back to where their pixels are."""
+    """Return the softmax [B, K, H, W] of `images` at `scale`, mapped back to where their pixels are."""
     height, width = images.shape[-2:]
     size = [max(min(side, SMALLEST_SIDE), round(scale * side)) for side in (height, width)]
     seen = images if scale == 1.0 else F.interpolate(images, size, mode="bilinear", align_corners=False)

@@ -1,1 +1,1 @@
-"""Mirrors of what serves, kept by the daemon: which (`publisher.py`), how far each is, and the exporting child."""
+"""Mirrors of the serving version: which (`publisher.py`), their progress, and the exporting child."""

@@ -1,4 +1,4 @@
-"""The child process that exports a version for a mirror: `mfmd export`, for the control plane holds no tensors."""
+"""Child process that exports a version for a mirror by `mfmd export`, because the control plane holds no tensors."""
 
 import sys
 from pathlib import Path
@@ -9,9 +9,9 @@ from storage.layout import StateLayout
 from storage.registry.mirrors import Mirror
 
 EXPORT_SECONDS = 3600.0
-"""Longest export (seconds); then it has failed."""
+"""Longest export (seconds); a longer one has failed."""
 NICE = 10
-"""An export gives way to everything else: added to our nice value."""
+"""Added to the daemon's nice value, so that an export yields to everything else."""
 GRACE_SECONDS = 2.0
 LOG_TAIL_BYTES = 4096
 
@@ -27,11 +27,11 @@ class MirrorExport:
 
     @property
     def running(self) -> bool:
-        """Whether one was started whose end was not looked at."""
+        """Return whether an export was started whose end was not yet read."""
         return self._group is not None
 
     def start(self, version: int, now: float) -> None:
-        """Begin. Raises StorageError or OSError when there is no room for the copy."""
+        """Start an export. Raises StorageError or OSError when there is no room for the copy."""
         self._mirror.prepare(version)
         self._log.unlink(missing_ok=True)
         command = [sys.executable, "-m", "daemon.cli", "export", str(version), "--format", self._mirror.format]
@@ -40,7 +40,7 @@ class MirrorExport:
         self._deadline = now + EXPORT_SECONDS
 
     def finished(self, now: float) -> bool:
-        """Whether it has ended well; false while it runs. Raises PublishFailed when it ended otherwise."""
+        """Return whether it ended well; False while it runs. Raises PublishFailed when it failed."""
         assert self._group is not None
         status = self._group.poll()
         if status is None and now < self._deadline:
@@ -53,7 +53,7 @@ class MirrorExport:
         return True
 
     def stop(self) -> None:
-        """End it, with what it started."""
+        """Stop it, with its child processes."""
         if self._group is not None:
             self._group.stop(GRACE_SECONDS)
             self._group = None

@@ -1,4 +1,4 @@
-"""One mirror on its way to the serving version: what it lacks is exported, then it leads there, then old copies go."""
+"""One mirror on its way to the serving version: export what is missing, point the link, remove old copies."""
 
 import time
 
@@ -17,7 +17,7 @@ log = get_logger(__name__)
 
 
 class MirrorTarget:
-    """One mirror and how far it is."""
+    """One mirror and its progress."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class MirrorTarget:
         self._retry_at = 0.0
 
     def tick(self, wanted: int, now: float) -> None:
-        """Go one step towards `wanted`. Never raises what a mirror can cause."""
+        """Go one step towards `wanted`. Never raises an error that a mirror can cause."""
         if self.state.state == "stopped":
             return
         if wanted != self._wanted:
@@ -70,12 +70,12 @@ class MirrorTarget:
             self._set(state="current", failures=0, reason="", next_attempt=None)
 
     def _needed(self, wanted: int) -> set[int]:
-        """What serves, what a rollback would serve, and what readers were led to before: some may be reading it."""
+        """Return the serving version, the rollback target, and the earlier target, which readers may still use."""
         previous = self._registry.ref("previous")
         return {wanted, previous.version if previous else wanted, wanted if self._left is None else self._left}
 
     def _look(self, waits: bool) -> None:
-        """Show where the mirror leads; one that cannot be looked at is a failure when the next attempt is due."""
+        """Report the target of the mirror; an unreadable mirror is a failure when the next attempt is due."""
         try:
             self._show(self._mirror.current())
         except OSError:

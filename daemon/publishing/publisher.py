@@ -1,7 +1,7 @@
-"""Mirrors follow what serves (`publish`): after every promotion and rollback, whoever made it, while the daemon runs.
+"""Keep mirrors at the serving version (`publish`): after every promotion and rollback, while the daemon runs.
 
-The serving ref is looked at, as an inference plane looks at it. A failure is counted, said, and tried again; nothing
-waits for it.
+The publisher polls the serving ref, like an inference plane. It counts, reports and retries failures; nothing waits for
+it.
 """
 
 import time
@@ -19,9 +19,9 @@ from storage.registry.mirrors import HuggingFaceMirror, Mirror, TritonMirror
 from storage.registry.registry import CheckpointRegistry
 
 LOOK_SECONDS = 0.5
-"""How often the serving ref is looked at (seconds)."""
+"""Interval at which the serving ref is polled (seconds)."""
 RETRIES = Backoff(base=5.0, cap=600.0, jitter=0.2)
-"""Delays after failures; another serving version is tried at once."""
+"""Delays after failures; a change of the serving version is tried at once."""
 
 
 class Publisher:
@@ -44,7 +44,7 @@ class Publisher:
         ]
 
     def step(self) -> float:
-        """Bring mirrors closer to what serves; returns the seconds until it wants to be called again."""
+        """Bring mirrors closer to the serving version; return the seconds until the next call."""
         serving = self._registry.readable_refs()[0].get("serving") if self._targets else None
         for target in self._targets:
             if serving is not None:
@@ -52,17 +52,17 @@ class Publisher:
         return LOOK_SECONDS
 
     def states(self) -> list[MirrorActivity]:
-        """What each mirror does."""
+        """Return the state of each mirror."""
         return [target.state for target in self._targets]
 
     def stop(self) -> None:
-        """End exports that run; what they left unfinished is removed by the next one. Call after the last step."""
+        """Stop running exports; the next one removes their leftovers. Call after the last step."""
         for target in self._targets:
             target.export.stop()
 
 
 def configured_mirrors(settings: Settings) -> Sequence[Mirror]:
-    """The mirrors that `publish` asks for."""
+    """Return the mirrors that `publish` configures."""
     triton, hugging_face = settings.publish.triton, settings.publish.huggingface
     found: list[Mirror] = []
     if triton is not None:

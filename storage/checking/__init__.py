@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a state directory, and how it is mended; no settings, no processes needed."""
+"""Find everything that can be wrong with a state directory, and repair it; needs no settings and no processes."""
 
 from storage.checking.problem import Problem, Severity
 from storage.checking.state import Repair, check_state, repair_state

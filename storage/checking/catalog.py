@@ -1,4 +1,4 @@
-"""Whether the catalog is whole, and its tables agree with each other."""
+"""Check whether the catalog is intact, and its tables agree with each other."""
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -53,11 +53,11 @@ INCONSISTENT: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
         ),
     ),
 )
-"""Code, what finds it, what it says, what mends it."""
+"""Code, query, message, statements of repair."""
 
 
 def check_catalog(scope: Scope) -> Iterator[Problem]:
-    """Problems of the catalog file and of its tables."""
+    """Return problems of the catalog file and of its tables."""
     path = scope.layout.catalog
     try:
         version = schema_version(path)
@@ -78,7 +78,7 @@ def check_catalog(scope: Scope) -> Iterator[Problem]:
 
 
 def schema_version(path: Path) -> int:
-    """Schema of the catalog at `path`; 0 when there is none, or one that a crash left without tables."""
+    """Return the schema of the catalog at `path`; 0 when there is none, or a crash left it without tables."""
     if not path.exists():
         return 0
     uri = f"{path.absolute().as_uri()}?mode=ro"
@@ -87,7 +87,7 @@ def schema_version(path: Path) -> int:
 
 
 def readable_catalog(layout: StateLayout) -> Catalog | None:
-    """The catalog, open for reading; none when there is none or `check_catalog` says why it cannot be read."""
+    """Open the catalog for reading; None when it is missing or `check_catalog` says why it cannot be read."""
     try:
         return Catalog.open(layout.catalog, writable=False)
     except StorageError:
@@ -95,7 +95,7 @@ def readable_catalog(layout: StateLayout) -> Catalog | None:
 
 
 def committed_frames(layout: StateLayout) -> set[int] | None:
-    """Ids of the frames in the buffer; none where `check_catalog` says why they cannot be read."""
+    """Return ids of the frames in the buffer; None when `check_catalog` says why they cannot be read."""
     catalog = readable_catalog(layout)
     if catalog is None:
         return None
@@ -107,14 +107,14 @@ def committed_frames(layout: StateLayout) -> set[int] | None:
 
 
 def change(path: Path, *statements: str, values: Sequence[object] = ()) -> None:
-    """Statements in one durable transaction, each with the same `values`. Raises StorageError, DurabilityLost."""
+    """Run statements in one durable transaction, each with the same `values`. Raises StorageError, DurabilityLost."""
     with closing(Catalog.open(path, writable=True)) as catalog, catalog.transaction() as connection:
         for statement in statements:
             connection.execute(statement, values)
 
 
 def _missing(layout: StateLayout) -> Iterator[Problem]:
-    """An array that was never written to is what a crash leaves of making a buffer."""
+    """Report a missing catalog; an array that was never written to is what a crash leaves of a new buffer."""
     if any((layout.frames_zarr / ARRAY).glob("c.*")):
         yield Problem(
             "catalog_missing",
@@ -158,7 +158,7 @@ def _inconsistencies(catalog: Catalog) -> Iterator[Problem]:
 
 
 def _regions(layout: StateLayout, catalog: Catalog) -> Iterator[Problem]:
-    """Valid regions that leave the frame; they follow from the size of the image and of the frame."""
+    """Report valid regions that leave the frame; they follow from the sizes of image and frame."""
     array = _array(layout)
     if array is None:
         return
@@ -186,7 +186,7 @@ def _set_region(path: Path, frame: int, region: tuple[int, int]) -> Callable[[],
 
 
 def _array(layout: StateLayout) -> PixelArray | None:
-    """The array of frames, or none where `check_pixels` says why not."""
+    """Return the array of frames, or None when `check_pixels` says why not."""
     try:
         return PixelArray(layout.frames_zarr, ARRAY, writable=False)
     except StorageError:

@@ -1,4 +1,4 @@
-"""What a killed process left unfinished, in every folder where something appears under a temporary name first."""
+"""Find unfinished files of a killed process, in every folder where files first appear under a temporary name."""
 
 import shutil
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from storage.layout import StateLayout
 
 
 def check_leftovers(scope: Scope) -> Iterator[Problem]:
-    """Everything that has an unfinished thing's name."""
+    """Return everything that has the name of an unfinished file."""
     for folder in _folders(scope.layout):
         for path in sorted(folder.glob(f"*{PARTIAL}")):
             remedy = f"{REPAIR} removes it, or its owner does, the next time that it works there"

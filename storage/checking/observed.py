@@ -1,4 +1,4 @@
-"""Whether what the observer noted is of frames that are there. All of it can be made again from the frames."""
+"""Check whether the observer's records belong to frames that exist. All of them can be computed again."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -12,7 +12,7 @@ from storage.layout import StateLayout
 
 
 def check_observations(scope: Scope) -> Iterator[Problem]:
-    """Problems of the observer's database."""
+    """Return problems of the observer's database."""
     layout = scope.layout
     if not layout.observations.exists():
         return

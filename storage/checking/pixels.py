@@ -1,4 +1,4 @@
-"""Whether every committed frame has its pixels, and nothing else lies among them."""
+"""Check whether every committed frame has its pixels, and no other file lies among them."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from storage.media.images import crc32_of
 
 
 def check_pixels(scope: Scope) -> Iterator[Problem]:
-    """Problems of the zarr array and of the frames in it; nothing when the catalog cannot be read."""
+    """Return problems of the zarr array and of its frames; nothing when the catalog cannot be read."""
     layout = scope.layout
     catalog = readable_catalog(layout)
     if catalog is None:
@@ -48,7 +48,7 @@ def _no_array(layout: StateLayout, error: str, frames: int) -> Problem:
 
 
 def _outside(layout: StateLayout, array: PixelArray, records: list[FrameRecord]) -> Iterator[Problem]:
-    """Frames in slots that the array does not have: its metadata is older than the catalog."""
+    """Report frames in slots that the array does not have: its metadata is older than the catalog."""
     if records:
         count = max(record.slot for record in records) + 1
         detail = f"has {array.shape[0]} slots, {len(records)} frames are in slots up to {count - 1}"
@@ -82,7 +82,7 @@ def _giving_up(layout: StateLayout, record: FrameRecord, reason: str) -> Callabl
 
 
 def _damage(scope: Scope, array: PixelArray, record: FrameRecord) -> str:
-    """What is wrong with a frame's pixels; without reading them only an empty file is seen."""
+    """Return what is wrong with a frame's pixels; without reading them, only an empty file is detected."""
     if not scope.read_data:
         return "" if array.shard_path(record.slot).stat().st_size else "its file is empty"
     try:

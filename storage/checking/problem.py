@@ -1,4 +1,4 @@
-"""One thing that is wrong in a state directory, and how it is mended."""
+"""One problem of a state directory, and its repair."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,12 +9,12 @@ from storage.layout import StateLayout
 
 
 class Severity(StrEnum):
-    """What a problem means for the promise of the buffer and the registry."""
+    """Effect of a problem on the promise of the buffer and the registry."""
 
     ERROR = "error"
-    """Something that must hold does not; the next start of the daemon does not mend it."""
+    """A guarantee is broken; a restart of the daemon does not repair it."""
     LEFTOVER = "leftover"
-    """What a crash left behind: harmless, and removed by the next start of whoever owns it."""
+    """A leftover of a crash: harmless, and its owner removes it at the next start."""
 
 
 ERRORS = frozenset(
@@ -38,13 +38,13 @@ class Problem:
     code: str
     """Stable word (docs/how-to/check.md)."""
     path: Path
-    """The file or folder concerned."""
+    """File or folder of the problem."""
     detail: str
     """What is wrong with it."""
     remedy: str
     """What to do."""
     mend: Callable[[], None] | None = field(default=None, repr=False, compare=False)
-    """Mends it; only under the state directory's lock. None: repair cannot."""
+    """Repairs it; only under the state directory's lock. None: repair is not possible."""
 
     def __post_init__(self) -> None:
         if self.code not in ERRORS | LEFTOVERS:
@@ -52,18 +52,18 @@ class Problem:
 
     @property
     def severity(self) -> Severity:
-        """Whether something is broken, or only left lying about."""
+        """Return whether a guarantee is broken, or a leftover remains."""
         return Severity.LEFTOVER if self.code in LEFTOVERS else Severity.ERROR
 
     @property
     def repairable(self) -> bool:
-        """Whether `mfmd check --repair` mends it."""
+        """Return whether `mfmd check --repair` repairs it."""
         return self.mend is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What is checked, and how thoroughly."""
+    """What to check, and how thoroughly."""
 
     layout: StateLayout
     """The state directory."""

@@ -1,4 +1,4 @@
-"""Whether the refs name complete versions; from the history they can be written again."""
+"""Check whether the refs name complete versions; they can be rewritten from the history."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -12,7 +12,7 @@ from storage.registry.registry import CheckpointRegistry
 
 
 def check_refs(scope: Scope) -> Iterator[Problem]:
-    """Refs that cannot be read, point nowhere, or are missing."""
+    """Return refs that cannot be read, name no version, or are missing."""
     registry = CheckpointRegistry(scope.layout.checkpoints)
     restore = partial(_restore, registry)
     yield from _serving(registry, scope.read_data)
@@ -34,7 +34,7 @@ def _restore(registry: CheckpointRegistry) -> None:
 
 
 def _serving(registry: CheckpointRegistry, read_data: bool) -> Iterator[Problem]:
-    """What serves must exist and be whole; if not, the last version that served and is whole takes its place."""
+    """Check that the serving version exists and is intact; the repair names the last intact version that served."""
     path, restore = registry.ref_path("serving"), partial(_restore, registry)
     try:
         serving = Refs(path.parent).read(path.name)
@@ -53,7 +53,7 @@ def _serving(registry: CheckpointRegistry, read_data: bool) -> Iterator[Problem]
 
 
 def _shadow(registry: CheckpointRegistry) -> Iterator[Problem]:
-    """Nothing is lost with a shadow: whoever wants it names it again."""
+    """Check the shadow ref. Its loss is harmless: the operator can name it again."""
     path, mend = registry.ref_path("shadow"), partial(_end_shadow, registry)
     try:
         shadow = registry.ref("shadow")
@@ -70,7 +70,7 @@ def _end_shadow(registry: CheckpointRegistry) -> None:
 
 
 def _pins(registry: CheckpointRegistry) -> Iterator[Problem]:
-    """The name of a pin says its version, whatever stands in it."""
+    """Check pins. The name of a pin gives its version, whatever the file contains."""
     for version in registry.pins():
         path = registry.ref_path(f"pinned-{version:06d}")
         if version not in registry.versions():

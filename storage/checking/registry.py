@@ -1,4 +1,4 @@
-"""Whether every version is what its manifest says, and the history can be read."""
+"""Check whether every version matches its manifest, and the history can be read."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -19,7 +19,7 @@ TORN = "history.torn"
 
 
 def check_versions(scope: Scope) -> Iterator[Problem]:
-    """Versions whose manifest or files are not as they were published, and kept manifests that cannot be read."""
+    """Return versions whose manifest or files differ from the published ones, and unreadable kept manifests."""
     registry = CheckpointRegistry(scope.layout.checkpoints)
     for version in registry.versions():
         damage = damage_of_version(registry, version, read_data=scope.read_data)
@@ -34,7 +34,7 @@ def check_versions(scope: Scope) -> Iterator[Problem]:
 
 
 def damage_of_version(registry: CheckpointRegistry, version: int, *, read_data: bool) -> str:
-    """What is wrong with a version; empty when it is whole. Without `read_data` only sizes are compared."""
+    """Return what is wrong with a version; empty when it is intact. Without `read_data` only sizes are compared."""
     try:
         registry.verify(version, content=read_data)
     except (CorruptCheckpoint, UnknownVersion) as error:
@@ -43,7 +43,7 @@ def damage_of_version(registry: CheckpointRegistry, version: int, *, read_data: 
 
 
 def check_history(scope: Scope) -> Iterator[Problem]:
-    """Lines of the history that cannot be read: what they announced did not happen."""
+    """Return lines of the history that cannot be read: their events did not happen."""
     path = scope.layout.checkpoints / "history.jsonl"
     lines = path.read_bytes().splitlines() if path.exists() else []
     bad = [number for number, line in enumerate(lines, 1) if not is_event(line)]
@@ -54,7 +54,7 @@ def check_history(scope: Scope) -> Iterator[Problem]:
 
 
 def _sort_out(path: Path) -> None:
-    """Keep the torn lines first, then write the history without them."""
+    """Save the partial lines first, then write the history without them."""
     for line in path.read_bytes().splitlines():
         if not is_event(line):
             durable.append_line(path.with_name(TORN), line.decode(errors="backslashreplace"))

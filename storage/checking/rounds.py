@@ -1,4 +1,4 @@
-"""Whether round folders can be read, their training states are whole, and only rounds at work hold frames."""
+"""Check whether round folders can be read, training states are intact, and only active rounds lease frames."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -20,11 +20,11 @@ RECORDS: tuple[tuple[str, Callable[[RoundFolder], object]], ...] = (
     ("verdict.json", RoundFolder.verdict),
 )
 LENGTH_BYTES = 8
-"""A safetensors file begins with the length of its header, little endian (huggingface.co/docs/safetensors)."""
+"""Bytes of the header's length, little endian, at the start of a safetensors file (huggingface.co/docs/safetensors)."""
 
 
 def check_rounds(scope: Scope) -> Iterator[Problem]:
-    """Rounds whose records cannot be read or contradict folder and registry, and broken training states."""
+    """Return rounds with unreadable or contradictory records, and damaged training states."""
     store, registry = RoundStore(scope.layout.rounds), CheckpointRegistry(scope.layout.checkpoints)
     known = registry.given()
     for number in store.numbers():
@@ -37,7 +37,7 @@ def check_rounds(scope: Scope) -> Iterator[Problem]:
 
 
 def check_leases(scope: Scope) -> Iterator[Problem]:
-    """Frames that are kept for rounds which do not go on."""
+    """Return frames that are leased to rounds that will not continue."""
     catalog = readable_catalog(scope.layout)
     if catalog is None:
         return
@@ -102,7 +102,7 @@ def _file_damage(path: Path) -> str:
 
 
 def _tensors_damage(path: Path) -> str:
-    """Whether header and size of a safetensors file agree; no tensor is read."""
+    """Compare header and size of a safetensors file; reads no tensor."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
@@ -118,7 +118,7 @@ def _tensors_damage(path: Path) -> str:
 
 
 def _over(store: RoundStore, number: int) -> str:
-    """Why a round does not go on; empty when it runs or may go on."""
+    """Return why a round does not continue; empty when it runs or may continue."""
     if number not in store.numbers():
         return "does not exist"
     latest = store.latest()

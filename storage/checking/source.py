@@ -1,4 +1,4 @@
-"""Whether the imported labelled source can be read, and nothing else lies beside it."""
+"""Check whether the imported labelled source can be read, and nothing else lies beside it."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -14,7 +14,7 @@ AGAIN = "remove the source folder, then import again with `mfmd pretrain`"
 
 
 def check_source(scope: Scope) -> Iterator[Problem]:
-    """Problems of the labelled source; nothing when none was imported."""
+    """Return problems of the labelled source; nothing when none was imported."""
     folder = scope.layout.source
     try:
         current = current_fingerprint(scope.layout)
@@ -31,7 +31,7 @@ def check_source(scope: Scope) -> Iterator[Problem]:
 
 
 def _read(source: LabelledSet, read_data: bool) -> None:
-    """Raises StorageError when something cannot be read."""
+    """Read the set. Raises StorageError when something cannot be read."""
     for index in range(len(source)):
         if read_data:
             source.image(index)

@@ -1,4 +1,4 @@
-"""The whole state directory, checked and mended."""
+"""Check and repair the whole state directory."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from storage.errors import DurabilityLost, StorageError
 from storage.layout import StateLayout
 
 PASSES = 4
-"""Mending one thing may show another (a frame that is forgotten leaves its observation): so often it is done again."""
+"""Number of passes of repair: one repair may reveal another problem (a removed frame leaves its observation)."""
 
 PARTS: tuple[Callable[[Scope], Iterable[Problem]], ...] = (
     check_catalog,
@@ -39,16 +39,17 @@ class Repair:
     """What `repair_state` did."""
 
     mended: list[Problem]
-    """Problems that are gone."""
+    """Problems that were repaired."""
     left: list[Problem]
-    """Problems that remain; only a person can mend them."""
+    """Problems that remain; only a person can repair them."""
 
 
 def check_state(layout: StateLayout, *, read_data: bool = False) -> list[Problem]:
-    """Every problem of a state directory; changes nothing, takes no lock, works beside a running daemon.
+    """Return every problem of a state directory; changes nothing, takes no lock, works beside a running daemon.
 
-    While something writes there, leftovers are not told (what it works on looks like one), and an error counts when
-    it is seen twice. `read_data` also reads every pixel and hashes every weight. No problem in an empty directory.
+    While a process writes there, leftovers are not reported, because its unfinished files look like leftovers. An error
+    then counts when it is seen twice. `read_data` also reads every pixel and hashes every weight. An empty directory
+    has no problem.
     """
     scope = Scope(layout, read_data)
     live = _live(layout)
@@ -61,7 +62,7 @@ def check_state(layout: StateLayout, *, read_data: bool = False) -> list[Problem
 
 
 def repair_state(layout: StateLayout, *, read_data: bool = False) -> Repair:
-    """Mend what can be mended; never removes a version, nor a frame whose pixels are good.
+    """Repair what can be repaired; never removes a version, nor a frame whose pixels are intact.
 
     Raises AlreadyRunning while a daemon or a round works there, DurabilityLost when the disk fails meanwhile.
     """

@@ -27,15 +27,15 @@ from storage.errors import AlreadyRunning, DurabilityLost
 from storage.failpoints import step
 
 PARTIAL = ".partial"
-"""Suffix of files and directories that are not finished; whoever owns the folder removes them when it opens it."""
+"""Suffix of unfinished files and directories; the owner of the folder removes them when it opens it."""
 COPY_BYTES = 1 << 20
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
-"""What the system says where a file cannot have a second name."""
+"""Errors of a file system on which a file cannot have a second name."""
 FSYNC_THREADS = 8
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """Constants of renameat2 (linux/fcntl.h, linux/fs.h): relative to the working directory; swap the two."""
 LOCK_PATIENCE = 0.5
-"""How long a lock is tried before it counts as held (seconds): a probe by `is_locked` lasts microseconds."""
+"""How long a lock is retried before it counts as held (seconds): a probe by `is_locked` lasts microseconds."""
 
 
 class Locked(AlreadyRunning):
@@ -47,24 +47,24 @@ class Locked(AlreadyRunning):
 
 
 def fsync_file(path: Path) -> None:
-    """Force the content of a file to the disk. Raises DurabilityLost when the disk says no."""
+    """Force the content of a file to the disk. Raises DurabilityLost when the disk reports an error."""
     _fsync(path, os.O_RDONLY)
 
 
 def fsync_directory(path: Path) -> None:
-    """Force names made in, moved into or removed from a directory to the disk. Raises DurabilityLost."""
+    """Force names created in, moved into or removed from a directory to the disk. Raises DurabilityLost."""
     _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def fsync_files(paths: Iterable[Path]) -> None:
-    """`fsync_file` for many at once: the journal then commits them together (measured: 5x faster for 32 shards)."""
+    """Force many files at once: the journal then commits them together (measured: 5x faster for 32 shards)."""
     with ThreadPoolExecutor(FSYNC_THREADS) as pool:
         for _ in pool.map(fsync_file, paths):
             pass
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and the missing ones above it; each new name is fsynced in its parent."""
+    """Create a directory and its missing parents; each new name is fsynced in its parent."""
     missing = []
     folder = path.absolute()
     while not folder.is_dir():
@@ -91,18 +91,19 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
-    """`write_bytes` of UTF-8 text."""
+    """Replace `path` by UTF-8 text, like `write_bytes`."""
     write_bytes(path, text.encode(), mode=mode)
 
 
 def write_record(path: Path, record: BaseModel) -> None:
-    """`write_bytes` of a record as JSON that a person can read."""
+    """Replace `path` by a record as JSON that a person can read, like `write_bytes`."""
     write_text(path, record.model_dump_json(indent=2) + "\n")
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add one line and fsync it. What a crash left of a torn last line stays a line of its own; of a line for which
-    there is no room nothing stays.
+    """Add one line and fsync it. A partial last line is terminated first.
+
+    If the disk is full, the file is truncated to its old size.
     """
     new, size = not path.exists(), size_of(path)
     try:
@@ -122,12 +123,12 @@ def append_line(path: Path, line: str) -> None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file; 0 when it does not exist."""
+    """Return the bytes of a file; 0 when it does not exist."""
     return path.stat().st_size if path.exists() else 0
 
 
 def cut_file(path: Path, size: int) -> None:
-    """Take off what was added to a file beyond `size` bytes, durably. Needs no room on the disk."""
+    """Truncate a file to `size` bytes, durably. Needs no free space on the disk."""
     os.truncate(path, size)
     fsync_file(path)
 
@@ -148,7 +149,10 @@ def copy_in(source: Path, target: Path) -> FileHash:
 
 
 def point_link(link: Path, target: str) -> None:
-    """Let the symbolic link `link` (made if missing) lead to `target`: to the old one or the new one, never nowhere."""
+    """Point the symbolic link `link` (created if missing) to `target`, atomically.
+
+    Readers see the old or the new target, never none.
+    """
     temporary = _temporary(link)
     temporary.symlink_to(target)
     step("link.made")
@@ -159,12 +163,12 @@ def point_link(link: Path, target: str) -> None:
 
 
 def publish_file(temporary: Path, final: Path) -> None:
-    """Make a finished file appear under its final name, complete or not at all; both on one file system."""
+    """Rename a finished file to its final name, complete or not at all; both on one file system."""
     _finish(temporary, final)
 
 
 def publish_directory(temp: Path, final: Path) -> None:
-    """Make a finished directory appear under its final name, complete or not at all.
+    """Rename a finished directory to its final name, complete or not at all.
 
     Raises FileExistsError when `final` exists: published directories are never replaced.
     """
@@ -204,7 +208,7 @@ def exchange_directories(one: Path, other: Path) -> None:
 
 
 def retire_directory(path: Path) -> None:
-    """Remove a published directory: its name goes first and at once, so that nobody finds half of it."""
+    """Remove a published directory: rename it first, so that nobody finds half of it."""
     hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
     path.rename(hidden)
     step("retire.hidden")
@@ -215,7 +219,7 @@ def retire_directory(path: Path) -> None:
 
 
 def move_aside(path: Path) -> Path:
-    """Give what lies at `path` a name of its own beside it, durably; returns that."""
+    """Rename `path` to a free name beside it, durably; return the new name."""
     aside = path.with_name(f"{path.name}.aside-{uuid.uuid4().hex[:8]}")
     path.rename(aside)
     fsync_directory(path.parent)
@@ -223,7 +227,7 @@ def move_aside(path: Path) -> Path:
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file durably; it is no error when it does not exist."""
+    """Remove a file durably; a missing file is no error."""
     path.unlink(missing_ok=True)
     step("remove.unlinked")
     fsync_directory(path.parent)
@@ -231,11 +235,11 @@ def remove_file(path: Path) -> None:
 
 
 def move_file(source: Path, target: Path) -> Path:
-    """Move a file durably, also to another file system; the folders above `target` are made. Returns its new path.
+    """Move a file durably, also to another file system; create the folders above `target`. Return its new path.
 
-    Nothing is overwritten: where `target` exists with other content, a number is put behind its stem. After a kill at
-    any point the file is at the old place, at the new one, or whole at both; then moving it again brings it to one.
-    What took the old name, or was written there, in the meantime is another file and stays.
+    Nothing is overwritten: when `target` exists with other content, a number is appended to its stem. After a kill at
+    any point the file is at the old place, at the new one, or intact at both; moving it again leaves it at one. A file
+    that took the old name in the meantime, or was written there, is another file and stays.
     """
     moving = _version(source)
     make_directory(target.parent)
@@ -252,9 +256,9 @@ def move_file(source: Path, target: Path) -> Path:
 
 
 def remove_partials(folder: Path, *, shared: bool = False) -> list[Path]:
-    """Remove what a killed process left unfinished directly in `folder`; only for the folder's one writer.
+    """Remove unfinished files of a killed process directly in `folder`; only for the folder's one writer.
 
-    `shared`: others keep files there too, so only hidden names go, which are all that this module makes.
+    `shared`: others keep files there too, so only hidden names are removed, which are all that this module creates.
     """
     found = sorted(folder.glob(f"{'.' if shared else ''}*{PARTIAL}"))
     for path in found:
@@ -268,7 +272,7 @@ def remove_partials(folder: Path, *, shared: bool = False) -> list[Path]:
 
 @contextmanager
 def exclusive_lock(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold `path` (made if missing) locked by flock; it falls with the process. Raises Locked unless `wait`."""
+    """Hold `path` (created if missing) locked by flock; the lock ends with the process. Raises Locked unless `wait`."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         _take(handle, path, wait)
@@ -280,7 +284,7 @@ def exclusive_lock(path: Path, *, wait: bool) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another open file holds `path` by `exclusive_lock`."""
+    """Return whether another open file holds `path` by `exclusive_lock`."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -295,7 +299,7 @@ def is_locked(path: Path) -> bool:
 
 
 def _version(path: Path) -> tuple[int, ...] | None:
-    """What changes when a file is written to or replaced; none when there is none."""
+    """Return what changes when a file is written to or replaced; None when there is no file."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -304,7 +308,7 @@ def _version(path: Path) -> tuple[int, ...] | None:
 
 
 def _put(source: Path, place: Path) -> bool:
-    """Let `place` be the content of `source`, and on the disk; false when another file has that name."""
+    """Make `place` the content of `source`, durably; return False when another file has that name."""
     try:
         os.link(source, place)
     except FileExistsError:
@@ -365,7 +369,7 @@ def _finish(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """An error of writing says to which file; the system's own does not."""
+    """Name the file in an error of writing; the system's own error does not."""
     try:
         yield
     except OSError as error:

@@ -1,11 +1,11 @@
-"""The identity of content. On its own, without numpy: what only verifies checkpoints starts faster."""
+"""Identity of content. It imports no numpy, so code that only verifies checkpoints starts faster."""
 
 import hashlib
 from pathlib import Path
 
 
 def digest_of(source: Path | bytes) -> str:
-    """Hex SHA-256 of a file's content or of bytes: the identity of an image."""
+    """Return the hex SHA-256 of a file's content or of bytes: the identity of an image."""
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
     with source.open("rb") as file:

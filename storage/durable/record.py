@@ -1,4 +1,4 @@
-"""What durable JSON files hold: frozen records."""
+"""Frozen records that durable JSON files hold."""
 
 from pydantic import BaseModel, ConfigDict
 

@@ -1,7 +1,7 @@
-"""The labelled source images, as they are read: images and label maps of one size in two zarr arrays.
+"""Read the labelled source images: images and label maps of one size in two zarr arrays.
 
-source/current.json           which set is in use
-source/<fingerprint>/         one imported set: images, labels (zarr), index.json; complete or not there
+source/current.json           names the set in use
+source/<fingerprint>/         one imported set: images, labels (zarr), index.json; complete or absent
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ class CurrentSource(Record):
     """`current.json`: the set in use."""
 
     fingerprint: str
-    """Of the files and settings it was imported from; also the name of its folder."""
+    """Fingerprint of the files and settings of the import; also the name of its folder."""
 
 
 class SourceIndex(Record):
@@ -79,7 +79,7 @@ class LabelledSet:
 
     @staticmethod
     def exists(layout: StateLayout) -> bool:
-        """Whether a set was imported."""
+        """Return whether a set was imported."""
         return current_fingerprint(layout) is not None
 
     def __len__(self) -> int:
@@ -97,7 +97,7 @@ class LabelledSet:
 
     @property
     def ignore_index(self) -> int:
-        """Label value that is left out of losses and scores."""
+        """Label value that losses and scores ignore."""
         return self._index.ignore_index
 
     def valid(self, index: int) -> tuple[int, int]:
@@ -105,29 +105,29 @@ class LabelledSet:
         return self._index.valid[index]
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """[H, W, 3] RGB. Raises CorruptBuffer."""
+        """Return the image [H, W, 3], RGB. Raises CorruptBuffer."""
         return self._images.read(index)
 
     def label(self, index: int) -> NDArray[np.uint8]:
-        """[H, W] class indices. Raises CorruptBuffer."""
+        """Return class indices [H, W]. Raises CorruptBuffer."""
         return self._labels.read(index)
 
     def check_files(self, index: int) -> None:
-        """Raises CorruptBuffer when the file of an image or of its label is missing or empty."""
+        """Check the files of an image. Raises CorruptBuffer when it or its label is missing or empty."""
         self._images.check_file(index)
         self._labels.check_file(index)
 
     def image_crop(self, index: int, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
-        """[height, width, 3]; reads only the tiles it touches. Raises ValueError, CorruptBuffer."""
+        """Return [height, width, 3]; reads only the tiles it touches. Raises ValueError, CorruptBuffer."""
         return self._images.read_crop(index, top, left, height, width)
 
     def label_crop(self, index: int, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
-        """[height, width]; reads only the tiles it touches. Raises ValueError, CorruptBuffer."""
+        """Return [height, width]; reads only the tiles it touches. Raises ValueError, CorruptBuffer."""
         return self._labels.read_crop(index, top, left, height, width)
 
 
 def current_fingerprint(layout: StateLayout) -> str | None:
-    """Fingerprint of the set in use, or none."""
+    """Return the fingerprint of the set in use, or None."""
     path = layout.source / CURRENT
     try:
         return CurrentSource.model_validate_json(path.read_bytes()).fingerprint
@@ -138,7 +138,7 @@ def current_fingerprint(layout: StateLayout) -> str | None:
 
 
 def read_index(folder: Path) -> SourceIndex:
-    """`index.json` of an imported set. Raises StorageError when missing or damaged."""
+    """Return `index.json` of an imported set. Raises StorageError when it is missing or damaged."""
     path = folder / INDEX
     try:
         return SourceIndex.model_validate_json(path.read_bytes())

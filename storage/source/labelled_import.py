@@ -1,4 +1,4 @@
-"""Import labelled source images: checked in full, scaled to frame size, published as a whole or not at all."""
+"""Import labelled source images: check all, scale to frame size, publish the whole set or nothing."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ VALIDATION_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class _Fitted:
-    """What the index keeps of one imported pair."""
+    """Index entry of one imported pair."""
 
     valid: tuple[int, int]
     class_pixels: list[int]
@@ -44,7 +44,7 @@ class _Fitted:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What is to be imported."""
+    """Input of an import."""
 
     settings: Settings
     source: SourceSettings
@@ -61,11 +61,11 @@ class _Job:
 def import_labelled(
     settings: Settings, layout: StateLayout, on_progress: Callable[[int, int], None] | None = None
 ) -> LabelledSet:
-    """Bring the configured source images into the state directory; nothing is done when it holds them already.
+    """Import the configured source images into the state directory, unless it holds them already.
 
-    `on_progress(done, total)` is called after every image. Raises SourceRefused with every file that has a problem
-    and the bad value, after looking at all of them; what was imported before stays in use. StorageError when no
-    source is configured.
+    `on_progress(done, total)` is called after every image. Raises SourceRefused with every file that has a problem and
+    the bad value, after all were checked; the earlier set stays in use. Raises StorageError when no source is
+    configured.
     """
     source = settings.source
     if source is None:
@@ -85,7 +85,7 @@ def import_labelled(
 
 
 def held_out(names: list[str]) -> list[int]:
-    """Indices of the names that are held out: one in ten by hash, but at least one of two and more."""
+    """Return indices of the held-out names: one in ten by hash, but at least one of two or more."""
     shares = [int(digest_of(name.encode())[:8], 16) / 2**32 for name in names]
     chosen = [index for index, share in enumerate(shares) if share < VALIDATION_SHARE]
     if len(names) < 2:
@@ -96,7 +96,7 @@ def held_out(names: list[str]) -> list[int]:
 
 
 def _pairs(source: SourceSettings) -> tuple[list[LabelledPair], list[LabelledPair]]:
-    """Pairs to train on (or to split), and pairs of the validation folders."""
+    """Return pairs to train on (or to split), and pairs of the validation folders."""
     train = pair_labels(source.images, source.labels, source.label_suffix)
     if source.validation_images is None or source.validation_labels is None:
         return train, []
@@ -106,7 +106,7 @@ def _pairs(source: SourceSettings) -> tuple[list[LabelledPair], list[LabelledPai
 def _fingerprint(
     settings: Settings, source: SourceSettings, train: list[LabelledPair], validation: list[LabelledPair]
 ) -> str:
-    """Changes with any file's path, size or mtime, with the geometry and with the classes."""
+    """Return a hash that changes with any file's path, size or mtime, the geometry or the classes."""
     facts = [
         [group, pair.name, pair.label.name, *_stamp(pair.image), *_stamp(pair.label)]
         for group, pairs in (("train", train), ("validation", validation))
@@ -123,7 +123,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _build(folder: Path, job: _Job, on_progress: Callable[[int, int], None] | None) -> None:
-    """Write arrays and index into `folder`; when that fails, remove it again. Raises SourceRefused."""
+    """Write arrays and index into `folder`; remove it on failure. Raises SourceRefused."""
     try:
         create_group(folder)
         fitted, problems = _import_pairs(_arrays(folder, job), job, on_progress)
@@ -147,7 +147,7 @@ def _arrays(folder: Path, job: _Job) -> tuple[PixelArray, PixelArray]:
 def _import_pairs(
     arrays: tuple[PixelArray, PixelArray], job: _Job, on_progress: Callable[[int, int], None] | None
 ) -> tuple[list[_Fitted], list[str]]:
-    """Write every good pair; returns what the index needs of them, and the problems of the others."""
+    """Write every good pair; return index entries for them, and the problems of the others."""
     images, labels = arrays
     fitted, problems = [], []
     for number, pair in enumerate(job.pairs):
@@ -195,7 +195,7 @@ def _index(job: _Job, fitted: list[_Fitted]) -> SourceIndex:
 
 
 def _remove_leftovers(layout: StateLayout) -> None:
-    """Remove every set but the one in use, and what a killed import left."""
+    """Remove every set but the one in use, and leftovers of a killed import."""
     durable.remove_partials(layout.source)
     current = current_fingerprint(layout)
     for folder in layout.source.iterdir():

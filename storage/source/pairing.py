@@ -1,4 +1,4 @@
-"""Which label belongs to which image: by stem, in a label folder that mirrors the image folder or is flat."""
+"""Pair images with labels: by stem, in a label folder that mirrors the image folder or is flat."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".pgm", ".ppm", ".tif", ".tiff", ".webp"}
 )
 IMAGE_MARKS = ("_leftImg8bit", "_rgb_anon", "_rgb_ref_anon")
-"""What Cityscapes and ACDC append to the stem of an image and not to its label's."""
+"""Suffixes that Cityscapes and ACDC append to the stem of an image and not to its label's."""
 SHOWN_PROBLEMS = 20
 
 
@@ -29,7 +29,7 @@ class LabelledPair:
 def pair_labels(images: Path, labels: Path, suffix: str = "") -> list[LabelledPair]:
     """Pair every image below `images` with `<stem><suffix>.png` below `labels`, sorted by name.
 
-    Raises SourceRefused that names every image without a label, every label claimed by two images of different
+    Raises SourceRefused, which names every image without a label, every label claimed by two images of different
     folders, and folders that are missing or hold no image.
     """
     for folder in (images, labels):
@@ -53,7 +53,7 @@ def pair_labels(images: Path, labels: Path, suffix: str = "") -> list[LabelledPa
 
 
 def refusal(problems: list[str]) -> SourceRefused:
-    """The error that lists problems, the first `SHOWN_PROBLEMS` of them in its message."""
+    """Return the error that lists problems, the first `SHOWN_PROBLEMS` of them in its message."""
     rest = len(problems) - SHOWN_PROBLEMS
     shown = problems[:SHOWN_PROBLEMS] + ([f"and {rest} more"] if rest > 0 else [])
     what = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"

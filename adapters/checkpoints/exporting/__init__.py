@@ -1,1 +1,1 @@
-"""`mfmd export`: a version as others can use it; one file a format family, `export.py` for all."""
+"""`mfmd export`: write a version in formats of other programs; one file per format family, `export.py` for all."""

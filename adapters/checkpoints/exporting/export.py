@@ -1,4 +1,4 @@
-"""Give a version back: a folder with the model in a format of others, complete or not there at all."""
+"""Export a version: a folder with the model in another program's format, complete or absent."""
 
 import shutil
 import uuid
@@ -20,9 +20,9 @@ from storage.registry.registry import CheckpointRegistry
 
 Format = Literal["huggingface", "onnx", "torch-export"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-"""What `mfmd export --format` takes."""
+"""Formats of `mfmd export --format`."""
 Writer = Callable[[SegmentationNetwork, Manifest, Path], tuple[str, ...]]
-"""Writes a version's files into a folder; returns the dimensions of the input that are free."""
+"""Writes a version's files into a folder; returns the free dimensions of the input."""
 _WRITERS: dict[Format, Writer] = {
     "huggingface": write_huggingface,
     "onnx": write_onnx,
@@ -31,7 +31,7 @@ _WRITERS: dict[Format, Writer] = {
 
 
 def export_version(registry: CheckpointRegistry, version: int, format: Format, target: Path) -> list[str]:
-    """Write `version` to the folder `target`, which must be empty or not there; returns the names of its files.
+    """Write `version` to the folder `target`, which must be empty or missing; returns the names of its files.
 
     The folder holds the network alone, nothing of its training. Raises ExportRefused when `target` holds something or
     the version has no such format, UnknownVersion or CorruptCheckpoint.

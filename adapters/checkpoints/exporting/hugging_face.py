@@ -1,4 +1,4 @@
-"""Back to a Hugging Face directory: what came as a transformers model goes back as one."""
+"""Export an imported transformers model as a Hugging Face directory."""
 
 import json
 from pathlib import Path
@@ -17,9 +17,9 @@ _BILINEAR = 2
 
 
 def write_huggingface(network: SegmentationNetwork, manifest: Manifest, folder: Path) -> tuple[str, ...]:
-    """config.json with our class names, model.safetensors and preprocessor_config.json; loads with transformers alone.
+    """Write config.json with mfmd's class names, model.safetensors and preprocessor_config.json.
 
-    Raises ExportRefused for a network that transformers has no class for.
+    The result loads with transformers alone. Raises ExportRefused for a network that transformers has no class for.
     """
     settings = NetworkSettings.model_validate(manifest.network)
     if settings.name != "huggingface" or settings.multi_resolution:
@@ -41,9 +41,10 @@ def write_huggingface(network: SegmentationNetwork, manifest: Manifest, folder: 
 
 
 def _preprocessor(settings: NetworkSettings, manifest: Manifest) -> dict[str, Any]:
-    """How to prepare images: the model's own pixel scaling, and the size that mfmd fits images to.
+    """Return how to prepare images: the model's own pixel scaling, and the size that mfmd fits images to.
 
-    SegFormer's processor resizes, scales and normalises for any model; MobileViT's alone knows BGR, and no mean.
+    SegFormer's processor resizes, scales and normalises for any model. Only MobileViT's supports BGR, and it has no
+    mean.
     """
     mean, std, bgr = scaling_of(settings.hf_preprocessor)
     return {

@@ -1,4 +1,7 @@
-"""Programs that run without mfmd: `torch.export` (.pt2) and ONNX, from normalised images to logits at image size."""
+"""Export programs that run without mfmd: `torch.export` (.pt2) and ONNX, from normalised images to logits.
+
+The logits have the size of the image.
+"""
 
 import warnings
 from collections.abc import Iterator
@@ -17,15 +20,15 @@ PROGRAM, ONNX = "model.pt2", "model.onnx"
 INPUT, OUTPUT = "images", "logits"
 """Names of the program's input `[B, 3, H, W]` and output `[B, K, H, W]`."""
 _INSIDE_BYTES = 1_500_000_000
-"""More weights than this go beside `model.onnx`: its format ends at 2 GB."""
+"""Larger weights are stored beside `model.onnx`, because its format ends at 2 GB (bytes)."""
 _ALL = ("batch", "height", "width")
 _BATCH = ("batch",)
 _SIDES_FIXED = ("beit", "data2vec-vision", "dpt", "mobilenet_v2", "mobilevit", "mobilevitv2", "swin")
-"""Kinds whose code in transformers computes sizes in a way that torch.export can only write down as constants."""
+"""Kinds whose code in transformers computes sizes in a way that torch.export can only record as constants."""
 
 
 def write_torch_export(network: SegmentationNetwork, manifest: Manifest, folder: Path) -> tuple[str, ...]:
-    """`model.pt2`, to be read by `torch.export.load`."""
+    """Write `model.pt2`, to be read by `torch.export.load`."""
     program, free = _program(network, manifest)
     with _quiet():
         torch.export.save(program, folder / PROGRAM)
@@ -33,7 +36,7 @@ def write_torch_export(network: SegmentationNetwork, manifest: Manifest, folder:
 
 
 def write_onnx(network: SegmentationNetwork, manifest: Manifest, folder: Path) -> tuple[str, ...]:
-    """`model.onnx` with its weights inside, or beside it when they are too large. Raises ExportRefused without onnx."""
+    """Write `model.onnx` with its weights inside, or beside it when too large. Raises ExportRefused without onnx."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -55,7 +58,7 @@ def write_onnx(network: SegmentationNetwork, manifest: Manifest, folder: Path) -
 
 
 def free_dimensions(settings: NetworkSettings) -> tuple[str, ...]:
-    """Which dimensions of the images `[batch, 3, height, width]` stay free in an exported program."""
+    """Return which dimensions of the images `[batch, 3, height, width]` stay free in an exported program."""
     if settings.multi_resolution:
         return _BATCH
     if settings.hf_config is None:
@@ -65,7 +68,7 @@ def free_dimensions(settings: NetworkSettings) -> tuple[str, ...]:
 
 
 def _spell_out_attention(network: SegmentationNetwork) -> None:
-    """Attention as plain products: the memory layout that torch's fused one leaves behind cannot be converted."""
+    """Use attention as plain products: the memory layout of torch's fused attention cannot be converted."""
     for module in network.modules():
         config = getattr(module, "config", None)
         if config is not None and hasattr(config, "_attn_implementation"):
@@ -73,7 +76,7 @@ def _spell_out_attention(network: SegmentationNetwork) -> None:
 
 
 def _program(network: SegmentationNetwork, manifest: Manifest) -> tuple[ExportedProgram, tuple[str, ...]]:
-    """The network as a program, and its free dimensions."""
+    """Return the network as a program, and its free dimensions."""
     own = (manifest.input_height, manifest.input_width)
     if "height" in free_dimensions(NetworkSettings.model_validate(manifest.network)):
         # Odd sides: no stride divides them, so nothing is written down that holds for multiples only.
@@ -92,7 +95,7 @@ def _exported(network: SegmentationNetwork, size: tuple[int, int], free: tuple[s
 
 
 def _takes(program: ExportedProgram, size: tuple[int, int]) -> bool:
-    """Whether images of `size` pass the program's guards; those of very small images are narrower than they need be."""
+    """Return whether images of `size` pass the guards of the program, which are too strict for very small images."""
     try:
         with _quiet(), torch.no_grad():
             program.module()(torch.zeros(2, 3, *size))
@@ -103,7 +106,7 @@ def _takes(program: ExportedProgram, size: tuple[int, int]) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep warnings of the exporters, which speak to their developers, off stderr."""
+    """Keep warnings of the exporters off stderr; they are addressed to the exporters' developers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,1 +1,1 @@
-"""Label-free and label-based scores of a network, one idea a file. Importing this package imports no torch."""
+"""Label-free and label-based scores of a network, one idea a file. Importing this package does not import torch."""

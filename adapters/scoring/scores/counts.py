@@ -1,4 +1,4 @@
-"""Pixel counts of a prediction against labels: the raw material of every IoU."""
+"""Pixel counts of a prediction against labels: the input of every IoU."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ from storage.rounds.records import ImageCounts
 
 
 def confusion(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Confusion matrix [K, K] int64, rows labels, columns predictions, of class maps [h, w] of one size.
+    """Return the confusion matrix [K, K] int64, rows labels, columns predictions, of class maps [h, w] of one size.
 
-    Pixels labelled `ignore_index` are left out, also when that value happens to be a class index.
-    Raises ValueError when the sizes differ or a value is not a class.
+    Pixels labelled `ignore_index` do not count, even when that value is a class index. Raises ValueError when the sizes
+    differ or a value is not a class.
     """
     if prediction.shape != label.shape:
         raise ValueError(f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in size")
@@ -38,6 +38,6 @@ class CountsOverImages:
         self._rows.append(torch.stack([hit, matrix.sum(0) - hit, matrix.sum(1) - hit]).cpu())  # [3, K]: tp, fp, fn
 
     def counts(self) -> ImageCounts:
-        """Everything counted so far, one row an image."""
+        """Return everything counted so far, one row per image."""
         tp, fp, fn = ([row[kind].tolist() for row in self._rows] for kind in range(3))
         return ImageCounts(tp=tp, fp=fp, fn=fn)

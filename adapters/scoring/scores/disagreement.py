@@ -1,10 +1,10 @@
 """Stochastic disagreement: how many pixels change class when features are dropped at random.
 
-The prediction disagreement of AETTA (Lee et al., CVPR 2024, arXiv 2404.01351): the share of dropout passes whose
-class differs from that of the plain pass. AETTA drops before the classifier of a ResNet; several of our decoders have
-no dropout, so whole channels of the decoder's input are dropped (spatial dropout, Tompson et al., CVPR 2015:
-neighbouring cells of a dense map are so alike that dropping single cells changes next to nothing). The gate adds
-AETTA's marginal correction.
+This is the prediction disagreement of AETTA (Lee et al., CVPR 2024, arXiv 2404.01351): the share of dropout passes
+whose class differs from that of the plain pass. AETTA drops before the classifier of a ResNet. Several decoders here
+have no dropout, so whole channels of the decoder's input are dropped. (Spatial dropout, Tompson et al., CVPR 2015:
+neighbouring cells of a dense map are so alike that dropping single cells changes almost nothing.) The gate adds AETTA's
+marginal correction.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from adapters.class_map import class_map
 from adapters.networks.network import SegmentationNetwork
 
 PASSES = 4
-"""Dropout passes an image; AETTA uses 10 on small images, here each pass already averages over thousands of pixels."""
+"""Dropout passes per image; AETTA uses 10 on small images, but here each pass averages over thousands of pixels."""
 RATE = 0.2
 """Probability that a channel is dropped; AETTA's code uses 0.2 to 0.4."""
 
 
 def dropped(features: Sequence[Tensor], seed: int) -> list[Tensor]:
-    """`features` `[N, C_l, H_l, W_l]` with channels dropped at `RATE` and the rest scaled by 1 / (1 - RATE).
+    """Drop channels of `features` `[N, C_l, H_l, W_l]` at `RATE` and scale the others by 1 / (1 - RATE).
 
     The mask depends on `seed` and the channel counts alone, so two models of one architecture lose the same channels.
     """
@@ -34,10 +34,10 @@ def dropped(features: Sequence[Tensor], seed: int) -> list[Tensor]:
 def dropout_disagreement(
     network: SegmentationNetwork, features: Sequence[Sequence[Tensor]], prediction: Tensor, image_index: int
 ) -> float:
-    """Share of pixels (0-1) where a dropout pass differs from `prediction` [h, w], mean over `PASSES` passes.
+    """Return the share of pixels (0-1) where a dropout pass differs from `prediction` [h, w].
 
-    `features` are the maps of `encode_all` of one image; `image_index` seeds its masks. Maps of several views share a
-    decoder, and lose the same channels.
+    It is the mean over `PASSES` passes. `features` are the maps of `encode_all` of one image; `image_index` seeds its
+    masks. Maps of several views share a decoder and lose the same channels.
     """
     height, width = prediction.shape
     changed = 0.0

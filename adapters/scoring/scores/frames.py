@@ -15,12 +15,12 @@ from adapters.scoring.scores.diversity import area, gram_matrix, marginal, mean_
 
 
 class NotFinite(ArithmeticError):
-    """Weights or logits with NaN or infinity."""
+    """Weights or logits hold NaN or infinity."""
 
 
 @dataclass(slots=True)
 class FrameScores:
-    """Scores of one model, one entry a hold-out frame; the names are those of `ModelScores`."""
+    """Scores of one model, one entry per hold-out frame; the names are those of `ModelScores`."""
 
     area: list[list[float]] = field(default_factory=list)
     gram: list[list[list[float]]] = field(default_factory=list)
@@ -48,13 +48,13 @@ class FrameScores:
 
 
 def enlarged(image: Tensor) -> Tensor:
-    """`image` [1, 3, h, w], sides below the smallest that a network takes extended with copies of the edge."""
+    """Extend sides of `image` [1, 3, h, w] that are below a network's smallest with copies of the edge."""
     height, width = image.shape[-2:]
     return F.pad(image, (0, max(0, MIN_SIDE - width), 0, max(0, MIN_SIDE - height)), mode="replicate")
 
 
 def check_finite(tensor: Tensor) -> Tensor:
-    """`tensor` itself. Raises NotFinite when it holds NaN or infinity."""
+    """Return `tensor` unchanged. Raises NotFinite when it holds NaN or infinity."""
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise NotFinite("a tensor holds NaN or infinity")
     return tensor

@@ -12,21 +12,21 @@ Counts = NDArray[np.float64]
 
 
 def class_iou(tp: Counts, fp: Counts, fn: Counts) -> NDArray[np.float64]:
-    """IoU of each class, tp / (tp + fp + fn) [..., classes]; NaN where a class is neither labelled nor predicted."""
+    """Return the IoU of each class, tp / (tp + fp + fn) [..., classes]; NaN where neither labelled nor predicted."""
     union = tp + fp + fn
     iou: Counts = np.divide(tp, union, out=np.full(union.shape, np.nan), where=union > 0)
     return iou
 
 
 def mean_iou(tp: Counts, fp: Counts, fn: Counts) -> NDArray[np.float64]:
-    """Mean IoU over the classes that are labelled or predicted [...]; NaN where there is none."""
+    """Return the mean IoU over the classes that are labelled or predicted [...]; NaN where there is none."""
     return _mean_over(class_iou(tp, fp, fn), tp + fp + fn > 0)
 
 
 def labelled_mean_iou(tp: Counts, fp: Counts, fn: Counts) -> NDArray[np.float64]:
-    """Mean IoU over the labelled classes only [...]; NaN where there is none.
+    """Return the mean IoU over the labelled classes only [...]; NaN where there is none.
 
-    For comparing two models on the same images: the set of classes does not depend on what a model predicts.
+    Use it to compare two models on the same images: the set of classes does not depend on what a model predicts.
     """
     return _mean_over(class_iou(tp, fp, fn), tp + fn > 0)
 

@@ -18,7 +18,8 @@ from torch import Tensor
 BETA = 0.05
 """Half side of the swapped window of frequencies, as a share of the shorter side; the middle one of FDA's three."""
 MAX_GAIN = 4.0
-"""Most that a channel's contrast is raised: an almost grey image would otherwise turn into amplified noise."""
+"""Largest factor by which a channel's contrast is raised: an almost grey image would otherwise become amplified noise.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +31,13 @@ class _Colours:
 
 
 def restyle(pixels: Tensor, frame: Tensor) -> Tensor:
-    """The source image `pixels` uint8 [h, w, 3] with the appearance of `frame` uint8 [H, W, 3]; both RGB."""
+    """Give the source image `pixels` uint8 [h, w, 3] the appearance of `frame` uint8 [H, W, 3]; both RGB."""
     image, guide = _planes(pixels), _planes(frame)
     return _bytes(match_colours(swap_low_frequencies(image, guide), guide))
 
 
 def swap_low_frequencies(image: Tensor, guide: Tensor) -> Tensor:
-    """`image` [3, h, w] with the low-frequency amplitudes of `guide` [3, H, W] and its own phases; both in 0-1."""
+    """Return `image` [3, h, w] with the low-frequency amplitudes of `guide` [3, H, W] and its own phases, in 0-1."""
     height, width = image.shape[-2:]
     guide = F.interpolate(guide[None], (height, width), mode="bilinear", antialias=True)[0]
     spectrum, other = torch.fft.rfft2(image), torch.fft.rfft2(guide)  # [3, h, w // 2 + 1]
@@ -49,7 +50,7 @@ def swap_low_frequencies(image: Tensor, guide: Tensor) -> Tensor:
 
 
 def match_colours(image: Tensor, guide: Tensor) -> Tensor:
-    """`image` [3, h, w] in 0-1 with mean and standard deviation of each CIELAB channel of `guide`; both in 0-1."""
+    """Return `image` [3, h, w] in 0-1 with mean and deviation of each CIELAB channel of `guide`; both in 0-1."""
     lab, wanted = _to_lab(image), _colours(_to_lab(guide))
     own = _colours(lab)
     gain = (wanted.std / own.std.clamp(min=1e-6)).clamp(max=MAX_GAIN)
@@ -58,12 +59,12 @@ def match_colours(image: Tensor, guide: Tensor) -> Tensor:
 
 
 def _planes(pixels: Tensor) -> Tensor:
-    """uint8 [h, w, 3] -> [3, h, w] in 0-1."""
+    """Convert uint8 [h, w, 3] to [3, h, w] in 0-1."""
     return pixels.permute(2, 0, 1).float() / 255.0
 
 
 def _bytes(image: Tensor) -> Tensor:
-    """[3, h, w] in 0-1 -> uint8 [h, w, 3]."""
+    """Convert [3, h, w] in 0-1 to uint8 [h, w, 3]."""
     return (image * 255.0).round().to(torch.uint8).permute(1, 2, 0).contiguous()
 
 

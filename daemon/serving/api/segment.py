@@ -40,10 +40,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 Format = Annotated[
     str | None,
     Query(
-        Query(
-            description="What to answer; without it JSON if Accept names it, else `index`.",
-            json_schema_extra={"enum": [*AnswerFormat]},
-        ),
+        description="What to answer; without it JSON if Accept names it, else `index`.",
         json_schema_extra={"enum": [*AnswerFormat]},
     ),
 ]

@@ -11,6 +11,7 @@ signals the processes of the original.
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -23,6 +24,8 @@ from daemon.runtime.logs import get_logger
 from storage.layout import StateLayout
 
 POLL_SECONDS = 0.05
+ORPHAN_SECONDS = 60.0
+"""How long a child works on without a daemon (seconds): long enough for a restart by a service manager."""
 WORKS_FOR = "_MFMD_WORKS_FOR"
 """Environment variable of every child: the identity of its state directory."""
 ENDED = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
@@ -129,6 +132,25 @@ def end_leftovers(layout: StateLayout, grace_seconds: float) -> list[int]:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     return [process.pid for process in found]
+
+
+def end_without_daemon(layout: StateLayout, patience: float = ORPHAN_SECONDS) -> None:
+    """In a child of a daemon: stop this process when no daemon has held the state directory for `patience` seconds.
+
+    A daemon that is killed cannot stop its children. The next one ends them at its start; without a next one they end
+    themselves. A process that somebody else started is left alone.
+    """
+    if WORKS_FOR in os.environ:
+        threading.Thread(target=_end_without_daemon, args=(layout, patience), name="orphan", daemon=True).start()
+
+
+def _end_without_daemon(layout: StateLayout, patience: float) -> None:
+    alone_since = None
+    while alone_since is None or time.monotonic() - alone_since < patience:
+        time.sleep(patience / 10)
+        alone_since = None if layout.locked() else alone_since or time.monotonic()
+    log.warning("daemon_missing", state=str(layout.root), seconds=patience)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _is_member(process: psutil.Process, group: int) -> bool:

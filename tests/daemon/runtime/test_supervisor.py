@@ -93,6 +93,32 @@ def test_a_program_that_does_not_exist_is_tried_again(supervise, wait_until):
     assert state.next_start is not None
 
 
+def test_a_child_ends_when_no_daemon_holds_its_state_directory_any_more(layout, wait_until):
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from daemon.runtime.process_group import end_without_daemon\n"
+        "from storage.layout import StateLayout\n"
+        "end_without_daemon(StateLayout(Path(sys.argv[1])), 0.5)\n"
+        "Path(sys.argv[2]).touch()\n"
+        "time.sleep(600)"
+    )
+    ready = layout.root / "ready"
+    command = [sys.executable, "-c", code, str(layout.root), str(ready)]
+    with layout.lock():
+        child = ProcessGroup(layout, command)
+        wait_until(ready.exists)
+        assert not child.wait(1.0), "its daemon lives"
+    assert child.wait(30.0) and child.poll() == -signal.SIGTERM
+    ready.unlink()
+    alone = subprocess.Popen(command)
+    wait_until(ready.exists)
+    with pytest.raises(subprocess.TimeoutExpired):
+        alone.wait(1.0)
+    alone.kill()
+    alone.wait()
+
+
 def test_stop_ends_all_and_starts_nothing_again(supervise, layout):
     supervisor = supervise(ChildSpec("a", _python(SLEEP)), ChildSpec("b", _python(SLEEP)))
     supervisor.step()

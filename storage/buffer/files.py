@@ -14,7 +14,9 @@ from storage.layout import StateLayout
 
 ARRAY = "frames"
 FRESH = f".resize{durable.PARTIAL}"
-"""Where a buffer of another frame size is built (`buffer_resize.py`), in the state directory."""
+"""Where a buffer of another frame size is built (`resize.py`), in the state directory."""
+RESIZED = ".resized"
+"""Where it lies once it is complete and takes the place of the old one, in the state directory."""
 ABOUT = (
     "Target frames, RGB, scaled to fit, top-left, zero elsewhere. Only slots (index `frame`) that table `frames` of "
     "../catalog.sqlite names hold one; it also has valid_height and valid_width (the part that is image), name, times."
@@ -25,24 +27,41 @@ ABOUT = (
 @contextmanager
 def claim(layout: StateLayout) -> Iterator[None]:
     """Be the one writer of this buffer. Raises AlreadyRunning: a second one would remove what the first is writing."""
+    _finish_resize(layout)
     durable.make_directory(layout.buffer)
     with ExitStack() as held:
         try:
             held.enter_context(durable.exclusive_lock(layout.buffer / ".lock", wait=False))
         except durable.Locked as error:
             raise AlreadyRunning(f"{layout.buffer}: process {error.holder} writes to this buffer already") from error
-        _remove_old(layout)
+        shutil.rmtree(layout.root / FRESH, ignore_errors=True)
         durable.remove_partials(layout.buffer)
         yield
 
 
-def _remove_old(layout: StateLayout) -> None:
-    """What a killed resize left. It may be the old buffer, so first its place must be the new one's on the disk too."""
-    left = layout.root / FRESH
-    if left.is_dir():
-        durable.fsync_directory(left)
-        durable.fsync_directory(layout.root)
-        shutil.rmtree(left, ignore_errors=True)
+def take_over(layout: StateLayout) -> None:
+    """Let the complete buffer in `RESIZED` take the place of the old one; may be repeated after a kill at any moment.
+
+    Each name is on the disk before the next step, and the old buffer is removed last. Raises OSError, DurabilityLost.
+    """
+    home = layout.root / RESIZED
+    fresh, old = home / "buffer", home / "old"
+    if fresh.is_dir():
+        if layout.buffer.is_dir() and not old.is_dir():
+            durable.move_directory(layout.buffer, old)
+        durable.move_directory(fresh, layout.buffer)
+    if home.is_dir():
+        durable.fsync_directory(layout.root)  # a kill may have come before it
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _finish_resize(layout: StateLayout) -> None:
+    """Finish a resize that was killed. Raises AlreadyRunning when it is still at work."""
+    home = layout.root / RESIZED
+    if home.is_dir():
+        if any(durable.is_locked(buffer / ".lock") for buffer in (layout.buffer, home / "old")):
+            raise AlreadyRunning(f"{layout.buffer}: another process changes its frame size just now")
+        take_over(layout)
 
 
 def open_array(layout: StateLayout, settings: BufferSettings, *, writable: bool) -> PixelArray:

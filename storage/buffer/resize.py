@@ -1,9 +1,10 @@
-"""Another frame size for a buffer: a second buffer is built beside it, and the two change places in one step.
+"""Another frame size for a buffer: a second buffer is built beside it and takes its place.
 
-state/.resize.partial/buffer/    the new buffer while it is built; after the exchange, the old one until it is removed
+state/.resize.partial/buffer/    the new buffer while it is built
+state/.resized/buffer/           the new buffer once it is complete: from here on it takes over, also after a kill
+state/.resized/old/              the old buffer, until it is removed
 """
 
-import errno
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -20,9 +21,6 @@ from storage.errors import BufferBusy, CorruptBuffer, StorageError
 from storage.layout import StateLayout
 from storage.media.images import crc32_of, fit_frame
 
-CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV)
-"""What the system says where two directories cannot change places; then nothing moved."""
-
 
 def resize_buffer(
     layout: StateLayout, wanted: BufferSettings, on_progress: Callable[[int, int], None] = lambda _done, _all: None
@@ -34,7 +32,7 @@ def resize_buffer(
     kept. A crash leaves the old buffer or the new one, whole.
 
     Raises AlreadyRunning while a daemon or a round works there, BufferBusy when a round holds frames, CorruptBuffer
-    when a frame cannot be read, StorageError when there is no buffer or the file system cannot exchange directories.
+    when a frame cannot be read, StorageError when there is no buffer or it cannot be renamed.
     """
     with ExitStack() as held:
         if layout.root.is_dir():
@@ -45,20 +43,19 @@ def resize_buffer(
         home = layout.root / buffer_files.FRESH
         try:
             kept = _build(layout, catalog, StateLayout(home), wanted, on_progress)
-            durable.fsync_tree(home)
+            durable.publish_directory(home, layout.root / buffer_files.RESIZED)
         except BaseException:
             shutil.rmtree(home, ignore_errors=True)
             raise
-        _exchange(home, layout.buffer)
-        shutil.rmtree(home, ignore_errors=True)
+        buffer_files.take_over(layout)
         return kept
 
 
 def _check(layout: StateLayout, catalog: Catalog) -> None:
-    if layout.buffer.is_symlink():  # the link would change places, and the frames behind it stay where they are
-        raise StorageError(
-            f"{layout.buffer} is a link, and only folders change places; put the folder that it leads to there instead"
-        )
+    if layout.buffer.is_symlink():  # the link would move, and the frames behind it would stay
+        raise StorageError(f"{layout.buffer} is a link; put the folder that it leads to there instead")
+    if layout.buffer.is_mount():
+        raise StorageError(f"{layout.buffer} is a mount point, which cannot be renamed; mount {layout.root} instead")
     leases = catalog.leases()
     if leases:
         raise BufferBusy(
@@ -115,21 +112,3 @@ def _write_rows(path: Path, kept: Sequence[FrameRecord], rows: Sequence[tuple[in
                 "UPDATE frames SET slot = ?, valid_height = ?, valid_width = ?, crc32 = ? WHERE id = ?", rows
             )
         catalog.vacuum()
-
-
-def _exchange(home: Path, current: Path) -> None:
-    """The two buffers change places, durably.
-
-    An error after that (fsync, no file handle for it) leaves both: which one has the name after a power cut is not
-    known then, and the next writer removes the other.
-    """
-    try:
-        durable.exchange_directories(StateLayout(home).buffer, current)
-    except OSError as error:
-        if error.errno not in CANNOT_EXCHANGE:
-            raise
-        shutil.rmtree(home, ignore_errors=True)
-        raise StorageError(
-            f"{current}: this file system cannot exchange two directories in one step ({error.strerror}); "
-            "put `state` on a local disk (ext4, xfs, btrfs)"
-        ) from error

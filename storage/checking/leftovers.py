@@ -5,15 +5,19 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from storage.buffer.files import ARRAY
+from storage.buffer.files import ARRAY, RESIZED
 from storage.checking.catalog import REPAIR
 from storage.checking.problem import Problem, Scope
-from storage.durable import PARTIAL, fsync_directory
+from storage.durable import PARTIAL
 from storage.layout import StateLayout
 
 
 def check_leftovers(scope: Scope) -> Iterator[Problem]:
     """Return everything that has the name of an unfinished file."""
+    resized = scope.layout.root / RESIZED
+    if resized.is_dir():
+        remedy = f"{REPAIR} finishes it, or the next start of the daemon does"
+        yield Problem("unfinished", resized, "a resize of the buffer was killed before it ended", remedy)
     for folder in _folders(scope.layout):
         for path in sorted(folder.glob(f"*{PARTIAL}")):
             remedy = f"{REPAIR} removes it, or its owner does, the next time that it works there"
@@ -38,9 +42,7 @@ def _folders(layout: StateLayout) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():  # it may have changed places with what is in use (buffer_resize.py): that must be on the disk
-        fsync_directory(path)
-        fsync_directory(path.parent)
+    if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

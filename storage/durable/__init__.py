@@ -5,7 +5,6 @@ A failed fsync raises DurabilityLost and is never retried: Linux may drop the di
 next time.
 """
 
-import ctypes
 import errno
 import fcntl
 import filecmp
@@ -32,8 +31,6 @@ COPY_BYTES = 1 << 20
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
 """Errors of a file system on which a file cannot have a second name."""
 FSYNC_THREADS = 8
-AT_FDCWD, RENAME_EXCHANGE = -100, 2
-"""Constants of renameat2 (linux/fcntl.h, linux/fs.h): relative to the working directory; swap the two."""
 LOCK_PATIENCE = 0.5
 """How long a lock is retried before it counts as held (seconds): a probe by `is_locked` lasts microseconds."""
 
@@ -191,20 +188,14 @@ def fsync_tree(root: Path) -> None:
     step("publish.folders_synced")
 
 
-def exchange_directories(one: Path, other: Path) -> None:
-    """Let two directories take each other's place in one step: at no moment is either name missing or half filled.
-
-    Raises OSError (EINVAL, ENOSYS) where the file system cannot; then nothing moved.
-    """
-    library = ctypes.CDLL(None, use_errno=True)
-    if library.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(one), None, str(other))
-    step("exchange.done")
-    fsync_directory(one.parent)
-    step("exchange.one_synced")
-    fsync_directory(other.parent)
-    step("exchange.synced")
+def move_directory(path: Path, target: Path) -> None:
+    """Rename a directory durably, on one file system; an empty directory at `target` is replaced."""
+    path.rename(target)
+    step("folder.renamed")
+    fsync_directory(target.parent)
+    step("folder.synced")
+    fsync_directory(path.parent)
+    step("folder.done")
 
 
 def retire_directory(path: Path) -> None:

@@ -23,7 +23,7 @@ PASSES = {
     "ingest": EVERYWHERE | BUFFER,
     "originals": EVERYWHERE | BUFFER | {"remove", "move"},
     "leases": EVERYWHERE | BUFFER | {"partial"},
-    "rebuild": EVERYWHERE | BUFFER | {"exchange"},
+    "rebuild": EVERYWHERE | BUFFER | {"folder"},
     "registry": EVERYWHERE | {"line", "retire", "remove"},
     "mirrors": EVERYWHERE | {"link", "retire"},
     "rounds": EVERYWHERE | {"line", "retire", "remove"},

@@ -20,7 +20,7 @@ from PIL import Image
 from configs.settings import BufferSettings
 from storage import durable, failpoints
 from storage.buffer.catalog_records import FileFact, FrameRecord
-from storage.buffer.files import FRESH
+from storage.buffer.files import FRESH, RESIZED
 from storage.buffer.frames import FrameBuffer, NewFrame
 from storage.buffer.lost import give_up, lost_frames
 from storage.buffer.resize import resize_buffer
@@ -212,55 +212,70 @@ def test_interrupted_while_it_builds_the_old_buffer_is_whole(layout, small, fill
 
 @pytest.mark.parametrize(
     ("place", "size"),
-    [("publish.files_synced", 64), ("exchange.done", 32), ("exchange.one_synced", 32), ("exchange.synced", 32)],
+    [
+        ("publish.files_synced:2", 64),
+        ("publish.folders_synced:2", 64),
+        ("publish.renamed:2", 32),
+        *[(f"folder.{step}:{number}", 32) for step in ("renamed", "synced", "done") for number in (1, 2)],
+    ],
 )
-def test_killed_around_the_exchange_one_whole_buffer_is_left(layout, small, filled, place, size):
+def test_killed_while_it_takes_over_one_whole_buffer_is_left(layout, small, filled, place, size):
     wanted = sized(small, 32, 48)
     code = (
         "import sys; from pathlib import Path; from configs.settings import BufferSettings\n"
         "from storage.buffer.resize import resize_buffer; from storage.layout import StateLayout\n"
         "resize_buffer(StateLayout(Path(sys.argv[1])), BufferSettings.model_validate_json(sys.argv[2]))"
     )
-    # A new buffer is also published (its array, its catalog): the last pass of these places is the exchange's.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MFMD_FAILPOINT": f"{place}:{2 if size == 64 else 1}"}
+    # The array of the new buffer is published first, so the second pass of these places is the buffer's.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MFMD_FAILPOINT": place}
     command = [sys.executable, "-c", code, str(layout.root), wanted.model_dump_json()]
     assert subprocess.run(command, env=environment, timeout=120, check=False).returncode == -9
-    assert (layout.root / FRESH).is_dir()
+    assert (layout.root / FRESH).is_dir() == (size == 64)
+    assert any(problem.code == "unfinished" for problem in check_state(layout))
+    layout.create()  # as a daemon does first
     settings = small if size == 64 else wanted
     with FrameBuffer.open(layout, settings, writable=True) as buffer:
         assert [buffer.read(record).shape[0] for record in buffer.records()] == [size] * 4
-    assert not (layout.root / FRESH).exists(), "the next writer removes the other one"
+    assert not (layout.root / FRESH).exists() and not (layout.root / RESIZED).exists()
     assert whole(layout)
 
 
-def test_an_fsync_that_fails_after_the_exchange_leaves_both_buffers(layout, small, filled, monkeypatch):
-    """Which of them has the name after a power cut is not known: removing the other could remove the only one."""
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_fsync_that_fails_while_it_takes_over_loses_no_buffer(layout, small, filled, monkeypatch, number):
+    passes = []
+
+    def fail(place: str) -> None:
+        passes.append(place)
+        if passes.count("folder.renamed") == number:
+            monkeypatch.setattr(os, "fsync", failing_fsync)
+
     with monkeypatch.context() as patched:
-        failpoints.watch(lambda place: place == "exchange.done" and patched.setattr(os, "fsync", failing_fsync))
+        monkeypatch = patched
+        failpoints.watch(fail)
         with pytest.raises(DurabilityLost, match="fsync failed"):
             resize_buffer(layout, sized(small, 32, 48))
-    assert len(read_all(layout, sized(small, 32, 48))) == 4
-    assert (layout.root / FRESH / "buffer" / "catalog.sqlite").exists()
+    failpoints.watch(None)
+    assert (layout.root / RESIZED / "old" / "catalog.sqlite").exists(), "the old one stays until the disk has the names"
+    with FrameBuffer.open(layout, sized(small, 32, 48), writable=True) as buffer:
+        assert len(buffer.records()) == 4
+    assert not (layout.root / RESIZED).exists() and whole(layout)
 
 
-def test_the_old_buffer_goes_only_when_the_new_ones_place_is_on_the_disk(layout, small, filled, monkeypatch):
-    """A kill right after the exchange, then an fsync that fails: the next writer must not remove what may be needed."""
-    left = layout.root / FRESH / "buffer"
-    left.mkdir(parents=True)
+def test_the_old_buffer_is_removed_only_when_the_new_name_is_on_the_disk(layout, small, filled, monkeypatch):
+    """A kill right after the second rename, then an fsync that fails."""
+    old = layout.root / RESIZED / "old"
+    old.mkdir(parents=True)
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", failing_fsync)
         with pytest.raises(DurabilityLost):
             FrameBuffer.open(layout, small, writable=True)
-        assert left.is_dir()
+        assert old.is_dir()
     FrameBuffer.open(layout, small, writable=True).close()
-    assert not left.exists()
+    assert not old.exists()
 
 
-def test_a_file_system_that_cannot_exchange_is_named(layout, small, filled, monkeypatch):
-    def refuse(one: Path, other: Path) -> None:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(one))
-
-    monkeypatch.setattr(durable, "exchange_directories", refuse)
-    with pytest.raises(StorageError, match=r"cannot exchange two directories in one step.*local disk"):
-        resize_buffer(layout, sized(small, 32, 48))
-    assert len(read_all(layout, small)) == 4 and not (layout.root / FRESH).exists()
+def test_no_writer_takes_over_beside_a_living_resize(layout, small, filled):
+    old = layout.root / RESIZED / "old"
+    old.mkdir(parents=True)
+    with durable.exclusive_lock(old / ".lock", wait=False), pytest.raises(AlreadyRunning, match="changes its frame"):
+        FrameBuffer.open(layout, small, writable=True)

@@ -7,5 +7,9 @@ RETIRED = {
     ),
     "watch.video_seconds": "moved: set videos.seconds, or videos.enabled: false to leave videos alone",
     "watch.max_video_bytes": "moved: the largest video is called videos.max_bytes now",
+    "serving.repository_token": (
+        "removed: a client of the inference plane can no longer load or unload a version; delete the line, and use "
+        "`mfmd promote` and `mfmd rollback`"
+    ),
 }
 """Dotted name of the old setting -> one sentence."""

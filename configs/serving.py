@@ -20,9 +20,6 @@ class ServingSettings(Section):
     """Bearer token that every request but health and metrics must carry; better given as MFMD_SERVING__TOKEN."""
     token_file: ConfigPath | None = None
     """File that holds the token."""
-    repository_token: SecretStr | None = None
-    """Bearer token for load and unload of the model repository; without it they are refused (read-only). It also opens
-    whatever `token` opens, since a request carries one."""
     certificate: ConfigPath | None = None
     """TLS certificate chain (PEM); with `key` the plane speaks HTTPS only."""
     key: ConfigPath | None = None

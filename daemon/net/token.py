@@ -56,13 +56,6 @@ def serving_token(settings: ServingSettings) -> str | None:
     return _configured("serving", settings.token, settings)
 
 
-def repository_token(settings: ServingSettings) -> str | None:
-    """The token of load and unload; none when they are refused. Raises ConfigError for an unusable one."""
-    if settings.repository_token is None:
-        return None
-    return _usable(settings.repository_token.get_secret_value(), "serving.repository_token")
-
-
 def same_token(given: str, wanted: str) -> bool:
     """Compare in constant time, so that answers do not tell how much of a guess was right."""
     return hmac.compare_digest(given.encode(), wanted.encode())

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 from daemon.net.head_requests import HeadRequests
-from daemon.net.token import repository_token, serving_token
+from daemon.net.token import serving_token
 from daemon.runtime.logs import get_logger
 from daemon.runtime.metric_table import expose
 from daemon.serving.api.openapi import describe_routes
@@ -19,7 +19,7 @@ from daemon.serving.api.segment import segment_routes
 from daemon.serving.errors import ApiError
 from daemon.serving.middleware.deadline import Deadline
 from daemon.serving.middleware.departure import Departure
-from daemon.serving.middleware.guard import Guard, tokens_of
+from daemon.serving.middleware.guard import Guard
 from daemon.serving.middleware.instrument import Instrument
 from daemon.serving.oip.routes import oip_routes
 from daemon.serving.plane import InferencePlane
@@ -57,10 +57,9 @@ def create_app(plane: InferencePlane) -> FastAPI:
 
     app = FastAPI(title="mfmd inference plane", docs_url=None, redoc_url=None, lifespan=lifespan)
     serving = plane.settings.serving
-    tokens = tokens_of(serving_token(serving), repository_token(serving))
     app.add_middleware(Deadline, seconds=serving.request_seconds, metrics=plane.metrics)
     app.add_middleware(Departure, metrics=plane.metrics)
-    app.add_middleware(Guard, tokens=tokens, metrics=plane.metrics)  # inside of what counts requests
+    app.add_middleware(Guard, token=serving_token(serving), metrics=plane.metrics)  # inside of what counts requests
     app.add_middleware(
         Instrument,
         metrics=plane.metrics,

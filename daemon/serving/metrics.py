@@ -58,8 +58,3 @@ class ServingMetrics(MetricTable):
         self.version.set(version)
         self.version_info.clear()
         self.version_info.labels(version=str(version), sha256=digest[:12]).set(1)
-
-    def withdraw(self) -> None:
-        """Record that no version serves."""
-        self.version.set(0)
-        self.version_info.clear()

@@ -66,6 +66,11 @@ def test_classes_may_be_given_in_full(tmp_path: Path) -> None:
         ("classes: demo\nwatch: {folder: drop}\nround: {steps: many}", "round.steps", "many"),
         ("classes: demo\nwatch: {folder: drop}\nround: {optim: {lr: 1}}", "round.optim.lr", "unknown key"),
         ("classes: demo\nwatch: {folder: drop}\nserving: {quantize: int8}", "serving.quantize", "mfmd export"),
+        (
+            "classes: demo\nwatch: {folder: drop}\nserving: {repository_token: a}",
+            "serving.repository_token",
+            "mfmd promote",
+        ),
         ("classes: demo\nwatch: {folder: drop}\nnetwork: {encoder: mit_b9}", "network.encoder", "mit_b0"),
         ("classes: kitti\nwatch: {folder: drop}", "classes", "cityscapes"),
         ("classes: [{name: sky, color: [1, 2, 3]}]\nwatch: {folder: drop}", "classes", "at least 2"),

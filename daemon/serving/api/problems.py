@@ -13,11 +13,10 @@ EVERYWHERE = (401, 500, 503)
 """Statuses that any route but health and metrics may answer: no token, our own failure, not ready or out of time."""
 MEANINGS = {
     400: "The request cannot be understood; `code` says which part.",
-    401: "A bearer token is needed (serving.token, serving.repository_token).",
+    401: "A bearer token is needed (serving.token).",
     403: "Refused by the server's settings.",
     404: "No such model, or no such version in memory.",
     408: "The body did not arrive within serving.request_seconds.",
-    409: "The version that should serve could not be loaded.",
     413: "The body, the image or the batch is too large.",
     415: "Not an image in a format that is read, or a Content-Encoding.",
     422: "The image is damaged.",

@@ -7,8 +7,6 @@ from pydantic import BaseModel, ConfigDict
 if TYPE_CHECKING:
     from daemon.serving.plane import InferencePlane
 
-UNLOADED = "unloaded by request: nothing serves until a load or a restart"
-
 
 class _Part(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
@@ -35,7 +33,7 @@ class ServingStatus(_Part):
     ready: bool
     """Whether requests are answered."""
     problems: list[str]
-    """Why it does not do its work: a thread that ended by a bug (then `/healthz` is 503 too), an unload by request."""
+    """Why it does not do its work: a thread that ended by a bug (then `/healthz` is 503 too)."""
     version: int | None
     """Version that answers new requests; none before the first."""
     sha256: str | None
@@ -67,7 +65,7 @@ def describe(plane: "InferencePlane") -> ServingStatus:
     live, wanted, failure = plane.slots.live, plane.follower.wanted, plane.follower.failure
     return ServingStatus(
         ready=plane.ready,
-        problems=[*plane.dead, *([UNLOADED] if plane.follower.suspended else [])],
+        problems=plane.dead,
         version=live.version if live else None,
         sha256=live.digest if live else None,
         wanted=wanted.version if wanted else None,

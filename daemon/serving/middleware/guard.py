@@ -1,7 +1,5 @@
 """ASGI middleware: no request but health and metrics gets through without the plane's token."""
 
-from collections.abc import Sequence
-
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -17,10 +15,10 @@ MESSAGE = "send `Authorization: Bearer TOKEN`; see serving.token in the docs"
 class Guard:
     """Wraps the application; new routes are behind it without doing anything for it."""
 
-    def __init__(self, app: ASGIApp, tokens: Sequence[str], metrics: ServingMetrics) -> None:
-        """Any of `tokens` opens; with none of them everything is open."""
+    def __init__(self, app: ASGIApp, token: str | None, metrics: ServingMetrics) -> None:
+        """Without a token everything is open."""
         self._app = app
-        self._tokens = tuple(tokens)
+        self._token = token
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -36,12 +34,4 @@ class Guard:
 
     def _opens(self, headers: Headers) -> bool:
         given = bearer_of(headers.get("authorization", ""))
-        matches = [given is not None and same_token(given, token) for token in self._tokens]  # all: no early end
-        return not self._tokens or any(matches)
-
-
-def tokens_of(token: str | None, repository_token: str | None) -> tuple[str, ...]:
-    """What opens the plane: its token, and that of load and unload, since a request carries only one of them."""
-    if token is None:
-        return ()
-    return (token,) if repository_token is None else (token, repository_token)
+        return self._token is None or (given is not None and same_token(given, self._token))

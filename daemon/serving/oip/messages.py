@@ -16,7 +16,7 @@ DATATYPE = "UINT8"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 IMAGE_RANK = 4
 IMAGE_CHANNELS = 3
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "model_repository(unload_dependents)")
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository")
 CLIENT_HEADERS = {
     HEADER_LENGTH: {
         "description": "Bytes of the JSON part, where binary tensors follow it.",
@@ -73,14 +73,7 @@ class IndexBody(_Message):
     """Only versions that answer."""
 
 
-class RepositoryBody(_Message):
-    """Body of load and unload."""
-
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    """`unload_dependents` may stand here; a configuration or files may not."""
-
-
-INPUT_MODELS = (InferBody, IndexBody, RepositoryBody)
+INPUT_MODELS = (InferBody, IndexBody)
 """What the OpenAPI page describes although routes read it themselves, within their limits."""
 
 

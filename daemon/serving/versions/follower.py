@@ -70,30 +70,8 @@ class Follower:
         self._retry_at = 0.0
         self.failures = 0
         """Swaps that failed since the start."""
-        self._suspended = False
-        self._again = False
-        self._looks = 0
         self._unread = 0
         """Looks in a row that could not read the ref."""
-
-    @property
-    def suspended(self) -> bool:
-        """Whether nothing serves because somebody asked for that."""
-        return self._suspended
-
-    @property
-    def looks(self) -> int:
-        """Looks at the ref that have ended."""
-        return self._looks
-
-    def suspend(self) -> None:
-        """Let nothing serve from the next look on, and free the weights, until `resume`."""
-        self._suspended = True
-
-    def resume(self) -> int:
-        """Follow the ref again, and try at once what failed; gives the number of `looks` so far."""
-        self._suspended, self._again = False, True
-        return self._looks
 
     @property
     def wanted(self) -> Ref | None:
@@ -123,14 +101,9 @@ class Follower:
     def _follow(self) -> None:
         be_nice()
         while not self._stop.is_set():
-            if self._suspended:
-                self._swapper.unload()
-                self._metrics.withdraw()
-            else:
-                self.look(time.monotonic())
-                if self._also is not None:
-                    self._also()
-            self._looks += 1
+            self.look(time.monotonic())
+            if self._also is not None:
+                self._also()
             self._stop.wait(self._interval)
 
     def look(self, now: float) -> None:
@@ -143,8 +116,7 @@ class Follower:
                 self._note(None, error, now)
             return
         self._unread = 0
-        if ref != self._wanted or self._again:
-            self._again = False
+        if ref != self._wanted:
             self._wanted, self._attempts, self._retry_at = ref, 0, 0.0
         live = self._slots.live
         if ref is not None and live is not None and live.version == ref.version:

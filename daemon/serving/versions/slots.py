@@ -139,12 +139,6 @@ class Slots:
             self._check_idle_is_free()
             self._live, self._idle = resident, self._live
 
-    def clear(self) -> None:
-        """Take both versions out; the last holder of each frees it."""
-        with self._changed:
-            self._live = self._idle = None
-            self._idle_is_shadow = False
-
     def install_shadow(self, resident: Resident) -> None:
         """Put `resident` into the idle place as the live version's shadow."""
         with self._changed:

@@ -86,11 +86,6 @@ class Swapper:
         if self._slots.shadow is not None:
             self._take_idle()
 
-    def unload(self) -> None:
-        """Let nothing serve, and free every network: that of a version which failed to load too."""
-        self._slots.clear()
-        self._spare = None
-
     def _flip(self, version: int) -> bool:
         """Flip to the idle version if it is `version`, warmed up first at sizes that came up since it was."""
         idle = self._slots.idle

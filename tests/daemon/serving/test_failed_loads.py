@@ -17,7 +17,7 @@ from adapters.networks.network import SegmentationNetwork
 from daemon.serving.plane import InferencePlane
 from daemon.serving.versions import swap
 from storage.registry.manifest import Manifest
-from tests.daemon.serving.serving_world import World, wait_until
+from tests.daemon.serving.serving_world import World
 
 ARCHITECTURES = [
     {"name": "deeplabv2", "encoder": "resnet_tiny"},
@@ -143,7 +143,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return count
 
 
-def test_failed_loads_leave_one_idle_network_at_most_and_an_unload_none(
+def test_failed_loads_leave_one_idle_network_at_most(
     world: World, plane: InferencePlane, held: Callable[[], int]
 ) -> None:
     first = world.add(1)
@@ -161,8 +161,3 @@ def test_failed_loads_leave_one_idle_network_at_most_and_an_unload_none(
         assert held() <= 2
         world.point_at(version)
         assert look(plane) == first and held() == 2
-    plane.follower.suspend()
-    plane.follower.start()
-    looks = plane.follower.looks
-    wait_until(lambda: plane.follower.looks > looks, "nothing serves")
-    assert plane.slots.versions == () and held() == 0

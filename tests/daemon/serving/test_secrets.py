@@ -17,7 +17,7 @@ from daemon.runtime.run_record import read_run_record
 from tests.daemon.certificates import self_signed
 from tests.daemon.serving.serving_world import CLASSES, World, image_bytes, wait_until
 
-SECRETS = {"control": "s3cret-of-control", "serving": "s3cret-of-serving", "repository": "s3cret-of-repository"}
+SECRETS = {"control": "s3cret-of-control", "serving": "s3cret-of-serving"}
 LOOKS = {
     "daemon": ["/v1/status", "/v1/checkpoints", "/v1/rounds", "/metrics", "/healthz", "/openapi.json", "/no"],
     "serve": ["/v1/serving", "/v1/classes", "/metrics", "/v2", "/v2/models/mfmd", "/openapi.json", "/no"],
@@ -41,8 +41,7 @@ def config(world: World) -> Path:
         "buffer": {"height": 64, "width": 96, "tile": 32, "capacity_frames": 16, "reserve_bytes": 0},
         "schedule": {"enabled": False}, "observe": {"enabled": False},
         "control": {"port": 0, **tls},
-        "serving": {"port": 0, "device": "cpu", "threads": 1, "token_file": str(token), **tls}
-        | {"repository_token": SECRETS["repository"]},
+        "serving": {"port": 0, "device": "cpu", "threads": 1, "token_file": str(token), **tls},
     }  # fmt: skip
     path = world.root / "mfmd.yaml"
     path.write_text(json.dumps(content))

@@ -24,7 +24,7 @@ def commands() -> list[str]:
 def test_every_example_works(world: World, tmp_path: Path) -> None:
     world.add(1)
     (tmp_path / "street.png").write_bytes(image_bytes(90, 120))
-    with running(world.settings(repository_token="secret")) as served:
+    with running(world.settings()) as served:
         served.wait_for(1)
         for command in commands():
             here = command.replace(ADDRESS, str(served.client.base_url).rstrip("/"))

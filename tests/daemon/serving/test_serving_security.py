@@ -13,12 +13,12 @@ from daemon.status.collect import collect_status
 from tests.daemon.certificates import self_signed
 from tests.daemon.serving.serving_world import World, image_bytes, running, wait_until
 
-TOKEN, REPOSITORY_TOKEN = "correct horse", "battery staple"
+TOKEN = "correct horse"
 
 
 def test_every_request_but_health_and_metrics_needs_the_token(world: World) -> None:
     world.add(1)
-    with running(world.settings(token=TOKEN, repository_token=REPOSITORY_TOKEN), token=TOKEN) as served:
+    with running(world.settings(token=TOKEN), token=TOKEN) as served:
         served.wait_for(1)
         paths = served.client.get("/openapi.json").json()["paths"]
         asked = [(method, path) for path in paths for method in paths[path]]
@@ -42,9 +42,8 @@ def test_every_request_but_health_and_metrics_needs_the_token(world: World) -> N
                 TOKEN,
             ):
                 assert stranger.get("/v1/classes", headers={"Authorization": given}).status_code == 401, given
-            for right in (TOKEN, REPOSITORY_TOKEN):
-                headers = {"Authorization": f"Bearer {right}"}
-                assert stranger.post("/v1/segment", content=image_bytes(), headers=headers).status_code == 200
+            headers = {"Authorization": f"Bearer {TOKEN}"}
+            assert stranger.post("/v1/segment", content=image_bytes(), headers=headers).status_code == 200
         assert served.metric("mfmd_requests_refused_total", reason="unauthorized") == len(guarded) + 7
 
 
@@ -56,11 +55,6 @@ def test_a_stranger_is_answered_before_the_body_is_read(world: World) -> None:
         connection.endheaders()  # and not one byte of the body
         assert connection.getresponse().status == 401
         connection.close()
-
-
-def test_the_token_of_the_repository_alone_closes_nothing(world: World) -> None:
-    with running(world.settings(repository_token=REPOSITORY_TOKEN)) as served:
-        assert served.client.get("/v1/classes").status_code == 200
 
 
 def test_status_follows_https_with_the_token(world: World, tmp_path: Path) -> None:
@@ -90,7 +84,7 @@ def test_status_follows_https_with_the_token(world: World, tmp_path: Path) -> No
 def test_a_token_that_no_header_can_carry_is_refused_unseen(world: World, tmp_path: Path, text: str) -> None:
     file = tmp_path / "token"
     file.write_text(text, encoding="utf-8")
-    for given in ({"token": text}, {"token_file": file}, {"token": "ok", "repository_token": text}):
-        with pytest.raises(ConfigError, match=r"serving\.(token|token_file|repository_token)") as refused:
+    for given in ({"token": text}, {"token_file": file}):
+        with pytest.raises(ConfigError, match=r"serving\.(token|token_file)") as refused:
             serve(world.settings(**given))
         assert not text.strip() or text.strip() not in str(refused.value)

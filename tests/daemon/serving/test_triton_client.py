@@ -12,8 +12,6 @@ from adapters.inference.segment import segment_image
 from tests.daemon.serving.serving_world import HEIGHT, WIDTH, Served, World, picture, running
 
 MODEL = "segmentation"
-TOKEN = "a secret of the test"
-BEARER = {"Authorization": f"Bearer {TOKEN}"}
 PIXELS = np.stack([picture(40, 60, seed) for seed in range(3)])
 
 
@@ -30,7 +28,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def served(world: World) -> Iterator[Served]:
     """A plane that was told to serve 1 and then 2, so both are in memory."""
     world.registry.promote(1, by="test", reason="test")
-    with running(world.settings(repository_token=TOKEN)) as plane:
+    with running(world.settings()) as plane:
         plane.wait_for(1)
         world.registry.promote(2, by="test", reason="test")
         plane.wait_for(2)
@@ -125,52 +123,24 @@ def states(client: Any) -> dict[str, tuple[str, str]]:
     return {entry["version"]: (entry["state"], entry["reason"]) for entry in client.get_model_repository_index()}
 
 
-def test_the_repository_is_read_only_without_its_token(world: World, served: Served, client: Any) -> None:
+def test_the_repository_is_read_only(served: Served, client: Any) -> None:
     assert states(client) == {"1": ("READY", ""), "2": ("READY", "")}
-    for headers in (None, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}, {"Authorization": "Bearer "}):
-        for change in (client.load_model, client.unload_model):
-            with pytest.raises(InferenceServerException, match="repository_token"):
-                change(MODEL, headers=headers)
-    with running(world.settings()) as other:
-        other.wait_for(2)
-        with triton.InferenceServerClient(other.client.base_url.netloc.decode()) as without:
-            for change in (without.load_model, without.unload_model):
-                with pytest.raises(InferenceServerException, match="load and unload are off"):
-                    change(MODEL, headers=BEARER)
-            assert without.is_server_ready()
-    assert client.is_server_ready()
+    for change in (client.load_model, client.unload_model):
+        with pytest.raises(InferenceServerException, match="the registry decides which version serves"):
+            change(MODEL)
+    assert client.is_server_ready() and client.is_model_ready(MODEL, "1")
 
 
-def test_unload_and_load_with_the_token(world: World, served: Served, client: Any) -> None:
-    client.unload_model(MODEL, headers=BEARER, unload_dependents=True)
-    assert client.is_server_live() and not client.is_server_ready() and not client.is_model_ready(MODEL)
-    assert states(client) == dict.fromkeys(("1", "2"), ("UNAVAILABLE", "unloaded by request"))
-    assert served.metric("mfmd_serving_version") == 0
-    assert "unloaded by request" in served.client.get("/v1/serving").json()["problems"][0]
-    with pytest.raises(InferenceServerException, match="no version is loaded"):
-        infer(client, binary_in=True, binary_out=True)
-    client.load_model(MODEL, headers=BEARER)
-    assert client.is_server_ready() and states(client)["2"] == ("READY", "")
-    np.testing.assert_array_equal(infer(client, binary_in=True, binary_out=True).as_numpy("labels"), expected(world, 2))
-    with pytest.raises(InferenceServerException, match="'config' is not offered"):
-        client.load_model(MODEL, headers=BEARER, config="{}")
-    with pytest.raises(InferenceServerException, match="there is no model 'nobody'"):
-        client.load_model("nobody", headers=BEARER)
-
-
-def test_a_load_that_fails_says_why_and_the_old_version_serves(tmp_path: Any) -> None:
+def test_the_index_says_why_a_version_does_not_serve(tmp_path: Any) -> None:
     world = World(tmp_path)
     world.add(1)
-    with running(world.settings(repository_token=TOKEN)) as served:
+    with running(world.settings()) as served:
         served.wait_for(1)
         bad = world.add(2, promote=False)
         world.corrupt(bad)
-        path = world.registry.root / "refs" / "serving"
-        path.write_text(path.read_text().replace('"version": 1', f'"version": {bad}'))
+        world.point_at(bad)
         served.wait_for_failure(bad)
         with triton.InferenceServerClient(served.client.base_url.netloc.decode()) as client:
-            with pytest.raises(InferenceServerException, match=r"version 2 does not serve: .*SHA-256"):
-                client.load_model(MODEL, headers=BEARER)
             assert client.is_server_ready()
             entries = states(client)
             assert entries["1"] == ("READY", "") and "SHA-256" in entries["2"][1]

@@ -35,19 +35,20 @@ ROUND_SECONDS = (10, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 21600
 class IngestMetrics(MetricTable):
     """Drop folder and ingest."""
 
-    events = counter("mfmd_watcher_events", "File events heard from the kernel; hints, not a count of files")
+    events = counter("mfmd_watcher_events", "File events received from the kernel; hints, not a count of files")
     overflows = counter(
-        "mfmd_watcher_overflows", "Times that events were lost because they came too fast; a rescan follows each"
+        "mfmd_watcher_overflows", "Overflows of the event queue, which lose events; a rescan follows each"
     )
     restarts = counter(
         "mfmd_watcher_restarts",
-        "Times that the event observer was started again: it died, or the folder vanished and came back",
+        "Restarts of the event observer, because it died or the folder was replaced",
     )
     rescans = counter("mfmd_watcher_rescans", "Rescans of the drop folder")
-    rescan_found = counter("mfmd_watcher_rescan_found", "Files that a rescan found and no event had announced")
-    rescan_seconds = gauge("mfmd_watcher_rescan_seconds", "How long the last rescan took (seconds)")
+    rescan_found = counter("mfmd_watcher_rescan_found", "Files that a rescan found without an event")
+    rescan_seconds = gauge("mfmd_watcher_rescan_seconds", "Duration of the last rescan (seconds)")
     folder_present = gauge(
-        "mfmd_watcher_folder_present", "1 while the drop folder exists and can be listed, 0 while it is waited for"
+        "mfmd_watcher_folder_present",
+        "1 while the drop folder exists and can be listed, 0 while the daemon waits for it",
     )
     mode = gauge(
         "mfmd_watcher_mode_info",
@@ -61,16 +62,15 @@ class IngestMetrics(MetricTable):
         "unreadable, stopped",
         state=(),
     )
-    pending = gauge("mfmd_ingest_pending_files", "Files in the drop folder that were not dealt with yet")
+    pending = gauge("mfmd_ingest_pending_files", "Files in the drop folder that are not processed yet")
     oldest_pending = gauge(
         "mfmd_ingest_oldest_pending_timestamp_seconds",
-        "Modification time of the oldest pending file that was looked at (Unix, seconds); 0 when none waits",
+        "Modification time of the oldest pending file that was examined (Unix, seconds); 0 when none waits",
     )
     files = counter(
         "mfmd_ingest_files",
-        "Files dealt with since the daemon started, by outcome: stored as a frame, not_kept (committed, and left "
-        "at once: the reservoir keeps others), duplicate of content that was stored before, skipped by admission, "
-        "rejected with a reason",
+        "Files processed since the daemon started, by outcome: stored as a frame, not_kept (committed and evicted at "
+        "once by the reservoir), duplicate of stored content, skipped by admission, rejected with a reason",
         outcome=OUTCOMES,
     )
     rejected = counter(
@@ -79,10 +79,10 @@ class IngestMetrics(MetricTable):
         reason=REASONS,
     )
     skipped = counter(
-        "mfmd_ingest_skipped", "Files that admission left out since the daemon started, by reason", reason=SKIP_REASONS
+        "mfmd_ingest_skipped", "Files that admission skipped since the daemon started, by reason", reason=SKIP_REASONS
     )
     bytes = counter("mfmd_ingest_bytes", "Bytes of image files that were stored as frames")
-    retries = counter("mfmd_ingest_retries", "Files put back after a passing error (I/O error, file changed)")
+    retries = counter("mfmd_ingest_retries", "Retries after a temporary error (I/O error, file changed)")
     latency = histogram(
         "mfmd_ingest_latency_seconds",
         "Time from a file's last modification to its durable commit (seconds); includes the stability delay",
@@ -141,7 +141,7 @@ class RoundMetrics(MetricTable):
     )
     verdicts = counter(
         "mfmd_gate_verdicts",
-        "Verdicts of the gate since the daemon started, by decision; failed and stopped rounds get one too",
+        "Verdicts of the gate since the daemon started, by decision, including failed and stopped rounds",
         decision=DECISIONS,
     )
     failures = counter(
@@ -156,14 +156,14 @@ class PublishMetrics(MetricTable):
 
     results = counter(
         "mfmd_publish",
-        "Attempts to bring a mirror to the serving version since the daemon started, by result: ok, failed (tried "
-        "again; `mfmd status` says why)",
+        "Updates of a mirror to the serving version since the daemon started, by result: ok, failed (retried; "
+        "`mfmd status` says why)",
         mirror=MIRRORS,
         result=("ok", "failed"),
     )
     version = gauge(
         "mfmd_publish_version",
-        "Version that a mirror leads its readers to; 0: none, or the mirror is not configured",
+        "Version that a mirror offers; 0: none, or the mirror is not configured",
         mirror=MIRRORS,
     )
 
@@ -176,12 +176,12 @@ class ProcessMetrics(MetricTable):
     started = gauge("mfmd_start_timestamp_seconds", "Unix time at which the daemon was ready (seconds)")
     ticks = gauge(
         "mfmd_component_last_tick_timestamp_seconds",
-        "Unix time at which a part of the daemon last ended a step (seconds); rounds tick between rounds only",
+        "Unix time of the last finished step of a part of the daemon (seconds); rounds tick between rounds only",
         component=COMPONENTS,
     )
     failed_steps = counter(
         "mfmd_component_failures",
-        "Steps of a part of the daemon that failed and were tried again",
+        "Failed steps of a part of the daemon; each is retried",
         component=COMPONENTS,
     )
 

@@ -43,45 +43,44 @@ class Family(NamedTuple):
 FAMILIES = {
     "mfmd_buffer_images": Family("Frames in the buffer"),
     "mfmd_buffer_holdout_images": Family("Held-out frames among them"),
-    "mfmd_buffer_capacity_images": Family("Frames that the buffer holds before some leave"),
+    "mfmd_buffer_capacity_images": Family("Largest number of frames in the buffer"),
     "mfmd_buffer_committed_images": Family("Frames ever committed", kind=CounterMetricFamily),
-    "mfmd_buffer_evicted_images": Family("Frames that left the buffer to make room", kind=CounterMetricFamily),
+    "mfmd_buffer_evicted_images": Family("Frames evicted from the buffer", kind=CounterMetricFamily),
     "mfmd_buffer_last_committed_timestamp_seconds": Family(
-        "Unix time of the newest commit in the buffer; 0 when it is empty: how old the data is"
+        "Unix time of the newest commit in the buffer; 0 when it is empty"
     ),
-    "mfmd_refused_files": Family("Files of the drop folder that are refused as they are, by reason", "reason"),
-    "mfmd_skipped_files": Family("Files of the drop folder that admission left out, by reason", "reason"),
-    "mfmd_buffer_leases": Family("Rounds that hold frames and so keep them from leaving"),
+    "mfmd_refused_files": Family("Refused files in the drop folder, by reason", "reason"),
+    "mfmd_skipped_files": Family("Skipped files in the drop folder, by reason", "reason"),
+    "mfmd_buffer_leases": Family("Rounds that lease frames, which protects the frames from eviction"),
     "mfmd_disk_free_bytes": Family(
         "Free space on the disk of the state directory; below mfmd_disk_reserve_bytes the buffer does not grow, "
         "below half of it ingest pauses"
     ),
-    "mfmd_disk_reserve_bytes": Family("Free space that ingest leaves alone"),
-    "mfmd_buffer_max_bytes": Family("Most bytes that frames may take; 0: no limit"),
+    "mfmd_disk_reserve_bytes": Family("Free space that ingest does not use"),
+    "mfmd_buffer_max_bytes": Family("Quota of the frames (bytes); 0: no limit"),
     "mfmd_buffer_bytes": Family("Size of the frame buffer on disk; up to a minute old"),
     "mfmd_ref_version": Family("Version that a ref names: serving, previous; 0 when it names none", "ref"),
-    "mfmd_ref_since_timestamp_seconds": Family("Unix time at which the ref moved there; 0 when it never did", "ref"),
+    "mfmd_ref_since_timestamp_seconds": Family("Unix time of the ref's last move; 0: never", "ref"),
     "mfmd_registry_versions": Family("Checkpoint versions on disk"),
-    "mfmd_round_last_number": Family("Number of the last round that ended; 0: none"),
+    "mfmd_round_last_number": Family("Number of the last ended round; 0: none"),
     "mfmd_round_last_attempt_timestamp_seconds": Family(
-        "Unix time at which the last round ended, whatever its result; 0: none"
+        "Unix time of the end of the last round, with any result; 0: none"
     ),
     "mfmd_round_last_success_timestamp_seconds": Family(
-        "Unix time of the last verdict on a candidate, whatever it was; 0: none among the five newest rounds"
+        "Unix time of the last verdict on a candidate; 0: none among the five newest rounds"
     ),
     "mfmd_gate_score": Family(
-        "Number that each check of the last verdict judged; for votes the candidate's advantage over the incumbent",
+        "Value of each check of the last verdict; for votes the candidate's advantage over the incumbent",
         "gate",
     ),
     "mfmd_gate_limit": Family(
-        "Bound that each check of the last verdict was judged against; for votes the bootstrap's lower bound, "
-        "which must exceed 0",
+        "Limit of each check of the last verdict; for votes the bootstrap's lower bound, which must exceed 0",
         "gate",
     ),
     "mfmd_gate_passed": Family("1 for each check of the last verdict that passed", "gate"),
     "mfmd_schedule_frames_missing": Family("New frames still missing until the next round starts"),
-    "mfmd_round_consecutive_failures": Family("Rounds that failed in a row, up to the last"),
-    "mfmd_observed_frames": Family("Newest frames that predictions are averaged over"),
+    "mfmd_round_consecutive_failures": Family("Consecutive failed rounds, up to the last"),
+    "mfmd_observed_frames": Family("Number of newest frames in the averages"),
     "mfmd_prediction_entropy": Family("Mean softmax entropy over these frames (nats)"),
     "mfmd_prediction_confidence": Family("Mean largest softmax probability over these frames (0-1)"),
     "mfmd_observed_last_timestamp_seconds": Family("Unix time of the newest observation"),
@@ -89,15 +88,15 @@ FAMILIES = {
         f"Mean share of pixels per predicted class over the {OBSERVED_FRAMES} newest observed frames (0-1)", "class"
     ),
     "mfmd_component_up": Family("1 while the child process runs", "component"),
-    "mfmd_component_restarts": Family("Starts of the child process after its first", "component", CounterMetricFamily),
+    "mfmd_component_restarts": Family("Restarts of the child process", "component", CounterMetricFamily),
     "mfmd_masks": Family(
-        "Images of the drop folder that a mask was wanted for, by result: written, refused (no usable image), "
-        "failed (a mask that could not be made or written)",
+        "Images of the drop folder that needed a mask, by result: written, refused (no usable image), "
+        "failed (computing or writing the mask failed)",
         "result",
         CounterMetricFamily,
     ),
     "mfmd_masks_pending": Family("Images that wait for their mask"),
-    "mfmd_masks_active": Family("1 while the masks process writes; 0: off, stopped, or another does"),
+    "mfmd_masks_active": Family("1 while the masks process writes; 0: off, stopped, or another process writes"),
     "mfmd_masks_folder_present": Family("1 while the masks process can list the drop folder"),
     "mfmd_masks_last_written_timestamp_seconds": Family(
         "Unix time of the newest mask (seconds); 0: none since the masks process started"

@@ -25,7 +25,7 @@ class ScheduleState:
     last_ended: float | None
     """When the last round ended, whatever its result (Unix, seconds)."""
     failures: int
-    """Rounds that failed in a row, up to the last one."""
+    """Consecutive failed rounds, up to the last one."""
     serving: bool
     """Whether a version serves."""
 

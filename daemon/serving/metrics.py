@@ -18,7 +18,7 @@ class ServingMetrics(MetricTable):
 
     requests = counter(
         "mfmd_requests",
-        "HTTP requests answered, by endpoint and status code",
+        "Answered HTTP requests, by endpoint and status code",
         endpoint=ENDPOINTS,
         code=("200", "500", "503"),
     )
@@ -26,14 +26,14 @@ class ServingMetrics(MetricTable):
         "mfmd_request_seconds", "Time to answer a request (seconds)", SECONDS, endpoint=ENDPOINTS
     )
     refused = counter("mfmd_requests_refused", "Requests answered with an error, by its code", reason=())
-    batch_size = histogram("mfmd_batch_size", "Images answered together", BATCH_SIZES)
+    batch_size = histogram("mfmd_batch_size", "Images per batch", BATCH_SIZES)
     batch_seconds = histogram("mfmd_batch_seconds", "Time to answer a batch (seconds)", SECONDS)
-    queue_depth = gauge("mfmd_queue_depth", "Images that wait for a batch")
-    swaps = counter("mfmd_swap", "Attempts to serve another version, by result", result=("ok", "failed"))
+    queue_depth = gauge("mfmd_queue_depth", "Images waiting for a batch")
+    swaps = counter("mfmd_swap", "Swaps to another version, by result", result=("ok", "failed"))
     swap_seconds = histogram("mfmd_swap_seconds", "Time of each phase of a swap (seconds)", SECONDS, phase=SWAP_PHASES)
     rollbacks = counter(
         "mfmd_serving_rollbacks",
-        "Swaps to a version older than the one that served: a flip to weights still resident, or read from disk",
+        "Swaps to an older version: a flip to resident weights, or read from disk",
         weights=("resident", "disk"),
     )
     version = gauge("mfmd_serving_version", "Version that serves; 0 before the first")
@@ -41,11 +41,11 @@ class ServingMetrics(MetricTable):
     version_info = gauge("mfmd_serving_version_info", "1 for the version that serves", version=(), sha256=())
     shadow_images = counter(
         "mfmd_shadow_images",
-        "Images that a candidate should run on in the shadow of the serving version, by what came of it",
+        "Images for a candidate in the shadow of the serving version, by result",
         result=("compared", "dropped", "failed"),
     )
-    shadow_agreement = gauge("mfmd_shadow_agreement", "Share of pixels with the same label as served, since it began")
-    shadow_version = gauge("mfmd_shadow_version", "Candidate that runs; 0: none")
+    shadow_agreement = gauge("mfmd_shadow_agreement", "Share of pixels with the served label since the shadow began")
+    shadow_version = gauge("mfmd_shadow_version", "Version in the shadow; 0: none")
     shadow_failed = counter("mfmd_shadow_failed", "Candidates that could not be loaded as a shadow")
 
     def __init__(self) -> None:

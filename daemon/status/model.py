@@ -9,7 +9,7 @@ from storage.registry.manifest import Ref
 from storage.rounds.records import Progress
 
 OBSERVED_FRAMES = 200
-"""Newest frames that predictions are averaged over."""
+"""Number of newest frames in the averages."""
 
 
 class _Part(BaseModel):

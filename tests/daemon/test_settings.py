@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -33,7 +34,13 @@ def config(make_settings, tmp_path):
 
 
 @pytest.fixture
-def daemon(config, layout, add_version, tmp_path, wait_until):
+def patiently(wait_until):
+    """Wait also for a plane that loads its libraries on a busy machine."""
+    return partial(wait_until, seconds=90.0)
+
+
+@pytest.fixture
+def daemon(config, layout, add_version, tmp_path, patiently):
     """`mfmd run` with an inference plane and an observer, on two versions of which the second serves."""
     add_version()
     add_version(1)
@@ -44,7 +51,7 @@ def daemon(config, layout, add_version, tmp_path, wait_until):
         environment = {**os.environ, "MFMD_SERVING__TOKEN": TOKEN, "MFMD_SCHEDULE__MIN_FRAMES": "5"}
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=environment)
     try:
-        wait_until(lambda: process.poll() is not None or layout.run_file("serve").exists())
+        patiently(lambda: process.poll() is not None or layout.run_file("serve").exists())
         yield process
         assert process.poll() is None, log.read_text()[-3000:]
         process.send_signal(signal.SIGTERM)
@@ -94,32 +101,32 @@ def _logged(tmp_path: Path, event: str) -> list[dict]:
     ]
 
 
-def test_a_running_daemon_and_its_file(daemon, config, layout, mfmd, status, wait_until, tmp_path):
+def test_a_running_daemon_and_its_file(daemon, config, layout, mfmd, status, patiently, tmp_path):
     plane = _child(status, "serve")["pid"]
     variables = Path(f"/proc/{plane}/environ").read_bytes()
     assert TOKEN.encode() not in variables and b"MFMD_" not in variables.replace(b"_MFMD_", b"")
 
     config.path.write_text(f"state: {layout.root}\nclasses: demo\nwatch: {{folder: drop}}\nsrving: {{}}\n")
-    wait_until(lambda: status()["settings"]["problem"])
+    patiently(lambda: status()["settings"]["problem"])
     assert any("srving: unknown key" in text and "mfmd reload" in text for text in status()["messages"])
     assert _metric(layout, "mfmd_config_file_valid") == 0
     os.kill(plane, signal.SIGKILL)
-    wait_until(lambda: _child(status, "serve")["pid"] not in (plane, None))
-    wait_until(lambda: json.loads(layout.run_file("serve").read_text())["pid"] == _child(status, "serve")["pid"])
+    patiently(lambda: _child(status, "serve")["pid"] not in (plane, None))
+    patiently(lambda: json.loads(layout.run_file("serve").read_text())["pid"] == _child(status, "serve")["pid"])
     assert _child(status, "serve")["restarts"] == 1, "it starts on the settings that the daemon runs on"
     assert mfmd("rollback", "--reason", "worse")[0] == 0
     assert status()["serving"]["version"] == 1
     assert mfmd("reload")[0] == ExitCode.USAGE
     assert mfmd("config", "validate")[0] == ExitCode.USAGE
     os.kill(daemon.pid, signal.SIGHUP)
-    wait_until(lambda: len(_logged(tmp_path, "settings_not_reloaded")) == 2)
+    patiently(lambda: len(_logged(tmp_path, "settings_not_reloaded")) == 2)
     assert _metric(layout, 'mfmd_config_reloads_total{result="refused"}') == 2
 
     config.write(gate={"confidence": 0.8}, serving={"enabled": True, "port": 1}, observe={"enabled": True})
-    wait_until(lambda: status()["settings"]["reload"] == ["gate.confidence"])
+    patiently(lambda: status()["settings"]["reload"] == ["gate.confidence"])
     assert status()["settings"]["restart"] == ["serving.port"]
     os.kill(daemon.pid, signal.SIGHUP)
-    wait_until(lambda: status()["settings"]["reload"] == [])
+    patiently(lambda: status()["settings"]["reload"] == [])
     assert any("only a restart applies: serving.port" in text for text in status()["messages"])
     assert _metric(layout, 'mfmd_config_changed_settings{needs="restart"}') == 1
     snapshot = json.loads(layout.run_file("settings").read_text())
@@ -134,5 +141,5 @@ def test_a_running_daemon_and_its_file(daemon, config, layout, mfmd, status, wai
     for name in ("serve", "observe"):
         pid = _child(status, name)["pid"]
         os.kill(pid, signal.SIGHUP)
-    wait_until(lambda: len(_logged(tmp_path, "settings_reloaded")) == 4)
+    patiently(lambda: len(_logged(tmp_path, "settings_reloaded")) == 4)
     assert [_child(status, name)["restarts"] for name in ("serve", "observe")] == [1, 0]

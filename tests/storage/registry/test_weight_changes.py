@@ -4,9 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import save_file
-from safetensors.torch import save_file as save_torch
 
 from storage.errors import CorruptCheckpoint
 from storage.registry.weight_changes import TensorChange, weight_changes
@@ -49,6 +47,9 @@ def test_each_tensor_is_compared_by_norms(tmp_path: Path):
 
 
 def test_bfloat16_is_read_without_torch(tmp_path: Path):
+    import torch  # to write what numpy cannot; collecting the tests of this room needs none of it
+    from safetensors.torch import save_file as save_torch
+
     one, other = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
     values = torch.tensor([[1.5, -2.0], [0.25, 1e30]], dtype=torch.bfloat16)
     save_torch({"a": torch.zeros(3), "b": values}, one)

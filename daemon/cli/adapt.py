@@ -50,7 +50,7 @@ def _in_process(settings: "Settings", layout: "StateLayout", show: "ShowProgress
     A round that a kill interrupted is gone on with instead of a new one.
     """
     from daemon.rounds.recovery import recover
-    from daemon.rounds.runner import RoundContext, continue_round, run_round
+    from daemon.rounds.runner import RoundContext, continue_round, launch_round
     from daemon.runtime.logs import configure_logs
     from daemon.runtime.signals import stop_event
     from storage.buffer.frames import FrameBuffer
@@ -65,7 +65,7 @@ def _in_process(settings: "Settings", layout: "StateLayout", show: "ShowProgress
             interrupted = recover(settings, buffer, registry)
             context = RoundContext(settings, buffer, registry, stop, lambda item: _show(show, item))
             if interrupted is None:
-                verdict = run_round(context, "manual")
+                verdict = launch_round(context, "manual")
             else:
                 typer.echo(f"Round {interrupted} was interrupted and goes on.", err=True)
                 verdict = continue_round(context, interrupted)
@@ -128,37 +128,31 @@ def _outcome(folder: "RoundFolder | None", number: int, *, stopping: bool) -> "V
     """
     from daemon.control.client import ControlFailed
     from daemon.errors import Stopping
-    from daemon.gate.shadow_trial import is_open
-    from daemon.rounds.history import summarise
-    from daemon.rounds.runner import RoundFailed, RoundSuspended, saved_step
+    from daemon.rounds.runner import RoundFailed, RoundSuspended
 
     if folder is None and stopping:
         raise Stopping(f"round {number} did not begin before the daemon was stopped; ask again when it runs")
     if folder is None:
         raise ControlFailed(f"round {number} did not begin; the daemon's log says why")
-    verdict, step = folder.verdict(), saved_step(folder)
-    if verdict is not None:
-        summary = summarise(folder)
-        if summary.result == "failed":
-            message = f"round {number} failed: {summary.reason}; see {folder.log}"
-            raise RoundFailed(verdict, summary.reason, message)
-        return verdict
-    if not stopping:
-        raise ControlFailed(f"round {number} did not run to a verdict; the daemon's log says why")
-    if is_open(folder):
-        raise RoundSuspended(
-            f"the daemon ended while the candidate of round {number} ran in the shadow; "
-            "the next `mfmd run` or `mfmd adapt` goes on with it"
-        )
-    if not step:
-        raise ControlFailed(
-            f"the daemon ended before round {number} had saved any state; the next `mfmd run` records it as failed"
-        )
-    how = "was stopped" if folder.events()[-1].event == "suspended" else "ended"
-    raise RoundSuspended(
-        f"the daemon {how} while round {number} ran; "
-        f"the next `mfmd run` or `mfmd adapt` goes on with it from step {step}"
-    )
+    goes_on, step, verdict = "the next `mfmd run` or `mfmd adapt` goes on with it", folder.saved_step, folder.verdict()
+    match folder.record().stage:
+        case "failed" if verdict is not None and (scores := folder.scores()) is not None:
+            raise RoundFailed(verdict, scores.reason, f"round {number} failed: {scores.reason}; see {folder.log}")
+        case "promoted" | "rejected" if verdict is not None:
+            return verdict
+        case _ if not stopping:
+            raise ControlFailed(f"round {number} did not run to a verdict; the daemon's log says why")
+        case "shadowing":
+            raise RoundSuspended(f"the daemon ended while the candidate of round {number} ran in the shadow; {goes_on}")
+        case "judged":
+            raise RoundSuspended(f"the daemon ended before it acted on the verdict of round {number}; {goes_on}")
+        case _ if not step:
+            raise ControlFailed(
+                f"the daemon ended before round {number} had saved any state; the next `mfmd run` records it as failed"
+            )
+        case stage:
+            how = "was stopped" if stage == "suspended" else "ended"
+            raise RoundSuspended(f"the daemon {how} while round {number} ran; {goes_on} from step {step}")
 
 
 def _show(show: "ShowProgress", progress: "Progress") -> None:

@@ -188,7 +188,8 @@ class StateCollector(Collector):
         yield "mfmd_registry_versions", len(self._registry.versions())
 
     def _last_round(self) -> Iterator[Values]:
-        recent = [item for item in summaries(self._rounds, 5, alive=True) if item.result != "running"]
+        rounds = summaries(self._rounds, 5, alive=True)
+        recent = [item for item in rounds if item.result not in ("running", "suspended")]
         last = recent[0] if recent else None
         good = next((item for item in recent if item.result in ("promoted", "rejected", "inconclusive")), None)
         yield "mfmd_round_last_number", last.round if last else 0

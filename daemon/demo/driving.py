@@ -21,7 +21,7 @@ from storage.buffer.catalog import Catalog
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder, RoundStore
-from storage.rounds.records import Verdict
+from storage.rounds.records import ENDED, Verdict
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30.0
@@ -192,8 +192,8 @@ class DrivenDaemon:
         else:
             losses = ", ".join(f"{name} {value:.2f}" for name, value in progress.losses.items())
             show(progress.step, max(1, progress.steps), f"{progress.phase} {losses}")
-        if verdict is None or (verdict.decision == "accepted" and verdict.version is None):
-            return None  # an accepted verdict gets its version once the candidate is in the registry and serves
+        if verdict is None or folder.record().stage not in ENDED:
+            return None
         return RoundOver(verdict, scores.seconds if scores else verdict.at - folder.spec().created)
 
     def tail(self) -> str:

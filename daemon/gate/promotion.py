@@ -1,4 +1,4 @@
-"""What may move the serving ref: the verdict on a round, a first release, an operator's rollback. One function each.
+"""What may move the serving ref: the verdict on a round, a first release, an operator. One function each.
 
 Nothing else in mfmd promotes or rolls back. No torch: the control plane and the command line call this.
 """
@@ -8,7 +8,7 @@ import time
 from configs.settings import Settings
 from daemon.gate.candidate import candidate_manifest, tensor_differences
 from daemon.gate.decide import GATE, decide
-from daemon.gate.shadow_trial import asks_for_shadow, begin_trial, end_shadow, look
+from daemon.gate.shadow import asks_for_shadow, end_shadow, new_trial, poll_shadow
 from daemon.runtime.logs import get_logger
 from storage.durable.digest import digest_of
 from storage.errors import CorruptCheckpoint, DurabilityLost, ServingChanged, StorageError, UnknownVersion
@@ -19,7 +19,7 @@ from storage.registry.registry import CheckpointRegistry
 from storage.registry.shadow_record import ShadowRecords
 from storage.registry.versions import WEIGHTS
 from storage.rounds.folder import RoundFolder
-from storage.rounds.records import RoundScores, RoundSpec, Verdict
+from storage.rounds.records import RoundScores, RoundSpec, Stage, Verdict
 
 NO_REASON = "no reason given"
 """What the history says of a move that nobody explained."""
@@ -27,36 +27,70 @@ NO_REASON = "no reason given"
 log = get_logger(__name__)
 
 
-def judge(
+def advance_round(
     registry: CheckpointRegistry, folder: RoundFolder, settings: Settings, *, waited: float = 0.0, stopped: bool = False
-) -> Verdict | None:
-    """Decide on a finished round and act on it; returns the verdict, which is also in `verdict.json`.
+) -> Stage:
+    """Take a round whose process has ended as far as it goes now; return its stage: an end, or `shadowing`.
 
-    An accepted candidate becomes a version and serves, unless somebody made another version serve meanwhile: an
-    operator's rollback during the round stands, and the verdict is inconclusive. Every verdict is in the registry's
-    history. Then old versions are pruned. Safe to call again after a crash: what is decided stays decided, what is
-    half done is finished.
-
-    Returns none while the candidate runs in the shadow first (`gate.shadow_images`): call again then, with the seconds
-    `waited` since that was last noted; `stopped` ends it. Raises StorageError when the round left no scores,
+    Each stage has its function, and each function may run again after a crash: what is decided stays decided, what is
+    half done is finished. While the round is `shadowing`, call again with the seconds `waited` since that was last
+    noted; `stopped` ends the wait. Raises StorageError when the round left no scores or what serves is not known,
     CorruptCheckpoint when the incumbent's files are damaged.
     """
-    verdict, spec = folder.verdict(), folder.spec()
+    while True:
+        match folder.record().stage:
+            case "promoted" | "rejected" | "failed" as end:
+                return end
+            case "judged":
+                return act_on_verdict(registry, folder, settings)
+            case "shadowing":
+                if poll_trial(registry, folder, settings, waited=waited, stopped=stopped) == "shadowing":
+                    return "shadowing"
+            case _:
+                judge_scores(registry, folder, settings)
+
+
+def judge_scores(registry: CheckpointRegistry, folder: RoundFolder, settings: Settings) -> Stage:
+    """Decide on `scores.json`. Next is `judged`, or `shadowing` for a candidate that first runs in the shadow."""
+    spec, scores = folder.spec(), _scores(folder)
+    verdict = _decided(registry, folder, settings, spec, scores)
+    if verdict.decision == "accepted" and asks_for_shadow(settings):
+        version = _added(registry, spec) or _add(registry, folder, spec, scores, None).version
+        return folder.enter("shadowing", trial=new_trial(settings, version, verdict))
+    folder.write_verdict(verdict)
+    return folder.enter("judged")
+
+
+def poll_trial(
+    registry: CheckpointRegistry, folder: RoundFolder, settings: Settings, *, waited: float, stopped: bool
+) -> Stage:
+    """Poll a candidate in the shadow. Next is `judged` once there is a verdict; until then it stays `shadowing`."""
+    verdict = poll_shadow(registry, folder, _records(settings), waited=waited, stopped=stopped)
     if verdict is None:
-        verdict = _reached(registry, folder, settings, spec, waited=waited, stopped=stopped)
-        if verdict is None:
-            return None
+        return "shadowing"
+    _into_manifest(registry, folder, verdict)
+    folder.write_verdict(verdict)
+    return folder.enter("judged")
+
+
+def act_on_verdict(registry: CheckpointRegistry, folder: RoundFolder, settings: Settings) -> Stage:
+    """Act on `verdict.json`: an accepted candidate becomes a version and serves, and the history has every verdict.
+
+    An operator's move during the round stands: then the candidate does not serve, and the verdict is inconclusive. Next
+    is `promoted`, `rejected` or `failed`. Old versions are pruned.
+    """
+    spec, scores, verdict = folder.spec(), _scores(folder), _verdict(folder)
+    if verdict.decision == "accepted":
+        verdict = _promote(registry, folder, spec, scores, verdict)
         folder.write_verdict(verdict)
-        if verdict.decision != "accepted":
-            trial = folder.trial()
-            _record(registry, verdict, spec, trial.version if trial else None)
-    if verdict.decision == "accepted" and verdict.version is None:
-        verdict = _promote(registry, folder, spec, _scores(folder), verdict)
-        folder.write_verdict(verdict)
-    if folder.trial() is not None:
+    if verdict.decision != "accepted":
+        _record(registry, verdict, spec)
+    if folder.record().trial is not None:
         end_shadow(registry, f"round {folder.number}: {verdict.decision}")
+    stage: Stage = "failed" if scores.status == "failed" else "rejected"
+    stage = folder.enter("promoted" if verdict.decision == "accepted" else stage, reason=verdict.reason)
     _prune(registry, settings)
-    return verdict
+    return stage
 
 
 def release(registry: CheckpointRegistry, version: int, by: str, reason: str) -> Ref | None:
@@ -98,32 +132,16 @@ def _scores(folder: RoundFolder) -> RoundScores:
     return scores
 
 
-def _reached(
-    registry: CheckpointRegistry,
-    folder: RoundFolder,
-    settings: Settings,
-    spec: RoundSpec,
-    *,
-    waited: float,
-    stopped: bool,
-) -> Verdict | None:
-    """The verdict on the scores, or after them on what the shadow showed; none while that is waited for."""
-    if folder.trial() is None:
-        scores = _scores(folder)
-        verdict = _decided(registry, folder, settings, spec, scores)
-        if verdict.decision != "accepted" or not asks_for_shadow(settings):
-            return verdict
-        version = _added(registry, spec) or _add(registry, folder, spec, scores, None).version
-        begin_trial(folder, settings, version, verdict)
-    found = look(registry, folder, _records(settings), waited=waited, stopped=stopped)
-    if found is not None:
-        _into_manifest(registry, folder, found)
-    return found
+def _verdict(folder: RoundFolder) -> Verdict:
+    verdict = folder.verdict()
+    if verdict is None:
+        raise StorageError(f"{folder.path / 'verdict.json'}: missing; the round folder was tampered with")
+    return verdict
 
 
 def _into_manifest(registry: CheckpointRegistry, folder: RoundFolder, verdict: Verdict) -> None:
     """The verdict of a candidate that was in the registry before there was one. Damage there must not stop the gate."""
-    trial = folder.trial()
+    trial = folder.record().trial
     try:
         if trial is not None:
             registry.judged(trial.version, verdict.model_dump(mode="json"))
@@ -188,7 +206,6 @@ def _promote(
     except ServingChanged as error:
         withdrawn = _withdrawn(verdict, str(error))
         _into_manifest(registry, folder, withdrawn)
-        _record(registry, withdrawn, spec, version)
         return withdrawn
     return verdict.model_copy(update={"version": version})
 
@@ -235,17 +252,17 @@ def _withdrawn(verdict: Verdict, why: str) -> Verdict:
     return verdict.model_copy(update={"decision": "inconclusive", "reason": reason})
 
 
-def _record(registry: CheckpointRegistry, verdict: Verdict, spec: RoundSpec, version: int | None = None) -> None:
-    """One line of history for a candidate that does not serve."""
-    event = HistoryEvent.model_validate(
-        {
-            "at": verdict.at,
-            "event": verdict.decision,
-            "version": version,
-            "previous": spec.incumbent,
-            "round": spec.round,
-            "by": GATE,
-            "reason": verdict.reason,
-        }
-    )
-    registry.record(event)
+def _record(registry: CheckpointRegistry, verdict: Verdict, spec: RoundSpec) -> None:
+    """One line of history for a candidate that does not serve. A kill before the stage was written adds no second."""
+    if any((event.round, event.at) == (spec.round, verdict.at) for event in registry.history()):
+        return
+    event = {
+        "at": verdict.at,
+        "event": verdict.decision,
+        "version": _added(registry, spec),
+        "previous": spec.incumbent,
+        "round": spec.round,
+        "by": GATE,
+        "reason": verdict.reason,
+    }
+    registry.record(HistoryEvent.model_validate(event))

@@ -13,12 +13,14 @@ from storage.buffer.catalog_records import CatalogCounts
 from storage.errors import StorageError
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder, RoundStore
-from storage.rounds.records import RoundScores, RoundSpec, Verdict
+from storage.rounds.records import ENDED, RoundRecord, RoundScores, Stage, Verdict
 
 LOOK_BACK = 20
 """Rounds looked at to find failures in a row and the last one that was judged."""
 
-Result = Literal["running", "promoted", "rejected", "inconclusive", "failed", "stopped"]
+Result = Literal["running", "suspended", "promoted", "rejected", "inconclusive", "failed", "stopped"]
+WAITING = {"scoring": "the candidate is scored", "judged": "the verdict is acted on"}
+"""What a running round does that does not train."""
 
 
 class RoundSummary(BaseModel):
@@ -29,7 +31,11 @@ class RoundSummary(BaseModel):
     round: int
     """Number."""
     result: Result
-    """running; promoted, rejected or inconclusive by the gate; failed: it crashed, hung or diverged; stopped: by us."""
+    """running; suspended: no daemon runs it now; promoted, rejected or inconclusive by the gate; failed: it crashed,
+    hung or diverged; stopped: by an operator.
+    """
+    stage: Stage | None = None
+    """Where it stands (docs/explanation/rounds.md); None for a damaged folder."""
     reason: str
     """Why."""
     trigger: str | None = None
@@ -37,7 +43,7 @@ class RoundSummary(BaseModel):
     created: float | None = None
     """Start (Unix, seconds)."""
     ended: float | None = None
-    """End of the round itself (Unix, seconds); none while it runs."""
+    """When it ended: the time of its verdict (Unix, seconds); None before."""
     incumbent: int | None = None
     """Version it started from."""
     version: int | None = None
@@ -53,37 +59,37 @@ class RoundSummary(BaseModel):
 
 
 def summarise(folder: RoundFolder, *, alive: bool = False) -> RoundSummary:
-    """The summary of a round. Without a verdict it runs if a process is `alive` that runs it, and else it failed.
+    """The summary of a round. Before its end it runs if a process is `alive` that runs it, and else it is suspended.
 
     A damaged folder counts as failed, with the damage as reason.
     """
     try:
-        decided = (folder.path / "verdict.json").stat().st_mtime_ns
-    except FileNotFoundError:
-        return _summarise(folder, alive=alive)
-    return _decided_summary(folder.path, decided)
+        record = folder.record()
+        if record.stage in ENDED:
+            return _ended_summary(folder.path, record.since)
+        return _summarise(folder, record, alive=alive)
+    except StorageError as error:
+        return RoundSummary(round=folder.number, result="failed", reason=str(error))
 
 
 @lru_cache(maxsize=256)
-def _decided_summary(path: Path, decided: int) -> RoundSummary:
-    """What was decided stays so until the verdict is written again; scores are megabytes: read them once."""
-    return _summarise(RoundFolder(path), alive=False)
+def _ended_summary(path: Path, since: float) -> RoundSummary:
+    """What ended at that time does not change, and scores are megabytes: read them once."""
+    folder = RoundFolder(path)
+    return _summarise(folder, folder.record(), alive=False)
 
 
-def _summarise(folder: RoundFolder, *, alive: bool) -> RoundSummary:
-    try:
-        spec, scores, verdict = folder.spec(), folder.scores(), folder.verdict()
-    except StorageError as error:
-        return RoundSummary(round=folder.number, result="failed", reason=str(error))
-    result, reason = _result(scores, verdict, alive=alive)
-    reason = (_in_shadow(folder) or reason) if result == "running" else reason
+def _summarise(folder: RoundFolder, record: RoundRecord, *, alive: bool) -> RoundSummary:
+    spec, scores, verdict = folder.spec(), folder.scores(), folder.verdict()
+    result = _result(record, scores, verdict, alive=alive)
     return RoundSummary(
         round=folder.number,
         result=result,
-        reason=reason,
+        stage=record.stage,
+        reason=_reason(folder, record, scores, result),
         trigger=spec.trigger,
         created=spec.created,
-        ended=_ended(spec, scores, verdict),
+        ended=(verdict.at if verdict else record.since) if record.stage in ENDED else None,
         incumbent=spec.incumbent,
         version=verdict.version if verdict else None,
         frames=len(spec.train_frames) + len(spec.holdout_frames),
@@ -156,29 +162,31 @@ def _new_frames(catalog: Catalog, counts: CatalogCounts, newest: int) -> int:
     return max(0, counts.committed_total - newest) if there == counts.frames else there
 
 
-def _result(scores: RoundScores | None, verdict: Verdict | None, *, alive: bool) -> tuple[Result, str]:
-    if scores is not None and scores.status != "completed":
-        return scores.status, scores.reason
-    if verdict is None and alive:
-        return "running", "waiting for the gate" if scores else "no result yet"
-    if verdict is None:
-        return "failed", "it was interrupted; the daemon goes on with it or ends it when it starts"
-    return ("promoted" if verdict.decision == "accepted" else verdict.decision), verdict.reason
+def _result(record: RoundRecord, scores: RoundScores | None, verdict: Verdict | None, *, alive: bool) -> Result:
+    if record.stage not in ENDED:
+        return "running" if alive else "suspended"
+    if record.stage == "rejected" and scores is not None and scores.status == "stopped":
+        return "stopped"
+    if record.stage == "rejected" and verdict is not None:
+        return "inconclusive" if verdict.decision == "inconclusive" else "rejected"
+    return "promoted" if record.stage == "promoted" else "failed"
+
+
+def _reason(folder: RoundFolder, record: RoundRecord, scores: RoundScores | None, result: Result) -> str:
+    if result == "running":
+        return _in_shadow(folder) if record.stage == "shadowing" else WAITING.get(record.stage, "no result yet")
+    if result == "suspended":
+        return "it was interrupted; the next daemon goes on with it or ends it"
+    return scores.reason if scores is not None and result in ("failed", "stopped") else record.reason
 
 
 def _in_shadow(folder: RoundFolder) -> str:
-    """How far the candidate is that runs in the shadow; empty when it does not."""
+    """How far the candidate is that runs in the shadow."""
     progress = folder.last_progress()
     if progress is None or progress.phase != "shadow":
-        return ""
+        return "in the shadow"
     agreed = f", {progress.agreement:.1%} of their pixels as served" if progress.agreement is not None else ""
     return f"in the shadow: {progress.step} of {progress.steps} live images compared{agreed}"
-
-
-def _ended(spec: RoundSpec, scores: RoundScores | None, verdict: Verdict | None) -> float | None:
-    if verdict is not None:
-        return verdict.at
-    return spec.created + scores.seconds if scores is not None else None
 
 
 def _steps(folder: RoundFolder) -> int:

@@ -7,7 +7,7 @@ from functools import partial
 
 from configs.settings import Settings
 from daemon.errors import NotEnoughFrames, RoundRunning, Stopping
-from daemon.gate.shadow_trial import end_shadow, open_trial
+from daemon.gate.shadow import end_shadow, open_trial
 from daemon.metrics import RoundMetrics
 from daemon.rounds.history import schedule_state, summarise
 from daemon.rounds.recovery import finish_round
@@ -17,7 +17,7 @@ from daemon.rounds.runner import (
     RoundSuspended,
     check_frames,
     continue_round,
-    run_round,
+    launch_round,
 )
 from daemon.rounds.schedule import Due, Trigger, due
 from daemon.runtime.logs import get_logger
@@ -144,7 +144,7 @@ class RoundLoop:
         if self._interrupted is not None:
             return partial(continue_round, number=self._interrupted)
         trigger = self._claim()
-        return partial(run_round, trigger=trigger) if trigger is not None else None
+        return partial(launch_round, trigger=trigger) if trigger is not None else None
 
     def _run(self, work: Work) -> float:
         """One round; returns the seconds until the next look."""

@@ -4,10 +4,10 @@ One unfinished round is not ended but gone on with: `daemon.rounds.resume`.
 """
 
 from configs.settings import Settings
-from daemon.gate.promotion import judge
-from daemon.gate.shadow_trial import end_shadow, open_trial
+from daemon.gate.promotion import advance_round
+from daemon.gate.shadow import end_shadow, open_trial
 from daemon.rounds.inheritance import promoted_round
-from daemon.rounds.resume import ended_by_operator, interrupted_round, obstacle
+from daemon.rounds.resume import interrupted_round, obstacle
 from daemon.rounds.runner import GRACE_SECONDS, STOPPED, record_failure
 from daemon.runtime.logs import get_logger
 from daemon.runtime.process_group import end_leftovers
@@ -16,6 +16,7 @@ from storage.errors import StorageError
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder, RoundStore
+from storage.rounds.records import AT_WORK, ENDED
 
 INTERRUPTED = "the daemon ended while the round ran"
 
@@ -25,10 +26,9 @@ log = get_logger(__name__)
 def recover(settings: Settings, buffer: FrameBuffer, registry: CheckpointRegistry) -> int | None:
     """Make the state directory consistent; call it under the lock, before anything else works on it.
 
-    Returns the number of the round that goes on (`rounds.continue_round`), or none: it keeps its frames from ingest.
-    Any other round that wrote no scores failed. One that did and was not judged is judged now: its candidate is
-    complete. If that is to run in the shadow first, or does already, the round goes on too, but needs no frames.
-    Training states that nobody can go on from are removed.
+    Returns the number of the round that goes on (`runner.continue_round`), or None. A round that goes on training keeps
+    its frames from ingest; one that is `shadowing` needs none. Every other round is taken to its end: without scores it
+    failed, with scores it is judged now. Training states that no round can go on from are removed.
     """
     layout = StateLayout(settings.state)
     end_leftovers(layout, GRACE_SECONDS)
@@ -62,32 +62,27 @@ def _finish(folder: RoundFolder, buffer: FrameBuffer, registry: CheckpointRegist
 
 
 def finish_round(folder: RoundFolder, registry: CheckpointRegistry, settings: Settings, why: str = INTERRUPTED) -> None:
-    """Bring a round that does not run any more to its verdict; nothing happens when it has one and it was acted on.
+    """Take a round whose process does not run any more to its end, or to `shadowing`.
 
-    One without scores failed, for the reason `why`, unless an operator had ended it. A candidate that is to run in the
-    shadow is put there, and its round stays open (`shadow_trial.open_trial`).
-
-    A folder with damaged records is left as it is: it shows as failed, and nothing in it can be trusted.
-    Raises StorageError or OSError when judging is impossible now; the candidate waits.
+    Nothing happens when it has ended. One without scores failed, for the reason `why`, unless an operator had stopped
+    it. A folder with damaged records stays as it is: it counts as failed, and nothing in it can be trusted. Raises
+    StorageError or OSError when the round cannot be judged now; the candidate waits.
     """
     if damage_of(folder):
         return
-    verdict = folder.verdict()
-    if verdict is not None and (verdict.decision != "accepted" or verdict.version is not None):
+    record = folder.record()
+    if record.stage in ENDED:
         return
-    if folder.scores() is None and ended_by_operator(folder):
-        record_failure(folder, "stopped", STOPPED)
-    elif folder.scores() is None:
-        record_failure(folder, "failed", why)
-    verdict = judge(registry, folder, settings)
-    if verdict is not None:
-        log.warning("round_finished_late", round=folder.number, decision=verdict.decision, reason=verdict.reason)
+    if record.stage in AT_WORK and folder.scores() is None:
+        record_failure(folder, *(("stopped", STOPPED) if record.stopped else ("failed", why)))
+    stage = advance_round(registry, folder, settings)
+    log.warning("round_finished_late", round=folder.number, stage=stage, reason=folder.record().reason)
 
 
 def damage_of(folder: RoundFolder) -> str:
     """What is wrong with the records of a round; empty when they can be read."""
     try:
-        folder.spec(), folder.scores(), folder.trial(), folder.verdict()
+        folder.record(), folder.spec(), folder.scores(), folder.verdict()
     except StorageError as error:
         return str(error)
     return ""

@@ -9,12 +9,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from configs.settings import Settings
-from daemon.rounds.runner import saved_step
 from storage.buffer.frames import FrameBuffer
 from storage.errors import StorageError
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder, RoundStore
-from storage.rounds.records import RoundEvent
+from storage.rounds.records import AT_WORK
 
 TRIES = 3
 """Crashes after starts from one and the same state; a round that got no further in any of them is not started again."""
@@ -30,22 +29,6 @@ def interrupted_round(store: RoundStore, buffer: FrameBuffer, registry: Checkpoi
     return folder.number
 
 
-def ended_by_operator(folder: RoundFolder) -> bool:
-    """Whether somebody stopped the round for good, be it that it could not write its scores any more."""
-    return any(event.event == "ended" for event in folder.events())
-
-
-def _tries(folder: RoundFolder) -> list[RoundEvent]:
-    """Starts that ended by a crash, of the round or of what ran it; an orderly stop says nothing against a round."""
-    tries: list[RoundEvent] = []
-    for event in folder.events():
-        if event.event == "started":
-            tries.append(event)
-        elif event.event == "suspended" and tries:
-            tries.pop()
-    return tries
-
-
 def store_root(folder: RoundFolder) -> Path:
     """The state directory that a round's folder lies in."""
     return folder.path.resolve().parents[1]
@@ -54,21 +37,21 @@ def store_root(folder: RoundFolder) -> Path:
 def obstacle(folder: RoundFolder, buffer: FrameBuffer, registry: CheckpointRegistry) -> str:
     """Why a round does not go on; empty when it can."""
     try:
-        scores, spec = folder.scores(), folder.spec()
-        if folder.verdict() is not None or (scores is not None and scores.status != "stopped"):
+        record, scores, spec = folder.record(), folder.scores(), folder.spec()
+        if record.stage not in AT_WORK or (scores is not None and scores.status != "stopped"):
             return "it has ended"
         settings = Settings.model_validate(spec.settings)
     except StorageError as error:
         return str(error)
     except ValidationError as error:
         return f"its settings are not valid any more: {error.errors()[0]['msg']}"
-    if ended_by_operator(folder):
+    if record.stopped:
         return "an operator ended it"
-    if not saved_step(folder):
+    step = folder.saved_step
+    if not step:
         return "it had saved no training state"
-    tries = _tries(folder)[-TRIES:]
-    if len(tries) == TRIES and all(start.step == saved_step(folder) for start in tries):
-        return f"{TRIES} starts from step {saved_step(folder)} came no further"
+    if record.crashes()[-TRIES:] == [step] * TRIES:
+        return f"{TRIES} starts from step {step} came no further"
     serving = registry.serving()
     if serving is None or serving.version != spec.incumbent:
         return f"version {spec.incumbent} does not serve any more"

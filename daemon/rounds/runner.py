@@ -1,4 +1,4 @@
-"""One round from outside: lease frames, write the spec, launch, wait, judge. Used by the daemon and by `mfmd adapt`.
+"""One round from outside: lease frames, write the spec, launch, follow, conclude. For the daemon and `mfmd adapt`.
 
 The round is a process group of its own. It may crash or hang: what it left is recorded as a failed round, its frames
 are released, and the incumbent serves on. When it is this side that ends first, the next one goes on with the round
@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from enum import Enum, auto
+from typing import Any, NoReturn
 
 from configs.settings import RoundSettings, Settings
 from daemon.errors import DaemonError, NotEnoughFrames
-from daemon.gate.promotion import judge
-from daemon.gate.shadow_trial import is_open, note_wait, progress_of
+from daemon.gate.promotion import advance_round
+from daemon.gate.shadow import note_wait, progress_of
 from daemon.rounds.inheritance import inherited_round, promoted_round
 from daemon.rounds.launch import launch_command, launch_environment
 from daemon.rounds.schedule import Trigger
@@ -30,11 +31,11 @@ from storage.registry.provenance import snapshot_of
 from storage.registry.registry import CheckpointRegistry
 from storage.registry.shadow_record import ShadowRecords
 from storage.rounds.folder import RoundFolder, RoundStore
-from storage.rounds.records import Progress, RoundEvent, RoundScores, RoundSpec, Verdict
+from storage.rounds.records import AT_WORK, Progress, RoundScores, RoundSpec, RoundStart, Stage, Verdict
 
 POLL_SECONDS = 0.2
-LOOK_SECONDS = 0.5
-"""How often a candidate in the shadow is looked at (seconds)."""
+POLL_SHADOW_SECONDS = 0.5
+"""How often a candidate in the shadow is polled (seconds)."""
 NOTE_SECONDS = 10.0
 """How often the time waited for it is written down (seconds): a kill loses no more of it."""
 GRACE_SECONDS = 8.0
@@ -90,7 +91,7 @@ class RoundContext:
         return RoundStore(StateLayout(self.settings.state).rounds)
 
 
-def run_round(context: RoundContext, trigger: Trigger) -> Verdict:
+def launch_round(context: RoundContext, trigger: Trigger) -> Verdict:
     """Run one round now and act on its verdict. Only one at a time, under the state directory's lock.
 
     Raises NoCheckpoint or NotEnoughFrames when it cannot start, RoundFailed after a failure was recorded,
@@ -103,28 +104,22 @@ def run_round(context: RoundContext, trigger: Trigger) -> Verdict:
         check_frames(frames, settings)
         folder = store.create(_spec(context, number, incumbent, frames, trigger))
         log.info("round_started", round=number, trigger=trigger, incumbent=incumbent, frames=len(frames))
-        _run_process(context, settings.round, folder)
-    return _concluded(context, folder)
+        _train(context, settings.round, folder)
+    return _conclude(context, folder)
 
 
 def continue_round(context: RoundContext, number: int) -> Verdict:
-    """Go on with a round that was interrupted (`continuation.interrupted_round`), from its last state, or with its
-    candidate in the shadow (`shadow_trial.open_trial`). Raises as `run_round`.
+    """Go on with a round that was interrupted: from its last training state (`resume.interrupted_round`), or with its
+    candidate in the shadow (`shadow.open_trial`). Raises as `launch_round`.
     """
     folder = context.store.folder(number)
-    if is_open(folder):
-        return _concluded(context, folder)
-    with _leased(context.buffer, number):
-        settings = Settings.model_validate(folder.spec().settings)  # its own: the state belongs to them
-        folder.remove_scores()
-        log.info("round_continued", round=number, step=saved_step(folder))
-        _run_process(context, settings.round, folder)
-    return _concluded(context, folder)
-
-
-def saved_step(folder: RoundFolder) -> int:
-    """Step of a round's newest training state; 0: it has none."""
-    return max(folder.states.steps(), default=0)
+    if folder.record().stage in AT_WORK:
+        with _leased(context.buffer, number):
+            settings = Settings.model_validate(folder.spec().settings)  # its own: the state belongs to them
+            folder.remove_scores()
+            log.info("round_continued", round=number, step=folder.saved_step)
+            _train(context, settings.round, folder)
+    return _conclude(context, folder)
 
 
 @contextmanager
@@ -140,41 +135,41 @@ def _leased(buffer: FrameBuffer, number: int) -> Iterator[None]:
     buffer.release(number)
 
 
-def _concluded(context: RoundContext, folder: RoundFolder) -> Verdict:
-    """Judge a round that has ended, and tidy up after it."""
+def _conclude(context: RoundContext, folder: RoundFolder) -> Verdict:
+    """Take a round whose process has ended to its end, and tidy up after it."""
     settings, registry, store, number = context.settings, context.registry, context.store, folder.number
-    verdict = _judged(context, folder)
+    stage = _await_end(context, folder)
     heir = promoted_round(registry)
     store.remove_states(spare=heir)
+    verdict, scores = folder.verdict(), folder.scores()
     store.prune(settings.round.keep_folders, spare=heir)
-    scores = folder.scores()
-    log.info("round_ended", round=number, decision=verdict.decision, reason=verdict.reason, version=verdict.version)
-    if scores is not None and scores.status == "failed":
+    assert verdict is not None and scores is not None  # a round ends with both
+    log.info("round_ended", round=number, stage=stage, reason=verdict.reason, version=verdict.version)
+    if stage == "failed":
         raise RoundFailed(verdict, scores.reason, f"round {number} failed: {scores.reason}; see {folder.log}")
     return verdict
 
 
-def _judged(context: RoundContext, folder: RoundFolder) -> Verdict:
-    """The verdict on a round that has ended; waits for it while the candidate runs in the shadow.
+def _await_end(context: RoundContext, folder: RoundFolder) -> Stage:
+    """The end of a round; waits for it while the candidate runs in the shadow.
 
-    A rollback in that time is seen at the next look; what serves and who asks meanwhile are no concern of this thread.
+    A rollback in that time is seen at the next poll. Serving and asking for rounds are no concern of this thread.
     """
-    stopped, noted = False, time.monotonic()
-    while True:
-        if is_open(folder):
+    stopped, noted, ended = False, time.monotonic(), False
+    while not ended:
+        if folder.record().stage == "shadowing":
             _show_shadow(context, folder)
-        waited = time.monotonic() - noted
-        ends = stopped and not context.suspends
-        verdict = judge(context.registry, folder, context.settings, waited=waited, stopped=ends)
-        if verdict is not None:
-            return verdict
-        if stopped or waited > NOTE_SECONDS:
+        waited, gives_up = time.monotonic() - noted, stopped and not context.suspends
+        stage = advance_round(context.registry, folder, context.settings, waited=waited, stopped=gives_up)
+        ended = stage != "shadowing"
+        if not ended and (stopped or waited > NOTE_SECONDS):
             note_wait(folder, waited)
             noted += waited
-        if stopped:
+        if not ended and stopped:
             log.info("round_suspended", round=folder.number, shadow=True)
             raise RoundSuspended(f"the candidate of round {folder.number} goes on in the shadow with the next daemon")
-        stopped = context.stop.wait(LOOK_SECONDS)
+        stopped = not ended and context.stop.wait(POLL_SHADOW_SECONDS)
+    return stage
 
 
 def _show_shadow(context: RoundContext, folder: RoundFolder) -> None:
@@ -228,52 +223,75 @@ def _spec(
     )
 
 
-def _run_process(context: RoundContext, settings: RoundSettings, folder: RoundFolder) -> None:
-    """Launch, follow, end. Afterwards nothing of it runs, and `scores.json` exists unless it is suspended."""
-    folder.append_event(RoundEvent(at=time.time(), step=saved_step(folder)))
-    command = launch_command(settings, folder.spec_path)
-    layout = StateLayout(context.settings.state)
+class _End(Enum):
+    """Why a round's process is not followed any more."""
+
+    BY_ITSELF = auto()
+    STOPPED = auto()
+    TOO_LONG = auto()
+
+
+def _train(context: RoundContext, settings: RoundSettings, folder: RoundFolder) -> None:
+    """Launch the round's process, follow it, end it. Afterwards nothing of it runs, and `scores.json` exists.
+
+    Raises RoundSuspended when the daemon stopped it and it goes on later.
+    """
+    start = RoundStart(at=time.time(), step=folder.saved_step)
+    folder.enter("training", starts=(*folder.record().starts, start))
+    command, layout = launch_command(settings, folder.spec_path), StateLayout(context.settings.state)
     group = ProcessGroup(layout, command, log=folder.log, nice=NICE, environment=launch_environment(settings))
+    limit = settings.max_seconds + SCORING_SECONDS
     try:
-        cause = _follow(group, folder, context, settings.max_seconds + SCORING_SECONDS)
-        stopped = cause == "stopped" or (not cause and context.stop.is_set())
+        end = _follow(group, folder, context, limit)
+        stopped = end is not _End.TOO_LONG and context.stop.is_set()
         if stopped and not context.suspends:
-            _note(folder, "ended")  # before anything of it ends: should this process die now, the round is over as well
+            _note(folder, stopped=True)  # before its process is told: should this process die now, the round has ended
         status = group.stop(GRACE_SECONDS)
     finally:
         group.kill()
     scores = folder.scores()
-    if stopped and context.suspends and saved_step(folder) and (scores is None or scores.status == "stopped"):
-        if cause or scores is not None:  # otherwise it died by itself in that moment, which counts as a crash
-            _note(folder, "suspended")
-        log.info("round_suspended", round=folder.number, step=saved_step(folder))
-        raise RoundSuspended(f"round {folder.number} goes on from step {saved_step(folder)} with the next daemon")
-    if scores is None:
-        reason = STOPPED if stopped else cause or _death(status, folder)
-        record_failure(folder, "stopped" if stopped else "failed", reason)
+    if stopped and context.suspends and folder.saved_step and (scores is None or scores.status == "stopped"):
+        _suspend(folder, orderly=end is _End.STOPPED or scores is not None)
+    if scores is None and stopped:
+        record_failure(folder, "stopped", STOPPED)
+    elif scores is None:
+        too_long = f"no end after {limit:.0f} s (round.max_seconds and {SCORING_SECONDS:.0f} s for scoring)"
+        record_failure(folder, "failed", too_long if end is _End.TOO_LONG else _death(status, folder))
 
 
-def _note(folder: RoundFolder, event: Literal["suspended", "ended"]) -> None:
-    """Write down who stopped the round. A full disk must not keep it from stopping: then it counts as a crash."""
+def _suspend(folder: RoundFolder, *, orderly: bool) -> NoReturn:
+    """Leave a round to the next daemon. Not `orderly`: its process died by itself, which counts as a crash."""
+    if orderly:
+        *before, last = folder.record().starts
+        _note(folder, stage="suspended", starts=(*before, last.model_copy(update={"orderly": True})))
+    log.info("round_suspended", round=folder.number, step=folder.saved_step)
+    raise RoundSuspended(f"round {folder.number} goes on from step {folder.saved_step} with the next daemon")
+
+
+def _note(folder: RoundFolder, **changes: Any) -> None:
+    """Change the round's record. A full disk must not keep a round from stopping: the stop then counts as a crash."""
     try:
-        folder.append_event(RoundEvent(at=time.time(), step=saved_step(folder), event=event))
+        folder.enter(**changes) if "stage" in changes else folder.change(**changes)
     except (OSError, StorageError) as error:
-        log.warning("round_event_not_written", round=folder.number, what=event, error=str(error))
+        log.warning("round_record_not_written", round=folder.number, error=str(error))
 
 
-def _follow(group: ProcessGroup, folder: RoundFolder, context: RoundContext, limit: float) -> str:
-    """Until the leader ends, `stop` is set or the time is up; returns why we end it, or nothing."""
-    deadline, shown = time.monotonic() + limit, 0.0
+def _follow(group: ProcessGroup, folder: RoundFolder, context: RoundContext, limit: float) -> _End:
+    """Show the progress until the process ends, `stop` is set or the time (seconds) is up."""
+    deadline, shown, scoring = time.monotonic() + limit, 0.0, False
     while group.poll() is None:
         if context.stop.wait(POLL_SECONDS):
-            return "stopped"
+            return _End.STOPPED
         progress = folder.last_progress()
         if progress is not None and progress.at > shown:
             shown = progress.at
             context.on_progress(progress)
+            if progress.phase == "scoring" and not scoring:
+                scoring = True
+                _note(folder, stage="scoring")
         if time.monotonic() > deadline:
-            return f"no end after {limit:.0f} s (round.max_seconds and {SCORING_SECONDS:.0f} s for scoring)"
-    return ""
+            return _End.TOO_LONG
+    return _End.BY_ITSELF
 
 
 def _death(status: int, folder: RoundFolder) -> str:

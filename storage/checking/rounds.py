@@ -12,11 +12,12 @@ from storage.checking.problem import Problem, Scope
 from storage.errors import StorageError
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder, RoundStore
+from storage.rounds.records import AT_WORK
 
 RECORDS: tuple[tuple[str, Callable[[RoundFolder], object]], ...] = (
+    ("round.json", RoundFolder.record),
     ("spec.json", RoundFolder.spec),
     ("scores.json", RoundFolder.scores),
-    ("shadow.json", RoundFolder.trial),
     ("verdict.json", RoundFolder.verdict),
 )
 LENGTH_BYTES = 8
@@ -124,10 +125,7 @@ def _over(store: RoundStore, number: int) -> str:
     latest = store.latest()
     if latest is not None and latest.number != number:
         return f"is older than round {latest.number}"
-    folder = store.folder(number)
     try:
-        scores = folder.scores()
-        ended = folder.verdict() is not None or (scores is not None and scores.status != "stopped")
+        return "" if store.folder(number).record().stage in AT_WORK else "needs none any more"
     except StorageError:
         return "is damaged"
-    return "has ended" if ended else ""

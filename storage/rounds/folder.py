@@ -1,16 +1,18 @@
 """Round folders: what the daemon and a round say to each other, as files that a person can read."""
 
+import time
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from storage import durable
 from storage.durable.record import Record
 from storage.errors import StorageError, UnknownRound
-from storage.rounds.records import Progress, RoundEvent, RoundScores, RoundSpec, ShadowTrial, Verdict
+from storage.rounds.records import Progress, RoundRecord, RoundScores, RoundSpec, Stage, Verdict
 from storage.rounds.training_states import TrainingStates
 
+RECORD = "round.json"
 TAIL_BYTES = 16 * 1024
 """The last progress line is looked for in this much of the file's end (bytes)."""
 
@@ -18,7 +20,9 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 class RoundFolder:
-    """One round's folder. `spec.json` is there from its first moment; `scores.json` is the last that a round writes."""
+    """One round's folder. `spec.json` and `round.json` exist from the beginning; the round's process writes
+    `scores.json` last.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,18 +59,33 @@ class RoundFolder:
             raise StorageError(f"{self.spec_path}: missing; the round folder was tampered with")
         return spec
 
-    def append_event(self, event: RoundEvent) -> None:
-        """Add a line to `starts.jsonl`, durably; of a start before the process it tells of starts."""
-        durable.append_line(self.path / "starts.jsonl", event.model_dump_json())
+    def record(self) -> RoundRecord:
+        """Where the round stands.
 
-    def events(self) -> list[RoundEvent]:
-        """Starts and stops of the round's processes, oldest first; a torn line is one that did not happen."""
-        path = self.path / "starts.jsonl"
-        return _parsed(path.read_bytes().splitlines(), RoundEvent) if path.exists() else []
+        Raises StorageError when `round.json` is damaged or missing, as in folders of mfmd before 0.1.0.
+        """
+        record = _read(self.path / RECORD, RoundRecord)
+        if record is None:
+            raise StorageError(
+                f"{self.path / RECORD}: missing; the folder was tampered with or is of an mfmd before 0.1.0: remove it"
+            )
+        return record
 
-    def starts(self) -> list[RoundEvent]:
-        """Every start of the round's processes, oldest first."""
-        return [event for event in self.events() if event.event == "started"]
+    def enter(self, stage: Stage, **changes: Any) -> Stage:
+        """Let the round enter a stage, durably; `changes` are other fields of its record. Returns the stage."""
+        self.change(stage=stage, since=time.time(), **changes)
+        return stage
+
+    def change(self, **changes: Any) -> RoundRecord:
+        """Change fields of the record, durably."""
+        record = self.record().model_copy(update=changes)
+        durable.write_record(self.path / RECORD, record)
+        return record
+
+    @property
+    def saved_step(self) -> int:
+        """Step of the newest training state; 0 without one."""
+        return max(self.states.steps(), default=0)
 
     def append_progress(self, progress: Progress) -> None:
         """Add a line to `progress.jsonl`: flushed, not fsynced, for it is news and not a record."""
@@ -109,14 +128,6 @@ class RoundFolder:
         """The gate's decision; none before it. Raises StorageError when damaged."""
         return _read(self.path / "verdict.json", Verdict)
 
-    def write_trial(self, trial: ShadowTrial) -> None:
-        """Write `shadow.json` durably."""
-        durable.write_record(self.path / "shadow.json", trial)
-
-    def trial(self) -> ShadowTrial | None:
-        """The candidate's time in the shadow; none when it had none. Raises StorageError when damaged."""
-        return _read(self.path / "shadow.json", ShadowTrial)
-
 
 class RoundStore:
     """All round folders of a state directory; one writer, the daemon."""
@@ -129,13 +140,14 @@ class RoundStore:
         return max(self.numbers(), default=0) + 1
 
     def create(self, spec: RoundSpec) -> RoundFolder:
-        """Make the folder of a round with its spec in it. Raises FileExistsError when the number is taken."""
+        """Make the folder of a round, in stage `planned`. Raises FileExistsError when the number is taken."""
         durable.make_directory(self.root)
         durable.remove_partials(self.root)
         final = self.root / f"{spec.round:06d}"
         temporary = self.root / f".{spec.round:06d}{durable.PARTIAL}"
         (temporary / "state").mkdir(parents=True)
         durable.write_record(temporary / "spec.json", spec)
+        durable.write_record(temporary / RECORD, RoundRecord(round=spec.round, since=time.time()))
         durable.publish_directory(temporary, final)
         return RoundFolder(final)
 

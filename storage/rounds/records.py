@@ -43,16 +43,23 @@ class RoundSpec(Record):
     """The leased frames in a few numbers, for the manifest of what the round makes."""
 
 
-class RoundEvent(Record):
-    """One line of `starts.jsonl`: the round's processes were started, or stopped on purpose."""
+Stage = Literal["planned", "training", "scoring", "suspended", "shadowing", "judged", "promoted", "rejected", "failed"]
+"""Where a round stands; docs/explanation/rounds.md says what each stage means and which one follows."""
+AT_WORK: tuple[Stage, ...] = ("planned", "training", "scoring", "suspended")
+"""Stages in which a round holds its frames: its process runs, or will run again."""
+ENDED: tuple[Stage, ...] = ("promoted", "rejected", "failed")
+"""Stages that no other follows."""
+
+
+class RoundStart(Record):
+    """One start of the round's processes."""
 
     at: float
     """Unix time (seconds)."""
     step: int
-    """Step of the newest training state then, which a start goes on from; 0: the beginning."""
-    event: Literal["started", "suspended", "ended"] = "started"
-    """started: for the first time or to go on; suspended: the daemon stopped and the next one goes on; ended: an
-    operator stopped the round for good."""
+    """Step of the newest training state then, from which the start goes on; 0: the beginning."""
+    orderly: bool = False
+    """Whether the daemon stopped it, to go on with it later. Otherwise it runs, has ended, or crashed."""
 
 
 class Progress(Record):
@@ -172,24 +179,46 @@ class Verdict(Record):
 
 
 class ShadowTrial(Record):
-    """`shadow.json`: the candidate was accepted on its scores, and runs in the shadow before it may serve."""
+    """The time in the shadow of a candidate that was accepted on its scores."""
 
     version: int
     """The version that the candidate became."""
     verdict: Verdict
-    """What the gate said on the scores."""
+    """The gate's verdict on the scores."""
     images: int
     """Images to be compared (`gate.shadow_images` when it began)."""
     seconds: float
     """Longest wait for them (`gate.shadow_seconds` when it began)."""
     agreement: float
     """Least share of pixels with the serving version's label (`gate.shadow_agreement` when it began, 0-1)."""
-    failures: float = 1.0
-    """Largest share of images that may fail (`gate.shadow_failures` when it began, 0-1); 1 where it began before there
-    was such a limit."""
+    failures: float
+    """Largest share of images that may fail (`gate.shadow_failures` when it began, 0-1)."""
     began: float
     """Unix time (seconds)."""
     placed: bool = False
     """Whether it was put into the shadow; before that, somebody else's shadow is waited for."""
     waited: float = 0.0
     """Seconds that daemons have waited so far; time without a daemon does not count."""
+
+
+class RoundRecord(Record):
+    """`round.json`: where the round stands. The daemon writes it; its stage decides what happens next."""
+
+    round: int
+    """Number of the round."""
+    stage: Stage = "planned"
+    """Where it stands."""
+    since: float
+    """When it entered the stage (Unix, seconds)."""
+    reason: str = ""
+    """Why it ended, in one sentence; empty before."""
+    starts: tuple[RoundStart, ...] = ()
+    """Every start of its processes, oldest first."""
+    stopped: bool = False
+    """Whether an operator stopped it for good; written before its process is told."""
+    trial: ShadowTrial | None = None
+    """The candidate's time in the shadow; None when it had none."""
+
+    def crashes(self) -> list[int]:
+        """Steps of the starts that did not end in order, oldest first."""
+        return [start.step for start in self.starts if not start.orderly]

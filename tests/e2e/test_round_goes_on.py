@@ -15,7 +15,7 @@ STEPS = 60
 def saved(driven: DrivenDaemon, start: int) -> int | None:
     """Step of round 1's newest state once its given start (from 1) has got further than it began."""
     folder = driven.round(1)
-    starts = folder.starts() if folder else []
+    starts = folder.record().starts if folder else ()
     steps = folder.states.steps() if folder else []
     return steps[-1] if len(starts) >= start and steps and steps[-1] > starts[start - 1].step else None
 
@@ -39,7 +39,7 @@ def test_a_round_outlives_two_daemons(untrained: DrivenDaemon, camera: list[Path
 
     assert untrained.stop() == 0
     folder = untrained.round(1)
-    assert folder.verdict() is None
+    assert folder.verdict() is None and folder.record().stage in ("suspended", "training")
     assert folder.scores() is None or folder.scores().status == "stopped", "none if the grace period was too short"
     stopped_at = folder.states.steps()[-1]
     assert stopped_at >= second
@@ -47,7 +47,7 @@ def test_a_round_outlives_two_daemons(untrained: DrivenDaemon, camera: list[Path
     over = untrained.follow_round(1, 200)
     assert over.verdict.decision in ("accepted", "rejected", "inconclusive")
     assert (folder.scores().status, folder.scores().steps) == ("completed", STEPS)
-    starts = [start.step for start in folder.starts()]
+    starts = [start.step for start in folder.record().starts]
     assert starts[0] == 0 and first <= starts[1] < STEPS and starts[2:] == [stopped_at]
     assert folder.log.read_text().count("goes on after step") == 2
     assert untrained.rounds.numbers() == [1]

@@ -20,6 +20,7 @@ from storage.durable.digest import digest_of
 from storage.errors import RefusedImage
 from storage.layout import StateLayout
 from storage.media.images import crc32_of
+from storage.registry.refs import Refs
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
 from storage.source.labelled import LabelledSet
@@ -130,7 +131,7 @@ class Oracle:
         registry = CheckpointRegistry(layout.checkpoints)
         for version in registry.versions():
             registry.verify(version)
-        serving, previous = registry.serving(), registry.ref("previous")
+        serving, previous = Refs(registry.root / "refs").read("serving"), registry.ref("previous")
         for ref in (serving, previous):
             if ref is not None:
                 registry.verify(ref.version)
@@ -155,12 +156,13 @@ class Oracle:
         store = RoundStore(layout.rounds)
         for number in store.numbers():
             folder = store.folder(number)
-            assert folder.spec().round == number
+            assert folder.spec().round == folder.record().round == number
             for step in folder.states.steps():
                 assert (folder.path / "state" / f"{step:06d}" / "state.json").read_text() == str(step)
             if str(number) in world.acknowledged(self.root, "verdict"):
                 assert folder.verdict() is not None and folder.scores() is not None
-                assert folder.starts(), "a start was forgotten"
+                assert folder.record().starts, "a start was forgotten"
+                assert folder.record().stage == "failed"
 
     def _check_source(self, layout: StateLayout) -> None:
         counts = [int(count) for count in world.acknowledged(self.root, "source")]

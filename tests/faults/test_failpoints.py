@@ -26,7 +26,7 @@ PASSES = {
     "rebuild": EVERYWHERE | BUFFER | {"folder"},
     "registry": EVERYWHERE | {"line", "retire", "remove"},
     "mirrors": EVERYWHERE | {"link", "retire"},
-    "rounds": EVERYWHERE | {"line", "retire", "remove"},
+    "rounds": EVERYWHERE | {"retire", "remove"},
     "source": EVERYWHERE | {"retire"},
 }
 """Kinds of places (what stands before the dot) that each job passes; the first test holds that it does."""

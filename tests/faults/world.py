@@ -36,7 +36,7 @@ from storage.registry.manifest import Manifest
 from storage.registry.mirrors import HuggingFaceMirror, Mirror, TritonMirror
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
-from storage.rounds.records import RoundEvent, RoundScores, RoundSpec, Verdict
+from storage.rounds.records import RoundScores, RoundSpec, RoundStart, Verdict
 from storage.source.labelled_import import import_labelled
 from tests.storage.registry.mirrored import export, weights_of
 
@@ -346,7 +346,7 @@ def run_round(root: Path) -> None:
             settings=json.loads(settings(root).model_dump_json()), created=1.0, trigger="manual",
         )  # fmt: skip
         folder = store.create(spec)
-        folder.append_event(RoundEvent(at=1.0, step=0))
+        folder.enter("training", starts=(RoundStart(at=1.0, step=0),))
         for step in (1, 2):
             (folder.states.begin(step) / "state.json").write_text(str(step))
             folder.states.publish(step)
@@ -356,6 +356,8 @@ def run_round(root: Path) -> None:
         folder.write_scores(RoundScores(status="failed", reason="test", steps=2, seconds=1.0))
         verdict = {"round": spec.round, "decision": "rejected", "reason": "test", "checks": [], "at": 1.0}
         folder.write_verdict(Verdict.model_validate(verdict))
+        folder.enter("judged")
+        folder.enter("failed", reason="test")
         acknowledge(root, f"verdict {spec.round}")
     store.remove_states(spare=None)
     store.prune(keep=2)

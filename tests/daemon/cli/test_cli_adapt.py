@@ -188,7 +188,7 @@ def test_asked_through_a_daemon_that_is_stopped_it_says_where_the_round_goes_on(
     assert process.returncode == ExitCode.FAILURE
     assert "error[round_suspended]: the daemon was stopped while round 1 ran" in error
     assert f"goes on with it from step {max(folder.states.steps())}" in error
-    assert folder.events()[-1].event == "suspended"
+    assert folder.record().stage == "suspended"
 
 
 @pytest.mark.nightly
@@ -202,7 +202,7 @@ def test_asked_through_a_daemon_that_is_killed_it_says_so(adaptable: Path) -> No
     end_leftovers(StateLayout(load_settings(adaptable).state), 30.0)
     assert process.returncode == ExitCode.FAILURE
     assert "error[round_suspended]: the daemon ended while round 1 ran" in error
-    assert folder.events()[-1].event == "started" and folder.verdict() is None
+    assert folder.record().stage == "training" and folder.verdict() is None
 
 
 class Unanswered:

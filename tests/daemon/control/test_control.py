@@ -294,8 +294,10 @@ def test_a_round_can_be_looked_at(world, layout):
         )
     )  # fmt: skip
     folder.write_scores(RoundScores(status="failed", reason="non-finite loss", steps=3, seconds=9.0))
+    folder.enter("failed")
     detail = world.client.get("/v1/rounds/1").json()
     assert (detail["summary"]["result"], detail["summary"]["seconds"], detail["verdict"]) == ("failed", 9.0, None)
+    assert detail["summary"]["stage"] == "failed"
     assert [item["round"] for item in world.client.get("/v1/rounds").json()["rounds"]] == [1]
 
 

@@ -200,6 +200,7 @@ def test_the_last_verdict_is_shown_check_by_check(world, layout):
         Check(name="vote_flip", kind="vote", passed=True, value=0.5, limit=0.2, detail="won"),
     ]
     folder.write_verdict(Verdict(round=1, decision="rejected", reason="veto", checks=checks, at=77.0))
+    folder.enter("rejected")
     value = world.metrics.registry.get_sample_value
     assert value("mfmd_gate_score", {"gate": "source_miou"}) == 0.07
     assert value("mfmd_gate_limit", {"gate": "source_miou"}) == 0.03

@@ -50,6 +50,7 @@ class State:
         """The folder of a finished round on version 2."""
         folder = self.rounds.create(made.spec.model_copy(update={"incumbent": 2, "released": 2}))
         shutil.copy(weights or self.weights(7.0), folder.candidate)
+        folder.enter("scoring")
         folder.write_scores(made.scores)
         return folder
 

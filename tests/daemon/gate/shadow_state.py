@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from daemon.gate.promotion import judge
-from daemon.gate.shadow_trial import end_shadow, open_trial
+from daemon.gate.promotion import advance_round
+from daemon.gate.shadow import end_shadow, open_trial
 from daemon.rounds.recovery import finish_round
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
@@ -22,8 +22,10 @@ class Trial(State):
     """A state whose gate asks for a shadow."""
 
     def judge(self, folder: RoundFolder, **more: Any) -> Verdict | None:
-        """One look."""
-        return judge(self.registry, folder, self.settings, **more)
+        """One poll; the verdict once the round has ended."""
+        stage = advance_round(self.registry, folder, self.settings, **more)
+        assert stage == folder.record().stage
+        return None if stage == "shadowing" else folder.verdict()
 
     def compare(
         self,

@@ -1,4 +1,4 @@
-"""`judge`, `release` and `roll_back` on a real registry and real round folders."""
+"""Stages of a round after its scores, `release`, `promote` and `roll_back` on a real registry and real folders."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,13 +7,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+from configs.settings import Settings
 from daemon.gate import promotion
-from daemon.gate.promotion import judge, release, roll_back
+from daemon.gate.promotion import advance_round, release, roll_back
 from storage.errors import CorruptCheckpoint, StorageError, UnknownVersion
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder
 from storage.rounds.records import Verdict
 from tests.daemon.gate.round_state import BETTER, State, make_state
+
+
+def judge(registry: CheckpointRegistry, folder: RoundFolder, settings: Settings) -> Verdict:
+    """Take a round from its scores to its end."""
+    stage = advance_round(registry, folder, settings)
+    verdict = folder.verdict()
+    assert verdict is not None and folder.record().reason == verdict.reason
+    assert (stage, folder.record().stage) == ("promoted" if verdict.decision == "accepted" else "rejected",) * 2
+    return verdict
 
 
 @pytest.fixture

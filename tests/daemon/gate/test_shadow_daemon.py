@@ -16,7 +16,7 @@ from PIL import Image
 from adapters.checkpoints.checkpoint import save_weights
 from configs.settings import Settings
 from daemon.demo.driving import DrivenDaemon
-from daemon.gate.promotion import judge
+from daemon.gate.promotion import advance_round
 from storage.registry.shadow_record import ShadowRecords
 from storage.rounds.folder import RoundFolder, RoundStore
 from storage.rounds.records import Verdict
@@ -93,6 +93,7 @@ def leave_round(rounds: RoundStore, judged: Any, incumbent: int = 1) -> RoundFol
     spec = judged.spec.model_copy(update={"incumbent": incumbent, "released": 1})
     made = RoundStore(rounds.root.parent / "made").create(spec)
     save_weights(tiny_network(spec.round + 1), made.candidate)
+    made.enter("scoring")
     made.write_scores(judged.scores)
     rounds.root.mkdir(exist_ok=True)
     made.path.rename(rounds.root / made.path.name)
@@ -138,7 +139,7 @@ def test_live_images_decide_and_neither_a_kill_nor_a_rollback_lets_another_versi
 def begin_with_limits(driven: Driven, folder: RoundFolder, **gate: float) -> None:
     """What a daemon with these settings had begun, before it was restarted with others."""
     changed = driven.settings.model_copy(update={"gate": driven.settings.gate.model_copy(update=gate)})
-    assert judge(driven.registry, folder, Settings.model_validate(changed)) is None
+    assert advance_round(driven.registry, folder, Settings.model_validate(changed)) == "shadowing"
 
 
 def sees_other_things_and_is_rejected(driven: Driven) -> None:
@@ -232,14 +233,15 @@ def test_a_candidate_that_no_plane_can_load_is_waited_for_until_its_time_is_over
     gate = settings.gate.model_copy(update={"shadow_images": WANTED})
     settings = settings.model_copy(update={"gate": gate})
     folder = leave_round(RoundStore(world.layout.rounds), a_round(model(**BETTER), number=1))
-    assert judge(world.registry, folder, settings) is None
+    assert advance_round(world.registry, folder, settings) == "shadowing"
     world.corrupt(2)
     with running(settings) as served:
         served.wait_for(1)
         wait_until(lambda: served.metric("mfmd_shadow_failed_total") == 1, "the candidate is refused")
         assert served.segment(image_bytes()).headers["X-Checkpoint-Version"] == "1"
-        assert judge(world.registry, folder, settings, waited=599.0) is None
-        verdict = judge(world.registry, folder, settings, waited=600.0)
+        assert advance_round(world.registry, folder, settings, waited=599.0) == "shadowing"
+        assert advance_round(world.registry, folder, settings, waited=600.0) == "rejected"
+        verdict = folder.verdict()
     assert verdict is not None and verdict.decision == "inconclusive"
     assert "too little seen in 600 s of shadow: 0 of 3 live images compared" in verdict.reason
     assert (world.registry.ref("shadow"), world.registry.serving().version) == (None, 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from daemon.gate.shadow_rule import ShadowSight, decide_shadow
+from daemon.gate.shadow import ShadowObservation, decide_shadow
 from storage.registry.shadow_record import ShadowRecord
 from storage.rounds.records import Check, ShadowTrial, Verdict
 
@@ -30,9 +30,9 @@ def record(images: int, agreement: float, failed: int = 0) -> ShadowRecord:
     )
 
 
-def sight(images: int | None, agreement: float = 0.9, *, failed: int = 0, **changes: Any) -> ShadowSight:
+def sight(images: int | None, agreement: float = 0.9, *, failed: int = 0, **changes: Any) -> ShadowObservation:
     seen = record(images, agreement, failed) if images is not None else None
-    return ShadowSight(
+    return ShadowObservation(
         **{"incumbent": 2, "serving": 2, "shadow": 3, "record": seen, "waited": 60.0, **changes},
     )
 
@@ -104,7 +104,7 @@ def sight(images: int | None, agreement: float = 0.9, *, failed: int = 0, **chan
         ),
     ],
 )
-def test_the_decision(seen: ShadowSight, trial: dict[str, Any], decision: str | None, reason: str) -> None:
+def test_the_decision(seen: ShadowObservation, trial: dict[str, Any], decision: str | None, reason: str) -> None:
     verdict = decide_shadow(TRIAL.model_copy(update=trial), seen, at=99.0)
     if decision is None:
         assert verdict is None
@@ -131,7 +131,7 @@ SEEN = (*IMAGES, True, 120, 100)
     ],
 )
 def test_the_numbers_are_checks_behind_those_of_the_scores(
-    seen: ShadowSight, numbers: list[tuple[object, ...]]
+    seen: ShadowObservation, numbers: list[tuple[object, ...]]
 ) -> None:
     verdict = decide_shadow(TRIAL, replace(seen, waited=600.0), at=99.0)
     assert verdict is not None

@@ -12,7 +12,7 @@ import pytest
 from daemon.cli.adapt import _outcome
 from daemon.cli.status import _running
 from daemon.errors import RoundRunning
-from daemon.gate.shadow_trial import progress_of
+from daemon.gate.shadow import progress_of
 from daemon.metrics import Metrics
 from daemon.rounds import runner as rounds
 from daemon.rounds.history import summarise
@@ -48,7 +48,7 @@ def buffer(state: Trial) -> Iterator[FrameBuffer]:
 
 @pytest.fixture(autouse=True)
 def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(rounds, "POLL_SHADOW_SECONDS", 0.01)
 
 
 def go_on(
@@ -91,7 +91,7 @@ def test_a_stopped_daemon_leaves_the_shadow_to_the_next_one(
     stop = threading.Event()
     with pytest.raises(RoundSuspended, match="goes on in the shadow"):
         go_on(state, buffer, lambda _: stop.set(), stop, suspends=True)
-    trial = folder.trial()
+    trial = folder.record().trial
     assert trial is not None and 0 < trial.waited < 30, "its time limit goes on, too"
     assert (folder.verdict(), state.shadow) == (None, (3, "gate"))
     state.compare(WANTED)
@@ -125,14 +125,14 @@ def test_time_is_noted_while_it_waits_so_that_a_kill_loses_little(
     monkeypatch.setattr(rounds, "NOTE_SECONDS", 0.02)
 
     def dies(progress: Progress) -> None:
-        trial = folder.trial()
+        trial = folder.record().trial
         if trial is not None and trial.waited > 0.05:
             raise KeyboardInterrupt
 
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         go_on(state, buffer, dies, threading.Event(), suspends=True)
-    trial = folder.trial()
+    trial = folder.record().trial
     assert trial is not None and trial.waited <= time.monotonic() - started
 
 

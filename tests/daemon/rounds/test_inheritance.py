@@ -7,7 +7,7 @@ import pytest
 from daemon.gate import promotion
 from daemon.gate.decide import decide
 from daemon.rounds.inheritance import inherited_round, promoted_round
-from daemon.rounds.runner import RoundContext, RoundFailed, run_round
+from daemon.rounds.runner import RoundContext, RoundFailed, launch_round
 
 ACCEPTED = """
 import numpy
@@ -39,7 +39,7 @@ def adapt(world, registry, store, program, monkeypatch):
             {**values, **{name: {**values[name], **section} for name, section in sections.items()}}
         )
         try:
-            run_round(RoundContext(settings, world.buffer, registry, threading.Event()), "manual")
+            launch_round(RoundContext(settings, world.buffer, registry, threading.Event()), "manual")
         except RoundFailed:
             assert code == FAILED
         return store.latest().spec()

@@ -20,10 +20,10 @@ from daemon.rounds.history import summaries
 from daemon.rounds.loop import RoundLoop
 from daemon.rounds.recovery import recover
 from daemon.rounds.resume import TRIES
-from daemon.rounds.runner import RoundContext, RoundFailed, RoundSuspended, continue_round, run_round
+from daemon.rounds.runner import RoundContext, RoundFailed, RoundSuspended, continue_round, launch_round
 from daemon.runtime.process_group import children_of, group_alive
 from storage.layout import StateLayout
-from storage.rounds.records import RoundEvent, RoundScores, RoundSpec
+from storage.rounds.records import RoundScores, RoundSpec, RoundStart
 from tests.daemon.conftest import PRELUDE
 
 ROOT = Path(__file__).parents[3]
@@ -53,10 +53,16 @@ def killed(world, store, registry):
             trigger="manual",
         )
     )
-    folder.append_event(RoundEvent(at=time.time() - 60, step=0))
+    folder.enter("training", starts=(RoundStart(at=time.time() - 60, step=0),))
     (folder.states.begin(20) / "state.json").write_text("{}")
     folder.states.publish(20)
     return folder
+
+
+def crash(folder, *steps):
+    """Start the round's processes from these steps, each time to crash."""
+    starts = tuple(RoundStart(at=1.0, step=step) for step in steps)
+    folder.enter("training", starts=(*folder.record().starts, *starts))
 
 
 def _loop(world, registry, layout, interrupted):
@@ -78,7 +84,7 @@ def test_the_next_daemon_goes_on_before_anything_else(world, registry, store, la
     loop.step()
     assert killed.verdict() is not None and killed.log.read_text() == "step [20]\n"
     assert (world.buffer.leases(), store.numbers(), loop.running) == ([], [1], None)
-    assert [start.step for start in killed.starts()] == [0, 20]
+    assert [start.step for start in killed.record().starts] == [0, 20]
     assert killed.states.steps() == [], "a rejected candidate's state is of no use"
     assert loop.request() == 2
 
@@ -107,8 +113,7 @@ def _no_state(world, registry, folder):
 
 
 def _tries(world, registry, folder):
-    for _ in range(TRIES):
-        folder.append_event(RoundEvent(at=1.0, step=20))
+    crash(folder, *[20] * TRIES)
 
 
 def _back_and_forth(world, registry, folder):
@@ -159,8 +164,7 @@ def test_what_cannot_go_on_is_ended_with_the_reason(world, registry, store, kill
 
 
 def test_starts_that_get_further_are_no_failed_tries(world, registry, killed):
-    for step in (5, 10, 15, 20):
-        killed.append_event(RoundEvent(at=1.0, step=step))
+    crash(killed, 5, 10, 15, 20)
     assert recover(world.settings, world.buffer, registry) == 1
 
 
@@ -169,7 +173,7 @@ def test_orderly_stops_are_no_failed_tries_and_crashes_between_them_are(context,
     program(STOPS + SAVES_AND_WAITS)
     stopping = dataclasses.replace(context, on_progress=lambda progress: context.stop.set())
     with pytest.raises(RoundSuspended):
-        run_round(stopping, "manual")
+        launch_round(stopping, "manual")
     program(STOPS + "progress(20); time.sleep(600)")
     folder = store.latest()
     for _ in range(TRIES + 1):
@@ -177,12 +181,12 @@ def test_orderly_stops_are_no_failed_tries_and_crashes_between_them_are(context,
         assert recover(context.settings, context.buffer, registry) == 1
         with pytest.raises(RoundSuspended):
             continue_round(stopping, 1)
-    assert [event.event for event in folder.events()] == ["started", "suspended"] * (TRIES + 2)
-    assert [start.step for start in folder.starts()] == [0] + [20] * (TRIES + 1)
+    assert folder.record().stage == "suspended"
+    assert [(start.step, start.orderly) for start in folder.record().starts] == [(0, True)] + [(20, True)] * (TRIES + 1)
     for _ in range(TRIES):
         assert recover(context.settings, context.buffer, registry) == 1
         folder.remove_scores()  # as `continue_round` does
-        folder.append_event(RoundEvent(at=time.time(), step=20))
+        crash(folder, 20)
     assert recover(context.settings, context.buffer, registry) is None
     assert "3 starts from step 20 came no further" in folder.scores().reason
 
@@ -191,8 +195,9 @@ def test_a_crash_while_the_daemon_stops_counts(context, registry, store, program
     program("save(20); progress(20); signal.pause()")
     stopping = dataclasses.replace(context, on_progress=lambda progress: _die_and_stop(context, store))
     with pytest.raises(RoundSuspended):
-        run_round(stopping, "manual")
-    assert [event.event for event in store.latest().events()] == ["started"]
+        launch_round(stopping, "manual")
+    record = store.latest().record()
+    assert (record.stage, record.crashes()) == ("training", [0])
 
 
 def _die_and_stop(context, store):
@@ -252,10 +257,11 @@ def test_a_stopping_daemon_suspends_its_round_and_the_next_one_goes_on(context, 
         suspends=True,
     )
     with pytest.raises(RoundSuspended, match="round 1 goes on from step 20"):
-        run_round(stopping, "manual")
+        launch_round(stopping, "manual")
     folder = store.latest()
     assert (folder.scores().status, folder.verdict(), context.buffer.leases()) == ("stopped", None, [1])
-    assert summaries(store, 1, alive=False)[0].result == "stopped"
+    assert folder.record().stage == "suspended"
+    assert summaries(store, 1, alive=False)[0].result == "suspended"
     program("assert folder.scores() is None; scores('failed', 'went on')")
     context.stop.clear()
     assert recover(context.settings, context.buffer, registry) == 1
@@ -268,7 +274,7 @@ def test_a_round_that_an_operator_stopped_has_ended(world, registry, store, prog
     """Ctrl-C of `mfmd adapt`: the verdict is inconclusive, and nobody goes on with it."""
     program(STOPS + SAVES_AND_WAITS)
     stop = threading.Event()
-    verdict = run_round(
+    verdict = launch_round(
         RoundContext(world.settings, world.buffer, registry, stop, lambda progress: stop.set()), "manual"
     )
     assert verdict.decision == "inconclusive"
@@ -286,5 +292,5 @@ def test_a_round_stopped_before_its_first_state_has_ended(context, store, progra
         lambda progress: context.stop.set(),
         suspends=True,
     )
-    assert run_round(stopping, "manual").decision == "inconclusive"
+    assert launch_round(stopping, "manual").decision == "inconclusive"
     assert context.buffer.leases() == []

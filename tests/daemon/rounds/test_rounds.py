@@ -13,7 +13,7 @@ from daemon.rounds.history import round_facts, schedule_state, summaries
 from daemon.rounds.launch import MEMORY_KEPT, launch_command, launch_environment
 from daemon.rounds.loop import RoundLoop
 from daemon.rounds.recovery import recover
-from daemon.rounds.runner import RoundContext, RoundFailed, run_round
+from daemon.rounds.runner import RoundContext, RoundFailed, launch_round
 from daemon.rounds.schedule import due
 from daemon.runtime.process_group import children_of, group_alive
 from storage.errors import NoCheckpoint
@@ -24,7 +24,7 @@ from storage.rounds.records import Progress, RoundScores, RoundSpec
 def _run(world, registry, stop=None, on_progress=None, trigger="manual"):
     show = on_progress or (lambda progress: None)
     stop = stop or threading.Event()
-    return run_round(RoundContext(world.settings, world.buffer, registry, stop, show), trigger)
+    return launch_round(RoundContext(world.settings, world.buffer, registry, stop, show), trigger)
 
 
 def test_the_spec_says_what_to_work_on_and_frames_are_held_meanwhile(world, registry, store, program):

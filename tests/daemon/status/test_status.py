@@ -132,6 +132,7 @@ def test_rounds_running_ended_and_failed(make_settings, layout, add_version):
     store, settings = RoundStore(layout.rounds), make_settings()
     failed = store.create(_spec(1))
     failed.write_scores(RoundScores(status="failed", reason="non-finite loss at step 3", steps=3, seconds=1.0))
+    failed.enter("failed")
     running = store.create(_spec(2))
     running.append_progress(Progress(at=1.0, phase="training", step=7, steps=9))
     with layout.lock():
@@ -141,7 +142,7 @@ def test_rounds_running_ended_and_failed(make_settings, layout, add_version):
     assert any("round 1 failed: non-finite loss at step 3" in message for message in status.messages)
     status = collect_status(settings)
     assert status.round is None
-    assert [item.result for item in status.last_rounds] == ["failed", "failed"]
+    assert [item.result for item in status.last_rounds] == ["suspended", "failed"]
 
 
 def test_damage_becomes_messages(make_settings, layout, registry, add_version):

@@ -37,6 +37,7 @@ def make_round(layout: StateLayout, number: int, *, ended: bool) -> RoundFolder:
     if ended:
         folder.write_scores(RoundScores(status="completed", reason="step budget", steps=4, seconds=1.0))
         folder.write_verdict(Verdict(round=number, decision="accepted", reason="better", checks=[], at=2.0, version=2))
+        folder.enter("promoted")
     return folder
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from storage.errors import StorageError, UnknownRound
 from storage.rounds.folder import RoundStore
-from storage.rounds.records import Progress, RoundScores, RoundSpec, Verdict
+from storage.rounds.records import Progress, RoundScores, RoundSpec, RoundStart, Verdict
 
 
 def spec(number: int) -> RoundSpec:
@@ -39,7 +39,7 @@ def test_a_folder_has_its_spec_from_the_first_moment(store: RoundStore):
     folder = store.create(spec(store.next_number()))
     assert folder.path == store.root / "000001" and folder.number == 1
     assert folder.spec() == spec(1)
-    assert folder.states.latest() is None and folder.starts() == []
+    assert folder.states.latest() is None and folder.record().stage == "planned" and folder.record().starts == ()
     assert (folder.scores(), folder.verdict(), folder.progress(), folder.last_progress()) == (None, None, [], None)
     assert store.next_number() == 2
     with pytest.raises(FileExistsError):
@@ -75,6 +75,31 @@ def test_scores_and_verdict_come_back(store: RoundStore):
     (folder.path / "scores.json").write_text("{}")
     with pytest.raises(StorageError, match=r"scores\.json: not a RoundScores"):
         folder.scores()
+
+
+def test_the_record_says_where_the_round_stands(store: RoundStore):
+    folder = store.create(spec(1))
+    start = RoundStart(at=1.0, step=0)
+    assert folder.enter("training", starts=(start,)) == "training"
+    entered = folder.record()
+    folder.change(stopped=True)
+    assert (folder.record().stage, folder.record().since, folder.record().starts) == (
+        "training",
+        entered.since,
+        (start,),
+    )
+    folder.enter("rejected", reason="stopped")
+    assert store.folder(1).record().stopped and store.folder(1).record().reason == "stopped"
+    (folder.path / "round.json").write_text("{}")
+    with pytest.raises(StorageError, match=r"round\.json: not a RoundRecord"):
+        folder.record()
+
+
+def test_a_folder_of_an_older_mfmd_is_said_to_be_one(store: RoundStore):
+    folder = store.create(spec(1))
+    (folder.path / "round.json").unlink()
+    with pytest.raises(StorageError, match=r"round\.json: missing; .* of an mfmd before 0\.1\.0: remove it"):
+        folder.record()
 
 
 def test_a_folder_without_its_spec_is_an_error(store: RoundStore):

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from storage import durable
-from storage.rounds.folder import RoundFolder, RoundStore
-from storage.rounds.records import RoundEvent
+from storage.rounds.folder import RoundStore
 from storage.rounds.training_states import TrainingStates
 from tests.storage.rounds.test_rounds import spec
 
@@ -74,12 +73,3 @@ def test_a_spared_round_is_not_pruned(tmp_path: Path) -> None:
         store.create(spec(number))
     assert store.prune(2, spare=1) == [2, 3]
     assert store.numbers() == [1, 4, 5]
-
-
-def test_starts_are_kept_in_order_and_a_torn_line_is_none(tmp_path: Path) -> None:
-    folder = RoundFolder(tmp_path)
-    folder.append_event(RoundEvent(at=1.0, step=0))
-    with (tmp_path / "starts.jsonl").open("a") as file:
-        file.write('{"at": 2.0, "st')
-    folder.append_event(RoundEvent(at=3.0, step=20))
-    assert [start.step for start in folder.starts()] == [0, 20]

@@ -1,0 +1,245 @@
+"""A candidate's time in the shadow, between the verdict on its scores and serving (`gate.shadow_images`).
+
+The rule is pure, over records, and docs/explanation/gate.md explains it. Agreement with what serves is no evidence of
+being better; the scores are that. The shadow shows damage that hold-out frames did not: live images, real sizes, the
+plane's own precision. `round.json` holds the trial, so the next daemon goes on with it after a kill.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from configs.settings import Settings
+from daemon.gate.decide import GATE
+from storage.errors import CorruptCheckpoint, StorageError, UnknownVersion
+from storage.registry.registry import CheckpointRegistry
+from storage.registry.shadow_record import ShadowRecord, ShadowRecords
+from storage.rounds.folder import RoundFolder, RoundStore
+from storage.rounds.records import Check, Progress, ShadowTrial, Verdict
+
+Decision = Literal["accepted", "rejected", "inconclusive"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowObservation:
+    """What is known of a candidate's time in the shadow at one moment."""
+
+    incumbent: int
+    """The version that the candidate was compared with when it was scored."""
+    serving: int | None
+    """The version that serves."""
+    shadow: int | None
+    """The version in the shadow, whoever put it there."""
+    record: ShadowRecord | None
+    """The candidate beside the incumbent, all planes summed up."""
+    waited: float
+    """Seconds waited so far."""
+    stopped: bool = False
+    """Whether an operator ends the wait for good."""
+    obstacle: str = ""
+    """Why the candidate cannot be put into the shadow at all; empty when it can."""
+
+
+def decide_shadow(trial: ShadowTrial, seen: ShadowObservation, *, at: float) -> Verdict | None:
+    """The verdict on a candidate that was accepted on its scores; none: wait on.
+
+    accepted: enough images, enough agreement. rejected: enough images, too little agreement, or errors on more images
+    than may fail, however few were seen. inconclusive: too few images in time, or what was seen is about another
+    incumbent, or somebody ended it. `at` is the verdict's time (Unix, seconds).
+    """
+    end = _end(trial, seen)
+    if end is None:
+        return None
+    decision, reason, checks = end[0], end[1], [*trial.verdict.checks, *_checks(trial, seen.record)]
+    return trial.verdict.model_copy(update={"decision": decision, "reason": reason, "checks": checks, "at": at})
+
+
+def _end(trial: ShadowTrial, seen: ShadowObservation) -> tuple[Decision, str] | None:
+    """Decision and reason. First what makes all evidence void, then the evidence, then what ends the wait for it.
+
+    Who takes the candidate out by hand has decided, also in the moment in which the last image is compared.
+    """
+    if seen.serving != seen.incumbent:
+        now = f"version {seen.serving} serves" if seen.serving is not None else "no version serves"
+        return "inconclusive", f"serving changed during the shadow: {now}, it ran beside version {seen.incumbent}"
+    if seen.obstacle:
+        return "inconclusive", f"it cannot run in the shadow: {seen.obstacle}"
+    record = seen.record
+    if trial.placed and seen.shadow != trial.version:
+        return "inconclusive", f"somebody ended its shadow: {_compared(trial, record)}"
+    if record is not None and _fails(trial, record):
+        return "rejected", f"veto: {_failed(trial, record)}"
+    if record is not None and record.images >= trial.images:
+        if record.agreement < trial.agreement:
+            return "rejected", f"veto: {_agreed(record, trial)}"
+        return "accepted", f"{trial.verdict.reason}; {_agreed(record, trial)}"
+    if seen.stopped:
+        return "inconclusive", f"stopped in the shadow: {_compared(trial, record)}"
+    if seen.waited < trial.seconds:
+        return None
+    what = f"{_compared(trial, record)}{_held(trial, seen)}"
+    return "inconclusive", f"too little seen in {trial.seconds:.0f} s of shadow: {what}"
+
+
+def _held(trial: ShadowTrial, seen: ShadowObservation) -> str:
+    if trial.placed or seen.shadow in (None, trial.version):
+        return ""
+    return f"; version {seen.shadow} held its place, `mfmd checkpoints unshadow` frees it"
+
+
+def _checks(trial: ShadowTrial, record: ShadowRecord | None) -> list[Check]:
+    """The numbers; agreement is judged only on enough images, errors on as many as there are."""
+    images = record.images if record else 0
+    checks = [
+        Check(
+            name="shadow_images",
+            kind="evidence",
+            passed=images >= trial.images,
+            value=images,
+            limit=trial.images,
+            detail=_compared(trial, record),
+        )
+    ]
+    if record is not None:
+        checks.append(
+            Check(
+                name="shadow_failed",
+                kind="veto",
+                passed=not _fails(trial, record),
+                value=record.failed / record.tried if record.tried else 0.0,
+                limit=trial.failures,
+                detail=_failed(trial, record),
+            )
+        )
+    if record is not None and images >= trial.images:
+        checks.append(
+            Check(
+                name="shadow_agreement",
+                kind="veto",
+                passed=record.agreement >= trial.agreement,
+                value=record.agreement,
+                limit=trial.agreement,
+                detail=_agreed(record, trial),
+            )
+        )
+    return checks
+
+
+def _fails(trial: ShadowTrial, record: ShadowRecord) -> bool:
+    """Whether more images failed than may of as many as are wanted: those to come cannot make up for them."""
+    return record.failed / max(trial.images, record.tried) > trial.failures
+
+
+def _compared(trial: ShadowTrial, record: ShadowRecord | None) -> str:
+    compared = f"{record.images if record else 0} of {trial.images} live images compared"
+    if record is not None and record.images:
+        compared += f", {record.agreement:.1%} of their pixels as served"
+    if record is not None and record.failed:
+        compared += f", an error on {record.failed} more"
+    return compared
+
+
+def _failed(trial: ShadowTrial, record: ShadowRecord) -> str:
+    most = f"at most {trial.failures:.1%} of {max(trial.images, record.tried)} may"
+    return f"in the shadow the candidate raised an error on {record.failed} of {record.tried} live images, {most}"
+
+
+def _agreed(record: ShadowRecord, trial: ShadowTrial) -> str:
+    return (
+        f"in the shadow {record.agreement:.1%} of the pixels of {record.images} live images as served, "
+        f"{trial.agreement:.1%} needed"
+    )
+
+
+def asks_for_shadow(settings: Settings) -> bool:
+    """Whether accepted candidates run in the shadow before they serve."""
+    return settings.gate.shadow_images > 0 and settings.serving.shadow_fraction > 0
+
+
+def new_trial(settings: Settings, version: int, verdict: Verdict) -> ShadowTrial:
+    """The trial of `version`, which `verdict` accepted on its scores."""
+    gate = settings.gate
+    return ShadowTrial(
+        version=version,
+        verdict=verdict,
+        images=gate.shadow_images,
+        seconds=gate.shadow_seconds,
+        agreement=gate.shadow_agreement,
+        failures=gate.shadow_failures,
+        began=time.time(),
+    )
+
+
+def poll_shadow(
+    registry: CheckpointRegistry, folder: RoundFolder, records: ShadowRecords, *, waited: float, stopped: bool
+) -> Verdict | None:
+    """The verdict on a candidate in the shadow; None as long as it has to wait.
+
+    Puts the candidate into the shadow when the place is free. `waited`: seconds since `ShadowTrial.waited` was written;
+    `stopped`: an operator ends the wait. Raises StorageError when that is impossible now.
+    """
+    trial, incumbent = _trial(folder), folder.spec().incumbent
+    serving = registry.serving()
+    obstacle = "" if trial.placed or serving is None or serving.version != incumbent else _place(registry, folder)
+    shadow = registry.ref("shadow")
+    seen = ShadowObservation(
+        incumbent=incumbent,
+        serving=serving.version if serving else None,
+        shadow=shadow.version if shadow else None,
+        record=records.total(trial.version, incumbent),
+        waited=trial.waited + waited,
+        stopped=stopped,
+        obstacle=obstacle,
+    )
+    return decide_shadow(_trial(folder), seen, at=time.time())
+
+
+def progress_of(folder: RoundFolder, records: ShadowRecords) -> Progress:
+    """How far a candidate in the shadow is."""
+    trial = _trial(folder)
+    record = records.total(trial.version, folder.spec().incumbent)
+    images, agreement = (record.images, record.agreement) if record and record.images else (0, None)
+    return Progress(at=time.time(), phase="shadow", step=images, steps=trial.images, agreement=agreement)
+
+
+def note_wait(folder: RoundFolder, seconds: float) -> None:
+    """Write down that a daemon waited `seconds` more: the limit holds over restarts."""
+    trial = _trial(folder)
+    folder.change(trial=trial.model_copy(update={"waited": trial.waited + seconds}))
+
+
+def open_trial(store: RoundStore) -> int | None:
+    """The newest round in stage `shadowing`. A round whose record is damaged is none."""
+    for number in reversed(store.numbers()):
+        try:
+            if store.folder(number).record().stage == "shadowing":
+                return number
+        except StorageError:
+            continue
+    return None
+
+
+def end_shadow(registry: CheckpointRegistry, reason: str) -> None:
+    """Take the gate's candidate out of the shadow; an operator's stays."""
+    shadow = registry.ref("shadow")
+    if shadow is not None and shadow.by == GATE:
+        registry.set_shadow(None, by=GATE, reason=reason, over=GATE)
+
+
+def _place(registry: CheckpointRegistry, folder: RoundFolder) -> str:
+    """Put the candidate into the shadow unless an operator's is there; returns why that can never be, or nothing."""
+    trial = _trial(folder)
+    reason = f"round {folder.number}: {trial.verdict.reason}; {trial.images} live images to be compared"
+    try:
+        if registry.set_shadow(trial.version, by=GATE, reason=reason, over=GATE):
+            folder.change(trial=trial.model_copy(update={"placed": True}))
+    except (UnknownVersion, CorruptCheckpoint) as error:
+        return str(error)
+    return ""
+
+
+def _trial(folder: RoundFolder) -> ShadowTrial:
+    trial = folder.record().trial
+    if trial is None:
+        raise StorageError(f"{folder.path / 'round.json'}: names no trial; the round folder was tampered with")
+    return trial

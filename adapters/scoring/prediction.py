@@ -11,6 +11,7 @@ from adapters.inference.segment import choose_device, segment_image
 from adapters.palette import colour_mask
 from configs.class_list import ClassInfo
 from configs.settings import Settings
+from storage.durable.permissions import shared_files
 from storage.errors import RefusedImage
 from storage.layout import StateLayout
 from storage.media.images import decode_image
@@ -47,7 +48,8 @@ def predict_files(
     network, manifest = load_version(registry, number, choose_device(settings.serving.device))
     size = (manifest.input_height, manifest.input_width)
     classes = [ClassInfo.model_validate(entry) for entry in manifest.classes]
-    out.mkdir(parents=True, exist_ok=True)
+    with shared_files():
+        out.mkdir(parents=True, exist_ok=True)
     taken: set[str] = set()
     for source in images:
         try:
@@ -59,8 +61,9 @@ def predict_files(
         labels = segment_image(network, pixels, size)
         name = _free_name(source.stem, taken)
         index, color = out / f"{name}.png", out / f"{name}_color.png"
-        Image.fromarray(labels).save(index)
-        Image.fromarray(colour_mask(labels, classes)).save(color)
+        with shared_files():
+            Image.fromarray(labels).save(index)
+            Image.fromarray(colour_mask(labels, classes)).save(color)
         yield PredictedFile(source, number, index, color)
 
 

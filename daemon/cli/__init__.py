@@ -1,9 +1,15 @@
 """The command line: `mfmd`. One file per family of commands; importing it imports no torch and no settings."""
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 GLOBAL_OPTION = "--log-level"
+PRIVATE = 0o027
+"""What the umask takes away at least: all rights of others, and the group's right to write."""
+OPERATORS_UMASK = "_MFMD_UMASK"
+"""As in `storage.durable.permissions`, which is too heavy for `mfmd --help`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -12,12 +18,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from daemon.cli.errors import report
 
     try:
-        app(_lift_global(list(sys.argv[1:] if arguments is None else arguments)), prog_name="mfmd")
+        with _private_files():
+            app(_lift_global(list(sys.argv[1:] if arguments is None else arguments)), prog_name="mfmd")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:  # noqa: BLE001  the outermost boundary: whatever happened becomes a line and a code
         return report(error)
     return 0
+
+
+@contextmanager
+def _private_files() -> Iterator[None]:
+    """Keep others out of every file and directory that this process and its children make: 0640 and 0750, or stricter.
+
+    The umask is the one place that zarr, SQLite, logs and the processes of a round all obey.
+    """
+    umask = os.umask(PRIVATE)
+    os.umask(umask | PRIVATE)
+    inherited = OPERATORS_UMASK in os.environ
+    os.environ.setdefault(OPERATORS_UMASK, f"{umask:o}")
+    try:
+        yield
+    finally:
+        os.umask(umask)
+        if not inherited:
+            del os.environ[OPERATORS_UMASK]
 
 
 def _lift_global(arguments: list[str]) -> list[str]:

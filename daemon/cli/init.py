@@ -43,6 +43,7 @@ def init(
     """Write a commented configuration for the drop folder FOLDER."""
     from configs.errors import ConfigError
     from configs.load import load_settings
+    from storage.durable.permissions import shared_files
 
     if (source_images is None) != (source_labels is None):
         raise typer.BadParameter("give both --source-images and --source-labels, or neither")
@@ -53,9 +54,10 @@ def init(
     else:
         text = _from_choices(config, folder, classes, source_images, source_labels)
     created = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    config.parent.mkdir(parents=True, exist_ok=True)
-    config.write_text(text, encoding="utf-8")
+    with shared_files():
+        folder.mkdir(parents=True, exist_ok=True)
+        config.parent.mkdir(parents=True, exist_ok=True)
+        config.write_text(text, encoding="utf-8")
     settings = load_settings(config)
     typer.echo(f"Wrote {config}. Drop folder: {settings.watch.folder}{' (created)' if created else ''}")
     typer.echo(_next_steps(config, with_source=settings.source is not None))

@@ -14,6 +14,7 @@ from adapters.palette import colour_mask
 from configs.class_list import ClassInfo
 from daemon.demo.scoring import Pair, ServedScore, read_label
 from storage import durable
+from storage.durable.permissions import shared_files
 from storage.rounds.records import Verdict
 
 GOAL = 0.05
@@ -55,6 +56,7 @@ class DemoReport:
         promoted = any(step.verdict and step.verdict.decision == "accepted" for step in self.steps)
         return promoted and self.rise >= GOAL
 
+    @shared_files()
     def write(self, out: Path, pairs: Sequence[Pair]) -> Path:
         """Write `report.json` and `before_after.png` into `out`; return the picture's path."""
         out.mkdir(parents=True, exist_ok=True)

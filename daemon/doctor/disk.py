@@ -13,6 +13,8 @@ from storage.durable import write_bytes
 from storage.errors import DurabilityLost
 from storage.layout import StateLayout
 
+OTHERS = 0o007
+"""The rights of other users."""
 SLOW_FSYNC_SECONDS = 0.1
 COMPRESSED_SHARE = 0.6
 """Size of stored frames relative to raw pixels; photographs measured 0.5-0.65 with zstd level 1 (an estimate)."""
@@ -25,13 +27,21 @@ def examine_state(settings: Settings) -> list[Finding]:
     if not os.access(place, os.W_OK | os.X_OK):
         remedy = "let the user that runs mfmd write there, or set `state` to another folder"
         return [Finding.fail("state", f"{place} is not writable", remedy)]
-    made = "exists" if layout.root.is_dir() else f"will be made in {place}"
     return [
-        Finding.ok("state", f"{layout.root} {made}"),
+        _state(layout.root),
         _file_system(place),
         _fsync(place),
         _space(place, settings.buffer),
     ]
+
+
+def _state(root: Path) -> Finding:
+    if not root.is_dir():
+        return Finding.ok("state", f"{root} will be made in {_nearest_folder(root)}")
+    if root.stat().st_mode & OTHERS:
+        remedy = f"frames are private images: `chmod -R o= {root}`"
+        return Finding.warn("state", f"{root} exists; every user of this machine can look into it", remedy)
+    return Finding.ok("state", f"{root} exists")
 
 
 def _nearest_folder(path: Path) -> Path:

@@ -7,7 +7,6 @@ the drop folder vanishes.
 
 import errno
 import os
-import signal
 import threading
 import time
 from collections import Counter
@@ -19,6 +18,7 @@ from daemon.masks.plane_client import ImageFailed, PlaneClient, PlaneUnavailable
 from daemon.masks.queue import LIMIT, Found, MaskQueue
 from daemon.masks.report import MaskReport
 from daemon.runtime.logs import configure_logs, get_logger
+from daemon.runtime.signals import stop_event
 from daemon.watch.arrival import Arrival, FileChanged, read_arrival
 from storage import durable
 from storage.errors import DurabilityLost, RefusedImage, StorageError
@@ -51,11 +51,8 @@ def run_masks(settings: Settings) -> int:
         raise ConfigError("masks.folder is not set; set it to the folder that masks go to")
     check_masks(settings)
     configure_logs(settings.log)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     os.nice(NICENESS)
-    with PlaneClient(settings) as plane:
+    with stop_event() as stop, PlaneClient(settings) as plane:
         writer = MaskWriter(settings, plane, stop)
         try:
             writer.run()
@@ -91,7 +88,7 @@ class MaskWriter:
     def _try_to_write(self) -> None:
         """Return when the folder cannot be used now or belongs to another process."""
         try:
-            durable.make_directory(self._folder)
+            durable.make_directory(self._folder, shared=True)
             with durable.exclusive_lock(self._folder / LOCK, wait=False):
                 for path in [self._folder, *(item for item in self._folder.rglob("*") if item.is_dir())]:
                     durable.remove_partials(path, shared=True)
@@ -154,8 +151,8 @@ class MaskWriter:
         png, note = answer
         path = mask_path(self._folder, name)
         try:
-            durable.make_directory(path.parent)
-            durable.write_bytes(path, with_note(png, note))
+            durable.make_directory(path.parent, shared=True)
+            durable.write_bytes(path, with_note(png, note), shared=True)
         except OSError as error:
             if error.errno not in NO_SUCH_NAME:
                 raise

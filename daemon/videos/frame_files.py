@@ -18,6 +18,7 @@ from daemon.ingest.capture_time import EXIF_TIMES, capture_time
 from storage import durable
 from storage.buffer.catalog_records import FileFact
 from storage.durable.digest import digest_of
+from storage.durable.permissions import shared_files
 from storage.errors import RefusedImage
 from storage.media.videos import HEAD_BYTES, MICROSECONDS, Video, VideoFrame, video_format
 
@@ -117,6 +118,7 @@ def check_size(size: int, videos: VideoSettings) -> None:
         raise RefusedImage("too_many_bytes", f"{size} bytes; videos.max_bytes is {videos.max_bytes}")
 
 
+@shared_files()
 def write_frame(frame: FrameFile, path: Path, watch: WatchSettings) -> None:
     """Write one file, complete or not at all.
 
@@ -137,7 +139,7 @@ def write_frames(path: Path, into: Path, videos: VideoSettings, watch: WatchSett
     """Write the frames of the video at `path` into the folder `into`. Raises RefusedImage, OSError."""
     status = path.stat()
     check_size(status.st_size, videos)
-    durable.make_directory(into)
+    durable.make_directory(into, shared=True)
     written = there = 0
     fact = FileFact(path.name, status.st_size, status.st_mtime_ns)
     with path.open("rb") as file:

@@ -16,6 +16,7 @@ from PIL import Image
 from storage import durable
 from storage.buffer.catalog_records import FrameRecord
 from storage.buffer.frames import FrameBuffer
+from storage.durable.permissions import shared_files
 from storage.durable.record import Record
 from storage.errors import FrameEvicted, FramesRefused
 
@@ -56,6 +57,7 @@ class ExportedFrame(Record):
     """Whether rounds never train on it."""
 
 
+@shared_files()
 def export_frames(
     buffer: FrameBuffer, target: Path, format: Format, *, holdout: bool | None = None, limit: int | None = None
 ) -> int:

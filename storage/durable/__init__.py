@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from storage.durable.permissions import share
 from storage.durable.record import FileHash
 from storage.errors import AlreadyRunning, DurabilityLost
 from storage.failpoints import step
@@ -60,8 +62,11 @@ def fsync_files(paths: Iterable[Path]) -> None:
             pass
 
 
-def make_directory(path: Path) -> None:
-    """Create a directory and its missing parents; each new name is fsynced in its parent."""
+def make_directory(path: Path, *, shared: bool = False) -> None:
+    """Create a directory and its missing parents; each new name is fsynced in its parent.
+
+    `shared`: the operator's umask decides who may read it (`storage.durable.permissions`).
+    """
     missing = []
     folder = path.absolute()
     while not folder.is_dir():
@@ -69,27 +74,34 @@ def make_directory(path: Path) -> None:
         folder = folder.parent
     for folder in reversed(missing):
         folder.mkdir(exist_ok=True)
+        if shared:
+            share(folder, 0o777)
         step("directory.made")
         fsync_directory(folder.parent)
         step("directory.done")
 
 
-def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Replace `path` by `data`, wholly or not at all. `mode` is the file's permission before the umask."""
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644, shared: bool = False) -> None:
+    """Replace `path` by `data`, wholly or not at all. `mode` is the file's permission before the umask.
+
+    `shared`: the operator's umask decides, not that of this process.
+    """
     temporary = _temporary(path)
     try:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with _named(path), os.fdopen(handle, "wb") as file:
             file.write(data)
+        if shared:
+            share(temporary, mode)
         _finish(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
+def write_text(path: Path, text: str, *, mode: int = 0o644, shared: bool = False) -> None:
     """Replace `path` by UTF-8 text, like `write_bytes`."""
-    write_bytes(path, text.encode(), mode=mode)
+    write_bytes(path, text.encode(), mode=mode, shared=shared)
 
 
 def write_record(path: Path, record: BaseModel) -> None:
@@ -233,7 +245,7 @@ def move_file(source: Path, target: Path) -> Path:
     that took the old name in the meantime, or was written there, is another file and stays.
     """
     moving = _version(source)
-    make_directory(target.parent)
+    make_directory(target.parent, shared=True)
     for number in itertools.count(1):
         place = target if number == 1 else target.with_name(f"{target.stem}-{number}{target.suffix}")
         if _put(source, place):
@@ -313,6 +325,7 @@ def _put(source: Path, place: Path) -> bool:
         return filecmp.cmp(source, place, shallow=False)
     copy_in(source, place)  # another file system, or one without links: nobody else writes to this folder
     status = source.stat()
+    place.chmod(stat.S_IMODE(status.st_mode))
     os.utime(place, ns=(status.st_atime_ns, status.st_mtime_ns))
     fsync_file(place)
     return True

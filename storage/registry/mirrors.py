@@ -49,7 +49,7 @@ class Mirror(ABC):
 
         Raises StorageError when that one is in use: it is another registry's.
         """
-        durable.make_directory(self.folder)
+        durable.make_directory(self.folder, shared=True)
         durable.remove_partials(self.folder, shared=True)
         place = self.place(version)
         if not place.exists():
@@ -124,7 +124,7 @@ class TritonMirror(Mirror):
 
     def point(self, version: int) -> None:
         """Replace `config.pbtxt`. The policy names one version: the newest number is not it after a rollback."""
-        durable.write_text(self.folder / CONFIG, self._config(version))
+        durable.write_text(self.folder / CONFIG, self._config(version), shared=True)
 
     def _text(self) -> str:
         """What stands there; whatever cannot be read as text is none of ours, and no reason to fail."""

@@ -1,19 +1,28 @@
 """A copied state directory has nothing to do with the daemon of the original, although both run on one machine."""
 
+import shutil
 import subprocess
+import sys
 
 import httpx
 import psutil
 import pytest
 import yaml
 
-from adapters.checkpoints.checkpoint import make_manifest, save_weights
+from adapters.checkpoints.checkpoint import save_weights
 from adapters.networks.build import build_network
 from daemon.runtime.process_group import children_of
 from daemon.runtime.run_record import current_record
 from daemon.status.collect import collect_status
 from storage.layout import StateLayout
-from tests.daemon.running import Running
+from storage.rounds.folder import RoundStore
+from tests.daemon.running import ROOT, Running
+
+SECTIONS = {
+    "serving": {"enabled": True},
+    "observe": {"enabled": True},
+    "round": {"steps": 100_000, "save_steps": 1},
+}
 
 
 def _copy_of(config, layout, tmp_path):
@@ -27,12 +36,18 @@ def _copy_of(config, layout, tmp_path):
     return copy, path
 
 
-def _real_version(settings, registry, tmp_path) -> None:
-    """A version whose weights a plane and a round can load."""
-    weights = tmp_path / "weights.safetensors"
+def _new_state(layout, settings, config) -> None:
+    """A state directory that only commands have written to, with a version that a plane and a round can load."""
+    shutil.rmtree(layout.root)
+    weights = config.parent / "weights.safetensors"
     save_weights(build_network(settings.network, len(settings.classes)), weights)
-    version = registry.add(weights, make_manifest(settings, origin="pretrain"), by="pretrain").version
-    registry.promote(version, by="pretrain", reason="test")
+    command = [sys.executable, "-m", "daemon.cli", "import", str(weights), "--config", str(config)]
+    subprocess.run(command, check=True, cwd=ROOT)
+
+
+def _open_to_others(layout) -> list[str]:
+    """What other users may read, or the group may change."""
+    return [str(path) for path in (layout.root, *layout.root.rglob("*")) if path.stat().st_mode & 0o027]
 
 
 def _work(children: list[psutil.Process]) -> set[str]:
@@ -43,22 +58,24 @@ def _work(children: list[psutil.Process]) -> set[str]:
 
 @pytest.mark.slow
 def test_a_daemon_on_a_copy_touches_no_process_of_the_original(
-    start, config, layout, drop, write_image, registry, make_settings, tmp_path
+    start, config, layout, drop, write_image, make_settings, tmp_path
 ):
-    """The copy is made while plane, observer and a round run; then it gets a daemon of its own."""
-    _real_version(make_settings(), registry, tmp_path)
+    """The copy is made while plane, observer and a round run; then it gets a daemon of its own.
+
+    Beside that, nobody else can read what they all write: frames are private images.
+    """
+    path = config(**SECTIONS)
+    _new_state(layout, make_settings(), path)
     for number in range(8):
         write_image(drop / f"{number}.png", number)
-    sections = {"serving": {"enabled": True}, "observe": {"enabled": True}, "round": {"steps": 100_000}}
-    path = config(**sections)
     original = start(path)
     original.wait(lambda: collect_status(make_settings()).buffer.frames == 8, "eight frames")
     plane = original.wait(lambda: current_record(layout, "serve"), "the inference plane")
     assert original.request("POST", "/v1/rounds").status_code == 202
-    original.wait(lambda: "adapters.round" in _work([*children_of(layout)]), "the round")
+    original.wait(lambda: RoundStore(layout.rounds).folder(1).states.steps(), "a state of the round")
     children = [*children_of(layout)]
     copy, copied_config = _copy_of(path, layout, tmp_path)
-    of_copy = make_settings(**sections).model_copy(update={"state": copy.root})
+    of_copy = make_settings(**SECTIONS).model_copy(update={"state": copy.root})
     assert current_record(copy, "serve") is None
     assert not collect_status(of_copy).plane.up
     second = Running(copied_config, copy)
@@ -72,4 +89,6 @@ def test_a_daemon_on_a_copy_touches_no_process_of_the_original(
     assert _work(children) == {"serve", "observe", "adapters.round"}
     assert "leftover_child_ended" not in second.log.read_text()
     assert not any(children_of(copy))
+    assert _open_to_others(layout) == []
     assert original.stop()[0] == 0
+    assert _open_to_others(layout) == []

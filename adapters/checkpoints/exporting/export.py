@@ -15,6 +15,7 @@ from adapters.checkpoints.exporting.programs import write_onnx, write_torch_expo
 from adapters.errors import ExportRefused
 from adapters.networks.network import SegmentationNetwork
 from storage import durable
+from storage.durable.permissions import shared_files
 from storage.registry.manifest import Manifest
 from storage.registry.registry import CheckpointRegistry
 
@@ -30,6 +31,7 @@ _WRITERS: dict[Format, Writer] = {
 }
 
 
+@shared_files()
 def export_version(registry: CheckpointRegistry, version: int, format: Format, target: Path) -> list[str]:
     """Write `version` to the folder `target`, which must be empty or missing; returns the names of its files.
 

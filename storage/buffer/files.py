@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from configs.settings import BufferSettings
 from storage import durable
 from storage.buffer.frame_writer import group_frames
-from storage.buffer.pixel_array import PixelArray, create_array, create_group
+from storage.buffer.pixel_array import PixelArray
 from storage.errors import AlreadyRunning, BufferMismatch, CorruptBuffer, StorageError
 from storage.failpoints import step
 from storage.layout import StateLayout
@@ -104,6 +104,8 @@ def _create(layout: StateLayout, settings: BufferSettings) -> None:
             f"{layout.frames_zarr} is gone, but {layout.catalog} is there: restore it from a backup, "
             "or remove the catalog too and start with an empty buffer"
         )
+    from storage.buffer.zarr_metadata import create_array, create_group  # late: only a new buffer needs zarr
+
     temporary = layout.buffer / f".frames{durable.PARTIAL}"
     create_group(temporary)
     create_array(

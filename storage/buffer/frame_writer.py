@@ -39,7 +39,7 @@ NOT_KEPT = -1
 class Packed:
     """Pixels as they go to the disk; made in the thread that decoded them, for it takes longer than writing them."""
 
-    shard: bytes | None
+    shard: bytes
     """What `PixelArray.pack` made."""
     crc32: int
     """CRC-32 of the pixels."""
@@ -184,7 +184,7 @@ class FrameWriter:
         self._sizes.note(frames)
 
     def _write_one(self, slot: int, new: NewFrame) -> Path:
-        if new.packed is None or new.packed.shard is None:
+        if new.packed is None:
             return self._array.write(slot, new.frame.pixels)
         return self._array.write_packed(slot, new.packed.shard)
 

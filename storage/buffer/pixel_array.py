@@ -1,94 +1,43 @@
 """One zarr v3 array of equally sized images: one shard an image, tiles inside, every tile with its checksum.
 
+Shards are read and written in the calling thread, as the specification of zarr v3 says (`sharding_indexed`): tiles,
+each followed by its checksum, then an index of 16 bytes a tile with its own checksum. Any zarr reads what this writes,
+and the other way round (tested). Decision 0011 says why this is not zarr's own code.
+
 The key of a shard has dots (`c.17.0.0.0`), so that all shards lie in one directory and one directory fsync makes a
-whole group of them durable. Zarr itself never fsyncs; whoever writes calls `storage.durable` on `shard_path`.
+whole group of them durable. The caller fsyncs `shard_path`.
 """
 
 import json
 import math
-import threading
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Self
 
+import google_crc32c
 import numpy as np
-import zarr
+from numcodecs.blosc import Blosc
+from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
-from zarr.abc.codec import BytesBytesCodec
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
-from zarr.core.buffer import Buffer
-from zarr.storage import MemoryStore
 
 from storage import durable
-from storage.buffer.shard_format import ShardFormat
 from storage.errors import CorruptBuffer
 
-SCHEMA_VERSION = 1
 ATTRIBUTE = "mfmd"
 METADATA = "zarr.json"
 TILE_BYTES = 256
 """More than zstd's frame header, the checksum and the index entry of one tile take; zstd's bound is raw + raw / 256."""
-_opening = threading.Lock()
+CHECKSUM = 4
+"""Bytes of a CRC32C, which follows what it is of."""
+ENTRY = np.dtype("<u8")
+"""The index has two of them a tile: where it starts in the file, and its length (bytes)."""
+ABSENT = 2**64 - 1
+"""Start of a tile that was not written because it holds the fill value only."""
 
-Compression = Literal["none", "lz4", "zstd"]
-_PACKING: dict[Compression, tuple[BytesBytesCodec, ...]] = {
-    "none": (),
-    "lz4": (BloscCodec(typesize=1, cname="lz4", clevel=1, shuffle="noshuffle"),),
-    "zstd": (ZstdCodec(level=1),),
-}
-
-
-def create_group(folder: Path) -> None:
-    """Make an empty zarr group. Raises OSError."""
-    documents: dict[str, Buffer] = {}
-    zarr.create_group(MemoryStore(documents), zarr_format=3)
-    _put(documents[METADATA], folder)
-
-
-def create_array(
-    group: Path,
-    name: str,
-    shape: Sequence[int],
-    *,
-    tile: int,
-    fill: int,
-    attributes: dict[str, Any],
-    compression: Compression = "zstd",
-    about: str = "",
-) -> None:
-    """Make an empty array of uint8 images in `group`; shape [N, H, W] or [N, H, W, 3]; `tile` in pixels.
-
-    `about` tells whoever opens it with other tools what it holds. Raises OSError.
-    """
-    documents: dict[str, Buffer] = {}
-    count, height, width, *channels = shape
-    chunk = (1, _balanced(height, tile), _balanced(width, tile), *channels)
-    shard = (1, _rounded_up(height, chunk[1]), _rounded_up(width, chunk[2]), *channels)
-    zarr.create_array(
-        store=MemoryStore(documents),
-        name=name,
-        shape=(count, height, width, *channels),
-        chunks=chunk,
-        shards=shard,
-        dtype="uint8",
-        compressors=[*_PACKING[compression], Crc32cCodec()],
-        fill_value=fill,
-        chunk_key_encoding={"name": "default", "separator": "."},
-        dimension_names=("frame", "y", "x", "channel")[: len(shape)],
-        attributes={"long_name": about, ATTRIBUTE: {"schema": SCHEMA_VERSION, "tile": tile, **attributes}},
-        zarr_format=3,
-    )
-    _put(documents[f"{name}/{METADATA}"], group / name)
-
-
-def _put(document: Buffer, folder: Path) -> None:
-    """Make a folder with the metadata that zarr made in memory.
-
-    Zarr writes the metadata of an array and of the group above it at the same time; when one fails it leaves the other
-    to come, at any moment, also into a folder that was removed meanwhile.
-    """
-    folder.mkdir()
-    (folder / METADATA).write_bytes(document.to_bytes())
+Pixels = NDArray[np.uint8]
+Transform = Callable[[Any], Any]
 
 
 class PixelArray:
@@ -98,30 +47,21 @@ class PixelArray:
         """Open an array that `create_array` made. Raises CorruptBuffer when it is not one."""
         self.folder, self.writable = group / name, writable
         try:
-            self._array = _open(group, name, "r+" if writable else "r")
+            metadata = json.loads((self.folder / METADATA).read_bytes())
+            self._format = ShardFormat.of(metadata)
+            self.shape: tuple[int, ...] = tuple(metadata["shape"])
+            """[N, H, W] or [N, H, W, 3]."""
         except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             raise CorruptBuffer(f"{self.folder}: not a zarr array of mfmd: {error}") from error
-        self._rank = len(self._array.shape)
-        self._format = ShardFormat.of(self._array.metadata.to_dict())
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """[N, H, W] or [N, H, W, 3]."""
-        return tuple(self._array.shape)
-
-    @property
-    def attributes(self) -> dict[str, Any]:
+        found = metadata.get("attributes", {}).get(ATTRIBUTE)
+        self.attributes: dict[str, Any] = found if isinstance(found, dict) else {}
         """What `create_array` was given, with `schema` and `tile`."""
-        found = self._array.attrs.asdict().get(ATTRIBUTE)
-        return dict(found) if isinstance(found, dict) else {}
 
     @property
     def largest_shard(self) -> int:
         """Most bytes that the file of one image can take: pixels that do not compress, checksums, index of tiles."""
-        tile, shard = self._array.chunks, self._array.shards or self._array.chunks
-        tiles = math.prod(whole // part for whole, part in zip(shard, tile, strict=True))
-        raw = math.prod(tile) * self._array.dtype.itemsize
-        return tiles * (raw + raw // 128 + TILE_BYTES) + TILE_BYTES
+        raw = math.prod(self._format.tile)
+        return self._format.down * self._format.across * (raw + raw // 128 + TILE_BYTES) + TILE_BYTES
 
     def grow(self, count: int) -> Path:
         """Have room for `count` images, durably; returns the metadata file.
@@ -132,33 +72,25 @@ class PixelArray:
         metadata = json.loads(path.read_bytes())
         metadata["shape"][0] = count
         durable.write_text(path, json.dumps(metadata, indent=2))
-        self._array = _open(self.folder.parent, self.folder.name, "r+")
+        self.shape = (count, *self.shape[1:])
         return path
 
     def shard_path(self, index: int) -> Path:
         """The file of one image."""
-        return self.folder / ".".join(["c", str(index), *["0"] * (self._rank - 1)])
+        return self.folder / ".".join(["c", str(index), *["0"] * (len(self.shape) - 1)])
 
     def shard_indices(self) -> list[int]:
         """Images that have a file."""
-        return [int(path.name.split(".")[1]) for path in self.folder.glob("c.*") if path.name.count(".") == self._rank]
+        rank = len(self.shape)
+        return [int(path.name.split(".")[1]) for path in self.folder.glob("c.*") if path.name.count(".") == rank]
 
-    def write(self, index: int, pixels: NDArray[np.uint8]) -> Path:
+    def write(self, index: int, pixels: Pixels) -> Path:
         """Write one whole image; returns its file, which is not yet fsynced. Raises OSError."""
-        if not self.writable:
-            raise ValueError(f"{self.folder}: opened for reading only")
-        packed = self.pack(pixels)
-        if packed is not None:
-            return self.write_packed(index, packed)
-        self._array[index] = pixels
-        return self.shard_path(index)
+        return self.write_packed(index, self.pack(pixels))
 
-    def pack(self, pixels: NDArray[np.uint8]) -> bytes | None:
-        """The shard of one image, for `write_packed`; safe in any thread. None where only zarr can make it.
-
-        Raises ValueError for another shape.
-        """
-        return None if self._format is None else self._format.shard(pixels)
+    def pack(self, pixels: Pixels) -> bytes:
+        """The shard of one image, for `write_packed`; safe in any thread. Raises ValueError for another shape."""
+        return self._format.shard(pixels)
 
     def write_packed(self, index: int, shard: bytes) -> Path:
         """Write what `pack` made; returns the file, which is not yet fsynced. Raises OSError."""
@@ -168,23 +100,23 @@ class PixelArray:
         path.write_bytes(shard)
         return path
 
-    def read(self, index: int) -> NDArray[np.uint8]:
+    def read(self, index: int) -> Pixels:
         """One whole image. Raises CorruptBuffer when its file is missing or damaged."""
-        rows, columns = self._array.shape[1:3]
-        return self._get(index, range(rows), range(columns))
+        rows, columns = self.shape[1:3]
+        return self._read(index, range(rows), range(columns))
 
-    def read_crop(self, index: int, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+    def read_crop(self, index: int, top: int, left: int, height: int, width: int) -> Pixels:
         """Rows top..top+height and columns left..left+width; decodes only the tiles it touches.
 
         Raises ValueError for a crop that leaves the image, CorruptBuffer for a missing or damaged file.
         """
-        rows, columns = self._array.shape[1:3]
+        rows, columns = self.shape[1:3]
         if top < 0 or left < 0 or height < 1 or width < 1 or top + height > rows or left + width > columns:
             raise ValueError(f"crop {height}x{width} at ({top}, {left}) leaves the image of {rows}x{columns}")
-        return self._get(index, range(top, top + height), range(left, left + width))
+        return self._read(index, range(top, top + height), range(left, left + width))
 
     def check_file(self, index: int) -> None:
-        """Raises CorruptBuffer when the file of an image is missing or empty: zarr would answer the fill value."""
+        """Raises CorruptBuffer when the file of an image is missing or empty."""
         path = self.shard_path(index)
         try:
             if path.stat().st_size == 0:
@@ -192,34 +124,159 @@ class PixelArray:
         except FileNotFoundError as error:
             raise CorruptBuffer(f"{path}: missing") from error
 
-    def _get(self, index: int, rows: range, columns: range) -> NDArray[np.uint8]:
-        self.check_file(index)
+    def _read(self, index: int, rows: range, columns: range) -> Pixels:
         path = self.shard_path(index)
         try:
-            if self._format is not None:
-                return self._format.read(path, rows, columns)
-            where = index, slice(rows.start, rows.stop), slice(columns.start, columns.stop)
-            return np.asarray(self._array[where], np.uint8)
+            return self._format.read(path, rows, columns)
         except FileNotFoundError as error:
             raise CorruptBuffer(f"{path}: missing") from error
-        except (ValueError, RuntimeError, KeyError, IndexError) as error:
+        except (ValueError, RuntimeError) as error:
             raise CorruptBuffer(f"{path}: damaged: {error}") from error
 
 
-def _open(group: Path, name: str, mode: Literal["r", "r+"]) -> "zarr.Array[Any]":
-    """Open with `write_empty_chunks`, without which zarr writes no file for a black image.
+@dataclass(frozen=True, slots=True)
+class ShardFormat:
+    """How the images of one array lie in their files."""
 
-    The array does not store the setting, so every reopening loses it (zarr-python#2931). zarr 3.1.6 ignores `config=`
-    for arrays that exist, hence the global configuration, one thread at a time.
-    """
-    with _opening, zarr.config.set({"array.write_empty_chunks": True}):
-        return zarr.open_array(group, path=name, mode=mode, zarr_format=3)
+    image: tuple[int, ...]
+    """Height and width of an image (pixels), and channels if there are any; tiles may reach beyond."""
+
+    tile: tuple[int, ...]
+    """Height and width of a tile (pixels), and channels if there are any."""
+    down: int
+    """Rows of tiles in a shard."""
+    across: int
+    """Tiles in a row."""
+    fill: int
+    """Value of pixels that were not written."""
+    pack: Transform
+    unpack: Transform
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> Self:
+        """The format of an array with this `zarr.json`. Raises ValueError when it is laid out in another way."""
+        match metadata:
+            case {
+                "data_type": "uint8",
+                "fill_value": int(fill),
+                "shape": [_, *image],
+                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, *shard]}},
+                "codecs": [{"name": "sharding_indexed", "configuration": inside}],
+            }:
+                return cls._inside(inside, tuple(image), shard, fill)
+        raise ValueError("laid out in another way than mfmd does")
+
+    @classmethod
+    def _inside(cls, inside: Mapping[str, Any], image: tuple[int, ...], shard: Sequence[int], fill: int) -> Self:
+        match inside:
+            case {
+                "chunk_shape": [1, *tile],
+                "codecs": [{"name": "bytes"}, *packing, {"name": "crc32c"}],
+                "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+                "index_location": "end",
+            }:
+                codec = _codec(packing)
+                if codec is not None and len(tile) in (2, 3) and tile[2:] == shard[2:]:
+                    return cls(image, tuple(tile), shard[0] // tile[0], shard[1] // tile[1], fill, *codec)
+        raise ValueError("tiles are packed in another way than mfmd does")
+
+    def shard(self, pixels: Pixels) -> bytes:
+        """What the file of an image holds, all tiles of it. Raises ValueError for another shape."""
+        if pixels.shape != self.image or pixels.dtype != np.uint8:
+            raise ValueError(f"{pixels.dtype} {pixels.shape}, an image here is uint8 {self.image}")
+        parts, index, start = list[bytes](), list[int](), 0
+        for tile in self._tiles(pixels):
+            packed = self.pack(tile)
+            parts += [packed, _checksum(packed)]
+            index += [start, len(packed) + CHECKSUM]
+            start += index[-1]
+        entries = np.array(index, ENTRY).tobytes()
+        return b"".join([*parts, entries, _checksum(entries)])
+
+    def _tiles(self, pixels: Pixels) -> Iterator[Pixels]:
+        """Every tile, row by row; beyond the image they hold the fill value."""
+        (height, width, *channels), (rows, columns, *_) = self.tile, self.image
+        if (rows, columns) != (self.down * height, self.across * width):
+            padded = np.full((self.down * height, self.across * width, *channels), self.fill, np.uint8)
+            padded[:rows, :columns] = pixels
+            pixels = padded
+        for down in range(self.down):
+            for across in range(self.across):
+                yield pixels[down * height : (down + 1) * height, across * width : (across + 1) * width]
+
+    def read(self, path: Path, rows: range, columns: range) -> Pixels:
+        """The pixels of `rows` and `columns` of the image in `path`; only the tiles they touch are read and checked.
+
+        Raises ValueError or RuntimeError (what its codec found) for a damaged file, OSError for one that is missing or
+        cannot be read.
+        """
+        height, width, *_ = self.tile
+        pixels = np.empty((len(rows), len(columns), *self.tile[2:]), np.uint8)
+        with path.open("rb", buffering=0) as opened:
+            file = _File(opened.fileno(), os.fstat(opened.fileno()).st_size)
+            index = self._index(file)
+            for down in range(rows.start // height, (rows.stop - 1) // height + 1):
+                there, here_rows = _overlap(rows, down * height, height)
+                for across in range(columns.start // width, (columns.stop - 1) // width + 1):
+                    within, here_columns = _overlap(columns, across * width, width)
+                    tile = self._tile(file, *index[down * self.across + across])
+                    pixels[here_rows, here_columns] = self.fill if tile is None else tile[there, within]
+        return pixels
+
+    def _index(self, file: "_File") -> list[list[int]]:
+        """Start and length of every tile, row by row."""
+        tiles = self.down * self.across
+        length = 2 * ENTRY.itemsize * tiles + CHECKSUM
+        packed = file.checked(file.size - length, length, "index of tiles")
+        entries: list[list[int]] = np.frombuffer(packed, ENTRY).reshape(tiles, 2).tolist()
+        return entries
+
+    def _tile(self, file: "_File", start: int, length: int) -> Pixels | None:
+        if start == length == ABSENT:
+            return None
+        packed = file.checked(start, length, f"tile at byte {start}")
+        return np.frombuffer(self.unpack(packed), np.uint8).reshape(self.tile)
 
 
-def _balanced(side: int, tile: int) -> int:
-    """Side of equal tiles, none above `tile`, that cover `side` with the least padding (pixels)."""
-    return math.ceil(side / math.ceil(side / tile))
+@dataclass(frozen=True, slots=True)
+class _File:
+    """An open shard."""
+
+    descriptor: int
+    size: int
+
+    def checked(self, start: int, length: int, what: str) -> Pixels:
+        """`length` bytes without the checksum at their end. Raises ValueError when they do not match it."""
+        if start < 0 or length < CHECKSUM or start + length > self.size:
+            raise ValueError(f"{what} reaches beyond the file")
+        data = os.pread(self.descriptor, length, start)
+        if len(data) < length:
+            raise ValueError(f"{what} ends early")
+        content = np.frombuffer(data, np.uint8, length - CHECKSUM)
+        if google_crc32c.value(content) != int.from_bytes(data[-CHECKSUM:], "little"):
+            raise ValueError(f"{what} does not match its checksum")
+        return content
 
 
-def _rounded_up(side: int, step: int) -> int:
-    return math.ceil(side / step) * step
+def _codec(packing: Sequence[Mapping[str, Any]]) -> tuple[Transform, Transform] | None:
+    """How tiles are packed and unpacked; None for what `create_array` does not make."""
+    match packing:
+        case []:
+            return np.ndarray.tobytes, lambda packed: packed
+        case [{"name": "zstd", "configuration": {"level": int(level), "checksum": bool(checksum)}}]:
+            zstd = Zstd(level=level, checksum=checksum)
+            return lambda tile: zstd.encode(np.ascontiguousarray(tile)), zstd.decode
+        case [{"name": "blosc", "configuration": {"cname": str(name), "clevel": int(level), "shuffle": "noshuffle"}}]:
+            blosc = Blosc(cname=name, clevel=level, shuffle=Blosc.NOSHUFFLE)
+            return lambda tile: blosc.encode(np.ascontiguousarray(tile)), blosc.decode
+    return None
+
+
+def _checksum(content: Any) -> bytes:
+    return int(google_crc32c.value(content)).to_bytes(CHECKSUM, "little")
+
+
+def _overlap(wanted: range, start: int, length: int) -> tuple[slice, slice]:
+    """The part of `wanted` that lies in a tile which begins at `start`: as places of the tile, and of `wanted`."""
+    first, last = max(wanted.start, start), min(wanted.stop, start + length)
+    return slice(first - start, last - start), slice(first - wanted.start, last - wanted.start)

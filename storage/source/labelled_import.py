@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from configs.settings import Settings, SourceSettings
 from storage import durable
-from storage.buffer.pixel_array import PixelArray, create_array, create_group
+from storage.buffer.pixel_array import PixelArray
+from storage.buffer.zarr_metadata import create_array, create_group
 from storage.durable.digest import digest_of
 from storage.errors import RefusedImage, StorageError
 from storage.layout import StateLayout

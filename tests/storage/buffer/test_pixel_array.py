@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.buffer.pixel_array import PixelArray, create_array, create_group
+from storage.buffer.pixel_array import PixelArray
+from storage.buffer.zarr_metadata import create_array, create_group
 from storage.errors import CorruptBuffer
 
 

@@ -48,7 +48,7 @@ def test_a_lost_file_is_an_error_not_a_black_image(layout: StateLayout, source):
     assert found.image(0).any()
     with pytest.raises(CorruptBuffer, match="missing"):
         found.image(1)
-    with pytest.raises(CorruptBuffer, match="empty"):
+    with pytest.raises(CorruptBuffer, match="damaged"):
         found.label(1)
 
 

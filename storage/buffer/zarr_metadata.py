@@ -1,0 +1,88 @@
+"""Makes an empty zarr v3 array: zarr writes the metadata, `pixel_array.py` reads and writes its shards."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import zarr
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
+
+from storage.buffer.pixel_array import ATTRIBUTE, METADATA
+
+SCHEMA_VERSION = 1
+Compression = Literal["none", "lz4", "zstd"]
+
+
+def create_group(folder: Path) -> None:
+    """Make an empty zarr group. Raises OSError."""
+    documents: dict[str, Buffer] = {}
+    zarr.create_group(MemoryStore(documents), zarr_format=3)
+    _put(documents[METADATA], folder)
+
+
+def create_array(
+    group: Path,
+    name: str,
+    shape: Sequence[int],
+    *,
+    tile: int,
+    fill: int,
+    attributes: dict[str, Any],
+    compression: Compression = "zstd",
+    about: str = "",
+) -> None:
+    """Make an empty array of uint8 images in `group`; shape [N, H, W] or [N, H, W, 3]; `tile` in pixels.
+
+    `about` tells whoever opens it with other tools what it holds. Raises OSError.
+    """
+    documents: dict[str, Buffer] = {}
+    count, height, width, *channels = shape
+    chunk = (1, _balanced(height, tile), _balanced(width, tile), *channels)
+    shard = (1, _rounded_up(height, chunk[1]), _rounded_up(width, chunk[2]), *channels)
+    zarr.create_array(
+        store=MemoryStore(documents),
+        name=name,
+        shape=(count, height, width, *channels),
+        chunks=chunk,
+        shards=shard,
+        dtype="uint8",
+        compressors=[*_compressors(compression), Crc32cCodec()],
+        fill_value=fill,
+        chunk_key_encoding={"name": "default", "separator": "."},
+        dimension_names=("frame", "y", "x", "channel")[: len(shape)],
+        attributes={"long_name": about, ATTRIBUTE: {"schema": SCHEMA_VERSION, "tile": tile, **attributes}},
+        zarr_format=3,
+    )
+    _put(documents[f"{name}/{METADATA}"], group / name)
+
+
+def _compressors(compression: Compression) -> list[BytesBytesCodec]:
+    match compression:
+        case "lz4":
+            return [BloscCodec(typesize=1, cname="lz4", clevel=1, shuffle="noshuffle")]
+        case "zstd":
+            return [ZstdCodec(level=1)]
+    return []
+
+
+def _put(document: Buffer, folder: Path) -> None:
+    """Make a folder with the metadata that zarr made in memory.
+
+    Zarr writes the metadata of an array and of the group above it at the same time; when one fails it leaves the other
+    to come, at any moment, also into a folder that was removed meanwhile.
+    """
+    folder.mkdir()
+    (folder / METADATA).write_bytes(document.to_bytes())
+
+
+def _balanced(side: int, tile: int) -> int:
+    """Side of equal tiles, none above `tile`, that cover `side` with the least padding (pixels)."""
+    return math.ceil(side / math.ceil(side / tile))
+
+
+def _rounded_up(side: int, step: int) -> int:
+    return math.ceil(side / step) * step

@@ -8,7 +8,6 @@ from fastapi import FastAPI
 
 from configs.settings import ControlSettings
 from daemon.errors import DaemonError
-from daemon.net.connection_limits import TimedConnection
 from daemon.net.listening import listen
 from daemon.net.tls import TlsFiles
 from daemon.net.token import control_address
@@ -32,7 +31,7 @@ class ControlServer:
         self._listener = listener
         config = uvicorn.Config(
             app,
-            http=TimedConnection,
+            http="h11",
             log_config=None,
             access_log=False,
             lifespan="off",

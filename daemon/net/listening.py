@@ -8,6 +8,9 @@ from typing import Any, Literal
 from configs.errors import ConfigError
 from daemon.errors import AddressInUse
 
+UNREAD_SECONDS = 30.0
+"""How long a client may take nothing of an answer that is sent to it (seconds); then its connection is closed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -43,10 +46,11 @@ def check_guarded(wanted: Wanted) -> None:
 
 
 def listen(wanted: Wanted, backlog: int) -> socket.socket:
-    """A listening socket whose connections send at once what is written (TCP_NODELAY).
+    """A listening socket whose connections send at once what is written, and close when the client takes nothing of it.
 
-    Else the body of an answer, written after its head, may wait 40 ms for the client to acknowledge the head; asyncio
-    sets the option only on sockets made for `IPPROTO_TCP` by name, which `socket.create_server` does not do.
+    TCP_NODELAY: else the body of an answer, written after its head, may wait 40 ms for the client to acknowledge the
+    head; asyncio sets the option only on sockets made for `IPPROTO_TCP` by name, which `socket.create_server` does not
+    do. TCP_USER_TIMEOUT (Linux): `UNREAD_SECONDS`; uvicorn itself waits for ever.
 
     The name is looked up once, and what was judged is what is bound: a name server that answers differently the second
     time changes nothing. Raises ConfigError for an unguarded public address, AddressInUse when it cannot be bound;
@@ -65,7 +69,9 @@ def listen(wanted: Wanted, backlog: int) -> socket.socket:
         listener = socket.create_server(target, family=family, backlog=backlog)
     except OSError as error:
         raise _cannot_bind(wanted, error) from error
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit these
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * UNREAD_SECONDS))
     return listener
 
 

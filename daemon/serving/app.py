@@ -64,6 +64,7 @@ def create_app(plane: InferencePlane) -> FastAPI:
         Instrument,
         metrics=plane.metrics,
         live=lambda: plane.slots.live,
+        draining=lambda: plane.draining,
         failed=lambda request, error: problem_answer(request.url.path, _as_api_error(request, error), plane.metrics),
     )
     app.add_middleware(HeadRequests)

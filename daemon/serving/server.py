@@ -11,7 +11,6 @@ import torch
 import uvicorn
 
 from configs.settings import Settings
-from daemon.net.connection_limits import TimedConnection
 from daemon.net.listening import listen
 from daemon.net.tls import TlsFiles, tls_files
 from daemon.net.token import serving_address
@@ -27,7 +26,6 @@ from storage.layout import StateLayout
 
 LAST_REQUESTS_SECONDS = 0.5
 """How long open connections still take a request at the end: its client may have sent it before it could know."""
-CLOSE = (b"connection", b"close")
 BACKLOG = 2048
 LOADS_A_COLLECTION = 32
 """Loads whose garbage (some 100 kB each) is collected together: each collection holds all threads for 2 ms."""
@@ -63,24 +61,17 @@ class PlaneServer(uvicorn.Server):
         """Take no new connections, say with every answer that it is the last of its connection, then stop.
 
         uvicorn closes at once, and unannounced, what is idle at that moment: the request that is on its way to such a
-        connection fails, with a reset, under any steady load.
+        connection fails, with a reset, under any steady load. `middleware/instrument.py` adds `Connection: close`.
         """
+        self._plane.draining = True
         for server in self.servers:
             server.close()
         for listener in sockets or []:
             listener.close()
-        self._announce_close()
         deadline = time.monotonic() + LAST_REQUESTS_SECONDS
         while self.server_state.connections and not self.force_exit and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         await super().shutdown(sockets)
-
-    def _announce_close(self) -> None:
-        """`Connection: close` on the answers to come."""
-        self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
-        for connection in self.server_state.connections:
-            if isinstance(connection, TimedConnection):
-                connection.renew_headers()
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to stop; asked ten times a second.
@@ -130,7 +121,7 @@ def make_server(plane: InferencePlane, listener: socket.socket, tls: TlsFiles | 
     """
     config = uvicorn.Config(
         create_app(plane),
-        http=TimedConnection,
+        http="h11",
         log_config=None,
         access_log=False,
         backlog=BACKLOG,

@@ -1,4 +1,7 @@
-"""ASGI middleware: counts and times every request, and names the serving version on every answer."""
+"""ASGI middleware: counts and times every request, and names the serving version on every answer.
+
+While the process stops, every answer also says that it is the last of its connection.
+"""
 
 import time
 from collections.abc import Callable
@@ -27,12 +30,14 @@ class Instrument:
         app: ASGIApp,
         metrics: ServingMetrics,
         live: Callable[[], Resident | None],
+        draining: Callable[[], bool],
         failed: Callable[[Request, Exception], ASGIApp],
     ) -> None:
         """`failed` gives the answer to a request that ended with an exception before its answer began."""
         self._app = app
         self._metrics = metrics
         self._live = live
+        self._draining = draining
         self._failed = failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,7 +52,7 @@ class Instrument:
             begun = True
             if message["type"] == "http.response.start":
                 code = message["status"]
-                self._name_version(MutableHeaders(scope=message))
+                self._add_headers(MutableHeaders(scope=message))
             await send(message)
 
         try:
@@ -61,7 +66,9 @@ class Instrument:
             self._metrics.requests.labels(endpoint=endpoint, code=str(code)).inc()
             self._metrics.request_seconds.labels(endpoint=endpoint).observe(time.perf_counter() - started)
 
-    def _name_version(self, headers: MutableHeaders) -> None:
+    def _add_headers(self, headers: MutableHeaders) -> None:
+        if self._draining():
+            headers["Connection"] = "close"
         live = self._live()
         if live is not None and VERSION_HEADER not in headers:
             headers.update(version_headers(live))

@@ -3,7 +3,6 @@
 import copy
 import functools
 import io
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,9 +20,11 @@ from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
 from configs.serving import ServingSettings
 from configs.settings import Settings
+from daemon.net.listening import listen
 from daemon.net.tls import tls_files
+from daemon.net.token import serving_address
 from daemon.serving.plane import InferencePlane
-from daemon.serving.server import make_server
+from daemon.serving.server import BACKLOG, make_server
 from storage.durable import write_record
 from storage.layout import StateLayout
 from storage.registry.manifest import Ref
@@ -183,7 +184,7 @@ def running(
     The client sends `token`; over TLS it takes any certificate.
     """
     tls = tls_files("serving", settings.serving.certificate, settings.serving.key)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen(serving_address(settings.serving), BACKLOG)
     plane = InferencePlane(settings, name)
     prepare(plane)
     server = make_server(plane, listener, tls)

@@ -2,7 +2,7 @@
 
 
 class AdapterError(Exception):
-    """Something about a network, its weights or its training is not as it must be; the message says what to do."""
+    """A network, its weights or its training is not as it must be; the message says what to do."""
 
     code = "adapter"
 
@@ -14,18 +14,18 @@ class NetworkMismatch(AdapterError):
 
 
 class UnsupportedModel(AdapterError):
-    """A model or file of a kind that mfmd does not read; the message lists the kinds that work."""
+    """mfmd does not read models or files of this kind; the message lists the kinds that work."""
 
     code = "unsupported_model"
 
 
 class ExportRefused(AdapterError):
-    """A version cannot be exported there or in that format; the message says what can be done."""
+    """A version cannot be exported there or in that format; the message says what is possible."""
 
     code = "export_refused"
 
 
 class TrainingFailed(AdapterError):
-    """Training cannot go on, for example because the loss is not finite."""
+    """Training cannot continue, for example because the loss is not finite."""
 
     code = "training_failed"

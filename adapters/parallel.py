@@ -1,7 +1,7 @@
-"""What several processes of one round agree on; with one process nothing here does anything.
+"""Let several processes of one round agree; with one process nothing here has an effect.
 
-The student is not wrapped in DistributedDataParallel: a step runs several forward passes, some through `encode` and
-`decode`, and back-propagates each by itself, which the wrapper's hooks on one forward and one backward do not cover.
+The student is not wrapped in DistributedDataParallel. A step runs several forward passes, some through `encode` and
+`decode`, and back-propagates each by itself. The wrapper's hooks on one forward and one backward do not cover that.
 Averaging the summed gradients once a step gives the same numbers with one exchange instead of three.
 """
 
@@ -22,7 +22,7 @@ REPLICATED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MUL
 
 
 def check_replicated(accelerator: Accelerator) -> None:
-    """Raises AdapterError for an Accelerate config that splits the network (FSDP, DeepSpeed and the like)."""
+    """Raise AdapterError for an Accelerate config that splits the network (FSDP, DeepSpeed and the like)."""
     if accelerator.distributed_type not in REPLICATED:
         raise AdapterError(
             f"round.accelerate_config: distributed_type {accelerator.distributed_type.value} splits the network over "
@@ -40,8 +40,8 @@ def average_gradients(accelerator: Accelerator, parameters: Iterable[nn.Paramete
 def average_buffers(accelerator: Accelerator, network: nn.Module) -> None:
     """Replace the running statistics of `network` by those of all processes together: each saw other crops.
 
-    Everything is averaged, and to the variances of BatchNorm comes how far the means of the processes are apart, in a
-    second exchange: mean(variance + mean^2) - mean(mean)^2 in one would lose small variances to rounding.
+    Everything is averaged. A second exchange adds the distance between the processes' means to the variances of
+    BatchNorm: mean(variance + mean^2) - mean(mean)^2 in one exchange would lose small variances to rounding.
     """
     if accelerator.num_processes == 1:
         return
@@ -59,7 +59,7 @@ def average_buffers(accelerator: Accelerator, network: nn.Module) -> None:
 
 
 def agree(accelerator: Accelerator, *values: float) -> tuple[float, ...]:
-    """The highest of each value over the processes, so that all of them decide alike, at the same step.
+    """Return the highest of each value over the processes, so that all of them decide alike, at the same step.
 
     The values are exchanged from CPU to CPU: over the device, every step would wait until its kernels have run.
     """
@@ -74,7 +74,7 @@ def agree(accelerator: Accelerator, *values: float) -> tuple[float, ...]:
 
 @lru_cache(maxsize=1)
 def _cpu_group(everyone: ProcessGroup) -> ProcessGroup:
-    """`everyone` as a group that exchanges tensors of the CPU; all processes must ask for it, at the same point."""
+    """Return `everyone` as a group that exchanges tensors of the CPU; all processes must call it at the same point."""
     if torch.distributed.get_backend(everyone) == "gloo":
         return everyone
     group: ProcessGroup = torch.distributed.new_group(backend="gloo")
@@ -83,7 +83,7 @@ def _cpu_group(everyone: ProcessGroup) -> ProcessGroup:
 
 @torch.no_grad()
 def sum_over_processes(counts: Tensor) -> Tensor:
-    """The sum of `counts`, of any shape, over the processes: what holds for the batch of all of them."""
+    """Return the sum of `counts`, of any shape, over the processes: the counts of the whole batch."""
     if not several_processes():
         return counts
     total = counts.clone()
@@ -92,16 +92,17 @@ def sum_over_processes(counts: Tensor) -> Tensor:
 
 
 def several_processes() -> bool:
-    """Whether this process trains together with others."""
+    """Return whether this process trains together with others."""
     distributed = torch.distributed
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 @torch.no_grad()
 def mean_count(counted: Tensor) -> Tensor:
-    """Mean number of `counted` (bool, any shape) in a process, a scalar: what to divide a sum by in each process, so
-    that the average over the processes is the mean over the positions of all. Where none counts it is whatever does not
-    divide by 0.
+    """Return the mean number of `counted` (bool, any shape) per process, a scalar.
+
+    Divide a sum by it in each process, and the average over the processes is the mean over the positions of all. When
+    nothing counts, the result is a value that does not divide by 0.
     """
     processes = torch.distributed.get_world_size() if several_processes() else 1
     return (sum_over_processes(counted.sum().float()) / processes).clamp(min=1.0 / processes)

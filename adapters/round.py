@@ -1,10 +1,10 @@
 """One round of self-training: `accelerate launch -m adapters.round rounds/000017/spec.json`.
 
-Reads the spec, trains, scores, and leaves `candidate.safetensors` and, last, `scores.json` in the spec's folder;
-progress goes to `progress.jsonl`, the training state to `state/`. SIGTERM ends it after the step at hand. Started again
-on the same spec, it goes on from the newest state.
+It reads the spec, trains, scores, and writes `candidate.safetensors` and, last, `scores.json` to the folder of the
+spec. Progress is written to `progress.jsonl`, the training state to `state/`. SIGTERM ends it after the current step.
+When it is restarted on the same spec, it continues from the newest state.
 
-Exit status: 0 when the round came to an end of its own, also when it was stopped or the loss was not finite or too high
+Exit status: 0 when the round ended by itself, also when it was stopped or the loss was not finite or too high
 (`scores.json` says which); 1 when something broke (traceback on stderr, `scores.json` says failed); 2 for wrong
 arguments.
 """
@@ -29,8 +29,10 @@ def main(arguments: list[str]) -> int:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process without the interpreter's teardown, in which a thread of gloo that still lets go of a tensor
-    aborts the process (pytorch pull request 179291), and with it the launcher ends all others.
+    """End this process without the interpreter's teardown.
+
+    During teardown a thread of gloo that still releases a tensor aborts the process (pytorch pull request 179291), and
+    then the launcher ends all others.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,7 +1,7 @@
-"""A training pass of a network, in the halves that Masked Feature Modeling needs: encode the views, predict, compare.
+"""A training pass of a network, in the parts that Masked Feature Modeling needs: encode the views, predict, compare.
 
-A plain network has one view and one prediction, a multi-resolution one several (`adapters.networks.network`): whoever
-trains need not know which it is.
+A plain network has one view and one prediction, a multi-resolution one several (`adapters.networks.network`). Training
+code need not know which kind it has.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,12 +18,12 @@ Maps = tuple[Tensor, ...]
 
 
 class Encoded(NamedTuple):
-    """What the encoder made of a batch."""
+    """Encoder output for a batch."""
 
     features: tuple[Maps, ...]
     """Maps `[B, C_l, H_l, W_l]` of each view, deepest last."""
     views: tuple[View, ...]
-    """What it saw."""
+    """What the encoder saw."""
     size: tuple[int, int]
     """Height and width of the images."""
 
@@ -42,9 +42,9 @@ def prediction_loss(
     weight: Tensor | None = None,
     features: Sequence[Maps] | None = None,
 ) -> Tensor:
-    """Cross-entropy of the network's predictions against `labels` `[B, H, W]`, times `weight` `[B, H, W]`, a scalar.
+    """Return the cross-entropy of the predictions against `labels` `[B, H, W]`, times `weight` `[B, H, W]`.
 
-    `features` replace those of `encoded` (rebuilt maps).
+    It is a scalar. `features` replace those of `encoded` (rebuilt maps).
     """
     outputs = network.outputs(encoded.features if features is None else features, encoded.views, encoded.size)
 
@@ -56,11 +56,11 @@ def prediction_loss(
 
 
 def mean_over_outputs(outputs: Sequence[Output], measure: Callable[[Output], Tensor]) -> Tensor:
-    """The mean of `measure`, a scalar of each prediction of a pass, by the predictions' shares."""
+    """Return the mean of `measure`, a scalar of each prediction of a pass, by the predictions' shares."""
     measured = [output.share * measure(output) for output in outputs]
     return measured[0] if len(measured) == 1 else torch.stack(measured).sum()
 
 
 def part_of(window: Window | None, maps: Tensor) -> Tensor:
-    """What of `maps` `[..., H, W]` a prediction is about."""
+    """Return the part of `maps` `[..., H, W]` that a prediction covers."""
     return maps if window is None else window.of(maps)

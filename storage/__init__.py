@@ -1,1 +1,1 @@
-"""The durable things: frame buffer, labelled source set, registry, round folders. No torch, HTTP or policy."""
+"""Durable data: frame buffer, labelled source set, registry, round folders. No torch, HTTP or policy."""

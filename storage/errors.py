@@ -2,13 +2,13 @@
 
 
 class StorageError(Exception):
-    """Something durable is not as it must be; the message names the file and the remedy."""
+    """Durable data is not as it must be; the message names the file and the remedy."""
 
     code = "storage"
 
 
 class RefusedImage(StorageError):
-    """An image that will never be taken as it is: record the reason, go on.
+    """An image that can never be ingested as it is: record the reason and continue.
 
     `reason` is one of: empty, too_many_bytes, too_many_pixels, aspect, not_an_image, needs_extra, truncated,
     unreadable, bad_label. Ingest adds outside_folder, for links that leave the drop folder.
@@ -22,13 +22,13 @@ class RefusedImage(StorageError):
 
 
 class CorruptCheckpoint(StorageError):
-    """A version whose files do not match its manifest: keep what serves, do not load it."""
+    """The files of a version do not match its manifest: keep the serving version, do not load this one."""
 
     code = "checkpoint_corrupt"
 
 
 class UnknownVersion(StorageError, KeyError):
-    """A version or ref that does not exist."""
+    """A version or ref does not exist."""
 
     code = "version_unknown"
 
@@ -55,25 +55,25 @@ class NotEarlier(StorageError):
 
 
 class InvalidReason(StorageError):
-    """A reason that cannot be kept and shown as text; nothing moved."""
+    """A reason cannot be stored and shown as text; nothing moved."""
 
     code = "reason_invalid"
 
 
 class CorruptBuffer(StorageError):
-    """A committed frame whose pixels do not match its checksum."""
+    """The pixels of a committed frame do not match its checksum."""
 
     code = "buffer_corrupt"
 
 
 class BufferMismatch(StorageError):
-    """A buffer on disk whose geometry differs from the configuration."""
+    """The geometry of a buffer on disk differs from the configuration."""
 
     code = "buffer_mismatch"
 
 
 class DurabilityLost(StorageError):
-    """An fsync failed: what was written may be gone. Stop the component; never retry."""
+    """An fsync failed: written data may be lost. Stop the component; never retry."""
 
     code = "durability_lost"
 
@@ -85,13 +85,13 @@ class AlreadyRunning(StorageError):
 
 
 class BufferFull(StorageError):
-    """Every slot that could be freed is leased by a round: wait for the round to end, then try again."""
+    """A round leases every slot that could be freed: wait for the end of the round, then retry."""
 
     code = "buffer_full"
 
 
 class BufferBusy(StorageError):
-    """Rounds hold frames, and what was asked would change them: let the round end first."""
+    """Rounds lease frames that the request would change: wait for the end of the round."""
 
     code = "buffer_busy"
 
@@ -103,19 +103,19 @@ class FramesRefused(StorageError):
 
 
 class FrameEvicted(StorageError):
-    """A frame that was committed once and has left the buffer since: forget it, go on."""
+    """A frame that was committed was evicted since: ignore it and continue."""
 
     code = "frame_evicted"
 
 
 class UnknownRound(StorageError):
-    """A round that does not exist."""
+    """A round does not exist."""
 
     code = "round_unknown"
 
 
 class SourceRefused(StorageError):
-    """Labelled source images that cannot be imported as they are; nothing was imported.
+    """Labelled source images cannot be imported as they are; nothing was imported.
 
     `problems` has one line per file, with the bad value.
     """

@@ -1,4 +1,4 @@
-"""Named places between two durable steps, where a test may end the process or look on. They do nothing otherwise.
+"""Named places between two durable steps, where a test may kill or observe the process. Otherwise they do nothing.
 
 `MFMD_FAILPOINT=name:n` kills the process (SIGKILL) when it passes that place for the n-th time (the first, without
 `:n`). `watch` lets a test in the same process see every pass instead. Which tests use them: docs/explanation/faults.md.
@@ -46,20 +46,20 @@ PLACES = {
     "frames.folder_synced": "the shards are on the disk, no row points at them",
     "frames.discarded": "the shard of a frame that left was removed",
 }
-"""Every place by name, and what is so when a process dies there."""
+"""Every place by name, and the state when a process dies there."""
 
 Hook = Callable[[str], None]
 _hook: Hook | None = None
 
 
 def step(name: str) -> None:
-    """The process is at place `name`: a test that is armed for it acts, otherwise nothing happens."""
+    """Mark place `name`: a test that armed it acts, otherwise nothing happens."""
     if _hook is not None:
         _hook(name)
 
 
 def names() -> list[str]:
-    """Names of all places."""
+    """Return the names of all places."""
     return list(PLACES)
 
 
@@ -80,7 +80,7 @@ def arm(wanted: str) -> None:
 
 
 def watch(hook: Hook | None) -> None:
-    """Call `hook` at every place from now on; none ends that. An exception of it comes up from the durable step."""
+    """Call `hook` at every place from now on; None ends that. Its exceptions come out of the durable step."""
     global _hook
     _hook = hook
 

@@ -1,4 +1,4 @@
-"""Where everything lives in a state directory, and the lock that keeps it to one daemon."""
+"""Paths of a state directory, and the lock that keeps it to one daemon."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,12 +9,12 @@ from storage import durable
 from storage.errors import AlreadyRunning
 
 OF_THE_HOLDER = ("daemon", "activity", "settings")
-"""Run files that speak of the process that holds the lock, and are its own."""
+"""Run files that describe the process that holds the lock, and belong to it."""
 
 
 @dataclass(frozen=True, slots=True)
 class StateLayout:
-    """Paths of one state directory; nothing is made before `create`."""
+    """Paths of one state directory; nothing is created before `create`."""
 
     root: Path
     """The state directory itself."""
@@ -41,7 +41,7 @@ class StateLayout:
 
     @property
     def videos(self) -> Path:
-        """What became of each video of the drop folder."""
+        """Records of the videos of the drop folder."""
         return self.root / "videos.jsonl"
 
     @property
@@ -61,12 +61,12 @@ class StateLayout:
 
     @property
     def shadow(self) -> Path:
-        """Folder of `shadow/000042/PLANE.json`: how a candidate agreed with what served while it ran in its shadow."""
+        """Folder of `shadow/000042/PLANE.json`: agreement of a shadow with the serving version."""
         return self.root / "shadow"
 
     @property
     def run(self) -> Path:
-        """Folder of what exists only while processes live: lock, addresses, token."""
+        """Folder of files that exist only while processes live: lock, addresses, token."""
         return self.root / "run"
 
     @property
@@ -76,17 +76,18 @@ class StateLayout:
 
     @property
     def lock_file(self) -> Path:
-        """File that a living daemon holds locked."""
+        """Return the file that a living daemon holds locked."""
         return self.run / "daemon.lock"
 
     def run_file(self, name: str) -> Path:
-        """`run/<name>.json`: pid, host, port and start time of a living process."""
+        """Return `run/<name>.json`: pid, host, port and start time of a living process."""
         return self.run / f"{name}.json"
 
     def identity(self) -> str:
-        """What tells this state directory from every copy of it: device and inode of its lock file, made if missing.
+        """Return what distinguishes this state directory from its copies: device and inode of its lock file.
 
-        A moved directory keeps it. A daemon has the file open, so no other file gets its number while the daemon lives.
+        The file is created if missing. A moved directory keeps it. A daemon has the file open, so no other file gets
+        its number while the daemon lives.
         """
         if not self.lock_file.exists():
             self.lock_file.touch()
@@ -94,7 +95,7 @@ class StateLayout:
         return f"{status.st_dev}:{status.st_ino}"
 
     def create(self) -> None:
-        """Make every folder, durably. Raises OSError where that is impossible."""
+        """Create every folder, durably. Raises OSError when that is impossible."""
         for folder in (self.buffer, self.source, self.checkpoints, self.rounds, self.run):
             durable.make_directory(folder)
 
@@ -102,7 +103,7 @@ class StateLayout:
     def lock(self) -> Iterator[None]:
         """Hold this state directory for one daemon. Raises AlreadyRunning, naming process and directory.
 
-        What a killed daemon left in the run folder about itself is removed: it would be taken for the new holder's.
+        The run files of a killed daemon are removed: they would be mistaken for those of the new holder.
         """
         durable.make_directory(self.run)
         with ExitStack() as held:
@@ -118,5 +119,5 @@ class StateLayout:
             yield
 
     def locked(self) -> bool:
-        """Whether a living process holds the lock; never takes it."""
+        """Return whether a living process holds the lock; never takes it."""
         return durable.is_locked(self.lock_file)

@@ -1,1 +1,1 @@
-"""How a version computes while it serves: weights copied in chunks, number formats, compilation."""
+"""Computation of a version while it serves: weights copied in chunks, number formats, compilation."""

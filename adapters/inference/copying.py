@@ -1,4 +1,4 @@
-"""New weights into a network that is not in use, in chunks so small that who computes meanwhile waits for none."""
+"""Copy new weights into an unused network, in chunks so small that running computations never wait for one."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from adapters.inference.folded import Pair
 from storage.errors import CorruptCheckpoint
 
 CHUNK_ELEMENTS = 32_768
-"""Values copied at once: up to here torch keeps to one thread, and the copy takes tens of microseconds."""
+"""Values copied at once: up to this number torch uses one thread, and the copy takes tens of microseconds."""
 
 TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -27,8 +27,10 @@ TYPES = {
 
 @contextmanager
 def aside(device: torch.device) -> Iterator[None]:
-    """Work on `device` within the block goes beside the requests': on a GPU to a stream of its own, of the lowest
-    priority, finished when the block ends; on a CPU the calling thread's niceness does that.
+    """Run work on `device` within the block beside the work of requests.
+
+    On a GPU it uses a stream of its own with the lowest priority, finished when the block ends. On a CPU the nice value
+    of the calling thread has this effect.
     """
     if device.type != "cuda":
         yield
@@ -43,12 +45,12 @@ def aside(device: torch.device) -> Iterator[None]:
 def copy_weights(
     network: nn.Module, path: Path, plain: Mapping[str, Tensor] | None = None, pairs: Sequence[Pair] = ()
 ) -> None:
-    """Copy the safetensors file `path` into `network`, which nobody may be using; names, shapes and types first.
+    """Copy the safetensors file `path` into `network`, which nobody may be using; check names, shapes, types first.
 
-    The file is that of a network with the state `plain` (its values are not read), by default the state of `network`;
-    the BatchNorm of `pairs` is folded on the way. One tensor after the other: no second copy of the whole is made.
-    Raises CorruptCheckpoint, naming tensors, when the file cannot be read, when it does not fit (then nothing was
-    copied) or when a value is not finite (then it was in part).
+    The file is that of a network with the state `plain` (its values are not read), by default the state of `network`.
+    The BatchNorm of `pairs` is folded on the way. Tensors are copied one after another, without a second copy of the
+    whole. Raises CorruptCheckpoint, naming tensors, when the file cannot be read, when it does not fit (then nothing
+    was copied) or when a value is not finite (then part of it was).
     """
     targets = network.state_dict()
     try:
@@ -68,12 +70,12 @@ def copy_weights(
 
 
 def _described(part: Any) -> Tensor:
-    """Shape and type of a tensor in the file, without its values. A type that no network has counts as complex."""
+    """Return shape and type of a tensor in the file, without its values; unknown types are complex."""
     return torch.empty(part.get_shape(), dtype=TYPES.get(part.get_dtype(), torch.complex64), device="meta")
 
 
 def _read(path: Path, file: Any, name: str) -> Tensor:
-    """A tensor of the file, of at least one dimension. Raises CorruptCheckpoint for a value that is not finite."""
+    """Return a tensor of the file, of at least one dimension. Raises CorruptCheckpoint if not finite."""
     values: Tensor = torch.atleast_1d(torch.from_numpy(file.get_tensor(name)))
     for chunk in values.split(_rows(values)):
         if chunk.is_floating_point() and not bool(torch.isfinite(chunk).all()):
@@ -82,7 +84,7 @@ def _read(path: Path, file: Any, name: str) -> Tensor:
 
 
 def _rows(tensor: Tensor) -> int:
-    """Entries of the first dimension in a chunk: whole ones, so that any memory format will do."""
+    """Return the entries of the first dimension in a chunk: whole ones, so any memory format works."""
     return max(1, CHUNK_ELEMENTS // max(1, tensor[:1].numel()))
 
 

@@ -25,7 +25,7 @@ class Pair(NamedTuple):
     convolution: str
     norm: str
     eps: float
-    """What the BatchNorm adds to a variance."""
+    """Return the value that the BatchNorm adds to a variance."""
 
 
 @torch.no_grad()
@@ -59,7 +59,7 @@ def _neighbours(network: nn.Module) -> Iterator[Pair]:
 
 
 def _randomised(network: nn.Module) -> nn.Module:
-    """`network` as training could leave it: no BatchNorm does nothing, and no layer gives zeros."""
+    """Return `network` as training could leave it: no BatchNorm does nothing, and no layer gives zeros."""
     random = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         parameter.add_(torch.randn(parameter.shape, generator=random), alpha=0.02)

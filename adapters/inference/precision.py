@@ -1,4 +1,4 @@
-"""Numbers that a served forward pass computes with: autocast over float32 weights."""
+"""Number formats of a served forward pass: autocast over float32 weights."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
@@ -11,10 +11,10 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def computing(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """A context in which convolutions and matrix products on `device` use `precision`; weights stay float32.
+    """Return a context in which convolutions and matrix products on `device` use `precision`; weights stay float32.
 
-    fp16 is for GPUs: a CPU without arithmetic for it is many times slower than with float32. The cache of cast weights
-    is off: it belongs to one context and would only hold a second copy of the weights while a batch runs.
+    fp16 is for GPUs: a CPU without fp16 arithmetic is many times slower than with float32. The cache of cast weights is
+    off, because it belongs to one context and would only hold a second copy of the weights while a batch runs.
     """
     if precision == "float32":
         return nullcontext()

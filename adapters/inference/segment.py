@@ -1,4 +1,4 @@
-"""From images to label maps: the one path that serving, prediction, evaluation and scores share."""
+"""From images to label maps: the one path of serving, prediction, evaluation and scores."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
@@ -14,11 +14,11 @@ from adapters.networks.pixels import MIN_SIDE, normalise
 from storage.media.images import FittedFrame, fit_frame
 
 _BAND_VALUES = 8_000_000
-"""Logits held at once while a label map is made at the original resolution; bounds memory for very large images."""
+"""Largest number of logits in memory while a label map is computed at the original resolution."""
 
 
 def choose_device(name: Literal["auto", "cpu"]) -> torch.device:
-    """The GPU when `name` is `auto` and there is one, otherwise the CPU."""
+    """Return the GPU when `name` is `auto` and there is one, otherwise the CPU."""
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu")
 
 
@@ -29,9 +29,9 @@ def segment_fitted(
     sizes: Sequence[tuple[int, int]],
     forward: Callable[[nn.Module, Tensor], Tensor] | None = None,
 ) -> list[Tensor]:
-    """Label maps, uint8 `[h, w]` at the original sizes `(h, w)`, of frames that share one valid size.
+    """Return label maps, uint8 `[h, w]` at the original sizes `(h, w)`, of frames that share one valid size.
 
-    Arguments and errors are those of `logits_fitted`; also ValueError when there is not one size for each frame.
+    Arguments and errors are those of `logits_fitted`; also ValueError unless there is one size for each frame.
     """
     if len(frames) != len(sizes):
         raise ValueError(f"expected a size for each frame, got {len(frames)} frames, {len(sizes)} sizes")
@@ -43,14 +43,13 @@ def logits_fitted(
     frames: Sequence[FittedFrame],
     forward: Callable[[nn.Module, Tensor], Tensor] | None = None,
 ) -> Iterator[Tensor]:
-    """Logits `[K, H, W]` of frames that share one valid size, one after the other, at that size.
+    """Yield logits `[K, H, W]` of frames that share one valid size, one after another, at that size.
 
-    Only the valid region enters the network, so what a frame is padded to cannot change its answer. Runs on the
-    network's device; the network should be in eval mode. On a CPU images pass one by one: that costs a tenth to a half
-    more time, and an answer never depends on the company it was batched with. On a GPU they pass as one batch, whose
-    rounding may decide a pixel where two classes are equally likely. `forward` gives logits as `logits_of` does, which
-    is the default; sliding windows put their own there.
-    Raises ValueError when valid sizes differ.
+    Only the valid region enters the network, so padding cannot change the answer of a frame. Runs on the network's
+    device; the network should be in eval mode. On a CPU images pass one by one: that takes a tenth to a half more time,
+    and an answer never depends on the other images of its batch. On a GPU they pass as one batch, whose rounding may
+    decide a pixel where two classes are equally likely. `forward` gives logits like `logits_of`, the default; sliding
+    windows pass their own function. Raises ValueError when valid sizes differ.
     """
     valid = {(frame.valid_height, frame.valid_width) for frame in frames}
     if len(valid) != 1:
@@ -66,7 +65,7 @@ def logits_fitted(
 
 
 def segment_image(network: nn.Module, pixels: NDArray[np.uint8], input_size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Label map, uint8 `[h, w]`, of one image `[h, w, 3]`; the network sees it scaled to fit `input_size` (h, w)."""
+    """Return the label map, uint8 `[h, w]`, of one image `[h, w, 3]`, seen at `input_size` (h, w)."""
     height, width = pixels.shape[:2]
     labels = segment_fitted(network, [fit_frame(pixels, *input_size)], [(height, width)])[0]
     result: NDArray[np.uint8] = labels.cpu().numpy()
@@ -74,10 +73,10 @@ def segment_image(network: nn.Module, pixels: NDArray[np.uint8], input_size: tup
 
 
 def logits_of(network: nn.Module, images: Tensor) -> Tensor:
-    """Logits `[B, K, H, W]` of normalised images `[B, 3, H, W]` of any size.
+    """Return logits `[B, K, H, W]` of normalised images `[B, 3, H, W]` of any size.
 
-    Sides below `MIN_SIDE` are extended with copies of the last row or column first: a very wide or tall image leaves
-    a valid region of a few pixels, too small for the strides of an encoder.
+    Sides below `MIN_SIDE` are first extended with copies of the last row or column: a very wide or tall image leaves a
+    valid region of a few pixels, too small for the strides of an encoder.
     """
     height, width = images.shape[-2:]
     missing = (0, max(0, MIN_SIDE - width), 0, max(0, MIN_SIDE - height))
@@ -87,7 +86,7 @@ def logits_of(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def labels_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Argmax, uint8 `[h, w]`, of logits `[K, H, W]` resized bilinearly to `size`; memory stays bounded for any size."""
+    """Return the argmax, uint8 `[h, w]`, of logits `[K, H, W]` resized bilinearly to `size`, in bounded memory."""
     height, width = size
     classes, rows, columns = logits.shape
     if size == (rows, columns):  # nothing to resize: the same labels in about a third of the time

@@ -1,7 +1,7 @@
 """Sliding windows: an image larger than the network's input is segmented piece by piece, at its finer scale.
 
-The image is scaled until it covers the input (one side as long as the input's, the other at least as long), cut into
-overlapping windows of the input's size, and the logits of windows that overlap are averaged.
+The image is scaled until it covers the input (one side as long as the input's, the other at least as long) and cut into
+overlapping windows of the input's size. The logits of overlapping windows are averaged.
 """
 
 import math
@@ -16,32 +16,34 @@ from adapters.inference.segment import logits_of
 from storage.media.images import FittedFrame, fit_frame
 
 LONGEST = 8
-"""Longest scaled image, in input sides: a strip of 1 x 60,000 pixels would otherwise be scaled up to gigabytes. Beyond
-that an image is scaled to this length, and its windows are flatter than the input."""
+"""Longest scaled image, in input sides; a longer image is scaled to this length, and its windows are flatter.
+
+Otherwise a strip of 1 x 60,000 pixels would be scaled up to gigabytes.
+"""
 ROUNDING = 1e-6
 """Error of a product that should be a whole number of pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Size of a window (pixels) and the share of it that the next one covers again (0 to below 1)."""
+    """Size of a window (pixels) and the share of it that the next one overlaps (0 to below 1)."""
 
     height: int
     width: int
     overlap: float
 
     def scaled_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width (pixels) of an image of `height` x `width` once it covers the window."""
+        """Return height and width (pixels) of an image of `height` x `width` scaled to cover the window."""
         by_height, by_width = self.height / height, self.width / width
         scale = min(max(by_height, by_width), LONGEST * by_height, LONGEST * by_width)
         return max(1, math.ceil(height * scale - ROUNDING)), max(1, math.ceil(width * scale - ROUNDING))
 
     def fit(self, pixels: NDArray[np.uint8]) -> FittedFrame:
-        """The image uint8 `[h, w, 3]` scaled to cover the window, its aspect kept."""
+        """Return the image uint8 `[h, w, 3]` scaled to cover the window, its aspect kept."""
         return fit_frame(pixels, *self.scaled_size(*pixels.shape[:2]))
 
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:
-        """Mean logits, float32 `[B, K, h, w]`, of normalised images `[B, 3, h, w]`; all of them pass at one place."""
+        """Return mean logits, float32 `[B, K, h, w]`, of normalised images `[B, 3, h, w]`, in one place each."""
         height, width = images.shape[-2:]
         total = torch.zeros(())
         counts = images.new_zeros(height, width)
@@ -57,7 +59,7 @@ class Window:
 
 
 def starts(length: int, window: int, overlap: float) -> list[int]:
-    """Where windows begin along a side of `length` pixels; the last one ends with the image."""
+    """Return where windows begin along a side of `length` pixels; the last one ends with the image."""
     if length <= window:
         return [0]
     step = max(1, int(window * (1 - overlap)))

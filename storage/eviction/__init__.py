@@ -1,1 +1,1 @@
-"""Which frames leave the buffer: one interface (`policy.py`), one file for each policy; how many leave (`room.py`)."""
+"""Policies of eviction: one interface (`policy.py`), one file per policy; `room.py` decides how many frames leave."""

@@ -1,12 +1,12 @@
-"""Keep what differs: the frame that another one stands for leaves.
+"""Keep frames that differ: evict the frame that another one resembles most.
 
-Greedy thinning by embeddings, the other end of farthest-point selection: of the two frames that look most alike the
-older one leaves, again and again, which keeps the smallest distance between any two frames large. Rare conditions
-stay, however long ago they were seen; a camera that stands still keeps few frames.
+Greedy thinning by embeddings, the reverse of farthest-point selection: of the two frames that look most alike the older
+one is evicted, again and again. That keeps the smallest distance between any two frames large. Rare conditions stay,
+however long ago they were seen; a still camera keeps few frames.
 
-The embeddings are the observer's (`storage/buffer/observations.py`), which comes later than ingest. A frame that it
-has not seen counts as the newest and stays, unless such frames are more than half of the buffer: then the oldest of
-them leave, or a burst that is faster than the observer would wash everything else out.
+The embeddings are the observer's (`storage/buffer/observations.py`), which runs later than ingest. A frame without an
+embedding counts as the newest and stays, unless such frames are more than half of the buffer. Then the oldest of them
+are evicted. Otherwise a burst that is faster than the observer would evict everything else.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -23,21 +23,21 @@ Reader = Callable[[Collection[int]], Sequence[Embedding]]
 
 
 class Diverse:
-    """The frame whose nearest neighbour is closest leaves."""
+    """Evicts the frame whose nearest neighbour is closest."""
 
     newcomers_may_leave = False
 
     def __init__(self, read: Reader) -> None:
-        """`read` gives the embeddings that there are of some frames."""
+        """Prepare it; `read` returns the embeddings of some frames, as far as they exist."""
         self._read = read
         self._neighbours = Neighbours()
         self._released = 0
         self._outdated: set[int] = set()
 
     def order(self, frames: Sequence[Held], may_leave: Collection[int]) -> Iterator[int]:
-        """First those whose embedding cannot be compared, then the ones that others stand for, then those without one.
+        """Yield frames with incomparable embeddings first, then those that others resemble, then those without one.
 
-        Not comparable are embeddings of another released version than the newest one's, and such that are not finite.
+        Embeddings are incomparable when they are of another released version than the newest one's, or not finite.
         """
         self._learn([frame.id for frame in frames])
         ids = [frame.id for frame in frames]
@@ -54,7 +54,7 @@ class Diverse:
         return [frame for frame in ids if frame not in seen]
 
     def _learn(self, ids: Sequence[int]) -> None:
-        """Forget frames that left, and ask for the embeddings of those that had none."""
+        """Remove frames that left, and read the embeddings of those that had none."""
         there = set(ids)
         self._neighbours.keep(there)
         self._outdated &= there

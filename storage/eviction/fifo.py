@@ -6,10 +6,10 @@ from storage.eviction.policy import Held
 
 
 class Fifo:
-    """The oldest leaves."""
+    """Evicts the oldest frame."""
 
     newcomers_may_leave = False
 
     def order(self, frames: Sequence[Held], may_leave: Collection[int]) -> Iterator[int]:
-        """By age."""
+        """Yield frames by age."""
         return (frame.id for frame in frames if frame.id in may_leave)

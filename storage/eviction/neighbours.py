@@ -1,4 +1,4 @@
-"""Nearest neighbours among embeddings that come and go, kept up to date at the price of what changed."""
+"""Nearest neighbours among changing embeddings, updated at a cost proportional to the change."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -21,7 +21,7 @@ class Neighbours:
         self._nearest = np.zeros(0, np.int64)
 
     def keep(self, ids: Collection[int]) -> None:
-        """Forget the vectors of all other frames."""
+        """Remove the vectors of all other frames."""
         kept = np.array([frame in ids for frame in self.ids], bool)
         if kept.all():
             return
@@ -33,7 +33,7 @@ class Neighbours:
         self._search(place[orphans])
 
     def add(self, vectors: Mapping[int, NDArray[np.float32]]) -> None:
-        """Take in vectors of further frames, all of the same length."""
+        """Add vectors of further frames, all of the same length."""
         if not vectors:
             return
         ids = sorted(vectors)
@@ -55,9 +55,9 @@ class Neighbours:
         self._sort()
 
     def closest_first(self, may_leave: Collection[int]) -> Iterator[int]:
-        """Frames out of `may_leave`: each time that with the closest neighbour, of two neighbours the older one.
+        """Yield frames of `may_leave`: each time the one with the closest neighbour, of two neighbours the older.
 
-        A frame that was given out is no neighbour any more. What is kept here does not change.
+        A yielded frame is no longer a neighbour. The stored vectors do not change.
         """
         leaves = np.array([frame in may_leave for frame in self.ids], bool)
         there = np.ones(len(self.ids), bool)
@@ -78,7 +78,10 @@ class Neighbours:
         there: NDArray[np.bool_],
         leaves: NDArray[np.bool_],
     ) -> int:
-        """The row with the closest neighbour. A distance to one that is gone is a lower bound: look again only then."""
+        """Return the row with the closest neighbour.
+
+        The distance to a removed row is a lower bound; only then is the neighbour searched again.
+        """
         while True:
             row = int(distance.argmin())
             if not np.isfinite(distance[row]):  # it has no neighbour left
@@ -91,7 +94,7 @@ class Neighbours:
             distance[row] = squares[nearest[row]]
 
     def _search(self, rows: NDArray[np.int64]) -> None:
-        """Find the nearest neighbours of these rows anew."""
+        """Search the nearest neighbours of these rows again."""
         for start in range(0, len(rows), BLOCK):
             block = rows[start : start + BLOCK]
             self._settle(block, self._squares(block))
@@ -101,7 +104,7 @@ class Neighbours:
         self._distance[rows] = squares[np.arange(len(rows)), self._nearest[rows]]
 
     def _squares(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Squared distances of these rows to all, [rows, n]; infinite to themselves."""
+        """Return squared distances of these rows to all, [rows, n]; infinite to themselves."""
         products = self._vectors[rows] @ self._vectors.T
         squares: NDArray[np.float32] = self._norms[rows, None] + self._norms - 2 * products
         np.maximum(squares, 0, out=squares)
@@ -109,7 +112,7 @@ class Neighbours:
         return squares
 
     def _sort(self) -> None:
-        """Rows in commit order: then the older of two is the one with the smaller row."""
+        """Sort rows in commit order, so that the older of two is the one with the smaller row."""
         order: Sequence[int] = np.argsort(self.ids, kind="stable").tolist()
         if order == list(range(len(order))):
             return

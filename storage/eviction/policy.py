@@ -1,4 +1,4 @@
-"""The interface of eviction: a policy says in which order frames leave; how many leave is not its business."""
+"""The interface of eviction: a policy gives the order in which frames leave; others decide how many."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a policy may know of a frame that is in the buffer or about to be."""
+    """What a policy may know of a frame in the buffer or in the current commit."""
 
     id: int
     """Ascending in commit order; a new frame has the number that it will be committed under."""
@@ -22,12 +22,12 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """Where one frame lies."""
+    """Embedding of one frame."""
 
     frame: int
     """Id of the frame in the catalog."""
     released: int
-    """Version whose encoder made it; only embeddings of the same one can be compared."""
+    """Version whose encoder computed it; only embeddings of the same one can be compared."""
     vector: NDArray[np.float32]
     """[D]."""
 
@@ -36,13 +36,13 @@ class Eviction(Protocol):
     """An order in which frames leave. It must follow from what is stored, so that a restart changes nothing."""
 
     newcomers_may_leave: bool
-    """Whether a new frame may be the one that leaves, in the commit in which it came."""
+    """Whether a new frame may leave in the commit in which it came."""
 
     def order(self, frames: Sequence[Held], may_leave: Collection[int]) -> Iterator[int]:
-        """Ids out of `may_leave`, all of them, the first to leave first.
+        """Yield all ids of `may_leave`, in the order of eviction.
 
         `frames` are all that stay or come, in commit order, also those that may not leave. The caller takes as many as
-        it needs and nothing has to be computed for the others. Whether they leave indeed is not known: the commit may
+        it needs, and nothing has to be computed for the others. The frames may stay after all, because the commit may
         fail.
         """
         ...

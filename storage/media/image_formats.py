@@ -1,4 +1,4 @@
-"""What Pillow alone does not settle about image files: HEIF, and grey values wider than a byte."""
+"""Image formats beyond Pillow's defaults: HEIF, and grey values wider than a byte."""
 
 from importlib import util
 from typing import Any
@@ -15,12 +15,12 @@ WHITE_IS_ZERO, SEPARATE_PLANES = 0, 2
 
 
 def is_heif(data: bytes) -> bool:
-    """Whether the first bytes are those of a HEIF image."""
+    """Return whether the first bytes are those of a HEIF image."""
     return data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS
 
 
 def learn_heif(name: str) -> None:
-    """Teach Pillow to read HEIF. Raises RefusedImage("needs_extra") where the extra `heif` is not installed."""
+    """Register HEIF with Pillow. Raises RefusedImage("needs_extra") when the extra `heif` is not installed."""
     if "HEIF" in Image.OPEN:
         return
     if util.find_spec("pillow_heif") is None:
@@ -31,7 +31,7 @@ def learn_heif(name: str) -> None:
 
 
 def check_samples(name: str, image: Image.Image) -> None:
-    """Raises RefusedImage("not_an_image") for pixels that have no agreed brightness; looks at the header only."""
+    """Raise RefusedImage("not_an_image") for pixels without an agreed brightness; reads the header only."""
     if image.mode in ("F", "LAB", "HSV"):
         raise RefusedImage("not_an_image", f"{name}: pixels of type {image.mode} have no agreed brightness; use 8-bit")
     if image.mode == "I" and image.format == "TIFF":
@@ -41,7 +41,7 @@ def check_samples(name: str, image: Image.Image) -> None:
 
 
 def load_pixels(image: Image.Image, data: bytes) -> Image.Image:
-    """Decode `image`, which was opened on `data`; grey of 16 bit is scaled by its full range to 8.
+    """Decode `image`, which was opened on `data`; 16-bit grey is scaled by its full range to 8 bit.
 
     16-bit colour comes from Pillow as the upper byte of each value. Raises what Pillow raises on damage.
     """
@@ -57,19 +57,19 @@ def load_pixels(image: Image.Image, data: bytes) -> Image.Image:
 
 
 def _tag(image: Image.Image, tag: int) -> Any:
-    """A TIFF tag; none for other formats and missing tags."""
+    """Return a TIFF tag; None for other formats and missing tags."""
     return image.tag_v2.get(tag) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
 
 
 def _is_raw_planar(image: Image.Image) -> bool:
-    """Uncompressed 16-bit colour plane by plane: Pillow reads it as 8-bit values, without an error."""
+    """Return whether the file is uncompressed 16-bit planar colour, which Pillow silently reads as 8-bit values."""
     bits = _tag(image, TiffImagePlugin.BITSPERSAMPLE)
     planar = _tag(image, TiffImagePlugin.PLANAR_CONFIGURATION) == SEPARATE_PLANES
     return planar and bits is not None and set(bits) == {16} and _tag(image, TiffImagePlugin.COMPRESSION) in (None, 1)
 
 
 def _raw_planes(image: Image.Image, data: bytes) -> Image.Image:
-    """The upper bytes of planes that lie one after the other in strips; a fourth plane is alpha."""
+    """Return the upper bytes of planes that lie one after another in strips; a fourth plane is alpha."""
     assert isinstance(image, TiffImagePlugin.TiffImageFile)
     offsets = image.tag_v2[TiffImagePlugin.STRIPOFFSETS]
     counts = image.tag_v2[TiffImagePlugin.STRIPBYTECOUNTS]

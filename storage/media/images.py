@@ -18,13 +18,13 @@ from storage.errors import RefusedImage
 from storage.media.image_formats import check_samples, is_heif, learn_heif, load_pixels
 
 FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-"""Pillow formats that are read (HEIF with the extra `heif`). Left out are those that start other programs (EPS) or are
-no camera images."""
+"""Pillow formats that are read (HEIF with the extra `heif`). Formats that start other programs (EPS) or hold no camera
+images are excluded."""
 DAMAGE = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError,
     AttributeError, OverflowError, RuntimeError, AssertionError, MemoryError,
 )  # fmt: skip
-"""What Pillow's decoders raise on damaged data."""
+"""Exceptions of Pillow's decoders on damaged data."""
 ORIENTATION_TAG = 0x0112
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -42,7 +42,7 @@ PACKED_GREY = {"L;2": 85, "L;4": 17}
 
 @dataclass(frozen=True, slots=True)
 class FittedFrame:
-    """An image scaled into a frame with its aspect kept, placed top-left, zero elsewhere."""
+    """An image scaled into a frame, its aspect kept, placed top-left, zero elsewhere."""
 
     pixels: NDArray[np.uint8]
     """[H, W, 3] RGB."""
@@ -52,7 +52,7 @@ class FittedFrame:
     """Columns that hold image (pixels)."""
 
     def cropped(self) -> NDArray[np.uint8]:
-        """The image without its padding, [valid_height, valid_width, 3]; a view."""
+        """Return the image without its padding, [valid_height, valid_width, 3]; a view."""
         return self.pixels[: self.valid_height, : self.valid_width]
 
 
@@ -63,25 +63,25 @@ class Photo:
     pixels: NDArray[np.uint8]
     """[h, w, 3] RGB, upright."""
     exif: dict[int, Any]
-    """Its EXIF tags, those about the exposure included; empty when it has none or they are broken."""
+    """EXIF tags of the file, including those about the exposure; empty when it has none or they are broken."""
 
 
 def decode_image(
     source: Path | bytes, *, max_bytes: int, max_pixels: int, max_aspect: float = math.inf
 ) -> NDArray[np.uint8]:
-    """The pixels of `decode_photo`."""
+    """Return the pixels of `decode_photo`."""
     return decode_photo(source, max_bytes=max_bytes, max_pixels=max_pixels, max_aspect=max_aspect).pixels
 
 
 def decode_photo(source: Path | bytes, *, max_bytes: int, max_pixels: int, max_aspect: float = math.inf) -> Photo:
     """Decode an image file to [h, w, 3] RGB, upright, and read its EXIF tags.
 
-    EXIF orientation is applied; grey, palette and CMYK are converted; alpha lies over black; 16-bit values are scaled
-    by full range; of an animation the first frame is taken. Limits: file size (bytes), width x height (pixels) and
-    longest over shortest side, all checked before any pixel is decoded.
+    EXIF orientation is applied; grey, palette and CMYK are converted; alpha is composed over black; 16-bit values are
+    scaled by full range; of an animation the first frame is read. Limits: file size (bytes), width x height (pixels)
+    and longest over shortest side, all checked before any pixel is decoded.
 
-    Raises RefusedImage with the reason for a file that will never do. FileNotFoundError and other I/O errors pass:
-    the same file may be readable the next time.
+    Raises RefusedImage with the reason for a file that can never be read. FileNotFoundError and other I/O errors pass
+    through, because the same file may be readable the next time.
     """
     name = str(source) if isinstance(source, Path) else "image"
     data = _read(source, max_bytes) if isinstance(source, Path) else source
@@ -97,7 +97,7 @@ def decode_photo(source: Path | bytes, *, max_bytes: int, max_pixels: int, max_a
 
 
 def check_sides(name: str, width: int, height: int, max_pixels: int, max_aspect: float = math.inf) -> None:
-    """Raises RefusedImage (too_many_pixels, aspect) for an image of these sides (pixels)."""
+    """Raise RefusedImage (too_many_pixels, aspect) for an image with forbidden sides (pixels)."""
     if width * height > max_pixels:
         raise RefusedImage("too_many_pixels", f"{name}: {width}x{height} pixels; the limit is {max_pixels}")
     if max(width, height) > max_aspect * min(width, height):
@@ -105,12 +105,12 @@ def check_sides(name: str, width: int, height: int, max_pixels: int, max_aspect:
 
 
 def crc32_of(pixels: NDArray[np.uint8]) -> int:
-    """CRC-32 of the pixels in C order."""
+    """Return the CRC-32 of the pixels in C order."""
     return int(isal_zlib.crc32(np.ascontiguousarray(pixels).data))
 
 
 def fitted_size(height: int, width: int, frame_height: int, frame_width: int) -> tuple[int, int]:
-    """Size (pixels) of an image of height x width once it is scaled to fit the frame with its aspect kept."""
+    """Return the size (pixels) of an image of height x width scaled to fit the frame, its aspect kept."""
     scale = min(frame_height / height, frame_width / width)
     return (
         max(1, min(frame_height, round(height * scale))),

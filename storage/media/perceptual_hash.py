@@ -1,7 +1,7 @@
-"""A fingerprint of how an image looks: near copies get near fingerprints, whatever their size and encoding.
+"""Perceptual hash: near copies get near hashes, whatever their size and encoding.
 
-The 64 lowest frequencies of the cosine transform of the image at 32x32 grey, each as one bit: above their median or
-not (pHash; Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010).
+The 64 lowest frequencies of the cosine transform of the image at 32x32 grey, each as one bit: above their median or not
+(pHash; Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010).
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ LARGE = 256
 
 
 def perceptual_hash(pixels: NDArray[np.uint8]) -> str:
-    """Hash of an image [h, w, 3] RGB: 64 bits as 16 hex digits. Give the image alone, without padding."""
+    """Return the hash of an image [h, w, 3] RGB: 64 bits as 16 hex digits. Pass the image without padding."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     factor = (max(1, image.width // LARGE), max(1, image.height // LARGE))
     grey = image.reduce(factor).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
@@ -27,12 +27,12 @@ def perceptual_hash(pixels: NDArray[np.uint8]) -> str:
 
 
 def distance(a: str, b: str) -> int:
-    """Bits in which two hashes differ, 0-64. Raises ValueError for what is not a hash."""
+    """Return the number of bits in which two hashes differ, 0-64. Raises ValueError for an invalid hash."""
     return (int(a, 16) ^ int(b, 16)).bit_count()
 
 
 def _cosines() -> NDArray[np.float64]:
-    """The first rows of the orthonormal DCT-II, [KEPT, SIDE]."""
+    """Return the first rows of the orthonormal DCT-II, [KEPT, SIDE]."""
     frequency, place = np.arange(KEPT)[:, None], np.arange(SIDE)[None]
     rows: NDArray[np.float64] = np.sqrt(2 / SIDE) * np.cos(np.pi * frequency * (2 * place + 1) / (2 * SIDE))
     rows[0] /= np.sqrt(2)

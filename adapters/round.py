@@ -23,9 +23,9 @@ def main(arguments: list[str]) -> int:
         print("usage: accelerate launch -m adapters.round ROUND_FOLDER/spec.json", file=sys.stderr)
         return 2
     with StopRequest() as stop:
-        from adapters.rounds.run import run_round  # loads torch for seconds: SIGTERM must be heard before
+        from adapters.rounds.run import train_and_score  # loads torch for seconds: SIGTERM must be heard before
 
-        return run_round(Path(arguments[0]), stop)
+        return train_and_score(Path(arguments[0]), stop)
 
 
 def leave(status: int) -> NoReturn:

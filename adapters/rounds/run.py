@@ -3,6 +3,7 @@
 import os
 import time
 import traceback
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
@@ -15,14 +16,14 @@ from adapters.rounds.inputs import RoundInputs, load_inputs
 from adapters.rounds.loop import RoundTraining
 from adapters.rounds.progress import RoundProgress
 from adapters.rounds.stop import RoundStopped, StopRequest
-from adapters.scoring.candidate import score_round
+from adapters.scoring.candidate import RoundScorer
 from configs.settings import Settings
 from storage import durable
 from storage.rounds.folder import RoundFolder
 from storage.rounds.records import RoundScores
 
 
-def run_round(spec_path: Path, stop: StopRequest) -> int:
+def train_and_score(spec_path: Path, stop: StopRequest) -> int:
     """Run the round of `spec_path` and write its `scores.json`, however it ends; returns the exit status."""
     run = RoundRun(RoundFolder(spec_path.resolve().parent), stop)
     status = 0
@@ -82,13 +83,10 @@ class RoundRun:
         released = None
         if spec.released != spec.incumbent:
             released, _ = load_version(inputs.registry, spec.released, device)
-        anchor, old, new, reference = score_round(
-            inputs.settings, spec, released, incumbent, candidate, inputs.buffer, inputs.source, device
-        )
-        ended = self.ended("completed", reason)
-        return ended.model_copy(
-            update={"released": anchor, "incumbent": old, "candidate": new, "reference_marginal": reference}
-        )
+        scorer = RoundScorer(inputs.settings, spec, inputs.buffer, inputs.source, device)
+        scored = scorer.score(candidate, incumbent, released)
+        found = {field.name: getattr(scored, field.name) for field in fields(scored)}
+        return self.ended("completed", reason).model_copy(update=found)
 
     def ended(self, status: Literal["completed", "stopped", "failed"], reason: str) -> RoundScores:
         """How the round ended, without scores."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -176,8 +175,7 @@ def source_scores(network: SegmentationNetwork, source: LabelledSet, class_names
         counts.add(class_map(logits_of(network, normalise(pixels))[0]), label)
     if not source.validation:
         return {}
-    found = counts.counts()
-    tp, fp, fn = (np.array(rows, np.float64).sum(axis=0) for rows in (found.tp, found.fp, found.fn))
+    tp, fp, fn = counts.counts().sums()
     by_class = zip(class_names, class_iou(tp, fp, fn).tolist(), strict=True)
     scores = {"source_miou": float(mean_iou(tp, fp, fn))}
     scores |= {f"source_iou_{name}": iou for name, iou in by_class}

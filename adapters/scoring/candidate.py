@@ -5,7 +5,7 @@ deterministic: images are chosen evenly, dropout masks are seeded by image, noth
 whole, at frame size, valid region only, in float32.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,54 +23,71 @@ from adapters.scoring.scores.frames import FrameScores, NotFinite, check_finite,
 from adapters.scoring.scores.styled import restyle
 from configs.settings import Settings
 from storage.buffer.frames import FrameBuffer
+from storage.registry.weight_changes import differing_tensors
 from storage.rounds.records import ImageCounts, ModelScores, RoundSpec
 from storage.source.labelled import LabelledSet
 
 
-@torch.inference_mode()
-def score_round(
-    settings: Settings,
-    spec: RoundSpec,
-    released: SegmentationNetwork | None,
-    incumbent: SegmentationNetwork,
-    candidate: SegmentationNetwork,
-    buffer: FrameBuffer,
-    source: LabelledSet | None,
-    device: torch.device,
-    reference: Sequence[float] | None = None,
-) -> tuple[ModelScores | None, ModelScores, ModelScores, list[float]]:
-    """Scores of the released model (source counts only), the incumbent and the candidate, and the reference marginal.
+@dataclass(frozen=True, slots=True)
+class ScoredRound:
+    """What the gate compares."""
 
-    Moves the networks to `device` and puts them in eval mode. `released` may be none when the incumbent is the
-    released version. The reference marginal is `reference` when given, else the class shares of the source labels,
-    else the mean softmax of the released model on the hold-out frames. A model whose weights or logits are not finite
-    gets `finite=False` and no scores; a candidate whose tensors differ from the incumbent's gets their names in
-    `missing`. Raises ValueError when `released` is missing though another version than the incumbent, CorruptBuffer.
-    """
-    if released is None and spec.released != spec.incumbent:
-        raise ValueError(f"round {spec.round}: the released version {spec.released} must be given for scoring")
-    anchor = incumbent if released is None or spec.released == spec.incumbent else released
-    for network in (anchor, incumbent, candidate):
-        network.to(device).eval()
-    images = _load(settings, spec, buffer, source, device)
-    incumbent_scores, incumbent_maps = _score(incumbent, spec.incumbent, images)
-    missing = tensor_differences(incumbent.state_dict(), candidate.state_dict())
-    if missing:
-        candidate_scores = ModelScores(version=None, finite=True, missing=missing)
-    else:
-        candidate_scores, _ = _score(candidate, None, images, incumbent_maps)
-    same = anchor is incumbent
-    counts = incumbent_scores.source if same else _counts(anchor, images.source, images.ignore_index)
-    released_scores = ModelScores(version=spec.released, finite=True, source=counts) if images.source else None
-    marginals = list(reference or _source_shares(source) or _mean_softmax(anchor, images.frames))
-    return released_scores, incumbent_scores, candidate_scores, marginals
+    released: ModelScores | None
+    """The released model: source counts only; None without source."""
+    incumbent: ModelScores
+    """The version that serves."""
+    candidate: ModelScores
+    """The candidate. Where its tensors differ from the incumbent's it has their names in `missing`, and no scores."""
+    reference_marginal: list[float]
+    """Class shares [K] of the source labels, else the mean softmax of the released model on the hold-out frames."""
 
 
-def tensor_differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """Return names of tensors that only one side has, or whose shapes differ."""
-    odd = set(expected.keys() ^ found.keys())
-    odd |= {name for name in expected.keys() & found.keys() if expected[name].shape != found[name].shape}
-    return sorted(odd)
+class RoundScorer:
+    """Scores networks on the images of one round: hold-out frames, and source images where there are any."""
+
+    def __init__(
+        self, settings: Settings, spec: RoundSpec, buffer: FrameBuffer, source: LabelledSet | None, device: torch.device
+    ) -> None:
+        """Load the images. Raises CorruptBuffer."""
+        self._spec, self._source, self._device = spec, source, device
+        self._images = _load(settings, spec, buffer, source, device)
+
+    @torch.inference_mode()
+    def score(
+        self,
+        candidate: SegmentationNetwork,
+        incumbent: SegmentationNetwork,
+        released: SegmentationNetwork | None = None,
+        reference: Sequence[float] | None = None,
+    ) -> ScoredRound:
+        """Score the candidate, the incumbent and the released model, which is the incumbent unless `released` is given.
+
+        Moves the networks to the device and puts them in eval mode. `reference` replaces the reference marginal. A
+        model whose weights or logits are not finite gets `finite=False` and no scores. Raises ValueError when the
+        released version is another than the incumbent and `released` is missing.
+        """
+        spec, images = self._spec, self._images
+        if released is None and spec.released != spec.incumbent:
+            raise ValueError(f"round {spec.round}: the released version {spec.released} must be given for scoring")
+        anchor = incumbent if released is None or spec.released == spec.incumbent else released
+        for network in (anchor, incumbent, candidate):
+            network.to(self._device).eval()
+        incumbent_scores, incumbent_maps = _score(incumbent, spec.incumbent, images)
+        missing = differing_tensors(_shapes(incumbent), _shapes(candidate))
+        if missing:
+            candidate_scores = ModelScores(version=None, finite=True, missing=missing)
+        else:
+            candidate_scores, _ = _score(candidate, None, images, incumbent_maps)
+        same = anchor is incumbent
+        counts = incumbent_scores.source if same else _counts(anchor, images.source, images.ignore_index)
+        released_scores = ModelScores(version=spec.released, finite=True, source=counts) if images.source else None
+        marginals = list(reference or _source_shares(self._source) or _mean_softmax(anchor, images.frames))
+        return ScoredRound(released_scores, incumbent_scores, candidate_scores, marginals)
+
+
+def _shapes(network: SegmentationNetwork) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of a network."""
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
 def evenly(items: Sequence[int], most: int) -> list[int]:
@@ -94,6 +111,7 @@ class _Images:
     """Label value that does not count."""
 
 
+@torch.inference_mode()
 def _load(
     settings: Settings, spec: RoundSpec, buffer: FrameBuffer, source: LabelledSet | None, device: torch.device
 ) -> _Images:

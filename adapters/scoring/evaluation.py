@@ -101,7 +101,7 @@ def _count_pair(
 def _evaluation(counts: ImageCounts, class_names: list[str], version: int | None) -> Evaluation:
     if not counts.tp:
         raise AdapterError("nothing to evaluate: give at least one image with its label")
-    tp, fp, fn = (np.asarray(kind, dtype=np.float64).sum(axis=0) for kind in (counts.tp, counts.fp, counts.fn))
+    tp, fp, fn = counts.sums()
     labelled = float((tp + fn).sum())
     if labelled == 0:
         raise AdapterError("nothing to evaluate: every label pixel is ignored")

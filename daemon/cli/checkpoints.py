@@ -226,8 +226,8 @@ def _say_damage(registry: "CheckpointRegistry") -> None:
     """Damaged refs, and a version that should serve and is gone, on stderr: versions are shown all the same, for that
     is when one must be chosen.
     """
+    from daemon.status.collect import check_serving_files
     from storage.errors import StorageError
-    from storage.registry.serving_files import check_serving_files
 
     damage = registry.readable_refs()[1]
     try:

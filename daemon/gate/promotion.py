@@ -4,9 +4,12 @@ Nothing else in mfmd promotes or rolls back. No torch: the control plane and the
 """
 
 import time
+from pathlib import Path
 
+import numpy as np
+
+from adapters.scoring.scores.iou import labelled_mean_iou
 from configs.settings import Settings
-from daemon.gate.candidate import candidate_manifest, tensor_differences
 from daemon.gate.decide import GATE, decide
 from daemon.gate.shadow import asks_for_shadow, end_shadow, new_trial, poll_shadow
 from daemon.runtime.logs import get_logger
@@ -14,12 +17,14 @@ from storage.durable.digest import digest_of
 from storage.errors import CorruptCheckpoint, DurabilityLost, ServingChanged, StorageError, UnknownVersion
 from storage.layout import StateLayout
 from storage.registry.manifest import HistoryEvent, Manifest, Ref
+from storage.registry.provenance import code_digest, library_versions, settings_hash
 from storage.registry.refs import check_reason
 from storage.registry.registry import CheckpointRegistry
 from storage.registry.shadow_record import ShadowRecords
 from storage.registry.versions import WEIGHTS
+from storage.registry.weight_changes import differing_tensors, tensor_headers
 from storage.rounds.folder import RoundFolder
-from storage.rounds.records import RoundScores, RoundSpec, Stage, Verdict
+from storage.rounds.records import ModelScores, RoundScores, RoundSpec, Stage, Verdict
 
 NO_REASON = "no reason given"
 """What the history says of a move that nobody explained."""
@@ -156,7 +161,7 @@ def _decided(
     serving = registry.serving()
     unchanged = serving is not None and serving.version == spec.incumbent
     if scores.status == "completed" and scores.candidate is not None and unchanged:
-        odd = tensor_differences(folder.candidate, registry.weights_path(spec.incumbent))
+        odd = _other_tensors(folder.candidate, registry.weights_path(spec.incumbent))
         missing = sorted({*scores.candidate.missing, *odd})
         scores = scores.model_copy(update={"candidate": scores.candidate.model_copy(update={"missing": missing})})
     verdict = decide(spec, scores, settings.gate, [entry.name for entry in settings.classes], at=time.time())
@@ -168,6 +173,21 @@ def _decided(
         reason = f"the candidate's weights are those of version {twin}, which was rolled back from"
         return verdict.model_copy(update={"decision": "rejected", "reason": reason})
     return verdict
+
+
+def _other_tensors(candidate: Path, incumbent: Path) -> list[str]:
+    """Names of tensors that differ in presence, type or shape. A candidate that cannot be read is named as a whole.
+
+    Raises CorruptCheckpoint when the incumbent cannot be read.
+    """
+    try:
+        expected = tensor_headers(incumbent)
+    except CorruptCheckpoint as error:
+        raise CorruptCheckpoint(f"{error}; roll back") from error
+    try:
+        return differing_tensors(expected, tensor_headers(candidate))
+    except CorruptCheckpoint as error:
+        return [f"{candidate.name} cannot be read ({error})"]
 
 
 def _rolled_back_twin(registry: CheckpointRegistry, folder: RoundFolder) -> int | None:
@@ -215,8 +235,49 @@ def _add(
 ) -> Manifest:
     if scores.candidate is None:
         raise StorageError(f"{folder.path}: accepted without a candidate's scores; the round folder was tampered with")
-    manifest = candidate_manifest(registry.manifest(spec.incumbent), spec, scores.candidate, verdict)
+    manifest = _candidate_manifest(registry.manifest(spec.incumbent), spec, scores.candidate, verdict)
     return registry.add(folder.candidate, manifest, by=GATE, reason=f"candidate of round {spec.round}")
+
+
+def _candidate_manifest(parent: Manifest, spec: RoundSpec, scores: ModelScores, verdict: Verdict | None) -> Manifest:
+    """Manifest of an accepted candidate: architecture, classes and input size are its parent's.
+
+    Without a verdict as long as it is in the shadow.
+    """
+    return Manifest(
+        parent=spec.incumbent,
+        origin="round",
+        round=spec.round,
+        created=time.time(),
+        network=parent.network,
+        classes=parent.classes,
+        input_height=parent.input_height,
+        input_width=parent.input_width,
+        seed=_seed(spec),
+        config_hash=settings_hash(spec.settings),
+        settings=spec.settings,
+        frames=len(spec.train_frames) + len(spec.holdout_frames),
+        snapshot=spec.snapshot,
+        libraries=library_versions(),
+        code=code_digest(),
+        scores=_headline_scores(scores),
+        verdict=verdict.model_dump(mode="json") if verdict else None,
+    )
+
+
+def _headline_scores(scores: ModelScores) -> dict[str, float]:
+    """What people want to see first (0-1): mIoU on source and on restyled source, flip consistency, agreement."""
+    counts = {"source_miou": scores.source, "styled_source_miou": scores.styled}
+    shares = {"flip_consistency": scores.flip_consistency, "agreement": scores.agreement}
+    headline = {name: float(labelled_mean_iou(*value.sums())) for name, value in counts.items() if value is not None}
+    headline |= {name: float(np.mean(values)) for name, values in shares.items() if values}
+    return {name: value for name, value in headline.items() if np.isfinite(value)}
+
+
+def _seed(spec: RoundSpec) -> int | None:
+    """A round's seed: the configured one plus its number."""
+    seed = spec.settings.get("round", {}).get("seed")
+    return None if seed is None else int(seed) + spec.round
 
 
 def _added(registry: CheckpointRegistry, spec: RoundSpec) -> int | None:

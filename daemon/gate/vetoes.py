@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from adapters.scoring.scores.iou import class_iou, labelled_mean_iou
 from configs.settings import GateSettings
-from daemon.gate.bootstrap import Floats, paired_bootstrap
+from daemon.gate.votes import Floats, paired_bootstrap
 from storage.rounds.records import Check, ImageCounts, ModelScores, RoundScores
 
 Mask = NDArray[np.bool_]
@@ -70,7 +70,7 @@ def vanished_class(
 
 def source_miou(candidate: ImageCounts, released: ImageCounts, settings: GateSettings) -> Check:
     """Source mIoU may not fall more than `source_drop` below the released model's: forgetting, also the slow kind."""
-    before, after = (float(labelled_mean_iou(*_sums(counts))) for counts in (released, candidate))
+    before, after = (float(labelled_mean_iou(*counts.sums())) for counts in (released, candidate))
     return Check(
         name="source_miou",
         kind="veto",
@@ -89,8 +89,9 @@ def source_class_iou(
     A drop counts when it is also significant over images: a class that fills a few pixels of one image jumps by
     chance.
     """
-    before, after = (class_iou(*_sums(counts)) for counts in (released, candidate))
-    drops = np.where(_sums(released)[0] + _sums(released)[2] > 0, before - after, 0.0)
+    before, after = (class_iou(*counts.sums()) for counts in (released, candidate))
+    hits, _, missed = released.sums()
+    drops = np.where(hits + missed > 0, before - after, 0.0)
     large = [int(k) for k in np.flatnonzero(drops > settings.source_class_drop)]
     lost = [k for k in large if _drop_is_significant(candidate, released, k, settings, seed)]
     named = [f"{class_names[k]} {before[k]:.4f} -> {after[k]:.4f}" for k in lost]
@@ -124,7 +125,7 @@ def _alive(candidate: ModelScores, incumbent: ModelScores, released: ModelScores
     if not (released and released.source and candidate.source and candidate.styled and incumbent.styled):
         return np.zeros(classes, dtype=np.bool_)
     clean, anchor, styled, incumbent_styled = (
-        _sums(counts)[0] for counts in (candidate.source, released.source, candidate.styled, incumbent.styled)
+        counts.sums()[0] for counts in (candidate.source, released.source, candidate.styled, incumbent.styled)
     )
     alive: Mask = (clean > 0) & (clean >= ALIVE_SHARE * anchor) & (styled >= ALIVE_SHARE * incumbent_styled)
     return alive
@@ -134,9 +135,7 @@ def _drop_is_significant(
     candidate: ImageCounts, released: ImageCounts, k: int, settings: GateSettings, seed: int
 ) -> bool:
     """Whether the lower confidence bound of the IoU drop of class `k` is above zero."""
-    one, other = (
-        [np.asarray(kind, dtype=np.float64)[:, k] for kind in (c.tp, c.fp, c.fn)] for c in (released, candidate)
-    )
+    one, other = ([kind[:, k] for kind in counts.arrays()] for counts in (released, candidate))
 
     def drop(weights: Floats) -> Floats:
         return class_iou(*(weights @ kind for kind in one)) - class_iou(*(weights @ kind for kind in other))
@@ -145,12 +144,6 @@ def _drop_is_significant(
         drop, len(candidate.tp), confidence=settings.confidence, resamples=settings.bootstrap, seed=seed
     )
     return bound.lower > 0
-
-
-def _sums(counts: ImageCounts) -> tuple[Floats, Floats, Floats]:
-    """Counts [K] summed over images: tp, fp, fn."""
-    tp, fp, fn = (np.asarray(kind, dtype=np.float64).sum(axis=0) for kind in (counts.tp, counts.fp, counts.fn))
-    return tp, fp, fn
 
 
 def _veto(name: str, passed: bool, detail: str) -> Check:

@@ -4,16 +4,22 @@ Each vote compares the two on the same images and is won when the lower bound of
 They are of different kinds because they fail on different candidates (docs/explanation/sources.md). numpy only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adapters.scoring.scores.iou import labelled_mean_iou
 from configs.settings import GateSettings
-from daemon.gate.bootstrap import Advantage, Floats, Statistic, paired_bootstrap
 from storage.rounds.records import Check, ImageCounts, ModelScores
 
+Floats = NDArray[np.float64]
+Statistic = Callable[[Floats], Floats]
+"""Advantage of the candidate [resamples] for weights [resamples, images]; each row sums to one."""
+
+CHUNK = 128
+"""Resamples computed at once; bounds memory for joint statistics with many classes."""
 DISAGREEMENT = "vote_disagreement"
 """The vote that must be among those won when labelled source exists."""
 STYLED = "vote_styled_source"
@@ -28,6 +34,37 @@ LEAST_DISAGREEMENT = 0.01
 """Disagreement added to both models: a constant answer never disagrees, and zero stays zero when divided."""
 LEAST_ENTROPY = 0.1
 """A reference marginal with less entropy (nats) names no mix of classes to compare with; log K is used instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advantage:
+    """How much better the candidate is; positive is better."""
+
+    value: float
+    """On all images."""
+    lower: float
+    """One-sided lower confidence bound."""
+    upper: float
+    """One-sided upper confidence bound."""
+
+
+def paired_bootstrap(statistic: Statistic, images: int, *, confidence: float, resamples: int, seed: int) -> Advantage:
+    """Value and one-sided bounds of `statistic` at `confidence` (0.5-1), over `images` images.
+
+    The same images are drawn with replacement for both models, and the advantage is computed again (Efron and
+    Tibshirani 1993, percentile interval). Images are the unit: pixels of one image agree with each other far too much
+    to count as evidence one by one. Resamples in which the statistic is undefined (NaN) are left out. Deterministic
+    under `seed`.
+    """
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(images, np.full(images, 1.0 / images), size=resamples) / images
+    values = np.concatenate([statistic(weights[start : start + CHUNK]) for start in range(0, resamples, CHUNK)])
+    values = values[~np.isnan(values)]
+    value = float(statistic(np.full((1, images), 1.0 / images))[0])
+    if values.size == 0 or np.isnan(value):
+        return Advantage(0.0, 0.0, 0.0)
+    lower, upper = np.quantile(values, [1.0 - confidence, confidence])
+    return Advantage(value, float(lower), float(upper))
 
 
 def diversity(gram: Sequence[Sequence[Sequence[float]]]) -> Statistic:
@@ -81,7 +118,7 @@ def flip_share(consistency: Sequence[float]) -> Statistic:
 
 def resampled_miou(counts: ImageCounts) -> Statistic:
     """mIoU over labelled classes of resampled images (0-1), from summed counts."""
-    tp, fp, fn = (np.asarray(kind, dtype=np.float64) for kind in (counts.tp, counts.fp, counts.fn))
+    tp, fp, fn = counts.arrays()
     return lambda weights: labelled_mean_iou(weights @ tp, weights @ fp, weights @ fn)
 
 

@@ -1,8 +1,9 @@
-"""How far the tensors of one weights file are from those of another: read one at a time, no torch needed."""
+"""What differs between two weights files: names, types and shapes of tensors, and how far each moved. No torch."""
 
 import io
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -39,6 +40,17 @@ def weight_changes(before: Path, after: Path) -> list[TensorChange]:
         return [_change(name, one, other) for name in sorted(one.shapes.keys() | other.shapes.keys())]
 
 
+def tensor_headers(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of each tensor of a safetensors file. Raises CorruptCheckpoint when it cannot be read."""
+    with _Weights(path) as weights:
+        return {name: (weights.types[name], shape) for name, shape in weights.shapes.items()}
+
+
+def differing_tensors(expected: Mapping[str, object], found: Mapping[str, object]) -> list[str]:
+    """Names that only one side has, or whose values (shapes, or types and shapes) differ; sorted."""
+    return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+
+
 class _Weights:
     """An open file; values are read when they are asked for."""
 
@@ -51,7 +63,7 @@ class _Weights:
         self._file = opened
         slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
         self.shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-        self._types = {name: part.get_dtype() for name, part in slices.items()}
+        self.types = {name: part.get_dtype() for name, part in slices.items()}
 
     def __enter__(self) -> Self:
         self._file.__enter__()
@@ -62,7 +74,7 @@ class _Weights:
 
     def values(self, name: str) -> NDArray[np.float64]:
         """A tensor as one row of numbers."""
-        if self._types[name] != BFLOAT16:
+        if self.types[name] != BFLOAT16:
             return np.asarray(self._file.get_tensor(name), dtype=np.float64).ravel()
         with self._path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(LENGTH_BYTES), "little")))

@@ -3,7 +3,7 @@
 The round and the daemon are two processes; these files are all that they say to each other.
 """
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -42,6 +42,12 @@ class RoundSpec(Record):
     snapshot: BufferSnapshot | None = None
     """The leased frames in a few numbers, for the manifest of what the round makes."""
 
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
 
 Stage = Literal["planned", "training", "scoring", "suspended", "shadowing", "judged", "promoted", "rejected", "failed"]
 """Where a round stands; docs/explanation/rounds.md says what each stage means and which one follows."""
@@ -92,6 +98,18 @@ class ImageCounts(Record):
     """False positives, [images][classes] (pixels)."""
     fn: list[list[int]]
     """False negatives, [images][classes] (pixels)."""
+
+    def arrays(self) -> "tuple[Floats, Floats, Floats]":
+        """Counts [images, classes], float64: tp, fp, fn."""
+        import numpy as np  # most readers of records need no array
+
+        tp, fp, fn = (np.asarray(kind, dtype=np.float64) for kind in (self.tp, self.fp, self.fn))
+        return tp, fp, fn
+
+    def sums(self) -> "tuple[Floats, Floats, Floats]":
+        """Counts [classes] summed over images, float64: tp, fp, fn."""
+        tp, fp, fn = (kind.sum(axis=0) for kind in self.arrays())
+        return tp, fp, fn
 
 
 class ModelScores(Record):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from adapters.networks.pixels import IMAGENET_MEAN, IMAGENET_STD
 from storage import durable
-from storage.registry.export_description import DESCRIPTION, ExportDescription
 from storage.registry.manifest import Manifest
+from storage.registry.mirrors import DESCRIPTION, ExportDescription
 from storage.registry.versions import WEIGHTS
 
 

@@ -9,7 +9,7 @@ from adapters.networks.network import SegmentationNetwork
 from adapters.optim import build_optimizer
 from adapters.recipes.anchor import Anchor
 from adapters.rounds.inputs import load_inputs
-from adapters.rounds.run import run_round
+from adapters.rounds.run import train_and_score
 from adapters.rounds.stop import StopRequest
 from adapters.rounds.training import Training
 from configs.self_training import SOURCE_FREE_ANCHOR
@@ -145,6 +145,6 @@ def test_round_with_source_does_not_load_the_released_version(training_state) ->
 def test_source_free_round_to_a_scored_candidate(training_state, mfm) -> None:
     folder = training_state.round(source=None, mfm={"enabled": mfm})
     with StopRequest() as stop:
-        assert run_round(folder.spec_path, stop) == 0
+        assert train_and_score(folder.spec_path, stop) == 0
     scores = folder.scores()
     assert scores.status == "completed" and scores.candidate.finite and scores.candidate.source is None

@@ -6,7 +6,7 @@ import torch
 from adapters.recipes.build import RECIPES
 from adapters.recipes.daformer import Daformer
 from adapters.rounds.inputs import load_inputs
-from adapters.rounds.run import run_round
+from adapters.rounds.run import train_and_score
 from adapters.rounds.stop import StopRequest
 from adapters.rounds.training import Training
 from configs.settings import RecipeSettings
@@ -87,7 +87,7 @@ def test_round_samples_by_class_and_cuts_margins(training_state) -> None:
 def test_round_from_spec_to_scores(training_state, source) -> None:
     folder = training_state.round(recipe={"name": "daformer"}, source=source)
     with StopRequest() as stop:
-        assert run_round(folder.spec_path, stop) == 0
+        assert train_and_score(folder.spec_path, stop) == 0
     assert folder.scores().status == "completed" and folder.scores().candidate.finite
     names = {"mix", "mfm"} | (set() if source is None else {"source", "feature_distance"})
     assert set(folder.progress()[2].losses) == names

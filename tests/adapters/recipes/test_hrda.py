@@ -15,7 +15,7 @@ from adapters.networks.multi_resolution import MultiResolutionNetwork
 from adapters.networks.network import SegmentationNetwork
 from adapters.recipes.build import build_recipe
 from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch
-from adapters.rounds.run import run_round
+from adapters.rounds.run import train_and_score
 from adapters.rounds.source_training import pretrain
 from adapters.rounds.stop import StopRequest
 from adapters.sampling.crops import SourceBatch, TargetBatch
@@ -73,7 +73,7 @@ def batch(*, source: bool = True) -> StepBatch:
 
 def run(folder: RoundFolder) -> int:
     with StopRequest() as stop:
-        return run_round(folder.spec_path, stop)
+        return train_and_score(folder.spec_path, stop)
 
 
 @pytest.mark.parametrize("mfm", [True, False])

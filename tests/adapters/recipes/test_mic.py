@@ -5,7 +5,7 @@ import torch
 
 from adapters.recipes.build import RECIPES
 from adapters.recipes.mic import Mic
-from adapters.rounds.run import run_round
+from adapters.rounds.run import train_and_score
 from adapters.rounds.stop import StopRequest
 from configs.settings import RecipeSettings
 from tests.adapters.recipes.recipe_steps import batch, frozen, gradients, network, recipe_of, train
@@ -65,6 +65,6 @@ def test_each_loss_is_back_propagated_by_itself(monkeypatch) -> None:
 def test_round_from_spec_to_scores(training_state, network_settings) -> None:
     folder = training_state.round(recipe={"name": "mic"}, network=network_settings)
     with StopRequest() as stop:
-        assert run_round(folder.spec_path, stop) == 0
+        assert train_and_score(folder.spec_path, stop) == 0
     assert folder.scores().status == "completed" and folder.scores().candidate.finite
     assert set(folder.progress()[2].losses) == {"source", "feature_distance", "mix", "masked_image", "mfm"}

@@ -13,7 +13,7 @@ from adapters.checkpoints.checkpoint import load_version
 from adapters.networks.batch_norm import batch_norm_layers
 from adapters.recipes.build import build_recipe
 from adapters.recipes.tent import norm_parameters
-from adapters.rounds.run import run_round
+from adapters.rounds.run import train_and_score
 from adapters.rounds.stop import StopRequest
 from configs.settings import RecipeSettings
 from storage.registry.registry import CheckpointRegistry
@@ -49,7 +49,7 @@ def test_no_value_is_read_inside_a_step(name, architecture) -> None:
 
 def run(folder: RoundFolder) -> int:
     with StopRequest() as stop:
-        return run_round(folder.spec_path, stop)
+        return train_and_score(folder.spec_path, stop)
 
 
 @pytest.mark.parametrize("name", TEST_TIME)

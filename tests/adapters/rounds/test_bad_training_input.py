@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from adapters.rounds.inputs import load_inputs
-from adapters.rounds.run import run_round
+from adapters.rounds.run import train_and_score
 from adapters.rounds.stop import StopRequest
 from adapters.rounds.training import Training
 from configs.settings import Settings
@@ -165,7 +165,7 @@ WORST = ("all labels ignored", "source-free and smaller than the crop")
 def test_whole_round_ends_with_scores(training_state, case) -> None:
     folder, _ = prepared(training_state, "mic", case)
     with StopRequest() as stop:
-        assert run_round(folder.spec_path, stop) == 0
+        assert train_and_score(folder.spec_path, stop) == 0
     scores = folder.scores()
     assert (scores.status, scores.steps) == ("completed", STEPS), scores.reason
     assert scores.candidate.finite and not scores.candidate.missing

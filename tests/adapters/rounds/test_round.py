@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from adapters.round import main
-from adapters.rounds.run import run_round
+from adapters.rounds.run import train_and_score
 from adapters.rounds.stop import StopRequest
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder
@@ -18,7 +18,7 @@ from storage.rounds.folder import RoundFolder
 
 def run(folder: RoundFolder) -> int:
     with StopRequest() as stop:
-        return run_round(folder.spec_path, stop)
+        return train_and_score(folder.spec_path, stop)
 
 
 def test_completed_round_leaves_candidate_scores_and_progress(training_state) -> None:

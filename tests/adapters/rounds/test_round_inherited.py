@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from adapters.checkpoints.checkpoint import make_manifest
-from adapters.rounds.run import run_round
+from adapters.rounds.run import train_and_score
 from adapters.rounds.state_files import read_tree
 from adapters.rounds.stop import StopRequest
 from storage.registry.registry import CheckpointRegistry
@@ -16,7 +16,7 @@ ROUND = {"steps": 3, "optim": {"learning_rate": 1e-3, "warmup_steps": 0}}
 
 def run(folder: RoundFolder) -> RoundFolder:
     with StopRequest() as stop:
-        assert run_round(folder.spec_path, stop) == 0
+        assert train_and_score(folder.spec_path, stop) == 0
     assert folder.scores().status == "completed", folder.scores().reason
     return folder
 

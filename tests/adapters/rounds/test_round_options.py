@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from adapters.rounds.inputs import load_inputs
-from adapters.rounds.run import run_round
+from adapters.rounds.run import train_and_score
 from adapters.rounds.stop import StopRequest
 from adapters.rounds.training import Training
 from storage.registry.registry import CheckpointRegistry
@@ -101,7 +101,7 @@ def test_channels_last_is_the_layout_of_weights_and_images(prepared, last) -> No
 
 def run(folder: RoundFolder) -> int:
     with StopRequest() as stop:
-        return run_round(folder.spec_path, stop)
+        return train_and_score(folder.spec_path, stop)
 
 
 def test_a_loss_above_the_limit_ends_the_round(training_state) -> None:

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from adapters.recipes.build import RECIPES
-from adapters.rounds.run import run_round
+from adapters.rounds.run import train_and_score
 from adapters.rounds.stop import StopRequest
 from configs.settings import RecipeSettings, Settings
 from daemon.rounds.launch import launch_command, launch_environment
@@ -96,7 +96,7 @@ def test_two_processes_match_one_with_the_whole_batch(
     one = folder_of(training_state, "000002", 4, settings)
     two = folder_of(training_state, "000003", 2, settings)
     with StopRequest() as stop:
-        assert run_round(one.spec_path, stop) == 0
+        assert train_and_score(one.spec_path, stop) == 0
     how(two)
     assert two.scores().status == "completed", two.scores().reason
     before = CheckpointRegistry(training_state.layout.checkpoints).weights_path(1)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from adapters.recipes.build import RECIPES
-from adapters.rounds.run import run_round
+from adapters.rounds.run import train_and_score
 from adapters.rounds.stop import StopRequest
 from configs.settings import RecipeSettings, Settings
 from daemon.rounds.launch import launch_command, launch_environment
@@ -83,7 +83,7 @@ def killed_before_a_second_state() -> None:
 
 def in_one_go(folder: RoundFolder) -> None:
     with StopRequest() as stop:
-        assert run_round(folder.spec_path, stop) == 0
+        assert train_and_score(folder.spec_path, stop) == 0
 
 
 def assert_same(one: RoundFolder, other: RoundFolder, steps: int = 40) -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from adapters.rounds.run import run_round
+from adapters.rounds.run import train_and_score
 from adapters.rounds.state_files import read_tree, write_tree
 from adapters.rounds.stop import StopRequest
 
@@ -40,7 +40,7 @@ class Danger:
 
 def run(folder) -> int:
     with StopRequest() as stop:
-        return run_round(folder.spec_path, stop)
+        return train_and_score(folder.spec_path, stop)
 
 
 @pytest.mark.parametrize("name", ["optimizer.bin", "random_states_0.pkl"])

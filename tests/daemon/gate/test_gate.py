@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from configs.settings import GateSettings
-from daemon.gate.bootstrap import paired_bootstrap
 from daemon.gate.decide import decide
-from daemon.gate.votes import diversity, estimated_error
+from daemon.gate.votes import diversity, estimated_error, paired_bootstrap
 from storage.rounds.records import CHECKS, Check, RoundScores, Verdict
 
 NAMES = ("road", "building", "tree", "sky", "pole")

@@ -3,8 +3,7 @@
 import hashlib
 
 from storage import durable
-from storage.registry.export_description import DESCRIPTION, ExportDescription
-from storage.registry.mirrors import Mirror
+from storage.registry.mirrors import DESCRIPTION, ExportDescription, Mirror
 
 FILES = ("model.onnx", "model.onnx.data", "config.json")
 

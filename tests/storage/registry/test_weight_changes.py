@@ -7,7 +7,18 @@ import pytest
 from safetensors.numpy import save_file
 
 from storage.errors import CorruptCheckpoint
-from storage.registry.weight_changes import TensorChange, weight_changes
+from storage.registry.weight_changes import TensorChange, differing_tensors, tensor_headers, weight_changes
+
+
+def test_headers_tell_which_tensors_differ(tmp_path: Path):
+    one, other = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
+    save_file({"same": np.ones(2, np.float32), "typed": np.ones(2, np.float32), "old": np.ones(1, np.float32)}, one)
+    save_file({"same": np.zeros(2, np.float32), "typed": np.ones(2, np.int64), "new": np.ones(1, np.float32)}, other)
+    assert tensor_headers(one)["same"] == ("F32", (2,))
+    assert differing_tensors(tensor_headers(one), tensor_headers(other)) == ["new", "old", "typed"]
+    other.write_bytes(b"")
+    with pytest.raises(CorruptCheckpoint, match=r"2\.safetensors: not a readable safetensors file"):
+        tensor_headers(other)
 
 
 def test_each_tensor_is_compared_by_norms(tmp_path: Path):

@@ -17,10 +17,9 @@ from daemon.serving.api.openapi import describe_routes
 from daemon.serving.api.problems import problem_answer
 from daemon.serving.api.segment import segment_routes
 from daemon.serving.errors import ApiError
-from daemon.serving.middleware.deadline import Deadline
-from daemon.serving.middleware.departure import Departure
 from daemon.serving.middleware.guard import Guard
 from daemon.serving.middleware.instrument import Instrument
+from daemon.serving.middleware.lifetime import Lifetime
 from daemon.serving.oip.routes import oip_routes
 from daemon.serving.plane import InferencePlane
 
@@ -57,8 +56,7 @@ def create_app(plane: InferencePlane) -> FastAPI:
 
     app = FastAPI(title="mfmd inference plane", docs_url=None, redoc_url=None, lifespan=lifespan)
     serving = plane.settings.serving
-    app.add_middleware(Deadline, seconds=serving.request_seconds, metrics=plane.metrics)
-    app.add_middleware(Departure, metrics=plane.metrics)
+    app.add_middleware(Lifetime, seconds=serving.request_seconds, metrics=plane.metrics)
     app.add_middleware(Guard, token=serving_token(serving), metrics=plane.metrics)  # inside of what counts requests
     app.add_middleware(
         Instrument,

@@ -1,7 +1,7 @@
 """Read request bodies within limits: of one body, and of all bodies together; nothing beyond them is ever held.
 
 A refusal is answered at once. What the client still sends is read and thrown away by uvicorn: closing the connection on
-unread data would reset it, and the client would never see why. How long a body may take: `deadline.py`.
+unread data would reset it, and the client would never see why. How long a body may take: `middleware/lifetime.py`.
 """
 
 from collections.abc import AsyncIterator

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from configs.settings import Settings
     from daemon.cli.output import ShowProgress
     from daemon.control.client import ControlClient
+    from daemon.errors import DaemonError
     from storage.layout import StateLayout
     from storage.rounds.folder import RoundFolder
     from storage.rounds.records import Progress, Verdict
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.5
 DYING_SECONDS = 2.0
 """How long a daemon that does not answer may still hold its lock while the system takes a killed process down."""
+
+AFTER_TRAINING = {
+    "shadowing": "while the candidate of round {} ran in the shadow",
+    "judged": "before it acted on the verdict of round {}",
+}
+"""What a daemon interrupted that ended in these stages of a round."""
 
 
 def add_to(app: typer.Typer, panel: str) -> None:
@@ -122,37 +129,43 @@ def _stays_locked(layout: "StateLayout") -> bool:
 
 
 def _outcome(folder: "RoundFolder | None", number: int, *, stopping: bool) -> "Verdict":
-    """The verdict of a round that does not run any more; raises what kept it from one.
+    """Return the verdict of a round that does not run any more, or raise why there is none.
 
     `stopping`: the daemon is being stopped, or has ended.
     """
     from daemon.control.client import ControlFailed
-    from daemon.errors import Stopping
-    from daemon.rounds.runner import RoundFailed, RoundSuspended
+    from daemon.rounds.runner import RoundFailed
 
-    if folder is None and stopping:
-        raise Stopping(f"round {number} did not begin before the daemon was stopped; ask again when it runs")
-    if folder is None:
-        raise ControlFailed(f"round {number} did not begin; the daemon's log says why")
-    goes_on, step, verdict = "the next `mfmd run` or `mfmd adapt` goes on with it", folder.saved_step, folder.verdict()
-    match folder.record().stage:
-        case "failed" if verdict is not None and (scores := folder.scores()) is not None:
+    verdict = folder.verdict() if folder else None
+    if folder is not None and verdict is not None:
+        stage, scores = folder.record().stage, folder.scores()
+        if stage == "failed" and scores is not None:
             raise RoundFailed(verdict, scores.reason, f"round {number} failed: {scores.reason}; see {folder.log}")
-        case "promoted" | "rejected" if verdict is not None:
+        if stage in ("promoted", "rejected"):
             return verdict
-        case _ if not stopping:
-            raise ControlFailed(f"round {number} did not run to a verdict; the daemon's log says why")
-        case "shadowing":
-            raise RoundSuspended(f"the daemon ended while the candidate of round {number} ran in the shadow; {goes_on}")
-        case "judged":
-            raise RoundSuspended(f"the daemon ended before it acted on the verdict of round {number}; {goes_on}")
-        case _ if not step:
-            raise ControlFailed(
-                f"the daemon ended before round {number} had saved any state; the next `mfmd run` records it as failed"
-            )
-        case stage:
-            how = "was stopped" if stage == "suspended" else "ended"
-            raise RoundSuspended(f"the daemon {how} while round {number} ran; {goes_on} from step {step}")
+    if not stopping:
+        raise ControlFailed(f"round {number} came to no verdict; the daemon's log says why")
+    raise _interrupted(folder, number)
+
+
+def _interrupted(folder: "RoundFolder | None", number: int) -> "DaemonError":
+    """Return the error for a round that the end of the daemon interrupted: whether and from where it goes on."""
+    from daemon.control.client import ControlFailed
+    from daemon.errors import Stopping
+    from daemon.rounds.runner import RoundSuspended
+
+    if folder is None:
+        return Stopping(f"round {number} did not begin before the daemon was stopped; ask again when it runs")
+    stage, step = folder.record().stage, folder.saved_step
+    if stage in AFTER_TRAINING:
+        when, since = AFTER_TRAINING[stage], ""
+    elif step:
+        when, since = "while round {} ran", f" from step {step}"
+    else:
+        end = f"the daemon ended before round {number} had saved any state"
+        return ControlFailed(f"{end}; the next `mfmd run` records it as failed")
+    how = f"the daemon {'was stopped' if stage == 'suspended' else 'ended'} {when.format(number)}"
+    return RoundSuspended(f"{how}; the next `mfmd run` or `mfmd adapt` goes on with it{since}")
 
 
 def _show(show: "ShowProgress", progress: "Progress") -> None:

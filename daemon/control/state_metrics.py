@@ -87,7 +87,9 @@ FAMILIES = {
     "mfmd_prediction_class_ratio": Family(
         f"Mean share of pixels per predicted class over the {OBSERVED_FRAMES} newest observed frames (0-1)", "class"
     ),
-    "mfmd_component_up": Family("1 while the child process runs", "component"),
+    "mfmd_component_up": Family(
+        "1 while the child process does its work; 0 from its end or hang until it is ready again", "component"
+    ),
     "mfmd_component_restarts": Family("Restarts of the child process", "component", CounterMetricFamily),
     "mfmd_masks": Family(
         "Images of the drop folder that needed a mask, by result: written, refused (no usable image), "
@@ -221,7 +223,7 @@ class StateCollector(Collector):
 
     def _kids(self) -> Iterator[Values]:
         children = self._children()
-        yield "mfmd_component_up", {child.name: child.running for child in children}
+        yield "mfmd_component_up", {child.name: not child.problem for child in children}
         yield "mfmd_component_restarts", {child.name: child.restarts for child in children}
 
     def _masks(self) -> Iterator[Values]:

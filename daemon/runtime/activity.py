@@ -77,6 +77,8 @@ class ChildActivity(ActivityPart):
     """`serve`, `observe`, `masks` or `frames`."""
     running: bool
     """Whether it runs."""
+    problem: str = ""
+    """Why it does not do its work; empty when it does."""
     pid: int | None = None
     """Process id while it runs."""
     since: float | None = None

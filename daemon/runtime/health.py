@@ -39,7 +39,7 @@ class Health:
     def not_ready(self) -> list[str]:
         """Why the daemon does not do its work; empty when it does."""
         problems = [f"{part.name} stopped: {part.trouble}" for part in self._components if part.failed]
-        problems += [f"`mfmd {child.name}` does not run" for child in self._children() if not child.running]
+        problems += [f"`mfmd {child.name}` {child.problem}" for child in self._children() if child.problem]
         try:
             if self._registry.serving() is None:
                 problems.append("no version serves")

@@ -1,8 +1,12 @@
-"""Children that must run: start them, start them again with growing delays when they end, stop them together."""
+"""Children that must run: start them, restart them with growing delays when they end or hang, stop them together.
+
+A child does its work when it says so itself (`ChildSpec.probe`). One without a probe does its work while it runs, but
+after an end only once it has lived for a while: a child that crashes again and again is down, not up now and then.
+"""
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from daemon.runtime.activity import ChildActivity
@@ -20,6 +24,14 @@ PLANE_SECONDS = REQUESTS_SECONDS + CHILD_SECONDS
 """As `CHILD_SECONDS` for the inference plane: its requests first, then its threads. Without requests it ends in 1 s."""
 STABLE_SECONDS = 60.0
 """A child that ran this long starts with the shortest delay again (seconds)."""
+SETTLED_SECONDS = 10.0
+"""A child without a probe that was restarted does its work after this time (seconds)."""
+LOOK_SECONDS = 1.0
+"""Pause between two looks at a child with a probe (seconds)."""
+SILENT_LOOKS = 3
+"""After so many looks without an answer a child is reported."""
+HUNG_LOOKS = 30
+"""After so many it is killed and restarted: about a minute, as the inference plane is given 1 s for each answer."""
 RESTARTS = Backoff(base=1.0, cap=60.0, jitter=0.2)
 """Delays between restarts of a child."""
 
@@ -38,6 +50,8 @@ class ChildSpec:
     """Added to our own nice value."""
     grace_seconds: float = CHILD_SECONDS
     """Time between SIGTERM and SIGKILL (seconds)."""
+    probe: Callable[[int], str | None] | None = None
+    """Asks the process with this id: "" when it is ready, else why it is not; None when it does not answer."""
 
 
 class _Child:
@@ -45,12 +59,15 @@ class _Child:
 
     def __init__(self, spec: ChildSpec, layout: StateLayout, backoff: Backoff) -> None:
         self.spec = spec
-        self.state = ChildActivity(name=spec.name, running=False)
+        self.state = ChildActivity(name=spec.name, running=False, problem="starts")
         self.group: ProcessGroup | None = None
         self._layout, self._backoff = layout, backoff
         self._failures = 0
         self._next_start = 0.0
         self._started: float | None = None
+        self._next_look = 0.0
+        self._unanswered = 0
+        self._answered = False
 
     def tick(self, now: float) -> None:
         """Notice an end, start when it is time. `now` is monotonic (seconds)."""
@@ -58,12 +75,33 @@ class _Child:
             self._ended(self.group.poll(), now)
         if self.group is None and now >= self._next_start:
             self._start(now)
+        if self.group is not None and now >= self._next_look:
+            self._look(self.group, now)
+
+    def _look(self, group: ProcessGroup, now: float) -> None:
+        """Ask a child how it does. One that answered once and then hangs is killed; the next tick restarts it."""
+        if self.spec.probe is None:
+            settled = not self.state.restarts or now - (self._started or now) >= SETTLED_SECONDS
+            self._set(problem="" if settled else f"was restarted after status {self.state.last_exit}")
+            return
+        answer = self.spec.probe(group.pid)
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        if answer is not None:
+            self._answered, self._unanswered = True, 0
+            self._set(problem=answer)
+            return
+        self._unanswered += 1
+        if self._answered and self._unanswered >= SILENT_LOOKS:
+            self._set(problem="does not answer")
+        if self._answered and self._unanswered >= HUNG_LOOKS:
+            log.error("child_hangs", child=self.spec.name, pid=group.pid, unanswered=self._unanswered)
+            group.kill()
 
     def seen(self) -> ChildActivity:
         """Return the state; a child that has ended is down, though no tick has noticed it yet."""
         state, group = self.state, self.group
         ended = state.running and group is not None and group.poll() is not None
-        return state.model_copy(update={"running": False}) if ended else state
+        return state.model_copy(update={"running": False, "problem": "ended"}) if ended else state
 
     def _set(self, **changes: object) -> None:
         self.state = self.state.model_copy(update=changes)
@@ -76,8 +114,9 @@ class _Child:
             self._retry_later(now)
             return
         restarts = self.state.restarts + (self._started is not None)
-        self._set(running=True, pid=self.group.pid, since=time.time(), next_start=None, restarts=restarts)
-        self._started = now
+        self._set(running=True, problem="starts", pid=self.group.pid, since=time.time(), next_start=None)
+        self._set(restarts=restarts)
+        self._started, self._next_look, self._answered, self._unanswered = now, now, False, 0
         log.info("child_started", child=self.spec.name, pid=self.group.pid)
 
     def _ended(self, status: int | None, now: float) -> None:
@@ -94,12 +133,13 @@ class _Child:
         self._failures += 1
         delay = self._backoff.delay(self._failures)
         self._next_start = now + delay
-        self._set(running=False, pid=None, next_start=time.time() + delay)
+        problem = f"ended with status {self.state.last_exit}"
+        self._set(running=False, problem=problem, pid=None, next_start=time.time() + delay)
 
     def gone(self) -> None:
         """It was stopped and stays so."""
         self.group = None
-        self._set(running=False, pid=None, next_start=None)
+        self._set(running=False, problem="is stopped", pid=None, next_start=None)
 
 
 class Supervisor:

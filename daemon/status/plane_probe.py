@@ -6,8 +6,11 @@ import json
 from pydantic import BaseModel, ConfigDict
 
 from daemon.net.tls import connection_to
-from daemon.runtime.run_record import RunRecord
+from daemon.runtime.run_record import RunRecord, current_record
+from storage.layout import StateLayout
 
+LOOK_SECONDS = 1.0
+"""Longest wait of the supervisor for an answer (seconds); a busy machine is no reason to restart a plane."""
 TIMEOUT_SECONDS = 0.25
 """A plane in the middle of a forward pass still answers this fast: its status needs no network."""
 
@@ -41,6 +44,18 @@ class PlaneStatus(BaseModel):
     """Why it does not answer, or what it says is wrong with it."""
 
 
+def plane_problem(layout: StateLayout, pid: int) -> str | None:
+    """Ask the inference plane with this process id whether it is ready: "" or why it is not; None without an answer."""
+    record = current_record(layout, "serve")
+    if record is None or record.pid != pid:
+        return None
+    try:
+        status, _ = _ask(record, "/readyz", LOOK_SECONDS)
+    except (OSError, http.client.HTTPException):
+        return None
+    return "" if status == 200 else "has no version loaded"
+
+
 class TokenRefused(ValueError):
     """The plane answered 401."""
 
@@ -62,15 +77,20 @@ def probe_plane(record: RunRecord | None, token: str | None = None) -> PlaneStat
         )
 
 
-def _get(record: RunRecord, token: str | None) -> dict[str, object]:
-    connection = connection_to(record, TIMEOUT_SECONDS)
+def _ask(record: RunRecord, path: str, timeout: float, token: str | None = None) -> tuple[int, bytes]:
+    """Return status and body of one GET. Raises OSError or HTTPException."""
+    connection = connection_to(record, timeout)
     try:
-        connection.request("GET", "/v1/serving", headers={} if token is None else {"Authorization": f"Bearer {token}"})
+        connection.request("GET", path, headers={} if token is None else {"Authorization": f"Bearer {token}"})
         response = connection.getresponse()
-        body = response.read()
+        return response.status, response.read()
     finally:
         connection.close()
-    if response.status == 401:
+
+
+def _get(record: RunRecord, token: str | None) -> dict[str, object]:
+    status, body = _ask(record, "/v1/serving", TIMEOUT_SECONDS, token)
+    if status == 401:
         has = "has no serving.token, and it wants one" if token is None else "has another serving.token than it wants"
         raise TokenRefused(f"this configuration {has}; give here what it was started with, or start it again")
     answer = json.loads(body)

@@ -35,7 +35,9 @@ def test_from_start_to_clean_stop(start, config, layout, drop, write_image, add_
     running.wait(lambda: _status(make_settings).children[0].restarts == 1, "the observer's restart")
     observer = _group(layout, "observe")
     assert running.request("GET", "/healthz").status_code == 200
-    assert running.request("GET", "/readyz").status_code == 200
+    assert running.request("GET", "/readyz").json()["problems"] == ["`mfmd observe` was restarted after status -9"]
+    assert 'mfmd_component_up{component="observe"} 0.0' in running.request("GET", "/metrics").text
+    running.wait(lambda: running.request("GET", "/readyz").status_code == 200, "an observer that has settled", 30)
     assert 'mfmd_ingest_rejected_total{reason="not_an_image"} 1.0' in running.request("GET", "/metrics").text
     assert "libtorch" not in Path(f"/proc/{running.process.pid}/maps").read_text(), "no tensors in the control plane"
     status, seconds = running.stop(signal.SIGINT)

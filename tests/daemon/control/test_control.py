@@ -310,7 +310,7 @@ def test_live_and_ready_are_different_questions(world, registry):
 
 
 def test_a_child_that_is_down_makes_the_daemon_not_ready(world):
-    world.children.append(ChildActivity(name="serve", running=False))
+    world.children.append(ChildActivity(name="serve", running=False, problem="does not run"))
     assert world.client.get("/healthz").status_code == 200
     answer = world.client.get("/readyz")
     assert (answer.status_code, answer.json()["problems"]) == (503, ["`mfmd serve` does not run"])

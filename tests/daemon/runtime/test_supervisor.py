@@ -8,9 +8,11 @@ import sys
 import threading
 import time
 
+import httpx
 import pytest
 
 from daemon.metrics import Metrics
+from daemon.runtime import supervisor as supervisor_module
 from daemon.runtime.backoff import Backoff
 from daemon.runtime.process_group import ProcessGroup, children_of, end_leftovers, group_alive
 from daemon.runtime.supervisor import ChildSpec, Supervisor
@@ -145,6 +147,85 @@ def test_each_child_is_given_its_own_time_to_end(supervise, tmp_path, wait_until
     plane, stubborn = (child.group for child in supervisor._children)
     supervisor.stop()
     assert (plane.poll(), stubborn.poll()) == (0, -signal.SIGKILL)
+
+
+ANSWERS = """
+import http.server, sys
+from pathlib import Path
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if Path(sys.argv[2]).exists() else 503)
+        self.end_headers()
+    def log_message(self, *_): pass
+server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+Path(sys.argv[1]).write_text(str(server.server_port))
+server.serve_forever()
+"""
+
+
+@pytest.fixture
+def answering(supervise, tmp_path, monkeypatch, wait_until):
+    """A supervised server that is asked for its health, and the file whose presence makes it ready."""
+    monkeypatch.setattr(supervisor_module, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(supervisor_module, "HUNG_LOOKS", 6)
+    port, ready = tmp_path / "port", tmp_path / "ready"
+
+    def probe(pid: int) -> str | None:
+        try:
+            answer = httpx.get(f"http://127.0.0.1:{port.read_text()}", timeout=0.2, trust_env=False)
+        except (OSError, ValueError, httpx.TransportError):
+            return None
+        return "" if answer.is_success else "has no version loaded"
+
+    supervisor = supervise(ChildSpec("plane", _python(ANSWERS, str(port), str(ready)), probe=probe))
+    _until(supervisor, lambda state: state.problem == "has no version loaded", wait_until)
+    ready.touch()
+    _until(supervisor, lambda state: not state.problem, wait_until)
+    return supervisor, ready
+
+
+def test_a_child_with_a_probe_is_down_until_it_is_ready_again(answering, wait_until):
+    supervisor, ready = answering
+    ready.unlink()
+    _until(supervisor, lambda state: state.problem == "has no version loaded", wait_until)
+    ready.touch()
+    _until(supervisor, lambda state: not state.problem, wait_until)
+    os.kill(supervisor.states()[0].pid, signal.SIGKILL)
+    wait_until(lambda: supervisor.states()[0].problem)
+    problems = set()
+    _until(supervisor, lambda state: not (state.problem and not problems.add(state.problem)), wait_until)
+    assert problems <= {"ended", "ended with status -9", "starts"} and supervisor.states()[0].restarts == 1
+
+
+def test_a_hung_child_is_reported_and_restarted(answering, wait_until):
+    supervisor, _ = answering
+    first = supervisor.states()[0].pid
+    os.kill(first, signal.SIGSTOP)
+    _until(supervisor, lambda state: state.problem == "does not answer", wait_until)
+    assert supervisor.states()[0].running
+    _until(supervisor, lambda state: not state.problem, wait_until)
+    state = supervisor.states()[0]
+    assert (state.restarts, state.last_exit) == (1, -signal.SIGKILL) and state.pid != first
+
+
+def test_a_child_that_crashes_again_and_again_is_never_up_in_between(supervise, wait_until):
+    supervisor = supervise(ChildSpec("crash", _python("import time; time.sleep(0.1)")))
+    supervisor.step()
+    assert supervisor.states()[0].problem == "", "at its first start it has done nothing wrong"
+    _until(supervisor, lambda state: not state.running, wait_until)
+    seen = set()
+    _until(supervisor, lambda state: seen.add(state.problem) or state.restarts > 2, wait_until)
+    assert "" not in seen
+
+
+def test_a_child_without_a_probe_is_up_once_it_has_settled(supervise, monkeypatch, wait_until):
+    monkeypatch.setattr(supervisor_module, "SETTLED_SECONDS", 0.1)
+    supervisor = supervise(ChildSpec("sleep", _python(SLEEP)))
+    supervisor.step()
+    os.kill(supervisor.states()[0].pid, signal.SIGKILL)
+    _until(supervisor, lambda state: state.restarts == 1, wait_until)
+    assert supervisor.states()[0].problem
+    _until(supervisor, lambda state: not state.problem, wait_until)
 
 
 def test_a_group_that_ignores_sigterm_is_killed_after_the_grace_period(layout, tmp_path, wait_until):

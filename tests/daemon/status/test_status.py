@@ -1,6 +1,7 @@
 """Status: right with the daemon up or down, whatever is missing or damaged, without torch, and fast."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from daemon.runtime.activity import (
 )
 from daemon.runtime.run_record import RunRecord, publish_record, read_run_record
 from daemon.status.collect import Status, collect_status
-from daemon.status.plane_probe import describe_plane, probe_plane
+from daemon.status.plane_probe import describe_plane, plane_problem, probe_plane
 from storage.buffer.observations import Observation, Observations
 from storage.errors import CorruptCheckpoint, StorageError
 from storage.rounds.folder import RoundStore
@@ -226,6 +227,15 @@ def plane():
 def record(plane, layout) -> RunRecord:
     """This process, where the plane answers."""
     return publish_record(layout, "serve", "127.0.0.1", plane.server_address[1])
+
+
+def test_the_supervisor_asks_its_own_plane_whether_it_is_ready(layout, record, monkeypatch):
+    assert plane_problem(layout, os.getpid()) == ""
+    assert plane_problem(layout, os.getpid() + 1) is None, "the record of another process"
+    monkeypatch.setattr(_Plane, "token", "of the plane")
+    assert plane_problem(layout, os.getpid()) == "has no version loaded"
+    layout.run_file("serve").write_text(record.model_copy(update={"port": 1}).model_dump_json())
+    assert plane_problem(layout, os.getpid()) is None
 
 
 def test_the_inference_plane_is_asked(make_settings, layout, add_version, record):

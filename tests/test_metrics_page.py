@@ -1,4 +1,4 @@
-"""docs/reference/metrics.md names exactly the metrics that both planes expose, with their types and labels."""
+"""docs/reference/metrics.md names the metrics that both planes expose, with types, labels and help texts."""
 
 import re
 import time
@@ -28,6 +28,7 @@ class Family(NamedTuple):
 
     kind: str
     labels: frozenset[str]
+    meaning: str
 
 
 def _families(registry: CollectorRegistry) -> dict[str, Family]:
@@ -37,15 +38,17 @@ def _families(registry: CollectorRegistry) -> dict[str, Family]:
         if metric.name.startswith("mfmd_"):
             name = metric.name + {"counter": "_total", "info": "_info"}.get(metric.type, "")
             labels = frozenset(key for sample in metric.samples for key in sample.labels) - {"le"}
-            found[name] = Family(metric.type, labels)
+            found[name] = Family(metric.type, labels, metric.documentation)
     return found
 
 
 def _documented(plane: str) -> dict[str, Family]:
     """Families in the tables below the heading `## plane`."""
     text = PAGE.read_text(encoding="utf-8").partition(f"\n## {plane}\n")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| `(mfmd_\w+)` \| (\w+) \|([^|]*)\| [^|]+ \|$", text, flags=re.MULTILINE)
-    return {name: Family(kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+    rows = re.findall(r"^\| `(mfmd_\w+)` \| (\w+) \|([^|]*)\| ([^|]+) \|$", text, flags=re.MULTILINE)
+    return {
+        name: Family(kind, frozenset(re.findall(r"`(\w+)`", labels)), meaning) for name, kind, labels, meaning in rows
+    }
 
 
 @pytest.fixture
@@ -101,3 +104,4 @@ def _compare(exposed: dict[str, Family], documented: dict[str, Family]) -> None:
     assert {name: family.kind for name, family in documented.items()} == kinds
     for name, family in exposed.items():
         assert not family.labels - documented[name].labels, name
+        assert documented[name].meaning.startswith(f"{family.meaning}."), f"{name}: the page and the help text differ"

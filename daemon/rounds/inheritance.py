@@ -1,7 +1,7 @@
-"""Whose training state a new round starts from: that of the round that made the serving version, along one line.
+"""Whose training state a new round starts from: that of the round that made the serving version.
 
-Rounds that were rejected in between do not break the line, a rollback does: what was rolled back from must not live on
-in teacher, moments or Rebuilder.
+Rejected rounds in between do not break this line. A rollback breaks it: a version that was rolled back from must not
+survive in teacher, moments or Rebuilder.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from storage.errors import StorageError
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
 
-SHAPING = {
+STATE_SHAPE = {
     "recipe": ("name",),
     "mfm": ("enabled", "grid", "dim", "blocks", "heads", "reconstruction"),
     "round": ("crop_height", "crop_width"),
@@ -23,7 +23,7 @@ SHAPING = {
 
 
 def promoted_round(registry: CheckpointRegistry) -> int | None:
-    """The round that made the serving version, if its promotion is the last that moved what serves; else none."""
+    """The round whose promotion was the last move of the serving ref; else None."""
     serving, move = registry.serving(), registry.state().last_move
     if serving is None or move is None or move.event != "promoted" or move.version != serving.version:
         return None
@@ -31,7 +31,7 @@ def promoted_round(registry: CheckpointRegistry) -> int | None:
 
 
 def inherited_round(settings: Settings, registry: CheckpointRegistry, store: RoundStore) -> tuple[int | None, str]:
-    """The round whose training state the next one starts from, or none; and why."""
+    """The round whose training state the next one inherits, or None; and why."""
     if not settings.round.inherit:
         return None, "round.inherit is off"
     number = promoted_round(registry)
@@ -51,10 +51,10 @@ def inherited_round(settings: Settings, registry: CheckpointRegistry, store: Rou
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Shaping settings that differ, as `section.field`."""
+    """Settings of `STATE_SHAPE` that differ, as `section.field`."""
     return [
         f"{section}.{field}"
-        for section, fields in SHAPING.items()
+        for section, fields in STATE_SHAPE.items()
         for field in fields
         if before[section][field] != now[section][field]
     ]

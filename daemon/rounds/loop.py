@@ -27,8 +27,8 @@ from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
 from storage.rounds.records import Progress, Verdict
 
-LOOK_SECONDS = 1.0
-"""How often the schedule is asked (seconds)."""
+POLL_SECONDS = 1.0
+"""Interval between two evaluations of the schedule (seconds)."""
 REFUSED_SECONDS = 30.0
 """Pause after a round that was due could not begin (seconds); a request wakes it sooner."""
 
@@ -86,10 +86,10 @@ class RoundLoop:
     def step(self) -> float:
         """Run a round if one is due; returns the seconds until it wants to be called again."""
         if self._stop.is_set():
-            return LOOK_SECONDS
+            return POLL_SECONDS
         work = self._work()
         if work is None:
-            return LOOK_SECONDS
+            return POLL_SECONDS
         try:
             return self._run(work)
         finally:
@@ -106,7 +106,7 @@ class RoundLoop:
         self.wake()
 
     def _finish_latest(self) -> None:
-        """A judgement that failed, for example on a full disk, is made up for before the next round."""
+        """Judge the newest round again if that failed before, for example on a full disk."""
         latest = self._store.latest()
         if latest is not None:
             finish_round(latest, self._registry, self.settings)
@@ -120,7 +120,7 @@ class RoundLoop:
                 self._running = number
 
     def _claim(self) -> Trigger | None:
-        """What a round starts for now; from here on another one is refused."""
+        """The trigger of a round that starts now, or None. After this another request is refused."""
         scheduled = self.schedule().trigger
         with self._lock:
             if self._requested:
@@ -130,7 +130,7 @@ class RoundLoop:
         return scheduled
 
     def _let_go(self) -> None:
-        """The round at work has ended. A request that came before it was found to be open is still to be met."""
+        """Note that the round at work has ended. Keep a request from before an open round was found."""
         with self._lock:
             self._requested = self._requested and self._interrupted is not None
             self._running = self._store.next_number() if self._requested else None
@@ -138,7 +138,7 @@ class RoundLoop:
         self._metrics.in_progress.set(0)
 
     def _work(self) -> Work | None:
-        """What to do now: go on with the interrupted round, start one that is due, or nothing."""
+        """What to do now: resume the interrupted round, start one that is due, or nothing."""
         if self._interrupted is None:
             self._finish_latest()
         if self._interrupted is not None:
@@ -153,7 +153,7 @@ class RoundLoop:
         try:
             verdict = work(context)
         except RoundSuspended:
-            return LOOK_SECONDS
+            return POLL_SECONDS
         except RoundFailed as error:
             log.error("round_failed", round=error.verdict.round, reason=error.reason)
             verdict = error.verdict
@@ -161,7 +161,7 @@ class RoundLoop:
             log.warning("round_not_started", reason=str(error))
             return REFUSED_SECONDS
         self._count(verdict)
-        return LOOK_SECONDS
+        return POLL_SECONDS
 
     def _show(self, progress: Progress) -> None:
         if progress.phase == "shadow":

@@ -1,6 +1,6 @@
-"""What a daemon does first: end what a kill left running, give leases back, bring unfinished rounds to an end.
+"""What a daemon does first: end leftover processes, release leases, take unfinished rounds to their end.
 
-One unfinished round is not ended but gone on with: `daemon.rounds.resume`.
+One unfinished round is resumed instead: `daemon.rounds.resume`.
 """
 
 from configs.settings import Settings
@@ -68,10 +68,11 @@ def finish_round(folder: RoundFolder, registry: CheckpointRegistry, settings: Se
     it. A folder with damaged records stays as it is: it counts as failed, and nothing in it can be trusted. Raises
     StorageError or OSError when the round cannot be judged now; the candidate waits.
     """
-    if damage_of(folder):
+    try:
+        record = folder.record()
+    except StorageError:
         return
-    record = folder.record()
-    if record.stage in ENDED:
+    if record.stage in ENDED or damage_of(folder):
         return
     if record.stage in AT_WORK and folder.scores() is None:
         record_failure(folder, *(("stopped", STOPPED) if record.stopped else ("failed", why)))

@@ -1,7 +1,7 @@
 """Rounds that were interrupted: the daemon was killed or stopped, or the machine went down, while one ran.
 
-The next daemon, or the next `mfmd adapt`, goes on with it from its last training state. Not with a round that ended by
-itself, whatever the reason: that one has its scores.
+The next daemon, or the next `mfmd adapt`, resumes the round from its last training state. A round that ended by itself
+has its scores and is not resumed.
 """
 
 from pathlib import Path
@@ -16,11 +16,11 @@ from storage.rounds.folder import RoundFolder, RoundStore
 from storage.rounds.records import AT_WORK
 
 TRIES = 3
-"""Crashes after starts from one and the same state; a round that got no further in any of them is not started again."""
+"""After this many crashes from the same training state a round is not started again."""
 
 
 def interrupted_round(store: RoundStore, buffer: FrameBuffer, registry: CheckpointRegistry) -> int | None:
-    """The newest round if it was interrupted and can go on, with its frames leased; else none."""
+    """The newest round if it was interrupted and can be resumed, with its frames leased; else None."""
     folder = store.latest()
     if folder is None or obstacle(folder, buffer, registry):
         return None
@@ -35,7 +35,7 @@ def store_root(folder: RoundFolder) -> Path:
 
 
 def obstacle(folder: RoundFolder, buffer: FrameBuffer, registry: CheckpointRegistry) -> str:
-    """Why a round does not go on; empty when it can."""
+    """Why a round cannot be resumed; empty when it can."""
     try:
         record, scores, spec = folder.record(), folder.scores(), folder.spec()
         if record.stage not in AT_WORK or (scores is not None and scores.status != "stopped"):

@@ -1,8 +1,7 @@
 """One round from outside: lease frames, write the spec, launch, follow, conclude. For the daemon and `mfmd adapt`.
 
-The round is a process group of its own. It may crash or hang: what it left is recorded as a failed round, its frames
-are released, and the incumbent serves on. When it is this side that ends first, the next one goes on with the round
-(`daemon.rounds.resume`).
+The round is a process group of its own. When it crashes or hangs, it is recorded as failed, its frames are released,
+and the incumbent keeps serving. When the daemon ends first, the next one resumes the round (`daemon.rounds.resume`).
 """
 
 import signal
@@ -37,9 +36,9 @@ POLL_SECONDS = 0.2
 POLL_SHADOW_SECONDS = 0.5
 """How often a candidate in the shadow is polled (seconds)."""
 NOTE_SECONDS = 10.0
-"""How often the time waited for it is written down (seconds): a kill loses no more of it."""
+"""How often the time waited for it is written (seconds): a kill loses no more."""
 GRACE_SECONDS = 8.0
-"""Between SIGTERM and SIGKILL (seconds): a step at hand may end, scores of a stopped round be written."""
+"""Between SIGTERM and SIGKILL (seconds): enough to end the current step and write scores."""
 SCORING_SECONDS = 1800.0
 """Time a round may take beyond its training budget, for loading, saving and scoring (seconds)."""
 NICE = 5
@@ -52,13 +51,13 @@ log = get_logger(__name__)
 
 
 class RoundSuspended(DaemonError):
-    """The daemon stops; the round has saved its state, keeps its frames, and goes on with the next daemon."""
+    """The daemon stops. The round has saved its state, keeps its frames, and is resumed by the next daemon."""
 
     code = "round_suspended"
 
 
 class RoundFailed(DaemonError):
-    """A round crashed, hung or diverged; it is recorded, the incumbent serves on."""
+    """A round crashed, hung or diverged. It is recorded, and the incumbent keeps serving."""
 
     code = "round_failed"
 
@@ -83,7 +82,7 @@ class RoundContext:
     on_progress: ShowProgress = lambda _: None
     """Gets each new line of progress."""
     suspends: bool = False
-    """Whether a stopped round is left for the next daemon to go on with; otherwise it has ended, inconclusive."""
+    """Whether a stopped round is left for the next daemon to resume; otherwise it has ended, inconclusive."""
 
     @property
     def store(self) -> RoundStore:
@@ -109,7 +108,7 @@ def launch_round(context: RoundContext, trigger: Trigger) -> Verdict:
 
 
 def continue_round(context: RoundContext, number: int) -> Verdict:
-    """Go on with a round that was interrupted: from its last training state (`resume.interrupted_round`), or with its
+    """Resume a round that was interrupted: from its last training state (`resume.interrupted_round`), or with its
     candidate in the shadow (`shadow.open_trial`). Raises as `launch_round`.
     """
     folder = context.store.folder(number)
@@ -124,7 +123,7 @@ def continue_round(context: RoundContext, number: int) -> Verdict:
 
 @contextmanager
 def _leased(buffer: FrameBuffer, number: int) -> Iterator[None]:
-    """Give the round's frames back at the end, unless it is only suspended."""
+    """Release the round's frames at the end, unless it is only suspended."""
     try:
         yield
     except RoundSuspended:
@@ -153,7 +152,7 @@ def _conclude(context: RoundContext, folder: RoundFolder) -> Verdict:
 def _await_end(context: RoundContext, folder: RoundFolder) -> Stage:
     """The end of a round; waits for it while the candidate runs in the shadow.
 
-    A rollback in that time is seen at the next poll. Serving and asking for rounds are no concern of this thread.
+    The next poll sees a rollback that happens meanwhile.
     """
     stopped, noted, ended = False, time.monotonic(), False
     while not ended:
@@ -173,7 +172,7 @@ def _await_end(context: RoundContext, folder: RoundFolder) -> Stage:
 
 
 def _show_shadow(context: RoundContext, folder: RoundFolder) -> None:
-    """A line of progress whenever images were compared since the last."""
+    """Write a line of progress when images were compared since the last one."""
     now = progress_of(folder, ShadowRecords(StateLayout(context.settings.state).shadow))
     last = folder.last_progress()
     if last is None or (last.phase, last.step) != (now.phase, now.step):
@@ -295,7 +294,7 @@ def _follow(group: ProcessGroup, folder: RoundFolder, context: RoundContext, lim
 
 
 def _death(status: int, folder: RoundFolder) -> str:
-    """How a round ended that wrote nothing."""
+    """How a process ended that wrote no scores."""
     how = f"ended with status {status}" if status >= 0 else f"was killed by {signal.Signals(-status).name}"
     return f"the round {how} before it could write its scores; last line of its log: {_last_line(folder)}"
 

@@ -1,4 +1,4 @@
-"""Files of the registry: names that end in a number, and small files in whose place something else may lie."""
+"""Files of the registry: names that end in a number, and small files that something else may have replaced."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 BLOCK_BYTES = 64 * 1024
 NO_FILE = (errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ELOOP, errno.ENXIO, errno.ENODEV)
-"""What the system or `read_small` says of what is no small file, and will not be one when asked again."""
+"""Errors of the system or of `read_small` for something that is no small file; trying again does not help."""
 FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 """Opening waits for no writer of a pipe, and no terminal becomes this daemon's own. A socket does not open: ENXIO."""
 

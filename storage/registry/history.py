@@ -50,7 +50,7 @@ class RegistryState:
         rolled_back, turned_down, verdicts = _marked(known)
         added = {event.version: event.round for event in known if event.event == "added" and event.version is not None}
         return cls(
-            served=_stack(moves),
+            served=_stack(moves, serving),
             last_move=moves[-1] if moves else None,
             rolled_back=rolled_back,
             turned_down=turned_down,
@@ -127,7 +127,7 @@ def _completed(events: Iterable[HistoryEvent], serving: int | None) -> list[Hist
     return [event for event, then in zip(moves, after, strict=False) if then is None or then != event.previous]
 
 
-def _stack(moves: Iterable[HistoryEvent]) -> tuple[int, ...]:
+def _stack(moves: Iterable[HistoryEvent], serving: int | None) -> tuple[int, ...]:
     stack: list[int] = []
     for event in moves:
         if event.previous is not None and event.previous not in stack[-1:]:
@@ -136,6 +136,8 @@ def _stack(moves: Iterable[HistoryEvent]) -> tuple[int, ...]:
             del stack[len(stack) - stack[::-1].index(event.version) :]
         elif event.version is not None:
             stack.append(event.version)
+    if serving is not None and serving not in stack[-1:]:
+        stack.append(serving)  # likewise
     return tuple(stack)
 
 

@@ -1,7 +1,7 @@
 """Refs of the checkpoint registry: `serving`, `previous`, `pinned-000003`, one small JSON each, replaced as a whole.
 
-A reader opens the file by its name at every look and keeps nothing open. It never asks for a modification time: on a
-network mount attributes are cached for seconds up to a minute, while opening asks the server.
+A reader opens the file by its name at every poll and keeps nothing open. It never asks for a modification time: a
+network mount caches attributes for seconds up to a minute, but opening a file asks the server.
 """
 
 import errno
@@ -19,12 +19,12 @@ from storage.registry.manifest import Ref
 
 PIN = "pinned-"
 STALE_READS = 5
-"""On NFS a file that is replaced between open and read is stale: it is opened again, at most so often."""
+"""On NFS a file that is replaced between open and read is stale: most attempts to open it."""
 MOST_BYTES = 1 << 20
 """More than any ref holds."""
 REWRITE = "stop `mfmd run`, then `mfmd check --repair` rewrites it"
 NO_REF = (*NO_FILE, errno.ENOENT, errno.ENOTDIR)
-"""What the system says where something that is no ref lies, or a link that leads nowhere."""
+"""Errors of the system where something that is no ref exists, or a dangling link."""
 FORBIDDEN = (errno.EACCES, errno.EPERM)
 LONGEST_REASON = 2000
 """Characters of a reason: a paragraph. Every list of versions reads the whole history."""
@@ -43,7 +43,7 @@ class Refs:
         return self.folder / name
 
     def read(self, name: str) -> Ref | None:
-        """What a ref names; none when there is no such ref. Raises StorageError when it cannot be read."""
+        """What a ref names; None when there is no such ref. Raises StorageError when it cannot be read."""
         path = self.path(name)
         try:
             data = _content(path)
@@ -54,7 +54,7 @@ class Refs:
             raise StorageError(f"{path}: cannot be read as a ref: {error.strerror}; {_remedy(error)}") from error
 
     def read_or_none(self, name: str) -> Ref | None:
-        """As `read`; none for one that cannot be understood, too."""
+        """As `read`, but None also for a ref that cannot be read."""
         try:
             return self.read(name)
         except StorageError:
@@ -73,7 +73,7 @@ class Refs:
         durable.remove_file(self.path(name))
 
     def exists(self, name: str) -> bool:
-        """Whether anything lies in the place of a ref, a link that leads nowhere too."""
+        """Whether anything exists at the path of a ref, also a dangling link."""
         return os.path.lexists(self.path(name))
 
     def pins(self) -> list[int]:
@@ -81,7 +81,7 @@ class Refs:
         return numbers(self.folder, PIN)
 
     def _make_way(self, name: str) -> None:
-        """No file can take the place of a folder, and whose it is nobody knows."""
+        """Move a folder aside: a rename cannot replace it, and its content may be somebody's."""
         path = self.path(name)
         if path.is_dir() and not path.is_symlink():
             durable.move_aside(path)
@@ -109,7 +109,7 @@ def _remedy(error: OSError) -> str:
 
 
 def _content(path: Path) -> bytes | None:
-    """The file's bytes, none when it does not exist."""
+    """The file's bytes; None when it does not exist."""
     for _ in range(STALE_READS - 1):
         try:
             return read_small(path, MOST_BYTES)
@@ -123,7 +123,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def _is_listed(path: Path) -> bool:
-    """A network mount also remembers that a name did not exist; opening its folder makes it ask again."""
+    """A network mount also caches that a name did not exist; listing the folder asks the server again."""
     try:
         return any(entry.name == path.name for entry in path.parent.iterdir())
     except FileNotFoundError:

@@ -50,7 +50,7 @@ class CheckpointRegistry:
         return self._versions.manifest(version)
 
     def folder(self, version: int) -> Path:
-        """Where a version lies, or would: `versions/000042`."""
+        """The folder of a version, whether it exists or not: `versions/000042`."""
         return self._versions.folder(version)
 
     def weights_path(self, version: int) -> Path:
@@ -107,11 +107,10 @@ class CheckpointRegistry:
         return RegistryState.from_events(self.history(), self._version_named("serving"))
 
     def set_shadow(self, version: int | None, *, by: str, reason: str, over: str | None = None) -> bool:
-        """Let inference planes run `version` in the shadow of the one that serves; none ends that.
+        """Let inference planes run `version` in the shadow of the one that serves; None ends that.
 
-        `over`: only where there is no shadow, or one that `over` set; somebody else's stays. Returns whether it moved.
-        Raises UnknownVersion, CorruptCheckpoint when it is damaged, or InvalidReason; then nothing
-        moved.
+        `over`: only where there is no shadow, or one that `over` set; another's stays. Returns whether the ref moved.
+        Raises UnknownVersion, CorruptCheckpoint when it is damaged, or InvalidReason; then nothing moved.
         """
         check_reason(reason)
         with self._writing():
@@ -211,7 +210,7 @@ class CheckpointRegistry:
             self._append(event)
 
     def history(self) -> list[HistoryEvent]:
-        """Every event, oldest first. A line whose ref did not move means that the process died between the two."""
+        """Every event, oldest first. A line whose ref did not move: the process was killed between the two."""
         return read_history(self._history)
 
     def ref_path(self, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Folders of versions, each complete or not there: manifest, weights, and whether they are what the manifest says."""
+"""Folders of versions, each complete or absent: manifest and weights, verified by the hashes in the manifest."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,7 +32,7 @@ class Versions:
         return numbers(self.path)
 
     def folder(self, version: int) -> Path:
-        """Where a version lies, or would."""
+        """The folder of a version, whether it exists or not."""
         return self.path / f"{version:06d}"
 
     def existing(self, version: int) -> Path:
@@ -86,7 +86,7 @@ class Versions:
         durable.write_record(folder / MANIFEST, manifest.model_copy(update={"verdict": verdict}))
 
     def keep_manifest(self, version: int) -> None:
-        """Keep the manifest of a version that is about to be retired: the chain of parents goes on."""
+        """Keep the manifest of a version that is about to be removed, for the chain of parents."""
         content = read_small(self.folder(version) / MANIFEST, MOST_MANIFEST_BYTES)
         durable.write_bytes(self.pruned / f"{version:06d}.json", content)
 

@@ -1,4 +1,4 @@
-"""Round folders: what the daemon and a round say to each other, as files that a person can read."""
+"""Round folders: the files through which the daemon and the process of a round communicate."""
 
 import time
 from pathlib import Path
@@ -88,7 +88,7 @@ class RoundFolder:
         return max(self.states.steps(), default=0)
 
     def append_progress(self, progress: Progress) -> None:
-        """Add a line to `progress.jsonl`: flushed, not fsynced, for it is news and not a record."""
+        """Add a line to `progress.jsonl`: flushed, not fsynced, because nothing is decided by it."""
         with (self.path / "progress.jsonl").open("a", encoding="utf-8") as file:
             file.write(progress.model_dump_json() + "\n")
 
@@ -98,7 +98,7 @@ class RoundFolder:
         return _parsed(path.read_bytes().splitlines(keepends=True), Progress) if path.exists() else []
 
     def last_progress(self) -> Progress | None:
-        """The newest progress, read from the end of the file."""
+        """The newest progress, read from the end of the file; None before the first."""
         path = self.path / "progress.jsonl"
         if not path.exists():
             return None
@@ -113,11 +113,11 @@ class RoundFolder:
         durable.write_record(self.path / "scores.json", scores)
 
     def remove_scores(self) -> None:
-        """Take back how a stopped round ended: it goes on."""
+        """Remove `scores.json` of a stopped round, because the round is resumed."""
         durable.remove_file(self.path / "scores.json")
 
     def scores(self) -> RoundScores | None:
-        """How the round ended; none while it runs or when it was killed. Raises StorageError when damaged."""
+        """How the process ended; None while it runs or when it was killed. Raises StorageError when damaged."""
         return _read(self.path / "scores.json", RoundScores)
 
     def write_verdict(self, verdict: Verdict) -> None:
@@ -125,7 +125,7 @@ class RoundFolder:
         durable.write_record(self.path / "verdict.json", verdict)
 
     def verdict(self) -> Verdict | None:
-        """The gate's decision; none before it. Raises StorageError when damaged."""
+        """The gate's decision; None before it. Raises StorageError when damaged."""
         return _read(self.path / "verdict.json", Verdict)
 
 

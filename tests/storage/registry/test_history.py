@@ -69,6 +69,8 @@ def test_versions_that_are_gone_are_passed_over():
 def test_a_move_whose_line_is_lost_leaves_what_it_made_serve():
     assert RegistryState.from_events([move("promoted", 1), move("promoted", 4, 3)]).served == (1, 3, 4)
     assert RegistryState.from_events([move("rolled_back", 2, 3)]).served == (3, 2)
+    assert RegistryState.from_events([move("promoted", 1)], 5).served == (1, 5)
+    assert RegistryState.from_events([], 5).served == (5,)
 
 
 def test_what_served_before_is_behind_and_nothing_else():

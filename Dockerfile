@@ -42,7 +42,7 @@ ENV PATH=/opt/mfmd/bin:$PATH \
     MFMD_STATE=/state \
     MFMD_WATCH__FOLDER=/drop \
     MFMD_SERVING__HOST=0.0.0.0 \
-    MFMD_SERVING__PUBLIC=true
+    MFMD_SERVING__ADVANCED__PUBLIC=true
 USER mfmd
 WORKDIR /state
 VOLUME ["/state", "/drop"]

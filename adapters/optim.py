@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from adapters.networks.network import SegmentationNetwork
-from configs.settings import OptimSettings
+from configs.network import OptimSettings
 
 WARMUP_FLOOR = 1e-6
 """Share of the rate at the first warm-up step, as in the DAFormer framework; exactly 0 would waste the step."""
@@ -24,7 +24,7 @@ def build_optimizer(
 
     Vectors and scalars (norm layers, biases) get no weight decay.
     """
-    rate, decay = settings.learning_rate, settings.weight_decay
+    rate, decay = settings.learning_rate, settings.advanced.weight_decay
     groups = [
         *_groups("encoder", network.encoder.parameters(), rate, decay),
         *_groups("decoder", network.decoder.parameters(), rate * settings.head_multiplier, decay),
@@ -55,7 +55,7 @@ def learning_rate_factor(step: int, steps: int, settings: OptimSettings, time_us
     has no influence, and runs repeat.
     """
     left = min(1.0 - min(step, steps) / steps, 2.0 * (1.0 - min(time_used, 1.0)))
-    decay = float(left**settings.power)
+    decay = float(left**settings.advanced.power)
     warmup = min(settings.warmup_steps, steps)
     return decay if step >= warmup else decay * (WARMUP_FLOOR + (1.0 - WARMUP_FLOOR) * step / warmup)
 

@@ -7,18 +7,22 @@ from typing import Any
 
 import yaml
 
+from configs.recipe import RECIPES
 from configs.settings import Settings
 
 PRESET = Path(__file__).parent.parent / "configs" / "presets" / "camvid_adaptation.yaml"
 MFM_OFF = {"mfm.enabled": False}
 MFM_ON = {"mfm.enabled": True}
+THINGS = {"recipe.thing_classes": ["sign", "car", "pedestrian", "bicyclist"]}
+DAFORMER = {"recipe.name": "daformer", **THINGS}
+MIC = {"recipe.name": "mic", **THINGS}
 
 STRONG = {
     "pretrain.jitter": 0.5,
-    "pretrain.jitter_probability": 0.8,
-    "pretrain.gamma": 1.0,
-    "pretrain.grayscale_probability": 0.1,
-    "pretrain.blur_probability": 0.3,
+    "pretrain.advanced.jitter_probability": 0.8,
+    "pretrain.advanced.gamma": 1.0,
+    "pretrain.advanced.grayscale_probability": 0.1,
+    "pretrain.advanced.blur_probability": 0.3,
 }
 
 Overrides = Mapping[str, Any]
@@ -66,10 +70,10 @@ ARMS = {
         "DACS + target pass without mask", {"recipe.name": "dacs", **MFM_ON, "mfm.mask_ratio": 0.0}, recipe="dacs"
     ),
     "dacs_mfm": Arm("DACS + MFM", {"recipe.name": "dacs", **MFM_ON}, recipe="dacs"),
-    "daformer": Arm("DAFormer", {"recipe.name": "daformer", **MFM_OFF}),
-    "daformer_mfm": Arm("DAFormer + MFM", {"recipe.name": "daformer", **MFM_ON}, recipe="daformer"),
-    "mic": Arm("MIC", {"recipe.name": "mic", **MFM_OFF}),
-    "mic_mfm": Arm("MIC + MFM", {"recipe.name": "mic", **MFM_ON}, recipe="mic"),
+    "daformer": Arm("DAFormer", {**DAFORMER, **MFM_OFF}),
+    "daformer_mfm": Arm("DAFormer + MFM", {**DAFORMER, **MFM_ON}, recipe="daformer"),
+    "mic": Arm("MIC", {**MIC, **MFM_OFF}),
+    "mic_mfm": Arm("MIC + MFM", {**MIC, **MFM_ON}, recipe="mic"),
     "source_free": Arm("source-free DACS", {"recipe.name": "dacs", **MFM_OFF}, source=False),
     "source_free_mfm": Arm(
         "source-free DACS + MFM", {"recipe.name": "dacs", **MFM_ON}, source=False, recipe="source_free"
@@ -78,7 +82,10 @@ ARMS = {
 
 
 def settings_of(data: Path, state: Path, *layers: Overrides) -> Settings:
-    """The preset with the paths of `data` and `state` and then each of `layers`, later ones winning."""
+    """The preset with the paths of `data` and `state` and then each of `layers`, later ones winning.
+
+    What the preset sets for the recipe holds for each recipe that has it.
+    """
     values = yaml.safe_load(PRESET.read_text(encoding="utf-8"))
     values["state"], values["watch"] = str(state), {"folder": str(state / "drop")}
     values["source"] = {
@@ -94,4 +101,6 @@ def settings_of(data: Path, state: Path, *layers: Overrides) -> Settings:
             for part in sections:
                 section = section.setdefault(part, {})
             section[last] = value
+    known = RECIPES[values["recipe"].get("name", "dacs")].model_fields
+    values["recipe"] = {key: value for key, value in values["recipe"].items() if key in known}
     return Settings.model_validate(values)

@@ -55,7 +55,7 @@ class Run:
 
     def settings(self) -> Settings:
         """The settings of this run."""
-        layers = (STARTS[self.start].settings, ARMS[self.arm].settings, self.extra, {"round.seed": self.seed})
+        layers = (STARTS[self.start].settings, ARMS[self.arm].settings, self.extra, {"round.advanced.seed": self.seed})
         return settings_of(self.data, start_state(self), *layers)
 
     def key(self) -> str:

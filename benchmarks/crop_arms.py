@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from configs.settings import BufferSettings
+from configs.buffer import BufferSettings
 from storage.buffer.catalog_records import FileFact
 from storage.buffer.files import ARRAY
 from storage.buffer.frames import FrameBuffer, NewFrame
@@ -103,9 +103,9 @@ class Buffer(Local):
             {
                 "height": height,
                 "width": width,
-                "compression": compression,
                 "capacity_frames": len(photos),
                 "reserve_bytes": 0,
+                "advanced": {"compression": compression},
             }
         )
         with FrameBuffer.open(layout, settings, writable=True) as writer:

@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from configs.settings import AdmissionSettings, BufferSettings
+from configs.buffer import BufferSettings
+from configs.watch import AdmissionSettings
 from daemon.ingest.admission import Admission
 from storage.buffer.catalog_records import FileFact
 from storage.buffer.frames import FrameBuffer, NewFrame

@@ -5,7 +5,7 @@
     python benchmarks/ingest.py --parts idle --idle-seconds 3600
 
 - rate: 512x512 JPEG files in a drop folder until all are committed (fsynced, in the catalog), against only decoding
-  the same files with as many threads, in turn, for each `buffer.compression`; ratios turn by turn.
+  the same files with as many threads, in turn, for each `buffer.advanced.compression`; ratios turn by turn.
 - rescan: a folder of 100,000 known names, looked through by the watcher of a running ingest.
 - idle, single, burst (`ingest_daemon.py`): a real `mfmd run` with its server and observer, seen from outside:
   processor time and memory at rest, how long one image takes, and memory while 100,000 images arrive at once.
@@ -27,8 +27,9 @@ from crop_photos import QUALITY, draw_photo
 from ingest_daemon import measure_burst, measure_idle, measure_single
 from PIL import Image
 
-from configs.ingest import BufferSettings, WatchSettings
+from configs.buffer import BufferSettings
 from configs.settings import Settings
+from configs.watch import WatchAdvanced, WatchSettings
 from daemon.ingest.worker import Ingest
 from daemon.metrics import Metrics
 from daemon.watch.events import Hints
@@ -159,9 +160,16 @@ def timed() -> Iterator[list[Turn]]:
 
 def settings_of(root: Path, packing: str, frames: int, threads: int = 1) -> Settings:
     """A daemon's settings for frames of one size; files count as still at once."""
-    watch = WatchSettings(folder=root / "drop", stability_seconds=0.0, group_seconds=0.0, decode_threads=threads)
+    advanced = WatchAdvanced(group_seconds=0.0, decode_threads=threads)
+    watch = WatchSettings(folder=root / "drop", stability_seconds=0.0, advanced=advanced)
     buffer = BufferSettings.model_validate(
-        {"height": SIDE, "width": SIDE, "capacity_frames": max(frames, 64), "compression": packing, "reserve_bytes": 0}
+        {
+            "height": SIDE,
+            "width": SIDE,
+            "capacity_frames": max(frames, 64),
+            "reserve_bytes": 0,
+            "advanced": {"compression": packing},
+        }
     )
     return Settings(state=root / "state", classes="camvid", watch=watch, buffer=buffer)
 

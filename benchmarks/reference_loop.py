@@ -61,7 +61,7 @@ class ReferenceLoop:
         losses = {"source": self._learn(self.student(source), source_labels, None)}
         labels, weight = self._pseudo_label(target, batch)
         mixed, mixed_labels, mixed_weight = source, source_labels, torch.ones_like(weight)
-        if self.recipe.classmix:
+        if self.recipe.advanced.classmix:
             mixed, mixed_labels, mixed_weight = self._mix(source, source_labels, target, labels, weight)
         else:
             mixed, mixed_labels, mixed_weight = target, labels, weight
@@ -122,7 +122,7 @@ class ReferenceLoop:
     def _augment(self, images: Tensor) -> Tensor:
         """Jitter and blur of normalised images, image by image on the CPU; whether, is drawn once for the batch."""
         jitter, blur = torch.rand(2).tolist()
-        jitter, blur = jitter < self.recipe.jitter_probability, blur < self.recipe.blur_probability
+        jitter, blur = jitter < self.recipe.advanced.jitter_probability, blur < self.recipe.advanced.blur_probability
         if not (jitter or blur):
             return images
         cpu = torch.device("cpu")
@@ -141,7 +141,7 @@ class ReferenceLoop:
 
     def _rebuilt_logits(self, rebuilder: Rebuilder, target: Tensor) -> Tensor:
         features = self.student.encode(target)
-        rows, columns = (min(self.mfm.grid, side) for side in features[-1].shape[-2:])
+        rows, columns = (min(self.mfm.ablation.grid, side) for side in features[-1].shape[-2:])
         keep = torch.rand(target.shape[0], 1, rows, columns, device=self.device) >= self.mfm.mask_ratio
         return self.student.decode(rebuilder(features, keep), (target.shape[-2], target.shape[-1]))
 

@@ -5,7 +5,7 @@
 
 - throughput: images a second at saturation of `mfmd serve`, of the network alone in a loop at the same batch, and of
   each peer serving the same module (`serving_peers/`), in turn; then p50 and p99 of each server at one fixed rate. Ours
-  also with `serving.compile` and in bf16, which peers leave to whoever writes the module.
+  also with `serving.advanced.compile` and in bf16, which peers leave to whoever writes the module.
 - swaps: the serving ref moves again and again under a constant load; one in ten a corrupt candidate, one in ten a
   rollback. Every answer is checked against what the version that it names gives.
 - rollback: from the call to the first answer of the version before, under load.

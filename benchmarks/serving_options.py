@@ -18,16 +18,16 @@ from torch import Tensor
 
 from adapters.inference.forward import ServedForward
 from adapters.networks.build import build_network
+from configs.network import Architecture
 from configs.serving import ServingSettings
-from configs.settings import NetworkSettings
 from daemon.serving.versions.swap import noise
 
 OPTIONS: dict[str, dict[str, object]] = {
     "float32": {},
-    "not folded": {"fold_batch_norm": False},
-    "channels_last": {"channels_last": True},
+    "not folded": {"advanced": {"fold_batch_norm": False}},
+    "channels_last": {"advanced": {"channels_last": True}},
     "bf16": {"precision": "bf16"},
-    "bf16 + channels_last": {"precision": "bf16", "channels_last": True},
+    "bf16 + channels_last": {"precision": "bf16", "advanced": {"channels_last": True}},
 }
 
 
@@ -36,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = _arguments(arguments)
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
-    network = build_network(NetworkSettings(name=asked.network, encoder=asked.encoder), 19).eval()
+    network = build_network(Architecture(name=asked.network, encoder=asked.encoder), 19).eval()
     images = [_smooth((asked.height, asked.width), seed) for seed in range(asked.images)]
-    options = OPTIONS | ({"compile": {"compile": True}} if asked.compile else {})
+    options = OPTIONS | ({"compile": {"advanced": {"compile": True}}} if asked.compile else {})
     options |= {"fp16": {"precision": "fp16"}} if asked.fp16 else {}
     forwards = {
         name: ServedForward(copy.deepcopy(network), ServingSettings.model_validate(values), torch.device("cpu"))

@@ -87,7 +87,7 @@ def serve_peer(peer: str, python: Path, world: ServingWorld) -> Iterator[Server]
         "BENCH_REGISTRY": str(world.registry.root),
         "BENCH_THREADS": str(serving.threads),
         "BENCH_BATCH": str(serving.max_batch_images),
-        "BENCH_DELAY_MS": str(serving.max_delay_ms),
+        "BENCH_DELAY_MS": str(serving.advanced.max_delay_ms),
         "BENTOML_DO_NOT_TRACK": "True",
     }
     target, log = target_of(peer, port), world.root / f"{peer}.log"

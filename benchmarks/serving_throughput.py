@@ -18,17 +18,17 @@ from serving_world import LARGE, ServingWorld, pictures
 
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.pixels import normalise
-from configs.serving import ServingSettings
+from configs.serving import ServingAdvanced, ServingSettings
 from storage.media.images import decode_image
 
 BARE = "bare forward loop"
 OPTIONS: dict[str, dict[str, object]] = {
-    f"{OURS}, not folded": {"fold_batch_norm": False},
-    f"{OURS}, compile": {"compile": True},
+    f"{OURS}, not folded": {"advanced": {"fold_batch_norm": False}},
+    f"{OURS}, compile": {"advanced": {"compile": True}},
     f"{OURS}, bf16": {"precision": "bf16"},
 }
 """Ours once more, with an option of the section `serving` that makes the forward pass itself faster."""
-AS_IT_IS = ServingSettings(fold_batch_norm=False)
+AS_IT_IS = ServingSettings(advanced=ServingAdvanced(fold_batch_norm=False))
 """What peers run: the module itself."""
 PACKAGES = ("torch", "uvicorn", "pydantic")
 

@@ -50,7 +50,9 @@ class ServingWorld:
         serving = {"port": 0, "device": "cpu", "threads": 1, **self.serving}
         content = {
             "state": "state", "classes": "camvid", "watch": {"folder": "drop"},
-            "buffer": {"height": HEIGHT, "width": WIDTH, "tile": 64, "reserve_bytes": 0, "capacity_frames": 2048},
+            "buffer": {
+                "height": HEIGHT, "width": WIDTH, "reserve_bytes": 0, "capacity_frames": 2048, "advanced": {"tile": 64},
+            },
             "network": {"name": "deeplabv3plus", "encoder": "resnet_tiny", "channels": 64},
             "serving": serving, "control": {"port": 0}, "log": {"level": "warning"},
         }  # fmt: skip
@@ -74,7 +76,7 @@ class ServingWorld:
     def network(self, seed: int) -> SegmentationNetwork:
         """The network with the weights of that seed, in eval mode."""
         torch.manual_seed(seed)
-        network = build_network(self.settings.network, len(self.settings.classes)).eval()
+        network = build_network(self.settings.network.architecture(), len(self.settings.classes)).eval()
         with torch.no_grad():
             for parameter in network.parameters():
                 if parameter.shape == (len(self.settings.classes),):

@@ -24,6 +24,7 @@ from adapters.networks.build import build_network
 from adapters.recipes.recipe import StepBatch
 from adapters.rounds.inputs import load_inputs
 from adapters.rounds.training import Training
+from configs.load import merge
 from configs.settings import Settings
 from storage.buffer.catalog_records import FileFact
 from storage.buffer.frame_writer import NewFrame
@@ -70,7 +71,7 @@ class Sample:
 
 def settings_of(workspace: Path, common: Sections, case: Case, classes: int) -> Settings:
     """Settings of a case below `workspace`; networks of different shape have a state directory each."""
-    sections: Sections = {name: {**values, **case.sections.get(name, {})} for name, values in common.items()}
+    sections: Sections = {name: merge(values, case.sections.get(name, {})) for name, values in common.items()}
     folder = workspace / ("multi" if sections["network"].get("multi_resolution") else "single")
     colors = np.random.default_rng(0).permutation(256**2)[:classes].tolist()
     base: dict[str, Any] = {
@@ -105,7 +106,7 @@ def draw_state(settings: Settings) -> None:
             buffer.append([NewFrame(fact, digest_of(image.tobytes()), float(seed), height, width, fitted)])
     torch.manual_seed(0)
     weights = settings.state / "random.safetensors"
-    save_weights(build_network(settings.network, classes), weights)
+    save_weights(build_network(settings.network.architecture(), classes), weights)
     CheckpointRegistry(layout.checkpoints).add(weights, make_manifest(settings, origin="import"), by="import")
 
 

@@ -35,7 +35,7 @@ from typing import Any
 from step_cases import Case, Sample, Sections, draw_state, serve, settings_of
 
 from adapters.recipes.build import RECIPES
-from configs.self_training import RECIPE_DEFAULTS, RecipeSettings
+from configs.recipe import RECIPES as SETTINGS_OF
 from daemon.rounds.launch import MEMORY_KEPT
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -49,10 +49,10 @@ SIZES: dict[str, dict[str, Any]] = {
 """Presets; each value is an option of its own."""
 ROUND_OPTIONS: dict[str, Sections] = {
     "bf16": {"round": {"mixed_precision": "bf16"}},
-    "gradient_accumulation 2": {"round": {"gradient_accumulation": 2}},
-    "gradient_checkpointing": {"round": {"gradient_checkpointing": True}},
-    "channels_last off": {"round": {"channels_last": False}},
-    "compile": {"round": {"compile": True}},
+    "gradient_accumulation 2": {"round": {"advanced": {"gradient_accumulation": 2}}},
+    "gradient_checkpointing": {"round": {"advanced": {"gradient_checkpointing": True}}},
+    "channels_last off": {"round": {"advanced": {"channels_last": False}}},
+    "compile": {"round": {"advanced": {"compile": True}}},
 }
 """Rows of `--options`."""
 START_SECONDS = 900.0
@@ -132,7 +132,7 @@ def recipe_cases(recipe: str) -> list[Case]:
     network = {"multi_resolution": True} if recipe == "hrda" else {}
     bare: Sections = {"recipe": {"name": recipe}, "mfm": {"enabled": False}, "network": network}
     cases = [Case(recipe, bare)]
-    if not RecipeSettings.model_validate({"name": recipe}).test_time:
+    if not SETTINGS_OF[recipe].test_time:
         cases.append(Case(f"{recipe}+mfm", {**bare, "mfm": {"enabled": True}}))
     if recipe == "dacs":
         plain = {"mixed_precision": "no"}
@@ -246,7 +246,7 @@ def common_sections(arguments: argparse.Namespace) -> Sections:
             "channels": arguments.channels,
             "output_stride": arguments.output_stride,
         },
-        "mfm": {"dim": arguments.mfm_dim, "heads": arguments.mfm_heads},
+        "mfm": {"ablation": {"dim": arguments.mfm_dim, "heads": arguments.mfm_heads}},
         "round": {
             "batch_size": arguments.batch,
             "crop_height": arguments.crop,
@@ -268,9 +268,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="of our steps")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each case")
-    parser.add_argument(
-        "--recipes", nargs="+", choices=RECIPES, default=[name for name in RECIPE_DEFAULTS if name in RECIPES]
-    )
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--options", action="store_true", help="the options of a round instead of the recipes")
     parser.add_argument("--profile", action="store_true", help="a profiler table of the first recipe instead")
     parser.add_argument("--rows", type=int, default=25, help="lines of the profile")

@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 
 from configs.errors import ConfigError
 from configs.nearest import nearest
+from configs.recipe import RECIPES
 from configs.retired import RETIRED
 from configs.settings import Settings
 
@@ -49,7 +50,7 @@ def load_settings(path: Path) -> Settings:
     data = _read_yaml(path)
     _refuse_unknown_environment()
     environment = _EnvironmentSource(_Environment)()
-    merged = _merge(data, environment)
+    merged = merge(data, environment)
     try:
         return Settings.model_validate(merged, context={"base": path.resolve().parent})
     except ValidationError as error:
@@ -122,19 +123,19 @@ def _what_is_wrong(error: yaml.YAMLError) -> str:
     return place if quoted else f"{place}: {error.problem}"
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `over` laid on top, section by section."""
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay `over` on `base`, section by section."""
     merged = dict(base)
     for key, value in over.items():
         inner = merged.get(key)
-        merged[key] = _merge(inner, value) if isinstance(value, Mapping) and isinstance(inner, Mapping) else value
+        merged[key] = merge(inner, value) if isinstance(value, Mapping) and isinstance(inner, Mapping) else value
     return merged
 
 
 def _variable(error: ErrorDetails, environment: Mapping[str, Any]) -> str | None:
     """`environment: MFMD_X__Y` when the value complained about came from there and not from the file."""
     value: Any = environment
-    names = [str(part) for part in error["loc"] if isinstance(part, str)]
+    names = _keys(error)
     if not names:
         return None  # about several sections
     for name in names:
@@ -147,37 +148,69 @@ def _variable(error: ErrorDetails, environment: Mapping[str, Any]) -> str | None
 def _refuse_unknown_environment() -> None:
     known = {f"MFMD_{name}".upper() for name in Settings.model_fields} | RESERVED_ENV
     for name in os.environ:
-        if name.startswith("MFMD_") and name.split("__")[0].upper() not in known:
-            raise ConfigError(f"environment: {name}: unknown setting{nearest(name, known)}")
+        section = name.split("__")[0]
+        if name.startswith("MFMD_") and section.upper() not in known:
+            gone = RETIRED.get(section.removeprefix("MFMD_").lower())
+            raise ConfigError(f"environment: {name}: {gone or 'unknown setting' + nearest(name, known)}")
 
 
 def _explain(error: ErrorDetails) -> str:
     """One line for one pydantic error: dotted field, what is wrong, nearest valid name for an unknown key."""
-    location = [str(part) for part in error["loc"]]
-    field = ".".join(location) or "(top level)"
-    if error["type"] == "extra_forbidden" and field in RETIRED:
-        return f"{field}: {RETIRED[field]}"
+    keys = _keys(error)
+    field = ".".join(keys) or "(top level)"
     if error["type"] == "extra_forbidden":
-        return f"{field}: unknown key{nearest(location[-1], _fields_at(location[:-1]))}"
+        return f"{field}: {_unknown(error, field)}"
     if error["type"] == "missing":
         return f"{field}: required, but not set"
+    if error["type"] == "union_tag_invalid":
+        return f"{field}.name: no recipe {error['ctx']['tag']!r}{nearest(error['ctx']['tag'], RECIPES)}"
     message = error["msg"].removeprefix("Value error, ")
-    if not location:
+    if not keys:
         return message  # about several sections: it names the field itself
     value = error.get("input")
-    secret = any("token" in part for part in location)  # `token: 1234` is a wrong value and a secret all the same
+    secret = any("token" in key for key in keys)  # `token: 1234` is a wrong value and a secret all the same
     shown = f" (got {value!r})" if isinstance(value, (str, int, float, bool)) and not secret else ""
     return f"{field}: {message}{shown}"
 
 
-def _fields_at(location: list[str]) -> set[str]:
-    """Names of the fields of the section at `location`."""
+def _keys(error: ErrorDetails) -> list[str]:
+    """Keys of the file that lead to the error: pydantic's place without the recipe that it tried."""
+    keys = [str(part) for part in error["loc"]]
+    return keys[:1] + keys[2:] if keys[:1] == ["recipe"] else keys
+
+
+def _unknown(error: ErrorDetails, field: str) -> str:
+    """What a key that nobody knows was, where it stands now, or which one is like it."""
+    *place, key = (str(part) for part in error["loc"])
+    section = _section_at(place)
+    moved = next((name for name, inner in sections_of(section) if key in inner.model_fields), None)
+    others = [name for name, recipe in RECIPES.items() if place[:1] == ["recipe"] and _has(recipe, key)]
+    if field in RETIRED:
+        return RETIRED[field]
+    if moved is not None:
+        return f"this key is now {'.'.join(field.split('.')[:-1])}.{moved}.{key}"
+    if others:
+        return f"a setting of {', '.join(others)}; recipe.name is {place[1]}"
+    inner = (name for _, model in sections_of(section) for name in model.model_fields)
+    return f"unknown key{nearest(key, {*section.model_fields, *inner})}"
+
+
+def _has(section: type[BaseModel], key: str) -> bool:
+    return key in section.model_fields or any(_has(inner, key) for _, inner in sections_of(section))
+
+
+def _section_at(place: list[str]) -> type[BaseModel]:
     section: type[BaseModel] = Settings
-    for part in location:
-        annotation = section.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        models = [item for item in options if isinstance(item, type) and issubclass(item, BaseModel)]
-        if not models:
-            return set()
-        section = models[0]
-    return set(section.model_fields)
+    for part in place:
+        section = RECIPES[part] if part in RECIPES else dict(sections_of(section)).get(part, section)
+    return section
+
+
+def sections_of(section: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
+    """Name and class of each section directly inside `section`; recipes are not among them."""
+    found = []
+    for name, field in section.model_fields.items():
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        if models := [item for item in options if isinstance(item, type) and issubclass(item, BaseModel)]:
+            found.append((name, models[0]))
+    return found

@@ -7,13 +7,40 @@ from pydantic import Field, SecretStr, model_validator
 from configs.section import ConfigPath, Fraction, Port, PositiveInt, Section
 
 
+class ServingAdvanced(Section):
+    """Settings of the inference plane that hardly anybody changes."""
+
+    max_delay_ms: Annotated[float, Field(ge=0)] = 5.0
+    """Longest wait for a batch to fill (milliseconds)."""
+    public: bool = False
+    """Answer anybody on a public address without a token: in a container or a trusted network."""
+    queue_images: PositiveInt = 64
+    """Images that may wait; beyond this the answer is 503 with Retry-After."""
+    max_body_bytes: PositiveInt = 32 * 1024 * 1024
+    """Largest request body (bytes)."""
+    request_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Longest that a request may take, its body included (seconds); then 408 or 503, and its place is free."""
+    follow_seconds: Annotated[float, Field(gt=0)] = 0.2
+    """How often the serving ref is read (seconds)."""
+    channels_last: bool = False
+    """Memory format of images; the weights of convolutions lie so in any case."""
+    fold_batch_norm: bool = True
+    """Run a convolution and the BatchNorm after it as one layer: the same logits but for rounding, in less time."""
+    compile: bool = False
+    """torch.compile the network, once a served shape, before a version serves (needs a C++ compiler on a CPU). On a GPU
+    batches of several images run as without it."""
+    window_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.33
+    """Share of a window that the next one covers again."""
+
+
 class ServingSettings(Section):
     """The inference plane (`mfmd serve`)."""
 
+    enabled: bool = True
+    """Off: `mfmd run` starts no inference plane; run `mfmd serve` elsewhere."""
     host: str = "127.0.0.1"
-    """Address to bind; a public one is refused unless `token` or `token_file` is set, or `public` says so."""
-    public: bool = False
-    """Answer anybody on a public address without a token (a trusted network, a proxy that checks)."""
+    """Address to bind. A public one needs `token` or `token_file` (a proxy that checks users sends it), or
+    `advanced.public`."""
     port: Port = 8009
     """TCP port; 0 lets the system choose."""
     token: SecretStr | None = None
@@ -24,42 +51,21 @@ class ServingSettings(Section):
     """TLS certificate chain (PEM); with `key` the plane speaks HTTPS only."""
     key: ConfigPath | None = None
     """Private key of the certificate (PEM)."""
-    max_batch_images: PositiveInt = 4
-    """Most images in one forward pass."""
-    max_delay_ms: Annotated[float, Field(ge=0)] = 5.0
-    """Longest wait for a batch to fill (milliseconds)."""
-    queue_images: PositiveInt = 64
-    """Images that may wait; beyond this the answer is 503 with Retry-After."""
-    max_body_bytes: PositiveInt = 32 * 1024 * 1024
-    """Largest request body (bytes)."""
-    max_pixels: PositiveInt = 64_000_000
-    """Largest image (pixels)."""
-    request_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """Longest that a request may take, its body included (seconds); then 408 or 503, and its place is free."""
-    follow_seconds: Annotated[float, Field(gt=0)] = 0.2
-    """How often the serving ref is looked at (seconds)."""
     device: Literal["auto", "cpu"] = "auto"
     """`auto` uses a GPU when there is one."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of a forward pass; 0 leaves torch's choice."""
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     """Numbers that the forward pass computes with (autocast); the weights stay float32. fp16 is for GPUs."""
-    channels_last: bool = False
-    """Memory format of images; the weights of convolutions lie so in any case."""
-    fold_batch_norm: bool = True
-    """Run a convolution and the BatchNorm after it as one layer: the same logits but for rounding, in less time."""
-    compile: bool = False
-    """torch.compile the network, once a served shape, before a version serves (needs a C++ compiler on a CPU). On a GPU
-    batches of several images run as without it."""
+    max_batch_images: PositiveInt = 4
+    """Most images in one forward pass."""
     window: Literal["resize", "slide"] = "resize"
     """How an image of any size meets the network: resize scales it to fit the input; slide scales its short side only
     and averages the logits of overlapping windows."""
-    window_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.33
-    """Share of a window that the next one covers again."""
     shadow_fraction: Fraction = 0.0
     """Share of live requests that also run on a candidate in the idle place; their agreement is recorded."""
-    enabled: bool = True
-    """Off: `mfmd run` starts no inference plane; run `mfmd serve` elsewhere."""
+    advanced: ServingAdvanced = ServingAdvanced()
+    """Settings that hardly anybody changes."""
 
     @model_validator(mode="after")
     def _certificate_has_its_key(self) -> Self:

@@ -62,7 +62,7 @@ def check_folders(settings: Settings) -> None:
     Also when masks would go where they must not.
     """
     folder, state = settings.watch.folder.resolve(), settings.state.resolve()
-    if state == folder or (settings.watch.recursive and state.is_relative_to(folder)):
+    if state == folder or (settings.watch.advanced.recursive and state.is_relative_to(folder)):
         raise ConfigError(f"state: {state} lies in the drop folder {folder}; put it somewhere else")
     for name in ("done_folder", "quarantine"):
         other: Path | None = getattr(settings.watch, name)

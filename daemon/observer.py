@@ -54,7 +54,7 @@ def _observe_until(stop: threading.Event, settings: Settings) -> None:
     try:
         while not stop.is_set():
             try:
-                pause = 0.0 if observer.step(stop) else settings.observe.poll_seconds
+                pause = 0.0 if observer.step(stop) else settings.observe.advanced.poll_seconds
             except (StorageError, AdapterError, OSError) as error:
                 log.warning("observer_waits", error=str(error), seconds=RETRY_SECONDS)
                 pause = RETRY_SECONDS

@@ -55,7 +55,11 @@ def _documented(plane: str) -> dict[str, Family]:
 def control_plane(tmp_path: Path) -> Iterator[CollectorRegistry]:
     """What the daemon exposes, over a state directory in which every part has something to tell."""
     settings = Settings.model_validate(
-        {"classes": "demo", "watch": {"folder": "drop"}, "buffer": {"height": 32, "width": 32, "tile": 32}},
+        {
+            "classes": "demo",
+            "watch": {"folder": "drop"},
+            "buffer": {"height": 32, "width": 32, "advanced": {"tile": 32}},
+        },
         context={"base": tmp_path},
     )
     layout = StateLayout(settings.state)

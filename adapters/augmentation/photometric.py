@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adapters.augmentation.augment import color_jitter, gaussian_blur
 from adapters.draws import Draws
-from configs.settings import PretrainSettings
+from configs.network import PretrainSettings
 
 
 def photometric(images: Tensor, settings: PretrainSettings, draws: Draws) -> Tensor:
@@ -21,15 +21,16 @@ def photometric(images: Tensor, settings: PretrainSettings, draws: Draws) -> Ten
 
     A change that the settings switch off draws no random numbers and costs nothing.
     """
+    advanced = settings.advanced
     if settings.jitter > 0.0:
-        images = _sometimes(images, color_jitter(images, settings.jitter, draws), settings.jitter_probability, draws)
-    if settings.gamma > 0.0:
-        images = random_gamma(images, settings.gamma, draws)
-    if settings.grayscale_probability > 0.0:
+        images = _sometimes(images, color_jitter(images, settings.jitter, draws), advanced.jitter_probability, draws)
+    if advanced.gamma > 0.0:
+        images = random_gamma(images, advanced.gamma, draws)
+    if advanced.grayscale_probability > 0.0:
         grey = rgb_to_grayscale(images).expand_as(images)
-        images = _sometimes(images, grey, settings.grayscale_probability, draws)
-    if settings.blur_probability > 0.0:
-        images = _sometimes(images, gaussian_blur(images, draws), settings.blur_probability, draws)
+        images = _sometimes(images, grey, advanced.grayscale_probability, draws)
+    if advanced.blur_probability > 0.0:
+        images = _sometimes(images, gaussian_blur(images, draws), advanced.blur_probability, draws)
     return images
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
-from configs.settings import NetworkSettings, Settings
+from configs.network import Architecture
+from configs.settings import Settings
 from storage.errors import CorruptCheckpoint
 from storage.registry.manifest import Manifest
 from storage.registry.provenance import code_digest, library_versions, settings_hash
@@ -90,7 +91,7 @@ def network_of(manifest: Manifest) -> SegmentationNetwork:
     Raises CorruptCheckpoint when the record is not of this version of mfmd, AdapterError when it cannot be built.
     """
     try:
-        settings = NetworkSettings.model_validate(manifest.network)
+        settings = Architecture.model_validate(manifest.network)
     except ValidationError as error:
         problem = error.errors()[0]
         field = ".".join(str(part) for part in ("network", *problem["loc"]))
@@ -103,7 +104,7 @@ def make_manifest(
     settings: Settings,
     *,
     origin: Literal["pretrain", "import", "round"],
-    network: NetworkSettings | None = None,
+    network: Architecture | None = None,
     parent: int | None = None,
     round: int | None = None,
     seed: int | None = None,
@@ -116,7 +117,7 @@ def make_manifest(
     the version holds all weights and must load where that directory does not exist.
     """
     values = settings.model_dump(mode="json")
-    architecture = (network or settings.network).model_copy(update={"pretrained": None})
+    architecture = (network or settings.network.architecture()).model_copy(update={"pretrained": None})
     return Manifest(
         parent=parent,
         origin=origin,

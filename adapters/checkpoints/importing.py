@@ -15,7 +15,8 @@ from adapters.networks.build import build_network
 from adapters.networks.huggingface.models import FAMILIES, load_huggingface
 from adapters.networks.huggingface.pixels import scaling_of
 from adapters.networks.network import SegmentationNetwork
-from configs.settings import NetworkSettings, Settings
+from configs.network import Architecture
+from configs.settings import Settings
 from storage.errors import CorruptCheckpoint
 from storage.registry.manifest import Manifest
 from storage.registry.registry import CheckpointRegistry
@@ -52,12 +53,12 @@ def import_checkpoint(
         return registry.add(weights, manifest, by="import", reason=reason)
 
 
-def _from_file(path: Path, settings: Settings) -> tuple[SegmentationNetwork, NetworkSettings]:
+def _from_file(path: Path, settings: Settings) -> tuple[SegmentationNetwork, Architecture]:
     if not path.is_file():
         raise UnsupportedModel(f"{path}: no such file or directory; `mfmd import` takes {_FORMATS}")
     if path.suffix != ".safetensors":
         raise UnsupportedModel(f"{path}: {path.suffix or 'no'} extension; `mfmd import` takes {_FORMATS}")
-    architecture = settings.network.model_copy(update={"pretrained": None})
+    architecture = settings.network.architecture().model_copy(update={"pretrained": None})
     network = build_network(architecture, len(settings.classes))
     try:
         load_weights(network, path)
@@ -66,7 +67,7 @@ def _from_file(path: Path, settings: Settings) -> tuple[SegmentationNetwork, Net
     return network, architecture
 
 
-def _from_pickle(path: Path, settings: Settings, warn: Warn | None) -> tuple[SegmentationNetwork, NetworkSettings]:
+def _from_pickle(path: Path, settings: Settings, warn: Warn | None) -> tuple[SegmentationNetwork, Architecture]:
     if warn is None:
         raise UnsupportedModel(
             f"{path}: {path.suffix} files are pickles, which run code when read; save the weights as safetensors, or, "
@@ -81,14 +82,14 @@ def _from_pickle(path: Path, settings: Settings, warn: Warn | None) -> tuple[Seg
             raise NetworkMismatch(str(error).replace(str(converted), str(path))) from error
 
 
-def _from_directory(path: Path, settings: Settings) -> tuple[SegmentationNetwork, NetworkSettings]:
+def _from_directory(path: Path, settings: Settings) -> tuple[SegmentationNetwork, Architecture]:
     hf_config = _read_json(path / "config.json")
     if not any(path.glob("*.safetensors")):
         pickles = [item.name for item in path.iterdir() if item.suffix in PICKLES]
         found = f"only {', '.join(sorted(pickles))}, which run code when read" if pickles else "no weights"
         raise UnsupportedModel(f"{path}: holds {found}; save the model with safe_serialization=True")
     _check_class_order(hf_config, settings)
-    architecture = NetworkSettings(name="huggingface", hf_config=hf_config, hf_preprocessor=_preprocessor(path))
+    architecture = Architecture(name="huggingface", hf_config=hf_config, hf_preprocessor=_preprocessor(path))
     network = load_huggingface(path, architecture, len(settings.classes))
     _check_finite(network, path)
     return network, architecture

@@ -24,13 +24,13 @@ class ServedForward(nn.Module):
         self.device = device
         self.computes: Precision = settings.precision
         """What it computes with."""
-        self._channels_last = settings.channels_last
+        self._channels_last = settings.advanced.channels_last
         self._plain = {name: tensor.to("meta") for name, tensor in network.state_dict().items()}
-        self._pairs = fold_batch_norm(network.eval()) if settings.fold_batch_norm else ()
+        self._pairs = fold_batch_norm(network.eval()) if settings.advanced.fold_batch_norm else ()
         self.network = network.eval().to(device)
-        if settings.channels_last:
+        if settings.advanced.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._compiled = Compiled(network) if settings.compile else None
+        self._compiled = Compiled(network) if settings.advanced.compile else None
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of normalised images `[B, 3, H, W]`."""

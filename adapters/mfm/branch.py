@@ -14,7 +14,7 @@ from adapters.mfm.rebuilder import Rebuilder
 from adapters.mfm.targets import feature_distance, pixel_distance
 from adapters.networks.network import SegmentationNetwork
 from adapters.training_pass import Encoded, encode, prediction_loss
-from configs.settings import MfmSettings
+from configs.mfm import MfmSettings
 
 
 def mfm_loss(
@@ -41,22 +41,22 @@ def mfm_loss(
     batch's own statistics, like any training pass, but its running statistics do not change.
     """
     settings = rebuilder.settings
-    with torch.no_grad() if settings.detach_encoder else nullcontext():
+    with torch.no_grad() if settings.ablation.detach_encoder else nullcontext():
         encoded = encode(student, images, draws)
     masks = _masks(encoded, settings, draws) if keep is None else keep
-    if settings.reconstruction == "pixels":
+    if settings.ablation.reconstruction == "pixels":
         return _pixel_loss(rebuilder, encoded, masks)
     rebuilt = [rebuilder(maps, mask) for maps, mask in zip(encoded.features, masks, strict=True)]
-    if settings.classifies:
-        with untouched_running_statistics(student.decoder), frozen(student.decoder, settings.freeze_decoder):
+    if settings.ablation.classifies:
+        with untouched_running_statistics(student.decoder), frozen(student.decoder, settings.ablation.freeze_decoder):
             return prediction_loss(student, encoded, labels, weight, rebuilt)
-    targets = _target_features(settings.reconstruction, encoded, teacher)
+    targets = _target_features(settings.ablation.reconstruction, encoded, teacher)
     return torch.stack([feature_distance(*levels) for levels in zip(rebuilt, targets, masks, strict=True)]).mean()
 
 
 def _masks(encoded: Encoded, settings: MfmSettings, draws: Draws) -> list[Tensor]:
     """Return a keep mask for each view."""
-    return [draw_keep(maps[-1], settings.grid, settings.mask_ratio, draws) for maps in encoded.features]
+    return [draw_keep(maps[-1], settings.ablation.grid, settings.mask_ratio, draws) for maps in encoded.features]
 
 
 def _pixel_loss(rebuilder: Rebuilder, encoded: Encoded, masks: Sequence[Tensor]) -> Tensor:
@@ -75,7 +75,9 @@ def _target_features(
     if reconstruction == "student_feature":
         return [tuple(level.detach() for level in maps) for maps in encoded.features]
     if teacher is None:
-        raise AdapterError("mfm.reconstruction: teacher_feature needs a recipe with a teacher; choose another target")
+        raise AdapterError(
+            "mfm.ablation.reconstruction: teacher_feature needs a recipe with a teacher; choose another target"
+        )
     return [teacher.encode(view.images) for view in encoded.views]
 
 

@@ -16,7 +16,7 @@ from adapters.draws import Draws
 from adapters.mfm.feature_mask import grid_of, paste, resize_to_grid
 from adapters.mfm.projector import Projector
 from adapters.networks.network import SegmentationNetwork
-from configs.settings import MfmSettings
+from configs.mfm import MfmAblation, MfmSettings
 
 PATCH = 16
 """Side of a masked cell when pixels are the target (pixels, MAE's patch); a cell is resized to it."""
@@ -42,15 +42,16 @@ class Rebuilder(nn.Module):
         self.settings = settings
         if not settings.rebuilds:
             return
-        rows, columns = grid_of(feature_sizes[-1], settings.grid)
-        self.embedding = nn.Linear(feature_channels[-1], settings.dim)
-        self.mask_token = nn.Parameter(torch.zeros(1, settings.dim, 1, 1))
-        self.transformer = _transformer(settings)
-        if settings.reconstruction == "pixels":
-            self.pixel_head = nn.Conv2d(settings.dim, 3 * PATCH**2, 1)
+        size = settings.ablation
+        rows, columns = grid_of(feature_sizes[-1], size.grid)
+        self.embedding = nn.Linear(feature_channels[-1], size.dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, size.dim, 1, 1))
+        self.transformer = _transformer(size)
+        if size.reconstruction == "pixels":
+            self.pixel_head = nn.Conv2d(size.dim, 3 * PATCH**2, 1)
         else:
             self.projectors = nn.ModuleList(
-                Projector(settings.dim, channels, math.sqrt(height * width / (rows * columns)))
+                Projector(size.dim, channels, math.sqrt(height * width / (rows * columns)))
                 for channels, (height, width) in zip(feature_channels, feature_sizes, strict=True)
             )
         _initialise(self)
@@ -137,19 +138,19 @@ def position_code(rows: int, columns: int, dim: int, device: torch.device | None
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)[None]
 
 
-def _transformer(settings: MfmSettings) -> nn.TransformerEncoder:
+def _transformer(size: MfmAblation) -> nn.TransformerEncoder:
     """Build pre-norm ViT blocks (MLP ratio 4, exact GELU, no dropout, biases everywhere) and a final LayerNorm."""
     block = nn.TransformerEncoderLayer(
-        settings.dim,
-        settings.heads,
-        dim_feedforward=4 * settings.dim,
+        size.dim,
+        size.heads,
+        dim_feedforward=4 * size.dim,
         dropout=0.0,
         activation="gelu",
         layer_norm_eps=1e-5,
         batch_first=True,
         norm_first=True,
     )
-    return nn.TransformerEncoder(block, settings.blocks, norm=nn.LayerNorm(settings.dim), enable_nested_tensor=False)
+    return nn.TransformerEncoder(block, size.blocks, norm=nn.LayerNorm(size.dim), enable_nested_tensor=False)
 
 
 def _initialise(rebuilder: Rebuilder) -> None:

@@ -1,4 +1,4 @@
-"""Build a network from `NetworkSettings`."""
+"""Build a network from `Architecture`."""
 
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from adapters.networks.decoders.deeplabv3plus import DeepLabV3PlusHead, dilation
 from adapters.networks.decoders.scale_attention import ScaleAttention
 from adapters.networks.multi_resolution import MultiResolutionNetwork
 from adapters.networks.network import SegmentationNetwork
-from configs.settings import NetworkSettings, RecipeSettings
+from configs.network import Architecture
 
 if TYPE_CHECKING:
     from adapters.networks.encoders.dinov2 import DinoV2Map, DinoV2Pyramid
@@ -29,7 +29,7 @@ ENCODER_FAMILIES = {"daformer": ("mit", "dinov2"), "deeplabv2": ("resnet", "dino
 4."""
 
 
-def build_network(settings: NetworkSettings, num_classes: int) -> SegmentationNetwork:
+def build_network(settings: Architecture, num_classes: int) -> SegmentationNetwork:
     """Build the network of `settings` with untrained weights (encoder weights from `settings.pretrained` if set).
 
     Convolution weights lie channels-last in memory. That trains up to a third faster on CPUs and on tensor cores, and
@@ -50,12 +50,12 @@ def build_network(settings: NetworkSettings, num_classes: int) -> SegmentationNe
     return network
 
 
-def _with_detail(plain: SegmentationNetwork, settings: NetworkSettings) -> SegmentationNetwork:
+def _with_detail(plain: SegmentationNetwork, settings: Architecture) -> SegmentationNetwork:
     attention = ScaleAttention(plain.feature_channels, settings.channels, plain.num_classes, settings.dropout)
-    return MultiResolutionNetwork(plain, attention, detail_loss_weight=RecipeSettings().detail_loss_weight)
+    return MultiResolutionNetwork(plain, attention)
 
 
-def _check_pair(settings: NetworkSettings) -> None:
+def _check_pair(settings: Architecture) -> None:
     if settings.name == "huggingface":
         return
     families = ENCODER_FAMILIES[settings.name]
@@ -69,7 +69,7 @@ def _check_pair(settings: NetworkSettings) -> None:
         raise NetworkMismatch(f"network: hf_config and hf_preprocessor belong to 'huggingface', not {settings.name!r}")
 
 
-def _daformer(settings: NetworkSettings, num_classes: int) -> SegmentationNetwork:
+def _daformer(settings: Architecture, num_classes: int) -> SegmentationNetwork:
     dilations = DAFORMER_TINY_DILATIONS if _tiny(settings) else DAFORMER_DILATIONS
     encoder: MitEncoder | DinoV2Pyramid
     if settings.encoder.startswith("mit"):
@@ -84,7 +84,7 @@ def _daformer(settings: NetworkSettings, num_classes: int) -> SegmentationNetwor
     return SegmentationNetwork(encoder, head, num_classes=num_classes, feature_channels=encoder.feature_channels)
 
 
-def _deeplabv2(settings: NetworkSettings, num_classes: int) -> SegmentationNetwork:
+def _deeplabv2(settings: Architecture, num_classes: int) -> SegmentationNetwork:
     encoder: ResNetEncoder | DinoV2Map
     if settings.encoder.startswith("resnet"):
         from adapters.networks.encoders.resnet import build_resnet
@@ -100,7 +100,7 @@ def _deeplabv2(settings: NetworkSettings, num_classes: int) -> SegmentationNetwo
     return SegmentationNetwork(encoder, head, num_classes=num_classes, feature_channels=encoder.feature_channels)
 
 
-def _deeplabv3plus(settings: NetworkSettings, num_classes: int) -> SegmentationNetwork:
+def _deeplabv3plus(settings: Architecture, num_classes: int) -> SegmentationNetwork:
     from adapters.networks.encoders.resnet import build_resnet
 
     encoder = build_resnet(settings.encoder, settings.output_stride, (1, 4), settings.pretrained)
@@ -109,11 +109,11 @@ def _deeplabv3plus(settings: NetworkSettings, num_classes: int) -> SegmentationN
     return SegmentationNetwork(encoder, head, num_classes=num_classes, feature_channels=encoder.feature_channels)
 
 
-def _huggingface(settings: NetworkSettings, num_classes: int) -> SegmentationNetwork:
+def _huggingface(settings: Architecture, num_classes: int) -> SegmentationNetwork:
     from adapters.networks.huggingface.models import build_huggingface
 
     return build_huggingface(settings, num_classes)[0]
 
 
-def _tiny(settings: NetworkSettings) -> bool:
+def _tiny(settings: Architecture) -> bool:
     return settings.encoder.endswith("_tiny")

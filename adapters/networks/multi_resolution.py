@@ -49,17 +49,16 @@ class MultiResolutionNetwork(SegmentationNetwork):
     """
 
     decoder: MultiResolutionDecoder
+    detail_loss_weight = 0.1
+    """Share of a training pass's loss that the detail's own prediction has (0-1), as published."""
 
-    def __init__(self, plain: SegmentationNetwork, attention: ScaleAttention, *, detail_loss_weight: float) -> None:
-        """Build the network; `detail_loss_weight` is not a weight of it (see `weigh_detail`)."""
+    def __init__(self, plain: SegmentationNetwork, attention: ScaleAttention) -> None:
         super().__init__(
             plain.encoder,
             MultiResolutionDecoder(plain.decoder, attention),
             num_classes=plain.num_classes,
             feature_channels=plain.feature_channels,
         )
-        self.detail_loss_weight = detail_loss_weight
-        """Share of a training pass's loss that the detail's own prediction has (0-1); 0.1 as published."""
 
     def view_size(self, crop: tuple[int, int]) -> tuple[int, int]:
         """Return height and width of the context, and of the detail, for images of `crop`."""
@@ -119,12 +118,6 @@ class MultiResolutionNetwork(SegmentationNetwork):
         fused = _resize(logits, size)
         window.of(fused).copy_(inside)
         return fused
-
-
-def weigh_detail(network: SegmentationNetwork, weight: float) -> None:
-    """Give the detail's own loss the share `weight` (`recipe.detail_loss_weight`); a plain network has no detail."""
-    if isinstance(network, MultiResolutionNetwork):
-        network.detail_loss_weight = weight
 
 
 def _context(images: Tensor) -> Tensor:

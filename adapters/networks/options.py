@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from adapters.networks.activation_checkpointing import checkpoint_encoder
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.sync_batch_norm import synchronise_batch_norm
-from configs.settings import RoundSettings
+from configs.round import RoundSettings
 
 
 def apply_options(network: SegmentationNetwork, settings: RoundSettings, accelerator: Accelerator) -> None:
     """Prepare a student before its teacher is copied from it: BatchNorm over processes, layout, checkpointing."""
-    if settings.sync_batch_norm and accelerator.num_processes > 1:
+    if settings.advanced.sync_batch_norm and accelerator.num_processes > 1:
         synchronise_batch_norm(network, accelerator.device)
-    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+    layout = torch.channels_last if settings.advanced.channels_last else torch.contiguous_format
     network.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack this overload
-    if settings.gradient_checkpointing:
+    if settings.advanced.gradient_checkpointing:
         checkpoint_encoder(network)
 
 
@@ -38,6 +38,6 @@ def laid_out(frames: Tensor, settings: RoundSettings) -> Tensor:
 
     Frames come from storage with channels last in memory, and so do the images made from them.
     """
-    if settings.channels_last:
+    if settings.advanced.channels_last:
         return frames
     return frames.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)  # planes in memory, the same shape

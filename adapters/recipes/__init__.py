@@ -1,1 +1,1 @@
-"""Self-training recipes that Masked Feature Modeling sits on, one file each."""
+"""Self-training recipes that Masked Feature Modeling sits on."""

@@ -18,12 +18,13 @@ from adapters.networks.network import SegmentationNetwork
 from adapters.parallel import average_buffers
 from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses, mean_of
 from adapters.self_training.soft_labels import confident_share
+from configs.recipe import BnStatisticsSettings
 
 Statistics = list[tuple[Tensor, Tensor]]
 """Running mean and variance of each BatchNorm layer, [C] each."""
 
 
-class BnStatistics(Recipe):
+class BnStatistics(Recipe[BnStatisticsSettings]):
     """Each step feeds one batch into the running statistics, a plain mean over the round's batches.
 
     The finished network has share * target + (1 - share) * released statistics, share = n / (n + `statistics_prior`)
@@ -33,7 +34,7 @@ class BnStatistics(Recipe):
     learns = False
     restate = False
 
-    def __init__(self, inputs: RecipeInputs) -> None:
+    def __init__(self, inputs: RecipeInputs[BnStatisticsSettings]) -> None:
         """Raises AdapterError for a network without BatchNorm."""
         super().__init__(inputs)
         self._layers = batch_norm_layers(self.student)

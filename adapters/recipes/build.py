@@ -1,29 +1,26 @@
 """From `recipe.name` to a recipe."""
 
 from collections.abc import Callable
+from typing import Any
 
-from adapters.networks.multi_resolution import weigh_detail
 from adapters.recipes.bn_statistics import BnStatistics
 from adapters.recipes.cotta import Cotta
-from adapters.recipes.dacs import Dacs
-from adapters.recipes.daformer import Daformer
-from adapters.recipes.hrda import Hrda
-from adapters.recipes.mic import Mic
+from adapters.recipes.published import dacs, daformer, hrda, mic
 from adapters.recipes.recipe import Recipe, RecipeInputs
 from adapters.recipes.tent import Tent
+from configs.recipe import RecipeBase
 
-RECIPES: dict[str, Callable[[RecipeInputs], Recipe]] = {
-    "dacs": Dacs,
-    "daformer": Daformer,
-    "hrda": Hrda,
-    "mic": Mic,
+RECIPES: dict[str, Callable[[RecipeInputs[Any]], Recipe[RecipeBase]]] = {
+    "dacs": dacs,
+    "daformer": daformer,
+    "hrda": hrda,
+    "mic": mic,
     "bn_statistics": BnStatistics,
     "tent": Tent,
     "cotta": Cotta,
 }
 
 
-def build_recipe(inputs: RecipeInputs) -> Recipe:
+def build_recipe(inputs: RecipeInputs[RecipeBase]) -> Recipe[RecipeBase]:
     """The recipe `inputs.recipe.name`. Raises AdapterError when its network or its data do not fit."""
-    weigh_detail(inputs.student, inputs.recipe.detail_loss_weight)
     return RECIPES[inputs.recipe.name](inputs)

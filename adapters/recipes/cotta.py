@@ -16,9 +16,10 @@ from adapters.self_training.soft_labels import confident_share, soft_cross_entro
 from adapters.self_training.teacher import Teacher
 from adapters.self_training.test_time_augmentation import average_over, mean_confidence
 from adapters.training_pass import encode, mean_over_outputs, part_of
+from configs.recipe import CottaSettings
 
 
-class Cotta(Recipe):
+class Cotta(Recipe[CottaSettings]):
     """Algorithm 1: pseudo-label (eq. 4), consistency loss (eq. 5), teacher (eq. 2), random restoration (eq. 8).
 
     Every weight is trained. The teacher follows with `ema_decay` itself from the first step on and, as in the other
@@ -28,7 +29,7 @@ class Cotta(Recipe):
     learnt.
     """
 
-    def __init__(self, inputs: RecipeInputs) -> None:
+    def __init__(self, inputs: RecipeInputs[CottaSettings]) -> None:
         """Raises ValueError without a released version: it judges the confidence and gives the weights to restore."""
         super().__init__(inputs)
         if inputs.released is None:

@@ -15,22 +15,26 @@ from adapters.networks.network import SegmentationNetwork
 from adapters.parallel import mean_count
 from adapters.recipes.recipe import RecipeInputs
 from adapters.training_pass import Encoded
+from configs.recipe import RareClassSettings
 
 
 class FeatureDistance:
     """Mean L2 norm of the difference of two deepest maps, over the cells of thing classes."""
 
-    def __init__(self, inputs: RecipeInputs, reference: SegmentationNetwork) -> None:
+    def __init__(self, inputs: RecipeInputs[RareClassSettings], reference: SegmentationNetwork) -> None:
         """Raises NetworkMismatch when the maps of `reference` are not of the student's width."""
         mine, theirs = inputs.student.feature_channels[-1], reference.feature_channels[-1]
         if mine != theirs:
             raise NetworkMismatch(
                 f"recipe.feature_distance_weight: the deepest map has {mine} channels, that of the "
-                f"{inputs.recipe.feature_distance_from} network {theirs}; set the weight to 0, or use another "
-                "recipe.feature_distance_from"
+                f"{inputs.recipe.advanced.feature_distance_from} network {theirs}; set the weight to 0, or use another "
+                "recipe.advanced.feature_distance_from"
             )
-        self._reference, self._share = reference, inputs.recipe.feature_distance_share
-        things = [not inputs.recipe.thing_classes or name in inputs.recipe.thing_classes for name in inputs.class_names]
+        recipe = inputs.recipe
+        self.weight = recipe.feature_distance_weight
+        """Factor of the distance in the loss."""
+        self._reference, self._share = reference, recipe.advanced.feature_distance_share
+        things = [not recipe.thing_classes or name in recipe.thing_classes for name in inputs.class_names]
         self._things = torch.tensor([*things, False], device=inputs.accelerator.device)  # [K + 1], ignored last
 
     def __call__(self, encoded: Encoded, labels: Tensor) -> Tensor:
@@ -60,7 +64,7 @@ class FeatureDistance:
         return (share >= self._share) & self._things[winner]
 
 
-def feature_distance(inputs: RecipeInputs) -> FeatureDistance | None:
+def feature_distance(inputs: RecipeInputs[RareClassSettings]) -> FeatureDistance | None:
     """The distance as `inputs` ask for it; none when its weight is 0 or there is no reference."""
     if inputs.recipe.feature_distance_weight == 0.0 or inputs.reference is None:
         return None

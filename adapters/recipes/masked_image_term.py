@@ -11,6 +11,7 @@ from adapters.draws import Draws
 from adapters.recipes.recipe import RecipeInputs
 from adapters.recipes.self_training import StepImages
 from adapters.training_pass import encode, prediction_loss
+from configs.recipe import MicSettings
 
 
 class MaskedImageTerm:
@@ -20,7 +21,7 @@ class MaskedImageTerm:
     which is ImageNet's mean colour and not black. The pseudo-label hides nothing.
     """
 
-    def __init__(self, inputs: RecipeInputs) -> None:
+    def __init__(self, inputs: RecipeInputs[MicSettings]) -> None:
         self._inputs = inputs
 
     def __call__(self, images: StepImages) -> dict[str, Tensor]:
@@ -29,13 +30,12 @@ class MaskedImageTerm:
         augmented = strong_augment(
             images.target,
             jitter=recipe.jitter,
-            jitter_probability=recipe.jitter_probability,
-            blur_probability=recipe.blur_probability,
+            jitter_probability=recipe.advanced.jitter_probability,
+            blur_probability=recipe.advanced.blur_probability,
             draws=inputs.draws,
         )
-        masked = mask_blocks(
-            normalise_unit(augmented), recipe.masked_image_block, recipe.masked_image_ratio, inputs.draws
-        )
+        block, ratio = recipe.advanced.masked_image_block, recipe.advanced.masked_image_ratio
+        masked = mask_blocks(normalise_unit(augmented), block, ratio, inputs.draws)
         with inputs.autocast():
             encoded = encode(inputs.student, masked, inputs.draws)
             loss = prediction_loss(inputs.student, encoded, images.pseudo.labels, images.pseudo.weight)

@@ -8,12 +8,13 @@ from adapters.mfm.branch import mfm_loss
 from adapters.mfm.rebuilder import Rebuilder
 from adapters.recipes.recipe import RecipeInputs
 from adapters.recipes.self_training import StepImages, Term
+from configs.recipe import RecipeBase
 
 
 class MfmTerm:
     """`mfm`: lambda times the loss of the rebuilt target, against pseudo-labels and their weight."""
 
-    def __init__(self, inputs: RecipeInputs, rebuilder: Rebuilder) -> None:
+    def __init__(self, inputs: RecipeInputs[RecipeBase], rebuilder: Rebuilder) -> None:
         self._inputs, self._rebuilder = inputs, rebuilder
 
     def __call__(self, images: StepImages) -> dict[str, Tensor]:
@@ -41,20 +42,22 @@ class MfmSourceTerm(MfmTerm):
     def __call__(self, images: StepImages) -> dict[str, Tensor]:
         """The loss of one batch. Raises AdapterError when there are no source images."""
         if images.source is None or images.source_labels is None:
-            domain = self._inputs.mfm.domain
-            raise AdapterError(f"mfm.domain: {domain} needs labelled source images; without them choose target")
+            domain = self._inputs.mfm.ablation.domain
+            raise AdapterError(
+                f"mfm.ablation.domain: {domain} needs labelled source images; without them choose target"
+            )
         weight = self._inputs.label_weight(images.source_labels)
         return {"mfm_source": self._loss(images, images.source, images.source_labels, weight)}
 
 
-def with_mfm(inputs: RecipeInputs, terms: list[Term]) -> list[Term]:
+def with_mfm(inputs: RecipeInputs[RecipeBase], terms: list[Term]) -> list[Term]:
     """The recipe's `terms`, and those of MFM after them when there is a Rebuilder.
 
     Source and target are passes of their own, each back-propagated by itself.
     """
     if inputs.rebuilder is None:
         return terms
-    domain = inputs.mfm.domain
+    domain = inputs.mfm.ablation.domain
     target = [MfmTerm(inputs, inputs.rebuilder)] if domain != "source" else []
     source = [MfmSourceTerm(inputs, inputs.rebuilder)] if domain != "target" else []
     return [*terms, *target, *source]

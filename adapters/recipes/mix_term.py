@@ -8,6 +8,7 @@ from adapters.augmentation.classmix import class_mask, paste
 from adapters.recipes.recipe import RecipeInputs
 from adapters.recipes.self_training import StepImages
 from adapters.training_pass import encode, prediction_loss
+from configs.recipe import SelfTrainingSettings
 
 
 class MixTerm:
@@ -17,7 +18,7 @@ class MixTerm:
     crops themselves.
     """
 
-    def __init__(self, inputs: RecipeInputs) -> None:
+    def __init__(self, inputs: RecipeInputs[SelfTrainingSettings]) -> None:
         self._inputs = inputs
 
     def __call__(self, images: StepImages) -> dict[str, Tensor]:
@@ -27,8 +28,8 @@ class MixTerm:
         mixed = strong_augment(
             mixed,
             jitter=inputs.recipe.jitter,
-            jitter_probability=inputs.recipe.jitter_probability,
-            blur_probability=inputs.recipe.blur_probability,
+            jitter_probability=inputs.recipe.advanced.jitter_probability,
+            blur_probability=inputs.recipe.advanced.blur_probability,
             draws=inputs.draws,
         )
         with inputs.autocast():
@@ -38,7 +39,7 @@ class MixTerm:
     def _mix(self, images: StepImages) -> tuple[Tensor, Tensor, Tensor]:
         """Images [B, 3, H, W], labels [B, H, W], weights [B, H, W]."""
         labels, weight = images.pseudo.labels, images.pseudo.weight
-        if images.source is None or images.source_labels is None or not self._inputs.recipe.classmix:
+        if images.source is None or images.source_labels is None or not self._inputs.recipe.advanced.classmix:
             return images.target, labels, weight
         mask = class_mask(images.source_labels, self._inputs.draws)
         true = self._inputs.label_weight(images.source_labels)

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from accelerate.accelerator import Accelerator
@@ -14,7 +14,11 @@ from adapters.draws import Draws
 from adapters.mfm.rebuilder import Rebuilder
 from adapters.networks.network import SegmentationNetwork
 from adapters.sampling.crops import SourceBatch, TargetBatch
-from configs.settings import MfmSettings, RecipeSettings
+from configs.mfm import MfmSettings
+from configs.recipe import RecipeBase
+
+RecipeT_co = TypeVar("RecipeT_co", bound=RecipeBase, covariant=True)
+"""Settings of a recipe."""
 
 
 class StepBatch(NamedTuple):
@@ -37,7 +41,7 @@ class StepLosses:
 
 
 @dataclass(frozen=True, slots=True)
-class RecipeInputs:
+class RecipeInputs(Generic[RecipeT_co]):
     """What a recipe is built from."""
 
     student: SegmentationNetwork
@@ -46,7 +50,7 @@ class RecipeInputs:
     """Of MFM; none: off."""
     released: SegmentationNetwork | None
     """The released version, frozen, in eval mode, on the device; none when the recipe does not ask for it."""
-    recipe: RecipeSettings
+    recipe: RecipeT_co
     """Constants of the recipe."""
     mfm: MfmSettings
     """Constants of MFM."""
@@ -82,7 +86,7 @@ class RecipeInputs:
         return context
 
 
-class Recipe(ABC):
+class Recipe(ABC, Generic[RecipeT_co]):
     """One recipe. A step adds up gradients in the parameters; zeroing them and stepping the optimizer is the caller's.
 
     The constructor may freeze parameters of the student: the optimizer gets what requires a gradient afterwards. Modes
@@ -94,7 +98,7 @@ class Recipe(ABC):
     restate = True
     """Whether BatchNorm statistics of the finished network are to be estimated afresh by the caller."""
 
-    def __init__(self, inputs: RecipeInputs) -> None:
+    def __init__(self, inputs: RecipeInputs[RecipeT_co]) -> None:
         self.inputs = inputs
         self.student = inputs.student
         self.rebuilder = inputs.rebuilder
@@ -105,9 +109,7 @@ class Recipe(ABC):
     def step(self, *batches: StepBatch) -> StepLosses:
         """Begin an optimizer step and add the mean gradient of `batches` (several: gradient accumulation)."""
 
-    def after_step(  # noqa: B027  nothing to do is a complete answer for most recipes
-        self, optimizer: torch.optim.Optimizer | None
-    ) -> None:
+    def after_step(self, optimizer: torch.optim.Optimizer | None) -> None:
         """What the recipe does to the weights after the optimizer's step; nothing by default."""
 
     @abstractmethod

@@ -17,6 +17,7 @@ from adapters.recipes.anchor import Anchor
 from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses, mean_of
 from adapters.self_training.pseudo_labels import PseudoLabel, pseudo_label
 from adapters.self_training.teacher import Teacher
+from configs.recipe import SelfTrainingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +40,14 @@ Term = Callable[[StepImages], dict[str, Tensor]]
 """Losses by name, each with its factor, that share a forward pass; empty when the batch has nothing for them."""
 
 
-class SelfTraining(Recipe):
+class SelfTraining(Recipe[SelfTrainingSettings]):
     """Teacher update (not before the first step), pseudo-labels on the clean target, then the recipe's terms in order.
 
     Source-free (a batch without source): terms that need source give nothing, and the student is pulled towards the
     released weights (`recipe.anchor_weight`).
     """
 
-    def __init__(self, inputs: RecipeInputs, terms: Sequence[Term]) -> None:
+    def __init__(self, inputs: RecipeInputs[SelfTrainingSettings], terms: Sequence[Term]) -> None:
         super().__init__(inputs)
         self.teacher = Teacher(self.student, inputs.recipe.ema_decay)
         self._terms = terms

@@ -15,19 +15,20 @@ from adapters.networks.network import Output, SegmentationNetwork
 from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses, mean_of
 from adapters.self_training.soft_labels import confident_share, entropy
 from adapters.training_pass import encode, mean_over_outputs, part_of
+from configs.recipe import TentSettings
 
 NORMALISATION = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 """Layers whose scale and shift are trained. The paper has BatchNorm; in a transformer LayerNorm takes its place."""
 
 
-class Tent(Recipe):
+class Tent(Recipe[TentSettings]):
     """Entropy of the student on the target batch (eq. 1), averaged over valid pixels outside the margins.
 
     BatchNorm normalises with the batch at hand, dropout and drop path are off: the prediction that is sharpened is the
     one that would be served. `kept_ratio` is the share of its pixels that are confident; nothing depends on it.
     """
 
-    def __init__(self, inputs: RecipeInputs) -> None:
+    def __init__(self, inputs: RecipeInputs[TentSettings]) -> None:
         """Freezes everything but scales and shifts. Raises AdapterError when the network has none."""
         super().__init__(inputs)
         self.student.requires_grad_(False)

@@ -10,6 +10,7 @@ from adapters.errors import AdapterError, NetworkMismatch
 from adapters.networks.network import SegmentationNetwork
 from adapters.parallel import check_replicated
 from adapters.self_training.feature_reference import reference_network
+from configs.recipe import BnStatisticsSettings, RareClassSettings
 from configs.settings import Settings
 from storage.buffer.catalog_records import FrameRecord
 from storage.buffer.frames import FrameBuffer
@@ -76,9 +77,13 @@ def _released(
 ) -> SegmentationNetwork | None:
     """The released version, where the recipe measures against it."""
     recipe = settings.recipe
-    distance = recipe.feature_distance_weight > 0.0 and recipe.feature_distance_from == "released"
+    distance = (
+        isinstance(recipe, RareClassSettings)
+        and recipe.feature_distance_weight > 0.0
+        and recipe.advanced.feature_distance_from == "released"
+    )
     anchored = recipe.anchor_strength(source_free=settings.source is None) > 0.0
-    prior = recipe.name == "bn_statistics" and recipe.statistics_prior > 0.0
+    prior = isinstance(recipe, BnStatisticsSettings) and recipe.statistics_prior > 0.0
     if not (distance or anchored or prior or recipe.name == "cotta"):
         return None
     network, _ = load_version(registry, spec.released, accelerator.device)

@@ -107,7 +107,7 @@ class RoundTraining:
 
     @property
     def _due(self) -> bool:
-        return self._settings.save_steps > 0 and self._progress.steps % self._settings.save_steps == 0
+        return self._settings.advanced.save_steps > 0 and self._progress.steps % self._settings.advanced.save_steps == 0
 
     def _save_when_due(self) -> None:
         if self._due:

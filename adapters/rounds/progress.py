@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adapters.errors import TrainingFailed
 from adapters.recipes.recipe import StepLosses
-from configs.settings import RoundSettings
+from configs.round import RoundSettings
 from storage.rounds.folder import RoundFolder
 from storage.rounds.records import Progress
 
@@ -26,7 +26,7 @@ class RoundProgress:
 
     def __init__(self, folder: RoundFolder | None, settings: RoundSettings) -> None:
         """`folder` none: nothing is written, losses are only checked (every process but the first)."""
-        self._folder, self._budget, self._limit = folder, settings.steps, settings.loss_limit
+        self._folder, self._budget, self._limit = folder, settings.steps, settings.advanced.loss_limit
         self.steps = 0
         """Steps done."""
         self._names: list[str] = []
@@ -51,7 +51,7 @@ class RoundProgress:
     def flush(self) -> None:
         """Write the means of the steps since the last line.
 
-        Raises TrainingFailed, naming the step, when a loss was not finite or above `round.loss_limit`.
+        Raises TrainingFailed, naming the step, when a loss was not finite or above `round.advanced.loss_limit`.
         """
         if not self._rows:
             return
@@ -79,7 +79,7 @@ class RoundProgress:
         if not all(map(math.isfinite, values.values())):
             raise TrainingFailed(f"non-finite loss at step {step}: {values}")
         if max(values.values()) > self._limit:
-            raise TrainingFailed(f"loss above round.loss_limit ({self._limit:g}) at step {step}: {values}")
+            raise TrainingFailed(f"loss above round.advanced.loss_limit ({self._limit:g}) at step {step}: {values}")
 
     def _write(self, progress: Progress) -> None:
         if self._folder is not None:

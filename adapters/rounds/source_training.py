@@ -19,7 +19,6 @@ from adapters.draws import Draws
 from adapters.errors import TrainingFailed
 from adapters.inference.segment import choose_device, logits_of
 from adapters.networks.build import build_network
-from adapters.networks.multi_resolution import weigh_detail
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.pixels import normalise
 from adapters.optim import build_optimizer, learning_rate_factor, set_learning_rates
@@ -73,7 +72,7 @@ class _SourceTraining:
         self._settings, self._pretrain, self._callback = settings, settings.pretrain, callback
         self._started = self._reported = time.monotonic()
         self._loss: float | None = None
-        self._draws = Draws(settings.pretrain.seed)
+        self._draws = Draws(settings.pretrain.advanced.seed)
 
     def run(self) -> Manifest:
         layout = StateLayout(self._settings.state)
@@ -81,10 +80,9 @@ class _SourceTraining:
         source = import_labelled(self._settings, layout, self._report_import)
         if self._settings.round.threads:
             torch.set_num_threads(self._settings.round.threads)
-        torch.manual_seed(self._pretrain.seed)
+        torch.manual_seed(self._pretrain.advanced.seed)
         device, steps = choose_device(self._settings.round.device), self._pretrain.steps
-        network = build_network(self._settings.network, len(self._settings.classes)).to(device)
-        weigh_detail(network, self._settings.recipe.detail_loss_weight)
+        network = build_network(self._settings.network.architecture(), len(self._settings.classes)).to(device)
         self._train(network, source, device)
         self._report("validating", steps, steps)
         scores = source_scores(network.eval(), source, [entry.name for entry in self._settings.classes])
@@ -95,7 +93,7 @@ class _SourceTraining:
     def _register(
         self, registry: CheckpointRegistry, network: SegmentationNetwork, images: int, scores: dict[str, float]
     ) -> Manifest:
-        manifest = make_manifest(self._settings, origin="pretrain", seed=self._pretrain.seed, scores=scores)
+        manifest = make_manifest(self._settings, origin="pretrain", seed=self._pretrain.advanced.seed, scores=scores)
         reason = f"{self._pretrain.steps} steps on {images} source images"
         with tempfile.TemporaryDirectory() as folder:
             weights = Path(folder) / "model.safetensors"
@@ -125,8 +123,8 @@ class _SourceTraining:
             source.train,
             crop=crop_within((settings.crop_height, settings.crop_width), (source.height, source.width)),
             batch_size=settings.batch_size,
-            seed=(settings.seed,),
-            scale=(settings.min_scale, settings.max_scale),
+            seed=(settings.advanced.seed,),
+            scale=(settings.advanced.min_scale, settings.advanced.max_scale),
         )
 
     def _step(
@@ -142,8 +140,8 @@ class _SourceTraining:
             loss = prediction_loss(network, encoded, labels, weight)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if settings.optim.clip_norm > 0.0:
-            torch.nn.utils.clip_grad_norm_(network.parameters(), settings.optim.clip_norm)
+        if settings.optim.advanced.clip_norm > 0.0:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), settings.optim.advanced.clip_norm)
         optimizer.step()
         return loss.detach()
 

@@ -25,6 +25,7 @@ from adapters.sampling.crops import SourceBatch, SourceCrops, TargetBatch, Targe
 from adapters.sampling.margins import Margins
 from adapters.sampling.rare_class import RareClasses
 from adapters.sampling.streams import CropStream
+from configs.recipe import RecipeBase, SelfTrainingSettings
 
 STATISTICS_BATCHES = 16
 """Batches of each domain over which the candidate's BatchNorm statistics are estimated; 8 do about as well."""
@@ -46,7 +47,7 @@ class Training:
     def __init__(self, inputs: RoundInputs) -> None:
         self._inputs, self._settings = inputs, inputs.settings
         self.accelerator = inputs.accelerator
-        self._seed = self._settings.round.seed + inputs.spec.round
+        self._seed = self._settings.round.advanced.seed + inputs.spec.round
         # Test-time recipes train on the target alone; the gate scores their candidate on the source all the same.
         self._replayed = None if self._settings.recipe.test_time else inputs.source
         torch.manual_seed(self._seed)  # the same Rebuilder in every process
@@ -59,13 +60,13 @@ class Training:
         apply_options(self.student, self._settings.round, self.accelerator)
         self.recipe = build_recipe(self._recipe_inputs(Draws(self._seed, rank=self._rank, processes=self._processes)))
         self.student.train()
-        if self._settings.round.compile:
+        if self._settings.round.advanced.compile:
             compile_networks(self.recipe.modules().values())
         self.optimizer = self._build_optimizer() if self.recipe.learns else None
         self._seed_dropout()
         self._target, self._source = self._streams()
 
-    def _recipe_inputs(self, draws: Draws) -> RecipeInputs:
+    def _recipe_inputs(self, draws: Draws) -> RecipeInputs[RecipeBase]:
         inputs, settings = self._inputs, self._settings
         return RecipeInputs(
             student=self.student,
@@ -83,10 +84,11 @@ class Training:
 
     def _class_weights(self) -> Tensor | None:
         """Of `recipe.class_balance`; none when it is off, or without source: nobody knows the frequencies then."""
-        source, exponent = self._replayed, self._settings.recipe.class_balance
-        if source is None or exponent == 0.0:
+        source, recipe = self._replayed, self._settings.recipe
+        if source is None or not isinstance(recipe, SelfTrainingSettings) or recipe.class_balance == 0.0:
             return None
-        return balanced_weights(source.class_pixels[list(source.train)], exponent).to(self.accelerator.device)
+        pixels = source.class_pixels[list(source.train)]
+        return balanced_weights(pixels, recipe.class_balance).to(self.accelerator.device)
 
     def _build_rebuilder(self) -> Rebuilder | None:
         mfm = self._settings.mfm
@@ -129,7 +131,7 @@ class Training:
 
     def step(self, factor: float) -> StepLosses:
         """One optimizer step, every learning rate times `factor`."""
-        batches = [self._next_batch() for _ in range(self._settings.round.gradient_accumulation)]
+        batches = [self._next_batch() for _ in range(self._settings.round.advanced.gradient_accumulation)]
         if self.optimizer is None:
             return self.recipe.step(*batches)
         set_learning_rates(self.optimizer, factor)
@@ -137,8 +139,8 @@ class Training:
         losses = self.recipe.step(*batches)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         average_gradients(self.accelerator, parameters)
-        if self._settings.round.optim.clip_norm > 0.0:
-            self.accelerator.clip_grad_norm_(parameters, self._settings.round.optim.clip_norm)
+        if self._settings.round.optim.advanced.clip_norm > 0.0:
+            self.accelerator.clip_grad_norm_(parameters, self._settings.round.optim.advanced.clip_norm)
         self.optimizer.step()
         self.recipe.after_step(self.optimizer)
         return losses
@@ -186,7 +188,7 @@ class Training:
     def images_per_step(self) -> int:
         """Source and target images of one step, in this process."""
         settings = self._settings.round
-        return settings.batch_size * settings.gradient_accumulation * (1 if self._source is None else 2)
+        return settings.batch_size * settings.advanced.gradient_accumulation * (1 if self._source is None else 2)
 
     def candidate(self) -> SegmentationNetwork:
         """The finished network in eval mode, with statistics of source and target, averaged over the processes.

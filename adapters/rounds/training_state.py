@@ -146,7 +146,7 @@ class TrainingState:
 
 
 def _statistics(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """The live running statistics by module and name: without `round.sync_batch_norm` each process has its own."""
+    """The live running statistics by module and name; each process's own without `round.advanced.sync_batch_norm`."""
     return {
         f"{name}.{layer}.{key}": buffer
         for name, module in modules.items()

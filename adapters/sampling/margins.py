@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.regions import Region
-from configs.settings import RecipeSettings
+from configs.recipe import RecipeBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Margins:
     """Reference of the shares: each crop, or the whole image; in either case without padding."""
 
     @classmethod
-    def from_settings(cls, recipe: RecipeSettings) -> "Margins":
+    def from_settings(cls, recipe: RecipeBase) -> "Margins":
         """Return the margins of a recipe."""
         return cls(recipe.margin_top, recipe.margin_bottom, recipe.margin_left, recipe.margin_right, recipe.margin_of)
 

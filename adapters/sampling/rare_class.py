@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.regions import Pixels
-from configs.settings import RecipeSettings
+from configs.recipe import RareClassSettings, RecipeBase
 from storage.source.labelled import LabelledSet
 
 FALLBACK_SHARE = 0.5
@@ -53,21 +53,23 @@ class RareClasses:
         self._crop_share = crop_share
 
     @classmethod
-    def from_settings(cls, labelled: LabelledSet, indices: Sequence[int], recipe: RecipeSettings) -> Self | None:
+    def from_settings(cls, labelled: LabelledSet, indices: Sequence[int], recipe: RecipeBase) -> Self | None:
         """Build it over the images `indices` of `labelled`.
 
         None when the recipe does not use it or nothing is labelled.
         """
+        if not isinstance(recipe, RareClassSettings) or not recipe.rare_class_sampling:
+            return None
         pixels = labelled.class_pixels[list(indices)]
-        if not recipe.rare_class_sampling or not pixels.any():
+        if not pixels.any():
             return None
         areas = [height * width for height, width in map(labelled.valid, indices)]
         return cls(
             pixels,
             areas,
-            temperature=recipe.rare_class_temperature,
-            image_share=recipe.rare_class_image_share,
-            crop_share=recipe.rare_class_crop_share,
+            temperature=recipe.advanced.rare_class_temperature,
+            image_share=recipe.advanced.rare_class_image_share,
+            crop_share=recipe.advanced.rare_class_crop_share,
         )
 
     def draw(self, generator: np.random.Generator) -> tuple[int, int]:

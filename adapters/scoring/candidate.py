@@ -115,7 +115,7 @@ class _Images:
 def _load(
     settings: Settings, spec: RoundSpec, buffer: FrameBuffer, source: LabelledSet | None, device: torch.device
 ) -> _Images:
-    most = settings.round.score_images
+    most = settings.round.advanced.score_images
     ids = evenly(sorted(spec.holdout_frames), most)
     frames = [
         _tensor(buffer.read(record)[: record.valid_height, : record.valid_width], device)

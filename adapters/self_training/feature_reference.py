@@ -5,7 +5,9 @@ import torch
 from adapters.errors import NetworkMismatch
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
-from configs.settings import NetworkSettings, Settings
+from configs.network import Architecture
+from configs.recipe import RareClassSettings
+from configs.settings import Settings
 from storage.registry.manifest import Manifest
 
 
@@ -19,15 +21,15 @@ def reference_network(
     be read.
     """
     recipe = settings.recipe
-    if recipe.feature_distance_weight == 0.0:
+    if not isinstance(recipe, RareClassSettings) or recipe.feature_distance_weight == 0.0:
         return None
-    if recipe.feature_distance_from == "released":
+    if recipe.advanced.feature_distance_from == "released":
         return released
-    architecture = NetworkSettings.model_validate(incumbent.network)
+    architecture = Architecture.model_validate(incumbent.network)
     if architecture.name == "huggingface":
         raise NetworkMismatch(
-            "recipe.feature_distance_from: 'pretrained' is not possible with an imported network, whose encoder has no "
-            "weights of its own at network.pretrained; set it to 'released'"
+            "recipe.advanced.feature_distance_from: 'pretrained' is not possible with an imported network, whose "
+            "encoder has no weights of its own at network.pretrained; set it to 'released'"
         )
     architecture = architecture.model_copy(update={"pretrained": settings.network.pretrained})
     return build_network(architecture, len(incumbent.classes)).requires_grad_(False).to(device).eval()

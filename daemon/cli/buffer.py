@@ -10,7 +10,7 @@ from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_
 from daemon.cli.output import local_time, print_json
 
 if TYPE_CHECKING:
-    from configs.settings import BufferSettings
+    from configs.buffer import BufferSettings
     from storage.buffer.info import BufferInfo
 
 buffer_app = typer.Typer(no_args_is_help=True, help="Look into the frame buffer, export, resize, compact it.")

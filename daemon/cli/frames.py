@@ -10,7 +10,7 @@ from daemon.cli.output import print_json
 from daemon.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from configs.settings import VideoSettings, WatchSettings
+    from configs.watch import VideoSettings, WatchSettings
 
 VideosArgument = Annotated[
     list[Path] | None, typer.Argument(help="Video files.", metavar="[VIDEOS]", show_default=False)
@@ -67,7 +67,7 @@ def frames(
 
 def _settings(config: Path, into: Path | None, every: float | None) -> "tuple[Path, VideoSettings, WatchSettings]":
     """Folder, limits of videos and of pictures: from the configuration, or the defaults where none is needed."""
-    from configs.settings import VideoSettings, WatchSettings
+    from configs.watch import VideoSettings, WatchSettings
 
     if into is not None and not config.exists():
         videos, watch = VideoSettings(), WatchSettings(folder=into)

@@ -137,7 +137,7 @@ def _changing(context: ControlContext) -> APIRouter:
 
     @router.post("/rollback")
     def rollback(request: RollbackRequest | None = None) -> Ref:
-        """Serve an earlier version again; the inference plane follows within `serving.follow_seconds`.
+        """Serve an earlier version again; the inference plane follows within `serving.advanced.follow_seconds`.
 
         409 when another version than `expected` serves, or `to` did not serve before.
         """

@@ -6,7 +6,7 @@ import threading
 import uvicorn
 from fastapi import FastAPI
 
-from configs.settings import ControlSettings
+from configs.serving import ControlSettings
 from daemon.errors import DaemonError
 from daemon.net.listening import listen
 from daemon.net.tls import TlsFiles

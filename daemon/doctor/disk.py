@@ -6,7 +6,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from configs.settings import BufferSettings, Settings
+from configs.buffer import BufferSettings
+from configs.settings import Settings
 from daemon.doctor.finding import Finding
 from daemon.watch.mounts import MEMORY_TYPES, NETWORK_TYPES, file_system_of
 from storage.durable import write_bytes

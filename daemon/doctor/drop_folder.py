@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from configs.settings import Settings, WatchSettings
+from configs.settings import Settings
+from configs.watch import WatchSettings
 from daemon.doctor.finding import Finding
 from daemon.watch.mounts import file_system_of, is_silent
 
@@ -21,8 +22,8 @@ def examine_drop_folder(settings: Settings) -> list[Finding]:
     if not os.access(folder, os.R_OK | os.X_OK):
         remedy = "let the user that runs mfmd read and enter it"
         return [Finding.fail("drop_folder", f"{folder} cannot be read", remedy)]
-    if _inside(settings.state, folder) and settings.watch.recursive:
-        remedy = "move `state` out of the drop folder, or set watch.recursive: false"
+    if _inside(settings.state, folder) and settings.watch.advanced.recursive:
+        remedy = "move `state` out of the drop folder, or set watch.advanced.recursive: false"
         return [Finding.fail("drop_folder", f"the state directory {settings.state} lies inside it", remedy)]
     return [_marked(settings.watch), _mount(folder), _watches(settings.watch)]
 
@@ -37,7 +38,7 @@ def _marked(settings: WatchSettings) -> Finding:
 def _mount(folder: Path) -> Finding:
     kind = file_system_of(folder)
     if is_silent(kind):
-        remedy = "nothing to do: the rescan every watch.rescan_seconds finds them; a shorter interval finds them sooner"
+        remedy = "nothing to do: the rescan finds them; a shorter watch.advanced.rescan_seconds finds them sooner"
         return Finding.warn("drop_folder_mount", f"{kind}: files written by other machines raise no event here", remedy)
     return Finding.ok("drop_folder_mount", kind or "unknown file system")
 
@@ -46,7 +47,7 @@ def _watches(settings: WatchSettings) -> Finding:
     if not WATCH_LIMIT.exists():
         return Finding.ok("inotify", "not used on this system")
     limit = int(WATCH_LIMIT.read_text(encoding="ascii"))
-    folders, complete = _count_folders(settings.folder) if settings.recursive else (1, True)
+    folders, complete = _count_folders(settings.folder) if settings.advanced.recursive else (1, True)
     detail = f"{folders}{'' if complete else '+'} folders, limit {limit} watches a user"
     if folders > limit // 2:
         wanted = max(524_288, 4 * folders)

@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import SecretStr
 
 from configs.errors import ConfigError
-from configs.settings import ControlSettings, ServingSettings, Settings
+from configs.serving import ControlSettings, ServingSettings
+from configs.settings import Settings
 from daemon.doctor.finding import Finding
 from daemon.net.listening import Wanted, is_loopback
 from daemon.net.tls import tls_files

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from configs.settings import GateSettings
+from configs.gate import GateSettings
 from daemon.gate.vetoes import agreement, completed, source_class_iou, source_miou, vanished_class, weights_vetoes
 from daemon.gate.votes import DISAGREEMENT, STYLED, Vote, cast_votes
 from storage.rounds.records import Check, ImageCounts, ModelScores, RoundScores, RoundSpec, Verdict
@@ -55,8 +55,10 @@ def _judge(spec: RoundSpec, scores: RoundScores, settings: GateSettings, class_n
     if not all(check.passed for check in checks):
         return _rejected(checks)
     frames = len(candidate.flip_consistency)
-    if frames < settings.min_holdout:
-        return _Ruling("inconclusive", f"{frames} hold-out frames; the gate needs {settings.min_holdout}", checks)
+    if frames < settings.advanced.min_holdout:
+        return _Ruling(
+            "inconclusive", f"{frames} hold-out frames; the gate needs {settings.advanced.min_holdout}", checks
+        )
     votes = cast_votes(candidate, incumbent, scores.reference_marginal, settings, seed=spec.round)
     return _count(votes, settings, [*checks, *(vote.check(settings.confidence) for vote in votes)])
 
@@ -95,7 +97,7 @@ def _count(votes: Sequence[Vote], settings: GateSettings, checks: Sequence[Check
     """
     won = [vote.name for vote in votes if vote.won]
     lost = [vote.name for vote in votes if vote.lost]
-    needed = settings.votes_with_source if len(votes) > 3 else len(votes)
+    needed = settings.advanced.votes_with_source if len(votes) > 3 else len(votes)
     tally = f"{len(won)} of {len(votes)} votes won ({', '.join(won) or 'none'}), {needed} needed"
     if len(won) >= needed and DISAGREEMENT in won and STYLED not in lost:
         return _Ruling("accepted", tally, checks)

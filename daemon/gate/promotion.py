@@ -276,7 +276,7 @@ def _headline_scores(scores: ModelScores) -> dict[str, float]:
 
 def _seed(spec: RoundSpec) -> int | None:
     """A round's seed: the configured one plus its number."""
-    seed = spec.settings.get("round", {}).get("seed")
+    seed = spec.settings.get("round", {}).get("advanced", {}).get("seed")
     return None if seed is None else int(seed) + spec.round
 
 

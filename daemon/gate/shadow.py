@@ -163,9 +163,9 @@ def new_trial(settings: Settings, version: int, verdict: Verdict) -> ShadowTrial
         version=version,
         verdict=verdict,
         images=gate.shadow_images,
-        seconds=gate.shadow_seconds,
-        agreement=gate.shadow_agreement,
-        failures=gate.shadow_failures,
+        seconds=gate.advanced.shadow_seconds,
+        agreement=gate.advanced.shadow_agreement,
+        failures=gate.advanced.shadow_failures,
         began=time.time(),
     )
 

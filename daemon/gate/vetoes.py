@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.scoring.scores.iou import class_iou, labelled_mean_iou
-from configs.settings import GateSettings
+from configs.gate import GateSettings
 from daemon.gate.votes import Floats, paired_bootstrap
 from storage.rounds.records import Check, ImageCounts, ModelScores, RoundScores
 
@@ -52,9 +52,13 @@ def vanished_class(
     before, after = (np.asarray(model.area, dtype=np.float64).mean(axis=0) for model in (incumbent, candidate))
     anchor = np.asarray(reference, dtype=np.float64) if len(reference) == len(before) else before
     expected = np.minimum(before, anchor)
-    judged = (before >= settings.vanished_floor) & (anchor >= KNOWN_SHARE * settings.vanished_floor) & (expected > 0)
+    judged = (
+        (before >= settings.advanced.vanished_floor)
+        & (anchor >= KNOWN_SHARE * settings.advanced.vanished_floor)
+        & (expected > 0)
+    )
     ratio = np.divide(after, expected, out=np.full_like(after, np.inf), where=judged)
-    gone = (ratio < settings.vanished_ratio) & ~_alive(candidate, incumbent, released, len(before))
+    gone = (ratio < settings.advanced.vanished_ratio) & ~_alive(candidate, incumbent, released, len(before))
     named = [f"{class_names[int(k)]} {before[k]:.2%} -> {after[k]:.2%} of the area" for k in np.flatnonzero(gone)]
     detail = f"vanished: {', '.join(named)}" if named else "no class vanished from the hold-out frames"
     lowest = float(ratio.min())
@@ -63,7 +67,7 @@ def vanished_class(
         kind="veto",
         passed=not named,
         value=lowest if np.isfinite(lowest) else None,
-        limit=settings.vanished_ratio,
+        limit=settings.advanced.vanished_ratio,
         detail=detail,
     )
 
@@ -92,7 +96,7 @@ def source_class_iou(
     before, after = (class_iou(*counts.sums()) for counts in (released, candidate))
     hits, _, missed = released.sums()
     drops = np.where(hits + missed > 0, before - after, 0.0)
-    large = [int(k) for k in np.flatnonzero(drops > settings.source_class_drop)]
+    large = [int(k) for k in np.flatnonzero(drops > settings.advanced.source_class_drop)]
     lost = [k for k in large if _drop_is_significant(candidate, released, k, settings, seed)]
     named = [f"{class_names[k]} {before[k]:.4f} -> {after[k]:.4f}" for k in lost]
     worst = int(np.argmax(drops))
@@ -102,7 +106,7 @@ def source_class_iou(
         kind="veto",
         passed=not lost,
         value=float(drops[worst]),
-        limit=settings.source_class_drop,
+        limit=settings.advanced.source_class_drop,
         detail=detail,
     )
 
@@ -113,9 +117,9 @@ def agreement(candidate: ModelScores, settings: GateSettings) -> Check:
     return Check(
         name="agreement",
         kind="veto",
-        passed=share >= settings.agreement_floor,
+        passed=share >= settings.advanced.agreement_floor,
         value=share,
-        limit=settings.agreement_floor,
+        limit=settings.advanced.agreement_floor,
         detail=f"the candidate gives {share:.1%} of the hold-out pixels the incumbent's class",
     )
 
@@ -141,7 +145,7 @@ def _drop_is_significant(
         return class_iou(*(weights @ kind for kind in one)) - class_iou(*(weights @ kind for kind in other))
 
     bound = paired_bootstrap(
-        drop, len(candidate.tp), confidence=settings.confidence, resamples=settings.bootstrap, seed=seed
+        drop, len(candidate.tp), confidence=settings.confidence, resamples=settings.advanced.bootstrap, seed=seed
     )
     return bound.lower > 0
 

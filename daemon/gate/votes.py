@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.scoring.scores.iou import labelled_mean_iou
-from configs.settings import GateSettings
+from configs.gate import GateSettings
 from storage.rounds.records import Check, ImageCounts, ModelScores
 
 Floats = NDArray[np.float64]
@@ -193,7 +193,7 @@ class _Comparison:
             lambda weights: sign * (candidate(weights) - incumbent(weights)),
             images,
             confidence=self._settings.confidence,
-            resamples=self._settings.bootstrap,
+            resamples=self._settings.advanced.bootstrap,
             seed=self._seed,
         )
         everything = np.full((1, images), 1.0 / images)

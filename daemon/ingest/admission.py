@@ -7,7 +7,7 @@ is asked in the order in which files are prepared, by ingest's one thread.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from configs.settings import AdmissionSettings
+from configs.watch import AdmissionSettings
 from storage.buffer.catalog import Catalog
 from storage.buffer.frames import NewFrame
 from storage.media.perceptual_hash import distance
@@ -45,7 +45,7 @@ class Admission:
 
     def _near_duplicate(self, new: NewFrame, pending: Sequence[NewFrame]) -> Skip | None:
         """The closest of the source's newest frames, if it is close enough."""
-        bits, recent = self._settings.near_duplicate_bits, self._settings.near_duplicate_recent
+        bits, recent = self._settings.near_duplicate_bits, self._settings.advanced.near_duplicate_recent
         if bits is None or not new.phash:
             return None
         waiting = [(other.phash, other.file.path, 0) for other in reversed(pending) if other.phash][:recent]

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import PurePosixPath
 from typing import Any
 
-from configs.settings import WatchSettings
+from configs.watch import WatchSettings
 from storage.buffer.catalog_records import FileFact
 
 EARLIEST = 631_152_000.0
@@ -22,17 +22,17 @@ DIGITS = {"Y": 4, "m": 2, "d": 2, "H": 2, "I": 2, "M": 2, "S": 2, "j": 3, "y": 2
 
 
 def capture_time(watch: WatchSettings, file: FileFact, exif: Mapping[int, Any], *, recorded: str = "") -> float:
-    """Unix time (seconds), from the first of `watch.capture_time` that gives a plausible one.
+    """Unix time (seconds), from the first of `watch.advanced.capture_time` that gives a plausible one.
 
     `recorded`: what a video says in the place of EXIF (ISO 8601). Times without a zone are local. Where none is
     plausible, not even the mtime: now.
     """
     sources: dict[str, Callable[[], float | None]] = {
         "exif": lambda: iso_time(recorded) if recorded else exif_time(exif),
-        "name": lambda: name_time(file.path, watch.capture_name),
+        "name": lambda: name_time(file.path, watch.advanced.capture_name),
         "mtime": lambda: file.mtime_ns / 1e9,
     }
-    for source in (*watch.capture_time, "mtime"):
+    for source in (*watch.advanced.capture_time, "mtime"):
         found = sources[source]()
         if found is not None and is_plausible(found):
             return found
@@ -78,7 +78,7 @@ def name_time(path: str, forms: tuple[str, ...]) -> float | None:
 def source_label(watch: WatchSettings, file: FileFact) -> str:
     """The source (camera) of a file: its first sub-folder; empty for files directly in the drop folder."""
     parts = PurePosixPath(file.path).parts
-    return parts[0] if watch.source_label == "folder" and len(parts) > 1 else ""
+    return parts[0] if watch.advanced.source_label == "folder" and len(parts) > 1 else ""
 
 
 def _text(value: object) -> str:

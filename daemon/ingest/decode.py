@@ -95,7 +95,7 @@ class Decoder:
     def _frame(self, arrival: Arrival, data: bytes, digest: str) -> NewFrame:
         watch = self._watch
         photo = decode_photo(
-            data, max_bytes=watch.max_file_bytes, max_pixels=watch.max_pixels, max_aspect=watch.max_aspect
+            data, max_bytes=watch.max_file_bytes, max_pixels=watch.max_pixels, max_aspect=watch.advanced.max_aspect
         )
         fitted = fit_frame(photo.pixels, self._buffer.height, self._buffer.width)
         return NewFrame(

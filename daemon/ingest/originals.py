@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from configs.settings import WatchSettings
+from configs.watch import WatchSettings
 from daemon.runtime.logs import get_logger
 from daemon.watch.arrival import Arrival, look_at
 from daemon.watch.scan import FolderScan

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from configs.settings import WatchSettings
+from configs.watch import WatchSettings
 from daemon.errors import Stopping
 from storage import durable
 from storage.buffer.catalog import Catalog

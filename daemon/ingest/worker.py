@@ -87,8 +87,10 @@ class Ingest:
         self._settings, self._watch, self._buffer, self._metrics = settings, watch, buffer, metrics
         self._watcher = Watcher(watch, catalog, metrics, hints)
         # A lone decoding thread is the slower one, so the committing thread packs (decision 0011).
-        self._decoder = Decoder(settings, catalog.has_digest, None if watch.decode_threads == 1 else buffer.pack)
-        self._pool = ThreadPoolExecutor(watch.decode_threads, thread_name_prefix="decode")
+        self._decoder = Decoder(
+            settings, catalog.has_digest, None if watch.advanced.decode_threads == 1 else buffer.pack
+        )
+        self._pool = ThreadPoolExecutor(watch.advanced.decode_threads, thread_name_prefix="decode")
         self._admission = Admission(settings.admission, catalog)
         self._originals = Originals(watch, catalog.state_of, FolderScan(watch))
         self.retries = RetryQueue(hints.wake)
@@ -152,7 +154,7 @@ class Ingest:
 
         The decoders get more than one batch, so that they decode the next one while this thread commits.
         """
-        most = self._watch.group_frames
+        most = self._watch.advanced.group_frames
         self._submit(self._watcher.take(2 * most - len(self.batch) - len(self._decoding)))
         moved = bool(self._decoding)
         while self._decoding and len(self.batch) < most:
@@ -204,7 +206,7 @@ class Ingest:
             )
 
     def _commit_in(self) -> float:
-        return self.batch.due_in(self._watch.group_frames, self._watch.group_seconds)
+        return self.batch.due_in(self._watch.advanced.group_frames, self._watch.advanced.group_seconds)
 
     def _commit(self) -> None:
         """Commit the batch and begin a new one. The batch is kept when that fails, for another attempt."""

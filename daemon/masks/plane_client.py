@@ -45,7 +45,7 @@ class PlaneClient:
         self._layout, self._serving = StateLayout(settings.state), serving
         token = serving_token(serving)
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self._largest = serving.max_body_bytes
+        self._largest = serving.advanced.max_body_bytes
         self._http = httpx.Client(
             verify=True if serving.certificate is None else _trusting(str(serving.certificate)),
             timeout=TIMEOUT_SECONDS,
@@ -73,7 +73,9 @@ class PlaneClient:
         Raises RefusedImage when the plane does not take the image, ImageFailed when it failed on it, PlaneUnavailable.
         """
         if len(image) > self._largest:  # the plane would close the connection while we send
-            raise RefusedImage("too_many_bytes", f"{len(image)} bytes; serving.max_body_bytes is {self._largest}")
+            raise RefusedImage(
+                "too_many_bytes", f"{len(image)} bytes; serving.advanced.max_body_bytes is {self._largest}"
+            )
         answer = self._ask("POST", f"/v1/segment?format={kind}", content=image)
         return answer.content, Version(
             int(answer.headers["X-Checkpoint-Version"]), str(answer.headers["X-Checkpoint-Hash"])

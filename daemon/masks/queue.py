@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.settings import MasksSettings, WatchSettings
+from configs.serving import MasksSettings
+from configs.watch import WatchSettings
 from daemon.masks.mask_file import Note, Version, is_current, mask_path, note_of, read_note
 from daemon.runtime.logs import get_logger
 from daemon.watch.arrival import Arrival, look_at

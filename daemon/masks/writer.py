@@ -81,7 +81,7 @@ class MaskWriter:
             while not self._stop.is_set():
                 self._try_to_write()
                 self._note(active=False)
-                self._stop.wait(self._watch.rescan_seconds)
+                self._stop.wait(self._watch.advanced.rescan_seconds)
         finally:
             self._note(active=False, folder_present=False)
 
@@ -138,7 +138,7 @@ class MaskWriter:
 
     def _pause(self, found: Found | None, took: float) -> float:
         """Return the time from the start of one walk to that of the next (seconds)."""
-        wanted = self._watch.rescan_seconds
+        wanted = self._watch.advanced.rescan_seconds
         if found is None or found.unstable:
             wanted = min(wanted, max(self._watch.stability_seconds, SHORTEST_WAIT))
         return max(wanted, WALK_SHARE * took)

@@ -10,7 +10,7 @@ import secrets
 from pydantic import SecretStr
 
 from configs.errors import ConfigError
-from configs.settings import ControlSettings, ServingSettings
+from configs.serving import ControlSettings, ServingSettings
 from daemon.net.listening import Wanted, check_guarded
 from storage.layout import StateLayout
 
@@ -18,8 +18,8 @@ TOKEN_BYTES = 32
 """Randomness of a token that we make (bytes)."""
 CONTROL_REMEDY = "set control.token_file (or MFMD_CONTROL__TOKEN)"
 SERVING_REMEDY = (
-    "set serving.token_file (or MFMD_SERVING__TOKEN), or serving.public where anybody may ask (a trusted network, a "
-    "proxy that checks)"
+    "set serving.token_file (or MFMD_SERVING__TOKEN), or serving.advanced.public where anybody may ask (a container, a "
+    "trusted network)"
 )
 
 
@@ -31,7 +31,7 @@ def control_address(settings: ControlSettings) -> Wanted:
 
 def serving_address(settings: ServingSettings) -> Wanted:
     """Where the inference plane listens; guarded by a token, or open to all because the settings say so."""
-    guarded = settings.token is not None or settings.token_file is not None or settings.public
+    guarded = settings.token is not None or settings.token_file is not None or settings.advanced.public
     return Wanted("serving", settings.host, settings.port, guarded, SERVING_REMEDY)
 
 

@@ -32,8 +32,8 @@ def promoted_round(registry: CheckpointRegistry) -> int | None:
 
 def inherited_round(settings: Settings, registry: CheckpointRegistry, store: RoundStore) -> tuple[int | None, str]:
     """The round whose training state the next one inherits, or None; and why."""
-    if not settings.round.inherit:
-        return None, "round.inherit is off"
+    if not settings.round.advanced.inherit:
+        return None, "round.advanced.inherit is off"
     number = promoted_round(registry)
     if number is None:
         return None, "the serving version was not made to serve by the promotion of a round"

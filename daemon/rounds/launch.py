@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from configs.settings import RoundSettings
+from configs.round import RoundSettings
 
 MEMORY_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 """The allocator (glibc's) keeps what a training step frees instead of giving it back to the system and asking again:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, NoReturn
 
-from configs.settings import RoundSettings, Settings
+from configs.round import RoundSettings
+from configs.settings import Settings
 from daemon.errors import DaemonError, NotEnoughFrames
 from daemon.gate.promotion import advance_round
 from daemon.gate.shadow import note_wait, progress_of
@@ -141,7 +142,7 @@ def _conclude(context: RoundContext, folder: RoundFolder) -> Verdict:
     heir = promoted_round(registry)
     store.remove_states(spare=heir)
     verdict, scores = folder.verdict(), folder.scores()
-    store.prune(settings.round.keep_folders, spare=heir)
+    store.prune(settings.round.advanced.keep_folders, spare=heir)
     assert verdict is not None and scores is not None  # a round ends with both
     log.info("round_ended", round=number, stage=stage, reason=verdict.reason, version=verdict.version)
     if stage == "failed":

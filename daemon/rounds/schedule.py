@@ -47,7 +47,7 @@ class Due:
 def due(now: float, state: ScheduleState, settings: Settings) -> Due:
     """Whether a round is due at `now` (Unix, seconds).
 
-    It needs a serving version, `schedule.min_frames` frames and `gate.min_holdout` held-out ones, for without those
+    It needs a serving version, `schedule.min_frames` frames and `gate.advanced.min_holdout` held-out ones, for without
     the gate could not accept anything. Then enough new frames start it, or the interval with at least one new frame.
     After failures nothing starts before a growing delay has passed. A round that ended in the future ended under a
     clock that was set back since: it holds nothing up.
@@ -89,8 +89,8 @@ def _obstacle(state: ScheduleState, settings: Settings) -> str:
         return "a serving version: `mfmd pretrain` or `mfmd import PATH` makes one"
     if state.frames < settings.schedule.min_frames:
         return f"{settings.schedule.min_frames - state.frames} more frames (schedule.min_frames)"
-    if state.holdout < settings.gate.min_holdout:
-        return f"{settings.gate.min_holdout - state.holdout} more held-out frames (gate.min_holdout)"
+    if state.holdout < settings.gate.advanced.min_holdout:
+        return f"{settings.gate.advanced.min_holdout - state.holdout} more held-out frames (gate.advanced.min_holdout)"
     return ""
 
 

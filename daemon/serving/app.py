@@ -56,7 +56,7 @@ def create_app(plane: InferencePlane) -> FastAPI:
 
     app = FastAPI(title="mfmd inference plane", docs_url=None, redoc_url=None, lifespan=lifespan)
     serving = plane.settings.serving
-    app.add_middleware(Lifetime, seconds=serving.request_seconds, metrics=plane.metrics)
+    app.add_middleware(Lifetime, seconds=serving.advanced.request_seconds, metrics=plane.metrics)
     app.add_middleware(Guard, token=serving_token(serving), metrics=plane.metrics)  # inside of what counts requests
     app.add_middleware(
         Instrument,

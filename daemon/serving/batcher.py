@@ -23,7 +23,7 @@ from torch import Tensor
 
 from adapters.inference.segment import labels_at, logits_fitted
 from adapters.inference.windows import Window
-from configs.settings import ServingSettings
+from configs.serving import ServingSettings
 from daemon.runtime.logs import get_logger
 from daemon.serving.errors import ApiError, QueueFull
 from daemon.serving.metrics import ServingMetrics
@@ -65,7 +65,7 @@ class _Waiting:
 
 def window_of(settings: ServingSettings, input_size: tuple[int, int]) -> Window | None:
     """The window of `serving.window: slide` for a version's input size (h, w); None when images are resized."""
-    return Window(*input_size, settings.window_overlap) if settings.window == "slide" else None
+    return Window(*input_size, settings.advanced.window_overlap) if settings.window == "slide" else None
 
 
 def fit(pixels: NDArray[np.uint8], input_size: tuple[int, int], settings: ServingSettings) -> Fitted:
@@ -134,7 +134,7 @@ class Batcher:
         with self._changed:
             if self._closing:
                 raise ApiError(503, "shutting_down", "the server is stopping; try another one", retry_after=1)
-            if self._depth + images > self._settings.queue_images:
+            if self._depth + images > self._settings.advanced.queue_images:
                 raise QueueFull(self._depth, max(1, math.ceil(self._depth * self._seconds_per_image)))
 
     def submit(self, resident: Resident, images: Sequence[Fitted]) -> "list[Future[Labels]]":
@@ -199,7 +199,7 @@ class Batcher:
         """When a group runs (monotonic seconds): at its first arrival if full or stopping, else a delay later."""
         if self._closing or len(items) >= self._settings.max_batch_images:
             return items[0].arrived
-        return items[0].arrived + self._settings.max_delay_ms / 1000
+        return items[0].arrived + self._settings.advanced.max_delay_ms / 1000
 
     def _take(self, key: tuple[int, int, int]) -> list[_Waiting]:
         items = self._groups[key]

@@ -68,7 +68,7 @@ class QueueFull(ApiError):
     """More images wait than the queue holds."""
 
     def __init__(self, limit: int, retry_after: int) -> None:
-        message = f"{limit} images wait already (serving.queue_images); try again in {retry_after} s"
+        message = f"{limit} images wait already (serving.advanced.queue_images); try again in {retry_after} s"
         super().__init__(503, "queue_full", message, retry_after=retry_after)
 
 

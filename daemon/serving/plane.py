@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.inference.segment import choose_device
-from configs.settings import ServingSettings, Settings
+from configs.serving import ServingSettings
+from configs.settings import Settings
 from daemon.serving.api.body import Bodies
 from daemon.serving.batcher import Batcher, Fitted, Labels, fit
 from daemon.serving.errors import ApiError
@@ -65,9 +66,9 @@ class InferencePlane:
         shadows = ShadowFollower(self.registry, self.slots, self.swapper, self.metrics)
         also = shadows.look if serving.shadow_fraction else None
         self.follower = Follower(
-            self.registry, self.slots, self.swapper, self.metrics, serving.follow_seconds, also=also
+            self.registry, self.slots, self.swapper, self.metrics, serving.advanced.follow_seconds, also=also
         )
-        self.bodies = Bodies(serving.max_body_bytes)
+        self.bodies = Bodies(serving.advanced.max_body_bytes)
         self.started = time.time()
         self.draining = False
         """Set when the process was asked to stop: not ready any more, but requests are still answered."""
@@ -124,9 +125,9 @@ class InferencePlane:
 
         Raises ApiError: batch_too_large, side_too_long, queue_full, shutting_down.
         """
-        limit = self.settings.serving.queue_images
+        limit = self.settings.serving.advanced.queue_images
         if len(images) > limit:
-            message = f"{len(images)} images at once; at most {limit} (serving.queue_images)"
+            message = f"{len(images)} images at once; at most {limit} (serving.advanced.queue_images)"
             raise ApiError(413, "batch_too_large", message)
         return self.batcher.submit(resident, _fit_all(images, resident.input_size, self.settings.serving))
 

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image
 
-from configs.settings import VideoSettings, WatchSettings
+from configs.watch import VideoSettings, WatchSettings
 from daemon.ingest.capture_time import EXIF_TIMES, capture_time
 from storage import durable
 from storage.buffer.catalog_records import FileFact
@@ -99,7 +99,9 @@ class FrameFiles:
         form = video_format(self._file.read(HEAD_BYTES))
         if form is None:
             raise RefusedImage("not_an_image", "neither an MP4 nor a Matroska file, by its first bytes")
-        with Video("video", self._file, form, max_pixels=watch.max_pixels, max_aspect=watch.max_aspect) as video:
+        with Video(
+            "video", self._file, form, max_pixels=watch.max_pixels, max_aspect=watch.advanced.max_aspect
+        ) as video:
             begin = capture_time(watch, self._fact, {}, recorded=video.created)
             for frame in video.frames(self._videos.seconds):
                 yield None if frame is None else self._file_of(frame, begin)
@@ -122,12 +124,12 @@ def check_size(size: int, videos: VideoSettings) -> None:
 def write_frame(frame: FrameFile, path: Path, watch: WatchSettings) -> None:
     """Write one file, complete or not at all.
 
-    Where `watch.capture_time` does not ask for EXIF tags, the file's mtime tells the capture time.
+    Where `watch.advanced.capture_time` does not ask for EXIF tags, the file's mtime tells the capture time.
     """
     temporary = path.with_name(f".{path.name}{durable.PARTIAL}")  # always the same: a retry replaces what a kill left
     try:
         temporary.write_bytes(frame.content())
-        if "exif" not in watch.capture_time:
+        if "exif" not in watch.advanced.capture_time:
             os.utime(temporary, (frame.captured_at, frame.captured_at))
         durable.publish_file(temporary, path)
     except BaseException:

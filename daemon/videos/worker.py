@@ -90,7 +90,7 @@ class VideoWorker:
         Raises OSError or StorageError when the disk or the catalog refuses; the video is then taken again later.
         """
         if not self._open():
-            return self._watch.rescan_seconds
+            return self._watch.advanced.rescan_seconds
         if self._work is None and not self._take():
             return self._pause()
         assert self._work is not None
@@ -129,7 +129,7 @@ class VideoWorker:
                 if name not in self._queue and (video := self._see(name)) and not self._is_known(video.file):
                     self._queue.note(name, video, now)
             took = time.monotonic() - now
-            self._next_scan = now + max(self._watch.rescan_seconds, RESCAN_SHARE * took)
+            self._next_scan = now + max(self._watch.advanced.rescan_seconds, RESCAN_SHARE * took)
         self._originals.sweep()
         found = next(self._queue.take(self._see, now), None)
         if found is None:
@@ -197,7 +197,7 @@ class VideoWorker:
     def _write(self, video: Arrival, frames: FrameFiles) -> Generator[float, None, None]:
         """Write what the catalog does not know, a few files ahead of ingest; ends when ingest has dealt with all."""
         assert self._catalog is not None
-        most, waiting = AHEAD * self._watch.group_frames, list[Path]()
+        most, waiting = AHEAD * self._watch.advanced.group_frames, list[Path]()
         for frame in frames:
             yield 0.0
             if frame is None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from configs.settings import WatchSettings
+from configs.watch import WatchSettings
 from daemon.metrics import IngestMetrics
 from daemon.runtime.logs import get_logger
 from daemon.watch.events import FolderEvents, Hints
@@ -105,7 +105,7 @@ class FolderRoot:
         if self.mode.mode == "polling":
             return
         self._metrics.restarts.inc(again)
-        events = FolderEvents(self.folder, recursive=self._settings.recursive, hints=self._hints)
+        events = FolderEvents(self.folder, recursive=self._settings.advanced.recursive, hints=self._hints)
         try:
             events.start()
         except OSError as error:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from configs.settings import WatchSettings
+from configs.watch import WatchSettings
 from storage.media.videos import MADE_OF_VIDEOS, SUFFIXES
 
 Complain = Callable[[str, OSError], None]
@@ -18,11 +18,11 @@ class FolderScan:
 
     def __init__(self, settings: WatchSettings, *, videos: bool = False) -> None:
         self.root = settings.folder
-        self._recursive = settings.recursive
+        self._recursive = settings.advanced.recursive
         self._marker = None if settings.marker is None else PurePosixPath(settings.marker)
         self._ignored = _any_of(settings.ignore)
         self._videos = videos
-        self._included = _any_of((*settings.include, MADE_OF_VIDEOS) if settings.include else ("*",))
+        self._included = _any_of((*settings.advanced.include, MADE_OF_VIDEOS) if settings.advanced.include else ("*",))
 
     def names(self, complain: Complain) -> Iterator[tuple[str, os.DirEntry[str]]]:
         """Path relative to the folder (posix) and entry of every file and link to a file, ignored ones left out.

@@ -7,7 +7,7 @@ overflow the kernel's queue, network mounts that send nothing, an observer that 
 
 import time
 
-from configs.settings import WatchSettings
+from configs.watch import WatchSettings
 from daemon.metrics import IngestMetrics
 from daemon.runtime.activity import MODES, WatchActivity
 from daemon.runtime.logs import get_logger
@@ -161,7 +161,7 @@ class Watcher:
     def _consider(self, name: str, now: float, *, renamed: bool = False) -> bool:
         """Make a candidate of a file unless the catalog knows it as it is; whether it is one now."""
         if self._queue.full and name not in self._queue:
-            self._next_rescan = min(self._next_rescan, now + self._settings.rescan_seconds)
+            self._next_rescan = min(self._next_rescan, now + self._settings.advanced.rescan_seconds)
             return False
         arrival = self._see(name)
         if arrival is None:
@@ -194,7 +194,7 @@ class Watcher:
         self._metrics.rescan_seconds.set(seconds)
         self._metrics.rescan_found.inc(found)
         end = now + seconds
-        self._next_rescan = end + max(self._settings.rescan_seconds, RESCAN_SHARE * seconds)
+        self._next_rescan = end + max(self._settings.advanced.rescan_seconds, RESCAN_SHARE * seconds)
         if deep:
             self._next_deep = end + max(DEEP_SECONDS, DEEP_SHARE * seconds)
 

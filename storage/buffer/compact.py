@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.settings import BufferSettings, WatchSettings
+from configs.buffer import BufferSettings
+from configs.watch import WatchSettings
 from storage.buffer.catalog import Catalog
 from storage.buffer.frames import FrameBuffer
 from storage.buffer.quarantine import quarantined

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from configs.settings import BufferSettings
+from configs.buffer import BufferSettings
 from storage import durable
 from storage.buffer.frame_writer import group_frames
 from storage.buffer.pixel_array import PixelArray
@@ -112,19 +112,20 @@ def _create(layout: StateLayout, settings: BufferSettings) -> None:
         temporary,
         ARRAY,
         (_slots(settings), settings.height, settings.width, 3),
-        tile=settings.tile,
+        tile=settings.advanced.tile,
         fill=0,
         attributes={"frame_height": settings.height, "frame_width": settings.width},
         about=ABOUT,
-        compression=settings.compression,
+        compression=settings.advanced.compression,
     )
     step("array.made")
     durable.publish_directory(temporary, layout.frames_zarr)
 
 
 def _compare(layout: StateLayout, array: PixelArray, settings: BufferSettings) -> None:
-    found, wanted = array.attributes, {"height": settings.height, "width": settings.width, "tile": settings.tile}
-    there = {"height": found.get("frame_height"), "width": found.get("frame_width"), "tile": found.get("tile")}
+    found = array.attributes
+    wanted = {"height": settings.height, "width": settings.width, "advanced.tile": settings.advanced.tile}
+    there = {"height": found.get("frame_height"), "width": found.get("frame_width"), "advanced.tile": found.get("tile")}
     for name, value in wanted.items():
         if there[name] != value:
             raise BufferMismatch(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.settings import BufferSettings
+from configs.buffer import BufferSettings
 from storage import durable
 from storage.buffer.catalog import Catalog, note_file
 from storage.buffer.catalog_records import FileFact, FrameRecord

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.settings import BufferSettings
+from configs.buffer import BufferSettings
 from storage.buffer import files as buffer_files
 from storage.buffer.catalog import Catalog, to_record
 from storage.buffer.catalog_records import FrameRecord

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from configs.settings import BufferSettings
+from configs.buffer import BufferSettings
 from storage.buffer.catalog import Catalog, count_all
 from storage.buffer.catalog_records import CatalogCounts
 from storage.buffer.files import ARRAY

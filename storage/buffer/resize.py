@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from configs.settings import BufferSettings
+from configs.buffer import BufferSettings
 from storage import durable
 from storage.buffer import files as buffer_files
 from storage.buffer.catalog import Catalog

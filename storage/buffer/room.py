@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from configs.settings import BufferSettings
+from configs.buffer import BufferSettings
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import HeldFrame
 from storage.buffer.shard_sizes import ShardSizes

@@ -1,6 +1,6 @@
 """The policy that `buffer.eviction` names."""
 
-from configs.settings import BufferSettings
+from configs.buffer import BufferSettings
 from storage.eviction.diverse import Diverse, Reader
 from storage.eviction.fifo import Fifo
 from storage.eviction.policy import Eviction

@@ -30,7 +30,7 @@ HEAD_BYTES = 12
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 """Names of the files that are read, in lower case."""
 MADE_OF_VIDEOS = "video-????????????????-*.png"
-"""Names (fnmatch) of the image files that videos are turned into; any `watch.include` takes these too."""
+"""Names (fnmatch) of the image files that videos are turned into; any `watch.advanced.include` takes these too."""
 IMAGE_BRANDS = (*HEIF_BRANDS, b"avif", b"avis")
 """Major brands of still images in the container of MP4."""
 MATROSKA_MAGIC = b"\x1aE\xdf\xa3"

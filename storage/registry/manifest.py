@@ -42,7 +42,7 @@ class Manifest(Record):
     created: float
     """Unix time (seconds)."""
     network: dict[str, Any]
-    """`NetworkSettings` as JSON: enough to build the network again."""
+    """`Architecture` (configs/network.py) as JSON: enough to build the network again."""
     classes: tuple[dict[str, Any], ...]
     """The class list (name and colour), in index order."""
     input_height: int

@@ -206,11 +206,11 @@ class ShadowTrial(Record):
     images: int
     """Images to be compared (`gate.shadow_images` when it began)."""
     seconds: float
-    """Longest wait for them (`gate.shadow_seconds` when it began)."""
+    """Longest wait for them (`gate.advanced.shadow_seconds` when it began)."""
     agreement: float
-    """Least share of pixels with the serving version's label (`gate.shadow_agreement` when it began, 0-1)."""
+    """Least share of pixels with the serving version's label (`gate.advanced.shadow_agreement` when it began, 0-1)."""
     failures: float
-    """Largest share of images that may fail (`gate.shadow_failures` when it began, 0-1)."""
+    """Largest share of images that may fail (`gate.advanced.shadow_failures` when it began, 0-1)."""
     began: float
     """Unix time (seconds)."""
     placed: bool = False

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.settings import Settings, SourceSettings
+from configs.buffer import SourceSettings
+from configs.settings import Settings
 from storage import durable
 from storage.buffer.pixel_array import PixelArray
 from storage.buffer.zarr_metadata import create_array, create_group
@@ -114,7 +115,7 @@ def _fingerprint(
         for pair in pairs
     ]
     buffer, classes = settings.buffer, [item.name for item in settings.classes]
-    what = [SCHEMA_VERSION, facts, buffer.height, buffer.width, buffer.tile, classes, source.ignore_index]
+    what = [SCHEMA_VERSION, facts, buffer.height, buffer.width, buffer.advanced.tile, classes, source.ignore_index]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
 
 
@@ -138,10 +139,11 @@ def _build(folder: Path, job: _Job, on_progress: Callable[[int, int], None] | No
 
 def _arrays(folder: Path, job: _Job) -> tuple[PixelArray, PixelArray]:
     buffer, count = job.settings.buffer, len(job.pairs)
+    tile, ignored = buffer.advanced.tile, job.source.ignore_index
     shape = (count, buffer.height, buffer.width)
     images, labels = "Labelled source images, RGB; index.json has names", "Class indices of `images`"
-    create_array(folder, IMAGES, (*shape, 3), tile=buffer.tile, fill=0, attributes={}, about=images)
-    create_array(folder, LABELS, shape, tile=buffer.tile, fill=job.source.ignore_index, attributes={}, about=labels)
+    create_array(folder, IMAGES, (*shape, 3), tile=tile, fill=0, attributes={}, about=images)
+    create_array(folder, LABELS, shape, tile=tile, fill=ignored, attributes={}, about=labels)
     return PixelArray(folder, IMAGES, writable=True), PixelArray(folder, LABELS, writable=True)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from adapters.checkpoints.checkpoint import make_manifest, save_weights
 from adapters.networks.build import build_network
+from configs.load import merge
 from configs.settings import Settings
 from storage.buffer.catalog_records import FileFact
 from storage.buffer.frames import FrameBuffer, NewFrame
@@ -54,16 +55,22 @@ class TrainingState:
                 {"name": "car", "color": (255, 0, 0)},
             ],
             "watch": {"folder": self.folder / "drop"},
-            "buffer": {"height": HEIGHT, "width": WIDTH, "capacity_frames": 32, "tile": 16, "reserve_bytes": 0},
+            "buffer": {
+                "height": HEIGHT,
+                "width": WIDTH,
+                "capacity_frames": 32,
+                "reserve_bytes": 0,
+                "advanced": {"tile": 16},
+            },
             "source": {"images": self.folder / "source/images", "labels": self.folder / "source/labels"},
             "network": {"name": "deeplabv2", "encoder": "resnet_tiny", "channels": 16},
             "pretrain": {"steps": 3, "batch_size": 2, "crop_height": 32, "crop_width": 48},
-            "mfm": {"dim": 32, "heads": 4, "blocks": 1, "grid": 8},
+            "mfm": {"ablation": {"dim": 32, "heads": 4, "blocks": 1, "grid": 8}},
             "recipe": {"threshold": 0.5},
             "round": {"steps": 3, "batch_size": 2, "crop_height": 32, "crop_width": 48, "device": "cpu", "threads": 1},
         }
         for name, values in sections.items():
-            base[name] = None if values is None else {**base.get(name, {}), **values}
+            base[name] = None if values is None else merge(base.get(name) or {}, values)
         return Settings.model_validate(base)
 
     @property
@@ -97,7 +104,7 @@ class TrainingState:
         torch.manual_seed(seed)
         self.layout.create()
         weights = self.folder / "random.safetensors"
-        save_weights(build_network(settings.network, len(settings.classes)), weights)
+        save_weights(build_network(settings.network.architecture(), len(settings.classes)), weights)
         registry = CheckpointRegistry(self.layout.checkpoints)
         return registry.add(weights, make_manifest(settings, origin="import"), by="import").version
 

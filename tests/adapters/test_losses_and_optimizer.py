@@ -8,7 +8,8 @@ from adapters.losses import weighted_cross_entropy
 from adapters.networks.build import build_network
 from adapters.optim import build_optimizer, learning_rate_factor, set_learning_rates
 from adapters.self_training.pseudo_labels import pseudo_label
-from configs.settings import NetworkSettings, OptimSettings
+from configs.network import Architecture, OptimSettings
+from tests.sections import section
 
 
 def test_cross_entropy_is_a_mean_over_all_pixels_ignored_ones_included() -> None:
@@ -68,12 +69,12 @@ def test_batch_of_nothing_but_padding_is_finite() -> None:
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    return build_network(NetworkSettings(name="deeplabv3plus", encoder="resnet_tiny", channels=16), 3)
+    return build_network(Architecture(name="deeplabv3plus", encoder="resnet_tiny", channels=16), 3)
 
 
 def test_every_parameter_is_in_one_group_with_its_rate_and_decay(network) -> None:
     rebuilder = torch.nn.Linear(2, 2)
-    settings = OptimSettings(learning_rate=1e-3, head_multiplier=10.0, weight_decay=0.05)
+    settings = section(OptimSettings, learning_rate=1e-3, head_multiplier=10.0, weight_decay=0.05)
     optimizer = build_optimizer(network, settings, rebuilder=rebuilder, rebuilder_lr=3e-4)
     rates = {group["name"]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups}
     assert rates == {
@@ -92,7 +93,7 @@ def test_every_parameter_is_in_one_group_with_its_rate_and_decay(network) -> Non
 
 
 def test_warm_up_then_polynomial_decay_to_zero() -> None:
-    settings = OptimSettings(warmup_steps=10, power=1.0)
+    settings = section(OptimSettings, warmup_steps=10, power=1.0)
     factors = [learning_rate_factor(step, 100, settings) for step in range(101)]
     assert factors[0] < 1e-5 and factors[5] == pytest.approx(0.5 * 0.95, rel=1e-3)
     assert factors[10] == pytest.approx(0.9) and factors[55] == pytest.approx(0.45) and factors[100] == 0.0
@@ -100,7 +101,7 @@ def test_warm_up_then_polynomial_decay_to_zero() -> None:
 
 
 def test_power_zero_keeps_the_rate() -> None:
-    settings = OptimSettings(warmup_steps=0, power=0.0)
+    settings = section(OptimSettings, warmup_steps=0, power=0.0)
     assert [learning_rate_factor(step, 10, settings, 0.9) for step in (0, 9)] == [1.0, 1.0]
 
 

@@ -31,8 +31,11 @@ def settings_of(network: str, tmp_path, mask_ratio: float) -> Settings:
             "watch": {"folder": tmp_path / "drop"},
             "classes": [{"name": f"class {i}", "color": (i, 0, 0)} for i in range(CLASSES)],
             "network": NETWORKS[network],
-            "recipe": {"threshold": 0.25, "classmix": False, "jitter_probability": 0.0, "blur_probability": 0.0},
-            "mfm": {"dim": 32, "heads": 4, "blocks": 1, "mask_ratio": mask_ratio, "weight": 0.7},
+            "recipe": {
+                "threshold": 0.25,
+                "advanced": {"classmix": False, "jitter_probability": 0.0, "blur_probability": 0.0},
+            },
+            "mfm": {"mask_ratio": mask_ratio, "weight": 0.7, "ablation": {"dim": 32, "heads": 4, "blocks": 1}},
             "round": {"optim": {"learning_rate": 1e-3, "head_multiplier": 2.0}},
         }
     )
@@ -54,7 +57,7 @@ def test_losses_and_weights_are_those_of_our_step(network, mask_ratio, tmp_path)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     settings = settings_of(network, tmp_path, mask_ratio)
-    ours = build_network(settings.network, CLASSES).train()
+    ours = build_network(settings.network.architecture(), CLASSES).train()
     rebuilder = build_rebuilder(ours, (CROP, CROP), settings.mfm)
     loop = ReferenceLoop(copy.deepcopy(ours), copy.deepcopy(rebuilder), settings)
     names = tuple(entry.name for entry in settings.classes)
@@ -78,7 +81,7 @@ def test_losses_and_weights_are_those_of_our_step(network, mask_ratio, tmp_path)
 def test_the_mix_takes_half_of_the_classes_of_the_source(tmp_path) -> None:
     torch.set_num_threads(1)
     settings = settings_of("deeplabv3plus", tmp_path, 0.4)
-    loop = ReferenceLoop(build_network(settings.network, CLASSES), None, settings)
+    loop = ReferenceLoop(build_network(settings.network.architecture(), CLASSES), None, settings)
     labels = torch.arange(4).repeat_interleave(4).view(1, 4, 4).expand(2, -1, -1)
     source, target = torch.ones(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
     images, mixed, weight = loop._mix(source, labels, target, torch.full((2, 4, 4), 9), torch.full((2, 4, 4), 0.3))

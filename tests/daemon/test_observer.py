@@ -29,7 +29,7 @@ def add_network(registry, make_settings, tmp_path):
     def add(seed: int, parent: int | None = None) -> int:
         settings = make_settings()
         torch.manual_seed(seed)
-        save_weights(build_network(settings.network, len(settings.classes)), tmp_path / "w.safetensors")
+        save_weights(build_network(settings.network.architecture(), len(settings.classes)), tmp_path / "w.safetensors")
         origin = "pretrain" if parent is None else "round"
         manifest = make_manifest(settings, origin=origin, parent=parent)
         version = registry.add(tmp_path / "w.safetensors", manifest, by="test").version
@@ -122,7 +122,7 @@ def test_it_stops_between_frames(world, observer, layout, add_network):
 def test_the_numbers_are_those_of_the_definition(make_settings):
     settings = make_settings()
     torch.manual_seed(3)
-    serving, released = (build_network(settings.network, 5).eval() for _ in range(2))
+    serving, released = (build_network(settings.network.architecture(), 5).eval() for _ in range(2))
     pixels = np.random.default_rng(0).integers(0, 256, (40, 64, 3), np.uint8)
     found = observe_frame(serving, released, pixels)
     with torch.inference_mode():
@@ -139,7 +139,7 @@ def test_the_numbers_are_those_of_the_definition(make_settings):
 
 def test_a_sliver_of_an_image_is_observed_too(make_settings):
     settings = make_settings()
-    network = build_network(settings.network, 5).eval()
+    network = build_network(settings.network.architecture(), 5).eval()
     started = time.monotonic()
     found = observe_frame(network, network, np.zeros((1, 48, 3), np.uint8))
     assert np.isfinite(found.embedding).all()

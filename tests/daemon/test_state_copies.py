@@ -21,7 +21,7 @@ from tests.daemon.running import ROOT, Running
 SECTIONS = {
     "serving": {"enabled": True},
     "observe": {"enabled": True},
-    "round": {"steps": 100_000, "save_steps": 1},
+    "round": {"steps": 100_000, "advanced": {"save_steps": 1}},
 }
 
 

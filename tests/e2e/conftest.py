@@ -18,25 +18,26 @@ HEIGHT, WIDTH = 72, 96
 SETTINGS: dict[str, Any] = {
     "state": "state",
     "classes": "demo",
-    "watch": {"folder": "drop", "stability_seconds": 0.2, "rescan_seconds": 0.5},
+    "watch": {"folder": "drop", "stability_seconds": 0.2, "advanced": {"rescan_seconds": 0.5}},
     "source": {"images": "source/images", "labels": "source/labels"},
     "buffer": {
-        "height": HEIGHT, "width": WIDTH, "tile": 48, "capacity_frames": 64, "holdout_fraction": 0.3,
-        "reserve_bytes": 0,
+        "height": HEIGHT, "width": WIDTH, "capacity_frames": 64, "holdout_fraction": 0.3,
+        "reserve_bytes": 0, "advanced": {"tile": 48},
     },
     "network": {"name": "deeplabv3plus", "encoder": "resnet_tiny", "channels": 32, "output_stride": 16},
     "pretrain": {
         "steps": 100, "batch_size": 4, "crop_height": HEIGHT, "crop_width": WIDTH,
         "optim": {"learning_rate": 0.002, "head_multiplier": 1.0, "warmup_steps": 2},
     },
-    "mfm": {"dim": 32, "heads": 4, "blocks": 1, "learning_rate": 0.001},
-    "recipe": {"ema_decay": 0.95, "threshold": 0.7, "jitter": 0.3, "source_jitter": 0.2},
+    "mfm": { "learning_rate": 0.001, "ablation": {"dim": 32, "heads": 4, "blocks": 1}},
+    "recipe": {"ema_decay": 0.95, "threshold": 0.7, "jitter": 0.3, "advanced": {"source_jitter": 0.2}},
     "round": {
         "steps": 60, "max_seconds": 60, "batch_size": 4, "crop_height": HEIGHT, "crop_width": WIDTH, "device": "cpu",
-        "threads": 1, "score_images": 16, "optim": {"learning_rate": 0.0007, "head_multiplier": 1.0, "warmup_steps": 2},
+        "threads": 1, "optim": {"learning_rate": 0.0007, "head_multiplier": 1.0, "warmup_steps": 2},
+        "advanced": {"score_images": 16},
     },
     "schedule": {"new_frames": 24, "min_frames": 16},
-    "gate": {"min_holdout": 2},  # eight held-out frames; seeds 0-3 win all four votes
+    "gate": {"advanced": {"min_holdout": 2}},  # eight held-out frames; seeds 0-3 win all four votes
     "serving": {"port": 0, "device": "cpu", "threads": 1},
     "control": {"port": 0},
 }  # fmt: skip

@@ -23,7 +23,8 @@ def saved(driven: DrivenDaemon, start: int) -> int | None:
 @pytest.mark.timeout(600)
 def test_a_round_outlives_two_daemons(untrained: DrivenDaemon, camera: list[Path]) -> None:
     config = yaml.safe_load(untrained.config.read_text())
-    config["round"] |= {"steps": STEPS, "save_steps": 5, "max_seconds": 900}
+    config["round"] |= {"steps": STEPS, "max_seconds": 900}
+    config["round"]["advanced"] |= {"save_steps": 5}
     config["serving"]["enabled"], config["observe"] = False, {"enabled": False}  # three times loaded, asked nothing
     untrained.config.write_text(yaml.safe_dump(config))
     untrained.start()

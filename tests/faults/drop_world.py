@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from configs.load import merge
 from configs.settings import Settings
 from daemon.ingest.worker import Ingest
 from daemon.metrics import Metrics
@@ -41,13 +42,19 @@ class DropWorld:
         self.tampered = False
         """The test itself did damage: nothing is checked at its end."""
         self.dropped: defaultdict[str, set[str]] = defaultdict(set)
-        values = {"stability_seconds": 0.1, "rescan_seconds": 0.3, "group_seconds": 0.05, **watch}
+        values = merge({"stability_seconds": 0.1, "advanced": {"rescan_seconds": 0.3, "group_seconds": 0.05}}, watch)
         self.settings = Settings.model_validate(
             {
                 "state": self.state,
                 "classes": "demo",
                 "watch": {"folder": self.folder, **values},
-                "buffer": {"height": 32, "width": 32, "tile": 32, "capacity_frames": 512, "reserve_bytes": 0},
+                "buffer": {
+                    "height": 32,
+                    "width": 32,
+                    "capacity_frames": 512,
+                    "reserve_bytes": 0,
+                    "advanced": {"tile": 32},
+                },
             }
         )
         layout = StateLayout(self.state)

@@ -86,7 +86,7 @@ def test_a_burst_is_committed_whole_though_the_observer_dies_half_way(drop_world
 
 def test_an_overflow_of_the_kernels_queue_is_made_up_for_at_once(drop_world):
     """The thread that empties the queue is held; the kernel drops what comes, and only a rescan can find it."""
-    world = drop_world(rescan_seconds=600.0)
+    world = drop_world(advanced={"rescan_seconds": 600.0})
     world.listening()
     world.until(lambda: world.value("mfmd_watcher_rescans_total") == 1)
     with world.observer._inotify_fd._lock:

@@ -27,7 +27,7 @@ BYTES = [b"latin-\xe9.png", b"\xff\xfe\xfd.png", b"\xed\xa0\x80 surrogate.png", 
 
 
 def test_a_root_that_is_removed_and_made_again_and_again(drop_world):
-    world = drop_world(rescan_seconds=600.0)
+    world = drop_world(advanced={"rescan_seconds": 600.0})
     for turn in range(4):
         world.until(lambda: world.ingest.activity[0].state == "watching")
         for number in range(5):
@@ -63,7 +63,7 @@ def test_a_root_removed_while_its_files_are_taken(drop_world):
 
 def test_a_root_that_another_takes_the_place_of(drop_world):
     """As a mount does: the path is there all the time, device or inode are others."""
-    world = drop_world(rescan_seconds=600.0)
+    world = drop_world(advanced={"rescan_seconds": 600.0})
     world.listening()
     world.drop("a.png", picture(1))
     world.settled_without_timer()

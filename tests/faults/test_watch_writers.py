@@ -126,7 +126,7 @@ def test_a_file_that_changes_after_its_commit_is_another_frame(drop_world):
 @pytest.mark.parametrize("failures", [1, 1000])
 def test_a_handler_that_raises(drop_world, monkeypatch, failures):
     """Once or always: the observer lives on, and a rescan, not the ten-minute timer, makes up for what it missed."""
-    world = drop_world(rescan_seconds=600.0)
+    world = drop_world(advanced={"rescan_seconds": 600.0})
     world.listening()
     observer, real, raised = world.observer, Hints.add, []
 

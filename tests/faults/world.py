@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from configs.buffer import BufferSettings
 from configs.class_list import load_class_list
-from configs.settings import BufferSettings, Settings
+from configs.load import merge
+from configs.settings import Settings
 from daemon.ingest.worker import Ingest
 from daemon.metrics import Metrics
 from daemon.videos.worker import VideoWorker
@@ -62,18 +64,18 @@ def settings(root: Path, **sections: dict[str, Any]) -> Settings:
         "state": root / "state",
         "classes": CLASSES,
         "watch": {
-            "folder": root / "drop", "stability_seconds": 0.0, "rescan_seconds": 0.05, "group_seconds": 0.02,
-            "group_frames": 3, "max_file_bytes": 300_000, "max_pixels": 100_000,
+            "folder": root / "drop", "stability_seconds": 0.0, "max_file_bytes": 300_000, "max_pixels": 100_000,
+            "advanced": {"rescan_seconds": 0.05, "group_seconds": 0.02, "group_frames": 3},
         },
         "buffer": {
-            "height": HEIGHT, "width": WIDTH, "tile": 16, "capacity_frames": CAPACITY, "holdout_fraction": 0.3,
-            "reserve_bytes": 0,
+            "height": HEIGHT, "width": WIDTH, "capacity_frames": CAPACITY, "holdout_fraction": 0.3,
+            "reserve_bytes": 0, "advanced": {"tile": 16},
         },
         "network": {"name": "daformer", "encoder": "mit_tiny", "channels": 16},
         "source": {"images": root / "images", "labels": root / "labels"},
     }  # fmt: skip
     for name, section in sections.items():
-        values[name] = {**values.get(name, {}), **section}
+        values[name] = merge(values.get(name, {}), section)
     return Settings.model_validate(values)
 
 
@@ -238,7 +240,9 @@ def take_and_move(root: Path) -> None:
 
 def video_settings(root: Path) -> Settings:
     """Settings under which a video takes several commits, and frames leave the buffer meanwhile."""
-    return settings(root, watch={"group_frames": 4}, videos={"seconds": VIDEO_SECONDS}, buffer={"capacity_frames": 20})
+    return settings(
+        root, watch={"advanced": {"group_frames": 4}}, videos={"seconds": VIDEO_SECONDS}, buffer={"capacity_frames": 20}
+    )
 
 
 def take_videos(root: Path) -> None:

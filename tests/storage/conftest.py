@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.settings import BufferSettings, Settings
+from configs.buffer import BufferSettings
+from configs.settings import Settings
 from storage.buffer.catalog_records import FileFact
 from storage.buffer.frames import FrameBuffer, NewFrame
 from storage.layout import StateLayout
 from storage.media.images import fit_frame
 from storage.registry.manifest import Manifest
+from tests.sections import section
 
 HEIGHT, WIDTH = 64, 96
 
@@ -27,7 +29,7 @@ def layout(tmp_path: Path) -> StateLayout:
 
 @pytest.fixture
 def small() -> BufferSettings:
-    return BufferSettings(height=HEIGHT, width=WIDTH, tile=32, capacity_frames=6, holdout_fraction=0.25)
+    return section(BufferSettings, height=HEIGHT, width=WIDTH, tile=32, capacity_frames=6, holdout_fraction=0.25)
 
 
 @pytest.fixture
@@ -98,7 +100,7 @@ def source(tmp_path: Path) -> Callable[..., Settings]:
                 "state": tmp_path / "state",
                 "classes": colors,
                 "watch": {"folder": tmp_path / "drop"},
-                "buffer": {"height": HEIGHT, "width": WIDTH, "tile": 32},
+                "buffer": {"height": HEIGHT, "width": WIDTH, "advanced": {"tile": 32}},
                 "source": {"images": images, "labels": labels, **more},
             }
         )

@@ -9,7 +9,7 @@ from adapters.networks.hf_directory import quiet_transformers
 from adapters.networks.huggingface.models import build_huggingface
 from adapters.networks.huggingface.pixels import scaling_of
 from adapters.networks.network import SegmentationNetwork
-from configs.settings import NetworkSettings
+from configs.network import Architecture
 from storage import durable
 from storage.registry.manifest import Manifest
 
@@ -21,7 +21,7 @@ def write_huggingface(network: SegmentationNetwork, manifest: Manifest, folder: 
 
     The result loads with transformers alone. Raises ExportRefused for a network that transformers has no class for.
     """
-    settings = NetworkSettings.model_validate(manifest.network)
+    settings = Architecture.model_validate(manifest.network)
     if settings.name != "huggingface" or settings.multi_resolution:
         kind = "multi-resolution" if settings.multi_resolution else settings.name
         raise ExportRefused(
@@ -40,7 +40,7 @@ def write_huggingface(network: SegmentationNetwork, manifest: Manifest, folder: 
     return ("batch", "height", "width")
 
 
-def _preprocessor(settings: NetworkSettings, manifest: Manifest) -> dict[str, Any]:
+def _preprocessor(settings: Architecture, manifest: Manifest) -> dict[str, Any]:
     """Return how to prepare images: the model's own pixel scaling, and the size that mfmd fits images to.
 
     SegFormer's processor resizes, scales and normalises for any model. Only MobileViT's supports BGR, and it has no

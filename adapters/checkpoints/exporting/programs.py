@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram
 
 from adapters.errors import ExportRefused
 from adapters.networks.network import SegmentationNetwork
-from configs.settings import NetworkSettings
+from configs.network import Architecture
 from storage.registry.manifest import Manifest
 
 PROGRAM, ONNX = "model.pt2", "model.onnx"
@@ -57,7 +57,7 @@ def write_onnx(network: SegmentationNetwork, manifest: Manifest, folder: Path) -
     return free
 
 
-def free_dimensions(settings: NetworkSettings) -> tuple[str, ...]:
+def free_dimensions(settings: Architecture) -> tuple[str, ...]:
     """Return which dimensions of the images `[batch, 3, height, width]` stay free in an exported program."""
     if settings.multi_resolution:
         return _BATCH
@@ -78,7 +78,7 @@ def _spell_out_attention(network: SegmentationNetwork) -> None:
 def _program(network: SegmentationNetwork, manifest: Manifest) -> tuple[ExportedProgram, tuple[str, ...]]:
     """Return the network as a program, and its free dimensions."""
     own = (manifest.input_height, manifest.input_width)
-    if "height" in free_dimensions(NetworkSettings.model_validate(manifest.network)):
+    if "height" in free_dimensions(Architecture.model_validate(manifest.network)):
         # Odd sides: no stride divides them, so nothing is written down that holds for multiples only.
         program = _exported(network, (own[0] | 1, own[1] | 1), _ALL)
         if _takes(program, own):

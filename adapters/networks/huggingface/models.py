@@ -19,14 +19,14 @@ from adapters.networks.huggingface.segformer import SEGFORMER
 from adapters.networks.huggingface.single_value_norm import allow_single_values
 from adapters.networks.huggingface.upernet import UPERNET
 from adapters.networks.network import SegmentationNetwork
-from configs.settings import NetworkSettings
+from configs.network import Architecture
 
 _ALL = (BEIT, DATA2VEC, DPT, MOBILENETV2, MOBILEVIT, MOBILEVITV2, SEGFORMER, UPERNET)
 FAMILIES = {family.model_type: family for family in _ALL}
 """By `model_type` in config.json."""
 
 
-def build_huggingface(settings: NetworkSettings, num_classes: int) -> tuple[SegmentationNetwork, Any]:
+def build_huggingface(settings: Architecture, num_classes: int) -> tuple[SegmentationNetwork, Any]:
     """Build the network of `settings.hf_config`, untrained, and the transformers model whose modules it shares.
 
     Raises UnsupportedModel for a kind that cannot be split, NetworkMismatch when its class count is not `num_classes`.
@@ -38,7 +38,7 @@ def build_huggingface(settings: NetworkSettings, num_classes: int) -> tuple[Segm
         return _split(family, model, settings, num_classes), model
 
 
-def load_huggingface(directory: Path, settings: NetworkSettings, num_classes: int) -> SegmentationNetwork:
+def load_huggingface(directory: Path, settings: Architecture, num_classes: int) -> SegmentationNetwork:
     """Load the network of `settings.hf_config` with the weights in a local Hugging Face directory.
 
     Reads safetensors only, downloads nothing. Raises UnsupportedModel or NetworkMismatch.
@@ -61,7 +61,7 @@ def _refusing() -> Iterator[None]:
         raise UnsupportedModel(f"config.json: transformers cannot build the model that it describes: {what}") from error
 
 
-def _family_of(settings: NetworkSettings) -> tuple[Family, dict[str, Any]]:
+def _family_of(settings: Architecture) -> tuple[Family, dict[str, Any]]:
     if settings.hf_config is None:
         raise UnsupportedModel("network.name: 'huggingface' has no hf_config; bring such a model in with `mfmd import`")
     kind = str(settings.hf_config.get("model_type"))
@@ -70,7 +70,7 @@ def _family_of(settings: NetworkSettings) -> tuple[Family, dict[str, Any]]:
     return FAMILIES[kind], settings.hf_config
 
 
-def _split(family: Family, model: Any, settings: NetworkSettings, num_classes: int) -> SegmentationNetwork:
+def _split(family: Family, model: Any, settings: Architecture, num_classes: int) -> SegmentationNetwork:
     if model.config.num_labels != num_classes:
         raise NetworkMismatch(
             f"config.json: the model has {model.config.num_labels} classes, the configuration lists {num_classes}"

@@ -1,1 +1,1 @@
-"""The settings as text: template, reference page, schema."""
+"""The settings as text: what `mfmd init` writes, and the reference page."""

@@ -1,21 +1,40 @@
-"""The commented configuration that `mfmd init` writes: what must be set, then every default, commented out."""
+"""The configuration that `mfmd init` writes: what people change, each line with its reason; it fits on one screen."""
 
-import textwrap
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from daemon.cli.settings.reference import REQUIRED, SectionDoc, SettingDoc, sections
+from configs.settings import Settings
 
 HEADER = """\
-# Configuration of mfmd, written by `mfmd init`.
+# mfmd's settings. All of them: `mfmd config schema --markdown`. Paths are relative to this file.
 # Next: `mfmd doctor`, then `mfmd pretrain` (or `mfmd import PATH`), then `mfmd run`.
-#
-# Lines like `#height: 512` show defaults. To change one, remove its `#`, and the `#` before the name of its section.
-# Paths are relative to this file. Environment variables win over it: MFMD_WATCH__FOLDER sets watch.folder.
 """
-WIDTH = 110
+REASONS: dict[tuple[str, ...], str] = {
+    ("state",): "buffer, checkpoints and rounds: the disk needs room for them",
+    ("classes",): "cityscapes, camvid, demo, or a list of {name, color: [r, g, b]}",
+    ("watch", "folder"): "where images arrive",
+    ("watch", "after_commit"): "or delete, or move with done_folder: what happens to a stored image",
+    ("source", "images"): "labelled images; without `source` rounds learn from new images alone",
+    ("source", "labels"): "PNGs of class indices with the same names",
+    ("buffer", "height"): "images are scaled to fit; a larger frame shows more and costs more (pixels)",
+    ("buffer", "width"): "the camera's aspect wastes least (pixels)",
+    ("buffer", "capacity_frames"): "how much of the past rounds learn from: 1.5 MiB a frame at this size",
+    ("network", "encoder"): "what `mfmd pretrain` trains: mit_tiny on small CPUs, up to mit_b5 on a large GPU",
+    ("recipe", "name"): "self-training: dacs is quickest; daformer and mic cost more and find rare classes",
+    ("round", "steps"): "ends a round; more steps adapt further",
+    ("round", "max_seconds"): "ends it too, whichever comes first",
+    ("round", "batch_size"): "less when memory runs out",
+    ("schedule", "new_frames"): "a round starts after this many new images",
+    ("gate", "source_drop"): "a candidate that loses more on labelled source never serves (mIoU, 0-1)",
+    ("serving", "host"): "0.0.0.0 for other machines; needs token_file",
+    ("serving", "port"): "answers images: POST /v1/segment",
+    ("serving", "device"): "cpu leaves a GPU to the rounds",
+    ("control", "port"): "page, metrics and API of the daemon",
+}
+"""Why anybody would change it, for each setting in the file."""
 PLACEHOLDERS: dict[tuple[str, ...], str] = {
     ("source", "images"): "source/images",
     ("source", "labels"): "source/labels",
@@ -26,41 +45,31 @@ PLACEHOLDERS: dict[tuple[str, ...], str] = {
 def render(values: Mapping[tuple[str, ...], Any]) -> str:
     """The file's text. `values` maps setting paths, such as `("watch", "folder")`, to what the user chose.
 
-    A section is live when one of its settings was chosen; other settings show their default, commented out.
+    Everything else shows its default. `source` is commented out unless `values` name it.
     """
-    return HEADER + "".join(f"{line}\n" for section in sections() for line in _section(section, values))
+    return HEADER + "".join(f"{line}\n" for line in _lines(values))
 
 
-def _section(section: SectionDoc, values: Mapping[tuple[str, ...], Any]) -> Iterator[str]:
-    depth = len(section.path)
-    live = depth == 0 or any(path[:depth] == section.path for path in values)
-    mark = "" if live else "#"
-    if depth:
-        if depth == 1:
-            yield ""
-        yield from (mark + line for line in _comment(section.description, depth - 1))
-        yield f"{mark}{'  ' * (depth - 1)}{section.path[-1]}:"
-    for setting in section.settings:
-        if depth == 0:
-            yield ""
-        yield from (mark + line for line in _comment(setting.description, depth))
-        yield _setting(setting, values, live=live)
+def _lines(values: Mapping[tuple[str, ...], Any]) -> Iterator[str]:
+    section = ""
+    for path, reason in REASONS.items():
+        mark = "#" if path in PLACEHOLDERS and path not in values else ""
+        if path[:-1] and path[0] != section:
+            section = path[0]
+            yield f"{mark}{section}:"
+        value = values[path] if path in values else PLACEHOLDERS.get(path) or _default(path)
+        setting = f"{mark}{'  ' * (len(path) - 1)}{path[-1]}: {_scalar(value)}"
+        yield f"{setting:<27} # {reason}"
 
 
-def _setting(setting: SettingDoc, values: Mapping[tuple[str, ...], Any], *, live: bool) -> str:
-    indent, name = "  " * (len(setting.path) - 1), setting.path[-1]
-    if setting.path in values:
-        return f"{indent}{name}: {_scalar(values[setting.path])}"
-    default = PLACEHOLDERS.get(setting.path) if setting.default is REQUIRED else setting.default
-    line = f"{name}: {_scalar(default)}"
-    return f"{indent}#{line}" if live else f"#{indent}{line}"
-
-
-def _comment(text: str, depth: int) -> Iterator[str]:
-    prefix = "  " * depth + "# "
-    yield from textwrap.wrap(text, WIDTH, initial_indent=prefix, subsequent_indent=prefix)
+def _default(path: tuple[str, ...]) -> Any:
+    value: Any = Settings.model_validate({"classes": "demo", "watch": {"folder": "drop"}})  # what has no default
+    for key in path:
+        value = getattr(value, key)
+    return value
 
 
 def _scalar(value: Any) -> str:
     """`value` as one line of YAML, quoted where YAML would read it differently (`no` is a boolean)."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).splitlines()[0]
+    plain = str(value) if isinstance(value, Path) else value
+    return yaml.safe_dump(plain, default_flow_style=True, width=10_000, allow_unicode=True).splitlines()[0]

@@ -63,7 +63,7 @@ class Bodies:
 
     def _check_room(self, so_far: int, more: int) -> None:
         if so_far + more > self._largest:
-            message = f"the body is larger than {self._largest} bytes (serving.max_body_bytes)"
+            message = f"the body is larger than {self._largest} bytes (serving.advanced.max_body_bytes)"
             raise ApiError(413, "body_too_large", message)
         if self._held + more > LARGEST_AT_ONCE * self._largest:
             message = f"{self._held} bytes of other requests are held already; try again in 1 s"

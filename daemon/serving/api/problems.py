@@ -16,7 +16,7 @@ MEANINGS = {
     401: "A bearer token is needed (serving.token).",
     403: "Refused by the server's settings.",
     404: "No such model, or no such version in memory.",
-    408: "The body did not arrive within serving.request_seconds.",
+    408: "The body did not arrive within serving.advanced.request_seconds.",
     413: "The body, the image or the batch is too large.",
     415: "Not an image in a format that is read, or a Content-Encoding.",
     422: "The image is damaged.",

@@ -115,9 +115,9 @@ async def _segment(plane: InferencePlane, kind: AnswerFormat, content_type: str,
 
 def _decode(plane: InferencePlane, content_type: str, body: bytes) -> NDArray[np.uint8]:
     """The image of a raw or multipart body, RGB `[h, w, 3]`; ApiError 4xx when there is none."""
-    limits = plane.settings.serving
+    most_bytes, most_pixels = plane.settings.serving.advanced.max_body_bytes, plane.settings.watch.max_pixels
     content = image_part(content_type, body) if is_multipart(content_type) else body
     try:
-        return decode_image(content, max_bytes=limits.max_body_bytes, max_pixels=limits.max_pixels)
+        return decode_image(content, max_bytes=most_bytes, max_pixels=most_pixels)
     except RefusedImage as error:
         raise refused(error) from error

@@ -74,7 +74,7 @@ def describe(plane: "InferencePlane") -> ServingStatus:
         resident=list(plane.slots.versions),
         last_failure=SwapFailure.model_validate(failure, from_attributes=True) if failure else None,
         queue_images=plane.batcher.depth,
-        queue_limit=plane.settings.serving.queue_images,
+        queue_limit=plane.settings.serving.advanced.queue_images,
         device=str(plane.device),
         computes=live.forward.computes if live else None,
         started=plane.started,

@@ -50,7 +50,7 @@ class Lifetime:
         await problem_answer(scope["path"], error, self._metrics)(scope, receive, send)
 
     def _late(self, reading: bool) -> ApiError:
-        limit = f"{self._seconds:g} s (serving.request_seconds)"
+        limit = f"{self._seconds:g} s (serving.advanced.request_seconds)"
         if reading:
             return ApiError(408, "body_timeout", f"the body did not arrive within {limit}")
         return ApiError(503, "request_timeout", f"no answer within {limit}; the server is busy", retry_after=1)

@@ -180,8 +180,8 @@ def _check(plane: InferencePlane, model: str, version: str | None) -> int | None
 
 
 async def _infer(plane: InferencePlane, version: int | None, body: bytes, header_length: str | None) -> Response:
-    limits = plane.settings.serving
-    request = await plane.in_thread(lambda: parse_infer(body, header_length, limits.max_pixels))
+    most = plane.settings.watch.max_pixels
+    request = await plane.in_thread(lambda: parse_infer(body, header_length, most))
     with plane.slots.lease(version) as resident:
         labels = await plane.segment(resident, lambda: list(request.images))
         content, headers, media_type = await plane.in_thread(lambda: format_infer(request, labels, resident.version))

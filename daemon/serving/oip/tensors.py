@@ -111,7 +111,7 @@ def _read_tensor(tensor: InputTensor, tail: bytes | None, max_pixels: int) -> ND
             400, "wrong_shape", f"input {INPUT!r} must be [B, H, W, 3] with sizes of 1 or more, got {str(shape)[:64]}"
         )
     if math.prod(shape[:3]) > max_pixels:  # the product itself may have too many digits to be written down
-        message = f"shape {str(shape)[:64]} is more than {max_pixels} pixels in one request (serving.max_pixels)"
+        message = f"shape {str(shape)[:64]} is more than {max_pixels} pixels in one request (watch.max_pixels)"
         raise ApiError(413, "too_many_pixels", message)
     if "binary_data_size" in tensor.parameters:
         return _from_binary(tensor, tail)

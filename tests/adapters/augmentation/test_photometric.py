@@ -6,7 +6,8 @@ import torch
 from adapters.augmentation.augment import color_jitter
 from adapters.augmentation.photometric import photometric, random_gamma
 from adapters.draws import Draws
-from configs.settings import PretrainSettings
+from configs.network import PretrainSettings
+from tests.sections import section
 
 
 def seeded(seed: int = 0) -> Draws:
@@ -31,14 +32,14 @@ def test_jitter_alone_is_the_colour_jitter_of_before(images) -> None:
 
 @pytest.mark.parametrize("name", ["jitter_probability", "blur_probability", "grayscale_probability"])
 def test_about_the_named_share_of_images_changes(images, name) -> None:
-    settings = PretrainSettings.model_validate({"jitter": 0.5 if name == "jitter_probability" else 0.0, name: 0.25})
+    settings = section(PretrainSettings, **{"jitter": 0.5 if name == "jitter_probability" else 0.0, name: 0.25})
     changed = photometric(images, settings, seeded())
     share = (changed != images).flatten(1).any(dim=1).float().mean()
     assert 0.1 < share < 0.45
 
 
 def test_grey_images_have_three_equal_channels(images) -> None:
-    grey = photometric(images, PretrainSettings(jitter=0.0, grayscale_probability=1.0), seeded())
+    grey = photometric(images, section(PretrainSettings, jitter=0.0, grayscale_probability=1.0), seeded())
     torch.testing.assert_close(grey[:, 0], grey[:, 2])
 
 
@@ -52,8 +53,8 @@ def test_gamma_keeps_black_and_white_and_order_and_stays_within_its_powers(image
 
 
 def test_it_repeats_under_a_seed(images) -> None:
-    settings = PretrainSettings(
-        jitter=0.5, jitter_probability=0.8, gamma=0.5, grayscale_probability=0.1, blur_probability=0.3
+    settings = section(
+        PretrainSettings, jitter=0.5, jitter_probability=0.8, gamma=0.5, grayscale_probability=0.1, blur_probability=0.3
     )
     first, again = (photometric(images, settings, seeded(7)) for _ in range(2))
     assert torch.equal(first, again)

@@ -19,7 +19,8 @@ from adapters.checkpoints.checkpoint import (
 from adapters.mfm.rebuilder import build_rebuilder
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
-from configs.settings import NetworkSettings, Settings
+from configs.network import Architecture
+from configs.settings import Settings
 from storage.errors import CorruptCheckpoint, UnknownVersion
 from storage.registry.registry import CheckpointRegistry
 
@@ -41,7 +42,7 @@ def settings(tmp_path: Path) -> Settings:
 def network(settings: Settings) -> SegmentationNetwork:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    network = build_network(settings.network, len(settings.classes))
+    network = build_network(settings.network.architecture(), len(settings.classes))
     network.train()(torch.randn(2, 3, 64, 64))  # BatchNorm statistics that are no longer the initial ones
     return network.eval()
 
@@ -60,7 +61,7 @@ def saved(network: SegmentationNetwork, tmp_path: Path) -> Path:
 
 def fresh(settings: Settings) -> SegmentationNetwork:
     torch.manual_seed(1)
-    return build_network(settings.network, len(settings.classes)).eval()
+    return build_network(settings.network.architecture(), len(settings.classes)).eval()
 
 
 def state_of(network: SegmentationNetwork) -> dict[str, Tensor]:
@@ -79,13 +80,13 @@ def test_loaded_weights_give_the_same_logits(network: SegmentationNetwork, setti
 @pytest.mark.parametrize(
     "chosen",
     [
-        NetworkSettings(name="daformer", encoder="mit_tiny", channels=16),
-        NetworkSettings(name="deeplabv2", encoder="resnet_tiny"),
-        NetworkSettings(name="deeplabv3plus", encoder="resnet_tiny", channels=16),
+        Architecture(name="daformer", encoder="mit_tiny", channels=16),
+        Architecture(name="deeplabv2", encoder="resnet_tiny"),
+        Architecture(name="deeplabv3plus", encoder="resnet_tiny", channels=16),
     ],
     ids=lambda chosen: chosen.name,
 )
-def test_exported_names_are_those_of_the_plain_network(chosen: NetworkSettings, tmp_path: Path) -> None:
+def test_exported_names_are_those_of_the_plain_network(chosen: Architecture, tmp_path: Path) -> None:
     """Training beside a Rebuilder leaves no trace in the file."""
     student = build_network(chosen, 3)
     build_rebuilder(student, (64, 64), Settings.model_fields["mfm"].default.model_copy(update={"dim": 32, "heads": 4}))

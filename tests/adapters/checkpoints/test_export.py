@@ -20,16 +20,17 @@ from adapters.checkpoints.importing import import_checkpoint
 from adapters.errors import ExportRefused
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
-from configs.settings import NetworkSettings, Settings
+from configs.network import Architecture
+from configs.settings import Settings
 from storage.errors import UnknownVersion
 from storage.registry.registry import CheckpointRegistry
 from tests.adapters.tiny_models import MODELS, model
 
 CPU = torch.device("cpu")
 NATIVE = {
-    "deeplabv2": NetworkSettings(name="deeplabv2", encoder="resnet_tiny"),
-    "dinov2_map": NetworkSettings(name="deeplabv2", encoder="dinov2_tiny"),
-    "hrda": NetworkSettings(name="deeplabv2", encoder="resnet_tiny", multi_resolution=True),
+    "deeplabv2": Architecture(name="deeplabv2", encoder="resnet_tiny"),
+    "dinov2_map": Architecture(name="deeplabv2", encoder="dinov2_tiny"),
+    "hrda": Architecture(name="deeplabv2", encoder="resnet_tiny", multi_resolution=True),
 }
 
 
@@ -202,7 +203,7 @@ def test_programs_give_our_logits_at_other_sizes(
 
 def test_free_dimensions_follow_the_kind(versions: dict[str, int], registry: CheckpointRegistry) -> None:
     free = {
-        name: free_dimensions(NetworkSettings.model_validate(registry.manifest(version).network))
+        name: free_dimensions(Architecture.model_validate(registry.manifest(version).network))
         for name, version in versions.items()
     }
     fixed = {

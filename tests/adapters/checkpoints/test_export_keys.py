@@ -15,14 +15,16 @@ from adapters.networks.activation_checkpointing import checkpoint_encoder
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
 from adapters.optim import build_optimizer
-from configs.settings import MfmSettings, NetworkSettings, OptimSettings
+from configs.mfm import MfmSettings
+from configs.network import Architecture, OptimSettings
+from tests.sections import section
 
 CLASSES = 5
 NETWORKS = {
-    "daformer": NetworkSettings(name="daformer", encoder="mit_tiny", channels=32),
-    "deeplabv2": NetworkSettings(name="deeplabv2", encoder="resnet_tiny"),
-    "deeplabv3plus": NetworkSettings(name="deeplabv3plus", encoder="resnet_tiny", channels=32),
-    "dinov2": NetworkSettings(name="daformer", encoder="dinov2_tiny", channels=32),
+    "daformer": Architecture(name="daformer", encoder="mit_tiny", channels=32),
+    "deeplabv2": Architecture(name="deeplabv2", encoder="resnet_tiny"),
+    "deeplabv3plus": Architecture(name="deeplabv3plus", encoder="resnet_tiny", channels=32),
+    "dinov2": Architecture(name="daformer", encoder="dinov2_tiny", channels=32),
 }
 
 
@@ -34,7 +36,7 @@ def flops(network: SegmentationNetwork, images: Tensor) -> int:
 
 def train(network: SegmentationNetwork) -> None:
     """One step of Masked Feature Modeling."""
-    rebuilder = build_rebuilder(network.train(), (64, 64), MfmSettings(dim=32, heads=4, blocks=1))
+    rebuilder = build_rebuilder(network.train(), (64, 64), section(MfmSettings, dim=32, heads=4, blocks=1))
     optimizer = build_optimizer(network, OptimSettings(), rebuilder=rebuilder, rebuilder_lr=1e-3)
     labels = torch.randint(0, CLASSES, (2, 64, 64))
     mfm_loss(network, rebuilder, torch.randn(2, 3, 64, 64), labels, torch.ones(2, 64, 64), Draws(0)).backward()

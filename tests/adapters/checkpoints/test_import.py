@@ -13,7 +13,8 @@ from adapters.checkpoints.importing import import_checkpoint
 from adapters.errors import NetworkMismatch, UnsupportedModel
 from adapters.networks.build import build_network
 from adapters.networks.pixels import normalise
-from configs.settings import NetworkSettings, Settings
+from configs.network import Architecture
+from configs.settings import Settings
 from storage.registry.registry import CheckpointRegistry
 from tests.adapters.tiny_models import CLASSES, MODELS, model
 
@@ -72,7 +73,7 @@ def test_auxiliary_head_is_left_out(settings: Settings, registry: CheckpointRegi
 def test_safetensors_of_the_configured_network(
     settings: Settings, registry: CheckpointRegistry, tmp_path: Path
 ) -> None:
-    network = build_network(settings.network, CLASSES).eval()
+    network = build_network(settings.network.architecture(), CLASSES).eval()
     save_weights(network, tmp_path / "weights.safetensors")
     manifest = import_checkpoint(tmp_path / "weights.safetensors", settings, registry)
     loaded, _ = load_version(registry, manifest.version, CPU)
@@ -84,7 +85,7 @@ def test_safetensors_of_the_configured_network(
 def test_safetensors_of_another_network_are_refused(
     settings: Settings, registry: CheckpointRegistry, tmp_path: Path
 ) -> None:
-    save_weights(build_network(settings.network, CLASSES + 1), tmp_path / "weights.safetensors")
+    save_weights(build_network(settings.network.architecture(), CLASSES + 1), tmp_path / "weights.safetensors")
     with pytest.raises(NetworkMismatch, match=r"wrong shape.*deeplabv2"):
         import_checkpoint(tmp_path / "weights.safetensors", settings, registry)
     assert registry.versions() == []
@@ -206,4 +207,4 @@ def test_other_directories_are_refused(
 
 def test_hugging_face_network_without_its_config_is_refused() -> None:
     with pytest.raises(UnsupportedModel, match="mfmd import"):
-        build_network(NetworkSettings(name="huggingface"), CLASSES)
+        build_network(Architecture(name="huggingface"), CLASSES)

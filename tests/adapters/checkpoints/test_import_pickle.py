@@ -43,7 +43,7 @@ def registry(settings: Settings) -> CheckpointRegistry:
 
 @pytest.fixture
 def network(settings: Settings) -> torch.nn.Module:
-    return build_network(settings.network, CLASSES).eval()
+    return build_network(settings.network.architecture(), CLASSES).eval()
 
 
 @pytest.mark.parametrize("ending", ["pt", "pth", "bin", "ckpt", "pkl", "pickle"])
@@ -104,7 +104,7 @@ def test_files_that_hold_no_fitting_weights_are_refused_by_name(
 ) -> None:
     torch.save({"epoch": 3}, tmp_path / "none.pt")
     (tmp_path / "rubbish.pt").write_bytes(b"rubbish")
-    torch.save(build_network(settings.network, CLASSES + 1).state_dict(), tmp_path / "other.pt")
+    torch.save(build_network(settings.network.architecture(), CLASSES + 1).state_dict(), tmp_path / "other.pt")
     for name, kind, reason in (
         ("none.pt", UnsupportedModel, "no weights"),
         ("rubbish.pt", UnsupportedModel, "cannot be read"),

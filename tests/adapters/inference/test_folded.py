@@ -18,9 +18,10 @@ from adapters.networks.decoders.depthwise import WIDE as WIDE_PADDING
 from adapters.networks.decoders.depthwise import DepthwiseConv
 from adapters.networks.decoders.winograd import WIDE, WinogradConv
 from adapters.networks.network import SegmentationNetwork
+from configs.network import Architecture
 from configs.serving import ServingSettings
-from configs.settings import NetworkSettings
 from storage.errors import CorruptCheckpoint
+from tests.sections import section
 
 CPU = torch.device("cpu")
 IMAGES = torch.rand(1, 3, 48, 64, generator=torch.Generator().manual_seed(0))
@@ -41,7 +42,7 @@ def lived(network: nn.Module, seed: int = 0) -> nn.Module:
 
 def tiny(name: str, encoder: str, seed: int = 0) -> SegmentationNetwork:
     torch.manual_seed(seed)
-    network = build_network(NetworkSettings(name=name, encoder=encoder, channels=16), 5)  # type: ignore[arg-type]
+    network = build_network(Architecture(name=name, encoder=encoder, channels=16), 5)  # type: ignore[arg-type]
     lived(network, seed)
     return network
 
@@ -225,6 +226,6 @@ def test_broken_weights_are_left_for_the_warm_up_and_decide_nothing(tmp_path: Pa
 
 def test_without_the_option_the_network_runs_as_it_is() -> None:
     network = tiny("deeplabv3plus", "resnet_tiny")
-    forward = ServedForward(copy.deepcopy(network), ServingSettings(fold_batch_norm=False), CPU)
+    forward = ServedForward(copy.deepcopy(network), section(ServingSettings, fold_batch_norm=False), CPU)
     with torch.inference_mode():
         assert norms_in(forward.network) > 0 and torch.equal(forward(IMAGES), network(IMAGES))

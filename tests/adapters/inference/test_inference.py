@@ -11,7 +11,7 @@ from adapters.inference.segment import choose_device, labels_at, logits_of, segm
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.pixels import normalise
-from configs.settings import NetworkSettings
+from configs.network import Architecture
 from storage.media.images import FittedFrame, fit_frame
 
 SIZE = (64, 96)
@@ -21,7 +21,7 @@ SIZE = (64, 96)
 def network() -> SegmentationNetwork:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    settings = NetworkSettings(name="deeplabv3plus", encoder="resnet_tiny", channels=16)
+    settings = Architecture(name="deeplabv3plus", encoder="resnet_tiny", channels=16)
     return build_network(settings, 5).eval()
 
 

@@ -19,6 +19,7 @@ from adapters.networks.pixels import normalise
 from configs.serving import ServingSettings
 from storage.errors import CorruptCheckpoint
 from tests.daemon.serving.serving_world import picture, tiny_network
+from tests.sections import section
 
 CPU = torch.device("cpu")
 SIZE = (64, 96)
@@ -26,7 +27,7 @@ SIZE = (64, 96)
 
 def served(seed: int = 1, **options: object) -> ServedForward:
     """A network of its own under these options."""
-    return ServedForward(copy.deepcopy(tiny_network(seed)), ServingSettings.model_validate(options), CPU)
+    return ServedForward(copy.deepcopy(tiny_network(seed)), section(ServingSettings, **options), CPU)
 
 
 def images(count: int = 8) -> list[Tensor]:

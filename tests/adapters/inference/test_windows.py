@@ -12,7 +12,7 @@ from adapters.inference.segment import logits_of, segment_fitted
 from adapters.inference.windows import LONGEST, Window, starts
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
-from configs.settings import NetworkSettings
+from configs.network import Architecture
 from storage.media.images import fit_frame
 
 CLASSES = 3
@@ -21,7 +21,7 @@ CLASSES = 3
 @pytest.fixture(scope="module")
 def network() -> SegmentationNetwork:
     torch.manual_seed(0)
-    return build_network(NetworkSettings(encoder="mit_tiny", channels=16), CLASSES).eval()
+    return build_network(Architecture(encoder="mit_tiny", channels=16), CLASSES).eval()
 
 
 @given(st.integers(1, 500), st.integers(1, 200), st.floats(0, 0.9))

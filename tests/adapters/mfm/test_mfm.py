@@ -11,14 +11,16 @@ from adapters.mfm.feature_mask import grid_of
 from adapters.mfm.rebuilder import Rebuilder, build_rebuilder
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
-from configs.settings import MfmSettings, NetworkSettings
+from configs.mfm import MfmSettings
+from configs.network import Architecture
+from tests.sections import section
 
 CROP = (64, 96)
 CLASSES = 4
 NETWORKS = {
-    "daformer": NetworkSettings(name="daformer", encoder="mit_tiny", channels=16, dropout=0.0),
-    "deeplabv2": NetworkSettings(name="deeplabv2", encoder="resnet_tiny"),
-    "deeplabv3plus": NetworkSettings(name="deeplabv3plus", encoder="resnet_tiny", channels=16, dropout=0.0),
+    "daformer": Architecture(name="daformer", encoder="mit_tiny", channels=16, dropout=0.0),
+    "deeplabv2": Architecture(name="deeplabv2", encoder="resnet_tiny"),
+    "deeplabv3plus": Architecture(name="deeplabv3plus", encoder="resnet_tiny", channels=16, dropout=0.0),
 }
 
 
@@ -31,7 +33,7 @@ def student(request: pytest.FixtureRequest) -> SegmentationNetwork:
 
 @pytest.fixture
 def rebuilder(student: SegmentationNetwork) -> Rebuilder:
-    return build_rebuilder(student, CROP, MfmSettings(dim=32, heads=4, blocks=1))
+    return build_rebuilder(student, CROP, section(MfmSettings, dim=32, heads=4, blocks=1))
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
 
 def keep_all(student: SegmentationNetwork, rebuilder: Rebuilder, images: Tensor) -> Tensor:
     with torch.no_grad():
-        rows, columns = grid_of(student.encode(images)[-1].shape[-2:], rebuilder.settings.grid)
+        rows, columns = grid_of(student.encode(images)[-1].shape[-2:], rebuilder.settings.ablation.grid)
     return torch.ones(len(images), 1, rows, columns, dtype=torch.bool)
 
 

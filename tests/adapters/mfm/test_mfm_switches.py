@@ -14,12 +14,14 @@ from adapters.mfm.feature_mask import draw_keep
 from adapters.mfm.rebuilder import Rebuilder, build_rebuilder
 from adapters.networks.build import build_network
 from adapters.networks.network import Output, SegmentationNetwork, View
-from configs.settings import MfmSettings, NetworkSettings
+from configs.mfm import MfmSettings
+from configs.network import Architecture
+from tests.sections import section
 
 CROP, CLASSES = (64, 96), 4
 NETWORKS = {
-    "daformer": NetworkSettings(name="daformer", encoder="mit_tiny", channels=16, dropout=0.0),
-    "deeplabv3plus": NetworkSettings(name="deeplabv3plus", encoder="resnet_tiny", channels=16, dropout=0.0),
+    "daformer": Architecture(name="daformer", encoder="mit_tiny", channels=16, dropout=0.0),
+    "deeplabv3plus": Architecture(name="deeplabv3plus", encoder="resnet_tiny", channels=16, dropout=0.0),
 }
 IMAGES = torch.randn(2, 3, *CROP, generator=torch.Generator().manual_seed(1))
 LABELS = torch.randint(0, CLASSES, (2, *CROP), generator=torch.Generator().manual_seed(2))
@@ -32,7 +34,7 @@ def branch(name: str = "daformer", **switches: object) -> tuple[SegmentationNetw
     torch.set_num_threads(1)
     torch.manual_seed(0)
     student = build_network(NETWORKS[name], CLASSES).train()
-    return student, build_rebuilder(student, CROP, MfmSettings(dim=32, heads=4, blocks=1, **switches))
+    return student, build_rebuilder(student, CROP, section(MfmSettings, dim=32, heads=4, blocks=1, **switches))
 
 
 def loss_of(student: SegmentationNetwork, rebuilder: Rebuilder, seed: int = 4, **given: object) -> Tensor:
@@ -55,9 +57,11 @@ def test_every_target_reaches_exactly_its_parts(name: str, target: str) -> None:
     loss_of(student, rebuilder).backward()
     assert reached(student.encoder), "kept cells are pasted, attended to, or both"
     assert reached(rebuilder) == everything(rebuilder), "token and every part of what there is"
-    assert reached(student.decoder) == (everything(student.decoder) if rebuilder.settings.classifies else set())
+    assert reached(student.decoder) == (
+        everything(student.decoder) if rebuilder.settings.ablation.classifies else set()
+    )
     idle = everything(student.encoder) - reached(student.encoder)
-    if rebuilder.settings.classifies:
+    if rebuilder.settings.ablation.classifies:
         assert idle == set()
     else:  # shallower maps are compared, not learnt from; MiT gives each a LayerNorm that the next stage does not read
         assert {entry.rsplit(".", 2)[1] for entry in idle} <= {"layer_norm"}
@@ -153,7 +157,7 @@ def test_every_target_works_in_half_precision(target: str) -> None:
 
 def test_teacher_features_need_a_teacher() -> None:
     student, rebuilder = branch(reconstruction="teacher_feature")
-    with pytest.raises(AdapterError, match=r"mfm\.reconstruction: teacher_feature needs a recipe with a teacher"):
+    with pytest.raises(AdapterError, match=r"ablation\.reconstruction: teacher_feature needs a recipe with a teacher"):
         mfm_loss(student, rebuilder, IMAGES, LABELS, WEIGHT, Draws(0))
 
 
@@ -179,7 +183,9 @@ class TwoViews(SegmentationNetwork):
 def test_every_view_and_image_has_a_mask_of_its_own(target: str) -> None:
     plain, _ = branch()
     student = TwoViews(plain.encoder, plain.decoder, num_classes=CLASSES, feature_channels=plain.feature_channels)
-    rebuilder = build_rebuilder(student, (128, 128), MfmSettings(dim=32, heads=4, blocks=1, reconstruction=target))
+    rebuilder = build_rebuilder(
+        student, (128, 128), section(MfmSettings, dim=32, heads=4, blocks=1, reconstruction=target)
+    )
     images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     labels, masks, spy = torch.zeros(2, 128, 128, dtype=torch.long), [], rebuilder.fill
     rebuilder.fill = lambda deepest, keep: masks.append(keep) or spy(deepest, keep)

@@ -9,9 +9,11 @@ from adapters.draws import Draws
 from adapters.mfm.feature_mask import draw_keep, grid_of, keep_at
 from adapters.mfm.rebuilder import Rebuilder, build_rebuilder, feature_sizes, position_code
 from adapters.networks.build import build_network
-from configs.settings import MfmSettings, NetworkSettings
+from configs.mfm import MfmSettings
+from configs.network import Architecture
+from tests.sections import section
 
-SMALL = MfmSettings(dim=32, heads=4, blocks=1)
+SMALL = section(MfmSettings, dim=32, heads=4, blocks=1)
 PYRAMID = ((8, 16, 24, 32), ((32, 32), (16, 16), (8, 8), (4, 4)))
 
 
@@ -26,7 +28,7 @@ def maps(channels: tuple[int, ...], sizes: tuple[tuple[int, int], ...], batch: i
 
 
 def draw(rebuilder: Rebuilder, features: tuple[torch.Tensor, ...], draws: Draws) -> torch.Tensor:
-    return draw_keep(features[-1], rebuilder.settings.grid, rebuilder.settings.mask_ratio, draws)
+    return draw_keep(features[-1], rebuilder.settings.ablation.grid, rebuilder.settings.mask_ratio, draws)
 
 
 def checkerboard(rows: int, columns: int, batch: int = 2) -> torch.Tensor:
@@ -35,8 +37,8 @@ def checkerboard(rows: int, columns: int, batch: int = 2) -> torch.Tensor:
 
 
 PUBLISHED = {
-    "daformer": (NetworkSettings(name="daformer", encoder="mit_b5"), (64, 128, 320, 512), 14.55),
-    "deeplabv2": (NetworkSettings(name="deeplabv2", encoder="resnet101"), (2048,), 10.25),
+    "daformer": (Architecture(name="daformer", encoder="mit_b5"), (64, 128, 320, 512), 14.55),
+    "deeplabv2": (Architecture(name="deeplabv2", encoder="resnet101"), (2048,), 10.25),
 }
 
 
@@ -155,7 +157,7 @@ def test_gradient_reaches_features_by_pasting_and_by_attention() -> None:
 
 @pytest.mark.parametrize("crop", [(128, 128), (192, 256), (180, 240), (64, 160)])
 def test_any_crop_size_works(crop: tuple[int, int]) -> None:
-    network = build_network(NetworkSettings(name="daformer", encoder="mit_tiny", channels=16), 3)
+    network = build_network(Architecture(name="daformer", encoder="mit_tiny", channels=16), 3)
     rebuilder = build_rebuilder(network, crop, SMALL)
     features = network.encode(torch.randn(1, 3, *crop))
     keep = draw(rebuilder, features, Draws(0))
@@ -225,7 +227,7 @@ def test_levels_of_a_plain_vit_and_of_a_fine_stem_are_rebuilt_at_their_size() ->
 
 def test_holds_what_its_settings_need() -> None:
     def names(**switches: object) -> set[str]:
-        rebuilder = Rebuilder(*PYRAMID, MfmSettings(dim=32, heads=4, blocks=1, **switches))
+        rebuilder = Rebuilder(*PYRAMID, section(MfmSettings, dim=32, heads=4, blocks=1, **switches))
         return {name.split(".")[0] for name, _ in rebuilder.named_parameters()}
 
     trunk = {"embedding", "mask_token", "transformer"}
@@ -236,13 +238,13 @@ def test_holds_what_its_settings_need() -> None:
 
 def test_mask_only_leaves_holes() -> None:
     features, keep = maps(*PYRAMID), checkerboard(4, 4)
-    holes = Rebuilder(*PYRAMID, MfmSettings(reconstruction="mask_only"))(features, keep)
+    holes = Rebuilder(*PYRAMID, section(MfmSettings, reconstruction="mask_only"))(features, keep)
     for old, new in zip(features, holes, strict=True):
         assert torch.equal(new, old.masked_fill(~keep_at(keep, old.shape[-2:]), 0.0))
 
 
 def test_building_leaves_the_network_as_it_was() -> None:
-    network = build_network(NetworkSettings(name="deeplabv3plus", encoder="resnet_tiny", channels=16), 3).train()
+    network = build_network(Architecture(name="deeplabv3plus", encoder="resnet_tiny", channels=16), 3).train()
     network.decoder.eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     sizes = feature_sizes(network, (128, 128))

@@ -5,14 +5,14 @@ from torch import Tensor, nn
 
 from adapters.networks.build import build_network
 from adapters.networks.multi_resolution import MultiResolutionNetwork
-from configs.settings import NetworkSettings
+from configs.network import Architecture
 
 CLASSES, CROP = 4, (64, 96)
 _SMALL = {"channels": 16, "dropout": 0.0, "multi_resolution": True}
 NETWORKS = {
-    "daformer": NetworkSettings(name="daformer", encoder="mit_tiny", **_SMALL),
-    "deeplabv2": NetworkSettings(name="deeplabv2", encoder="resnet_tiny", **_SMALL),
-    "deeplabv3plus": NetworkSettings(name="deeplabv3plus", encoder="resnet_tiny", output_stride=16, **_SMALL),
+    "daformer": Architecture(name="daformer", encoder="mit_tiny", **_SMALL),
+    "deeplabv2": Architecture(name="deeplabv2", encoder="resnet_tiny", **_SMALL),
+    "deeplabv3plus": Architecture(name="deeplabv3plus", encoder="resnet_tiny", output_stride=16, **_SMALL),
 }
 NEVER, ALWAYS = -200.0, 200.0
 """Attention logits whose sigmoid is exactly 0 and 1 in float32."""

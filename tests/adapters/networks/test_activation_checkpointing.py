@@ -12,14 +12,14 @@ from adapters.networks.activation_checkpointing import blocks_of, checkpoint_enc
 from adapters.networks.build import build_network
 from adapters.networks.huggingface.models import build_huggingface
 from adapters.networks.network import SegmentationNetwork
-from configs.settings import NetworkSettings
+from configs.network import Architecture
 from tests.adapters.tiny_models import CLASSES, MODELS, model
 
 NATIVE = {
-    "mit": NetworkSettings(name="daformer", encoder="mit_tiny", channels=16),
-    "resnet": NetworkSettings(name="deeplabv3plus", encoder="resnet_tiny", channels=16),
-    "dinov2_pyramid": NetworkSettings(name="daformer", encoder="dinov2_tiny", channels=16),
-    "dinov2_map": NetworkSettings(name="deeplabv2", encoder="dinov2_tiny"),
+    "mit": Architecture(name="daformer", encoder="mit_tiny", channels=16),
+    "resnet": Architecture(name="deeplabv3plus", encoder="resnet_tiny", channels=16),
+    "dinov2_pyramid": Architecture(name="daformer", encoder="dinov2_tiny", channels=16),
+    "dinov2_map": Architecture(name="deeplabv2", encoder="dinov2_tiny"),
 }
 
 
@@ -31,7 +31,7 @@ def network(request: pytest.FixtureRequest) -> SegmentationNetwork:
         made = build_network(NATIVE[request.param], CLASSES)
     else:
         config = model(request.param).config.to_dict()
-        made = build_huggingface(NetworkSettings(name="huggingface", hf_config=config), CLASSES)[0]
+        made = build_huggingface(Architecture(name="huggingface", hf_config=config), CLASSES)[0]
     for layer in made.encoder.modules():
         if "droppath" in type(layer).__name__.lower():
             layer.drop_prob = 0.5  # random numbers that must repeat

@@ -17,8 +17,10 @@ from adapters.networks.huggingface.models import FAMILIES, build_huggingface, lo
 from adapters.networks.huggingface.pixels import pixel_change, scaling_of
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.pixels import normalise
-from configs.settings import MfmSettings, NetworkSettings
+from configs.mfm import MfmSettings
+from configs.network import Architecture
 from tests.adapters.tiny_models import ANY_SIZE, CLASSES, MODELS, SQUARE_ONLY, model
+from tests.sections import section
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +28,8 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def settings_for(original: Any, preprocessor: dict[str, Any] | None = None) -> NetworkSettings:
-    return NetworkSettings(name="huggingface", hf_config=original.config.to_dict(), hf_preprocessor=preprocessor)
+def settings_for(original: Any, preprocessor: dict[str, Any] | None = None) -> Architecture:
+    return Architecture(name="huggingface", hf_config=original.config.to_dict(), hf_preprocessor=preprocessor)
 
 
 @pytest.fixture(params=MODELS)
@@ -72,7 +74,7 @@ def test_maps_are_maps_and_any_size_works(network: SegmentationNetwork) -> None:
 
 def test_takes_part_in_mfm_and_trains_one_image(network: SegmentationNetwork) -> None:
     """Every weight that is not frozen learns; what is frozen does not matter to the logits."""
-    rebuilder = build_rebuilder(network.train(), (64, 96), MfmSettings(dim=32, heads=4, blocks=1))
+    rebuilder = build_rebuilder(network.train(), (64, 96), section(MfmSettings, dim=32, heads=4, blocks=1))
     images, labels = torch.randn(1, 3, 64, 96), torch.randint(0, CLASSES, (1, 64, 96))
     keep = [torch.rand(1, 1, *grid_of(network.encode(images)[-1].shape[-2:], 16)) > 0.4]
     mfm_loss(network, rebuilder, images, labels, torch.ones(1, 64, 96), Draws(0), keep).backward()
@@ -149,7 +151,7 @@ def test_unclear_pixel_scaling_is_refused(content: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kind", ["mask2former", "oneformer", "detr", None])
 def test_what_cannot_be_split_is_refused_by_name(kind: str | None) -> None:
     with pytest.raises(UnsupportedModel, match=rf"{kind}.*beit, data2vec-vision, dpt.*segformer, upernet"):
-        build_huggingface(NetworkSettings(name="huggingface", hf_config={"model_type": kind}), CLASSES)
+        build_huggingface(Architecture(name="huggingface", hf_config={"model_type": kind}), CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_what_cannot_be_split_is_refused_by_name(kind: str | None) -> None:
 )
 def test_variants_that_cannot_be_split_are_refused(hf_config: dict[str, Any], reason: str) -> None:
     with pytest.raises(UnsupportedModel, match=reason):
-        build_huggingface(NetworkSettings(name="huggingface", hf_config=hf_config), CLASSES)
+        build_huggingface(Architecture(name="huggingface", hf_config=hf_config), CLASSES)
 
 
 def test_other_class_count_is_refused() -> None:
@@ -170,4 +172,4 @@ def test_other_class_count_is_refused() -> None:
 def test_odd_configs_are_refused_by_name(change: dict[str, Any]) -> None:
     config = {**model("segformer").config.to_dict(), **change}
     with pytest.raises(UnsupportedModel, match=r"config\.json"):
-        build_huggingface(NetworkSettings(name="huggingface", hf_config=config), CLASSES)
+        build_huggingface(Architecture(name="huggingface", hf_config=config), CLASSES)

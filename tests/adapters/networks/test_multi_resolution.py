@@ -12,12 +12,13 @@ from adapters.mfm.branch import mfm_loss
 from adapters.mfm.rebuilder import build_rebuilder
 from adapters.networks.build import build_network
 from adapters.networks.detail_windows import STEP, overlapped_windows, random_window, view_size
-from adapters.networks.multi_resolution import MultiResolutionNetwork, weigh_detail
+from adapters.networks.multi_resolution import MultiResolutionNetwork
 from adapters.networks.network import SegmentationNetwork, Window
 from adapters.networks.pixels import MIN_SIDE
 from adapters.optim import build_optimizer
 from adapters.training_pass import encode, prediction_loss
-from configs.settings import MfmSettings, OptimSettings, RecipeSettings
+from configs.mfm import MfmSettings
+from configs.network import OptimSettings
 from tests.adapters.networks.multi_resolution_networks import (
     ALWAYS,
     CLASSES,
@@ -28,6 +29,7 @@ from tests.adapters.networks.multi_resolution_networks import (
     network_of,
     pictures,
 )
+from tests.sections import section
 
 VIEW = (32, 48)
 
@@ -172,7 +174,7 @@ def test_overlaps_are_averaged_with_the_right_weights() -> None:
     """Two rows of three windows over 48x64 pixels, numbered row by row; by hand."""
     plain = SegmentationNetwork(Place(), Numbered(), num_classes=1, feature_channels=(3,))
     attention = network_of("deeplabv2").decoder.attention
-    toy = MultiResolutionNetwork(plain, attention, detail_loss_weight=0.1)
+    toy = MultiResolutionNetwork(plain, attention)
     details = toy.encode_all(pictures(48, 64, images=1))[1]
     mean = toy._mean_detail(details, (48, 64))[0, 0]
     assert mean.shape == (48, 64)
@@ -244,12 +246,10 @@ def test_loss_is_nine_parts_fused_and_one_part_detail(deeplab) -> None:
     torch.testing.assert_close(prediction_loss(deeplab, encoded, labels, weight), expected)
 
 
-def test_share_of_the_detail_comes_from_the_settings_and_is_no_weight(deeplab) -> None:
-    assert deeplab.detail_loss_weight == RecipeSettings().detail_loss_weight == 0.1
-    weigh_detail(deeplab, 0.3)
+def test_share_of_the_detail_is_the_published_one_and_is_no_weight(deeplab) -> None:
     encoded = encode(deeplab, pictures(*CROP), Draws(0))
     shares = [output.share for output in deeplab.outputs(encoded.features, encoded.views, CROP)]
-    assert shares == pytest.approx([0.7, 0.3])
+    assert shares == pytest.approx([0.9, 0.1])
     assert not any("detail_loss_weight" in name for name in deeplab.state_dict())
 
 
@@ -293,7 +293,7 @@ def test_plain_network_has_the_same_weights_without_the_attention() -> None:
 def test_mfm_that_keeps_everything_is_the_plain_loss_bit_for_bit(network) -> None:
     """Also in train mode, and for the same window: each draws it first."""
     images, labels, weight = batch(*CROP)
-    rebuilder = build_rebuilder(network, network.view_size(CROP), MfmSettings(dim=32, heads=4, blocks=1))
+    rebuilder = build_rebuilder(network, network.view_size(CROP), section(MfmSettings, dim=32, heads=4, blocks=1))
     keep = [torch.ones(2, 1, *maps[-1].shape[-2:], dtype=torch.bool) for maps in encode(network, images, Draws(2))[0]]
     plain = prediction_loss(network, encode(network, images, Draws(2)), labels, weight)
     assert torch.equal(mfm_loss(network, rebuilder, images, labels, weight, Draws(2), keep), plain)
@@ -302,7 +302,7 @@ def test_mfm_that_keeps_everything_is_the_plain_loss_bit_for_bit(network) -> Non
 
 def test_mfm_rebuilds_each_scale_under_a_mask_of_its_own(network) -> None:
     images, labels, weight = batch(*CROP)
-    rebuilder = build_rebuilder(network, network.view_size(CROP), MfmSettings(dim=32, heads=4, blocks=1))
+    rebuilder = build_rebuilder(network, network.view_size(CROP), section(MfmSettings, dim=32, heads=4, blocks=1))
     calls: list[tuple[tuple[int, ...], Tensor]] = []
     rebuilder.register_forward_pre_hook(lambda _, inputs: calls.append((tuple(inputs[0][-1].shape), inputs[1])))
     mfm_loss(network, rebuilder, images, labels, weight, Draws(2)).backward()
@@ -313,7 +313,7 @@ def test_mfm_rebuilds_each_scale_under_a_mask_of_its_own(network) -> None:
 
 
 def test_mfm_leaves_the_statistics_of_decoder_and_attention_alone(network) -> None:
-    rebuilder = build_rebuilder(network, network.view_size(CROP), MfmSettings(dim=32, heads=4, blocks=1))
+    rebuilder = build_rebuilder(network, network.view_size(CROP), section(MfmSettings, dim=32, heads=4, blocks=1))
     before = {name: value.clone() for name, value in network.decoder.named_buffers()}
     assert any(name.startswith("attention.") for name in before)
     mfm_loss(network, rebuilder, *batch(*CROP), Draws(2))

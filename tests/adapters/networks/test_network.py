@@ -19,14 +19,16 @@ from adapters.networks.encoders.mit import MIT_SPECS, build_mit
 from adapters.networks.encoders.resnet import build_resnet
 from adapters.networks.initialisation import initialise_convolutions
 from adapters.networks.network import SegmentationNetwork
-from configs.settings import MfmSettings, NetworkSettings
+from configs.mfm import MfmSettings
+from configs.network import Architecture
+from tests.sections import section
 
 TINY = {
-    "daformer": NetworkSettings(name="daformer", encoder="mit_tiny", channels=64),
-    "deeplabv2": NetworkSettings(name="deeplabv2", encoder="resnet_tiny", channels=64, output_stride=8),
-    "deeplabv3plus": NetworkSettings(name="deeplabv3plus", encoder="resnet_tiny", channels=64, output_stride=16),
-    "dinov2_pyramid": NetworkSettings(name="daformer", encoder="dinov2_tiny", channels=64),
-    "dinov2_map": NetworkSettings(name="deeplabv2", encoder="dinov2_tiny"),
+    "daformer": Architecture(name="daformer", encoder="mit_tiny", channels=64),
+    "deeplabv2": Architecture(name="deeplabv2", encoder="resnet_tiny", channels=64, output_stride=8),
+    "deeplabv3plus": Architecture(name="deeplabv3plus", encoder="resnet_tiny", channels=64, output_stride=16),
+    "dinov2_pyramid": Architecture(name="daformer", encoder="dinov2_tiny", channels=64),
+    "dinov2_map": Architecture(name="deeplabv2", encoder="dinov2_tiny"),
 }
 
 
@@ -200,7 +202,7 @@ def test_dinov2_map_is_that_of_transformers() -> None:
 def test_rebuilder_works_on_a_vit(name: str) -> None:
     """One map of stride 14 is MFM's DeepLab path, the pyramid its four-level path."""
     network = build_network(TINY[name], 5).train()
-    rebuilder = build_rebuilder(network, (96, 128), MfmSettings(dim=32, heads=4, blocks=1))
+    rebuilder = build_rebuilder(network, (96, 128), section(MfmSettings, dim=32, heads=4, blocks=1))
     images, labels = torch.randn(2, 3, 96, 128), torch.randint(0, 5, (2, 96, 128))
     mfm_loss(network, rebuilder, images, labels, torch.ones(2, 96, 128), Draws(0)).backward()
     for part in (network.encoder, network.decoder, rebuilder.transformer, rebuilder.projectors):
@@ -238,12 +240,12 @@ def test_depthwise_convolutions_start_at_their_own_fan_out() -> None:
 )
 def test_encoder_that_does_not_fit_is_refused(name: str, encoder: str, remedy: str) -> None:
     with pytest.raises(NetworkMismatch, match=f"{name}.*{encoder}.*{remedy}"):
-        build_network(NetworkSettings(name=name, encoder=encoder), 5)
+        build_network(Architecture(name=name, encoder=encoder), 5)
 
 
 def test_settings_of_an_imported_model_are_refused_elsewhere() -> None:
     with pytest.raises(NetworkMismatch, match=r"hf_config.*daformer"):
-        build_network(NetworkSettings(name="daformer", hf_config={"model_type": "beit"}), 5)
+        build_network(Architecture(name="daformer", hf_config={"model_type": "beit"}), 5)
 
 
 @pytest.fixture
@@ -267,7 +269,7 @@ def test_pretrained_encoder_weights_are_loaded(saved_encoder: Path) -> None:
 
 
 def test_pretrained_weights_of_another_architecture_are_refused(saved_encoder: Path) -> None:
-    settings = NetworkSettings(name="daformer", encoder="mit_b0", pretrained=saved_encoder)
+    settings = Architecture(name="daformer", encoder="mit_b0", pretrained=saved_encoder)
     with pytest.raises(NetworkMismatch, match="hidden_sizes"):
         build_network(settings, 5)
 

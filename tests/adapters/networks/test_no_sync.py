@@ -25,19 +25,21 @@ from adapters.optim import build_optimizer
 from adapters.recipes.build import RECIPES
 from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch
 from adapters.sampling.crops import SourceBatch, TargetBatch
-from configs.settings import MfmSettings, NetworkSettings, OptimSettings, RecipeSettings
+from configs.mfm import MfmSettings
+from configs.network import Architecture, OptimSettings
+from tests.sections import recipe_settings, section
 
 CLASSES, CROP, META = 4, (64, 96), torch.device("meta")
 NETWORKS = {
-    "daformer": NetworkSettings(name="daformer", encoder="mit_tiny", channels=16),
-    "deeplabv3plus": NetworkSettings(name="deeplabv3plus", encoder="resnet_tiny", channels=16, output_stride=16),
+    "daformer": Architecture(name="daformer", encoder="mit_tiny", channels=16),
+    "deeplabv3plus": Architecture(name="deeplabv3plus", encoder="resnet_tiny", channels=16, output_stride=16),
 }
 AUGMENTED: dict[str, Any] = {"jitter_probability": 1.0, "blur_probability": 1.0, "anchor_weight": 0.1}
 CASES = [
     (recipe, mfm)
     for recipe in RECIPES
     for mfm in (False, True)
-    if not (mfm and RecipeSettings(name=recipe).test_time)  # type: ignore[arg-type]
+    if not (mfm and recipe_settings(name=recipe).test_time)  # type: ignore[arg-type]
 ]
 
 
@@ -87,14 +89,14 @@ def recipe_of(name: str, *, mfm: bool, network: str = "daformer") -> Recipe:
     torch.set_num_threads(1)
     settings = NETWORKS[network].model_copy(update={"multi_resolution": name == "hrda"})
     student, frozen = (on_meta(build_network(settings, CLASSES)) for _ in range(2))
-    mfm_settings = MfmSettings(dim=32, heads=4, blocks=1)
-    test_time = RecipeSettings(name=name).test_time  # type: ignore[arg-type]
+    mfm_settings = section(MfmSettings, dim=32, heads=4, blocks=1)
+    test_time = recipe_settings(name=name).test_time  # type: ignore[arg-type]
     recipe = RECIPES[name](
         RecipeInputs(
             student=student,
             rebuilder=build_rebuilder(student, CROP, mfm_settings) if mfm else None,
             released=frozen.requires_grad_(False).eval(),
-            recipe=RecipeSettings(name=name, **({} if test_time else AUGMENTED)),  # type: ignore[arg-type]
+            recipe=recipe_settings(name=name, **({} if test_time else AUGMENTED)),  # type: ignore[arg-type]
             mfm=mfm_settings,
             class_names=tuple(f"class {index}" for index in range(CLASSES)),
             accelerator=Device(cpu=True),

@@ -16,13 +16,16 @@ from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses
 from adapters.rounds.inputs import load_inputs
 from adapters.rounds.training import Training
 from adapters.sampling.crops import TargetBatch
-from configs.settings import MfmSettings, NetworkSettings, OptimSettings, RecipeSettings, Settings
+from configs.mfm import MfmSettings
+from configs.network import Architecture, OptimSettings
+from configs.settings import Settings
+from tests.sections import recipe_settings, section
 
 CLASSES, CROP = 4, (64, 96)
 NETWORKS = {
-    "daformer": NetworkSettings(name="daformer", encoder="mit_tiny", channels=16),
-    "deeplabv2": NetworkSettings(name="deeplabv2", encoder="resnet_tiny"),
-    "deeplabv3plus": NetworkSettings(name="deeplabv3plus", encoder="resnet_tiny", channels=16, output_stride=16),
+    "daformer": Architecture(name="daformer", encoder="mit_tiny", channels=16),
+    "deeplabv2": Architecture(name="deeplabv2", encoder="resnet_tiny"),
+    "deeplabv3plus": Architecture(name="deeplabv3plus", encoder="resnet_tiny", channels=16, output_stride=16),
 }
 
 
@@ -51,13 +54,13 @@ def inputs_of(
     **recipe: Any,
 ) -> RecipeInputs:
     """What the recipe with the settings `recipe` is built from."""
-    settings = MfmSettings(dim=32, heads=4, blocks=1)
+    settings = section(MfmSettings, dim=32, heads=4, blocks=1)
     torch.manual_seed(1)
     return RecipeInputs(
         student=student,
         rebuilder=build_rebuilder(student, CROP, settings) if mfm else None,
         released=released,
-        recipe=RecipeSettings(**recipe),
+        recipe=recipe_settings(**recipe),
         mfm=settings,
         class_names=tuple(f"class {index}" for index in range(CLASSES)),
         accelerator=Accelerator(cpu=True),
@@ -83,7 +86,7 @@ def batch(size: int = 2, seed: int = 3, padding: int = 0) -> StepBatch:
 
 def adapt(recipe: Recipe, steps: int, *, rate: float = 1e-3, seed: int = 3) -> list[StepLosses]:
     """Optimizer steps as `adapters.rounds.training` makes them, each on a batch of its own."""
-    settings = OptimSettings(learning_rate=rate, head_multiplier=1.0, weight_decay=0.0)
+    settings = section(OptimSettings, learning_rate=rate, head_multiplier=1.0, weight_decay=0.0)
     optimizer = None
     if recipe.learns:
         optimizer = build_optimizer(recipe.student, settings, rebuilder=recipe.rebuilder, rebuilder_lr=rate)

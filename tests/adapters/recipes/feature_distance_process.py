@@ -15,7 +15,7 @@ THINGS = torch.tensor([1, 3])
 def main() -> None:
     """What each of the two does."""
     student, other, step = network(), frozen(network(), seed=1), batch(4)
-    inputs = inputs_of(student, thing_classes=("class 1", "class 3"))
+    inputs = inputs_of(student, name="daformer", thing_classes=("class 1", "class 3"))
     rank, images = inputs.accelerator.process_index, normalise_unit(to_unit(step.source.images))
     labels = step.source.labels.long()
     things = torch.isin(labels[:, ::32, ::32], THINGS)

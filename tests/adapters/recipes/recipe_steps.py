@@ -13,12 +13,14 @@ from adapters.networks.network import SegmentationNetwork
 from adapters.recipes.build import build_recipe
 from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses
 from adapters.sampling.crops import SourceBatch, TargetBatch
-from configs.settings import MfmSettings, NetworkSettings, RecipeSettings
+from configs.mfm import MfmSettings
+from configs.network import Architecture
+from tests.sections import recipe_settings, section
 
 CLASSES, CROP = 4, (64, 96)
 NETWORKS = {
-    "daformer": NetworkSettings(name="daformer", encoder="mit_tiny", channels=16),
-    "deeplabv2": NetworkSettings(name="deeplabv2", encoder="resnet_tiny"),
+    "daformer": Architecture(name="daformer", encoder="mit_tiny", channels=16),
+    "deeplabv2": Architecture(name="deeplabv2", encoder="resnet_tiny"),
 }
 PLAIN: dict[str, Any] = {"threshold": 0.0, "jitter_probability": 0.0, "blur_probability": 0.0}
 """Every pseudo-label counts in full, and nothing is jittered or blurred."""
@@ -39,14 +41,14 @@ def inputs_of(
     **recipe: Any,
 ) -> RecipeInputs:
     """What a recipe with the settings `recipe` is built from; `class 0` to `class 3`."""
-    settings = MfmSettings(dim=32, heads=4, blocks=1)
+    settings = section(MfmSettings, dim=32, heads=4, blocks=1)
     torch.manual_seed(1)
     rebuilder = build_rebuilder(student, CROP, settings) if mfm else None
     return RecipeInputs(
         student=student,
         rebuilder=rebuilder,
         released=None,
-        recipe=RecipeSettings(**{**PLAIN, **recipe}),
+        recipe=recipe_settings(**{**PLAIN, **recipe}),
         mfm=settings,
         class_names=tuple(f"class {index}" for index in range(CLASSES)),
         accelerator=Accelerator(cpu=True),

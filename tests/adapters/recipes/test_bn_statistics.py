@@ -11,7 +11,7 @@ from adapters.errors import AdapterError
 from adapters.networks.batch_norm import batch_norm_layers, estimate_statistics
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
-from configs.settings import NetworkSettings
+from configs.network import Architecture
 from tests.adapters.recipes.adaptation_steps import (
     CLASSES,
     NETWORKS,
@@ -139,4 +139,4 @@ def test_network_without_batch_norm_is_refused_with_recipes_that_work() -> None:
 
 def test_every_network_of_mfmd_has_batch_norm_somewhere() -> None:
     for settings in NETWORKS.values():
-        assert batch_norm_layers(build_network(NetworkSettings(**settings.model_dump()), CLASSES))
+        assert batch_norm_layers(build_network(Architecture(**settings.model_dump()), CLASSES))

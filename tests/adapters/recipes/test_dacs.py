@@ -12,18 +12,22 @@ from adapters.draws import Draws
 from adapters.mfm.rebuilder import build_rebuilder
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
-from adapters.recipes.dacs import Dacs
+from adapters.recipes.published import dacs
 from adapters.recipes.recipe import RecipeInputs, StepBatch
+from adapters.recipes.self_training import SelfTraining
 from adapters.sampling.crops import SourceBatch, TargetBatch
-from configs.settings import MfmSettings, NetworkSettings, RecipeSettings
+from configs.mfm import MfmSettings
+from configs.network import Architecture
+from configs.recipe import RecipeSettings
+from tests.sections import changed, recipe_settings, section
 
 CLASSES, CROP = 4, (64, 96)
 NETWORKS = {
-    "daformer": NetworkSettings(name="daformer", encoder="mit_tiny", channels=16),
-    "deeplabv2": NetworkSettings(name="deeplabv2", encoder="resnet_tiny"),
-    "deeplabv3plus": NetworkSettings(name="deeplabv3plus", encoder="resnet_tiny", channels=16, output_stride=16),
+    "daformer": Architecture(name="daformer", encoder="mit_tiny", channels=16),
+    "deeplabv2": Architecture(name="deeplabv2", encoder="resnet_tiny"),
+    "deeplabv3plus": Architecture(name="deeplabv3plus", encoder="resnet_tiny", channels=16, output_stride=16),
 }
-PLAIN = RecipeSettings(threshold=0.0, jitter_probability=0.0, blur_probability=0.0)
+PLAIN = recipe_settings(threshold=0.0, jitter_probability=0.0, blur_probability=0.0)
 """Every pseudo-label counts in full, and the mix is neither jittered nor blurred."""
 
 
@@ -35,12 +39,12 @@ def network(name: str = "deeplabv2") -> SegmentationNetwork:
 
 def recipe_of(
     student: SegmentationNetwork, recipe: RecipeSettings = PLAIN, *, weight: float = 1.0, mfm: bool = True
-) -> Dacs:
-    settings = MfmSettings(dim=32, heads=4, blocks=1, weight=weight)
+) -> SelfTraining:
+    settings = section(MfmSettings, dim=32, heads=4, blocks=1, weight=weight)
     torch.manual_seed(1)
     rebuilder = build_rebuilder(student, CROP, settings) if mfm else None
     names = tuple(f"class {index}" for index in range(CLASSES))
-    return Dacs(RecipeInputs(student, rebuilder, None, recipe, settings, names, Accelerator(cpu=True), Draws(2)))
+    return dacs(RecipeInputs(student, rebuilder, None, recipe, settings, names, Accelerator(cpu=True), Draws(2)))
 
 
 def batch(size: int = 2, *, source: bool = True) -> StepBatch:
@@ -111,7 +115,7 @@ def test_source_free_step_learns_the_pseudo_labels_of_the_target() -> None:
 def test_classmix_off_trains_on_the_whole_target() -> None:
     student = network()
     images = normalise_unit(to_unit(batch().target.images))
-    recipe = recipe_of(student, PLAIN.model_copy(update={"classmix": False}))
+    recipe = recipe_of(student, changed(PLAIN, classmix=False))
     expected = F.cross_entropy(copy.deepcopy(student)(images), recipe.teacher(images).argmax(1))
     torch.testing.assert_close(recipe.step(batch()).losses["mix"], expected.detach())
 
@@ -139,7 +143,7 @@ def test_teacher_moves_at_the_start_of_every_step_but_the_first() -> None:
 
 
 def test_steps_repeat_under_a_seed() -> None:
-    strong = RecipeSettings(threshold=0.3, jitter_probability=1.0, blur_probability=1.0, source_jitter=0.2)
+    strong = recipe_settings(threshold=0.3, jitter_probability=1.0, blur_probability=1.0, source_jitter=0.2)
     found = []
     for _ in range(2):
         student = network("daformer")
@@ -153,6 +157,6 @@ def test_steps_repeat_under_a_seed() -> None:
 
 
 def test_source_jitter_changes_the_source_only() -> None:
-    jittered = PLAIN.model_copy(update={"source_jitter": 0.5})
+    jittered = changed(PLAIN, source_jitter=0.5)
     calm, shaken = (recipe_of(network(), recipe).step(batch()).losses for recipe in (PLAIN, jittered))
     assert not torch.equal(calm["source"], shaken["source"])

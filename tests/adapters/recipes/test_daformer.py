@@ -3,21 +3,20 @@
 import pytest
 import torch
 
-from adapters.recipes.build import RECIPES
-from adapters.recipes.daformer import Daformer
+from adapters.recipes.self_training import SelfTraining
 from adapters.rounds.inputs import load_inputs
 from adapters.rounds.run import train_and_score
 from adapters.rounds.stop import StopRequest
 from adapters.rounds.training import Training
-from configs.settings import RecipeSettings
 from tests.adapters.recipes.recipe_steps import batch, frozen, gradients, network, recipe_of, train
+from tests.sections import recipe_settings
 
 OFF = {"name": "daformer", "feature_distance_weight": 0.0, "rare_class_sampling": False}
 OFF |= {"margin_top": 0.0, "margin_bottom": 0.0}
 
 
 def test_constants_are_the_published_ones() -> None:
-    recipe = RecipeSettings(name="daformer")
+    recipe = recipe_settings(name="daformer")
     assert (recipe.ema_decay, recipe.threshold) == (0.999, 0.968)
     assert (recipe.margin_top, recipe.margin_bottom, recipe.margin_left, recipe.margin_right) == (
         15 / 512,
@@ -25,15 +24,15 @@ def test_constants_are_the_published_ones() -> None:
         0,
         0,
     )
-    assert recipe.margin_of == "crop" and recipe.masked_image_weight == 0.0
-    assert (recipe.jitter, recipe.jitter_probability, recipe.blur_probability) == (0.2, 0.8, 0.5)
+    assert recipe.margin_of == "crop"
+    assert (recipe.jitter, recipe.advanced.jitter_probability, recipe.advanced.blur_probability) == (0.2, 0.8, 0.5)
 
 
 @pytest.mark.parametrize("mfm", [False, True])
 def test_losses_come_in_the_published_order(mfm) -> None:
     student = network()
     recipe = recipe_of(student, name="daformer", reference=frozen(network(), seed=1), mfm=mfm)
-    assert isinstance(recipe, Daformer) and RECIPES["daformer"] is Daformer
+    assert isinstance(recipe, SelfTraining)
     losses = recipe.step(batch()).losses
     assert list(losses) == ["source", "feature_distance", "mix", *(["mfm"] if mfm else [])]
     assert all(loss.isfinite() and loss > 0 and not loss.requires_grad for loss in losses.values())

@@ -19,14 +19,14 @@ from adapters.self_training.feature_reference import reference_network
 from adapters.training_pass import Encoded, encode
 from configs.errors import ConfigError
 from configs.load import load_settings
-from configs.settings import RecipeSettings
 from storage.registry.registry import CheckpointRegistry
 from tests.adapters.recipes import feature_distance_process
 from tests.adapters.recipes.recipe_steps import CLASSES, batch, frozen, gradients, inputs_of, network, recipe_of
 from tests.adapters.rounds.forked_rounds import both_do
+from tests.sections import recipe_settings
 
 CPU = torch.device("cpu")
-THINGS = {"thing_classes": ("class 1", "class 3"), "feature_distance_weight": 0.005}
+THINGS = {"name": "daformer", "thing_classes": ("class 1", "class 3"), "feature_distance_weight": 0.005}
 
 
 def encoded_of(student, step=None) -> Encoded:
@@ -137,7 +137,9 @@ def test_it_shares_the_pass_of_the_source_loss() -> None:
     other, found = frozen(network(), seed=1), []
     for weight in (0.0, 0.5, 1.0):
         student, passes = network(), []
-        recipe = recipe_of(student, reference=other, thing_classes=("class 1",), feature_distance_weight=weight)
+        recipe = recipe_of(
+            student, name="daformer", reference=other, thing_classes=("class 1",), feature_distance_weight=weight
+        )
         student.encoder.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
         losses = recipe.step(batch()).losses
         assert len(passes) == 2
@@ -177,9 +179,8 @@ def test_maps_of_another_width_are_refused() -> None:
 
 def test_preset_is_the_published_one() -> None:
     for name in ("daformer", "hrda", "mic"):
-        recipe = RecipeSettings(name=name)
-        assert (recipe.feature_distance_weight, recipe.feature_distance_share) == (0.005, 0.75)
-    assert RecipeSettings(name="dacs").feature_distance_weight == 0.0
+        recipe = recipe_settings(name=name)
+        assert (recipe.feature_distance_weight, recipe.advanced.feature_distance_share) == (0.005, 0.75)
 
 
 MIT = {"network": {"name": "daformer", "encoder": "mit_tiny", "channels": 16}}
@@ -205,7 +206,7 @@ def test_pretrained_reference_has_the_weights_of_the_directory(training_state, t
     pretrained.save_pretrained(tmp_path / "encoder")
     kind = {**MIT["network"], "pretrained": tmp_path / "encoder"}
     inputs = inputs_for(
-        training_state, network=kind, recipe={"name": "daformer", "feature_distance_from": "pretrained"}
+        training_state, network=kind, recipe={"name": "daformer", "advanced": {"feature_distance_from": "pretrained"}}
     )
     saved = SegformerModel.from_pretrained(tmp_path / "encoder", local_files_only=True).state_dict()
     found = inputs.reference.encoder.model.state_dict()
@@ -217,7 +218,9 @@ def test_pretrained_reference_has_the_weights_of_the_directory(training_state, t
 def test_pretrained_weights_of_another_encoder_are_refused(training_state, tmp_path) -> None:
     network("deeplabv2").encoder.model.save_pretrained(tmp_path / "encoder")
     kind = {**MIT["network"], "pretrained": tmp_path / "encoder"}
-    settings = training_state.settings(network=kind, recipe={"name": "daformer", "feature_distance_from": "pretrained"})
+    settings = training_state.settings(
+        network=kind, recipe={"name": "daformer", "advanced": {"feature_distance_from": "pretrained"}}
+    )
     training_state.layout.create()
     training_state.register_network(training_state.settings(**MIT))
     manifest = CheckpointRegistry(training_state.layout.checkpoints).manifest(1)
@@ -228,7 +231,7 @@ def test_pretrained_weights_of_another_encoder_are_refused(training_state, tmp_p
 def test_imported_network_has_no_pretrained_encoder(training_state) -> None:
     settings = training_state.settings(
         **{**MIT, "network": {**MIT["network"], "pretrained": "somewhere"}},
-        recipe={"name": "daformer", "feature_distance_from": "pretrained"},
+        recipe={"name": "daformer", "advanced": {"feature_distance_from": "pretrained"}},
     )
     training_state.register_network(training_state.settings(**MIT))
     registry = CheckpointRegistry(training_state.layout.checkpoints)
@@ -250,9 +253,9 @@ def test_unknown_thing_class_is_refused_with_the_nearest(training_state, tmp_pat
     with pytest.raises(
         ValidationError, match=r"recipe\.thing_classes: no class 'carr' in `classes`; did you mean 'car'"
     ):
-        training_state.settings(recipe={"thing_classes": ["road", "carr"]})
+        training_state.settings(recipe={"name": "daformer", "thing_classes": ["road", "carr"]})
     path = tmp_path / "mfmd.yaml"
-    path.write_text("classes: camvid\nwatch: {folder: drop}\nhost: {thing_classes: [pedestrain]}\n")
+    path.write_text("classes: camvid\nwatch: {folder: drop}\nrecipe: {name: mic, thing_classes: [pedestrain]}\n")
     with pytest.raises(ConfigError) as error:
         load_settings(path)
     assert str(error.value).startswith(f"{path}: recipe.thing_classes: no class 'pedestrain'")
@@ -260,6 +263,9 @@ def test_unknown_thing_class_is_refused_with_the_nearest(training_state, tmp_pat
 
 
 def test_pretrained_reference_needs_a_directory(training_state) -> None:
-    with pytest.raises(ValidationError, match=r"recipe\.feature_distance_from: 'pretrained' needs network\.pretrained"):
-        training_state.settings(recipe={"name": "daformer", "feature_distance_from": "pretrained"})
-    training_state.settings(recipe={"name": "dacs", "feature_distance_from": "pretrained"})  # not used
+    with pytest.raises(
+        ValidationError, match=r"recipe\.advanced\.feature_distance_from: 'pretrained' needs network\.pretrained"
+    ):
+        training_state.settings(recipe={"name": "daformer", "advanced": {"feature_distance_from": "pretrained"}})
+    unused = {"name": "daformer", "advanced": {"feature_distance_from": "pretrained"}, "feature_distance_weight": 0.0}
+    training_state.settings(recipe=unused)

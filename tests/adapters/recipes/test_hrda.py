@@ -20,23 +20,21 @@ from adapters.rounds.source_training import pretrain
 from adapters.rounds.stop import StopRequest
 from adapters.sampling.crops import SourceBatch, TargetBatch
 from adapters.training_pass import encode, prediction_loss
-from configs.settings import MfmSettings, NetworkSettings, RecipeSettings
+from configs.mfm import MfmSettings
+from configs.network import Architecture
+from configs.recipe import RecipeSettings
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder
+from tests.sections import recipe_settings, section
 
 CLASSES, CROP = 3, (64, 96)
-PLAIN = RecipeSettings(
-    name="hrda",
-    threshold=0.0,
-    jitter_probability=0.0,
-    blur_probability=0.0,
-    rare_class_sampling=False,
-    feature_distance_weight=0.0,
-)
+NOTHING_DRAWN = {"threshold": 0.0, "jitter_probability": 0.0, "blur_probability": 0.0}
+BARE = {**NOTHING_DRAWN, "rare_class_sampling": False, "feature_distance_weight": 0.0}
+PLAIN = recipe_settings("hrda", **BARE)
 HRDA_TERMS = {"source", "feature_distance", "mix"}
 
 
-SETTINGS = NetworkSettings(
+SETTINGS = Architecture(
     name="deeplabv2", encoder="resnet_tiny", channels=16, dropout=0.0, multi_resolution=True
 )  # fmt: skip
 
@@ -55,7 +53,7 @@ def recipe_of(
     mfm: bool = True,
     reference: SegmentationNetwork | None = None,
 ) -> Recipe:
-    settings = MfmSettings(dim=32, heads=4, blocks=1)
+    settings = section(MfmSettings, dim=32, heads=4, blocks=1)
     rebuilder = build_rebuilder(student, student.view_size(CROP), settings) if mfm else None
     names = tuple(f"class {index}" for index in range(CLASSES))
     accelerator = Accelerator(cpu=True)
@@ -112,12 +110,12 @@ def test_pseudo_labels_come_from_overlapped_windows() -> None:
     torch.testing.assert_close(recipe.step(batch(source=False)).losses["mix"], expected.detach())
 
 
-def test_share_of_the_detail_follows_the_configuration() -> None:
+def test_the_detail_has_its_share_of_the_loss() -> None:
     losses = []
     for weight in (0.0, 0.5, 1.0):
         student = network()
-        recipe = recipe_of(student, PLAIN.model_copy(update={"detail_loss_weight": weight}), mfm=False)
-        assert student.detail_loss_weight == weight
+        student.detail_loss_weight = weight
+        recipe = recipe_of(student, mfm=False)
         losses.append(recipe.step(batch()).losses["source"])
     none, half, full = losses
     torch.testing.assert_close(half, (none + full) / 2)
@@ -136,11 +134,10 @@ def test_plain_network_is_refused_with_the_setting_and_the_command() -> None:
 
 @pytest.mark.parametrize("name", ["dacs", "daformer", "mic", "hrda"])
 def test_every_recipe_of_a_teacher_trains_a_multi_resolution_network(name) -> None:
-    masked = 1.0 if name == "mic" else 0.0
     student = network()
-    recipe = recipe_of(student, PLAIN.model_copy(update={"name": name, "masked_image_weight": masked}))
+    recipe = recipe_of(student, recipe_settings(name, **(NOTHING_DRAWN if name == "dacs" else BARE)))
     losses = recipe.step(batch()).losses
-    assert set(losses) == {"source", "mix", "mfm"} | ({"masked_image"} if masked else set())
+    assert set(losses) == {"source", "mix", "mfm"} | ({"masked_image"} if name == "mic" else set())
     assert all(loss.isfinite() and loss > 0 for loss in losses.values())
     assert all(value.grad.any() for value in student.decoder.attention.parameters())
 

@@ -9,16 +9,16 @@ from torch.nn import functional as F
 from adapters.augmentation.augment import normalise_unit, to_unit
 from adapters.draws import Draws
 from adapters.recipes.masked_image_term import mask_blocks
-from configs.settings import RecipeSettings
 from tests.adapters.recipes.recipe_steps import CROP, batch, gradients, network, recipe_of
+from tests.sections import recipe_settings
 
 MASKING = {"name": "mic", "feature_distance_weight": 0.0}
 
 
 def test_preset_hides_seven_tenths_of_blocks_of_32_at_512_and_64_at_1024() -> None:
-    recipe = RecipeSettings(name="mic")
-    assert (recipe.masked_image_weight, recipe.masked_image_ratio) == (1.0, 0.7)
-    assert recipe.masked_image_block * 512 == 32 and recipe.masked_image_block * 1024 == 64
+    recipe = recipe_settings(name="mic")
+    assert (recipe.masked_image_weight, recipe.advanced.masked_image_ratio) == (1.0, 0.7)
+    assert recipe.advanced.masked_image_block * 512 == 32 and recipe.advanced.masked_image_block * 1024 == 64
 
 
 def test_blocks_are_hidden_whole_and_the_rest_is_untouched() -> None:

@@ -13,16 +13,18 @@ from adapters.mfm.rebuilder import build_rebuilder
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
 from adapters.optim import build_optimizer
-from adapters.recipes.dacs import Dacs
 from adapters.recipes.mfm_term import with_mfm
+from adapters.recipes.published import dacs
 from adapters.recipes.recipe import RecipeInputs, StepBatch
 from adapters.recipes.self_training import StepImages
 from adapters.sampling.crops import SourceBatch, TargetBatch
 from adapters.self_training.pseudo_labels import PseudoLabel
-from configs.settings import MfmSettings, NetworkSettings, OptimSettings, RecipeSettings
+from configs.mfm import MfmSettings
+from configs.network import Architecture, OptimSettings
+from tests.sections import recipe_settings, section
 
 CROP, CLASSES = (64, 96), 4
-NETWORK = NetworkSettings(name="daformer", encoder="mit_tiny", channels=16, dropout=0.0)
+NETWORK = Architecture(name="daformer", encoder="mit_tiny", channels=16, dropout=0.0)
 TARGETS = ("classify", "teacher_feature", "student_feature", "pixels", "mask_only")
 
 
@@ -30,10 +32,10 @@ def inputs_of(**switches: object) -> RecipeInputs:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     student = build_network(NETWORK, CLASSES).train()
-    settings = MfmSettings(dim=32, heads=4, blocks=1, **switches)
+    settings = section(MfmSettings, dim=32, heads=4, blocks=1, **switches)
     rebuilder = build_rebuilder(student, CROP, settings)
     names = tuple("abcd")
-    recipe = RecipeSettings(threshold=0.0)
+    recipe = recipe_settings(threshold=0.0)
     return RecipeInputs(student, rebuilder, None, recipe, settings, names, Accelerator(cpu=True), Draws(2))
 
 
@@ -100,14 +102,14 @@ def test_both_domains_are_the_sum_of_the_two() -> None:
 
 def test_source_domain_without_source_is_refused() -> None:
     inputs = inputs_of(domain="both")
-    with pytest.raises(AdapterError, match=r"mfm\.domain: both needs labelled source images"):
+    with pytest.raises(AdapterError, match=r"mfm\.ablation\.domain: both needs labelled source images"):
         losses_of(inputs, step_images(inputs.student, source=False))
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_recipe_steps_with_every_target(target: str) -> None:
     inputs = inputs_of(reconstruction=target, domain="both")
-    recipe = Dacs(inputs)
+    recipe = dacs(inputs)
     optimizer = build_optimizer(recipe.student, OptimSettings(), rebuilder=recipe.rebuilder, rebuilder_lr=2e-4)
     before = {name: value.clone() for name, value in inputs.rebuilder.named_parameters()}
     result = recipe.step(batch())
@@ -126,7 +128,7 @@ def test_recipe_steps_with_every_target(target: str) -> None:
 
 def test_control_sees_the_mixes_of_the_masked_arm() -> None:
     """Two arms that differ in the masking alone: same draws, same source and mix losses in the first step."""
-    found = [Dacs(inputs_of(mask_ratio=ratio)) for ratio in (0.0, 0.4)]
+    found = [dacs(inputs_of(mask_ratio=ratio)) for ratio in (0.0, 0.4)]
     control, masked = (recipe.step(batch()).losses for recipe in found)
     assert list(found[0].rebuilder.parameters()) == []
     assert torch.equal(control["source"], masked["source"]) and torch.equal(control["mix"], masked["mix"])

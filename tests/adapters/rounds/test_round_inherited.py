@@ -79,7 +79,10 @@ def test_the_teacher_is_not_made_anew(training_state, first) -> None:
 
 @pytest.mark.parametrize(
     ("sections", "reason"),
-    [({"mfm": {"dim": 64}}, "does not fit this round"), ({"mfm": {"enabled": False}}, "does not fit this round")],
+    [
+        ({"mfm": {"ablation": {"dim": 64}}}, "does not fit this round"),
+        ({"mfm": {"enabled": False}}, "does not fit this round"),
+    ],
 )
 def test_a_state_that_does_not_fit_is_refused_and_the_round_is_a_clean_one(
     training_state, first, capsys, sections, reason

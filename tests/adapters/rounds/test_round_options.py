@@ -18,7 +18,11 @@ from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder
 from tests.adapters.rounds.forked_rounds import fork, wait
 
-SETTLED = {"jitter": 0.0, "blur_probability": 0.0, "source_jitter": 0.0, "classmix": False, "threshold": 0.0}
+SETTLED = {
+    "jitter": 0.0,
+    "threshold": 0.0,
+    "advanced": {"blur_probability": 0.0, "classmix": False, "source_jitter": 0.0},
+}
 """A recipe in which nothing is drawn for a batch as a whole, and q is 1: then batches can be split."""
 
 
@@ -55,7 +59,7 @@ def assert_close(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 def test_accumulated_batches_are_one_large_batch(prepared, source) -> None:
     """BatchNorm sees single batches: here it normalises with its running statistics."""
     found = []
-    for round_settings in ({"batch_size": 4}, {"batch_size": 2, "gradient_accumulation": 2}):
+    for round_settings in ({"batch_size": 4}, {"batch_size": 2, "advanced": {"gradient_accumulation": 2}}):
         sections = {"recipe": SETTLED, "mfm": {"enabled": False}, "network": {"dropout": 0.0}, "round": round_settings}
         if source is None:
             sections["source"] = None
@@ -73,7 +77,7 @@ def test_gradient_checkpointing_changes_no_number(prepared) -> None:
     """Dropout draws the same in both passes, and BatchNorm records one of them."""
     found = []
     for checkpointing in (False, True):
-        sections = {"network": {"dropout": 0.3}, "round": {"gradient_checkpointing": checkpointing}}
+        sections = {"network": {"dropout": 0.3}, "round": {"advanced": {"gradient_checkpointing": checkpointing}}}
         with training_of(prepared, **sections) as training:
             passes = []
             inside = training.student.encoder.model.encoder.stages[0].layers[0].layer[0]
@@ -90,7 +94,7 @@ def test_gradient_checkpointing_changes_no_number(prepared) -> None:
 @pytest.mark.parametrize("last", [True, False])
 def test_channels_last_is_the_layout_of_weights_and_images(prepared, last) -> None:
     layout, seen = torch.channels_last if last else torch.contiguous_format, []
-    with training_of(prepared, round={"channels_last": last}) as training:
+    with training_of(prepared, round={"advanced": {"channels_last": last}}) as training:
         network = training.student
         network.encoder.register_forward_hook(lambda _, inputs, maps: seen.extend(maps))
         training.step(1.0)
@@ -105,16 +109,17 @@ def run(folder: RoundFolder) -> int:
 
 
 def test_a_loss_above_the_limit_ends_the_round(training_state) -> None:
-    folder = training_state.round(round={"loss_limit": 0.01, "save_steps": 1})
+    folder = training_state.round(round={"advanced": {"loss_limit": 0.01, "save_steps": 1}})
     assert run(folder) == 0
     scores = folder.scores()
     assert scores.status == "failed"
-    assert scores.reason.startswith("loss above round.loss_limit (0.01) at step 1: {'source': ")
+    assert scores.reason.startswith("loss above round.advanced.loss_limit (0.01) at step 1: {'source': ")
     assert not folder.candidate.exists() and folder.states.steps() == [], "what went wrong is not saved"
 
 
 def test_an_option_that_changes_a_round_leaves_a_plain_candidate(training_state) -> None:
-    options = {"gradient_accumulation": 2, "gradient_checkpointing": True, "channels_last": True, "steps": 2}
+    advanced = {"gradient_accumulation": 2, "gradient_checkpointing": True, "channels_last": True}
+    options = {"steps": 2, "advanced": advanced}
     folder = training_state.round(round=options)
     assert run(folder) == 0
     assert folder.scores().status == "completed", folder.scores().reason
@@ -139,7 +144,9 @@ def test_a_round_in_bf16_ends_finite(training_state) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 def test_a_compiled_round_completes_with_a_plain_candidate(training_state) -> None:
     plain = training_state.round(round={"steps": 2}, network={"dropout": 0.0})
-    compiled = training_state.spec(training_state.settings(round={"steps": 2, "compile": True}, network={"dropout": 0}))
+    compiled = training_state.spec(
+        training_state.settings(round={"steps": 2, "advanced": {"compile": True}}, network={"dropout": 0})
+    )
     spec = compiled.spec().model_copy(update={"round": 1})
     compiled.spec_path.write_text(spec.model_dump_json())
     torch._dynamo.utils.counters.clear()

@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 from adapters.recipes.build import RECIPES
 from adapters.rounds.run import train_and_score
 from adapters.rounds.stop import StopRequest
-from configs.settings import RecipeSettings, Settings
+from configs.settings import Settings
 from daemon.rounds.launch import launch_command, launch_environment
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder
 from tests.adapters.rounds.forked_rounds import run_pair
+from tests.sections import recipe_settings
 
 ROOT = Path(__file__).parents[3]
 TOLERANCE = 1e-5
@@ -52,7 +53,7 @@ RECIPES = [
     )
     for name in RECIPES
     for mfm in (False, True)
-    if mfm is not RecipeSettings(name=name).test_time or name == "dacs"
+    if mfm is not recipe_settings(name=name).test_time or name == "dacs"
 ]
 """Each recipe with all that it can have, and the barest one; one of them in every `make test`."""
 RECIPES.append(pytest.param("dacs", True, launch, id="launched", marks=pytest.mark.nightly))
@@ -84,7 +85,7 @@ def test_two_processes_match_one_with_the_whole_batch(
     training_state, name: str, mfm: bool, how: Callable[[RoundFolder], None]
 ) -> None:
     """BatchNorm, ClassMix, q and the candidate's statistics are over both. Dropout is off: each draws its own."""
-    optim = {"learning_rate": 2e-5, "head_multiplier": 5.0, "warmup_steps": 0, "clip_norm": 1.0}
+    optim = {"learning_rate": 2e-5, "head_multiplier": 5.0, "warmup_steps": 0, "advanced": {"clip_norm": 1.0}}
     sections = {
         "recipe": {"name": name, "threshold": 0.4},
         "mfm": {"enabled": mfm, "learning_rate": 2e-4},

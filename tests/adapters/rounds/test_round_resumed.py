@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from adapters.recipes.build import RECIPES
 from adapters.rounds.run import train_and_score
 from adapters.rounds.stop import StopRequest
-from configs.settings import RecipeSettings, Settings
+from configs.settings import Settings
 from daemon.rounds.launch import launch_command, launch_environment
 from storage import durable
 from storage.rounds.folder import RoundFolder
 from tests.adapters.rounds.forked_rounds import DEADLINE, fork, run_pair, wait
+from tests.sections import recipe_settings
 
 ROOT = Path(__file__).parents[3]
 KILLED = -signal.SIGKILL
@@ -31,7 +32,7 @@ RECIPES = [
     )
     for name in RECIPES
     for mfm in (False, True)
-    if mfm is not RecipeSettings(name=name).test_time or name == "dacs"
+    if mfm is not recipe_settings(name=name).test_time or name == "dacs"
 ]
 """Each recipe with all that it can have, and the barest one; one of them in every `make test`."""
 
@@ -42,7 +43,7 @@ def sections(name: str, mfm: bool, **round_settings) -> dict:
         "recipe": {"name": name},
         "mfm": {"enabled": mfm},
         "network": {"multi_resolution": name == "hrda", "dropout": 0.2},
-        "round": {"steps": 40, "save_steps": 20, "crop_height": 32, "crop_width": 32, **round_settings},
+        "round": {"steps": 40, "crop_height": 32, "crop_width": 32, **round_settings, "advanced": {"save_steps": 20}},
     }
 
 
@@ -122,7 +123,7 @@ def test_killed_and_gone_on_is_the_same_as_in_one_go(training_state, name: str, 
 @pytest.mark.nightly
 def test_each_of_two_processes_goes_on_from_its_own_statistics(training_state) -> None:
     """Without `sync_batch_norm` they have seen other crops; the file of the second one is compared as well."""
-    settings = {"steps": 200, "processes": 2, "sync_batch_norm": False}
+    settings = {"steps": 200, "processes": 2, "advanced": {"sync_batch_norm": False}}
     whole = training_state.round(**sections("bn_statistics", False, **settings))
     killed = again(whole, "000002")
     process = launch(killed)

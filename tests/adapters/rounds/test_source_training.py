@@ -48,7 +48,7 @@ def test_repeats_under_a_seed(training_state) -> None:
     training_state.draw_source()
     weights = []
     for seed in (5, 5, 6):
-        manifest = pretrain(training_state.settings(pretrain={"seed": seed}))
+        manifest = pretrain(training_state.settings(pretrain={"advanced": {"seed": seed}}))
         registry = CheckpointRegistry(training_state.layout.checkpoints)
         weights.append(load_file(registry.weights_path(manifest.version)))
     one, same, other = weights

@@ -7,11 +7,13 @@ from accelerate import Accelerator
 
 from adapters.draws import Draws
 from adapters.networks.build import build_network
-from adapters.recipes.dacs import Dacs
+from adapters.recipes.published import dacs
 from adapters.recipes.recipe import RecipeInputs, StepBatch
 from adapters.sampling.class_balance import balanced_weights
 from adapters.sampling.crops import SourceBatch, TargetBatch
-from configs.settings import MfmSettings, NetworkSettings, RecipeSettings
+from configs.mfm import MfmSettings
+from configs.network import Architecture
+from tests.sections import recipe_settings
 
 
 def test_class_weights_are_median_frequency_balancing() -> None:
@@ -30,8 +32,8 @@ def losses_of(weights: torch.Tensor | None, *, threshold: float = 0.0, classmix:
     """Losses of one DACS step, unaugmented."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    student = build_network(NetworkSettings(name="deeplabv2", encoder="resnet_tiny"), CLASSES).train()
-    settings = RecipeSettings(threshold=threshold, jitter_probability=0.0, blur_probability=0.0, classmix=classmix)
+    student = build_network(Architecture(name="deeplabv2", encoder="resnet_tiny"), CLASSES).train()
+    settings = recipe_settings(threshold=threshold, jitter_probability=0.0, blur_probability=0.0, classmix=classmix)
     names = tuple("abcd")
     common = (student, None, None, settings, MfmSettings(), names, Accelerator(cpu=True), Draws(2))
     inputs = RecipeInputs(*common, class_weights=weights)
@@ -40,7 +42,7 @@ def losses_of(weights: torch.Tensor | None, *, threshold: float = 0.0, classmix:
     labels = torch.randint(0, CLASSES, (2, *CROP), dtype=torch.uint8, generator=generator)
     valid = torch.ones(2, *CROP, dtype=torch.bool)
     batch = StepBatch(TargetBatch(images[0], valid, valid), SourceBatch(images[1], labels))
-    return {name: float(loss) for name, loss in Dacs(inputs).step(batch).losses.items()}
+    return {name: float(loss) for name, loss in dacs(inputs).step(batch).losses.items()}
 
 
 def test_weights_of_one_change_nothing_and_of_two_double_the_loss_of_true_labels_only() -> None:

@@ -9,15 +9,15 @@ from adapters.regions import Region, random_region
 from adapters.sampling.crops import TargetCrops
 from adapters.sampling.margins import NO_MARGINS, Margins
 from adapters.self_training.pseudo_labels import pseudo_label
-from configs.settings import RecipeSettings
 from storage.buffer.catalog_records import FileFact
 from storage.buffer.frames import FrameBuffer, NewFrame
 from storage.durable.digest import digest_of
 from storage.media.images import fit_frame
+from tests.sections import recipe_settings
 
 
 def of(name: str) -> Margins:
-    return Margins.from_settings(RecipeSettings(name=name))
+    return Margins.from_settings(recipe_settings(name=name))
 
 
 def box(trusted: np.ndarray) -> tuple[int, int, int, int]:
@@ -68,7 +68,7 @@ def test_margins_of_the_frame_are_cropped_with_it() -> None:
 @pytest.mark.parametrize("pair", [("margin_top", "margin_bottom"), ("margin_left", "margin_right")])
 def test_margins_that_leave_nothing_are_refused(pair) -> None:
     with pytest.raises(ValidationError, match=rf"{pair[0]} \+ {pair[1]} is 1.1"):
-        RecipeSettings(**{pair[0]: 0.5, pair[1]: 0.6})
+        recipe_settings(**{pair[0]: 0.5, pair[1]: 0.6})
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from adapters.regions import Region
 from adapters.sampling.crop_choice import choose_crop
 from adapters.sampling.crops import SourceCrops
 from adapters.sampling.rare_class import RareClasses
-from configs.settings import RecipeSettings
 from storage.source.labelled_import import import_labelled
+from tests.sections import recipe_settings
 
 AREA = 10_000
 PIXELS = np.array([[7000, 2900, 100, 0], [9990, 0, 10, 0], [8000, 1985, 15, 0], [9900, 0, 100, 0]])
@@ -94,11 +94,13 @@ def test_crop_must_exceed_its_share() -> None:
 
 
 def test_preset_is_the_pixel_counts_of_the_original() -> None:
-    recipe = RecipeSettings(name="daformer")
-    assert recipe.rare_class_sampling and recipe.rare_class_temperature == 0.01
-    assert recipe.rare_class_image_share * 1914 * 1052 == pytest.approx(3000)
-    assert recipe.rare_class_crop_share * 512**2 == 1500 and recipe.rare_class_crop_share * 1024**2 == 6000
-    assert not RecipeSettings(name="dacs").rare_class_sampling
+    recipe = recipe_settings(name="daformer")
+    assert recipe.rare_class_sampling and recipe.advanced.rare_class_temperature == 0.01
+    assert recipe.advanced.rare_class_image_share * 1914 * 1052 == pytest.approx(3000)
+    assert (
+        recipe.advanced.rare_class_crop_share * 512**2 == 1500
+        and recipe.advanced.rare_class_crop_share * 1024**2 == 6000
+    )
 
 
 def count_draws(labels: np.ndarray, enough) -> int:
@@ -136,7 +138,7 @@ def source(training_state):
 
 
 def crops(source, *, crop: tuple[int, int] = (24, 24), count: int = 300, **recipe) -> np.ndarray:
-    settings = RecipeSettings(**{"rare_class_sampling": True, "rare_class_temperature": 0.5, **recipe})
+    settings = recipe_settings("daformer", **{"rare_class_temperature": 0.5, **recipe})
     rare = RareClasses.from_settings(source, source.train, settings)
     stream = SourceCrops(source, source.train, crop=crop, batch_size=count, seed=(0,), rare=rare)
     return next(iter(stream)).labels.numpy()
@@ -148,7 +150,7 @@ def test_stream_shows_rare_classes_as_often_as_their_probability_says(source) ->
     shown = (crops(source, crop=(48, 64)) == 2).any(axis=(1, 2)).mean()
     plain = (crops(source, crop=(48, 64), rare_class_sampling=False) == 2).any(axis=(1, 2)).mean()
     assert plain == pytest.approx(1 / len(source.train), abs=0.01)
-    rare = RareClasses.from_settings(source, source.train, RecipeSettings(name="daformer", rare_class_temperature=0.5))
+    rare = RareClasses.from_settings(source, source.train, recipe_settings(name="daformer", rare_class_temperature=0.5))
     others = sum(rare.probabilities[:2]) / len(source.train)
     assert shown == pytest.approx(rare.probabilities[2] + others, abs=0.09)  # three deviations of 300 draws
     assert rare.probabilities[2] > 2.5 * plain

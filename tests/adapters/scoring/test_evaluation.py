@@ -63,7 +63,7 @@ def settings(tmp_path: Path) -> Settings:
     )
     torch.manual_seed(0)
     weights = tmp_path / "weights.safetensors"
-    save_weights(build_network(settings.network, 3), weights)
+    save_weights(build_network(settings.network.architecture(), 3), weights)
     registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)
     registry.add(weights, make_manifest(settings, origin="pretrain"), by="test")
     registry.promote(1, by="test", reason="test")

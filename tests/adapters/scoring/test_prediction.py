@@ -33,7 +33,9 @@ def settings(tmp_path: Path) -> Settings:
     registry = CheckpointRegistry(settings.state / "checkpoints")
     for seed in range(2):
         torch.manual_seed(seed)
-        save_weights(build_network(settings.network, len(settings.classes)), tmp_path / "weights.safetensors")
+        save_weights(
+            build_network(settings.network.architecture(), len(settings.classes)), tmp_path / "weights.safetensors"
+        )
         registry.add(tmp_path / "weights.safetensors", make_manifest(settings, origin="pretrain"), by="test")
     registry.promote(1, by="test", reason="first")
     return settings

@@ -27,6 +27,7 @@ from storage.media.images import fit_frame
 from storage.rounds.records import ModelScores, RoundScores, RoundSpec, Verdict
 from storage.source.labelled import LabelledSet
 from storage.source.labelled_import import import_labelled
+from tests.sections import changed
 
 NAMES = ("road", "tree", "sky")
 DAY = ((120, 110, 105), (70, 140, 60), (150, 190, 235))
@@ -156,10 +157,10 @@ def make_settings(root: Path) -> Settings:
             "state": root / "state",
             "classes": [{"name": name, "color": colour} for name, colour in zip(NAMES, DAY, strict=True)],
             "watch": {"folder": root / "drop"},
-            "buffer": {"height": 48, "width": 64, "tile": 16, "capacity_frames": 32},
+            "buffer": {"height": 48, "width": 64, "capacity_frames": 32, "advanced": {"tile": 16}},
             "source": folders,
-            "round": {"score_images": 16},
-            "gate": {"bootstrap": 200},
+            "round": {"advanced": {"score_images": 16}},
+            "gate": {"advanced": {"bootstrap": 200}},
         }
     )
 
@@ -285,7 +286,7 @@ def test_given_reference_is_kept(world: World) -> None:
 
 
 def test_at_most_score_images_are_scored(world: World) -> None:
-    few = world.settings.model_copy(update={"round": world.settings.round.model_copy(update={"score_images": 5})})
+    few = world.settings.model_copy(update={"round": changed(world.settings.round, score_images=5)})
     _, incumbent, _, _ = World(few, world.spec, world.buffer, world.source).score(knows(DAY))
     assert len(incumbent.area) == len(incumbent.source.tp) == 5
 

@@ -7,7 +7,7 @@ from torch import nn
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
 from adapters.self_training.teacher import Teacher
-from configs.settings import NetworkSettings
+from configs.network import Architecture
 
 
 @pytest.fixture(params=["mit_tiny", "resnet_tiny"])
@@ -15,7 +15,7 @@ def student(request: pytest.FixtureRequest) -> SegmentationNetwork:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     name = "daformer" if request.param == "mit_tiny" else "deeplabv3plus"
-    settings = NetworkSettings(name=name, encoder=request.param, channels=16, output_stride=16)
+    settings = Architecture(name=name, encoder=request.param, channels=16, output_stride=16)
     return build_network(settings, 3).train()
 
 

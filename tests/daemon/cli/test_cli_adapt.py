@@ -30,10 +30,10 @@ from storage.rounds.folder import RoundFolder, RoundStore
 
 CONFIG = """\
 classes: demo
-watch: {folder: drop, stability_seconds: 0.1, rescan_seconds: 0.5}
-buffer: {height: 32, width: 32, capacity_frames: 32, tile: 32, reserve_bytes: 0, holdout_fraction: 0.4}
+watch: {folder: drop, stability_seconds: 0.1, advanced: {rescan_seconds: 0.5}}
+buffer: {height: 32, width: 32, capacity_frames: 32, reserve_bytes: 0, holdout_fraction: 0.4, advanced: {tile: 32}}
 network: {name: daformer, encoder: mit_tiny, channels: 16}
-mfm: {dim: 16, heads: 4, blocks: 1}
+mfm: {ablation: {dim: 16, heads: 4, blocks: 1}}
 round: {steps: 1, device: cpu, threads: 1, crop_height: 32, crop_width: 32, batch_size: 1}
 schedule: {enabled: false, min_frames: 12}
 serving: {enabled: false}
@@ -52,7 +52,7 @@ def adaptable(config: Path) -> Path:
     config.write_text(CONFIG, encoding="utf-8")
     settings = load_settings(config)
     weights = config.parent / "model.safetensors"
-    save_weights(build_network(settings.network, len(settings.classes)), weights)
+    save_weights(build_network(settings.network.architecture(), len(settings.classes)), weights)
     registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)
     manifest = registry.add(weights, make_manifest(settings, origin="pretrain"), by="test")
     registry.promote(manifest.version, by="test", reason="first")
@@ -175,7 +175,8 @@ def _start_long_round(config: Path) -> tuple[subprocess.Popen[str], RoundFolder]
 
 
 def _long_rounds(config: Path) -> None:
-    config.write_text(config.read_text().replace("round: {steps: 1,", "round: {steps: 100000, save_steps: 1,"))
+    long = "round: {steps: 100000, advanced: {save_steps: 1},"
+    config.write_text(config.read_text().replace("round: {steps: 1,", long))
     _fill_buffer(config)
 
 

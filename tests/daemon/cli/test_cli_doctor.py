@@ -30,11 +30,12 @@ from daemon.watch.mounts import file_system_of
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from tests.daemon.certificates import self_signed
+from tests.sections import changed
 
 
 def _with(settings: Settings, section: str, **values: object) -> Settings:
-    changed = getattr(settings, section).model_copy(update=values)
-    return settings.model_copy(update={section: changed})
+    update: dict[str, object] = {section: changed(getattr(settings, section), **values)}
+    return settings.model_copy(update=update)
 
 
 def _by_name(findings: list[Finding]) -> dict[str, Finding]:
@@ -238,7 +239,7 @@ def test_public_control_plane_needs_a_token(settings: Settings, tmp_path: Path) 
 def test_public_inference_plane_needs_a_token_or_to_be_meant(settings: Settings) -> None:
     public = _with(settings, "serving", host="0.0.0.0")
     finding = _by_name(examine_ports(public))["serving_token"]
-    assert finding.level == Level.FAIL and "serving.public" in finding.remedy
+    assert finding.level == Level.FAIL and "serving.advanced.public" in finding.remedy
     assert _by_name(examine_ports(_with(public, "serving", public=True)))["serving_token"].level == Level.OK
     assert _by_name(examine_ports(settings))["serving_token"].level == Level.OK
 

@@ -22,7 +22,7 @@ class Malicious:
 
 
 def test_a_pickle_needs_the_flag_and_is_warned_of(mfmd, settings: Settings, tmp_path: Path) -> None:
-    weights = build_network(settings.network, len(settings.classes)).state_dict()
+    weights = build_network(settings.network.architecture(), len(settings.classes)).state_dict()
     torch.save({"model": weights, "extra": Malicious(str(tmp_path / "it ran"))}, tmp_path / "old.pt")
     refused = mfmd("import", "old.pt")
     assert refused.code == ExitCode.FAILURE

@@ -5,12 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from configs.class_list import load_class_list
 from configs.load import load_settings
 from configs.settings import Settings
 from daemon.cli.init import preset_names
-from daemon.cli.settings.reference import sections
-from daemon.cli.settings.template import render
+from daemon.cli.settings.template import REASONS, render
 
 
 def test_written_configuration_validates_and_changes_no_default(mfmd, config: Path) -> None:
@@ -75,27 +73,19 @@ def test_help_names_every_preset(mfmd) -> None:
     assert all(name in shown for name in preset_names())
 
 
-def _uncommented(text: str) -> str:
-    """The file after an operator removed the `#` before every setting and section name."""
-    lines = [re.sub(r"^( *)#( *[a-z_]+:)", r"\1\2", line) for line in text.splitlines()]
-    return "\n".join(line for line in lines if not line.lstrip().startswith("#"))
+def test_it_fits_on_one_screen_and_says_why_for_each_line(mfmd, config: Path) -> None:
+    for chosen in ((), ("--source-images", "day", "--source-labels", "labels")):
+        assert mfmd("init", "--force", *chosen).code == 0
+        lines = config.read_text(encoding="utf-8").splitlines()
+        assert len(lines) <= 40
+        assert all(len(line) <= 120 for line in lines)
+        settings = [line for line in lines if re.match(r"#? *[a-z_]+: \S", line)]
+        assert len(settings) == len(REASONS) and all(" # " in line for line in settings)
 
 
-def test_every_default_stands_there_commented_and_true(tmp_path: Path) -> None:
-    text = render({("state",): "state", ("classes",): "demo", ("watch", "folder"): "drop"})
+def test_the_commented_source_section_works_too(tmp_path: Path) -> None:
+    text = render({("classes",): "demo", ("watch", "folder"): "drop"})
     path = tmp_path / "mfmd.yaml"
-    path.write_text(_uncommented(text), encoding="utf-8")
-    settings = load_settings(path)
-    minimal = {"classes": load_class_list("demo"), "watch": {"folder": "drop"}, "source": {"images": "source/images"}}
-    minimal["source"]["labels"] = "source/labels"  # type: ignore[index]
-    assert settings == Settings.model_validate(minimal, context={"base": tmp_path})
-
-
-def test_every_comment_is_the_docstring_of_its_setting() -> None:
-    text = " ".join(line.strip("# ") for line in render({("classes",): "demo"}).splitlines())
-    flat = " ".join(text.split())
-    settings = [setting for section in sections() for setting in section.settings]
-    assert len(settings) > 90
-    for setting in settings:
-        assert setting.description, f"{'.'.join(setting.path)} has no docstring"
-        assert " ".join(setting.description.split()) in flat
+    path.write_text(re.sub(r"^#(source:|  (?:images|labels):)", r"\1", text, flags=re.MULTILINE), encoding="utf-8")
+    source = load_settings(path).source
+    assert source is not None and source.images == tmp_path / "source/images"

@@ -153,7 +153,7 @@ def test_the_preset_fits_the_story() -> None:
     settings = load_settings(Path(preset))
     frames = BATCHES * settings.schedule.new_frames
     assert frames <= settings.buffer.capacity_frames, "frames would be evicted between rounds"
-    assert settings.buffer.holdout_fraction * settings.schedule.new_frames > 2 * settings.gate.min_holdout
+    assert settings.buffer.holdout_fraction * settings.schedule.new_frames > 2 * settings.gate.advanced.min_holdout
     assert settings.serving.port == settings.control.port == 0
 
 

@@ -138,7 +138,7 @@ def a_round() -> Callable[..., Round]:
             released=1,
             train_frames=tuple(range(100, 148)),
             holdout_frames=tuple(range(frames)),
-            settings={"source": {"images": "x"} if images else None, "round": {"seed": 3}},
+            settings={"source": {"images": "x"} if images else None, "round": {"advanced": {"seed": 3}}},
             created=1.0,
             trigger="manual",
         )

@@ -75,6 +75,6 @@ class Trial(State):
 
 def make_trial(root: Path) -> Trial:
     """A new one: 20 images within a minute, half of their pixels as served."""
-    gate = {"shadow_images": WANTED, "shadow_seconds": 60.0, "shadow_agreement": 0.5}
+    gate = {"shadow_images": WANTED, "advanced": {"shadow_agreement": 0.5, "shadow_seconds": 60.0}}
     made = make_state(root, gate=gate, serving={"shadow_fraction": 0.1})
     return Trial(made.root, made.settings, made.registry, made.rounds)

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from configs.settings import GateSettings
+from configs.gate import GateSettings
 from daemon.gate.decide import decide
 from daemon.gate.votes import diversity, estimated_error, paired_bootstrap
 from storage.rounds.records import CHECKS, Check, RoundScores, Verdict
+from tests.sections import section
 
 NAMES = ("road", "building", "tree", "sky", "pole")
 SETTINGS = GateSettings()
@@ -140,7 +141,7 @@ def test_disagreement_must_be_among_the_votes_won(a_round: Any, model: Any) -> N
 def test_number_of_votes_is_a_setting(a_round: Any, model: Any) -> None:
     round_ = a_round(model(**{**BETTER, "styled": 0.7, "seed": 2}))
     assert judged(round_).decision == "accepted"
-    assert judged(round_, GateSettings(votes_with_source=4)).decision == "inconclusive"
+    assert judged(round_, section(GateSettings, votes_with_source=4)).decision == "inconclusive"
 
 
 def test_broken_incumbent_is_no_yardstick_for_vanished_classes(a_round: Any, model: Any) -> None:
@@ -179,7 +180,7 @@ def test_class_drop_in_one_image_is_chance(a_round: Any, model: Any) -> None:
     scores.released.source.tp[0][4] = 50
     scores.candidate.source.fn[0][4] = 50
     verdict = decide(round_.spec, scores, SETTINGS, NAMES, at=5.0)
-    assert check(verdict, "source_class_iou").value > SETTINGS.source_class_drop
+    assert check(verdict, "source_class_iou").value > SETTINGS.advanced.source_class_drop
     assert check(verdict, "source_class_iou").passed
 
 
@@ -227,7 +228,7 @@ def test_incumbent_that_is_not_finite(a_round: Any, model: Any) -> None:
 
 def test_candidates_of_equal_quality_are_rarely_accepted(a_round: Any, model: Any) -> None:
     """A false accept of a candidate that is no better, by the noise of eight frames alone."""
-    settings = GateSettings(bootstrap=200)
+    settings = section(GateSettings, bootstrap=200)
     verdicts = [
         judged(a_round(model(seed=100 + n), frames=8, images=16, number=n), settings).decision for n in range(60)
     ]

@@ -22,6 +22,7 @@ from storage.rounds.folder import RoundFolder, RoundStore
 from storage.rounds.records import Verdict
 from tests.daemon.gate.round_state import BETTER
 from tests.daemon.serving.serving_world import World, image_bytes, running, tiny_network, wait_until
+from tests.sections import changed
 
 WANTED, FEW = 3, 2
 """Images that decide, and those before the kill: one is missing then, and a plane writes its first record at once."""
@@ -107,11 +108,12 @@ def driven(tmp_path: Path, a_round: Any, model: Any) -> Iterator[Driven]:
     world.add(1)
     settings = world.settings(shadow_fraction=1.0, follow_seconds=0.05).model_dump(mode="json", exclude_none=True)
     settings |= {
-        "gate": {"shadow_images": WANTED, "shadow_seconds": 300.0, "shadow_agreement": 0.0},
+        "gate": {"shadow_images": WANTED, "advanced": {"shadow_seconds": 300.0, "shadow_agreement": 0.0}},
         "control": {"port": 0},
         "observe": {"enabled": False},
         "schedule": {"enabled": False, "min_frames": 1},
-        "watch": settings["watch"] | {"stability_seconds": 0.1, "rescan_seconds": 0.5, "group_seconds": 0.05},
+        "watch": settings["watch"]
+        | {"stability_seconds": 0.1, "advanced": {"rescan_seconds": 0.5, "group_seconds": 0.05}},
     }
     config = tmp_path / "mfmd.yaml"
     config.write_text(yaml.safe_dump(settings))
@@ -138,8 +140,8 @@ def test_live_images_decide_and_neither_a_kill_nor_a_rollback_lets_another_versi
 
 def begin_with_limits(driven: Driven, folder: RoundFolder, **gate: float) -> None:
     """What a daemon with these settings had begun, before it was restarted with others."""
-    changed = driven.settings.model_copy(update={"gate": driven.settings.gate.model_copy(update=gate)})
-    assert advance_round(driven.registry, folder, Settings.model_validate(changed)) == "shadowing"
+    other = driven.settings.model_copy(update={"gate": changed(driven.settings.gate, **gate)})
+    assert advance_round(driven.registry, folder, Settings.model_validate(other)) == "shadowing"
 
 
 def sees_other_things_and_is_rejected(driven: Driven) -> None:

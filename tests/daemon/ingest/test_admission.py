@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from configs.settings import AdmissionSettings
+from configs.watch import AdmissionSettings
 from daemon.ingest.admission import Admission
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import SKIP_REASONS, FileFact
 from storage.buffer.frames import FrameBuffer, NewFrame
 from storage.media.images import FittedFrame
+from tests.sections import section
 
 
 @pytest.fixture
@@ -172,7 +173,7 @@ def test_files_waiting_to_be_skipped_count_as_room_of_the_group(bench, drop, sti
 
     monkeypatch.setattr(FrameBuffer, "append", full)
     monkeypatch.setattr("daemon.ingest.worker.PAUSE_SECONDS", 0.0)
-    world = bench(watch={"group_frames": 5}, admission={"near_duplicate_bits": 6})
+    world = bench(watch={"advanced": {"group_frames": 5}}, admission={"near_duplicate_bits": 6})
     for number in range(20):
         arrive(still(1, number), drop / f"{number}.png")
     world.until(lambda: len(world.ingest.batch) == 5)
@@ -244,7 +245,7 @@ def judge(bench):
     world = bench()
 
     def make(**settings) -> Admission:
-        return Admission(AdmissionSettings(**settings), world.buffer.catalog)
+        return Admission(section(AdmissionSettings, **settings), world.buffer.catalog)
 
     return make
 

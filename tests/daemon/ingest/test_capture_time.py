@@ -9,11 +9,12 @@ import pytest
 from PIL import ExifTags, Image
 from pydantic import ValidationError
 
-from configs.settings import WatchSettings
+from configs.watch import WatchSettings
 from daemon.ingest.capture_time import capture_time, exif_time, name_time, source_label
 from storage.buffer.catalog_records import FileFact
+from tests.sections import section
 
-FORMS = WatchSettings(folder=Path("drop")).capture_name
+FORMS = WatchSettings(folder=Path("drop")).advanced.capture_name
 MTIME = datetime(2020, 5, 6, 7, 8, 9, tzinfo=UTC).timestamp()
 LOCAL = datetime(2023, 4, 5, 6, 7, 8).timestamp()
 TAKEN, OFFSET, FRACTION = 36867, 36881, 37521
@@ -24,7 +25,7 @@ def fact(path: str, mtime: float = MTIME) -> FileFact:
 
 
 def watch(**values: object) -> WatchSettings:
-    return WatchSettings.model_validate({"folder": "drop", **values})
+    return section(WatchSettings, folder="drop", **values)
 
 
 @pytest.mark.parametrize(

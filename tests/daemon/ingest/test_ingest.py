@@ -138,7 +138,7 @@ def test_groups_are_committed_together(bench, drop, write_image, monkeypatch):
         return real(self, frames, **how)
 
     monkeypatch.setattr(FrameBuffer, "append", append)
-    world = bench(watch={"group_frames": 4, "group_seconds": 0.3})
+    world = bench(watch={"advanced": {"group_frames": 4, "group_seconds": 0.3}})
     world.until(lambda: world.counts.frames == 10)
     assert sizes == [4, 4, 2]
 
@@ -255,7 +255,7 @@ def test_memory_holds_one_group_however_many_files_wait(bench, drop, write_image
 
     monkeypatch.setattr(FrameBuffer, "append", full)
     monkeypatch.setattr("daemon.ingest.worker.PAUSE_SECONDS", 0.0)
-    world = bench(watch={"group_frames": 5})
+    world = bench(watch={"advanced": {"group_frames": 5}})
     world.until(lambda: len(world.ingest.batch) == 5)
     for _ in range(20):
         world.ingest.step()
@@ -275,14 +275,14 @@ def test_a_bug_in_a_decoder_costs_one_file(bench, drop, write_image, monkeypatch
     monkeypatch.setattr("daemon.ingest.decode.decode_photo", decode)
     write_image(drop / "a.png", 1)
     write_image(drop / "b.png", 2)
-    world = bench(watch={"decode_threads": 1})
+    world = bench(watch={"advanced": {"decode_threads": 1}})
     world.until(lambda: world.counts.frames == 1 and world.counts.refused == {"not_an_image": 1})
     assert "ZeroDivisionError" in world.buffer.catalog.refused()[0].detail
 
 
 def test_a_file_that_changes_after_it_was_read_is_taken_again(bench, drop, write_image):
     path = write_image(drop / "a.png", 1)
-    world = bench(watch={"group_seconds": 0.5})
+    world = bench(watch={"advanced": {"group_seconds": 0.5}})
     world.until(lambda: world.ingest.batch)
     write_image(path, 2)
     world.until(lambda: world.counts.frames == 2)
@@ -302,7 +302,7 @@ def test_names_that_are_no_text_are_taken(bench, drop, write_image):
 
 def test_what_is_decoded_is_committed_at_the_end(bench, drop, write_image, layout):
     write_image(drop / "a.png", 1)
-    world = bench(watch={"group_seconds": 600})
+    world = bench(watch={"advanced": {"group_seconds": 600}})
     world.until(lambda: world.ingest.batch)
     assert world.counts.frames == 0
     world.ingest.close()
@@ -338,7 +338,7 @@ def test_frames_are_packed_where_there_is_time_and_stored_alike(bench, drop, wri
         PixelArray, "pack", lambda array, pixels: packed_by.append(current_thread().name) or pack(array, pixels)
     )
     paths = [write_image(drop / f"{number}.png", number) for number in range(4)]
-    world = bench(watch={"decode_threads": threads})
+    world = bench(watch={"advanced": {"decode_threads": threads}})
     world.until(lambda: world.counts.frames == 4)
     decoders = [name for name in packed_by if name.startswith("decode")]
     assert len(packed_by) == 4 and len(decoders) == (0 if threads == 1 else 4)
@@ -350,7 +350,7 @@ def test_frames_are_packed_where_there_is_time_and_stored_alike(bench, drop, wri
 
 
 def test_settings_of_a_reload_are_used_from_the_next_step_on(bench, drop, write_image):
-    world = bench(watch={"group_seconds": 600.0, "stability_seconds": 0.0, "rescan_seconds": 600.0})
+    world = bench(watch={"stability_seconds": 0.0, "advanced": {"group_seconds": 600.0, "rescan_seconds": 600.0}})
 
     def use(watch=(), buffer=()):
         settings = world.settings
@@ -361,13 +361,13 @@ def test_settings_of_a_reload_are_used_from_the_next_step_on(bench, drop, write_
     write_image(drop / "a.png", 1)
     world.until(lambda: len(world.ingest.batch) == 1)
     assert world.counts.frames == 0, "the group waits for more"
-    use(watch={"group_seconds": 0.05})
+    use(watch={"advanced": {"group_seconds": 0.05}})
     world.until(lambda: world.counts.frames == 1)
     use(buffer={"reserve_bytes": 10**18})
     world.until(lambda: world.activity.ingest.state == "paused")
     use()
     world.until(lambda: world.activity.ingest.state == "running")
-    use(watch={"stability_seconds": 600.0, "rescan_seconds": 0.05, "group_seconds": 0.05})
+    use(watch={"stability_seconds": 600.0, "advanced": {"rescan_seconds": 0.05, "group_seconds": 0.05}})
     world.ingest.step()
     write_image(drop / "b.png", 2)
     world.until(lambda: world.activity.watch.pending == 1)

@@ -91,7 +91,7 @@ def test_a_moment_without_memory_refuses_no_file(bench, drop, write_image, monke
 @pytest.mark.parametrize("error", [DurabilityLost("fsync failed"), StorageError("disk I/O error")])
 def test_an_end_without_a_disk_lets_go_of_folder_and_threads(bench, drop, write_image, monkeypatch, error):
     write_image(drop / "a.png", 1)
-    world = bench(watch={"group_seconds": 600})
+    world = bench(watch={"advanced": {"group_seconds": 600}})
     world.until(lambda: world.ingest.batch)
 
     def append(*_, **__):
@@ -110,7 +110,7 @@ def test_a_file_renamed_over_one_in_hand_is_taken_though_it_looks_the_same(bench
     newer = write_image(drop.parent / "b.bmp", 2)
     for item in (path, newer):
         os.utime(item, ns=(10**18, 10**18))
-    world = bench(watch={"group_seconds": 0.5, "rescan_seconds": 600})
+    world = bench(watch={"advanced": {"group_seconds": 0.5, "rescan_seconds": 600}})
     world.until(lambda: world.ingest.batch)
     newer.rename(path)
     world.until(lambda: world.hints.waiting)

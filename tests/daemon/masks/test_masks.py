@@ -51,7 +51,7 @@ class Folders:
         self.drop.mkdir()
 
     def settings(self, *, stability: float = 0.0, **masks: object) -> Settings:
-        watch = {"folder": self.drop, "stability_seconds": stability, "rescan_seconds": 0.05}
+        watch = {"folder": self.drop, "stability_seconds": stability, "advanced": {"rescan_seconds": 0.05}}
         return settings_for(self.world.layout.root, watch=watch, masks={"folder": self.masks, **masks})
 
     def put(self, name: str, seed: int, height: int = HEIGHT, width: int = WIDTH) -> None:
@@ -312,7 +312,7 @@ def test_a_full_queue_makes_masks_wait_and_counts_nothing(folders: Folders) -> N
             nonlocal refused
             if refused < 2:
                 refused += 1
-                raise QueueFull(plane.settings.serving.queue_images, 1)
+                raise QueueFull(plane.settings.serving.advanced.queue_images, 1)
             check(*images)
 
         plane.batcher.check_room = full_at_first

@@ -27,8 +27,8 @@ def test_masks_go_on_after_the_plane_and_their_own_process_were_killed(world: Wo
     content = {
         "state": str(world.layout.root),
         "classes": CLASSES,
-        "watch": {"folder": str(drop), "stability_seconds": 0.0, "rescan_seconds": 0.1},
-        "serving": {"port": 0, "device": "cpu", "threads": 1, "follow_seconds": 0.05},
+        "watch": {"folder": str(drop), "stability_seconds": 0.0, "advanced": {"rescan_seconds": 0.1}},
+        "serving": {"port": 0, "device": "cpu", "threads": 1, "advanced": {"follow_seconds": 0.05}},
         "control": {"port": 0},
         "observe": {"enabled": False},
         "masks": {"folder": str(masks)},

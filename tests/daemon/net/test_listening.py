@@ -33,7 +33,7 @@ def test_a_public_address_without_a_token_is_refused_by_both_planes(make_setting
     settings = make_settings(control={"host": host}, serving={"host": host})
     with pytest.raises(ConfigError, match=r"control\.host: .*reached from outside.*token_file"):
         bind(settings.control)
-    with pytest.raises(ConfigError, match=r"serving\.host: .*reached from outside.*serving\.public"):
+    with pytest.raises(ConfigError, match=r"serving\.host: .*reached from outside.*serving\.advanced\.public"):
         serve(settings)
 
 
@@ -43,7 +43,9 @@ def test_a_guarded_public_address_is_bound(make_settings, tmp_path):
             assert listener.getsockname()[0] == "0.0.0.0"
         with listen(serving_address(make_settings(serving={"host": "0.0.0.0", **section}).serving), 1) as listener:
             assert listener.getsockname()[0] == "0.0.0.0"
-    with listen(serving_address(make_settings(serving={"host": "0.0.0.0", "public": True}).serving), 1) as listener:
+    with listen(
+        serving_address(make_settings(serving={"host": "0.0.0.0", "advanced": {"public": True}}).serving), 1
+    ) as listener:
         assert listener.getsockname()[0] == "0.0.0.0"
 
 

@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 
 from configs.errors import ConfigError
-from configs.settings import ControlSettings
+from configs.serving import ControlSettings
 from daemon.control.client import ControlClient, ControlFailed, ask
 from daemon.control.server import ControlServer, bind
 from daemon.net.tls import tls_files

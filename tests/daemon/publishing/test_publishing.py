@@ -36,7 +36,7 @@ settings, folder = load_settings(Path(sys.argv[1])), Path(sys.argv[1]).parent
 registry = CheckpointRegistry(settings.state / "checkpoints")
 for seed in (1, 2):
     torch.manual_seed(seed)
-    save_weights(build_network(settings.network, len(settings.classes)), folder / "weights.safetensors")
+    save_weights(build_network(settings.network.architecture(), len(settings.classes)), folder / "weights.safetensors")
     registry.add(folder / "weights.safetensors", make_manifest(settings, origin="pretrain"), by="test")
 """
 

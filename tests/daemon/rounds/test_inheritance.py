@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from configs.load import merge
 from daemon.gate import promotion
 from daemon.gate.decide import decide
 from daemon.rounds.inheritance import inherited_round, promoted_round
@@ -35,9 +36,7 @@ def adapt(world, registry, store, program, monkeypatch):
     def run(code: str = ACCEPTED, **sections):
         program(code)
         values = world.settings.model_dump()
-        settings = type(world.settings).model_validate(
-            {**values, **{name: {**values[name], **section} for name, section in sections.items()}}
-        )
+        settings = type(world.settings).model_validate(merge(values, sections))
         try:
             launch_round(RoundContext(settings, world.buffer, registry, threading.Event()), "manual")
         except RoundFailed:
@@ -84,17 +83,16 @@ def test_going_back_and_forward_again_starts_clean(adapt, registry):
     ("sections", "named"),
     [
         ({"recipe": {"name": "daformer"}}, "recipe.name"),
-        ({"mfm": {"dim": 64}}, "mfm.dim"),
+        ({"mfm": {"ablation": {"dim": 64}}}, "mfm.ablation.dim"),
         ({"mfm": {"enabled": False}}, "mfm.enabled"),
         ({"round": {"crop_height": 40}}, "round.crop_height"),
-        ({"round": {"inherit": False}}, "round.inherit is off"),
+        ({"round": {"advanced": {"inherit": False}}}, "round.advanced.inherit is off"),
     ],
 )
 def test_a_change_of_what_shapes_the_state_starts_clean(adapt, world, registry, store, sections, named):
     adapt()
     values = world.settings.model_dump()
-    ((name, section),) = sections.items()
-    settings = type(world.settings).model_validate({**values, name: {**values[name], **section}})
+    settings = type(world.settings).model_validate(merge(values, sections))
     number, why = inherited_round(settings, registry, store)
     assert number is None and named in why
     assert adapt(**sections).inherits is None
@@ -113,9 +111,9 @@ def test_a_missing_state_starts_clean(adapt, store, world, registry):
 
 
 def test_the_folder_with_the_state_of_the_line_is_not_pruned(adapt, store):
-    adapt(round={"keep_folders": 1})
-    adapt(FAILED, round={"keep_folders": 1})
-    adapt(FAILED, round={"keep_folders": 1})
+    adapt(round={"advanced": {"keep_folders": 1}})
+    adapt(FAILED, round={"advanced": {"keep_folders": 1}})
+    adapt(FAILED, round={"advanced": {"keep_folders": 1}})
     assert store.numbers() == [1, 3]
-    assert adapt(round={"keep_folders": 1}).inherits == 1
+    assert adapt(round={"advanced": {"keep_folders": 1}}).inherits == 1
     assert store.numbers() == [4]

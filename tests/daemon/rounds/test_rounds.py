@@ -19,6 +19,7 @@ from daemon.runtime.process_group import children_of, group_alive
 from storage.errors import NoCheckpoint
 from storage.rounds.folder import RoundStore
 from storage.rounds.records import Progress, RoundScores, RoundSpec
+from tests.sections import changed
 
 
 def _run(world, registry, stop=None, on_progress=None, trigger="manual"):
@@ -131,9 +132,7 @@ def test_nothing_starts_without_version_or_frames(bench, registry, add_version, 
 
 def test_old_round_folders_are_pruned(world, registry, store, program):
     program("scores('failed', 'no')")
-    world.settings = world.settings.model_copy(
-        update={"round": world.settings.round.model_copy(update={"keep_folders": 2})}
-    )
+    world.settings = world.settings.model_copy(update={"round": changed(world.settings.round, keep_folders=2)})
     for _ in range(3):
         with pytest.raises(RoundFailed):
             _run(world, registry)

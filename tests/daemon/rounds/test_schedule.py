@@ -14,7 +14,7 @@ ENOUGH = ScheduleState(frames=50, holdout=5, new_frames=20, last_ended=NOW - 100
 def settings(make_settings):
     def make(**schedule):
         values = {"enabled": True, "new_frames": 20, "min_frames": 10, **schedule}
-        return make_settings(schedule=values, gate={"min_holdout": 4})
+        return make_settings(schedule=values, gate={"advanced": {"min_holdout": 4}})
 
     return make
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -29,6 +30,7 @@ from storage.durable import write_record
 from storage.layout import StateLayout
 from storage.registry.manifest import Ref
 from storage.registry.registry import CheckpointRegistry
+from tests.sections import placed
 
 CLASSES = [{"name": f"class{index}", "color": [index * 40, 10, 200 - index * 30]} for index in range(5)]
 HEIGHT, WIDTH = 64, 96
@@ -51,7 +53,7 @@ def tiny_network(seed: int, *, name: str = "daformer", encoder: str = "mit_tiny"
     """A tiny network with random weights, made once for each seed: do not change it."""
     torch.manual_seed(seed)
     settings = settings_for(Path("unused"), network={"name": name, "encoder": encoder, "channels": 16})
-    network = build_network(settings.network, len(CLASSES)).eval()
+    network = build_network(settings.network.architecture(), len(CLASSES)).eval()
     with torch.no_grad():  # versions differ everywhere: each favours its own class, and still looks at the picture
         for parameter in network.parameters():
             if parameter.shape == (len(CLASSES),):
@@ -71,18 +73,18 @@ def served_network(seed: int) -> ServedForward:
     return served_form(tiny_network(seed))
 
 
-def settings_for(state: Path, **sections: object) -> Settings:
+def settings_for(state: Path, **sections: Any) -> Settings:
     """Small frames, one CPU thread, a port of the system's choice."""
     values: dict[str, object] = {
         "state": state,
         "classes": CLASSES,
         "watch": {"folder": state / "drop"},
-        "buffer": {"height": HEIGHT, "width": WIDTH, "tile": 32},
+        "buffer": {"height": HEIGHT, "width": WIDTH, "advanced": {"tile": 32}},
         "network": {"encoder": "mit_tiny", "channels": 16},
         **sections,
     }
-    serving = {"port": 0, "device": "cpu", "threads": 1, "follow_seconds": 0.01}
-    values["serving"] = serving | dict(sections.get("serving", {}))  # type: ignore[call-overload]
+    serving = {"port": 0, "device": "cpu", "threads": 1, "follow_seconds": 0.01, **sections.get("serving", {})}
+    values["serving"] = placed(ServingSettings, serving)
     return Settings.model_validate(values)
 
 
@@ -98,7 +100,10 @@ class World:
 
     def settings(self, **serving: object) -> Settings:
         """The settings of this state directory."""
-        return settings_for(self.layout.root, serving=serving)
+        watch = {"folder": self.layout.root / "drop"}
+        if "max_pixels" in serving:
+            watch["max_pixels"] = serving.pop("max_pixels")
+        return settings_for(self.layout.root, watch=watch, serving=serving)
 
     def add(self, seed: int, *, promote: bool = True, **architecture: str) -> int:
         """A new version from `tiny_network(seed)`."""

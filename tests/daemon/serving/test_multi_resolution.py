@@ -25,7 +25,7 @@ DETAILED = {"name": "deeplabv3plus", "encoder": "resnet_tiny", "multi_resolution
 def network_of(world: World) -> MultiResolutionNetwork:
     torch.manual_seed(3)
     settings = settings_for(world.root, network={"channels": 16, **DETAILED})
-    network = build_network(settings.network, len(CLASSES)).eval()
+    network = build_network(settings.network.architecture(), len(CLASSES)).eval()
     assert isinstance(network, MultiResolutionNetwork)
     return network
 

@@ -38,7 +38,7 @@ def config(world: World) -> Path:
     tls = {"certificate": certificate, "key": key}
     content = {
         "state": "state", "classes": CLASSES, "watch": {"folder": "drop"}, "log": {"level": "debug"},
-        "buffer": {"height": 64, "width": 96, "tile": 32, "capacity_frames": 16, "reserve_bytes": 0},
+        "buffer": {"height": 64, "width": 96, "capacity_frames": 16, "reserve_bytes": 0, "advanced": {"tile": 32}},
         "schedule": {"enabled": False}, "observe": {"enabled": False},
         "control": {"port": 0, **tls},
         "serving": {"port": 0, "device": "cpu", "threads": 1, "token_file": str(token), **tls},

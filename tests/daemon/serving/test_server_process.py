@@ -51,7 +51,7 @@ sys.exit(main(sys.argv[2:]))
 
 def config_file(world: World) -> Path:
     path = world.root / "mfmd.yaml"
-    serving = {"port": 0, "device": "cpu", "threads": 1, "follow_seconds": 0.05}
+    serving = {"port": 0, "device": "cpu", "threads": 1, "advanced": {"follow_seconds": 0.05}}
     content = {"state": "state", "classes": CLASSES, "watch": {"folder": "drop"}, "serving": serving}
     path.write_text(json.dumps(content))  # JSON is YAML
     return path

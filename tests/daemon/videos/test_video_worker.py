@@ -105,7 +105,7 @@ def test_frames_of_a_video(videos, drop):
 def test_capture_times_count_from_the_begin_of_the_video(videos, drop, order):
     path = put(drop, "a.mkv", make_video(12, container="matroska"))
     os.utime(path, (1_600_000_000, 1_600_000_000))
-    world = videos(watch={"capture_time": order}, videos={"seconds": 0.5})
+    world = videos(watch={"advanced": {"capture_time": order}}, videos={"seconds": 0.5})
     world.finished("a.mkv")
     assert [record.captured_at for record in world.bench.buffer.records()] == [1.6e9, 1.6e9 + 0.5, 1.6e9 + 1]
     assert {record.source for record in world.bench.buffer.records()} == {""}
@@ -113,7 +113,7 @@ def test_capture_times_count_from_the_begin_of_the_video(videos, drop, order):
 
 def test_only_a_few_files_wait_for_ingest(videos, drop):
     put(drop, "a.mp4", make_video(50))
-    world = videos(watch={"group_frames": 4}, videos={"seconds": 0.1})
+    world = videos(watch={"advanced": {"group_frames": 4}}, videos={"seconds": 0.1})
     deadline = time.monotonic() + 20
     while len(images(drop)) < 8 and time.monotonic() < deadline:
         world.worker.step()
@@ -136,7 +136,7 @@ def test_the_same_video_under_another_name_is_a_duplicate(videos, drop):
 
 def test_a_stop_in_the_middle_goes_on_at_the_next_start(videos, drop):
     put(drop, "a.mp4", make_video(60))
-    how = {"watch": {"group_frames": 4, "group_seconds": 0.0}, "videos": {"seconds": 0.1}}
+    how = {"watch": {"advanced": {"group_frames": 4, "group_seconds": 0.0}}, "videos": {"seconds": 0.1}}
     world = videos(**how)
     world.until(lambda: world.bench.counts.frames >= 12)
     world.close()
@@ -236,7 +236,7 @@ def test_ingest_leaves_videos_alone_and_takes_what_is_only_named_like_an_image(b
 def test_patterns_for_videos_let_their_frames_in(videos, drop, write_image):
     put(drop, "a.mp4", make_video())
     write_image(drop / "image.png", 1)
-    world = videos(watch={"include": ("*.mp4",)})
+    world = videos(watch={"advanced": {"include": ("*.mp4",)}})
     world.finished("a.mp4")
     assert world.bench.counts.frames == 4 and images(drop) == ["image.png"]
 
@@ -246,7 +246,7 @@ def test_the_original_goes_after_the_last_frame(videos, drop, tmp_path, after):
     content = make_video(50)
     path = put(drop, "cam/a.mp4", content)
     more = {"done_folder": tmp_path / "done"} if after == "move" else {}
-    world = videos(watch={"group_frames": 4, "after_commit": after, **more}, videos={"seconds": 0.1})
+    world = videos(watch={"after_commit": after, **more, "advanced": {"group_frames": 4}}, videos={"seconds": 0.1})
     world.until(lambda: world.bench.counts.frames > 20)
     assert path.exists()
     world.until(lambda: not path.exists())
@@ -267,7 +267,7 @@ def test_admission_judges_every_frame(videos, drop):
 
 def test_a_video_that_changes_while_it_is_decoded_is_taken_anew(videos, drop):
     put(drop, "a.mp4", make_video(300, height=96, width=160))
-    world = videos(watch={"group_frames": 4, "group_seconds": 0.0}, videos={"seconds": 0.1})
+    world = videos(watch={"advanced": {"group_frames": 4, "group_seconds": 0.0}}, videos={"seconds": 0.1})
     world.until(lambda: world.bench.counts.frames)
     assert world.bench.counts.committed_total < 300
     fresh = make_video(20, first=5)

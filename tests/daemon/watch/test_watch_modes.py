@@ -12,6 +12,7 @@ from daemon.watch.mode import choose_mode
 from daemon.watch.mounts import is_silent
 from daemon.watch.scan import FolderScan
 from daemon.watch.stability import StabilityQueue
+from tests.sections import changed
 
 LONG = 600.0
 """A delay that no test waits for (seconds)."""
@@ -140,7 +141,7 @@ def test_patterns_choose_what_is_looked_at(make_settings, drop, write_image):
         (drop / name).write_bytes(b"x")
 
     def seen(**watch: object) -> list[str]:
-        scan = FolderScan(make_settings(watch=watch).watch)
+        scan = FolderScan(changed(make_settings().watch, **watch))
         found = sorted(name for name, _ in scan.names(lambda name, error: None))
         heard = filter(None, (scan.relative(str(path)) for path in drop.rglob("*") if path.is_file()))
         assert sorted(heard) == found, "events and rescan look at the same files"

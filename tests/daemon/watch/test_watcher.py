@@ -151,7 +151,7 @@ def test_without_events_the_rescan_does_the_work_and_says_so(bench, drop, write_
 
 
 def test_lost_events_lead_to_a_rescan(bench, drop, write_image, monkeypatch):
-    world = bench(watch={"rescan_seconds": 600})
+    world = bench(watch={"advanced": {"rescan_seconds": 600}})
     world.until(lambda: world.value("mfmd_watcher_rescans_total") == 1)
     monkeypatch.setattr(Hints, "add", lambda self, path: None)
     write_image(drop / "a.png", 1)
@@ -194,7 +194,7 @@ def test_ignored_names_are_never_looked_at(bench, drop, write_image):
 def test_sub_folders_are_left_alone_unless_recursive(bench, drop, write_image):
     write_image(drop / "sub" / "a.png", 1)
     write_image(drop / "b.png", 2)
-    world = bench(watch={"recursive": False})
+    world = bench(watch={"advanced": {"recursive": False}})
     world.until(lambda: world.counts.frames == 1)
     world.until(lambda: world.value("mfmd_watcher_rescans_total") >= 3)
     assert world.counts.frames == 1
@@ -203,7 +203,7 @@ def test_sub_folders_are_left_alone_unless_recursive(bench, drop, write_image):
 def test_pipes_are_not_opened(bench, drop, write_image):
     os.mkfifo(drop / "a.png")  # whoever opened it would wait for its other end, for ever
     write_image(drop / "b.png", 1)
-    world = bench(watch={"decode_threads": 1})
+    world = bench(watch={"advanced": {"decode_threads": 1}})
     world.until(lambda: world.counts.frames == 1)
     world.until(lambda: world.value("mfmd_watcher_rescans_total") >= 3)
     assert world.activity.watch.pending == 0

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.settings import BufferSettings
+from configs.buffer import BufferAdvanced, BufferSettings
 from storage.buffer.catalog_records import FileFact
 from storage.buffer.frames import FrameBuffer, NewFrame
 from storage.layout import StateLayout
 from storage.media.images import FittedFrame
 
-SETTINGS = BufferSettings(height=64, width=96, tile=32, capacity_frames=10, holdout_fraction=0.25)
+SETTINGS = BufferSettings(
+    height=64, width=96, capacity_frames=10, holdout_fraction=0.25, advanced=BufferAdvanced(tile=32)
+)
 
 
 def pixels_of(number: int) -> np.ndarray:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.settings import BufferSettings, WatchSettings
+from configs.buffer import BufferSettings
+from configs.watch import WatchSettings
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import FileFact
 from storage.buffer.compact import compact_buffer

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.settings import BufferSettings
+from configs.buffer import BufferSettings
 from storage.buffer import export as buffer_export
 from storage.buffer.catalog_records import FrameRecord
 from storage.buffer.export import export_frames

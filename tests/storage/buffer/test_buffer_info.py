@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 import zarr
 
-from configs.settings import BufferSettings
+from configs.buffer import BufferSettings
 from storage.buffer.frames import FrameBuffer, NewFrame
 from storage.buffer.info import BufferInfo, buffer_info
 from storage.buffer.lost import give_up
 from storage.errors import CorruptBuffer, StorageError
 from storage.layout import StateLayout
+from tests.sections import changed, section
 
 Maker = Callable[..., NewFrame]
 WRITER = Path(__file__).with_name("frame_writer_process.py")
-WRITTEN = BufferSettings(height=64, width=96, tile=32, capacity_frames=10, holdout_fraction=0.25)
+WRITTEN = section(BufferSettings, height=64, width=96, tile=32, capacity_frames=10, holdout_fraction=0.25)
 """The settings of that process."""
 PATIENCE = 60.0
 """Deadline (seconds): far more than an idle machine needs."""
@@ -74,7 +75,7 @@ def test_frames_that_were_given_up_are_counted(layout: StateLayout, small: Buffe
 
 
 def test_it_shows_the_size_on_the_disk_also_when_the_configuration_says_another(layout, small, buffer):
-    found = buffer_info(layout, small.model_copy(update={"height": 512, "tile": 256}))
+    found = buffer_info(layout, changed(small, height=512, tile=256))
     assert (found.height, found.width, found.tile) == (64, 96, 32)
 
 

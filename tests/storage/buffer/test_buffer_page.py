@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from configs.settings import BufferSettings
+from configs.buffer import BufferSettings
 from storage.buffer.catalog_records import FrameRecord
 from storage.buffer.frames import FrameBuffer, NewFrame
 from storage.layout import StateLayout

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.settings import BufferSettings
+from configs.buffer import BufferSettings
 from storage import durable, failpoints
 from storage.buffer.catalog_records import FileFact, FrameRecord
 from storage.buffer.files import FRESH, RESIZED
@@ -28,6 +28,7 @@ from storage.checking.state import check_state
 from storage.errors import AlreadyRunning, BufferBusy, BufferMismatch, CorruptBuffer, DurabilityLost, StorageError
 from storage.layout import StateLayout
 from storage.media.images import fit_frame
+from tests.sections import changed
 
 Maker = Callable[..., NewFrame]
 ROOT = Path(__file__).parents[3]
@@ -67,7 +68,7 @@ def failing_fsync(handle: int) -> None:
 
 
 def sized(settings: BufferSettings, height: int, width: int, **more: object) -> BufferSettings:
-    return settings.model_copy(update={"height": height, "width": width, **more})
+    return changed(settings, height=height, width=width, **more)
 
 
 def whole(layout: StateLayout) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.settings import BufferSettings
+from configs.buffer import BufferSettings
 from storage import durable
 from storage.buffer import frame_writer
 from storage.buffer.catalog_records import FileFact
@@ -223,7 +223,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 import pickle
-from configs.settings import BufferSettings
+from configs.buffer import BufferSettings
 from storage.buffer.frames import FrameBuffer
 from storage.layout import StateLayout
 settings = BufferSettings.model_validate_json(sys.argv[2])

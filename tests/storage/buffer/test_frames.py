@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.settings import BufferSettings
+from configs.buffer import BufferSettings
 from storage.buffer.frames import FrameBuffer, NewFrame, is_holdout
 from storage.errors import (
     AlreadyRunning,
@@ -17,6 +17,7 @@ from storage.errors import (
     StorageError,
 )
 from storage.layout import StateLayout
+from tests.sections import changed
 
 Maker = Callable[..., NewFrame]
 
@@ -126,8 +127,8 @@ def test_another_geometry_is_refused(
 ):
     buffer.close()
     for writable in (True, False):
-        with pytest.raises(BufferMismatch, match=f"buffer.{field}.*{value}"):
-            FrameBuffer.open(layout, small.model_copy(update={field: value}), writable=writable)
+        with pytest.raises(BufferMismatch, match=rf"buffer\.(advanced\.)?{field} .*{value}"):
+            FrameBuffer.open(layout, changed(small, **{field: value}), writable=writable)
     FrameBuffer.open(layout, small, writable=True).close()
 
 

@@ -12,13 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from configs.settings import BufferSettings
+from configs.buffer import BufferSettings
 from storage import durable
 from storage.buffer.frame_writer import NOT_KEPT
 from storage.buffer.frames import FrameBuffer, NewFrame
 from storage.buffer.shard_sizes import BLOCK
 from storage.errors import BufferFull, FrameEvicted
 from storage.layout import StateLayout
+from tests.sections import changed
 
 Maker = Callable[..., NewFrame]
 RAW = 64 * 96 * 3
@@ -49,7 +50,7 @@ def opened(layout: StateLayout, small: BufferSettings):
     """Open the buffer with other settings."""
 
     def open_(**changes) -> FrameBuffer:
-        return FrameBuffer.open(layout, BufferSettings(**{**small.model_dump(), **changes}), writable=True)
+        return FrameBuffer.open(layout, changed(small, **changes), writable=True)
 
     return open_
 
@@ -147,9 +148,7 @@ def test_whatever_comes_leased_frames_stay_and_limits_hold(
 ):
     layout = StateLayout(tmp_path_factory.mktemp("room"))
     layout.create()
-    options = BufferSettings(
-        **{**small.model_dump(), "eviction": eviction, "max_source_share": share, "max_bytes": quota}
-    )
+    options = changed(small, eviction=eviction, max_source_share=share, max_bytes=quota)
     number = 0
     with FrameBuffer.open(layout, options, writable=True) as buffer:
         for round_, (count, lease, grow) in enumerate(steps, 1):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.settings import BufferSettings
+from configs.buffer import BufferSettings
 from storage.buffer.frames import FrameBuffer, NewFrame
 from storage.buffer.observations import Observation, Observations
 from storage.checking import check_state, repair_state

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.settings import BufferSettings
+from configs.buffer import BufferSettings
 from storage.buffer.observations import Observation, Observations, embedding_reader
 from storage.eviction.build import build_eviction
 from storage.eviction.diverse import Diverse

@@ -1,0 +1,81 @@
+"""Settings of the frame buffer, and of labelled source images."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from configs.section import ConfigPath, Fraction, PositiveInt, Section
+
+LEAST_FRAMES = 8
+"""Frames, uncompressed, that `buffer.max_bytes` must have room for."""
+
+
+class BufferAdvanced(Section):
+    """Settings of the frame buffer that hardly anybody changes."""
+
+    tile: Annotated[int, Field(ge=16)] = 256
+    """Side of a zarr tile (pixels); a training crop reads only the tiles that it touches."""
+    compression: Literal["none", "lz4", "zstd"] = "none"
+    """Lossless compression of a new buffer: photos shrink by a fifth to a quarter (lz4) or by a third to two fifths
+    (zstd). A frame takes two to four times as long to write; a crop takes half as long again (lz4) or six times as long
+    (zstd) to read, 0.3 ms without. An existing buffer keeps its own."""
+
+
+class BufferSettings(Section):
+    """The zarr buffer of target frames."""
+
+    height: Annotated[int, Field(ge=32)] = 512
+    """Frame height (pixels). Images are scaled to fit and keep their aspect; networks train and serve at this scale."""
+    width: Annotated[int, Field(ge=32)] = 1024
+    """Frame width (pixels)."""
+    capacity_frames: PositiveInt = 2048
+    """Slots in the buffer (frames); a frame leaves (`eviction`) when a new one needs its slot."""
+    eviction: Literal["fifo", "reservoir", "diverse"] = "fifo"
+    """Which frame leaves a full buffer: fifo the oldest; reservoir a random one, which keeps a uniform sample of all
+    that ever came; diverse the one whose embedding the others represent best (needs the observer)."""
+    max_source_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Largest share of `capacity_frames` that one source may hold (0-1). Beyond it, new frames of a source replace its
+    own frames only. 1 sets no limit; frames without a source label have none."""
+    max_bytes: Annotated[int, Field(ge=0)] = 0
+    """Most bytes that the frames' files may take on the disk, also during a commit; frames leave before it is reached.
+    At least the bytes of 8 frames; 0 sets no limit."""
+    holdout_fraction: Fraction = 0.1
+    """Share of frames, chosen by content hash, that rounds never train on and the gate scores on (0-1)."""
+    reserve_bytes: Annotated[int, Field(ge=0)] = 512 * 1024 * 1024
+    """Free disk space (bytes) below which the buffer stops growing: new frames replace old ones. Ingest pauses below
+    half of it, since others then fill the disk and giving up frames would not help."""
+    advanced: BufferAdvanced = BufferAdvanced()
+    """Settings that hardly anybody changes."""
+
+    @model_validator(mode="after")
+    def _some_frames_fit(self) -> Self:
+        """Refuse a quota below a few frames: it would evict what it just stored."""
+        least = LEAST_FRAMES * 3 * self.height * self.width
+        if 0 < self.max_bytes < least:
+            raise ValueError(
+                f"max_bytes: {self.max_bytes} is less than {LEAST_FRAMES} frames; set {least} or more, or 0"
+            )
+        return self
+
+
+class SourceSettings(Section):
+    """Labelled source images: rounds replay them, and the gate checks a candidate on them."""
+
+    images: ConfigPath
+    """Folder of source images."""
+    labels: ConfigPath
+    """Folder of label PNGs: one class index per pixel, the same stem as the image (plus `label_suffix`)."""
+    label_suffix: str = ""
+    """What stands between the image's stem and `.png` in a label's name, for example `_labelTrainIds`."""
+    ignore_index: Annotated[int, Field(ge=0, le=255)] = 255
+    """Label value that losses and scores ignore."""
+    validation_images: ConfigPath | None = None
+    """Folder of held-out source images; without it one image in ten, chosen by name hash, is held out."""
+    validation_labels: ConfigPath | None = None
+    """Folder of their labels."""
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.validation_images is None) != (self.validation_labels is None):
+            raise ValueError("set both validation_images and validation_labels, or neither")
+        return self

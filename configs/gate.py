@@ -1,0 +1,54 @@
+"""Settings of the gate, and of the checkpoints that it chooses from."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from configs.section import Fraction, NotNegativeInt, Positive, PositiveInt, Section
+
+
+class GateAdvanced(Section):
+    """Settings of the gate that hardly anybody changes."""
+
+    agreement_floor: Fraction = 0.3
+    """Veto: pixel agreement with the incumbent below this; the step is too large for one round."""
+    source_class_drop: Fraction = 0.2
+    """Veto: a source class IoU below the released model's by more than this (IoU, 0-1)."""
+    shadow_seconds: Positive = 600.0
+    """Longest wait for them (seconds); then the verdict is inconclusive."""
+    vanished_ratio: Fraction = 0.05
+    """Veto: a class whose area on hold-out frames falls below this share of the incumbent's."""
+    vanished_floor: Fraction = 0.005
+    """Classes with less than this area share under the incumbent cannot vanish."""
+    bootstrap: PositiveInt = 1000
+    """Bootstrap resamples over images."""
+    votes_with_source: PositiveInt = 3
+    """Votes needed of four when labelled source exists; stochastic disagreement must be among them."""
+    min_holdout: PositiveInt = 4
+    """With fewer held-out frames the verdict is inconclusive."""
+    shadow_agreement: Fraction = 0.3
+    """Veto after a shadow: share of pixels with the label that was served below this."""
+    shadow_failures: Fraction = 0.01
+    """Veto after a shadow: the candidate raised an error on more than this share of the live images."""
+
+
+class GateSettings(Section):
+    """When a candidate may serve. The default is to keep the incumbent."""
+
+    source_drop: Fraction = 0.03
+    """Veto: source mIoU below the released model's by more than this (mIoU, 0-1)."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.9
+    """One-sided confidence of each vote's paired bootstrap."""
+    shadow_images: NotNegativeInt = 0
+    """An accepted candidate first runs in the shadow until this many live images were compared with what serves; 0: it
+    serves at once. Needs `serving.shadow_fraction`."""
+    advanced: GateAdvanced = GateAdvanced()
+    """Settings that hardly anybody changes."""
+
+
+class RegistrySettings(Section):
+    """Checkpoints on disk."""
+
+    keep_versions: PositiveInt = 10
+    """Versions that served, kept besides serving, previous, released and pinned ones. Of those that never served, the
+    two newest candidates and the two newest imports are kept."""

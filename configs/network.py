@@ -1,0 +1,123 @@
+"""Settings of the network, of its optimizer, and of source training."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from configs.section import ConfigPath, Fraction, NotNegative, Positive, PositiveInt, Section, bare_no
+
+NetworkName = Literal["daformer", "deeplabv2", "deeplabv3plus", "huggingface"]
+EncoderName = Literal[
+    "mit_tiny", "mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5",
+    "resnet_tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+    "dinov2_tiny", "dinov2_small", "dinov2_base", "dinov2_large",
+]  # fmt: skip
+
+
+class _Layers(Section):
+    """What an operator's network and the one in a manifest have in common."""
+
+    name: NetworkName = "daformer"
+    """Decoder: DAFormer head, DeepLabV2 (dlv2red) or DeepLabV3+."""
+    encoder: EncoderName = "mit_b0"
+    """Encoder: MiT or DINOv2 for daformer, ResNet for the DeepLabs, DINOv2 also for deeplabv2. `*_tiny` are for small
+    CPUs."""
+    channels: PositiveInt = 256
+    """Width of the decoder (channels); the papers use 256."""
+    dropout: Fraction = 0.1
+    """Dropout before the classifier, in decoders that have one (0-1)."""
+    output_stride: Literal[8, 16, 32] = 8
+    """Stride of the deepest ResNet map; DeepLabV2 uses 8. MiT and DINOv2 ignore it."""
+    pretrained: ConfigPath | None = None
+    """Local directory with encoder weights in Hugging Face format; None trains from scratch."""
+    multi_resolution: bool = False
+    """HRDA: the network sees the image at half size (context) and windows of it at full size (detail), fused by a
+    learnt attention. An answer costs about 2.6 times the plain network's; a training pass at the same crop, half."""
+
+
+class NetworkSettings(_Layers):
+    """The segmentation network that `mfmd pretrain` trains."""
+
+    name: Literal["daformer", "deeplabv2", "deeplabv3plus"] = "daformer"
+    """Decoder: DAFormer head, DeepLabV2 (dlv2red) or DeepLabV3+. `mfmd import` takes Hugging Face models."""
+
+    def architecture(self) -> "Architecture":
+        """What a manifest records of it."""
+        return Architecture.model_validate(self.model_dump())
+
+
+class Architecture(_Layers):
+    """What a network is built from; every manifest records one. Not settings: nobody writes it by hand."""
+
+    hf_config: dict[str, Any] | None = None
+    """Hugging Face config of an imported model (`huggingface` only)."""
+    hf_preprocessor: dict[str, Any] | None = None
+    """Its preprocessor config: how it scales pixels; None: ImageNet statistics."""
+
+
+class OptimAdvanced(Section):
+    """Settings of the optimizer that hardly anybody changes."""
+
+    weight_decay: NotNegative = 0.01
+    """Weight decay; norm layers and biases have none."""
+    power: NotNegative = 1.0
+    """Exponent of the polynomial decay to zero; 0 keeps the rate constant."""
+    clip_norm: NotNegative = 0.0
+    """Clip the gradient to this L2 norm; 0 does not clip."""
+
+
+class OptimSettings(Section):
+    """AdamW with linear warm-up and polynomial decay."""
+
+    learning_rate: Positive = 6e-5
+    """Learning rate of the encoder."""
+    head_multiplier: Positive = 10.0
+    """The decoder learns this many times faster than the encoder."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    """Steps of linear warm-up from zero."""
+    advanced: OptimAdvanced = OptimAdvanced()
+    """Settings that hardly anybody changes."""
+
+
+class PretrainAdvanced(Section):
+    """Settings of source training that hardly anybody changes."""
+
+    min_scale: Positive = 0.75
+    """Smallest random rescaling of an image before cropping."""
+    max_scale: Positive = 1.5
+    """Largest random rescaling."""
+    jitter_probability: Fraction = 1.0
+    """Probability that an image is jittered (0-1)."""
+    gamma: NotNegative = 0.0
+    """Each image is raised to a power between 1 / (1 + gamma) and 1 + gamma, so that light varies; 0 is off."""
+    grayscale_probability: Fraction = 0.0
+    """Probability that an image loses its colour (0-1)."""
+    blur_probability: Fraction = 0.0
+    """Probability of Gaussian blur (sigma 0.15-1.15 pixels) on an image (0-1)."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of weights, crops and augmentation."""
+
+
+class PretrainSettings(Section):
+    """Supervised training on source images (`mfmd pretrain`)."""
+
+    steps: PositiveInt = 4000
+    """Optimizer steps."""
+    batch_size: PositiveInt = 8
+    """Images a step."""
+    crop_height: Annotated[int, Field(ge=32)] = 512
+    """Crop height (pixels); 32 is one cell of the deepest map."""
+    crop_width: Annotated[int, Field(ge=32)] = 512
+    """Crop width (pixels)."""
+    jitter: Fraction = 0.2
+    """Strength of colour jitter (brightness, contrast, saturation, hue)."""
+    class_balance: NotNegative = 0.0
+    """Exponent e of the class weights (median frequency / frequency)^e in the loss: 0 weighs every pixel alike, 1 is
+    the median-frequency balancing of SegNet (Badrinarayanan 2015). Small networks trained from scratch need it to learn
+    rare classes."""
+    mixed_precision: Annotated[Literal["no", "bf16"], BeforeValidator(bare_no)] = "no"
+    """Precision of the forward pass; bf16 saves a third of the time on GPUs and on CPUs with AVX-512 BF16."""
+    optim: OptimSettings = OptimSettings(learning_rate=6e-4, head_multiplier=1.0, warmup_steps=100)
+    """Optimizer."""
+    advanced: PretrainAdvanced = PretrainAdvanced()
+    """Settings that hardly anybody changes."""

@@ -1,0 +1,230 @@
+"""Settings of the recipes: one class for each `recipe.name`, with the published constants of that recipe as defaults.
+
+Constants that the original code counts in pixels of one image size are shares here.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from configs.section import Fraction, NotNegative, Positive, Section
+
+RecipeName = Literal["dacs", "daformer", "hrda", "mic", "bn_statistics", "tent", "cotta"]
+
+SOURCE_FREE_ANCHOR = 20.0
+"""`recipe.anchor_weight` of a round without source. At the default rates a round takes back e^-0.6, nearly half, of the
+distance from the released encoder that it began with, so that endless rounds drift at most 2.2 times as far as one; no
+weight can settle further away than about 1/20 (docs/explanation/decisions/0007-source-free-anchor.md)."""
+
+
+class RecipeBase(Section):
+    """What every recipe has."""
+
+    name: RecipeName
+    """Which recipe it is."""
+    test_time: ClassVar[bool] = False
+    """Whether the recipe is a test-time baseline: no source images, no MFM."""
+    threshold: Fraction = 0.968
+    """A pseudo-label counts as confident from this softmax probability on (0-1). Test-time recipes only report it."""
+    margin_top: Fraction = 0.0
+    """Share of the height at the top where pseudo-labels do not count (15 of 512 rows in the original)."""
+    margin_bottom: Fraction = 0.0
+    """Share of the height at the bottom (120 of 512 rows: the bonnet of Cityscapes' car)."""
+    margin_left: Fraction = 0.0
+    """Share of the width on the left (30 of 2048 columns)."""
+    margin_right: Fraction = 0.0
+    """Share of the width on the right."""
+    margin_of: Literal["crop", "image"] = "crop"
+    """What the margins are shares of: each crop (DAFormer), or the whole frame before it is cropped (HRDA, MIC).
+    Padding does not count."""
+
+    @model_validator(mode="after")
+    def _margins_leave_something(self) -> Self:
+        for one, other in (("margin_top", "margin_bottom"), ("margin_left", "margin_right")):
+            if (total := getattr(self, one) + getattr(self, other)) >= 1.0:
+                raise ValueError(f"{one} + {other} is {total:g}, which leaves no pseudo-label; it must be below 1")
+        return self
+
+    def anchor_strength(self, *, source_free: bool) -> float:
+        """The pull towards the released weights in a round; 0: none."""
+        return 0.0
+
+
+class SelfTrainingAdvanced(Section):
+    """Settings of the recipe that hardly anybody changes."""
+
+    source_jitter: Fraction = 0.0
+    """Strength of colour jitter on the replayed source images."""
+    classmix: bool = True
+    """Paste half of the source classes over the target image and train on the mix; off trains on the plain target."""
+    jitter_probability: Fraction = 0.8
+    """Probability of colour jitter, drawn once a step."""
+    blur_probability: Fraction = 0.5
+    """Probability of Gaussian blur (sigma 0.15-1.15 pixels), drawn once a step."""
+
+
+class SelfTrainingSettings(RecipeBase):
+    """What the recipes with a teacher and source images have."""
+
+    ema_decay: Fraction = 0.99
+    """Teacher decay alpha; step t uses min(1 - 1/(t+1), alpha). cotta uses alpha itself."""
+    jitter: Fraction = 0.2
+    """Strength of colour jitter on the mixed image (brightness, contrast, saturation, hue)."""
+    class_balance: NotNegative = 0.0
+    """Exponent of the class weights of true labels, as `pretrain.class_balance`: without them a network that was
+    trained with them loses its rare classes. Pseudo-labels are not weighed by class. 0 weighs every pixel alike, as the
+    papers do."""
+    anchor_weight: NotNegative | None = None
+    """Pull towards the released weights after each step, a decoupled decay (learning rate x this x distance; L2-SP, Li
+    et al. 2018), which limits drift. 0 is off. None: 0 with source images, 20 without."""
+    advanced: SelfTrainingAdvanced = SelfTrainingAdvanced()
+    """Settings that hardly anybody changes."""
+
+    def anchor_strength(self, *, source_free: bool) -> float:
+        """`anchor_weight`; if it is None, `SOURCE_FREE_ANCHOR` without source images and 0 with them."""
+        if self.anchor_weight is not None:
+            return self.anchor_weight
+        return SOURCE_FREE_ANCHOR if source_free else 0.0
+
+
+class DacsSettings(SelfTrainingSettings):
+    """DACS: self-training on images mixed across domains."""
+
+    name: Literal["dacs"] = "dacs"
+    """dacs (Tranheden 2021), daformer (Hoyer 2022), hrda (Hoyer 2022), mic (Hoyer 2023). For comparison and for small
+    machines, without source: bn_statistics (Schneider 2020), tent (Wang 2021), cotta (Wang 2022)."""
+
+
+class DaformerAdvanced(SelfTrainingAdvanced):
+    """Settings of the recipe that hardly anybody changes."""
+
+    feature_distance_from: Literal["pretrained", "released"] = "released"
+    """The frozen network: the released version, or the encoder weights of `network.pretrained` (ImageNet's, in the
+    original)."""
+    rare_class_temperature: Positive = 0.01
+    """Temperature T of the softmax over 1 - frequency; smaller is more even over rare classes."""
+    rare_class_image_share: Fraction = 3000 / (1914 * 1052)
+    """An image is drawn for a class that fills more than this share of it: 3,000 pixels of GTA's 1914x1052."""
+    rare_class_crop_share: Fraction = 1500 / 512**2
+    """Share of the crop that the class must exceed, or the crop is drawn again, 10 times at most: 1,500 pixels of
+    512x512, and 6,000 of HRDA's 1024x1024."""
+    feature_distance_share: Fraction = 0.75
+    """A cell of the deepest map counts when one class fills at least this share of it."""
+
+
+class RareClassSettings(SelfTrainingSettings):
+    """What daformer, hrda and mic add to dacs: rare classes and things."""
+
+    ema_decay: Fraction = 0.999
+    margin_top: Fraction = 15 / 512
+    margin_bottom: Fraction = 120 / 512
+    rare_class_sampling: bool = True
+    """Draw source images by class, rare classes more often (DAFormer, eq. 5-6)."""
+    feature_distance_weight: NotNegative = 0.005
+    """Weight of the distance between the student's and a frozen network's deepest features on thing classes of the
+    source (DAFormer, eq. 9); 0 is off."""
+    thing_classes: tuple[str, ...] = ()
+    """Names of the countable classes of feature distance; empty: every class."""
+    advanced: DaformerAdvanced = DaformerAdvanced()
+    """Settings that hardly anybody changes."""
+
+
+class DaformerSettings(RareClassSettings):
+    """DAFormer: DACS with rare-class sampling and feature distance."""
+
+    name: Literal["daformer"] = "daformer"
+
+
+class WholeImageSettings(RareClassSettings):
+    """Margins of hrda and mic: 30 and 240 of 1024 rows, 30 of 2048 columns, of the whole frame."""
+
+    margin_left: Fraction = 30 / 2048
+    margin_right: Fraction = 30 / 2048
+    margin_of: Literal["crop", "image"] = "image"
+
+
+class HrdaSettings(WholeImageSettings):
+    """HRDA: DAFormer's losses on a network with `network.multi_resolution`."""
+
+    name: Literal["hrda"] = "hrda"
+
+
+class MicAdvanced(DaformerAdvanced):
+    """Settings of the recipe that hardly anybody changes."""
+
+    masked_image_block: Fraction = 0.0625
+    """Side of a masked block as a share of the shorter crop side: 64 of 1024, 32 of 512."""
+    masked_image_ratio: Fraction = 0.7
+    """Probability that a block is masked (0-1)."""
+
+
+class MicSettings(WholeImageSettings):
+    """MIC: DAFormer or HRDA (with `network.multi_resolution`) and masked-image consistency."""
+
+    name: Literal["mic"] = "mic"
+    masked_image_weight: NotNegative = 1.0
+    """Weight of the consistency loss on the target image with masked blocks; 0 is off."""
+    advanced: MicAdvanced = MicAdvanced()
+    """Settings that hardly anybody changes."""
+
+
+class _TestTime(RecipeBase):
+    """What the test-time baselines have."""
+
+    test_time: ClassVar[bool] = True
+
+
+class BnStatisticsSettings(_TestTime):
+    """BN statistics: the BatchNorm statistics of the target, nothing learnt."""
+
+    name: Literal["bn_statistics"] = "bn_statistics"
+    statistics_prior: NotNegative = 0.0
+    """Crops that the released version's BatchNorm statistics count for beside the target's (N of Schneider et al. 2020,
+    who use 16 when there are few images); 0 takes the target's alone."""
+
+
+class TentSettings(_TestTime):
+    """TENT: scale and shift of the normalisation layers, trained on the entropy of the answers."""
+
+    name: Literal["tent"] = "tent"
+
+
+class CottaSettings(_TestTime):
+    """CoTTA: an averaged teacher, augmentation-averaged pseudo-labels, random restoration."""
+
+    name: Literal["cotta"] = "cotta"
+    ema_decay: Fraction = 0.999
+    """Teacher decay alpha; step t uses min(1 - 1/(t+1), alpha). cotta uses alpha itself."""
+    restore_probability: Fraction = 0.01
+    """Probability that a weight is set back to the released one after a step."""
+    augment_below: Fraction = 0.69
+    """Below this mean confidence of the released model on a crop, the crop's pseudo-label is averaged over scales and
+    mirror images; 0 never averages and saves those passes."""
+    augment_scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+    """Scales of the crop that are averaged over, each as it is and mirrored. The published seven cost as much as 24
+    passes of the teacher a step; `[1.0]`, one pass, is for small machines."""
+
+
+RECIPES: dict[str, type[RecipeBase]] = {
+    "dacs": DacsSettings,
+    "daformer": DaformerSettings,
+    "hrda": HrdaSettings,
+    "mic": MicSettings,
+    "bn_statistics": BnStatisticsSettings,
+    "tent": TentSettings,
+    "cotta": CottaSettings,
+}
+"""By `recipe.name`."""
+
+
+def _named(values: Any) -> Any:
+    """Without a name, the recipe is dacs."""
+    return {"name": "dacs", **values} if isinstance(values, dict) else values
+
+
+RecipeSettings = Annotated[
+    DacsSettings | DaformerSettings | HrdaSettings | MicSettings | BnStatisticsSettings | TentSettings | CottaSettings,
+    Field(discriminator="name"),
+    BeforeValidator(_named),
+]
+"""The self-training recipe that MFM sits on; `name` says which."""

@@ -1,0 +1,79 @@
+"""Settings of a round, and of when one starts."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from configs.network import OptimSettings
+from configs.section import ConfigPath, Positive, PositiveInt, Seconds, Section, bare_no
+
+
+class RoundAdvanced(Section):
+    """Settings of a round that hardly anybody changes."""
+
+    save_steps: Annotated[int, Field(ge=0)] = 200
+    """Save the whole training state every this many steps, so that a killed round continues from there; 0 saves at the
+    end only."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed; the round number is added to it."""
+    inherit: bool = True
+    """Start from the training state (teacher, Rebuilder, optimizer, counters) of the round that made the serving
+    version. Off, and after a rollback, a round starts clean from the serving weights."""
+    gradient_accumulation: PositiveInt = 1
+    """Batches whose gradients make one optimizer step."""
+    gradient_checkpointing: bool = False
+    """Recompute the encoder's activations in the backward pass: less memory on large networks, 15 to 33 % more time."""
+    channels_last: bool = True
+    """Images and weights channels-last in memory."""
+    compile: bool = False
+    """Compile student and teacher with torch.compile; pays off on GPUs and long rounds only."""
+    sync_batch_norm: bool = True
+    """With several processes, normalise over the batches of all of them."""
+    loss_limit: Positive = 50.0
+    """A loss above this ends the round as failed, like one that is not finite (nats)."""
+    score_images: PositiveInt = 64
+    """Most source validation images and hold-out frames used for scoring (images)."""
+    keep_folders: PositiveInt = 20
+    """Round folders kept on disk."""
+
+
+class RoundSettings(Section):
+    """One self-training round."""
+
+    steps: PositiveInt = 1000
+    """Step budget; the round ends at the first budget reached."""
+    max_seconds: Positive = 3600.0
+    """Time budget of the training part (seconds)."""
+    batch_size: PositiveInt = 2
+    """Source images and target images a step, each, per process."""
+    crop_height: Annotated[int, Field(ge=32)] = 512
+    """Crop height (pixels); 32 is one cell of the deepest map."""
+    crop_width: Annotated[int, Field(ge=32)] = 512
+    """Crop width (pixels)."""
+    optim: OptimSettings = OptimSettings()
+    """Optimizer."""
+    device: Literal["auto", "cpu"] = "auto"
+    """`auto` uses a GPU when there is one."""
+    mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(bare_no)] = "no"
+    """Precision of the forward passes."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of a round; 0 leaves torch's choice."""
+    processes: PositiveInt = 1
+    """Processes started by `accelerate launch`."""
+    accelerate_config: ConfigPath | None = None
+    """Accelerate config file for several GPUs or machines; replaces `processes` and `mixed_precision`."""
+    advanced: RoundAdvanced = RoundAdvanced()
+    """Settings that hardly anybody changes."""
+
+
+class ScheduleSettings(Section):
+    """When a round starts by itself."""
+
+    enabled: bool = True
+    """Off: only `mfmd adapt` and the control API start rounds."""
+    new_frames: PositiveInt = 200
+    """Start when this many frames were committed since the last round began (frames)."""
+    interval_seconds: Seconds = 0.0
+    """Also start when this long has passed since the last round ended and a new frame came (seconds); 0 is never."""
+    min_frames: PositiveInt = 16
+    """Never start with fewer frames in the buffer (frames)."""

@@ -27,7 +27,7 @@ def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
     settings = read_settings(config)
     from daemon.app import run as run_daemon
 
-    raise typer.Exit(run_daemon(settings, config.resolve()))
+    raise typer.Exit(run_daemon(settings, config.absolute()))
 
 
 def reload(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:

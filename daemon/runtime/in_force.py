@@ -138,7 +138,7 @@ def running_settings(config: Path) -> Settings:
         layout = StateLayout(state_directory(config))
         found = _published(layout)
         guessed = STATE_VARIABLE not in os.environ
-        if found is None or (guessed and compared(layout).file != str(config.resolve())):
+        if found is None or (guessed and Path(compared(layout).file).resolve() != config.resolve()):
             raise
         return found
     found = _published(StateLayout(settings.state))

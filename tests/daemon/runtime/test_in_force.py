@@ -64,6 +64,22 @@ def test_a_reload_takes_over_what_is_live_and_names_the_rest(in_force, file):
     assert results == [True]
 
 
+def test_a_file_that_is_replaced_behind_a_link_is_read_again(file):
+    """Kubernetes updates a ConfigMap in this way: the file that was read first is removed."""
+    path = file()
+    link = path.with_name("link.yaml")
+    link.symlink_to(path)
+    in_force = SettingsInForce(load_settings(link), link)
+    assert not in_force.compare().reload
+    text = file(gate={"confidence": 0.8}).read_text()
+    path.unlink()
+    link.unlink()
+    newer = path.with_name("newer.yaml")
+    newer.write_text(text)
+    link.symlink_to(newer)
+    assert in_force.compare().reload == ["gate.confidence"] and not in_force.compare().problem
+
+
 @pytest.mark.parametrize(
     ("sections", "says"),
     [({"gate": {"confidence": 7}}, "gate.confidence"), ({"gate": {"shadow_images": 5}}, "only a restart applies it")],

@@ -97,7 +97,8 @@ def _count(votes: Sequence[Vote], settings: GateSettings, checks: Sequence[Check
     """
     won = [vote.name for vote in votes if vote.won]
     lost = [vote.name for vote in votes if vote.lost]
-    needed = settings.advanced.votes_with_source if len(votes) > 3 else len(votes)
+    with_labels = any(vote.name == STYLED for vote in votes)
+    needed = settings.advanced.votes_with_source if with_labels else len(votes)
     tally = f"{len(won)} of {len(votes)} votes won ({', '.join(won) or 'none'}), {needed} needed"
     if len(won) >= needed and DISAGREEMENT in won and STYLED not in lost:
         return _Ruling("accepted", tally, checks)

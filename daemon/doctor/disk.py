@@ -9,7 +9,7 @@ from pathlib import Path
 from configs.buffer import BufferSettings
 from configs.settings import Settings
 from daemon.doctor.finding import Finding
-from daemon.watch.mounts import MEMORY_TYPES, NETWORK_TYPES, file_system_of
+from daemon.watch.mode import MEMORY_TYPES, NETWORK_TYPES, file_system_of
 from storage.durable import write_bytes
 from storage.errors import DurabilityLost
 from storage.layout import StateLayout

@@ -6,7 +6,7 @@ from pathlib import Path
 from configs.settings import Settings
 from configs.watch import WatchSettings
 from daemon.doctor.finding import Finding
-from daemon.watch.mounts import file_system_of, is_silent
+from daemon.watch.mode import file_system_of, is_silent
 
 WATCH_LIMIT = Path("/proc/sys/fs/inotify/max_user_watches")
 ENTRIES_LOOKED_AT = 200_000

@@ -4,6 +4,7 @@ import heapq
 import os
 import time
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from configs.serving import MasksSettings
@@ -11,7 +12,8 @@ from configs.watch import WatchSettings
 from daemon.masks.mask_file import Note, Version, is_current, mask_path, note_of, read_note
 from daemon.runtime.logs import get_logger
 from daemon.watch.arrival import Arrival, look_at
-from daemon.watch.scan import FolderScan
+from daemon.watch.watcher import FolderScan
+from storage.media.videos import MADE_OF_VIDEOS
 
 LIMIT = 256
 """Images handed out after one walk; the newest first, so that a long backlog does not delay what comes in."""
@@ -51,6 +53,8 @@ class MaskQueue:
         moving: dict[str, tuple[Arrival, float]] = {}
         unstable = 0
         for name, _ in self._scan.names(_complain):
+            if fnmatch(Path(name).name, MADE_OF_VIDEOS):  # such files are removed once ingest has them
+                continue
             names.add(name)
             arrival = self._wanting(name, version)
             if arrival is None:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from PIL import ExifTags, Image
 
 from configs.watch import VideoSettings, WatchSettings
-from daemon.ingest.capture_time import EXIF_TIMES, capture_time
+from daemon.ingest.decode import EXIF_TIMES, capture_time
 from storage import durable
 from storage.buffer.catalog_records import FileFact
 from storage.durable.digest import digest_of

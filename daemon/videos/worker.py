@@ -17,10 +17,8 @@ from daemon.ingest.originals import Originals
 from daemon.runtime.logs import configure_logs, get_logger
 from daemon.runtime.signals import stop_event
 from daemon.videos.frame_files import FrameFiles, check_size, write_frame
-from daemon.watch.arrival import Arrival, FileChanged, check_still, look_at, open_arrival
-from daemon.watch.scan import FolderScan
-from daemon.watch.stability import StabilityQueue
-from daemon.watch.watcher import RESCAN_SHARE
+from daemon.watch.arrival import Arrival, FileChanged, StabilityQueue, check_still, look_at, open_arrival
+from daemon.watch.watcher import RESCAN_SHARE, FolderScan
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import FileFact
 from storage.buffer.video_records import VideoRecords

@@ -5,7 +5,16 @@ from pathlib import Path
 from typing import Literal
 
 from daemon.runtime.activity import Mode, Reason
-from daemon.watch.mounts import file_system_of, is_silent
+
+MOUNT_TABLE = Path("/proc/self/mountinfo")
+NETWORK_TYPES = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "beegfs", "ceph", "coda", "davfs", "glusterfs", "gpfs",
+     "lustre", "ncpfs", "ocfs2", "orangefs", "prl_fs", "vboxsf", "virtiofs", "vmhgfs", "fuse.sshfs", "fuse.glusterfs",
+     "fuse.ceph", "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse", "fuse.mount-s3", "fuse.grpcfuse", "fuse.vmhgfs-fuse"}
+)  # fmt: skip
+"""File system types whose files can change without an inotify event here, and whose locks SQLite cannot trust."""
+MEMORY_TYPES = frozenset({"tmpfs", "ramfs"})
+"""File system types that are gone after a restart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +46,34 @@ def choose_mode(wanted: Literal["auto", "events", "polling"], folder: Path) -> W
     if wanted != "auto":
         return WatchMode(wanted, "configured", kind)
     return WatchMode("polling", "silent_mount", kind) if is_silent(kind) else WatchMode("events", "local", kind)
+
+
+def is_silent(kind: str | None) -> bool:
+    """Whether files on this type of file system can come without an event: network mounts, and whatever FUSE hides.
+
+    `fuseblk` is a local disk (NTFS) that changes through this mount only, so its events are whole.
+    """
+    return kind is not None and (kind in NETWORK_TYPES or kind == "fuse" or kind.startswith("fuse."))
+
+
+def file_system_of(path: Path, table: Path | None = None) -> str | None:
+    """Type of the file system under `path`, which need not exist; None where there is no mount table."""
+    try:
+        text = (table or MOUNT_TABLE).read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return None
+    mounts = [_mount(line) for line in text.split("\n") if " - " in line]
+    target = path.expanduser().resolve()
+    fitting = [
+        (len(point.parts), order, kind) for order, (point, kind) in enumerate(mounts) if target.is_relative_to(point)
+    ]
+    return max(fitting)[2] if fitting else None
+
+
+def _mount(line: str) -> tuple[Path, str]:
+    """Mount point and type of one line, `36 35 98:0 /mnt1 /mnt2 rw master:1 - ext3 /dev/root rw` (man 5 proc)."""
+    left, _, right = line.partition(" - ")
+    point = left.split(" ")[4]
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        point = point.replace(code, character)
+    return Path(point), right.split(" ")[0]

@@ -21,9 +21,8 @@ from configs.buffer import BufferSettings
 from storage import durable
 from storage.buffer.catalog import Catalog, note_file
 from storage.buffer.catalog_records import FileFact, FrameRecord
+from storage.buffer.eviction_plan import EvictionPlan, EvictionPlanner, ShardSizes, newcomers
 from storage.buffer.pixel_array import PixelArray
-from storage.buffer.room import Leaving, Room, newcomers
-from storage.buffer.shard_sizes import ShardSizes
 from storage.errors import CorruptBuffer, DurabilityLost
 from storage.eviction.policy import Eviction
 from storage.failpoints import step
@@ -88,7 +87,7 @@ class FrameWriter:
         self._failed: DurabilityLost | None = None
         self._sizes = ShardSizes(array)
         self._recover()
-        self._room = Room(catalog, settings, eviction, self._sizes)
+        self._planner = EvictionPlanner(catalog, settings, eviction, self._sizes)
 
     @property
     def bytes_on_disk(self) -> int:
@@ -100,7 +99,7 @@ class FrameWriter:
         self._check(frames)
         if not frames:
             return []
-        size = self._room.group(group_frames(self._settings))
+        size = self._planner.group_size(group_frames(self._settings))
         stored: list[FrameRecord] = []
         for start in range(0, len(frames), size):
             stored += self._append_group(frames[start : start + size], grow)
@@ -109,32 +108,32 @@ class FrameWriter:
     def _append_group(self, frames: Sequence[NewFrame], grow: bool) -> list[FrameRecord]:
         """One group: whole or not at all."""
         fresh, doubles = self._sorted_out(frames)
-        if fresh and self._room.too_large(len(fresh)):
+        if fresh and self._planner.too_large(len(fresh)):
             self._shrink()
         coming = newcomers(((new.digest, new.source) for new in fresh), self._catalog.newest_id())
-        leaving = self._room.for_count(coming)
-        written = {seen.id: new for seen, new in zip(coming, fresh, strict=True) if seen.id not in leaving.gone}
+        plan = self._planner.plan_for_count(coming)
+        written = {seen.id: new for seen, new in zip(coming, fresh, strict=True) if seen.id not in plan.gone}
         slots = dict(zip(written, self._free_slots(len(written)), strict=True))
         try:
             self._write({slots[number]: new for number, new in written.items()})
-            self._room.for_bytes(leaving, slots, grow=grow)
-            places = [NOT_KEPT if seen.id in leaving.gone else slots[seen.id] for seen in coming]
+            self._planner.extend_for_bytes(plan, slots, grow=grow)
+            places = [NOT_KEPT if seen.id in plan.gone else slots[seen.id] for seen in coming]
             records = [self._record(new, slot) for new, slot in zip(fresh, places, strict=True)]
-            records = self._commit(fresh, records, doubles, leaving)
+            records = self._commit(fresh, records, doubles, plan)
         except DurabilityLost as error:
             self._failed = error  # whether the commit reached the disk is unknown: leave every file where it is
             raise
         except BaseException:  # an interrupt may even come between the commit and here: the catalog knows
             self._discard(set(slots.values()) - self._catalog.slots())
             raise
-        self._discard([*(frame.slot for frame in leaving.victims), *(set(slots.values()) - set(places))])
+        self._discard([*(frame.slot for frame in plan.victims), *(set(slots.values()) - set(places))])
         return records
 
     def _shrink(self) -> None:
         """Let frames leave for no new one: only after `max_bytes` was lowered. Raises BufferFull."""
-        leaving = self._room.for_quota()
-        self._commit([], [], [], leaving)
-        self._discard(frame.slot for frame in leaving.victims)
+        plan = self._planner.plan_for_quota()
+        self._commit([], [], [], plan)
+        self._discard(frame.slot for frame in plan.victims)
 
     def _recover(self) -> None:
         """Remove unfinished and uncommitted shards. Raises CorruptBuffer."""
@@ -211,11 +210,11 @@ class FrameWriter:
         fresh: Sequence[NewFrame],
         records: Sequence[FrameRecord],
         doubles: Sequence[NewFrame],
-        leaving: Leaving,
+        plan: EvictionPlan,
     ) -> list[FrameRecord]:
         """The one transaction; returns the records with their ids."""
         with self._catalog.transaction() as connection:
-            _delete(connection, [frame.id for frame in leaving.victims])
+            _delete(connection, [frame.id for frame in plan.victims])
             committed = []
             for new, record in zip(fresh, records, strict=True):
                 committed.append(_insert(connection, record))

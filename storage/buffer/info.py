@@ -10,10 +10,10 @@ from pydantic import Field
 from configs.buffer import BufferSettings
 from storage.buffer.catalog import Catalog, count_all
 from storage.buffer.catalog_records import CatalogCounts
+from storage.buffer.eviction_plan import blocks
 from storage.buffer.files import ARRAY
 from storage.buffer.lost import lost_frames
 from storage.buffer.pixel_array import PixelArray
-from storage.buffer.shard_sizes import blocks
 from storage.durable.record import Record
 from storage.errors import CorruptBuffer
 from storage.layout import StateLayout

@@ -70,7 +70,7 @@ class FailNth:
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("daemon.ingest.worker.PAUSE_SECONDS", 0.0)
     monkeypatch.setattr("daemon.watch.folder.CHECK_SECONDS", 0.0)
-    monkeypatch.setattr("daemon.watch.stability.RETRIES.__class__.delay", lambda self, failures: 0.0)
+    monkeypatch.setattr("daemon.watch.arrival.RETRIES.__class__.delay", lambda self, failures: 0.0)
 
 
 def each_failure(tmp_path: Path, code: int, every: int) -> Iterator[tuple[Path, FailNth]]:

@@ -26,7 +26,7 @@ from daemon.exit_codes import ExitCode
 from daemon.runtime.activity import Activity, ActivityWriter
 from daemon.runtime.in_force import SNAPSHOT, SettingsInForce, running_settings
 from daemon.runtime.run_record import publish_record
-from daemon.watch.mounts import file_system_of
+from daemon.watch.mode import file_system_of
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from tests.daemon.certificates import self_signed

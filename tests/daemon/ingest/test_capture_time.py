@@ -10,7 +10,7 @@ from PIL import ExifTags, Image
 from pydantic import ValidationError
 
 from configs.watch import WatchSettings
-from daemon.ingest.capture_time import capture_time, exif_time, name_time, source_label
+from daemon.ingest.decode import capture_time, exif_time, name_time, source_label
 from storage.buffer.catalog_records import FileFact
 from tests.sections import section
 

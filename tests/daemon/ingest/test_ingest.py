@@ -93,7 +93,7 @@ def test_a_passing_read_error_is_tried_again(bench, drop, write_image, monkeypat
         return real(path, limit)
 
     monkeypatch.setattr(arrival, "_read", flaky)
-    monkeypatch.setattr("daemon.watch.stability.RETRIES.__class__.delay", lambda self, failures: 0.05)
+    monkeypatch.setattr("daemon.watch.arrival.RETRIES.__class__.delay", lambda self, failures: 0.05)
     world = bench()
     world.until(lambda: world.counts.frames == 1)
     assert world.value("mfmd_ingest_retries_total") == 2

@@ -308,7 +308,7 @@ def test_a_full_disk_is_waited_for(videos, drop, monkeypatch):
         write(*arguments)
 
     monkeypatch.setattr(worker_file, "write_frame", fail)
-    monkeypatch.setattr("daemon.watch.stability.RETRIES", Backoff(base=0.0, cap=0.0))
+    monkeypatch.setattr("daemon.watch.arrival.RETRIES", Backoff(base=0.0, cap=0.0))
     for _ in range(2):
         with pytest.raises(OSError, match="No space"):
             world.until(lambda: world.record("a.mp4"))

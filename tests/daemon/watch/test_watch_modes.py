@@ -7,11 +7,9 @@ import pytest
 
 from daemon.runtime.activity import MODES
 from daemon.status.collect import collect_status
-from daemon.watch.arrival import look_at
-from daemon.watch.mode import choose_mode
-from daemon.watch.mounts import is_silent
-from daemon.watch.scan import FolderScan
-from daemon.watch.stability import StabilityQueue
+from daemon.watch.arrival import StabilityQueue, look_at
+from daemon.watch.mode import choose_mode, is_silent
+from daemon.watch.watcher import FolderScan
 from tests.sections import changed
 
 LONG = 600.0
@@ -25,7 +23,7 @@ def on_mount(tmp_path: Path, monkeypatch):
     def use(kind: str) -> None:
         table = tmp_path / "mountinfo"
         table.write_text(f"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n30 22 0:40 / {tmp_path}/drop rw - {kind} nas:/x rw\n")
-        monkeypatch.setattr("daemon.watch.mounts.MOUNT_TABLE", table)
+        monkeypatch.setattr("daemon.watch.mode.MOUNT_TABLE", table)
 
     return use
 

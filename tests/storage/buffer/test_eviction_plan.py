@@ -14,9 +14,9 @@ from pydantic import ValidationError
 
 from configs.buffer import BufferSettings
 from storage import durable
+from storage.buffer.eviction_plan import BLOCK
 from storage.buffer.frame_writer import NOT_KEPT
 from storage.buffer.frames import FrameBuffer, NewFrame
-from storage.buffer.shard_sizes import BLOCK
 from storage.errors import BufferFull, FrameEvicted
 from storage.layout import StateLayout
 from tests.sections import changed

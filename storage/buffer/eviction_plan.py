@@ -1,4 +1,4 @@
-"""How many frames leave for a commit group, and which: capacity, shares of sources, bytes. The order is the policy's.
+"""Which frames leave for a commit group: capacity, shares of sources, bytes on the disk. The order is the policy's.
 
 Everything is decided from the catalog and the files as they are, before the transaction that deletes and inserts; a
 leased frame never leaves.
@@ -13,16 +13,52 @@ from itertools import islice
 from configs.buffer import BufferSettings
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import HeldFrame
-from storage.buffer.shard_sizes import ShardSizes
+from storage.buffer.pixel_array import PixelArray
 from storage.errors import BufferFull
 from storage.eviction.policy import Eviction, Held
 
 HEADROOM = 4
 """A commit group takes at most this part of `max_bytes`: old and new frames lie there together until the commit."""
+BLOCK = 4096
+"""What file systems give files in multiples of (bytes). Counted so, and not as `st_blocks` tells: that is wrong on some
+file systems until the data is laid out, minutes later."""
+
+
+class ShardSizes:
+    """Bytes of every shard that is there, committed or not."""
+
+    def __init__(self, array: PixelArray) -> None:
+        self._array = array
+        self._bytes: dict[int, int] = {}
+        self.total = 0
+        """All of them (bytes)."""
+        self.largest = blocks(array.largest_shard)
+        """What one shard can take at most, if its pixels do not compress at all (bytes)."""
+        self.note(array.shard_indices())
+
+    def note(self, slots: Iterable[int]) -> None:
+        """Measure shards that were written or removed."""
+        for slot in slots:
+            self.total -= self._bytes.pop(slot, 0)
+            try:
+                size = blocks(self._array.shard_path(slot).stat().st_size)
+            except FileNotFoundError:
+                continue
+            self._bytes[slot] = size
+            self.total += size
+
+    def of(self, slots: Iterable[int]) -> int:
+        """Bytes of these shards."""
+        return sum(self._bytes.get(slot, 0) for slot in slots)
+
+
+def blocks(size: int) -> int:
+    """A file's size in whole blocks (bytes)."""
+    return -(-size // BLOCK) * BLOCK
 
 
 @dataclass
-class Leaving:
+class EvictionPlan:
     """Who leaves with one commit group."""
 
     held: Sequence[HeldFrame]
@@ -76,45 +112,45 @@ class Leaving:
         ]
 
 
-class Room:
-    """Makes room in one buffer."""
+class EvictionPlanner:
+    """Plans who leaves one buffer."""
 
     def __init__(self, catalog: Catalog, settings: BufferSettings, policy: Eviction, sizes: ShardSizes) -> None:
         self._catalog, self._settings, self._policy, self._sizes = catalog, settings, policy, sizes
         self._per_source = max(1, int(settings.max_source_share * settings.capacity_frames))
 
-    def group(self, most: int) -> int:
+    def group_size(self, most: int) -> int:
         """How many frames one commit may hold now, at least 1 and at most `most`."""
         free = self._settings.capacity_frames - self._catalog.leased_frames()
         return max(1, min(most, free, self._headroom() // self._sizes.largest if self._settings.max_bytes else most))
 
-    def for_quota(self) -> Leaving:
+    def plan_for_quota(self) -> EvictionPlan:
         """Who leaves before anything is written, because `max_bytes` was lowered. Raises BufferFull."""
-        leaving = Leaving(self._catalog.held(), ())
-        self._fit_bytes(leaving, self._excess(leaving), {})
-        return leaving
+        plan = EvictionPlan(self._catalog.held(), ())
+        self._fit_bytes(plan, self._excess(plan), {})
+        return plan
 
-    def for_count(self, fresh: Sequence[Held]) -> Leaving:
+    def plan_for_count(self, fresh: Sequence[Held]) -> EvictionPlan:
         """Who leaves for the number of new frames' sake. Raises BufferFull when leases leave too few that may."""
-        leaving = Leaving(self._catalog.held() if fresh else (), fresh)
-        pushing = self._push_out_own(leaving)
-        wanted, movable = leaving.left - self._settings.capacity_frames, leaving.movable()
+        plan = EvictionPlan(self._catalog.held() if fresh else (), fresh)
+        pushing = self._push_out_own(plan)
+        wanted, movable = plan.left - self._settings.capacity_frames, plan.movable()
         if wanted > 0 and (pushing or not movable):
             raise self._full()
-        leaving.take(self._policy, wanted, movable | self._newcomers(leaving))
-        if leaving.left > self._settings.capacity_frames:
+        plan.take(self._policy, wanted, movable | self._newcomers(plan))
+        if plan.left > self._settings.capacity_frames:
             raise self._full()
-        return leaving
+        return plan
 
-    def for_bytes(self, leaving: Leaving, written: dict[int, int], *, grow: bool) -> None:
+    def extend_for_bytes(self, plan: EvictionPlan, written: dict[int, int], *, grow: bool) -> None:
         """Add those that leave because of the new frames' size on the disk; `written` is slot by new frame's id.
 
         Raises BufferFull when the quota cannot be kept, OSError (ENOSPC) when nothing may leave though the buffer must
         not grow.
         """
         if self._settings.max_bytes:
-            self._fit_bytes(leaving, self._excess(leaving), written)
-        if not grow and self._replace(leaving, written) > 0:
+            self._fit_bytes(plan, self._excess(plan), written)
+        if not grow and self._replace(plan, written) > 0:
             raise OSError(errno.ENOSPC, "the buffer must not grow, and it has no frames that may leave for new ones")
 
     def too_large(self, group: int) -> bool:
@@ -122,7 +158,7 @@ class Room:
         limit = self._settings.max_bytes
         return bool(limit) and self._sizes.total + group * self._sizes.largest > limit
 
-    def _push_out_own(self, leaving: Leaving) -> bool:
+    def _push_out_own(self, plan: EvictionPlan) -> bool:
         """Let sources that are above their share push out their own; whether a new frame is above it nevertheless.
 
         That is so while leases hold the older ones. Those do not count then, or one camera would stop the others; what
@@ -130,45 +166,45 @@ class Room:
         """
         if self._settings.max_source_share == 1:
             return False
-        old = Counter(frame.source for frame in leaving.held if not frame.leased)
-        leased = Counter(frame.source for frame in leaving.held if frame.leased)
-        new = Counter(frame.source for frame in leaving.fresh)
+        old = Counter(frame.source for frame in plan.held if not frame.leased)
+        leased = Counter(frame.source for frame in plan.held if frame.leased)
+        new = Counter(frame.source for frame in plan.fresh)
         above = False
         for source in {*new, *(old.keys() - leased.keys())} - {""}:
             stay = max(self._per_source - leased[source], min(new[source], self._per_source))
-            mine = leaving.of(source)
-            surplus, movable = old[source] + new[source] - stay, mine & leaving.movable()
-            leaving.take(self._policy, surplus, movable | (mine & self._newcomers(leaving)))
+            mine = plan.of(source)
+            surplus, movable = old[source] + new[source] - stay, mine & plan.movable()
+            plan.take(self._policy, surplus, movable | (mine & self._newcomers(plan)))
             if not self._policy.newcomers_may_leave:  # unless they are more than the share by themselves
-                leaving.take(self._policy, surplus - len(movable), mine & leaving.new())
+                plan.take(self._policy, surplus - len(movable), mine & plan.new())
             above = above or (new[source] > 0 and stay + leased[source] > self._per_source)
         return above
 
-    def _fit_bytes(self, leaving: Leaving, size: int, written: dict[int, int]) -> None:
-        if leaving.take_bytes(self._policy, size, *self._sized(leaving, written)) > 0:
+    def _fit_bytes(self, plan: EvictionPlan, size: int, written: dict[int, int]) -> None:
+        if plan.take_bytes(self._policy, size, *self._sized(plan, written)) > 0:
             raise self._full()
 
-    def _replace(self, leaving: Leaving, written: dict[int, int]) -> int:
+    def _replace(self, plan: EvictionPlan, written: dict[int, int]) -> int:
         """As many bytes leave as come; returns how many are missing."""
-        come = self._sizes.of(slot for frame, slot in written.items() if frame not in leaving.gone)
-        gone = self._sizes.of(frame.slot for frame in leaving.victims)
-        return leaving.take_bytes(self._policy, come - gone, *self._sized(leaving, written))
+        come = self._sizes.of(slot for frame, slot in written.items() if frame not in plan.gone)
+        gone = self._sizes.of(frame.slot for frame in plan.victims)
+        return plan.take_bytes(self._policy, come - gone, *self._sized(plan, written))
 
-    def _sized(self, leaving: Leaving, written: dict[int, int]) -> tuple[set[int], dict[int, int]]:
-        slots = {frame.id: frame.slot for frame in leaving.held} | written
-        may_leave = leaving.movable() | (self._newcomers(leaving) & written.keys())
+    def _sized(self, plan: EvictionPlan, written: dict[int, int]) -> tuple[set[int], dict[int, int]]:
+        slots = {frame.id: frame.slot for frame in plan.held} | written
+        may_leave = plan.movable() | (self._newcomers(plan) & written.keys())
         return may_leave, {frame: self._sizes.of([slots[frame]]) for frame in may_leave}
 
-    def _excess(self, leaving: Leaving) -> int:
+    def _excess(self, plan: EvictionPlan) -> int:
         """Bytes above `max_bytes` after the commit, with headroom for the next group."""
-        stay = self._sizes.total - self._sizes.of(frame.slot for frame in leaving.victims)
+        stay = self._sizes.total - self._sizes.of(frame.slot for frame in plan.victims)
         return stay - (self._settings.max_bytes - self._headroom())
 
     def _headroom(self) -> int:
         return max(self._sizes.largest, self._settings.max_bytes // HEADROOM)
 
-    def _newcomers(self, leaving: Leaving) -> set[int]:
-        return leaving.new() if self._policy.newcomers_may_leave else set()
+    def _newcomers(self, plan: EvictionPlan) -> set[int]:
+        return plan.new() if self._policy.newcomers_may_leave else set()
 
     def _full(self) -> BufferFull:
         limit = f" and {self._settings.max_bytes} bytes" if self._settings.max_bytes else ""

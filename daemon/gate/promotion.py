@@ -314,13 +314,17 @@ def _withdrawn(verdict: Verdict, why: str) -> Verdict:
 
 
 def _record(registry: CheckpointRegistry, verdict: Verdict, spec: RoundSpec) -> None:
-    """One line of history for a candidate that does not serve. A kill before the stage was written adds no second."""
+    """Write one line of history for a candidate that the gate did not let serve, also when it is repeated after a kill.
+
+    Without its version when an operator has served that meanwhile: the operator's word stands.
+    """
     if any((event.round, event.at) == (spec.round, verdict.at) for event in registry.history()):
         return
+    added = _added(registry, spec)
     event = {
         "at": verdict.at,
         "event": verdict.decision,
-        "version": _added(registry, spec),
+        "version": None if added in registry.state().served else added,
         "previous": spec.incumbent,
         "round": spec.round,
         "by": GATE,

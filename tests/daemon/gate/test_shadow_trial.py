@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from daemon.gate import promotion, shadow
-from daemon.gate.promotion import roll_back
+from daemon.gate.promotion import promote, roll_back
 from daemon.gate.shadow import open_trial
 from storage import durable
 from storage.rounds.folder import RoundFolder
@@ -139,6 +139,19 @@ def test_a_rollback_meanwhile_stands(state: Trial, finished: Callable[..., Round
     assert "version 1 serves, it ran beside version 2" in verdict.reason
     assert (state.serving, state.shadow) == (1, None)
     assert Verdict.model_validate(state.registry.manifest(3).verdict).decision == "inconclusive"
+
+
+def test_an_operator_who_serves_the_candidate_by_hand_outweighs_the_verdict(
+    state: Trial, finished: Callable[..., RoundFolder]
+) -> None:
+    folder = finished()
+    state.judge(folder)
+    promote(state.registry, 3, by="operator", reason="we need it now")
+    verdict = state.judge(folder)
+    assert verdict is not None and verdict.decision == "inconclusive"
+    assert state.moves[-2:] == [("inconclusive", None), ("shadow_ended", 3)]
+    promote(state.registry, 1, by="operator", reason="look")
+    assert roll_back(state.registry, to=None, by="operator", reason="back").version == 3
 
 
 def test_a_rollback_between_the_evidence_and_the_promotion_stands(

@@ -23,7 +23,7 @@ from daemon.rounds.resume import TRIES
 from daemon.rounds.runner import RoundContext, RoundFailed, RoundSuspended, continue_round, launch_round
 from daemon.runtime.process_group import children_of, group_alive
 from storage.layout import StateLayout
-from storage.rounds.records import RoundScores, RoundSpec, RoundStart
+from storage.rounds.records import AT_WORK, RoundScores, RoundSpec, RoundStart
 from tests.daemon.conftest import PRELUDE
 
 ROOT = Path(__file__).parents[3]
@@ -100,6 +100,13 @@ def test_its_frames_are_held_while_ingest_fills_the_buffer(bench, killed, world,
     small.until(lambda: small.counts.committed_total == 20)
     held = {record.id for record in small.buffer.records()}
     assert ids <= held and len(held) == 10, "the other two places were used again and again"
+
+
+@pytest.mark.parametrize("stage", AT_WORK)
+def test_in_whichever_stage_of_its_work_it_was_killed_it_is_resumed_from_its_state(world, registry, killed, stage):
+    killed.enter(stage)
+    assert recover(world.settings, world.buffer, registry) == 1
+    assert (killed.record().stage, world.buffer.leases(), killed.states.steps()) == (stage, [1], [20])
 
 
 def test_frames_whose_lease_is_gone_are_leased_again(world, registry, killed):

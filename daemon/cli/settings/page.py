@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from configs.live import is_live
 from configs.recipe import RECIPES
 from configs.settings import Settings
 
@@ -20,6 +21,11 @@ that file. Environment variables win over it: `MFMD_` and the keys joined by two
 refused with one line that names file (or variable) and field, exit code 2.
 
 Sections named `advanced` or `ablation` hold what hardly anybody changes; `mfmd init` does not write them.
+
+A running daemon uses the settings of its start, those from the environment included, and so do its children. An edit of
+the file changes nothing before `mfmd reload` (or SIGHUP). A reload applies the settings marked (live) and names the
+others, which need a restart. A running round keeps the settings of its start, and children read `log` when they start.
+`mfmd status` reports how the file differs from the settings in force, and whether it is valid.
 
 The least that works:
 
@@ -83,7 +89,8 @@ def _section(section: SectionDoc) -> Iterator[str]:
     yield from ("", f"## {title}", "", section.description, "")
     yield from ("| key | default | value | meaning |", "|---|---|---|---|")
     for setting in section.settings:
-        cells = (f"`{setting.path[-1]}`", setting.default, setting.kind, setting.description)
+        live = " (live)" if is_live(".".join(setting.path)) else ""
+        cells = (f"`{setting.path[-1]}`{live}", setting.default, setting.kind, setting.description)
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -66,6 +66,12 @@ def test_an_operator_sees_at_most_120_settings_and_each_is_explained() -> None:
     assert sum(setting.visible for setting in settings) <= 120
 
 
+def test_the_page_marks_what_a_reload_changes() -> None:
+    marked = {line.split("`")[1] for line in render().splitlines() if " (live) |" in line}
+    assert {"stability_seconds", "rescan_seconds", "confidence", "new_frames", "level"} <= marked
+    assert not {"folder", "state", "port", "token"} & marked
+
+
 def test_the_least_configuration_in_the_page_works(tmp_path: Path) -> None:
     [block] = re.findall(r"```yaml\n(.*?)```", render(), flags=re.DOTALL)
     path = tmp_path / "mfmd.yaml"

@@ -349,25 +349,19 @@ def test_frames_are_packed_where_there_is_time_and_stored_alike(bench, drop, wri
         assert np.array_equal(pixels[digest_of(path)], fitted.pixels)
 
 
-def test_settings_of_a_reload_are_used_from_the_next_step_on(bench, drop, write_image):
-    world = bench(watch={"stability_seconds": 0.0, "advanced": {"group_seconds": 600.0, "rescan_seconds": 600.0}})
-
-    def use(watch=(), buffer=()):
-        settings = world.settings
-        changes = {"watch": settings.watch.model_copy(update=dict(watch))}
-        changes["buffer"] = settings.buffer.model_copy(update=dict(buffer))
-        world.ingest.use(settings.model_copy(update=changes))
-
+def test_settings_of_a_reload_are_used_from_the_next_step_on(bench, make_settings, drop, write_image):
+    slow = {"stability_seconds": 0.0, "advanced": {"group_seconds": 600.0, "rescan_seconds": 600.0}}
+    world = bench(watch=slow)
     write_image(drop / "a.png", 1)
     world.until(lambda: len(world.ingest.batch) == 1)
     assert world.counts.frames == 0, "the group waits for more"
-    use(watch={"advanced": {"group_seconds": 0.05}})
+    world.ingest.use(make_settings(watch={**slow, "advanced": {"rescan_seconds": 600.0}}))
     world.until(lambda: world.counts.frames == 1)
-    use(buffer={"reserve_bytes": 10**18})
+    world.ingest.use(make_settings(buffer={"reserve_bytes": 10**18}))
     world.until(lambda: world.activity.ingest.state == "paused")
-    use()
+    world.ingest.use(make_settings())
     world.until(lambda: world.activity.ingest.state == "running")
-    use(watch={"stability_seconds": 600.0, "advanced": {"rescan_seconds": 0.05, "group_seconds": 0.05}})
+    world.ingest.use(make_settings(watch={"stability_seconds": 600.0}))
     world.ingest.step()
     write_image(drop / "b.png", 2)
     world.until(lambda: world.activity.watch.pending == 1)

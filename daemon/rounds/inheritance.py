@@ -4,7 +4,7 @@ Rejected rounds in between do not break this line. A rollback breaks it: a versi
 survive in teacher, moments or Rebuilder.
 """
 
-from typing import Any
+from operator import attrgetter
 
 from pydantic import ValidationError
 
@@ -13,13 +13,12 @@ from storage.errors import StorageError
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
 
-STATE_SHAPE = {
-    "recipe": ("name",),
-    "mfm": ("enabled", "grid", "dim", "blocks", "heads", "reconstruction"),
-    "round": ("crop_height", "crop_width"),
-    "buffer": ("height", "width"),
-}
-"""Settings, by section, that decide which tensors a training state has; others may change from round to round."""
+STATE_SHAPE = (
+    "recipe.name", "mfm.enabled", "mfm.ablation.grid", "mfm.ablation.dim", "mfm.ablation.blocks",
+    "mfm.ablation.heads", "mfm.ablation.reconstruction", "round.crop_height", "round.crop_width", "buffer.height",
+    "buffer.width",
+)  # fmt: skip
+"""Settings that decide which tensors a training state has; others may change from round to round."""
 
 
 def promoted_round(registry: CheckpointRegistry) -> int | None:
@@ -40,21 +39,13 @@ def inherited_round(settings: Settings, registry: CheckpointRegistry, store: Rou
     try:
         folder = store.folder(number)
         before = Settings.model_validate(folder.spec().settings)
-    except (StorageError, ValidationError) as error:
+    except StorageError as error:
         return None, f"round {number} cannot be read: {error}"
+    except ValidationError:
+        return None, f"round {number} has settings of another version of mfmd"
     if folder.states.latest() is None:
         return None, f"round {number} has no training state"
-    changed = _changed(before.model_dump(mode="json"), settings.model_dump(mode="json"))
+    changed = [name for name in STATE_SHAPE if attrgetter(name)(before) != attrgetter(name)(settings)]
     if changed:
         return None, f"changed since round {number}: {', '.join(changed)}"
     return number, f"round {number} made the serving version"
-
-
-def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Settings of `STATE_SHAPE` that differ, as `section.field`."""
-    return [
-        f"{section}.{field}"
-        for section, fields in STATE_SHAPE.items()
-        for field in fields
-        if before[section][field] != now[section][field]
-    ]

@@ -118,8 +118,9 @@ CASES: dict[str, tuple[Data, dict]] = {
 
 def prepared(state: TrainingState, recipe: str, case: str) -> tuple[RoundFolder, Settings]:
     make, changes = CASES[case]
+    things = {} if recipe == "dacs" else {"thing_classes": ["car"]}
     settings = state.settings(
-        recipe={"name": recipe, "thing_classes": ["car"], "threshold": 0.3, **changes.get("recipe", {})},
+        recipe={"name": recipe, **things, "threshold": 0.3, **changes.get("recipe", {})},
         network=NETWORKS[recipe],
         round={"steps": STEPS, **changes.get("round", {})},
         **({"source": None} if "source" in changes else {}),

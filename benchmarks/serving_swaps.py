@@ -115,7 +115,7 @@ class Swaps:
         moved = Ref(version=version, since=time.time(), by=BY, reason=WHY)
         write_record(registry.ref_path("serving"), moved)  # `promote` would see the damage
         self._wait(lambda state: _failed(state) == version, f"corrupt version {version} is refused")
-        registry.roll_back(to=serving.version, by=BY, reason=WHY)
+        registry.promote(serving.version, by=BY, reason=WHY)
         wanted = serving.version
         self._wait(lambda state: state["wanted"] == state["version"] == wanted, f"version {wanted} serves on")
         return began, wanted

@@ -21,7 +21,7 @@ from daemon.runtime.supervisor import REQUESTS_SECONDS
 from daemon.serving.app import create_app
 from daemon.serving.plane import InferencePlane
 from daemon.serving.shadow.compare import plane_name
-from daemon.serving.versions.memory import collect_garbage, limit_arenas
+from daemon.serving.versions.memory import collect_garbage
 from storage.layout import StateLayout
 
 LAST_REQUESTS_SECONDS = 0.5
@@ -98,7 +98,6 @@ def serve(settings: Settings) -> int:
     tls = tls_files("serving", settings.serving.certificate, settings.serving.key)
     listener = listen(serving_address(settings.serving), BACKLOG)
     configure_logs(settings.log)
-    limit_arenas()
     if settings.serving.threads:
         torch.set_num_threads(settings.serving.threads)
     # uvicorn stops cleanly on a signal and then raises it again, which would end the process with the signal's status

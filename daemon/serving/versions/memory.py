@@ -1,9 +1,8 @@
-"""Keep memory flat: glibc gives every thread a heap of its own, and what one thread frees is of no use to another.
+"""Keep memory flat over swaps.
 
-Measured over 80 swaps of a network of 0.5 M parameters: 402 to 411 MiB without the limit, 398 to 398 with it
-(`benchmarks/serving.py --parts swaps` measures it under load, docs/explanation/benchmarks.md has the figures). A swap
-runs beside requests, which makes the heaps larger and more fragmented than either does alone. So free memory is
-returned after each swap.
+A swap runs beside requests, which makes the heaps larger and more fragmented than either does alone. So free memory is
+returned after each swap. How many heaps glibc keeps is left to `MALLOC_ARENA_MAX` (2 in the container image): over 100
+swaps under load the plane had 436 MiB without it and 426 MiB with it.
 
 What Python cannot free by counting references (errors and what they refer to) waits for a collection of the oldest
 objects, which comes when they grew by a quarter. Libraries bring 400,000: it came after a thousand swaps, 30 MiB later,
@@ -12,19 +11,6 @@ and held the interpreter for 0.3 s. Frozen, they neither count nor are looked at
 
 import ctypes
 import gc
-
-M_ARENA_MAX = -8
-"""The parameter of glibc's `mallopt` that bounds how many heaps there are."""
-ARENAS = 2
-
-
-def limit_arenas() -> bool:
-    """Let threads share two heaps from now on; False where the C library has no such limit (musl, macOS).
-
-    To be called before threads start: heaps that exist already stay.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(mallopt(M_ARENA_MAX, ARENAS))
 
 
 def give_back() -> None:

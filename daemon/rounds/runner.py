@@ -245,7 +245,9 @@ def _train(context: RoundContext, settings: RoundSettings, folder: RoundFolder) 
         end = _follow(group, folder, context, limit)
         stopped = end is not _End.TOO_LONG and context.stop.is_set()
         if stopped and not context.suspends:
-            _note(folder, stopped=True)  # before its process is told: should this process die now, the round has ended
+            _write_if_possible(
+                folder, stopped=True
+            )  # before its process is told: should this process die now, the round has ended
         status = group.stop(GRACE_SECONDS)
     finally:
         group.kill()
@@ -263,13 +265,13 @@ def _suspend(folder: RoundFolder, *, orderly: bool) -> NoReturn:
     """Leave a round to the next daemon. Not `orderly`: its process died by itself, which counts as a crash."""
     if orderly:
         *before, last = folder.record().starts
-        _note(folder, stage="suspended", starts=(*before, last.model_copy(update={"orderly": True})))
+        _write_if_possible(folder, stage="suspended", starts=(*before, last.model_copy(update={"orderly": True})))
     log.info("round_suspended", round=folder.number, step=folder.saved_step)
     raise RoundSuspended(f"round {folder.number} goes on from step {folder.saved_step} with the next daemon")
 
 
-def _note(folder: RoundFolder, **changes: Any) -> None:
-    """Change the round's record. A full disk must not keep a round from stopping: the stop then counts as a crash."""
+def _write_if_possible(folder: RoundFolder, **changes: Any) -> None:
+    """Change the round's record. On a full disk the round still stops, and its stop counts as a crash."""
     try:
         folder.enter(**changes) if "stage" in changes else folder.change(**changes)
     except (OSError, StorageError) as error:
@@ -288,7 +290,7 @@ def _follow(group: ProcessGroup, folder: RoundFolder, context: RoundContext, lim
             context.on_progress(progress)
             if progress.phase == "scoring" and not scoring:
                 scoring = True
-                _note(folder, stage="scoring")
+                _write_if_possible(folder, stage="scoring")
         if time.monotonic() > deadline:
             return _End.TOO_LONG
     return _End.BY_ITSELF

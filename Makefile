@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo check test nightly durations soak lint lock format bench bench-step bench-serving clean help
+.PHONY: demo check quick test nightly durations soak lint lock format bench bench-step bench-serving clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -20,7 +20,10 @@ demo: $(STAMP)  ## the whole job on drawn street scenes, about five minutes
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 ROOMS ?= tests/configs tests/storage tests/adapters tests/daemon
-check: lint  ## lint, types and the quick tests of the rooms, within 90 seconds (ROOMS=tests/storage)
+check: $(STAMP)  ## lint, types and the quick tests of the rooms beside each other, within 90 seconds (ROOMS=tests/storage)
+	$(MAKE) --no-print-directory --jobs=2 lint quick
+
+quick: $(STAMP)
 	$(PYTEST) -q -m "not slow" $(ROOMS)
 
 test: $(STAMP)  ## every test but the matrices of nightly, on both cores, within 8 minutes

@@ -18,7 +18,10 @@ def everything(training: Training) -> tuple[dict[str, Any], dict[str, torch.Tens
     return training.state_dict(), tensors, modes
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in ("dacs", "hrda", "cotta") else pytest.mark.nightly) for name in RECIPES],
+)
 def test_training_is_as_it_was_found(training_state, name: str) -> None:
     sections = {"network": {"multi_resolution": name == "hrda", "dropout": 0.2}}
     training = training_of(

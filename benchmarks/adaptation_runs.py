@@ -17,8 +17,8 @@ from torch import Tensor
 from adapters.checkpoints.checkpoint import load_version
 from adapters.errors import TrainingFailed
 from adapters.networks.network import SegmentationNetwork
-from adapters.optim import learning_rate_factor
 from adapters.rounds.inputs import load_inputs
+from adapters.rounds.optim import learning_rate_factor
 from adapters.rounds.source_training import pretrain
 from adapters.rounds.training import Training
 from configs.settings import Settings

@@ -17,15 +17,14 @@ from kornia.filters import gaussian_blur2d
 from torch import Tensor, nn
 
 from adapters.augmentation.augment import BLUR_SIGMA, odd_kernel
-from adapters.losses import IGNORE_INDEX
 from adapters.mfm.rebuilder import Rebuilder
 from adapters.networks.batch_norm import without_noise
-from adapters.networks.decoders.depthwise import DepthwiseConv
+from adapters.networks.decoders.layers import DepthwiseConv
 from adapters.networks.decoders.winograd import WinogradConv
-from adapters.networks.network import SegmentationNetwork
-from adapters.networks.pixels import IMAGENET_MEAN, IMAGENET_STD
-from adapters.optim import build_optimizer
+from adapters.networks.network import IMAGENET_MEAN, IMAGENET_STD, SegmentationNetwork
+from adapters.networks.training_pass import IGNORE_INDEX
 from adapters.recipes.recipe import StepBatch
+from adapters.rounds.optim import build_optimizer
 from configs.settings import Settings
 
 

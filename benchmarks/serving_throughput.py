@@ -16,8 +16,7 @@ from serving_processes import OURS, Server, serve_ours, serve_peer, versions_of
 from serving_swaps import problems
 from serving_world import LARGE, ServingWorld, pictures
 
-from adapters.networks.network import SegmentationNetwork
-from adapters.networks.pixels import normalise
+from adapters.networks.network import SegmentationNetwork, normalise
 from configs.serving import ServingAdvanced, ServingSettings
 from storage.media.images import decode_image
 

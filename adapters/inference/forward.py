@@ -1,15 +1,15 @@
 """A network as it serves: float32 weights that versions are copied into, and the options of `serving` around them."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from adapters.inference.compiled import Compiled
 from adapters.inference.copying import copy_weights
 from adapters.inference.folded import fold_batch_norm
-from adapters.inference.precision import Precision, computing
 from adapters.inference.segment import logits_of
 from adapters.networks.network import SegmentationNetwork
 from configs.serving import ServingSettings
@@ -57,3 +57,48 @@ class ServedForward(nn.Module):
         with computing(self.computes, self.device):
             logits: Tensor = run(images)
         return logits.float()
+
+
+Precision = Literal["float32", "bf16", "fp16"]
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def computing(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which convolutions and matrix products on `device` use `precision`; weights stay float32.
+
+    fp16 is for GPUs: a CPU without fp16 arithmetic is many times slower than with float32. The cache of cast weights is
+    off, because it belongs to one context and would only hold a second copy of the weights while a batch runs.
+    """
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_DTYPES[precision], cache_enabled=False)
+
+
+KEPT = 64
+"""Number of shapes for which torch may keep compiled code; its own limit of 8 is below two slots with their sizes."""
+
+
+class Compiled:
+    """Runs a network compiled for the prepared shapes, and uncompiled for all others.
+
+    New weights are copied into the same tensors, so the compiled code stays valid from version to version.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._compiled = torch.compile(network, dynamic=False)
+        self._shapes: set[tuple[int, ...]] = set()
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Compile for the shape of `images` unless it is compiled; return the logits of the compiled code."""
+        with torch._dynamo.config.patch(recompile_limit=KEPT):
+            logits: Tensor = self._compiled(images)
+        self._shapes.add(tuple(images.shape))
+        return logits
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return logits of `images`."""
+        run = self._compiled if tuple(images.shape) in self._shapes else self._network
+        logits: Tensor = run(images)
+        return logits

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adapters.class_map import class_map
-from adapters.networks.pixels import MIN_SIDE, normalise
+from adapters.inference.palette import class_map
+from adapters.networks.network import MIN_SIDE, normalise
 from storage.media.images import FittedFrame, fit_frame
 
 _BAND_VALUES = 8_000_000

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from adapters.draws import Draws
 from adapters.errors import AdapterError
 from adapters.mfm.feature_mask import draw_keep
 from adapters.mfm.rebuilder import Rebuilder
 from adapters.mfm.targets import feature_distance, pixel_distance
 from adapters.networks.network import SegmentationNetwork
-from adapters.training_pass import Encoded, encode, prediction_loss
+from adapters.networks.step_rng import StepRng
+from adapters.networks.training_pass import Encoded, encode, prediction_loss
 from configs.mfm import MfmSettings
 
 
@@ -23,7 +23,7 @@ def mfm_loss(
     images: Tensor,
     labels: Tensor,
     weight: Tensor | None,
-    draws: Draws,
+    draws: StepRng,
     keep: Sequence[Tensor] | None = None,
     teacher: SegmentationNetwork | None = None,
 ) -> Tensor:
@@ -54,7 +54,7 @@ def mfm_loss(
     return torch.stack([feature_distance(*levels) for levels in zip(rebuilt, targets, masks, strict=True)]).mean()
 
 
-def _masks(encoded: Encoded, settings: MfmSettings, draws: Draws) -> list[Tensor]:
+def _masks(encoded: Encoded, settings: MfmSettings, draws: StepRng) -> list[Tensor]:
     """Return a keep mask for each view."""
     return [draw_keep(maps[-1], settings.ablation.grid, settings.mask_ratio, draws) for maps in encoded.features]
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapters.draws import Draws
-from adapters.parallel import mean_count
+from adapters.networks.parallel import mean_count
+from adapters.networks.step_rng import StepRng
 
 
 def grid_of(deepest: Sequence[int], cells: int) -> tuple[int, int]:
@@ -24,7 +24,7 @@ def grid_of(deepest: Sequence[int], cells: int) -> tuple[int, int]:
     return round(deepest[0] / side), round(deepest[1] / side)
 
 
-def draw_keep(deepest: Tensor, cells: int, ratio: float, draws: Draws) -> Tensor:
+def draw_keep(deepest: Tensor, cells: int, ratio: float, draws: StepRng) -> Tensor:
     """Draw a keep mask for the deepest map `[B, C, H, W]`: each cell is masked independently with probability `ratio`.
 
     A cell is kept when u >= `ratio` (published: u > 0.4), so 0 masks nothing. `draws` advances at any ratio, so all

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from adapters.draws import Draws
 from adapters.mfm.feature_mask import grid_of, paste, resize_to_grid
-from adapters.mfm.projector import Projector
+from adapters.mfm.targets import Projector
 from adapters.networks.network import SegmentationNetwork
+from adapters.networks.step_rng import StepRng
 from configs.mfm import MfmAblation, MfmSettings
 
 PATCH = 16
@@ -116,7 +116,7 @@ def feature_sizes(network: SegmentationNetwork, crop: tuple[int, int]) -> list[t
     try:
         with torch.no_grad():
             blank = torch.zeros(1, 3, *crop, device=next(network.parameters()).device)
-            maps = network.encode(network.views(blank, Draws(0))[0].images)
+            maps = network.encode(network.views(blank, StepRng(0))[0].images)
     finally:
         for module in training:
             module.training = True

@@ -7,14 +7,12 @@ import torch
 from adapters.errors import NetworkMismatch
 from adapters.networks.decoders.daformer import DILATIONS as DAFORMER_DILATIONS
 from adapters.networks.decoders.daformer import TINY_DILATIONS as DAFORMER_TINY_DILATIONS
-from adapters.networks.decoders.daformer import DaformerHead
-from adapters.networks.decoders.deeplabv2 import DILATIONS as DEEPLABV2_DILATIONS
-from adapters.networks.decoders.deeplabv2 import TINY_DILATIONS as DEEPLABV2_TINY_DILATIONS
-from adapters.networks.decoders.deeplabv2 import TINY_VIT_DILATIONS as DEEPLABV2_TINY_VIT_DILATIONS
-from adapters.networks.decoders.deeplabv2 import VIT_DILATIONS as DEEPLABV2_VIT_DILATIONS
-from adapters.networks.decoders.deeplabv2 import DeepLabV2Head
-from adapters.networks.decoders.deeplabv3plus import DeepLabV3PlusHead, dilations_for
-from adapters.networks.decoders.scale_attention import ScaleAttention
+from adapters.networks.decoders.daformer import DaformerHead, ScaleAttention
+from adapters.networks.decoders.deeplab import DILATIONS as DEEPLABV2_DILATIONS
+from adapters.networks.decoders.deeplab import TINY_DILATIONS as DEEPLABV2_TINY_DILATIONS
+from adapters.networks.decoders.deeplab import TINY_VIT_DILATIONS as DEEPLABV2_TINY_VIT_DILATIONS
+from adapters.networks.decoders.deeplab import VIT_DILATIONS as DEEPLABV2_VIT_DILATIONS
+from adapters.networks.decoders.deeplab import DeepLabV2Head, DeepLabV3PlusHead, dilations_for
 from adapters.networks.multi_resolution import MultiResolutionNetwork
 from adapters.networks.network import SegmentationNetwork
 from configs.network import Architecture

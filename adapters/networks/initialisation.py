@@ -8,7 +8,7 @@ smaller weights learn faster than He's fan-out ones (CamVid, resnet_tiny + DeepL
 
 import math
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def initialise_convolutions(module: nn.Module) -> None:
@@ -34,3 +34,11 @@ def initialise_classifier(layer: nn.Conv2d) -> None:
     nn.init.normal_(layer.weight, 0.0, 0.01)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer normalisation over the channels of each position: `[B, C, H, W]` -> `[B, C, H, W]`, channels-last."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return `maps` with each position's channels normalised."""
+        return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -8,6 +8,10 @@ context, mixes their predictions class by class:
     fused = up(context)                                   outside
 
 What differs from the original: docs/explanation/decisions/0008-multi-resolution.md.
+
+HRDA (Hoyer et al., ECCV 2022, arXiv 2204.13132) uses half a training crop a side for both: the whole crop at half size,
+and a window of half its sides at full size. The same rule holds here for an image of any size, so a frame is seen like
+a training crop. The number of windows, and with it the cost in full images, does not grow with the frame.
 """
 
 from collections.abc import Sequence
@@ -16,10 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.draws import Draws
-from adapters.networks.decoders.scale_attention import ScaleAttention
-from adapters.networks.detail_windows import overlapped_windows, random_window, view_size
-from adapters.networks.network import Output, SegmentationNetwork, View, Window
+from adapters.networks.decoders.daformer import ScaleAttention
+from adapters.networks.network import MIN_SIDE, Output, SegmentationNetwork, View, Window
+from adapters.networks.step_rng import StepRng
 
 
 class MultiResolutionDecoder(nn.Module):
@@ -64,7 +67,7 @@ class MultiResolutionNetwork(SegmentationNetwork):
         """Return height and width of the context, and of the detail, for images of `crop`."""
         return view_size(crop)
 
-    def views(self, images: Tensor, draws: Draws) -> tuple[View, ...]:
+    def views(self, images: Tensor, draws: StepRng) -> tuple[View, ...]:
         """Return the images `[B, 3, H, W]` at half size, and one window of them at full size for the batch."""
         window = random_window(_size(images), draws)
         return View(_context(images), None), View(window.of(images), window)
@@ -132,3 +135,43 @@ def _size(maps: Tensor) -> tuple[int, int]:
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize `maps` `[B, C, h, w]` bilinearly to `size`, in new memory; maps of that size are returned unchanged."""
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+STEP = 8
+"""Coordinates of a training window are multiples of this (pixels): cells of a stride-4 map of the half-size image."""
+
+
+def view_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of a window, and of the half-size image, for images of `size`: half, rounded up (pixels).
+
+    The result is never below the smallest input of an encoder (`MIN_SIDE`) nor above the image: a small image is one
+    window.
+    """
+    return _side(size[0]), _side(size[1])
+
+
+def random_window(size: tuple[int, int], draws: StepRng) -> Window:
+    """Draw one window for a whole batch of images of `size`; its coordinates are multiples of `STEP`."""
+    view = view_size(size)
+    places = [(whole - part) // STEP + 1 for whole, part in zip(size, view, strict=True)]
+    top, left = (STEP * int(count * draw) for count, draw in zip(places, draws.shared(2).tolist(), strict=True))
+    return Window(top, left, *view)
+
+
+def overlapped_windows(size: tuple[int, int]) -> tuple[Window, ...]:
+    """Return windows over images of `size`, row by row, each overlapping its neighbours by half.
+
+    The last ones end at the border. There are nine for all but small images.
+    """
+    height, width = view_size(size)
+    rows, columns = _starts(size[0], height), _starts(size[1], width)
+    return tuple(Window(top, left, height, width) for top in rows for left in columns)
+
+
+def _side(whole: int) -> int:
+    return min(whole, max(MIN_SIDE, (whole + 1) // 2))
+
+
+def _starts(whole: int, part: int) -> list[int]:
+    """Return the first pixels of the windows along one side."""
+    return [*range(0, whole - part, (part + 1) // 2), whole - part]

@@ -6,10 +6,11 @@ Masked Feature Modeling needs only this split (arXiv 2509.13801), so any encoder
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.draws import Draws
+from adapters.networks.step_rng import StepRng
 
 
 class Window(NamedTuple):
@@ -87,7 +88,7 @@ class SegmentationNetwork(nn.Module):
         """Return height and width of each view of a training pass, for images of `crop` (height, width)."""
         return crop
 
-    def views(self, images: Tensor, draws: Draws) -> tuple[View, ...]:
+    def views(self, images: Tensor, draws: StepRng) -> tuple[View, ...]:
         """Return what the encoder sees of normalised images `[B, 3, H, W]` in a training pass; here the images."""
         return (View(images, None),)
 
@@ -101,3 +102,21 @@ class SegmentationNetwork(nn.Module):
         """Return logits `[B, K, H, W]` of normalised images `[B, 3, H, W]`."""
         height, width = images.shape[-2:]
         return self.predict(self.encode_all(images), (height, width))
+
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MIN_SIDE = 32
+"""Smallest side of an input image (pixels): one cell of the deepest map."""
+
+
+def normalise(frames: Tensor) -> Tensor:
+    """Convert RGB bytes `[B, H, W, 3]` to floats `[B, 3, H, W]` with ImageNet mean and deviation, on their device.
+
+    They are contiguous: arithmetic by channel takes six times as long on a CPU when channels lie side by side in
+    memory.
+    """
+    mean = torch.tensor(IMAGENET_MEAN, device=frames.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=frames.device).view(3, 1, 1)
+    values = frames.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    return values.div_(255.0).sub_(mean).div_(std)

@@ -15,9 +15,9 @@ from adapters.augmentation.augment import normalise_unit
 from adapters.errors import AdapterError
 from adapters.networks.batch_norm import batch_norm_layers, forget_statistics
 from adapters.networks.network import SegmentationNetwork
-from adapters.parallel import average_buffers
+from adapters.networks.parallel import average_buffers
 from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses, mean_of
-from adapters.self_training.soft_labels import confident_share
+from adapters.self_training.pseudo_labels import confident_share
 from configs.recipe import BnStatisticsSettings
 
 Statistics = list[tuple[Tensor, Tensor]]

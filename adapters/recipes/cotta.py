@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from adapters.augmentation.augment import normalise_unit
 from adapters.networks.network import Output, SegmentationNetwork
+from adapters.networks.training_pass import encode, mean_over_outputs, part_of
 from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses, mean_of
 from adapters.recipes.restoration import Restoration
-from adapters.self_training.soft_labels import confident_share, soft_cross_entropy
-from adapters.self_training.teacher import Teacher
-from adapters.self_training.test_time_augmentation import average_over, mean_confidence
-from adapters.training_pass import encode, mean_over_outputs, part_of
+from adapters.self_training.pseudo_labels import confident_share, soft_cross_entropy
+from adapters.self_training.teacher import Teacher, average_over, mean_confidence
 from configs.recipe import CottaSettings
 
 

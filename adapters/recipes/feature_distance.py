@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapters.errors import NetworkMismatch
-from adapters.losses import IGNORE_INDEX
 from adapters.networks.network import SegmentationNetwork
-from adapters.parallel import mean_count
+from adapters.networks.parallel import mean_count
+from adapters.networks.training_pass import IGNORE_INDEX, Encoded
 from adapters.recipes.recipe import RecipeInputs
-from adapters.training_pass import Encoded
 from configs.recipe import RareClassSettings
 
 

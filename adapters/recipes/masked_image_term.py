@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapters.augmentation.augment import normalise_unit, strong_augment
-from adapters.draws import Draws
+from adapters.networks.step_rng import StepRng
+from adapters.networks.training_pass import encode, prediction_loss
 from adapters.recipes.recipe import RecipeInputs
 from adapters.recipes.self_training import StepImages
-from adapters.training_pass import encode, prediction_loss
 from configs.recipe import MicSettings
 
 
@@ -42,7 +42,7 @@ class MaskedImageTerm:
         return {"masked_image": recipe.masked_image_weight * loss}
 
 
-def mask_blocks(images: Tensor, block: float, ratio: float, draws: Draws) -> Tensor:
+def mask_blocks(images: Tensor, block: float, ratio: float, draws: StepRng) -> Tensor:
     """`images` [B, 3, H, W] with each square block set to 0 with probability `ratio`, each image by itself.
 
     `block` is the side of a block as a share of the shorter side. Blocks are as nearly square as fit evenly.

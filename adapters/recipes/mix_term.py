@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor
 
-from adapters.augmentation.augment import normalise_unit, strong_augment
-from adapters.augmentation.classmix import class_mask, paste
+from adapters.augmentation.augment import class_mask, normalise_unit, paste, strong_augment
+from adapters.networks.training_pass import encode, prediction_loss
 from adapters.recipes.recipe import RecipeInputs
 from adapters.recipes.self_training import StepImages
-from adapters.training_pass import encode, prediction_loss
 from configs.recipe import SelfTrainingSettings
 
 

@@ -10,9 +10,9 @@ from accelerate.accelerator import Accelerator
 from torch import Tensor, nn
 
 from adapters.augmentation.augment import to_unit
-from adapters.draws import Draws
 from adapters.mfm.rebuilder import Rebuilder
 from adapters.networks.network import SegmentationNetwork
+from adapters.networks.step_rng import StepRng
 from adapters.sampling.crops import SourceBatch, TargetBatch
 from configs.mfm import MfmSettings
 from configs.recipe import RecipeBase
@@ -58,7 +58,7 @@ class RecipeInputs(Generic[RecipeT_co]):
     """Names of the classes, by index."""
     accelerator: Accelerator
     """Device, precision and processes."""
-    draws: Draws
+    draws: StepRng
     """Random numbers: mixes, augmentations, masks. Only dropout uses torch's own."""
     reference: SegmentationNetwork | None = None
     """The frozen network that feature distance measures against, in eval mode, on the device; none when the recipe has

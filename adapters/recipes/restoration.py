@@ -2,8 +2,8 @@
 
 import torch
 
-from adapters.draws import Draws
 from adapters.networks.network import SegmentationNetwork
+from adapters.networks.step_rng import StepRng
 
 SEEDS = 2**24
 """Seeds that a uniform float32 can tell apart."""
@@ -12,7 +12,7 @@ SEEDS = 2**24
 class Restoration:
     """weight <- M * released weight + (1 - M) * weight, M a fresh Bernoulli mask over single weights.
 
-    Masks as large as the network are drawn on its device, by a generator whose seed comes from the step's `Draws`: they
+    Masks as large as the network are drawn on its device, by a generator whose seed comes from the step's `StepRng`: they
     repeat under the round's seed, go on after a restart, and are alike in all processes.
     """
 
@@ -28,7 +28,7 @@ class Restoration:
         self._generator = torch.Generator(self._weights[0].device)
 
     @torch.no_grad()
-    def restore(self, draws: Draws) -> None:
+    def restore(self, draws: StepRng) -> None:
         """Restore after one step."""
         if self._probability == 0.0:
             return

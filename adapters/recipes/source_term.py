@@ -3,10 +3,10 @@
 from torch import Tensor
 
 from adapters.augmentation.augment import color_jitter, normalise_unit
+from adapters.networks.training_pass import encode, prediction_loss
 from adapters.recipes.feature_distance import FeatureDistance
 from adapters.recipes.recipe import RecipeInputs
 from adapters.recipes.self_training import StepImages
-from adapters.training_pass import encode, prediction_loss
 from configs.recipe import SelfTrainingSettings
 
 

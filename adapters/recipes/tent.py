@@ -12,9 +12,9 @@ from adapters.augmentation.augment import normalise_unit
 from adapters.errors import AdapterError
 from adapters.networks.batch_norm import without_noise
 from adapters.networks.network import Output, SegmentationNetwork
+from adapters.networks.training_pass import encode, mean_over_outputs, part_of
 from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses, mean_of
-from adapters.self_training.soft_labels import confident_share, entropy
-from adapters.training_pass import encode, mean_over_outputs, part_of
+from adapters.self_training.pseudo_labels import confident_share, entropy
 from configs.recipe import TentSettings
 
 NORMALISATION = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)

@@ -8,7 +8,7 @@ from accelerate.accelerator import Accelerator
 from adapters.checkpoints.checkpoint import load_version
 from adapters.errors import AdapterError, NetworkMismatch
 from adapters.networks.network import SegmentationNetwork
-from adapters.parallel import check_replicated
+from adapters.networks.parallel import check_replicated
 from adapters.self_training.feature_reference import reference_network
 from configs.recipe import BnStatisticsSettings, RareClassSettings
 from configs.settings import Settings

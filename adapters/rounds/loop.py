@@ -5,9 +5,9 @@ from enum import IntEnum
 
 from adapters.errors import TrainingFailed
 from adapters.networks.network import SegmentationNetwork
-from adapters.optim import learning_rate_factor
-from adapters.parallel import agree
+from adapters.networks.parallel import agree
 from adapters.rounds.inputs import RoundInputs
+from adapters.rounds.optim import learning_rate_factor
 from adapters.rounds.progress import RoundProgress
 from adapters.rounds.start import start_training
 from adapters.rounds.stop import StopRequest

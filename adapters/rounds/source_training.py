@@ -11,22 +11,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from adapters.augmentation.augment import normalise_unit, to_unit
-from adapters.augmentation.photometric import photometric
+from adapters.augmentation.augment import normalise_unit, photometric, to_unit
 from adapters.checkpoints.checkpoint import make_manifest, save_weights
-from adapters.class_map import class_map
-from adapters.draws import Draws
 from adapters.errors import TrainingFailed
+from adapters.inference.palette import class_map
 from adapters.inference.segment import choose_device, logits_of
 from adapters.networks.build import build_network
-from adapters.networks.network import SegmentationNetwork
-from adapters.networks.pixels import normalise
-from adapters.optim import build_optimizer, learning_rate_factor, set_learning_rates
-from adapters.sampling.class_balance import balanced_weights
+from adapters.networks.network import SegmentationNetwork, normalise
+from adapters.networks.step_rng import StepRng
+from adapters.networks.training_pass import encode, prediction_loss
+from adapters.rounds.optim import build_optimizer, learning_rate_factor, set_learning_rates
 from adapters.sampling.crops import SourceBatch, SourceCrops, batches, crop_within
+from adapters.sampling.rare_class import balanced_weights
 from adapters.scoring.scores.counts import CountsOverImages
 from adapters.scoring.scores.iou import class_iou, mean_iou
-from adapters.training_pass import encode, prediction_loss
 from configs.settings import Settings
 from storage.layout import StateLayout
 from storage.registry.manifest import Manifest
@@ -72,7 +70,7 @@ class _SourceTraining:
         self._settings, self._pretrain, self._callback = settings, settings.pretrain, callback
         self._started = self._reported = time.monotonic()
         self._loss: float | None = None
-        self._draws = Draws(settings.pretrain.advanced.seed)
+        self._draws = StepRng(settings.pretrain.advanced.seed)
 
     def run(self) -> Manifest:
         layout = StateLayout(self._settings.state)

@@ -4,7 +4,7 @@ import sys
 from dataclasses import replace
 
 from adapters.checkpoints.checkpoint import load_version
-from adapters.parallel import agree
+from adapters.networks.parallel import agree
 from adapters.rounds.inputs import RoundInputs
 from adapters.rounds.training import Training
 from adapters.rounds.training_state import Counters, StateRefused, TrainingState

@@ -10,21 +10,19 @@ import torch
 from torch import Tensor
 
 from adapters.augmentation.augment import normalise_unit, to_unit
-from adapters.draws import Draws
 from adapters.mfm.rebuilder import Rebuilder, build_rebuilder
 from adapters.networks.batch_norm import estimate_statistics
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.options import apply_options, compile_networks, laid_out
-from adapters.optim import build_optimizer, set_learning_rates
-from adapters.parallel import average_buffers, average_gradients
+from adapters.networks.parallel import average_buffers, average_gradients
+from adapters.networks.step_rng import StepRng
 from adapters.recipes.build import build_recipe
 from adapters.recipes.recipe import RecipeInputs, StepBatch, StepLosses
 from adapters.rounds.inputs import RoundInputs
-from adapters.sampling.class_balance import balanced_weights
-from adapters.sampling.crops import SourceBatch, SourceCrops, TargetBatch, TargetCrops, crop_within
+from adapters.rounds.optim import build_optimizer, set_learning_rates
+from adapters.sampling.crops import CropStream, SourceBatch, SourceCrops, TargetBatch, TargetCrops, crop_within
 from adapters.sampling.margins import Margins
-from adapters.sampling.rare_class import RareClasses
-from adapters.sampling.streams import CropStream
+from adapters.sampling.rare_class import RareClasses, balanced_weights
 from configs.recipe import RecipeBase, SelfTrainingSettings
 
 STATISTICS_BATCHES = 16
@@ -58,7 +56,7 @@ class Training:
         self.student = inputs.student
         self._rank, self._processes = self.accelerator.process_index, self.accelerator.num_processes
         apply_options(self.student, self._settings.round, self.accelerator)
-        self.recipe = build_recipe(self._recipe_inputs(Draws(self._seed, rank=self._rank, processes=self._processes)))
+        self.recipe = build_recipe(self._recipe_inputs(StepRng(self._seed, rank=self._rank, processes=self._processes)))
         self.student.train()
         if self._settings.round.advanced.compile:
             compile_networks(self.recipe.modules().values())
@@ -66,7 +64,7 @@ class Training:
         self._seed_dropout()
         self._target, self._source = self._streams()
 
-    def _recipe_inputs(self, draws: Draws) -> RecipeInputs[RecipeBase]:
+    def _recipe_inputs(self, draws: StepRng) -> RecipeInputs[RecipeBase]:
         inputs, settings = self._inputs, self._settings
         return RecipeInputs(
             student=self.student,

@@ -3,13 +3,13 @@
 Pixels are held in RAM when they fit (`RAM_LIMIT_BYTES`), because on a small machine repeated decompression of tiles
 costs more than the network. Otherwise a thread reads tile by tile, one batch ahead of the training step. Batches are
 uint8 in the layout of storage, [B, H, W, 3]: a quarter of the bytes to move to a GPU. The number of a row alone
-determines its content (`adapters.sampling.stream_rows`), so a stream continues from any position.
+determines its content (`adapters.sampling.crops`), so a stream continues from any position.
 """
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +18,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from adapters.losses import IGNORE_INDEX
-from adapters.regions import Pixels, Region, random_region, scaled_size
-from adapters.sampling.crop_choice import Crop, choose_crop
-from adapters.sampling.margins import NO_MARGINS, Margins
+from adapters.networks.training_pass import IGNORE_INDEX
+from adapters.sampling.margins import NO_MARGINS, Crop, Margins, Pixels, Region, choose_crop, random_region, scaled_size
 from adapters.sampling.rare_class import RareClasses
 from adapters.sampling.stream_rows import ShuffledOrder, StreamRows
 from storage.buffer.catalog_records import FrameRecord
@@ -227,3 +225,27 @@ def _one_ahead(loader: Iterator[Batch]) -> Iterator[Batch]:
             batch = pending.result()
             pending = pool.submit(next, loader)
             yield batch
+
+
+class CropStream(Generic[Batch]):
+    """Endless batches of `crops`, with a position that can be saved and restored."""
+
+    def __init__(self, crops: SourceCrops | TargetCrops, device: torch.device) -> None:
+        """Open the stream: pinned for `device`, read ahead from disk (`adapters.sampling.crops.batches`)."""
+        self._crops, self._device = crops, device
+        self._read = crops.rows.start
+        self._batches = batches(crops, device)  # type: ignore[type-var]
+
+    def __next__(self) -> Batch:
+        batch: Batch = next(self._batches)  # type: ignore[assignment]  # of the kind that `crops` give
+        self._read += 1
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how many batches were handed out; batches read ahead do not count."""
+        return {"batches": self._read}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue after that many batches, without drawing them."""
+        self._read = self._crops.rows.start = state["batches"]
+        self._batches = batches(self._crops, self._device)  # type: ignore[type-var]

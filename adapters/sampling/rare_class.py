@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from adapters.regions import Pixels
+from adapters.sampling.margins import Pixels
 from configs.recipe import RareClassSettings, RecipeBase
 from storage.source.labelled import LabelledSet
 
@@ -20,7 +22,7 @@ FALLBACK_SHARE = 0.5
 
 
 class RareClasses:
-    """Draws a class c with P(c) = softmax((1 - f_c) / T), then one of the images that hold enough of it, evenly.
+    """StepRng a class c with P(c) = softmax((1 - f_c) / T), then one of the images that hold enough of it, evenly.
 
     f_c is the share of c in all labelled pixels; classes that never occur are omitted. A class that exceeds the wanted
     share in no image keeps its P(c), as in the paper. It is drawn from the images with at least half as many of its
@@ -91,3 +93,25 @@ def _holding(pixels: NDArray[np.int64], wanted: NDArray[np.float64]) -> NDArray[
     """Return indices of the images with more than `wanted` [N] of `pixels` [N]; else of those with most."""
     enough = np.flatnonzero(pixels > wanted)
     return enough if len(enough) else np.flatnonzero(pixels >= FALLBACK_SHARE * pixels.max())
+
+
+LABEL_VALUES = 256
+"""Labels are bytes."""
+
+
+def balanced_weights(class_pixels: NDArray[np.int64], exponent: float) -> Tensor:
+    """Return the weight of each label value, [256] float32: (median frequency / frequency) ** `exponent`.
+
+    `class_pixels` [N, K]: labelled pixels per image and class. The frequency of a class is its share of the pixels of
+    the images that hold it (SegNet, Badrinarayanan 2015). Classes that never occur, and values that are no class, weigh
+    0.
+    """
+    held = class_pixels > 0
+    pixels = class_pixels.sum(axis=1, keepdims=True)
+    frequency = class_pixels.sum(axis=0) / np.maximum((held * pixels).sum(axis=0), 1)  # [K]
+    seen = frequency > 0
+    weights = torch.zeros(LABEL_VALUES)
+    if seen.any():
+        ratio = np.median(frequency[seen]) / np.where(seen, frequency, 1.0)
+        weights[: len(frequency)] = torch.from_numpy(np.where(seen, ratio**exponent, 0.0)).float()
+    return weights

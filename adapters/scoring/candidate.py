@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapters.class_map import class_map
+from adapters.inference.palette import class_map
 from adapters.inference.segment import logits_of
-from adapters.networks.network import SegmentationNetwork
-from adapters.networks.pixels import normalise
+from adapters.networks.network import SegmentationNetwork, normalise
 from adapters.scoring.scores.counts import CountsOverImages
 from adapters.scoring.scores.diversity import marginal
 from adapters.scoring.scores.frames import FrameScores, NotFinite, check_finite, enlarged

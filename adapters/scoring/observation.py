@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters.inference.segment import logits_of
-from adapters.networks.network import SegmentationNetwork
-from adapters.networks.pixels import MIN_SIDE, normalise
+from adapters.networks.network import MIN_SIDE, SegmentationNetwork, normalise
 
 
 @dataclass(frozen=True, slots=True)

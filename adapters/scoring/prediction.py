@@ -7,8 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 from adapters.checkpoints.checkpoint import load_version
+from adapters.inference.palette import colour_mask
 from adapters.inference.segment import choose_device, segment_image
-from adapters.palette import colour_mask
 from configs.class_list import ClassInfo
 from configs.settings import Settings
 from storage.durable.permissions import shared_files

@@ -1,6 +1,6 @@
 """`mfmd demo`: the whole job on drawn street scenes, with nothing to download or configure.
 
-Draws a source (day, with labels) and a target (dusk, without), trains on day, starts the real daemon, drops dusk
+StepRng a source (day, with labels) and a target (dusk, without), trains on day, starts the real daemon, drops dusk
 images into its folder, and scores what the inference plane answers on dusk scenes whose labels the daemon never saw.
 """
 

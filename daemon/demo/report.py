@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
-from adapters.palette import colour_mask
+from adapters.inference.palette import colour_mask
 from configs.class_list import ClassInfo
 from daemon.demo.scoring import Pair, ServedScore, read_label
 from storage import durable

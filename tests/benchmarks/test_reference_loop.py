@@ -7,12 +7,12 @@ import torch
 from accelerate import Accelerator
 from reference_loop import ReferenceLoop
 
-from adapters.draws import Draws
 from adapters.mfm.rebuilder import build_rebuilder
 from adapters.networks.build import build_network
-from adapters.optim import build_optimizer
+from adapters.networks.step_rng import StepRng
 from adapters.recipes.build import build_recipe
 from adapters.recipes.recipe import RecipeInputs, StepBatch
+from adapters.rounds.optim import build_optimizer
 from adapters.sampling.crops import SourceBatch, TargetBatch
 from configs.settings import Settings
 
@@ -62,7 +62,7 @@ def test_losses_and_weights_are_those_of_our_step(network, mask_ratio, tmp_path)
     loop = ReferenceLoop(copy.deepcopy(ours), copy.deepcopy(rebuilder), settings)
     names = tuple(entry.name for entry in settings.classes)
     recipe = build_recipe(
-        RecipeInputs(ours, rebuilder, None, settings.recipe, settings.mfm, names, Accelerator(cpu=True), Draws(0))
+        RecipeInputs(ours, rebuilder, None, settings.recipe, settings.mfm, names, Accelerator(cpu=True), StepRng(0))
     )
     optimizer = build_optimizer(
         ours, settings.round.optim, rebuilder=rebuilder, rebuilder_lr=settings.mfm.learning_rate

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from adapters.checkpoints.checkpoint import make_manifest, save_weights
 from adapters.networks.build import build_network
-from adapters.networks.pixels import normalise
+from adapters.networks.network import normalise
 from adapters.scoring.observation import observe_frame
 from daemon.observer import Observer
 from storage.buffer.observations import Observations

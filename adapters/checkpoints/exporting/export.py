@@ -9,15 +9,16 @@ from typing import Literal, get_args
 import torch
 
 from adapters.checkpoints.checkpoint import load_version
-from adapters.checkpoints.exporting.description import describe
 from adapters.checkpoints.exporting.hugging_face import write_huggingface
 from adapters.checkpoints.exporting.programs import write_onnx, write_torch_export
 from adapters.errors import ExportRefused
-from adapters.networks.network import SegmentationNetwork
+from adapters.networks.network import IMAGENET_MEAN, IMAGENET_STD, SegmentationNetwork
 from storage import durable
 from storage.durable.permissions import shared_files
 from storage.registry.manifest import Manifest
+from storage.registry.mirrors import DESCRIPTION, ExportDescription
 from storage.registry.registry import CheckpointRegistry
+from storage.registry.versions import WEIGHTS
 
 Format = Literal["huggingface", "onnx", "torch-export"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -62,3 +63,18 @@ def _check_target(target: Path) -> None:
     if target.exists():
         what = "holds files already" if target.is_dir() else "is a file"
         raise ExportRefused(f"{target}: {what}; give --out a new or an empty folder")
+
+
+def describe(manifest: Manifest, free: tuple[str, ...], folder: Path) -> None:
+    """Write `mfmd.json` of a version into `folder`."""
+    record = ExportDescription(
+        version=manifest.version,
+        weights=manifest.files[WEIGHTS].sha256,
+        classes=tuple(entry["name"] for entry in manifest.classes),
+        colors=tuple(tuple(entry["color"]) for entry in manifest.classes),
+        size=(manifest.input_height, manifest.input_width),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        free_dimensions=free,
+    )
+    durable.write_record(folder / DESCRIPTION, record)

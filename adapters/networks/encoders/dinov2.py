@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers.models.dinov2.configuration_dinov2 import Dinov2Config
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Model
 
-from adapters.networks.encoders.feature_pyramid import FeaturePyramid
-from adapters.networks.encoders.pretrained import load_pretrained
+from adapters.networks.hf_directory import load_pretrained
+from adapters.networks.initialisation import LayerNorm2d
 
 PATCH = 14
 """Side of a patch (pixels that the transformer sees)."""
@@ -136,3 +136,33 @@ def _model(name: str, pretrained: Path | None) -> Dinov2Model:
     if pretrained is not None:
         return load_pretrained(Dinov2Model, config, pretrained, _ARCHITECTURE)  # type: ignore[no-any-return]
     return Dinov2Model(config)
+
+
+class FeaturePyramid(nn.Module):
+    """Levels at 4, 2, 1 and 1/2 times the map's resolution, each from the same last map.
+
+    Transposed convolutions scale up and halve the channels each time. Max pooling scales down. A LayerNorm ends each
+    level.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half, quarter = width // 2, width // 4
+        self.channels = (quarter, half, width, width)
+        self.up4 = nn.Sequential(
+            nn.ConvTranspose2d(width, half, 2, stride=2),
+            LayerNorm2d(half),
+            nn.GELU(),
+            nn.ConvTranspose2d(half, quarter, 2, stride=2),
+        )
+        self.up2 = nn.ConvTranspose2d(width, half, 2, stride=2)
+        self.down2 = nn.MaxPool2d(2, ceil_mode=True)
+        self.norms = nn.ModuleList(LayerNorm2d(channels) for channels in self.channels)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Return four maps of `tokens` `[B, C, H, W]`.
+
+        They are `[B, C/4, 4H, 4W]`, `[B, C/2, 2H, 2W]`, `[B, C, H, W]` and `[B, C, H/2, W/2]`, the last one rounded up.
+        """
+        levels = (self.up4(tokens), self.up2(tokens), tokens, self.down2(tokens))
+        return tuple(norm(level) for norm, level in zip(self.norms, levels, strict=True))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers.models.segformer.configuration_segformer import SegformerConfig
 from transformers.models.segformer.modeling_segformer import SegformerModel
 
-from adapters.networks.encoders.pretrained import load_pretrained
+from adapters.networks.hf_directory import load_pretrained
 from adapters.networks.initialisation import initialise_convolutions
 
 _ARCHITECTURE = ("hidden_sizes", "depths", "sr_ratios", "num_attention_heads", "mlp_ratios")

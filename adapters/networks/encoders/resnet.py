@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.models.resnet.configuration_resnet import ResNetConfig
 from transformers.models.resnet.modeling_resnet import ResNetModel
 
-from adapters.networks.encoders.pretrained import load_pretrained
+from adapters.networks.hf_directory import load_pretrained
 
 _ARCHITECTURE = ("embedding_size", "hidden_sizes", "depths", "layer_type")
 _FULL_STRIDE = 32

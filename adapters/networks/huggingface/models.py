@@ -14,9 +14,8 @@ from adapters.networks.huggingface.data2vec import DATA2VEC
 from adapters.networks.huggingface.dpt import DPT
 from adapters.networks.huggingface.family import Family
 from adapters.networks.huggingface.mobile import MOBILENETV2, MOBILEVIT, MOBILEVITV2
-from adapters.networks.huggingface.pixels import pixel_change
+from adapters.networks.huggingface.pixels import allow_single_values, pixel_change
 from adapters.networks.huggingface.segformer import SEGFORMER
-from adapters.networks.huggingface.single_value_norm import allow_single_values
 from adapters.networks.huggingface.upernet import UPERNET
 from adapters.networks.network import SegmentationNetwork
 from configs.network import Architecture

@@ -5,6 +5,11 @@ whose class differs from that of the plain pass. AETTA drops before the classifi
 have no dropout, so whole channels of the decoder's input are dropped. (Spatial dropout, Tompson et al., CVPR 2015:
 neighbouring cells of a dense map are so alike that dropping single cells changes almost nothing.) The gate adds AETTA's
 marginal correction.
+
+A transform whose consistency is not part of the training loss still separates good from bad candidates. Jitter, blur
+and masking do not, because teacher and student are trained to agree on them (docs/explanation/sources.md: rank
+correlation .56/.48 against .09/-.05). Training flips whole crops, image and label alike, but never compares the two
+sides, so flipping remains a fair test.
 """
 
 from collections.abc import Sequence
@@ -12,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adapters.class_map import class_map
+from adapters.inference.palette import class_map
 from adapters.networks.network import SegmentationNetwork
 
 PASSES = 4
@@ -46,3 +51,9 @@ def dropout_disagreement(
         logits = network.predict(maps, (height, width))
         changed += float((class_map(logits[0]) != prediction).double().mean())
     return changed / PASSES
+
+
+def flip_consistency(network: SegmentationNetwork, image: Tensor, prediction: Tensor) -> float:
+    """Return the share of pixels (0-1) of `prediction` [h, w] that stay when `image` [1, 3, h, w] is mirrored."""
+    mirrored = class_map(network(image.flip(-1))[0])  # [h, w]
+    return float(torch.eq(mirrored.flip(-1), prediction).double().mean())

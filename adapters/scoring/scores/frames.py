@@ -6,11 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapters.class_map import class_map
-from adapters.networks.network import SegmentationNetwork
-from adapters.networks.pixels import MIN_SIDE
-from adapters.scoring.scores.consistency import flip_consistency
-from adapters.scoring.scores.disagreement import dropout_disagreement
+from adapters.inference.palette import class_map
+from adapters.networks.network import MIN_SIDE, SegmentationNetwork
+from adapters.scoring.scores.disagreement import dropout_disagreement, flip_consistency
 from adapters.scoring.scores.diversity import area, gram_matrix, marginal, mean_entropy
 
 

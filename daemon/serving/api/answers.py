@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from adapters.palette import colour_mask, overlay
+from adapters.inference.palette import colour_mask, overlay
 from configs.class_list import ClassInfo
 from daemon.serving.batcher import Labels
 from daemon.serving.errors import ApiError

@@ -11,7 +11,7 @@ from torch import Tensor
 from adapters.checkpoints.checkpoint import network_of
 from adapters.inference.copying import aside
 from adapters.inference.forward import ServedForward
-from adapters.networks.pixels import normalise
+from adapters.networks.network import normalise
 from configs.serving import ServingSettings
 from daemon.runtime.logs import get_logger
 from daemon.serving.errors import ShadowDiffers

@@ -11,12 +11,12 @@ from adapters.augmentation.augment import (
     strong_augment,
     to_unit,
 )
-from adapters.draws import Draws
-from adapters.networks.pixels import normalise
+from adapters.networks.network import normalise
+from adapters.networks.step_rng import StepRng
 
 
-def seeded(seed: int = 0) -> Draws:
-    return Draws(seed)
+def seeded(seed: int = 0) -> StepRng:
+    return StepRng(seed)
 
 
 @pytest.fixture

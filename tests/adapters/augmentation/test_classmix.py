@@ -5,12 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.augmentation.classmix import class_mask, paste
-from adapters.draws import Draws
+from adapters.augmentation.augment import class_mask, paste
+from adapters.networks.step_rng import StepRng
 
 
-def seeded(seed: int = 0) -> Draws:
-    return Draws(seed)
+def seeded(seed: int = 0) -> StepRng:
+    return StepRng(seed)
 
 
 @given(values=st.lists(st.integers(0, 255), min_size=1, max_size=12, unique=True), seed=st.integers(0, 2**31))

@@ -3,15 +3,14 @@
 import pytest
 import torch
 
-from adapters.augmentation.augment import color_jitter
-from adapters.augmentation.photometric import photometric, random_gamma
-from adapters.draws import Draws
+from adapters.augmentation.augment import color_jitter, photometric, random_gamma
+from adapters.networks.step_rng import StepRng
 from configs.network import PretrainSettings
 from tests.sections import section
 
 
-def seeded(seed: int = 0) -> Draws:
-    return Draws(seed)
+def seeded(seed: int = 0) -> StepRng:
+    return StepRng(seed)
 
 
 @pytest.fixture

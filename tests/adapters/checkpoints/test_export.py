@@ -114,7 +114,7 @@ def test_transformers_alone_gives_our_logits(
     names: tuple[str, ...], versions: dict[str, int], registry: CheckpointRegistry, tmp_path: Path
 ) -> None:
     """From bytes of an image to logits at its size, in a process without mfmd."""
-    from adapters.networks.pixels import normalise
+    from adapters.networks.network import normalise
 
     frame = torch.randint(0, 256, (96, 96, 3), dtype=torch.uint8)
     save_file({"frame": frame}, tmp_path / "frame.safetensors")

@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from adapters.checkpoints.checkpoint import load_weights, read_weights, save_weights
-from adapters.draws import Draws
 from adapters.mfm.branch import mfm_loss
 from adapters.mfm.rebuilder import build_rebuilder
 from adapters.networks.activation_checkpointing import checkpoint_encoder
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
-from adapters.optim import build_optimizer
+from adapters.networks.step_rng import StepRng
+from adapters.rounds.optim import build_optimizer
 from configs.mfm import MfmSettings
 from configs.network import Architecture, OptimSettings
 from tests.sections import section
@@ -39,7 +39,7 @@ def train(network: SegmentationNetwork) -> None:
     rebuilder = build_rebuilder(network.train(), (64, 64), section(MfmSettings, dim=32, heads=4, blocks=1))
     optimizer = build_optimizer(network, OptimSettings(), rebuilder=rebuilder, rebuilder_lr=1e-3)
     labels = torch.randint(0, CLASSES, (2, 64, 64))
-    mfm_loss(network, rebuilder, torch.randn(2, 3, 64, 64), labels, torch.ones(2, 64, 64), Draws(0)).backward()
+    mfm_loss(network, rebuilder, torch.randn(2, 3, 64, 64), labels, torch.ones(2, 64, 64), StepRng(0)).backward()
     optimizer.step()
 
 

@@ -12,7 +12,7 @@ from adapters.checkpoints.checkpoint import load_version, save_weights
 from adapters.checkpoints.importing import import_checkpoint
 from adapters.errors import NetworkMismatch, UnsupportedModel
 from adapters.networks.build import build_network
-from adapters.networks.pixels import normalise
+from adapters.networks.network import normalise
 from configs.network import Architecture
 from configs.settings import Settings
 from storage.registry.registry import CheckpointRegistry

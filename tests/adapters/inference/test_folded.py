@@ -14,8 +14,8 @@ from adapters.inference.copying import CHUNK_ELEMENTS, copy_weights
 from adapters.inference.folded import fold_batch_norm
 from adapters.inference.forward import ServedForward
 from adapters.networks.build import build_network
-from adapters.networks.decoders.depthwise import WIDE as WIDE_PADDING
-from adapters.networks.decoders.depthwise import DepthwiseConv
+from adapters.networks.decoders.layers import WIDE as WIDE_PADDING
+from adapters.networks.decoders.layers import DepthwiseConv
 from adapters.networks.decoders.winograd import WIDE, WinogradConv
 from adapters.networks.network import SegmentationNetwork
 from configs.network import Architecture

@@ -9,8 +9,7 @@ from torch.nn import functional as F
 from adapters.inference import segment as inference
 from adapters.inference.segment import choose_device, labels_at, logits_of, segment_fitted, segment_image
 from adapters.networks.build import build_network
-from adapters.networks.network import SegmentationNetwork
-from adapters.networks.pixels import normalise
+from adapters.networks.network import SegmentationNetwork, normalise
 from configs.network import Architecture
 from storage.media.images import FittedFrame, fit_frame
 

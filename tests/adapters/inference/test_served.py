@@ -12,10 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adapters.checkpoints.checkpoint import save_weights
-from adapters.inference.compiled import Compiled
 from adapters.inference.copying import CHUNK_ELEMENTS, aside, copy_weights
-from adapters.inference.forward import ServedForward
-from adapters.networks.pixels import normalise
+from adapters.inference.forward import Compiled, ServedForward
+from adapters.networks.network import normalise
 from configs.serving import ServingSettings
 from storage.errors import CorruptCheckpoint
 from tests.daemon.serving.serving_world import picture, tiny_network

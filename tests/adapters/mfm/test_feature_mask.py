@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from adapters.draws import Draws
 from adapters.mfm.feature_mask import draw_keep, grid_of, keep_at, masked_mean, paste, resize_to_grid
+from adapters.networks.step_rng import StepRng
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_grid_has_square_cells_on_any_map(deepest, grid) -> None:
 
 @pytest.mark.parametrize("ratio", [0.0, 0.4, 1.0])
 def test_cells_are_masked_at_the_ratio_each_on_its_own(ratio) -> None:
-    keep = draw_keep(torch.zeros(64, 8, 16, 16), 16, ratio, Draws(0))
+    keep = draw_keep(torch.zeros(64, 8, 16, 16), 16, ratio, StepRng(0))
     assert keep.shape == (64, 1, 16, 16) and keep.dtype == torch.bool
     assert (~keep).float().mean().item() == pytest.approx(ratio, abs=0.02)
     if ratio == 0.4:
@@ -37,15 +37,15 @@ def test_cells_are_masked_at_the_ratio_each_on_its_own(ratio) -> None:
 
 
 def test_mask_is_fresh_per_draw_and_follows_the_seed() -> None:
-    deepest, draws = torch.zeros(8, 4, 16, 16), Draws(1)
+    deepest, draws = torch.zeros(8, 4, 16, 16), StepRng(1)
     first, second = draw_keep(deepest, 16, 0.4, draws), draw_keep(deepest, 16, 0.4, draws)
     assert not torch.equal(first, second)
-    assert torch.equal(first, draw_keep(deepest, 16, 0.4, Draws(1)))
+    assert torch.equal(first, draw_keep(deepest, 16, 0.4, StepRng(1)))
 
 
 def test_two_processes_draw_the_rows_of_one() -> None:
-    whole = draw_keep(torch.zeros(4, 2, 8, 8), 16, 0.4, Draws(3))
-    parts = [draw_keep(torch.zeros(2, 2, 8, 8), 16, 0.4, Draws(3, rank=rank, processes=2)) for rank in (0, 1)]
+    whole = draw_keep(torch.zeros(4, 2, 8, 8), 16, 0.4, StepRng(3))
+    parts = [draw_keep(torch.zeros(2, 2, 8, 8), 16, 0.4, StepRng(3, rank=rank, processes=2)) for rank in (0, 1)]
     assert torch.equal(torch.cat(parts), whole)
 
 
@@ -53,7 +53,7 @@ def test_a_mask_costs_the_same_random_numbers_at_any_ratio() -> None:
     """So that the control without masking sees the mixes and augmentations of the masked arm."""
     left = []
     for ratio in (0.0, 0.4):
-        draws = Draws(5)
+        draws = StepRng(5)
         draw_keep(torch.zeros(2, 4, 8, 8), 16, ratio, draws)
         left.append(draws.shared(3))
     assert torch.equal(*left)
@@ -72,7 +72,7 @@ def test_a_cell_covers_its_block_at_whole_multiples(factor) -> None:
 @pytest.mark.parametrize("side", [16, 17, 23, 24, 31, 32, 37, 48, 64, 65])
 def test_no_token_of_a_kept_cell_reads_a_masked_one(side) -> None:
     """Not at DeepLab's 64x64, not where cells are smaller than two positions: infinite values there change nothing."""
-    keep = draw_keep(torch.zeros(2, 1, side, side), 16, 0.4, Draws(side))
+    keep = draw_keep(torch.zeros(2, 1, side, side), 16, 0.4, StepRng(side))
     deepest = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(side))
     poisoned = deepest.masked_fill(~keep_at(keep, (side, side)), float("inf"))
     clean, other = (resize_to_grid(maps, keep).masked_fill(~keep, 0.0) for maps in (deepest, poisoned))
@@ -82,7 +82,7 @@ def test_no_token_of_a_kept_cell_reads_a_masked_one(side) -> None:
 
 @pytest.mark.parametrize("side", [17, 23, 31])
 def test_tokens_are_means_with_weights_that_add_up_to_one(side) -> None:
-    keep = draw_keep(torch.zeros(2, 1, side, side), 16, 0.4, Draws(0))
+    keep = draw_keep(torch.zeros(2, 1, side, side), 16, 0.4, StepRng(0))
     ones = resize_to_grid(torch.full((2, 3, side, side), 7.0), keep)
     torch.testing.assert_close(ones[keep.expand_as(ones)], torch.tensor(7.0).expand(int(keep.sum()) * 3))
 

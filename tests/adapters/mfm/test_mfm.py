@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapters.draws import Draws
-from adapters.losses import weighted_cross_entropy
 from adapters.mfm.branch import mfm_loss, untouched_running_statistics
 from adapters.mfm.feature_mask import grid_of
 from adapters.mfm.rebuilder import Rebuilder, build_rebuilder
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
+from adapters.networks.step_rng import StepRng
+from adapters.networks.training_pass import weighted_cross_entropy
 from configs.mfm import MfmSettings
 from configs.network import Architecture
 from tests.sections import section
@@ -73,13 +73,13 @@ def test_keep_all_gives_the_plain_loss_in_training(
     images, labels, weight = batch
     keep = keep_all(student, rebuilder, images)
     plain = weighted_cross_entropy(student(images), labels, weight)
-    assert torch.equal(mfm_loss(student, rebuilder, images, labels, weight, Draws(2), [keep]), plain)
+    assert torch.equal(mfm_loss(student, rebuilder, images, labels, weight, StepRng(2), [keep]), plain)
 
 
 def test_loss_reaches_encoder_decoder_rebuilder_and_mask_token(
     student: SegmentationNetwork, rebuilder: Rebuilder, batch: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    mfm_loss(student, rebuilder, *batch, Draws(2)).backward()
+    mfm_loss(student, rebuilder, *batch, StepRng(2)).backward()
     for part in (student.encoder, student.decoder, rebuilder):
         idle = [name for name, value in part.named_parameters() if value.grad is None or not value.grad.abs().sum() > 0]
         assert idle == []
@@ -92,7 +92,7 @@ def test_decoder_statistics_stay_untouched_and_encoder_statistics_move(
 ) -> None:
     decoder_before = {name: value.clone() for name, value in student.decoder.named_buffers()}
     encoder_before = {name: value.clone() for name, value in student.encoder.named_buffers() if "running_mean" in name}
-    mfm_loss(student, rebuilder, *batch, Draws(2)).backward()
+    mfm_loss(student, rebuilder, *batch, StepRng(2)).backward()
     assert all(torch.equal(value, decoder_before[name]) for name, value in student.decoder.named_buffers())
     moved = dict(student.encoder.named_buffers())
     assert not any(torch.equal(moved[name], value) for name, value in encoder_before.items())
@@ -101,7 +101,7 @@ def test_decoder_statistics_stay_untouched_and_encoder_statistics_move(
 def test_decoder_statistics_are_recorded_again_afterwards(
     student: SegmentationNetwork, rebuilder: Rebuilder, batch: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    mfm_loss(student, rebuilder, *batch, Draws(2))
+    mfm_loss(student, rebuilder, *batch, StepRng(2))
     before = [layer.running_mean.clone() for layer in batch_norms(student.decoder)]
     student(batch[0])
     assert not any(
@@ -124,7 +124,7 @@ def test_masked_pixels_count_too(
     """A wholly masked image still has a loss, which trains the Rebuilder."""
     images, labels, weight = batch
     nothing = ~keep_all(student, rebuilder, images)
-    loss = mfm_loss(student, rebuilder, images, labels, weight, Draws(2), [nothing])
+    loss = mfm_loss(student, rebuilder, images, labels, weight, StepRng(2), [nothing])
     assert loss > 0
     loss.backward()
     assert all(value.grad is None or value.grad.abs().sum() == 0 for value in student.encoder.parameters())
@@ -134,10 +134,10 @@ def test_no_confidence_means_no_loss(
     student: SegmentationNetwork, rebuilder: Rebuilder, batch: tuple[Tensor, Tensor, Tensor]
 ) -> None:
     images, labels, weight = batch
-    assert mfm_loss(student, rebuilder, images, labels, torch.zeros_like(weight), Draws(2)) == 0
+    assert mfm_loss(student, rebuilder, images, labels, torch.zeros_like(weight), StepRng(2)) == 0
     keep = keep_all(student, rebuilder, images)
-    half = mfm_loss(student, rebuilder, images, labels, weight / 2, Draws(2), [keep])
-    full = mfm_loss(student, rebuilder, images, labels, weight, Draws(2), [keep])
+    half = mfm_loss(student, rebuilder, images, labels, weight / 2, StepRng(2), [keep])
+    full = mfm_loss(student, rebuilder, images, labels, weight, StepRng(2), [keep])
     torch.testing.assert_close(half * 2, full)
 
 
@@ -148,7 +148,7 @@ def test_training_on_it_learns_to_rebuild(
     labels[:, :, 48:] = 1
     images, weight = batch[0][:1] * 0.3 + labels[:, None] * 2.0 - 1.0, torch.ones(1, *CROP)
     optimizer = torch.optim.AdamW([*student.parameters(), *rebuilder.parameters()], lr=5e-3)
-    losses, draws = [], Draws(2)
+    losses, draws = [], StepRng(2)
     for _ in range(16):
         loss = mfm_loss(student, rebuilder, images, labels, weight, draws)
         optimizer.zero_grad()

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapters.draws import Draws
 from adapters.errors import AdapterError
-from adapters.losses import weighted_cross_entropy
 from adapters.mfm.branch import mfm_loss
 from adapters.mfm.feature_mask import draw_keep
 from adapters.mfm.rebuilder import Rebuilder, build_rebuilder
 from adapters.networks.build import build_network
 from adapters.networks.network import Output, SegmentationNetwork, View
+from adapters.networks.step_rng import StepRng
+from adapters.networks.training_pass import weighted_cross_entropy
 from configs.mfm import MfmSettings
 from configs.network import Architecture
 from tests.sections import section
@@ -39,7 +39,7 @@ def branch(name: str = "daformer", **switches: object) -> tuple[SegmentationNetw
 
 def loss_of(student: SegmentationNetwork, rebuilder: Rebuilder, seed: int = 4, **given: object) -> Tensor:
     torch.manual_seed(7)  # drop path
-    return mfm_loss(student, rebuilder, IMAGES, LABELS, WEIGHT, Draws(seed), teacher=copy.deepcopy(student), **given)
+    return mfm_loss(student, rebuilder, IMAGES, LABELS, WEIGHT, StepRng(seed), teacher=copy.deepcopy(student), **given)
 
 
 def reached(module: nn.Module) -> set[str]:
@@ -113,7 +113,7 @@ def test_frozen_decoder_passes_the_gradient_on_and_keeps_what_others_gave_it(nam
 def test_frozen_decoder_thaws_after_an_error() -> None:
     student, rebuilder = branch(freeze_decoder=True)
     with pytest.raises(RuntimeError):
-        mfm_loss(student, rebuilder, IMAGES, LABELS[:, :5], WEIGHT, Draws(0))
+        mfm_loss(student, rebuilder, IMAGES, LABELS[:, :5], WEIGHT, StepRng(0))
     assert all(value.requires_grad for value in student.parameters())
 
 
@@ -130,12 +130,12 @@ def test_control_without_masking_is_the_plain_pass_bit_for_bit(name: str) -> Non
 def test_every_regression_learns(target: str) -> None:
     """On one batch with one mask; classification: test_mfm.py."""
     student, rebuilder = branch(reconstruction=target)
-    keep = [draw_keep(student.encode(IMAGES)[-1], 16, 0.4, Draws(0))]
+    keep = [draw_keep(student.encode(IMAGES)[-1], 16, 0.4, StepRng(0))]
     teacher = copy.deepcopy(student).eval()
     optimizer = torch.optim.AdamW([*student.parameters(), *rebuilder.parameters()], lr=3e-3)
     losses = []
     for _ in range(10):
-        loss = mfm_loss(student, rebuilder, IMAGES, LABELS, WEIGHT, Draws(0), keep, teacher)
+        loss = mfm_loss(student, rebuilder, IMAGES, LABELS, WEIGHT, StepRng(0), keep, teacher)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -158,20 +158,20 @@ def test_every_target_works_in_half_precision(target: str) -> None:
 def test_teacher_features_need_a_teacher() -> None:
     student, rebuilder = branch(reconstruction="teacher_feature")
     with pytest.raises(AdapterError, match=r"ablation\.reconstruction: teacher_feature needs a recipe with a teacher"):
-        mfm_loss(student, rebuilder, IMAGES, LABELS, WEIGHT, Draws(0))
+        mfm_loss(student, rebuilder, IMAGES, LABELS, WEIGHT, StepRng(0))
 
 
 def test_teacher_is_not_trained() -> None:
     student, rebuilder = branch(reconstruction="teacher_feature")
     teacher = copy.deepcopy(student)
-    mfm_loss(student, rebuilder, IMAGES, LABELS, WEIGHT, Draws(0), teacher=teacher).backward()
+    mfm_loss(student, rebuilder, IMAGES, LABELS, WEIGHT, StepRng(0), teacher=teacher).backward()
     assert reached(teacher) == set()
 
 
 class TwoViews(SegmentationNetwork):
     """Sees the image and its mirror, and predicts both."""
 
-    def views(self, images: Tensor, draws: Draws) -> tuple[View, ...]:
+    def views(self, images: Tensor, draws: StepRng) -> tuple[View, ...]:
         return View(images, None), View(images.flip(-1), None)
 
     def outputs(self, features, views, size) -> tuple[Output, ...]:
@@ -190,9 +190,9 @@ def test_every_view_and_image_has_a_mask_of_its_own(target: str) -> None:
     labels, masks, spy = torch.zeros(2, 128, 128, dtype=torch.long), [], rebuilder.fill
     rebuilder.fill = lambda deepest, keep: masks.append(keep) or spy(deepest, keep)
     rebuilder.register_forward_pre_hook(lambda _, given: masks.append(given[1]))
-    loss = mfm_loss(student, rebuilder, images, labels, None, Draws(1), teacher=student)
+    loss = mfm_loss(student, rebuilder, images, labels, None, StepRng(1), teacher=student)
     loss.backward()
     different = {tuple(image.flatten().tolist()) for mask in masks for image in mask}
     assert len(different) == 4, "two images in two views"
-    again = mfm_loss(student, rebuilder, images, labels, None, Draws(1), teacher=student)
+    again = mfm_loss(student, rebuilder, images, labels, None, StepRng(1), teacher=student)
     torch.testing.assert_close(again, loss)

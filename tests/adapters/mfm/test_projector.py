@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from adapters.mfm.projector import Projector
-from adapters.networks.layer_norm import LayerNorm2d
+from adapters.mfm.targets import Projector
+from adapters.networks.initialisation import LayerNorm2d
 
 
 def layers(scale: int, channels: int) -> tuple[list[tuple[int, int]], int]:

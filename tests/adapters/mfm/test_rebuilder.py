@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from adapters.draws import Draws
 from adapters.mfm.feature_mask import draw_keep, grid_of, keep_at
 from adapters.mfm.rebuilder import Rebuilder, build_rebuilder, feature_sizes, position_code
 from adapters.networks.build import build_network
+from adapters.networks.step_rng import StepRng
 from configs.mfm import MfmSettings
 from configs.network import Architecture
 from tests.sections import section
@@ -27,7 +27,7 @@ def maps(channels: tuple[int, ...], sizes: tuple[tuple[int, int], ...], batch: i
     return tuple(torch.randn(batch, width, *size) for width, size in zip(channels, sizes, strict=True))
 
 
-def draw(rebuilder: Rebuilder, features: tuple[torch.Tensor, ...], draws: Draws) -> torch.Tensor:
+def draw(rebuilder: Rebuilder, features: tuple[torch.Tensor, ...], draws: StepRng) -> torch.Tensor:
     return draw_keep(features[-1], rebuilder.settings.ablation.grid, rebuilder.settings.mask_ratio, draws)
 
 
@@ -160,7 +160,7 @@ def test_any_crop_size_works(crop: tuple[int, int]) -> None:
     network = build_network(Architecture(name="daformer", encoder="mit_tiny", channels=16), 3)
     rebuilder = build_rebuilder(network, crop, SMALL)
     features = network.encode(torch.randn(1, 3, *crop))
-    keep = draw(rebuilder, features, Draws(0))
+    keep = draw(rebuilder, features, StepRng(0))
     rebuilt = rebuilder(features, keep)
     assert [level.shape for level in rebuilt] == [level.shape for level in features]
     assert keep.shape == (1, 1, *features[-1].shape[-2:])
@@ -169,7 +169,7 @@ def test_any_crop_size_works(crop: tuple[int, int]) -> None:
 def test_other_sizes_than_it_was_built_for_work() -> None:
     rebuilder = Rebuilder(*PYRAMID, SMALL)
     features = maps(PYRAMID[0], ((45, 60), (23, 30), (12, 15), (6, 8)))
-    keep = draw(rebuilder, features, Draws(0))
+    keep = draw(rebuilder, features, StepRng(0))
     rebuilt = rebuilder(features, keep)
     assert keep.shape == (2, 1, 6, 8)
     assert [level.shape for level in rebuilt] == [level.shape for level in features]
@@ -205,7 +205,7 @@ def test_masked_cells_of_any_map_leak_nothing(side: int) -> None:
     """A ViT's 37x37, DeepLab's 64x64, cells of one position and a half: what is masked changes no value at all."""
     rebuilder = Rebuilder((8,), ((side, side),), SMALL).eval()
     features = maps((8,), ((side, side),), batch=2)
-    keep = draw(rebuilder, features, Draws(1))
+    keep = draw(rebuilder, features, StepRng(1))
     assert keep.shape[-2:] == (16, 16)
     changed = features[0].masked_fill(~keep_at(keep, (side, side)), 1e3)
     with torch.no_grad():

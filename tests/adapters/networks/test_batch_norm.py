@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from adapters.networks.batch_norm import estimate_statistics
-from adapters.networks.huggingface.single_value_norm import SingleValueBatchNorm
+from adapters.networks.huggingface.pixels import SingleValueBatchNorm
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from adapters.networks.decoders.depthwise import WIDE, DepthwiseConv
-from adapters.networks.decoders.layers import separable_conv
+from adapters.networks.decoders.layers import WIDE, DepthwiseConv, separable_conv
 
 CHANNELS = 6
 

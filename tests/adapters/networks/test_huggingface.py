@@ -8,15 +8,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from adapters.draws import Draws
 from adapters.errors import NetworkMismatch, UnsupportedModel
 from adapters.mfm.branch import mfm_loss
 from adapters.mfm.feature_mask import grid_of
 from adapters.mfm.rebuilder import build_rebuilder
 from adapters.networks.huggingface.models import FAMILIES, build_huggingface, load_huggingface
 from adapters.networks.huggingface.pixels import pixel_change, scaling_of
-from adapters.networks.network import SegmentationNetwork
-from adapters.networks.pixels import normalise
+from adapters.networks.network import SegmentationNetwork, normalise
+from adapters.networks.step_rng import StepRng
 from configs.mfm import MfmSettings
 from configs.network import Architecture
 from tests.adapters.tiny_models import ANY_SIZE, CLASSES, MODELS, SQUARE_ONLY, model
@@ -77,7 +76,7 @@ def test_takes_part_in_mfm_and_trains_one_image(network: SegmentationNetwork) ->
     rebuilder = build_rebuilder(network.train(), (64, 96), section(MfmSettings, dim=32, heads=4, blocks=1))
     images, labels = torch.randn(1, 3, 64, 96), torch.randint(0, CLASSES, (1, 64, 96))
     keep = [torch.rand(1, 1, *grid_of(network.encode(images)[-1].shape[-2:], 16)) > 0.4]
-    mfm_loss(network, rebuilder, images, labels, torch.ones(1, 64, 96), Draws(0), keep).backward()
+    mfm_loss(network, rebuilder, images, labels, torch.ones(1, 64, 96), StepRng(0), keep).backward()
     F.cross_entropy(network(images), labels).backward()
     idle = [key for key, value in network.named_parameters() if value.requires_grad and value.grad is None]
     assert idle == []

@@ -6,17 +6,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapters.draws import Draws
-from adapters.losses import weighted_cross_entropy
 from adapters.mfm.branch import mfm_loss
 from adapters.mfm.rebuilder import build_rebuilder
 from adapters.networks.build import build_network
-from adapters.networks.detail_windows import STEP, overlapped_windows, random_window, view_size
-from adapters.networks.multi_resolution import MultiResolutionNetwork
-from adapters.networks.network import SegmentationNetwork, Window
-from adapters.networks.pixels import MIN_SIDE
-from adapters.optim import build_optimizer
-from adapters.training_pass import encode, prediction_loss
+from adapters.networks.multi_resolution import (
+    STEP,
+    MultiResolutionNetwork,
+    overlapped_windows,
+    random_window,
+    view_size,
+)
+from adapters.networks.network import MIN_SIDE, SegmentationNetwork, Window
+from adapters.networks.step_rng import StepRng
+from adapters.networks.training_pass import encode, prediction_loss, weighted_cross_entropy
+from adapters.rounds.optim import build_optimizer
 from configs.mfm import MfmSettings
 from configs.network import OptimSettings
 from tests.adapters.networks.multi_resolution_networks import (
@@ -86,11 +89,11 @@ def test_windows_cover_every_pixel_with_half_overlap(size) -> None:
 
 def test_an_image_no_larger_than_a_window_is_one_window() -> None:
     assert overlapped_windows((32, 20)) == (Window(0, 0, 32, 20),)
-    assert random_window((32, 20), Draws(0)) == Window(0, 0, 32, 20)
+    assert random_window((32, 20), StepRng(0)) == Window(0, 0, 32, 20)
 
 
 def test_random_windows_reach_every_place_of_the_raster_and_none_outside() -> None:
-    draws = Draws(0)
+    draws = StepRng(0)
     found = {random_window((96, 128), draws) for _ in range(2000)}
     assert {(window.height, window.width) for window in found} == {(48, 64)}
     assert {window.top for window in found} == set(range(0, 49, STEP))
@@ -98,7 +101,7 @@ def test_random_windows_reach_every_place_of_the_raster_and_none_outside() -> No
 
 
 def test_processes_share_the_window() -> None:
-    draws = [Draws(5, rank=rank, processes=2) for rank in range(2)]
+    draws = [StepRng(5, rank=rank, processes=2) for rank in range(2)]
     first, second = ([random_window((96, 128), draw) for _ in range(5)] for draw in draws)
     assert first == second and len(set(first)) > 1
 
@@ -113,13 +116,13 @@ def test_without_attention_the_answer_is_the_upsampled_context_bit_for_bit(netwo
     with torch.no_grad():
         expected = network.decode(network.encode(context), CROP)
         assert torch.equal(network(images), expected)
-        encoded = encode(network, images, Draws(0))
+        encoded = encode(network, images, StepRng(0))
         assert torch.equal(network.outputs(encoded.features, encoded.views, CROP)[0].logits, expected)
 
 
 def test_context_at_exactly_half_size_is_the_mean_of_four_pixels(deeplab) -> None:
     images = pictures(*CROP)
-    context, _ = deeplab.views(images, Draws(0))
+    context, _ = deeplab.views(images, StepRng(0))
     torch.testing.assert_close(context.images, nn.functional.avg_pool2d(images, 2))
 
 
@@ -127,7 +130,7 @@ def test_full_attention_gives_the_detail_inside_the_window_and_the_context_outsi
     attend(network, ALWAYS).eval()
     images = pictures(*CROP)
     with torch.no_grad():
-        encoded = encode(network, images, Draws(3))
+        encoded = encode(network, images, StepRng(3))
         window = encoded.views[1].window
         fused, detail = network.outputs(encoded.features, encoded.views, CROP)
         context = network.decode(encoded.features[0], CROP)
@@ -146,7 +149,7 @@ def test_fusion_is_the_published_formula(deeplab) -> None:
     deeplab.eval()
     images = pictures(*CROP)
     with torch.no_grad():
-        (context, _), views = (encoded := encode(deeplab, images, Draws(3))).features, encoded.views
+        (context, _), views = (encoded := encode(deeplab, images, StepRng(3))).features, encoded.views
         fused, detail = deeplab.outputs(encoded.features, views, CROP)
         share, logits = deeplab.decoder.attention(context), deeplab.decoder(context)
         kept, taken = (nn.functional.interpolate(part, CROP, mode="bilinear") for part in ((1 - share) * logits, share))
@@ -205,7 +208,7 @@ def test_an_image_of_one_window_is_the_same_in_training_and_when_serving(network
     network.eval()
     images = pictures(32, 32)
     with torch.no_grad():
-        encoded = encode(network, images, Draws(0))
+        encoded = encode(network, images, StepRng(0))
         fused = network.outputs(encoded.features, encoded.views, (32, 32))[0]
         assert torch.equal(fused.logits, network(images))
         assert torch.equal(encoded.views[0].images, images) and torch.equal(encoded.views[1].images, images)
@@ -215,9 +218,9 @@ def test_a_training_window_gives_what_the_same_window_gives_when_serving(network
     """Where one overlapped window alone looks, it and a training window of the same place answer alike."""
     attend(network, ALWAYS).eval()
     images = pictures(*CROP)
-    seed = next(seed for seed in range(1000) if random_window(CROP, Draws(seed)) == Window(0, 0, *VIEW))
+    seed = next(seed for seed in range(1000) if random_window(CROP, StepRng(seed)) == Window(0, 0, *VIEW))
     with torch.no_grad():
-        encoded, served = encode(network, images, Draws(seed)), network(images)
+        encoded, served = encode(network, images, StepRng(seed)), network(images)
         fused = network.outputs(encoded.features, encoded.views, CROP)[0].logits
     torch.testing.assert_close(fused[..., :16, :24], served[..., :16, :24], rtol=1e-4, atol=1e-5)
 
@@ -226,10 +229,10 @@ def test_half_precision_forward_passes_are_close_to_full_ones(network) -> None:
     network.eval()
     images, labels, _ = batch(*CROP)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        logits, loss = network(images), prediction_loss(network, encode(network, images, Draws(0)), labels)
+        logits, loss = network(images), prediction_loss(network, encode(network, images, StepRng(0)), labels)
     with torch.no_grad():
         torch.testing.assert_close(logits.float(), network(images), rtol=0.05, atol=0.05)
-        expected = prediction_loss(network, encode(network, images, Draws(0)), labels)
+        expected = prediction_loss(network, encode(network, images, StepRng(0)), labels)
     torch.testing.assert_close(loss, expected, rtol=0.02, atol=0.02)
 
 
@@ -238,7 +241,7 @@ def test_half_precision_forward_passes_are_close_to_full_ones(network) -> None:
 
 def test_loss_is_nine_parts_fused_and_one_part_detail(deeplab) -> None:
     images, labels, weight = batch(*CROP)
-    encoded = encode(deeplab, images, Draws(0))
+    encoded = encode(deeplab, images, StepRng(0))
     fused, detail = deeplab.outputs(encoded.features, encoded.views, CROP)
     window = detail.window
     expected = 0.9 * weighted_cross_entropy(fused.logits, labels, weight)
@@ -247,14 +250,14 @@ def test_loss_is_nine_parts_fused_and_one_part_detail(deeplab) -> None:
 
 
 def test_share_of_the_detail_is_the_published_one_and_is_no_weight(deeplab) -> None:
-    encoded = encode(deeplab, pictures(*CROP), Draws(0))
+    encoded = encode(deeplab, pictures(*CROP), StepRng(0))
     shares = [output.share for output in deeplab.outputs(encoded.features, encoded.views, CROP)]
     assert shares == pytest.approx([0.9, 0.1])
     assert not any("detail_loss_weight" in name for name in deeplab.state_dict())
 
 
 def test_gradients_reach_encoder_decoder_and_attention(network) -> None:
-    encoded = encode(network, *(images := batch(*CROP))[:1], Draws(0))
+    encoded = encode(network, *(images := batch(*CROP))[:1], StepRng(0))
     prediction_loss(network, encoded, *images[1:]).backward()
     for part in (network.encoder, network.decoder.head, network.decoder.attention):
         assert [name for name, value in part.named_parameters() if value.grad is None or not value.grad.any()] == []
@@ -264,7 +267,7 @@ def test_gradients_reach_encoder_decoder_and_attention(network) -> None:
 def test_both_views_teach_the_encoder(network, view) -> None:
     """Each with the other's maps cut off."""
     images, labels, weight = batch(*CROP)
-    encoded = encode(network, images, Draws(0))
+    encoded = encode(network, images, StepRng(0))
     maps = [
         features if number == view else tuple(level.detach() for level in features)
         for number, features in enumerate(encoded.features)
@@ -294,10 +297,10 @@ def test_mfm_that_keeps_everything_is_the_plain_loss_bit_for_bit(network) -> Non
     """Also in train mode, and for the same window: each draws it first."""
     images, labels, weight = batch(*CROP)
     rebuilder = build_rebuilder(network, network.view_size(CROP), section(MfmSettings, dim=32, heads=4, blocks=1))
-    keep = [torch.ones(2, 1, *maps[-1].shape[-2:], dtype=torch.bool) for maps in encode(network, images, Draws(2))[0]]
-    plain = prediction_loss(network, encode(network, images, Draws(2)), labels, weight)
-    assert torch.equal(mfm_loss(network, rebuilder, images, labels, weight, Draws(2), keep), plain)
-    assert not torch.equal(mfm_loss(network, rebuilder, images, labels, weight, Draws(2)), plain)
+    keep = [torch.ones(2, 1, *maps[-1].shape[-2:], dtype=torch.bool) for maps in encode(network, images, StepRng(2))[0]]
+    plain = prediction_loss(network, encode(network, images, StepRng(2)), labels, weight)
+    assert torch.equal(mfm_loss(network, rebuilder, images, labels, weight, StepRng(2), keep), plain)
+    assert not torch.equal(mfm_loss(network, rebuilder, images, labels, weight, StepRng(2)), plain)
 
 
 def test_mfm_rebuilds_each_scale_under_a_mask_of_its_own(network) -> None:
@@ -305,7 +308,7 @@ def test_mfm_rebuilds_each_scale_under_a_mask_of_its_own(network) -> None:
     rebuilder = build_rebuilder(network, network.view_size(CROP), section(MfmSettings, dim=32, heads=4, blocks=1))
     calls: list[tuple[tuple[int, ...], Tensor]] = []
     rebuilder.register_forward_pre_hook(lambda _, inputs: calls.append((tuple(inputs[0][-1].shape), inputs[1])))
-    mfm_loss(network, rebuilder, images, labels, weight, Draws(2)).backward()
+    mfm_loss(network, rebuilder, images, labels, weight, StepRng(2)).backward()
     (context, mask), (detail, other) = calls
     assert context == detail and not torch.equal(mask, other)
     for part in (network.encoder, network.decoder.head, network.decoder.attention, rebuilder):
@@ -316,7 +319,7 @@ def test_mfm_leaves_the_statistics_of_decoder_and_attention_alone(network) -> No
     rebuilder = build_rebuilder(network, network.view_size(CROP), section(MfmSettings, dim=32, heads=4, blocks=1))
     before = {name: value.clone() for name, value in network.decoder.named_buffers()}
     assert any(name.startswith("attention.") for name in before)
-    mfm_loss(network, rebuilder, *batch(*CROP), Draws(2))
+    mfm_loss(network, rebuilder, *batch(*CROP), StepRng(2))
     assert all(torch.equal(value, before[name]) for name, value in network.decoder.named_buffers())
 
 
@@ -326,7 +329,7 @@ def test_a_pass_records_context_and_detail_once_each_and_the_attention_the_conte
     if serving:
         network(pictures(*CROP))
     else:
-        prediction_loss(network, encode(network, pictures(*CROP), Draws(0)), *batch(*CROP)[1:])
+        prediction_loss(network, encode(network, pictures(*CROP), StepRng(0)), *batch(*CROP)[1:])
     counts = {name: int(value) for name, value in network.named_buffers() if name.endswith("num_batches_tracked")}
     assert {count for name, count in counts.items() if ".attention." in name} == {1}
     assert {count for name, count in counts.items() if ".attention." not in name} <= {2}

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from adapters.draws import Draws
 from adapters.errors import NetworkMismatch, UnsupportedModel
 from adapters.mfm.branch import mfm_loss
 from adapters.mfm.rebuilder import build_rebuilder
@@ -19,6 +18,7 @@ from adapters.networks.encoders.mit import MIT_SPECS, build_mit
 from adapters.networks.encoders.resnet import build_resnet
 from adapters.networks.initialisation import initialise_convolutions
 from adapters.networks.network import SegmentationNetwork
+from adapters.networks.step_rng import StepRng
 from configs.mfm import MfmSettings
 from configs.network import Architecture
 from tests.sections import section
@@ -204,7 +204,7 @@ def test_rebuilder_works_on_a_vit(name: str) -> None:
     network = build_network(TINY[name], 5).train()
     rebuilder = build_rebuilder(network, (96, 128), section(MfmSettings, dim=32, heads=4, blocks=1))
     images, labels = torch.randn(2, 3, 96, 128), torch.randint(0, 5, (2, 96, 128))
-    mfm_loss(network, rebuilder, images, labels, torch.ones(2, 96, 128), Draws(0)).backward()
+    mfm_loss(network, rebuilder, images, labels, torch.ones(2, 96, 128), StepRng(0)).backward()
     for part in (network.encoder, network.decoder, rebuilder.transformer, rebuilder.projectors):
         assert all(value.grad is not None and value.grad.abs().sum() > 0 for value in part.parameters())
 

@@ -17,13 +17,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapters.augmentation.augment import normalise_unit
-from adapters.draws import Draws
 from adapters.mfm.rebuilder import build_rebuilder
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
-from adapters.optim import build_optimizer
+from adapters.networks.step_rng import StepRng
 from adapters.recipes.build import RECIPES
 from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch
+from adapters.rounds.optim import build_optimizer
 from adapters.sampling.crops import SourceBatch, TargetBatch
 from configs.mfm import MfmSettings
 from configs.network import Architecture, OptimSettings
@@ -100,7 +100,7 @@ def recipe_of(name: str, *, mfm: bool, network: str = "daformer") -> Recipe:
             mfm=mfm_settings,
             class_names=tuple(f"class {index}" for index in range(CLASSES)),
             accelerator=Device(cpu=True),
-            draws=Draws(0),
+            draws=StepRng(0),
             reference=frozen,
         )
     )

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from adapters.draws import Draws
 from adapters.mfm.rebuilder import build_rebuilder
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
-from adapters.optim import build_optimizer
+from adapters.networks.step_rng import StepRng
 from adapters.recipes.build import build_recipe
 from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses
 from adapters.rounds.inputs import load_inputs
+from adapters.rounds.optim import build_optimizer
 from adapters.rounds.training import Training
 from adapters.sampling.crops import TargetBatch
 from configs.mfm import MfmSettings
@@ -64,7 +64,7 @@ def inputs_of(
         mfm=settings,
         class_names=tuple(f"class {index}" for index in range(CLASSES)),
         accelerator=Accelerator(cpu=True),
-        draws=Draws(seed),
+        draws=StepRng(seed),
         source_free=source_free,
     )
 

@@ -3,10 +3,10 @@
 import torch
 
 from adapters.augmentation.augment import normalise_unit, to_unit
-from adapters.draws import Draws
-from adapters.parallel import average_gradients
+from adapters.networks.parallel import average_gradients
+from adapters.networks.step_rng import StepRng
+from adapters.networks.training_pass import encode
 from adapters.recipes.feature_distance import FeatureDistance
-from adapters.training_pass import encode
 from tests.adapters.recipes.recipe_steps import batch, frozen, gradients, inputs_of, network
 
 THINGS = torch.tensor([1, 3])
@@ -28,7 +28,7 @@ def main() -> None:
 
     student.zero_grad()
     rows = slice(2 * rank, 2 * rank + 2)
-    encoded = encode(student, images[rows], Draws(0))
+    encoded = encode(student, images[rows], StepRng(0))
     FeatureDistance(inputs, other)(encoded, labels[rows]).backward()
     average_gradients(inputs.accelerator, student.parameters())
     for one, both in zip(whole, gradients(student), strict=True):

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from adapters.draws import Draws
 from adapters.mfm.rebuilder import build_rebuilder
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
+from adapters.networks.step_rng import StepRng
 from adapters.recipes.build import build_recipe
 from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses
 from adapters.sampling.crops import SourceBatch, TargetBatch
@@ -52,7 +52,7 @@ def inputs_of(
         mfm=settings,
         class_names=tuple(f"class {index}" for index in range(CLASSES)),
         accelerator=Accelerator(cpu=True),
-        draws=Draws(2),
+        draws=StepRng(2),
         reference=reference,
     )
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from adapters.networks.network import SegmentationNetwork
-from adapters.optim import build_optimizer
 from adapters.recipes.anchor import Anchor
 from adapters.rounds.inputs import load_inputs
+from adapters.rounds.optim import build_optimizer
 from adapters.rounds.run import train_and_score
 from adapters.rounds.stop import StopRequest
 from adapters.rounds.training import Training

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from adapters.augmentation.augment import normalise_unit, to_unit
-from adapters.draws import Draws
+from adapters.networks.step_rng import StepRng
 from adapters.recipes.restoration import Restoration
-from adapters.self_training.soft_labels import soft_cross_entropy
-from adapters.self_training.test_time_augmentation import average_over, mean_confidence
+from adapters.self_training.pseudo_labels import soft_cross_entropy
+from adapters.self_training.teacher import average_over, mean_confidence
 from tests.adapters.recipes.adaptation_steps import (
     NETWORKS,
     adapt,
@@ -164,7 +164,7 @@ def test_restored_weights_are_the_released_ones_and_as_many_as_asked() -> None:
         for parameter in student.parameters():
             parameter += 1.0
     before = weights(student)
-    Restoration(student, released, 0.05).restore(Draws(0))
+    Restoration(student, released, 0.05).restore(StepRng(0))
     restored = total = 0
     for (name, mine), theirs in zip(student.named_parameters(), released.parameters(), strict=True):
         back = mine == theirs
@@ -177,7 +177,7 @@ def test_restored_weights_are_the_released_ones_and_as_many_as_asked() -> None:
 def test_masks_differ_between_steps_and_weights() -> None:
     student = network("daformer")
     released = frozen(student)
-    draws, restoration = Draws(0), Restoration(student, released, 0.5)
+    draws, restoration = StepRng(0), Restoration(student, released, 0.5)
     masks = []
     for _ in range(2):
         with torch.no_grad():
@@ -199,7 +199,7 @@ def test_restoring_nothing_and_everything(probability, expected) -> None:
     with torch.no_grad():
         for parameter in student.parameters():
             parameter += 1.0
-    Restoration(student, released, probability).restore(Draws(0))
+    Restoration(student, released, probability).restore(StepRng(0))
     pairs = zip(student.parameters(), released.parameters(), strict=True)
     assert all(torch.equal(mine, theirs) is expected for mine, theirs in pairs)
 

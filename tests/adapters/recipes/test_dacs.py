@@ -8,10 +8,10 @@ from accelerate import Accelerator
 from torch.nn import functional as F
 
 from adapters.augmentation.augment import normalise_unit, to_unit
-from adapters.draws import Draws
 from adapters.mfm.rebuilder import build_rebuilder
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
+from adapters.networks.step_rng import StepRng
 from adapters.recipes.published import dacs
 from adapters.recipes.recipe import RecipeInputs, StepBatch
 from adapters.recipes.self_training import SelfTraining
@@ -44,7 +44,7 @@ def recipe_of(
     torch.manual_seed(1)
     rebuilder = build_rebuilder(student, CROP, settings) if mfm else None
     names = tuple(f"class {index}" for index in range(CLASSES))
-    return dacs(RecipeInputs(student, rebuilder, None, recipe, settings, names, Accelerator(cpu=True), Draws(2)))
+    return dacs(RecipeInputs(student, rebuilder, None, recipe, settings, names, Accelerator(cpu=True), StepRng(2)))
 
 
 def batch(size: int = 2, *, source: bool = True) -> StepBatch:

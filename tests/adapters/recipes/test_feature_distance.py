@@ -10,13 +10,13 @@ from transformers import SegformerModel
 
 from adapters.augmentation.augment import normalise_unit, to_unit
 from adapters.checkpoints.checkpoint import load_version
-from adapters.draws import Draws
 from adapters.errors import NetworkMismatch
 from adapters.networks.network import View
+from adapters.networks.step_rng import StepRng
+from adapters.networks.training_pass import Encoded, encode
 from adapters.recipes.feature_distance import FeatureDistance, feature_distance
 from adapters.rounds.inputs import load_inputs
 from adapters.self_training.feature_reference import reference_network
-from adapters.training_pass import Encoded, encode
 from configs.errors import ConfigError
 from configs.load import load_settings
 from storage.registry.registry import CheckpointRegistry
@@ -31,7 +31,7 @@ THINGS = {"name": "daformer", "thing_classes": ("class 1", "class 3"), "feature_
 
 def encoded_of(student, step=None) -> Encoded:
     images = normalise_unit(to_unit((step or batch()).source.images))
-    return encode(student, images, Draws(0))
+    return encode(student, images, StepRng(0))
 
 
 def distance_of(student, reference, **recipe) -> FeatureDistance:
@@ -108,7 +108,7 @@ def test_below_one_half_the_largest_share_decides() -> None:
 def test_sizes_that_the_stride_does_not_divide(size) -> None:
     student = network()
     images = torch.rand(1, 3, *size)
-    encoded = encode(student, images, Draws(0))
+    encoded = encode(student, images, StepRng(0))
     loss = distance_of(student, frozen(network(), seed=1))(encoded, torch.ones(1, *size, dtype=torch.long))
     assert loss > 0 and loss.isfinite()
 

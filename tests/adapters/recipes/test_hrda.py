@@ -7,19 +7,19 @@ from safetensors.torch import load_file
 
 from adapters.augmentation.augment import normalise_unit, to_unit
 from adapters.checkpoints.checkpoint import load_version, load_weights, network_of
-from adapters.draws import Draws
 from adapters.errors import NetworkMismatch
 from adapters.mfm.rebuilder import build_rebuilder
 from adapters.networks.build import build_network
 from adapters.networks.multi_resolution import MultiResolutionNetwork
 from adapters.networks.network import SegmentationNetwork
+from adapters.networks.step_rng import StepRng
+from adapters.networks.training_pass import encode, prediction_loss
 from adapters.recipes.build import build_recipe
 from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch
 from adapters.rounds.run import train_and_score
 from adapters.rounds.source_training import pretrain
 from adapters.rounds.stop import StopRequest
 from adapters.sampling.crops import SourceBatch, TargetBatch
-from adapters.training_pass import encode, prediction_loss
 from configs.mfm import MfmSettings
 from configs.network import Architecture
 from configs.recipe import RecipeSettings
@@ -57,7 +57,9 @@ def recipe_of(
     rebuilder = build_rebuilder(student, student.view_size(CROP), settings) if mfm else None
     names = tuple(f"class {index}" for index in range(CLASSES))
     accelerator = Accelerator(cpu=True)
-    inputs = RecipeInputs(student, rebuilder, None, recipe, settings, names, accelerator, Draws(2), reference=reference)
+    inputs = RecipeInputs(
+        student, rebuilder, None, recipe, settings, names, accelerator, StepRng(2), reference=reference
+    )
     return build_recipe(inputs)
 
 
@@ -88,7 +90,7 @@ def test_step_gives_finite_losses_and_gradients_everywhere(mfm) -> None:
 def test_source_loss_counts_the_fused_answer_and_the_detail() -> None:
     """The first random number of a step is the window of the source."""
     student, source = network(), batch().source
-    encoded = encode(student, normalise_unit(to_unit(source.images)), Draws(2))
+    encoded = encode(student, normalise_unit(to_unit(source.images)), StepRng(2))
     expected = prediction_loss(student, encoded, source.labels)
     torch.testing.assert_close(recipe_of(student).step(batch()).losses["source"], expected.detach())
 
@@ -104,7 +106,7 @@ def test_pseudo_labels_come_from_overlapped_windows() -> None:
     student.eval()  # draws and BatchNorm as in the step below
     recipe.teacher.network.eval()
     labels = recipe.teacher(images).argmax(1)
-    draws = Draws(2)
+    draws = StepRng(2)
     draws.shared(2)  # jitter and blur, drawn before the window
     expected = prediction_loss(student, encode(student, images, draws), labels)
     torch.testing.assert_close(recipe.step(batch(source=False)).losses["mix"], expected.detach())
@@ -151,7 +153,7 @@ def test_feature_distance_is_of_the_context() -> None:
     labels[:] = 0
     labels[:, :, 48:] = 1
     recipe = recipe_of(student, PLAIN.model_copy(update={"feature_distance_weight": 1.0}), reference=released)
-    context = student.views(normalise_unit(to_unit(source.images)), Draws(2))[0].images
+    context = student.views(normalise_unit(to_unit(source.images)), StepRng(2))[0].images
     with torch.no_grad():
         gap = student.encode(context)[-1] - released.encode(context)[-1]
     losses = recipe.step(StepBatch(batch().target, SourceBatch(source.images, labels))).losses

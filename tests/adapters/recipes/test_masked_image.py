@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from adapters.augmentation.augment import normalise_unit, to_unit
-from adapters.draws import Draws
+from adapters.networks.step_rng import StepRng
 from adapters.recipes.masked_image_term import mask_blocks
 from tests.adapters.recipes.recipe_steps import CROP, batch, gradients, network, recipe_of
 from tests.sections import recipe_settings
@@ -22,8 +22,8 @@ def test_preset_hides_seven_tenths_of_blocks_of_32_at_512_and_64_at_1024() -> No
 
 
 def test_blocks_are_hidden_whole_and_the_rest_is_untouched() -> None:
-    images = 1.0 + torch.rand(4, 3, 512, 512, generator=Draws(0).generator)
-    masked = mask_blocks(images, 0.0625, 0.7, Draws(1))
+    images = 1.0 + torch.rand(4, 3, 512, 512, generator=StepRng(0).generator)
+    masked = mask_blocks(images, 0.0625, 0.7, StepRng(1))
     blocks = masked.unfold(2, 32, 32).unfold(3, 32, 32)  # [4, 3, 16, 16, 32, 32]
     hidden = (blocks == 0).flatten(4).all(4).all(1)  # [4, 16, 16]
     assert torch.equal(hidden, (blocks == 0).flatten(4).any(4).any(1)), "a block is hidden in all channels or in none"
@@ -33,20 +33,20 @@ def test_blocks_are_hidden_whole_and_the_rest_is_untouched() -> None:
 
 
 def test_nothing_is_hidden_at_ratio_0_and_everything_at_1() -> None:
-    images = torch.rand(2, 3, 48, 64, generator=Draws(0).generator)
-    assert torch.equal(mask_blocks(images, 0.0625, 0.0, Draws(1)), images)
-    assert not mask_blocks(images, 0.0625, 1.0, Draws(1)).any()
+    images = torch.rand(2, 3, 48, 64, generator=StepRng(0).generator)
+    assert torch.equal(mask_blocks(images, 0.0625, 0.0, StepRng(1)), images)
+    assert not mask_blocks(images, 0.0625, 1.0, StepRng(1)).any()
 
 
 @pytest.mark.parametrize(("size", "block"), [((45, 61), 0.3), ((33, 100), 0.0625), ((8, 8), 0.0), ((20, 30), 1.0)])
 def test_sizes_that_blocks_do_not_divide(size, block) -> None:
     images = torch.ones(2, 3, *size)
-    masked = mask_blocks(images, block, 0.5, Draws(1))
+    masked = mask_blocks(images, block, 0.5, StepRng(1))
     assert masked.shape == images.shape and set(masked.unique().tolist()) <= {0.0, 1.0}
 
 
 def test_blocks_are_shares_of_the_shorter_side_on_wide_crops_too() -> None:
-    masked = mask_blocks(torch.ones(1, 3, 64, 128), 0.25, 0.5, Draws(3))[0, 0]
+    masked = mask_blocks(torch.ones(1, 3, 64, 128), 0.25, 0.5, StepRng(3))[0, 0]
     cells = masked.unfold(0, 16, 16).unfold(1, 16, 16)  # [4, 8, 16, 16]
     assert torch.equal(cells.amin((2, 3)), cells.amax((2, 3))) and 0 < cells.mean() < 1
 

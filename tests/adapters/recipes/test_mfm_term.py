@@ -6,17 +6,17 @@ from accelerate import Accelerator
 from safetensors.torch import load, save
 
 from adapters.augmentation.augment import normalise_unit
-from adapters.draws import Draws
 from adapters.errors import AdapterError
 from adapters.mfm.branch import mfm_loss
 from adapters.mfm.rebuilder import build_rebuilder
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
-from adapters.optim import build_optimizer
+from adapters.networks.step_rng import StepRng
 from adapters.recipes.mfm_term import with_mfm
 from adapters.recipes.published import dacs
 from adapters.recipes.recipe import RecipeInputs, StepBatch
 from adapters.recipes.self_training import StepImages
+from adapters.rounds.optim import build_optimizer
 from adapters.sampling.crops import SourceBatch, TargetBatch
 from adapters.self_training.pseudo_labels import PseudoLabel
 from configs.mfm import MfmSettings
@@ -36,7 +36,7 @@ def inputs_of(**switches: object) -> RecipeInputs:
     rebuilder = build_rebuilder(student, CROP, settings)
     names = tuple("abcd")
     recipe = recipe_settings(threshold=0.0)
-    return RecipeInputs(student, rebuilder, None, recipe, settings, names, Accelerator(cpu=True), Draws(2))
+    return RecipeInputs(student, rebuilder, None, recipe, settings, names, Accelerator(cpu=True), StepRng(2))
 
 
 def step_images(teacher: SegmentationNetwork, *, source: bool = True) -> StepImages:
@@ -68,7 +68,7 @@ def losses_of(inputs: RecipeInputs, images: StepImages) -> dict[str, torch.Tenso
 def test_domain_says_whose_images(domain: str, names: list[str]) -> None:
     """Pseudo-labels with their weight on the target, true labels at full weight on the source, clean images."""
     inputs = inputs_of(domain=domain, weight=0.5)
-    images, draws = step_images(inputs.student), Draws(2)
+    images, draws = step_images(inputs.student), StepRng(2)
     expected = {}
     if "mfm" in names:
         labels, weight = images.pseudo.labels, images.pseudo.weight

@@ -11,7 +11,7 @@ from adapters.errors import AdapterError
 from adapters.networks.batch_norm import without_noise
 from adapters.networks.network import SegmentationNetwork
 from adapters.recipes.tent import NORMALISATION, norm_parameters
-from adapters.self_training.soft_labels import entropy
+from adapters.self_training.pseudo_labels import entropy
 from tests.adapters.recipes.adaptation_steps import NETWORKS, adapt, batch, changed, network, recipe_of, weights
 
 RECIPE = {"name": "tent"}

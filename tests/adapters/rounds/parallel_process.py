@@ -6,12 +6,12 @@ import torch
 from accelerate.accelerator import Accelerator
 from torch import nn
 
-from adapters.augmentation.classmix import class_mask
-from adapters.draws import Draws
+from adapters.augmentation.augment import class_mask
 from adapters.mfm.branch import untouched_running_statistics
 from adapters.networks.batch_norm import batch_norm_layers
+from adapters.networks.parallel import agree, average_buffers, average_gradients, check_replicated, sum_over_processes
+from adapters.networks.step_rng import StepRng
 from adapters.networks.sync_batch_norm import SyncedBatchNorm, synchronise_batch_norm
-from adapters.parallel import agree, average_buffers, average_gradients, check_replicated, sum_over_processes
 from adapters.self_training.pseudo_labels import pseudo_label
 from tests.adapters.recipes.adaptation_steps import network as small_network
 from tests.adapters.recipes.adaptation_steps import recipe_of
@@ -93,8 +93,8 @@ def check_shared_counts(rank: int) -> None:
     half = pseudo_label(logits[mine], valid[mine], valid[mine], 0.9)
     assert torch.equal(half.kept_ratio, whole.kept_ratio) and torch.equal(half.weight, whole.weight[mine])
     labels = torch.arange(7).repeat_interleave(5)[: 4 * 8].view(4, 8, 1)  # the halves have other classes
-    masks = class_mask(labels, Draws(3))
-    assert torch.equal(class_mask(labels[mine], Draws(3, rank=rank, processes=2)), masks[mine])
+    masks = class_mask(labels, StepRng(3))
+    assert torch.equal(class_mask(labels[mine], StepRng(3, rank=rank, processes=2)), masks[mine])
 
 
 def check_batch_norm(accelerator: Accelerator) -> None:

@@ -8,7 +8,7 @@ from accelerate.accelerator import Accelerator
 from accelerate.utils import DistributedType
 
 from adapters.errors import AdapterError
-from adapters.parallel import _average, agree, average_buffers, average_gradients, check_replicated, mean_count
+from adapters.networks.parallel import _average, agree, average_buffers, average_gradients, check_replicated, mean_count
 from tests.adapters.rounds import parallel_process
 from tests.adapters.rounds.forked_rounds import both_do
 

@@ -6,8 +6,8 @@ from safetensors.torch import load_file
 
 from adapters.checkpoints.checkpoint import make_manifest
 from adapters.rounds.run import train_and_score
-from adapters.rounds.state_files import read_tree
 from adapters.rounds.stop import StopRequest
+from adapters.rounds.training_state import read_tree
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from adapters.rounds.run import train_and_score
-from adapters.rounds.state_files import read_tree, write_tree
 from adapters.rounds.stop import StopRequest
+from adapters.rounds.training_state import read_tree, write_tree
 
 
 def test_trees_come_back(tmp_path) -> None:

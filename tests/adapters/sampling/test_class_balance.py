@@ -5,12 +5,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from adapters.draws import Draws
 from adapters.networks.build import build_network
+from adapters.networks.step_rng import StepRng
 from adapters.recipes.published import dacs
 from adapters.recipes.recipe import RecipeInputs, StepBatch
-from adapters.sampling.class_balance import balanced_weights
 from adapters.sampling.crops import SourceBatch, TargetBatch
+from adapters.sampling.rare_class import balanced_weights
 from configs.mfm import MfmSettings
 from configs.network import Architecture
 from tests.sections import recipe_settings
@@ -35,7 +35,7 @@ def losses_of(weights: torch.Tensor | None, *, threshold: float = 0.0, classmix:
     student = build_network(Architecture(name="deeplabv2", encoder="resnet_tiny"), CLASSES).train()
     settings = recipe_settings(threshold=threshold, jitter_probability=0.0, blur_probability=0.0, classmix=classmix)
     names = tuple("abcd")
-    common = (student, None, None, settings, MfmSettings(), names, Accelerator(cpu=True), Draws(2))
+    common = (student, None, None, settings, MfmSettings(), names, Accelerator(cpu=True), StepRng(2))
     inputs = RecipeInputs(*common, class_weights=weights)
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (2, 2, *CROP, 3), dtype=torch.uint8, generator=generator)

@@ -8,14 +8,13 @@ import torch
 from PIL import Image
 
 import adapters.sampling.crops
-from adapters.regions import Region, random_region
-from adapters.sampling.crop_choice import dominated
 from adapters.sampling.crops import (
     SourceCrops,
     TargetCrops,
     batches,
     crop_within,
 )
+from adapters.sampling.margins import Region, dominated, random_region
 from storage.buffer.frames import FrameBuffer
 from storage.source.labelled import LabelledSet
 from storage.source.labelled_import import import_labelled

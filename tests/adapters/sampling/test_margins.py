@@ -5,9 +5,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from adapters.regions import Region, random_region
 from adapters.sampling.crops import TargetCrops
-from adapters.sampling.margins import NO_MARGINS, Margins
+from adapters.sampling.margins import NO_MARGINS, Margins, Region, random_region
 from adapters.self_training.pseudo_labels import pseudo_label
 from storage.buffer.catalog_records import FileFact
 from storage.buffer.frames import FrameBuffer, NewFrame

@@ -8,9 +8,8 @@ import torch
 from PIL import Image
 
 import adapters.sampling.crops
-from adapters.regions import Region
-from adapters.sampling.crop_choice import choose_crop
 from adapters.sampling.crops import SourceCrops
+from adapters.sampling.margins import Region, choose_crop
 from adapters.sampling.rare_class import RareClasses
 from storage.source.labelled_import import import_labelled
 from tests.sections import recipe_settings

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 import adapters.sampling.crops
-from adapters.sampling.crops import SourceCrops, TargetCrops
+from adapters.sampling.crops import CropStream, SourceCrops, TargetCrops
 from adapters.sampling.stream_rows import ShuffledOrder
-from adapters.sampling.streams import CropStream
 from storage.buffer.frames import FrameBuffer
 from storage.source.labelled_import import import_labelled
 

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from adapters.checkpoints.checkpoint import load_version, make_manifest, save_weights
+from adapters.inference.palette import colour_mask
 from adapters.inference.segment import segment_image
 from adapters.networks.build import build_network
-from adapters.palette import colour_mask
 from adapters.scoring.prediction import predict_files
 from configs.settings import Settings
 from storage.errors import NoCheckpoint, UnknownVersion

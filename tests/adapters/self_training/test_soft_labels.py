@@ -4,7 +4,7 @@ import torch
 from torch.distributions import Categorical
 from torch.nn import functional as F
 
-from adapters.self_training.soft_labels import confident_share, entropy, mean_over, soft_cross_entropy
+from adapters.self_training.pseudo_labels import confident_share, entropy, mean_over, soft_cross_entropy
 
 LOGITS = torch.randn(2, 5, 6, 7, generator=torch.Generator().manual_seed(0))
 EVERYWHERE = torch.ones(2, 6, 7, dtype=torch.bool)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adapters.inference.palette import colour_mask, overlay
 from adapters.inference.segment import segment_image
-from adapters.palette import colour_mask, overlay
 from configs.class_list import ClassInfo
 from configs.errors import ConfigError
 from configs.settings import Settings

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adapters.inference.palette import colour_mask, overlay
 from adapters.inference.segment import segment_image
-from adapters.palette import colour_mask, overlay
 from daemon.serving.api.answers import class_infos
 from tests.daemon.serving.serving_world import (
     CLASSES,

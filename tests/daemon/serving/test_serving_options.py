@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from adapters.inference.segment import segment_fitted, segment_image
 from adapters.inference.windows import Window
-from adapters.networks.pixels import normalise
+from adapters.networks.network import normalise
 from storage.media.images import fit_frame
 from tests.daemon.serving.serving_world import (
     FEW_TIES,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from adapters.palette import colour_mask, overlay, palette
+from adapters.inference.palette import colour_mask, overlay, palette
 from configs.class_list import ClassInfo
 
 CLASSES = (ClassInfo(name="road", color=(128, 64, 128)), ClassInfo(name="sky", color=(70, 130, 180)))

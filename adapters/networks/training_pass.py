@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from adapters.draws import Draws
-from adapters.losses import weighted_cross_entropy
 from adapters.networks.network import Output, SegmentationNetwork, View, Window
+from adapters.networks.step_rng import StepRng
 
 Maps = tuple[Tensor, ...]
 
@@ -28,7 +28,7 @@ class Encoded(NamedTuple):
     """Height and width of the images."""
 
 
-def encode(network: SegmentationNetwork, images: Tensor, draws: Draws) -> Encoded:
+def encode(network: SegmentationNetwork, images: Tensor, draws: StepRng) -> Encoded:
     """Encode every view of normalised images `[B, 3, H, W]`."""
     views = network.views(images, draws)
     features = tuple(network.encode(view.images) for view in views)
@@ -64,3 +64,19 @@ def mean_over_outputs(outputs: Sequence[Output], measure: Callable[[Output], Ten
 def part_of(window: Window | None, maps: Tensor) -> Tensor:
     """Return the part of `maps` `[..., H, W]` that a prediction covers."""
     return maps if window is None else window.of(maps)
+
+
+IGNORE_INDEX = 255
+"""Label value without a class, in training; no class has it, since there are at most 255."""
+
+
+def weighted_cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Return the mean over ALL pixels of `weight * cross-entropy`, a scalar: sum(w * ce) / N.
+
+    This is the definition of the published code of DAFormer. Pixels labelled `IGNORE_INDEX` give no loss but count in
+    N: a crop with few labelled pixels weighs less than a full one. `logits` [B, K, H, W] of any float type; `labels`
+    [B, H, W] integer; `weight` [B, H, W], None means 1 everywhere.
+    """
+    # float32: under autocast the logits arrive in half precision, in which a sum over pixels loses digits
+    per_pixel = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE_INDEX, reduction="none")
+    return per_pixel.mean() if weight is None else (weight * per_pixel).mean()

@@ -2,12 +2,12 @@
 
 import torch
 
-from adapters.draws import Draws
+from adapters.networks.step_rng import StepRng
 
 
 def test_two_processes_draw_the_rows_of_one() -> None:
-    whole = Draws(3)
-    parts = [Draws(3, rank=rank, processes=2) for rank in range(2)]
+    whole = StepRng(3)
+    parts = [StepRng(3, rank=rank, processes=2) for rank in range(2)]
     for _ in range(2):
         both = torch.cat([part.per_image(2, 5) for part in parts])
         assert torch.equal(both, whole.per_image(4, 5))
@@ -18,9 +18,9 @@ def test_two_processes_draw_the_rows_of_one() -> None:
 
 
 def test_a_stream_goes_on_where_its_state_was_taken() -> None:
-    draws = Draws(1)
+    draws = StepRng(1)
     draws.shared(4)
     state = draws.state_dict()
-    later = Draws(99)
+    later = StepRng(99)
     later.load_state_dict(state)
     assert torch.equal(later.per_image(3, 2), draws.per_image(3, 2))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Draws:
+class StepRng:
     """A seeded stream of uniform numbers in [0, 1), shared by the processes of a round."""
 
     def __init__(self, seed: int, *, rank: int = 0, processes: int = 1) -> None:

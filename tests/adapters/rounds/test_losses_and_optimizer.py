@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from adapters.losses import weighted_cross_entropy
 from adapters.networks.build import build_network
-from adapters.optim import build_optimizer, learning_rate_factor, set_learning_rates
+from adapters.networks.training_pass import weighted_cross_entropy
+from adapters.rounds.optim import build_optimizer, learning_rate_factor, set_learning_rates
 from adapters.self_training.pseudo_labels import pseudo_label
 from configs.network import Architecture, OptimSettings
 from tests.sections import section

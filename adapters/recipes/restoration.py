@@ -12,8 +12,8 @@ SEEDS = 2**24
 class Restoration:
     """weight <- M * released weight + (1 - M) * weight, M a fresh Bernoulli mask over single weights.
 
-    Masks as large as the network are drawn on its device, by a generator whose seed comes from the step's `StepRng`: they
-    repeat under the round's seed, go on after a restart, and are alike in all processes.
+    Masks as large as the network are drawn on its device, by a generator whose seed comes from the step's `StepRng`:
+    they repeat under the round's seed, go on after a restart, and are alike in all processes.
     """
 
     def __init__(self, student: SegmentationNetwork, released: SegmentationNetwork, probability: float) -> None:

@@ -1,6 +1,6 @@
-"""What was committed, refused, and why: the commit record of the frame buffer, readable while it is written.
+"""Record what was committed, refused, and why: the commit record of the frame buffer, readable while it is written.
 
-Only SQLite: a process that wants to know about frames without their pixels imports no zarr.
+It uses only SQLite, so a process that reads about frames without their pixels imports no zarr.
 """
 
 import json
@@ -37,7 +37,7 @@ class Catalog:
 
     @classmethod
     def open(cls, path: Path, *, writable: bool) -> Self:
-        """Open it; a writer makes it if it is missing. Raises StorageError when a reader finds none."""
+        """Open the catalog; a writer creates it if it is missing. Raises StorageError when a reader finds none."""
         return cls(path, writable=writable)
 
     def close(self) -> None:
@@ -47,32 +47,32 @@ class Catalog:
                 self._connection.close()
 
     def known(self, file: FileFact) -> bool:
-        """Whether exactly this file (path, size, mtime) was committed, found a duplicate, skipped, or refused."""
+        """Return whether exactly this file (path, size, mtime) was committed, a duplicate, skipped, or refused."""
         rows = self._select("SELECT 1 FROM files WHERE path = ? AND size = ? AND mtime_ns = ?", astuple(file))
         return bool(rows)
 
     def knows_path(self, path: str) -> bool:
-        """Whether a file of this name was dealt with, whatever is there now."""
+        """Return whether a file of this name was processed, whatever is there now."""
         return bool(self._select("SELECT 1 FROM files WHERE path = ?", (path,)))
 
     def state_of(self, file: FileFact) -> FileState | None:
-        """What became of exactly this file (path, size, mtime); none when it is not known."""
+        """Return the state of exactly this file (path, size, mtime); None when it is not known."""
         rows = self._select(
             "SELECT state, digest FROM files WHERE path = ? AND size = ? AND mtime_ns = ?", astuple(file)
         )
         return FileState(rows[0]["state"], rows[0]["digest"]) if rows else None
 
     def known_files(self) -> dict[str, FileFact]:
-        """Path -> the fact that was dealt with, for a rescan that stats only new names."""
+        """Return the processed fact of each path, for a rescan that stats only new names."""
         rows = self._select("SELECT path, size, mtime_ns FROM files")
         return {row["path"]: FileFact(row["path"], row["size"], row["mtime_ns"]) for row in rows}
 
     def known_paths(self) -> set[str]:
-        """Paths of `known_files`."""
+        """Return the paths of `known_files`."""
         return {row["path"] for row in self._select("SELECT path FROM files")}
 
     def has_digest(self, digest: str) -> bool:
-        """Whether an image of this content was ever committed; stays true after eviction."""
+        """Return whether an image of this content was ever committed; stays true after eviction."""
         return bool(self._select("SELECT 1 FROM digests WHERE digest = ?", (digest,)))
 
     def refuse(self, file: FileFact, reason: str, detail: str, digest: str | None = None) -> None:
@@ -81,7 +81,7 @@ class Catalog:
             note_file(connection, file, "refused", digest, reason, detail)
 
     def skip(self, file: FileFact, reason: str, detail: str, digest: str) -> None:
-        """Record, durably, that a good image is not stored, and why. Only this row remembers it."""
+        """Record, durably, that a readable image is not stored, and why. No other row remembers it."""
         with self.transaction() as connection:
             note_file(connection, file, "skipped", digest, reason, detail)
 
@@ -91,7 +91,10 @@ class Catalog:
             note_file(connection, file, "duplicate", digest)
 
     def refused(self, limit: int = 100, *, reason: str | None = None) -> list[RefusedFile]:
-        """The files refused last, newest first; only those for `reason`, if given. A negative limit is none."""
+        """Return the files refused last, newest first; only those for `reason`, if given.
+
+        A negative limit means no limit.
+        """
         if reason is not None and not reason.isascii():
             return []  # no code of ours; sqlite takes no half a character, which a command line or JSON may name
         rows = self._select(
@@ -111,7 +114,7 @@ class Catalog:
         ]
 
     def forget_refusals(self, files: Iterable[FileFact]) -> None:
-        """Forget, durably, that these files were refused: they are taken again. Others than refused ones stay known."""
+        """Remove, durably, the refusal of these files, so that they are ingested again. Other files stay known."""
         with self.transaction() as connection:
             connection.executemany(
                 "DELETE FROM files WHERE state = 'refused' AND path = ? AND size = ? AND mtime_ns = ?",
@@ -119,7 +122,7 @@ class Catalog:
             )
 
     def records(self, *, ids: Collection[int] | None = None, holdout: bool | None = None) -> list[FrameRecord]:
-        """Committed frames in commit order; only those of `ids` and of the slice `holdout`, where given."""
+        """Return committed frames in commit order; only those of `ids` and of the slice `holdout`, where given."""
         wanted = None if ids is None else json.dumps([int(item) for item in ids])
         rows = self._select(
             f"{SELECT_FRAMES} WHERE holdout IS COALESCE(:holdout, holdout) "
@@ -129,15 +132,15 @@ class Catalog:
         return [to_record(row) for row in rows]
 
     def holds(self, record: FrameRecord) -> bool:
-        """Whether this frame is still in the buffer."""
+        """Return whether this frame is still in the buffer."""
         return bool(self._select("SELECT 1 FROM frames WHERE id = ? AND slot = ?", (record.id, record.slot)))
 
     def slots(self) -> set[int]:
-        """Slots that committed frames use."""
+        """Return the slots that committed frames use."""
         return {row["slot"] for row in self._select("SELECT slot FROM frames")}
 
     def held(self) -> list[HeldFrame]:
-        """Every committed frame in commit order, as eviction sees it."""
+        """Return every committed frame in commit order, as eviction sees it."""
         rows = self._select(
             "SELECT id, slot, digest, source, EXISTS (SELECT 1 FROM leases WHERE frame = id) AS leased "
             "FROM frames ORDER BY id"
@@ -145,23 +148,23 @@ class Catalog:
         return [HeldFrame(row[0], row[1], row[2], row[3], bool(row[4])) for row in rows]
 
     def newest_id(self) -> int:
-        """Id of the frame committed last, also if it left since: the number of frames ever committed."""
+        """Return the id of the frame committed last, even if evicted: the number of frames ever committed."""
         rows = self._select("SELECT COALESCE(MAX(seq), 0) FROM sqlite_sequence WHERE name = 'frames'")
         return int(rows[0][0])
 
     def frames_after(self, frame: int) -> int:
-        """How many frames of the buffer were committed after this one."""
+        """Return how many frames of the buffer were committed after this one."""
         return int(self._select("SELECT COUNT(*) FROM frames WHERE id > ?", (frame,))[0][0])
 
     def recent_hashes(self, source: str, limit: int) -> list[tuple[int, str, str]]:
-        """Id, name and perceptual hash of the newest frames of a source, newest first."""
+        """Return id, name and perceptual hash of the newest frames of a source, newest first."""
         rows = self._select(
             "SELECT id, name, phash FROM frames WHERE source = ? ORDER BY id DESC LIMIT ?", (source, limit)
         )
         return [(row[0], row[1], row[2]) for row in rows if row[2]]
 
     def nearest_capture(self, source: str, at: float, within: float) -> tuple[int, str, float] | None:
-        """Id, name and capture time of the frame of a source that was captured nearest to `at` (Unix, seconds).
+        """Return id, name and capture time of the source's frame captured nearest to `at` (Unix, seconds).
 
         None when none was captured less than `within` seconds before or after.
         """
@@ -173,15 +176,15 @@ class Catalog:
         return (rows[0][0], rows[0][1], rows[0][2]) if rows else None
 
     def leased_frames(self) -> int:
-        """How many frames are leased by any round."""
+        """Return how many frames are leased by any round."""
         return int(self._select("SELECT COUNT(DISTINCT frame) FROM leases")[0][0])
 
     def leases(self) -> list[int]:
-        """Rounds that hold frames."""
+        """Return the rounds that lease frames."""
         return [row["round"] for row in self._select("SELECT DISTINCT round FROM leases ORDER BY round")]
 
     def counts(self) -> CatalogCounts:
-        """Totals, all of one moment."""
+        """Return totals, all of one moment."""
         with self.reading() as connection:
             return count_all(connection)
 
@@ -192,16 +195,16 @@ class Catalog:
             self._connection.backup(copy)
 
     def vacuum(self) -> None:
-        """Give the space of removed rows back to the disk. Raises OSError(ENOSPC), DurabilityLost."""
+        """Return the space of removed rows to the disk. Raises OSError(ENOSPC), DurabilityLost."""
         with self._lock, catalog_schema.translated(self.path, writing=True):
             self._connection.execute("VACUUM")
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A durable write transaction. Raises OSError(ENOSPC) on a full disk, DurabilityLost on a failing one.
+        """Run a durable write transaction. Raises OSError(ENOSPC) on a full disk, DurabilityLost on a failing one.
 
-        DurabilityLost is final, for every thread and for whatever is to be written: this catalog takes nothing more.
+        DurabilityLost is final for every thread and every write: this catalog accepts nothing more.
         """
         if not self.writable:
             raise StorageError(f"{self.path}: opened for reading only")
@@ -218,7 +221,7 @@ class Catalog:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """Several statements that see one moment of the catalog."""
+        """Run several statements that see one moment of the catalog."""
         self._after_fork()
         with self._lock, catalog_schema.translated(self.path):
             self._connection.execute("BEGIN")
@@ -253,7 +256,7 @@ class Catalog:
 
 
 def count_all(connection: sqlite3.Connection) -> CatalogCounts:
-    """Totals; inside `Catalog.reading` together with whatever else is read there."""
+    """Return totals; inside `Catalog.reading` together with other reads."""
     frames, holdout, last = connection.execute(
         "SELECT COUNT(*), COALESCE(SUM(holdout), 0), MAX(committed_at) FROM frames"
     ).fetchone()
@@ -276,9 +279,9 @@ def count_all(connection: sqlite3.Connection) -> CatalogCounts:
 def note_file(
     connection: sqlite3.Connection, file: FileFact, state: str, digest: str | None, reason: str = "", detail: str = ""
 ) -> None:
-    """Write what became of a file, over what was known of its path; inside a transaction.
+    """Write the state of a file, replacing the state of its path; inside a transaction.
 
-    The file that a frame came from stays `committed` when it was only touched, though its content is known by then.
+    The file of a frame stays `committed` when only its mtime changed, although its content is known by then.
     """
     connection.execute(
         "INSERT INTO files (path, size, mtime_ns, state, reason, detail, digest, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
@@ -291,6 +294,6 @@ def note_file(
 
 
 def to_record(row: sqlite3.Row) -> FrameRecord:
-    """A row of `frames` as a record."""
+    """Convert a row of `frames` to a record."""
     values = {name: row[name] for name in row.keys()}  # noqa: SIM118 - iterating a Row gives values
     return FrameRecord(**(values | {"holdout": bool(values["holdout"])}))

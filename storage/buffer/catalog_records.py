@@ -1,14 +1,14 @@
-"""What the catalog says of files and frames: plain records, without SQLite."""
+"""Plain records of the catalog about files and frames, without SQLite."""
 
 from dataclasses import dataclass
 
 SKIP_REASONS = ("near_duplicate", "too_close")
-"""Stable codes, in the order in which they are looked for; docs/reference/errors.md."""
+"""Stable codes, in the order in which they are checked; docs/reference/errors.md."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileFact:
-    """One file of the drop folder as it was when looked at; a file that changes is another fact."""
+    """One file of the drop folder as it was when examined; a file that changes is another fact."""
 
     path: str
     """Relative to the drop folder, posix."""
@@ -49,12 +49,12 @@ class FrameRecord:
     source: str = ""
     """Source label (camera) it came from; empty when there is none."""
     phash: str = ""
-    """Perceptual hash of the image, 16 hex digits; empty for frames of before there was one."""
+    """Perceptual hash of the image, 16 hex digits; empty for frames that are older than the column."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldFrame:
-    """What decides whether a committed frame leaves."""
+    """Facts that decide whether a committed frame is evicted."""
 
     id: int
     """Ascending in commit order, never reused."""
@@ -65,7 +65,7 @@ class HeldFrame:
     source: str
     """Source label; empty when there is none."""
     leased: bool
-    """Whether any round holds it."""
+    """Whether any round leases it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +81,17 @@ class RefusedFile:
     at: float
     """Unix time (seconds)."""
     digest: str | None = None
-    """Hex SHA-256 of the file; none when it was refused unread."""
+    """Hex SHA-256 of the file; None when it was refused unread."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """What became of one file."""
+    """State of one file."""
 
     state: str
     """committed, duplicate, refused or skipped."""
     digest: str | None
-    """Hex SHA-256 of the file; none when it was not read."""
+    """Hex SHA-256 of the file; None when it was not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +105,12 @@ class CatalogCounts:
     committed_total: int
     """Frames ever committed."""
     evicted_total: int
-    """Frames that left the buffer."""
+    """Frames evicted from the buffer."""
     duplicates: int
     """Files of the drop folder whose content was committed before."""
     refused: dict[str, int]
     """Refused files by reason."""
     skipped: dict[str, int]
-    """Files that admission left out, by reason."""
+    """Files that admission skipped, by reason."""
     last_committed_at: float | None
     """Unix time of the newest frame in the buffer (seconds)."""

@@ -1,4 +1,4 @@
-"""The catalog's SQLite file: schema, connections, and what its errors mean."""
+"""The catalog's SQLite file: schema, connections, and the meaning of its errors."""
 
 import errno
 import os
@@ -35,8 +35,8 @@ CREATE TABLE leases (
 ) WITHOUT ROWID;
 CREATE INDEX leases_by_frame ON leases (frame);
 """
-"""`digests` keeps every digest ever committed, so that an evicted image which still lies in the drop folder is not
-taken twice. `files` says what became of each file of the drop folder, by its size and mtime."""
+"""`digests` keeps every digest ever committed, so that an evicted image that is still in the drop folder is not
+ingested twice. `files` has the state of each file of the drop folder, by its size and mtime."""
 
 FROM_1 = """
 ALTER TABLE frames ADD COLUMN source TEXT NOT NULL DEFAULT '';
@@ -54,16 +54,16 @@ INSERT INTO files SELECT * FROM files_1;
 DROP TABLE files_1;
 CREATE INDEX files_by_state ON files (state, reason);
 """
-"""Makes schema 2 of schema 1, in one transaction, when a writer opens the catalog."""
+"""Converts schema 1 to schema 2, in one transaction, when a writer opens the catalog."""
 
 _inherited: list[sqlite3.Connection] = []
-"""Connections that came along in a fork. They must be neither used nor closed there (sqlite.org/howtocorrupt)."""
+"""Connections inherited through a fork. They must neither be used nor closed there (sqlite.org/howtocorrupt)."""
 
 
 def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
-    """Open the catalog; a writer makes it if it is missing.
+    """Open the catalog; a writer creates it if it is missing.
 
-    Raises StorageError when a reader finds none, BufferMismatch when another mfmd's schema lies there.
+    Raises StorageError when a reader finds none, BufferMismatch when it has the schema of another version of mfmd.
     """
     if not writable and not path.exists():
         raise StorageError(f"{path}: no frame buffer here yet; `mfmd run` makes it")
@@ -89,7 +89,7 @@ def forget(connection: sqlite3.Connection) -> None:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection, path: Path) -> Iterator[sqlite3.Connection]:
-    """All statements of the block or none, durably: when the block ends without an exception they are on the disk."""
+    """Run all statements of the block or none, durably: after a block without an exception they are on the disk."""
     with translated(path, writing=True):
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -105,7 +105,7 @@ def transaction(connection: sqlite3.Connection, path: Path) -> Iterator[sqlite3.
 
 @contextmanager
 def translated(path: Path, *, writing: bool = False) -> Iterator[None]:
-    """SQLite's errors as ours: a full disk is OSError(ENOSPC), a failed write DurabilityLost, the rest StorageError."""
+    """Translate SQLite's errors: a full disk is OSError(ENOSPC), a failed write DurabilityLost, others StorageError."""
     try:
         yield
     except sqlite3.DatabaseError as error:
@@ -120,7 +120,7 @@ def translated(path: Path, *, writing: bool = False) -> Iterator[None]:
 
 
 def _make(path: Path) -> None:
-    """A new catalog, complete or not there: while SQLite turns its log on, a crash would leave a file to be mended."""
+    """Create a new catalog, complete or not at all: a crash while SQLite enables its log would leave a damaged file."""
     folder = path.with_name(f".{path.name}{durable.PARTIAL}")
     if folder.exists():
         shutil.rmtree(folder)

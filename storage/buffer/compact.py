@@ -1,8 +1,8 @@
-"""Give space back: pixels of no frame, catalog rows of files that are gone, free pages of the database.
+"""Return space: pixels without a frame, catalog rows of missing files, free pages of the database.
 
-A row of a file that is still in the drop folder is never forgotten. One of a file that is gone may be: if the same
-image comes back, its digest says that it was committed. A refused or skipped one is then judged anew. A refused file
-that lies in the quarantine is not gone: `mfmd refused retry` brings it back by its row.
+The row of a file that is still in the drop folder is never removed. The row of a missing file may be: if the same image
+comes back, its digest shows that it was committed. A refused or skipped one is then judged again. A refused file in the
+quarantine is not missing, because `mfmd refused retry` restores it by its row.
 """
 
 import os
@@ -25,12 +25,12 @@ ESCAPED = re.compile(rb"\\x([89a-f][0-9a-f])")
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
-    """What `compact_buffer` gave back."""
+    """Result of `compact_buffer`."""
 
     files_forgotten: int
-    """Rows of files that are not in the drop folder any more."""
+    """Removed rows of files that are no longer in the drop folder."""
     kept_because: str
-    """Why no row was forgotten, where the folder could not be trusted; else empty."""
+    """Why no row was removed, when the folder could not be trusted; otherwise empty."""
     bytes_before: int
     """Size of the catalog and its log before (bytes)."""
     bytes_after: int
@@ -70,12 +70,12 @@ def _forget(catalog: Catalog, gone: set[str]) -> None:
 
 
 def _names(path: str) -> set[str]:
-    """What a file may be called that the catalog calls `path`: bytes that are no text stand escaped there."""
+    """Return the possible names of a file with catalog path `path`: bytes that are no text are escaped there."""
     return {path, os.fsdecode(ESCAPED.sub(lambda byte: bytes([int(byte[1], 16)]), os.fsencode(path)))}
 
 
 def _is_gone(path: Path) -> bool:
-    """Whether there is nothing of this name; a folder that cannot be looked into may still hold it."""
+    """Return whether nothing has this name; an unreadable folder may still hold it."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -86,7 +86,7 @@ def _is_gone(path: Path) -> bool:
 
 
 def _quarantined(watch: WatchSettings, catalog: Catalog) -> Iterator[str]:
-    """Paths of refused files that lie in the quarantine, or may: it is not there."""
+    """Return paths of refused files that are, or may be, in the quarantine, which is missing in the latter case."""
     folder = watch.quarantine
     if folder is not None:
         there = folder.is_dir()
@@ -96,7 +96,7 @@ def _quarantined(watch: WatchSettings, catalog: Catalog) -> Iterator[str]:
 
 
 def _doubt(watch: WatchSettings, *, everything_gone: bool) -> str:
-    """Why the folder may not be the one that the rows speak of; empty when it is."""
+    """Return why the folder may not be the one of the rows; empty when it is."""
     if not watch.folder.is_dir():
         return f"{watch.folder} is not there"
     if watch.marker is not None:

@@ -1,7 +1,7 @@
-"""Which frames leave for a commit group: capacity, shares of sources, bytes on the disk. The order is the policy's.
+"""Plan which frames leave for a commit group: capacity, shares of sources, bytes on the disk.
 
-Everything is decided from the catalog and the files as they are, before the transaction that deletes and inserts; a
-leased frame never leaves.
+The policy gives the order. Everything is decided from the catalog and the files as they are, before the transaction
+that deletes and inserts. A leased frame never leaves.
 """
 
 import errno
@@ -18,14 +18,14 @@ from storage.errors import BufferFull
 from storage.eviction.policy import Eviction, Held
 
 HEADROOM = 4
-"""A commit group takes at most this part of `max_bytes`: old and new frames lie there together until the commit."""
+"""Largest part of `max_bytes` for a commit group: old and new frames coexist until the commit."""
 BLOCK = 4096
-"""What file systems give files in multiples of (bytes). Counted so, and not as `st_blocks` tells: that is wrong on some
-file systems until the data is laid out, minutes later."""
+"""File systems allocate files in multiples of this (bytes). `st_blocks` is not used: on some file systems it is wrong
+until the data is laid out, minutes later."""
 
 
 class ShardSizes:
-    """Bytes of every shard that is there, committed or not."""
+    """Bytes of every existing shard, committed or not."""
 
     def __init__(self, array: PixelArray) -> None:
         self._array = array
@@ -48,56 +48,56 @@ class ShardSizes:
             self.total += size
 
     def of(self, slots: Iterable[int]) -> int:
-        """Bytes of these shards."""
+        """Return the bytes of these shards."""
         return sum(self._bytes.get(slot, 0) for slot in slots)
 
 
 def blocks(size: int) -> int:
-    """A file's size in whole blocks (bytes)."""
+    """Return a file's size in whole blocks (bytes)."""
     return -(-size // BLOCK) * BLOCK
 
 
 @dataclass
 class EvictionPlan:
-    """Who leaves with one commit group."""
+    """Frames that leave with one commit group."""
 
     held: Sequence[HeldFrame]
     """The frames of the buffer, in commit order."""
     fresh: Sequence[Held]
     """The new ones."""
     gone: set[int] = field(default_factory=set)
-    """Ids of those that leave; a new one among them is committed and never kept."""
+    """Ids of the frames that leave; a new one among them is committed and never stored."""
 
     @property
     def victims(self) -> list[HeldFrame]:
-        """Frames of the buffer that leave."""
+        """Return the frames of the buffer that leave."""
         return [frame for frame in self.held if frame.id in self.gone]
 
     @property
     def left(self) -> int:
-        """Frames after the commit."""
+        """Return the number of frames after the commit."""
         return len(self.held) + len(self.fresh) - len(self.gone)
 
     def of(self, source: str) -> set[int]:
-        """Frames of one source, old and new."""
+        """Return the frames of one source, old and new."""
         old = {frame.id for frame in self.held if frame.source == source}
         return old | {frame.id for frame in self.fresh if frame.source == source}
 
     def movable(self) -> set[int]:
-        """Frames of the buffer that may leave and do not yet."""
+        """Return frames of the buffer that may leave and do not yet."""
         return {frame.id for frame in self.held if not frame.leased} - self.gone
 
     def new(self) -> set[int]:
-        """New frames that do not leave yet."""
+        """Return new frames that do not leave yet."""
         return {frame.id for frame in self.fresh} - self.gone
 
     def take(self, policy: Eviction, count: int, may_leave: Collection[int]) -> None:
-        """Let `count` more of `may_leave` leave, or all of them."""
+        """Mark `count` more of `may_leave`, or all of them, as leaving."""
         if count > 0:
             self.gone.update(islice(policy.order(self._staying(), may_leave), count))
 
     def take_bytes(self, policy: Eviction, size: int, may_leave: Collection[int], sizes: dict[int, int]) -> int:
-        """Let frames of `may_leave` leave until they are `size` bytes; returns how many bytes are still missing."""
+        """Mark frames of `may_leave` as leaving until they are `size` bytes; return the bytes still missing."""
         if size > 0:
             for frame in policy.order(self._staying(), may_leave):
                 self.gone.add(frame)
@@ -113,25 +113,25 @@ class EvictionPlan:
 
 
 class EvictionPlanner:
-    """Plans who leaves one buffer."""
+    """Plans evictions of one buffer."""
 
     def __init__(self, catalog: Catalog, settings: BufferSettings, policy: Eviction, sizes: ShardSizes) -> None:
         self._catalog, self._settings, self._policy, self._sizes = catalog, settings, policy, sizes
         self._per_source = max(1, int(settings.max_source_share * settings.capacity_frames))
 
     def group_size(self, most: int) -> int:
-        """How many frames one commit may hold now, at least 1 and at most `most`."""
+        """Return how many frames one commit may hold now, at least 1 and at most `most`."""
         free = self._settings.capacity_frames - self._catalog.leased_frames()
         return max(1, min(most, free, self._headroom() // self._sizes.largest if self._settings.max_bytes else most))
 
     def plan_for_quota(self) -> EvictionPlan:
-        """Who leaves before anything is written, because `max_bytes` was lowered. Raises BufferFull."""
+        """Plan evictions before anything is written, because `max_bytes` was lowered. Raises BufferFull."""
         plan = EvictionPlan(self._catalog.held(), ())
         self._fit_bytes(plan, self._excess(plan), {})
         return plan
 
     def plan_for_count(self, fresh: Sequence[Held]) -> EvictionPlan:
-        """Who leaves for the number of new frames' sake. Raises BufferFull when leases leave too few that may."""
+        """Plan evictions for the number of new frames. Raises BufferFull when leases leave too few."""
         plan = EvictionPlan(self._catalog.held() if fresh else (), fresh)
         pushing = self._push_out_own(plan)
         wanted, movable = plan.left - self._settings.capacity_frames, plan.movable()
@@ -143,10 +143,10 @@ class EvictionPlanner:
         return plan
 
     def extend_for_bytes(self, plan: EvictionPlan, written: dict[int, int], *, grow: bool) -> None:
-        """Add those that leave because of the new frames' size on the disk; `written` is slot by new frame's id.
+        """Add evictions for the new frames' size on the disk; `written` is slot by new frame's id.
 
-        Raises BufferFull when the quota cannot be kept, OSError (ENOSPC) when nothing may leave though the buffer must
-        not grow.
+        Raises BufferFull when the quota cannot be kept, OSError (ENOSPC) when nothing may leave but the buffer must not
+        grow.
         """
         if self._settings.max_bytes:
             self._fit_bytes(plan, self._excess(plan), written)
@@ -154,15 +154,15 @@ class EvictionPlanner:
             raise OSError(errno.ENOSPC, "the buffer must not grow, and it has no frames that may leave for new ones")
 
     def too_large(self, group: int) -> bool:
-        """Whether a group of this many frames might exceed `max_bytes` while old ones are still there."""
+        """Return whether a group of this many frames might exceed `max_bytes` while old ones still exist."""
         limit = self._settings.max_bytes
         return bool(limit) and self._sizes.total + group * self._sizes.largest > limit
 
     def _push_out_own(self, plan: EvictionPlan) -> bool:
-        """Let sources that are above their share push out their own; whether a new frame is above it nevertheless.
+        """Let sources above their share evict their own frames; return whether a new frame exceeds it anyway.
 
-        That is so while leases hold the older ones. Those do not count then, or one camera would stop the others; what
-        a source has too much leaves after the lease.
+        That happens while leases hold the older ones. Those do not count then, because one camera would stop the
+        others. The excess of a source is evicted after the lease.
         """
         if self._settings.max_source_share == 1:
             return False
@@ -185,7 +185,7 @@ class EvictionPlanner:
             raise self._full()
 
     def _replace(self, plan: EvictionPlan, written: dict[int, int]) -> int:
-        """As many bytes leave as come; returns how many are missing."""
+        """Evict as many bytes as come; return how many are missing."""
         come = self._sizes.of(slot for frame, slot in written.items() if frame not in plan.gone)
         gone = self._sizes.of(frame.slot for frame in plan.victims)
         return plan.take_bytes(self._policy, come - gone, *self._sized(plan, written))
@@ -196,7 +196,7 @@ class EvictionPlanner:
         return may_leave, {frame: self._sizes.of([slots[frame]]) for frame in may_leave}
 
     def _excess(self, plan: EvictionPlan) -> int:
-        """Bytes above `max_bytes` after the commit, with headroom for the next group."""
+        """Return the bytes above `max_bytes` after the commit, with headroom for the next group."""
         stay = self._sizes.total - self._sizes.of(frame.slot for frame in plan.victims)
         return stay - (self._settings.max_bytes - self._headroom())
 
@@ -216,7 +216,7 @@ class EvictionPlanner:
 
 
 def newcomers(frames: Iterable[tuple[str, str]], after: int) -> list[Held]:
-    """New frames (digest, source) as a policy sees them; `after` is the number of the newest ever committed."""
+    """Return new frames (digest, source) as a policy sees them; `after` is the newest number ever committed."""
     return [Held(after + place, digest, source) for place, (digest, source) in enumerate(frames, 1)]
 
 

@@ -1,4 +1,4 @@
-"""Frames as image files with an index, for labelling and for other tools."""
+"""Export frames as image files with an index, for labelling and for other tools."""
 
 import io
 import shutil
@@ -32,7 +32,7 @@ class ExportedFrame(Record):
     """One line of `index.jsonl`."""
 
     file: str
-    """Image file, relative to the folder; of a WebDataset `TAR/NAME`."""
+    """Image file, relative to the folder; in a WebDataset `TAR/NAME`."""
     frame: int
     """Number of the frame."""
     name: str
@@ -61,10 +61,10 @@ class ExportedFrame(Record):
 def export_frames(
     buffer: FrameBuffer, target: Path, format: Format, *, holdout: bool | None = None, limit: int | None = None
 ) -> int:
-    """Write frames (the newest `limit`, if given) to the folder `target`, new or empty; returns how many.
+    """Write frames (the newest `limit`, if given) to the folder `target`, new or empty; return how many.
 
-    The folder appears complete or not at all. A frame that is evicted meanwhile is left out.
-    Raises FramesRefused when `target` holds something, CorruptBuffer for a damaged frame.
+    The folder appears complete or not at all. Frames evicted meanwhile are omitted. Raises FramesRefused when `target`
+    holds something, CorruptBuffer for a damaged frame.
     """
     target = target.resolve()
     _check_target(target)

@@ -1,4 +1,4 @@
-"""The files of the frame buffer: its writer's lock, its zarr array, and whether they fit the configuration."""
+"""Files of the frame buffer: its writer's lock, its zarr array, and their match with the configuration."""
 
 import shutil
 from collections.abc import Iterator
@@ -14,19 +14,19 @@ from storage.layout import StateLayout
 
 ARRAY = "frames"
 FRESH = f".resize{durable.PARTIAL}"
-"""Where a buffer of another frame size is built (`resize.py`), in the state directory."""
+"""Folder in which a buffer of another frame size is built (`resize.py`), in the state directory."""
 RESIZED = ".resized"
-"""Where it lies once it is complete and takes the place of the old one, in the state directory."""
+"""Folder of the complete new buffer until it replaces the old one, in the state directory."""
 ABOUT = (
     "Target frames, RGB, scaled to fit, top-left, zero elsewhere. Only slots (index `frame`) that table `frames` of "
     "../catalog.sqlite names hold one; it also has valid_height and valid_width (the part that is image), name, times."
 )
-"""What the array says of itself (its attribute `long_name`)."""
+"""Description of the array (its attribute `long_name`)."""
 
 
 @contextmanager
 def claim(layout: StateLayout) -> Iterator[None]:
-    """Be the one writer of this buffer. Raises AlreadyRunning: a second one would remove what the first is writing."""
+    """Become the one writer of this buffer. Raises AlreadyRunning: a second one would remove unfinished frames."""
     _finish_resize(layout)
     durable.make_directory(layout.buffer)
     with ExitStack() as held:
@@ -40,7 +40,7 @@ def claim(layout: StateLayout) -> Iterator[None]:
 
 
 def take_over(layout: StateLayout) -> None:
-    """Let the complete buffer in `RESIZED` take the place of the old one; may be repeated after a kill at any moment.
+    """Replace the old buffer by the complete one in `RESIZED`; may be repeated after a kill at any moment.
 
     Each name is on the disk before the next step, and the old buffer is removed last. Raises OSError, DurabilityLost.
     """
@@ -56,7 +56,7 @@ def take_over(layout: StateLayout) -> None:
 
 
 def _finish_resize(layout: StateLayout) -> None:
-    """Finish a resize that was killed. Raises AlreadyRunning when it is still at work."""
+    """Finish a resize that was killed. Raises AlreadyRunning when it is still running."""
     home = layout.root / RESIZED
     if home.is_dir():
         if any(durable.is_locked(buffer / ".lock") for buffer in (layout.buffer, home / "old")):
@@ -65,7 +65,7 @@ def _finish_resize(layout: StateLayout) -> None:
 
 
 def open_array(layout: StateLayout, settings: BufferSettings, *, writable: bool) -> PixelArray:
-    """The array of frames; a writer makes it if it is missing and grows it to the configured capacity.
+    """Open the array of frames; a writer creates it if it is missing and grows it to the configured capacity.
 
     Raises StorageError, CorruptBuffer or BufferMismatch.
     """
@@ -85,7 +85,7 @@ def open_array(layout: StateLayout, settings: BufferSettings, *, writable: bool)
 
 
 def _check_catalog(layout: StateLayout, array: PixelArray) -> None:
-    """No pixels are written before there is a catalog: without it they would count as left by a crash, and go."""
+    """Refuse to write pixels without a catalog: they would count as leftovers of a crash and be removed."""
     there = layout.catalog.exists() and layout.catalog.stat().st_size > 0
     if not there and array.shard_indices():
         raise CorruptBuffer(

@@ -1,11 +1,11 @@
-"""How frames get into the buffer and out of it, so that a crash at any point shows whole groups only.
+"""Write frames into the buffer and remove them, so that a crash at any point shows whole groups only.
 
 Order of a commit: write the shards, fsync the files and their directory, then ONE SQLite transaction.
 
-Slots: the array has `SPARE_SLOTS` more slots than the buffer has frames. New frames are always written to slots that
-no committed row points at; the rows that make room for them are deleted in the same transaction that commits the new
-ones, and only after it are their shards removed and their slots free. So the old frames are whole until the very
-moment the new ones are, and a disk that is full evicts nothing. Who leaves: `eviction/`.
+Slots: the array has `SPARE_SLOTS` more slots than the buffer has frames. New frames are always written to slots that no
+committed row names. The transaction that commits the new frames also deletes the evicted rows. Only after it their
+shards are removed and their slots are free. So the old frames are intact until the moment of the commit, and a full
+disk evicts nothing. `eviction/` decides which frames leave.
 """
 
 import sqlite3
@@ -31,15 +31,15 @@ from storage.media.images import FittedFrame, crc32_of
 SPARE_SLOTS = 32
 """Slots beyond the capacity, and so the most frames in one commit; fewer for a buffer of fewer frames."""
 NOT_KEPT = -1
-"""Slot of a frame that was committed and left in the same commit."""
+"""Slot of a frame that was committed and evicted in the same commit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Pixels as they go to the disk; made in the thread that decoded them, for it takes longer than writing them."""
+    """Pixels in their form on the disk; packed in the decoding thread, because packing takes longer than writing."""
 
     shard: bytes
-    """What `PixelArray.pack` made."""
+    """Result of `PixelArray.pack`."""
     crc32: int
     """CRC-32 of the pixels."""
 
@@ -65,16 +65,16 @@ class NewFrame:
     phash: str = ""
     """Perceptual hash, 16 hex digits; empty when it was not computed."""
     packed: Packed | None = None
-    """Of `FrameBuffer.pack`, if that was called beforehand."""
+    """Result of `FrameBuffer.pack`, if it was called beforehand."""
 
 
 def is_holdout(digest: str, fraction: float) -> bool:
-    """Whether an image is held out from training: a fixed choice by content, the same in every process and run."""
+    """Return whether an image is held out: a fixed choice by content, equal in every process and run."""
     return int(digest[:8], 16) / 2**32 < fraction
 
 
 def group_frames(settings: BufferSettings) -> int:
-    """Most frames in one commit."""
+    """Return the most frames in one commit."""
     return min(SPARE_SLOTS, settings.capacity_frames)
 
 
@@ -82,7 +82,7 @@ class FrameWriter:
     """The write side of an open buffer; its owner holds the buffer's lock and calls from one thread at a time."""
 
     def __init__(self, array: PixelArray, catalog: Catalog, settings: BufferSettings, eviction: Eviction) -> None:
-        """Take over the buffer: removes what was written and never committed, measures what is there."""
+        """Take over the buffer: remove what was written but not committed, measure what is there."""
         self._array, self._catalog, self._settings = array, catalog, settings
         self._failed: DurabilityLost | None = None
         self._sizes = ShardSizes(array)
@@ -91,7 +91,7 @@ class FrameWriter:
 
     @property
     def bytes_on_disk(self) -> int:
-        """Bytes that the frames' files take."""
+        """Return the bytes of the frames' files."""
         return self._sizes.total
 
     def append(self, frames: Sequence[NewFrame], *, grow: bool = True) -> list[FrameRecord]:
@@ -106,7 +106,7 @@ class FrameWriter:
         return stored
 
     def _append_group(self, frames: Sequence[NewFrame], grow: bool) -> list[FrameRecord]:
-        """One group: whole or not at all."""
+        """Commit one group: whole or not at all."""
         fresh, doubles = self._sorted_out(frames)
         if fresh and self._planner.too_large(len(fresh)):
             self._shrink()
@@ -130,7 +130,7 @@ class FrameWriter:
         return records
 
     def _shrink(self) -> None:
-        """Let frames leave for no new one: only after `max_bytes` was lowered. Raises BufferFull."""
+        """Evict frames without a new one, only after `max_bytes` was lowered. Raises BufferFull."""
         plan = self._planner.plan_for_quota()
         self._commit([], [], [], plan)
         self._discard(frame.slot for frame in plan.victims)
@@ -147,7 +147,7 @@ class FrameWriter:
         self._discard(set(self._array.shard_indices()) - used)
 
     def _free_slots(self, count: int) -> list[int]:
-        """Slots that no committed row points at; asked of the catalog each time, for a memory of it could be wrong."""
+        """Return slots that no committed row names; read from the catalog each time, because a cache could be wrong."""
         used = self._catalog.slots()
         return list(islice((slot for slot in range(self._array.shape[0]) if slot not in used), count))
 
@@ -161,7 +161,7 @@ class FrameWriter:
                 raise ValueError(f"{new.file.path}: {pixels.dtype} {pixels.shape}, the buffer holds uint8 {expected}")
 
     def _sorted_out(self, frames: Sequence[NewFrame]) -> tuple[list[NewFrame], list[NewFrame]]:
-        """Frames whose content is new, and the rest."""
+        """Return frames with new content, and the others."""
         fresh: dict[str, NewFrame] = {}
         doubles = []
         for new in frames:
@@ -172,7 +172,7 @@ class FrameWriter:
         return list(fresh.values()), doubles
 
     def _write(self, frames: Mapping[int, NewFrame]) -> None:
-        """Shards on the disk, by slot, fsynced."""
+        """Write shards to the disk, by slot, fsynced."""
         paths = [self._write_one(slot, new) for slot, new in frames.items()]
         if paths:
             step("frames.written")
@@ -212,7 +212,7 @@ class FrameWriter:
         doubles: Sequence[NewFrame],
         plan: EvictionPlan,
     ) -> list[FrameRecord]:
-        """The one transaction; returns the records with their ids."""
+        """Run the one transaction; return the records with their ids."""
         with self._catalog.transaction() as connection:
             _delete(connection, [frame.id for frame in plan.victims])
             committed = []
@@ -226,7 +226,7 @@ class FrameWriter:
         return committed
 
     def _discard(self, slots: Iterable[int]) -> None:
-        """Remove shards that no committed row points at; not fsynced: `_recover` removes what comes back."""
+        """Remove shards that no committed row names; not fsynced, because `_recover` removes any that return."""
         for slot in slots:
             self._array.shard_path(slot).unlink(missing_ok=True)
             self._sizes.note([slot])

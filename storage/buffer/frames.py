@@ -1,4 +1,4 @@
-"""The buffer of target frames: pixels in zarr slots, truth in the catalog. How it is written: `frame_writer.py`."""
+"""The buffer of target frames: pixels in zarr slots, the catalog decides. `frame_writer.py` writes it."""
 
 import threading
 from collections.abc import Callable, Collection, Sequence
@@ -26,7 +26,7 @@ class FrameBuffer:
     """The frame buffer of a state directory. One process writes; any number read meanwhile, also forked ones."""
 
     catalog: Catalog
-    """What is committed, and why files were refused."""
+    """The catalog: committed frames, and refused files with their reasons."""
 
     def __init__(self, layout: StateLayout, settings: BufferSettings, *, writable: bool) -> None:
         self._layout, self._settings = layout, settings
@@ -42,16 +42,16 @@ class FrameBuffer:
 
     @classmethod
     def open(cls, layout: StateLayout, settings: BufferSettings, *, writable: bool) -> Self:
-        """Open the buffer; a writer makes it if it is missing and removes what a crash left uncommitted.
+        """Open the buffer; a writer creates it if it is missing and removes uncommitted leftovers of a crash.
 
-        `capacity_frames` may change between runs; a smaller one takes effect with the next append.
-        Raises BufferMismatch when frame or tile size differ from those on disk, AlreadyRunning when another process
-        writes, StorageError when a reader finds no buffer, CorruptBuffer when its files do not belong together.
+        `capacity_frames` may change between runs; a smaller one takes effect with the next append. Raises
+        BufferMismatch when frame or tile size differ from those on disk, AlreadyRunning when another process writes,
+        StorageError when a reader finds no buffer, CorruptBuffer when its files do not belong together.
         """
         return cls(layout, settings, writable=writable)
 
     def close(self) -> None:
-        """Close files and give the writer's lock back."""
+        """Close files and release the writer's lock."""
         self._resources.close()
 
     def __enter__(self) -> Self:
@@ -61,18 +61,18 @@ class FrameBuffer:
         self.close()
 
     def append(self, frames: Sequence[NewFrame], *, grow: bool = True) -> list[FrameRecord]:
-        """Commit frames durably; returns the records of those that were committed.
+        """Commit frames durably; return the records of the committed ones.
 
         Content that was ever committed, or that comes twice in `frames`, is recorded as a duplicate and not stored.
-        When the buffer is full (`capacity_frames`, `max_bytes`, `max_source_share`), frames that no round leases leave
-        by the policy `eviction`; a new frame may be among them: then it counts as committed and evicted, and its
+        When the buffer is full (`capacity_frames`, `max_bytes`, `max_source_share`), the policy `eviction` evicts
+        frames that no round leases. A new frame may be among them: it then counts as committed and evicted, and its
         record has the slot `frame_writer.NOT_KEPT`. Without `grow` at least as many bytes leave as come. `frames` is
-        one commit, whole or not at all, unless it is more than there are spare slots (`frame_writer.SPARE_SLOTS`),
-        slots that are not leased, or bytes to spare; then it is several, in order.
+        one commit, whole or not at all, unless it exceeds the spare slots (`frame_writer.SPARE_SLOTS`), the slots that
+        are not leased, or the spare bytes; then it is several commits, in order.
 
-        Raises BufferFull when leases keep too many frames, OSError (ENOSPC and the like) when the disk refuses, or
-        when nothing can leave for a buffer that must not grow; then nothing of the group is kept and the same call may
-        be repeated. DurabilityLost is final: this buffer then refuses every further append.
+        Raises BufferFull when leases keep too many frames, OSError (ENOSPC and the like) when the disk refuses, or when
+        nothing can leave and the buffer must not grow. Then nothing of the group is kept, and the same call may be
+        repeated. DurabilityLost is final: this buffer then refuses every further append.
         """
         if self._writer is None:
             raise StorageError(f"{self._layout.buffer}: opened for reading only")
@@ -80,20 +80,20 @@ class FrameBuffer:
             return self._writer.append(frames, grow=grow)
 
     def pack(self, frame: FittedFrame) -> Packed:
-        """A frame as `append` writes it; may be called from any thread. Raises ValueError for one of another size."""
+        """Pack a frame for `append`; may be called from any thread. Raises ValueError for one of another size."""
         return Packed(self._array.pack(frame.pixels), crc32_of(frame.pixels))
 
     @property
     def bytes_on_disk(self) -> int:
-        """Bytes that the frames' files take, in whole blocks of 4096; only for the writer. Raises StorageError."""
+        """Return the bytes of the frames' files, in whole blocks of 4096; only for the writer. Raises StorageError."""
         if self._writer is None:
             raise StorageError(f"{self._layout.buffer}: opened for reading only")
         return self._writer.bytes_on_disk
 
     def read(self, record: FrameRecord) -> NDArray[np.uint8]:
-        """Pixels of a frame, [H, W, 3] RGB.
+        """Return the pixels of a frame, [H, W, 3] RGB.
 
-        Raises CorruptBuffer when they do not match their checksum, FrameEvicted when the frame has left the buffer.
+        Raises CorruptBuffer when they do not match their checksum, FrameEvicted when the frame was evicted.
         """
         pixels = self._get(record, lambda: self._array.read(record.slot))
         if crc32_of(pixels) != record.crc32:
@@ -101,7 +101,7 @@ class FrameBuffer:
         return pixels
 
     def read_crop(self, record: FrameRecord, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
-        """A part of a frame, [height, width, 3]; reads only the tiles it touches, each with its own checksum.
+        """Return a part of a frame, [height, width, 3]; reads only the tiles it touches, each with its own checksum.
 
         Raises ValueError for a crop that leaves the frame, and what `read` raises.
         """
@@ -111,13 +111,13 @@ class FrameBuffer:
         return pixels
 
     def records(self, *, ids: Collection[int] | None = None, holdout: bool | None = None) -> list[FrameRecord]:
-        """Committed frames in commit order; only those of `ids` and of the slice `holdout`, where given."""
+        """Return committed frames in commit order; only those of `ids` and of the slice `holdout`, where given."""
         return self.catalog.records(ids=ids, holdout=holdout)
 
     def lease(self, round: int, limit: int | None = None) -> list[FrameRecord]:
-        """Keep the frames of this moment (the newest `limit`, if given) from eviction until `release`.
+        """Protect the frames of this moment (the newest `limit`, if given) from eviction until `release`.
 
-        Durable: a lease outlives the process. Leasing again for the same round adds to its lease; returned are all
+        The lease is durable and outlives the process. Leasing again for the same round adds to its lease. Returns all
         frames of the lease, in commit order.
         """
         with self._writing, self.catalog.transaction() as connection:
@@ -131,12 +131,12 @@ class FrameBuffer:
         return [to_record(row) for row in rows]
 
     def release(self, round: int) -> None:
-        """Give the frames of a round back to eviction; it is no error when it holds none."""
+        """Release the frames of a round; it is no error when it leases none."""
         with self._writing, self.catalog.transaction() as connection:
             connection.execute("DELETE FROM leases WHERE round = ?", (round,))
 
     def leases(self) -> list[int]:
-        """Rounds that hold frames. When the daemon starts these are rounds that a crash kept from releasing."""
+        """Return the rounds that lease frames. At the start of the daemon these are rounds that a crash interrupted."""
         return self.catalog.leases()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class FrameBuffer:
             self._lost(record, str(error), error)
 
     def _lost(self, record: FrameRecord, message: str = "", cause: Exception | None = None) -> NoReturn:
-        """Why a frame could not be read: it left meanwhile, or its bytes went bad."""
+        """Return why a frame could not be read: it was evicted meanwhile, or its bytes are damaged."""
         if not self.catalog.holds(record):
             raise FrameEvicted(f"frame {record.id} ({record.name}) has left the buffer") from cause
         raise CorruptBuffer(f"frame {record.id} ({record.name}): {message}") from cause

@@ -1,4 +1,4 @@
-"""What the frame buffer holds and takes, read beside a running daemon."""
+"""Describe content and size of the frame buffer, also beside a running daemon."""
 
 import os
 from contextlib import closing
@@ -20,7 +20,7 @@ from storage.layout import StateLayout
 
 
 class BufferInfo(Record):
-    """What `mfmd buffer info` shows."""
+    """Output of `mfmd buffer info`."""
 
     frames: int
     """Frames in the buffer."""
@@ -35,9 +35,9 @@ class BufferInfo(Record):
     tile: int
     """Largest side of a tile (pixels)."""
     pixel_bytes: int
-    """What the frames' files take on the disk, in whole blocks, as `max_bytes` counts them (bytes)."""
+    """Size of the frames' files on the disk, in whole blocks, as for `max_bytes` (bytes)."""
     catalog_bytes: int
-    """What the catalog and the observer's database take on the disk (bytes)."""
+    """Size of the catalog and of the observer's database on the disk (bytes)."""
     max_bytes: int
     """`buffer.max_bytes`: most bytes that the frames may take; 0 sets no limit."""
     oldest: float | None
@@ -47,17 +47,17 @@ class BufferInfo(Record):
     sources: dict[str, int] = Field(default_factory=dict)
     """Frames by source label."""
     leases: dict[int, int] = Field(default_factory=dict)
-    """Round -> frames it holds."""
+    """Number of leased frames by round."""
     committed_total: int
     """Frames ever committed."""
     evicted_total: int
-    """Frames that left the buffer."""
+    """Frames evicted from the buffer."""
     lost_total: int
-    """Frames that were given up because their pixels went bad (`lost.jsonl`)."""
+    """Frames removed because their pixels were damaged (`lost.jsonl`)."""
 
 
 def buffer_info(layout: StateLayout, settings: BufferSettings) -> BufferInfo:
-    """What the buffer holds now. Raises StorageError when there is none, CorruptBuffer when it cannot be read."""
+    """Describe the buffer now. Raises StorageError when there is none, CorruptBuffer when it cannot be read."""
     counts, tables = _read_catalog(layout.catalog)
     array = PixelArray(layout.frames_zarr, ARRAY, writable=False)
     tile = array.attributes.get("tile")
@@ -81,7 +81,7 @@ def buffer_info(layout: StateLayout, settings: BufferSettings) -> BufferInfo:
 
 
 def _read_catalog(path: Path) -> tuple[CatalogCounts, dict[str, Any]]:
-    """Totals and tables, all of one moment."""
+    """Read totals and tables, all of one moment."""
     with closing(Catalog.open(path, writable=False)) as catalog, catalog.reading() as connection:
         oldest, newest = connection.execute("SELECT MIN(captured_at), MAX(captured_at) FROM frames").fetchone()
         sources = connection.execute("SELECT source, COUNT(*) FROM frames GROUP BY source ORDER BY source")
@@ -96,7 +96,7 @@ def _read_catalog(path: Path) -> tuple[CatalogCounts, dict[str, Any]]:
 
 
 def _bytes(folder: Path, prefix: str) -> int:
-    """Disk space of the files in `folder` whose names begin so; files may go meanwhile (bytes)."""
+    """Return the disk space of the files in `folder` with these prefixes; files may vanish meanwhile (bytes)."""
     total = 0
     with os.scandir(folder) as entries:
         for entry in entries:

@@ -1,6 +1,6 @@
-"""Frames whose pixels went bad: forgotten so that their files are taken again, and told in a journal.
+"""Remove frames with damaged pixels, so that their files are ingested again, and record them in a journal.
 
-buffer/lost.jsonl      one line for each frame that was committed and whose pixels could not be read any more
+buffer/lost.jsonl      one line for each committed frame whose pixels could no longer be read
 """
 
 from contextlib import closing
@@ -20,7 +20,7 @@ class LostFrame(Record):
     """One line of `lost.jsonl`."""
 
     at: float
-    """Unix time when it was given up (seconds)."""
+    """Unix time of the removal (seconds)."""
     frame: int
     """Its number; never used again."""
     digest: str
@@ -32,9 +32,9 @@ class LostFrame(Record):
 
 
 def give_up(layout: StateLayout, record: FrameRecord, reason: str, at: float) -> None:
-    """Write a frame down as lost, then forget it and that its file was ever taken.
+    """Record a frame as lost, then remove it and the record that its file was ingested.
 
-    The file is taken again, as a new frame, if it still lies in the drop folder. Only for the buffer's one writer.
+    The file is ingested again, as a new frame, if it is still in the drop folder. Only for the buffer's one writer.
     """
     line = LostFrame(at=at, frame=record.id, digest=record.digest, name=record.name, reason=reason)
     durable.append_line(layout.buffer / JOURNAL, line.model_dump_json())
@@ -47,7 +47,7 @@ def give_up(layout: StateLayout, record: FrameRecord, reason: str, at: float) ->
 
 
 def lost_frames(layout: StateLayout) -> list[LostFrame]:
-    """Every frame that was given up, oldest first; a line that a crash tore is left out."""
+    """Return every removed frame, oldest first; a line that a crash truncated is omitted."""
     path, found = layout.buffer / JOURNAL, []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:

@@ -1,7 +1,7 @@
-"""What the observer found out about committed frames: statistics of the serving version, and an embedding.
+"""Results of the observer about committed frames: statistics of the serving version, and an embedding.
 
-Derived data: every row can be computed again from the buffer, so it is written without the price of full durability.
-One writer, the observer; any number of readers. A frame without a row is a valid frame that was not looked at yet.
+Derived data: every row can be computed again from the buffer, so it is written without the cost of full durability. One
+writer, the observer; any number of readers. A frame without a row is a valid frame that was not observed yet.
 """
 
 import json
@@ -32,14 +32,14 @@ COLUMNS = "frame, version, released, at, entropy, confidence, area, embedding"
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One frame, looked at once."""
+    """One observed frame."""
 
     frame: int
     """Id of the frame in the catalog."""
     version: int
-    """Version that served then; entropy, confidence and area are its."""
+    """Version that served then; entropy, confidence and area are its results."""
     released: int
-    """Version whose encoder made the embedding: fixed while versions come and go, so embeddings can be compared."""
+    """Version whose encoder computed the embedding. It stays while versions change, so embeddings are comparable."""
     at: float
     """Unix time (seconds)."""
     entropy: float
@@ -54,7 +54,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class ObservedMeans:
-    """Means over the frames looked at last."""
+    """Means over the frames observed last."""
 
     frames: int
     """Frames averaged."""
@@ -91,7 +91,7 @@ class Observations:
 
     @classmethod
     def open(cls, path: Path, *, writable: bool) -> Self:
-        """Open it; the writer makes it if it is missing. Raises StorageError when a reader finds none."""
+        """Open it; the writer creates it if it is missing. Raises StorageError when a reader finds none."""
         return cls(path, writable=writable)
 
     def close(self) -> None:
@@ -131,32 +131,32 @@ class Observations:
                 raise
 
     def damage(self) -> str:
-        """What SQLite finds wrong with the file; empty when nothing is. Raises StorageError when it cannot be read."""
+        """Return what SQLite finds wrong with the file; empty when nothing. Raises StorageError when unreadable."""
         lines = [str(row[0]) for row in self._select("PRAGMA quick_check")]
         return "" if lines == ["ok"] else "; ".join(lines[:3])
 
     def is_made(self) -> bool:
-        """Whether there is a table; a kill while the file was made leaves none."""
+        """Return whether the table exists; a kill while the file was created leaves none."""
         return bool(self._select("SELECT 1 FROM sqlite_master WHERE name = 'observations'"))
 
     def observed(self) -> set[int]:
-        """Ids of the frames that were looked at."""
+        """Return ids of the observed frames."""
         return {int(row[0]) for row in self._select("SELECT frame FROM observations")}
 
     def forget_all_but(self, frames: Collection[int]) -> int:
-        """Remove observations of frames that left the buffer; returns how many."""
+        """Remove observations of evicted frames; return how many."""
         gone = self.observed() - set(frames)
         with self._lock, self._translated():
             self._connection.executemany("DELETE FROM observations WHERE frame = ?", [(frame,) for frame in gone])
         return len(gone)
 
     def get(self, frames: Collection[int]) -> list[Observation]:
-        """Observations of these frames, by frame; those not looked at yet are left out."""
+        """Return observations of these frames, by frame; frames not yet observed are omitted."""
         found = (self._select(f"SELECT {COLUMNS} FROM observations WHERE frame = ?", (frame,)) for frame in frames)
         return sorted((_to_observation(rows[0]) for rows in found if rows), key=lambda item: item.frame)
 
     def embeddings(self, frames: Collection[int]) -> list[Embedding]:
-        """Embeddings of these frames, by frame; those not looked at yet are left out."""
+        """Return embeddings of these frames, by frame; frames not yet observed are omitted."""
         rows = self._select(
             "SELECT frame, released, embedding FROM observations WHERE frame IN (SELECT value FROM json_each(?)) "
             "ORDER BY frame",
@@ -168,9 +168,9 @@ class Observations:
         ]
 
     def means(self, last: int) -> ObservedMeans | None:
-        """Means over the `last` newest frames; none before the first.
+        """Return means over the `last` newest frames; None before the first.
 
-        Frames observed under another class list than the newest are left out.
+        Frames observed under another class list than the newest are omitted.
         """
         rows = self._select(f"SELECT {COLUMNS} FROM observations ORDER BY frame DESC LIMIT ?", (last,))
         items = [_to_observation(row) for row in rows]
@@ -223,9 +223,9 @@ def _to_observation(row: tuple[int | float | bytes, ...]) -> Observation:
 
 
 def embedding_reader(layout: StateLayout) -> Callable[[Collection[int]], Sequence[Embedding]]:
-    """Embeddings as the observer of this state directory writes them; none while its database cannot be read.
+    """Return a reader of the observer's embeddings of this state directory; it finds none in an unreadable database.
 
-    That the database is damaged is said by `mfmd status` and by the observer; ingest goes on meanwhile.
+    `mfmd status` and the observer report a damaged database; ingest continues meanwhile.
     """
 
     def read(frames: Collection[int]) -> Sequence[Embedding]:

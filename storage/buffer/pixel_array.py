@@ -28,11 +28,11 @@ from storage.errors import CorruptBuffer
 ATTRIBUTE = "mfmd"
 METADATA = "zarr.json"
 TILE_BYTES = 256
-"""More than zstd's frame header, the checksum and the index entry of one tile take; zstd's bound is raw + raw / 256."""
+"""Upper bound of zstd's frame header, the checksum and the index entry of one tile; zstd's bound is raw + raw / 256."""
 CHECKSUM = 4
-"""Bytes of a CRC32C, which follows what it is of."""
+"""Bytes of a CRC32C, which follows its data."""
 ENTRY = np.dtype("<u8")
-"""The index has two of them a tile: where it starts in the file, and its length (bytes)."""
+"""The index has two of these per tile: its start in the file, and its length (bytes)."""
 ABSENT = 2**64 - 1
 """Start of a tile that was not written because it holds the fill value only."""
 
@@ -50,7 +50,7 @@ class PixelArray:
             metadata = json.loads((self.folder / METADATA).read_bytes())
             self._format = ShardFormat.of(metadata)
             self.shape: tuple[int, ...] = tuple(metadata["shape"])
-            """[N, H, W] or [N, H, W, 3]."""
+            """Arguments of `create_array`, with `schema` and `tile`."""
         except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             raise CorruptBuffer(f"{self.folder}: not a zarr array of mfmd: {error}") from error
         found = metadata.get("attributes", {}).get(ATTRIBUTE)
@@ -64,7 +64,7 @@ class PixelArray:
         return self._format.down * self._format.across * (raw + raw // 128 + TILE_BYTES) + TILE_BYTES
 
     def grow(self, count: int) -> Path:
-        """Have room for `count` images, durably; returns the metadata file.
+        """Make room for `count` images, durably; return the metadata file.
 
         Zarr's own resize renames metadata that was not fsynced over the old: after a power cut there may be none.
         """
@@ -76,24 +76,24 @@ class PixelArray:
         return path
 
     def shard_path(self, index: int) -> Path:
-        """The file of one image."""
+        """Return the file of one image."""
         return self.folder / ".".join(["c", str(index), *["0"] * (len(self.shape) - 1)])
 
     def shard_indices(self) -> list[int]:
-        """Images that have a file."""
+        """Return the images that have a file."""
         rank = len(self.shape)
         return [int(path.name.split(".")[1]) for path in self.folder.glob("c.*") if path.name.count(".") == rank]
 
     def write(self, index: int, pixels: Pixels) -> Path:
-        """Write one whole image; returns its file, which is not yet fsynced. Raises OSError."""
+        """Write one whole image; return its file, which is not yet fsynced. Raises OSError."""
         return self.write_packed(index, self.pack(pixels))
 
     def pack(self, pixels: Pixels) -> bytes:
-        """The shard of one image, for `write_packed`; safe in any thread. Raises ValueError for another shape."""
+        """Pack the shard of one image for `write_packed`; safe in any thread. Raises ValueError for another shape."""
         return self._format.shard(pixels)
 
     def write_packed(self, index: int, shard: bytes) -> Path:
-        """Write what `pack` made; returns the file, which is not yet fsynced. Raises OSError."""
+        """Write the result of `pack`; return the file, which is not yet fsynced. Raises OSError."""
         if not self.writable:
             raise ValueError(f"{self.folder}: opened for reading only")
         path = self.shard_path(index)
@@ -101,12 +101,12 @@ class PixelArray:
         return path
 
     def read(self, index: int) -> Pixels:
-        """One whole image. Raises CorruptBuffer when its file is missing or damaged."""
+        """Return one whole image. Raises CorruptBuffer when its file is missing or damaged."""
         rows, columns = self.shape[1:3]
         return self._read(index, range(rows), range(columns))
 
     def read_crop(self, index: int, top: int, left: int, height: int, width: int) -> Pixels:
-        """Rows top..top+height and columns left..left+width; decodes only the tiles it touches.
+        """Return rows top..top+height and columns left..left+width; decodes only the tiles it touches.
 
         Raises ValueError for a crop that leaves the image, CorruptBuffer for a missing or damaged file.
         """
@@ -116,7 +116,7 @@ class PixelArray:
         return self._read(index, range(top, top + height), range(left, left + width))
 
     def check_file(self, index: int) -> None:
-        """Raises CorruptBuffer when the file of an image is missing or empty."""
+        """Check the file of an image. Raises CorruptBuffer when it is missing or empty."""
         path = self.shard_path(index)
         try:
             if path.stat().st_size == 0:
@@ -136,7 +136,7 @@ class PixelArray:
 
 @dataclass(frozen=True, slots=True)
 class ShardFormat:
-    """How the images of one array lie in their files."""
+    """Layout of the images of one array in their files."""
 
     image: tuple[int, ...]
     """Height and width of an image (pixels), and channels if there are any; tiles may reach beyond."""
@@ -154,7 +154,7 @@ class ShardFormat:
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> Self:
-        """The format of an array with this `zarr.json`. Raises ValueError when it is laid out in another way."""
+        """Return the format of an array with this `zarr.json`. Raises ValueError for another layout."""
         match metadata:
             case {
                 "data_type": "uint8",
@@ -181,7 +181,7 @@ class ShardFormat:
         raise ValueError("tiles are packed in another way than mfmd does")
 
     def shard(self, pixels: Pixels) -> bytes:
-        """What the file of an image holds, all tiles of it. Raises ValueError for another shape."""
+        """Return the content of an image's file, with all tiles. Raises ValueError for another shape."""
         if pixels.shape != self.image or pixels.dtype != np.uint8:
             raise ValueError(f"{pixels.dtype} {pixels.shape}, an image here is uint8 {self.image}")
         parts, index, start = list[bytes](), list[int](), 0
@@ -194,7 +194,7 @@ class ShardFormat:
         return b"".join([*parts, entries, _checksum(entries)])
 
     def _tiles(self, pixels: Pixels) -> Iterator[Pixels]:
-        """Every tile, row by row; beyond the image they hold the fill value."""
+        """Yield every tile, row by row; beyond the image they hold the fill value."""
         (height, width, *channels), (rows, columns, *_) = self.tile, self.image
         if (rows, columns) != (self.down * height, self.across * width):
             padded = np.full((self.down * height, self.across * width, *channels), self.fill, np.uint8)
@@ -205,10 +205,10 @@ class ShardFormat:
                 yield pixels[down * height : (down + 1) * height, across * width : (across + 1) * width]
 
     def read(self, path: Path, rows: range, columns: range) -> Pixels:
-        """The pixels of `rows` and `columns` of the image in `path`; only the tiles they touch are read and checked.
+        """Return the pixels of `rows` and `columns` of the image in `path`; reads and checks only their tiles.
 
-        Raises ValueError or RuntimeError (what its codec found) for a damaged file, OSError for one that is missing or
-        cannot be read.
+        Raises ValueError or RuntimeError (an error of its codec) for a damaged file, OSError for one that is missing or
+        unreadable.
         """
         height, width, *_ = self.tile
         pixels = np.empty((len(rows), len(columns), *self.tile[2:]), np.uint8)
@@ -224,7 +224,7 @@ class ShardFormat:
         return pixels
 
     def _index(self, file: "_File") -> list[list[int]]:
-        """Start and length of every tile, row by row."""
+        """Return start and length of every tile, row by row."""
         tiles = self.down * self.across
         length = 2 * ENTRY.itemsize * tiles + CHECKSUM
         packed = file.checked(file.size - length, length, "index of tiles")
@@ -246,7 +246,7 @@ class _File:
     size: int
 
     def checked(self, start: int, length: int, what: str) -> Pixels:
-        """`length` bytes without the checksum at their end. Raises ValueError when they do not match it."""
+        """Return `length` bytes without the checksum at their end. Raises ValueError when they do not match it."""
         if start < 0 or length < CHECKSUM or start + length > self.size:
             raise ValueError(f"{what} reaches beyond the file")
         data = os.pread(self.descriptor, length, start)
@@ -259,7 +259,7 @@ class _File:
 
 
 def _codec(packing: Sequence[Mapping[str, Any]]) -> tuple[Transform, Transform] | None:
-    """How tiles are packed and unpacked; None for what `create_array` does not make."""
+    """Return the codec of the tiles; None for what `create_array` does not create."""
     match packing:
         case []:
             return np.ndarray.tobytes, lambda packed: packed
@@ -277,6 +277,6 @@ def _checksum(content: Any) -> bytes:
 
 
 def _overlap(wanted: range, start: int, length: int) -> tuple[slice, slice]:
-    """The part of `wanted` that lies in a tile which begins at `start`: as places of the tile, and of `wanted`."""
+    """Return the part of `wanted` in a tile that begins at `start`: as places of the tile, and of `wanted`."""
     first, last = max(wanted.start, start), min(wanted.stop, start + length)
     return slice(first - start, last - start), slice(first - wanted.start, last - wanted.start)

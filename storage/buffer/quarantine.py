@@ -1,4 +1,4 @@
-"""Where a refused file lies that `watch.quarantine` took out of the drop folder."""
+"""Find refused files that `watch.quarantine` moved out of the drop folder."""
 
 import itertools
 from pathlib import Path
@@ -7,7 +7,7 @@ from storage.buffer.catalog_records import FileFact
 
 
 def quarantined(folder: Path, file: FileFact) -> Path | None:
-    """The refused file's place in the quarantine `folder`: its name or a numbered one, told by size and mtime."""
+    """Return the path of the refused file in the quarantine `folder`, found by name, size and mtime."""
     first = folder / file.path
     for number in itertools.count(1):
         place = first if number == 1 else first.with_name(f"{first.stem}-{number}{first.suffix}")

@@ -1,7 +1,7 @@
-"""Another frame size for a buffer: a second buffer is built beside it and takes its place.
+"""Change the frame size of a buffer: a second buffer is built beside it and replaces it.
 
 state/.resize.partial/buffer/    the new buffer while it is built
-state/.resized/buffer/           the new buffer once it is complete: from here on it takes over, also after a kill
+state/.resized/buffer/           the new buffer when it is complete: it then replaces the old one, also after a kill
 state/.resized/old/              the old buffer, until it is removed
 """
 
@@ -28,10 +28,10 @@ def resize_buffer(
     """Make the buffer's frames `wanted.height` x `wanted.width`, keeping the newest `wanted.capacity_frames`.
 
     Valid regions are rescaled from the stored frames, not from the originals: enlarging adds no detail, and shrinking
-    loses it for good. Ids, digests, files and times stay; the observer looks at every frame again. Returns the frames
-    kept. A crash leaves the old buffer or the new one, whole.
+    loses detail permanently. Ids, digests, files and times stay; the observer processes every frame again. Returns the
+    number of frames kept. A crash leaves the old buffer or the new one, intact.
 
-    Raises AlreadyRunning while a daemon or a round works there, BufferBusy when a round holds frames, CorruptBuffer
+    Raises AlreadyRunning while a daemon or a round works there, BufferBusy when a round leases frames, CorruptBuffer
     when a frame cannot be read, StorageError when there is no buffer or it cannot be renamed.
     """
     with ExitStack() as held:
@@ -71,7 +71,7 @@ def _build(
     wanted: BufferSettings,
     on_progress: Callable[[int, int], None],
 ) -> int:
-    """The whole new buffer under `fresh`."""
+    """Build the whole new buffer under `fresh`."""
     old = PixelArray(layout.frames_zarr, buffer_files.ARRAY, writable=False)
     durable.make_directory(fresh.buffer)
     array = buffer_files.open_array(fresh, wanted, writable=True)
@@ -90,7 +90,7 @@ def _build(
 def _rescale(
     old: PixelArray, record: FrameRecord, array: PixelArray, slot: int, wanted: BufferSettings
 ) -> tuple[int, int, int, int, int]:
-    """One frame into its slot; returns its row: slot, valid height, valid width, checksum, id."""
+    """Rescale one frame into its slot; return its row: slot, valid height, valid width, checksum, id."""
     pixels = old.read(record.slot)
     if crc32_of(pixels) != record.crc32:
         raise CorruptBuffer(

@@ -1,4 +1,4 @@
-"""What became of each video of the drop folder: `videos.jsonl`, one line for each step, the last one of a video counts.
+"""Records of the videos of the drop folder: `videos.jsonl`, one line per step; the last line of a video counts.
 
 One process writes it (`mfmd frames`); any number read it.
 """
@@ -24,15 +24,15 @@ class VideoRecord(Record):
     mtime_ns: int
     """Modification time (nanoseconds since the epoch)."""
     state: Literal["begun", "committed", "duplicate", "refused"]
-    """committed: ingest has dealt with each frame; duplicate: the same video was committed under another name."""
+    """committed: ingest has processed each frame; duplicate: the same video was committed under another name."""
     digest: str | None = None
     """Hex SHA-256 of the file; None when it was not read to its end."""
     reason: str = ""
-    """Stable reason of a refusal; `truncated` for a committed video of which a part could not be decoded."""
+    """Stable reason of a refusal; `truncated` for a committed video that was decoded in part."""
     detail: str = ""
     """What was wrong with it."""
     attempts: int = 0
-    """Starts in a row that were killed before they wrote a frame."""
+    """Consecutive starts that were killed before they wrote a frame."""
     at: float
     """Unix time (seconds)."""
 
@@ -46,23 +46,23 @@ class VideoRecords:
     """The records of one state directory, for their one writer."""
 
     def __init__(self, path: Path) -> None:
-        """Read what is there. Raises OSError."""
+        """Read the existing records. Raises OSError."""
         self._path = path
         self._last = read_video_records(path)
         self._digests = {item.digest for item in self._last.values() if item.state == "committed"}
 
     def of(self, file: FileFact) -> VideoRecord | None:
-        """The last record of exactly this file (path, size, mtime)."""
+        """Return the last record of exactly this file (path, size, mtime)."""
         found = self._last.get(file.path)
         return found if found is not None and found.file == file else None
 
     def state_of(self, file: FileFact) -> FileState | None:
-        """What became of exactly this file; None while that is open."""
+        """Return the state of exactly this file; None while that is open."""
         found = self.of(file)
         return None if found is None or found.state == "begun" else FileState(found.state, found.digest)
 
     def has_digest(self, digest: str) -> bool:
-        """Whether a video of this content was turned into frames before."""
+        """Return whether a video of this content was turned into frames before."""
         return digest in self._digests
 
     def add(self, file: FileFact, state: str, **more: object) -> VideoRecord:
@@ -77,7 +77,7 @@ class VideoRecords:
 
 
 def read_video_records(path: Path) -> dict[str, VideoRecord]:
-    """The last record of each video, by its path; lines that a crash left incomplete are passed over."""
+    """Return the last record of each video, by its path; incomplete lines of a crash are skipped."""
     last: dict[str, VideoRecord] = {}
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
@@ -89,7 +89,7 @@ def read_video_records(path: Path) -> dict[str, VideoRecord]:
 
 
 def refused_videos(path: Path, reason: str | None = None) -> list[RefusedFile]:
-    """Videos that were refused, newest first; only those for `reason`, if given."""
+    """Return refused videos, newest first; only those for `reason`, if given."""
     found = [item for item in read_video_records(path).values() if item.state == "refused"]
     found = [item for item in found if reason in (None, item.reason)]
     found.sort(key=lambda item: item.at, reverse=True)

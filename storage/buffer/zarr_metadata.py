@@ -1,4 +1,4 @@
-"""Makes an empty zarr v3 array: zarr writes the metadata, `pixel_array.py` reads and writes its shards."""
+"""Create an empty zarr v3 array: zarr writes the metadata, `pixel_array.py` reads and writes the shards."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ Compression = Literal["none", "lz4", "zstd"]
 
 
 def create_group(folder: Path) -> None:
-    """Make an empty zarr group. Raises OSError."""
+    """Create an empty zarr group. Raises OSError."""
     documents: dict[str, Buffer] = {}
     zarr.create_group(MemoryStore(documents), zarr_format=3)
     _put(documents[METADATA], folder)
@@ -35,9 +35,9 @@ def create_array(
     compression: Compression = "zstd",
     about: str = "",
 ) -> None:
-    """Make an empty array of uint8 images in `group`; shape [N, H, W] or [N, H, W, 3]; `tile` in pixels.
+    """Create an empty array of uint8 images in `group`; shape [N, H, W] or [N, H, W, 3]; `tile` in pixels.
 
-    `about` tells whoever opens it with other tools what it holds. Raises OSError.
+    `about` describes the content to other tools. Raises OSError.
     """
     documents: dict[str, Buffer] = {}
     count, height, width, *channels = shape
@@ -70,17 +70,17 @@ def _compressors(compression: Compression) -> list[BytesBytesCodec]:
 
 
 def _put(document: Buffer, folder: Path) -> None:
-    """Make a folder with the metadata that zarr made in memory.
+    """Create a folder with the metadata that zarr made in memory.
 
-    Zarr writes the metadata of an array and of the group above it at the same time; when one fails it leaves the other
-    to come, at any moment, also into a folder that was removed meanwhile.
+    Zarr writes the metadata of an array and of the group above it concurrently. When one fails, the other may still be
+    written at any moment, also into a folder that was removed meanwhile.
     """
     folder.mkdir()
     (folder / METADATA).write_bytes(document.to_bytes())
 
 
 def _balanced(side: int, tile: int) -> int:
-    """Side of equal tiles, none above `tile`, that cover `side` with the least padding (pixels)."""
+    """Return the side of equal tiles, none above `tile`, that cover `side` with the least padding (pixels)."""
     return math.ceil(side / math.ceil(side / tile))
 
 

@@ -1,9 +1,8 @@
-"""Frames of video files at a spacing: decoded one after the other, never more than a few in memory. Needs PyAV (the
-extra `video`).
+"""Read frames of video files at a spacing, one after another, never more than a few in memory.
 
-Only the demuxers of MP4 and Matroska are ever asked, by the file's first bytes, and only an open file is handed to
-them: FFmpeg follows no name, list or address that stands in a file. One thread decodes, so that the pictures that a
-decoder holds back are few, and damage is concealed the same way every time.
+It needs PyAV (the extra `video`). Only the demuxers of MP4 and Matroska are used, chosen by the file's first bytes, and
+they get an open file only: FFmpeg follows no name, list or address in a file. One thread decodes, so a decoder holds
+few pictures back, and damage is concealed in the same way every time.
 """
 
 from collections.abc import Iterator
@@ -26,34 +25,34 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 HEAD_BYTES = 12
-"""How much of a file `video_format` wants to see (bytes)."""
+"""Bytes at the start of a file that `video_format` needs."""
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
-"""Names of the files that are read, in lower case."""
+"""Suffixes of the files that are read, in lower case."""
 MADE_OF_VIDEOS = "video-????????????????-*.png"
-"""Names (fnmatch) of the image files that videos are turned into; any `watch.advanced.include` takes these too."""
+"""Names (fnmatch) of the image files made from videos; any `watch.advanced.include` includes these too."""
 IMAGE_BRANDS = (*HEIF_BRANDS, b"avif", b"avis")
 """Major brands of still images in the container of MP4."""
 MATROSKA_MAGIC = b"\x1aE\xdf\xa3"
 MICROSECONDS = 1_000_000
 LATE_SECONDS = 1.0
-"""A video whose frames end this much before the length in its header was cut off (seconds); tracks of sound may well be
-a little longer than those of pictures."""
+"""A video whose frames end this much before the length in its header is truncated (seconds); sound may be a little
+longer than the pictures."""
 
 
 def video_format(head: bytes) -> str | None:
-    """The demuxer (`mov`, `matroska`) for a file that begins with `head`; none for what is no video."""
+    """Return the demuxer (`mov`, `matroska`) for a file that begins with `head`; None when it is no video."""
     if head[4:8] == b"ftyp" and head[8:12] not in IMAGE_BRANDS:
         return "mov"
     return "matroska" if head.startswith(MATROSKA_MAGIC) else None
 
 
 def can_read_videos() -> bool:
-    """Whether the extra `video` is installed."""
+    """Return whether the extra `video` is installed."""
     return util.find_spec("av") is not None
 
 
 def require_extra(name: str) -> None:
-    """Raises RefusedImage("needs_extra") where the extra `video` is not installed."""
+    """Raise RefusedImage("needs_extra") when the extra `video` is not installed."""
     if not can_read_videos():
         raise RefusedImage("needs_extra", f"{name}: a video; install the extra that reads it: mfmd[video]")
 
@@ -63,7 +62,7 @@ class VideoFrame:
     """One frame of a video, decoded and not yet converted."""
 
     microseconds: int
-    """When it is shown, from the first frame of the video."""
+    """Time at which it is shown, from the first frame of the video."""
     height: int
     """Pixels, upright."""
     width: int
@@ -81,13 +80,13 @@ class Video:
     """One video file, open. Used by one thread at a time."""
 
     damage = ""
-    """What was wrong with it, once `frames` has come to its end; empty when it was whole."""
+    """What was wrong with it, after `frames` ended; empty when it was intact."""
 
     def __init__(self, name: str, file: BinaryIO, format: str, *, max_pixels: int, max_aspect: float) -> None:
-        """Look at the header; `format` is what `video_format` said. Limits hold before a picture is decoded, and for
-        every picture (pixels; ratio of its sides).
+        """Read the header; `format` is the result of `video_format`.
 
-        Raises RefusedImage (needs_extra, too_many_pixels, aspect, not_an_image, truncated), OSError.
+        Limits (pixels; ratio of its sides) are checked before a picture is decoded, and for every picture. Raises
+        RefusedImage (needs_extra, too_many_pixels, aspect, not_an_image, truncated), OSError.
         """
         require_extra(name)
         self._name, self._file, self._format = name, _Reader(file), format
@@ -106,10 +105,10 @@ class Video:
             raise
         self._stream.codec_context.thread_count = 1
         self.created = str(self._container.metadata.get("creation_time", ""))
-        """When it was recorded, as its header says (ISO 8601); empty where it does not."""
+        """Recording time in the header (ISO 8601); empty when it has none."""
 
     def close(self) -> None:
-        """Close what was opened here; the file itself stays open."""
+        """Close the decoder; the file itself stays open."""
         self._container.close()
 
     def __enter__(self) -> Self:
@@ -119,10 +118,10 @@ class Video:
         self.close()
 
     def frames(self, spacing: float) -> Iterator[VideoFrame | None]:
-        """The first frame of every `spacing` seconds; none in between, for each frame that is passed over.
+        """Yield the first frame of every `spacing` seconds, and None for each frame in between.
 
-        Which frames these are follows from their times alone. Damaged ones are passed over; see `damage`. Raises
-        RefusedImage for a frame beyond the limits, OSError when the file cannot be read.
+        The times alone determine these frames. Damaged frames are skipped; see `damage`. Raises RefusedImage for a
+        frame beyond the limits, OSError when the file cannot be read.
         """
         step, last, number = max(1, round(spacing * MICROSECONDS)), -1, 0
         begin: int | None = None
@@ -178,13 +177,13 @@ class Video:
         return VideoFrame(at, *sides, frame, turns)
 
     def _microseconds(self, frame: "av.VideoFrame", number: int) -> int:
-        """When a frame is shown; counted where the file does not say."""
+        """Return the time of a frame; computed when the file does not say."""
         if frame.pts is not None and frame.time_base is not None:
             return round(frame.pts * frame.time_base * MICROSECONDS)
         return round(number / (self._stream.average_rate or Fraction(25)) * MICROSECONDS)
 
     def _note_end(self, number: int, end: int) -> None:
-        """Whether frames are missing at the end: neither container says so by itself."""
+        """Note missing frames at the end, because neither container reports them."""
         stream, length = self._stream, self._container.duration or 0
         if stream.duration is not None and stream.time_base is not None:
             length = round(stream.duration * stream.time_base * MICROSECONDS)
@@ -208,7 +207,7 @@ class Video:
             ) from error
 
     def _stream_of(self, container: "InputContainer") -> "VideoStream":
-        """The first track of pictures that is no cover. Raises RefusedImage."""
+        """Return the first video track that is no cover. Raises RefusedImage."""
         from av.stream import Disposition
 
         for stream in container.streams.video:
@@ -223,14 +222,14 @@ class Video:
 
 
 class _Reader:
-    """The file as FFmpeg sees it: an I/O error ends it, and is kept, for FFmpeg calls it the end of the file."""
+    """The file as FFmpeg sees it. It keeps an I/O error, because FFmpeg treats one as the end of the file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._error: OSError | None = None
 
     def read(self, count: int) -> bytes:
-        """Up to `count` bytes."""
+        """Return up to `count` bytes."""
         try:
             return self._file.read(count)
         except OSError as error:
@@ -238,18 +237,18 @@ class _Reader:
             return b""
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Go somewhere; returns where that is."""
+        """Move to a position and return it."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """Where the next byte comes from."""
+        """Return the position of the next byte."""
         return self._file.tell()
 
     def rewind(self) -> None:
-        """Back to the first byte."""
+        """Move to the first byte."""
         self._file.seek(0)
 
     def complain(self) -> None:
-        """Raises the OSError that reading met, if there was one."""
+        """Raise the OSError of an earlier read, if there was one."""
         if self._error is not None:
             raise self._error

@@ -1,4 +1,4 @@
-"""Files of the registry: names that end in a number, and small files that something else may have replaced."""
+"""Names that end in a number, and small files that may have been replaced by something else."""
 
 import errno
 import os
@@ -8,15 +8,16 @@ from pathlib import Path
 
 BLOCK_BYTES = 64 * 1024
 NO_FILE = (errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ELOOP, errno.ENXIO, errno.ENODEV)
-"""Errors of the system or of `read_small` for something that is no small file; trying again does not help."""
+"""Errors of the system or of `read_small` for something that is no small file; a retry does not help."""
 FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-"""Opening waits for no writer of a pipe, and no terminal becomes this daemon's own. A socket does not open: ENXIO."""
+"""Opening neither waits for the writer of a FIFO nor makes a terminal this daemon's own. A socket does not open: ENXIO.
+"""
 
 
 def read_small(path: Path, most: int) -> bytes:
-    """The content of a regular file of at most `most` bytes; links are followed, no pipe is waited for.
+    """Return the content of a regular file of at most `most` bytes; follows links, never waits for a FIFO.
 
-    Raises OSError: what opening raises, EISDIR or EINVAL for what is no regular file, EFBIG for a larger one.
+    Raises OSError: an error of opening, EISDIR or EINVAL for what is no regular file, EFBIG for a larger one.
     """
     handle = os.open(path, FLAGS)
     try:
@@ -40,11 +41,11 @@ def _read(handle: int, path: Path, most: int) -> bytes:
 
 
 def numbers(folder: Path, prefix: str = "") -> list[int]:
-    """Numbers of the files and folders in `folder` that are called `prefix` and a number, ascending."""
+    """Return the numbers of files and folders in `folder` named `prefix` and a number, ascending."""
     names = (path.name.removesuffix(".json").removeprefix(prefix) for path in folder.glob(f"{prefix}[0-9]*"))
     return sorted(int(name) for name in names if name.isdigit())
 
 
 def listed(found: Iterable[int]) -> str:
-    """Numbers for a message."""
+    """Format numbers for a message."""
     return ", ".join(map(str, found)) or "none"

@@ -1,4 +1,4 @@
-"""What the registry's history says: its events, and the state of the registry that follows from them."""
+"""Events of the registry's history, and the state of the registry that follows from them."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ MOVES = ("promoted", "rolled_back")
 AGAINST = ("rejected", "inconclusive")
 """Verdicts of the gate after which a version does not serve."""
 UNSERVED = 2
-"""Newest versions that retention keeps of each kind that never served: candidates, and what an operator brought."""
+"""Newest versions that retention keeps of each kind that never served: candidates, and versions of an operator."""
 
 
 @dataclass(frozen=True, slots=True)
 class RegistryState:
-    """What serves, what served before, and which versions nobody should go back to, computed once from all events.
+    """What serves, what served before, and the versions not to go back to, computed once from all events.
 
-    The line of a move is written before its ref moves. A move that a kill cut short between the two did not happen, so
-    its version did not serve. What it says of a version counts all the same: somebody meant it.
+    The line of a move is written before its ref moves. A move that a kill interrupted between the two did not happen,
+    so its version did not serve. Its other effects on the version count all the same, because somebody intended them.
     """
 
     served: tuple[int, ...]
@@ -30,11 +30,11 @@ class RegistryState:
     last_move: HistoryEvent | None
     """The promotion or rollback after which the last one serves."""
     rolled_back: frozenset[int]
-    """Versions that were rolled back from and have not been made to serve since."""
+    """Versions that were rolled back and have not served since."""
     turned_down: frozenset[int]
-    """Versions that the gate did not let serve and that nobody has made serve since."""
+    """Versions that the gate did not accept and that nobody has served since."""
     verdicts: Mapping[int, str]
-    """The gate's last verdict on each version that it did not let serve: `rejected` or `inconclusive`."""
+    """The gate's last verdict on each version that it did not accept: `rejected` or `inconclusive`."""
     added: frozenset[int]
     """Versions whose addition is in the history."""
     candidates: frozenset[int]
@@ -44,7 +44,7 @@ class RegistryState:
 
     @classmethod
     def from_events(cls, events: Iterable[HistoryEvent], serving: int | None = None) -> "RegistryState":
-        """Compute the state from all events, oldest first. `serving`: what the serving ref names; None when unknown."""
+        """Compute the state from all events, oldest first; `serving` is the serving ref's version, None if unknown."""
         known = list(events)
         moves = _completed(known, serving)
         rolled_back, turned_down, verdicts = _marked(known)
@@ -62,13 +62,13 @@ class RegistryState:
 
     @property
     def serves_last(self) -> int | None:
-        """The version that serves, by the history."""
+        """The version that serves, according to the history."""
         return self.served[-1] if self.served else None
 
     def previous(self, versions: Collection[int]) -> int | None:
-        """Where a plain rollback leads: the newest of `versions` that served before what serves now.
+        """Return the target of a plain rollback: the newest of `versions` that served before the serving one.
 
-        It skips versions that were rolled back from and versions that the gate turned down.
+        It skips versions that were rolled back and versions that the gate did not accept.
         """
         skipped = {self.serves_last, *self.rolled_back, *self.turned_down}
         return next(
@@ -76,21 +76,21 @@ class RegistryState:
         )
 
     def is_behind(self, version: int) -> bool:
-        """Whether `version` served before what serves now. True also where the history lacks its addition."""
+        """Return whether `version` served before the serving one; True also when the history lacks its addition."""
         return version in self.served[:-1] or version not in self.added
 
     def marks(self, version: int) -> list[str]:
-        """What to know before going to a version: `rolled back`, `never served`, and the gate's verdict against it."""
+        """Return the warnings about a version: `rolled back`, `never served`, and the gate's verdict against it."""
         marks = ["rolled back"] if version in self.rolled_back else []
         marks += ["never served"] if version in self.never_served else []
         return [*marks, self.verdicts[version]] if version in self.verdicts else marks
 
     def removable(self, versions: Sequence[int], protected: Collection[int], keep: int) -> list[int]:
-        """Versions that retention removes, ascending: all but the newest of each kind, and no `protected` one.
+        """Return versions that retention removes, ascending: all but the newest of each kind, and no `protected` one.
 
         It keeps the newest `keep` that served, and at most `UNSERVED` of each of two kinds that never did: candidates,
-        and what was imported or trained on source. Each kind is counted by itself, so none pushes out another.
-        `versions`: those on disk, ascending.
+        and imports or source trainings. Each kind is counted by itself, so none displaces another. `versions`: those on
+        disk, ascending.
         """
         others = [version for version in versions if version not in protected]
         candidates, brought = self.never_served & self.candidates, self.never_served - self.candidates
@@ -103,9 +103,9 @@ class RegistryState:
 
 
 def read_history(path: Path) -> list[HistoryEvent]:
-    """All events of `history.jsonl`, oldest first.
+    """Return all events of `history.jsonl`, oldest first.
 
-    A line that does not parse was torn by a crash: the event that it announced did not happen, so it is left out.
+    A line that does not parse was truncated by a crash: its event did not happen, so it is omitted.
     """
     if not path.exists():
         return []
@@ -113,14 +113,14 @@ def read_history(path: Path) -> list[HistoryEvent]:
 
 
 def is_event(line: bytes) -> bool:
-    """Whether a line of `history.jsonl` can be read."""
+    """Return whether a line of `history.jsonl` can be read."""
     return _event(line) is not None
 
 
 def _completed(events: Iterable[HistoryEvent], serving: int | None) -> list[HistoryEvent]:
-    """Moves whose ref moved: the line after a cut one says that the same version as before it served.
+    """Yield moves whose ref moved; the line after an interrupted one names the same version as before it.
 
-    `serving`, which serves now, says it of the last move.
+    `serving`, which serves now, decides about the last move.
     """
     moves = [event for event in events if event.event in MOVES and event.version is not None]
     after = [*(event.previous for event in moves[1:]), serving]
@@ -142,7 +142,7 @@ def _stack(moves: Iterable[HistoryEvent], serving: int | None) -> tuple[int, ...
 
 
 def _marked(events: Iterable[HistoryEvent]) -> tuple[frozenset[int], frozenset[int], dict[int, str]]:
-    """Versions rolled back from, versions turned down, and the last verdict against each version."""
+    """Return versions rolled back, versions not accepted, and the last verdict against each version."""
     rolled_back: set[int] = set()
     verdicts: dict[int, str] = {}
     trusted: set[int] = set()

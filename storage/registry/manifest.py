@@ -1,4 +1,4 @@
-"""Records of the checkpoint registry: what a version is, what a ref points at, what happened when."""
+"""Records of the checkpoint registry: versions, refs, events."""
 
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ from storage.durable.record import FileHash, Record
 
 
 class BufferSnapshot(Record):
-    """The frames that a round worked on, in a few numbers; the round's `spec.json` names each."""
+    """The frames of a round in a few numbers; the round's `spec.json` names each."""
 
     train: int
     """Frames to train on."""
@@ -34,9 +34,9 @@ class Manifest(Record):
     version: int = 0
     """Number of the version; assigned by the registry."""
     parent: int | None = None
-    """Version that the round started from; none for source training and imports."""
+    """Version that the round started from; None for source training and imports."""
     origin: Literal["pretrain", "import", "round"]
-    """How the weights came about."""
+    """Origin of the weights."""
     round: int | None = None
     """Round that made it."""
     created: float
@@ -58,7 +58,7 @@ class Manifest(Record):
     frames: int = 0
     """Target frames in the round's snapshot."""
     snapshot: BufferSnapshot | None = None
-    """The frames of the round that made it; none for source training and imports."""
+    """The frames of its round; None for source training and imports."""
     libraries: dict[str, str] = Field(default_factory=dict)
     """Versions of mfmd, python, torch and other libraries that the weights depend on."""
     code: str = ""
@@ -66,7 +66,7 @@ class Manifest(Record):
     scores: dict[str, float] = Field(default_factory=dict)
     """Headline scores by name (0-1)."""
     verdict: dict[str, Any] | None = None
-    """The gate's verdict, for a round's version; none while it runs in the shadow before there is one."""
+    """The gate's verdict, for a round's version; None while it runs in the shadow before the verdict."""
     files: dict[str, FileHash] = Field(default_factory=dict)
     """Files by name; filled by the registry."""
 

@@ -1,10 +1,10 @@
-"""Copies of what serves, for servers that run already: a Triton model repository, a Hugging Face directory.
+"""Copies of the serving version for other servers: a Triton model repository, a Hugging Face directory.
 
-TRITON/mfmd/{7/{model.onnx, mfmd.json}, config.pbtxt}                 config.pbtxt names the one version to serve
-HUGGINGFACE/{7/{config.json, model.safetensors, ...}, current -> 7}   `current` is what to load
+    TRITON/mfmd/{7/{model.onnx, mfmd.json}, config.pbtxt}                 config.pbtxt names the one version to serve
+    HUGGINGFACE/{7/{config.json, model.safetensors, ...}, current -> 7}   `current` is what to load
 
-A version's folder appears complete or not at all (`mfmd export` sees to that); what names it is replaced after that, in
-one step, and folders of old versions go last. So whoever reads never finds half a version, whatever was killed when.
+A version's folder appears complete or not at all (`mfmd export` ensures it). The name is replaced after that, in one
+step, and folders of old versions are removed last. So a reader never finds half a version, after a kill at any moment.
 """
 
 from abc import ABC, abstractmethod
@@ -23,11 +23,11 @@ MODEL = "mfmd"
 CONFIG = "config.pbtxt"
 CURRENT = "current"
 DESCRIPTION = "mfmd.json"
-"""Beside an exported model: what a program needs to know to use it."""
+"""File beside an exported model: what a program must know to use it."""
 
 
 class ExportDescription(BaseModel):
-    """The version, its classes, and the pixels that the model takes."""
+    """The version, its classes, and the pixels that the model expects."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
@@ -42,7 +42,7 @@ class ExportDescription(BaseModel):
     size: tuple[int, int]
     """Height and width that images were fitted to in training and serving (pixels)."""
     mean: tuple[float, float, float]
-    """The network takes (RGB / 255 - mean) / std; a Hugging Face model what its preprocessor_config.json says."""
+    """The network expects (RGB / 255 - mean) / std; a Hugging Face model what its preprocessor_config.json says."""
     std: tuple[float, float, float]
     """See `mean`."""
     free_dimensions: tuple[str, ...]
@@ -50,7 +50,7 @@ class ExportDescription(BaseModel):
 
 
 def read_description(folder: Path) -> ExportDescription | None:
-    """What an exported folder says of itself; none where there is nothing, or nothing that can be understood."""
+    """Return the description in an exported folder; None when it is missing or invalid."""
     try:
         return ExportDescription.model_validate_json((folder / DESCRIPTION).read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValidationError):
@@ -67,19 +67,19 @@ class Mirror(ABC):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        """Where folders of versions lie."""
+        """Folder of the versions."""
 
     def place(self, version: int) -> Path:
-        """The folder of a version."""
+        """Return the folder of a version."""
         return self.folder / str(version)
 
     def holds(self, version: int, weights: str) -> bool:
-        """Whether the copy of a version is there, made of the weights with this SHA-256."""
+        """Return whether the copy of a version exists, made of the weights with this SHA-256."""
         found = read_description(self.place(version))
         return found is not None and (found.version, found.weights) == (version, weights)
 
     def prepare(self, version: int) -> None:
-        """Make room for the export of a version: what a killed one left goes, and a version of other weights.
+        """Make room for the export of a version: remove leftovers of a killed one, and a version of other weights.
 
         Raises StorageError when that one is in use: it is another registry's.
         """
@@ -101,18 +101,18 @@ class Mirror(ABC):
 
     @abstractmethod
     def current(self) -> int | None:
-        """The version that readers are led to; none before the first."""
+        """Return the version that readers get; None before the first."""
 
     def leads_to(self, version: int) -> bool:
-        """Whether readers are led to a version, in the way that `point` would write now."""
+        """Return whether readers get a version in the form that `point` would write now."""
         return self.current() == version
 
     @abstractmethod
     def point(self, version: int) -> None:
-        """Lead readers to a version that it holds, in one step."""
+        """Point readers to a version that it holds, in one step."""
 
     def prune(self, keep: Collection[int]) -> list[int]:
-        """Remove copies of other versions than `keep` and the current one, and what a killed writer left; the numbers.
+        """Remove copies of versions other than `keep` and the current one, and leftovers; return the numbers.
 
         Not while an export runs.
         """
@@ -131,18 +131,18 @@ class Mirror(ABC):
 
 
 class TritonMirror(Mirror):
-    """A model of a Triton model repository. Triton ignores folders whose names are no numbers: unfinished ones."""
+    """A model of a Triton model repository. Triton ignores folders whose names are not numbers: unfinished ones."""
 
     name = "triton"
     format = "onnx"
 
     def __init__(self, repository: Path, max_batch: int) -> None:
-        """`max_batch`: most images that Triton may put into one batch."""
+        """Configure it; `max_batch` is the most images that Triton may put into one batch."""
         super().__init__(repository / MODEL)
         self._max_batch = max_batch
 
     def current(self) -> int | None:
-        """The version in the version policy."""
+        """Return the version in the version policy."""
         try:
             text = self._text()
         except FileNotFoundError:
@@ -151,17 +151,17 @@ class TritonMirror(Mirror):
         return int(number) if number.isdigit() else None
 
     def leads_to(self, version: int) -> bool:
-        """Whether `config.pbtxt` is what it should be; it also holds settings."""
+        """Return whether `config.pbtxt` is up to date; it also holds settings."""
         return self.current() == version and (self.folder / CONFIG).read_text(
             encoding="utf-8", errors="replace"
         ) == self._config(version)
 
     def point(self, version: int) -> None:
-        """Replace `config.pbtxt`. The policy names one version: the newest number is not it after a rollback."""
+        """Replace `config.pbtxt`. The policy names one version, because a rollback is not the newest number."""
         durable.write_text(self.folder / CONFIG, self._config(version), shared=True)
 
     def _text(self) -> str:
-        """What stands there; whatever cannot be read as text is none of ours, and no reason to fail."""
+        """Return the content of the file; unreadable text is not mfmd's, and no reason to fail."""
         return (self.folder / CONFIG).read_text(encoding="utf-8", errors="replace")
 
     def _config(self, version: int) -> str:
@@ -175,13 +175,13 @@ class HuggingFaceMirror(Mirror):
     format = "huggingface"
 
     def current(self) -> int | None:
-        """Where `current` leads."""
+        """Return the target of `current`."""
         link = self.folder / CURRENT
         target = link.readlink().name if link.is_symlink() else ""
         return int(target) if target.isdigit() else None
 
     def point(self, version: int) -> None:
-        """Let `current` lead to the version."""
+        """Point `current` to the version."""
         self._description(version)
         durable.point_link(self.folder / CURRENT, str(version))
 

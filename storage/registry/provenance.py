@@ -1,4 +1,4 @@
-"""What made a version: library versions, our own source, the settings, the frames. It imports no library."""
+"""Provenance of a version: library versions, mfmd's source, the settings, the frames. It imports no library."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ ROOMS = ("configs", "storage", "adapters", "daemon")
 
 
 class SnapshotFrame(Protocol):
-    """What a snapshot needs to know of a committed frame."""
+    """Facts of a committed frame for a snapshot."""
 
     @property
     def id(self) -> int:
@@ -36,7 +36,7 @@ class SnapshotFrame(Protocol):
 
 
 def snapshot_of(frames: Sequence[SnapshotFrame]) -> BufferSnapshot | None:
-    """The frames of a round in a few numbers; none without frames."""
+    """Return the frames of a round in a few numbers; None without frames."""
     if not frames:
         return None
     digest = hashlib.sha256("\n".join(sorted(frame.digest for frame in frames)).encode()).hexdigest()
@@ -53,18 +53,18 @@ def snapshot_of(frames: Sequence[SnapshotFrame]) -> BufferSnapshot | None:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what made the weights: mfmd, python and the libraries that training and storage stand on."""
+    """Return versions of mfmd, python and the libraries that training and storage depend on."""
     return {**{name: metadata.version(name) for name in LIBRARIES}, "python": platform.python_version()}
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:
-    """Hex SHA-256 of settings as JSON (`model_dump(mode="json")`, secrets masked), whatever the order of their keys."""
+    """Return the hex SHA-256 of settings as JSON (`model_dump(mode="json")`, secrets masked), in any order of keys."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 @cache
 def code_digest() -> str:
-    """Hex SHA-256 of the source files of mfmd itself: tells two states of the code apart that have one version."""
+    """Return the hex SHA-256 of mfmd's source files: it distinguishes two states of the code with one version."""
     root, digest = Path(__file__).parents[1], hashlib.sha256()
     for room in ROOMS:
         for path in sorted((root / room).rglob("*.py")):

@@ -19,31 +19,31 @@ from storage.registry.manifest import Ref
 
 PIN = "pinned-"
 STALE_READS = 5
-"""On NFS a file that is replaced between open and read is stale: most attempts to open it."""
+"""Largest number of attempts to open a ref: on NFS a file that is replaced between open and read is stale."""
 MOST_BYTES = 1 << 20
-"""More than any ref holds."""
+"""Largest size of a ref (bytes), with room to spare."""
 REWRITE = "stop `mfmd run`, then `mfmd check --repair` rewrites it"
 NO_REF = (*NO_FILE, errno.ENOENT, errno.ENOTDIR)
-"""Errors of the system where something that is no ref exists, or a dangling link."""
+"""Errors of the system when something that is no ref, or a dangling link, is at the path."""
 FORBIDDEN = (errno.EACCES, errno.EPERM)
 LONGEST_REASON = 2000
-"""Characters of a reason: a paragraph. Every list of versions reads the whole history."""
+"""Largest number of characters of a reason: a paragraph. Every list of versions reads the whole history."""
 ALLOWED = frozenset("\t\n\r")
-"""Control characters that a reason may hold; others, of terminals above all, would act where the history is shown."""
+"""Control characters that a reason may hold; others would act on the terminal that shows the history."""
 
 
 class Refs:
-    """The folder of refs. Writing is for the registry's writer, under its lock."""
+    """The folder of refs. Only the registry's writer writes, under its lock."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path(self, name: str) -> Path:
-        """The file of a ref."""
+        """Return the file of a ref."""
         return self.folder / name
 
     def read(self, name: str) -> Ref | None:
-        """What a ref names; None when there is no such ref. Raises StorageError when it cannot be read."""
+        """Return what a ref names; None when it does not exist. Raises StorageError when it cannot be read."""
         path = self.path(name)
         try:
             data = _content(path)
@@ -54,30 +54,30 @@ class Refs:
             raise StorageError(f"{path}: cannot be read as a ref: {error.strerror}; {_remedy(error)}") from error
 
     def read_or_none(self, name: str) -> Ref | None:
-        """As `read`, but None also for a ref that cannot be read."""
+        """Return what a ref names, like `read`, but None also for a ref that cannot be read."""
         try:
             return self.read(name)
         except StorageError:
             return None
 
     def write(self, name: str, version: int, by: str, reason: str) -> Ref:
-        """Let a ref name a version. A folder in its place is moved aside."""
+        """Write a ref. A folder at its path is moved aside."""
         self._make_way(name)
         ref = Ref(version=version, since=time.time(), by=by, reason=reason)
         durable.write_record(self.path(name), ref)
         return ref
 
     def remove(self, name: str) -> None:
-        """Remove a ref; it is no error when there is none. A folder in its place is moved aside."""
+        """Remove a ref; it is no error when there is none. A folder at its path is moved aside."""
         self._make_way(name)
         durable.remove_file(self.path(name))
 
     def exists(self, name: str) -> bool:
-        """Whether anything exists at the path of a ref, also a dangling link."""
+        """Return whether anything exists at the path of a ref, also a dangling link."""
         return os.path.lexists(self.path(name))
 
     def pins(self) -> list[int]:
-        """Pinned versions, ascending."""
+        """Return pinned versions, ascending."""
         return numbers(self.folder, PIN)
 
     def _make_way(self, name: str) -> None:
@@ -88,12 +88,12 @@ class Refs:
 
 
 def pin_name(version: int) -> str:
-    """Name of the ref that pins a version."""
+    """Return the name of the ref that pins a version."""
     return f"{PIN}{version:06d}"
 
 
 def check_reason(reason: str) -> None:
-    """Raises InvalidReason, which says where, for control characters, text that UTF-8 cannot express, or too much."""
+    """Raise InvalidReason, with the place, for control characters, text that UTF-8 cannot express, or too much text."""
     if len(reason) > LONGEST_REASON:
         raise InvalidReason(f"reason: {len(reason)} characters, at most {LONGEST_REASON} are kept; say it shorter")
     for position, character in enumerate(reason):
@@ -109,7 +109,7 @@ def _remedy(error: OSError) -> str:
 
 
 def _content(path: Path) -> bytes | None:
-    """The file's bytes; None when it does not exist."""
+    """Return the file's bytes; None when it does not exist."""
     for _ in range(STALE_READS - 1):
         try:
             return read_small(path, MOST_BYTES)
@@ -123,7 +123,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def _is_listed(path: Path) -> bool:
-    """A network mount also caches that a name did not exist; listing the folder asks the server again."""
+    """Return whether the folder lists the name: a network mount caches missing names, but listing asks the server."""
     try:
         return any(entry.name == path.name for entry in path.parent.iterdir())
     except FileNotFoundError:

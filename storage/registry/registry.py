@@ -1,9 +1,9 @@
 """The checkpoint registry: numbered versions that never change, refs that name them, a history of every move.
 
 versions/000042/{manifest.json, model.safetensors}    appears complete or not at all
-refs/{serving, previous, shadow, pinned-000003}        one small JSON each
-history.jsonl                                          a line is durable before the ref it announces moves
-pruned/000003.json                                     manifests of versions whose weights were removed
+refs/{serving, previous, shadow, pinned-000003}       one small JSON each
+history.jsonl                                         a line is durable before its ref moves
+pruned/000003.json                                    manifests of versions whose weights were removed
 """
 
 import time
@@ -25,7 +25,7 @@ OTHER_REFS: tuple[Literal["previous"], Literal["shadow"]] = ("previous", "shadow
 
 
 class CheckpointRegistry:
-    """Versions and refs under one folder. Reading takes no lock; everything that writes holds `.lock`."""
+    """Versions and refs under one folder. Reading takes no lock; every writer holds `.lock`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -34,7 +34,7 @@ class CheckpointRegistry:
         self._history = root / "history.jsonl"
 
     def add(self, weights: Path, manifest: Manifest, by: str, reason: str = "") -> Manifest:
-        """Copy a weights file in as the next version; returns the manifest with number and hashes filled in."""
+        """Copy a weights file in as the next version; return the manifest with number and hashes."""
         with self._writing():
             version = max(self.given(), default=0) + 1  # no number twice, not even that of a pruned version
             self._versions.publish(version, weights, manifest)
@@ -42,33 +42,33 @@ class CheckpointRegistry:
             return self.manifest(version)
 
     def versions(self) -> list[int]:
-        """Numbers of the versions on disk, ascending."""
+        """Return the numbers of the versions on disk, ascending."""
         return self._versions.numbers()
 
     def manifest(self, version: int) -> Manifest:
-        """The manifest of a version. Raises UnknownVersion, or CorruptCheckpoint when it cannot be read."""
+        """Return the manifest of a version. Raises UnknownVersion, or CorruptCheckpoint when it cannot be read."""
         return self._versions.manifest(version)
 
     def folder(self, version: int) -> Path:
-        """The folder of a version, whether it exists or not: `versions/000042`."""
+        """Return the folder of a version, whether it exists or not: `versions/000042`."""
         return self._versions.folder(version)
 
     def weights_path(self, version: int) -> Path:
-        """The safetensors file of a version. Raises UnknownVersion."""
+        """Return the safetensors file of a version. Raises UnknownVersion."""
         return self._versions.existing(version) / WEIGHTS
 
     def verify(self, version: int, *, content: bool = True) -> None:
-        """Compare every file of a version with its manifest, its size only unless `content`.
+        """Compare every file of a version with its manifest; without `content` only its size.
 
         Raises UnknownVersion or CorruptCheckpoint.
         """
         self._versions.verify(version, content=content)
 
     def serving(self) -> Ref | None:
-        """What serves; None before the first promotion.
+        """Return what serves; None before the first promotion.
 
-        Raises StorageError, with the remedy, when the ref cannot be read, and when it is gone though the history says
-        that a version serves.
+        Raises StorageError, with the remedy, when the ref cannot be read, and when it is missing although the history
+        says that a version serves.
         """
         serving = self._refs.read("serving")
         if serving is None and (lost := RegistryState.from_events(self.history()).serves_last) is not None:
@@ -79,18 +79,18 @@ class CheckpointRegistry:
         return serving
 
     def serving_version(self) -> int:
-        """The version that serves. Raises NoCheckpoint when none does yet, StorageError as `serving`."""
+        """Return the version that serves. Raises NoCheckpoint when none does yet, StorageError like `serving`."""
         serving = self.serving()
         if serving is None:
             raise NoCheckpoint("no version serves yet: `mfmd pretrain` trains one, `mfmd import PATH` takes one in")
         return serving.version
 
     def ref(self, name: Literal["previous", "shadow"]) -> Ref | None:
-        """What another ref names; None when there is no such ref. Raises StorageError when it cannot be read."""
+        """Return what another ref names; None when it does not exist. Raises StorageError when it cannot be read."""
         return self._refs.read(name)
 
     def readable_refs(self) -> tuple[dict[str, Ref], list[str]]:
-        """What serving, previous and shadow name, as far as they can be read; and what is wrong with the others."""
+        """Return what serving, previous and shadow name, as far as readable, and what is wrong with the others."""
         found: dict[str, Ref] = {}
         damage: list[str] = []
         for name in ("serving", *OTHER_REFS):
@@ -103,13 +103,13 @@ class CheckpointRegistry:
         return found, damage
 
     def state(self) -> RegistryState:
-        """What serves, what served before, what was rolled back: computed from the history and the serving ref."""
+        """Return what serves, served before, and was rolled back, from the history and the serving ref."""
         return RegistryState.from_events(self.history(), self._version_named("serving"))
 
     def set_shadow(self, version: int | None, *, by: str, reason: str, over: str | None = None) -> bool:
-        """Let inference planes run `version` in the shadow of the one that serves; None ends that.
+        """Run `version` in the shadow of the serving one on the inference planes; None ends that.
 
-        `over`: only where there is no shadow, or one that `over` set; another's stays. Returns whether the ref moved.
+        `over`: only if there is no shadow, or one that `over` set; another's stays. Returns whether the ref moved.
         Raises UnknownVersion, CorruptCheckpoint when it is damaged, or InvalidReason; then nothing moved.
         """
         check_reason(reason)
@@ -127,8 +127,10 @@ class CheckpointRegistry:
             return True
 
     def judged(self, version: int, verdict: dict[str, Any]) -> None:
-        """Write the gate's verdict into the manifest of a version that was added before there was one: the only thing
-        of a version that ever changes. Raises UnknownVersion, or CorruptCheckpoint when it is damaged.
+        """Write the gate's verdict into the manifest of a version that was added before its verdict.
+
+        This is the only part of a version that ever changes. Raises UnknownVersion, or CorruptCheckpoint when it is
+        damaged.
         """
         with self._writing():
             self._versions.judged(version, verdict)
@@ -143,13 +145,13 @@ class CheckpointRegistry:
         expected: int | None = None,
         refuse_rolled_back: bool = False,
     ) -> Ref:
-        """Make any version serve, after verifying it. The version left does not count as rolled back, so it becomes
-        `previous` and a plain rollback leads back to it.
+        """Make any version serve, after verifying it.
 
+        The version left does not count as rolled back, so it becomes `previous` and a plain rollback leads back to it.
         `expected`: only while that version serves. Without it, a damaged or missing serving ref is no obstacle: the
-        version left is then the one that the history names. `refuse_rolled_back`: not a version that was rolled back
-        from. Raises ServingChanged, UnknownVersion, CorruptCheckpoint, or StorageError when it serves already; then
-        nothing moved.
+        version left is then the one that the history names. `refuse_rolled_back`: not a version that was rolled back.
+        Raises ServingChanged, UnknownVersion, CorruptCheckpoint, or StorageError when it serves already; then nothing
+        moved.
         """
         with self._writing():
             self.verify(version)
@@ -182,11 +184,11 @@ class CheckpointRegistry:
             return self._serve("rolled_back", target, serving, by=by, reason=reason)
 
     def restore(self, *, by: str, reason: str) -> Ref:
-        """Write `serving` and `previous` again after damage: the last version that served and is whole serves.
+        """Rewrite `serving` and `previous` after damage: the last intact version that served becomes the serving one.
 
-        A version that serves and is whole stays. One that served and is damaged counts as rolled back from; one that
-        was rolled back from, or turned down by the gate, is not taken. Raises UnknownVersion when no version is left;
-        then nothing moved.
+        An intact serving version stays. A damaged one that served counts as rolled back. A version that was rolled
+        back, or that the gate did not accept, is not used. Raises UnknownVersion when no version is left; then nothing
+        moved.
         """
         with self._writing():
             state, serving = self.state(), self._refs.read_or_none("serving")
@@ -210,20 +212,20 @@ class CheckpointRegistry:
             self._append(event)
 
     def history(self) -> list[HistoryEvent]:
-        """Every event, oldest first. A line whose ref did not move: the process was killed between the two."""
+        """Return every event, oldest first. A line whose ref did not move: the process was killed between the two."""
         return read_history(self._history)
 
     def ref_path(self, name: str) -> Path:
-        """The file of a ref: `serving`, `previous` or `pinned-NNNNNN`."""
+        """Return the file of a ref: `serving`, `previous` or `pinned-NNNNNN`."""
         return self._refs.path(name)
 
     def given(self) -> set[int]:
-        """Every number that a version ever had, of pruned ones too."""
+        """Return every number that a version ever had, including pruned ones."""
         named = {event.version for event in self.history() if event.event == "added" and event.version is not None}
         return named | set(self.versions()) | set(numbers(self._versions.pruned))
 
     def pin(self, version: int, by: str, reason: str = "") -> Ref:
-        """Keep a version whatever retention says. Raises UnknownVersion, InvalidReason."""
+        """Protect a version from retention. Raises UnknownVersion, InvalidReason."""
         check_reason(reason)
         with self._writing():
             self.manifest(version)
@@ -231,7 +233,7 @@ class CheckpointRegistry:
                 return self._refs.write(pin_name(version), version, by, reason)
 
     def unpin(self, version: int, by: str, reason: str = "") -> None:
-        """Leave a version to retention again. Raises UnknownVersion when it is not pinned, InvalidReason."""
+        """Remove the protection. Raises UnknownVersion when the version is not pinned, InvalidReason."""
         check_reason(reason)
         with self._writing():
             if version not in self.pins():
@@ -240,27 +242,28 @@ class CheckpointRegistry:
             self._refs.remove(pin_name(version))
 
     def pins(self) -> list[int]:
-        """Pinned versions, ascending."""
+        """Return pinned versions, ascending."""
         return self._refs.pins()
 
     def released(self, version: int) -> int:
-        """The model that was released: the oldest ancestor of `version` still present, or `version` itself.
+        """Return the released model: the oldest ancestor of `version` still present, or `version` itself.
 
         Manifests of pruned versions are kept, so the chain of parents does not break. Raises UnknownVersion.
         """
         return self._versions.released(version)
 
     def prunable(self, keep: int) -> list[int]:
-        """Versions that `prune` would remove now: of those that served the oldest beyond `keep`, and all but the newest
-        few that never served.
+        """Return versions that `prune` would remove now.
 
-        Serving, previous, shadow and pinned versions and the released ancestor of serving stay and are not counted.
-        Raises StorageError while a ref is damaged or the serving one is gone: what it named would count as unused.
+        These are the oldest beyond `keep` of those that served, and all but the newest few that never served. Serving,
+        previous, shadow and pinned versions and the released ancestor of serving stay and are not counted. Raises
+        StorageError while a ref is damaged or the serving one is missing: the version that it named would count as
+        unused.
         """
         return self.state().removable(self.versions(), self._protected(), keep)
 
     def prune(self, keep: int, *, by: str = "retention") -> list[int]:
-        """Remove what `prunable` names; returns the numbers."""
+        """Remove the versions of `prunable`; return the numbers."""
         with self._writing():
             removed = self.prunable(keep)
             for version in removed:
@@ -280,7 +283,7 @@ class CheckpointRegistry:
         return protected
 
     def _target(self, to: int | None, serving: Ref | None) -> int:
-        """The verified version that a rollback leads to."""
+        """Return the verified target of a rollback."""
         state, now = self.state(), serving.version if serving else None
         if to is not None and to == now:
             raise StorageError(f"version {to} serves already; nothing to roll back")
@@ -306,7 +309,7 @@ class CheckpointRegistry:
         return target
 
     def _before(self, serving: Ref) -> int | None:
-        """Where a plain rollback leads: what the history says, or the ref `previous` where the history is lost."""
+        """Return the target of a plain rollback: from the history, or from the ref `previous` without one."""
         previous = self._version_named("previous")
         return self.state().previous(self.versions()) or (previous if previous != serving.version else None)
 
@@ -320,7 +323,7 @@ class CheckpointRegistry:
         reason: str,
         round: int | None = None,
     ) -> Ref:
-        """Write the line, then `previous`, then `serving`: between the refs, the version left serves on."""
+        """Write the line, then `previous`, then `serving`: between the refs the version left still serves."""
         events = self.history()
         left = serving.version if serving else RegistryState.from_events(events).serves_last
         event = _event(how, version, by, reason, previous=left if left != version else None, round=round)
@@ -336,16 +339,16 @@ class CheckpointRegistry:
             self._refs.remove("previous")
 
     def _version_named(self, name: str) -> int | None:
-        """The version that a ref points at; none when it is missing or cannot be read."""
+        """Return the version that a ref names; None when it is missing or cannot be read."""
         ref = self._refs.read_or_none(name)
         return ref.version if ref else None
 
     @contextmanager
     def _announced(self, ref: str, event: HistoryEvent) -> Iterator[None]:
-        """Write the event, then let the caller move the ref that it announces.
+        """Write the event, then let the caller move the ref.
 
-        When the system refuses the move (a full disk), the line is removed: it would say of a version that serves on
-        that it was rolled back from.
+        When the system refuses the move (a full disk), the line is removed. Otherwise it would mark the serving version
+        as rolled back.
         """
         size, named = durable.size_of(self._history), self._version_named(ref)
         self._append(event)
@@ -377,7 +380,7 @@ def _event(event: str, version: int | None, by: str, reason: str, **more: int | 
 
 
 def _require_serving(serving: Ref | None, expected: int, outcome: str) -> None:
-    """Raises ServingChanged unless `expected` serves."""
+    """Raise ServingChanged unless `expected` serves."""
     if serving is None or serving.version != expected:
         now = f"version {serving.version} serves" if serving else "no version serves"
         raise ServingChanged(f"{now}, not version {expected}; {outcome}")

@@ -1,6 +1,6 @@
-"""How a candidate agreed with the version that served, on live requests: files that the gate reads.
+"""Agreement of a candidate with the serving version on live requests: files that the gate reads.
 
-`shadow/000042/PLANE.json`: each inference plane on a state directory writes its own, a reader sums them up.
+`shadow/000042/PLANE.json`: each inference plane on a state directory writes its own, a reader sums them.
 """
 
 from collections.abc import Collection, Iterator
@@ -16,12 +16,12 @@ from storage.registry.files import numbers
 
 
 class ShadowRecord(Record):
-    """Agreement of a candidate with one serving version; counts begin anew when another version serves."""
+    """Agreement of a candidate with one serving version; counts start again when another version serves."""
 
     candidate: int
     """The version that ran in the shadow."""
     serving: int
-    """The version whose answers were given."""
+    """The version that answered."""
     images: int = 0
     """Images that both ran on."""
     pixels: int = 0
@@ -37,7 +37,7 @@ class ShadowRecord(Record):
 
     @property
     def tried(self) -> int:
-        """Images that the candidate was run on, whatever came of it."""
+        """Images that the candidate was run on, with any result."""
         return self.images + self.failed
 
     @property
@@ -50,15 +50,15 @@ class ShadowRecords:
     """All records of a state directory. A plane writes only under its own name."""
 
     def __init__(self, root: Path) -> None:
-        """`root`: the folder `shadow` of the state directory."""
+        """Use the folder `shadow` of the state directory, `root`."""
         self.root = root
 
     def path(self, candidate: int, plane: str) -> Path:
-        """The file of one plane; whatever its name is, no two names share a file and none leaves the folder."""
+        """Return the file of one plane; no two names share a file, and none leaves the folder."""
         return self._folder(candidate) / f"{quote(plane, safe='')}.json"
 
     def read(self, candidate: int, plane: str) -> ShadowRecord | None:
-        """What one plane recorded; none before the first image. Raises StorageError when it cannot be read."""
+        """Return the record of one plane; None before the first image. Raises StorageError when it cannot be read."""
         return _read(self.path(candidate, plane))
 
     def write(self, plane: str, record: ShadowRecord) -> None:
@@ -68,9 +68,9 @@ class ShadowRecords:
         durable.write_record(path, record)
 
     def of(self, candidate: int) -> list[ShadowRecord]:
-        """One record for each serving version that a candidate ran beside, planes summed up.
+        """Return one record for each serving version that a candidate ran beside, summed over planes.
 
-        A file that cannot be read counts nothing: its plane begins it anew, and too little evidence promotes nobody.
+        An unreadable file counts nothing: its plane starts it again, and too little evidence promotes no candidate.
         """
         sums: dict[int, ShadowRecord] = {}
         for record in self._readable(candidate):
@@ -79,7 +79,7 @@ class ShadowRecords:
         return [sums[serving] for serving in sorted(sums)]
 
     def total(self, candidate: int, serving: int) -> ShadowRecord | None:
-        """The sum over all planes of a candidate beside one serving version; none before the first image."""
+        """Return the sum over all planes of a candidate beside one serving version; None before the first image."""
         return next((record for record in self.of(candidate) if record.serving == serving), None)
 
     def prune(self, versions: Collection[int]) -> None:

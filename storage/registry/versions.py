@@ -16,11 +16,11 @@ from storage.registry.manifest import Manifest
 WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"
 MOST_MANIFEST_BYTES = 1 << 26
-"""More than any manifest holds."""
+"""Largest size of a manifest (bytes), with room to spare."""
 
 
 class Versions:
-    """`versions/` and `pruned/` of a registry. Writing is for the registry's writer, under its lock."""
+    """`versions/` and `pruned/` of a registry. Only the registry's writer writes, under its lock."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -28,27 +28,27 @@ class Versions:
         self.pruned = root / "pruned"
 
     def numbers(self) -> list[int]:
-        """Numbers of the versions on disk, ascending."""
+        """Return the numbers of the versions on disk, ascending."""
         return numbers(self.path)
 
     def folder(self, version: int) -> Path:
-        """The folder of a version, whether it exists or not."""
+        """Return the folder of a version, whether it exists or not."""
         return self.path / f"{version:06d}"
 
     def existing(self, version: int) -> Path:
-        """The folder of a version. Raises UnknownVersion."""
+        """Return the folder of a version. Raises UnknownVersion."""
         folder = self.folder(version)
         if not folder.is_dir():
             self._unknown(version)
         return folder
 
     def manifest(self, version: int) -> Manifest:
-        """The manifest of a version. Raises UnknownVersion, or CorruptCheckpoint when it cannot be read."""
+        """Return the manifest of a version. Raises UnknownVersion, or CorruptCheckpoint when it cannot be read."""
         with self._while_there(self.existing(version)) as folder:
             return _read_manifest(folder / MANIFEST)
 
     def verify(self, version: int, *, content: bool = True) -> None:
-        """Compare every file of a version with its manifest, its size only unless `content`.
+        """Compare every file of a version with its manifest; without `content` only its size.
 
         Raises UnknownVersion or CorruptCheckpoint.
         """
@@ -64,7 +64,7 @@ class Versions:
                     raise CorruptCheckpoint(f"{path}: content does not match the SHA-256 in the manifest")
 
     def whole(self, version: int) -> bool:
-        """Whether a version exists and is what its manifest says."""
+        """Return whether a version exists and matches its manifest."""
         try:
             self.verify(version)
         except (UnknownVersion, CorruptCheckpoint):
@@ -91,11 +91,11 @@ class Versions:
         durable.write_bytes(self.pruned / f"{version:06d}.json", content)
 
     def retire(self, version: int) -> None:
-        """Remove a version; its name goes first."""
+        """Remove a version; it is renamed first."""
         durable.retire_directory(self.folder(version))
 
     def released(self, version: int) -> int:
-        """The oldest ancestor of `version` still present, or `version` itself. Raises UnknownVersion."""
+        """Return the oldest ancestor of `version` still present, or `version` itself. Raises UnknownVersion."""
         present, found, current = self.numbers(), version, self.manifest(version).parent
         while current is not None:
             found = current if current in present else found
@@ -111,8 +111,9 @@ class Versions:
 
     @contextmanager
     def _while_there(self, folder: Path) -> Iterator[Path]:
-        """Read in a version's folder: a file that is not there is UnknownVersion if all of it went meanwhile, else
-        CorruptCheckpoint.
+        """Read in a version's folder: a missing file means UnknownVersion if the whole version is gone.
+
+        Otherwise it means CorruptCheckpoint.
         """
         try:
             yield folder

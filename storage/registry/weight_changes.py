@@ -1,4 +1,4 @@
-"""What differs between two weights files: names, types and shapes of tensors, and how far each moved. No torch."""
+"""Differences of two weights files: names, types and shapes of tensors, and relative change of each. No torch."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from storage.errors import CorruptCheckpoint
 BFLOAT16 = "BF16"
 """numpy has no such type: its values are the upper halves of float32."""
 LENGTH_BYTES = 8
-"""A safetensors file begins with the length of its header (little endian); places of tensors count from its end."""
+"""Bytes of the header's length (little endian) at the start; positions of tensors count from its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,32 +27,32 @@ class TensorChange:
     name: str
     """Key in the file."""
     shape: tuple[int, ...]
-    """Its shape in the second version; in the first where only that has it."""
+    """Shape in the second version; in the first when only that has it."""
     relative: float | None
-    """Norm of the difference over the norm of the first (0: the same); none where that says nothing."""
+    """Norm of the difference over the norm of the first (0: equal); None when that is undefined."""
     note: str = ""
-    """Why not: only one has it, shapes differ, the first was all zeros, or values are not finite."""
+    """Why it is undefined: only one has it, shapes differ, the first was all zeros, or values are not finite."""
 
 
 def weight_changes(before: Path, after: Path) -> list[TensorChange]:
-    """Every tensor of two safetensors files, in order of names. Raises CorruptCheckpoint when one cannot be read."""
+    """Yield every tensor of two safetensors files, in order of names. Raises CorruptCheckpoint."""
     with _Weights(before) as one, _Weights(after) as other:
         return [_change(name, one, other) for name in sorted(one.shapes.keys() | other.shapes.keys())]
 
 
 def tensor_headers(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of each tensor of a safetensors file. Raises CorruptCheckpoint when it cannot be read."""
+    """Return type and shape of each tensor of a safetensors file. Raises CorruptCheckpoint when unreadable."""
     with _Weights(path) as weights:
         return {name: (weights.types[name], shape) for name, shape in weights.shapes.items()}
 
 
 def differing_tensors(expected: Mapping[str, object], found: Mapping[str, object]) -> list[str]:
-    """Names that only one side has, or whose values (shapes, or types and shapes) differ; sorted."""
+    """Return names that only one side has, or whose values (shapes, or types and shapes) differ; sorted."""
     return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
 
 
 class _Weights:
-    """An open file; values are read when they are asked for."""
+    """An open file; values are read on demand."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -73,7 +73,7 @@ class _Weights:
         self._file.__exit__(*reason)
 
     def values(self, name: str) -> NDArray[np.float64]:
-        """A tensor as one row of numbers."""
+        """Return a tensor as one row of numbers."""
         if self.types[name] != BFLOAT16:
             return np.asarray(self._file.get_tensor(name), dtype=np.float64).ravel()
         with self._path.open("rb") as file:

@@ -1,1 +1,1 @@
-"""Round folders: what a round was asked to do, how far it is, and what came out."""
+"""Round folders: the request of a round, its progress, and its results."""

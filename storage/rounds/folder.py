@@ -14,14 +14,15 @@ from storage.rounds.training_states import TrainingStates
 
 RECORD = "round.json"
 TAIL_BYTES = 16 * 1024
-"""The last progress line is looked for in this much of the file's end (bytes)."""
+"""The last progress line is searched in this much of the file's end (bytes)."""
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 class RoundFolder:
-    """One round's folder. `spec.json` and `round.json` exist from the beginning; the round's process writes
-    `scores.json` last.
+    """One round's folder.
+
+    `spec.json` and `round.json` exist from the beginning. The round's process writes `scores.json` last.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,7 +54,7 @@ class RoundFolder:
         return TrainingStates(self.path / "state")
 
     def spec(self) -> RoundSpec:
-        """What was asked for. Raises StorageError when it cannot be read."""
+        """Return the request. Raises StorageError when it cannot be read."""
         spec = _read(self.spec_path, RoundSpec)
         if spec is None:
             raise StorageError(f"{self.spec_path}: missing; the round folder was tampered with")
@@ -93,12 +94,12 @@ class RoundFolder:
             file.write(progress.model_dump_json() + "\n")
 
     def progress(self) -> list[Progress]:
-        """All progress so far, oldest first; a line still being written is left out."""
+        """Return all progress so far, oldest first; a line still being written is omitted."""
         path = self.path / "progress.jsonl"
         return _parsed(path.read_bytes().splitlines(keepends=True), Progress) if path.exists() else []
 
     def last_progress(self) -> Progress | None:
-        """The newest progress, read from the end of the file; None before the first."""
+        """Return the newest progress, read from the end of the file; None before the first."""
         path = self.path / "progress.jsonl"
         if not path.exists():
             return None
@@ -117,7 +118,7 @@ class RoundFolder:
         durable.remove_file(self.path / "scores.json")
 
     def scores(self) -> RoundScores | None:
-        """How the process ended; None while it runs or when it was killed. Raises StorageError when damaged."""
+        """Return how the process ended; None while it runs or when it was killed. Raises StorageError when damaged."""
         return _read(self.path / "scores.json", RoundScores)
 
     def write_verdict(self, verdict: Verdict) -> None:
@@ -125,7 +126,7 @@ class RoundFolder:
         durable.write_record(self.path / "verdict.json", verdict)
 
     def verdict(self) -> Verdict | None:
-        """The gate's decision; None before it. Raises StorageError when damaged."""
+        """Return the gate's decision; None before it. Raises StorageError when damaged."""
         return _read(self.path / "verdict.json", Verdict)
 
 
@@ -136,11 +137,11 @@ class RoundStore:
         self.root = root
 
     def next_number(self) -> int:
-        """The number for the next round."""
+        """Return the number of the next round."""
         return max(self.numbers(), default=0) + 1
 
     def create(self, spec: RoundSpec) -> RoundFolder:
-        """Make the folder of a round, in stage `planned`. Raises FileExistsError when the number is taken."""
+        """Create the folder of a round, in stage `planned`. Raises FileExistsError when the number is taken."""
         durable.make_directory(self.root)
         durable.remove_partials(self.root)
         final = self.root / f"{spec.round:06d}"
@@ -152,11 +153,11 @@ class RoundStore:
         return RoundFolder(final)
 
     def numbers(self) -> list[int]:
-        """Numbers of the rounds on disk, ascending."""
+        """Return the numbers of the rounds on disk, ascending."""
         return sorted(int(path.name) for path in self.root.glob("[0-9]*") if path.name.isdigit())
 
     def folder(self, number: int) -> RoundFolder:
-        """The folder of a round. Raises UnknownRound."""
+        """Return the folder of a round. Raises UnknownRound."""
         path = self.root / f"{number:06d}"
         if not path.is_dir():
             known = ", ".join(map(str, self.numbers())) or "none"
@@ -164,14 +165,14 @@ class RoundStore:
         return RoundFolder(path)
 
     def latest(self) -> RoundFolder | None:
-        """The newest round's folder, or none."""
+        """Return the newest round's folder, or None."""
         numbers = self.numbers()
         return self.folder(numbers[-1]) if numbers else None
 
     def prune(self, keep: int, spare: int | None = None) -> list[int]:
-        """Remove the oldest folders beyond `keep` (at least one stays, so numbers go on); returns their numbers.
+        """Remove the oldest folders beyond `keep` (at least one stays, so numbers continue); return their numbers.
 
-        Round `spare` stays in any case: its training state is still to be inherited.
+        Round `spare` stays in any case, because a later round inherits its training state.
         """
         numbers = self.numbers()
         removed = [number for number in numbers[: max(0, len(numbers) - max(1, keep))] if number != spare]
@@ -180,9 +181,9 @@ class RoundStore:
         return removed
 
     def remove_states(self, spare: int | None) -> list[int]:
-        """Remove the training states of all rounds but `spare`; returns the numbers of the rounds that had one.
+        """Remove the training states of all rounds but `spare`; return the numbers of the rounds that had one.
 
-        What kills left half written or half removed goes too, of `spare` as well.
+        Half-written or half-removed leftovers of kills are removed too, also of `spare`.
         """
         removed = [number for number in self.numbers() if number != spare and self.folder(number).states.steps()]
         for number in self.numbers():
@@ -195,7 +196,7 @@ class RoundStore:
 
 
 def _parsed(lines: list[bytes], kind: type[AnyRecord]) -> list[AnyRecord]:
-    """Whole lines only: the first may be cut by reading a tail, the last by a write that goes on."""
+    """Yield whole lines only: a tail may cut the first, an unfinished write the last."""
     found = []
     for line in lines:
         try:

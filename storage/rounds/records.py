@@ -1,6 +1,6 @@
-"""Records of a round folder: what the daemon asks for, what the round reports, what the gate decided.
+"""Records of a round folder: the request of the daemon, the report of the round, the decision of the gate.
 
-The round and the daemon are two processes; these files are all that they say to each other.
+The round and the daemon are two processes and communicate only through these files.
 """
 
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,9 +38,9 @@ class RoundSpec(Record):
     trigger: Literal["new_frames", "interval", "manual"]
     """Why the round started."""
     inherits: int | None = None
-    """Round whose training state this one starts from; none: clean, from the incumbent's weights."""
+    """Round whose training state this one starts from; None: clean, from the incumbent's weights."""
     snapshot: BufferSnapshot | None = None
-    """The leased frames in a few numbers, for the manifest of what the round makes."""
+    """The leased frames in a few numbers, for the manifest of the candidate."""
 
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ Stage = Literal["planned", "training", "scoring", "suspended", "shadowing", "jud
 AT_WORK: tuple[Stage, ...] = ("planned", "training", "scoring", "suspended")
 """Stages in which a round holds its frames: its process runs, or will run again."""
 ENDED: tuple[Stage, ...] = ("promoted", "rejected", "failed")
-"""Stages that no other follows."""
+"""Final stages."""
 
 
 class RoundStart(Record):
@@ -74,7 +74,7 @@ class Progress(Record):
     at: float
     """Unix time (seconds)."""
     phase: Literal["loading", "training", "scoring", "done", "shadow"]
-    """What the round is doing; shadow: it has ended, and its candidate runs in the shadow of what serves."""
+    """Activity of the round; shadow: it has ended, and its candidate runs in the shadow of the serving version."""
     step: int
     """Steps done; in the shadow: images compared."""
     steps: int
@@ -100,31 +100,31 @@ class ImageCounts(Record):
     """False negatives, [images][classes] (pixels)."""
 
     def arrays(self) -> "tuple[Floats, Floats, Floats]":
-        """Counts [images, classes], float64: tp, fp, fn."""
+        """Return counts [images, classes], float64: tp, fp, fn."""
         import numpy as np  # most readers of records need no array
 
         tp, fp, fn = (np.asarray(kind, dtype=np.float64) for kind in (self.tp, self.fp, self.fn))
         return tp, fp, fn
 
     def sums(self) -> "tuple[Floats, Floats, Floats]":
-        """Counts [classes] summed over images, float64: tp, fp, fn."""
+        """Return counts [classes] summed over images, float64: tp, fp, fn."""
         tp, fp, fn = (kind.sum(axis=0) for kind in self.arrays())
         return tp, fp, fn
 
 
 class ModelScores(Record):
-    """Everything the gate wants to know about one version. Lists over images have one order for all versions."""
+    """Scores of one version for the gate. Lists over images have one order for all versions."""
 
     version: int | None
-    """Registry version; none for the candidate."""
+    """Registry version; None for the candidate."""
     finite: bool
     """Whether all weights and all scored logits were finite."""
     missing: list[str] = Field(default_factory=list)
     """Tensor names that the candidate lacks or has beyond the incumbent's."""
     source: ImageCounts | None = None
-    """Counts on source validation images; none when source-free."""
+    """Counts on source validation images; None when source-free."""
     styled: ImageCounts | None = None
-    """Counts on source validation images restyled to the buffer; none when source-free."""
+    """Counts on source validation images restyled to the buffer; None when source-free."""
     area: list[list[float]] = Field(default_factory=list)
     """Share of pixels predicted per class, [hold-out images][classes] (0-1)."""
     gram: list[list[list[float]]] = Field(default_factory=list)
@@ -153,7 +153,7 @@ class RoundScores(Record):
     seconds: float
     """Wall time of the round (seconds)."""
     reference_marginal: list[float] = Field(default_factory=list)
-    """Class shares that diversity is judged against: of source labels, or of the released model on hold-out frames."""
+    """Reference class shares of diversity: of source labels, or of the released model on hold-out frames."""
     released: ModelScores | None = None
     """The released model: only `source` is filled."""
     incumbent: ModelScores | None = None
@@ -172,9 +172,9 @@ class Check(Record):
     passed: bool
     """Whether the candidate passes."""
     value: float | None
-    """The number that was judged; for votes the candidate's advantage over the incumbent."""
+    """The judged number; for votes the candidate's advantage over the incumbent."""
     limit: float | None
-    """The bound it was judged against; for votes the bootstrap's lower bound, which must exceed 0."""
+    """The bound of the check; for votes the bootstrap's lower bound, which must exceed 0."""
     detail: str
     """One sentence with numbers."""
 
@@ -214,7 +214,7 @@ class ShadowTrial(Record):
     began: float
     """Unix time (seconds)."""
     placed: bool = False
-    """Whether it was put into the shadow; before that, somebody else's shadow is waited for."""
+    """Whether it runs in the shadow; before that, it waits for the end of somebody else's shadow."""
     waited: float = 0.0
     """Seconds that daemons have waited so far; time without a daemon does not count."""
 
@@ -238,5 +238,5 @@ class RoundRecord(Record):
     """The candidate's time in the shadow; None when it had none."""
 
     def crashes(self) -> list[int]:
-        """Steps of the starts that did not end in order, oldest first."""
+        """Return the steps of the starts that did not end in order, oldest first."""
         return [start.step for start in self.starts if not start.orderly]

@@ -1,4 +1,4 @@
-"""Training states of a round: folders named by their step, each there whole or not at all.
+"""Training states of a round: folders named by their step, each complete or absent.
 
 rounds/000017/state/000400/    teacher, student, Rebuilder, optimizer, counters, random states after 400 steps
 """
@@ -9,22 +9,22 @@ from storage import durable
 
 
 class TrainingStates:
-    """The states in one folder; its one writer is the round, and the daemon once the round has ended."""
+    """The states in one folder; its one writer is the round, and the daemon after the round has ended."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def steps(self) -> list[int]:
-        """Steps of the complete states, ascending."""
+        """Return the steps of the complete states, ascending."""
         return sorted(int(path.name) for path in self.root.glob("[0-9]*") if path.name.isdigit())
 
     def latest(self) -> Path | None:
-        """The newest complete state, or none."""
+        """Return the newest complete state, or None."""
         steps = self.steps()
         return self._folder(steps[-1]) if steps else None
 
     def begin(self, step: int) -> Path:
-        """An empty folder to write the state of `step` into; what a kill left of an earlier attempt is removed."""
+        """Create an empty folder for the state of `step`; leftovers of an earlier attempt are removed."""
         durable.make_directory(self.root)
         durable.remove_partials(self.root)
         draft = self.draft(step)
@@ -32,11 +32,11 @@ class TrainingStates:
         return draft
 
     def draft(self, step: int) -> Path:
-        """The folder that `begin` makes, for the other processes of the round."""
+        """Return the folder that `begin` creates, for the other processes of the round."""
         return self.root / f".{step:06d}{durable.PARTIAL}"
 
     def publish(self, step: int) -> Path:
-        """Make the state of `step` complete: everything in it is on the disk before its name; older ones go after it.
+        """Make the state of `step` complete: all content is on the disk before its name; older ones are removed after.
 
         Raises DurabilityLost or OSError; then the state before it is still the newest.
         """
@@ -48,13 +48,13 @@ class TrainingStates:
         return final
 
     def remove(self) -> None:
-        """Remove every state: nobody can go on from them any more."""
+        """Remove every state: no round can continue from them any more."""
         for step in self.steps():
             durable.retire_directory(self._folder(step))
         self.tidy()
 
     def tidy(self) -> None:
-        """Remove what a kill left half written or half removed."""
+        """Remove half-written or half-removed leftovers of kills."""
         if self.root.is_dir():
             durable.remove_partials(self.root)
 

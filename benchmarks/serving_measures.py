@@ -23,8 +23,8 @@ SEEDS = (1, 2, 3, 4, 5)
 EARLY = 50
 """Moves after which memory must not grow any more."""
 AROUND = 25
-"""Moves before and after one (as far as there are) whose mean counts as the memory after it: a reading is 20 MiB higher
-when a forward pass has run since the swap gave free memory back."""
+"""Moves before and after one (as far as there are) whose mean counts as the memory after it: readings vary by
+20 MiB."""
 WARM_SECONDS = 5.0
 WARM_CLIENTS = 8
 """Clients that warm up a server, so that batches of every size have run before memory and times are looked at."""

@@ -16,7 +16,6 @@ from configs.serving import ServingSettings
 from daemon.runtime.logs import get_logger
 from daemon.serving.errors import ShadowDiffers
 from daemon.serving.metrics import ServingMetrics
-from daemon.serving.versions.memory import give_back
 from daemon.serving.versions.slots import Resident, Slots
 from storage.errors import CorruptCheckpoint
 from storage.registry.manifest import Manifest
@@ -100,7 +99,6 @@ class Swapper:
             return self._read(version)
         finally:
             self.garbage += 1
-            give_back()
 
     def _read(self, version: int) -> Resident:
         """Read `version` from disk. The idle version stays for rollbacks until the hashes are known to be right."""

@@ -16,10 +16,10 @@ from configs.serving import ServingSettings
 
 
 class ServedForward(nn.Module):
-    """Runs `network` as the settings say. Logits are float32 `[B, K, H, W]` whatever it computes with."""
+    """Runs `network` as the settings say. Logits are float32 `[B, K, H, W]` in any precision."""
 
     def __init__(self, network: SegmentationNetwork, settings: ServingSettings, device: torch.device) -> None:
-        """Takes `network` over from a CPU: into eval mode, form and memory format of the settings, and to `device`."""
+        """Take `network` from a CPU: set eval mode, form and memory format of the settings, and move it to `device`."""
         super().__init__()
         self.device = device
         self.computes: Precision = settings.precision
@@ -33,7 +33,7 @@ class ServedForward(nn.Module):
         self._compiled = Compiled(network) if settings.advanced.compile else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of normalised images `[B, 3, H, W]`."""
+        """Return logits of normalised images `[B, 3, H, W]`."""
         return self._in_format(images, self._compiled or self.network)
 
     def load(self, path: Path) -> None:
@@ -44,7 +44,7 @@ class ServedForward(nn.Module):
         copy_weights(self.network, path, self._plain, self._pairs)
 
     def warm_up(self, images: Tensor) -> Tensor:
-        """Logits of `images`; whatever is made once for a shape is made now."""
+        """Return logits of `images`; everything that is prepared once per shape is prepared now."""
         if self._compiled is not None:
             self._in_format(images, self._compiled.prepare)
         return logits_of(self, images)

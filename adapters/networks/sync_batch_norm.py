@@ -15,7 +15,7 @@ class SyncedBatchNorm(_BatchNorm):
     """BatchNorm over [B, C, ...] whose statistics in train mode are those of all processes; batches of equal shape."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        """`maps` normalised; one exchange for the mean and one for the variance, both differentiable."""
+        """Normalise `maps`: one exchange for the mean and one for the variance, both differentiable."""
         if not self.training:
             return super().forward(maps)
         reduced = [0, *range(2, maps.ndim)]

@@ -1,1 +1,1 @@
-"""Self-training recipes that Masked Feature Modeling sits on."""
+"""Self-training recipes that Masked Feature Modeling builds on."""

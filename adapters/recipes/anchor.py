@@ -12,7 +12,7 @@ class Anchor:
     """
 
     def __init__(self, student: SegmentationNetwork, released: SegmentationNetwork | None, strength: float) -> None:
-        """`strength` 0: no pull, and `released` may be none. Raises ValueError without anything to pull towards."""
+        """Prepare the pull; with `strength` 0 `released` may be None. Raises ValueError without released weights."""
         self._strength = strength
         self._released: dict[torch.nn.Parameter, torch.Tensor] = {}
         if strength == 0.0:
@@ -26,7 +26,7 @@ class Anchor:
     def pull(self, optimizer: torch.optim.Optimizer | None) -> None:
         """Move the parameters in `optimizer` by one step; the Rebuilder's have no released weights and stay.
 
-        `optimizer` none (nothing learns): nothing moved, so nothing is pulled.
+        With `optimizer` None nothing learns, so nothing is pulled.
         """
         if self._strength == 0.0 or optimizer is None:
             return

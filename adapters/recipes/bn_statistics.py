@@ -1,4 +1,4 @@
-"""BN statistics: the incumbent's weights with BatchNorm statistics of the target, and nothing learnt.
+"""BN statistics: the incumbent's weights with BatchNorm statistics of the target, without learning.
 
 Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation" (NeurIPS 2020); Nado
 et al. 2020. Weights stay, so a round costs one forward pass a step, and the source can lose much
@@ -35,7 +35,7 @@ class BnStatistics(Recipe[BnStatisticsSettings]):
     restate = False
 
     def __init__(self, inputs: RecipeInputs[BnStatisticsSettings]) -> None:
-        """Raises AdapterError for a network without BatchNorm."""
+        """Prepare the network. Raises AdapterError when it has no BatchNorm."""
         super().__init__(inputs)
         self._layers = batch_norm_layers(self.student)
         if not self._layers:
@@ -71,7 +71,7 @@ class BnStatistics(Recipe[BnStatisticsSettings]):
 
     @torch.no_grad()
     def finished(self) -> SegmentationNetwork:
-        """A copy of the student with the mixed statistics, in eval mode; before any step the released ones."""
+        """Return a copy of the student with the mixed statistics, in eval mode; before any step the released ones."""
         network = copy.deepcopy(self.student).eval()
         average_buffers(self.inputs.accelerator, network)  # the released statistics are mixed with those of all crops
         prior = self.inputs.recipe.statistics_prior
@@ -86,11 +86,11 @@ class BnStatistics(Recipe[BnStatisticsSettings]):
         return network
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters; the statistics so far are buffers of the student."""
+        """Return the counters; the statistics so far are buffers of the student."""
         return {**super().state_dict(), "crops": self._crops}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
+        """Continue from `state`."""
         super().load_state_dict(state)
         self._crops = int(state["crops"])
 

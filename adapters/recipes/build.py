@@ -1,4 +1,4 @@
-"""From `recipe.name` to a recipe."""
+"""Build a recipe from `recipe.name`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,5 +22,5 @@ RECIPES: dict[str, Callable[[RecipeInputs[Any]], Recipe[RecipeBase]]] = {
 
 
 def build_recipe(inputs: RecipeInputs[RecipeBase]) -> Recipe[RecipeBase]:
-    """The recipe `inputs.recipe.name`. Raises AdapterError when its network or its data do not fit."""
+    """Build the recipe `inputs.recipe.name`. Raises AdapterError when its network or its data do not fit."""
     return RECIPES[inputs.recipe.name](inputs)

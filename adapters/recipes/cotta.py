@@ -21,15 +21,18 @@ from configs.recipe import CottaSettings
 class Cotta(Recipe[CottaSettings]):
     """Algorithm 1: pseudo-label (eq. 4), consistency loss (eq. 5), teacher (eq. 2), random restoration (eq. 8).
 
-    Every weight is trained. The teacher follows with `ema_decay` itself from the first step on and, as in the other
-    recipes, normalises with the statistics of the batch. Whether a crop is averaged over augmentations is settled on
-    the device for each crop: both answers are computed and one is taken, because asking the GPU would hold up the step;
-    `augment_below` 0 saves the passes. `kept_ratio` is the share of confident pixels of the pseudo-label; all are
-    learnt.
+    Every weight is trained. The teacher follows with `ema_decay` from the first step on and, as in the other recipes,
+    normalises with the statistics of the batch. The device decides for each crop whether it is averaged over
+    augmentations: both answers are computed and one is selected, because asking the GPU would delay the step.
+    `augment_below` 0 saves the passes. `kept_ratio` is the share of confident pixels of the pseudo-label; the student
+    learns all of them.
     """
 
     def __init__(self, inputs: RecipeInputs[CottaSettings]) -> None:
-        """Raises ValueError without a released version: it judges the confidence and gives the weights to restore."""
+        """Build it. Raises ValueError without a released version.
+
+        The released version gives the confidence and the weights to restore.
+        """
         super().__init__(inputs)
         if inputs.released is None:
             raise ValueError("cotta needs the released version")
@@ -49,11 +52,11 @@ class Cotta(Recipe[CottaSettings]):
         self._restoration.restore(self.inputs.draws)
 
     def finished(self) -> SegmentationNetwork:
-        """The teacher; its running statistics are still to be estimated, over the target."""
+        """Return the teacher; the caller must estimate its running statistics over the target."""
         return copy.deepcopy(self.teacher.network)
 
     def modules(self) -> dict[str, nn.Module]:
-        """Student and teacher."""
+        """Return student and teacher."""
         return {**super().modules(), "teacher": self.teacher.network}
 
     def _backward(self, batch: StepBatch, share: float) -> StepLosses:
@@ -77,7 +80,7 @@ class Cotta(Recipe[CottaSettings]):
 
     @torch.no_grad()
     def _pseudo_label(self, images: Tensor, valid: Tensor) -> Tensor:
-        """Class probabilities [B, K, H, W] for normalised crops [B, 3, H, W] with `valid` pixels [B, H, W]."""
+        """Return class probabilities [B, K, H, W] for normalised crops [B, 3, H, W] with `valid` pixels [B, H, W]."""
         recipe = self.inputs.recipe
         plain = self.teacher(images).float().softmax(dim=1)
         if recipe.augment_below == 0.0:

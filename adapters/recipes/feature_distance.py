@@ -1,8 +1,8 @@
 """Thing-class feature distance: source features of countable things stay near those of a frozen network.
 
-Hoyer et al., "DAFormer" (CVPR 2022), eq. 7 to 9, constants of the published code: self-training on one domain
-forgets what the encoder knew about rare things; only where the label is a thing, only in source images, only in the
-deepest map.
+Hoyer et al., "DAFormer" (CVPR 2022), eq. 7 to 9, constants of the published code. Self-training on one domain loses
+what the encoder learnt about rare things. The distance applies only where the label is a thing, only to source images,
+only to the deepest map.
 """
 
 import torch
@@ -21,7 +21,7 @@ class FeatureDistance:
     """Mean L2 norm of the difference of two deepest maps, over the cells of thing classes."""
 
     def __init__(self, inputs: RecipeInputs[RareClassSettings], reference: SegmentationNetwork) -> None:
-        """Raises NetworkMismatch when the maps of `reference` are not of the student's width."""
+        """Prepare it. Raises NetworkMismatch when the maps of `reference` differ in width from the student's."""
         mine, theirs = inputs.student.feature_channels[-1], reference.feature_channels[-1]
         if mine != theirs:
             raise NetworkMismatch(
@@ -37,10 +37,10 @@ class FeatureDistance:
         self._things = torch.tensor([*things, False], device=inputs.accelerator.device)  # [K + 1], ignored last
 
     def __call__(self, encoded: Encoded, labels: Tensor) -> Tensor:
-        """The distance, a scalar; 0 where no cell counts. Not yet times its weight.
+        """Return the distance, a scalar; 0 when no cell counts. It is not yet multiplied by its weight.
 
-        `encoded` is what the student made of source images with `labels` [B, H, W]; the reference sees the same images,
-        jittered or not. Of several views it is the first, the context of a multi-resolution network.
+        `encoded` are the student's maps of source images with `labels` [B, H, W]; the reference sees the same images,
+        jittered or not. With several views it is the first, the context of a multi-resolution network.
         """
         deepest = encoded.features[0][-1].float()  # [B, C, h, w]; float32, since squares of half precision overflow
         with torch.no_grad():
@@ -51,10 +51,10 @@ class FeatureDistance:
         return mean
 
     def cells(self, labels: Tensor, size: tuple[int, int]) -> Tensor:
-        """Which cells of a map of `size` count, bool [B, *size]: one thing class fills the share of the pixels below.
+        """Return which cells of a map of `size` count, bool [B, *size]: one thing class fills the share of its pixels.
 
-        Ignored pixels are a class of their own that never counts. Where `size` does not divide the labels, cells are
-        as even as pixels allow, and neighbours share a row.
+        Ignored pixels are a class of their own that never counts. Where `size` does not divide the labels, cells are as
+        equal as pixels allow, and neighbours share a row.
         """
         classes = len(self._things)
         known = labels.masked_fill(labels == IGNORE_INDEX, classes - 1)
@@ -64,7 +64,7 @@ class FeatureDistance:
 
 
 def feature_distance(inputs: RecipeInputs[RareClassSettings]) -> FeatureDistance | None:
-    """The distance as `inputs` ask for it; none when its weight is 0 or there is no reference."""
+    """Build the distance that `inputs` configure; None when its weight is 0 or there is no reference."""
     if inputs.recipe.feature_distance_weight == 0.0 or inputs.reference is None:
         return None
     return FeatureDistance(inputs, inputs.reference)

@@ -1,4 +1,4 @@
-"""Masked-image consistency: the student must see what the teacher sees, with most of the target image hidden.
+"""Masked-image consistency: the student must predict the teacher's answer with most of the target image masked.
 
 Hoyer et al., "MIC: Masked Image Consistency for Context-Enhanced Domain Adaptation" (CVPR 2023, arXiv 2212.01322).
 """
@@ -17,15 +17,15 @@ from configs.recipe import MicSettings
 class MaskedImageTerm:
     """`masked_image`: cross-entropy on the jittered, blurred and masked target against its pseudo-label and weight.
 
-    The image is multiplied by the mask once it is normalised, as in the original, so a hidden block holds zeros there,
-    which is ImageNet's mean colour and not black. The pseudo-label hides nothing.
+    The normalised image is multiplied by the mask, as in the original. So a masked block holds zeros, which is
+    ImageNet's mean colour and not black. The teacher sees the whole image.
     """
 
     def __init__(self, inputs: RecipeInputs[MicSettings]) -> None:
         self._inputs = inputs
 
     def __call__(self, images: StepImages) -> dict[str, Tensor]:
-        """The loss of one batch."""
+        """Return the loss of one batch."""
         inputs, recipe = self._inputs, self._inputs.recipe
         augmented = strong_augment(
             images.target,
@@ -43,9 +43,9 @@ class MaskedImageTerm:
 
 
 def mask_blocks(images: Tensor, block: float, ratio: float, draws: StepRng) -> Tensor:
-    """`images` [B, 3, H, W] with each square block set to 0 with probability `ratio`, each image by itself.
+    """Set each square block of `images` [B, 3, H, W] to 0 with probability `ratio`, independently for each image.
 
-    `block` is the side of a block as a share of the shorter side. Blocks are as nearly square as fit evenly.
+    `block` is the side of a block as a share of the shorter side. Blocks are as nearly square as fits evenly.
     """
     count, _, height, width = images.shape
     side = max(1.0, block * min(height, width))

@@ -18,7 +18,7 @@ class MfmTerm:
         self._inputs, self._rebuilder = inputs, rebuilder
 
     def __call__(self, images: StepImages) -> dict[str, Tensor]:
-        """The loss of one batch."""
+        """Return the loss of one batch."""
         return {"mfm": self._loss(images, images.target, images.pseudo.labels, images.pseudo.weight)}
 
     def _loss(self, step: StepImages, images: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
@@ -37,10 +37,10 @@ class MfmTerm:
 
 
 class MfmSourceTerm(MfmTerm):
-    """`mfm_source`: lambda times the loss of the rebuilt source, clean, against true labels, weighed as everywhere."""
+    """`mfm_source`: lambda times the loss of the rebuilt source, clean, against true labels with their weights."""
 
     def __call__(self, images: StepImages) -> dict[str, Tensor]:
-        """The loss of one batch. Raises AdapterError when there are no source images."""
+        """Return the loss of one batch. Raises AdapterError when there are no source images."""
         if images.source is None or images.source_labels is None:
             domain = self._inputs.mfm.ablation.domain
             raise AdapterError(
@@ -51,9 +51,9 @@ class MfmSourceTerm(MfmTerm):
 
 
 def with_mfm(inputs: RecipeInputs[RecipeBase], terms: list[Term]) -> list[Term]:
-    """The recipe's `terms`, and those of MFM after them when there is a Rebuilder.
+    """Return the recipe's `terms`, followed by those of MFM when there is a Rebuilder.
 
-    Source and target are passes of their own, each back-propagated by itself.
+    Source and target are separate passes, each back-propagated by itself.
     """
     if inputs.rebuilder is None:
         return terms

@@ -11,17 +11,17 @@ from configs.recipe import SelfTrainingSettings
 
 
 class MixTerm:
-    """`mix`: cross-entropy on the mix; true labels count in full, pseudo-labels with their weight (arXiv 2007.08702).
+    """`mix`: cross-entropy on the mix; true labels count fully, pseudo-labels with their weight (arXiv 2007.08702).
 
-    Source-free there is nothing to paste, and the student learns the pseudo-labels on the jittered and blurred target
-    crops themselves.
+    Without source there is nothing to paste, and the student learns the pseudo-labels on the jittered and blurred
+    target crops themselves.
     """
 
     def __init__(self, inputs: RecipeInputs[SelfTrainingSettings]) -> None:
         self._inputs = inputs
 
     def __call__(self, images: StepImages) -> dict[str, Tensor]:
-        """The loss of one batch."""
+        """Return the loss of one batch."""
         inputs = self._inputs
         mixed, labels, weight = self._mix(images)
         mixed = strong_augment(
@@ -36,7 +36,7 @@ class MixTerm:
             return {"mix": prediction_loss(inputs.student, encoded, labels, weight)}
 
     def _mix(self, images: StepImages) -> tuple[Tensor, Tensor, Tensor]:
-        """Images [B, 3, H, W], labels [B, H, W], weights [B, H, W]."""
+        """Return images [B, 3, H, W], labels [B, H, W], weights [B, H, W]."""
         labels, weight = images.pseudo.labels, images.pseudo.weight
         if images.source is None or images.source_labels is None or not self._inputs.recipe.advanced.classmix:
             return images.target, labels, weight

@@ -26,12 +26,12 @@ from configs.recipe import DacsSettings, MicSettings, RareClassSettings
 
 
 def dacs(inputs: RecipeInputs[DacsSettings]) -> SelfTraining:
-    """Source cross-entropy, cross-entropy on the ClassMix image, MFM."""
+    """Build DACS: source cross-entropy, cross-entropy on the ClassMix image, MFM."""
     return SelfTraining(inputs, with_mfm(inputs, [SourceTerm(inputs), MixTerm(inputs)]))
 
 
 def daformer(inputs: RecipeInputs[RareClassSettings]) -> SelfTraining:
-    """Source cross-entropy with feature distance, cross-entropy on the ClassMix image, MFM.
+    """Build DAFormer: source cross-entropy with feature distance, cross-entropy on the ClassMix image, MFM.
 
     Raises NetworkMismatch when feature distance has nothing to compare with.
     """
@@ -39,7 +39,7 @@ def daformer(inputs: RecipeInputs[RareClassSettings]) -> SelfTraining:
 
 
 def hrda(inputs: RecipeInputs[RareClassSettings]) -> SelfTraining:
-    """DAFormer's losses over context and detail; feature distance over the context.
+    """Build HRDA: DAFormer's losses over context and detail; feature distance over the context.
 
     Raises NetworkMismatch for a network that sees one scale only.
     """
@@ -53,7 +53,7 @@ def hrda(inputs: RecipeInputs[RareClassSettings]) -> SelfTraining:
 
 
 def mic(inputs: RecipeInputs[MicSettings]) -> SelfTraining:
-    """DAFormer's losses, and cross-entropy on the masked target before MFM; without the latter at weight 0."""
+    """Build MIC: DAFormer's losses, and cross-entropy on the masked target before MFM (none at weight 0)."""
     masked = [MaskedImageTerm(inputs)] if inputs.recipe.masked_image_weight > 0.0 else []
     return SelfTraining(inputs, with_mfm(inputs, [*_with_distance(inputs), *masked]))
 

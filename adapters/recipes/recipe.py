@@ -1,4 +1,4 @@
-"""The contract of a recipe: what one step trains on, what it reports, and what a round may ask of it."""
+"""The contract of a recipe: the input of a step, its report, and what a round may ask of it."""
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
@@ -22,17 +22,17 @@ RecipeT_co = TypeVar("RecipeT_co", bound=RecipeBase, covariant=True)
 
 
 class StepBatch(NamedTuple):
-    """What one step trains on."""
+    """Input of one step."""
 
     target: TargetBatch
     """Unlabelled crops."""
     source: SourceBatch | None = None
-    """As many labelled crops of the same size; none when source-free."""
+    """As many labelled crops of the same size; None when source-free."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepLosses:
-    """What one step reports; everything stays on the device, so that nobody waits for it inside the step."""
+    """Report of one step. Everything stays on the device, so nothing inside the step waits for it."""
 
     losses: dict[str, Tensor]
     """Detached scalars by name, each with its factor."""
@@ -42,14 +42,14 @@ class StepLosses:
 
 @dataclass(frozen=True, slots=True)
 class RecipeInputs(Generic[RecipeT_co]):
-    """What a recipe is built from."""
+    """Inputs of a recipe's constructor."""
 
     student: SegmentationNetwork
     """The network that learns, on the device, with the incumbent's weights."""
     rebuilder: Rebuilder | None
-    """Of MFM; none: off."""
+    """The Rebuilder of MFM; None: MFM is off."""
     released: SegmentationNetwork | None
-    """The released version, frozen, in eval mode, on the device; none when the recipe does not ask for it."""
+    """The released version, frozen, in eval mode, on the device; None when the recipe does not need it."""
     recipe: RecipeT_co
     """Constants of the recipe."""
     mfm: MfmSettings
@@ -61,42 +61,44 @@ class RecipeInputs(Generic[RecipeT_co]):
     draws: StepRng
     """Random numbers: mixes, augmentations, masks. Only dropout uses torch's own."""
     reference: SegmentationNetwork | None = None
-    """The frozen network that feature distance measures against, in eval mode, on the device; none when the recipe has
-    no feature distance, or the round no source."""
+    """The frozen network of feature distance, in eval mode, on the device.
+
+    None when the recipe has no feature distance, or the round no source.
+    """
     source_free: bool = False
-    """Whether the round has no source images: batches come without, and the released weights hold the student."""
+    """Whether the round has no source images: batches have none, and the released weights hold the student."""
     class_weights: Tensor | None = None
-    """Weight of each value of true labels, [256] on the device (`recipe.class_balance`); none: all weigh alike."""
+    """Weight of each value of true labels, [256] on the device (`recipe.class_balance`); None: all equal."""
 
     def images(self, frames: Tensor) -> Tensor:
-        """[B, H, W, 3] bytes -> [B, 3, H, W] in [0, 1] on the device."""
+        """Convert [B, H, W, 3] bytes to [B, 3, H, W] in [0, 1] on the device."""
         return to_unit(self.on_device(frames))
 
     def on_device(self, tensor: Tensor) -> Tensor:
-        """`tensor` on the device, without waiting for it."""
+        """Move `tensor` to the device without waiting for it."""
         return tensor.to(self.accelerator.device, non_blocking=True)
 
     def label_weight(self, labels: Tensor) -> Tensor | None:
-        """Loss weight of true `labels` [B, H, W], of the same shape; none: all weigh alike."""
+        """Return the loss weight of true `labels` [B, H, W], of the same shape; None: all equal."""
         return None if self.class_weights is None else self.class_weights[labels]
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Mixed precision as configured; for forward passes."""
+        """Return the context of mixed precision as configured, for forward passes."""
         context: AbstractContextManager[Any] = self.accelerator.autocast()
         return context
 
 
 class Recipe(ABC, Generic[RecipeT_co]):
-    """One recipe. A step adds up gradients in the parameters; zeroing them and stepping the optimizer is the caller's.
+    """One recipe. A step adds gradients to the parameters; the caller zeroes them and steps the optimizer.
 
-    The constructor may freeze parameters of the student: the optimizer gets what requires a gradient afterwards. Modes
-    are the caller's (`Training` puts the student into train mode); recipes that need others set them in the step.
+    The constructor may freeze parameters of the student: the optimizer then gets what requires a gradient. The caller
+    sets modes (`Training` puts the student into train mode); a recipe that needs other modes sets them in the step.
     """
 
     learns = True
-    """Whether there is anything for an optimizer."""
+    """Whether the optimizer has anything to train."""
     restate = True
-    """Whether BatchNorm statistics of the finished network are to be estimated afresh by the caller."""
+    """Whether the caller must estimate the BatchNorm statistics of the finished network again."""
 
     def __init__(self, inputs: RecipeInputs[RecipeT_co]) -> None:
         self.inputs = inputs
@@ -110,32 +112,32 @@ class Recipe(ABC, Generic[RecipeT_co]):
         """Begin an optimizer step and add the mean gradient of `batches` (several: gradient accumulation)."""
 
     def after_step(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """What the recipe does to the weights after the optimizer's step; nothing by default."""
+        """Change the weights after the optimizer's step; nothing by default."""
 
     @abstractmethod
     def finished(self) -> SegmentationNetwork:
-        """The network that the training so far gives, to be scored or exported: a copy of the student or its average.
+        """Return the network that the training so far gives, to be scored or exported.
 
-        Whatever is done to it, the training can go on as if nobody had asked.
+        It is a copy of the student or its average. Training can continue whatever the caller does with it.
         """
 
     def modules(self) -> dict[str, nn.Module]:
-        """Everything with weights that must survive a restart, by name."""
+        """Return everything with weights that must survive a restart, by name."""
         modules: dict[str, nn.Module] = {"student": self.student}
         return modules if self.rebuilder is None else {**modules, "rebuilder": self.rebuilder}
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters and random numbers, to go on from."""
+        """Return counters and random state, to continue from."""
         return {"steps": self.steps, "draws": self.inputs.draws.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
+        """Continue from `state`."""
         self.steps = int(state["steps"])
         self.inputs.draws.load_state_dict(state["draws"])
 
 
 def mean_of(results: list[StepLosses]) -> StepLosses:
-    """Mean losses over the batches of one optimizer step."""
+    """Return mean losses over the batches of one optimizer step."""
     if len(results) == 1:
         return results[0]
     losses = {name: torch.stack([result.losses[name] for result in results]).mean() for name in results[0].losses}

@@ -1,4 +1,4 @@
-"""Random restoration: a few weights are set back to the released ones after each step (CoTTA, eq. 7-8)."""
+"""Random restoration: a few weights are reset to the released ones after each step (CoTTA, eq. 7-8)."""
 
 import torch
 
@@ -6,18 +6,18 @@ from adapters.networks.network import SegmentationNetwork
 from adapters.networks.step_rng import StepRng
 
 SEEDS = 2**24
-"""Seeds that a uniform float32 can tell apart."""
+"""Number of seeds that a uniform float32 can distinguish."""
 
 
 class Restoration:
     """weight <- M * released weight + (1 - M) * weight, M a fresh Bernoulli mask over single weights.
 
-    Masks as large as the network are drawn on its device, by a generator whose seed comes from the step's `StepRng`:
-    they repeat under the round's seed, go on after a restart, and are alike in all processes.
+    Masks as large as the network are drawn on its device, by a generator whose seed comes from the step's `Draws`. So
+    they repeat under the round's seed, continue after a restart, and are equal in all processes.
     """
 
     def __init__(self, student: SegmentationNetwork, released: SegmentationNetwork, probability: float) -> None:
-        """`probability` is that of a weight at one step; 0 restores nothing."""
+        """Prepare it; `probability` is that of a weight at one step, 0 restores nothing."""
         self._probability = probability
         if probability == 0.0:
             return

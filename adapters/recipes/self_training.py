@@ -1,7 +1,7 @@
-"""The step that DACS, DAFormer, HRDA and MIC share: an EMA teacher, its pseudo-labels, and losses one after the other.
+"""The step that DACS, DAFormer, HRDA and MIC share: an EMA teacher, its pseudo-labels, and losses one after another.
 
-A recipe is the list of its losses (`Term`). Each is back-propagated by itself, so that the activations of only one
-forward pass are held at a time (as in the published code of DAFormer).
+A recipe is the list of its losses (`Term`). Each is back-propagated by itself, so that only one forward pass holds its
+activations at a time (as in the published code of DAFormer).
 """
 
 import copy
@@ -27,9 +27,9 @@ class StepImages:
     target: Tensor
     """Clean target crops, [B, 3, H, W] in [0, 1]."""
     pseudo: PseudoLabel
-    """What the teacher says about them."""
+    """The teacher's answer for them."""
     source: Tensor | None
-    """Source crops, [B, 3, H, W] in [0, 1]; none when source-free."""
+    """Source crops, [B, 3, H, W] in [0, 1]; None when source-free."""
     source_labels: Tensor | None
     """Their labels, [B, H, W] int64."""
     teacher: SegmentationNetwork | None = None
@@ -41,10 +41,10 @@ Term = Callable[[StepImages], dict[str, Tensor]]
 
 
 class SelfTraining(Recipe[SelfTrainingSettings]):
-    """Teacher update (not before the first step), pseudo-labels on the clean target, then the recipe's terms in order.
+    """Update the teacher (not before the first step), label the clean target, then run the recipe's terms in order.
 
-    Source-free (a batch without source): terms that need source give nothing, and the student is pulled towards the
-    released weights (`recipe.anchor_weight`).
+    Without source, terms that need source give nothing, and the student is pulled towards the released weights
+    (`recipe.anchor_weight`).
     """
 
     def __init__(self, inputs: RecipeInputs[SelfTrainingSettings], terms: Sequence[Term]) -> None:
@@ -55,7 +55,7 @@ class SelfTraining(Recipe[SelfTrainingSettings]):
         self._anchor = Anchor(self.student, inputs.released, strength)
 
     def step(self, *batches: StepBatch) -> StepLosses:
-        """Add the gradients of one optimizer step to the parameters; advances the teacher."""
+        """Add the gradients of one optimizer step to the parameters, and advance the teacher."""
         self.teacher.update(self.student, self.steps)
         self.steps += 1
         return mean_of([self._backward(self._images(batch), 1.0 / len(batches)) for batch in batches])
@@ -65,13 +65,13 @@ class SelfTraining(Recipe[SelfTrainingSettings]):
         self._anchor.pull(optimizer)
 
     def finished(self) -> SegmentationNetwork:
-        """The teacher with the last step's student in it; its running statistics are still to be estimated."""
+        """Return the teacher with the last step's student in it; its running statistics must still be estimated."""
         teacher = copy.deepcopy(self.teacher)
         teacher.update(self.student, self.steps)
         return teacher.network
 
     def modules(self) -> dict[str, nn.Module]:
-        """Student, teacher and Rebuilder."""
+        """Return student, teacher and Rebuilder."""
         return {**super().modules(), "teacher": self.teacher.network}
 
     def _images(self, batch: StepBatch) -> StepImages:

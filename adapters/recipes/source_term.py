@@ -1,4 +1,4 @@
-"""The losses on source crops: cross-entropy against their labels, and feature distance on the same forward pass."""
+"""Losses on source crops: cross-entropy against their labels, and feature distance on the same forward pass."""
 
 from torch import Tensor
 
@@ -11,9 +11,9 @@ from configs.recipe import SelfTrainingSettings
 
 
 class SourceTerm:
-    """`source`: plain cross-entropy, weight 1; `feature_distance`, where the recipe has it (arXiv 2111.14887).
+    """`source`: plain cross-entropy, weight 1; `feature_distance`, if the recipe has it (arXiv 2111.14887).
 
-    Nothing when source-free.
+    Empty when source-free.
     """
 
     def __init__(self, inputs: RecipeInputs[SelfTrainingSettings], distance: FeatureDistance | None = None) -> None:
@@ -21,7 +21,7 @@ class SourceTerm:
         self._distance = distance
 
     def __call__(self, images: StepImages) -> dict[str, Tensor]:
-        """The losses of one batch."""
+        """Return the losses of one batch."""
         if images.source is None or images.source_labels is None:
             return {}
         inputs, source = self._inputs, images.source

@@ -24,12 +24,12 @@ NORMALISATION = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 class Tent(Recipe[TentSettings]):
     """Entropy of the student on the target batch (eq. 1), averaged over valid pixels outside the margins.
 
-    BatchNorm normalises with the batch at hand, dropout and drop path are off: the prediction that is sharpened is the
-    one that would be served. `kept_ratio` is the share of its pixels that are confident; nothing depends on it.
+    BatchNorm normalises with the batch, dropout and drop path are off: training sharpens the prediction that would be
+    served. `kept_ratio` is the share of its confident pixels; nothing depends on it.
     """
 
     def __init__(self, inputs: RecipeInputs[TentSettings]) -> None:
-        """Freezes everything but scales and shifts. Raises AdapterError when the network has none."""
+        """Freeze everything but scales and shifts. Raises AdapterError when the network has none."""
         super().__init__(inputs)
         self.student.requires_grad_(False)
         trained = norm_parameters(self.student)
@@ -66,11 +66,11 @@ class Tent(Recipe[TentSettings]):
         return StepLosses({"entropy": loss.detach()}, mean_over_outputs(outputs, kept))
 
     def finished(self) -> SegmentationNetwork:
-        """The student; its running statistics are still to be estimated, over the target."""
+        """Return the student; the caller must estimate its running statistics over the target."""
         return copy.deepcopy(self.student)
 
 
 def norm_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """Scales and shifts of the normalisation layers of `network`, [C] each."""
+    """Return scales and shifts of the normalisation layers of `network`, [C] each."""
     layers = [layer for layer in network.modules() if isinstance(layer, NORMALISATION)]
     return [parameter for layer in layers for parameter in layer.parameters(recurse=False)]

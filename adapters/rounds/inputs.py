@@ -1,4 +1,4 @@
-"""What a round works on, read from its spec: networks, frames, source images, processes."""
+"""Inputs of a round, read from its spec: networks, frames, source images, processes."""
 
 from dataclasses import dataclass
 
@@ -26,25 +26,25 @@ class RoundInputs:
     """Everything a round reads; close `buffer` when done."""
 
     spec: RoundSpec
-    """What the daemon asked for."""
+    """The request of the daemon."""
     settings: Settings
-    """The settings of that moment."""
+    """The settings in the spec."""
     accelerator: Accelerator
     """Device, precision and processes."""
     registry: CheckpointRegistry
-    """Where the versions are; only read."""
+    """The registry of versions; only read."""
     student: SegmentationNetwork
     """The incumbent's weights, on the device, in eval mode."""
     released: SegmentationNetwork | None
-    """The released version, frozen, in eval mode, on the device; none when the recipe does not use it."""
+    """The released version, frozen, in eval mode, on the device; None when the recipe does not use it."""
     buffer: FrameBuffer
     """The frame buffer, opened for reading."""
     frames: tuple[FrameRecord, ...]
     """Frames to train on."""
     source: LabelledSet | None
-    """Labelled source images, to replay and to score on; none when there are none."""
+    """Labelled source images, to replay and to score on; None when there are none."""
     reference: SegmentationNetwork | None = None
-    """What feature distance measures against, frozen, in eval mode, on the device; none when nothing is measured."""
+    """The network of feature distance, frozen, in eval mode, on the device; None without feature distance."""
 
 
 def load_inputs(spec: RoundSpec, settings: Settings) -> RoundInputs:
@@ -75,7 +75,7 @@ def load_inputs(spec: RoundSpec, settings: Settings) -> RoundInputs:
 def _released(
     registry: CheckpointRegistry, spec: RoundSpec, settings: Settings, accelerator: Accelerator
 ) -> SegmentationNetwork | None:
-    """The released version, where the recipe measures against it."""
+    """Return the released version if the recipe compares with it."""
     recipe = settings.recipe
     distance = (
         isinstance(recipe, RareClassSettings)
@@ -91,7 +91,10 @@ def _released(
 
 
 def labelled_source(settings: Settings, layout: StateLayout) -> LabelledSet | None:
-    """The imported source set; it is imported now when the configuration names one that never was (`mfmd import`)."""
+    """Return the imported source set; import it now if the configuration names one that never was imported.
+
+    `mfmd import` leaves it unimported.
+    """
     if settings.source is None:
         return None
     source = LabelledSet.open(layout) if LabelledSet.exists(layout) else import_labelled(settings, layout)

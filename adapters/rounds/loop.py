@@ -1,4 +1,4 @@
-"""The training part of a round: the step loop, its budgets, the states it saves, and the candidate it leaves."""
+"""The training part of a round: the step loop, its budgets, the saved states, and the candidate."""
 
 import time
 from enum import IntEnum
@@ -16,7 +16,7 @@ from storage.rounds.folder import RoundFolder
 
 
 class End(IntEnum):
-    """Why the loop ends; of several processes the highest wins."""
+    """Why the loop ends; with several processes the highest wins."""
 
     NOT_YET = 0
     STEP_BUDGET = 1
@@ -29,10 +29,10 @@ REASONS = {End.STEP_BUDGET: "step budget", End.TIME_BUDGET: "time budget", End.S
 
 
 class RoundTraining:
-    """Trains until a budget is used up, a signal comes, or a loss explodes; the same in every process."""
+    """Trains until a budget is exhausted, a signal arrives, or a loss explodes; equally in every process."""
 
     def __init__(self, inputs: RoundInputs, progress: RoundProgress, folder: RoundFolder) -> None:
-        """Goes on from the newest state in `folder` when there is one (`adapters.rounds.start`)."""
+        """Resume from the newest state in `folder` if there is one (`adapters.rounds.start`)."""
         self._settings, self._progress = inputs.settings.round, progress
         self._accelerator = inputs.accelerator
         self._training, self._state, self._before = start_training(inputs, folder)
@@ -41,15 +41,15 @@ class RoundTraining:
 
     @property
     def seconds_before(self) -> float:
-        """Wall time of the round before this process, up to the state that it goes on from (seconds)."""
+        """Wall time of the round before this process, up to the state that it resumes from (seconds)."""
         return self._before.seconds
 
     def run(self, stop: StopRequest) -> str:
-        """Train until a budget is reached or `stop` is requested; returns `step budget`, `time budget` or `SIGTERM`.
+        """Train until a budget is exhausted or `stop` is requested; return `step budget`, `time budget` or `SIGTERM`.
 
-        The training state is saved on the way, and at the end, whichever it is but a failure: after a signal the
-        round can go on later, after a budget the next one can inherit.
-        Raises TrainingFailed at a loss that is not finite or above the limit.
+        The training state is saved on the way, and at the end unless the round failed. After a signal the round can
+        resume later; after a budget the next round can inherit. Raises TrainingFailed at a loss that is not finite or
+        above the limit.
         """
         self._progress.phase("training")
         self._started, failure = time.monotonic(), ""
@@ -66,11 +66,11 @@ class RoundTraining:
         return REASONS[end]
 
     def candidate(self) -> SegmentationNetwork:
-        """The network to be judged, in eval mode."""
+        """Return the network to be judged, in eval mode."""
         return self._training.candidate()
 
     def _agreed(self, end: End) -> tuple[End, float]:
-        """Why to end, and the share of the time budget that is gone, alike in every process."""
+        """Return why to end, and the used share of the time budget, equal in every process."""
         code, time_used = agree(self._accelerator, end, self._training_seconds / self._settings.max_seconds)
         return End(int(code)), time_used
 
@@ -88,7 +88,7 @@ class RoundTraining:
         return End.TIME_BUDGET if self._training_seconds >= self._settings.max_seconds else End.NOT_YET
 
     def _step(self, time_used: float) -> str:
-        """One optimizer step, `time_used` being the share of the time budget that is gone; what failed, or nothing."""
+        """Run one optimizer step with the used share `time_used` of the time budget; return a failure, or nothing."""
         settings = self._settings
         factor = learning_rate_factor(self._progress.steps, settings.steps, settings.optim, time_used)
         result = self._training.step(factor)

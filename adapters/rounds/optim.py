@@ -20,7 +20,7 @@ def build_optimizer(
     rebuilder: nn.Module | None = None,
     rebuilder_lr: float = 0.0,
 ) -> torch.optim.AdamW:
-    """AdamW: encoder at `learning_rate`, decoder `head_multiplier` times faster, Rebuilder at `rebuilder_lr`.
+    """Build AdamW: encoder at `learning_rate`, decoder `head_multiplier` times faster, Rebuilder at `rebuilder_lr`.
 
     Vectors and scalars (norm layers, biases) get no weight decay.
     """
@@ -48,11 +48,11 @@ def _groups(name: str, parameters: Iterable[nn.Parameter], rate: float, decay: f
 
 
 def learning_rate_factor(step: int, steps: int, settings: OptimSettings, time_used: float = 0.0) -> float:
-    """Factor on every learning rate at `step` (from 0) of `steps`, 0-1: warm-up times polynomial decay.
+    """Return the factor on every learning rate at `step` (from 0) of `steps`, 0-1: warm-up times decay.
 
-    `time_used` is the share of a time budget that is gone (0-1). When time will end the run before its steps do, the
-    decay follows the clock over the second half, so that a run cut short still ends with small steps; otherwise time
-    has no influence, and runs repeat.
+    `time_used` is the used share of a time budget (0-1). When time will end the run before its steps do, the decay
+    follows the clock over the second half, so a shortened run still ends with small steps. Otherwise time has no
+    influence, and runs repeat.
     """
     left = min(1.0 - min(step, steps) / steps, 2.0 * (1.0 - min(time_used, 1.0)))
     decay = float(left**settings.advanced.power)

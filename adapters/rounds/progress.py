@@ -1,4 +1,4 @@
-"""News of a running round: a line in `progress.jsonl` about once a second."""
+"""Progress of a running round: a line in `progress.jsonl` about once a second."""
 
 import math
 import time
@@ -18,14 +18,14 @@ REPORT_SECONDS = 1.0
 
 
 class RoundProgress:
-    """Keeps the losses of each step on the device and reads them back only when a line is due.
+    """Keeps the losses of each step on the device and reads them only when a line is due.
 
-    Reading a value waits for the GPU: once a second that costs nothing, once a step it would keep the CPU from
+    Reading a value waits for the GPU. Once a second that costs nothing; once a step it would keep the CPU from
     preparing the next one.
     """
 
     def __init__(self, folder: RoundFolder | None, settings: RoundSettings) -> None:
-        """`folder` none: nothing is written, losses are only checked (every process but the first)."""
+        """Open the file; with `folder` None nothing is written and losses are only checked (all processes but one)."""
         self._folder, self._budget, self._limit = folder, settings.steps, settings.advanced.loss_limit
         self.steps = 0
         """Steps done."""
@@ -35,12 +35,12 @@ class RoundProgress:
         self._since = time.monotonic()
 
     def phase(self, phase: Literal["loading", "training", "scoring", "done"]) -> None:
-        """Write a line that says what the round does from now on."""
+        """Write a line with the current activity of the round."""
         self._write(Progress(at=time.time(), phase=phase, step=self.steps, steps=self._budget))
         self._since = time.monotonic()
 
     def add(self, result: StepLosses, images: int) -> None:
-        """Count one step over `images` images (of this process); flushes when a line is due, and may raise like it."""
+        """Count one step over `images` images (of this process); flush when a line is due, and raise like it."""
         self.steps += 1
         self._images += images
         self._names = [*result.losses, "kept_ratio"]

@@ -1,4 +1,4 @@
-"""A round from spec to scores, and how each way it can end is recorded."""
+"""A round from spec to scores, and the record of each way it can end."""
 
 import os
 import time
@@ -24,7 +24,7 @@ from storage.rounds.records import RoundScores
 
 
 def train_and_score(spec_path: Path, stop: StopRequest) -> int:
-    """Run the round of `spec_path` and write its `scores.json`, however it ends; returns the exit status."""
+    """Run the round of `spec_path` and write its `scores.json`, however it ends; return the exit status."""
     run = RoundRun(RoundFolder(spec_path.resolve().parent), stop)
     status = 0
     try:
@@ -89,7 +89,7 @@ class RoundRun:
         return self.ended("completed", reason).model_copy(update=found)
 
     def ended(self, status: Literal["completed", "stopped", "failed"], reason: str) -> RoundScores:
-        """How the round ended, without scores."""
+        """Return how the round ended, without scores."""
         steps = self._progress.steps if self._progress else 0
         return RoundScores(status=status, reason=reason, steps=steps, seconds=time.monotonic() - self._started)
 

@@ -1,4 +1,4 @@
-"""Source training: labelled images -> the first version (`mfmd pretrain`)."""
+"""Source training: from labelled images to the first version (`mfmd pretrain`)."""
 
 import math
 import tempfile
@@ -38,18 +38,18 @@ REPORT_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class PretrainProgress:
-    """What source training is doing."""
+    """Progress of source training."""
 
     phase: Literal["importing", "training", "validating", "done"]
     """importing: reading source images; training; validating; done."""
     step: int
     """Images read, or optimizer steps done."""
     steps: int
-    """Of how many."""
+    """Total of `step`."""
     loss: float | None
-    """Mean cross-entropy since the last report; none before the first step."""
+    """Mean cross-entropy since the last report; None before the first step."""
     seconds: float
-    """Since the start (seconds)."""
+    """Time since the start (seconds)."""
 
 
 Report = Callable[[PretrainProgress], None]
@@ -128,7 +128,7 @@ class _SourceTraining:
     def _step(
         self, network: SegmentationNetwork, optimizer: torch.optim.Optimizer, batch: SourceBatch, device: torch.device
     ) -> Tensor:
-        """One optimizer step; the loss, a scalar that stays on the device."""
+        """Run one optimizer step; return the loss, a scalar that stays on the device."""
         settings = self._pretrain
         images = photometric(to_unit(batch.images.to(device, non_blocking=True)), settings, self._draws)
         labels = batch.labels.to(device, non_blocking=True)
@@ -158,9 +158,9 @@ class _SourceTraining:
 
 @torch.inference_mode()
 def source_scores(network: SegmentationNetwork, source: LabelledSet, class_names: list[str]) -> dict[str, float]:
-    """`source_miou` and `source_iou_<class>` (0-1) on the validation images; empty when there are none.
+    """Return `source_miou` and `source_iou_<class>` (0-1) on the validation images; empty without any.
 
-    Whole images at frame size, valid region only. Classes that are neither labelled nor predicted are left out.
+    Whole images at frame size, valid region only. Classes that are neither labelled nor predicted are omitted.
     """
     device = next(network.parameters()).device
     counts = CountsOverImages(network.num_classes, source.ignore_index)

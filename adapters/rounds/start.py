@@ -1,4 +1,4 @@
-"""How a round begins: where its last state says, from the state of the round before it, or clean."""
+"""Start of a round: from its own last state, from the state of the round before it, or clean."""
 
 import sys
 from dataclasses import replace
@@ -14,11 +14,11 @@ from storage.rounds.folder import RoundFolder, RoundStore
 
 
 def start_training(inputs: RoundInputs, folder: RoundFolder) -> tuple[Training, TrainingState, Counters]:
-    """What to train with, where its states go, and how far it is.
+    """Return what to train with, the folder of its states, and its counters.
 
-    A round whose folder holds a state goes on from there. A new one inherits from `spec.inherits`; what cannot be
-    inherited is refused with its reason in the round's log, and the round starts from the incumbent's weights.
-    Raises AdapterError when the round's own state cannot be read.
+    A round whose folder holds a state resumes from it. A new one inherits from `spec.inherits`. If that is not
+    possible, the reason is written to the round's log, and the round starts from the incumbent's weights. Raises
+    AdapterError when the round's own state cannot be read.
     """
     training = Training(inputs)
     state = TrainingState(training, folder.states)
@@ -52,13 +52,13 @@ def _inherit(inputs: RoundInputs, state: TrainingState, number: int) -> None:
 
 
 def _clean(inputs: RoundInputs) -> Training:
-    """Everything anew: what was half loaded is no state to start from."""
+    """Create everything again, because a half-loaded state is no state to start from."""
     inputs.accelerator.free_memory()  # forgets the optimizer
     student, _ = load_version(inputs.registry, inputs.spec.incumbent, inputs.accelerator.device)
     return Training(replace(inputs, student=student))
 
 
 def _say(inputs: RoundInputs, what: str) -> None:
-    """A line in the round's log."""
+    """Write a line to the round's log."""
     if inputs.accelerator.is_main_process:
         print(f"round {inputs.spec.round} {what}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""How a round hears SIGTERM: at once while it loads or scores, at the end of the step while it trains."""
+"""Reaction of a round to SIGTERM: at once while it loads or scores, at the end of the step while it trains."""
 
 import signal
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class RoundStopped(BaseException):
-    """Raised inside `StopRequest.interruptible` by SIGTERM; no `Exception`, so that nothing takes it for a failure."""
+    """Raised inside `StopRequest.interruptible` by SIGTERM; no `Exception`, so nothing mistakes it for a failure."""
 
 
 class StopRequest:
@@ -31,7 +31,7 @@ class StopRequest:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Inside, a signal raises RoundStopped right away, also one that came before."""
+        """Make a signal raise RoundStopped at once inside the context, also an earlier one."""
         self._interruptible = True
         try:
             if self.requested:

@@ -1,6 +1,6 @@
-"""What a round trains with, in one process: student, recipe, optimizer, streams of crops; and one optimizer step.
+"""Parts of a round's training in one process: student, recipe, optimizer, streams of crops; and one optimizer step.
 
-The loop, budgets and files around it are `adapters.rounds.loop`; benchmarks drive this class themselves.
+The loop, budgets and files around it are `adapters.rounds.loop`; benchmarks use this class directly.
 """
 
 from collections.abc import Iterator
@@ -26,19 +26,19 @@ from adapters.sampling.rare_class import RareClasses, balanced_weights
 from configs.recipe import RecipeBase, SelfTrainingSettings
 
 STATISTICS_BATCHES = 16
-"""Batches of each domain over which the candidate's BatchNorm statistics are estimated; 8 do about as well."""
+"""Batches of each domain for the estimate of the candidate's BatchNorm statistics; 8 do about as well."""
 RANK_STRIDE = 7919
-"""Distance between the seeds of two processes' dropout; a prime, so that rounds and processes do not meet."""
+"""Distance between the seeds of two processes' dropout; a prime, so that rounds and processes do not collide."""
 HYPERPARAMETERS = ("lr", "initial_lr", "weight_decay")
-"""What the settings say about a group of parameters; optimizers keep it beside their moments."""
+"""Settings of a group of parameters; optimizers keep them beside their moments."""
 
 
 class Training:
-    """Everything that one optimizer step touches.
+    """State of one optimizer step.
 
-    The candidate is what the recipe calls finished (the teacher, where there is one), with BatchNorm statistics
-    estimated over as many source as target crops. Averaged weights are steady whatever the learning rate, the student's
-    are not; statistics of the target alone would cost the source 9 points of mIoU. Measured in
+    The candidate is the recipe's finished network (the teacher, if there is one), with BatchNorm statistics estimated
+    over as many source as target crops. Averaged weights are stable at any learning rate, the student's are not.
+    Statistics of the target alone would cost the source 9 points of mIoU. Measured in
     docs/explanation/decisions/0004-teacher-and-candidate.md.
     """
 
@@ -81,7 +81,10 @@ class Training:
         )
 
     def _class_weights(self) -> Tensor | None:
-        """Of `recipe.class_balance`; none when it is off, or without source: nobody knows the frequencies then."""
+        """Return the weights of `recipe.class_balance`; None when it is off, or when frequencies are unknown.
+
+        Frequencies are unknown without source.
+        """
         source, recipe = self._replayed, self._settings.recipe
         if source is None or not isinstance(recipe, SelfTrainingSettings) or recipe.class_balance == 0.0:
             return None
@@ -106,11 +109,11 @@ class Training:
         return optimizer
 
     def _seed_dropout(self) -> None:
-        """From here on each process draws its own dropout."""
+        """Give each process its own dropout from here on."""
         torch.manual_seed(self._seed + RANK_STRIDE * self._rank)
 
     def _streams(self) -> tuple[CropStream[TargetBatch], CropStream[SourceBatch] | None]:
-        """The two streams of crops; images that fit are read into RAM now."""
+        """Open the two streams of crops; images that fit are read into RAM now."""
         inputs, device, recipe = self._inputs, self.accelerator.device, self._settings.recipe
         common: dict[str, Any] = {
             "crop": self.crop,
@@ -128,7 +131,7 @@ class Training:
         return CropStream[TargetBatch](target, device), CropStream[SourceBatch](source, device)
 
     def step(self, factor: float) -> StepLosses:
-        """One optimizer step, every learning rate times `factor`."""
+        """Run one optimizer step, every learning rate times `factor`."""
         batches = [self._next_batch() for _ in range(self._settings.round.advanced.gradient_accumulation)]
         if self.optimizer is None:
             return self.recipe.step(*batches)
@@ -152,7 +155,7 @@ class Training:
         return StepBatch(target, source._replace(images=laid_out(source.images, self._settings.round)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters and positions, to go on from; weights and moments are not in it."""
+        """Return counters and positions to continue from; weights and moments are not in it."""
         return {
             "recipe": self.recipe.state_dict(),
             "target": self._target.state_dict(),
@@ -160,24 +163,24 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
+        """Continue from `state`."""
         self.recipe.load_state_dict(state["recipe"])
         self._target.load_state_dict(state["target"])
         if self._source is not None:
             self._source.load_state_dict(state["source"])
 
     def inherit_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the recipe's counters of another round; crops, draws and dropout are this round's own."""
+        """Continue with the recipe's counters of another round; crops, random numbers, dropout are this one's."""
         self.recipe.load_state_dict({**state["recipe"], "draws": self.recipe.state_dict()["draws"]})
         self._seed_dropout()
 
     def hyperparameters(self) -> list[dict[str, float]]:
-        """Learning rates and weight decay of each group of parameters; empty without an optimizer."""
+        """Return learning rates and weight decay of each group of parameters; empty without an optimizer."""
         groups = self.optimizer.param_groups if self.optimizer is not None else []
         return [{name: group[name] for name in HYPERPARAMETERS} for group in groups]
 
     def set_hyperparameters(self, values: list[dict[str, float]]) -> None:
-        """Set what `hyperparameters` gave: loading an optimizer's state overwrites it."""
+        """Set the result of `hyperparameters` again, because loading an optimizer's state overwrites it."""
         groups = self.optimizer.param_groups if self.optimizer is not None else []
         for group, mine in zip(groups, values, strict=True):
             group.update(mine)
@@ -189,9 +192,9 @@ class Training:
         return settings.batch_size * settings.advanced.gradient_accumulation * (1 if self._source is None else 2)
 
     def candidate(self) -> SegmentationNetwork:
-        """The finished network in eval mode, with statistics of source and target, averaged over the processes.
+        """Return the finished network in eval mode, with statistics of source and target, averaged over processes.
 
-        It is a copy, and the crops read for it are read again by the next step: training can go on.
+        It is a copy, and the next step reads the same crops again, so training can continue.
         """
         network = self.recipe.finished()
         if self.recipe.restate:
@@ -200,7 +203,7 @@ class Training:
         return network.eval()
 
     def _statistics_images(self) -> Iterator[Tensor]:
-        """Normalised crops, [B, 3, H, W], in turn from the target and the source, whose positions stay."""
+        """Yield normalised crops, [B, 3, H, W], alternately of target and source, whose positions stay."""
         target, source = self._target, self._source
         before = target.state_dict(), source.state_dict() if source is not None else None
         for _ in range(STATISTICS_BATCHES):

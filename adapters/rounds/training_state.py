@@ -1,14 +1,14 @@
-"""A round's training state: saved while it trains, so that a killed round goes on and the next one can inherit.
+"""A round's training state: saved while it trains, so that a killed round resumes and the next one can inherit.
 
-Accelerate's `save_state` writes the optimizer, the loss scaler and every process's random state; its hook writes the
+Accelerate's `save_state` writes the optimizer, the loss scaler and every process's random state. Its hook writes the
 rest here: each module as safetensors, counters and positions as JSON. Objects given to
-`Accelerator.register_for_checkpointing` would be pickled, and unpickled by running whatever is in them
+`Accelerator.register_for_checkpointing` would be pickled, and reading them would run whatever is in them
 (docs/explanation/decisions/0009-rounds-that-continue.md).
 
-state/000400/{student,teacher,rebuilder}.safetensors    weights, statistics
-state/000400/{state.json,state.safetensors}             counters, positions of the streams, generator of the draws
-state/000400/statistics_N.safetensors                   BatchNorm statistics of process N, but the first
-state/000400/{optimizer.bin,random_states_N.pkl}        Accelerate's own, read with `weights_only`
+    state/000400/{student,teacher,rebuilder}.safetensors    weights, statistics
+    state/000400/{state.json,state.safetensors}             counters, positions of the streams, random generator
+    state/000400/statistics_N.safetensors                   BatchNorm statistics of process N, but the first
+    state/000400/{optimizer.bin,random_states_N.pkl}        Accelerate's own, read with `weights_only`
 """
 
 import json
@@ -26,37 +26,37 @@ from adapters.rounds.training import Training
 from storage.rounds.training_states import TrainingStates
 
 ROUNDING = 1e-6
-"""How far weights of an inherited network may be from the serving version's: the same average, perhaps made on another
-device."""
+"""Largest difference of an inherited network's weights from the serving version's: the same average, perhaps computed
+on another device."""
 
 
 class StateRefused(AdapterError):
-    """A training state that cannot be inherited; the round starts clean and says why."""
+    """A training state cannot be inherited; the round starts clean and reports why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """How far a round is."""
+    """Progress of a round."""
 
     steps: int = 0
     """Optimizer steps done in this round."""
     training_seconds: float = 0.0
-    """Used of the time budget, over all starts of the round (seconds)."""
+    """Used time budget, over all starts of the round (seconds)."""
     seconds: float = 0.0
     """Wall time of the round so far, over all its starts (seconds)."""
 
 
 class TrainingState:
-    """Saves what `training` must go on from into the round's folder, and loads it; in every process alike."""
+    """Saves what `training` must continue from into the round's folder, and loads it; equally in every process."""
 
     def __init__(self, training: Training, states: TrainingStates) -> None:
         self._training, self._states = training, states
         self._accelerator = training.accelerator
 
     def save(self, counters: Counters) -> None:
-        """Save everything as the state of `counters.steps`; the state before it goes once this one is complete.
+        """Save everything as the state of `counters.steps`; the state before it is removed once this one is complete.
 
-        Raises OSError or DurabilityLost; the newest complete state is then still there.
+        Raises OSError or DurabilityLost; the newest complete state then still exists.
         """
         accelerator, step = self._accelerator, counters.steps
         if accelerator.is_main_process:
@@ -73,7 +73,7 @@ class TrainingState:
         accelerator.wait_for_everyone()
 
     def resume(self, path: Path) -> Counters:
-        """Go on exactly where the state at `path` was saved. Raises AdapterError when it cannot be read."""
+        """Continue exactly from the state at `path`. Raises AdapterError when it cannot be read."""
         try:
             tree = self._load(path)
             self._training.load_state_dict(tree["training"])
@@ -84,9 +84,9 @@ class TrainingState:
     def inherit(self, path: Path) -> None:
         """Start a new round from the state at `path`: weights, teacher, Rebuilder, moments and step counts.
 
-        Crops, draws and learning rates are the new round's own. The network that the state would be judged by must
-        be the serving version, whose weights the student has now: raises StateRefused otherwise, and when the state
-        does not fit; networks and optimizer are then in no usable state.
+        Crops, random numbers and learning rates are the new round's own. The network of the state must be the serving
+        version, whose weights the student has now. Raises StateRefused otherwise, and when the state does not fit;
+        networks and optimizer are then in no usable state.
         """
         training = self._training
         # Dropout is seeded anew and all take the first process's statistics: a state that fewer processes left will do.
@@ -117,9 +117,9 @@ class TrainingState:
         write_tree(Path(path), {"counters": asdict(counters), "training": self._training.state_dict()})
 
     def _load(self, path: Path, *, own: bool = True) -> dict[str, Any]:
-        """Modules, optimizer and scaler; the rest as it was written.
+        """Load modules, optimizer and scaler; return the rest as it was written.
 
-        `own`: this process must find what it alone had, random state and BatchNorm statistics.
+        `own`: this process must find its own random state and BatchNorm statistics.
         """
         hook = self._accelerator.register_load_state_pre_hook(lambda _models, _path: self._read_modules(path, own=own))
         torch.manual_seed(0)
@@ -146,7 +146,10 @@ class TrainingState:
 
 
 def _statistics(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """The live running statistics by module and name; each process's own without `round.advanced.sync_batch_norm`."""
+    """Return the live running statistics by module and name.
+
+    Each process has its own without `round.advanced.sync_batch_norm`.
+    """
     return {
         f"{name}.{layer}.{key}": buffer
         for name, module in modules.items()
@@ -169,7 +172,7 @@ def _same(weight: Tensor, other: Tensor | None) -> bool:
 
 
 _TENSOR = "tensor:"
-"""Stands in the JSON where a tensor was, with the tensor's name after it."""
+"""Marks the place of a tensor in the JSON, followed by the tensor's name."""
 
 
 def write_tree(folder: Path, tree: dict[str, Any]) -> None:
@@ -184,7 +187,7 @@ def write_tree(folder: Path, tree: dict[str, Any]) -> None:
 
 
 def read_tree(folder: Path) -> dict[str, Any]:
-    """What `write_tree` wrote, tensors on the CPU. Raises OSError, ValueError or SafetensorError when damaged."""
+    """Read what `write_tree` wrote, tensors on the CPU. Raises OSError, ValueError or SafetensorError when damaged."""
     tensors = load_file(folder / "state.safetensors")
     tree: dict[str, Any] = _with_tensors(json.loads((folder / "state.json").read_text(encoding="utf-8")), tensors)
     return tree

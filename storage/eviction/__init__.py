@@ -1,1 +1,1 @@
-"""Who leaves the buffer first: one interface, one file a policy. How many: `storage/buffer/eviction_plan.py`."""
+"""Policies of eviction: one interface (`policy.py`), one file per policy; `room.py` decides how many frames leave."""

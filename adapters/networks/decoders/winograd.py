@@ -50,7 +50,7 @@ class WinogradConv(nn.Conv2d):
         super().__init__(inputs, outputs, 3, padding=1, bias=False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """`maps` convolved, sides kept."""
+        """Convolve `maps`; their sides stay the same."""
         if torch.compiler.is_compiling() or not self._pays(maps):
             return super().forward(maps)
         answer: Tensor = _Winograd.apply(maps, self.weight)  # type: ignore[no-untyped-call]

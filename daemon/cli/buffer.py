@@ -113,10 +113,12 @@ def compact(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) 
     """Give space back: pixels of no frame, records of files that are gone; the daemon must be stopped."""
     settings = read_settings(config)
     from dataclasses import asdict
+    from functools import partial
 
+    from daemon.watch.missing import missing_files
     from storage.buffer.compact import compact_buffer
 
-    done = compact_buffer(layout_of(settings), settings.buffer, settings.watch)
+    done = compact_buffer(layout_of(settings), settings.buffer, partial(missing_files, settings.watch))
     if as_json:
         print_json(asdict(done))
         return

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from configs.watch import WatchSettings
 from daemon.errors import Stopping
+from daemon.watch.missing import quarantined
 from storage import durable
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import FileFact, RefusedFile
-from storage.buffer.quarantine import quarantined
 from storage.buffer.video_records import refused_videos
 
 ANSWER_SECONDS = 30.0

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from daemon.ingest.worker import Ingest
 from daemon.metrics import Metrics
 from daemon.videos.worker import VideoWorker
 from daemon.watch.events import Hints
+from daemon.watch.missing import missing_files
 from storage.buffer.catalog_records import FileFact
 from storage.buffer.compact import compact_buffer
 from storage.buffer.frames import FrameBuffer, NewFrame
@@ -275,7 +276,7 @@ def rebuild_buffer(root: Path) -> None:
         buffer.root = root
         buffer.append([frame(number) for number in range(6)])
     assert resize_buffer(layout, config.buffer) == 6
-    compact_buffer(layout, config.buffer, config.watch)
+    compact_buffer(layout, config.buffer, partial(missing_files, config.watch))
 
 
 def move_refs(root: Path) -> None:

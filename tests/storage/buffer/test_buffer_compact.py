@@ -3,15 +3,17 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from configs.buffer import BufferSettings
 from configs.watch import WatchSettings
+from daemon.watch.missing import missing_files
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import FileFact
-from storage.buffer.compact import compact_buffer
+from storage.buffer.compact import Compacted, compact_buffer
 from storage.buffer.frames import FrameBuffer, NewFrame
 from storage.checking.state import check_state
 from storage.errors import AlreadyRunning, StorageError
@@ -58,6 +60,11 @@ def known(filled: StateLayout) -> Iterator[Callable[[], set[str]]]:
 EVERYTHING = {"cam/0000.png", "cam/0001.png", "cam/0002.png", "bad.png", "near.png"}
 
 
+def compact(layout: StateLayout, settings: BufferSettings, watch: WatchSettings) -> Compacted:
+    """As the command does it."""
+    return compact_buffer(layout, settings, partial(missing_files, watch))
+
+
 def fact(folder: Path, name: str) -> FileFact:
     status = (folder / name).stat()
     return FileFact(name, status.st_size, status.st_mtime_ns)
@@ -73,7 +80,7 @@ def test_files_that_are_gone_are_forgotten_and_the_others_are_not(filled, small,
     (folder / "bad.png").unlink()
     (folder / "cam" / "0002.png").unlink()
     (folder / "cam" / "0002.png").symlink_to("nowhere")  # there is something of that name
-    done = compact_buffer(filled, small, WatchSettings(folder=folder))
+    done = compact(filled, small, WatchSettings(folder=folder))
     assert (done.files_forgotten, done.kept_because) == (2, "")
     assert known() == {"cam/0000.png", "cam/0002.png", "near.png"}
     assert not check_state(filled, read_data=True)
@@ -81,7 +88,7 @@ def test_files_that_are_gone_are_forgotten_and_the_others_are_not(filled, small,
 
 def test_no_frame_goes_with_its_file_and_its_content_is_not_taken_again(filled, small, folder, known, new_frame):
     (folder / "cam" / "0001.png").unlink()
-    compact_buffer(filled, small, WatchSettings(folder=folder))
+    compact(filled, small, WatchSettings(folder=folder))
     with FrameBuffer.open(filled, small, writable=True) as buffer:
         assert len(buffer.records()) == FRAMES and all(buffer.read(record).any() for record in buffer.records())
         assert buffer.append([new_frame(1)]) == []
@@ -90,13 +97,13 @@ def test_no_frame_goes_with_its_file_and_its_content_is_not_taken_again(filled, 
 
 
 def test_nothing_is_gone(filled, small, folder, known):
-    done = compact_buffer(filled, small, WatchSettings(folder=folder))
+    done = compact(filled, small, WatchSettings(folder=folder))
     assert (done.files_forgotten, done.kept_because) == (0, "")
     assert known() == EVERYTHING
 
 
 def test_a_folder_that_is_not_there(filled, small, folder, known):
-    done = compact_buffer(filled, small, WatchSettings(folder=folder / "away"))
+    done = compact(filled, small, WatchSettings(folder=folder / "away"))
     assert done.files_forgotten == 0 and done.kept_because == f"{folder / 'away'} is not there"
     assert known() == EVERYTHING
 
@@ -104,7 +111,7 @@ def test_a_folder_that_is_not_there(filled, small, folder, known):
 def test_an_empty_folder_may_be_an_unmounted_one(filled, small, folder, known):
     empty(folder)
     (folder / "other.png").write_bytes(b"not one of them")
-    done = compact_buffer(filled, small, WatchSettings(folder=folder))
+    done = compact(filled, small, WatchSettings(folder=folder))
     assert done.files_forgotten == 0 and "may not be mounted" in done.kept_because
     assert known() == EVERYTHING
 
@@ -112,18 +119,18 @@ def test_an_empty_folder_may_be_an_unmounted_one(filled, small, folder, known):
 def test_a_marker_tells_an_empty_folder_from_an_unmounted_one(filled, small, folder, known):
     empty(folder)
     watch = WatchSettings(folder=folder, marker=".mounted")
-    done = compact_buffer(filled, small, watch)
+    done = compact(filled, small, watch)
     assert done.files_forgotten == 0 and done.kept_because == f"{folder} lacks its marker .mounted"
     assert known() == EVERYTHING
     (folder / ".mounted").touch()
-    done = compact_buffer(filled, small, watch)
+    done = compact(filled, small, watch)
     assert (done.files_forgotten, done.kept_because) == (len(EVERYTHING), "")
     assert known() == set()
 
 
 def test_where_originals_are_deleted_an_empty_folder_is_what_is_expected(filled, small, folder, known):
     empty(folder)
-    done = compact_buffer(filled, small, WatchSettings(folder=folder, after_commit="delete"))
+    done = compact(filled, small, WatchSettings(folder=folder, after_commit="delete"))
     assert done.files_forgotten == len(EVERYTHING) and known() == set()
 
 
@@ -133,14 +140,14 @@ def test_a_refused_file_in_the_quarantine_is_not_gone(filled, small, folder, kno
     watch.quarantine.mkdir()
     (folder / "bad.png").rename(watch.quarantine / "bad-2.png")
     (watch.quarantine / "bad.png").write_bytes(b"an earlier one of that name")
-    assert compact_buffer(filled, small, watch).files_forgotten == 1
+    assert compact(filled, small, watch).files_forgotten == 1
     assert known() == EVERYTHING - {"cam/0001.png"}
     (watch.quarantine / "bad-2.png").rename(tmp_path / "kept.png")
     (watch.quarantine / "bad.png").unlink()
     watch.quarantine.rmdir()
-    assert compact_buffer(filled, small, watch).files_forgotten == 0, "the quarantine may be unmounted"
+    assert compact(filled, small, watch).files_forgotten == 0, "the quarantine may be unmounted"
     watch.quarantine.mkdir()
-    assert compact_buffer(filled, small, watch).files_forgotten == 1
+    assert compact(filled, small, watch).files_forgotten == 1
     assert known() == EVERYTHING - {"cam/0001.png", "bad.png"}
 
 
@@ -152,7 +159,7 @@ def test_a_folder_that_cannot_be_looked_into_may_hold_its_files(filled, small, f
     (folder / "bad.png").unlink()
     with pytest.raises(OSError, match="symbolic links"):
         (folder / "cam" / "0000.png").lstat()
-    assert compact_buffer(filled, small, WatchSettings(folder=folder)).files_forgotten == 1
+    assert compact(filled, small, WatchSettings(folder=folder)).files_forgotten == 1
     assert known() == EVERYTHING - {"bad.png"}
 
 
@@ -161,7 +168,7 @@ def test_pixels_of_no_frame_and_unfinished_files_go(filled, small, folder):
     stray, partial = group / "c.5.0.0.0", filled.buffer / ".x.partial"
     stray.write_bytes((group / "c.0.0.0.0").read_bytes())
     partial.touch()
-    compact_buffer(filled, small, WatchSettings(folder=folder))
+    compact(filled, small, WatchSettings(folder=folder))
     assert not stray.exists() and not partial.exists()
     assert (group / "c.0.0.0.0").exists()
 
@@ -174,7 +181,7 @@ def test_the_catalog_becomes_smaller(filled, small, folder, known):
     with closing(Catalog.open(filled.catalog, writable=False)):  # the rows stay in the log, as after a kill
         catalog.close()
         assert filled.catalog.stat().st_size < 100_000
-        done = compact_buffer(filled, small, WatchSettings(folder=folder))
+        done = compact(filled, small, WatchSettings(folder=folder))
     assert done.files_forgotten == 2000 and known() == EVERYTHING
     assert done.bytes_before > 400_000 > 100_000 > done.bytes_after == filled.catalog.stat().st_size
 
@@ -183,9 +190,9 @@ def test_refused_beside_a_daemon_or_a_writer(filled, small, folder, known):
     (folder / "bad.png").unlink()
     watch = WatchSettings(folder=folder)
     with filled.lock(), pytest.raises(AlreadyRunning, match="already works on this state directory"):
-        compact_buffer(filled, small, watch)
+        compact(filled, small, watch)
     with FrameBuffer.open(filled, small, writable=True), pytest.raises(AlreadyRunning, match="writes to this buffer"):
-        compact_buffer(filled, small, watch)
+        compact(filled, small, watch)
     assert known() == EVERYTHING
 
 
@@ -193,7 +200,7 @@ def test_beside_a_reader(filled, small, folder, new_frame):
     (folder / "bad.png").unlink()
     with FrameBuffer.open(filled, small, writable=False) as reader:
         records = reader.records()
-        assert compact_buffer(filled, small, WatchSettings(folder=folder)).files_forgotten == 1
+        assert compact(filled, small, WatchSettings(folder=folder)).files_forgotten == 1
         assert reader.records() == records
         assert reader.catalog.refused() == []
 
@@ -201,7 +208,7 @@ def test_beside_a_reader(filled, small, folder, new_frame):
 def test_without_a_buffer_none_is_made(tmp_path, small, folder):
     nothing = StateLayout(tmp_path / "nothing")
     with pytest.raises(StorageError, match="no frame buffer here yet"):
-        compact_buffer(nothing, small, WatchSettings(folder=folder))
+        compact(nothing, small, WatchSettings(folder=folder))
     assert not nothing.root.exists()
 
 
@@ -211,5 +218,5 @@ def test_a_name_that_is_no_text_is_not_taken_for_a_missing_one(filled, small, fo
     with FrameBuffer.open(filled, small, writable=True) as buffer:
         buffer.catalog.skip(FileFact(r"caf\xe9.png", 3, 4), "near_duplicate", "of frame 1", "f" * 64)
         buffer.catalog.skip(FileFact(r"gone\xe9.png", 3, 4), "near_duplicate", "of frame 1", "f" * 64)
-    assert compact_buffer(filled, small, WatchSettings(folder=folder)).files_forgotten == 1
+    assert compact(filled, small, WatchSettings(folder=folder)).files_forgotten == 1
     assert known() == EVERYTHING | {r"caf\xe9.png"}

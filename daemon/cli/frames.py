@@ -7,6 +7,7 @@ import typer
 
 from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, read_settings
 from daemon.cli.output import print_json
+from daemon.cli.planes import as_process
 from daemon.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def frames(
         settings = read_settings(config)
         from daemon.videos.worker import watch_videos
 
-        raise typer.Exit(watch_videos(settings))
+        raise typer.Exit(as_process(settings, config, watch_videos))
     folder, limits, looks = _settings(config, into, every)
     from daemon.videos.frame_files import write_frames
     from storage.errors import RefusedImage

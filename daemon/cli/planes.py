@@ -49,7 +49,7 @@ def serve(config: ConfigOption = DEFAULT_CONFIG) -> None:
     settings = read_settings(config)
     from daemon.serving.server import serve as serve_plane
 
-    raise typer.Exit(_as_process(settings, config, serve_plane))
+    raise typer.Exit(as_process(settings, config, serve_plane))
 
 
 def masks(config: ConfigOption = DEFAULT_CONFIG) -> None:
@@ -57,7 +57,7 @@ def masks(config: ConfigOption = DEFAULT_CONFIG) -> None:
     settings = read_settings(config)
     from daemon.masks.writer import run_masks
 
-    raise typer.Exit(_as_process(settings, config, run_masks))
+    raise typer.Exit(as_process(settings, config, run_masks))
 
 
 def observe(config: ConfigOption = DEFAULT_CONFIG) -> None:
@@ -65,10 +65,10 @@ def observe(config: ConfigOption = DEFAULT_CONFIG) -> None:
     settings = read_settings(config)
     from daemon.observer import observe as observe_frames
 
-    raise typer.Exit(_as_process(settings, config, observe_frames))
+    raise typer.Exit(as_process(settings, config, observe_frames))
 
 
-def _as_process(settings: "Settings", config: Path, run: Callable[["Settings"], int]) -> int:
+def as_process(settings: "Settings", config: Path, run: Callable[["Settings"], int]) -> int:
     """Run a process that SIGHUP does not end, and that does not outlive the daemon that started it for long."""
     from daemon.runtime.in_force import SettingsInForce, reloaded_on_hang_up
     from daemon.runtime.process_group import end_without_daemon

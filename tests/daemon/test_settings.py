@@ -138,8 +138,10 @@ def test_a_running_daemon_and_its_file(daemon, config, layout, mfmd, status, pat
     assert code == 0 and "gate.confidence" in printed and "schedule.new_frames" in printed and "restart" not in printed
     assert status()["next_round"]["frames_missing"] == 7
 
-    for name in ("serve", "observe"):
-        pid = _child(status, name)["pid"]
-        os.kill(pid, signal.SIGHUP)
-    patiently(lambda: len(_logged(tmp_path, "settings_reloaded")) == 4)
-    assert [_child(status, name)["restarts"] for name in ("serve", "observe")] == [1, 0]
+    before = len(_logged(tmp_path, "settings_reloaded"))
+    children = status()["children"]
+    assert {child["name"] for child in children} == {"serve", "observe", "frames"}
+    for child in children:
+        os.kill(child["pid"], signal.SIGHUP)
+    patiently(lambda: len(_logged(tmp_path, "settings_reloaded")) == before + 3)
+    assert [child["pid"] for child in status()["children"]] == [child["pid"] for child in children]

@@ -16,6 +16,7 @@ from daemon.cli import main
 from daemon.exit_codes import ExitCode
 
 ROOT = Path(__file__).parents[2]
+CHILDREN = {name: {"enabled": True} for name in ("serving", "observe", "videos")}
 TOKEN = "only for the operator"
 
 
@@ -27,6 +28,7 @@ def config(make_settings, tmp_path):
         path = tmp_path / "mfmd.yaml"
 
         def write(self, **sections) -> None:
+            sections = {name: CHILDREN.get(name, {}) | sections.get(name, {}) for name in {*CHILDREN, *sections}}
             values = make_settings(**sections).model_dump(mode="json", exclude_none=True, exclude={"classes"})
             self.path.write_text(yaml.safe_dump({**values, "classes": "demo"}))
 
@@ -41,10 +43,10 @@ def patiently(wait_until):
 
 @pytest.fixture
 def daemon(config, layout, add_version, tmp_path, patiently):
-    """`mfmd run` with an inference plane and an observer, on two versions of which the second serves."""
+    """`mfmd run` with its children, on two versions of which the second serves."""
     add_version()
     add_version(1)
-    config.write(serving={"enabled": True}, observe={"enabled": True})
+    config.write()
     log = tmp_path / "daemon.log"
     command = [sys.executable, "-m", "daemon.cli", "run", "--config", str(config.path)]
     with log.open("wb") as output:
@@ -122,7 +124,7 @@ def test_a_running_daemon_and_its_file(daemon, config, layout, mfmd, status, pat
     patiently(lambda: len(_logged(tmp_path, "settings_not_reloaded")) == 2)
     assert _metric(layout, 'mfmd_config_reloads_total{result="refused"}') == 2
 
-    config.write(gate={"confidence": 0.8}, serving={"enabled": True, "port": 1}, observe={"enabled": True})
+    config.write(gate={"confidence": 0.8}, serving={"port": 1})
     patiently(lambda: status()["settings"]["reload"] == ["gate.confidence"])
     assert status()["settings"]["restart"] == ["serving.port"]
     os.kill(daemon.pid, signal.SIGHUP)
@@ -133,7 +135,7 @@ def test_a_running_daemon_and_its_file(daemon, config, layout, mfmd, status, pat
     assert snapshot["gate"]["confidence"] == 0.8 and snapshot["serving"]["port"] == 0
     assert snapshot["schedule"]["min_frames"] == 5, "the environment was resolved at the start"
 
-    config.write(schedule={"new_frames": 7}, serving={"enabled": True}, observe={"enabled": True})
+    config.write(schedule={"new_frames": 7})
     code, printed = mfmd("reload")
     assert code == 0 and "gate.confidence" in printed and "schedule.new_frames" in printed and "restart" not in printed
     assert status()["next_round"]["frames_missing"] == 7

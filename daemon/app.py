@@ -7,6 +7,7 @@ from configs.errors import ConfigError
 from configs.settings import Settings
 from daemon.control.server import ControlServer, bind
 from daemon.masks.mask_file import check_masks
+from daemon.net.local import listen_locally
 from daemon.net.tls import tls_files
 from daemon.net.token import control_token
 from daemon.parts import DaemonParts
@@ -37,22 +38,25 @@ def run(settings: Settings, config: Path) -> int:
         require_version(settings, CheckpointRegistry(layout.checkpoints))
         token = control_token(settings.control, layout)
         tls = tls_files("control", settings.control.certificate, settings.control.key)
-        with bind(settings.control) as listener:
+        with bind(settings.control) as listener, listen_locally(layout.socket) as local_listener:
             in_force.publish(layout.run_file(SNAPSHOT))
             parts = DaemonParts(in_force, token)
             server = ControlServer(parts.app, listener, tls)
+            local = ControlServer(parts.local_app, local_listener)
             try:
                 parts.start()
                 server.start()
-                publish_record(layout, "daemon", *server.address, tls.digest if tls else None)
+                local.start()
+                publish_record(layout, "daemon", *server.address, tls=tls is not None)
                 parts.metrics.process.started.set_to_current_time()
                 log.info("daemon_ready", host=server.address[0], port=server.address[1], state=str(layout.root))
-                return _wait(stop, server)
+                return _wait(stop, server, local)
             finally:
                 layout.run_file("daemon").unlink(missing_ok=True)
                 parts.stop()
                 layout.run_file(SNAPSHOT).unlink(missing_ok=True)
                 server.stop()
+                local.stop()
                 log.info("daemon_stopped")
 
 
@@ -89,9 +93,9 @@ def require_version(settings: Settings, registry: CheckpointRegistry) -> None:
     raise NoCheckpoint(f"{settings.state}: no version to serve; {remedy}")
 
 
-def _wait(stop: threading.Event, server: ControlServer) -> int:
+def _wait(stop: threading.Event, *servers: ControlServer) -> int:
     while not stop.wait(1.0):
-        if not server.alive:
+        if not all(server.alive for server in servers):
             log.critical("control_server_died")
             return 1
     log.info("daemon_stopping")

@@ -79,7 +79,7 @@ class DaemonParts:
         context = ControlContext(
             self._in_force, self._registry, self._rounds, self.metrics, health, token, self._ingest.retries
         )
-        self.app = create_control_app(context)
+        self.app, self.local_app = create_control_app(context), create_control_app(context, local=True)
         self._in_force.after_reload = self._reloaded
 
     def _reloaded(self, done: bool) -> None:

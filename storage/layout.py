@@ -75,6 +75,11 @@ class StateLayout:
         return self.run / "control.token"
 
     @property
+    def socket(self) -> Path:
+        """Unix socket on which a living daemon serves commands of the same user."""
+        return self.run / "control.sock"
+
+    @property
     def lock_file(self) -> Path:
         """Return the file that a living daemon holds locked."""
         return self.run / "daemon.lock"

@@ -88,7 +88,7 @@ def _through_daemon(settings: "Settings", layout: "StateLayout", show: "ShowProg
     from daemon.control.client import ControlClient
     from storage.rounds.folder import RoundStore
 
-    client = ControlClient(settings, layout)
+    client = ControlClient(layout)
     number = client.start_round()
     store, shown, running = RoundStore(layout.rounds), 0.0, True
     while running:

@@ -35,7 +35,7 @@ def reload(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
     settings = running_settings(config)
     from daemon.control.client import ControlClient
 
-    done = ControlClient(settings, layout_of(settings)).reload()
+    done = ControlClient(layout_of(settings)).reload()
     if as_json:
         print_json(done.model_dump(mode="json"))
         return

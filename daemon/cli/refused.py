@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 refused_app = typer.Typer(no_args_is_help=True, help="List refused files, and let ingest try them again.")
 
+RETRY_SECONDS = 60.0
+"""Longest wait for the daemon, which moves every file out of the quarantine (seconds)."""
 CodeOption = Annotated[str | None, typer.Option("--reason", help="Only files refused for this reason code.")]
 LimitOption = Annotated[int, typer.Option("--limit", min=1, help="Most files listed, newest first.")]
 PathsArgument = Annotated[
@@ -83,7 +85,7 @@ def retry(
 def _through_daemon(settings: "Settings", selection: "Selection") -> list[str]:
     from daemon.control.client import ControlClient
 
-    return ControlClient(settings, layout_of(settings)).retry_refused(sorted(selection.paths), selection.reason)
+    return ControlClient(layout_of(settings), RETRY_SECONDS).retry_refused(sorted(selection.paths), selection.reason)
 
 
 def _in_process(settings: "Settings", selection: "Selection") -> list[str]:

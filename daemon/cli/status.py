@@ -45,21 +45,16 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False, c
 
 def _check(settings: "Settings") -> None:
     """Exit 1, saying why, unless a daemon holds the state directory and its threads live (`/healthz`)."""
-    import http.client
-
-    from daemon.control.client import ask
-    from daemon.runtime.run_record import read_run_record
+    from daemon.control.client import ControlClient, ControlFailed
 
     layout = layout_of(settings)
-    address = read_run_record(layout.run_file("daemon")) if layout.locked() else None
-    if address is None:
-        typer.echo(f"no daemon on {layout.root}, or it is still starting", err=True)
+    if not layout.locked():
+        typer.echo(f"no daemon on {layout.root}", err=True)
         raise typer.Exit(ExitCode.FAILURE)
     try:
-        _, health = ask(address, "GET", "/healthz", {}, CHECK_SECONDS)
-        problems = health["problems"]
-    except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
-        problems = [f"the control plane at port {address.port} does not answer: {error}"]
+        problems = ControlClient(layout, CHECK_SECONDS).problems()
+    except ControlFailed as error:
+        problems = [str(error)]
     if problems:
         typer.echo("; ".join(problems), err=True)
         raise typer.Exit(ExitCode.FAILURE)

@@ -52,14 +52,14 @@ class ControlContext:
     retries: RetryQueue
 
 
-def create_control_app(context: ControlContext) -> FastAPI:
-    """The API as an ASGI application."""
+def create_control_app(context: ControlContext, *, local: bool = False) -> FastAPI:
+    """Return the API as an ASGI application; a `local` one asks for no token, because its socket is the owner's."""
     app = FastAPI(title="mfmd control plane", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
     app.include_router(_probes(context))
     app.include_router(_reading(context))
     app.include_router(create_page(context.in_force, context.registry, context.token))
     app.include_router(_changing(context))
-    app.add_middleware(ControlGuard, token=context.token)
+    app.add_middleware(ControlGuard, token=None if local else context.token)
     app.add_middleware(HeadRequests)
     answer_errors(app)
     return app

@@ -1,16 +1,14 @@
-"""Talk to the daemon's control API from a command: address from the run file, token as the daemon finds it."""
+"""Talk to the daemon's control API from a command, through its Unix socket: who may open it may do everything."""
 
 import http.client
 import json
 from typing import Any
 
 from configs.errors import ConfigError
-from configs.settings import Settings
 from daemon.errors import DaemonError, NotEnoughFrames, RoundRunning, Stopping
-from daemon.net.tls import connection_to
-from daemon.net.token import control_token
+from daemon.net.local import LocalConnection
 from daemon.runtime.in_force import Reloaded
-from daemon.runtime.run_record import RunRecord, read_run_record
+from daemon.runtime.run_record import read_run_record
 from storage.layout import StateLayout
 
 TIMEOUT_SECONDS = 10.0
@@ -27,36 +25,36 @@ class ControlFailed(DaemonError):
 class ControlClient:
     """The control API of the daemon that holds a state directory."""
 
-    def __init__(self, settings: Settings, layout: StateLayout) -> None:
-        """Raises ControlFailed when the daemon publishes no address (yet, or any more), ConfigError for an unusable
-        token.
-        """
-        self._path = layout.run_file("daemon")
-        address = read_run_record(self._path)
-        if address is None:
+    def __init__(self, layout: StateLayout, timeout: float = TIMEOUT_SECONDS) -> None:
+        """Set up for requests of at most `timeout` seconds. Raises ControlFailed when the daemon is not ready."""
+        self._layout, self._path, self._timeout = layout, layout.run_file("daemon"), timeout
+        self._record = read_run_record(self._path)
+        if self._record is None:
             raise ControlFailed(
                 f"{self._path}: the daemon publishes no address: it is starting up or being stopped; "
                 "try again in a moment"
             )
-        self._address = address
-        self._headers = {"Authorization": f"Bearer {control_token(settings.control, layout)}"}
 
     @property
     def left(self) -> bool:
         """Whether the daemon publishes its address no more: the first thing that it takes back when it is stopped."""
-        return read_run_record(self._path) != self._address
+        return read_run_record(self._path) != self._record
 
     @property
     def replaced(self) -> bool:
         """Whether another daemon has published its own address since."""
         return self.left and read_run_record(self._path) is not None
 
+    def problems(self) -> list[str]:
+        """Return what `/healthz` reports. Raises ControlFailed."""
+        return [str(problem) for problem in self._ask("GET", "/healthz")[1]["problems"]]
+
     def start_round(self) -> int:
-        """Ask for a round now; returns its number. Raises RoundRunning, NotEnoughFrames, Stopping or ControlFailed."""
+        """Ask for a round now; return its number. Raises RoundRunning, NotEnoughFrames, Stopping or ControlFailed."""
         return int(self._send("POST", "/v1/rounds")["round"])
 
     def running_round(self) -> int | None:
-        """The round that runs or is about to. Raises ControlFailed."""
+        """Return the round that runs or is about to. Raises ControlFailed."""
         number = self._send("GET", "/v1/rounds")["running"]
         return None if number is None else int(number)
 
@@ -65,34 +63,27 @@ class ControlClient:
         return Reloaded.model_validate(self._send("POST", "/v1/reload"))
 
     def retry_refused(self, paths: list[str], reason: str | None) -> list[str]:
-        """Let ingest take refused files again; the paths of those that were. Raises ControlFailed."""
+        """Let ingest take refused files again; return the paths of those that were. Raises ControlFailed."""
         wanted = {"paths": paths, "reason": reason}
-        return [str(path) for path in self._send("POST", "/v1/refused/retry", wanted, 60.0)["retried"]]
+        return [str(path) for path in self._send("POST", "/v1/refused/retry", wanted)["retried"]]
 
-    def _send(self, method: str, path: str, content: Any = None, timeout: float = TIMEOUT_SECONDS) -> Any:
-        try:
-            status, body = ask(self._address, method, path, self._headers, timeout, content)
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            raise ControlFailed(f"the daemon at port {self._address.port} does not answer: {error}") from error
+    def _send(self, method: str, path: str, content: Any = None) -> Any:
+        status, body = self._ask(method, path, content)
         if status < 300:
             return body
         kind = KNOWN.get(body.get("code", ""), ControlFailed)
         raise kind(body.get("message", f"the daemon answered {status} to {method} {path}"))
 
-
-def ask(
-    address: RunRecord, method: str, path: str, headers: dict[str, str], timeout: float, content: Any = None
-) -> tuple[int, Any]:
-    """Status and JSON body of one request, which carries `content` as JSON if given.
-
-    Raises OSError, ValueError or HTTPException.
-    """
-    body = None if content is None else json.dumps(content)
-    headers = headers if body is None else headers | {"Content-Type": "application/json"}
-    connection = connection_to(address, timeout)
-    try:
-        connection.request(method, path, body=body, headers=headers)
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read())
-    finally:
-        connection.close()
+    def _ask(self, method: str, path: str, content: Any = None) -> tuple[int, Any]:
+        """Return status and JSON of one request. Raises ControlFailed when no answer comes."""
+        connection = LocalConnection(self._layout.socket, self._timeout)
+        try:
+            body = None if content is None else json.dumps(content)
+            connection.request(method, path, body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            reason = str(error) or type(error).__name__
+            raise ControlFailed(f"{self._layout.socket}: the daemon does not answer: {reason}") from error
+        finally:
+            connection.close()

@@ -18,7 +18,8 @@ MOST_BYTES = 4 * 1024 * 1024
 class ControlGuard:
     """Wraps the application; new routes are behind it without doing anything for it."""
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        """Without `token` only the size of bodies is watched."""
         self._app = app
         self._token = token
 
@@ -27,7 +28,7 @@ class ControlGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["path"].startswith(API) and scope["method"] not in LOOKING and not self._opens(Headers(scope=scope)):
+        if not self._may_pass(scope):
             error = ApiError(401, "unauthorized", "send `Authorization: Bearer TOKEN`; see control.token in the docs")
             await api_answer(error)(scope, receive, send)
             return
@@ -43,6 +44,8 @@ class ControlGuard:
 
         await self._app(scope, receive_bounded, send)
 
-    def _opens(self, headers: Headers) -> bool:
-        given = bearer_of(headers.get("authorization", ""))
+    def _may_pass(self, scope: Scope) -> bool:
+        if self._token is None or scope["method"] in LOOKING or not scope["path"].startswith(API):
+            return True
+        given = bearer_of(Headers(scope=scope).get("authorization", ""))
         return given is not None and same_token(given, self._token)

@@ -1,4 +1,4 @@
-"""The control API on a socket: bound early, so that a taken port is told at once; served from a thread."""
+"""The control API on a socket, TCP or Unix: bound early, so that a taken port is told at once; served from a thread."""
 
 import socket
 import threading

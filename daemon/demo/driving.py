@@ -15,6 +15,7 @@ import httpx
 import yaml
 
 from configs.settings import Settings
+from daemon.control.client import ControlClient
 from daemon.errors import DaemonError
 from storage import durable
 from storage.buffer.catalog import Catalog
@@ -142,14 +143,10 @@ class DrivenDaemon:
 
     def request_round(self) -> int:
         """Ask the control plane for a round now; return its number. Raises DriveFailed when it says no."""
-        base = self.url("daemon")
-        if base is None:
-            raise DriveFailed(f"the control plane does not listen\n{self.tail()}")
-        token = self.layout.token_file.read_text(encoding="utf-8").strip()
-        answer = httpx.post(f"{base}/v1/rounds", headers={"Authorization": f"Bearer {token}"}, timeout=10.0)
-        if not answer.is_success:
-            raise DriveFailed(f"no round: status {answer.status_code}: {answer.text}")
-        return int(answer.json()["round"])
+        try:
+            return ControlClient(self.layout).start_round()
+        except DaemonError as error:
+            raise DriveFailed(f"no round: {error}\n{self.tail()}") from error
 
     def drop(self, images: Sequence[Path]) -> None:
         """Copy images into the drop folder, each under a temporary name first, then renamed."""

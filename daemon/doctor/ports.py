@@ -75,4 +75,4 @@ def _tls(section: ControlSettings | ServingSettings, name: Literal["control", "s
         files = tls_files(name, section.certificate, section.key)
     except ConfigError as error:
         return Finding.fail(f"{name}_tls", str(error), "give the files that belong together; it refuses to start")
-    return None if files is None else Finding.ok(f"{name}_tls", f"certificate {files.digest[:16]}")
+    return None if files is None else Finding.ok(f"{name}_tls", f"certificate {files.certificate}")

@@ -83,7 +83,7 @@ class PlaneClient:
 
     def _ask(self, method: str, path: str, content: bytes | None = None) -> httpx.Response:
         address = current_record(self._layout, "serve") or self._serving
-        url = base_url(address.host, address.port, tls=address.certificate is not None) + path
+        url = base_url(address.host, address.port, tls=self._serving.certificate is not None) + path
         try:
             answer = self._http.request(method, url, headers=self._headers, content=content)
         except httpx.HTTPError as error:

@@ -141,8 +141,7 @@ def running_settings(config: Path) -> Settings:
         if found is None or (guessed and Path(compared(layout).file).resolve() != config.resolve()):
             raise
         return found
-    found = _published(StateLayout(settings.state))
-    return settings if found is None else found.model_copy(update={"control": settings.control})  # has the token
+    return _published(StateLayout(settings.state)) or settings
 
 
 def compared(layout: StateLayout) -> FileActivity:

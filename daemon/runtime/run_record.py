@@ -38,8 +38,8 @@ class RunRecord(BaseModel):
     """Address it is bound to."""
     port: int
     """TCP port; the one that the system chose when the configured one is 0."""
-    certificate: str | None = None
-    """Hex SHA-256 of the TLS certificate that it shows; None: it speaks plain HTTP."""
+    tls: bool
+    """Whether it speaks HTTPS."""
 
     @property
     def reachable_host(self) -> str:
@@ -62,8 +62,8 @@ class RunRecord(BaseModel):
             return False
 
 
-def publish_record(layout: StateLayout, name: str, host: str, port: int, certificate: str | None = None) -> RunRecord:
-    """Write `run/<name>.json`: this process answers there, with that TLS certificate if any (hex SHA-256)."""
+def publish_record(layout: StateLayout, name: str, host: str, port: int, *, tls: bool = False) -> RunRecord:
+    """Write `run/<name>.json`: this process answers there."""
     durable.make_directory(layout.run)
     record = RunRecord(
         machine=socket.gethostname(),
@@ -73,7 +73,7 @@ def publish_record(layout: StateLayout, name: str, host: str, port: int, certifi
         state=layout.identity(),
         host=host,
         port=port,
-        certificate=certificate,
+        tls=tls,
     )
     durable.write_record(layout.run_file(name), record)
     return record

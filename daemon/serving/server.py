@@ -132,17 +132,17 @@ def make_server(plane: InferencePlane, listener: socket.socket, tls: TlsFiles | 
 
     def published() -> None:
         host, port = listener.getsockname()[:2]
-        _publish_address(plane.settings, host, port, tls.digest if tls else None)
+        _publish_address(plane.settings, host, port, tls is not None)
         log.info("serving_listens", host=host, port=port, device=str(plane.device))
 
     return PlaneServer(config, plane, published)
 
 
-def _publish_address(settings: Settings, host: str, port: int, certificate: str | None) -> None:
+def _publish_address(settings: Settings, host: str, port: int, tls: bool) -> None:
     """Write `run/serve.json`. A machine that only mounts the registry read-only serves without the file."""
     layout = StateLayout(settings.state)
     try:
-        publish_record(layout, "serve", host, port, certificate)
+        publish_record(layout, "serve", host, port, tls=tls)
     except OSError as error:
         log.warning("run_file_not_written", path=str(layout.run_file("serve")), error=str(error))
 

@@ -2,10 +2,10 @@
 
 import http.client
 import json
+import ssl
 
 from pydantic import BaseModel, ConfigDict
 
-from daemon.net.tls import connection_to
 from daemon.runtime.run_record import RunRecord, current_record
 from storage.layout import StateLayout
 
@@ -79,13 +79,22 @@ def probe_plane(record: RunRecord | None, token: str | None = None) -> PlaneStat
 
 def _ask(record: RunRecord, path: str, timeout: float, token: str | None = None) -> tuple[int, bytes]:
     """Return status and body of one GET. Raises OSError or HTTPException."""
-    connection = connection_to(record, timeout)
+    connection = _connection_to(record, timeout)
     try:
         connection.request("GET", path, headers={} if token is None else {"Authorization": f"Bearer {token}"})
         response = connection.getresponse()
         return response.status, response.read()
     finally:
         connection.close()
+
+
+def _connection_to(record: RunRecord, timeout: float) -> http.client.HTTPConnection:
+    if not record.tls:
+        return http.client.HTTPConnection(record.reachable_host, record.port, timeout=timeout)
+    # No name to check: the record is that of a living process, and only that process holds the port.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return http.client.HTTPSConnection(record.reachable_host, record.port, timeout=timeout, context=context)
 
 
 def _get(record: RunRecord, token: str | None) -> dict[str, object]:

@@ -5,11 +5,27 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
+from daemon.control.server import ControlServer
+from daemon.net.local import listen_locally
+
 ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def serving_locally(app, layout):
+    """A control application on the Unix socket of a state directory."""
+    with listen_locally(layout.socket) as listener:
+        server = ControlServer(app, listener)
+        server.start()
+        try:
+            yield
+        finally:
+            server.stop()
 
 
 class Running:

@@ -212,7 +212,7 @@ class Unanswered:
     left = replaced = False
 
     def running_round(self) -> int | None:
-        raise ControlFailed("the daemon at port 1 does not answer: [Errno 104] Connection reset by peer")
+        raise ControlFailed("the daemon does not answer: [Errno 104] Connection reset by peer")
 
 
 def test_the_lock_of_a_killed_daemon_may_fall_after_its_connections(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from configs.errors import ConfigError
 from daemon.control.app import ControlContext, create_control_app
-from daemon.control.client import ControlClient
+from daemon.control.client import ControlClient, ControlFailed
 from daemon.control.server import ControlServer, bind
 from daemon.control.state_metrics import StateCollector
 from daemon.errors import AddressInUse, Stopping
@@ -28,6 +28,7 @@ from daemon.runtime.worker import Component
 from storage.registry.manifest import HistoryEvent
 from storage.rounds.folder import RoundStore
 from storage.rounds.records import RoundScores, RoundSpec
+from tests.daemon.running import serving_locally
 
 TOKEN = "correct horse"
 
@@ -47,7 +48,8 @@ def world(bench, registry, layout, add_version, drop, write_image) -> Iterator[S
     children: list[ChildActivity] = []
     health = Health(parts, may_take_long="rounds", registry=registry, children=lambda: children)
     metrics.registry.register(StateCollector(settings, made.buffer.catalog, list))
-    app = create_control_app(ControlContext(in_force, registry, rounds, metrics, health, TOKEN, made.ingest.retries))
+    context = ControlContext(in_force, registry, rounds, metrics, health, TOKEN, made.ingest.retries)
+    app = create_control_app(context)
     server = ControlServer(app, bind(settings.control))
     for part in parts:
         part.start()
@@ -58,6 +60,7 @@ def world(bench, registry, layout, add_version, drop, write_image) -> Iterator[S
             client=client,
             children=children,
             app=app,
+            local_app=create_control_app(context, local=True),
             parts=parts,
             rounds=rounds,
             server=server,
@@ -118,13 +121,15 @@ def test_a_number_that_no_disk_could_name_is_refused(world):
 
 
 def test_a_stopping_daemon_says_so_to_a_command_that_wants_a_round(world, layout):
-    layout.token_file.write_text(TOKEN)
     record = publish_record(layout, "daemon", *world.server.address)
-    client = ControlClient(world.settings, layout)
-    assert client.running_round() is None and not client.left
-    world.rounds.stop()
-    with pytest.raises(Stopping, match="is being stopped and starts no round; ask again when it runs"):
-        client.start_round()
+    with serving_locally(world.local_app, layout):
+        client = ControlClient(layout)
+        assert client.problems() == [] and client.running_round() is None and not client.left
+        world.rounds.stop()
+        with pytest.raises(Stopping, match="is being stopped and starts no round; ask again when it runs"):
+            client.start_round()
+    with pytest.raises(ControlFailed, match="the daemon does not answer"):
+        client.running_round()
     layout.run_file("daemon").unlink()
     assert client.left and not client.replaced
     layout.run_file("daemon").write_text(record.model_copy(update={"pid": 1}).model_dump_json())

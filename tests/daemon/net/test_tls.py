@@ -1,4 +1,4 @@
-"""The control plane over TLS: clients follow, talk to the right certificate only, and bad files are told at once."""
+"""Planes over TLS: clients with the certificate are answered, and bad files are reported at once."""
 
 import socket
 import ssl
@@ -14,7 +14,6 @@ from fastapi import FastAPI
 
 from configs.errors import ConfigError
 from configs.serving import ControlSettings
-from daemon.control.client import ControlClient, ControlFailed, ask
 from daemon.control.server import ControlServer, bind
 from daemon.net.tls import tls_files
 from daemon.runtime.run_record import RunRecord, publish_record
@@ -29,37 +28,31 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @contextmanager
-def secure_server(layout: StateLayout, certificate: Path, key: Path, heard: list[str]) -> Iterator[RunRecord]:
-    """A control server over TLS with one route; its run file."""
+def secure_server(layout: StateLayout, certificate: Path, key: Path) -> Iterator[RunRecord]:
+    """A server over TLS with one route, on record as an inference plane."""
     app = FastAPI()
 
-    @app.get("/v1/rounds")
     @app.get("/v1/serving")
-    def rounds() -> dict[str, object]:
-        heard.append("asked")
-        return {"running": 7, "ready": True, "version": 3}
+    def serving() -> dict[str, object]:
+        return {"ready": True, "version": 3}
 
-    tls = tls_files("control", certificate, key)
-    server = ControlServer(app, bind(ControlSettings(port=0)), tls)
+    server = ControlServer(app, bind(ControlSettings(port=0)), tls_files("control", certificate, key))
     server.start()
-    host, port = server.address
     try:
-        yield publish_record(layout, "daemon", host, port, tls.digest if tls else None)
+        yield publish_record(layout, "serve", *server.address, tls=True)
     finally:
         server.stop()
 
 
-def test_clients_follow_https(files, make_settings, layout):
-    heard: list[str] = []
-    with secure_server(layout, *files, heard) as address:
-        assert ControlClient(make_settings(), layout).running_round() == 7
-        plane = probe_plane(address)
+def test_clients_with_the_certificate_and_the_daemon_itself_are_answered(files, layout):
+    with secure_server(layout, *files) as record:
+        plane = probe_plane(record)
         assert plane.up and plane.version == 3, plane.detail
-        url = f"{address.host}:{address.port}/v1/rounds"
-        assert httpx.get(f"https://{url}", verify=_trusting(files[0]), trust_env=False).json()["running"] == 7
+        url = f"{record.host}:{record.port}/v1/serving"
+        assert httpx.get(f"https://{url}", verify=_trusting(files[0]), trust_env=False).json()["version"] == 3
         with pytest.raises(httpx.TransportError):
             httpx.get(f"http://{url}", trust_env=False)
-    assert len(heard) == 3
+        assert not probe_plane(record.model_copy(update={"tls": False})).up
 
 
 def _trusting(certificate: Path) -> ssl.SSLContext:
@@ -69,23 +62,9 @@ def _trusting(certificate: Path) -> ssl.SSLContext:
     return context
 
 
-def test_another_certificate_at_that_port_hears_nothing(files, make_settings, layout, tmp_path):
-    """Its certificate is not the one in the run file: the token must not reach it."""
-    heard: list[str] = []
-    other = tls_files("control", *self_signed(tmp_path, "other"))
-    with secure_server(layout, *files, heard) as address:
-        wrong = address.model_copy(update={"certificate": other.digest})
-        layout.run_file("daemon").write_text(wrong.model_dump_json())
-        with pytest.raises(ControlFailed, match="another certificate"):
-            ControlClient(make_settings(), layout).running_round()
-        plane = probe_plane(wrong)
-        assert not plane.up and "another certificate" in plane.detail
-    assert not heard
-
-
-def test_a_plain_server_where_tls_is_expected_is_an_error_that_says_so(layout):
+def test_a_plain_server_where_tls_is_expected_does_not_answer(layout):
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = publish_record(layout, "daemon", "127.0.0.1", listener.getsockname()[1], "0" * 64)
+        record = publish_record(layout, "serve", "127.0.0.1", listener.getsockname()[1], tls=True)
 
         def answer_plainly() -> None:
             connection, _ = listener.accept()
@@ -95,8 +74,7 @@ def test_a_plain_server_where_tls_is_expected_is_an_error_that_says_so(layout):
 
         thread = threading.Thread(target=answer_plainly)
         thread.start()
-        with pytest.raises(OSError):
-            ask(address, "GET", "/healthz", {"Authorization": "Bearer x"}, 10.0)
+        assert not probe_plane(record).up
         thread.join(10)
         assert not thread.is_alive()
 

@@ -90,7 +90,7 @@ def _ask_everything(
     wait_until(lambda: file.exists() or daemon.poll() is not None, f"{file} is written", 60)
     assert daemon.poll() is None, log.read_text()[-3000:]
     address = read_run_record(file)
-    assert address is not None and address.certificate
+    assert address is not None and address.tls
     own = SECRETS["control" if name == "daemon" else "serving"]
     answers: list[httpx.Response] = []
     with httpx.Client(

@@ -47,7 +47,8 @@ class FolderScan:
         self._marker = None if settings.marker is None else PurePosixPath(settings.marker)
         self._ignored = _any_of(settings.ignore)
         self._videos = videos
-        self._included = _any_of((*settings.advanced.include, MADE_OF_VIDEOS) if settings.advanced.include else ("*",))
+        self._made = _any_of(() if videos else (MADE_OF_VIDEOS,))  # by mfmd: patterns are for files of others
+        self._included = _any_of(settings.advanced.include or ("*",))
 
     def names(self, complain: Complain) -> Iterator[tuple[str, os.DirEntry[str]]]:
         """Path relative to the folder (posix) and entry of every file and link to a file, ignored ones left out.
@@ -83,7 +84,7 @@ class FolderScan:
 
     def _wanted(self, prefix: str, name: str) -> bool:
         """Whether a file of this name is looked at; the marker is no image."""
-        if self._ignored.match(name) or not self._included.match(name):
+        if not self._made.match(name) and (self._ignored.match(name) or not self._included.match(name)):
             return False
         if name.lower().endswith(SUFFIXES) != self._videos:
             return False

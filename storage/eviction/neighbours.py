@@ -47,7 +47,7 @@ class Neighbours:
         for start in range(old, len(self.ids), BLOCK):
             rows = np.arange(start, min(start + BLOCK, len(self.ids)))
             squares = self._squares(rows)
-            self._settle(rows, squares)
+            self._update_nearest(rows, squares)
             closest = squares.argmin(axis=0)
             found = squares[closest, np.arange(len(self.ids))]
             nearer = found < self._distance
@@ -97,9 +97,9 @@ class Neighbours:
         """Search the nearest neighbours of these rows again."""
         for start in range(0, len(rows), BLOCK):
             block = rows[start : start + BLOCK]
-            self._settle(block, self._squares(block))
+            self._update_nearest(block, self._squares(block))
 
-    def _settle(self, rows: NDArray[np.int64], squares: NDArray[np.float32]) -> None:
+    def _update_nearest(self, rows: NDArray[np.int64], squares: NDArray[np.float32]) -> None:
         self._nearest[rows] = squares.argmin(axis=1)
         self._distance[rows] = squares[np.arange(len(rows)), self._nearest[rows]]
 

@@ -29,7 +29,7 @@ HEAD_BYTES = 12
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 """Suffixes of the files that are read, in lower case."""
 MADE_OF_VIDEOS = "video-????????????????-*.png"
-"""Names (fnmatch) of the image files made from videos; any `watch.advanced.include` includes these too."""
+"""Names (fnmatch) of the image files made from videos; patterns of `watch` never leave these out."""
 IMAGE_BRANDS = (*HEIF_BRANDS, b"avif", b"avis")
 """Major brands of still images in the container of MP4."""
 MATROSKA_MAGIC = b"\x1aE\xdf\xa3"

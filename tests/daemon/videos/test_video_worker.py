@@ -233,10 +233,11 @@ def test_ingest_leaves_videos_alone_and_takes_what_is_only_named_like_an_image(b
     world.until(lambda: world.activity.watch.pending == 0)
 
 
-def test_patterns_for_videos_let_their_frames_in(videos, drop, write_image):
+@pytest.mark.parametrize("patterns", [{"advanced": {"include": ("*.mp4",)}}, {"ignore": ("*.png", ".*")}])
+def test_patterns_for_videos_let_their_frames_in(videos, drop, write_image, patterns):
     put(drop, "a.mp4", make_video())
     write_image(drop / "image.png", 1)
-    world = videos(watch={"advanced": {"include": ("*.mp4",)}})
+    world = videos(watch=patterns)
     world.finished("a.mp4")
     assert world.bench.counts.frames == 4 and images(drop) == ["image.png"]
 

@@ -116,7 +116,7 @@ def test_an_export_that_is_refused_says_why_and_holds_nothing_up(daemon, registr
 def test_a_lost_write_stops_the_mirror_and_only_the_mirror(daemon, registry, add_version, monkeypatch):
     add_version()
 
-    def lost(path: Path) -> None:
+    def lost(path: Path, **_: object) -> None:
         raise DurabilityLost(f"{path}: fsync failed")
 
     monkeypatch.setattr(durable, "make_directory", lost)

@@ -26,7 +26,7 @@ TYPES = {
 
 
 @contextmanager
-def aside(device: torch.device) -> Iterator[None]:
+def low_priority_stream(device: torch.device) -> Iterator[None]:
     """Run work on `device` within the block beside the work of requests.
 
     On a GPU it uses a stream of its own with the lowest priority, finished when the block ends. On a CPU the nice value

@@ -16,12 +16,9 @@ crops (`rare_class` and `margins` of `adapters.sampling`); HRDA's context and de
 from adapters.errors import NetworkMismatch
 from adapters.networks.multi_resolution import MultiResolutionNetwork
 from adapters.recipes.feature_distance import feature_distance
-from adapters.recipes.masked_image_term import MaskedImageTerm
-from adapters.recipes.mfm_term import with_mfm
-from adapters.recipes.mix_term import MixTerm
 from adapters.recipes.recipe import RecipeInputs
 from adapters.recipes.self_training import SelfTraining, Term
-from adapters.recipes.source_term import SourceTerm
+from adapters.recipes.terms import MaskedImageTerm, MixTerm, SourceTerm, with_mfm
 from configs.recipe import DacsSettings, MicSettings, RareClassSettings
 
 

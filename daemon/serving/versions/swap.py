@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adapters.checkpoints.checkpoint import network_of
-from adapters.inference.copying import aside
+from adapters.inference.copying import low_priority_stream
 from adapters.inference.forward import ServedForward
 from adapters.networks.network import normalise
 from configs.serving import ServingSettings
@@ -90,7 +90,7 @@ class Swapper:
         idle = self._slots.idle
         if idle is None or idle.version != version:
             return False
-        with self._timed("warmup"), aside(self._device):
+        with self._timed("warmup"), low_priority_stream(self._device):
             self._warm_up(idle)
         return self._slots.flip_to(version)
 
@@ -107,7 +107,7 @@ class Swapper:
             self._registry.verify(version)
         with self._timed("drain"):
             self._take_idle()
-        with aside(self._device):
+        with low_priority_stream(self._device):
             with self._timed("load"):
                 forward = self._forward_for(manifest)
                 forward.load(self._registry.weights_path(version))

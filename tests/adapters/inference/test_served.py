@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adapters.checkpoints.checkpoint import save_weights
-from adapters.inference.copying import CHUNK_ELEMENTS, aside, copy_weights
+from adapters.inference.copying import CHUNK_ELEMENTS, copy_weights, low_priority_stream
 from adapters.inference.forward import Compiled, ServedForward
 from adapters.networks.network import normalise
 from configs.serving import ServingSettings
@@ -107,7 +107,7 @@ def test_on_a_gpu_the_copy_goes_through_a_stream_of_its_own(tmp_path: Path) -> N
     save_weights(tiny_network(2), tmp_path / "w.safetensors")
     network = copy.deepcopy(tiny_network(1)).to(device)
     main = torch.cuda.current_stream(device)
-    with aside(device):
+    with low_priority_stream(device):
         assert torch.cuda.current_stream(device) != main
         copy_weights(network, tmp_path / "w.safetensors")
     after = network.state_dict()

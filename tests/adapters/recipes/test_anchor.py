@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adapters.networks.network import SegmentationNetwork
-from adapters.recipes.anchor import Anchor
+from adapters.recipes.self_training import Anchor
 from adapters.rounds.inputs import load_inputs
 from adapters.rounds.optim import build_optimizer
 from adapters.rounds.run import train_and_score

@@ -7,7 +7,7 @@ import torch
 
 from adapters.augmentation.augment import normalise_unit, to_unit
 from adapters.networks.step_rng import StepRng
-from adapters.recipes.restoration import Restoration
+from adapters.recipes.cotta import Restoration
 from adapters.self_training.pseudo_labels import soft_cross_entropy
 from adapters.self_training.teacher import average_over, mean_confidence
 from tests.adapters.recipes.adaptation_steps import (

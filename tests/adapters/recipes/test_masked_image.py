@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from adapters.augmentation.augment import normalise_unit, to_unit
 from adapters.networks.step_rng import StepRng
-from adapters.recipes.masked_image_term import mask_blocks
+from adapters.recipes.terms import mask_blocks
 from tests.adapters.recipes.recipe_steps import CROP, batch, gradients, network, recipe_of
 from tests.sections import recipe_settings
 

@@ -12,10 +12,10 @@ from adapters.mfm.rebuilder import build_rebuilder
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.step_rng import StepRng
-from adapters.recipes.mfm_term import with_mfm
 from adapters.recipes.published import dacs
 from adapters.recipes.recipe import RecipeInputs, StepBatch
 from adapters.recipes.self_training import StepImages
+from adapters.recipes.terms import with_mfm
 from adapters.rounds.optim import build_optimizer
 from adapters.sampling.crops import SourceBatch, TargetBatch
 from adapters.self_training.pseudo_labels import PseudoLabel

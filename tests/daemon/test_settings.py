@@ -50,7 +50,7 @@ def daemon(config, layout, add_version, tmp_path, patiently):
     log = tmp_path / "daemon.log"
     command = [sys.executable, "-m", "daemon.cli", "run", "--config", str(config.path)]
     with log.open("wb") as output:
-        environment = {**os.environ, "MFMD_SERVING__TOKEN": TOKEN, "MFMD_SCHEDULE__MIN_FRAMES": "5"}
+        environment = {**os.environ, "MFMD_CONTROL__TOKEN": TOKEN, "MFMD_SCHEDULE__MIN_FRAMES": "5"}
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=environment)
     try:
         patiently(lambda: process.poll() is not None or layout.run_file("serve").exists())

@@ -35,3 +35,30 @@ def test_every_page_named_in_the_tree_exists() -> None:
     for file in [*files, *ROOT.glob("*.md"), ROOT / "pyproject.toml"]:
         for name in re.findall(r"(?<![\w/.])docs/[\w/-]+\.md", file.read_text(encoding="utf-8")):
             assert (ROOT / name).exists(), f"{file.relative_to(ROOT)} names {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_source_file_named_in_a_page_exists(page: Path) -> None:
+    """Pages name files of the tree by their path from the root; the pages "Add a ..." also name files to be made."""
+    named = set(
+        re.findall(r"`((?:configs|storage|adapters|daemon|benchmarks|tests)/[\w./-]*)`", page.read_text("utf-8"))
+    )
+    made = set(re.findall(r"New file `([\w/.]+)`", page.read_text("utf-8")))
+    missing = sorted(name for name in named - made if not ((ROOT / name).exists() or (ROOT / "tests" / name).exists()))
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.name != "configuration.md"],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_prose_is_wrapped_at_120_columns(page: Path) -> None:
+    """Tables, code blocks and single long words may be wider; the settings reference is generated."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    wide = [
+        line
+        for line in prose.splitlines()
+        if len(line) > 120 and " " in line.strip() and line[:1] != "|" and line[:4] != "    "
+    ]
+    assert not wide

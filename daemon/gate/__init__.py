@@ -1,1 +1,1 @@
-"""May a candidate serve? Vetoes, votes, the shadow, and the promotion that moves the refs."""
+"""Decide whether a candidate may serve: vetoes, votes, the shadow, and the promotion that moves the refs."""

@@ -1,8 +1,8 @@
-"""The gate: may a candidate serve? A pure function over records; every rule is explained in docs/explanation/gate.md.
+"""The gate: a pure function over records that decides whether a candidate may serve (docs/explanation/gate.md).
 
-Without labels nobody can prove an improvement, and most self-trained candidates of a model that is already adapted
-are worse (docs/explanation/sources.md). So the healthy default is to keep the incumbent: a veto rejects, and only
-votes of different kinds together accept. numpy only, no torch.
+Without labels nobody can prove an improvement, and most self-trained candidates of a model that is already adapted are
+worse (docs/explanation/sources.md). So the healthy default is to keep the incumbent: a veto rejects, and only votes of
+different kinds together accept. numpy only, no torch.
 """
 
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ from daemon.gate.votes import DISAGREEMENT, STYLED, Vote, cast_votes
 from storage.rounds.records import Check, ImageCounts, ModelScores, RoundScores, RoundSpec, Verdict
 
 GATE = "gate"
-"""Who moves a ref because of a verdict."""
+"""Name under which the gate moves a ref."""
 
 
 def decide(
     spec: RoundSpec, scores: RoundScores, settings: GateSettings, class_names: Sequence[str], *, at: float
 ) -> Verdict:
-    """The verdict on a round, with every check that could be made.
+    """Return the verdict on a round, with every check that was possible.
 
-    rejected: the round failed, a veto failed, or most votes are lost beyond doubt. accepted: no veto failed and
-    enough votes are won. inconclusive: everything else. The incumbent stays unless accepted. Deterministic: the
-    bootstrap is seeded by the round's number. `at` is the verdict's time (Unix, seconds).
+    rejected: the round failed, a veto failed, or most votes are clearly lost. accepted: no veto failed and enough votes
+    are won. inconclusive: everything else. The incumbent stays unless accepted. Deterministic: the bootstrap is seeded
+    by the round's number. `at` is the verdict's time (Unix, seconds).
     """
     ruling = _judge(spec, scores, settings, class_names)
     return Verdict(round=spec.round, decision=ruling.decision, reason=ruling.reason, checks=list(ruling.checks), at=at)
@@ -76,7 +76,7 @@ def _damage(
     class_names: Sequence[str],
     seed: int,
 ) -> list[Check]:
-    """The vetoes against damage: on hold-out frames, and on source images when there are any."""
+    """Run the vetoes against damage: on hold-out frames, and on source images if there are any."""
     checks = []
     if candidate.flip_consistency:
         reference = scores.reference_marginal
@@ -90,10 +90,10 @@ def _damage(
 
 
 def _count(votes: Sequence[Vote], settings: GateSettings, checks: Sequence[Check]) -> _Ruling:
-    """With source: `votes_with_source` of the four, disagreement among them. Source-free: all three.
+    """Count votes. With source, `votes_with_source` are needed, disagreement among them; without source, all.
 
-    Styled source must not be lost: a candidate that confirms its own errors is steady and sure, which wins the three
-    votes without labels, and only true labels tell.
+    Styled source must not be lost: a candidate that confirms its own errors is stable and confident, which wins the
+    three votes without labels. Only true labels detect it.
     """
     won = [vote.name for vote in votes if vote.won]
     lost = [vote.name for vote in votes if vote.lost]
@@ -112,7 +112,7 @@ def _count(votes: Sequence[Vote], settings: GateSettings, checks: Sequence[Check
 
 
 def _incomparable(spec: RoundSpec, scores: RoundScores, classes: int) -> str | None:
-    """Why candidate and incumbent cannot be compared, in one sentence with the remedy; none when they can."""
+    """Return why candidate and incumbent cannot be compared, in one sentence with the remedy; None when they can."""
     candidate, incumbent = scores.candidate, scores.incumbent
     if candidate is None or incumbent is None:
         return "scores.json lacks the candidate's or the incumbent's scores; run the round again"
@@ -124,7 +124,7 @@ def _incomparable(spec: RoundSpec, scores: RoundScores, classes: int) -> str | N
 
 
 def _frames_problem(candidate: ModelScores, incumbent: ModelScores, classes: int) -> str | None:
-    """What is wrong with the scores on hold-out frames."""
+    """Return what is wrong with the scores on hold-out frames."""
     images = len(candidate.flip_consistency)
     shapes: dict[str, tuple[int, ...]] = {
         "area": (images, classes),
@@ -144,7 +144,7 @@ def _frames_problem(candidate: ModelScores, incumbent: ModelScores, classes: int
 def _source_problem(
     spec: RoundSpec, scores: RoundScores, candidate: ModelScores, incumbent: ModelScores, classes: int
 ) -> str | None:
-    """What is wrong with the scores on source images: they are all there, or none is and none is expected."""
+    """Return what is wrong with the scores on source images: all must exist, or none when none is expected."""
     released = scores.released
     counts = [candidate.source, incumbent.source, released.source if released else None]
     if candidate.flip_consistency:

@@ -1,4 +1,4 @@
-"""What may move the serving ref: the verdict on a round, a first release, an operator. One function each.
+"""Move the serving ref: after the verdict on a round, at a first release, for an operator. One function each.
 
 Nothing else in mfmd promotes or rolls back. No torch: the control plane and the command line call this.
 """
@@ -27,7 +27,7 @@ from storage.rounds.folder import RoundFolder
 from storage.rounds.records import ModelScores, RoundScores, RoundSpec, Stage, Verdict
 
 NO_REASON = "no reason given"
-"""What the history says of a move that nobody explained."""
+"""Reason in the history of a move without a reason."""
 
 log = get_logger(__name__)
 
@@ -35,11 +35,11 @@ log = get_logger(__name__)
 def advance_round(
     registry: CheckpointRegistry, folder: RoundFolder, settings: Settings, *, waited: float = 0.0, stopped: bool = False
 ) -> Stage:
-    """Take a round whose process has ended as far as it goes now; return its stage: an end, or `shadowing`.
+    """Advance a round whose process has ended as far as possible; return its stage: a final one, or `shadowing`.
 
-    Each stage has its function, and each function may run again after a crash: what is decided stays decided, what is
-    half done is finished. While the round is `shadowing`, call again with the seconds `waited` since that was last
-    noted; `stopped` ends the wait. Raises StorageError when the round left no scores or what serves is not known,
+    Each stage has its function, and each function may run again after a crash: decisions stay, unfinished steps are
+    finished. While the round is `shadowing`, call again with the seconds `waited` since the last record of the wait;
+    `stopped` ends the wait. Raises StorageError when the round left no scores or the serving version is unknown,
     CorruptCheckpoint when the incumbent's files are damaged.
     """
     while True:
@@ -79,9 +79,9 @@ def poll_trial(
 
 
 def act_on_verdict(registry: CheckpointRegistry, folder: RoundFolder, settings: Settings) -> Stage:
-    """Act on `verdict.json`: an accepted candidate becomes a version and serves, and the history has every verdict.
+    """Carry out `verdict.json`: an accepted candidate becomes a version and serves; the history has every verdict.
 
-    An operator's move during the round stands: then the candidate does not serve, and the verdict is inconclusive. Next
+    An operator's move during the round wins: then the candidate does not serve, and the verdict is inconclusive. Next
     is `promoted`, `rejected` or `failed`. Old versions are pruned.
     """
     spec, scores, verdict = folder.spec(), _scores(folder), _verdict(folder)
@@ -99,8 +99,10 @@ def act_on_verdict(registry: CheckpointRegistry, folder: RoundFolder, settings: 
 
 
 def release(registry: CheckpointRegistry, version: int, by: str, reason: str) -> Ref | None:
-    """Let `version` serve if nothing serves yet; none when something does. Raises UnknownVersion, CorruptCheckpoint, or
-    StorageError when the serving ref is damaged or gone: planes still serve what it named.
+    """Serve `version` if nothing serves yet; return None when something does.
+
+    Raises UnknownVersion, CorruptCheckpoint, or StorageError when the serving ref is damaged or missing: planes still
+    serve the version that it named.
     """
     if registry.serving() is not None:
         return None
@@ -110,7 +112,7 @@ def release(registry: CheckpointRegistry, version: int, by: str, reason: str) ->
 def roll_back(
     registry: CheckpointRegistry, *, to: int | None, by: str, reason: str, expected: int | None = None
 ) -> Ref:
-    """Serve an earlier version again: `to`, or the one that served before. Never asks the gate.
+    """Serve an earlier version again: `to`, or the one that served before. It does not need the gate.
 
     `mfmd rollback`, the control API and the page call this, and the reason is written to the history. `expected`: only
     while that version serves. Raises UnknownVersion, CorruptCheckpoint, NotEarlier, ServingChanged, InvalidReason or
@@ -120,7 +122,7 @@ def roll_back(
 
 
 def promote(registry: CheckpointRegistry, version: int, *, by: str, reason: str, expected: int | None = None) -> Ref:
-    """Serve any version by hand, also one that was rolled back from. Never asks the gate.
+    """Serve any version by hand, also one that was rolled back. It does not need the gate.
 
     `mfmd promote`, the control API and the page call this, and the reason is written to the history. `expected`: only
     while that version serves. Raises UnknownVersion, CorruptCheckpoint, ServingChanged, InvalidReason or StorageError
@@ -145,7 +147,7 @@ def _verdict(folder: RoundFolder) -> Verdict:
 
 
 def _into_manifest(registry: CheckpointRegistry, folder: RoundFolder, verdict: Verdict) -> None:
-    """The verdict of a candidate that was in the registry before there was one. Damage there must not stop the gate."""
+    """Write the verdict of a candidate that was registered before it. Damage there must not stop the gate."""
     trial = folder.record().trial
     try:
         if trial is not None:
@@ -157,7 +159,7 @@ def _into_manifest(registry: CheckpointRegistry, folder: RoundFolder, verdict: V
 def _decided(
     registry: CheckpointRegistry, folder: RoundFolder, settings: Settings, spec: RoundSpec, scores: RoundScores
 ) -> Verdict:
-    """The gate's verdict, with what the gate cannot know: the candidate's file, and what serves now."""
+    """Return the gate's verdict, with facts beyond the gate: the candidate's file, and the serving version."""
     serving = registry.serving()
     unchanged = serving is not None and serving.version == spec.incumbent
     if scores.status == "completed" and scores.candidate is not None and unchanged:
@@ -176,7 +178,7 @@ def _decided(
 
 
 def _other_tensors(candidate: Path, incumbent: Path) -> list[str]:
-    """Names of tensors that differ in presence, type or shape. A candidate that cannot be read is named as a whole.
+    """Return names of tensors that differ in presence, type or shape; an unreadable candidate differs as a whole.
 
     Raises CorruptCheckpoint when the incumbent cannot be read.
     """
@@ -191,14 +193,14 @@ def _other_tensors(candidate: Path, incumbent: Path) -> list[str]:
 
 
 def _rolled_back_twin(registry: CheckpointRegistry, folder: RoundFolder) -> int | None:
-    """The version with the same weights that was rolled back from: under another number it is no better."""
+    """Return the version with the same weights that was rolled back: another number does not make it better."""
     bad = sorted(registry.state().rolled_back & set(registry.versions()))
     digest = digest_of(folder.candidate) if bad else ""
     return next((version for version in bad if _weights_digest(registry, version) == digest), None)
 
 
 def _weights_digest(registry: CheckpointRegistry, version: int) -> str | None:
-    """None for a version whose manifest is damaged: that must not keep others from being judged."""
+    """Return the digest of the weights, None with a damaged manifest, which must not stop the judgement of others."""
     try:
         return registry.manifest(version).files[WEIGHTS].sha256
     except (CorruptCheckpoint, KeyError):
@@ -208,7 +210,7 @@ def _weights_digest(registry: CheckpointRegistry, version: int) -> str | None:
 def _promote(
     registry: CheckpointRegistry, folder: RoundFolder, spec: RoundSpec, scores: RoundScores, verdict: Verdict
 ) -> Verdict:
-    """Add the accepted candidate and let it serve; the verdict with its version."""
+    """Add the accepted candidate and let it serve; return the verdict with its version."""
     version = _added(registry, spec) or _add(registry, folder, spec, scores, verdict).version
     serving = registry.serving()
     # After a crash it may serve already, or have served and been rolled back: then there is nothing left to do.
@@ -240,9 +242,9 @@ def _add(
 
 
 def _candidate_manifest(parent: Manifest, spec: RoundSpec, scores: ModelScores, verdict: Verdict | None) -> Manifest:
-    """Manifest of an accepted candidate: architecture, classes and input size are its parent's.
+    """Build the manifest of an accepted candidate: architecture, classes and input size are its parent's.
 
-    Without a verdict as long as it is in the shadow.
+    It has no verdict while the candidate is in the shadow.
     """
     return Manifest(
         parent=spec.incumbent,
@@ -266,7 +268,7 @@ def _candidate_manifest(parent: Manifest, spec: RoundSpec, scores: ModelScores, 
 
 
 def _headline_scores(scores: ModelScores) -> dict[str, float]:
-    """What people want to see first (0-1): mIoU on source and on restyled source, flip consistency, agreement."""
+    """Return the main scores (0-1): mIoU on source and on restyled source, flip consistency, agreement."""
     counts = {"source_miou": scores.source, "styled_source_miou": scores.styled}
     shares = {"flip_consistency": scores.flip_consistency, "agreement": scores.agreement}
     headline = {name: float(labelled_mean_iou(*value.sums())) for name, value in counts.items() if value is not None}
@@ -275,13 +277,13 @@ def _headline_scores(scores: ModelScores) -> dict[str, float]:
 
 
 def _seed(spec: RoundSpec) -> int | None:
-    """A round's seed: the configured one plus its number."""
+    """Return a round's seed: the configured one plus its number."""
     seed = spec.settings.get("round", {}).get("advanced", {}).get("seed")
     return None if seed is None else int(seed) + spec.round
 
 
 def _added(registry: CheckpointRegistry, spec: RoundSpec) -> int | None:
-    """The version that this round's candidate became before a crash, or none."""
+    """Return the version that this round's candidate became before a crash, or None."""
     for version in reversed(registry.versions()):
         try:
             manifest = registry.manifest(version)
@@ -293,7 +295,7 @@ def _added(registry: CheckpointRegistry, spec: RoundSpec) -> int | None:
 
 
 def _prune(registry: CheckpointRegistry, settings: Settings) -> None:
-    """Remove old versions; none while it cannot be told what must stay, for a manifest or a ref is damaged or gone."""
+    """Remove old versions; none while a damaged or missing manifest or ref hides which must stay."""
     try:
         registry.prune(settings.registry.keep_versions)
         _records(settings).prune(registry.versions())
@@ -308,15 +310,15 @@ def _records(settings: Settings) -> ShadowRecords:
 
 
 def _withdrawn(verdict: Verdict, why: str) -> Verdict:
-    """An accepted verdict that cannot be acted on any more."""
+    """Return an accepted verdict that can no longer be carried out."""
     reason = f"serving changed during the round: {why}"
     return verdict.model_copy(update={"decision": "inconclusive", "reason": reason})
 
 
 def _record(registry: CheckpointRegistry, verdict: Verdict, spec: RoundSpec) -> None:
-    """Write one line of history for a candidate that the gate did not let serve, also when it is repeated after a kill.
+    """Write one line of history for a candidate that the gate did not accept, also when repeated after a kill.
 
-    Without its version when an operator has served that meanwhile: the operator's word stands.
+    The line omits its version when an operator has served that meanwhile: the operator's decision wins.
     """
     if any((event.round, event.at) == (spec.round, verdict.at) for event in registry.history()):
         return

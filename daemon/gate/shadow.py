@@ -1,8 +1,8 @@
 """A candidate's time in the shadow, between the verdict on its scores and serving (`gate.shadow_images`).
 
-The rule is pure, over records, and docs/explanation/gate.md explains it. Agreement with what serves is no evidence of
-being better; the scores are that. The shadow shows damage that hold-out frames did not: live images, real sizes, the
-plane's own precision. `round.json` holds the trial, so the next daemon goes on with it after a kill.
+The rule is pure, over records, and docs/explanation/gate.md explains it. Agreement with the serving version is no
+evidence of improvement; the scores are. The shadow shows damage that hold-out frames did not: live images, real sizes,
+the plane's own precision. `round.json` holds the trial, so the next daemon continues it after a kill.
 """
 
 import time
@@ -22,30 +22,30 @@ Decision = Literal["accepted", "rejected", "inconclusive"]
 
 @dataclass(frozen=True, slots=True)
 class ShadowObservation:
-    """What is known of a candidate's time in the shadow at one moment."""
+    """Facts about a candidate's time in the shadow at one moment."""
 
     incumbent: int
     """The version that the candidate was compared with when it was scored."""
     serving: int | None
     """The version that serves."""
     shadow: int | None
-    """The version in the shadow, whoever put it there."""
+    """The version in the shadow, whoever named it."""
     record: ShadowRecord | None
-    """The candidate beside the incumbent, all planes summed up."""
+    """The record of the candidate beside the incumbent, summed over planes."""
     waited: float
     """Seconds waited so far."""
     stopped: bool = False
-    """Whether an operator ends the wait for good."""
+    """Whether an operator ends the wait permanently."""
     obstacle: str = ""
-    """Why the candidate cannot be put into the shadow at all; empty when it can."""
+    """Why the candidate cannot run in the shadow at all; empty when it can."""
 
 
 def decide_shadow(trial: ShadowTrial, seen: ShadowObservation, *, at: float) -> Verdict | None:
-    """The verdict on a candidate that was accepted on its scores; none: wait on.
+    """Return the verdict on a candidate with accepted scores; None: continue to wait.
 
     accepted: enough images, enough agreement. rejected: enough images, too little agreement, or errors on more images
-    than may fail, however few were seen. inconclusive: too few images in time, or what was seen is about another
-    incumbent, or somebody ended it. `at` is the verdict's time (Unix, seconds).
+    than allowed, even among few. inconclusive: too few images in time, or the records concern another incumbent, or
+    somebody ended it. `at` is the verdict's time (Unix, seconds).
     """
     end = _end(trial, seen)
     if end is None:
@@ -55,9 +55,9 @@ def decide_shadow(trial: ShadowTrial, seen: ShadowObservation, *, at: float) -> 
 
 
 def _end(trial: ShadowTrial, seen: ShadowObservation) -> tuple[Decision, str] | None:
-    """Decision and reason. First what makes all evidence void, then the evidence, then what ends the wait for it.
+    """Return decision and reason: first what invalidates all evidence, then the evidence, then what ends the wait.
 
-    Who takes the candidate out by hand has decided, also in the moment in which the last image is compared.
+    A manual unshadow wins, even if the last image has just been compared.
     """
     if seen.serving != seen.incumbent:
         now = f"version {seen.serving} serves" if seen.serving is not None else "no version serves"
@@ -88,7 +88,7 @@ def _held(trial: ShadowTrial, seen: ShadowObservation) -> str:
 
 
 def _checks(trial: ShadowTrial, record: ShadowRecord | None) -> list[Check]:
-    """The numbers; agreement is judged only on enough images, errors on as many as there are."""
+    """Return the checks; agreement needs enough images, errors count among as many as there are."""
     images = record.images if record else 0
     checks = [
         Check(
@@ -126,7 +126,7 @@ def _checks(trial: ShadowTrial, record: ShadowRecord | None) -> list[Check]:
 
 
 def _fails(trial: ShadowTrial, record: ShadowRecord) -> bool:
-    """Whether more images failed than may of as many as are wanted: those to come cannot make up for them."""
+    """Return whether more images failed than allowed among the wanted ones: later images cannot compensate."""
     return record.failed / max(trial.images, record.tried) > trial.failures
 
 
@@ -152,12 +152,12 @@ def _agreed(record: ShadowRecord, trial: ShadowTrial) -> str:
 
 
 def asks_for_shadow(settings: Settings) -> bool:
-    """Whether accepted candidates run in the shadow before they serve."""
+    """Return whether accepted candidates run in the shadow before they serve."""
     return settings.gate.shadow_images > 0 and settings.serving.shadow_fraction > 0
 
 
 def new_trial(settings: Settings, version: int, verdict: Verdict) -> ShadowTrial:
-    """The trial of `version`, which `verdict` accepted on its scores."""
+    """Return the trial of `version`, which `verdict` accepted on its scores."""
     gate = settings.gate
     return ShadowTrial(
         version=version,
@@ -173,10 +173,10 @@ def new_trial(settings: Settings, version: int, verdict: Verdict) -> ShadowTrial
 def poll_shadow(
     registry: CheckpointRegistry, folder: RoundFolder, records: ShadowRecords, *, waited: float, stopped: bool
 ) -> Verdict | None:
-    """The verdict on a candidate in the shadow; None as long as it has to wait.
+    """Return the verdict on a candidate in the shadow; None as long as it has to wait.
 
-    Puts the candidate into the shadow when the place is free. `waited`: seconds since `ShadowTrial.waited` was written;
-    `stopped`: an operator ends the wait. Raises StorageError when that is impossible now.
+    Puts the candidate into the shadow when no other runs there. `waited`: seconds since `ShadowTrial.waited` was
+    written; `stopped`: an operator ends the wait. Raises StorageError when that is impossible now.
     """
     trial, incumbent = _trial(folder), folder.spec().incumbent
     serving = registry.serving()
@@ -195,7 +195,7 @@ def poll_shadow(
 
 
 def progress_of(folder: RoundFolder, records: ShadowRecords) -> Progress:
-    """How far a candidate in the shadow is."""
+    """Return the progress of a candidate in the shadow."""
     trial = _trial(folder)
     record = records.total(trial.version, folder.spec().incumbent)
     images, agreement = (record.images, record.agreement) if record and record.images else (0, None)
@@ -203,13 +203,13 @@ def progress_of(folder: RoundFolder, records: ShadowRecords) -> Progress:
 
 
 def note_wait(folder: RoundFolder, seconds: float) -> None:
-    """Write down that a daemon waited `seconds` more: the limit holds over restarts."""
+    """Record that a daemon waited `seconds` more: the limit applies over restarts."""
     trial = _trial(folder)
     folder.change(trial=trial.model_copy(update={"waited": trial.waited + seconds}))
 
 
 def open_trial(store: RoundStore) -> int | None:
-    """The newest round in stage `shadowing`. A round whose record is damaged is none."""
+    """Return the newest round in stage `shadowing`. A round with a damaged record does not count."""
     for number in reversed(store.numbers()):
         try:
             if store.folder(number).record().stage == "shadowing":
@@ -220,14 +220,14 @@ def open_trial(store: RoundStore) -> int | None:
 
 
 def end_shadow(registry: CheckpointRegistry, reason: str) -> None:
-    """Take the gate's candidate out of the shadow; an operator's stays."""
+    """Remove the gate's candidate from the shadow; an operator's stays."""
     shadow = registry.ref("shadow")
     if shadow is not None and shadow.by == GATE:
         registry.set_shadow(None, by=GATE, reason=reason, over=GATE)
 
 
 def _place(registry: CheckpointRegistry, folder: RoundFolder) -> str:
-    """Put the candidate into the shadow unless an operator's is there; returns why that can never be, or nothing."""
+    """Put the candidate into the shadow unless an operator's runs there; return a permanent obstacle, or nothing."""
     trial = _trial(folder)
     reason = f"round {folder.number}: {trial.verdict.reason}; {trial.images} live images to be compared"
     try:

@@ -19,13 +19,13 @@ KNOWN_SHARE = 0.1
 
 
 def completed(scores: RoundScores) -> Check:
-    """Whether the round came to its end: stopping says nothing about the candidate, failing does."""
+    """Check that the round ended by itself: a stop says nothing about the candidate, a failure does."""
     done = scores.status == "completed" and scores.candidate is not None
     return _veto("completed", done, f"the round {scores.status} after {scores.steps} steps: {scores.reason}")
 
 
 def weights_vetoes(candidate: ModelScores) -> list[Check]:
-    """Whether the candidate is a network at all: finite numbers, and exactly the incumbent's tensors."""
+    """Check that the candidate is a valid network: finite numbers, and exactly the incumbent's tensors."""
     missing = candidate.missing
     named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
     return [
@@ -42,12 +42,12 @@ def vanished_class(
     settings: GateSettings,
     class_names: Sequence[str],
 ) -> Check:
-    """No class of the incumbent may vanish from the hold-out frames (a dead class: github.com/lhoyer/MIC/issues/9).
+    """Check that no class of the incumbent vanishes from the hold-out frames (github.com/lhoyer/MIC/issues/9).
 
-    A class with at least `vanished_floor` of the incumbent's area must keep `vanished_ratio` of its expected share:
-    the smaller of the incumbent's and the reference's. A broken incumbent is thus no yardstick: not for a rare class
-    that it sees everywhere, and not at all for a class that the reference hardly knows. Nor is a class dead that the
-    candidate still finds where source labels say it is (`_alive`): then it is absent from these frames.
+    A class with at least `vanished_floor` of the incumbent's area must keep `vanished_ratio` of its expected share: the
+    smaller of the incumbent's and the reference's. So a broken incumbent does not raise the expectation for a rare
+    class that it predicts everywhere, nor for a class that the reference hardly contains. A class that the candidate
+    still finds where source labels say it is (`_alive`) is not dead, only absent from these frames.
     """
     before, after = (np.asarray(model.area, dtype=np.float64).mean(axis=0) for model in (incumbent, candidate))
     anchor = np.asarray(reference, dtype=np.float64) if len(reference) == len(before) else before
@@ -73,7 +73,7 @@ def vanished_class(
 
 
 def source_miou(candidate: ImageCounts, released: ImageCounts, settings: GateSettings) -> Check:
-    """Source mIoU may not fall more than `source_drop` below the released model's: forgetting, also the slow kind."""
+    """Check that source mIoU is at most `source_drop` below the released model's: it detects slow forgetting too."""
     before, after = (float(labelled_mean_iou(*counts.sums())) for counts in (released, candidate))
     return Check(
         name="source_miou",
@@ -88,9 +88,9 @@ def source_miou(candidate: ImageCounts, released: ImageCounts, settings: GateSet
 def source_class_iou(
     candidate: ImageCounts, released: ImageCounts, settings: GateSettings, class_names: Sequence[str], seed: int
 ) -> Check:
-    """No labelled class may lose more than `source_class_drop` IoU against the released model.
+    """Check that no labelled class loses more than `source_class_drop` IoU against the released model.
 
-    A drop counts when it is also significant over images: a class that fills a few pixels of one image jumps by
+    A drop must also be significant over images, because the IoU of a class with few pixels in one image varies by
     chance.
     """
     before, after = (class_iou(*counts.sums()) for counts in (released, candidate))
@@ -112,7 +112,7 @@ def source_class_iou(
 
 
 def agreement(candidate: ModelScores, settings: GateSettings) -> Check:
-    """The candidate must agree with the incumbent on `agreement_floor` of the pixels: no leap within one round."""
+    """Check that the candidate agrees with the incumbent on `agreement_floor` of the pixels: no leap in one round."""
     share = float(np.mean(candidate.agreement))
     return Check(
         name="agreement",
@@ -125,7 +125,7 @@ def agreement(candidate: ModelScores, settings: GateSettings) -> Check:
 
 
 def _alive(candidate: ModelScores, incumbent: ModelScores, released: ModelScores | None, classes: int) -> Mask:
-    """Classes [K] that the candidate still finds on source and on restyled source; none when there is no source."""
+    """Return classes [K] that the candidate still finds on source and on restyled source; none without source."""
     if not (released and released.source and candidate.source and candidate.styled and incumbent.styled):
         return np.zeros(classes, dtype=np.bool_)
     clean, anchor, styled, incumbent_styled = (
@@ -138,7 +138,7 @@ def _alive(candidate: ModelScores, incumbent: ModelScores, released: ModelScores
 def _drop_is_significant(
     candidate: ImageCounts, released: ImageCounts, k: int, settings: GateSettings, seed: int
 ) -> bool:
-    """Whether the lower confidence bound of the IoU drop of class `k` is above zero."""
+    """Return whether the lower confidence bound of the IoU drop of class `k` is above zero."""
     one, other = ([kind[:, k] for kind in counts.arrays()] for counts in (released, candidate))
 
     def drop(weights: Floats) -> Floats:

@@ -31,9 +31,9 @@ AETTA_EXPONENT = 3.0
 LEAST_RATIO = 0.1
 """Smallest marginal-entropy ratio the correction divides by; below, the estimated error is at its ceiling anyway."""
 LEAST_DISAGREEMENT = 0.01
-"""Disagreement added to both models: a constant answer never disagrees, and zero stays zero when divided."""
+"""Disagreement added to both models: a constant answer never disagrees, and no division changes zero."""
 LEAST_ENTROPY = 0.1
-"""A reference marginal with less entropy (nats) names no mix of classes to compare with; log K is used instead."""
+"""A reference marginal with less entropy (nats) gives no mix of classes to compare with; log K is used instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,12 @@ class Advantage:
 
 
 def paired_bootstrap(statistic: Statistic, images: int, *, confidence: float, resamples: int, seed: int) -> Advantage:
-    """Value and one-sided bounds of `statistic` at `confidence` (0.5-1), over `images` images.
+    """Return value and one-sided bounds of `statistic` at `confidence` (0.5-1), over `images` images.
 
     The same images are drawn with replacement for both models, and the advantage is computed again (Efron and
-    Tibshirani 1993, percentile interval). Images are the unit: pixels of one image agree with each other far too much
-    to count as evidence one by one. Resamples in which the statistic is undefined (NaN) are left out. Deterministic
-    under `seed`.
+    Tibshirani 1993, percentile interval). Images are the unit: pixels of one image agree with each other too much to
+    count as separate evidence. Resamples in which the statistic is undefined (NaN) are omitted. Deterministic under
+    `seed`.
     """
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(images, np.full(images, 1.0 / images), size=resamples) / images
@@ -68,11 +68,11 @@ def paired_bootstrap(statistic: Statistic, images: int, *, confidence: float, re
 
 
 def diversity(gram: Sequence[Sequence[Sequence[float]]]) -> Statistic:
-    """Batch nuclear norm of resampled images, as a share of its maximum: ||P||_* / sqrt(N K) (Cui et al., CVPR 2020).
+    """Return the batch nuclear norm of resampled images, as a share of its maximum: ||P||_* / sqrt(N K).
 
-    `gram` is P^T P [images, K, K]. Each is divided by its pixel count, which is the sum of its entries because the
-    rows of P sum to one, so that images weigh the same. The norm of a resample is the sum of the roots of the
-    eigenvalues of the sum.
+    Cui et al., CVPR 2020. `gram` is P^T P [images, K, K]. Each is divided by its pixel count, which is the sum of its
+    entries because the rows of P sum to one. So images have equal weight. The norm of a resample is the sum of the
+    roots of the eigenvalues of the sum.
     """
     grams = np.asarray(gram, dtype=np.float64)
     grams = grams / grams.sum(axis=(1, 2), keepdims=True)
@@ -90,11 +90,11 @@ def diversity(gram: Sequence[Sequence[Sequence[float]]]) -> Statistic:
 def estimated_error(
     disagreement: Sequence[float], marginal: Sequence[Sequence[float]], reference: Sequence[float]
 ) -> Statistic:
-    """AETTA's error estimate of resampled images: disagreement / (H(marginal) / H(reference))^3, in [0, 1 - 1/K].
+    """Return AETTA's error estimate of resampled images, in [0, 1 - 1/K].
 
-    Lee et al., CVPR 2024. Their H_max = log K assumes classes of equal size; streets have long tails, so the entropy
-    of the reference marginal takes its place. The ratio is clipped to [LEAST_RATIO, 1]: being
-    more evenly mixed than the reference earns nothing.
+    It is disagreement / (H(marginal) / H(reference))^3 (Lee et al., CVPR 2024). Their H_max = log K assumes classes of
+    equal size. Street scenes have long tails, so the entropy of the reference marginal replaces it. The ratio is
+    clipped to [LEAST_RATIO, 1]: a mix more even than the reference gains nothing.
     """
     changed = np.asarray(disagreement, dtype=np.float64)
     marginals = np.asarray(marginal, dtype=np.float64)
@@ -111,13 +111,13 @@ def estimated_error(
 
 
 def flip_share(consistency: Sequence[float]) -> Statistic:
-    """Mean flip consistency of resampled images (0-1)."""
+    """Return the mean flip consistency of resampled images (0-1)."""
     shares = np.asarray(consistency, dtype=np.float64)
     return lambda weights: weights @ shares
 
 
 def resampled_miou(counts: ImageCounts) -> Statistic:
-    """mIoU over labelled classes of resampled images (0-1), from summed counts."""
+    """Return the mIoU over labelled classes of resampled images (0-1), from summed counts."""
     tp, fp, fn = counts.arrays()
     return lambda weights: labelled_mean_iou(weights @ tp, weights @ fp, weights @ fn)
 
@@ -139,16 +139,16 @@ class Vote:
 
     @property
     def won(self) -> bool:
-        """Whether the candidate is better beyond doubt: the lower bound is above zero."""
+        """Whether the candidate is clearly better: the lower bound is above zero."""
         return self.advantage.lower > TOLERANCE
 
     @property
     def lost(self) -> bool:
-        """Whether the candidate is worse beyond doubt: the upper bound is below zero."""
+        """Whether the candidate is clearly worse: the upper bound is below zero."""
         return self.advantage.upper < -TOLERANCE
 
     def check(self, confidence: float) -> Check:
-        """The vote as it is written to the verdict."""
+        """Return the vote as a check of the verdict."""
         sure = self.advantage
         detail = (
             f"{self.score} {self.incumbent:.4f} -> {self.candidate:.4f}, advantage {sure.value:+.4f}, "
@@ -160,7 +160,7 @@ class Vote:
 def cast_votes(
     candidate: ModelScores, incumbent: ModelScores, reference: Sequence[float], settings: GateSettings, seed: int
 ) -> list[Vote]:
-    """Every vote that the scores allow: three, and styled source as the fourth when both have it."""
+    """Return every vote that the scores allow: three, and styled source as the fourth when both have it."""
     compare = _Comparison(settings, seed)
     frames = len(candidate.flip_consistency)
     error, bnm, flip = (
@@ -187,7 +187,7 @@ class _Comparison:
         self._seed = seed
 
     def __call__(self, name: str, score: str, models: Sequence[Statistic], images: int, sign: float = 1.0) -> Vote:
-        """The vote `name`: `models` are the incumbent's statistic and the candidate's; sign -1 where less is better."""
+        """Cast the vote `name`: `models` are the statistics of incumbent and candidate; sign -1 if less is better."""
         incumbent, candidate = models
         advantage = paired_bootstrap(
             lambda weights: sign * (candidate(weights) - incumbent(weights)),
@@ -202,7 +202,7 @@ class _Comparison:
 
 
 def _entropy(shares: Floats) -> Floats:
-    """Entropy over the last axis (nats)."""
+    """Return the entropy over the last axis (nats)."""
     logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
     entropy: Floats = -(shares * logs).sum(axis=-1)
     return entropy

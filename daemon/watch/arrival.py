@@ -1,6 +1,6 @@
-"""A file of the drop folder on its way in: what it is when seen, when it has stood still, how to read exactly that.
+"""A file of the drop folder on its way in: its facts, its stability, and how to read exactly that file.
 
-The folder itself is the queue of the files that wait; `StabilityQueue` holds only those that may be taken next.
+The folder itself is the queue of waiting files; `StabilityQueue` holds only those that may be ingested next.
 """
 
 import errno
@@ -18,19 +18,19 @@ from storage.buffer.catalog_records import FileFact
 from storage.errors import RefusedImage
 
 CAPACITY = 4096
-"""Candidates held at once; more are left in the folder for a later rescan."""
+"""Candidates held at once; a later rescan finds the others."""
 RETRIES = Backoff(base=1.0, cap=60.0)
-"""Delays after passing errors of one file."""
+"""Delays after temporary errors of one file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One file that stood still."""
+    """One stable file."""
 
     file: FileFact
     """Name, size and mtime as the catalog records them."""
     path: Path
-    """Where to read it."""
+    """Path to read it from."""
     changed_ns: int
     """Change time of the inode (nanoseconds): also moves when permissions do."""
     renamed_into_place: bool = False
@@ -43,10 +43,10 @@ class FileChanged(Exception):
 
 
 def look_at(root: Path, relative: str) -> Arrival | None:
-    """The file `relative` as it is now; none when it is gone or is neither a file nor a link to one.
+    """Return the file `relative` as it is now; None when it is missing or is neither a file nor a link to one.
 
-    A link into the folder counts as what it points at. One that points elsewhere or nowhere is described itself, to
-    be refused when it is read.
+    A link into the folder counts as its target. One that points elsewhere or nowhere is described itself, to be refused
+    when it is read.
     """
     path = root / relative
     try:
@@ -62,10 +62,10 @@ def look_at(root: Path, relative: str) -> Arrival | None:
 
 
 def read_arrival(root: Path, arrival: Arrival, max_bytes: int) -> bytes:
-    """The content, if the file is still what it was.
+    """Return the content, if the file has not changed.
 
     Raises RefusedImage (empty, too_many_bytes, unreadable, outside_folder), FileChanged, or OSError for a fault that
-    may pass.
+    may be temporary.
     """
     _check_place(root, arrival)
     if arrival.file.size > max_bytes:
@@ -79,28 +79,28 @@ def read_arrival(root: Path, arrival: Arrival, max_bytes: int) -> bytes:
 
 
 def read_head(root: Path, arrival: Arrival, count: int) -> bytes:
-    """The first `count` bytes, or as many as there are. Raises what `read_arrival` raises, but for its size."""
+    """Return the first `count` bytes, or as many as there are. Raises like `read_arrival`, except for its size."""
     _check_place(root, arrival)
     with _refusing():
         return _read(arrival.path, count)
 
 
 def open_arrival(root: Path, arrival: Arrival) -> BinaryIO:
-    """The file, open for reading piece by piece; ask `check_still` meanwhile. Raises what `read_head` raises."""
+    """Open the file to read it in pieces; call `check_still` meanwhile. Raises like `read_head`."""
     _check_place(root, arrival)
     with _refusing():
         return _open(arrival.path)
 
 
 def check_still(root: Path, arrival: Arrival) -> None:
-    """Raises FileChanged when the file is not what it was."""
+    """Raise FileChanged when the file has changed."""
     now = look_at(root, arrival.path.relative_to(root).as_posix())
     if now is None or now.file != arrival.file:
         raise FileChanged(f"{arrival.path}: changed while it was read")
 
 
 def _check_place(root: Path, arrival: Arrival) -> None:
-    """Raises RefusedImage (outside_folder, empty)."""
+    """Raise RefusedImage (outside_folder, empty)."""
     target = Path(os.path.realpath(arrival.path))  # also where a folder on the way became a link
     if not target.is_relative_to(os.path.realpath(root)) or (arrival.path.is_symlink() and not target.is_file()):
         raise RefusedImage("outside_folder", f"a link to {target}, which is not a file in the drop folder; copy it in")
@@ -110,7 +110,7 @@ def _check_place(root: Path, arrival: Arrival) -> None:
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """What the system's errors mean for a file: gone, not permitted, or a fault that may pass."""
+    """Translate the system's errors for a file: missing, not permitted, or possibly temporary."""
     try:
         yield
     except FileNotFoundError as error:
@@ -122,24 +122,24 @@ def _refusing() -> Iterator[None]:
 
 
 def _read(path: Path, limit: int) -> bytes:
-    """At most `limit` bytes."""
+    """Return at most `limit` bytes."""
     with _open(path) as file:
         return file.read(limit) or b""
 
 
 def _open(path: Path) -> BinaryIO:
-    """Never waits: what became a pipe meanwhile gives no data instead of blocking."""
+    """Open without waiting: a file that became a FIFO gives no data instead of blocking."""
     return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: PTH123 - a descriptor
 
 
 def _inside(root: Path, path: Path) -> bool:
-    """Whether a link ends at a regular file inside the folder, and not at a directory."""
+    """Return whether a link ends at a regular file inside the folder, and not at a directory."""
     target = Path(os.path.realpath(path))
     return target.is_relative_to(os.path.realpath(root)) and target.is_file()
 
 
 def _storable(relative: str) -> str:
-    """A name that can be written as UTF-8: bytes that are none stand escaped in the catalog."""
+    """Return a name that can be written as UTF-8: other bytes are escaped in the catalog."""
     return os.fsencode(relative).decode("utf-8", "backslashreplace")
 
 
@@ -151,11 +151,11 @@ class _Waiting:
 
 
 class StabilityQueue:
-    """Candidates by name, those that are due longest first. Times are monotonic seconds."""
+    """Candidates by name, the longest due first. Times are monotonic seconds."""
 
     def __init__(self, delay: float, capacity: int = CAPACITY) -> None:
         self.delay = delay
-        """How long a file must stand still (seconds); may be changed at any time."""
+        """How long a file must be stable (seconds); may be changed at any time."""
         self._capacity = capacity
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
         self._renamed: OrderedDict[str, _Waiting] = OrderedDict()
@@ -169,11 +169,11 @@ class StabilityQueue:
 
     @property
     def full(self) -> bool:
-        """Whether nothing more fits."""
+        """Whether it is full."""
         return len(self) >= self._capacity
 
     def note(self, name: str, arrival: Arrival, now: float, failures: int = 0) -> None:
-        """The file was seen like this: its delay begins, unless it was seen like this before."""
+        """Note the file as seen: its delay begins, unless it was seen unchanged before."""
         known = self._renamed.get(name) or self._waiting.get(name)
         if known is not None and known.arrival.file == arrival.file:
             return
@@ -181,19 +181,19 @@ class StabilityQueue:
         self._waiting[name] = _Waiting(arrival, now + self.delay, failures if known is None else known.failures)
 
     def note_renamed(self, name: str, arrival: Arrival, now: float) -> None:
-        """The file was renamed into place: it may be taken now."""
+        """Note that the file was renamed into place: it may be ingested now."""
         self._forget(name)
         self._renamed[name] = _Waiting(replace(arrival, renamed_into_place=True), now, 0)
 
     def postpone(self, name: str, failures: int, now: float) -> None:
-        """Reading it failed for the `failures`-th time in a row: look again after a growing delay."""
+        """Retry after a growing delay, because reading failed for the `failures`-th time in a row."""
         self._forget(name)
         self._later[name] = (now + RETRIES.delay(failures), failures)
 
     def take(self, see: Callable[[str], Arrival | None], now: float) -> Iterator[tuple[str, Arrival, int]]:
-        """Remove and give those that did not change for the delay or were renamed: name, file, failures so far.
+        """Remove and return those that were stable for the delay or renamed: name, file, failures so far.
 
-        `see` returns the file as it is now; one that changed waits again, one that is gone is dropped.
+        `see` returns the file as it is now. A changed one waits again, a missing one is dropped.
         """
         self._return_postponed(see, now)
         while (head := self._head()) is not None and head[1].due <= now:
@@ -208,7 +208,7 @@ class StabilityQueue:
                 self.note(name, arrival, now, waiting.failures)
 
     def next_due(self, now: float) -> float | None:
-        """Seconds until the next one may be taken; none when nothing waits."""
+        """Return the seconds until the next one may be ingested; None when nothing waits."""
         head = self._head()
         times = [due for due, _ in self._later.values()]
         if head is not None:
@@ -216,18 +216,18 @@ class StabilityQueue:
         return max(0.0, min(times) - now) if times else None
 
     def oldest(self) -> float | None:
-        """Modification time of the oldest candidate (Unix, seconds)."""
+        """Return the modification time of the oldest candidate (Unix, seconds)."""
         times = (item.arrival.file.mtime_ns / 1e9 for part in (self._waiting, self._renamed) for item in part.values())
         return min(times, default=None)
 
     def clear(self) -> None:
-        """Forget all: the folder is gone."""
+        """Remove all, because the folder is missing."""
         self._waiting.clear()
         self._renamed.clear()
         self._later.clear()
 
     def _head(self) -> tuple[str, _Waiting] | None:
-        """What is due first; each part is in the order of its due times, for each has one delay."""
+        """Return what is due first; each part is in the order of its due times, because each has one delay."""
         heads = [next(iter(part.items())) for part in (self._waiting, self._renamed) if part]
         return min(heads, key=lambda item: item[1].due, default=None)
 

@@ -1,8 +1,8 @@
-"""Kernel events of the drop folder as hints: a bounded set of paths that may be worth a look.
+"""Kernel events of the drop folder as hints: a bounded set of paths to examine.
 
-Nothing depends on an event: they come twice, for nothing, or not at all (watchdog 7.1 loses 18 % of a burst of 20,000
-files with watchdog 7.1.0). They only make the daemon look sooner than the next rescan would, and tell which files were
-renamed into place: those are whole at once.
+Nothing depends on an event. Events come twice, for nothing, or not at all (watchdog 7.1.0 loses 18 % of a burst of
+20,000 files). They only make the daemon scan sooner than the next rescan, and name files that were renamed into place,
+which are complete at once.
 """
 
 import logging
@@ -26,16 +26,16 @@ from watchdog.observers.api import BaseObserver
 from daemon.runtime.logs import get_logger
 
 MAX_HINTS = 50_000
-"""Paths remembered between two looks; beyond this a rescan finds the rest."""
+"""Paths kept between two scans; beyond this a rescan finds the rest."""
 JOIN_SECONDS = 5.0
 HEARD: list[type[FileSystemEvent]] = [FileCreatedEvent, FileModifiedEvent, FileClosedEvent, FileMovedEvent]
-"""Not the opening and closing of files for reading: that is what we do ourselves."""
+"""Events to receive: not opening and closing of files for reading, because mfmd does that itself."""
 
 log = get_logger(__name__)
 
 
 class Hints:
-    """Paths that events named since the last look."""
+    """Paths that events named since the last scan."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._lock = threading.Lock()
@@ -45,15 +45,15 @@ class Hints:
         self._wake = wake
 
     def wake(self) -> None:
-        """Have the listening thread look now, without a path: something else waits for it."""
+        """Wake the listening thread without a path, because something else waits for it."""
         self._wake()
 
     def add(self, path: str) -> None:
-        """Remember `path`: something happened there."""
+        """Keep `path`: something happened there."""
         self._remember(path, renamed=False)
 
     def add_renamed(self, path: str) -> None:
-        """Remember `path`: a file was renamed there, so it is whole."""
+        """Keep `path`: a file was renamed there, so it is complete."""
         self._remember(path, renamed=True)
 
     def _remember(self, path: str, *, renamed: bool) -> None:
@@ -68,18 +68,21 @@ class Hints:
             self._wake()
 
     def lose(self) -> None:
-        """Remember that events were lost."""
+        """Note that events were lost."""
         with self._lock:
             self._lost = True
         self._wake()
 
     @property
     def waiting(self) -> bool:
-        """Whether something was heard since the last `take`."""
+        """Whether an event arrived since the last `take`."""
         return self._heard > 0 or self._lost
 
     def take(self) -> tuple[dict[str, bool], int, bool]:
-        """Since the last call: paths and whether each was renamed there, events heard, whether some were lost."""
+        """Return paths (and whether each was renamed there), number of events, whether some were lost.
+
+        All are since the last call.
+        """
         with self._lock:
             taken = self._paths, self._heard, self._lost
             self._paths, self._heard, self._lost = {}, 0, False
@@ -87,14 +90,14 @@ class Hints:
 
 
 class _Handler(FileSystemEventHandler):
-    """Does one thing. An exception here would end the dispatcher's thread for ever (watchdog 7.1.0)."""
+    """Adds paths to the hints. An exception here would end the dispatcher's thread permanently (watchdog 7.1.0)."""
 
     def __init__(self, hints: Hints) -> None:
         self._hints = hints
         self._failed = False
 
     def dispatch(self, event: FileSystemEvent) -> None:
-        """Put the path into the set; an event that cannot be is a lost one, and a rescan makes up for it."""
+        """Add the path to the set; an unusable event counts as lost, and a rescan compensates."""
         try:
             self._take(event)
         except Exception as error:
@@ -104,7 +107,7 @@ class _Handler(FileSystemEventHandler):
             self._hints.lose()
 
     def _take(self, event: FileSystemEvent) -> None:
-        """A renamed file is whole; what a renamed folder holds may be open still."""
+        """Add a path: a renamed file is complete, the files of a renamed folder may still be open."""
         if isinstance(event, FileMovedEvent) and event.dest_path and not event.is_synthetic:
             self._hints.add_renamed(os.fsdecode(event.dest_path))
         else:
@@ -112,14 +115,14 @@ class _Handler(FileSystemEventHandler):
 
 
 class _OverflowListener(logging.Handler):
-    """watchdog tells of an overflow of the kernel's queue in its log and nowhere else."""
+    """Reads watchdog's log, the only place where it reports an overflow of the kernel's queue."""
 
     def __init__(self, hints: Hints) -> None:
         super().__init__(logging.WARNING)
         self._hints = hints
 
     def emit(self, record: logging.LogRecord) -> None:
-        """An overflow means that events were lost."""
+        """Note lost events at an overflow."""
         if "overflow" in record.getMessage().lower():
             self._hints.lose()
 
@@ -133,7 +136,7 @@ class FolderEvents:
         self._listener = _OverflowListener(hints)
 
     def start(self) -> None:
-        """Listen. Raises OSError where the kernel refuses: the folder is gone, or its watches are used up."""
+        """Listen. Raises OSError when the kernel refuses: the folder is missing, or its watches are used up."""
         logger = logging.getLogger("watchdog")
         logger.setLevel(
             min(logging.WARNING, logger.getEffectiveLevel())
@@ -145,7 +148,7 @@ class FolderEvents:
         observer.start()
 
     def alive(self) -> bool:
-        """Whether events still come: the observer lives on when its emitter has died (watchdog 7.1.0)."""
+        """Whether events still arrive: the observer outlives its dead emitter (watchdog 7.1.0)."""
         observer = self._observer
         return (
             observer is not None
@@ -155,7 +158,7 @@ class FolderEvents:
         )
 
     def stop(self) -> None:
-        """Stop listening; also after `start` failed, or the kernel's side of the observer would stay."""
+        """Stop listening; also after `start` failed, because the kernel's side of the observer would stay."""
         logging.getLogger("watchdog").removeHandler(self._listener)
         observer, self._observer = self._observer, None
         if observer is None:
@@ -166,7 +169,7 @@ class FolderEvents:
 
 
 def _make_observer() -> BaseObserver:
-    """On Linux with all events: otherwise a rename into the folder looks like a file that is being made (M11)."""
+    """Build an observer. On Linux it receives all events, or a rename into the folder looks like an unfinished file."""
     if sys.platform == "linux":
         from watchdog.observers.inotify import InotifyObserver
 

@@ -1,4 +1,4 @@
-"""The drop folder itself: is it there, is it still the same one, do its events still come?"""
+"""State of the drop folder: whether it exists, is still the same one, and its events still arrive."""
 
 import os
 import time
@@ -13,9 +13,9 @@ from daemon.watch.events import FolderEvents, Hints
 from daemon.watch.mode import WatchMode, choose_mode
 
 CHECK_SECONDS = 0.25
-"""How often the folder is looked at (seconds)."""
+"""Interval between checks of the folder (seconds)."""
 OBSERVER_RETRY_SECONDS = 60.0
-"""How long events are done without after the kernel refused them (seconds)."""
+"""Delay before events are tried again after the kernel refused them (seconds)."""
 
 State = Literal["starting", "watching", "missing", "unmounted", "unreadable", "stopped"]
 STATES: tuple[State, ...] = get_args(State)
@@ -30,7 +30,7 @@ class FolderRoot:
     def __init__(self, settings: WatchSettings, metrics: IngestMetrics, hints: Hints) -> None:
         self.folder: Path = settings.folder
         self.state: State = "starting"
-        """What `WatchActivity.state` says."""
+        """State as in `WatchActivity.state`."""
         self.detail = ""
         """Why, when it is not simply watching."""
         self.mode = WatchMode()
@@ -43,11 +43,10 @@ class FolderRoot:
         self._next_observer = 0.0
 
     def check(self) -> bool:
-        """Look at the folder; true when everything in it must be looked at anew.
+        """Check the folder; return True when everything in it must be examined again.
 
         That is so when it is there for the first time, came back, was replaced (another device or inode: a mount), or
-        when its observer had died: what happened meanwhile, nobody told us. While its marker is absent it counts as
-        not mounted.
+        when its observer died, because events were lost meanwhile. While its marker is absent it counts as not mounted.
         """
         now = time.monotonic()
         if now < self.next_check:
@@ -71,7 +70,7 @@ class FolderRoot:
         return self._follow((status.st_dev, status.st_ino), now)
 
     def lose(self, state: State, detail: str) -> None:
-        """The folder cannot be used now."""
+        """Note that the folder cannot be used now."""
         if self.state != state:
             log.warning("folder_lost", state=state, detail=detail)
         self.state, self.detail, self.mode = state, detail, WatchMode()
@@ -83,7 +82,7 @@ class FolderRoot:
         self.state, self.mode = "stopped", WatchMode()
 
     def _follow(self, identity: tuple[int, int], now: float) -> bool:
-        """The folder can be listed: listen to it."""
+        """Listen to the folder, which can be listed."""
         if self.state != "watching" or identity != self._identity:
             again = self._identity is not None
             self._identity, self.state, self.detail = identity, "watching", ""
@@ -124,7 +123,7 @@ class FolderRoot:
 
 
 def _exists(path: Path) -> bool:
-    """Whether something has this name; raises OSError when that cannot be told."""
+    """Return whether something has this name; raises OSError when that is unknown."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):

@@ -42,12 +42,12 @@ def quarantined(folder: Path, file: FileFact) -> Path | None:
 
 
 def _names(path: str) -> set[str]:
-    """Names that the file of a catalog path may have: bytes that are no text are escaped in the catalog."""
+    """Return names that the file of a catalog path may have: bytes that are no text are escaped in the catalog."""
     return {path, os.fsdecode(ESCAPED.sub(lambda byte: bytes([int(byte[1], 16)]), os.fsencode(path)))}
 
 
 def _is_missing(path: Path) -> bool:
-    """Whether there is nothing of this name; a folder that cannot be read may still hold it."""
+    """Return whether nothing has this name; an unreadable folder may still hold it."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -58,7 +58,7 @@ def _is_missing(path: Path) -> bool:
 
 
 def _in_quarantine(watch: WatchSettings, catalog: Catalog) -> Iterator[str]:
-    """Paths of refused files that lie in the quarantine, or may, because it is not mounted."""
+    """Return paths of refused files that are in the quarantine, or may be, because it is not mounted."""
     folder = watch.quarantine
     if folder is not None:
         there = folder.is_dir()
@@ -68,7 +68,7 @@ def _in_quarantine(watch: WatchSettings, catalog: Catalog) -> Iterator[str]:
 
 
 def _doubt(watch: WatchSettings, *, all_missing: bool) -> str:
-    """Why the folder may not be that of the catalog; empty when it is."""
+    """Return why the folder may not be that of the catalog; empty when it is."""
     if not watch.folder.is_dir():
         return f"{watch.folder} is not there"
     if watch.marker is not None:

@@ -1,4 +1,4 @@
-"""How new files are noticed: by the kernel's events with a rescan behind them, or by the rescan alone, and why."""
+"""Choose how new files are found: by kernel events and a rescan, or by the rescan alone, and why."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +14,15 @@ NETWORK_TYPES = frozenset(
 )  # fmt: skip
 """File system types whose files can change without an inotify event here, and whose locks SQLite cannot trust."""
 MEMORY_TYPES = frozenset({"tmpfs", "ramfs"})
-"""File system types that are gone after a restart."""
+"""File system types that are lost at a restart."""
 
 
 @dataclass(frozen=True, slots=True)
 class WatchMode:
-    """What is in force."""
+    """The mode in force."""
 
     mode: Mode = "polling"
-    """events: the kernel wakes us, the rescan finds the rest; polling: only the rescan."""
+    """events: the kernel wakes the watcher, the rescan finds the rest; polling: only the rescan."""
     reason: Reason = "no_folder"
     """configured: `watch.mode` says so; local: a file system that sends events; silent_mount: one that does not;
     refused: the kernel gave no watch; no_folder: there is nothing to listen to."""
@@ -41,7 +41,7 @@ class WatchMode:
 
 
 def choose_mode(wanted: Literal["auto", "events", "polling"], folder: Path) -> WatchMode:
-    """The mode for a folder that exists. `auto` polls where files can come without an event."""
+    """Return the mode for a folder that exists. `auto` polls where files can arrive without an event."""
     kind = file_system_of(folder) or ""
     if wanted != "auto":
         return WatchMode(wanted, "configured", kind)
@@ -49,15 +49,15 @@ def choose_mode(wanted: Literal["auto", "events", "polling"], folder: Path) -> W
 
 
 def is_silent(kind: str | None) -> bool:
-    """Whether files on this type of file system can come without an event: network mounts, and whatever FUSE hides.
+    """Return whether files can arrive without an event: network mounts, and most of FUSE.
 
-    `fuseblk` is a local disk (NTFS) that changes through this mount only, so its events are whole.
+    `fuseblk` is a local disk (NTFS) that changes through this mount only, so its events are complete.
     """
     return kind is not None and (kind in NETWORK_TYPES or kind == "fuse" or kind.startswith("fuse."))
 
 
 def file_system_of(path: Path, table: Path | None = None) -> str | None:
-    """Type of the file system under `path`, which need not exist; None where there is no mount table."""
+    """Return the type of the file system under `path`, which need not exist; None without a mount table."""
     try:
         text = (table or MOUNT_TABLE).read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
@@ -71,7 +71,10 @@ def file_system_of(path: Path, table: Path | None = None) -> str | None:
 
 
 def _mount(line: str) -> tuple[Path, str]:
-    """Mount point and type of one line, `36 35 98:0 /mnt1 /mnt2 rw master:1 - ext3 /dev/root rw` (man 5 proc)."""
+    """Return mount point and type of a line of mountinfo (man 5 proc).
+
+    For example `36 35 98:0 /mnt1 /mnt2 rw master:1 - ext3 /dev/root rw`.
+    """
     left, _, right = line.partition(" - ")
     point = left.split(" ")[4]
     for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):

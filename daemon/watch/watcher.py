@@ -1,8 +1,8 @@
-"""The drop folder: which files are new and stand still. Events are hints, the rescan is the truth.
+"""The drop folder: find files that are new and stable. Events are hints, the rescan decides.
 
-A deep rescan compares size and mtime of every file with the catalog; in between, rescans look at names only and stat
-the unknown ones (100,000 names: 0.13 s on a warm ext4). Whatever events missed is found that way: bursts that
-overflow the kernel's queue, network mounts that send nothing, an observer that died, a folder that vanished.
+A deep rescan compares size and mtime of every file with the catalog. In between, rescans read names only and stat the
+unknown ones (100,000 names: 0.13 s on a warm ext4). So the watcher finds files without events: bursts that overflow the
+kernel's queue, network mounts that send nothing, a dead observer, a folder that was missing.
 """
 
 import fnmatch
@@ -28,12 +28,12 @@ DEEP_SECONDS = 60.0
 RESCAN_SHARE, DEEP_SHARE = 10.0, 20.0
 """A rescan waits at least this many times its own duration, so that a huge folder costs a bounded share of a core."""
 HINT_SECONDS = 0.05
-"""Events of a burst are looked at together (seconds)."""
+"""Events of a burst are processed together (seconds)."""
 REMEMBERED = 1000
-"""Unreadable files, and complaints, kept in mind."""
+"""Number of unreadable files, and of complaints, that are kept."""
 
 Complain = Callable[[str, OSError], None]
-"""Hears of a sub-folder that cannot be listed."""
+"""Called for a sub-folder that cannot be listed."""
 
 log = get_logger(__name__)
 
@@ -51,9 +51,9 @@ class FolderScan:
         self._included = _any_of(settings.advanced.include or ("*",))
 
     def names(self, complain: Complain) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        """Path relative to the folder (posix) and entry of every file and link to a file, ignored ones left out.
+        """Yield relative path (posix) and entry of every file and link to a file, without ignored ones.
 
-        Raises OSError when the folder itself cannot be listed; a sub-folder that cannot is told to `complain`.
+        Raises OSError when the folder itself cannot be listed; `complain` is called for a sub-folder that cannot.
         """
         waiting = [""]
         while waiting:
@@ -72,7 +72,7 @@ class FolderScan:
                 complain(prefix, error)
 
     def relative(self, path: str) -> str | None:
-        """`path` relative to the folder, posix; none when it lies elsewhere, too deep, or is not looked at."""
+        """Return `path` relative to the folder, posix; None when it is elsewhere, too deep, or ignored."""
         try:
             parts = Path(path).relative_to(self.root).parts
         except ValueError:
@@ -83,7 +83,7 @@ class FolderScan:
         return prefix + parts[-1] if self._wanted(prefix, parts[-1]) else None
 
     def _wanted(self, prefix: str, name: str) -> bool:
-        """Whether a file of this name is looked at; the marker is no image."""
+        """Return whether a file of this name is wanted; the marker is no image."""
         if not self._made.match(name) and (self._ignored.match(name) or not self._included.match(name)):
             return False
         if name.lower().endswith(SUFFIXES) != self._videos:
@@ -109,11 +109,11 @@ class Watcher:
         self._activity = WatchActivity()
 
     def use(self, settings: WatchSettings) -> None:
-        """Wait as long as these settings say, from the next `poll` on. May be called from any thread."""
+        """Use the delays of these settings from the next `poll` on. May be called from any thread."""
         self._settings, self._queue.delay = settings, settings.stability_seconds
 
     def poll(self) -> None:
-        """See what is new: the folder itself, its observer, what events named, and a rescan when it is time."""
+        """Find what is new: the folder itself, its observer, paths of events, and a rescan when it is due."""
         now = time.monotonic()
         if self._root.check():
             self._queue.clear()
@@ -129,7 +129,7 @@ class Watcher:
         self._report()
 
     def take(self, limit: int) -> list[Arrival]:
-        """At most `limit` files that stood still, oldest first; each must be given to `mark_done` or `put_back`."""
+        """Return at most `limit` stable files, oldest first; give each to `mark_done` or `put_back`."""
         taken: list[Arrival] = []
         if self._root.state != "watching" or limit <= 0:
             return taken
@@ -142,7 +142,7 @@ class Watcher:
         return taken
 
     def mark_done(self, arrival: Arrival, *, unreadable: bool = False) -> None:
-        """The catalog knows now what became of it. An unreadable file is looked at again when its mode changes."""
+        """Note that the catalog has the file. An unreadable file is examined again when its mode changes."""
         name = self._name(arrival)
         self._in_hand.pop(name, None)
         now = self._see(name)
@@ -160,17 +160,17 @@ class Watcher:
             self._unreadable[name] = arrival.changed_ns
 
     def put_back(self, arrival: Arrival) -> None:
-        """It could not be read just now: look again later."""
+        """Retry the file later, because it could not be read now."""
         name = self._name(arrival)
         failures = self._in_hand.pop(name, 0) + 1
         self._queue.postpone(name, failures, time.monotonic())
 
     def rescan_soon(self) -> None:
-        """Compare every file with the catalog at the next `poll`: some of its entries were taken back."""
+        """Compare every file with the catalog at the next `poll`, because some entries were removed."""
         self._next_rescan = self._next_deep = 0.0
 
     def await_stability(self, arrival: Arrival) -> None:
-        """It came by a rename, but cannot be used as it is: give it the delay of every other file."""
+        """Give a renamed file that cannot be used yet the delay of every other file."""
         name = self._name(arrival)
         self._in_hand.pop(name, None)
         now = self._see(name)
@@ -178,7 +178,7 @@ class Watcher:
             self._queue.note(name, now, time.monotonic())
 
     def next_due(self) -> float:
-        """Seconds until `poll` and `take` can find something new without an event."""
+        """Return the seconds until `poll` and `take` can find something new without an event."""
         now = time.monotonic()
         due = [self._root.next_check - now]
         if self._root.state == "watching":
@@ -194,7 +194,7 @@ class Watcher:
 
     @property
     def activity(self) -> WatchActivity:
-        """State, mode and backlog as of the last look; may be read from any thread."""
+        """State, mode and backlog of the last poll; may be read from any thread."""
         return self._activity
 
     def _take(self, taken: list[Arrival], limit: int) -> None:
@@ -219,7 +219,7 @@ class Watcher:
                 self._consider(name, now, renamed=renamed)
 
     def _consider(self, name: str, now: float, *, renamed: bool = False) -> bool:
-        """Make a candidate of a file unless the catalog knows it as it is; whether it is one now."""
+        """Make a file a candidate unless the catalog has it unchanged; return whether it is one now."""
         if self._queue.full and name not in self._queue:
             self._next_rescan = min(self._next_rescan, now + self._settings.advanced.rescan_seconds)
             return False
@@ -235,14 +235,14 @@ class Watcher:
         return True
 
     def _is_known(self, name: str, arrival: Arrival) -> bool:
-        """Whether the catalog knows what became of the file as it is; remembers that for the rescan."""
+        """Return whether the catalog has the file unchanged; remember that for the rescan."""
         if not self._catalog.known(arrival.file) or self._readable_again(name, arrival):
             return False
         self._known.add(name)
         return True
 
     def _rescan(self, now: float) -> None:
-        """Look at every name; stat the unknown ones, and every file when the deep rescan is due."""
+        """Read every name; stat the unknown ones, and every file when the deep rescan is due."""
         deep = now >= self._next_deep
         try:
             found = self._walk(now, deep)
@@ -259,7 +259,7 @@ class Watcher:
             self._next_deep = end + max(DEEP_SECONDS, DEEP_SHARE * seconds)
 
     def _walk(self, now: float, deep: bool) -> int:
-        """One walk; returns how many files it found that were not candidates yet."""
+        """Walk once; return how many files it found that were not candidates yet."""
         facts = self._catalog.known_files() if deep else {}
         before, self._known = self._known, set()
         names: set[str] = set()
@@ -277,12 +277,12 @@ class Watcher:
         return found
 
     def _same(self, name: str, facts: dict[str, FileFact]) -> bool:
-        """Whether the file is what the catalog says it was."""
+        """Return whether the file matches the catalog."""
         arrival = self._see(name)
         return arrival is not None and facts.get(arrival.file.path) == arrival.file
 
     def _readable_again(self, name: str, arrival: Arrival) -> bool:
-        """Whether a file that was refused as unreadable got another mode since."""
+        """Return whether a file that was refused as unreadable has another mode since."""
         before = self._unreadable.get(name)
         return before is not None and before != arrival.changed_ns
 
@@ -294,7 +294,7 @@ class Watcher:
             return None
 
     def _complain(self, name: str, error: OSError) -> None:
-        """Say once what cannot be looked at; a log must not fill a disk."""
+        """Log an unreadable path once; a log must not fill a disk."""
         if name not in self._complained and len(self._complained) < REMEMBERED:
             self._complained.add(name)
             log.warning("cannot_look", name=name, error=str(error))
@@ -322,5 +322,5 @@ class Watcher:
 
 
 def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
-    """Matches a name that one of the patterns matches, in any case; no pattern matches nothing."""
+    """Return a pattern for names that match one of the patterns, in any case; no pattern matches nothing."""
     return re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)", re.IGNORECASE)

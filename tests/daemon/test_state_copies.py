@@ -40,7 +40,7 @@ def _new_state(layout, settings, config) -> None:
     """A state directory that only commands have written to, with a version that a plane and a round can load."""
     shutil.rmtree(layout.root)
     weights = config.parent / "weights.safetensors"
-    save_weights(build_network(settings.network, len(settings.classes)), weights)
+    save_weights(build_network(settings.network.architecture(), len(settings.classes)), weights)
     command = [sys.executable, "-m", "daemon.cli", "import", str(weights), "--config", str(config)]
     subprocess.run(command, check=True, cwd=ROOT)
 

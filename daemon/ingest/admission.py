@@ -1,7 +1,7 @@
-"""Which good images enter the buffer, and which are skipped: near-duplicates, and images that follow too closely.
+"""Decide which readable images enter the buffer, and which are skipped: near-duplicates, and images too close in time.
 
-Pure of pixels: it compares what the catalog says of a source's frames, and the frames that wait for their commit. It
-is asked in the order in which files are prepared, by ingest's one thread.
+Admission sees no pixels: it compares the catalog's facts about a source's frames, and the frames that wait for their
+commit. Ingest's one thread calls it in the order in which files are prepared.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Skip:
     detail: str
     """The frame it is near to, and how near."""
     pending: bool
-    """Whether that frame is not committed yet: the skip is only true once it is."""
+    """Whether that frame is not committed yet: the skip is recorded only after its commit."""
 
 
 class Admission:
@@ -32,9 +32,10 @@ class Admission:
         self._settings, self._catalog = settings, catalog
 
     def judge(self, new: NewFrame, pending: Sequence[NewFrame]) -> Skip | None:
-        """Why `new` is skipped, or none when it enters. `pending` are frames that entered and wait for their commit.
+        """Return why `new` is skipped, or None when it enters.
 
-        Content that is known already enters: the commit records it as a duplicate, which says more.
+        `pending` are accepted frames that wait for their commit. Known content enters: the commit records it as a
+        duplicate, which says more.
         """
         if self._settings.near_duplicate_bits is None and self._settings.min_spacing_seconds <= 0:
             return None
@@ -44,7 +45,7 @@ class Admission:
         return self._near_duplicate(new, mine) or self._too_close(new, mine)
 
     def _near_duplicate(self, new: NewFrame, pending: Sequence[NewFrame]) -> Skip | None:
-        """The closest of the source's newest frames, if it is close enough."""
+        """Skip a frame that is close to one of the source's newest frames."""
         bits, recent = self._settings.near_duplicate_bits, self._settings.advanced.near_duplicate_recent
         if bits is None or not new.phash:
             return None
@@ -60,7 +61,7 @@ class Admission:
         return Skip("near_duplicate", f"{apart} of 64 bits from {_named(name, number)}; {limit}", not number)
 
     def _too_close(self, new: NewFrame, pending: Sequence[NewFrame]) -> Skip | None:
-        """The frame of the source that was captured nearest to it, if that is near enough."""
+        """Skip a frame that was captured close to another of its source."""
         within = self._settings.min_spacing_seconds
         if within <= 0:
             return None

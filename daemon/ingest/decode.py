@@ -1,6 +1,6 @@
-"""From a file that stood still to a frame that can be committed, or to the reason why not. Runs in worker threads.
+"""Turn a stable file into a frame that can be committed, or into the reason why not. Runs in worker threads.
 
-An image was taken when its EXIF tags, its file's name, or its file's mtime say; implausible times are passed over.
+EXIF tags, the file's name, or its mtime give the capture time; implausible times are ignored.
 """
 
 import re
@@ -24,13 +24,13 @@ from storage.media.images import FittedFrame, decode_photo, fit_frame
 from storage.media.perceptual_hash import perceptual_hash
 
 EARLIEST = 631_152_000.0
-"""1990-01-01 (Unix, seconds): clocks that were never set say 1970 or 1980."""
+"""1990-01-01 (Unix, seconds): clocks that were never set give 1970 or 1980."""
 AHEAD_SECONDS = 86_400.0
-"""How far in the future a time may lie: time zones and clocks that go wrong (seconds)."""
+"""How far in the future a time may lie, because of time zones and wrong clocks (seconds)."""
 EXIF_TIMES = ((36867, 36881, 37521), (36868, 36882, 37522))
 """Tags of time, offset from UTC and fraction of a second: DateTimeOriginal, then DateTimeDigitized (EXIF 2.32)."""
 DIGITS = {"Y": 4, "m": 2, "d": 2, "H": 2, "I": 2, "M": 2, "S": 2, "j": 3, "y": 2}
-"""How many digits the numbers of strptime have in a file's name."""
+"""Number of digits of strptime's numbers in a file's name."""
 
 log = get_logger(__name__)
 
@@ -63,7 +63,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class RetryLater:
-    """A file that could not be read just now."""
+    """A file that could not be read now."""
 
     arrival: Arrival
     error: str
@@ -78,7 +78,7 @@ class Decoder:
     def __init__(
         self, settings: Settings, is_stored: Callable[[str], bool], pack: Callable[[FittedFrame], Packed] | None
     ) -> None:
-        """`is_stored` tells whether a digest was ever committed; `pack` makes `NewFrame.packed`, unless it is None.
+        """Prepare it: `is_stored` knows digests that were ever committed; `pack` makes `NewFrame.packed`, unless None.
 
         Both are called from worker threads.
         """
@@ -87,7 +87,7 @@ class Decoder:
         self._hashing = settings.admission.near_duplicate_bits is not None  # half as costly as decoding
 
     def decode(self, arrival: Arrival) -> Outcome:
-        """Decode one file. Never raises for what is wrong with the file."""
+        """Decode one file. Never raises for a fault of the file."""
         try:
             data = read_arrival(self._watch.folder, arrival, self._watch.max_file_bytes)
         except RefusedImage as error:
@@ -131,10 +131,10 @@ class Decoder:
 
 
 def capture_time(watch: WatchSettings, file: FileFact, exif: Mapping[int, Any], *, recorded: str = "") -> float:
-    """Unix time (seconds), from the first of `watch.advanced.capture_time` that gives a plausible one.
+    """Return the Unix time (seconds) of the first plausible source in `watch.advanced.capture_time`.
 
-    `recorded`: what a video says in the place of EXIF (ISO 8601). Times without a zone are local. Where none is
-    plausible, not even the mtime: now.
+    `recorded`: a video's time in place of EXIF (ISO 8601). Times without a zone are local. When none is plausible, not
+    even the mtime, it is now.
     """
     sources: dict[str, Callable[[], float | None]] = {
         "exif": lambda: iso_time(recorded) if recorded else exif_time(exif),
@@ -149,12 +149,12 @@ def capture_time(watch: WatchSettings, file: FileFact, exif: Mapping[int, Any], 
 
 
 def is_plausible(unix: float) -> bool:
-    """Whether an image can have been taken then: since 1990, and not more than a day ahead."""
+    """Return whether the time is since 1990 and at most a day ahead."""
     return EARLIEST <= unix <= time.time() + AHEAD_SECONDS
 
 
 def exif_time(exif: Mapping[int, Any]) -> float | None:
-    """The time that EXIF tags give (Unix, seconds); none when they give none that can be read."""
+    """Return the time of EXIF tags (Unix, seconds); None without a readable one."""
     for tag, offset, fraction in EXIF_TIMES:
         text = _text(exif.get(tag))
         zone = _text(exif.get(offset)).replace(" ", "")
@@ -166,7 +166,7 @@ def exif_time(exif: Mapping[int, Any]) -> float | None:
 
 
 def iso_time(text: str) -> float | None:
-    """The time of an ISO 8601 text (Unix, seconds); none when it is none."""
+    """Return the time of an ISO 8601 text (Unix, seconds); None when it is invalid."""
     try:
         return datetime.fromisoformat(text.strip()).timestamp()
     except (ValueError, OverflowError):
@@ -174,7 +174,7 @@ def iso_time(text: str) -> float | None:
 
 
 def name_time(path: str, forms: tuple[str, ...]) -> float | None:
-    """The first plausible time inside the name of a file (Unix, seconds), read by one of the strptime `forms`."""
+    """Return the first plausible time inside the name of a file (Unix, seconds), by one of the strptime `forms`."""
     name = PurePosixPath(path).name
     for form in forms:
         for match in _pattern(form).finditer(name):
@@ -185,7 +185,7 @@ def name_time(path: str, forms: tuple[str, ...]) -> float | None:
 
 
 def source_label(watch: WatchSettings, file: FileFact) -> str:
-    """The source (camera) of a file: its first sub-folder; empty for files directly in the drop folder."""
+    """Return the source (camera) of a file: its first sub-folder; empty for files directly in the drop folder."""
     parts = PurePosixPath(file.path).parts
     return parts[0] if watch.advanced.source_label == "folder" and len(parts) > 1 else ""
 
@@ -203,7 +203,7 @@ def _parsed(text: str, form: str) -> float | None:
 
 @cache
 def _pattern(form: str) -> re.Pattern[str]:
-    """Finds text that `form` may read, wherever it stands: not inside a longer number, but milliseconds may follow."""
+    """Return a pattern for text that `form` may read: not inside a longer number, but milliseconds may follow."""
     parts = re.split(r"%(.)", form)
     literals, codes = parts[::2], parts[1::2]
     body = re.escape(literals[0])

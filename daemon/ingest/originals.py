@@ -1,7 +1,7 @@
-"""What happens to a file of the drop folder once its fate is recorded: it stays, moves, or is deleted.
+"""Keep, move or delete a file of the drop folder after its state is recorded.
 
-Always after the record is on the disk. A kill in between leaves the file where it was: `sweep` finds it there at the
-next start and does what is left to do. A file that is not what the record says is left alone.
+The record is always on the disk first. A kill in between leaves the file where it was: `sweep` finds it at the next
+start and finishes. A file that differs from the record is not touched.
 """
 
 import itertools
@@ -19,13 +19,13 @@ from storage.buffer.catalog_records import FileFact, FileState
 from storage.durable.digest import digest_of
 
 SWEEP_SECONDS = 300.0
-"""How often the folder is looked through for files that are known and should be gone (seconds)."""
+"""Interval between scans of the folder for known files that should be gone (seconds)."""
 RETRY_SECONDS = 60.0
-"""After how long a file that could not be moved or deleted is tried again (seconds)."""
+"""Delay before a file that could not be moved or deleted is retried (seconds)."""
 AT_ONCE = 64
-"""Files that one step of a sweep looks at; new images do not wait for all of an old folder."""
+"""Files that one step of a sweep examines; new images do not wait for all of an old folder."""
 STORED = ("committed", "duplicate")
-"""States of files whose content is safe in the buffer, or was."""
+"""States of files whose content is, or was, in the buffer."""
 
 log = get_logger(__name__)
 
@@ -36,7 +36,7 @@ class Originals:
     def __init__(
         self, watch: WatchSettings, state_of: Callable[[FileFact], FileState | None], scan: FolderScan
     ) -> None:
-        """`state_of` tells what became of a file, None while that is open; `scan` lists the files in question."""
+        """Prepare it: `state_of` returns the state of a file, None while that is open; `scan` lists the files."""
         self._watch, self._state_of, self._scan = watch, state_of, scan
         self._wanted = watch.after_commit != "keep" or watch.quarantine is not None
         self._next_sweep = 0.0
@@ -44,15 +44,15 @@ class Originals:
         self._complained: set[str] = set()
 
     def dispose(self, arrival: Arrival) -> None:
-        """Do what the settings say with a file whose fate is recorded; it is as it was read, so it is not read again.
+        """Apply the settings to a file whose state is recorded; it is unchanged, so it is not read again.
 
-        Raises DurabilityLost; a file that cannot be moved or deleted stays and is tried again.
+        Raises DurabilityLost. A file that cannot be moved or deleted stays and is retried.
         """
         if self._wanted:
             self._dispose(arrival, as_read=True)
 
     def sweep(self) -> bool:
-        """Finish, a few files at a time, what a kill or an error left to do; whether there is more to look at now."""
+        """Finish, a few files at a time, what a kill or an error interrupted; return whether there is more."""
         if not self._wanted or (self._sweeping is None and time.monotonic() < self._next_sweep):
             return False
         if self._sweeping is None:
@@ -76,7 +76,7 @@ class Originals:
         return self._sweeping is not None
 
     def disposes_of(self, state: FileState) -> bool:
-        """Whether a file of this state does not stay where it is."""
+        """Return whether a file of this state is moved or deleted."""
         return self._target(state) is not None or (state.state in STORED and self._watch.after_commit == "delete")
 
     def _dispose(self, arrival: Arrival, *, as_read: bool) -> None:
@@ -89,7 +89,7 @@ class Originals:
             self._cannot(arrival.file.path, error)
 
     def _target(self, state: FileState) -> Path | None:
-        """The folder that a file of this state moves to; none when it does not move."""
+        """Return the folder that a file of this state moves to; None when it does not move."""
         if state.state in STORED and self._watch.after_commit == "move":
             return self._watch.done_folder
         return self._watch.quarantine if state.state == "refused" else None
@@ -109,7 +109,7 @@ class Originals:
             log.info("original_moved", file=arrival.file.path, to=str(target))
 
     def _is_still(self, arrival: Arrival, state: FileState, *, as_read: bool) -> bool:
-        """Whether the file holds what the record says: untouched since it was read, or of the same digest."""
+        """Return whether the file matches the record: untouched since it was read, or of the same digest."""
         now = self._look(arrival)
         if now is None or now.file != arrival.file:
             return False

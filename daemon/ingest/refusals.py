@@ -1,7 +1,7 @@
-"""Refused files given another chance: by the thread of ingest while the daemon runs, by the command itself otherwise.
+"""Retry refused files: in the thread of ingest while the daemon runs, otherwise in the command itself.
 
-First the file comes back out of the quarantine, then its refusal is forgotten: after a kill in between it is refused
-still, and goes back.
+First the file is moved back from the quarantine, then its refusal is removed. After a kill in between it is still
+refused, and is moved to the quarantine again.
 """
 
 import errno
@@ -23,12 +23,12 @@ from storage.buffer.video_records import refused_videos
 ANSWER_SECONDS = 30.0
 """How long a request waits for the thread of ingest (seconds); a step of it takes less."""
 TOGETHER = 256
-"""Refusals forgotten in one commit: a commit for each would hold up ingest for minutes where very many are retried."""
+"""Refusals removed in one commit: single commits would delay ingest for minutes when very many are retried."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which refused files are meant: those of these paths and of this reason; all where neither is given."""
+    """Selected refused files: those of these paths and of this reason; all when neither is given."""
 
     paths: frozenset[str] = frozenset()
     """Relative to the drop folder, as `mfmd refused list` shows them."""
@@ -36,21 +36,21 @@ class Selection:
     """A reason code."""
 
     def of(self, catalog: Catalog) -> list[RefusedFile]:
-        """The files, newest refusal first."""
+        """Return the files, newest refusal first."""
         found = catalog.refused(-1, reason=self.reason)
         return [item for item in found if not self.paths or item.file.path in self.paths]
 
 
 @dataclass(slots=True)
 class RetryQueue:
-    """Requests on their way from the control API to the thread of ingest."""
+    """Requests from the control API to the thread of ingest."""
 
     wake: Callable[[], None]
-    """Has the thread look."""
+    """Wakes the thread."""
     _waiting: "queue.SimpleQueue[tuple[Selection, Future[list[str]]]]" = field(default_factory=queue.SimpleQueue)
 
     def ask(self, selection: Selection, seconds: float = ANSWER_SECONDS) -> list[str]:
-        """Have ingest retry a selection; the paths. Raises Stopping when ingest does not answer, and what it raised."""
+        """Make ingest retry a selection; return the paths. Raises Stopping, or what ingest raised."""
         answer: Future[list[str]] = Future()
         self._waiting.put((selection, answer))
         self.wake()
@@ -61,7 +61,7 @@ class RetryQueue:
             raise Stopping("ingest does not answer: it has stopped or is stopping; `mfmd status` says why") from error
 
     def serve(self, retry: Callable[[Selection], list[str]]) -> None:
-        """Answer what waits, in the thread of ingest. An error of `retry` goes to who asked, and on."""
+        """Answer waiting requests in the thread of ingest. An error of `retry` is raised in the caller too."""
         while not self._waiting.empty():
             selection, answer = self._waiting.get()
             if not answer.set_running_or_notify_cancel():
@@ -74,9 +74,9 @@ class RetryQueue:
 
 
 def retry_refused(watch: WatchSettings, catalog: Catalog, selection: Selection) -> list[str]:
-    """Bring the selected files back into the drop folder and forget their refusals; their paths.
+    """Move the selected files back into the drop folder and remove their refusals; return their paths.
 
-    Raises OSError when a file cannot come back; it stays refused, and those after it in the list as well.
+    Raises OSError when a file cannot be moved back; it and those after it in the list stay refused.
     """
     found = selection.of(catalog)
     for start in range(0, len(found), TOGETHER):
@@ -91,7 +91,7 @@ def retry_refused(watch: WatchSettings, catalog: Catalog, selection: Selection) 
 
 
 def retry_videos(watch: WatchSettings, records: Path, selection: Selection) -> list[str]:
-    """Bring the selected videos back and touch them: they count as new files then; their paths. Raises OSError."""
+    """Move the selected videos back and touch them, so that they count as new; return their paths. Raises OSError."""
     found = refused_videos(records, selection.reason)
     found = [item for item in found if not selection.paths or item.file.path in selection.paths]
     for item in found:
@@ -109,7 +109,7 @@ def _bring_back(watch: WatchSettings, item: RefusedFile) -> None:
 
 
 def _place(watch: WatchSettings, item: RefusedFile) -> Path:
-    """Where a file of the quarantine belongs. Raises OSError (ELOOP) where a link leads somewhere else by now."""
+    """Return the original path of a file in the quarantine. Raises OSError (ELOOP) when a link now leads elsewhere."""
     place = watch.folder / item.file.path
     if not place.parent.resolve().is_relative_to(watch.folder.resolve()):
         raise OSError(
@@ -119,5 +119,5 @@ def _place(watch: WatchSettings, item: RefusedFile) -> Path:
 
 
 def missing(selection: Selection, done: Collection[str]) -> list[str]:
-    """Paths that were asked for by name and are not refused."""
+    """Return paths that were requested by name and are not refused."""
     return sorted(selection.paths - set(done))

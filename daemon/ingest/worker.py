@@ -1,8 +1,8 @@
-"""From drop folder to durable buffer: take files that stood still, decode them, commit them in batches.
+"""From drop folder to durable buffer: take stable files, decode them, commit them in batches.
 
-Files stay in the folder until there is room for them. Memory is bounded by two batches: the one that is being
-committed and the one that is being decoded meanwhile. A full disk, or a buffer whose every slot a round holds, pauses
-ingest, which goes on by itself. A failed fsync ends it for good: what was written last may be lost.
+Files stay in the folder until there is room for them. Memory is bounded by two batches: the one being committed and the
+one being decoded meanwhile. A full disk, or a buffer whose every slot a round leases, pauses ingest, which resumes by
+itself. A failed fsync stops it permanently, because the last writes may be lost.
 """
 
 import errno
@@ -31,7 +31,7 @@ from storage.buffer.frames import FrameBuffer, FrameRecord
 from storage.errors import BufferFull, StorageError
 
 PAUSE_SECONDS = 1.0
-"""How often a paused ingest checks whether it may go on (seconds)."""
+"""Interval at which a paused ingest checks whether it may resume (seconds)."""
 PAUSE_SHARE = 0.5
 """Ingest pauses below this share of `buffer.reserve_bytes` free; up to the whole of it the buffer does not grow."""
 
@@ -40,7 +40,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A good image that admission leaves out."""
+    """A readable image that admission skips."""
 
     arrival: Arrival
     digest: str
@@ -49,26 +49,26 @@ class Skipped:
 
 @dataclass(slots=True)
 class Batch:
-    """What the next commit makes durable."""
+    """Content of the next commit."""
 
     frames: list[Decoded] = field(default_factory=list)
     """Its frames, in order of arrival."""
     skipped: list[Skipped] = field(default_factory=list)
-    """Images left out because they are near to a frame of this batch: that is true once the frame is committed."""
+    """Images skipped because of a frame of this batch; recorded once that frame is committed."""
     since: float = math.inf
-    """When the first frame came (monotonic, seconds)."""
+    """Arrival of the first frame (monotonic, seconds)."""
 
     def __len__(self) -> int:
         return len(self.frames) + len(self.skipped)
 
     def add(self, item: Decoded) -> None:
-        """Take in a frame."""
+        """Add a frame."""
         if not self.frames:
             self.since = time.monotonic()
         self.frames.append(item)
 
     def due_in(self, most: int, seconds: float) -> float:
-        """Seconds until it should be committed: none left when it holds `most` files, or is `seconds` old."""
+        """Return the seconds until its commit: 0 when it holds `most` files, or is `seconds` old."""
         if not self.frames:
             return math.inf
         return 0.0 if len(self) >= most else max(0.0, self.since + seconds - time.monotonic())
@@ -93,16 +93,16 @@ class Ingest:
         self._admission = Admission(settings.admission, catalog)
         self._originals = Originals(watch, catalog.state_of, FolderScan(watch))
         self.retries = RetryQueue(hints.wake)
-        """Requests to take refused files again; may be asked from any thread."""
+        """Requests to retry refused files; may be called from any thread."""
         self.batch = Batch()
-        """What waits for the next commit."""
+        """The next commit."""
         self._decoding: deque[tuple[Arrival, Future[Outcome]]] = deque()
         self._to_record: deque[Decoded | AlreadyStored | Refused | Skipped] = deque()
         self._grow = True
         self._paused = ""
 
     def step(self) -> float:
-        """Take what there is room for; returns the seconds until it wants to be called again."""
+        """Take as many files as there is room for; return the seconds until the next call."""
         self._watcher.poll()
         try:
             self._check_reserve()
@@ -121,12 +121,12 @@ class Ingest:
         return 0.0 if moved else min(self._watcher.next_due(), self._commit_in())
 
     def use(self, settings: Settings) -> None:
-        """Use the live settings of these from the next step on. May be called from any thread."""
+        """Use these live settings from the next step on. May be called from any thread."""
         self._settings, self._watch = settings, settings.watch
         self._watcher.use(settings.watch)
 
     def close(self) -> None:
-        """Commit what is decoded, if there is room, and let go of the folder."""
+        """Commit what is decoded, if there is room, and release the folder."""
         try:
             self._record()
             self._commit()
@@ -138,7 +138,7 @@ class Ingest:
 
     @property
     def activity(self) -> tuple[WatchActivity, IngestActivity]:
-        """What the folder and ingest do; may be read from any thread."""
+        """Activity of the folder and of ingest; may be read from any thread."""
         reason = self._paused
         return self._watcher.activity, IngestActivity(state="paused" if reason else "running", reason=reason)
 
@@ -149,7 +149,7 @@ class Ingest:
         return paths
 
     def _take(self) -> bool:
-        """Give files to the decoders and take what is decoded, in order of arrival; whether there was any.
+        """Give files to the decoders and take decoded ones, in order of arrival; return whether there was any.
 
         The decoders get more than one batch, so that they decode the next one while this thread commits.
         """
@@ -171,7 +171,7 @@ class Ingest:
                 raise
 
     def _take_decoded(self) -> None:
-        """Wait for the oldest of the files that are being decoded; put it where it belongs."""
+        """Wait for the oldest file that is being decoded, and handle its result."""
         arrival, future = self._decoding.popleft()
         try:
             self._sort(future.result())
@@ -195,7 +195,7 @@ class Ingest:
                 self._to_record.append(outcome)
 
     def _admit(self, item: Decoded) -> None:
-        """Add a frame to the batch, or note why admission leaves it out."""
+        """Add a frame to the batch, or note why admission skips it."""
         skip = self._admission.judge(item.frame, [other.frame for other in self.batch.frames])
         if skip is None:
             self.batch.add(item)
@@ -208,7 +208,7 @@ class Ingest:
         return self.batch.due_in(self._watch.advanced.group_frames, self._watch.advanced.group_seconds)
 
     def _commit(self) -> None:
-        """Commit the batch and begin a new one. The batch is kept when that fails, for another attempt."""
+        """Commit the batch and begin a new one. A batch that fails is kept for another attempt."""
         if not self.batch.frames:
             return
         started = time.monotonic()
@@ -222,7 +222,7 @@ class Ingest:
         self._record()
 
     def _record(self) -> None:
-        """Record what became of files, and let go of them. Each stays in hand until that is done."""
+        """Record the state of files, and release them. Each is held until its record is written."""
         while self._to_record:
             item = self._to_record[0]
             match item:
@@ -266,9 +266,9 @@ class Ingest:
                 self._metrics.last_stored.set(now)
 
     def _check_reserve(self) -> None:
-        """Below the reserve the buffer must not grow: mfmd never fills the disk by itself.
+        """Stop the growth of the buffer below the reserve: mfmd never fills the disk by itself.
 
-        Raises OSError(ENOSPC) below half of it: others take the space, and evicting frames would not bring it back.
+        Raises OSError(ENOSPC) below half of it: others use the space, and evicting frames would not free it for long.
         """
         reserve = self._settings.buffer.reserve_bytes
         free = shutil.disk_usage(self._settings.state).free

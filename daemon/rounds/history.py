@@ -1,4 +1,4 @@
-"""What the round folders say about rounds: one summary each, and what the schedule needs to know of them."""
+"""Summaries of rounds from their folders, and the facts that the schedule needs."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,11 +16,11 @@ from storage.rounds.folder import RoundFolder, RoundStore
 from storage.rounds.records import ENDED, RoundRecord, RoundScores, Stage, Verdict
 
 LOOK_BACK = 20
-"""Rounds looked at to find failures in a row and the last one that was judged."""
+"""Number of rounds read to find consecutive failures and the last judged one."""
 
 Result = Literal["running", "suspended", "promoted", "rejected", "inconclusive", "failed", "stopped"]
 WAITING = {"scoring": "the candidate is scored", "judged": "the verdict is acted on"}
-"""What a running round does that does not train."""
+"""Activities of a running round other than training."""
 
 
 class RoundSummary(BaseModel):
@@ -39,7 +39,7 @@ class RoundSummary(BaseModel):
     reason: str
     """Why."""
     trigger: str | None = None
-    """What started it."""
+    """Why it started."""
     created: float | None = None
     """Start (Unix, seconds)."""
     ended: float | None = None
@@ -59,7 +59,7 @@ class RoundSummary(BaseModel):
 
 
 def summarise(folder: RoundFolder, *, alive: bool = False) -> RoundSummary:
-    """The summary of a round. Before its end it runs if a process is `alive` that runs it, and else it is suspended.
+    """Return the summary of a round. Before its end it runs if its process is `alive`, otherwise it is suspended.
 
     A damaged folder counts as failed, with the damage as reason.
     """
@@ -74,7 +74,7 @@ def summarise(folder: RoundFolder, *, alive: bool = False) -> RoundSummary:
 
 @lru_cache(maxsize=256)
 def _ended_summary(path: Path, since: float) -> RoundSummary:
-    """What ended at that time does not change, and scores are megabytes: read them once."""
+    """Read the summary of an ended round once, because it does not change and scores are megabytes."""
     folder = RoundFolder(path)
     return _summarise(folder, folder.record(), alive=False)
 
@@ -100,7 +100,7 @@ def _summarise(folder: RoundFolder, record: RoundRecord, *, alive: bool) -> Roun
 
 
 def summaries(store: RoundStore, limit: int, *, alive: bool) -> list[RoundSummary]:
-    """The newest `limit` rounds, newest first; `alive`: a process holds the state directory, the newest may run."""
+    """Return the newest `limit` rounds, newest first; `alive`: a process holds the directory, the newest may run."""
     numbers = store.numbers()
     newest = numbers[-1:]
     shown = reversed(numbers[-limit:] if limit > 0 else [])
@@ -109,14 +109,14 @@ def summaries(store: RoundStore, limit: int, *, alive: bool) -> list[RoundSummar
 
 @dataclass(frozen=True, slots=True)
 class RoundFacts:
-    """What the schedule asks the past."""
+    """Facts of the past for the schedule."""
 
     newest_frame: int
     """Newest frame id that a judged round has seen; 0 when there was none."""
     last_ended: float | None
     """When the last round ended (Unix, seconds)."""
     failures: int
-    """Rounds that failed in a row, the last one among them."""
+    """Consecutive failed rounds, including the last one."""
     last_failure: str
     """Reason of the last round if it failed."""
 
@@ -140,7 +140,10 @@ def round_facts(store: RoundStore) -> RoundFacts:
 
 
 def schedule_state(catalog: Catalog | None, store: RoundStore, registry: CheckpointRegistry) -> ScheduleState:
-    """What `schedule.due` wants to know, from storage alone. Raises StorageError while what serves is not known."""
+    """Return the input of `schedule.due`, from storage alone.
+
+    Raises StorageError while the serving version is unknown.
+    """
     facts = round_facts(store)
     counts = catalog.counts() if catalog is not None else None
     return ScheduleState(
@@ -154,9 +157,9 @@ def schedule_state(catalog: Catalog | None, store: RoundStore, registry: Checkpo
 
 
 def _new_frames(catalog: Catalog, counts: CatalogCounts, newest: int) -> int:
-    """Frames of the buffer that came after `newest`; all that came since, when they are the whole buffer.
+    """Count frames of the buffer committed after `newest`; all of them if they are the whole buffer.
 
-    Ids ascend without gaps in commit order. They count frames that a reservoir did not keep, too: those start no round.
+    Ids ascend without gaps in commit order. They also count frames that a reservoir did not keep; those start no round.
     """
     there = catalog.frames_after(newest)
     return max(0, counts.committed_total - newest) if there == counts.frames else there
@@ -181,7 +184,7 @@ def _reason(folder: RoundFolder, record: RoundRecord, scores: RoundScores | None
 
 
 def _in_shadow(folder: RoundFolder) -> str:
-    """How far the candidate is that runs in the shadow."""
+    """Return the progress of the candidate in the shadow."""
     progress = folder.last_progress()
     if progress is None or progress.phase != "shadow":
         return "in the shadow"

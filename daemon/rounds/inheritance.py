@@ -1,7 +1,7 @@
-"""Whose training state a new round starts from: that of the round that made the serving version.
+"""Choose the training state that a new round inherits: that of the round that made the serving version.
 
-Rejected rounds in between do not break this line. A rollback breaks it: a version that was rolled back from must not
-survive in teacher, moments or Rebuilder.
+Rejected rounds in between do not break this line. A rollback breaks it: a version that was rolled back must not survive
+in teacher, moments or Rebuilder.
 """
 
 from operator import attrgetter
@@ -22,7 +22,7 @@ STATE_SHAPE = (
 
 
 def promoted_round(registry: CheckpointRegistry) -> int | None:
-    """The round whose promotion was the last move of the serving ref; else None."""
+    """Return the round whose promotion was the last move of the serving ref; otherwise None."""
     serving, move = registry.serving(), registry.state().last_move
     if serving is None or move is None or move.event != "promoted" or move.version != serving.version:
         return None
@@ -30,7 +30,7 @@ def promoted_round(registry: CheckpointRegistry) -> int | None:
 
 
 def inherited_round(settings: Settings, registry: CheckpointRegistry, store: RoundStore) -> tuple[int | None, str]:
-    """The round whose training state the next one inherits, or None; and why."""
+    """Return the round whose training state the next one inherits, or None; and why."""
     if not settings.round.advanced.inherit:
         return None, "round.advanced.inherit is off"
     number = promoted_round(registry)

@@ -8,32 +8,32 @@ from pathlib import Path
 from configs.round import RoundSettings
 
 MEMORY_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
-"""The allocator (glibc's) keeps what a training step frees instead of giving it back to the system and asking again:
-touching new pages costs more than most operations on maps of 32 MiB and more (docs/explanation/decisions/0010). A round
-ends with its process, so nothing is kept for long."""
+"""glibc's allocator keeps what a training step frees instead of returning it to the system: touching new pages costs
+more than most operations on maps of 32 MiB and more (docs/explanation/decisions/0010). A round ends with its process,
+so nothing is kept for long."""
 
 LAUNCHER_VARIABLES = re.compile(
     "(GROUP_|LOCAL_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|NODE_RANK|MASTER_(ADDR|PORT)|OMP_NUM_THREADS"
     "|(ACCELERATE|FSDP|DEEPSPEED|MEGATRON_LM|PARALLELISM_CONFIG|TORCHELASTIC|PET|PMI|OMPI|MV2)_.*"
 )
-"""What accelerate, torchrun and MPI tell the processes that they start. If the daemon's environment has them, a round
+"""Variables that accelerate, torchrun and MPI set for their processes. If the daemon's environment has them, a round
 would wait for ranks that do not exist."""
 
 
 def launch_command(settings: RoundSettings, spec: Path) -> list[str]:
-    """The command, under which Accelerate starts one process or many.
+    """Return the command with which Accelerate starts one process or many.
 
-    With `round.accelerate_config` that file decides about processes and precision, and only threads are ours.
+    With `round.accelerate_config` that file decides about processes and precision, and mfmd sets only threads.
     """
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     return [*launch, *_flags(settings), "-m", "adapters.round", str(spec)]
 
 
 def launch_environment(settings: RoundSettings) -> dict[str, str]:
-    """Return the environment of a round: ours without the variables of launchers, which the round's own launcher sets.
+    """Return the environment of a round: the daemon's without the variables of launchers.
 
-    Output is unbuffered, so that the log tells what happened before a kill. What the user says about the allocator
-    goes before what we say.
+    The round's own launcher sets those. Output is unbuffered, so the log shows what happened before a kill. The user's
+    settings of the allocator win over mfmd's.
     """
     inherited = {name: value for name, value in os.environ.items() if not LAUNCHER_VARIABLES.fullmatch(name)}
     environment = {**MEMORY_KEPT, **inherited, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -61,5 +61,5 @@ def _flags(settings: RoundSettings) -> list[str]:
 
 
 def _threads(processes: int) -> int:
-    """Without a word from us the launcher allows one thread: give each process its share of the cores instead."""
+    """Give each process its share of the cores; the launcher's default is one thread."""
     return max(1, len(os.sched_getaffinity(0)) // processes if hasattr(os, "sched_getaffinity") else 1)

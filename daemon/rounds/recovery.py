@@ -1,4 +1,4 @@
-"""What a daemon does first: end leftover processes, release leases, take unfinished rounds to their end.
+"""First steps of a daemon: end leftover processes, release leases, finish unfinished rounds.
 
 One unfinished round is resumed instead: `daemon.rounds.resume`.
 """
@@ -26,9 +26,9 @@ log = get_logger(__name__)
 def recover(settings: Settings, buffer: FrameBuffer, registry: CheckpointRegistry) -> int | None:
     """Make the state directory consistent; call it under the lock, before anything else works on it.
 
-    Returns the number of the round that goes on (`runner.continue_round`), or None. A round that goes on training keeps
-    its frames from ingest; one that is `shadowing` needs none. Every other round is taken to its end: without scores it
-    failed, with scores it is judged now. Training states that no round can go on from are removed.
+    Returns the number of the round to resume (`runner.continue_round`), or None. A round that resumes training keeps
+    its frames from ingest; one that is `shadowing` needs none. Every other round is finished: without scores it failed,
+    with scores it is judged now. Training states that no round can resume from are removed.
     """
     layout = StateLayout(settings.state)
     end_leftovers(layout, GRACE_SECONDS)
@@ -62,10 +62,10 @@ def _finish(folder: RoundFolder, buffer: FrameBuffer, registry: CheckpointRegist
 
 
 def finish_round(folder: RoundFolder, registry: CheckpointRegistry, settings: Settings, why: str = INTERRUPTED) -> None:
-    """Take a round whose process does not run any more to its end, or to `shadowing`.
+    """Finish a round whose process no longer runs, or advance it to `shadowing`.
 
     Nothing happens when it has ended. One without scores failed, for the reason `why`, unless an operator had stopped
-    it. A folder with damaged records stays as it is: it counts as failed, and nothing in it can be trusted. Raises
+    it. A folder with damaged records does not change: it counts as failed, and nothing in it can be trusted. Raises
     StorageError or OSError when the round cannot be judged now; the candidate waits.
     """
     try:
@@ -81,7 +81,7 @@ def finish_round(folder: RoundFolder, registry: CheckpointRegistry, settings: Se
 
 
 def damage_of(folder: RoundFolder) -> str:
-    """What is wrong with the records of a round; empty when they can be read."""
+    """Return what is wrong with the records of a round; empty when they can be read."""
     try:
         folder.record(), folder.spec(), folder.scores(), folder.verdict()
     except StorageError as error:

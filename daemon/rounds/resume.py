@@ -16,11 +16,11 @@ from storage.rounds.folder import RoundFolder, RoundStore
 from storage.rounds.records import AT_WORK
 
 TRIES = 3
-"""After this many crashes from the same training state a round is not started again."""
+"""After this many crashes from the same training state a round is not restarted."""
 
 
 def interrupted_round(store: RoundStore, buffer: FrameBuffer, registry: CheckpointRegistry) -> int | None:
-    """The newest round if it was interrupted and can be resumed, with its frames leased; else None."""
+    """Return the newest round if it was interrupted and can be resumed, with its frames leased; otherwise None."""
     folder = store.latest()
     if folder is None or obstacle(folder, buffer, registry):
         return None
@@ -30,12 +30,12 @@ def interrupted_round(store: RoundStore, buffer: FrameBuffer, registry: Checkpoi
 
 
 def store_root(folder: RoundFolder) -> Path:
-    """The state directory that a round's folder lies in."""
+    """Return the state directory of a round's folder."""
     return folder.path.resolve().parents[1]
 
 
 def obstacle(folder: RoundFolder, buffer: FrameBuffer, registry: CheckpointRegistry) -> str:
-    """Why a round cannot be resumed; empty when it can."""
+    """Return why a round cannot be resumed; empty when it can."""
     try:
         record, scores, spec = folder.record(), folder.scores(), folder.spec()
         if record.stage not in AT_WORK or (scores is not None and scores.status != "stopped"):

@@ -35,15 +35,15 @@ from storage.rounds.records import AT_WORK, Progress, RoundScores, RoundSpec, Ro
 
 POLL_SECONDS = 0.2
 POLL_SHADOW_SECONDS = 0.5
-"""How often a candidate in the shadow is polled (seconds)."""
+"""Interval at which a candidate in the shadow is polled (seconds)."""
 NOTE_SECONDS = 10.0
-"""How often the time waited for it is written (seconds): a kill loses no more."""
+"""Interval at which the waiting time is written (seconds): a kill loses no more."""
 GRACE_SECONDS = 8.0
 """Between SIGTERM and SIGKILL (seconds): enough to end the current step and write scores."""
 SCORING_SECONDS = 1800.0
 """Time a round may take beyond its training budget, for loading, saving and scoring (seconds)."""
 NICE = 5
-"""A round is less urgent than ingest and answers: added to our nice value."""
+"""Added to the daemon's nice value, because a round is less urgent than ingest and answers."""
 LOG_TAIL_BYTES = 4096
 STOPPED = "stopped before it could write its scores"
 
@@ -70,10 +70,10 @@ class RoundFailed(DaemonError):
 
 @dataclass(frozen=True, slots=True)
 class RoundContext:
-    """What every round of a process works with."""
+    """Context of every round of a process."""
 
     settings: Settings
-    """The settings of now."""
+    """The current settings."""
     buffer: FrameBuffer
     """Opened for writing."""
     registry: CheckpointRegistry
@@ -81,7 +81,7 @@ class RoundContext:
     stop: threading.Event
     """Ends the round early."""
     on_progress: ShowProgress = lambda _: None
-    """Gets each new line of progress."""
+    """Called with each new line of progress."""
     suspends: bool = False
     """Whether a stopped round is left for the next daemon to resume; otherwise it has ended, inconclusive."""
 
@@ -92,10 +92,10 @@ class RoundContext:
 
 
 def launch_round(context: RoundContext, trigger: Trigger) -> Verdict:
-    """Run one round now and act on its verdict. Only one at a time, under the state directory's lock.
+    """Run one round now and carry out its verdict. Only one at a time, under the state directory's lock.
 
     Raises NoCheckpoint or NotEnoughFrames when it cannot start, RoundFailed after a failure was recorded,
-    RoundSuspended when it was stopped and goes on later, also while its candidate runs in the shadow.
+    RoundSuspended when it was stopped and will resume, also while its candidate runs in the shadow.
     """
     settings, buffer, registry, store = context.settings, context.buffer, context.registry, context.store
     incumbent, number = registry.serving_version(), store.next_number()
@@ -109,8 +109,9 @@ def launch_round(context: RoundContext, trigger: Trigger) -> Verdict:
 
 
 def continue_round(context: RoundContext, number: int) -> Verdict:
-    """Resume a round that was interrupted: from its last training state (`resume.interrupted_round`), or with its
-    candidate in the shadow (`shadow.open_trial`). Raises as `launch_round`.
+    """Resume an interrupted round: from its last training state, or with its candidate in the shadow.
+
+    `resume.interrupted_round` and `shadow.open_trial` find it. Raises like `launch_round`.
     """
     folder = context.store.folder(number)
     if folder.record().stage in AT_WORK:
@@ -136,7 +137,7 @@ def _leased(buffer: FrameBuffer, number: int) -> Iterator[None]:
 
 
 def _conclude(context: RoundContext, folder: RoundFolder) -> Verdict:
-    """Take a round whose process has ended to its end, and tidy up after it."""
+    """Finish a round whose process has ended, and tidy up after it."""
     settings, registry, store, number = context.settings, context.registry, context.store, folder.number
     stage = _await_end(context, folder)
     heir = promoted_round(registry)
@@ -151,7 +152,7 @@ def _conclude(context: RoundContext, folder: RoundFolder) -> Verdict:
 
 
 def _await_end(context: RoundContext, folder: RoundFolder) -> Stage:
-    """The end of a round; waits for it while the candidate runs in the shadow.
+    """Return the end of a round; wait for it while the candidate runs in the shadow.
 
     The next poll sees a rollback that happens meanwhile.
     """
@@ -182,7 +183,7 @@ def _show_shadow(context: RoundContext, folder: RoundFolder) -> None:
 
 
 def check_frames(frames: Sequence[FrameRecord], settings: Settings) -> None:
-    """Raises NotEnoughFrames for a buffer that a round could not work with."""
+    """Raise NotEnoughFrames for a buffer that is too small for a round."""
     least = settings.schedule.min_frames
     if len(frames) < least:
         raise NotEnoughFrames(f"{len(frames)} frames in the buffer, schedule.min_frames is {least}; drop more images")
@@ -224,7 +225,7 @@ def _spec(
 
 
 class _End(Enum):
-    """Why a round's process is not followed any more."""
+    """Why a round's process is no longer followed."""
 
     BY_ITSELF = auto()
     STOPPED = auto()
@@ -232,9 +233,9 @@ class _End(Enum):
 
 
 def _train(context: RoundContext, settings: RoundSettings, folder: RoundFolder) -> None:
-    """Launch the round's process, follow it, end it. Afterwards nothing of it runs, and `scores.json` exists.
+    """Launch the round's process, follow it, end it. Afterwards none of it runs, and `scores.json` exists.
 
-    Raises RoundSuspended when the daemon stopped it and it goes on later.
+    Raises RoundSuspended when the daemon stopped it and it will resume.
     """
     start = RoundStart(at=time.time(), step=folder.saved_step)
     folder.enter("training", starts=(*folder.record().starts, start))
@@ -297,7 +298,7 @@ def _follow(group: ProcessGroup, folder: RoundFolder, context: RoundContext, lim
 
 
 def _death(status: int, folder: RoundFolder) -> str:
-    """How a process ended that wrote no scores."""
+    """Describe how a process without scores ended."""
     how = f"ended with status {status}" if status >= 0 else f"was killed by {signal.Signals(-status).name}"
     return f"the round {how} before it could write its scores; last line of its log: {_last_line(folder)}"
 

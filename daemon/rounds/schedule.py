@@ -1,4 +1,4 @@
-"""When a round starts by itself. Pure: what is known goes in, a trigger or what is missing comes out."""
+"""Decide when a round starts by itself. Pure: from facts to a trigger, or to what is missing."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,21 +9,21 @@ from daemon.runtime.backoff import Backoff
 Trigger = Literal["new_frames", "interval", "manual"]
 
 RETRIES = Backoff(base=30.0, cap=3600.0)
-"""Delays after rounds that failed; the same frames would fail the same way in a tight loop."""
+"""Delays after failed rounds; the same frames would fail the same way in a tight loop."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduleState:
-    """What the decision rests on; read from the catalog and the round folders, so it survives a restart."""
+    """Facts for the decision, read from the catalog and the round folders, so they survive a restart."""
 
     frames: int
     """Frames in the buffer."""
     holdout: int
     """Held-out frames among them."""
     new_frames: int
-    """Frames committed since the last round that was judged began."""
+    """Frames committed since the start of the last judged round."""
     last_ended: float | None
-    """When the last round ended, whatever its result (Unix, seconds)."""
+    """End of the last round, with any result (Unix, seconds)."""
     failures: int
     """Consecutive failed rounds, up to the last one."""
     serving: bool
@@ -35,9 +35,9 @@ class Due:
     """The decision."""
 
     trigger: Trigger | None
-    """Why a round starts now; none when it does not."""
+    """Why a round starts now; None when it does not."""
     frames_missing: int
-    """New frames still missing for the next round, as far as counts can say."""
+    """New frames still missing for the next round, as far as counts can tell."""
     not_before: float | None
     """After failures: when the next attempt may start (Unix, seconds)."""
     waiting_for: str
@@ -45,12 +45,12 @@ class Due:
 
 
 def due(now: float, state: ScheduleState, settings: Settings) -> Due:
-    """Whether a round is due at `now` (Unix, seconds).
+    """Decide whether a round is due at `now` (Unix, seconds).
 
-    It needs a serving version, `schedule.min_frames` frames and `gate.advanced.min_holdout` held-out ones, for without
-    the gate could not accept anything. Then enough new frames start it, or the interval with at least one new frame.
-    After failures nothing starts before a growing delay has passed. A round that ended in the future ended under a
-    clock that was set back since: it holds nothing up.
+    It needs a serving version, `schedule.min_frames` frames and `gate.advanced.min_holdout` held-out ones, because
+    otherwise the gate could not accept anything. Then enough new frames start it, or the interval with at least one new
+    frame. After failures nothing starts before a growing delay has passed. A round that ended in the future ended under
+    a clock that was set back since: it delays nothing.
     """
     missing = _missing(state, settings)
     ended = state.last_ended if state.last_ended is not None and state.last_ended <= now else None
@@ -79,7 +79,7 @@ def _trigger(now: float, ended: float | None, state: ScheduleState, settings: Se
 
 
 def _missing(state: ScheduleState, settings: Settings) -> int:
-    """New frames that counts ask for; held-out ones come by chance and are not predicted."""
+    """Return the missing new frames; held-out ones come by chance and are not predicted."""
     schedule = settings.schedule
     return max(schedule.new_frames - state.new_frames, schedule.min_frames - state.frames, 0)
 

@@ -22,7 +22,7 @@ COMPRESSED_SHARE = 0.6
 
 
 def examine_state(settings: Settings) -> list[Finding]:
-    """Findings about `state`; leaves nothing behind."""
+    """Return findings about `state`; creates nothing permanent."""
     layout = StateLayout(settings.state)
     place = _nearest_folder(layout.root)
     if not os.access(place, os.W_OK | os.X_OK):

@@ -14,7 +14,7 @@ ENTRIES_LOOKED_AT = 200_000
 
 
 def examine_drop_folder(settings: Settings) -> list[Finding]:
-    """Findings about `watch.folder`."""
+    """Return findings about `watch.folder`."""
     folder = settings.watch.folder
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"

@@ -6,10 +6,10 @@ from typing import Self
 
 
 class Level(StrEnum):
-    """How good or bad it is."""
+    """Severity of a finding."""
 
     OK = "ok"
-    """As it should be."""
+    """Correct."""
     WARN = "warn"
     """Works, with a limit worth knowing."""
     FAIL = "fail"
@@ -18,7 +18,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was looked at, how it is, and what to do."""
+    """One finding: subject, level, what was seen, and what to do."""
 
     name: str
     """Stable name of the check, for programs."""
@@ -31,15 +31,15 @@ class Finding:
 
     @classmethod
     def ok(cls, name: str, detail: str) -> Self:
-        """All is well."""
+        """Report that all is well."""
         return cls(name, Level.OK, detail)
 
     @classmethod
     def warn(cls, name: str, detail: str, remedy: str) -> Self:
-        """It works, with a limit."""
+        """Report that it works, with a limit."""
         return cls(name, Level.WARN, detail, remedy)
 
     @classmethod
     def fail(cls, name: str, detail: str, remedy: str) -> Self:
-        """It will not work."""
+        """Report that it will not work."""
         return cls(name, Level.FAIL, detail, remedy)

@@ -20,7 +20,10 @@ print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpus"
 
 
 def examine_machine() -> list[Finding]:
-    """Findings about python, torch and GPU. Torch is imported in a child: the control plane never holds it."""
+    """Return findings about python, torch and GPU.
+
+    A child imports torch, because the control plane never does.
+    """
     findings = [_python()]
     try:
         answer = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS)

@@ -11,7 +11,7 @@ from storage.source.pairing import pair_labels
 
 
 def examine_models(settings: Settings) -> list[Finding]:
-    """Findings about the registry, the labelled source and the encoder weights."""
+    """Return findings about the registry, the labelled source and the encoder weights."""
     findings = [_serving(settings), _source(settings)]
     if settings.network.pretrained is not None:
         findings.append(_pretrained(settings.network.pretrained))

@@ -11,7 +11,7 @@ FLAGS_OF_BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def examine_number_formats(settings: Settings, gpu: bool, cpu_info: Path = CPU_INFO) -> list[Finding]:
-    """A finding when bf16 is asked for on a CPU. `gpu`: whether there is one, which `device: auto` uses."""
+    """Return a finding when bf16 is configured on a CPU; `gpu`: whether there is one, for `device: auto`."""
     asked = ", ".join(
         f"{name}: bf16"
         for name, number_format, device in (

@@ -19,7 +19,7 @@ from storage.layout import StateLayout
 
 
 def examine_ports(settings: Settings) -> list[Finding]:
-    """Findings about `control` and `serving` addresses."""
+    """Return findings about `control` and `serving` addresses."""
     layout = StateLayout(settings.state)
     findings = [_port(layout, "daemon", "control", settings.control.host, settings.control.port)]
     if settings.serving.enabled:

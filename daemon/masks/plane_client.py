@@ -1,4 +1,4 @@
-"""Ask the inference plane for masks over HTTP, as any client does."""
+"""Ask the inference plane for masks over HTTP, like any client."""
 
 import ssl
 from types import TracebackType
@@ -22,25 +22,25 @@ NOT_ABOUT_THE_IMAGE = (401, 403, 408, 429)
 
 
 class PlaneUnavailable(Exception):
-    """The plane gives no mask now; nothing is wrong with the image."""
+    """The plane returns no mask now; nothing is wrong with the image."""
 
     def __init__(self, reason: str, retry_seconds: float = RETRY_SECONDS, *, answered: bool = True) -> None:
         super().__init__(reason)
         self.retry_seconds = retry_seconds
-        """When to ask again (seconds)."""
+        """When to retry (seconds)."""
         self.answered = answered
         """Whether the plane answered; otherwise it does not run, or it ended over this request."""
 
 
 class ImageFailed(Exception):
-    """The plane failed on this image (HTTP 500); another image or another version may do better."""
+    """The plane failed on this image (HTTP 500); another image or another version may work."""
 
 
 class PlaneClient:
     """One connection to the plane of a configuration; it is opened again when the plane restarts elsewhere."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises ConfigError when the token file cannot be read."""
+        """Open no connection yet. Raises ConfigError when the token file cannot be read."""
         serving = settings.serving
         self._layout, self._serving = StateLayout(settings.state), serving
         token = serving_token(serving)

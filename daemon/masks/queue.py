@@ -1,4 +1,4 @@
-"""Which images of the drop folder want a mask now: a walk that compares each file with the note in its mask."""
+"""Find the images of the drop folder that need a mask: a walk compares each file with the note in its mask."""
 
 import heapq
 import os
@@ -73,19 +73,19 @@ class MaskQueue:
         return Found(tuple((name, arrival) for _, name, arrival in newest), len(waiting) + unstable, unstable > 0)
 
     def done(self, name: str, note: Note) -> None:
-        """The mask of this image was written."""
+        """Note that the mask of this image was written."""
         self._done[name] = note
 
     def refuse(self, name: str, note: Note) -> None:
-        """There will be no mask of this file until it changes."""
+        """Note that the file gets no mask until it changes."""
         self._refused[name] = note
 
     def fail(self, name: str, note: Note) -> None:
-        """There will be none until it changes or another version serves."""
+        """Note that the file gets no mask until it changes or another version serves."""
         self._failed[name] = note
 
     def _wanting(self, name: str, version: Version) -> Arrival | None:
-        """The file, if it wants a mask."""
+        """Return the file, if it needs a mask."""
         try:
             arrival = look_at(self._watch.folder, name)
             if arrival is None:

@@ -40,13 +40,13 @@ def is_loopback(host: str) -> bool:
 
 
 def check_guarded(wanted: Wanted) -> None:
-    """Raises ConfigError when others can reach the address and nothing guards it."""
+    """Raise ConfigError when others can reach the address and nothing guards it."""
     if not wanted.guarded and not is_loopback(wanted.host):
         raise ConfigError(_public(wanted, wanted.host))
 
 
 def listen(wanted: Wanted, backlog: int) -> socket.socket:
-    """A listening socket whose connections send at once what is written, and close when the client takes nothing of it.
+    """Open a listening socket whose connections send at once, and close when the client reads nothing.
 
     TCP_NODELAY: else the body of an answer, written after its head, may wait 40 ms for the client to acknowledge the
     head; asyncio sets the option only on sockets made for `IPPROTO_TCP` by name, which `socket.create_server` does not

@@ -18,7 +18,7 @@ class TlsFiles:
 
 
 def tls_files(section: str, certificate: Path | None, key: Path | None) -> TlsFiles | None:
-    """The files of a section's settings; none when it speaks plain HTTP.
+    """Return the TLS files of a section's settings; None for plain HTTP.
 
     Raises ConfigError, naming the file, when one cannot be read, does not hold what it should, they do not belong
     together, or the key is encrypted (nobody is there to type a password).

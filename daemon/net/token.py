@@ -36,7 +36,7 @@ def serving_address(settings: ServingSettings) -> Wanted:
 
 
 def control_token(settings: ControlSettings, layout: StateLayout) -> str:
-    """The token that requests which change state must carry.
+    """Return the token that requests which change state must carry.
 
     `control.token`, else the content of `control.token_file`, else `run/control.token`, made with mode 0600 on first
     use. Raises ConfigError for an unreadable or unusable one and for a public address without a configured token.
@@ -49,7 +49,7 @@ def control_token(settings: ControlSettings, layout: StateLayout) -> str:
 
 
 def serving_token(settings: ServingSettings) -> str | None:
-    """The token that requests to the inference plane must carry; none when it asks for none.
+    """Return the token that requests to the inference plane must carry; None when it needs none.
 
     `serving.token`, else the content of `serving.token_file`. Raises ConfigError for an unreadable or unusable one.
     """
@@ -57,12 +57,12 @@ def serving_token(settings: ServingSettings) -> str | None:
 
 
 def same_token(given: str, wanted: str) -> bool:
-    """Compare in constant time, so that answers do not tell how much of a guess was right."""
+    """Compare in constant time, so that answers do not reveal how much of a guess was correct."""
     return hmac.compare_digest(given.encode(), wanted.encode())
 
 
 def bearer_of(authorization: str) -> str | None:
-    """The token of an Authorization header; none when it carries no bearer token."""
+    """Return the token of an Authorization header; None without a bearer token."""
     scheme, _, given = authorization.partition(" ")
     return given.strip() if scheme.lower() == "bearer" else None
 
@@ -83,7 +83,7 @@ def _configured(section: str, token: SecretStr | None, settings: ControlSettings
 
 
 def _usable(text: str, place: str) -> str:
-    """What an HTTP header can carry as it is; a client would otherwise show the token in its complaint."""
+    """Return text that an HTTP header can carry; otherwise a client would show the token in its error."""
     token = text.strip()
     if not token:
         raise ConfigError(f"{place} is empty; give it a secret of your own")

@@ -101,7 +101,7 @@ def _plane(status: Status, settings: Settings) -> Iterator[str]:
 
 
 def _another(status: Status) -> str:
-    """The command that serves a version in the place of one that cannot serve."""
+    """Return the command that serves a version in the place of one that cannot serve."""
     if status.previous is not None:
         return f"`mfmd rollback` serves version {status.previous.version}"
     others = [version for version in status.versions if status.serving is None or version != status.serving.version]

@@ -61,7 +61,7 @@ class TokenRefused(ValueError):
 
 
 def probe_plane(record: RunRecord | None, token: str | None = None) -> PlaneStatus:
-    """The plane at the address in `run/serve.json`; `up` is false when there is none or it does not answer.
+    """Return the plane at the address in `run/serve.json`; `up` is false when there is none or it does not answer.
 
     `token` is what the plane demands of everybody, if it does.
     """

@@ -41,7 +41,7 @@ class FrameFile:
     _frame: VideoFrame
 
     def content(self) -> bytes:
-        """The PNG file, with the capture time in its EXIF tags."""
+        """Return the PNG file, with the capture time in its EXIF tags."""
         file = io.BytesIO()
         image = Image.fromarray(self._frame.pixels())
         image.save(file, "PNG", exif=_exif(self.captured_at), compress_level=PNG_LEVEL)
@@ -50,7 +50,7 @@ class FrameFile:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What `write_frames` did."""
+    """Result of `write_frames`."""
 
     written: int
     """Files that were written."""
@@ -67,7 +67,7 @@ def frame_name(digest: str, microseconds: int) -> str:
 
 
 class FrameFiles:
-    """The wanted frames of an open video, in order; iterating gives None for each frame that is passed over."""
+    """The wanted frames of an open video, in order; iterating gives None for each skipped frame."""
 
     damage = ""
     """What could not be decoded, after the last frame; empty when all of it was."""
@@ -80,7 +80,7 @@ class FrameFiles:
         self._videos, self._watch = videos, watch
 
     def __iter__(self) -> Iterator[FrameFile | None]:
-        """Raises RefusedImage when there is no frame to take, OSError when the file cannot be read."""
+        """Yield the frames. Raises RefusedImage without any frame, OSError when the file cannot be read."""
         count = 0
         try:
             for frame in self._decode():
@@ -124,7 +124,7 @@ def check_size(size: int, videos: VideoSettings) -> None:
 def write_frame(frame: FrameFile, path: Path, watch: WatchSettings) -> None:
     """Write one file, complete or not at all.
 
-    Where `watch.advanced.capture_time` does not ask for EXIF tags, the file's mtime tells the capture time.
+    Unless `watch.advanced.capture_time` includes EXIF tags, the file's mtime gives the capture time.
     """
     temporary = path.with_name(f".{path.name}{durable.PARTIAL}")  # always the same: a retry replaces what a kill left
     try:

@@ -1,8 +1,8 @@
 """`mfmd frames`: turns the videos of the drop folder into image files beside them, one video at a time.
 
-Ingest takes these files like any others. A few are written ahead of ingest, and each is removed once the catalog knows
-it. The catalog also remembers how far a video came: after a kill it is decoded from its begin again, and frames whose
-name the catalog knows are passed over. The video itself counts as committed when each of its frames was dealt with.
+Ingest processes these files like any others. A few are written ahead of ingest, and each is removed once the catalog
+has it. The catalog also shows the progress of a video: after a kill it is decoded from its start again, and frames
+whose name the catalog has are skipped. The video itself counts as committed when each of its frames is processed.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from storage.media.videos import can_read_videos
 
 NICE = 10
 POLL_SECONDS = 0.1
-"""How often it is looked whether ingest has dealt with the frames that were written (seconds)."""
+"""Interval at which the worker checks whether ingest has processed the written frames (seconds)."""
 PAUSE_SECONDS = 5.0
 """Pause after the disk or the catalog refused something (seconds)."""
 AHEAD = 2
@@ -36,7 +36,7 @@ AHEAD = 2
 ATTEMPTS = 5
 """A video is refused when this many processes in a row ended before they wrote a frame of it."""
 HASHED_AT_ONCE = 1 << 20
-"""Bytes that are hashed between two looks at the stop signal."""
+"""Bytes that are hashed between two checks of the stop signal."""
 
 log = get_logger(__name__)
 
@@ -83,9 +83,9 @@ class VideoWorker:
         self._work: Generator[float, None, None] | None = None
 
     def step(self) -> float:
-        """Go on with the video in hand, or look for one; returns the seconds until the next call.
+        """Continue the current video, or look for one; return the seconds until the next call.
 
-        Raises OSError or StorageError when the disk or the catalog refuses; the video is then taken again later.
+        Raises OSError or StorageError when the disk or the catalog refuses; the video is then retried later.
         """
         if not self._open():
             return self._watch.advanced.rescan_seconds
@@ -103,7 +103,7 @@ class VideoWorker:
             raise
 
     def close(self) -> None:
-        """Let go of everything. A video in hand is taken again by the next process."""
+        """Release everything. The next process starts the current video again."""
         if self._catalog is not None:
             self._catalog.close()
         if self._work is not None:
@@ -111,7 +111,7 @@ class VideoWorker:
             self._absolve(self._video.file)
 
     def _open(self) -> bool:
-        """Whether there are a drop folder to look at and a catalog to ask."""
+        """Return whether the drop folder and the catalog exist."""
         marker = self._watch.marker
         if not self._watch.folder.is_dir() or (marker is not None and not (self._watch.folder / marker).exists()):
             return False
@@ -120,7 +120,7 @@ class VideoWorker:
         return self._catalog is not None
 
     def _take(self) -> bool:
-        """Take the next video that stood still into hand; whether there is one."""
+        """Take the next stable video; return whether there is one."""
         now = time.monotonic()
         if now >= self._next_scan:
             for name, _ in self._scan.names(_warn):
@@ -149,14 +149,14 @@ class VideoWorker:
             return None
 
     def _is_known(self, file: FileFact) -> bool:
-        """Whether a video was dealt with; the catalog knows those that an older mfmd took."""
+        """Return whether a video was processed; the catalog has those of an older mfmd."""
         record = self._records.of(file)
         if record is None:
             return self._catalog is not None and self._catalog.known(file)
         return record.state != "begun" and not (record.reason == "needs_extra" and can_read_videos())
 
     def _turn(self, video: Arrival) -> Generator[float, None, None]:
-        """From a video to its frames in the buffer; yields after each bit of work how long to wait (seconds)."""
+        """Turn a video into frames in the buffer; yields after each piece of work how long to wait (seconds)."""
         digest = ""
         try:
             self._begin(video.file)
@@ -182,7 +182,7 @@ class VideoWorker:
             self._finish(video, "refused", digest, "not_an_image", what)
 
     def _begin(self, file: FileFact) -> None:
-        """Count this process as one that may die of the video. Raises RefusedImage when too many did."""
+        """Count this process as one that may die of the video. Raises RefusedImage after too many."""
         record = self._records.of(file)
         attempts = 0 if record is None else record.attempts
         if file in self._begun:
@@ -193,7 +193,7 @@ class VideoWorker:
         self._begun.add(file)
 
     def _write(self, video: Arrival, frames: FrameFiles) -> Generator[float, None, None]:
-        """Write what the catalog does not know, a few files ahead of ingest; ends when ingest has dealt with all."""
+        """Write what the catalog lacks, a few files ahead of ingest; ends when ingest has processed all."""
         assert self._catalog is not None
         most, waiting = AHEAD * self._watch.advanced.group_frames, list[Path]()
         for frame in frames:
@@ -212,14 +212,14 @@ class VideoWorker:
         yield from self._wait(waiting, 0)
 
     def _wait(self, waiting: list[Path], most: int) -> Generator[float, None, None]:
-        """Wait until ingest has dealt with all but `most` of the files; they are removed from the list."""
+        """Wait until ingest has processed all but `most` of the files; they are removed from the list."""
         while len(waiting) > most:
             waiting[:] = [path for path in waiting if not self._is_dealt_with(path)]
             if len(waiting) > most:
                 yield POLL_SECONDS
 
     def _is_dealt_with(self, path: Path) -> bool:
-        """Whether the catalog knows a frame's file; one that ingest leaves where it is is removed."""
+        """Return whether the catalog has a frame's file; one that ingest leaves in place is removed."""
         assert self._catalog is not None
         seen = look_at(self._watch.folder, self._relative(path))
         state = None if seen is None else self._catalog.state_of(seen.file)
@@ -231,7 +231,7 @@ class VideoWorker:
         return path.relative_to(self._watch.folder).as_posix()
 
     def _absolve(self, file: FileFact) -> None:
-        """A frame was written: this process did not die of the video."""
+        """Note that a frame was written: this process did not die of the video."""
         record = self._records.of(file)
         if record is not None and record.attempts:
             self._records.add(file, "begun")
@@ -244,7 +244,7 @@ class VideoWorker:
 
 
 def _hash(file: BinaryIO) -> Generator[float, None, str]:
-    """Hex SHA-256 of an open file, a piece at a time."""
+    """Return the hex SHA-256 of an open file, read in pieces."""
     seen = hashlib.sha256()
     while data := file.read(HASHED_AT_ONCE):
         seen.update(data)

@@ -1,5 +1,6 @@
 """The parts of a running daemon and how they hang together: built, started and stopped as one."""
 
+import math
 import sys
 import threading
 from functools import partial
@@ -19,15 +20,12 @@ from daemon.runtime.health import Health
 from daemon.runtime.in_force import SNAPSHOT, SettingsInForce
 from daemon.runtime.logs import get_logger
 from daemon.runtime.supervisor import CHILD_SECONDS, PLANE_SECONDS, ChildSpec, Supervisor
-from daemon.runtime.worker import Component
+from daemon.runtime.worker import JOIN_SECONDS, Worker
 from daemon.status.plane_probe import plane_problem
 from daemon.watch.events import Hints
 from storage.buffer.frames import FrameBuffer
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
-
-JOIN_SECONDS = 5.0
-"""How long a thread may take for the step it is in (seconds)."""
 
 log = get_logger(__name__)
 
@@ -52,28 +50,36 @@ class DaemonParts:
 
     def _build(self, token: str, interrupted: int | None) -> None:
         config = self._layout.run_file(SNAPSHOT)  # what children are started with
-        hints = Hints(lambda: self._ingest_thread.wake())
-        self._ingest = Ingest(self._settings, self._buffer, self.metrics.ingest, hints)
+        wake_ingest, wake_rounds = threading.Event(), threading.Event()
+        self._ingest = Ingest(self._settings, self._buffer, self.metrics.ingest, Hints(wake_ingest.set))
         self._rounds = RoundLoop(
-            self._settings, self._buffer, self._registry, self.metrics.rounds, interrupted=interrupted
+            self._settings,
+            self._buffer,
+            self._registry,
+            self.metrics.rounds,
+            interrupted=interrupted,
+            wake=wake_rounds.set,
         )
         self._supervisor = Supervisor(_child_specs(self._settings, config), self._layout)
         self._publisher = Publisher(self._settings, config, self._registry, self.metrics.publish)
         self._activity = ActivityWriter(self._layout.run_file("activity"), self._look)
         meter = self.metrics.process
-        self._ingest_thread = Component("ingest", self._ingest.step, meter)
-        self._round_thread = Component("rounds", self._rounds.step, meter)
-        self._rounds.wake = self._round_thread.wake
-        self._components = [
-            Component("supervisor", self._supervisor.step, meter),
-            self._ingest_thread,
-            self._round_thread,
-            Component("publish", self._publisher.step, meter),
-            Component("activity", self._activity.step, meter),
+        self._ingest_worker = Worker("ingest", self._ingest.step, meter, wake=wake_ingest)
+        self._workers = [
+            Worker("supervisor", self._supervisor.step, meter),
+            self._ingest_worker,
+            Worker(  # a step lasts as long as a round, which is given its grace period at the end
+                "rounds",
+                self._rounds.step,
+                meter,
+                wake=wake_rounds,
+                stuck_seconds=math.inf,
+                join_seconds=JOIN_SECONDS + GRACE_SECONDS,
+            ),
+            Worker("publish", self._publisher.step, meter),
+            Worker("activity", self._activity.step, meter),
         ]
-        health = Health(
-            self._components, may_take_long="rounds", registry=self._registry, children=self._supervisor.states
-        )
+        health = Health(self._workers, self._registry, self._supervisor.states)
         self._collector = StateCollector(self._settings, self._buffer.catalog, self._supervisor.states)
         self.metrics.registry.register(self._collector)
         context = ControlContext(
@@ -92,23 +98,23 @@ class DaemonParts:
 
     def start(self) -> None:
         """Start every thread."""
-        for component in self._components:
-            component.start()
+        for worker in self._workers:
+            worker.start()
 
     def stop(self) -> None:
         """Stop rounds, children and threads, all at once.
 
         Then nothing of the daemon runs: after a few seconds, or, with requests in flight, within `PLANE_SECONDS`.
         """
-        for component in self._components:
-            component.ask_to_stop()
+        for worker in self._workers:
+            worker.ask_to_stop()
         self._rounds.stop()
         children = threading.Thread(target=self._supervisor.stop, name="stop-children")
         children.start()
-        stuck = [part.name for part in self._components if not part.join(_patience(part))]
+        stuck = [worker.name for worker in self._workers if not worker.join()]
         children.join()
         self._publisher.stop()
-        if not self._ingest_thread.failed and self._ingest_thread.name not in stuck:
+        if not self._ingest_worker.failed and self._ingest_worker.name not in stuck:
             self._ingest.close()
         if stuck:
             log.error("components_stuck", components=stuck)  # they may still use the buffer; the process ends anyway
@@ -118,17 +124,12 @@ class DaemonParts:
 
     def _look(self) -> Activity:
         watch, ingest = self._ingest.activity
-        if self._ingest_thread.failed:
-            ingest = IngestActivity(state="failed", reason=self._ingest_thread.trouble or "")
-        trouble = {part.name: part.trouble for part in self._components if part.trouble and not part.failed}
+        if self._ingest_worker.failed:
+            ingest = IngestActivity(state="failed", reason=self._ingest_worker.last_error or "")
+        errors = {item.name: item.last_error for item in self._workers if item.last_error and not item.failed}
         children, mirrors, file = self._supervisor.states(), self._publisher.states(), self._in_force.compare()
         self.metrics.process.compared(file)
-        return Activity(watch=watch, ingest=ingest, children=children, mirrors=mirrors, settings=file, trouble=trouble)
-
-
-def _patience(part: Component) -> float:
-    """How long to wait for the end of a step: a round is given its grace period first."""
-    return JOIN_SECONDS + (GRACE_SECONDS if part.name == "rounds" else 0.0)
+        return Activity(watch=watch, ingest=ingest, children=children, mirrors=mirrors, settings=file, errors=errors)
 
 
 def _child_specs(settings: Settings, config: Path) -> list[ChildSpec]:

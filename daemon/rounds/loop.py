@@ -47,8 +47,12 @@ class RoundLoop:
         metrics: RoundMetrics,
         *,
         interrupted: int | None = None,
+        wake: Callable[[], object] = lambda: None,
     ) -> None:
-        """`interrupted`: the round to go on with before any other starts (`recovery.recover`)."""
+        """Set up; `interrupted` is the round to go on with before any other starts (`recovery.recover`).
+
+        `wake` makes the next step come at once.
+        """
         self.settings = settings
         """Of the next round; a reload replaces them."""
         self._buffer, self._registry = buffer, registry
@@ -58,8 +62,7 @@ class RoundLoop:
         self._stop = threading.Event()
         self._requested = False
         self._interrupted = self._running = interrupted
-        self.wake: Callable[[], None] = lambda: None
-        """Makes the next step come at once; set by whoever runs the thread."""
+        self._wake = wake
 
     @property
     def running(self) -> int | None:
@@ -80,7 +83,7 @@ class RoundLoop:
                 raise RoundRunning(f"round {self._running} runs; one at a time")
             self._requested, self._running = True, self._store.next_number()
             number = self._running
-        self.wake()
+        self._wake()
         return number
 
     def step(self) -> float:
@@ -103,7 +106,7 @@ class RoundLoop:
         """End the round that runs, and start no other."""
         with self._lock:
             self._stop.set()
-        self.wake()
+        self._wake()
 
     def _finish_latest(self) -> None:
         """Judge the newest round again if that failed before, for example on a full disk."""

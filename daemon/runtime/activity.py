@@ -137,7 +137,7 @@ class Activity(ActivityPart):
     """Mirrors of what serves."""
     settings: FileActivity = FileActivity()
     """The configuration file."""
-    trouble: dict[str, str] = Field(default_factory=dict)
+    errors: dict[str, str] = Field(default_factory=dict)
     """Parts of the daemon whose last step failed, with the reason."""
 
 

@@ -4,12 +4,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from daemon.runtime.activity import ChildActivity
-from daemon.runtime.worker import Component
+from daemon.runtime.worker import Worker
 from storage.errors import StorageError
 from storage.registry.registry import CheckpointRegistry
-
-STUCK_SECONDS = 120.0
-"""A part that did not end a step for so long is stuck (seconds); a commit on a slow disk is not."""
 
 
 class Health:
@@ -17,13 +14,12 @@ class Health:
 
     def __init__(
         self,
-        components: Sequence[Component],
-        may_take_long: str,
+        workers: Sequence[Worker],
         registry: CheckpointRegistry,
         children: Callable[[], Sequence[ChildActivity]] = list,
     ) -> None:
-        """`may_take_long` names the component whose steps last as long as a round; `children`: the supervised ones."""
-        self._components, self._patient, self._registry = components, may_take_long, registry
+        """`children`: what the supervised ones do."""
+        self._workers, self._registry = workers, registry
         self._children = children
 
     def dead(self) -> list[str]:
@@ -31,14 +27,13 @@ class Health:
         now = time.monotonic()
         return [
             f"{part.name}: no step ended for {now - part.last_tick:.0f} s"
-            for part in self._components
-            if not part.failed
-            and (not part.alive or (part.name != self._patient and now - part.last_tick > STUCK_SECONDS))
+            for part in self._workers
+            if not part.failed and (not part.alive or part.stuck)
         ]
 
     def not_ready(self) -> list[str]:
         """Why the daemon does not do its work; empty when it does."""
-        problems = [f"{part.name} stopped: {part.trouble}" for part in self._components if part.failed]
+        problems = [f"{part.name} stopped: {part.last_error}" for part in self._workers if part.failed]
         problems += [f"`mfmd {child.name}` {child.problem}" for child in self._children() if child.problem]
         try:
             if self._registry.serving() is None:

@@ -85,8 +85,8 @@ class _Collector:
             observed=self._read(self._observed, None),
             messages=[],
         )
-        trouble = [f"{part}: {reason}" for part, reason in activity.trouble.items()]
-        messages = [*dict.fromkeys(self._damage), *trouble, *operator_messages(status, self._settings)]
+        errors = [f"{part}: {reason}" for part, reason in activity.errors.items()]
+        messages = [*dict.fromkeys(self._damage), *errors, *operator_messages(status, self._settings)]
         return status.model_copy(update={"messages": messages})
 
     def _read(self, read: Callable[[], Read], otherwise: Read) -> Read:

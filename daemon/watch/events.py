@@ -37,7 +37,7 @@ log = get_logger(__name__)
 class Hints:
     """Paths that events named since the last scan."""
 
-    def __init__(self, wake: Callable[[], None]) -> None:
+    def __init__(self, wake: Callable[[], object]) -> None:
         self._lock = threading.Lock()
         self._paths: dict[str, bool] = {}
         self._heard = 0

@@ -1,6 +1,7 @@
 """The control API on a real socket: open to look at, closed to change, every error with a code."""
 
 import json
+import math
 import socket
 import stat
 import threading
@@ -24,7 +25,7 @@ from daemon.runtime.activity import ChildActivity
 from daemon.runtime.health import Health
 from daemon.runtime.in_force import SettingsInForce
 from daemon.runtime.run_record import publish_record
-from daemon.runtime.worker import Component
+from daemon.runtime.worker import Worker
 from storage.registry.manifest import HistoryEvent
 from storage.rounds.folder import RoundStore
 from storage.rounds.records import RoundScores, RoundSpec
@@ -44,9 +45,9 @@ def world(bench, registry, layout, add_version, drop, write_image) -> Iterator[S
     settings, metrics = made.settings, Metrics(made.settings)
     in_force = SettingsInForce(settings, layout.root / "mfmd.yaml")
     rounds = RoundLoop(settings, made.buffer, registry, metrics.rounds)
-    parts = [Component("ingest", lambda: 0.05, metrics.process), Component("rounds", lambda: 0.05, metrics.process)]
+    parts = [Worker("ingest", lambda: 0.05, metrics.process), Worker("rounds", lambda: 0.05, metrics.process)]
     children: list[ChildActivity] = []
-    health = Health(parts, may_take_long="rounds", registry=registry, children=lambda: children)
+    health = Health(parts, registry, lambda: children)
     metrics.registry.register(StateCollector(settings, made.buffer.catalog, list))
     context = ControlContext(in_force, registry, rounds, metrics, health, TOKEN, made.ingest.retries)
     app = create_control_app(context)
@@ -70,7 +71,7 @@ def world(bench, registry, layout, add_version, drop, write_image) -> Iterator[S
     server.stop()
     for part in parts:
         part.ask_to_stop()
-        part.join(5.0)
+        part.join()
 
 
 AUTHORISED = {"Authorization": f"Bearer {TOKEN}"}
@@ -329,10 +330,14 @@ def test_a_thread_that_ended_by_itself_is_not_alive(world, wait_until):
     assert answer.json()["problems"][0].startswith("ingest: no step ended")
 
 
-def test_a_stuck_step_is_noticed_but_a_long_round_is_none(world, monkeypatch):
-    monkeypatch.setattr("daemon.runtime.health.STUCK_SECONDS", -1.0)
+def test_a_stuck_step_is_noticed_but_a_long_round_is_none(world):
+    end, meter = threading.Event(), world.bench.metrics.process
+    for name, limit in (("publish", 0.0), ("rounds", math.inf)):
+        world.parts.append(Worker(name, lambda: end.wait() or 0.05, meter, stuck_seconds=limit))
+        world.parts[-1].start()
     problems = world.client.get("/healthz").json()["problems"]
-    assert [problem.split(":")[0] for problem in problems] == ["ingest"]
+    end.set()
+    assert [problem.split(":")[0] for problem in problems] == ["publish"]
 
 
 def test_a_taken_port_is_told(make_settings):

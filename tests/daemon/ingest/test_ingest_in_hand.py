@@ -25,7 +25,7 @@ def fail_once(monkeypatch, owner, function, at):
 
 
 def step_through(world):
-    """Steps until one has failed, as `Component` goes on after it."""
+    """Steps until one has failed, as `Worker` goes on after it."""
     with pytest.raises(StorageError, match="disk I/O"):
         world.until(lambda: False)
 

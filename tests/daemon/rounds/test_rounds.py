@@ -240,20 +240,19 @@ def test_a_verdict_that_could_not_be_acted_on_is_made_up_for(loop, world, store,
 @pytest.fixture
 def loop(world, registry, layout):
     metrics = Metrics(world.settings)
-    made = RoundLoop(world.settings, world.buffer, registry, metrics.rounds)
-    made.metrics = metrics
+    woken = threading.Event()
+    made = RoundLoop(world.settings, world.buffer, registry, metrics.rounds, wake=woken.set)
+    made.metrics, made.woken = metrics, woken
     yield made
     made.stop()
 
 
 def test_a_request_runs_once_and_a_second_one_is_refused(loop, program, store):
     program("progress(5); time.sleep(0.4); scores('failed', 'no')")
-    woken = []
-    loop.wake = lambda: woken.append(1)
     loop.step()
     assert store.numbers() == []
     assert loop.request() == 1
-    assert woken
+    assert loop.woken.is_set()
     with pytest.raises(RoundRunning, match="round 1 runs"):
         loop.request()
     loop.step()

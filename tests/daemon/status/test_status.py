@@ -102,7 +102,7 @@ def test_the_daemon_up_tells_what_it_does(make_settings, layout, add_version):
         watch=WatchActivity(state="missing", detail="/drop does not exist; waiting for it"),
         ingest=IngestActivity(state="paused", reason="3 MB free"),
         children=[ChildActivity(name="serve", running=False, last_exit=1, next_start=time.time() + 9)],
-        trouble={"rounds": "OSError: no space"},
+        errors={"rounds": "OSError: no space"},
     )
     with layout.lock():
         ActivityWriter(layout.run_file("activity"), lambda: activity).step()

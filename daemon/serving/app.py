@@ -34,7 +34,7 @@ class Health(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     status: Literal["ok", "dead"]
-    """dead: a thread ended by a bug, and only a new process mends that."""
+    """dead: a thread ended by a bug, and only a restart repairs that."""
     problems: list[str]
     """Which, and what it means."""
 
@@ -46,7 +46,8 @@ class Readiness(BaseModel):
 
 
 def create_app(plane: InferencePlane) -> FastAPI:
-    """The application over `plane`; its threads start and stop with it. Raises ConfigError for an unusable token."""
+    """Build the application over `plane`; its threads start and stop with it. Raises ConfigError for an unusable
+    token."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -106,7 +107,7 @@ def _add_errors(app: FastAPI, plane: InferencePlane) -> None:
 
 
 def _as_api_error(request: Request, error: Exception) -> ApiError:
-    """What a client is told about `error`; the server's own failures are not spelled out to it."""
+    """Return what a client sees of `error`; the server's own failures are not detailed."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, HTTPException):

@@ -1,8 +1,8 @@
 """Dynamic batching: images of one version and one valid size share a forward pass, in a thread of their own.
 
-A group runs when it is full (`max_batch_images`) or when its first image has waited `max_delay_ms`; among the groups
-that are due, the one that waits longest goes first. While the thread is busy groups fill by themselves, so under load
-batches are full and nobody waits for the timer. What follows the network, from logits to labels at an image's own size,
+A group runs when it is full (`max_batch_images`) or when its first image has waited `max_delay_ms`. Among the due
+groups the one that waited longest runs first. While the thread is busy groups fill by themselves, so under load batches
+are full and no image waits for the timer. The work after the network, from logits to labels at an image's own size,
 runs in a second thread, beside the next forward pass.
 """
 
@@ -33,7 +33,7 @@ from storage.media.images import FittedFrame, fit_frame
 SIZES_REMEMBERED = 8
 """Valid sizes kept for the warm-up of the next version."""
 LOGITS_HELD = 2
-"""Images whose logits are on the way to labels; the next forward pass waits while there are as many."""
+"""Images whose logits are being converted to labels; the next forward pass waits at this number."""
 
 log = get_logger(__name__)
 
@@ -47,7 +47,7 @@ class Fitted:
     frame: FittedFrame
     """The image fitted to the version's input size, or scaled to cover it where windows slide."""
     size: tuple[int, int]
-    """Height and width of the answer (pixels): those of the image as it came."""
+    """Height and width of the answer (pixels): those of the original image."""
 
 
 @dataclass(slots=True, eq=False)
@@ -59,17 +59,17 @@ class _Waiting:
 
     @property
     def group(self) -> tuple[int, int, int]:
-        """What must be equal for images to share a batch: the resident version and the valid size."""
+        """Key of a batch: the resident version and the valid size."""
         return id(self.resident), self.image.frame.valid_height, self.image.frame.valid_width
 
 
 def window_of(settings: ServingSettings, input_size: tuple[int, int]) -> Window | None:
-    """The window of `serving.window: slide` for a version's input size (h, w); None when images are resized."""
+    """Return the window of `serving.window: slide` for a version's input size (h, w); None when images are resized."""
     return Window(*input_size, settings.advanced.window_overlap) if settings.window == "slide" else None
 
 
 def fit(pixels: NDArray[np.uint8], input_size: tuple[int, int], settings: ServingSettings) -> Fitted:
-    """An RGB image `[h, w, 3]` made ready for a version of this input size (h, w)."""
+    """Prepare an RGB image `[h, w, 3]` for a version of this input size (h, w)."""
     window = window_of(settings, input_size)
     frame = window.fit(pixels) if window else fit_frame(pixels, *input_size)
     return Fitted(frame, (pixels.shape[0], pixels.shape[1]))
@@ -130,7 +130,7 @@ class Batcher:
             return list(self._sizes)
 
     def check_room(self, images: int = 1) -> None:
-        """Raise QueueFull if `images` more do not fit now; a cheap look before a body is read and decoded."""
+        """Raise QueueFull if `images` more do not fit now; a cheap check before a body is read and decoded."""
         with self._changed:
             if self._closing:
                 raise ApiError(503, "shutting_down", "the server is stopping; try another one", retry_after=1)
@@ -154,7 +154,7 @@ class Batcher:
         return [item.answer for item in items]
 
     def _forget(self, item: _Waiting, answer: "Future[Labels]") -> None:
-        """Free the place of an image whose answer nobody waits for any more; nothing if it is at work or done."""
+        """Free the place of an image whose answer nobody waits for any more, unless it is running or done."""
         if not answer.cancelled():
             return
         with self._changed:
@@ -196,7 +196,8 @@ class Batcher:
                 self._changed.wait(None if first is None else first[0] - now)
 
     def _due_at(self, items: deque[_Waiting]) -> float:
-        """When a group runs (monotonic seconds): at its first arrival if full or stopping, else a delay later."""
+        """Return when a group runs (monotonic seconds): at its first arrival if full or stopping, else a delay
+        later."""
         if self._closing or len(items) >= self._settings.max_batch_images:
             return items[0].arrived
         return items[0].arrived + self._settings.advanced.max_delay_ms / 1000
@@ -216,7 +217,7 @@ class Batcher:
         return batch
 
     def _answer(self, batch: list[_Waiting]) -> None:
-        """Run one forward pass and hand out what it gives; on failure each image is tried by itself."""
+        """Run one forward pass and distribute its result; on failure each image is tried by itself."""
         handed = 0
         try:
             for logits in self._logits(batch):
@@ -245,7 +246,7 @@ class Batcher:
             yield logits
 
     def _label(self, item: _Waiting, logits: Tensor) -> None:
-        """From logits to an answer, in a thread of its own, while the next image passes the network."""
+        """Convert logits to an answer, in a thread of its own, while the next image passes the network."""
         try:
             with torch.inference_mode():
                 labels = labels_at(logits, item.image.size).cpu().numpy()

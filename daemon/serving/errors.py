@@ -45,7 +45,7 @@ class NotReady(ApiError):
 
 
 class VersionNotLoaded(ApiError):
-    """A version was asked for by number that is not in memory."""
+    """A requested version is not in memory."""
 
     def __init__(self, version: str, resident: tuple[int, ...]) -> None:
         there = ", ".join(map(str, resident)) or "none"
@@ -53,7 +53,7 @@ class VersionNotLoaded(ApiError):
 
 
 class ShadowDiffers(Exception):
-    """A candidate whose masks cannot be compared with those of the version that serves."""
+    """The masks of a candidate cannot be compared with those of the serving version."""
 
     code = "shadow_differs"
 
@@ -73,5 +73,5 @@ class QueueFull(ApiError):
 
 
 def refused(error: RefusedImage) -> ApiError:
-    """The answer to an image that cannot be taken; its code is the refusal's reason."""
+    """Return the answer to an unusable image; its code is the reason of refusal."""
     return ApiError(REFUSED_STATUS.get(error.reason, 422), error.reason, str(error))

@@ -37,12 +37,12 @@ T = TypeVar("T")
 
 
 class InferencePlane:
-    """The parts of the inference plane and what the routes ask of them."""
+    """The parts of the inference plane, and the interface for the routes."""
 
     def __init__(self, settings: Settings, name: str | None = None, *, own_process: bool = False) -> None:
-        """`name`: what this plane is called in the records of shadows; without one its configured address says it.
+        """Build the parts; `name` names this plane in the records of shadows, by default its configured address.
 
-        `own_process`: the process is here for this plane alone, so its garbage collection may be set for it.
+        `own_process`: the process runs only this plane, so its garbage collection may be tuned for it.
         """
         serving = settings.serving
         self.settings = settings
@@ -95,7 +95,7 @@ class InferencePlane:
 
     @property
     def dead(self) -> list[str]:
-        """Threads that ended by a bug, and what that means; empty when all live. Only a new process mends it."""
+        """Threads that ended by a bug, and the effect; empty when all live. Only a restart repairs it."""
         meanings = (
             (self.batcher.dead, "the batcher's thread ended: no request is answered; start the server again"),
             (self.follower.dead, "the follower's thread ended: no other version will serve; start the server again"),
@@ -107,7 +107,7 @@ class InferencePlane:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     async def segment(self, resident: Resident, images: Callable[[], Sequence[NDArray[np.uint8]]]) -> list[Labels]:
-        """Labels `[h, w]` for each RGB image `[h, w, 3]` that `images` gives; `images` runs in the thread pool.
+        """Return labels `[h, w]` for each RGB image `[h, w, 3]` of `images`, which runs in the thread pool.
 
         The caller holds a lease on `resident`, so all answers are of one version. Raises ApiError, and what `images`
         raises.
@@ -133,7 +133,7 @@ class InferencePlane:
 
 
 def _abandon(queued: "Future[list[Future[Labels]]]") -> None:
-    """Take out of the queue what was put there for a request that ended meanwhile."""
+    """Remove from the queue what was queued for a request that ended meanwhile."""
     if not queued.cancelled() and queued.exception() is None:
         for answer in queued.result():
             answer.cancel()

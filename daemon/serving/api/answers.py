@@ -1,4 +1,4 @@
-"""What `/v1/segment` answers with: an index mask, a colour mask, an overlay (PNG), or JSON."""
+"""Answers of `/v1/segment`: an index mask, a colour mask, an overlay (PNG), or JSON."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ PNG_LEVEL = 1
 
 
 class AnswerFormat(StrEnum):
-    """What an answer may be."""
+    """Formats of an answer."""
 
     INDEX = "index"
     COLOR = "color"
@@ -34,7 +34,7 @@ class AnswerFormat(StrEnum):
 
 
 def choose_format(query: str | None, accept: str) -> AnswerFormat:
-    """The format that a request asks for: `?format=`, else JSON if Accept names it, else the index mask.
+    """Return the format of a request: `?format=`, else JSON if Accept names it, else the index mask.
 
     Raises ApiError 400 unknown_format.
     """
@@ -46,19 +46,19 @@ def choose_format(query: str | None, accept: str) -> AnswerFormat:
 
 
 def class_infos(manifest: Manifest) -> list[ClassInfo]:
-    """The class list of a version, in index order."""
+    """Return the class list of a version, in index order."""
     return [ClassInfo.model_validate(entry) for entry in manifest.classes]
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """PNG of a grey `[h, w]` or RGB `[h, w, 3]` image."""
+    """Encode a grey `[h, w]` or RGB `[h, w, 3]` image as PNG."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG", compress_level=PNG_LEVEL)
     return stream.getvalue()
 
 
 def render(kind: AnswerFormat, labels: Labels, manifest: Manifest, pixels: NDArray[np.uint8] | None) -> bytes:
-    """The body of an answer with `labels` `[h, w]`; an overlay needs the image's `pixels` `[h, w, 3]`."""
+    """Return the body of an answer with `labels` `[h, w]`; an overlay needs the image's `pixels` `[h, w, 3]`."""
     classes = class_infos(manifest)
     if kind is AnswerFormat.JSON:
         return summarise(labels, manifest.version, classes).model_dump_json().encode()
@@ -70,7 +70,7 @@ def render(kind: AnswerFormat, labels: Labels, manifest: Manifest, pixels: NDArr
 
 
 class ClassArea(BaseModel):
-    """How much of an image one class covers."""
+    """Area of one class in an image."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -96,13 +96,13 @@ class SegmentSummary(BaseModel):
     width: int
     """Width of the image and the mask (pixels)."""
     classes: list[ClassArea]
-    """Area of every class, those that are not there included, in index order."""
+    """Area of every class, including absent ones, in index order."""
     mask_png: str
     """The index mask, a PNG in base64."""
 
 
 def summarise(labels: Labels, version: int, classes: list[ClassInfo]) -> SegmentSummary:
-    """Size, area of each class and the index mask of `labels` `[h, w]`."""
+    """Return size, area of each class and the index mask of `labels` `[h, w]`."""
     pixels = np.bincount(labels.ravel(), minlength=len(classes)).tolist()
     areas = [
         ClassArea(index=index, name=entry.name, pixels=pixels[index], share=pixels[index] / labels.size)

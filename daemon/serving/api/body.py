@@ -1,7 +1,7 @@
 """Read request bodies within limits: of one body, and of all bodies together; nothing beyond them is ever held.
 
-A refusal is answered at once. What the client still sends is read and thrown away by uvicorn: closing the connection on
-unread data would reset it, and the client would never see why. How long a body may take: `middleware/lifetime.py`.
+A refusal is answered at once. uvicorn reads and discards what the client still sends: closing the connection on unread
+data would reset it, and the client would never see why. The time of a body: `middleware/lifetime.py`.
 """
 
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ from starlette.types import Message
 from daemon.serving.errors import ApiError
 
 LARGEST_AT_ONCE = 16
-"""Bodies of the largest size that fit into memory together; of usual images thousands do."""
+"""Bodies of the largest size that fit into memory together; of usual images thousands fit."""
 
 
 class Bodies:
@@ -31,7 +31,7 @@ class Bodies:
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """The body of `request`, counted as held until the block ends.
+        """Return the body of `request`, counted as held until the block ends.
 
         Raises ApiError: 413 body_too_large (from the header, or while reading a chunked upload), 415
         unsupported_encoding, 400 client_disconnected, 503 too_many_bodies.

@@ -10,14 +10,14 @@ MAX_FIELDS_SEEN = 64
 
 
 def is_multipart(content_type: str) -> bool:
-    """Whether a body of this Content-Type is a multipart form."""
+    """Return whether a body of this Content-Type is a multipart form."""
     return content_type.split(";")[0].strip().lower() == "multipart/form-data"
 
 
 def image_part(content_type: str, body: bytes) -> bytes:
-    """The content of the part named `image`, with or without a file name.
+    """Return the content of the part named `image`, with or without a file name.
 
-    Raises ApiError 400 multipart_invalid for a broken form, image_missing when there is no such part.
+    Raises ApiError 400 multipart_invalid for a broken form, image_missing without such a part.
     """
     _, options = parse_options_header(content_type)
     found: list[bytes] = []

@@ -11,7 +11,7 @@ from daemon.serving.oip.messages import INPUT_MODELS
 
 SUMMARY = "Segments images, and says with every answer which version of the model gave it."
 NEVER_ANSWERED = ("HTTPValidationError", "ValidationError")
-"""What FastAPI describes for every route with parameters; ours are checked by their own functions."""
+"""Statuses that FastAPI describes for every route with parameters; mfmd checks its own itself."""
 REFERENCE = "#/components/schemas/{model}"
 HEADERS = {
     VERSION_HEADER: {"description": "Version that answered.", "schema": {"type": "integer"}},
@@ -20,7 +20,7 @@ HEADERS = {
 
 
 def describe_routes(app: FastAPI) -> None:
-    """Let `app` describe its routes as they are; made once, at the first request for the page."""
+    """Make `app` describe its real routes; built once, at the first request for the page."""
 
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -44,7 +44,7 @@ def _page(app: FastAPI) -> dict[str, Any]:
 
 
 def _correct(responses: dict[str, Any]) -> None:
-    """Leave out what is never answered; every answer names its version once there is one."""
+    """Remove what is never answered; every answer names its version once there is one."""
     if any(name in str(responses.get("422", "")) for name in NEVER_ANSWERED):
         del responses["422"]
     for response in responses.values():

@@ -10,7 +10,7 @@ from daemon.serving.metrics import ServingMetrics
 
 OIP_PREFIX = "/v2"
 EVERYWHERE = (401, 500, 503)
-"""Statuses that any route but health and metrics may answer: no token, our own failure, not ready or out of time."""
+"""Statuses that any route but health and metrics may answer: no token, a server failure, not ready or out of time."""
 MEANINGS = {
     400: "The request cannot be understood; `code` says which part.",
     401: "A bearer token is needed (serving.token).",
@@ -44,7 +44,7 @@ class ProtocolProblem(Problem):
 
 
 def problem_answer(path: str, error: ApiError, metrics: ServingMetrics) -> JSONResponse:
-    """The response to a request for `path` that ended with `error`; it is counted."""
+    """Return the response to a request for `path` that ended with `error`, and count it."""
     metrics.refused.labels(reason=error.code).inc()
     kind: type[Problem] = Problem
     fields = {"code": error.code, "message": error.message}
@@ -57,7 +57,7 @@ def problem_answer(path: str, error: ApiError, metrics: ServingMetrics) -> JSONR
 
 
 def problems(*statuses: int, protocol: bool = False) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route that may answer with these statuses; `protocol` for those under `/v2`."""
+    """Return `responses` of a route that may answer with these statuses; `protocol` for those under `/v2`."""
     model = ProtocolProblem if protocol else Problem
     described: dict[int | str, dict[str, Any]] = {
         status: {"model": model, "description": MEANINGS[status]} for status in sorted({*statuses, *EVERYWHERE})

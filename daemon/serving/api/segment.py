@@ -59,7 +59,7 @@ class ClassList(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     version: int | None
-    """Version whose classes these are; none before the first: then those of the configuration."""
+    """Version of these classes; None before the first: then those of the configuration."""
     classes: list[ListedClass]
     """In index order."""
 
@@ -114,7 +114,7 @@ async def _segment(plane: InferencePlane, kind: AnswerFormat, content_type: str,
 
 
 def _decode(plane: InferencePlane, content_type: str, body: bytes) -> NDArray[np.uint8]:
-    """The image of a raw or multipart body, RGB `[h, w, 3]`; ApiError 4xx when there is none."""
+    """Return the image of a raw or multipart body, RGB `[h, w, 3]`; ApiError 4xx without one."""
     most_bytes, most_pixels = plane.settings.serving.advanced.max_body_bytes, plane.settings.watch.max_pixels
     content = image_part(content_type, body) if is_multipart(content_type) else body
     try:

@@ -16,7 +16,7 @@ class SwapFailure(_Part):
     """Why a version could not serve."""
 
     version: int | None
-    """The version; none when the ref itself could not be read."""
+    """The version; None when the ref itself could not be read."""
     code: str
     """Stable code, for example `checkpoint_corrupt`."""
     reason: str
@@ -28,14 +28,14 @@ class SwapFailure(_Part):
 
 
 class ServingStatus(_Part):
-    """What serves, what should, and what waits."""
+    """The serving version, the wanted version, and the queue."""
 
     ready: bool
     """Whether requests are answered."""
     problems: list[str]
-    """Why it does not do its work: a thread that ended by a bug (then `/healthz` is 503 too)."""
+    """Why it does not work: a thread that ended by a bug (then `/healthz` is 503 too)."""
     version: int | None
-    """Version that answers new requests; none before the first."""
+    """Version that answers new requests; None before the first."""
     sha256: str | None
     """SHA-256 of its weights."""
     wanted: int | None
@@ -55,13 +55,13 @@ class ServingStatus(_Part):
     device: str
     """Where the network runs."""
     computes: str | None
-    """What the serving version computes with: float32, bf16 or fp16."""
+    """Number format of the serving version: float32, bf16 or fp16."""
     started: float
     """Unix time of the start (seconds)."""
 
 
 def describe(plane: "InferencePlane") -> ServingStatus:
-    """The status of `plane` now."""
+    """Return the status of `plane` now."""
     live, wanted, failure = plane.slots.live, plane.follower.wanted, plane.follower.failure
     return ServingStatus(
         ready=plane.ready,

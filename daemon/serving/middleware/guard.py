@@ -1,4 +1,4 @@
-"""ASGI middleware: no request but health and metrics gets through without the plane's token."""
+"""ASGI middleware: requests other than health and metrics need the plane's token."""
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -8,15 +8,15 @@ from daemon.net.token import bearer_of, same_token
 from daemon.serving.metrics import ServingMetrics
 
 OPEN = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
-"""Paths that orchestrators and Prometheus ask without a token; they tell neither images nor classes."""
+"""Paths that orchestrators and Prometheus request without a token; they reveal neither images nor classes."""
 MESSAGE = "send `Authorization: Bearer TOKEN`; see serving.token in the docs"
 
 
 class Guard:
-    """Wraps the application; new routes are behind it without doing anything for it."""
+    """Wraps the application, so new routes are protected without extra code."""
 
     def __init__(self, app: ASGIApp, token: str | None, metrics: ServingMetrics) -> None:
-        """Without a token everything is open."""
+        """Protect nothing without a token."""
         self._app = app
         self._token = token
         self._metrics = metrics

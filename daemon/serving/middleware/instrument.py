@@ -18,7 +18,7 @@ HASH_HEADER = "X-Checkpoint-Hash"
 
 
 def version_headers(resident: Resident) -> dict[str, str]:
-    """Headers that say which version gave an answer: its number and the first 12 digits of its SHA-256."""
+    """Return headers with the version of an answer: its number and the first 12 digits of its SHA-256."""
     return {VERSION_HEADER: str(resident.version), HASH_HEADER: resident.digest[:12]}
 
 
@@ -33,7 +33,7 @@ class Instrument:
         draining: Callable[[], bool],
         failed: Callable[[Request, Exception], ASGIApp],
     ) -> None:
-        """`failed` gives the answer to a request that ended with an exception before its answer began."""
+        """Wrap the application; `failed` gives the answer to a request that raised before its answer began."""
         self._app = app
         self._metrics = metrics
         self._live = live

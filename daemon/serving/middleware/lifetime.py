@@ -1,7 +1,7 @@
-"""ASGI middleware: a request ends when its time is over or its client hangs up; its place and version are free then.
+"""ASGI middleware: end a request when its time is over or its client disconnects, and free its place and version.
 
-Without the first, a late body or answer would hold them; without the second, clients that lost patience and ask again
-would fill the queue with answers that nobody takes.
+Otherwise a late body or answer would hold them, and impatient clients that retry would fill the queue with answers that
+nobody reads.
 """
 
 import asyncio
@@ -69,7 +69,7 @@ class _Watched:
         self.reading = self.answered = self.left = False
 
     async def receive(self) -> Message:
-        """The next part of the body."""
+        """Return the next part of the body."""
         self.reading = True
         message = await self._receive()
         self.reading = False
@@ -78,7 +78,7 @@ class _Watched:
         return message
 
     async def send(self, message: Message) -> None:
-        """A part of the answer."""
+        """Send a part of the answer."""
         self.answered = True
         await self._send(message)
 

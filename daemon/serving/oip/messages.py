@@ -1,4 +1,4 @@
-"""Messages of the Open Inference Protocol v2, as JSON; what is understood of requests, and what answers hold.
+"""Messages of the Open Inference Protocol v2, as JSON: accepted requests, and answers.
 
 Specification: kserve/open-inference-protocol, `specification/protocol/inference_rest.md`; repository, configuration and
 binary tensors are Triton's extensions of it.
@@ -26,7 +26,7 @@ CLIENT_HEADERS = {
 
 
 def _encodable(text: str) -> str:
-    """JSON can name half a character (a lone surrogate), which no answer can hold."""
+    """Refuse a lone surrogate, which JSON can name but no answer can hold."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -67,7 +67,7 @@ class InferBody(_Message):
 
 
 class IndexBody(_Message):
-    """What the repository index is asked for."""
+    """Request of the repository index."""
 
     ready: bool = False
     """Only versions that answer."""

@@ -18,7 +18,7 @@ READ_ONLY = "the registry decides which version serves; use `mfmd promote` or `m
 
 
 def repository_routes(plane: InferencePlane) -> APIRouter:
-    """The routes under `/v2/repository`."""
+    """Build the routes under `/v2/repository`."""
     router = APIRouter(prefix="/v2/repository")
 
     @router.post("/index", openapi_extra=INDEX_BODY, responses=problems(400, 408, 413, 415, protocol=True))

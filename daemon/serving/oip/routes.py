@@ -65,7 +65,7 @@ KNOWN = problems(404, protocol=True)
 
 
 def oip_routes(plane: InferencePlane) -> APIRouter:
-    """The routes under `/v2`."""
+    """Build the routes under `/v2`."""
     router = APIRouter()
     _add_server_routes(router, plane)
     _add_metadata_routes(router, plane)
@@ -167,7 +167,7 @@ def _parameters(resident: Resident) -> VersionParameters:
 
 
 def _check(plane: InferencePlane, model: str, version: str | None) -> int | None:
-    """The version number that a path names, if any. Raises ApiError 404 unknown_model, version_not_loaded."""
+    """Return the version number in a path, if any. Raises ApiError 404 unknown_model, version_not_loaded."""
     if model != MODEL:
         raise ApiError(404, "unknown_model", f"there is no model {model[:64]!r}; the only one is {MODEL!r}")
     if version is None:

@@ -36,7 +36,7 @@ Message = TypeVar("Message", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """A request that is understood."""
+    """A parsed request."""
 
     id: str | None
     images: NDArray[np.uint8]
@@ -46,7 +46,7 @@ class InferRequest:
 
 
 def parse_infer(body: bytes, header_length: str | None, max_pixels: int) -> InferRequest:
-    """The request in `body`. Raises ApiError 400 with a code that says which part is wrong, 413 beyond `max_pixels`."""
+    """Parse the request in `body`. Raises ApiError 400 with a code for the invalid part, 413 beyond `max_pixels`."""
     text, tail = _split(body, header_length)
     message = read_json(text, InferBody)
     if len(message.inputs) != 1 or message.inputs[0].name != INPUT:
@@ -62,7 +62,7 @@ def parse_infer(body: bytes, header_length: str | None, max_pixels: int) -> Infe
 
 
 def format_infer(request: InferRequest, labels: list[Labels], version: int) -> tuple[bytes, dict[str, str], str]:
-    """Body, extra headers and media type of the answer."""
+    """Return body, extra headers and media type of the answer."""
     stacked = np.stack(labels)  # [B, H, W]
     output = OutputTensor(name=OUTPUT, datatype=DATATYPE, shape=list(stacked.shape))
     answer = InferAnswer(model_name=MODEL, model_version=str(version), id=request.id, outputs=[output])
@@ -75,7 +75,7 @@ def format_infer(request: InferRequest, labels: list[Labels], version: int) -> t
 
 
 def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes | None]:
-    """JSON part and binary part; the latter is None for a request in plain JSON."""
+    """Return JSON part and binary part; the latter is None for a request in plain JSON."""
     if header_length is None:
         return body, None
     if not header_length.isdecimal() or len(header_length) > len(str(len(body))) or int(header_length) > len(body):
@@ -87,7 +87,7 @@ def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes | None]
 
 
 def read_json(text: bytes, kind: type[Message]) -> Message:
-    """The message in `text`. Raises ApiError 400 invalid_json, invalid_request (names the field)."""
+    """Parse the message in `text`. Raises ApiError 400 invalid_json, invalid_request (names the field)."""
     try:
         value = json.loads(text)
     except RecursionError:
@@ -131,8 +131,10 @@ def _from_binary(tensor: InputTensor, tail: bytes | None) -> NDArray[np.uint8]:
 
 
 def _from_list(tensor: InputTensor) -> NDArray[np.uint8]:
-    """The values, flat or nested as the shape says. numpy is not asked what they are: it would give every value the
-    room of the longest text among them, gigabytes for a small body.
+    """Return the values, flat or nested as the shape says.
+
+    numpy does not infer their type: it would give every value the room of the longest text among them, gigabytes for a
+    small body.
     """
     if tensor.data is None:
         raise ApiError(400, "wrong_data", f"input {INPUT!r} has no data")
@@ -146,7 +148,7 @@ def _from_list(tensor: InputTensor) -> NDArray[np.uint8]:
 
 
 def _flat(data: list[Any], shape: list[int]) -> list[Any]:
-    """All values of a list that is flat, or nested exactly as `shape` says. Raises ApiError 400 wrong_data."""
+    """Return all values of a list that is flat, or nested exactly as `shape` says. Raises ApiError 400 wrong_data."""
     inner = shape[1:] if data and isinstance(data[0], list) else []
     size = shape[0] if inner else math.prod(shape)
     if len(data) != size:

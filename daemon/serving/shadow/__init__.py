@@ -1,1 +1,1 @@
-"""A second version that sees live images without answering."""
+"""A second version that runs on live images without answering."""

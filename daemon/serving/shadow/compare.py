@@ -1,6 +1,6 @@
-"""A share of live requests also runs on the candidate in the idle place, after they were answered.
+"""Run a share of live requests also on the candidate in the idle slot, after they were answered.
 
-In a thread of its own, at low priority, with a short queue: when it is full an image is dropped, not waited for.
+It runs in a thread of its own, at low priority, with a short queue. A full queue drops an image.
 """
 
 import queue
@@ -23,23 +23,23 @@ from storage.registry.shadow_record import ShadowRecord, ShadowRecords
 WAITING = 4
 """Images that may wait for the candidate."""
 WRITE_SECONDS = 2.0
-"""How often the record is written while images come (seconds)."""
+"""Interval at which the record is written while images arrive (seconds)."""
 
 log = get_logger(__name__)
 
 
 def plane_name(host: str, port: int) -> str:
-    """Name of the plane at an address of this machine: stable over restarts, and different for planes side by side."""
+    """Return the name of the plane at an address of this machine: stable over restarts, unique among planes."""
     return f"{socket.gethostname()}_{host}_{port}"
 
 
 class Shadow:
-    """Compares the candidate's labels with those that were served, and keeps the record."""
+    """Compares the candidate's labels with the served ones, and keeps the record."""
 
     def __init__(
         self, slots: Slots, records: ShadowRecords, plane: str, settings: ServingSettings, metrics: ServingMetrics
     ) -> None:
-        """`plane`: the name under which this plane keeps its record (`plane_name`)."""
+        """Prepare it; this plane keeps its record under the name `plane` (`plane_name`)."""
         self._slots = slots
         self._records = records
         self._plane = plane
@@ -107,7 +107,7 @@ class Shadow:
             self._note(self._record_of(candidate.version, serving), labels, own)
 
     def _run(self, candidate: Resident, image: Fitted) -> Labels | None:
-        """The candidate's labels; none when it raised an error, which is evidence like any other.
+        """Return the candidate's labels; None when it raised an error, which is evidence like any other.
 
         The log has the traceback of a candidate's first error: one that fails on every image must not fill the disk.
         """
@@ -132,7 +132,7 @@ class Shadow:
         self._metrics.shadow_agreement.set(self._record.agreement)
 
     def _record_of(self, candidate: int, serving: int) -> ShadowRecord:
-        """The counts so far of these two versions, from this run or an earlier one."""
+        """Return the counts so far of these two versions, from this run or an earlier one."""
         pair, kept = (candidate, serving), self._record
         if kept is None or (kept.candidate, kept.serving) != pair:
             self._write(now=float("inf"))

@@ -1,4 +1,4 @@
-"""Keeps in the idle place what `refs/shadow` names, while another version serves."""
+"""Keep the version of `refs/shadow` in the idle slot, while another version serves."""
 
 from daemon.runtime.logs import get_logger
 from daemon.serving.metrics import ServingMetrics
@@ -11,7 +11,7 @@ log = get_logger(__name__)
 
 
 class ShadowFollower:
-    """Loads and ends shadows, in the follower's thread: it shares the idle place with the swaps."""
+    """Loads and ends shadows, in the follower's thread, because it shares the idle slot with the swaps."""
 
     def __init__(self, registry: CheckpointRegistry, slots: Slots, swapper: Swapper, metrics: ServingMetrics) -> None:
         self._registry = registry
@@ -21,7 +21,7 @@ class ShadowFollower:
         self._failed: tuple[Ref | None, int] | None = None
 
     def look(self) -> None:
-        """One look at the ref. Never raises; a candidate that fails is tried again when either version changes."""
+        """Poll the ref once. Never raises; a candidate that fails is retried when either version changes."""
         live, ref = self._slots.live, None
         if live is None:
             return
@@ -46,10 +46,10 @@ class ShadowFollower:
             self._swapper.shadow(wanted)
 
     def _is_promoted(self, shadow: Resident | None) -> bool:
-        """Whether the shadow was promoted since the serving ref was looked at: the next look flips to it.
+        """Return whether the shadow was promoted since the last poll of the serving ref: the next poll flips to it.
 
-        A promotion moves `serving` before the shadow's ref goes, so who misses the one after the other is gone would
-        free the place for nothing, and read the weights again.
+        A promotion moves `serving` before the shadow's ref is removed. A poll that sees only the removal would free the
+        slot for nothing, and read the weights again.
         """
         if shadow is None:
             return False

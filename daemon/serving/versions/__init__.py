@@ -1,1 +1,1 @@
-"""Which version answers: slots, swaps, and the follower of the serving ref."""
+"""Choose the version that answers: slots, swaps, and the follower of the serving ref."""

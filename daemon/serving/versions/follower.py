@@ -1,4 +1,4 @@
-"""Follow the registry's serving ref: the thread that asks for swaps, and remembers why the last one failed."""
+"""Follow the registry's serving ref: the thread that requests swaps, and remembers why the last one failed."""
 
 import os
 import threading
@@ -18,7 +18,7 @@ from storage.registry.registry import CheckpointRegistry
 RETRIES = Backoff(base=1.0, cap=60.0)
 """Delays after swaps that failed."""
 NICENESS = 5
-"""Loading gives way to serving: niceness of this thread and of the threads that torch starts for it."""
+"""Nice value of this thread and of the threads that torch starts for it: loading yields to serving."""
 
 log = get_logger(__name__)
 
@@ -28,7 +28,7 @@ class Failure:
     """Why a version could not serve."""
 
     version: int | None
-    """The version; none when the ref itself could not be read."""
+    """The version; None when the ref itself could not be read."""
     code: str
     """Stable code of the error."""
     reason: str
@@ -40,10 +40,10 @@ class Failure:
 
 
 class Follower:
-    """Looks at the ref every `interval` seconds and makes the version it names live.
+    """Polls the ref every `interval` seconds and makes the version it names live.
 
-    A version that fails is tried again after 1, 2, 4 ... 60 seconds, or at once when the ref moves. When nothing is
-    live (a start with a corrupt serving version), the version that served before is tried in its place.
+    A version that fails is retried after 1, 2, 4 ... 60 seconds, or at once when the ref moves. When nothing is live (a
+    start with a corrupt serving version), the version that served before is tried instead.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Follower:
         interval: float,
         also: Callable[[], None] | None = None,
     ) -> None:
-        """`also` is called after each look, in the same thread; it must not raise."""
+        """Prepare it; `also` is called after each poll, in the same thread, and must not raise."""
         self._also = also
         self._registry = registry
         self._slots = slots
@@ -80,7 +80,7 @@ class Follower:
 
     @property
     def failure(self) -> Failure | None:
-        """The last failure, kept after it was overcome; compare its version with `wanted`."""
+        """The last failure, kept after it is resolved; compare its version with `wanted`."""
         return self._failure
 
     @property
@@ -89,7 +89,7 @@ class Follower:
         return self._thread.ident is not None and not self._thread.is_alive() and not self._stop.is_set()
 
     def start(self) -> None:
-        """Start the thread; the first look is immediate."""
+        """Start the thread; the first poll is immediate."""
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
@@ -107,7 +107,7 @@ class Follower:
             self._stop.wait(self._interval)
 
     def look(self, now: float) -> None:
-        """One look at the ref, at monotonic time `now`; swaps if it names another version. Never raises."""
+        """Poll the ref once, at monotonic time `now`; swap if it names another version. Never raises."""
         try:
             ref = self._registry.serving()
         except Exception as error:  # noqa: BLE001 - whatever it is, this thread must live to see the next ref
@@ -162,9 +162,9 @@ class Follower:
 
 
 def be_nice(niceness: int = NICENESS) -> None:
-    """Lower the priority of the calling thread to `niceness`, where the system counts priority by thread (Linux).
+    """Raise the nice value of the calling thread to `niceness`, where the system has priorities per thread (Linux).
 
-    A process that was started nicer stays so: to take priority back is not allowed to everybody.
+    A process with a higher nice value keeps it, because not every user may lower it.
     """
     if hasattr(os, "setpriority"):
         thread = threading.get_native_id()

@@ -1,9 +1,9 @@
-"""Two places in memory for versions: one live, one idle. A swap is the exchange of two pointers.
+"""Two slots in memory for versions: one live, one idle. A swap exchanges two pointers.
 
 A request takes a lease on a version when it is admitted and keeps it until it is answered, so it finishes on the
-version it began with. Weights are only written into a network that nobody holds: a version is first taken out of the
-idle place (no new leases), then waited for until the last lease on it ended. The idle place holds the version that
-served before, for rollbacks, or a candidate that runs in the live one's shadow and answers nobody.
+version it began with. Weights are only written into a network that nobody holds: a version is first removed from the
+idle slot (no new leases), then its last lease is awaited. The idle slot holds the version that served before, for
+rollbacks, or a candidate that runs in the live one's shadow and answers no request.
 """
 
 import threading
@@ -74,7 +74,7 @@ class Slots:
 
     @contextmanager
     def lease(self, version: int | None = None) -> Iterator[Resident]:
-        """Hold the live version, or the one asked for by number, until the block ends.
+        """Hold the live version, or the one requested by number, until the block ends.
 
         Raises NotReady when nothing is live, VersionNotLoaded when `version` is not in memory.
         """
@@ -88,7 +88,7 @@ class Slots:
 
     @contextmanager
     def lease_shadow(self) -> Iterator[Resident | None]:
-        """Hold the shadow until the block ends; none when there is none."""
+        """Hold the shadow until the block ends; None when there is none."""
         with self._changed:
             resident = self._idle if self._idle_is_shadow else None
             if resident is not None:
@@ -100,21 +100,21 @@ class Slots:
                 self.release(resident)
 
     def hold(self, resident: Resident) -> None:
-        """One more user of a version that is already held (a lease lasts until its request is answered)."""
+        """Add a user of a version that is already held (a lease lasts until its request is answered)."""
         with self._changed:
             if resident.holds < 1:
                 raise RuntimeError(f"version {resident.version} is not leased; its weights may change")
             resident.holds += 1
 
     def release(self, resident: Resident) -> None:
-        """One user less."""
+        """Remove a user."""
         with self._changed:
             resident.holds -= 1
             if resident.holds == 0:
                 self._changed.notify_all()
 
     def flip_to(self, version: int) -> bool:
-        """Make the idle version live if it is `version`; False if it is not in the idle place."""
+        """Make the idle version live if it is `version`; return False if it is not in the idle slot."""
         with self._changed:
             if self._idle is None or self._idle.version != version:
                 return False
@@ -122,10 +122,10 @@ class Slots:
             return True
 
     def retire_idle(self, timeout: float) -> Resident | None:
-        """Take the version out of the idle place and wait up to `timeout` seconds until nobody holds it.
+        """Remove the version from the idle slot and wait up to `timeout` seconds until nobody holds it.
 
-        Returns it when its network may be overwritten; None when there was none or somebody still holds it (the network
-        is then freed by the last holder).
+        Returns it when its network may be overwritten; None when there was none or somebody still holds it (the last
+        holder then frees the network).
         """
         with self._changed:
             retired, self._idle, self._idle_is_shadow = self._idle, None, False
@@ -140,7 +140,7 @@ class Slots:
             self._live, self._idle = resident, self._live
 
     def install_shadow(self, resident: Resident) -> None:
-        """Put `resident` into the idle place as the live version's shadow."""
+        """Put `resident` into the idle slot as the live version's shadow."""
         with self._changed:
             self._check_idle_is_free()
             self._idle, self._idle_is_shadow = resident, True

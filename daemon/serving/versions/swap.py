@@ -1,4 +1,4 @@
-"""Bring a version to serve: verify, load into the idle place, warm up, flip. On any failure the old one serves on."""
+"""Bring a version to serve: verify, load into the idle slot, warm up, flip. On any failure the old one stays."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

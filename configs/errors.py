@@ -1,4 +1,7 @@
-"""Errors of the configuration room."""
+"""Errors of the configuration room, and the hint that ends a message about an unknown name."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
@@ -8,3 +11,9 @@ class ConfigError(ValueError):
     """
 
     code = "config_invalid"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or, when nothing is close, `; known: a, b, c`."""
+    found = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else f"; known: {', '.join(sorted(known))}"

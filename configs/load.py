@@ -13,8 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
-from configs.errors import ConfigError
-from configs.nearest import nearest
+from configs.errors import ConfigError, nearest
 from configs.recipe import RECIPES
 from configs.retired import RETIRED
 from configs.settings import Settings

@@ -13,9 +13,9 @@ from pydantic import Field, model_validator
 
 from configs.buffer import BufferSettings, SourceSettings
 from configs.class_list import Classes
+from configs.errors import nearest
 from configs.gate import GateSettings, RegistrySettings
 from configs.mfm import MfmSettings
-from configs.nearest import nearest
 from configs.network import NetworkSettings, PretrainSettings
 from configs.recipe import DacsSettings, RareClassSettings, RecipeSettings
 from configs.round import RoundSettings, ScheduleSettings

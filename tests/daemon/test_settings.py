@@ -118,6 +118,8 @@ def test_a_running_daemon_and_its_file(daemon, config, layout, mfmd, status, pat
     assert _child(status, "serve")["restarts"] == 1, "it starts on the settings that the daemon runs on"
     assert mfmd("rollback", "--reason", "worse")[0] == 0
     assert status()["serving"]["version"] == 1
+    assert mfmd("promote", "2", "--reason", "better after all")[0] == 0
+    assert status()["serving"]["version"] == 2
     assert mfmd("reload")[0] == ExitCode.USAGE
     assert mfmd("config", "validate")[0] == ExitCode.USAGE
     os.kill(daemon.pid, signal.SIGHUP)

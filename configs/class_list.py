@@ -27,7 +27,7 @@ def class_list_names() -> list[str]:
 
 
 def load_class_list(name: str) -> list[dict[str, object]]:
-    """The entries of a shipped class list.
+    """Return the entries of a shipped class list.
 
     Raises ValueError, naming the lists that exist, for an unknown name.
     """

@@ -42,7 +42,7 @@ class _EnvironmentSource(EnvSettingsSource):
 
 
 def load_settings(path: Path) -> Settings:
-    """Settings from the YAML file at `path`, environment variables winning over the file.
+    """Load settings from the YAML file at `path`; environment variables win over the file.
 
     Raises ConfigError (one line: file, field, remedy) when the file is missing, is not YAML or holds a wrong value.
     """
@@ -59,7 +59,7 @@ def load_settings(path: Path) -> Settings:
 
 
 def state_directory(path: Path) -> Path:
-    """The state directory that `path` or the environment names, though the rest of the file may not be valid.
+    """Return the state directory that `path` or the environment names, even if the rest of the file is invalid.
 
     Raises ConfigError when the file cannot be read or names the directory in no way that can be understood.
     """
@@ -93,7 +93,7 @@ def _named_state(path: Path) -> str:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    """The content of a file: YAML, or JSON where the name says so."""
+    """Return the content of a file: YAML, or JSON if the name says so."""
     try:
         text = path.read_text(encoding="utf-8")
         data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -179,7 +179,7 @@ def _keys(error: ErrorDetails) -> list[str]:
 
 
 def _unknown(error: ErrorDetails, field: str) -> str:
-    """What a key that nobody knows was, where it stands now, or which one is like it."""
+    """Describe an unknown key: its old meaning, its new place, or the most similar one."""
     *place, key = (str(part) for part in error["loc"])
     section = _section_at(place)
     moved = next((name for name, inner in sections_of(section) if key in inner.model_fields), None)

@@ -42,7 +42,7 @@ class NetworkSettings(_Layers):
     """Decoder: DAFormer head, DeepLabV2 (dlv2red) or DeepLabV3+. `mfmd import` takes Hugging Face models."""
 
     def architecture(self) -> "Architecture":
-        """What a manifest records of it."""
+        """Return what a manifest records of it."""
         return Architecture.model_validate(self.model_dump())
 
 

@@ -46,7 +46,7 @@ class RecipeBase(Section):
         return self
 
     def anchor_strength(self, *, source_free: bool) -> float:
-        """The pull towards the released weights in a round; 0: none."""
+        """Return the pull towards the released weights in a round; 0: none."""
         return 0.0
 
 

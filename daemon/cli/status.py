@@ -61,7 +61,7 @@ def _check(settings: "Settings") -> None:
 
 
 def _lines(state: "Status") -> Iterator[tuple[str, str]]:
-    """What a person wants to know, one line each: label and text."""
+    """Yield the lines for a person: label and text."""
     yield "daemon", _daemon(state)
     yield "serving", _serving(state)
     for mirror in state.mirrors:

@@ -47,7 +47,7 @@ class DriveTimeout(DriveFailed):
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without MFMD_ settings but the log level: a driven daemon obeys its file only."""
+    """Return this environment without MFMD_ settings but the log level: a driven daemon uses its file only."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -194,12 +194,12 @@ class DrivenDaemon:
         return RoundOver(verdict, scores.seconds if scores else verdict.at - folder.spec().created)
 
     def tail(self) -> str:
-        """The last lines of the daemon's log."""
+        """Return the last lines of the daemon's log."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.exists() else []
         return "\n".join([f"last lines of {self.log}:", *lines[-LOG_LINES:]])
 
     def url(self, plane: str) -> str | None:
-        """Base URL of the plane `serve` or `daemon` (control); None while it does not listen."""
+        """Return the base URL of the plane `serve` or `daemon` (control); None while it does not listen."""
         try:
             record = json.loads(self.layout.run_file(plane).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -223,7 +223,7 @@ class DrivenDaemon:
         return status["version"] if status and status["ready"] else None
 
     def committed(self) -> int:
-        """Number of frames that were ever committed to the buffer."""
+        """Return the number of frames that were ever committed to the buffer."""
         if not self.layout.catalog.exists():
             return 0
         catalog = Catalog.open(self.layout.catalog, writable=False)
@@ -233,7 +233,7 @@ class DrivenDaemon:
             catalog.close()
 
     def round(self, number: int) -> RoundFolder | None:
-        """The folder of a round; None before it started."""
+        """Return the folder of a round; None before it started."""
         return self.rounds.folder(number) if number in self.rounds.numbers() else None
 
 

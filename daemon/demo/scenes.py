@@ -85,7 +85,7 @@ class _Street:
             ImageDraw.Draw(self.depth).polygon(flat, fill=sum(z for _, _, z in points) / len(points))
 
     def middle_samples(self, layer: Image.Image) -> NDArray[Any]:
-        """The middle sample of every pixel, [H, W]."""
+        """Return the middle sample of every pixel, [H, W]."""
         return np.asarray(layer)[SAMPLES // 2 :: SAMPLES, SAMPLES // 2 :: SAMPLES].copy()
 
     def soft_noise(self, rows: int, columns: int) -> Floats:
@@ -100,7 +100,7 @@ class _Street:
         return ((self.horizon - rows) / self.focal)[:, None, None]
 
     def draw_sky(self) -> None:
-        """A gradient with clouds, and where the street ends a ragged line of houses and tree tops."""
+        """Draw a gradient with clouds, and at the end of the street a ragged line of houses and trees."""
         condition, up = self.condition, np.clip(self.elevation(), 0, 1)
         skyline, cover = np.array(condition.skyline), self.rng.uniform(0.35, 0.62)
         sky = skyline + (np.array(condition.zenith) - skyline) * np.clip(up / 0.55, 0, 1) ** 0.7
@@ -130,7 +130,7 @@ class _Street:
             flat(self.center - 0.09, self.center + 0.09, z, z + 3, condition.marks)
 
     def draw_houses(self) -> None:
-        """A row of houses on each side."""
+        """Draw a row of houses on each side."""
         for side in (-1, 1):
             end = 95.0
             while end > 2:
@@ -240,7 +240,7 @@ class _Street:
         part([(a, b) for a, b, _ in _disc(0, 1.66, 0, 0.15)], (0.72, 0.53, 0.42))
 
     def photograph(self) -> NDArray[np.uint8]:
-        """The picture [H, W, 3]: what is drawn, through light, fog, lens and sensor."""
+        """Return the picture [H, W, 3]: the drawing through light, fog, lens and sensor."""
         condition, rng, label = self.condition, self.rng, self.middle_samples(self.label)
         sky, ground = label == Label.SKY, np.isin(label, (Label.ROAD, Label.PAVEMENT))
         color = np.asarray(self.color.reduce(SAMPLES), np.float32) / 255
@@ -285,16 +285,16 @@ def _rgb(color: Color) -> tuple[int, int, int]:
 
 
 def _disc(x: float, y: float, z: float, radius: float) -> list[Point]:
-    """A circle that faces the camera."""
+    """Draw a circle that faces the camera."""
     angles = [2 * math.pi * k / 14 for k in range(14)]
     return [(x + radius * math.cos(angle), y + radius * math.sin(angle), z) for angle in angles]
 
 
 def _upright(x0: float, x1: float, y0: float, y1: float, z: float) -> list[Point]:
-    """A rectangle that faces the camera."""
+    """Draw a rectangle that faces the camera."""
     return [(x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z)]
 
 
 def _along(x: float, z0: float, z1: float, y0: float, y1: float) -> list[Point]:
-    """A rectangle along the street, in the plane of one x."""
+    """Draw a rectangle along the street, in the plane of one x."""
     return [(x, y0, z0), (x, y0, z1), (x, y1, z1), (x, y1, z0)]

@@ -46,8 +46,10 @@ class Readiness(BaseModel):
 
 
 def create_app(plane: InferencePlane) -> FastAPI:
-    """Build the application over `plane`; its threads start and stop with it. Raises ConfigError for an unusable
-    token."""
+    """Build the application over `plane`; its threads start and stop with it.
+
+    Raises ConfigError for an unusable token.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

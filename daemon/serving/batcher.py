@@ -125,7 +125,7 @@ class Batcher:
         return self._depth
 
     def served_sizes(self) -> list[tuple[int, int]]:
-        """Valid sizes (height, width) that ran lately; at most eight."""
+        """Return valid sizes (height, width) that ran lately; at most eight."""
         with self._changed:
             return list(self._sizes)
 
@@ -196,8 +196,7 @@ class Batcher:
                 self._changed.wait(None if first is None else first[0] - now)
 
     def _due_at(self, items: deque[_Waiting]) -> float:
-        """Return when a group runs (monotonic seconds): at its first arrival if full or stopping, else a delay
-        later."""
+        """Return when a group runs (monotonic seconds): at once if full or stopping, else after a delay."""
         if self._closing or len(items) >= self._settings.max_batch_images:
             return items[0].arrived
         return items[0].arrived + self._settings.advanced.max_delay_ms / 1000

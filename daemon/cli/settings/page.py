@@ -74,7 +74,7 @@ class SectionDoc:
 
 
 def render() -> str:
-    """The whole page as markdown."""
+    """Return the whole page as markdown."""
     return INTRODUCTION + "".join(f"{line}\n" for section in sections() for line in _section(section))
 
 
@@ -95,7 +95,7 @@ def _section(section: SectionDoc) -> Iterator[str]:
 
 
 def _walk(node: Schema, classes: Schema, path: tuple[str, ...], given: Schema) -> Iterator[SectionDoc]:
-    """The section `node` and those inside it; `given` are defaults that win over those of its class."""
+    """Yield the section `node` and those inside it; `given` are defaults that win over those of its class."""
     own: list[Setting] = []
     inner: list[Iterator[SectionDoc]] = []
     for name, field in node["properties"].items():
@@ -119,7 +119,7 @@ def _of(reference: str, classes: Schema) -> Schema:
 
 
 def _recipes(mapping: Mapping[str, str], classes: Schema, path: tuple[str, ...]) -> Iterator[SectionDoc]:
-    """The settings of all recipes as two sections, the second one advanced: each path once, with who has it."""
+    """Return the settings of all recipes as two sections, the second one advanced: each path once, with its recipes."""
     found: dict[tuple[str, ...], dict[str, Setting]] = {}
     for recipe, reference in mapping.items():
         for section in _walk(_of(reference, classes), classes, path, {}):
@@ -146,7 +146,7 @@ def _merged(by_recipe: Mapping[str, Setting], recipes: int) -> Setting:
 
 
 def _described(by_recipe: Mapping[str, Setting]) -> str:
-    """The docstring; a recipe that only changes a default has none of its own."""
+    """Return the docstring; a recipe that only changes a default has none of its own."""
     return next(setting.description for setting in by_recipe.values() if setting.description)
 
 

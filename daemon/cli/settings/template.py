@@ -43,7 +43,7 @@ PLACEHOLDERS: dict[tuple[str, ...], str] = {
 
 
 def render(values: Mapping[tuple[str, ...], Any]) -> str:
-    """The file's text. `values` maps setting paths, such as `("watch", "folder")`, to what the user chose.
+    """Return the file's text. `values` maps setting paths, such as `("watch", "folder")`, to what the user chose.
 
     Everything else shows its default. `source` is commented out unless `values` name it.
     """

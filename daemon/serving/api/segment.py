@@ -65,7 +65,7 @@ class ClassList(BaseModel):
 
 
 def segment_routes(plane: InferencePlane) -> APIRouter:
-    """The routes of mfmd's own protocol."""
+    """Build the routes of mfmd's own protocol."""
     router = APIRouter()
 
     @router.post("/v1/segment", response_class=Response, openapi_extra=IMAGE_BODY, responses=ANSWERS)
@@ -84,7 +84,7 @@ def segment_routes(plane: InferencePlane) -> APIRouter:
 
     @router.get("/v1/classes", responses=problems())
     async def classes() -> ClassList:
-        """The class list: index in the mask, name and colour."""
+        """Return the class list: index in the mask, name and colour."""
         live = plane.slots.live
         listed = live.manifest.classes if live else [item.model_dump(mode="json") for item in plane.settings.classes]
         rows = [ListedClass.model_validate({"index": index, **entry}) for index, entry in enumerate(listed)]

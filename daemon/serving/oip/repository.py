@@ -32,7 +32,7 @@ def repository_routes(plane: InferencePlane) -> APIRouter:
     @router.post("/models/{model}/load", status_code=403, responses=problems(403, protocol=True))
     @router.post("/models/{model}/unload", status_code=403, responses=problems(403, protocol=True))
     async def change(model: str) -> None:
-        """Always refused: the registry decides which version serves."""
+        """Refuse always: the registry decides which version serves."""
         raise ApiError(403, "repository_read_only", READ_ONLY)
 
     return router

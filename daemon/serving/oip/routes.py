@@ -118,7 +118,7 @@ def _add_metadata_routes(router: APIRouter, plane: InferencePlane) -> None:
     @router.get(MODEL_PATH + "/config", responses=KNOWN)
     @router.get(VERSION_PATH + "/config", responses=KNOWN)
     async def config(model: str, version: str | None = None) -> ModelConfig:
-        """The model's configuration in Triton's words; the batch dimension stands in `dims`."""
+        """Return the model's configuration in Triton's words; the batch dimension is in `dims`."""
         _check(plane, model, version)
         described = {"data_type": f"TYPE_{DATATYPE}"}
         return ModelConfig(

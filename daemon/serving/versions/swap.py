@@ -127,7 +127,7 @@ class Swapper:
             self._spare = (_architecture(retired.manifest), retired.forward)
 
     def _forward_for(self, manifest: Manifest) -> ServedForward:
-        """The spare network if it has the architecture of `manifest`, else a new one."""
+        """Return the spare network if it has the architecture of `manifest`, else a new one."""
         architecture = _architecture(manifest)
         if self._spare is None or self._spare[0] != architecture:
             self._spare = None  # the old one is freed before the new one is made
@@ -166,7 +166,7 @@ class Swapper:
 
 
 def noise(size: tuple[int, int], seed: int = 0) -> Tensor:
-    """A normalised image `[1, 3, h, w]` of random bytes, the same for the same `seed`."""
+    """Return a normalised image `[1, 3, h, w]` of random bytes, the same for the same `seed`."""
     pixels = np.random.default_rng(seed).integers(0, 256, (1, *size, 3), dtype=np.uint8)
     return normalise(torch.from_numpy(pixels))
 
@@ -176,6 +176,6 @@ def _input_size(manifest: Manifest) -> tuple[int, int]:
 
 
 def _architecture(manifest: Manifest) -> str:
-    """What must be equal for one network object to take the weights of another version."""
+    """Return what must be equal for one network object to take the weights of another version."""
     relevant = {key: value for key, value in manifest.network.items() if key != "pretrained"}
     return f"{sorted(relevant.items())} {len(manifest.classes)}"

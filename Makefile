@@ -60,7 +60,7 @@ bench: $(STAMP)  ## CamVid day to dusk through the real daemon (DATA=path)
 	$(BIN)/python benchmarks/day2dusk.py --data $(DATA)
 
 SIZE ?= tiny
-bench-step: $(STAMP)  ## time of a training step of every host, with and without MFM (SIZE=tiny, b0 or b5)
+bench-step: $(STAMP)  ## time of a training step of every recipe, with and without MFM (SIZE=tiny, b0 or b5)
 	$(BIN)/python benchmarks/step_time.py --size $(SIZE)
 
 bench-serving: $(STAMP)  ## throughput, swaps, rollback and ingest under load (SWAPS=n; peers: see the script)

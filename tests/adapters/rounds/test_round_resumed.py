@@ -37,13 +37,19 @@ RECIPES = [
 """Each recipe with all that it can have, and the barest one; one of them in every `make test`."""
 
 
-def sections(name: str, mfm: bool, **round_settings) -> dict:
-    """Settings of a round of 40 tiny steps with dropout."""
+def sections(name: str, mfm: bool, steps: int = 40, processes: int = 1, sync_batch_norm: bool = True) -> dict:
+    """Settings of a round of tiny steps with dropout."""
     return {
         "recipe": {"name": name},
         "mfm": {"enabled": mfm},
         "network": {"multi_resolution": name == "hrda", "dropout": 0.2},
-        "round": {"steps": 40, "crop_height": 32, "crop_width": 32, **round_settings, "advanced": {"save_steps": 20}},
+        "round": {
+            "steps": steps,
+            "processes": processes,
+            "crop_height": 32,
+            "crop_width": 32,
+            "advanced": {"save_steps": 20, "sync_batch_norm": sync_batch_norm},
+        },
     }
 
 
@@ -123,8 +129,7 @@ def test_killed_and_gone_on_is_the_same_as_in_one_go(training_state, name: str, 
 @pytest.mark.nightly
 def test_each_of_two_processes_goes_on_from_its_own_statistics(training_state) -> None:
     """Without `sync_batch_norm` they have seen other crops; the file of the second one is compared as well."""
-    settings = {"steps": 200, "processes": 2, "advanced": {"sync_batch_norm": False}}
-    whole = training_state.round(**sections("bn_statistics", False, **settings))
+    whole = training_state.round(**sections("bn_statistics", False, steps=200, processes=2, sync_batch_norm=False))
     killed = again(whole, "000002")
     process = launch(killed)
     end = time.monotonic() + DEADLINE

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 
 import httpx
 import psutil
@@ -46,8 +47,13 @@ def _new_state(layout, settings, config) -> None:
 
 
 def _open_to_others(layout) -> list[str]:
-    """What other users may read, or the group may change."""
-    return [str(path) for path in (layout.root, *layout.root.rglob("*")) if path.stat().st_mode & 0o027]
+    """What other users may read, or the group may change. A running round removes files meanwhile."""
+    found = []
+    for path in (layout.root, *layout.root.rglob("*")):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mode & 0o027:
+                found.append(str(path))
+    return found
 
 
 def _work(children: list[psutil.Process]) -> set[str]:

@@ -7,8 +7,8 @@ from configs.errors import ConfigError
 from configs.settings import Settings
 from daemon.control.server import ControlServer, bind
 from daemon.masks.mask_file import check_masks
+from daemon.net.listening import tls_files
 from daemon.net.local import listen_locally
-from daemon.net.tls import tls_files
 from daemon.net.token import control_token
 from daemon.parts import DaemonParts
 from daemon.runtime.in_force import SNAPSHOT, SettingsInForce, reloaded_on_hang_up

@@ -7,7 +7,6 @@ from fastapi import APIRouter, FastAPI, Header, Path, Query
 from fastapi.responses import JSONResponse, Response
 
 from daemon.control.errors import answer_errors
-from daemon.control.guard import ControlGuard
 from daemon.control.messages import (
     LARGEST_NUMBER,
     CheckpointList,
@@ -20,6 +19,7 @@ from daemon.control.messages import (
     RoundList,
 )  # fmt: skip
 from daemon.control.page import create_page
+from daemon.control.server import ControlGuard
 from daemon.gate import promotion
 from daemon.ingest.refusals import RetryQueue, Selection
 from daemon.metrics import Metrics

@@ -7,9 +7,8 @@ from daemon.doctor.configuration import examine_file, examine_in_force
 from daemon.doctor.disk import examine_state
 from daemon.doctor.drop_folder import examine_drop_folder
 from daemon.doctor.finding import Finding, Level
-from daemon.doctor.machine import examine_machine
+from daemon.doctor.machine import examine_machine, examine_number_formats
 from daemon.doctor.models import examine_models
-from daemon.doctor.number_formats import examine_number_formats
 from daemon.doctor.packages import examine_packages
 from daemon.doctor.ports import examine_ports
 from daemon.runtime.in_force import running_settings

@@ -11,8 +11,7 @@ from configs.errors import ConfigError
 from configs.serving import ControlSettings, ServingSettings
 from configs.settings import Settings
 from daemon.doctor.finding import Finding
-from daemon.net.listening import Wanted, is_loopback
-from daemon.net.tls import tls_files
+from daemon.net.listening import Wanted, is_loopback, tls_files
 from daemon.net.token import control_address, serving_address
 from daemon.runtime.run_record import current_record
 from storage.layout import StateLayout

@@ -11,8 +11,7 @@ import torch
 import uvicorn
 
 from configs.settings import Settings
-from daemon.net.listening import listen
-from daemon.net.tls import TlsFiles, tls_files
+from daemon.net.listening import TlsFiles, listen, tls_files
 from daemon.net.token import serving_address
 from daemon.runtime.logs import configure_logs, get_logger
 from daemon.runtime.run_record import current_record, publish_record

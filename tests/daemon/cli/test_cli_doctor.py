@@ -19,8 +19,8 @@ from daemon.doctor import Finding, Level
 from daemon.doctor.configuration import examine_file, examine_in_force
 from daemon.doctor.disk import examine_state
 from daemon.doctor.drop_folder import examine_drop_folder
+from daemon.doctor.machine import examine_number_formats
 from daemon.doctor.models import examine_models
-from daemon.doctor.number_formats import examine_number_formats
 from daemon.doctor.ports import examine_ports
 from daemon.exit_codes import ExitCode
 from daemon.runtime.activity import Activity, ActivityWriter

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from configs.errors import ConfigError
 from configs.serving import ControlSettings
 from daemon.control.server import ControlServer, bind
-from daemon.net.tls import tls_files
+from daemon.net.listening import tls_files
 from daemon.runtime.run_record import RunRecord, publish_record
 from daemon.status.plane_probe import probe_plane
 from storage.layout import StateLayout

@@ -21,8 +21,7 @@ from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
 from configs.serving import ServingSettings
 from configs.settings import Settings
-from daemon.net.listening import listen
-from daemon.net.tls import tls_files
+from daemon.net.listening import listen, tls_files
 from daemon.net.token import serving_address
 from daemon.serving.plane import InferencePlane
 from daemon.serving.server import BACKLOG, make_server

@@ -78,7 +78,8 @@ def test_a_daemon_on_a_copy_touches_no_process_of_the_original(
     original.wait(lambda: collect_status(make_settings()).buffer.frames == 8, "eight frames")
     plane = original.wait(lambda: current_record(layout, "serve"), "the inference plane")
     assert original.request("POST", "/v1/rounds").status_code == 202
-    original.wait(lambda: RoundStore(layout.rounds).folder(1).states.steps(), "a state of the round")
+    rounds = RoundStore(layout.rounds)
+    original.wait(lambda: rounds.numbers() and rounds.folder(1).states.steps(), "a state of the round")
     children = [*children_of(layout)]
     copy, copied_config = _copy_of(path, layout, tmp_path)
     of_copy = make_settings(**SECTIONS).model_copy(update={"state": copy.root})

@@ -1,4 +1,4 @@
-"""`mfmd run`: the daemon from lock to clean stop. It never imports torch; what needs tensors is a child process."""
+"""`mfmd run`: the daemon from lock to clean stop. It never imports torch: work on tensors runs in child processes."""
 
 import threading
 from pathlib import Path
@@ -61,9 +61,9 @@ def run(settings: Settings, config: Path) -> int:
 
 
 def check_folders(settings: Settings) -> None:
-    """Raises ConfigError when the daemon would take in its own files or the ones it moved; links are followed.
+    """Raise ConfigError if the drop folder holds a folder that the daemon writes to, or masks have no valid folder.
 
-    Also when masks would go where they must not.
+    Links are followed.
     """
     folder, state = settings.watch.folder.resolve(), settings.state.resolve()
     if state == folder or (settings.watch.advanced.recursive and state.is_relative_to(folder)):
@@ -76,7 +76,7 @@ def check_folders(settings: Settings) -> None:
 
 
 def require_version(settings: Settings, registry: CheckpointRegistry) -> None:
-    """Raises NoCheckpoint, saying what to do, when no version serves; StorageError when its ref is damaged."""
+    """Raise NoCheckpoint, with what to do, if no version serves; StorageError if the ref is damaged."""
     if registry.serving() is not None:
         return
     versions = registry.versions()

@@ -1,4 +1,4 @@
-"""Errors of the daemon room. `code` is stable (docs/reference/errors.md); `exit_code` is what a command ends with."""
+"""Errors of the daemon room. `code` is stable (docs/reference/errors.md); `exit_code` is the command's exit status."""
 
 import errno
 
@@ -17,7 +17,7 @@ class AddressInUse(DaemonError):
 
 
 class RoundRunning(DaemonError):
-    """A round runs already; one at a time."""
+    """A round is already running; only one runs at a time."""
 
     code = "round_running"
     exit_code = 4
@@ -30,19 +30,19 @@ class NotEnoughFrames(DaemonError):
 
 
 class Stopping(DaemonError):
-    """The daemon is stopping and starts nothing new."""
+    """The daemon is stopping and starts no new work."""
 
     code = "stopping"
 
 
 class PublishFailed(DaemonError):
-    """An export for a mirror failed or took too long; the message has its last line. It is tried again."""
+    """An export for a mirror failed or took too long; the message has its last line. The publisher tries again."""
 
     code = "publish_failed"
 
 
 def code_of(error: BaseException) -> str:
-    """The stable code of `error` (docs/reference/errors.md); `unexpected` for an error that nobody foresaw."""
+    """Return the stable code of `error` (docs/reference/errors.md); `unexpected` for any other exception."""
     code = getattr(error, "code", None)
     if isinstance(code, str):
         return code
@@ -54,6 +54,6 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def describe_error(error: BaseException) -> str:
-    """The error's own message, and what to do when the disk is full."""
+    """Return the error's message, with what to do if the disk is full."""
     full = isinstance(error, OSError) and error.errno in FULL
     return f"{error}; make room on that disk, then do it again" if full else str(error)

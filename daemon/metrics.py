@@ -1,8 +1,8 @@
 """Prometheus metrics of the control plane: what its threads count while they work.
 
-What can be read from storage at any time is not counted here but collected at scrape time: `control/state_metrics.py`.
-Every series whose labels are known starts at 0, so that a rate is right from the first event on; times are timestamps,
-never ages. `docs/reference/metrics.md` is the reference, and a test holds it.
+`control/state_metrics.py` reads the metrics that storage knows at scrape time. Every series whose labels are known
+starts at 0, because a rate is then right from the first event on. Times are timestamps, never ages. A test compares
+this file with `docs/reference/metrics.md`.
 """
 
 import hashlib
@@ -206,7 +206,7 @@ class ProcessMetrics(MetricTable):
         self.show(settings)
 
     def show(self, settings: Settings) -> None:
-        """Expose which settings are in force."""
+        """Expose the settings in force."""
         digest = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()
         self.settings_hash.clear()
         self.settings_hash.labels(digest).set(1)
@@ -218,16 +218,16 @@ class ProcessMetrics(MetricTable):
         self.settings_changed.labels(needs="restart").set(len(file.restart))
 
     def ticked(self, component: str) -> None:
-        """A step ended."""
+        """Count a finished step."""
         self.ticks.labels(component=component).set_to_current_time()
 
     def restarted(self, component: str) -> None:
-        """A step failed and will be tried again."""
+        """Count a failed step that is tried again."""
         self.failed_steps.labels(component=component).inc()
 
 
 class Metrics:
-    """Everything the control plane exposes on `/metrics`."""
+    """All metrics that the control plane exposes on `/metrics`."""
 
     def __init__(self, settings: Settings) -> None:
         self.registry = CollectorRegistry()
@@ -239,6 +239,6 @@ class Metrics:
         self._lock = threading.Lock()
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
-        """The metrics as text and their content type, in the format that `accept` (an HTTP header) asks for."""
+        """Return the metrics as text and their content type, in the format that `accept` (an HTTP header) names."""
         with self._lock:  # two scrapes at once would read storage twice
             return expose(self.registry, accept)

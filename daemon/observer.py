@@ -1,6 +1,6 @@
-"""`mfmd observe`: gives committed frames their statistics and embedding, newest first, at low priority.
+"""`mfmd observe`: compute statistics and embeddings of committed frames, newest first, at low priority.
 
-A process of its own: it holds tensors, which the control plane never does. Ingest and rounds never wait for it.
+The observer is a separate process, because the control plane holds no tensors. Ingest and rounds never wait for it.
 """
 
 import os
@@ -64,7 +64,7 @@ def _observe_until(stop: threading.Event, settings: Settings) -> None:
 
 
 class Observer:
-    """Looks at one group of frames a step."""
+    """Observes one group of frames per step."""
 
     def __init__(self, settings: Settings) -> None:
         from adapters.inference.segment import choose_device
@@ -79,9 +79,9 @@ class Observer:
         self._unusable: set[int] = set()
 
     def step(self, stop: threading.Event) -> bool:
-        """Observe the newest frames that nobody looked at; whether there may be more to do at once.
+        """Observe the newest unobserved frames; return whether more may be waiting.
 
-        Raises StorageError or AdapterError when the serving version or the buffer cannot be read.
+        Raises StorageError or AdapterError if the serving version or the buffer cannot be read.
         """
         ref = self._registry.serving()
         if ref is None or not self._open():
@@ -110,7 +110,7 @@ class Observer:
             self._observations.close()
 
     def _open(self) -> bool:
-        """Open buffer and database once there is a buffer."""
+        """Open buffer and database once a buffer exists; return whether they are open."""
         if self._buffer is None:
             from storage.buffer.frames import FrameBuffer
 
@@ -148,7 +148,7 @@ class Observer:
         ]
 
     def _load(self, version: int) -> tuple[int, int]:
-        """Have the serving version and its released ancestor in memory, and nothing else."""
+        """Load the serving version and its released ancestor; drop any other."""
         from adapters.checkpoints.checkpoint import load_version
 
         released = self._registry.released(version)

@@ -1,4 +1,4 @@
-"""The parts of a running daemon and how they hang together: built, started and stopped as one."""
+"""The parts of a running daemon: built, connected, started and stopped together."""
 
 import math
 import sys
@@ -31,7 +31,7 @@ log = get_logger(__name__)
 
 
 class DaemonParts:
-    """Everything that runs under the state directory's lock."""
+    """All parts that run under the state directory's lock."""
 
     def __init__(self, in_force: SettingsInForce, token: str) -> None:
         """Open the buffer, clean up after a crash, build the parts; nothing runs yet."""
@@ -89,7 +89,7 @@ class DaemonParts:
         self._in_force.after_reload = self._reloaded
 
     def _reloaded(self, done: bool) -> None:
-        """Let every part with live settings use those in force now; a round that runs keeps its own."""
+        """Pass the settings in force to every part with live settings; a running round keeps its own."""
         self.metrics.process.reloads.labels(result="ok" if done else "refused").inc()
         settings = self._in_force.now
         self.metrics.process.show(settings)
@@ -104,7 +104,7 @@ class DaemonParts:
     def stop(self) -> None:
         """Stop rounds, children and threads, all at once.
 
-        Then nothing of the daemon runs: after a few seconds, or, with requests in flight, within `PLANE_SECONDS`.
+        Stopping takes a few seconds; with requests in flight at most `PLANE_SECONDS`.
         """
         for worker in self._workers:
             worker.ask_to_stop()
@@ -133,7 +133,7 @@ class DaemonParts:
 
 
 def _child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
-    """The children that the settings ask for, each with the time that it needs to end by itself."""
+    """Return the children that the settings ask for, each with its grace period."""
     wanted = {
         "serve": (settings.serving.enabled, PLANE_SECONDS),
         "observe": (settings.observe.enabled, CHILD_SECONDS),

@@ -13,7 +13,7 @@ OPERATORS_UMASK = "_MFMD_UMASK"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code (daemon/exit_codes.py); errors become one line on stderr."""
+    """Run one command and return its exit code (daemon/exit_codes.py); print errors as one line on stderr."""
     from daemon.cli.app import app
     from daemon.cli.errors import report
 
@@ -29,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _private_files() -> Iterator[None]:
-    """Keep others out of every file and directory that this process and its children make: 0640 and 0750, or stricter.
+    """Create files with mode 0640 and directories with mode 0750, or stricter, in this process and its children.
 
-    The umask is the one place that zarr, SQLite, logs and the processes of a round all obey.
+    The umask is set because zarr, SQLite, logs and the processes of a round all obey it.
     """
     umask = os.umask(PRIVATE)
     os.umask(umask | PRIVATE)
@@ -46,7 +46,7 @@ def _private_files() -> Iterator[None]:
 
 
 def _lift_global(arguments: list[str]) -> list[str]:
-    """`arguments` with `--log-level X` moved to the front, so that it may stand after the command's name too."""
+    """Move `--log-level X` to the front, because typer takes it only before the command's name."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     for index, argument in enumerate(arguments[:end]):
         if argument.startswith(f"{GLOBAL_OPTION}="):

@@ -1,4 +1,4 @@
-"""`mfmd adapt`: one round now, with its verdict; through the daemon when one runs, else in this process."""
+"""`mfmd adapt`: run one round now and print its verdict; through the daemon if it runs, else in this process."""
 
 import time
 from typing import TYPE_CHECKING
@@ -52,9 +52,9 @@ def adapt(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
 
 
 def _in_process(settings: "Settings", layout: "StateLayout", show: "ShowProgress") -> "Verdict":
-    """A round of our own, under the state directory's lock; Ctrl-C ends it cleanly, for good.
+    """Run a round in this process, under the state directory's lock; Ctrl-C ends it cleanly, for good.
 
-    A round that a kill interrupted is gone on with instead of a new one.
+    If a kill interrupted a round, resume that one instead of starting a new one.
     """
     from daemon.rounds.recovery import recover
     from daemon.rounds.runner import RoundContext, continue_round, launch_round
@@ -103,7 +103,7 @@ def _through_daemon(settings: "Settings", layout: "StateLayout", show: "ShowProg
 
 
 def _runs(client: "ControlClient", layout: "StateLayout", number: int) -> bool:
-    """Whether the round runs, or a daemon that is being stopped has not let go of it yet."""
+    """Return whether the round runs, or a stopping daemon still holds it."""
     from daemon.control.client import ControlFailed
 
     if not layout.locked():
@@ -119,7 +119,7 @@ def _runs(client: "ControlClient", layout: "StateLayout", number: int) -> bool:
 
 
 def _stays_locked(layout: "StateLayout") -> bool:
-    """Whether the daemon lives: of one that is killed the system closes connections first, its lock a moment later."""
+    """Return whether the daemon lives. After a kill the lock is released a moment after the connections close."""
     until = time.monotonic() + DYING_SECONDS
     while layout.locked():
         if time.monotonic() > until:
@@ -129,9 +129,9 @@ def _stays_locked(layout: "StateLayout") -> bool:
 
 
 def _outcome(folder: "RoundFolder | None", number: int, *, stopping: bool) -> "Verdict":
-    """Return the verdict of a round that does not run any more, or raise why there is none.
+    """Return the verdict of a round that has ended, or raise the error that explains why it has none.
 
-    `stopping`: the daemon is being stopped, or has ended.
+    `stopping`: the daemon is stopping, or has ended.
     """
     from daemon.control.client import ControlFailed
     from daemon.rounds.runner import RoundFailed
@@ -149,7 +149,7 @@ def _outcome(folder: "RoundFolder | None", number: int, *, stopping: bool) -> "V
 
 
 def _interrupted(folder: "RoundFolder | None", number: int) -> "DaemonError":
-    """Return the error for a round that the end of the daemon interrupted: whether and from where it goes on."""
+    """Return the error for a round that the daemon's end interrupted: whether it resumes, and from which step."""
     from daemon.control.client import ControlFailed
     from daemon.errors import Stopping
     from daemon.rounds.runner import RoundSuspended

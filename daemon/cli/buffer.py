@@ -1,4 +1,4 @@
-"""`mfmd buffer info|export|resize|compact`: look into the frame buffer, take frames out, change its shape."""
+"""`mfmd buffer info|export|resize|compact`: show the frame buffer, export frames, change its shape."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -40,13 +40,13 @@ CapacityOption = Annotated[
 
 
 def add_to(app: typer.Typer, panel: str) -> None:
-    """Register the family."""
+    """Register the commands."""
     app.add_typer(buffer_app, name="buffer", rich_help_panel=panel, epilog="Example: mfmd buffer info --json")
 
 
 @buffer_app.command(epilog="Example: mfmd buffer info")
 def info(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """Show what the buffer holds and takes: frames, sizes, bytes, sources, leases. Works beside a running daemon."""
+    """Show the buffer's frames, sizes, bytes, sources and leases. Works beside a running daemon."""
     settings = running_settings(config)
     from storage.buffer.info import buffer_info
 
@@ -91,7 +91,7 @@ def resize(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Give every frame another size, rescaled from what is stored; the daemon must be stopped."""
+    """Rescale every stored frame to another size; the daemon must be stopped."""
     settings = read_settings(config)
     from daemon.cli.output import live_progress
     from storage.buffer.resize import resize_buffer
@@ -110,7 +110,7 @@ def resize(
 
 @buffer_app.command(epilog="Example: mfmd buffer compact")
 def compact(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """Give space back: pixels of no frame, records of files that are gone; the daemon must be stopped."""
+    """Free disk space: remove pixels of no frame and records of missing files; the daemon must be stopped."""
     settings = read_settings(config)
     from dataclasses import asdict
     from functools import partial
@@ -129,7 +129,7 @@ def compact(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) 
 
 
 def _resized(settings: "BufferSettings", config: Path, **sides: int) -> "BufferSettings":
-    """The settings that the configuration must have afterwards. Raises ConfigError when they would not be valid."""
+    """Return the settings that the configuration needs after the resize. Raises ConfigError if they are not valid."""
     from pydantic import ValidationError
 
     from configs.errors import ConfigError

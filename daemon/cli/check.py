@@ -22,7 +22,7 @@ def add_to(app: typer.Typer, panel: str) -> None:
 
 
 def add_to_start(app: typer.Typer, panel: str) -> None:
-    """Register `doctor`, which stands in another panel."""
+    """Register `doctor`, which is listed in another panel."""
     app.command(rich_help_panel=panel, epilog="Example: mfmd doctor --json")(doctor)
 
 
@@ -32,7 +32,7 @@ def check(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify buffer, registry, rounds and source; exit 1 when an error is found (with --repair: when one is left)."""
+    """Verify buffer, registry, rounds and source; exit 1 if an error is found (with --repair: if one remains)."""
     layout = layout_of(running_settings(config))
     from storage.checking import Severity, check_state, repair_state
 
@@ -86,7 +86,7 @@ MARKS = {"ok": ("ok  ", typer.colors.GREEN), "warn": ("warn", typer.colors.YELLO
 
 
 def doctor(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """Check machine, folders, disk, ports, checkpoint and source; exit 1 when something will not work."""
+    """Check machine, folders, disk, ports, checkpoint and source; exit 1 if a check fails."""
     from daemon.doctor import Level, examine
 
     findings = examine(config)

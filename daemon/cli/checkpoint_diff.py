@@ -1,4 +1,4 @@
-"""`mfmd checkpoints diff A B`: what differs between two versions, for people and for programs."""
+"""`mfmd checkpoints diff A B`: the differences between two versions, as text and as JSON."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any

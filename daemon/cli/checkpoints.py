@@ -1,4 +1,4 @@
-"""`mfmd checkpoints`, `mfmd promote` and `mfmd rollback`: look at versions, keep them, choose which one serves."""
+"""`mfmd checkpoints`, `mfmd promote` and `mfmd rollback`: list versions, pin them, choose which one serves."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +34,7 @@ OPERATOR = "operator"
 
 
 def add_to(app: typer.Typer, panel: str) -> None:
-    """Register the family."""
+    """Register the commands."""
     app.add_typer(
         checkpoints_app, name="checkpoints", rich_help_panel=panel, epilog="Example: mfmd checkpoints list --json"
     )
@@ -46,7 +46,7 @@ def add_to(app: typer.Typer, panel: str) -> None:
 
 @checkpoints_app.command("list", epilog="Example: mfmd checkpoints list")
 def list_(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """List every version with its origin, scores and what points at it."""
+    """List every version with its origin, its scores and the refs that name it."""
     registry = registry_of(running_settings(config))
     _say_damage(registry)
     marks = _marks(registry)
@@ -64,7 +64,7 @@ def list_(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
 
 @checkpoints_app.command(epilog="Example: mfmd checkpoints show 3")
 def show(number: NumberArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """Show a version: where it came from, its scores and verdict, its shadow, its history. Verifies its files."""
+    """Show a version: its origin, scores, verdict, shadow and history. Verifies its files."""
     import yaml
 
     settings = running_settings(config)
@@ -91,7 +91,7 @@ def pin(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Keep a version for ever: retention never removes it."""
+    """Pin a version, so that retention never removes it."""
     registry = registry_of(running_settings(config))
     registry.pin(number, OPERATOR, reason)
     _say_pins(registry, as_json, f"Version {number} is pinned.")
@@ -104,7 +104,7 @@ def unpin(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Let retention remove a version again."""
+    """Unpin a version, so that retention may remove it."""
     registry = registry_of(running_settings(config))
     registry.unpin(number, OPERATOR, reason)
     _say_pins(registry, as_json, f"Version {number} is no longer pinned.")
@@ -139,8 +139,9 @@ def prune(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove the oldest versions, and all but the newest few that never served; never what serves, served before it, is
-    pinned, in the shadow or was released.
+    """Remove the oldest versions, and all but the newest few that never served.
+
+    Versions that serve, served before it, are pinned, run in the shadow or were released stay.
     """
     settings = running_settings(config)
     registry = registry_of(settings)
@@ -162,7 +163,7 @@ def shadow(number: NumberArgument, reason: ReasonOption = "", config: ConfigOpti
 
 @checkpoints_app.command(epilog="Example: mfmd checkpoints unshadow")
 def unshadow(reason: ReasonOption = "", config: ConfigOption = DEFAULT_CONFIG) -> None:
-    """Run no version in the shadow any more."""
+    """End the shadow."""
     registry_of(running_settings(config)).set_shadow(None, by=OPERATOR, reason=reason)
     typer.echo("No version is the shadow.")
 
@@ -174,7 +175,7 @@ def rollback(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Serve an earlier version again; the one left counts as rolled back. Works with the daemon up or down."""
+    """Serve an earlier version again; mark the current one as rolled back. Works with the daemon up or down."""
     settings = running_settings(config)
     from daemon.gate.promotion import roll_back
 
@@ -190,7 +191,7 @@ def promote(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Serve any version; `mfmd rollback` leads back to the one left. Works with the daemon up or down."""
+    """Serve any version; `mfmd rollback` undoes it. Works with the daemon up or down."""
     settings = running_settings(config)
     from daemon.gate.promotion import promote as serve
 
@@ -207,7 +208,7 @@ def _say_move(ref: "Ref", before: "Ref | None", as_json: bool) -> None:
 
 
 def _shadows(settings: "Settings", version: int) -> list[dict[str, Any]]:
-    """How a version agreed with those in whose shadow it ran, all planes summed up."""
+    """Return how a version agreed with the versions it ran in the shadow of, summed over all planes."""
     from storage.layout import StateLayout
     from storage.registry.shadow_record import ShadowRecords
 
@@ -223,8 +224,9 @@ def _say_pins(registry: "CheckpointRegistry", as_json: bool, text: str) -> None:
 
 
 def _say_damage(registry: "CheckpointRegistry") -> None:
-    """Damaged refs, and a version that should serve and is gone, on stderr: versions are shown all the same, for that
-    is when one must be chosen.
+    """Print damaged refs and missing files of the serving version on stderr.
+
+    The versions are still shown, because the operator needs them to choose another.
     """
     from daemon.status.collect import check_serving_files
     from storage.errors import StorageError

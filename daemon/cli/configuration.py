@@ -14,7 +14,7 @@ FileArgument = Annotated[Path | None, typer.Argument(help="File to check.", show
 
 
 def add_to(app: typer.Typer, panel: str) -> None:
-    """Register the family."""
+    """Register the commands."""
     app.add_typer(config_app, name="config", rich_help_panel=panel, epilog="Example: mfmd config show")
 
 

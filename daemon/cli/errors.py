@@ -22,7 +22,7 @@ def report(error: BaseException) -> int:
 
 
 def exit_code_of(error: BaseException) -> int:
-    """The exit code for `error`: its own `exit_code` when it has one, else by its kind."""
+    """Return the exit code for `error`: its `exit_code` if it has one, else by its type."""
     own = getattr(error, "exit_code", None)
     if isinstance(own, int):
         return int(own)

@@ -1,4 +1,4 @@
-"""`mfmd frames`: turns videos into image files; `mfmd run` starts one for the videos of the drop folder."""
+"""`mfmd frames`: extract image files from videos; `mfmd run` starts one for the videos of the drop folder."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -67,7 +67,7 @@ def frames(
 
 
 def _settings(config: Path, into: Path | None, every: float | None) -> "tuple[Path, VideoSettings, WatchSettings]":
-    """Folder, limits of videos and of pictures: from the configuration, or the defaults where none is needed."""
+    """Return folder, video settings and watch settings: from the configuration, or defaults if it is not needed."""
     from configs.watch import VideoSettings, WatchSettings
 
     if into is not None and not config.exists():

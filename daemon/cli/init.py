@@ -1,4 +1,4 @@
-"""`mfmd init` and `mfmd demo`: a first configuration for a drop folder, and a first look."""
+"""`mfmd init` and `mfmd demo`: write a first configuration; show the whole cycle."""
 
 import os
 import re
@@ -64,7 +64,7 @@ def init(
 
 
 def preset_names() -> list[str]:
-    """Names of the presets that ship with mfmd."""
+    """Return the names of the presets that ship with mfmd."""
     folder = resources.files("configs") / "presets"
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
@@ -87,7 +87,7 @@ def _from_choices(config: Path, folder: Path, classes: str, images: Path | None,
 
 
 def _from_preset(name: str, folder: str) -> str:
-    """The preset's text with the drop folder put in."""
+    """Return the preset's text with the drop folder filled in."""
     if name not in preset_names():
         raise typer.BadParameter(f"no preset {name!r}; there are {', '.join(preset_names())}")
     text = (resources.files("configs") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
@@ -100,7 +100,7 @@ def _from_preset(name: str, folder: str) -> str:
 
 
 def _relative(path: Path, config: Path) -> str:
-    """`path` as it should stand in `config`: relative when it lies beside or below the file, else absolute."""
+    """Return `path` as `config` names it: relative if it is beside or below the file, else absolute."""
     target, base = path.expanduser().resolve(), config.expanduser().resolve().parent
     return Path(os.path.relpath(target, base)).as_posix() if target.is_relative_to(base) else target.as_posix()
 
@@ -115,7 +115,7 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the state directory and the daemon running.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the report and the picture.")] = None,
 ) -> None:
-    """Show the whole job on drawn street scenes: nothing to download or configure, about five minutes on two cores."""
+    """Show the whole cycle on drawn street scenes: no download, no configuration, five minutes on two cores."""
     from daemon.demo import run_demo
 
     raise typer.Exit(run_demo(keep=keep, out=out))

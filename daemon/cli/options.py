@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they lead to: settings, layout, registry."""
+"""Options that several commands share, and the settings, layout and registry that they name."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,28 +21,28 @@ VersionOption = Annotated[
 
 
 def read_settings(config: Path) -> "Settings":
-    """The settings in `config` and the environment. Raises ConfigError."""
+    """Return the settings in `config` and the environment. Raises ConfigError."""
     from configs.load import load_settings
 
     return load_settings(config)
 
 
 def running_settings(config: Path) -> "Settings":
-    """The settings of the daemon that runs; without one those in `config`. Raises ConfigError."""
+    """Return the settings of the running daemon; without one those in `config`. Raises ConfigError."""
     from daemon.runtime.in_force import running_settings as running
 
     return running(config)
 
 
 def layout_of(settings: "Settings") -> "StateLayout":
-    """The state directory's layout."""
+    """Return the state directory's layout."""
     from storage.layout import StateLayout
 
     return StateLayout(settings.state)
 
 
 def registry_of(settings: "Settings") -> "CheckpointRegistry":
-    """The checkpoint registry of the state directory."""
+    """Return the checkpoint registry of the state directory."""
     from storage.registry.registry import CheckpointRegistry
 
     return CheckpointRegistry(layout_of(settings).checkpoints)

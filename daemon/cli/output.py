@@ -1,4 +1,4 @@
-"""What commands print: JSON for programs, plain tables and times for people, live progress on stderr."""
+"""Output of commands: JSON for programs, plain tables and times for people, live progress on stderr."""
 
 import json
 import sys
@@ -11,13 +11,13 @@ import typer
 
 
 def print_json(value: Any) -> None:
-    """`value` as indented JSON on stdout; bytes of a name that are no UTF-8 as `\\udcNN`, which JSON reads back."""
+    """Print `value` as indented JSON; bytes of a name that are not UTF-8 become `\\udcNN`, which JSON reads back."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     typer.echo(text.encode(errors="backslashreplace").decode())
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A left-aligned text table on stdout; numbers are right-aligned. Plain, so that grep and cut work on it."""
+    """Print a plain text table, for grep and cut; numbers are right-aligned, the rest left-aligned."""
     cells = [[_text(cell) for cell in row] for row in rows]
     numeric = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(header))]
     widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
@@ -30,17 +30,17 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
 
 
 def local_time(unix: float | None) -> str:
-    """`unix` (seconds) as local date and time, `-` when there is none."""
+    """Return `unix` (seconds) as local date and time, `-` for None."""
     return "-" if unix is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix))
 
 
 def percent(share: float | None) -> str:
-    """A share (0-1) as percent with two decimals, `-` when there is none."""
+    """Return a share (0-1) as percent with two decimals, `-` for None."""
     return "-" if share is None else f"{100 * share:.2f}"
 
 
 def headline(scores: Mapping[str, float]) -> str:
-    """The mIoUs among a version's scores, in percent: `source_miou 61.20 %`; scores of single classes are left out."""
+    """Return the mIoUs among a version's scores in percent: `source_miou 61.20 %`; skip scores of single classes."""
     return ", ".join(f"{name} {percent(value)} %" for name, value in scores.items() if name.endswith("miou"))
 
 
@@ -57,7 +57,7 @@ LINE_SECONDS = 10.0
 
 
 class ShowProgress(Protocol):
-    """Shows one state of the work: its phase, `step` of `steps`, and facts such as losses."""
+    """Shows progress: the phase, `step` of `steps`, and facts such as losses."""
 
     def __call__(self, phase: str, step: int, steps: int, facts: Mapping[str, float | None]) -> None:
         """Show it."""
@@ -65,7 +65,7 @@ class ShowProgress(Protocol):
 
 @contextmanager
 def live_progress() -> Iterator[ShowProgress]:
-    """Progress display for as long as the context lasts."""
+    """Display progress for as long as the context lasts."""
     if sys.stderr.isatty():
         with _bar() as show:
             yield show

@@ -23,7 +23,7 @@ def add_to(app: typer.Typer, panel: str) -> None:
 
 
 def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
-    """Run the daemon: watch the folder, store, adapt, judge, serve. Stops cleanly on Ctrl-C or SIGTERM."""
+    """Run the daemon: watch the folder, store frames, adapt, judge, serve. Ctrl-C or SIGTERM stops it cleanly."""
     settings = read_settings(config)
     from daemon.app import run as run_daemon
 
@@ -31,7 +31,7 @@ def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
 
 
 def reload(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """Let the running daemon take over what the configuration file changes, and name what needs a restart."""
+    """Reload the configuration file in the running daemon; list the changes that need a restart."""
     settings = running_settings(config)
     from daemon.control.client import ControlClient
 
@@ -69,7 +69,7 @@ def observe(config: ConfigOption = DEFAULT_CONFIG) -> None:
 
 
 def as_process(settings: "Settings", config: Path, run: Callable[["Settings"], int]) -> int:
-    """Run a process that SIGHUP does not end, and that does not outlive the daemon that started it for long."""
+    """Run a process that reloads on SIGHUP and ends soon after the daemon that started it."""
     from daemon.runtime.in_force import SettingsInForce, reloaded_on_hang_up
     from daemon.runtime.process_group import end_without_daemon
 

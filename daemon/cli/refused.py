@@ -1,4 +1,4 @@
-"""`mfmd refused list|retry`: what ingest did not take and why, and another chance for it."""
+"""`mfmd refused list|retry`: list the files that ingest refused, with the reasons; retry them."""
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +27,7 @@ AllOption = Annotated[bool, typer.Option("--all", help="Every refused file.")]
 
 
 def add_to(app: typer.Typer, panel: str) -> None:
-    """Register the family."""
+    """Register the commands."""
     app.add_typer(refused_app, name="refused", rich_help_panel=panel, epilog="Example: mfmd refused list --json")
 
 
@@ -61,7 +61,7 @@ def retry(
     paths: PathsArgument = None, reason: CodeOption = None, everything: AllOption = False,
     config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Let ingest take refused files again; out of the quarantine they come back first. Daemon up or down."""
+    """Retry refused files; quarantined ones move back to the drop folder first. Daemon up or down."""
     if not (paths or reason or everything):
         raise typer.BadParameter("name files, or give --reason or --all")
     settings = running_settings(config)
@@ -89,7 +89,7 @@ def _through_daemon(settings: "Settings", selection: "Selection") -> list[str]:
 
 
 def _in_process(settings: "Settings", selection: "Selection") -> list[str]:
-    """Under the state directory's lock, as the one writer; the next `mfmd run` finds the files."""
+    """Retry under the state directory's lock, as the only writer; the next `mfmd run` finds the files."""
     from daemon.ingest.refusals import retry_refused
     from storage.buffer.catalog import Catalog
 

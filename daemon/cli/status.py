@@ -1,4 +1,4 @@
-"""`mfmd status`: what serves, what waits, how the last round ended. Reads storage; works with the daemon up or down."""
+"""`mfmd status`: what serves, what waits, how the last round ended. Works with the daemon up or down."""
 
 import time
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False, c
 
 
 def _check(settings: "Settings") -> None:
-    """Exit 1, saying why, unless a daemon holds the state directory and its threads live (`/healthz`)."""
+    """Exit 1 with the reason unless a daemon holds the state directory and its threads live (`/healthz`)."""
     from daemon.control.client import ControlClient, ControlFailed
 
     layout = layout_of(settings)

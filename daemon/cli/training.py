@@ -52,7 +52,7 @@ def import_(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Take a ready model: a Hugging Face segmentation model (directory or hub id), or safetensors of `network`."""
+    """Import a trained model: a Hugging Face segmentation model (directory or hub id), or safetensors of `network`."""
     settings = read_settings(config)
     from adapters.checkpoints.importing import import_checkpoint
 
@@ -67,7 +67,7 @@ def _warn(text: str) -> None:
 
 
 def _release(settings: "Settings", manifest: "Manifest", *, by: str, reason: str, as_json: bool) -> None:
-    """Let the new version serve if nothing serves yet, and say what happened."""
+    """Let the new version serve if none serves yet, and print what happened."""
     from daemon.gate.promotion import release
 
     registry = registry_of(settings)

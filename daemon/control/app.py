@@ -1,4 +1,4 @@
-"""The control plane's HTTP API: look without a token, change with one. No torch, no long work in a request."""
+"""The control plane's HTTP API: reads need no token, changes need one. No torch, no long work in a request."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -41,7 +41,7 @@ Number = Annotated[int, Path(le=LARGEST_NUMBER)]
 
 @dataclass(frozen=True, slots=True)
 class ControlContext:
-    """What the API works on."""
+    """The objects that the API works on."""
 
     in_force: SettingsInForce
     registry: CheckpointRegistry
@@ -53,7 +53,7 @@ class ControlContext:
 
 
 def create_control_app(context: ControlContext, *, local: bool = False) -> FastAPI:
-    """Return the API as an ASGI application; a `local` one asks for no token, because its socket is the owner's."""
+    """Return the API as an ASGI application; a `local` one needs no token, because only the owner opens its socket."""
     app = FastAPI(title="mfmd control plane", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
     app.include_router(_probes(context))
     app.include_router(_reading(context))
@@ -70,17 +70,17 @@ def _probes(context: ControlContext) -> APIRouter:
 
     @router.get("/healthz")
     def healthz() -> JSONResponse:
-        """Whether the daemon's threads live. Independent of folder, disk, model and children."""
+        """Report whether the daemon's threads live. Independent of folder, disk, model and children."""
         return _probe(context.health.dead())
 
     @router.get("/readyz")
     def readyz() -> JSONResponse:
-        """Whether the daemon does its work: a version serves, its children run, no part of it has stopped for good."""
+        """Report whether the daemon works: a version serves, children run, no part has stopped for good."""
         return _probe(context.health.not_ready())
 
     @router.get("/metrics")
     def metrics(accept: Annotated[str, Header()] = "") -> Response:
-        """Prometheus metrics of the control plane."""
+        """Return the Prometheus metrics of the control plane."""
         content, content_type = context.metrics.exposition(accept)
         return Response(content, headers={"Content-Type": content_type})
 
@@ -93,12 +93,12 @@ def _reading(context: ControlContext) -> APIRouter:
 
     @router.get("/status")
     def status() -> Status:
-        """The whole picture, as `mfmd status --json`."""
+        """Return the whole status, as `mfmd status --json`."""
         return collect_status(context.in_force.now)
 
     @router.get("/checkpoints")
     def checkpoints() -> CheckpointList:
-        """All versions, oldest first, and what the refs name; a damaged ref hides no version."""
+        """Return all versions, oldest first, and the refs; a damaged ref hides no version."""
         registry = context.registry
         pins = set(registry.pins())
         state = registry.state()
@@ -112,14 +112,14 @@ def _reading(context: ControlContext) -> APIRouter:
 
     @router.get("/rounds")
     def rounds(limit: Annotated[int, Query(ge=1, le=1000)] = 20) -> RoundList:
-        """The newest rounds."""
+        """Return the newest rounds."""
         return RoundList(
             running=context.rounds.running, rounds=summaries(store, limit, alive=context.rounds.running is not None)
         )
 
     @router.get("/rounds/{number}")
     def one_round(number: Number) -> RoundDetail:
-        """One round with its newest progress and its verdict."""
+        """Return one round with its newest progress and its verdict."""
         folder = store.folder(number)
         summary = summarise(folder, alive=context.rounds.running == number)
         return RoundDetail(summary=summary, progress=folder.last_progress(), verdict=folder.verdict())
@@ -132,14 +132,14 @@ def _changing(context: ControlContext) -> APIRouter:
 
     @router.post("/rounds", status_code=202)
     def start_round() -> dict[str, int]:
-        """Start a round now; its number. 409 when one runs or there is too little to work with."""
+        """Start a round now; return its number. 409 if one runs or there are too few frames."""
         return {"round": context.rounds.request()}
 
     @router.post("/rollback")
     def rollback(request: RollbackRequest | None = None) -> Ref:
         """Serve an earlier version again; the inference plane follows within `serving.advanced.follow_seconds`.
 
-        409 when another version than `expected` serves, or `to` did not serve before.
+        409 if a version other than `expected` serves, or `to` did not serve before.
         """
         wanted = request or RollbackRequest()
         return promotion.roll_back(
@@ -148,34 +148,34 @@ def _changing(context: ControlContext) -> APIRouter:
 
     @router.post("/reload")
     def reload() -> Reloaded:
-        """Take over what the configuration file changes in a running daemon; the rest needs a restart.
+        """Reload the configuration file; return the changes that need a restart.
 
-        409 when the file is not valid; then nothing changes.
+        409 if the file is not valid; then nothing changes.
         """
         return context.in_force.reload()
 
     @router.post("/promote")
     def promote(request: PromoteRequest) -> Ref:
-        """Serve any version by hand; the version left does not count as rolled back. 409 as `rollback`."""
+        """Serve any version by hand; the one before is not marked as rolled back. 409 as for `rollback`."""
         return promotion.promote(
             context.registry, request.version, by="operator", reason=request.reason, expected=request.expected
         )
 
     @router.post("/checkpoints/{version}/pin")
     def pin(version: Number, request: PinRequest | None = None) -> dict[str, list[int]]:
-        """Keep a version whatever retention says."""
+        """Pin a version, so that retention never removes it."""
         context.registry.pin(version, by="operator", reason=request.reason if request else "")
         return {"pinned": context.registry.pins()}
 
     @router.post("/checkpoints/{version}/unpin")
     def unpin(version: Number, request: PinRequest | None = None) -> dict[str, list[int]]:
-        """Leave a version to retention again."""
+        """Unpin a version, so that retention may remove it."""
         context.registry.unpin(version, by="operator", reason=request.reason if request else "")
         return {"pinned": context.registry.pins()}
 
     @router.post("/refused/retry")
     def retry_refused(request: RetryRequest) -> dict[str, list[str]]:
-        """Let ingest take refused files again, out of the quarantine too; their paths."""
+        """Retry refused files, quarantined ones too; return their paths."""
         return {"retried": context.retries.ask(Selection(frozenset(request.paths), request.reason))}
 
     return router

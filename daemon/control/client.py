@@ -1,4 +1,4 @@
-"""Talk to the daemon's control API from a command, through its Unix socket: who may open it may do everything."""
+"""Client of the control API for commands, through the Unix socket: anyone who may open it may do everything."""
 
 import http.client
 import json
@@ -37,12 +37,12 @@ class ControlClient:
 
     @property
     def left(self) -> bool:
-        """Whether the daemon publishes its address no more: the first thing that it takes back when it is stopped."""
+        """Return whether the daemon has removed its run record, which it does first when it stops."""
         return read_run_record(self._path) != self._record
 
     @property
     def replaced(self) -> bool:
-        """Whether another daemon has published its own address since."""
+        """Return whether another daemon has published its address since."""
         return self.left and read_run_record(self._path) is not None
 
     def problems(self) -> list[str]:
@@ -59,11 +59,11 @@ class ControlClient:
         return None if number is None else int(number)
 
     def reload(self) -> Reloaded:
-        """Let the daemon take over what its configuration file changes. Raises ConfigError or ControlFailed."""
+        """Ask the daemon to reload its configuration file. Raises ConfigError or ControlFailed."""
         return Reloaded.model_validate(self._send("POST", "/v1/reload"))
 
     def retry_refused(self, paths: list[str], reason: str | None) -> list[str]:
-        """Let ingest take refused files again; return the paths of those that were. Raises ControlFailed."""
+        """Ask the daemon to retry refused files; return their paths. Raises ControlFailed."""
         wanted = {"paths": paths, "reason": reason}
         return [str(path) for path in self._send("POST", "/v1/refused/retry", wanted)["retried"]]
 

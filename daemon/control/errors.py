@@ -74,7 +74,7 @@ def answer_errors(app: FastAPI) -> None:
 
 
 def api_answer(error: ApiError) -> JSONResponse:
-    """The answer that `error` is."""
+    """Return `error` as an HTTP response."""
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
     return _error(error.status, error.code, error.message, headers)
 

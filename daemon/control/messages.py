@@ -1,4 +1,4 @@
-"""What the control API takes and gives."""
+"""Request and response bodies of the control API."""
 
 from typing import Annotated
 
@@ -17,7 +17,7 @@ class _Body(BaseModel):
 
 
 class RollbackRequest(_Body):
-    """What `POST /v1/rollback` may carry."""
+    """Optional body of `POST /v1/rollback`."""
 
     to: Annotated[int | None, Field(ge=1, le=LARGEST_NUMBER)] = None
     """Version to serve; none: the one that served before."""
@@ -28,7 +28,7 @@ class RollbackRequest(_Body):
 
 
 class PromoteRequest(_Body):
-    """What `POST /v1/promote` carries."""
+    """Body of `POST /v1/promote`."""
 
     version: Annotated[int, Field(ge=1, le=LARGEST_NUMBER)]
     """Version to serve."""
@@ -39,14 +39,14 @@ class PromoteRequest(_Body):
 
 
 class PinRequest(_Body):
-    """What pin and unpin may carry."""
+    """Optional body of pin and unpin."""
 
     reason: str = ""
     """Why; kept in the history."""
 
 
 class RetryRequest(_Body):
-    """Which refused files `POST /v1/refused/retry` means; all where nothing is given."""
+    """The refused files that `POST /v1/refused/retry` retries; all if the body is empty."""
 
     paths: list[str] = []
     """Relative to the drop folder, as `mfmd refused list` shows them."""

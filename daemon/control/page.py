@@ -1,8 +1,8 @@
 """The operator's page on the control plane: what serves, and forms to roll back and to promote. HTML, no assets.
 
-The form asks for the control token each time and no cookie stands for it, so another site has nothing to send along;
-one that tries anyway is refused by what the browser says of it. The form names the version that it was shown for: sent
-twice, or after somebody else moved the ref, it does nothing.
+The form asks for the control token each time and sets no cookie, so that another site cannot send it along. A form from
+another site is refused by the headers that the browser sends. The form carries the version that was shown: sent twice,
+or after the ref moved, it changes nothing.
 """
 
 import re
@@ -39,7 +39,7 @@ HEADERS = {
 
 
 def create_page(in_force: SettingsInForce, registry: CheckpointRegistry, token: str) -> APIRouter:
-    """The routes of the page."""
+    """Return the routes of the page."""
     router = APIRouter(include_in_schema=False)
 
     def show(notice: Notice | None = None, status: int = 200) -> HTMLResponse:
@@ -48,11 +48,11 @@ def create_page(in_force: SettingsInForce, registry: CheckpointRegistry, token: 
 
     @router.get("/")
     def page() -> HTMLResponse:
-        """The page."""
+        """Return the page."""
         return show()
 
     async def move(request: Request, how: Move, failed: str) -> Response:
-        """Do what a form asks: token, shown version, target, reason. Back to the page when it is done."""
+        """Check a form's token and fields, move the ref, and redirect to the page."""
         try:
             _same_site(request)
             form = _form(await _body(request))
@@ -65,12 +65,12 @@ def create_page(in_force: SettingsInForce, registry: CheckpointRegistry, token: 
 
     @router.post("/rollback")
     async def rollback(request: Request) -> Response:
-        """The form that goes back."""
+        """Roll back, as the form says."""
         return await move(request, _roll_back, "Not rolled back")
 
     @router.post("/promote")
     async def promote(request: Request) -> Response:
-        """The form that serves any version."""
+        """Promote the version that the form names."""
         return await move(request, _promote, "Not promoted")
 
     return router
@@ -88,7 +88,7 @@ def _promote(registry: CheckpointRegistry, form: dict[str, str]) -> None:
 
 
 def _move(form: dict[str, str], *, optional: bool) -> tuple[int | None, int, str]:
-    """Target (None only when `optional`), the version that the form was shown for, and the reason."""
+    """Return target (None only if `optional`), the version that the form showed, and the reason."""
     to, shown, reason = form.get("to", ""), form.get("serving", ""), form.get("reason", "").strip()
     if not (NUMBER.fullmatch(shown) and ((optional and not to) or NUMBER.fullmatch(to))):
         raise ApiError(422, "invalid_request", "serving and to must be numbers of versions; load the page again")
@@ -98,7 +98,7 @@ def _move(form: dict[str, str], *, optional: bool) -> tuple[int | None, int, str
 
 
 def _same_site(request: Request) -> None:
-    """Raises ApiError when a browser says that the form came from another site."""
+    """Raise ApiError if the browser's headers say that the form came from another site."""
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
     foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host", "")
     if site is not None:  # says it better: a proxy may change the host that we see
@@ -108,7 +108,7 @@ def _same_site(request: Request) -> None:
 
 
 async def _body(request: Request) -> bytes:
-    """At most `MOST_FORM_BYTES`. Raises ApiError beyond that."""
+    """Return the body. Raises ApiError beyond `MOST_FORM_BYTES`."""
     data = bytearray()
     async for chunk in request.stream():
         data += chunk
@@ -118,7 +118,7 @@ async def _body(request: Request) -> bytes:
 
 
 def _form(body: bytes) -> dict[str, str]:
-    """Fields of an urlencoded form, the first of each name. Raises ApiError when it is none."""
+    """Return the fields of a urlencoded form, the first of each name. Raises ApiError if it is not one."""
     try:
         fields: dict[str, list[Any]] = parse_qs(body.decode(), max_num_fields=MOST_FIELDS, keep_blank_values=True)
     except ValueError as error:

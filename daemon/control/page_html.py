@@ -1,4 +1,4 @@
-"""The HTML of the operator's page: every value is escaped where it is put in."""
+"""The HTML of the operator's page: every inserted value is escaped."""
 
 import base64
 import hashlib
@@ -28,7 +28,7 @@ STYLE_HASH = f"sha256-{base64.b64encode(hashlib.sha256(STYLE.encode()).digest())
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What became of a form."""
+    """The result of a form."""
 
     title: str
     """In a few words."""
@@ -37,7 +37,7 @@ class Notice:
 
 
 def render(status: Status, registry: CheckpointRegistry, notice: Notice | None = None) -> str:
-    """The whole page."""
+    """Return the whole page."""
     parts = [
         f'<p class="notice" role="alert"><strong>{escape(notice.title)}.</strong> {escape(notice.text)}</p>'
         if notice
@@ -78,7 +78,7 @@ def _serving(status: Status) -> str:
 
 
 def _moves(status: Status, state: RegistryState) -> str:
-    """The forms that go back and that serve any version."""
+    """Return the forms for roll back and promote."""
     serving = status.serving
     if serving is None and status.versions:  # a form needs the version that it was shown for
         what = "It is not known which version serves" if status.serving_damaged else "No version serves"
@@ -132,7 +132,7 @@ def _history(registry: CheckpointRegistry) -> str:
 def _table(
     title: str, rows: Iterable[Sequence[object]], *, head: Sequence[str] = (), caption: str = "", empty: str = ""
 ) -> str:
-    """A table; without `head` the first cell of each row is its heading."""
+    """Return a table; without `head` the first cell of each row is its heading."""
     begin, end = ("<td>", "</td>") if head else ('<th scope="row">', "</th>")
     lines = [
         f"<tr>{begin}{_cell(row[0])}{end}{''.join(f'<td>{_cell(cell)}</td>' for cell in row[1:])}</tr>" for row in rows

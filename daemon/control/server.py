@@ -1,6 +1,6 @@
-"""The control API on a socket, TCP or Unix: bound early, so that a taken port is told at once; served from a thread.
+"""The control API on a socket, TCP or Unix: bound early, so that a port in use is reported at once.
 
-The guard asks for the token before it reads a body, and accepts no large body.
+It serves from a thread. The guard checks the token before it reads a body, and accepts no large body.
 """
 
 import socket
@@ -24,15 +24,15 @@ START_SECONDS = 10.0
 
 
 def bind(settings: ControlSettings) -> socket.socket:
-    """A listening socket. Raises AddressInUse, naming host and port, ConfigError for a public one without a token."""
+    """Return a listening socket. Raises AddressInUse, or ConfigError for a public address without a token."""
     return listen(control_address(settings), BACKLOG)
 
 
 class ControlServer:
-    """uvicorn in a thread; signals stay with the main thread."""
+    """Runs uvicorn in a thread; the main thread handles signals."""
 
     def __init__(self, app: FastAPI, listener: socket.socket, tls: TlsFiles | None = None) -> None:
-        """HTTPS only with `tls`."""
+        """Set up; HTTPS only with `tls`."""
         self._listener = listener
         config = uvicorn.Config(
             app,
@@ -51,17 +51,17 @@ class ControlServer:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port it is bound to."""
+        """Return the host and port it is bound to."""
         host, port = self._listener.getsockname()[:2]
         return str(host), int(port)
 
     @property
     def alive(self) -> bool:
-        """Whether it serves."""
+        """Return whether it serves."""
         return self._thread.is_alive()
 
     def start(self) -> None:
-        """Serve; returns once requests are answered. Raises DaemonError when it does not come up."""
+        """Start serving; return once it answers requests. Raises DaemonError if it does not start."""
         self._thread.start()
         deadline = threading.Event()
         for _ in range(int(START_SECONDS / 0.02)):
@@ -89,15 +89,15 @@ MOST_BYTES = 4 * 1024 * 1024
 
 
 class ControlGuard:
-    """Wraps the application; new routes are behind it without doing anything for it."""
+    """Wraps the application, so that every route is guarded."""
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:
-        """Without `token` only the size of bodies is watched."""
+        """Set up; without `token` only the size of bodies is limited."""
         self._app = app
         self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer 401; a body of more than `MOST_BYTES` is answered with 413, not read on."""
+        """Pass a request on, or answer 401; stop reading a body of more than `MOST_BYTES` and answer 413."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""Metrics that storage knows: read when Prometheus asks, so they are right after a restart and never stale."""
+"""Metrics read from storage at scrape time: right after a restart and never stale."""
 
 import os
 import shutil
@@ -141,11 +141,11 @@ class StateCollector(Collector):
         }
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing in advance: registering must not read the state directory."""
+        """Return nothing, because registering must not read the state directory."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """All families."""
+        """Yield all families."""
         readable = {}
         for part, read in self._parts.items():
             found = self._read(part, read)
@@ -154,7 +154,7 @@ class StateCollector(Collector):
         yield _family("mfmd_state_readable", readable)
 
     def _read(self, part: str, read: Callable[[], Iterator[Values]]) -> list[Values] | None:
-        """What a part has to tell; None when it cannot be read, which is logged when the reason changes."""
+        """Return the values of a part; None if it cannot be read. Log the reason when it changes."""
         try:
             found = list(read())
         except (OSError, StorageError) as error:
@@ -255,7 +255,7 @@ def _family(name: str, values: float | Mapping[str, float]) -> Metric:
 
 
 def _tree_bytes(folder: str) -> int:
-    """Disk space of all files below `folder`; what vanishes meanwhile counts nothing."""
+    """Return the disk space of all files below `folder`; files removed meanwhile count as 0."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:

@@ -1,4 +1,4 @@
-"""The daemon's thread for rounds: starts one when the schedule or an operator says so, and waits for its end."""
+"""The daemon's thread for rounds: starts one when the schedule or an operator asks, and waits for its end."""
 
 import threading
 import time
@@ -37,7 +37,7 @@ log = get_logger(__name__)
 
 
 class RoundLoop:
-    """Runs rounds one at a time. `step` belongs to one thread; the rest may be called from any."""
+    """Runs rounds one at a time. One thread calls `step`; any thread may call the rest."""
 
     def __init__(
         self,
@@ -49,9 +49,9 @@ class RoundLoop:
         interrupted: int | None = None,
         wake: Callable[[], object] = lambda: None,
     ) -> None:
-        """Set up; `interrupted` is the round to go on with before any other starts (`recovery.recover`).
+        """Set up; `interrupted` is the round to resume before any other starts (`recovery.recover`).
 
-        `wake` makes the next step come at once.
+        `wake` runs the next step at once.
         """
         self.settings = settings
         """Of the next round; a reload replaces them."""
@@ -66,13 +66,13 @@ class RoundLoop:
 
     @property
     def running(self) -> int | None:
-        """Number of the round that runs or is about to."""
+        """Return the number of the round that runs or is about to."""
         return self._running
 
     def request(self) -> int:
-        """Start a round now; returns its number.
+        """Start a round now; return its number.
 
-        Raises RoundRunning, NotEnoughFrames, NoCheckpoint, or Stopping while the daemon goes down.
+        Raises RoundRunning, NotEnoughFrames, NoCheckpoint, or Stopping while the daemon stops.
         """
         self._registry.serving_version()
         check_frames(self._buffer.records(), self.settings)
@@ -87,7 +87,7 @@ class RoundLoop:
         return number
 
     def step(self) -> float:
-        """Run a round if one is due; returns the seconds until it wants to be called again."""
+        """Run a round if one is due; return the seconds until the next call."""
         if self._stop.is_set():
             return POLL_SECONDS
         work = self._work()
@@ -99,11 +99,11 @@ class RoundLoop:
             self._let_go()
 
     def schedule(self) -> Due:
-        """What the schedule says now."""
+        """Return whether the schedule asks for a round now."""
         return due(time.time(), schedule_state(self._buffer.catalog, self._store, self._registry), self.settings)
 
     def stop(self) -> None:
-        """End the round that runs, and start no other."""
+        """End the running round, and start no other."""
         with self._lock:
             self._stop.set()
         self._wake()
@@ -123,7 +123,7 @@ class RoundLoop:
                 self._running = number
 
     def _claim(self) -> Trigger | None:
-        """The trigger of a round that starts now, or None. After this another request is refused."""
+        """Return the trigger of a round that starts now, or None. Another request is refused after this."""
         scheduled = self.schedule().trigger
         with self._lock:
             if self._requested:
@@ -133,7 +133,7 @@ class RoundLoop:
         return scheduled
 
     def _let_go(self) -> None:
-        """Note that the round at work has ended. Keep a request from before an open round was found."""
+        """Record that the round has ended. Keep a request from before an open round was found."""
         with self._lock:
             self._requested = self._requested and self._interrupted is not None
             self._running = self._store.next_number() if self._requested else None
@@ -141,7 +141,7 @@ class RoundLoop:
         self._metrics.in_progress.set(0)
 
     def _work(self) -> Work | None:
-        """What to do now: resume the interrupted round, start one that is due, or nothing."""
+        """Return what to do now: resume the interrupted round, start one that is due, or nothing."""
         if self._interrupted is None:
             self._finish_latest()
         if self._interrupted is not None:
@@ -150,7 +150,7 @@ class RoundLoop:
         return partial(launch_round, trigger=trigger) if trigger is not None else None
 
     def _run(self, work: Work) -> float:
-        """One round; returns the seconds until the next look."""
+        """Run one round; return the seconds until the next step."""
         self._metrics.in_progress.set(1)
         context = RoundContext(self.settings, self._buffer, self._registry, self._stop, self._show, suspends=True)
         try:

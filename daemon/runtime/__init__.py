@@ -1,1 +1,1 @@
-"""Keep parts and processes alive; this folder knows no image."""
+"""Keep parts and processes running; nothing here depends on images."""

@@ -1,7 +1,7 @@
-"""`run/activity.json`: what the living daemon does right now, for `mfmd status` and whoever looks over its shoulder.
+"""`run/activity.json`: what the running daemon does now, for `mfmd status` and other readers.
 
-Storage says what was; these are the few things that only the running process knows. The file is news, not a record:
-it is written when something changed, at most once a second, and means nothing once the daemon's lock is free.
+The file holds the few facts that only the running process knows. The daemon writes it when a fact changes, at most
+once a second. The file is meaningless once the daemon's lock is free.
 """
 
 import threading
@@ -35,7 +35,7 @@ MODES: tuple[tuple[Mode, Reason], ...] = (
 
 
 class ActivityPart(BaseModel):
-    """A frozen part of the picture."""
+    """A frozen part of the activity."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
@@ -142,7 +142,7 @@ class Activity(ActivityPart):
 
 
 class ActivityWriter:
-    """Writes the file when the picture changed."""
+    """Writes the file when the activity changed."""
 
     def __init__(self, path: Path, look: Callable[[], Activity]) -> None:
         self._path, self._look = path, look
@@ -150,7 +150,7 @@ class ActivityWriter:
         self._lock = threading.Lock()
 
     def step(self) -> float:
-        """Write if something changed; returns the seconds until it wants to be called again."""
+        """Write if something changed; return the seconds until the next call."""
         activity = self._look()
         with self._lock:
             if activity != self._written:
@@ -158,7 +158,7 @@ class ActivityWriter:
         return WRITE_SECONDS
 
     def close(self) -> None:
-        """The daemon ends: nothing is going on any more."""
+        """Write an idle activity, because the daemon ends."""
         self._path.unlink(missing_ok=True)
 
     def _write(self, activity: Activity) -> None:
@@ -171,7 +171,7 @@ class ActivityWriter:
 
 
 def read_activity(path: Path) -> Activity | None:
-    """The picture in `path`; none when there is none or it cannot be read."""
+    """Return the activity in `path`; None if the file is missing or cannot be read."""
     try:
         return Activity.model_validate_json(path.read_bytes())
     except (OSError, ValueError):

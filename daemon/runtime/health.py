@@ -1,4 +1,4 @@
-"""Is the daemon alive, and does it do its work? Two different questions: a full disk is no reason to restart it."""
+"""Liveness and readiness of the daemon. They differ: a full disk is no reason to restart it."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -18,12 +18,12 @@ class Health:
         registry: CheckpointRegistry,
         children: Callable[[], Sequence[ChildActivity]] = list,
     ) -> None:
-        """`children`: what the supervised ones do."""
+        """Set up; `children` returns the activity of the supervised children."""
         self._workers, self._registry = workers, registry
         self._children = children
 
     def dead(self) -> list[str]:
-        """Parts whose thread ended by a bug or is stuck; empty when all live. A part that stopped on purpose lives."""
+        """Return parts whose thread crashed or is stuck; empty if all live. A part stopped on purpose is live."""
         now = time.monotonic()
         return [
             f"{part.name}: no step ended for {now - part.last_tick:.0f} s"
@@ -32,7 +32,7 @@ class Health:
         ]
 
     def not_ready(self) -> list[str]:
-        """Why the daemon does not do its work; empty when it does."""
+        """Return why the daemon is not ready; empty if it is."""
         problems = [f"{part.name} stopped: {part.last_error}" for part in self._workers if part.failed]
         problems += [f"`mfmd {child.name}` {child.problem}" for child in self._children() if child.problem]
         try:

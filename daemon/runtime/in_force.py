@@ -43,7 +43,7 @@ class Reloaded(BaseModel):
 
 
 class SettingsInForce:
-    """The settings of this process and the file that they came from. May be used from any thread."""
+    """The settings of this process and the file that they came from. Any thread may use it."""
 
     def __init__(self, settings: Settings, file: Path) -> None:
         self.now = settings
@@ -116,7 +116,7 @@ class SettingsInForce:
 
 @contextmanager
 def reloaded_on_hang_up(in_force: SettingsInForce) -> Iterator[None]:
-    """Reload on SIGHUP, which would end the process otherwise. The log has the result."""
+    """Reload on SIGHUP, which would otherwise end the process. The log has the result."""
 
     def reload() -> None:
         with suppress(ConfigError, OSError, StorageError):  # logged, and nothing changed

@@ -27,7 +27,7 @@ _OURS: tuple[Processor, ...] = (
 
 
 def configure_logs(settings: LogSettings) -> None:
-    """Send everything, ours and the libraries', to stderr in the configured form. Safe to call more than once."""
+    """Send all logs, those of libraries too, to stderr in the configured format. Safe to call more than once."""
     structlog.configure(
         processors=list(_OURS),
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -48,9 +48,9 @@ def configure_logs(settings: LogSettings) -> None:
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
-    """The logger called `name`: `log.info("frames_committed", frames=3)`, an event and its facts.
+    """Return the logger `name`: `log.info("frames_committed", frames=3)` logs an event and its facts.
 
-    It goes through the standard library, so a program that never configured logs prints nothing below a warning.
+    It uses the standard library, so that a program without configured logs prints nothing below a warning.
     """
     logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
         logging.getLogger(name), processors=list(_OURS), wrapper_class=structlog.stdlib.BoundLogger

@@ -1,4 +1,4 @@
-"""Metrics as a table: each row of a `MetricTable` names a metric, what it means, its labels and its first series."""
+"""Metrics as a table: each row of a `MetricTable` has a name, a help text, labels and the first series."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,7 +27,7 @@ class Row(Generic[M]):
         raise AttributeError(f"{owner.__name__} was not initialised")
 
     def build(self, registry: CollectorRegistry) -> M:
-        """Register the metric, with a series at 0 for each combination of the label values that are known."""
+        """Register the metric, with a series at 0 for each combination of known label values."""
         metric = self._make(self._name, self._text, list(self._labels), registry=registry)
         if self._labels:
             for values in product(*self._labels.values()):
@@ -36,17 +36,17 @@ class Row(Generic[M]):
 
 
 def counter(name: str, text: str, **labels: Sequence[str]) -> Row[Counter]:
-    """A counter; exposed as `name` + `_total`. `labels`: the values of each that are known from the start."""
+    """Return a counter, exposed as `name` + `_total`. `labels` maps each label to the values known from the start."""
     return Row(Counter, name, text, labels)
 
 
 def gauge(name: str, text: str, **labels: Sequence[str]) -> Row[Gauge]:
-    """A gauge."""
+    """Return a gauge."""
     return Row(Gauge, name, text, labels)
 
 
 def histogram(name: str, text: str, buckets: Sequence[float], **labels: Sequence[str]) -> Row[Histogram]:
-    """A histogram with these upper bounds."""
+    """Return a histogram with these upper bounds."""
     return Row(partial(Histogram, buckets=buckets), name, text, labels)
 
 
@@ -62,6 +62,6 @@ class MetricTable:
 
 
 def expose(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
-    """The metrics as text and their content type, in the format that `accept` (an HTTP header) asks for."""
+    """Return the metrics as text and their content type, in the format that `accept` (an HTTP header) names."""
     encode, content_type = choose_encoder(accept)
     return encode(registry), content_type

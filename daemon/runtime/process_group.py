@@ -1,10 +1,10 @@
-"""A child process with everything it starts: signalled together, and over only when all of it is gone.
+"""A child process and all processes that it starts: signalled together, ended when all have ended.
 
-`accelerate launch` starts the round as a process of its own, so the pid that we started is not the one that works.
-Each child leads a process group; the group is what is stopped and what is waited for.
+`accelerate launch` starts the round in another process, so the pid that we started is not the one that works. Each
+child leads a process group, and the daemon stops and waits for the group.
 
-Every child carries the identity of its state directory (`StateLayout.identity`) in its environment. By that the next
-daemon finds what a killed one left running. A copied or restored directory has another identity, so its daemon never
+Every child has the identity of its state directory (`StateLayout.identity`) in its environment. The next daemon finds
+the leftover processes of a killed one by it. A copied or restored directory has another identity, so its daemon never
 signals the processes of the original.
 """
 
@@ -47,8 +47,8 @@ class ProcessGroup:
     ) -> None:
         """Start `command` for the state directory of `layout`, under its lock.
 
-        Output is appended to `log`, or goes where ours goes. The command gets no variable that sets a setting, because
-        it gets the settings in force. Raises OSError.
+        Output is appended to `log`, or inherits stdout and stderr. The command gets no variable that sets a setting,
+        because it gets the settings in force. Raises OSError.
         """
         self.command = list(command)
         with log.open("ab") if log is not None else nullcontext() as output:
@@ -65,19 +65,19 @@ class ProcessGroup:
 
     @property
     def pid(self) -> int:
-        """Process id of the leader, and id of the group."""
+        """Return the process id of the leader, which is the id of the group."""
         return self._process.pid
 
     def poll(self) -> int | None:
-        """Exit status of the leader (negative: the signal that ended it); None while it runs."""
+        """Return the exit status of the leader (negative: the signal that ended it); None while it runs."""
         return self._process.poll()
 
     def terminate(self) -> None:
-        """SIGTERM to the whole group."""
+        """Send SIGTERM to the whole group."""
         signal_group(self.pid, signal.SIGTERM)
 
     def wait(self, seconds: float) -> bool:
-        """Wait until leader and group are gone; false when they are not after `seconds`."""
+        """Wait until leader and group have ended; return False if they have not after `seconds`."""
         deadline = time.monotonic() + seconds
         while self.poll() is None or group_alive(self.pid):
             if time.monotonic() >= deadline:
@@ -86,40 +86,40 @@ class ProcessGroup:
         return True
 
     def stop(self, grace_seconds: float) -> int:
-        """SIGTERM, then SIGKILL for what is left after the grace period; returns the leader's exit status."""
+        """Send SIGTERM, then SIGKILL after the grace period; return the leader's exit status."""
         self.terminate()
         return self.finish(grace_seconds)
 
     def finish(self, grace_seconds: float) -> int:
-        """Wait for the end of a group that was told to stop, then SIGKILL what is left; the leader's exit status."""
+        """Wait for a terminated group, then send SIGKILL to the rest; return the leader's exit status."""
         if not self.wait(grace_seconds):
             self.kill()
         return self._process.wait()
 
     def kill(self) -> None:
-        """SIGKILL to the whole group."""
+        """Send SIGKILL to the whole group."""
         signal_group(self.pid, signal.SIGKILL)
 
 
 def signal_group(group: int, number: signal.Signals) -> None:
-    """Send a signal to every process of a group; it is no error when there is none left."""
+    """Send a signal to every process of a group; an empty group is no error."""
     with suppress(ProcessLookupError, PermissionError):  # on macOS a group of zombies answers EPERM
         os.killpg(group, number)
 
 
 def group_alive(group: int) -> bool:
-    """Whether a process of the group still runs. Zombies that nobody collects do not count."""
+    """Return whether a process of the group still runs. Zombies do not count."""
     return any(_is_member(process, group) for process in psutil.process_iter())
 
 
 def children_of(layout: StateLayout) -> Iterator[psutil.Process]:
-    """Running processes that a daemon on this state directory started, directly or not."""
+    """Yield the running processes that a daemon on this state directory started, directly or not."""
     identity = layout.identity()
     return (process for process in psutil.process_iter() if _works_for(process, identity))
 
 
 def end_leftovers(layout: StateLayout, grace_seconds: float) -> list[int]:
-    """End the children of a daemon that did not stop cleanly; returns their pids. Call only under the state lock."""
+    """End the children of a daemon that did not stop cleanly; return their pids. Call only under the state lock."""
     found = list(children_of(layout))
     for process in found:
         with suppress(psutil.NoSuchProcess):
@@ -135,10 +135,10 @@ def end_leftovers(layout: StateLayout, grace_seconds: float) -> list[int]:
 
 
 def end_without_daemon(layout: StateLayout, patience: float = ORPHAN_SECONDS) -> None:
-    """In a child of a daemon: stop this process when no daemon has held the state directory for `patience` seconds.
+    """Stop this child process if no daemon has held the state directory for `patience` seconds.
 
-    A daemon that is killed cannot stop its children. The next one ends them at its start; without a next one they end
-    themselves. A process that somebody else started is left alone.
+    A killed daemon cannot stop its children. The next daemon ends them when it starts; without one they end
+    themselves. A process that no daemon started is not stopped.
     """
     if WORKS_FOR in os.environ:
         threading.Thread(target=_end_without_daemon, args=(layout, patience), name="orphan", daemon=True).start()
@@ -160,7 +160,7 @@ def _is_member(process: psutil.Process, group: int) -> bool:
 
 
 def _works_for(process: psutil.Process, identity: str) -> bool:
-    """Another user's environment cannot be read; such a process is not ours."""
+    """Return whether a daemon on the directory started it. False if another user's environment cannot be read."""
     with suppress(psutil.Error, OSError):
         return process.environ().get(WORKS_FOR) == identity
     return False

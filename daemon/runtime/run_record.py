@@ -1,7 +1,7 @@
-"""`run/<name>.json`: where a living process answers, and which process that is. A kill leaves the file behind.
+"""`run/<name>.json`: the address and identity of a running process. A kill leaves a stale file.
 
-A record may be stale, or come with a copied state directory from a daemon that still runs. `RunRecord.is_current` tells
-which: host, boot, process id, start time and state directory must all be those of a process that runs now.
+A record may also come with a copied state directory from a daemon that still runs. `RunRecord.is_current` checks it:
+host, boot, process id, start time and state directory must all be those of a process that runs now.
 """
 
 import os
@@ -43,16 +43,16 @@ class RunRecord(BaseModel):
 
     @property
     def reachable_host(self) -> str:
-        """An address to connect to: a server bound to every address is asked on the loopback one."""
+        """Return an address to connect to: the loopback address for a server bound to every address."""
         return reachable(self.host)
 
     @property
     def since(self) -> float:
-        """Unix time of the start (seconds)."""
+        """Return the Unix time of the start (seconds)."""
         return psutil.boot_time() + self.started
 
     def is_current(self, layout: StateLayout) -> bool:
-        """Whether this process runs now, on this machine and on this state directory."""
+        """Return whether this process runs now, on this machine and on this state directory."""
         here = (self.machine, self.boot) == (socket.gethostname(), _boot())
         if not here or not layout.lock_file.exists() or self.state != layout.identity():
             return False
@@ -63,7 +63,7 @@ class RunRecord(BaseModel):
 
 
 def publish_record(layout: StateLayout, name: str, host: str, port: int, *, tls: bool = False) -> RunRecord:
-    """Write `run/<name>.json`: this process answers there."""
+    """Write `run/<name>.json` with the address of this process."""
     durable.make_directory(layout.run)
     record = RunRecord(
         machine=socket.gethostname(),
@@ -80,7 +80,7 @@ def publish_record(layout: StateLayout, name: str, host: str, port: int, *, tls:
 
 
 def reachable(host: str) -> str:
-    """Return an address to connect to: a server bound to every address is asked on the loopback one."""
+    """Return an address to connect to: the loopback address for a server bound to every address."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
@@ -91,7 +91,7 @@ def base_url(host: str, port: int, *, tls: bool) -> str:
 
 
 def read_run_record(path: Path) -> RunRecord | None:
-    """The record in a file, stale or not; None when there is none or it cannot be read."""
+    """Return the record in a file, stale or not; None if it is missing or cannot be read."""
     try:
         return RunRecord.model_validate_json(path.read_bytes())
     except (OSError, ValueError):
@@ -99,7 +99,7 @@ def read_run_record(path: Path) -> RunRecord | None:
 
 
 def current_record(layout: StateLayout, name: str) -> RunRecord | None:
-    """The record in `run/<name>.json` if its process runs now on this state directory; None otherwise."""
+    """Return the record in `run/<name>.json` if its process runs now on this state directory; None otherwise."""
     record = read_run_record(layout.run_file(name))
     return record if record is not None and record.is_current(layout) else None
 
@@ -110,7 +110,7 @@ def _started(pid: int) -> float:
 
 @cache
 def _boot() -> str:
-    """An id that the kernel draws at each boot, or the time of the boot where there is none."""
+    """Return the kernel's boot id, or the time of the boot if there is no id."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:

@@ -11,9 +11,9 @@ STOP = (signal.SIGTERM, signal.SIGINT)
 
 @contextmanager
 def on_signals(handle: Callable[[], object], *numbers: signal.Signals) -> Iterator[None]:
-    """Call `handle` on each of these signals; the handlers from before come back at the end.
+    """Call `handle` on each of these signals; restore the old handlers at the end.
 
-    Only the main thread may set handlers: in any other nothing changes, because its owner handles signals.
+    Only the main thread may set handlers; in any other thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -28,7 +28,7 @@ def on_signals(handle: Callable[[], object], *numbers: signal.Signals) -> Iterat
 
 @contextmanager
 def stop_event() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set."""
+    """Yield an event that SIGTERM and SIGINT set."""
     stop = threading.Event()
     with on_signals(stop.set, *STOP):
         yield stop

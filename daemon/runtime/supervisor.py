@@ -1,7 +1,7 @@
-"""Children that must run: start them, restart them with growing delays when they end or hang, stop them together.
+"""Children that must run: start them, restart them with growing delays if they end or hang, stop them together.
 
-A child does its work when it says so itself (`ChildSpec.probe`). One without a probe does its work while it runs, but
-after an end only once it has lived for a while: a child that crashes again and again is down, not up now and then.
+A child is up when its probe says so (`ChildSpec.probe`). A child without a probe is up while it runs; after an end it
+is up only once it has run for a while, so that a child in a crash loop is reported as down.
 """
 
 import threading
@@ -70,7 +70,7 @@ class _Child:
         self._answered = False
 
     def tick(self, now: float) -> None:
-        """Notice an end, start when it is time. `now` is monotonic (seconds)."""
+        """Detect an end, and start when it is time. `now` is monotonic (seconds)."""
         if self.group is not None and self.group.poll() is not None:
             self._ended(self.group.poll(), now)
         if self.group is None and now >= self._next_start:
@@ -79,7 +79,7 @@ class _Child:
             self._look(self.group, now)
 
     def _look(self, group: ProcessGroup, now: float) -> None:
-        """Ask a child how it does. One that answered once and then hangs is killed; the next tick restarts it."""
+        """Probe a child. Kill one that answered before and hangs now; the next tick restarts it."""
         if self.spec.probe is None:
             settled = not self.state.restarts or now - (self._started or now) >= SETTLED_SECONDS
             self._set(problem="" if settled else f"was restarted after status {self.state.last_exit}")
@@ -98,7 +98,7 @@ class _Child:
             group.kill()
 
     def seen(self) -> ChildActivity:
-        """Return the state; a child that has ended is down, though no tick has noticed it yet."""
+        """Return the state; a child that has ended is down, even before the next tick."""
         state, group = self.state, self.group
         ended = state.running and group is not None and group.poll() is not None
         return state.model_copy(update={"running": False, "problem": "ended"}) if ended else state
@@ -137,7 +137,7 @@ class _Child:
         self._set(running=False, problem=problem, pid=None, next_start=time.time() + delay)
 
     def gone(self) -> None:
-        """It was stopped and stays so."""
+        """Record that the child is stopped for good."""
         self.group = None
         self._set(running=False, problem="is stopped", pid=None, next_start=None)
 
@@ -151,7 +151,7 @@ class Supervisor:
         self._stopping = False
 
     def step(self) -> float:
-        """Start what should run and does not; returns the seconds until it wants to be called again."""
+        """Start children that should run and do not; return the seconds until the next call."""
         with self._lock:
             if not self._stopping:
                 for child in self._children:
@@ -163,9 +163,9 @@ class Supervisor:
         return [child.seen() for child in self._children]
 
     def stop(self, grace_seconds: float | None = None) -> None:
-        """SIGTERM to all groups at once, SIGKILL to each after its own grace period; nothing starts again.
+        """Send SIGTERM to all groups at once, and SIGKILL to each after its grace period; restart none.
 
-        `grace_seconds` is the grace period of all of them instead.
+        `grace_seconds` replaces the grace periods of all.
         """
         with self._lock:
             self._stopping = True

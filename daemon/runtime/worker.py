@@ -1,7 +1,7 @@
-"""A part of the daemon that runs in a thread of its own: a step, called again and again, that may fail and go on.
+"""A part of the daemon that runs in its own thread: a step that is called repeatedly and may fail.
 
-An error in a step is logged, counted and followed by another attempt after a growing delay; nothing else of the
-daemon notices. A lost fsync is different: what was written may be lost, so the part stops for good.
+An error in a step is logged, counted and retried after a growing delay; no other part is affected. After a lost fsync
+the part stops for good, because written data may be lost.
 """
 
 import threading
@@ -24,17 +24,17 @@ log = get_logger(__name__)
 
 
 class WorkerMeter(Protocol):
-    """Where ticks and restarts are counted."""
+    """Counts ticks and restarts."""
 
     def ticked(self, component: str) -> None:
-        """A step ended."""
+        """Count a finished step."""
 
     def restarted(self, component: str) -> None:
-        """A step failed and will be tried again."""
+        """Count a failed step that is tried again."""
 
 
 class Worker:
-    """Calls `step` in a thread until it is stopped; each step says after how many seconds it wants the next."""
+    """Calls `step` in a thread until it is stopped; each step returns the seconds until the next."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Worker:
         stuck_seconds: float = STUCK_SECONDS,
         join_seconds: float = JOIN_SECONDS,
     ) -> None:
-        """`wake`: setting it calls the next step at once."""
+        """Set up; setting `wake` runs the next step at once."""
         self.name = name
         self.last_error: str | None = None
         """What the last step failed with; None when it did not."""
@@ -61,27 +61,27 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self.last_tick = time.monotonic()
         self._thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether its thread runs."""
+        """Return whether its thread runs."""
         return self._thread.is_alive()
 
     def ask_to_stop(self) -> None:
-        """No step begins after this; a running one goes on to its end."""
+        """Prevent new steps; a running one completes."""
         self._stop.set()
         self._wake.set()
 
     @property
     def stuck(self) -> bool:
-        """Whether a step takes longer than steps of this worker may."""
+        """Return whether a step takes longer than `stuck_seconds`."""
         return time.monotonic() - self.last_tick > self._stuck_seconds
 
     def join(self) -> bool:
-        """Wait for the end; false when it did not come in time."""
+        """Wait for the thread's end; return False on timeout."""
         if self._thread.ident is not None:
             self._thread.join(self._join_seconds)
         return not self._thread.is_alive()

@@ -36,7 +36,7 @@ log = get_logger(__name__)
 
 
 class PlaneServer(uvicorn.Server):
-    """uvicorn that says when it accepts connections, and stops by itself when the plane can answer nobody any more."""
+    """uvicorn that reports when it accepts connections, and stops when the plane can answer no request."""
 
     def __init__(self, config: uvicorn.Config, plane: InferencePlane, on_started: Callable[[], None]) -> None:
         super().__init__(config)
@@ -52,15 +52,15 @@ class PlaneServer(uvicorn.Server):
             self._on_started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM or SIGINT: say so in `/readyz`, then stop as uvicorn does."""
+        """Report a stop in `/readyz` on SIGTERM or SIGINT, then stop as uvicorn does."""
         self._plane.draining = True
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no new connections, say with every answer that it is the last of its connection, then stop.
+        """Accept no new connections, add `Connection: close` to every answer, then stop.
 
-        uvicorn closes at once, and unannounced, what is idle at that moment: the request that is on its way to such a
-        connection fails, with a reset, under any steady load. `middleware/instrument.py` adds `Connection: close`.
+        uvicorn closes idle connections at once, without a notice. Under steady load a request on its way to such a
+        connection fails with a reset. `middleware/instrument.py` adds the header.
         """
         self._plane.draining = True
         for server in self.servers:
@@ -73,11 +73,11 @@ class PlaneServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to stop; asked ten times a second.
+        """Return whether to stop; uvicorn asks ten times a second.
 
-        Without the batcher's thread only a new process helps, which the supervisor starts. Without the follower's the
-        version that serves goes on: a new process might be unable to load any. What loads left is collected here, in a
-        thread of full priority.
+        If the batcher's thread has ended, the server stops and the supervisor starts a new process. If the follower's
+        has ended, the current version keeps serving, because a new process may fail to load any. Garbage of loads is
+        collected here, in a thread of full priority.
         """
         if self._plane.batcher.dead:
             self.broken, self._plane.draining = self._plane.dead, True
@@ -89,7 +89,7 @@ class PlaneServer(uvicorn.Server):
 
 
 def serve(settings: Settings) -> int:
-    """Run the inference plane of `settings` until a signal; 0 after a clean stop, 1 when it could not go on.
+    """Run the inference plane of `settings` until a signal; return 0 after a clean stop, 1 after a failure.
 
     Starts without any version and waits for one. Raises AddressInUse when the address cannot be bound, ConfigError for
     a public address without a token, and for a token, certificate or key that cannot be used.
@@ -113,7 +113,9 @@ def serve(settings: Settings) -> int:
 
 
 def make_server(plane: InferencePlane, listener: socket.socket, tls: TlsFiles | None = None) -> PlaneServer:
-    """The server for `plane` on a bound socket, HTTPS with `tls`; it publishes its address once it takes connections.
+    """Return the server for `plane` on a bound socket, HTTPS with `tls`.
+
+    It publishes its address once it accepts connections.
 
     Raises ConfigError for an unusable token.
     """
@@ -138,7 +140,7 @@ def make_server(plane: InferencePlane, listener: socket.socket, tls: TlsFiles | 
 
 
 def _publish_address(settings: Settings, host: str, port: int, tls: bool) -> None:
-    """Write `run/serve.json`. A machine that only mounts the registry read-only serves without the file."""
+    """Write `run/serve.json`. A machine that mounts the registry read-only serves without the file."""
     layout = StateLayout(settings.state)
     try:
         publish_record(layout, "serve", host, port, tls=tls)
@@ -147,7 +149,7 @@ def _publish_address(settings: Settings, host: str, port: int, tls: bool) -> Non
 
 
 def _remove_record(settings: Settings) -> None:
-    """Remove the file if it is ours: another server on this state directory may have written its own since."""
+    """Remove the file if it is ours; another server on this state directory may have replaced it."""
     layout = StateLayout(settings.state)
     record, path = current_record(layout, "serve"), layout.run_file("serve")
     try:

@@ -1,4 +1,4 @@
-"""What an operator wants to know, from storage and run files: works with the daemon up or down; imports no torch."""
+"""The status for an operator, from storage and run files: works with the daemon up or down; imports no torch."""
 
 import shutil
 import time
@@ -42,7 +42,7 @@ Read = TypeVar("Read")
 
 
 def collect_status(settings: Settings) -> Status:
-    """The picture of now. A part of the state directory that cannot be read becomes a message, never an error."""
+    """Return the current status. A part of the state directory that cannot be read becomes a message, not an error."""
     return _Collector(settings).collect()
 
 
@@ -58,7 +58,7 @@ class _Collector:
         self._damage: list[str] = []
 
     def collect(self) -> Status:
-        """All parts."""
+        """Return the status of all parts."""
         activity, daemon = self._activity(), self._daemon()
         rounds: list[RoundSummary] = self._read(self._summaries, [])
         serving, damage = self._guarded(self._registry.serving, None)
@@ -107,7 +107,7 @@ class _Collector:
         return DaemonStatus(up=True, pid=file.pid, since=file.since, host=file.host, port=file.port)
 
     def _plane_of(self, daemon: DaemonStatus, activity: Activity) -> PlaneStatus:
-        """The inference plane; one that does not answer may have been started only just now, by this daemon."""
+        """Return the status of the inference plane; one that does not answer may be starting."""
         plane = self._plane()
         if plane.up or plane.refused or not (daemon.up and self._settings.serving.enabled):
             return plane
@@ -119,7 +119,7 @@ class _Collector:
         return plane.model_copy(update={"starting": not waits and time.time() - begun < STARTING_SECONDS})
 
     def _plane(self) -> PlaneStatus:
-        """What the inference plane says; without its token, which only some users can read, it says nothing."""
+        """Probe the inference plane; it reports nothing without its token, which only some users can read."""
         file = current_record(self._layout, "serve")
         try:
             return probe_plane(file, serving_token(self._settings.serving))
@@ -129,7 +129,7 @@ class _Collector:
         return plane.model_copy(update={"refused": False}) if plane.refused else plane  # why is told already
 
     def _activity(self) -> Activity:
-        """What the daemon says it does; with the daemon down, whether the folder is there."""
+        """Return the daemon's activity; if the daemon is down, whether the folder exists."""
         if self._up:
             return read_activity(self._layout.run_file("activity")) or Activity()
         folder, marker = self._settings.watch.folder, self._settings.watch.marker
@@ -190,9 +190,9 @@ class _Collector:
 
 
 def check_serving_files(registry: CheckpointRegistry) -> None:
-    """Raises StorageError, saying what to do, when files of the version that should serve are gone or cut short.
+    """Raise StorageError, with what to do, if files of the version that should serve are missing or truncated.
 
-    Nothing happens when None should serve, or when its ref cannot be read: whoever reads the ref tells that.
+    Return if no version should serve, or if its ref cannot be read, because the reader of the ref reports that.
     """
     serving = registry.readable_refs()[0].get("serving")
     if serving is None:

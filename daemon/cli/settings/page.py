@@ -57,7 +57,7 @@ class Setting:
 
     @property
     def visible(self) -> bool:
-        """Whether it stands outside the sections that hardly anybody changes."""
+        """Return whether it is outside the advanced sections."""
         return not set(self.path) & set(HIDDEN)
 
 
@@ -133,7 +133,7 @@ def _recipes(mapping: Mapping[str, str], classes: Schema, path: tuple[str, ...])
 
 
 def _merged(by_recipe: Mapping[str, Setting], recipes: int) -> Setting:
-    """One setting that several recipes have, each maybe with a default of its own."""
+    """Return one setting for several recipes, whose defaults may differ."""
     named: dict[str, list[str]] = {}
     for recipe, setting in by_recipe.items():
         named.setdefault(setting.default, []).append(recipe)
@@ -159,7 +159,7 @@ _LIMITS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at mo
 
 
 def _kind(schema: Schema) -> str:
-    """Words for a JSON schema: `integer, at least 1`, `daformer | deeplabv2`, `path or null`."""
+    """Return words for a JSON schema: `integer, at least 1`, `daformer | deeplabv2`, `path or null`."""
     if "anyOf" in schema:
         return " or ".join(_kind(option) for option in schema["anyOf"])
     if "enum" in schema or "const" in schema:

@@ -1,4 +1,4 @@
-"""The configuration that `mfmd init` writes: what people change, each line with its reason; it fits on one screen."""
+"""The configuration that `mfmd init` writes: the settings people change, each with a comment; it fits on one screen."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -43,9 +43,9 @@ PLACEHOLDERS: dict[tuple[str, ...], str] = {
 
 
 def render(values: Mapping[tuple[str, ...], Any]) -> str:
-    """Return the file's text. `values` maps setting paths, such as `("watch", "folder")`, to what the user chose.
+    """Return the file's text. `values` maps setting paths, such as `("watch", "folder")`, to the user's choices.
 
-    Everything else shows its default. `source` is commented out unless `values` name it.
+    All other settings show their defaults. `source` is commented out unless `values` names it.
     """
     return HEADER + "".join(f"{line}\n" for line in _lines(values))
 
@@ -70,6 +70,6 @@ def _default(path: tuple[str, ...]) -> Any:
 
 
 def _scalar(value: Any) -> str:
-    """`value` as one line of YAML, quoted where YAML would read it differently (`no` is a boolean)."""
+    """Return `value` as one line of YAML, quoted where YAML would read it differently (`no` is a boolean)."""
     plain = str(value) if isinstance(value, Path) else value
     return yaml.safe_dump(plain, default_flow_style=True, width=10_000, allow_unicode=True).splitlines()[0]

@@ -47,6 +47,8 @@ def init(
 
     if (source_images is None) != (source_labels is None):
         raise typer.BadParameter("give both --source-images and --source-labels, or neither")
+    if preset is not None and source_images is not None:
+        raise typer.BadParameter("--preset has a source of its own; leave out --source-images, then edit the file")
     if config.exists() and not force:
         raise ConfigError(f"{config}: exists already; --force overwrites it, --config FILE writes another")
     if preset is not None:

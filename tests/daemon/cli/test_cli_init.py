@@ -68,6 +68,13 @@ def test_unknown_names_are_answered_with_the_known_ones(mfmd) -> None:
         assert answer.code == 2 and "nothing" in answer.err and "camvid" in answer.err
 
 
+def test_a_preset_refuses_the_source_options_that_it_would_ignore(mfmd, config: Path) -> None:
+    before = config.read_text(encoding="utf-8")
+    run = mfmd("init", "drop", "--preset", "demo", "--source-images", "a", "--source-labels", "b", "--force")
+    assert run.code == 2 and "--source-images" in run.err
+    assert config.read_text(encoding="utf-8") == before
+
+
 def test_help_names_every_preset(mfmd) -> None:
     shown = re.sub(r"[\s│]+", "", mfmd("init", "--help").out)
     assert all(name in shown for name in preset_names())

@@ -3,7 +3,6 @@
 import math
 import sys
 import threading
-from functools import partial
 from pathlib import Path
 
 from configs.settings import Settings
@@ -21,7 +20,7 @@ from daemon.runtime.in_force import SNAPSHOT, SettingsInForce
 from daemon.runtime.logs import get_logger
 from daemon.runtime.supervisor import CHILD_SECONDS, PLANE_SECONDS, ChildSpec, Supervisor
 from daemon.runtime.worker import JOIN_SECONDS, Worker
-from daemon.status.plane_probe import plane_problem
+from daemon.status.plane_probe import PlaneProbe
 from daemon.watch.events import Hints
 from storage.buffer.frames import FrameBuffer
 from storage.layout import StateLayout
@@ -141,7 +140,7 @@ def _child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
         "frames": (settings.videos.enabled, CHILD_SECONDS),
     }
     command = [sys.executable, "-m", "daemon.cli"]
-    probes = {"serve": partial(plane_problem, StateLayout(settings.state))}
+    probes = {"serve": PlaneProbe(StateLayout(settings.state))}
     return [
         ChildSpec(name, [*command, name, "--config", str(config)], grace_seconds=grace, probe=probes.get(name))
         for name, (enabled, grace) in wanted.items()

@@ -44,16 +44,28 @@ class PlaneStatus(BaseModel):
     """Why it does not answer, or what it says is wrong with it."""
 
 
-def plane_problem(layout: StateLayout, pid: int) -> str | None:
-    """Ask the inference plane with this process id whether it is ready: "" or why it is not; None without an answer."""
-    record = current_record(layout, "serve")
-    if record is None or record.pid != pid:
-        return None
-    try:
-        status, _ = _ask(record, "/readyz", LOOK_SECONDS)
-    except (OSError, http.client.HTTPException):
-        return None
-    return "" if status == 200 else "has no version loaded"
+class PlaneProbe:
+    """Asks the inference plane that the supervisor started."""
+
+    def __init__(self, layout: StateLayout) -> None:
+        self._layout = layout
+        self._record: RunRecord | None = None
+
+    def __call__(self, pid: int) -> str | None:
+        """Ask the plane with this process id whether it is ready: "" or why it is not; None without an answer.
+
+        Its address is kept, because a second plane on the state directory replaces `run/serve.json`.
+        """
+        published = current_record(self._layout, "serve")
+        if published is not None and published.pid == pid:
+            self._record = published
+        if self._record is None or self._record.pid != pid:
+            return None
+        try:
+            status, _ = _ask(self._record, "/readyz", LOOK_SECONDS)
+        except (OSError, http.client.HTTPException):
+            return None
+        return "" if status == 200 else "has no version loaded"
 
 
 class TokenRefused(ValueError):

@@ -26,7 +26,7 @@ from daemon.runtime.activity import (
 )
 from daemon.runtime.run_record import RunRecord, publish_record, read_run_record
 from daemon.status.collect import Status, collect_status
-from daemon.status.plane_probe import describe_plane, plane_problem, probe_plane
+from daemon.status.plane_probe import PlaneProbe, describe_plane, probe_plane
 from storage.buffer.observations import Observation, Observations
 from storage.errors import CorruptCheckpoint, StorageError
 from storage.rounds.folder import RoundStore
@@ -230,12 +230,22 @@ def record(plane, layout) -> RunRecord:
 
 
 def test_the_supervisor_asks_its_own_plane_whether_it_is_ready(layout, record, monkeypatch):
-    assert plane_problem(layout, os.getpid()) == ""
-    assert plane_problem(layout, os.getpid() + 1) is None, "the record of another process"
+    probe = PlaneProbe(layout)
+    assert probe(os.getpid()) == ""
+    assert probe(os.getpid() + 1) is None, "the record of another process"
     monkeypatch.setattr(_Plane, "token", "of the plane")
-    assert plane_problem(layout, os.getpid()) == "has no version loaded"
+    assert probe(os.getpid()) == "has no version loaded"
     layout.run_file("serve").write_text(record.model_copy(update={"port": 1}).model_dump_json())
-    assert plane_problem(layout, os.getpid()) is None
+    assert probe(os.getpid()) is None
+
+
+def test_a_second_plane_on_the_state_directory_hides_the_supervisors_own_from_nobody(layout, record):
+    probe = PlaneProbe(layout)
+    assert probe(os.getpid()) == ""
+    layout.run_file("serve").write_text(record.model_copy(update={"pid": 1, "port": 1}).model_dump_json())
+    assert probe(os.getpid()) == "", "`mfmd serve` by hand wrote its own address"
+    layout.run_file("serve").unlink()
+    assert probe(os.getpid()) == "", "and took it away at its end"
 
 
 def test_the_inference_plane_is_asked(make_settings, layout, add_version, record):

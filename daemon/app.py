@@ -39,11 +39,11 @@ def run(settings: Settings, config: Path) -> int:
         token = control_token(settings.control, layout)
         tls = tls_files("control", settings.control.certificate, settings.control.key)
         with bind(settings.control) as listener, listen_locally(layout.socket) as local_listener:
-            in_force.publish(layout.run_file(SNAPSHOT))
             parts = DaemonParts(in_force, token)
             server = ControlServer(parts.app, listener, tls)
             local = ControlServer(parts.local_app, local_listener)
             try:
+                in_force.publish(layout.run_file(SNAPSHOT))
                 parts.start()
                 server.start()
                 local.start()

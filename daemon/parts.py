@@ -86,11 +86,14 @@ class DaemonParts:
         )
         self.app, self.local_app = create_control_app(context), create_control_app(context, local=True)
         self._in_force.after_reload = self._reloaded
+        self._use(self._in_force.now)  # a reload may have come while the parts were built
 
     def _reloaded(self, done: bool) -> None:
-        """Pass the settings in force to every part with live settings; a running round keeps its own."""
         self.metrics.process.reloads.labels(result="ok" if done else "refused").inc()
-        settings = self._in_force.now
+        self._use(self._in_force.now)
+
+    def _use(self, settings: Settings) -> None:
+        """Pass settings to every part with live settings; a running round keeps its own."""
         self.metrics.process.show(settings)
         self._rounds.settings = self._collector.settings = settings
         self._ingest.use(settings)

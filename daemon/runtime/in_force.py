@@ -57,8 +57,9 @@ class SettingsInForce:
 
     def publish(self, snapshot: Path) -> None:
         """Write the settings for children, now and after each reload. Raises OSError or DurabilityLost."""
-        self._snapshot = snapshot
-        self._write(self.now)
+        with self._lock:
+            self._snapshot = snapshot
+            self._write(self.now)
 
     def compare(self) -> FileActivity:
         """Compare the file with the settings in force. Read it only when it or the settings changed."""

@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 
 from configs.errors import ConfigError
+from configs.load import load_settings
+from daemon import parts as parts_module
 from daemon.app import run
+from daemon.runtime.in_force import SettingsInForce
 from daemon.runtime.process_group import children_of, group_alive
 from daemon.status.collect import collect_status
 from storage.buffer.catalog import Catalog
-from storage.errors import NoCheckpoint
+from storage.buffer.frames import FrameBuffer
+from storage.errors import BufferMismatch, NoCheckpoint
 from storage.rounds.folder import RoundStore
 from tests.daemon.running import Running
 from tests.video_files import make_video
@@ -75,6 +79,34 @@ def test_what_cannot_start_says_what_to_do(make_settings, tmp_path, layout, sect
         run(make_settings(**sections), tmp_path / "mfmd.yaml")
     assert not layout.locked()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_start_that_fails_leaves_no_settings_behind(make_settings, tmp_path, layout, add_version):
+    add_version()
+    FrameBuffer.open(layout, make_settings().buffer, writable=True).close()
+    with pytest.raises(BufferMismatch):
+        run(make_settings(buffer={"height": 64}), tmp_path / "mfmd.yaml")
+    assert sorted(path.name for path in layout.run.iterdir()) == ["control.token", "daemon.lock"]
+
+
+def test_a_reload_during_the_start_reaches_every_part(config, layout, monkeypatch):
+    path = config()
+    in_force = SettingsInForce(load_settings(path), path)
+    recover = parts_module.recover
+
+    def interrupted_recover(*arguments):
+        config(buffer={"reserve_bytes": 12345})
+        assert in_force.reload().applied == ["buffer.reserve_bytes"]
+        return recover(*arguments)
+
+    monkeypatch.setattr(parts_module, "recover", interrupted_recover)
+    layout.create()
+    with layout.lock():
+        parts = parts_module.DaemonParts(in_force, "token")
+        try:
+            assert b"mfmd_disk_reserve_bytes 12345.0" in parts.metrics.exposition("")[0]
+        finally:
+            parts.stop()
 
 
 def test_a_state_directory_in_the_drop_folder_is_refused(make_settings, tmp_path, drop):

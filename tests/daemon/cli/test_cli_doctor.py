@@ -236,6 +236,13 @@ def test_public_control_plane_needs_a_token(settings: Settings, tmp_path: Path) 
     assert _by_name(examine_ports(with_file))["control_token"].level == Level.OK
 
 
+def test_the_token_of_a_running_daemon_is_not_missed(settings: Settings) -> None:
+    """The settings in force, which the doctor reads, do not hold it."""
+    publish_record(StateLayout(settings.state), "daemon", "0.0.0.0", 8008)
+    findings = _by_name(examine_ports(_with(settings, "control", host="0.0.0.0")))
+    assert findings["control_token"].level == Level.OK
+
+
 def test_public_inference_plane_needs_a_token_or_to_be_meant(settings: Settings) -> None:
     public = _with(settings, "serving", host="0.0.0.0")
     finding = _by_name(examine_ports(public))["serving_token"]

@@ -18,7 +18,6 @@ from configs.recipe import RECIPES
 from configs.retired import RETIRED
 from configs.settings import Settings
 
-DEFAULT_FILE = Path("mfmd.yaml")
 STATE_VARIABLE, FAILPOINT = "MFMD_STATE", "MFMD_FAILPOINT"
 RESERVED_ENV = frozenset({"MFMD_CONFIG", FAILPOINT})
 """Environment variables with our prefix that are not settings: `MFMD_CONFIG` names the file, `MFMD_FAILPOINT` a place

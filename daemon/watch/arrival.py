@@ -78,15 +78,8 @@ def read_arrival(root: Path, arrival: Arrival, max_bytes: int) -> bytes:
     return data
 
 
-def read_head(root: Path, arrival: Arrival, count: int) -> bytes:
-    """Return the first `count` bytes, or as many as there are. Raises like `read_arrival`, except for its size."""
-    _check_place(root, arrival)
-    with _refusing():
-        return _read(arrival.path, count)
-
-
 def open_arrival(root: Path, arrival: Arrival) -> BinaryIO:
-    """Open the file to read it in pieces; call `check_still` meanwhile. Raises like `read_head`."""
+    """Open the file to read it in pieces; call `check_still` meanwhile. Raises like `read_arrival`."""
     _check_place(root, arrival)
     with _refusing():
         return _open(arrival.path)

@@ -88,9 +88,7 @@ def is_current(note: Note | None, wanted: Note, *, again: bool) -> bool:
 
 
 def with_note(png: bytes, note: Note) -> bytes:
-    """Put the note into a PNG, behind its header. Raises ValueError when it is no PNG."""
-    if not png.startswith(SIGNATURE):
-        raise ValueError("the answer is not a PNG")
+    """Put the note into a PNG, behind its header."""
     data = KEYWORD + json.dumps(asdict(note)).encode()
     chunk = struct.pack(">I", len(data)) + b"tEXt" + data + struct.pack(">I", zlib.crc32(b"tEXt" + data))
     return png[:HEADER_END] + chunk + png[HEADER_END:]

@@ -1,8 +1,6 @@
 """Ask the inference plane for masks over HTTP, like any client."""
 
 import ssl
-from types import TracebackType
-from typing import Self
 
 import httpx
 
@@ -15,7 +13,7 @@ from storage.layout import StateLayout
 
 TIMEOUT_SECONDS = 120.0
 """Longest wait for one answer (seconds): a large image on a slow CPU under load."""
-RETRY_SECONDS = 1.0
+RETRY_SECONDS = 0.5
 """Pause where the plane does not say how long to wait (seconds)."""
 NOT_ABOUT_THE_IMAGE = (401, 403, 408, 429)
 """Answers of 4xx that say nothing about the image."""
@@ -52,20 +50,19 @@ class PlaneClient:
             trust_env=False,
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the connection."""
         self._http.close()
 
     def version(self) -> Version:
         """Return the version that answers. Raises PlaneUnavailable."""
-        answer = self._ask("GET", "/v1/serving").json()
-        if not answer.get("ready") or answer.get("version") is None:
-            raise PlaneUnavailable("no version serves yet")
-        return Version(int(answer["version"]), str(answer["sha256"]))
+        try:
+            answer = self._ask("GET", "/v1/serving").json()
+            if answer["ready"] and answer["version"] is not None:
+                return Version(int(answer["version"]), str(answer["sha256"]))
+        except (RefusedImage, ImageFailed, ValueError, TypeError, KeyError) as error:
+            raise PlaneUnavailable(f"no inference plane answers there: {error}") from error
+        raise PlaneUnavailable("no version serves yet")
 
     def mask(self, image: bytes, kind: str) -> tuple[bytes, Version]:
         """Return the PNG of an image file's mask and the version that made it.

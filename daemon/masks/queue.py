@@ -40,18 +40,14 @@ class MaskQueue:
         self._watch, self._masks, self._folder = watch, masks, folder
         self._scan = FolderScan(watch)
         self._done: dict[str, Note] = {}
-        self._refused: dict[str, Note] = {}
-        self._failed: dict[str, Note] = {}
+        self._skipped: dict[str, tuple[Note, bool]] = {}
+        self._unwritable: set[str] = set()
         self._moving: dict[str, tuple[Arrival, float]] = {}
-        self.version = Version(0, "")
-        """The version that answered when the last walk began."""
 
     def walk(self, version: Version) -> Found:
         """Look at every file. Raises OSError when the drop folder cannot be listed; nothing is forgotten then."""
-        self.version = version
         now, waiting, names = time.monotonic(), [], set()
         moving: dict[str, tuple[Arrival, float]] = {}
-        unstable = 0
         for name, _ in self._scan.names(_complain):
             if fnmatch(Path(name).name, MADE_OF_VIDEOS):  # such files are removed once ingest has them
                 continue
@@ -61,28 +57,28 @@ class MaskQueue:
                 continue
             since = self._still_since(name, arrival, now)
             if now - since >= self._watch.stability_seconds:
-                waiting.append((arrival.file.mtime_ns, name, arrival))
+                waiting.append((_parent(name) not in self._unwritable, arrival.file.mtime_ns, name, arrival))
             else:
                 moving[name] = arrival, since
-                unstable += 1
         self._moving = moving
-        for known in (self._done, self._refused, self._failed):
+        for known in (self._done, self._skipped):
             for gone in known.keys() - names:
                 del known[gone]
-        newest = heapq.nlargest(LIMIT, waiting, key=lambda item: item[:2])
-        return Found(tuple((name, arrival) for _, name, arrival in newest), len(waiting) + unstable, unstable > 0)
+        newest = heapq.nlargest(LIMIT, waiting, key=lambda item: item[:3])
+        return Found(tuple(item[2:] for item in newest), len(waiting) + len(moving), bool(moving))
 
     def done(self, name: str, note: Note) -> None:
         """Note that the mask of this image was written."""
         self._done[name] = note
+        self._unwritable.discard(_parent(name))
 
-    def refuse(self, name: str, note: Note) -> None:
-        """Note that the file gets no mask until it changes."""
-        self._refused[name] = note
+    def skip(self, name: str, note: Note, *, again: bool) -> None:
+        """Give the file no mask until it changes; `again`: or until another version serves."""
+        self._skipped[name] = note, again
 
-    def fail(self, name: str, note: Note) -> None:
-        """Note that the file gets no mask until it changes or another version serves."""
-        self._failed[name] = note
+    def put_last(self, name: str) -> None:
+        """Let the images of this sub-folder wait for all others, because no mask can be written there now."""
+        self._unwritable.add(_parent(name))
 
     def _wanting(self, name: str, version: Version) -> Arrival | None:
         """Return the file, if it needs a mask."""
@@ -91,8 +87,8 @@ class MaskQueue:
             if arrival is None:
                 return None
             wanted = note_of(arrival, self._masks.kind, version)
-            refused = is_current(self._refused.get(name), wanted, again=False)
-            if refused or is_current(self._failed.get(name), wanted, again=True):
+            note, again = self._skipped.get(name, (None, False))
+            if is_current(note, wanted, again=again):
                 return None
         except OSError as error:
             _complain(name, error)
@@ -120,6 +116,10 @@ class MaskQueue:
         before = self._moving.get(name)
         seen = before[1] if before is not None and before[0].file == arrival.file else now
         return min(seen, now - (time.time() - arrival.file.mtime_ns / 1e9))
+
+
+def _parent(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
 def _complain(name: str, error: OSError) -> None:

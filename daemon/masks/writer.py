@@ -10,12 +10,13 @@ import os
 import threading
 import time
 from collections import Counter
+from contextlib import closing
 
 from configs.errors import ConfigError
 from configs.settings import Settings
-from daemon.masks.mask_file import Note, check_masks, mask_path, note_of, with_note
+from daemon.masks.mask_file import Note, Version, check_masks, mask_path, note_of, with_note
 from daemon.masks.plane_client import ImageFailed, PlaneClient, PlaneUnavailable
-from daemon.masks.queue import LIMIT, Found, MaskQueue
+from daemon.masks.queue import LIMIT, MaskQueue
 from daemon.masks.report import MaskReport
 from daemon.runtime.logs import configure_logs, get_logger
 from daemon.runtime.signals import stop_event
@@ -52,7 +53,7 @@ def run_masks(settings: Settings) -> int:
     check_masks(settings)
     configure_logs(settings.log)
     os.nice(NICENESS)
-    with stop_event() as stop, PlaneClient(settings) as plane:
+    with stop_event() as stop, closing(PlaneClient(settings)) as plane:
         writer = MaskWriter(settings, plane, stop)
         try:
             writer.run()
@@ -72,6 +73,7 @@ class MaskWriter:
         self._plane, self._stop = plane, stop
         self._path = StateLayout(settings.state).run_file("masks")
         self._reported, self._trouble = 0.0, ""
+        self._queue = MaskQueue(self._watch, self._masks, self._folder)
         self._unanswered: Counter[str] = Counter()
         self.report = MaskReport()
 
@@ -102,50 +104,48 @@ class MaskWriter:
 
     def _write(self) -> None:
         """Walk and write in turn until stopped. Raises OSError when a mask cannot be written."""
-        queue = MaskQueue(self._watch, self._masks, self._folder)
         while not self._stop.is_set():
-            began = time.monotonic()
-            found = self._walk(queue)
-            took = time.monotonic() - began
-            pause = self._pause(found, took)
             try:
-                for name, arrival in found.due if found else ():
-                    if self._stop.is_set() or time.monotonic() - began > pause:
-                        break  # a new walk finds what has come in since, which goes first
-                    self._write_mask(queue, name, arrival)
-                else:
-                    backlog = found is not None and found.pending > LIMIT
-                    rest = WALK_SHARE * took if backlog else pause
-                    self._stop.wait(max(0.0, began + rest - time.monotonic()))
+                rest = self._pass()
             except PlaneUnavailable as error:
                 log.debug("masks_wait", reason=str(error))
-                self._stop.wait(error.retry_seconds)
+                rest = error.retry_seconds
+            self._stop.wait(rest)
 
-    def _walk(self, queue: MaskQueue) -> Found | None:
-        """Return what wants a mask; None while no version serves or the drop folder cannot be listed."""
+    def _pass(self) -> float:
+        """Walk once and write what is due; return the seconds until the next walk. Raises like `_write_mask`."""
+        version = self._version()
+        began = time.monotonic()
         try:
-            found = queue.walk(self._plane.version())
-        except PlaneUnavailable as error:
-            self._log_once(str(error))
-            return None
+            found = self._queue.walk(version)
         except OSError as error:
             self._note(folder_present=False)
             self._log_once(f"{self._watch.folder} cannot be listed: {error.strerror or error}; waiting for it")
-            return None
+            return self._watch.advanced.rescan_seconds
         self._note(folder_present=True, pending=found.pending)
         self._log_once("")
-        return found
-
-    def _pause(self, found: Found | None, took: float) -> float:
-        """Return the time from the start of one walk to that of the next (seconds)."""
+        least = WALK_SHARE * (time.monotonic() - began)
         wanted = self._watch.advanced.rescan_seconds
-        if found is None or found.unstable:
+        if found.unstable:
             wanted = min(wanted, max(self._watch.stability_seconds, SHORTEST_WAIT))
-        return max(wanted, WALK_SHARE * took)
+        pause = max(wanted, least)
+        for name, arrival in found.due:
+            if self._stop.is_set() or time.monotonic() - began > pause:
+                return 0.0  # a new walk finds what has come in since, which goes first
+            self._write_mask(name, arrival, version)
+        return max(0.0, began + (least if found.pending > LIMIT else pause) - time.monotonic())
 
-    def _write_mask(self, queue: MaskQueue, name: str, arrival: Arrival) -> None:
+    def _version(self) -> Version:
+        """Return the version that answers. Raises PlaneUnavailable."""
+        try:
+            return self._plane.version()
+        except PlaneUnavailable as error:
+            self._log_once(str(error))
+            raise
+
+    def _write_mask(self, name: str, arrival: Arrival, asked: Version) -> None:
         """Make and write one mask. Raises OSError when the disk refuses it, DurabilityLost, PlaneUnavailable."""
-        answer = self._ask(queue, name, arrival)
+        answer = self._ask(name, arrival, asked)
         if answer is None:
             return
         png, note = answer
@@ -155,38 +155,46 @@ class MaskWriter:
             durable.write_bytes(path, with_note(png, note), shared=True)
         except OSError as error:
             if error.errno not in NO_SUCH_NAME:
+                self._queue.put_last(name)
                 raise
-            queue.fail(name, note)
-            self._count("failed", arrival, error)
+            self._skip(name, arrival, note, error)
             return
-        queue.done(name, note)
+        self._queue.done(name, note)
         report = self.report
         self._note(written=report.written + 1, pending=max(0, report.pending - 1), last_written=time.time())
 
-    def _ask(self, queue: MaskQueue, name: str, arrival: Arrival) -> tuple[bytes, Note] | None:
+    def _ask(self, name: str, arrival: Arrival, asked: Version) -> tuple[bytes, Note] | None:
         """Return the mask and its note; None when this file gives none now."""
-        kind, asked = self._masks.kind, queue.version
+        kind = self._masks.kind
         try:
             png, version = self._plane.mask(read_arrival(self._watch.folder, arrival, self._watch.max_file_bytes), kind)
-            return png, note_of(arrival, kind, version)
         except FileChanged:
             return None
-        except RefusedImage as error:
-            queue.refuse(name, note_of(arrival, kind, asked))
-            self._count("refused", arrival, error)
-        except ImageFailed as error:
-            queue.fail(name, note_of(arrival, kind, asked))
-            self._count("failed", arrival, error)
-        except PlaneUnavailable as error:
-            self._unanswered[name] += not error.answered
-            if self._unanswered[name] < ATTEMPTS:
+        except (RefusedImage, ImageFailed, PlaneUnavailable) as error:
+            if isinstance(error, PlaneUnavailable) and not self._gives_up(name, error):
                 raise
-            del self._unanswered[name]
-            queue.fail(name, note_of(arrival, kind, asked))
-            self._count("failed", arrival, error)
+            self._skip(name, arrival, note_of(arrival, kind, asked), error)
+            return None
         except OSError as error:  # a fault of the disk or the network: the next walk tries it again
             self._count("failed", arrival, error)
-        return None
+            return None
+        self._unanswered.pop(name, None)
+        return png, note_of(arrival, kind, version)
+
+    def _gives_up(self, name: str, error: PlaneUnavailable) -> bool:
+        """Return whether an image was sent too often without an answer: the plane may die of it."""
+        if not error.answered:
+            self._unanswered[name] += 1
+        given_up = self._unanswered[name] >= ATTEMPTS
+        if given_up:
+            del self._unanswered[name]
+        return given_up
+
+    def _skip(self, name: str, arrival: Arrival, note: Note, error: Exception) -> None:
+        """Count a file that gets no mask until it changes; one that is not refused also until another version."""
+        refused = isinstance(error, RefusedImage)
+        self._queue.skip(name, note, again=not refused)
+        self._count("refused" if refused else "failed", arrival, error)
 
     def _count(self, result: str, arrival: Arrival, error: Exception) -> None:
         self._note(**{result: getattr(self.report, result) + 1})

@@ -1,12 +1,14 @@
 """Masks as files: one for each image, once, whole, again only when asked for, made by a client of a real plane."""
 
+import errno
 import io
 import os
 import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import httpx
@@ -106,7 +108,7 @@ def writing(settings: Settings, served: Served) -> Iterator[Masked]:
     """A writer in a thread beside a plane that runs; an fsync error ends it."""
     serving = settings.serving.model_copy(update={"port": served.client.base_url.port})
     stop = threading.Event()
-    with PlaneClient(settings.model_copy(update={"serving": serving})) as client:
+    with closing(PlaneClient(settings.model_copy(update={"serving": serving}))) as client:
         writer = MaskWriter(settings, client, stop)
 
         def run() -> None:
@@ -348,7 +350,7 @@ def test_a_plane_that_restarts_is_waited_for(folders: Folders) -> None:
         port = nobody.getsockname()[1]
     stop = threading.Event()
     serving = settings.serving.model_copy(update={"port": port})
-    with PlaneClient(settings.model_copy(update={"serving": serving})) as client:
+    with closing(PlaneClient(settings.model_copy(update={"serving": serving}))) as client:
         writer = MaskWriter(settings, client, stop)
         thread = threading.Thread(target=writer.run)
         thread.start()
@@ -397,6 +399,82 @@ def test_a_mask_whose_name_is_taken_or_too_long_keeps_no_other_from_its_own(fold
         folders.wait_for("old.png")
         assert made.report.failed == 2
         wait_until(lambda: made.report.pending == 0, "they are given up")
+
+
+def test_a_sub_folder_that_cannot_be_written_keeps_no_other_from_its_masks(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = durable.write_bytes
+
+    def refuse(path: Path, data: bytes, **options: bool) -> None:
+        if path.parent.name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return write(path, data, **options)
+
+    folders.put("old.png", 1)
+    os.utime(folders.drop / "old.png", (1.0, 1.0))  # the newest come first
+    for seed in (2, 3):
+        folders.put(f"locked/{seed}.png", seed)
+    monkeypatch.setattr(durable, "write_bytes", refuse)
+    with masked(folders.settings()) as made:
+        folders.wait_for("old.png")
+        assert made.report.failed >= 1
+        monkeypatch.setattr(durable, "write_bytes", write)
+        np.testing.assert_array_equal(folders.wait_for("locked/2.png"), folders.expected(1, 2))
+        folders.wait_for("locked/3.png")
+
+
+def test_a_full_disk_lets_no_refused_file_be_asked_about_again(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, tries = durable.write_bytes, 0
+
+    def full_at_first(path: Path, data: bytes, **options: bool) -> None:
+        nonlocal tries
+        tries += path == folders.mask("a.png")
+        if path == folders.mask("a.png") and tries < 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(path, data, **options)
+
+    (folders.drop / "bad.png").write_text("rubbish")
+    with masked(folders.settings()) as made:
+        wait_until(lambda: made.report.refused == 1, "it is refused")
+        monkeypatch.setattr(durable, "write_bytes", full_at_first)
+        folders.put("a.png", 1)
+        folders.wait_for("a.png")
+        assert (made.report.refused, made.report.failed) == (1, 2)
+
+
+class _OtherServer(BaseHTTPRequestHandler):
+    """Another program on the plane's port."""
+
+    asked = 0
+
+    def do_GET(self) -> None:
+        type(self).asked += 1
+        self.send_error(404)
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+def test_another_server_on_the_port_is_asked_rarely_and_ends_nothing(folders: Folders) -> None:
+    settings = folders.settings()
+    with HTTPServer(("127.0.0.1", 0), _OtherServer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        serving = settings.serving.model_copy(update={"port": server.server_port})
+        with closing(PlaneClient(settings.model_copy(update={"serving": serving}))) as client:
+            with pytest.raises(PlaneUnavailable, match="no inference plane answers there"):
+                client.version()
+            stop = threading.Event()
+            thread = threading.Thread(target=MaskWriter(settings, client, stop).run)
+            thread.start()
+            wait_until(lambda: _OtherServer.asked >= 2, "the writer asks")
+            assert not stop.wait(0.3) and _OtherServer.asked <= 3, "a plane that is not there is not asked without rest"
+            assert thread.is_alive()
+            stop.set()
+            thread.join(30)
+        server.shutdown()
 
 
 def test_a_folder_that_cannot_be_written_is_tried_again(folders: Folders) -> None:

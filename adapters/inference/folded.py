@@ -25,7 +25,7 @@ class Pair(NamedTuple):
     convolution: str
     norm: str
     eps: float
-    """Return the value that the BatchNorm adds to a variance."""
+    """What the BatchNorm adds to a variance."""
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ class Publisher:
         metrics: PublishMetrics,
         retries: Backoff = RETRIES,
     ) -> None:
-        """`config`: the file the settings came from; exports read it again."""
+        """`config`: the file that exports read these settings from."""
         self._registry = registry
         layout = StateLayout(settings.state)
         self._targets = [

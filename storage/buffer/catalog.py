@@ -67,10 +67,6 @@ class Catalog:
         rows = self._select("SELECT path, size, mtime_ns FROM files")
         return {row["path"]: FileFact(row["path"], row["size"], row["mtime_ns"]) for row in rows}
 
-    def known_paths(self) -> set[str]:
-        """Return the paths of `known_files`."""
-        return {row["path"] for row in self._select("SELECT path FROM files")}
-
     def has_digest(self, digest: str) -> bool:
         """Return whether an image of this content was ever committed; stays true after eviction."""
         return bool(self._select("SELECT 1 FROM digests WHERE digest = ?", (digest,)))

@@ -50,7 +50,7 @@ def test_a_root_removed_while_its_files_are_taken(drop_world):
     shutil.rmtree(world.folder)
     world.until(lambda: world.ingest.activity[0].state == "missing")
     world.until(lambda: not world.ingest.batch)
-    known = world.buffer.catalog.known_paths()
+    known = world.buffer.catalog.known_files()
     gone = {name: versions for name, versions in world.dropped.items() if name not in known}
     assert gone, "the folder went in the middle"
     world.dropped = type(world.dropped)(set, {name: v for name, v in world.dropped.items() if name in known})
@@ -92,7 +92,7 @@ def test_an_unmounted_folder_gives_nothing_and_forgets_nothing(drop_world):
     world.until(lambda: world.ingest.activity[0].state == "unmounted")
     for _ in range(20):
         world.ingest.step()
-    assert "stray.png" not in world.buffer.catalog.known_paths()
+    assert "stray.png" not in world.buffer.catalog.known_files()
     world.folder.rename(below)
     mounted.rename(world.folder)
     world.drop("b.png", picture(3))
@@ -150,7 +150,7 @@ def test_a_folder_that_becomes_a_link_out_of_the_tree(drop_world, tmp_path):
     (world.folder / "sub").rename(tmp_path / "was")
     shutil.copy2(tmp_path / "was" / "a.png", outside / "a.png")
     (world.folder / "sub").symlink_to(outside)
-    world.until(lambda: "sub/a.png" in world.buffer.catalog.known_paths())
+    world.until(lambda: "sub/a.png" in world.buffer.catalog.known_files())
     assert world.buffer.records() == []
     assert world.kept().refused == {"sub/a.png"}
 

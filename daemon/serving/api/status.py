@@ -1,34 +1,15 @@
 """The answer of `GET /v1/serving`."""
 
-from typing import TYPE_CHECKING
-
 from pydantic import BaseModel, ConfigDict
 
-if TYPE_CHECKING:
-    from daemon.serving.plane import InferencePlane
+from daemon.serving.plane import InferencePlane
+from daemon.serving.versions.follower import SwapFailure
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class SwapFailure(_Part):
-    """Why a version could not serve."""
-
-    version: int | None
-    """The version; None when the ref itself could not be read."""
-    code: str
-    """Stable code, for example `checkpoint_corrupt`."""
-    reason: str
-    """One sentence."""
-    at: float
-    """Unix time of the last attempt (seconds)."""
-    attempts: int
-    """Attempts since the ref named this version."""
-
-
-class ServingStatus(_Part):
+class ServingStatus(BaseModel):
     """The serving version, the wanted version, and the queue."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     ready: bool
     """Whether requests are answered."""
@@ -60,9 +41,9 @@ class ServingStatus(_Part):
     """Unix time of the start (seconds)."""
 
 
-def describe(plane: "InferencePlane") -> ServingStatus:
+def describe(plane: InferencePlane) -> ServingStatus:
     """Return the status of `plane` now."""
-    live, wanted, failure = plane.slots.live, plane.follower.wanted, plane.follower.failure
+    live, wanted = plane.slots.live, plane.follower.wanted
     return ServingStatus(
         ready=plane.ready,
         problems=plane.dead,
@@ -72,7 +53,7 @@ def describe(plane: "InferencePlane") -> ServingStatus:
         wanted_by=wanted.by if wanted else None,
         wanted_reason=wanted.reason if wanted else None,
         resident=list(plane.slots.versions),
-        last_failure=SwapFailure.model_validate(failure, from_attributes=True) if failure else None,
+        last_failure=plane.follower.failure,
         queue_images=plane.batcher.depth,
         queue_limit=plane.settings.serving.advanced.queue_images,
         device=str(plane.device),

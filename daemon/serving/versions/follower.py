@@ -4,7 +4,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
 
 from daemon.errors import code_of
 from daemon.runtime.backoff import Backoff
@@ -23,14 +24,15 @@ NICENESS = 5
 log = get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class SwapFailure(BaseModel):
     """Why a version could not serve."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     version: int | None
     """The version; None when the ref itself could not be read."""
     code: str
-    """Stable code of the error."""
+    """Stable code, for example `checkpoint_corrupt`."""
     reason: str
     """One sentence."""
     at: float
@@ -65,7 +67,7 @@ class Follower:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="mfmd-follower", daemon=True)
         self._wanted: Ref | None = None
-        self._failure: Failure | None = None
+        self._failure: SwapFailure | None = None
         self._attempts = 0
         self._retry_at = 0.0
         self.failures = 0
@@ -79,7 +81,7 @@ class Follower:
         return self._wanted
 
     @property
-    def failure(self) -> Failure | None:
+    def failure(self) -> SwapFailure | None:
         """The last failure, kept after it is resolved; compare its version with `wanted`."""
         return self._failure
 
@@ -120,7 +122,7 @@ class Follower:
             self._wanted, self._attempts, self._retry_at = ref, 0, 0.0
         live = self._slots.live
         if ref is not None and live is not None and live.version == ref.version:
-            self._attempts, self._retry_at = 0, 0.0  # what went wrong before puts off no word of what goes wrong next
+            self._attempts, self._retry_at = 0, 0.0  # the next failure is reported at once
             return
         if ref is None or now < self._retry_at:
             return
@@ -157,7 +159,7 @@ class Follower:
         self._retry_at = now + RETRIES.delay(self._attempts)
         code = code_of(error)
         reason = f"{type(error).__name__}: {error}; the log has the traceback" if code == "unexpected" else str(error)
-        self._failure = Failure(version, code, reason, time.time(), self._attempts)
+        self._failure = SwapFailure(version=version, code=code, reason=reason, at=time.time(), attempts=self._attempts)
         log.exception("swap_failed", version=version, code=code, attempts=self._attempts)
 
 

@@ -229,7 +229,7 @@ def test_ingest_leaves_videos_alone_and_takes_what_is_only_named_like_an_image(b
     write_image(drop / "image.png", 1)
     world = bench()
     world.until(lambda: world.counts.frames == 1 and world.counts.refused == {"not_an_image": 1})
-    assert world.buffer.catalog.known_paths() == {"image.png", "named.png"}
+    assert set(world.buffer.catalog.known_files()) == {"image.png", "named.png"}
     world.until(lambda: world.activity.watch.pending == 0)
 
 

@@ -50,7 +50,7 @@ def known(filled: StateLayout) -> Iterator[Callable[[], set[str]]]:
     def ask() -> set[str]:
         catalog = Catalog.open(filled.catalog, writable=False)
         try:
-            return catalog.known_paths()
+            return set(catalog.known_files())
         finally:
             catalog.close()
 

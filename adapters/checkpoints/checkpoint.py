@@ -103,12 +103,9 @@ def network_of(manifest: Manifest) -> SegmentationNetwork:
 def make_manifest(
     settings: Settings,
     *,
-    origin: Literal["pretrain", "import", "round"],
+    origin: Literal["pretrain", "import"],
     network: Architecture | None = None,
-    parent: int | None = None,
-    round: int | None = None,
     seed: int | None = None,
-    frames: int = 0,
     scores: Mapping[str, float] | None = None,
 ) -> Manifest:
     """Build the manifest of weights made under `settings` for `CheckpointRegistry.add`, which numbers it.
@@ -119,9 +116,7 @@ def make_manifest(
     values = settings.model_dump(mode="json")
     architecture = (network or settings.network.architecture()).model_copy(update={"pretrained": None})
     return Manifest(
-        parent=parent,
         origin=origin,
-        round=round,
         created=time.time(),
         network=architecture.model_dump(mode="json"),
         classes=tuple(entry.model_dump(mode="json") for entry in settings.classes),
@@ -130,7 +125,6 @@ def make_manifest(
         seed=seed,
         config_hash=settings_hash(values),
         settings=values,
-        frames=frames,
         libraries=library_versions(),
         code=code_digest(),
         scores=dict(scores or {}),

@@ -166,7 +166,6 @@ def new_trial(settings: Settings, version: int, verdict: Verdict) -> ShadowTrial
         seconds=gate.advanced.shadow_seconds,
         agreement=gate.advanced.shadow_agreement,
         failures=gate.advanced.shadow_failures,
-        began=time.time(),
     )
 
 

@@ -152,9 +152,7 @@ class TritonMirror(Mirror):
 
     def leads_to(self, version: int) -> bool:
         """Return whether `config.pbtxt` is up to date; it also holds settings."""
-        return self.current() == version and (self.folder / CONFIG).read_text(
-            encoding="utf-8", errors="replace"
-        ) == self._config(version)
+        return self.current() == version and self._text() == self._config(version)
 
     def point(self, version: int) -> None:
         """Replace `config.pbtxt`. The policy names one version, because a rollback is not the newest number."""

@@ -211,8 +211,6 @@ class ShadowTrial(Record):
     """Least share of pixels with the serving version's label (`gate.advanced.shadow_agreement` when it began, 0-1)."""
     failures: float
     """Largest share of images that may fail (`gate.advanced.shadow_failures` when it began, 0-1)."""
-    began: float
-    """Unix time (seconds)."""
     placed: bool = False
     """Whether it runs in the shadow; before that, it waits for the end of somebody else's shadow."""
     waited: float = 0.0

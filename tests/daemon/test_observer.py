@@ -30,8 +30,7 @@ def add_network(registry, make_settings, tmp_path):
         settings = make_settings()
         torch.manual_seed(seed)
         save_weights(build_network(settings.network.architecture(), len(settings.classes)), tmp_path / "w.safetensors")
-        origin = "pretrain" if parent is None else "round"
-        manifest = make_manifest(settings, origin=origin, parent=parent)
+        manifest = make_manifest(settings, origin="pretrain").model_copy(update={"parent": parent})
         version = registry.add(tmp_path / "w.safetensors", manifest, by="test").version
         registry.promote(version, by="test", reason="test")
         return version

@@ -163,11 +163,11 @@ class Follower:
         log.exception("swap_failed", version=version, code=code, attempts=self._attempts)
 
 
-def be_nice(niceness: int = NICENESS) -> None:
-    """Raise the nice value of the calling thread to `niceness`, where the system has priorities per thread (Linux).
+def be_nice() -> None:
+    """Raise the nice value of the calling thread to `NICENESS`, where the system has priorities per thread (Linux).
 
     A process with a higher nice value keeps it, because not every user may lower it.
     """
     if hasattr(os, "setpriority"):
         thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, max(niceness, os.getpriority(os.PRIO_PROCESS, thread)))
+        os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))

@@ -12,9 +12,7 @@ from storage.rounds.records import Check, ShadowTrial, Verdict
 
 VOTE = Check(name="vote_flip", kind="vote", passed=True, value=0.1, limit=0.05, detail="won")
 OFFLINE = Verdict(round=7, decision="accepted", reason="4 of 4 votes won", checks=[VOTE], at=10.0)
-TRIAL = ShadowTrial(
-    version=3, verdict=OFFLINE, images=100, seconds=600.0, agreement=0.5, failures=0.02, began=20.0, placed=True
-)
+TRIAL = ShadowTrial(version=3, verdict=OFFLINE, images=100, seconds=600.0, agreement=0.5, failures=0.02, placed=True)
 
 
 def record(images: int, agreement: float, failed: int = 0) -> ShadowRecord:

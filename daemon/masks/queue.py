@@ -57,10 +57,11 @@ class MaskQueue:
                 continue
             since = self._still_since(name, arrival, now)
             if now - since >= self._watch.stability_seconds:
-                waiting.append((_parent(name) not in self._unwritable, arrival.file.mtime_ns, name, arrival))
+                waiting.append((-len(self._unwritable & _places(name)), arrival.file.mtime_ns, name, arrival))
             else:
                 moving[name] = arrival, since
         self._moving = moving
+        self._unwritable &= set().union(*map(_places, names)) if self._unwritable else set()
         for known in (self._done, self._skipped):
             for gone in known.keys() - names:
                 del known[gone]
@@ -70,15 +71,15 @@ class MaskQueue:
     def done(self, name: str, note: Note) -> None:
         """Note that the mask of this image was written."""
         self._done[name] = note
-        self._unwritable.discard(_parent(name))
+        self._unwritable -= _places(name)
 
     def skip(self, name: str, note: Note, *, again: bool) -> None:
         """Give the file no mask until it changes; `again`: or until another version serves."""
         self._skipped[name] = note, again
 
     def put_last(self, name: str) -> None:
-        """Let the images of this sub-folder wait for all others, because no mask can be written there now."""
-        self._unwritable.add(_parent(name))
+        """Let this image wait for all others, and its sub-folder for other folders: its mask cannot be written now."""
+        self._unwritable |= _places(name)
 
     def _wanting(self, name: str, version: Version) -> Arrival | None:
         """Return the file, if it needs a mask."""
@@ -118,8 +119,9 @@ class MaskQueue:
         return min(seen, now - (time.time() - arrival.file.mtime_ns / 1e9))
 
 
-def _parent(name: str) -> str:
-    return name.rpartition("/")[0]
+def _places(name: str) -> set[str]:
+    """Return the name and its sub-folder."""
+    return {name, name.rpartition("/")[0]}
 
 
 def _complain(name: str, error: OSError) -> None:

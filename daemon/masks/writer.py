@@ -114,10 +114,12 @@ class MaskWriter:
 
     def _pass(self) -> float:
         """Walk once and write what is due; return the seconds until the next walk. Raises like `_write_mask`."""
-        version = self._version()
-        began = time.monotonic()
         try:
+            version, began = self._plane.version(), time.monotonic()
             found = self._queue.walk(version)
+        except PlaneUnavailable as error:
+            self._log_once(str(error))
+            return error.retry_seconds
         except OSError as error:
             self._note(folder_present=False)
             self._log_once(f"{self._watch.folder} cannot be listed: {error.strerror or error}; waiting for it")
@@ -134,14 +136,6 @@ class MaskWriter:
                 return 0.0  # a new walk finds what has come in since, which goes first
             self._write_mask(name, arrival, version)
         return max(0.0, began + (least if found.pending > LIMIT else pause) - time.monotonic())
-
-    def _version(self) -> Version:
-        """Return the version that answers. Raises PlaneUnavailable."""
-        try:
-            return self._plane.version()
-        except PlaneUnavailable as error:
-            self._log_once(str(error))
-            raise
 
     def _write_mask(self, name: str, arrival: Arrival, asked: Version) -> None:
         """Make and write one mask. Raises OSError when the disk refuses it, DurabilityLost, PlaneUnavailable."""

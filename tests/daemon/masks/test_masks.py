@@ -401,20 +401,20 @@ def test_a_mask_whose_name_is_taken_or_too_long_keeps_no_other_from_its_own(fold
         wait_until(lambda: made.report.pending == 0, "they are given up")
 
 
-def test_a_sub_folder_that_cannot_be_written_keeps_no_other_from_its_masks(
+def test_a_mask_or_sub_folder_that_cannot_be_written_keeps_no_other_from_its_masks(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = durable.write_bytes
 
     def refuse(path: Path, data: bytes, **options: bool) -> None:
-        if path.parent.name == "locked":
+        if path.parent.name == "locked" or path == folders.mask("bad.png"):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return write(path, data, **options)
 
     folders.put("old.png", 1)
     os.utime(folders.drop / "old.png", (1.0, 1.0))  # the newest come first
-    for seed in (2, 3):
-        folders.put(f"locked/{seed}.png", seed)
+    for seed, name in enumerate(("locked/2.png", "locked/3.png", "bad.png"), 2):
+        folders.put(name, seed)
     monkeypatch.setattr(durable, "write_bytes", refuse)
     with masked(folders.settings()) as made:
         folders.wait_for("old.png")
@@ -422,6 +422,7 @@ def test_a_sub_folder_that_cannot_be_written_keeps_no_other_from_its_masks(
         monkeypatch.setattr(durable, "write_bytes", write)
         np.testing.assert_array_equal(folders.wait_for("locked/2.png"), folders.expected(1, 2))
         folders.wait_for("locked/3.png")
+        folders.wait_for("bad.png")
 
 
 def test_a_full_disk_lets_no_refused_file_be_asked_about_again(

@@ -117,13 +117,11 @@ class RoundFacts:
     """When the last round ended (Unix, seconds)."""
     failures: int
     """Consecutive failed rounds, including the last one."""
-    last_failure: str
-    """Reason of the last round if it failed."""
 
 
 def round_facts(store: RoundStore) -> RoundFacts:
     """Read the newest rounds. Stopped ones count neither as failure nor as success."""
-    failures, newest, reason = 0, 0, ""
+    failures, newest = 0, 0
     last_ended: float | None = None
     for number in reversed(store.numbers()[-LOOK_BACK:]):
         folder = store.folder(number)
@@ -135,8 +133,7 @@ def round_facts(store: RoundStore) -> RoundFacts:
             break
         if summary.result == "failed":
             failures += 1
-            reason = reason or summary.reason
-    return RoundFacts(newest, last_ended, failures, reason)
+    return RoundFacts(newest, last_ended, failures)
 
 
 def schedule_state(catalog: Catalog | None, store: RoundStore, registry: CheckpointRegistry) -> ScheduleState:

@@ -3,15 +3,14 @@
 from pathlib import Path
 
 from configs.errors import ConfigError
-from daemon.doctor.configuration import examine_file, examine_in_force
+from configs.load import load_settings
 from daemon.doctor.disk import examine_state
 from daemon.doctor.drop_folder import examine_drop_folder
 from daemon.doctor.finding import Finding, Level
-from daemon.doctor.machine import examine_machine, examine_number_formats
+from daemon.doctor.machine import examine_machine, examine_number_formats, examine_packages
 from daemon.doctor.models import examine_models
-from daemon.doctor.packages import examine_packages
 from daemon.doctor.ports import examine_ports
-from daemon.runtime.in_force import running_settings
+from daemon.runtime.in_force import SNAPSHOT, compared, running_settings
 from storage.layout import StateLayout
 
 __all__ = ["Finding", "Level", "examine"]
@@ -30,3 +29,25 @@ def examine(config: Path) -> list[Finding]:
     for part in (examine_drop_folder, examine_state, examine_ports, examine_models):
         findings += part(settings)
     return findings
+
+
+def examine_file(config: Path) -> Finding:
+    """Check that a configuration file is valid."""
+    try:
+        load_settings(config)
+    except ConfigError as error:
+        remedy = "correct it; `mfmd config schema --markdown` lists every setting"
+        return Finding.fail("configuration", str(error), remedy)
+    return Finding.ok("configuration", f"{config} is valid")
+
+
+def examine_in_force(layout: StateLayout) -> list[Finding]:
+    """Compare the settings of a running daemon with its configuration file; no finding without a daemon."""
+    if not (layout.locked() and layout.run_file(SNAPSHOT).exists()):
+        return []
+    file = compared(layout)
+    differ = ", ".join([*file.reload, *file.restart])
+    if not differ:
+        return [Finding.ok("settings", "the daemon runs on the settings of its start and of its last reload")]
+    remedy = "`mfmd reload`" + (f", and a restart of the daemon for {', '.join(file.restart)}" if file.restart else "")
+    return [Finding.warn("settings", f"{file.file} differs from the settings of the running daemon: {differ}", remedy)]

@@ -15,8 +15,7 @@ from PIL import Image
 
 from configs.load import load_settings
 from configs.settings import Settings
-from daemon.doctor import Finding, Level
-from daemon.doctor.configuration import examine_file, examine_in_force
+from daemon.doctor import Finding, Level, examine_file, examine_in_force
 from daemon.doctor.disk import examine_state
 from daemon.doctor.drop_folder import examine_drop_folder
 from daemon.doctor.machine import examine_number_formats
@@ -74,6 +73,7 @@ def test_a_file_that_the_running_daemon_does_not_use_is_found(config: Path, sett
         assert examine_file(config).level == Level.FAIL
         writer.step()
         assert running_settings(config) == settings, "the rest is examined as the daemon uses it"
+    assert examine_in_force(layout) == [], "a killed daemon leaves its settings behind"
 
 
 @pytest.mark.parametrize("how", ["shadows", "overwrites"])
@@ -86,7 +86,7 @@ def test_a_project_that_installs_packages_of_the_same_name(how: str, tmp_path: P
         record.mkdir()
         (record / "METADATA").write_text("Metadata-Version: 2.1\nName: adapters\nVersion: 1.3.0\n", encoding="utf-8")
         (record / "top_level.txt").write_text("adapters\n", encoding="utf-8")
-    code = "from daemon.doctor.packages import examine_packages as x; [f] = x(); print(f.level, f.detail, f.remedy)"
+    code = "from daemon.doctor.machine import examine_packages as x; [f] = x(); print(f.level, f.detail, f.remedy)"
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])])
     answer = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": path}, capture_output=True, text=True, check=True

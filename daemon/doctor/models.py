@@ -4,7 +4,7 @@ from pathlib import Path
 
 from configs.settings import Settings
 from daemon.doctor.finding import Finding
-from storage.errors import NoCheckpoint, SourceRefused, StorageError
+from storage.errors import NoCheckpoint, SourceRefused, StorageError, UnknownVersion
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from storage.source.pairing import pair_labels
@@ -20,21 +20,20 @@ def examine_models(settings: Settings) -> list[Finding]:
 
 def _serving(settings: Settings) -> Finding:
     registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)
+    another = "`mfmd rollback` serves the version before, `mfmd promote N` another one of `mfmd checkpoints list`"
     try:
         version = registry.serving_version()
     except NoCheckpoint:
         remedy = "`mfmd pretrain` trains one on source images, `mfmd import PATH` takes a ready model"
         return Finding.fail("checkpoint", "no version serves yet", remedy)
+    except UnknownVersion as error:
+        return Finding.fail("checkpoint", str(error), another)
     except StorageError as error:
         return Finding.fail("checkpoint", str(error), "stop `mfmd run`, then `mfmd check --repair`")
     try:
         registry.verify(version)
     except StorageError as error:
-        return Finding.fail(
-            "checkpoint",
-            str(error),
-            "`mfmd rollback` serves the version before, `mfmd promote N` another one of `mfmd checkpoints list`",
-        )
+        return Finding.fail("checkpoint", str(error), another)
     names = [str(item["name"]) for item in registry.manifest(version).classes]
     if names != [item.name for item in settings.classes]:
         remedy = "use the class list that the model was trained with, or train a new one"

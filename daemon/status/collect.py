@@ -26,9 +26,8 @@ from daemon.status.model import (
 )
 from daemon.status.plane_probe import PlaneStatus, probe_plane
 from storage.buffer.catalog import Catalog
-from storage.errors import CorruptCheckpoint, StorageError, UnknownVersion
+from storage.errors import CorruptCheckpoint, StorageError
 from storage.layout import StateLayout
-from storage.registry.files import listed
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
 
@@ -197,23 +196,9 @@ def check_serving_files(registry: CheckpointRegistry) -> None:
     serving = registry.readable_refs()[0].get("serving")
     if serving is None:
         return
-    should = f"version {serving.version} should serve, but"
+    registry.serving_version()
     try:
         registry.verify(serving.version, content=False)
-    except UnknownVersion as error:
-        gone = registry.folder(serving.version)
-        raise StorageError(
-            f"{should} its folder {gone} is gone; {_other_versions(registry, serving.version)}"
-        ) from error
     except CorruptCheckpoint as error:
-        raise StorageError(f"{should} is damaged: {error}; {_other_versions(registry, serving.version)}") from error
-
-
-def _other_versions(registry: CheckpointRegistry, version: int) -> str:
-    others = [number for number in registry.versions() if number != version]
-    if others:
-        return f"restore it from a backup, or serve another with `mfmd promote N`; others: {listed(others)}"
-    return (
-        "no other version is there: bring it back from a backup, or take one in with `mfmd import PATH` "
-        "and serve it with `mfmd promote N`"
-    )
+        remedy = registry.instead_of(serving.version)
+        raise StorageError(f"version {serving.version} should serve, but is damaged: {error}; {remedy}") from error

@@ -79,11 +79,24 @@ class CheckpointRegistry:
         return serving
 
     def serving_version(self) -> int:
-        """Return the version that serves. Raises NoCheckpoint when none does yet, StorageError like `serving`."""
+        """Return the version that serves.
+
+        Raises NoCheckpoint when none does yet, UnknownVersion when its folder is gone, StorageError like `serving`.
+        """
         serving = self.serving()
         if serving is None:
             raise NoCheckpoint("no version serves yet: `mfmd pretrain` trains one, `mfmd import PATH` takes one in")
+        if serving.version not in self.versions():
+            gone = f"version {serving.version} should serve, but its folder {self.folder(serving.version)} is gone"
+            raise UnknownVersion(f"{gone}; {self.instead_of(serving.version)}")
         return serving.version
+
+    def instead_of(self, version: int) -> str:
+        """Return what an operator can do when `version` should serve but cannot."""
+        others = [number for number in self.versions() if number != version]
+        if others:
+            return f"restore it from a backup, or serve another with `mfmd promote N`; others: {listed(others)}"
+        return "no other version is there: restore it from a backup, or `mfmd import PATH` and then `mfmd promote N`"
 
     def ref(self, name: Literal["previous", "shadow"]) -> Ref | None:
         """Return what another ref names; None when it does not exist. Raises StorageError when it cannot be read."""

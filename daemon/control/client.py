@@ -22,15 +22,21 @@ class ControlFailed(DaemonError):
     code = "control_failed"
 
 
+class NoDaemon(ControlFailed):
+    """No daemon runs on the state directory."""
+
+    code = "no_daemon"
+
+
 class ControlClient:
     """The control API of the daemon that holds a state directory."""
 
     def __init__(self, layout: StateLayout, timeout: float = TIMEOUT_SECONDS) -> None:
-        """Set up for requests of at most `timeout` seconds. Raises ControlFailed when the daemon is not ready."""
+        """Set up for requests of at most `timeout` seconds. Raises NoDaemon, or ControlFailed when it is not ready."""
         self._layout, self._path, self._timeout = layout, layout.run_file("daemon"), timeout
         self._record = read_run_record(self._path)
         if self._record is None:
-            raise ControlFailed(
+            raise self._failure(
                 f"{self._path}: the daemon publishes no address: it is starting up or being stopped; "
                 "try again in a moment"
             )
@@ -84,6 +90,12 @@ class ControlClient:
             return answer.status, json.loads(answer.read())
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = str(error) or type(error).__name__
-            raise ControlFailed(f"{self._layout.socket}: the daemon does not answer: {reason}") from error
+            raise self._failure(f"{self._layout.socket}: the daemon does not answer: {reason}") from error
         finally:
             connection.close()
+
+    def _failure(self, message: str) -> ControlFailed:
+        """Return the error for a daemon that does not answer: there may be none, and a stale record and socket."""
+        if self._layout.locked():
+            return ControlFailed(message)
+        return NoDaemon(f"{self._layout.root}: no daemon runs on this state directory; `mfmd run` starts one")

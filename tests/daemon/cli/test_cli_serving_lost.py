@@ -1,5 +1,6 @@
 """With refs/serving gone or damaged, every command says so and names the repair; none names `mfmd pretrain`."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,20 @@ def test_after_the_repair_the_same_version_serves(mfmd, registry: CheckpointRegi
     assert mfmd("check", "--repair").code == ExitCode.OK
     after = registry.serving()
     assert before is not None and after is not None and after.version == before.version
+
+
+@pytest.mark.parametrize("command", ["adapt", *COMMANDS[2:7], "checkpoints list"])  # `run` starts: it may be promoted
+def test_every_command_names_what_to_do_when_the_serving_version_is_gone(
+    mfmd, registry: CheckpointRegistry, command: str
+) -> None:
+    shutil.rmtree(registry.folder(2))
+    answer = mfmd(*command.split())
+    told = answer.out + answer.err
+    assert f"version 2 should serve, but its folder {registry.folder(2)} is gone" in told and "mfmd promote N" in told
+    assert "mfmd pretrain" not in told
+
+
+def test_reload_without_a_daemon_says_so(mfmd, registry: CheckpointRegistry) -> None:
+    answer = mfmd("reload")
+    assert answer.code == ExitCode.FAILURE
+    assert "error[no_daemon]" in answer.err and "mfmd run" in answer.err and "try again" not in answer.err

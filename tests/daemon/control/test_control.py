@@ -14,7 +14,7 @@ import pytest
 
 from configs.errors import ConfigError
 from daemon.control.app import ControlContext, create_control_app
-from daemon.control.client import ControlClient, ControlFailed
+from daemon.control.client import ControlClient, ControlFailed, NoDaemon
 from daemon.control.server import ControlServer, bind
 from daemon.control.state_metrics import StateCollector
 from daemon.errors import AddressInUse, Stopping
@@ -129,9 +129,11 @@ def test_a_stopping_daemon_says_so_to_a_command_that_wants_a_round(world, layout
         world.rounds.stop()
         with pytest.raises(Stopping, match="is being stopped and starts no round; ask again when it runs"):
             client.start_round()
-    with pytest.raises(ControlFailed, match="the daemon does not answer"):
+    with pytest.raises(NoDaemon, match="mfmd run"):  # a kill leaves the record behind
         client.running_round()
-    layout.run_file("daemon").unlink()
+    with layout.lock(), pytest.raises(ControlFailed, match="the daemon does not answer"):
+        client.running_round()
+    layout.run_file("daemon").unlink(missing_ok=True)  # the lock's end removes it, too
     assert client.left and not client.replaced
     layout.run_file("daemon").write_text(record.model_copy(update={"pid": 1}).model_dump_json())
     assert client.left and client.replaced, "another start, perhaps at the same port"

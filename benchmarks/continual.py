@@ -44,7 +44,8 @@ def execute_continual(run: Run) -> dict[str, Any]:
     for number, (name, images) in enumerate(stages.items()):
         if ARMS[run.arm].trains:
             state = _stage_state(run, settings, name, images)
-            seeded = settings.round.model_copy(update={"seed": run.seed + STAGE_STRIDE * number})
+            advanced = settings.round.advanced.model_copy(update={"seed": run.seed + STAGE_STRIDE * number})
+            seeded = settings.round.model_copy(update={"advanced": advanced})
             staged = settings.model_copy(update={"state": state, "round": seeded})
             network, _ = adapt(staged, ARMS[run.arm], network)
         matrix.append(_row(network, stages, settings))

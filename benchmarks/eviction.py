@@ -115,7 +115,7 @@ class Outcome:
 def run_arm(stream: Stream, eviction: str, admit: bool, capacity: int) -> Outcome:
     """Send the whole stream through a real buffer."""
     settings = BufferSettings.model_validate(
-        {"height": SIDE, "width": SIDE, "tile": SIDE, "capacity_frames": capacity, "eviction": eviction}
+        {"height": SIDE, "width": SIDE, "capacity_frames": capacity, "eviction": eviction, "advanced": {"tile": SIDE}}
     )
     name = eviction + (" + admission" if admit else "")
     with tempfile.TemporaryDirectory() as folder:

@@ -105,7 +105,7 @@ def _named_state(path: Path) -> str:
         try:
             values = yaml.safe_load(line.group()) if line else {}
         except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: state: cannot be understood; MFMD_STATE names it all the same") from error
+            raise ConfigError(f"{path}: state: not a readable value; set MFMD_STATE instead") from error
     named = values.get("state", Settings.model_fields["state"].default)
     if not isinstance(named, str | Path):
         raise ConfigError(f"{path}: state: expected a path, found a {type(named).__name__}")

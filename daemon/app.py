@@ -87,7 +87,7 @@ def require_version(settings: Settings, registry: CheckpointRegistry) -> None:
         remedy = "run `mfmd pretrain` to train one on the source images"
     else:
         remedy = (
-            "there are no labelled source images and no starting checkpoint: `mfmd import PATH` takes a model in, "
+            "there are no labelled source images and no starting checkpoint: `mfmd import PATH` imports a model, "
             "or set `source` and run `mfmd pretrain`"
         )
     raise NoCheckpoint(f"{settings.state}: no version to serve; {remedy}")

@@ -56,4 +56,4 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 def describe_error(error: BaseException) -> str:
     """Return the error's message, with what to do if the disk is full."""
     full = isinstance(error, OSError) and error.errno in FULL
-    return f"{error}; make room on that disk, then do it again" if full else str(error)
+    return f"{error}; free space on that disk, then retry" if full else str(error)

@@ -41,7 +41,7 @@ class IngestMetrics(MetricTable):
     )
     restarts = counter(
         "mfmd_watcher_restarts",
-        "Restarts of the event observer, because it died or the folder was replaced",
+        "Restarts of the event observer, because it ended or the folder was replaced",
     )
     rescans = counter("mfmd_watcher_rescans", "Rescans of the drop folder")
     rescan_found = counter("mfmd_watcher_rescan_found", "Files that a rescan found without an event")

@@ -67,7 +67,9 @@ def arm(wanted: str) -> None:
     """Kill this process at a place: `name` or `name:n`. Raises ValueError for one that does not exist."""
     name, _, number = wanted.partition(":")
     if name not in PLACES or not (number or "1").isdigit():
-        raise ValueError(f"{VARIABLE}: {wanted!r} is no place; use NAME or NAME:N, with a name of {', '.join(PLACES)}")
+        raise ValueError(
+            f"{VARIABLE}: {wanted!r} is not a failpoint; use NAME or NAME:N, with a name of {', '.join(PLACES)}"
+        )
     left = int(number or "1")
 
     def count(passed: str) -> None:

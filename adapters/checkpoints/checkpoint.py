@@ -53,7 +53,7 @@ def load_weights(network: SegmentationNetwork, path: Path) -> None:
 def weight_problems(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
     """Return what is wrong with `found` as weights for a state dict `expected`; empty when they fit."""
     bad = sorted(name for name in expected.keys() & found.keys() if not _finite(found[name]))
-    return misfits(expected, found) + ([f"has values that are not finite in {_some(bad)}"] if bad else [])
+    return misfits(expected, found) + ([f"has non-finite values in {_some(bad)}"] if bad else [])
 
 
 def misfits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:

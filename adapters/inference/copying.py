@@ -79,7 +79,7 @@ def _read(path: Path, file: Any, name: str) -> Tensor:
     values: Tensor = torch.atleast_1d(torch.from_numpy(file.get_tensor(name)))
     for chunk in values.split(_rows(values)):
         if chunk.is_floating_point() and not bool(torch.isfinite(chunk).all()):
-            raise CorruptCheckpoint(f"{path}: has values that are not finite in {name}")
+            raise CorruptCheckpoint(f"{path}: has non-finite values in {name}")
     return values
 
 

@@ -61,7 +61,7 @@ def _check_pair(settings: Architecture) -> None:
         fitting = [decoder for decoder, known in ENCODER_FAMILIES.items() if settings.encoder.startswith(known)]
         raise NetworkMismatch(
             f"network: decoder {settings.name!r} does not fit encoder {settings.encoder!r}: it takes encoders "
-            f"{' and '.join(families)}; {settings.encoder} goes with {' and '.join(fitting)}"
+            f"{' and '.join(families)}; {settings.encoder} fits {' and '.join(fitting)}"
         )
     if settings.hf_config is not None or settings.hf_preprocessor is not None:
         raise NetworkMismatch(f"network: hf_config and hf_preprocessor belong to 'huggingface', not {settings.name!r}")

@@ -61,7 +61,7 @@ class RoundTraining:
             failure = self._step(time_used)
         failure = failure or self._flush()
         if self._agreed(End.FAILURE if failure else end)[0] is End.FAILURE:
-            raise TrainingFailed(failure or "another process of the round met a loss that is not finite or too high")
+            raise TrainingFailed(failure or "another process of the round met a non-finite or too high loss")
         self._save()
         return REASONS[end]
 

@@ -53,7 +53,7 @@ class RoundRun:
     def run(self) -> RoundScores:
         """Load, train, save the candidate, score.
 
-        Raises RoundStopped after SIGTERM, TrainingFailed at a loss that is not finite or too high, AdapterError,
+        Raises RoundStopped after SIGTERM, TrainingFailed at a non-finite or too high loss, AdapterError,
         StorageError.
         """
         with self._stop.interruptible():

@@ -25,7 +25,7 @@ def start_training(inputs: RoundInputs, folder: RoundFolder) -> tuple[Training, 
     latest = folder.states.latest()
     if latest is not None:
         counters = state.resume(latest)
-        _say(inputs, f"goes on after step {counters.steps}")
+        _say(inputs, f"resumes after step {counters.steps}")
         return training, state, counters
     if inputs.spec.inherits is None or not training.recipe.learns:  # statistics are of one round's frames
         return training, state, Counters()
@@ -47,7 +47,7 @@ def start_training(inputs: RoundInputs, folder: RoundFolder) -> tuple[Training, 
 def _inherit(inputs: RoundInputs, state: TrainingState, number: int) -> None:
     path = RoundStore(StateLayout(inputs.settings.state).rounds).folder(number).states.latest()
     if path is None:
-        raise StateRefused(f"round {number} has no training state any more")
+        raise StateRefused(f"round {number} has no training state")
     state.inherit(path)
 
 

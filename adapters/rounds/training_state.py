@@ -79,7 +79,7 @@ class TrainingState:
             self._training.load_state_dict(tree["training"])
             return Counters(**tree["counters"])
         except Exception as error:
-            raise AdapterError(f"{path}: this training state cannot be gone on from: {error}") from error
+            raise AdapterError(f"{path}: cannot resume from this training state: {error}") from error
 
     def inherit(self, path: Path) -> None:
         """Start a new round from the state at `path`: weights, teacher, Rebuilder, moments and step counts.

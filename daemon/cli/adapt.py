@@ -74,7 +74,7 @@ def _in_process(settings: "Settings", layout: "StateLayout", show: "ShowProgress
             if interrupted is None:
                 verdict = launch_round(context, "manual")
             else:
-                typer.echo(f"Round {interrupted} was interrupted and goes on.", err=True)
+                typer.echo(f"Round {interrupted} was interrupted and resumes.", err=True)
                 verdict = continue_round(context, interrupted)
         finally:
             buffer.close()
@@ -144,7 +144,7 @@ def _outcome(folder: "RoundFolder | None", number: int, *, stopping: bool) -> "V
         if stage in ("promoted", "rejected"):
             return verdict
     if not stopping:
-        raise ControlFailed(f"round {number} came to no verdict; the daemon's log says why")
+        raise ControlFailed(f"round {number} has no verdict; see the daemon's log")
     raise _interrupted(folder, number)
 
 
@@ -155,7 +155,7 @@ def _interrupted(folder: "RoundFolder | None", number: int) -> "DaemonError":
     from daemon.rounds.runner import RoundSuspended
 
     if folder is None:
-        return Stopping(f"round {number} did not begin before the daemon was stopped; ask again when it runs")
+        return Stopping(f"round {number} did not start before the daemon stopped; retry when the daemon runs")
     stage, step = folder.record().stage, folder.saved_step
     if stage in AFTER_TRAINING:
         when, since = AFTER_TRAINING[stage], ""
@@ -165,7 +165,7 @@ def _interrupted(folder: "RoundFolder | None", number: int) -> "DaemonError":
         end = f"the daemon ended before round {number} had saved any state"
         return ControlFailed(f"{end}; the next `mfmd run` records it as failed")
     how = f"the daemon {'was stopped' if stage == 'suspended' else 'ended'} {when.format(number)}"
-    return RoundSuspended(f"{how}; the next `mfmd run` or `mfmd adapt` goes on with it{since}")
+    return RoundSuspended(f"{how}; the next `mfmd run` or `mfmd adapt` resumes it{since}")
 
 
 def _show(show: "ShowProgress", progress: "Progress") -> None:

@@ -22,7 +22,7 @@ from daemon.cli import (
 )
 from daemon.cli.errors import LEVEL_VARIABLE
 
-START, RUN, WATCH = "Start", "Run", "Look and steer"
+START, RUN, WATCH = "Start", "Run", "Inspect and control"
 
 app = typer.Typer(
     name="mfmd",

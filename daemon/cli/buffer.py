@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from configs.buffer import BufferSettings
     from storage.buffer.info import BufferInfo
 
-buffer_app = typer.Typer(no_args_is_help=True, help="Look into the frame buffer, export, resize, compact it.")
+buffer_app = typer.Typer(no_args_is_help=True, help="Show, export, resize and compact the frame buffer.")
 
 
 class ImageFormat(StrEnum):
@@ -30,12 +30,16 @@ HoldoutOption = Annotated[
     bool | None,
     typer.Option("--holdout/--train", help="Only held-out frames, or only the others.", show_default="all"),
 ]
-LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="The newest so many.", show_default="all")]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", min=1, help="At most this many frames, newest first.", show_default="all")
+]
 HeightOption = Annotated[int, typer.Option("--height", min=32, help="New frame height (pixels).")]
 WidthOption = Annotated[int, typer.Option("--width", min=32, help="New frame width (pixels).")]
 CapacityOption = Annotated[
     int | None,
-    typer.Option("--capacity", min=1, help="Keep the newest so many.", show_default="buffer.capacity_frames"),
+    typer.Option(
+        "--capacity", min=1, help="Keep at most this many frames, the newest.", show_default="buffer.capacity_frames"
+    ),
 ]
 
 
@@ -74,7 +78,7 @@ def export(
     from storage.errors import FramesRefused
 
     if folder.resolve().is_relative_to(settings.watch.folder.resolve()):
-        raise FramesRefused(f"{folder} lies in the drop folder: `mfmd run` would take the copies for new images")
+        raise FramesRefused(f"{folder} lies in the drop folder: `mfmd run` would ingest the copies as new images")
     with FrameBuffer.open(layout_of(settings), settings.buffer, writable=False) as buffer:
         count = export_frames(buffer, folder, format.value, holdout=holdout, limit=limit)
     if as_json:
@@ -122,7 +126,7 @@ def compact(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) 
     if as_json:
         print_json(asdict(done))
         return
-    typer.echo(f"{done.files_forgotten} records of files that are gone were removed.")
+    typer.echo(f"{done.files_forgotten} records of missing files were removed.")
     if done.kept_because:
         typer.echo(f"Records were kept: {done.kept_because}.")
     typer.echo(f"Catalog: {_size(done.bytes_before)} -> {_size(done.bytes_after)}.")

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from storage.checking import Problem
 
 ReadDataOption = Annotated[bool, typer.Option("--read-data", help="Also read every pixel and hash every weight.")]
-RepairOption = Annotated[bool, typer.Option("--repair", help="Mend what can be mended; the daemon must be stopped.")]
+RepairOption = Annotated[
+    bool, typer.Option("--repair", help="Repair what can be repaired; the daemon must be stopped.")
+]
 COLORS = {"error": typer.colors.RED, "leftover": typer.colors.YELLOW}
 
 
@@ -79,7 +81,7 @@ def _print(problems: "list[Problem]", mended: "list[Problem]") -> None:
 
 def _summary(errors: int, leftovers: int, mended: int) -> str:
     counts = ((mended, "mended"), (errors, "errors"), (leftovers, "leftovers"))
-    return ", ".join(f"{count} {name}" for count, name in counts if count) or "Nothing is wrong."
+    return ", ".join(f"{count} {name}" for count, name in counts if count) or "No problem found."
 
 
 MARKS = {"ok": ("ok  ", typer.colors.GREEN), "warn": ("warn", typer.colors.YELLOW), "fail": ("FAIL", typer.colors.RED)}

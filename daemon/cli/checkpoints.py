@@ -22,9 +22,10 @@ NumbersArgument = Annotated[
     list[int] | None, typer.Argument(min=1, help="Numbers of versions.", metavar="[VERSION]...", show_default="all")
 ]
 KeepOption = Annotated[
-    int | None, typer.Option("--keep", min=0, help="Others to keep.", show_default="registry.keep_versions")
+    int | None,
+    typer.Option("--keep", min=0, help="Number of other versions to keep.", show_default="registry.keep_versions"),
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")]
 ToOption = Annotated[int | None, typer.Option("--to", min=1, help="Version.", show_default="the one before")]
 ExpectedOption = Annotated[
     int | None, typer.Option("--expected", min=1, help="Only while this version serves.", show_default="any")
@@ -54,9 +55,9 @@ def list_(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
     if as_json:
         print_json(rows)
     elif not rows and registry.given():
-        typer.echo("No version is on disk any more.")
+        typer.echo("No version is on disk.")
     elif not rows:
-        typer.echo("No checkpoint yet: `mfmd pretrain` or `mfmd import PATH` makes the first.")
+        typer.echo("No checkpoint yet: `mfmd pretrain` or `mfmd import PATH` creates the first.")
     else:
         header = ["version", "origin", "parent", "round", "created", "scores", "marks"]
         print_table(header, [_row(summary) for summary in rows])

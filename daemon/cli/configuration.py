@@ -8,7 +8,9 @@ import typer
 from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, read_settings
 from daemon.cli.output import print_json
 
-config_app = typer.Typer(no_args_is_help=True, help="Check a configuration, show what is in force, print the schema.")
+config_app = typer.Typer(
+    no_args_is_help=True, help="Check a configuration, show the settings in force, print the schema."
+)
 
 FileArgument = Annotated[Path | None, typer.Argument(help="File to check.", show_default="the one of --config")]
 

@@ -57,7 +57,7 @@ def frames(
             continue
         answers.append({"video": str(video), "written": done.written, "there": done.there, "damage": done.damage})
         if not as_json:
-            there = f", {done.there} were there" if done.there else ""
+            there = f", {done.there} existed already" if done.there else ""
             damage = f"; damaged: {done.damage}" if done.damage else ""
             typer.echo(f"{video}: {done.written} frames -> {folder}{there}{damage}")
     if as_json:

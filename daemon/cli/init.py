@@ -10,7 +10,7 @@ import typer
 
 from daemon.cli.options import DEFAULT_CONFIG, ConfigOption
 
-FolderArgument = Annotated[Path, typer.Argument(help="Folder where images will arrive; made when it is missing.")]
+FolderArgument = Annotated[Path, typer.Argument(help="Folder where images will arrive; created if missing.")]
 ClassesOption = Annotated[str, typer.Option("--classes", help="Class list: cityscapes, camvid or demo.")]
 ImagesOption = Annotated[Path | None, typer.Option("--source-images", help="Folder of labelled source images.")]
 LabelsOption = Annotated[Path | None, typer.Option("--source-labels", help="Folder of their label PNGs.")]
@@ -50,7 +50,7 @@ def init(
     if preset is not None and source_images is not None:
         raise typer.BadParameter("--preset has a source of its own; leave out --source-images, then edit the file")
     if config.exists() and not force:
-        raise ConfigError(f"{config}: exists already; --force overwrites it, --config FILE writes another")
+        raise ConfigError(f"{config}: file exists; --force overwrites it, --config FILE writes another")
     if preset is not None:
         text = _from_preset(preset, _relative(folder, config))
     else:

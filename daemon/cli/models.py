@@ -11,7 +11,7 @@ from daemon.cli.output import percent, print_json, print_table
 from daemon.exit_codes import ExitCode
 
 FilesArgument = Annotated[list[Path], typer.Argument(help="Images.", metavar="IMAGES")]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks; made when it is missing.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks; created if missing.")]
 ImagesOption = Annotated[Path, typer.Option("--images", help="Folder of images.")]
 LabelsOption = Annotated[Path, typer.Option("--labels", help="Folder of label PNGs with the same stems.")]
 
@@ -91,7 +91,7 @@ class Format(StrEnum):
 VersionArgument = Annotated[
     int | None, typer.Argument(min=1, help="Version to export.", show_default="the serving version")
 ]
-FormatOption = Annotated[Format, typer.Option("--format", "-f", help="What the folder shall hold.")]
+FormatOption = Annotated[Format, typer.Option("--format", "-f", help="Format of the files.")]
 ExportOption = Annotated[Path, typer.Option("--out", "-o", help="New or empty folder for the files.")]
 
 

@@ -14,7 +14,7 @@ DEFAULT_CONFIG = Path("mfmd.yaml")
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", envvar="MFMD_CONFIG", help="Configuration file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept in the history.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Reason, recorded in the history.")]
 VersionOption = Annotated[
     int | None, typer.Option("--checkpoint", min=1, help="Version to use.", show_default="the serving version")
 ]

@@ -41,7 +41,7 @@ def reload(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
         return
     typer.echo(f"In force now: {', '.join(done.applied)}." if done.applied else "No setting changed.")
     if done.restart:
-        typer.echo(f"Only a restart of the daemon applies: {', '.join(done.restart)}.")
+        typer.echo(f"A restart of the daemon is needed for: {', '.join(done.restart)}.")
 
 
 def serve(config: ConfigOption = DEFAULT_CONFIG) -> None:

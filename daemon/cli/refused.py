@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from daemon.ingest.refusals import Selection
     from storage.buffer.catalog_records import RefusedFile
 
-refused_app = typer.Typer(no_args_is_help=True, help="List refused files, and let ingest try them again.")
+refused_app = typer.Typer(no_args_is_help=True, help="List refused files and retry them.")
 
 RETRY_SECONDS = 60.0
 """Longest wait for the daemon, which moves every file out of the quarantine (seconds)."""
 CodeOption = Annotated[str | None, typer.Option("--reason", help="Only files refused for this reason code.")]
-LimitOption = Annotated[int, typer.Option("--limit", min=1, help="Most files listed, newest first.")]
+LimitOption = Annotated[int, typer.Option("--limit", min=1, help="At most this many files, newest first.")]
 PathsArgument = Annotated[
     list[str] | None, typer.Argument(help="Files, as the list shows them.", metavar="[PATHS]", show_default=False)
 ]
@@ -75,7 +75,7 @@ def retry(
     if as_json:
         print_json({"retried": done, "not_refused": absent})
     else:
-        typer.echo(f"{len(done)} files are tried again.")
+        typer.echo(f"{len(done)} files are queued for a retry.")
         for path in absent:
             typer.echo(f"{path}: not refused" + (f" for {reason}" if reason else ""), err=True)
     if absent:

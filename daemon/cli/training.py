@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 UnsafeOption = Annotated[
-    bool, typer.Option("--unsafe-pickle", help="Read a .pt or .pth file too, though that can run code in it.")
+    bool, typer.Option("--unsafe-pickle", help="Also read .pt and .pth files; reading one can run code in it.")
 ]
 
 
@@ -31,7 +31,7 @@ def pretrain(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False)
     if settings.source is None:
         raise ConfigError(
             f"{config}: source: required by `mfmd pretrain`; set source.images and source.labels, "
-            "or take a ready model with `mfmd import PATH`"
+            "or import a trained model with `mfmd import PATH`"
         )
     from adapters.rounds.source_training import PretrainProgress
     from adapters.rounds.source_training import pretrain as train

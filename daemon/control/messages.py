@@ -24,7 +24,7 @@ class RollbackRequest(_Body):
     expected: Annotated[int | None, Field(ge=1, le=LARGEST_NUMBER)] = None
     """Only while this version serves: a request that is sent again after its answer was lost goes no further back."""
     reason: str = ""
-    """Why; kept in the history."""
+    """Reason, recorded in the history."""
 
 
 class PromoteRequest(_Body):
@@ -35,14 +35,14 @@ class PromoteRequest(_Body):
     expected: Annotated[int | None, Field(ge=1, le=LARGEST_NUMBER)] = None
     """Only while this version serves."""
     reason: str = ""
-    """Why; kept in the history."""
+    """Reason, recorded in the history."""
 
 
 class PinRequest(_Body):
     """Optional body of pin and unpin."""
 
     reason: str = ""
-    """Why; kept in the history."""
+    """Reason, recorded in the history."""
 
 
 class RetryRequest(_Body):

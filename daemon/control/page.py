@@ -91,9 +91,9 @@ def _move(form: dict[str, str], *, optional: bool) -> tuple[int | None, int, str
     """Return target (None only if `optional`), the version that the form showed, and the reason."""
     to, shown, reason = form.get("to", ""), form.get("serving", ""), form.get("reason", "").strip()
     if not (NUMBER.fullmatch(shown) and ((optional and not to) or NUMBER.fullmatch(to))):
-        raise ApiError(422, "invalid_request", "serving and to must be numbers of versions; load the page again")
+        raise ApiError(422, "invalid_request", "serving and to must be version numbers; reload the page")
     if not reason:
-        raise ApiError(422, "invalid_request", "say why: the reason is kept in the history")
+        raise ApiError(422, "invalid_request", "a reason is required; the history records it")
     return int(to) if to else None, int(shown), reason
 
 

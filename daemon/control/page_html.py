@@ -81,7 +81,7 @@ def _moves(status: Status, state: RegistryState) -> str:
     """Return the forms for roll back and promote."""
     serving = status.serving
     if serving is None and status.versions:  # a form needs the version that it was shown for
-        what = "It is not known which version serves" if status.serving_damaged else "No version serves"
+        what = "The serving version is unknown" if status.serving_damaged else "No version serves"
         return f"<h2>Change version</h2><p>{what}: `mfmd promote N` serves one.</p>"
     others = [version for version in reversed(status.versions) if serving and version != serving.version]
     if serving is None or not others:
@@ -126,7 +126,7 @@ def _history(registry: CheckpointRegistry) -> str:
         for item in events
     ]
     head = ("time", "event", "version", "before", "by", "reason")
-    return _table("History", rows, head=head, empty="Nothing happened yet.")
+    return _table("History", rows, head=head, empty="No event yet.")
 
 
 def _table(

@@ -70,7 +70,7 @@ class ControlServer:
             if not self.alive:
                 break
             deadline.wait(0.02)
-        raise DaemonError("the control plane's HTTP server did not start; its log says why")
+        raise DaemonError("the control plane's HTTP server did not start; see its log")
 
     def stop(self) -> None:
         """Finish what is in flight and close."""
@@ -112,7 +112,7 @@ class ControlGuard:
             message = await receive()
             size += len(message.get("body", b""))
             if size > MOST_BYTES:
-                raise HTTPException(413, f"the body is larger than {MOST_BYTES} bytes; send it in parts")
+                raise HTTPException(413, f"the body is larger than {MOST_BYTES} bytes; split it")
             return message
 
         await self._app(scope, receive_bounded, send)

@@ -70,7 +70,7 @@ def _tell(story: "Story", driven: "DrivenDaemon", console: "Console", out: Path)
     report = DemoReport(story.steps, driven.settings.classes)
     picture = report.write(out, story.test_pairs())
     report.print(console)
-    outcome = "The demo kept its promise" if report.passed else "The demo did not keep its promise"
+    outcome = "The demo reached its goal" if report.passed else "The demo missed its goal"
     console.print(
         f"{outcome}: served mIoU {100 * report.rise:+.1f} points in {story.elapsed():.0f} s.\n"
         f"Picture: {picture}\nNumbers: {out / 'report.json'}",

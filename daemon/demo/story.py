@@ -141,7 +141,9 @@ class Story:
             try:
                 over = self._round(driven, number, batch)
             except DriveTimeout:
-                self.display.console.print(f"Round {number} is not over after {self.elapsed():.0f} s: no more time.")
+                self.display.console.print(
+                    f"Round {number} has not ended after {self.elapsed():.0f} s: time limit reached."
+                )
                 return
             longest = max(longest, self.elapsed() - began)
             self._score(driven, over)

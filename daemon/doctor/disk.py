@@ -38,10 +38,10 @@ def examine_state(settings: Settings) -> list[Finding]:
 
 def _state(root: Path) -> Finding:
     if not root.is_dir():
-        return Finding.ok("state", f"{root} will be made in {_nearest_folder(root)}")
+        return Finding.ok("state", f"{root} will be created in {_nearest_folder(root)}")
     if root.stat().st_mode & OTHERS:
         remedy = f"frames are private images: `chmod -R o= {root}`"
-        return Finding.warn("state", f"{root} exists; every user of this machine can look into it", remedy)
+        return Finding.warn("state", f"{root} exists; every user of this machine can read it", remedy)
     return Finding.ok("state", f"{root} exists")
 
 
@@ -57,7 +57,7 @@ def _file_system(place: Path) -> Finding:
         return Finding.fail("state_mount", f"{kind} is a network file system", remedy)
     if kind in MEMORY_TYPES:
         remedy = "set `state` to a disk if frames and checkpoints must survive a restart"
-        return Finding.warn("state_mount", f"{kind} lives in memory", remedy)
+        return Finding.warn("state_mount", f"{kind} is in memory", remedy)
     return Finding.ok("state_mount", kind or "unknown file system")
 
 

@@ -51,7 +51,7 @@ def _watches(settings: WatchSettings) -> Finding:
     detail = f"{folders}{'' if complete else '+'} folders, limit {limit} watches a user"
     if folders > limit // 2:
         wanted = max(524_288, 4 * folders)
-        remedy = f"sysctl fs.inotify.max_user_watches={wanted}; until then the rescan finds what events miss"
+        remedy = f"sysctl fs.inotify.max_user_watches={wanted}; until then the rescan finds files that events miss"
         return Finding.warn("inotify", detail, remedy)
     return Finding.ok("inotify", detail)
 

@@ -62,7 +62,7 @@ def _accelerator(gpus: list[str], cuda: str | None) -> Finding:
         return Finding.ok("gpu", f"{len(gpus)} x {gpus[0]}, CUDA {cuda}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     detail = f"none; {cores} CPU cores, torch built {'for CUDA ' + cuda if cuda else 'without CUDA'}"
-    remedy = "fine for *_tiny networks and small frames; larger ones want a GPU, its driver and a CUDA build of torch"
+    remedy = "fine for *_tiny networks and small frames; larger ones need a GPU, its driver and a CUDA build of torch"
     return Finding.warn("gpu", detail, remedy)
 
 
@@ -86,8 +86,8 @@ def examine_number_formats(settings: Settings, gpu: bool, cpu_info: Path = CPU_I
         return []
     if flags & FLAGS_OF_BF16:
         return [Finding.ok("bf16", f"this CPU computes in it ({asked})")]
-    detail = f"this CPU has it emulated, many times slower than float32 ({asked})"
-    return [Finding.warn("bf16", detail, "take float32 (`no` for a round), or a CPU with AVX512-BF16 or AMX, or a GPU")]
+    detail = f"this CPU emulates it, many times slower than float32 ({asked})"
+    return [Finding.warn("bf16", detail, "use float32 (`no` for a round), or a CPU with AVX512-BF16 or AMX, or a GPU")]
 
 
 def _flags(cpu_info: Path) -> set[str]:

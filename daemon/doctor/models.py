@@ -24,7 +24,7 @@ def _serving(settings: Settings) -> Finding:
     try:
         version = registry.serving_version()
     except NoCheckpoint:
-        remedy = "`mfmd pretrain` trains one on source images, `mfmd import PATH` takes a ready model"
+        remedy = "`mfmd pretrain` trains one on source images, `mfmd import PATH` imports a trained model"
         return Finding.fail("checkpoint", "no version serves yet", remedy)
     except UnknownVersion as error:
         return Finding.fail("checkpoint", str(error), another)
@@ -44,7 +44,7 @@ def _serving(settings: Settings) -> Finding:
 def _source(settings: Settings) -> Finding:
     source = settings.source
     if source is None:
-        remedy = "set source.images and source.labels if there are any: rounds and the gate are better with them"
+        remedy = "set source.images and source.labels if you have any: they improve rounds and the gate"
         return Finding.warn("source", "no labelled source images: rounds are source-free", remedy)
     pairs = 0
     folders = [(source.images, source.labels), (source.validation_images, source.validation_labels)]

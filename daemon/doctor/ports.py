@@ -39,7 +39,7 @@ def _port(layout: StateLayout, run_name: str, section: str, host: str, port: int
     name, address = f"{section}_port", f"{host}:{port}"
     own = current_record(layout, run_name)
     if own is not None:
-        return Finding.ok(name, f"{own.host}:{own.port}, held by our process {own.pid}")
+        return Finding.ok(name, f"{own.host}:{own.port}, held by mfmd, process {own.pid}")
     if port == 0:
         return Finding.ok(name, f"{host}, the system chooses the port")
     try:
@@ -48,7 +48,9 @@ def _port(layout: StateLayout, run_name: str, section: str, host: str, port: int
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(target)
     except OSError as error:
-        remedy = f"stop what holds it, or set {section}.port and {section}.host to an address of this machine"
+        remedy = (
+            f"stop the process that holds it, or set {section}.port and {section}.host to an address of this machine"
+        )
         return Finding.fail(name, f"{address} cannot be bound: {error.strerror or error}", remedy)
     return Finding.ok(name, f"{address} is free")
 
@@ -57,7 +59,7 @@ def _guard(wanted: Wanted, token: SecretStr | None, token_file: Path | None) -> 
     """Whether the plane may listen where it is told to, and whether its token can be read."""
     name = f"{wanted.section}_token"
     if not wanted.guarded and not is_loopback(wanted.host):
-        remedy = f"{wanted.remedy}, or bind 127.0.0.1; it refuses to start"
+        remedy = f"{wanted.remedy}, or bind 127.0.0.1; otherwise it does not start"
         problem = f"{wanted.section}.host {wanted.host} can be reached from outside, without a token"
         return Finding.fail(name, problem, remedy)
     if token is None and token_file is not None and not os.access(token_file, os.R_OK):
@@ -67,8 +69,8 @@ def _guard(wanted: Wanted, token: SecretStr | None, token_file: Path | None) -> 
         return Finding.ok(name, "configured")
     if wanted.section == "control":
         return Finding.ok(name, "made by `mfmd run` in the state directory, for this machine's user only")
-    who = "anybody who reaches it" if wanted.guarded else "every user of this machine"
-    return Finding.ok(name, f"none: {who} may ask for masks")
+    who = "anyone who can connect" if wanted.guarded else "every user of this machine"
+    return Finding.ok(name, f"none: {who} can request masks")
 
 
 def _tls(section: ControlSettings | ServingSettings, name: Literal["control", "serving"]) -> Finding | None:
@@ -76,5 +78,7 @@ def _tls(section: ControlSettings | ServingSettings, name: Literal["control", "s
     try:
         files = tls_files(name, section.certificate, section.key)
     except ConfigError as error:
-        return Finding.fail(f"{name}_tls", str(error), "give the files that belong together; it refuses to start")
+        return Finding.fail(
+            f"{name}_tls", str(error), "give a matching certificate and key; otherwise it does not start"
+        )
     return None if files is None else Finding.ok(f"{name}_tls", f"certificate {files.certificate}")

@@ -117,7 +117,7 @@ def _incomparable(spec: RoundSpec, scores: RoundScores, classes: int) -> str | N
     if candidate is None or incumbent is None:
         return "scores.json lacks the candidate's or the incumbent's scores; run the round again"
     if not incumbent.finite:
-        return f"version {spec.incumbent}, which serves, is not finite itself; roll back to a sound version"
+        return f"version {spec.incumbent}, which serves, has non-finite values; roll back to an intact version"
     return _frames_problem(candidate, incumbent, classes) or _source_problem(
         spec, scores, candidate, incumbent, classes
     )

@@ -135,14 +135,14 @@ def promote(registry: CheckpointRegistry, version: int, *, by: str, reason: str,
 def _scores(folder: RoundFolder) -> RoundScores:
     scores = folder.scores()
     if scores is None:
-        raise StorageError(f"round {folder.number} left no scores.json: it crashed or was killed; see {folder.log}")
+        raise StorageError(f"round {folder.number} has no scores.json: it crashed or was killed; see {folder.log}")
     return scores
 
 
 def _verdict(folder: RoundFolder) -> Verdict:
     verdict = folder.verdict()
     if verdict is None:
-        raise StorageError(f"{folder.path / 'verdict.json'}: missing; the round folder was tampered with")
+        raise StorageError(f"{folder.path / 'verdict.json'}: missing; the round folder was modified")
     return verdict
 
 
@@ -172,7 +172,7 @@ def _decided(
         return _withdrawn(verdict, f"{now}, the candidate was compared with version {spec.incumbent}")
     twin = _rolled_back_twin(registry, folder) if verdict.decision == "accepted" else None
     if twin is not None:
-        reason = f"the candidate's weights are those of version {twin}, which was rolled back from"
+        reason = f"the candidate's weights are those of version {twin}, which was rolled back"
         return verdict.model_copy(update={"decision": "rejected", "reason": reason})
     return verdict
 
@@ -236,7 +236,7 @@ def _add(
     registry: CheckpointRegistry, folder: RoundFolder, spec: RoundSpec, scores: RoundScores, verdict: Verdict | None
 ) -> Manifest:
     if scores.candidate is None:
-        raise StorageError(f"{folder.path}: accepted without a candidate's scores; the round folder was tampered with")
+        raise StorageError(f"{folder.path}: accepted without a candidate's scores; the round folder was modified")
     manifest = _candidate_manifest(registry.manifest(spec.incumbent), spec, scores.candidate, verdict)
     return registry.add(folder.candidate, manifest, by=GATE, reason=f"candidate of round {spec.round}")
 

@@ -61,12 +61,15 @@ def _end(trial: ShadowTrial, seen: ShadowObservation) -> tuple[Decision, str] | 
     """
     if seen.serving != seen.incumbent:
         now = f"version {seen.serving} serves" if seen.serving is not None else "no version serves"
-        return "inconclusive", f"serving changed during the shadow: {now}, it ran beside version {seen.incumbent}"
+        return (
+            "inconclusive",
+            f"serving changed during the shadow: {now}, the shadow began beside version {seen.incumbent}",
+        )
     if seen.obstacle:
         return "inconclusive", f"it cannot run in the shadow: {seen.obstacle}"
     record = seen.record
     if trial.placed and seen.shadow != trial.version:
-        return "inconclusive", f"somebody ended its shadow: {_compared(trial, record)}"
+        return "inconclusive", f"an operator ended its shadow: {_compared(trial, record)}"
     if record is not None and _fails(trial, record):
         return "rejected", f"veto: {_failed(trial, record)}"
     if record is not None and record.images >= trial.images:
@@ -78,13 +81,13 @@ def _end(trial: ShadowTrial, seen: ShadowObservation) -> tuple[Decision, str] | 
     if seen.waited < trial.seconds:
         return None
     what = f"{_compared(trial, record)}{_held(trial, seen)}"
-    return "inconclusive", f"too little seen in {trial.seconds:.0f} s of shadow: {what}"
+    return "inconclusive", f"too few images in {trial.seconds:.0f} s of shadow: {what}"
 
 
 def _held(trial: ShadowTrial, seen: ShadowObservation) -> str:
     if trial.placed or seen.shadow in (None, trial.version):
         return ""
-    return f"; version {seen.shadow} held its place, `mfmd checkpoints unshadow` frees it"
+    return f"; version {seen.shadow} was in the shadow instead; `mfmd checkpoints unshadow` ends that"
 
 
 def _checks(trial: ShadowTrial, record: ShadowRecord | None) -> list[Check]:
@@ -240,5 +243,5 @@ def _place(registry: CheckpointRegistry, folder: RoundFolder) -> str:
 def _trial(folder: RoundFolder) -> ShadowTrial:
     trial = folder.record().trial
     if trial is None:
-        raise StorageError(f"{folder.path / 'round.json'}: names no trial; the round folder was tampered with")
+        raise StorageError(f"{folder.path / 'round.json'}: has no trial; the round folder was modified")
     return trial

@@ -58,7 +58,7 @@ class RetryQueue:
             return answer.result(seconds)
         except TimeoutError as error:
             answer.cancel()
-            raise Stopping("ingest does not answer: it has stopped or is stopping; `mfmd status` says why") from error
+            raise Stopping("ingest does not answer: it has stopped or is stopping; see `mfmd status`") from error
 
     def serve(self, retry: Callable[[Selection], list[str]]) -> None:
         """Answer waiting requests in the thread of ingest. An error of `retry` is raised in the caller too."""
@@ -113,7 +113,7 @@ def _place(watch: WatchSettings, item: RefusedFile) -> Path:
     place = watch.folder / item.file.path
     if not place.parent.resolve().is_relative_to(watch.folder.resolve()):
         raise OSError(
-            errno.ELOOP, "not brought back: a link on the way leads out of the drop folder; remove it", str(place)
+            errno.ELOOP, "not moved back: a link in its path points out of the drop folder; remove it", str(place)
         )
     return place
 

@@ -295,5 +295,5 @@ class Ingest:
 
     def _reason(self, error: OSError | StorageError) -> str:
         if isinstance(error, OSError):
-            return f"{error.strerror or error}; make room on the disk of {self._settings.state}"
+            return f"{error.strerror or error}; free space on the disk of {self._settings.state}"
         return str(error)

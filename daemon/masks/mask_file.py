@@ -72,7 +72,7 @@ def check_masks(settings: Settings) -> None:
     for name, other in (("watch.folder", settings.watch.folder), ("state", settings.state)):
         place = other.resolve()
         if folder.is_relative_to(place) or place.is_relative_to(folder):
-            raise ConfigError(f"masks.folder: {folder} and {name} {place} lie in each other; put them side by side")
+            raise ConfigError(f"masks.folder: {folder} and {name} {place} contain each other; put them side by side")
 
 
 def note_of(arrival: Arrival, kind: str, version: Version) -> Note:

@@ -49,7 +49,7 @@ def run_masks(settings: Settings) -> int:
     set or lies in the wrong place.
     """
     if settings.masks.folder is None:
-        raise ConfigError("masks.folder is not set; set it to the folder that masks go to")
+        raise ConfigError("masks.folder is not set; set it to a folder for the masks")
     check_masks(settings)
     configure_logs(settings.log)
     os.nice(NICENESS)
@@ -100,7 +100,7 @@ class MaskWriter:
             self._log_once("another process writes masks here")
         except OSError as error:
             self._note(failed=self.report.failed + 1)
-            self._log_once(f"masks cannot be written to {self._folder}: {error.strerror or error}; trying again")
+            self._log_once(f"masks cannot be written to {self._folder}: {error.strerror or error}; retrying")
 
     def _write(self) -> None:
         """Walk and write in turn until stopped. Raises OSError when a mask cannot be written."""

@@ -86,7 +86,7 @@ def _usable(text: str, place: str) -> str:
     """Return text that an HTTP header can carry; otherwise a client would show the token in its error."""
     token = text.strip()
     if not token:
-        raise ConfigError(f"{place} is empty; give it a secret of your own")
+        raise ConfigError(f"{place} is empty; write a secret to it")
     if not all(" " <= character <= "~" for character in token):
         raise ConfigError(f"{place} holds a line break or a character that is not ASCII; a header cannot carry it")
     return token

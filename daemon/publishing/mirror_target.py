@@ -41,7 +41,7 @@ class MirrorTarget:
         if wanted != self._wanted:
             self._wanted, self._retry_at = wanted, 0.0
             self._set(state="waiting", failures=0, next_attempt=None)
-            self.export.stop()  # of a version that does not serve any more
+            self.export.stop()  # of a version that no longer serves
         try:
             self._advance(wanted, now)
         except DurabilityLost as error:  # what was written may be gone: no more of it, and no reason to stop the rest

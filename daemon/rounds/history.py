@@ -19,7 +19,7 @@ LOOK_BACK = 20
 """Number of rounds read to find consecutive failures and the last judged one."""
 
 Result = Literal["running", "suspended", "promoted", "rejected", "inconclusive", "failed", "stopped"]
-WAITING = {"scoring": "the candidate is scored", "judged": "the verdict is acted on"}
+WAITING = {"scoring": "the candidate is scored", "judged": "the verdict is applied"}
 """Activities of a running round other than training."""
 
 
@@ -176,7 +176,7 @@ def _reason(folder: RoundFolder, record: RoundRecord, scores: RoundScores | None
     if result == "running":
         return _in_shadow(folder) if record.stage == "shadowing" else WAITING.get(record.stage, "no result yet")
     if result == "suspended":
-        return "it was interrupted; the next daemon goes on with it or ends it"
+        return "it was interrupted; the next start of the daemon resumes or ends it"
     return scores.reason if scores is not None and result in ("failed", "stopped") else record.reason
 
 

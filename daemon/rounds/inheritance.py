@@ -35,7 +35,7 @@ def inherited_round(settings: Settings, registry: CheckpointRegistry, store: Rou
         return None, "round.advanced.inherit is off"
     number = promoted_round(registry)
     if number is None:
-        return None, "the serving version was not made to serve by the promotion of a round"
+        return None, "the serving version was not promoted by a round"
     try:
         folder = store.folder(number)
         before = Settings.model_validate(folder.spec().settings)

@@ -78,9 +78,9 @@ class RoundLoop:
         check_frames(self._buffer.records(), self.settings)
         with self._lock:
             if self._stop.is_set():
-                raise Stopping("the daemon is being stopped and starts no round; ask again when it runs")
+                raise Stopping("the daemon is stopping and starts no round; retry when it runs")
             if self._running is not None:
-                raise RoundRunning(f"round {self._running} runs; one at a time")
+                raise RoundRunning(f"round {self._running} is running; only one runs at a time")
             self._requested, self._running = True, self._store.next_number()
             number = self._running
         self._wake()

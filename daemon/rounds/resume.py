@@ -44,21 +44,21 @@ def obstacle(folder: RoundFolder, buffer: FrameBuffer, registry: CheckpointRegis
     except StorageError as error:
         return str(error)
     except ValidationError as error:
-        return f"its settings are not valid any more: {error.errors()[0]['msg']}"
+        return f"its settings are no longer valid: {error.errors()[0]['msg']}"
     if record.stopped:
         return "an operator ended it"
     step = folder.saved_step
     if not step:
         return "it had saved no training state"
     if record.crashes()[-TRIES:] == [step] * TRIES:
-        return f"{TRIES} starts from step {step} came no further"
+        return f"{TRIES} starts from step {step} made no progress"
     serving = registry.serving()
     if serving is None or serving.version != spec.incumbent:
-        return f"version {spec.incumbent} does not serve any more"
+        return f"version {spec.incumbent} no longer serves"
     if serving.since > spec.created:
-        return f"version {spec.incumbent} was made to serve anew after the round began"
+        return f"version {spec.incumbent} was promoted again after the round began"
     if Path(settings.state).resolve() != store_root(folder):
         return f"it was started for the state directory {settings.state}"
     frames = {*spec.train_frames, *spec.holdout_frames}
     missing = len(frames) - len(buffer.records(ids=frames))
-    return f"{missing} of its frames have left the buffer" if missing else ""
+    return f"{missing} of its frames were evicted from the buffer" if missing else ""

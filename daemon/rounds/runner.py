@@ -168,7 +168,9 @@ def _await_end(context: RoundContext, folder: RoundFolder) -> Stage:
             noted += waited
         if not ended and stopped:
             log.info("round_suspended", round=folder.number, shadow=True)
-            raise RoundSuspended(f"the candidate of round {folder.number} goes on in the shadow with the next daemon")
+            raise RoundSuspended(
+                f"the candidate of round {folder.number} continues in the shadow after the daemon's next start"
+            )
         stopped = not ended and context.stop.wait(POLL_SHADOW_SECONDS)
     return stage
 
@@ -258,7 +260,7 @@ def _train(context: RoundContext, settings: RoundSettings, folder: RoundFolder) 
     if scores is None and stopped:
         record_failure(folder, "stopped", STOPPED)
     elif scores is None:
-        too_long = f"no end after {limit:.0f} s (round.max_seconds and {SCORING_SECONDS:.0f} s for scoring)"
+        too_long = f"time limit of {limit:.0f} s exceeded (round.max_seconds and {SCORING_SECONDS:.0f} s for scoring)"
         record_failure(folder, "failed", too_long if end is _End.TOO_LONG else _death(status, folder))
 
 
@@ -268,7 +270,7 @@ def _suspend(folder: RoundFolder, *, orderly: bool) -> NoReturn:
         *before, last = folder.record().starts
         _write_if_possible(folder, stage="suspended", starts=(*before, last.model_copy(update={"orderly": True})))
     log.info("round_suspended", round=folder.number, step=folder.saved_step)
-    raise RoundSuspended(f"round {folder.number} goes on from step {folder.saved_step} with the next daemon")
+    raise RoundSuspended(f"round {folder.number} resumes from step {folder.saved_step} after the daemon's next start")
 
 
 def _write_if_possible(folder: RoundFolder, **changes: Any) -> None:

@@ -64,7 +64,7 @@ def due(now: float, state: ScheduleState, settings: Settings) -> Due:
     if not_before is not None and now < not_before:
         return Due(None, missing, not_before, f"the delay after {state.failures} failed round(s)")
     if trigger is not None:
-        return Due(trigger, 0, not_before, "nothing: it starts now")
+        return Due(trigger, 0, not_before, "nothing: a round starts now")
     return Due(None, missing, not_before, _wish(missing, settings))
 
 
@@ -86,7 +86,7 @@ def _missing(state: ScheduleState, settings: Settings) -> int:
 
 def _obstacle(state: ScheduleState, settings: Settings) -> str:
     if not state.serving:
-        return "a serving version: `mfmd pretrain` or `mfmd import PATH` makes one"
+        return "a serving version: `mfmd pretrain` or `mfmd import PATH` creates one"
     if state.frames < settings.schedule.min_frames:
         return f"{settings.schedule.min_frames - state.frames} more frames (schedule.min_frames)"
     if state.holdout < settings.gate.advanced.min_holdout:

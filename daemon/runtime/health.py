@@ -26,7 +26,7 @@ class Health:
         """Return parts whose thread crashed or is stuck; empty if all live. A part stopped on purpose is live."""
         now = time.monotonic()
         return [
-            f"{part.name}: no step ended for {now - part.last_tick:.0f} s"
+            f"{part.name}: no step finished for {now - part.last_tick:.0f} s"
             for part in self._workers
             if not part.failed and (not part.alive or part.stuck)
         ]

@@ -78,7 +78,7 @@ def create_app(plane: InferencePlane) -> FastAPI:
 
 
 def _add_health(app: FastAPI, plane: InferencePlane) -> None:
-    @app.get("/healthz", responses={503: {"model": Health, "description": "A thread ended by a bug."}})
+    @app.get("/healthz", responses={503: {"model": Health, "description": "A thread crashed."}})
     async def live(response: Response) -> Health:
         """200 while the process answers and its threads live, 503 after one ended; says nothing about a version."""
         dead = plane.dead
@@ -113,8 +113,8 @@ def _as_api_error(request: Request, error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, HTTPException):
-        asked = f"{request.method} {request.url.path}: {error.detail}; GET /openapi.json lists what there is"
+        asked = f"{request.method} {request.url.path}: {error.detail}; GET /openapi.json lists the paths"
         code = HTTP_CODES.get(error.status_code, "http_error")
         return ApiError(error.status_code, code, asked, headers=error.headers)
     log.error("request_failed", path=request.url.path, error=repr(error), exc_info=error)
-    return ApiError(500, "internal", "the server failed on this request; its log says why")
+    return ApiError(500, "internal", "the server failed on this request; see its log")

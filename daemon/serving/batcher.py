@@ -133,7 +133,7 @@ class Batcher:
         """Raise QueueFull if `images` more do not fit now; a cheap check before a body is read and decoded."""
         with self._changed:
             if self._closing:
-                raise ApiError(503, "shutting_down", "the server is stopping; try another one", retry_after=1)
+                raise ApiError(503, "shutting_down", "the server is stopping; use another one", retry_after=1)
             if self._depth + images > self._settings.advanced.queue_images:
                 raise QueueFull(self._depth, max(1, math.ceil(self._depth * self._seconds_per_image)))
 

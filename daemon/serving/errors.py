@@ -40,7 +40,7 @@ class NotReady(ApiError):
     """No version is loaded yet."""
 
     def __init__(self) -> None:
-        message = "no version is loaded yet; `mfmd checkpoints list` shows whether there is one to load"
+        message = "no version is loaded yet; `mfmd checkpoints list` lists the versions"
         super().__init__(503, "not_ready", message, retry_after=1)
 
 

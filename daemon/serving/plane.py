@@ -97,8 +97,8 @@ class InferencePlane:
     def dead(self) -> list[str]:
         """Threads that ended by a bug, and the effect; empty when all live. Only a restart repairs it."""
         meanings = (
-            (self.batcher.dead, "the batcher's thread ended: no request is answered; start the server again"),
-            (self.follower.dead, "the follower's thread ended: no other version will serve; start the server again"),
+            (self.batcher.dead, "the batcher's thread ended: no request is answered; restart the server"),
+            (self.follower.dead, "the follower's thread ended: no other version will be loaded; restart the server"),
         )
         return [meaning for ended, meaning in meanings if ended]
 

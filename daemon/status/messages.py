@@ -18,7 +18,7 @@ def operator_messages(status: Status, settings: Settings) -> list[str]:
         _mirrors(status),
         _rounds(status),
     )
-    daemon = [] if status.daemon.up else ["the daemon does not run: `mfmd run` starts it"]
+    daemon = [] if status.daemon.up else ["the daemon is not running: `mfmd run` starts it"]
     return [*daemon, *(message for part in parts for message in part)]
 
 
@@ -27,13 +27,13 @@ def _versions(status: Status, settings: Settings) -> Iterator[str]:
         return
     if status.versions:
         yield (
-            f"no version serves, though there are versions {', '.join(map(str, status.versions))}: "
+            f"no version serves, but versions exist: {', '.join(map(str, status.versions))}: "
             f"`mfmd promote {status.versions[-1]}` serves the newest"
         )
     elif settings.source is not None:
         yield "no version yet: `mfmd pretrain` trains one on the source images"
     else:
-        yield "no version yet: `mfmd import PATH` takes one in, or configure `source` and run `mfmd pretrain`"
+        yield "no version yet: `mfmd import PATH` imports one, or configure `source` and run `mfmd pretrain`"
 
 
 def _folder(status: Status, settings: Settings) -> Iterator[str]:
@@ -44,12 +44,12 @@ def _folder(status: Status, settings: Settings) -> Iterator[str]:
     if status.ingest.state == "paused":
         yield f"ingest is paused, files wait in the folder: {status.ingest.reason}"
     elif status.ingest.state == "failed":
-        yield f"ingest stopped for good: {status.ingest.reason}; start the daemon again"
+        yield f"ingest stopped for good: {status.ingest.reason}; restart the daemon"
     reserve, free = settings.buffer.reserve_bytes, status.buffer.disk_free_bytes
     if free is not None and free < reserve:
         yield (
             f"the disk of {status.state} has {free / 1e6:.0f} MB free, less than buffer.reserve_bytes: the buffer does "
-            "not grow, below half of it ingest pauses; make room"
+            "not grow, and ingest pauses below half of it; free disk space"
         )
     refused = sum(status.buffer.refused.values())
     if refused:
@@ -60,26 +60,26 @@ def _folder(status: Status, settings: Settings) -> Iterator[str]:
 def _file(status: Status) -> Iterator[str]:
     file = status.settings
     if file.problem:
-        yield f"{file.problem}; the daemon keeps the settings it runs on: correct the file, then `mfmd reload`"
+        yield f"{file.problem}; the daemon keeps the settings in force: correct the file, then run `mfmd reload`"
     if file.reload:
-        yield f"{file.file} differs from the settings in force, `mfmd reload` applies: {', '.join(file.reload)}"
+        yield f"{file.file} differs from the settings in force; `mfmd reload` applies: {', '.join(file.reload)}"
     if file.restart:
-        yield f"{file.file} differs from the settings in force, only a restart applies: {', '.join(file.restart)}"
+        yield f"{file.file} differs from the settings in force; only a restart applies: {', '.join(file.restart)}"
 
 
 def _children(status: Status) -> Iterator[str]:
     for child in status.children:
         if not child.running and child.next_start is not None:
             wait = max(0.0, child.next_start - time.time())
-            yield f"`mfmd {child.name}` ended with status {child.last_exit}; next start in {wait:.0f} s"
+            yield f"`mfmd {child.name}` ended with status {child.last_exit}; restart in {wait:.0f} s"
 
 
 def _mirrors(status: Status) -> Iterator[str]:
     for mirror in status.mirrors:
         if mirror.state not in ("failed", "stopped"):
             continue
-        holds = f"leads to version {mirror.version}" if mirror.version is not None else "holds no version yet"
-        again = "; it is not tried again before the daemon starts anew"
+        holds = f"serves version {mirror.version}" if mirror.version is not None else "has no version yet"
+        again = "; the daemon retries it only after a restart"
         if mirror.next_attempt is not None:
             again = f"; next attempt in {max(0.0, mirror.next_attempt - time.time()):.0f} s"
         yield f"publish.{mirror.name}: {mirror.folder} {holds}: {mirror.reason}{again}"
@@ -88,7 +88,7 @@ def _mirrors(status: Status) -> Iterator[str]:
 def _plane(status: Status, settings: Settings) -> Iterator[str]:
     plane, serving = status.plane, status.serving
     if plane.refused:
-        yield f"the inference plane at {plane.host}:{plane.port} tells nothing: {plane.detail}"
+        yield f"the inference plane at {plane.host}:{plane.port} does not report its state: {plane.detail}"
     elif status.daemon.up and settings.serving.enabled and not plane.up and not plane.starting:
         yield f"the inference plane does not answer: {plane.detail}"
     wanted = serving.version if serving is not None else None
@@ -105,9 +105,7 @@ def _another(status: Status) -> str:
     if status.previous is not None:
         return f"`mfmd rollback` serves version {status.previous.version}"
     others = [version for version in status.versions if status.serving is None or version != status.serving.version]
-    return (
-        f"`mfmd promote {others[-1]}` serves another version" if others else "`mfmd import PATH` takes another one in"
-    )
+    return f"`mfmd promote {others[-1]}` serves another version" if others else "`mfmd import PATH` imports another one"
 
 
 def _rounds(status: Status) -> Iterator[str]:

@@ -112,11 +112,11 @@ def _connection_to(record: RunRecord, timeout: float) -> http.client.HTTPConnect
 def _get(record: RunRecord, token: str | None) -> dict[str, object]:
     status, body = _ask(record, "/v1/serving", TIMEOUT_SECONDS, token)
     if status == 401:
-        has = "has no serving.token, and it wants one" if token is None else "has another serving.token than it wants"
-        raise TokenRefused(f"this configuration {has}; give here what it was started with, or start it again")
+        has = "has no serving.token, but the plane needs one" if token is None else "has a different serving.token"
+        raise TokenRefused(f"this configuration {has}; use the token that the plane was started with, or restart it")
     answer = json.loads(body)
     if not isinstance(answer, dict):
-        raise ValueError("not the answer of an inference plane")
+        raise ValueError("not the response of an inference plane")
     return answer
 
 
@@ -144,7 +144,7 @@ def describe_plane(plane: PlaneStatus) -> str:
     if plane.up:
         return f"{plane.host}:{plane.port} {_loaded(plane)}"
     if plane.refused:
-        return f"{plane.host}:{plane.port} does not take this configuration's serving.token"
+        return f"{plane.host}:{plane.port} does not accept this configuration's serving.token"
     return "the inference plane starts" if plane.starting else "no inference plane answers"
 
 

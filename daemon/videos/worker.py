@@ -188,7 +188,7 @@ class VideoWorker:
         if file in self._begun:
             return
         if attempts >= ATTEMPTS:
-            raise RefusedImage("not_an_image", f"{attempts} processes died while they decoded it")
+            raise RefusedImage("not_an_image", f"{attempts} processes crashed while they decoded it")
         self._records.add(file, "begun", attempts=attempts + 1)
         self._begun.add(file)
 

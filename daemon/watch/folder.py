@@ -60,7 +60,7 @@ class FolderRoot:
             self.lose("missing", f"{self.folder} does not exist; waiting for it ({error.strerror})")
             return False
         except OSError as error:
-            self.lose("unreadable", f"{self.folder} cannot be listed: {error.strerror}; trying again")
+            self.lose("unreadable", f"{self.folder} cannot be listed: {error.strerror}; retrying")
             return False
         if not marked:
             self.lose(
@@ -111,7 +111,7 @@ class FolderRoot:
             events.stop()
             self._next_observer = now + OBSERVER_RETRY_SECONDS
             self.mode = replace(self.mode, mode="polling", reason="refused")
-            self.detail = f"no events ({error.strerror or error}); every rescan finds what is new"
+            self.detail = f"no events ({error.strerror or error}); the rescan finds new files"
             log.warning("events_refused", error=str(error), retry_in=OBSERVER_RETRY_SECONDS)
             return
         self._events = events

@@ -70,9 +70,9 @@ def _in_quarantine(watch: WatchSettings, catalog: Catalog) -> Iterator[str]:
 def _doubt(watch: WatchSettings, *, all_missing: bool) -> str:
     """Return why the folder may not be that of the catalog; empty when it is."""
     if not watch.folder.is_dir():
-        return f"{watch.folder} is not there"
+        return f"{watch.folder} does not exist"
     if watch.marker is not None:
-        return "" if (watch.folder / watch.marker).exists() else f"{watch.folder} lacks its marker {watch.marker}"
+        return "" if (watch.folder / watch.marker).exists() else f"{watch.folder} has no marker {watch.marker}"
     if all_missing and watch.after_commit == "keep":
-        return f"none of the files is in {watch.folder}, so it may not be mounted; watch.marker would tell"
+        return f"none of the files is in {watch.folder}, so it may not be mounted; set watch.marker to detect that"
     return ""

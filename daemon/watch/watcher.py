@@ -247,7 +247,7 @@ class Watcher:
         try:
             found = self._walk(now, deep)
         except OSError as error:
-            self._root.lose("unreadable", f"{self._root.folder} cannot be listed: {error.strerror}; trying again")
+            self._root.lose("unreadable", f"{self._root.folder} cannot be listed: {error.strerror}; retrying")
             return
         seconds = time.monotonic() - now
         self._metrics.rescans.inc()

@@ -207,7 +207,7 @@ class Catalog:
         self._after_fork()
         with self._lock:
             if self._failed is not None:
-                raise DurabilityLost(f"{self._failed}; nothing more is written to it") from self._failed
+                raise DurabilityLost(f"{self._failed}; no more data is written to it") from self._failed
             try:
                 with catalog_schema.transaction(self._connection, self.path) as connection:
                     yield connection

@@ -66,7 +66,7 @@ def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
     Raises StorageError when a reader finds none, BufferMismatch when it has the schema of another version of mfmd.
     """
     if not writable and not path.exists():
-        raise StorageError(f"{path}: no frame buffer here yet; `mfmd run` makes it")
+        raise StorageError(f"{path}: no frame buffer yet; `mfmd run` creates it")
     if writable and not path.exists():
         _make(path)
     uri = f"{path.absolute().as_uri()}?mode={'rw' if writable else 'ro'}"
@@ -115,7 +115,7 @@ def translated(path: Path, *, writing: bool = False) -> Iterator[None]:
         if code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         if writing and code == sqlite3.SQLITE_IOERR:
-            raise DurabilityLost(f"{path}: {error}; check the disk, then start mfmd again") from error
+            raise DurabilityLost(f"{path}: {error}; check the disk, then restart mfmd") from error
         raise StorageError(f"{path}: {error}") from error
 
 
@@ -140,7 +140,7 @@ def _prepare(connection: sqlite3.Connection, path: Path, writable: bool) -> None
         if mode != "wal":  # SQLite says so instead of raising when the disk refused
             raise StorageError(
                 f"{path}: SQLite's write-ahead log cannot be turned on; is the disk full, or a network mount? "
-                "Make room, or put the state directory on a local disk, then start mfmd again"
+                "Make room, or put the state directory on a local disk, then restart mfmd"
             )
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
@@ -153,6 +153,6 @@ def _prepare(connection: sqlite3.Connection, path: Path, writable: bool) -> None
     elif version == 1 and writable:
         connection.executescript(f"BEGIN IMMEDIATE; {FROM_1} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     elif version != SCHEMA_VERSION:
-        older = "the next `mfmd run`, or `mfmd check --repair`, brings it up"
+        older = "the next `mfmd run`, or `mfmd check --repair`, upgrades it"
         remedy = older if 0 < version < SCHEMA_VERSION else "use the mfmd version that wrote it"
         raise BufferMismatch(f"{path}: catalog schema {version}, this mfmd reads {SCHEMA_VERSION}; {remedy}")

@@ -36,7 +36,7 @@ def compact_buffer(layout: StateLayout, settings: BufferSettings, find_missing: 
     catalog; what `FrameBuffer.open` raises.
     """
     if not layout.catalog.exists():
-        raise StorageError(f"{layout.buffer}: no frame buffer here yet; `mfmd run` makes it")
+        raise StorageError(f"{layout.buffer}: no frame buffer yet; `mfmd run` creates it")
     with layout.lock(), FrameBuffer.open(layout, settings, writable=True) as buffer:
         catalog = buffer.catalog
         before = _size(catalog.path)

@@ -151,7 +151,7 @@ class EvictionPlanner:
         if self._settings.max_bytes:
             self._fit_bytes(plan, self._excess(plan), written)
         if not grow and self._replace(plan, written) > 0:
-            raise OSError(errno.ENOSPC, "the buffer must not grow, and it has no frames that may leave for new ones")
+            raise OSError(errno.ENOSPC, "the buffer must not grow, and no frame may be evicted")
 
     def too_large(self, group: int) -> bool:
         """Return whether a group of this many frames might exceed `max_bytes` while old ones still exist."""

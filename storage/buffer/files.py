@@ -33,7 +33,7 @@ def claim(layout: StateLayout) -> Iterator[None]:
         try:
             held.enter_context(durable.exclusive_lock(layout.buffer / ".lock", wait=False))
         except durable.Locked as error:
-            raise AlreadyRunning(f"{layout.buffer}: process {error.holder} writes to this buffer already") from error
+            raise AlreadyRunning(f"{layout.buffer}: process {error.holder} already writes to this buffer") from error
         shutil.rmtree(layout.root / FRESH, ignore_errors=True)
         durable.remove_partials(layout.buffer)
         yield
@@ -60,7 +60,7 @@ def _finish_resize(layout: StateLayout) -> None:
     home = layout.root / RESIZED
     if home.is_dir():
         if any(durable.is_locked(buffer / ".lock") for buffer in (layout.buffer, home / "old")):
-            raise AlreadyRunning(f"{layout.buffer}: another process changes its frame size just now")
+            raise AlreadyRunning(f"{layout.buffer}: another process is resizing it")
         take_over(layout)
 
 
@@ -71,7 +71,7 @@ def open_array(layout: StateLayout, settings: BufferSettings, *, writable: bool)
     """
     if not layout.frames_zarr.exists():
         if not writable:
-            raise StorageError(f"{layout.buffer}: no frame buffer here yet; `mfmd run` makes it")
+            raise StorageError(f"{layout.buffer}: no frame buffer yet; `mfmd run` creates it")
         _create(layout, settings)
     array = PixelArray(layout.frames_zarr, ARRAY, writable=writable)
     _compare(layout, array, settings)
@@ -89,7 +89,7 @@ def _check_catalog(layout: StateLayout, array: PixelArray) -> None:
     there = layout.catalog.exists() and layout.catalog.stat().st_size > 0
     if not there and array.shard_indices():
         raise CorruptBuffer(
-            f"{layout.catalog} is gone, but there are pixels in {array.folder}: restore it from a backup, "
+            f"{layout.catalog} is missing, but {array.folder} holds pixels: restore it from a backup, "
             f"or remove {layout.buffer} and start with an empty buffer"
         )
 
@@ -101,7 +101,7 @@ def _slots(settings: BufferSettings) -> int:
 def _create(layout: StateLayout, settings: BufferSettings) -> None:
     if layout.catalog.exists():
         raise CorruptBuffer(
-            f"{layout.frames_zarr} is gone, but {layout.catalog} is there: restore it from a backup, "
+            f"{layout.frames_zarr} is missing, but {layout.catalog} exists: restore it from a backup, "
             "or remove the catalog too and start with an empty buffer"
         )
     from storage.buffer.zarr_metadata import create_array, create_group  # late: only a new buffer needs zarr
@@ -130,5 +130,5 @@ def _compare(layout: StateLayout, array: PixelArray, settings: BufferSettings) -
         if there[name] != value:
             raise BufferMismatch(
                 f"{layout.frames_zarr}: made with buffer.{name} {there[name]}, the configuration says {value}; "
-                f"set it back, bring the frames to it (`mfmd buffer resize`), or remove {layout.buffer} to start empty"
+                f"set it back, resize the buffer (`mfmd buffer resize`), or remove {layout.buffer} to start empty"
             )

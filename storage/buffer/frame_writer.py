@@ -141,8 +141,8 @@ class FrameWriter:
         used, slots = self._catalog.slots(), self._array.shape[0]
         if used and max(used) >= slots:
             raise CorruptBuffer(
-                f"{self._array.folder} has {slots} slots, {self._catalog.path} speaks of slot {max(used)}: "
-                "they are not of one buffer; restore both from one backup, or remove both"
+                f"{self._array.folder} has {slots} slots, {self._catalog.path} names slot {max(used)}: "
+                "they belong to different buffers; restore both from one backup, or remove both"
             )
         self._discard(set(self._array.shard_indices()) - used)
 
@@ -153,7 +153,7 @@ class FrameWriter:
 
     def _check(self, frames: Sequence[NewFrame]) -> None:
         if self._failed is not None:
-            raise DurabilityLost(f"{self._failed}; this buffer takes nothing more") from self._failed
+            raise DurabilityLost(f"{self._failed}; this buffer accepts no more frames") from self._failed
         expected = (self._settings.height, self._settings.width, 3)
         for new in frames:
             pixels = new.frame.pixels

@@ -159,5 +159,5 @@ class FrameBuffer:
     def _lost(self, record: FrameRecord, message: str = "", cause: Exception | None = None) -> NoReturn:
         """Return why a frame could not be read: it was evicted meanwhile, or its bytes are damaged."""
         if not self.catalog.holds(record):
-            raise FrameEvicted(f"frame {record.id} ({record.name}) has left the buffer") from cause
+            raise FrameEvicted(f"frame {record.id} ({record.name}) was evicted from the buffer") from cause
         raise CorruptBuffer(f"frame {record.id} ({record.name}): {message}") from cause

@@ -62,7 +62,9 @@ def buffer_info(layout: StateLayout, settings: BufferSettings) -> BufferInfo:
     array = PixelArray(layout.frames_zarr, ARRAY, writable=False)
     tile = array.attributes.get("tile")
     if tile is None:
-        raise CorruptBuffer(f"{array.folder}: no array of mfmd (its attribute names no tile); restore it from a backup")
+        raise CorruptBuffer(
+            f"{array.folder}: not an array of mfmd (it has no attribute `tile`); restore it from a backup"
+        )
     return BufferInfo(
         frames=counts.frames,
         holdout=counts.holdout,

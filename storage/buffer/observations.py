@@ -77,7 +77,7 @@ class Observations:
         self.path = path
         self._lock = threading.RLock()
         if not writable and not path.exists():
-            raise StorageError(f"{path}: nothing observed yet; `mfmd observe` (started by `mfmd run`) makes it")
+            raise StorageError(f"{path}: no observations yet; `mfmd observe` (started by `mfmd run`) creates the file")
         uri = f"{path.absolute().as_uri()}?mode={'rwc' if writable else 'ro'}"
         with self._translated():
             self._connection = sqlite3.connect(
@@ -203,7 +203,7 @@ class Observations:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            raise StorageError(f"{self.path}: {error}; it can be removed, the observer fills it again") from error
+            raise StorageError(f"{self.path}: {error}; remove it; the observer creates it again") from error
 
 
 def _to_observation(row: tuple[int | float | bytes, ...]) -> Observation:

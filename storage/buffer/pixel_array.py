@@ -164,7 +164,7 @@ class ShardFormat:
                 "codecs": [{"name": "sharding_indexed", "configuration": inside}],
             }:
                 return cls._inside(inside, tuple(image), shard, fill)
-        raise ValueError("laid out in another way than mfmd does")
+        raise ValueError("its layout is not that of mfmd")
 
     @classmethod
     def _inside(cls, inside: Mapping[str, Any], image: tuple[int, ...], shard: Sequence[int], fill: int) -> Self:
@@ -178,7 +178,7 @@ class ShardFormat:
                 codec = _codec(packing)
                 if codec is not None and len(tile) in (2, 3) and tile[2:] == shard[2:]:
                     return cls(image, tuple(tile), shard[0] // tile[0], shard[1] // tile[1], fill, *codec)
-        raise ValueError("tiles are packed in another way than mfmd does")
+        raise ValueError("its tiles are not compressed as mfmd does it")
 
     def shard(self, pixels: Pixels) -> bytes:
         """Return the content of an image's file, with all tiles. Raises ValueError for another shape."""
@@ -251,7 +251,7 @@ class _File:
             raise ValueError(f"{what} reaches beyond the file")
         data = os.pread(self.descriptor, length, start)
         if len(data) < length:
-            raise ValueError(f"{what} ends early")
+            raise ValueError(f"{what} is truncated")
         content = np.frombuffer(data, np.uint8, length - CHECKSUM)
         if google_crc32c.value(content) != int.from_bytes(data[-CHECKSUM:], "little"):
             raise ValueError(f"{what} does not match its checksum")

@@ -53,7 +53,7 @@ def resize_buffer(
 
 def _check(layout: StateLayout, catalog: Catalog) -> None:
     if layout.buffer.is_symlink():  # the link would move, and the frames behind it would stay
-        raise StorageError(f"{layout.buffer} is a link; put the folder that it leads to there instead")
+        raise StorageError(f"{layout.buffer} is a link; replace it by its target folder")
     if layout.buffer.is_mount():
         raise StorageError(f"{layout.buffer} is a mount point, which cannot be renamed; mount {layout.root} instead")
     leases = catalog.leases()
@@ -95,7 +95,7 @@ def _rescale(
     if crc32_of(pixels) != record.crc32:
         raise CorruptBuffer(
             f"{old.shard_path(record.slot)}: frame {record.id} ({record.name}) does not match its checksum; "
-            "`mfmd check --read-data --repair` gives it up"
+            "`mfmd check --read-data --repair` removes it"
         )
     frame = fit_frame(pixels[: record.valid_height, : record.valid_width], wanted.height, wanted.width)
     array.write(slot, frame.pixels)

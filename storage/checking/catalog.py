@@ -23,14 +23,14 @@ INCONSISTENT: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     (
         "digest_missing",
         "SELECT id, name FROM frames WHERE digest NOT IN (SELECT digest FROM digests WHERE frame = frames.id)",
-        "frame {id} ({name}) is not among the digests: its file could be taken a second time",
+        "frame {id} ({name}) has no digest: its file could be ingested a second time",
         ("INSERT OR REPLACE INTO digests (digest, frame) SELECT digest, id FROM frames",),
     ),
     (
         "file_without_frame",
         "SELECT path AS name, state AS id FROM files WHERE state IN ('committed', 'duplicate') "
         "AND COALESCE(digest, '') NOT IN (SELECT digest FROM digests UNION SELECT digest FROM frames)",
-        "{name} counts as {id}, but its content never was: it would never be taken",
+        "{name} counts as {id}, but its content is not in the buffer: it would never be ingested",
         (
             "DELETE FROM files WHERE state IN ('committed', 'duplicate') "
             "AND COALESCE(digest, '') NOT IN (SELECT digest FROM digests UNION SELECT digest FROM frames)",
@@ -39,14 +39,14 @@ INCONSISTENT: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     (
         "lease_without_frame",
         "SELECT frame AS id, round AS name FROM leases WHERE frame NOT IN (SELECT id FROM frames)",
-        "round {name} leases frame {id}, which is not there",
+        "round {name} leases frame {id}, which does not exist",
         ("DELETE FROM leases WHERE frame NOT IN (SELECT id FROM frames)",),
     ),
     (
         "frame_numbers",
         f"SELECT id, '' AS name FROM ({NEWEST}) "
         "WHERE id > COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'frames'), 0)",
-        "frame {id} was given out, but the count of frames is behind: its number would be used again",
+        "frame {id} was used, but the counter of frames is lower: its number would be reused",
         (
             "DELETE FROM sqlite_sequence WHERE name = 'frames'",
             f"INSERT INTO sqlite_sequence (name, seq) SELECT 'frames', id FROM ({NEWEST})",
@@ -119,7 +119,7 @@ def _missing(layout: StateLayout) -> Iterator[Problem]:
         yield Problem(
             "catalog_missing",
             layout.catalog,
-            "missing, but there are pixels: nothing says what they are, and the daemon does not start on them",
+            "missing, but pixels exist: nothing describes them, and the daemon does not start",
             RESTORE,
         )
 
@@ -131,7 +131,7 @@ def _other_schema(path: Path, version: int) -> Problem:
         "catalog_schema",
         path,
         f"schema {version}, this mfmd reads {known}",
-        f"{REPAIR}, or the next `mfmd run`, brings it up" if older else "use the mfmd version that wrote it",
+        f"{REPAIR}, or the next `mfmd run`, upgrades it" if older else "use the mfmd version that wrote it",
         (lambda: Catalog.open(path, writable=True).close()) if older else None,
     )
 

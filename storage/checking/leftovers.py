@@ -16,12 +16,12 @@ def check_leftovers(scope: Scope) -> Iterator[Problem]:
     """Return everything that has the name of an unfinished file."""
     resized = scope.layout.root / RESIZED
     if resized.is_dir():
-        remedy = f"{REPAIR} finishes it, or the next start of the daemon does"
-        yield Problem("unfinished", resized, "a resize of the buffer was killed before it ended", remedy)
+        remedy = f"{REPAIR} finishes it, or the daemon's next start does"
+        yield Problem("unfinished", resized, "a resize of the buffer was killed", remedy)
     for folder in _folders(scope.layout):
         for path in sorted(folder.glob(f"*{PARTIAL}")):
-            remedy = f"{REPAIR} removes it, or its owner does, the next time that it works there"
-            yield Problem("unfinished", path, "left by a process that was killed", remedy, partial(_remove, path))
+            remedy = f"{REPAIR} removes it, or the next run of its owner does"
+            yield Problem("unfinished", path, "leftover of a killed process", remedy, partial(_remove, path))
 
 
 def _folders(layout: StateLayout) -> Iterator[Path]:

@@ -28,13 +28,13 @@ def check_observations(scope: Scope) -> Iterator[Problem]:
     if frames is not None:
         yield from _gone(layout, len(observed - frames))
     if damage:
-        remedy = f"{REPAIR} removes it; the observer looks at every frame again"
+        remedy = f"{REPAIR} removes it; the observer observes every frame again"
         yield Problem("observations_damaged", layout.observations, damage, remedy, partial(_remove, layout))
 
 
 def _gone(layout: StateLayout, count: int) -> Iterator[Problem]:
     if count:
-        detail = f"{count} observations of frames that left the buffer"
+        detail = f"{count} observations of evicted frames"
         remedy = f"{REPAIR}, or the observer, removes them"
         yield Problem("observation_orphan", layout.observations, detail, remedy, partial(_forget, layout))
 

@@ -64,11 +64,11 @@ def _grow(layout: StateLayout, count: int) -> None:
 def _frame(scope: Scope, array: PixelArray, catalog: Catalog, record: FrameRecord) -> Iterator[Problem]:
     path = array.shard_path(record.slot)
     if not path.is_file():
-        code, detail = "frame_missing", "its pixels are gone"
+        code, detail = "frame_missing", "its pixels are missing"
     else:
         code, detail = "frame_damaged", _damage(scope, array, record)
     if detail and catalog.holds(record):  # else it was evicted meanwhile
-        remedy = f"{REPAIR} forgets it; if its file still lies in the drop folder it is taken again"
+        remedy = f"{REPAIR} removes it; if its file is still in the drop folder, it is ingested again"
         mend = _giving_up(scope.layout, record, f"{path.name}: {detail}")
         yield Problem(code, path, f"frame {record.id} ({record.name}): {detail}", remedy, mend)
 

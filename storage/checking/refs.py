@@ -23,7 +23,7 @@ def check_refs(scope: Scope) -> Iterator[Problem]:
         yield Problem("ref_damaged", path, str(error), REPAIR, restore)
     else:
         if previous is not None and previous.version not in registry.versions():
-            detail = f"points at version {previous.version}, which is not there"
+            detail = f"points at version {previous.version}, which does not exist"
             yield Problem("ref_dangling", path, detail, REPAIR, restore)
     yield from _shadow(registry)
     yield from _pins(registry)
@@ -43,12 +43,14 @@ def _serving(registry: CheckpointRegistry, read_data: bool) -> Iterator[Problem]
         return
     if serving is None:
         if (served := registry.state().serves_last) is not None:
-            detail = f"missing, though version {served} was made to serve"
+            detail = f"missing, but version {served} was promoted"
             yield Problem("serving_missing", path, detail, REPAIR, restore)
     elif serving.version not in registry.versions():
-        yield Problem("ref_dangling", path, f"points at version {serving.version}, which is not there", REPAIR, restore)
+        yield Problem(
+            "ref_dangling", path, f"points at version {serving.version}, which does not exist", REPAIR, restore
+        )
     elif damage := damage_of_version(registry, serving.version, read_data=read_data):
-        remedy = f"{REPAIR} lets the last good version serve; restore version {serving.version} from a backup"
+        remedy = f"{REPAIR} serves the last intact version; restore version {serving.version} from a backup"
         yield Problem("serving_damaged", path, damage, remedy, restore)
 
 
@@ -61,7 +63,7 @@ def _shadow(registry: CheckpointRegistry) -> Iterator[Problem]:
         yield Problem("ref_damaged", path, str(error), f"{REPAIR} removes it", mend)
         return
     if shadow is not None and shadow.version not in registry.versions():
-        detail = f"points at version {shadow.version}, which is not there"
+        detail = f"points at version {shadow.version}, which does not exist"
         yield Problem("ref_dangling", path, detail, f"{REPAIR} removes it", mend)
 
 
@@ -74,7 +76,7 @@ def _pins(registry: CheckpointRegistry) -> Iterator[Problem]:
     for version in registry.pins():
         path = registry.ref_path(f"pinned-{version:06d}")
         if version not in registry.versions():
-            detail, mend = f"pins version {version}, which is not there", partial(_unpin, registry, version)
+            detail, mend = f"pins version {version}, which does not exist", partial(_unpin, registry, version)
             yield Problem("ref_dangling", path, detail, f"{REPAIR} removes the pin", mend)
         elif Refs(path.parent).read_or_none(path.name) is None:
             mend = partial(_pin, registry, version)
@@ -82,7 +84,7 @@ def _pins(registry: CheckpointRegistry) -> Iterator[Problem]:
 
 
 def _unpin(registry: CheckpointRegistry, version: int) -> None:
-    registry.unpin(version, by="repair", reason="the version is not there")
+    registry.unpin(version, by="repair", reason="the version does not exist")
 
 
 def _pin(registry: CheckpointRegistry, version: int) -> None:

@@ -29,7 +29,7 @@ def check_versions(scope: Scope) -> Iterator[Problem]:
         try:
             Manifest.model_validate_json(path.read_bytes())
         except ValidationError:
-            detail = "the manifest of a removed version cannot be read: which model was released may be taken wrongly"
+            detail = "the manifest of a removed version cannot be read: the released model may be unknown"
             yield Problem("pruned_damaged", path, detail, "restore it from a backup")
 
 
@@ -49,7 +49,7 @@ def check_history(scope: Scope) -> Iterator[Problem]:
     bad = [number for number, line in enumerate(lines, 1) if not is_event(line)]
     if bad:
         detail = f"{len(bad)} lines cannot be read: {', '.join(map(str, bad[:5]))}"
-        remedy = f"nothing: such lines are skipped; {REPAIR} moves them to {TORN}"
+        remedy = f"nothing, because such lines are skipped; {REPAIR} moves them to {TORN}"
         yield Problem("history_torn", path, detail, remedy, partial(_sort_out, path))
 
 

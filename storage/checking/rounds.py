@@ -66,13 +66,13 @@ def _damages(folder: RoundFolder, number: int) -> Iterator[Problem]:
             continue
         said = getattr(record, "round", number)
         if said != number:
-            yield Problem("round_damaged", folder.path / name, f"is of round {said}", remedy)
+            yield Problem("round_damaged", folder.path / name, f"names round {said}", remedy)
 
 
 def _verdict(folder: RoundFolder, known: set[int]) -> Iterator[Problem]:
     verdict = folder.verdict()
     if verdict is not None and verdict.version is not None and verdict.version not in known:
-        detail = f"the candidate became version {verdict.version}, which the registry does not know"
+        detail = f"the candidate became version {verdict.version}, which is not in the registry"
         yield Problem("round_version", folder.path / "verdict.json", detail, "restore the registry from a backup")
 
 
@@ -81,7 +81,7 @@ def _states(folder: RoundFolder) -> Iterator[Problem]:
         path = folder.states.root / f"{step:06d}"
         damage = _state_damage(path)
         if damage:
-            remedy = f"{REPAIR} removes it; the round starts from the state before it, or clean"
+            remedy = f"{REPAIR} removes it; the round starts from the state before it, or without one"
             yield Problem("training_state", path, damage, remedy, partial(durable.retire_directory, path))
 
 
@@ -126,6 +126,6 @@ def _over(store: RoundStore, number: int) -> str:
     if latest is not None and latest.number != number:
         return f"is older than round {latest.number}"
     try:
-        return "" if store.folder(number).record().stage in AT_WORK else "needs none any more"
+        return "" if store.folder(number).record().stage in AT_WORK else "no longer needs one"
     except StorageError:
         return "is damaged"

@@ -354,9 +354,7 @@ def _fsync(path: Path, flags: int) -> None:
         # Some network file systems cannot sync directories at all; that is an answer, not a lost write.
         if flags & os.O_DIRECTORY and error.errno in (errno.EINVAL, errno.ENOTSUP):
             return
-        raise DurabilityLost(
-            f"{path}: fsync failed: {error.strerror}; check the disk, then start mfmd again"
-        ) from error
+        raise DurabilityLost(f"{path}: fsync failed: {error.strerror}; check the disk, then restart mfmd") from error
     finally:
         os.close(handle)
 

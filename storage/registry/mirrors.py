@@ -90,11 +90,11 @@ class Mirror(ABC):
             return
         if not place.is_dir() or read_description(place) is None:
             raise StorageError(
-                f"{place}: not a copy that mfmd made; move it away, or give publish.{self.name} a new folder"
+                f"{place}: not a copy made by mfmd; move it elsewhere, or give publish.{self.name} a new folder"
             )
         if self.current() == version:
             raise StorageError(
-                f"{place}: in use, and made of other weights than this registry's version {version}; give "
+                f"{place}: in use, and made from other weights than this registry's version {version}; give "
                 f"publish.{self.name} a folder of its own"
             )
         durable.retire_directory(place)

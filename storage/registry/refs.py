@@ -95,11 +95,11 @@ def pin_name(version: int) -> str:
 def check_reason(reason: str) -> None:
     """Raise InvalidReason, with the place, for control characters, text that UTF-8 cannot express, or too much text."""
     if len(reason) > LONGEST_REASON:
-        raise InvalidReason(f"reason: {len(reason)} characters, at most {LONGEST_REASON} are kept; say it shorter")
+        raise InvalidReason(f"reason: {len(reason)} characters, at most {LONGEST_REASON} are allowed; shorten it")
     for position, character in enumerate(reason):
         # Cs: half a character, as JSON can name it, or a byte of the command line that is not UTF-8
         if unicodedata.category(character) in ("Cc", "Cs") and character not in ALLOWED:
-            raise InvalidReason(f"reason: {character!a} at position {position} is no text; leave it out, or use UTF-8")
+            raise InvalidReason(f"reason: {character!a} at position {position} is not text; remove it, or use UTF-8")
 
 
 def _remedy(error: OSError) -> str:

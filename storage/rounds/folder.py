@@ -57,7 +57,7 @@ class RoundFolder:
         """Return the request. Raises StorageError when it cannot be read."""
         spec = _read(self.spec_path, RoundSpec)
         if spec is None:
-            raise StorageError(f"{self.spec_path}: missing; the round folder was tampered with")
+            raise StorageError(f"{self.spec_path}: missing; the round folder was modified")
         return spec
 
     def record(self) -> RoundRecord:
@@ -68,7 +68,7 @@ class RoundFolder:
         record = _read(self.path / RECORD, RoundRecord)
         if record is None:
             raise StorageError(
-                f"{self.path / RECORD}: missing; the folder was tampered with or is of an mfmd before 0.1.0: remove it"
+                f"{self.path / RECORD}: missing; the folder was modified or is older than mfmd 0.1.0: remove it"
             )
         return record
 

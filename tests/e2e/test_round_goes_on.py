@@ -50,5 +50,5 @@ def test_a_round_outlives_two_daemons(untrained: DrivenDaemon, camera: list[Path
     assert (folder.scores().status, folder.scores().steps) == ("completed", STEPS)
     starts = [start.step for start in folder.record().starts]
     assert starts[0] == 0 and first <= starts[1] < STEPS and starts[2:] == [stopped_at]
-    assert folder.log.read_text().count("goes on after step") == 2
+    assert folder.log.read_text().count("resumes after step") == 2
     assert untrained.rounds.numbers() == [1]

@@ -123,7 +123,7 @@ def _take_all(root: Path, buffer: FrameBuffer, fault: FailNth) -> bool:
 
 
 def _stays_stopped(buffer: FrameBuffer, fault: FailNth) -> None:
-    """What could not be synced is not synced again, and this buffer takes nothing more."""
+    """What could not be synced is not synced again, and this buffer accepts no more frames."""
     assert fault.failed is not None
     call, path = fault.failed
     for _ in range(2):

@@ -66,11 +66,11 @@ class Bodies:
             message = f"the body is larger than {self._largest} bytes (serving.advanced.max_body_bytes)"
             raise ApiError(413, "body_too_large", message)
         if self._held + more > LARGEST_AT_ONCE * self._largest:
-            message = f"{self._held} bytes of other requests are held already; try again in 1 s"
+            message = f"{self._held} bytes of other requests are held; retry in 1 s"
             raise ApiError(503, "too_many_bodies", message, retry_after=1)
 
 
 def _continues(message: Message) -> bool:
     if message["type"] == "http.disconnect":
-        raise ApiError(400, "client_disconnected", "the client left before its body arrived")
+        raise ApiError(400, "client_disconnected", "the client disconnected before its body arrived")
     return bool(message.get("more_body", False))

@@ -9,7 +9,7 @@ from pydantic.json_schema import models_json_schema
 from daemon.serving.middleware.instrument import HASH_HEADER, VERSION_HEADER
 from daemon.serving.oip.messages import INPUT_MODELS
 
-SUMMARY = "Segments images, and says with every answer which version of the model gave it."
+SUMMARY = "Segments images; every answer names the version of the model that gave it."
 NEVER_ANSWERED = ("HTTPValidationError", "ValidationError")
 """Statuses that FastAPI describes for every route with parameters; mfmd checks its own itself."""
 REFERENCE = "#/components/schemas/{model}"

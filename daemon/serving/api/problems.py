@@ -20,7 +20,7 @@ MEANINGS = {
     413: "The body, the image or the batch is too large.",
     415: "Not an image in a format that is read, or a Content-Encoding.",
     422: "The image is damaged.",
-    500: "The server failed; its log says why.",
+    500: "The server failed; see its log.",
     503: "Not ready, busy or out of time; Retry-After says when to try again (seconds).",
 }
 

@@ -42,7 +42,7 @@ class Lifetime:
             if not request.left:
                 raise
             request.task.uncancel()
-            error = ApiError(400, "client_disconnected", "the client left before its answer came")
+            error = ApiError(400, "client_disconnected", "the client disconnected before its answer came")
         else:
             return
         finally:

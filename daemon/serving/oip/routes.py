@@ -80,7 +80,7 @@ def _add_server_routes(router: APIRouter, plane: InferencePlane) -> None:
         """Server metadata."""
         return ServerMetadata(name="mfmd", version=package_version("mfmd"), extensions=[*EXTENSIONS])
 
-    @router.get("/v2/health/live", responses={503: {"model": ServerLive, "description": "A thread ended by a bug."}})
+    @router.get("/v2/health/live", responses={503: {"model": ServerLive, "description": "A thread crashed."}})
     async def live(response: Response) -> ServerLive:
         """200 while the process answers and its threads live, else 503."""
         alive = not plane.dead

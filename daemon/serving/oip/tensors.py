@@ -111,7 +111,7 @@ def _read_tensor(tensor: InputTensor, tail: bytes | None, max_pixels: int) -> ND
             400, "wrong_shape", f"input {INPUT!r} must be [B, H, W, 3] with sizes of 1 or more, got {str(shape)[:64]}"
         )
     if math.prod(shape[:3]) > max_pixels:  # the product itself may have too many digits to be written down
-        message = f"shape {str(shape)[:64]} is more than {max_pixels} pixels in one request (watch.max_pixels)"
+        message = f"shape {str(shape)[:64]} exceeds {max_pixels} pixels in one request (watch.max_pixels)"
         raise ApiError(413, "too_many_pixels", message)
     if "binary_data_size" in tensor.parameters:
         return _from_binary(tensor, tail)
@@ -125,7 +125,7 @@ def _from_binary(tensor: InputTensor, tail: bytes | None) -> NDArray[np.uint8]:
         raise ApiError(
             400,
             "wrong_data",
-            f"shape {tensor.shape} is {expected} bytes; binary_data_size says {declared!r:.32}, {size} bytes follow",
+            f"shape {tensor.shape} is {expected} bytes; binary_data_size is {declared!r:.32}, {size} bytes follow",
         )
     return np.frombuffer(tail or b"", np.uint8).reshape(tensor.shape)
 

@@ -146,7 +146,7 @@ class Swapper:
             if not bool(torch.isfinite(logits).all()):
                 raise CorruptCheckpoint(
                     f"version {resident.version}: outputs at {size[0]}x{size[1]} are not finite; "
-                    "roll back, or train again with a lower learning rate"
+                    "roll back, or train with a lower learning rate"
                 )
             resident.warmed.add(size)
 

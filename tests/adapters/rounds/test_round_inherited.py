@@ -106,7 +106,7 @@ def test_a_state_of_another_version_is_refused(training_state, first, capsys) ->
 def test_a_state_that_is_gone_is_refused(training_state, first, capsys) -> None:
     first.states.remove()
     run(second(training_state, 1))
-    assert "round 1 has no training state any more" in capsys.readouterr().err
+    assert "round 1 has no training state" in capsys.readouterr().err
     run(second(training_state, 77))
     assert "no round 77" in capsys.readouterr().err
 

@@ -120,7 +120,7 @@ def test_killed_and_gone_on_is_the_same_as_in_one_go(training_state, name: str, 
     process = fork(killed)
     in_one_go(whole)
     assert wait(process) == 0, killed.log.read_text()
-    assert "goes on after step 20" in killed.log.read_text()
+    assert "resumes after step 20" in killed.log.read_text()
     assert killed.scores().steps == 40 and killed.last_progress().step == 40
     assert_same(whole, killed)
 
@@ -144,7 +144,7 @@ def test_each_of_two_processes_goes_on_from_its_own_statistics(training_state) -
     assert running and not any(torch.equal(first[name.removeprefix("student.")], own[name]) for name in running)
     run_pair(killed)
     run_pair(whole)
-    assert f"goes on after step {step}\n" in killed.log.read_text()
+    assert f"resumes after step {step}\n" in killed.log.read_text()
     assert_same(whole, killed, steps=200)
 
 

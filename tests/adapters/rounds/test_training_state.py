@@ -50,7 +50,7 @@ def test_a_state_that_would_run_code_does_not(training_state, capsys, tmp_path, 
     danger = tmp_path / "danger"
     torch.save(Danger(danger), folder.states.latest() / name)
     assert run(folder) == 1
-    assert "cannot be gone on from" in folder.scores().reason
+    assert "cannot resume from" in folder.scores().reason
     assert not danger.exists()
 
 

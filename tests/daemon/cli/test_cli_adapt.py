@@ -188,7 +188,7 @@ def test_asked_through_a_daemon_that_is_stopped_it_says_where_the_round_goes_on(
     _, error = process.communicate(timeout=30)
     assert process.returncode == ExitCode.FAILURE
     assert "error[round_suspended]: the daemon was stopped while round 1 ran" in error
-    assert f"goes on with it from step {max(folder.states.steps())}" in error
+    assert f"resumes it from step {max(folder.states.steps())}" in error
     assert folder.record().stage == "suspended"
 
 

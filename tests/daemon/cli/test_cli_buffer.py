@@ -155,7 +155,7 @@ def test_compact_says_what_it_did_or_why_not(mfmd, filled, settings):
     (settings.watch.folder / "cam0" / "2.png").unlink()
     answer = mfmd("buffer", "compact")
     assert answer.code == 0
-    first = "1 records of files that are gone were removed.\n"
+    first = "1 records of missing files were removed.\n"
     assert re.fullmatch(first + r"Catalog: \d+ kB -> \d\d kB\.\n", answer.out)
     for path in settings.watch.folder.rglob("*.png"):
         path.unlink()
@@ -175,5 +175,5 @@ def test_what_changes_the_buffer_needs_the_daemon_stopped(mfmd, filled, layout):
 def test_without_a_buffer_all_say_so_and_make_none(mfmd, settings):
     for arguments in (["info"], ["export", "out"], ["resize", "--height", 32, "--width", 32], ["compact"]):
         answer = mfmd("buffer", *arguments)
-        assert answer.code == 1 and "no frame buffer here yet; `mfmd run` makes it" in answer.err
+        assert answer.code == 1 and "no frame buffer yet; `mfmd run` creates it" in answer.err
     assert not settings.state.exists()

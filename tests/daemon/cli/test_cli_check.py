@@ -6,7 +6,7 @@ from storage.layout import StateLayout
 
 
 def test_nothing_wrong(mfmd, registry) -> None:
-    assert mfmd("check") == (0, "Nothing is wrong.\n", "")
+    assert mfmd("check") == (0, "No problem found.\n", "")
     assert json.loads(mfmd("check", "--read-data", "--json").out) == {"ok": True, "problems": [], "mended": []}
 
 

@@ -83,16 +83,16 @@ def test_a_serving_version_whose_folder_is_gone_is_told(mfmd, registry: Checkpoi
     for version in (1, 3):
         shutil.rmtree(registry.folder(version))
     empty = mfmd("checkpoints", "list")
-    assert "No checkpoint yet" not in empty.out and "no other version is there" in empty.err
+    assert "No checkpoint yet" not in empty.out and "no other version exists" in empty.err
 
 
 def test_a_serving_ref_that_is_gone_is_told_and_nothing_is_pruned(mfmd, registry: CheckpointRegistry) -> None:
     registry.ref_path("serving").unlink()
     listed = mfmd("checkpoints", "list", "--json")
-    assert len(json.loads(listed.out)) == 3 and "refs/serving: missing, though version 2" in listed.err
+    assert len(json.loads(listed.out)) == 3 and "refs/serving: missing, but version 2" in listed.err
     for arguments in (("checkpoints", "prune", "--keep", "0"), ("checkpoints", "prune", "--dry-run"), ("rollback",)):
         answer = mfmd(*arguments)
-        assert answer.code == ExitCode.FAILURE and "refs/serving: missing, though version 2" in answer.err
+        assert answer.code == ExitCode.FAILURE and "refs/serving: missing, but version 2" in answer.err
     assert registry.versions() == [1, 2, 3], "the version that serves is not removed because its ref is gone"
 
 
@@ -112,7 +112,7 @@ def test_a_rollback_onto_a_damaged_version_says_how_to_find_another(mfmd, regist
     registry.weights_path(1).write_bytes(b"something else!!!!!!!!")
     answer = mfmd("rollback", *to)
     assert answer.code == ExitCode.FAILURE and "error[checkpoint_corrupt]" in answer.err
-    assert "nothing was rolled back: `mfmd checkpoints verify` says which versions are whole" in answer.err
+    assert "nothing was rolled back: `mfmd checkpoints verify` says which versions are intact" in answer.err
     assert "`mfmd promote N` serves another" in answer.err
     assert registry.serving().version == 2
 
@@ -225,7 +225,7 @@ def test_a_write_that_the_system_refuses_is_told_with_its_file_and_moves_nothing
 def test_a_full_disk_is_told_with_what_to_do(capsys: pytest.CaptureFixture[str], code: int, advised: bool) -> None:
     assert report(OSError(code, os.strerror(code), "/state/history.jsonl")) == ExitCode.FAILURE
     told = capsys.readouterr().err
-    assert "/state/history.jsonl" in told and ("make room on that disk" in told) == advised
+    assert "/state/history.jsonl" in told and ("free space on that disk" in told) == advised
 
 
 def test_rollback_without_versions(mfmd) -> None:

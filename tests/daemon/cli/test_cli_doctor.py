@@ -91,7 +91,7 @@ def test_a_project_that_installs_packages_of_the_same_name(how: str, tmp_path: P
     answer = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": path}, capture_output=True, text=True, check=True
     )
-    assert answer.stdout.startswith("fail") and "an environment of its own" in answer.stdout
+    assert answer.stdout.startswith("fail") and "a separate environment" in answer.stdout
     assert (f"adapters in {tmp_path}" if how == "shadows" else "adapters installs") in answer.stdout
 
 

@@ -44,7 +44,9 @@ def test_the_list_for_programs(mfmd, refused):
 
 def test_retry_of_a_file_a_reason_or_all(mfmd, refused):
     answer = mfmd("refused", "retry", "cam/notes.txt", "other.png")
-    assert answer.code == 1 and "1 files are tried again" in answer.out and "other.png: not refused" in answer.err
+    assert (
+        answer.code == 1 and "1 files are queued for a retry" in answer.out and "other.png: not refused" in answer.err
+    )
     assert refused.counts().refused == {"truncated": 1}
     answer = mfmd("refused", "retry", "--reason", "empty", "--json")
     assert json.loads(answer.out) == {"retried": [], "not_refused": []}
@@ -70,7 +72,7 @@ def test_retry_of_nothing_is_a_mistake(mfmd, refused):
 def test_without_a_buffer_both_say_so_and_make_none(mfmd, settings):
     for command in ("list", "retry"):
         answer = mfmd("refused", command, *(["--all"] if command == "retry" else []))
-        assert answer.code == 1 and "no frame buffer here yet" in answer.err
+        assert answer.code == 1 and "no frame buffer yet" in answer.err
     assert not settings.state.exists()
 
 

@@ -127,7 +127,7 @@ def test_a_stopping_daemon_says_so_to_a_command_that_wants_a_round(world, layout
         client = ControlClient(layout)
         assert client.problems() == [] and client.running_round() is None and not client.left
         world.rounds.stop()
-        with pytest.raises(Stopping, match="is being stopped and starts no round; ask again when it runs"):
+        with pytest.raises(Stopping, match="is stopping and starts no round; retry when it runs"):
             client.start_round()
     with pytest.raises(NoDaemon, match="mfmd run"):  # a kill leaves the record behind
         client.running_round()
@@ -312,7 +312,7 @@ def test_live_and_ready_are_different_questions(world, registry):
     registry.ref_path("serving").unlink()
     assert world.client.get("/healthz").status_code == 200
     answer = world.client.get("/readyz")
-    assert answer.status_code == 503 and "missing, though version 1" in answer.json()["problems"][0]
+    assert answer.status_code == 503 and "missing, but version 1" in answer.json()["problems"][0]
     (registry.root / "history.jsonl").unlink()
     assert world.client.get("/readyz").json()["problems"] == ["no version serves"]
 
@@ -329,7 +329,7 @@ def test_a_thread_that_ended_by_itself_is_not_alive(world, wait_until):
     wait_until(lambda: not world.parts[0].alive)
     answer = world.client.get("/healthz")
     assert answer.status_code == 503
-    assert answer.json()["problems"][0].startswith("ingest: no step ended")
+    assert answer.json()["problems"][0].startswith("ingest: no step finished")
 
 
 def test_a_stuck_step_is_noticed_but_a_long_round_is_none(world):

@@ -47,7 +47,7 @@ def test_it_shows_what_serves_and_what_happened(page, registry):
     assert answer.status_code == 200 and answer.headers["Content-Type"].startswith("text/html")
     text = answer.text
     assert "version 3, pretrain: test" in text and "Roll back from version 3" in text
-    assert "the daemon does not run" in text, "what needs attention"
+    assert "the daemon is not running" in text, "what needs attention"
     assert [event for event in ("added", "promoted") if f"<td>{event}</td>" in text] == ["added", "promoted"]
     assert "No round yet." in text
 
@@ -79,14 +79,14 @@ def test_with_a_damaged_ref_it_says_what_to_do_and_not_that_there_is_no_version(
     path.unlink() if damage is None else path.write_text(damage)
     text = page.client.get("/").text
     assert "There is no other version" not in text and "`mfmd promote N`" in text and "<form" not in text
-    assert "It is not known which version serves" in text
+    assert "The serving version is unknown" in text
 
 
 def test_versions_of_which_none_ever_served_are_told_from_a_damaged_ref(page, layout):
     for name in ("refs/serving", "history.jsonl"):
         (layout.checkpoints / name).unlink()
     text = page.client.get("/").text
-    assert "No version serves: `mfmd promote N`" in text and "not known which" not in text
+    assert "No version serves: `mfmd promote N`" in text and "serving version is unknown" not in text
 
 
 def test_it_needs_nothing_from_elsewhere_and_runs_no_script(page):
@@ -132,15 +132,15 @@ def test_sent_twice_or_after_somebody_else_it_does_nothing(page, registry):
         ({"token": "wrong"}, 401, "wrong control token"),
         ({"token": ""}, 401, "wrong control token"),
         ({"reason": "  "}, 422, "say why"),
-        ({"serving": ""}, 422, "must be numbers of versions"),
-        ({"to": "x"}, 422, "must be numbers of versions"),
-        ({"to": "9" * 5000}, 422, "must be numbers of versions"),
+        ({"serving": ""}, 422, "must be version numbers"),
+        ({"to": "x"}, 422, "must be version numbers"),
+        ({"to": "9" * 5000}, 422, "must be version numbers"),
         ({"to": "77"}, 404, "no version 77"),
         ({"to": "3"}, 409, "serves already"),
         ({"reason": "x" * MOST_FORM_BYTES}, 413, "a form of more than"),
         ({"reason": "a\x00b"}, 422, "is no text"),
         ({str(number): "x" for number in range(20)}, 422, "not a form"),
-        ({"path": "/promote"}, 422, "must be numbers of versions"),
+        ({"path": "/promote"}, 422, "must be version numbers"),
         ({"path": "/promote", "to": "77"}, 404, "no version 77"),
         ({"path": "/promote", "to": "2", "token": "wrong"}, 401, "wrong control token"),
     ],

@@ -145,7 +145,7 @@ def test_candidate_file_that_cannot_be_read_is_rejected(
 def test_round_without_scores(state: State, finished: Callable[..., RoundFolder]) -> None:
     folder = finished()
     (folder.path / "scores.json").unlink()
-    with pytest.raises(StorageError, match=r"round 1 left no scores\.json"):
+    with pytest.raises(StorageError, match=r"round 1 has no scores\.json"):
         judge(state.registry, folder, state.settings)
     assert state.serving == 2
 
@@ -214,7 +214,7 @@ def test_weights_that_were_rolled_back_from_do_not_come_back_under_another_numbe
     roll_back(state.registry, to=None, by="operator", reason="poles vanish")
     verdict = judge(state.registry, finished(number=2), state.settings)
     assert verdict.decision == "rejected"
-    assert verdict.reason == "the candidate's weights are those of version 3, which was rolled back from"
+    assert verdict.reason == "the candidate's weights are those of version 3, which was rolled back"
     assert (state.serving, state.registry.versions()) == (2, [1, 2, 3])
     assert state.events()[-1] == ("rejected", None, 2)
     other = judge(state.registry, finished(number=3, weights=state.weights(8.0)), state.settings)
@@ -296,7 +296,7 @@ def test_release_serves_only_the_first(state: State, tmp_path: Path) -> None:
 def test_release_lets_nothing_serve_while_the_ref_of_what_serves_is_gone(state: State) -> None:
     moves = state.events()
     state.registry.ref_path("serving").unlink()
-    with pytest.raises(StorageError, match=r"missing, though version 2 .*`mfmd check --repair`"):
+    with pytest.raises(StorageError, match=r"missing, but version 2 .*`mfmd check --repair`"):
         release(state.registry, 1, "import", "imported")
     assert not state.registry.ref_path("serving").exists(), "planes go on with version 2"
     assert state.events() == moves

@@ -209,7 +209,7 @@ def is_not_promoted_after_a_rollback(driven: Driven) -> None:
     assert (answer.status_code, answer.json()["version"]) == (200, 1)
     verdict = driven.wait_for_end(3)
     assert (verdict.decision, verdict.version) == ("inconclusive", None)
-    assert "serving changed during the shadow: version 1 serves, it ran beside version 3" in verdict.reason
+    assert "serving changed during the shadow: version 1 serves, the shadow began beside version 3" in verdict.reason
     driven.wait_until_serving(1, 30)
     assert (driven.serving(), driven.ask()) == (1, 1)
     history = [(item.event, item.version, item.by) for item in driven.registry.history()[-7:]]
@@ -245,5 +245,5 @@ def test_a_candidate_that_no_plane_can_load_is_waited_for_until_its_time_is_over
         assert advance_round(world.registry, folder, settings, waited=600.0) == "rejected"
         verdict = folder.verdict()
     assert verdict is not None and verdict.decision == "inconclusive"
-    assert "too little seen in 600 s of shadow: 0 of 3 live images compared" in verdict.reason
+    assert "too few images in 600 s of shadow: 0 of 3 live images compared" in verdict.reason
     assert (world.registry.ref("shadow"), world.registry.serving().version) == (None, 1)

@@ -89,7 +89,7 @@ def test_a_stopped_daemon_leaves_the_shadow_to_the_next_one(
     state: Trial, folder: RoundFolder, buffer: FrameBuffer
 ) -> None:
     stop = threading.Event()
-    with pytest.raises(RoundSuspended, match="goes on in the shadow"):
+    with pytest.raises(RoundSuspended, match="continues in the shadow"):
         go_on(state, buffer, lambda _: stop.set(), stop, suspends=True)
     trial = folder.record().trial
     assert trial is not None and 0 < trial.waited < 30, "its time limit goes on, too"

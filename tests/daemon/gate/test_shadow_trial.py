@@ -107,7 +107,7 @@ def test_too_few_images_in_time_are_inconclusive_and_restarts_do_not_make_more_t
     assert state.judge(folder, waited=0.5) is None
     verdict = state.judge(folder, waited=1.5)
     assert verdict is not None and verdict.decision == "inconclusive"
-    assert "too little seen in 60 s of shadow: 19 of 20" in verdict.reason
+    assert "too few images in 60 s of shadow: 19 of 20" in verdict.reason
     assert (state.serving, state.shadow) == (2, None)
 
 
@@ -136,7 +136,7 @@ def test_a_rollback_meanwhile_stands(state: Trial, finished: Callable[..., Round
     roll_back(state.registry, to=None, by="operator", reason="poles vanish")
     verdict = state.judge(folder)
     assert verdict is not None and verdict.decision == "inconclusive"
-    assert "version 1 serves, it ran beside version 2" in verdict.reason
+    assert "version 1 serves, the shadow began beside version 2" in verdict.reason
     assert (state.serving, state.shadow) == (1, None)
     assert Verdict.model_validate(state.registry.manifest(3).verdict).decision == "inconclusive"
 
@@ -186,7 +186,7 @@ def test_an_operators_shadow_is_waited_for_and_never_taken_away(
     assert state.shadow == (3, "gate")
     state.registry.set_shadow(1, **BY_HAND)
     verdict = state.judge(folder)
-    assert verdict is not None and "somebody ended its shadow" in verdict.reason
+    assert verdict is not None and "an operator ended its shadow" in verdict.reason
     assert state.shadow == (1, "operator"), "the operator's stays at the end, too"
 
 
@@ -198,7 +198,7 @@ def test_an_operators_shadow_that_stays_leaves_the_verdict_open(
     state.judge(folder)
     verdict = state.judge(folder, waited=60.0)
     assert verdict is not None and verdict.decision == "inconclusive"
-    assert "version 1 held its place" in verdict.reason
+    assert "version 1 was in the shadow instead" in verdict.reason
     assert (state.serving, state.shadow) == (2, (1, "operator"))
 
 

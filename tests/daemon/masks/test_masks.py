@@ -494,7 +494,7 @@ def test_masks_do_not_go_where_they_would_be_taken_for_images(folders: Folders, 
     wrong = settings.model_copy(
         update={"masks": settings.masks.model_copy(update={"folder": folders.world.root / place})}
     )
-    with pytest.raises(ConfigError, match=r"masks\.folder: .* lie in each other"):
+    with pytest.raises(ConfigError, match=r"masks\.folder: .* contain each other"):
         run_masks(wrong)
     check_masks(settings)
 

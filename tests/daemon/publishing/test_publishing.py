@@ -108,7 +108,7 @@ def test_an_export_that_is_refused_says_why_and_holds_nothing_up(daemon, registr
     assert daemon.value("mfmd_publish_total", mirror="huggingface", result="failed") >= 1
     status = collect_status(daemon.settings).model_copy(update={"mirrors": [failed]})
     (message,) = [text for text in operator_messages(status, daemon.settings) if text.startswith("publish.huggingface")]
-    assert "holds no version yet: the export ended with status 1: error[export_refused]" in message
+    assert "has no version yet: the export ended with status 1: error[export_refused]" in message
     assert "next attempt in" in message
     assert registry.serving().version == 1
 

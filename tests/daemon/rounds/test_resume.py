@@ -153,12 +153,12 @@ def _frames(world, registry, folder):
     ("change", "why"),
     [
         (_no_state, "saved no training state"),
-        (_tries, "3 starts from step 20 came no further"),
-        (_other_version, "version 1 does not serve any more"),
-        (_back_and_forth, "version 1 was made to serve anew after the round began"),
+        (_tries, "3 starts from step 20 made no progress"),
+        (_other_version, "version 1 no longer serves"),
+        (_back_and_forth, "version 1 was promoted again after the round began"),
         (_moved, "it was started for the state directory"),
-        (_settings, "not valid any more"),
-        (_frames, "1 of its frames have left the buffer"),
+        (_settings, "no longer valid"),
+        (_frames, "1 of its frames were evicted from the buffer"),
     ],
 )
 def test_what_cannot_go_on_is_ended_with_the_reason(world, registry, store, killed, add_version, change, why):
@@ -195,7 +195,7 @@ def test_orderly_stops_are_no_failed_tries_and_crashes_between_them_are(context,
         folder.remove_scores()  # as `continue_round` does
         crash(folder, 20)
     assert recover(context.settings, context.buffer, registry) is None
-    assert "3 starts from step 20 came no further" in folder.scores().reason
+    assert "3 starts from step 20 made no progress" in folder.scores().reason
 
 
 def test_a_crash_while_the_daemon_stops_counts(context, registry, store, program):
@@ -263,7 +263,7 @@ def test_a_stopping_daemon_suspends_its_round_and_the_next_one_goes_on(context, 
         lambda progress: context.stop.set(),
         suspends=True,
     )
-    with pytest.raises(RoundSuspended, match="round 1 goes on from step 20"):
+    with pytest.raises(RoundSuspended, match="round 1 resumes from step 20"):
         launch_round(stopping, "manual")
     folder = store.latest()
     assert (folder.scores().status, folder.verdict(), context.buffer.leases()) == ("stopped", None, [1])

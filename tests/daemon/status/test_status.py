@@ -165,7 +165,7 @@ def test_a_serving_ref_that_is_gone_is_repaired_not_replaced_by_the_newest(make_
     registry.ref_path("serving").unlink()
     status = collect_status(make_settings())
     text = "\n".join(status.messages)
-    assert "missing, though version 1 was made to serve" in text
+    assert "missing, but version 1 was made to serve" in text
     assert "pretrain" not in status.next_round.waiting_for, "there is a version; another would only hide the damage"
     assert "stop `mfmd run`, then `mfmd check --repair`" in text
     assert status.serving_damaged and "mfmd promote" not in text, "version 2 never served"
@@ -294,7 +294,8 @@ def test_a_failure_that_was_about_no_version_is_not_told_of_one(make_settings, l
 
 
 @pytest.mark.parametrize(
-    ("given", "said"), [(None, "has no serving.token, and it wants one"), ("wrong", "has another serving.token")]
+    ("given", "said"),
+    [(None, "has no serving.token, but the plane needs one"), ("wrong", "has a different serving.token")],
 )
 def test_a_plane_that_wants_another_token_is_told(make_settings, layout, add_version, record, monkeypatch, given, said):
     """Also of a plane that was started a moment ago, and without a daemon."""
@@ -306,7 +307,7 @@ def test_a_plane_that_wants_another_token_is_told(make_settings, layout, add_ver
     assert status.plane.refused and not status.plane.up
     (message,) = [item for item in status.messages if "serving.token" in item]
     assert said in message and str(status.plane.port) in message and "right" not in message
-    assert "does not take this configuration's serving.token" in dict(_lines(status))["serving"]
+    assert "does not accept this configuration's serving.token" in dict(_lines(status))["serving"]
     assert collect_status(make_settings(serving={"token": "right"})).plane.up
 
 

@@ -104,7 +104,7 @@ def test_nothing_is_gone(filled, small, folder, known):
 
 def test_a_folder_that_is_not_there(filled, small, folder, known):
     done = compact(filled, small, WatchSettings(folder=folder / "away"))
-    assert done.files_forgotten == 0 and done.kept_because == f"{folder / 'away'} is not there"
+    assert done.files_forgotten == 0 and done.kept_because == f"{folder / 'away'} does not exist"
     assert known() == EVERYTHING
 
 
@@ -120,7 +120,7 @@ def test_a_marker_tells_an_empty_folder_from_an_unmounted_one(filled, small, fol
     empty(folder)
     watch = WatchSettings(folder=folder, marker=".mounted")
     done = compact(filled, small, watch)
-    assert done.files_forgotten == 0 and done.kept_because == f"{folder} lacks its marker .mounted"
+    assert done.files_forgotten == 0 and done.kept_because == f"{folder} has no marker .mounted"
     assert known() == EVERYTHING
     (folder / ".mounted").touch()
     done = compact(filled, small, watch)
@@ -207,7 +207,7 @@ def test_beside_a_reader(filled, small, folder, new_frame):
 
 def test_without_a_buffer_none_is_made(tmp_path, small, folder):
     nothing = StateLayout(tmp_path / "nothing")
-    with pytest.raises(StorageError, match="no frame buffer here yet"):
+    with pytest.raises(StorageError, match="no frame buffer yet"):
         compact(nothing, small, WatchSettings(folder=folder))
     assert not nothing.root.exists()
 

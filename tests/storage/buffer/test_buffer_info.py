@@ -111,7 +111,7 @@ def test_frames_and_their_sources_are_counted_together(layout: StateLayout, smal
 
 def test_without_a_buffer_it_says_so_and_makes_none(tmp_path: Path, small: BufferSettings):
     nothing = StateLayout(tmp_path / "nothing")
-    with pytest.raises(StorageError, match="no frame buffer here yet"):
+    with pytest.raises(StorageError, match="no frame buffer yet"):
         buffer_info(nothing, small)
     assert not nothing.root.exists()
 
@@ -119,5 +119,5 @@ def test_without_a_buffer_it_says_so_and_makes_none(tmp_path: Path, small: Buffe
 def test_an_array_of_somebody_else_is_named(layout: StateLayout, small: BufferSettings, buffer: FrameBuffer):
     array = zarr.open_array(layout.frames_zarr, path="frames", mode="r+")
     del array.attrs["mfmd"]
-    with pytest.raises(CorruptBuffer, match=r"frames.zarr/frames: no array of mfmd"):
+    with pytest.raises(CorruptBuffer, match=r"frames.zarr/frames: not an array of mfmd"):
         buffer_info(layout, small)

@@ -175,7 +175,7 @@ def test_refused_beside_a_daemon_or_a_writer(layout, small, filled):
 
 def test_without_a_buffer(tmp_path, small):
     nothing = StateLayout(tmp_path / "nothing")
-    with pytest.raises(StorageError, match="no frame buffer here yet"):
+    with pytest.raises(StorageError, match="no frame buffer yet"):
         resize_buffer(nothing, small)
     assert not nothing.root.exists()
 
@@ -278,5 +278,5 @@ def test_the_old_buffer_is_removed_only_when_the_new_name_is_on_the_disk(layout,
 def test_no_writer_takes_over_beside_a_living_resize(layout, small, filled):
     old = layout.root / RESIZED / "old"
     old.mkdir(parents=True)
-    with durable.exclusive_lock(old / ".lock", wait=False), pytest.raises(AlreadyRunning, match="changes its frame"):
+    with durable.exclusive_lock(old / ".lock", wait=False), pytest.raises(AlreadyRunning, match="is resizing it"):
         FrameBuffer.open(layout, small, writable=True)

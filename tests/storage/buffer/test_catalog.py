@@ -64,7 +64,7 @@ def test_counts_and_the_newest_refusals(catalog: Catalog):
 
 
 def test_a_reader_without_a_catalog_is_told(tmp_path: Path):
-    with pytest.raises(StorageError, match="no frame buffer here yet"):
+    with pytest.raises(StorageError, match="no frame buffer yet"):
         Catalog.open(tmp_path / "catalog.sqlite", writable=False)
     assert not list(tmp_path.iterdir())
 
@@ -208,5 +208,5 @@ def test_a_reader_is_told_how_an_older_schema_is_brought_up(tmp_path: Path):
     path = tmp_path / "catalog.sqlite"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version = 1")
-    with pytest.raises(BufferMismatch, match=r"schema 1.*mfmd run.*brings it up"):
+    with pytest.raises(BufferMismatch, match=r"schema 1.*mfmd run.*upgrades it"):
         Catalog.open(path, writable=False)

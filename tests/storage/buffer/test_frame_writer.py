@@ -214,7 +214,7 @@ def test_after_a_failed_fsync_nothing_more_is_taken(
         patch.setattr(os, "fsync", fsync)
         with pytest.raises(DurabilityLost):
             buffer.append([new_frame(1)])
-    with pytest.raises(DurabilityLost, match="takes nothing more"):
+    with pytest.raises(DurabilityLost, match="accepts no more"):
         buffer.append([new_frame(2)])
     assert buffer.records() == []
 

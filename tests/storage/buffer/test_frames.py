@@ -153,7 +153,7 @@ def test_a_frame_of_another_size_is_an_error(buffer: FrameBuffer, new_frame: Mak
 
 
 def test_a_reader_without_a_buffer_is_told(tmp_path: Path, small: BufferSettings):
-    with pytest.raises(StorageError, match="no frame buffer here yet"):
+    with pytest.raises(StorageError, match="no frame buffer yet"):
         FrameBuffer.open(StateLayout(tmp_path), small, writable=False)
     assert not list(tmp_path.iterdir())
 

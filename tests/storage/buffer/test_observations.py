@@ -62,7 +62,7 @@ def test_frames_that_left_the_buffer_are_forgotten(tmp_path: Path) -> None:
 
 def test_a_reader_follows_the_writer(tmp_path: Path) -> None:
     path = tmp_path / "o.sqlite"
-    with pytest.raises(StorageError, match="nothing observed yet"):
+    with pytest.raises(StorageError, match="no observations yet"):
         Observations.open(path, writable=False)
     with Observations.open(path, writable=True) as writer, Observations.open(path, writable=False) as reader:
         writer.add([_observation(1)])

@@ -98,7 +98,7 @@ def test_a_copy_of_other_weights_is_made_again_unless_it_is_in_use(mirror: Mirro
     assert not mirror.holds(1, weights_of(1))
     publish(mirror, 1)
     assert what_a_reader_finds(mirror) == 1
-    with pytest.raises(StorageError, match="made of other weights than this registry's version 1"):
+    with pytest.raises(StorageError, match="made from other weights than this registry's version 1"):
         mirror.prepare(1)
     assert what_a_reader_finds(mirror) == 1
 
@@ -108,7 +108,7 @@ def test_what_is_not_ours_is_left_alone(mirror: Mirror):
     for name in ("7", "notes"):
         (mirror.folder / name).mkdir()
         (mirror.folder / name / "mine.txt").write_text("mine")
-    with pytest.raises(StorageError, match="not a copy that mfmd made"):
+    with pytest.raises(StorageError, match="not a copy made by mfmd"):
         mirror.prepare(7)
     publish(mirror, 2)
     publish(mirror, 3)

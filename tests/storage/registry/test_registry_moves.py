@@ -111,7 +111,7 @@ def test_a_rollback_that_was_decided_about_another_version_does_not_happen(chain
 
 def test_the_gate_never_promotes_what_was_rolled_back_from_and_an_operator_may(chain: CheckpointRegistry):
     chain.roll_back(to=None, by="operator", reason="worse")
-    with pytest.raises(ServingChanged, match="version 3 was rolled back from; it was not promoted again"):
+    with pytest.raises(ServingChanged, match="version 3 was rolled back; it was not promoted again"):
         chain.promote(3, by="gate", reason="", expected=2, refuse_rolled_back=True)
     assert serving(chain) == 2
     chain.promote(3, by="operator", reason="it was the camera", expected=2)
@@ -125,7 +125,7 @@ def test_a_repair_does_not_bring_back_what_was_rolled_back_from(chain: Checkpoin
     assert chain.restore(by="repair", reason="").version == 2
     for version in (1, 2):
         chain.weights_path(version).write_text("damaged")
-    with pytest.raises(UnknownVersion, match="was not rolled back from is whole; `mfmd promote N`"):
+    with pytest.raises(UnknownVersion, match="was not rolled back is intact; `mfmd promote N`"):
         chain.restore(by="repair", reason="")
 
 

@@ -98,7 +98,7 @@ def test_the_record_says_where_the_round_stands(store: RoundStore):
 def test_a_folder_of_an_older_mfmd_is_said_to_be_one(store: RoundStore):
     folder = store.create(spec(1))
     (folder.path / "round.json").unlink()
-    with pytest.raises(StorageError, match=r"round\.json: missing; .* of an mfmd before 0\.1\.0: remove it"):
+    with pytest.raises(StorageError, match=r"round\.json: missing; .* older than mfmd 0\.1\.0: remove it"):
         folder.record()
 
 

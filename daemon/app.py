@@ -96,7 +96,7 @@ def require_version(settings: Settings, registry: CheckpointRegistry) -> None:
 def _wait(stop: threading.Event, *servers: ControlServer) -> int:
     while not stop.wait(1.0):
         if not all(server.alive for server in servers):
-            log.critical("control_server_died")
+            log.critical("control_server_failed")
             return 1
     log.info("daemon_stopping")
     return 0

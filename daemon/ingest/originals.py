@@ -128,4 +128,4 @@ class Originals:
         self._next_sweep = min(self._next_sweep, time.monotonic() + RETRY_SECONDS)
         if name not in self._complained and len(self._complained) < AT_ONCE:  # a log must not fill a disk
             self._complained.add(name)
-            log.warning("original_left", file=name, error=str(error), retry_in=RETRY_SECONDS)
+            log.warning("original_kept", file=name, error=str(error), retry_in=RETRY_SECONDS)

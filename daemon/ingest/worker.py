@@ -131,7 +131,7 @@ class Ingest:
             self._record()
             self._commit()
         except (OSError, StorageError) as error:  # also a failed fsync: whatever it is, this is the end
-            log.warning("batch_left_in_folder", files=len(self.batch), reason=self._reason(error))
+            log.warning("batch_postponed", files=len(self.batch), reason=self._reason(error))
         finally:
             self._watcher.close()
             self._pool.shutdown()
@@ -145,7 +145,7 @@ class Ingest:
     def _retry(self, selection: Selection) -> list[str]:
         paths = retry_refused(self._watch, self._buffer.catalog, selection)
         self._watcher.rescan_soon()
-        log.info("refused_tried_again", files=len(paths))
+        log.info("refused_retried", files=len(paths))
         return paths
 
     def _take(self) -> bool:
@@ -184,11 +184,11 @@ class Ingest:
             case Decoded():
                 self._admit(outcome)
             case RetryLater(arrival, error):
-                log.info("file_later", file=arrival.file.path, error=error)
+                log.info("file_postponed", file=arrival.file.path, error=error)
                 self._metrics.retries.inc()
                 self._watcher.put_back(arrival)
             case Refused(arrival, reason) if arrival.renamed_into_place:
-                log.info("file_not_whole", file=arrival.file.path, reason=reason)
+                log.info("file_incomplete", file=arrival.file.path, reason=reason)
                 self._metrics.retries.inc()
                 self._watcher.await_stability(arrival)
             case _:
@@ -279,7 +279,7 @@ class Ingest:
             )
         if self._grow != (free >= reserve):
             self._grow = free >= reserve
-            log.warning("buffer_may_grow" if self._grow else "buffer_must_not_grow", free=free, reserve=reserve)
+            log.warning("buffer_can_grow" if self._grow else "buffer_cannot_grow", free=free, reserve=reserve)
 
     def _pause(self, reason: str) -> None:
         if not self._paused:

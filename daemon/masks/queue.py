@@ -125,4 +125,4 @@ def _places(name: str) -> set[str]:
 
 
 def _complain(name: str, error: OSError) -> None:
-    log.debug("cannot_look", name=name, error=str(error))
+    log.debug("path_unreadable", name=name, error=str(error))

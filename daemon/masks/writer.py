@@ -108,7 +108,7 @@ class MaskWriter:
             try:
                 rest = self._pass()
             except PlaneUnavailable as error:
-                log.debug("masks_wait", reason=str(error))
+                log.debug("masks_waiting", reason=str(error))
                 rest = error.retry_seconds
             self._stop.wait(rest)
 
@@ -211,5 +211,5 @@ class MaskWriter:
     def _log_once(self, trouble: str) -> None:
         """Log what is wrong once, not at every attempt."""
         if trouble and trouble != self._trouble:
-            log.warning("masks_wait", reason=trouble)
+            log.warning("masks_waiting", reason=trouble)
         self._trouble = trouble

@@ -118,7 +118,7 @@ def continue_round(context: RoundContext, number: int) -> Verdict:
         with _leased(context.buffer, number):
             settings = Settings.model_validate(folder.spec().settings)  # its own: the state belongs to them
             folder.remove_scores()
-            log.info("round_continued", round=number, step=folder.saved_step)
+            log.info("round_resumed", round=number, step=folder.saved_step)
             _train(context, settings.round, folder)
     return _conclude(context, folder)
 

@@ -174,7 +174,7 @@ class Batcher:
                 if live:
                     self._answer(live)
             except Exception as error:  # without this thread nobody would be answered any more
-                log.exception("batch_lost", images=len(live))
+                log.exception("batch_crashed", images=len(live))
                 for item in live:
                     if not item.answer.done():
                         item.answer.set_exception(error)

@@ -61,7 +61,7 @@ def _step(worker: "VideoWorker") -> float:
     except DurabilityLost:
         raise
     except (OSError, StorageError, MemoryError) as error:
-        log.warning("videos_wait", error=str(error), retry_in=PAUSE_SECONDS)
+        log.warning("videos_waiting", error=str(error), retry_in=PAUSE_SECONDS)
         return PAUSE_SECONDS
 
 
@@ -253,4 +253,4 @@ def _hash(file: BinaryIO) -> Generator[float, None, str]:
 
 
 def _warn(name: str, error: OSError) -> None:
-    log.warning("cannot_look", name=name, error=str(error))
+    log.warning("path_unreadable", name=name, error=str(error))

@@ -102,7 +102,7 @@ class _Handler(FileSystemEventHandler):
             self._take(event)
         except Exception as error:
             if not self._failed:  # once: a burst of them must not fill the log
-                log.error("event_not_taken", error=str(error), exc_info=True)
+                log.error("event_handler_failed", error=str(error), exc_info=True)
             self._failed = True
             self._hints.lose()
 

@@ -72,7 +72,7 @@ class FolderRoot:
     def lose(self, state: State, detail: str) -> None:
         """Note that the folder cannot be used now."""
         if self.state != state:
-            log.warning("folder_lost", state=state, detail=detail)
+            log.warning("folder_unavailable", state=state, detail=detail)
         self.state, self.detail, self.mode = state, detail, WatchMode()
         self._stop_events()
 
@@ -90,7 +90,7 @@ class FolderRoot:
             log.info("watching", folder=str(self.folder), again=again, mode=self.mode.mode, reason=self.mode.reason)
             return True
         if self._events is not None and not self._events.alive():
-            log.warning("observer_died", folder=str(self.folder))
+            log.warning("observer_failed", folder=str(self.folder))
             self._start_events(now, again=True)
             return True
         if self.mode.reason == "refused" and now >= self._next_observer:
@@ -112,7 +112,7 @@ class FolderRoot:
             self._next_observer = now + OBSERVER_RETRY_SECONDS
             self.mode = replace(self.mode, mode="polling", reason="refused")
             self.detail = f"no events ({error.strerror or error}); the rescan finds new files"
-            log.warning("events_refused", error=str(error), retry_in=OBSERVER_RETRY_SECONDS)
+            log.warning("events_unavailable", error=str(error), retry_in=OBSERVER_RETRY_SECONDS)
             return
         self._events = events
 

@@ -297,7 +297,7 @@ class Watcher:
         """Log an unreadable path once; a log must not fill a disk."""
         if name not in self._complained and len(self._complained) < REMEMBERED:
             self._complained.add(name)
-            log.warning("cannot_look", name=name, error=str(error))
+            log.warning("path_unreadable", name=name, error=str(error))
 
     def _name(self, arrival: Arrival) -> str:
         return arrival.path.relative_to(self._settings.folder).as_posix()

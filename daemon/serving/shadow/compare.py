@@ -139,7 +139,7 @@ class Shadow:
             try:
                 kept = self._records.read(candidate, self._plane)
             except (StorageError, OSError) as error:
-                log.warning("shadow_record_begins_anew", error=str(error))
+                log.warning("shadow_record_reset", error=str(error))
                 kept = None
         if kept is not None and (kept.candidate, kept.serving) == pair:
             return kept

@@ -144,7 +144,7 @@ class Follower:
             previous = self._registry.ref("previous")
             usable = previous is not None and previous.version not in self._registry.state().rolled_back | {failed}
         except Exception:
-            log.exception("fall_back_unreadable")
+            log.exception("previous_unreadable")
             return
         if usable and previous is not None:
             log.warning("serving_previous_instead", version=previous.version, failed=failed)

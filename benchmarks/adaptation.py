@@ -1,8 +1,8 @@
-"""CamVid, day to dusk, every arm with the same step budget: what does each recipe, and MFM on top of it, bring?
+"""CamVid, day to dusk, every arm with the same step budget: the gain of each recipe, with and without MFM.
 
     python benchmarks/adaptation.py --data ../shared/data/camvid --work /tmp/adaptation
 
-Trains the source models that are missing, runs what is missing (one JSON line a run in WORK/results.jsonl), and prints
+It trains missing source models, runs missing runs (one JSON line a run in WORK/results.jsonl), and prints
 the tables for docs/explanation/benchmarks.md; curves go to `--out`. With `--continual` the arms go through fog, rain,
 night and sensor noise and back to day instead (WORK/continual.jsonl).
 """
@@ -26,7 +26,7 @@ Execute = Callable[[Run], dict[str, Any]]
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """The lines of all finished runs; a last line that was cut off is not one."""
+    """Return the lines of all finished runs; skip a truncated last line."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -34,13 +34,13 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def missing(runs: Sequence[Run], path: Path, prefix: str = "") -> list[Run]:
-    """Those of `runs` without a line in the results at `path`."""
+    """Return the `runs` that have no line in the results at `path`."""
     done = {line["key"] for line in read_results(path)}
     return [run for run in runs if prefix + run.key() not in done]
 
 
 def run_all(runs: Sequence[Run], path: Path, processes: int, work: Execute = execute) -> Iterator[dict[str, Any]]:
-    """Execute `runs` side by side, each in one thread; every line is appended to `path` as soon as it is there."""
+    """Execute `runs` in parallel, each in one thread; append every line to `path` at once."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         first_of = {run.settings().state: run for run in runs}
@@ -53,7 +53,7 @@ def run_all(runs: Sequence[Run], path: Path, processes: int, work: Execute = exe
 
 
 def sentence(line: dict[str, Any]) -> str:
-    """One finished run, for the terminal."""
+    """Return one finished run as text for the terminal."""
     head = f"{line['start']:7}{line['arm']:16}{line['seed']} "
     if "matrix" in line:
         return head + " | ".join(" ".join(f"{100 * value:.1f}" for value in row) for row in line["matrix"])
@@ -64,7 +64,7 @@ def sentence(line: dict[str, Any]) -> str:
 
 
 def arguments_of() -> argparse.Namespace:
-    """The command line."""
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with day_train, day_val and dusk_stream")
     parser.add_argument("--work", type=Path, required=True, help="folder of source models, buffers and results")
@@ -83,7 +83,10 @@ def arguments_of() -> argparse.Namespace:
 
 
 def runs_of(arguments: argparse.Namespace) -> list[Run]:
-    """What the arguments ask for, seed by seed, so that a cut leaves whole seeds; the start itself is scored once."""
+    """Return the runs that the arguments ask for, seed by seed, so that an interruption leaves complete seeds.
+
+    The start itself is scored once.
+    """
     extra = {name: json.loads(value) for name, value in (item.split("=", 1) for item in arguments.set)}
     if arguments.steps:
         extra["round.steps"] = arguments.steps

@@ -82,9 +82,9 @@ ARMS = {
 
 
 def settings_of(data: Path, state: Path, *layers: Overrides) -> Settings:
-    """The preset with the paths of `data` and `state` and then each of `layers`, later ones winning.
+    """Return the preset with the paths of `data` and `state`, then each of `layers`; later layers win.
 
-    What the preset sets for the recipe holds for each recipe that has it.
+    The preset's recipe settings apply to each recipe that has them.
     """
     values = yaml.safe_load(PRESET.read_text(encoding="utf-8"))
     values["state"], values["watch"] = str(state), {"folder": str(state / "drop")}

@@ -38,7 +38,7 @@ class LabelledImage:
 
 @cache
 def labelled_part(folder: Path, classes: int) -> tuple[LabelledImage, ...]:
-    """All images below `folder`/images with the label of the same name below `folder`/labels, in order of names."""
+    """Return the images below `folder`/images with their labels below `folder`/labels, sorted by name."""
     return tuple(
         LabelledImage(
             pair.image.stem,
@@ -52,12 +52,12 @@ def labelled_part(folder: Path, classes: int) -> tuple[LabelledImage, ...]:
 def transformed(
     images: Iterable[LabelledImage], transform: Callable[[Pixels, int], Pixels]
 ) -> tuple[LabelledImage, ...]:
-    """`images` with `transform(image, number)` applied; labels stay."""
+    """Return `images` with `transform(image, number)` applied; labels stay."""
     return tuple(LabelledImage(one.name, transform(one.image, number), one.label) for number, one in enumerate(images))
 
 
 def fill_buffer(state: Path, settings: Settings, images: Iterable[LabelledImage]) -> StateLayout:
-    """A state directory whose frame buffer holds `images` (labels are not looked at); one that holds frames is kept."""
+    """Return a state directory whose frame buffer holds `images` without labels; keep one that holds frames."""
     layout = StateLayout(state)
     layout.create()
     with FrameBuffer.open(layout, settings.buffer, writable=True) as buffer:
@@ -75,7 +75,7 @@ def _new_frame(one: LabelledImage, number: int, settings: Settings) -> NewFrame:
 
 
 def score(network: nn.Module, images: Iterable[LabelledImage], settings: Settings) -> Evaluation:
-    """mIoU of `network` (in eval mode), which sees frames of `settings.buffer`, at the resolution of the labels."""
+    """Return the mIoU of `network` (in eval mode) on frames of `settings.buffer`, at the labels' resolution."""
     height, width = settings.buffer.height, settings.buffer.width
 
     def mask(one: LabelledImage) -> Pixels:

@@ -26,7 +26,7 @@ class Figure:
 
 
 def figure(shares: Sequence[float]) -> Figure:
-    """Of mIoUs given as shares (0-1). Raises ValueError when there are none."""
+    """Return the figure of mIoUs given as shares (0-1). Raises ValueError if there are none."""
     if not shares:
         raise ValueError("no runs to average")
     points = [100.0 * share for share in shares]
@@ -34,14 +34,14 @@ def figure(shares: Sequence[float]) -> Figure:
 
 
 def of_arm(lines: Iterable[Line], start: str, arm: str) -> list[Line]:
-    """The runs of one arm from one start, by seed."""
+    """Return the runs of one arm from one start, by seed."""
     return sorted(
         (line for line in lines if line["start"] == start and line["arm"] == arm), key=lambda line: line["seed"]
     )
 
 
 def paired_gain(lines: Sequence[Line], start: str, arm: str, recipe: str, part: str = "dusk") -> Figure | None:
-    """What `arm` has over `recipe` at the same seed, averaged; none when they share no seed."""
+    """Return the mean gain of `arm` over `recipe` at the same seed; None if they share no seed."""
     mine, theirs = ({line["seed"]: line for line in of_arm(lines, start, name)} for name in (arm, recipe))
     field = f"candidate_{part}"
     gains = [mine[seed][field] - theirs[seed][field] for seed in sorted(mine.keys() & theirs.keys())]
@@ -49,7 +49,7 @@ def paired_gain(lines: Sequence[Line], start: str, arm: str, recipe: str, part: 
 
 
 def table(lines: Sequence[Line], start: str) -> str:
-    """Markdown: one row an arm from `start`, with its gain over the start and over the arm that it builds on."""
+    """Return a markdown table: one row an arm, with its gain over the start and over the arm that it extends."""
     rows = [
         "| arm | dusk mIoU | over the start | over its recipe | day mIoU | day change | seeds | s a run |",
         "|---|---|---|---|---|---|---|---|",
@@ -74,7 +74,7 @@ def table(lines: Sequence[Line], start: str) -> str:
 
 
 def class_table(lines: Sequence[Line], start: str, arms: Sequence[str], part: str = "dusk") -> str:
-    """Markdown: IoU by class on `part`, mean over seeds, one row an arm."""
+    """Return a markdown table: IoU by class on `part`, mean over seeds, one row an arm."""
     chosen = [(arm, of_arm(lines, start, arm)) for arm in arms]
     present = [(arm, runs) for arm, runs in chosen if runs]
     if not present:
@@ -88,7 +88,7 @@ def class_table(lines: Sequence[Line], start: str, arms: Sequence[str], part: st
 
 
 def report(lines: Sequence[Line]) -> str:
-    """All tables of all starts that were run."""
+    """Return all tables of all starts that were run."""
     parts = []
     for start, description in STARTS.items():
         if any(line["start"] == start for line in lines):
@@ -98,7 +98,7 @@ def report(lines: Sequence[Line]) -> str:
 
 
 def draw_curves(lines: Sequence[Line], start: str, path: Path) -> bool:
-    """Dusk and day mIoU of the student over the steps, mean of the seeds, one line an arm; False without curves."""
+    """Draw the student's dusk and day mIoU over the steps, one line an arm; return False without curves."""
     if not any(line["curve"] for line in lines if line["start"] == start):
         return False
     import matplotlib  # drawing is optional: a machine that only runs needs no matplotlib
@@ -128,7 +128,7 @@ def draw_curves(lines: Sequence[Line], start: str, path: Path) -> bool:
 
 
 def _look(name: str) -> dict[str, Any]:
-    """Colour of the recipe, dashed with Masked Feature Modeling and dotted for its control."""
+    """Return the line style: the recipe's colour, dashed with MFM and dotted for its control."""
     recipe = ARMS[name].recipe or name
     recipes = [arm for arm in ARMS if ARMS[arm].recipe is None]
     style = {"mfm": "--", "control": ":"}.get(name.removeprefix(recipe).removeprefix("_"), "-")
@@ -136,7 +136,7 @@ def _look(name: str) -> dict[str, Any]:
 
 
 def mean_curve(runs: Sequence[Line], part: str) -> tuple[list[int], list[float]]:
-    """Steps at which every run was scored, and the mean mIoU there (points)."""
+    """Return the steps at which every run was scored, and the mean mIoU there (points)."""
     tables = [{int(point["step"]): float(point[part]) for point in run["curve"]} for run in runs]
     steps = sorted(set.intersection(*(set(one) for one in tables)))
     return steps, [100.0 * statistics.mean(one[step] for one in tables) for step in steps]

@@ -36,7 +36,7 @@ CLASSES = 11
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one line of the results is about."""
+    """The run that one line of the results describes."""
 
     data: Path
     """Folder with day_train, day_val and dusk_stream."""
@@ -54,30 +54,30 @@ class Run:
     """Settings beyond those of preset, start and arm."""
 
     def settings(self) -> Settings:
-        """The settings of this run."""
+        """Return the settings of this run."""
         layers = (STARTS[self.start].settings, ARMS[self.arm].settings, self.extra, {"round.advanced.seed": self.seed})
         return settings_of(self.data, start_state(self), *layers)
 
     def key(self) -> str:
-        """The same for two runs only when all that decides their result is the same."""
+        """Return a key that two runs share only if everything that determines their results is equal."""
         part = digested(self.settings(), LEARNING)
         return digest_of(json.dumps([self.start, self.arm, part], sort_keys=True).encode())[:16]
 
 
 def digested(settings: Settings, sections: set[str]) -> dict[str, Any]:
-    """What is not default in `sections`: a setting that a later version adds leaves earlier results valid."""
+    """Return the non-default values in `sections`, so that a setting added later keeps earlier results valid."""
     return settings.model_dump(mode="json", include=sections, exclude_defaults=True)
 
 
 def start_state(run: Run) -> Path:
-    """The state directory of a run's source model; other settings have another one."""
+    """Return the state directory of a run's source model; it depends on the settings."""
     settings = settings_of(run.data, run.work, STARTS[run.start].settings, run.extra)
     part = digested(settings, {"network", "pretrain", "buffer"})
     return run.work / "starts" / f"{run.start}-{digest_of(json.dumps(part, sort_keys=True).encode())[:8]}"
 
 
 def prepare_start(run: Run) -> None:
-    """Train the source model of `run` and fill its buffer with the target, where that was not done yet."""
+    """Train the source model of `run` and fill its buffer with the target, unless that is done."""
     torch.set_num_threads(1)
     settings = run.settings()
     layout = StateLayout(settings.state)
@@ -112,7 +112,7 @@ def execute(run: Run) -> dict[str, Any]:
 
 
 def source_model(settings: Settings) -> SegmentationNetwork:
-    """The start of `settings.state`, in eval mode."""
+    """Return the start of `settings.state`, in eval mode."""
     registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)
     return load_version(registry, START_VERSION, torch.device("cpu"))[0]
 
@@ -123,7 +123,7 @@ def adapt(
     student: SegmentationNetwork | None = None,
     watch: Callable[[int, SegmentationNetwork], None] | None = None,
 ) -> tuple[SegmentationNetwork, float]:
-    """The candidate of one round on the frames of `settings.state`, and the seconds of its training.
+    """Return the candidate of one round on the frames of `settings.state`, and the seconds of its training.
 
     It starts from `student`, which is trained in place, or from the source model. `watch(steps done, student)` is
     called after each step. Raises TrainingFailed at a loss that is not finite.
@@ -147,7 +147,7 @@ def adapt(
 
 
 def _spec(settings: Settings) -> RoundSpec:
-    """What the daemon would ask for: the source model, all frames of the buffer."""
+    """Return the specification as the daemon writes it: the source model, all frames of the buffer."""
     with FrameBuffer.open(StateLayout(settings.state), settings.buffer, writable=False) as buffer:
         frames = tuple(record.id for record in buffer.records())
     return RoundSpec(
@@ -165,7 +165,7 @@ def _spec(settings: Settings) -> RoundSpec:
 def _watch(
     run: Run, settings: Settings, curve: list[dict[str, float]]
 ) -> Callable[[int, SegmentationNetwork], None] | None:
-    """Scores a copy of the student into `curve` every `run.every` steps."""
+    """Return a callback that scores a copy of the student into `curve` every `run.every` steps."""
     if not run.every:
         return None
 
@@ -178,7 +178,7 @@ def _watch(
 
 
 def _final(prefix: str, run: Run, settings: Settings, network: SegmentationNetwork) -> dict[str, Any]:
-    """mIoU and IoU by class (0-1) on dusk and day."""
+    """Return mIoU and IoU by class (0-1) on dusk and day."""
     result: dict[str, Any] = {}
     for name, part in (("dusk", "dusk_stream"), ("day", "day_val")):
         evaluation = score(network, labelled_part(run.data / part, CLASSES), settings)

@@ -1,4 +1,4 @@
-"""How far could any recipe get? Rounds that replay dusk labels too, which no recipe may see.
+"""An upper bound for recipes: rounds that also replay dusk labels, which no recipe may see.
 
     python benchmarks/ceiling.py --data ../shared/data/camvid --work /tmp/adaptation --steps 400
 
@@ -27,12 +27,12 @@ CASES = ("half", "all")
 
 
 def first_half(frames: Sequence[LabelledImage]) -> int:
-    """How many frames the first half of the stream has."""
+    """Return the number of frames in the first half of the stream."""
     return len(frames) // 2
 
 
 def with_dusk_labels(data: Path, folder: Path, count: int) -> tuple[Path, Path]:
-    """Folders of images and labels: links to the daylight set and, repeated, to the first `count` dusk frames."""
+    """Return folders of images and labels: links to the daylight set and, repeated, to `count` dusk frames."""
     day, dusk = data / "day_train", data / "dusk_stream"
     repeats = max(1, round(len(list((day / "images").iterdir())) / count))
     for part in ("images", "labels"):
@@ -46,7 +46,7 @@ def with_dusk_labels(data: Path, folder: Path, count: int) -> tuple[Path, Path]:
 
 
 def settings_with_labels(run: Run, case: str) -> Settings:
-    """Those of `run` in a state of its own: the start's checkpoint and frames, and a source set with dusk labels."""
+    """Return the settings of `run` with a separate state: the start's checkpoint and frames, and dusk labels."""
     settings = run.settings()
     frames = labelled_part(run.data / "dusk_stream", CLASSES)
     count = first_half(frames) if case == "half" else len(frames)
@@ -64,7 +64,7 @@ def settings_with_labels(run: Run, case: str) -> Settings:
 
 
 def row(title: str, run: Run, network: SegmentationNetwork) -> str:
-    """One line of the table: mIoU on all dusk frames, on the second half of them, and on day."""
+    """Return one row of the table: mIoU on all dusk frames, on their second half, and on day."""
     dusk, settings = labelled_part(run.data / "dusk_stream", CLASSES), run.settings()
     parts = (dusk, dusk[first_half(dusk) :], labelled_part(run.data / "day_val", CLASSES))
     scores = " | ".join(f"{100 * score(network.eval(), part, settings).miou:.1f}" for part in parts)
@@ -72,7 +72,7 @@ def row(title: str, run: Run, network: SegmentationNetwork) -> str:
 
 
 def main() -> int:
-    """Both cases beside the start and DACS without dusk labels, from each start asked for."""
+    """Print both cases, the start, and DACS without dusk labels, for each start."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""How long `mfmd --help` and `mfmd status` take, beside what Python needs for the libraries that they are written with.
+"""Time of `mfmd --help` and `mfmd status`, compared with importing only the libraries that they use.
 
     python benchmarks/cli_start.py --config mfmd.yaml --turns 15
 
@@ -17,7 +17,7 @@ BASELINE = ("-c", "import typer, pydantic_settings, yaml")
 
 
 def cpu_seconds(arguments: tuple[str, ...], folder: Path) -> float:
-    """CPU time of one Python process, its output thrown away. Raises RuntimeError when it fails."""
+    """Return the CPU time of one Python process; discard its output. Raises RuntimeError if it fails."""
     process = subprocess.Popen([sys.executable, *arguments], cwd=folder, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

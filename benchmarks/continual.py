@@ -1,7 +1,7 @@
 """Continual drift: day, fog, rain, night, sensor noise and day again, one round after the other on each.
 
 The stages are `shifts.sequence` applied to the daylight validation frames of CamVid, which no source model trained on:
-their labels stay true and are used for scoring only. Each stage starts from what the stage before left.
+their labels stay true and are used for scoring only. Each stage starts from the result of the stage before.
 """
 
 import os
@@ -30,13 +30,13 @@ Stages = dict[str, tuple[LabelledImage, ...]]
 
 
 def stage_images(data: Path, severity: float = SEVERITY) -> Stages:
-    """Name of each stage, in order, and its frames."""
+    """Return the name of each stage, in order, and its frames."""
     day = labelled_part(data / "day_val", CLASSES)
     return {name: transformed(day, shift) for name, shift in sequence(severity)}
 
 
 def execute_continual(run: Run) -> dict[str, Any]:
-    """One pass through the stages: mIoU on every stage (rows of `matrix`) after each of them, and before the first."""
+    """Run one pass through the stages; score every stage (rows of `matrix`) before the first and after each."""
     torch.set_num_threads(1)
     began, settings, stages = time.monotonic(), run.settings(), stage_images(run.data)
     network = source_model(settings)
@@ -63,7 +63,7 @@ def execute_continual(run: Run) -> dict[str, Any]:
 
 
 def _stage_state(run: Run, settings: Settings, stage: str, images: tuple[LabelledImage, ...]) -> Path:
-    """A state directory like that of the start, with the frames of `stage` in its buffer."""
+    """Return a state directory like that of the start, with the frames of `stage` in its buffer."""
     state = run.work / "stages" / settings.state.name / f"{stage.replace(' ', '_')}-{SEVERITY}-{os.getpid()}"
     if not state.exists():
         ours, theirs = StateLayout(state), StateLayout(settings.state)
@@ -74,7 +74,7 @@ def _stage_state(run: Run, settings: Settings, stage: str, images: tuple[Labelle
 
 
 def _row(network: SegmentationNetwork, stages: Stages, settings: Settings) -> list[float]:
-    """mIoU (0-1) on every stage; day and day again are the same frames and scored once."""
+    """Return the mIoU (0-1) on every stage; day and day again have the same frames and are scored once."""
     rows: list[float] = []
     for name, images in stages.items():
         rows.append(rows[0] if name == "day again" else score(network.eval(), images, settings).miou)

@@ -13,24 +13,24 @@ Matrix = list[list[float]]
 
 
 def mean_matrix(runs: Sequence[Line]) -> Matrix:
-    """Mean over the runs of mIoU (0-1) on each stage (columns) before and after each stage (rows)."""
+    """Return the mean over the runs of mIoU (0-1) on each stage (columns) before and after each stage (rows)."""
     matrices: list[Matrix] = [run["matrix"] for run in runs]
     return [[statistics.mean(cells) for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
 
 
 def on_current(matrix: Matrix) -> list[float]:
-    """mIoU on each stage right after its own round."""
+    """Return the mIoU on each stage right after its own round."""
     return [row[number] for number, row in enumerate(matrix[1:])]
 
 
 def forgetting(matrix: Matrix) -> float:
-    """What day lost on the way: best day mIoU so far minus day mIoU after the last foreign stage (0-1)."""
+    """Return the forgetting on day: best day mIoU so far minus day mIoU after the last foreign stage (0-1)."""
     day = [row[0] for row in matrix]
     return max(day[:-2]) - day[-2]
 
 
 def continual_report(lines: Sequence[Line]) -> str:
-    """One table a start: mIoU on the stage at hand for each arm, its mean, and forgetting on day."""
+    """Return one table a start: mIoU on the current stage for each arm, its mean, and forgetting on day."""
     parts = []
     for start, description in STARTS.items():
         mine = [line for line in lines if line["start"] == start]
@@ -59,7 +59,7 @@ def _table(lines: Sequence[Line], start: str) -> str:
 
 
 def draw_drift(lines: Sequence[Line], start: str, path: Path) -> bool:
-    """mIoU on the stage at hand, and on day, along the sequence, one line an arm; False when there is nothing."""
+    """Draw mIoU on the current stage and on day along the sequence, one line an arm; return False without runs."""
     import matplotlib
 
     matplotlib.use("Agg")

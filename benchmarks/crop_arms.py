@@ -1,4 +1,4 @@
-"""The ways to a crop that benchmarks/crops.py compares: our buffer, image files, a torch Dataset, LitData."""
+"""The crop readers that benchmarks/crops.py compares: our buffer, image files, a torch Dataset, LitData."""
 
 import hashlib
 import os
@@ -36,7 +36,7 @@ class Spot(NamedTuple):
     side: int
 
     def of(self, pixels: Pixels) -> Pixels:
-        """The crop of a whole image [H, W, 3], as a copy."""
+        """Return the crop of a whole image [H, W, 3], as a copy."""
         return pixels[self.top : self.top + self.side, self.left : self.left + self.side].copy()
 
 
@@ -49,7 +49,7 @@ class Sample(NamedTuple):
 
 
 class Arm(Protocol):
-    """A way to a crop."""
+    """A reader of crops."""
 
     name: str
     lossless: bool
@@ -62,7 +62,7 @@ class Arm(Protocol):
 
 
 class Local:
-    """A way within this process."""
+    """A reader within this process."""
 
     def __init__(self, name: str, lossless: bool, stored: float) -> None:
         self.name, self.lossless, self.stored = name, lossless, stored
@@ -75,7 +75,7 @@ class Local:
         return Sample(seconds, zlib.crc32(pixels.tobytes()))
 
     def pixels(self, spot: Spot) -> Pixels:
-        """The crop, [side, side, 3]."""
+        """Return the crop, [side, side, 3]."""
         raise NotImplementedError
 
 
@@ -87,7 +87,7 @@ class Files(Local):
         super().__init__(name, folder.name == "png", folder_bytes(folder) / len(self._paths))
 
     def pixels(self, spot: Spot) -> Pixels:
-        """The crop, [side, side, 3]."""
+        """Return the crop, [side, side, 3]."""
         with Image.open(self._paths[spot.frame]) as image:
             return spot.of(np.asarray(image.convert("RGB")))
 
@@ -115,7 +115,7 @@ class Buffer(Local):
         super().__init__(name, True, folder_bytes(layout.frames_zarr) / len(photos))
 
     def pixels(self, spot: Spot) -> Pixels:
-        """The crop, [side, side, 3]."""
+        """Return the crop, [side, side, 3]."""
         return self._buffer.read_crop(self._records[spot.frame], spot.top, spot.left, spot.side, spot.side)
 
 
@@ -128,13 +128,13 @@ class Zarr(Local):
         super().__init__(name, True, folder_bytes(folder) / frames)
 
     def pixels(self, spot: Spot) -> Pixels:
-        """The crop, [side, side, 3]."""
+        """Return the crop, [side, side, 3]."""
         rows, columns = slice(spot.top, spot.top + spot.side), slice(spot.left, spot.left + spot.side)
         return np.asarray(self._array[spot.frame, rows, columns], np.uint8)
 
 
 class Folder(Local):
-    """Another way, as the map-style Dataset of a DataLoader without workers: to a tensor, collated, batch of one."""
+    """Another reader as the map-style Dataset of a DataLoader without workers: a collated tensor, batch of one."""
 
     def __init__(self, name: str, inner: Local) -> None:
         super().__init__(name, inner.lossless, inner.stored)
@@ -142,7 +142,7 @@ class Folder(Local):
         self._batches = iter(DataLoader(_Crops(inner), batch_size=1, sampler=self._asked))
 
     def pixels(self, spot: Spot) -> Pixels:
-        """The crop, [side, side, 3]."""
+        """Return the crop, [side, side, 3]."""
         self._asked.spot = spot
         batch: torch.Tensor = next(self._batches)
         return batch[0].numpy()
@@ -157,7 +157,7 @@ class _Crops(Dataset[torch.Tensor]):
 
 
 class _Asked(Sampler[Spot]):
-    """Yields whatever was asked for last."""
+    """Yields the last requested spot."""
 
     spot: Spot
 
@@ -170,7 +170,7 @@ class Peer:
     """The process of `crop_peer.py`."""
 
     def __init__(self, python: Path, photos: Path, out: Path, held: ExitStack) -> None:
-        """Let it write its data sets, start it. Raises CalledProcessError, or RuntimeError when it does not start."""
+        """Write its data sets and start it. Raises CalledProcessError, or RuntimeError if it does not start."""
         script = str(Path(__file__).with_name("crop_peer.py"))
         surroundings = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         surroundings |= {"OMP_NUM_THREADS": "1"}
@@ -190,7 +190,7 @@ class Peer:
         return self.answer()
 
     def answer(self) -> str:
-        """The next line that it prints. Raises RuntimeError when it ended."""
+        """Return the next line that it prints. Raises RuntimeError if it has ended."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -202,7 +202,7 @@ class Peer:
 
 
 class Streamed:
-    """LitData, in the peer's process, which takes the time."""
+    """LitData, in the peer's process, which measures the time."""
 
     def __init__(self, name: str, peer: Peer, folder: Path, frames: int) -> None:
         self.name, self.lossless, self.stored = name, folder.name == "raw", folder_bytes(folder) / frames
@@ -215,7 +215,7 @@ class Streamed:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of the files below a folder."""
+    """Return the bytes of the files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 

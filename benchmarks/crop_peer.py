@@ -25,13 +25,13 @@ FORMS = ("raw", "jpeg")
 
 
 def raw(path: str) -> dict[str, Any]:
-    """A sample of form `raw`."""
+    """Return a sample of form `raw`."""
     with Image.open(path) as image:
         return {"pixels": np.asarray(image.convert("RGB"))}
 
 
 def jpeg(path: str) -> dict[str, Any]:
-    """A sample of form `jpeg`."""
+    """Return a sample of form `jpeg`."""
     return {"pixels": Image.open(path)}
 
 
@@ -50,7 +50,7 @@ def prepare(photos: Path, out: Path) -> None:
 
 
 def crop(dataset: Any, form: str, frame: int, top: int, left: int, side: int) -> np.ndarray:
-    """A copy of the crop, [side, side, 3]."""
+    """Return a copy of the crop, [side, side, 3]."""
     pixels = dataset[frame]["pixels"]
     if form == "jpeg":  # [3, H, W]
         return pixels[:, top : top + side, left : left + side].permute(1, 2, 0).contiguous().numpy()
@@ -72,7 +72,7 @@ def serve(out: Path, answers: TextIO) -> None:
 
 
 def main() -> None:
-    """Command line. LitData prints to standard output, so answers take it over and prints go to standard error."""
+    """Run the command line. LitData prints to stdout, so prints are redirected to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     if sys.argv[1] == "prepare":

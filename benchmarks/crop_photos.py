@@ -20,7 +20,7 @@ TEXTURE = (700, 1024, 1400)
 
 
 def draw_photo(seed: int, height: int, width: int) -> NDArray[np.uint8]:
-    """One image, [height, width, 3] RGB."""
+    """Return one image, [height, width, 3] RGB."""
     rng = np.random.default_rng(seed)
 
     def clouds(across: int) -> NDArray[np.float32]:
@@ -35,13 +35,13 @@ def draw_photo(seed: int, height: int, width: int) -> NDArray[np.uint8]:
 
 
 def _clouds(rng: np.random.Generator, across: int, height: int, width: int) -> NDArray[np.float32]:
-    """Smooth noise, about `across` grains from left to right."""
+    """Return smooth noise, about `across` grains from left to right."""
     coarse = rng.normal(0, 1, (max(2, across * height // width), max(2, across))).astype(np.float32)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float32)
 
 
 def write_photos(folder: Path, photos: Sequence[NDArray[np.uint8]]) -> tuple[Path, Path]:
-    """Write each as PNG (Pillow's default effort) and as JPEG; returns the two folders."""
+    """Write each as PNG (Pillow's default effort) and as JPEG; return the two folders."""
     png, jpeg = folder / "png", folder / "jpeg"
     png.mkdir()
     jpeg.mkdir()
@@ -53,9 +53,9 @@ def write_photos(folder: Path, photos: Sequence[NDArray[np.uint8]]) -> tuple[Pat
 
 
 def bytes_per_pixel(folder: Path, most: int = 20) -> tuple[float, float]:
-    """What photographs below `folder` take as the JPEG files they are, and as PNG: bytes a pixel, of `most` of them.
+    """Return the bytes a pixel of at most `most` photographs below `folder`, as JPEG and as PNG.
 
-    Raises ValueError when there is no JPEG file.
+    Raises ValueError if there is no JPEG file.
     """
     paths = sorted(folder.rglob("*.jpg"))
     if not paths:

@@ -1,4 +1,4 @@
-"""How long a 512x512 crop from a 2048x1024 frame takes: our buffer against image files, a torch Dataset and LitData.
+"""Time of a 512x512 crop from a 2048x1024 frame: our buffer against image files, a torch Dataset and LitData.
 
     python benchmarks/crops.py                                   about two minutes, LitData left out
     python benchmarks/crops.py --peer-python PATH/bin/python     with LitData from an environment of its own
@@ -35,7 +35,7 @@ PNG, JPEG = "PNG, Pillow", "JPEG, Pillow"
 
 
 def build_arms(photos: Sequence[Pixels], work: Path, python: Path | None, held: ExitStack) -> tuple[list[Arm], str]:
-    """Store the photos in every form; returns the ways to them and the peer's version."""
+    """Store the photos in every form; return the readers and the peer's version."""
     png, jpeg = write_photos(work, photos)
     files = [Files(PNG, png), Files(JPEG, jpeg)]
     buffers = [Buffer(f"buffer, {name}", work / name, name, photos, held) for name in COMPRESSIONS]
@@ -51,7 +51,7 @@ def build_arms(photos: Sequence[Pixels], work: Path, python: Path | None, held: 
 
 
 def time_arms(arms: Sequence[Arm], photos: Sequence[Pixels], turns: int, side: int) -> dict[str, list[float]]:
-    """Milliseconds of every arm in every turn. Raises ValueError when a lossless arm gives other pixels."""
+    """Return the milliseconds of every arm in every turn. Raises ValueError if a lossless arm gives other pixels."""
     rng = np.random.default_rng(0)
     height, width, _ = photos[0].shape
     for frame in range(len(photos)):
@@ -71,19 +71,19 @@ def time_arms(arms: Sequence[Arm], photos: Sequence[Pixels], turns: int, side: i
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile."""
+    """Return lower quartile, median, upper quartile."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, middle, high
 
 
 def ratio(baseline: Sequence[float], values: Sequence[float]) -> str:
-    """Median and quartiles of `baseline` over `values`, turn by turn."""
+    """Return median and quartiles of `baseline` over `values`, turn by turn."""
     low, middle, high = quartiles([one / other for one, other in zip(baseline, values, strict=True)])
     return f"{middle:.2f} ({low:.2f}-{high:.2f})"
 
 
 def report(arms: Sequence[Arm], taken: dict[str, list[float]]) -> str:
-    """A table, as docs/explanation/benchmarks.md shows it."""
+    """Return a table, as docs/explanation/benchmarks.md shows it."""
     lines = ["| from | crop, ms (quartiles) | PNG / this | JPEG / this | MB a frame |", "|---" * 5 + "|"]
     for arm in arms:
         values = taken[arm.name]
@@ -100,14 +100,14 @@ def report(arms: Sequence[Arm], taken: dict[str, list[float]]) -> str:
 
 
 def hardware() -> str:
-    """Processor, number of cores, load."""
+    """Return processor, number of cores, load."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
     return f"{model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=32, help="frames stored")
     parser.add_argument("--height", type=int, default=1024, help="of a frame (pixels)")

@@ -1,8 +1,8 @@
-"""CamVid, day to dusk, through the real daemon: does what the *server* answers get better, and does rollback undo it?
+"""CamVid, day to dusk, through the real daemon: whether the served masks improve, and whether rollback undoes it.
 
-Trains on labelled daylight frames, starts `mfmd run`, copies dusk frames into its drop folder a few at a time, lets
-rounds run, and scores the served masks before and after each (this script alone reads dusk labels). Then it rolls back
-with `mfmd rollback` and scores again: the masks must be those of before, bit for bit.
+It trains on labelled daylight frames, starts `mfmd run`, copies dusk frames into its drop folder a few at a time, waits
+for rounds, and scores the served masks before and after each (only this script reads dusk labels). Then it rolls back
+with `mfmd rollback` and scores again: the masks must equal the earlier ones, bit for bit.
 
     python benchmarks/day2dusk.py --data ../shared/data/camvid
 
@@ -46,7 +46,7 @@ SHOWN = 4
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the table: what happened, and what the server answers after it."""
+    """One line of the table: an event, and the scores of the server's answers after it."""
 
     event: str
     dusk: ServedScore
@@ -87,7 +87,7 @@ class Benchmark:
             stage.show(1, 1, "version 1 serves")
 
     def adapt(self, number: int) -> None:
-        """Let the next part of the stream arrive, a few frames at a time, or ask for a round when all is there."""
+        """Copy the next part of the stream, a few frames at a time, or ask for a round if all have arrived."""
         images = [pair.image for pair in self.dusk[part(number, len(self.dusk))]]
         with self.display.stage(f"Round {number}") as stage:
             for first in range(0, len(images), FEW):
@@ -103,7 +103,7 @@ class Benchmark:
         self.score(f"round {number}: {over.sentence}")
 
     def roll_back(self) -> None:
-        """`mfmd rollback`, and the same masks as before, or DriveFailed; nothing to do when nothing was promoted."""
+        """Roll back, if a version was promoted, and score. Raises DriveFailed if the masks differ from before."""
         if self.lines[-1].dusk.version == self.lines[0].dusk.version:
             return
         done = self.driven.run_command("rollback", "--reason", "benchmark")
@@ -120,7 +120,7 @@ class Benchmark:
                 raise DriveFailed(f"after the rollback the {name} masks differ from those of version {then.version}")
 
     def score(self, event: str) -> None:
-        """Ask the server for every dusk and day_val frame, and note the scores."""
+        """Segment every dusk and day_val frame through the server, and record the scores."""
         with self.display.stage("Score what is served", len(self.dusk) + len(self.day)) as stage:
             dusk = score_served(self.driven, self.dusk, lambda done: stage.show(done))
             day = score_served(self.driven, self.day, lambda done: stage.show(len(self.dusk) + done))
@@ -129,7 +129,7 @@ class Benchmark:
 
 
 def part(number: int, frames: int) -> slice:
-    """Which of `frames` dusk frames arrive before round `number` (from 1)."""
+    """Return which of `frames` dusk frames arrive before round `number` (from 1)."""
     size = frames // PARTS
     if number > PARTS:
         return slice(0)
@@ -137,7 +137,7 @@ def part(number: int, frames: int) -> slice:
 
 
 def write_config(preset: Path, data: Path, workspace: Path, frames: int) -> Path:
-    """The preset with this run's paths, free ports, and rounds that start when a part of the stream has arrived."""
+    """Write the preset with this run's paths, free ports, and rounds that start after a part of the stream."""
     settings = yaml.safe_load(preset.read_text(encoding="utf-8"))
     settings["state"] = str(workspace / "state")
     settings["watch"] = {**settings.get("watch", {}), "folder": str(workspace / "drop")}
@@ -157,7 +157,7 @@ def write_config(preset: Path, data: Path, workspace: Path, frames: int) -> Path
 
 
 def markdown(lines: Sequence[Line], classes: Sequence[ClassInfo], command: str) -> str:
-    """What goes into docs/explanation/benchmarks.md."""
+    """Return the table for docs/explanation/benchmarks.md."""
     text = [
         f"{time.strftime('%Y-%m-%d')}, {hardware()}, mfmd {version('mfmd')}, torch {version('torch')}, "
         f"{lines[-1].seconds / 60:.0f} minutes. Command: `{command}`.",
@@ -185,12 +185,12 @@ def markdown(lines: Sequence[Line], classes: Sequence[ClassInfo], command: str) 
 
 
 def adapted(lines: Sequence[Line]) -> Line:
-    """What served after the last round, before the rollback."""
+    """Return the line of the last round before the rollback."""
     return [line for line in lines if not line.event.startswith("`mfmd rollback`")][-1]
 
 
 def picture(pairs: Sequence[Pair], lines: Sequence[Line], classes: Sequence[ClassInfo], path: Path) -> None:
-    """Image, before, after and truth of a few dusk frames."""
+    """Draw image, before, after and truth of a few dusk frames."""
     before, after = lines[0].dusk, adapted(lines).dusk
     shown = range(len(pairs) // (2 * SHOWN), len(pairs), len(pairs) // SHOWN)[:SHOWN]
     captions = (
@@ -203,7 +203,7 @@ def picture(pairs: Sequence[Pair], lines: Sequence[Line], classes: Sequence[Clas
 
 
 def hardware() -> str:
-    """Processor and number of cores."""
+    """Return processor and number of cores."""
     cpuinfo = Path("/proc/cpuinfo")
     models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
     return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores"
@@ -214,7 +214,7 @@ def _percent(share: float) -> str:
 
 
 def main() -> int:
-    """Command line. Exit status 0 when everything ran and the rollback gave the earlier masks back."""
+    """Run the command line; return 0 if everything ran and the rollback restored the earlier masks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with day_train, day_val and dusk_stream")
     parser.add_argument("--out", type=Path, default=Path("out/day2dusk"), help="folder of table and picture")

@@ -1,4 +1,4 @@
-"""What each eviction policy keeps of a stream of 10,000 frames in which two conditions recur, and what choosing costs.
+"""Frames that each eviction policy keeps of a stream of 10,000 with two recurring conditions, and the cost to choose.
 
     python benchmarks/eviction.py                    every policy, fifo as baseline in the same run; about four minutes
     python benchmarks/eviction.py --frames 2000      shorter
@@ -57,7 +57,7 @@ ARMS = (
 
 @dataclass(frozen=True)
 class Stream:
-    """What comes, frame by frame."""
+    """The stream, frame by frame."""
 
     latent: NDArray[np.float32]
     night: NDArray[np.bool_]
@@ -65,7 +65,7 @@ class Stream:
     embedding: NDArray[np.float32]
 
     def frame(self, number: int) -> NewFrame:
-        """The image of one frame, drawn from its numbers."""
+        """Return the image of one frame, drawn from its numbers."""
         image = Image.fromarray(self._pixels(number))
         pixels = np.asarray(image)
         digest = hashlib.sha256(pixels.tobytes() + number.to_bytes(4, "big")).hexdigest()
@@ -84,7 +84,7 @@ class Stream:
 
 
 def draw_stream(count: int) -> Stream:
-    """Blocks of day and night; scenes that a camera walks through, and one that a camera looks at all the time."""
+    """Draw blocks of day and night: scenes of a moving camera, and one scene of a still camera."""
     rng = np.random.default_rng(0)
     place = np.arange(count) % (count // CYCLES) / (count // CYCLES)
     cut = (1 - NIGHT) / 2
@@ -103,7 +103,7 @@ def draw_stream(count: int) -> Stream:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one arm did."""
+    """The result of one arm."""
 
     name: str
     kept: NDArray[np.int64]
@@ -132,7 +132,7 @@ def run_arm(stream: Stream, eviction: str, admit: bool, capacity: int) -> Outcom
 
 
 def _feed(stream: Stream, buffer: FrameBuffer, observations: Observations, admission: Admission) -> tuple[int, float]:
-    """Commit in groups; the observer follows behind. Returns frames skipped and seconds spent in commits."""
+    """Commit in groups; the observer follows. Return the skipped frames and the seconds spent in commits."""
     skipped, seconds = 0, 0.0
     waiting: list[tuple[int, int]] = []
     for group, gone in _groups(stream, admission):
@@ -169,7 +169,7 @@ def _observed(frame: int, embedding: NDArray[np.float32]) -> Observation:
 
 
 def gaps(stream: Stream, kept: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Distance of every frame of the stream to the nearest kept one."""
+    """Return the distance of every frame of the stream to the nearest kept one."""
     chosen = stream.embedding[kept].astype(np.float64)
     found = []
     for block in np.array_split(stream.embedding.astype(np.float64), 40):
@@ -179,7 +179,7 @@ def gaps(stream: Stream, kept: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def report(stream: Stream, outcomes: list[Outcome]) -> None:
-    """A table, as docs/explanation/benchmarks.md shows it."""
+    """Return a table, as docs/explanation/benchmarks.md shows it."""
     base = gaps(stream, outcomes[0].kept).mean()
     columns = [
         "policy",
@@ -209,7 +209,7 @@ def report(stream: Stream, outcomes: list[Outcome]) -> None:
 
 
 def time_choosing(capacity: int = 2048, rounds: int = 20) -> None:
-    """How long `diverse` takes to choose 32 of 2,048: at the first time after a start, then group by group."""
+    """Time how `diverse` chooses 32 of 2,048: the first time after a start, then group by group."""
     rng = np.random.default_rng(1)
     vectors = {number: rng.normal(size=WIDTH).astype(np.float32) for number in range(1, capacity + GROUP * rounds + 1)}
     policy = Diverse(lambda frames: [Embedding(number, 1, vectors[number]) for number in frames])

@@ -1,4 +1,4 @@
-"""How fast files become durable frames, and what it costs to wait for them.
+"""Rate at which files become durable frames, and the cost of an idle daemon.
 
     python benchmarks/ingest.py                          everything, about ten minutes
     python benchmarks/ingest.py --parts rate             only the rate against decoding
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def print_rate(root: Path, files: int, turns: int, threads: Sequence[int]) -> None:
-    """A row for each way of packing, and for decoding alone, for each count of threads that decode."""
+    """Print a row for each compression, and for decoding alone, for each count of decoding threads."""
     drop = root / "drop"
     drop.mkdir(parents=True)
     for number in range(files):
@@ -94,7 +94,7 @@ def print_rate(root: Path, files: int, turns: int, threads: Sequence[int]) -> No
 
 
 def print_rows(root: Path, paths: Sequence[Path], turns: int, threads: int) -> None:
-    """Turn after turn: decoding alone, then each way of packing."""
+    """Time decoding alone, then each compression, turn after turn; print the rows."""
     decoded, taken = list[Turn](), {packing: list[Turn]() for packing in PACKING}
     for number in range(turns + 1):  # the first warms up
         one = decode_all(paths, threads)
@@ -109,7 +109,7 @@ def print_rows(root: Path, paths: Sequence[Path], turns: int, threads: int) -> N
 
 
 def row(name: str, files: int, turns: Sequence[Turn], base: Sequence[Turn]) -> str:
-    """Medians, and the ratios of the same turn with their quartiles."""
+    """Return a row of medians, and the ratios of the same turn with their quartiles."""
     clock = spread([one.wall / turn.wall for one, turn in zip(base, turns, strict=True)])
     cpu = spread([one.cpu / turn.cpu for one, turn in zip(base, turns, strict=True)])
     rate = files / statistics.median(turn.wall for turn in turns)
@@ -118,7 +118,7 @@ def row(name: str, files: int, turns: Sequence[Turn], base: Sequence[Turn]) -> s
 
 
 def spread(values: Sequence[float]) -> str:
-    """Median and quartiles."""
+    """Return median and quartiles."""
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:.2f} ({low:.2f}-{high:.2f})"
 
@@ -135,7 +135,7 @@ def decode_all(paths: Sequence[Path], threads: int) -> Turn:
 
 
 def ingest_all(root: Path, packing: str, files: int, threads: int) -> Turn:
-    """The whole way of the files into an empty buffer, durable; the files have stood still."""
+    """Ingest the files, already stable, into an empty buffer, durably."""
     shutil.rmtree(root / "state", ignore_errors=True)
     settings = settings_of(root, packing, files, threads)
     layout = StateLayout(settings.state)
@@ -151,7 +151,7 @@ def ingest_all(root: Path, packing: str, files: int, threads: int) -> Turn:
 
 @contextmanager
 def timed() -> Iterator[list[Turn]]:
-    """The block's time, in the list once it ended."""
+    """Time the block; the list has the result once it ended."""
     found = list[Turn]()
     wall, cpu = time.perf_counter(), time.process_time()
     yield found
@@ -159,7 +159,7 @@ def timed() -> Iterator[list[Turn]]:
 
 
 def settings_of(root: Path, packing: str, frames: int, threads: int = 1) -> Settings:
-    """A daemon's settings for frames of one size; files count as still at once."""
+    """Return a daemon's settings for frames of one size; files count as stable at once."""
     advanced = WatchAdvanced(group_seconds=0.0, decode_threads=threads)
     watch = WatchSettings(folder=root / "drop", stability_seconds=0.0, advanced=advanced)
     buffer = BufferSettings.model_validate(
@@ -175,7 +175,7 @@ def settings_of(root: Path, packing: str, frames: int, threads: int = 1) -> Sett
 
 
 def print_rescan(root: Path, names: int) -> None:
-    """Files that are all known: how long the watcher takes to see that there is nothing new."""
+    """Time how long the watcher takes to find that all files are known."""
     folder = root / "drop"
     folder.mkdir(parents=True)
     settings = settings_of(root, "none", 64)
@@ -193,7 +193,7 @@ def print_rescan(root: Path, names: int) -> None:
 
 
 def note_known(buffer: FrameBuffer, folder: Path, numbers: Sequence[int]) -> None:
-    """Files that were refused once: known, and cheap to make."""
+    """Record files as refused, because that makes them known and is cheap."""
     for number in numbers:
         path = folder / f"{number:06d}.jpg"
         path.touch()
@@ -202,7 +202,7 @@ def note_known(buffer: FrameBuffer, folder: Path, numbers: Sequence[int]) -> Non
 
 
 def rescan(ingest: Ingest) -> float:
-    """Seconds of one look at every name."""
+    """Return the seconds of one rescan of every name."""
     ingest._watcher._next_rescan = 0.0
     started = time.perf_counter()
     ingest._watcher.poll()

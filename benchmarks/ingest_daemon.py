@@ -1,4 +1,4 @@
-"""A real `mfmd run` watched from outside, for benchmarks/ingest.py: at rest, with one image, with 100,000 at once."""
+"""A real `mfmd run` measured from outside, for benchmarks/ingest.py: idle, with one image, with 100,000 at once."""
 
 import os
 import statistics
@@ -28,7 +28,7 @@ STABILITY = 2.0
 
 
 def daemon_in(root: Path, **buffer: Any) -> DrivenDaemon:
-    """A daemon whose tiny version serves and which starts no round; else with the defaults of a user."""
+    """Return a daemon with a tiny serving version that starts no round; all else is default."""
     crop = {"batch_size": 2, "crop_height": 64, "crop_width": 64}
     config = {
         "state": "state", "classes": "demo", "watch": {"folder": "drop"},
@@ -53,7 +53,7 @@ def daemon_in(root: Path, **buffer: Any) -> DrivenDaemon:
 
 
 def family(pid: int) -> list[int]:
-    """A process and all below it."""
+    """Return a process and its descendants."""
     found, queue = [pid], [pid]
     while queue:
         for task in Path(f"/proc/{queue.pop()}/task").iterdir():
@@ -64,18 +64,18 @@ def family(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time of one process so far."""
+    """Return the processor time of one process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def resident(pid: int) -> int:
-    """Memory of one process (bytes)."""
+    """Return the memory of one process (bytes)."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
 
 
 def write_image(folder: Path, number: int, side: int = 64) -> Path:
-    """A small JPEG of its own content, renamed into the folder."""
+    """Write a small JPEG with unique content, renamed into the folder."""
     pixels = np.random.default_rng(number).integers(0, 256, (side // 8, side // 8, 3), np.uint8)
     part, path = folder / f".{number:06d}.part", folder / f"{number:06d}.jpg"
     Image.fromarray(pixels).resize((side, side)).save(part, "JPEG")
@@ -84,7 +84,7 @@ def write_image(folder: Path, number: int, side: int = 64) -> Path:
 
 
 def started(daemon: DrivenDaemon) -> int:
-    """Wait until it watches; its process id."""
+    """Wait until it watches; return its process id."""
     daemon.wait_for(lambda: daemon.layout.catalog.exists() or None, "the catalog", 120)
     daemon.wait_for(lambda: (daemon.url("daemon") is not None) or None, "the control plane", 120)
     assert daemon.pid is not None
@@ -92,13 +92,13 @@ def started(daemon: DrivenDaemon) -> int:
 
 
 def frames(daemon: DrivenDaemon) -> int:
-    """Frames ever committed."""
+    """Return the number of frames ever committed."""
     with closing(Catalog.open(daemon.layout.catalog, writable=False)) as catalog:
         return catalog.counts().committed_total
 
 
 def measure_single(root: Path, images: int = 15) -> None:
-    """One image at a time arrives at a daemon at rest."""
+    """Measure single images that arrive at an idle daemon."""
     daemon = daemon_in(root)
     with daemon:
         started(daemon)
@@ -112,18 +112,18 @@ def measure_single(root: Path, images: int = 15) -> None:
 
 
 def copied(folder: Path, number: int) -> None:
-    """The file is written under its final name, and so has to stand still first."""
+    """Write the file under its final name, so that it must become stable first."""
     hidden = write_image(folder.parent, number)
     (folder / f"c{number}.jpg").write_bytes(hidden.read_bytes())
 
 
 def renamed(folder: Path, number: int) -> None:
-    """The file is whole when it appears."""
+    """Rename a complete file into the folder."""
     write_image(folder, number)
 
 
 def latency(daemon: DrivenDaemon, arrive: Callable[[Path, int], None], number: int) -> float:
-    """From the file's arrival to its commit."""
+    """Return the seconds from the file's arrival to its commit."""
     before = frames(daemon)
     arrive(daemon.settings.watch.folder, number)
     start = time.perf_counter()
@@ -134,7 +134,7 @@ def latency(daemon: DrivenDaemon, arrive: Callable[[Path, int], None], number: i
 
 
 def measure_idle(root: Path, seconds: float) -> None:
-    """Processor time and memory of a daemon and its children that have nothing to do."""
+    """Measure processor time and memory of an idle daemon and its children."""
     daemon = daemon_in(root)
     with daemon:
         pid = started(daemon)
@@ -152,7 +152,7 @@ def measure_idle(root: Path, seconds: float) -> None:
 
 
 def measure_burst(root: Path, images: int) -> None:
-    """That many files at once; the daemon's memory on the way."""
+    """Measure the daemon's memory while `images` files arrive at once."""
     daemon = daemon_in(root)
     folder = daemon.settings.watch.folder
     folder.mkdir(parents=True)

@@ -156,7 +156,7 @@ def _ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Median and quartiles."""
+    """Return median and quartiles."""
     if len(values) < 2:
         return f"{values[0]:.2f}"
     low, middle, high = statistics.quantiles(values, n=4)

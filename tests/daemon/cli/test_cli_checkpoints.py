@@ -78,7 +78,7 @@ def test_a_serving_version_whose_folder_is_gone_is_told(mfmd, registry: Checkpoi
     shutil.rmtree(registry.folder(2))
     listed = mfmd("checkpoints", "list", "--json")
     assert [row["version"] for row in json.loads(listed.out)] == [1, 3]
-    assert f"version 2 should serve, but its folder {registry.folder(2)} is gone" in listed.err
+    assert f"version 2 should serve, but its folder {registry.folder(2)} is missing" in listed.err
     assert "serve another with `mfmd promote N`; others: 1, 3" in listed.err
     for version in (1, 3):
         shutil.rmtree(registry.folder(version))
@@ -201,7 +201,7 @@ def test_a_reason_of_bytes_that_are_not_utf8_is_one_clear_error(
     before = registry.history()
     answer = mfmd(*command.split(), "--reason", os.fsdecode(b"caf\xe9"))
     assert answer.code == ExitCode.USAGE
-    assert "error[reason_invalid]: reason: '\\udce9' at position 3 is no text" in answer.err
+    assert "error[reason_invalid]: reason: '\\udce9' at position 3 is not text" in answer.err
     assert registry.history() == before
 
 

@@ -166,7 +166,7 @@ def is_waited_for_while_everything_else_goes_on(driven: Driven) -> None:
     driven.drop([image])
     driven.wait_until_committed(1, 30)
     refused = driven.post("/v1/rounds")
-    assert (refused.status_code, "round 2 runs" in refused.text) == (409, True)
+    assert (refused.status_code, "round 2 is running" in refused.text) == (409, True)
     running = driven.get("daemon", "/v1/status")["round"]
     assert (running["round"], running["progress"]["phase"], running["progress"]["steps"]) == (2, "shadow", WANTED)
 

@@ -197,7 +197,7 @@ def test_the_loop_takes_up_a_shadow_and_refuses_rounds_meanwhile(
     """A judgement that failed once, on a full disk for example, is made up for by the loop."""
     monkeypatch.setattr("daemon.rounds.loop.check_frames", lambda *_: None)
     with stepping(loop, folder):
-        with pytest.raises(RoundRunning, match="round 1 runs"):
+        with pytest.raises(RoundRunning, match="round 1 is running"):
             loop.request()
         assert state.serving == 2
         state.compare(WANTED, 0.2)

@@ -79,7 +79,7 @@ def test_the_next_daemon_goes_on_before_anything_else(world, registry, store, la
     assert (killed.scores(), killed.verdict(), world.buffer.leases()) == (None, None, [1])
     loop = _loop(world, registry, layout, interrupted)
     assert loop.running == 1
-    with pytest.raises(RoundRunning, match="round 1 runs"):
+    with pytest.raises(RoundRunning, match="round 1 is running"):
         loop.request()
     loop.step()
     assert killed.verdict() is not None and killed.log.read_text() == "step [20]\n"

@@ -253,7 +253,7 @@ def test_a_request_runs_once_and_a_second_one_is_refused(loop, program, store):
     assert store.numbers() == []
     assert loop.request() == 1
     assert loop.woken.is_set()
-    with pytest.raises(RoundRunning, match="round 1 runs"):
+    with pytest.raises(RoundRunning, match="round 1 is running"):
         loop.request()
     loop.step()
     loop.step()

@@ -165,7 +165,7 @@ def test_a_serving_ref_that_is_gone_is_repaired_not_replaced_by_the_newest(make_
     registry.ref_path("serving").unlink()
     status = collect_status(make_settings())
     text = "\n".join(status.messages)
-    assert "missing, but version 1 was made to serve" in text
+    assert "missing, but version 1 was promoted" in text
     assert "pretrain" not in status.next_round.waiting_for, "there is a version; another would only hide the damage"
     assert "stop `mfmd run`, then `mfmd check --repair`" in text
     assert status.serving_damaged and "mfmd promote" not in text, "version 2 never served"
@@ -192,7 +192,7 @@ def test_a_serving_version_whose_files_are_gone_is_told(make_settings, registry,
     assert "version 2 should serve, but is damaged" in text and "model.safetensors: missing" in text
     shutil.rmtree(registry.folder(2))
     text = "\n".join(collect_status(make_settings()).messages)
-    assert f"version 2 should serve, but its folder {registry.folder(2)} is gone" in text
+    assert f"version 2 should serve, but its folder {registry.folder(2)} is missing" in text
     assert "serve another with `mfmd promote N`; others: 1" in text
     registry.promote(1, by="test", reason="as the message says")
     assert not any("should serve" in message for message in collect_status(make_settings()).messages)

@@ -164,7 +164,7 @@ def test_files_that_do_not_belong_together_are_refused(
     buffer.append([new_frame(number) for number in range(6)])
     buffer.close()
     layout.frames_zarr.rename(layout.buffer / "moved")
-    with pytest.raises(CorruptBuffer, match="is gone"):
+    with pytest.raises(CorruptBuffer, match="is missing"):
         FrameBuffer.open(layout, small, writable=True)
     (layout.buffer / "moved").rename(layout.frames_zarr)
     FrameBuffer.open(layout, small, writable=True).close()

@@ -73,7 +73,7 @@ class CheckpointRegistry:
         serving = self._refs.read("serving")
         if serving is None and (lost := RegistryState.from_events(self.history()).serves_last) is not None:
             raise StorageError(
-                f"{self.ref_path('serving')}: missing, though version {lost} was made to serve; "
+                f"{self.ref_path('serving')}: missing, but version {lost} was promoted; "
                 "stop `mfmd run`, then `mfmd check --repair` writes it again"
             )
         return serving
@@ -85,9 +85,9 @@ class CheckpointRegistry:
         """
         serving = self.serving()
         if serving is None:
-            raise NoCheckpoint("no version serves yet: `mfmd pretrain` trains one, `mfmd import PATH` takes one in")
+            raise NoCheckpoint("no version serves yet: `mfmd pretrain` trains one, `mfmd import PATH` imports one")
         if serving.version not in self.versions():
-            gone = f"version {serving.version} should serve, but its folder {self.folder(serving.version)} is gone"
+            gone = f"version {serving.version} should serve, but its folder {self.folder(serving.version)} is missing"
             raise UnknownVersion(f"{gone}; {self.instead_of(serving.version)}")
         return serving.version
 
@@ -96,7 +96,7 @@ class CheckpointRegistry:
         others = [number for number in self.versions() if number != version]
         if others:
             return f"restore it from a backup, or serve another with `mfmd promote N`; others: {listed(others)}"
-        return "no other version is there: restore it from a backup, or `mfmd import PATH` and then `mfmd promote N`"
+        return "no other version exists: restore it from a backup, or `mfmd import PATH` and then `mfmd promote N`"
 
     def ref(self, name: Literal["previous", "shadow"]) -> Ref | None:
         """Return what another ref names; None when it does not exist. Raises StorageError when it cannot be read."""
@@ -172,7 +172,7 @@ class CheckpointRegistry:
             if expected is not None:
                 _require_serving(serving, expected, f"version {version} was not promoted")
             if refuse_rolled_back and version in self.state().rolled_back:
-                raise ServingChanged(f"version {version} was rolled back from; it was not promoted again")
+                raise ServingChanged(f"version {version} was rolled back; it was not promoted again")
             if serving is not None and serving.version == version:
                 raise StorageError(f"version {version} serves already")
             return self._serve("promoted", version, serving, by=by, reason=reason, round=round)
@@ -211,7 +211,7 @@ class CheckpointRegistry:
             target = next((item for item in (named, *good) if item is not None and self._versions.whole(item)), None)
             if target is None:
                 raise UnknownVersion(
-                    f"{self._refs.path('serving')}: no version that served and was not rolled back from is whole; "
+                    f"{self._refs.path('serving')}: no version that served and was not rolled back is intact; "
                     "`mfmd promote N` serves another"
                 )
             if state.served and target != state.serves_last:
@@ -302,16 +302,14 @@ class CheckpointRegistry:
             raise StorageError(f"version {to} serves already; nothing to roll back")
         target = to if to is not None else self._before(serving) if serving else None
         if target is None:
-            what = (
-                f"no version served before {now} that was not rolled back from" if serving else "no version serves yet"
-            )
+            what = f"no version served before {now} that was not rolled back" if serving else "no version serves yet"
             others = listed(self.versions())
             raise UnknownVersion(f"nothing to roll back to: {what}; `mfmd promote N` serves any version of {others}")
         try:
             self.verify(target)
         except CorruptCheckpoint as error:
             raise CorruptCheckpoint(
-                f"{error}; nothing was rolled back: `mfmd checkpoints verify` says which versions are whole, and "
+                f"{error}; nothing was rolled back: `mfmd checkpoints verify` says which versions are intact, and "
                 "`mfmd promote N` serves another of them"
             ) from error
         if to is not None and not state.is_behind(to) and (serving is not None or to != state.serves_last):

@@ -121,7 +121,7 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_copied(
 ) -> None:
     other = fresh(settings)
     before = state_of(other)
-    expected = {"nan": "not finite", "inf": "not finite"}.get(change, change)
+    expected = {"nan": "non-finite", "inf": "non-finite"}.get(change, change)
     named = "rebuilder.mask_token" if change == "holds unknown" else r"decoder\.classifier\.weight"
     with pytest.raises(CorruptCheckpoint, match=f"{expected}.*{named}"):
         load_weights(other, damaged(saved, change))

@@ -233,9 +233,9 @@ def test_depthwise_convolutions_start_at_their_own_fan_out() -> None:
 @pytest.mark.parametrize(
     ("name", "encoder", "remedy"),
     [
-        ("daformer", "resnet50", "mit and dinov2; resnet50 goes with deeplabv2 and deeplabv3plus"),
-        ("deeplabv2", "mit_b0", "resnet and dinov2; mit_b0 goes with daformer"),
-        ("deeplabv3plus", "dinov2_small", "resnet; dinov2_small goes with daformer and deeplabv2"),
+        ("daformer", "resnet50", "mit and dinov2; resnet50 fits deeplabv2 and deeplabv3plus"),
+        ("deeplabv2", "mit_b0", "resnet and dinov2; mit_b0 fits daformer"),
+        ("deeplabv3plus", "dinov2_small", "resnet; dinov2_small fits daformer and deeplabv2"),
     ],
 )
 def test_encoder_that_does_not_fit_is_refused(name: str, encoder: str, remedy: str) -> None:

@@ -57,7 +57,9 @@ def test_every_command_names_what_to_do_when_the_serving_version_is_gone(
     shutil.rmtree(registry.folder(2))
     answer = mfmd(*command.split())
     told = answer.out + answer.err
-    assert f"version 2 should serve, but its folder {registry.folder(2)} is gone" in told and "mfmd promote N" in told
+    assert (
+        f"version 2 should serve, but its folder {registry.folder(2)} is missing" in told and "mfmd promote N" in told
+    )
     assert "mfmd pretrain" not in told
 
 

@@ -153,7 +153,7 @@ def test_failed_loads_leave_one_idle_network_at_most(
     for version in bad:
         world.point_at(version)
         assert look(plane) == first and held() == 2
-        assert plane.follower.failure is not None and "not finite" in plane.follower.failure.reason
+        assert plane.follower.failure is not None and "non-finite" in plane.follower.failure.reason
     for shadow, version in zip(good, bad, strict=True):  # failed loads between shadows that begin and end
         plane.swapper.shadow(shadow)
         assert held() == 2

@@ -48,6 +48,6 @@ def examine_in_force(layout: StateLayout) -> list[Finding]:
     file = compared(layout)
     differ = ", ".join([*file.reload, *file.restart])
     if not differ:
-        return [Finding.ok("settings", "the daemon runs on the settings of its start and of its last reload")]
+        return [Finding.ok("settings", "the daemon uses the settings of its last start or reload")]
     remedy = "`mfmd reload`" + (f", and a restart of the daemon for {', '.join(file.restart)}" if file.restart else "")
     return [Finding.warn("settings", f"{file.file} differs from the settings of the running daemon: {differ}", remedy)]

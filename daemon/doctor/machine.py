@@ -102,7 +102,7 @@ def _flags(cpu_info: Path) -> set[str]:
 
 PACKAGES = ("configs", "storage", "adapters", "daemon")
 OURS = "mfmd"
-REMEDY = "install mfmd in an environment of its own"
+REMEDY = "install mfmd in a separate environment"
 
 
 def examine_packages() -> list[Finding]:
@@ -113,12 +113,12 @@ def examine_packages() -> list[Finding]:
     places = {name: _folder(name) for name in PACKAGES}
     if len(set(places.values())) > 1:
         detail = ", ".join(f"{name} in {folder}" for name, folder in places.items())
-        return [Finding.fail("packages", f"not from one place: {detail}", REMEDY)]
+        return [Finding.fail("packages", f"installed in several places: {detail}", REMEDY)]
     owners = packages_distributions()
     others = sorted({owner for name in PACKAGES for owner in owners.get(name, [])} - {OURS})
     if others:
         return [Finding.fail("packages", f"{', '.join(others)} installs packages of the same names", REMEDY)]
-    return [Finding.ok("packages", f"all from {places['daemon']}")]
+    return [Finding.ok("packages", f"all in {places['daemon']}")]
 
 
 def _folder(name: str) -> Path | None:

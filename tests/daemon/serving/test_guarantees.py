@@ -74,7 +74,7 @@ def test_2_a_version_serves_only_after_a_finite_warm_up_at_every_served_shape(
     world.add(3)  # goes into the network of version 1
     assert look(plane) == 2
     failure = plane.follower.failure
-    assert failure is not None and failure.code == "checkpoint_corrupt" and "non-finite" in failure.reason
+    assert failure is not None and failure.code == "checkpoint_corrupt" and "not finite" in failure.reason
     handle.remove()
     assert look(plane, now=60.0) == 3
 

@@ -295,7 +295,7 @@ def test_a_video_that_kills_its_process_is_refused_after_a_few(videos, drop):
     VideoRecords(world.bench.settings.state / "videos.jsonl").add(file, "begun", attempts=ATTEMPTS)
     world.worker = VideoWorker(world.bench.settings)
     refused = world.finished("a.mp4")
-    assert (refused.state, refused.reason) == ("refused", "not_an_image") and "died" in refused.detail
+    assert (refused.state, refused.reason) == ("refused", "not_an_image") and "crashed" in refused.detail
 
 
 def test_a_full_disk_is_waited_for(videos, drop, monkeypatch):

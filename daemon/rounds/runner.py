@@ -158,11 +158,12 @@ def _await_end(context: RoundContext, folder: RoundFolder) -> Stage:
     """
     stopped, noted, ended = False, time.monotonic(), False
     while not ended:
-        if folder.record().stage == "shadowing":
-            _show_shadow(context, folder)
+        shadowed = folder.record().stage == "shadowing"
         waited, gives_up = time.monotonic() - noted, stopped and not context.suspends
         stage = advance_round(context.registry, folder, context.settings, waited=waited, stopped=gives_up)
         ended = stage != "shadowing"
+        if shadowed or not ended:  # after the decision, so that the images that made it are shown too
+            _show_shadow(context, folder)
         if not ended and (stopped or waited > NOTE_SECONDS):
             note_wait(folder, waited)
             noted += waited

@@ -3,7 +3,6 @@
 import json
 import math
 import socket
-import stat
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -12,14 +11,12 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from configs.errors import ConfigError
 from daemon.control.app import ControlContext, create_control_app
 from daemon.control.client import ControlClient, ControlFailed, NoDaemon
 from daemon.control.server import ControlServer, bind
 from daemon.control.state_metrics import StateCollector
 from daemon.errors import AddressInUse, Stopping
 from daemon.metrics import Metrics
-from daemon.net.token import control_token, same_token
 from daemon.rounds.loop import RoundLoop
 from daemon.runtime.activity import ChildActivity
 from daemon.runtime.health import Health
@@ -355,42 +352,6 @@ def test_stop_closes_the_port(world):
     assert not world.server.alive
     with pytest.raises(OSError):
         socket.create_connection((host, port), timeout=1).close()
-
-
-def test_the_token_is_made_once_and_only_its_owner_may_read_it(make_settings, layout):
-    token = control_token(make_settings().control, layout)
-    assert len(token) >= 32
-    assert control_token(make_settings().control, layout) == token
-    assert stat.S_IMODE(layout.token_file.stat().st_mode) == 0o600
-    layout.token_file.write_text("")
-    assert control_token(make_settings().control, layout) != token
-
-
-def test_the_token_comes_from_settings_or_a_file(make_settings, layout, tmp_path):
-    assert control_token(make_settings(control={"token": "abc"}).control, layout) == "abc"
-    file = tmp_path / "token"
-    file.write_text("from a file\n")
-    assert control_token(make_settings(control={"token_file": file}).control, layout) == "from a file"
-    file.write_text(" \n")
-    with pytest.raises(ConfigError, match=r"control\.token_file: .* is empty"):
-        control_token(make_settings(control={"token_file": file}).control, layout)
-    file.unlink()
-    with pytest.raises(ConfigError, match="cannot be read"):
-        control_token(make_settings(control={"token_file": file}).control, layout)
-    assert not layout.token_file.exists()
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.org"])
-def test_a_public_address_without_a_configured_token_is_refused(make_settings, layout, host):
-    with pytest.raises(ConfigError, match=r"control\.host"):
-        control_token(make_settings(control={"host": host}).control, layout)
-    assert control_token(make_settings(control={"host": host, "token": "x"}).control, layout) == "x"
-
-
-def test_tokens_are_compared_whole():
-    assert same_token("abc", "abc")
-    assert not same_token("ab", "abc")
-    assert not same_token("é", "abc")
 
 
 def test_many_threads_ask_at_once(world):

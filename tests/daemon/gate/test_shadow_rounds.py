@@ -70,9 +70,9 @@ def test_a_daemon_waits_reports_and_promotes(state: Trial, folder: RoundFolder, 
 
     verdict = go_on(state, buffer, images_come, threading.Event(), suspends=True)
     assert (verdict.decision, state.serving) == ("accepted", 3)
-    assert seen == [("shadow", 0, WANTED, None), ("shadow", 10, WANTED, 0.9)]
+    assert seen == [("shadow", 0, WANTED, None), ("shadow", 10, WANTED, 0.9), ("shadow", WANTED, WANTED, 0.9)]
     assert reasons[1] == "in the shadow: 10 of 20 live images compared, 90.0% of their pixels as served"
-    assert [item.step for item in folder.progress()] == [0, 10]
+    assert [item.step for item in folder.progress()] == [0, 10, WANTED]
     assert summarise(folder).result == "promoted"
 
 

@@ -1,11 +1,13 @@
 """A configuration, a registry with real files, and a way to run commands in this process."""
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import structlog
 
 from configs.load import load_settings
 from configs.settings import Settings
@@ -51,7 +53,19 @@ def settings(config: Path) -> Settings:
 
 
 @pytest.fixture
-def mfmd(config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+def _own_logs() -> Iterator[None]:
+    """Take back the handler of a command that configures logs: its stream is closed after the test."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
+    for handler in [*root.handlers]:
+        if isinstance(handler.formatter, structlog.stdlib.ProcessorFormatter):
+            root.removeHandler(handler)
+
+
+@pytest.fixture
+def mfmd(_own_logs: None, config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run a command in this process, in the configuration's folder."""
     monkeypatch.chdir(config.parent)
     monkeypatch.setenv("COLUMNS", "200")

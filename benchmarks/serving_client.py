@@ -27,7 +27,7 @@ class Decoded:
     way: tuple[str | int, ...]
 
     def __call__(self, body: bytes) -> bytes:
-        """The bytes that the text stands for."""
+        """Return the bytes that the JSON text of an answer holds."""
         value = json.loads(body)
         for step in self.way:
             value = value[step]
@@ -48,14 +48,14 @@ class Target:
     """The PNG in the body of an answer."""
 
     def request(self, number: int) -> bytes:
-        """The bytes of a request for the picture of that number."""
+        """Return the bytes of a request for a picture."""
         body = self.bodies[number % len(self.bodies)]
         head = f"POST {self.path} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\nContent-Type: {self.content_type}\r\n"
         return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 class Reply(NamedTuple):
-    """What came back."""
+    """The answer."""
 
     status: int
     headers: dict[str, str]
@@ -78,7 +78,7 @@ class Answer(NamedTuple):
     digest: str
     """SHA-256 of the PNG."""
     problem: str
-    """What failed; empty for an answer with status 200."""
+    """The error; empty for an answer with status 200."""
 
     @property
     def seconds(self) -> float:
@@ -112,9 +112,9 @@ class Connections:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        """A connection that nobody uses; one that failed is closed and not used again.
+        """Lend a free connection; close it after a failure.
 
-        One that the server closed while it was idle is left out, as every HTTP client does.
+        A connection that the server closed while it was idle is skipped, as every HTTP client does.
         """
         pair = self._idle.pop() if self._idle else None
         while pair is not None and pair[0].at_eof():
@@ -130,7 +130,7 @@ class Connections:
         self._idle.append(pair)
 
     async def close(self) -> None:
-        """Close what is open."""
+        """Close all connections."""
         for _, writer in self._idle:
             writer.close()
             with contextlib.suppress(OSError):  # the server may have closed first; nothing is waited for any more
@@ -149,7 +149,7 @@ async def read_reply(reader: asyncio.StreamReader) -> Reply:
 
 
 async def saturate(target: Target, clients: int, seconds: float) -> list[Answer]:
-    """So many clients ask without a pause for so many seconds; every answer, in the order in which they came."""
+    """Let `clients` ask without a pause for `seconds`; return the answers in order of arrival."""
     connections, answers = Connections(target), list[Answer]()
     end = time.monotonic() + seconds
 
@@ -184,7 +184,7 @@ async def paced(target: Target, rate: float, stop: Callable[[], bool], tell: Cal
 
 
 def ask_paced(target: Target, rate: float, seconds: float) -> list[Answer]:
-    """Ask at a fixed rate for so many seconds."""
+    """Ask at a fixed rate for `seconds`; return the answers."""
     answers, end = list[Answer](), time.monotonic() + seconds
     asyncio.run(paced(target, rate, lambda: time.monotonic() > end, answers.append))
     return answers

@@ -1,8 +1,8 @@
-"""A constant load from a process of its own: a thread beside the one that writes versions would wait for Python's lock
-and count that as the server's time.
+"""A constant load from a process of its own.
 
-Run as a script it is that process: target and rate come over standard input as a pickle, every answer goes out over
-standard output as one, and the end of the input ends it.
+A thread beside the one that writes versions would wait for Python's lock, and that wait would count as the server's
+time. Run as a script, this file is that process: it reads target and rate as a pickle from standard input, writes every
+answer as a pickle to standard output, and ends with its input.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ def _collect(stream: IO[bytes], answers: list[Answer]) -> None:
 
 
 def _ask() -> None:
-    """The client's process."""
+    """Run the client's process."""
     target, rate = pickle.load(sys.stdin.buffer)  # noqa: S301 - of `load`
     stop = threading.Event()
 

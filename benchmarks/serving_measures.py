@@ -31,7 +31,7 @@ WARM_CLIENTS = 8
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that `share` of the values do not exceed; NaN without values."""
+    """Return the smallest value that `share` of the values do not exceed; NaN without values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
 
@@ -56,14 +56,14 @@ def print_problems(found: Sequence[str], answers: int) -> None:
 
 
 def started_world(root: Path, **serving: object) -> ServingWorld:
-    """A world whose first version serves."""
+    """Create a world whose first version serves."""
     world = ServingWorld(root, serving)
     world.registry.promote(world.add(SEEDS[0]), by="benchmark", reason="first")
     return world
 
 
 def settle(answers: list[Answer], seconds: float) -> list[Answer]:
-    """The answers of the next so many seconds of a load."""
+    """Return the answers of the next `seconds` of a load."""
     first = len(answers)
     time.sleep(seconds)
     return answers[first:]
@@ -93,7 +93,7 @@ def print_swaps(root: Path, count: int, rate: float, pause: float) -> None:
 def _swapped(
     world: ServingWorld, server: Server, count: int, rate: float, pause: float
 ) -> tuple[list[Moved], list[Answer], list[Answer]]:
-    """The moves, the answers of the steady stretches, and all answers."""
+    """Return the moves, the answers of the steady stretches, and all answers."""
     with load(server.target, rate) as answers:
         settle(answers, WARM_SECONDS)
         steady = settle(answers, max(30.0, count / 10))
@@ -104,7 +104,7 @@ def _swapped(
 
 
 def _noted(move: Moved, pid: int) -> Moved:
-    """The move with the server's memory; a line on standard error now and then."""
+    """Return the move with the server's memory; print a line on standard error now and then."""
     noted = replace(move, memory=resident(pid))
     if move.number % EARLY == 0:
         print(f"{move.number} moves, {noted.memory / 2**20:.1f} MiB", file=sys.stderr, flush=True)
@@ -161,7 +161,7 @@ def _first(answers: list[Answer], version: int, after: float = 0.0) -> Answer:
 
 
 def print_ingest(root: Path, images: int, rate: float) -> None:
-    """A daemon's inference plane under load, at rest and while so many images arrive at once."""
+    """Measure a daemon's inference plane under load, at rest and while `images` images arrive at once."""
     world = started_world(root)
     expected = world.expected_of(SEEDS[:2])
     waiting = root / "waiting"
@@ -197,7 +197,7 @@ def _while_ingesting(
 
 
 def _plane_of(daemon: DrivenDaemon, world: ServingWorld) -> Server:
-    """The inference plane that the daemon started, once it serves."""
+    """Return the inference plane that the daemon started, once it serves."""
     record = world.settings.state / "run" / "serve.json"
     daemon.wait_for(daemon.served_version, "a version serves", 180)
     content = json.loads(record.read_bytes())

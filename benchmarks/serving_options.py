@@ -63,7 +63,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _smooth(size: tuple[int, int], seed: int) -> Tensor:
-    """An image of large soft blocks: noise alone would be all edges."""
+    """Return an image of large soft blocks: noise alone would be all edges."""
     return torch.nn.functional.interpolate(noise((size[0] // 16, size[1] // 16), seed), size, mode="bicubic")
 
 

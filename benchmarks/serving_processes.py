@@ -79,7 +79,7 @@ def serve_ours(world: ServingWorld, name: str = OURS) -> Iterator[Server]:
 
 @contextmanager
 def serve_peer(peer: str, python: Path, world: ServingWorld) -> Iterator[Server]:
-    """A peer in its own environment, with the world's module, batch and threads."""
+    """Run a peer in its own environment, with the world's module, batch and threads."""
     port, serving = _free_port(), world.settings.serving
     environment = clean_environment() | {
         "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE / "serving_peers")]),
@@ -109,7 +109,7 @@ def _answers(target: Target) -> bool:
 
 
 def _free_port() -> int:
-    """A port with two free ones after it (MLServer wants three)."""
+    """Return a port with two free ones after it (MLServer wants three)."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1]) // PORTS_APART * PORTS_APART
 
@@ -125,7 +125,7 @@ def _wait(process: "subprocess.Popen[bytes]", log: Path, condition: Callable[[],
 
 @contextmanager
 def _process(command: list[str], log: Path, environment: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process group of its own, ended with the block."""
+    """Run a command as its own process group, and end it with the block."""
     with log.open("ab") as stream:
         process = _start(command, stream, environment, log.parent)
     try:

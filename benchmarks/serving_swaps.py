@@ -36,7 +36,7 @@ class Versions(Protocol):
         ...
 
     def add(self, seed: int) -> int:
-        """A new version with weights of that seed; it does not serve yet."""
+        """Add a version with weights of that seed, and return its number; it does not serve yet."""
         ...
 
 
@@ -102,7 +102,7 @@ class Swaps:
         return began, version
 
     def _offer_corrupt(self) -> tuple[float, int]:
-        """A version whose weights were damaged after it was registered is named to serve, and taken back again."""
+        """Promote a version whose weights were damaged after it was registered; roll it back after the refusal."""
         registry = self.versions.registry
         serving, version = registry.serving(), self._next_version()
         if serving is None:
@@ -148,7 +148,7 @@ def serving_status(target: Target) -> dict[str, object]:
 
 
 def problems(answers: Sequence[Answer], seeds: Mapping[int, int], expected: Mapping[int, Sequence[str]]) -> list[str]:
-    """What is wrong with answers: requests that failed, and masks that are not those of the version they name.
+    """Describe wrong answers: requests that failed, and masks that are not those of the version they name.
 
     `seeds`: version -> seed of its weights; `expected`: seed -> SHA-256 of the PNG for each picture.
     """

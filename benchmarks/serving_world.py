@@ -74,7 +74,7 @@ class ServingWorld:
         return CheckpointRegistry(layout.checkpoints)
 
     def network(self, seed: int) -> SegmentationNetwork:
-        """The network with the weights of that seed, in eval mode."""
+        """Build the network with the weights of that seed, in eval mode."""
         torch.manual_seed(seed)
         network = build_network(self.settings.network.architecture(), len(self.settings.classes)).eval()
         with torch.no_grad():
@@ -84,7 +84,7 @@ class ServingWorld:
         return network
 
     def add(self, seed: int) -> int:
-        """A new version with the weights of that seed; it does not serve yet."""
+        """Add a version with the weights of that seed, and return its number; it does not serve yet."""
         weights = self.root / f"weights-{seed}.safetensors"
         if not weights.exists():
             save_weights(self.network(seed), weights)
@@ -102,7 +102,7 @@ class ServingWorld:
         return found
 
     def expected_of(self, seeds: Sequence[int]) -> dict[int, list[str]]:
-        """`expected` by seed. Raises ValueError if two seeds give the same answer: then a mix could not be seen."""
+        """Return `expected` by seed. Raises ValueError if two seeds give the same answer: that would hide a mix."""
         found = {seed: self.expected(seed) for seed in seeds}
         for picture in range(PICTURES):
             if len({digests[picture] for digests in found.values()}) != len(found):

@@ -58,7 +58,7 @@ def rain(image: Pixels, number: int, severity: float = 1.0) -> Pixels:
 
 
 def night(image: Pixels, number: int, severity: float = 1.0) -> Pixels:
-    """A darker, bluer, noisier picture of the same scene."""
+    """Return a darker, bluer, noisier picture of the same scene."""
     light = _to_unit(image) ** (DISPLAY_GAMMA * (1.0 + (NIGHT_GAMMA - 1.0) * severity))
     tint = 1.0 + severity * (np.array(NIGHT_TINT, np.float32) - 1.0)
     dark = light * (1.0 - NIGHT_LIGHT * severity) * tint
@@ -72,12 +72,12 @@ def sensor_noise(image: Pixels, number: int, severity: float = 1.0) -> Pixels:
 
 
 def unchanged(image: Pixels, number: int) -> Pixels:
-    """The daylight frame itself."""
+    """Return the daylight frame itself."""
     return image
 
 
 def sequence(severity: float) -> tuple[tuple[str, Shift], ...]:
-    """The stages of continual drift, from day through bad weather back to day."""
+    """Return the stages of continual drift, from day through bad weather back to day."""
     stages = [("fog", fog), ("rain", rain), ("night", night), ("sensor noise", sensor_noise)]
     shifted = [(name, partial(transform, severity=severity)) for name, transform in stages]
     return (("day", unchanged), *shifted, ("day again", unchanged))

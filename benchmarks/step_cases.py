@@ -74,7 +74,7 @@ class Sample:
 
 
 def settings_of(workspace: Path, common: Sections, case: Case, classes: int) -> Settings:
-    """Settings of a case below `workspace`; networks of different shape have a state directory each."""
+    """Return the settings of a case below `workspace`; networks of different shape have a state directory each."""
     sections: Sections = {name: merge(values, case.sections.get(name, {})) for name, values in common.items()}
     folder = workspace / ("multi" if sections["network"].get("multi_resolution") else "single")
     colors = np.random.default_rng(0).permutation(256**2)[:classes].tolist()
@@ -115,7 +115,7 @@ def draw_state(settings: Settings) -> None:
 
 
 def draw(seed: int, height: int, width: int, classes: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """An image [H, W, 3] of patches with noise, and their classes [H, W]."""
+    """Draw an image [H, W, 3] of patches with noise, and their classes [H, W]."""
     generator = np.random.default_rng(seed)
     patches = generator.integers(classes, size=(-(-height // CELL), -(-width // CELL)), dtype=np.uint8)
     label = patches.repeat(CELL, axis=0).repeat(CELL, axis=1)[:height, :width]
@@ -151,7 +151,7 @@ class Runner:
             self.step()
 
     def _build_reference(self, settings: Settings) -> ReferenceLoop:
-        """The reference loop on the same network; what our step alone needs is let go of."""
+        """Build the reference loop on the same network; free what only our step needs."""
         training = self._training
         student, rebuilder = training.student, None
         if settings.mfm.enabled:
@@ -185,7 +185,7 @@ class Runner:
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
     def profile_table(self, steps: int, rows: int) -> str:
-        """The operations that take longest, over `steps` steps, as a table of torch.profiler."""
+        """Return the operations that take longest, over `steps` steps, as a table of torch.profiler."""
         gpu = self.device.type == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
         with profile(activities=activities, record_shapes=True) as profiler:
@@ -198,7 +198,7 @@ class Runner:
 
 
 def serve(connection: Connection, settings: Settings, case: Case) -> None:
-    """The process of a case: answers orders (`step`, `facts`, or a tuple of steps and rows to profile) until `end`."""
+    """Run the process of a case: answer orders (`step`, `facts`, or (steps, rows) to profile) until `end`."""
     if settings.round.threads:
         torch.set_num_threads(settings.round.threads)
     if case.plain_convolutions:

@@ -129,7 +129,7 @@ def time_cases(workers: Sequence[Worker], steps: int) -> list[Timed]:
 
 
 def recipe_cases(recipe: str) -> list[Case]:
-    """The bare recipe, with MFM where it takes MFM, and the reference loop where there is one."""
+    """Return the bare recipe, with MFM where it takes MFM, and the reference loop where there is one."""
     network = {"multi_resolution": True} if recipe == "hrda" else {}
     bare: Sections = {"recipe": {"name": recipe}, "mfm": {"enabled": False}, "network": network}
     cases = [Case(recipe, bare)]
@@ -143,7 +143,7 @@ def recipe_cases(recipe: str) -> list[Case]:
 
 
 def option_cases(recipe: str) -> list[Case]:
-    """The recipe with MFM as it is by default, and with one option changed at a time."""
+    """Return the recipe with MFM as it is by default, and with one option changed at a time."""
     base: Sections = {"recipe": {"name": recipe}}
     return [Case("default", base), *(Case(name, {**base, **change}) for name, change in ROUND_OPTIONS.items())]
 
@@ -167,7 +167,7 @@ def ratio(case: Timed, baseline: Timed | None, field: str) -> str:
 
 
 def row(timed: Timed, bare: Timed | None, reference: Timed | None) -> str:
-    """A line of the table."""
+    """Return a line of the table."""
     wall = quartiles([1000.0 * sample.wall for sample in timed.samples])
     cpu = quartiles([1000.0 * sample.cpu for sample in timed.samples])
     waiting = sum(sample.waiting for sample in timed.samples) / sum(sample.wall for sample in timed.samples)
@@ -186,7 +186,7 @@ def row(timed: Timed, bare: Timed | None, reference: Timed | None) -> str:
 
 
 def header(baseline: str) -> str:
-    """The table's head."""
+    """Return the table's head."""
     return (
         f"| case | images/s | step, ms (quartiles) | CPU time, ms | peak MiB | waits for input | wall / {baseline} "
         f"| CPU time / {baseline} | reference / this, CPU time |\n" + "|---" * 9 + "|"
@@ -236,7 +236,7 @@ def run(arguments: argparse.Namespace, workspace: Path, cases: Sequence[Case]) -
 
 
 def print_profile(arguments: argparse.Namespace, workspace: Path) -> None:
-    """What the time goes into, for the first recipe, bare and with MFM."""
+    """Print where the time goes, for the first recipe, bare and with MFM."""
     for case in recipe_cases(arguments.recipes[0]):
         if case.reference:
             continue
@@ -246,7 +246,7 @@ def print_profile(arguments: argparse.Namespace, workspace: Path) -> None:
 
 
 def common_sections(arguments: argparse.Namespace) -> Sections:
-    """Settings that all cases share."""
+    """Return the settings that all cases share."""
     side = arguments.crop + arguments.crop // 2
     return {
         "recipe": {},
@@ -270,7 +270,7 @@ def common_sections(arguments: argparse.Namespace) -> Sections:
 
 
 def parse() -> argparse.Namespace:
-    """The command line; what is not given comes from the preset `--size`."""
+    """Parse the command line; what is not given comes from the preset `--size`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="tiny", help="preset of the options below")
     for name, value in SIZES["tiny"].items():

@@ -18,7 +18,7 @@ class Segmentation(litserve.LitAPI):  # type: ignore[misc]  # LitServe lives in 
         self.work = Work()
 
     def decode_request(self, request: dict[str, Any]) -> bytes:
-        """The image file of a request."""
+        """Return the image file of a request."""
         return base64.b64decode(request["image"])
 
     def batch(self, inputs: Sequence[bytes]) -> Sequence[bytes]:
@@ -34,7 +34,7 @@ class Segmentation(litserve.LitAPI):  # type: ignore[misc]  # LitServe lives in 
         return self.work.segment(batch)
 
     def encode_response(self, output: bytes) -> dict[str, str]:
-        """The mask as base64."""
+        """Return the mask as base64."""
         return {"mask": base64.b64encode(output).decode()}
 
 

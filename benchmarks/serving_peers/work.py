@@ -37,7 +37,7 @@ class Work:
         self.network, self.manifest = load_version(registry, ref.version, torch.device("cpu"))
 
     def segment(self, contents: Sequence[bytes]) -> list[bytes]:
-        """The PNG mask of each image file; all images have one size."""
+        """Return the PNG mask of each image file; all images have one size."""
         photos = [decode_image(content, max_bytes=LARGE, max_pixels=LARGE) for content in contents]
         size = self.manifest.input_height, self.manifest.input_width
         frames = [fit_frame(pixels, *size) for pixels in photos]

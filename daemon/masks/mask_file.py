@@ -7,8 +7,8 @@ that restarts reads there what is already done.
 import json
 import struct
 import zlib
-from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import NamedTuple
 
 from configs.errors import ConfigError
 from configs.settings import Settings
@@ -25,18 +25,14 @@ HASH_DIGITS = 12
 """Hex digits of a version's SHA-256 that a note holds, as many as the answer's header has."""
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
-    """The version that answers."""
+class Version(NamedTuple):
+    """The version that answers: its number, and the first digits of its weights' SHA-256 (hex)."""
 
     number: int
-    """Its number."""
     sha256: str
-    """The first digits of its weights' SHA-256 (hex)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(NamedTuple):
     """What a mask was made from, and how."""
 
     size: int
@@ -50,13 +46,17 @@ class Note:
     sha256: str
     """The first digits of the SHA-256 of that version's weights (hex)."""
 
+    def meets(self, wanted: "Note", *, again: bool) -> bool:
+        """Return whether a mask with this note is what `wanted` asks for; `again`: the version counts."""
+        return self == wanted if again else self[:3] == wanted[:3]
+
 
 def mask_path(folder: Path, name: str) -> Path:
     """Return the place of the mask of the image `name` (relative, posix): `cam/a.jpg` -> `cam/a.jpg.png`.
 
     The image's own ending stays: `a.jpg` and `a.png` are two images and get two masks.
     """
-    return folder / PurePosixPath(f"{name}.png")
+    return folder / f"{name}.png"
 
 
 def check_masks(settings: Settings) -> None:
@@ -80,32 +80,20 @@ def note_of(arrival: Arrival, kind: str, version: Version) -> Note:
     return Note(arrival.file.size, arrival.file.mtime_ns, kind, version.number, version.sha256[:HASH_DIGITS])
 
 
-def is_current(note: Note | None, wanted: Note, *, again: bool) -> bool:
-    """Say whether a mask with `note` is what `wanted` asks for; `again`: the version counts."""
-    if note is None or (note.size, note.mtime_ns, note.kind) != (wanted.size, wanted.mtime_ns, wanted.kind):
-        return False
-    return not again or (note.version, note.sha256) == (wanted.version, wanted.sha256)
-
-
 def with_note(png: bytes, note: Note) -> bytes:
     """Put the note into a PNG, behind its header."""
-    data = KEYWORD + json.dumps(asdict(note)).encode()
+    data = KEYWORD + json.dumps(note._asdict()).encode()
     chunk = struct.pack(">I", len(data)) + b"tEXt" + data + struct.pack(">I", zlib.crc32(b"tEXt" + data))
     return png[:HEADER_END] + chunk + png[HEADER_END:]
 
 
 def read_note(path: Path) -> Note | None:
-    """Read the note in a mask; None when there is no such file or it has no note. Raises OSError."""
+    """Read the note in a mask; None when there is no such file, it has no note or it cannot be read."""
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
-    except FileNotFoundError:
-        return None
-    if not head.startswith(SIGNATURE):
-        return None
-    try:
         length, kind = struct.unpack_from(">I4s", head, HEADER_END)
         data = head[HEADER_END + 8 : HEADER_END + 8 + length]
-        return Note(**json.loads(data.removeprefix(KEYWORD))) if kind == b"tEXt" else None
-    except (ValueError, TypeError, struct.error):
+        return Note(**json.loads(data.removeprefix(KEYWORD))) if (head[:8], kind) == (SIGNATURE, b"tEXt") else None
+    except (OSError, ValueError, TypeError, struct.error):
         return None

@@ -14,23 +14,24 @@ from contextlib import closing
 
 from configs.errors import ConfigError
 from configs.settings import Settings
-from daemon.masks.mask_file import Note, Version, check_masks, mask_path, note_of, with_note
+from daemon.masks.mask_file import Note, check_masks, mask_path, note_of, with_note
 from daemon.masks.plane_client import ImageFailed, PlaneClient, PlaneUnavailable
-from daemon.masks.queue import LIMIT, MaskQueue
+from daemon.masks.queue import Due, MaskQueue
 from daemon.masks.report import MaskReport
 from daemon.runtime.logs import configure_logs, get_logger
 from daemon.runtime.signals import stop_event
 from daemon.watch.arrival import Arrival, FileChanged, read_arrival
 from storage import durable
+from storage.buffer.catalog_records import FileFact
 from storage.errors import DurabilityLost, RefusedImage, StorageError
 from storage.layout import StateLayout
 
 LOCK = ".mfmd-masks.lock"
 """File in the folder of masks; of several processes on one folder one writes, the others stand by."""
+LIMIT = 256
+"""Images that are made after one walk: the next one finds what has come in, which goes first."""
 WALK_SHARE = 10.0
 """A walk waits at least this many times its own duration, so that a huge folder costs a bounded share of a core."""
-SHORTEST_WAIT = 0.01
-"""Seconds."""
 REPORT_SECONDS = 1.0
 """Shortest time between two writes of `run/masks.json` (seconds)."""
 NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
@@ -75,6 +76,7 @@ class MaskWriter:
         self._reported, self._trouble = 0.0, ""
         self._queue = MaskQueue(self._watch, self._masks, self._folder)
         self._unanswered: Counter[str] = Counter()
+        self._unread: set[FileFact] = set()
         self.report = MaskReport()
 
     def run(self) -> None:
@@ -95,100 +97,95 @@ class MaskWriter:
                 for path in [self._folder, *(item for item in self._folder.rglob("*") if item.is_dir())]:
                     durable.remove_partials(path, shared=True)
                 self._note(active=True)
-                self._write()
+                while not self._stop.is_set():
+                    self._stop.wait(self._pass())
         except durable.Locked:
             self._log_once("another process writes masks here")
         except OSError as error:
             self._note(failed=self.report.failed + 1)
             self._log_once(f"masks cannot be written to {self._folder}: {error.strerror or error}; retrying")
 
-    def _write(self) -> None:
-        """Walk and write in turn until stopped. Raises OSError when a mask cannot be written."""
-        while not self._stop.is_set():
-            try:
-                rest = self._pass()
-            except PlaneUnavailable as error:
-                log.debug("masks_waiting", reason=str(error))
-                rest = error.retry_seconds
-            self._stop.wait(rest)
-
     def _pass(self) -> float:
-        """Walk once and write what is due; return the seconds until the next walk. Raises like `_write_mask`."""
+        """Walk once and write what is due; return the seconds until the next walk.
+
+        Raises OSError when a mask cannot be written, DurabilityLost.
+        """
+        rescan = self._watch.advanced.rescan_seconds
         try:
             version, began = self._plane.version(), time.monotonic()
-            found = self._queue.walk(version)
+            due, moving = self._queue.walk(version)
         except PlaneUnavailable as error:
             self._log_once(str(error))
             return error.retry_seconds
         except OSError as error:
             self._note(folder_present=False)
             self._log_once(f"{self._watch.folder} cannot be listed: {error.strerror or error}; waiting for it")
-            return self._watch.advanced.rescan_seconds
-        self._note(folder_present=True, pending=found.pending)
+            return rescan
+        self._note(folder_present=True, pending=len(due) + moving)
         self._log_once("")
+        self._unread &= {image.arrival.file for image in due}
         least = WALK_SHARE * (time.monotonic() - began)
-        wanted = self._watch.advanced.rescan_seconds
-        if found.unstable:
-            wanted = min(wanted, max(self._watch.stability_seconds, SHORTEST_WAIT))
-        pause = max(wanted, least)
-        for name, arrival in found.due:
+        pause = max(least, min(rescan, self._watch.stability_seconds) if moving else rescan)
+        for image in due[:LIMIT]:
             if self._stop.is_set() or time.monotonic() - began > pause:
                 return 0.0  # a new walk finds what has come in since, which goes first
-            self._write_mask(name, arrival, version)
-        return max(0.0, began + (least if found.pending > LIMIT else pause) - time.monotonic())
+            try:
+                self._write_mask(image)
+            except PlaneUnavailable as error:
+                log.debug("masks_waiting", reason=str(error))
+                return error.retry_seconds
+        return max(0.0, began + (least if len(due) > LIMIT else pause) - time.monotonic())
 
-    def _write_mask(self, name: str, arrival: Arrival, asked: Version) -> None:
+    def _write_mask(self, image: Due) -> None:
         """Make and write one mask. Raises OSError when the disk refuses it, DurabilityLost, PlaneUnavailable."""
-        answer = self._ask(name, arrival, asked)
+        answer = self._ask(image)
         if answer is None:
             return
         png, note = answer
-        path = mask_path(self._folder, name)
+        path = mask_path(self._folder, image.name)
         try:
             durable.make_directory(path.parent, shared=True)
             durable.write_bytes(path, with_note(png, note), shared=True)
         except OSError as error:
             if error.errno not in NO_SUCH_NAME:
-                self._queue.put_last(name)
+                self._queue.put_last(image.name)
                 raise
-            self._skip(name, arrival, note, error)
+            self._skip(image, error)
             return
-        self._queue.done(name, note)
+        self._queue.done(image.name, note)
         report = self.report
         self._note(written=report.written + 1, pending=max(0, report.pending - 1), last_written=time.time())
 
-    def _ask(self, name: str, arrival: Arrival, asked: Version) -> tuple[bytes, Note] | None:
+    def _ask(self, image: Due) -> tuple[bytes, Note] | None:
         """Return the mask and its note; None when this file gives none now."""
-        kind = self._masks.kind
+        name, arrival, kind = image.name, image.arrival, self._masks.kind
         try:
             png, version = self._plane.mask(read_arrival(self._watch.folder, arrival, self._watch.max_file_bytes), kind)
         except FileChanged:
             return None
-        except (RefusedImage, ImageFailed, PlaneUnavailable) as error:
-            if isinstance(error, PlaneUnavailable) and not self._gives_up(name, error):
+        except (RefusedImage, ImageFailed) as error:
+            self._skip(image, error)
+            return None
+        except PlaneUnavailable as error:
+            self._unanswered[name] += not error.answered  # the plane may die of this image
+            if self._unanswered[name] < ATTEMPTS:
                 raise
-            self._skip(name, arrival, note_of(arrival, kind, asked), error)
+            self._skip(image, error)
             return None
-        except OSError as error:  # a fault of the disk or the network: the next walk tries it again
-            self._count("failed", arrival, error)
+        except OSError as error:  # a fault of the disk or the network: each walk tries it again, and it counts once
+            if arrival.file not in self._unread:
+                self._unread.add(arrival.file)
+                self._count("failed", arrival, error)
             return None
-        self._unanswered.pop(name, None)
+        del self._unanswered[name]
         return png, note_of(arrival, kind, version)
 
-    def _gives_up(self, name: str, error: PlaneUnavailable) -> bool:
-        """Return whether an image was sent too often without an answer: the plane may die of it."""
-        if not error.answered:
-            self._unanswered[name] += 1
-        given_up = self._unanswered[name] >= ATTEMPTS
-        if given_up:
-            del self._unanswered[name]
-        return given_up
-
-    def _skip(self, name: str, arrival: Arrival, note: Note, error: Exception) -> None:
+    def _skip(self, image: Due, error: Exception) -> None:
         """Count a file that gets no mask until it changes; one that is not refused also until another version."""
+        del self._unanswered[image.name]
         refused = isinstance(error, RefusedImage)
-        self._queue.skip(name, note, again=not refused)
-        self._count("refused" if refused else "failed", arrival, error)
+        self._queue.skip(image.name, image.wanted, again=not refused)
+        self._count("refused" if refused else "failed", image.arrival, error)
 
     def _count(self, result: str, arrival: Arrival, error: Exception) -> None:
         self._note(**{result: getattr(self.report, result) + 1})

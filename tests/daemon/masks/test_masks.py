@@ -139,6 +139,21 @@ def test_the_drop_folder_may_come_and_go(folders: Folders) -> None:
         folders.wait_for("b.png")
 
 
+def test_a_drop_folder_without_its_marker_is_not_there(folders: Folders) -> None:
+    settings = folders.settings()
+    watch = settings.watch.model_copy(update={"marker": ".mounted"})
+    with masked(settings.model_copy(update={"watch": watch})) as made:
+        folders.put("a.png", 1)
+        wait_until(lambda: made.report.active, "the writer is ready")
+        made.served.wait_for(1)
+        assert not made.report.folder_present and not folders.mask("a.png").exists()
+        (folders.drop / ".mounted").touch()
+        folders.wait_for("a.png")
+        assert made.report.folder_present
+        (folders.drop / ".mounted").unlink()
+        wait_until(lambda: not made.report.folder_present, "it is missed")
+
+
 def test_masks_wait_for_the_first_version(world: World) -> None:
     folders = Folders(world)
     folders.put("a.png", 1)

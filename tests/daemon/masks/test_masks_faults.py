@@ -20,6 +20,7 @@ from daemon.masks.writer import MaskWriter
 from daemon.runtime.run_record import publish_record
 from daemon.serving.errors import QueueFull
 from daemon.serving.plane import InferencePlane
+from daemon.watch.arrival import Arrival, read_arrival
 from storage import durable
 from storage.errors import DurabilityLost
 from tests.daemon.masks.masks_world import Folders, masked, writing
@@ -216,6 +217,25 @@ def test_a_full_disk_lets_no_refused_file_be_asked_about_again(
         folders.put("a.png", 1)
         folders.wait_for("a.png")
         assert (made.report.refused, made.report.failed) == (1, 2)
+
+
+def test_a_file_that_the_disk_does_not_give_is_tried_at_each_walk_and_counted_once(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+
+    def broken(root: Path, arrival: Arrival, max_bytes: int) -> bytes:
+        nonlocal tries
+        if arrival.path.name == "bad.png" and tries < 3:
+            tries += 1
+            raise OSError(errno.EIO, "Input/output error", str(arrival.path))
+        return read_arrival(root, arrival, max_bytes)
+
+    monkeypatch.setattr("daemon.masks.writer.read_arrival", broken)
+    folders.put("bad.png", 1)
+    with masked(folders.settings()) as made:
+        folders.wait_for("bad.png")
+        assert (tries, made.report.failed) == (3, 1)
 
 
 class _OtherServer(BaseHTTPRequestHandler):

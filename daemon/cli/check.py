@@ -36,20 +36,20 @@ def check(
 ) -> None:
     """Verify buffer, registry, rounds and source; exit 1 if an error is found (with --repair: if one remains)."""
     layout = layout_of(running_settings(config))
-    from storage.checking import Severity, check_state, repair_state
+    from storage.checking import check_state, repair_state
 
-    mended: list[Problem] = []
+    repaired: list[Problem] = []
     if repair:
         done = repair_state(layout, read_data=read_data)
-        mended, problems = done.mended, done.left
+        repaired, problems = done.repaired, done.left
     else:
         problems = check_state(layout, read_data=read_data)
-    errors = [problem for problem in problems if problem.severity == Severity.ERROR]
+    errors = [problem for problem in problems if problem.severity == "error"]
     if as_json:
-        print_json({"ok": not errors, "problems": _rows(problems), "mended": _rows(mended)})
+        print_json({"ok": not errors, "problems": _rows(problems), "repaired": _rows(repaired)})
     else:
-        _print(problems, mended)
-        typer.echo(_summary(len(errors), len(problems) - len(errors), len(mended)))
+        _print(problems, repaired)
+        typer.echo(_summary(len(errors), len(problems) - len(errors), len(repaired)))
     if errors:
         raise typer.Exit(ExitCode.FAILURE)
 
@@ -58,7 +58,7 @@ def _rows(problems: "list[Problem]") -> list[dict[str, Any]]:
     return [
         {
             "code": problem.code,
-            "severity": problem.severity.value,
+            "severity": problem.severity,
             "path": str(problem.path),
             "detail": problem.detail,
             "remedy": problem.remedy,
@@ -68,19 +68,19 @@ def _rows(problems: "list[Problem]") -> list[dict[str, Any]]:
     ]
 
 
-def _print(problems: "list[Problem]", mended: "list[Problem]") -> None:
-    for problem in mended:
+def _print(problems: "list[Problem]", repaired: "list[Problem]") -> None:
+    for problem in repaired:
         typer.echo(
-            f"{typer.style('mended  ', fg=typer.colors.GREEN)}  {problem.code}: {problem.path}: {problem.detail}"
+            f"{typer.style('repaired', fg=typer.colors.GREEN)}  {problem.code}: {problem.path}: {problem.detail}"
         )
     for problem in problems:
-        mark = typer.style(f"{problem.severity.value:<8}", fg=COLORS[problem.severity.value])
+        mark = typer.style(f"{problem.severity:<8}", fg=COLORS[problem.severity])
         typer.echo(f"{mark}  {problem.code}: {problem.path}: {problem.detail}")
         typer.echo(f"{'':<8}  -> {problem.remedy}")
 
 
-def _summary(errors: int, leftovers: int, mended: int) -> str:
-    counts = ((mended, "mended"), (errors, "errors"), (leftovers, "leftovers"))
+def _summary(errors: int, leftovers: int, repaired: int) -> str:
+    counts = ((repaired, "repaired"), (errors, "errors"), (leftovers, "leftovers"))
     return ", ".join(f"{count} {name}" for count, name in counts if count) or "No problem found."
 
 

@@ -1,21 +1,16 @@
-"""One problem of a state directory, and its repair."""
+"""One problem of a state directory and its repair, and what all checks share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
+from storage.buffer.catalog import Catalog
 from storage.layout import StateLayout
 
-
-class Severity(StrEnum):
-    """Effect of a problem on the promise of the buffer and the registry."""
-
-    ERROR = "error"
-    """A guarantee is broken; a restart of the daemon does not repair it."""
-    LEFTOVER = "leftover"
-    """A leftover of a crash: harmless, and its owner removes it at the next start."""
-
+REPAIR = "stop mfmd run, then mfmd check --repair"
+RESTORE = "stop the daemon and restore the buffer folder from a backup"
 
 ERRORS = frozenset(
     {
@@ -26,9 +21,9 @@ ERRORS = frozenset(
         "round_version", "training_state", "source_damaged", "unreadable",
     }
 )  # fmt: skip
-"""Codes of errors."""
+"""Codes of broken guarantees; a restart of the daemon does not repair them."""
 LEFTOVERS = frozenset({"unfinished", "shard_orphan", "lease_stale", "observation_orphan", "history_torn", "source_old"})
-"""Codes of leftovers."""
+"""Codes of leftovers of a crash: harmless, and their owner removes them at the next start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +38,7 @@ class Problem:
     """What is wrong with it."""
     remedy: str
     """What to do."""
-    mend: Callable[[], None] | None = field(default=None, repr=False, compare=False)
+    repair: Callable[[], object] | None = field(default=None, repr=False, compare=False)
     """Repairs it; only under the state directory's lock. None: repair is not possible."""
 
     def __post_init__(self) -> None:
@@ -51,14 +46,14 @@ class Problem:
             raise ValueError(f"{self.code}: not a code of docs/how-to/check.md")
 
     @property
-    def severity(self) -> Severity:
+    def severity(self) -> Literal["error", "leftover"]:
         """Return whether a guarantee is broken, or a leftover remains."""
-        return Severity.LEFTOVER if self.code in LEFTOVERS else Severity.ERROR
+        return "leftover" if self.code in LEFTOVERS else "error"
 
     @property
     def repairable(self) -> bool:
         """Return whether `mfmd check --repair` repairs it."""
-        return self.mend is not None
+        return self.repair is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +61,12 @@ class Scope:
     """What to check, and how thoroughly."""
 
     layout: StateLayout
-    """The state directory."""
     read_data: bool
     """Also read every pixel and hash every weight."""
+
+
+def change(path: Path, *statements: str, values: Sequence[object] = ()) -> None:
+    """Run statements on a catalog in one durable transaction, each with the same `values`. Raises StorageError."""
+    with closing(Catalog.open(path, writable=True)) as catalog, catalog.transaction() as connection:
+        for statement in statements:
+            connection.execute(statement, values)

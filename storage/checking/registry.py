@@ -1,17 +1,17 @@
-"""Check whether every version matches its manifest, and the history can be read."""
+"""Check whether versions match their manifests, refs name intact versions, and the history can be read."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from storage import durable
-from storage.checking.catalog import REPAIR
-from storage.checking.problem import Problem, Scope
-from storage.errors import CorruptCheckpoint, UnknownVersion
+from storage.checking.problem import REPAIR, Problem, Scope
+from storage.errors import CorruptCheckpoint, StorageError, UnknownVersion
 from storage.registry.history import is_event, read_history
 from storage.registry.manifest import Manifest
+from storage.registry.refs import Refs, pin_name
 from storage.registry.registry import CheckpointRegistry
 
 ELSE = "restore its files from a backup; `mfmd promote N` serves another version"
@@ -22,9 +22,9 @@ def check_versions(scope: Scope) -> Iterator[Problem]:
     """Return versions whose manifest or files differ from the published ones, and unreadable kept manifests."""
     registry = CheckpointRegistry(scope.layout.checkpoints)
     for version in registry.versions():
-        damage = damage_of_version(registry, version, read_data=scope.read_data)
+        damage = _damage(registry, version, scope.read_data)
         if damage:
-            yield Problem("version_damaged", registry.weights_path(version).parent, damage, ELSE)
+            yield Problem("version_damaged", registry.folder(version), damage, ELSE)
     for path in sorted((scope.layout.checkpoints / "pruned").glob("[0-9]*.json")):
         try:
             Manifest.model_validate_json(path.read_bytes())
@@ -33,13 +33,24 @@ def check_versions(scope: Scope) -> Iterator[Problem]:
             yield Problem("pruned_damaged", path, detail, "restore it from a backup")
 
 
-def damage_of_version(registry: CheckpointRegistry, version: int, *, read_data: bool) -> str:
-    """Return what is wrong with a version; empty when it is intact. Without `read_data` only sizes are compared."""
-    try:
-        registry.verify(version, content=read_data)
-    except (CorruptCheckpoint, UnknownVersion) as error:
-        return str(error)
-    return ""
+def check_refs(scope: Scope) -> Iterator[Problem]:
+    """Return refs that cannot be read, name no version, or are missing."""
+    registry = CheckpointRegistry(scope.layout.checkpoints)
+    because = {"by": "repair", "reason": "mfmd check --repair"}
+    restore, no_shadow = partial(registry.restore, **because), partial(registry.set_shadow, None, **because)
+    yield from _ref(registry, "serving", restore, REPAIR)
+    yield from _serving(registry, scope.read_data, restore)
+    yield from _ref(registry, "previous", restore, REPAIR)
+    yield from _ref(registry, "shadow", no_shadow, f"{REPAIR} removes it")
+    for version in registry.pins():  # the name of a pin gives its version, whatever the file contains
+        path = registry.ref_path(pin_name(version))
+        if version not in registry.versions():
+            unpin = partial(registry.unpin, version, by="repair", reason="the version does not exist")
+            detail = f"pins version {version}, which does not exist"
+            yield Problem("ref_dangling", path, detail, f"{REPAIR} removes the pin", unpin)
+        elif Refs(path.parent).read_or_none(path.name) is None:
+            pin = partial(registry.pin, version, by="repair", reason="the ref was damaged")
+            yield Problem("ref_damaged", path, "cannot be read", f"{REPAIR} writes it again", pin)
 
 
 def check_history(scope: Scope) -> Iterator[Problem]:
@@ -51,6 +62,37 @@ def check_history(scope: Scope) -> Iterator[Problem]:
         detail = f"{len(bad)} lines cannot be read: {', '.join(map(str, bad[:5]))}"
         remedy = f"nothing, because such lines are skipped; {REPAIR} moves them to {TORN}"
         yield Problem("history_torn", path, detail, remedy, partial(_sort_out, path))
+
+
+def _damage(registry: CheckpointRegistry, version: int, read_data: bool) -> str:
+    try:
+        registry.verify(version, content=read_data)
+    except (CorruptCheckpoint, UnknownVersion) as error:
+        return str(error)
+    return ""
+
+
+def _ref(registry: CheckpointRegistry, name: str, repair: Callable[[], object], remedy: str) -> Iterator[Problem]:
+    path = registry.ref_path(name)
+    try:
+        ref = Refs(path.parent).read(name)
+    except StorageError as error:
+        yield Problem("ref_damaged", path, str(error), remedy, repair)
+        return
+    if ref is not None and ref.version not in registry.versions():
+        yield Problem("ref_dangling", path, f"points at version {ref.version}, which does not exist", remedy, repair)
+
+
+def _serving(registry: CheckpointRegistry, read_data: bool, restore: Callable[[], object]) -> Iterator[Problem]:
+    path = registry.ref_path("serving")
+    refs = Refs(path.parent)
+    serving = refs.read_or_none("serving")
+    if serving is not None and serving.version in registry.versions():
+        if damage := _damage(registry, serving.version, read_data):
+            remedy = f"{REPAIR} serves the last intact version; restore version {serving.version} from a backup"
+            yield Problem("serving_damaged", path, damage, remedy, restore)
+    elif not refs.exists("serving") and (served := registry.state().serves_last) is not None:
+        yield Problem("serving_missing", path, f"missing, but version {served} was promoted", REPAIR, restore)
 
 
 def _sort_out(path: Path) -> None:

@@ -2,15 +2,15 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 from storage import durable
-from storage.checking.catalog import REPAIR, change, readable_catalog
-from storage.checking.problem import Problem, Scope
-from storage.errors import StorageError
+from storage.buffer.catalog import Catalog
+from storage.checking.problem import REPAIR, Problem, Scope, change
+from storage.errors import CorruptCheckpoint, StorageError
 from storage.registry.registry import CheckpointRegistry
+from storage.registry.weight_changes import tensor_headers
 from storage.rounds.folder import RoundFolder, RoundStore
 from storage.rounds.records import AT_WORK
 
@@ -20,8 +20,6 @@ RECORDS: tuple[tuple[str, Callable[[RoundFolder], object]], ...] = (
     ("scores.json", RoundFolder.scores),
     ("verdict.json", RoundFolder.verdict),
 )
-LENGTH_BYTES = 8
-"""Bytes of the header's length, little endian, at the start of a safetensors file (huggingface.co/docs/safetensors)."""
 
 
 def check_rounds(scope: Scope) -> Iterator[Problem]:
@@ -37,23 +35,14 @@ def check_rounds(scope: Scope) -> Iterator[Problem]:
         yield from _states(folder)
 
 
-def check_leases(scope: Scope) -> Iterator[Problem]:
+def check_leases(scope: Scope, catalog: Catalog) -> Iterator[Problem]:
     """Return frames that are leased to rounds that will not continue."""
-    catalog = readable_catalog(scope.layout)
-    if catalog is None:
-        return
     store = RoundStore(scope.layout.rounds)
-    with closing(catalog):
-        try:
-            leases = catalog.leases()
-        except StorageError:
-            return  # `check_catalog` tells it
-        for number in leases:
-            why = _over(store, number)
-            if why:
-                mend = partial(change, catalog.path, "DELETE FROM leases WHERE round = ?", values=(number,))
-                detail, remedy = f"frames are kept for round {number}, which {why}", f"{REPAIR}, or the next `mfmd run`"
-                yield Problem("lease_stale", catalog.path, detail, remedy, mend)
+    for number in catalog.leases():
+        if why := _over(store, number):
+            repair = partial(change, catalog.path, "DELETE FROM leases WHERE round = ?", values=(number,))
+            detail, remedy = f"frames are kept for round {number}, which {why}", f"{REPAIR}, or the next `mfmd run`"
+            yield Problem("lease_stale", catalog.path, detail, remedy, repair)
 
 
 def _damages(folder: RoundFolder, number: int) -> Iterator[Problem]:
@@ -79,43 +68,25 @@ def _verdict(folder: RoundFolder, known: set[int]) -> Iterator[Problem]:
 def _states(folder: RoundFolder) -> Iterator[Problem]:
     for step in folder.states.steps():
         path = folder.states.root / f"{step:06d}"
-        damage = _state_damage(path)
+        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        damage = next(filter(None, map(_damage, files)), "") if files else "empty"
         if damage:
             remedy = f"{REPAIR} removes it; the round starts from the state before it, or without one"
             yield Problem("training_state", path, damage, remedy, partial(durable.retire_directory, path))
 
 
-def _state_damage(path: Path) -> str:
-    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-    broken = (f"{file.name}: {damage}" for file in files if (damage := _file_damage(file)))
-    return next(broken, "") if files else "empty"
-
-
-def _file_damage(path: Path) -> str:
-    if path.suffix == ".safetensors":
-        return _tensors_damage(path)
-    if path.suffix == ".json":
-        try:
+def _damage(path: Path) -> str:
+    """Return what is wrong with a file of a training state; reads no tensor."""
+    try:
+        if path.suffix == ".safetensors":
+            tensor_headers(path)
+        elif path.suffix == ".json":
             json.loads(path.read_bytes())
-        except ValueError as error:
-            return f"not JSON: {error}"
+    except CorruptCheckpoint as error:
+        return str(error)
+    except ValueError as error:
+        return f"{path.name}: not JSON: {error}"
     return ""
-
-
-def _tensors_damage(path: Path) -> str:
-    """Compare header and size of a safetensors file; reads no tensor."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-        if length > size - LENGTH_BYTES or length < 2:
-            return "no safetensors header"
-        try:
-            header = json.loads(file.read(length))
-        except ValueError:
-            return "no safetensors header"
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    expected = LENGTH_BYTES + length + max(ends, default=0)
-    return "" if size == expected else f"{size} bytes, expected {expected}"
 
 
 def _over(store: RoundStore, number: int) -> str:

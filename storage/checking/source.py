@@ -2,11 +2,9 @@
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 from storage import durable
-from storage.checking.catalog import REPAIR
-from storage.checking.problem import Problem, Scope
+from storage.checking.problem import REPAIR, Problem, Scope
 from storage.errors import StorageError
 from storage.source.labelled import CURRENT, LabelledSet, current_fingerprint
 
@@ -21,27 +19,19 @@ def check_source(scope: Scope) -> Iterator[Problem]:
     except StorageError as error:
         yield Problem("source_damaged", folder / CURRENT, str(error), AGAIN)
         return
-    yield from _old(folder, current)
+    for path in sorted(folder.glob("[!.]*")):
+        if path.is_dir() and path.name != current:
+            repair = partial(durable.retire_directory, path)
+            yield Problem("source_old", path, "an imported set that is not in use", f"{REPAIR} removes it", repair)
     if current is None:
         return
     try:
-        _read(LabelledSet(folder / current), scope.read_data)
+        source = LabelledSet(folder / current)
+        for index in range(len(source)):
+            if scope.read_data:
+                source.image(index)
+                source.label(index)
+            else:
+                source.check_files(index)
     except (StorageError, OSError) as error:
         yield Problem("source_damaged", folder / current, str(error), AGAIN)
-
-
-def _read(source: LabelledSet, read_data: bool) -> None:
-    """Read the set. Raises StorageError when something cannot be read."""
-    for index in range(len(source)):
-        if read_data:
-            source.image(index)
-            source.label(index)
-        else:
-            source.check_files(index)
-
-
-def _old(folder: Path, current: str | None) -> Iterator[Problem]:
-    for path in sorted(folder.glob("[!.]*")):
-        if path.is_dir() and path.name != current:
-            mend = partial(durable.retire_directory, path)
-            yield Problem("source_old", path, "an imported set that is not in use", f"{REPAIR} removes it", mend)

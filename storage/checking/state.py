@@ -1,18 +1,17 @@
 """Check and repair the whole state directory."""
 
-from collections.abc import Callable, Iterable, Iterator
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from storage import durable
 from storage.buffer import files as buffer_files
 from storage.checking.catalog import check_catalog
-from storage.checking.leftovers import check_leftovers
-from storage.checking.observed import check_observations
-from storage.checking.pixels import check_pixels
-from storage.checking.problem import Problem, Scope, Severity
-from storage.checking.refs import check_refs
-from storage.checking.registry import check_history, check_versions
-from storage.checking.rounds import check_leases, check_rounds
+from storage.checking.problem import REPAIR, Problem, Scope
+from storage.checking.registry import check_history, check_refs, check_versions
+from storage.checking.rounds import check_rounds
 from storage.checking.source import check_source
 from storage.errors import DurabilityLost, StorageError
 from storage.layout import StateLayout
@@ -20,25 +19,12 @@ from storage.layout import StateLayout
 PASSES = 4
 """Number of passes of repair: one repair may reveal another problem (a removed frame leaves its observation)."""
 
-PARTS: tuple[Callable[[Scope], Iterable[Problem]], ...] = (
-    check_catalog,
-    check_pixels,
-    check_observations,
-    check_versions,
-    check_history,
-    check_refs,
-    check_rounds,
-    check_leases,
-    check_source,
-    check_leftovers,
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Repair:
     """What `repair_state` did."""
 
-    mended: list[Problem]
+    repaired: list[Problem]
     """Problems that were repaired."""
     left: list[Problem]
     """Problems that remain; only a person can repair them."""
@@ -56,7 +42,7 @@ def check_state(layout: StateLayout, *, read_data: bool = False) -> list[Problem
     found = list(_examine(scope))
     if not (live or _live(layout)):
         return found
-    errors = [problem for problem in found if problem.severity == Severity.ERROR]
+    errors = [problem for problem in found if problem.severity == "error"]
     again = set(_examine(scope)) if errors else set()
     return [problem for problem in errors if problem in again]
 
@@ -68,39 +54,67 @@ def repair_state(layout: StateLayout, *, read_data: bool = False) -> Repair:
     """
     if not layout.root.is_dir():
         return Repair([], [])
-    mended: list[Problem] = []
+    repaired: list[Problem] = []
     with layout.lock(), buffer_files.claim(layout):
         scope = Scope(layout, read_data)
         problems = list(_examine(scope))
         for _ in range(PASSES):
-            before = {problem for problem in problems if problem.repairable}
+            before = {problem for problem in problems if _repaired(problem)}
             if not before:
                 break
-            failed = {problem for problem in problems if problem in before and not _mend(problem)}
             problems = list(_examine(scope))
-            mended += sorted(before - failed - set(problems), key=lambda problem: (problem.code, problem.path))
-            if failed >= before:
-                break
-    return Repair(mended, problems)
+            repaired += sorted(before - set(problems), key=lambda problem: (problem.code, problem.path))
+    return Repair(repaired, problems)
 
 
-def _mend(problem: Problem) -> bool:
-    assert problem.mend is not None
+def _repaired(problem: Problem) -> bool:
+    if problem.repair is None:
+        return False
     try:
-        problem.mend()
+        problem.repair()
     except DurabilityLost:
         raise
     except (StorageError, OSError):
-        return False  # it is found again, and told as left
+        return False  # it is found again, and reported as left
     return True
 
 
 def _examine(scope: Scope) -> Iterator[Problem]:
-    for part in PARTS:
+    checks = (check_catalog, check_versions, check_history, check_refs, check_rounds, check_source, _check_leftovers)
+    for check in checks:
         try:
-            yield from part(scope)
+            yield from check(scope)
         except OSError as error:
             yield Problem("unreadable", scope.layout.root, str(error), "check the disk and permissions")
+
+
+def _check_leftovers(scope: Scope) -> Iterator[Problem]:
+    """Find unfinished files of a killed process, in every folder where files first appear under a temporary name."""
+    resized = scope.layout.root / buffer_files.RESIZED
+    if resized.is_dir():
+        remedy = f"{REPAIR} finishes it, or the daemon's next start does"
+        yield Problem("unfinished", resized, "a resize of the buffer was killed", remedy)
+    for folder in _folders(scope.layout):
+        for path in sorted(folder.glob(f"*{durable.PARTIAL}")):
+            remedy = f"{REPAIR} removes it, or the next run of its owner does"
+            yield Problem("unfinished", path, "leftover of a killed process", remedy, partial(_remove, path))
+
+
+def _folders(layout: StateLayout) -> Iterator[Path]:
+    yield from (layout.root, layout.buffer, layout.frames_zarr, layout.frames_zarr / buffer_files.ARRAY)
+    yield from (layout.source, layout.rounds, layout.checkpoints)
+    yield from (layout.checkpoints / name for name in ("versions", "refs", "pruned"))
+    yield from sorted((layout.checkpoints / "versions").glob("[0-9]*"))
+    yield from (layout.shadow, *sorted(layout.shadow.glob("[0-9]*")))
+    for round in sorted(layout.rounds.glob("[0-9]*")):
+        yield from (round, round / "state")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _live(layout: StateLayout) -> bool:

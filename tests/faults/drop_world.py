@@ -122,5 +122,5 @@ class DropWorld:
         layout = StateLayout(self.state)
         assert not check_state(layout, read_data=True)
         repair = repair_state(layout, read_data=True)
-        assert not repair.mended
+        assert not repair.repaired
         assert not repair.left

@@ -29,7 +29,7 @@ def kill_again_and_again(root: Path, kills: int, seed: int) -> None:
         process.join()
         oracle.check()
         if moments.random() < 0.2:  # as an operator might, between a crash and the next start
-            oracle.mend()
+            oracle.repair()
     world.ingest_all(root)
     oracle.check_finished()
 

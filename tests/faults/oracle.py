@@ -15,7 +15,7 @@ import numpy as np
 
 from storage.buffer.catalog_records import FrameRecord
 from storage.buffer.frames import FrameBuffer
-from storage.checking import Severity, check_state, repair_state
+from storage.checking import check_state, repair_state
 from storage.durable.digest import digest_of
 from storage.errors import RefusedImage
 from storage.layout import StateLayout
@@ -76,8 +76,8 @@ class Oracle:
         doubles = Counter(state[2] for state in states.values() if state[0] == "committed")
         assert set(doubles.values()) <= {1}, f"committed twice: {doubles}"
 
-    def mend(self, at: Path | None = None) -> None:
-        """`mfmd check --repair` mends what a fault left and harms nothing."""
+    def repair(self, at: Path | None = None) -> None:
+        """`mfmd check --repair` repairs what a fault left and harms nothing."""
         layout = StateLayout((at or self.root) / "state")
         left = repair_state(layout, read_data=True).left
         assert not left, left
@@ -89,9 +89,7 @@ class Oracle:
             # The process died between the history's line and the very first ref: `mfmd check --repair` goes on.
             problems = [problem for problem in problems if problem.code != "serving_missing"]
         errors = [
-            problem
-            for problem in problems
-            if problem.severity == Severity.ERROR or (tidy and problem.code != "history_torn")
+            problem for problem in problems if problem.severity == "error" or (tidy and problem.code != "history_torn")
         ]
         assert not errors, errors
 

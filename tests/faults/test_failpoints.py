@@ -92,7 +92,7 @@ def kill_and_restart(job: str, root: Path, failpoint: str) -> bool:
     oracle = begin(job, root)
     killed = processes.killed_at(world.JOBS[job], root, failpoint)
     oracle.check()
-    oracle.mend()
+    oracle.repair()
     world.JOBS[job](root)
     if job in world.TAKING:
         oracle.check_finished()

@@ -65,7 +65,7 @@ def test_a_full_disk_pauses_ingest_and_room_lets_it_go_on(
         world.step_until(ingest, lambda: not world.waiting(tmp_path, buffer))
         world.step_until(ingest, lambda: ingest.activity[1].state == "running")
     oracle.check_finished()
-    oracle.mend()
+    oracle.repair()
     assert not list(StateLayout(small_disk).buffer.rglob("*.partial"))
 
 

@@ -146,7 +146,7 @@ def test_ingest_loses_nothing_by_any_one_error(tmp_path: Path, code: int, every:
         with tapped(root / "state", fault):
             run_ingest(root, fault)
         oracle.check()
-        oracle.mend()
+        oracle.repair()
         world.ingest_all(root, world.settings(root, buffer={"capacity_frames": 3}))
         oracle.check_finished()
 
@@ -171,7 +171,7 @@ def test_whatever_else_fails_can_be_done_again(tmp_path: Path, job: str, code: i
         else:
             assert fault.failed is None or not fault.lost_a_sync, f"nobody heard of {fault.failed}"
         oracle.check()
-        oracle.mend()
+        oracle.repair()
         world.JOBS[job](root)
         oracle.check(tidy=job != "rounds")
 

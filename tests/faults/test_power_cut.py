@@ -59,7 +59,7 @@ def test_after_a_power_cut_at_any_call_the_promise_holds(tmp_path: Path, moments
         try:
             oracle.check()
             if len(seen) % (5 * every) == 0:
-                oracle.mend()
+                oracle.repair()
                 world.JOBS[job](root)
                 oracle.check_finished() if job in world.TAKING else oracle.check(tidy=job != "rounds")
         except BaseException as error:

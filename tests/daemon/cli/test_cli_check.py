@@ -7,10 +7,10 @@ from storage.layout import StateLayout
 
 def test_nothing_wrong(mfmd, registry) -> None:
     assert mfmd("check") == (0, "No problem found.\n", "")
-    assert json.loads(mfmd("check", "--read-data", "--json").out) == {"ok": True, "problems": [], "mended": []}
+    assert json.loads(mfmd("check", "--read-data", "--json").out) == {"ok": True, "problems": [], "repaired": []}
 
 
-def test_an_error_is_told_mended_and_gone(mfmd, registry) -> None:
+def test_an_error_is_told_repaired_and_gone(mfmd, registry) -> None:
     registry.ref_path("serving").write_text("{")
     answer = mfmd("check")
     assert answer.code == 1
@@ -20,8 +20,8 @@ def test_an_error_is_told_mended_and_gone(mfmd, registry) -> None:
     (problem,) = found["problems"]
     assert (problem["code"], problem["severity"], problem["repairable"]) == ("ref_damaged", "error", True)
     assert problem["path"] == str(registry.ref_path("serving"))
-    mended = mfmd("check", "--repair")
-    assert mended.code == 0 and mended.out.startswith("mended ") and mended.out.endswith("1 mended\n")
+    repaired = mfmd("check", "--repair")
+    assert repaired.code == 0 and repaired.out.startswith("repaired ") and repaired.out.endswith("1 repaired\n")
     assert mfmd("check").code == 0
 
 
@@ -31,7 +31,7 @@ def test_leftovers_are_no_failure(mfmd, registry) -> None:
     assert answer.code == 0 and "leftover" in answer.out
 
 
-def test_what_cannot_be_mended_stays_an_error(mfmd, registry) -> None:
+def test_what_cannot_be_repaired_stays_an_error(mfmd, registry) -> None:
     registry.weights_path(3).unlink()
     answer = mfmd("check", "--repair", "--json")
     assert answer.code == 1

@@ -326,7 +326,7 @@ def test_a_frame_that_went_bad_comes_again_by_the_command(videos, drop):
     world.close()
     shard.write_bytes(shard.read_bytes()[:-100] + bytes(100))
     layout = world.bench.buffer._layout
-    assert len(repair_state(layout, read_data=True).mended) == 1
+    assert len(repair_state(layout, read_data=True).repaired) == 1
     settings = world.bench.settings
     done = write_frames(path, drop, settings.videos, settings.watch)
     assert (done.written, done.there, done.damage) == (4, 0, "")

@@ -85,7 +85,7 @@ def sql(whole: StateLayout) -> Sql:
 
 @pytest.fixture
 def expect(whole: StateLayout) -> Expect:
-    """The damage is found, by these codes and no other; repair mends it (but for those `left`), and it stays mended."""
+    """The damage is found, by these codes and no other; repair fixes it (but for those `left`) for good."""
 
     def run(*codes: str, read_data: bool = False, left: tuple[str, ...] = (), naming: Path | None = None) -> None:
         found = check_state(whole, read_data=read_data)
@@ -96,7 +96,7 @@ def expect(whole: StateLayout) -> Expect:
             assert "check --repair" not in problem.remedy or "stop mfmd run, then mfmd check --repair" in problem.remedy
         assert naming is None or naming in {problem.path for problem in found}
         done = repair_state(whole, read_data=read_data)
-        assert {problem.code for problem in done.mended} >= set(codes)
+        assert {problem.code for problem in done.repaired} >= set(codes)
         assert sorted(problem.code for problem in done.left) == sorted(left)
         assert sorted(problem.code for problem in check_state(whole, read_data=True)) == sorted(left)
 

@@ -1,4 +1,4 @@
-"""Damage to catalog and pixels: found, mended, found clean again."""
+"""Damage to catalog and pixels: found, repaired, found clean again."""
 
 import shutil
 import sqlite3
@@ -12,7 +12,7 @@ from storage.buffer.catalog_records import FrameRecord
 from storage.buffer.catalog_schema import SCHEMA_VERSION
 from storage.buffer.frames import FrameBuffer
 from storage.buffer.lost import lost_frames
-from storage.checking import Severity, check_state, repair_state
+from storage.checking import check_state, repair_state
 from storage.layout import StateLayout
 
 
@@ -29,7 +29,7 @@ def shard(layout: StateLayout, slot: int):
 def test_a_good_state_has_no_problem(whole, read_data):
     assert check_state(whole, read_data=read_data) == []
     done = repair_state(whole, read_data=read_data)
-    assert (done.mended, done.left) == ([], [])
+    assert (done.repaired, done.left) == ([], [])
 
 
 def test_an_empty_state_has_no_problem(tmp_path):
@@ -229,7 +229,7 @@ def test_a_database_of_the_observer_without_tables_is_no_problem(whole):
 def test_what_is_written_now_is_no_leftover(whole, small, new_frame):
     """Beside a writer only errors are told: it may be at work on what looks left."""
     shutil.copyfile(shard(whole, 0), shard(whole, 7))
-    assert [problem.severity for problem in check_state(whole)] == [Severity.LEFTOVER]
+    assert [problem.severity for problem in check_state(whole)] == ["leftover"]
     with FrameBuffer.open(whole, small, writable=True):
         shutil.copyfile(shard(whole, 0), shard(whole, 7))
         assert check_state(whole) == []

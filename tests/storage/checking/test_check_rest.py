@@ -1,4 +1,4 @@
-"""Damage to registry, rounds and source, and what kills leave: found, mended, found clean again."""
+"""Damage to registry, rounds and source, and what kills leave: found, repaired, found clean again."""
 
 import json
 import re
@@ -219,7 +219,7 @@ def test_repair_waits_for_nobody(whole, small):
 
 
 def test_much_damage_at_once(whole, registry, sql, expect):
-    """Every part is mended, also what shows only after something else was mended."""
+    """Every part is repaired, also what shows only after something else was repaired."""
     (whole.frames_zarr / "frames" / "c.1.0.0.0").unlink()
     sql("INSERT INTO leases (round, frame) VALUES (9, 2)", "DELETE FROM digests WHERE frame = 3")
     spoil(registry.ref_path("previous"))

@@ -84,7 +84,7 @@ def test_a_rollback_to_a_version_takes_its_place(registry: CheckpointRegistry, s
 
 
 @pytest.mark.parametrize("name", ["serving", "previous", "shadow", "pinned-000001"])
-def test_it_is_found_and_mended(
+def test_it_is_found_and_repaired(
     layout: StateLayout, registry: CheckpointRegistry, spoil: Callable[[Path], None], name: str
 ) -> None:
     spoil(registry.ref_path(name))

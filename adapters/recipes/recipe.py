@@ -13,7 +13,7 @@ from adapters.augmentation.augment import to_unit
 from adapters.mfm.rebuilder import Rebuilder
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.step_rng import StepRng
-from adapters.sampling.crops import SourceBatch, TargetBatch
+from adapters.sampling.streams import SourceBatch, TargetBatch
 from configs.mfm import MfmSettings
 from configs.recipe import RecipeBase
 

@@ -21,8 +21,9 @@ from adapters.networks.network import SegmentationNetwork, normalise
 from adapters.networks.step_rng import StepRng
 from adapters.networks.training_pass import encode, prediction_loss
 from adapters.rounds.optim import build_optimizer, learning_rate_factor, set_learning_rates
-from adapters.sampling.crops import SourceBatch, SourceCrops, batches, crop_within
+from adapters.sampling.crops import SourceCrops, crop_within
 from adapters.sampling.rare_class import balanced_weights
+from adapters.sampling.streams import SourceBatch
 from adapters.scoring.scores.counts import CountsOverImages
 from adapters.scoring.scores.iou import class_iou, mean_iou
 from configs.settings import Settings
@@ -100,7 +101,7 @@ class _SourceTraining:
 
     def _train(self, network: SegmentationNetwork, source: LabelledSet, device: torch.device) -> None:
         settings, losses = self._pretrain, list[Tensor]()
-        stream = batches(self._crops(source), device)
+        stream = self._crops(source, pin=device.type == "cuda")
         self._class_weights = balanced_weights(source.class_pixels[list(source.train)], settings.class_balance).to(
             device
         )
@@ -114,7 +115,7 @@ class _SourceTraining:
                 losses.clear()
                 self._report("training", step + 1, settings.steps)
 
-    def _crops(self, source: LabelledSet) -> SourceCrops:
+    def _crops(self, source: LabelledSet, pin: bool) -> SourceCrops:
         settings = self._pretrain
         return SourceCrops(
             source,
@@ -123,6 +124,7 @@ class _SourceTraining:
             batch_size=settings.batch_size,
             seed=(settings.advanced.seed,),
             scale=(settings.advanced.min_scale, settings.advanced.max_scale),
+            pin=pin,
         )
 
     def _step(

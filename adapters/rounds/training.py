@@ -20,8 +20,7 @@ from adapters.recipes.build import build_recipe
 from adapters.recipes.recipe import RecipeInputs, StepBatch, StepLosses
 from adapters.rounds.inputs import RoundInputs
 from adapters.rounds.optim import build_optimizer, set_learning_rates
-from adapters.sampling.crops import CropStream, SourceBatch, SourceCrops, TargetBatch, TargetCrops, crop_within
-from adapters.sampling.margins import Margins
+from adapters.sampling.crops import SourceCrops, TargetCrops, crop_within
 from adapters.sampling.rare_class import RareClasses, balanced_weights
 from configs.recipe import RecipeBase, SelfTrainingSettings
 
@@ -112,23 +111,21 @@ class Training:
         """Give each process its own dropout from here on."""
         torch.manual_seed(self._seed + RANK_STRIDE * self._rank)
 
-    def _streams(self) -> tuple[CropStream[TargetBatch], CropStream[SourceBatch] | None]:
+    def _streams(self) -> tuple[TargetCrops, SourceCrops | None]:
         """Open the two streams of crops; images that fit are read into RAM now."""
-        inputs, device, recipe = self._inputs, self.accelerator.device, self._settings.recipe
+        inputs, source, recipe = self._inputs, self._replayed, self._settings.recipe
         common: dict[str, Any] = {
             "crop": self.crop,
             "batch_size": self._settings.round.batch_size,
-            "rank": self._rank,
-            "processes": self._processes,
+            "rank": self.accelerator.process_index,
+            "processes": self.accelerator.num_processes,
+            "pin": self.accelerator.device.type == "cuda",
         }
-        margins = Margins.from_settings(recipe)
-        target = TargetCrops(inputs.buffer, inputs.frames, seed=(self._seed, 0), margins=margins, **common)
-        if self._replayed is None:
-            return CropStream[TargetBatch](target, device), None
-        train = self._replayed.train
-        rare = RareClasses.from_settings(self._replayed, train, recipe)
-        source = SourceCrops(self._replayed, train, seed=(self._seed, 1), rare=rare, **common)
-        return CropStream[TargetBatch](target, device), CropStream[SourceBatch](source, device)
+        target = TargetCrops(inputs.buffer, inputs.frames, recipe, seed=(self._seed, 0), **common)
+        if source is None:
+            return target, None
+        rare = RareClasses.from_settings(source, recipe)
+        return target, SourceCrops(source, source.train, seed=(self._seed, 1), rare=rare, **common)
 
     def step(self, factor: float) -> StepLosses:
         """Run one optimizer step, every learning rate times `factor`."""

@@ -1,12 +1,12 @@
-"""Margins where pseudo-labels do not count: the edge of the sky, the border of the lens, the bonnet of the car.
+"""Where a crop lies, which crops are drawn again, and the margins where pseudo-labels do not count.
 
-Teachers are wrong there in the same way in every frame. DAFormer cuts 15 rows at the top and 120 at the bottom of each
-512 crop. HRDA and MIC cut the same shares of the whole frame, and 30 of 2048 columns on either side, before they crop.
+Margins are the edge of the sky, the border of the lens, the bonnet of the car: teachers are wrong there in the same way
+in every frame. DAFormer cuts 15 rows at the top and 120 at the bottom of each 512 crop. HRDA and MIC cut the same
+shares of the whole frame, and 30 of 2048 columns on either side, before they crop.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,7 @@ from configs.recipe import RecipeBase
 Pixels = NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
+class Region(NamedTuple):
     """A rectangle of an image (pixels)."""
 
     top: int
@@ -30,13 +29,14 @@ class Region:
         return pixels[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
+Crop = tuple[Region, Pixels]
+"""A region of an image, and its labels [h, w]."""
+
+
 def random_region(
     size: tuple[int, int], crop: tuple[int, int], factor: float, generator: np.random.Generator
 ) -> Region:
-    """Draw a rectangle of an image of `size` that gives `crop` when scaled by `factor`.
-
-    It is smaller when the image is.
-    """
+    """Draw a rectangle of an image of `size` that gives `crop` when scaled by `factor`; a smaller image gives less."""
     height, width = (min(full, max(1, round(side / factor))) for full, side in zip(size, crop, strict=True))
     top, left = generator.integers(size[0] - height + 1), generator.integers(size[1] - width + 1)
     return Region(int(top), int(left), height, width)
@@ -50,34 +50,17 @@ def scaled_size(region: Region, factor: float, crop: tuple[int, int]) -> tuple[i
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Margins:
-    """Shares of height and width (0-1), rounded to whole pixels; all 0 means no margins."""
+def trusted_part(region: Region, size: tuple[int, int], recipe: RecipeBase) -> NDArray[np.bool_]:
+    """Return where pseudo-labels count in the crop `region` of an image of `size` (height, width): bool [h, w].
 
-    top: float = 0.0
-    bottom: float = 0.0
-    left: float = 0.0
-    right: float = 0.0
-    of: Literal["crop", "image"] = "crop"
-    """Reference of the shares: each crop, or the whole image; in either case without padding."""
-
-    @classmethod
-    def from_settings(cls, recipe: RecipeBase) -> "Margins":
-        """Return the margins of a recipe."""
-        return cls(recipe.margin_top, recipe.margin_bottom, recipe.margin_left, recipe.margin_right, recipe.margin_of)
-
-    def trusted(self, region: Region, size: tuple[int, int]) -> NDArray[np.bool_]:
-        """Return where pseudo-labels count in the crop `region` of an image of `size` (height, width): bool [h, w]."""
-        whole = Region(0, 0, *size) if self.of == "image" else region
-        rows = _inside(whole.top - region.top, whole.height, self.top, self.bottom)
-        columns = _inside(whole.left - region.left, whole.width, self.left, self.right)
-        trusted = np.zeros((region.height, region.width), np.bool_)
-        trusted[rows, columns] = True
-        return trusted
-
-
-NO_MARGINS = Margins()
-"""Pseudo-labels count everywhere."""
+    The margins of `recipe` are shares of the crop or of the image, in either case without padding.
+    """
+    whole = Region(0, 0, *size) if recipe.margin_of == "image" else region
+    rows = _inside(whole.top - region.top, whole.height, recipe.margin_top, recipe.margin_bottom)
+    columns = _inside(whole.left - region.left, whole.width, recipe.margin_left, recipe.margin_right)
+    trusted = np.zeros((region.height, region.width), np.bool_)
+    trusted[rows, columns] = True
+    return trusted
 
 
 def _inside(start: int, length: int, before: float, after: float) -> slice:
@@ -90,9 +73,6 @@ DOMINANT_SHARE = 0.75
 """A source crop in which one class covers more than this share of the labelled pixels is drawn again ..."""
 REDRAWS = 10
 """... at most this often (the published code says `cat_max_ratio`). So is one without enough of a rare class."""
-
-Crop = tuple[Region, Pixels]
-"""A region of an image, and its labels [h, w]."""
 
 
 def choose_crop(draw: Callable[[], Crop], ignore_index: int, enough: Callable[[Pixels], bool] | None = None) -> Crop:
@@ -108,10 +88,7 @@ def choose_crop(draw: Callable[[], Crop], ignore_index: int, enough: Callable[[P
 
 
 def dominated(labels: Pixels, ignore_index: int) -> bool:
-    """Return whether one class covers `DOMINANT_SHARE` of the labelled pixels of `labels` [H, W].
-
-    It is also true when nothing is labelled.
-    """
+    """Return whether one class covers `DOMINANT_SHARE` of the labelled pixels of `labels` [H, W], or there are none."""
     counts = np.bincount(labels.ravel(), minlength=256)
     counts[ignore_index] = 0
     return bool(counts.max() >= DOMINANT_SHARE * counts.sum())

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters.sampling.margins import Pixels
-from configs.recipe import RareClassSettings, RecipeBase
+from configs.recipe import DaformerAdvanced, RareClassSettings, RecipeBase
 from storage.source.labelled import LabelledSet
 
 FALLBACK_SHARE = 0.5
@@ -22,22 +22,14 @@ FALLBACK_SHARE = 0.5
 
 
 class RareClasses:
-    """StepRng a class c with P(c) = softmax((1 - f_c) / T), then one of the images that hold enough of it, evenly.
+    """Draws a class c with P(c) = softmax((1 - f_c) / T), then one of the images that hold enough of it, evenly.
 
     f_c is the share of c in all labelled pixels; classes that never occur are omitted. A class that exceeds the wanted
     share in no image keeps its P(c), as in the paper. It is drawn from the images with at least half as many of its
     pixels as the image with the most, so no single image represents it alone. (The original stops with an error.)
     """
 
-    def __init__(
-        self,
-        pixels: NDArray[np.int64],
-        areas: Sequence[int],
-        *,
-        temperature: float,
-        image_share: float,
-        crop_share: float,
-    ) -> None:
+    def __init__(self, pixels: NDArray[np.int64], areas: Sequence[int], settings: DaformerAdvanced) -> None:
         """Count `pixels` [N, K], labelled pixels per image and class, against `areas`, pixels of each image.
 
         Raises ValueError when nothing is labelled.
@@ -47,32 +39,22 @@ class RareClasses:
             raise ValueError("RareClasses needs labelled pixels")
         self.classes: list[int] = np.flatnonzero(totals).tolist()
         """Classes that occur."""
-        self.probabilities = _softmax((1.0 - totals[self.classes] / totals.sum()) / temperature)
+        scores = (1.0 - totals[self.classes] / totals.sum()) / settings.rare_class_temperature
+        powers = np.exp(scores - scores.max())
+        self.probabilities = powers / powers.sum()
         """P(c) of each of `classes`."""
-        wanted = image_share * np.asarray(areas)
+        wanted = settings.rare_class_image_share * np.asarray(areas)
         self.images = [_holding(pixels[:, index], wanted) for index in self.classes]
         """Indices of the images that each of `classes` is drawn from."""
-        self._crop_share = crop_share
+        self._crop_share = settings.rare_class_crop_share
 
     @classmethod
-    def from_settings(cls, labelled: LabelledSet, indices: Sequence[int], recipe: RecipeBase) -> Self | None:
-        """Build it over the images `indices` of `labelled`.
-
-        None when the recipe does not use it or nothing is labelled.
-        """
-        if not isinstance(recipe, RareClassSettings) or not recipe.rare_class_sampling:
+    def from_settings(cls, labelled: LabelledSet, recipe: RecipeBase) -> Self | None:
+        """Build it over the training images of `labelled`; None when `recipe` has it not, or nothing is labelled."""
+        pixels = labelled.class_pixels[list(labelled.train)]
+        if not isinstance(recipe, RareClassSettings) or not recipe.rare_class_sampling or not pixels.any():
             return None
-        pixels = labelled.class_pixels[list(indices)]
-        if not pixels.any():
-            return None
-        areas = [height * width for height, width in map(labelled.valid, indices)]
-        return cls(
-            pixels,
-            areas,
-            temperature=recipe.advanced.rare_class_temperature,
-            image_share=recipe.advanced.rare_class_image_share,
-            crop_share=recipe.advanced.rare_class_crop_share,
-        )
+        return cls(pixels, [height * width for height, width in map(labelled.valid, labelled.train)], recipe.advanced)
 
     def draw(self, generator: np.random.Generator) -> tuple[int, int]:
         """Draw a class and the index of an image to crop for it."""
@@ -82,11 +64,6 @@ class RareClasses:
     def enough(self, labels: Pixels, wanted: int) -> bool:
         """Return whether class `wanted` exceeds its share of a crop with `labels` [h, w], the part that holds image."""
         return bool(np.count_nonzero(labels == wanted) > self._crop_share * labels.size)
-
-
-def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    powers = np.exp(scores - scores.max())
-    return np.asarray(powers / powers.sum())
 
 
 def _holding(pixels: NDArray[np.int64], wanted: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -103,8 +80,7 @@ def balanced_weights(class_pixels: NDArray[np.int64], exponent: float) -> Tensor
     """Return the weight of each label value, [256] float32: (median frequency / frequency) ** `exponent`.
 
     `class_pixels` [N, K]: labelled pixels per image and class. The frequency of a class is its share of the pixels of
-    the images that hold it (SegNet, Badrinarayanan 2015). Classes that never occur, and values that are no class, weigh
-    0.
+    the images that hold it (SegNet, Badrinarayanan 2015). Classes that never occur and other values weigh 0.
     """
     held = class_pixels > 0
     pixels = class_pixels.sum(axis=1, keepdims=True)

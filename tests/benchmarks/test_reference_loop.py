@@ -13,7 +13,7 @@ from adapters.networks.step_rng import StepRng
 from adapters.recipes.build import build_recipe
 from adapters.recipes.recipe import RecipeInputs, StepBatch
 from adapters.rounds.optim import build_optimizer
-from adapters.sampling.crops import SourceBatch, TargetBatch
+from adapters.sampling.streams import SourceBatch, TargetBatch
 from configs.settings import Settings
 
 CROP, CLASSES = 64, 5

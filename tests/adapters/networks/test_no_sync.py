@@ -24,7 +24,7 @@ from adapters.networks.step_rng import StepRng
 from adapters.recipes.build import RECIPES
 from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch
 from adapters.rounds.optim import build_optimizer
-from adapters.sampling.crops import SourceBatch, TargetBatch
+from adapters.sampling.streams import SourceBatch, TargetBatch
 from configs.mfm import MfmSettings
 from configs.network import Architecture, OptimSettings
 from tests.sections import recipe_settings, section

@@ -15,7 +15,7 @@ from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses
 from adapters.rounds.inputs import load_inputs
 from adapters.rounds.optim import build_optimizer
 from adapters.rounds.training import Training
-from adapters.sampling.crops import TargetBatch
+from adapters.sampling.streams import TargetBatch
 from configs.mfm import MfmSettings
 from configs.network import Architecture, OptimSettings
 from configs.settings import Settings

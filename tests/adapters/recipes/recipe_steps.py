@@ -12,7 +12,7 @@ from adapters.networks.network import SegmentationNetwork
 from adapters.networks.step_rng import StepRng
 from adapters.recipes.build import build_recipe
 from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses
-from adapters.sampling.crops import SourceBatch, TargetBatch
+from adapters.sampling.streams import SourceBatch, TargetBatch
 from configs.mfm import MfmSettings
 from configs.network import Architecture
 from tests.sections import recipe_settings, section

@@ -15,7 +15,7 @@ from adapters.networks.step_rng import StepRng
 from adapters.recipes.published import dacs
 from adapters.recipes.recipe import RecipeInputs, StepBatch
 from adapters.recipes.self_training import SelfTraining
-from adapters.sampling.crops import SourceBatch, TargetBatch
+from adapters.sampling.streams import SourceBatch, TargetBatch
 from configs.mfm import MfmSettings
 from configs.network import Architecture
 from configs.recipe import RecipeSettings

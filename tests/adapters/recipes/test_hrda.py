@@ -19,7 +19,7 @@ from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch
 from adapters.rounds.run import train_and_score
 from adapters.rounds.source_training import pretrain
 from adapters.rounds.stop import StopRequest
-from adapters.sampling.crops import SourceBatch, TargetBatch
+from adapters.sampling.streams import SourceBatch, TargetBatch
 from configs.mfm import MfmSettings
 from configs.network import Architecture
 from configs.recipe import RecipeSettings

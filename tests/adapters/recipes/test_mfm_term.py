@@ -17,7 +17,7 @@ from adapters.recipes.recipe import RecipeInputs, StepBatch
 from adapters.recipes.self_training import StepImages
 from adapters.recipes.terms import with_mfm
 from adapters.rounds.optim import build_optimizer
-from adapters.sampling.crops import SourceBatch, TargetBatch
+from adapters.sampling.streams import SourceBatch, TargetBatch
 from adapters.self_training.pseudo_labels import PseudoLabel
 from configs.mfm import MfmSettings
 from configs.network import Architecture, OptimSettings

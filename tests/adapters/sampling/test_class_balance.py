@@ -9,8 +9,8 @@ from adapters.networks.build import build_network
 from adapters.networks.step_rng import StepRng
 from adapters.recipes.published import dacs
 from adapters.recipes.recipe import RecipeInputs, StepBatch
-from adapters.sampling.crops import SourceBatch, TargetBatch
 from adapters.sampling.rare_class import balanced_weights
+from adapters.sampling.streams import SourceBatch, TargetBatch
 from configs.mfm import MfmSettings
 from configs.network import Architecture
 from tests.sections import recipe_settings

@@ -7,19 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-import adapters.sampling.crops
-from adapters.sampling.crops import (
-    SourceCrops,
-    TargetCrops,
-    batches,
-    crop_within,
-)
+import adapters.sampling.streams
+from adapters.sampling.crops import SourceCrops, TargetCrops, crop_within
 from adapters.sampling.margins import Region, dominated, random_region
 from storage.buffer.frames import FrameBuffer
 from storage.source.labelled import LabelledSet
 from storage.source.labelled_import import import_labelled
+from tests.sections import recipe_settings
 
-CPU = torch.device("cpu")
+RECIPE = recipe_settings()
+"""Of DACS, which has no margins."""
 
 
 @pytest.fixture
@@ -42,7 +39,7 @@ def target(training_state):
 def placement(request, monkeypatch) -> str:
     """Both places that pixels can come from."""
     if request.param == "disk":
-        monkeypatch.setattr(adapters.sampling.crops, "RAM_LIMIT_BYTES", 0)
+        monkeypatch.setattr(adapters.sampling.streams, "RAM_LIMIT_BYTES", 0)
     return request.param
 
 
@@ -59,7 +56,7 @@ def occurs(crop: np.ndarray, image: np.ndarray) -> bool:
 def test_source_crops_are_rectangles_of_the_images_with_their_labels(source, placement) -> None:
     crops = SourceCrops(source, source.train, crop=(32, 48), batch_size=2, seed=(1,))
     assert crops.in_memory == (placement == "memory")
-    batch = next(batches(crops, CPU))
+    batch = next(crops)
     assert batch.images.shape == (2, 32, 48, 3) and batch.labels.shape == (2, 32, 48)
     assert batch.images.dtype == batch.labels.dtype == torch.uint8
     joined = [np.dstack([source.image(index), source.label(index)]) for index in source.train]
@@ -69,8 +66,8 @@ def test_source_crops_are_rectangles_of_the_images_with_their_labels(source, pla
 
 def test_target_crops_are_rectangles_of_the_frames(target, placement) -> None:
     records = target.records()
-    crops = TargetCrops(target, records, crop=(32, 48), batch_size=3, seed=(1,))
-    batch = next(batches(crops, CPU))
+    crops = TargetCrops(target, records, RECIPE, crop=(32, 48), batch_size=3, seed=(1,))
+    batch = next(crops)
     assert batch.images.shape == (3, 32, 48, 3) and batch.valid.all()
     assert all(any(occurs(image, target.read(record)) for record in records) for image in batch.images.numpy())
 
@@ -78,10 +75,10 @@ def test_target_crops_are_rectangles_of_the_frames(target, placement) -> None:
 def test_memory_and_disk_give_the_same_crops(source, target, monkeypatch) -> None:
     streams = []
     for limit in (1 << 30, 0):
-        monkeypatch.setattr(adapters.sampling.crops, "RAM_LIMIT_BYTES", limit)
+        monkeypatch.setattr(adapters.sampling.streams, "RAM_LIMIT_BYTES", limit)
         crops = SourceCrops(source, source.train, crop=(32, 48), batch_size=2, seed=(3,), scale=(0.7, 1.6))
-        frames = TargetCrops(target, target.records(), crop=(32, 48), batch_size=2, seed=(3,))
-        streams.append([*itertools.islice(batches(crops, CPU), 4), *itertools.islice(batches(frames, CPU), 4)])
+        frames = TargetCrops(target, target.records(), RECIPE, crop=(32, 48), batch_size=2, seed=(3,))
+        streams.append([next(stream) for stream in (crops, frames) for _ in range(4)])
     for memory, disk in zip(*streams, strict=True):
         assert all(torch.equal(*pair) for pair in zip(memory, disk, strict=True))
 
@@ -89,7 +86,7 @@ def test_memory_and_disk_give_the_same_crops(source, target, monkeypatch) -> Non
 def test_streams_repeat_under_a_seed_and_differ_without(source) -> None:
     def first(seed: int) -> torch.Tensor:
         crops = SourceCrops(source, source.train, crop=(32, 48), batch_size=4, seed=(seed, 0))
-        return next(iter(crops)).images
+        return next(crops).images
 
     assert torch.equal(first(1), first(1))
     assert not torch.equal(first(1), first(2))
@@ -97,19 +94,19 @@ def test_streams_repeat_under_a_seed_and_differ_without(source) -> None:
 
 def test_both_orientations_occur(target) -> None:
     record = target.records()[0]
-    crops = TargetCrops(target, [record], crop=(48, 64), batch_size=20, seed=(0,))
+    crops = TargetCrops(target, [record], RECIPE, crop=(48, 64), batch_size=20, seed=(0,))
     whole = target.read(record)
-    batch = next(iter(crops)).images.numpy()
+    batch = next(crops).images.numpy()
     plain = sum(np.array_equal(image, whole) for image in batch)
     mirrored = sum(np.array_equal(image, whole[:, ::-1]) for image in batch)
     assert plain + mirrored == 20 and 3 <= plain <= 17
 
 
 def test_images_smaller_than_the_crop_are_padded_and_marked(source, target) -> None:
-    labelled = next(iter(SourceCrops(source, source.train, crop=(60, 80), batch_size=2, seed=(0,))))
+    labelled = next(SourceCrops(source, source.train, crop=(60, 80), batch_size=2, seed=(0,)))
     assert (labelled.labels[:, :48, :64] < 3).all()
     assert (labelled.labels[:, 48:] == 255).all() and (labelled.labels[:, :, 64:] == 255).all()
-    frames = next(iter(TargetCrops(target, target.records(), crop=(60, 80), batch_size=2, seed=(0,))))
+    frames = next(TargetCrops(target, target.records(), RECIPE, crop=(60, 80), batch_size=2, seed=(0,)))
     assert frames.valid[:, :48, :64].all() and frames.valid.sum() == 2 * 48 * 64
     assert not frames.images[:, 48:].any() and not frames.images[:, :, 64:].any()
 
@@ -117,7 +114,7 @@ def test_images_smaller_than_the_crop_are_padded_and_marked(source, target) -> N
 @pytest.mark.parametrize("factor", [0.5, 2.0])
 def test_rescaling_keeps_image_and_label_together(source, factor) -> None:
     crops = SourceCrops(source, source.train, crop=(32, 48), batch_size=4, seed=(0,), scale=(factor, factor))
-    batch = next(iter(crops))
+    batch = next(crops)
     inside = batch.labels < 255
     assert inside.sum() == (4 * 32 * 48 if factor == 2.0 else 4 * 24 * 32)  # the whole image, halved, else a quarter
     red, blue = batch.images[..., 0].int(), batch.images[..., 2].int()
@@ -138,7 +135,7 @@ def test_other_ignore_values_become_the_one_of_training(training_state) -> None:
     label = np.ones((48, 64), np.uint8)
     label[:20] = 0
     source = labelled_as(training_state, label, ignore_index=0)
-    batch = next(iter(SourceCrops(source, source.train, crop=(60, 64), batch_size=2, seed=(0,))))
+    batch = next(SourceCrops(source, source.train, crop=(60, 64), batch_size=2, seed=(0,)))
     assert (batch.labels[:, :20] == 255).all() and (batch.labels[:, 48:] == 255).all()
     assert (batch.labels[:, 20:48] == 1).all()
 
@@ -148,7 +145,7 @@ def test_crops_of_one_class_are_drawn_again(training_state) -> None:
     label = np.zeros((48, 64), np.uint8)
     label[:14, :14] = 1
     source = labelled_as(training_state, label)
-    crops = next(iter(SourceCrops(source, source.train, crop=(16, 16), batch_size=200, seed=(0,)))).labels.numpy()
+    crops = next(SourceCrops(source, source.train, crop=(16, 16), batch_size=200, seed=(0,))).labels.numpy()
     generator = np.random.default_rng(0)
     unchecked = [random_region((48, 64), (16, 16), 1.0, generator).of(label) for _ in range(200)]
     assert sum(not dominated(crop, 255) for crop in crops) > 2 * sum(not dominated(crop, 255) for crop in unchecked)
@@ -175,8 +172,8 @@ def test_crop_never_exceeds_the_frame() -> None:
 
 
 def test_an_error_while_reading_ahead_reaches_the_reader(target, monkeypatch) -> None:
-    monkeypatch.setattr(adapters.sampling.crops, "RAM_LIMIT_BYTES", 0)
-    stream = batches(TargetCrops(target, target.records(), crop=(32, 48), batch_size=2, seed=(0,)), CPU)
+    monkeypatch.setattr(adapters.sampling.streams, "RAM_LIMIT_BYTES", 0)
+    stream = TargetCrops(target, target.records(), RECIPE, crop=(32, 48), batch_size=2, seed=(0,))
     next(stream)
     monkeypatch.setattr(target, "read_crop", lambda *_: (_ for _ in ()).throw(OSError("disk gone")))
     with pytest.raises(OSError, match="disk gone"):
@@ -188,4 +185,4 @@ def test_nothing_to_draw_from_is_refused(source, target) -> None:
     with pytest.raises(ValueError, match="at least one labelled image"):
         SourceCrops(source, [], crop=(8, 8), batch_size=1, seed=(0,))
     with pytest.raises(ValueError, match="at least one frame"):
-        TargetCrops(target, [], crop=(8, 8), batch_size=1, seed=(0,))
+        TargetCrops(target, [], RECIPE, crop=(8, 8), batch_size=1, seed=(0,))

@@ -6,17 +6,13 @@ import torch
 from pydantic import ValidationError
 
 from adapters.sampling.crops import TargetCrops
-from adapters.sampling.margins import NO_MARGINS, Margins, Region, random_region
+from adapters.sampling.margins import Region, random_region, trusted_part
 from adapters.self_training.pseudo_labels import pseudo_label
 from storage.buffer.catalog_records import FileFact
 from storage.buffer.frames import FrameBuffer, NewFrame
 from storage.durable.digest import digest_of
 from storage.media.images import fit_frame
 from tests.sections import recipe_settings
-
-
-def of(name: str) -> Margins:
-    return Margins.from_settings(recipe_settings(name=name))
 
 
 def box(trusted: np.ndarray) -> tuple[int, int, int, int]:
@@ -28,39 +24,40 @@ def box(trusted: np.ndarray) -> tuple[int, int, int, int]:
 
 def test_daformer_cuts_rows_0_to_14_and_the_last_120_of_a_512_crop() -> None:
     for top, left in ((0, 0), (0, 300), (200, 77)):
-        trusted = of("daformer").trusted(Region(top, left, 512, 512), (1024, 2048))
+        trusted = trusted_part(Region(top, left, 512, 512), (1024, 2048), recipe_settings("daformer"))
         assert box(trusted) == (15, 512 - 120 - 1, 0, 511)
 
 
 @pytest.mark.parametrize("name", ["hrda", "mic"])
 @pytest.mark.parametrize(("size", "rows"), [((1024, 2048), (30, 783)), ((512, 1024), (15, 391))])
 def test_whole_frame_margins_have_the_published_rows_and_columns(name, size, rows) -> None:
-    trusted = of(name).trusted(Region(0, 0, *size), size)
+    trusted = trusted_part(Region(0, 0, *size), size, recipe_settings(name))
     side = 30 * size[1] // 2048
     assert box(trusted) == (*rows, side, size[1] - 1 - side)
 
 
 def test_dacs_has_none() -> None:
-    assert of("dacs") == NO_MARGINS and of("dacs").trusted(Region(3, 4, 50, 60), (100, 100)).all()
+    assert trusted_part(Region(3, 4, 50, 60), (100, 100), recipe_settings("dacs")).all()
 
 
 def test_margins_scale_with_the_crop() -> None:
-    assert box(of("daformer").trusted(Region(0, 0, 128, 256), (180, 320))) == (4, 97, 0, 255)
+    assert box(trusted_part(Region(0, 0, 128, 256), (180, 320), recipe_settings("daformer"))) == (4, 97, 0, 255)
 
 
 def test_margins_of_the_frame_are_cropped_with_it() -> None:
     """A crop's mask is the crop of the frame's mask; one from the middle is all trusted, one of a margin not at all."""
-    margins, size = Margins(0.2, 0.3, 0.1, 0.05, "image"), (60, 90)
-    whole = margins.trusted(Region(0, 0, *size), size)
+    shares = {"margin_top": 0.2, "margin_bottom": 0.3, "margin_left": 0.1, "margin_right": 0.05}
+    recipe, size = recipe_settings(**shares, margin_of="image"), (60, 90)
+    whole = trusted_part(Region(0, 0, *size), size, recipe)
     assert box(whole) == (12, 41, 9, 90 - 5 + 0)
     generator = np.random.default_rng(0)
     for _ in range(200):
         region = random_region(size, (20, 30), 1.0, generator)
-        assert np.array_equal(margins.trusted(region, size), region.of(whole))
-    assert margins.trusted(Region(15, 20, 20, 30), size).all()
+        assert np.array_equal(trusted_part(region, size, recipe), region.of(whole))
+    assert trusted_part(Region(15, 20, 20, 30), size, recipe).all()
     assert (
-        not margins.trusted(Region(0, 20, 12, 30), size).any()
-        and not margins.trusted(Region(42, 20, 18, 30), size).any()
+        not trusted_part(Region(0, 20, 12, 30), size, recipe).any()
+        and not trusted_part(Region(42, 20, 18, 30), size, recipe).any()
     )
 
 
@@ -85,9 +82,9 @@ def frame(training_state):
 
 @pytest.mark.parametrize("origin", ["crop", "image"])
 def test_padding_is_never_trusted_and_margins_are_of_what_is_not_padding(frame, origin) -> None:
-    margins = Margins(top=0.25, bottom=0.5, of=origin)
-    crops = TargetCrops(frame, frame.records(), crop=(48, 64), batch_size=3, seed=(0,), margins=margins)
-    batch = next(iter(crops))
+    recipe = recipe_settings(margin_top=0.25, margin_bottom=0.5, margin_of=origin)
+    crops = TargetCrops(frame, frame.records(), recipe, crop=(48, 64), batch_size=3, seed=(0,))
+    batch = next(crops)
     assert batch.valid[:, :24].all() and not batch.valid[:, 24:].any()
     for trusted in batch.trusted.numpy():
         assert box(trusted) == (6, 11, 0, 63)
@@ -95,9 +92,9 @@ def test_padding_is_never_trusted_and_margins_are_of_what_is_not_padding(frame, 
 
 @pytest.mark.parametrize("origin", ["crop", "image"])
 def test_margins_are_mirrored_with_the_picture(frame, origin) -> None:
-    margins = Margins(left=0.25, of=origin)
-    crops = TargetCrops(frame, frame.records(), crop=(24, 64), batch_size=20, seed=(0,), margins=margins)
-    batch = next(iter(crops))
+    recipe = recipe_settings(margin_left=0.25, margin_of=origin)
+    crops = TargetCrops(frame, frame.records(), recipe, crop=(24, 64), batch_size=20, seed=(0,))
+    batch = next(crops)
     mirrored = 0
     for image, trusted in zip(batch.images.numpy(), batch.trusted.numpy(), strict=True):
         assert np.array_equal(trusted, image[..., 0] > 16)

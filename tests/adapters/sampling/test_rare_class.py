@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-import adapters.sampling.crops
+import adapters.sampling.streams
 from adapters.sampling.crops import SourceCrops
 from adapters.sampling.margins import Region, choose_crop
 from adapters.sampling.rare_class import RareClasses
+from configs.recipe import DaformerAdvanced
 from storage.source.labelled_import import import_labelled
 from tests.sections import recipe_settings
 
@@ -23,7 +24,11 @@ CHI_SQUARE_999 = {1: 10.83, 2: 13.82, 3: 16.27}
 
 def sampling(pixels: np.ndarray = PIXELS, **settings: float) -> RareClasses:
     values = {"temperature": 0.1, "image_share": 0.0015, "crop_share": 0.0057, **settings}
-    return RareClasses(pixels, [AREA] * len(pixels), **values)
+    return RareClasses(pixels, [AREA] * len(pixels), settings_of(**values))
+
+
+def settings_of(**values: float) -> DaformerAdvanced:
+    return DaformerAdvanced(**{f"rare_class_{name}": value for name, value in values.items()})
 
 
 def chi_square(counts: list[int], probabilities: np.ndarray) -> float:
@@ -71,7 +76,7 @@ def test_class_too_rare_everywhere_is_drawn_from_the_images_with_most_of_it() ->
 
 def test_share_is_of_each_image() -> None:
     pixels = np.array([[100, 20], [100, 20]])
-    rare = RareClasses(pixels, [120, 120_000], temperature=0.01, image_share=0.0015, crop_share=0.1)
+    rare = RareClasses(pixels, [120, 120_000], settings_of(image_share=0.0015))
     assert [images.tolist() for images in rare.images] == [[0], [0]]
 
 
@@ -138,9 +143,9 @@ def source(training_state):
 
 def crops(source, *, crop: tuple[int, int] = (24, 24), count: int = 300, **recipe) -> np.ndarray:
     settings = recipe_settings("daformer", **{"rare_class_temperature": 0.5, **recipe})
-    rare = RareClasses.from_settings(source, source.train, settings)
+    rare = RareClasses.from_settings(source, settings)
     stream = SourceCrops(source, source.train, crop=crop, batch_size=count, seed=(0,), rare=rare)
-    return next(iter(stream)).labels.numpy()
+    return next(stream).labels.numpy()
 
 
 def test_stream_shows_rare_classes_as_often_as_their_probability_says(source) -> None:
@@ -149,7 +154,7 @@ def test_stream_shows_rare_classes_as_often_as_their_probability_says(source) ->
     shown = (crops(source, crop=(48, 64)) == 2).any(axis=(1, 2)).mean()
     plain = (crops(source, crop=(48, 64), rare_class_sampling=False) == 2).any(axis=(1, 2)).mean()
     assert plain == pytest.approx(1 / len(source.train), abs=0.01)
-    rare = RareClasses.from_settings(source, source.train, recipe_settings(name="daformer", rare_class_temperature=0.5))
+    rare = RareClasses.from_settings(source, recipe_settings(name="daformer", rare_class_temperature=0.5))
     others = sum(rare.probabilities[:2]) / len(source.train)
     assert shown == pytest.approx(rare.probabilities[2] + others, abs=0.09)  # three deviations of 300 draws
     assert rare.probabilities[2] > 2.5 * plain
@@ -167,5 +172,5 @@ def test_stream_draws_crops_again_until_they_hold_enough(source) -> None:
 
 def test_memory_and_disk_give_the_same_rare_crops(source, monkeypatch) -> None:
     memory = crops(source, count=20)
-    monkeypatch.setattr(adapters.sampling.crops, "RAM_LIMIT_BYTES", 0)
+    monkeypatch.setattr(adapters.sampling.streams, "RAM_LIMIT_BYTES", 0)
     assert np.array_equal(memory, crops(source, count=20))

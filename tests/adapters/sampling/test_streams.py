@@ -3,20 +3,18 @@
 import pytest
 import torch
 
-import adapters.sampling.crops
-from adapters.sampling.crops import CropStream, SourceCrops, TargetCrops
-from adapters.sampling.stream_rows import ShuffledOrder
+import adapters.sampling.streams
+from adapters.sampling.crops import SourceCrops, TargetCrops
+from adapters.sampling.streams import image_of
 from storage.buffer.frames import FrameBuffer
 from storage.source.labelled_import import import_labelled
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(params=["memory", "disk"])
 def make(request, training_state, monkeypatch):
     """Both kinds of crops, on the rows of one process of several; from memory and from disk (read ahead)."""
     if request.param == "disk":
-        monkeypatch.setattr(adapters.sampling.crops, "RAM_LIMIT_BYTES", 0)
+        monkeypatch.setattr(adapters.sampling.streams, "RAM_LIMIT_BYTES", 0)
     training_state.draw_source()
     settings = training_state.settings()
     source = import_labelled(settings, training_state.layout)
@@ -25,8 +23,8 @@ def make(request, training_state, monkeypatch):
 
         def streams(batch_size: int, rank: int = 0, processes: int = 1):
             common = {"crop": (32, 48), "batch_size": batch_size, "seed": (3,), "rank": rank, "processes": processes}
-            yield CropStream(SourceCrops(source, source.train, scale=(0.7, 1.5), **common), CPU)
-            yield CropStream(TargetCrops(buffer, buffer.records(), **common), CPU)
+            yield SourceCrops(source, source.train, scale=(0.7, 1.5), **common)
+            yield TargetCrops(buffer, buffer.records(), settings.recipe, **common)
 
         yield streams
 
@@ -36,11 +34,10 @@ def equal(one, other) -> bool:
 
 
 def test_every_image_is_used_before_any_is_used_again() -> None:
-    order = ShuffledOrder(5, (0,))
-    drawn = [order[number] for number in range(15)]
+    drawn = [image_of(row, 5, (0,)) for row in range(15)]
     assert [sorted(drawn[start : start + 5]) for start in (0, 5, 10)] == [list(range(5))] * 3
     assert drawn[:5] != drawn[5:10]
-    assert [order[number] for number in range(15)] == drawn, "any position may be asked for"
+    assert [image_of(row, 5, (0,)) for row in reversed(range(15))] == drawn[::-1], "any position may be asked for"
 
 
 def test_a_stream_goes_on_where_it_was_saved(make) -> None:

@@ -6,9 +6,7 @@ from functools import partial
 from storage import durable
 from storage.checking.problem import REPAIR, Problem, Scope
 from storage.errors import StorageError
-from storage.source.labelled import CURRENT, LabelledSet, current_fingerprint
-
-AGAIN = "remove the source folder, then import again with `mfmd pretrain`"
+from storage.source.labelled import AGAIN, CURRENT, LabelledSet, current_fingerprint
 
 
 def check_source(scope: Scope) -> Iterator[Problem]:

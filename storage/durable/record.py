@@ -1,6 +1,12 @@
 """Frozen records that durable JSON files hold."""
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from storage.errors import StorageError
 
 
 class Record(BaseModel):
@@ -16,3 +22,25 @@ class FileHash(Record):
     """Hex SHA-256 of the content."""
     size: int
     """Size (bytes)."""
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+def read_record(path: Path, kind: type[AnyRecord], remedy: str = "") -> AnyRecord | None:
+    """Return the record in a file; None when it is missing. Raises StorageError, with `remedy`, when it is damaged."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise StorageError(f"{path}: not a {kind.__name__}: {error.errors()[0]['msg']}{remedy}") from error
+
+
+def parsed(lines: Iterable[bytes], kind: type[AnyRecord]) -> Iterator[AnyRecord]:
+    """Yield the records in lines of JSON. A line that does not parse was truncated by a crash: it is omitted."""
+    for line in lines:
+        try:
+            yield kind.model_validate_json(line)
+        except ValidationError:
+            continue

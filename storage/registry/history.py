@@ -4,8 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
+from storage.durable.record import parsed
 from storage.registry.manifest import HistoryEvent
 
 MOVES = ("promoted", "rolled_back")
@@ -103,18 +102,13 @@ class RegistryState:
 
 
 def read_history(path: Path) -> list[HistoryEvent]:
-    """Return all events of `history.jsonl`, oldest first.
-
-    A line that does not parse was truncated by a crash: its event did not happen, so it is omitted.
-    """
-    if not path.exists():
-        return []
-    return [event for line in path.read_bytes().splitlines() if (event := _event(line)) is not None]
+    """Return all events of `history.jsonl`, oldest first."""
+    return list(parsed(path.read_bytes().splitlines(), HistoryEvent)) if path.exists() else []
 
 
 def is_event(line: bytes) -> bool:
     """Return whether a line of `history.jsonl` can be read."""
-    return _event(line) is not None
+    return any(parsed([line], HistoryEvent))
 
 
 def _completed(events: Iterable[HistoryEvent], serving: int | None) -> list[HistoryEvent]:
@@ -158,10 +152,3 @@ def _marked(events: Iterable[HistoryEvent]) -> tuple[frozenset[int], frozenset[i
             verdicts[event.version] = event.event
             trusted.discard(event.version)
     return frozenset(rolled_back), frozenset(verdicts) - trusted, verdicts
-
-
-def _event(line: bytes) -> HistoryEvent | None:
-    try:
-        return HistoryEvent.model_validate_json(line)
-    except ValidationError:
-        return None

@@ -3,14 +3,13 @@
 `shadow/000042/PLANE.json`: each inference plane on a state directory writes its own, a reader sums them.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from pydantic import ValidationError
-
 from storage import durable
-from storage.durable.record import Record
+from storage.durable.record import Record, read_record
 from storage.errors import StorageError
 from storage.registry.files import numbers
 
@@ -59,7 +58,7 @@ class ShadowRecords:
 
     def read(self, candidate: int, plane: str) -> ShadowRecord | None:
         """Return the record of one plane; None before the first image. Raises StorageError when it cannot be read."""
-        return _read(self.path(candidate, plane))
+        return read_record(self.path(candidate, plane), ShadowRecord, "; remove the file")
 
     def write(self, plane: str, record: ShadowRecord) -> None:
         """Replace the record of a plane, durably."""
@@ -73,9 +72,12 @@ class ShadowRecords:
         An unreadable file counts nothing: its plane starts it again, and too little evidence promotes no candidate.
         """
         sums: dict[int, ShadowRecord] = {}
-        for record in self._readable(candidate):
-            known = sums.get(record.serving)
-            sums[record.serving] = _added(known, record) if known else record
+        for path in sorted(self._folder(candidate).glob("*.json")):
+            with suppress(StorageError):
+                record = read_record(path, ShadowRecord)
+                if record is not None and record.candidate == candidate:
+                    known = sums.get(record.serving)
+                    sums[record.serving] = _added(known, record) if known else record
         return [sums[serving] for serving in sorted(sums)]
 
     def total(self, candidate: int, serving: int) -> ShadowRecord | None:
@@ -91,26 +93,8 @@ class ShadowRecords:
     def _folder(self, candidate: int) -> Path:
         return self.root / f"{candidate:06d}"
 
-    def _readable(self, candidate: int) -> Iterator[ShadowRecord]:
-        for path in sorted(self._folder(candidate).glob("*.json")):
-            try:
-                record = _read(path)
-            except StorageError:
-                continue
-            if record is not None and record.candidate == candidate:
-                yield record
-
 
 def _added(one: ShadowRecord, other: ShadowRecord) -> ShadowRecord:
     counts = {name: getattr(one, name) + getattr(other, name) for name in ("images", "pixels", "same", "failed")}
     times = {"since": min(one.since, other.since), "updated": max(one.updated, other.updated)}
     return one.model_copy(update=counts | times)
-
-
-def _read(path: Path) -> ShadowRecord | None:
-    try:
-        return ShadowRecord.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        raise StorageError(f"{path}: not a shadow record: {error.errors()[0]['msg']}; remove the file") from error

@@ -2,21 +2,16 @@
 
 import time
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
+from typing import Any
 
 from storage import durable
-from storage.durable.record import Record
+from storage.durable.record import parsed, read_record
 from storage.errors import StorageError, UnknownRound
+from storage.registry.files import listed, numbers
 from storage.rounds.records import Progress, RoundRecord, RoundScores, RoundSpec, Stage, Verdict
 from storage.rounds.training_states import TrainingStates
 
 RECORD = "round.json"
-TAIL_BYTES = 16 * 1024
-"""The last progress line is searched in this much of the file's end (bytes)."""
-
-AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 class RoundFolder:
@@ -55,21 +50,17 @@ class RoundFolder:
 
     def spec(self) -> RoundSpec:
         """Return the request. Raises StorageError when it cannot be read."""
-        spec = _read(self.spec_path, RoundSpec)
+        spec = read_record(self.spec_path, RoundSpec)
         if spec is None:
             raise StorageError(f"{self.spec_path}: missing; the round folder was modified")
         return spec
 
     def record(self) -> RoundRecord:
-        """Where the round stands.
-
-        Raises StorageError when `round.json` is damaged or missing, as in folders of mfmd before 0.1.0.
-        """
-        record = _read(self.path / RECORD, RoundRecord)
+        """Return where the round stands. Raises StorageError when `round.json` is damaged or missing."""
+        path = self.path / RECORD
+        record = read_record(path, RoundRecord)
         if record is None:
-            raise StorageError(
-                f"{self.path / RECORD}: missing; the folder was modified or is older than mfmd 0.1.0: remove it"
-            )
+            raise StorageError(f"{path}: missing; the folder was modified or is older than mfmd 0.1.0: remove it")
         return record
 
     def enter(self, stage: Stage, **changes: Any) -> Stage:
@@ -95,19 +86,11 @@ class RoundFolder:
 
     def progress(self) -> list[Progress]:
         """Return all progress so far, oldest first; a line still being written is omitted."""
-        path = self.path / "progress.jsonl"
-        return _parsed(path.read_bytes().splitlines(keepends=True), Progress) if path.exists() else []
+        return list(parsed(self._progress_lines(), Progress))
 
     def last_progress(self) -> Progress | None:
-        """Return the newest progress, read from the end of the file; None before the first."""
-        path = self.path / "progress.jsonl"
-        if not path.exists():
-            return None
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            lines = file.read().splitlines(keepends=True)
-        found = _parsed(lines, Progress)
-        return found[-1] if found else None
+        """Return the newest progress; None before the first."""
+        return next(parsed(reversed(self._progress_lines()), Progress), None)
 
     def write_scores(self, scores: RoundScores) -> None:
         """Write `scores.json` durably."""
@@ -119,7 +102,7 @@ class RoundFolder:
 
     def scores(self) -> RoundScores | None:
         """Return how the process ended; None while it runs or when it was killed. Raises StorageError when damaged."""
-        return _read(self.path / "scores.json", RoundScores)
+        return read_record(self.path / "scores.json", RoundScores)
 
     def write_verdict(self, verdict: Verdict) -> None:
         """Write `verdict.json` durably."""
@@ -127,7 +110,11 @@ class RoundFolder:
 
     def verdict(self) -> Verdict | None:
         """Return the gate's decision; None before it. Raises StorageError when damaged."""
-        return _read(self.path / "verdict.json", Verdict)
+        return read_record(self.path / "verdict.json", Verdict)
+
+    def _progress_lines(self) -> list[bytes]:
+        path = self.path / "progress.jsonl"
+        return path.read_bytes().splitlines() if path.exists() else []
 
 
 class RoundStore:
@@ -154,62 +141,35 @@ class RoundStore:
 
     def numbers(self) -> list[int]:
         """Return the numbers of the rounds on disk, ascending."""
-        return sorted(int(path.name) for path in self.root.glob("[0-9]*") if path.name.isdigit())
+        return numbers(self.root)
 
     def folder(self, number: int) -> RoundFolder:
         """Return the folder of a round. Raises UnknownRound."""
         path = self.root / f"{number:06d}"
         if not path.is_dir():
-            known = ", ".join(map(str, self.numbers())) or "none"
-            raise UnknownRound(f"no round {number} in {self.root}; rounds: {known}")
+            raise UnknownRound(f"no round {number} in {self.root}; rounds: {listed(self.numbers())}")
         return RoundFolder(path)
 
     def latest(self) -> RoundFolder | None:
         """Return the newest round's folder, or None."""
-        numbers = self.numbers()
-        return self.folder(numbers[-1]) if numbers else None
+        known = self.numbers()
+        return self.folder(known[-1]) if known else None
 
     def prune(self, keep: int, spare: int | None = None) -> list[int]:
         """Remove the oldest folders beyond `keep` (at least one stays, so numbers continue); return their numbers.
 
         Round `spare` stays in any case, because a later round inherits its training state.
         """
-        numbers = self.numbers()
-        removed = [number for number in numbers[: max(0, len(numbers) - max(1, keep))] if number != spare]
+        removed = [number for number in self.numbers()[: -max(1, keep)] if number != spare]
         for number in removed:
             durable.retire_directory(self.folder(number).path)
         return removed
 
-    def remove_states(self, spare: int | None) -> list[int]:
-        """Remove the training states of all rounds but `spare`; return the numbers of the rounds that had one.
-
-        Half-written or half-removed leftovers of kills are removed too, also of `spare`.
-        """
-        removed = [number for number in self.numbers() if number != spare and self.folder(number).states.steps()]
+    def remove_states(self, spare: int | None) -> None:
+        """Remove the training states of all rounds but `spare`, and half-written or half-removed leftovers of kills."""
         for number in self.numbers():
             states = self.folder(number).states
             if number == spare:
                 states.tidy()
             else:
                 states.remove()
-        return removed
-
-
-def _parsed(lines: list[bytes], kind: type[AnyRecord]) -> list[AnyRecord]:
-    """Yield whole lines only: a tail may cut the first, an unfinished write the last."""
-    found = []
-    for line in lines:
-        try:
-            found.append(kind.model_validate_json(line))
-        except ValidationError:
-            continue
-    return found
-
-
-def _read(path: Path, kind: type[AnyRecord]) -> AnyRecord | None:
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        raise StorageError(f"{path}: not a {kind.__name__}: {error.errors()[0]['msg']}") from error

@@ -6,6 +6,7 @@ rounds/000017/state/000400/    teacher, student, Rebuilder, optimizer, counters,
 from pathlib import Path
 
 from storage import durable
+from storage.registry.files import numbers
 
 
 class TrainingStates:
@@ -16,7 +17,7 @@ class TrainingStates:
 
     def steps(self) -> list[int]:
         """Return the steps of the complete states, ascending."""
-        return sorted(int(path.name) for path in self.root.glob("[0-9]*") if path.name.isdigit())
+        return numbers(self.root)
 
     def latest(self) -> Path | None:
         """Return the newest complete state, or None."""

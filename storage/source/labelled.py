@@ -9,15 +9,16 @@ from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from storage.buffer.pixel_array import PixelArray
-from storage.durable.record import Record
+from storage.durable.record import Record, read_record
 from storage.errors import StorageError
 from storage.layout import StateLayout
 
 IMAGES, LABELS, INDEX, CURRENT = "images", "labels", "index.json", "current.json"
 SCHEMA_VERSION = 1
+AGAIN = "remove the source folder, then import again with `mfmd pretrain`"
 
 
 class CurrentSource(Record):
@@ -56,18 +57,24 @@ class LabelledSet:
     """Labelled source images at frame size; made by `storage.source.labelled_import`."""
 
     def __init__(self, folder: Path) -> None:
-        self._index = read_index(folder)
+        index = read_record(folder / INDEX, SourceIndex, f"; {AGAIN}")
+        if index is None:
+            raise StorageError(f"{folder / INDEX}: missing; {AGAIN}")
         self._images = PixelArray(folder, IMAGES, writable=False)
         self._labels = PixelArray(folder, LABELS, writable=False)
-        held_out = frozenset(self._index.validation)
-        self.names: tuple[str, ...] = tuple(self._index.names)
+        self.names: tuple[str, ...] = tuple(index.names)
         """Image names, relative to their folder."""
-        self.train: tuple[int, ...] = tuple(i for i in range(len(self.names)) if i not in held_out)
-        """Indices to train on."""
-        self.validation: tuple[int, ...] = tuple(sorted(held_out))
+        self.validation: tuple[int, ...] = tuple(sorted(set(index.validation)))
         """Indices that are never trained on."""
-        self.class_pixels: NDArray[np.int64] = np.array(self._index.class_pixels, np.int64)
+        self.train: tuple[int, ...] = tuple(sorted(set(range(len(self.names))) - set(index.validation)))
+        """Indices to train on."""
+        self.class_pixels: NDArray[np.int64] = np.array(index.class_pixels, np.int64)
         """Labelled pixels, [N, K]."""
+        self.height, self.width = index.height, index.width
+        """Size of images and labels (pixels)."""
+        self.ignore_index = index.ignore_index
+        """Label value that losses and scores ignore."""
+        self._valid = index.valid
 
     @classmethod
     def open(cls, layout: StateLayout) -> Self:
@@ -85,24 +92,9 @@ class LabelledSet:
     def __len__(self) -> int:
         return len(self.names)
 
-    @property
-    def height(self) -> int:
-        """Height of images and labels (pixels)."""
-        return self._index.height
-
-    @property
-    def width(self) -> int:
-        """Width of images and labels (pixels)."""
-        return self._index.width
-
-    @property
-    def ignore_index(self) -> int:
-        """Label value that losses and scores ignore."""
-        return self._index.ignore_index
-
     def valid(self, index: int) -> tuple[int, int]:
-        """Rows and columns that hold image (pixels); the rest is zero, its labels `ignore_index`."""
-        return self._index.valid[index]
+        """Return rows and columns that hold image (pixels); the rest is zero, its labels `ignore_index`."""
+        return self._valid[index]
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Return the image [H, W, 3], RGB. Raises CorruptBuffer."""
@@ -127,20 +119,6 @@ class LabelledSet:
 
 
 def current_fingerprint(layout: StateLayout) -> str | None:
-    """Return the fingerprint of the set in use, or None."""
-    path = layout.source / CURRENT
-    try:
-        return CurrentSource.model_validate_json(path.read_bytes()).fingerprint
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        raise StorageError(f"{path}: damaged; remove it, then import again with `mfmd pretrain`") from error
-
-
-def read_index(folder: Path) -> SourceIndex:
-    """Return `index.json` of an imported set. Raises StorageError when it is missing or damaged."""
-    path = folder / INDEX
-    try:
-        return SourceIndex.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, ValidationError) as error:
-        raise StorageError(f"{path}: missing or damaged; remove {folder.parent}, then import again") from error
+    """Return the fingerprint of the set in use, or None. Raises StorageError when `current.json` is damaged."""
+    current = read_record(layout.source / CURRENT, CurrentSource, f"; {AGAIN}")
+    return current.fingerprint if current else None

@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,36 +31,13 @@ from storage.source.labelled import (
 )
 from storage.source.pairing import LabelledPair, pair_labels, refusal
 
+OnProgress = Callable[[int, int], None]
 VALIDATION_SHARE = 0.1
 """Share of images held out, by name hash, when no validation folder is given."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Fitted:
-    """Index entry of one imported pair."""
-
-    valid: tuple[int, int]
-    class_pixels: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """Input of an import."""
-
-    settings: Settings
-    source: SourceSettings
-    train: list[LabelledPair]
-    validation: list[LabelledPair]
-    fingerprint: str
-
-    @property
-    def pairs(self) -> list[LabelledPair]:
-        """All pairs in the order of the arrays."""
-        return self.train + self.validation
-
-
 def import_labelled(
-    settings: Settings, layout: StateLayout, on_progress: Callable[[int, int], None] | None = None
+    settings: Settings, layout: StateLayout, on_progress: OnProgress = lambda done, total: None
 ) -> LabelledSet:
     """Import the configured source images into the state directory, unless it holds them already.
 
@@ -74,12 +50,12 @@ def import_labelled(
         raise StorageError("no labelled source images: set source.images and source.labels in the configuration")
     durable.make_directory(layout.source)
     with durable.exclusive_lock(layout.source / ".lock", wait=True):
-        train, validation = _pairs(source)
-        fingerprint = _fingerprint(settings, source, train, validation)
+        job = _Import(settings, source)
+        fingerprint = job.fingerprint()
         _remove_leftovers(layout)
         if current_fingerprint(layout) != fingerprint:
             temporary = layout.source / f".{fingerprint}{durable.PARTIAL}"
-            _build(temporary, _Job(settings, source, train, validation, fingerprint), on_progress)
+            job.build(temporary, fingerprint, on_progress)
             durable.publish_directory(temporary, layout.source / fingerprint)
             durable.write_record(layout.source / CURRENT, CurrentSource(fingerprint=fingerprint))
             _remove_leftovers(layout)
@@ -97,104 +73,93 @@ def held_out(names: list[str]) -> list[int]:
     return chosen if len(chosen) < len(names) else chosen[:-1]
 
 
-def _pairs(source: SourceSettings) -> tuple[list[LabelledPair], list[LabelledPair]]:
-    """Return pairs to train on (or to split), and pairs of the validation folders."""
-    train = pair_labels(source.images, source.labels, source.label_suffix)
-    if source.validation_images is None or source.validation_labels is None:
-        return train, []
-    return train, pair_labels(source.validation_images, source.validation_labels, source.label_suffix)
+class _Import:
+    """The pairs of one import: those to train on (or to split), then those of the validation folders."""
 
+    def __init__(self, settings: Settings, source: SourceSettings) -> None:
+        self._buffer, self._source = settings.buffer, source
+        self._watch, self._classes = settings.watch, [item.name for item in settings.classes]
+        self._train = pair_labels(source.images, source.labels, source.label_suffix)
+        self._validation: list[LabelledPair] = []
+        if source.validation_images is not None and source.validation_labels is not None:
+            self._validation = pair_labels(source.validation_images, source.validation_labels, source.label_suffix)
+        self._pairs = self._train + self._validation
 
-def _fingerprint(
-    settings: Settings, source: SourceSettings, train: list[LabelledPair], validation: list[LabelledPair]
-) -> str:
-    """Return a hash that changes with any file's path, size or mtime, the geometry or the classes."""
-    facts = [
-        [group, pair.name, pair.label.name, *_stamp(pair.image), *_stamp(pair.label)]
-        for group, pairs in (("train", train), ("validation", validation))
-        for pair in pairs
-    ]
-    buffer, classes = settings.buffer, [item.name for item in settings.classes]
-    what = [SCHEMA_VERSION, facts, buffer.height, buffer.width, buffer.advanced.tile, classes, source.ignore_index]
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
+    def fingerprint(self) -> str:
+        """Return a hash that changes with any file's path, size or mtime, the geometry or the classes."""
+        facts = [
+            [group, pair.name, pair.label.name, *_stamp(pair.image), *_stamp(pair.label)]
+            for group, pairs in (("train", self._train), ("validation", self._validation))
+            for pair in pairs
+        ]
+        size, tile = (self._buffer.height, self._buffer.width), self._buffer.advanced.tile
+        what = [SCHEMA_VERSION, facts, *size, tile, self._classes, self._source.ignore_index]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
+
+    def build(self, folder: Path, fingerprint: str, on_progress: OnProgress) -> None:
+        """Write arrays and index into `folder`; remove it on failure. Raises SourceRefused."""
+        try:
+            create_group(folder)
+            durable.write_record(folder / INDEX, self._write(*self._arrays(folder), fingerprint, on_progress))
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+
+    def _arrays(self, folder: Path) -> tuple[PixelArray, PixelArray]:
+        tile, ignored = self._buffer.advanced.tile, self._source.ignore_index
+        shape = (len(self._pairs), self._buffer.height, self._buffer.width)
+        images, labels = "Labelled source images, RGB; index.json has names", "Class indices of `images`"
+        create_array(folder, IMAGES, (*shape, 3), tile=tile, fill=0, attributes={}, about=images)
+        create_array(folder, LABELS, shape, tile=tile, fill=ignored, attributes={}, about=labels)
+        return PixelArray(folder, IMAGES, writable=True), PixelArray(folder, LABELS, writable=True)
+
+    def _write(self, images: PixelArray, labels: PixelArray, fingerprint: str, on_progress: OnProgress) -> SourceIndex:
+        """Write every good pair; return the index. Raises SourceRefused, with the problems of all others."""
+        problems, valid, class_pixels = list[str](), list[tuple[int, int]](), list[list[int]]()
+        for number, pair in enumerate(self._pairs):
+            try:
+                frame, label = self._fit(pair)
+            except (RefusedImage, FileNotFoundError, PermissionError) as error:
+                problems.append(str(error))
+            else:
+                images.write(number, frame.pixels)
+                labels.write(number, label)
+                counts = np.bincount(label[label != self._source.ignore_index], minlength=len(self._classes))
+                valid.append((frame.valid_height, frame.valid_width))
+                class_pixels.append(counts.tolist())
+            on_progress(number + 1, len(self._pairs))
+        if problems:
+            raise refusal(problems)
+        names = [pair.name for pair in self._pairs]
+        return SourceIndex(
+            fingerprint=fingerprint,
+            height=self._buffer.height,
+            width=self._buffer.width,
+            ignore_index=self._source.ignore_index,
+            classes=self._classes,
+            names=names,
+            valid=valid,
+            validation=list(range(len(self._train), len(names))) if self._validation else held_out(names),
+            class_pixels=class_pixels,
+        )
+
+    def _fit(self, pair: LabelledPair) -> tuple[FittedFrame, NDArray[np.uint8]]:
+        """Return image and label at frame size. Raises RefusedImage."""
+        watch, buffer, ignored = self._watch, self._buffer, self._source.ignore_index
+        pixels = decode_image(pair.image, max_bytes=watch.max_file_bytes, max_pixels=watch.max_pixels)
+        label = read_label(pair.label, num_classes=len(self._classes), ignore_index=ignored)
+        if label.shape != pixels.shape[:2]:
+            raise RefusedImage(
+                "bad_label",
+                f"{pair.label}: {label.shape[1]}x{label.shape[0]} pixels, its image {pair.image} "
+                f"has {pixels.shape[1]}x{pixels.shape[0]}",
+            )
+        return fit_frame(pixels, buffer.height, buffer.width), fit_label(label, buffer.height, buffer.width, ignored)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns
-
-
-def _build(folder: Path, job: _Job, on_progress: Callable[[int, int], None] | None) -> None:
-    """Write arrays and index into `folder`; remove it on failure. Raises SourceRefused."""
-    try:
-        create_group(folder)
-        fitted, problems = _import_pairs(_arrays(folder, job), job, on_progress)
-        if problems:
-            raise refusal(problems)
-        durable.write_record(folder / INDEX, _index(job, fitted))
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
-
-
-def _arrays(folder: Path, job: _Job) -> tuple[PixelArray, PixelArray]:
-    buffer, count = job.settings.buffer, len(job.pairs)
-    tile, ignored = buffer.advanced.tile, job.source.ignore_index
-    shape = (count, buffer.height, buffer.width)
-    images, labels = "Labelled source images, RGB; index.json has names", "Class indices of `images`"
-    create_array(folder, IMAGES, (*shape, 3), tile=tile, fill=0, attributes={}, about=images)
-    create_array(folder, LABELS, shape, tile=tile, fill=ignored, attributes={}, about=labels)
-    return PixelArray(folder, IMAGES, writable=True), PixelArray(folder, LABELS, writable=True)
-
-
-def _import_pairs(
-    arrays: tuple[PixelArray, PixelArray], job: _Job, on_progress: Callable[[int, int], None] | None
-) -> tuple[list[_Fitted], list[str]]:
-    """Write every good pair; return index entries for them, and the problems of the others."""
-    images, labels = arrays
-    fitted, problems = [], []
-    for number, pair in enumerate(job.pairs):
-        try:
-            frame, label = _fit(pair, job)
-        except (RefusedImage, FileNotFoundError, PermissionError) as error:
-            problems.append(str(error))
-        else:
-            images.write(number, frame.pixels)
-            labels.write(number, label)
-            counts = np.bincount(label[label != job.source.ignore_index], minlength=len(job.settings.classes))
-            fitted.append(_Fitted((frame.valid_height, frame.valid_width), counts.tolist()))
-        if on_progress is not None:
-            on_progress(number + 1, len(job.pairs))
-    return fitted, problems
-
-
-def _fit(pair: LabelledPair, job: _Job) -> tuple[FittedFrame, NDArray[np.uint8]]:
-    """Check and scale one pair; label [H, W]. Raises RefusedImage."""
-    watch, buffer, ignored = job.settings.watch, job.settings.buffer, job.source.ignore_index
-    pixels = decode_image(pair.image, max_bytes=watch.max_file_bytes, max_pixels=watch.max_pixels)
-    label = read_label(pair.label, num_classes=len(job.settings.classes), ignore_index=ignored)
-    if label.shape != pixels.shape[:2]:
-        raise RefusedImage(
-            "bad_label",
-            f"{pair.label}: {label.shape[1]}x{label.shape[0]} pixels, its image {pair.image} "
-            f"has {pixels.shape[1]}x{pixels.shape[0]}",
-        )
-    return fit_frame(pixels, buffer.height, buffer.width), fit_label(label, buffer.height, buffer.width, ignored)
-
-
-def _index(job: _Job, fitted: list[_Fitted]) -> SourceIndex:
-    names = [pair.name for pair in job.pairs]
-    return SourceIndex(
-        fingerprint=job.fingerprint,
-        height=job.settings.buffer.height,
-        width=job.settings.buffer.width,
-        ignore_index=job.source.ignore_index,
-        classes=[item.name for item in job.settings.classes],
-        names=names,
-        valid=[item.valid for item in fitted],
-        validation=list(range(len(job.train), len(names))) if job.validation else held_out(names),
-        class_pixels=[item.class_pixels for item in fitted],
-    )
 
 
 def _remove_leftovers(layout: StateLayout) -> None:

@@ -7,35 +7,16 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from storage.buffer.catalog_records import FrameRecord
 from storage.registry.manifest import BufferSnapshot
 
 LIBRARIES = ("mfmd", "torch", "transformers", "accelerate", "safetensors", "numpy", "zarr")
 ROOMS = ("configs", "storage", "adapters", "daemon")
 
 
-class SnapshotFrame(Protocol):
-    """Facts of a committed frame for a snapshot."""
-
-    @property
-    def id(self) -> int:
-        """Number in commit order."""
-
-    @property
-    def digest(self) -> str:
-        """Hex SHA-256 of the file it came from."""
-
-    @property
-    def captured_at(self) -> float:
-        """Unix time (seconds)."""
-
-    @property
-    def holdout(self) -> bool:
-        """Whether it is held out."""
-
-
-def snapshot_of(frames: Sequence[SnapshotFrame]) -> BufferSnapshot | None:
+def snapshot_of(frames: Sequence[FrameRecord]) -> BufferSnapshot | None:
     """Return the frames of a round in a few numbers; None without frames."""
     if not frames:
         return None

@@ -18,18 +18,17 @@ from storage.registry.files import listed, numbers
 from storage.registry.history import RegistryState, read_history
 from storage.registry.manifest import HistoryEvent, Manifest, Ref
 from storage.registry.refs import Refs, check_reason, pin_name
-from storage.registry.versions import WEIGHTS, Versions
+from storage.registry.versions import MANIFEST, Versions
 
 OTHER_REFS: tuple[Literal["previous"], Literal["shadow"]] = ("previous", "shadow")
 """Refs beside `serving` and the pins."""
 
 
-class CheckpointRegistry:
+class CheckpointRegistry(Versions):
     """Versions and refs under one folder. Reading takes no lock; every writer holds `.lock`."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self._versions = Versions(root)
+        super().__init__(root)
         self._refs = Refs(root / "refs")
         self._history = root / "history.jsonl"
 
@@ -37,38 +36,14 @@ class CheckpointRegistry:
         """Copy a weights file in as the next version; return the manifest with number and hashes."""
         with self._writing():
             version = max(self.given(), default=0) + 1  # no number twice, not even that of a pruned version
-            self._versions.publish(version, weights, manifest)
+            self._publish(version, weights, manifest)
             self._append(_event("added", version, by, reason, round=manifest.round))
             return self.manifest(version)
-
-    def versions(self) -> list[int]:
-        """Return the numbers of the versions on disk, ascending."""
-        return self._versions.numbers()
-
-    def manifest(self, version: int) -> Manifest:
-        """Return the manifest of a version. Raises UnknownVersion, or CorruptCheckpoint when it cannot be read."""
-        return self._versions.manifest(version)
-
-    def folder(self, version: int) -> Path:
-        """Return the folder of a version, whether it exists or not: `versions/000042`."""
-        return self._versions.folder(version)
-
-    def weights_path(self, version: int) -> Path:
-        """Return the safetensors file of a version. Raises UnknownVersion."""
-        return self._versions.existing(version) / WEIGHTS
-
-    def verify(self, version: int, *, content: bool = True) -> None:
-        """Compare every file of a version with its manifest; without `content` only its size.
-
-        Raises UnknownVersion or CorruptCheckpoint.
-        """
-        self._versions.verify(version, content=content)
 
     def serving(self) -> Ref | None:
         """Return what serves; None before the first promotion.
 
-        Raises StorageError, with the remedy, when the ref cannot be read, and when it is missing although the history
-        says that a version serves.
+        Raises StorageError when the ref cannot be read, or is missing although the history says that a version serves.
         """
         serving = self._refs.read("serving")
         if serving is None and (lost := RegistryState.from_events(self.history()).serves_last) is not None:
@@ -142,11 +117,12 @@ class CheckpointRegistry:
     def judged(self, version: int, verdict: dict[str, Any]) -> None:
         """Write the gate's verdict into the manifest of a version that was added before its verdict.
 
-        This is the only part of a version that ever changes. Raises UnknownVersion, or CorruptCheckpoint when it is
-        damaged.
+        This is the only part of a version that ever changes. Raises UnknownVersion or CorruptCheckpoint.
         """
         with self._writing():
-            self._versions.judged(version, verdict)
+            manifest, folder = self.manifest(version), self.folder(version)
+            durable.remove_partials(folder)
+            durable.write_record(folder / MANIFEST, manifest.model_copy(update={"verdict": verdict}))
 
     def promote(
         self,
@@ -175,7 +151,7 @@ class CheckpointRegistry:
                 raise ServingChanged(f"version {version} was rolled back; it was not promoted again")
             if serving is not None and serving.version == version:
                 raise StorageError(f"version {version} serves already")
-            return self._serve("promoted", version, serving, by=by, reason=reason, round=round)
+            return self._serve("promoted", version, by=by, reason=reason, round=round)
 
     def roll_back(self, *, to: int | None, by: str, reason: str, expected: int | None = None) -> Ref:
         """Make an earlier version serve: `to`, or the one that served before.
@@ -193,8 +169,7 @@ class CheckpointRegistry:
             serving = self._refs.read_or_none("serving") if named else self.serving()
             if expected is not None:
                 _require_serving(serving, expected, "nothing was rolled back")
-            target = self._target(to, serving)
-            return self._serve("rolled_back", target, serving, by=by, reason=reason)
+            return self._serve("rolled_back", self._target(to, serving), by=by, reason=reason)
 
     def restore(self, *, by: str, reason: str) -> Ref:
         """Rewrite `serving` and `previous` after damage: the last intact version that served becomes the serving one.
@@ -208,14 +183,14 @@ class CheckpointRegistry:
             others = (*reversed(state.served), self._version_named("previous"))
             good = [item for item in others if item not in state.rolled_back | state.turned_down]
             named = serving.version if serving else None
-            target = next((item for item in (named, *good) if item is not None and self._versions.whole(item)), None)
+            target = next((item for item in (named, *good) if item is not None and self._whole(item)), None)
             if target is None:
                 raise UnknownVersion(
                     f"{self._refs.path('serving')}: no version that served and was not rolled back is intact; "
                     "`mfmd promote N` serves another"
                 )
             if state.served and target != state.serves_last:
-                return self._serve("rolled_back", target, serving, by=by, reason=reason)
+                return self._serve("rolled_back", target, by=by, reason=reason)
             self._name_previous(state.previous(self.versions()), by, reason)
             return serving if serving and named == target else self._refs.write("serving", target, by, reason)
 
@@ -225,7 +200,10 @@ class CheckpointRegistry:
             self._append(event)
 
     def history(self) -> list[HistoryEvent]:
-        """Return every event, oldest first. A line whose ref did not move: the process was killed between the two."""
+        """Return every event, oldest first. A line whose ref did not move: the process was killed between the two.
+
+        A line that does not parse was truncated by a crash: its event did not happen, so it is omitted.
+        """
         return read_history(self._history)
 
     def ref_path(self, name: str) -> Path:
@@ -234,8 +212,7 @@ class CheckpointRegistry:
 
     def given(self) -> set[int]:
         """Return every number that a version ever had, including pruned ones."""
-        named = {event.version for event in self.history() if event.event == "added" and event.version is not None}
-        return named | set(self.versions()) | set(numbers(self._versions.pruned))
+        return {*self.state().added, *self.versions(), *numbers(self._pruned)}
 
     def pin(self, version: int, by: str, reason: str = "") -> Ref:
         """Protect a version from retention. Raises UnknownVersion, InvalidReason."""
@@ -258,13 +235,6 @@ class CheckpointRegistry:
         """Return pinned versions, ascending."""
         return self._refs.pins()
 
-    def released(self, version: int) -> int:
-        """Return the released model: the oldest ancestor of `version` still present, or `version` itself.
-
-        Manifests of pruned versions are kept, so the chain of parents does not break. Raises UnknownVersion.
-        """
-        return self._versions.released(version)
-
     def prunable(self, keep: int) -> list[int]:
         """Return versions that `prune` would remove now.
 
@@ -280,9 +250,9 @@ class CheckpointRegistry:
         with self._writing():
             removed = self.prunable(keep)
             for version in removed:
-                self._versions.keep_manifest(version)
+                self._keep_manifest(version)
                 self._append(_event("pruned", version, by, f"keep {keep}"))
-                self._versions.retire(version)
+                durable.retire_directory(self.folder(version))
             return removed
 
     def _protected(self) -> set[int]:
@@ -290,7 +260,7 @@ class CheckpointRegistry:
         protected = {ref.version for ref in (serving, *others) if ref} | set(self.pins())
         if serving is not None:
             # A process that died between the two refs left `previous` where the next rollback does not lead.
-            protected.add(self._before(serving) or serving.version)
+            protected.add(self._before() or serving.version)
             if serving.version in self.versions():
                 protected.add(self.released(serving.version))
         return protected
@@ -300,11 +270,12 @@ class CheckpointRegistry:
         state, now = self.state(), serving.version if serving else None
         if to is not None and to == now:
             raise StorageError(f"version {to} serves already; nothing to roll back")
-        target = to if to is not None else self._before(serving) if serving else None
+        target = to if to is not None else self._before() if serving else None
         if target is None:
             what = f"no version served before {now} that was not rolled back" if serving else "no version serves yet"
-            others = listed(self.versions())
-            raise UnknownVersion(f"nothing to roll back to: {what}; `mfmd promote N` serves any version of {others}")
+            others = [version for version in self.versions() if version != now]
+            other = f"`mfmd promote N` serves any version of {listed(others)}" if others else "no other version exists"
+            raise UnknownVersion(f"nothing to roll back to: {what}; {other}")
         try:
             self.verify(target)
         except CorruptCheckpoint as error:
@@ -313,30 +284,26 @@ class CheckpointRegistry:
                 "`mfmd promote N` serves another of them"
             ) from error
         if to is not None and not state.is_behind(to) and (serving is not None or to != state.serves_last):
-            before = f"before version {now or state.serves_last}"
-            raise NotEarlier(
-                f"version {to} did not serve {before}; nothing was rolled back: `mfmd promote {to}` serves it"
-            )
+            before = f"did not serve before version {state.serves_last}"
+            raise NotEarlier(f"version {to} {before}; nothing was rolled back: `mfmd promote {to}` serves it")
         return target
 
-    def _before(self, serving: Ref) -> int | None:
+    def _before(self) -> int | None:
         """Return the target of a plain rollback: from the history, or from the ref `previous` without one."""
-        previous = self._version_named("previous")
-        return self.state().previous(self.versions()) or (previous if previous != serving.version else None)
+        state, previous = self.state(), self._version_named("previous")
+        return state.previous(self.versions()) or (previous if previous != state.serves_last else None)
 
     def _serve(
         self,
         how: Literal["promoted", "rolled_back"],
         version: int,
-        serving: Ref | None,
         *,
         by: str,
         reason: str,
         round: int | None = None,
     ) -> Ref:
         """Write the line, then `previous`, then `serving`: between the refs the version left still serves."""
-        events = self.history()
-        left = serving.version if serving else RegistryState.from_events(events).serves_last
+        events, left = self.history(), self.state().serves_last
         event = _event(how, version, by, reason, previous=left if left != version else None, round=round)
         before = RegistryState.from_events([*events, event]).previous(self.versions())
         with self._announced("serving", event):
@@ -376,7 +343,7 @@ class CheckpointRegistry:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        folders = (self._versions.path, self._refs.folder, self._versions.pruned)
+        folders = (self._folders, self._refs.folder, self._pruned)
         for folder in folders:
             durable.make_directory(folder)
         with durable.exclusive_lock(self.root / ".lock", wait=True):

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
@@ -24,27 +23,23 @@ class Versions:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.path = root / "versions"
-        self.pruned = root / "pruned"
+        self._folders, self._pruned = root / "versions", root / "pruned"
 
-    def numbers(self) -> list[int]:
+    def versions(self) -> list[int]:
         """Return the numbers of the versions on disk, ascending."""
-        return numbers(self.path)
+        return numbers(self._folders)
 
     def folder(self, version: int) -> Path:
-        """Return the folder of a version, whether it exists or not."""
-        return self.path / f"{version:06d}"
+        """Return the folder of a version, whether it exists or not: `versions/000042`."""
+        return self._folders / f"{version:06d}"
 
-    def existing(self, version: int) -> Path:
-        """Return the folder of a version. Raises UnknownVersion."""
-        folder = self.folder(version)
-        if not folder.is_dir():
-            self._unknown(version)
-        return folder
+    def weights_path(self, version: int) -> Path:
+        """Return the safetensors file of a version. Raises UnknownVersion."""
+        return self._existing(version) / WEIGHTS
 
     def manifest(self, version: int) -> Manifest:
         """Return the manifest of a version. Raises UnknownVersion, or CorruptCheckpoint when it cannot be read."""
-        with self._while_there(self.existing(version)) as folder:
+        with self._while_there(self._existing(version)) as folder:
             return _read_manifest(folder / MANIFEST)
 
     def verify(self, version: int, *, content: bool = True) -> None:
@@ -63,58 +58,53 @@ class Versions:
                 if content and digest_of(path) != expected.sha256:
                     raise CorruptCheckpoint(f"{path}: content does not match the SHA-256 in the manifest")
 
-    def whole(self, version: int) -> bool:
-        """Return whether a version exists and matches its manifest."""
-        try:
-            self.verify(version)
-        except (UnknownVersion, CorruptCheckpoint):
-            return False
-        return True
-
-    def publish(self, version: int, weights: Path, manifest: Manifest) -> None:
-        """Copy weights in as `version`: the folder appears complete or not at all."""
-        temporary = self.path / f".{version:06d}{durable.PARTIAL}"
-        temporary.mkdir()
-        files = {WEIGHTS: durable.copy_in(weights, temporary / WEIGHTS)}
-        durable.write_record(temporary / MANIFEST, manifest.model_copy(update={"version": version, "files": files}))
-        durable.publish_directory(temporary, self.folder(version))
-
-    def judged(self, version: int, verdict: dict[str, Any]) -> None:
-        """Replace the verdict in the manifest of a version. Raises UnknownVersion or CorruptCheckpoint."""
-        manifest, folder = self.manifest(version), self.folder(version)
-        durable.remove_partials(folder)
-        durable.write_record(folder / MANIFEST, manifest.model_copy(update={"verdict": verdict}))
-
-    def keep_manifest(self, version: int) -> None:
-        """Keep the manifest of a version that is about to be removed, for the chain of parents."""
-        content = read_small(self.folder(version) / MANIFEST, MOST_MANIFEST_BYTES)
-        durable.write_bytes(self.pruned / f"{version:06d}.json", content)
-
-    def retire(self, version: int) -> None:
-        """Remove a version; it is renamed first."""
-        durable.retire_directory(self.folder(version))
-
     def released(self, version: int) -> int:
-        """Return the oldest ancestor of `version` still present, or `version` itself. Raises UnknownVersion."""
-        present, found, current = self.numbers(), version, self.manifest(version).parent
+        """Return the released model: the oldest ancestor of `version` still present, or `version` itself.
+
+        Manifests of pruned versions are kept, so the chain of parents does not break. Raises UnknownVersion.
+        """
+        present, found, current = self.versions(), version, self.manifest(version).parent
         while current is not None:
             found = current if current in present else found
             parent = self._parent(current)
             current = parent if parent is not None and parent < current else None
         return found
 
+    def _whole(self, version: int) -> bool:
+        try:
+            self.verify(version)
+        except (UnknownVersion, CorruptCheckpoint):
+            return False
+        return True
+
+    def _publish(self, version: int, weights: Path, manifest: Manifest) -> None:
+        """Copy weights in as `version`: the folder appears complete or not at all."""
+        temporary = self._folders / f".{version:06d}{durable.PARTIAL}"
+        temporary.mkdir()
+        files = {WEIGHTS: durable.copy_in(weights, temporary / WEIGHTS)}
+        durable.write_record(temporary / MANIFEST, manifest.model_copy(update={"version": version, "files": files}))
+        durable.publish_directory(temporary, self.folder(version))
+
+    def _keep_manifest(self, version: int) -> None:
+        """Keep the manifest of a version that is about to be removed, for the chain of parents."""
+        content = read_small(self.folder(version) / MANIFEST, MOST_MANIFEST_BYTES)
+        durable.write_bytes(self._pruned / f"{version:06d}.json", content)
+
     def _parent(self, version: int) -> int | None:
-        for path in (self.folder(version) / MANIFEST, self.pruned / f"{version:06d}.json"):
+        for path in (self.folder(version) / MANIFEST, self._pruned / f"{version:06d}.json"):
             with suppress(FileNotFoundError):  # pruned, maybe just now: the copy is there before the version goes
                 return _read_manifest(path).parent
         return None
 
+    def _existing(self, version: int) -> Path:
+        folder = self.folder(version)
+        if not folder.is_dir():
+            raise UnknownVersion(f"no version {version} in {self.root}; versions: {listed(self.versions())}")
+        return folder
+
     @contextmanager
     def _while_there(self, folder: Path) -> Iterator[Path]:
-        """Read in a version's folder: a missing file means UnknownVersion if the whole version is gone.
-
-        Otherwise it means CorruptCheckpoint.
-        """
+        """Read in a version's folder: a missing file is damage, unless the whole version was removed meanwhile."""
         try:
             yield folder
         except FileNotFoundError as error:
@@ -122,11 +112,8 @@ class Versions:
                 raise CorruptCheckpoint(f"{error.filename}: missing; roll back to another version") from error
             raise UnknownVersion(
                 f"{folder}: removed while it was read; serve another version (`mfmd promote N`) or bring its "
-                f"files back; versions: {listed(self.numbers())}"
+                f"files back; versions: {listed(self.versions())}"
             ) from error
-
-    def _unknown(self, version: int) -> NoReturn:
-        raise UnknownVersion(f"no version {version} in {self.root}; versions: {listed(self.numbers())}")
 
 
 def _read_manifest(path: Path) -> Manifest:

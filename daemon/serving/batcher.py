@@ -27,6 +27,7 @@ from configs.serving import ServingSettings
 from daemon.runtime.logs import get_logger
 from daemon.serving.errors import ApiError, QueueFull
 from daemon.serving.metrics import ServingMetrics
+from daemon.serving.threads import PlaneThread
 from daemon.serving.versions.slots import Resident, Slots
 from storage.media.images import FittedFrame, fit_frame
 
@@ -75,7 +76,7 @@ def fit(pixels: NDArray[np.uint8], input_size: tuple[int, int], settings: Servin
     return Fitted(frame, (pixels.shape[0], pixels.shape[1]))
 
 
-class Batcher:
+class Batcher(PlaneThread):
     """The bounded queue and the thread that empties it."""
 
     def __init__(
@@ -83,46 +84,28 @@ class Batcher:
         slots: Slots,
         settings: ServingSettings,
         metrics: ServingMetrics,
-        on_answer: Callable[[int, Fitted, Labels], None] | None = None,
+        on_answer: Callable[[int, Fitted, Labels], None],
     ) -> None:
         """`on_answer` is told version, image and labels of every answer, after it was given; it must return at once."""
-        self._slots = slots
-        self._on_answer = on_answer
-        self._settings = settings
-        self._metrics = metrics
+        super().__init__("mfmd-batcher")
+        self._slots, self._settings, self._metrics, self._on_answer = slots, settings, metrics, on_answer
         self._changed = threading.Condition()
         self._groups: OrderedDict[tuple[int, int, int], deque[_Waiting]] = OrderedDict()
-        self._depth = 0
-        self._closing = False
+        self.depth = 0
+        """Images that wait for a forward pass; for others to read."""
         self._sizes: OrderedDict[tuple[int, int], None] = OrderedDict()
         self._seconds_per_image = 0.1
         self._labelling = ThreadPoolExecutor(1, thread_name_prefix="mfmd-labels")
         self._room = threading.BoundedSemaphore(LOGITS_HELD)
-        self._thread = threading.Thread(target=self._work, name="mfmd-batcher", daemon=True)
-        metrics.queue_depth.set_function(lambda: self._depth)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        metrics.queue_depth.set_function(lambda: self.depth)
 
     def stop(self, timeout: float) -> None:
-        """Answer everything that waits, then end the thread; gives up after `timeout` seconds."""
+        """Answer everything that waits, then end; gives up after `timeout` seconds."""
         with self._changed:
-            self._closing = True
+            self.stopping.set()
             self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
-        self._labelling.shutdown(wait=not self._thread.is_alive())
-
-    @property
-    def dead(self) -> bool:
-        """Whether its thread ended although nobody stopped it."""
-        return self._thread.ident is not None and not self._thread.is_alive() and not self._closing
-
-    @property
-    def depth(self) -> int:
-        """Images that wait for a forward pass."""
-        return self._depth
+        super().stop(timeout)
+        self._labelling.shutdown(wait=not self.is_alive())
 
     def served_sizes(self) -> list[tuple[int, int]]:
         """Return valid sizes (height, width) that ran lately; at most eight."""
@@ -132,10 +115,10 @@ class Batcher:
     def check_room(self, images: int = 1) -> None:
         """Raise QueueFull if `images` more do not fit now; a cheap check before a body is read and decoded."""
         with self._changed:
-            if self._closing:
+            if self.stopping.is_set():
                 raise ApiError(503, "shutting_down", "the server is stopping; use another one", retry_after=1)
-            if self._depth + images > self._settings.advanced.queue_images:
-                raise QueueFull(self._depth, max(1, math.ceil(self._depth * self._seconds_per_image)))
+            if self.depth + images > self._settings.advanced.queue_images:
+                raise QueueFull(self.depth, max(1, math.ceil(self.depth * self._seconds_per_image)))
 
     def submit(self, resident: Resident, images: Sequence[Fitted]) -> "list[Future[Labels]]":
         """Queue images for `resident`, all of them or none; the caller holds a lease on it.
@@ -149,7 +132,7 @@ class Batcher:
                 self._slots.hold(resident)
                 item.answer.add_done_callback(partial(self._forget, item))
                 self._groups.setdefault(item.group, deque()).append(item)
-            self._depth += len(items)
+            self.depth += len(items)
             self._changed.notify_all()
         return [item.answer for item in items]
 
@@ -162,12 +145,13 @@ class Batcher:
             if item not in items:
                 return
             items.remove(item)
-            self._depth -= 1
+            self.depth -= 1
             if not items:
                 del self._groups[item.group]
         self._slots.release(item.resident)
 
-    def _work(self) -> None:
+    def run(self) -> None:
+        """Answer batches until stopped."""
         while (batch := self._next_batch()) is not None:
             live = [item for item in batch if item.answer.set_running_or_notify_cancel()]
             try:
@@ -186,7 +170,7 @@ class Batcher:
         """Wait for a group that is due; None when the batcher stops and nothing waits any more."""
         with self._changed:
             while True:
-                if not self._groups and self._closing:
+                if not self._groups and self.stopping.is_set():
                     return None
                 now = time.monotonic()
                 due = [(self._due_at(items), key) for key, items in self._groups.items()]
@@ -197,7 +181,7 @@ class Batcher:
 
     def _due_at(self, items: deque[_Waiting]) -> float:
         """Return when a group runs (monotonic seconds): at once if full or stopping, else after a delay."""
-        if self._closing or len(items) >= self._settings.max_batch_images:
+        if self.stopping.is_set() or len(items) >= self._settings.max_batch_images:
             return items[0].arrived
         return items[0].arrived + self._settings.advanced.max_delay_ms / 1000
 
@@ -206,7 +190,7 @@ class Batcher:
         batch = [items.popleft() for _ in range(min(len(items), self._settings.max_batch_images))]
         if not items:
             del self._groups[key]
-        self._depth -= len(batch)
+        self.depth -= len(batch)
         full = batch[0].resident.input_size
         size = min(key[1], full[0]), min(key[2], full[1])  # of a window, where windows slide over a larger frame
         self._sizes[size] = None
@@ -250,8 +234,7 @@ class Batcher:
             with torch.inference_mode():
                 labels = labels_at(logits, item.image.size).cpu().numpy()
             item.answer.set_result(labels)
-            if self._on_answer is not None:
-                self._on_answer(item.resident.version, item.image, labels)
+            self._on_answer(item.resident.version, item.image, labels)
         except Exception as error:
             log.exception("labels_failed", version=item.resident.version, size=item.image.size)
             if not item.answer.done():

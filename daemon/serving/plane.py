@@ -17,10 +17,8 @@ from daemon.serving.api.body import Bodies
 from daemon.serving.batcher import Batcher, Fitted, Labels, fit
 from daemon.serving.errors import ApiError
 from daemon.serving.metrics import ServingMetrics
-from daemon.serving.shadow.compare import Shadow, plane_name
-from daemon.serving.shadow.follower import ShadowFollower
+from daemon.serving.shadow import Shadow, plane_name
 from daemon.serving.versions.follower import Follower
-from daemon.serving.versions.memory import freeze_heap
 from daemon.serving.versions.slots import Resident, Slots
 from daemon.serving.versions.swap import Swapper
 from storage.layout import StateLayout
@@ -61,13 +59,9 @@ class InferencePlane:
             self.device,
             self.metrics,
             self.batcher.served_sizes,
-            after_first_load=freeze_heap if own_process else None,
+            own_process,
         )
-        shadows = ShadowFollower(self.registry, self.slots, self.swapper, self.metrics)
-        also = shadows.look if serving.shadow_fraction else None
-        self.follower = Follower(
-            self.registry, self.slots, self.swapper, self.metrics, serving.advanced.follow_seconds, also=also
-        )
+        self.follower = Follower(self.registry, self.slots, self.swapper, self.metrics, serving)
         self.bodies = Bodies(serving.advanced.max_body_bytes)
         self.started = time.time()
         self.draining = False
@@ -77,7 +71,8 @@ class InferencePlane:
     def start(self) -> None:
         """Start following and batching."""
         self.batcher.start()
-        self.shadow.start()
+        if self.settings.serving.shadow_fraction:
+            self.shadow.start()
         self.follower.start()
 
     def stop(self) -> None:

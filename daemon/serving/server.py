@@ -19,7 +19,7 @@ from daemon.runtime.signals import STOP, on_signals
 from daemon.runtime.supervisor import REQUESTS_SECONDS
 from daemon.serving.app import create_app
 from daemon.serving.plane import InferencePlane
-from daemon.serving.shadow.compare import plane_name
+from daemon.serving.shadow import plane_name
 from daemon.serving.versions.memory import collect_garbage
 from storage.layout import StateLayout
 

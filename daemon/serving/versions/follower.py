@@ -1,25 +1,22 @@
-"""Follow the registry's serving ref: the thread that requests swaps, and remembers why the last one failed."""
+"""Follow the registry's refs: the thread that requests swaps and shadows, and remembers why the last swap failed."""
 
-import os
-import threading
 import time
-from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict
 
+from configs.serving import ServingSettings
 from daemon.errors import code_of
 from daemon.runtime.backoff import Backoff
 from daemon.runtime.logs import get_logger
 from daemon.serving.metrics import ServingMetrics
-from daemon.serving.versions.slots import Slots
+from daemon.serving.threads import PlaneThread, be_nice
+from daemon.serving.versions.slots import Resident, Slots
 from daemon.serving.versions.swap import Swapper
 from storage.registry.manifest import Ref
 from storage.registry.registry import CheckpointRegistry
 
 RETRIES = Backoff(base=1.0, cap=60.0)
 """Delays after swaps that failed."""
-NICENESS = 5
-"""Nice value of this thread and of the threads that torch starts for it: loading yields to serving."""
 
 log = get_logger(__name__)
 
@@ -41,11 +38,12 @@ class SwapFailure(BaseModel):
     """Attempts since the ref named this version."""
 
 
-class Follower:
-    """Polls the ref every `interval` seconds and makes the version it names live.
+class Follower(PlaneThread):
+    """Polls the serving ref and makes the version it names live; keeps the shadow's version in the idle slot.
 
     A version that fails is retried after 1, 2, 4 ... 60 seconds, or at once when the ref moves. When nothing is live (a
-    start with a corrupt serving version), the version that served before is tried instead.
+    start with a corrupt serving version), the version that served before is tried instead. A shadow that fails is
+    retried when either version changes.
     """
 
     def __init__(
@@ -54,61 +52,33 @@ class Follower:
         slots: Slots,
         swapper: Swapper,
         metrics: ServingMetrics,
-        interval: float,
-        also: Callable[[], None] | None = None,
+        settings: ServingSettings,
     ) -> None:
-        """Prepare it; `also` is called after each poll, in the same thread, and must not raise."""
-        self._also = also
-        self._registry = registry
-        self._slots = slots
-        self._swapper = swapper
-        self._metrics = metrics
-        self._interval = interval
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="mfmd-follower", daemon=True)
-        self._wanted: Ref | None = None
-        self._failure: SwapFailure | None = None
-        self._attempts = 0
-        self._retry_at = 0.0
+        super().__init__("mfmd-follower")
+        self._registry, self._slots, self._swapper, self._metrics = registry, slots, swapper, metrics
+        self._settings = settings
+        self.wanted: Ref | None = None
+        """The serving ref as it was last read."""
+        self.failure: SwapFailure | None = None
+        """The last failure, kept after it is resolved; compare its version with `wanted`."""
         self.failures = 0
         """Swaps that failed since the start."""
+        self._attempts, self._retry_at = 0, 0.0
         self._unread = 0
-        """Looks in a row that could not read the ref."""
+        """Polls in a row that could not read the ref."""
+        self._failed_shadow: tuple[Ref | None, int] | None = None
+        """Ref and live version of the last shadow that failed."""
 
-    @property
-    def wanted(self) -> Ref | None:
-        """The serving ref as it was last read."""
-        return self._wanted
+    def run(self) -> None:
+        """Poll until stopped."""
+        be_nice()  # loading yields to serving
+        while not self.stopping.is_set():
+            self.poll(time.monotonic())
+            if self._settings.shadow_fraction:
+                self.poll_shadow()
+            self.stopping.wait(self._settings.advanced.follow_seconds)
 
-    @property
-    def failure(self) -> SwapFailure | None:
-        """The last failure, kept after it is resolved; compare its version with `wanted`."""
-        return self._failure
-
-    @property
-    def dead(self) -> bool:
-        """Whether its thread ended although nobody stopped it."""
-        return self._thread.ident is not None and not self._thread.is_alive() and not self._stop.is_set()
-
-    def start(self) -> None:
-        """Start the thread; the first poll is immediate."""
-        self._thread.start()
-
-    def stop(self, timeout: float) -> None:
-        """End the thread after the swap it may be in; gives up after `timeout` seconds."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
-
-    def _follow(self) -> None:
-        be_nice()
-        while not self._stop.is_set():
-            self.look(time.monotonic())
-            if self._also is not None:
-                self._also()
-            self._stop.wait(self._interval)
-
-    def look(self, now: float) -> None:
+    def poll(self, now: float) -> None:
         """Poll the ref once, at monotonic time `now`; swap if it names another version. Never raises."""
         try:
             ref = self._registry.serving()
@@ -118,8 +88,8 @@ class Follower:
                 self._note(None, error, now)
             return
         self._unread = 0
-        if ref != self._wanted:
-            self._wanted, self._attempts, self._retry_at = ref, 0, 0.0
+        if ref != self.wanted:
+            self.wanted, self._attempts, self._retry_at = ref, 0, 0.0
         live = self._slots.live
         if ref is not None and live is not None and live.version == ref.version:
             self._attempts, self._retry_at = 0, 0.0  # the next failure is reported at once
@@ -148,9 +118,9 @@ class Follower:
             return
         if usable and previous is not None:
             log.warning("serving_previous_instead", version=previous.version, failed=failed)
-            explained = self._failure, self._attempts, self._retry_at
+            explained = self.failure, self._attempts, self._retry_at
             self._try(previous.version, now)
-            self._failure, self._attempts, self._retry_at = explained  # what is to explain is the version wanted
+            self.failure, self._attempts, self._retry_at = explained  # what is to explain is the version wanted
 
     def _note(self, version: int | None, error: Exception, now: float) -> None:
         self._metrics.swaps.labels(result="failed").inc()
@@ -159,15 +129,38 @@ class Follower:
         self._retry_at = now + RETRIES.delay(self._attempts)
         code = code_of(error)
         reason = f"{type(error).__name__}: {error}; the log has the traceback" if code == "unexpected" else str(error)
-        self._failure = SwapFailure(version=version, code=code, reason=reason, at=time.time(), attempts=self._attempts)
+        self.failure = SwapFailure(version=version, code=code, reason=reason, at=time.time(), attempts=self._attempts)
         log.exception("swap_failed", version=version, code=code, attempts=self._attempts)
 
+    def poll_shadow(self) -> None:
+        """Poll the shadow's ref once; load what it names into the idle slot, or free that. Never raises."""
+        live, ref = self._slots.live, None
+        if live is None:
+            return
+        try:
+            ref = self._registry.ref("shadow")
+            if (ref, live.version) != self._failed_shadow:
+                self._follow_shadow(ref, live.version)
+        except Exception as error:
+            self._failed_shadow = ref, live.version
+            self._metrics.shadow_failed.inc()
+            log.exception("shadow_failed", version=ref and ref.version, error=str(error))
+        shadow = self._slots.shadow
+        self._metrics.shadow_version.set(shadow.version if shadow else 0)
 
-def be_nice() -> None:
-    """Raise the nice value of the calling thread to `NICENESS`, where the system has priorities per thread (Linux).
+    def _follow_shadow(self, ref: Ref | None, live: int) -> None:
+        shadow = self._slots.shadow
+        if ref is not None and ref.version != live:
+            if shadow is None or shadow.version != ref.version:
+                self._swapper.shadow(ref.version)
+        elif shadow is not None and not self._is_promoted(shadow):
+            self._swapper.end_shadow()
 
-    A process with a higher nice value keeps it, because not every user may lower it.
-    """
-    if hasattr(os, "setpriority"):
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
+    def _is_promoted(self, shadow: Resident) -> bool:
+        """Return whether the shadow was promoted since the last poll of the serving ref: the next poll flips to it.
+
+        A promotion moves `serving` before the shadow's ref is removed. A poll that sees only the removal would free the
+        slot for nothing, and read the weights again.
+        """
+        serving = self._registry.readable_refs()[0].get("serving")
+        return serving is not None and serving.version == shadow.version

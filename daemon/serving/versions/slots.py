@@ -9,24 +9,27 @@ rollbacks, or a candidate that runs in the live one's shadow and answers no requ
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from adapters.inference.forward import ServedForward
 from daemon.serving.errors import NotReady, VersionNotLoaded
 from storage.registry.manifest import Manifest
 
 
+@dataclass(slots=True, eq=False)
 class Resident:
     """A version in memory; its weights do not change while anybody holds it."""
 
-    def __init__(self, version: int, manifest: Manifest, forward: ServedForward) -> None:
-        self.version = version
-        self.manifest = manifest
-        self.forward = forward
-        """What runs."""
-        self.warmed: set[tuple[int, int]] = set()
-        """Sizes (height, width) at which its outputs were found finite; only the follower's thread looks at it."""
-        self.holds = 0
-        """Requests and batches that use it; guarded by the lock of `Slots`."""
+    version: int
+    manifest: Manifest
+    forward: ServedForward
+    """What runs."""
+    shadow: bool = False
+    """Whether it runs in the live version's shadow; then it answers no request."""
+    warmed: set[tuple[int, int]] = field(default_factory=set)
+    """Sizes (height, width) at which its outputs were found finite; for the follower's thread only."""
+    holds: int = 0
+    """Requests and batches that use it; guarded by the lock of `Slots`."""
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -44,33 +47,22 @@ class Slots:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._live: Resident | None = None
-        self._idle: Resident | None = None
-        self._idle_is_shadow = False
-
-    @property
-    def live(self) -> Resident | None:
-        """The version that answers new requests."""
-        with self._changed:
-            return self._live
-
-    @property
-    def idle(self) -> Resident | None:
+        self.live: Resident | None = None
+        """The version that answers new requests; for others to read, like `idle`."""
+        self.idle: Resident | None = None
         """The version in the idle place, whichever it is."""
-        with self._changed:
-            return self._idle
 
     @property
     def shadow(self) -> Resident | None:
         """The candidate that runs in the live version's shadow."""
-        with self._changed:
-            return self._idle if self._idle_is_shadow else None
+        idle = self.idle
+        return idle if idle is not None and idle.shadow else None
 
     @property
     def versions(self) -> tuple[int, ...]:
         """Versions that answer, the live one first: not a shadow."""
         with self._changed:
-            return tuple(item.version for item in self._answering())
+            return tuple(item.version for item in (self.live, self.idle) if item is not None and not item.shadow)
 
     @contextmanager
     def lease(self, version: int | None = None) -> Iterator[Resident]:
@@ -90,7 +82,7 @@ class Slots:
     def lease_shadow(self) -> Iterator[Resident | None]:
         """Hold the shadow until the block ends; None when there is none."""
         with self._changed:
-            resident = self._idle if self._idle_is_shadow else None
+            resident = self.shadow
             if resident is not None:
                 resident.holds += 1
         try:
@@ -110,15 +102,15 @@ class Slots:
         """Remove a user."""
         with self._changed:
             resident.holds -= 1
-            if resident.holds == 0:
-                self._changed.notify_all()
+            self._changed.notify_all()
 
     def flip_to(self, version: int) -> bool:
         """Make the idle version live if it is `version`; return False if it is not in the idle slot."""
         with self._changed:
-            if self._idle is None or self._idle.version != version:
+            if self.idle is None or self.idle.version != version:
                 return False
-            self._live, self._idle, self._idle_is_shadow = self._idle, self._live, False
+            self.live, self.idle = self.idle, self.live
+            self.live.shadow = False
             return True
 
     def retire_idle(self, timeout: float) -> Resident | None:
@@ -128,37 +120,25 @@ class Slots:
         holder then frees the network).
         """
         with self._changed:
-            retired, self._idle, self._idle_is_shadow = self._idle, None, False
+            retired, self.idle = self.idle, None
             if retired is None or not self._changed.wait_for(lambda: retired.holds == 0, timeout):
                 return None
             return retired
 
     def install(self, resident: Resident) -> None:
-        """Make `resident` live; the version that was live becomes the idle one."""
+        """Make `resident` live, and what was live idle; a shadow goes into the idle place, which must be free."""
         with self._changed:
-            self._check_idle_is_free()
-            self._live, self._idle = resident, self._live
-
-    def install_shadow(self, resident: Resident) -> None:
-        """Put `resident` into the idle slot as the live version's shadow."""
-        with self._changed:
-            self._check_idle_is_free()
-            self._idle, self._idle_is_shadow = resident, True
-
-    def _check_idle_is_free(self) -> None:
-        if self._idle is not None:
-            raise RuntimeError(f"the idle place still holds version {self._idle.version}; retire it first")
-
-    def _answering(self) -> list[Resident]:
-        idle = None if self._idle_is_shadow else self._idle
-        return [item for item in (self._live, idle) if item is not None]
+            if self.idle is not None:
+                raise RuntimeError(f"the idle place still holds version {self.idle.version}; retire it first")
+            if resident.shadow:
+                self.idle = resident
+            else:
+                self.live, self.idle = resident, self.live
 
     def _find(self, version: int | None) -> Resident:
-        if self._live is None:
+        if self.live is None:
             raise NotReady
-        if version is None:
-            return self._live
-        for resident in self._answering():
-            if resident.version == version:
+        for resident in (self.live, self.idle):
+            if resident is not None and (version is None or (resident.version == version and not resident.shadow)):
                 return resident
-        raise VersionNotLoaded(str(version), tuple(item.version for item in self._answering()))
+        raise VersionNotLoaded(str(version), self.versions)

@@ -16,6 +16,7 @@ from configs.serving import ServingSettings
 from daemon.runtime.logs import get_logger
 from daemon.serving.errors import ShadowDiffers
 from daemon.serving.metrics import ServingMetrics
+from daemon.serving.versions.memory import freeze_heap
 from daemon.serving.versions.slots import Resident, Slots
 from storage.errors import CorruptCheckpoint
 from storage.registry.manifest import Manifest
@@ -38,11 +39,11 @@ class Swapper:
         device: torch.device,
         metrics: ServingMetrics,
         served_sizes: Callable[[], Sequence[tuple[int, int]]],
-        after_first_load: Callable[[], None] | None = None,
+        own_process: bool,
     ) -> None:
         """`served_sizes` gives the network input sizes (height, width) seen lately: each is warmed up before a flip.
 
-        `after_first_load` is called once, before the first version serves.
+        `own_process`: the heap of this process may be frozen before the first version serves.
         """
         self._registry = registry
         self._slots = slots
@@ -50,7 +51,7 @@ class Swapper:
         self._device = device
         self._metrics = metrics
         self._served_sizes = served_sizes
-        self._after_first_load = after_first_load
+        self._to_freeze = own_process
         self._spare: tuple[str, ServedForward] | None = None
         self.garbage = 0
         """Loads that left garbage since somebody last set this to 0."""
@@ -75,9 +76,12 @@ class Swapper:
         Raises what `serve` raises, and ShadowDiffers when its masks could not be compared with the live version's.
         """
         live, manifest = self._slots.live, self._registry.manifest(version)
-        if live is None or live.manifest.classes != manifest.classes or live.input_size != _input_size(manifest):
+        size = manifest.input_height, manifest.input_width
+        if live is None or live.manifest.classes != manifest.classes or live.input_size != size:
             raise ShadowDiffers(version)
-        self._slots.install_shadow(self._load(version))
+        resident = self._load(version)
+        resident.shadow = True
+        self._slots.install(resident)
         log.info("shadow_runs", version=version, serving=live.version)
 
     def end_shadow(self) -> None:
@@ -115,9 +119,9 @@ class Swapper:
                 resident = Resident(version, manifest, forward)
                 self._warm_up(resident)
         self._spare = None
-        if self._after_first_load is not None:
-            self._after_first_load()
-            self._after_first_load = None
+        if self._to_freeze:
+            freeze_heap()
+            self._to_freeze = False
         return resident
 
     def _take_idle(self) -> None:
@@ -169,10 +173,6 @@ def noise(size: tuple[int, int], seed: int = 0) -> Tensor:
     """Return a normalised image `[1, 3, h, w]` of random bytes, the same for the same `seed`."""
     pixels = np.random.default_rng(seed).integers(0, 256, (1, *size, 3), dtype=np.uint8)
     return normalise(torch.from_numpy(pixels))
-
-
-def _input_size(manifest: Manifest) -> tuple[int, int]:
-    return manifest.input_height, manifest.input_width
 
 
 def _architecture(manifest: Manifest) -> str:

@@ -122,7 +122,7 @@ def imported(settings: Settings, registry: CheckpointRegistry, folder: Path, see
 def served_labels(settings: Settings, registry: CheckpointRegistry, folder: Path) -> np.ndarray:
     """What an inference plane answers now."""
     plane = InferencePlane(settings)
-    plane.follower.look(0.0)
+    plane.follower.poll(0.0)
     plane.batcher.start()
     try:
         with plane.slots.lease() as resident:

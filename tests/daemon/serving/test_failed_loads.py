@@ -28,7 +28,7 @@ ARCHITECTURES = [
 
 def look(plane: InferencePlane, later: float = 0.0) -> int:
     """One look at the ref, `later` seconds from now; returns the version that serves then."""
-    plane.follower.look(time.monotonic() + later)
+    plane.follower.poll(time.monotonic() + later)
     assert plane.slots.live is not None
     return plane.slots.live.version
 

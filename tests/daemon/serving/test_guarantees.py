@@ -31,7 +31,7 @@ SIZES = [(64, 96), (64, 64), (24, 96)]
 
 def look(plane: InferencePlane, now: float = 0.0) -> int | None:
     """One look at the ref; `now` (seconds) is later than any retry was put off to."""
-    plane.follower.look(now)
+    plane.follower.poll(now)
     return plane.slots.live.version if plane.slots.live else None
 
 

@@ -67,9 +67,9 @@ def test_a_look_between_the_history_and_the_ref_of_a_first_promotion_is_no_failu
     path = world.registry.ref_path("serving")
     written = path.read_bytes()
     path.unlink()
-    plane.follower.look(0.0)
+    plane.follower.poll(0.0)
     path.write_bytes(written)
-    plane.follower.look(1.0)
+    plane.follower.poll(1.0)
     assert plane.slots.live is not None
     assert (plane.slots.live.version, plane.follower.failures) == (version, 0)
 
@@ -79,16 +79,16 @@ def test_damage_that_was_overcome_does_not_put_off_the_word_of_the_next(tmp_path
     version, plane = world.add(0), InferencePlane(world.settings())
     path = world.registry.ref_path("serving")
     written = path.read_bytes()
-    plane.follower.look(0.0)
+    plane.follower.poll(0.0)
     path.write_bytes(b"")
     for second in range(1, 100):
-        plane.follower.look(float(second))
+        plane.follower.poll(float(second))
     failures = plane.follower.failures
     path.write_bytes(written)
-    plane.follower.look(100.0)
+    plane.follower.poll(100.0)
     path.write_bytes(b"{}")
-    plane.follower.look(101.0)
-    plane.follower.look(102.0)
+    plane.follower.poll(101.0)
+    plane.follower.poll(102.0)
     assert plane.slots.live is not None and plane.slots.live.version == version
     assert plane.follower.failures == failures + 1
     assert plane.follower.failure is not None and plane.follower.failure.attempts == 1

@@ -9,8 +9,8 @@ import pytest
 from structlog.testing import CapturingLogger
 
 from adapters.inference.segment import segment_image
-from daemon.serving.shadow import compare as shadow
-from daemon.serving.shadow.compare import plane_name
+from daemon.serving import shadow
+from daemon.serving.shadow import plane_name
 from storage.errors import DurabilityLost, StorageError
 from storage.registry.shadow_record import ShadowRecord, ShadowRecords
 from tests.daemon.serving.serving_world import HEIGHT, WIDTH, Served, World, image_bytes, picture, running, wait_until
@@ -96,25 +96,25 @@ def test_promoting_the_shadow_is_a_flip_and_ending_it_frees_the_place(world: Wor
         assert served.segment(image_bytes()).headers["X-Checkpoint-Version"] == str(second)
 
 
-def test_a_promotion_seen_after_the_shadow_is_gone_is_still_a_flip(world: World) -> None:
+def test_a_promotion_seen_after_the_shadow_is_gone_is_still_a_flip(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The plane looked at `serving` just before it moved, and at the shadow just after that was ended."""
     world.add(1)
     candidate = world.add(2, promote=False)
     world.registry.set_shadow(candidate, by="test", reason="")
     with running(world.settings(shadow_fraction=0.5)) as served:
         shadow_runs(served, candidate)
-        look = served.plane.follower._also
-        assert look is not None
-        moved = threading.Event()
+        poll, moved = served.plane.follower.poll_shadow, threading.Event()
 
         def promoted_in_between() -> None:
             if not moved.is_set():
                 world.registry.promote(candidate, by="gate", reason="")
                 world.registry.set_shadow(None, by="gate", reason="")
                 moved.set()
-            look()
+            poll()
 
-        served.plane.follower._also = promoted_in_between
+        monkeypatch.setattr(served.plane.follower, "poll_shadow", promoted_in_between)
         served.wait_for(candidate)
         assert served.metric("mfmd_swap_seconds_count", phase="load") == 2, "no second load of the candidate"
 
@@ -244,7 +244,7 @@ def test_an_fsync_that_failed_ends_the_record_and_nothing_else(world: World, mon
         world.registry.set_shadow(second, by="test", reason="")
         shadow_runs(served, second)
         served.segment(image_bytes())
-        wait_until(lambda: not served.plane.shadow._thread.is_alive(), "the shadow's thread ends")
+        wait_until(lambda: not served.plane.shadow.is_alive(), "the shadow's thread ends")
         assert served.segment(image_bytes()).status_code == 200
     assert len(tried) == 1, "an fsync is never tried again"
 

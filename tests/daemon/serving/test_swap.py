@@ -18,7 +18,7 @@ from tests.daemon.serving.serving_world import World, picture, settings_for
 
 def look(plane: InferencePlane, later: float = 0.0) -> int | None:
     """One look at the ref, `later` seconds from now; returns the version that serves then."""
-    plane.follower.look(time.monotonic() + later)
+    plane.follower.poll(time.monotonic() + later)
     return plane.slots.live.version if plane.slots.live else None
 
 

@@ -13,7 +13,7 @@ from daemon.serving.batcher import Batcher, Fitted, Labels, fit
 from daemon.serving.metrics import ServingMetrics
 from daemon.serving.plane import InferencePlane
 from daemon.serving.server import PlaneServer, serve
-from daemon.serving.versions.follower import NICENESS, be_nice
+from daemon.serving.threads import NICENESS, be_nice
 from daemon.status.collect import collect_status
 from daemon.status.messages import operator_messages
 from storage.layout import StateLayout
@@ -96,7 +96,7 @@ def _end(served: Served, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(served.plane.batcher, "_next_batch", bug)
         served.segment(image_bytes())  # wakes the thread; this one is still answered
     else:
-        monkeypatch.setattr(served.plane.follower, "look", bug)
+        monkeypatch.setattr(served.plane.follower, "poll", bug)
     wait_until(lambda: bool(served.plane.dead), f"the {part}'s thread ends")
 
 

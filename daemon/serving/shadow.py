@@ -5,7 +5,6 @@ It runs in a thread of its own, at low priority, with a short queue. A full queu
 
 import queue
 import socket
-import threading
 import time
 
 import numpy as np
@@ -15,7 +14,7 @@ from configs.serving import ServingSettings
 from daemon.runtime.logs import get_logger
 from daemon.serving.batcher import Fitted, Labels
 from daemon.serving.metrics import ServingMetrics
-from daemon.serving.versions.follower import be_nice
+from daemon.serving.threads import PlaneThread, be_nice
 from daemon.serving.versions.slots import Resident, Slots
 from storage.errors import DurabilityLost, StorageError
 from storage.registry.shadow_record import ShadowRecord, ShadowRecords
@@ -33,22 +32,18 @@ def plane_name(host: str, port: int) -> str:
     return f"{socket.gethostname()}_{host}_{port}"
 
 
-class Shadow:
+class Shadow(PlaneThread):
     """Compares the candidate's labels with the served ones, and keeps the record."""
 
     def __init__(
         self, slots: Slots, records: ShadowRecords, plane: str, settings: ServingSettings, metrics: ServingMetrics
     ) -> None:
         """Prepare it; this plane keeps its record under the name `plane` (`plane_name`)."""
-        self._slots = slots
-        self._records = records
-        self._plane = plane
+        super().__init__("mfmd-shadow")
+        self._slots, self._records, self._plane, self._metrics = slots, records, plane, metrics
         self._fraction = settings.shadow_fraction
-        self._metrics = metrics
         self._owed = 0.0
         self._waiting: queue.Queue[tuple[int, Fitted, Labels]] = queue.Queue(WAITING)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="mfmd-shadow", daemon=True)
         self._record: ShadowRecord | None = None
         self._written = 0.0
         self._dirty = False
@@ -57,20 +52,9 @@ class Shadow:
         self._unwritten = ""
         """Why the record could not be written the last time, which is in the log; empty when it could."""
 
-    def start(self) -> None:
-        """Start the thread, if any request is to run twice."""
-        if self._fraction:
-            self._thread.start()
-
-    def stop(self, timeout: float) -> None:
-        """End the thread and write the record; gives up after `timeout` seconds."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
-
     def offer(self, version: int, image: Fitted, labels: Labels) -> None:
         """Take an image that `version` answered with `labels`, if its turn has come; returns at once."""
-        if not self._fraction or self._slots.shadow is None:
+        if self._slots.shadow is None:
             return
         self._owed += self._fraction
         if self._owed < 1:
@@ -81,7 +65,8 @@ class Shadow:
         except queue.Full:
             self._metrics.shadow_images.labels(result="dropped").inc()
 
-    def _work(self) -> None:
+    def run(self) -> None:
+        """Compare until stopped, then write the record."""
         be_nice()
         try:
             self._compare_until_stopped()
@@ -89,7 +74,7 @@ class Shadow:
             log.exception("shadow_stopped")
 
     def _compare_until_stopped(self) -> None:
-        while not self._stop.is_set():
+        while not self.stopping.is_set():
             try:
                 item = self._waiting.get(timeout=0.2)
             except queue.Empty:

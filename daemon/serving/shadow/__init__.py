@@ -1,1 +1,0 @@
-"""A second version that runs on live images without answering."""

@@ -3,7 +3,6 @@
 import os
 import time
 import traceback
-from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +15,7 @@ from adapters.rounds.inputs import RoundInputs, load_inputs
 from adapters.rounds.loop import RoundTraining
 from adapters.rounds.progress import RoundProgress
 from adapters.rounds.stop import RoundStopped, StopRequest
-from adapters.scoring.candidate import RoundScorer
+from adapters.scoring.candidate import score_round
 from configs.settings import Settings
 from storage import durable
 from storage.rounds.folder import RoundFolder
@@ -80,13 +79,12 @@ class RoundRun:
         durable.fsync_file(self._folder.candidate)
         spec, device = inputs.spec, inputs.accelerator.device
         incumbent, _ = load_version(inputs.registry, spec.incumbent, device)
-        released = None
+        released = incumbent
         if spec.released != spec.incumbent:
             released, _ = load_version(inputs.registry, spec.released, device)
-        scorer = RoundScorer(inputs.settings, spec, inputs.buffer, inputs.source, device)
-        scored = scorer.score(candidate, incumbent, released)
-        found = {field.name: getattr(scored, field.name) for field in fields(scored)}
-        return self.ended("completed", reason).model_copy(update=found)
+        networks = {"candidate": candidate, "incumbent": incumbent, "released": released}
+        scored = score_round(inputs.settings, spec, inputs.buffer, inputs.source, **networks)
+        return self.ended("completed", reason).model_copy(update=scored._asdict())
 
     def ended(self, status: Literal["completed", "stopped", "failed"], reason: str) -> RoundScores:
         """Return how the round ended, without scores."""

@@ -24,7 +24,8 @@ from adapters.rounds.optim import build_optimizer, learning_rate_factor, set_lea
 from adapters.sampling.crops import SourceCrops, crop_within
 from adapters.sampling.rare_class import balanced_weights
 from adapters.sampling.streams import SourceBatch
-from adapters.scoring.scores.counts import CountsOverImages
+from adapters.scoring.candidate import labelled_image
+from adapters.scoring.scores.counts import count_images
 from adapters.scoring.scores.iou import class_iou, mean_iou
 from configs.settings import Settings
 from storage.layout import StateLayout
@@ -165,15 +166,12 @@ def source_scores(network: SegmentationNetwork, source: LabelledSet, class_names
     Whole images at frame size, valid region only. Classes that are neither labelled nor predicted are omitted.
     """
     device = next(network.parameters()).device
-    counts = CountsOverImages(network.num_classes, source.ignore_index)
-    for index in source.validation:
-        height, width = source.valid(index)
-        pixels = torch.from_numpy(source.image(index)[None, :height, :width].copy()).to(device)
-        label = torch.from_numpy(source.label(index)[:height, :width].copy()).to(device)
-        counts.add(class_map(logits_of(network, normalise(pixels))[0]), label)
-    if not source.validation:
+    images = (labelled_image(source, index, device) for index in source.validation)
+    pairs = ((class_map(logits_of(network, normalise(pixels[None]))[0]), label) for pixels, label in images)
+    counts = count_images(pairs, network.num_classes, source.ignore_index)
+    if not counts.tp:
         return {}
-    tp, fp, fn = counts.counts().sums()
+    tp, fp, fn = counts.sums()
     by_class = zip(class_names, class_iou(tp, fp, fn).tolist(), strict=True)
     scores = {"source_miou": float(mean_iou(tp, fp, fn))}
     scores |= {f"source_iou_{name}": iou for name, iou in by_class}

@@ -7,24 +7,23 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from adapters.checkpoints.checkpoint import load_version
 from adapters.errors import AdapterError
 from adapters.inference.segment import choose_device, segment_fitted
 from adapters.networks.network import SegmentationNetwork
-from adapters.scoring.scores.counts import CountsOverImages
+from adapters.networks.training_pass import IGNORE_INDEX
+from adapters.scoring.scores.counts import count_images
 from adapters.scoring.scores.iou import class_iou, mean_iou
 from configs.settings import Settings
+from configs.watch import WatchSettings
 from storage.errors import RefusedImage
 from storage.layout import StateLayout
 from storage.media.images import decode_image, fit_frame, read_label
 from storage.registry.manifest import Manifest
 from storage.registry.registry import CheckpointRegistry
-from storage.rounds.records import ImageCounts
 from storage.source.pairing import LabelledPair, pair_labels
-
-IGNORE_INDEX = 255
-"""Label value to ignore when no source settings define another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +53,8 @@ def evaluate_folder(settings: Settings, images: Path, labels: Path, version: int
     pairs = pair_labels(images, labels, settings.source.label_suffix if settings.source else "")
     network, manifest = load_version(registry, number, choose_device(settings.serving.device))
     ignored = settings.source.ignore_index if settings.source else IGNORE_INDEX
-    counts = CountsOverImages(len(manifest.classes), ignored)
-    for pair in pairs:
-        _count_pair(counts, pair, network, manifest, settings, ignored)
-    return _evaluation(counts.counts(), [str(entry["name"]) for entry in manifest.classes], number)
+    predicted = (_predicted(pair, network, manifest, settings.watch, ignored) for pair in pairs)
+    return _evaluation(predicted, [str(entry["name"]) for entry in manifest.classes], ignored, number)
 
 
 def evaluate_masks(
@@ -69,21 +66,14 @@ def evaluate_masks(
 
     Raises ValueError when the sizes of a pair differ or a value is no class, AdapterError when nothing is labelled.
     """
-    counts = CountsOverImages(len(class_names), ignore_index)
-    for mask, label in masks:
-        counts.add(torch.tensor(mask), torch.tensor(label))
-    return _evaluation(counts.counts(), class_names, None)
+    pairs = ((torch.tensor(mask), torch.tensor(label)) for mask, label in masks)
+    return _evaluation(pairs, class_names, ignore_index, None)
 
 
-def _count_pair(
-    counts: CountsOverImages,
-    pair: LabelledPair,
-    network: SegmentationNetwork,
-    manifest: Manifest,
-    settings: Settings,
-    ignored: int,
-) -> None:
-    watch = settings.watch
+def _predicted(
+    pair: LabelledPair, network: SegmentationNetwork, manifest: Manifest, watch: WatchSettings, ignored: int
+) -> tuple[Tensor, Tensor]:
+    """Return the class map of an image and its label, [h, w] each, at the label's size."""
     pixels = decode_image(pair.image, max_bytes=watch.max_file_bytes, max_pixels=watch.max_pixels)
     label = read_label(pair.label, num_classes=len(manifest.classes), ignore_index=ignored)
     frame = fit_frame(pixels, manifest.input_height, manifest.input_width)
@@ -95,10 +85,13 @@ def _count_pair(
             f"{pixels.shape[1]}x{pixels.shape[0]}",
         )
     prediction = segment_fitted(network, [frame], [(height, width)])[0]
-    counts.add(prediction, torch.from_numpy(label).to(prediction.device))
+    return prediction, torch.from_numpy(label).to(prediction.device)
 
 
-def _evaluation(counts: ImageCounts, class_names: list[str], version: int | None) -> Evaluation:
+def _evaluation(
+    pairs: Iterable[tuple[Tensor, Tensor]], class_names: list[str], ignore_index: int, version: int | None
+) -> Evaluation:
+    counts = count_images(pairs, len(class_names), ignore_index)
     if not counts.tp:
         raise AdapterError("nothing to evaluate: give at least one image with its label")
     tp, fp, fn = counts.sums()

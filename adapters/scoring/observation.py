@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
+from adapters.inference.palette import class_map
 from adapters.inference.segment import logits_of
-from adapters.networks.network import MIN_SIDE, SegmentationNetwork, normalise
+from adapters.networks.network import SegmentationNetwork, normalise
+from adapters.scoring.scores.diversity import area, mean_entropy
+from adapters.scoring.scores.frames import enlarged
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,29 +34,15 @@ class FrameStatistics:
 def observe_frame(
     serving: SegmentationNetwork, released: SegmentationNetwork, pixels: NDArray[np.uint8]
 ) -> FrameStatistics:
-    """Return statistics of `pixels` [h, w, 3], the valid region of a frame.
-
-    Both networks are in eval mode on one device.
-    """
+    """Return statistics of `pixels` [h, w, 3], the valid region of a frame; both networks are in eval mode."""
     device = next(serving.parameters()).device
     images = normalise(torch.from_numpy(np.ascontiguousarray(pixels))[None].to(device))  # [1, 3, h, w]
-    logits = logits_of(serving, images)
-    log_probability = logits.log_softmax(dim=1)
-    probability = log_probability.exp()
-    classes = logits.shape[1]
-    labels = logits.argmax(dim=1).flatten()
-    area = torch.bincount(labels, minlength=classes).float() / labels.numel()
+    logits = logits_of(serving, images)[0]
+    probabilities = logits.softmax(dim=0)
+    deepest = released.encode(enlarged(images))[-1]  # [1, D, h', w']
     return FrameStatistics(
-        entropy=float(-(probability * log_probability).sum(dim=1).mean()),
-        confidence=float(probability.amax(dim=1).mean()),
-        area=area.cpu().numpy(),
-        embedding=_embedding(released, images),
+        entropy=mean_entropy(probabilities),
+        confidence=float(probabilities.amax(dim=0).mean()),
+        area=area(class_map(logits), len(logits)).float().cpu().numpy(),
+        embedding=deepest.mean(dim=(2, 3))[0].float().cpu().numpy(),
     )
-
-
-def _embedding(network: SegmentationNetwork, images: Tensor) -> NDArray[np.float32]:
-    height, width = images.shape[-2:]
-    missing = (0, max(0, MIN_SIDE - width), 0, max(0, MIN_SIDE - height))
-    deepest = network.encode(F.pad(images, missing, mode="replicate"))[-1]  # [1, D, h', w']
-    embedding: NDArray[np.float32] = deepest.mean(dim=(2, 3))[0].float().cpu().numpy()
-    return embedding

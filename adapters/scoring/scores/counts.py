@@ -1,5 +1,7 @@
 """Pixel counts of a prediction against labels: the input of every IoU."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -23,21 +25,12 @@ def confusion(prediction: Tensor, label: Tensor, num_classes: int, ignore_index:
     return pairs.view(num_classes, num_classes)  # [K * K] -> [K, K]
 
 
-class CountsOverImages:
-    """Collects the counts of one model, image by image."""
-
-    def __init__(self, num_classes: int, ignore_index: int) -> None:
-        self._num_classes = num_classes
-        self._ignore_index = ignore_index
-        self._rows: list[Tensor] = []
-
-    def add(self, prediction: Tensor, label: Tensor) -> None:
-        """Count one image: class maps [h, w]."""
-        matrix = confusion(prediction, label, self._num_classes, self._ignore_index)
+def count_images(pairs: Iterable[tuple[Tensor, Tensor]], num_classes: int, ignore_index: int) -> ImageCounts:
+    """Count images one by one: pairs of a prediction and its label, class maps [h, w] of one size."""
+    rows = []
+    for prediction, label in pairs:
+        matrix = confusion(prediction, label, num_classes, ignore_index)
         hit = matrix.diagonal()
-        self._rows.append(torch.stack([hit, matrix.sum(0) - hit, matrix.sum(1) - hit]).cpu())  # [3, K]: tp, fp, fn
-
-    def counts(self) -> ImageCounts:
-        """Return everything counted so far, one row per image."""
-        tp, fp, fn = ([row[kind].tolist() for row in self._rows] for kind in range(3))
-        return ImageCounts(tp=tp, fp=fp, fn=fn)
+        rows.append(torch.stack([hit, matrix.sum(0) - hit, matrix.sum(1) - hit]).tolist())  # [3, K]: tp, fp, fn
+    tp, fp, fn = ([row[kind] for row in rows] for kind in range(3))
+    return ImageCounts(tp=tp, fp=fp, fn=fn)

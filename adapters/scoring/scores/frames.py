@@ -1,6 +1,6 @@
-"""All label-free scores of one model on hold-out frames, frame by frame."""
+"""All label-free scores of one model on one hold-out frame."""
 
-from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,33 +16,24 @@ class NotFinite(ArithmeticError):
     """Weights or logits hold NaN or infinity."""
 
 
-@dataclass(slots=True)
-class FrameScores:
-    """Scores of one model, one entry per hold-out frame; the names are those of `ModelScores`."""
+def frame_scores(network: SegmentationNetwork, image: Tensor, index: int) -> tuple[dict[str, Any], Tensor]:
+    """Return the scores of a normalised image [1, 3, h, w], named as in `ModelScores`, and its class map uint8 [h, w].
 
-    area: list[list[float]] = field(default_factory=list)
-    gram: list[list[list[float]]] = field(default_factory=list)
-    marginal: list[list[float]] = field(default_factory=list)
-    dropout_disagreement: list[float] = field(default_factory=list)
-    flip_consistency: list[float] = field(default_factory=list)
-    entropy: list[float] = field(default_factory=list)
-    """Mean entropy of each frame (nats)."""
-    maps: list[Tensor] = field(default_factory=list)
-    """Class maps uint8 [h, w]."""
-
-    def add(self, network: SegmentationNetwork, image: Tensor) -> None:
-        """Score one normalised image [1, 3, h, w]. Raises NotFinite."""
-        features = network.encode_all(image)
-        height, width = image.shape[-2:]
-        logits = check_finite(network.predict(features, (height, width))[0])  # [K, h, w]
-        probabilities, prediction = logits.softmax(dim=0), class_map(logits)
-        self.area.append(area(prediction, network.num_classes).tolist())
-        self.gram.append(gram_matrix(probabilities).tolist())
-        self.marginal.append(marginal(probabilities).tolist())
-        self.dropout_disagreement.append(dropout_disagreement(network, features, prediction, len(self.maps)))
-        self.flip_consistency.append(flip_consistency(network, image, prediction))
-        self.entropy.append(mean_entropy(probabilities))
-        self.maps.append(prediction.to(torch.uint8))
+    `index`, its place among the frames, seeds its dropout masks. Raises NotFinite.
+    """
+    features = network.encode_all(image)
+    height, width = image.shape[-2:]
+    logits = check_finite(network.predict(features, (height, width))[0])  # [K, h, w]
+    probabilities, prediction = logits.softmax(dim=0), class_map(logits)
+    scores = {
+        "area": area(prediction, network.num_classes).tolist(),
+        "gram": gram_matrix(probabilities).tolist(),
+        "marginal": marginal(probabilities).tolist(),
+        "dropout_disagreement": dropout_disagreement(network, features, prediction, index),
+        "flip_consistency": flip_consistency(network, image, prediction),
+        "entropy": mean_entropy(probabilities),
+    }
+    return scores, prediction.to(torch.uint8)
 
 
 def enlarged(image: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from adapters.checkpoints.checkpoint import load_version, make_manifest, save_we
 from adapters.inference.segment import segment_image
 from adapters.networks.multi_resolution import MultiResolutionNetwork
 from adapters.scoring.observation import observe_frame
-from adapters.scoring.scores.frames import FrameScores
+from adapters.scoring.scores.frames import frame_scores
 from storage.registry.registry import CheckpointRegistry
 from tests.adapters.networks.multi_resolution_networks import (
     ALWAYS,
@@ -58,19 +58,18 @@ def test_it_serves_images_of_any_size(network, drawing, size) -> None:
 @torch.inference_mode()
 def test_scores_of_frames_take_it(network) -> None:
     network.eval()
-    scores, image = FrameScores(), pictures(*CROP, images=1)
-    scores.add(network, image)
-    assert torch.equal(scores.maps[0].long(), network(image)[0].argmax(0))
-    assert 0.0 <= scores.dropout_disagreement[0] < 1.0 and 0.0 < scores.flip_consistency[0] <= 1.0
+    image = pictures(*CROP, images=1)
+    scores, prediction = frame_scores(network, image, 0)
+    assert torch.equal(prediction.long(), network(image)[0].argmax(0))
+    assert 0.0 <= scores["dropout_disagreement"] < 1.0 and 0.0 < scores["flip_consistency"] <= 1.0
 
 
 @pytest.mark.parametrize("logit", [NEVER, ALWAYS], ids=["context alone", "detail alone"])
 @torch.inference_mode()
 def test_disagreement_drops_channels_of_both_scales(deeplab, logit) -> None:
     attend(deeplab, logit).eval()
-    scores = FrameScores()
-    scores.add(deeplab, pictures(*CROP, images=1))
-    assert 0.0 < scores.dropout_disagreement[0] < 1.0
+    scores, _ = frame_scores(deeplab, pictures(*CROP, images=1), 0)
+    assert 0.0 < scores["dropout_disagreement"] < 1.0
 
 
 def test_observer_describes_frames_with_it(deeplab, drawing) -> None:

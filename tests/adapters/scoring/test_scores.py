@@ -10,7 +10,7 @@ from kornia.color import rgb_to_lab
 from torch import Tensor, nn
 
 from adapters.networks.network import SegmentationNetwork
-from adapters.scoring.scores.counts import CountsOverImages, confusion
+from adapters.scoring.scores.counts import confusion, count_images
 from adapters.scoring.scores.disagreement import RATE, dropout_disagreement, dropped, flip_consistency
 from adapters.scoring.scores.diversity import MAX_PIXELS, area, gram_matrix, marginal, mean_entropy
 from adapters.scoring.scores.iou import class_iou, labelled_mean_iou, mean_iou
@@ -78,10 +78,8 @@ def test_confusion_refuses_what_does_not_fit(prediction: Tensor, label: Tensor) 
 
 
 def test_counts_are_kept_per_image() -> None:
-    counts = CountsOverImages(2, 255)
-    counts.add(torch.tensor([[0, 1]]), torch.tensor([[0, 0]]))
-    counts.add(torch.tensor([[1, 1]]), torch.tensor([[1, 255]]))
-    found = counts.counts()
+    pairs = [(torch.tensor([[0, 1]]), torch.tensor([[0, 0]])), (torch.tensor([[1, 1]]), torch.tensor([[1, 255]]))]
+    found = count_images(pairs, 2, 255)
     assert (found.tp, found.fp, found.fn) == ([[1, 0], [0, 1]], [[0, 1], [0, 0]], [[1, 0], [0, 0]])
 
 

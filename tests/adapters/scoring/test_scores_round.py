@@ -1,4 +1,4 @@
-"""`RoundScorer` on a real buffer and a real labelled set, with networks whose quality is known, up to the verdict.
+"""`score_round` on a real buffer and a real labelled set, with networks whose quality is known, up to the verdict.
 
 The world: three classes that differ in colour. At dusk all colours move. The released network knows the day's
 colours; a good candidate knows both, a forgetful one only the dusk's.
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from adapters.networks.network import SegmentationNetwork
-from adapters.scoring.candidate import RoundScorer, ScoredRound, evenly
+from adapters.scoring.candidate import ScoredRound, evenly, score_round
 from configs.settings import Settings
 from daemon.gate.decide import decide
 from storage.buffer.catalog_records import FileFact
@@ -74,10 +74,6 @@ def scene(seed: int, palette: Sequence[tuple[int, ...]]) -> tuple[NDArray[np.uin
     return (np.array(palette)[labels] + noise).clip(0, 255).astype(np.uint8), labels
 
 
-def found(scored: ScoredRound) -> tuple[ModelScores | None, ModelScores, ModelScores, list[float]]:
-    return scored.released, scored.incumbent, scored.candidate, scored.reference_marginal
-
-
 @dataclass(frozen=True)
 class World:
     settings: Settings
@@ -87,11 +83,11 @@ class World:
 
     def score(
         self, candidate: SegmentationNetwork, *, source_free: bool = False, released: SegmentationNetwork | None = None
-    ) -> tuple[ModelScores | None, ModelScores, ModelScores, list[float]]:
-        scorer = RoundScorer(
-            self.settings, self.spec, self.buffer, None if source_free else self.source, torch.device("cpu")
-        )
-        return found(scorer.score(candidate, knows(DAY), released))
+    ) -> ScoredRound:
+        incumbent = knows(DAY)
+        networks = {"candidate": candidate, "incumbent": incumbent, "released": released or incumbent}
+        source = None if source_free else self.source
+        return score_round(self.settings, self.spec, self.buffer, source, **networks)
 
     def verdict(self, candidate: SegmentationNetwork, *, source_free: bool = False) -> Verdict:
         return self.judge(*self.score(candidate, source_free=source_free), source_free=source_free)
@@ -270,19 +266,12 @@ def test_source_free_takes_the_released_model_as_reference(world: World) -> None
 
 def test_released_model_is_scored_when_it_is_another_version(world: World) -> None:
     later = World(world.settings, world.spec.model_copy(update={"incumbent": 4}), world.buffer, world.source)
-    with pytest.raises(ValueError, match="released version 1"):
-        later.score(knows(DAY))
     released, incumbent, _, _ = later.score(knows(DAY), released=knows(DUSK))
     assert released is not None
     assert (released.version, incumbent.version) == (1, 4)
     assert np.sum(released.source.tp) < np.sum(incumbent.source.tp)
     reference = later.score(knows(DAY), released=knows(DUSK), source_free=True)[3]
     assert reference != pytest.approx(np.mean(incumbent.marginal, axis=0))
-
-
-def test_given_reference_is_kept(world: World) -> None:
-    scorer = RoundScorer(world.settings, world.spec, world.buffer, None, torch.device("cpu"))
-    assert scorer.score(knows(DAY), knows(DAY), reference=[0.5, 0.3, 0.2]).reference_marginal == [0.5, 0.3, 0.2]
 
 
 def test_at_most_score_images_are_scored(world: World) -> None:

@@ -58,11 +58,6 @@ def step(name: str) -> None:
         _hook(name)
 
 
-def names() -> list[str]:
-    """Return the names of all places."""
-    return list(PLACES)
-
-
 def arm(wanted: str) -> None:
     """Kill this process at a place: `name` or `name:n`. Raises ValueError for one that does not exist."""
     name, _, number = wanted.partition(":")

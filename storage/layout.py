@@ -1,88 +1,47 @@
 """Paths of a state directory, and the lock that keeps it to one daemon."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 
 from storage import durable
-from storage.errors import AlreadyRunning
 
 OF_THE_HOLDER = ("daemon", "activity", "settings")
 """Run files that describe the process that holds the lock, and belong to it."""
 
 
-@dataclass(frozen=True, slots=True)
 class StateLayout:
     """Paths of one state directory; nothing is created before `create`."""
 
-    root: Path
-    """The state directory itself."""
-
-    @property
-    def buffer(self) -> Path:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        """The state directory itself."""
+        self.buffer = self.root / "buffer"
         """Folder of the frame buffer."""
-        return self.root / "buffer"
-
-    @property
-    def frames_zarr(self) -> Path:
+        self.frames_zarr = self.buffer / "frames.zarr"
         """Zarr group that holds the pixels of target frames."""
-        return self.buffer / "frames.zarr"
-
-    @property
-    def catalog(self) -> Path:
+        self.catalog = self.buffer / "catalog.sqlite"
         """SQLite database: what was committed, refused, and why."""
-        return self.buffer / "catalog.sqlite"
-
-    @property
-    def observations(self) -> Path:
+        self.observations = self.buffer / "observations.sqlite"
         """SQLite database of the observer."""
-        return self.buffer / "observations.sqlite"
-
-    @property
-    def videos(self) -> Path:
+        self.videos = self.root / "videos.jsonl"
         """Records of the videos of the drop folder."""
-        return self.root / "videos.jsonl"
-
-    @property
-    def source(self) -> Path:
+        self.source = self.root / "source"
         """Folder of the labelled source set."""
-        return self.root / "source"
-
-    @property
-    def checkpoints(self) -> Path:
+        self.checkpoints = self.root / "checkpoints"
         """Folder of the checkpoint registry."""
-        return self.root / "checkpoints"
-
-    @property
-    def rounds(self) -> Path:
+        self.rounds = self.root / "rounds"
         """Folder of round folders."""
-        return self.root / "rounds"
-
-    @property
-    def shadow(self) -> Path:
+        self.shadow = self.root / "shadow"
         """Folder of `shadow/000042/PLANE.json`: agreement of a shadow with the serving version."""
-        return self.root / "shadow"
-
-    @property
-    def run(self) -> Path:
+        self.run = self.root / "run"
         """Folder of files that exist only while processes live: lock, addresses, token."""
-        return self.root / "run"
-
-    @property
-    def token_file(self) -> Path:
+        self.token_file = self.run / "control.token"
         """The generated bearer token of the control API."""
-        return self.run / "control.token"
-
-    @property
-    def socket(self) -> Path:
+        self.socket = self.run / "control.sock"
         """Unix socket on which a living daemon serves commands of the same user."""
-        return self.run / "control.sock"
-
-    @property
-    def lock_file(self) -> Path:
-        """Return the file that a living daemon holds locked."""
-        return self.run / "daemon.lock"
+        self.lock_file = self.run / "daemon.lock"
+        """The file that a living daemon holds locked."""
 
     def run_file(self, name: str) -> Path:
         """Return `run/<name>.json`: pid, host, port and start time of a living process."""
@@ -111,14 +70,13 @@ class StateLayout:
         The run files of a killed daemon are removed: they would be mistaken for those of the new holder.
         """
         durable.make_directory(self.run)
-        with ExitStack() as held:
-            try:
-                held.enter_context(durable.exclusive_lock(self.lock_file, wait=False))
-            except durable.Locked as error:
-                raise AlreadyRunning(
-                    f"{self.root}: process {error.holder} already works on this state directory; "
-                    "stop it, or set `state` to another directory"
-                ) from error
+        with durable.exclusive_lock(
+            self.lock_file,
+            busy=lambda holder: (
+                f"{self.root}: process {holder} already works on this state directory; "
+                "stop it, or set `state` to another directory"
+            ),
+        ):
             for name in OF_THE_HOLDER:
                 self.run_file(name).unlink(missing_ok=True)
             yield

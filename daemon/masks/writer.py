@@ -23,7 +23,7 @@ from daemon.runtime.signals import stop_event
 from daemon.watch.arrival import Arrival, FileChanged, read_arrival
 from storage import durable
 from storage.buffer.catalog_records import FileFact
-from storage.errors import DurabilityLost, RefusedImage, StorageError
+from storage.errors import AlreadyRunning, DurabilityLost, RefusedImage, StorageError
 from storage.layout import StateLayout
 
 LOCK = ".mfmd-masks.lock"
@@ -93,13 +93,13 @@ class MaskWriter:
         """Return when the folder cannot be used now or belongs to another process."""
         try:
             durable.make_directory(self._folder, shared=True)
-            with durable.exclusive_lock(self._folder / LOCK, wait=False):
+            with durable.exclusive_lock(self._folder / LOCK, busy="held by process {}".format):
                 for path in [self._folder, *(item for item in self._folder.rglob("*") if item.is_dir())]:
                     durable.remove_partials(path, shared=True)
                 self._note(active=True)
                 while not self._stop.is_set():
                     self._stop.wait(self._pass())
-        except durable.Locked:
+        except AlreadyRunning:
             self._log_once("another process writes masks here")
         except OSError as error:
             self._note(failed=self.report.failed + 1)

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from configs.buffer import BufferSettings
 from storage import durable
@@ -29,11 +29,10 @@ def claim(layout: StateLayout) -> Iterator[None]:
     """Become the one writer of this buffer. Raises AlreadyRunning: a second one would remove unfinished frames."""
     _finish_resize(layout)
     durable.make_directory(layout.buffer)
-    with ExitStack() as held:
-        try:
-            held.enter_context(durable.exclusive_lock(layout.buffer / ".lock", wait=False))
-        except durable.Locked as error:
-            raise AlreadyRunning(f"{layout.buffer}: process {error.holder} already writes to this buffer") from error
+    with durable.exclusive_lock(
+        layout.buffer / ".lock",
+        busy=lambda holder: f"{layout.buffer}: process {holder} already writes to this buffer",
+    ):
         shutil.rmtree(layout.root / FRESH, ignore_errors=True)
         durable.remove_partials(layout.buffer)
         yield

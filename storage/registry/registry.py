@@ -346,7 +346,7 @@ class CheckpointRegistry(Versions):
         folders = (self._folders, self._refs.folder, self._pruned)
         for folder in folders:
             durable.make_directory(folder)
-        with durable.exclusive_lock(self.root / ".lock", wait=True):
+        with durable.exclusive_lock(self.root / ".lock"):
             for folder in folders:
                 durable.remove_partials(folder)
             yield

@@ -49,7 +49,7 @@ def import_labelled(
     if source is None:
         raise StorageError("no labelled source images: set source.images and source.labels in the configuration")
     durable.make_directory(layout.source)
-    with durable.exclusive_lock(layout.source / ".lock", wait=True):
+    with durable.exclusive_lock(layout.source / ".lock"):
         job = _Import(settings, source)
         fingerprint = job.fingerprint()
         _remove_leftovers(layout)

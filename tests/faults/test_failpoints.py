@@ -34,7 +34,7 @@ KEEPS = ("frames.discarded", "rebuild")
 """The one exception: a buffer that is rebuilt keeps what it had."""
 PASSED_BY = {
     place: [job for job, kinds in PASSES.items() if place.split(".")[0] in kinds and (place, job) != KEEPS]
-    for place in failpoints.names()
+    for place in failpoints.PLACES
 }
 ONCE = [(place, jobs[number % len(jobs)]) for number, (place, jobs) in enumerate(PASSED_BY.items())]
 """Each place with one of its jobs, not always the same one."""
@@ -58,7 +58,7 @@ def places_in_the_code() -> list[str]:
 
 
 def test_every_place_has_its_name():
-    assert set(places_in_the_code()) == set(failpoints.names())
+    assert set(places_in_the_code()) == set(failpoints.PLACES)
 
 
 @pytest.mark.parametrize("job", world.JOBS)

@@ -278,5 +278,5 @@ def test_the_old_buffer_is_removed_only_when_the_new_name_is_on_the_disk(layout,
 def test_no_writer_takes_over_beside_a_living_resize(layout, small, filled):
     old = layout.root / RESIZED / "old"
     old.mkdir(parents=True)
-    with durable.exclusive_lock(old / ".lock", wait=False), pytest.raises(AlreadyRunning, match="is resizing it"):
+    with durable.exclusive_lock(old / ".lock"), pytest.raises(AlreadyRunning, match="is resizing it"):
         FrameBuffer.open(layout, small, writable=True)

@@ -164,10 +164,10 @@ def test_record_is_json_for_people(tmp_path: Path):
 
 def test_lock_excludes_and_names_its_holder(tmp_path: Path):
     path = tmp_path / "lock"
-    with durable.exclusive_lock(path, wait=True):
+    with durable.exclusive_lock(path):
         assert durable.is_locked(path)
-        with pytest.raises(AlreadyRunning, match=str(os.getpid())), durable.exclusive_lock(path, wait=False):
+        with pytest.raises(AlreadyRunning, match=str(os.getpid())), durable.exclusive_lock(path, busy="{}".format):
             pass
     assert not durable.is_locked(path)
-    with durable.exclusive_lock(path, wait=False):
+    with durable.exclusive_lock(path, busy="{}".format):
         pass

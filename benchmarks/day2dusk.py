@@ -26,9 +26,9 @@ import yaml
 from rich.console import Console
 
 from configs.class_list import ClassInfo
-from daemon.demo.display import Display
-from daemon.demo.driving import DriveFailed, DrivenDaemon
-from daemon.demo.report import side_by_side
+from daemon.control.client import ControlClient
+from daemon.demo.driving import DriveFailed, DrivenDaemon, describe
+from daemon.demo.report import Display, side_by_side
 from daemon.demo.scoring import Pair, ServedScore, pair_up, score_served
 
 PRESET = Path(__file__).parent.parent / "configs" / "presets" / "camvid_day2dusk.yaml"
@@ -69,10 +69,10 @@ class Benchmark:
     def run(self, rounds: int) -> None:
         """Train, serve, adapt, roll back."""
         self.pretrain()
-        with self.display.stage("Start the daemon") as stage:
+        with self.display.stage("Start the daemon") as show:
             self.driven.start()
             self.driven.wait_until_serving(1, START_SECONDS)
-            stage.show(1, 1, f"serves at {self.driven.url('serve')}")
+            show(1, 1, f"serves at {self.driven.url('serve')}")
         self.score("source only")
         for number in range(1, rounds + 1):
             self.adapt(number)
@@ -80,27 +80,27 @@ class Benchmark:
 
     def pretrain(self) -> None:
         """Train on day with the real `mfmd pretrain`, which also lets the version serve."""
-        with self.display.stage("mfmd pretrain") as stage:
+        with self.display.stage("mfmd pretrain") as show:
             done = self.driven.run_command("pretrain", timeout=3600)
             if done.returncode != 0:
                 raise DriveFailed(f"mfmd pretrain ended with {done.returncode}: {done.stderr[-2000:]}")
-            stage.show(1, 1, "version 1 serves")
+            show(1, 1, "version 1 serves")
 
     def adapt(self, number: int) -> None:
         """Copy the next part of the stream, a few frames at a time, or ask for a round if all have arrived."""
         images = [pair.image for pair in self.dusk[part(number, len(self.dusk))]]
-        with self.display.stage(f"Round {number}") as stage:
+        with self.display.stage(f"Round {number}") as show:
             for first in range(0, len(images), FEW):
                 self.driven.drop(images[first : first + FEW])
-                stage.show(first, len(images), "dusk frames arrive")
+                show(first, len(images), "dusk frames arrive")
                 time.sleep(PAUSE_SECONDS)
             if not images:
-                self.driven.request_round()
-            over = self.driven.follow_round(number, ROUND_SECONDS, stage.show)
-            if over.version is not None:
-                self.driven.wait_until_serving(over.version, START_SECONDS)
-            stage.show(1, 1, over.sentence)
-        self.score(f"round {number}: {over.sentence}")
+                ControlClient(self.driven.layout).start_round()
+            verdict = self.driven.follow_round(number, ROUND_SECONDS, show)
+            if verdict.version is not None:
+                self.driven.wait_until_serving(verdict.version, START_SECONDS)
+            show(1, 1, describe(verdict))
+        self.score(f"round {number}: {describe(verdict)}")
 
     def roll_back(self) -> None:
         """Roll back, if a version was promoted, and score. Raises DriveFailed if the masks differ from before."""
@@ -121,10 +121,10 @@ class Benchmark:
 
     def score(self, event: str) -> None:
         """Segment every dusk and day_val frame through the server, and record the scores."""
-        with self.display.stage("Score what is served", len(self.dusk) + len(self.day)) as stage:
-            dusk = score_served(self.driven, self.dusk, lambda done: stage.show(done))
-            day = score_served(self.driven, self.day, lambda done: stage.show(len(self.dusk) + done))
-            stage.show(1, 1, f"version {dusk.version}: dusk {100 * dusk.miou:.1f}, day {100 * day.miou:.1f}")
+        with self.display.stage("Score what is served", len(self.dusk) + len(self.day)) as show:
+            dusk = score_served(self.driven, self.dusk, show)
+            day = score_served(self.driven, self.day, lambda done: show(len(self.dusk) + done))
+            show(1, 1, f"version {dusk.version}: dusk {100 * dusk.miou:.1f}, day {100 * day.miou:.1f}")
         self.lines.append(Line(event, dusk, day, time.monotonic() - self.started))
 
 
@@ -222,8 +222,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=PARTS, help="rounds to run, at least 2")
     parser.add_argument("--keep", action="store_true", help="leave the state directory")
     arguments = parser.parse_args()
-    dusk = pair_up(arguments.data / "dusk_stream" / "images", arguments.data / "dusk_stream" / "labels")
-    day = pair_up(arguments.data / "day_val" / "images", arguments.data / "day_val" / "labels")
+    dusk = pair_up(arguments.data / "dusk_stream")
+    day = pair_up(arguments.data / "day_val")
     workspace = Path(tempfile.mkdtemp(prefix="mfmd-day2dusk-"))
     driven = DrivenDaemon(write_config(arguments.config, arguments.data.resolve(), workspace, len(dusk)))
     display = Display(Console(stderr=True))

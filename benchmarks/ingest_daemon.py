@@ -15,7 +15,7 @@ from PIL import Image
 from adapters.rounds.source_training import pretrain
 from daemon.demo.conditions import DAY
 from daemon.demo.driving import DrivenDaemon
-from daemon.demo.scenes import draw_scene
+from daemon.demo.scenes import write_scene
 from daemon.gate.promotion import release
 from storage.buffer.catalog import Catalog
 
@@ -41,10 +41,7 @@ def daemon_in(root: Path, **buffer: Any) -> DrivenDaemon:
         "serving": {"port": 0, "device": "cpu"}, "control": {"port": 0}, "log": {"level": "warning"},
     }  # fmt: skip
     for seed in range(4):
-        scene = draw_scene(DAY, seed, 64, 64)
-        for folder, pixels in (("images", scene.image), ("labels", scene.label)):
-            (root / "source" / folder).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(root / "source" / folder / f"{seed}.png")
+        write_scene(root / "source", DAY, seed, True, 64, 64)
     path = root / "mfmd.yaml"
     path.write_text(yaml.safe_dump(config))
     daemon = DrivenDaemon(path)
@@ -87,8 +84,8 @@ def started(daemon: DrivenDaemon) -> int:
     """Wait until it watches; return its process id."""
     daemon.wait_for(lambda: daemon.layout.catalog.exists() or None, "the catalog", 120)
     daemon.wait_for(lambda: (daemon.url("daemon") is not None) or None, "the control plane", 120)
-    assert daemon.pid is not None
-    return daemon.pid
+    assert daemon.process is not None
+    return daemon.process.pid
 
 
 def frames(daemon: DrivenDaemon) -> int:

@@ -18,7 +18,7 @@ from ingest_daemon import cpu_seconds, family
 from serving_client import Decoded, Target, ask_paced
 from serving_world import ServingWorld, pictures
 
-from daemon.demo.driving import clean_environment
+from configs.load import without_settings
 
 HERE = Path(__file__).resolve().parent
 START_SECONDS = 90.0
@@ -70,7 +70,7 @@ def serve_ours(world: ServingWorld, name: str = OURS) -> Iterator[Server]:
     record = world.settings.state / "run" / "serve.json"
     record.unlink(missing_ok=True)
     command = [sys.executable, "-m", "daemon.cli", "serve", "--config", str(world.config)]
-    with _process(command, world.root / "serve.log", clean_environment()) as process:
+    with _process(command, world.root / "serve.log", without_settings(os.environ)) as process:
         _wait(process, world.root / "serve.log", record.exists)
         target = plane_target(json.loads(record.read_bytes())["port"])
         _wait(process, world.root / "serve.log", lambda: _answers(target))
@@ -81,7 +81,7 @@ def serve_ours(world: ServingWorld, name: str = OURS) -> Iterator[Server]:
 def serve_peer(peer: str, python: Path, world: ServingWorld) -> Iterator[Server]:
     """Run a peer in its own environment, with the world's module, batch and threads."""
     port, serving = _free_port(), world.settings.serving
-    environment = clean_environment() | {
+    environment = without_settings(os.environ) | {
         "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE / "serving_peers")]),
         "PATH": os.pathsep.join([str(python.parent), os.environ["PATH"]]),
         "BENCH_REGISTRY": str(world.registry.root),

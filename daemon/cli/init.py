@@ -118,6 +118,6 @@ def demo(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the report and the picture.")] = None,
 ) -> None:
     """Show the whole cycle on drawn street scenes: no download, no configuration, five minutes on two cores."""
-    from daemon.demo import run_demo
+    from daemon.demo.story import run_demo
 
     raise typer.Exit(run_demo(keep=keep, out=out))

@@ -1,22 +1,22 @@
 """Run a real daemon and watch it from outside, as an operator would: for the demo, benchmarks and end-to-end tests."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
-import httpx
 import yaml
 
+from configs.load import without_settings
 from configs.settings import Settings
-from daemon.control.client import ControlClient
 from daemon.errors import DaemonError
+from daemon.runtime.run_record import base_url, read_run_record
+from daemon.status.plane_probe import probe_plane
 from storage import durable
 from storage.buffer.catalog import Catalog
 from storage.layout import StateLayout
@@ -30,8 +30,8 @@ STOP_SECONDS = 30.0
 LOG_LINES = 15
 
 Found = TypeVar("Found")
-ShowRound = Callable[[float, float | None, str], None]
-"""Hears steps done, steps in all, and facts about a round."""
+Show = Callable[..., None]
+"""Shows `done` of `total` steps (float) and `facts` (str); None, the default of the last two, leaves what is shown."""
 
 
 class DriveFailed(DaemonError):
@@ -44,15 +44,6 @@ class DriveTimeout(DriveFailed):
     """The daemon runs but did not do in time what was waited for."""
 
     code = "drive_timeout"
-
-
-def clean_environment() -> dict[str, str]:
-    """Return this environment without MFMD_ settings but the log level: a driven daemon uses its file only."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("MFMD_") or name.startswith("MFMD_LOG__")
-    }
 
 
 def read_plain_settings(config: Path) -> Settings:
@@ -72,7 +63,8 @@ class DrivenDaemon:
         self.registry = CheckpointRegistry(self.layout.checkpoints)
         self.rounds = RoundStore(self.layout.rounds)
         self.log = config.parent / "daemon.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
+        """The daemon; None before the start."""
 
     def __enter__(self) -> Self:
         """Start."""
@@ -83,11 +75,6 @@ class DrivenDaemon:
         """Stop."""
         self.stop()
 
-    @property
-    def pid(self) -> int | None:
-        """Process id; None while it is not started."""
-        return self._process.pid if self._process else None
-
     def _command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "daemon.cli", *arguments, "--config", str(self.config)]
 
@@ -95,19 +82,19 @@ class DrivenDaemon:
         """Start `mfmd run` in a session of its own, so that Ctrl-C reaches only this process."""
         self.settings.watch.folder.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 self._command("run"),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=clean_environment(),
+                env=without_settings(os.environ),
                 cwd=self.config.parent,
                 start_new_session=True,
             )
 
     def stop(self) -> int | None:
         """Send SIGTERM, then SIGKILL to the whole session if it does not end in time; return the exit status."""
-        process, self._process = self._process, None
+        process, self.process = self.process, None
         if process is None:
             return None
         process.send_signal(signal.SIGTERM)
@@ -117,36 +104,17 @@ class DrivenDaemon:
             os.killpg(process.pid, signal.SIGKILL)
             return process.wait()
 
-    def kill(self) -> None:
-        """Send SIGKILL to the daemon alone, as the out-of-memory killer does; its children live on."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def leave(self) -> int | None:
-        """Let it run on after this process; return its process id."""
-        pid, self._process = self.pid, None
-        return pid
-
     def run_command(self, *arguments: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Run another `mfmd` command on the same configuration, for example `rollback`."""
         return subprocess.run(
             self._command(*arguments),
-            env=clean_environment(),
+            env=without_settings(os.environ),
             cwd=self.config.parent,
             capture_output=True,
             text=True,
             timeout=timeout,
             check=False,
         )
-
-    def request_round(self) -> int:
-        """Ask the control plane for a round now; return its number. Raises DriveFailed when it says no."""
-        try:
-            return ControlClient(self.layout).start_round()
-        except DaemonError as error:
-            raise DriveFailed(f"no round: {error}\n{self.tail()}") from error
 
     def drop(self, images: Sequence[Path]) -> None:
         """Copy images into the drop folder, each under a temporary name first, then renamed."""
@@ -160,8 +128,8 @@ class DrivenDaemon:
         """
         deadline = time.monotonic() + seconds
         while (found := condition()) is None:
-            if self._process is not None and self._process.poll() is not None:
-                raise DriveFailed(f"the daemon ended (status {self._process.returncode}) before {what}\n{self.tail()}")
+            if self.process is not None and self.process.poll() is not None:
+                raise DriveFailed(f"the daemon ended (status {self.process.returncode}) before {what}\n{self.tail()}")
             if time.monotonic() > deadline:
                 raise DriveTimeout(f"waited {seconds:.0f} s for {what}\n{self.tail()}")
             time.sleep(POLL_SECONDS)
@@ -175,23 +143,22 @@ class DrivenDaemon:
         """Wait until the buffer has taken `frames` frames in all."""
         self.wait_for(lambda: self.committed() >= frames or None, f"{frames} frames committed", seconds)
 
-    def follow_round(self, number: int, seconds: float, show: ShowRound = lambda *_: None) -> "RoundOver":
+    def follow_round(self, number: int, seconds: float, show: Show = lambda *_: None) -> Verdict:
         """Wait for the end of a round and show its progress. Raises DriveTimeout and DriveFailed like `wait_for`."""
-        return self.wait_for(lambda: self._round_over(number, show), f"the verdict of round {number}", seconds)
 
-    def _round_over(self, number: int, show: ShowRound) -> "RoundOver | None":
-        folder = self.round(number)
-        if folder is None:
-            return None
-        progress, verdict, scores = folder.last_progress(), folder.verdict(), folder.scores()
-        if progress is None:
-            show(0, None, "accelerate launch")
-        else:
-            losses = ", ".join(f"{name} {value:.2f}" for name, value in progress.losses.items())
-            show(progress.step, max(1, progress.steps), f"{progress.phase} {losses}")
-        if verdict is None or folder.record().stage not in ENDED:
-            return None
-        return RoundOver(verdict, scores.seconds if scores else verdict.at - folder.spec().created)
+        def verdict() -> Verdict | None:
+            folder = self.round(number)
+            if folder is None:
+                return None
+            progress = folder.last_progress()
+            if progress is None:
+                show(0, None, "accelerate launch")
+            else:
+                losses = ", ".join(f"{name} {value:.2f}" for name, value in progress.losses.items())
+                show(progress.step, max(1, progress.steps), f"{progress.phase} {losses}")
+            return folder.verdict() if folder.record().stage in ENDED else None
+
+        return self.wait_for(verdict, f"the verdict of round {number}", seconds)
 
     def tail(self) -> str:
         """Return the last lines of the daemon's log."""
@@ -200,61 +167,29 @@ class DrivenDaemon:
 
     def url(self, plane: str) -> str | None:
         """Return the base URL of the plane `serve` or `daemon` (control); None while it does not listen."""
-        try:
-            record = json.loads(self.layout.run_file(plane).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        return f"http://{record['host']}:{record['port']}"
-
-    def get(self, plane: str, path: str) -> Any | None:
-        """JSON of `GET path` on a plane; None while it does not answer."""
-        base = self.url(plane)
-        if base is None:
-            return None
-        try:
-            answer = httpx.get(base + path, timeout=5.0)
-        except httpx.TransportError:
-            return None
-        return answer.json() if answer.is_success else None
+        record = read_run_record(self.layout.run_file(plane))
+        return None if record is None else base_url(record.host, record.port, tls=record.tls)
 
     def served_version(self) -> int | None:
         """Version that the inference plane answers with now; None while it does not answer."""
-        status = self.get("serve", "/v1/serving")
-        return status["version"] if status and status["ready"] else None
+        plane = probe_plane(read_run_record(self.layout.run_file("serve")))
+        return plane.version if plane.ready else None
 
     def committed(self) -> int:
         """Return the number of frames that were ever committed to the buffer."""
         if not self.layout.catalog.exists():
             return 0
-        catalog = Catalog.open(self.layout.catalog, writable=False)
-        try:
+        with closing(Catalog.open(self.layout.catalog, writable=False)) as catalog:
             return catalog.counts().committed_total
-        finally:
-            catalog.close()
 
     def round(self, number: int) -> RoundFolder | None:
         """Return the folder of a round; None before it started."""
         return self.rounds.folder(number) if number in self.rounds.numbers() else None
 
 
-@dataclass(frozen=True, slots=True)
-class RoundOver:
-    """How a round ended."""
-
-    verdict: Verdict
-    """The gate's verdict."""
-    seconds: float
-    """Wall time of the round itself (seconds)."""
-
-    @property
-    def version(self) -> int | None:
-        """The version that the candidate became; None when it was not accepted."""
-        return self.verdict.version
-
-    @property
-    def sentence(self) -> str:
-        """Verdict in one line."""
-        votes = [check for check in self.verdict.checks if check.kind == "vote"]
-        won = f", {sum(vote.passed for vote in votes)} of {len(votes)} votes" if votes else ""
-        new = f" as version {self.version}" if self.version is not None else ""
-        return f"{self.verdict.decision}{new}{won}, {self.seconds:.0f} s"
+def describe(verdict: Verdict) -> str:
+    """Return a verdict in one line."""
+    votes = [check.passed for check in verdict.checks if check.kind == "vote"]
+    won = f", {sum(votes)} of {len(votes)} votes" if votes else ""
+    new = f" as version {verdict.version}" if verdict.version is not None else ""
+    return f"{verdict.decision}{new}{won}"

@@ -1,29 +1,57 @@
-"""What the demo ends with: two tables, a picture, a JSON file."""
+"""What the demo shows: progress while it runs; at the end two tables, a picture, a JSON file."""
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from adapters.inference.palette import colour_mask
 from configs.class_list import ClassInfo
-from daemon.demo.scoring import Pair, ServedScore, read_label
+from daemon.demo.driving import Show
+from daemon.demo.scoring import Pair, ServedScore, read_mask
 from storage import durable
 from storage.durable.permissions import shared_files
 from storage.rounds.records import Verdict
 
 GOAL = 0.05
 """Rise of the served mIoU that the demo promises (0-1)."""
-SHOWN = (0, 1, 2, 3)
+SHOWN = range(4)
 """Which test scenes the picture shows; fixed before anything is scored."""
 CELL, GAP, MARGIN, HEADER, LEGEND = 288, 6, 12, 30, 34
 """Width of a cell and the spaces around the cells of a picture (pixels)."""
 INK = (32, 32, 32)
+
+
+class Display(Progress):
+    """One bar a stage on a terminal, one line a stage in a file or pipe; use as a context."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description:<24}"), BarColumn(bar_width=24), TimeElapsedColumn())
+        spinner, facts = SpinnerColumn(finished_text="[green]✓[/]"), TextColumn("{task.fields[facts]}")
+        super().__init__(spinner, *columns, facts, console=console, disable=not console.is_terminal)
+
+    @contextmanager
+    def stage(self, title: str, total: float | None = None) -> Iterator[Show]:
+        """Add a stage; its bar is full when the context ends well."""
+        start, task = time.monotonic(), self.add_task(title, total=total, facts="")
+
+        def show(done: float, total: float | None = None, facts: str | None = None) -> None:
+            changed: dict[str, Any] = {} if facts is None else {"facts": facts}
+            self.update(task, completed=done, total=total, **changed)
+
+        yield show
+        show(1, 1)
+        if not self.console.is_terminal:
+            line = f"{title}: {self.tasks[task].fields['facts']} ({time.monotonic() - start:.0f} s)"
+            self.console.print(line, highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +97,7 @@ class DemoReport:
             f"after: version {after.version}, mIoU {100 * after.miou:.1f}",
             "truth",
         )
-        shown = [i for i in SHOWN if i < len(pairs)]
-        side_by_side(pairs, before, after, shown, captions, self.classes).save(out / "before_after.png")
+        side_by_side(pairs, before, after, SHOWN[: len(pairs)], captions, self.classes).save(out / "before_after.png")
         return out / "before_after.png"
 
     def _as_json(self, step: Step) -> dict[str, Any]:
@@ -113,9 +140,9 @@ def side_by_side(
     """Image, mask before, mask after and truth of the pairs numbered `shown`, under `captions`, above a legend."""
     rows = []
     for i in shown:
-        masks = [colour_mask(mask, classes) for mask in (before.masks[i], after.masks[i], read_label(pairs[i].label))]
+        masks = [colour_mask(mask, classes) for mask in (before.masks[i], after.masks[i], read_mask(pairs[i].label))]
         with Image.open(pairs[i].image) as image:
-            rows.append([image.convert("RGB"), *(Image.fromarray(mask) for mask in masks)])
+            rows.append([image.convert("RGB"), *map(Image.fromarray, masks)])
     cell = (CELL, round(CELL * rows[0][0].height / rows[0][0].width))
     size = (2 * MARGIN + 4 * CELL + 3 * GAP, MARGIN + HEADER + len(rows) * (cell[1] + GAP) + LEGEND)
     sheet = Image.new("RGB", size, "white")

@@ -5,9 +5,9 @@ Flat polygons in perspective, painted from far to near; then fog, wet ground, la
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ SAMPLES = 3
 NEAR, FAR = 0.7, 400.0
 """Nearest depth that is drawn, and the depth of the sky (metres)."""
 BLACK, WARM = (0.0, 0.0, 0.0), (1.0, 0.82, 0.50)
-SIGNS = ((0.82, 0.12, 0.12), (0.10, 0.30, 0.70), (0.92, 0.80, 0.16))
 
 Floats = NDArray[np.floating[Any]]
 Point = tuple[float, float, float]
@@ -38,8 +37,7 @@ GRAIN = np.array([0.0, 0.06, 0.16, 0.05, 0.09, 0.02, 0.03, 0.05], np.float32)
 """How rough each class looks (relative standard deviation)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
+class Scene(NamedTuple):
     """A picture (RGB, [H, W, 3]) and its truth (class indices, [H, W])."""
 
     image: NDArray[np.uint8]
@@ -54,6 +52,19 @@ def draw_scene(condition: Condition, seed: int, height: int = HEIGHT, width: int
     street.draw_houses()
     street.draw_objects()
     return Scene(street.photograph(), street.middle_samples(street.label))
+
+
+def write_scene(
+    folder: Path, condition: Condition, seed: int, labelled: bool, height: int = HEIGHT, width: int = WIDTH
+) -> Path:
+    """Draw a scene into `folder`/images, and into `folder`/labels when asked; return the picture's path."""
+    name = f"{condition.name}_{seed:05d}.png"
+    scene = draw_scene(condition, seed, height, width)
+    for kind, pixels in {"images": scene.image, "labels": scene.label}.items():
+        if kind == "images" or labelled:
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / kind / name, compress_level=1)
+    return folder / "images" / name
 
 
 class _Street:
@@ -72,7 +83,6 @@ class _Street:
         self.label, self.depth = Image.new("L", size), Image.new("F", size, FAR)
 
     def pick(self, colors: Sequence[Color]) -> Color:
-        """One of `colors`, a little lighter or darker."""
         return _tinted(colors[int(self.rng.integers(len(colors)))], self.rng.uniform(0.88, 1.12))
 
     def paint(self, points: Sequence[Point], color: Color, label: int | None, light: Color = BLACK) -> None:
@@ -85,7 +95,6 @@ class _Street:
             ImageDraw.Draw(self.depth).polygon(flat, fill=sum(z for _, _, z in points) / len(points))
 
     def middle_samples(self, layer: Image.Image) -> NDArray[Any]:
-        """Return the middle sample of every pixel, [H, W]."""
         return np.asarray(layer)[SAMPLES // 2 :: SAMPLES, SAMPLES // 2 :: SAMPLES].copy()
 
     def soft_noise(self, rows: int, columns: int) -> Floats:
@@ -95,7 +104,7 @@ class _Street:
         return np.asarray(fine).clip(0, 1)[..., None]
 
     def elevation(self) -> Floats:
-        """Height over distance of the ray through each row, [H, 1, 1]; negative below the horizon."""
+        """Height over distance of the ray through each row, [H, 1, 1]."""
         rows = (np.arange(self.height) + 0.5) * SAMPLES
         return ((self.horizon - rows) / self.focal)[:, None, None]
 
@@ -114,7 +123,6 @@ class _Street:
             self.paint(_disc(x, self.rng.uniform(0, 7), 150, 7), self.pick(condition.leaves), Label.TREE)
 
     def draw_ground(self) -> None:
-        """Pavements, the carriageway between them, kerbs and lane marks."""
         condition, left, right = self.condition, self.center - self.half, self.center + self.half
 
         def flat(x0: float, x1: float, z0: float, z1: float, color: Color, label: int = Label.ROAD) -> None:
@@ -130,7 +138,6 @@ class _Street:
             flat(self.center - 0.09, self.center + 0.09, z, z + 3, condition.marks)
 
     def draw_houses(self) -> None:
-        """Draw a row of houses on each side."""
         for side in (-1, 1):
             end = 95.0
             while end > 2:
@@ -156,7 +163,6 @@ class _Street:
                 self.paint(pane, glass, Label.BUILDING, glow)
 
     def draw_objects(self) -> None:
-        """Trees, poles, cars and people, from far to near."""
         condition, rng = self.condition, self.rng
         things: list[tuple[float, float, Callable[[float, float], None]]] = []
         for side in (-1, 1):
@@ -192,11 +198,6 @@ class _Street:
 
     def _draw_pole(self, x: float, z: float) -> None:
         color = _tinted((0.37, 0.38, 0.40), self.rng.uniform(0.8, 1.2))
-        if self.rng.random() < 0.4:
-            height = self.rng.uniform(2.3, 2.9)
-            self.paint(_upright(x - 0.14, x + 0.14, 0, height, z), color, Label.POLE)
-            self.paint(_disc(x, height, z, 0.42), self.pick(SIGNS), Label.POLE)
-            return
         end = x + (1.5 if x < self.center else -1.5)
         self.paint(_upright(x - 0.17, x + 0.17, 0, 6, z), color, Label.POLE)
         self.paint([(x, 6, z), (x, 5.75, z), (end, 6.05, z), (end, 6.3, z)], color, Label.POLE)
@@ -204,24 +205,19 @@ class _Street:
         self.paint(_upright(end - 0.42, end + 0.42, 6.05, 6.34, z), color, Label.POLE, glow)
 
     def _draw_car(self, x: float, z: float) -> None:
-        rng, color, dark = self.rng, self.pick(self.condition.cars), (0.09, 0.09, 0.10)
+        rng, color = self.rng, self.pick(self.condition.cars)
         half, belt, roof, far = rng.uniform(0.85, 0.95), rng.uniform(0.86, 0.95), 1.47, z + rng.uniform(3.8, 4.7)
-        low, high, lean, side = z + rng.uniform(0.3, 1.0), z + 1.4, half * 0.78, -1 if x > 0 else 1
+        low, high, lean, side = z + 0.3, z + 1.4, half * 0.78, -1 if x > 0 else 1
         self._shade(x, (z + far) / 2, half * 1.2, 2.6)
         self.paint(_along(x + side * half, z, far, 0.3, belt), _tinted(color, 0.72), Label.CAR)
-        for hub in (z + 0.8, far - 0.8):
-            self.paint([(x + side * half, 0.33 + b, hub + a) for a, b, _ in _disc(0, 0, 0, 0.33)], dark, Label.CAR)
         cabin = [(x + side * half, belt, low), (x + side * half, belt, far - 0.4)]
         cabin += [(x + side * lean, roof, far - 0.9), (x + side * lean, roof, high)]
         self.paint(cabin, _tinted(color, 0.45), Label.CAR)
         screen = [(x - half, belt, low), (x + half, belt, low), (x + lean, roof, high), (x - lean, roof, high)]
         self.paint(screen, (0.22, 0.27, 0.32), Label.CAR)
-        bonnet = [(x - half, belt, z), (x + half, belt, z), (x + half, belt, low), (x - half, belt, low)]
-        self.paint(bonnet, _tinted(color, 1.1), Label.CAR)
         self.paint(_upright(x - half, x + half, 0.26, belt, z), color, Label.CAR)
         bulb = (1.0, 0.97, 0.86) if x < self.center else (0.80, 0.10, 0.08)
         for end in (x - lean, x + lean):
-            self.paint(_upright(end - 0.14, end + 0.14, 0, 0.4, z), dark, Label.CAR)
             lamp = _upright(end - 0.16, end + 0.16, belt - 0.26, belt - 0.08, z)
             self.paint(lamp, bulb, Label.CAR, bulb if self.condition.lamps else BLACK)
 
@@ -235,7 +231,6 @@ class _Street:
 
         for leg in (-1, 1):
             part([(0, 0.9), (leg * 0.18, 0.9), (leg * (stride + 0.08), 0), (leg * (stride - 0.07), 0)], trousers)
-            part([(leg * 0.24, 1.45), (leg * 0.14, 1.4), (leg * (stride + 0.2), 0.85)], shirt)
         part([(-0.19, 0.82), (0.19, 0.82), (0.24, 1.45), (0.1, 1.52), (-0.1, 1.52), (-0.24, 1.45)], shirt)
         part([(a, b) for a, b, _ in _disc(0, 1.66, 0, 0.15)], (0.72, 0.53, 0.42))
 
@@ -261,13 +256,9 @@ class _Street:
         return np.asarray((picture * 255 + 0.5).clip(0, 255), np.uint8)
 
     def _mirrored(self, picture: Floats, light: Floats, ground: NDArray[np.bool_]) -> Floats:
-        """`picture` with sky, houses and lamps mirrored in the wet ground, smeared downwards."""
         rows = np.clip(2 * self.horizon / SAMPLES - np.arange(self.height), 0, self.height - 1).astype(int)
-        smear = np.zeros_like(light)
-        for row in range(1, self.height):
-            smear[row] = 0.93 * smear[row - 1] + 0.10 * light[row - 1]
         share = self.condition.wet * (0.45 + 0.9 * self.soft_noise(19, 9)) * ground[..., None]
-        return picture + (_blurred(picture[rows], 3) - picture + 2 * smear) * share
+        return picture + (_blurred((picture + light)[rows], 3) - picture) * share
 
 
 def _blurred(picture: Floats, radius: float) -> Floats:
@@ -276,22 +267,19 @@ def _blurred(picture: Floats, radius: float) -> Floats:
 
 
 def _tinted(color: Color, factor: float) -> Color:
-    """`color` made lighter or darker, at most 1."""
-    return min(1.0, color[0] * factor), min(1.0, color[1] * factor), min(1.0, color[2] * factor)
+    return color[0] * factor, color[1] * factor, color[2] * factor
 
 
-def _rgb(color: Color) -> tuple[int, int, int]:
-    return int(255 * color[0]), int(255 * color[1]), int(255 * color[2])
+def _rgb(color: Color) -> tuple[int, ...]:
+    return tuple(int(255 * min(1.0, channel)) for channel in color)
 
 
 def _disc(x: float, y: float, z: float, radius: float) -> list[Point]:
-    """Draw a circle that faces the camera."""
     angles = [2 * math.pi * k / 14 for k in range(14)]
     return [(x + radius * math.cos(angle), y + radius * math.sin(angle), z) for angle in angles]
 
 
 def _upright(x0: float, x1: float, y0: float, y1: float, z: float) -> list[Point]:
-    """Draw a rectangle that faces the camera."""
     return [(x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z)]
 
 

@@ -1,178 +1,214 @@
-"""The demo's story: draw, train on day, start the daemon, feed it dusk, score what it serves."""
+"""`mfmd demo`: the whole job on drawn street scenes, with nothing to download or configure.
+
+It draws a source (day, with labels) and a target (dusk, without), trains on day, starts the real daemon, drops dusk
+images into its folder, and scores what the inference plane answers on dusk scenes whose labels the daemon never saw.
+"""
 
 import multiprocessing
 import os
 import shutil
+import signal
+import sys
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import NoReturn
 
-from PIL import Image
+from rich.console import Console
 
+from adapters.rounds.source_training import PretrainProgress, pretrain
+from daemon.control.client import ControlClient
 from daemon.demo.conditions import DAY, DUSK, Condition
-from daemon.demo.display import Display, Stage
-from daemon.demo.driving import DrivenDaemon, DriveTimeout, RoundOver
-from daemon.demo.report import GOAL, Step
-from daemon.demo.scenes import HEIGHT, WIDTH, draw_scene
-from daemon.demo.scoring import Pair, pair_up, score_served
+from daemon.demo.driving import DrivenDaemon, DriveTimeout, Show, describe
+from daemon.demo.report import GOAL, DemoReport, Display, Step
+from daemon.demo.scenes import write_scene
+from daemon.demo.scoring import pair_up, score_served
+from daemon.exit_codes import ExitCode
+from daemon.gate.promotion import release
+from daemon.runtime.signals import on_signals
+from storage.rounds.records import Verdict
 
+DEFAULT_OUT = Path("out/demo")
+"""Where report and picture go."""
 SOURCE_SEEDS = range(220)
 TARGET_FIRST, TEST_FIRST = 10_000, 50_000
 TEST_SCENES = 40
 BATCHES = 2
 """Target images come in this many batches, each just big enough to start a round (`schedule.new_frames`)."""
-BURST = 12
-"""Images that arrive at once within a batch."""
 MOST_ROUNDS = 3
 TIME_LIMIT = 335.0
 """No round is waited for beyond this time since the start (seconds): the demo promises six minutes."""
 START_SECONDS = 90.0
-"""Longest start of the daemon, longest swap (seconds)."""
+"""Longest start of the daemon, arrival of a batch, or swap (seconds)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """One scene to draw into `folder`/images, and into `folder`/labels when asked: no reader of images can cheat."""
+def run_demo(keep: bool, out: Path | None) -> int:
+    """Run the demo; report and picture go to `out`, state to a temporary directory that `keep` leaves, daemon running.
 
-    condition: Condition
-    seed: int
-    folder: Path
-    labelled: bool
-    height: int = HEIGHT
-    width: int = WIDTH
+    Returns 0 when a candidate was promoted and the served mIoU rose by five points, else 3; 130 after Ctrl-C.
+    Raises DriveFailed, StorageError or AdapterError when a step fails; the directory then stays.
+    """
+    console = Console()
+    story = Story(console)
+    try:
+        with on_signals(_interrupt, signal.SIGTERM):  # cleans up as Ctrl-C does
+            passed = story.tell(out or DEFAULT_OUT)
+    except KeyboardInterrupt:
+        story.end()
+        console.print("Interrupted; the daemon is stopped and its directory removed.")
+        return ExitCode.INTERRUPTED
+    except BaseException:
+        story.driven.stop()
+        console.print(f"The demo failed; its state stays in {story.workspace}", highlight=False)
+        raise
+    if keep:
+        story.leave()
+    else:
+        story.end()
+        console.print("Next: `mfmd demo --keep` leaves the daemon running; `mfmd init` points it at your own folder.")
+    return ExitCode.OK if passed else ExitCode.NOT_ACCEPTED
 
-    def draw(self) -> Path:
-        """Draw the scene and write it as PNG; return the picture's path."""
-        scene = draw_scene(self.condition, self.seed, self.height, self.width)
-        layers = {"images": scene.image} | ({"labels": scene.label} if self.labelled else {})
-        for kind, pixels in layers.items():
-            (self.folder / kind).mkdir(parents=True, exist_ok=True)
-            name = f"{self.condition.name}_{self.seed:05d}.png"
-            Image.fromarray(pixels).save(self.folder / kind / name, compress_level=1)
-        return self.folder / "images" / name
+
+def _interrupt() -> NoReturn:
+    raise KeyboardInterrupt
 
 
-def draw_all(drawings: Iterable[Drawing], stage: Stage) -> list[Path]:
-    """Draw every scene, on all cores; return the pictures in the order of `drawings`."""
+def draw_all(scenes: Sequence[tuple[Path, Condition, int, bool]], show: Show) -> list[Path]:
+    """Draw a scene for each set of arguments of `write_scene`, on all cores; return the pictures in their order."""
     # Spawned, not forked: the caller may have threads (progress display, torch).
     context, drawn = multiprocessing.get_context("spawn"), []
     with ProcessPoolExecutor(max_workers=os.cpu_count() or 1, mp_context=context) as pool:
-        for path in pool.map(Drawing.draw, drawings, chunksize=4):
+        for path in pool.map(write_scene, *zip(*scenes, strict=True), chunksize=4):
             drawn.append(path)
-            stage.show(len(drawn))
+            show(len(drawn))
     return drawn
 
 
-@dataclass(slots=True)
 class Story:
     """One run of the demo in its own folder."""
 
-    workspace: Path
-    display: Display
-    started: float = field(default_factory=time.monotonic)
-    steps: list[Step] = field(default_factory=list)
+    def __init__(self, console: Console) -> None:
+        self.began = time.monotonic()
+        self.console, self.display = console, Display(console)
+        self.workspace = Path(tempfile.mkdtemp(prefix="mfmd-demo-"))
+        preset = resources.files("configs") / "presets" / "demo.yaml"  # its relative paths lead into the workspace
+        config = self.workspace / "mfmd.yaml"
+        config.write_text(preset.read_text(encoding="utf-8"), encoding="utf-8")
+        self.driven = DrivenDaemon(config)
+        self.steps: list[Step] = []
 
-    @property
-    def config(self) -> Path:
-        """The configuration: the shipped preset, unchanged; its relative paths lead into the workspace."""
-        return self.workspace / "mfmd.yaml"
+    def tell(self, out: Path) -> bool:
+        """Run the story from the first scene to the report in `out`; return whether it kept its promise."""
+        with self.display:
+            camera = self.draw(BATCHES * self.driven.settings.schedule.new_frames)
+            self.pretrain()
+            self.start()
+            self.adapt(camera)
+        report = DemoReport(self.steps, self.driven.settings.classes)
+        picture = report.write(out, pair_up(self.workspace / "test"))
+        report.print(self.console)
+        outcome = "The demo reached its goal" if report.passed else "The demo missed its goal"
+        self.console.print(
+            f"{outcome}: served mIoU {100 * report.rise:+.1f} points in {self.elapsed():.0f} s.\n"
+            f"Picture: {picture}\nNumbers: {out / 'report.json'}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return report.passed
 
     def elapsed(self) -> float:
         """Time since the demo began (seconds)."""
-        return time.monotonic() - self.started
-
-    def configure(self) -> DrivenDaemon:
-        """Write the configuration; return the daemon that will obey it."""
-        preset = resources.files("configs") / "presets" / "demo.yaml"
-        self.config.write_text(preset.read_text(encoding="utf-8"), encoding="utf-8")
-        return DrivenDaemon(self.config)
+        return time.monotonic() - self.began
 
     def draw(self, target_scenes: int) -> list[Path]:
-        """Draw every scene; return the target images, which have no labels."""
-        source = [Drawing(DAY, seed, self.workspace / "source", True) for seed in SOURCE_SEEDS]
-        target = [Drawing(DUSK, TARGET_FIRST + n, self.workspace / "camera", False) for n in range(target_scenes)]
-        test = [Drawing(DUSK, TEST_FIRST + n, self.workspace / "test", True) for n in range(TEST_SCENES)]
-        with self.display.stage("Draw street scenes", len(source) + len(target) + len(test)) as stage:
-            stage.show(0, facts=f"{len(source)} day with labels, {len(target)} dusk, {len(test)} dusk for scoring")
-            drawn = draw_all([*source, *target, *test], stage)
-        return drawn[len(source) : len(source) + len(target)]
+        """Draw every scene; return the target images, which have no labels: no reader of images can cheat."""
+        source = [(self.workspace / "source", DAY, seed, True) for seed in SOURCE_SEEDS]
+        target = [(self.workspace / "camera", DUSK, TARGET_FIRST + n, False) for n in range(target_scenes)]
+        test = [(self.workspace / "test", DUSK, TEST_FIRST + n, True) for n in range(TEST_SCENES)]
+        with self.display.stage("Draw street scenes", len(source) + len(target) + len(test)) as show:
+            show(0, facts=f"{len(source)} day with labels, {len(target)} dusk, {len(test)} dusk for scoring")
+            return draw_all([*target, *source, *test], show)[: len(target)]
 
-    def test_pairs(self) -> list[Pair]:
-        """Dusk scenes with labels, for scoring; the daemon never sees this folder."""
-        return pair_up(self.workspace / "test" / "images", self.workspace / "test" / "labels")
-
-    def pretrain(self, driven: DrivenDaemon) -> None:
+    def pretrain(self) -> None:
         """Train on day scenes and release the result as the version that serves."""
-        from adapters.rounds.source_training import PretrainProgress, pretrain
-        from daemon.gate.promotion import release
-
-        with self.display.stage("Train on day", driven.settings.pretrain.steps) as stage:
+        with self.display.stage("Train on day", self.driven.settings.pretrain.steps) as show:
 
             def on_progress(progress: PretrainProgress) -> None:
                 facts = progress.phase if progress.loss is None else f"{progress.phase}, loss {progress.loss:.2f}"
-                stage.show(progress.step, progress.steps, facts)
+                show(progress.step, progress.steps, facts)
 
-            manifest = pretrain(driven.settings, on_progress)
+            manifest = pretrain(self.driven.settings, on_progress)
             miou = 100 * manifest.scores["source_miou"]
-            stage.show(1, 1, f"version {manifest.version}: mIoU {miou:.1f} on held-out day scenes")
-        release(driven.registry, manifest.version, by="pretrain", reason="trained on labelled day scenes")
+            show(1, 1, f"version {manifest.version}: mIoU {miou:.1f} on held-out day scenes")
+        release(self.driven.registry, manifest.version, by="pretrain", reason="trained on labelled day scenes")
 
-    def start(self, driven: DrivenDaemon) -> None:
-        """Start the daemon and wait for its inference plane."""
-        with self.display.stage("Start the daemon") as stage:
-            driven.start()
-            driven.wait_until_serving(1, START_SECONDS)
-            stage.show(1, 1, f"mfmd run, process {driven.pid}; serves at {driven.url('serve')}")
+    def start(self) -> None:
+        """Start the daemon and score what its inference plane answers."""
+        with self.display.stage("Start the daemon") as show:
+            self.driven.start()
+            self.driven.wait_until_serving(1, START_SECONDS)
+            show(1, 1, f"mfmd run; serves at {self.driven.url('serve')}")
+        self._score(None)
 
-    def adapt(self, driven: DrivenDaemon, camera: list[Path]) -> None:
-        """Score the start, then let rounds run on what the camera sees until the goal or the time is reached."""
-        self._score(driven, None)
-        size = driven.settings.schedule.new_frames
-        longest = 0.0
+    def adapt(self, camera: list[Path]) -> None:
+        """Let rounds run on what the camera sees until the goal or the time is reached."""
+        size = self.driven.settings.schedule.new_frames
         for number in range(1, MOST_ROUNDS + 1):
             batch = camera[(number - 1) * size : number * size]
             risen = self.steps[-1].score.miou - self.steps[0].score.miou
-            if not batch and (risen >= GOAL or self.elapsed() + longest > TIME_LIMIT):
+            if not batch and (risen >= GOAL or self.elapsed() > TIME_LIMIT):
                 return
-            began = self.elapsed()
             try:
-                over = self._round(driven, number, batch)
+                verdict = self._round(number, batch)
             except DriveTimeout:
-                self.display.console.print(
-                    f"Round {number} has not ended after {self.elapsed():.0f} s: time limit reached."
-                )
+                self.console.print(f"Round {number} has not ended after {self.elapsed():.0f} s: time limit reached.")
                 return
-            longest = max(longest, self.elapsed() - began)
-            self._score(driven, over)
+            self._score(verdict)
 
-    def _round(self, driven: DrivenDaemon, number: int, batch: list[Path]) -> RoundOver:
+    def _round(self, number: int, batch: list[Path]) -> Verdict:
         """Drop `batch`, which starts a round, or ask for one when there is no batch; wait for verdict and swap."""
-        with self.display.stage(f"Round {number}") as stage:
-            before = driven.committed()
-            for first in range(0, len(batch), BURST):
-                driven.drop(batch[first : first + BURST])
-                arrived = min(first + BURST, len(batch))
-                driven.wait_until_committed(before + arrived, START_SECONDS)
-                stage.show(arrived, len(batch), f"{before + arrived} dusk frames in the buffer")
-            if not batch:
-                driven.request_round()
-            over = driven.follow_round(number, max(1.0, TIME_LIMIT - self.elapsed()), stage.show)
-            if over.version is not None:
-                driven.wait_until_serving(over.version, START_SECONDS)
-            stage.show(1, 1, over.sentence)
-        return over
+        driven = self.driven
+        with self.display.stage(f"Round {number}") as show:
+            if batch:
+                show(0, facts=f"{len(batch)} dusk images arrive")
+                frames = driven.committed() + len(batch)
+                driven.drop(batch)
+                driven.wait_until_committed(frames, START_SECONDS)
+            else:
+                ControlClient(driven.layout).start_round()
+            verdict = driven.follow_round(number, max(1.0, TIME_LIMIT - self.elapsed()), show)
+            if verdict.version is not None:
+                driven.wait_until_serving(verdict.version, START_SECONDS)
+            show(1, 1, describe(verdict))
+        return verdict
 
-    def _score(self, driven: DrivenDaemon, over: RoundOver | None) -> None:
-        pairs = self.test_pairs()
-        with self.display.stage("Score what is served", len(pairs)) as stage:
-            score = score_served(driven, pairs, lambda done: stage.show(done))
+    def _score(self, verdict: Verdict | None) -> None:
+        pairs = pair_up(self.workspace / "test")
+        with self.display.stage("Score what is served", len(pairs)) as show:
+            score = score_served(self.driven, pairs, show)
             change = f" ({100 * (score.miou - self.steps[0].score.miou):+.1f})" if self.steps else ""
-            stage.show(1, 1, f"version {score.version}: mIoU {100 * score.miou:.1f}{change}")
-        self.steps.append(Step(over.verdict if over else None, score, self.elapsed()))
+            show(1, 1, f"version {score.version}: mIoU {100 * score.miou:.1f}{change}")
+        self.steps.append(Step(verdict, score, self.elapsed()))
 
-    def remove(self) -> None:
-        """Remove the workspace."""
+    def end(self) -> None:
+        """Stop the daemon and remove the workspace."""
+        self.driven.stop()
         shutil.rmtree(self.workspace, ignore_errors=True)
+
+    def leave(self) -> None:
+        """Let the daemon run on; print how to use and end it."""
+        driven, mfmd = self.driven, f"{sys.executable} -m daemon.cli"
+        self.console.print(
+            f"The daemon keeps running. Drop images into {driven.settings.watch.folder}\n"
+            f"  status     {mfmd} status --config {driven.config}\n"
+            f"  metrics    {driven.url('daemon')}/metrics and {driven.url('serve')}/metrics\n"
+            f"  ask        curl --data-binary @IMAGE.png '{driven.url('serve')}/v1/segment?format=color' -o mask.png\n"
+            f"  roll back  {mfmd} rollback --config {driven.config}\n"
+            f"  stop       kill {driven.process.pid if driven.process else ''}\n"
+            f"  remove     rm -r {self.workspace}   (once it has stopped)",
+            highlight=False,
+            soft_wrap=True,
+        )

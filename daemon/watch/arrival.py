@@ -6,9 +6,7 @@ The folder itself is the queue of waiting files; `StabilityQueue` holds only tho
 import errno
 import os
 import stat
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -42,6 +40,14 @@ class FileChanged(Exception):
     """The file is not what it was a moment ago: wait until it stands still again."""
 
 
+def lstat_of(path: Path) -> os.stat_result | None:
+    """Return the status of what has this name, a link itself; None when nothing has it. Raises OSError if unknown."""
+    try:
+        return path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def look_at(root: Path, relative: str) -> Arrival | None:
     """Return the file `relative` as it is now; None when it is missing or is neither a file nor a link to one.
 
@@ -49,11 +55,10 @@ def look_at(root: Path, relative: str) -> Arrival | None:
     when it is read.
     """
     path = root / relative
-    try:
-        status = path.lstat()
-        if stat.S_ISLNK(status.st_mode) and _inside(root, path):
-            status = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
+    status = lstat_of(path)
+    if status is not None and stat.S_ISLNK(status.st_mode) and _inside(root, path):
+        status = path.stat()
+    if status is None:
         return None
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
         return None
@@ -67,11 +72,10 @@ def read_arrival(root: Path, arrival: Arrival, max_bytes: int) -> bytes:
     Raises RefusedImage (empty, too_many_bytes, unreadable, outside_folder), FileChanged, or OSError for a fault that
     may be temporary.
     """
-    _check_place(root, arrival)
-    if arrival.file.size > max_bytes:
-        raise RefusedImage("too_many_bytes", f"{arrival.file.size} bytes; watch.max_file_bytes is {max_bytes}")
-    with _refusing():
-        data = _read(arrival.path, arrival.file.size + 1)
+    with open_arrival(root, arrival) as file:
+        if arrival.file.size > max_bytes:
+            raise RefusedImage("too_many_bytes", f"{arrival.file.size} bytes; watch.max_file_bytes is {max_bytes}")
+        data = file.read(arrival.file.size + 1) or b""
     check_still(root, arrival)
     if len(data) != arrival.file.size:
         raise FileChanged(f"{arrival.path}: changed while it was read")
@@ -80,9 +84,19 @@ def read_arrival(root: Path, arrival: Arrival, max_bytes: int) -> bytes:
 
 def open_arrival(root: Path, arrival: Arrival) -> BinaryIO:
     """Open the file to read it in pieces; call `check_still` meanwhile. Raises like `read_arrival`."""
-    _check_place(root, arrival)
-    with _refusing():
+    if not _inside(root, arrival.path):
+        target = os.path.realpath(arrival.path)
+        raise RefusedImage("outside_folder", f"a link to {target}, which is not a file in the drop folder; copy it in")
+    if arrival.file.size == 0:
+        raise RefusedImage("empty", "empty (0 bytes)")
+    try:
         return _open(arrival.path)
+    except FileNotFoundError as error:
+        raise FileChanged(str(error)) from error
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise RefusedImage("unreadable", "no permission to read it; chmod it, or run mfmd as its owner") from error
+        raise
 
 
 def check_still(root: Path, arrival: Arrival) -> None:
@@ -92,43 +106,15 @@ def check_still(root: Path, arrival: Arrival) -> None:
         raise FileChanged(f"{arrival.path}: changed while it was read")
 
 
-def _check_place(root: Path, arrival: Arrival) -> None:
-    """Raise RefusedImage (outside_folder, empty)."""
-    target = Path(os.path.realpath(arrival.path))  # also where a folder on the way became a link
-    if not target.is_relative_to(os.path.realpath(root)) or (arrival.path.is_symlink() and not target.is_file()):
-        raise RefusedImage("outside_folder", f"a link to {target}, which is not a file in the drop folder; copy it in")
-    if arrival.file.size == 0:
-        raise RefusedImage("empty", "empty (0 bytes)")
-
-
-@contextmanager
-def _refusing() -> Iterator[None]:
-    """Translate the system's errors for a file: missing, not permitted, or possibly temporary."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise FileChanged(str(error)) from error
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM):
-            raise RefusedImage("unreadable", "no permission to read it; chmod it, or run mfmd as its owner") from error
-        raise
-
-
-def _read(path: Path, limit: int) -> bytes:
-    """Return at most `limit` bytes."""
-    with _open(path) as file:
-        return file.read(limit) or b""
-
-
 def _open(path: Path) -> BinaryIO:
     """Open without waiting: a file that became a FIFO gives no data instead of blocking."""
     return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: PTH123 - a descriptor
 
 
 def _inside(root: Path, path: Path) -> bool:
-    """Return whether a link ends at a regular file inside the folder, and not at a directory."""
+    """Return whether it is in the folder, also where a folder on the way became a link; a link: to a regular file."""
     target = Path(os.path.realpath(path))
-    return target.is_relative_to(os.path.realpath(root)) and target.is_file()
+    return target.is_relative_to(os.path.realpath(root)) and (target.is_file() or not path.is_symlink())
 
 
 def _storable(relative: str) -> str:
@@ -138,7 +124,8 @@ def _storable(relative: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    arrival: Arrival
+    arrival: Arrival | None
+    """The file as it was seen; None after an error: it is looked at when it is due."""
     due: float
     failures: int
 
@@ -150,89 +137,57 @@ class StabilityQueue:
         self.delay = delay
         """How long a file must be stable (seconds); may be changed at any time."""
         self._capacity = capacity
-        self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
-        self._renamed: OrderedDict[str, _Waiting] = OrderedDict()
-        self._later: dict[str, tuple[float, int]] = {}
+        self._waiting: dict[str, _Waiting] = {}
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._renamed) + len(self._later)
+        return len(self._waiting)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._waiting or name in self._renamed or name in self._later
+        return name in self._waiting
 
     @property
     def full(self) -> bool:
         """Whether it is full."""
         return len(self) >= self._capacity
 
-    def note(self, name: str, arrival: Arrival, now: float, failures: int = 0) -> None:
+    def note(self, name: str, arrival: Arrival, now: float) -> None:
         """Note the file as seen: its delay begins, unless it was seen unchanged before."""
-        known = self._renamed.get(name) or self._waiting.get(name)
-        if known is not None and known.arrival.file == arrival.file:
-            return
-        self._forget(name)
-        self._waiting[name] = _Waiting(arrival, now + self.delay, failures if known is None else known.failures)
+        known = self._waiting.get(name)
+        if known is None or known.arrival is None or known.arrival.file != arrival.file:
+            self._waiting[name] = _Waiting(arrival, now + self.delay, known.failures if known else 0)
 
     def note_renamed(self, name: str, arrival: Arrival, now: float) -> None:
         """Note that the file was renamed into place: it may be ingested now."""
-        self._forget(name)
-        self._renamed[name] = _Waiting(replace(arrival, renamed_into_place=True), now, 0)
+        self._waiting[name] = _Waiting(replace(arrival, renamed_into_place=True), now, 0)
 
     def postpone(self, name: str, failures: int, now: float) -> None:
         """Retry after a growing delay, because reading failed for the `failures`-th time in a row."""
-        self._forget(name)
-        self._later[name] = (now + RETRIES.delay(failures), failures)
+        self._waiting[name] = _Waiting(None, now + RETRIES.delay(failures), failures)
 
     def take(self, see: Callable[[str], Arrival | None], now: float) -> Iterator[tuple[str, Arrival, int]]:
         """Remove and return those that were stable for the delay or renamed: name, file, failures so far.
 
         `see` returns the file as it is now. A changed one waits again, a missing one is dropped.
         """
-        self._return_postponed(see, now)
-        while (head := self._head()) is not None and head[1].due <= now:
-            name, waiting = head
-            self._forget(name)
-            arrival = see(name)
-            if arrival is None:
-                continue
-            if arrival.file == waiting.arrival.file:
-                yield name, replace(arrival, renamed_into_place=waiting.arrival.renamed_into_place), waiting.failures
-            else:
-                self.note(name, arrival, now, waiting.failures)
+        due = [item for item in self._waiting.items() if item[1].due <= now]
+        for name, waiting in sorted(due, key=lambda item: item[1].due):
+            del self._waiting[name]
+            arrival, before = see(name), waiting.arrival
+            if arrival is not None and before is not None and arrival.file == before.file:
+                yield name, replace(arrival, renamed_into_place=before.renamed_into_place), waiting.failures
+            elif arrival is not None:
+                self._waiting[name] = _Waiting(arrival, now + self.delay, waiting.failures)
 
     def next_due(self, now: float) -> float | None:
         """Return the seconds until the next one may be ingested; None when nothing waits."""
-        head = self._head()
-        times = [due for due, _ in self._later.values()]
-        if head is not None:
-            times.append(head[1].due)
-        return max(0.0, min(times) - now) if times else None
+        first = min((item.due for item in self._waiting.values()), default=None)
+        return None if first is None else max(0.0, first - now)
 
     def oldest(self) -> float | None:
         """Return the modification time of the oldest candidate (Unix, seconds)."""
-        times = (item.arrival.file.mtime_ns / 1e9 for part in (self._waiting, self._renamed) for item in part.values())
-        return min(times, default=None)
+        seen = (item.arrival.file.mtime_ns / 1e9 for item in self._waiting.values() if item.arrival is not None)
+        return min(seen, default=None)
 
     def clear(self) -> None:
         """Remove all, because the folder is missing."""
         self._waiting.clear()
-        self._renamed.clear()
-        self._later.clear()
-
-    def _head(self) -> tuple[str, _Waiting] | None:
-        """Return what is due first; each part is in the order of its due times, because each has one delay."""
-        heads = [next(iter(part.items())) for part in (self._waiting, self._renamed) if part]
-        return min(heads, key=lambda item: item[1].due, default=None)
-
-    def _forget(self, name: str) -> None:
-        self._waiting.pop(name, None)
-        self._renamed.pop(name, None)
-        self._later.pop(name, None)
-
-    def _return_postponed(self, see: Callable[[str], Arrival | None], now: float) -> None:
-        for name, (due, failures) in list(self._later.items()):
-            if now >= due:
-                del self._later[name]
-                arrival = see(name)
-                if arrival is not None:
-                    self.note(name, arrival, now, failures)

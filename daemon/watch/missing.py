@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from configs.watch import WatchSettings
+from daemon.watch.arrival import lstat_of
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import FileFact
 
@@ -32,9 +33,8 @@ def quarantined(folder: Path, file: FileFact) -> Path | None:
     first = folder / file.path
     for number in itertools.count(1):
         place = first if number == 1 else first.with_name(f"{first.stem}-{number}{first.suffix}")
-        try:
-            status = place.lstat()
-        except (FileNotFoundError, NotADirectoryError):
+        status = lstat_of(place)
+        if status is None:
             return None
         if (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns):
             return place
@@ -49,12 +49,9 @@ def _names(path: str) -> set[str]:
 def _is_missing(path: Path) -> bool:
     """Return whether nothing has this name; an unreadable folder may still hold it."""
     try:
-        path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return True
+        return lstat_of(path) is None
     except OSError:
         return False
-    return False
 
 
 def _in_quarantine(watch: WatchSettings, catalog: Catalog) -> Iterator[str]:

@@ -11,7 +11,7 @@ import yaml
 from adapters.rounds.source_training import pretrain
 from daemon.demo.conditions import DAY, DUSK, Condition
 from daemon.demo.driving import DrivenDaemon
-from daemon.demo.story import Drawing
+from daemon.demo.scenes import write_scene
 from daemon.gate.promotion import release
 
 HEIGHT, WIDTH = 72, 96
@@ -45,7 +45,7 @@ SETTINGS: dict[str, Any] = {
 
 def draw(folder: Path, condition: Condition, count: int, labelled: bool = False) -> list[Path]:
     """Draw small scenes as PNG files; return the images' paths."""
-    return [Drawing(condition, seed, folder, labelled, HEIGHT, WIDTH).draw() for seed in range(count)]
+    return [write_scene(folder, condition, seed, labelled, HEIGHT, WIDTH) for seed in range(count)]
 
 
 @pytest.fixture

@@ -116,9 +116,8 @@ def test_from_drop_folder_to_rollback(driven: DrivenDaemon, camera: list[Path]) 
         with questions(driven, camera[0]) as versions:
             driven.drop(camera[2:])
             driven.wait_until_committed(len(camera), 30)
-            over = driven.follow_round(1, 120)
-            assert over.verdict.decision == "accepted", over.verdict
-            assert over.version == 2
+            verdict = driven.follow_round(1, 120)
+            assert (verdict.decision, verdict.version) == ("accepted", 2), verdict
             driven.wait_until_serving(2, 30)
             after, version = ask(client, base, camera[0])
             assert version == 2

@@ -31,7 +31,9 @@ def test_a_round_outlives_two_daemons(untrained: DrivenDaemon, camera: list[Path
     untrained.drop(camera)
     first = untrained.wait_for(lambda: saved(untrained, 1), "the first state", 120)
 
-    untrained.kill()
+    assert untrained.process is not None
+    untrained.process.kill()
+    untrained.process.wait()
     # A machine that goes down takes the round with it; here the leftover is the next daemon's to end.
     assert any("adapters.round" in child.cmdline() for child in children_of(untrained.layout))
     untrained.layout.run_file("daemon").unlink()
@@ -45,8 +47,8 @@ def test_a_round_outlives_two_daemons(untrained: DrivenDaemon, camera: list[Path
     stopped_at = folder.states.steps()[-1]
     assert stopped_at >= second
     untrained.start()
-    over = untrained.follow_round(1, 200)
-    assert over.verdict.decision in ("accepted", "rejected", "inconclusive")
+    verdict = untrained.follow_round(1, 200)
+    assert verdict.decision in ("accepted", "rejected", "inconclusive")
     assert (folder.scores().status, folder.scores().steps) == ("completed", STEPS)
     starts = [start.step for start in folder.record().starts]
     assert starts[0] == 0 and first <= starts[1] < STEPS and starts[2:] == [stopped_at]

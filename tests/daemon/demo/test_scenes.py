@@ -7,13 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from configs.class_list import load_class_list
 from daemon.demo.conditions import DAY, DUSK, Condition
-from daemon.demo.display import Display
-from daemon.demo.scenes import HEIGHT, WIDTH, Label, Scene, draw_scene
-from daemon.demo.story import Drawing, draw_all
+from daemon.demo.scenes import HEIGHT, WIDTH, Label, Scene, draw_scene, write_scene
+from daemon.demo.story import draw_all
 
 GROUND = (Label.ROAD, Label.PAVEMENT)
 
@@ -103,10 +101,9 @@ def test_lamps_shine() -> None:
 
 
 def test_scenes_are_written_with_labels_only_where_asked(tmp_path: Path) -> None:
-    drawings = [Drawing(DAY, seed, tmp_path / "source", True, 48, 64) for seed in range(2)]
-    drawings += [Drawing(DUSK, seed, tmp_path / "camera", False, 48, 64) for seed in range(2)]
-    with (tmp_path / "log").open("w") as file, Display(Console(file=file)).stage("Draw", 4) as stage:
-        paths = draw_all(drawings, stage)
+    for seed in range(2):
+        write_scene(tmp_path / "source", DAY, seed, True, 48, 64)
+        write_scene(tmp_path / "camera", DUSK, seed, False, 48, 64)
     written = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
     assert written == [
         "camera/images/dusk_00000.png",
@@ -116,8 +113,15 @@ def test_scenes_are_written_with_labels_only_where_asked(tmp_path: Path) -> None
         "source/labels/day_00000.png",
         "source/labels/day_00001.png",
     ]
-    assert [path.name for path in paths] == ["day_00000.png", "day_00001.png", "dusk_00000.png", "dusk_00001.png"]
     scene = draw_scene(DAY, 1, 48, 64)
     for kind, drawn in (("images", scene.image), ("labels", scene.label)):
         with Image.open(tmp_path / "source" / kind / "day_00001.png") as image:
             np.testing.assert_array_equal(np.asarray(image), drawn)
+
+
+def test_all_cores_draw_and_the_pictures_come_in_order(tmp_path: Path) -> None:
+    done: list[float] = []
+    scenes = [(tmp_path, DAY, 1, True), (tmp_path, DUSK, 0, False)]
+    paths = draw_all(scenes, lambda number, total=None, facts=None: done.append(number))
+    assert [path.name for path in paths] == ["day_00001.png", "dusk_00000.png"]
+    assert done == [1, 2]

@@ -1,8 +1,6 @@
 """A whole daemon with its inference plane, asked over HTTP: live answers decide whether a candidate serves."""
 
 import io
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -167,17 +165,16 @@ def is_waited_for_while_everything_else_goes_on(driven: Driven) -> None:
     driven.wait_until_committed(1, 30)
     refused = driven.post("/v1/rounds")
     assert (refused.status_code, "round 2 is running" in refused.text) == (409, True)
-    running = driven.get("daemon", "/v1/status")["round"]
+    running = driven.client.get(f"{driven.url('daemon')}/v1/status").json()["round"]
     assert (running["round"], running["progress"]["phase"], running["progress"]["steps"]) == (2, "shadow", WANTED)
 
 
 def is_gone_on_with_after_a_kill_and_promoted_by_a_flip(driven: Driven) -> None:
     """Version 3, still."""
     driven.wait_for(lambda: driven.compared(3, 1) == FEW or None, "the first images are on the disk", 30)
-    process = driven._process
-    assert driven.pid is not None and process is not None
-    os.kill(driven.pid, signal.SIGKILL)
-    process.wait()
+    assert driven.process is not None
+    driven.process.kill()
+    driven.process.wait()
     assert driven.serving() == 1
     for name in ("daemon", "serve"):
         driven.layout.run_file(name).unlink()

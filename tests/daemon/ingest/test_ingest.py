@@ -8,6 +8,7 @@ import zlib
 from collections import namedtuple
 from pathlib import Path
 from threading import current_thread
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -65,14 +66,14 @@ def test_a_file_without_permission_is_refused_and_taken_once_it_has_one(bench, d
     path = write_image(drop / "locked.png", 1)
     path.chmod(0)
     if os.geteuid() == 0:  # root may read everything: let the system call say what it says to others
-        real = arrival._read
+        real = arrival._open
 
-        def read_as_user(path: Path, limit: int) -> bytes:
+        def open_as_user(path: Path) -> BinaryIO:
             if not path.stat().st_mode & 0o444:
                 raise PermissionError(errno.EACCES, "Permission denied", str(path))
-            return real(path, limit)
+            return real(path)
 
-        monkeypatch.setattr(arrival, "_read", read_as_user)
+        monkeypatch.setattr(arrival, "_open", open_as_user)
     world = bench()
     world.until(lambda: world.counts.refused == {"unreadable": 1})
     rescans = world.value("mfmd_watcher_rescans_total")
@@ -85,14 +86,14 @@ def test_a_file_without_permission_is_refused_and_taken_once_it_has_one(bench, d
 
 def test_a_passing_read_error_is_tried_again(bench, drop, write_image, monkeypatch):
     write_image(drop / "a.png", 1)
-    real, failures = arrival._read, [OSError(errno.EIO, "I/O error"), OSError(errno.ESTALE, "Stale file handle")]
+    real, failures = arrival._open, [OSError(errno.EIO, "I/O error"), OSError(errno.ESTALE, "Stale file handle")]
 
-    def flaky(path: Path, limit: int) -> bytes:
+    def flaky(path: Path) -> BinaryIO:
         if failures:
             raise failures.pop()
-        return real(path, limit)
+        return real(path)
 
-    monkeypatch.setattr(arrival, "_read", flaky)
+    monkeypatch.setattr(arrival, "_open", flaky)
     monkeypatch.setattr("daemon.watch.arrival.RETRIES.__class__.delay", lambda self, failures: 0.05)
     world = bench()
     world.until(lambda: world.counts.frames == 1)

@@ -207,13 +207,13 @@ class _Street:
     def _draw_car(self, x: float, z: float) -> None:
         rng, color = self.rng, self.pick(self.condition.cars)
         half, belt, roof, far = rng.uniform(0.85, 0.95), rng.uniform(0.86, 0.95), 1.47, z + rng.uniform(3.8, 4.7)
-        low, high, lean, side = z + 0.3, z + 1.4, half * 0.78, -1 if x > 0 else 1
+        high, lean, side = z + 1.4, half * 0.78, -1 if x > 0 else 1
         self._shade(x, (z + far) / 2, half * 1.2, 2.6)
         self.paint(_along(x + side * half, z, far, 0.3, belt), _tinted(color, 0.72), Label.CAR)
-        cabin = [(x + side * half, belt, low), (x + side * half, belt, far - 0.4)]
+        cabin = [(x + side * half, belt, z), (x + side * half, belt, far - 0.4)]
         cabin += [(x + side * lean, roof, far - 0.9), (x + side * lean, roof, high)]
         self.paint(cabin, _tinted(color, 0.45), Label.CAR)
-        screen = [(x - half, belt, low), (x + half, belt, low), (x + lean, roof, high), (x - lean, roof, high)]
+        screen = [(x - half, belt, z), (x + half, belt, z), (x + lean, roof, high), (x - lean, roof, high)]
         self.paint(screen, (0.22, 0.27, 0.32), Label.CAR)
         self.paint(_upright(x - half, x + half, 0.26, belt, z), color, Label.CAR)
         bulb = (1.0, 0.97, 0.86) if x < self.center else (0.80, 0.10, 0.08)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from configs.settings import Settings
 from configs.watch import WatchSettings
@@ -44,21 +44,16 @@ class Decoded:
 
 
 @dataclass(frozen=True, slots=True)
-class AlreadyStored:
-    """A file whose content was committed before; it was not decoded."""
+class Settled:
+    """A file of which no frame is made, until it changes."""
 
     arrival: Arrival
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A file that cannot be used until it changes."""
-
-    arrival: Arrival
-    reason: str
-    detail: str
-    digest: str | None
+    outcome: Literal["duplicate", "skipped", "rejected"]
+    """duplicate: its content was committed before; skipped: admission does not want it; rejected: it is unusable."""
+    digest: str = ""
+    """Of its content; empty when it could not be read."""
+    reason: str = ""
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +64,7 @@ class RetryLater:
     error: str
 
 
-Outcome = Decoded | AlreadyStored | Refused | RetryLater
+Outcome = Decoded | Settled | RetryLater
 
 
 class Decoder:
@@ -91,24 +86,25 @@ class Decoder:
         try:
             data = read_arrival(self._watch.folder, arrival, self._watch.max_file_bytes)
         except RefusedImage as error:
-            return Refused(arrival, error.reason, str(error), None)
+            return Settled(arrival, "rejected", "", error.reason, str(error))
         except (FileChanged, OSError, MemoryError) as error:
             return RetryLater(arrival, f"{type(error).__name__}: {error}")
         digest = digest_of(data)
         if self._is_stored(digest):
-            return AlreadyStored(arrival, digest)
+            return Settled(arrival, "duplicate", digest)
         return self._decode(arrival, data, digest)
 
     def _decode(self, arrival: Arrival, data: bytes, digest: str) -> Outcome:
         try:
             frame = self._frame(arrival, data, digest)
         except RefusedImage as error:
-            return Refused(arrival, error.reason, str(error).removeprefix("image: "), digest)
+            return Settled(arrival, "rejected", digest, error.reason, str(error).removeprefix("image: "))
         except MemoryError as error:  # not what a decoder says of damage: there was none left just then
             return RetryLater(arrival, f"no memory: {error}")
         except Exception as error:  # a bug in a decoder must cost one file, not ingest
             log.error("decoder_failed", file=arrival.file.path, error=str(error), exc_info=True)
-            return Refused(arrival, "not_an_image", f"the decoder failed: {type(error).__name__}: {error}", digest)
+            what = f"the decoder failed: {type(error).__name__}: {error}"
+            return Settled(arrival, "rejected", digest, "not_an_image", what)
         return Decoded(arrival, frame)
 
     def _frame(self, arrival: Arrival, data: bytes, digest: str) -> NewFrame:

@@ -57,7 +57,7 @@ class Originals:
             return False
         if self._sweeping is None:
             self._next_sweep = time.monotonic() + SWEEP_SECONDS
-            self._sweeping = (name for name, _ in self._scan.names(self._cannot))
+            self._sweeping = self._scan.names(self._cannot)
         try:
             names = list(itertools.islice(self._sweeping, AT_ONCE))
         except OSError as error:

@@ -22,8 +22,6 @@ from storage.buffer.video_records import refused_videos
 
 ANSWER_SECONDS = 30.0
 """How long a request waits for the thread of ingest (seconds); a step of it takes less."""
-TOGETHER = 256
-"""Refusals removed in one commit: single commits would delay ingest for minutes when very many are retried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ class Selection:
 class RetryQueue:
     """Requests from the control API to the thread of ingest."""
 
-    wake: Callable[[], None]
+    wake: Callable[[], object]
     """Wakes the thread."""
     _waiting: "queue.SimpleQueue[tuple[Selection, Future[list[str]]]]" = field(default_factory=queue.SimpleQueue)
 
@@ -79,14 +77,13 @@ def retry_refused(watch: WatchSettings, catalog: Catalog, selection: Selection) 
     Raises OSError when a file cannot be moved back; it and those after it in the list stay refused.
     """
     found = selection.of(catalog)
-    for start in range(0, len(found), TOGETHER):
-        back: list[FileFact] = []
-        try:
-            for item in found[start : start + TOGETHER]:
-                _bring_back(watch, item)
-                back.append(item.file)
-        finally:
-            catalog.forget_refusals(back)
+    back: list[FileFact] = []
+    try:
+        for item in found:
+            _bring_back(watch, item)
+            back.append(item.file)
+    finally:
+        catalog.forget_refusals(back)
     return [item.file.path for item in found]
 
 
@@ -103,19 +100,15 @@ def retry_videos(watch: WatchSettings, records: Path, selection: Selection) -> l
 
 
 def _bring_back(watch: WatchSettings, item: RefusedFile) -> None:
+    """Move a file out of the quarantine. Raises OSError, also (ELOOP) when a link of its path now leads elsewhere."""
     kept = quarantined(watch.quarantine, item.file) if watch.quarantine else None
-    if kept is not None:
-        durable.move_file(kept, _place(watch, item))
-
-
-def _place(watch: WatchSettings, item: RefusedFile) -> Path:
-    """Return the original path of a file in the quarantine. Raises OSError (ELOOP) when a link now leads elsewhere."""
+    if kept is None:
+        return
     place = watch.folder / item.file.path
     if not place.parent.resolve().is_relative_to(watch.folder.resolve()):
-        raise OSError(
-            errno.ELOOP, "not moved back: a link in its path points out of the drop folder; remove it", str(place)
-        )
-    return place
+        what = "not moved back: a link in its path points out of the drop folder; remove it"
+        raise OSError(errno.ELOOP, what, str(place))
+    durable.move_file(kept, place)
 
 
 def missing(selection: Selection, done: Collection[str]) -> list[str]:

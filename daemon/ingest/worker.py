@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 from configs.settings import Settings
 from daemon.errors import FULL
-from daemon.ingest.admission import Admission, Skip
-from daemon.ingest.decode import AlreadyStored, Decoded, Decoder, Outcome, Refused, RetryLater
+from daemon.ingest.admission import Admission
+from daemon.ingest.decode import Decoded, Decoder, Outcome, RetryLater, Settled
 from daemon.ingest.originals import Originals
 from daemon.ingest.refusals import RetryQueue, Selection, retry_refused
 from daemon.metrics import IngestMetrics
@@ -38,22 +38,13 @@ PAUSE_SHARE = 0.5
 log = get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A readable image that admission skips."""
-
-    arrival: Arrival
-    digest: str
-    skip: Skip
-
-
 @dataclass(slots=True)
 class Batch:
     """Content of the next commit."""
 
     frames: list[Decoded] = field(default_factory=list)
     """Its frames, in order of arrival."""
-    skipped: list[Skipped] = field(default_factory=list)
+    skipped: list[Settled] = field(default_factory=list)
     """Images skipped because of a frame of this batch; recorded once that frame is committed."""
     since: float = math.inf
     """Arrival of the first frame (monotonic, seconds)."""
@@ -72,10 +63,6 @@ class Batch:
         if not self.frames:
             return math.inf
         return 0.0 if len(self) >= most else max(0.0, self.since + seconds - time.monotonic())
-
-    def commit(self, buffer: FrameBuffer, *, grow: bool) -> list[FrameRecord]:
-        """Make the frames durable. The batch is unchanged, so that the same call can be repeated after an error."""
-        return buffer.append([item.frame for item in self.frames], grow=grow)
 
 
 class Ingest:
@@ -97,7 +84,7 @@ class Ingest:
         self.batch = Batch()
         """The next commit."""
         self._decoding: deque[tuple[Arrival, Future[Outcome]]] = deque()
-        self._to_record: deque[Decoded | AlreadyStored | Refused | Skipped] = deque()
+        self._to_record: deque[Decoded | Settled] = deque()
         self._grow = True
         self._paused = ""
 
@@ -115,9 +102,9 @@ class Ingest:
         except (OSError, BufferFull) as error:
             if isinstance(error, OSError) and error.errno not in FULL:
                 raise
-            self._pause(self._reason(error))
+            self._show_pause(self._reason(error))
             return PAUSE_SECONDS
-        self._resume()
+        self._show_pause("")
         return 0.0 if moved else min(self._watcher.next_due(), self._commit_in())
 
     def use(self, settings: Settings) -> None:
@@ -187,11 +174,11 @@ class Ingest:
                 log.info("file_postponed", file=arrival.file.path, error=error)
                 self._metrics.retries.inc()
                 self._watcher.put_back(arrival)
-            case Refused(arrival, reason) if arrival.renamed_into_place:
-                log.info("file_incomplete", file=arrival.file.path, reason=reason)
+            case Settled(arrival, "rejected") if arrival.renamed_into_place:
+                log.info("file_incomplete", file=arrival.file.path, reason=outcome.reason)
                 self._metrics.retries.inc()
                 self._watcher.await_stability(arrival)
-            case _:
+            case Settled():
                 self._to_record.append(outcome)
 
     def _admit(self, item: Decoded) -> None:
@@ -200,9 +187,8 @@ class Ingest:
         if skip is None:
             self.batch.add(item)
         else:
-            (self.batch.skipped if skip.pending else self._to_record).append(
-                Skipped(item.arrival, item.frame.digest, skip)
-            )
+            skipped = Settled(item.arrival, "skipped", item.frame.digest, skip.reason, skip.detail)
+            (self.batch.skipped if skip.pending else self._to_record).append(skipped)
 
     def _commit_in(self) -> float:
         return self.batch.due_in(self._watch.advanced.group_frames, self._watch.advanced.group_seconds)
@@ -212,7 +198,7 @@ class Ingest:
         if not self.batch.frames:
             return
         started = time.monotonic()
-        records = self.batch.commit(self._buffer, grow=self._grow)
+        records = self._buffer.append([item.frame for item in self.batch.frames], grow=self._grow)
         self._metrics.commit_seconds.observe(time.monotonic() - started)
         batch, self.batch = self.batch, Batch()
         self._count(batch.frames, records)
@@ -225,34 +211,28 @@ class Ingest:
         """Record the state of files, and release them. Each is held until its record is written."""
         while self._to_record:
             item = self._to_record[0]
-            match item:
-                case AlreadyStored(arrival, digest):
-                    self._buffer.catalog.duplicate(arrival.file, digest)
-                    self._metrics.files.labels(outcome="duplicate").inc()
-                case Skipped():
-                    self._record_skipped(item)
-                case Refused():
-                    self._record_refused(item)
-                case Decoded():  # its commit has recorded it
-                    pass
-            if not isinstance(item, Skipped):  # nothing of a skipped image is stored anywhere else
+            if isinstance(item, Settled):  # a frame was recorded by its commit
+                self._record_one(item)
+            outcome, reason = (item.outcome, item.reason) if isinstance(item, Settled) else ("stored", "")
+            if outcome != "skipped":  # nothing of a skipped image is stored anywhere else
                 self._originals.dispose(item.arrival)
-            self._watcher.mark_done(item.arrival, unreadable=isinstance(item, Refused) and item.reason == "unreadable")
+            self._watcher.mark_done(item.arrival, unreadable=reason == "unreadable")
             self._to_record.popleft()
 
-    def _record_skipped(self, item: Skipped) -> None:
-        file, skip = item.arrival.file, item.skip
-        self._buffer.catalog.skip(file, skip.reason, skip.detail, item.digest)
-        log.debug("file_skipped", file=file.path, reason=skip.reason, detail=skip.detail)
-        self._metrics.files.labels(outcome="skipped").inc()
-        self._metrics.skipped.labels(reason=skip.reason).inc()
-
-    def _record_refused(self, item: Refused) -> None:
-        file = item.arrival.file
-        self._buffer.catalog.refuse(file, item.reason, item.detail, item.digest)
-        log.warning("file_refused", file=file.path, reason=item.reason, detail=item.detail)
-        self._metrics.files.labels(outcome="rejected").inc()
-        self._metrics.rejected.labels(reason=item.reason).inc()
+    def _record_one(self, item: Settled) -> None:
+        file, catalog = item.arrival.file, self._buffer.catalog
+        match item.outcome:
+            case "duplicate":
+                catalog.duplicate(file, item.digest)
+            case "skipped":
+                catalog.skip(file, item.reason, item.detail, item.digest)
+                log.debug("file_skipped", file=file.path, reason=item.reason, detail=item.detail)
+                self._metrics.skipped.labels(reason=item.reason).inc()
+            case "rejected":
+                catalog.refuse(file, item.reason, item.detail, item.digest or None)
+                log.warning("file_refused", file=file.path, reason=item.reason, detail=item.detail)
+                self._metrics.rejected.labels(reason=item.reason).inc()
+        self._metrics.files.labels(outcome=item.outcome).inc()
 
     def _count(self, frames: Sequence[Decoded], records: Sequence[FrameRecord]) -> None:
         now, slots = time.time(), {record.digest: record.slot for record in records}
@@ -281,17 +261,13 @@ class Ingest:
             self._grow = free >= reserve
             log.warning("buffer_can_grow" if self._grow else "buffer_cannot_grow", free=free, reserve=reserve)
 
-    def _pause(self, reason: str) -> None:
-        if not self._paused:
+    def _show_pause(self, reason: str) -> None:
+        if reason and not self._paused:
             log.warning("ingest_paused", reason=reason)
-        self._paused = reason
-        self._metrics.paused.set(1)
-
-    def _resume(self) -> None:
-        if self._paused:
+        elif self._paused and not reason:
             log.info("ingest_resumed")
-        self._paused = ""
-        self._metrics.paused.set(0)
+        self._paused = reason
+        self._metrics.paused.set(bool(reason))
 
     def _reason(self, error: OSError | StorageError) -> str:
         if isinstance(error, OSError):

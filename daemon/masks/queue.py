@@ -47,7 +47,7 @@ class MaskQueue:
         if marker is not None and not (self._watch.folder / marker).exists():
             raise FileNotFoundError(f"it holds no {marker} (watch.marker), so it may not be mounted")
         waiting, names, moving = [], set(), {}
-        for name, _ in self._scan.names(_complain):
+        for name in self._scan.names(_complain):
             if fnmatch(Path(name).name, MADE_OF_VIDEOS):  # such files are removed once ingest has them
                 continue
             names.add(name)

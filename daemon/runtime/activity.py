@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,6 +21,9 @@ WRITE_SECONDS = 1.0
 
 log = get_logger(__name__)
 
+FolderState = Literal["starting", "watching", "missing", "unmounted", "unreadable", "stopped"]
+STATES: tuple[FolderState, ...] = get_args(FolderState)
+"""Every state of the drop folder, as the metric shows them."""
 Mode = Literal["events", "polling"]
 Reason = Literal["configured", "local", "silent_mount", "refused", "no_folder"]
 MODES: tuple[tuple[Mode, Reason], ...] = (
@@ -43,7 +46,7 @@ class ActivityPart(BaseModel):
 class WatchActivity(ActivityPart):
     """The drop folder."""
 
-    state: Literal["starting", "watching", "missing", "unmounted", "unreadable", "stopped"] = "starting"
+    state: FolderState = "starting"
     """missing: the folder does not exist, it is waited for; unmounted: it exists without its `watch.marker`, nothing is
     taken; unreadable: it exists but cannot be listed."""
     mode: Mode = "polling"

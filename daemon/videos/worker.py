@@ -123,7 +123,7 @@ class VideoWorker:
         """Take the next stable video; return whether there is one."""
         now = time.monotonic()
         if now >= self._next_scan:
-            for name, _ in self._scan.names(_warn):
+            for name in self._scan.names(_warn):
                 if name not in self._queue and (video := self._see(name)) and not self._is_known(video.file):
                     self._queue.note(name, video, now)
             took = time.monotonic() - now

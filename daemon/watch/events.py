@@ -42,21 +42,11 @@ class Hints:
         self._paths: dict[str, bool] = {}
         self._heard = 0
         self._lost = False
-        self._wake = wake
+        self.wake = wake
+        """Wakes the listening thread, also without a path."""
 
-    def wake(self) -> None:
-        """Wake the listening thread without a path, because something else waits for it."""
-        self._wake()
-
-    def add(self, path: str) -> None:
-        """Keep `path`: something happened there."""
-        self._remember(path, renamed=False)
-
-    def add_renamed(self, path: str) -> None:
-        """Keep `path`: a file was renamed there, so it is complete."""
-        self._remember(path, renamed=True)
-
-    def _remember(self, path: str, *, renamed: bool) -> None:
+    def add(self, path: str, *, renamed: bool = False) -> None:
+        """Keep `path`: something happened there, or a file was renamed there, so that it is complete."""
         with self._lock:
             self._heard += 1
             first = not self._paths
@@ -65,13 +55,13 @@ class Hints:
             else:
                 self._lost = True
         if first:  # the rest of a burst is looked at together
-            self._wake()
+            self.wake()
 
     def lose(self) -> None:
         """Note that events were lost."""
         with self._lock:
             self._lost = True
-        self._wake()
+        self.wake()
 
     @property
     def waiting(self) -> bool:
@@ -97,21 +87,16 @@ class _Handler(FileSystemEventHandler):
         self._failed = False
 
     def dispatch(self, event: FileSystemEvent) -> None:
-        """Add the path to the set; an unusable event counts as lost, and a rescan compensates."""
+        """Add the path; an unusable event counts as lost, and a rescan compensates."""
+        # A renamed file is complete; the files of a renamed folder may still be open.
+        renamed = isinstance(event, FileMovedEvent) and bool(event.dest_path) and not event.is_synthetic
         try:
-            self._take(event)
+            self._hints.add(os.fsdecode(event.dest_path or event.src_path), renamed=renamed)
         except Exception as error:
             if not self._failed:  # once: a burst of them must not fill the log
                 log.error("event_handler_failed", error=str(error), exc_info=True)
             self._failed = True
             self._hints.lose()
-
-    def _take(self, event: FileSystemEvent) -> None:
-        """Add a path: a renamed file is complete, the files of a renamed folder may still be open."""
-        if isinstance(event, FileMovedEvent) and event.dest_path and not event.is_synthetic:
-            self._hints.add_renamed(os.fsdecode(event.dest_path))
-        else:
-            self._hints.add(os.fsdecode(event.dest_path or event.src_path))
 
 
 class _OverflowListener(logging.Handler):
@@ -138,9 +123,8 @@ class FolderEvents:
     def start(self) -> None:
         """Listen. Raises OSError when the kernel refuses: the folder is missing, or its watches are used up."""
         logger = logging.getLogger("watchdog")
-        logger.setLevel(
-            min(logging.WARNING, logger.getEffectiveLevel())
-        )  # `log.level: error` must not hide an overflow
+        # `log.level: error` must not hide an overflow
+        logger.setLevel(min(logging.WARNING, logger.getEffectiveLevel()))
         logger.addHandler(self._listener)
         self._observer = observer = _make_observer()
         observer.daemon = True

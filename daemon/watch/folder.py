@@ -2,24 +2,20 @@
 
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
 
 from configs.watch import WatchSettings
 from daemon.metrics import IngestMetrics
+from daemon.runtime.activity import FolderState, WatchActivity
 from daemon.runtime.logs import get_logger
+from daemon.watch.arrival import lstat_of
 from daemon.watch.events import FolderEvents, Hints
-from daemon.watch.mode import WatchMode, choose_mode
+from daemon.watch.mode import choose_mode
 
 CHECK_SECONDS = 0.25
 """Interval between checks of the folder (seconds)."""
 OBSERVER_RETRY_SECONDS = 60.0
 """Delay before events are tried again after the kernel refused them (seconds)."""
-
-State = Literal["starting", "watching", "missing", "unmounted", "unreadable", "stopped"]
-STATES: tuple[State, ...] = get_args(State)
-"""Every state, as the metric shows them."""
 
 log = get_logger(__name__)
 
@@ -29,12 +25,8 @@ class FolderRoot:
 
     def __init__(self, settings: WatchSettings, metrics: IngestMetrics, hints: Hints) -> None:
         self.folder: Path = settings.folder
-        self.state: State = "starting"
-        """State as in `WatchActivity.state`."""
-        self.detail = ""
-        """Why, when it is not simply watching."""
-        self.mode = WatchMode()
-        """How new files are noticed now, and why."""
+        self.seen = WatchActivity()
+        """Its state, and how new files are noticed now; without what is pending."""
         self.next_check = 0.0
         """When it wants to be looked at again (monotonic, seconds)."""
         self._settings, self._metrics, self._hints = settings, metrics, hints
@@ -55,7 +47,8 @@ class FolderRoot:
         try:
             status = self.folder.stat()
             os.scandir(self.folder).close()  # may it be listed? Reads no names
-            marked = self._settings.marker is None or _exists(self.folder / self._settings.marker)
+            marker = self._settings.marker
+            marked = marker is None or lstat_of(self.folder / marker) is not None
         except (FileNotFoundError, NotADirectoryError) as error:
             self.lose("missing", f"{self.folder} does not exist; waiting for it ({error.strerror})")
             return False
@@ -63,45 +56,43 @@ class FolderRoot:
             self.lose("unreadable", f"{self.folder} cannot be listed: {error.strerror}; retrying")
             return False
         if not marked:
-            self.lose(
-                "unmounted", f"{self.folder} holds no {self._settings.marker} (watch.marker): not mounted? Waiting"
-            )
+            self.lose("unmounted", f"{self.folder} holds no {marker} (watch.marker): not mounted? Waiting")
             return False
         return self._follow((status.st_dev, status.st_ino), now)
 
-    def lose(self, state: State, detail: str) -> None:
+    def lose(self, state: FolderState, detail: str) -> None:
         """Note that the folder cannot be used now."""
-        if self.state != state:
+        if self.seen.state != state:
             log.warning("folder_unavailable", state=state, detail=detail)
-        self.state, self.detail, self.mode = state, detail, WatchMode()
         self._stop_events()
+        self.seen = WatchActivity(state=state, detail=detail)
 
     def close(self) -> None:
         """Stop listening."""
         self._stop_events()
-        self.state, self.mode = "stopped", WatchMode()
+        self.seen = WatchActivity(state="stopped", detail=self.seen.detail)
 
     def _follow(self, identity: tuple[int, int], now: float) -> bool:
         """Listen to the folder, which can be listed."""
-        if self.state != "watching" or identity != self._identity:
+        if self.seen.state != "watching" or identity != self._identity:
             again = self._identity is not None
-            self._identity, self.state, self.detail = identity, "watching", ""
+            self._identity = identity
             self._start_events(now, again=again)
-            log.info("watching", folder=str(self.folder), again=again, mode=self.mode.mode, reason=self.mode.reason)
+            how = {"mode": self.seen.mode, "reason": self.seen.mode_reason}
+            log.info("watching", folder=str(self.folder), again=again, **how)
             return True
         if self._events is not None and not self._events.alive():
             log.warning("observer_failed", folder=str(self.folder))
             self._start_events(now, again=True)
             return True
-        if self.mode.reason == "refused" and now >= self._next_observer:
+        if self.seen.mode_reason == "refused" and now >= self._next_observer:
             self._start_events(now, again=True)
         return False
 
     def _start_events(self, now: float, *, again: bool) -> None:
         self._stop_events()
-        self.mode = choose_mode(self._settings.mode, self.folder)
-        self.detail = self.mode.trouble
-        if self.mode.mode == "polling":
+        self.seen = choose_mode(self._settings.mode, self.folder)
+        if self.seen.mode == "polling":
             return
         self._metrics.restarts.inc(again)
         events = FolderEvents(self.folder, recursive=self._settings.advanced.recursive, hints=self._hints)
@@ -110,8 +101,9 @@ class FolderRoot:
         except OSError as error:
             events.stop()
             self._next_observer = now + OBSERVER_RETRY_SECONDS
-            self.mode = replace(self.mode, mode="polling", reason="refused")
-            self.detail = f"no events ({error.strerror or error}); the rescan finds new files"
+            detail = f"no events ({error.strerror or error}); the rescan finds new files"
+            refused = {"mode": "polling", "mode_reason": "refused", "detail": detail}
+            self.seen = self.seen.model_copy(update=refused)
             log.warning("events_unavailable", error=str(error), retry_in=OBSERVER_RETRY_SECONDS)
             return
         self._events = events
@@ -120,12 +112,3 @@ class FolderRoot:
         events, self._events = self._events, None
         if events is not None:
             events.stop()
-
-
-def _exists(path: Path) -> bool:
-    """Return whether something has this name; raises OSError when that is unknown."""
-    try:
-        path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True

@@ -1,10 +1,9 @@
 """Choose how new files are found: by kernel events and a rescan, or by the rescan alone, and why."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from daemon.runtime.activity import Mode, Reason
+from daemon.runtime.activity import Mode, Reason, WatchActivity
 
 MOUNT_TABLE = Path("/proc/self/mountinfo")
 NETWORK_TYPES = frozenset(
@@ -17,35 +16,22 @@ MEMORY_TYPES = frozenset({"tmpfs", "ramfs"})
 """File system types that are lost at a restart."""
 
 
-@dataclass(frozen=True, slots=True)
-class WatchMode:
-    """The mode in force."""
-
-    mode: Mode = "polling"
-    """events: the kernel wakes the watcher, the rescan finds the rest; polling: only the rescan."""
-    reason: Reason = "no_folder"
-    """configured: `watch.mode` says so; local: a file system that sends events; silent_mount: one that does not;
-    refused: the kernel gave no watch; no_folder: there is nothing to listen to."""
-    file_system: str = ""
-    """Type of the folder's file system, for example `ext4`; empty where it is not known."""
-
-    @property
-    def trouble(self) -> str:
-        """What an operator should know about this choice; empty when it fits the file system."""
-        if self.mode == "events" and is_silent(self.file_system):
-            return (
-                f"watch.mode is events, but {self.file_system} sends none for files that other machines write: "
-                "the rescan finds those; set watch.mode: auto"
-            )
-        return ""
-
-
-def choose_mode(wanted: Literal["auto", "events", "polling"], folder: Path) -> WatchMode:
-    """Return the mode for a folder that exists. `auto` polls where files can arrive without an event."""
+def choose_mode(wanted: Literal["auto", "events", "polling"], folder: Path) -> WatchActivity:
+    """Return how to watch a folder that exists. `auto` polls where files can arrive without an event."""
     kind = file_system_of(folder) or ""
-    if wanted != "auto":
-        return WatchMode(wanted, "configured", kind)
-    return WatchMode("polling", "silent_mount", kind) if is_silent(kind) else WatchMode("events", "local", kind)
+    mode: Mode = "polling" if wanted == "polling" or (wanted == "auto" and is_silent(kind)) else "events"
+    automatic: Reason = "local" if mode == "events" else "silent_mount"
+    doubt = (
+        f"watch.mode is events, but {kind} sends none for files that other machines write: "
+        "the rescan finds those; set watch.mode: auto"
+    )
+    return WatchActivity(
+        state="watching",
+        mode=mode,
+        mode_reason=automatic if wanted == "auto" else "configured",
+        file_system=kind,
+        detail=doubt if mode == "events" and is_silent(kind) else "",
+    )
 
 
 def is_silent(kind: str | None) -> bool:

@@ -14,11 +14,11 @@ from pathlib import Path, PurePosixPath
 
 from configs.watch import WatchSettings
 from daemon.metrics import IngestMetrics
-from daemon.runtime.activity import MODES, WatchActivity
+from daemon.runtime.activity import MODES, STATES, WatchActivity
 from daemon.runtime.logs import get_logger
 from daemon.watch.arrival import Arrival, StabilityQueue, look_at
 from daemon.watch.events import Hints
-from daemon.watch.folder import STATES, FolderRoot
+from daemon.watch.folder import FolderRoot
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import FileFact
 from storage.media.videos import MADE_OF_VIDEOS, SUFFIXES
@@ -50,8 +50,8 @@ class FolderScan:
         self._made = _any_of(() if videos else (MADE_OF_VIDEOS,))  # by mfmd: patterns are for files of others
         self._included = _any_of(settings.advanced.include or ("*",))
 
-    def names(self, complain: Complain) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        """Yield relative path (posix) and entry of every file and link to a file, without ignored ones.
+    def names(self, complain: Complain) -> Iterator[str]:
+        """Yield the relative path (posix) of every file and link to a file, without ignored ones.
 
         Raises OSError when the folder itself cannot be listed; `complain` is called for a sub-folder that cannot.
         """
@@ -65,7 +65,7 @@ class FolderScan:
                             if self._recursive and not self._ignored.match(entry.name):
                                 waiting.append(f"{prefix}{entry.name}/")
                         elif (entry.is_symlink() or entry.is_file()) and self._wanted(prefix, entry.name):
-                            yield prefix + entry.name, entry
+                            yield prefix + entry.name
             except OSError as error:
                 if not prefix:
                     raise
@@ -118,7 +118,7 @@ class Watcher:
         if self._root.check():
             self._queue.clear()
             self._next_rescan = self._next_deep = now
-        if self._root.state == "watching":
+        if self._root.seen.state == "watching":
             if self._hints.waiting and now >= self._next_hints:
                 self._follow_hints(now)
             if now >= self._next_rescan or (self._overflowing and not len(self._queue)):
@@ -131,7 +131,7 @@ class Watcher:
     def take(self, limit: int) -> list[Arrival]:
         """Return at most `limit` stable files, oldest first; give each to `mark_done` or `put_back`."""
         taken: list[Arrival] = []
-        if self._root.state != "watching" or limit <= 0:
+        if self._root.seen.state != "watching" or limit <= 0:
             return taken
         try:
             self._take(taken, limit)
@@ -181,7 +181,7 @@ class Watcher:
         """Return the seconds until `poll` and `take` can find something new without an event."""
         now = time.monotonic()
         due = [self._root.next_check - now]
-        if self._root.state == "watching":
+        if self._root.seen.state == "watching":
             waiting = self._queue.next_due(now)
             due += [] if waiting is None else [waiting]
             due += [self._next_hints - now] if self._hints.waiting else []
@@ -264,7 +264,7 @@ class Watcher:
         before, self._known = self._known, set()
         names: set[str] = set()
         found = self._overflowing = 0
-        for name, _ in self._scan.names(self._complain):
+        for name in self._scan.names(self._complain):
             names.add(name)
             if name not in self._unreadable and (self._same(name, facts) if deep else name in before):
                 self._known.add(name)
@@ -303,15 +303,9 @@ class Watcher:
         return arrival.path.relative_to(self._settings.folder).as_posix()
 
     def _report(self) -> None:
-        activity = self._activity = WatchActivity(
-            state=self._root.state,
-            mode=self._root.mode.mode,
-            mode_reason=self._root.mode.reason,
-            file_system=self._root.mode.file_system,
-            detail=self._root.detail,
-            pending=len(self._queue) + len(self._in_hand) + self._overflowing,
-            oldest_pending=self._queue.oldest(),
-        )
+        pending = len(self._queue) + len(self._in_hand) + self._overflowing
+        found = {"pending": pending, "oldest_pending": self._queue.oldest()}
+        activity = self._activity = self._root.seen.model_copy(update=found)
         self._metrics.pending.set(activity.pending)
         self._metrics.oldest_pending.set(activity.oldest_pending or 0)
         self._metrics.folder_present.set(activity.state == "watching")

@@ -56,8 +56,7 @@ def test_many_names_each_once_though_the_observer_goes_deaf_half_way(watcher, mo
     assert watching.activity.mode == "events"
     _fill(world.folder, range(names // 2))
     taken = _take_all(watching, world.buffer.catalog, names // 4)
-    monkeypatch.setattr(Hints, "add", lambda self, path: None)
-    monkeypatch.setattr(Hints, "add_renamed", lambda self, path: None)
+    monkeypatch.setattr(Hints, "add", lambda self, path, renamed: None)
     _fill(world.folder, range(names // 2, names))
     taken += _take_all(watching, world.buffer.catalog, names - len(taken))
     assert len(taken) == len(set(taken)) == names

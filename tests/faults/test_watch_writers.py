@@ -130,11 +130,11 @@ def test_a_handler_that_raises(drop_world, monkeypatch, failures):
     world.listening()
     observer, real, raised = world.observer, Hints.add, []
 
-    def add(self, path):
+    def add(self, path, *, renamed):
         if len(raised) < failures:
             raised.append(path)
             raise RuntimeError("a bug in the handler")
-        real(self, path)
+        real(self, path, renamed=renamed)
 
     monkeypatch.setattr(Hints, "add", add)
     for number in range(10):

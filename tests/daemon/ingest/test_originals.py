@@ -332,12 +332,12 @@ def test_a_file_that_is_replaced_while_its_digest_is_made_stays(bench, drop, wri
     assert path.exists()
 
 
-def test_many_refusals_are_forgotten_in_few_commits(bench, drop, tmp_path):
+def test_many_refusals_are_forgotten_in_one_commit(bench, drop, tmp_path):
     """One commit for each of 100,000 would take longer than the daemon's health check waits for a step."""
     world = bench()
     catalog = world.buffer.catalog
     with catalog.transaction() as connection:
-        for number in range(2 * refusals.TOGETHER + 1):
+        for number in range(500):
             note_file(connection, FileFact(f"{number}.png", 1, number), "refused", None, "empty")
     commits = []
     failpoints.watch(lambda name: commits.append(name) if name == "transaction.committed" else None)
@@ -345,8 +345,8 @@ def test_many_refusals_are_forgotten_in_few_commits(bench, drop, tmp_path):
         done = refusals.retry_refused(world.settings.watch, catalog, Selection())
     finally:
         failpoints.watch(None)
-    assert len(done) == 2 * refusals.TOGETHER + 1 and catalog.counts().refused == {}
-    assert len(commits) == 3
+    assert len(done) == 500 and catalog.counts().refused == {}
+    assert len(commits) == 1
 
 
 def test_what_came_back_before_a_file_that_cannot_is_tried_again(bench, drop, aside):

@@ -100,7 +100,7 @@ def test_every_choice_is_a_series_of_the_metric(tmp_path, on_mount):
         on_mount(kind)
         for wanted in ("auto", "events", "polling"):
             chosen = choose_mode(wanted, tmp_path / "drop")
-            assert (chosen.mode, chosen.reason) in MODES
+            assert (chosen.mode, chosen.mode_reason) in MODES
             assert chosen.file_system == kind
 
 
@@ -140,7 +140,7 @@ def test_patterns_choose_what_is_looked_at(make_settings, drop, write_image):
 
     def seen(**watch: object) -> list[str]:
         scan = FolderScan(changed(make_settings().watch, **watch))
-        found = sorted(name for name, _ in scan.names(lambda name, error: None))
+        found = sorted(scan.names(lambda name, error: None))
         heard = filter(None, (scan.relative(str(path)) for path in drop.rglob("*") if path.is_file()))
         assert sorted(heard) == found, "events and rescan look at the same files"
         return found

@@ -1,7 +1,5 @@
 """Colour jitter and blur on a batch of images in [0, 1], before normalisation (strong augmentation of DACS).
 
-All random numbers come from the caller's `StepRng`.
-
 Strong settings substitute for the weather and the light that the source never shows. Published source models of driving
 scenes that generalise are trained like this (for example Choi et al. 2021, RobustNet: jitter 0.4, blur). Each image
 draws for itself; all random numbers come from the caller's `StepRng`.
@@ -20,9 +18,17 @@ from adapters.networks.network import IMAGENET_MEAN, IMAGENET_STD
 from adapters.networks.parallel import sum_over_processes
 from adapters.networks.step_rng import StepRng
 from configs.network import PretrainSettings
+from configs.recipe import SelfTrainingSettings
 
 BLUR_SIGMA = (0.15, 1.15)
 """Range of the blur's standard deviation (pixels)."""
+CHANGES = (
+    enhance.adjust_brightness_accumulative,
+    enhance.adjust_contrast_with_mean_subtraction,
+    enhance.adjust_saturation_with_gray_subtraction,
+    enhance.adjust_hue,
+)
+"""Changes of colour jitter; the first three take factors, the last an angle."""
 BLUR_SHARE = 0.1
 """Side of the blur kernel as a share of the image side."""
 
@@ -51,22 +57,10 @@ def color_jitter(images: Tensor, strength: float, draws: StepRng) -> Tensor:
     """
     draw = 2.0 * draws.per_image(images.shape[0], 4).T - 1.0  # [4, B] in -1..1
     amount = (strength * draw).to(images.device, non_blocking=True)
+    amounts = (*(1.0 + amount[:3]), 2.0 * math.pi * amount[3])
     for index in draws.order(4):
-        images = _change(images, index, amount[index])
+        images = torch.as_tensor(CHANGES[index](images, amounts[index]))
     return images
-
-
-def _change(images: Tensor, index: int, amount: Tensor) -> Tensor:
-    """Apply change number `index` by `amount` [B]; 0 changes nothing."""
-    if index == 0:
-        changed = enhance.adjust_brightness_accumulative(images, 1.0 + amount)
-    elif index == 1:
-        changed = enhance.adjust_contrast_with_mean_subtraction(images, 1.0 + amount)
-    elif index == 2:
-        changed = enhance.adjust_saturation_with_gray_subtraction(images, 1.0 + amount)
-    else:
-        changed = enhance.adjust_hue(images, 2.0 * math.pi * amount)
-    return torch.as_tensor(changed)
 
 
 def gaussian_blur(images: Tensor, draws: StepRng) -> Tensor:
@@ -87,14 +81,12 @@ def odd_kernel(side: int) -> int:
     return size if size % 2 else size - 1
 
 
-def strong_augment(
-    images: Tensor, *, jitter: float, jitter_probability: float, blur_probability: float, draws: StepRng
-) -> Tensor:
+def strong_augment(images: Tensor, recipe: SelfTrainingSettings, draws: StepRng) -> Tensor:
     """Apply colour jitter and blur, each drawn once for the whole batch; `images` [B, 3, H, W] float in [0, 1]."""
     jitter_draw, blur_draw = draws.shared(2).tolist()
-    if jitter > 0.0 and jitter_draw < jitter_probability:
-        images = color_jitter(images, jitter, draws)
-    return gaussian_blur(images, draws) if blur_draw < blur_probability else images
+    if recipe.jitter > 0.0 and jitter_draw < recipe.advanced.jitter_probability:
+        images = color_jitter(images, recipe.jitter, draws)
+    return gaussian_blur(images, draws) if blur_draw < recipe.advanced.blur_probability else images
 
 
 def photometric(images: Tensor, settings: PretrainSettings, draws: StepRng) -> Tensor:

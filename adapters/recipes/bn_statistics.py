@@ -16,12 +16,9 @@ from adapters.errors import AdapterError
 from adapters.networks.batch_norm import batch_norm_layers, forget_statistics
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.parallel import average_buffers
-from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses, mean_of
+from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses
 from adapters.self_training.pseudo_labels import confident_share
 from configs.recipe import BnStatisticsSettings
-
-Statistics = list[tuple[Tensor, Tensor]]
-"""Running mean and variance of each BatchNorm layer, [C] each."""
 
 
 class BnStatistics(Recipe[BnStatisticsSettings]):
@@ -43,24 +40,20 @@ class BnStatistics(Recipe[BnStatisticsSettings]):
                 "recipe.name bn_statistics: this network has no BatchNorm layer, so no statistics can be estimated; "
                 "use tent or cotta, which adapt LayerNorm networks too"
             )
-        self._released = _statistics(inputs.released or self.student)
-        self._momentum = [layer.momentum for layer in self._layers]
+        self._released = copy.deepcopy(batch_norm_layers(inputs.released or self.student))
         self._crops = 0
         for layer in self._layers:
             forget_statistics(layer)
             # torch reads this counter in every pass: on the CPU that waits for no GPU
             layer.num_batches_tracked = torch.zeros((), dtype=torch.long)
 
-    def step(self, *batches: StepBatch) -> StepLosses:
-        """Record the statistics of `batches`; there is no loss."""
-        self.steps += 1
+    def _prepare(self) -> None:
         self.student.eval()
         for layer in self._layers:
             layer.train()
-        return mean_of([self._record(batch) for batch in batches])
 
     @torch.no_grad()
-    def _record(self, batch: StepBatch) -> StepLosses:
+    def _backward(self, batch: StepBatch, share: float) -> StepLosses:
         inputs = self.inputs
         images = inputs.images(batch.target.images)
         with inputs.autocast():
@@ -76,13 +69,12 @@ class BnStatistics(Recipe[BnStatisticsSettings]):
         average_buffers(self.inputs.accelerator, network)  # the released statistics are mixed with those of all crops
         prior = self.inputs.recipe.statistics_prior
         share = self._crops / (self._crops + prior) if self._crops else 0.0
-        layers = zip(batch_norm_layers(network), self._released, self._momentum, strict=True)
-        for layer, (mean, variance), momentum in layers:
-            assert layer.running_mean is not None and layer.running_var is not None
-            layer.running_mean.copy_(torch.lerp(mean, layer.running_mean, share))
-            layer.running_var.copy_(torch.lerp(variance, layer.running_var, share))
-            layer.momentum = momentum
-            layer.num_batches_tracked = layer.num_batches_tracked.to(mean.device)  # type: ignore[union-attr]
+        for layer, released in zip(batch_norm_layers(network), self._released, strict=True):
+            for name in ("running_mean", "running_var"):
+                mine = getattr(layer, name)
+                mine.copy_(torch.lerp(getattr(released, name), mine, share))
+            layer.momentum = released.momentum
+            layer.num_batches_tracked = layer.num_batches_tracked.to(mine.device)  # type: ignore[union-attr]
         return network
 
     def state_dict(self) -> dict[str, Any]:
@@ -93,8 +85,3 @@ class BnStatistics(Recipe[BnStatisticsSettings]):
         """Continue from `state`."""
         super().load_state_dict(state)
         self._crops = int(state["crops"])
-
-
-def _statistics(network: SegmentationNetwork) -> Statistics:
-    found = [(layer.running_mean, layer.running_var) for layer in batch_norm_layers(network)]
-    return [(mean.clone(), variance.clone()) for mean, variance in found if mean is not None and variance is not None]

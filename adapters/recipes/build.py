@@ -1,14 +1,72 @@
-"""Build a recipe from `recipe.name`."""
+"""Build a recipe from `recipe.name`; DACS, DAFormer, HRDA and MIC are lists of losses.
+
+- DACS: Tranheden et al., "DACS: Domain Adaptation via Cross-domain Mixed Sampling" (WACV 2021, arXiv 2007.08702).
+- DAFormer: Hoyer et al., "DAFormer: Improving Network Architectures and Training Strategies for Domain-Adaptive
+  Semantic Segmentation" (CVPR 2022, arXiv 2111.14887): DACS with rare-class sampling, margins and feature distance.
+- HRDA: Hoyer et al., "HRDA: Context-Aware High-Resolution Domain-Adaptive Semantic Segmentation" (ECCV 2022):
+  DAFormer's losses on a network that sees context and detail.
+- MIC: Hoyer et al., "MIC: Masked Image Consistency for Context-Enhanced Domain Adaptation" (CVPR 2023): DAFormer, or
+  HRDA on such a network, with masked-image consistency.
+
+Order and constants of a step are those of the DAFormer code base. Rare-class sampling and margins lie in the streams of
+crops (`rare_class` and `margins` of `adapters.sampling`); HRDA's context and detail lie in the network
+(`adapters.networks.multi_resolution`).
+"""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from adapters.errors import NetworkMismatch
+from adapters.networks.multi_resolution import MultiResolutionNetwork
 from adapters.recipes.bn_statistics import BnStatistics
 from adapters.recipes.cotta import Cotta
-from adapters.recipes.published import dacs, daformer, hrda, mic
+from adapters.recipes.feature_distance import FeatureDistance
 from adapters.recipes.recipe import Recipe, RecipeInputs
+from adapters.recipes.self_training import SelfTraining, Term
 from adapters.recipes.tent import Tent
-from configs.recipe import RecipeBase
+from adapters.recipes.terms import masked_image_term, mix_term, source_term, with_mfm
+from configs.recipe import DacsSettings, MicSettings, RareClassSettings, RecipeBase
+
+
+def dacs(inputs: RecipeInputs[DacsSettings]) -> SelfTraining:
+    """Build DACS: source cross-entropy, cross-entropy on the ClassMix image, MFM."""
+    return SelfTraining(inputs, with_mfm(inputs, [source_term, mix_term]))
+
+
+def daformer(inputs: RecipeInputs[RareClassSettings]) -> SelfTraining:
+    """Build DAFormer: source cross-entropy with feature distance, cross-entropy on the ClassMix image, MFM.
+
+    Raises NetworkMismatch when feature distance has nothing to compare with.
+    """
+    return SelfTraining(inputs, with_mfm(inputs, _with_distance(inputs)))
+
+
+def hrda(inputs: RecipeInputs[RareClassSettings]) -> SelfTraining:
+    """Build HRDA: DAFormer's losses over context and detail; feature distance over the context.
+
+    Raises NetworkMismatch for a network that sees one scale only.
+    """
+    if not isinstance(inputs.student, MultiResolutionNetwork):
+        raise NetworkMismatch(
+            "recipe.name: 'hrda' trains networks that see context and detail, and the serving version sees one scale; "
+            "set network.multi_resolution: true, train such a version with `mfmd pretrain` and let it serve "
+            "(`mfmd promote VERSION`), or set recipe.name: daformer"
+        )
+    return daformer(inputs)
+
+
+def mic(inputs: RecipeInputs[MicSettings]) -> SelfTraining:
+    """Build MIC: DAFormer's losses, and cross-entropy on the masked target before MFM (none at weight 0)."""
+    masked: list[Term] = [masked_image_term] if inputs.recipe.masked_image_weight > 0.0 else []
+    return SelfTraining(inputs, with_mfm(inputs, [*_with_distance(inputs), *masked]))
+
+
+def _with_distance(inputs: RecipeInputs[RareClassSettings]) -> list[Term]:
+    if inputs.recipe.feature_distance_weight == 0.0 or inputs.reference is None:
+        return [source_term, mix_term]
+    return [partial(source_term, distance=FeatureDistance(inputs, inputs.reference)), mix_term]
+
 
 RECIPES: dict[str, Callable[[RecipeInputs[Any]], Recipe[RecipeBase]]] = {
     "dacs": dacs,

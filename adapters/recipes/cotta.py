@@ -12,7 +12,7 @@ from adapters.augmentation.augment import normalise_unit
 from adapters.networks.network import Output, SegmentationNetwork
 from adapters.networks.step_rng import StepRng
 from adapters.networks.training_pass import encode, mean_over_outputs, part_of
-from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses, mean_of
+from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses
 from adapters.self_training.pseudo_labels import confident_share, soft_cross_entropy
 from adapters.self_training.teacher import Teacher, average_over, mean_confidence
 from configs.recipe import CottaSettings
@@ -31,22 +31,18 @@ class Restoration:
     def __init__(self, student: SegmentationNetwork, released: SegmentationNetwork, probability: float) -> None:
         """Prepare it; `probability` is that of a weight at one step, 0 restores nothing."""
         self._probability = probability
-        if probability == 0.0:
-            return
         pairs = zip(student.parameters(), released.parameters(), strict=True)
-        trained = [(mine, theirs.detach()) for mine, theirs in pairs if mine.requires_grad]
-        self._weights = [mine for mine, _ in trained]
-        self._released = [theirs for _, theirs in trained]
-        self._generator = torch.Generator(self._weights[0].device)
+        self._pairs = [(mine, theirs) for mine, theirs in pairs if mine.requires_grad]
 
     @torch.no_grad()
     def restore(self, draws: StepRng) -> None:
         """Restore after one step."""
         if self._probability == 0.0:
             return
-        self._generator.manual_seed(int(SEEDS * draws.shared(1).item()))
-        for mine, theirs in zip(self._weights, self._released, strict=True):
-            mask = torch.empty_like(mine).bernoulli_(self._probability, generator=self._generator)
+        seed = int(SEEDS * draws.shared(1).item())
+        generator = torch.Generator(self._pairs[0][0].device).manual_seed(seed)
+        for mine, theirs in self._pairs:
+            mask = torch.empty_like(mine).bernoulli_(self._probability, generator=generator)
             mine.lerp_(theirs, mask)  # exact at 0 and at 1
 
 
@@ -61,10 +57,7 @@ class Cotta(Recipe[CottaSettings]):
     """
 
     def __init__(self, inputs: RecipeInputs[CottaSettings]) -> None:
-        """Build it. Raises ValueError without a released version.
-
-        The released version gives the confidence and the weights to restore.
-        """
+        """Build it. Raises ValueError without a released version: its confidence and weights are needed."""
         super().__init__(inputs)
         if inputs.released is None:
             raise ValueError("cotta needs the released version")
@@ -72,13 +65,10 @@ class Cotta(Recipe[CottaSettings]):
         self.teacher = Teacher(self.student, inputs.recipe.ema_decay)
         self._restoration = Restoration(self.student, inputs.released, inputs.recipe.restore_probability)
 
-    def step(self, *batches: StepBatch) -> StepLosses:
-        """Add the mean gradient of the consistency loss over `batches`."""
-        self.steps += 1
+    def _prepare(self) -> None:
         self.student.train()
-        return mean_of([self._backward(batch, 1.0 / len(batches)) for batch in batches])
 
-    def after_step(self, optimizer: torch.optim.Optimizer | None) -> None:
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Let the teacher follow, then restore some of the student's weights."""
         self.teacher.follow(self.student, self.teacher.decay)
         self._restoration.restore(self.inputs.draws)
@@ -95,14 +85,13 @@ class Cotta(Recipe[CottaSettings]):
         inputs = self.inputs
         images = normalise_unit(inputs.images(batch.target.images))
         valid, counted = inputs.on_device(batch.target.valid), inputs.on_device(batch.target.trusted)
-        with inputs.autocast():
-            pseudo = self._pseudo_label(images, valid)
 
         def consistency(output: Output) -> Tensor:
             window = output.window
             return soft_cross_entropy(output.logits, part_of(window, pseudo), part_of(window, counted))
 
         with inputs.autocast():
+            pseudo = self._pseudo_label(images, valid)
             encoded = encode(self.student, images, inputs.draws)
             outputs = self.student.outputs(encoded.features, encoded.views, encoded.size)
             loss = mean_over_outputs(outputs, consistency)

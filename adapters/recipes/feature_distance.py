@@ -61,10 +61,3 @@ class FeatureDistance:
         one_hot = known.unsqueeze(1) == torch.arange(classes, device=labels.device).view(1, -1, 1, 1)  # [B, K+1, H, W]
         share, winner = F.adaptive_avg_pool2d(one_hot.float(), size).max(dim=1)  # each [B, h, w]
         return (share >= self._share) & self._things[winner]
-
-
-def feature_distance(inputs: RecipeInputs[RareClassSettings]) -> FeatureDistance | None:
-    """Build the distance that `inputs` configure; None when its weight is 0 or there is no reference."""
-    if inputs.recipe.feature_distance_weight == 0.0 or inputs.reference is None:
-        return None
-    return FeatureDistance(inputs, inputs.reference)

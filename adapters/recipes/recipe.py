@@ -1,5 +1,6 @@
 """The contract of a recipe: the input of a step, its report, and what a round may ask of it."""
 
+import copy
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -61,10 +62,7 @@ class RecipeInputs(Generic[RecipeT_co]):
     draws: StepRng
     """Random numbers: mixes, augmentations, masks. Only dropout uses torch's own."""
     reference: SegmentationNetwork | None = None
-    """The frozen network of feature distance, in eval mode, on the device.
-
-    None when the recipe has no feature distance, or the round no source.
-    """
+    """The frozen network of feature distance, in eval mode, on the device; None without feature distance or source."""
     source_free: bool = False
     """Whether the round has no source images: batches have none, and the released weights hold the student."""
     class_weights: Tensor | None = None
@@ -92,7 +90,7 @@ class Recipe(ABC, Generic[RecipeT_co]):
     """One recipe. A step adds gradients to the parameters; the caller zeroes them and steps the optimizer.
 
     The constructor may freeze parameters of the student: the optimizer then gets what requires a gradient. The caller
-    sets modes (`Training` puts the student into train mode); a recipe that needs other modes sets them in the step.
+    puts the student into train mode; a recipe that needs other modes sets them in `_prepare`.
     """
 
     learns = True
@@ -107,19 +105,32 @@ class Recipe(ABC, Generic[RecipeT_co]):
         self.steps = 0
         """Optimizer steps begun, over all rounds that shared this training state."""
 
-    @abstractmethod
     def step(self, *batches: StepBatch) -> StepLosses:
         """Begin an optimizer step and add the mean gradient of `batches` (several: gradient accumulation)."""
+        self._prepare()
+        self.steps += 1
+        results = [self._backward(batch, 1.0 / len(batches)) for batch in batches]
+        if len(results) == 1:
+            return results[0]
+        losses = {name: torch.stack([result.losses[name] for result in results]).mean() for name in results[0].losses}
+        return StepLosses(losses, torch.stack([result.kept_ratio for result in results]).mean())
 
-    def after_step(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """Change the weights after the optimizer's step; nothing by default."""
+    def _prepare(self) -> None:
+        """Bring the networks into the state of a step that begins; `steps` were done before it."""
 
     @abstractmethod
-    def finished(self) -> SegmentationNetwork:
-        """Return the network that the training so far gives, to be scored or exported.
+    def _backward(self, batch: StepBatch, share: float) -> StepLosses:
+        """Add `share` times the gradient of the losses on `batch`."""
 
-        It is a copy of the student or its average. Training can continue whatever the caller does with it.
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Change the weights after the optimizer's step; nothing by default."""
+
+    def finished(self) -> SegmentationNetwork:
+        """Return the network that the training so far gives: a copy of the student, or its average.
+
+        Training can continue whatever the caller does with it.
         """
+        return copy.deepcopy(self.student)
 
     def modules(self) -> dict[str, nn.Module]:
         """Return everything with weights that must survive a restart, by name."""
@@ -134,11 +145,3 @@ class Recipe(ABC, Generic[RecipeT_co]):
         """Continue from `state`."""
         self.steps = int(state["steps"])
         self.inputs.draws.load_state_dict(state["draws"])
-
-
-def mean_of(results: list[StepLosses]) -> StepLosses:
-    """Return mean losses over the batches of one optimizer step."""
-    if len(results) == 1:
-        return results[0]
-    losses = {name: torch.stack([result.losses[name] for result in results]).mean() for name in results[0].losses}
-    return StepLosses(losses, torch.stack([result.kept_ratio for result in results]).mean())

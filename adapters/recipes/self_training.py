@@ -7,13 +7,14 @@ activations at a time (as in the published code of DAFormer).
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adapters.augmentation.augment import normalise_unit
 from adapters.networks.network import SegmentationNetwork
-from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses, mean_of
+from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses
 from adapters.self_training.pseudo_labels import PseudoLabel, pseudo_label
 from adapters.self_training.teacher import Teacher
 from configs.recipe import SelfTrainingSettings
@@ -26,24 +27,18 @@ class Anchor:
     """
 
     def __init__(self, student: SegmentationNetwork, released: SegmentationNetwork | None, strength: float) -> None:
-        """Prepare the pull; with `strength` 0 `released` may be None. Raises ValueError without released weights."""
+        """Prepare the pull; 0 is none. Raises ValueError without released weights."""
         self._strength = strength
-        self._released: dict[torch.nn.Parameter, torch.Tensor] = {}
+        self._released: dict[Tensor, Tensor] = {}
         if strength == 0.0:
             return
         if released is None:
             raise ValueError(f"a pull of {strength} towards the released weights needs the released version")
-        pairs = zip(student.parameters(), released.parameters(), strict=True)
-        self._released = {mine: theirs.detach() for mine, theirs in pairs}
+        self._released = dict(zip(student.parameters(), released.parameters(), strict=True))
 
     @torch.no_grad()
-    def pull(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """Move the parameters in `optimizer` by one step; the Rebuilder's have no released weights and stay.
-
-        With `optimizer` None nothing learns, so nothing is pulled.
-        """
-        if self._strength == 0.0 or optimizer is None:
-            return
+    def pull(self, optimizer: torch.optim.Optimizer) -> None:
+        """Move the parameters in `optimizer` by one step; the Rebuilder's have no released weights and stay."""
         for group in optimizer.param_groups:
             mine = [parameter for parameter in group["params"] if parameter in self._released]
             if mine:
@@ -68,7 +63,7 @@ class StepImages:
     """The network that gave the answer."""
 
 
-Term = Callable[[StepImages], dict[str, Tensor]]
+Term = Callable[[RecipeInputs[Any], StepImages], dict[str, Tensor]]
 """Losses by name, each with its factor, that share a forward pass; empty when the batch has nothing for them."""
 
 
@@ -86,13 +81,10 @@ class SelfTraining(Recipe[SelfTrainingSettings]):
         strength = inputs.recipe.anchor_strength(source_free=inputs.source_free)
         self._anchor = Anchor(self.student, inputs.released, strength)
 
-    def step(self, *batches: StepBatch) -> StepLosses:
-        """Add the gradients of one optimizer step to the parameters, and advance the teacher."""
+    def _prepare(self) -> None:
         self.teacher.update(self.student, self.steps)
-        self.steps += 1
-        return mean_of([self._backward(self._images(batch), 1.0 / len(batches)) for batch in batches])
 
-    def after_step(self, optimizer: torch.optim.Optimizer | None) -> None:
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Pull the student towards the released weights."""
         self._anchor.pull(optimizer)
 
@@ -111,12 +103,8 @@ class SelfTraining(Recipe[SelfTrainingSettings]):
         target = inputs.images(batch.target.images)
         with inputs.autocast():
             logits = self.teacher(normalise_unit(target))
-        pseudo = pseudo_label(
-            logits,
-            inputs.on_device(batch.target.valid),
-            inputs.on_device(batch.target.trusted),
-            inputs.recipe.threshold,
-        )
+        valid, trusted = inputs.on_device(batch.target.valid), inputs.on_device(batch.target.trusted)
+        pseudo = pseudo_label(logits, valid, trusted, inputs.recipe.threshold)
         return StepImages(
             target,
             pseudo,
@@ -125,10 +113,10 @@ class SelfTraining(Recipe[SelfTrainingSettings]):
             self.teacher.network,
         )
 
-    def _backward(self, images: StepImages, share: float) -> StepLosses:
-        found: dict[str, Tensor] = {}
+    def _backward(self, batch: StepBatch, share: float) -> StepLosses:
+        images, found = self._images(batch), dict[str, Tensor]()
         for term in self._terms:
-            losses = term(images)
+            losses = term(self.inputs, images)
             if losses:
                 self.inputs.accelerator.backward(share * torch.stack(list(losses.values())).sum())
             found |= {name: loss.detach() for name, loss in losses.items()}

@@ -3,17 +3,15 @@
 Wang et al., "Tent: Fully Test-Time Adaptation by Entropy Minimization" (ICLR 2021).
 """
 
-import copy
-
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from adapters.augmentation.augment import normalise_unit
 from adapters.errors import AdapterError
 from adapters.networks.batch_norm import without_noise
-from adapters.networks.network import Output, SegmentationNetwork
+from adapters.networks.network import Output
 from adapters.networks.training_pass import encode, mean_over_outputs, part_of
-from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses, mean_of
+from adapters.recipes.recipe import Recipe, RecipeInputs, StepBatch, StepLosses
 from adapters.self_training.pseudo_labels import confident_share, entropy
 from configs.recipe import TentSettings
 
@@ -41,11 +39,8 @@ class Tent(Recipe[TentSettings]):
         for parameter in trained:
             parameter.requires_grad_(True)
 
-    def step(self, *batches: StepBatch) -> StepLosses:
-        """Add the mean gradient of the entropy over `batches`."""
-        self.steps += 1
+    def _prepare(self) -> None:
         without_noise(self.student.train())
-        return mean_of([self._backward(batch, 1.0 / len(batches)) for batch in batches])
 
     def _backward(self, batch: StepBatch, share: float) -> StepLosses:
         inputs = self.inputs
@@ -64,10 +59,6 @@ class Tent(Recipe[TentSettings]):
             loss = mean_over_outputs(outputs, uncertainty)
         inputs.accelerator.backward(share * loss)
         return StepLosses({"entropy": loss.detach()}, mean_over_outputs(outputs, kept))
-
-    def finished(self) -> SegmentationNetwork:
-        """Return the student; the caller must estimate its running statistics over the target."""
-        return copy.deepcopy(self.student)
 
 
 def norm_parameters(network: nn.Module) -> list[nn.Parameter]:

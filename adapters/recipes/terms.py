@@ -10,7 +10,6 @@ from torch import Tensor
 from adapters.augmentation.augment import class_mask, color_jitter, normalise_unit, paste, strong_augment
 from adapters.errors import AdapterError
 from adapters.mfm.branch import mfm_loss
-from adapters.mfm.rebuilder import Rebuilder
 from adapters.networks.step_rng import StepRng
 from adapters.networks.training_pass import encode, prediction_loss
 from adapters.recipes.feature_distance import FeatureDistance
@@ -19,98 +18,66 @@ from adapters.recipes.self_training import StepImages, Term
 from configs.recipe import MicSettings, RecipeBase, SelfTrainingSettings
 
 
-class SourceTerm:
-    """`source`: plain cross-entropy, weight 1; `feature_distance`, if the recipe has it (arXiv 2111.14887).
-
-    Empty when source-free.
-    """
-
-    def __init__(self, inputs: RecipeInputs[SelfTrainingSettings], distance: FeatureDistance | None = None) -> None:
-        self._inputs = inputs
-        self._distance = distance
-
-    def __call__(self, images: StepImages) -> dict[str, Tensor]:
-        """Return the losses of one batch."""
-        if images.source is None or images.source_labels is None:
-            return {}
-        inputs, source = self._inputs, images.source
-        if inputs.recipe.advanced.source_jitter > 0.0:
-            source = color_jitter(source, inputs.recipe.advanced.source_jitter, inputs.draws)
-        with inputs.autocast():
-            encoded = encode(inputs.student, normalise_unit(source), inputs.draws)
-            weight = inputs.label_weight(images.source_labels)
-            losses = {"source": prediction_loss(inputs.student, encoded, images.source_labels, weight)}
-            if self._distance is not None:
-                distance = self._distance(encoded, images.source_labels)
-                losses["feature_distance"] = self._distance.weight * distance
-        return losses
+def source_term(
+    inputs: RecipeInputs[SelfTrainingSettings], images: StepImages, distance: FeatureDistance | None = None
+) -> dict[str, Tensor]:
+    """Return `source`, plain cross-entropy, and with `distance` also `feature_distance`; nothing when source-free."""
+    if images.source is None or images.source_labels is None:
+        return {}
+    source, jitter = images.source, inputs.recipe.advanced.source_jitter
+    if jitter > 0.0:
+        source = color_jitter(source, jitter, inputs.draws)
+    with inputs.autocast():
+        encoded = encode(inputs.student, normalise_unit(source), inputs.draws)
+        weight = inputs.label_weight(images.source_labels)
+        losses = {"source": prediction_loss(inputs.student, encoded, images.source_labels, weight)}
+        if distance is not None:
+            losses["feature_distance"] = distance.weight * distance(encoded, images.source_labels)
+    return losses
 
 
-class MixTerm:
-    """`mix`: cross-entropy on the mix; true labels count fully, pseudo-labels with their weight (arXiv 2007.08702).
+def mix_term(inputs: RecipeInputs[SelfTrainingSettings], images: StepImages) -> dict[str, Tensor]:
+    """Return `mix`: cross-entropy on the mix; true labels count fully, pseudo-labels with their weight.
 
     Without source there is nothing to paste, and the student learns the pseudo-labels on the jittered and blurred
     target crops themselves.
     """
-
-    def __init__(self, inputs: RecipeInputs[SelfTrainingSettings]) -> None:
-        self._inputs = inputs
-
-    def __call__(self, images: StepImages) -> dict[str, Tensor]:
-        """Return the loss of one batch."""
-        inputs = self._inputs
-        mixed, labels, weight = self._mix(images)
-        mixed = strong_augment(
-            mixed,
-            jitter=inputs.recipe.jitter,
-            jitter_probability=inputs.recipe.advanced.jitter_probability,
-            blur_probability=inputs.recipe.advanced.blur_probability,
-            draws=inputs.draws,
-        )
-        with inputs.autocast():
-            encoded = encode(inputs.student, normalise_unit(mixed), inputs.draws)
-            return {"mix": prediction_loss(inputs.student, encoded, labels, weight)}
-
-    def _mix(self, images: StepImages) -> tuple[Tensor, Tensor, Tensor]:
-        """Return images [B, 3, H, W], labels [B, H, W], weights [B, H, W]."""
-        labels, weight = images.pseudo.labels, images.pseudo.weight
-        if images.source is None or images.source_labels is None or not self._inputs.recipe.advanced.classmix:
-            return images.target, labels, weight
-        mask = class_mask(images.source_labels, self._inputs.draws)
-        true = self._inputs.label_weight(images.source_labels)
-        return (
-            paste(mask, images.source, images.target),
-            paste(mask, images.source_labels, labels),
-            paste(mask, torch.ones_like(weight) if true is None else true, weight),
-        )
+    mixed, labels, weight = _mix(inputs, images)
+    mixed = strong_augment(mixed, inputs.recipe, inputs.draws)
+    with inputs.autocast():
+        encoded = encode(inputs.student, normalise_unit(mixed), inputs.draws)
+        return {"mix": prediction_loss(inputs.student, encoded, labels, weight)}
 
 
-class MaskedImageTerm:
-    """`masked_image`: cross-entropy on the jittered, blurred and masked target against its pseudo-label and weight.
+def _mix(inputs: RecipeInputs[SelfTrainingSettings], images: StepImages) -> tuple[Tensor, Tensor, Tensor]:
+    """Return images [B, 3, H, W], labels [B, H, W], weights [B, H, W]."""
+    labels, weight = images.pseudo.labels, images.pseudo.weight
+    if images.source is None or images.source_labels is None or not inputs.recipe.advanced.classmix:
+        return images.target, labels, weight
+    mask = class_mask(images.source_labels, inputs.draws)
+    true = inputs.label_weight(images.source_labels)
+    return (
+        paste(mask, images.source, images.target),
+        paste(mask, images.source_labels, labels),
+        paste(mask, torch.ones_like(weight) if true is None else true, weight),
+    )
+
+
+def masked_image_term(inputs: RecipeInputs[MicSettings], images: StepImages) -> dict[str, Tensor]:
+    """Return `masked_image`: cross-entropy on the jittered, blurred and masked target against its pseudo-label.
 
     The normalised image is multiplied by the mask, as in the original. So a masked block holds zeros, which is
     ImageNet's mean colour and not black. The teacher sees the whole image.
     """
-
-    def __init__(self, inputs: RecipeInputs[MicSettings]) -> None:
-        self._inputs = inputs
-
-    def __call__(self, images: StepImages) -> dict[str, Tensor]:
-        """Return the loss of one batch."""
-        inputs, recipe = self._inputs, self._inputs.recipe
-        augmented = strong_augment(
-            images.target,
-            jitter=recipe.jitter,
-            jitter_probability=recipe.advanced.jitter_probability,
-            blur_probability=recipe.advanced.blur_probability,
-            draws=inputs.draws,
-        )
-        block, ratio = recipe.advanced.masked_image_block, recipe.advanced.masked_image_ratio
-        masked = mask_blocks(normalise_unit(augmented), block, ratio, inputs.draws)
-        with inputs.autocast():
-            encoded = encode(inputs.student, masked, inputs.draws)
-            loss = prediction_loss(inputs.student, encoded, images.pseudo.labels, images.pseudo.weight)
-        return {"masked_image": recipe.masked_image_weight * loss}
+    recipe = inputs.recipe
+    augmented = normalise_unit(strong_augment(images.target, recipe, inputs.draws))
+    masked = mask_blocks(
+        augmented, recipe.advanced.masked_image_block, recipe.advanced.masked_image_ratio, inputs.draws
+    )
+    with inputs.autocast():
+        encoded = encode(inputs.student, masked, inputs.draws)
+        loss = prediction_loss(inputs.student, encoded, images.pseudo.labels, images.pseudo.weight)
+    return {"masked_image": recipe.masked_image_weight * loss}
 
 
 def mask_blocks(images: Tensor, block: float, ratio: float, draws: StepRng) -> Tensor:
@@ -126,43 +93,33 @@ def mask_blocks(images: Tensor, block: float, ratio: float, draws: StepRng) -> T
     return images * F.interpolate(keep, (height, width), mode="nearest")
 
 
-class MfmTerm:
-    """`mfm`: lambda times the loss of the rebuilt target, against pseudo-labels and their weight."""
-
-    def __init__(self, inputs: RecipeInputs[RecipeBase], rebuilder: Rebuilder) -> None:
-        self._inputs, self._rebuilder = inputs, rebuilder
-
-    def __call__(self, images: StepImages) -> dict[str, Tensor]:
-        """Return the loss of one batch."""
-        return {"mfm": self._loss(images, images.target, images.pseudo.labels, images.pseudo.weight)}
-
-    def _loss(self, step: StepImages, images: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
-        inputs = self._inputs
-        with inputs.autocast():
-            loss = mfm_loss(
-                inputs.student,
-                self._rebuilder,
-                normalise_unit(images),
-                labels,
-                weight,
-                inputs.draws,
-                teacher=step.teacher,
-            )
-        return inputs.mfm.weight * loss
+def mfm_term(inputs: RecipeInputs[RecipeBase], images: StepImages) -> dict[str, Tensor]:
+    """Return `mfm`: lambda times the loss of the rebuilt target, against pseudo-labels and their weight."""
+    return {"mfm": _mfm(inputs, images, images.target, images.pseudo.labels, images.pseudo.weight)}
 
 
-class MfmSourceTerm(MfmTerm):
-    """`mfm_source`: lambda times the loss of the rebuilt source, clean, against true labels with their weights."""
+def mfm_source_term(inputs: RecipeInputs[RecipeBase], images: StepImages) -> dict[str, Tensor]:
+    """Return `mfm_source`: lambda times the loss of the rebuilt source, clean, against true labels with their weights.
 
-    def __call__(self, images: StepImages) -> dict[str, Tensor]:
-        """Return the loss of one batch. Raises AdapterError when there are no source images."""
-        if images.source is None or images.source_labels is None:
-            domain = self._inputs.mfm.ablation.domain
-            raise AdapterError(
-                f"mfm.ablation.domain: {domain} needs labelled source images; without them choose target"
-            )
-        weight = self._inputs.label_weight(images.source_labels)
-        return {"mfm_source": self._loss(images, images.source, images.source_labels, weight)}
+    Raises AdapterError when there are no source images.
+    """
+    if images.source is None or images.source_labels is None:
+        domain = inputs.mfm.ablation.domain
+        raise AdapterError(f"mfm.ablation.domain: {domain} needs labelled source images; without them choose target")
+    weight = inputs.label_weight(images.source_labels)
+    return {"mfm_source": _mfm(inputs, images, images.source, images.source_labels, weight)}
+
+
+def _mfm(
+    inputs: RecipeInputs[RecipeBase], step: StepImages, images: Tensor, labels: Tensor, weight: Tensor | None
+) -> Tensor:
+    assert inputs.rebuilder is not None  # `with_mfm`
+    normalised = normalise_unit(images)
+    with inputs.autocast():
+        loss = mfm_loss(
+            inputs.student, inputs.rebuilder, normalised, labels, weight, inputs.draws, teacher=step.teacher
+        )
+    return inputs.mfm.weight * loss
 
 
 def with_mfm(inputs: RecipeInputs[RecipeBase], terms: list[Term]) -> list[Term]:
@@ -172,7 +129,9 @@ def with_mfm(inputs: RecipeInputs[RecipeBase], terms: list[Term]) -> list[Term]:
     """
     if inputs.rebuilder is None:
         return terms
-    domain = inputs.mfm.ablation.domain
-    target = [MfmTerm(inputs, inputs.rebuilder)] if domain != "source" else []
-    source = [MfmSourceTerm(inputs, inputs.rebuilder)] if domain != "target" else []
-    return [*terms, *target, *source]
+    added: dict[str, list[Term]] = {
+        "target": [mfm_term],
+        "source": [mfm_source_term],
+        "both": [mfm_term, mfm_source_term],
+    }
+    return [*terms, *added[inputs.mfm.ablation.domain]]

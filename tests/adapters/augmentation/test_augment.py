@@ -13,10 +13,16 @@ from adapters.augmentation.augment import (
 )
 from adapters.networks.network import normalise
 from adapters.networks.step_rng import StepRng
+from configs.recipe import RecipeBase
+from tests.sections import recipe_settings
 
 
 def seeded(seed: int = 0) -> StepRng:
     return StepRng(seed)
+
+
+def recipe(jitter_probability: float, blur_probability: float) -> RecipeBase:
+    return recipe_settings(jitter=0.2, jitter_probability=jitter_probability, blur_probability=blur_probability)
 
 
 @pytest.fixture
@@ -56,7 +62,7 @@ def test_blur_smooths_and_keeps_the_mean(images) -> None:
 def test_flags_are_drawn_once_for_the_batch(images) -> None:
     draws, changed = seeded(), []
     for _ in range(60):
-        result = strong_augment(images, jitter=0.2, jitter_probability=0.5, blur_probability=0.0, draws=draws)
+        result = strong_augment(images, recipe(0.5, 0.0), draws)
         touched = [not torch.equal(one, other) for one, other in zip(result, images, strict=True)]
         assert len(set(touched)) == 1
         changed.append(touched[0])
@@ -64,13 +70,10 @@ def test_flags_are_drawn_once_for_the_batch(images) -> None:
 
 
 def test_nothing_happens_at_probability_zero(images) -> None:
-    result = strong_augment(images, jitter=0.2, jitter_probability=0.0, blur_probability=0.0, draws=seeded())
+    result = strong_augment(images, recipe(0.0, 0.0), seeded())
     assert result is images
 
 
 def test_repeats_under_a_seed(images) -> None:
-    one, same = (
-        strong_augment(images, jitter=0.2, jitter_probability=1.0, blur_probability=1.0, draws=seeded(5))
-        for _ in range(2)
-    )
+    one, same = (strong_augment(images, recipe(1.0, 1.0), seeded(5)) for _ in range(2))
     assert torch.equal(one, same)

@@ -166,7 +166,7 @@ def test_what_waits_for_the_device_fails_here(wait: Callable[[torch.Tensor], Any
     recipe = recipe_of("dacs", mfm=False)
     assert hasattr(recipe, "_terms")
 
-    def term(images: Any) -> dict[str, torch.Tensor]:
+    def term(_inputs: Any, images: Any) -> dict[str, torch.Tensor]:
         wait(images.pseudo.kept_ratio)
         return {}
 

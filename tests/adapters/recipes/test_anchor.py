@@ -94,7 +94,8 @@ def test_strength_zero_changes_nothing_bit_for_bit() -> None:
 def test_nothing_to_pull_towards_is_an_error() -> None:
     with pytest.raises(ValueError, match="released"):
         Anchor(network(), None, 1.0)
-    Anchor(network(), None, 0.0).pull(None)
+    student, _, optimizer = moved_by_one()
+    Anchor(student, None, 0.0).pull(optimizer)
 
 
 @pytest.mark.parametrize(

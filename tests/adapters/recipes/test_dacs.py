@@ -12,7 +12,7 @@ from adapters.mfm.rebuilder import build_rebuilder
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.step_rng import StepRng
-from adapters.recipes.published import dacs
+from adapters.recipes.build import dacs
 from adapters.recipes.recipe import RecipeInputs, StepBatch
 from adapters.recipes.self_training import SelfTraining
 from adapters.sampling.streams import SourceBatch, TargetBatch

@@ -12,7 +12,7 @@ from adapters.mfm.rebuilder import build_rebuilder
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.step_rng import StepRng
-from adapters.recipes.published import dacs
+from adapters.recipes.build import dacs
 from adapters.recipes.recipe import RecipeInputs, StepBatch
 from adapters.recipes.self_training import StepImages
 from adapters.recipes.terms import with_mfm
@@ -58,7 +58,7 @@ def batch() -> StepBatch:
 def losses_of(inputs: RecipeInputs, images: StepImages) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for term in with_mfm(inputs, []):
-        found |= term(images)
+        found |= term(inputs, images)
     return found
 
 

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from adapters.networks.build import build_network
 from adapters.networks.step_rng import StepRng
-from adapters.recipes.published import dacs
+from adapters.recipes.build import dacs
 from adapters.recipes.recipe import RecipeInputs, StepBatch
 from adapters.sampling.rare_class import balanced_weights
 from adapters.sampling.streams import SourceBatch, TargetBatch

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Literal
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
@@ -57,22 +57,24 @@ def create_app(plane: InferencePlane) -> FastAPI:
         yield
         plane.stop()
 
-    app = FastAPI(title="mfmd inference plane", docs_url=None, redoc_url=None, lifespan=lifespan)
+    async def answer(request: Request, raised: Exception) -> Response:
+        return problem_answer(request.url.path, _as_api_error(request, raised), plane.metrics)
+
     serving = plane.settings.serving
-    app.add_middleware(Lifetime, seconds=serving.advanced.request_seconds, metrics=plane.metrics)
-    app.add_middleware(Guard, token=serving_token(serving), metrics=plane.metrics)  # inside of what counts requests
-    app.add_middleware(
-        Instrument,
-        metrics=plane.metrics,
-        live=lambda: plane.slots.live,
-        draining=lambda: plane.draining,
-        failed=lambda request, error: problem_answer(request.url.path, _as_api_error(request, error), plane.metrics),
+    app = FastAPI(
+        title="mfmd inference plane",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        exception_handlers={ApiError: answer, HTTPException: answer},
     )
+    app.add_middleware(Lifetime, seconds=serving.advanced.request_seconds)
+    app.add_middleware(Guard, token=serving_token(serving))
+    app.add_middleware(Instrument, plane=plane, failed=answer)  # around both: it counts and answers what they refuse
     app.add_middleware(HeadRequests)
     app.include_router(segment_routes(plane))
     app.include_router(oip_routes(plane))
     _add_health(app, plane)
-    _add_errors(app, plane)
     describe_routes(app)
     return app
 
@@ -98,14 +100,6 @@ def _add_health(app: FastAPI, plane: InferencePlane) -> None:
         plane.metrics.wanted.set(wanted.version if wanted else 0)
         content, content_type = expose(plane.metrics.registry, request.headers.get("accept", ""))
         return Response(content, headers={"Content-Type": content_type})
-
-
-def _add_errors(app: FastAPI, plane: InferencePlane) -> None:
-    def answer(request: Request, raised: Exception) -> JSONResponse:
-        return problem_answer(request.url.path, _as_api_error(request, raised), plane.metrics)
-
-    for kind in (ApiError, HTTPException):  # what else fails, `Instrument` answers: the version is named there too
-        app.add_exception_handler(kind, answer)
 
 
 def _as_api_error(request: Request, error: Exception) -> ApiError:

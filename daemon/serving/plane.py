@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.inference.segment import choose_device
-from configs.serving import ServingSettings
 from configs.settings import Settings
 from daemon.serving.api.body import Bodies
-from daemon.serving.batcher import Batcher, Fitted, Labels, fit
+from daemon.serving.batcher import Batcher, Labels, fit
 from daemon.serving.errors import ApiError
 from daemon.serving.metrics import ServingMetrics
 from daemon.serving.shadow import Shadow, plane_name
@@ -47,11 +46,11 @@ class InferencePlane:
         self.device = choose_device(serving.device)
         self.metrics = ServingMetrics()
         self.slots = Slots()
-        layout = StateLayout(settings.state)
+        self.layout = StateLayout(settings.state)
         name = name or plane_name(serving.host, serving.port)
-        self.shadow = Shadow(self.slots, ShadowRecords(layout.shadow), name, serving, self.metrics)
+        self.shadow = Shadow(self.slots, ShadowRecords(self.layout.shadow), name, serving, self.metrics)
         self.batcher = Batcher(self.slots, serving, self.metrics, self.shadow.offer)
-        self.registry = CheckpointRegistry(layout.checkpoints)
+        self.registry = CheckpointRegistry(self.layout.checkpoints)
         self.swapper = Swapper(
             self.registry,
             self.slots,
@@ -91,11 +90,11 @@ class InferencePlane:
     @property
     def dead(self) -> list[str]:
         """Threads that ended by a bug, and the effect; empty when all live. Only a restart repairs it."""
-        meanings = (
-            (self.batcher.dead, "the batcher's thread ended: no request is answered; restart the server"),
-            (self.follower.dead, "the follower's thread ended: no other version will be loaded; restart the server"),
-        )
-        return [meaning for ended, meaning in meanings if ended]
+        meanings = {
+            self.batcher: "the batcher's thread ended: no request is answered; restart the server",
+            self.follower: "the follower's thread ended: no other version will be loaded; restart the server",
+        }
+        return [meaning for thread, meaning in meanings.items() if thread.dead]
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run `work` (decoding, encoding) in the thread pool, off the event loop."""
@@ -124,7 +123,11 @@ class InferencePlane:
         if len(images) > limit:
             message = f"{len(images)} images at once; at most {limit} (serving.advanced.queue_images)"
             raise ApiError(413, "batch_too_large", message)
-        return self.batcher.submit(resident, _fit_all(images, resident.input_size, self.settings.serving))
+        longest = max(max(pixels.shape[:2]) for pixels in images)
+        if longest > MAX_SIDE:
+            raise ApiError(413, "side_too_long", f"an image side has {longest} pixels; the limit is {MAX_SIDE}")
+        fitted = [fit(pixels, resident.input_size, self.settings.serving) for pixels in images]
+        return self.batcher.submit(resident, fitted)
 
 
 def _abandon(queued: "Future[list[Future[Labels]]]") -> None:
@@ -132,12 +135,3 @@ def _abandon(queued: "Future[list[Future[Labels]]]") -> None:
     if not queued.cancelled() and queued.exception() is None:
         for answer in queued.result():
             answer.cancel()
-
-
-def _fit_all(
-    images: Sequence[NDArray[np.uint8]], input_size: tuple[int, int], serving: ServingSettings
-) -> list[Fitted]:
-    longest = max(max(pixels.shape[:2]) for pixels in images)
-    if longest > MAX_SIDE:
-        raise ApiError(413, "side_too_long", f"an image side has {longest} pixels; the limit is {MAX_SIDE}")
-    return [fit(pixels, input_size, serving) for pixels in images]

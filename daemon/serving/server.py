@@ -4,7 +4,6 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable
 from types import FrameType
 
 import torch
@@ -36,20 +35,38 @@ log = get_logger(__name__)
 
 
 class PlaneServer(uvicorn.Server):
-    """uvicorn that reports when it accepts connections, and stops when the plane can answer no request."""
+    """uvicorn for `plane`, HTTPS with `tls`; it stops when the plane can answer no request."""
 
-    def __init__(self, config: uvicorn.Config, plane: InferencePlane, on_started: Callable[[], None]) -> None:
-        super().__init__(config)
+    def __init__(self, plane: InferencePlane, tls: TlsFiles | None = None) -> None:
+        """Raise ConfigError for an unusable token."""
+        super().__init__(
+            uvicorn.Config(
+                create_app(plane),
+                http="h11",
+                log_config=None,
+                access_log=False,
+                backlog=BACKLOG,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=REQUESTS_SECONDS,
+                ssl_certfile=tls.certificate if tls else None,
+                ssl_keyfile=tls.key if tls else None,
+            )
+        )
         self._plane = plane
-        self._on_started = on_started
         self.broken: list[str] = []
         """Why it stopped by itself; empty unless it did."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, then report."""
+        """Start, then publish the address in `run/serve.json`."""
         await super().startup(sockets)
-        if self.started:
-            self._on_started()
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            log.info("serving_listens", host=host, port=port, device=str(self._plane.device))
+            try:
+                publish_record(self._plane.layout, "serve", host, port, tls=self.config.is_ssl)
+            except OSError as error:  # a machine that mounts the registry read-only serves without the file
+                path = self._plane.layout.run_file("serve")
+                log.warning("run_file_not_written", path=str(path), error=str(error))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Report a stop in `/readyz` on SIGTERM or SIGINT, then stop as uvicorn does."""
@@ -103,54 +120,17 @@ def serve(settings: Settings) -> int:
     with listener, on_signals(lambda: None, *STOP):
         plane = InferencePlane(settings, plane_name(*listener.getsockname()[:2]), own_process=True)
         try:
-            server = make_server(plane, listener, tls)
+            server = PlaneServer(plane, tls)
             server.run(sockets=[listener])
         finally:
             plane.stop()
-            _remove_record(settings)
+            _remove_record(plane.layout)
     log.info("serving_stopped", problems=server.broken)
     return 1 if server.broken else 0
 
 
-def make_server(plane: InferencePlane, listener: socket.socket, tls: TlsFiles | None = None) -> PlaneServer:
-    """Return the server for `plane` on a bound socket, HTTPS with `tls`.
-
-    It publishes its address once it accepts connections.
-
-    Raises ConfigError for an unusable token.
-    """
-    config = uvicorn.Config(
-        create_app(plane),
-        http="h11",
-        log_config=None,
-        access_log=False,
-        backlog=BACKLOG,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=REQUESTS_SECONDS,
-        ssl_certfile=tls.certificate if tls else None,
-        ssl_keyfile=tls.key if tls else None,
-    )
-
-    def published() -> None:
-        host, port = listener.getsockname()[:2]
-        _publish_address(plane.settings, host, port, tls is not None)
-        log.info("serving_listens", host=host, port=port, device=str(plane.device))
-
-    return PlaneServer(config, plane, published)
-
-
-def _publish_address(settings: Settings, host: str, port: int, tls: bool) -> None:
-    """Write `run/serve.json`. A machine that mounts the registry read-only serves without the file."""
-    layout = StateLayout(settings.state)
-    try:
-        publish_record(layout, "serve", host, port, tls=tls)
-    except OSError as error:
-        log.warning("run_file_not_written", path=str(layout.run_file("serve")), error=str(error))
-
-
-def _remove_record(settings: Settings) -> None:
+def _remove_record(layout: StateLayout) -> None:
     """Remove the file if it is ours; another server on this state directory may have replaced it."""
-    layout = StateLayout(settings.state)
     record, path = current_record(layout, "serve"), layout.run_file("serve")
     try:
         if record is not None and record.pid == os.getpid():

@@ -46,14 +46,13 @@ class ProtocolProblem(Problem):
 def problem_answer(path: str, error: ApiError, metrics: ServingMetrics) -> JSONResponse:
     """Return the response to a request for `path` that ended with `error`, and count it."""
     metrics.refused.labels(reason=error.code).inc()
-    kind: type[Problem] = Problem
-    fields = {"code": error.code, "message": error.message}
+    body = {"code": error.code, "message": error.message}
     if path.startswith(OIP_PREFIX):
-        kind, fields["error"] = ProtocolProblem, error.message
+        body["error"] = error.message
     headers = dict(error.headers)
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
-    return JSONResponse(kind(**fields).model_dump(), error.status, headers=headers)
+    return JSONResponse(body, error.status, headers=headers)
 
 
 def problems(*statuses: int, protocol: bool = False) -> dict[int | str, dict[str, Any]]:

@@ -4,13 +4,13 @@ While the process stops, every answer also says that it is the last of its conne
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from daemon.serving.metrics import ServingMetrics
+from daemon.serving.plane import InferencePlane
 from daemon.serving.versions.slots import Resident
 
 VERSION_HEADER = "X-Checkpoint-Version"
@@ -26,18 +26,11 @@ class Instrument:
     """Wraps the application; an answer that names no version gets the live one's."""
 
     def __init__(
-        self,
-        app: ASGIApp,
-        metrics: ServingMetrics,
-        live: Callable[[], Resident | None],
-        draining: Callable[[], bool],
-        failed: Callable[[Request, Exception], ASGIApp],
+        self, app: ASGIApp, plane: InferencePlane, failed: Callable[[Request, Exception], Awaitable[ASGIApp]]
     ) -> None:
         """Wrap the application; `failed` gives the answer to a request that raised before its answer began."""
         self._app = app
-        self._metrics = metrics
-        self._live = live
-        self._draining = draining
+        self._plane = plane
         self._failed = failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,15 +53,17 @@ class Instrument:
         except Exception as error:
             if begun:
                 raise
-            await self._failed(Request(scope), error)(scope, receive, send_named)
+            answer = await self._failed(Request(scope), error)
+            await answer(scope, receive, send_named)
         finally:
             endpoint = getattr(scope.get("route"), "path", "unknown")
-            self._metrics.requests.labels(endpoint=endpoint, code=str(code)).inc()
-            self._metrics.request_seconds.labels(endpoint=endpoint).observe(time.perf_counter() - started)
+            metrics = self._plane.metrics
+            metrics.requests.labels(endpoint=endpoint, code=str(code)).inc()
+            metrics.request_seconds.labels(endpoint=endpoint).observe(time.perf_counter() - started)
 
     def _add_headers(self, headers: MutableHeaders) -> None:
-        if self._draining():
+        if self._plane.draining:
             headers["Connection"] = "close"
-        live = self._live()
+        live = self._plane.slots.live
         if live is not None and VERSION_HEADER not in headers:
             headers.update(version_headers(live))

@@ -8,23 +8,20 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from daemon.serving.api.problems import problem_answer
 from daemon.serving.errors import ApiError
-from daemon.serving.metrics import ServingMetrics
 
 
 class Lifetime:
     """Wraps the application, and cancels it. Limits the whole request, its body included."""
 
-    def __init__(self, app: ASGIApp, seconds: float, metrics: ServingMetrics) -> None:
+    def __init__(self, app: ASGIApp, seconds: float) -> None:
         self._app = app
         self._seconds = seconds
-        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on; 408 when its body is late, 503 when the answer is, 400 (counted) when its client left.
+        """Pass a request on; an answer that began when the time is over is cut off.
 
-        An answer that began when the time is over is cut off.
+        Raises ApiError: 408 when its body is late, 503 when the answer is, 400 (counted) when its client left.
         """
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -34,20 +31,18 @@ class Lifetime:
         try:
             async with timer:
                 await self._app(scope, request.receive, request.send)
-        except TimeoutError:
+        except TimeoutError as error:
             if request.answered or not timer.expired():
                 raise
-            error = self._late(request.reading)
-        except asyncio.CancelledError:
+            raise self._late(request.reading) from error
+        except asyncio.CancelledError as error:
             if not request.left:
                 raise
             request.task.uncancel()
-            error = ApiError(400, "client_disconnected", "the client disconnected before its answer came")
-        else:
-            return
+            message = "the client disconnected before its answer came"
+            raise ApiError(400, "client_disconnected", message) from error
         finally:
             request.end()
-        await problem_answer(scope["path"], error, self._metrics)(scope, receive, send)
 
     def _late(self, reading: bool) -> ApiError:
         limit = f"{self._seconds:g} s (serving.advanced.request_seconds)"

@@ -24,7 +24,7 @@ from configs.settings import Settings
 from daemon.net.listening import listen, tls_files
 from daemon.net.token import serving_address
 from daemon.serving.plane import InferencePlane
-from daemon.serving.server import BACKLOG, make_server
+from daemon.serving.server import BACKLOG, PlaneServer
 from storage.durable import write_record
 from storage.layout import StateLayout
 from storage.registry.manifest import Ref
@@ -191,7 +191,7 @@ def running(
     listener = listen(serving_address(settings.serving), BACKLOG)
     plane = InferencePlane(settings, name)
     prepare(plane)
-    server = make_server(plane, listener, tls)
+    server = PlaneServer(plane, tls)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     address = f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"

@@ -11,7 +11,7 @@ import pytest
 from daemon.parts import _child_specs
 from daemon.serving import server as server_module
 from daemon.serving.plane import InferencePlane
-from daemon.serving.server import PlaneServer, make_server
+from daemon.serving.server import PlaneServer
 from tests.daemon.serving.serving_world import World, wait_until
 
 
@@ -19,7 +19,7 @@ from tests.daemon.serving.serving_world import World, wait_until
 def serving(world: World) -> Iterator[tuple[PlaneServer, tuple[str, int]]]:
     """A plane's server in a thread, and its address; stopped at the end if it was not before."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = make_server(InferencePlane(world.settings()), listener)
+    server = PlaneServer(InferencePlane(world.settings()))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     address = listener.getsockname()[:2]
     thread.start()
@@ -78,10 +78,8 @@ def test_an_answer_in_the_making_says_that_it_is_the_last(world: World) -> None:
 
 def test_a_supervised_plane_is_not_killed_while_it_answers(world: World) -> None:
     specs = {spec.name: spec for spec in _child_specs(world.settings(), world.root / "mfmd.yaml")}
-    listener = socket.create_server(("127.0.0.1", 0))
     plane = InferencePlane(world.settings())
-    with listener:
-        config = make_server(plane, listener).config
+    config = PlaneServer(plane).config
     plane.stop()
     needed = (config.timeout_graceful_shutdown or 0) + server_module.LAST_REQUESTS_SECONDS
     assert specs["serve"].grace_seconds >= needed + 5, "and some seconds for its threads"

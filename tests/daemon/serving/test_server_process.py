@@ -131,10 +131,10 @@ def test_another_servers_address_file_is_left_alone(world: World) -> None:
     path = world.layout.run_file("serve")
     record = publish_record(world.layout, "serve", "h", 1)
     path.write_text(record.model_copy(update={"pid": os.getppid()}).model_dump_json())
-    _remove_record(world.settings())
+    _remove_record(world.layout)
     assert path.exists()
     publish_record(world.layout, "serve", "h", 1)
-    _remove_record(world.settings())
+    _remove_record(world.layout)
     assert not path.exists()
 
 

@@ -8,7 +8,7 @@ import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from configs.errors import ConfigError
 from daemon.errors import AddressInUse
@@ -22,11 +22,8 @@ class Wanted:
     """An address that a plane is to listen on."""
 
     section: Literal["control", "serving"]
-    """Section of the settings, for messages."""
     host: str
-    """Address or host name."""
     port: int
-    """TCP port; 0 lets the system choose."""
     guarded: bool
     """Whether it may be reached from outside: a token is demanded, or the settings allow everybody."""
     remedy: str
@@ -44,22 +41,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check_guarded(wanted: Wanted) -> None:
-    """Raise ConfigError when others can reach the address and nothing guards it."""
-    if not wanted.guarded and not is_loopback(wanted.host):
-        raise ConfigError(_public(wanted, wanted.host))
-
-
 def listen(wanted: Wanted, backlog: int) -> socket.socket:
     """Open a listening socket whose connections send at once, and close when the client reads nothing.
 
-    TCP_NODELAY: else the body of an answer, written after its head, may wait 40 ms for the client to acknowledge the
-    head; asyncio sets the option only on sockets made for `IPPROTO_TCP` by name, which `socket.create_server` does not
-    do. TCP_USER_TIMEOUT (Linux): `UNREAD_SECONDS`; uvicorn itself waits for ever.
-
-    The name is looked up once, and what was judged is what is bound: a name server that answers differently the second
-    time changes nothing. Raises ConfigError for an unguarded public address, AddressInUse when it cannot be bound;
-    both name the settings.
+    The name is looked up once: a name server that answers differently the second time changes nothing. Raises
+    ConfigError for an unguarded public address, AddressInUse when it cannot be bound; both name the settings.
     """
     try:
         found = _look_up(wanted.host, wanted.port)
@@ -68,14 +54,19 @@ def listen(wanted: Wanted, backlog: int) -> socket.socket:
     if not wanted.guarded:
         for entry in found:
             if not _is_loopback(entry):
-                raise ConfigError(_public(wanted, f"{wanted.host} ({entry[1][0]})" if entry[1] else wanted.host))
+                raise ConfigError(
+                    f"{wanted.section}.host: {wanted.host} ({entry[1][0]}) can be reached from outside; "
+                    f"{wanted.remedy}, or bind 127.0.0.1"
+                )
     family, target = found[0]
     try:
         listener = socket.create_server(target, family=family, backlog=backlog)
     except OSError as error:
         raise _cannot_bind(wanted, error) from error
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit these
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
+    # Connections inherit the options. Without the first one the body of an answer, written after its head, may wait
+    # 40 ms for the client to acknowledge the head; asyncio sets it only on sockets made for IPPROTO_TCP by name.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; uvicorn itself waits for ever
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * UNREAD_SECONDS))
     return listener
 
@@ -95,23 +86,16 @@ def _is_loopback(entry: tuple[socket.AddressFamily, Any]) -> bool:
     return (mapped or address).is_loopback
 
 
-def _public(wanted: Wanted, address: str) -> str:
-    return f"{wanted.section}.host: {address} can be reached from outside; {wanted.remedy}, or bind 127.0.0.1"
-
-
 def _cannot_bind(wanted: Wanted, error: OSError) -> AddressInUse:
     place = f"{wanted.section}.host {wanted.host}, {wanted.section}.port {wanted.port}"
     return AddressInUse(f"{place}: cannot bind: {error.strerror or error}; choose another port")
 
 
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """What a plane speaks TLS with."""
+class TlsFiles(NamedTuple):
+    """What a plane speaks TLS with: its certificate and those that signed it (PEM), and its private key (PEM)."""
 
     certificate: Path
-    """PEM chain, the plane's own certificate first."""
     key: Path
-    """PEM private key."""
 
 
 def tls_files(section: str, certificate: Path | None, key: Path | None) -> TlsFiles | None:

@@ -7,11 +7,9 @@ import hmac
 import os
 import secrets
 
-from pydantic import SecretStr
-
 from configs.errors import ConfigError
 from configs.serving import ControlSettings, ServingSettings
-from daemon.net.listening import Wanted, check_guarded
+from daemon.net.listening import Wanted
 from storage.layout import StateLayout
 
 TOKEN_BYTES = 32
@@ -39,13 +37,9 @@ def control_token(settings: ControlSettings, layout: StateLayout) -> str:
     """Return the token that requests which change state must carry.
 
     `control.token`, else the content of `control.token_file`, else `run/control.token`, made with mode 0600 on first
-    use. Raises ConfigError for an unreadable or unusable one and for a public address without a configured token.
+    use. Raises ConfigError for an unreadable or unusable one.
     """
-    configured = _configured("control", settings.token, settings)
-    if configured is not None:
-        return configured
-    check_guarded(control_address(settings))
-    return _own_token(layout)
+    return _configured("control", settings) or _own_token(layout)
 
 
 def serving_token(settings: ServingSettings) -> str | None:
@@ -53,7 +47,7 @@ def serving_token(settings: ServingSettings) -> str | None:
 
     `serving.token`, else the content of `serving.token_file`. Raises ConfigError for an unreadable or unusable one.
     """
-    return _configured("serving", settings.token, settings)
+    return _configured("serving", settings)
 
 
 def same_token(given: str, wanted: str) -> bool:
@@ -67,9 +61,9 @@ def bearer_of(authorization: str) -> str | None:
     return given.strip() if scheme.lower() == "bearer" else None
 
 
-def _configured(section: str, token: SecretStr | None, settings: ControlSettings | ServingSettings) -> str | None:
-    if token is not None:
-        return _usable(token.get_secret_value(), f"{section}.token")
+def _configured(section: str, settings: ControlSettings | ServingSettings) -> str | None:
+    if settings.token is not None:
+        return _usable(settings.token.get_secret_value(), f"{section}.token")
     file = settings.token_file
     if file is None:
         return None

@@ -5,18 +5,22 @@ it.
 """
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from configs.settings import Settings
+from daemon.errors import PublishFailed
 from daemon.metrics import PublishMetrics
 from daemon.publishing.export import MirrorExport
-from daemon.publishing.mirror_target import MirrorTarget
 from daemon.runtime.activity import MirrorActivity
 from daemon.runtime.backoff import Backoff
+from daemon.runtime.logs import get_logger
+from storage.errors import DurabilityLost, StorageError
 from storage.layout import StateLayout
 from storage.registry.mirrors import HuggingFaceMirror, Mirror, TritonMirror
 from storage.registry.registry import CheckpointRegistry
+from storage.registry.versions import WEIGHTS
+
+log = get_logger(__name__)
 
 LOOK_SECONDS = 0.5
 """Interval at which the serving ref is polled (seconds)."""
@@ -37,10 +41,18 @@ class Publisher:
     ) -> None:
         """`config`: the file that exports read these settings from."""
         self._registry = registry
-        layout = StateLayout(settings.state)
+        layout, triton, hugging_face = (
+            StateLayout(settings.state),
+            settings.publish.triton,
+            settings.publish.huggingface,
+        )
+        mirrors: list[Mirror] = []
+        if triton is not None:
+            mirrors.append(TritonMirror(triton, settings.serving.max_batch_images))
+        if hugging_face is not None:
+            mirrors.append(HuggingFaceMirror(hugging_face))
         self._targets = [
-            MirrorTarget(mirror, MirrorExport(mirror, config, layout), registry, metrics, retries)
-            for mirror in configured_mirrors(settings)
+            _Target(mirror, MirrorExport(mirror, config, layout), registry, metrics, retries) for mirror in mirrors
         ]
 
     def step(self) -> float:
@@ -61,12 +73,76 @@ class Publisher:
             target.export.stop()
 
 
-def configured_mirrors(settings: Settings) -> Sequence[Mirror]:
-    """Return the mirrors that `publish` configures."""
-    triton, hugging_face = settings.publish.triton, settings.publish.huggingface
-    found: list[Mirror] = []
-    if triton is not None:
-        found.append(TritonMirror(triton, settings.serving.max_batch_images))
-    if hugging_face is not None:
-        found.append(HuggingFaceMirror(hugging_face))
-    return found
+class _Target:
+    """One mirror on its way: export what is missing, point readers to it, remove old copies."""
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        export: MirrorExport,
+        registry: CheckpointRegistry,
+        metrics: PublishMetrics,
+        retries: Backoff,
+    ) -> None:
+        self.export = export
+        self.state = MirrorActivity(name=mirror.name, folder=str(mirror.folder))
+        self._mirror, self._registry, self._metrics, self._retries = mirror, registry, metrics, retries
+        self._wanted: int | None = None
+        self._left: int | None = None
+        self._retry_at = 0.0
+
+    def tick(self, wanted: int, now: float) -> None:
+        """Go one step towards `wanted`. Never raises an error that a mirror can cause."""
+        if self.state.state == "stopped":
+            return
+        if wanted != self._wanted:
+            self._wanted, self._retry_at = wanted, 0.0
+            self._set(state="waiting", failures=0, next_attempt=None)
+            self.export.stop()  # of a version that no longer serves
+        try:
+            self._advance(wanted, now)
+        except DurabilityLost as error:  # what was written may be gone: no more of it, and no reason to stop the rest
+            self._fail(error, now)
+            self._set(state="stopped", next_attempt=None)
+        except (StorageError, PublishFailed, OSError) as error:
+            self._fail(error, now)
+
+    def _advance(self, wanted: int, now: float) -> None:
+        waits = now < self._retry_at
+        try:
+            self._show(self._mirror.current())
+        except OSError:
+            if not waits:  # an unreadable mirror is a failure when the next attempt is due
+                raise
+        if (self.export.running and not self.export.finished(now)) or waits:
+            return
+        if not self._mirror.holds(wanted, self._registry.manifest(wanted).files[WEIGHTS].sha256):
+            self.export.start(wanted, now)
+            self._set(state="exporting")
+            return
+        if not self._mirror.leads_to(wanted):
+            self._left = self._mirror.current()
+            self._mirror.point(wanted)
+            self._metrics.results.labels(mirror=self._mirror.name, result="ok").inc()
+            self._show(wanted)
+            log.info("published", mirror=self._mirror.name, version=wanted, folder=str(self._mirror.folder))
+        if self.state.state != "current":
+            previous = self._registry.ref("previous")
+            # the target before this one, too: readers may still load it
+            self._mirror.prune({wanted, self._left, previous.version if previous else None})
+            self._set(state="current", failures=0, reason="", next_attempt=None)
+
+    def _show(self, version: int | None) -> None:
+        self._set(version=version)
+        self._metrics.version.labels(mirror=self._mirror.name).set(version or 0)
+
+    def _set(self, **changes: object) -> None:
+        self.state = self.state.model_copy(update=changes)
+
+    def _fail(self, error: Exception, now: float) -> None:
+        failures = self.state.failures + 1
+        delay = self._retries.delay(failures)
+        self._retry_at = now + delay
+        self._metrics.results.labels(mirror=self._mirror.name, result="failed").inc()
+        self._set(state="failed", failures=failures, reason=str(error), next_attempt=time.time() + delay)
+        log.error("publish_failed", mirror=self._mirror.name, version=self._wanted, error=str(error), retry_in=delay)

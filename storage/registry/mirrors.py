@@ -29,7 +29,7 @@ DESCRIPTION = "mfmd.json"
 class ExportDescription(BaseModel):
     """The version, its classes, and the pixels that the model expects."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True)
 
     version: int
     """Number in the registry."""
@@ -111,17 +111,12 @@ class Mirror(ABC):
     def point(self, version: int) -> None:
         """Point readers to a version that it holds, in one step."""
 
-    def prune(self, keep: Collection[int]) -> list[int]:
-        """Remove copies of versions other than `keep` and the current one, and leftovers; return the numbers.
-
-        Not while an export runs.
-        """
+    def prune(self, keep: Collection[int | None]) -> None:
+        """Remove copies of versions other than `keep` and the current one, and leftovers. Not while an export runs."""
         durable.remove_partials(self.folder, shared=True)
-        gone = [version for version in numbers(self.folder) if version not in keep and version != self.current()]
-        removed = [version for version in gone if read_description(self.place(version)) is not None]
-        for version in removed:
-            durable.retire_directory(self.place(version))
-        return removed
+        for version in numbers(self.folder):
+            if version not in {*keep, self.current()} and read_description(self.place(version)) is not None:
+                durable.retire_directory(self.place(version))
 
     def _description(self, version: int) -> ExportDescription:
         found = read_description(self.place(version))

@@ -41,16 +41,12 @@ class Publisher:
     ) -> None:
         """`config`: the file that exports read these settings from."""
         self._registry = registry
-        layout, triton, hugging_face = (
-            StateLayout(settings.state),
-            settings.publish.triton,
-            settings.publish.huggingface,
-        )
+        layout, publish = StateLayout(settings.state), settings.publish
         mirrors: list[Mirror] = []
-        if triton is not None:
-            mirrors.append(TritonMirror(triton, settings.serving.max_batch_images))
-        if hugging_face is not None:
-            mirrors.append(HuggingFaceMirror(hugging_face))
+        if publish.triton is not None:
+            mirrors.append(TritonMirror(publish.triton, settings.serving.max_batch_images))
+        if publish.huggingface is not None:
+            mirrors.append(HuggingFaceMirror(publish.huggingface))
         self._targets = [
             _Target(mirror, MirrorExport(mirror, config, layout), registry, metrics, retries) for mirror in mirrors
         ]

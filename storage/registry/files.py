@@ -6,12 +6,8 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-BLOCK_BYTES = 64 * 1024
 NO_FILE = (errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ELOOP, errno.ENXIO, errno.ENODEV)
 """Errors of the system or of `read_small` for something that is no small file; a retry does not help."""
-FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-"""Opening neither waits for the writer of a FIFO nor makes a terminal this daemon's own. A socket does not open: ENXIO.
-"""
 
 
 def read_small(path: Path, most: int) -> bytes:
@@ -19,25 +15,18 @@ def read_small(path: Path, most: int) -> bytes:
 
     Raises OSError: an error of opening, EISDIR or EINVAL for what is no regular file, EFBIG for a larger one.
     """
-    handle = os.open(path, FLAGS)
-    try:
-        mode = os.fstat(handle).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(mode):
+    with open(path, "rb", opener=_open) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "Not a regular file", str(path))
-        return _read(handle, path, most)
-    finally:
-        os.close(handle)
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"More than {most} bytes", str(path))
+    return data
 
 
-def _read(handle: int, path: Path, most: int) -> bytes:
-    data = bytearray()
-    while block := os.read(handle, BLOCK_BYTES):
-        data += block
-        if len(data) > most:
-            raise OSError(errno.EFBIG, f"More than {most} bytes", str(path))
-    return bytes(data)
+def _open(path: str, flags: int) -> int:
+    """Never wait for the writer of a FIFO, nor make a terminal this daemon's own. A socket raises ENXIO."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def numbers(folder: Path, prefix: str = "") -> list[int]:

@@ -36,9 +36,7 @@ class Manifest(Record):
     parent: int | None = None
     """Version that the round started from; None for source training and imports."""
     origin: Literal["pretrain", "import", "round"]
-    """Origin of the weights."""
     round: int | None = None
-    """Round that made it."""
     created: float
     """Unix time (seconds)."""
     network: dict[str, Any]
@@ -101,14 +99,9 @@ class HistoryEvent(Record):
         "shadow_started",
         "shadow_ended",
     ]
-    """What happened."""
     version: int | None
-    """The version concerned."""
     previous: int | None = None
     """The version that served before, for promotions and rollbacks."""
     round: int | None = None
-    """The round concerned."""
     by: str
-    """Who."""
     reason: str = ""
-    """Why."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,15 +35,15 @@ class TensorChange:
 
 
 def weight_changes(before: Path, after: Path) -> list[TensorChange]:
-    """Yield every tensor of two safetensors files, in order of names. Raises CorruptCheckpoint."""
-    with _Weights(before) as one, _Weights(after) as other:
-        return [_change(name, one, other) for name in sorted(one.shapes.keys() | other.shapes.keys())]
+    """Return every tensor of two safetensors files, in order of names. Raises CorruptCheckpoint."""
+    one, other = _Weights(before), _Weights(after)
+    return [_change(name, one, other) for name in sorted(one.shapes.keys() | other.shapes.keys())]
 
 
 def tensor_headers(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return type and shape of each tensor of a safetensors file. Raises CorruptCheckpoint when unreadable."""
-    with _Weights(path) as weights:
-        return {name: (weights.types[name], shape) for name, shape in weights.shapes.items()}
+    weights = _Weights(path)
+    return {name: (weights.types[name], shape) for name, shape in weights.shapes.items()}
 
 
 def differing_tensors(expected: Mapping[str, object], found: Mapping[str, object]) -> list[str]:
@@ -52,7 +52,7 @@ def differing_tensors(expected: Mapping[str, object], found: Mapping[str, object
 
 
 class _Weights:
-    """An open file; values are read on demand."""
+    """A file that is mapped into memory until the last reference goes; values are read on demand."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -64,13 +64,6 @@ class _Weights:
         slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
         self.shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
         self.types = {name: part.get_dtype() for name, part in slices.items()}
-
-    def __enter__(self) -> Self:
-        self._file.__enter__()
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        self._file.__exit__(*reason)
 
     def values(self, name: str) -> NDArray[np.float64]:
         """Return a tensor as one row of numbers."""

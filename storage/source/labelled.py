@@ -32,7 +32,6 @@ class SourceIndex(Record):
     """`index.json` of an imported set; lists are in the order of the arrays."""
 
     schema_version: Literal[1] = 1
-    """Version of this layout."""
     fingerprint: str
     """Hash of paths, sizes, mtimes, geometry and classes."""
     height: int

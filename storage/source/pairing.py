@@ -21,9 +21,7 @@ class LabelledPair:
     name: str
     """Path of the image relative to the image folder, posix."""
     image: Path
-    """The image file."""
     label: Path
-    """The label PNG."""
 
 
 def pair_labels(images: Path, labels: Path, suffix: str = "") -> list[LabelledPair]:

@@ -6,7 +6,7 @@ different kinds together accept. numpy only, no torch.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -15,8 +15,14 @@ from daemon.gate.vetoes import agreement, completed, source_class_iou, source_mi
 from daemon.gate.votes import DISAGREEMENT, STYLED, Vote, cast_votes
 from storage.rounds.records import Check, ImageCounts, ModelScores, RoundScores, RoundSpec, Verdict
 
+Decision = Literal["accepted", "rejected", "inconclusive"]
+Ruling = tuple[Decision, str, list[Check]]
 GATE = "gate"
 """Name under which the gate moves a ref."""
+CLASS_AXES = {
+    "area": 1, "gram": 2, "marginal": 1, "dropout_disagreement": 0, "flip_consistency": 0, "agreement": 0,
+}  # fmt: skip
+"""Scores on hold-out frames; each is a list over images with this number of axes over classes."""
 
 
 def decide(
@@ -28,44 +34,36 @@ def decide(
     are won. inconclusive: everything else. The incumbent stays unless accepted. Deterministic: the bootstrap is seeded
     by the round's number. `at` is the verdict's time (Unix, seconds).
     """
-    ruling = _judge(spec, scores, settings, class_names)
-    return Verdict(round=spec.round, decision=ruling.decision, reason=ruling.reason, checks=list(ruling.checks), at=at)
+    decision, reason, checks = _judge(spec, scores, settings, class_names)
+    return Verdict(round=spec.round, decision=decision, reason=reason, checks=checks, at=at)
 
 
-class _Ruling(NamedTuple):
-    decision: Literal["accepted", "rejected", "inconclusive"]
-    reason: str
-    checks: Sequence[Check] = ()
-
-
-def _judge(spec: RoundSpec, scores: RoundScores, settings: GateSettings, class_names: Sequence[str]) -> _Ruling:
+def _judge(spec: RoundSpec, scores: RoundScores, settings: GateSettings, class_names: Sequence[str]) -> Ruling:
     candidate, incumbent = scores.candidate, scores.incumbent
     checks = [completed(scores)]
     if scores.status == "failed":
-        return _rejected(checks)
+        return "rejected", _failed(checks), checks
     if scores.status == "stopped" or candidate is None or incumbent is None:
-        return _Ruling("inconclusive", f"no scored candidate: {checks[0].detail}", checks)
+        return "inconclusive", f"no scored candidate: {checks[0].detail}", checks
     checks += weights_vetoes(candidate)
-    if not all(check.passed for check in checks):
-        return _rejected(checks)
-    problem = _incomparable(spec, scores, len(class_names))
+    if veto := _failed(checks):
+        return "rejected", veto, checks
+    problem = _incomparable(spec, scores, candidate, incumbent, len(class_names))
     if problem is not None:
-        return _Ruling("inconclusive", problem, checks)
+        return "inconclusive", problem, checks
     checks += _damage(scores, candidate, incumbent, settings, class_names, seed=spec.round)
-    if not all(check.passed for check in checks):
-        return _rejected(checks)
-    frames = len(candidate.flip_consistency)
-    if frames < settings.advanced.min_holdout:
-        return _Ruling(
-            "inconclusive", f"{frames} hold-out frames; the gate needs {settings.advanced.min_holdout}", checks
-        )
+    if veto := _failed(checks):
+        return "rejected", veto, checks
+    frames, least = len(candidate.flip_consistency), settings.advanced.min_holdout
+    if frames < least:
+        return "inconclusive", f"{frames} hold-out frames; the gate needs {least}", checks
     votes = cast_votes(candidate, incumbent, scores.reference_marginal, settings, seed=spec.round)
-    return _count(votes, settings, [*checks, *(vote.check(settings.confidence) for vote in votes)])
+    return *_count(votes, settings), [*checks, *(vote.check for vote in votes)]
 
 
-def _rejected(checks: Sequence[Check]) -> _Ruling:
+def _failed(checks: Sequence[Check]) -> str:
     failed = "; ".join(check.detail for check in checks if not check.passed)
-    return _Ruling("rejected", f"veto: {failed}", checks)
+    return failed and f"veto: {failed}"
 
 
 def _damage(
@@ -89,7 +87,7 @@ def _damage(
     return checks
 
 
-def _count(votes: Sequence[Vote], settings: GateSettings, checks: Sequence[Check]) -> _Ruling:
+def _count(votes: Sequence[Vote], settings: GateSettings) -> tuple[Decision, str]:
     """Count votes. With source, `votes_with_source` are needed, disagreement among them; without source, all.
 
     Styled source must not be lost: a candidate that confirms its own errors is stable and confident, which wins the
@@ -101,67 +99,45 @@ def _count(votes: Sequence[Vote], settings: GateSettings, checks: Sequence[Check
     needed = settings.advanced.votes_with_source if with_labels else len(votes)
     tally = f"{len(won)} of {len(votes)} votes won ({', '.join(won) or 'none'}), {needed} needed"
     if len(won) >= needed and DISAGREEMENT in won and STYLED not in lost:
-        return _Ruling("accepted", tally, checks)
+        return "accepted", tally
     if 2 * len(lost) > len(votes):
-        return _Ruling("rejected", f"worse than the incumbent: lost {', '.join(lost)}", checks)
+        return "rejected", f"worse than the incumbent: lost {', '.join(lost)}"
     if DISAGREEMENT not in won:
         tally += f", {DISAGREEMENT} among them"
     if STYLED in lost:
         tally += f"; {STYLED} is lost"
-    return _Ruling("inconclusive", tally, checks)
+    return "inconclusive", tally
 
 
-def _incomparable(spec: RoundSpec, scores: RoundScores, classes: int) -> str | None:
-    """Return why candidate and incumbent cannot be compared, in one sentence with the remedy; None when they can."""
-    candidate, incumbent = scores.candidate, scores.incumbent
-    if candidate is None or incumbent is None:
-        return "scores.json lacks the candidate's or the incumbent's scores; run the round again"
-    if not incumbent.finite:
-        return f"version {spec.incumbent}, which serves, has non-finite values; roll back to an intact version"
-    return _frames_problem(candidate, incumbent, classes) or _source_problem(
-        spec, scores, candidate, incumbent, classes
-    )
-
-
-def _frames_problem(candidate: ModelScores, incumbent: ModelScores, classes: int) -> str | None:
-    """Return what is wrong with the scores on hold-out frames."""
-    images = len(candidate.flip_consistency)
-    shapes: dict[str, tuple[int, ...]] = {
-        "area": (images, classes),
-        "gram": (images, classes, classes),
-        "marginal": (images, classes),
-        "dropout_disagreement": (images,),
-        "flip_consistency": (images,),
-        "agreement": (images,),
-    }
-    for who, model in (("candidate", candidate), ("incumbent", incumbent)):
-        for name, shape in shapes.items():
-            if not _has_shape(getattr(model, name), shape if images else (0,)):
-                return f"scores.json: {name} of the {who} is not {list(shape)} finite numbers; run the round again"
-    return None
-
-
-def _source_problem(
+def _incomparable(
     spec: RoundSpec, scores: RoundScores, candidate: ModelScores, incumbent: ModelScores, classes: int
 ) -> str | None:
-    """Return what is wrong with the scores on source images: all must exist, or none when none is expected."""
-    released = scores.released
-    counts = [candidate.source, incumbent.source, released.source if released else None]
-    if candidate.flip_consistency:
+    """Return why candidate and incumbent cannot be compared, in one sentence with the remedy; None when they can."""
+    if not incumbent.finite:
+        return f"version {spec.incumbent}, which serves, has non-finite values; roll back to an intact version"
+    images = len(candidate.flip_consistency)
+    for who, model in (("candidate", candidate), ("incumbent", incumbent)):
+        for name, axes in CLASS_AXES.items():
+            shape = (images, *[classes] * axes) if images else (0,)
+            if not _has_shape(getattr(model, name), shape):
+                return f"scores.json: {name} of the {who} is not {list(shape)} finite numbers; run the round again"
+    counts = [candidate.source, incumbent.source, scores.released.source if scores.released else None]
+    if images:
         counts += [candidate.styled, incumbent.styled]
+    return _source_problem(spec, counts, classes)
+
+
+def _source_problem(spec: RoundSpec, counts: Sequence[ImageCounts | None], classes: int) -> str | None:
+    """Return what is wrong with the counts on source images: all must exist, or none when none is expected."""
     present = [item for item in counts if item is not None]
     if not present and spec.settings.get("source") is None:
         return None
     if len(present) < len(counts):
         return "labelled source is configured but was not scored; give it at least one validation image"
-    images = len(present[0].tp)
-    if images == 0 or not all(_counts_fit(item, (images, classes)) for item in present):
-        return f"scores.json: source counts are not {[images, classes]} numbers for every model; run the round again"
+    shape = (len(present[0].tp), classes)
+    if not present[0].tp or not all(_has_shape(kind, shape) for it in present for kind in (it.tp, it.fp, it.fn)):
+        return f"scores.json: source counts are not {list(shape)} numbers for every model; run the round again"
     return None
-
-
-def _counts_fit(counts: ImageCounts, shape: tuple[int, int]) -> bool:
-    return all(_has_shape(kind, shape) for kind in (counts.tp, counts.fp, counts.fn))
 
 
 def _has_shape(values: object, shape: tuple[int, ...]) -> bool:

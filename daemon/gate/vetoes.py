@@ -61,28 +61,15 @@ def vanished_class(
     gone = (ratio < settings.advanced.vanished_ratio) & ~_alive(candidate, incumbent, released, len(before))
     named = [f"{class_names[int(k)]} {before[k]:.2%} -> {after[k]:.2%} of the area" for k in np.flatnonzero(gone)]
     detail = f"vanished: {', '.join(named)}" if named else "no class vanished from the hold-out frames"
-    lowest = float(ratio.min())
-    return Check(
-        name="vanished_class",
-        kind="veto",
-        passed=not named,
-        value=lowest if np.isfinite(lowest) else None,
-        limit=settings.advanced.vanished_ratio,
-        detail=detail,
-    )
+    lowest = float(ratio.min()) if np.isfinite(ratio.min()) else None
+    return _veto("vanished_class", not named, detail, lowest, settings.advanced.vanished_ratio)
 
 
 def source_miou(candidate: ImageCounts, released: ImageCounts, settings: GateSettings) -> Check:
     """Check that source mIoU is at most `source_drop` below the released model's: it detects slow forgetting too."""
     before, after = (float(labelled_mean_iou(*counts.sums())) for counts in (released, candidate))
-    return Check(
-        name="source_miou",
-        kind="veto",
-        passed=before - after <= settings.source_drop,
-        value=before - after,
-        limit=settings.source_drop,
-        detail=f"source mIoU of the released model {before:.4f}, of the candidate {after:.4f}",
-    )
+    drop, detail = before - after, f"source mIoU of the released model {before:.4f}, of the candidate {after:.4f}"
+    return _veto("source_miou", drop <= settings.source_drop, detail, drop, settings.source_drop)
 
 
 def source_class_iou(
@@ -90,8 +77,7 @@ def source_class_iou(
 ) -> Check:
     """Check that no labelled class loses more than `source_class_drop` IoU against the released model.
 
-    A drop must also be significant over images, because the IoU of a class with few pixels in one image varies by
-    chance.
+    A drop must also be significant over images: the IoU of a class with few pixels in one image varies by chance.
     """
     before, after = (class_iou(*counts.sums()) for counts in (released, candidate))
     hits, _, missed = released.sums()
@@ -101,27 +87,14 @@ def source_class_iou(
     named = [f"{class_names[k]} {before[k]:.4f} -> {after[k]:.4f}" for k in lost]
     worst = int(np.argmax(drops))
     detail = f"source IoU lost: {', '.join(named)}" if named else f"largest loss: {class_names[worst]}"
-    return Check(
-        name="source_class_iou",
-        kind="veto",
-        passed=not lost,
-        value=float(drops[worst]),
-        limit=settings.advanced.source_class_drop,
-        detail=detail,
-    )
+    return _veto("source_class_iou", not lost, detail, float(drops[worst]), settings.advanced.source_class_drop)
 
 
 def agreement(candidate: ModelScores, settings: GateSettings) -> Check:
     """Check that the candidate agrees with the incumbent on `agreement_floor` of the pixels: no leap in one round."""
     share = float(np.mean(candidate.agreement))
-    return Check(
-        name="agreement",
-        kind="veto",
-        passed=share >= settings.advanced.agreement_floor,
-        value=share,
-        limit=settings.advanced.agreement_floor,
-        detail=f"the candidate gives {share:.1%} of the hold-out pixels the incumbent's class",
-    )
+    floor, detail = settings.advanced.agreement_floor, f"{share:.1%} of the hold-out pixels the incumbent's class"
+    return _veto("agreement", share >= floor, f"the candidate gives {detail}", share, floor)
 
 
 def _alive(candidate: ModelScores, incumbent: ModelScores, released: ModelScores | None, classes: int) -> Mask:
@@ -150,5 +123,5 @@ def _drop_is_significant(
     return bound.lower > 0
 
 
-def _veto(name: str, passed: bool, detail: str) -> Check:
-    return Check(name=name, kind="veto", passed=passed, value=None, limit=None, detail=detail)
+def _veto(name: str, passed: bool, detail: str, value: float | None = None, limit: float | None = None) -> Check:
+    return Check(name=name, kind="veto", passed=passed, value=value, limit=limit, detail=detail)

@@ -5,7 +5,8 @@ They are of different kinds because they fail on different candidates (docs/expl
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,16 +37,12 @@ LEAST_ENTROPY = 0.1
 """A reference marginal with less entropy (nats) gives no mix of classes to compare with; log K is used instead."""
 
 
-@dataclass(frozen=True, slots=True)
-class Advantage:
-    """How much better the candidate is; positive is better."""
+class Advantage(NamedTuple):
+    """How much better the candidate is on all images, with one-sided confidence bounds; positive is better."""
 
     value: float
-    """On all images."""
     lower: float
-    """One-sided lower confidence bound."""
     upper: float
-    """One-sided upper confidence bound."""
 
 
 def paired_bootstrap(statistic: Statistic, images: int, *, confidence: float, resamples: int, seed: int) -> Advantage:
@@ -122,46 +119,20 @@ def resampled_miou(counts: ImageCounts) -> Statistic:
     return lambda weights: labelled_mean_iou(weights @ tp, weights @ fp, weights @ fn)
 
 
-@dataclass(frozen=True, slots=True)
-class Vote:
-    """One kind of evidence, measured."""
+class Vote(NamedTuple):
+    """One kind of evidence: whether the candidate is clearly better or clearly worse, and the check that says so."""
 
     name: str
-    """Stable name."""
-    score: str
-    """What is compared, in words."""
-    incumbent: float
-    """The incumbent's score on all images."""
-    candidate: float
-    """The candidate's."""
-    advantage: Advantage
-    """How much better the candidate is (share, 0-1)."""
-
-    @property
-    def won(self) -> bool:
-        """Whether the candidate is clearly better: the lower bound is above zero."""
-        return self.advantage.lower > TOLERANCE
-
-    @property
-    def lost(self) -> bool:
-        """Whether the candidate is clearly worse: the upper bound is below zero."""
-        return self.advantage.upper < -TOLERANCE
-
-    def check(self, confidence: float) -> Check:
-        """Return the vote as a check of the verdict."""
-        sure = self.advantage
-        detail = (
-            f"{self.score} {self.incumbent:.4f} -> {self.candidate:.4f}, advantage {sure.value:+.4f}, "
-            f"bounds {sure.lower:+.4f} to {sure.upper:+.4f} at {confidence:.0%} each side"
-        )
-        return Check(name=self.name, kind="vote", passed=self.won, value=sure.value, limit=sure.lower, detail=detail)
+    won: bool
+    lost: bool
+    check: Check
 
 
 def cast_votes(
     candidate: ModelScores, incumbent: ModelScores, reference: Sequence[float], settings: GateSettings, seed: int
 ) -> list[Vote]:
     """Return every vote that the scores allow: three, and styled source as the fourth when both have it."""
-    compare = _Comparison(settings, seed)
+    compare = partial(_compare, settings, seed)
     frames = len(candidate.flip_consistency)
     error, bnm, flip = (
         [estimated_error(model.dropout_disagreement, model.marginal, reference) for model in (incumbent, candidate)],
@@ -179,26 +150,32 @@ def cast_votes(
     return votes
 
 
-class _Comparison:
-    """Compares two models on one score after another, with one setting of the bootstrap."""
-
-    def __init__(self, settings: GateSettings, seed: int) -> None:
-        self._settings = settings
-        self._seed = seed
-
-    def __call__(self, name: str, score: str, models: Sequence[Statistic], images: int, sign: float = 1.0) -> Vote:
-        """Cast the vote `name`: `models` are the statistics of incumbent and candidate; sign -1 if less is better."""
-        incumbent, candidate = models
-        advantage = paired_bootstrap(
-            lambda weights: sign * (candidate(weights) - incumbent(weights)),
-            images,
-            confidence=self._settings.confidence,
-            resamples=self._settings.advanced.bootstrap,
-            seed=self._seed,
-        )
-        everything = np.full((1, images), 1.0 / images)
-        before, after = float(incumbent(everything)[0]), float(candidate(everything)[0])
-        return Vote(name, score, before, after, advantage)
+def _compare(
+    settings: GateSettings,
+    seed: int,
+    name: str,
+    score: str,
+    models: Sequence[Statistic],
+    images: int,
+    sign: float = 1.0,
+) -> Vote:
+    """Cast one vote: `models` are the statistics of incumbent and candidate; sign -1 if less is better."""
+    incumbent, candidate = models
+    sure = paired_bootstrap(
+        lambda weights: sign * (candidate(weights) - incumbent(weights)),
+        images,
+        confidence=settings.confidence,
+        resamples=settings.advanced.bootstrap,
+        seed=seed,
+    )
+    everything = np.full((1, images), 1.0 / images)
+    won = sure.lower > TOLERANCE
+    detail = (
+        f"{score} {incumbent(everything)[0]:.4f} -> {candidate(everything)[0]:.4f}, advantage {sure.value:+.4f}, "
+        f"bounds {sure.lower:+.4f} to {sure.upper:+.4f} at {settings.confidence:.0%} each side"
+    )
+    check = Check(name=name, kind="vote", passed=won, value=sure.value, limit=sure.lower, detail=detail)
+    return Vote(name, won, sure.upper < -TOLERANCE, check)
 
 
 def _entropy(shares: Floats) -> Floats:

@@ -5,12 +5,10 @@ buffer/lost.jsonl      one line for each committed frame whose pixels could no l
 
 from contextlib import closing
 
-from pydantic import ValidationError
-
 from storage import durable
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import FrameRecord
-from storage.durable.record import Record
+from storage.durable.record import Record, parsed
 from storage.layout import StateLayout
 
 JOURNAL = "lost.jsonl"
@@ -48,10 +46,5 @@ def give_up(layout: StateLayout, record: FrameRecord, reason: str, at: float) ->
 
 def lost_frames(layout: StateLayout) -> list[LostFrame]:
     """Return every removed frame, oldest first; a line that a crash truncated is omitted."""
-    path, found = layout.buffer / JOURNAL, []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            found.append(LostFrame.model_validate_json(line))
-        except ValidationError:
-            continue
-    return found
+    path = layout.buffer / JOURNAL
+    return list(parsed(path.read_bytes().splitlines(), LostFrame)) if path.exists() else []

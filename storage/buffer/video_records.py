@@ -7,11 +7,9 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
 from storage import durable
 from storage.buffer.catalog_records import FileFact, FileState, RefusedFile
-from storage.durable.record import Record
+from storage.durable.record import Record, parsed
 
 
 class VideoRecord(Record):
@@ -78,14 +76,8 @@ class VideoRecords:
 
 def read_video_records(path: Path) -> dict[str, VideoRecord]:
     """Return the last record of each video, by its path; incomplete lines of a crash are skipped."""
-    last: dict[str, VideoRecord] = {}
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            record = VideoRecord.model_validate_json(line)
-        except ValidationError:
-            continue
-        last[record.path] = record
-    return last
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return {record.path: record for record in parsed(lines, VideoRecord)}
 
 
 def refused_videos(path: Path, reason: str | None = None) -> list[RefusedFile]:

@@ -158,7 +158,23 @@ class TritonMirror(Mirror):
         return (self.folder / CONFIG).read_text(encoding="utf-8", errors="replace")
 
     def _config(self, version: int) -> str:
-        return _triton_config(self._description(version), self._max_batch)
+        about = self._description(version)
+        height, width = (
+            -1 if name in about.free_dimensions else side
+            for name, side in zip(("height", "width"), about.size, strict=True)
+        )
+        return f"""\
+name: "{MODEL}"
+backend: "onnxruntime"
+default_model_filename: "model.onnx"
+max_batch_size: {self._max_batch}
+version_policy {{ specific {{ versions: [ {about.version} ] }} }}
+input [ {{ name: "images" data_type: TYPE_FP32 dims: [ 3, {height}, {width} ] }} ]
+output [ {{ name: "logits" data_type: TYPE_FP32 dims: [ {len(about.classes)}, {height}, {width} ] }} ]
+dynamic_batching {{ }}
+parameters {{ key: "mfmd_version" value {{ string_value: "{about.version}" }} }}
+parameters {{ key: "mfmd_weights_sha256" value {{ string_value: "{about.weights}" }} }}
+"""
 
 
 class HuggingFaceMirror(Mirror):
@@ -177,23 +193,3 @@ class HuggingFaceMirror(Mirror):
         """Point `current` to the version."""
         self._description(version)
         durable.point_link(self.folder / CURRENT, str(version))
-
-
-def _triton_config(about: ExportDescription, max_batch: int) -> str:
-    sides = [
-        -1 if name in about.free_dimensions else side
-        for name, side in zip(("height", "width"), about.size, strict=True)
-    ]
-    shape = ", ".join(map(str, sides))
-    return f"""\
-name: "{MODEL}"
-backend: "onnxruntime"
-default_model_filename: "model.onnx"
-max_batch_size: {max_batch}
-version_policy {{ specific {{ versions: [ {about.version} ] }} }}
-input [ {{ name: "images" data_type: TYPE_FP32 dims: [ 3, {shape} ] }} ]
-output [ {{ name: "logits" data_type: TYPE_FP32 dims: [ {len(about.classes)}, {shape} ] }} ]
-dynamic_batching {{ }}
-parameters {{ key: "mfmd_version" value {{ string_value: "{about.version}" }} }}
-parameters {{ key: "mfmd_weights_sha256" value {{ string_value: "{about.weights}" }} }}
-"""

@@ -1,7 +1,7 @@
-"""A family of Hugging Face models: how to build the model, and where to cut it in two."""
+"""A Hugging Face model cut in two: what both halves are, whatever the family."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,53 +22,44 @@ class Parts(NamedTuple):
     """Weights that the logits do not depend on: kept for the export, never trained."""
 
 
-class Family(NamedTuple):
-    """Models of one `model_type`."""
-
-    model_type: str
-    """`model_type` in config.json."""
-    model_of: Callable[[dict[str, Any]], tuple[Any, Any]]
-    """Return model class and config object of a config.json; imports only the submodule it needs.
-
-    transformers is slow to import.
-    """
-    split: Callable[[Any], Parts]
-    """Cut a model in two."""
-
-
 class Encoder(nn.Module, ABC):
     """First half of a model: accepts images normalised by mfmd, returns maps."""
 
-    def __init__(self, multiple: int = 1) -> None:
-        """Scale images whose sides are no multiple of `multiple` (pixels) up to the next one."""
+    model: Any
+
+    def __init__(self, multiple: int = 1, **parts: nn.Module) -> None:
+        """Scale images whose sides are no multiple of `multiple` (pixels) up to the next one; keep `parts` by name."""
         super().__init__()
         self.pixels: nn.Module = nn.Identity()
         """From mfmd's pixel scaling to the model's own (`adapters.networks.huggingface.pixels`)."""
         self.multiple = multiple
+        for name, part in parts.items():
+            self.add_module(name, part)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return maps `[B, C_l, H_l, W_l]` of normalised images `[B, 3, H, W]`, deepest last."""
-        return self.maps(to_multiple(self.pixels(images), self.multiple))
+        return tuple(self._maps(_to_multiple(self.pixels(images), self.multiple)))
 
     @abstractmethod
-    def maps(self, images: Tensor) -> tuple[Tensor, ...]:
+    def _maps(self, images: Tensor) -> Sequence[Tensor]:
         """Return maps of images `[B, 3, H, W]` whose pixels and sides are what the model expects."""
 
 
 class Head(nn.Module):
-    """A decode head of transformers that takes all maps and returns logits."""
+    """A decode head of transformers, which takes all maps or the last one and returns logits."""
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: nn.Module, *, last: bool = False) -> None:
         super().__init__()
         self.head = head
+        self.last = last
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Return logits `[B, K, H_1, W_1]` of the maps."""
-        logits: Tensor = self.head(list(features))
+        """Return logits `[B, K, h, w]` of the maps."""
+        logits: Tensor = self.head(features[-1] if self.last else list(features))
         return logits
 
 
-def to_multiple(images: Tensor, multiple: int) -> Tensor:
+def _to_multiple(images: Tensor, multiple: int) -> Tensor:
     """Scale images `[B, 3, H, W]` up bilinearly so that both sides are multiples of `multiple` (pixels).
 
     Images are scaled, not padded. So the cells of a map still divide the whole image evenly, and code that resizes
@@ -79,8 +70,3 @@ def to_multiple(images: Tensor, multiple: int) -> Tensor:
     if not torch.compiler.is_compiling() and size == (height, width):  # an export must not depend on its example
         return images
     return F.interpolate(images, size=list(size), mode="bilinear", align_corners=False)
-
-
-def token_map(tokens: Tensor, rows: int, columns: int) -> Tensor:
-    """Return patch tokens `[B, 1 + rows * columns, C]`, class token first, as a map `[B, C, rows, columns]`."""
-    return torch.unflatten(tokens[:, 1:].transpose(1, 2), 2, (rows, columns))

@@ -1,28 +1,29 @@
 """All Hugging Face segmentation models that can be split, and how to build, load and split one."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from adapters.errors import AdapterError, NetworkMismatch, UnsupportedModel
 from adapters.networks.hf_directory import load_directory
-from adapters.networks.huggingface.beit import BEIT
-from adapters.networks.huggingface.data2vec import DATA2VEC
-from adapters.networks.huggingface.dpt import DPT
-from adapters.networks.huggingface.family import Family
-from adapters.networks.huggingface.mobile import MOBILENETV2, MOBILEVIT, MOBILEVITV2
+from adapters.networks.huggingface import convolutional, transformer
+from adapters.networks.huggingface.family import Parts
 from adapters.networks.huggingface.pixels import allow_single_values, pixel_change
-from adapters.networks.huggingface.segformer import SEGFORMER
-from adapters.networks.huggingface.upernet import UPERNET
 from adapters.networks.network import SegmentationNetwork
 from configs.network import Architecture
 
-_ALL = (BEIT, DATA2VEC, DPT, MOBILENETV2, MOBILEVIT, MOBILEVITV2, SEGFORMER, UPERNET)
-FAMILIES = {family.model_type: family for family in _ALL}
-"""By `model_type` in config.json."""
+FAMILIES: dict[str, Callable[[Any], Parts]] = {
+    "beit": transformer.split_beit,
+    "data2vec-vision": transformer.split_data2vec,
+    "dpt": transformer.split_dpt,
+    "mobilenet_v2": convolutional.split_mobilenet,
+    "mobilevit": convolutional.split_mobilevit,
+    "mobilevitv2": convolutional.split_mobilevitv2,
+    "segformer": convolutional.split_segformer,
+    "upernet": convolutional.split_upernet,
+}
+"""What cuts a model in two, by `model_type` in config.json."""
 
 
 def build_huggingface(settings: Architecture, num_classes: int) -> tuple[SegmentationNetwork, Any]:
@@ -30,11 +31,10 @@ def build_huggingface(settings: Architecture, num_classes: int) -> tuple[Segment
 
     Raises UnsupportedModel for a kind that cannot be split, NetworkMismatch when its class count is not `num_classes`.
     """
-    family, hf_config = _family_of(settings)
     with _refusing():
-        model_class, config = family.model_of(hf_config)
+        model_class, config = _model_of(settings)
         model = model_class(config)
-        return _split(family, model, settings, num_classes), model
+        return _split(model, settings, num_classes), model
 
 
 def load_huggingface(directory: Path, settings: Architecture, num_classes: int) -> SegmentationNetwork:
@@ -42,10 +42,9 @@ def load_huggingface(directory: Path, settings: Architecture, num_classes: int) 
 
     Reads safetensors only, downloads nothing. Raises UnsupportedModel or NetworkMismatch.
     """
-    family, hf_config = _family_of(settings)
     with _refusing():
-        model_class, config = family.model_of(hf_config)
-        return _split(family, load_directory(model_class, config, directory), settings, num_classes)
+        model_class, config = _model_of(settings)
+        return _split(load_directory(model_class, config, directory), settings, num_classes)
 
 
 @contextmanager
@@ -60,26 +59,36 @@ def _refusing() -> Iterator[None]:
         raise UnsupportedModel(f"config.json: transformers cannot build the model that it describes: {what}") from error
 
 
-def _family_of(settings: Architecture) -> tuple[Family, dict[str, Any]]:
-    if settings.hf_config is None:
+def _model_of(settings: Architecture) -> tuple[Any, Any]:
+    """Return model class and config object of a config.json; transformers imports only the module of its kind."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
+
+    hf_config = settings.hf_config
+    if hf_config is None:
         raise UnsupportedModel("network.name: 'huggingface' has no hf_config; bring such a model in with `mfmd import`")
-    kind = str(settings.hf_config.get("model_type"))
+    kind, backbone = str(hf_config.get("model_type")), hf_config.get("backbone_config")
     if kind not in FAMILIES:
         raise UnsupportedModel(f"config.json: model_type {kind!r} cannot be split; these work: {', '.join(FAMILIES)}")
-    return FAMILIES[kind], settings.hf_config
+    if kind == "dpt" and (hf_config.get("is_hybrid") or backbone is not None):
+        raise UnsupportedModel("config.json: this dpt is a hybrid; only DPT on its own plain ViT can be split")
+    if kind == "upernet" and not isinstance(backbone, dict):
+        raise UnsupportedModel("config.json: this upernet names its backbone without backbone_config; save it again")
+    config: Any = CONFIG_MAPPING[kind].from_dict(hf_config)
+    if hasattr(config, "use_auxiliary_head"):
+        config.use_auxiliary_head = False
+    return MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[type(config)], config
 
 
-def _split(family: Family, model: Any, settings: Architecture, num_classes: int) -> SegmentationNetwork:
+def _split(model: Any, settings: Architecture, num_classes: int) -> SegmentationNetwork:
     if model.config.num_labels != num_classes:
         raise NetworkMismatch(
             f"config.json: the model has {model.config.num_labels} classes, the configuration lists {num_classes}"
         )
-    encoder, decoder, channels, unused = family.split(model)
+    encoder, decoder, channels, unused = FAMILIES[model.config.model_type](model)
     encoder.pixels = pixel_change(settings.hf_preprocessor)
     allow_single_values(decoder)
     for part in unused:
-        if isinstance(part, nn.Module):
+        if part is not None:
             part.requires_grad_(False)
-        elif part is not None:
-            part.requires_grad = False
     return SegmentationNetwork(encoder, decoder, num_classes=num_classes, feature_channels=channels)

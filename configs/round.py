@@ -28,7 +28,7 @@ class RoundAdvanced(Section):
     compile: bool = False
     """Compile student and teacher with torch.compile; pays off on GPUs and long rounds only."""
     sync_batch_norm: bool = True
-    """With several processes, normalise over the batches of all of them."""
+    """With several processes on GPUs, let BatchNorm normalise over the batches of all of them."""
     loss_limit: Positive = 50.0
     """A loss above this ends the round as failed, like one that is not finite (nats)."""
     score_images: PositiveInt = 64

@@ -11,14 +11,16 @@ from torch import Tensor, nn
 
 from adapters.networks.activation_checkpointing import checkpoint_encoder
 from adapters.networks.network import SegmentationNetwork
-from adapters.networks.sync_batch_norm import synchronise_batch_norm
 from configs.round import RoundSettings
 
 
 def apply_options(network: SegmentationNetwork, settings: RoundSettings, accelerator: Accelerator) -> None:
-    """Prepare a student before its teacher is copied from it: BatchNorm over processes, layout, checkpointing."""
-    if settings.advanced.sync_batch_norm and accelerator.num_processes > 1:
-        synchronise_batch_norm(network, accelerator.device)
+    """Prepare a student before its teacher is copied from it: BatchNorm over processes, layout, checkpointing.
+
+    torch synchronises BatchNorm on GPUs only; parameters stay the same objects, under the same names.
+    """
+    if settings.advanced.sync_batch_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
     layout = torch.channels_last if settings.advanced.channels_last else torch.contiguous_format
     network.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack this overload
     if settings.advanced.gradient_checkpointing:

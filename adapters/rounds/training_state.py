@@ -148,7 +148,7 @@ class TrainingState:
 def _statistics(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
     """Return the live running statistics by module and name.
 
-    Each process has its own without `round.advanced.sync_batch_norm`.
+    Each process has its own unless BatchNorm is synchronised (`apply_options`).
     """
     return {
         f"{name}.{layer}.{key}": buffer

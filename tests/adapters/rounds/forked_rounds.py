@@ -27,15 +27,10 @@ def fork(folder: RoundFolder, before: Callable[[], None] | None = None, **enviro
     return _start(partial(_round, folder, before), folder.log, environment)
 
 
-def fork_pair(folder: RoundFolder, store: torch.distributed.TCPStore) -> list[BaseProcess]:
-    """The two processes that `accelerate launch` starts on one machine, who find each other by the launcher's store."""
-    return [fork(folder, **environment) for environment in _pair(store)]
-
-
-def run_pair(folder: RoundFolder) -> None:
-    """A round on two processes, to its end."""
+def run_pair(folder: RoundFolder, before: Callable[[], None] | None = None) -> None:
+    """A round on the two processes that `accelerate launch` starts on one machine, each after a call of `before`."""
     store = _launchers_store()
-    for process in fork_pair(folder, store):
+    for process in [fork(folder, before, **environment) for environment in _pair(store)]:
         assert wait(process) == 0, folder.log.read_text()
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from torch import nn
 
+from adapters.networks.decoders import daformer
 from adapters.recipes.build import RECIPES
 from adapters.rounds.run import train_and_score
 from adapters.rounds.stop import StopRequest
@@ -19,16 +21,14 @@ from tests.sections import recipe_settings
 
 ROOT = Path(__file__).parents[3]
 TOLERANCE = 1e-5
-"""Of a weight, and of a running statistic relative to its size: AdamW makes steps of full size of tiny gradients, so
-what sums over batches round differently shows in a few weights."""
-EXCEPTIONS = {"mic": 3e-5, "cotta": 2e-5}
-"""Rounding of batches that are split otherwise adds up: in MIC's statistics and in CoTTA's averaged scales."""
-MOVED = 3e-4
-"""Training moves the weights by more than this."""
+"""Of a weight, relative where it is large: AdamW makes steps of full size of tiny gradients, so what sums over batches
+round differently shows in a few weights."""
+MOVED = 1e-4
+"""Training moves the student's weights by more than this."""
 
 
-def launch(folder: RoundFolder) -> None:
-    """As the daemon does."""
+def launch(folder: RoundFolder, _before: Callable[[], None]) -> None:
+    """As the daemon does; no HRDA."""
     settings = Settings.model_validate(folder.spec().settings).round
     with folder.log.open("wb") as log:
         status = subprocess.run(
@@ -53,6 +53,7 @@ RECIPES = [
     )
     for name in RECIPES
     for mfm in (False, True)
+    if name != "bn_statistics"  # of both together: test_parallel.py
     if mfm is not recipe_settings(name=name).test_time or name == "dacs"
 ]
 """Each recipe with all that it can have, and the barest one; one of them in every `make test`."""
@@ -72,6 +73,16 @@ def folder_of(training_state, name: str, batch_size: int, settings: Settings) ->
     return folder
 
 
+def conv_group_norm_relu(inputs: int, outputs: int) -> nn.Sequential:
+    """Like `conv_norm_relu`, with a norm that sees one image at a time."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.GroupNorm(4, outputs), nn.ReLU(inplace=True))
+
+
+def use_group_norm() -> None:
+    """Build the attention of HRDA, the one part of these networks with BatchNorm, without it."""
+    daformer.conv_norm_relu = conv_group_norm_relu
+
+
 def distances(one: Path, other: Path) -> dict[str, float]:
     """Largest difference of each tensor of two files; relative where its values are large."""
     mine, theirs = load_file(one), load_file(other)
@@ -82,14 +93,15 @@ def distances(one: Path, other: Path) -> dict[str, float]:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("name", "mfm", "how"), RECIPES)
 def test_two_processes_match_one_with_the_whole_batch(
-    training_state, name: str, mfm: bool, how: Callable[[RoundFolder], None]
+    training_state, monkeypatch, name: str, mfm: bool, how: Callable[[RoundFolder, Callable[[], None]], None]
 ) -> None:
-    """BatchNorm, ClassMix, q and the candidate's statistics are over both. Dropout is off: each draws its own."""
-    optim = {"learning_rate": 2e-5, "head_multiplier": 5.0, "warmup_steps": 0, "advanced": {"clip_norm": 1.0}}
+    """ClassMix and q are over both. Dropout is off: each draws its own; no BatchNorm, which CPUs do not synchronise."""
+    monkeypatch.setattr(daformer, "conv_norm_relu", conv_group_norm_relu)
+    optim = {"learning_rate": 4e-5, "head_multiplier": 5.0, "warmup_steps": 0, "advanced": {"clip_norm": 1.0}}
     sections = {
         "recipe": {"name": name, "threshold": 0.4},
         "mfm": {"enabled": mfm, "learning_rate": 2e-4},
-        "network": {"multi_resolution": name == "hrda", "dropout": 0.0},
+        "network": {"encoder": "dinov2_tiny", "multi_resolution": name == "hrda", "dropout": 0.0},
         "round": {"steps": 6, "crop_height": 32, "crop_width": 32, "optim": optim},
     }
     training_state.round(**sections)
@@ -98,12 +110,13 @@ def test_two_processes_match_one_with_the_whole_batch(
     two = folder_of(training_state, "000003", 2, settings)
     with StopRequest() as stop:
         assert train_and_score(one.spec_path, stop) == 0
-    how(two)
+    how(two, use_group_norm)
     assert two.scores().status == "completed", two.scores().reason
     before = CheckpointRegistry(training_state.layout.checkpoints).weights_path(1)
-    assert max(distances(one.candidate, before).values()) > MOVED
+    assert max(distances(one.states.latest() / "student.safetensors", before).values()) > MOVED
+    assert not any("running" in key for key in load_file(one.candidate))
     states = [path for path in one.states.latest().glob("*.safetensors") if path.name != "state.safetensors"]
     for path in [one.candidate, *states]:
         apart = distances(path, two.path / path.relative_to(one.path))
         worst = max(apart, key=lambda name: apart[name])
-        assert apart[worst] < EXCEPTIONS.get(name, TOLERANCE), f"{path.name}: {worst} {apart[worst]}"
+        assert apart[worst] < TOLERANCE, f"{path.name}: {worst} {apart[worst]}"

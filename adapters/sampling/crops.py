@@ -40,13 +40,15 @@ class SourceCrops(CropStream[SourceBatch]):
         """Open the stream with the arguments `stream` of `CropStream`; `rare` counts images by place in `indices`."""
         if not indices:
             raise ValueError("SourceCrops needs at least one labelled image")
-        super().__init__([labelled.valid(index) for index in indices], 4, **stream)
+        super().__init__([labelled.valid[index] for index in indices], 4, **stream)
         self._scale, self._rare, self._ignored = scale, rare, labelled.ignore_index
         self._image = self._reader(
-            lambda index: labelled.image(indices[index]), lambda index, *box: labelled.image_crop(indices[index], *box)
+            lambda index: labelled.images.read(indices[index]),
+            lambda index, *box: labelled.images.read_crop(indices[index], *box),
         )
         self._label = self._reader(
-            lambda index: labelled.label(indices[index]), lambda index, *box: labelled.label_crop(indices[index], *box)
+            lambda index: labelled.labels.read(indices[index]),
+            lambda index, *box: labelled.labels.read_crop(indices[index], *box),
         )
 
     def _draw(self, number: int) -> SourceBatch:

@@ -5,6 +5,7 @@ Segmentation" (CVPR 2022), eq. 5 and 6. The original counts 3,000 pixels in an i
 they are shares, so they have the same meaning at every size.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Self
 
@@ -54,7 +55,8 @@ class RareClasses:
         pixels = labelled.class_pixels[list(labelled.train)]
         if not isinstance(recipe, RareClassSettings) or not recipe.rare_class_sampling or not pixels.any():
             return None
-        return cls(pixels, [height * width for height, width in map(labelled.valid, labelled.train)], recipe.advanced)
+        areas = [math.prod(labelled.valid[index]) for index in labelled.train]
+        return cls(pixels, areas, recipe.advanced)
 
     def draw(self, generator: np.random.Generator) -> tuple[int, int]:
         """Draw a class and the index of an image to crop for it."""

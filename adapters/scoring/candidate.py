@@ -145,8 +145,8 @@ def _mean_softmax(network: SegmentationNetwork, frames: Sequence[Tensor]) -> lis
 
 def labelled_image(source: LabelledSet, index: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return a source image uint8 [h, w, 3] and its label [h, w], without padding."""
-    height, width = source.valid(index)
-    pixels, label = source.image(index)[:height, :width], source.label(index)[:height, :width]
+    height, width = source.valid[index]
+    pixels, label = source.images.read(index)[:height, :width], source.labels.read(index)[:height, :width]
     return _tensor(pixels, device), _tensor(label, device)
 
 

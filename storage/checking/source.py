@@ -27,9 +27,10 @@ def check_source(scope: Scope) -> Iterator[Problem]:
         source = LabelledSet(folder / current)
         for index in range(len(source)):
             if scope.read_data:
-                source.image(index)
-                source.label(index)
+                source.images.read(index)
+                source.labels.read(index)
             else:
-                source.check_files(index)
+                source.images.check_file(index)
+                source.labels.check_file(index)
     except (StorageError, OSError) as error:
         yield Problem("source_damaged", folder / current, str(error), AGAIN)

@@ -59,8 +59,10 @@ class LabelledSet:
         index = read_record(folder / INDEX, SourceIndex, f"; {AGAIN}")
         if index is None:
             raise StorageError(f"{folder / INDEX}: missing; {AGAIN}")
-        self._images = PixelArray(folder, IMAGES, writable=False)
-        self._labels = PixelArray(folder, LABELS, writable=False)
+        self.images = PixelArray(folder, IMAGES, writable=False)
+        """Images, [H, W, 3] RGB."""
+        self.labels = PixelArray(folder, LABELS, writable=False)
+        """Class indices, [H, W]."""
         self.names: tuple[str, ...] = tuple(index.names)
         """Image names, relative to their folder."""
         self.validation: tuple[int, ...] = tuple(sorted(set(index.validation)))
@@ -73,7 +75,8 @@ class LabelledSet:
         """Size of images and labels (pixels)."""
         self.ignore_index = index.ignore_index
         """Label value that losses and scores ignore."""
-        self._valid = index.valid
+        self.valid = index.valid
+        """Rows and columns that hold image (pixels); the rest is zero, its labels `ignore_index`."""
 
     @classmethod
     def open(cls, layout: StateLayout) -> Self:
@@ -90,31 +93,6 @@ class LabelledSet:
 
     def __len__(self) -> int:
         return len(self.names)
-
-    def valid(self, index: int) -> tuple[int, int]:
-        """Return rows and columns that hold image (pixels); the rest is zero, its labels `ignore_index`."""
-        return self._valid[index]
-
-    def image(self, index: int) -> NDArray[np.uint8]:
-        """Return the image [H, W, 3], RGB. Raises CorruptBuffer."""
-        return self._images.read(index)
-
-    def label(self, index: int) -> NDArray[np.uint8]:
-        """Return class indices [H, W]. Raises CorruptBuffer."""
-        return self._labels.read(index)
-
-    def check_files(self, index: int) -> None:
-        """Check the files of an image. Raises CorruptBuffer when it or its label is missing or empty."""
-        self._images.check_file(index)
-        self._labels.check_file(index)
-
-    def image_crop(self, index: int, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
-        """Return [height, width, 3]; reads only the tiles it touches. Raises ValueError, CorruptBuffer."""
-        return self._images.read_crop(index, top, left, height, width)
-
-    def label_crop(self, index: int, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
-        """Return [height, width]; reads only the tiles it touches. Raises ValueError, CorruptBuffer."""
-        return self._labels.read_crop(index, top, left, height, width)
 
 
 def current_fingerprint(layout: StateLayout) -> str | None:

@@ -168,7 +168,7 @@ class Oracle:
             found = LabelledSet.open(layout)
             assert len(found) >= max(counts, default=0)
             for index in range(len(found)):
-                assert found.image(index).any() and (found.label(index) == 1).all()
+                assert found.images.read(index).any() and (found.labels.read(index) == 1).all()
         else:
             assert not counts, "an imported set is gone"
 

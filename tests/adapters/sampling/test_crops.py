@@ -59,7 +59,7 @@ def test_source_crops_are_rectangles_of_the_images_with_their_labels(source, pla
     batch = next(crops)
     assert batch.images.shape == (2, 32, 48, 3) and batch.labels.shape == (2, 32, 48)
     assert batch.images.dtype == batch.labels.dtype == torch.uint8
-    joined = [np.dstack([source.image(index), source.label(index)]) for index in source.train]
+    joined = [np.dstack([source.images.read(index), source.labels.read(index)]) for index in source.train]
     for image, label in zip(batch.images.numpy(), batch.labels.numpy(), strict=True):
         assert any(occurs(np.dstack([image, label]), whole) for whole in joined)
 

@@ -30,12 +30,12 @@ def test_images_labels_and_crops_come_back(layout: StateLayout, source):
     assert (found.height, found.width, found.ignore_index) == (64, 96, 255)
     for number in range(5):
         pixels, label = expected(number)
-        assert np.array_equal(found.image(number), pixels)
-        assert np.array_equal(found.label(number), label)
-        assert found.valid(number) == (64, 85)
-        assert (found.label(number)[:, 85:] == 255).all()
-        assert np.array_equal(found.image_crop(number, 5, 40, 33, 50), pixels[5:38, 40:90])
-        assert np.array_equal(found.label_crop(number, 5, 40, 33, 50), label[5:38, 40:90])
+        assert np.array_equal(found.images.read(number), pixels)
+        assert np.array_equal(found.labels.read(number), label)
+        assert found.valid[number] == (64, 85)
+        assert (found.labels.read(number)[:, 85:] == 255).all()
+        assert np.array_equal(found.images.read_crop(number, 5, 40, 33, 50), pixels[5:38, 40:90])
+        assert np.array_equal(found.labels.read_crop(number, 5, 40, 33, 50), label[5:38, 40:90])
         counts = [int((label == index).sum()) for index in range(3)]
         assert found.class_pixels[number].tolist() == counts
     assert found.class_pixels.dtype == np.int64
@@ -45,11 +45,11 @@ def test_a_lost_file_is_an_error_not_a_black_image(layout: StateLayout, source):
     found = import_labelled(source(3), layout)
     (next(layout.source.glob("*/images")) / "c.1.0.0.0").unlink()
     (next(layout.source.glob("*/labels")) / "c.1.0.0").write_bytes(b"")
-    assert found.image(0).any()
+    assert found.images.read(0).any()
     with pytest.raises(CorruptBuffer, match="missing"):
-        found.image(1)
+        found.images.read(1)
     with pytest.raises(CorruptBuffer, match="damaged"):
-        found.label(1)
+        found.labels.read(1)
 
 
 def test_damaged_index_files_are_named(layout: StateLayout, source):

@@ -80,7 +80,7 @@ def test_a_refused_import_leaves_the_old_set_in_use(layout: StateLayout, source,
     with pytest.raises(SourceRefused, match=r"1 problem: .*empty"):
         import_labelled(settings, layout)
     assert sets(layout) == before
-    assert LabelledSet.open(layout).image(1).any()
+    assert LabelledSet.open(layout).images.read(1).any()
 
 
 def test_missing_labels_are_named(layout: StateLayout, source, tmp_path: Path):
@@ -142,7 +142,7 @@ def test_validation_folders_are_held_out(layout: StateLayout, source, tmp_path: 
         source(5, validation_images=tmp_path / "val_images", validation_labels=tmp_path / "val_labels"), layout
     )
     assert found.train == (0, 1, 2, 3, 4) and found.validation == (5, 6, 7)
-    assert np.array_equal(found.image(5), found.image(0))
+    assert np.array_equal(found.images.read(5), found.images.read(0))
 
 
 def test_without_them_one_in_ten_is(layout: StateLayout, source):

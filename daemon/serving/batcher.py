@@ -9,7 +9,6 @@ runs in a second thread, beside the next forward pass.
 import math
 import threading
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -90,10 +89,9 @@ class Batcher(PlaneThread):
         super().__init__("mfmd-batcher")
         self._slots, self._settings, self._metrics, self._on_answer = slots, settings, metrics, on_answer
         self._changed = threading.Condition()
-        self._groups: OrderedDict[tuple[int, int, int], deque[_Waiting]] = OrderedDict()
-        self.depth = 0
-        """Images that wait for a forward pass; for others to read."""
-        self._sizes: OrderedDict[tuple[int, int], None] = OrderedDict()
+        self._waiting: list[_Waiting] = []
+        self.served_sizes: list[tuple[int, int]] = []
+        """Valid sizes (height, width) that ran lately, the last one first; at most eight."""
         self._seconds_per_image = 0.1
         self._labelling = ThreadPoolExecutor(1, thread_name_prefix="mfmd-labels")
         self._room = threading.BoundedSemaphore(LOGITS_HELD)
@@ -107,10 +105,10 @@ class Batcher(PlaneThread):
         super().stop(timeout)
         self._labelling.shutdown(wait=not self.is_alive())
 
-    def served_sizes(self) -> list[tuple[int, int]]:
-        """Return valid sizes (height, width) that ran lately; at most eight."""
-        with self._changed:
-            return list(self._sizes)
+    @property
+    def depth(self) -> int:
+        """Images that wait for a forward pass."""
+        return len(self._waiting)
 
     def check_room(self, images: int = 1) -> None:
         """Raise QueueFull if `images` more do not fit now; a cheap check before a body is read and decoded."""
@@ -131,8 +129,7 @@ class Batcher(PlaneThread):
             for item in items:
                 self._slots.hold(resident)
                 item.answer.add_done_callback(partial(self._forget, item))
-                self._groups.setdefault(item.group, deque()).append(item)
-            self.depth += len(items)
+            self._waiting += items
             self._changed.notify_all()
         return [item.answer for item in items]
 
@@ -141,13 +138,9 @@ class Batcher(PlaneThread):
         if not answer.cancelled():
             return
         with self._changed:
-            items = self._groups.get(item.group, deque())
-            if item not in items:
+            if item not in self._waiting:
                 return
-            items.remove(item)
-            self.depth -= 1
-            if not items:
-                del self._groups[item.group]
+            self._waiting.remove(item)
         self._slots.release(item.resident)
 
     def run(self) -> None:
@@ -169,34 +162,29 @@ class Batcher(PlaneThread):
     def _next_batch(self) -> list[_Waiting] | None:
         """Wait for a group that is due; None when the batcher stops and nothing waits any more."""
         with self._changed:
-            while True:
-                if not self._groups and self.stopping.is_set():
-                    return None
-                now = time.monotonic()
-                due = [(self._due_at(items), key) for key, items in self._groups.items()]
-                first = min(due, key=lambda entry: entry[0], default=None)
-                if first is not None and first[0] <= now:
-                    return self._take(first[1])
-                self._changed.wait(None if first is None else first[0] - now)
+            while self._waiting or not self.stopping.is_set():
+                groups: dict[tuple[int, int, int], list[_Waiting]] = {}
+                for item in self._waiting:
+                    groups.setdefault(item.group, []).append(item)
+                first = min(groups.values(), key=self._due_at, default=[])
+                pause = self._due_at(first) - time.monotonic() if first else None
+                if pause is not None and pause <= 0:
+                    return self._take(first[: self._settings.max_batch_images])
+                self._changed.wait(pause)
+        return None
 
-    def _due_at(self, items: deque[_Waiting]) -> float:
+    def _due_at(self, items: list[_Waiting]) -> float:
         """Return when a group runs (monotonic seconds): at once if full or stopping, else after a delay."""
         if self.stopping.is_set() or len(items) >= self._settings.max_batch_images:
             return items[0].arrived
         return items[0].arrived + self._settings.advanced.max_delay_ms / 1000
 
-    def _take(self, key: tuple[int, int, int]) -> list[_Waiting]:
-        items = self._groups[key]
-        batch = [items.popleft() for _ in range(min(len(items), self._settings.max_batch_images))]
-        if not items:
-            del self._groups[key]
-        self.depth -= len(batch)
-        full = batch[0].resident.input_size
-        size = min(key[1], full[0]), min(key[2], full[1])  # of a window, where windows slide over a larger frame
-        self._sizes[size] = None
-        self._sizes.move_to_end(size)
-        if len(self._sizes) > SIZES_REMEMBERED:
-            self._sizes.popitem(last=False)
+    def _take(self, batch: list[_Waiting]) -> list[_Waiting]:
+        self._waiting = [item for item in self._waiting if item not in batch]
+        frame, full = batch[0].image.frame, batch[0].resident.input_size
+        # Where windows slide over a larger frame, the size of a window.
+        size = min(frame.valid_height, full[0]), min(frame.valid_width, full[1])
+        self.served_sizes = [size, *(other for other in self.served_sizes if other != size)][:SIZES_REMEMBERED]
         return batch
 
     def _answer(self, batch: list[_Waiting]) -> None:

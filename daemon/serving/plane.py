@@ -51,15 +51,7 @@ class InferencePlane:
         self.shadow = Shadow(self.slots, ShadowRecords(self.layout.shadow), name, serving, self.metrics)
         self.batcher = Batcher(self.slots, serving, self.metrics, self.shadow.offer)
         self.registry = CheckpointRegistry(self.layout.checkpoints)
-        self.swapper = Swapper(
-            self.registry,
-            self.slots,
-            serving,
-            self.device,
-            self.metrics,
-            self.batcher.served_sizes,
-            own_process,
-        )
+        self.swapper = Swapper(self.registry, self.slots, serving, self.device, self.metrics, self.batcher, own_process)
         self.follower = Follower(self.registry, self.slots, self.swapper, self.metrics, serving)
         self.bodies = Bodies(serving.advanced.max_body_bytes)
         self.started = time.time()

@@ -1,7 +1,7 @@
 """Bring a version to serve: verify, load into the idle slot, warm up, flip. On any failure the old one stays."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,6 +14,7 @@ from adapters.inference.forward import ServedForward
 from adapters.networks.network import normalise
 from configs.serving import ServingSettings
 from daemon.runtime.logs import get_logger
+from daemon.serving.batcher import Batcher
 from daemon.serving.errors import ShadowDiffers
 from daemon.serving.metrics import ServingMetrics
 from daemon.serving.versions.memory import freeze_heap
@@ -38,10 +39,10 @@ class Swapper:
         settings: ServingSettings,
         device: torch.device,
         metrics: ServingMetrics,
-        served_sizes: Callable[[], Sequence[tuple[int, int]]],
+        batcher: Batcher,
         own_process: bool,
     ) -> None:
-        """`served_sizes` gives the network input sizes (height, width) seen lately: each is warmed up before a flip.
+        """`batcher` knows the sizes seen lately: each is warmed up before a flip.
 
         `own_process`: the heap of this process may be frozen before the first version serves.
         """
@@ -50,7 +51,7 @@ class Swapper:
         self._settings = settings
         self._device = device
         self._metrics = metrics
-        self._served_sizes = served_sizes
+        self._batcher = batcher
         self._to_freeze = own_process
         self._spare: tuple[str, ServedForward] | None = None
         self.garbage = 0
@@ -141,7 +142,7 @@ class Swapper:
     def _warm_up(self, resident: Resident) -> None:
         """Run a version once at every served size that is new to it; CorruptCheckpoint if an output is not finite."""
         full = resident.input_size
-        lately = [size for size in self._served_sizes() if size[0] <= full[0] and size[1] <= full[1]]
+        lately = [size for size in self._batcher.served_sizes if size[0] <= full[0] and size[1] <= full[1]]
         for size in dict.fromkeys([full, *lately]):
             if size in resident.warmed:
                 continue

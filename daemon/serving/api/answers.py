@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Callable
 from enum import StrEnum
 
 import numpy as np
@@ -57,16 +58,18 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
-def render(kind: AnswerFormat, labels: Labels, manifest: Manifest, pixels: NDArray[np.uint8] | None) -> bytes:
-    """Return the body of an answer with `labels` `[h, w]`; an overlay needs the image's `pixels` `[h, w, 3]`."""
+def render(kind: AnswerFormat, labels: Labels, manifest: Manifest, image: Callable[[], NDArray[np.uint8]]) -> bytes:
+    """Return the body of an answer with `labels` `[h, w]`; `image` gives pixels `[h, w, 3]`, for an overlay only."""
     classes = class_infos(manifest)
-    if kind is AnswerFormat.JSON:
-        return summarise(labels, manifest.version, classes).model_dump_json().encode()
-    if kind is AnswerFormat.COLOR:
-        return png(colour_mask(labels, classes))
-    if kind is AnswerFormat.OVERLAY and pixels is not None:
-        return png(overlay(pixels, labels, classes))
-    return png(labels)
+    match kind:
+        case AnswerFormat.JSON:
+            return summarise(labels, manifest.version, classes).model_dump_json().encode()
+        case AnswerFormat.COLOR:
+            return png(colour_mask(labels, classes))
+        case AnswerFormat.OVERLAY:
+            return png(overlay(image(), labels, classes))
+        case AnswerFormat.INDEX:
+            return png(labels)
 
 
 class ClassArea(BaseModel):

@@ -20,17 +20,13 @@ def image_part(content_type: str, body: bytes) -> bytes:
     Raises ApiError 400 multipart_invalid for a broken form, image_missing without such a part.
     """
     _, options = parse_options_header(content_type)
-    found: list[bytes] = []
+    parts: list[Field | File] = []
     complete: list[bool] = []
-    seen = 0
 
     def on_part(part: Field | File) -> None:
-        nonlocal seen
-        seen += 1
-        if seen > MAX_FIELDS_SEEN:
+        if len(parts) == MAX_FIELDS_SEEN:
             raise FormParserError(f"more than {MAX_FIELDS_SEEN} parts")
-        if part.field_name == IMAGE_FIELD:
-            found.append(_content(part))
+        parts.append(part)
 
     try:
         parser = FormParser(
@@ -47,6 +43,7 @@ def image_part(content_type: str, body: bytes) -> bytes:
         raise ApiError(400, "multipart_invalid", f"the multipart form is broken: {error}") from error
     if not complete:
         raise ApiError(400, "multipart_invalid", "the multipart form ends before its closing boundary")
+    found = [_content(part) for part in parts if part.field_name == IMAGE_FIELD]
     if len(found) != 1:
         raise ApiError(400, "image_missing", f"the form needs one part named `image`; it has {len(found)}")
     return found[0]

@@ -11,21 +11,15 @@ from configs.class_list import ClassInfo
 from daemon.serving.api.answers import AnswerFormat, SegmentSummary, choose_format, render
 from daemon.serving.api.multipart import image_part, is_multipart
 from daemon.serving.api.problems import problems
-from daemon.serving.api.status import ServingStatus, describe
 from daemon.serving.errors import NotReady, refused
 from daemon.serving.middleware.instrument import version_headers
 from daemon.serving.plane import InferencePlane
+from daemon.serving.versions.follower import SwapFailure
 from storage.errors import RefusedImage
 from storage.media.images import decode_image
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
-FORM = {
-    "schema": {
-        "type": "object",
-        "properties": {"image": {"type": "string", "format": "binary"}},
-        "required": ["image"],
-    }
-}
+FORM = {"schema": {"type": "object", "properties": {"image": BINARY["schema"]}, "required": ["image"]}}
 IMAGE_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -64,6 +58,41 @@ class ClassList(BaseModel):
     """In index order."""
 
 
+class ServingStatus(BaseModel):
+    """The serving version, the wanted version, and the queue."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    ready: bool
+    """Whether requests are answered."""
+    problems: list[str]
+    """Why it does not work: a thread that ended by a bug (then `/healthz` is 503 too)."""
+    version: int | None
+    """Version that answers new requests; None before the first."""
+    sha256: str | None
+    """SHA-256 of its weights."""
+    wanted: int | None
+    """Version that the serving ref names; differs from `version` during a swap and after a failed one."""
+    wanted_by: str | None
+    """Who moved the ref there."""
+    wanted_reason: str | None
+    """Why."""
+    resident: list[int]
+    """Versions in memory, the live one first; a swap to one of them reads nothing from disk."""
+    last_failure: SwapFailure | None
+    """The last swap that failed since the start; current if its version is `wanted`."""
+    queue_images: int
+    """Images that wait for a forward pass."""
+    queue_limit: int
+    """Images that may wait."""
+    device: str
+    """Where the network runs."""
+    computes: str | None
+    """Number format of the serving version: float32, bf16 or fp16."""
+    started: float
+    """Unix time of the start (seconds)."""
+
+
 def segment_routes(plane: InferencePlane) -> APIRouter:
     """Build the routes of mfmd's own protocol."""
     router = APIRouter()
@@ -93,7 +122,7 @@ def segment_routes(plane: InferencePlane) -> APIRouter:
     @router.get("/v1/serving", responses=problems())
     async def serving() -> ServingStatus:
         """Which version serves, which one should, and why the last swap failed."""
-        return describe(plane)
+        return _status(plane)
 
     return router
 
@@ -103,12 +132,7 @@ async def _segment(plane: InferencePlane, kind: AnswerFormat, content_type: str,
         [labels] = await plane.segment(resident, lambda: [_decode(plane, content_type, body)])
         # An overlay decodes again: pixels kept while a request waits would be memory without a bound.
         content = await plane.in_thread(
-            lambda: render(
-                kind,
-                labels,
-                resident.manifest,
-                _decode(plane, content_type, body) if kind is AnswerFormat.OVERLAY else None,
-            )
+            lambda: render(kind, labels, resident.manifest, lambda: _decode(plane, content_type, body))
         )
         return Response(content, media_type=kind.media_type, headers=version_headers(resident))
 
@@ -121,3 +145,23 @@ def _decode(plane: InferencePlane, content_type: str, body: bytes) -> NDArray[np
         return decode_image(content, max_bytes=most_bytes, max_pixels=most_pixels)
     except RefusedImage as error:
         raise refused(error) from error
+
+
+def _status(plane: InferencePlane) -> ServingStatus:
+    live, wanted = plane.slots.live, plane.follower.wanted
+    return ServingStatus(
+        ready=plane.ready,
+        problems=plane.dead,
+        version=live.version if live else None,
+        sha256=live.digest if live else None,
+        wanted=wanted.version if wanted else None,
+        wanted_by=wanted.by if wanted else None,
+        wanted_reason=wanted.reason if wanted else None,
+        resident=list(plane.slots.versions),
+        last_failure=plane.follower.failure,
+        queue_images=plane.batcher.depth,
+        queue_limit=plane.settings.serving.advanced.queue_images,
+        device=str(plane.device),
+        computes=live.forward.computes if live else None,
+        started=plane.started,
+    )

@@ -19,7 +19,7 @@ READ_ONLY = "the registry decides which version serves; use `mfmd promote` or `m
 
 def repository_routes(plane: InferencePlane) -> APIRouter:
     """Build the routes under `/v2/repository`."""
-    router = APIRouter(prefix="/v2/repository")
+    router = APIRouter(prefix="/repository")
 
     @router.post("/index", openapi_extra=INDEX_BODY, responses=problems(400, 408, 413, 415, protocol=True))
     async def index(request: Request) -> list[IndexEntry]:

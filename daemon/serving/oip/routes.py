@@ -5,9 +5,9 @@ one that served before it), so a client can compare the two.
 """
 
 from importlib.metadata import version as package_version
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from daemon.serving.api.answers import class_infos
 from daemon.serving.api.problems import problems
@@ -37,8 +37,8 @@ from daemon.serving.oip.tensors import format_infer, parse_infer
 from daemon.serving.plane import InferencePlane
 from daemon.serving.versions.slots import Resident
 
-MODEL_PATH = "/v2/models/{model}"
-VERSION_PATH = MODEL_PATH + "/versions/{version}"
+ONE_MODEL = ("/models/{model}", "/models/{model}/versions/{version}")
+"""Each route of the model has both prefixes."""
 PLATFORM = "pytorch"
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 INFER_BODY: dict[str, Any] = {
@@ -66,60 +66,59 @@ KNOWN = problems(404, protocol=True)
 
 def oip_routes(plane: InferencePlane) -> APIRouter:
     """Build the routes under `/v2`."""
-    router = APIRouter()
+    router = APIRouter(prefix="/v2")
     _add_server_routes(router, plane)
-    _add_metadata_routes(router, plane)
-    _add_infer_route(router, plane)
+    for prefix in ONE_MODEL:
+        router.include_router(_model_routes(plane), prefix=prefix)
     router.include_router(repository_routes(plane))
     return router
 
 
 def _add_server_routes(router: APIRouter, plane: InferencePlane) -> None:
-    @router.get("/v2", responses=problems(protocol=True))
+    @router.get("", responses=problems(protocol=True))
     async def server() -> ServerMetadata:
         """Server metadata."""
         return ServerMetadata(name="mfmd", version=package_version("mfmd"), extensions=[*EXTENSIONS])
 
-    @router.get("/v2/health/live", responses={503: {"model": ServerLive, "description": "A thread crashed."}})
+    @router.get("/health/live", responses={503: {"model": ServerLive, "description": "A thread crashed."}})
     async def live(response: Response) -> ServerLive:
         """200 while the process answers and its threads live, else 503."""
         alive = not plane.dead
         response.status_code = 200 if alive else 503
         return ServerLive(live=alive)
 
-    @router.get("/v2/health/ready", responses={503: {"model": ServerReady, "description": "Not ready."}})
+    @router.get("/health/ready", responses={503: {"model": ServerReady, "description": "Not ready."}})
     async def ready(response: Response) -> ServerReady:
         """200 once a version is loaded, else 503."""
         response.status_code = 200 if plane.ready else 503
         return ServerReady(ready=plane.ready)
 
 
-def _add_metadata_routes(router: APIRouter, plane: InferencePlane) -> None:
-    @router.get(MODEL_PATH, responses=KNOWN)
-    @router.get(VERSION_PATH, responses=KNOWN)
-    async def metadata(model: str, version: str | None = None) -> ModelMetadata:
+def _model_routes(plane: InferencePlane) -> APIRouter:
+    router = APIRouter()
+
+    async def check(model: str, version: str | None = None) -> int | None:
+        return _check(plane, model, version)
+
+    Number = Annotated[int | None, Depends(check)]
+
+    @router.get("", responses=KNOWN)
+    async def metadata(number: Number) -> ModelMetadata:
         """Metadata of the model, or of one version of it."""
-        number = _check(plane, model, version)
         if plane.slots.live is None:
             return _metadata(plane, None)
         with plane.slots.lease(number) as resident:
             return _metadata(plane, resident)
 
-    not_ready: dict[int | str, dict[str, Any]] = {503: {"model": ModelReady, "description": "Not ready."}}
-
-    @router.get(MODEL_PATH + "/ready", responses=KNOWN | not_ready)
-    @router.get(VERSION_PATH + "/ready", responses=KNOWN | not_ready)
-    async def model_ready(model: str, response: Response, version: str | None = None) -> ModelReady:
+    @router.get("/ready", responses=KNOWN | {503: {"model": ModelReady, "description": "Not ready."}})
+    async def model_ready(number: Number, response: Response) -> ModelReady:
         """200 if the model (that version of it) answers, 503 if not yet; 404 for an unknown model or version."""
-        _check(plane, model, version)
         response.status_code = 200 if plane.ready else 503
         return ModelReady(name=MODEL, ready=plane.ready)
 
-    @router.get(MODEL_PATH + "/config", responses=KNOWN)
-    @router.get(VERSION_PATH + "/config", responses=KNOWN)
-    async def config(model: str, version: str | None = None) -> ModelConfig:
+    @router.get("/config", responses=KNOWN)
+    async def config(number: Number) -> ModelConfig:
         """Return the model's configuration in Triton's words; the batch dimension is in `dims`."""
-        _check(plane, model, version)
         described = {"data_type": f"TYPE_{DATATYPE}"}
         return ModelConfig(
             name=MODEL,
@@ -129,40 +128,36 @@ def _add_metadata_routes(router: APIRouter, plane: InferencePlane) -> None:
             output=[{"name": OUTPUT, "dims": [-1, -1, -1], **described}],
         )
 
-
-def _add_infer_route(router: APIRouter, plane: InferencePlane) -> None:
-    @router.post(MODEL_PATH + "/infer", response_class=Response, openapi_extra=INFER_BODY, responses=INFERRED)
-    @router.post(VERSION_PATH + "/infer", response_class=Response, openapi_extra=INFER_BODY, responses=INFERRED)
-    async def infer(request: Request, model: str, version: str | None = None) -> Response:
+    @router.post("/infer", response_class=Response, openapi_extra=INFER_BODY, responses=INFERRED)
+    async def infer(number: Number, request: Request) -> Response:
         """Labels for a batch of images, all of one version."""
-        number = _check(plane, model, version)
         if plane.slots.live is None:
             raise NotReady
         plane.batcher.check_room()
         async with plane.bodies.read(request) as body:
             return await _infer(plane, number, body, request.headers.get(HEADER_LENGTH))
 
+    return router
+
 
 def _metadata(plane: InferencePlane, resident: Resident | None) -> ModelMetadata:
+    parameters = None
+    if resident is not None:
+        parameters = VersionParameters(
+            version=resident.version,
+            sha256=resident.digest,
+            created=resident.manifest.created,
+            input_height=resident.manifest.input_height,
+            input_width=resident.manifest.input_width,
+            classes=[entry.name for entry in class_infos(resident.manifest)],
+        )
     return ModelMetadata(
         name=MODEL,
         versions=[str(number) for number in plane.slots.versions],
         platform=PLATFORM,
         inputs=[TensorMetadata(name=INPUT, datatype=DATATYPE, shape=[-1, -1, -1, IMAGE_CHANNELS])],
         outputs=[TensorMetadata(name=OUTPUT, datatype=DATATYPE, shape=[-1, -1, -1])],
-        parameters=_parameters(resident) if resident else None,
-    )
-
-
-def _parameters(resident: Resident) -> VersionParameters:
-    height, width = resident.input_size
-    return VersionParameters(
-        version=resident.version,
-        sha256=resident.digest,
-        created=resident.manifest.created,
-        input_height=height,
-        input_width=width,
-        classes=[entry.name for entry in class_infos(resident.manifest)],
+        parameters=parameters,
     )
 
 

@@ -75,5 +75,5 @@ def test_sliding_windows_over_http(world: World) -> None:
         answer: httpx.Response = served.client.post("/v2/models/segmentation/infer", json={"inputs": [tensor]})
         labels = np.array(answer.json()["outputs"][0]["data"], np.uint8).reshape(3, 50, 120)
         np.testing.assert_array_equal(labels, np.stack([alone("slide", one) for one in pixels]))
-        warm = served.plane.batcher.served_sizes()
+        warm = served.plane.batcher.served_sizes
         assert (HEIGHT, WIDTH) in warm and all(size[0] <= HEIGHT and size[1] <= WIDTH for size in warm), "of windows"

@@ -1,7 +1,6 @@
 """Events of the registry's history, and the state of the registry that follows from them."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from storage.durable.record import parsed
@@ -15,7 +14,6 @@ UNSERVED = 2
 """Newest versions that retention keeps of each kind that never served: candidates, and versions of an operator."""
 
 
-@dataclass(frozen=True, slots=True)
 class RegistryState:
     """What serves, what served before, and the versions not to go back to, computed once from all events.
 
@@ -23,45 +21,29 @@ class RegistryState:
     so its version did not serve. Its other effects on the version count all the same, because somebody intended them.
     """
 
-    served: tuple[int, ...]
-    """Versions that served, oldest first; the last one serves. A promotion adds its version; a rollback removes
-    everything after its target."""
-    last_move: HistoryEvent | None
-    """The promotion or rollback after which the last one serves."""
-    rolled_back: frozenset[int]
-    """Versions that were rolled back and have not served since."""
-    turned_down: frozenset[int]
-    """Versions that the gate did not accept and that nobody has served since."""
-    verdicts: Mapping[int, str]
-    """The gate's last verdict on each version that it did not accept: `rejected` or `inconclusive`."""
-    added: frozenset[int]
-    """Versions whose addition is in the history."""
-    candidates: frozenset[int]
-    """Versions that a round made."""
-    never_served: frozenset[int]
-    """Added versions that never served. A version whose addition is not in the history counts as one that served."""
-
-    @classmethod
-    def from_events(cls, events: Iterable[HistoryEvent], serving: int | None = None) -> "RegistryState":
+    def __init__(self, events: Iterable[HistoryEvent], serving: int | None = None) -> None:
         """Compute the state from all events, oldest first; `serving` is the serving ref's version, None if unknown."""
         known = list(events)
         moves = _completed(known, serving)
-        rolled_back, turned_down, verdicts = _marked(known)
         added = {event.version: event.round for event in known if event.event == "added" and event.version is not None}
-        return cls(
-            served=_stack(moves, serving),
-            last_move=moves[-1] if moves else None,
-            rolled_back=rolled_back,
-            turned_down=turned_down,
-            verdicts=verdicts,
-            added=frozenset(added),
-            candidates=frozenset(version for version, made_by in added.items() if made_by),
-            never_served=frozenset(added) - {event.version for event in moves} - {event.previous for event in known},
-        )
+        self.served = _stack(moves, serving)
+        """Versions that served, oldest first; the last one serves. A promotion adds its version; a rollback removes
+        everything after its target."""
+        self.last_move = moves[-1] if moves else None
+        """The promotion or rollback after which the last one serves."""
+        self.rolled_back, self.turned_down, self.verdicts = _marked(known)
+        """Versions that were rolled back and have not served since; versions that the gate did not accept and that
+        nobody has served since; the gate's last verdict on each that it did not accept."""
+        self.added = frozenset(added)
+        """Versions whose addition is in the history."""
+        self.candidates = frozenset(version for version, made_by in added.items() if made_by)
+        """Versions that a round made."""
+        self.never_served = self.added - {event.version for event in moves} - {event.previous for event in known}
+        """Added versions that never served; a version whose addition the history lacks counts as one that served."""
 
     @property
     def serves_last(self) -> int | None:
-        """The version that serves, according to the history."""
+        """Return the version that serves, according to the history."""
         return self.served[-1] if self.served else None
 
     def previous(self, versions: Collection[int]) -> int | None:
@@ -112,7 +94,7 @@ def is_event(line: bytes) -> bool:
 
 
 def _completed(events: Iterable[HistoryEvent], serving: int | None) -> list[HistoryEvent]:
-    """Yield moves whose ref moved; the line after an interrupted one names the same version as before it.
+    """Return moves whose ref moved; the line after an interrupted one names the same version as before it.
 
     `serving`, which serves now, decides about the last move.
     """

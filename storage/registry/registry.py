@@ -46,7 +46,7 @@ class CheckpointRegistry(Versions):
         Raises StorageError when the ref cannot be read, or is missing although the history says that a version serves.
         """
         serving = self._refs.read("serving")
-        if serving is None and (lost := RegistryState.from_events(self.history()).serves_last) is not None:
+        if serving is None and (lost := RegistryState(self.history()).serves_last) is not None:
             raise StorageError(
                 f"{self.ref_path('serving')}: missing, but version {lost} was promoted; "
                 "stop `mfmd run`, then `mfmd check --repair` writes it again"
@@ -92,7 +92,7 @@ class CheckpointRegistry(Versions):
 
     def state(self) -> RegistryState:
         """Return what serves, served before, and was rolled back, from the history and the serving ref."""
-        return RegistryState.from_events(self.history(), self._version_named("serving"))
+        return RegistryState(self.history(), self._version_named("serving"))
 
     def set_shadow(self, version: int | None, *, by: str, reason: str, over: str | None = None) -> bool:
         """Run `version` in the shadow of the serving one on the inference planes; None ends that.
@@ -305,7 +305,7 @@ class CheckpointRegistry(Versions):
         """Write the line, then `previous`, then `serving`: between the refs the version left still serves."""
         events, left = self.history(), self.state().serves_last
         event = _event(how, version, by, reason, previous=left if left != version else None, round=round)
-        before = RegistryState.from_events([*events, event]).previous(self.versions())
+        before = RegistryState([*events, event]).previous(self.versions())
         with self._announced("serving", event):
             self._name_previous(before, by, reason)
             return self._refs.write("serving", version, by, reason)

@@ -29,8 +29,8 @@ def test_a_version_is_bad_until_somebody_makes_it_serve_again():
         ([move("rolled_back", 2, 1)], {1}),
         ([move("rejected", 4), move("added", 5)], {2}),
     ):
-        assert RegistryState.from_events([*events, *more]).rolled_back == bad
-    assert RegistryState.from_events([move("rolled_back", 1, None)]).rolled_back == set()
+        assert RegistryState([*events, *more]).rolled_back == bad
+    assert RegistryState([move("rolled_back", 1, None)]).rolled_back == set()
 
 
 @pytest.mark.parametrize(
@@ -54,26 +54,26 @@ def test_what_served_and_where_a_rollback_leads(
 ):
     events: list[HistoryEvent] = []
     for kind, version in moves:
-        events.append(move(kind, version, RegistryState.from_events(events).serves_last))
-    state = RegistryState.from_events(events)
+        events.append(move(kind, version, RegistryState(events).serves_last))
+    state = RegistryState(events)
     assert (state.served, state.previous(range(10))) == (served, previous)
     assert state.last_move == (events[-1] if events else None)
 
 
 def test_versions_that_are_gone_are_passed_over():
-    state = RegistryState.from_events([move("promoted", version) for version in (1, 2, 3, 4)])
+    state = RegistryState([move("promoted", version) for version in (1, 2, 3, 4)])
     assert state.previous([1, 4]) == 1
     assert state.previous([4]) is None
 
 
 def test_a_move_whose_line_is_lost_leaves_what_it_made_serve():
-    assert RegistryState.from_events([move("promoted", 1), move("promoted", 4, 3)]).served == (1, 3, 4)
-    assert RegistryState.from_events([move("rolled_back", 2, 3)]).served == (3, 2)
-    assert RegistryState.from_events([move("promoted", 1)], 5).served == (1, 5)
-    assert RegistryState.from_events([], 5).served == (5,)
+    assert RegistryState([move("promoted", 1), move("promoted", 4, 3)]).served == (1, 3, 4)
+    assert RegistryState([move("rolled_back", 2, 3)]).served == (3, 2)
+    assert RegistryState([move("promoted", 1)], 5).served == (1, 5)
+    assert RegistryState([], 5).served == (5,)
 
 
 def test_what_served_before_is_behind_and_nothing_else():
     events = [move("added", version) for version in (1, 2, 3, 4)] + [move("promoted", 1), move("promoted", 2, 1)]
-    state = RegistryState.from_events([*events, move("promoted", 3, 2), move("rolled_back", 2, 3)])
+    state = RegistryState([*events, move("promoted", 3, 2), move("rolled_back", 2, 3)])
     assert [version for version in range(1, 6) if state.is_behind(version)] == [1, 5], "5: its history is lost"

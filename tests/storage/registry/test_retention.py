@@ -46,12 +46,12 @@ IMPORTS = [("added", number) for number in (8, 9, 10)]
 def test_each_kind_is_counted_by_itself(
     protected: tuple[int, ...], lines: list[tuple[str, int]], keep: int, removed: list[int]
 ) -> None:
-    assert RegistryState.from_events(happened(*lines)).removable(range(1, 11), protected, keep) == removed
+    assert RegistryState(happened(*lines)).removable(range(1, 11), protected, keep) == removed
 
 
 def test_what_the_history_says_of_candidates() -> None:
     events = happened(*SERVED, *CANDIDATES, ("rejected", 4, 3), ("inconclusive", 5, 3), ("rolled_back", 4, 3))
-    state = RegistryState.from_events(events)
+    state = RegistryState(events)
     assert (state.never_served, state.candidates) == ({5, 6, 7}, {4, 5, 6, 7})
     assert state.verdicts == {4: "rejected", 5: "inconclusive"}
     assert state.turned_down == {5}, "an operator let 4 serve"
@@ -74,7 +74,7 @@ def test_moves_that_a_kill_cut_short() -> None:
         ([cut, ("rolled_back", 3, 4), again], 5, (1, 2, 3, 5)),
         ([cut, ("promoted", 7, 6)], 7, (1, 2, 3, 4, 6, 7)),  # a line between them was lost
     ):
-        assert RegistryState.from_events(happened(*SERVED, *lines), serving).served == served, (lines, serving)
+        assert RegistryState(happened(*SERVED, *lines), serving).served == served, (lines, serving)
 
 
 @pytest.fixture

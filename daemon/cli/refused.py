@@ -12,7 +12,7 @@ from daemon.exit_codes import ExitCode
 if TYPE_CHECKING:
     from configs.settings import Settings
     from daemon.ingest.refusals import Selection
-    from storage.buffer.catalog_records import RefusedFile
+    from storage.buffer.catalog_records import FileRecord
 
 refused_app = typer.Typer(no_args_is_help=True, help="List refused files and retry them.")
 
@@ -103,7 +103,7 @@ def _in_process(settings: "Settings", selection: "Selection") -> list[str]:
             catalog.close()
 
 
-def _entry(item: "RefusedFile") -> dict[str, Any]:
+def _entry(item: "FileRecord") -> dict[str, Any]:
     at = datetime.fromtimestamp(item.at, UTC).isoformat()
     return {
         "file": item.file.path, "reason": item.reason, "detail": item.detail, "refused_at": at, "digest": item.digest,

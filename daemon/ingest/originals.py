@@ -15,7 +15,7 @@ from daemon.runtime.logs import get_logger
 from daemon.watch.arrival import Arrival, look_at
 from daemon.watch.watcher import FolderScan
 from storage import durable
-from storage.buffer.catalog_records import FileFact, FileState
+from storage.buffer.catalog_records import FileFact, FileRecord
 from storage.durable.digest import digest_of
 
 SWEEP_SECONDS = 300.0
@@ -34,7 +34,7 @@ class Originals:
     """Moves and deletes files; belongs to one thread."""
 
     def __init__(
-        self, watch: WatchSettings, state_of: Callable[[FileFact], FileState | None], scan: FolderScan
+        self, watch: WatchSettings, state_of: Callable[[FileFact], FileRecord | None], scan: FolderScan
     ) -> None:
         """Prepare it: `state_of` returns the state of a file, None while that is open; `scan` lists the files."""
         self._watch, self._state_of, self._scan = watch, state_of, scan
@@ -75,7 +75,7 @@ class Originals:
             self._sweeping = None
         return self._sweeping is not None
 
-    def disposes_of(self, state: FileState) -> bool:
+    def disposes_of(self, state: FileRecord) -> bool:
         """Return whether a file of this state is moved or deleted."""
         return self._target(state) is not None or (state.state in STORED and self._watch.after_commit == "delete")
 
@@ -88,13 +88,13 @@ class Originals:
         except OSError as error:
             self._cannot(arrival.file.path, error)
 
-    def _target(self, state: FileState) -> Path | None:
+    def _target(self, state: FileRecord) -> Path | None:
         """Return the folder that a file of this state moves to; None when it does not move."""
         if state.state in STORED and self._watch.after_commit == "move":
             return self._watch.done_folder
         return self._watch.quarantine if state.state == "refused" else None
 
-    def _act(self, arrival: Arrival, state: FileState, folder: Path | None, *, as_read: bool) -> None:
+    def _act(self, arrival: Arrival, state: FileRecord, folder: Path | None, *, as_read: bool) -> None:
         if arrival.path.is_symlink():
             if state.state in STORED:  # its target is a file of the folder and goes its own way
                 durable.remove_file(arrival.path)
@@ -108,7 +108,7 @@ class Originals:
             target = durable.move_file(arrival.path, folder / arrival.file.path)
             log.info("original_moved", file=arrival.file.path, to=str(target))
 
-    def _is_still(self, arrival: Arrival, state: FileState, *, as_read: bool) -> bool:
+    def _is_still(self, arrival: Arrival, state: FileRecord, *, as_read: bool) -> bool:
         """Return whether the file matches the record: untouched since it was read, or of the same digest."""
         now = self._look(arrival)
         if now is None or now.file != arrival.file:

@@ -17,7 +17,7 @@ from daemon.errors import Stopping
 from daemon.watch.missing import quarantined
 from storage import durable
 from storage.buffer.catalog import Catalog
-from storage.buffer.catalog_records import FileFact, RefusedFile
+from storage.buffer.catalog_records import FileFact, FileRecord
 from storage.buffer.video_records import refused_videos
 
 ANSWER_SECONDS = 30.0
@@ -33,7 +33,7 @@ class Selection:
     reason: str | None = None
     """A reason code."""
 
-    def of(self, catalog: Catalog) -> list[RefusedFile]:
+    def of(self, catalog: Catalog) -> list[FileRecord]:
         """Return the files, newest refusal first."""
         found = catalog.refused(-1, reason=self.reason)
         return [item for item in found if not self.paths or item.file.path in self.paths]
@@ -99,7 +99,7 @@ def retry_videos(watch: WatchSettings, records: Path, selection: Selection) -> l
     return there
 
 
-def _bring_back(watch: WatchSettings, item: RefusedFile) -> None:
+def _bring_back(watch: WatchSettings, item: FileRecord) -> None:
     """Move a file out of the quarantine. Raises OSError, also (ELOOP) when a link of its path now leads elsewhere."""
     kept = quarantined(watch.quarantine, item.file) if watch.quarantine else None
     if kept is None:

@@ -4,7 +4,6 @@ It uses only SQLite, so a process that reads about frames without their pixels i
 """
 
 import json
-import os
 import sqlite3
 import threading
 import time
@@ -15,25 +14,26 @@ from pathlib import Path
 from typing import Any, Self
 
 from storage.buffer import catalog_schema
-from storage.buffer.catalog_records import CatalogCounts, FileFact, FileState, FrameRecord, HeldFrame, RefusedFile
+from storage.buffer.catalog_records import CatalogCounts, FileFact, FileRecord, FrameRecord
 from storage.errors import DurabilityLost, StorageError
+from storage.eviction.policy import Held
 
 COLUMNS = ", ".join(field.name for field in fields(FrameRecord))
 SELECT_FRAMES = f"SELECT {COLUMNS} FROM frames"
 
 
 class Catalog:
-    """One connection to the catalog; safe for several threads, reopened by itself in a forked child.
+    """One connection to the catalog; safe for several threads.
 
     At most one process writes (FrameBuffer holds the lock); any number read meanwhile.
     """
 
-    _failed: DurabilityLost | None
-
     def __init__(self, path: Path, *, writable: bool) -> None:
         self.path = path
         self.writable = writable
-        self._connect()
+        self._failed: DurabilityLost | None = None
+        self._lock = threading.RLock()
+        self._connection = catalog_schema.connect(path, writable=writable)
 
     @classmethod
     def open(cls, path: Path, *, writable: bool) -> Self:
@@ -42,30 +42,26 @@ class Catalog:
 
     def close(self) -> None:
         """Close the connection."""
-        if self._pid == os.getpid():
-            with self._lock:
-                self._connection.close()
+        with self._lock:
+            self._connection.close()
 
     def known(self, file: FileFact) -> bool:
         """Return whether exactly this file (path, size, mtime) was committed, a duplicate, skipped, or refused."""
-        rows = self._select("SELECT 1 FROM files WHERE path = ? AND size = ? AND mtime_ns = ?", astuple(file))
-        return bool(rows)
+        return self.state_of(file) is not None
 
     def knows_path(self, path: str) -> bool:
         """Return whether a file of this name was processed, whatever is there now."""
         return bool(self._select("SELECT 1 FROM files WHERE path = ?", (path,)))
 
-    def state_of(self, file: FileFact) -> FileState | None:
-        """Return the state of exactly this file (path, size, mtime); None when it is not known."""
-        rows = self._select(
-            "SELECT state, digest FROM files WHERE path = ? AND size = ? AND mtime_ns = ?", astuple(file)
-        )
-        return FileState(rows[0]["state"], rows[0]["digest"]) if rows else None
+    def state_of(self, file: FileFact) -> FileRecord | None:
+        """Return the record of exactly this file (path, size, mtime); None when it is not known."""
+        rows = self._select("SELECT * FROM files WHERE path = ? AND size = ? AND mtime_ns = ?", astuple(file))
+        return FileRecord(**dict(rows[0])) if rows else None
 
     def known_files(self) -> dict[str, FileFact]:
         """Return the processed fact of each path, for a rescan that stats only new names."""
         rows = self._select("SELECT path, size, mtime_ns FROM files")
-        return {row["path"]: FileFact(row["path"], row["size"], row["mtime_ns"]) for row in rows}
+        return {row["path"]: FileFact(*row) for row in rows}
 
     def has_digest(self, digest: str) -> bool:
         """Return whether an image of this content was ever committed; stays true after eviction."""
@@ -86,7 +82,7 @@ class Catalog:
         with self.transaction() as connection:
             note_file(connection, file, "duplicate", digest)
 
-    def refused(self, limit: int = 100, *, reason: str | None = None) -> list[RefusedFile]:
+    def refused(self, limit: int = 100, *, reason: str | None = None) -> list[FileRecord]:
         """Return the files refused last, newest first; only those for `reason`, if given.
 
         A negative limit means no limit.
@@ -98,16 +94,7 @@ class Catalog:
             "ORDER BY at DESC, path LIMIT ?",
             (reason, limit),
         )
-        return [
-            RefusedFile(
-                FileFact(row["path"], row["size"], row["mtime_ns"]),
-                row["reason"],
-                row["detail"],
-                row["at"],
-                row["digest"],
-            )
-            for row in rows
-        ]
+        return [FileRecord(**dict(row)) for row in rows]
 
     def forget_refusals(self, files: Iterable[FileFact]) -> None:
         """Remove, durably, the refusal of these files, so that they are ingested again. Other files stay known."""
@@ -135,13 +122,12 @@ class Catalog:
         """Return the slots that committed frames use."""
         return {row["slot"] for row in self._select("SELECT slot FROM frames")}
 
-    def held(self) -> list[HeldFrame]:
+    def held(self) -> list[Held]:
         """Return every committed frame in commit order, as eviction sees it."""
         rows = self._select(
-            "SELECT id, slot, digest, source, EXISTS (SELECT 1 FROM leases WHERE frame = id) AS leased "
-            "FROM frames ORDER BY id"
+            "SELECT id, digest, source, slot, EXISTS (SELECT 1 FROM leases WHERE frame = id) FROM frames ORDER BY id"
         )
-        return [HeldFrame(row[0], row[1], row[2], row[3], bool(row[4])) for row in rows]
+        return [Held(*row) for row in rows]
 
     def newest_id(self) -> int:
         """Return the id of the frame committed last, even if evicted: the number of frames ever committed."""
@@ -157,7 +143,7 @@ class Catalog:
         rows = self._select(
             "SELECT id, name, phash FROM frames WHERE source = ? ORDER BY id DESC LIMIT ?", (source, limit)
         )
-        return [(row[0], row[1], row[2]) for row in rows if row[2]]
+        return [tuple(row) for row in rows if row["phash"]]
 
     def nearest_capture(self, source: str, at: float, within: float) -> tuple[int, str, float] | None:
         """Return id, name and capture time of the source's frame captured nearest to `at` (Unix, seconds).
@@ -169,7 +155,7 @@ class Catalog:
             "ORDER BY ABS(captured_at - ?), id LIMIT 1",
             (source, at - within, at + within, at),
         )
-        return (rows[0][0], rows[0][1], rows[0][2]) if rows else None
+        return tuple(rows[0]) if rows else None
 
     def leased_frames(self) -> int:
         """Return how many frames are leased by any round."""
@@ -186,7 +172,6 @@ class Catalog:
 
     def backup(self, target: Path) -> None:
         """Write the catalog of this moment to `target`, which must not exist; not fsynced."""
-        self._after_fork()
         with self._lock, catalog_schema.translated(self.path), closing(sqlite3.connect(target)) as copy:
             self._connection.backup(copy)
 
@@ -204,7 +189,6 @@ class Catalog:
         """
         if not self.writable:
             raise StorageError(f"{self.path}: opened for reading only")
-        self._after_fork()
         with self._lock:
             if self._failed is not None:
                 raise DurabilityLost(f"{self._failed}; no more data is written to it") from self._failed
@@ -218,7 +202,6 @@ class Catalog:
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Run several statements that see one moment of the catalog."""
-        self._after_fork()
         with self._lock, catalog_schema.translated(self.path):
             self._connection.execute("BEGIN")
             try:
@@ -226,29 +209,9 @@ class Catalog:
             finally:
                 self._connection.execute("ROLLBACK")
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "writable": False}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.path, self.writable = state["path"], state["writable"]
-        self._connect()
-
     def _select(self, statement: str, values: Sequence[Any] | dict[str, Any] = ()) -> list[sqlite3.Row]:
-        self._after_fork()
         with self._lock, catalog_schema.translated(self.path):
             return self._connection.execute(statement, values).fetchall()
-
-    def _connect(self) -> None:
-        self._pid = os.getpid()
-        self._failed = None
-        self._lock = threading.RLock()
-        self._connection = catalog_schema.connect(self.path, writable=self.writable)
-
-    def _after_fork(self) -> None:
-        if self._pid != os.getpid():
-            catalog_schema.forget(self._connection)
-            self.writable = False  # the parent is the one writer
-            self._connect()
 
 
 def count_all(connection: sqlite3.Connection) -> CatalogCounts:
@@ -291,5 +254,4 @@ def note_file(
 
 def to_record(row: sqlite3.Row) -> FrameRecord:
     """Convert a row of `frames` to a record."""
-    values = {name: row[name] for name in row.keys()}  # noqa: SIM118 - iterating a Row gives values
-    return FrameRecord(**(values | {"holdout": bool(values["holdout"])}))
+    return FrameRecord(**(dict(row) | {"holdout": bool(row["holdout"])}))

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from storage.durable.record import Record
+
 SKIP_REASONS = ("near_duplicate", "too_close")
 """Stable codes, in the order in which they are checked; docs/reference/errors.md."""
 
@@ -16,6 +18,32 @@ class FileFact:
     """Bytes."""
     mtime_ns: int
     """Modification time (nanoseconds since the epoch)."""
+
+
+class FileRecord(Record):
+    """What became of one file."""
+
+    path: str
+    """Relative to the drop folder, posix."""
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    """Modification time (nanoseconds since the epoch)."""
+    state: str
+    """committed, duplicate, refused or skipped."""
+    reason: str = ""
+    """Stable reason of a refusal, for example `truncated`."""
+    detail: str = ""
+    """What was wrong with it."""
+    digest: str | None = None
+    """Hex SHA-256 of the file; None when it was not read to its end."""
+    at: float
+    """Unix time (seconds)."""
+
+    @property
+    def file(self) -> FileFact:
+        """The file as it was then."""
+        return FileFact(self.path, self.size, self.mtime_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,48 +78,6 @@ class FrameRecord:
     """Source label (camera) it came from; empty when there is none."""
     phash: str = ""
     """Perceptual hash of the image, 16 hex digits; empty for frames that are older than the column."""
-
-
-@dataclass(frozen=True, slots=True)
-class HeldFrame:
-    """Facts that decide whether a committed frame is evicted."""
-
-    id: int
-    """Ascending in commit order, never reused."""
-    slot: int
-    """Index into the zarr array."""
-    digest: str
-    """Hex SHA-256 of the file it came from."""
-    source: str
-    """Source label; empty when there is none."""
-    leased: bool
-    """Whether any round leases it."""
-
-
-@dataclass(frozen=True, slots=True)
-class RefusedFile:
-    """One file that was refused and has not changed since."""
-
-    file: FileFact
-    """The file."""
-    reason: str
-    """Stable reason, for example `truncated`."""
-    detail: str
-    """What was wrong with it."""
-    at: float
-    """Unix time (seconds)."""
-    digest: str | None = None
-    """Hex SHA-256 of the file; None when it was refused unread."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileState:
-    """State of one file."""
-
-    state: str
-    """committed, duplicate, refused or skipped."""
-    digest: str | None
-    """Hex SHA-256 of the file; None when it was not read."""
 
 
 @dataclass(frozen=True, slots=True)

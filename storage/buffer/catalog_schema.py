@@ -56,9 +56,6 @@ CREATE INDEX files_by_state ON files (state, reason);
 """
 """Converts schema 1 to schema 2, in one transaction, when a writer opens the catalog."""
 
-_inherited: list[sqlite3.Connection] = []
-"""Connections inherited through a fork. They must neither be used nor closed there (sqlite.org/howtocorrupt)."""
-
 
 def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
     """Open the catalog; a writer creates it if it is missing.
@@ -80,11 +77,6 @@ def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
             connection.close()
             raise
     return connection
-
-
-def forget(connection: sqlite3.Connection) -> None:
-    """Set aside a connection that was inherited through a fork."""
-    _inherited.append(connection)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.buffer import BufferSettings
+from storage import durable
 from storage.buffer.catalog import Catalog
 from storage.buffer.frames import FrameBuffer
 from storage.errors import StorageError
@@ -49,5 +50,4 @@ def compact_buffer(layout: StateLayout, settings: BufferSettings, find_missing: 
 
 
 def _size(catalog: Path) -> int:
-    files = (catalog, catalog.with_name(f"{catalog.name}-wal"))
-    return sum(path.stat().st_size for path in files if path.exists())
+    return durable.size_of(catalog) + durable.size_of(catalog.with_name(f"{catalog.name}-wal"))

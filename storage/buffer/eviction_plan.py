@@ -6,13 +6,12 @@ that deletes and inserts. A leased frame never leaves.
 
 import errno
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 from configs.buffer import BufferSettings
+from storage import durable
 from storage.buffer.catalog import Catalog
-from storage.buffer.catalog_records import HeldFrame
 from storage.buffer.pixel_array import PixelArray
 from storage.errors import BufferFull
 from storage.eviction.policy import Eviction, Held
@@ -39,13 +38,9 @@ class ShardSizes:
     def note(self, slots: Iterable[int]) -> None:
         """Measure shards that were written or removed."""
         for slot in slots:
-            self.total -= self._bytes.pop(slot, 0)
-            try:
-                size = blocks(self._array.shard_path(slot).stat().st_size)
-            except FileNotFoundError:
-                continue
+            size = blocks(durable.size_of(self._array.shard_path(slot)))
+            self.total += size - self._bytes.get(slot, 0)
             self._bytes[slot] = size
-            self.total += size
 
     def of(self, slots: Iterable[int]) -> int:
         """Return the bytes of these shards."""
@@ -61,7 +56,7 @@ def blocks(size: int) -> int:
 class EvictionPlan:
     """Frames that leave with one commit group."""
 
-    held: Sequence[HeldFrame]
+    held: Sequence[Held]
     """The frames of the buffer, in commit order."""
     fresh: Sequence[Held]
     """The new ones."""
@@ -69,7 +64,7 @@ class EvictionPlan:
     """Ids of the frames that leave; a new one among them is committed and never stored."""
 
     @property
-    def victims(self) -> list[HeldFrame]:
+    def victims(self) -> list[Held]:
         """Return the frames of the buffer that leave."""
         return [frame for frame in self.held if frame.id in self.gone]
 
@@ -80,8 +75,7 @@ class EvictionPlan:
 
     def of(self, source: str) -> set[int]:
         """Return the frames of one source, old and new."""
-        old = {frame.id for frame in self.held if frame.source == source}
-        return old | {frame.id for frame in self.fresh if frame.source == source}
+        return {frame.id for frame in (*self.held, *self.fresh) if frame.source == source}
 
     def movable(self) -> set[int]:
         """Return frames of the buffer that may leave and do not yet."""
@@ -91,25 +85,21 @@ class EvictionPlan:
         """Return new frames that do not leave yet."""
         return {frame.id for frame in self.fresh} - self.gone
 
-    def take(self, policy: Eviction, count: int, may_leave: Collection[int]) -> None:
-        """Mark `count` more of `may_leave`, or all of them, as leaving."""
-        if count > 0:
-            self.gone.update(islice(policy.order(self._staying(), may_leave), count))
+    def take(
+        self, policy: Eviction, amount: int, may_leave: Collection[int], sizes: Mapping[int, int] | None = None
+    ) -> int:
+        """Mark frames of `may_leave` as leaving until they are `amount`; return how much is still missing.
 
-    def take_bytes(self, policy: Eviction, size: int, may_leave: Collection[int], sizes: dict[int, int]) -> int:
-        """Mark frames of `may_leave` as leaving until they are `size` bytes; return the bytes still missing."""
-        if size > 0:
-            for frame in policy.order(self._staying(), may_leave):
+        It counts frames, or bytes where `sizes` has those of each frame.
+        """
+        if amount > 0:
+            staying = [frame for frame in (*self.held, *self.fresh) if frame.id not in self.gone]
+            for frame in policy.order(staying, may_leave):
                 self.gone.add(frame)
-                size -= sizes[frame]
-                if size <= 0:
+                amount -= 1 if sizes is None else sizes[frame]
+                if amount <= 0:
                     break
-        return size
-
-    def _staying(self) -> list[Held]:
-        return [_seen(frame) for frame in self.held if frame.id not in self.gone] + [
-            frame for frame in self.fresh if frame.id not in self.gone
-        ]
+        return amount
 
 
 class EvictionPlanner:
@@ -181,14 +171,14 @@ class EvictionPlanner:
         return above
 
     def _fit_bytes(self, plan: EvictionPlan, size: int, written: dict[int, int]) -> None:
-        if plan.take_bytes(self._policy, size, *self._sized(plan, written)) > 0:
+        if plan.take(self._policy, size, *self._sized(plan, written)) > 0:
             raise self._full()
 
     def _replace(self, plan: EvictionPlan, written: dict[int, int]) -> int:
         """Evict as many bytes as come; return how many are missing."""
         come = self._sizes.of(slot for frame, slot in written.items() if frame not in plan.gone)
         gone = self._sizes.of(frame.slot for frame in plan.victims)
-        return plan.take_bytes(self._policy, come - gone, *self._sized(plan, written))
+        return plan.take(self._policy, come - gone, *self._sized(plan, written))
 
     def _sized(self, plan: EvictionPlan, written: dict[int, int]) -> tuple[set[int], dict[int, int]]:
         slots = {frame.id: frame.slot for frame in plan.held} | written
@@ -213,12 +203,3 @@ class EvictionPlanner:
             f"{self._catalog.leased_frames()} frames of {self._settings.capacity_frames}{limit}; "
             "wait for the round to end, or raise buffer.capacity_frames or buffer.max_bytes"
         )
-
-
-def newcomers(frames: Iterable[tuple[str, str]], after: int) -> list[Held]:
-    """Return new frames (digest, source) as a policy sees them; `after` is the newest number ever committed."""
-    return [Held(after + place, digest, source) for place, (digest, source) in enumerate(frames, 1)]
-
-
-def _seen(frame: HeldFrame) -> Held:
-    return Held(frame.id, frame.digest, frame.source)

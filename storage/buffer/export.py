@@ -1,13 +1,14 @@
 """Export frames as image files with an index, for labelling and for other tools."""
 
 import io
+import json
 import shutil
 import tarfile
 import uuid
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,6 @@ from storage import durable
 from storage.buffer.catalog_records import FrameRecord
 from storage.buffer.frames import FrameBuffer
 from storage.durable.permissions import shared_files
-from storage.durable.record import Record
 from storage.errors import FrameEvicted, FramesRefused
 
 Format = Literal["png", "jpeg", "webdataset"]
@@ -26,35 +26,6 @@ JPEG_QUALITY = 95
 """Pillow's quality, with full colour resolution."""
 SHARD_FRAMES = 1000
 """Frames in one tar of a WebDataset."""
-
-
-class ExportedFrame(Record):
-    """One line of `index.jsonl`."""
-
-    file: str
-    """Image file, relative to the folder; in a WebDataset `TAR/NAME`."""
-    frame: int
-    """Number of the frame."""
-    name: str
-    """The file it came from, relative to the drop folder."""
-    digest: str
-    """Hex SHA-256 of that file."""
-    source: str
-    """Source label (camera)."""
-    captured_at: float
-    """Unix time (seconds)."""
-    committed_at: float
-    """Unix time (seconds)."""
-    height: int
-    """Height of the exported image (pixels): the part of the frame that holds image."""
-    width: int
-    """Width of the exported image (pixels)."""
-    source_height: int
-    """Height of the image in its own file (pixels)."""
-    source_width: int
-    """Width of the image in its own file (pixels)."""
-    holdout: bool
-    """Whether rounds never train on it."""
 
 
 @shared_files()
@@ -91,8 +62,8 @@ def _check_target(target: Path) -> None:
 
 
 def _write(buffer: FrameBuffer, records: Sequence[FrameRecord], folder: Path, format: Format) -> int:
-    count = 0
-    with (folder / INDEX).open("w", encoding="utf-8") as index, closing(_Tars(folder)) as tars:
+    count, shard = 0, ""
+    with (folder / INDEX).open("w", encoding="utf-8") as index, ExitStack() as tars:
         for record in records:
             try:
                 pixels = buffer.read(record)[: record.valid_height, : record.valid_width]
@@ -101,11 +72,15 @@ def _write(buffer: FrameBuffer, records: Sequence[FrameRecord], folder: Path, fo
             name = f"{record.id:08d}.{'png' if format == 'png' else 'jpg'}"
             line, data = _line(record, name), _encoded(pixels, format)
             if format == "webdataset":
-                tar = tars.add(count, name, data, line)
-                line = line.model_copy(update={"file": f"{tar}/{name}"})
+                if count % SHARD_FRAMES == 0:
+                    tars.close()
+                    shard = f"frames-{count // SHARD_FRAMES:06d}.tar"
+                    tar = tars.enter_context(tarfile.TarFile(folder / shard, "w"))
+                _add(tar, line, data)
+                line["file"] = f"{shard}/{name}"
             else:
                 (folder / name).write_bytes(data)
-            index.write(line.model_dump_json() + "\n")
+            index.write(_json(line) + "\n")
             count += 1
     return count
 
@@ -119,42 +94,31 @@ def _encoded(pixels: NDArray[np.uint8], format: Format) -> bytes:
     return data.getvalue()
 
 
-def _line(record: FrameRecord, file: str) -> ExportedFrame:
-    return ExportedFrame(
-        file=file,
-        frame=record.id,
-        name=record.name,
-        digest=record.digest,
-        source=record.source,
-        captured_at=record.captured_at,
-        committed_at=record.committed_at,
-        height=record.valid_height,
-        width=record.valid_width,
-        source_height=record.source_height,
-        source_width=record.source_width,
-        holdout=record.holdout,
-    )
+def _line(record: FrameRecord, file: str) -> dict[str, Any]:
+    """Return a line of the index; sizes are of the exported image and of the image in its own file (pixels)."""
+    return {
+        "file": file,
+        "frame": record.id,
+        "name": record.name,
+        "digest": record.digest,
+        "source": record.source,
+        "captured_at": record.captured_at,
+        "committed_at": record.committed_at,
+        "height": record.valid_height,
+        "width": record.valid_width,
+        "source_height": record.source_height,
+        "source_width": record.source_width,
+        "holdout": record.holdout,
+    }
 
 
-class _Tars:
-    """Tar files of `SHARD_FRAMES` frames each: an image and its JSON beside it under one key (webdataset's layout)."""
+def _json(line: dict[str, Any]) -> str:
+    return json.dumps(line, ensure_ascii=False, separators=(",", ":"))
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._open = folder, ""
-        self._tar: tarfile.TarFile | None = None
 
-    def add(self, number: int, name: str, image: bytes, line: ExportedFrame) -> str:
-        wanted = f"frames-{number // SHARD_FRAMES:06d}.tar"
-        if wanted != self._open or self._tar is None:
-            self.close()
-            self._tar, self._open = tarfile.TarFile(self._folder / wanted, "w"), wanted
-        for file, data in ((name, image), (f"{Path(name).stem}.json", line.model_dump_json().encode())):
-            entry = tarfile.TarInfo(file)
-            entry.size, entry.mtime = len(data), int(line.captured_at)
-            self._tar.addfile(entry, io.BytesIO(data))
-        return wanted
-
-    def close(self) -> None:
-        if self._tar is not None:
-            self._tar.close()
-            self._tar = None
+def _add(tar: tarfile.TarFile, line: dict[str, Any], image: bytes) -> None:
+    """Add an image and its JSON, under one key (the layout of webdataset)."""
+    for file, data in ((line["file"], image), (f"{Path(line['file']).stem}.json", _json(line).encode())):
+        entry = tarfile.TarInfo(file)
+        entry.size, entry.mtime = len(data), int(line["captured_at"])
+        tar.addfile(entry, io.BytesIO(data))

@@ -72,21 +72,19 @@ def open_array(layout: StateLayout, settings: BufferSettings, *, writable: bool)
         if not writable:
             raise StorageError(f"{layout.buffer}: no frame buffer yet; `mfmd run` creates it")
         _create(layout, settings)
-    array = PixelArray(layout.frames_zarr, ARRAY, writable=writable)
+    array = PixelArray(layout.frames_zarr, ARRAY)
     _compare(layout, array, settings)
     if writable:
         _check_catalog(layout, array)
     slots = _slots(settings)
     if writable and array.shape[0] < slots:
-        durable.fsync_file(array.grow(slots))
-        durable.fsync_directory(array.folder)
+        array.grow(slots)
     return array
 
 
 def _check_catalog(layout: StateLayout, array: PixelArray) -> None:
     """Refuse to write pixels without a catalog: they would count as leftovers of a crash and be removed."""
-    there = layout.catalog.exists() and layout.catalog.stat().st_size > 0
-    if not there and array.shard_indices():
+    if not durable.size_of(layout.catalog) and array.shard_indices():
         raise CorruptBuffer(
             f"{layout.catalog} is missing, but {array.folder} holds pixels: restore it from a backup, "
             f"or remove {layout.buffer} and start with an empty buffer"
@@ -122,12 +120,14 @@ def _create(layout: StateLayout, settings: BufferSettings) -> None:
 
 
 def _compare(layout: StateLayout, array: PixelArray, settings: BufferSettings) -> None:
-    found = array.attributes
-    wanted = {"height": settings.height, "width": settings.width, "advanced.tile": settings.advanced.tile}
-    there = {"height": found.get("frame_height"), "width": found.get("frame_width"), "advanced.tile": found.get("tile")}
-    for name, value in wanted.items():
-        if there[name] != value:
+    for name, attribute, wanted in (
+        ("height", "frame_height", settings.height),
+        ("width", "frame_width", settings.width),
+        ("advanced.tile", "tile", settings.advanced.tile),
+    ):
+        found = array.attributes.get(attribute)
+        if found != wanted:
             raise BufferMismatch(
-                f"{layout.frames_zarr}: made with buffer.{name} {there[name]}, the configuration says {value}; "
+                f"{layout.frames_zarr}: made with buffer.{name} {found}, the configuration says {wanted}; "
                 f"set it back, resize the buffer (`mfmd buffer resize`), or remove {layout.buffer} to start empty"
             )

@@ -11,20 +11,17 @@ disk evicts nothing. `eviction/` decides which frames leave.
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from pathlib import Path
-
-import numpy as np
 
 from configs.buffer import BufferSettings
 from storage import durable
 from storage.buffer.catalog import Catalog, note_file
 from storage.buffer.catalog_records import FileFact, FrameRecord
-from storage.buffer.eviction_plan import EvictionPlan, EvictionPlanner, ShardSizes, newcomers
+from storage.buffer.eviction_plan import EvictionPlan, EvictionPlanner, ShardSizes
 from storage.buffer.pixel_array import PixelArray
 from storage.errors import CorruptBuffer, DurabilityLost
-from storage.eviction.policy import Eviction
+from storage.eviction.policy import Eviction, Held
 from storage.failpoints import step
 from storage.media.images import FittedFrame, crc32_of
 
@@ -89,18 +86,12 @@ class FrameWriter:
         self._recover()
         self._planner = EvictionPlanner(catalog, settings, eviction, self._sizes)
 
-    @property
-    def bytes_on_disk(self) -> int:
-        """Return the bytes of the frames' files."""
-        return self._sizes.total
-
     def append(self, frames: Sequence[NewFrame], *, grow: bool = True) -> list[FrameRecord]:
         """Commit frames in as few groups as slots allow. See `FrameBuffer.append`."""
-        self._check(frames)
-        if not frames:
-            return []
-        size = self._planner.group_size(group_frames(self._settings))
+        if self._failed is not None:
+            raise DurabilityLost(f"{self._failed}; this buffer accepts no more frames") from self._failed
         stored: list[FrameRecord] = []
+        size = self._planner.group_size(group_frames(self._settings))
         for start in range(0, len(frames), size):
             stored += self._append_group(frames[start : start + size], grow)
         return stored
@@ -110,7 +101,9 @@ class FrameWriter:
         fresh, doubles = self._sorted_out(frames)
         if fresh and self._planner.too_large(len(fresh)):
             self._shrink()
-        coming = newcomers(((new.digest, new.source) for new in fresh), self._catalog.newest_id())
+        coming = [
+            Held(number, new.digest, new.source) for number, new in enumerate(fresh, self._catalog.newest_id() + 1)
+        ]
         plan = self._planner.plan_for_count(coming)
         written = {seen.id: new for seen, new in zip(coming, fresh, strict=True) if seen.id not in plan.gone}
         slots = dict(zip(written, self._free_slots(len(written)), strict=True))
@@ -151,15 +144,6 @@ class FrameWriter:
         used = self._catalog.slots()
         return list(islice((slot for slot in range(self._array.shape[0]) if slot not in used), count))
 
-    def _check(self, frames: Sequence[NewFrame]) -> None:
-        if self._failed is not None:
-            raise DurabilityLost(f"{self._failed}; this buffer accepts no more frames") from self._failed
-        expected = (self._settings.height, self._settings.width, 3)
-        for new in frames:
-            pixels = new.frame.pixels
-            if pixels.shape != expected or pixels.dtype != np.uint8:
-                raise ValueError(f"{new.file.path}: {pixels.dtype} {pixels.shape}, the buffer holds uint8 {expected}")
-
     def _sorted_out(self, frames: Sequence[NewFrame]) -> tuple[list[NewFrame], list[NewFrame]]:
         """Return frames with new content, and the others."""
         fresh: dict[str, NewFrame] = {}
@@ -173,7 +157,12 @@ class FrameWriter:
 
     def _write(self, frames: Mapping[int, NewFrame]) -> None:
         """Write shards to the disk, by slot, fsynced."""
-        paths = [self._write_one(slot, new) for slot, new in frames.items()]
+        paths = [
+            self._array.write(slot, new.frame.pixels)
+            if new.packed is None
+            else self._array.write_packed(slot, new.packed.shard)
+            for slot, new in frames.items()
+        ]
         if paths:
             step("frames.written")
             durable.fsync_files(paths)
@@ -181,11 +170,6 @@ class FrameWriter:
             durable.fsync_directory(self._array.folder)
             step("frames.folder_synced")
         self._sizes.note(frames)
-
-    def _write_one(self, slot: int, new: NewFrame) -> Path:
-        if new.packed is None:
-            return self._array.write(slot, new.frame.pixels)
-        return self._array.write_packed(slot, new.packed.shard)
 
     def _record(self, new: NewFrame, slot: int) -> FrameRecord:
         return FrameRecord(
@@ -238,12 +222,9 @@ def _delete(connection: sqlite3.Connection, frames: Iterable[int]) -> None:
 
 
 def _insert(connection: sqlite3.Connection, record: FrameRecord) -> FrameRecord:
-    names = [field.name for field in fields(FrameRecord) if field.name != "id"]
-    marks = ", ".join("?" for _ in names)
-    row = connection.execute(
-        f"INSERT INTO frames ({', '.join(names)}) VALUES ({marks})",
-        [getattr(record, name) for name in names],
-    )
+    values = asdict(record)
+    del values["id"]
+    row = connection.execute(f"INSERT INTO frames ({', '.join(values)}) VALUES (:{', :'.join(values)})", values)
     assert row.lastrowid is not None
     connection.execute("INSERT INTO digests (digest, frame) VALUES (?, ?)", (record.digest, row.lastrowid))
     return replace(record, id=row.lastrowid)

@@ -1,9 +1,10 @@
 """The buffer of target frames: pixels in zarr slots, the catalog decides. `frame_writer.py` writes it."""
 
 import threading
-from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
-from typing import Any, NoReturn, Self
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from storage.buffer import files as buffer_files
 from storage.buffer.catalog import Catalog, to_record
 from storage.buffer.catalog_records import FrameRecord
 from storage.buffer.frame_writer import FrameWriter, NewFrame, Packed, is_holdout
-from storage.buffer.observations import embedding_reader
+from storage.buffer.observations import read_embeddings
 from storage.errors import CorruptBuffer, FrameEvicted, StorageError
 from storage.eviction.build import build_eviction
 from storage.layout import StateLayout
@@ -23,13 +24,13 @@ __all__ = ["FrameBuffer", "FrameRecord", "NewFrame", "Packed", "is_holdout"]
 
 
 class FrameBuffer:
-    """The frame buffer of a state directory. One process writes; any number read meanwhile, also forked ones."""
+    """The frame buffer of a state directory. One process writes; any number read meanwhile."""
 
     catalog: Catalog
     """The catalog: committed frames, and refused files with their reasons."""
 
     def __init__(self, layout: StateLayout, settings: BufferSettings, *, writable: bool) -> None:
-        self._layout, self._settings = layout, settings
+        self._layout = layout
         self._writing = threading.RLock()
         with ExitStack() as opened:
             if writable:
@@ -37,7 +38,8 @@ class FrameBuffer:
             self._array = buffer_files.open_array(layout, settings, writable=writable)
             self.catalog = Catalog.open(layout.catalog, writable=writable)
             opened.callback(self.catalog.close)
-            self._writer = self._make_writer() if writable else None
+            policy = build_eviction(settings, partial(read_embeddings, layout))
+            self._writer = FrameWriter(self._array, self.catalog, settings, policy) if writable else None
             self._resources = opened.pop_all()
 
     @classmethod
@@ -83,21 +85,15 @@ class FrameBuffer:
         """Pack a frame for `append`; may be called from any thread. Raises ValueError for one of another size."""
         return Packed(self._array.pack(frame.pixels), crc32_of(frame.pixels))
 
-    @property
-    def bytes_on_disk(self) -> int:
-        """Return the bytes of the frames' files, in whole blocks of 4096; only for the writer. Raises StorageError."""
-        if self._writer is None:
-            raise StorageError(f"{self._layout.buffer}: opened for reading only")
-        return self._writer.bytes_on_disk
-
     def read(self, record: FrameRecord) -> NDArray[np.uint8]:
         """Return the pixels of a frame, [H, W, 3] RGB.
 
         Raises CorruptBuffer when they do not match their checksum, FrameEvicted when the frame was evicted.
         """
-        pixels = self._get(record, lambda: self._array.read(record.slot))
-        if crc32_of(pixels) != record.crc32:
-            self._lost(record, f"{self._array.shard_path(record.slot)}: pixels do not match their checksum")
+        with self._explained(record):
+            pixels = self._array.read(record.slot)
+            if crc32_of(pixels) != record.crc32:
+                raise CorruptBuffer(f"{self._array.shard_path(record.slot)}: pixels do not match their checksum")
         return pixels
 
     def read_crop(self, record: FrameRecord, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
@@ -105,9 +101,10 @@ class FrameBuffer:
 
         Raises ValueError for a crop that leaves the frame, and what `read` raises.
         """
-        pixels = self._get(record, lambda: self._array.read_crop(record.slot, top, left, height, width))
+        with self._explained(record):
+            pixels = self._array.read_crop(record.slot, top, left, height, width)
         if not self.catalog.holds(record):  # then the slot may already hold another frame
-            self._lost(record)
+            raise _evicted(record)
         return pixels
 
     def records(self, *, ids: Collection[int] | None = None, holdout: bool | None = None) -> list[FrameRecord]:
@@ -139,25 +136,16 @@ class FrameBuffer:
         """Return the rounds that lease frames. At the start of the daemon these are rounds that a crash interrupted."""
         return self.catalog.leases()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"layout": self._layout, "settings": self._settings}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["layout"], state["settings"], writable=False)  # type: ignore[misc]
-
-    def _make_writer(self) -> FrameWriter:
-        return FrameWriter(
-            self._array, self.catalog, self._settings, build_eviction(self._settings, embedding_reader(self._layout))
-        )
-
-    def _get(self, record: FrameRecord, read: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    @contextmanager
+    def _explained(self, record: FrameRecord) -> Iterator[None]:
+        """Say why a frame could not be read: it was evicted meanwhile, or its bytes are damaged."""
         try:
-            return read()
+            yield
         except CorruptBuffer as error:
-            self._lost(record, str(error), error)
+            if not self.catalog.holds(record):
+                raise _evicted(record) from error
+            raise CorruptBuffer(f"frame {record.id} ({record.name}): {error}") from error
 
-    def _lost(self, record: FrameRecord, message: str = "", cause: Exception | None = None) -> NoReturn:
-        """Return why a frame could not be read: it was evicted meanwhile, or its bytes are damaged."""
-        if not self.catalog.holds(record):
-            raise FrameEvicted(f"frame {record.id} ({record.name}) was evicted from the buffer") from cause
-        raise CorruptBuffer(f"frame {record.id} ({record.name}): {message}") from cause
+
+def _evicted(record: FrameRecord) -> FrameEvicted:
+    return FrameEvicted(f"frame {record.id} ({record.name}) was evicted from the buffer")

@@ -1,15 +1,11 @@
 """Describe content and size of the frame buffer, also beside a running daemon."""
 
-import os
 from contextlib import closing
 from pathlib import Path
-from typing import Any
-
-from pydantic import Field
 
 from configs.buffer import BufferSettings
+from storage import durable
 from storage.buffer.catalog import Catalog, count_all
-from storage.buffer.catalog_records import CatalogCounts
 from storage.buffer.eviction_plan import blocks
 from storage.buffer.files import ARRAY
 from storage.buffer.lost import lost_frames
@@ -44,9 +40,9 @@ class BufferInfo(Record):
     """Capture time of the oldest frame (Unix, seconds)."""
     newest: float | None
     """Capture time of the newest frame (Unix, seconds)."""
-    sources: dict[str, int] = Field(default_factory=dict)
+    sources: dict[str, int]
     """Frames by source label."""
-    leases: dict[int, int] = Field(default_factory=dict)
+    leases: dict[int, int]
     """Number of leased frames by round."""
     committed_total: int
     """Frames ever committed."""
@@ -58,8 +54,12 @@ class BufferInfo(Record):
 
 def buffer_info(layout: StateLayout, settings: BufferSettings) -> BufferInfo:
     """Describe the buffer now. Raises StorageError when there is none, CorruptBuffer when it cannot be read."""
-    counts, tables = _read_catalog(layout.catalog)
-    array = PixelArray(layout.frames_zarr, ARRAY, writable=False)
+    with closing(Catalog.open(layout.catalog, writable=False)) as catalog, catalog.reading() as connection:
+        counts = count_all(connection)
+        oldest, newest = connection.execute("SELECT MIN(captured_at), MAX(captured_at) FROM frames").fetchone()
+        sources = connection.execute("SELECT source, COUNT(*) FROM frames GROUP BY source ORDER BY source").fetchall()
+        leases = connection.execute("SELECT round, COUNT(*) FROM leases GROUP BY round ORDER BY round").fetchall()
+    array = PixelArray(layout.frames_zarr, ARRAY)
     tile = array.attributes.get("tile")
     if tile is None:
         raise CorruptBuffer(
@@ -75,36 +75,16 @@ def buffer_info(layout: StateLayout, settings: BufferSettings) -> BufferInfo:
         pixel_bytes=_bytes(layout.frames_zarr / ARRAY, "c."),
         catalog_bytes=_bytes(layout.buffer, "catalog.") + _bytes(layout.buffer, "observations."),
         max_bytes=settings.max_bytes,
+        oldest=oldest,
+        newest=newest,
+        sources=dict(map(tuple, sources)),
+        leases=dict(map(tuple, leases)),
         committed_total=counts.committed_total,
         evicted_total=counts.evicted_total,
         lost_total=len(lost_frames(layout)),
-        **tables,
     )
 
 
-def _read_catalog(path: Path) -> tuple[CatalogCounts, dict[str, Any]]:
-    """Read totals and tables, all of one moment."""
-    with closing(Catalog.open(path, writable=False)) as catalog, catalog.reading() as connection:
-        oldest, newest = connection.execute("SELECT MIN(captured_at), MAX(captured_at) FROM frames").fetchone()
-        sources = connection.execute("SELECT source, COUNT(*) FROM frames GROUP BY source ORDER BY source")
-        leases = connection.execute("SELECT round, COUNT(*) FROM leases GROUP BY round ORDER BY round")
-        tables = {
-            "oldest": oldest,
-            "newest": newest,
-            "sources": dict(map(tuple, sources)),
-            "leases": dict(map(tuple, leases)),
-        }
-        return count_all(connection), tables
-
-
 def _bytes(folder: Path, prefix: str) -> int:
-    """Return the disk space of the files in `folder` with these prefixes; files may vanish meanwhile (bytes)."""
-    total = 0
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(prefix):
-                try:
-                    total += blocks(entry.stat().st_size)
-                except FileNotFoundError:
-                    continue
-    return total
+    """Return the disk space of the files in `folder` with this prefix; files may vanish meanwhile (bytes)."""
+    return sum(blocks(durable.size_of(path)) for path in folder.glob(f"{prefix}*"))

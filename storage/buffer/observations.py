@@ -7,11 +7,11 @@ writer, the observer; any number of readers. A frame without a row is a valid fr
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,9 +80,7 @@ class Observations:
             raise StorageError(f"{path}: no observations yet; `mfmd observe` (started by `mfmd run`) creates the file")
         uri = f"{path.absolute().as_uri()}?mode={'rwc' if writable else 'ro'}"
         with self._translated():
-            self._connection = sqlite3.connect(
-                uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
+            self._connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, check_same_thread=False)
             try:
                 self._prepare(writable)
             except BaseException:
@@ -120,15 +118,10 @@ class Observations:
             )
             for item in observations
         ]
-        marks = ", ".join("?" for _ in range(8))
-        with self._lock, self._translated():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                self._connection.executemany(f"INSERT OR REPLACE INTO observations ({COLUMNS}) VALUES ({marks})", rows)
-                self._connection.execute("COMMIT")
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
+        with self._lock, self._translated(), self._connection:
+            self._connection.executemany(
+                f"INSERT OR REPLACE INTO observations ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows
+            )
 
     def damage(self) -> str:
         """Return what SQLite finds wrong with the file; empty when nothing. Raises StorageError when unreadable."""
@@ -146,26 +139,17 @@ class Observations:
     def forget_all_but(self, frames: Collection[int]) -> int:
         """Remove observations of evicted frames; return how many."""
         gone = self.observed() - set(frames)
-        with self._lock, self._translated():
+        with self._lock, self._translated(), self._connection:
             self._connection.executemany("DELETE FROM observations WHERE frame = ?", [(frame,) for frame in gone])
         return len(gone)
 
     def get(self, frames: Collection[int]) -> list[Observation]:
         """Return observations of these frames, by frame; frames not yet observed are omitted."""
-        found = (self._select(f"SELECT {COLUMNS} FROM observations WHERE frame = ?", (frame,)) for frame in frames)
-        return sorted((_to_observation(rows[0]) for rows in found if rows), key=lambda item: item.frame)
-
-    def embeddings(self, frames: Collection[int]) -> list[Embedding]:
-        """Return embeddings of these frames, by frame; frames not yet observed are omitted."""
         rows = self._select(
-            "SELECT frame, released, embedding FROM observations WHERE frame IN (SELECT value FROM json_each(?)) "
-            "ORDER BY frame",
+            f"SELECT {COLUMNS} FROM observations WHERE frame IN (SELECT value FROM json_each(?)) ORDER BY frame",
             (json.dumps([int(frame) for frame in frames]),),
         )
-        return [
-            Embedding(int(frame), int(released), np.frombuffer(cast(bytes, vector), "<f4").astype(np.float32))
-            for frame, released, vector in rows
-        ]
+        return [_to_observation(row) for row in rows]
 
     def means(self, last: int) -> ObservedMeans | None:
         """Return means over the `last` newest frames; None before the first.
@@ -194,7 +178,7 @@ class Observations:
             self._connection.execute("PRAGMA synchronous = NORMAL")
             self._connection.execute(SCHEMA)
 
-    def _select(self, statement: str, values: Sequence[int | str] = ()) -> list[tuple[int | float | bytes, ...]]:
+    def _select(self, statement: str, values: Sequence[int | str] = ()) -> list[tuple[Any, ...]]:
         with self._lock, self._translated():
             return self._connection.execute(statement, values).fetchall()
 
@@ -206,35 +190,25 @@ class Observations:
             raise StorageError(f"{self.path}: {error}; remove it; the observer creates it again") from error
 
 
-def _to_observation(row: tuple[int | float | bytes, ...]) -> Observation:
+def _to_observation(row: tuple[Any, ...]) -> Observation:
     frame, version, released, at, entropy, confidence, area, embedding = row
-    assert isinstance(area, bytes)
-    assert isinstance(embedding, bytes)
-    return Observation(
-        frame=int(frame),
-        version=int(version),
-        released=int(released),
-        at=float(at),
-        entropy=float(entropy),
-        confidence=float(confidence),
-        area=np.frombuffer(area, "<f4").astype(np.float32),
-        embedding=np.frombuffer(embedding, "<f4").astype(np.float32),
-    )
+    return Observation(frame, version, released, at, entropy, confidence, _to_vector(area), _to_vector(embedding))
 
 
-def embedding_reader(layout: StateLayout) -> Callable[[Collection[int]], Sequence[Embedding]]:
-    """Return a reader of the observer's embeddings of this state directory; it finds none in an unreadable database.
+def _to_vector(data: bytes) -> NDArray[np.float32]:
+    return np.frombuffer(data, "<f4").astype(np.float32)
+
+
+def read_embeddings(layout: StateLayout, frames: Collection[int]) -> Sequence[Embedding]:
+    """Return the observer's embeddings of these frames, as far as they exist; none from an unreadable database.
 
     `mfmd status` and the observer report a damaged database; ingest continues meanwhile.
     """
-
-    def read(frames: Collection[int]) -> Sequence[Embedding]:
-        if not frames or not layout.observations.exists():
-            return []
-        try:
-            with Observations.open(layout.observations, writable=False) as observations:
-                return observations.embeddings(frames)
-        except StorageError:
-            return []
-
-    return read
+    if not frames or not layout.observations.exists():
+        return []
+    try:
+        with Observations.open(layout.observations, writable=False) as observations:
+            found = observations.get(frames)
+    except StorageError:
+        return []
+    return [Embedding(item.frame, item.released, item.embedding) for item in found]

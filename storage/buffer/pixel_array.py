@@ -43,14 +43,14 @@ Transform = Callable[[Any], Any]
 class PixelArray:
     """An open array."""
 
-    def __init__(self, group: Path, name: str, *, writable: bool) -> None:
+    def __init__(self, group: Path, name: str) -> None:
         """Open an array that `create_array` made. Raises CorruptBuffer when it is not one."""
-        self.folder, self.writable = group / name, writable
+        self.folder = group / name
         try:
             metadata = json.loads((self.folder / METADATA).read_bytes())
             self._format = ShardFormat.of(metadata)
             self.shape: tuple[int, ...] = tuple(metadata["shape"])
-            """Arguments of `create_array`, with `schema` and `tile`."""
+            """Number of images, height, width, and channels if there are any."""
         except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             raise CorruptBuffer(f"{self.folder}: not a zarr array of mfmd: {error}") from error
         found = metadata.get("attributes", {}).get(ATTRIBUTE)
@@ -63,8 +63,8 @@ class PixelArray:
         raw = math.prod(self._format.tile)
         return self._format.down * self._format.across * (raw + raw // 128 + TILE_BYTES) + TILE_BYTES
 
-    def grow(self, count: int) -> Path:
-        """Make room for `count` images, durably; return the metadata file.
+    def grow(self, count: int) -> None:
+        """Make room for `count` images, durably.
 
         Zarr's own resize renames metadata that was not fsynced over the old: after a power cut there may be none.
         """
@@ -73,7 +73,6 @@ class PixelArray:
         metadata["shape"][0] = count
         durable.write_text(path, json.dumps(metadata, indent=2))
         self.shape = (count, *self.shape[1:])
-        return path
 
     def shard_path(self, index: int) -> Path:
         """Return the file of one image."""
@@ -94,8 +93,6 @@ class PixelArray:
 
     def write_packed(self, index: int, shard: bytes) -> Path:
         """Write the result of `pack`; return the file, which is not yet fsynced. Raises OSError."""
-        if not self.writable:
-            raise ValueError(f"{self.folder}: opened for reading only")
         path = self.shard_path(index)
         path.write_bytes(shard)
         return path

@@ -72,7 +72,7 @@ def _build(
     on_progress: Callable[[int, int], None],
 ) -> int:
     """Build the whole new buffer under `fresh`."""
-    old = PixelArray(layout.frames_zarr, buffer_files.ARRAY, writable=False)
+    old = PixelArray(layout.frames_zarr, buffer_files.ARRAY)
     durable.make_directory(fresh.buffer)
     array = buffer_files.open_array(fresh, wanted, writable=True)
     catalog.backup(fresh.catalog)

@@ -8,36 +8,17 @@ from pathlib import Path
 from typing import Literal
 
 from storage import durable
-from storage.buffer.catalog_records import FileFact, FileState, RefusedFile
-from storage.durable.record import Record, parsed
+from storage.buffer.catalog_records import FileFact, FileRecord
+from storage.durable.record import parsed
 
 
-class VideoRecord(Record):
-    """One line."""
+class VideoRecord(FileRecord):
+    """One line. A committed video with the reason `truncated` was decoded in part."""
 
-    path: str
-    """The file, relative to the drop folder."""
-    size: int
-    """Bytes."""
-    mtime_ns: int
-    """Modification time (nanoseconds since the epoch)."""
     state: Literal["begun", "committed", "duplicate", "refused"]
     """committed: ingest has processed each frame; duplicate: the same video was committed under another name."""
-    digest: str | None = None
-    """Hex SHA-256 of the file; None when it was not read to its end."""
-    reason: str = ""
-    """Stable reason of a refusal; `truncated` for a committed video that was decoded in part."""
-    detail: str = ""
-    """What was wrong with it."""
     attempts: int = 0
     """Consecutive starts that were killed before they wrote a frame."""
-    at: float
-    """Unix time (seconds)."""
-
-    @property
-    def file(self) -> FileFact:
-        """The file as it was then."""
-        return FileFact(self.path, self.size, self.mtime_ns)
 
 
 class VideoRecords:
@@ -54,10 +35,10 @@ class VideoRecords:
         found = self._last.get(file.path)
         return found if found is not None and found.file == file else None
 
-    def state_of(self, file: FileFact) -> FileState | None:
-        """Return the state of exactly this file; None while that is open."""
+    def state_of(self, file: FileFact) -> VideoRecord | None:
+        """Return the last record of exactly this file; None while its state is open."""
         found = self.of(file)
-        return None if found is None or found.state == "begun" else FileState(found.state, found.digest)
+        return None if found is None or found.state == "begun" else found
 
     def has_digest(self, digest: str) -> bool:
         """Return whether a video of this content was turned into frames before."""
@@ -80,9 +61,8 @@ def read_video_records(path: Path) -> dict[str, VideoRecord]:
     return {record.path: record for record in parsed(lines, VideoRecord)}
 
 
-def refused_videos(path: Path, reason: str | None = None) -> list[RefusedFile]:
+def refused_videos(path: Path, reason: str | None = None) -> list[VideoRecord]:
     """Return refused videos, newest first; only those for `reason`, if given."""
     found = [item for item in read_video_records(path).values() if item.state == "refused"]
     found = [item for item in found if reason in (None, item.reason)]
-    found.sort(key=lambda item: item.at, reverse=True)
-    return [RefusedFile(item.file, item.reason, item.detail, item.at, item.digest) for item in found]
+    return sorted(found, key=lambda item: item.at, reverse=True)

@@ -23,7 +23,7 @@ def check_pixels(scope: Scope, catalog: Catalog) -> Iterator[Problem]:
     """Return problems of the zarr array and of its frames."""
     layout, records = scope.layout, catalog.records()
     try:
-        array = PixelArray(layout.frames_zarr, ARRAY, writable=False)
+        array = PixelArray(layout.frames_zarr, ARRAY)
     except CorruptBuffer as error:
         if records or layout.frames_zarr.exists():
             code = "pixels_unreadable" if layout.frames_zarr.exists() else "pixels_missing"
@@ -78,9 +78,7 @@ def _regions(array: PixelArray, catalog: Catalog, records: list[FrameRecord]) ->
 
 
 def _grow(layout: StateLayout, count: int) -> None:
-    array = PixelArray(layout.frames_zarr, ARRAY, writable=True)
-    durable.fsync_file(array.grow(count))
-    durable.fsync_directory(array.folder)
+    PixelArray(layout.frames_zarr, ARRAY).grow(count)
 
 
 def _frame(scope: Scope, array: PixelArray, catalog: Catalog, record: FrameRecord) -> Iterator[Problem]:

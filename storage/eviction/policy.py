@@ -2,15 +2,16 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # the catalog needs no numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a policy may know of a frame in the buffer or in the current commit."""
+    """A frame in the buffer or in the current commit."""
 
     id: int
     """Ascending in commit order; a new frame has the number that it will be committed under."""
@@ -18,6 +19,10 @@ class Held:
     """Hex SHA-256 of the file it came from."""
     source: str
     """Source label; empty when there is none."""
+    slot: int = -1
+    """Index into the zarr array; -1 for a new frame."""
+    leased: bool = False
+    """Whether any round leases it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,7 @@ class Embedding:
     """Id of the frame in the catalog."""
     released: int
     """Version whose encoder computed it; only embeddings of the same one can be compared."""
-    vector: NDArray[np.float32]
+    vector: "NDArray[np.float32]"
     """[D]."""
 
 

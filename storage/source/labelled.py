@@ -59,9 +59,9 @@ class LabelledSet:
         index = read_record(folder / INDEX, SourceIndex, f"; {AGAIN}")
         if index is None:
             raise StorageError(f"{folder / INDEX}: missing; {AGAIN}")
-        self.images = PixelArray(folder, IMAGES, writable=False)
+        self.images = PixelArray(folder, IMAGES)
         """Images, [H, W, 3] RGB."""
-        self.labels = PixelArray(folder, LABELS, writable=False)
+        self.labels = PixelArray(folder, LABELS)
         """Class indices, [H, W]."""
         self.names: tuple[str, ...] = tuple(index.names)
         """Image names, relative to their folder."""

@@ -111,7 +111,7 @@ class _Import:
         images, labels = "Labelled source images, RGB; index.json has names", "Class indices of `images`"
         create_array(folder, IMAGES, (*shape, 3), tile=tile, fill=0, attributes={}, about=images)
         create_array(folder, LABELS, shape, tile=tile, fill=ignored, attributes={}, about=labels)
-        return PixelArray(folder, IMAGES, writable=True), PixelArray(folder, LABELS, writable=True)
+        return PixelArray(folder, IMAGES), PixelArray(folder, LABELS)
 
     def _write(self, images: PixelArray, labels: PixelArray, fingerprint: str, on_progress: OnProgress) -> SourceIndex:
         """Write every good pair; return the index. Raises SourceRefused, with the problems of all others."""

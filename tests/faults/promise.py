@@ -77,7 +77,7 @@ def _broken_frames(
     yield from (f"frame {digests[digest]}: nobody dropped a whole {digest}" for digest in digests.keys() - known)
     if not len(digests) == len(set(digests.values())) == given:
         yield f"{given} frames were committed, of {len(digests)} contents: one was committed twice, or none knows it"
-    array = PixelArray(layout.frames_zarr, "frames", writable=False) if frames else None
+    array = PixelArray(layout.frames_zarr, "frames") if frames else None
     for frame in frames:
         label = f"frame {frame['id']} ({frame['name']})"
         if digests.get(frame["digest"]) != frame["id"]:

@@ -1,6 +1,4 @@
 import errno
-import os
-import pickle
 import sqlite3
 import subprocess
 import sys
@@ -162,28 +160,6 @@ def test_threads_share_it(catalog: Catalog):
     for thread in threads:
         thread.join()
     assert catalog.counts().refused == {"empty": 40}
-
-
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # Python 3.12 warns of what is tested here
-def test_a_forked_child_reads_by_a_connection_of_its_own(catalog: Catalog):
-    catalog.refuse(FILE, "empty", "")
-    child = os.fork()
-    if child == 0:
-        try:
-            good = catalog.known(FILE) and not catalog.writable
-            catalog.close()
-        finally:
-            os._exit(0 if good else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    catalog.refuse(FileFact("b", 1, 1), "empty", "")
-    assert catalog.counts().refused == {"empty": 2}
-
-
-def test_pickled_it_is_a_reader(catalog: Catalog):
-    catalog.refuse(FILE, "empty", "")
-    copy = pickle.loads(pickle.dumps(catalog))
-    assert copy.known(FILE) and not copy.writable
-    copy.close()
 
 
 def test_records_are_selected_by_id_and_slice(catalog: Catalog):

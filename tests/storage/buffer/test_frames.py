@@ -1,5 +1,4 @@
 import os
-import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -147,7 +146,7 @@ def test_capacity_may_grow_and_shrink(layout: StateLayout, small: BufferSettings
 
 
 def test_a_frame_of_another_size_is_an_error(buffer: FrameBuffer, new_frame: Maker):
-    with pytest.raises(ValueError, match=r"cam/0002.png.*\(32, 32, 3\)"):
+    with pytest.raises(ValueError, match=r"\(32, 32, 3\), an image here is"):
         buffer.append([new_frame(1), new_frame(2, 32, 32)])
     assert buffer.records() == []
 
@@ -168,25 +167,6 @@ def test_files_that_do_not_belong_together_are_refused(
         FrameBuffer.open(layout, small, writable=True)
     (layout.buffer / "moved").rename(layout.frames_zarr)
     FrameBuffer.open(layout, small, writable=True).close()
-
-
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # Python 3.12 warns of what is tested here
-def test_forked_and_pickled_readers_work(buffer: FrameBuffer, new_frame: Maker):
-    """As DataLoader workers get it."""
-    (record,) = buffer.append([new_frame(1)])
-    expected = new_frame(1).frame.pixels
-    assert np.array_equal(buffer.read(record), expected)
-    child = os.fork()
-    if child == 0:
-        good = False
-        try:
-            good = np.array_equal(buffer.read(record), expected) and len(buffer.records()) == 1
-        finally:
-            os._exit(0 if good else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    with pickle.loads(pickle.dumps(buffer)) as copy:
-        assert np.array_equal(copy.read_crop(record, 1, 2, 30, 40), expected[1:31, 2:42])
-    assert len(buffer.append([new_frame(2)])) == 1
 
 
 @pytest.mark.parametrize("content", [None, b""])

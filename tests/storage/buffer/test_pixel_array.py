@@ -12,14 +12,14 @@ from storage.errors import CorruptBuffer
 def make(folder: Path, shape: tuple[int, ...], tile: int = 32, fill: int = 0) -> PixelArray:
     create_group(folder)
     create_array(folder, "pixels", shape, tile=tile, fill=fill, attributes={"note": "n"})
-    return PixelArray(folder, "pixels", writable=True)
+    return PixelArray(folder, "pixels")
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 96, 3), (3, 61, 45, 3), (2, 20, 30, 3), (3, 100, 33)])
 def test_any_geometry_round_trips(tmp_path: Path, shape: tuple[int, ...]):
     pixels = np.random.default_rng(0).integers(0, 256, shape[1:], np.uint8)
     make(tmp_path / "a.zarr", shape).write(1, pixels)
-    array = PixelArray(tmp_path / "a.zarr", "pixels", writable=False)
+    array = PixelArray(tmp_path / "a.zarr", "pixels")
     assert array.shape == shape
     assert np.array_equal(array.read(1), pixels)
     assert np.array_equal(array.read_crop(1, 3, 5, 17, 20), pixels[3:20, 5:25])
@@ -38,7 +38,7 @@ def test_one_image_is_one_file_in_one_folder(tmp_path: Path):
 def test_black_images_are_written_also_after_reopening(tmp_path: Path):
     """By default zarr writes no file for them, and a lost frame would read as a black one (zarr-python#2931)."""
     make(tmp_path / "a.zarr", (5, 64, 96, 3))
-    array = PixelArray(tmp_path / "a.zarr", "pixels", writable=True)
+    array = PixelArray(tmp_path / "a.zarr", "pixels")
     array.write(2, np.zeros((64, 96, 3), np.uint8))
     assert array.shard_path(2).is_file()
     assert not array.read(2).any()
@@ -93,8 +93,8 @@ def test_a_crop_that_leaves_the_image_is_an_error(tmp_path: Path, crop: tuple[in
 def test_growing_keeps_what_is_there(tmp_path: Path):
     array = make(tmp_path / "a.zarr", (2, 64, 96, 3))
     array.write(1, np.full((64, 96, 3), 9, np.uint8))
-    assert array.grow(7) == array.folder / "zarr.json"
-    array = PixelArray(tmp_path / "a.zarr", "pixels", writable=True)
+    array.grow(7)
+    array = PixelArray(tmp_path / "a.zarr", "pixels")
     array.write(6, np.full((64, 96, 3), 8, np.uint8))
     assert (array.read(1) == 9).all() and (array.read(6) == 8).all()
 
@@ -105,7 +105,7 @@ def test_something_else_is_not_an_array(tmp_path: Path, text: str | None):
     if text is not None:
         (tmp_path / "a.zarr" / "pixels" / "zarr.json").write_text(text)
     with pytest.raises(CorruptBuffer, match="not a zarr array"):
-        PixelArray(tmp_path / "a.zarr", "pixels", writable=False)
+        PixelArray(tmp_path / "a.zarr", "pixels")
 
 
 def test_a_failed_creation_leaves_nothing_that_writes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

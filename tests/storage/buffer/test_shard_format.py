@@ -19,7 +19,7 @@ SHAPE = (2, 61, 75, 3)
 def make(folder: Path, shape: tuple[int, ...] = SHAPE, **more: Any) -> PixelArray:
     create_group(folder)
     create_array(folder, "pixels", shape, **{"tile": 32, "fill": 0, "attributes": {}, **more})
-    return PixelArray(folder, "pixels", writable=True)
+    return PixelArray(folder, "pixels")
 
 
 def draw(shape: tuple[int, ...]) -> np.ndarray:
@@ -59,7 +59,7 @@ def test_arrays_laid_out_in_another_way_are_refused(tmp_path: Path, other):
     settings = {"chunks": (1, 32, 32, 3), "shards": (1, 64, 96, 3), **other}
     zarr.create_array(tmp_path / "a.zarr" / "pixels", shape=SHAPE, dtype="uint8", **settings)
     with pytest.raises(CorruptBuffer, match=r"not a zarr array of mfmd: .* (not that of|as) mfmd"):
-        PixelArray(tmp_path / "a.zarr", "pixels", writable=False)
+        PixelArray(tmp_path / "a.zarr", "pixels")
 
 
 @pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.buffer import BufferSettings
-from storage.buffer.observations import Observation, Observations, embedding_reader
+from storage.buffer.observations import Observation, Observations, read_embeddings
 from storage.eviction.build import build_eviction
 from storage.eviction.diverse import Diverse
 from storage.eviction.fifo import Fifo
@@ -169,7 +170,7 @@ def test_diverse_keeps_both_conditions_where_fifo_loses_one():
 def test_the_buffers_policy_is_the_one_that_the_settings_name(tmp_path: Path):
     layout = StateLayout(tmp_path)
     kinds = {
-        name: type(build_eviction(BufferSettings(eviction=name), embedding_reader(layout)))
+        name: type(build_eviction(BufferSettings(eviction=name), partial(read_embeddings, layout)))
         for name in ("fifo", "reservoir", "diverse")
     }
     assert kinds == {"fifo": Fifo, "reservoir": Reservoir, "diverse": Diverse}
@@ -178,7 +179,7 @@ def test_the_buffers_policy_is_the_one_that_the_settings_name(tmp_path: Path):
 def test_embeddings_come_from_the_observers_database_and_ingest_does_without(tmp_path: Path):
     layout = StateLayout(tmp_path / "state")
     layout.create()
-    read = embedding_reader(layout)
+    read = partial(read_embeddings, layout)
     assert read([1, 2]) == []
     area = np.ones(2, np.float32)
     with Observations.open(layout.observations, writable=True) as observations:
@@ -193,5 +194,5 @@ def test_embeddings_come_from_the_observers_database_and_ingest_does_without(tmp
 @pytest.mark.parametrize("eviction", ["fifo", "reservoir", "diverse"])
 def test_newcomers_are_only_given_up_by_a_policy_that_says_so(eviction, tmp_path: Path):
     assert build_eviction(
-        BufferSettings(eviction=eviction), embedding_reader(StateLayout(tmp_path))
+        BufferSettings(eviction=eviction), partial(read_embeddings, StateLayout(tmp_path))
     ).newcomers_may_leave == (eviction == "reservoir")

@@ -4,6 +4,7 @@ Nothing else in mfmd promotes or rolls back. No torch: the control plane and the
 """
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from adapters.scoring.scores.iou import labelled_mean_iou
 from configs.settings import Settings
 from daemon.gate.decide import GATE, decide
-from daemon.gate.shadow import asks_for_shadow, end_shadow, new_trial, poll_shadow
+from daemon.gate.shadow import end_shadow, new_trial, poll_shadow
 from daemon.runtime.logs import get_logger
 from storage.durable.digest import digest_of
 from storage.errors import CorruptCheckpoint, DurabilityLost, ServingChanged, StorageError, UnknownVersion
@@ -37,54 +38,53 @@ def advance_round(
 ) -> Stage:
     """Advance a round whose process has ended as far as possible; return its stage: a final one, or `shadowing`.
 
-    Each stage has its function, and each function may run again after a crash: decisions stay, unfinished steps are
-    finished. While the round is `shadowing`, call again with the seconds `waited` since the last record of the wait;
-    `stopped` ends the wait. Raises StorageError when the round left no scores or the serving version is unknown,
-    CorruptCheckpoint when the incumbent's files are damaged.
+    Each stage may run again after a crash: decisions stay, unfinished steps are finished. While the round is
+    `shadowing`, call again with the seconds `waited` since the last record of the wait; `stopped` ends the wait.
+    Raises StorageError when the round left no scores or the serving version is unknown, CorruptCheckpoint when the
+    incumbent's files are damaged.
     """
     while True:
         match folder.record().stage:
             case "promoted" | "rejected" | "failed" as end:
                 return end
             case "judged":
-                return act_on_verdict(registry, folder, settings)
+                return _act_on_verdict(registry, folder, settings)
             case "shadowing":
-                if poll_trial(registry, folder, settings, waited=waited, stopped=stopped) == "shadowing":
+                verdict = poll_shadow(registry, folder, _records(settings), waited=waited, stopped=stopped)
+                if verdict is None:
                     return "shadowing"
+                _into_manifest(registry, folder, verdict)
+                _conclude(folder, verdict)
             case _:
-                judge_scores(registry, folder, settings)
+                _judge_scores(registry, folder, settings)
 
 
-def judge_scores(registry: CheckpointRegistry, folder: RoundFolder, settings: Settings) -> Stage:
+def _judge_scores(registry: CheckpointRegistry, folder: RoundFolder, settings: Settings) -> None:
     """Decide on `scores.json`. Next is `judged`, or `shadowing` for a candidate that first runs in the shadow."""
     spec, scores = folder.spec(), _scores(folder)
     verdict = _decided(registry, folder, settings, spec, scores)
-    if verdict.decision == "accepted" and asks_for_shadow(settings):
-        version = _added(registry, spec) or _add(registry, folder, spec, scores, None).version
-        return folder.enter("shadowing", trial=new_trial(settings, version, verdict))
+    shadows = settings.gate.shadow_images > 0 and settings.serving.shadow_fraction > 0
+    if verdict.decision == "accepted" and shadows:
+        version = _added(registry, spec) or _add(registry, folder, spec, scores, None)
+        folder.enter("shadowing", trial=new_trial(settings, version, verdict))
+    else:
+        _conclude(folder, verdict)
+
+
+def _conclude(folder: RoundFolder, verdict: Verdict) -> None:
     folder.write_verdict(verdict)
-    return folder.enter("judged")
+    folder.enter("judged")
 
 
-def poll_trial(
-    registry: CheckpointRegistry, folder: RoundFolder, settings: Settings, *, waited: float, stopped: bool
-) -> Stage:
-    """Poll a candidate in the shadow. Next is `judged` once there is a verdict; until then it stays `shadowing`."""
-    verdict = poll_shadow(registry, folder, _records(settings), waited=waited, stopped=stopped)
-    if verdict is None:
-        return "shadowing"
-    _into_manifest(registry, folder, verdict)
-    folder.write_verdict(verdict)
-    return folder.enter("judged")
-
-
-def act_on_verdict(registry: CheckpointRegistry, folder: RoundFolder, settings: Settings) -> Stage:
+def _act_on_verdict(registry: CheckpointRegistry, folder: RoundFolder, settings: Settings) -> Stage:
     """Carry out `verdict.json`: an accepted candidate becomes a version and serves; the history has every verdict.
 
     An operator's move during the round wins: then the candidate does not serve, and the verdict is inconclusive. Next
     is `promoted`, `rejected` or `failed`. Old versions are pruned.
     """
-    spec, scores, verdict = folder.spec(), _scores(folder), _verdict(folder)
+    spec, scores, verdict = folder.spec(), _scores(folder), folder.verdict()
+    if verdict is None:
+        raise StorageError(f"{folder.path / 'verdict.json'}: missing; the round folder was modified")
     if verdict.decision == "accepted":
         verdict = _promote(registry, folder, spec, scores, verdict)
         folder.write_verdict(verdict)
@@ -112,21 +112,17 @@ def release(registry: CheckpointRegistry, version: int, by: str, reason: str) ->
 def roll_back(
     registry: CheckpointRegistry, *, to: int | None, by: str, reason: str, expected: int | None = None
 ) -> Ref:
-    """Serve an earlier version again: `to`, or the one that served before. It does not need the gate.
+    """Serve an earlier version again for an operator: `to`, or the one that served before. It does not need the gate.
 
-    `mfmd rollback`, the control API and the page call this, and the reason is written to the history. `expected`: only
-    while that version serves. Raises UnknownVersion, CorruptCheckpoint, NotEarlier, ServingChanged, InvalidReason or
-    StorageError (it serves already); then nothing moved.
+    Raises like `CheckpointRegistry.roll_back`; then nothing moved.
     """
     return registry.roll_back(to=to, by=by, reason=reason.strip() or NO_REASON, expected=expected)
 
 
 def promote(registry: CheckpointRegistry, version: int, *, by: str, reason: str, expected: int | None = None) -> Ref:
-    """Serve any version by hand, also one that was rolled back. It does not need the gate.
+    """Serve any version for an operator, also one that was rolled back. It does not need the gate.
 
-    `mfmd promote`, the control API and the page call this, and the reason is written to the history. `expected`: only
-    while that version serves. Raises UnknownVersion, CorruptCheckpoint, ServingChanged, InvalidReason or StorageError
-    (it serves already); then nothing moved.
+    Raises like `CheckpointRegistry.promote`, or InvalidReason; then nothing moved.
     """
     check_reason(reason)
     return registry.promote(version, by=by, reason=reason.strip() or NO_REASON, expected=expected)
@@ -137,13 +133,6 @@ def _scores(folder: RoundFolder) -> RoundScores:
     if scores is None:
         raise StorageError(f"round {folder.number} has no scores.json: it crashed or was killed; see {folder.log}")
     return scores
-
-
-def _verdict(folder: RoundFolder) -> Verdict:
-    verdict = folder.verdict()
-    if verdict is None:
-        raise StorageError(f"{folder.path / 'verdict.json'}: missing; the round folder was modified")
-    return verdict
 
 
 def _into_manifest(registry: CheckpointRegistry, folder: RoundFolder, verdict: Verdict) -> None:
@@ -193,25 +182,24 @@ def _other_tensors(candidate: Path, incumbent: Path) -> list[str]:
 
 
 def _rolled_back_twin(registry: CheckpointRegistry, folder: RoundFolder) -> int | None:
-    """Return the version with the same weights that was rolled back: another number does not make it better."""
+    """Return the version with the same weights that was rolled back: another number does not make it better.
+
+    A damaged manifest must not stop the judgement of others.
+    """
     bad = sorted(registry.state().rolled_back & set(registry.versions()))
     digest = digest_of(folder.candidate) if bad else ""
-    return next((version for version in bad if _weights_digest(registry, version) == digest), None)
-
-
-def _weights_digest(registry: CheckpointRegistry, version: int) -> str | None:
-    """Return the digest of the weights, None with a damaged manifest, which must not stop the judgement of others."""
-    try:
-        return registry.manifest(version).files[WEIGHTS].sha256
-    except (CorruptCheckpoint, KeyError):
-        return None
+    for version in bad:
+        with suppress(CorruptCheckpoint, KeyError):
+            if registry.manifest(version).files[WEIGHTS].sha256 == digest:
+                return version
+    return None
 
 
 def _promote(
     registry: CheckpointRegistry, folder: RoundFolder, spec: RoundSpec, scores: RoundScores, verdict: Verdict
 ) -> Verdict:
     """Add the accepted candidate and let it serve; return the verdict with its version."""
-    version = _added(registry, spec) or _add(registry, folder, spec, scores, verdict).version
+    version = _added(registry, spec) or _add(registry, folder, spec, scores, verdict)
     serving = registry.serving()
     # After a crash it may serve already, or have served and been rolled back: then there is nothing left to do.
     done = (serving is not None and serving.version == version) or version in registry.state().rolled_back
@@ -234,19 +222,16 @@ def _promote(
 
 def _add(
     registry: CheckpointRegistry, folder: RoundFolder, spec: RoundSpec, scores: RoundScores, verdict: Verdict | None
-) -> Manifest:
+) -> int:
+    """Add the candidate as a version with its parent's architecture, classes and input size; return its number.
+
+    It has no verdict while it is in the shadow.
+    """
     if scores.candidate is None:
         raise StorageError(f"{folder.path}: accepted without a candidate's scores; the round folder was modified")
-    manifest = _candidate_manifest(registry.manifest(spec.incumbent), spec, scores.candidate, verdict)
-    return registry.add(folder.candidate, manifest, by=GATE, reason=f"candidate of round {spec.round}")
-
-
-def _candidate_manifest(parent: Manifest, spec: RoundSpec, scores: ModelScores, verdict: Verdict | None) -> Manifest:
-    """Build the manifest of an accepted candidate: architecture, classes and input size are its parent's.
-
-    It has no verdict while the candidate is in the shadow.
-    """
-    return Manifest(
+    parent = registry.manifest(spec.incumbent)
+    seed = spec.settings.get("round", {}).get("advanced", {}).get("seed")
+    manifest = Manifest(
         parent=spec.incumbent,
         origin="round",
         round=spec.round,
@@ -255,16 +240,17 @@ def _candidate_manifest(parent: Manifest, spec: RoundSpec, scores: ModelScores, 
         classes=parent.classes,
         input_height=parent.input_height,
         input_width=parent.input_width,
-        seed=_seed(spec),
+        seed=None if seed is None else int(seed) + spec.round,
         config_hash=settings_hash(spec.settings),
         settings=spec.settings,
         frames=len(spec.train_frames) + len(spec.holdout_frames),
         snapshot=spec.snapshot,
         libraries=library_versions(),
         code=code_digest(),
-        scores=_headline_scores(scores),
+        scores=_headline_scores(scores.candidate),
         verdict=verdict.model_dump(mode="json") if verdict else None,
     )
+    return registry.add(folder.candidate, manifest, by=GATE, reason=f"candidate of round {spec.round}").version
 
 
 def _headline_scores(scores: ModelScores) -> dict[str, float]:
@@ -276,21 +262,13 @@ def _headline_scores(scores: ModelScores) -> dict[str, float]:
     return {name: value for name, value in headline.items() if np.isfinite(value)}
 
 
-def _seed(spec: RoundSpec) -> int | None:
-    """Return a round's seed: the configured one plus its number."""
-    seed = spec.settings.get("round", {}).get("advanced", {}).get("seed")
-    return None if seed is None else int(seed) + spec.round
-
-
 def _added(registry: CheckpointRegistry, spec: RoundSpec) -> int | None:
     """Return the version that this round's candidate became before a crash, or None."""
     for version in reversed(registry.versions()):
-        try:
+        with suppress(CorruptCheckpoint):  # another version's damage must not keep this one from serving
             manifest = registry.manifest(version)
-        except CorruptCheckpoint:  # another version's damage must not keep this one from serving
-            continue
-        if manifest.round == spec.round and manifest.parent == spec.incumbent:
-            return version
+            if manifest.round == spec.round and manifest.parent == spec.incumbent:
+                return version
     return None
 
 

@@ -6,18 +6,17 @@ the plane's own precision. `round.json` holds the trial, so the next daemon cont
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from configs.settings import Settings
-from daemon.gate.decide import GATE
+from daemon.gate.decide import GATE, Decision
+from daemon.gate.vetoes import veto
 from storage.errors import CorruptCheckpoint, StorageError, UnknownVersion
 from storage.registry.registry import CheckpointRegistry
 from storage.registry.shadow_record import ShadowRecord, ShadowRecords
 from storage.rounds.folder import RoundFolder, RoundStore
 from storage.rounds.records import Check, Progress, ShadowTrial, Verdict
-
-Decision = Literal["accepted", "rejected", "inconclusive"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +26,6 @@ class ShadowObservation:
     incumbent: int
     """The version that the candidate was compared with when it was scored."""
     serving: int | None
-    """The version that serves."""
     shadow: int | None
     """The version in the shadow, whoever named it."""
     record: ShadowRecord | None
@@ -47,41 +45,38 @@ def decide_shadow(trial: ShadowTrial, seen: ShadowObservation, *, at: float) -> 
     than allowed, even among few. inconclusive: too few images in time, or the records concern another incumbent, or
     somebody ended it. `at` is the verdict's time (Unix, seconds).
     """
-    end = _end(trial, seen)
+    checks = _checks(trial, seen.record)
+    end = _end(trial, seen, checks)
     if end is None:
         return None
-    decision, reason, checks = end[0], end[1], [*trial.verdict.checks, *_checks(trial, seen.record)]
-    return trial.verdict.model_copy(update={"decision": decision, "reason": reason, "checks": checks, "at": at})
+    update = {"decision": end[0], "reason": end[1], "checks": [*trial.verdict.checks, *checks], "at": at}
+    return trial.verdict.model_copy(update=update)
 
 
-def _end(trial: ShadowTrial, seen: ShadowObservation) -> tuple[Decision, str] | None:
+def _end(trial: ShadowTrial, seen: ShadowObservation, checks: Sequence[Check]) -> tuple[Decision, str] | None:
     """Return decision and reason: first what invalidates all evidence, then the evidence, then what ends the wait.
 
     A manual unshadow wins, even if the last image has just been compared.
     """
+    compared = checks[0].detail
     if seen.serving != seen.incumbent:
         now = f"version {seen.serving} serves" if seen.serving is not None else "no version serves"
-        return (
-            "inconclusive",
-            f"serving changed during the shadow: {now}, the shadow began beside version {seen.incumbent}",
-        )
+        began = f"the shadow began beside version {seen.incumbent}"
+        return "inconclusive", f"serving changed during the shadow: {now}, {began}"
     if seen.obstacle:
         return "inconclusive", f"it cannot run in the shadow: {seen.obstacle}"
-    record = seen.record
     if trial.placed and seen.shadow != trial.version:
-        return "inconclusive", f"an operator ended its shadow: {_compared(trial, record)}"
-    if record is not None and _fails(trial, record):
-        return "rejected", f"veto: {_failed(trial, record)}"
-    if record is not None and record.images >= trial.images:
-        if record.agreement < trial.agreement:
-            return "rejected", f"veto: {_agreed(record, trial)}"
-        return "accepted", f"{trial.verdict.reason}; {_agreed(record, trial)}"
+        return "inconclusive", f"an operator ended its shadow: {compared}"
+    for check in checks[1:]:
+        if not check.passed:
+            return "rejected", f"veto: {check.detail}"
+    if checks[0].passed:
+        return "accepted", f"{trial.verdict.reason}; {checks[-1].detail}"
     if seen.stopped:
-        return "inconclusive", f"stopped in the shadow: {_compared(trial, record)}"
+        return "inconclusive", f"stopped in the shadow: {compared}"
     if seen.waited < trial.seconds:
         return None
-    what = f"{_compared(trial, record)}{_held(trial, seen)}"
-    return "inconclusive", f"too few images in {trial.seconds:.0f} s of shadow: {what}"
+    return "inconclusive", f"too few images in {trial.seconds:.0f} s of shadow: {compared}{_held(trial, seen)}"
 
 
 def _held(trial: ShadowTrial, seen: ShadowObservation) -> str:
@@ -91,46 +86,27 @@ def _held(trial: ShadowTrial, seen: ShadowObservation) -> str:
 
 
 def _checks(trial: ShadowTrial, record: ShadowRecord | None) -> list[Check]:
-    """Return the checks; agreement needs enough images, errors count among as many as there are."""
-    images = record.images if record else 0
+    """Return the checks: the evidence first, then the vetoes on what there is of it.
+
+    Agreement needs enough images. Errors count among as many as there are, at least as many as are wanted: later images
+    cannot compensate.
+    """
+    images, wanted = record.images if record else 0, trial.images
+    detail = _compared(trial, record)
     checks = [
-        Check(
-            name="shadow_images",
-            kind="evidence",
-            passed=images >= trial.images,
-            value=images,
-            limit=trial.images,
-            detail=_compared(trial, record),
-        )
+        Check(name="shadow_images", kind="evidence", passed=images >= wanted, value=images, limit=wanted, detail=detail)
     ]
-    if record is not None:
-        checks.append(
-            Check(
-                name="shadow_failed",
-                kind="veto",
-                passed=not _fails(trial, record),
-                value=record.failed / record.tried if record.tried else 0.0,
-                limit=trial.failures,
-                detail=_failed(trial, record),
-            )
-        )
-    if record is not None and images >= trial.images:
-        checks.append(
-            Check(
-                name="shadow_agreement",
-                kind="veto",
-                passed=record.agreement >= trial.agreement,
-                value=record.agreement,
-                limit=trial.agreement,
-                detail=_agreed(record, trial),
-            )
-        )
+    if record is None:
+        return checks
+    among, share = max(wanted, record.tried), record.failed / record.tried if record.tried else 0.0
+    errors = f"raised an error on {record.failed} of {record.tried} live images"
+    detail = f"in the shadow the candidate {errors}, at most {trial.failures:.1%} of {among} may"
+    checks.append(veto("shadow_failed", record.failed / among <= trial.failures, detail, share, trial.failures))
+    if images >= wanted:
+        served = f"in the shadow {record.agreement:.1%} of the pixels of {images} live images as served"
+        detail, least = f"{served}, {trial.agreement:.1%} needed", trial.agreement
+        checks.append(veto("shadow_agreement", record.agreement >= least, detail, record.agreement, least))
     return checks
-
-
-def _fails(trial: ShadowTrial, record: ShadowRecord) -> bool:
-    """Return whether more images failed than allowed among the wanted ones: later images cannot compensate."""
-    return record.failed / max(trial.images, record.tried) > trial.failures
 
 
 def _compared(trial: ShadowTrial, record: ShadowRecord | None) -> str:
@@ -140,23 +116,6 @@ def _compared(trial: ShadowTrial, record: ShadowRecord | None) -> str:
     if record is not None and record.failed:
         compared += f", an error on {record.failed} more"
     return compared
-
-
-def _failed(trial: ShadowTrial, record: ShadowRecord) -> str:
-    most = f"at most {trial.failures:.1%} of {max(trial.images, record.tried)} may"
-    return f"in the shadow the candidate raised an error on {record.failed} of {record.tried} live images, {most}"
-
-
-def _agreed(record: ShadowRecord, trial: ShadowTrial) -> str:
-    return (
-        f"in the shadow {record.agreement:.1%} of the pixels of {record.images} live images as served, "
-        f"{trial.agreement:.1%} needed"
-    )
-
-
-def asks_for_shadow(settings: Settings) -> bool:
-    """Return whether accepted candidates run in the shadow before they serve."""
-    return settings.gate.shadow_images > 0 and settings.serving.shadow_fraction > 0
 
 
 def new_trial(settings: Settings, version: int, verdict: Verdict) -> ShadowTrial:

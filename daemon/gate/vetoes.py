@@ -21,7 +21,7 @@ KNOWN_SHARE = 0.1
 def completed(scores: RoundScores) -> Check:
     """Check that the round ended by itself: a stop says nothing about the candidate, a failure does."""
     done = scores.status == "completed" and scores.candidate is not None
-    return _veto("completed", done, f"the round {scores.status} after {scores.steps} steps: {scores.reason}")
+    return veto("completed", done, f"the round {scores.status} after {scores.steps} steps: {scores.reason}")
 
 
 def weights_vetoes(candidate: ModelScores) -> list[Check]:
@@ -29,8 +29,8 @@ def weights_vetoes(candidate: ModelScores) -> list[Check]:
     missing = candidate.missing
     named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
     return [
-        _veto("finite", candidate.finite, "weights and logits are " + ("" if candidate.finite else "not ") + "finite"),
-        _veto("tensors", not missing, f"tensors differ from the incumbent's: {named}" if missing else "all tensors"),
+        veto("finite", candidate.finite, "weights and logits are " + ("" if candidate.finite else "not ") + "finite"),
+        veto("tensors", not missing, f"tensors differ from the incumbent's: {named}" if missing else "all tensors"),
     ]
 
 
@@ -62,14 +62,14 @@ def vanished_class(
     named = [f"{class_names[int(k)]} {before[k]:.2%} -> {after[k]:.2%} of the area" for k in np.flatnonzero(gone)]
     detail = f"vanished: {', '.join(named)}" if named else "no class vanished from the hold-out frames"
     lowest = float(ratio.min()) if np.isfinite(ratio.min()) else None
-    return _veto("vanished_class", not named, detail, lowest, settings.advanced.vanished_ratio)
+    return veto("vanished_class", not named, detail, lowest, settings.advanced.vanished_ratio)
 
 
 def source_miou(candidate: ImageCounts, released: ImageCounts, settings: GateSettings) -> Check:
     """Check that source mIoU is at most `source_drop` below the released model's: it detects slow forgetting too."""
     before, after = (float(labelled_mean_iou(*counts.sums())) for counts in (released, candidate))
     drop, detail = before - after, f"source mIoU of the released model {before:.4f}, of the candidate {after:.4f}"
-    return _veto("source_miou", drop <= settings.source_drop, detail, drop, settings.source_drop)
+    return veto("source_miou", drop <= settings.source_drop, detail, drop, settings.source_drop)
 
 
 def source_class_iou(
@@ -87,14 +87,14 @@ def source_class_iou(
     named = [f"{class_names[k]} {before[k]:.4f} -> {after[k]:.4f}" for k in lost]
     worst = int(np.argmax(drops))
     detail = f"source IoU lost: {', '.join(named)}" if named else f"largest loss: {class_names[worst]}"
-    return _veto("source_class_iou", not lost, detail, float(drops[worst]), settings.advanced.source_class_drop)
+    return veto("source_class_iou", not lost, detail, float(drops[worst]), settings.advanced.source_class_drop)
 
 
 def agreement(candidate: ModelScores, settings: GateSettings) -> Check:
     """Check that the candidate agrees with the incumbent on `agreement_floor` of the pixels: no leap in one round."""
     share = float(np.mean(candidate.agreement))
     floor, detail = settings.advanced.agreement_floor, f"{share:.1%} of the hold-out pixels the incumbent's class"
-    return _veto("agreement", share >= floor, f"the candidate gives {detail}", share, floor)
+    return veto("agreement", share >= floor, f"the candidate gives {detail}", share, floor)
 
 
 def _alive(candidate: ModelScores, incumbent: ModelScores, released: ModelScores | None, classes: int) -> Mask:
@@ -123,5 +123,6 @@ def _drop_is_significant(
     return bound.lower > 0
 
 
-def _veto(name: str, passed: bool, detail: str, value: float | None = None, limit: float | None = None) -> Check:
+def veto(name: str, passed: bool, detail: str, value: float | None = None, limit: float | None = None) -> Check:
+    """Return the check of a veto."""
     return Check(name=name, kind="veto", passed=passed, value=value, limit=limit, detail=detail)

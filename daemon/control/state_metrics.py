@@ -205,7 +205,7 @@ class StateCollector(Collector):
 
     def _schedule(self) -> Iterator[Values]:
         state = schedule_state(self._catalog, self._rounds, self._registry)
-        yield "mfmd_schedule_frames_missing", due(time.time(), state, self.settings).frames_missing
+        yield "mfmd_schedule_frames_missing", due(time.time(), state, self.settings)[1].frames_missing
         yield "mfmd_round_consecutive_failures", state.failures
 
     def _observed(self) -> Iterator[Values]:

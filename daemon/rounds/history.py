@@ -1,6 +1,5 @@
 """Summaries of rounds from their folders, and the facts that the schedule needs."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -82,6 +81,7 @@ def _ended_summary(path: Path, since: float) -> RoundSummary:
 def _summarise(folder: RoundFolder, record: RoundRecord, *, alive: bool) -> RoundSummary:
     spec, scores, verdict = folder.spec(), folder.scores(), folder.verdict()
     result = _result(record, scores, verdict, alive=alive)
+    progress = None if scores else folder.last_progress()
     return RoundSummary(
         round=folder.number,
         result=result,
@@ -93,7 +93,7 @@ def _summarise(folder: RoundFolder, record: RoundRecord, *, alive: bool) -> Roun
         incumbent=spec.incumbent,
         version=verdict.version if verdict else None,
         frames=len(spec.train_frames) + len(spec.holdout_frames),
-        steps=scores.steps if scores else _steps(folder),
+        steps=scores.steps if scores else progress.step if progress else 0,
         seconds=scores.seconds if scores else None,
         decision=verdict.decision if verdict else None,
     )
@@ -107,20 +107,11 @@ def summaries(store: RoundStore, limit: int, *, alive: bool) -> list[RoundSummar
     return [summarise(store.folder(number), alive=alive and number in newest) for number in shown]
 
 
-@dataclass(frozen=True, slots=True)
-class RoundFacts:
-    """Facts of the past for the schedule."""
+def schedule_state(catalog: Catalog | None, store: RoundStore, registry: CheckpointRegistry) -> ScheduleState:
+    """Return the input of `schedule.due`, from storage alone. Stopped rounds are neither failures nor successes.
 
-    newest_frame: int
-    """Newest frame id that a judged round has seen; 0 when there was none."""
-    last_ended: float | None
-    """When the last round ended (Unix, seconds)."""
-    failures: int
-    """Consecutive failed rounds, including the last one."""
-
-
-def round_facts(store: RoundStore) -> RoundFacts:
-    """Read the newest rounds. Stopped ones count neither as failure nor as success."""
+    Raises StorageError while the serving version is unknown.
+    """
     failures, newest = 0, 0
     last_ended: float | None = None
     for number in reversed(store.numbers()[-LOOK_BACK:]):
@@ -131,24 +122,14 @@ def round_facts(store: RoundStore) -> RoundFacts:
             spec = folder.spec()
             newest = max([0, *spec.train_frames, *spec.holdout_frames])
             break
-        if summary.result == "failed":
-            failures += 1
-    return RoundFacts(newest, last_ended, failures)
-
-
-def schedule_state(catalog: Catalog | None, store: RoundStore, registry: CheckpointRegistry) -> ScheduleState:
-    """Return the input of `schedule.due`, from storage alone.
-
-    Raises StorageError while the serving version is unknown.
-    """
-    facts = round_facts(store)
+        failures += summary.result == "failed"
     counts = catalog.counts() if catalog is not None else None
     return ScheduleState(
         frames=counts.frames if counts else 0,
         holdout=counts.holdout if counts else 0,
-        new_frames=_new_frames(catalog, counts, facts.newest_frame) if catalog and counts else 0,
-        last_ended=facts.last_ended,
-        failures=facts.failures,
+        new_frames=_new_frames(catalog, counts, newest) if catalog and counts else 0,
+        last_ended=last_ended,
+        failures=failures,
         serving=registry.serving() is not None,
     )
 
@@ -187,8 +168,3 @@ def _in_shadow(folder: RoundFolder) -> str:
         return "in the shadow"
     agreed = f", {progress.agreement:.1%} of their pixels as served" if progress.agreement is not None else ""
     return f"in the shadow: {progress.step} of {progress.steps} live images compared{agreed}"
-
-
-def _steps(folder: RoundFolder) -> int:
-    progress = folder.last_progress()
-    return progress.step if progress else 0

@@ -11,15 +11,8 @@ from daemon.gate.shadow import end_shadow, open_trial
 from daemon.metrics import RoundMetrics
 from daemon.rounds.history import schedule_state, summarise
 from daemon.rounds.recovery import finish_round
-from daemon.rounds.runner import (
-    RoundContext,
-    RoundFailed,
-    RoundSuspended,
-    check_frames,
-    continue_round,
-    launch_round,
-)
-from daemon.rounds.schedule import Due, Trigger, due
+from daemon.rounds.runner import RoundContext, RoundFailed, RoundSuspended, check_frames, continue_round, launch_round
+from daemon.rounds.schedule import Trigger, due
 from daemon.runtime.logs import get_logger
 from storage.buffer.frames import FrameBuffer
 from storage.layout import StateLayout
@@ -32,7 +25,6 @@ POLL_SECONDS = 1.0
 REFUSED_SECONDS = 30.0
 """Pause after a round that was due could not begin (seconds); a request wakes it sooner."""
 
-Work = Callable[[RoundContext], Verdict]
 log = get_logger(__name__)
 
 
@@ -90,17 +82,18 @@ class RoundLoop:
         """Run a round if one is due; return the seconds until the next call."""
         if self._stop.is_set():
             return POLL_SECONDS
-        work = self._work()
-        if work is None:
+        if self._interrupted is None:
+            self._finish_latest()
+        if self._interrupted is not None:
+            work = partial(continue_round, number=self._interrupted)
+        elif (trigger := self._claim()) is not None:
+            work = partial(launch_round, trigger=trigger)
+        else:
             return POLL_SECONDS
         try:
             return self._run(work)
         finally:
             self._let_go()
-
-    def schedule(self) -> Due:
-        """Return whether the schedule asks for a round now."""
-        return due(time.time(), schedule_state(self._buffer.catalog, self._store, self._registry), self.settings)
 
     def stop(self) -> None:
         """End the running round, and start no other."""
@@ -124,7 +117,8 @@ class RoundLoop:
 
     def _claim(self) -> Trigger | None:
         """Return the trigger of a round that starts now, or None. Another request is refused after this."""
-        scheduled = self.schedule().trigger
+        state = schedule_state(self._buffer.catalog, self._store, self._registry)
+        scheduled, _ = due(time.time(), state, self.settings)
         with self._lock:
             if self._requested:
                 return "manual"
@@ -140,16 +134,7 @@ class RoundLoop:
             self._interrupted = None
         self._metrics.in_progress.set(0)
 
-    def _work(self) -> Work | None:
-        """Return what to do now: resume the interrupted round, start one that is due, or nothing."""
-        if self._interrupted is None:
-            self._finish_latest()
-        if self._interrupted is not None:
-            return partial(continue_round, number=self._interrupted)
-        trigger = self._claim()
-        return partial(launch_round, trigger=trigger) if trigger is not None else None
-
-    def _run(self, work: Work) -> float:
+    def _run(self, work: Callable[[RoundContext], Verdict]) -> float:
         """Run one round; return the seconds until the next step."""
         self._metrics.in_progress.set(1)
         context = RoundContext(self.settings, self._buffer, self._registry, self._stop, self._show, suspends=True)

@@ -1,13 +1,16 @@
-"""First steps of a daemon: end leftover processes, release leases, finish unfinished rounds.
+"""First steps of a daemon: end leftover processes, release leases, finish rounds that the last daemon left.
 
-One unfinished round is resumed instead: `daemon.rounds.resume`.
+One round is resumed instead if a kill, a stop or the machine interrupted it: from its last training state.
 """
+
+from pathlib import Path
+
+from pydantic import ValidationError
 
 from configs.settings import Settings
 from daemon.gate.promotion import advance_round
 from daemon.gate.shadow import end_shadow, open_trial
 from daemon.rounds.inheritance import promoted_round
-from daemon.rounds.resume import interrupted_round, obstacle
 from daemon.rounds.runner import GRACE_SECONDS, STOPPED, record_failure
 from daemon.runtime.logs import get_logger
 from daemon.runtime.process_group import end_leftovers
@@ -19,6 +22,8 @@ from storage.rounds.folder import RoundFolder, RoundStore
 from storage.rounds.records import AT_WORK, ENDED
 
 INTERRUPTED = "the daemon ended while the round ran"
+TRIES = 3
+"""After this many crashes from the same training state a round is not restarted."""
 
 log = get_logger(__name__)
 
@@ -33,7 +38,7 @@ def recover(settings: Settings, buffer: FrameBuffer, registry: CheckpointRegistr
     layout = StateLayout(settings.state)
     end_leftovers(layout, GRACE_SECONDS)
     store = RoundStore(layout.rounds)
-    going_on = interrupted_round(store, buffer, registry)
+    going_on = _interrupted_round(store, buffer, registry)
     for number in buffer.leases():
         if number != going_on:
             log.warning("lease_released", round=number)
@@ -56,7 +61,7 @@ def _finish(folder: RoundFolder, buffer: FrameBuffer, registry: CheckpointRegist
         log.error("round_damaged", round=folder.number, damage=damage)
         return
     try:
-        finish_round(folder, registry, settings, f"{INTERRUPTED}; {obstacle(folder, buffer, registry)}")
+        finish_round(folder, registry, settings, f"{INTERRUPTED}; {_obstacle(folder, buffer, registry)}")
     except (StorageError, OSError) as error:  # must not keep the daemon from starting
         log.error("round_not_finished", round=folder.number, error=str(error))
 
@@ -87,3 +92,43 @@ def damage_of(folder: RoundFolder) -> str:
     except StorageError as error:
         return str(error)
     return ""
+
+
+def _interrupted_round(store: RoundStore, buffer: FrameBuffer, registry: CheckpointRegistry) -> int | None:
+    """Return the newest round if it was interrupted and can be resumed, with its frames leased; otherwise None."""
+    folder = store.latest()
+    if folder is None or _obstacle(folder, buffer, registry):
+        return None
+    if folder.number not in buffer.leases():
+        buffer.lease(folder.number)
+    return folder.number
+
+
+def _obstacle(folder: RoundFolder, buffer: FrameBuffer, registry: CheckpointRegistry) -> str:
+    """Return why a round cannot be resumed; empty when it can."""
+    try:
+        record, scores, spec = folder.record(), folder.scores(), folder.spec()
+        if record.stage not in AT_WORK or (scores is not None and scores.status != "stopped"):
+            return "it has ended"
+        settings = Settings.model_validate(spec.settings)
+    except StorageError as error:
+        return str(error)
+    except ValidationError as error:
+        return f"its settings are no longer valid: {error.errors()[0]['msg']}"
+    if record.stopped:
+        return "an operator ended it"
+    step = folder.saved_step
+    if not step:
+        return "it had saved no training state"
+    if record.crashes()[-TRIES:] == [step] * TRIES:
+        return f"{TRIES} starts from step {step} made no progress"
+    serving = registry.serving()
+    if serving is None or serving.version != spec.incumbent:
+        return f"version {spec.incumbent} no longer serves"
+    if serving.since > spec.created:
+        return f"version {spec.incumbent} was promoted again after the round began"
+    if Path(settings.state).resolve() != folder.path.resolve().parents[1]:
+        return f"it was started for the state directory {settings.state}"
+    frames = {*spec.train_frames, *spec.holdout_frames}
+    missing = len(frames) - len(buffer.records(ids=frames))
+    return f"{missing} of its frames were evicted from the buffer" if missing else ""

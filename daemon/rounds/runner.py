@@ -1,7 +1,7 @@
 """One round from outside: lease frames, write the spec, launch, follow, conclude. For the daemon and `mfmd adapt`.
 
 The round is a process group of its own. When it crashes or hangs, it is recorded as failed, its frames are released,
-and the incumbent keeps serving. When the daemon ends first, the next one resumes the round (`daemon.rounds.resume`).
+and the incumbent keeps serving. When the daemon ends first, the next one resumes the round (`daemon.rounds.recovery`).
 """
 
 import signal
@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum, auto
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from configs.round import RoundSettings
 from configs.settings import Settings
@@ -109,9 +108,9 @@ def launch_round(context: RoundContext, trigger: Trigger) -> Verdict:
 
 
 def continue_round(context: RoundContext, number: int) -> Verdict:
-    """Resume an interrupted round: from its last training state, or with its candidate in the shadow.
+    """Resume an interrupted round (`recovery.recover`): from its last training state, or in the shadow.
 
-    `resume.interrupted_round` and `shadow.open_trial` find it. Raises like `launch_round`.
+    Raises like `launch_round`.
     """
     folder = context.store.folder(number)
     if folder.record().stage in AT_WORK:
@@ -194,17 +193,11 @@ def check_frames(frames: Sequence[FrameRecord], settings: Settings) -> None:
         raise NotEnoughFrames("every frame is held out (buffer.holdout_fraction); drop more images")
 
 
-def record_failure(folder: RoundFolder, status: str, reason: str) -> None:
+def record_failure(folder: RoundFolder, status: Literal["stopped", "failed"], reason: str) -> None:
     """Write the scores that a round did not write itself."""
     progress, created = folder.last_progress(), folder.spec().created
-    last = progress.at if progress is not None else created
-    scores = {
-        "status": status,
-        "reason": reason,
-        "steps": progress.step if progress is not None else 0,
-        "seconds": max(0.0, last - created),
-    }
-    folder.write_scores(RoundScores.model_validate(scores))
+    steps, last = (progress.step, progress.at) if progress else (0, created)
+    folder.write_scores(RoundScores(status=status, reason=reason, steps=steps, seconds=max(0.0, last - created)))
 
 
 def _spec(
@@ -227,12 +220,8 @@ def _spec(
     )
 
 
-class _End(Enum):
-    """Why a round's process is no longer followed."""
-
-    BY_ITSELF = auto()
-    STOPPED = auto()
-    TOO_LONG = auto()
+End = Literal["by itself", "stopped", "too long"]
+"""Why a round's process is no longer followed."""
 
 
 def _train(context: RoundContext, settings: RoundSettings, folder: RoundFolder) -> None:
@@ -247,22 +236,21 @@ def _train(context: RoundContext, settings: RoundSettings, folder: RoundFolder) 
     limit = settings.max_seconds + SCORING_SECONDS
     try:
         end = _follow(group, folder, context, limit)
-        stopped = end is not _End.TOO_LONG and context.stop.is_set()
+        stopped = end != "too long" and context.stop.is_set()
         if stopped and not context.suspends:
-            _write_if_possible(
-                folder, stopped=True
-            )  # before its process is told: should this process die now, the round has ended
+            # Before its process is told: should this process die now, the round has ended.
+            _write_if_possible(folder, stopped=True)
         status = group.stop(GRACE_SECONDS)
     finally:
         group.kill()
     scores = folder.scores()
     if stopped and context.suspends and folder.saved_step and (scores is None or scores.status == "stopped"):
-        _suspend(folder, orderly=end is _End.STOPPED or scores is not None)
+        _suspend(folder, orderly=end == "stopped" or scores is not None)
     if scores is None and stopped:
         record_failure(folder, "stopped", STOPPED)
     elif scores is None:
         too_long = f"time limit of {limit:.0f} s exceeded (round.max_seconds and {SCORING_SECONDS:.0f} s for scoring)"
-        record_failure(folder, "failed", too_long if end is _End.TOO_LONG else _death(status, folder))
+        record_failure(folder, "failed", too_long if end == "too long" else _death(status, folder))
 
 
 def _suspend(folder: RoundFolder, *, orderly: bool) -> NoReturn:
@@ -282,12 +270,12 @@ def _write_if_possible(folder: RoundFolder, **changes: Any) -> None:
         log.warning("round_record_not_written", round=folder.number, error=str(error))
 
 
-def _follow(group: ProcessGroup, folder: RoundFolder, context: RoundContext, limit: float) -> _End:
+def _follow(group: ProcessGroup, folder: RoundFolder, context: RoundContext, limit: float) -> End:
     """Show the progress until the process ends, `stop` is set or the time (seconds) is up."""
     deadline, shown, scoring = time.monotonic() + limit, 0.0, False
     while group.poll() is None:
         if context.stop.wait(POLL_SECONDS):
-            return _End.STOPPED
+            return "stopped"
         progress = folder.last_progress()
         if progress is not None and progress.at > shown:
             shown = progress.at
@@ -296,8 +284,8 @@ def _follow(group: ProcessGroup, folder: RoundFolder, context: RoundContext, lim
                 scoring = True
                 _write_if_possible(folder, stage="scoring")
         if time.monotonic() > deadline:
-            return _End.TOO_LONG
-    return _End.BY_ITSELF
+            return "too long"
+    return "by itself"
 
 
 def _death(status: int, folder: RoundFolder) -> str:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import BaseModel, ConfigDict
+
 from configs.settings import Settings
 from daemon.runtime.backoff import Backoff
 
@@ -30,22 +32,21 @@ class ScheduleState:
     """Whether a version serves."""
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
-    """The decision."""
+class NextRound(BaseModel):
+    """What the next round waits for."""
 
-    trigger: Trigger | None
-    """Why a round starts now; None when it does not."""
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
     frames_missing: int
-    """New frames still missing for the next round, as far as counts can tell."""
+    """New frames still missing, as far as counts can tell."""
     not_before: float | None
     """After failures: when the next attempt may start (Unix, seconds)."""
     waiting_for: str
-    """One sentence for people."""
+    """One sentence."""
 
 
-def due(now: float, state: ScheduleState, settings: Settings) -> Due:
-    """Decide whether a round is due at `now` (Unix, seconds).
+def due(now: float, state: ScheduleState, settings: Settings) -> tuple[Trigger | None, NextRound]:
+    """Return why a round starts at `now` (Unix, seconds), None when it does not; and what the next one waits for.
 
     It needs a serving version, `schedule.min_frames` frames and `gate.advanced.min_holdout` held-out ones, because
     otherwise the gate could not accept anything. Then enough new frames start it, or the interval with at least one new
@@ -56,16 +57,11 @@ def due(now: float, state: ScheduleState, settings: Settings) -> Due:
     ended = state.last_ended if state.last_ended is not None and state.last_ended <= now else None
     not_before = ended + RETRIES.delay(state.failures) if state.failures and ended is not None else None
     trigger = _trigger(now, ended, state, settings)
-    obstacle = _obstacle(state, settings)
-    if obstacle or not settings.schedule.enabled:
-        return Due(
-            None, missing, not_before, obstacle or "nothing: schedule.enabled is off; `mfmd adapt` starts rounds"
-        )
-    if not_before is not None and now < not_before:
-        return Due(None, missing, not_before, f"the delay after {state.failures} failed round(s)")
-    if trigger is not None:
-        return Due(trigger, 0, not_before, "nothing: a round starts now")
-    return Due(None, missing, not_before, _wish(missing, settings))
+    waiting_for = _obstacle(now, not_before, state, settings)
+    if not waiting_for and trigger is not None:
+        return trigger, NextRound(frames_missing=0, not_before=not_before, waiting_for="nothing: a round starts now")
+    waiting_for = waiting_for or _wish(missing, settings)
+    return None, NextRound(frames_missing=missing, not_before=not_before, waiting_for=waiting_for)
 
 
 def _trigger(now: float, ended: float | None, state: ScheduleState, settings: Settings) -> Trigger | None:
@@ -84,13 +80,17 @@ def _missing(state: ScheduleState, settings: Settings) -> int:
     return max(schedule.new_frames - state.new_frames, schedule.min_frames - state.frames, 0)
 
 
-def _obstacle(state: ScheduleState, settings: Settings) -> str:
+def _obstacle(now: float, not_before: float | None, state: ScheduleState, settings: Settings) -> str:
     if not state.serving:
         return "a serving version: `mfmd pretrain` or `mfmd import PATH` creates one"
     if state.frames < settings.schedule.min_frames:
         return f"{settings.schedule.min_frames - state.frames} more frames (schedule.min_frames)"
     if state.holdout < settings.gate.advanced.min_holdout:
         return f"{settings.gate.advanced.min_holdout - state.holdout} more held-out frames (gate.advanced.min_holdout)"
+    if not settings.schedule.enabled:
+        return "nothing: schedule.enabled is off; `mfmd adapt` starts rounds"
+    if not_before is not None and now < not_before:
+        return f"the delay after {state.failures} failed round(s)"
     return ""
 
 

@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ from configs.errors import ConfigError
 from configs.settings import Settings
 from daemon.net.token import serving_token
 from daemon.rounds.history import RoundSummary, schedule_state, summaries
-from daemon.rounds.schedule import due
+from daemon.rounds.schedule import NextRound, due
 from daemon.runtime.activity import Activity, IngestActivity, WatchActivity, read_activity
 from daemon.runtime.run_record import current_record, read_run_record
 from daemon.status.messages import operator_messages
@@ -19,7 +19,6 @@ from daemon.status.model import (
     OBSERVED_FRAMES,
     BufferStatus,
     DaemonStatus,
-    NextRound,
     ObservedStatus,
     RunningRound,
     Status,
@@ -158,15 +157,11 @@ class _Collector:
         return None
 
     def _next(self) -> NextRound:
-        catalog = Catalog.open(self._layout.catalog, writable=False) if self._layout.catalog.exists() else None
-        try:
-            decision = due(time.time(), schedule_state(catalog, self._rounds, self._registry), self._settings)
-        finally:
-            if catalog is not None:
-                catalog.close()
-        return NextRound(
-            frames_missing=decision.frames_missing, not_before=decision.not_before, waiting_for=decision.waiting_for
-        )
+        with ExitStack() as opened:
+            catalog = None
+            if self._layout.catalog.exists():
+                catalog = opened.enter_context(closing(Catalog.open(self._layout.catalog, writable=False)))
+            return due(time.time(), schedule_state(catalog, self._rounds, self._registry), self._settings)[1]
 
     def _observed(self) -> ObservedStatus | None:
         path = self._layout.observations

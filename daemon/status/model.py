@@ -3,6 +3,7 @@
 from pydantic import BaseModel, ConfigDict, Field
 
 from daemon.rounds.history import RoundSummary
+from daemon.rounds.schedule import NextRound
 from daemon.runtime.activity import ChildActivity, FileActivity, IngestActivity, MirrorActivity, WatchActivity
 from daemon.status.plane_probe import PlaneStatus
 from storage.registry.manifest import Ref
@@ -63,17 +64,6 @@ class RunningRound(_Part):
     """Number."""
     progress: Progress | None
     """Its newest progress; none before the first."""
-
-
-class NextRound(_Part):
-    """What the next round waits for."""
-
-    frames_missing: int
-    """New frames still missing."""
-    not_before: float | None
-    """After failures: when the next attempt may start (Unix, seconds)."""
-    waiting_for: str
-    """One sentence."""
 
 
 class ObservedStatus(_Part):

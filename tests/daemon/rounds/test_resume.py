@@ -18,8 +18,7 @@ from daemon.metrics import Metrics
 from daemon.rounds import runner as rounds
 from daemon.rounds.history import summaries
 from daemon.rounds.loop import RoundLoop
-from daemon.rounds.recovery import recover
-from daemon.rounds.resume import TRIES
+from daemon.rounds.recovery import TRIES, recover
 from daemon.rounds.runner import RoundContext, RoundFailed, RoundSuspended, continue_round, launch_round
 from daemon.runtime.process_group import children_of, group_alive
 from storage.layout import StateLayout

@@ -9,7 +9,7 @@ import pytest
 from daemon.errors import NotEnoughFrames, RoundRunning, Stopping
 from daemon.metrics import Metrics
 from daemon.rounds import runner as rounds
-from daemon.rounds.history import round_facts, schedule_state, summaries
+from daemon.rounds.history import schedule_state, summaries
 from daemon.rounds.launch import MEMORY_KEPT, launch_command, launch_environment
 from daemon.rounds.loop import RoundLoop
 from daemon.rounds.recovery import recover
@@ -163,7 +163,7 @@ def test_recovery_ends_what_a_killed_daemon_left(world, registry, store, layout,
     assert world.buffer.leases() == []
     assert (folder.scores().status, folder.scores().steps) == ("failed", 11)
     assert "the daemon ended while the round ran" in folder.verdict().reason
-    assert round_facts(store).failures == 1
+    assert schedule_state(None, store, registry).failures == 1
 
 
 def test_recovery_judges_a_round_that_was_complete(world, registry, store):
@@ -194,15 +194,15 @@ def test_after_failures_the_schedule_backs_off_and_counts_frames_from_the_last_j
     assert summaries(store, 1, alive=False)[0].result == "inconclusive"
     state = schedule_state(world.buffer.catalog, store, registry)
     assert (state.new_frames, state.failures) == (5, 0), "eight frames, the newest that round 1 saw is number 3"
-    assert due(time.time(), state, settings).trigger == "new_frames"
+    assert due(time.time(), state, settings)[0] == "new_frames"
     for number in (2, 3):
         folder = store.create(_spec(number, settings, frames=(4, 5)))
         rounds.record_failure(folder, "failed", "crashed")
         recover(settings, world.buffer, registry)
     state = schedule_state(world.buffer.catalog, store, registry)
     assert (state.new_frames, state.failures) == (5, 2), "a failed round does not use frames up"
-    decision = due(time.time(), state, settings)
-    assert decision.trigger is None
+    trigger, decision = due(time.time(), state, settings)
+    assert trigger is None
     assert decision.not_before == pytest.approx(time.time() + 60, abs=5)
 
 

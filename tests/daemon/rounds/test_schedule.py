@@ -41,28 +41,28 @@ def settings(make_settings):
     ],
 )
 def test_decision(settings, change, schedule, trigger):
-    assert due(NOW, dataclasses.replace(ENOUGH, **change), settings(**schedule)).trigger == trigger
+    assert due(NOW, dataclasses.replace(ENOUGH, **change), settings(**schedule))[0] == trigger
 
 
 def test_what_is_missing_is_said(settings):
     state = dataclasses.replace(ENOUGH, new_frames=13)
-    decision = due(NOW, state, settings())
+    _, decision = due(NOW, state, settings())
     assert (decision.frames_missing, decision.waiting_for) == (7, "7 more new frames")
-    decision = due(NOW, dataclasses.replace(state, frames=2, new_frames=2), settings())
+    _, decision = due(NOW, dataclasses.replace(state, frames=2, new_frames=2), settings())
     assert (decision.frames_missing, decision.waiting_for) == (18, "8 more frames (schedule.min_frames)")
-    assert "mfmd pretrain" in due(NOW, dataclasses.replace(state, serving=False), settings()).waiting_for
-    assert "held-out" in due(NOW, dataclasses.replace(state, holdout=1), settings()).waiting_for
+    assert "mfmd pretrain" in due(NOW, dataclasses.replace(state, serving=False), settings())[1].waiting_for
+    assert "held-out" in due(NOW, dataclasses.replace(state, holdout=1), settings())[1].waiting_for
 
 
 def test_after_failures_the_next_attempt_has_a_time(settings):
-    decision = due(NOW, dataclasses.replace(ENOUGH, failures=2, last_ended=NOW), settings())
+    _, decision = due(NOW, dataclasses.replace(ENOUGH, failures=2, last_ended=NOW), settings())
     assert decision.not_before == NOW + 60
     assert RETRIES.delay(1000) == 3600
 
 
 def test_a_round_that_ended_under_a_clock_that_was_set_back_holds_nothing_up(settings):
     ahead = dataclasses.replace(ENOUGH, last_ended=NOW + 365 * 86400.0)
-    decision = due(NOW, dataclasses.replace(ahead, failures=2), settings())
-    assert (decision.trigger, decision.not_before) == ("new_frames", None)
+    trigger, decision = due(NOW, dataclasses.replace(ahead, failures=2), settings())
+    assert (trigger, decision.not_before) == ("new_frames", None)
     waiting = dataclasses.replace(ahead, new_frames=1)
-    assert due(NOW, waiting, settings(interval_seconds=600.0)).trigger == "interval"
+    assert due(NOW, waiting, settings(interval_seconds=600.0))[0] == "interval"

@@ -15,6 +15,7 @@ from daemon.runtime.in_force import SNAPSHOT, SettingsInForce, reloaded_on_hang_
 from daemon.runtime.logs import configure_logs, get_logger
 from daemon.runtime.run_record import publish_record
 from daemon.runtime.signals import stop_event
+from daemon.status.messages import nothing_serves
 from storage.errors import NoCheckpoint
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
@@ -77,20 +78,8 @@ def check_folders(settings: Settings) -> None:
 
 def require_version(settings: Settings, registry: CheckpointRegistry) -> None:
     """Raise NoCheckpoint, with what to do, if no version serves; StorageError if the ref is damaged."""
-    if registry.serving() is not None:
-        return
-    versions = registry.versions()
-    if versions:
-        newest = versions[-1]
-        remedy = f"version {newest} exists: `mfmd promote {newest}` serves it"
-    elif settings.source is not None:
-        remedy = "run `mfmd pretrain` to train one on the source images"
-    else:
-        remedy = (
-            "there are no labelled source images and no starting checkpoint: `mfmd import PATH` imports a model, "
-            "or set `source` and run `mfmd pretrain`"
-        )
-    raise NoCheckpoint(f"{settings.state}: no version to serve; {remedy}")
+    if registry.serving() is None:
+        raise NoCheckpoint(f"{settings.state}: {nothing_serves(registry.versions(), settings)}")
 
 
 def _wait(stop: threading.Event, *servers: ControlServer) -> int:

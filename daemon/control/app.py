@@ -185,17 +185,7 @@ def _checkpoint(registry: CheckpointRegistry, version: int, pinned: bool, marks:
     try:
         manifest = registry.manifest(version)
     except StorageError as error:
-        return CheckpointSummary(
-            version=version,
-            created=None,
-            origin="unknown",
-            parent=None,
-            round=None,
-            pinned=pinned,
-            scores={},
-            marks=marks,
-            damaged=str(error),
-        )
+        return CheckpointSummary(version=version, pinned=pinned, marks=marks, damaged=str(error))
     return CheckpointSummary(
         version=version,
         created=manifest.created,

@@ -35,19 +35,14 @@ class ApiError(Exception):
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
-        self.status, self.code, self.message = status, code, message
+        self.status, self.code = status, code
 
 
 def answer_errors(app: FastAPI) -> None:
     """Install the handlers."""
 
     async def known(_: Request, error: Exception) -> JSONResponse:
-        status = next(number for kind, number in STATUS_OF.items() if isinstance(error, kind))
-        return _error(status, getattr(error, "code", "system"), describe_error(error))
-
-    async def api(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, ApiError)
-        return api_answer(error)
+        return answer_of(error)
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
@@ -63,8 +58,7 @@ def answer_errors(app: FastAPI) -> None:
         return _error(500, "unexpected", f"{type(error).__name__}: {error}; the daemon's log has the traceback")
 
     handlers: list[tuple[type[Exception], Callable[[Request, Exception], Awaitable[JSONResponse]]]] = [
-        *((kind, known) for kind in (ConfigError, StorageError, DaemonError, OSError)),
-        (ApiError, api),
+        *((kind, known) for kind in (ApiError, ConfigError, StorageError, DaemonError, OSError)),
         (RequestValidationError, invalid),
         (HTTPException, http),
         (Exception, unexpected),
@@ -73,11 +67,18 @@ def answer_errors(app: FastAPI) -> None:
         app.add_exception_handler(kind, handler)
 
 
-def api_answer(error: ApiError) -> JSONResponse:
-    """Return `error` as an HTTP response."""
-    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
-    return _error(error.status, error.code, error.message, headers)
+def status_of(error: Exception) -> int:
+    """Return the HTTP status of an ApiError or an error of `STATUS_OF`."""
+    if isinstance(error, ApiError):
+        return error.status
+    return next(status for kind, status in STATUS_OF.items() if isinstance(error, kind))
 
 
-def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def answer_of(error: Exception) -> JSONResponse:
+    """Return an ApiError or an error of `STATUS_OF` as an HTTP response."""
+    return _error(status_of(error), getattr(error, "code", "system"), describe_error(error))
+
+
+def _error(status: int, code: str, message: str) -> JSONResponse:
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
     return JSONResponse({"code": code, "message": message}, status, headers)

@@ -58,13 +58,13 @@ class CheckpointSummary(BaseModel):
     """One version in one line."""
 
     version: int
-    created: float | None
-    origin: str
-    parent: int | None
-    round: int | None
+    created: float | None = None
+    origin: str = "unknown"
+    parent: int | None = None
+    round: int | None = None
     pinned: bool
-    scores: dict[str, float]
-    marks: list[str] = []
+    scores: dict[str, float] = {}
+    marks: list[str]
     """What to know before going back to it: `rolled back`, `never served`, `rejected`, `inconclusive`."""
     damaged: str | None = None
 

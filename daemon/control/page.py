@@ -6,16 +6,14 @@ or after the ref moved, it changes nothing.
 """
 
 import re
-from collections.abc import Callable
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from daemon.control.errors import STATUS_OF, ApiError
-from daemon.control.page_html import STYLE_HASH, Notice, render
+from daemon.control.errors import ApiError, status_of
+from daemon.control.page_html import STYLE_HASH, render
 from daemon.gate import promotion
 from daemon.net.token import same_token
 from daemon.runtime.in_force import SettingsInForce
@@ -26,7 +24,6 @@ from storage.registry.registry import CheckpointRegistry
 MOST_FORM_BYTES = 16 * 1024
 MOST_FIELDS = 8
 NUMBER = re.compile("[0-9]{1,9}")
-Move = Callable[[CheckpointRegistry, dict[str, str]], None]
 HEADERS = {
     "Content-Security-Policy": f"default-src 'none'; style-src '{STYLE_HASH}'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'",
@@ -42,7 +39,7 @@ def create_page(in_force: SettingsInForce, registry: CheckpointRegistry, token: 
     """Return the routes of the page."""
     router = APIRouter(include_in_schema=False)
 
-    def show(notice: Notice | None = None, status: int = 200) -> HTMLResponse:
+    def show(notice: tuple[str, str] | None = None, status: int = 200) -> HTMLResponse:
         text = render(collect_status(in_force.now), registry, notice)
         return HTMLResponse(text, status, headers=HEADERS)
 
@@ -51,50 +48,37 @@ def create_page(in_force: SettingsInForce, registry: CheckpointRegistry, token: 
         """Return the page."""
         return show()
 
-    async def move(request: Request, how: Move, failed: str) -> Response:
+    @router.post("/rollback")
+    @router.post("/promote")
+    async def move(request: Request) -> Response:
         """Check a form's token and fields, move the ref, and redirect to the page."""
+        back = request.url.path == "/rollback"
         try:
             _same_site(request)
             form = _form(await _body(request))
             if not same_token(form.get("token", "").strip(), token):
                 raise ApiError(401, "unauthorized", "wrong control token: see control.token in the documentation")
-            await run_in_threadpool(how, registry, form)
+            await run_in_threadpool(_move, registry, form, back)
         except (ApiError, StorageError) as error:
-            return await run_in_threadpool(show, Notice(failed, str(error)), _status_of(error))
+            notice = ("Not rolled back" if back else "Not promoted", str(error))
+            return await run_in_threadpool(show, notice, status_of(error))
         return RedirectResponse("/", 303, headers=HEADERS)
-
-    @router.post("/rollback")
-    async def rollback(request: Request) -> Response:
-        """Roll back, as the form says."""
-        return await move(request, _roll_back, "Not rolled back")
-
-    @router.post("/promote")
-    async def promote(request: Request) -> Response:
-        """Promote the version that the form names."""
-        return await move(request, _promote, "Not promoted")
 
     return router
 
 
-def _roll_back(registry: CheckpointRegistry, form: dict[str, str]) -> None:
-    to, shown, reason = _move(form, optional=True)
-    promotion.roll_back(registry, to=to, by="operator", reason=reason, expected=shown)
-
-
-def _promote(registry: CheckpointRegistry, form: dict[str, str]) -> None:
-    to, shown, reason = _move(form, optional=False)
-    assert to is not None
-    promotion.promote(registry, to, by="operator", reason=reason, expected=shown)
-
-
-def _move(form: dict[str, str], *, optional: bool) -> tuple[int | None, int, str]:
-    """Return target (None only if `optional`), the version that the form showed, and the reason."""
+def _move(registry: CheckpointRegistry, form: dict[str, str], back: bool) -> None:
+    """Roll back, or promote, as the form says. Raises ApiError if it lacks the version that it showed, or a reason."""
     to, shown, reason = form.get("to", ""), form.get("serving", ""), form.get("reason", "").strip()
-    if not (NUMBER.fullmatch(shown) and ((optional and not to) or NUMBER.fullmatch(to))):
+    if not (NUMBER.fullmatch(shown) and ((back and not to) or NUMBER.fullmatch(to))):
         raise ApiError(422, "invalid_request", "serving and to must be version numbers; reload the page")
     if not reason:
         raise ApiError(422, "invalid_request", "a reason is required; the history records it")
-    return int(to) if to else None, int(shown), reason
+    if back:
+        target = int(to) if to else None
+        promotion.roll_back(registry, to=target, by="operator", reason=reason, expected=int(shown))
+    else:
+        promotion.promote(registry, int(to), by="operator", reason=reason, expected=int(shown))
 
 
 def _same_site(request: Request) -> None:
@@ -120,13 +104,7 @@ async def _body(request: Request) -> bytes:
 def _form(body: bytes) -> dict[str, str]:
     """Return the fields of a urlencoded form, the first of each name. Raises ApiError if it is not one."""
     try:
-        fields: dict[str, list[Any]] = parse_qs(body.decode(), max_num_fields=MOST_FIELDS, keep_blank_values=True)
+        fields = parse_qsl(body.decode(), max_num_fields=MOST_FIELDS, keep_blank_values=True)
     except ValueError as error:
         raise ApiError(422, "invalid_request", f"not a form: {error}") from error
-    return {name: str(values[0]) for name, values in fields.items()}
-
-
-def _status_of(error: Exception) -> int:
-    if isinstance(error, ApiError):
-        return error.status
-    return next(status for kind, status in STATUS_OF.items() if isinstance(error, kind))
+    return dict(reversed(fields))

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from html import escape
 
 from daemon.status.model import Status
@@ -26,20 +25,10 @@ STYLE_HASH = f"sha256-{base64.b64encode(hashlib.sha256(STYLE.encode()).digest())
 """What the content security policy allows: this style and no other."""
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """The result of a form."""
-
-    title: str
-    """In a few words."""
-    text: str
-    """One sentence."""
-
-
-def render(status: Status, registry: CheckpointRegistry, notice: Notice | None = None) -> str:
-    """Return the whole page."""
+def render(status: Status, registry: CheckpointRegistry, notice: tuple[str, str] | None = None) -> str:
+    """Return the whole page; `notice` is the result of a form, a few words and a sentence."""
     parts = [
-        f'<p class="notice" role="alert"><strong>{escape(notice.title)}.</strong> {escape(notice.text)}</p>'
+        f'<p class="notice" role="alert"><strong>{escape(notice[0])}.</strong> {escape(notice[1])}</p>'
         if notice
         else "",
         _serving(status),

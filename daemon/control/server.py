@@ -5,6 +5,7 @@ It serves from a thread. The guard checks the token before it reads a body, and 
 
 import socket
 import threading
+import time
 
 import uvicorn
 from fastapi import FastAPI, HTTPException
@@ -12,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.serving import ControlSettings
-from daemon.control.errors import ApiError, api_answer
+from daemon.control.errors import ApiError, answer_of
 from daemon.errors import DaemonError
 from daemon.net.listening import TlsFiles, listen
 from daemon.net.token import bearer_of, control_address, same_token
@@ -63,13 +64,11 @@ class ControlServer:
     def start(self) -> None:
         """Start serving; return once it answers requests. Raises DaemonError if it does not start."""
         self._thread.start()
-        deadline = threading.Event()
-        for _ in range(int(START_SECONDS / 0.02)):
+        until = time.monotonic() + START_SECONDS
+        while self.alive and time.monotonic() < until:
             if self._server.started:
                 return
-            if not self.alive:
-                break
-            deadline.wait(0.02)
+            time.sleep(0.02)
         raise DaemonError("the control plane's HTTP server did not start; see its log")
 
     def stop(self) -> None:
@@ -103,7 +102,7 @@ class ControlGuard:
             return
         if not self._may_pass(scope):
             error = ApiError(401, "unauthorized", "send `Authorization: Bearer TOKEN`; see control.token in the docs")
-            await api_answer(error)(scope, receive, send)
+            await answer_of(error)(scope, receive, send)
             return
         size = 0
 

@@ -1,7 +1,7 @@
 """What needs the operator's attention: one sentence each, saying what is wrong and what to do."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from configs.settings import Settings
 from daemon.status.model import Status
@@ -10,7 +10,6 @@ from daemon.status.model import Status
 def operator_messages(status: Status, settings: Settings) -> list[str]:
     """Messages about `status`, most urgent first; empty when all is well."""
     parts = (
-        _versions(status, settings),
         _folder(status, settings),
         _file(status),
         _children(status),
@@ -18,22 +17,20 @@ def operator_messages(status: Status, settings: Settings) -> list[str]:
         _mirrors(status),
         _rounds(status),
     )
-    daemon = [] if status.daemon.up else ["the daemon is not running: `mfmd run` starts it"]
-    return [*daemon, *(message for part in parts for message in part)]
+    urgent = [] if status.daemon.up else ["the daemon is not running: `mfmd run` starts it"]
+    if status.serving is None and not status.serving_damaged:  # damage is told already
+        urgent.append(nothing_serves(status.versions, settings))
+    return [*urgent, *(message for part in parts for message in part)]
 
 
-def _versions(status: Status, settings: Settings) -> Iterator[str]:
-    if status.serving is not None or status.serving_damaged:  # the damage is told already
-        return
-    if status.versions:
-        yield (
-            f"no version serves, but versions exist: {', '.join(map(str, status.versions))}: "
-            f"`mfmd promote {status.versions[-1]}` serves the newest"
-        )
-    elif settings.source is not None:
-        yield "no version yet: `mfmd pretrain` trains one on the source images"
-    else:
-        yield "no version yet: `mfmd import PATH` imports one, or configure `source` and run `mfmd pretrain`"
+def nothing_serves(versions: Sequence[int], settings: Settings) -> str:
+    """Return what to do while none of `versions` serves."""
+    if versions:
+        known = ", ".join(map(str, versions))
+        return f"no version serves, but versions exist: {known}: `mfmd promote {versions[-1]}` serves the newest"
+    if settings.source is not None:
+        return "no version yet: `mfmd pretrain` trains one on the source images"
+    return "no version yet: `mfmd import PATH` imports one, or configure `source` and run `mfmd pretrain`"
 
 
 def _folder(status: Status, settings: Settings) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """Ask the inference plane what it serves: one quick request, and an answer of our own when none comes."""
 
 import http.client
-import json
 import ssl
 
 from pydantic import BaseModel, ConfigDict
@@ -68,8 +67,19 @@ class PlaneProbe:
         return "" if status == 200 else "has no version loaded"
 
 
-class TokenRefused(ValueError):
-    """The plane answered 401."""
+class _Failure(BaseModel):
+    version: int | None = None
+    reason: str | None = None
+
+
+class _Answer(BaseModel):
+    """What `GET /v1/serving` says, as far as it is used here."""
+
+    ready: bool = False
+    version: int | None = None
+    wanted: int | None = None
+    last_failure: _Failure | None = None
+    problems: list[str] = []
 
 
 def probe_plane(record: RunRecord | None, token: str | None = None) -> PlaneStatus:
@@ -79,14 +89,22 @@ def probe_plane(record: RunRecord | None, token: str | None = None) -> PlaneStat
     """
     if record is None:
         return PlaneStatus(up=False, detail="no inference plane has published an address")
+    plane = PlaneStatus(up=False, host=record.host, port=record.port)
     try:
-        return _parse(record, _get(record, token))
-    except TokenRefused as error:
-        return PlaneStatus(up=False, refused=True, host=record.host, port=record.port, detail=str(error))
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        return PlaneStatus(
-            up=False, host=record.host, port=record.port, detail=f"no answer: {error or type(error).__name__}"
-        )
+        status, body = _ask(record, "/v1/serving", TIMEOUT_SECONDS, token)
+        if status == 401:
+            has = "has no serving.token, but the plane needs one" if token is None else "has a different serving.token"
+            remedy = "use the token that the plane was started with, or restart it"
+            return plane.model_copy(update={"refused": True, "detail": f"this configuration {has}; {remedy}"})
+        answer = _Answer.model_validate_json(body)
+    except (OSError, http.client.HTTPException) as error:
+        return plane.model_copy(update={"detail": f"no answer: {str(error) or type(error).__name__}"})
+    except ValueError:
+        return plane.model_copy(update={"detail": "no answer: not the response of an inference plane"})
+    found = answer.model_dump(include={"ready", "version", "wanted"}) | {"detail": "; ".join(answer.problems)}
+    failure = answer.last_failure or _Failure()
+    found |= {"last_swap_failure": failure.reason, "failed_version": failure.version}
+    return plane.model_copy(update={"up": True, **found})
 
 
 def _ask(record: RunRecord, path: str, timeout: float, token: str | None = None) -> tuple[int, bytes]:
@@ -107,36 +125,6 @@ def _connection_to(record: RunRecord, timeout: float) -> http.client.HTTPConnect
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return http.client.HTTPSConnection(record.reachable_host, record.port, timeout=timeout, context=context)
-
-
-def _get(record: RunRecord, token: str | None) -> dict[str, object]:
-    status, body = _ask(record, "/v1/serving", TIMEOUT_SECONDS, token)
-    if status == 401:
-        has = "has no serving.token, but the plane needs one" if token is None else "has a different serving.token"
-        raise TokenRefused(f"this configuration {has}; use the token that the plane was started with, or restart it")
-    answer = json.loads(body)
-    if not isinstance(answer, dict):
-        raise ValueError("not the response of an inference plane")
-    return answer
-
-
-def _parse(record: RunRecord, answer: dict[str, object]) -> PlaneStatus:
-    failure = answer.get("last_failure")
-    failure = failure if isinstance(failure, dict) else {}
-    problems = answer.get("problems")
-    return PlaneStatus.model_validate(
-        {
-            "up": True,
-            "host": record.host,
-            "port": record.port,
-            "ready": answer.get("ready", False),
-            "version": answer.get("version"),
-            "wanted": answer.get("wanted"),
-            "last_swap_failure": failure.get("reason"),
-            "failed_version": failure.get("version"),
-            "detail": "; ".join(map(str, problems)) if isinstance(problems, list) else "",
-        }
-    )
 
 
 def describe_plane(plane: PlaneStatus) -> str:

@@ -26,19 +26,6 @@ class FieldChange(_Part):
     """In the second."""
 
 
-class TensorDifference(_Part):
-    """A tensor that differs."""
-
-    name: str
-    """Key in the weights file."""
-    shape: tuple[int, ...]
-    """Shape in the second version."""
-    relative: float | None
-    """Norm of the difference over the norm of the first; none where that says nothing."""
-    note: str = ""
-    """Why there is none."""
-
-
 class VersionDiff(_Part):
     """`mfmd checkpoints diff A B`."""
 
@@ -57,8 +44,8 @@ class VersionDiff(_Part):
     tensors: int
     """Tensors of both together."""
     relative: float | None
-    """Relative change of all tensors that both have, taken together: root mean square of theirs; none without any."""
-    changed: list[TensorDifference]
+    """Root mean square of the relative changes of all tensors that both have; none without any."""
+    changed: list[TensorChange]
     """Tensors that differ, the largest change first."""
 
 
@@ -77,11 +64,7 @@ def diff_versions(registry: CheckpointRegistry, first: int, second: int) -> Vers
         scores=_changes(one.scores, other.scores),
         tensors=len(changes),
         relative=math.sqrt(sum(value**2 for value in compared) / len(compared)) if compared else None,
-        changed=[
-            TensorDifference(name=item.name, shape=item.shape, relative=item.relative, note=item.note)
-            for item in sorted(changes, key=_largest_first)
-            if item.relative != 0.0
-        ],
+        changed=sorted((change for change in changes if change.relative != 0.0), key=_largest_first),
     )
 
 

@@ -68,7 +68,7 @@ def _check_a_second_daemon_is_refused(start, config, layout, first: Running) -> 
     ("sections", "error", "words"),
     [
         ({}, NoCheckpoint, "mfmd import PATH"),
-        ({"source": {"images": "/i", "labels": "/l"}}, NoCheckpoint, "run `mfmd pretrain`"),
+        ({"source": {"images": "/i", "labels": "/l"}}, NoCheckpoint, "`mfmd pretrain` trains one"),
         ({"control": {"host": "0.0.0.0"}}, ConfigError, r"control\.host"),
     ],
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 from configs.watch import WatchSettings
 from daemon.runtime.logs import get_logger
 from daemon.watch.arrival import Arrival, look_at
-from daemon.watch.watcher import FolderScan
+from daemon.watch.scan import FolderScan
 from storage import durable
 from storage.buffer.catalog_records import FileFact, FileRecord
 from storage.durable.digest import digest_of

@@ -25,7 +25,8 @@ from daemon.runtime.activity import IngestActivity, WatchActivity
 from daemon.runtime.logs import get_logger
 from daemon.watch.arrival import Arrival
 from daemon.watch.events import Hints
-from daemon.watch.watcher import FolderScan, Watcher
+from daemon.watch.scan import FolderScan
+from daemon.watch.watcher import Watcher
 from storage.buffer.frame_writer import NOT_KEPT
 from storage.buffer.frames import FrameBuffer, FrameRecord
 from storage.errors import BufferFull, StorageError

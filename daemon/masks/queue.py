@@ -11,9 +11,9 @@ from configs.watch import WatchSettings
 from daemon.masks.mask_file import Note, Version, mask_path, note_of, read_note
 from daemon.runtime.logs import get_logger
 from daemon.watch.arrival import Arrival, look_at
-from daemon.watch.watcher import FolderScan
+from daemon.watch.scan import FolderScan
 from storage.buffer.catalog_records import FileFact
-from storage.media.videos import MADE_OF_VIDEOS
+from storage.media import MADE_OF_VIDEOS
 
 log = get_logger(__name__)
 

@@ -4,8 +4,6 @@ The file holds the few facts that only the running process knows. The daemon wri
 once a second. The file is meaningless once the daemon's lock is free.
 """
 
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
@@ -150,27 +148,21 @@ class ActivityWriter:
     def __init__(self, path: Path, look: Callable[[], Activity]) -> None:
         self._path, self._look = path, look
         self._written: Activity | None = None
-        self._lock = threading.Lock()
 
     def step(self) -> float:
         """Write if something changed; return the seconds until the next call."""
         activity = self._look()
-        with self._lock:
-            if activity != self._written:
-                self._write(activity)
+        if activity != self._written:
+            try:
+                durable.write_record(self._path, activity)
+                self._written = activity
+            except (OSError, StorageError) as error:  # a full disk must not stop the part that reports it
+                log.warning("activity_not_written", path=str(self._path), error=str(error))
         return WRITE_SECONDS
 
     def close(self) -> None:
-        """Write an idle activity, because the daemon ends."""
+        """Remove the file, because the daemon ends."""
         self._path.unlink(missing_ok=True)
-
-    def _write(self, activity: Activity) -> None:
-        try:
-            durable.write_record(self._path, activity)
-        except (OSError, StorageError) as error:  # a full disk must not stop the part that reports it
-            log.warning("activity_not_written", path=str(self._path), error=str(error), at=time.time())
-            return
-        self._written = activity
 
 
 def read_activity(path: Path) -> Activity | None:

@@ -42,11 +42,6 @@ class RunRecord(BaseModel):
     """Whether it speaks HTTPS."""
 
     @property
-    def reachable_host(self) -> str:
-        """Return an address to connect to: the loopback address for a server bound to every address."""
-        return reachable(self.host)
-
-    @property
     def since(self) -> float:
         """Return the Unix time of the start (seconds)."""
         return psutil.boot_time() + self.started

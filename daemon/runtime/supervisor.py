@@ -113,11 +113,10 @@ class _Child:
             log.error("child_not_started", child=self.spec.name, error=str(error))
             self._retry_later(now)
             return
-        restarts = self.state.restarts + (self._started is not None)
-        self._set(running=True, problem="starts", pid=self.group.pid, since=time.time(), next_start=None)
-        self._set(restarts=restarts)
+        restarts, pid = self.state.restarts + (self._started is not None), self.group.pid
+        self._set(running=True, problem="starts", pid=pid, since=time.time(), next_start=None, restarts=restarts)
         self._started, self._next_look, self._answered, self._unanswered = now, now, False, 0
-        log.info("child_started", child=self.spec.name, pid=self.group.pid)
+        log.info("child_started", child=self.spec.name, pid=pid)
 
     def _ended(self, status: int | None, now: float) -> None:
         assert self.group is not None
@@ -136,8 +135,16 @@ class _Child:
         problem = f"ended with status {self.state.last_exit}"
         self._set(running=False, problem=problem, pid=None, next_start=time.time() + delay)
 
-    def gone(self) -> None:
-        """Record that the child is stopped for good."""
+    def terminate(self) -> None:
+        """Send SIGTERM to the group, if it runs."""
+        if self.group is not None:
+            self.group.terminate()
+
+    def finish(self, seconds: float) -> None:
+        """Wait for the terminated group, then kill it; the child is stopped for good."""
+        if self.group is not None:
+            status = self.group.finish(seconds)
+            log.info("child_stopped", child=self.spec.name, status=status)
         self.group = None
         self._set(running=False, problem="is stopped", pid=None, next_start=None)
 
@@ -162,25 +169,12 @@ class Supervisor:
         """Return what each child does now. May be called from any thread."""
         return [child.seen() for child in self._children]
 
-    def stop(self, grace_seconds: float | None = None) -> None:
-        """Send SIGTERM to all groups at once, and SIGKILL to each after its grace period; restart none.
-
-        `grace_seconds` replaces the grace periods of all.
-        """
+    def stop(self) -> None:
+        """Send SIGTERM to all groups at once, and SIGKILL to each after its grace period; restart none."""
         with self._lock:
             self._stopping = True
-        allowed = {
-            child: child.spec.grace_seconds if grace_seconds is None else grace_seconds
-            for child in self._children
-            if child.group is not None
-        }
-        running = sorted(allowed, key=lambda child: allowed[child])
-        for child in running:
-            if child.group is not None:
-                child.group.terminate()
+        for child in self._children:
+            child.terminate()
         began = time.monotonic()
-        for child in running:
-            if child.group is not None:
-                status = child.group.finish(max(0.0, began + allowed[child] - time.monotonic()))
-                log.info("child_stopped", child=child.spec.name, status=status)
-            child.gone()
+        for child in sorted(self._children, key=lambda child: child.spec.grace_seconds):
+            child.finish(max(0.0, began + child.spec.grace_seconds - time.monotonic()))

@@ -5,7 +5,7 @@ import ssl
 
 from pydantic import BaseModel, ConfigDict
 
-from daemon.runtime.run_record import RunRecord, current_record
+from daemon.runtime.run_record import RunRecord, current_record, reachable
 from storage.layout import StateLayout
 
 LOOK_SECONDS = 1.0
@@ -120,11 +120,11 @@ def _ask(record: RunRecord, path: str, timeout: float, token: str | None = None)
 
 def _connection_to(record: RunRecord, timeout: float) -> http.client.HTTPConnection:
     if not record.tls:
-        return http.client.HTTPConnection(record.reachable_host, record.port, timeout=timeout)
+        return http.client.HTTPConnection(reachable(record.host), record.port, timeout=timeout)
     # No name to check: the record is that of a living process, and only that process holds the port.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return http.client.HTTPSConnection(record.reachable_host, record.port, timeout=timeout, context=context)
+    return http.client.HTTPSConnection(reachable(record.host), record.port, timeout=timeout, context=context)
 
 
 def describe_plane(plane: PlaneStatus) -> str:

@@ -81,31 +81,26 @@ class FrameFiles:
 
     def __iter__(self) -> Iterator[FrameFile | None]:
         """Yield the frames. Raises RefusedImage without any frame, OSError when the file cannot be read."""
-        count = 0
+        watch, count = self._watch, 0
+        self._file.seek(0)
+        form = video_format(self._file.read(HEAD_BYTES))
+        if form is None:
+            raise RefusedImage("not_an_image", "neither an MP4 nor a Matroska file, by its first bytes")
         try:
-            for frame in self._decode():
-                count += frame is not None
-                yield frame
+            with Video(
+                "video", self._file, form, max_pixels=watch.max_pixels, max_aspect=watch.advanced.max_aspect
+            ) as video:
+                begin = capture_time(watch, self._fact, {}, recorded=video.created)
+                for frame in video.frames(self._videos.seconds):
+                    count += frame is not None
+                    yield None if frame is None else self._file_of(frame, begin)
+                self.damage = video.damage
         except RefusedImage as error:
             if not count:
                 raise
             self.damage = str(error).removeprefix("video: ")  # a frame beyond the limits in the middle ends it there
         if not count:
             raise RefusedImage("truncated", self.damage or "no frame of it can be decoded")
-
-    def _decode(self) -> Iterator[FrameFile | None]:
-        watch = self._watch
-        self._file.seek(0)
-        form = video_format(self._file.read(HEAD_BYTES))
-        if form is None:
-            raise RefusedImage("not_an_image", "neither an MP4 nor a Matroska file, by its first bytes")
-        with Video(
-            "video", self._file, form, max_pixels=watch.max_pixels, max_aspect=watch.advanced.max_aspect
-        ) as video:
-            begin = capture_time(watch, self._fact, {}, recorded=video.created)
-            for frame in video.frames(self._videos.seconds):
-                yield None if frame is None else self._file_of(frame, begin)
-            self.damage = video.damage
 
     def _file_of(self, frame: VideoFrame, begin: float) -> FrameFile:
         name = frame_name(self._digest, frame.microseconds)

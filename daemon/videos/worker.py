@@ -9,22 +9,25 @@ import hashlib
 import os
 import time
 from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from configs.settings import Settings
 from daemon.ingest.originals import Originals
 from daemon.runtime.logs import configure_logs, get_logger
 from daemon.runtime.signals import stop_event
-from daemon.videos.frame_files import FrameFiles, check_size, write_frame
 from daemon.watch.arrival import Arrival, FileChanged, StabilityQueue, check_still, look_at, open_arrival
-from daemon.watch.watcher import RESCAN_SHARE, FolderScan
+from daemon.watch.scan import RESCAN_SHARE, FolderScan
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import FileFact
 from storage.buffer.video_records import VideoRecords
 from storage.errors import DurabilityLost, RefusedImage, StorageError
 from storage.layout import StateLayout
-from storage.media.videos import can_read_videos
+from storage.media import can_read_videos
+
+if TYPE_CHECKING:  # decoders are loaded for the first video: this process runs beside every daemon
+    from daemon.videos.frame_files import FrameFiles
 
 NICE = 10
 POLL_SECONDS = 0.1
@@ -45,24 +48,17 @@ def watch_videos(settings: Settings) -> int:
     """Turn the videos of the drop folder into image files until SIGTERM or SIGINT; 0 after a clean stop."""
     configure_logs(settings.log)
     os.nice(NICE)
-    worker = VideoWorker(settings)
-    with stop_event() as stop:
-        try:
-            while not stop.is_set():
-                stop.wait(_step(worker))
-        finally:
-            worker.close()
+    with closing(VideoWorker(settings)) as worker, stop_event() as stop:
+        while not stop.is_set():
+            try:
+                pause = worker.step()
+            except DurabilityLost:
+                raise
+            except (OSError, StorageError, MemoryError) as error:
+                pause = PAUSE_SECONDS
+                log.warning("videos_waiting", error=str(error), retry_in=pause)
+            stop.wait(pause)
     return 0
-
-
-def _step(worker: "VideoWorker") -> float:
-    try:
-        return worker.step()
-    except DurabilityLost:
-        raise
-    except (OSError, StorageError, MemoryError) as error:
-        log.warning("videos_waiting", error=str(error), retry_in=PAUSE_SECONDS)
-        return PAUSE_SECONDS
 
 
 class VideoWorker:
@@ -157,6 +153,8 @@ class VideoWorker:
 
     def _turn(self, video: Arrival) -> Generator[float, None, None]:
         """Turn a video into frames in the buffer; yields after each piece of work how long to wait (seconds)."""
+        from daemon.videos.frame_files import FrameFiles, check_size
+
         digest = ""
         try:
             self._begin(video.file)
@@ -192,8 +190,10 @@ class VideoWorker:
         self._records.add(file, "begun", attempts=attempts + 1)
         self._begun.add(file)
 
-    def _write(self, video: Arrival, frames: FrameFiles) -> Generator[float, None, None]:
+    def _write(self, video: Arrival, frames: "FrameFiles") -> Generator[float, None, None]:
         """Write what the catalog lacks, a few files ahead of ingest; ends when ingest has processed all."""
+        from daemon.videos.frame_files import write_frame
+
         assert self._catalog is not None
         most, waiting = AHEAD * self._watch.advanced.group_frames, list[Path]()
         for frame in frames:

@@ -5,12 +5,7 @@ unknown ones (100,000 names: 0.13 s on a warm ext4). So the watcher finds files 
 kernel's queue, network mounts that send nothing, a dead observer, a folder that was missing.
 """
 
-import fnmatch
-import os
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path, PurePosixPath
 
 from configs.watch import WatchSettings
 from daemon.metrics import IngestMetrics
@@ -19,76 +14,20 @@ from daemon.runtime.logs import get_logger
 from daemon.watch.arrival import Arrival, StabilityQueue, look_at
 from daemon.watch.events import Hints
 from daemon.watch.folder import FolderRoot
+from daemon.watch.scan import RESCAN_SHARE, FolderScan
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import FileFact
-from storage.media.videos import MADE_OF_VIDEOS, SUFFIXES
 
 DEEP_SECONDS = 60.0
 """Shortest time between two deep rescans (seconds)."""
-RESCAN_SHARE, DEEP_SHARE = 10.0, 20.0
-"""A rescan waits at least this many times its own duration, so that a huge folder costs a bounded share of a core."""
+DEEP_SHARE = 20.0
+"""As RESCAN_SHARE, for a deep rescan."""
 HINT_SECONDS = 0.05
 """Events of a burst are processed together (seconds)."""
 REMEMBERED = 1000
 """Number of unreadable files, and of complaints, that are kept."""
 
-Complain = Callable[[str, OSError], None]
-"""Called for a sub-folder that cannot be listed."""
-
 log = get_logger(__name__)
-
-
-class FolderScan:
-    """Walks the folder that `settings` describe; for files named like a video, or for all others."""
-
-    def __init__(self, settings: WatchSettings, *, videos: bool = False) -> None:
-        self.root = settings.folder
-        self._recursive = settings.advanced.recursive
-        self._marker = None if settings.marker is None else PurePosixPath(settings.marker)
-        self._ignored = _any_of(settings.ignore)
-        self._videos = videos
-        self._made = _any_of(() if videos else (MADE_OF_VIDEOS,))  # by mfmd: patterns are for files of others
-        self._included = _any_of(settings.advanced.include or ("*",))
-
-    def names(self, complain: Complain) -> Iterator[str]:
-        """Yield the relative path (posix) of every file and link to a file, without ignored ones.
-
-        Raises OSError when the folder itself cannot be listed; `complain` is called for a sub-folder that cannot.
-        """
-        waiting = [""]
-        while waiting:
-            prefix = waiting.pop()
-            try:
-                with os.scandir(self.root / prefix) as entries:
-                    for entry in entries:
-                        if entry.is_dir(follow_symlinks=False):
-                            if self._recursive and not self._ignored.match(entry.name):
-                                waiting.append(f"{prefix}{entry.name}/")
-                        elif (entry.is_symlink() or entry.is_file()) and self._wanted(prefix, entry.name):
-                            yield prefix + entry.name
-            except OSError as error:
-                if not prefix:
-                    raise
-                complain(prefix, error)
-
-    def relative(self, path: str) -> str | None:
-        """Return `path` relative to the folder, posix; None when it is elsewhere, too deep, or ignored."""
-        try:
-            parts = Path(path).relative_to(self.root).parts
-        except ValueError:
-            return None
-        if not parts or (len(parts) > 1 and not self._recursive) or any(map(self._ignored.match, parts[:-1])):
-            return None
-        prefix = "".join(f"{part}/" for part in parts[:-1])
-        return prefix + parts[-1] if self._wanted(prefix, parts[-1]) else None
-
-    def _wanted(self, prefix: str, name: str) -> bool:
-        """Return whether a file of this name is wanted; the marker is no image."""
-        if not self._made.match(name) and (self._ignored.match(name) or not self._included.match(name)):
-            return False
-        if name.lower().endswith(SUFFIXES) != self._videos:
-            return False
-        return self._marker is None or PurePosixPath(prefix, name) != self._marker
 
 
 class Watcher:
@@ -313,8 +252,3 @@ class Watcher:
             self._metrics.mode.labels(mode, reason).set((mode, reason) == (activity.mode, activity.mode_reason))
         for state in STATES:
             self._metrics.state.labels(state).set(state == activity.state)
-
-
-def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
-    """Return a pattern for names that match one of the patterns, in any case; no pattern matches nothing."""
-    return re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)", re.IGNORECASE)

@@ -8,13 +8,13 @@ few pictures back, and damage is concealed in the same way every time.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from importlib import util
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import RefusedImage
+from storage.media import can_read_videos
 from storage.media.image_formats import HEIF_BRANDS
 from storage.media.images import check_sides
 
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
 HEAD_BYTES = 12
 """Bytes at the start of a file that `video_format` needs."""
-SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
-"""Suffixes of the files that are read, in lower case."""
-MADE_OF_VIDEOS = "video-????????????????-*.png"
-"""Names (fnmatch) of the image files made from videos; patterns of `watch` never leave these out."""
 IMAGE_BRANDS = (*HEIF_BRANDS, b"avif", b"avis")
 """Major brands of still images in the container of MP4."""
 MATROSKA_MAGIC = b"\x1aE\xdf\xa3"
@@ -44,11 +40,6 @@ def video_format(head: bytes) -> str | None:
     if head[4:8] == b"ftyp" and head[8:12] not in IMAGE_BRANDS:
         return "mov"
     return "matroska" if head.startswith(MATROSKA_MAGIC) else None
-
-
-def can_read_videos() -> bool:
-    """Return whether the extra `video` is installed."""
-    return util.find_spec("av") is not None
 
 
 def require_extra(name: str) -> None:

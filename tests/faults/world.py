@@ -33,8 +33,8 @@ from storage.buffer.resize import resize_buffer
 from storage.buffer.video_records import read_video_records
 from storage.durable.digest import digest_of
 from storage.layout import StateLayout
+from storage.media import VIDEO_SUFFIXES
 from storage.media.images import FittedFrame, decode_image, fit_frame
-from storage.media.videos import SUFFIXES
 from storage.registry.manifest import Manifest
 from storage.registry.mirrors import HuggingFaceMirror, Mirror, TritonMirror
 from storage.registry.registry import CheckpointRegistry
@@ -255,7 +255,7 @@ def take_videos(root: Path) -> None:
         def finished() -> bool:
             worker.step()
             records = read_video_records(StateLayout(config.state).videos)
-            left = [name for name in waiting(root, buffer) if not name.endswith(SUFFIXES)]
+            left = [name for name in waiting(root, buffer) if not name.endswith(VIDEO_SUFFIXES)]
             return not left and sum(record.state != "begun" for record in records.values()) == VIDEOS
 
         step_until(ingest, finished)

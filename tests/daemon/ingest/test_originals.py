@@ -13,7 +13,7 @@ from daemon.ingest import refusals
 from daemon.ingest.originals import Originals
 from daemon.ingest.refusals import RetryQueue, Selection
 from daemon.watch.arrival import look_at
-from daemon.watch.watcher import FolderScan
+from daemon.watch.scan import FolderScan
 from storage import durable, failpoints
 from storage.buffer.catalog import note_file
 from storage.buffer.catalog_records import FileFact

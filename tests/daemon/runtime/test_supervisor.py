@@ -47,7 +47,10 @@ def supervise(layout, wait_until):
 
     yield make
     for supervisor in running:
-        supervisor.stop(0.1)
+        for child in supervisor._children:
+            if child.group is not None:
+                child.group.kill()
+        supervisor.stop()
 
 
 def _until(supervisor: Supervisor, condition, wait_until) -> None:
@@ -125,7 +128,7 @@ def test_stop_ends_all_and_starts_nothing_again(supervise, layout):
     supervisor = supervise(ChildSpec("a", _python(SLEEP)), ChildSpec("b", _python(SLEEP)))
     supervisor.step()
     groups = [state.pid for state in supervisor.states()]
-    supervisor.stop(5.0)
+    supervisor.stop()
     assert not any(group_alive(group) for group in groups)
     supervisor.step()
     assert [state.running for state in supervisor.states()] == [False, False]

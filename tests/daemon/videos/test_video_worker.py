@@ -8,7 +8,7 @@ import pytest
 
 from daemon.ingest.refusals import Selection, retry_videos
 from daemon.runtime.backoff import Backoff
-from daemon.videos import worker as worker_file
+from daemon.videos import frame_files
 from daemon.videos.frame_files import frame_name, write_frames
 from daemon.videos.worker import ATTEMPTS, VideoWorker
 from storage.buffer.catalog_records import FileFact
@@ -156,7 +156,7 @@ def test_a_video_that_no_frame_file_is_left_of_is_finished_without_writing(video
     world.close()
     (world.bench.settings.state / "videos.jsonl").unlink()
     again = videos()
-    monkeypatch.setattr(worker_file, "write_frame", lambda *_: pytest.fail("a known frame was written again"))
+    monkeypatch.setattr(frame_files, "write_frame", lambda *_: pytest.fail("a known frame was written again"))
     assert again.finished("a.mp4").state == "committed"
     assert again.bench.counts.committed_total == 3
 
@@ -195,7 +195,7 @@ def test_refusals(videos, drop):
 
 
 def test_after_the_extra_was_installed_a_video_is_taken(videos, drop, monkeypatch):
-    monkeypatch.setattr("storage.media.videos.util.find_spec", lambda name: None)
+    monkeypatch.setattr("storage.media.util.find_spec", lambda name: None)
     put(drop, "a.mp4", make_video())
     world = videos()
     refused = world.finished("a.mp4")
@@ -208,7 +208,7 @@ def test_after_the_extra_was_installed_a_video_is_taken(videos, drop, monkeypatc
 
 
 def test_a_refused_video_is_taken_again_by_hand(videos, drop, monkeypatch):
-    monkeypatch.setattr("storage.media.videos.util.find_spec", lambda name: None)
+    monkeypatch.setattr("storage.media.util.find_spec", lambda name: None)
     content = make_video()
     put(drop, "cam/a.mp4", content)
     world = videos(watch={"quarantine": drop.parent / "aside"})
@@ -300,7 +300,7 @@ def test_a_video_that_kills_its_process_is_refused_after_a_few(videos, drop):
 
 def test_a_full_disk_is_waited_for(videos, drop, monkeypatch):
     put(drop, "a.mp4", make_video())
-    world, left, write = videos(), [2], worker_file.write_frame
+    world, left, write = videos(), [2], frame_files.write_frame
 
     def fail(*arguments) -> None:
         if left[0]:
@@ -308,7 +308,7 @@ def test_a_full_disk_is_waited_for(videos, drop, monkeypatch):
             raise OSError(28, "No space left on device")
         write(*arguments)
 
-    monkeypatch.setattr(worker_file, "write_frame", fail)
+    monkeypatch.setattr(frame_files, "write_frame", fail)
     monkeypatch.setattr("daemon.watch.arrival.RETRIES", Backoff(base=0.0, cap=0.0))
     for _ in range(2):
         with pytest.raises(OSError, match="No space"):

@@ -9,7 +9,7 @@ from daemon.runtime.activity import MODES
 from daemon.status.collect import collect_status
 from daemon.watch.arrival import StabilityQueue, look_at
 from daemon.watch.mode import choose_mode, is_silent
-from daemon.watch.watcher import FolderScan
+from daemon.watch.scan import FolderScan
 from tests.sections import changed
 
 LONG = 600.0

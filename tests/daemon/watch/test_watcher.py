@@ -9,7 +9,7 @@ import pytest
 
 from daemon.watch.arrival import StabilityQueue, look_at
 from daemon.watch.events import MAX_HINTS, Hints
-from daemon.watch.watcher import FolderScan
+from daemon.watch.scan import FolderScan
 
 
 def test_files_there_before_the_start_and_files_that_come_are_taken(bench, drop, write_image):
@@ -250,7 +250,7 @@ def test_a_sub_folder_that_cannot_be_listed_is_told(scan, drop, write_image, mon
             raise PermissionError(13, "Permission denied")
         return real(path)
 
-    monkeypatch.setattr("daemon.watch.watcher.os.scandir", refuse)
+    monkeypatch.setattr("daemon.watch.scan.os.scandir", refuse)
     told = []
     names = list(scan.names(lambda name, error: told.append(name)))
     assert names == ["a.png"]

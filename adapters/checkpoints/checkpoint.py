@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
@@ -24,7 +24,7 @@ from storage.registry.registry import CheckpointRegistry
 _SHOWN = 3
 
 
-def save_weights(network: SegmentationNetwork, path: Path) -> None:
+def save_weights(network: nn.Module, path: Path) -> None:
     """Write the network's state dict to `path` as safetensors, without the Rebuilder."""
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
     save_file(tensors, path)

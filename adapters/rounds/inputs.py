@@ -1,20 +1,23 @@
 """Inputs of a round, read from its spec: networks, frames, source images, processes."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from accelerate.accelerator import Accelerator
 
 from adapters.checkpoints.checkpoint import load_version
 from adapters.errors import AdapterError, NetworkMismatch
+from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.parallel import check_replicated
-from adapters.self_training.feature_reference import reference_network
-from configs.recipe import BnStatisticsSettings, RareClassSettings
+from configs.network import Architecture
+from configs.recipe import BnStatisticsSettings, RareClassSettings, RecipeBase
 from configs.settings import Settings
 from storage.buffer.catalog_records import FrameRecord
 from storage.buffer.frames import FrameBuffer
 from storage.layout import StateLayout
+from storage.registry.manifest import Manifest
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.records import RoundSpec
 from storage.source.labelled import LabelledSet
@@ -26,21 +29,15 @@ class RoundInputs:
     """Everything a round reads; close `buffer` when done."""
 
     spec: RoundSpec
-    """The request of the daemon."""
     settings: Settings
-    """The settings in the spec."""
     accelerator: Accelerator
-    """Device, precision and processes."""
     registry: CheckpointRegistry
-    """The registry of versions; only read."""
     student: SegmentationNetwork
     """The incumbent's weights, on the device, in eval mode."""
     released: SegmentationNetwork | None
     """The released version, frozen, in eval mode, on the device; None when the recipe does not use it."""
     buffer: FrameBuffer
-    """The frame buffer, opened for reading."""
     frames: tuple[FrameRecord, ...]
-    """Frames to train on."""
     source: LabelledSet | None
     """Labelled source images, to replay and to score on; None when there are none."""
     reference: SegmentationNetwork | None = None
@@ -67,27 +64,51 @@ def load_inputs(spec: RoundSpec, settings: Settings) -> RoundInputs:
     if not frames:
         buffer.close()
         raise AdapterError(f"round {spec.round}: none of its {len(spec.train_frames)} training frames is in the buffer")
-    released = _released(registry, spec, settings, accelerator)
-    reference = None if source is None else reference_network(settings, manifest, released, accelerator.device)
+    released = reference = None
+    if _compares_with_released(settings):
+        released = load_version(registry, spec.released, accelerator.device)[0].requires_grad_(False)
+    if source is not None:
+        reference = reference_network(settings, manifest, released, accelerator.device)
     return RoundInputs(spec, settings, accelerator, registry, student, released, buffer, frames, source, reference)
 
 
-def _released(
-    registry: CheckpointRegistry, spec: RoundSpec, settings: Settings, accelerator: Accelerator
-) -> SegmentationNetwork | None:
-    """Return the released version if the recipe compares with it."""
+def _compares_with_released(settings: Settings) -> bool:
     recipe = settings.recipe
-    distance = (
-        isinstance(recipe, RareClassSettings)
-        and recipe.feature_distance_weight > 0.0
-        and recipe.advanced.feature_distance_from == "released"
+    return (
+        _distance_from(recipe) == "released"
+        or recipe.anchor_strength(source_free=settings.source is None) > 0.0
+        or (isinstance(recipe, BnStatisticsSettings) and recipe.statistics_prior > 0.0)
+        or recipe.name == "cotta"
     )
-    anchored = recipe.anchor_strength(source_free=settings.source is None) > 0.0
-    prior = isinstance(recipe, BnStatisticsSettings) and recipe.statistics_prior > 0.0
-    if not (distance or anchored or prior or recipe.name == "cotta"):
+
+
+def _distance_from(recipe: RecipeBase) -> Literal["pretrained", "released"] | None:
+    """Return what feature distance (DAFormer, arXiv 2111.14887) measures against; None when it is off."""
+    if not isinstance(recipe, RareClassSettings) or recipe.feature_distance_weight == 0.0:
         return None
-    network, _ = load_version(registry, spec.released, accelerator.device)
-    return network.requires_grad_(False)
+    return recipe.advanced.feature_distance_from
+
+
+def reference_network(
+    settings: Settings, incumbent: Manifest, released: SegmentationNetwork | None, device: torch.device
+) -> SegmentationNetwork | None:
+    """Return `released`, or the incumbent's architecture with the weights of `network.pretrained`, on `device`.
+
+    Only its `encode` is meaningful. It is frozen and in eval mode. None when the recipe has no feature distance. Raises
+    NetworkMismatch when those weights belong to another encoder than the incumbent's, UnsupportedModel when they cannot
+    be read.
+    """
+    kind = _distance_from(settings.recipe)
+    if kind != "pretrained":
+        return None if kind is None else released
+    architecture = Architecture.model_validate(incumbent.network)
+    if architecture.name == "huggingface":
+        raise NetworkMismatch(
+            "recipe.advanced.feature_distance_from: 'pretrained' is not possible with an imported network, whose "
+            "encoder has no weights of its own at network.pretrained; set it to 'released'"
+        )
+    architecture = architecture.model_copy(update={"pretrained": settings.network.pretrained})
+    return build_network(architecture, len(incumbent.classes)).requires_grad_(False).to(device).eval()
 
 
 def labelled_source(settings: Settings, layout: StateLayout) -> LabelledSet | None:

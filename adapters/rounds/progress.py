@@ -2,7 +2,7 @@
 
 import math
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,10 +34,12 @@ class RoundProgress:
         self._images = 0
         self._since = time.monotonic()
 
-    def phase(self, phase: Literal["loading", "training", "scoring", "done"]) -> None:
-        """Write a line with the current activity of the round."""
-        self._write(Progress(at=time.time(), phase=phase, step=self.steps, steps=self._budget))
+    def phase(self, phase: Literal["loading", "training", "scoring", "done"], **figures: Any) -> None:
+        """Write a line with the current activity of the round, and `figures`, other fields of `Progress`."""
         self._since = time.monotonic()
+        if self._folder is not None:
+            line = Progress(at=time.time(), phase=phase, step=self.steps, steps=self._budget, **figures)
+            self._folder.append_progress(line)
 
     def add(self, result: StepLosses, images: int) -> None:
         """Count one step over `images` images (of this process); flush when a line is due, and raise like it."""
@@ -56,31 +58,17 @@ class RoundProgress:
         if not self._rows:
             return
         table = torch.stack(self._rows).tolist()  # [steps][names]
-        first, seconds = self.steps - len(table) + 1, max(time.monotonic() - self._since, 1e-9)
-        rate, self._images, self._rows, self._since = self._images / seconds, 0, [], time.monotonic()
-        for step, row in enumerate(table, start=first):
+        rate = self._images / max(time.monotonic() - self._since, 1e-9)
+        self._images, self._rows = 0, []
+        for step, row in enumerate(table, start=self.steps - len(table) + 1):
             self._check(step, dict(zip(self._names, row, strict=True)))
         means = [sum(column) / len(table) for column in zip(*table, strict=True)]
         losses = dict(zip(self._names, means, strict=True))
         kept_ratio = losses.pop("kept_ratio")
-        self._write(
-            Progress(
-                at=time.time(),
-                phase="training",
-                step=self.steps,
-                steps=self._budget,
-                losses=losses,
-                kept_ratio=kept_ratio,
-                images_per_second=rate,
-            )
-        )
+        self.phase("training", losses=losses, kept_ratio=kept_ratio, images_per_second=rate)
 
     def _check(self, step: int, values: dict[str, float]) -> None:
         if not all(map(math.isfinite, values.values())):
             raise TrainingFailed(f"non-finite loss at step {step}: {values}")
         if max(values.values()) > self._limit:
             raise TrainingFailed(f"loss above round.advanced.loss_limit ({self._limit:g}) at step {step}: {values}")
-
-    def _write(self, progress: Progress) -> None:
-        if self._folder is not None:
-            self._folder.append_progress(progress)

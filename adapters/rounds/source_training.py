@@ -38,12 +38,14 @@ REPORT_SECONDS = 0.5
 """Time between two reports of one phase (seconds)."""
 
 
+Phase = Literal["importing", "training", "validating", "done"]
+
+
 @dataclass(frozen=True, slots=True)
 class PretrainProgress:
     """Progress of source training."""
 
-    phase: Literal["importing", "training", "validating", "done"]
-    """importing: reading source images; training; validating; done."""
+    phase: Phase
     step: int
     """Images read, or optimizer steps done."""
     steps: int
@@ -86,26 +88,20 @@ class _SourceTraining:
         self._train(network, source, device)
         self._report("validating", steps, steps)
         scores = source_scores(network.eval(), source, [entry.name for entry in self._settings.classes])
-        manifest = self._register(CheckpointRegistry(layout.checkpoints), network, len(source.train), scores)
-        self._report("done", steps, steps)
-        return manifest
-
-    def _register(
-        self, registry: CheckpointRegistry, network: SegmentationNetwork, images: int, scores: dict[str, float]
-    ) -> Manifest:
         manifest = make_manifest(self._settings, origin="pretrain", seed=self._pretrain.advanced.seed, scores=scores)
-        reason = f"{self._pretrain.steps} steps on {images} source images"
         with tempfile.TemporaryDirectory() as folder:
             weights = Path(folder) / "model.safetensors"
             save_weights(network, weights)
-            return registry.add(weights, manifest, by="pretrain", reason=reason)
+            reason = f"{steps} steps on {len(source.train)} source images"
+            manifest = CheckpointRegistry(layout.checkpoints).add(weights, manifest, by="pretrain", reason=reason)
+        self._report("done", steps, steps)
+        return manifest
 
     def _train(self, network: SegmentationNetwork, source: LabelledSet, device: torch.device) -> None:
         settings, losses = self._pretrain, list[Tensor]()
         stream = self._crops(source, pin=device.type == "cuda")
-        self._class_weights = balanced_weights(source.class_pixels[list(source.train)], settings.class_balance).to(
-            device
-        )
+        pixels = source.class_pixels[list(source.train)]
+        self._class_weights = balanced_weights(pixels, settings.class_balance).to(device)
         optimizer = build_optimizer(network.train(), settings.optim)
         self._report("training", 0, settings.steps)
         for step in range(settings.steps):
@@ -154,7 +150,7 @@ class _SourceTraining:
         if self._due or done in (1, total):
             self._report("importing", done, total)
 
-    def _report(self, phase: Literal["importing", "training", "validating", "done"], step: int, steps: int) -> None:
+    def _report(self, phase: Phase, step: int, steps: int) -> None:
         self._reported = time.monotonic()
         self._callback(PretrainProgress(phase, step, steps, self._loss, self._reported - self._started))
 
@@ -173,8 +169,7 @@ def source_scores(network: SegmentationNetwork, source: LabelledSet, class_names
         return {}
     tp, fp, fn = counts.sums()
     by_class = zip(class_names, class_iou(tp, fp, fn).tolist(), strict=True)
-    scores = {"source_miou": float(mean_iou(tp, fp, fn))}
-    scores |= {f"source_iou_{name}": iou for name, iou in by_class}
+    scores = {"source_miou": float(mean_iou(tp, fp, fn)), **{f"source_iou_{name}": iou for name, iou in by_class}}
     return {name: score for name, score in scores.items() if not math.isnan(score)}
 
 

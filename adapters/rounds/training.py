@@ -22,14 +22,13 @@ from adapters.rounds.inputs import RoundInputs
 from adapters.rounds.optim import build_optimizer, set_learning_rates
 from adapters.sampling.crops import SourceCrops, TargetCrops, crop_within
 from adapters.sampling.rare_class import RareClasses, balanced_weights
+from adapters.sampling.streams import CropStream
 from configs.recipe import RecipeBase, SelfTrainingSettings
 
 STATISTICS_BATCHES = 16
 """Batches of each domain for the estimate of the candidate's BatchNorm statistics; 8 do about as well."""
 RANK_STRIDE = 7919
 """Distance between the seeds of two processes' dropout; a prime, so that rounds and processes do not collide."""
-HYPERPARAMETERS = ("lr", "initial_lr", "weight_decay")
-"""Settings of a group of parameters; optimizers keep them beside their moments."""
 
 
 class Training:
@@ -53,18 +52,20 @@ class Training:
             (self._settings.buffer.height, self._settings.buffer.width),
         )
         self.student = inputs.student
-        self._rank, self._processes = self.accelerator.process_index, self.accelerator.num_processes
         apply_options(self.student, self._settings.round, self.accelerator)
-        self.recipe = build_recipe(self._recipe_inputs(StepRng(self._seed, rank=self._rank, processes=self._processes)))
+        self.recipe = build_recipe(self._recipe_inputs())
         self.student.train()
         if self._settings.round.advanced.compile:
             compile_networks(self.recipe.modules().values())
         self.optimizer = self._build_optimizer() if self.recipe.learns else None
         self._seed_dropout()
-        self._target, self._source = self._streams()
+        self._target, self._source = self._open_streams()
+        self._streams: dict[str, CropStream[Any]] = {"target": self._target}
+        if self._source is not None:
+            self._streams["source"] = self._source
 
-    def _recipe_inputs(self, draws: StepRng) -> RecipeInputs[RecipeBase]:
-        inputs, settings = self._inputs, self._settings
+    def _recipe_inputs(self) -> RecipeInputs[RecipeBase]:
+        inputs, settings, accelerator = self._inputs, self._settings, self.accelerator
         return RecipeInputs(
             student=self.student,
             rebuilder=self._build_rebuilder(),
@@ -73,17 +74,14 @@ class Training:
             recipe=settings.recipe,
             mfm=settings.mfm,
             class_names=tuple(entry.name for entry in settings.classes),
-            accelerator=self.accelerator,
-            draws=draws,
+            accelerator=accelerator,
+            draws=StepRng(self._seed, rank=accelerator.process_index, processes=accelerator.num_processes),
             source_free=self._replayed is None,
             class_weights=self._class_weights(),
         )
 
     def _class_weights(self) -> Tensor | None:
-        """Return the weights of `recipe.class_balance`; None when it is off, or when frequencies are unknown.
-
-        Frequencies are unknown without source.
-        """
+        """Return the weights of `recipe.class_balance`; None when it is off, or without source."""
         source, recipe = self._replayed, self._settings.recipe
         if source is None or not isinstance(recipe, SelfTrainingSettings) or recipe.class_balance == 0.0:
             return None
@@ -97,21 +95,18 @@ class Training:
         return build_rebuilder(self.student, self.student.view_size(self.crop), mfm)
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
-        optimizer: torch.optim.Optimizer = self.accelerator.prepare(
-            build_optimizer(
-                self.student,
-                self._settings.round.optim,
-                rebuilder=self.recipe.rebuilder,
-                rebuilder_lr=self._settings.mfm.learning_rate,
-            )
+        settings, rebuilder = self._settings, self.recipe.rebuilder
+        built = build_optimizer(
+            self.student, settings.round.optim, rebuilder=rebuilder, rebuilder_lr=settings.mfm.learning_rate
         )
+        optimizer: torch.optim.Optimizer = self.accelerator.prepare(built)
         return optimizer
 
     def _seed_dropout(self) -> None:
         """Give each process its own dropout from here on."""
-        torch.manual_seed(self._seed + RANK_STRIDE * self._rank)
+        torch.manual_seed(self._seed + RANK_STRIDE * self.accelerator.process_index)
 
-    def _streams(self) -> tuple[TargetCrops, SourceCrops | None]:
+    def _open_streams(self) -> tuple[TargetCrops, SourceCrops | None]:
         """Open the two streams of crops; images that fit are read into RAM now."""
         inputs, source, recipe = self._inputs, self._replayed, self._settings.recipe
         common: dict[str, Any] = {
@@ -153,40 +148,25 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters and positions to continue from; weights and moments are not in it."""
-        return {
-            "recipe": self.recipe.state_dict(),
-            "target": self._target.state_dict(),
-            "source": self._source.state_dict() if self._source is not None else None,
-        }
+        streams = {name: stream.state_dict() for name, stream in self._streams.items()}
+        return {"recipe": self.recipe.state_dict(), "source": None, **streams}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
         self.recipe.load_state_dict(state["recipe"])
-        self._target.load_state_dict(state["target"])
-        if self._source is not None:
-            self._source.load_state_dict(state["source"])
+        for name, stream in self._streams.items():
+            stream.load_state_dict(state[name])
 
     def inherit_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with the recipe's counters of another round; crops, random numbers, dropout are this one's."""
         self.recipe.load_state_dict({**state["recipe"], "draws": self.recipe.state_dict()["draws"]})
         self._seed_dropout()
 
-    def hyperparameters(self) -> list[dict[str, float]]:
-        """Return learning rates and weight decay of each group of parameters; empty without an optimizer."""
-        groups = self.optimizer.param_groups if self.optimizer is not None else []
-        return [{name: group[name] for name in HYPERPARAMETERS} for group in groups]
-
-    def set_hyperparameters(self, values: list[dict[str, float]]) -> None:
-        """Set the result of `hyperparameters` again, because loading an optimizer's state overwrites it."""
-        groups = self.optimizer.param_groups if self.optimizer is not None else []
-        for group, mine in zip(groups, values, strict=True):
-            group.update(mine)
-
     @property
     def images_per_step(self) -> int:
         """Source and target images of one step, in this process."""
         settings = self._settings.round
-        return settings.batch_size * settings.advanced.gradient_accumulation * (1 if self._source is None else 2)
+        return settings.batch_size * settings.advanced.gradient_accumulation * len(self._streams)
 
     def candidate(self) -> SegmentationNetwork:
         """Return the finished network in eval mode, with statistics of source and target, averaged over processes.
@@ -201,15 +181,11 @@ class Training:
 
     def _statistics_images(self) -> Iterator[Tensor]:
         """Yield normalised crops, [B, 3, H, W], alternately of target and source, whose positions stay."""
-        target, source = self._target, self._source
-        before = target.state_dict(), source.state_dict() if source is not None else None
+        streams = self._streams.values()
+        before = [stream.state_dict() for stream in streams]
         for _ in range(STATISTICS_BATCHES):
-            yield self._network_input(next(target).images)
-            if source is not None:
-                yield self._network_input(next(source).images)
-        target.load_state_dict(before[0])
-        if source is not None and before[1] is not None:
-            source.load_state_dict(before[1])
-
-    def _network_input(self, frames: Tensor) -> Tensor:
-        return normalise_unit(to_unit(frames.to(self.accelerator.device, non_blocking=True)))
+            for stream in streams:
+                frames = next(stream).images.to(self.accelerator.device, non_blocking=True)
+                yield normalise_unit(to_unit(frames))
+        for stream, position in zip(streams, before, strict=True):
+            stream.load_state_dict(position)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from adapters.checkpoints.checkpoint import save_weights
 from adapters.errors import AdapterError
 from adapters.rounds.training import Training
 from storage.rounds.training_states import TrainingStates
@@ -91,7 +92,9 @@ class TrainingState:
         training = self._training
         # Dropout is seeded anew and all take the first process's statistics: a state that fewer processes left will do.
         serving = {name: weight.detach().clone() for name, weight in training.student.named_parameters()}
-        rates = training.hyperparameters()
+        assert training.optimizer is not None  # statistics are of one round's frames
+        groups = training.optimizer.param_groups
+        rates = [{name: value for name, value in group.items() if name != "params"} for group in groups]
         try:
             training.inherit_state_dict(self._load(path, own=False)["training"])
             self._check(serving)
@@ -99,7 +102,8 @@ class TrainingState:
             raise
         except Exception as error:
             raise StateRefused(f"{path}: does not fit this round: {error}") from error
-        training.set_hyperparameters(rates)
+        for group, own in zip(training.optimizer.param_groups, rates, strict=True):
+            group.update(own)
 
     def _check(self, serving: dict[str, Tensor]) -> None:
         finished = dict(self._training.recipe.finished().named_parameters())
@@ -113,7 +117,7 @@ class TrainingState:
             save_file(_statistics(modules), self._own_statistics(Path(path)))
             return
         for name, module in modules.items():
-            save_file(_tensors(module), Path(path, f"{name}.safetensors"))
+            save_weights(module, Path(path, f"{name}.safetensors"))
         write_tree(Path(path), {"counters": asdict(counters), "training": self._training.state_dict()})
 
     def _load(self, path: Path, *, own: bool = True) -> dict[str, Any]:
@@ -146,10 +150,7 @@ class TrainingState:
 
 
 def _statistics(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """Return the live running statistics by module and name.
-
-    Each process has its own unless BatchNorm is synchronised (`apply_options`).
-    """
+    """Return the live running statistics; each process has its own unless BatchNorm is synchronised."""
     return {
         f"{name}.{layer}.{key}": buffer
         for name, module in modules.items()
@@ -157,10 +158,6 @@ def _statistics(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
         if isinstance(found, _BatchNorm)
         for key, buffer in found.named_buffers()
     }
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
 
 
 def _same(weight: Tensor, other: Tensor | None) -> bool:

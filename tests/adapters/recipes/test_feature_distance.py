@@ -15,8 +15,7 @@ from adapters.networks.network import View
 from adapters.networks.step_rng import StepRng
 from adapters.networks.training_pass import Encoded, encode
 from adapters.recipes.feature_distance import FeatureDistance
-from adapters.rounds.inputs import load_inputs
-from adapters.self_training.feature_reference import reference_network
+from adapters.rounds.inputs import load_inputs, reference_network
 from configs.errors import ConfigError
 from configs.load import load_settings
 from storage.registry.registry import CheckpointRegistry

@@ -11,7 +11,7 @@ LEAST_FRAMES = 8
 
 
 class BufferAdvanced(Section):
-    """Settings of the frame buffer that hardly anybody changes."""
+    """Rarely changed settings of the frame buffer."""
 
     tile: Annotated[int, Field(ge=16)] = 256
     """Side of a zarr tile (pixels); a training crop reads only the tiles that it touches."""
@@ -45,7 +45,6 @@ class BufferSettings(Section):
     """Free disk space (bytes) below which the buffer stops growing: new frames replace old ones. Ingest pauses below
     half of it, since others then fill the disk and giving up frames would not help."""
     advanced: BufferAdvanced = BufferAdvanced()
-    """Settings that hardly anybody changes."""
 
     @model_validator(mode="after")
     def _some_frames_fit(self) -> Self:
@@ -59,7 +58,10 @@ class BufferSettings(Section):
 
 
 class SourceSettings(Section):
-    """Labelled source images: rounds replay them, and the gate checks a candidate on them."""
+    """Labelled source images: rounds replay them, and the gate checks a candidate on them.
+
+    Without them rounds are source-free.
+    """
 
     images: ConfigPath
     """Folder of source images."""

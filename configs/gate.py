@@ -8,7 +8,7 @@ from configs.section import Fraction, NotNegativeInt, Positive, PositiveInt, Sec
 
 
 class GateAdvanced(Section):
-    """Settings of the gate that hardly anybody changes."""
+    """Rarely changed settings of the gate."""
 
     agreement_floor: Fraction = 0.3
     """Veto: pixel agreement with the incumbent below this; the step is too large for one round."""
@@ -43,7 +43,6 @@ class GateSettings(Section):
     """An accepted candidate first runs in the shadow until this many live images were compared with what serves; 0: it
     serves at once. Needs `serving.shadow_fraction`."""
     advanced: GateAdvanced = GateAdvanced()
-    """Settings that hardly anybody changes."""
 
 
 class RegistrySettings(Section):

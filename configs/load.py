@@ -83,9 +83,7 @@ def state_directory(path: Path) -> Path:
 
     Raises ConfigError when the file cannot be read or names the directory in no way that can be understood.
     """
-    named = os.environ.get(STATE_VARIABLE)
-    if named is None:
-        named = _named_state(path)
+    named = os.environ[STATE_VARIABLE] if STATE_VARIABLE in os.environ else _named_state(path)
     return (path.resolve().parent / Path(named).expanduser()).resolve()
 
 
@@ -95,7 +93,7 @@ def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _named_state(path: Path) -> str:
-    """`state` of a file that may be no YAML: then its line at the left margin is read by itself."""
+    """Return `state` of a file that may be no YAML: then its line at the left margin is read by itself."""
     try:
         values = _read_yaml(path)
     except ConfigError:
@@ -113,7 +111,6 @@ def _named_state(path: Path) -> str:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    """Return the content of a file: YAML, or JSON if the name says so."""
     try:
         text = path.read_text(encoding="utf-8")
         data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -152,7 +149,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _variable(error: ErrorDetails, environment: Mapping[str, Any]) -> str | None:
-    """`environment: MFMD_X__Y` when the value complained about came from there and not from the file."""
+    """Return `environment: MFMD_X__Y` if the wrong value came from there and not from the file."""
     value: Any = environment
     names = _keys(error)
     if not names:
@@ -174,7 +171,6 @@ def _refuse_unknown_environment() -> None:
 
 
 def _explain(error: ErrorDetails) -> str:
-    """One line for one pydantic error: dotted field, what is wrong, nearest valid name for an unknown key."""
     keys = _keys(error)
     field = ".".join(keys) or "(top level)"
     if error["type"] == "extra_forbidden":
@@ -199,19 +195,19 @@ def _keys(error: ErrorDetails) -> list[str]:
 
 
 def _unknown(error: ErrorDetails, field: str) -> str:
-    """Describe an unknown key: its old meaning, its new place, or the most similar one."""
     *place, key = (str(part) for part in error["loc"])
     section = _section_at(place)
-    moved = next((name for name, inner in sections_of(section) if key in inner.model_fields), None)
+    inner = [(name, f"{child}.{name}") for child, model in sections_of(section) for name in model.model_fields]
+    moved = next((dotted for name, dotted in inner if name == key), None)
     others = [name for name, recipe in RECIPES.items() if place[:1] == ["recipe"] and _has(recipe, key)]
     if field in RETIRED:
         return RETIRED[field]
     if moved is not None:
-        return f"this key is now {'.'.join(field.split('.')[:-1])}.{moved}.{key}"
+        return f"this key is now {field.removesuffix(key)}{moved}"
     if others:
         return f"a setting of {', '.join(others)}; recipe.name is {place[1]}"
-    inner = (name for _, model in sections_of(section) for name in model.model_fields)
-    return f"unknown key{nearest(key, {*section.model_fields, *inner})}"
+    below = {name for name, _ in inner if place}  # at the top only sections: `host` is a key of several
+    return f"unknown key{nearest(key, {*section.model_fields, *below})}"
 
 
 def _has(section: type[BaseModel], key: str) -> bool:

@@ -70,7 +70,6 @@ class MfmSettings(Section):
     learning_rate: Positive = 2e-4
     """AdamW learning rate of the Rebuilder."""
     ablation: MfmAblation = MfmAblation()
-    """The paper's ablations."""
 
     @model_validator(mode="after")
     def _trains_what_serves(self) -> Self:

@@ -56,7 +56,7 @@ class Architecture(_Layers):
 
 
 class OptimAdvanced(Section):
-    """Settings of the optimizer that hardly anybody changes."""
+    """Rarely changed settings of the optimizer."""
 
     weight_decay: NotNegative = 0.01
     """Weight decay; norm layers and biases have none."""
@@ -76,11 +76,10 @@ class OptimSettings(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     """Steps of linear warm-up from zero."""
     advanced: OptimAdvanced = OptimAdvanced()
-    """Settings that hardly anybody changes."""
 
 
 class PretrainAdvanced(Section):
-    """Settings of source training that hardly anybody changes."""
+    """Rarely changed settings of source training."""
 
     min_scale: Positive = 0.75
     """Smallest random rescaling of an image before cropping."""
@@ -118,6 +117,4 @@ class PretrainSettings(Section):
     mixed_precision: Annotated[Literal["no", "bf16"], BeforeValidator(bare_no)] = "no"
     """Precision of the forward pass; bf16 saves a third of the time on GPUs and on CPUs with AVX-512 BF16."""
     optim: OptimSettings = OptimSettings(learning_rate=6e-4, head_multiplier=1.0, warmup_steps=100)
-    """Optimizer."""
     advanced: PretrainAdvanced = PretrainAdvanced()
-    """Settings that hardly anybody changes."""

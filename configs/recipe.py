@@ -51,7 +51,7 @@ class RecipeBase(Section):
 
 
 class SelfTrainingAdvanced(Section):
-    """Settings of the recipe that hardly anybody changes."""
+    """Rarely changed settings of the recipe."""
 
     source_jitter: Fraction = 0.0
     """Strength of colour jitter on the replayed source images."""
@@ -78,7 +78,6 @@ class SelfTrainingSettings(RecipeBase):
     """Pull towards the released weights after each step, a decoupled decay (learning rate x this x distance; L2-SP, Li
     et al. 2018), which limits drift. 0 is off. None: 0 with source images, 20 without."""
     advanced: SelfTrainingAdvanced = SelfTrainingAdvanced()
-    """Settings that hardly anybody changes."""
 
     def anchor_strength(self, *, source_free: bool) -> float:
         """`anchor_weight`; if it is None, `SOURCE_FREE_ANCHOR` without source images and 0 with them."""
@@ -96,7 +95,7 @@ class DacsSettings(SelfTrainingSettings):
 
 
 class DaformerAdvanced(SelfTrainingAdvanced):
-    """Settings of the recipe that hardly anybody changes."""
+    """Rarely changed settings of the recipe."""
 
     feature_distance_from: Literal["pretrained", "released"] = "released"
     """The frozen network: the released version, or the encoder weights of `network.pretrained` (ImageNet's, in the
@@ -126,7 +125,6 @@ class RareClassSettings(SelfTrainingSettings):
     thing_classes: tuple[str, ...] = ()
     """Names of the countable classes of feature distance; empty: every class."""
     advanced: DaformerAdvanced = DaformerAdvanced()
-    """Settings that hardly anybody changes."""
 
 
 class DaformerSettings(RareClassSettings):
@@ -150,7 +148,7 @@ class HrdaSettings(WholeImageSettings):
 
 
 class MicAdvanced(DaformerAdvanced):
-    """Settings of the recipe that hardly anybody changes."""
+    """Rarely changed settings of the recipe."""
 
     masked_image_block: Fraction = 0.0625
     """Side of a masked block as a share of the shorter crop side: 64 of 1024, 32 of 512."""
@@ -165,7 +163,6 @@ class MicSettings(WholeImageSettings):
     masked_image_weight: NotNegative = 1.0
     """Weight of the consistency loss on the target image with masked blocks; 0 is off."""
     advanced: MicAdvanced = MicAdvanced()
-    """Settings that hardly anybody changes."""
 
 
 class _TestTime(RecipeBase):
@@ -205,15 +202,10 @@ class CottaSettings(_TestTime):
     passes of the teacher a step; `[1.0]`, one pass, is for small machines."""
 
 
-RECIPES: dict[str, type[RecipeBase]] = {
-    "dacs": DacsSettings,
-    "daformer": DaformerSettings,
-    "hrda": HrdaSettings,
-    "mic": MicSettings,
-    "bn_statistics": BnStatisticsSettings,
-    "tent": TentSettings,
-    "cotta": CottaSettings,
-}
+_ALL = (
+    DacsSettings, DaformerSettings, HrdaSettings, MicSettings, BnStatisticsSettings, TentSettings, CottaSettings,
+)  # fmt: skip
+RECIPES: dict[str, type[RecipeBase]] = {recipe.model_fields["name"].default: recipe for recipe in _ALL}
 """By `recipe.name`."""
 
 

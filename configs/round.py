@@ -9,7 +9,7 @@ from configs.section import ConfigPath, Positive, PositiveInt, Seconds, Section,
 
 
 class RoundAdvanced(Section):
-    """Settings of a round that hardly anybody changes."""
+    """Rarely changed settings of a round."""
 
     save_steps: Annotated[int, Field(ge=0)] = 200
     """Save the whole training state every this many steps, so that a killed round continues from there; 0 saves at the
@@ -51,7 +51,6 @@ class RoundSettings(Section):
     crop_width: Annotated[int, Field(ge=32)] = 512
     """Crop width (pixels)."""
     optim: OptimSettings = OptimSettings()
-    """Optimizer."""
     device: Literal["auto", "cpu"] = "auto"
     """`auto` uses a GPU when there is one."""
     mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(bare_no)] = "no"
@@ -63,7 +62,6 @@ class RoundSettings(Section):
     accelerate_config: ConfigPath | None = None
     """Accelerate config file for several GPUs or machines; replaces `processes` and `mixed_precision`."""
     advanced: RoundAdvanced = RoundAdvanced()
-    """Settings that hardly anybody changes."""
 
 
 class ScheduleSettings(Section):

@@ -8,7 +8,7 @@ from configs.section import ConfigPath, Fraction, Port, PositiveInt, Section
 
 
 class ServingAdvanced(Section):
-    """Settings of the inference plane that hardly anybody changes."""
+    """Rarely changed settings of the inference plane."""
 
     max_delay_ms: Annotated[float, Field(ge=0)] = 5.0
     """Longest wait for a batch to fill (milliseconds)."""
@@ -65,7 +65,6 @@ class ServingSettings(Section):
     shadow_fraction: Fraction = 0.0
     """Share of live requests that also run on a candidate in the idle place; their agreement is recorded."""
     advanced: ServingAdvanced = ServingAdvanced()
-    """Settings that hardly anybody changes."""
 
     @model_validator(mode="after")
     def _certificate_has_its_key(self) -> Self:

@@ -25,7 +25,7 @@ from configs.watch import AdmissionSettings, VideoSettings, WatchSettings
 
 
 class ObserveAdvanced(Section):
-    """Settings of the observer that hardly anybody changes."""
+    """Rarely changed settings of the observer."""
 
     poll_seconds: Annotated[float, Field(gt=0)] = 2.0
     """How often the observer looks for new frames (seconds)."""
@@ -37,7 +37,6 @@ class ObserveSettings(Section):
     enabled: bool = True
     """Off: frames get no embedding and no statistics."""
     advanced: ObserveAdvanced = ObserveAdvanced()
-    """Settings that hardly anybody changes."""
 
 
 class LogSettings(Section):
@@ -57,43 +56,25 @@ class Settings(Section):
     classes: Classes
     """A class list by name (cityscapes, camvid, demo) or a list of {name, color: [r, g, b]}."""
     watch: WatchSettings
-    """The drop folder."""
     videos: VideoSettings = VideoSettings()
-    """Videos in the drop folder."""
     admission: AdmissionSettings = AdmissionSettings()
-    """Which readable images enter the buffer."""
     buffer: BufferSettings = BufferSettings()
-    """The frame buffer."""
     source: SourceSettings | None = None
-    """Labelled source images; without them rounds are source-free."""
     network: NetworkSettings = NetworkSettings()
-    """The network that `mfmd pretrain` trains."""
     pretrain: PretrainSettings = PretrainSettings()
-    """Source training."""
     mfm: MfmSettings = MfmSettings()
-    """Masked Feature Modeling."""
     recipe: RecipeSettings = DacsSettings()
     """The self-training recipe."""
     round: RoundSettings = RoundSettings()
-    """One round."""
     schedule: ScheduleSettings = ScheduleSettings()
-    """When rounds start."""
     gate: GateSettings = GateSettings()
-    """When a candidate serves."""
     registry: RegistrySettings = RegistrySettings()
-    """Checkpoints."""
     serving: ServingSettings = ServingSettings()
-    """Inference plane."""
     masks: MasksSettings = MasksSettings()
-    """Masks written beside a watched folder."""
     publish: PublishSettings = PublishSettings()
-    """Mirrors of what serves, for other servers."""
     control: ControlSettings = ControlSettings()
-    """Control plane."""
     observe: ObserveSettings = ObserveSettings()
-    """Observer."""
     log: LogSettings = LogSettings()
-    """Logs."""
 
     @model_validator(mode="after")
     def _feature_distance_is_possible(self) -> Self:

@@ -10,7 +10,7 @@ from configs.section import ConfigPath, Positive, PositiveInt, Seconds, Section
 
 
 class WatchAdvanced(Section):
-    """Settings of the drop folder that hardly anybody changes."""
+    """Rarely changed settings of the drop folder."""
 
     recursive: bool = True
     """Also take images from sub-folders."""
@@ -78,7 +78,6 @@ class WatchSettings(Section):
     quarantine: ConfigPath | None = None
     """Where refused files are moved, with their sub-folders; None leaves them in the folder."""
     advanced: WatchAdvanced = WatchAdvanced()
-    """Settings that hardly anybody changes."""
 
     @model_validator(mode="after")
     def _folders_lie_outside(self) -> Self:
@@ -104,7 +103,7 @@ class VideoSettings(Section):
 
 
 class AdmissionAdvanced(Section):
-    """Settings of admission that hardly anybody changes."""
+    """Rarely changed settings of admission."""
 
     near_duplicate_recent: PositiveInt = 256
     """Newest frames of the same source that an image is compared with."""
@@ -120,4 +119,3 @@ class AdmissionSettings(Section):
     """Skip an image as too_close when it was captured less than this before or after a committed frame of its source
     (seconds); 0 admits all."""
     advanced: AdmissionAdvanced = AdmissionAdvanced()
-    """Settings that hardly anybody changes."""

@@ -2,7 +2,6 @@
 
 import os
 import re
-from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,10 @@ import typer
 from daemon.cli.options import DEFAULT_CONFIG, ConfigOption
 
 FolderArgument = Annotated[Path, typer.Argument(help="Folder where images will arrive; created if missing.")]
-ClassesOption = Annotated[str, typer.Option("--classes", help="Class list: cityscapes, camvid or demo.")]
+ClassesOption = Annotated[
+    str | None,
+    typer.Option("--classes", help="Class list: cityscapes, camvid or demo.", show_default="cityscapes"),
+]
 ImagesOption = Annotated[Path | None, typer.Option("--source-images", help="Folder of labelled source images.")]
 LabelsOption = Annotated[Path | None, typer.Option("--source-labels", help="Folder of their label PNGs.")]
 PresetOption = Annotated[
@@ -34,7 +36,7 @@ def add_to(app: typer.Typer, panel: str) -> None:
 def init(
     folder: FolderArgument = Path("drop"),
     config: ConfigOption = DEFAULT_CONFIG,
-    classes: ClassesOption = "cityscapes",
+    classes: ClassesOption = None,
     source_images: ImagesOption = None,
     source_labels: LabelsOption = None,
     preset: PresetOption = None,
@@ -47,14 +49,15 @@ def init(
 
     if (source_images is None) != (source_labels is None):
         raise typer.BadParameter("give both --source-images and --source-labels, or neither")
-    if preset is not None and source_images is not None:
-        raise typer.BadParameter("--preset has a source of its own; leave out --source-images, then edit the file")
+    if preset is not None and (source_images or classes) is not None:
+        wrong = "--classes" if source_images is None else "--source-images"
+        raise typer.BadParameter(f"--preset has its own classes and source; leave out {wrong}, then edit the file")
     if config.exists() and not force:
         raise ConfigError(f"{config}: file exists; --force overwrites it, --config FILE writes another")
     if preset is not None:
         text = _from_preset(preset, _relative(folder, config))
     else:
-        text = _from_choices(config, folder, classes, source_images, source_labels)
+        text = _from_choices(config, folder, classes or "cityscapes", source_images, source_labels)
     created = not folder.exists()
     with shared_files():
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,18 +68,12 @@ def init(
     typer.echo(_next_steps(config, with_source=settings.source is not None))
 
 
-def preset_names() -> list[str]:
-    """Return the names of the presets that ship with mfmd."""
-    folder = resources.files("configs") / "presets"
-    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
-
-
 def _from_choices(config: Path, folder: Path, classes: str, images: Path | None, labels: Path | None) -> str:
-    from configs.class_list import class_list_names
+    from configs.class_list import shipped
     from daemon.cli.settings.template import render
 
-    if classes not in class_list_names():
-        raise typer.BadParameter(f"no class list {classes!r}; there are {', '.join(class_list_names())}")
+    if classes not in (lists := shipped("class_lists")):
+        raise typer.BadParameter(f"no class list {classes!r}; there are {', '.join(lists)}")
     values: dict[tuple[str, ...], object] = {
         ("state",): "state",
         ("classes",): classes,
@@ -89,12 +86,13 @@ def _from_choices(config: Path, folder: Path, classes: str, images: Path | None,
 
 
 def _from_preset(name: str, folder: str) -> str:
-    """Return the preset's text with the drop folder filled in."""
-    if name not in preset_names():
-        raise typer.BadParameter(f"no preset {name!r}; there are {', '.join(preset_names())}")
-    text = (resources.files("configs") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
     import yaml
 
+    from configs.class_list import shipped
+
+    if name not in (presets := shipped("presets")):
+        raise typer.BadParameter(f"no preset {name!r}; there are {', '.join(presets)}")
+    text = presets[name].read_text(encoding="utf-8")
     line = yaml.safe_dump({"folder": folder}, allow_unicode=True, width=10_000).strip()
     return re.sub(
         r"^(watch:\n(?:  .*\n)*?)  folder: [^\n]*", lambda found: f"{found[1]}  {line}", text, flags=re.MULTILINE

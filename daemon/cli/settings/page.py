@@ -2,9 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from configs.live import is_live
 from configs.recipe import RECIPES
@@ -20,7 +18,7 @@ that file. Environment variables win over it: `MFMD_` and the keys joined by two
 `MFMD_WATCH__FOLDER=/drop` sets `watch.folder`; lists and mappings are given as JSON. An unknown key or a wrong value is
 refused with one line that names file (or variable) and field, exit code 2.
 
-Sections named `advanced` or `ablation` hold what hardly anybody changes; `mfmd init` does not write them.
+Sections named `advanced` or `ablation` hold rarely changed settings; `mfmd init` does not write them.
 
 A running daemon uses the settings of its start, those from the environment included, and so do its children. An edit of
 the file changes nothing before `mfmd reload` (or SIGHUP). A reload applies the settings marked (live) and names the
@@ -36,24 +34,18 @@ source: {images: source/images, labels: source/labels}
 ```
 """
 HIDDEN = ("advanced", "ablation")
-"""Names of the sections that hardly anybody changes."""
-REQUIRED = "**required**"
+"""Names of the sections with rarely changed settings."""
 
 Schema = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One setting."""
+class Setting(NamedTuple):
+    """One setting; `default` is JSON or `**required**`, `kind` says in words what may stand there."""
 
     path: tuple[str, ...]
-    """Keys from the top of the file."""
     default: str
-    """Default as JSON, or `REQUIRED`."""
     kind: str
-    """What may stand there, with its limits."""
     description: str
-    """Its docstring on one line."""
 
     @property
     def visible(self) -> bool:
@@ -61,16 +53,12 @@ class Setting:
         return not set(self.path) & set(HIDDEN)
 
 
-@dataclass(frozen=True, slots=True)
-class SectionDoc:
-    """A group of settings; the top level has the empty path."""
+class SectionDoc(NamedTuple):
+    """A group of settings, without those of inner sections; the top level has the empty path."""
 
     path: tuple[str, ...]
-    """Keys from the top of the file."""
     description: str
-    """The docstring of its class."""
-    settings: tuple[Setting, ...]
-    """Its own settings, without those of inner sections."""
+    settings: list[Setting]
 
 
 def render() -> str:
@@ -79,7 +67,7 @@ def render() -> str:
 
 
 def sections() -> Iterator[SectionDoc]:
-    """Every section in the order of the code, the top level first; the recipes as one."""
+    """Yield every section in the order of the code, the top level first; the recipes as one."""
     schema = Settings.model_json_schema()
     return _walk(schema, schema["$defs"], (), {})
 
@@ -97,20 +85,21 @@ def _section(section: SectionDoc) -> Iterator[str]:
 def _walk(node: Schema, classes: Schema, path: tuple[str, ...], given: Schema) -> Iterator[SectionDoc]:
     """Yield the section `node` and those inside it; `given` are defaults that win over those of its class."""
     own: list[Setting] = []
-    inner: list[Iterator[SectionDoc]] = []
+    inner: list[SectionDoc] = []
     for name, field in node["properties"].items():
-        options = [option for option in (field, *field.get("anyOf", ())) if "$ref" in option]
+        place = (*path, name)
+        references = [option["$ref"] for option in (field, *field.get("anyOf", ())) if "$ref" in option]
         if "discriminator" in field:
-            mapping = {recipe: field["discriminator"]["mapping"][recipe] for recipe in RECIPES}
-            inner.append(_recipes(mapping, classes, (*path, name)))
-        elif options:
-            inner.append(_walk(_of(options[0]["$ref"], classes), classes, (*path, name), field.get("default") or {}))
+            mapping = field["discriminator"]["mapping"]
+            inner += _recipes({recipe: _of(mapping[recipe], classes) for recipe in RECIPES}, classes, place)
+        elif references:
+            inner += _walk(_of(references[0], classes), classes, place, field.get("default") or {})
         else:
             required = name in node.get("required", ()) and name not in given
-            default = REQUIRED if required else f"`{json.dumps(given.get(name, field.get('default')))}`"
-            own.append(Setting((*path, name), default, _kind(field), _line(field.get("description"))))
-    yield SectionDoc(path, _line(node.get("description")), tuple(own))
-    yield from chain.from_iterable(inner)
+            default = "**required**" if required else f"`{json.dumps(given.get(name, field.get('default')))}`"
+            own.append(Setting(place, default, _kind(field), _description(field)))
+    yield SectionDoc(path, _description(node), own)
+    yield from inner
 
 
 def _of(reference: str, classes: Schema) -> Schema:
@@ -118,40 +107,36 @@ def _of(reference: str, classes: Schema) -> Schema:
     return found
 
 
-def _recipes(mapping: Mapping[str, str], classes: Schema, path: tuple[str, ...]) -> Iterator[SectionDoc]:
-    """Return the settings of all recipes as two sections, the second one advanced: each path once, with its recipes."""
+def _description(schema: Schema) -> str:
+    return " ".join(schema.get("description", "").split())
+
+
+def _recipes(recipes: Mapping[str, Schema], classes: Schema, path: tuple[str, ...]) -> Iterator[SectionDoc]:
+    """Yield the settings of all recipes as two sections, the second one advanced: each path once, with its recipes."""
     found: dict[tuple[str, ...], dict[str, Setting]] = {}
-    for recipe, reference in mapping.items():
-        for section in _walk(_of(reference, classes), classes, path, {}):
+    for recipe, schema in recipes.items():
+        for section in _walk(schema, classes, path, {}):
             for setting in section.settings:
                 found.setdefault(setting.path, {})[recipe] = setting
-    merged = [_merged(by_recipe, len(mapping)) for by_recipe in found.values()]
-    about = {recipe: _line(_of(reference, classes).get("description")) for recipe, reference in mapping.items()}
-    yield SectionDoc(path, " ".join(about.values()), tuple(setting for setting in merged if setting.visible))
-    hidden = tuple(setting for setting in merged if not setting.visible)
-    yield SectionDoc(hidden[0].path[:-1], "Settings of the recipes that hardly anybody changes.", hidden)
+    merged = [_merged(by_recipe, len(recipes)) for by_recipe in found.values()]
+    about = " ".join(_description(schema) for schema in recipes.values())
+    yield SectionDoc(path, about, [setting for setting in merged if setting.visible])
+    hidden = [setting for setting in merged if not setting.visible]
+    yield SectionDoc(hidden[0].path[:-1], "Rarely changed settings of the recipes.", hidden)
 
 
 def _merged(by_recipe: Mapping[str, Setting], recipes: int) -> Setting:
-    """Return one setting for several recipes, whose defaults may differ."""
+    """Return one setting for several recipes; a recipe that only changes the default describes nothing itself."""
     named: dict[str, list[str]] = {}
     for recipe, setting in by_recipe.items():
         named.setdefault(setting.default, []).append(recipe)
-    any_of = next(iter(by_recipe.values()))
-    if any_of.path[-1] == "name":
-        return Setting(any_of.path, any_of.default, " | ".join(by_recipe), _described(by_recipe))
-    everywhere = len(named) == 1 and len(by_recipe) == recipes
-    default = any_of.default if everywhere else "; ".join(f"{value} {', '.join(who)}" for value, who in named.items())
-    return Setting(any_of.path, default, any_of.kind, _described(by_recipe))
-
-
-def _described(by_recipe: Mapping[str, Setting]) -> str:
-    """Return the docstring; a recipe that only changes a default has none of its own."""
-    return next(setting.description for setting in by_recipe.values() if setting.description)
-
-
-def _line(text: str | None) -> str:
-    return " ".join((text or "").split())
+    path, default, kind, _ = next(iter(by_recipe.values()))
+    description = next(setting.description for setting in by_recipe.values() if setting.description)
+    if path[-1] == "name":
+        return Setting(path, default, " | ".join(by_recipe), description)
+    if len(named) > 1 or len(by_recipe) < recipes:
+        default = "; ".join(f"{value} {', '.join(who)}" for value, who in named.items())
+    return Setting(path, default, kind, description)
 
 
 _WORDS = {"number": "number", "integer": "integer", "string": "text", "boolean": "true or false", "object": "mapping"}

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from configs.class_list import shipped
 from configs.load import load_settings
 from configs.settings import Settings
-from daemon.cli.init import preset_names
 from daemon.cli.settings.template import REASONS, render
 
 
@@ -52,13 +52,13 @@ def test_folder_names_survive_yaml(mfmd, config: Path) -> None:
         assert load_settings(config).watch.folder == config.parent / name
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", shipped("presets"))
 def test_preset_takes_the_drop_folder(mfmd, config: Path, name: str) -> None:
     assert mfmd("init", "my: drop", "--preset", name, "--force").code == 0
     written = load_settings(config)
-    shipped = load_settings(Path(__file__).parents[3] / "configs" / "presets" / f"{name}.yaml")
+    preset = load_settings(Path(__file__).parents[3] / "configs" / "presets" / f"{name}.yaml")
     assert written.watch.folder == config.parent / "my: drop"
-    assert written.round == shipped.round and written.mfm == shipped.mfm
+    assert written.round == preset.round and written.mfm == preset.mfm
     assert "# " in config.read_text(encoding="utf-8"), "its comments are kept"
 
 
@@ -68,16 +68,17 @@ def test_unknown_names_are_answered_with_the_known_ones(mfmd) -> None:
         assert answer.code == 2 and "nothing" in answer.err and "camvid" in answer.err
 
 
-def test_a_preset_refuses_the_source_options_that_it_would_ignore(mfmd, config: Path) -> None:
+@pytest.mark.parametrize("options", [("--source-images", "a", "--source-labels", "b"), ("--classes", "cityscapes")])
+def test_a_preset_refuses_the_options_that_it_would_ignore(mfmd, config: Path, options: tuple[str, ...]) -> None:
     before = config.read_text(encoding="utf-8")
-    run = mfmd("init", "drop", "--preset", "demo", "--source-images", "a", "--source-labels", "b", "--force")
-    assert run.code == 2 and "--source-images" in run.err
+    run = mfmd("init", "drop", "--preset", "demo", *options, "--force")
+    assert run.code == 2 and options[0] in run.err
     assert config.read_text(encoding="utf-8") == before
 
 
 def test_help_names_every_preset(mfmd) -> None:
     shown = re.sub(r"[\s│]+", "", mfmd("init", "--help").out)
-    assert all(name in shown for name in preset_names())
+    assert all(name in shown for name in shipped("presets"))
 
 
 def test_it_fits_on_one_screen_and_says_why_for_each_line(mfmd, config: Path) -> None:

@@ -20,7 +20,6 @@ from adapters.augmentation.augment import BLUR_SIGMA, odd_kernel
 from adapters.mfm.rebuilder import Rebuilder
 from adapters.networks.batch_norm import without_noise
 from adapters.networks.decoders.layers import DepthwiseConv
-from adapters.networks.decoders.winograd import WinogradConv
 from adapters.networks.network import IMAGENET_MEAN, IMAGENET_STD, SegmentationNetwork
 from adapters.networks.training_pass import IGNORE_INDEX
 from adapters.recipes.recipe import StepBatch
@@ -149,12 +148,12 @@ def with_plain_layers(network: SegmentationNetwork) -> SegmentationNetwork:
     """`network` in default memory format, its convolutions torch's own; same weights."""
     for module in list(network.modules()):
         for name, layer in module.named_children():
-            if isinstance(layer, DepthwiseConv | WinogradConv):
+            if isinstance(layer, DepthwiseConv):
                 setattr(module, name, _plain(layer))
     return network.to(memory_format=torch.contiguous_format)
 
 
-def _plain(layer: DepthwiseConv | WinogradConv) -> nn.Conv2d:
+def _plain(layer: DepthwiseConv) -> nn.Conv2d:
     plain = nn.Conv2d(
         layer.in_channels,
         layer.out_channels,

@@ -16,13 +16,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from reference_loop import ReferenceLoop
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from adapters.checkpoints.checkpoint import make_manifest, save_weights
 from adapters.mfm.rebuilder import build_rebuilder
 from adapters.networks.build import build_network
-from adapters.networks.decoders.winograd import WinogradConv
 from adapters.recipes.recipe import StepBatch
 from adapters.rounds.inputs import load_inputs
 from adapters.rounds.training import Training
@@ -57,8 +55,6 @@ class Case:
     """Settings that differ from the common ones."""
     reference: bool = False
     """The reference loop instead of our step."""
-    plain_convolutions: bool = False
-    """Dense 3x3 convolutions run as torch's own, not by Winograd tiles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +197,6 @@ def serve(connection: Connection, settings: Settings, case: Case) -> None:
     """Run the process of a case: answer orders (`step`, `facts`, or (steps, rows) to profile) until `end`."""
     if settings.round.threads:
         torch.set_num_threads(settings.round.threads)
-    if case.plain_convolutions:
-        WinogradConv.forward = nn.Conv2d.forward  # type: ignore[method-assign]
     runner = Runner(settings, case)
     connection.send("ready")
     while (order := connection.recv()) != "end":

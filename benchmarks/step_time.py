@@ -3,7 +3,6 @@
     python benchmarks/step_time.py                      every recipe, tiny network, 128 crops
     python benchmarks/step_time.py --size b0 --recipes dacs
     python benchmarks/step_time.py --options            bf16, accumulation, checkpointing, layout, compilation
-    python benchmarks/step_time.py --convolutions --size b0 --recipes daformer --threads 2
     python benchmarks/step_time.py --recipes dacs --profile
     python benchmarks/step_time.py --size b5 --device auto --precision bf16     on a GPU
 
@@ -215,16 +214,6 @@ def options_table(arguments: argparse.Namespace, workspace: Path) -> None:
             print(row(timed[name], timed[default.name], None), flush=True)
 
 
-def convolutions_table(arguments: argparse.Namespace, workspace: Path) -> None:
-    """Print the first recipe with MFM, its dense 3x3 convolutions by Winograd tiles and as torch's own."""
-    print(header("Winograd"), flush=True)
-    sections: Sections = {"recipe": {"name": arguments.recipes[0]}}
-    cases = [Case("Winograd", sections), Case("torch's own", sections, plain_convolutions=True)]
-    timed = run(arguments, workspace, cases)
-    for case in cases:
-        print(row(timed[case.name], timed["Winograd"], None), flush=True)
-
-
 def run(arguments: argparse.Namespace, workspace: Path, cases: Sequence[Case]) -> dict[str, Timed]:
     """Time `cases` together."""
     workers = [Worker(workspace, common_sections(arguments), case, arguments.classes) for case in cases]
@@ -281,7 +270,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each case")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--options", action="store_true", help="the options of a round instead of the recipes")
-    parser.add_argument("--convolutions", action="store_true", help="Winograd tiles and torch's own instead")
     parser.add_argument("--profile", action="store_true", help="a profiler table of the first recipe instead")
     parser.add_argument("--rows", type=int, default=25, help="lines of the profile")
     arguments = parser.parse_args()
@@ -308,7 +296,7 @@ def main() -> int:
     print(f"`python {' '.join(sys.argv)}`: {arguments.encoder} + {arguments.network} ({arguments.channels} channels), ")
     print(f"{arguments.classes} classes, crops of {arguments.crop}, batch {arguments.batch} + {arguments.batch}\n")
     workspace = Path(tempfile.mkdtemp(prefix="mfmd-step-time-"))
-    tables = {"profile": print_profile, "options": options_table, "convolutions": convolutions_table}
+    tables = {"profile": print_profile, "options": options_table}
     job = next((table for name, table in tables.items() if getattr(arguments, name)), recipes_table)
     try:
         job(arguments, workspace)

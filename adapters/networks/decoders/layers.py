@@ -6,15 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters.networks.decoders.winograd import WinogradConv
-
 
 def conv_norm_relu(inputs: int, outputs: int, kernel: int = 1) -> nn.Sequential:
     """Build a convolution that keeps the size, BatchNorm, ReLU: `[B, inputs, H, W]` -> `[B, outputs, H, W]`."""
-    if kernel == 3:
-        convolution: nn.Conv2d = WinogradConv(inputs, outputs)
-    else:
-        convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+    convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 

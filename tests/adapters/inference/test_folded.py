@@ -16,7 +16,6 @@ from adapters.inference.forward import ServedForward
 from adapters.networks.build import build_network
 from adapters.networks.decoders.layers import WIDE as WIDE_PADDING
 from adapters.networks.decoders.layers import DepthwiseConv
-from adapters.networks.decoders.winograd import WIDE, WinogradConv
 from adapters.networks.network import SegmentationNetwork
 from configs.network import Architecture
 from configs.serving import ServingSettings
@@ -85,15 +84,6 @@ def test_any_convolution_takes_its_norm(layer: nn.Conv2d, affine: bool) -> None:
     assert norms_in(form) == 0
     with torch.inference_mode():
         torch.testing.assert_close(form(IMAGES), network(IMAGES), rtol=1e-4, atol=1e-5)
-
-
-def test_a_winograd_convolution_takes_its_norm() -> None:
-    torch.manual_seed(0)
-    network = lived(nn.Sequential(nn.Conv2d(3, WIDE, 1), WinogradConv(WIDE, WIDE), nn.BatchNorm2d(WIDE)))
-    form = folded(network)
-    assert norms_in(form) == 0
-    with torch.inference_mode():
-        torch.testing.assert_close(form(IMAGES), network(IMAGES), rtol=1e-3, atol=1e-4)
 
 
 class Branches(nn.Module):

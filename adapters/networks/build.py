@@ -1,26 +1,15 @@
 """Build a network from `Architecture`."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from adapters.errors import NetworkMismatch
-from adapters.networks.decoders.daformer import DILATIONS as DAFORMER_DILATIONS
-from adapters.networks.decoders.daformer import TINY_DILATIONS as DAFORMER_TINY_DILATIONS
-from adapters.networks.decoders.daformer import DaformerHead, ScaleAttention
-from adapters.networks.decoders.deeplab import DILATIONS as DEEPLABV2_DILATIONS
-from adapters.networks.decoders.deeplab import TINY_DILATIONS as DEEPLABV2_TINY_DILATIONS
-from adapters.networks.decoders.deeplab import TINY_VIT_DILATIONS as DEEPLABV2_TINY_VIT_DILATIONS
-from adapters.networks.decoders.deeplab import VIT_DILATIONS as DEEPLABV2_VIT_DILATIONS
-from adapters.networks.decoders.deeplab import DeepLabV2Head, DeepLabV3PlusHead, dilations_for
+from adapters.networks.decoders import daformer, deeplab
 from adapters.networks.multi_resolution import MultiResolutionNetwork
 from adapters.networks.network import SegmentationNetwork
 from configs.network import Architecture
-
-if TYPE_CHECKING:
-    from adapters.networks.encoders.dinov2 import DinoV2Map, DinoV2Pyramid
-    from adapters.networks.encoders.mit import MitEncoder
-    from adapters.networks.encoders.resnet import ResNetEncoder
 
 ENCODER_FAMILIES = {"daformer": ("mit", "dinov2"), "deeplabv2": ("resnet", "dinov2"), "deeplabv3plus": ("resnet",)}
 """Encoders that each decoder can read: DAFormer needs four levels, DeepLabV2 one, DeepLabV3+ the deepest map and stride
@@ -43,14 +32,10 @@ def build_network(settings: Architecture, num_classes: int) -> SegmentationNetwo
     }
     network = builders[settings.name](settings, num_classes)
     if settings.multi_resolution:
-        network = _with_detail(network, settings)
+        sizes = (network.feature_channels, settings.channels, num_classes, settings.dropout)
+        network = MultiResolutionNetwork(network, daformer.ScaleAttention(*sizes))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this overload
     return network
-
-
-def _with_detail(plain: SegmentationNetwork, settings: Architecture) -> SegmentationNetwork:
-    attention = ScaleAttention(plain.feature_channels, settings.channels, plain.num_classes, settings.dropout)
-    return MultiResolutionNetwork(plain, attention)
 
 
 def _check_pair(settings: Architecture) -> None:
@@ -68,33 +53,35 @@ def _check_pair(settings: Architecture) -> None:
 
 
 def _daformer(settings: Architecture, num_classes: int) -> SegmentationNetwork:
-    dilations = DAFORMER_TINY_DILATIONS if _tiny(settings) else DAFORMER_DILATIONS
-    encoder: MitEncoder | DinoV2Pyramid
+    encoder: Any
     if settings.encoder.startswith("mit"):
         from adapters.networks.encoders.mit import build_mit  # transformers is imported only by those who need it
 
         encoder = build_mit(settings.encoder, settings.pretrained)
     else:
-        from adapters.networks.encoders.dinov2 import build_dinov2_pyramid
+        from adapters.networks.encoders.dinov2 import build_dinov2
 
-        encoder = build_dinov2_pyramid(settings.encoder, settings.pretrained)
-    head = DaformerHead(encoder.feature_channels, settings.channels, num_classes, settings.dropout, dilations)
+        encoder = build_dinov2(settings.encoder, settings.pretrained, pyramid=True)
+    dilations = daformer.TINY_DILATIONS if _tiny(settings) else daformer.DILATIONS
+    head = daformer.DaformerHead(encoder.feature_channels, settings.channels, num_classes, settings.dropout, dilations)
     return SegmentationNetwork(encoder, head, num_classes=num_classes, feature_channels=encoder.feature_channels)
 
 
 def _deeplabv2(settings: Architecture, num_classes: int) -> SegmentationNetwork:
-    encoder: ResNetEncoder | DinoV2Map
+    encoder: Any
     if settings.encoder.startswith("resnet"):
         from adapters.networks.encoders.resnet import build_resnet
 
         encoder = build_resnet(settings.encoder, settings.output_stride, (4,), settings.pretrained)
-        dilations = DEEPLABV2_TINY_DILATIONS if _tiny(settings) else DEEPLABV2_DILATIONS
+        dilations: Sequence[int] = deeplab.V2_DILATIONS["resnet"]
     else:
-        from adapters.networks.encoders.dinov2 import build_dinov2_map
+        from adapters.networks.encoders.dinov2 import build_dinov2
 
-        encoder = build_dinov2_map(settings.encoder, settings.pretrained)
-        dilations = DEEPLABV2_TINY_VIT_DILATIONS if _tiny(settings) else DEEPLABV2_VIT_DILATIONS
-    head = DeepLabV2Head(encoder.feature_channels[-1], num_classes, dilations)
+        encoder = build_dinov2(settings.encoder, settings.pretrained, pyramid=False)
+        dilations = deeplab.V2_DILATIONS["dinov2"]
+    if _tiny(settings):
+        dilations = deeplab.for_small_crops(dilations)
+    head = deeplab.DeepLabV2Head(encoder.feature_channels[-1], num_classes, dilations)
     return SegmentationNetwork(encoder, head, num_classes=num_classes, feature_channels=encoder.feature_channels)
 
 
@@ -102,8 +89,11 @@ def _deeplabv3plus(settings: Architecture, num_classes: int) -> SegmentationNetw
     from adapters.networks.encoders.resnet import build_resnet
 
     encoder = build_resnet(settings.encoder, settings.output_stride, (1, 4), settings.pretrained)
-    dilations = dilations_for(settings.output_stride, tiny=_tiny(settings))
-    head = DeepLabV3PlusHead(encoder.feature_channels, settings.channels, num_classes, settings.dropout, dilations)
+    dilations: Sequence[int] = deeplab.DILATIONS[settings.output_stride]
+    if _tiny(settings):
+        dilations = deeplab.for_small_crops(dilations)
+    sizes = (encoder.feature_channels, settings.channels, num_classes, settings.dropout)
+    head = deeplab.DeepLabV3PlusHead(*sizes, dilations)
     return SegmentationNetwork(encoder, head, num_classes=num_classes, feature_channels=encoder.feature_channels)
 
 

@@ -1,4 +1,4 @@
-"""DeepLabV3+ head (Chen et al. 2018): separable ASPP with image pooling, refined with a stride-4 map."""
+"""DeepLab heads: V3+ (Chen et al. 2018), a separable ASPP refined with a stride-4 map, and V2, a sum of classifiers."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from adapters.networks.decoders.layers import conv_norm_relu, separable_conv
 from adapters.networks.initialisation import initialise_classifier
 
-_DILATIONS = {32: (3, 6, 9), 16: (6, 12, 18), 8: (12, 24, 36)}
-_TINY_DILATIONS = {32: (1, 2, 3), 16: (2, 4, 6), 8: (4, 8, 12)}
+DILATIONS = {32: (3, 6, 9), 16: (6, 12, 18), 8: (12, 24, 36)}
+"""Of the ASPP of V3+, by output stride; published, for crops of 512."""
+V2_DILATIONS = {"resnet": (6, 12), "dinov2": (3, 6)}
+"""Of V2, published for output stride 8; on the stride-14 map of a ViT nearly the same reach (84 pixels, not 96)."""
 
 
-def dilations_for(output_stride: int, *, tiny: bool) -> tuple[int, ...]:
-    """Return the ASPP dilations of an output stride: published (crops of 512), or a third (crops of 128-256)."""
-    return (_TINY_DILATIONS if tiny else _DILATIONS)[output_stride]
+def for_small_crops(dilations: Sequence[int]) -> tuple[int, ...]:
+    """Return a third of published `dilations`: for crops of 128-256 pixels."""
+    return tuple(dilation // 3 for dilation in dilations)
 
 
 class AtrousPyramid(nn.Module):
@@ -65,16 +67,6 @@ class DeepLabV3PlusHead(nn.Module):
         refined = self.refine(torch.cat([context, self.skip(fine)], dim=1))
         logits: Tensor = self.classifier(self.dropout(refined))
         return logits
-
-
-DILATIONS = (6, 12)
-"""Published, for 512 crops at output stride 8: maps of 64x64 cells."""
-TINY_DILATIONS = (2, 4)
-"""For crops of 128-256 pixels: maps of 16-32 cells."""
-VIT_DILATIONS = (3, 6)
-"""For the stride-14 map of a ViT: nearly the published reach in pixels (84 instead of 96)."""
-TINY_VIT_DILATIONS = (1, 2)
-"""The same for crops of 128-256 pixels: maps of 9-18 cells."""
 
 
 class DeepLabV2Head(nn.Module):

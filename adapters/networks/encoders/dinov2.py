@@ -9,7 +9,6 @@ divides the whole image evenly. So logits and masks return to image size as with
 """
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,57 +32,42 @@ _ARCHITECTURE = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class DinoV2Spec:
-    """Dimensions of a DINOv2 transformer."""
-
-    width: int
-    """Channels of a token."""
-    depth: int
-    """Blocks."""
-    heads: int
-    """Attention heads."""
-    image_size: int = 518
-    """Side of the images that the position code was made for (pixels)."""
-
-
-DINOV2_SPECS = {
-    "dinov2_tiny": DinoV2Spec(96, 4, 3, image_size=224),
-    "dinov2_small": DinoV2Spec(384, 12, 6),
-    "dinov2_base": DinoV2Spec(768, 12, 12),
-    "dinov2_large": DinoV2Spec(1024, 24, 16),
+_COMMON: dict[str, Any] = {
+    "image_size": 518,  # side of the images that the position code was made for (pixels)
+    "patch_size": PATCH,
+    "use_mask_token": False,  # serves pre-training only; a saved one is left out
 }
+DINOV2_SPECS: dict[str, dict[str, Any]] = {
+    "dinov2_tiny": {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 3, "image_size": 224},
+    "dinov2_small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
+    "dinov2_base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "dinov2_large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
+}
+"""What differs in Dinov2Config."""
 
 
-class DinoV2Map(nn.Module):
-    """The map of the last block's tokens, stride 14."""
+class DinoV2Encoder(nn.Module):
+    """The last block's tokens as one map of stride 14, or four levels of strides 4 to 32 made from them."""
 
-    def __init__(self, model: Dinov2Model) -> None:
+    def __init__(self, model: Dinov2Model, *, pyramid: bool) -> None:
         super().__init__()
         self.model = model
-        self.feature_channels: tuple[int, ...] = (model.config.hidden_size,)
+        width = model.config.hidden_size
+        self.pyramid = FeaturePyramid(width) if pyramid else None
+        self.feature_channels: tuple[int, ...] = self.pyramid.channels if self.pyramid else (width,)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return one map `[B, C, H / 14, W / 14]` (rounded up) of normalised images `[B, 3, H, W]`."""
-        return (token_map(self.model, images, PATCH),)
+        """Return maps of normalised images `[B, 3, H, W]`, finest first.
 
-
-class DinoV2Pyramid(nn.Module):
-    """Four levels, strides 4 to 32, made from the last block's tokens."""
-
-    def __init__(self, model: Dinov2Model) -> None:
-        super().__init__()
-        self.model = model
-        self.pyramid = FeaturePyramid(model.config.hidden_size)
-        self.feature_channels: tuple[int, ...] = self.pyramid.channels
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return maps of normalised images `[B, 3, H, W]`, finest first; exactly H / 4 to H / 32 where 32 divides H."""
-        levels: tuple[Tensor, ...] = self.pyramid(token_map(self.model, images, PYRAMID_STRIDE))
+        The one map is `[B, C, H / 14, W / 14]`, rounded up. The levels are exactly H / 4 to H / 32 where 32 divides H.
+        """
+        if self.pyramid is None:
+            return (_token_map(self.model, images, PATCH),)
+        levels: tuple[Tensor, ...] = self.pyramid(_token_map(self.model, images, PYRAMID_STRIDE))
         return levels
 
 
-def token_map(model: Any, images: Tensor, stride: int) -> Tensor:
+def _token_map(model: Any, images: Tensor, stride: int) -> Tensor:
     """Return the last block's patch tokens, normalised, as a map `[B, C, H / stride, W / stride]`, rounded up."""
     # Rounded up without negative numbers, whose quotients ONNX rounds in the other direction.
     rows, columns = (images.shape[-2] + stride - 1) // stride, (images.shape[-1] + stride - 1) // stride
@@ -110,32 +94,17 @@ def _embed(embeddings: Any, images: Tensor, rows: int, columns: int) -> Tensor:
     return tokens
 
 
-def build_dinov2_map(name: str, pretrained: Path | None) -> DinoV2Map:
-    """Build the encoder `name` of `DINOV2_SPECS` with its one map, untrained or with weights of a local directory.
+def build_dinov2(name: str, pretrained: Path | None, *, pyramid: bool) -> DinoV2Encoder:
+    """Build the encoder `name` of `DINOV2_SPECS`, untrained or with weights of a local directory below the `pyramid`.
 
     Raises NetworkMismatch or UnsupportedModel when `pretrained` does not fit.
     """
-    return DinoV2Map(_model(name, pretrained))
-
-
-def build_dinov2_pyramid(name: str, pretrained: Path | None) -> DinoV2Pyramid:
-    """Build the encoder `name` of `DINOV2_SPECS` with an untrained pyramid; otherwise like `build_dinov2_map`."""
-    return DinoV2Pyramid(_model(name, pretrained))
-
-
-def _model(name: str, pretrained: Path | None) -> Dinov2Model:
-    spec = DINOV2_SPECS[name]
-    config = Dinov2Config(
-        hidden_size=spec.width,
-        num_hidden_layers=spec.depth,
-        num_attention_heads=spec.heads,
-        image_size=spec.image_size,
-        patch_size=PATCH,
-        use_mask_token=False,  # serves pre-training only; a saved one is left out
-    )
-    if pretrained is not None:
-        return load_pretrained(Dinov2Model, config, pretrained, _ARCHITECTURE)  # type: ignore[no-any-return]
-    return Dinov2Model(config)
+    config = Dinov2Config(**{**_COMMON, **DINOV2_SPECS[name]})
+    if pretrained is None:
+        model = Dinov2Model(config)
+    else:
+        model = load_pretrained(Dinov2Model, config, pretrained, _ARCHITECTURE)
+    return DinoV2Encoder(model, pyramid=pyramid)
 
 
 class FeaturePyramid(nn.Module):

@@ -1,7 +1,7 @@
 """Mix Transformer (SegFormer) encoders: MiT-B0..B5 of Xie et al. 2021, and a tiny one for small CPUs."""
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.models.segformer.configuration_segformer import SegformerConfig
@@ -11,33 +11,18 @@ from adapters.networks.hf_directory import load_pretrained
 from adapters.networks.initialisation import initialise_convolutions
 
 _ARCHITECTURE = ("hidden_sizes", "depths", "sr_ratios", "num_attention_heads", "mlp_ratios")
-
-
-@dataclass(frozen=True, slots=True)
-class MitSpec:
-    """Dimensions of a MiT; strides are 4, 8, 16, 32 for all of them."""
-
-    hidden_sizes: tuple[int, int, int, int]
-    """Channels of the four maps."""
-    depths: tuple[int, int, int, int]
-    """Transformer blocks of the four stages."""
-    drop_path: float = 0.1
-    """Stochastic depth of the last block (0-1), rising linearly from 0."""
-    heads: tuple[int, int, int, int] = (1, 2, 5, 8)
-    """Attention heads of the four stages."""
-    mlp_ratios: tuple[int, int, int, int] = (4, 4, 4, 4)
-    """Hidden width of Mix-FFN over the stage's width."""
-
-
-MIT_SPECS = {
-    "mit_tiny": MitSpec((16, 32, 80, 128), (1, 1, 2, 1), drop_path=0.0),
-    "mit_b0": MitSpec((32, 64, 160, 256), (2, 2, 2, 2)),
-    "mit_b1": MitSpec((64, 128, 320, 512), (2, 2, 2, 2)),
-    "mit_b2": MitSpec((64, 128, 320, 512), (3, 4, 6, 3)),
-    "mit_b3": MitSpec((64, 128, 320, 512), (3, 4, 18, 3)),
-    "mit_b4": MitSpec((64, 128, 320, 512), (3, 8, 27, 3)),
-    "mit_b5": MitSpec((64, 128, 320, 512), (3, 6, 40, 3)),
+_WIDE = [64, 128, 320, 512]
+MIT_SPECS: dict[str, dict[str, Any]] = {
+    "mit_tiny": {"hidden_sizes": [16, 32, 80, 128], "depths": [1, 1, 2, 1], "drop_path_rate": 0.0},
+    "mit_b0": {"hidden_sizes": [32, 64, 160, 256], "depths": [2, 2, 2, 2]},
+    "mit_b1": {"hidden_sizes": _WIDE, "depths": [2, 2, 2, 2]},
+    "mit_b2": {"hidden_sizes": _WIDE, "depths": [3, 4, 6, 3]},
+    "mit_b3": {"hidden_sizes": _WIDE, "depths": [3, 4, 18, 3]},
+    "mit_b4": {"hidden_sizes": _WIDE, "depths": [3, 8, 27, 3]},
+    "mit_b5": {"hidden_sizes": _WIDE, "depths": [3, 6, 40, 3]},
 }
+"""What differs in SegformerConfig: channels of the four maps, blocks of the four stages. Strides are 4 to 32."""
+_COMMON: dict[str, Any] = {"num_attention_heads": [1, 2, 5, 8], "mlp_ratios": [4, 4, 4, 4], "drop_path_rate": 0.1}
 
 
 class MitEncoder(nn.Module):
@@ -58,14 +43,7 @@ def build_mit(name: str, pretrained: Path | None) -> MitEncoder:
 
     Raises NetworkMismatch or UnsupportedModel when `pretrained` does not fit.
     """
-    spec = MIT_SPECS[name]
-    config = SegformerConfig(
-        hidden_sizes=list(spec.hidden_sizes),
-        depths=list(spec.depths),
-        num_attention_heads=list(spec.heads),
-        mlp_ratios=list(spec.mlp_ratios),
-        drop_path_rate=spec.drop_path,
-    )
+    config = SegformerConfig(**{**_COMMON, **MIT_SPECS[name]})
     if pretrained is not None:
         return MitEncoder(load_pretrained(SegformerModel, config, pretrained, _ARCHITECTURE))
     model = SegformerModel(config)

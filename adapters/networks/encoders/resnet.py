@@ -1,7 +1,6 @@
 """ResNet encoders with a chosen output stride: He et al. 2016, dilated as in DeepLab, and a tiny one for small CPUs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +14,28 @@ _ARCHITECTURE = ("embedding_size", "hidden_sizes", "depths", "layer_type")
 _FULL_STRIDE = 32
 
 
-@dataclass(frozen=True, slots=True)
-class ResNetSpec:
-    """Dimensions of a ResNet."""
-
-    layer_type: str
-    """`basic` (two 3x3 convolutions) or `bottleneck`."""
-    hidden_sizes: tuple[int, int, int, int]
-    """Channels of the four stages."""
-    depths: tuple[int, int, int, int]
-    """Blocks of the four stages."""
-    embedding: int = 64
-    """Channels of the stem."""
-
-
-_BASIC, _BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)
-RESNET_SPECS = {
-    "resnet_tiny": ResNetSpec("basic", (32, 64, 96, 128), (1, 2, 2, 1), embedding=32),
-    "resnet18": ResNetSpec("basic", _BASIC, (2, 2, 2, 2)),
-    "resnet34": ResNetSpec("basic", _BASIC, (3, 4, 6, 3)),
-    "resnet50": ResNetSpec("bottleneck", _BOTTLENECK, (3, 4, 6, 3)),
-    "resnet101": ResNetSpec("bottleneck", _BOTTLENECK, (3, 4, 23, 3)),
-    "resnet152": ResNetSpec("bottleneck", _BOTTLENECK, (3, 8, 36, 3)),
+_BASIC: dict[str, Any] = {"layer_type": "basic", "embedding_size": 64, "hidden_sizes": [64, 128, 256, 512]}
+_BOTTLENECK: dict[str, Any] = {"layer_type": "bottleneck", "embedding_size": 64, "hidden_sizes": [256, 512, 1024, 2048]}
+RESNET_SPECS: dict[str, dict[str, Any]] = {
+    "resnet_tiny": {**_BASIC, "embedding_size": 32, "hidden_sizes": [32, 64, 96, 128], "depths": [1, 2, 2, 1]},
+    "resnet18": {**_BASIC, "depths": [2, 2, 2, 2]},
+    "resnet34": {**_BASIC, "depths": [3, 4, 6, 3]},
+    "resnet50": {**_BOTTLENECK, "depths": [3, 4, 6, 3]},
+    "resnet101": {**_BOTTLENECK, "depths": [3, 4, 23, 3]},
+    "resnet152": {**_BOTTLENECK, "depths": [3, 8, 36, 3]},
 }
+"""Arguments of ResNetConfig."""
 
 
 class ResNetEncoder(nn.Module):
     """A ResNet; returns the maps of the chosen stages (1 to 4), stage 1 at stride 4."""
 
-    def __init__(self, model: ResNetModel, channels: Sequence[int], stages: Sequence[int]) -> None:
+    def __init__(self, model: ResNetModel, stages: Sequence[int]) -> None:
         super().__init__()
         self.model = model
         self.stages = tuple(stages)
-        self.feature_channels = tuple(channels[stage - 1] for stage in stages)
+        widths: Any = model.config.hidden_sizes
+        self.feature_channels: tuple[int, ...] = tuple(widths[stage - 1] for stage in stages)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return maps `[B, C_l, H_l, W_l]` of normalised images `[B, 3, H, W]`, deepest last."""
@@ -60,19 +48,13 @@ def build_resnet(name: str, output_stride: int, stages: Sequence[int], pretraine
 
     Raises NetworkMismatch or UnsupportedModel when `pretrained` does not fit.
     """
-    spec = RESNET_SPECS[name]
-    config = ResNetConfig(
-        embedding_size=spec.embedding,
-        hidden_sizes=list(spec.hidden_sizes),
-        depths=list(spec.depths),
-        layer_type=spec.layer_type,
-    )
+    config = ResNetConfig(**RESNET_SPECS[name])
     if pretrained is None:
         model = ResNetModel(config)  # initialised Kaiming-normal, fan-out, by transformers
     else:
         model = load_pretrained(ResNetModel, config, pretrained, _ARCHITECTURE)
     _dilate(list(model.encoder.stages), output_stride)
-    return ResNetEncoder(model, spec.hidden_sizes, stages)
+    return ResNetEncoder(model, stages)
 
 
 def _dilate(stages: Sequence[Any], output_stride: int) -> None:

@@ -13,7 +13,7 @@ from adapters.errors import NetworkMismatch, UnsupportedModel
 from adapters.mfm.branch import mfm_loss
 from adapters.mfm.rebuilder import build_rebuilder
 from adapters.networks.build import build_network
-from adapters.networks.encoders.dinov2 import build_dinov2_map, build_dinov2_pyramid
+from adapters.networks.encoders.dinov2 import build_dinov2
 from adapters.networks.encoders.mit import MIT_SPECS, build_mit
 from adapters.networks.encoders.resnet import build_resnet
 from adapters.networks.initialisation import initialise_convolutions
@@ -155,7 +155,7 @@ def test_mit_has_the_published_size(name: str, millions: float) -> None:
     with torch.device("meta"):
         encoder = build_mit(name, None)
     assert parameters_of(encoder) / 1e6 == pytest.approx(millions, rel=0.02)
-    assert encoder.feature_channels == MIT_SPECS[name].hidden_sizes
+    assert encoder.feature_channels == tuple(MIT_SPECS[name]["hidden_sizes"])
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_resnet_has_the_published_size(name: str, millions: float) -> None:
 def test_dinov2_has_the_published_size(name: str, millions: float, width: int) -> None:
     """The released ViT-S/14, B/14 and L/14, without the mask token."""
     with torch.device("meta"):
-        encoder, pyramid = build_dinov2_map(name, None), build_dinov2_pyramid(name, None)
+        encoder, pyramid = build_dinov2(name, None, pyramid=False), build_dinov2(name, None, pyramid=True)
     assert parameters_of(encoder) / 1e6 == pytest.approx(millions, rel=0.001)
     assert encoder.feature_channels == (width,)
     assert pyramid.feature_channels == (width // 4, width // 2, width, width)
@@ -185,14 +185,14 @@ def test_dinov2_has_the_published_size(name: str, millions: float, width: int) -
 
 @torch.no_grad()
 def test_pyramid_has_strides_4_to_32() -> None:
-    maps = build_dinov2_pyramid("dinov2_tiny", None).eval()(torch.randn(1, 3, 96, 160))
+    maps = build_dinov2("dinov2_tiny", None, pyramid=True).eval()(torch.randn(1, 3, 96, 160))
     assert [tuple(level.shape[-2:]) for level in maps] == [(24, 40), (12, 20), (6, 10), (3, 5)]
 
 
 @torch.no_grad()
 def test_dinov2_map_is_that_of_transformers() -> None:
     """Where patches divide the image, the map is the model's last hidden state, with its position code resized."""
-    encoder = build_dinov2_map("dinov2_tiny", None).eval()
+    encoder = build_dinov2("dinov2_tiny", None, pyramid=False).eval()
     images = torch.randn(1, 3, 70, 112)
     tokens = encoder.model(images).last_hidden_state[:, 1:]
     torch.testing.assert_close(encoder(images)[0], tokens.transpose(1, 2).reshape(1, -1, 5, 8), atol=1e-5, rtol=1e-5)
@@ -213,7 +213,7 @@ def test_rebuilder_works_on_a_vit(name: str) -> None:
 def test_pretrained_dinov2_is_loaded_and_its_neck_starts_fresh(name: str, tmp_path: Path) -> None:
     from transformers.models.dinov2.modeling_dinov2 import Dinov2ForImageClassification
 
-    config = build_dinov2_map("dinov2_tiny", None).model.config
+    config = build_dinov2("dinov2_tiny", None, pyramid=False).model.config
     config.use_mask_token = True  # as the released ones
     saved = Dinov2ForImageClassification(config)
     saved.save_pretrained(tmp_path / "encoder")

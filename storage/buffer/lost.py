@@ -8,7 +8,7 @@ from contextlib import closing
 from storage import durable
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import FrameRecord
-from storage.durable.record import Record, parsed
+from storage.durable.record import Record, lines_of, parsed
 from storage.layout import StateLayout
 
 JOURNAL = "lost.jsonl"
@@ -46,5 +46,4 @@ def give_up(layout: StateLayout, record: FrameRecord, reason: str, at: float) ->
 
 def lost_frames(layout: StateLayout) -> list[LostFrame]:
     """Return every removed frame, oldest first; a line that a crash truncated is omitted."""
-    path = layout.buffer / JOURNAL
-    return list(parsed(path.read_bytes().splitlines(), LostFrame)) if path.exists() else []
+    return list(parsed(lines_of(layout.buffer / JOURNAL), LostFrame))

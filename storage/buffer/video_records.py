@@ -9,7 +9,7 @@ from typing import Literal
 
 from storage import durable
 from storage.buffer.catalog_records import FileFact, FileRecord
-from storage.durable.record import parsed
+from storage.durable.record import lines_of, parsed
 
 
 class VideoRecord(FileRecord):
@@ -57,8 +57,7 @@ class VideoRecords:
 
 def read_video_records(path: Path) -> dict[str, VideoRecord]:
     """Return the last record of each video, by its path; incomplete lines of a crash are skipped."""
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    return {record.path: record for record in parsed(lines, VideoRecord)}
+    return {record.path: record for record in parsed(lines_of(path), VideoRecord)}
 
 
 def refused_videos(path: Path, reason: str | None = None) -> list[VideoRecord]:

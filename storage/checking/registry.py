@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from storage import durable
 from storage.checking.problem import REPAIR, Problem, Scope
+from storage.durable.record import lines_of
 from storage.errors import CorruptCheckpoint, StorageError, UnknownVersion
 from storage.registry.history import is_event, read_history
 from storage.registry.manifest import Manifest
@@ -56,8 +57,7 @@ def check_refs(scope: Scope) -> Iterator[Problem]:
 def check_history(scope: Scope) -> Iterator[Problem]:
     """Return lines of the history that cannot be read: their events did not happen."""
     path = scope.layout.checkpoints / "history.jsonl"
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    bad = [number for number, line in enumerate(lines, 1) if not is_event(line)]
+    bad = [number for number, line in enumerate(lines_of(path), 1) if not is_event(line)]
     if bad:
         detail = f"{len(bad)} lines cannot be read: {', '.join(map(str, bad[:5]))}"
         remedy = f"nothing, because such lines are skipped; {REPAIR} moves them to {TORN}"
@@ -97,7 +97,7 @@ def _serving(registry: CheckpointRegistry, read_data: bool, restore: Callable[[]
 
 def _sort_out(path: Path) -> None:
     """Save the partial lines first, then write the history without them."""
-    for line in path.read_bytes().splitlines():
+    for line in lines_of(path):
         if not is_event(line):
             durable.append_line(path.with_name(TORN), line.decode(errors="backslashreplace"))
     durable.write_text(path, "".join(f"{event.model_dump_json()}\n" for event in read_history(path)))

@@ -37,6 +37,11 @@ def read_record(path: Path, kind: type[AnyRecord], remedy: str = "") -> AnyRecor
         raise StorageError(f"{path}: not a {kind.__name__}: {error.errors()[0]['msg']}{remedy}") from error
 
 
+def lines_of(path: Path) -> list[bytes]:
+    """Return the lines of a file; none when it is missing."""
+    return path.read_bytes().splitlines() if path.exists() else []
+
+
 def parsed(lines: Iterable[bytes], kind: type[AnyRecord]) -> Iterator[AnyRecord]:
     """Yield the records in lines of JSON. A line that does not parse was truncated by a crash: it is omitted."""
     for line in lines:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from storage.durable.record import parsed
+from storage.durable.record import lines_of, parsed
 from storage.registry.manifest import HistoryEvent
 
 MOVES = ("promoted", "rolled_back")
@@ -85,7 +85,7 @@ class RegistryState:
 
 def read_history(path: Path) -> list[HistoryEvent]:
     """Return all events of `history.jsonl`, oldest first."""
-    return list(parsed(path.read_bytes().splitlines(), HistoryEvent)) if path.exists() else []
+    return list(parsed(lines_of(path), HistoryEvent))
 
 
 def is_event(line: bytes) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from storage import durable
-from storage.durable.record import parsed, read_record
+from storage.durable.record import lines_of, parsed, read_record
 from storage.errors import StorageError, UnknownRound
 from storage.registry.files import listed, numbers
 from storage.rounds.records import Progress, RoundRecord, RoundScores, RoundSpec, Stage, Verdict
@@ -22,31 +22,20 @@ class RoundFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.spec_path = path / "spec.json"
+        """The argument of `adapters.round`."""
+        self.candidate = path / "candidate.safetensors"
+        """Weights of the candidate, plain network."""
+        self.log = path / "log"
+        """Standard output and error of the round."""
+        self.states = TrainingStates(path / "state")
+        """Teacher, student, Rebuilder, optimizer, counters and random states, as the round saved them."""
+        self._progress = path / "progress.jsonl"
 
     @property
     def number(self) -> int:
         """Number of the round."""
         return int(self.path.name)
-
-    @property
-    def spec_path(self) -> Path:
-        """`spec.json`: the argument of `adapters.round`."""
-        return self.path / "spec.json"
-
-    @property
-    def candidate(self) -> Path:
-        """Weights of the candidate, plain network (safetensors)."""
-        return self.path / "candidate.safetensors"
-
-    @property
-    def log(self) -> Path:
-        """Standard output and error of the round."""
-        return self.path / "log"
-
-    @property
-    def states(self) -> TrainingStates:
-        """Teacher, student, Rebuilder, optimizer, counters and random states, as the round saved them."""
-        return TrainingStates(self.path / "state")
 
     def spec(self) -> RoundSpec:
         """Return the request. Raises StorageError when it cannot be read."""
@@ -81,16 +70,16 @@ class RoundFolder:
 
     def append_progress(self, progress: Progress) -> None:
         """Add a line to `progress.jsonl`: flushed, not fsynced, because nothing is decided by it."""
-        with (self.path / "progress.jsonl").open("a", encoding="utf-8") as file:
+        with self._progress.open("a", encoding="utf-8") as file:
             file.write(progress.model_dump_json() + "\n")
 
     def progress(self) -> list[Progress]:
         """Return all progress so far, oldest first; a line still being written is omitted."""
-        return list(parsed(self._progress_lines(), Progress))
+        return list(parsed(lines_of(self._progress), Progress))
 
     def last_progress(self) -> Progress | None:
         """Return the newest progress; None before the first."""
-        return next(parsed(reversed(self._progress_lines()), Progress), None)
+        return next(parsed(reversed(lines_of(self._progress)), Progress), None)
 
     def write_scores(self, scores: RoundScores) -> None:
         """Write `scores.json` durably."""
@@ -111,10 +100,6 @@ class RoundFolder:
     def verdict(self) -> Verdict | None:
         """Return the gate's decision; None before it. Raises StorageError when damaged."""
         return read_record(self.path / "verdict.json", Verdict)
-
-    def _progress_lines(self) -> list[bytes]:
-        path = self.path / "progress.jsonl"
-        return path.read_bytes().splitlines() if path.exists() else []
 
 
 class RoundStore:

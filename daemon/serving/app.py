@@ -17,9 +17,7 @@ from daemon.serving.api.openapi import describe_routes
 from daemon.serving.api.problems import problem_answer
 from daemon.serving.api.segment import segment_routes
 from daemon.serving.errors import ApiError
-from daemon.serving.middleware.guard import Guard
-from daemon.serving.middleware.instrument import Instrument
-from daemon.serving.middleware.lifetime import Lifetime
+from daemon.serving.middleware import Guard, Instrument, Lifetime
 from daemon.serving.oip.routes import oip_routes
 from daemon.serving.plane import InferencePlane
 

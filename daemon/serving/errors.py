@@ -1,6 +1,7 @@
 """Errors of the inference plane; codes are stable and documented in `docs/reference/errors.md`."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from storage.errors import RefusedImage
 
@@ -16,24 +17,18 @@ REFUSED_STATUS = {
 """HTTP status for each reason of `RefusedImage`."""
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
     """An answer other than 2xx: HTTP `status`, a stable `code`, a sentence, perhaps `retry_after` (s) and `headers`."""
 
-    def __init__(
-        self,
-        status: int,
-        code: str,
-        message: str,
-        *,
-        retry_after: int | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
-        self.retry_after = retry_after
-        self.headers = headers or {}
+    status: int
+    code: str
+    message: str
+    retry_after: int | None = None
+    headers: Mapping[str, str] | None = None
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class NotReady(ApiError):
@@ -52,6 +47,14 @@ class VersionNotLoaded(ApiError):
         super().__init__(404, "version_not_loaded", f"version {version} is not loaded; loaded: {there}")
 
 
+class QueueFull(ApiError):
+    """More images wait than the queue holds."""
+
+    def __init__(self, limit: int, retry_after: int) -> None:
+        message = f"{limit} images wait already (serving.advanced.queue_images); try again in {retry_after} s"
+        super().__init__(503, "queue_full", message, retry_after=retry_after)
+
+
 class ShadowDiffers(Exception):
     """The masks of a candidate cannot be compared with those of the serving version."""
 
@@ -62,14 +65,6 @@ class ShadowDiffers(Exception):
             f"version {version} has other classes or another input size than the version that serves, or none serves; "
             "`mfmd checkpoints show` shows both; choose another one to run in its shadow"
         )
-
-
-class QueueFull(ApiError):
-    """More images wait than the queue holds."""
-
-    def __init__(self, limit: int, retry_after: int) -> None:
-        message = f"{limit} images wait already (serving.advanced.queue_images); try again in {retry_after} s"
-        super().__init__(503, "queue_full", message, retry_after=retry_after)
 
 
 def refused(error: RefusedImage) -> ApiError:

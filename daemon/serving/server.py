@@ -77,7 +77,7 @@ class PlaneServer(uvicorn.Server):
         """Accept no new connections, add `Connection: close` to every answer, then stop.
 
         uvicorn closes idle connections at once, without a notice. Under steady load a request on its way to such a
-        connection fails with a reset. `middleware/instrument.py` adds the header.
+        connection fails with a reset. `middleware.py` adds the header.
         """
         self._plane.draining = True
         for server in self.servers:

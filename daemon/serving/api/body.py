@@ -1,14 +1,13 @@
 """Read request bodies within limits: of one body, and of all bodies together; nothing beyond them is ever held.
 
 A refusal is answered at once. uvicorn reads and discards what the client still sends: closing the connection on unread
-data would reset it, and the client would never see why. The time of a body: `middleware/lifetime.py`.
+data would reset it, and the client would never see why. The time of a body: `middleware.py`.
 """
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from starlette.requests import Request
-from starlette.types import Message
 
 from daemon.serving.errors import ApiError
 
@@ -22,12 +21,8 @@ class Bodies:
     def __init__(self, largest: int) -> None:
         """`largest`: most bytes of one body."""
         self._largest = largest
-        self._held = 0
-
-    @property
-    def held(self) -> int:
+        self.held = 0
         """Bytes in memory now."""
-        return self._held
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytes]:
@@ -42,17 +37,19 @@ class Bodies:
         try:
             while more:
                 message = await request.receive()
-                more = _continues(message)
+                if message["type"] == "http.disconnect":
+                    raise ApiError(400, "client_disconnected", "the client disconnected before its body arrived")
+                more = message.get("more_body", False)
                 part: bytes = message.get("body", b"")
                 self._check_room(size, len(part))
                 parts.append(part)
                 size += len(part)
-                self._held += len(part)
+                self.held += len(part)
             body = b"".join(parts)
             parts.clear()  # or it would be there twice until the answer
             yield body
         finally:
-            self._held -= size
+            self.held -= size
 
     def _check_headers(self, request: Request) -> None:
         if request.headers.get("content-encoding", "identity").lower() not in ("identity", ""):
@@ -65,12 +62,6 @@ class Bodies:
         if so_far + more > self._largest:
             message = f"the body is larger than {self._largest} bytes (serving.advanced.max_body_bytes)"
             raise ApiError(413, "body_too_large", message)
-        if self._held + more > LARGEST_AT_ONCE * self._largest:
-            message = f"{self._held} bytes of other requests are held; retry in 1 s"
+        if self.held + more > LARGEST_AT_ONCE * self._largest:
+            message = f"{self.held} bytes of other requests are held; retry in 1 s"
             raise ApiError(503, "too_many_bodies", message, retry_after=1)
-
-
-def _continues(message: Message) -> bool:
-    if message["type"] == "http.disconnect":
-        raise ApiError(400, "client_disconnected", "the client disconnected before its body arrived")
-    return bool(message.get("more_body", False))

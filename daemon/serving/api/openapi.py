@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from daemon.serving.middleware.instrument import HASH_HEADER, VERSION_HEADER
+from daemon.serving.middleware import HASH_HEADER, VERSION_HEADER
 from daemon.serving.oip.messages import INPUT_MODELS
 
 SUMMARY = "Segments images; every answer names the version of the model that gave it."

@@ -49,7 +49,7 @@ def problem_answer(path: str, error: ApiError, metrics: ServingMetrics) -> JSONR
     body = {"code": error.code, "message": error.message}
     if path.startswith(OIP_PREFIX):
         body["error"] = error.message
-    headers = dict(error.headers)
+    headers = dict(error.headers or {})
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     return JSONResponse(body, error.status, headers=headers)

@@ -12,7 +12,7 @@ from daemon.serving.api.answers import AnswerFormat, SegmentSummary, choose_form
 from daemon.serving.api.multipart import image_part, is_multipart
 from daemon.serving.api.problems import problems
 from daemon.serving.errors import NotReady, refused
-from daemon.serving.middleware.instrument import version_headers
+from daemon.serving.middleware import version_headers
 from daemon.serving.plane import InferencePlane
 from daemon.serving.versions.follower import SwapFailure
 from storage.errors import RefusedImage

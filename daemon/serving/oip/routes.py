@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from daemon.serving.api.answers import class_infos
 from daemon.serving.api.problems import problems
 from daemon.serving.errors import ApiError, NotReady, VersionNotLoaded
-from daemon.serving.middleware.instrument import version_headers
+from daemon.serving.middleware import version_headers
 from daemon.serving.oip.messages import (
     CLIENT_HEADERS,
     DATATYPE,
@@ -22,6 +22,8 @@ from daemon.serving.oip.messages import (
     INPUT,
     MODEL,
     OUTPUT,
+    IndexBody,
+    IndexEntry,
     InferAnswer,
     ModelConfig,
     ModelMetadata,
@@ -32,8 +34,7 @@ from daemon.serving.oip.messages import (
     TensorMetadata,
     VersionParameters,
 )
-from daemon.serving.oip.repository import repository_routes
-from daemon.serving.oip.tensors import format_infer, parse_infer
+from daemon.serving.oip.tensors import format_infer, parse_infer, read_json
 from daemon.serving.plane import InferencePlane
 from daemon.serving.versions.slots import Resident
 
@@ -62,6 +63,13 @@ INFERRED: dict[int | str, dict[str, Any]] = {
     **problems(400, 404, 408, 413, 415, protocol=True),
 }
 KNOWN = problems(404, protocol=True)
+INDEX_BODY = {
+    "requestBody": {
+        "required": False,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/IndexBody"}}},
+    }
+}
+READ_ONLY = "the registry decides which version serves; use `mfmd promote` or `mfmd rollback`"
 
 
 def oip_routes(plane: InferencePlane) -> APIRouter:
@@ -70,7 +78,7 @@ def oip_routes(plane: InferencePlane) -> APIRouter:
     _add_server_routes(router, plane)
     for prefix in ONE_MODEL:
         router.include_router(_model_routes(plane), prefix=prefix)
-    router.include_router(repository_routes(plane))
+    router.include_router(_repository_routes(plane))
     return router
 
 
@@ -181,3 +189,40 @@ async def _infer(plane: InferencePlane, version: int | None, body: bytes, header
         labels = await plane.segment(resident, lambda: list(request.images))
         content, headers, media_type = await plane.in_thread(lambda: format_infer(request, labels, resident.version))
         return Response(content, media_type=media_type, headers=headers | version_headers(resident))
+
+
+def _repository_routes(plane: InferencePlane) -> APIRouter:
+    """Build the routes of the model repository (Triton's extension), read-only: the registry decides what serves."""
+    router = APIRouter(prefix="/repository")
+
+    @router.post("/index", openapi_extra=INDEX_BODY, responses=problems(400, 408, 413, 415, protocol=True))
+    async def index(request: Request) -> list[IndexEntry]:
+        """Every version in the registry or in memory, and whether it answers."""
+        async with plane.bodies.read(request) as body:
+            wanted = read_json(body or b"{}", IndexBody)
+        entries = await plane.in_thread(lambda: _entries(plane))
+        return [entry for entry in entries if entry.state == "READY" or not wanted.ready]
+
+    @router.post("/models/{model}/load", status_code=403, responses=problems(403, protocol=True))
+    @router.post("/models/{model}/unload", status_code=403, responses=problems(403, protocol=True))
+    async def change(model: str) -> None:
+        """Refuse always: the registry decides which version serves."""
+        raise ApiError(403, "repository_read_only", READ_ONLY)
+
+    return router
+
+
+def _entries(plane: InferencePlane) -> list[IndexEntry]:
+    resident = plane.slots.versions
+    entries = []
+    for version in sorted({*plane.registry.versions(), *resident}):  # what is resident answers, pruned or not
+        ready = plane.ready and version in resident
+        reason = "" if ready else _reason(plane, version)
+        state = "READY" if ready else "UNAVAILABLE"
+        entries.append(IndexEntry(name=MODEL, version=str(version), state=state, reason=reason))
+    return entries
+
+
+def _reason(plane: InferencePlane, version: int) -> str:
+    failure = plane.follower.failure
+    return failure.reason if failure is not None and failure.version == version else "not loaded"

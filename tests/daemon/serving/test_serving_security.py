@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from configs.errors import ConfigError
-from daemon.serving.middleware.guard import OPEN
+from daemon.serving.middleware import OPEN
 from daemon.serving.server import serve
 from daemon.status.collect import collect_status
 from tests.daemon.certificates import self_signed

@@ -1,20 +1,19 @@
 """Compute the loss of Masked Feature Modeling, the training-only branch (Zhou et al., arXiv 2509.13801)."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from adapters.errors import AdapterError
 from adapters.mfm.feature_mask import draw_keep
-from adapters.mfm.rebuilder import Rebuilder
+from adapters.mfm.rebuilder import Rebuilder, switched_off
 from adapters.mfm.targets import feature_distance, pixel_distance
+from adapters.networks.batch_norm import batch_norm_layers
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.step_rng import StepRng
 from adapters.networks.training_pass import Encoded, encode, prediction_loss
-from configs.mfm import MfmSettings
 
 
 def mfm_loss(
@@ -43,20 +42,18 @@ def mfm_loss(
     settings = rebuilder.settings
     with torch.no_grad() if settings.ablation.detach_encoder else nullcontext():
         encoded = encode(student, images, draws)
-    masks = _masks(encoded, settings, draws) if keep is None else keep
+    grid, ratio = settings.ablation.grid, settings.mask_ratio
+    masks = keep or [draw_keep(maps[-1], grid, ratio, draws) for maps in encoded.features]
     if settings.ablation.reconstruction == "pixels":
         return _pixel_loss(rebuilder, encoded, masks)
     rebuilt = [rebuilder(maps, mask) for maps, mask in zip(encoded.features, masks, strict=True)]
     if settings.ablation.classifies:
-        with untouched_running_statistics(student.decoder), frozen(student.decoder, settings.ablation.freeze_decoder):
+        # a pass recorded without gradients of the decoder's parameters has no edges to them; other passes keep theirs
+        frozen = student.decoder.parameters() if settings.ablation.freeze_decoder else ()
+        with untouched_running_statistics(student.decoder), switched_off(frozen, "requires_grad"):
             return prediction_loss(student, encoded, labels, weight, rebuilt)
     targets = _target_features(settings.ablation.reconstruction, encoded, teacher)
     return torch.stack([feature_distance(*levels) for levels in zip(rebuilt, targets, masks, strict=True)]).mean()
-
-
-def _masks(encoded: Encoded, settings: MfmSettings, draws: StepRng) -> list[Tensor]:
-    """Return a keep mask for each view."""
-    return [draw_keep(maps[-1], settings.ablation.grid, settings.mask_ratio, draws) for maps in encoded.features]
 
 
 def _pixel_loss(rebuilder: Rebuilder, encoded: Encoded, masks: Sequence[Tensor]) -> Tensor:
@@ -81,33 +78,9 @@ def _target_features(
     return [teacher.encode(view.images) for view in encoded.views]
 
 
-@contextmanager
-def frozen(module: nn.Module, freeze: bool = True) -> Iterator[None]:
-    """Let gradients flow through `module` but not into its parameters; `freeze` false changes nothing.
-
-    A pass recorded inside the context has no edges to the parameters. Passes before and after keep theirs.
-    """
-    held = [parameter for parameter in module.parameters() if freeze and parameter.requires_grad]
-    for parameter in held:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in held:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
-def untouched_running_statistics(module: nn.Module) -> Iterator[None]:
+def untouched_running_statistics(module: nn.Module) -> AbstractContextManager[None]:
     """Let BatchNorm layers of `module` in train mode use batch statistics without recording them.
 
     `track_running_stats=False` has this effect in train mode and none in eval mode, also for SyncBatchNorm.
     """
-    tracking = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
-    for layer in tracking:
-        layer.track_running_stats = False
-    try:
-        yield
-    finally:
-        for layer in tracking:
-            layer.track_running_stats = True
+    return switched_off(batch_norm_layers(module), "track_running_stats")

@@ -7,7 +7,9 @@ equations.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +22,6 @@ from configs.mfm import MfmAblation, MfmSettings
 
 PATCH = 16
 """Side of a masked cell when pixels are the target (pixels, MAE's patch); a cell is resized to it."""
-_TEMPERATURE = 10000.0
-_TOKEN_STD = 0.02
 
 
 class Rebuilder(nn.Module):
@@ -111,16 +111,23 @@ def feature_sizes(network: SegmentationNetwork, crop: tuple[int, int]) -> list[t
 
     With several views the first one counts, because one Rebuilder serves them all.
     """
-    training = [module for module in network.modules() if module.training]
-    network.eval()  # BatchNorm must not learn from an empty image
-    try:
-        with torch.no_grad():
-            blank = torch.zeros(1, 3, *crop, device=next(network.parameters()).device)
-            maps = network.encode(network.views(blank, StepRng(0))[0].images)
-    finally:
-        for module in training:
-            module.training = True
+    blank = torch.zeros(1, 3, *crop, device=next(network.parameters()).device)
+    with torch.no_grad(), switched_off(network.modules(), "training"):  # BatchNorm must not learn from an empty image
+        maps = network.encode(network.views(blank, StepRng(0))[0].images)
     return [(level.shape[-2], level.shape[-1]) for level in maps]
+
+
+@contextmanager
+def switched_off(parts: Iterable[Any], switch: str) -> Iterator[None]:
+    """Set the attribute `switch` to False inside the context, on those of `parts` where it is True."""
+    on = [part for part in parts if getattr(part, switch)]
+    for part in on:
+        setattr(part, switch, False)
+    try:
+        yield
+    finally:
+        for part in on:
+            setattr(part, switch, True)
 
 
 @functools.lru_cache(maxsize=16)
@@ -131,7 +138,7 @@ def position_code(rows: int, columns: int, dim: int, device: torch.device | None
     (as published). The result is cached between calls: do not write to it.
     """
     quarter = dim // 4
-    frequency = torch.exp(torch.arange(quarter, device=device) * (-math.log(_TEMPERATURE) / quarter))
+    frequency = torch.exp(torch.arange(quarter, device=device) * (-math.log(10000.0) / quarter))
     row = torch.arange(rows, device=device).repeat_interleave(columns)
     column = torch.arange(columns, device=device).repeat(rows)
     angles = [place[:, None] * frequency for place in (row, column)]  # each [rows * columns, dim / 4]
@@ -165,4 +172,4 @@ def _initialise(rebuilder: Rebuilder) -> None:
                 nn.init.xavier_uniform_(parameter)
             else:
                 nn.init.zeros_(parameter)
-    nn.init.normal_(rebuilder.mask_token, std=_TOKEN_STD)
+    nn.init.normal_(rebuilder.mask_token, std=0.02)

@@ -67,8 +67,14 @@ class Projector(nn.Module):
 
     def __init__(self, dim: int, channels: int, ratio: float) -> None:
         super().__init__()
-        widths = _widths(dim, max(0, round(math.log2(ratio))))
-        self.doublings = nn.Sequential(*_doublings(widths))
+        doublings = max(0, round(math.log2(ratio)))
+        widths = [dim, dim // 2, *[dim // 4] * (doublings - 1)][: doublings + 1]  # before and after each doubling
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(widths):
+            if layers:
+                layers += [LayerNorm2d(inputs), nn.GELU()]
+            layers.append(nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1))
+        self.doublings = nn.Sequential(*layers)
         self.output = nn.Linear(widths[-1], channels)  # a 1x1 convolution, without its detours on channels-last maps
         self.norm = nn.LayerNorm(channels)
 
@@ -79,18 +85,3 @@ class Projector(nn.Module):
             raised = F.interpolate(raised, tuple(size), mode="bilinear", align_corners=False)
         rebuilt: Tensor = self.norm(self.output(raised.permute(0, 2, 3, 1)))  # [B, H, W, channels]
         return rebuilt.permute(0, 3, 1, 2)
-
-
-def _widths(dim: int, doublings: int) -> list[int]:
-    """Return channels before and after each doubling."""
-    return [dim, dim // 2, *[dim // 4] * (doublings - 1)][: doublings + 1]
-
-
-def _doublings(widths: Sequence[int]) -> list[nn.Module]:
-    """Build transposed convolutions, with LayerNorm2d and GELU between two of them."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(widths):
-        if layers:
-            layers += [LayerNorm2d(inputs), nn.GELU()]
-        layers.append(nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1))
-    return layers

@@ -107,7 +107,11 @@ class TrainingState:
 
     def _check(self, serving: dict[str, Tensor]) -> None:
         finished = dict(self._training.recipe.finished().named_parameters())
-        strange = [name for name, weight in serving.items() if not _same(weight, finished.get(name))]
+        strange = [
+            name
+            for name, weight in serving.items()
+            if not torch.allclose(weight, finished[name], rtol=ROUNDING, atol=ROUNDING)
+        ]
         if strange:
             raise StateRefused(f"its network is not the serving version: {len(strange)} weights differ ({strange[0]})")
 
@@ -158,14 +162,6 @@ def _statistics(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
         if isinstance(found, _BatchNorm)
         for key, buffer in found.named_buffers()
     }
-
-
-def _same(weight: Tensor, other: Tensor | None) -> bool:
-    return (
-        other is not None
-        and weight.shape == other.shape
-        and torch.allclose(weight, other, rtol=ROUNDING, atol=ROUNDING)
-    )
 
 
 _TENSOR = "tensor:"

@@ -42,14 +42,8 @@ class SourceCrops(CropStream[SourceBatch]):
             raise ValueError("SourceCrops needs at least one labelled image")
         super().__init__([labelled.valid[index] for index in indices], 4, **stream)
         self._scale, self._rare, self._ignored = scale, rare, labelled.ignore_index
-        self._image = self._reader(
-            lambda index: labelled.images.read(indices[index]),
-            lambda index, *box: labelled.images.read_crop(indices[index], *box),
-        )
-        self._label = self._reader(
-            lambda index: labelled.labels.read(indices[index]),
-            lambda index, *box: labelled.labels.read_crop(indices[index], *box),
-        )
+        self._image = self._reader(labelled.images, indices)
+        self._label = self._reader(labelled.labels, indices)
 
     def _draw(self, number: int) -> SourceBatch:
         images = np.zeros((self.batch_size, *self.crop, 3), np.uint8)
@@ -92,9 +86,7 @@ class TargetCrops(CropStream[TargetBatch]):
             raise ValueError("TargetCrops needs at least one frame")
         super().__init__([(record.valid_height, record.valid_width) for record in records], 3, **stream)
         self._recipe = recipe
-        self._frame = self._reader(
-            lambda index: buffer.read(records[index]), lambda index, *box: buffer.read_crop(records[index], *box)
-        )
+        self._frame = self._reader(buffer, records)
 
     def _draw(self, number: int) -> TargetBatch:
         images = np.zeros((self.batch_size, *self.crop, 3), np.uint8)

@@ -8,13 +8,15 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters.sampling.margins import Pixels, Region
+from storage.buffer.frames import FrameBuffer
+from storage.buffer.pixel_array import PixelArray
 
 RAM_LIMIT_BYTES = 1 << 30
 """Largest set of images (with labels) that is held in RAM (bytes)."""
@@ -101,11 +103,12 @@ class CropStream(ABC, Generic[Batch]):
         for row in range(first, first + self.batch_size):
             yield image_of(row, len(self._sizes), self._seed), np.random.default_rng((*self._seed, _CROPS, row))
 
-    def _reader(self, whole: Callable[[int], Pixels], part: Callable[..., Pixels]) -> Reader:
-        """Return a reader from RAM, filled by `whole`, or one that calls `part(index, top, left, height, width)`."""
+    def _reader(self, store: FrameBuffer | PixelArray, keys: Sequence[Any]) -> Reader:
+        """Return a reader of the images that `store` has under `keys`, from RAM if they fit there."""
         if not self.in_memory:
-            return lambda index, region: part(index, *region)
-        held = [Region(0, 0, *size).of(whole(index)).copy() for index, size in enumerate(self._sizes)]
+            return lambda index, region: store.read_crop(keys[index], *region)
+        whole = [Region(0, 0, *size) for size in self._sizes]
+        held = [region.of(store.read(key)).copy() for region, key in zip(whole, keys, strict=True)]
         return lambda index, region: region.of(held[index])
 
     def state_dict(self) -> dict[str, int]:

@@ -68,7 +68,7 @@ def predict_files(
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
-    """Return `stem`, or `stem_2`, `stem_3` ..., so that no mask of this call overwrites another."""
+    """Return `stem`, `stem_2`, ..., so that no mask of this call overwrites another."""
     number, name = 1, stem
     while {name, f"{name}_color"} & taken:
         number += 1

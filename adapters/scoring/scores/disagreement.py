@@ -6,10 +6,8 @@ have no dropout, so whole channels of the decoder's input are dropped. (Spatial 
 neighbouring cells of a dense map are so alike that dropping single cells changes almost nothing.) The gate adds AETTA's
 marginal correction.
 
-A transform whose consistency is not part of the training loss still separates good from bad candidates. Jitter, blur
-and masking do not, because teacher and student are trained to agree on them (docs/explanation/sources.md: rank
-correlation .56/.48 against .09/-.05). Training flips whole crops, image and label alike, but never compares the two
-sides, so flipping remains a fair test.
+Jitter, blur and masking do not separate good from bad candidates, because teacher and student are trained to agree on
+them (docs/explanation/sources.md). Training never compares an image with its mirror, so flipping remains a fair test.
 """
 
 from collections.abc import Sequence

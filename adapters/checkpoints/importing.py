@@ -89,9 +89,14 @@ def _from_directory(path: Path, settings: Settings) -> tuple[SegmentationNetwork
         found = f"only {', '.join(sorted(pickles))}, which run code when read" if pickles else "no weights"
         raise UnsupportedModel(f"{path}: holds {found}; save the model with safe_serialization=True")
     _check_class_order(hf_config, settings)
-    architecture = Architecture(name="huggingface", hf_config=hf_config, hf_preprocessor=_preprocessor(path))
+    file = path / "preprocessor_config.json"
+    preprocessor = _read_json(file) if file.is_file() else None  # None: the directory does not say
+    scaling_of(preprocessor)
+    architecture = Architecture(name="huggingface", hf_config=hf_config, hf_preprocessor=preprocessor)
     network = load_huggingface(path, architecture, len(settings.classes))
-    _check_finite(network, path)
+    state = network.state_dict()
+    if problems := weight_problems(state, state):  # values that are not finite
+        raise NetworkMismatch(f"{path}: {'; '.join(problems)}")
     return network, architecture
 
 
@@ -124,25 +129,8 @@ def _check_class_order(hf_config: dict[str, Any], settings: Settings) -> None:
         )
 
 
-def _check_finite(network: SegmentationNetwork, path: Path) -> None:
-    state = network.state_dict()
-    problems = weight_problems(state, state)
-    if problems:
-        raise NetworkMismatch(f"{path}: {'; '.join(problems)}")
-
-
-def _preprocessor(path: Path) -> dict[str, Any] | None:
-    """Return the pixel scaling of the model; None when the directory does not say. Raises UnsupportedModel."""
-    file = path / "preprocessor_config.json"
-    if not file.is_file():
-        return None
-    content = _read_json(file)
-    scaling_of(content)
-    return content
-
-
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_FILE_ENDINGS = (".safetensors", ".bin", ".ckpt", ".onnx", ".pickle", ".pkl", ".pt", ".pth")
+_FILE_ENDINGS = (".safetensors", ".onnx", *PICKLES)
 _WANTED = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
 """Files to fetch: no pickles and no Python, because those run code."""
 

@@ -33,8 +33,6 @@ def segment_fitted(
 
     Arguments and errors are those of `logits_fitted`; also ValueError unless there is one size for each frame.
     """
-    if len(frames) != len(sizes):
-        raise ValueError(f"expected a size for each frame, got {len(frames)} frames, {len(sizes)} sizes")
     return [labels_at(logit, size) for logit, size in zip(logits_fitted(network, frames, forward), sizes, strict=True)]
 
 

@@ -1,7 +1,6 @@
 """Estimate BatchNorm statistics for weights that never saw the data of their target domain."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +17,19 @@ def estimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
     layers = batch_norm_layers(network)
     if not layers:
         return
-    with _recording(network, layers):
+    modes = [(module, module.training) for module in network.modules()]
+    momenta = [layer.momentum for layer in layers]
+    without_noise(network.train())
+    for layer in layers:
+        forget_statistics(layer)
+    try:
         for images in batches:
             network(images)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        for module, mode in modes:
+            module.training = mode
 
 
 def batch_norm_layers(network: nn.Module) -> list[_BatchNorm]:
@@ -45,19 +54,3 @@ def without_noise(network: nn.Module) -> None:
     for layer in network.modules():
         if "drop" in type(layer).__name__.lower():
             layer.eval()
-
-
-@contextmanager
-def _recording(network: nn.Module, layers: list[_BatchNorm]) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
-    momenta = [layer.momentum for layer in layers]
-    without_noise(network.train())
-    for layer in layers:
-        forget_statistics(layer)
-    try:
-        yield
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-        for module, mode in modes:
-            module.training = mode

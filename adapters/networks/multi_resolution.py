@@ -7,11 +7,9 @@ context, mixes their predictions class by class:
     fused = up((1 - a) * context) + up(a) * detail        inside the window
     fused = up(context)                                   outside
 
-What differs from the original: docs/explanation/decisions/0008-multi-resolution.md.
-
-HRDA (Hoyer et al., ECCV 2022, arXiv 2204.13132) uses half a training crop a side for both: the whole crop at half size,
-and a window of half its sides at full size. The same rule holds here for an image of any size, so a frame is seen like
-a training crop. The number of windows, and with it the cost in full images, does not grow with the frame.
+A context is half a crop a side, a window too, as published. The same rule holds here for an image of any size, so a
+frame is seen like a training crop, and the cost in full images does not grow with the frame. What differs from the
+original: docs/explanation/decisions/0008-multi-resolution.md.
 """
 
 from collections.abc import Sequence
@@ -99,9 +97,7 @@ class MultiResolutionNetwork(SegmentationNetwork):
     def _mean_detail(self, details: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """Return logits `[B, K, *size]`, averaged where windows overlap."""
         windows = overlapped_windows(size)
-        parts = (
-            self.decoder(details).contiguous().chunk(len(windows))
-        )  # [windows * B, K, h, w] -> windows times [B, K, h, w]
+        parts = self.decoder(details).contiguous().chunk(len(windows))  # windows times [B, K, h, w]
         total = parts[0].new_zeros(*parts[0].shape[:2], *size, dtype=torch.float32)  # also under autocast
         count = total.new_zeros(size)
         for window, logits in zip(windows, parts, strict=True):
@@ -147,7 +143,8 @@ def view_size(size: tuple[int, int]) -> tuple[int, int]:
     The result is never below the smallest input of an encoder (`MIN_SIDE`) nor above the image: a small image is one
     window.
     """
-    return _side(size[0]), _side(size[1])
+    height, width = (min(whole, max(MIN_SIDE, (whole + 1) // 2)) for whole in size)
+    return height, width
 
 
 def random_window(size: tuple[int, int], draws: StepRng) -> Window:
@@ -166,10 +163,6 @@ def overlapped_windows(size: tuple[int, int]) -> tuple[Window, ...]:
     height, width = view_size(size)
     rows, columns = _starts(size[0], height), _starts(size[1], width)
     return tuple(Window(top, left, height, width) for top in rows for left in columns)
-
-
-def _side(whole: int) -> int:
-    return min(whole, max(MIN_SIDE, (whole + 1) // 2))
 
 
 def _starts(whole: int, part: int) -> list[int]:

@@ -108,7 +108,7 @@ def _triple(preprocessor: dict[str, Any], key: str, default: Triple | None) -> T
 
 
 def _divided(values: Triple, factor: float) -> Triple:
-    """Fold the factor: `(factor * x - mean) / std` is `(x - mean / factor) / (std / factor)`."""
+    # (factor * x - mean) / std is (x - mean / factor) / (std / factor)
     return values[0] / factor, values[1] / factor, values[2] / factor
 
 
@@ -125,19 +125,8 @@ class SingleValueBatchNorm(nn.BatchNorm2d):
         return super().forward(maps)
 
 
-@torch.no_grad()
 def allow_single_values(module: nn.Module) -> None:
-    """Replace each BatchNorm2d below `module` by one that accepts single values; weights and statistics stay."""
-    for parent in list(module.modules()):
-        for name, layer in list(parent.named_children()):
-            if type(layer) is nn.BatchNorm2d:
-                setattr(parent, name, _same(layer))
-
-
-def _same(layer: nn.BatchNorm2d) -> SingleValueBatchNorm:
-    twin = SingleValueBatchNorm(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
-    for name, parameter in layer.named_parameters():
-        twin.register_parameter(name, parameter)
-    for name, buffer in layer.named_buffers():
-        twin.register_buffer(name, buffer)
-    return twin.train(layer.training)
+    """Let each BatchNorm2d below `module` accept single values; weights, statistics and names stay."""
+    for layer in module.modules():
+        if type(layer) is nn.BatchNorm2d:
+            layer.__class__ = SingleValueBatchNorm  # it differs in `forward` alone

@@ -36,7 +36,6 @@ class Condition:
     sun: float  # how much darker the shaded side and shadows are (0-1)
     haze: Color  # fog
     visibility: Range  # distance at which fog has taken 63 % of the contrast (metres)
-    wet: float  # share of light that the ground mirrors (0-1)
     lamps: bool  # windows, street lamps and head lights are on
     noise: Range  # sensor noise in mid grey (standard deviation, 0-1)
 
@@ -53,7 +52,7 @@ DAY = Condition(
     cars=((0.78, 0.12, 0.12), (0.92, 0.92, 0.92), (0.14, 0.26, 0.58), (0.16, 0.16, 0.18), (0.86, 0.70, 0.18)),
     clothes=((0.72, 0.18, 0.20), (0.18, 0.28, 0.58), (0.90, 0.86, 0.78), (0.20, 0.44, 0.34), (0.82, 0.54, 0.20)),
     zenith=(0.36, 0.57, 0.84), skyline=(0.84, 0.89, 0.94), clouds=(0.97, 0.97, 0.98), ambient=(1.0, 0.98, 0.94),
-    sun=0.28, haze=(0.80, 0.87, 0.94), visibility=(350, 700), wet=0.0, lamps=False, noise=(0.006, 0.014),
+    sun=0.28, haze=(0.80, 0.87, 0.94), visibility=(350, 700), lamps=False, noise=(0.006, 0.014),
 )  # fmt: skip
 """The source: a bright day in a small town; these scenes come with labels."""
 
@@ -69,6 +68,6 @@ DUSK = Condition(
     cars=((0.52, 0.12, 0.14), (0.74, 0.75, 0.76), (0.14, 0.20, 0.40), (0.12, 0.12, 0.14), (0.42, 0.44, 0.46)),
     clothes=((0.34, 0.34, 0.40), (0.66, 0.20, 0.20), (0.22, 0.32, 0.58), (0.82, 0.78, 0.68)),
     zenith=(0.23, 0.28, 0.43), skyline=(0.61, 0.53, 0.52), clouds=(0.44, 0.42, 0.50), ambient=(0.62, 0.66, 0.80),
-    sun=0.06, haze=(0.47, 0.48, 0.55), visibility=(70, 140), wet=0.36, lamps=True, noise=(0.015, 0.032),
+    sun=0.06, haze=(0.47, 0.48, 0.55), visibility=(70, 140), lamps=True, noise=(0.015, 0.032),
 )  # fmt: skip
-"""The target: a foggy, wet autumn dusk in the old town; the daemon never sees its labels."""
+"""The target: a foggy autumn dusk in the old town; the daemon never sees its labels."""

@@ -1,6 +1,6 @@
 """Street scenes for the demo: drawn from a seed, with exact labels, in two conditions.
 
-Flat polygons in perspective, painted from far to near; then fog, wet ground, lamps and sensor noise.
+Flat polygons in perspective, painted from far to near; then fog, lamps and sensor noise.
 """
 
 import math
@@ -248,17 +248,11 @@ class _Street:
         clear, haze = np.exp(-thickness)[..., None], np.array(condition.haze)
         picture = haze + (color - haze) * clear
         light = np.asarray(self.light.reduce(SAMPLES), np.float32) / 255 * clear**0.6
-        picture = self._mirrored(picture, light, ground)
         picture = np.maximum(picture, light) + 0.45 * _blurred(light, 2) + 0.9 * _blurred(light, 9)
         picture = np.clip(picture * rng.uniform(0.97, 1.03, 3) * rng.uniform(0.9, 1.1), 0, 1)
         spread = rng.uniform(*condition.noise) * (0.5 + 0.5 * np.sqrt(picture / 0.5))
         picture += spread * rng.standard_normal(picture.shape)
         return np.asarray((picture * 255 + 0.5).clip(0, 255), np.uint8)
-
-    def _mirrored(self, picture: Floats, light: Floats, ground: NDArray[np.bool_]) -> Floats:
-        rows = np.clip(2 * self.horizon / SAMPLES - np.arange(self.height), 0, self.height - 1).astype(int)
-        share = self.condition.wet * (0.45 + 0.9 * self.soft_noise(19, 9)) * ground[..., None]
-        return picture + (_blurred((picture + light)[rows], 3) - picture) * share
 
 
 def _blurred(picture: Floats, radius: float) -> Floats:

@@ -53,12 +53,6 @@ class Batch:
     def __len__(self) -> int:
         return len(self.frames) + len(self.skipped)
 
-    def add(self, item: Decoded) -> None:
-        """Add a frame."""
-        if not self.frames:
-            self.since = time.monotonic()
-        self.frames.append(item)
-
     def due_in(self, most: int, seconds: float) -> float:
         """Return the seconds until its commit: 0 when it holds `most` files, or is `seconds` old."""
         if not self.frames:
@@ -186,7 +180,8 @@ class Ingest:
         """Add a frame to the batch, or note why admission skips it."""
         skip = self._admission.judge(item.frame, [other.frame for other in self.batch.frames])
         if skip is None:
-            self.batch.add(item)
+            self.batch.since = min(self.batch.since, time.monotonic())
+            self.batch.frames.append(item)
         else:
             skipped = Settled(item.arrival, "skipped", item.frame.digest, skip.reason, skip.detail)
             (self.batch.skipped if skip.pending else self._to_record).append(skipped)

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
 from daemon.runtime.activity import Mode, Reason, WatchActivity
 
-MOUNT_TABLE = Path("/proc/self/mountinfo")
 NETWORK_TYPES = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "beegfs", "ceph", "coda", "davfs", "glusterfs", "gpfs",
      "lustre", "ncpfs", "ocfs2", "orangefs", "prl_fs", "vboxsf", "virtiofs", "vmhgfs", "fuse.sshfs", "fuse.glusterfs",
@@ -42,27 +43,13 @@ def is_silent(kind: str | None) -> bool:
     return kind is not None and (kind in NETWORK_TYPES or kind == "fuse" or kind.startswith("fuse."))
 
 
-def file_system_of(path: Path, table: Path | None = None) -> str | None:
+def file_system_of(path: Path) -> str | None:
     """Return the type of the file system under `path`, which need not exist; None without a mount table."""
     try:
-        text = (table or MOUNT_TABLE).read_text(encoding="utf-8", errors="surrogateescape")
+        mounts = psutil.disk_partitions(all=True)
     except OSError:
         return None
-    mounts = [_mount(line) for line in text.split("\n") if " - " in line]
     target = path.expanduser().resolve()
-    fitting = [
-        (len(point.parts), order, kind) for order, (point, kind) in enumerate(mounts) if target.is_relative_to(point)
-    ]
-    return max(fitting)[2] if fitting else None
-
-
-def _mount(line: str) -> tuple[Path, str]:
-    """Return mount point and type of a line of mountinfo (man 5 proc).
-
-    For example `36 35 98:0 /mnt1 /mnt2 rw master:1 - ext3 /dev/root rw`.
-    """
-    left, _, right = line.partition(" - ")
-    point = left.split(" ")[4]
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        point = point.replace(code, character)
-    return Path(point), right.split(" ")[0]
+    fitting = [mount for mount in mounts if target.is_relative_to(mount.mountpoint)]
+    depths = [(len(Path(mount.mountpoint).parts), order, mount.fstype) for order, mount in enumerate(fitting)]
+    return str(max(depths)[2]) if depths else None

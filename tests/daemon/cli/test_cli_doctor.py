@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -155,23 +156,28 @@ def test_inotify_counts_folders(settings: Settings, tmp_path: Path, monkeypatch:
     assert _by_name(examine_drop_folder(_with(settings, "watch", recursive=False)))["inotify"].level == Level.OK
 
 
-MOUNTS = r"""
-22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
-30 22 0:40 / /mnt/nas rw,relatime shared:2 - nfs4 nas:/export rw,vers=4.2
-31 22 0:41 / /mnt/with\040space rw - cifs //nas/share rw
-32 30 8:2 / /mnt/nas/local rw master:3 - xfs /dev/sdb1 rw
-33 22 0:42 / /scratch rw - tmpfs tmpfs rw
-"""
-
-
-def test_mount_table_is_understood(tmp_path: Path) -> None:
-    table = tmp_path / "mountinfo"
-    table.write_text(MOUNTS.lstrip(), encoding="utf-8")
-    expected = {"/data": "ext4", "/mnt/nas/in": "nfs4", "/mnt/nasty": "ext4", "/mnt/nas/local/x": "xfs"}
-    expected |= {"/mnt/with space/x": "cifs", "/scratch": "tmpfs"}
-    assert {path: file_system_of(Path(path), table) for path in expected} == expected
-    assert file_system_of(tmp_path, tmp_path / "none") is None
+def test_the_innermost_and_newest_mount_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert file_system_of(tmp_path) is not None
+    table = (
+        ("/", "ext4"),
+        ("/mnt/nas", "nfs4"),
+        ("/mnt/nas/local", "xfs"),
+        ("/scratch", "ext4"),
+        ("/scratch", "tmpfs"),
+    )
+    mounts = [SimpleNamespace(mountpoint=point, fstype=kind) for point, kind in table]
+    monkeypatch.setattr("psutil.disk_partitions", lambda all: mounts)
+    expected = {"/data": "ext4", "/mnt/nas/in": "nfs4", "/mnt/nasty": "ext4", "/mnt/nas/local/x": "xfs"}
+    expected |= {"/scratch": "tmpfs"}
+    assert {path: file_system_of(Path(path)) for path in expected} == expected
+
+
+def test_without_a_mount_table_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(**_: object) -> None:
+        raise FileNotFoundError("/proc/self/mounts")
+
+    monkeypatch.setattr("psutil.disk_partitions", missing)
+    assert file_system_of(tmp_path) is None
 
 
 def test_network_mounts(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

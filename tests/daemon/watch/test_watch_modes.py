@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,9 +22,11 @@ def on_mount(tmp_path: Path, monkeypatch):
     """Let the mount table say that the drop folder lies on this type of file system."""
 
     def use(kind: str) -> None:
-        table = tmp_path / "mountinfo"
-        table.write_text(f"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n30 22 0:40 / {tmp_path}/drop rw - {kind} nas:/x rw\n")
-        monkeypatch.setattr("daemon.watch.mode.MOUNT_TABLE", table)
+        mounts = [
+            SimpleNamespace(mountpoint="/", fstype="ext4"),
+            SimpleNamespace(mountpoint=f"{tmp_path}/drop", fstype=kind),
+        ]
+        monkeypatch.setattr("psutil.disk_partitions", lambda all: mounts)
 
     return use
 

@@ -28,7 +28,7 @@ from rich.console import Console
 from configs.class_list import ClassInfo
 from daemon.control.client import ControlClient
 from daemon.demo.driving import DriveFailed, DrivenDaemon, describe
-from daemon.demo.report import Display, side_by_side
+from daemon.demo.report import side_by_side, stage
 from daemon.demo.scoring import Pair, ServedScore, pair_up, score_served
 
 PRESET = Path(__file__).parent.parent / "configs" / "presets" / "camvid_day2dusk.yaml"
@@ -61,7 +61,7 @@ class Benchmark:
 
     dusk: list[Pair]
     day: list[Pair]
-    display: Display
+    console: Console
     driven: DrivenDaemon
     started: float = field(default_factory=time.monotonic)
     lines: list[Line] = field(default_factory=list)
@@ -69,10 +69,10 @@ class Benchmark:
     def run(self, rounds: int) -> None:
         """Train, serve, adapt, roll back."""
         self.pretrain()
-        with self.display.stage("Start the daemon") as show:
+        with stage(self.console, "Start the daemon") as show:
             self.driven.start()
             self.driven.wait_until_serving(1, START_SECONDS)
-            show(1, 1, f"serves at {self.driven.url('serve')}")
+            show(f"serves at {self.driven.url('serve')}")
         self.score("source only")
         for number in range(1, rounds + 1):
             self.adapt(number)
@@ -80,26 +80,26 @@ class Benchmark:
 
     def pretrain(self) -> None:
         """Train on day with the real `mfmd pretrain`, which also lets the version serve."""
-        with self.display.stage("mfmd pretrain") as show:
+        with stage(self.console, "mfmd pretrain") as show:
             done = self.driven.run_command("pretrain", timeout=3600)
             if done.returncode != 0:
                 raise DriveFailed(f"mfmd pretrain ended with {done.returncode}: {done.stderr[-2000:]}")
-            show(1, 1, "version 1 serves")
+            show("version 1 serves")
 
     def adapt(self, number: int) -> None:
         """Copy the next part of the stream, a few frames at a time, or ask for a round if all have arrived."""
         images = [pair.image for pair in self.dusk[part(number, len(self.dusk))]]
-        with self.display.stage(f"Round {number}") as show:
+        with stage(self.console, f"Round {number}") as show:
             for first in range(0, len(images), FEW):
                 self.driven.drop(images[first : first + FEW])
-                show(first, len(images), "dusk frames arrive")
+                show(f"{first} of {len(images)} dusk frames arrived")
                 time.sleep(PAUSE_SECONDS)
             if not images:
                 ControlClient(self.driven.layout).start_round()
             verdict = self.driven.follow_round(number, ROUND_SECONDS, show)
             if verdict.version is not None:
                 self.driven.wait_until_serving(verdict.version, START_SECONDS)
-            show(1, 1, describe(verdict))
+            show(describe(verdict))
         self.score(f"round {number}: {describe(verdict)}")
 
     def roll_back(self) -> None:
@@ -121,10 +121,10 @@ class Benchmark:
 
     def score(self, event: str) -> None:
         """Segment every dusk and day_val frame through the server, and record the scores."""
-        with self.display.stage("Score what is served", len(self.dusk) + len(self.day)) as show:
-            dusk = score_served(self.driven, self.dusk, show)
-            day = score_served(self.driven, self.day, lambda done: show(len(self.dusk) + done))
-            show(1, 1, f"version {dusk.version}: dusk {100 * dusk.miou:.1f}, day {100 * day.miou:.1f}")
+        with stage(self.console, "Score what is served") as show:
+            dusk = score_served(self.driven, self.dusk)
+            day = score_served(self.driven, self.day)
+            show(f"version {dusk.version}: dusk {100 * dusk.miou:.1f}, day {100 * day.miou:.1f}")
         self.lines.append(Line(event, dusk, day, time.monotonic() - self.started))
 
 
@@ -226,11 +226,9 @@ def main() -> int:
     day = pair_up(arguments.data / "day_val")
     workspace = Path(tempfile.mkdtemp(prefix="mfmd-day2dusk-"))
     driven = DrivenDaemon(write_config(arguments.config, arguments.data.resolve(), workspace, len(dusk)))
-    display = Display(Console(stderr=True))
-    benchmark = Benchmark(dusk, day, display, driven)
+    benchmark = Benchmark(dusk, day, Console(stderr=True), driven)
     try:
-        with display:
-            benchmark.run(max(2, arguments.rounds))
+        benchmark.run(max(2, arguments.rounds))
     finally:
         driven.stop()
         if not arguments.keep:

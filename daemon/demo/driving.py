@@ -30,8 +30,8 @@ STOP_SECONDS = 30.0
 LOG_LINES = 15
 
 Found = TypeVar("Found")
-Show = Callable[..., None]
-"""Shows `done` of `total` steps (float) and `facts` (str); None, the default of the last two, leaves what is shown."""
+Show = Callable[[str], None]
+"""Shows facts about what goes on."""
 
 
 class DriveFailed(DaemonError):
@@ -152,10 +152,10 @@ class DrivenDaemon:
                 return None
             progress = folder.last_progress()
             if progress is None:
-                show(0, None, "accelerate launch")
+                show("accelerate launch")
             else:
                 losses = ", ".join(f"{name} {value:.2f}" for name, value in progress.losses.items())
-                show(progress.step, max(1, progress.steps), f"{progress.phase} {losses}")
+                show(f"{progress.phase}, step {progress.step} of {progress.steps} {losses}")
             return folder.verdict() if folder.record().stage in ENDED else None
 
         return self.wait_for(verdict, f"the verdict of round {number}", seconds)

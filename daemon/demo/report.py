@@ -10,7 +10,6 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from adapters.inference.palette import colour_mask
@@ -30,28 +29,18 @@ CELL, GAP, MARGIN, HEADER, LEGEND = 288, 6, 12, 30, 34
 INK = (32, 32, 32)
 
 
-class Display(Progress):
-    """One bar a stage on a terminal, one line a stage in a file or pipe; use as a context."""
+@contextmanager
+def stage(console: Console, title: str) -> Iterator[Show]:
+    """Show what a stage does: the newest facts beside a spinner on a terminal, one line at its end everywhere."""
+    start, said = time.monotonic(), [""]
+    with console.status(title) as status:
 
-    def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description:<24}"), BarColumn(bar_width=24), TimeElapsedColumn())
-        spinner, facts = SpinnerColumn(finished_text="[green]✓[/]"), TextColumn("{task.fields[facts]}")
-        super().__init__(spinner, *columns, facts, console=console, disable=not console.is_terminal)
-
-    @contextmanager
-    def stage(self, title: str, total: float | None = None) -> Iterator[Show]:
-        """Add a stage; its bar is full when the context ends well."""
-        start, task = time.monotonic(), self.add_task(title, total=total, facts="")
-
-        def show(done: float, total: float | None = None, facts: str | None = None) -> None:
-            changed: dict[str, Any] = {} if facts is None else {"facts": facts}
-            self.update(task, completed=done, total=total, **changed)
+        def show(facts: str) -> None:
+            said[:] = [facts]
+            status.update(f"{title}: {facts}")
 
         yield show
-        show(1, 1)
-        if not self.console.is_terminal:
-            line = f"{title}: {self.tasks[task].fields['facts']} ({time.monotonic() - start:.0f} s)"
-            self.console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"{title}: {said[0]} ({time.monotonic() - start:.0f} s)", highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -278,5 +278,4 @@ def _upright(x0: float, x1: float, y0: float, y1: float, z: float) -> list[Point
 
 
 def _along(x: float, z0: float, z1: float, y0: float, y1: float) -> list[Point]:
-    """Draw a rectangle along the street, in the plane of one x."""
     return [(x, y0, z0), (x, y0, z1), (x, y1, z1), (x, y1, z0)]

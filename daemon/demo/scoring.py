@@ -1,7 +1,7 @@
 """Ask the inference plane for masks over HTTP and compare them with labels that only this file reads."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def ask(client: httpx.Client, base: str, image: Path) -> tuple[Mask, int]:
     return read_mask(io.BytesIO(answer.content)), int(answer.headers["X-Checkpoint-Version"])
 
 
-def score_served(driven: DrivenDaemon, pairs: Sequence[Pair], on_answer: Callable[[int], None]) -> ServedScore:
+def score_served(driven: DrivenDaemon, pairs: Sequence[Pair]) -> ServedScore:
     """Let the server segment every image and score the masks. Raises DriveFailed when two versions answered."""
     base, settings, classes = driven.url("serve"), driven.settings, len(driven.settings.classes)
     if base is None:
@@ -64,13 +64,12 @@ def score_served(driven: DrivenDaemon, pairs: Sequence[Pair], on_answer: Callabl
     ignore = settings.source.ignore_index if settings.source else 255
     masks, versions, matrix = [], set(), np.zeros((classes, classes))
     with httpx.Client(timeout=60.0) as client:
-        for number, pair in enumerate(pairs, 1):
+        for pair in pairs:
             mask, version = ask(client, base, pair.image)
             masks.append(mask)
             versions.add(version)
             label = torch.from_numpy(read_mask(pair.label))
             matrix += confusion(torch.from_numpy(mask), label, classes, ignore).numpy()
-            on_answer(number)
     if len(versions) != 1:
         raise DriveFailed(f"versions {sorted(versions)} answered: what serves changed during the scoring")
     hits = np.diag(matrix)

@@ -22,8 +22,8 @@ from rich.console import Console
 from adapters.rounds.source_training import PretrainProgress, pretrain
 from daemon.control.client import ControlClient
 from daemon.demo.conditions import DAY, DUSK, Condition
-from daemon.demo.driving import DrivenDaemon, DriveTimeout, Show, describe
-from daemon.demo.report import GOAL, DemoReport, Display, Step
+from daemon.demo.driving import DrivenDaemon, DriveTimeout, describe
+from daemon.demo.report import GOAL, DemoReport, Step, stage
 from daemon.demo.scenes import write_scene
 from daemon.demo.scoring import pair_up, score_served
 from daemon.exit_codes import ExitCode
@@ -76,15 +76,12 @@ def _interrupt() -> NoReturn:
     raise KeyboardInterrupt
 
 
-def draw_all(scenes: Sequence[tuple[Path, Condition, int, bool]], show: Show) -> list[Path]:
+def draw_all(scenes: Sequence[tuple[Path, Condition, int, bool]]) -> list[Path]:
     """Draw a scene for each set of arguments of `write_scene`, on all cores; return the pictures in their order."""
     # Spawned, not forked: the caller may have threads (progress display, torch).
-    context, drawn = multiprocessing.get_context("spawn"), []
+    context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=os.cpu_count() or 1, mp_context=context) as pool:
-        for path in pool.map(write_scene, *zip(*scenes, strict=True), chunksize=4):
-            drawn.append(path)
-            show(len(drawn))
-    return drawn
+        return list(pool.map(write_scene, *zip(*scenes, strict=True), chunksize=4))
 
 
 class Story:
@@ -92,7 +89,7 @@ class Story:
 
     def __init__(self, console: Console) -> None:
         self.began = time.monotonic()
-        self.console, self.display = console, Display(console)
+        self.console = console
         self.workspace = Path(tempfile.mkdtemp(prefix="mfmd-demo-"))
         preset = resources.files("configs") / "presets" / "demo.yaml"  # its relative paths lead into the workspace
         config = self.workspace / "mfmd.yaml"
@@ -102,11 +99,10 @@ class Story:
 
     def tell(self, out: Path) -> bool:
         """Run the story from the first scene to the report in `out`; return whether it kept its promise."""
-        with self.display:
-            camera = self.draw(BATCHES * self.driven.settings.schedule.new_frames)
-            self.pretrain()
-            self.start()
-            self.adapt(camera)
+        camera = self.draw(BATCHES * self.driven.settings.schedule.new_frames)
+        self.pretrain()
+        self.start()
+        self.adapt(camera)
         report = DemoReport(self.steps, self.driven.settings.classes)
         picture = report.write(out, pair_up(self.workspace / "test"))
         report.print(self.console)
@@ -128,29 +124,29 @@ class Story:
         source = [(self.workspace / "source", DAY, seed, True) for seed in SOURCE_SEEDS]
         target = [(self.workspace / "camera", DUSK, TARGET_FIRST + n, False) for n in range(target_scenes)]
         test = [(self.workspace / "test", DUSK, TEST_FIRST + n, True) for n in range(TEST_SCENES)]
-        with self.display.stage("Draw street scenes", len(source) + len(target) + len(test)) as show:
-            show(0, facts=f"{len(source)} day with labels, {len(target)} dusk, {len(test)} dusk for scoring")
-            return draw_all([*target, *source, *test], show)[: len(target)]
+        with stage(self.console, "Draw street scenes") as show:
+            show(f"{len(source)} day with labels, {len(target)} dusk, {len(test)} dusk for scoring")
+            return draw_all([*target, *source, *test])[: len(target)]
 
     def pretrain(self) -> None:
         """Train on day scenes and release the result as the version that serves."""
-        with self.display.stage("Train on day", self.driven.settings.pretrain.steps) as show:
+        with stage(self.console, "Train on day") as show:
 
             def on_progress(progress: PretrainProgress) -> None:
-                facts = progress.phase if progress.loss is None else f"{progress.phase}, loss {progress.loss:.2f}"
-                show(progress.step, progress.steps, facts)
+                loss = "" if progress.loss is None else f", loss {progress.loss:.2f}"
+                show(f"{progress.phase}, step {progress.step} of {progress.steps}{loss}")
 
             manifest = pretrain(self.driven.settings, on_progress)
             miou = 100 * manifest.scores["source_miou"]
-            show(1, 1, f"version {manifest.version}: mIoU {miou:.1f} on held-out day scenes")
+            show(f"version {manifest.version}: mIoU {miou:.1f} on held-out day scenes")
         release(self.driven.registry, manifest.version, by="pretrain", reason="trained on labelled day scenes")
 
     def start(self) -> None:
         """Start the daemon and score what its inference plane answers."""
-        with self.display.stage("Start the daemon") as show:
+        with stage(self.console, "Start the daemon") as show:
             self.driven.start()
             self.driven.wait_until_serving(1, START_SECONDS)
-            show(1, 1, f"mfmd run; serves at {self.driven.url('serve')}")
+            show(f"mfmd run; serves at {self.driven.url('serve')}")
         self._score(None)
 
     def adapt(self, camera: list[Path]) -> None:
@@ -171,9 +167,9 @@ class Story:
     def _round(self, number: int, batch: list[Path]) -> Verdict:
         """Drop `batch`, which starts a round, or ask for one when there is no batch; wait for verdict and swap."""
         driven = self.driven
-        with self.display.stage(f"Round {number}") as show:
+        with stage(self.console, f"Round {number}") as show:
             if batch:
-                show(0, facts=f"{len(batch)} dusk images arrive")
+                show(f"{len(batch)} dusk images arrive")
                 frames = driven.committed() + len(batch)
                 driven.drop(batch)
                 driven.wait_until_committed(frames, START_SECONDS)
@@ -182,15 +178,14 @@ class Story:
             verdict = driven.follow_round(number, max(1.0, TIME_LIMIT - self.elapsed()), show)
             if verdict.version is not None:
                 driven.wait_until_serving(verdict.version, START_SECONDS)
-            show(1, 1, describe(verdict))
+            show(describe(verdict))
         return verdict
 
     def _score(self, verdict: Verdict | None) -> None:
-        pairs = pair_up(self.workspace / "test")
-        with self.display.stage("Score what is served", len(pairs)) as show:
-            score = score_served(self.driven, pairs, show)
+        with stage(self.console, "Score what is served") as show:
+            score = score_served(self.driven, pair_up(self.workspace / "test"))
             change = f" ({100 * (score.miou - self.steps[0].score.miou):+.1f})" if self.steps else ""
-            show(1, 1, f"version {score.version}: mIoU {100 * score.miou:.1f}{change}")
+            show(f"version {score.version}: mIoU {100 * score.miou:.1f}{change}")
         self.steps.append(Step(verdict, score, self.elapsed()))
 
     def end(self) -> None:

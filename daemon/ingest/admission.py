@@ -45,7 +45,6 @@ class Admission:
         return self._near_duplicate(new, mine) or self._too_close(new, mine)
 
     def _near_duplicate(self, new: NewFrame, pending: Sequence[NewFrame]) -> Skip | None:
-        """Skip a frame that is close to one of the source's newest frames."""
         bits, recent = self._settings.near_duplicate_bits, self._settings.advanced.near_duplicate_recent
         if bits is None or not new.phash:
             return None
@@ -61,7 +60,6 @@ class Admission:
         return Skip("near_duplicate", f"{apart} of 64 bits from {_named(name, number)}; {limit}", not number)
 
     def _too_close(self, new: NewFrame, pending: Sequence[NewFrame]) -> Skip | None:
-        """Skip a frame that was captured close to another of its source."""
         within = self._settings.min_spacing_seconds
         if within <= 0:
             return None

@@ -89,7 +89,6 @@ class Originals:
             self._cannot(arrival.file.path, error)
 
     def _target(self, state: FileRecord) -> Path | None:
-        """Return the folder that a file of this state moves to; None when it does not move."""
         if state.state in STORED and self._watch.after_commit == "move":
             return self._watch.done_folder
         return self._watch.quarantine if state.state == "refused" else None

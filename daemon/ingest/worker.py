@@ -153,7 +153,6 @@ class Ingest:
                 raise
 
     def _take_decoded(self) -> None:
-        """Wait for the oldest file that is being decoded, and handle its result."""
         arrival, future = self._decoding.popleft()
         try:
             self._sort(future.result())
@@ -177,7 +176,6 @@ class Ingest:
                 self._to_record.append(outcome)
 
     def _admit(self, item: Decoded) -> None:
-        """Add a frame to the batch, or note why admission skips it."""
         skip = self._admission.judge(item.frame, [other.frame for other in self.batch.frames])
         if skip is None:
             self.batch.since = min(self.batch.since, time.monotonic())

@@ -152,7 +152,6 @@ def compared(layout: StateLayout) -> FileActivity:
 
 
 def _published(layout: StateLayout) -> Settings | None:
-    """Return the settings of the daemon that runs on a state directory; None without one."""
     try:
         content = layout.run_file(SNAPSHOT).read_bytes() if layout.locked() else b""
         return Settings.model_validate_json(content)

@@ -34,8 +34,16 @@ def configure_logs(settings: LogSettings) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+    tail: list[Processor] = [structlog.dev.ConsoleRenderer()]
+    if settings.json_lines:
+        tail = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_formatter(settings.json_lines))
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=list(_SHARED),
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail],
+        )
+    )
     root = logging.getLogger()
     for old in [item for item in root.handlers if isinstance(item.formatter, structlog.stdlib.ProcessorFormatter)]:
         root.removeHandler(old)
@@ -56,15 +64,3 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
         logging.getLogger(name), processors=list(_OURS), wrapper_class=structlog.stdlib.BoundLogger
     )
     return logger
-
-
-def _formatter(json_lines: bool) -> structlog.stdlib.ProcessorFormatter:
-    tail: list[Processor] = (
-        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-        if json_lines
-        else [structlog.dev.ConsoleRenderer()]
-    )
-    return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=list(_SHARED),
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail],
-    )

@@ -1,11 +1,8 @@
 """A child process and all processes that it starts: signalled together, ended when all have ended.
 
-`accelerate launch` starts the round in another process, so the pid that we started is not the one that works. Each
-child leads a process group, and the daemon stops and waits for the group.
-
-Every child has the identity of its state directory (`StateLayout.identity`) in its environment. The next daemon finds
-the leftover processes of a killed one by it. A copied or restored directory has another identity, so its daemon never
-signals the processes of the original.
+Each child leads a process group, as `accelerate launch` works in another process than the one started. It has the
+identity of its state directory (`StateLayout.identity`) in its environment, by which the next daemon finds leftovers of
+a killed one; a copied or restored directory has another identity.
 """
 
 import os

@@ -151,7 +151,6 @@ def write_frames(path: Path, into: Path, videos: VideoSettings, watch: WatchSett
 
 
 def _exif(at: float) -> Image.Exif:
-    """EXIF tags of a capture time (Unix, seconds), to the microsecond."""
     moment = datetime.fromtimestamp(round(at * MICROSECONDS) / MICROSECONDS, UTC)
     time, offset, fraction = EXIF_TIMES[0]
     exif = Image.Exif()

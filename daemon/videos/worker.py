@@ -1,8 +1,7 @@
 """`mfmd frames`: turns the videos of the drop folder into image files beside them, one video at a time.
 
-Ingest processes these files like any others. A few are written ahead of ingest, and each is removed once the catalog
-has it. The catalog also shows the progress of a video: after a kill it is decoded from its start again, and frames
-whose name the catalog has are skipped. The video itself counts as committed when each of its frames is processed.
+Ingest takes these like any others, each is removed once the catalog has it, and the catalog shows the progress: after a
+kill the video is decoded from its start again, and frames whose name the catalog has are skipped.
 """
 
 import hashlib
@@ -107,7 +106,6 @@ class VideoWorker:
             self._absolve(self._video.file)
 
     def _open(self) -> bool:
-        """Return whether the drop folder and the catalog exist."""
         marker = self._watch.marker
         if not self._watch.folder.is_dir() or (marker is not None and not (self._watch.folder / marker).exists()):
             return False
@@ -116,7 +114,6 @@ class VideoWorker:
         return self._catalog is not None
 
     def _take(self) -> bool:
-        """Take the next stable video; return whether there is one."""
         now = time.monotonic()
         if now >= self._next_scan:
             for name in self._scan.names(_warn):

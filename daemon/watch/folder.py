@@ -73,7 +73,6 @@ class FolderRoot:
         self.seen = WatchActivity(state="stopped", detail=self.seen.detail)
 
     def _follow(self, identity: tuple[int, int], now: float) -> bool:
-        """Listen to the folder, which can be listed."""
         if self.seen.state != "watching" or identity != self._identity:
             again = self._identity is not None
             self._identity = identity

@@ -45,7 +45,8 @@ class Watcher:
         self._overflowing = 0
         self._next_hints = self._next_rescan = self._next_deep = 0.0
         self._complained: set[str] = set()
-        self._activity = WatchActivity()
+        self.activity = WatchActivity()
+        """State, mode and backlog of the last poll; may be read from any thread."""
 
     def use(self, settings: WatchSettings) -> None:
         """Use the delays of these settings from the next `poll` on. May be called from any thread."""
@@ -73,7 +74,13 @@ class Watcher:
         if self._root.seen.state != "watching" or limit <= 0:
             return taken
         try:
-            self._take(taken, limit)
+            for name, arrival, failures in self._queue.take(self._see, time.monotonic()):
+                if not arrival.renamed_into_place and self._is_known(name, arrival):
+                    continue
+                self._in_hand[name] = failures
+                taken.append(arrival)
+                if len(taken) == limit:
+                    break
         except BaseException:  # the catalog could not be asked: nobody else would put back what is in hand
             for arrival in taken:
                 self.put_back(arrival)
@@ -130,20 +137,6 @@ class Watcher:
         """Stop listening."""
         self._root.close()
         self._report()
-
-    @property
-    def activity(self) -> WatchActivity:
-        """State, mode and backlog of the last poll; may be read from any thread."""
-        return self._activity
-
-    def _take(self, taken: list[Arrival], limit: int) -> None:
-        for name, arrival, failures in self._queue.take(self._see, time.monotonic()):
-            if not arrival.renamed_into_place and self._is_known(name, arrival):
-                continue
-            self._in_hand[name] = failures
-            taken.append(arrival)
-            if len(taken) == limit:
-                break
 
     def _follow_hints(self, now: float) -> None:
         self._next_hints = now + HINT_SECONDS
@@ -216,12 +209,10 @@ class Watcher:
         return found
 
     def _same(self, name: str, facts: dict[str, FileFact]) -> bool:
-        """Return whether the file matches the catalog."""
         arrival = self._see(name)
         return arrival is not None and facts.get(arrival.file.path) == arrival.file
 
     def _readable_again(self, name: str, arrival: Arrival) -> bool:
-        """Return whether a file that was refused as unreadable has another mode since."""
         before = self._unreadable.get(name)
         return before is not None and before != arrival.changed_ns
 
@@ -244,7 +235,7 @@ class Watcher:
     def _report(self) -> None:
         pending = len(self._queue) + len(self._in_hand) + self._overflowing
         found = {"pending": pending, "oldest_pending": self._queue.oldest()}
-        activity = self._activity = self._root.seen.model_copy(update=found)
+        activity = self.activity = self._root.seen.model_copy(update=found)
         self._metrics.pending.set(activity.pending)
         self._metrics.oldest_pending.set(activity.oldest_pending or 0)
         self._metrics.folder_present.set(activity.state == "watching")

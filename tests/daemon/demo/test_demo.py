@@ -18,7 +18,7 @@ from rich.console import Console
 from configs.class_list import ClassInfo
 from configs.load import load_settings
 from daemon.demo.driving import DriveFailed, DrivenDaemon, DriveTimeout
-from daemon.demo.report import CELL, GAP, HEADER, MARGIN, DemoReport, Display, Step, side_by_side
+from daemon.demo.report import CELL, GAP, HEADER, MARGIN, DemoReport, Step, side_by_side, stage
 from daemon.demo.scoring import Pair, ServedScore
 from daemon.demo.story import BATCHES
 from daemon.exit_codes import ExitCode
@@ -85,11 +85,9 @@ def test_the_picture_shows_image_before_after_and_truth_in_class_colours(tmp_pat
 
 
 def test_stages_are_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
-    with (tmp_path / "log").open("w") as file:
-        display = Display(Console(file=file))
-        with display, display.stage("Train", 10) as show:
-            show(5, 10, "loss 1.0")
-            show(10)
+    with (tmp_path / "log").open("w") as file, stage(Console(file=file), "Train") as show:
+        show("loss 2.0")
+        show("loss 1.0")
     assert (tmp_path / "log").read_text() == "Train: loss 1.0 (0 s)\n"
 
 

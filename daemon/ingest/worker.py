@@ -217,13 +217,13 @@ class Ingest:
         file, catalog = item.arrival.file, self._buffer.catalog
         match item.outcome:
             case "duplicate":
-                catalog.duplicate(file, item.digest)
+                catalog.note(file, "duplicate", digest=item.digest)
             case "skipped":
-                catalog.skip(file, item.reason, item.detail, item.digest)
+                catalog.note(file, "skipped", item.reason, item.detail, item.digest)
                 log.debug("file_skipped", file=file.path, reason=item.reason, detail=item.detail)
                 self._metrics.skipped.labels(reason=item.reason).inc()
             case "rejected":
-                catalog.refuse(file, item.reason, item.detail, item.digest or None)
+                catalog.note(file, "refused", item.reason, item.detail, item.digest or None)
                 log.warning("file_refused", file=file.path, reason=item.reason, detail=item.detail)
                 self._metrics.rejected.labels(reason=item.reason).inc()
         self._metrics.files.labels(outcome=item.outcome).inc()

@@ -20,6 +20,7 @@ from storage.eviction.policy import Held
 
 COLUMNS = ", ".join(field.name for field in fields(FrameRecord))
 SELECT_FRAMES = f"SELECT {COLUMNS} FROM frames"
+NEWEST_ID = "SELECT COALESCE(MAX(seq), 0) FROM sqlite_sequence WHERE name = 'frames'"
 
 
 class Catalog:
@@ -67,20 +68,10 @@ class Catalog:
         """Return whether an image of this content was ever committed; stays true after eviction."""
         return bool(self._select("SELECT 1 FROM digests WHERE digest = ?", (digest,)))
 
-    def refuse(self, file: FileFact, reason: str, detail: str, digest: str | None = None) -> None:
-        """Record, durably, that a file is refused and why."""
+    def note(self, file: FileFact, state: str, reason: str = "", detail: str = "", digest: str | None = None) -> None:
+        """Record, durably, that a file is refused, skipped (no other row remembers it) or a duplicate, and why."""
         with self.transaction() as connection:
-            note_file(connection, file, "refused", digest, reason, detail)
-
-    def skip(self, file: FileFact, reason: str, detail: str, digest: str) -> None:
-        """Record, durably, that a readable image is not stored, and why. No other row remembers it."""
-        with self.transaction() as connection:
-            note_file(connection, file, "skipped", digest, reason, detail)
-
-    def duplicate(self, file: FileFact, digest: str) -> None:
-        """Record, durably, that a file's content was committed before."""
-        with self.transaction() as connection:
-            note_file(connection, file, "duplicate", digest)
+            note_file(connection, file, state, digest, reason, detail)
 
     def refused(self, limit: int = 100, *, reason: str | None = None) -> list[FileRecord]:
         """Return the files refused last, newest first; only those for `reason`, if given.
@@ -131,8 +122,7 @@ class Catalog:
 
     def newest_id(self) -> int:
         """Return the id of the frame committed last, even if evicted: the number of frames ever committed."""
-        rows = self._select("SELECT COALESCE(MAX(seq), 0) FROM sqlite_sequence WHERE name = 'frames'")
-        return int(rows[0][0])
+        return int(self._select(NEWEST_ID)[0][0])
 
     def frames_after(self, frame: int) -> int:
         """Return how many frames of the buffer were committed after this one."""
@@ -219,9 +209,7 @@ def count_all(connection: sqlite3.Connection) -> CatalogCounts:
     frames, holdout, last = connection.execute(
         "SELECT COUNT(*), COALESCE(SUM(holdout), 0), MAX(committed_at) FROM frames"
     ).fetchone()
-    committed = connection.execute(
-        "SELECT COALESCE(MAX(seq), 0) FROM sqlite_sequence WHERE name = 'frames'"
-    ).fetchone()[0]
+    committed = connection.execute(NEWEST_ID).fetchone()[0]
     states = connection.execute("SELECT state, reason, COUNT(*) FROM files GROUP BY state, reason").fetchall()
     return CatalogCounts(
         frames=frames,

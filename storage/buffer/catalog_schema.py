@@ -14,7 +14,13 @@ from storage.failpoints import step
 
 SCHEMA_VERSION = 2
 BUSY_SECONDS = 30.0
-SCHEMA = """
+FILES = """CREATE TABLE files (
+  path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('committed', 'duplicate', 'refused', 'skipped')),
+  reason TEXT NOT NULL, detail TEXT NOT NULL, digest TEXT, at REAL NOT NULL
+) WITHOUT ROWID;
+"""
+SCHEMA = f"""
 CREATE TABLE frames (
   id INTEGER PRIMARY KEY AUTOINCREMENT, slot INTEGER NOT NULL UNIQUE, digest TEXT NOT NULL UNIQUE, name TEXT NOT NULL,
   captured_at REAL NOT NULL, committed_at REAL NOT NULL, source_height INTEGER NOT NULL, source_width INTEGER NOT NULL,
@@ -24,12 +30,7 @@ CREATE TABLE frames (
 CREATE INDEX frames_by_source ON frames (source, id);
 CREATE INDEX frames_by_capture ON frames (source, captured_at);
 CREATE TABLE digests (digest TEXT PRIMARY KEY, frame INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE files (
-  path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
-  state TEXT NOT NULL CHECK (state IN ('committed', 'duplicate', 'refused', 'skipped')),
-  reason TEXT NOT NULL, detail TEXT NOT NULL, digest TEXT, at REAL NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX files_by_state ON files (state, reason);
+{FILES}CREATE INDEX files_by_state ON files (state, reason);
 CREATE TABLE leases (
   round INTEGER NOT NULL, frame INTEGER NOT NULL REFERENCES frames (id), PRIMARY KEY (round, frame)
 ) WITHOUT ROWID;
@@ -38,23 +39,19 @@ CREATE INDEX leases_by_frame ON leases (frame);
 """`digests` keeps every digest ever committed, so that an evicted image that is still in the drop folder is not
 ingested twice. `files` has the state of each file of the drop folder, by its size and mtime."""
 
-FROM_1 = """
+FROM_1 = f"""
 ALTER TABLE frames ADD COLUMN source TEXT NOT NULL DEFAULT '';
 ALTER TABLE frames ADD COLUMN phash TEXT NOT NULL DEFAULT '';
 CREATE INDEX frames_by_source ON frames (source, id);
 CREATE INDEX frames_by_capture ON frames (source, captured_at);
 DROP INDEX files_by_state;
 ALTER TABLE files RENAME TO files_1;
-CREATE TABLE files (
-  path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
-  state TEXT NOT NULL CHECK (state IN ('committed', 'duplicate', 'refused', 'skipped')),
-  reason TEXT NOT NULL, detail TEXT NOT NULL, digest TEXT, at REAL NOT NULL
-) WITHOUT ROWID;
-INSERT INTO files SELECT * FROM files_1;
+{FILES}INSERT INTO files SELECT * FROM files_1;
 DROP TABLE files_1;
 CREATE INDEX files_by_state ON files (state, reason);
 """
-"""Converts schema 1 to schema 2, in one transaction, when a writer opens the catalog."""
+SCRIPTS = {0: SCHEMA, 1: FROM_1, SCHEMA_VERSION: ""}
+"""What brings a catalog to this schema, in one transaction, when a writer opens it; 0 is an empty file."""
 
 
 def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
@@ -137,13 +134,9 @@ def _prepare(connection: sqlite3.Connection, path: Path, writable: bool) -> None
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
     version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version == 0 and writable:
-        connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-    elif version == SCHEMA_VERSION and writable:
-        # SQLite opens a file for reading only when the system does not let it write, and says so at the first write.
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    elif version == 1 and writable:
-        connection.executescript(f"BEGIN IMMEDIATE; {FROM_1} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    if writable and version in SCRIPTS:
+        # Also to find out now whether the system lets SQLite write: it would say so at the first write only.
+        connection.executescript(f"BEGIN IMMEDIATE; {SCRIPTS[version]} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     elif version != SCHEMA_VERSION:
         older = "the next `mfmd run`, or `mfmd check --repair`, upgrades it"
         remedy = older if 0 < version < SCHEMA_VERSION else "use the mfmd version that wrote it"

@@ -73,10 +73,6 @@ class EvictionPlan:
         """Return the number of frames after the commit."""
         return len(self.held) + len(self.fresh) - len(self.gone)
 
-    def of(self, source: str) -> set[int]:
-        """Return the frames of one source, old and new."""
-        return {frame.id for frame in (*self.held, *self.fresh) if frame.source == source}
-
     def movable(self) -> set[int]:
         """Return frames of the buffer that may leave and do not yet."""
         return {frame.id for frame in self.held if not frame.leased} - self.gone
@@ -117,7 +113,7 @@ class EvictionPlanner:
     def plan_for_quota(self) -> EvictionPlan:
         """Plan evictions before anything is written, because `max_bytes` was lowered. Raises BufferFull."""
         plan = EvictionPlan(self._catalog.held(), ())
-        self._fit_bytes(plan, self._excess(plan), {})
+        self.extend_for_bytes(plan, {}, grow=True)
         return plan
 
     def plan_for_count(self, fresh: Sequence[Held]) -> EvictionPlan:
@@ -138,9 +134,11 @@ class EvictionPlanner:
         Raises BufferFull when the quota cannot be kept, OSError (ENOSPC) when nothing may leave but the buffer must not
         grow.
         """
-        if self._settings.max_bytes:
-            self._fit_bytes(plan, self._excess(plan), written)
-        if not grow and self._replace(plan, written) > 0:
+        if self._settings.max_bytes and self._take_bytes(plan, self._excess(plan), written) > 0:
+            raise self._full()
+        come = self._sizes.of(slot for frame, slot in written.items() if frame not in plan.gone)
+        gone = self._sizes.of(frame.slot for frame in plan.victims)
+        if not grow and self._take_bytes(plan, come - gone, written) > 0:
             raise OSError(errno.ENOSPC, "the buffer must not grow, and no frame may be evicted")
 
     def too_large(self, group: int) -> bool:
@@ -162,7 +160,7 @@ class EvictionPlanner:
         above = False
         for source in {*new, *(old.keys() - leased.keys())} - {""}:
             stay = max(self._per_source - leased[source], min(new[source], self._per_source))
-            mine = plan.of(source)
+            mine = {frame.id for frame in (*plan.held, *plan.fresh) if frame.source == source}
             surplus, movable = old[source] + new[source] - stay, mine & plan.movable()
             plan.take(self._policy, surplus, movable | (mine & self._newcomers(plan)))
             if not self._policy.newcomers_may_leave:  # unless they are more than the share by themselves
@@ -170,20 +168,11 @@ class EvictionPlanner:
             above = above or (new[source] > 0 and stay + leased[source] > self._per_source)
         return above
 
-    def _fit_bytes(self, plan: EvictionPlan, size: int, written: dict[int, int]) -> None:
-        if plan.take(self._policy, size, *self._sized(plan, written)) > 0:
-            raise self._full()
-
-    def _replace(self, plan: EvictionPlan, written: dict[int, int]) -> int:
-        """Evict as many bytes as come; return how many are missing."""
-        come = self._sizes.of(slot for frame, slot in written.items() if frame not in plan.gone)
-        gone = self._sizes.of(frame.slot for frame in plan.victims)
-        return plan.take(self._policy, come - gone, *self._sized(plan, written))
-
-    def _sized(self, plan: EvictionPlan, written: dict[int, int]) -> tuple[set[int], dict[int, int]]:
+    def _take_bytes(self, plan: EvictionPlan, size: int, written: dict[int, int]) -> int:
         slots = {frame.id: frame.slot for frame in plan.held} | written
         may_leave = plan.movable() | (self._newcomers(plan) & written.keys())
-        return may_leave, {frame: self._sizes.of([slots[frame]]) for frame in may_leave}
+        sizes = {frame: self._sizes.of([slots[frame]]) for frame in may_leave}
+        return plan.take(self._policy, size, may_leave, sizes)
 
     def _excess(self, plan: EvictionPlan) -> int:
         """Return the bytes above `max_bytes` after the commit, with headroom for the next group."""

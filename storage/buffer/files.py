@@ -101,10 +101,9 @@ def _create(layout: StateLayout, settings: BufferSettings) -> None:
             f"{layout.frames_zarr} is missing, but {layout.catalog} exists: restore it from a backup, "
             "or remove the catalog too and start with an empty buffer"
         )
-    from storage.buffer.zarr_metadata import create_array, create_group  # late: only a new buffer needs zarr
+    from storage.buffer.zarr_metadata import create_array  # late: only a new buffer needs zarr
 
     temporary = layout.buffer / f".frames{durable.PARTIAL}"
-    create_group(temporary)
     create_array(
         temporary,
         ARRAY,

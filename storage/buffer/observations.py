@@ -105,22 +105,10 @@ class Observations:
 
     def add(self, observations: Sequence[Observation]) -> None:
         """Store observations; a frame that was observed before gets the new values."""
-        rows = [
-            (
-                item.frame,
-                item.version,
-                item.released,
-                item.at,
-                item.entropy,
-                item.confidence,
-                np.asarray(item.area, "<f4").tobytes(),
-                np.asarray(item.embedding, "<f4").tobytes(),
-            )
-            for item in observations
-        ]
         with self._lock, self._translated(), self._connection:
             self._connection.executemany(
-                f"INSERT OR REPLACE INTO observations ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows
+                f"INSERT OR REPLACE INTO observations ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                map(_to_row, observations),
             )
 
     def damage(self) -> str:
@@ -188,6 +176,11 @@ class Observations:
             yield
         except sqlite3.DatabaseError as error:
             raise StorageError(f"{self.path}: {error}; remove it; the observer creates it again") from error
+
+
+def _to_row(item: Observation) -> tuple[float | bytes, ...]:
+    numbers = (item.frame, item.version, item.released, item.at, item.entropy, item.confidence)
+    return *numbers, *(np.asarray(vector, "<f4").tobytes() for vector in (item.area, item.embedding))
 
 
 def _to_observation(row: tuple[Any, ...]) -> Observation:

@@ -11,17 +11,10 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from storage.buffer.pixel_array import ATTRIBUTE, METADATA
+from storage.buffer.pixel_array import ATTRIBUTE
 
 SCHEMA_VERSION = 1
 Compression = Literal["none", "lz4", "zstd"]
-
-
-def create_group(folder: Path) -> None:
-    """Create an empty zarr group. Raises OSError."""
-    documents: dict[str, Buffer] = {}
-    zarr.create_group(MemoryStore(documents), zarr_format=3)
-    _put(documents[METADATA], folder)
 
 
 def create_array(
@@ -37,7 +30,9 @@ def create_array(
 ) -> None:
     """Create an empty array of uint8 images in `group`; shape [N, H, W] or [N, H, W, 3]; `tile` in pixels.
 
-    `about` describes the content to other tools. Raises OSError.
+    The group is created if it is missing. Zarr makes the metadata in memory: it writes that of the array and that of
+    the group concurrently, and when one fails, the other may still be written at any moment, also into a folder that
+    was removed meanwhile. `about` describes the content to other tools. Raises OSError.
     """
     documents: dict[str, Buffer] = {}
     count, height, width, *channels = shape
@@ -57,7 +52,11 @@ def create_array(
         attributes={"long_name": about, ATTRIBUTE: {"schema": SCHEMA_VERSION, "tile": tile, **attributes}},
         zarr_format=3,
     )
-    _put(documents[f"{name}/{METADATA}"], group / name)
+    for key in sorted(documents, key=len):
+        path = group / key
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(documents[key].to_bytes())
 
 
 def _compressors(compression: Compression) -> list[BytesBytesCodec]:
@@ -67,16 +66,6 @@ def _compressors(compression: Compression) -> list[BytesBytesCodec]:
         case "zstd":
             return [ZstdCodec(level=1)]
     return []
-
-
-def _put(document: Buffer, folder: Path) -> None:
-    """Create a folder with the metadata that zarr made in memory.
-
-    Zarr writes the metadata of an array and of the group above it concurrently. When one fails, the other may still be
-    written at any moment, also into a folder that was removed meanwhile.
-    """
-    folder.mkdir()
-    (folder / METADATA).write_bytes(document.to_bytes())
 
 
 def _balanced(side: int, tile: int) -> int:

@@ -102,7 +102,7 @@ def append_line(path: Path, line: str) -> None:
     new, size = not path.exists(), size_of(path)
     try:
         with _named(path), path.open("ab+") as file:
-            torn = _is_torn(file.fileno())
+            torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
             file.write(b"\n" * torn + line.encode() + b"\n")
     except OSError:
         with suppress(OSError):
@@ -374,8 +374,3 @@ def _named(path: Path) -> Iterator[None]:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
-
-
-def _is_torn(handle: int) -> bool:
-    size = os.fstat(handle).st_size
-    return size > 0 and os.pread(handle, 1, size - 1) != b"\n"

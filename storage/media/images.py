@@ -89,7 +89,10 @@ def decode_photo(source: Path | bytes, *, max_bytes: int, max_pixels: int, max_a
     with _open(name, data) as image:
         check_sides(name, image.width, image.height, max_pixels, max_aspect)
         try:
-            return _to_photo(name, image, data)
+            check_samples(name, image)
+            loaded = load_pixels(image, data)
+            exif = _exif(image)  # asked afterwards: Pillow turns some TIFFs itself and then says so
+            return Photo(_to_rgb(loaded, exif.get(ORIENTATION_TAG, 1)), exif)
         except RefusedImage:
             raise
         except DAMAGE as error:
@@ -120,20 +123,12 @@ def fitted_size(height: int, width: int, frame_height: int, frame_width: int) ->
 
 def fit_frame(pixels: NDArray[np.uint8], height: int, width: int) -> FittedFrame:
     """Scale pixels [h, w, 3] into a frame [height, width, 3]: bilinear, antialiased when shrinking."""
-    if pixels.shape[:2] == (height, width):
-        return FittedFrame(pixels, height, width)
-    valid_height, valid_width = fitted_size(pixels.shape[0], pixels.shape[1], height, width)
-    frame = np.zeros((height, width, 3), np.uint8)
-    frame[:valid_height, :valid_width] = _resize(pixels, valid_height, valid_width, Image.Resampling.BILINEAR)
-    return FittedFrame(frame, valid_height, valid_width)
+    return FittedFrame(*_fit(pixels, height, width, 0, Image.Resampling.BILINEAR))
 
 
 def fit_label(labels: NDArray[np.uint8], height: int, width: int, fill: int) -> NDArray[np.uint8]:
     """Scale labels [h, w] as `fit_frame` scales their image, nearest neighbour; `fill` outside. [height, width]."""
-    valid_height, valid_width = fitted_size(labels.shape[0], labels.shape[1], height, width)
-    fitted = np.full((height, width), fill, np.uint8)
-    fitted[:valid_height, :valid_width] = _resize(labels, valid_height, valid_width, Image.Resampling.NEAREST)
-    return fitted
+    return _fit(labels, height, width, fill, Image.Resampling.NEAREST)[0]
 
 
 def read_label(path: Path, *, num_classes: int, ignore_index: int) -> NDArray[np.uint8]:
@@ -198,13 +193,6 @@ def _open(name: str, data: bytes, reason: str = "not_an_image") -> Image.Image:
         raise RefusedImage(reason, f"{name}: the image header is damaged: {error}") from error
 
 
-def _to_photo(name: str, image: Image.Image, data: bytes) -> Photo:
-    check_samples(name, image)
-    loaded = load_pixels(image, data)
-    exif = _exif(image)  # asked afterwards: Pillow turns some TIFFs itself and then says so
-    return Photo(_to_rgb(loaded, exif.get(ORIENTATION_TAG, 1)), exif)
-
-
 def _to_rgb(image: Image.Image, orientation: Any) -> NDArray[np.uint8]:
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
         layer = image.convert("RGBA")
@@ -235,7 +223,13 @@ def _label_values(path: Path, image: Image.Image) -> NDArray[np.int64]:
     return values // PACKED_GREY.get(raw_mode, 1) if isinstance(raw_mode, str) else values
 
 
-def _resize(pixels: NDArray[np.uint8], height: int, width: int, filter: Image.Resampling) -> NDArray[np.uint8]:
+def _fit(
+    pixels: NDArray[np.uint8], height: int, width: int, fill: int, filter: Image.Resampling
+) -> tuple[NDArray[np.uint8], int, int]:
+    """Return pixels scaled to fit, `fill` outside; and the rows and columns that hold image (pixels)."""
     if pixels.shape[:2] == (height, width):
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize((width, height), filter))
+        return pixels, height, width
+    valid_height, valid_width = fitted_size(pixels.shape[0], pixels.shape[1], height, width)
+    fitted = np.full((height, width, *pixels.shape[2:]), fill, np.uint8)
+    fitted[:valid_height, :valid_width] = Image.fromarray(pixels).resize((valid_width, valid_height), filter)
+    return fitted, valid_height, valid_width

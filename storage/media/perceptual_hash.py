@@ -14,6 +14,9 @@ KEPT = 8
 """Frequencies kept on each axis; KEPT * KEPT bits."""
 LARGE = 256
 """Above this side (pixels) whole pixels are averaged first: exact enough for 32x32 and several times faster."""
+COSINES = np.sqrt(2 / SIDE) * np.cos(np.pi * np.arange(KEPT)[:, None] * (2 * np.arange(SIDE) + 1) / (2 * SIDE))
+COSINES[0] /= np.sqrt(2)
+"""First rows of the orthonormal DCT-II, [KEPT, SIDE]."""
 
 
 def perceptual_hash(pixels: NDArray[np.uint8]) -> str:
@@ -29,14 +32,3 @@ def perceptual_hash(pixels: NDArray[np.uint8]) -> str:
 def distance(a: str, b: str) -> int:
     """Return the number of bits in which two hashes differ, 0-64. Raises ValueError for an invalid hash."""
     return (int(a, 16) ^ int(b, 16)).bit_count()
-
-
-def _cosines() -> NDArray[np.float64]:
-    """Return the first rows of the orthonormal DCT-II, [KEPT, SIDE]."""
-    frequency, place = np.arange(KEPT)[:, None], np.arange(SIDE)[None]
-    rows: NDArray[np.float64] = np.sqrt(2 / SIDE) * np.cos(np.pi * frequency * (2 * place + 1) / (2 * SIDE))
-    rows[0] /= np.sqrt(2)
-    return rows
-
-
-COSINES = _cosines()

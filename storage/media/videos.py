@@ -42,12 +42,6 @@ def video_format(head: bytes) -> str | None:
     return "matroska" if head.startswith(MATROSKA_MAGIC) else None
 
 
-def require_extra(name: str) -> None:
-    """Raise RefusedImage("needs_extra") when the extra `video` is not installed."""
-    if not can_read_videos():
-        raise RefusedImage("needs_extra", f"{name}: a video; install the extra that reads it: mfmd[video]")
-
-
 @dataclass(frozen=True, slots=True)
 class VideoFrame:
     """One frame of a video, decoded and not yet converted."""
@@ -79,7 +73,8 @@ class Video:
         Limits (pixels; ratio of its sides) are checked before a picture is decoded, and for every picture. Raises
         RefusedImage (needs_extra, too_many_pixels, aspect, not_an_image, truncated), OSError.
         """
-        require_extra(name)
+        if not can_read_videos():
+            raise RefusedImage("needs_extra", f"{name}: a video; install the extra that reads it: mfmd[video]")
         self._name, self._file, self._format = name, _Reader(file), format
         self._max_pixels, self._max_aspect = max_pixels, max_aspect
         # Without a decoder first: a header may promise a picture that no memory holds.
@@ -188,7 +183,7 @@ class Video:
     def _open(self, options: dict[str, str]) -> "InputContainer":
         import av
 
-        self._file.rewind()
+        self._file.seek(0)
         try:
             return av.open(self._file, "r", format=self._format, options=options, metadata_errors="replace")
         except (av.FFmpegError, ValueError, OverflowError) as error:
@@ -234,10 +229,6 @@ class _Reader:
     def tell(self) -> int:
         """Return the position of the next byte."""
         return self._file.tell()
-
-    def rewind(self) -> None:
-        """Move to the first byte."""
-        self._file.seek(0)
 
     def complain(self) -> None:
         """Raise the OSError of an earlier read, if there was one."""

@@ -13,7 +13,7 @@ from configs.buffer import SourceSettings
 from configs.settings import Settings
 from storage import durable
 from storage.buffer.pixel_array import PixelArray
-from storage.buffer.zarr_metadata import create_array, create_group
+from storage.buffer.zarr_metadata import create_array
 from storage.durable.digest import digest_of
 from storage.errors import RefusedImage, StorageError
 from storage.layout import StateLayout
@@ -99,7 +99,6 @@ class _Import:
     def build(self, folder: Path, fingerprint: str, on_progress: OnProgress) -> None:
         """Write arrays and index into `folder`; remove it on failure. Raises SourceRefused."""
         try:
-            create_group(folder)
             durable.write_record(folder / INDEX, self._write(*self._arrays(folder), fingerprint, on_progress))
         except BaseException:
             shutil.rmtree(folder)

@@ -133,7 +133,7 @@ def _stays_stopped(buffer: FrameBuffer, fault: FailNth) -> None:
         with pytest.raises(DurabilityLost):
             buffer.lease(1)
         with pytest.raises(DurabilityLost):
-            buffer.catalog.refuse(world.frame(18).file, "truncated", "")
+            buffer.catalog.note(world.frame(18).file, "refused", "truncated", "")
     assert (call, path) not in fault.later or call != "fsync", "a failed fsync was repeated"
 
 

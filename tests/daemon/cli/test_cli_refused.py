@@ -16,8 +16,8 @@ def refused(settings):
     layout = StateLayout(settings.state)
     layout.create()
     catalog = Catalog.open(layout.catalog, writable=True)
-    catalog.refuse(FileFact("cam/notes.txt", 3, 4), "not_an_image", "not an image", "d" * 64)
-    catalog.refuse(FileFact("night\n1.png", 1, 2), "truncated", "cut off", None)
+    catalog.note(FileFact("cam/notes.txt", 3, 4), "refused", "not_an_image", "not an image", "d" * 64)
+    catalog.note(FileFact("night\n1.png", 1, 2), "refused", "truncated", "cut off", None)
     yield catalog
     catalog.close()
 

@@ -184,7 +184,7 @@ def test_files_waiting_to_be_skipped_count_as_room_of_the_group(bench, drop, sti
 
 
 def test_a_skip_that_finds_no_room_is_recorded_later(bench, drop, still, monkeypatch):
-    real, attempts = Catalog.skip, []
+    real, attempts = Catalog.note, []
 
     def skip(self, *arguments):
         attempts.append(1)
@@ -192,7 +192,7 @@ def test_a_skip_that_finds_no_room_is_recorded_later(bench, drop, still, monkeyp
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(self, *arguments)
 
-    monkeypatch.setattr(Catalog, "skip", skip)
+    monkeypatch.setattr(Catalog, "note", skip)
     monkeypatch.setattr("daemon.ingest.worker.PAUSE_SECONDS", 0.01)
     world = bench(admission={"near_duplicate_bits": 6})
     for number in range(2):

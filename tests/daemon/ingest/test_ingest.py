@@ -185,7 +185,7 @@ def test_a_commit_that_finds_no_room_is_repeated_and_nothing_is_lost(bench, drop
 
 def test_a_refusal_that_finds_no_room_is_recorded_later(bench, drop, monkeypatch):
     (drop / "bad.png").write_bytes(b"rubbish")
-    real, attempts = Catalog.refuse, []
+    real, attempts = Catalog.note, []
 
     def refuse(self, *arguments):
         attempts.append(1)
@@ -193,7 +193,7 @@ def test_a_refusal_that_finds_no_room_is_recorded_later(bench, drop, monkeypatch
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(self, *arguments)
 
-    monkeypatch.setattr(Catalog, "refuse", refuse)
+    monkeypatch.setattr(Catalog, "note", refuse)
     world = bench()
     world.until(lambda: world.counts.refused == {"not_an_image": 1})
     assert world.value("mfmd_ingest_rejected_total", reason="not_an_image") == 1

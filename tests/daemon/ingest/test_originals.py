@@ -257,7 +257,7 @@ def test_an_error_reaches_who_asked_and_ingest():
 
 def test_a_refusal_is_forgotten_only_for_the_very_file(bench):
     catalog = bench().buffer.catalog
-    catalog.refuse(FileFact("a", 1, 2), "empty", "", None)
+    catalog.note(FileFact("a", 1, 2), "refused", "empty", "", None)
     catalog.forget_refusals([FileFact("a", 1, 3)])
     assert catalog.counts().refused == {"empty": 1}
     catalog.forget_refusals([FileFact("a", 1, 2)])

@@ -38,8 +38,8 @@ def filled(layout: StateLayout, small: BufferSettings, new_frame: Maker, folder:
     """A closed buffer: three committed files, a refused one, a skipped one."""
     with FrameBuffer.open(layout, small, writable=True) as buffer:
         buffer.append([new_frame(number) for number in range(FRAMES)])
-        buffer.catalog.refuse(fact(folder, "bad.png"), "truncated", "cut off", "d" * 64)
-        buffer.catalog.skip(fact(folder, "near.png"), "near_duplicate", "of frame 1", "e" * 64)
+        buffer.catalog.note(fact(folder, "bad.png"), "refused", "truncated", "cut off", "d" * 64)
+        buffer.catalog.note(fact(folder, "near.png"), "skipped", "near_duplicate", "of frame 1", "e" * 64)
     return layout
 
 
@@ -216,7 +216,7 @@ def test_a_name_that_is_no_text_is_not_taken_for_a_missing_one(filled, small, fo
     """The catalog holds such a name escaped: there is no file of exactly that name."""
     Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png")).write_bytes(b"any")
     with FrameBuffer.open(filled, small, writable=True) as buffer:
-        buffer.catalog.skip(FileFact(r"caf\xe9.png", 3, 4), "near_duplicate", "of frame 1", "f" * 64)
-        buffer.catalog.skip(FileFact(r"gone\xe9.png", 3, 4), "near_duplicate", "of frame 1", "f" * 64)
+        buffer.catalog.note(FileFact(r"caf\xe9.png", 3, 4), "skipped", "near_duplicate", "of frame 1", "f" * 64)
+        buffer.catalog.note(FileFact(r"gone\xe9.png", 3, 4), "skipped", "near_duplicate", "of frame 1", "f" * 64)
     assert compact(filled, small, WatchSettings(folder=folder)).files_forgotten == 1
     assert known() == EVERYTHING | {r"caf\xe9.png"}

@@ -46,7 +46,7 @@ def _no_hook_stays():
 def filled(layout: StateLayout, small: BufferSettings, new_frame: Maker) -> list[FrameRecord]:
     """Four frames of different valid regions in a closed buffer; their records."""
     with FrameBuffer.open(layout, small, writable=True) as buffer:
-        buffer.catalog.refuse(FileFact("bad.png", 1, 2), "truncated", "cut off")
+        buffer.catalog.note(FileFact("bad.png", 1, 2), "refused", "truncated", "cut off")
         return buffer.append([smooth(new_frame(number), *shape) for number, shape in enumerate(SHAPES)])
 
 

@@ -30,7 +30,7 @@ def test_it_is_durable_by_its_settings(catalog: Catalog):
 
 
 def test_a_refused_file_is_known_until_it_changes(catalog: Catalog):
-    catalog.refuse(FILE, "truncated", "cut off after 10 bytes", "d" * 64)
+    catalog.note(FILE, "refused", "truncated", "cut off after 10 bytes", "d" * 64)
     assert catalog.known(FILE)
     assert not catalog.known(FileFact("cam/a.png", 11, 20))
     assert not catalog.known(FileFact("cam/a.png", 10, 21))
@@ -42,9 +42,9 @@ def test_a_refused_file_is_known_until_it_changes(catalog: Catalog):
 
 
 def test_a_changed_file_replaces_what_was_known(catalog: Catalog):
-    catalog.refuse(FILE, "truncated", "", None)
+    catalog.note(FILE, "refused", "truncated", "", None)
     changed = FileFact(FILE.path, 30, 40)
-    catalog.duplicate(changed, "d" * 64)
+    catalog.note(changed, "duplicate", digest="d" * 64)
     assert catalog.known(changed) and not catalog.known(FILE)
     counts = catalog.counts()
     assert counts.refused == {} and counts.duplicates == 1
@@ -52,8 +52,8 @@ def test_a_changed_file_replaces_what_was_known(catalog: Catalog):
 
 def test_counts_and_the_newest_refusals(catalog: Catalog):
     for number, reason in enumerate(["empty", "truncated", "empty"]):
-        catalog.refuse(FileFact(f"{number}.png", 0, number), reason, "")
-    catalog.duplicate(FileFact("d.png", 1, 1), "d" * 64)
+        catalog.note(FileFact(f"{number}.png", 0, number), "refused", reason, "")
+    catalog.note(FileFact("d.png", 1, 1), "duplicate", digest="d" * 64)
     counts = catalog.counts()
     assert counts.refused == {"empty": 2, "truncated": 1}
     assert (counts.frames, counts.committed_total, counts.evicted_total, counts.duplicates) == (0, 0, 0, 1)
@@ -70,7 +70,7 @@ def test_a_reader_without_a_catalog_is_told(tmp_path: Path):
 def test_a_reader_cannot_write(catalog: Catalog):
     reader = Catalog.open(catalog.path, writable=False)
     with pytest.raises(StorageError, match="reading only"):
-        reader.refuse(FILE, "empty", "")
+        reader.note(FILE, "refused", "empty", "")
     reader.close()
 
 
@@ -91,7 +91,7 @@ def test_another_process_reads_while_this_one_writes(catalog: Catalog):
     ) as reader:
         assert reader.stdin is not None and reader.stdout is not None
         for number in range(3):
-            catalog.refuse(FileFact(f"{number}.png", 0, number), "empty", "")
+            catalog.note(FileFact(f"{number}.png", 0, number), "refused", "empty", "")
             reader.stdin.write("\n")
             reader.stdin.flush()
             assert reader.stdout.readline() == f"{number + 1}\n"
@@ -106,7 +106,7 @@ def test_another_process_reads_while_this_one_writes(catalog: Catalog):
 
 def test_it_is_readable_after_the_writer_has_gone(tmp_path: Path):
     writer = Catalog.open(tmp_path / "catalog.sqlite", writable=True)
-    writer.refuse(FILE, "empty", "")
+    writer.note(FILE, "refused", "empty", "")
     writer.close()
     reader = Catalog.open(tmp_path / "catalog.sqlite", writable=False)
     assert reader.known(FILE)
@@ -118,7 +118,7 @@ def test_a_failed_transaction_leaves_nothing(catalog: Catalog):
         connection.execute("INSERT INTO digests VALUES ('d', 1)")
         raise RuntimeError
     assert not catalog.has_digest("d")
-    catalog.refuse(FILE, "empty", "")
+    catalog.note(FILE, "refused", "empty", "")
 
 
 def test_a_full_disk_is_an_os_error(catalog: Catalog):
@@ -126,7 +126,7 @@ def test_a_full_disk_is_an_os_error(catalog: Catalog):
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(OSError, match="No space left") as caught:
-        catalog.refuse(FILE, "empty", "x" * 100_000)
+        catalog.note(FILE, "refused", "empty", "x" * 100_000)
     assert caught.value.errno == errno.ENOSPC
     assert not catalog.known(FILE)
 
@@ -151,7 +151,7 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path):
 def test_threads_share_it(catalog: Catalog):
     def write(offset: int) -> None:
         for number in range(10):
-            catalog.refuse(FileFact(f"{offset}/{number}", 0, 0), "empty", "")
+            catalog.note(FileFact(f"{offset}/{number}", 0, 0), "refused", "empty", "")
             catalog.counts()
 
     threads = [threading.Thread(target=write, args=(offset,)) for offset in range(4)]

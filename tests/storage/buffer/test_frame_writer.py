@@ -71,7 +71,7 @@ def test_a_touched_file_stays_the_one_its_frame_came_from(buffer: FrameBuffer, n
     first = new_frame(1)
     buffer.append([first])
     touched = FileFact(first.file.path, first.file.size, first.file.mtime_ns + 1)
-    buffer.catalog.duplicate(touched, first.digest)
+    buffer.catalog.note(touched, "duplicate", digest=first.digest)
     assert buffer.catalog.known(touched)
     assert buffer.catalog.counts().duplicates == 0
 

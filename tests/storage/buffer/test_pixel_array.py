@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 
 from storage.buffer.pixel_array import PixelArray
-from storage.buffer.zarr_metadata import create_array, create_group
+from storage.buffer.zarr_metadata import create_array
 from storage.errors import CorruptBuffer
 
 
 def make(folder: Path, shape: tuple[int, ...], tile: int = 32, fill: int = 0) -> PixelArray:
-    create_group(folder)
     create_array(folder, "pixels", shape, tile=tile, fill=fill, attributes={"note": "n"})
     return PixelArray(folder, "pixels")
 

@@ -10,14 +10,13 @@ import pytest
 import zarr
 
 from storage.buffer.pixel_array import ENTRY, PixelArray
-from storage.buffer.zarr_metadata import create_array, create_group
+from storage.buffer.zarr_metadata import create_array
 from storage.errors import CorruptBuffer
 
 SHAPE = (2, 61, 75, 3)
 
 
 def make(folder: Path, shape: tuple[int, ...] = SHAPE, **more: Any) -> PixelArray:
-    create_group(folder)
     create_array(folder, "pixels", shape, **{"tile": 32, "fill": 0, "attributes": {}, **more})
     return PixelArray(folder, "pixels")
 

@@ -51,8 +51,8 @@ def whole(
     """
     with FrameBuffer.open(layout, small, writable=True) as buffer:
         buffer.append([new_frame(number) for number in range(5)])
-        buffer.catalog.refuse(new_frame(9).file, "truncated", "too short")
-        buffer.catalog.duplicate(new_frame(8).file, new_frame(1).digest)
+        buffer.catalog.note(new_frame(9).file, "refused", "truncated", "too short")
+        buffer.catalog.note(new_frame(8).file, "duplicate", digest=new_frame(1).digest)
         buffer.lease(2)
         with Observations.open(layout.observations, writable=True) as observations:
             row = np.ones(2, np.float32)

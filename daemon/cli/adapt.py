@@ -29,11 +29,6 @@ AFTER_TRAINING = {
 """What a daemon interrupted that ended in these stages of a round."""
 
 
-def add_to(app: typer.Typer, panel: str) -> None:
-    """Register the command."""
-    app.command(rich_help_panel=panel, epilog="Example: mfmd adapt --json")(adapt)
-
-
 def adapt(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Run one round now and print the gate's verdict; exit 3 unless the candidate was accepted."""
     settings = running_settings(config)

@@ -1,28 +1,24 @@
 """The typer application: every command, in the panels that `mfmd --help` shows."""
 
 import os
-from enum import StrEnum
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Literal
 
 import typer
 
-from daemon.cli import (
-    adapt,
-    buffer,
-    check,
-    checkpoints,
-    configuration,
-    frames,
-    init,
-    models,
-    planes,
-    refused,
-    status,
-    training,
-)
+from daemon.cli.adapt import adapt
+from daemon.cli.buffer import buffer_app
+from daemon.cli.check import check, doctor
+from daemon.cli.checkpoints import checkpoints_app, promote, rollback
+from daemon.cli.configuration import config_app
 from daemon.cli.errors import LEVEL_VARIABLE
-
-START, RUN, WATCH = "Start", "Run", "Inspect and control"
+from daemon.cli.frames import frames
+from daemon.cli.init import demo, init
+from daemon.cli.models import evaluate, export, predict
+from daemon.cli.planes import masks, observe, reload, run, serve
+from daemon.cli.refused import refused_app
+from daemon.cli.status import status
+from daemon.cli.training import import_, pretrain
 
 app = typer.Typer(
     name="mfmd",
@@ -31,15 +27,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-
-class LogLevel(StrEnum):
-    """Levels of `--log-level`."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
 
 
 def _print_version(asked: bool) -> None:
@@ -53,7 +40,8 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def common(
     log_level: Annotated[
-        LogLevel | None, typer.Option("--log-level", help="Least severe level that is logged; debug shows tracebacks.")
+        Literal["debug", "info", "warning", "error"] | None,
+        typer.Option("--log-level", help="Least severe level that is logged; debug shows tracebacks."),
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
@@ -61,19 +49,47 @@ def common(
 ) -> None:
     """Keep a semantic-segmentation model good while the world in front of the camera changes."""
     if log_level is not None:
-        os.environ[LEVEL_VARIABLE] = log_level.value
+        os.environ[LEVEL_VARIABLE] = log_level
 
 
-init.add_to(app, START)
-training.add_to(app, START)
-check.add_to_start(app, START)
-planes.add_to(app, RUN)
-adapt.add_to(app, RUN)
-models.add_to(app, RUN)
-frames.add_to(app, RUN)
-status.add_to(app, WATCH)
-checkpoints.add_to(app, WATCH)
-refused.add_to(app, WATCH)
-buffer.add_to(app, WATCH)
-check.add_to(app, WATCH)
-configuration.add_to(app, WATCH)
+_PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
+    "Start": {
+        "init /data/drop --classes cityscapes": init,
+        "demo --keep --out demo-report": demo,
+        "pretrain --config mfmd.yaml": pretrain,
+        "import ./segformer-b0": import_,
+        "doctor --json": doctor,
+    },
+    "Run": {
+        "run --config mfmd.yaml": run,
+        "reload --json": reload,
+        "serve": serve,
+        "masks": masks,
+        "observe --config mfmd.yaml": observe,
+        "adapt --json": adapt,
+        "predict street.jpg --out masks": predict,
+        "evaluate --images val/images --labels val/labels --checkpoint 3": evaluate,
+        "export 3 --format onnx --out street-3": export,
+        "frames clip.mp4 --into drop --every 0.5": frames,
+    },
+    "Inspect and control": {
+        "status --json": status,
+        "checkpoints list --json": checkpoints_app,
+        'promote 4 --reason "trained on the new camera"': promote,
+        'rollback --to 3 --reason "poles vanish at night"': rollback,
+        "refused list --json": refused_app,
+        "buffer info --json": buffer_app,
+        "check --read-data --repair": check,
+        "config show": config_app,
+    },
+}
+"""Commands of each panel by an example, which begins with the command's name."""
+_VARIABLES = {"serve": "MFMD_SERVING__PORT=9000 ", "masks": "MFMD_MASKS__FOLDER=/data/masks "}
+
+for panel, commands in _PANELS.items():
+    for example, command in commands.items():
+        name, epilog = example.split()[0], f"Example: {_VARIABLES.get(example, '')}mfmd {example}"
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, rich_help_panel=panel, epilog=epilog)
+        else:
+            app.command(name, rich_help_panel=panel, epilog=epilog, hidden=name == "observe")(command)

@@ -1,13 +1,12 @@
 """`mfmd buffer info|export|resize|compact`: show the frame buffer, export frames, change its shape."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, read_settings, running_settings
-from daemon.cli.output import local_time, print_json
+from daemon.cli.output import answer, local_time
 
 if TYPE_CHECKING:
     from configs.buffer import BufferSettings
@@ -16,16 +15,10 @@ if TYPE_CHECKING:
 buffer_app = typer.Typer(no_args_is_help=True, help="Show, export, resize and compact the frame buffer.")
 
 
-class ImageFormat(StrEnum):
-    """Values of `--format`."""
-
-    PNG = "png"
-    JPEG = "jpeg"
-    WEBDATASET = "webdataset"
-
-
 FolderArgument = Annotated[Path, typer.Argument(help="New or empty folder for the frames.")]
-FormatOption = Annotated[ImageFormat, typer.Option("--format", "-f", help="How images are written.")]
+FormatOption = Annotated[
+    Literal["png", "jpeg", "webdataset"], typer.Option("--format", "-f", help="How images are written.")
+]
 HoldoutOption = Annotated[
     bool | None,
     typer.Option("--holdout/--train", help="Only held-out frames, or only the others.", show_default="all"),
@@ -43,11 +36,6 @@ CapacityOption = Annotated[
 ]
 
 
-def add_to(app: typer.Typer, panel: str) -> None:
-    """Register the commands."""
-    app.add_typer(buffer_app, name="buffer", rich_help_panel=panel, epilog="Example: mfmd buffer info --json")
-
-
 @buffer_app.command(epilog="Example: mfmd buffer info")
 def info(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Show the buffer's frames, sizes, bytes, sources and leases. Works beside a running daemon."""
@@ -55,17 +43,13 @@ def info(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> 
     from storage.buffer.info import buffer_info
 
     found = buffer_info(layout_of(settings), settings.buffer)
-    if as_json:
-        print_json(found.model_dump(mode="json"))
-    else:
-        for name, value in _lines(found):
-            typer.echo(f"{name:<10} {value}")
+    answer(as_json, found.model_dump(mode="json"), *(f"{name:<10} {value}" for name, value in _lines(found)))
 
 
 @buffer_app.command(epilog="Example: mfmd buffer export frames --format jpeg --holdout --limit 100")
 def export(
     folder: FolderArgument,
-    format: FormatOption = ImageFormat.PNG,
+    format: FormatOption = "png",
     holdout: HoldoutOption = None,
     limit: LimitOption = None,
     config: ConfigOption = DEFAULT_CONFIG,
@@ -80,11 +64,8 @@ def export(
     if folder.resolve().is_relative_to(settings.watch.folder.resolve()):
         raise FramesRefused(f"{folder} lies in the drop folder: `mfmd run` would ingest the copies as new images")
     with FrameBuffer.open(layout_of(settings), settings.buffer, writable=False) as buffer:
-        count = export_frames(buffer, folder, format.value, holdout=holdout, limit=limit)
-    if as_json:
-        print_json({"frames": count, "format": format.value, "folder": str(folder)})
-    else:
-        typer.echo(f"{count} frames -> {folder}")
+        count = export_frames(buffer, folder, format, holdout=holdout, limit=limit)
+    answer(as_json, {"frames": count, "format": format, "folder": str(folder)}, f"{count} frames -> {folder}")
 
 
 @buffer_app.command(epilog="Example: mfmd buffer resize --height 768 --width 1536")
@@ -104,12 +85,13 @@ def resize(
     wanted = _resized(settings.buffer, config, height=height, width=width, capacity_frames=count)
     with live_progress() as show:
         kept = resize_buffer(layout_of(settings), wanted, lambda done, total: show("resizing", done, total, {}))
-    if as_json:
-        print_json({"frames": kept, "height": height, "width": width, "capacity_frames": count})
-    else:
-        typer.echo(f"{kept} frames are {width}x{height} now.")
-        typer.echo(f"Before `mfmd run`, set in {config}: buffer.height {height}, buffer.width {width}", nl=False)
-        typer.echo(f", buffer.capacity_frames {count}.")
+    answer(
+        as_json,
+        {"frames": kept, "height": height, "width": width, "capacity_frames": count},
+        f"{kept} frames are {width}x{height} now.",
+        f"Before `mfmd run`, set in {config}: buffer.height {height}, buffer.width {width}, "
+        f"buffer.capacity_frames {count}.",
+    )
 
 
 @buffer_app.command(epilog="Example: mfmd buffer compact")
@@ -123,13 +105,10 @@ def compact(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) 
     from storage.buffer.compact import compact_buffer
 
     done = compact_buffer(layout_of(settings), settings.buffer, partial(missing_files, settings.watch))
-    if as_json:
-        print_json(asdict(done))
-        return
-    typer.echo(f"{done.files_forgotten} records of missing files were removed.")
-    if done.kept_because:
-        typer.echo(f"Records were kept: {done.kept_because}.")
-    typer.echo(f"Catalog: {_size(done.bytes_before)} -> {_size(done.bytes_after)}.")
+    kept = [f"Records were kept: {done.kept_because}."] if done.kept_because else []
+    removed = f"{done.files_forgotten} records of missing files were removed."
+    sizes = f"Catalog: {_size(done.bytes_before)} -> {_size(done.bytes_after)}."
+    answer(as_json, asdict(done), removed, *kept, sizes)
 
 
 def _resized(settings: "BufferSettings", config: Path, **sides: int) -> "BufferSettings":

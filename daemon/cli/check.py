@@ -1,5 +1,6 @@
 """`mfmd doctor` and `mfmd check`: examine machine and configuration, and the state directory."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,16 +17,6 @@ RepairOption = Annotated[
     bool, typer.Option("--repair", help="Repair what can be repaired; the daemon must be stopped.")
 ]
 COLORS = {"error": typer.colors.RED, "leftover": typer.colors.YELLOW}
-
-
-def add_to(app: typer.Typer, panel: str) -> None:
-    """Register `check`."""
-    app.command(rich_help_panel=panel, epilog="Example: mfmd check --read-data --repair")(check)
-
-
-def add_to_start(app: typer.Typer, panel: str) -> None:
-    """Register `doctor`, which is listed in another panel."""
-    app.command(rich_help_panel=panel, epilog="Example: mfmd doctor --json")(doctor)
 
 
 def check(
@@ -55,17 +46,8 @@ def check(
 
 
 def _rows(problems: "list[Problem]") -> list[dict[str, Any]]:
-    return [
-        {
-            "code": problem.code,
-            "severity": problem.severity,
-            "path": str(problem.path),
-            "detail": problem.detail,
-            "remedy": problem.remedy,
-            "repairable": problem.repairable,
-        }
-        for problem in problems
-    ]
+    names = ("code", "severity", "path", "detail", "remedy", "repairable")
+    return [{name: getattr(problem, name) for name in names} | {"path": str(problem.path)} for problem in problems]
 
 
 def _print(problems: "list[Problem]", repaired: "list[Problem]") -> None:
@@ -94,14 +76,10 @@ def doctor(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
     findings = examine(config)
     failed = [finding for finding in findings if finding.level == Level.FAIL]
     if as_json:
-        checks = [
-            {"name": item.name, "level": item.level.value, "detail": item.detail, "remedy": item.remedy}
-            for item in findings
-        ]
-        print_json({"ok": not failed, "checks": checks})
+        print_json({"ok": not failed, "checks": [asdict(finding) for finding in findings]})
     else:
         for finding in findings:
-            mark, color = MARKS[finding.level.value]
+            mark, color = MARKS[finding.level]
             typer.echo(f"{typer.style(mark, fg=color)}  {finding.name:<18} {finding.detail}")
             if finding.remedy:
                 typer.echo(f"{'':<24} -> {finding.remedy}")

@@ -6,7 +6,7 @@ import typer
 
 from daemon.cli.checkpoint_diff import diff
 from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, ReasonOption, registry_of, running_settings
-from daemon.cli.output import headline, local_time, print_json, print_table
+from daemon.cli.output import answer, headline, local_time, print_json, print_table
 from daemon.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -32,17 +32,6 @@ ExpectedOption = Annotated[
 ]
 
 OPERATOR = "operator"
-
-
-def add_to(app: typer.Typer, panel: str) -> None:
-    """Register the commands."""
-    app.add_typer(
-        checkpoints_app, name="checkpoints", rich_help_panel=panel, epilog="Example: mfmd checkpoints list --json"
-    )
-    app.command(rich_help_panel=panel, epilog='Example: mfmd promote 4 --reason "trained on the new camera"')(promote)
-    app.command(rich_help_panel=panel, epilog='Example: mfmd rollback --to 3 --reason "poles vanish at night"')(
-        rollback
-    )
 
 
 @checkpoints_app.command("list", epilog="Example: mfmd checkpoints list")
@@ -74,15 +63,12 @@ def show(number: NumberArgument, config: ConfigOption = DEFAULT_CONFIG, as_json:
     registry.verify(number)
     _say_damage(registry)
     events = [event.model_dump(mode="json") for event in registry.history() if event.version == number]
-    answer = _summary(registry, number, _marks(registry).get(number, [])) | {
+    facts = _summary(registry, number, _marks(registry).get(number, [])) | {
         "shadow": _shadows(settings, number),
         "manifest": manifest.model_dump(mode="json"),
         "history": events,
     }
-    if as_json:
-        print_json(answer)
-    else:
-        typer.echo(yaml.safe_dump(answer, sort_keys=False, allow_unicode=True), nl=False)
+    answer(as_json, facts, yaml.safe_dump(facts, sort_keys=False, allow_unicode=True).rstrip())
 
 
 @checkpoints_app.command(epilog='Example: mfmd checkpoints pin 3 --reason "winter baseline"')
@@ -95,7 +81,7 @@ def pin(
     """Pin a version, so that retention never removes it."""
     registry = registry_of(running_settings(config))
     registry.pin(number, OPERATOR, reason)
-    _say_pins(registry, as_json, f"Version {number} is pinned.")
+    answer(as_json, {"pinned": registry.pins()}, f"Version {number} is pinned.")
 
 
 @checkpoints_app.command(epilog="Example: mfmd checkpoints unpin 3")
@@ -108,7 +94,7 @@ def unpin(
     """Unpin a version, so that retention may remove it."""
     registry = registry_of(running_settings(config))
     registry.unpin(number, OPERATOR, reason)
-    _say_pins(registry, as_json, f"Version {number} is no longer pinned.")
+    answer(as_json, {"pinned": registry.pins()}, f"Version {number} is no longer pinned.")
 
 
 @checkpoints_app.command(epilog="Example: mfmd checkpoints verify")
@@ -124,11 +110,7 @@ def verify(numbers: NumbersArgument = None, config: ConfigOption = DEFAULT_CONFI
         except CorruptCheckpoint as error:
             damage = str(error)
         rows.append({"version": number, "ok": damage is None, "damage": damage})
-    if as_json:
-        print_json(rows)
-    else:
-        for row in rows:
-            typer.echo(f"Version {row['version']}: {row['damage'] or 'ok'}")
+    answer(as_json, rows, *(f"Version {row['version']}: {row['damage'] or 'ok'}" for row in rows))
     if any(not row["ok"] for row in rows):
         raise typer.Exit(ExitCode.FAILURE)
 
@@ -148,11 +130,9 @@ def prune(
     registry = registry_of(settings)
     kept = settings.registry.keep_versions if keep is None else keep
     removed = registry.prunable(kept) if dry_run else registry.prune(kept, by=OPERATOR)
-    if as_json:
-        print_json({"removed": removed, "dry_run": dry_run, "versions": registry.versions()})
-    else:
-        names = ", ".join(map(str, removed)) or "none"
-        typer.echo(f"{'Would remove' if dry_run else 'Removed'} versions: {names}.")
+    facts = {"removed": removed, "dry_run": dry_run, "versions": registry.versions()}
+    names = ", ".join(map(str, removed)) or "none"
+    answer(as_json, facts, f"{'Would remove' if dry_run else 'Removed'} versions: {names}.")
 
 
 @checkpoints_app.command(epilog="Example: mfmd checkpoints shadow 3")
@@ -202,10 +182,9 @@ def promote(
 
 
 def _say_move(ref: "Ref", before: "Ref | None", as_json: bool) -> None:
-    if as_json:
-        print_json(ref.model_dump(mode="json") | {"previous": before.version if before else None})
-    else:
-        typer.echo(f"Version {ref.version} serves (before: {before.version if before else 'none'}).")
+    previous = before.version if before else None
+    facts = ref.model_dump(mode="json") | {"previous": previous}
+    answer(as_json, facts, f"Version {ref.version} serves (before: {previous or 'none'}).")
 
 
 def _shadows(settings: "Settings", version: int) -> list[dict[str, Any]]:
@@ -215,13 +194,6 @@ def _shadows(settings: "Settings", version: int) -> list[dict[str, Any]]:
 
     records = ShadowRecords(StateLayout(settings.state).shadow).of(version)
     return [record.model_dump(mode="json") | {"agreement": record.agreement} for record in records]
-
-
-def _say_pins(registry: "CheckpointRegistry", as_json: bool, text: str) -> None:
-    if as_json:
-        print_json({"pinned": registry.pins()})
-    else:
-        typer.echo(text)
 
 
 def _say_damage(registry: "CheckpointRegistry") -> None:

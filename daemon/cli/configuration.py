@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, read_settings
-from daemon.cli.output import print_json
+from daemon.cli.output import answer, print_json
 
 config_app = typer.Typer(
     no_args_is_help=True, help="Check a configuration, show the settings in force, print the schema."
@@ -15,20 +15,12 @@ config_app = typer.Typer(
 FileArgument = Annotated[Path | None, typer.Argument(help="File to check.", show_default="the one of --config")]
 
 
-def add_to(app: typer.Typer, panel: str) -> None:
-    """Register the commands."""
-    app.add_typer(config_app, name="config", rich_help_panel=panel, epilog="Example: mfmd config show")
-
-
 @config_app.command(epilog="Example: mfmd config validate mfmd.yaml")
 def validate(file: FileArgument = None, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Check a configuration; exit 2 and one line naming file and field when it is wrong."""
     path = config if file is None else file
     read_settings(path)
-    if as_json:
-        print_json({"file": str(path), "valid": True})
-    else:
-        typer.echo(f"{path}: valid")
+    answer(as_json, {"file": str(path), "valid": True}, f"{path}: valid")
 
 
 @config_app.command(epilog="Example: mfmd config show --config mfmd.yaml")
@@ -37,10 +29,9 @@ def show(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> 
     import yaml
 
     values = read_settings(config).model_dump(mode="json")
-    if as_json:
-        print_json(values)
-    else:
-        typer.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None), nl=False)
+    answer(
+        as_json, values, yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None).rstrip()
+    )
 
 
 @config_app.command(epilog="Example: mfmd config schema > mfmd.schema.json")

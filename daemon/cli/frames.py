@@ -25,11 +25,6 @@ EveryOption = Annotated[
 ]
 
 
-def add_to(app: typer.Typer, panel: str) -> None:
-    """Register the command."""
-    app.command(rich_help_panel=panel, epilog="Example: mfmd frames clip.mp4 --into drop --every 0.5")(frames)
-
-
 def frames(
     videos: VideosArgument = None,
     into: IntoOption = None,

@@ -27,12 +27,6 @@ PresetOption = Annotated[
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")]
 
 
-def add_to(app: typer.Typer, panel: str) -> None:
-    """Register the commands."""
-    app.command(rich_help_panel=panel, epilog="Example: mfmd init /data/drop --classes cityscapes")(init)
-    app.command(rich_help_panel=panel, epilog="Example: mfmd demo --keep --out demo-report")(demo)
-
-
 def init(
     folder: FolderArgument = Path("drop"),
     config: ConfigOption = DEFAULT_CONFIG,

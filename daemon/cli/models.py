@@ -1,28 +1,18 @@
 """`mfmd predict`, `mfmd evaluate` and `mfmd export`: use a version without a server."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, VersionOption, read_settings, registry_of
-from daemon.cli.output import percent, print_json, print_table
+from daemon.cli.output import answer, percent, print_json, print_table
 from daemon.exit_codes import ExitCode
 
 FilesArgument = Annotated[list[Path], typer.Argument(help="Images.", metavar="IMAGES")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks; created if missing.")]
 ImagesOption = Annotated[Path, typer.Option("--images", help="Folder of images.")]
 LabelsOption = Annotated[Path, typer.Option("--labels", help="Folder of label PNGs with the same stems.")]
-
-
-def add_to(app: typer.Typer, panel: str) -> None:
-    """Register the commands."""
-    app.command(rich_help_panel=panel, epilog="Example: mfmd predict street.jpg --out masks")(predict)
-    app.command(
-        rich_help_panel=panel, epilog="Example: mfmd evaluate --images val/images --labels val/labels --checkpoint 3"
-    )(evaluate)
-    app.command(rich_help_panel=panel, epilog="Example: mfmd export 3 --format onnx --out street-3")(export)
 
 
 def predict(
@@ -38,13 +28,8 @@ def predict(
 
     answers: list[dict[str, object]] = []
     for file in predict_files(settings, images, out, checkpoint):
-        answers.append(
-            {"image": str(file.source), "version": file.version, "reason": file.reason}
-            | {
-                name: None if path is None else str(path)
-                for name, path in (("index", file.index), ("color", file.color))
-            }
-        )
+        masks = {name: path and str(path) for name, path in (("index", file.index), ("color", file.color))}
+        answers.append({"image": str(file.source), "version": file.version, "reason": file.reason} | masks)
         if file.reason is not None:
             typer.echo(f"{file.source}: skipped: {file.reason}", err=True)
         elif not as_json:
@@ -68,10 +53,8 @@ def evaluate(
 
     result = evaluate_folder(settings, images, labels, checkpoint)
     if as_json:
-        print_json(
-            {"version": result.version, "images": result.images, "miou": result.miou, "iou": result.iou}
-            | {"pixel_accuracy": result.pixel_accuracy}
-        )
+        names = ("version", "images", "miou", "iou", "pixel_accuracy")
+        print_json({name: getattr(result, name) for name in names})
         return
     print_table(["class", "IoU %"], [(name, percent(value)) for name, value in result.iou.items()])
     typer.echo(
@@ -80,18 +63,12 @@ def evaluate(
     )
 
 
-class Format(StrEnum):
-    """Values of `--format`."""
-
-    HUGGINGFACE = "huggingface"
-    ONNX = "onnx"
-    TORCH_EXPORT = "torch-export"
-
-
 VersionArgument = Annotated[
     int | None, typer.Argument(min=1, help="Version to export.", show_default="the serving version")
 ]
-FormatOption = Annotated[Format, typer.Option("--format", "-f", help="Format of the files.")]
+FormatOption = Annotated[
+    Literal["huggingface", "onnx", "torch-export"], typer.Option("--format", "-f", help="Format of the files.")
+]
 ExportOption = Annotated[Path, typer.Option("--out", "-o", help="New or empty folder for the files.")]
 
 
@@ -108,8 +85,6 @@ def export(
 
     registry = registry_of(settings)
     number = registry.serving_version() if version is None else version
-    files = export_version(registry, number, format.value, out)
-    if as_json:
-        print_json({"version": number, "format": format.value, "out": str(out), "files": files})
-    else:
-        typer.echo(f"Version {number} -> {out}: {', '.join(files)}")
+    files = export_version(registry, number, format, out)
+    facts = {"version": number, "format": format, "out": str(out), "files": files}
+    answer(as_json, facts, f"Version {number} -> {out}: {', '.join(files)}")

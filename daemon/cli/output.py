@@ -3,9 +3,9 @@
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import typer
 
@@ -16,12 +16,22 @@ def print_json(value: Any) -> None:
     typer.echo(text.encode(errors="backslashreplace").decode())
 
 
+def answer(as_json: bool, facts: Any, *lines: str) -> None:
+    """Print `facts` as JSON for programs, or `lines` for people."""
+    if as_json:
+        print_json(facts)
+    else:
+        for line in lines:
+            typer.echo(line)
+
+
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a plain text table, for grep and cut; numbers are right-aligned, the rest left-aligned."""
-    cells = [[_text(cell) for cell in row] for row in rows]
+    cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
     numeric = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(header))]
-    widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
-    for row in [list(header), *cells]:
+    lines = [list(header), *cells]
+    widths = [max(len(row[i]) for row in lines) for i in range(len(header))]
+    for row in lines:
         parts = [
             cell.rjust(width) if right else cell.ljust(width)
             for cell, width, right in zip(row, widths, numeric, strict=True)
@@ -44,10 +54,6 @@ def headline(scores: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {percent(value)} %" for name, value in scores.items() if name.endswith("miou"))
 
 
-def _text(cell: object) -> str:
-    return "-" if cell is None else str(cell)
-
-
 def _is_number(text: str) -> bool:
     return text == "-" or text.replace(".", "", 1).replace("-", "", 1).isdigit()
 
@@ -56,11 +62,8 @@ LINE_SECONDS = 10.0
 """Interval of progress lines where there is no terminal (seconds)."""
 
 
-class ShowProgress(Protocol):
-    """Shows progress: the phase, `step` of `steps`, and facts such as losses."""
-
-    def __call__(self, phase: str, step: int, steps: int, facts: Mapping[str, float | None]) -> None:
-        """Show it."""
+ShowProgress = Callable[[str, int, int, Mapping[str, float | None]], None]
+"""Shows progress: the phase, step, steps, and facts such as losses."""
 
 
 @contextmanager
@@ -75,20 +78,14 @@ def live_progress() -> Iterator[ShowProgress]:
 
 @contextmanager
 def _bar() -> Iterator[ShowProgress]:
+    from rich import progress as live
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(
-        *columns, TimeRemainingColumn(), TextColumn("{task.fields[facts]}"), console=Console(stderr=True)
-    ) as bar:
+    columns = (
+        live.TextColumn("{task.description}"), live.BarColumn(), live.MofNCompleteColumn(), live.TimeElapsedColumn(),
+        live.TimeRemainingColumn(), live.TextColumn("{task.fields[facts]}"),
+    )  # fmt: skip
+    with live.Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("starting", total=None, facts="")
 
         def show(phase: str, step: int, steps: int, facts: Mapping[str, float | None]) -> None:

@@ -7,19 +7,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, read_settings, running_settings
-from daemon.cli.output import print_json
+from daemon.cli.output import answer
 
 if TYPE_CHECKING:
     from configs.settings import Settings
-
-
-def add_to(app: typer.Typer, panel: str) -> None:
-    """Register the commands."""
-    app.command(rich_help_panel=panel, epilog="Example: mfmd run --config mfmd.yaml")(run)
-    app.command(rich_help_panel=panel, epilog="Example: mfmd reload --json")(reload)
-    app.command(rich_help_panel=panel, epilog="Example: MFMD_SERVING__PORT=9000 mfmd serve")(serve)
-    app.command(rich_help_panel=panel, epilog="Example: MFMD_MASKS__FOLDER=/data/masks mfmd masks")(masks)
-    app.command(hidden=True, epilog="Example: mfmd observe --config mfmd.yaml")(observe)
 
 
 def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
@@ -36,12 +27,10 @@ def reload(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
     from daemon.control.client import ControlClient
 
     done = ControlClient(layout_of(settings)).reload()
-    if as_json:
-        print_json(done.model_dump(mode="json"))
-        return
-    typer.echo(f"In force now: {', '.join(done.applied)}." if done.applied else "No setting changed.")
+    lines = [f"In force now: {', '.join(done.applied)}." if done.applied else "No setting changed."]
     if done.restart:
-        typer.echo(f"A restart of the daemon is needed for: {', '.join(done.restart)}.")
+        lines.append(f"A restart of the daemon is needed for: {', '.join(done.restart)}.")
+    answer(as_json, done.model_dump(mode="json"), *lines)
 
 
 def serve(config: ConfigOption = DEFAULT_CONFIG) -> None:

@@ -26,11 +26,6 @@ PathsArgument = Annotated[
 AllOption = Annotated[bool, typer.Option("--all", help="Every refused file.")]
 
 
-def add_to(app: typer.Typer, panel: str) -> None:
-    """Register the commands."""
-    app.add_typer(refused_app, name="refused", rich_help_panel=panel, epilog="Example: mfmd refused list --json")
-
-
 @refused_app.command("list", epilog="Example: mfmd refused list --reason truncated")
 def list_(
     reason: CodeOption = None, limit: LimitOption = 100, config: ConfigOption = DEFAULT_CONFIG,

@@ -20,11 +20,6 @@ CHECK_SECONDS = 5.0
 LABEL_WIDTH = 10
 
 
-def add_to(app: typer.Typer, panel: str) -> None:
-    """Register the command."""
-    app.command(rich_help_panel=panel, epilog="Example: mfmd status --json")(status)
-
-
 def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False, check: CheckOption = False) -> None:
     """Show what serves, the buffer, the last rounds and what needs attention. Works with the daemon up or down."""
     settings = running_settings(config)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, read_settings, registry_of
-from daemon.cli.output import headline, print_json
+from daemon.cli.output import answer, headline
 
 if TYPE_CHECKING:
     from configs.settings import Settings
@@ -15,12 +15,6 @@ if TYPE_CHECKING:
 UnsafeOption = Annotated[
     bool, typer.Option("--unsafe-pickle", help="Also read .pt and .pth files; reading one can run code in it.")
 ]
-
-
-def add_to(app: typer.Typer, panel: str) -> None:
-    """Register the commands."""
-    app.command(rich_help_panel=panel, epilog="Example: mfmd pretrain --config mfmd.yaml")(pretrain)
-    app.command("import", rich_help_panel=panel, epilog="Example: mfmd import ./segformer-b0")(import_)
 
 
 def pretrain(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
@@ -73,15 +67,14 @@ def _release(settings: "Settings", manifest: "Manifest", *, by: str, reason: str
     registry = registry_of(settings)
     ref = release(registry, manifest.version, by, reason)
     serving = registry.serving()
-    if as_json:
-        print_json(
-            {"version": manifest.version, "released": ref is not None, "serving": serving.version if serving else None}
-            | {"scores": manifest.scores}
-        )
-        return
+    facts = {
+        "version": manifest.version, "released": ref is not None, "serving": serving.version if serving else None,
+        "scores": manifest.scores,
+    }  # fmt: skip
     scores = headline(manifest.scores)
-    typer.echo(f"Version {manifest.version}{f' ({scores})' if scores else ''}.")
+    lines = [f"Version {manifest.version}{f' ({scores})' if scores else ''}."]
     if ref is not None:
-        typer.echo(f"It serves. Next: mfmd run, and drop images into {settings.watch.folder}")
+        lines.append(f"It serves. Next: mfmd run, and drop images into {settings.watch.folder}")
     elif serving is not None:
-        typer.echo(f"Version {serving.version} keeps serving; `mfmd promote {manifest.version}` serves the new one.")
+        lines.append(f"Version {serving.version} keeps serving; `mfmd promote {manifest.version}` serves the new one.")
+    answer(as_json, facts, *lines)

@@ -24,7 +24,7 @@ SEEDS = 2**24
 class Restoration:
     """weight <- M * released weight + (1 - M) * weight, M a fresh Bernoulli mask over single weights.
 
-    Masks as large as the network are drawn on its device, by a generator whose seed comes from the step's `Draws`. So
+    Masks as large as the network are drawn on its device, by a generator whose seed comes from the step's `StepRng`. So
     they repeat under the round's seed, continue after a restart, and are equal in all processes.
     """
 

@@ -31,7 +31,6 @@ class FeatureDistance:
             )
         recipe = inputs.recipe
         self.weight = recipe.feature_distance_weight
-        """Factor of the distance in the loss."""
         self._reference, self._share = reference, recipe.advanced.feature_distance_share
         things = [not recipe.thing_classes or name in recipe.thing_classes for name in inputs.class_names]
         self._things = torch.tensor([*things, False], device=inputs.accelerator.device)  # [K + 1], ignored last

@@ -52,13 +52,10 @@ class RecipeInputs(Generic[RecipeT_co]):
     released: SegmentationNetwork | None
     """The released version, frozen, in eval mode, on the device; None when the recipe does not need it."""
     recipe: RecipeT_co
-    """Constants of the recipe."""
     mfm: MfmSettings
-    """Constants of MFM."""
     class_names: tuple[str, ...]
     """Names of the classes, by index."""
     accelerator: Accelerator
-    """Device, precision and processes."""
     draws: StepRng
     """Random numbers: mixes, augmentations, masks. Only dropout uses torch's own."""
     reference: SegmentationNetwork | None = None

@@ -12,7 +12,6 @@ from enum import IntEnum
 
 from adapters.checkpoints.checkpoint import load_version
 from adapters.errors import TrainingFailed
-from adapters.networks.network import SegmentationNetwork
 from adapters.networks.parallel import agree
 from adapters.rounds.inputs import RoundInputs
 from adapters.rounds.optim import learning_rate_factor
@@ -45,15 +44,10 @@ class RoundTraining:
         """Resume from the newest state in `folder` if there is one (`start_training`)."""
         self._settings, self._progress = inputs.settings.round, progress
         self._accelerator = inputs.accelerator
-        self._training, self._state, self._before = start_training(inputs, folder)
-        progress.steps = self._saved = self._before.steps
+        self.training, self._state, self.before = start_training(inputs, folder)
+        progress.steps = self._saved = self.before.steps
         self._opened = self._started = time.monotonic()
         self._failure = ""
-
-    @property
-    def seconds_before(self) -> float:
-        """Wall time of the round before this process, up to the state that it resumes from (seconds)."""
-        return self._before.seconds
 
     def run(self, stop: StopRequest) -> str:
         """Train until a budget is exhausted or `stop` is requested; return `step budget`, `time budget` or `SIGTERM`.
@@ -78,10 +72,6 @@ class RoundTraining:
         self._save()
         return REASONS[end]
 
-    def candidate(self) -> SegmentationNetwork:
-        """Return the network to be judged, in eval mode."""
-        return self._training.candidate()
-
     def _agreed(self, end: End) -> tuple[End, float]:
         """Return why to end, and the used share of the time budget, equal in every process."""
         code, time_used = agree(self._accelerator, end, self._training_seconds / self._settings.max_seconds)
@@ -89,7 +79,7 @@ class RoundTraining:
 
     @property
     def _training_seconds(self) -> float:
-        return self._before.training_seconds + time.monotonic() - self._started
+        return self.before.training_seconds + time.monotonic() - self._started
 
     def _end(self, stop: StopRequest) -> End:
         if self._failure:
@@ -104,9 +94,9 @@ class RoundTraining:
         """Run one optimizer step with the used share `time_used` of the time budget."""
         settings = self._settings
         factor = learning_rate_factor(self._progress.steps, settings.steps, settings.optim, time_used)
-        result = self._training.step(factor)
+        result = self.training.step(factor)
         with self._failure_noted():
-            self._progress.add(result, images=self._training.images_per_step)
+            self._progress.add(result, images=self.training.images_per_step)
             if self._due:
                 self._progress.flush()  # never save what went wrong
 
@@ -127,7 +117,7 @@ class RoundTraining:
         steps, now = self._progress.steps, time.monotonic()
         if steps == self._saved:
             return
-        seconds = self._before.seconds + now - self._opened
+        seconds = self.before.seconds + now - self._opened
         self._state.save(Counters(steps, self._training_seconds, seconds))
         self._saved = steps
 

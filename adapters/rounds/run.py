@@ -63,12 +63,12 @@ class RoundRun:
             inputs = load_inputs(spec, settings)
         with inputs.buffer:
             with self._stop.interruptible():
-                training = RoundTraining(inputs, self._progress, self._folder)
-            self._started -= training.seconds_before
-            reason = training.run(self._stop)
+                loop = RoundTraining(inputs, self._progress, self._folder)
+            self._started -= loop.before.seconds
+            reason = loop.run(self._stop)
             # Not compiled from here on: other modes and sizes, and the versions it is compared with are not either.
             with self._stop.interruptible(), torch.compiler.set_stance("force_eager"):
-                candidate = training.candidate()
+                candidate = loop.training.candidate()
                 return self._score(inputs, candidate, reason) if self._first else self.ended("completed", reason)
 
     def _score(self, inputs: RoundInputs, candidate: SegmentationNetwork, reason: str) -> RoundScores:

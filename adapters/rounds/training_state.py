@@ -1,7 +1,7 @@
 """A round's training state: saved while it trains, so that a killed round resumes and the next one can inherit.
 
-Accelerate's `save_state` writes the optimizer, the loss scaler and every process's random state. Its hook writes the
-rest here: each module as safetensors, counters and positions as JSON. Objects given to
+Accelerate's `save_state` writes the optimizer, the loss scaler and every process's random state. The rest is written
+here: each module as safetensors, counters and positions as JSON. Objects given to
 `Accelerator.register_for_checkpointing` would be pickled, and reading them would run whatever is in them
 (docs/explanation/decisions/0009-rounds-that-continue.md).
 
@@ -63,11 +63,9 @@ class TrainingState:
         if accelerator.is_main_process:
             self._states.begin(step)
         accelerator.wait_for_everyone()
-        hook = accelerator.register_save_state_pre_hook(lambda _models, _weights, path: self._write(path, counters))
-        try:
-            accelerator.save_state(str(self._states.draft(step)))
-        finally:
-            hook.remove()
+        draft = self._states.draft(step)
+        self._write(draft, counters)
+        accelerator.save_state(str(draft))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self._states.publish(step)
@@ -115,27 +113,24 @@ class TrainingState:
         if strange:
             raise StateRefused(f"its network is not the serving version: {len(strange)} weights differ ({strange[0]})")
 
-    def _write(self, path: str, counters: Counters) -> None:
+    def _write(self, path: Path, counters: Counters) -> None:
         modules = self._training.recipe.modules()
         if not self._accelerator.is_main_process:
-            save_file(_statistics(modules), self._own_statistics(Path(path)))
+            save_file(_statistics(modules), self._own_statistics(path))
             return
         for name, module in modules.items():
-            save_weights(module, Path(path, f"{name}.safetensors"))
-        write_tree(Path(path), {"counters": asdict(counters), "training": self._training.state_dict()})
+            save_weights(module, path / f"{name}.safetensors")
+        write_tree(path, {"counters": asdict(counters), "training": self._training.state_dict()})
 
     def _load(self, path: Path, *, own: bool = True) -> dict[str, Any]:
         """Load modules, optimizer and scaler; return the rest as it was written.
 
         `own`: this process must find its own random state and BatchNorm statistics.
         """
-        hook = self._accelerator.register_load_state_pre_hook(lambda _models, _path: self._read_modules(path, own=own))
+        self._read_modules(path, own=own)
         torch.manual_seed(0)
         before = torch.get_rng_state()
-        try:
-            self._accelerator.load_state(str(path))
-        finally:
-            hook.remove()
+        self._accelerator.load_state(str(path))
         if own and torch.equal(before, torch.get_rng_state()):  # Accelerate only logs it
             raise ValueError(f"no random state of process {self._accelerator.process_index}")
         return read_tree(path)

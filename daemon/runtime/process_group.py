@@ -71,7 +71,7 @@ class ProcessGroup:
 
     def terminate(self) -> None:
         """Send SIGTERM to the whole group."""
-        signal_group(self.pid, signal.SIGTERM)
+        self._signal(signal.SIGTERM)
 
     def wait(self, seconds: float) -> bool:
         """Wait until leader and group have ended; return False if they have not after `seconds`."""
@@ -95,13 +95,11 @@ class ProcessGroup:
 
     def kill(self) -> None:
         """Send SIGKILL to the whole group."""
-        signal_group(self.pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
 
-
-def signal_group(group: int, number: signal.Signals) -> None:
-    """Send a signal to every process of a group; an empty group is no error."""
-    with suppress(ProcessLookupError, PermissionError):  # on macOS a group of zombies answers EPERM
-        os.killpg(group, number)
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError, PermissionError):  # an empty group is no error
+            os.killpg(self.pid, number)
 
 
 def group_alive(group: int) -> bool:

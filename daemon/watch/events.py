@@ -7,7 +7,6 @@ which are complete at once.
 
 import logging
 import os
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +19,7 @@ from watchdog.events import (
     FileSystemEvent,
     FileSystemEventHandler,
 )
-from watchdog.observers import Observer
-from watchdog.observers.api import BaseObserver
+from watchdog.observers.inotify import InotifyObserver
 
 from daemon.runtime.logs import get_logger
 
@@ -117,7 +115,7 @@ class FolderEvents:
 
     def __init__(self, root: Path, *, recursive: bool, hints: Hints) -> None:
         self._root, self._recursive, self._hints = root, recursive, hints
-        self._observer: BaseObserver | None = None
+        self._observer: InotifyObserver | None = None
         self._listener = _OverflowListener(hints)
 
     def start(self) -> None:
@@ -126,7 +124,8 @@ class FolderEvents:
         # `log.level: error` must not hide an overflow
         logger.setLevel(min(logging.WARNING, logger.getEffectiveLevel()))
         logger.addHandler(self._listener)
-        self._observer = observer = _make_observer()
+        # Without all events a rename into the folder looks like an unfinished file.
+        self._observer = observer = InotifyObserver(timeout=0.5, generate_full_events=True)
         observer.daemon = True
         observer.schedule(_Handler(self._hints), str(self._root), recursive=self._recursive, event_filter=HEARD)
         observer.start()
@@ -150,12 +149,3 @@ class FolderEvents:
         observer.stop()
         if observer.is_alive():
             observer.join(JOIN_SECONDS)
-
-
-def _make_observer() -> BaseObserver:
-    """Build an observer. On Linux it receives all events, or a rename into the folder looks like an unfinished file."""
-    if sys.platform == "linux":
-        from watchdog.observers.inotify import InotifyObserver
-
-        return InotifyObserver(timeout=0.5, generate_full_events=True)
-    return Observer(timeout=0.5)

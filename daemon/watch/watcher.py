@@ -16,7 +16,6 @@ from daemon.watch.events import Hints
 from daemon.watch.folder import FolderRoot
 from daemon.watch.scan import RESCAN_SHARE, FolderScan
 from storage.buffer.catalog import Catalog
-from storage.buffer.catalog_records import FileFact
 
 DEEP_SECONDS = 60.0
 """Shortest time between two deep rescans (seconds)."""
@@ -168,7 +167,8 @@ class Watcher:
 
     def _is_known(self, name: str, arrival: Arrival) -> bool:
         """Return whether the catalog has the file unchanged; remember that for the rescan."""
-        if not self._catalog.known(arrival.file) or self._readable_again(name, arrival):
+        readable_again = self._unreadable.get(name, arrival.changed_ns) != arrival.changed_ns
+        if readable_again or not self._catalog.known(arrival.file):
             return False
         self._known.add(name)
         return True
@@ -198,7 +198,9 @@ class Watcher:
         found = self._overflowing = 0
         for name in self._scan.names(self._complain):
             names.add(name)
-            if name not in self._unreadable and (self._same(name, facts) if deep else name in before):
+            seen = self._see(name) if deep else None
+            same = (seen is not None and facts.get(seen.file.path) == seen.file) if deep else name in before
+            if same and name not in self._unreadable:
                 self._known.add(name)
             elif name not in self._queue and name not in self._in_hand:
                 if self._queue.full:
@@ -207,14 +209,6 @@ class Watcher:
                     found += self._consider(name, now)
         self._unreadable = {name: changed for name, changed in self._unreadable.items() if name in names}
         return found
-
-    def _same(self, name: str, facts: dict[str, FileFact]) -> bool:
-        arrival = self._see(name)
-        return arrival is not None and facts.get(arrival.file.path) == arrival.file
-
-    def _readable_again(self, name: str, arrival: Arrival) -> bool:
-        before = self._unreadable.get(name)
-        return before is not None and before != arrival.changed_ns
 
     def _see(self, name: str) -> Arrival | None:
         try:

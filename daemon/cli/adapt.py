@@ -62,8 +62,7 @@ def _in_process(settings: "Settings", layout: "StateLayout", show: "ShowProgress
     registry = registry_of(settings)
     layout.create()
     with layout.lock(), stop_event() as stop:
-        buffer = FrameBuffer.open(layout, settings.buffer, writable=True)
-        try:
+        with FrameBuffer.open(layout, settings.buffer, writable=True) as buffer:
             interrupted = recover(settings, buffer, registry)
             context = RoundContext(settings, buffer, registry, stop, lambda item: _show(show, item))
             if interrupted is None:
@@ -71,15 +70,12 @@ def _in_process(settings: "Settings", layout: "StateLayout", show: "ShowProgress
             else:
                 typer.echo(f"Round {interrupted} was interrupted and resumes.", err=True)
                 verdict = continue_round(context, interrupted)
-        finally:
-            buffer.close()
         if stop.is_set():
             raise KeyboardInterrupt
         return verdict
 
 
 def _through_daemon(settings: "Settings", layout: "StateLayout", show: "ShowProgress") -> "Verdict":
-    """Ask the daemon for a round and follow its folder to the verdict."""
     from daemon.control.client import ControlClient
     from storage.rounds.folder import RoundStore
 
@@ -98,7 +94,6 @@ def _through_daemon(settings: "Settings", layout: "StateLayout", show: "ShowProg
 
 
 def _runs(client: "ControlClient", layout: "StateLayout", number: int) -> bool:
-    """Return whether the round runs, or a stopping daemon still holds it."""
     from daemon.control.client import ControlFailed
 
     if not layout.locked():
@@ -124,10 +119,7 @@ def _stays_locked(layout: "StateLayout") -> bool:
 
 
 def _outcome(folder: "RoundFolder | None", number: int, *, stopping: bool) -> "Verdict":
-    """Return the verdict of a round that has ended, or raise the error that explains why it has none.
-
-    `stopping`: the daemon is stopping, or has ended.
-    """
+    """Return the verdict of a round that has ended, or raise the error that explains why it has none."""
     from daemon.control.client import ControlFailed
     from daemon.rounds.runner import RoundFailed
 
@@ -144,7 +136,6 @@ def _outcome(folder: "RoundFolder | None", number: int, *, stopping: bool) -> "V
 
 
 def _interrupted(folder: "RoundFolder | None", number: int) -> "DaemonError":
-    """Return the error for a round that the daemon's end interrupted: whether it resumes, and from which step."""
     from daemon.control.client import ControlFailed
     from daemon.errors import Stopping
     from daemon.rounds.runner import RoundSuspended
@@ -165,7 +156,7 @@ def _interrupted(folder: "RoundFolder | None", number: int) -> "DaemonError":
 
 def _show(show: "ShowProgress", progress: "Progress") -> None:
     facts = {**progress.losses, "kept": progress.kept_ratio, "agreement": progress.agreement}
-    show(f"{progress.phase}", progress.step, progress.steps, facts)
+    show(progress.phase, progress.step, progress.steps, facts)
 
 
 def _print(verdict: "Verdict") -> None:

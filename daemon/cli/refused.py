@@ -1,5 +1,6 @@
 """`mfmd refused list|retry`: list the files that ingest refused, with the reasons; retry them."""
 
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from configs.settings import Settings
     from daemon.ingest.refusals import Selection
     from storage.buffer.catalog_records import FileRecord
+    from storage.layout import StateLayout
 
 refused_app = typer.Typer(no_args_is_help=True, help="List refused files and retry them.")
 
@@ -36,11 +38,8 @@ def list_(
     from storage.buffer.video_records import refused_videos
 
     layout = layout_of(running_settings(config))
-    catalog = Catalog.open(layout.catalog, writable=False)
-    try:
+    with closing(Catalog.open(layout.catalog, writable=False)) as catalog:
         found = [*catalog.refused(limit, reason=reason), *refused_videos(layout.videos, reason)]
-    finally:
-        catalog.close()
     found = sorted(found, key=lambda item: item.at, reverse=True)[:limit]
     if as_json:
         print_json([_entry(item) for item in found])
@@ -64,7 +63,12 @@ def retry(
 
     selection = Selection(frozenset(paths or ()), reason)
     layout = layout_of(settings)
-    done = _through_daemon(settings, selection) if layout.locked() else _in_process(settings, selection)
+    if layout.locked():
+        from daemon.control.client import ControlClient
+
+        done = ControlClient(layout, RETRY_SECONDS).retry_refused(sorted(selection.paths), selection.reason)
+    else:
+        done = _in_process(settings, layout, selection)
     done += retry_videos(settings.watch, layout.videos, selection)
     absent = missing(selection, done)
     if as_json:
@@ -77,25 +81,14 @@ def retry(
         raise typer.Exit(ExitCode.FAILURE)
 
 
-def _through_daemon(settings: "Settings", selection: "Selection") -> list[str]:
-    from daemon.control.client import ControlClient
-
-    return ControlClient(layout_of(settings), RETRY_SECONDS).retry_refused(sorted(selection.paths), selection.reason)
-
-
-def _in_process(settings: "Settings", selection: "Selection") -> list[str]:
+def _in_process(settings: "Settings", layout: "StateLayout", selection: "Selection") -> list[str]:
     """Retry under the state directory's lock, as the only writer; the next `mfmd run` finds the files."""
     from daemon.ingest.refusals import retry_refused
     from storage.buffer.catalog import Catalog
 
-    layout = layout_of(settings)
     Catalog.open(layout.catalog, writable=False).close()  # makes no empty buffer where there is none
-    with layout.lock():
-        catalog = Catalog.open(layout.catalog, writable=True)
-        try:
-            return retry_refused(settings.watch, catalog, selection)
-        finally:
-            catalog.close()
+    with layout.lock(), closing(Catalog.open(layout.catalog, writable=True)) as catalog:
+        return retry_refused(settings.watch, catalog, selection)
 
 
 def _entry(item: "FileRecord") -> dict[str, Any]:

@@ -6,7 +6,7 @@ from configs.errors import ConfigError
 from configs.load import load_settings
 from daemon.doctor.disk import examine_state
 from daemon.doctor.drop_folder import examine_drop_folder
-from daemon.doctor.finding import Finding, Level
+from daemon.doctor.finding import Finding, Level, fail, ok, warn
 from daemon.doctor.machine import examine_machine, examine_number_formats, examine_packages
 from daemon.doctor.models import examine_models
 from daemon.doctor.ports import examine_ports
@@ -32,13 +32,13 @@ def examine(config: Path) -> list[Finding]:
 
 
 def examine_file(config: Path) -> Finding:
-    """Check that a configuration file is valid."""
+    """Return whether a configuration file is valid."""
     try:
         load_settings(config)
     except ConfigError as error:
         remedy = "correct it; `mfmd config schema --markdown` lists every setting"
-        return Finding.fail("configuration", str(error), remedy)
-    return Finding.ok("configuration", f"{config} is valid")
+        return fail("configuration", str(error), remedy)
+    return ok("configuration", f"{config} is valid")
 
 
 def examine_in_force(layout: StateLayout) -> list[Finding]:
@@ -48,6 +48,6 @@ def examine_in_force(layout: StateLayout) -> list[Finding]:
     file = compared(layout)
     differ = ", ".join([*file.reload, *file.restart])
     if not differ:
-        return [Finding.ok("settings", "the daemon uses the settings of its last start or reload")]
+        return [ok("settings", "the daemon uses the settings of its last start or reload")]
     remedy = "`mfmd reload`" + (f", and a restart of the daemon for {', '.join(file.restart)}" if file.restart else "")
-    return [Finding.warn("settings", f"{file.file} differs from the settings of the running daemon: {differ}", remedy)]
+    return [warn("settings", f"{file.file} differs from the settings of the running daemon: {differ}", remedy)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from configs.buffer import BufferSettings
 from configs.settings import Settings
-from daemon.doctor.finding import Finding
+from daemon.doctor.finding import Finding, fail, ok, warn
 from daemon.watch.mode import MEMORY_TYPES, NETWORK_TYPES, file_system_of
 from storage.durable import write_bytes
 from storage.errors import DurabilityLost
@@ -27,26 +27,20 @@ def examine_state(settings: Settings) -> list[Finding]:
     place = _nearest_folder(layout.root)
     if not os.access(place, os.W_OK | os.X_OK):
         remedy = "let the user that runs mfmd write there, or set `state` to another folder"
-        return [Finding.fail("state", f"{place} is not writable", remedy)]
-    return [
-        _state(layout.root),
-        _file_system(place),
-        _fsync(place),
-        _space(place, settings.buffer),
-    ]
+        return [fail("state", f"{place} is not writable", remedy)]
+    return [_state(layout.root), _file_system(place), _fsync(place), _space(place, settings.buffer)]
 
 
 def _state(root: Path) -> Finding:
     if not root.is_dir():
-        return Finding.ok("state", f"{root} will be created in {_nearest_folder(root)}")
+        return ok("state", f"{root} will be created in {_nearest_folder(root)}")
     if root.stat().st_mode & OTHERS:
         remedy = f"frames are private images: `chmod -R o= {root}`"
-        return Finding.warn("state", f"{root} exists; every user of this machine can read it", remedy)
-    return Finding.ok("state", f"{root} exists")
+        return warn("state", f"{root} exists; every user of this machine can read it", remedy)
+    return ok("state", f"{root} exists")
 
 
 def _nearest_folder(path: Path) -> Path:
-    """`path`, or the nearest folder above it that exists."""
     return next(folder for folder in (path, *path.resolve().parents) if folder.is_dir())
 
 
@@ -54,11 +48,11 @@ def _file_system(place: Path) -> Finding:
     kind = file_system_of(place)
     if kind in NETWORK_TYPES:
         remedy = "set `state` to a local disk: SQLite's write-ahead log and file locks need one"
-        return Finding.fail("state_mount", f"{kind} is a network file system", remedy)
+        return fail("state_mount", f"{kind} is a network file system", remedy)
     if kind in MEMORY_TYPES:
         remedy = "set `state` to a disk if frames and checkpoints must survive a restart"
-        return Finding.warn("state_mount", f"{kind} is in memory", remedy)
-    return Finding.ok("state_mount", kind or "unknown file system")
+        return warn("state_mount", f"{kind} is in memory", remedy)
+    return ok("state_mount", kind or "unknown file system")
 
 
 def _fsync(place: Path) -> Finding:
@@ -68,11 +62,11 @@ def _fsync(place: Path) -> Finding:
             write_bytes(Path(folder) / "probe", b"mfmd")
             took = time.perf_counter() - began
     except (OSError, DurabilityLost) as error:
-        return Finding.fail("fsync", str(error), "check the disk and its mount options")
+        return fail("fsync", str(error), "check the disk and its mount options")
     detail = f"a durable write takes {1000 * took:.1f} ms"
     if took > SLOW_FSYNC_SECONDS:
-        return Finding.warn("fsync", detail, "ingest will be slow; use a faster disk for `state`")
-    return Finding.ok("fsync", detail)
+        return warn("fsync", detail, "ingest will be slow; use a faster disk for `state`")
+    return ok("fsync", detail)
 
 
 def _space(place: Path, buffer: BufferSettings) -> Finding:
@@ -80,14 +74,11 @@ def _space(place: Path, buffer: BufferSettings) -> Finding:
     wanted = int(buffer.capacity_frames * buffer.height * buffer.width * 3 * COMPRESSED_SHARE)
     detail = f"{_gib(free)} free; reserve {_gib(buffer.reserve_bytes)}, a full buffer about {_gib(wanted)}"
     if free <= buffer.reserve_bytes:
-        return Finding.fail(
-            "disk_space", detail, "free space, or lower buffer.reserve_bytes: ingest pauses below the reserve"
-        )
+        remedy = "free space, or lower buffer.reserve_bytes: ingest pauses below the reserve"
+        return fail("disk_space", detail, remedy)
     if free < buffer.reserve_bytes + wanted:
-        return Finding.warn(
-            "disk_space", detail, "ingest will pause before the buffer is full; lower buffer.capacity_frames"
-        )
-    return Finding.ok("disk_space", detail)
+        return warn("disk_space", detail, "ingest will pause before the buffer is full; lower buffer.capacity_frames")
+    return ok("disk_space", detail)
 
 
 def _gib(size: int) -> str:

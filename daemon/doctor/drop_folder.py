@@ -5,7 +5,7 @@ from pathlib import Path
 
 from configs.settings import Settings
 from configs.watch import WatchSettings
-from daemon.doctor.finding import Finding
+from daemon.doctor.finding import Finding, fail, ok, warn
 from daemon.watch.mode import file_system_of, is_silent
 
 WATCH_LIMIT = Path("/proc/sys/fs/inotify/max_user_watches")
@@ -18,42 +18,42 @@ def examine_drop_folder(settings: Settings) -> list[Finding]:
     folder = settings.watch.folder
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
-        return [Finding.fail("drop_folder", f"{folder} {what}", f"mkdir -p {folder}, or correct watch.folder")]
+        return [fail("drop_folder", f"{folder} {what}", f"mkdir -p {folder}, or correct watch.folder")]
     if not os.access(folder, os.R_OK | os.X_OK):
         remedy = "let the user that runs mfmd read and enter it"
-        return [Finding.fail("drop_folder", f"{folder} cannot be read", remedy)]
-    if _inside(settings.state, folder) and settings.watch.advanced.recursive:
+        return [fail("drop_folder", f"{folder} cannot be read", remedy)]
+    if settings.state.resolve().is_relative_to(folder.resolve()) and settings.watch.advanced.recursive:
         remedy = "move `state` out of the drop folder, or set watch.advanced.recursive: false"
-        return [Finding.fail("drop_folder", f"the state directory {settings.state} lies inside it", remedy)]
+        return [fail("drop_folder", f"the state directory {settings.state} lies inside it", remedy)]
     return [_marked(settings.watch), _mount(folder), _watches(settings.watch)]
 
 
 def _marked(settings: WatchSettings) -> Finding:
     if settings.marker is not None and not (settings.folder / settings.marker).exists():
         remedy = f"mount it, or `touch {settings.folder / settings.marker}` once it is mounted, or unset watch.marker"
-        return Finding.fail("drop_folder", f"{settings.folder} holds no {settings.marker} (watch.marker)", remedy)
-    return Finding.ok("drop_folder", f"{settings.folder} is readable")
+        return fail("drop_folder", f"{settings.folder} holds no {settings.marker} (watch.marker)", remedy)
+    return ok("drop_folder", f"{settings.folder} is readable")
 
 
 def _mount(folder: Path) -> Finding:
     kind = file_system_of(folder)
     if is_silent(kind):
         remedy = "nothing to do: the rescan finds them; a shorter watch.advanced.rescan_seconds finds them sooner"
-        return Finding.warn("drop_folder_mount", f"{kind}: files written by other machines raise no event here", remedy)
-    return Finding.ok("drop_folder_mount", kind or "unknown file system")
+        return warn("drop_folder_mount", f"{kind}: files written by other machines raise no event here", remedy)
+    return ok("drop_folder_mount", kind or "unknown file system")
 
 
 def _watches(settings: WatchSettings) -> Finding:
     if not WATCH_LIMIT.exists():
-        return Finding.ok("inotify", "not used on this system")
+        return ok("inotify", "not used on this system")
     limit = int(WATCH_LIMIT.read_text(encoding="ascii"))
     folders, complete = _count_folders(settings.folder) if settings.advanced.recursive else (1, True)
     detail = f"{folders}{'' if complete else '+'} folders, limit {limit} watches a user"
     if folders > limit // 2:
         wanted = max(524_288, 4 * folders)
         remedy = f"sysctl fs.inotify.max_user_watches={wanted}; until then the rescan finds files that events miss"
-        return Finding.warn("inotify", detail, remedy)
-    return Finding.ok("inotify", detail)
+        return warn("inotify", detail, remedy)
+    return ok("inotify", detail)
 
 
 def _count_folders(root: Path) -> tuple[int, bool]:
@@ -65,7 +65,3 @@ def _count_folders(root: Path) -> tuple[int, bool]:
         if entries > ENTRIES_LOOKED_AT:
             return folders, False
     return folders, True
-
-
-def _inside(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())

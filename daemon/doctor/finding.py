@@ -2,44 +2,38 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
 
 
 class Level(StrEnum):
-    """Severity of a finding."""
+    """Severity of a finding: correct; works, with a limit worth knowing; will not work."""
 
     OK = "ok"
-    """Correct."""
     WARN = "warn"
-    """Works, with a limit worth knowing."""
     FAIL = "fail"
-    """Something will not work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One finding: subject, level, what was seen, and what to do."""
+    """One finding; `name` is the stable name of the check, for programs."""
 
     name: str
-    """Stable name of the check, for programs."""
     level: Level
-    """How it is."""
     detail: str
     """What was seen, with numbers."""
     remedy: str = ""
     """What to do; empty when all is well."""
 
-    @classmethod
-    def ok(cls, name: str, detail: str) -> Self:
-        """Report that all is well."""
-        return cls(name, Level.OK, detail)
 
-    @classmethod
-    def warn(cls, name: str, detail: str, remedy: str) -> Self:
-        """Report that it works, with a limit."""
-        return cls(name, Level.WARN, detail, remedy)
+def ok(name: str, detail: str) -> Finding:
+    """Report that all is well."""
+    return Finding(name, Level.OK, detail)
 
-    @classmethod
-    def fail(cls, name: str, detail: str, remedy: str) -> Self:
-        """Report that it will not work."""
-        return cls(name, Level.FAIL, detail, remedy)
+
+def warn(name: str, detail: str, remedy: str) -> Finding:
+    """Report that it works, with a limit."""
+    return Finding(name, Level.WARN, detail, remedy)
+
+
+def fail(name: str, detail: str, remedy: str) -> Finding:
+    """Report that it will not work."""
+    return Finding(name, Level.FAIL, detail, remedy)

@@ -10,9 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from configs.settings import Settings
-from daemon.doctor.finding import Finding
+from daemon.doctor.finding import Finding, fail, ok, warn
 
-OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 11)
 PROBE_SECONDS = 120.0
 """Longest wait for torch to import (seconds); a cold disk takes half a minute."""
@@ -28,42 +27,32 @@ def examine_machine() -> list[Finding]:
 
     A child imports torch, because the control plane never does.
     """
-    findings = [_python()]
+    findings = [ok("python", f"{platform.python_version()} at {sys.executable}")]
     try:
         answer = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired:
-        return [*findings, Finding.fail("torch", f"import took over {PROBE_SECONDS:.0f} s", "check disk and memory")]
+        return [*findings, fail("torch", f"import took over {PROBE_SECONDS:.0f} s", "check disk and memory")]
     if answer.returncode != 0:
         reason = (answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"])[-1]
-        return [
-            *findings,
-            Finding.fail("torch", f"cannot be imported: {reason}", "install torch>=2.11 for this python"),
-        ]
+        return [*findings, fail("torch", f"cannot be imported: {reason}", "install torch>=2.11 for this python")]
     seen = json.loads(answer.stdout.strip().splitlines()[-1])
     return [*findings, _torch(seen["torch"]), _accelerator(seen["gpus"], seen["cuda"])]
-
-
-def _python() -> Finding:
-    version = platform.python_version()
-    if sys.version_info < OLDEST_PYTHON:
-        return Finding.fail("python", f"{version} is too old", "use Python 3.11 or later")
-    return Finding.ok("python", f"{version} at {sys.executable}")
 
 
 def _torch(version: str) -> Finding:
     numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2])
     if numbers < OLDEST_TORCH:
-        return Finding.fail("torch", f"{version} is too old", "install torch>=2.11")
-    return Finding.ok("torch", version)
+        return fail("torch", f"{version} is too old", "install torch>=2.11")
+    return ok("torch", version)
 
 
 def _accelerator(gpus: list[str], cuda: str | None) -> Finding:
     if gpus:
-        return Finding.ok("gpu", f"{len(gpus)} x {gpus[0]}, CUDA {cuda}")
+        return ok("gpu", f"{len(gpus)} x {gpus[0]}, CUDA {cuda}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     detail = f"none; {cores} CPU cores, torch built {'for CUDA ' + cuda if cuda else 'without CUDA'}"
     remedy = "fine for *_tiny networks and small frames; larger ones need a GPU, its driver and a CUDA build of torch"
-    return Finding.warn("gpu", detail, remedy)
+    return warn("gpu", detail, remedy)
 
 
 CPU_INFO = Path("/proc/cpuinfo")
@@ -73,21 +62,21 @@ FLAGS_OF_BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 def examine_number_formats(settings: Settings, gpu: bool, cpu_info: Path = CPU_INFO) -> list[Finding]:
     """Return a finding when bf16 is configured on a CPU; `gpu`: whether there is one, for `device: auto`."""
+    serving, training = settings.serving, settings.round
+    formats = (
+        ("serving.precision", serving.precision, serving.device),
+        ("round.mixed_precision", training.mixed_precision, training.device),
+    )
     asked = ", ".join(
-        f"{name}: bf16"
-        for name, number_format, device in (
-            ("serving.precision", settings.serving.precision, settings.serving.device),
-            ("round.mixed_precision", settings.round.mixed_precision, settings.round.device),
-        )
-        if number_format == "bf16" and (device == "cpu" or not gpu)
+        f"{name}: bf16" for name, used, device in formats if used == "bf16" and (device == "cpu" or not gpu)
     )
     flags = _flags(cpu_info)
     if not asked or not flags:
         return []
     if flags & FLAGS_OF_BF16:
-        return [Finding.ok("bf16", f"this CPU computes in it ({asked})")]
+        return [ok("bf16", f"this CPU computes in it ({asked})")]
     detail = f"this CPU emulates it, many times slower than float32 ({asked})"
-    return [Finding.warn("bf16", detail, "use float32 (`no` for a round), or a CPU with AVX512-BF16 or AMX, or a GPU")]
+    return [warn("bf16", detail, "use float32 (`no` for a round), or a CPU with AVX512-BF16 or AMX, or a GPU")]
 
 
 def _flags(cpu_info: Path) -> set[str]:
@@ -101,8 +90,6 @@ def _flags(cpu_info: Path) -> set[str]:
 
 
 PACKAGES = ("configs", "storage", "adapters", "daemon")
-OURS = "mfmd"
-REMEDY = "install mfmd in a separate environment"
 
 
 def examine_packages() -> list[Finding]:
@@ -110,19 +97,19 @@ def examine_packages() -> list[Finding]:
 
     PyPI's python-daemon installs `daemon` and PyPI's adapters installs `adapters`.
     """
+    remedy = "install mfmd in a separate environment"
     places = {name: _folder(name) for name in PACKAGES}
     if len(set(places.values())) > 1:
         detail = ", ".join(f"{name} in {folder}" for name, folder in places.items())
-        return [Finding.fail("packages", f"installed in several places: {detail}", REMEDY)]
+        return [fail("packages", f"installed in several places: {detail}", remedy)]
     owners = packages_distributions()
-    others = sorted({owner for name in PACKAGES for owner in owners.get(name, [])} - {OURS})
+    others = sorted({owner for name in PACKAGES for owner in owners.get(name, [])} - {"mfmd"})
     if others:
-        return [Finding.fail("packages", f"{', '.join(others)} installs packages of the same names", REMEDY)]
-    return [Finding.ok("packages", f"all in {places['daemon']}")]
+        return [fail("packages", f"{', '.join(others)} installs packages of the same names", remedy)]
+    return [ok("packages", f"all in {places['daemon']}")]
 
 
 def _folder(name: str) -> Path | None:
-    """Return the folder that holds the package, None where it is missing."""
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         return None

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from configs.settings import Settings
-from daemon.doctor.finding import Finding
+from daemon.doctor.finding import Finding, fail, ok, warn
 from storage.errors import NoCheckpoint, SourceRefused, StorageError, UnknownVersion
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
@@ -25,27 +25,27 @@ def _serving(settings: Settings) -> Finding:
         version = registry.serving_version()
     except NoCheckpoint:
         remedy = "`mfmd pretrain` trains one on source images, `mfmd import PATH` imports a trained model"
-        return Finding.fail("checkpoint", "no version serves yet", remedy)
+        return fail("checkpoint", "no version serves yet", remedy)
     except UnknownVersion as error:
-        return Finding.fail("checkpoint", str(error), another)
+        return fail("checkpoint", str(error), another)
     except StorageError as error:
-        return Finding.fail("checkpoint", str(error), "stop `mfmd run`, then `mfmd check --repair`")
+        return fail("checkpoint", str(error), "stop `mfmd run`, then `mfmd check --repair`")
     try:
         registry.verify(version)
     except StorageError as error:
-        return Finding.fail("checkpoint", str(error), another)
+        return fail("checkpoint", str(error), another)
     names = [str(item["name"]) for item in registry.manifest(version).classes]
     if names != [item.name for item in settings.classes]:
         remedy = "use the class list that the model was trained with, or train a new one"
-        return Finding.fail("checkpoint", f"version {version} has other classes than the configuration", remedy)
-    return Finding.ok("checkpoint", f"version {version} serves and matches its hashes")
+        return fail("checkpoint", f"version {version} has other classes than the configuration", remedy)
+    return ok("checkpoint", f"version {version} serves and matches its hashes")
 
 
 def _source(settings: Settings) -> Finding:
     source = settings.source
     if source is None:
         remedy = "set source.images and source.labels if you have any: they improve rounds and the gate"
-        return Finding.warn("source", "no labelled source images: rounds are source-free", remedy)
+        return warn("source", "no labelled source images: rounds are source-free", remedy)
     pairs = 0
     folders = [(source.images, source.labels), (source.validation_images, source.validation_labels)]
     try:
@@ -55,13 +55,13 @@ def _source(settings: Settings) -> Finding:
     except SourceRefused as error:
         more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
         remedy = "add or correct the files, source.labels or source.label_suffix"
-        return Finding.fail("source", f"{error.problems[0]}{more}", remedy)
-    return Finding.ok("source", f"{pairs} images with labels; `mfmd pretrain` checks their values")
+        return fail("source", f"{error.problems[0]}{more}", remedy)
+    return ok("source", f"{pairs} images with labels; `mfmd pretrain` checks their values")
 
 
 def _pretrained(path: Path) -> Finding:
     missing = [name for name in ("config.json", "model.safetensors") if not (path / name).is_file()]
     if missing:
         remedy = "point network.pretrained at a Hugging Face directory with config.json and model.safetensors"
-        return Finding.fail("pretrained", f"{path}: no {' and no '.join(missing)}", remedy)
-    return Finding.ok("pretrained", str(path))
+        return fail("pretrained", f"{path}: no {' and no '.join(missing)}", remedy)
+    return ok("pretrained", str(path))

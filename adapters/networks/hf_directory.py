@@ -51,12 +51,14 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_pretrained(model_class: Any, config: Any, directory: Path, fields: Sequence[str]) -> Any:
-    """Load `model_class` with the architecture of `config` and the weights in `directory` (config.json + safetensors).
+def build_model(model_class: Any, config: Any, directory: Path | None, fields: Sequence[str]) -> Any:
+    """Build `model_class(config)`, untrained or with the weights in `directory` (config.json + safetensors).
 
     `fields` are the config fields that must agree. Nothing is downloaded and no pickle is read. Raises UnsupportedModel
     when the directory cannot be read, NetworkMismatch when it holds another architecture.
     """
+    if directory is None:
+        return model_class(config)
     if not (directory / "config.json").is_file():
         raise UnsupportedModel(f"network.pretrained: {directory} holds no config.json; give a Hugging Face directory")
     try:

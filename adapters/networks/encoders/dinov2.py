@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.models.dinov2.configuration_dinov2 import Dinov2Config
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Model
 
-from adapters.networks.hf_directory import load_pretrained
+from adapters.networks.hf_directory import build_model
 from adapters.networks.initialisation import LayerNorm2d
 
 PATCH = 14
@@ -30,8 +30,6 @@ _ARCHITECTURE = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio",
     "patch_size", "image_size", "use_swiglu_ffn",
 )  # fmt: skip
-
-
 _COMMON: dict[str, Any] = {
     "image_size": 518,  # side of the images that the position code was made for (pixels)
     "patch_size": PATCH,
@@ -100,11 +98,7 @@ def build_dinov2(name: str, pretrained: Path | None, *, pyramid: bool) -> DinoV2
     Raises NetworkMismatch or UnsupportedModel when `pretrained` does not fit.
     """
     config = Dinov2Config(**{**_COMMON, **DINOV2_SPECS[name]})
-    if pretrained is None:
-        model = Dinov2Model(config)
-    else:
-        model = load_pretrained(Dinov2Model, config, pretrained, _ARCHITECTURE)
-    return DinoV2Encoder(model, pyramid=pyramid)
+    return DinoV2Encoder(build_model(Dinov2Model, config, pretrained, _ARCHITECTURE), pyramid=pyramid)
 
 
 class FeaturePyramid(nn.Module):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers.models.segformer.configuration_segformer import SegformerConfig
 from transformers.models.segformer.modeling_segformer import SegformerModel
 
-from adapters.networks.hf_directory import load_pretrained
+from adapters.networks.hf_directory import build_model
 from adapters.networks.initialisation import initialise_convolutions
 
 _ARCHITECTURE = ("hidden_sizes", "depths", "sr_ratios", "num_attention_heads", "mlp_ratios")
@@ -44,8 +44,7 @@ def build_mit(name: str, pretrained: Path | None) -> MitEncoder:
     Raises NetworkMismatch or UnsupportedModel when `pretrained` does not fit.
     """
     config = SegformerConfig(**{**_COMMON, **MIT_SPECS[name]})
-    if pretrained is not None:
-        return MitEncoder(load_pretrained(SegformerModel, config, pretrained, _ARCHITECTURE))
-    model = SegformerModel(config)
-    initialise_convolutions(model)
+    model = build_model(SegformerModel, config, pretrained, _ARCHITECTURE)
+    if pretrained is None:
+        initialise_convolutions(model)
     return MitEncoder(model)

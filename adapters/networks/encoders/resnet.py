@@ -8,12 +8,10 @@ from torch import Tensor, nn
 from transformers.models.resnet.configuration_resnet import ResNetConfig
 from transformers.models.resnet.modeling_resnet import ResNetModel
 
-from adapters.networks.hf_directory import load_pretrained
+from adapters.networks.hf_directory import build_model
 
 _ARCHITECTURE = ("embedding_size", "hidden_sizes", "depths", "layer_type")
 _FULL_STRIDE = 32
-
-
 _BASIC: dict[str, Any] = {"layer_type": "basic", "embedding_size": 64, "hidden_sizes": [64, 128, 256, 512]}
 _BOTTLENECK: dict[str, Any] = {"layer_type": "bottleneck", "embedding_size": 64, "hidden_sizes": [256, 512, 1024, 2048]}
 RESNET_SPECS: dict[str, dict[str, Any]] = {
@@ -49,10 +47,7 @@ def build_resnet(name: str, output_stride: int, stages: Sequence[int], pretraine
     Raises NetworkMismatch or UnsupportedModel when `pretrained` does not fit.
     """
     config = ResNetConfig(**RESNET_SPECS[name])
-    if pretrained is None:
-        model = ResNetModel(config)  # initialised Kaiming-normal, fan-out, by transformers
-    else:
-        model = load_pretrained(ResNetModel, config, pretrained, _ARCHITECTURE)
+    model = build_model(ResNetModel, config, pretrained, _ARCHITECTURE)  # untrained: He's fan-out weights
     _dilate(list(model.encoder.stages), output_stride)
     return ResNetEncoder(model, stages)
 

@@ -105,8 +105,12 @@ def check_shared_counts(rank: int) -> None:
 
 def check_batch_norm() -> None:
     """On GPUs it becomes torch's, with the same parameters under the same names; on CPUs it stays as it is."""
-    settings = RoundSettings()
-    for accelerator, kind in ((Accelerator(cpu=True), nn.BatchNorm2d), (OnGpu(cpu=True), nn.SyncBatchNorm)):
+    on, off = RoundSettings(), RoundSettings.model_validate({"advanced": {"sync_batch_norm": False}})
+    for settings, accelerator, kind in (
+        (on, Accelerator(cpu=True), nn.BatchNorm2d),
+        (off, OnGpu(cpu=True), nn.BatchNorm2d),
+        (on, OnGpu(cpu=True), nn.SyncBatchNorm),
+    ):
         network = small_network()
         expected, parameters = network.state_dict(), [*network.parameters()]
         images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -27,13 +27,10 @@ class CorruptCheckpoint(StorageError):
     code = "checkpoint_corrupt"
 
 
-class UnknownVersion(StorageError, KeyError):
+class UnknownVersion(StorageError):
     """A version or ref does not exist."""
 
     code = "version_unknown"
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 class NoCheckpoint(StorageError):

@@ -189,7 +189,7 @@ def _rolled_back_twin(registry: CheckpointRegistry, folder: RoundFolder) -> int 
     bad = sorted(registry.state().rolled_back & set(registry.versions()))
     digest = digest_of(folder.candidate) if bad else ""
     for version in bad:
-        with suppress(CorruptCheckpoint, KeyError):
+        with suppress(CorruptCheckpoint, UnknownVersion, KeyError):
             if registry.manifest(version).files[WEIGHTS].sha256 == digest:
                 return version
     return None

@@ -82,21 +82,15 @@ class FrameRecord:
 
 @dataclass(frozen=True, slots=True)
 class CatalogCounts:
-    """Totals of the catalog."""
+    """Totals of the catalog: frames in the buffer, frames ever committed and evicted, files by reason."""
 
     frames: int
-    """Frames in the buffer."""
     holdout: int
-    """Held-out frames among them."""
     committed_total: int
-    """Frames ever committed."""
     evicted_total: int
-    """Frames evicted from the buffer."""
     duplicates: int
     """Files of the drop folder whose content was committed before."""
     refused: dict[str, int]
-    """Refused files by reason."""
     skipped: dict[str, int]
-    """Files that admission skipped, by reason."""
     last_committed_at: float | None
     """Unix time of the newest frame in the buffer (seconds)."""

@@ -97,7 +97,6 @@ class FrameWriter:
         return stored
 
     def _append_group(self, frames: Sequence[NewFrame], grow: bool) -> list[FrameRecord]:
-        """Commit one group: whole or not at all."""
         fresh, doubles = self._sorted_out(frames)
         if fresh and self._planner.too_large(len(fresh)):
             self._shrink()
@@ -145,7 +144,6 @@ class FrameWriter:
         return list(islice((slot for slot in range(self._array.shape[0]) if slot not in used), count))
 
     def _sorted_out(self, frames: Sequence[NewFrame]) -> tuple[list[NewFrame], list[NewFrame]]:
-        """Return frames with new content, and the others."""
         fresh: dict[str, NewFrame] = {}
         doubles = []
         for new in frames:

@@ -19,9 +19,7 @@ class BufferInfo(Record):
     """Output of `mfmd buffer info`."""
 
     frames: int
-    """Frames in the buffer."""
     holdout: int
-    """Held-out frames among them."""
     capacity_frames: int
     """Frames that fit, by the configuration."""
     height: int
@@ -41,13 +39,10 @@ class BufferInfo(Record):
     newest: float | None
     """Capture time of the newest frame (Unix, seconds)."""
     sources: dict[str, int]
-    """Frames by source label."""
     leases: dict[int, int]
     """Number of leased frames by round."""
     committed_total: int
-    """Frames ever committed."""
     evicted_total: int
-    """Frames evicted from the buffer."""
     lost_total: int
     """Frames removed because their pixels were damaged (`lost.jsonl`)."""
 

@@ -54,18 +54,15 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class ObservedMeans:
-    """Means over the frames observed last."""
+    """Means over the frames observed last, in the units of `Observation`."""
 
     frames: int
-    """Frames averaged."""
     version: int
     """Version of the newest of them."""
     at: float
     """Unix time of the newest observation (seconds)."""
     entropy: float
-    """Mean entropy (nats)."""
     confidence: float
-    """Mean confidence (0-1)."""
     area: tuple[float, ...]
     """Mean share of pixels per class, [K] (0-1)."""
 

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -48,20 +48,49 @@ class PixelArray:
         self.folder = group / name
         try:
             metadata = json.loads((self.folder / METADATA).read_bytes())
-            self._format = ShardFormat.of(metadata)
-            self.shape: tuple[int, ...] = tuple(metadata["shape"])
-            """Number of images, height, width, and channels if there are any."""
+            self._learn_layout(metadata)
         except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             raise CorruptBuffer(f"{self.folder}: not a zarr array of mfmd: {error}") from error
         found = metadata.get("attributes", {}).get(ATTRIBUTE)
         self.attributes: dict[str, Any] = found if isinstance(found, dict) else {}
         """What `create_array` was given, with `schema` and `tile`."""
 
+    def _learn_layout(self, metadata: Any) -> None:
+        match metadata:
+            case {
+                "data_type": "uint8",
+                "fill_value": int(fill),
+                "shape": [*shape],
+                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, *shard]}},
+                "codecs": [
+                    {
+                        "name": "sharding_indexed",
+                        "configuration": {
+                            "chunk_shape": [1, *tile],
+                            "codecs": [{"name": "bytes"}, *packing, {"name": "crc32c"}],
+                            "index_codecs": [
+                                {"name": "bytes", "configuration": {"endian": "little"}},
+                                {"name": "crc32c"},
+                            ],
+                            "index_location": "end",
+                        },
+                    }
+                ],
+            } if len(tile) in (2, 3) and tile[2:] == shard[2:]:
+                self.shape: tuple[int, ...] = tuple(shape)
+                """Number of images, height, width, and channels if there are any; tiles may reach beyond."""
+                self._fill = fill
+                self._tile: tuple[int, ...] = tuple(tile)
+                self._down, self._across = int(shard[0] // tile[0]), int(shard[1] // tile[1])
+                self._pack, self._unpack = _codec(packing)
+            case _:
+                raise ValueError("its layout is not that of mfmd")
+
     @property
     def largest_shard(self) -> int:
         """Most bytes that the file of one image can take: pixels that do not compress, checksums, index of tiles."""
-        raw = math.prod(self._format.tile)
-        return self._format.down * self._format.across * (raw + raw // 128 + TILE_BYTES) + TILE_BYTES
+        raw = math.prod(self._tile)
+        return self._down * self._across * (raw + raw // 128 + TILE_BYTES) + TILE_BYTES
 
     def grow(self, count: int) -> None:
         """Make room for `count` images, durably.
@@ -89,7 +118,16 @@ class PixelArray:
 
     def pack(self, pixels: Pixels) -> bytes:
         """Pack the shard of one image for `write_packed`; safe in any thread. Raises ValueError for another shape."""
-        return self._format.shard(pixels)
+        if pixels.shape != self.shape[1:] or pixels.dtype != np.uint8:
+            raise ValueError(f"{pixels.dtype} {pixels.shape}, an image here is uint8 {self.shape[1:]}")
+        parts, index, start = list[bytes](), list[int](), 0
+        for tile in self._tiles(pixels):
+            packed = self._pack(tile)
+            parts += [packed, _checksum(packed)]
+            index += [start, len(packed) + CHECKSUM]
+            start += index[-1]
+        entries = np.array(index, ENTRY).tobytes()
+        return b"".join([*parts, entries, _checksum(entries)])
 
     def write_packed(self, index: int, shard: bytes) -> Path:
         """Write the result of `pack`; return the file, which is not yet fsynced. Raises OSError."""
@@ -124,115 +162,50 @@ class PixelArray:
     def _read(self, index: int, rows: range, columns: range) -> Pixels:
         path = self.shard_path(index)
         try:
-            return self._format.read(path, rows, columns)
+            with path.open("rb", buffering=0) as opened:
+                return self._unpacked(_File(opened.fileno(), os.fstat(opened.fileno()).st_size), rows, columns)
         except FileNotFoundError as error:
             raise CorruptBuffer(f"{path}: missing") from error
         except (ValueError, RuntimeError) as error:
             raise CorruptBuffer(f"{path}: damaged: {error}") from error
 
-
-@dataclass(frozen=True, slots=True)
-class ShardFormat:
-    """Layout of the images of one array in their files."""
-
-    image: tuple[int, ...]
-    """Height and width of an image (pixels), and channels if there are any; tiles may reach beyond."""
-
-    tile: tuple[int, ...]
-    """Height and width of a tile (pixels), and channels if there are any."""
-    down: int
-    """Rows of tiles in a shard."""
-    across: int
-    """Tiles in a row."""
-    fill: int
-    """Value of pixels that were not written."""
-    pack: Transform
-    unpack: Transform
-
-    @classmethod
-    def of(cls, metadata: Mapping[str, Any]) -> Self:
-        """Return the format of an array with this `zarr.json`. Raises ValueError for another layout."""
-        match metadata:
-            case {
-                "data_type": "uint8",
-                "fill_value": int(fill),
-                "shape": [_, *image],
-                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, *shard]}},
-                "codecs": [{"name": "sharding_indexed", "configuration": inside}],
-            }:
-                return cls._inside(inside, tuple(image), shard, fill)
-        raise ValueError("its layout is not that of mfmd")
-
-    @classmethod
-    def _inside(cls, inside: Mapping[str, Any], image: tuple[int, ...], shard: Sequence[int], fill: int) -> Self:
-        match inside:
-            case {
-                "chunk_shape": [1, *tile],
-                "codecs": [{"name": "bytes"}, *packing, {"name": "crc32c"}],
-                "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
-                "index_location": "end",
-            }:
-                codec = _codec(packing)
-                if codec is not None and len(tile) in (2, 3) and tile[2:] == shard[2:]:
-                    return cls(image, tuple(tile), shard[0] // tile[0], shard[1] // tile[1], fill, *codec)
-        raise ValueError("its tiles are not compressed as mfmd does it")
-
-    def shard(self, pixels: Pixels) -> bytes:
-        """Return the content of an image's file, with all tiles. Raises ValueError for another shape."""
-        if pixels.shape != self.image or pixels.dtype != np.uint8:
-            raise ValueError(f"{pixels.dtype} {pixels.shape}, an image here is uint8 {self.image}")
-        parts, index, start = list[bytes](), list[int](), 0
-        for tile in self._tiles(pixels):
-            packed = self.pack(tile)
-            parts += [packed, _checksum(packed)]
-            index += [start, len(packed) + CHECKSUM]
-            start += index[-1]
-        entries = np.array(index, ENTRY).tobytes()
-        return b"".join([*parts, entries, _checksum(entries)])
-
     def _tiles(self, pixels: Pixels) -> Iterator[Pixels]:
         """Yield every tile, row by row; beyond the image they hold the fill value."""
-        (height, width, *channels), (rows, columns, *_) = self.tile, self.image
-        if (rows, columns) != (self.down * height, self.across * width):
-            padded = np.full((self.down * height, self.across * width, *channels), self.fill, np.uint8)
+        (height, width, *channels), (rows, columns, *_) = self._tile, self.shape[1:]
+        if (rows, columns) != (self._down * height, self._across * width):
+            padded = np.full((self._down * height, self._across * width, *channels), self._fill, np.uint8)
             padded[:rows, :columns] = pixels
             pixels = padded
-        for down in range(self.down):
-            for across in range(self.across):
+        for down in range(self._down):
+            for across in range(self._across):
                 yield pixels[down * height : (down + 1) * height, across * width : (across + 1) * width]
 
-    def read(self, path: Path, rows: range, columns: range) -> Pixels:
-        """Return the pixels of `rows` and `columns` of the image in `path`; reads and checks only their tiles.
-
-        Raises ValueError or RuntimeError (an error of its codec) for a damaged file, OSError for one that is missing or
-        unreadable.
-        """
-        height, width, *_ = self.tile
-        pixels = np.empty((len(rows), len(columns), *self.tile[2:]), np.uint8)
-        with path.open("rb", buffering=0) as opened:
-            file = _File(opened.fileno(), os.fstat(opened.fileno()).st_size)
-            index = self._index(file)
-            for down in range(rows.start // height, (rows.stop - 1) // height + 1):
-                there, here_rows = _overlap(rows, down * height, height)
-                for across in range(columns.start // width, (columns.stop - 1) // width + 1):
-                    within, here_columns = _overlap(columns, across * width, width)
-                    tile = self._tile(file, *index[down * self.across + across])
-                    pixels[here_rows, here_columns] = self.fill if tile is None else tile[there, within]
+    def _unpacked(self, file: "_File", rows: range, columns: range) -> Pixels:
+        """Return these rows and columns; reads and checks only their tiles. Raises ValueError or RuntimeError."""
+        height, width, *_ = self._tile
+        pixels = np.empty((len(rows), len(columns), *self._tile[2:]), np.uint8)
+        index = self._index(file)
+        for down in range(rows.start // height, (rows.stop - 1) // height + 1):
+            there, here_rows = _overlap(rows, down * height, height)
+            for across in range(columns.start // width, (columns.stop - 1) // width + 1):
+                within, here_columns = _overlap(columns, across * width, width)
+                tile = self._read_tile(file, *index[down * self._across + across])
+                pixels[here_rows, here_columns] = self._fill if tile is None else tile[there, within]
         return pixels
 
     def _index(self, file: "_File") -> list[list[int]]:
         """Return start and length of every tile, row by row."""
-        tiles = self.down * self.across
+        tiles = self._down * self._across
         length = 2 * ENTRY.itemsize * tiles + CHECKSUM
         packed = file.checked(file.size - length, length, "index of tiles")
         entries: list[list[int]] = np.frombuffer(packed, ENTRY).reshape(tiles, 2).tolist()
         return entries
 
-    def _tile(self, file: "_File", start: int, length: int) -> Pixels | None:
+    def _read_tile(self, file: "_File", start: int, length: int) -> Pixels | None:
         if start == length == ABSENT:
             return None
         packed = file.checked(start, length, f"tile at byte {start}")
-        return np.frombuffer(self.unpack(packed), np.uint8).reshape(self.tile)
+        return np.frombuffer(self._unpack(packed), np.uint8).reshape(self._tile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,8 +228,8 @@ class _File:
         return content
 
 
-def _codec(packing: Sequence[Mapping[str, Any]]) -> tuple[Transform, Transform] | None:
-    """Return the codec of the tiles; None for what `create_array` does not create."""
+def _codec(packing: Sequence[Mapping[str, Any]]) -> tuple[Transform, Transform]:
+    """Return the codec of the tiles. Raises ValueError for what `create_array` does not create."""
     match packing:
         case []:
             return np.ndarray.tobytes, lambda packed: packed
@@ -266,7 +239,7 @@ def _codec(packing: Sequence[Mapping[str, Any]]) -> tuple[Transform, Transform] 
         case [{"name": "blosc", "configuration": {"cname": str(name), "clevel": int(level), "shuffle": "noshuffle"}}]:
             blosc = Blosc(cname=name, clevel=level, shuffle=Blosc.NOSHUFFLE)
             return lambda tile: blosc.encode(np.ascontiguousarray(tile)), blosc.decode
-    return None
+    raise ValueError("its tiles are not compressed as mfmd does it")
 
 
 def _checksum(content: Any) -> bytes:

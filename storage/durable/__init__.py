@@ -172,21 +172,16 @@ def publish_directory(temp: Path, final: Path) -> None:
     """
     if final.exists():
         raise FileExistsError(errno.EEXIST, "already published", str(final))
-    fsync_tree(temp)
-    temp.rename(final)
-    step("publish.renamed")
-    fsync_directory(final.parent)
-    step("publish.done")
-
-
-def fsync_tree(root: Path) -> None:
-    """Force a directory and everything in it to the disk. Raises DurabilityLost."""
-    folders = [Path(folder) for folder, _, _ in os.walk(root)]
-    fsync_files(Path(folder) / name for folder, _, names in os.walk(root) for name in names)
+    folders = [Path(folder) for folder, _, _ in os.walk(temp)]
+    fsync_files(path for folder in folders for path in folder.iterdir() if not path.is_dir())
     step("publish.files_synced")
     for folder in reversed(folders):
         fsync_directory(folder)
     step("publish.folders_synced")
+    temp.rename(final)
+    step("publish.renamed")
+    fsync_directory(final.parent)
+    step("publish.done")
 
 
 def move_directory(path: Path, target: Path) -> None:

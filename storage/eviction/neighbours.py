@@ -94,7 +94,6 @@ class Neighbours:
             distance[row] = squares[nearest[row]]
 
     def _search(self, rows: NDArray[np.int64]) -> None:
-        """Search the nearest neighbours of these rows again."""
         for start in range(0, len(rows), BLOCK):
             block = rows[start : start + BLOCK]
             self._update_nearest(block, self._squares(block))

@@ -57,7 +57,6 @@ def load_pixels(image: Image.Image, data: bytes) -> Image.Image:
 
 
 def _tag(image: Image.Image, tag: int) -> Any:
-    """Return a TIFF tag; None for other formats and missing tags."""
     return image.tag_v2.get(tag) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
 
 

@@ -215,7 +215,6 @@ class _Reader:
         self._error: OSError | None = None
 
     def read(self, count: int) -> bytes:
-        """Return up to `count` bytes."""
         try:
             return self._file.read(count)
         except OSError as error:
@@ -223,11 +222,9 @@ class _Reader:
             return b""
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Move to a position and return it."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """Return the position of the next byte."""
         return self._file.tell()
 
     def complain(self) -> None:

@@ -88,21 +88,16 @@ class PlaneClient:
             raise PlaneUnavailable(reason, answered=False) from error
         if answer.is_success:
             return answer
-        code, message = _problem(answer)
+        try:
+            problem = answer.json()
+            code, message = str(problem["code"]), str(problem["message"])
+        except (ValueError, KeyError, TypeError):
+            code, message = "unexpected_answer", f"HTTP {answer.status_code}"
         if 400 <= answer.status_code < 500 and answer.status_code not in NOT_ABOUT_THE_IMAGE:
             raise RefusedImage(code, message)
         if answer.status_code == 500:
             raise ImageFailed(message)
         raise PlaneUnavailable(message, _seconds(answer.headers.get("Retry-After")))
-
-
-def _problem(answer: httpx.Response) -> tuple[str, str]:
-    """Code and message of an error."""
-    try:
-        body = answer.json()
-        return str(body["code"]), str(body["message"])
-    except (ValueError, KeyError, TypeError):
-        return "unexpected_answer", f"HTTP {answer.status_code}"
 
 
 def _seconds(retry_after: str | None) -> float:

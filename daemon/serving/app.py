@@ -6,7 +6,6 @@ from typing import Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
-from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 from daemon.net.head_requests import HeadRequests
@@ -14,7 +13,7 @@ from daemon.net.token import serving_token
 from daemon.runtime.logs import get_logger
 from daemon.runtime.metric_table import expose
 from daemon.serving.api.openapi import describe_routes
-from daemon.serving.api.problems import problem_answer
+from daemon.serving.api.problems import Message, problem_answer
 from daemon.serving.api.segment import segment_routes
 from daemon.serving.errors import ApiError
 from daemon.serving.middleware import Guard, Instrument, Lifetime
@@ -26,10 +25,8 @@ HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 log = get_logger(__name__)
 
 
-class Health(BaseModel):
+class Health(Message):
     """The process answers."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     status: Literal["ok", "dead"]
     """dead: a thread ended by a bug, and only a restart repairs that."""
@@ -37,7 +34,7 @@ class Health(BaseModel):
     """Which, and what it means."""
 
 
-class Readiness(BaseModel):
+class Readiness(Message):
     """Whether requests are answered."""
 
     ready: bool

@@ -112,9 +112,8 @@ class Lifetime:
             await self._app(scope, receive, send)
             return
         request = _Watched(receive, send)
-        timer = asyncio.timeout(self._seconds)
         try:
-            async with timer:
+            async with asyncio.timeout(self._seconds) as timer:
                 await self._app(scope, request.receive, request.send)
         except TimeoutError as error:
             if request.answered or not timer.expired():

@@ -4,7 +4,6 @@ import asyncio
 import os
 import socket
 import time
-from types import FrameType
 
 import torch
 import uvicorn
@@ -67,11 +66,6 @@ class PlaneServer(uvicorn.Server):
             except OSError as error:  # a machine that mounts the registry read-only serves without the file
                 path = self._plane.layout.run_file("serve")
                 log.warning("run_file_not_written", path=str(path), error=str(error))
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Report a stop in `/readyz` on SIGTERM or SIGINT, then stop as uvicorn does."""
-        self._plane.draining = True
-        super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no new connections, add `Connection: close` to every answer, then stop.

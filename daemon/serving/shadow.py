@@ -6,6 +6,7 @@ It runs in a thread of its own, at low priority, with a short queue. A full queu
 import queue
 import socket
 import time
+from contextlib import suppress
 
 import numpy as np
 
@@ -69,20 +70,13 @@ class Shadow(PlaneThread):
         """Compare until stopped, then write the record."""
         be_nice()
         try:
-            self._compare_until_stopped()
+            while not self.stopping.is_set():
+                with suppress(queue.Empty):
+                    self._compare(*self._waiting.get(timeout=0.2))
+                self._write(now=time.monotonic())
+            self._write(now=float("inf"))
         except DurabilityLost:  # never retried: the record ends here, serving goes on
             log.exception("shadow_stopped")
-
-    def _compare_until_stopped(self) -> None:
-        while not self.stopping.is_set():
-            try:
-                item = self._waiting.get(timeout=0.2)
-            except queue.Empty:
-                item = None
-            if item is not None:
-                self._compare(*item)
-            self._write(now=time.monotonic())
-        self._write(now=float("inf"))
 
     def _compare(self, serving: int, image: Fitted, labels: Labels) -> None:
         with self._slots.lease_shadow() as candidate:
@@ -134,12 +128,12 @@ class Shadow(PlaneThread):
         if self._record is None or not self._dirty or now < self._written + WRITE_SECONDS:
             return
         self._written, self._dirty = min(now, time.monotonic()), False
+        trouble = ""
         try:
             self._records.write(self._plane, self._record)
         except OSError as error:
             self._dirty = True  # tried again, without a line every few seconds where this plane may never write
-            if str(error) != self._unwritten:
-                log.warning("shadow_record_not_written", error=str(error))
-            self._unwritten = str(error)
-        else:
-            self._unwritten = ""
+            trouble = str(error)
+            if trouble != self._unwritten:
+                log.warning("shadow_record_not_written", error=trouble)
+        self._unwritten = trouble

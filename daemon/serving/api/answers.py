@@ -8,10 +8,10 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 
 from adapters.inference.palette import colour_mask, overlay
 from configs.class_list import ClassInfo
+from daemon.serving.api.problems import Message
 from daemon.serving.batcher import Labels
 from daemon.serving.errors import ApiError
 from storage.registry.manifest import Manifest
@@ -58,24 +58,8 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
-def render(kind: AnswerFormat, labels: Labels, manifest: Manifest, image: Callable[[], NDArray[np.uint8]]) -> bytes:
-    """Return the body of an answer with `labels` `[h, w]`; `image` gives pixels `[h, w, 3]`, for an overlay only."""
-    classes = class_infos(manifest)
-    match kind:
-        case AnswerFormat.JSON:
-            return summarise(labels, manifest.version, classes).model_dump_json().encode()
-        case AnswerFormat.COLOR:
-            return png(colour_mask(labels, classes))
-        case AnswerFormat.OVERLAY:
-            return png(overlay(image(), labels, classes))
-        case AnswerFormat.INDEX:
-            return png(labels)
-
-
-class ClassArea(BaseModel):
+class ClassArea(Message):
     """Area of one class in an image."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     index: int
     """Index in the mask."""
@@ -87,10 +71,8 @@ class ClassArea(BaseModel):
     """Their share of the image (0-1)."""
 
 
-class SegmentSummary(BaseModel):
+class SegmentSummary(Message):
     """The JSON answer of `/v1/segment`."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     version: int
     """Version that answered."""
@@ -104,13 +86,25 @@ class SegmentSummary(BaseModel):
     """The index mask, a PNG in base64."""
 
 
-def summarise(labels: Labels, version: int, classes: list[ClassInfo]) -> SegmentSummary:
-    """Return size, area of each class and the index mask of `labels` `[h, w]`."""
+def render(kind: AnswerFormat, labels: Labels, manifest: Manifest, image: Callable[[], NDArray[np.uint8]]) -> bytes:
+    """Return the body of an answer with `labels` `[h, w]`; `image` gives pixels `[h, w, 3]`, for an overlay only."""
+    classes = class_infos(manifest)
+    match kind:
+        case AnswerFormat.JSON:
+            return _summary(labels, manifest.version, classes).model_dump_json().encode()
+        case AnswerFormat.COLOR:
+            return png(colour_mask(labels, classes))
+        case AnswerFormat.OVERLAY:
+            return png(overlay(image(), labels, classes))
+        case AnswerFormat.INDEX:
+            return png(labels)
+
+
+def _summary(labels: Labels, version: int, classes: list[ClassInfo]) -> SegmentSummary:
     pixels = np.bincount(labels.ravel(), minlength=len(classes)).tolist()
     areas = [
         ClassArea(index=index, name=entry.name, pixels=pixels[index], share=pixels[index] / labels.size)
         for index, entry in enumerate(classes)
     ]
-    mask = base64.b64encode(png(labels)).decode()
-    height, width = labels.shape
+    mask, (height, width) = base64.b64encode(png(labels)).decode(), labels.shape
     return SegmentSummary(version=version, height=height, width=width, classes=areas, mask_png=mask)

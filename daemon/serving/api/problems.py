@@ -25,10 +25,14 @@ MEANINGS = {
 }
 
 
-class Problem(BaseModel):
-    """Why a request was not answered; codes are stable."""
+class Message(BaseModel):
+    """A message in JSON; the text under a field is its description in the OpenAPI page."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Problem(Message):
+    """Why a request was not answered; codes are stable."""
 
     code: str
     """Stable code; docs/reference/errors.md lists them."""

@@ -5,12 +5,11 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from configs.class_list import ClassInfo
 from daemon.serving.api.answers import AnswerFormat, SegmentSummary, choose_format, render
 from daemon.serving.api.multipart import image_part, is_multipart
-from daemon.serving.api.problems import problems
+from daemon.serving.api.problems import Message, problems
 from daemon.serving.errors import NotReady, refused
 from daemon.serving.middleware import version_headers
 from daemon.serving.plane import InferencePlane
@@ -47,10 +46,8 @@ class ListedClass(ClassInfo):
     """Index in the mask."""
 
 
-class ClassList(BaseModel):
+class ClassList(Message):
     """The classes of masks."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     version: int | None
     """Version of these classes; None before the first: then those of the configuration."""
@@ -58,10 +55,8 @@ class ClassList(BaseModel):
     """In index order."""
 
 
-class ServingStatus(BaseModel):
+class ServingStatus(Message):
     """The serving version, the wanted version, and the queue."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     ready: bool
     """Whether requests are answered."""

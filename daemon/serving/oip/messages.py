@@ -6,8 +6,10 @@ binary tensors are Triton's extensions of it.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
+
+from daemon.serving.api.problems import Message
 
 MODEL = "segmentation"
 INPUT = "images"
@@ -35,11 +37,7 @@ def _encodable(text: str) -> str:
     return text
 
 
-class _Message(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True, protected_namespaces=())
-
-
-class InputTensor(_Message):
+class InputTensor(Message):
     """One entry of `inputs`."""
 
     name: str
@@ -49,14 +47,14 @@ class InputTensor(_Message):
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
-class OutputRequest(_Message):
+class OutputRequest(Message):
     """One entry of `outputs`."""
 
     name: str
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
-class InferBody(_Message):
+class InferBody(Message):
     """The JSON part of a request; unknown members are ignored, as the protocol says."""
 
     id: Annotated[str, AfterValidator(_encodable)] | None = None
@@ -66,7 +64,7 @@ class InferBody(_Message):
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
-class IndexBody(_Message):
+class IndexBody(Message):
     """Request of the repository index."""
 
     ready: bool = False
@@ -77,7 +75,7 @@ INPUT_MODELS = (InferBody, IndexBody)
 """What the OpenAPI page describes although routes read it themselves, within their limits."""
 
 
-class ServerMetadata(_Message):
+class ServerMetadata(Message):
     """Name and extensions of the server."""
 
     name: str
@@ -85,26 +83,26 @@ class ServerMetadata(_Message):
     extensions: list[str]
 
 
-class ServerLive(_Message):
+class ServerLive(Message):
     """The process answers."""
 
     live: bool
 
 
-class ServerReady(_Message):
+class ServerReady(Message):
     """Whether requests are answered."""
 
     ready: bool
 
 
-class ModelReady(_Message):
+class ModelReady(Message):
     """Whether the model answers."""
 
     name: str
     ready: bool
 
 
-class TensorMetadata(_Message):
+class TensorMetadata(Message):
     """A tensor of the model; -1 is any size."""
 
     name: str
@@ -112,7 +110,7 @@ class TensorMetadata(_Message):
     shape: list[int]
 
 
-class VersionParameters(_Message):
+class VersionParameters(Message):
     """What is special to one version."""
 
     version: int
@@ -128,7 +126,7 @@ class VersionParameters(_Message):
     """Names in index order."""
 
 
-class ModelMetadata(_Message):
+class ModelMetadata(Message):
     """The model, or one version of it."""
 
     name: str
@@ -141,7 +139,7 @@ class ModelMetadata(_Message):
     """About the version asked for, or the one that serves; none before the first."""
 
 
-class OutputTensor(_Message):
+class OutputTensor(Message):
     """Labels `[B, H, W]`, flat in row-major order, or their size (bytes) where binary data follows."""
 
     name: str
@@ -151,7 +149,7 @@ class OutputTensor(_Message):
     parameters: dict[str, int] | None = None
 
 
-class InferAnswer(_Message):
+class InferAnswer(Message):
     """The JSON part of an answer."""
 
     model_name: str
@@ -160,7 +158,7 @@ class InferAnswer(_Message):
     outputs: list[OutputTensor]
 
 
-class IndexEntry(_Message):
+class IndexEntry(Message):
     """A version in the repository."""
 
     name: str
@@ -170,7 +168,7 @@ class IndexEntry(_Message):
     """Why it does not answer; empty if it does."""
 
 
-class ModelConfig(_Message):
+class ModelConfig(Message):
     """The model's configuration in Triton's words."""
 
     name: str

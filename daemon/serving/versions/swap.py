@@ -66,10 +66,15 @@ class Swapper:
         before = self._slots.live
         if before is not None and before.version == version:
             return
-        resident = self._flip(version)
-        if not resident:
+        weights = "resident" if self._flip(version) else "disk"
+        if weights == "disk":
             self._slots.install(self._load(version))
-        self._announce(version, before, "resident" if resident else "disk")
+        live = self._slots.live
+        self._metrics.swaps.labels(result="ok").inc()
+        self._metrics.serve(version, live.digest if live is not None else "")
+        if before is not None and version < before.version:
+            self._metrics.rollbacks.labels(weights=weights).inc()
+        log.info("version_serves", version=version, previous=before and before.version, weights=weights)
 
     def shadow(self, version: int) -> None:
         """Load `version` into the idle place, to run in the live one's shadow.
@@ -154,14 +159,6 @@ class Swapper:
                     "roll back, or train with a lower learning rate"
                 )
             resident.warmed.add(size)
-
-    def _announce(self, version: int, before: Resident | None, weights: str) -> None:
-        live = self._slots.live
-        self._metrics.swaps.labels(result="ok").inc()
-        self._metrics.serve(version, live.digest if live is not None else "")
-        if before is not None and version < before.version:
-            self._metrics.rollbacks.labels(weights=weights).inc()
-        log.info("version_serves", version=version, previous=before and before.version, weights=weights)
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

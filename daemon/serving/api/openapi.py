@@ -1,5 +1,6 @@
 """The OpenAPI page, `/openapi.json`, made true where FastAPI cannot know. No HTML page: it would need a CDN."""
 
+from functools import cache, partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -21,13 +22,7 @@ HEADERS = {
 
 def describe_routes(app: FastAPI) -> None:
     """Make `app` describe its real routes; built once, at the first request for the page."""
-
-    def described() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            app.openapi_schema = _page(app)
-        return app.openapi_schema
-
-    app.openapi = described  # type: ignore[method-assign]
+    app.openapi = cache(partial(_page, app))  # type: ignore[method-assign]
 
 
 def _page(app: FastAPI) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from fastapi import APIRouter, Depends, Request, Response
 from daemon.serving.api.answers import class_infos
 from daemon.serving.api.problems import problems
 from daemon.serving.errors import ApiError, NotReady, VersionNotLoaded
-from daemon.serving.middleware import version_headers
 from daemon.serving.oip.messages import (
     CLIENT_HEADERS,
     DATATYPE,
@@ -34,7 +33,7 @@ from daemon.serving.oip.messages import (
     TensorMetadata,
     VersionParameters,
 )
-from daemon.serving.oip.tensors import format_infer, parse_infer, read_json
+from daemon.serving.oip.tensors import infer_response, parse_infer, read_json
 from daemon.serving.plane import InferencePlane
 from daemon.serving.versions.slots import Resident
 
@@ -106,7 +105,13 @@ def _model_routes(plane: InferencePlane) -> APIRouter:
     router = APIRouter()
 
     async def check(model: str, version: str | None = None) -> int | None:
-        return _check(plane, model, version)
+        """Return the version number in a path, if any. Raises ApiError 404 unknown_model, version_not_loaded."""
+        if model != MODEL:
+            raise ApiError(404, "unknown_model", f"there is no model {model[:64]!r}; the only one is {MODEL!r}")
+        loaded = {str(number): number for number in plane.slots.versions}
+        if version is not None and version not in loaded:
+            raise VersionNotLoaded(version[:64], tuple(loaded.values()))
+        return None if version is None else loaded[version]
 
     Number = Annotated[int | None, Depends(check)]
 
@@ -169,26 +174,12 @@ def _metadata(plane: InferencePlane, resident: Resident | None) -> ModelMetadata
     )
 
 
-def _check(plane: InferencePlane, model: str, version: str | None) -> int | None:
-    """Return the version number in a path, if any. Raises ApiError 404 unknown_model, version_not_loaded."""
-    if model != MODEL:
-        raise ApiError(404, "unknown_model", f"there is no model {model[:64]!r}; the only one is {MODEL!r}")
-    if version is None:
-        return None
-    loaded = plane.slots.versions
-    found = next((number for number in loaded if str(number) == version), None)
-    if found is None:
-        raise VersionNotLoaded(version[:64], loaded)
-    return found
-
-
 async def _infer(plane: InferencePlane, version: int | None, body: bytes, header_length: str | None) -> Response:
     most = plane.settings.watch.max_pixels
     request = await plane.in_thread(lambda: parse_infer(body, header_length, most))
     with plane.slots.lease(version) as resident:
         labels = await plane.segment(resident, lambda: list(request.images))
-        content, headers, media_type = await plane.in_thread(lambda: format_infer(request, labels, resident.version))
-        return Response(content, media_type=media_type, headers=headers | version_headers(resident))
+        return await plane.in_thread(lambda: infer_response(request, labels, resident))
 
 
 def _repository_routes(plane: InferencePlane) -> APIRouter:
@@ -213,16 +204,11 @@ def _repository_routes(plane: InferencePlane) -> APIRouter:
 
 
 def _entries(plane: InferencePlane) -> list[IndexEntry]:
-    resident = plane.slots.versions
+    resident, failure = plane.slots.versions, plane.follower.failure
     entries = []
     for version in sorted({*plane.registry.versions(), *resident}):  # what is resident answers, pruned or not
         ready = plane.ready and version in resident
-        reason = "" if ready else _reason(plane, version)
+        reason = failure.reason if failure is not None and failure.version == version else "not loaded"
         state = "READY" if ready else "UNAVAILABLE"
-        entries.append(IndexEntry(name=MODEL, version=str(version), state=state, reason=reason))
+        entries.append(IndexEntry(name=MODEL, version=str(version), state=state, reason="" if ready else reason))
     return entries
-
-
-def _reason(plane: InferencePlane, version: int) -> str:
-    failure = plane.follower.failure
-    return failure.reason if failure is not None and failure.version == version else "not loaded"

@@ -12,11 +12,13 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
+from fastapi import Response
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from daemon.serving.batcher import Labels
 from daemon.serving.errors import ApiError
+from daemon.serving.middleware import version_headers
 from daemon.serving.oip.messages import (
     DATATYPE,
     HEADER_LENGTH,
@@ -30,6 +32,7 @@ from daemon.serving.oip.messages import (
     InputTensor,
     OutputTensor,
 )
+from daemon.serving.versions.slots import Resident
 
 Message = TypeVar("Message", bound=BaseModel)
 
@@ -58,20 +61,23 @@ def parse_infer(body: bytes, header_length: str | None, max_pixels: int) -> Infe
         if output.parameters.get("classification"):
             raise ApiError(400, "unsupported_parameter", f"output {OUTPUT!r}: classification is not offered")
     images = _read_tensor(message.inputs[0], tail, max_pixels)
-    return InferRequest(message.id, images, _wants_binary(message))
+    everywhere = message.parameters.get("binary_data_output", False)
+    wanted = [output.parameters.get("binary_data", everywhere) for output in message.outputs] or [everywhere]
+    return InferRequest(message.id, images, any(wanted))
 
 
-def format_infer(request: InferRequest, labels: list[Labels], version: int) -> tuple[bytes, dict[str, str], str]:
-    """Return body, extra headers and media type of the answer."""
-    stacked = np.stack(labels)  # [B, H, W]
+def infer_response(request: InferRequest, labels: list[Labels], resident: Resident) -> Response:
+    """Return the answer with these labels of `resident`."""
+    stacked, headers = np.stack(labels), version_headers(resident)  # [B, H, W]
     output = OutputTensor(name=OUTPUT, datatype=DATATYPE, shape=list(stacked.shape))
-    answer = InferAnswer(model_name=MODEL, model_version=str(version), id=request.id, outputs=[output])
+    answer = InferAnswer(model_name=MODEL, model_version=str(resident.version), id=request.id, outputs=[output])
     if not request.binary:
         output.data = stacked.ravel().tolist()
-        return answer.model_dump_json(exclude_none=True).encode(), {}, "application/json"
+        return Response(answer.model_dump_json(exclude_none=True), headers=headers, media_type="application/json")
     output.parameters = {"binary_data_size": stacked.nbytes}
     head = answer.model_dump_json(exclude_none=True).encode()
-    return head + stacked.tobytes(), {HEADER_LENGTH: str(len(head))}, "application/octet-stream"
+    headers[HEADER_LENGTH] = str(len(head))
+    return Response(head + stacked.tobytes(), headers=headers, media_type="application/octet-stream")
 
 
 def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes | None]:
@@ -158,10 +164,3 @@ def _flat(data: list[Any], shape: list[int]) -> list[Any]:
             raise ApiError(400, "wrong_data", f"data is neither flat nor nested as the shape {shape} says")
         data = list(chain.from_iterable(data))
     return data
-
-
-def _wants_binary(message: InferBody) -> bool:
-    everywhere = bool(message.parameters.get("binary_data_output", False))
-    return any(bool(output.parameters.get("binary_data", everywhere)) for output in message.outputs) or (
-        everywhere and not message.outputs
-    )

@@ -49,20 +49,17 @@ def listen(wanted: Wanted, backlog: int) -> socket.socket:
     """
     try:
         found = _look_up(wanted.host, wanted.port)
-    except OSError as error:
-        raise _cannot_bind(wanted, error) from error
-    if not wanted.guarded:
         for entry in found:
-            if not _is_loopback(entry):
+            if not wanted.guarded and not _is_loopback(entry):
                 raise ConfigError(
                     f"{wanted.section}.host: {wanted.host} ({entry[1][0]}) can be reached from outside; "
                     f"{wanted.remedy}, or bind 127.0.0.1"
                 )
-    family, target = found[0]
-    try:
+        family, target = found[0]
         listener = socket.create_server(target, family=family, backlog=backlog)
     except OSError as error:
-        raise _cannot_bind(wanted, error) from error
+        place = f"{wanted.section}.host {wanted.host}, {wanted.section}.port {wanted.port}"
+        raise AddressInUse(f"{place}: cannot bind: {error.strerror or error}; choose another port") from error
     # Connections inherit the options. Without the first one the body of an answer, written after its head, may wait
     # 40 ms for the client to acknowledge the head; asyncio sets it only on sockets made for IPPROTO_TCP by name.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -84,11 +81,6 @@ def _is_loopback(entry: tuple[socket.AddressFamily, Any]) -> bool:
     address = ipaddress.ip_address(entry[1][0].partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return (mapped or address).is_loopback
-
-
-def _cannot_bind(wanted: Wanted, error: OSError) -> AddressInUse:
-    place = f"{wanted.section}.host {wanted.host}, {wanted.section}.port {wanted.port}"
-    return AddressInUse(f"{place}: cannot bind: {error.strerror or error}; choose another port")
 
 
 class TlsFiles(NamedTuple):

@@ -52,7 +52,7 @@ class InferencePlane:
         self.batcher = Batcher(self.slots, serving, self.metrics, self.shadow.offer)
         self.registry = CheckpointRegistry(self.layout.checkpoints)
         self.swapper = Swapper(self.registry, self.slots, serving, self.device, self.metrics, self.batcher, own_process)
-        self.follower = Follower(self.registry, self.slots, self.swapper, self.metrics, serving)
+        self.follower = Follower(self.swapper)
         self.bodies = Bodies(serving.advanced.max_body_bytes)
         self.started = time.time()
         self.draining = False

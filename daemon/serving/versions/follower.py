@@ -4,16 +4,13 @@ import time
 
 from pydantic import BaseModel, ConfigDict
 
-from configs.serving import ServingSettings
 from daemon.errors import code_of
 from daemon.runtime.backoff import Backoff
 from daemon.runtime.logs import get_logger
-from daemon.serving.metrics import ServingMetrics
 from daemon.serving.threads import PlaneThread, be_nice
-from daemon.serving.versions.slots import Resident, Slots
+from daemon.serving.versions.slots import Resident
 from daemon.serving.versions.swap import Swapper
 from storage.registry.manifest import Ref
-from storage.registry.registry import CheckpointRegistry
 
 RETRIES = Backoff(base=1.0, cap=60.0)
 """Delays after swaps that failed."""
@@ -46,17 +43,10 @@ class Follower(PlaneThread):
     retried when either version changes.
     """
 
-    def __init__(
-        self,
-        registry: CheckpointRegistry,
-        slots: Slots,
-        swapper: Swapper,
-        metrics: ServingMetrics,
-        settings: ServingSettings,
-    ) -> None:
+    def __init__(self, swapper: Swapper) -> None:
         super().__init__("mfmd-follower")
-        self._registry, self._slots, self._swapper, self._metrics = registry, slots, swapper, metrics
-        self._settings = settings
+        self._swapper, self._settings = swapper, swapper.settings
+        self._registry, self._slots, self._metrics = swapper.registry, swapper.slots, swapper.metrics
         self.wanted: Ref | None = None
         """The serving ref as it was last read."""
         self.failure: SwapFailure | None = None

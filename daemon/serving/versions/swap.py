@@ -46,12 +46,8 @@ class Swapper:
 
         `own_process`: the heap of this process may be frozen before the first version serves.
         """
-        self._registry = registry
-        self._slots = slots
-        self._settings = settings
-        self._device = device
-        self._metrics = metrics
-        self._batcher = batcher
+        self.registry, self.slots, self.settings, self.metrics = registry, slots, settings, metrics
+        self._device, self._batcher = device, batcher
         self._to_freeze = own_process
         self._spare: tuple[str, ServedForward] | None = None
         self.garbage = 0
@@ -63,17 +59,17 @@ class Swapper:
         Raises UnknownVersion, CorruptCheckpoint (hash, keys, shapes, non-finite weights or outputs) or whatever loading
         raised; the version that was live then still is.
         """
-        before = self._slots.live
+        before = self.slots.live
         if before is not None and before.version == version:
             return
         weights = "resident" if self._flip(version) else "disk"
         if weights == "disk":
-            self._slots.install(self._load(version))
-        live = self._slots.live
-        self._metrics.swaps.labels(result="ok").inc()
-        self._metrics.serve(version, live.digest if live is not None else "")
+            self.slots.install(self._load(version))
+        live = self.slots.live
+        self.metrics.swaps.labels(result="ok").inc()
+        self.metrics.serve(version, live.digest if live is not None else "")
         if before is not None and version < before.version:
-            self._metrics.rollbacks.labels(weights=weights).inc()
+            self.metrics.rollbacks.labels(weights=weights).inc()
         log.info("version_serves", version=version, previous=before and before.version, weights=weights)
 
     def shadow(self, version: int) -> None:
@@ -81,28 +77,28 @@ class Swapper:
 
         Raises what `serve` raises, and ShadowDiffers when its masks could not be compared with the live version's.
         """
-        live, manifest = self._slots.live, self._registry.manifest(version)
+        live, manifest = self.slots.live, self.registry.manifest(version)
         size = manifest.input_height, manifest.input_width
         if live is None or live.manifest.classes != manifest.classes or live.input_size != size:
             raise ShadowDiffers(version)
         resident = self._load(version)
         resident.shadow = True
-        self._slots.install(resident)
+        self.slots.install(resident)
         log.info("shadow_runs", version=version, serving=live.version)
 
     def end_shadow(self) -> None:
         """Free the idle place if a shadow holds it."""
-        if self._slots.shadow is not None:
+        if self.slots.shadow is not None:
             self._take_idle()
 
     def _flip(self, version: int) -> bool:
         """Flip to the idle version if it is `version`, warmed up first at sizes that came up since it was."""
-        idle = self._slots.idle
+        idle = self.slots.idle
         if idle is None or idle.version != version:
             return False
         with self._timed("warmup"), low_priority_stream(self._device):
             self._warm_up(idle)
-        return self._slots.flip_to(version)
+        return self.slots.flip_to(version)
 
     def _load(self, version: int) -> Resident:
         try:
@@ -112,15 +108,15 @@ class Swapper:
 
     def _read(self, version: int) -> Resident:
         """Read `version` from disk. The idle version stays for rollbacks until the hashes are known to be right."""
-        manifest = self._registry.manifest(version)
+        manifest = self.registry.manifest(version)
         with self._timed("verify"):
-            self._registry.verify(version)
+            self.registry.verify(version)
         with self._timed("drain"):
             self._take_idle()
         with low_priority_stream(self._device):
             with self._timed("load"):
                 forward = self._forward_for(manifest)
-                forward.load(self._registry.weights_path(version))
+                forward.load(self.registry.weights_path(version))
             with self._timed("warmup"):
                 resident = Resident(version, manifest, forward)
                 self._warm_up(resident)
@@ -132,7 +128,7 @@ class Swapper:
 
     def _take_idle(self) -> None:
         """Free the idle place; keep its network, so that swaps allocate nothing."""
-        retired = self._slots.retire_idle(DRAIN_SECONDS)
+        retired = self.slots.retire_idle(DRAIN_SECONDS)
         if retired is not None:
             self._spare = (_architecture(retired.manifest), retired.forward)
 
@@ -141,7 +137,7 @@ class Swapper:
         architecture = _architecture(manifest)
         if self._spare is None or self._spare[0] != architecture:
             self._spare = None  # the old one is freed before the new one is made
-            self._spare = (architecture, ServedForward(network_of(manifest), self._settings, self._device))
+            self._spare = (architecture, ServedForward(network_of(manifest), self.settings, self._device))
         return self._spare[1]
 
     def _warm_up(self, resident: Resident) -> None:
@@ -164,7 +160,7 @@ class Swapper:
     def _timed(self, phase: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        self._metrics.swap_seconds.labels(phase=phase).observe(time.perf_counter() - started)
+        self.metrics.swap_seconds.labels(phase=phase).observe(time.perf_counter() - started)
 
 
 def noise(size: tuple[int, int], seed: int = 0) -> Tensor:

@@ -42,10 +42,9 @@ class PlaneClient:
         serving = settings.serving
         self._layout, self._serving = StateLayout(settings.state), serving
         token = serving_token(serving)
-        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self._largest = serving.advanced.max_body_bytes
         self._http = httpx.Client(
             verify=True if serving.certificate is None else _trusting(str(serving.certificate)),
+            headers={} if token is None else {"Authorization": f"Bearer {token}"},
             timeout=TIMEOUT_SECONDS,
             trust_env=False,
         )
@@ -69,20 +68,18 @@ class PlaneClient:
 
         Raises RefusedImage when the plane does not take the image, ImageFailed when it failed on it, PlaneUnavailable.
         """
-        if len(image) > self._largest:  # the plane would close the connection while we send
-            raise RefusedImage(
-                "too_many_bytes", f"{len(image)} bytes; serving.advanced.max_body_bytes is {self._largest}"
-            )
+        largest = self._serving.advanced.max_body_bytes
+        if len(image) > largest:  # the plane would close the connection while we send
+            raise RefusedImage("too_many_bytes", f"{len(image)} bytes; serving.advanced.max_body_bytes is {largest}")
         answer = self._ask("POST", f"/v1/segment?format={kind}", content=image)
-        return answer.content, Version(
-            int(answer.headers["X-Checkpoint-Version"]), str(answer.headers["X-Checkpoint-Hash"])
-        )
+        number, sha256 = answer.headers["X-Checkpoint-Version"], answer.headers["X-Checkpoint-Hash"]
+        return answer.content, Version(int(number), sha256)
 
     def _ask(self, method: str, path: str, content: bytes | None = None) -> httpx.Response:
         address = current_record(self._layout, "serve") or self._serving
         url = base_url(address.host, address.port, tls=self._serving.certificate is not None) + path
         try:
-            answer = self._http.request(method, url, headers=self._headers, content=content)
+            answer = self._http.request(method, url, content=content)
         except httpx.HTTPError as error:
             reason = f"the inference plane does not answer: {str(error) or type(error).__name__}"
             raise PlaneUnavailable(reason, answered=False) from error

@@ -50,7 +50,6 @@ class Step:
     verdict: Verdict | None
     """The gate's verdict; None for the source-only start."""
     score: ServedScore
-    """Score of what serves after it."""
     seconds: float
     """Time since the demo began (seconds)."""
 

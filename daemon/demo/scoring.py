@@ -31,7 +31,6 @@ class ServedScore:
     """What one version answered on a set of images."""
 
     version: int
-    """Version named in every answer."""
     iou: NDArray[np.float64]
     """IoU of each class (0-1); NaN where a class is neither labelled nor predicted."""
     masks: tuple[Mask, ...]

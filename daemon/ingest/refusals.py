@@ -31,7 +31,6 @@ class Selection:
     paths: frozenset[str] = frozenset()
     """Relative to the drop folder, as `mfmd refused list` shows them."""
     reason: str | None = None
-    """A reason code."""
 
     def of(self, catalog: Catalog) -> list[FileRecord]:
         """Return the files, newest refusal first."""

@@ -44,7 +44,6 @@ class Batch:
     """Content of the next commit."""
 
     frames: list[Decoded] = field(default_factory=list)
-    """Its frames, in order of arrival."""
     skipped: list[Settled] = field(default_factory=list)
     """Images skipped because of a frame of this batch; recorded once that frame is committed."""
     since: float = math.inf

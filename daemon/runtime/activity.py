@@ -77,7 +77,6 @@ class ChildActivity(ActivityPart):
     name: str
     """`serve`, `observe`, `masks` or `frames`."""
     running: bool
-    """Whether it runs."""
     problem: str = ""
     """Why it does not do its work; empty when it does."""
     pid: int | None = None
@@ -96,9 +95,7 @@ class MirrorActivity(ActivityPart):
     """A mirror of what serves (`publish`)."""
 
     name: str
-    """`triton` or `huggingface`."""
     folder: str
-    """Where it is."""
     state: Literal["waiting", "exporting", "current", "failed", "stopped"] = "waiting"
     """current: readers are led to the serving version; failed: tried again; stopped: its disk lost a write, so nothing
     more is written until the daemon starts again."""
@@ -116,7 +113,6 @@ class FileActivity(ActivityPart):
     """The configuration file, compared with the settings in force."""
 
     file: str = ""
-    """Its path."""
     problem: str = ""
     """Why it is not valid; empty when it is."""
     reload: list[str] = Field(default_factory=list)
@@ -129,15 +125,10 @@ class Activity(ActivityPart):
     """What the daemon does now."""
 
     watch: WatchActivity = WatchActivity()
-    """The drop folder."""
     ingest: IngestActivity = IngestActivity()
-    """Ingest."""
     children: list[ChildActivity] = Field(default_factory=list)
-    """Children."""
     mirrors: list[MirrorActivity] = Field(default_factory=list)
-    """Mirrors of what serves."""
     settings: FileActivity = FileActivity()
-    """The configuration file."""
     errors: dict[str, str] = Field(default_factory=dict)
     """Parts of the daemon whose last step failed, with the reason."""
 

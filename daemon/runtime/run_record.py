@@ -27,9 +27,7 @@ class RunRecord(BaseModel):
     machine: str
     """Host name of the machine or container that it runs on."""
     boot: str
-    """Boot of that machine."""
     pid: int
-    """Process id."""
     started: float
     """Start of the process, counted from the boot (seconds): a clock that is set changes nothing."""
     state: str
@@ -39,7 +37,6 @@ class RunRecord(BaseModel):
     port: int
     """TCP port; the one that the system chose when the configured one is 0."""
     tls: bool
-    """Whether it speaks HTTPS."""
 
     @property
     def since(self) -> float:

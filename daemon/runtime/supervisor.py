@@ -43,9 +43,7 @@ class ChildSpec:
     """A child that must run."""
 
     name: str
-    """Its name in status, metrics and logs."""
     command: Sequence[str]
-    """Program and arguments."""
     nice: int = 0
     """Added to our own nice value."""
     grace_seconds: float = CHILD_SECONDS

@@ -35,7 +35,6 @@ class FrameFile:
     """One frame, decoded and not yet encoded."""
 
     name: str
-    """Name of its file."""
     captured_at: float
     """Unix time (seconds)."""
     _frame: VideoFrame
@@ -53,9 +52,7 @@ class Written:
     """Result of `write_frames`."""
 
     written: int
-    """Files that were written."""
     there: int
-    """Files that existed already."""
     damage: str
     """What could not be decoded; empty when all of the video was."""
 

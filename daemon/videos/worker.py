@@ -178,10 +178,10 @@ class VideoWorker:
 
     def _begin(self, file: FileFact) -> None:
         """Count this process as one that may die of the video. Raises RefusedImage after too many."""
-        record = self._records.of(file)
-        attempts = 0 if record is None else record.attempts
         if file in self._begun:
             return
+        record = self._records.of(file)
+        attempts = 0 if record is None else record.attempts
         if attempts >= ATTEMPTS:
             raise RefusedImage("not_an_image", f"{attempts} processes crashed while they decoded it")
         self._records.add(file, "begun", attempts=attempts + 1)

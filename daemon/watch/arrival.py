@@ -28,7 +28,6 @@ class Arrival:
     file: FileFact
     """Name, size and mtime as the catalog records them."""
     path: Path
-    """Path to read it from."""
     changed_ns: int
     """Change time of the inode (nanoseconds): also moves when permissions do."""
     renamed_into_place: bool = False

@@ -108,6 +108,6 @@ class FolderRoot:
         self._events = events
 
     def _stop_events(self) -> None:
-        events, self._events = self._events, None
-        if events is not None:
-            events.stop()
+        if self._events is not None:
+            self._events.stop()
+        self._events = None

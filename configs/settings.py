@@ -1,9 +1,7 @@
 """Every setting of mfmd; with the other files beside it the only place where a default stands.
 
-`configs/X.py` holds the section `x` and the small sections that follow it in `Settings`: `admission` is in watch.py,
-`schedule` in round.py; `observe` and `log` are here. Each field's docstring says what it is and in which unit;
-`mfmd config schema` prints them as JSON Schema. Values come from a YAML file and from environment variables
-(`MFMD_WATCH__FOLDER=/drop` sets `watch.folder`); see `configs/load.py`. Relative paths are relative to the YAML file.
+`configs/X.py` holds the section `x` and the small sections that follow it in `Settings`; `observe` and `log` are here.
+Docstrings name the meaning and unit of each field; `mfmd config schema` prints them. `configs/load.py` reads values.
 """
 
 from pathlib import Path

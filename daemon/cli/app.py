@@ -22,7 +22,6 @@ from daemon.cli.training import import_, pretrain
 
 app = typer.Typer(
     name="mfmd",
-    help="Keep a semantic-segmentation model good while the world in front of the camera changes.",
     epilog="First look: mfmd demo. Your own folder: mfmd init FOLDER, mfmd pretrain, mfmd run.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -41,11 +41,8 @@ def diff(
 
 
 def _show_fields(title: str, changes: "dict[str, FieldChange]", found: "VersionDiff", *, unknown: bool = False) -> None:
-    if unknown:
-        typer.echo(f"{title}: not recorded in both manifests\n")
-        return
-    if not changes:
-        typer.echo(f"{title}: no difference\n")
+    if unknown or not changes:
+        typer.echo(f"{title}: {'not recorded in both manifests' if unknown else 'no difference'}\n")
         return
     rows = [(name, _short(change.before), _short(change.after)) for name, change in changes.items()]
     print_table([title, f"version {found.first}", f"version {found.second}"], rows)

@@ -5,12 +5,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from daemon.cli.checkpoint_diff import diff
-from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, ReasonOption, registry_of, running_settings
+from daemon.cli.options import (
+    DEFAULT_CONFIG,
+    ConfigOption,
+    JsonOption,
+    ReasonOption,
+    layout_of,
+    registry_of,
+    running_settings,
+)
 from daemon.cli.output import answer, headline, local_time, print_json, print_table
 from daemon.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from configs.settings import Settings
     from storage.registry.manifest import Ref
     from storage.registry.registry import CheckpointRegistry
 
@@ -39,17 +46,16 @@ def list_(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
     """List every version with its origin, its scores and the refs that name it."""
     registry = registry_of(running_settings(config))
     _say_damage(registry)
-    marks = _marks(registry)
-    rows = [_summary(registry, version, own) for version, own in marks.items()]
+    rows = [_summary(registry, version, marks) for version, marks in _marks(registry).items()]
     if as_json:
         print_json(rows)
-    elif not rows and registry.given():
-        typer.echo("No version is on disk.")
-    elif not rows:
-        typer.echo("No checkpoint yet: `mfmd pretrain` or `mfmd import PATH` creates the first.")
-    else:
+    elif rows:
         header = ["version", "origin", "parent", "round", "created", "scores", "marks"]
-        print_table(header, [_row(summary) for summary in rows])
+        print_table(header, [_row(**row) for row in rows])
+    elif registry.given():
+        typer.echo("No version is on disk.")
+    else:
+        typer.echo("No checkpoint yet: `mfmd pretrain` or `mfmd import PATH` creates the first.")
 
 
 @checkpoints_app.command(epilog="Example: mfmd checkpoints show 3")
@@ -57,14 +63,17 @@ def show(number: NumberArgument, config: ConfigOption = DEFAULT_CONFIG, as_json:
     """Show a version: its origin, scores, verdict, shadow and history. Verifies its files."""
     import yaml
 
+    from storage.registry.shadow_record import ShadowRecords
+
     settings = running_settings(config)
     registry = registry_of(settings)
     manifest = registry.manifest(number)
     registry.verify(number)
     _say_damage(registry)
     events = [event.model_dump(mode="json") for event in registry.history() if event.version == number]
+    shadows = ShadowRecords(layout_of(settings).shadow).of(number)
     facts = _summary(registry, number, _marks(registry).get(number, [])) | {
-        "shadow": _shadows(settings, number),
+        "shadow": [record.model_dump(mode="json") | {"agreement": record.agreement} for record in shadows],
         "manifest": manifest.model_dump(mode="json"),
         "history": events,
     }
@@ -187,15 +196,6 @@ def _say_move(ref: "Ref", before: "Ref | None", as_json: bool) -> None:
     answer(as_json, facts, f"Version {ref.version} serves (before: {previous or 'none'}).")
 
 
-def _shadows(settings: "Settings", version: int) -> list[dict[str, Any]]:
-    """Return how a version agreed with the versions it ran in the shadow of, summed over all planes."""
-    from storage.layout import StateLayout
-    from storage.registry.shadow_record import ShadowRecords
-
-    records = ShadowRecords(StateLayout(settings.state).shadow).of(version)
-    return [record.model_dump(mode="json") | {"agreement": record.agreement} for record in records]
-
-
 def _say_damage(registry: "CheckpointRegistry") -> None:
     """Print damaged refs and missing files of the serving version on stderr.
 
@@ -238,11 +238,5 @@ def _summary(registry: "CheckpointRegistry", version: int, marks: list[str]) -> 
     return {"version": version, **facts, "marks": marks}
 
 
-def _row(summary: dict[str, Any]) -> list[object]:
-    head = [summary[name] for name in ("version", "origin", "parent", "round")]
-    return [
-        *head,
-        local_time(summary["created"]),
-        headline(summary["scores"] or {}) or "-",
-        ", ".join(summary["marks"]),
-    ]
+def _row(created: float | None, scores: dict[str, float] | None, marks: list[str], **head: object) -> list[object]:
+    return [*head.values(), local_time(created), headline(scores or {}) or "-", ", ".join(marks)]

@@ -94,7 +94,7 @@ def _from_preset(name: str, folder: str) -> str:
 
 
 def _relative(path: Path, config: Path) -> str:
-    """Return `path` as `config` names it: relative if it is beside or below the file, else absolute."""
+    """Return `path` relative to the folder of `config` if it lies in it, else absolute."""
     target, base = path.expanduser().resolve(), config.expanduser().resolve().parent
     return Path(os.path.relpath(target, base)).as_posix() if target.is_relative_to(base) else target.as_posix()
 

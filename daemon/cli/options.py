@@ -21,7 +21,7 @@ VersionOption = Annotated[
 
 
 def read_settings(config: Path) -> "Settings":
-    """Return the settings in `config` and the environment. Raises ConfigError."""
+    """Return the settings in `config` and the environment; raise ConfigError."""
     from configs.load import load_settings
 
     return load_settings(config)

@@ -43,11 +43,10 @@ def _check(settings: "Settings") -> None:
     from daemon.control.client import ControlClient, ControlFailed
 
     layout = layout_of(settings)
-    if not layout.locked():
-        typer.echo(f"no daemon on {layout.root}", err=True)
-        raise typer.Exit(ExitCode.FAILURE)
     try:
-        problems = ControlClient(layout, CHECK_SECONDS).problems()
+        problems = (
+            ControlClient(layout, CHECK_SECONDS).problems() if layout.locked() else [f"no daemon on {layout.root}"]
+        )
     except ControlFailed as error:
         problems = [str(error)]
     if problems:
@@ -56,7 +55,6 @@ def _check(settings: "Settings") -> None:
 
 
 def _lines(state: "Status") -> Iterator[tuple[str, str]]:
-    """Yield the lines for a person: label and text."""
     yield "daemon", _daemon(state)
     yield "serving", _serving(state)
     for mirror in state.mirrors:

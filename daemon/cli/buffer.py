@@ -20,8 +20,7 @@ FormatOption = Annotated[
     Literal["png", "jpeg", "webdataset"], typer.Option("--format", "-f", help="How images are written.")
 ]
 HoldoutOption = Annotated[
-    bool | None,
-    typer.Option("--holdout/--train", help="Only held-out frames, or only the others.", show_default="all"),
+    bool | None, typer.Option("--holdout/--train", help="Only held-out frames, or only the others.", show_default="all")
 ]
 LimitOption = Annotated[
     int | None, typer.Option("--limit", min=1, help="At most this many frames, newest first.", show_default="all")

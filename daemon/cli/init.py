@@ -11,8 +11,7 @@ from daemon.cli.options import DEFAULT_CONFIG, ConfigOption
 
 FolderArgument = Annotated[Path, typer.Argument(help="Folder where images will arrive; created if missing.")]
 ClassesOption = Annotated[
-    str | None,
-    typer.Option("--classes", help="Class list: cityscapes, camvid or demo.", show_default="cityscapes"),
+    str | None, typer.Option("--classes", help="Class list: cityscapes, camvid or demo.", show_default="cityscapes")
 ]
 ImagesOption = Annotated[Path | None, typer.Option("--source-images", help="Folder of labelled source images.")]
 LabelsOption = Annotated[Path | None, typer.Option("--source-labels", help="Folder of their label PNGs.")]

@@ -48,8 +48,7 @@ PLACES = {
 }
 """Every place by name, and the state when a process dies there."""
 
-Hook = Callable[[str], None]
-_hook: Hook | None = None
+_hook: Callable[[str], None] | None = None
 
 
 def step(name: str) -> None:
@@ -76,7 +75,7 @@ def arm(wanted: str) -> None:
     watch(count)
 
 
-def watch(hook: Hook | None) -> None:
+def watch(hook: Callable[[str], None] | None) -> None:
     """Call `hook` at every place from now on; None ends that. Its exceptions come out of the durable step."""
     global _hook
     _hook = hook

@@ -1,11 +1,7 @@
 """Write frames into the buffer and remove them, so that a crash at any point shows whole groups only.
 
-Order of a commit: write the shards, fsync the files and their directory, then ONE SQLite transaction.
-
-Slots: the array has `SPARE_SLOTS` more slots than the buffer has frames. New frames are always written to slots that no
-committed row names. The transaction that commits the new frames also deletes the evicted rows. Only after it their
-shards are removed and their slots are free. So the old frames are intact until the moment of the commit, and a full
-disk evicts nothing. `eviction/` decides which frames leave.
+Order of a commit: write the shards to slots that no committed row names, fsync the files and their directory, then ONE
+SQLite transaction inserts the new rows and deletes the evicted ones; only after it their shards are removed.
 """
 
 import sqlite3

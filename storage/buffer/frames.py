@@ -46,7 +46,7 @@ class FrameBuffer:
     def open(cls, layout: StateLayout, settings: BufferSettings, *, writable: bool) -> Self:
         """Open the buffer; a writer creates it if it is missing and removes uncommitted leftovers of a crash.
 
-        `capacity_frames` may change between runs; a smaller one takes effect with the next append. Raises
+        A smaller `capacity_frames` than before takes effect with the next append. Raises
         BufferMismatch when frame or tile size differ from those on disk, AlreadyRunning when another process writes,
         StorageError when a reader finds no buffer, CorruptBuffer when its files do not belong together.
         """

@@ -1,11 +1,7 @@
 """One zarr v3 array of equally sized images: one shard an image, tiles inside, every tile with its checksum.
 
-Shards are read and written in the calling thread, as the specification of zarr v3 says (`sharding_indexed`): tiles,
-each followed by its checksum, then an index of 16 bytes a tile with its own checksum. Any zarr reads what this writes,
-and the other way round (tested). Decision 0011 says why this is not zarr's own code.
-
-The key of a shard has dots (`c.17.0.0.0`), so that all shards lie in one directory and one directory fsync makes a
-whole group of them durable. The caller fsyncs `shard_path`.
+The format is `sharding_indexed` of zarr v3, with all shards in one directory (`c.17.0.0.0`), so that one directory
+fsync makes a whole group durable. The caller fsyncs `shard_path`. Decision 0011 says why this is not zarr's own code.
 """
 
 import json

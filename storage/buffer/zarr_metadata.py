@@ -37,7 +37,7 @@ def create_array(
     documents: dict[str, Buffer] = {}
     count, height, width, *channels = shape
     chunk = (1, _balanced(height, tile), _balanced(width, tile), *channels)
-    shard = (1, _rounded_up(height, chunk[1]), _rounded_up(width, chunk[2]), *channels)
+    shard = (1, *(math.ceil(side / step) * step for side, step in zip(shape[1:3], chunk[1:3], strict=True)), *channels)
     zarr.create_array(
         store=MemoryStore(documents),
         name=name,
@@ -71,7 +71,3 @@ def _compressors(compression: Compression) -> list[BytesBytesCodec]:
 def _balanced(side: int, tile: int) -> int:
     """Return the side of equal tiles, none above `tile`, that cover `side` with the least padding (pixels)."""
     return math.ceil(side / math.ceil(side / tile))
-
-
-def _rounded_up(side: int, step: int) -> int:
-    return math.ceil(side / step) * step

@@ -118,10 +118,9 @@ def append_line(path: Path, line: str) -> None:
 
 def size_of(path: Path) -> int:
     """Return the bytes of a file; 0 when it does not exist."""
-    try:
+    with suppress(FileNotFoundError):
         return path.stat().st_size
-    except FileNotFoundError:
-        return 0
+    return 0
 
 
 def cut_file(path: Path, size: int) -> None:

@@ -1,1 +1,1 @@
-"""Policies of eviction: one interface (`policy.py`), one file per policy; others decide how many frames leave."""
+"""Policies of eviction: one interface (`policy.py`), and the orders; others decide how many frames leave."""

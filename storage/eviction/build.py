@@ -2,9 +2,8 @@
 
 from configs.buffer import BufferSettings
 from storage.eviction.diverse import Diverse, Reader
-from storage.eviction.fifo import Fifo
+from storage.eviction.plain import Fifo, Reservoir
 from storage.eviction.policy import Eviction
-from storage.eviction.reservoir import Reservoir
 
 
 def build_eviction(settings: BufferSettings, read: Reader) -> Eviction:

@@ -1,12 +1,8 @@
 """Keep frames that differ: evict the frame that another one resembles most.
 
-Greedy thinning by embeddings, the reverse of farthest-point selection: of the two frames that look most alike the older
-one is evicted, again and again. That keeps the smallest distance between any two frames large. Rare conditions stay,
-however long ago they were seen; a still camera keeps few frames.
-
-The embeddings are the observer's (`storage/buffer/observations.py`), which runs later than ingest. A frame without an
-embedding counts as the newest and stays, unless such frames are more than half of the buffer. Then the oldest of them
-are evicted. Otherwise a burst that is faster than the observer would evict everything else.
+Greedy thinning by the observer's embeddings, the reverse of farthest-point selection: of the two frames that look most
+alike the older one is evicted, again and again. A frame without an embedding counts as the newest and stays, unless
+such frames are more than half of the buffer: otherwise a burst that is faster than the observer would evict all others.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence

@@ -30,7 +30,10 @@ class Neighbours:
         self._nearest = place[self._nearest][kept]
         self.ids = [frame for frame, stays in zip(self.ids, kept, strict=True) if stays]
         self._vectors, self._norms, self._distance = self._vectors[kept], self._norms[kept], self._distance[kept]
-        self._search(place[orphans])
+        rows = place[orphans]
+        for start in range(0, len(rows), BLOCK):
+            block = rows[start : start + BLOCK]
+            self._update_nearest(block, self._squares(block))
 
     def add(self, vectors: Mapping[int, NDArray[np.float32]]) -> None:
         """Add vectors of further frames, all of the same length."""
@@ -92,11 +95,6 @@ class Neighbours:
             squares[~there] = np.inf
             nearest[row] = squares.argmin()
             distance[row] = squares[nearest[row]]
-
-    def _search(self, rows: NDArray[np.int64]) -> None:
-        for start in range(0, len(rows), BLOCK):
-            block = rows[start : start + BLOCK]
-            self._update_nearest(block, self._squares(block))
 
     def _update_nearest(self, rows: NDArray[np.int64], squares: NDArray[np.float32]) -> None:
         self._nearest[rows] = squares.argmin(axis=1)

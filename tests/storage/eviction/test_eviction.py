@@ -15,10 +15,9 @@ from configs.buffer import BufferSettings
 from storage.buffer.observations import Observation, Observations, read_embeddings
 from storage.eviction.build import build_eviction
 from storage.eviction.diverse import Diverse
-from storage.eviction.fifo import Fifo
 from storage.eviction.neighbours import Neighbours
+from storage.eviction.plain import Fifo, Reservoir
 from storage.eviction.policy import Embedding, Held
-from storage.eviction.reservoir import Reservoir
 from storage.layout import StateLayout
 
 

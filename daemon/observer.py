@@ -6,6 +6,7 @@ The observer is a separate process, because the control plane holds no tensors. 
 import os
 import threading
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from configs.settings import Settings
@@ -73,8 +74,8 @@ class Observer:
         self._layout = StateLayout(settings.state)
         self._registry = CheckpointRegistry(self._layout.checkpoints)
         self._device: torch.device = choose_device(settings.serving.device)
-        self._buffer: FrameBuffer | None = None
-        self._observations: Observations | None = None
+        self._files = ExitStack()
+        self._opened: tuple[FrameBuffer, Observations] | None = None
         self._networks: dict[int, SegmentationNetwork] = {}
         self._unusable: set[int] = set()
 
@@ -84,42 +85,38 @@ class Observer:
         Raises StorageError or AdapterError if the serving version or the buffer cannot be read.
         """
         ref = self._registry.serving()
-        if ref is None or not self._open():
+        opened = self._open() if ref is not None else None
+        if ref is None or opened is None:
             return False
-        assert self._buffer is not None
-        assert self._observations is not None
-        records = self._buffer.records()
-        observed = self._observations.observed() | self._unusable
+        buffer, observations = opened
+        records = buffer.records()
+        observed = observations.observed() | self._unusable
         waiting = [record for record in records if record.id not in observed]
         if not waiting:
-            self._observations.forget_all_but([record.id for record in records])
+            observations.forget_all_but([record.id for record in records])
             return False
         found = []
         for record in reversed(waiting[-GROUP:]):
             if stop.is_set():
                 break
-            found += self._observe(self._buffer, record, ref.version)
-        self._observations.add(found)
+            found += self._observe(buffer, record, ref.version)
+        observations.add(found)
         return True
 
     def close(self) -> None:
         """Close files."""
-        if self._buffer is not None:
-            self._buffer.close()
-        if self._observations is not None:
-            self._observations.close()
+        self._files.close()
 
-    def _open(self) -> bool:
-        """Open buffer and database once a buffer exists; return whether they are open."""
-        if self._buffer is None:
-            from storage.buffer.frames import FrameBuffer
+    def _open(self) -> "tuple[FrameBuffer, Observations] | None":
+        """Return buffer and database, opened once a buffer exists."""
+        from storage.buffer.frames import FrameBuffer
 
-            if not self._layout.catalog.exists():
-                return False
-            self._buffer = FrameBuffer.open(self._layout, self._settings.buffer, writable=False)
-        if self._observations is None:
-            self._observations = Observations.open(self._layout.observations, writable=True)
-        return True
+        if self._opened is None and self._layout.catalog.exists():
+            with ExitStack() as files:
+                buffer = files.enter_context(FrameBuffer.open(self._layout, self._settings.buffer, writable=False))
+                observations = files.enter_context(Observations.open(self._layout.observations, writable=True))
+                self._opened, self._files = (buffer, observations), files.pop_all()
+        return self._opened
 
     def _observe(self, buffer: "FrameBuffer", record: "FrameRecord", version: int) -> list[Observation]:
         from adapters.scoring.observation import observe_frame

@@ -12,30 +12,11 @@ LARGEST_NUMBER = 999_999_999
 """Of a version or a round: more digits are no file name on any disk."""
 
 
+Number = Annotated[int, Field(ge=1, le=LARGEST_NUMBER)]
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
-
-
-class RollbackRequest(_Body):
-    """Optional body of `POST /v1/rollback`."""
-
-    to: Annotated[int | None, Field(ge=1, le=LARGEST_NUMBER)] = None
-    """Version to serve; none: the one that served before."""
-    expected: Annotated[int | None, Field(ge=1, le=LARGEST_NUMBER)] = None
-    """Only while this version serves: a request that is sent again after its answer was lost goes no further back."""
-    reason: str = ""
-    """Reason, recorded in the history."""
-
-
-class PromoteRequest(_Body):
-    """Body of `POST /v1/promote`."""
-
-    version: Annotated[int, Field(ge=1, le=LARGEST_NUMBER)]
-    """Version to serve."""
-    expected: Annotated[int | None, Field(ge=1, le=LARGEST_NUMBER)] = None
-    """Only while this version serves."""
-    reason: str = ""
-    """Reason, recorded in the history."""
 
 
 class PinRequest(_Body):
@@ -43,6 +24,24 @@ class PinRequest(_Body):
 
     reason: str = ""
     """Reason, recorded in the history."""
+
+
+class RollbackRequest(PinRequest):
+    """Optional body of `POST /v1/rollback`."""
+
+    to: Number | None = None
+    """Version to serve; none: the one that served before."""
+    expected: Number | None = None
+    """Only while this version serves: a request that is sent again after its answer was lost goes no further back."""
+
+
+class PromoteRequest(PinRequest):
+    """Body of `POST /v1/promote`."""
+
+    version: Number
+    """Version to serve."""
+    expected: Number | None = None
+    """Only while this version serves."""
 
 
 class RetryRequest(_Body):

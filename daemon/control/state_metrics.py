@@ -30,14 +30,11 @@ SIZE_SECONDS = 60.0
 
 
 class Family(NamedTuple):
-    """One row of the table."""
+    """Help text, label and kind of a metric; the exposed name of a counter ends in `_total`."""
 
     text: str
-    """What it means."""
-    label: str | None = None
-    """Its label, if it has one."""
+    label: str = ""
     kind: type[GaugeMetricFamily] | type[CounterMetricFamily] = GaugeMetricFamily
-    """A counter's exposed name ends in `_total`."""
 
 
 FAMILIES = {
@@ -248,7 +245,7 @@ def _family(name: str, values: float | Mapping[str, float]) -> Metric:
     text, label, kind = FAMILIES[name]
     if not isinstance(values, Mapping):
         return kind(name, text, value=values)
-    family = kind(name, text, labels=[label or ""])
+    family = kind(name, text, labels=[label])
     for key, value in values.items():
         family.add_metric([key], value)
     return family

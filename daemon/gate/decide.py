@@ -77,8 +77,7 @@ def _damage(
     """Run the vetoes against damage: on hold-out frames, and on source images if there are any."""
     checks = []
     if candidate.flip_consistency:
-        reference = scores.reference_marginal
-        checks.append(vanished_class(candidate, incumbent, scores.released, reference, settings, class_names))
+        checks.append(vanished_class(scores, candidate, incumbent, settings, class_names))
         checks.append(agreement(candidate, settings))
     if candidate.source and scores.released and scores.released.source:
         anchor = scores.released.source

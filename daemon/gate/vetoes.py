@@ -35,12 +35,7 @@ def weights_vetoes(candidate: ModelScores) -> list[Check]:
 
 
 def vanished_class(
-    candidate: ModelScores,
-    incumbent: ModelScores,
-    released: ModelScores | None,
-    reference: Sequence[float],
-    settings: GateSettings,
-    class_names: Sequence[str],
+    scores: RoundScores, candidate: ModelScores, incumbent: ModelScores, settings: GateSettings, names: Sequence[str]
 ) -> Check:
     """Check that no class of the incumbent vanishes from the hold-out frames (github.com/lhoyer/MIC/issues/9).
 
@@ -50,7 +45,9 @@ def vanished_class(
     still finds where source labels say it is (`_alive`) is not dead, only absent from these frames.
     """
     before, after = (np.asarray(model.area, dtype=np.float64).mean(axis=0) for model in (incumbent, candidate))
-    anchor = np.asarray(reference, dtype=np.float64) if len(reference) == len(before) else before
+    anchor = before
+    if len(scores.reference_marginal) == len(before):
+        anchor = np.asarray(scores.reference_marginal, dtype=np.float64)
     expected = np.minimum(before, anchor)
     judged = (
         (before >= settings.advanced.vanished_floor)
@@ -58,8 +55,8 @@ def vanished_class(
         & (expected > 0)
     )
     ratio = np.divide(after, expected, out=np.full_like(after, np.inf), where=judged)
-    gone = (ratio < settings.advanced.vanished_ratio) & ~_alive(candidate, incumbent, released, len(before))
-    named = [f"{class_names[int(k)]} {before[k]:.2%} -> {after[k]:.2%} of the area" for k in np.flatnonzero(gone)]
+    gone = (ratio < settings.advanced.vanished_ratio) & ~_alive(candidate, incumbent, scores.released, len(before))
+    named = [f"{names[int(k)]} {before[k]:.2%} -> {after[k]:.2%} of the area" for k in np.flatnonzero(gone)]
     detail = f"vanished: {', '.join(named)}" if named else "no class vanished from the hold-out frames"
     lowest = float(ratio.min()) if np.isfinite(ratio.min()) else None
     return veto("vanished_class", not named, detail, lowest, settings.advanced.vanished_ratio)

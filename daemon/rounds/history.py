@@ -4,9 +4,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from daemon.rounds.schedule import ScheduleState
+from daemon.runtime.activity import ActivityPart
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import CatalogCounts
 from storage.errors import StorageError
@@ -22,10 +21,8 @@ WAITING = {"scoring": "the candidate is scored", "judged": "the verdict is appli
 """Activities of a running round other than training."""
 
 
-class RoundSummary(BaseModel):
+class RoundSummary(ActivityPart):
     """One round in one line."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     round: int
     """Number."""

@@ -45,7 +45,15 @@ def recover(settings: Settings, buffer: FrameBuffer, registry: CheckpointRegistr
             buffer.release(number)
     for number in store.numbers():
         if number != going_on:
-            _finish(store.folder(number), buffer, registry, settings)
+            folder = store.folder(number)
+            try:
+                damage = finish_round(
+                    folder, registry, settings, f"{INTERRUPTED}; {_obstacle(folder, buffer, registry)}"
+                )
+                if damage:
+                    log.error("round_damaged", round=number, damage=damage)
+            except (StorageError, OSError) as error:  # must not keep the daemon from starting
+                log.error("round_not_finished", round=number, error=str(error))
     going_on = going_on or open_trial(store)
     if going_on is None:
         end_shadow(registry, "no round waits for it")
@@ -55,19 +63,8 @@ def recover(settings: Settings, buffer: FrameBuffer, registry: CheckpointRegistr
     return going_on
 
 
-def _finish(folder: RoundFolder, buffer: FrameBuffer, registry: CheckpointRegistry, settings: Settings) -> None:
-    damage = damage_of(folder)
-    if damage:
-        log.error("round_damaged", round=folder.number, damage=damage)
-        return
-    try:
-        finish_round(folder, registry, settings, f"{INTERRUPTED}; {_obstacle(folder, buffer, registry)}")
-    except (StorageError, OSError) as error:  # must not keep the daemon from starting
-        log.error("round_not_finished", round=folder.number, error=str(error))
-
-
-def finish_round(folder: RoundFolder, registry: CheckpointRegistry, settings: Settings, why: str = INTERRUPTED) -> None:
-    """Finish a round whose process no longer runs, or advance it to `shadowing`.
+def finish_round(folder: RoundFolder, registry: CheckpointRegistry, settings: Settings, why: str = INTERRUPTED) -> str:
+    """Finish a round whose process no longer runs, or advance it to `shadowing`; return what is wrong with its records.
 
     Nothing happens when it has ended. One without scores failed, for the reason `why`, unless an operator had stopped
     it. A folder with damaged records does not change: it counts as failed, and nothing in it can be trusted. Raises
@@ -75,22 +72,15 @@ def finish_round(folder: RoundFolder, registry: CheckpointRegistry, settings: Se
     """
     try:
         record = folder.record()
-    except StorageError:
-        return
-    if record.stage in ENDED or damage_of(folder):
-        return
-    if record.stage in AT_WORK and folder.scores() is None:
+        if record.stage in ENDED:
+            return ""
+        _, _, scores = folder.spec(), folder.verdict(), folder.scores()
+    except StorageError as error:
+        return str(error)
+    if record.stage in AT_WORK and scores is None:
         record_failure(folder, *(("stopped", STOPPED) if record.stopped else ("failed", why)))
     stage = advance_round(registry, folder, settings)
     log.warning("round_finished_late", round=folder.number, stage=stage, reason=folder.record().reason)
-
-
-def damage_of(folder: RoundFolder) -> str:
-    """Return what is wrong with the records of a round; empty when they can be read."""
-    try:
-        folder.record(), folder.spec(), folder.scores(), folder.verdict()
-    except StorageError as error:
-        return str(error)
     return ""
 
 

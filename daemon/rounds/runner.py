@@ -155,24 +155,24 @@ def _await_end(context: RoundContext, folder: RoundFolder) -> Stage:
 
     The next poll sees a rollback that happens meanwhile.
     """
-    stopped, noted, ended = False, time.monotonic(), False
-    while not ended:
+    stopped, noted = False, time.monotonic()
+    while True:
         shadowed = folder.record().stage == "shadowing"
         waited, gives_up = time.monotonic() - noted, stopped and not context.suspends
         stage = advance_round(context.registry, folder, context.settings, waited=waited, stopped=gives_up)
         ended = stage != "shadowing"
         if shadowed or not ended:  # after the decision, so that the images that made it are shown too
             _show_shadow(context, folder)
-        if not ended and (stopped or waited > NOTE_SECONDS):
+        if ended:
+            return stage
+        if stopped or waited > NOTE_SECONDS:
             note_wait(folder, waited)
             noted += waited
-        if not ended and stopped:
+        if stopped:
             log.info("round_suspended", round=folder.number, shadow=True)
-            raise RoundSuspended(
-                f"the candidate of round {folder.number} continues in the shadow after the daemon's next start"
-            )
-        stopped = not ended and context.stop.wait(POLL_SHADOW_SECONDS)
-    return stage
+            continues = "continues in the shadow after the daemon's next start"
+            raise RoundSuspended(f"the candidate of round {folder.number} {continues}")
+        stopped = context.stop.wait(POLL_SHADOW_SECONDS)
 
 
 def _show_shadow(context: RoundContext, folder: RoundFolder) -> None:

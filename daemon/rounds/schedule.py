@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from configs.settings import Settings
+from daemon.runtime.activity import ActivityPart
 from daemon.runtime.backoff import Backoff
 
 Trigger = Literal["new_frames", "interval", "manual"]
@@ -32,10 +31,8 @@ class ScheduleState:
     """Whether a version serves."""
 
 
-class NextRound(BaseModel):
+class NextRound(ActivityPart):
     """What the next round waits for."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     frames_missing: int
     """New frames still missing, as far as counts can tell."""

@@ -36,7 +36,7 @@ MODES: tuple[tuple[Mode, Reason], ...] = (
 
 
 class ActivityPart(BaseModel):
-    """A frozen part of the activity."""
+    """A frozen part of what an operator is told."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 

@@ -58,7 +58,7 @@ class _Collector:
     def collect(self) -> Status:
         """Return the status of all parts."""
         activity, daemon = self._activity(), self._daemon()
-        rounds: list[RoundSummary] = self._read(self._summaries, [])
+        rounds: list[RoundSummary] = self._read(lambda: summaries(self._rounds, LAST_ROUNDS + 1, alive=self._up), [])
         serving, damage = self._guarded(self._registry.serving, None)
         self._read(lambda: check_serving_files(self._registry), None)
         status = Status(
@@ -146,9 +146,6 @@ class _Collector:
         with closing(Catalog.open(self._layout.catalog, writable=False)) as catalog:
             counts = catalog.counts()
         return empty.model_copy(update=asdict(counts))
-
-    def _summaries(self) -> list[RoundSummary]:
-        return summaries(self._rounds, LAST_ROUNDS + 1, alive=self._up)
 
     def _running(self, rounds: list[RoundSummary]) -> RunningRound | None:
         for item in rounds:

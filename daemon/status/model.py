@@ -1,10 +1,17 @@
 """The picture that `mfmd status` and `GET /v1/status` give: what each number means stands beside it."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from daemon.rounds.history import RoundSummary
 from daemon.rounds.schedule import NextRound
-from daemon.runtime.activity import ChildActivity, FileActivity, IngestActivity, MirrorActivity, WatchActivity
+from daemon.runtime.activity import (
+    ActivityPart,
+    ChildActivity,
+    FileActivity,
+    IngestActivity,
+    MirrorActivity,
+    WatchActivity,
+)
 from daemon.status.plane_probe import PlaneStatus
 from storage.registry.manifest import Ref
 from storage.rounds.records import Progress
@@ -13,11 +20,7 @@ OBSERVED_FRAMES = 200
 """Number of newest frames in the averages."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
-
-
-class DaemonStatus(_Part):
+class DaemonStatus(ActivityPart):
     """The process."""
 
     up: bool
@@ -32,7 +35,7 @@ class DaemonStatus(_Part):
     """Port of its control plane."""
 
 
-class BufferStatus(_Part):
+class BufferStatus(ActivityPart):
     """Counts of the frame buffer and of files of the drop folder."""
 
     frames: int = 0
@@ -57,7 +60,7 @@ class BufferStatus(_Part):
     """Free space on the disk of the state directory (bytes)."""
 
 
-class RunningRound(_Part):
+class RunningRound(ActivityPart):
     """The round in progress."""
 
     round: int
@@ -66,7 +69,7 @@ class RunningRound(_Part):
     """Its newest progress; none before the first."""
 
 
-class ObservedStatus(_Part):
+class ObservedStatus(ActivityPart):
     """What the serving version predicts on the newest frames."""
 
     frames: int
@@ -81,7 +84,7 @@ class ObservedStatus(_Part):
     """Mean share of pixels by class (0-1)."""
 
 
-class Status(_Part):
+class Status(ActivityPart):
     """Everything at once."""
 
     at: float

@@ -3,8 +3,9 @@
 import http.client
 import ssl
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
+from daemon.runtime.activity import ActivityPart
 from daemon.runtime.run_record import RunRecord, current_record, reachable
 from storage.layout import StateLayout
 
@@ -14,10 +15,8 @@ TIMEOUT_SECONDS = 0.25
 """A plane in the middle of a forward pass still answers this fast: its status needs no network."""
 
 
-class PlaneStatus(BaseModel):
+class PlaneStatus(ActivityPart):
     """The inference plane on this state directory."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     up: bool
     """Whether it answered."""

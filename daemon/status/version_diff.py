@@ -3,21 +3,17 @@
 import math
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from storage.registry.manifest import Manifest
+from daemon.runtime.activity import ActivityPart
 from storage.registry.registry import CheckpointRegistry
 from storage.registry.weight_changes import TensorChange, weight_changes
 
-APART = ("settings", "scores", "files", "verdict")
+APART = {"settings", "scores", "files", "verdict", "version"}
 """Parts of a manifest that are compared by themselves, or say nothing beside the rest."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
-
-
-class FieldChange(_Part):
+class FieldChange(ActivityPart):
     """A value that differs."""
 
     before: Any
@@ -26,7 +22,7 @@ class FieldChange(_Part):
     """In the second."""
 
 
-class VersionDiff(_Part):
+class VersionDiff(ActivityPart):
     """`mfmd checkpoints diff A B`."""
 
     first: int
@@ -60,7 +56,7 @@ def diff_versions(registry: CheckpointRegistry, first: int, second: int) -> Vers
         second=second,
         settings=_changes(flat(one.settings), flat(other.settings)) if known else {},
         settings_known=known,
-        manifest=_changes(_facts(one), _facts(other)),
+        manifest=_changes(*(flat(item.model_dump(mode="json", exclude=APART)) for item in (one, other))),
         scores=_changes(one.scores, other.scores),
         tensors=len(changes),
         relative=math.sqrt(sum(value**2 for value in compared) / len(compared)) if compared else None,
@@ -76,10 +72,6 @@ def flat(values: Any, path: str = "") -> dict[str, Any]:
     for key, value in values.items():
         found |= flat(value, f"{path}.{key}" if path else str(key))
     return found
-
-
-def _facts(manifest: Manifest) -> dict[str, Any]:
-    return flat(manifest.model_dump(mode="json", exclude={*APART, "version"}))
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, FieldChange]:

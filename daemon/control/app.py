@@ -31,6 +31,7 @@ from daemon.runtime.in_force import Reloaded, SettingsInForce
 from daemon.status.collect import Status, collect_status
 from storage.errors import StorageError
 from storage.layout import StateLayout
+from storage.registry.history import RegistryState
 from storage.registry.manifest import Ref
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
@@ -102,9 +103,7 @@ def _reading(context: ControlContext) -> APIRouter:
         registry = context.registry
         pins = set(registry.pins())
         state = registry.state()
-        versions = [
-            _checkpoint(registry, version, version in pins, state.marks(version)) for version in registry.versions()
-        ]
+        versions = [_checkpoint(registry, version, pins, state) for version in registry.versions()]
         refs, damaged = registry.readable_refs()
         return CheckpointList(
             serving=refs.get("serving"), previous=refs.get("previous"), versions=versions, damaged=damaged
@@ -181,21 +180,13 @@ def _changing(context: ControlContext) -> APIRouter:
     return router
 
 
-def _checkpoint(registry: CheckpointRegistry, version: int, pinned: bool, marks: list[str]) -> CheckpointSummary:
+def _checkpoint(registry: CheckpointRegistry, version: int, pins: set[int], state: RegistryState) -> CheckpointSummary:
+    known = CheckpointSummary(version=version, pinned=version in pins, marks=state.marks(version))
     try:
         manifest = registry.manifest(version)
     except StorageError as error:
-        return CheckpointSummary(version=version, pinned=pinned, marks=marks, damaged=str(error))
-    return CheckpointSummary(
-        version=version,
-        created=manifest.created,
-        origin=manifest.origin,
-        parent=manifest.parent,
-        round=manifest.round,
-        pinned=pinned,
-        scores=manifest.scores,
-        marks=marks,
-    )
+        return known.model_copy(update={"damaged": str(error)})
+    return known.model_copy(update=manifest.model_dump(include={"created", "origin", "parent", "round", "scores"}))
 
 
 def _probe(problems: list[str]) -> JSONResponse:

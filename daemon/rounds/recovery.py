@@ -47,10 +47,8 @@ def recover(settings: Settings, buffer: FrameBuffer, registry: CheckpointRegistr
         if number != going_on:
             folder = store.folder(number)
             try:
-                damage = finish_round(
-                    folder, registry, settings, f"{INTERRUPTED}; {_obstacle(folder, buffer, registry)}"
-                )
-                if damage:
+                why = f"{INTERRUPTED}; {_obstacle(folder, buffer, registry)}"
+                if damage := finish_round(folder, registry, settings, why):
                     log.error("round_damaged", round=number, damage=damage)
             except (StorageError, OSError) as error:  # must not keep the daemon from starting
                 log.error("round_not_finished", round=number, error=str(error))

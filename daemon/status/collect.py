@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
 from typing import TypeVar
 
@@ -57,9 +57,10 @@ class _Collector:
 
     def collect(self) -> Status:
         """Return the status of all parts."""
+        serving = self._read(self._registry.serving, None)
+        serving_damaged = bool(self._damage)  # nothing else is read before
         activity, daemon = self._activity(), self._daemon()
         rounds: list[RoundSummary] = self._read(lambda: summaries(self._rounds, LAST_ROUNDS + 1, alive=self._up), [])
-        serving, damage = self._guarded(self._registry.serving, None)
         self._read(lambda: check_serving_files(self._registry), None)
         status = Status(
             at=time.time(),
@@ -73,7 +74,7 @@ class _Collector:
             settings=activity.settings,
             buffer=self._read(self._buffer, BufferStatus(capacity=self._settings.buffer.capacity_frames)),
             serving=serving,
-            serving_damaged=damage is not None,
+            serving_damaged=serving_damaged,
             previous=self._read(lambda: self._registry.ref("previous"), None),
             versions=self._registry.versions(),
             plane=self._plane_of(daemon, activity),
@@ -88,15 +89,16 @@ class _Collector:
         return status.model_copy(update={"messages": messages})
 
     def _read(self, read: Callable[[], Read], otherwise: Read) -> Read:
-        return self._guarded(read, otherwise)[0]
-
-    def _guarded(self, read: Callable[[], Read], otherwise: Read) -> tuple[Read, str | None]:
-        """Return what was read, or `otherwise` and the damage, which becomes a message too."""
+        """Return what was read, or `otherwise`; then the damage becomes a message."""
         try:
-            return read(), None
+            return read()
         except (StorageError, OSError) as error:
             self._damage.append(str(error))
-            return otherwise, str(error)
+            return otherwise
+
+    def _catalog(self) -> AbstractContextManager[Catalog | None]:
+        path = self._layout.catalog
+        return closing(Catalog.open(path, writable=False)) if path.exists() else nullcontext()
 
     def _daemon(self) -> DaemonStatus:
         file = read_run_record(self._layout.run_file("daemon")) if self._up else None
@@ -141,23 +143,15 @@ class _Collector:
     def _buffer(self) -> BufferStatus:
         free = shutil.disk_usage(self._layout.root).free if self._layout.root.is_dir() else None
         empty = BufferStatus(capacity=self._settings.buffer.capacity_frames, disk_free_bytes=free)
-        if not self._layout.catalog.exists():
-            return empty
-        with closing(Catalog.open(self._layout.catalog, writable=False)) as catalog:
-            counts = catalog.counts()
-        return empty.model_copy(update=asdict(counts))
+        with self._catalog() as catalog:
+            return empty.model_copy(update=asdict(catalog.counts())) if catalog else empty
 
     def _running(self, rounds: list[RoundSummary]) -> RunningRound | None:
-        for item in rounds:
-            if item.result == "running":
-                return RunningRound(round=item.round, progress=self._rounds.folder(item.round).last_progress())
-        return None
+        runs = next((item.round for item in rounds if item.result == "running"), None)
+        return RunningRound(round=runs, progress=self._rounds.folder(runs).last_progress()) if runs else None
 
     def _next(self) -> NextRound:
-        with ExitStack() as opened:
-            catalog = None
-            if self._layout.catalog.exists():
-                catalog = opened.enter_context(closing(Catalog.open(self._layout.catalog, writable=False)))
+        with self._catalog() as catalog:
             return due(time.time(), schedule_state(catalog, self._rounds, self._registry), self._settings)[1]
 
     def _observed(self) -> ObservedStatus | None:

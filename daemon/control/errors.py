@@ -1,7 +1,5 @@
 """Every error of the control API is JSON with a stable `code` and a `message`."""
 
-from collections.abc import Awaitable, Callable
-
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -41,30 +39,27 @@ class ApiError(Exception):
 def answer_errors(app: FastAPI) -> None:
     """Install the handlers."""
 
+    @app.exception_handler(ApiError)
+    @app.exception_handler(ConfigError)
+    @app.exception_handler(StorageError)
+    @app.exception_handler(DaemonError)
+    @app.exception_handler(OSError)
     async def known(_: Request, error: Exception) -> JSONResponse:
         return answer_of(error)
 
-    async def invalid(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         return _error(422, "invalid_request", f"{field}: {first['msg']}")
 
-    async def http(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
         return _error(error.status_code, HTTP_CODES.get(error.status_code, "http_error"), str(error.detail))
 
+    @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> JSONResponse:
         return _error(500, "unexpected", f"{type(error).__name__}: {error}; the daemon's log has the traceback")
-
-    handlers: list[tuple[type[Exception], Callable[[Request, Exception], Awaitable[JSONResponse]]]] = [
-        *((kind, known) for kind in (ApiError, ConfigError, StorageError, DaemonError, OSError)),
-        (RequestValidationError, invalid),
-        (HTTPException, http),
-        (Exception, unexpected),
-    ]
-    for kind, handler in handlers:
-        app.add_exception_handler(kind, handler)
 
 
 def status_of(error: Exception) -> int:

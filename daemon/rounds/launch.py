@@ -25,8 +25,18 @@ def launch_command(settings: RoundSettings, spec: Path) -> list[str]:
 
     With `round.accelerate_config` that file decides about processes and precision, and mfmd sets only threads.
     """
+    flags = ["--num_cpu_threads_per_process", str(settings.threads or _threads(settings.processes))]
+    if settings.accelerate_config is not None:
+        flags += ["--config_file", str(settings.accelerate_config)]
+    else:
+        flags += ["--num_processes", str(settings.processes), "--num_machines", "1", "--dynamo_backend", "no"]
+        flags += ["--mixed_precision", settings.mixed_precision]
+        if settings.processes > 1:
+            flags.append("--multi_gpu")
+        elif settings.device == "cpu":
+            flags.append("--cpu")
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    return [*launch, *_flags(settings), "-m", "adapters.round", str(spec)]
+    return [*launch, *flags, "-m", "adapters.round", str(spec)]
 
 
 def launch_environment(settings: RoundSettings) -> dict[str, str]:
@@ -40,24 +50,6 @@ def launch_environment(settings: RoundSettings) -> dict[str, str]:
     if settings.device == "cpu" and settings.processes > 1:
         environment["ACCELERATE_USE_CPU"] = "true"  # `--cpu` alone would start a single process
     return environment
-
-
-def _flags(settings: RoundSettings) -> list[str]:
-    processes = settings.processes
-    threads = ["--num_cpu_threads_per_process", str(settings.threads or _threads(processes))]
-    if settings.accelerate_config is not None:
-        return ["--config_file", str(settings.accelerate_config), *threads]
-    several = ["--multi_gpu"] if processes > 1 else []
-    cpu = ["--cpu"] if settings.device == "cpu" and processes == 1 else []
-    return [
-        *several,
-        *cpu,
-        *("--num_processes", str(processes)),
-        *("--num_machines", "1"),
-        *("--mixed_precision", settings.mixed_precision),
-        *("--dynamo_backend", "no"),
-        *threads,
-    ]
 
 
 def _threads(processes: int) -> int:

@@ -48,10 +48,15 @@ def _judge(spec: RoundSpec, scores: RoundScores, settings: GateSettings, class_n
     checks += weights_vetoes(candidate)
     if veto := _failed(checks):
         return "rejected", veto, checks
-    problem = _incomparable(spec, scores, candidate, incumbent, len(class_names))
-    if problem is not None:
+    if problem := _incomparable(spec, scores, candidate, incumbent, len(class_names)):
         return "inconclusive", problem, checks
-    checks += _damage(scores, candidate, incumbent, settings, class_names, seed=spec.round)
+    if candidate.flip_consistency:
+        checks.append(vanished_class(scores, candidate, incumbent, settings, class_names))
+        checks.append(agreement(candidate, settings))
+    if candidate.source and scores.released and scores.released.source:
+        anchor = scores.released.source
+        checks.append(source_miou(candidate.source, anchor, settings))
+        checks.append(source_class_iou(candidate.source, anchor, settings, class_names, spec.round))
     if veto := _failed(checks):
         return "rejected", veto, checks
     frames, least = len(candidate.flip_consistency), settings.advanced.min_holdout
@@ -64,26 +69,6 @@ def _judge(spec: RoundSpec, scores: RoundScores, settings: GateSettings, class_n
 def _failed(checks: Sequence[Check]) -> str:
     failed = "; ".join(check.detail for check in checks if not check.passed)
     return failed and f"veto: {failed}"
-
-
-def _damage(
-    scores: RoundScores,
-    candidate: ModelScores,
-    incumbent: ModelScores,
-    settings: GateSettings,
-    class_names: Sequence[str],
-    seed: int,
-) -> list[Check]:
-    """Run the vetoes against damage: on hold-out frames, and on source images if there are any."""
-    checks = []
-    if candidate.flip_consistency:
-        checks.append(vanished_class(scores, candidate, incumbent, settings, class_names))
-        checks.append(agreement(candidate, settings))
-    if candidate.source and scores.released and scores.released.source:
-        anchor = scores.released.source
-        checks.append(source_miou(candidate.source, anchor, settings))
-        checks.append(source_class_iou(candidate.source, anchor, settings, class_names, seed))
-    return checks
 
 
 def _count(votes: Sequence[Vote], settings: GateSettings) -> tuple[Decision, str]:

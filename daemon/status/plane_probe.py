@@ -108,22 +108,18 @@ def probe_plane(record: RunRecord | None, token: str | None = None) -> PlaneStat
 
 def _ask(record: RunRecord, path: str, timeout: float, token: str | None = None) -> tuple[int, bytes]:
     """Return status and body of one GET. Raises OSError or HTTPException."""
-    connection = _connection_to(record, timeout)
+    host = reachable(record.host)
+    connection = http.client.HTTPConnection(host, record.port, timeout=timeout)
+    if record.tls:  # no name to check: the record is that of a living process, and only that process holds the port
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(host, record.port, timeout=timeout, context=context)
     try:
         connection.request("GET", path, headers={} if token is None else {"Authorization": f"Bearer {token}"})
         response = connection.getresponse()
         return response.status, response.read()
     finally:
         connection.close()
-
-
-def _connection_to(record: RunRecord, timeout: float) -> http.client.HTTPConnection:
-    if not record.tls:
-        return http.client.HTTPConnection(reachable(record.host), record.port, timeout=timeout)
-    # No name to check: the record is that of a living process, and only that process holds the port.
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return http.client.HTTPSConnection(reachable(record.host), record.port, timeout=timeout, context=context)
 
 
 def describe_plane(plane: PlaneStatus) -> str:

@@ -123,19 +123,16 @@ def _table(
 ) -> str:
     """Return a table; without `head` the first cell of each row is its heading."""
     begin, end = ("<td>", "</td>") if head else ('<th scope="row">', "</th>")
-    lines = [
-        f"<tr>{begin}{_cell(row[0])}{end}{''.join(f'<td>{_cell(cell)}</td>' for cell in row[1:])}</tr>" for row in rows
-    ]
+    lines = []
+    for row in rows:
+        first, *others = (escape(str(cell)) for cell in row)
+        lines.append(f"<tr>{begin}{first}{end}{''.join(f'<td>{cell}</td>' for cell in others)}</tr>")
     heading = f"<h2>{escape(title)}</h2>" if title else ""
     if not lines:
         return f"{heading}<p>{escape(empty)}</p>"
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     about = f"<caption>{escape(caption)}</caption>" if caption else ""
     return f"{heading}<table>{about}<thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-
-
-def _cell(value: object) -> str:
-    return escape(str(value))
 
 
 def _time(unix: float | None) -> str:

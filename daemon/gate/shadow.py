@@ -76,13 +76,10 @@ def _end(trial: ShadowTrial, seen: ShadowObservation, checks: Sequence[Check]) -
         return "inconclusive", f"stopped in the shadow: {compared}"
     if seen.waited < trial.seconds:
         return None
-    return "inconclusive", f"too few images in {trial.seconds:.0f} s of shadow: {compared}{_held(trial, seen)}"
-
-
-def _held(trial: ShadowTrial, seen: ShadowObservation) -> str:
-    if trial.placed or seen.shadow in (None, trial.version):
-        return ""
-    return f"; version {seen.shadow} was in the shadow instead; `mfmd checkpoints unshadow` ends that"
+    if not trial.placed and seen.shadow not in (None, trial.version):
+        instead = f"version {seen.shadow} was in the shadow instead"
+        compared += f"; {instead}; `mfmd checkpoints unshadow` ends that"
+    return "inconclusive", f"too few images in {trial.seconds:.0f} s of shadow: {compared}"
 
 
 def _checks(trial: ShadowTrial, record: ShadowRecord | None) -> list[Check]:

@@ -38,7 +38,10 @@ def recover(settings: Settings, buffer: FrameBuffer, registry: CheckpointRegistr
     layout = StateLayout(settings.state)
     end_leftovers(layout, GRACE_SECONDS)
     store = RoundStore(layout.rounds)
-    going_on = _interrupted_round(store, buffer, registry)
+    latest = store.latest()
+    going_on = latest.number if latest is not None and not _obstacle(latest, buffer, registry) else None
+    if going_on is not None and going_on not in buffer.leases():
+        buffer.lease(going_on)
     for number in buffer.leases():
         if number != going_on:
             log.warning("lease_released", round=number)
@@ -80,16 +83,6 @@ def finish_round(folder: RoundFolder, registry: CheckpointRegistry, settings: Se
     stage = advance_round(registry, folder, settings)
     log.warning("round_finished_late", round=folder.number, stage=stage, reason=folder.record().reason)
     return ""
-
-
-def _interrupted_round(store: RoundStore, buffer: FrameBuffer, registry: CheckpointRegistry) -> int | None:
-    """Return the newest round if it was interrupted and can be resumed, with its frames leased; otherwise None."""
-    folder = store.latest()
-    if folder is None or _obstacle(folder, buffer, registry):
-        return None
-    if folder.number not in buffer.leases():
-        buffer.lease(folder.number)
-    return folder.number
 
 
 def _obstacle(folder: RoundFolder, buffer: FrameBuffer, registry: CheckpointRegistry) -> str:

@@ -72,11 +72,8 @@ class RoundContext:
     """Context of every round of a process."""
 
     settings: Settings
-    """The current settings."""
     buffer: FrameBuffer
-    """Opened for writing."""
     registry: CheckpointRegistry
-    """The versions."""
     stop: threading.Event
     """Ends the round early."""
     on_progress: ShowProgress = lambda _: None

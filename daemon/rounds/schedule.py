@@ -50,14 +50,18 @@ def due(now: float, state: ScheduleState, settings: Settings) -> tuple[Trigger |
     frame. After failures nothing starts before a growing delay has passed. A round that ended in the future ended under
     a clock that was set back since: it delays nothing.
     """
-    missing = _missing(state, settings)
+    schedule = settings.schedule  # held-out frames come by chance; how many are missing is not predicted
+    missing = max(schedule.new_frames - state.new_frames, schedule.min_frames - state.frames, 0)
     ended = state.last_ended if state.last_ended is not None and state.last_ended <= now else None
     not_before = ended + RETRIES.delay(state.failures) if state.failures and ended is not None else None
     trigger = _trigger(now, ended, state, settings)
     waiting_for = _obstacle(now, not_before, state, settings)
     if not waiting_for and trigger is not None:
         return trigger, NextRound(frames_missing=0, not_before=not_before, waiting_for="nothing: a round starts now")
-    waiting_for = waiting_for or _wish(missing, settings)
+    if not waiting_for:
+        interval = schedule.interval_seconds
+        also = f", or {interval:g} s after the last round with a new frame" if interval > 0 else ""
+        waiting_for = f"{missing} more new frames{also}"
     return None, NextRound(frames_missing=missing, not_before=not_before, waiting_for=waiting_for)
 
 
@@ -69,12 +73,6 @@ def _trigger(now: float, ended: float | None, state: ScheduleState, settings: Se
         return None
     passed = ended is None or now - ended >= schedule.interval_seconds
     return "interval" if passed else None
-
-
-def _missing(state: ScheduleState, settings: Settings) -> int:
-    """Return the missing new frames; held-out ones come by chance and are not predicted."""
-    schedule = settings.schedule
-    return max(schedule.new_frames - state.new_frames, schedule.min_frames - state.frames, 0)
 
 
 def _obstacle(now: float, not_before: float | None, state: ScheduleState, settings: Settings) -> str:
@@ -89,9 +87,3 @@ def _obstacle(now: float, not_before: float | None, state: ScheduleState, settin
     if not_before is not None and now < not_before:
         return f"the delay after {state.failures} failed round(s)"
     return ""
-
-
-def _wish(missing: int, settings: Settings) -> str:
-    interval = settings.schedule.interval_seconds
-    also = f", or {interval:g} s after the last round with a new frame" if interval > 0 else ""
-    return f"{missing} more new frames{also}"

@@ -77,7 +77,7 @@ class _Collector:
             serving_damaged=serving_damaged,
             previous=self._read(lambda: self._registry.ref("previous"), None),
             versions=self._registry.versions(),
-            plane=self._plane_of(daemon, activity),
+            plane=self._plane(daemon, activity),
             round=self._read(lambda: self._running(rounds), None),
             last_rounds=[item for item in rounds if item.result != "running"][:LAST_ROUNDS],
             next_round=self._read(self._next, NextRound(frames_missing=0, not_before=None, waiting_for="")),
@@ -106,27 +106,22 @@ class _Collector:
             return DaemonStatus(up=self._up)
         return DaemonStatus(up=True, pid=file.pid, since=file.since, host=file.host, port=file.port)
 
-    def _plane_of(self, daemon: DaemonStatus, activity: Activity) -> PlaneStatus:
-        """Return the status of the inference plane; one that does not answer may be starting."""
-        plane = self._plane()
+    def _plane(self, daemon: DaemonStatus, activity: Activity) -> PlaneStatus:
+        """Probe the inference plane, which may be starting. Only some users can read the token that it may want."""
+        file = current_record(self._layout, "serve")
+        try:
+            plane = probe_plane(file, serving_token(self._settings.serving))
+        except ConfigError as error:
+            self._damage.append(str(error))
+            plane = probe_plane(file)
+            plane = plane.model_copy(update={"refused": False}) if plane.refused else plane  # why is told already
         if plane.up or plane.refused or not (daemon.up and self._settings.serving.enabled):
             return plane
         child = next((child for child in activity.children if child.name == "serve"), None)
-        begun = child.since if child is not None else None
-        if begun is None:  # not started yet: it will be in a moment
-            begun = daemon.since if daemon.since is not None else time.time()
         waits = child is not None and child.next_start is not None  # it ended, and is not tried again yet
+        begun = child.since if child is not None else None  # None: it will be started in a moment
+        begun = begun or daemon.since or time.time()
         return plane.model_copy(update={"starting": not waits and time.time() - begun < STARTING_SECONDS})
-
-    def _plane(self) -> PlaneStatus:
-        """Probe the inference plane; it reports nothing without its token, which only some users can read."""
-        file = current_record(self._layout, "serve")
-        try:
-            return probe_plane(file, serving_token(self._settings.serving))
-        except ConfigError as error:
-            self._damage.append(str(error))
-        plane = probe_plane(file)
-        return plane.model_copy(update={"refused": False}) if plane.refused else plane  # why is told already
 
     def _activity(self) -> Activity:
         """Return the daemon's activity; if the daemon is down, whether the folder exists."""

@@ -1,8 +1,7 @@
 """Prometheus metrics of the control plane: what its threads count while they work.
 
-`control/state_metrics.py` reads the metrics that storage knows at scrape time. Every series whose labels are known
-starts at 0, because a rate is then right from the first event on. Times are timestamps, never ages. A test compares
-this file with `docs/reference/metrics.md`.
+`control/state_metrics.py` reads what storage knows. Every series whose labels are known starts at 0, because a rate is
+then right from the first event on. Times are timestamps, never ages.
 """
 
 import hashlib
@@ -40,8 +39,7 @@ class IngestMetrics(MetricTable):
         "mfmd_watcher_overflows", "Overflows of the event queue, which lose events; a rescan follows each"
     )
     restarts = counter(
-        "mfmd_watcher_restarts",
-        "Restarts of the event observer, because it ended or the folder was replaced",
+        "mfmd_watcher_restarts", "Restarts of the event observer, because it ended or the folder was replaced"
     )
     rescans = counter("mfmd_watcher_rescans", "Rescans of the drop folder")
     rescan_found = counter("mfmd_watcher_rescan_found", "Files that a rescan found without an event")
@@ -128,16 +126,14 @@ class RoundMetrics(MetricTable):
         "Share of pseudo-label pixels above the confidence threshold in the running or last round (0-1)",
     )
     images_per_second = gauge(
-        "mfmd_round_images_per_second",
-        "Training rate of the running or last round (source and target images a second)",
+        "mfmd_round_images_per_second", "Training rate of the running or last round (source and target images a second)"
     )
     shadow_images = gauge(
         "mfmd_round_shadow_images",
         "Live images that the candidate of the running or last round was compared on in the shadow, all planes",
     )
     shadow_agreement = gauge(
-        "mfmd_round_shadow_agreement",
-        "Share of their pixels with the label that was served (0-1); 0 before the first",
+        "mfmd_round_shadow_agreement", "Share of their pixels with the label that was served (0-1); 0 before the first"
     )
     verdicts = counter(
         "mfmd_gate_verdicts",
@@ -162,9 +158,7 @@ class PublishMetrics(MetricTable):
         result=("ok", "failed"),
     )
     version = gauge(
-        "mfmd_publish_version",
-        "Version that a mirror offers; 0: none, or the mirror is not configured",
-        mirror=MIRRORS,
+        "mfmd_publish_version", "Version that a mirror offers; 0: none, or the mirror is not configured", mirror=MIRRORS
     )
 
 
@@ -180,9 +174,7 @@ class ProcessMetrics(MetricTable):
         component=COMPONENTS,
     )
     failed_steps = counter(
-        "mfmd_component_failures",
-        "Failed steps of a part of the daemon; each is retried",
-        component=COMPONENTS,
+        "mfmd_component_failures", "Failed steps of a part of the daemon; each is retried", component=COMPONENTS
     )
 
     settings_valid = gauge(

@@ -1,8 +1,7 @@
 """The operator's page on the control plane: what serves, and forms to roll back and to promote. HTML, no assets.
 
-The form asks for the control token each time and sets no cookie, so that another site cannot send it along. A form from
-another site is refused by the headers that the browser sends. The form carries the version that was shown: sent twice,
-or after the ref moved, it changes nothing.
+The form asks for the control token each time and sets no cookie, and the browser's headers show a form of another site.
+It carries the version that was shown: sent twice, or after the ref moved, it changes nothing.
 """
 
 import re

@@ -1,8 +1,7 @@
 """The gate: a pure function over records that decides whether a candidate may serve (docs/explanation/gate.md).
 
-Without labels nobody can prove an improvement, and most self-trained candidates of a model that is already adapted are
-worse (docs/explanation/sources.md). So the healthy default is to keep the incumbent: a veto rejects, and only votes of
-different kinds together accept. numpy only, no torch.
+Without labels nobody can prove an improvement, so the healthy default is to keep the incumbent: a veto rejects, and
+only votes of different kinds together accept. numpy only, no torch.
 """
 
 from collections.abc import Sequence

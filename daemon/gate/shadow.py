@@ -1,8 +1,7 @@
 """A candidate's time in the shadow, between the verdict on its scores and serving (`gate.shadow_images`).
 
-The rule is pure, over records, and docs/explanation/gate.md explains it. Agreement with the serving version is no
-evidence of improvement; the scores are. The shadow shows damage that hold-out frames did not: live images, real sizes,
-the plane's own precision. `round.json` holds the trial, so the next daemon continues it after a kill.
+The rule is pure, over records (docs/explanation/gate.md): the shadow shows damage that hold-out frames did not.
+`round.json` holds the trial, so the next daemon continues it after a kill.
 """
 
 import time

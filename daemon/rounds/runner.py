@@ -288,13 +288,10 @@ def _follow(group: ProcessGroup, folder: RoundFolder, context: RoundContext, lim
 def _death(status: int, folder: RoundFolder) -> str:
     """Describe how a process without scores ended."""
     how = f"ended with status {status}" if status >= 0 else f"was killed by {signal.Signals(-status).name}"
-    return f"the round {how} before it could write its scores; last line of its log: {_last_line(folder)}"
-
-
-def _last_line(folder: RoundFolder) -> str:
-    if not folder.log.exists():
-        return "(none)"
-    with folder.log.open("rb") as file:
-        file.seek(max(0, folder.log.stat().st_size - LOG_TAIL_BYTES))
-        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "(none)"
+    lines = []
+    if folder.log.exists():
+        with folder.log.open("rb") as file:
+            file.seek(max(0, folder.log.stat().st_size - LOG_TAIL_BYTES))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    last = lines[-1] if lines else "(none)"
+    return f"the round {how} before it could write its scores; last line of its log: {last}"

@@ -47,10 +47,10 @@ def init(
         raise typer.BadParameter(f"--preset has its own classes and source; leave out {wrong}, then edit the file")
     if config.exists() and not force:
         raise ConfigError(f"{config}: file exists; --force overwrites it, --config FILE writes another")
-    if preset is not None:
-        text = _from_preset(preset, _relative(folder, config))
-    else:
-        text = _from_choices(config, folder, classes or "cityscapes", source_images, source_labels)
+    text = _filled(_text(preset, classes or "cityscapes"), "watch", "folder", _relative(folder, config))
+    if source_images is not None and source_labels is not None:
+        text = _filled(text, "source", "images", _relative(source_images, config))
+        text = _filled(text, "source", "labels", _relative(source_labels, config))
     created = not folder.exists()
     with shared_files():
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,34 +61,31 @@ def init(
     typer.echo(_next_steps(config, with_source=settings.source is not None))
 
 
-def _from_choices(config: Path, folder: Path, classes: str, images: Path | None, labels: Path | None) -> str:
+def _text(preset: str | None, classes: str) -> str:
+    """Return the text of a preset, or of `configs/init.yaml`, which shows defaults, with a class list."""
+    from importlib import resources
+
     from configs.class_list import shipped
-    from daemon.cli.settings.template import render
 
-    if classes not in (lists := shipped("class_lists")):
+    presets, lists = shipped("presets"), shipped("class_lists")
+    if preset is not None:
+        if preset not in presets:
+            raise typer.BadParameter(f"no preset {preset!r}; there are {', '.join(presets)}")
+        return presets[preset].read_text(encoding="utf-8")
+    if classes not in lists:
         raise typer.BadParameter(f"no class list {classes!r}; there are {', '.join(lists)}")
-    values: dict[tuple[str, ...], object] = {
-        ("state",): "state",
-        ("classes",): classes,
-        ("watch", "folder"): _relative(folder, config),
-    }
-    if images is not None and labels is not None:
-        values["source", "images"] = _relative(images, config)
-        values["source", "labels"] = _relative(labels, config)
-    return render(values)
+    text = (resources.files("configs") / "init.yaml").read_text(encoding="utf-8")
+    return text.replace("classes: cityscapes", f"classes: {classes:<10}", 1)
 
 
-def _from_preset(name: str, folder: str) -> str:
+def _filled(text: str, section: str, key: str, value: str) -> str:
+    """Return a configuration's text with another value in its place, and not commented out."""
     import yaml
 
-    from configs.class_list import shipped
-
-    if name not in (presets := shipped("presets")):
-        raise typer.BadParameter(f"no preset {name!r}; there are {', '.join(presets)}")
-    text = presets[name].read_text(encoding="utf-8")
-    line = yaml.safe_dump({"folder": folder}, allow_unicode=True, width=10_000).strip()
+    line = yaml.safe_dump({key: value}, allow_unicode=True, width=10_000).strip()
+    place = rf"^#?({section}:\n(?:  .*\n)*?)#?  {key}: \S+ *(#.*)?$"
     return re.sub(
-        r"^(watch:\n(?:  .*\n)*?)  folder: [^\n]*", lambda found: f"{found[1]}  {line}", text, flags=re.MULTILINE
+        place, lambda found: f"{found[1]}{f'  {line}':<27} {found[2] or ''}".rstrip(), text, count=1, flags=re.MULTILINE
     )
 
 

@@ -59,7 +59,7 @@ def retry(
     if not (paths or reason or everything):
         raise typer.BadParameter("name files, or give --reason or --all")
     settings = running_settings(config)
-    from daemon.ingest.refusals import Selection, missing, retry_videos
+    from daemon.ingest.refusals import Selection, retry_videos
 
     selection = Selection(frozenset(paths or ()), reason)
     layout = layout_of(settings)
@@ -70,7 +70,7 @@ def retry(
     else:
         done = _in_process(settings, layout, selection)
     done += retry_videos(settings.watch, layout.videos, selection)
-    absent = missing(selection, done)
+    absent = sorted(selection.paths - set(done))
     if as_json:
         print_json({"retried": done, "not_refused": absent})
     else:

@@ -7,7 +7,7 @@ refused, and is moved to the quarantine again.
 import errno
 import os
 import queue
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,10 +32,9 @@ class Selection:
     """Relative to the drop folder, as `mfmd refused list` shows them."""
     reason: str | None = None
 
-    def of(self, catalog: Catalog) -> list[FileRecord]:
-        """Return the files, newest refusal first."""
-        found = catalog.refused(-1, reason=self.reason)
-        return [item for item in found if not self.paths or item.file.path in self.paths]
+    def of(self, files: Iterable[FileRecord]) -> list[FileRecord]:
+        """Return those of the files, already of this reason, whose path is selected."""
+        return [item for item in files if not self.paths or item.file.path in self.paths]
 
 
 @dataclass(slots=True)
@@ -75,7 +74,7 @@ def retry_refused(watch: WatchSettings, catalog: Catalog, selection: Selection) 
 
     Raises OSError when a file cannot be moved back; it and those after it in the list stay refused.
     """
-    found = selection.of(catalog)
+    found = selection.of(catalog.refused(-1, reason=selection.reason))
     back: list[FileFact] = []
     try:
         for item in found:
@@ -88,8 +87,7 @@ def retry_refused(watch: WatchSettings, catalog: Catalog, selection: Selection) 
 
 def retry_videos(watch: WatchSettings, records: Path, selection: Selection) -> list[str]:
     """Move the selected videos back and touch them, so that they count as new; return their paths. Raises OSError."""
-    found = refused_videos(records, selection.reason)
-    found = [item for item in found if not selection.paths or item.file.path in selection.paths]
+    found = selection.of(refused_videos(records, selection.reason))
     for item in found:
         _bring_back(watch, item)
     there = [item.file.path for item in found if (watch.folder / item.file.path).is_file()]
@@ -108,8 +106,3 @@ def _bring_back(watch: WatchSettings, item: FileRecord) -> None:
         what = "not moved back: a link in its path points out of the drop folder; remove it"
         raise OSError(errno.ELOOP, what, str(place))
     durable.move_file(kept, place)
-
-
-def missing(selection: Selection, done: Collection[str]) -> list[str]:
-    """Return paths that were requested by name and are not refused."""
-    return sorted(selection.paths - set(done))

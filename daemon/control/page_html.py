@@ -67,7 +67,6 @@ def _serving(status: Status) -> str:
 
 
 def _moves(status: Status, state: RegistryState) -> str:
-    """Return the forms for roll back and promote."""
     serving = status.serving
     if serving is None and status.versions:  # a form needs the version that it was shown for
         what = "The serving version is unknown" if status.serving_damaged else "No version serves"

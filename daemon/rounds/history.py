@@ -159,7 +159,6 @@ def _reason(folder: RoundFolder, record: RoundRecord, scores: RoundScores | None
 
 
 def _in_shadow(folder: RoundFolder) -> str:
-    """Return the progress of the candidate in the shadow."""
     progress = folder.last_progress()
     if progress is None or progress.phase != "shadow":
         return "in the shadow"

@@ -133,7 +133,6 @@ def _leased(buffer: FrameBuffer, number: int) -> Iterator[None]:
 
 
 def _conclude(context: RoundContext, folder: RoundFolder) -> Verdict:
-    """Finish a round whose process has ended, and tidy up after it."""
     settings, registry, store, number = context.settings, context.registry, context.store, folder.number
     stage = _await_end(context, folder)
     heir = promoted_round(registry)
@@ -286,7 +285,6 @@ def _follow(group: ProcessGroup, folder: RoundFolder, context: RoundContext, lim
 
 
 def _death(status: int, folder: RoundFolder) -> str:
-    """Describe how a process without scores ended."""
     how = f"ended with status {status}" if status >= 0 else f"was killed by {signal.Signals(-status).name}"
     lines = []
     if folder.log.exists():

@@ -45,8 +45,6 @@ def collect_status(settings: Settings) -> Status:
 
 
 class _Collector:
-    """Reads each part once."""
-
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._layout = StateLayout(settings.state)

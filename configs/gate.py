@@ -15,7 +15,7 @@ class GateAdvanced(Section):
     source_class_drop: Fraction = 0.2
     """Veto: a source class IoU below the released model's by more than this (IoU, 0-1)."""
     shadow_seconds: Positive = 600.0
-    """Longest wait for them (seconds); then the verdict is inconclusive."""
+    """Longest wait for `shadow_images` (seconds); after it the verdict is inconclusive."""
     vanished_ratio: Fraction = 0.05
     """Veto: a class whose area on hold-out frames falls below this share of the incumbent's."""
     vanished_floor: Fraction = 0.005

@@ -69,9 +69,8 @@ def load_settings(path: Path) -> Settings:
     data = _read_yaml(path)
     _refuse_unknown_environment()
     environment = _EnvironmentSource(_Environment)()
-    merged = merge(data, environment)
     try:
-        return Settings.model_validate(merged, context={"base": path.resolve().parent})
+        return Settings.model_validate(merge(data, environment), context={"base": path.resolve().parent})
     except ValidationError as error:
         first = error.errors()[0]
         place = _variable(first, environment) or str(path)
@@ -197,21 +196,21 @@ def _keys(error: ErrorDetails) -> list[str]:
 def _unknown(error: ErrorDetails, field: str) -> str:
     *place, key = (str(part) for part in error["loc"])
     section = _section_at(place)
-    inner = [(name, f"{child}.{name}") for child, model in sections_of(section) for name in model.model_fields]
-    moved = next((dotted for name, dotted in inner if name == key), None)
-    others = [name for name, recipe in RECIPES.items() if place[:1] == ["recipe"] and _has(recipe, key)]
+    keys = _places(section)
     if field in RETIRED:
         return RETIRED[field]
-    if moved is not None:
-        return f"this key is now {field.removesuffix(key)}{moved}"
-    if others:
+    if key in keys:
+        return f"this key is now {field.removesuffix(key)}{keys[key]}"
+    if others := [name for name, recipe in RECIPES.items() if place[:1] == ["recipe"] and key in _places(recipe)]:
         return f"a setting of {', '.join(others)}; recipe.name is {place[1]}"
-    below = {name for name, _ in inner if place}  # at the top only sections: `host` is a key of several
-    return f"unknown key{nearest(key, {*section.model_fields, *below})}"
+    return f"unknown key{nearest(key, keys if place else section.model_fields)}"
 
 
-def _has(section: type[BaseModel], key: str) -> bool:
-    return key in section.model_fields or any(_has(inner, key) for _, inner in sections_of(section))
+def _places(section: type[BaseModel]) -> dict[str, str]:
+    """Return where each key of a section stands, in it or directly below it; the first place wins."""
+    inner = reversed(sections_of(section))
+    below = {name: f"{section_name}.{name}" for section_name, model in inner for name in model.model_fields}
+    return below | {name: name for name in section.model_fields}
 
 
 def _section_at(place: list[str]) -> type[BaseModel]:

@@ -176,8 +176,8 @@ class BnStatisticsSettings(_TestTime):
 
     name: Literal["bn_statistics"] = "bn_statistics"
     statistics_prior: NotNegative = 0.0
-    """Crops that the released version's BatchNorm statistics count for beside the target's (N of Schneider et al. 2020,
-    who use 16 when there are few images); 0 takes the target's alone."""
+    """Weight of the released version's BatchNorm statistics beside the target's (crops; N of Schneider et al. 2020, who
+    use 16 for few images); 0 uses the target's alone."""
 
 
 class TentSettings(_TestTime):
@@ -210,7 +210,6 @@ RECIPES: dict[str, type[RecipeBase]] = {recipe.model_fields["name"].default: rec
 
 
 def _named(values: Any) -> Any:
-    """Without a name, the recipe is dacs."""
     return {"name": "dacs", **values} if isinstance(values, dict) else values
 
 

@@ -19,13 +19,13 @@ class ServingAdvanced(Section):
     max_body_bytes: PositiveInt = 32 * 1024 * 1024
     """Largest request body (bytes)."""
     request_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """Longest that a request may take, its body included (seconds); then 408 or 503, and its place is free."""
+    """Longest duration of a request, its body included (seconds); after it the answer is 408 or 503."""
     follow_seconds: Annotated[float, Field(gt=0)] = 0.2
     """How often the serving ref is read (seconds)."""
     channels_last: bool = False
-    """Memory format of images; the weights of convolutions lie so in any case."""
+    """Memory format of images; the weights of convolutions always have it."""
     fold_batch_norm: bool = True
-    """Run a convolution and the BatchNorm after it as one layer: the same logits but for rounding, in less time."""
+    """Run a convolution and the BatchNorm after it as one layer: faster, with the same logits except for rounding."""
     compile: bool = False
     """torch.compile the network, once a served shape, before a version serves (needs a C++ compiler on a CPU). On a GPU
     batches of several images run as without it."""
@@ -60,10 +60,10 @@ class ServingSettings(Section):
     max_batch_images: PositiveInt = 4
     """Most images in one forward pass."""
     window: Literal["resize", "slide"] = "resize"
-    """How an image of any size meets the network: resize scales it to fit the input; slide scales its short side only
-    and averages the logits of overlapping windows."""
+    """How an image of any size is fitted to the network: resize scales it to fit the input; slide scales its short side
+    only and averages the logits of overlapping windows."""
     shadow_fraction: Fraction = 0.0
-    """Share of live requests that also run on a candidate in the idle place; their agreement is recorded."""
+    """Share of live requests that also run on the version in the shadow; their agreement is recorded."""
     advanced: ServingAdvanced = ServingAdvanced()
 
     @model_validator(mode="after")
@@ -81,7 +81,7 @@ class MasksSettings(Section):
     kind: Literal["index", "color", "overlay"] = "index"
     """index: class indices; color: the class list's colours; overlay: colours over the image."""
     again: bool = False
-    """Write masks anew when another version serves."""
+    """Rewrite all masks when another version serves."""
 
 
 class PublishSettings(Section):

@@ -76,7 +76,6 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _feature_distance_is_possible(self) -> Self:
-        """Thing classes are names of `classes`, and the frozen network is there."""
         recipe, names = self.recipe, [entry.name for entry in self.classes]
         if not isinstance(recipe, RareClassSettings):
             return self

@@ -54,8 +54,8 @@ class WatchSettings(Section):
     folder: ConfigPath
     """Folder where unlabelled target images arrive."""
     mode: Literal["auto", "events", "polling"] = "auto"
-    """How new files are noticed: events asks the kernel, polling reads the folder every `advanced.rescan_seconds`. auto
-    polls where the kernel reports nothing (NFS, SMB, FUSE) and uses events elsewhere. The rescan runs in all modes."""
+    """How new files are detected: events asks the kernel, polling reads the folder every `advanced.rescan_seconds`.
+    auto polls where the kernel reports nothing (NFS, SMB, FUSE) and uses events elsewhere. The rescan always runs."""
     marker: str | None = None
     """Path (relative to the folder) of a file that exists whenever the folder is mounted. While it is absent, nothing
     is taken. Without a marker, an empty folder and an unmounted one look alike."""

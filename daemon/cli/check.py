@@ -29,12 +29,11 @@ def check(
     layout = layout_of(running_settings(config))
     from storage.checking import check_state, repair_state
 
-    repaired: list[Problem] = []
     if repair:
         done = repair_state(layout, read_data=read_data)
         repaired, problems = done.repaired, done.left
     else:
-        problems = check_state(layout, read_data=read_data)
+        repaired, problems = [], check_state(layout, read_data=read_data)
     errors = [problem for problem in problems if problem.severity == "error"]
     if as_json:
         print_json({"ok": not errors, "problems": _rows(problems), "repaired": _rows(repaired)})
@@ -52,9 +51,8 @@ def _rows(problems: "list[Problem]") -> list[dict[str, Any]]:
 
 def _print(problems: "list[Problem]", repaired: "list[Problem]") -> None:
     for problem in repaired:
-        typer.echo(
-            f"{typer.style('repaired', fg=typer.colors.GREEN)}  {problem.code}: {problem.path}: {problem.detail}"
-        )
+        mark = typer.style("repaired", fg=typer.colors.GREEN)
+        typer.echo(f"{mark}  {problem.code}: {problem.path}: {problem.detail}")
     for problem in problems:
         mark = typer.style(f"{problem.severity:<8}", fg=COLORS[problem.severity])
         typer.echo(f"{mark}  {problem.code}: {problem.path}: {problem.detail}")

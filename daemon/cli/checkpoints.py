@@ -214,7 +214,6 @@ def _say_damage(registry: "CheckpointRegistry") -> None:
 
 
 def _marks(registry: "CheckpointRegistry") -> dict[int, list[str]]:
-    """Of each version: refs that point at it, whether it is pinned, and what the history says."""
     refs, pins, state = registry.readable_refs()[0], registry.pins(), registry.state()
     return {
         version: [

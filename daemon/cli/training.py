@@ -61,7 +61,6 @@ def _warn(text: str) -> None:
 
 
 def _release(settings: "Settings", manifest: "Manifest", *, by: str, reason: str, as_json: bool) -> None:
-    """Let the new version serve if none serves yet, and print what happened."""
     from daemon.gate.promotion import release
 
     registry = registry_of(settings)

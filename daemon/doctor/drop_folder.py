@@ -57,7 +57,6 @@ def _watches(settings: WatchSettings) -> Finding:
 
 
 def _count_folders(root: Path) -> tuple[int, bool]:
-    """Folders at and below `root`, and whether all entries were looked at."""
     folders = entries = 0
     for _, inner, files in os.walk(root):
         folders += 1

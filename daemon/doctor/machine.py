@@ -80,7 +80,6 @@ def examine_number_formats(settings: Settings, gpu: bool, cpu_info: Path = CPU_I
 
 
 def _flags(cpu_info: Path) -> set[str]:
-    """Features of the first CPU; empty where the system does not tell."""
     try:
         lines = cpu_info.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -53,7 +53,6 @@ def _port(layout: StateLayout, run_name: str, section: Section, plane: Plane) ->
 
 
 def _guard(wanted: Wanted, plane: Plane) -> Finding:
-    """Return whether the plane may listen at its address, and whether its token can be read."""
     name, token, token_file = f"{wanted.section}_token", plane.token, plane.token_file
     if not wanted.guarded and not is_loopback(wanted.host):
         remedy = f"{wanted.remedy}, or bind 127.0.0.1; otherwise it does not start"
@@ -71,7 +70,6 @@ def _guard(wanted: Wanted, plane: Plane) -> Finding:
 
 
 def _tls(section: Section, plane: Plane) -> list[Finding]:
-    """Return whether certificate and key can be used; nothing about plain HTTP."""
     name = f"{section}_tls"
     try:
         files = tls_files(section, plane.certificate, plane.key)

@@ -3,7 +3,7 @@
 Constants that the original code counts in pixels of one image size are shares here.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -202,13 +202,6 @@ class CottaSettings(_TestTime):
     passes of the teacher a step; `[1.0]`, one pass, is for small machines."""
 
 
-_ALL = (
-    DacsSettings, DaformerSettings, HrdaSettings, MicSettings, BnStatisticsSettings, TentSettings, CottaSettings,
-)  # fmt: skip
-RECIPES: dict[str, type[RecipeBase]] = {recipe.model_fields["name"].default: recipe for recipe in _ALL}
-"""By `recipe.name`."""
-
-
 def _named(values: Any) -> Any:
     return {"name": "dacs", **values} if isinstance(values, dict) else values
 
@@ -219,3 +212,7 @@ RecipeSettings = Annotated[
     BeforeValidator(_named),
 ]
 """The self-training recipe that MFM sits on; `name` says which."""
+RECIPES: dict[str, type[RecipeBase]] = {
+    recipe.model_fields["name"].default: recipe for recipe in get_args(get_args(RecipeSettings)[0])
+}
+"""By `recipe.name`."""

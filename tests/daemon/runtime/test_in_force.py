@@ -147,7 +147,7 @@ def test_what_a_killed_daemon_left_is_not_taken_for_the_next_ones(in_force, file
 
 
 def test_a_hang_up_reloads(in_force, file, capfd):
-    reloads = []
+    reloads, before = [], signal.getsignal(signal.SIGHUP)
     in_force.after_reload = reloads.append
     file(gate={"confidence": 0.8})
     with reloaded_on_hang_up(in_force):
@@ -160,6 +160,6 @@ def test_a_hang_up_reloads(in_force, file, capfd):
         while len(reloads) < 2:
             pass
     assert reloads == [True, False] and in_force.now.gate.confidence == 0.8
-    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGHUP) == before
     events = [json.loads(line)["event"] for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
     assert "settings_reloaded" in events and "settings_not_reloaded" in events

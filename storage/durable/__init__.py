@@ -305,8 +305,8 @@ def _put(source: Path, place: Path) -> bool:
     except OSError as error:
         if error.errno not in (errno.EEXIST, *NO_LINK):
             raise
-    if place.exists():
-        return filecmp.cmp(source, place, shallow=False)
+    if os.path.lexists(place):  # a link that leads nowhere keeps its name too
+        return place.exists() and filecmp.cmp(source, place, shallow=False)
     copy_in(source, place)  # another file system, or one without links: nobody else writes to this folder
     status = source.stat()
     place.chmod(stat.S_IMODE(status.st_mode))

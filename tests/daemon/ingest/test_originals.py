@@ -77,6 +77,16 @@ def without_links(monkeypatch, number):
     monkeypatch.setattr("storage.durable.os.link", refuse)
 
 
+def test_a_link_that_leads_nowhere_keeps_its_name(tmp_path):
+    """The place that it leads to may be unmounted for now."""
+    source, link = tmp_path / "a.png", tmp_path / "to" / "a.png"
+    source.write_bytes(b"image")
+    link.parent.mkdir()
+    link.symlink_to("elsewhere")
+    assert durable.move_file(source, link) == tmp_path / "to" / "a-2.png"
+    assert link.is_symlink()
+
+
 @pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM])
 def test_a_move_to_another_file_system_is_a_copy_that_keeps_the_time(tmp_path, monkeypatch, number):
     without_links(monkeypatch, number)

@@ -15,7 +15,7 @@ def check_source(scope: Scope) -> Iterator[Problem]:
     try:
         current = current_fingerprint(scope.layout)
     except StorageError as error:
-        yield Problem("source_damaged", folder / CURRENT, str(error), AGAIN)
+        yield Problem("source_damaged", folder / CURRENT, str(error), AGAIN.format(folder))
         return
     for path in sorted(folder.glob("[!.]*")):
         if path.is_dir() and path.name != current:
@@ -33,4 +33,4 @@ def check_source(scope: Scope) -> Iterator[Problem]:
                 source.images.check_file(index)
                 source.labels.check_file(index)
     except (StorageError, OSError) as error:
-        yield Problem("source_damaged", folder / current, str(error), AGAIN)
+        yield Problem("source_damaged", folder / current, str(error), AGAIN.format(folder))

@@ -18,7 +18,8 @@ from storage.layout import StateLayout
 
 IMAGES, LABELS, INDEX, CURRENT = "images", "labels", "index.json", "current.json"
 SCHEMA_VERSION = 1
-AGAIN = "remove the source folder, then import again with `mfmd pretrain`"
+AGAIN = "remove {}, then import again with `mfmd pretrain`"
+"""Remedy for a damaged set; of the folder `source` of the state directory, never of the operator's images."""
 
 
 class CurrentSource(Record):
@@ -56,9 +57,10 @@ class LabelledSet:
     """Labelled source images at frame size; made by `storage.source.labelled_import`."""
 
     def __init__(self, folder: Path) -> None:
-        index = read_record(folder / INDEX, SourceIndex, f"; {AGAIN}")
+        again = AGAIN.format(folder.parent)
+        index = read_record(folder / INDEX, SourceIndex, f"; {again}")
         if index is None:
-            raise StorageError(f"{folder / INDEX}: missing; {AGAIN}")
+            raise StorageError(f"{folder / INDEX}: missing; {again}")
         self.images = PixelArray(folder, IMAGES)
         """Images, [H, W, 3] RGB."""
         self.labels = PixelArray(folder, LABELS)
@@ -97,5 +99,5 @@ class LabelledSet:
 
 def current_fingerprint(layout: StateLayout) -> str | None:
     """Return the fingerprint of the set in use, or None. Raises StorageError when `current.json` is damaged."""
-    current = read_record(layout.source / CURRENT, CurrentSource, f"; {AGAIN}")
+    current = read_record(layout.source / CURRENT, CurrentSource, f"; {AGAIN.format(layout.source)}")
     return current.fingerprint if current else None

@@ -56,11 +56,11 @@ def test_damaged_index_files_are_named(layout: StateLayout, source):
     import_labelled(source(3), layout)
     index = next(layout.source.glob("*/index.json"))
     index.write_text("{}")
-    with pytest.raises(StorageError, match=r"index\.json: not a SourceIndex: .*; remove the source folder"):
+    with pytest.raises(StorageError, match=r"index\.json: not a SourceIndex: .*; remove .*/source, then"):
         LabelledSet.open(layout)
     index.unlink()
-    with pytest.raises(StorageError, match=r"index\.json: missing; remove the source folder"):
+    with pytest.raises(StorageError, match=r"index\.json: missing; remove .*/source, then"):
         LabelledSet.open(layout)
     (layout.source / "current.json").write_text("?")
-    with pytest.raises(StorageError, match=r"current\.json: not a CurrentSource: .*; remove the source folder"):
+    with pytest.raises(StorageError, match=r"current\.json: not a CurrentSource: .*; remove .*/source, then"):
         LabelledSet.exists(layout)

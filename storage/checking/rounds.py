@@ -21,6 +21,9 @@ RECORDS: tuple[tuple[str, Callable[[RoundFolder], object]], ...] = (
     ("verdict.json", RoundFolder.verdict),
 )
 
+HEADER_BYTES = 1024 * 1024
+"""More than the header of a safetensors file has."""
+
 
 def check_rounds(scope: Scope) -> Iterator[Problem]:
     """Return rounds with unreadable or contradictory records, and damaged training states."""
@@ -76,13 +79,17 @@ def _states(folder: RoundFolder) -> Iterator[Problem]:
 
 
 def _damage(path: Path) -> str:
-    """Return what is wrong with a file of a training state; reads no tensor."""
+    """Return what is wrong with a file of a training state; decodes no tensor. Raises OSError."""
     try:
         if path.suffix == ".safetensors":
+            with path.open("rb") as file:
+                file.read(HEADER_BYTES)  # raises OSError where a file that is mapped into memory would kill the process
             tensor_headers(path)
         elif path.suffix == ".json":
             json.loads(path.read_bytes())
     except CorruptCheckpoint as error:
+        if isinstance(error.__cause__, OSError):  # no damage: nothing to remove
+            raise error.__cause__ from error
         return str(error)
     except ValueError as error:
         return f"{path.name}: not JSON: {error}"

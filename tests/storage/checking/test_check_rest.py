@@ -171,6 +171,15 @@ def test_a_training_state_that_is_damaged(whole, expect, damage):
     assert states.steps() == []
 
 
+def test_a_training_state_that_the_system_cannot_read_stays(whole):
+    """Permissions, the disk or a mount may be at fault: nothing says that the state is damaged."""
+    states = RoundStore(whole.rounds).folder(2).states
+    (states.latest() / "state.safetensors").symlink_to("/proc/self/mem")  # opens, and fails to be read, also for root
+    done, steps = repair_state(whole), states.steps()
+    assert [problem.code for problem in done.left] == ["unreadable"] and done.repaired == []
+    assert steps
+
+
 @pytest.mark.parametrize("damage", ["current", "index", "shard"])
 def test_a_source_that_is_damaged(whole, expect, damage):
     folder = next(path for path in whole.source.iterdir() if path.is_dir())

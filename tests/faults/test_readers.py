@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from storage.buffer.frames import FrameBuffer
-from storage.errors import FrameEvicted
+from storage.errors import FrameEvicted, StorageError
 from storage.layout import StateLayout
 from tests.faults import processes, world
 
@@ -75,7 +75,15 @@ def test_a_reader_does_not_write(tmp_path: Path):
     layout.create()
     with FrameBuffer.open(layout, config, writable=True) as buffer:
         buffer.append([world.frame(1)])
+        (record,) = buffer.records()
     with FrameBuffer.open(layout, config, writable=False) as reader:
-        array = reader._array
-        with pytest.raises(ValueError, match="for reading only"):
-            array.write(0, world.frame(2).frame.pixels)
+        for write in (
+            lambda: reader.append([world.frame(2)]),
+            lambda: reader.lease(1),
+            lambda: reader.release(1),
+            lambda: reader.catalog.note(world.frame(2).file, "refused", "empty"),
+        ):
+            with pytest.raises(StorageError, match="reading only"):
+                write()
+        assert reader.records() == [record] and not reader.leases()
+        assert np.array_equal(reader.read(record), world.frame(1).frame.pixels)

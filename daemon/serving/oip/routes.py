@@ -37,8 +37,9 @@ from daemon.serving.oip.tensors import infer_response, parse_infer, read_json
 from daemon.serving.plane import InferencePlane
 from daemon.serving.versions.slots import Resident
 
-ONE_MODEL = ("/models/{model}", "/models/{model}/versions/{version}")
-"""Each route of the model has both prefixes."""
+ONE_MODEL = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+"""Each route of the model has both prefixes. A router holds its whole prefix itself: metrics name a route by the path
+that its own router knows."""
 PLATFORM = "pytorch"
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 INFER_BODY: dict[str, Any] = {
@@ -73,36 +74,36 @@ READ_ONLY = "the registry decides which version serves; use `mfmd promote` or `m
 
 def oip_routes(plane: InferencePlane) -> APIRouter:
     """Build the routes under `/v2`."""
-    router = APIRouter(prefix="/v2")
+    router = APIRouter()
     _add_server_routes(router, plane)
     for prefix in ONE_MODEL:
-        router.include_router(_model_routes(plane), prefix=prefix)
+        router.include_router(_model_routes(plane, prefix))
     router.include_router(_repository_routes(plane))
     return router
 
 
 def _add_server_routes(router: APIRouter, plane: InferencePlane) -> None:
-    @router.get("", responses=problems(protocol=True))
+    @router.get("/v2", responses=problems(protocol=True))
     async def server() -> ServerMetadata:
         """Server metadata."""
         return ServerMetadata(name="mfmd", version=package_version("mfmd"), extensions=[*EXTENSIONS])
 
-    @router.get("/health/live", responses={503: {"model": ServerLive, "description": "A thread crashed."}})
+    @router.get("/v2/health/live", responses={503: {"model": ServerLive, "description": "A thread crashed."}})
     async def live(response: Response) -> ServerLive:
         """200 while the process answers and its threads live, else 503."""
         alive = not plane.dead
         response.status_code = 200 if alive else 503
         return ServerLive(live=alive)
 
-    @router.get("/health/ready", responses={503: {"model": ServerReady, "description": "Not ready."}})
+    @router.get("/v2/health/ready", responses={503: {"model": ServerReady, "description": "Not ready."}})
     async def ready(response: Response) -> ServerReady:
         """200 once a version is loaded, else 503."""
         response.status_code = 200 if plane.ready else 503
         return ServerReady(ready=plane.ready)
 
 
-def _model_routes(plane: InferencePlane) -> APIRouter:
-    router = APIRouter()
+def _model_routes(plane: InferencePlane, prefix: str) -> APIRouter:
+    router = APIRouter(prefix=prefix)
 
     async def check(model: str, version: str | None = None) -> int | None:
         """Return the version number in a path, if any. Raises ApiError 404 unknown_model, version_not_loaded."""
@@ -184,7 +185,7 @@ async def _infer(plane: InferencePlane, version: int | None, body: bytes, header
 
 def _repository_routes(plane: InferencePlane) -> APIRouter:
     """Build the routes of the model repository (Triton's extension), read-only: the registry decides what serves."""
-    router = APIRouter(prefix="/repository")
+    router = APIRouter(prefix="/v2/repository")
 
     @router.post("/index", openapi_extra=INDEX_BODY, responses=problems(400, 408, 413, 415, protocol=True))
     async def index(request: Request) -> list[IndexEntry]:

@@ -48,6 +48,17 @@ def test_work_is_counted(world: World, served: Served) -> None:
     assert served.metric("mfmd_batch_seconds_count") == 3
 
 
+def test_every_route_is_counted_by_its_whole_path(world: World, served: Served) -> None:
+    paths = served.client.get("/openapi.json").json()["paths"]
+    for path, methods in paths.items():
+        for method in methods:
+            served.client.request(method, path.format(model="segmentation", version=1))
+    text = served.client.get("/metrics").text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    counted = {sample.labels["endpoint"] for sample in families["mfmd_requests"].samples if sample.value}
+    assert counted - {"unknown"} == set(paths), "the page itself is no route of ours"
+
+
 def test_the_version_that_serves_is_shown(world: World, served: Served) -> None:
     for seed in (2, 3):
         served.wait_for(world.add(seed))

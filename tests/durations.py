@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 LIST = Path(__file__).with_name("slow.txt")
-LIMIT = 0.3
+LIMIT = 0.2
 """Tests that take longer, with their fixtures, are slow (seconds on a quiet machine)."""
 
 

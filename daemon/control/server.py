@@ -16,7 +16,7 @@ from configs.serving import ControlSettings
 from daemon.control.errors import ApiError, answer_of
 from daemon.errors import DaemonError
 from daemon.net.listening import TlsFiles, listen
-from daemon.net.token import bearer_of, control_address, same_token
+from daemon.net.token import carries_token, control_address
 
 BACKLOG = 128
 GRACE_SECONDS = 2
@@ -119,5 +119,4 @@ class ControlGuard:
     def _may_pass(self, scope: Scope) -> bool:
         if self._token is None or scope["method"] in LOOKING or not scope["path"].startswith(API):
             return True
-        given = bearer_of(Headers(scope=scope).get("authorization", ""))
-        return given is not None and same_token(given, self._token)
+        return carries_token(Headers(scope=scope).get("authorization", ""), self._token)

@@ -53,6 +53,12 @@ def read_plain_settings(config: Path) -> Settings:
     )
 
 
+def _environment() -> dict[str, str]:
+    """Return this environment without settings but those of the log: a driven daemon uses its file only."""
+    log = {name: value for name, value in os.environ.items() if name.startswith("MFMD_LOG__")}
+    return without_settings(os.environ) | log
+
+
 class DrivenDaemon:
     """`mfmd run` in a process of its own, asked through files and HTTP only."""
 
@@ -87,7 +93,7 @@ class DrivenDaemon:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=without_settings(os.environ),
+                env=_environment(),
                 cwd=self.config.parent,
                 start_new_session=True,
             )
@@ -108,7 +114,7 @@ class DrivenDaemon:
         """Run another `mfmd` command on the same configuration, for example `rollback`."""
         return subprocess.run(
             self._command(*arguments),
-            env=without_settings(os.environ),
+            env=_environment(),
             cwd=self.config.parent,
             capture_output=True,
             text=True,

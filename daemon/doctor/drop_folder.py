@@ -7,6 +7,7 @@ from configs.settings import Settings
 from configs.watch import WatchSettings
 from daemon.doctor.finding import Finding, fail, ok, warn
 from daemon.watch.mode import file_system_of, is_silent
+from daemon.watch.scan import missing_marker
 
 WATCH_LIMIT = Path("/proc/sys/fs/inotify/max_user_watches")
 ENTRIES_LOOKED_AT = 200_000
@@ -29,9 +30,10 @@ def examine_drop_folder(settings: Settings) -> list[Finding]:
 
 
 def _marked(settings: WatchSettings) -> Finding:
-    if settings.marker is not None and not (settings.folder / settings.marker).exists():
+    unmarked = missing_marker(settings)
+    if unmarked and settings.marker is not None:
         remedy = f"mount it, or `touch {settings.folder / settings.marker}` once it is mounted, or unset watch.marker"
-        return fail("drop_folder", f"{settings.folder} holds no {settings.marker} (watch.marker)", remedy)
+        return fail("drop_folder", unmarked, remedy)
     return ok("drop_folder", f"{settings.folder} is readable")
 
 

@@ -11,7 +11,7 @@ from configs.watch import WatchSettings
 from daemon.masks.mask_file import Note, Version, mask_path, note_of, read_note
 from daemon.runtime.logs import get_logger
 from daemon.watch.arrival import Arrival, look_at
-from daemon.watch.scan import FolderScan
+from daemon.watch.scan import FolderScan, missing_marker
 from storage.buffer.catalog_records import FileFact
 from storage.media import MADE_OF_VIDEOS
 
@@ -43,9 +43,9 @@ class MaskQueue:
 
         Raises OSError when the drop folder is not there; nothing is forgotten then.
         """
-        marker, now = self._watch.marker, time.monotonic()
-        if marker is not None and not (self._watch.folder / marker).exists():
-            raise FileNotFoundError(f"it holds no {marker} (watch.marker), so it may not be mounted")
+        now = time.monotonic()
+        if missing_marker(self._watch):
+            raise FileNotFoundError(f"it holds no {self._watch.marker} (watch.marker), so it may not be mounted")
         waiting, names, moving = [], set(), {}
         for name in self._scan.names(_complain):
             if fnmatch(Path(name).name, MADE_OF_VIDEOS):  # such files are removed once ingest has them

@@ -55,10 +55,10 @@ def same_token(given: str, wanted: str) -> bool:
     return hmac.compare_digest(given.encode(), wanted.encode())
 
 
-def bearer_of(authorization: str) -> str | None:
-    """Return the token of an Authorization header; None without a bearer token."""
+def carries_token(authorization: str, wanted: str) -> bool:
+    """Return whether an Authorization header carries `wanted` as a bearer token."""
     scheme, _, given = authorization.partition(" ")
-    return given.strip() if scheme.lower() == "bearer" else None
+    return scheme.lower() == "bearer" and same_token(given.strip(), wanted)
 
 
 def _configured(section: str, settings: ControlSettings | ServingSettings) -> str | None:

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from daemon.errors import PublishFailed
-from daemon.runtime.process_group import ProcessGroup
+from daemon.runtime.process_group import ProcessGroup, last_line
 from storage.layout import StateLayout
 from storage.registry.mirrors import Mirror
 
@@ -13,7 +13,6 @@ EXPORT_SECONDS = 3600.0
 NICE = 10
 """Added to the daemon's nice value, so that an export yields to everything else."""
 GRACE_SECONDS = 2.0
-LOG_TAIL_BYTES = 4096
 
 
 class MirrorExport:
@@ -49,7 +48,7 @@ class MirrorExport:
         if status is None:
             raise PublishFailed(f"the export did not end within {EXPORT_SECONDS:.0f} s; see {self._log}")
         if status != 0:
-            raise PublishFailed(f"the export ended with status {status}: {_last_line(self._log)}")
+            raise PublishFailed(f"the export ended with status {status}: {last_line(self._log)}")
         return True
 
     def stop(self) -> None:
@@ -57,10 +56,3 @@ class MirrorExport:
         if self._group is not None:
             self._group.stop(GRACE_SECONDS)
             self._group = None
-
-
-def _last_line(path: Path) -> str:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
-        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "(no output)"

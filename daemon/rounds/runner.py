@@ -21,7 +21,7 @@ from daemon.rounds.inheritance import inherited_round, promoted_round
 from daemon.rounds.launch import launch_command, launch_environment
 from daemon.rounds.schedule import Trigger
 from daemon.runtime.logs import get_logger
-from daemon.runtime.process_group import ProcessGroup
+from daemon.runtime.process_group import ProcessGroup, last_line
 from storage.buffer.catalog_records import FrameRecord
 from storage.buffer.frames import FrameBuffer
 from storage.errors import StorageError
@@ -43,7 +43,6 @@ SCORING_SECONDS = 1800.0
 """Time a round may take beyond its training budget, for loading, saving and scoring (seconds)."""
 NICE = 5
 """Added to the daemon's nice value, because a round is less urgent than ingest and answers."""
-LOG_TAIL_BYTES = 4096
 STOPPED = "stopped before it could write its scores"
 
 ShowProgress = Callable[[Progress], None]
@@ -286,10 +285,4 @@ def _follow(group: ProcessGroup, folder: RoundFolder, context: RoundContext, lim
 
 def _death(status: int, folder: RoundFolder) -> str:
     how = f"ended with status {status}" if status >= 0 else f"was killed by {signal.Signals(-status).name}"
-    lines = []
-    if folder.log.exists():
-        with folder.log.open("rb") as file:
-            file.seek(max(0, folder.log.stat().st_size - LOG_TAIL_BYTES))
-            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    last = lines[-1] if lines else "(none)"
-    return f"the round {how} before it could write its scores; last line of its log: {last}"
+    return f"the round {how} before it could write its scores; last line of its log: {last_line(folder.log)}"

@@ -18,6 +18,7 @@ import psutil
 
 from configs.load import without_settings
 from daemon.runtime.logs import get_logger
+from storage.durable.record import lines_of
 from storage.layout import StateLayout
 
 POLL_SECONDS = 0.05
@@ -25,9 +26,16 @@ ORPHAN_SECONDS = 60.0
 """How long a child works on without a daemon (seconds): long enough for a restart by a service manager."""
 WORKS_FOR = "_MFMD_WORKS_FOR"
 """Environment variable of every child: the identity of its state directory."""
+LOG_TAIL_BYTES = 4096
 ENDED = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 log = get_logger(__name__)
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a command's output that holds text; `(none)` without one."""
+    lines = (line.decode(errors="replace").strip() for line in reversed(lines_of(log, LOG_TAIL_BYTES)))
+    return next(filter(None, lines), "(none)")
 
 
 class ProcessGroup:

@@ -8,7 +8,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from daemon.net.token import bearer_of, same_token
+from daemon.net.token import carries_token
 from daemon.serving.errors import ApiError
 from daemon.serving.plane import InferencePlane
 from daemon.serving.versions.slots import Resident
@@ -88,8 +88,7 @@ class Guard:
         await self._app(scope, receive, send)
 
     def _opens(self, headers: Headers) -> bool:
-        given = bearer_of(headers.get("authorization", ""))
-        return self._token is None or (given is not None and same_token(given, self._token))
+        return self._token is None or carries_token(headers.get("authorization", ""), self._token)
 
 
 class Lifetime:

@@ -24,6 +24,7 @@ from daemon.status.model import (
     Status,
 )
 from daemon.status.plane_probe import PlaneStatus, probe_plane
+from daemon.watch.scan import missing_marker
 from storage.buffer.catalog import Catalog
 from storage.errors import CorruptCheckpoint, StorageError
 from storage.layout import StateLayout
@@ -125,12 +126,11 @@ class _Collector:
         """Return the daemon's activity; if the daemon is down, whether the folder exists."""
         if self._up:
             return read_activity(self._layout.run_file("activity")) or Activity()
-        folder, marker = self._settings.watch.folder, self._settings.watch.marker
-        watch = WatchActivity(state="stopped")
-        if not folder.is_dir():
+        watch, unmarked = WatchActivity(state="stopped"), missing_marker(self._settings.watch)
+        if not self._settings.watch.folder.is_dir():
             watch = WatchActivity(state="missing")
-        elif marker is not None and not (folder / marker).exists():
-            watch = WatchActivity(state="unmounted", detail=f"{folder} holds no {marker} (watch.marker): not mounted?")
+        elif unmarked:
+            watch = WatchActivity(state="unmounted", detail=f"{unmarked}: not mounted?")
         return Activity(watch=watch, ingest=IngestActivity(state="stopped"))
 
     def _buffer(self) -> BufferStatus:

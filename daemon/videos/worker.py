@@ -17,7 +17,7 @@ from daemon.ingest.originals import Originals
 from daemon.runtime.logs import configure_logs, get_logger
 from daemon.runtime.signals import stop_event
 from daemon.watch.arrival import Arrival, FileChanged, StabilityQueue, check_still, look_at, open_arrival
-from daemon.watch.scan import RESCAN_SHARE, FolderScan
+from daemon.watch.scan import RESCAN_SHARE, FolderScan, missing_marker
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import FileFact
 from storage.buffer.video_records import VideoRecords
@@ -106,8 +106,7 @@ class VideoWorker:
             self._absolve(self._video.file)
 
     def _open(self) -> bool:
-        marker = self._watch.marker
-        if not self._watch.folder.is_dir() or (marker is not None and not (self._watch.folder / marker).exists()):
+        if not self._watch.folder.is_dir() or missing_marker(self._watch):
             return False
         if self._catalog is None and self._layout.catalog.exists():
             self._catalog = Catalog.open(self._layout.catalog, writable=False)

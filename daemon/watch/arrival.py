@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -71,9 +72,10 @@ def read_arrival(root: Path, arrival: Arrival, max_bytes: int) -> bytes:
     Raises RefusedImage (empty, too_many_bytes, unreadable, outside_folder), FileChanged, or OSError for a fault that
     may be temporary.
     """
-    with open_arrival(root, arrival) as file:
-        if arrival.file.size > max_bytes:
-            raise RefusedImage("too_many_bytes", f"{arrival.file.size} bytes; watch.max_file_bytes is {max_bytes}")
+    _check_place(root, arrival)
+    if arrival.file.size > max_bytes:
+        raise RefusedImage("too_many_bytes", f"{arrival.file.size} bytes; watch.max_file_bytes is {max_bytes}")
+    with _refusing(), _open(arrival.path) as file:
         data = file.read(arrival.file.size + 1) or b""
     check_still(root, arrival)
     if len(data) != arrival.file.size:
@@ -83,13 +85,25 @@ def read_arrival(root: Path, arrival: Arrival, max_bytes: int) -> bytes:
 
 def open_arrival(root: Path, arrival: Arrival) -> BinaryIO:
     """Open the file to read it in pieces; call `check_still` meanwhile. Raises like `read_arrival`."""
+    _check_place(root, arrival)
+    with _refusing():
+        return _open(arrival.path)
+
+
+def _check_place(root: Path, arrival: Arrival) -> None:
+    """Raise RefusedImage (outside_folder, empty)."""
     if not _inside(root, arrival.path):
         target = os.path.realpath(arrival.path)
         raise RefusedImage("outside_folder", f"a link to {target}, which is not a file in the drop folder; copy it in")
     if arrival.file.size == 0:
         raise RefusedImage("empty", "empty (0 bytes)")
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Translate errors of opening and reading a file: missing, not permitted, or possibly temporary."""
     try:
-        return _open(arrival.path)
+        yield
     except FileNotFoundError as error:
         raise FileChanged(str(error)) from error
     except OSError as error:

@@ -8,9 +8,9 @@ from configs.watch import WatchSettings
 from daemon.metrics import IngestMetrics
 from daemon.runtime.activity import FolderState, WatchActivity
 from daemon.runtime.logs import get_logger
-from daemon.watch.arrival import lstat_of
 from daemon.watch.events import FolderEvents, Hints
 from daemon.watch.mode import choose_mode
+from daemon.watch.scan import missing_marker
 
 CHECK_SECONDS = 0.25
 """Interval between checks of the folder (seconds)."""
@@ -47,16 +47,15 @@ class FolderRoot:
         try:
             status = self.folder.stat()
             os.scandir(self.folder).close()  # may it be listed? Reads no names
-            marker = self._settings.marker
-            marked = marker is None or lstat_of(self.folder / marker) is not None
+            unmarked = missing_marker(self._settings)
         except (FileNotFoundError, NotADirectoryError) as error:
             self.lose("missing", f"{self.folder} does not exist; waiting for it ({error.strerror})")
             return False
         except OSError as error:
             self.lose("unreadable", f"{self.folder} cannot be listed: {error.strerror}; retrying")
             return False
-        if not marked:
-            self.lose("unmounted", f"{self.folder} holds no {marker} (watch.marker): not mounted? Waiting")
+        if unmarked:
+            self.lose("unmounted", f"{unmarked}: not mounted? Waiting")
             return False
         return self._follow((status.st_dev, status.st_ino), now)
 

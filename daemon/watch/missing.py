@@ -12,6 +12,7 @@ from pathlib import Path
 
 from configs.watch import WatchSettings
 from daemon.watch.arrival import lstat_of
+from daemon.watch.scan import missing_marker
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import FileFact
 
@@ -69,7 +70,7 @@ def _doubt(watch: WatchSettings, *, all_missing: bool) -> str:
     if not watch.folder.is_dir():
         return f"{watch.folder} does not exist"
     if watch.marker is not None:
-        return "" if (watch.folder / watch.marker).exists() else f"{watch.folder} has no marker {watch.marker}"
+        return missing_marker(watch)
     if all_missing and watch.after_commit == "keep":
         return f"none of the files is in {watch.folder}, so it may not be mounted; set watch.marker to detect that"
     return ""

@@ -16,6 +16,13 @@ Complain = Callable[[str, OSError], None]
 """Called for a sub-folder that cannot be listed."""
 
 
+def missing_marker(watch: WatchSettings) -> str:
+    """Return that the folder lacks its marker, so that it may not be mounted; empty when it has it or needs none."""
+    if watch.marker is None or (watch.folder / watch.marker).exists():
+        return ""
+    return f"{watch.folder} holds no {watch.marker} (watch.marker)"
+
+
 class FolderScan:
     """Walks the folder that `settings` describe; for files named like a video, or for all others."""
 

@@ -37,9 +37,14 @@ def read_record(path: Path, kind: type[AnyRecord], remedy: str = "") -> AnyRecor
         raise StorageError(f"{path}: not a {kind.__name__}: {error.errors()[0]['msg']}{remedy}") from error
 
 
-def lines_of(path: Path) -> list[bytes]:
-    """Return the lines of a file; none when it is missing."""
-    return path.read_bytes().splitlines() if path.exists() else []
+def lines_of(path: Path, tail: int | None = None) -> list[bytes]:
+    """Return the lines of a file, or those in its last `tail` bytes, the first perhaps cut; none when it is missing."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        if tail is not None:
+            file.seek(max(0, path.stat().st_size - tail))
+        return file.read().splitlines()
 
 
 def parsed(lines: Iterable[bytes], kind: type[AnyRecord]) -> Iterator[AnyRecord]:

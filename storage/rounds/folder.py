@@ -12,6 +12,8 @@ from storage.rounds.records import Progress, RoundRecord, RoundScores, RoundSpec
 from storage.rounds.training_states import TrainingStates
 
 RECORD = "round.json"
+TAIL_BYTES = 16 * 1024
+"""What is read of a long `progress.jsonl` to find its last line (bytes)."""
 
 
 class RoundFolder:
@@ -78,8 +80,8 @@ class RoundFolder:
         return list(parsed(lines_of(self._progress), Progress))
 
     def last_progress(self) -> Progress | None:
-        """Return the newest progress; None before the first."""
-        return next(parsed(reversed(lines_of(self._progress)), Progress), None)
+        """Return the newest progress, read from the end of the file; None before the first."""
+        return next(parsed(reversed(lines_of(self._progress, TAIL_BYTES)), Progress), None)
 
     def write_scores(self, scores: RoundScores) -> None:
         """Write `scores.json` durably."""

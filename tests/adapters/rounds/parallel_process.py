@@ -69,6 +69,10 @@ def check_running_statistics(accelerator: Accelerator) -> None:
     before = [buffer.clone() for buffer in layer.buffers()]
     average_buffers(accelerator, layer)  # alike already, as with SyncBatchNorm
     assert all(torch.equal(*pair) for pair in zip(before, layer.buffers(), strict=True))
+    plain = nn.Linear(2, 2)
+    weights = {name: value.clone() for name, value in plain.state_dict().items()}
+    average_buffers(accelerator, plain)  # nothing to average, and nothing is
+    assert all(torch.equal(value, weights[name]) for name, value in plain.state_dict().items())
 
 
 def check_statistics_recipe(accelerator: Accelerator) -> None:

@@ -8,7 +8,7 @@ from accelerate.accelerator import Accelerator
 from accelerate.utils import DistributedType
 
 from adapters.errors import AdapterError
-from adapters.networks.parallel import _average, agree, average_buffers, average_gradients, check_replicated, mean_count
+from adapters.networks.parallel import agree, average_buffers, average_gradients, check_replicated, mean_count
 from tests.adapters.rounds import parallel_process
 from tests.adapters.rounds.forked_rounds import both_do
 
@@ -32,11 +32,6 @@ def test_split_networks_are_refused(monkeypatch) -> None:
     monkeypatch.setattr(accelerator.state, "distributed_type", DistributedType.FSDP)
     with pytest.raises(AdapterError, match=r"accelerate_config.*FSDP"):
         check_replicated(accelerator)
-
-
-def test_networks_without_statistics_have_nothing_to_average() -> None:
-    accelerator = Accelerator(cpu=True)
-    _average(accelerator, [])
 
 
 def test_one_process_counts_its_own_positions() -> None:

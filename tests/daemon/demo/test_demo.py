@@ -98,6 +98,16 @@ def driven(tmp_path: Path) -> DrivenDaemon:
     return DrivenDaemon(config)
 
 
+def test_a_driven_daemon_obeys_only_its_file_but_for_the_log(driven: DrivenDaemon, monkeypatch) -> None:
+    monkeypatch.setenv("MFMD_WATCH__FOLDER", "/elsewhere")
+    monkeypatch.setenv("MFMD_LOG__LEVEL", "debug")
+    done = driven.run_command("config", "show")
+    shown = yaml.safe_load(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert shown["watch"]["folder"] == str(driven.settings.watch.folder)
+    assert shown["log"]["level"] == "debug"
+
+
 def test_a_daemon_that_ends_is_noticed_at_once_and_its_log_shown(driven: DrivenDaemon) -> None:
     start = time.monotonic()
     with driven, pytest.raises(DriveFailed, match=r"(?s)status 5.*version 1 served.*mfmd import"):

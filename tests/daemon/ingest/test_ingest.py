@@ -1,6 +1,7 @@
 """From file to committed frame: bad files cost one line each, a full disk costs a pause, memory stays bounded."""
 
 import errno
+import io
 import os
 import shutil
 import struct
@@ -82,6 +83,28 @@ def test_a_file_without_permission_is_refused_and_taken_once_it_has_one(bench, d
     path.chmod(0o644)
     world.until(lambda: world.counts.frames == 1)
     assert world.counts.refused == {}
+
+
+def test_a_file_that_opens_but_may_not_be_read_is_refused(bench, drop, write_image, monkeypatch):
+    """Network file systems check the permission when the data is asked for."""
+    write_image(drop / "locked.png", 1)
+
+    class Guarded(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(arrival, "_open", lambda path: Guarded())
+    world = bench()
+    world.until(lambda: world.counts.refused == {"unreadable": 1})
+    assert "chmod" in world.buffer.catalog.refused()[0].detail
+
+
+def test_a_file_that_is_too_large_is_refused_unopened(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"abc")
+    monkeypatch.setattr(arrival, "_open", None)
+    with pytest.raises(RefusedImage) as refused:
+        read_arrival(tmp_path, look_at(tmp_path, "a.png"), 2)
+    assert refused.value.reason == "too_many_bytes"
 
 
 def test_a_passing_read_error_is_tried_again(bench, drop, write_image, monkeypatch):

@@ -120,7 +120,7 @@ def test_a_marker_tells_an_empty_folder_from_an_unmounted_one(filled, small, fol
     empty(folder)
     watch = WatchSettings(folder=folder, marker=".mounted")
     done = compact(filled, small, watch)
-    assert done.files_forgotten == 0 and done.kept_because == f"{folder} has no marker .mounted"
+    assert done.files_forgotten == 0 and done.kept_because == f"{folder} holds no .mounted (watch.marker)"
     assert known() == EVERYTHING
     (folder / ".mounted").touch()
     done = compact(filled, small, watch)

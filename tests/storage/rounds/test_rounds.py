@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import psutil
 import pytest
 
 from storage.errors import StorageError, UnknownRound
@@ -62,6 +63,16 @@ def test_progress_is_readable_while_a_line_is_written(store: RoundStore):
         file.write('{"at": 501.0, "pha')
     assert [item.step for item in folder.progress()] == list(range(500))
     assert folder.last_progress() == progress(499)
+
+
+def test_the_newest_progress_of_a_long_round_costs_no_more_than_that_of_a_short_one(store: RoundStore):
+    folder = store.create(spec(1))
+    path = folder.path / "progress.jsonl"
+    path.write_text((progress(1).model_dump_json() + "\n") * 20_000)
+    folder.append_progress(progress(2))
+    before = psutil.Process().io_counters().read_chars
+    assert folder.last_progress() == progress(2)
+    assert psutil.Process().io_counters().read_chars - before < path.stat().st_size / 10  # the daemon asks every 0.2 s
 
 
 def test_scores_and_verdict_come_back(store: RoundStore):

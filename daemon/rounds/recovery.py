@@ -72,12 +72,11 @@ def finish_round(folder: RoundFolder, registry: CheckpointRegistry, settings: Se
     StorageError or OSError when the round cannot be judged now; the candidate waits.
     """
     try:
-        record = folder.record()
-        if record.stage in ENDED:
-            return ""
-        _, _, scores = folder.spec(), folder.verdict(), folder.scores()
+        record, _, _, scores = folder.record(), folder.spec(), folder.verdict(), folder.scores()
     except StorageError as error:
         return str(error)
+    if record.stage in ENDED:
+        return ""
     if record.stage in AT_WORK and scores is None:
         record_failure(folder, *(("stopped", STOPPED) if record.stopped else ("failed", why)))
     stage = advance_round(registry, folder, settings)

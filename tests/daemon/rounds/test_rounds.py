@@ -12,7 +12,7 @@ from daemon.rounds import runner as rounds
 from daemon.rounds.history import schedule_state, summaries
 from daemon.rounds.launch import MEMORY_KEPT, launch_command, launch_environment
 from daemon.rounds.loop import RoundLoop
-from daemon.rounds.recovery import recover
+from daemon.rounds.recovery import finish_round, recover
 from daemon.rounds.runner import RoundContext, RoundFailed, launch_round
 from daemon.rounds.schedule import due
 from daemon.runtime.process_group import children_of, group_alive
@@ -182,6 +182,15 @@ def test_recovery_survives_a_damaged_folder(world, registry, store):
     recover(world.settings, world.buffer, registry)
     assert whole.verdict() is not None
     assert summaries(store, 5, alive=False)[1].result == "failed"
+
+
+def test_damage_is_reported_of_an_ended_round_too(world, registry, store):
+    folder = store.create(_spec(1, world.settings))
+    folder.write_scores(RoundScores(status="stopped", reason="SIGTERM", steps=1, seconds=2.0))
+    recover(world.settings, world.buffer, registry)
+    assert finish_round(folder, registry, world.settings) == ""
+    folder.spec_path.write_text("{")
+    assert str(folder.spec_path) in finish_round(folder, registry, world.settings)
 
 
 def test_after_failures_the_schedule_backs_off_and_counts_frames_from_the_last_judged_round(world, registry, store):

@@ -21,7 +21,7 @@ from storage.registry.registry import CheckpointRegistry
 
 SWAP_SECONDS = 120.0
 """Longest wait for a move to show."""
-LOOK_SECONDS = 0.02
+POLL_SECONDS = 0.02
 KEPT = 4
 """Versions kept while new ones come."""
 BY, WHY = "benchmark", "swaps under load"
@@ -129,7 +129,7 @@ class Swaps:
         while not condition(state := serving_status(self.target)):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not within {SWAP_SECONDS:.0f} s: {what}; the plane says {state}")
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
 
 
 def _failed(state: dict[str, object]) -> object:

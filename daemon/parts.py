@@ -61,7 +61,7 @@ class DaemonParts:
         )
         self._supervisor = Supervisor(_child_specs(self._settings, config), self._layout)
         self._publisher = Publisher(self._settings, config, self._registry, self.metrics.publish)
-        self._activity = ActivityWriter(self._layout.run_file("activity"), self._look)
+        self._activity = ActivityWriter(self._layout.run_file("activity"), self._snapshot)
         meter = self.metrics.process
         self._ingest_worker = Worker("ingest", self._ingest.step, meter, wake=wake_ingest)
         self._workers = [
@@ -124,7 +124,7 @@ class DaemonParts:
             self._buffer.close()
         self._activity.close()
 
-    def _look(self) -> Activity:
+    def _snapshot(self) -> Activity:
         watch, ingest = self._ingest.activity
         if self._ingest_worker.failed:
             ingest = IngestActivity(state="failed", reason=self._ingest_worker.last_error or "")

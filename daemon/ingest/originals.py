@@ -12,7 +12,7 @@ from pathlib import Path
 
 from configs.watch import WatchSettings
 from daemon.runtime.logs import get_logger
-from daemon.watch.arrival import Arrival, look_at
+from daemon.watch.arrival import Arrival, find_arrival
 from daemon.watch.scan import FolderScan
 from storage import durable
 from storage.buffer.catalog_records import FileFact, FileRecord
@@ -65,7 +65,7 @@ class Originals:
             names = []
         for name in names:
             try:
-                arrival = look_at(self._watch.folder, name)
+                arrival = find_arrival(self._watch.folder, name)
             except OSError as error:
                 self._cannot(name, error)
                 continue
@@ -109,7 +109,7 @@ class Originals:
 
     def _is_still(self, arrival: Arrival, state: FileRecord, *, as_read: bool) -> bool:
         """Return whether the file matches the record: untouched since it was read, or of the same digest."""
-        now = self._look(arrival)
+        now = self._current(arrival)
         if now is None or now.file != arrival.file:
             return False
         if as_read and now.changed_ns == arrival.changed_ns:
@@ -118,10 +118,10 @@ class Originals:
             return state.state == "refused"
         if digest_of(arrival.path) != state.digest:
             return False
-        return self._look(arrival) == now  # reading it took a while
+        return self._current(arrival) == now  # reading it took a while
 
-    def _look(self, arrival: Arrival) -> Arrival | None:
-        return look_at(self._watch.folder, os.path.relpath(arrival.path, self._watch.folder))
+    def _current(self, arrival: Arrival) -> Arrival | None:
+        return find_arrival(self._watch.folder, os.path.relpath(arrival.path, self._watch.folder))
 
     def _cannot(self, name: str, error: OSError) -> None:
         self._next_sweep = min(self._next_sweep, time.monotonic() + RETRY_SECONDS)

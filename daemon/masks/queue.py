@@ -10,7 +10,7 @@ from configs.serving import MasksSettings
 from configs.watch import WatchSettings
 from daemon.masks.mask_file import Note, Version, mask_path, note_of, read_note
 from daemon.runtime.logs import get_logger
-from daemon.watch.arrival import Arrival, look_at
+from daemon.watch.arrival import Arrival, find_arrival
 from daemon.watch.scan import FolderScan, missing_marker
 from storage.buffer.catalog_records import FileFact
 from storage.media import MADE_OF_VIDEOS
@@ -84,7 +84,7 @@ class MaskQueue:
     def _wanting(self, name: str, version: Version) -> Due | None:
         """Return the image, if it needs a mask."""
         try:
-            arrival = look_at(self._watch.folder, name)
+            arrival = find_arrival(self._watch.folder, name)
         except OSError as error:
             _complain(name, error)
             return None

@@ -22,7 +22,7 @@ from storage.registry.versions import WEIGHTS
 
 log = get_logger(__name__)
 
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 """Interval at which the serving ref is polled (seconds)."""
 RETRIES = Backoff(base=5.0, cap=600.0, jitter=0.2)
 """Delays after failures; a change of the serving version is tried at once."""
@@ -57,7 +57,7 @@ class Publisher:
         for target in self._targets:
             if serving is not None:
                 target.tick(serving.version, time.monotonic())
-        return LOOK_SECONDS
+        return POLL_SECONDS
 
     def states(self) -> list[MirrorActivity]:
         """Return the state of each mirror."""

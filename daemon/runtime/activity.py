@@ -136,13 +136,13 @@ class Activity(ActivityPart):
 class ActivityWriter:
     """Writes the file when the activity changed."""
 
-    def __init__(self, path: Path, look: Callable[[], Activity]) -> None:
-        self._path, self._look = path, look
+    def __init__(self, path: Path, snapshot: Callable[[], Activity]) -> None:
+        self._path, self._snapshot = path, snapshot
         self._written: Activity | None = None
 
     def step(self) -> float:
         """Write if something changed; return the seconds until the next call."""
-        activity = self._look()
+        activity = self._snapshot()
         if activity != self._written:
             try:
                 durable.write_record(self._path, activity)

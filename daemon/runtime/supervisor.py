@@ -26,11 +26,11 @@ STABLE_SECONDS = 60.0
 """A child that ran this long starts with the shortest delay again (seconds)."""
 SETTLED_SECONDS = 10.0
 """A child without a probe that was restarted does its work after this time (seconds)."""
-LOOK_SECONDS = 1.0
-"""Pause between two looks at a child with a probe (seconds)."""
-SILENT_LOOKS = 3
-"""After so many looks without an answer a child is reported."""
-HUNG_LOOKS = 30
+PROBE_SECONDS = 1.0
+"""Pause between two probes of a child (seconds)."""
+SILENT_PROBES = 3
+"""After so many probes without an answer a child is reported."""
+HUNG_PROBES = 30
 """After so many it is killed and restarted: about a minute, as the inference plane is given 1 s for each answer."""
 RESTARTS = Backoff(base=1.0, cap=60.0, jitter=0.2)
 """Delays between restarts of a child."""
@@ -63,7 +63,7 @@ class _Child:
         self._failures = 0
         self._next_start = 0.0
         self._started: float | None = None
-        self._next_look = 0.0
+        self._next_probe = 0.0
         self._unanswered = 0
         self._answered = False
 
@@ -73,25 +73,25 @@ class _Child:
             self._ended(self.group.poll(), now)
         if self.group is None and now >= self._next_start:
             self._start(now)
-        if self.group is not None and now >= self._next_look:
-            self._look(self.group, now)
+        if self.group is not None and now >= self._next_probe:
+            self._probe(self.group, now)
 
-    def _look(self, group: ProcessGroup, now: float) -> None:
+    def _probe(self, group: ProcessGroup, now: float) -> None:
         """Probe a child. Kill one that answered before and hangs now; the next tick restarts it."""
         if self.spec.probe is None:
             settled = not self.state.restarts or now - (self._started or now) >= SETTLED_SECONDS
             self._set(problem="" if settled else f"was restarted after status {self.state.last_exit}")
             return
         answer = self.spec.probe(group.pid)
-        self._next_look = time.monotonic() + LOOK_SECONDS
+        self._next_probe = time.monotonic() + PROBE_SECONDS
         if answer is not None:
             self._answered, self._unanswered = True, 0
             self._set(problem=answer)
             return
         self._unanswered += 1
-        if self._answered and self._unanswered >= SILENT_LOOKS:
+        if self._answered and self._unanswered >= SILENT_PROBES:
             self._set(problem="does not answer")
-        if self._answered and self._unanswered >= HUNG_LOOKS:
+        if self._answered and self._unanswered >= HUNG_PROBES:
             log.error("child_hangs", child=self.spec.name, pid=group.pid, unanswered=self._unanswered)
             group.kill()
 
@@ -113,7 +113,7 @@ class _Child:
             return
         restarts, pid = self.state.restarts + (self._started is not None), self.group.pid
         self._set(running=True, problem="starts", pid=pid, since=time.time(), next_start=None, restarts=restarts)
-        self._started, self._next_look, self._answered, self._unanswered = now, now, False, 0
+        self._started, self._next_probe, self._answered, self._unanswered = now, now, False, 0
         log.info("child_started", child=self.spec.name, pid=pid)
 
     def _ended(self, status: int | None, now: float) -> None:

@@ -9,7 +9,7 @@ from daemon.runtime.activity import ActivityPart
 from daemon.runtime.run_record import RunRecord, current_record, reachable
 from storage.layout import StateLayout
 
-LOOK_SECONDS = 1.0
+PROBE_SECONDS = 1.0
 """Longest wait of the supervisor for an answer (seconds); a busy machine is no reason to restart a plane."""
 TIMEOUT_SECONDS = 0.25
 """A plane in the middle of a forward pass still answers this fast: its status needs no network."""
@@ -60,7 +60,7 @@ class PlaneProbe:
         if self._record is None or self._record.pid != pid:
             return None
         try:
-            status, _ = _ask(self._record, "/readyz", LOOK_SECONDS)
+            status, _ = _ask(self._record, "/readyz", PROBE_SECONDS)
         except (OSError, http.client.HTTPException):
             return None
         return "" if status == 200 else "has no version loaded"

@@ -16,7 +16,7 @@ from configs.settings import Settings
 from daemon.ingest.originals import Originals
 from daemon.runtime.logs import configure_logs, get_logger
 from daemon.runtime.signals import stop_event
-from daemon.watch.arrival import Arrival, FileChanged, StabilityQueue, check_still, look_at, open_arrival
+from daemon.watch.arrival import Arrival, FileChanged, StabilityQueue, check_still, find_arrival, open_arrival
 from daemon.watch.scan import RESCAN_SHARE, FolderScan, missing_marker
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import FileFact
@@ -135,7 +135,7 @@ class VideoWorker:
 
     def _see(self, name: str) -> Arrival | None:
         try:
-            return look_at(self._watch.folder, name)
+            return find_arrival(self._watch.folder, name)
         except OSError as error:
             _warn(name, error)
             return None
@@ -217,7 +217,7 @@ class VideoWorker:
     def _is_dealt_with(self, path: Path) -> bool:
         """Return whether the catalog has a frame's file; one that ingest leaves in place is removed."""
         assert self._catalog is not None
-        seen = look_at(self._watch.folder, self._relative(path))
+        seen = find_arrival(self._watch.folder, self._relative(path))
         state = None if seen is None else self._catalog.state_of(seen.file)
         if seen is not None and state is not None and not self._originals.disposes_of(state):
             path.unlink(missing_ok=True)

@@ -48,7 +48,7 @@ def lstat_of(path: Path) -> os.stat_result | None:
         return None
 
 
-def look_at(root: Path, relative: str) -> Arrival | None:
+def find_arrival(root: Path, relative: str) -> Arrival | None:
     """Return the file `relative` as it is now; None when it is missing or is neither a file nor a link to one.
 
     A link into the folder counts as its target. One that points elsewhere or nowhere is described itself, to be refused
@@ -114,7 +114,7 @@ def _refusing() -> Iterator[None]:
 
 def check_still(root: Path, arrival: Arrival) -> None:
     """Raise FileChanged when the file has changed."""
-    now = look_at(root, arrival.path.relative_to(root).as_posix())
+    now = find_arrival(root, arrival.path.relative_to(root).as_posix())
     if now is None or now.file != arrival.file:
         raise FileChanged(f"{arrival.path}: changed while it was read")
 

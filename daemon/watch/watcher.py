@@ -11,7 +11,7 @@ from configs.watch import WatchSettings
 from daemon.metrics import IngestMetrics
 from daemon.runtime.activity import MODES, STATES, WatchActivity
 from daemon.runtime.logs import get_logger
-from daemon.watch.arrival import Arrival, StabilityQueue, look_at
+from daemon.watch.arrival import Arrival, StabilityQueue, find_arrival
 from daemon.watch.events import Hints
 from daemon.watch.folder import FolderRoot
 from daemon.watch.scan import RESCAN_SHARE, FolderScan
@@ -212,7 +212,7 @@ class Watcher:
 
     def _see(self, name: str) -> Arrival | None:
         try:
-            return look_at(self._settings.folder, name)
+            return find_arrival(self._settings.folder, name)
         except OSError as error:
             self._complain(name, error)
             return None

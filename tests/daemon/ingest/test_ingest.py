@@ -17,7 +17,7 @@ from PIL import Image
 
 from daemon.ingest.decode import Decoder, RetryLater
 from daemon.watch import arrival
-from daemon.watch.arrival import FileChanged, look_at, read_arrival
+from daemon.watch.arrival import FileChanged, find_arrival, read_arrival
 from storage.buffer.catalog import Catalog
 from storage.buffer.frames import FrameBuffer
 from storage.buffer.pixel_array import PixelArray
@@ -103,7 +103,7 @@ def test_a_file_that_is_too_large_is_refused_unopened(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(b"abc")
     monkeypatch.setattr(arrival, "_open", None)
     with pytest.raises(RefusedImage) as refused:
-        read_arrival(tmp_path, look_at(tmp_path, "a.png"), 2)
+        read_arrival(tmp_path, find_arrival(tmp_path, "a.png"), 2)
     assert refused.value.reason == "too_many_bytes"
 
 
@@ -335,7 +335,7 @@ def test_what_is_decoded_is_committed_at_the_end(bench, drop, write_image, layou
 
 def test_a_file_that_changes_while_it_is_read_is_left_for_later(drop, write_image, make_settings):
     path = write_image(drop / "a.png", 1)
-    seen = look_at(drop, "a.png")
+    seen = find_arrival(drop, "a.png")
     path.write_bytes(path.read_bytes() + b"more")
     with pytest.raises(FileChanged):
         read_arrival(drop, seen, 10**6)
@@ -348,7 +348,7 @@ def test_a_file_that_changes_while_it_is_read_is_left_for_later(drop, write_imag
 
 def test_a_file_that_became_a_pipe_does_not_block(drop, write_image):
     path = write_image(drop / "a.png", 1)
-    seen = look_at(drop, "a.png")
+    seen = find_arrival(drop, "a.png")
     path.unlink()
     os.mkfifo(path)
     with pytest.raises((FileChanged, RefusedImage)):

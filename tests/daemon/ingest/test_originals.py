@@ -12,7 +12,7 @@ from daemon.errors import Stopping
 from daemon.ingest import refusals
 from daemon.ingest.originals import Originals
 from daemon.ingest.refusals import RetryQueue, Selection
-from daemon.watch.arrival import look_at
+from daemon.watch.arrival import find_arrival
 from daemon.watch.scan import FolderScan
 from storage import durable, failpoints
 from storage.buffer.catalog import note_file
@@ -152,7 +152,7 @@ def test_a_file_that_changed_is_never_touched(bench, drop, write_image, make_set
     world.until(lambda: world.counts.frames == 1)
     watch = make_settings(watch={"after_commit": "delete"}).watch
     originals = Originals(watch, world.buffer.catalog.state_of, FolderScan(watch))
-    seen = look_at(drop, "a.png")
+    seen = find_arrival(drop, "a.png")
     write_image(path, 2)
     originals.dispose(seen)
     assert path.exists(), "another size or mtime"
@@ -160,7 +160,7 @@ def test_a_file_that_changed_is_never_touched(bench, drop, write_image, make_set
     content = content[: seen.file.size].ljust(seen.file.size, b"x")
     path.write_bytes(content)
     os.utime(path, ns=(seen.file.mtime_ns, seen.file.mtime_ns))
-    assert look_at(drop, "a.png").file == seen.file
+    assert find_arrival(drop, "a.png").file == seen.file
     originals.dispose(seen)
     originals.sweep()
     assert path.read_bytes() == content, "same size and mtime, other content"

@@ -169,8 +169,8 @@ server.serve_forever()
 @pytest.fixture
 def answering(supervise, tmp_path, monkeypatch, wait_until):
     """A supervised server that is asked for its health, and the file whose presence makes it ready."""
-    monkeypatch.setattr(supervisor_module, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(supervisor_module, "HUNG_LOOKS", 6)
+    monkeypatch.setattr(supervisor_module, "PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(supervisor_module, "HUNG_PROBES", 6)
     port, ready = tmp_path / "port", tmp_path / "ready"
 
     def probe(pid: int) -> str | None:

@@ -8,7 +8,7 @@ import pytest
 
 from daemon.runtime.activity import MODES
 from daemon.status.collect import collect_status
-from daemon.watch.arrival import StabilityQueue, look_at
+from daemon.watch.arrival import StabilityQueue, find_arrival
 from daemon.watch.mode import choose_mode, is_silent
 from daemon.watch.scan import FolderScan
 from tests.sections import changed
@@ -212,11 +212,11 @@ def test_what_is_written_after_its_rename_is_not_whole(drop, write_image):
     queue = StabilityQueue(delay=1.0)
     for name in ("still.png", "written.png"):
         write_image(drop / name, 1)
-        queue.note_renamed(name, look_at(drop, name), now=10.0)
+        queue.note_renamed(name, find_arrival(drop, name), now=10.0)
     write_image(drop / "written.png", 2, height=30)
 
     def taken(now: float) -> list[tuple[str, bool]]:
-        found = queue.take(lambda name: look_at(drop, name), now=now)
+        found = queue.take(lambda name: find_arrival(drop, name), now=now)
         return [(name, arrival.renamed_into_place) for name, arrival, _ in found]
 
     assert taken(10.0) == [("still.png", True)]
@@ -227,8 +227,8 @@ def test_whole_files_do_not_starve_the_others(drop, write_image):
     queue = StabilityQueue(delay=1.0)
     for number, name in enumerate(("old.png", "new.png", "newer.png")):
         write_image(drop / name, number)
-    queue.note("old.png", look_at(drop, "old.png"), now=10.0)
-    queue.note_renamed("new.png", look_at(drop, "new.png"), now=11.5)
-    queue.note_renamed("newer.png", look_at(drop, "newer.png"), now=11.6)
-    taken = [name for name, _, _ in queue.take(lambda name: look_at(drop, name), now=12.0)]
+    queue.note("old.png", find_arrival(drop, "old.png"), now=10.0)
+    queue.note_renamed("new.png", find_arrival(drop, "new.png"), now=11.5)
+    queue.note_renamed("newer.png", find_arrival(drop, "newer.png"), now=11.6)
+    taken = [name for name, _, _ in queue.take(lambda name: find_arrival(drop, name), now=12.0)]
     assert taken == ["old.png", "new.png", "newer.png"]

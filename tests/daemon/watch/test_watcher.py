@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.watch.arrival import StabilityQueue, look_at
+from daemon.watch.arrival import StabilityQueue, find_arrival
 from daemon.watch.events import MAX_HINTS, Hints
 from daemon.watch.scan import FolderScan
 
@@ -261,15 +261,15 @@ def test_the_stability_queue_gives_back_what_changed_and_drops_what_is_gone(drop
     queue = StabilityQueue(delay=1.0)
     for name in ("same.png", "changed.png", "gone.png"):
         write_image(drop / name, 1)
-        queue.note(name, look_at(drop, name), now=10.0)
-    assert list(queue.take(lambda name: look_at(drop, name), now=10.9)) == []
+        queue.note(name, find_arrival(drop, name), now=10.0)
+    assert list(queue.take(lambda name: find_arrival(drop, name), now=10.9)) == []
     assert queue.next_due(10.9) == pytest.approx(0.1)
     write_image(drop / "changed.png", 2, height=30)
     (drop / "gone.png").unlink()
-    taken = [name for name, _, _ in queue.take(lambda name: look_at(drop, name), now=11.0)]
+    taken = [name for name, _, _ in queue.take(lambda name: find_arrival(drop, name), now=11.0)]
     assert taken == ["same.png"]
     assert len(queue) == 1
-    assert [name for name, _, _ in queue.take(lambda name: look_at(drop, name), now=12.0)] == ["changed.png"]
+    assert [name for name, _, _ in queue.take(lambda name: find_arrival(drop, name), now=12.0)] == ["changed.png"]
 
 
 def test_a_postponed_file_comes_back_after_its_delay_and_does_not_hold_up_others(drop, write_image):
@@ -277,8 +277,8 @@ def test_a_postponed_file_comes_back_after_its_delay_and_does_not_hold_up_others
     for name in ("bad.png", "good.png"):
         write_image(drop / name, 1)
     queue.postpone("bad.png", failures=3, now=0.0)  # 4 s
-    queue.note("good.png", look_at(drop, "good.png"), now=0.0)
-    look = lambda name: look_at(drop, name)  # noqa: E731
+    queue.note("good.png", find_arrival(drop, "good.png"), now=0.0)
+    look = lambda name: find_arrival(drop, name)  # noqa: E731
     assert [name for name, _, _ in queue.take(look, now=1.0)] == ["good.png"]
     assert queue.next_due(1.0) == pytest.approx(3.0)
     again = [*queue.take(look, now=4.0), *queue.take(look, now=4.0)]  # seen once more, then stable for 0 s

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from storage import durable
 
-OF_THE_HOLDER = ("daemon", "activity", "settings")
+LOCK_OWNER_FILES = ("daemon", "activity", "settings")
 """Run files that describe the process that holds the lock, and belong to it."""
 
 
@@ -77,7 +77,7 @@ class StateLayout:
                 "stop it, or set `state` to another directory"
             ),
         ):
-            for name in OF_THE_HOLDER:
+            for name in LOCK_OWNER_FILES:
                 self.run_file(name).unlink(missing_ok=True)
             yield
 

@@ -134,7 +134,7 @@ def start_training(inputs: RoundInputs, folder: RoundFolder) -> tuple[Training, 
     latest = folder.states.latest()
     if latest is not None:
         counters = state.resume(latest)
-        _say(inputs, f"resumes after step {counters.steps}")
+        _print_line(inputs, f"resumes after step {counters.steps}")
         return training, state, counters
     if inputs.spec.inherits is None or not training.recipe.learns:  # statistics are of one round's frames
         return training, state, Counters()
@@ -146,10 +146,10 @@ def start_training(inputs: RoundInputs, folder: RoundFolder) -> tuple[Training, 
     (refused,) = agree(inputs.accelerator, float(bool(refusal)))  # one process alone would train other weights
     if refused:
         why = refusal or "another process of the round could not read it"
-        _say(inputs, f"starts clean: the state of round {inputs.spec.inherits} is not inherited: {why}")
+        _print_line(inputs, f"starts clean: the state of round {inputs.spec.inherits} is not inherited: {why}")
         training = _clean(inputs)
         return training, TrainingState(training, folder.states), Counters()
-    _say(inputs, f"inherits the training state of round {inputs.spec.inherits}")
+    _print_line(inputs, f"inherits the training state of round {inputs.spec.inherits}")
     return training, state, Counters()
 
 
@@ -167,7 +167,7 @@ def _clean(inputs: RoundInputs) -> Training:
     return Training(replace(inputs, student=student))
 
 
-def _say(inputs: RoundInputs, what: str) -> None:
+def _print_line(inputs: RoundInputs, what: str) -> None:
     """Write a line to the round's log."""
     if inputs.accelerator.is_main_process:
         print(f"round {inputs.spec.round} {what}", file=sys.stderr, flush=True)

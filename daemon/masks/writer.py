@@ -84,10 +84,10 @@ class MaskWriter:
         try:
             while not self._stop.is_set():
                 self._try_to_write()
-                self._note(active=False)
+                self._update_report(active=False)
                 self._stop.wait(self._watch.advanced.rescan_seconds)
         finally:
-            self._note(active=False, folder_present=False)
+            self._update_report(active=False, folder_present=False)
 
     def _try_to_write(self) -> None:
         """Return when the folder cannot be used now or belongs to another process."""
@@ -96,13 +96,13 @@ class MaskWriter:
             with durable.exclusive_lock(self._folder / LOCK, busy="held by process {}".format):
                 for path in [self._folder, *(item for item in self._folder.rglob("*") if item.is_dir())]:
                     durable.remove_partials(path, shared=True)
-                self._note(active=True)
+                self._update_report(active=True)
                 while not self._stop.is_set():
                     self._stop.wait(self._pass())
         except AlreadyRunning:
             self._log_once("another process writes masks here")
         except OSError as error:
-            self._note(failed=self.report.failed + 1)
+            self._update_report(failed=self.report.failed + 1)
             self._log_once(f"masks cannot be written to {self._folder}: {error.strerror or error}; retrying")
 
     def _pass(self) -> float:
@@ -118,10 +118,10 @@ class MaskWriter:
             self._log_once(str(error))
             return error.retry_seconds
         except OSError as error:
-            self._note(folder_present=False)
+            self._update_report(folder_present=False)
             self._log_once(f"{self._watch.folder} cannot be listed: {error.strerror or error}; waiting for it")
             return rescan
-        self._note(folder_present=True, pending=len(due) + moving)
+        self._update_report(folder_present=True, pending=len(due) + moving)
         self._log_once("")
         self._unread &= {image.arrival.file for image in due}
         least = WALK_SHARE * (time.monotonic() - began)
@@ -154,7 +154,7 @@ class MaskWriter:
             return
         self._queue.done(image.name, note)
         report = self.report
-        self._note(written=report.written + 1, pending=max(0, report.pending - 1), last_written=time.time())
+        self._update_report(written=report.written + 1, pending=max(0, report.pending - 1), last_written=time.time())
 
     def _ask(self, image: Due) -> tuple[bytes, Note] | None:
         """Return the mask and its note; None when this file gives none now."""
@@ -188,10 +188,10 @@ class MaskWriter:
         self._count("refused" if refused else "failed", image.arrival, error)
 
     def _count(self, result: str, arrival: Arrival, error: Exception) -> None:
-        self._note(**{result: getattr(self.report, result) + 1})
+        self._update_report(**{result: getattr(self.report, result) + 1})
         log.warning(f"mask_{result}", name=arrival.file.path, reason=str(error))
 
-    def _note(self, **changes: object) -> None:
+    def _update_report(self, **changes: object) -> None:
         """Change the report; write it if it is time, or if a state changed."""
         before, self.report = self.report, self.report.model_copy(update=changes)
         now = time.monotonic()

@@ -83,7 +83,7 @@ class Shadow(PlaneThread):
             if candidate is None or candidate.version == serving:
                 return
             own = self._run(candidate, image)
-            self._note(self._record_of(candidate.version, serving), labels, own)
+            self._count_comparison(self._record_of(candidate.version, serving), labels, own)
 
     def _run(self, candidate: Resident, image: Fitted) -> Labels | None:
         """Return the candidate's labels; None when it raised an error, which is evidence like any other.
@@ -99,7 +99,7 @@ class Shadow(PlaneThread):
             log.error("shadow_run_failed", version=candidate.version, error=str(error), exc_info=traceback)
             return None
 
-    def _note(self, record: ShadowRecord, served: Labels, own: Labels | None) -> None:
+    def _count_comparison(self, record: ShadowRecord, served: Labels, own: Labels | None) -> None:
         if own is None:
             found = {"failed": record.failed + 1}
         else:

@@ -131,12 +131,12 @@ class Video:
             try:
                 frames = packet.decode()
             except av.FFmpegError as error:
-                self._note(f"a part of it cannot be decoded ({error.strerror})")
+                self._record_damage(f"a part of it cannot be decoded ({error.strerror})")
                 continue
             for frame in frames:
                 assert isinstance(frame, av.VideoFrame)
                 if frame.is_corrupt:
-                    self._note("a part of it is damaged")
+                    self._record_damage("a part of it is damaged")
                 else:
                     yield frame
 
@@ -149,7 +149,7 @@ class Video:
                 packet = next(packets, None)
             except av.FFmpegError as error:
                 self._file.complain()
-                self._note(f"cannot be read to its end ({error.strerror})")
+                self._record_damage(f"cannot be read to its end ({error.strerror})")
                 return
             self._file.complain()
             if packet is None:
@@ -175,9 +175,9 @@ class Video:
             length = round(stream.duration * stream.time_base * MICROSECONDS)
         interval = round(MICROSECONDS / (stream.average_rate or Fraction(25)))
         if number and length - end > LATE_SECONDS * MICROSECONDS + interval:
-            self._note(f"ends after {end / MICROSECONDS:.1f} of {length / MICROSECONDS:.1f} s")
+            self._record_damage(f"ends after {end / MICROSECONDS:.1f} of {length / MICROSECONDS:.1f} s")
 
-    def _note(self, what: str) -> None:
+    def _record_damage(self, what: str) -> None:
         self.damage = self.damage or what
 
     def _open(self, options: dict[str, str]) -> "InputContainer":

@@ -75,7 +75,7 @@ class Follower(PlaneThread):
         except Exception as error:  # noqa: BLE001 - whatever it is, this thread must live to see the next ref
             self._unread += 1
             if self._unread > 1 and now >= self._retry_at:  # one may fall between a first promotion's line and its ref
-                self._note(None, error, now)
+                self._record_failure(None, error, now)
             return
         self._unread = 0
         if ref != self.wanted:
@@ -93,7 +93,7 @@ class Follower(PlaneThread):
         try:
             self._swapper.serve(version)
         except Exception as error:  # noqa: BLE001 - a version that cannot serve must not end the thread either
-            self._note(version, error, now)
+            self._record_failure(version, error, now)
             return False
         self._attempts = 0
         return True
@@ -112,7 +112,7 @@ class Follower(PlaneThread):
             self._try(previous.version, now)
             self.failure, self._attempts, self._retry_at = explained  # what is to explain is the version wanted
 
-    def _note(self, version: int | None, error: Exception, now: float) -> None:
+    def _record_failure(self, version: int | None, error: Exception, now: float) -> None:
         self._metrics.swaps.labels(result="failed").inc()
         self._attempts += 1
         self.failures += 1

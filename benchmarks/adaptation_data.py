@@ -17,7 +17,9 @@ from storage.buffer.catalog_records import FileFact
 from storage.buffer.frame_writer import NewFrame
 from storage.buffer.frames import FrameBuffer
 from storage.layout import StateLayout
-from storage.media.images import decode_image, fit_frame, read_label
+from storage.media.images import decode_image, fit_frame
+from storage.source.label_file import read_label
+from storage.source.label_map import LabelMap
 from storage.source.pairing import pair_labels
 
 LIMITS = {"max_bytes": 1 << 24, "max_pixels": 1 << 24}
@@ -39,11 +41,12 @@ class LabelledImage:
 @cache
 def labelled_part(folder: Path, classes: int) -> tuple[LabelledImage, ...]:
     """Return the images below `folder`/images with their labels below `folder`/labels, sorted by name."""
+    label_map = LabelMap.of(None, [(str(number), (number, 0, 0)) for number in range(classes)])
     return tuple(
         LabelledImage(
             pair.image.stem,
             decode_image(pair.image, **LIMITS),
-            read_label(pair.label, num_classes=classes, ignore_index=IGNORED),
+            read_label(pair.label, label_map, max_pixels=LIMITS["max_pixels"]).classes,
         )
         for pair in pair_labels(folder / "images", folder / "labels", "")
     )

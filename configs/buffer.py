@@ -1,9 +1,11 @@
 """Settings of the frame buffer, and of labelled source images."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, StrictInt, model_validator
 
+from configs.errors import nearest
 from configs.section import ConfigPath, Fraction, PositiveInt, Section
 
 LEAST_FRAMES = 8
@@ -57,6 +59,39 @@ class BufferSettings(Section):
         return self
 
 
+LabelFormat = Literal["index", "palette", "rgb", "cityscapes_ids", "ade20k"]
+IGNORE = "ignore"
+"""The word in `source.label_map` for label values that no class has."""
+
+
+def _value_text(key: object) -> str:
+    """Return a key of a label map as plain text: `255`, or `128,64,128` for a colour."""
+    text = str(key).strip()
+    if text.startswith("#") and len(text) == 7:
+        text = ",".join(str(int(text[i : i + 2], 16)) for i in (1, 3, 5))
+    parts = [part.strip() for part in text.split(",")]
+    numbers = [int(part) for part in parts if part.isascii() and part.isdecimal()]
+    if isinstance(key, bool) or len(numbers) != len(parts) or not (len(parts) == 1 or _is_color(numbers)):
+        raise ValueError(f"{key!r} is no label value (255) and no colour ('128,64,128' or '#804080')")
+    return ",".join(map(str, numbers))
+
+
+def _is_color(numbers: Sequence[int]) -> bool:
+    return len(numbers) == 3 and max(numbers) <= 255
+
+
+def _value_texts(entries: object) -> object:
+    if not isinstance(entries, dict):
+        return entries
+    texts = {_value_text(key): meaning for key, meaning in entries.items()}
+    if len(texts) < len(entries):
+        raise ValueError("a label value stands twice")
+    return texts
+
+
+LabelEntries = Annotated[dict[str, str | StrictInt | None], BeforeValidator(_value_texts)]
+
+
 class SourceSettings(Section):
     """Labelled source images: rounds replay them, and the gate checks a candidate on them.
 
@@ -66,11 +101,20 @@ class SourceSettings(Section):
     images: ConfigPath
     """Folder of source images."""
     labels: ConfigPath
-    """Folder of label PNGs: one class index per pixel, the same stem as the image (plus `label_suffix`)."""
+    """Folder of labels (PNG; also GIF, BMP, PGM, TIFF): the same stem as the image (plus `label_suffix`)."""
     label_suffix: str = ""
-    """What stands between the image's stem and `.png` in a label's name, for example `_labelTrainIds`."""
+    """What stands between the image's stem and the ending of a label's name, for example `_gtFine_labelIds`."""
+    label_format: LabelFormat = "index"
+    """How a pixel names its class: index by the class's place in the list, grey or palette; palette the same, and the
+    file must have a palette, which all labels share (PASCAL VOC); rgb by the class's colour; cityscapes_ids by
+    Cityscapes' and GTA's own ids, which find classes by their Cityscapes names; ade20k by 1 for the first class, 0
+    is ignored."""
+    label_map: LabelEntries = Field(default_factory=dict)
+    """Label value (or colour, `'128,64,128'` or `'#804080'`) -> name or place of its class, or `ignore`. A class that
+    stands here has these values alone; for the rest `label_format` holds. `{0: background, 255: vessel}` reads masks of
+    black and white."""
     ignore_index: Annotated[int, Field(ge=0, le=255)] = 255
-    """Label value that losses and scores ignore."""
+    """Label value that losses and scores ignore; no class may have it. Not a colour: `label_map` ignores those."""
     validation_images: ConfigPath | None = None
     """Folder of held-out source images; without it one image in ten, chosen by name hash, is held out."""
     validation_labels: ConfigPath | None = None
@@ -80,4 +124,23 @@ class SourceSettings(Section):
     def _both_or_none(self) -> Self:
         if (self.validation_images is None) != (self.validation_labels is None):
             raise ValueError("set both validation_images and validation_labels, or neither")
+        for value in self.label_map:
+            if ("," in value) != (self.label_format == "rgb"):
+                kind = "colours" if self.label_format == "rgb" else "label values"
+                raise ValueError(f"label_map: {value}: label_format {self.label_format} has {kind}")
         return self
+
+    def mapped(self, names: Sequence[str]) -> dict[str, int | None]:
+        """Return the class that each value in `label_map` means, None when ignored. Raises ValueError for no class."""
+        return {value: _class_of(meaning, value, names) for value, meaning in self.label_map.items()}
+
+
+def _class_of(meaning: str | int | None, value: str, names: Sequence[str]) -> int | None:
+    if isinstance(meaning, str) and meaning in names:
+        return names.index(meaning)
+    if isinstance(meaning, int) and 0 <= meaning < len(names):
+        return meaning
+    if meaning in (None, IGNORE):
+        return None
+    near = nearest(str(meaning), names) if isinstance(meaning, str) else ""
+    raise ValueError(f"source.label_map: {value}: no class {meaning!r} in `classes`{near}")

@@ -186,6 +186,14 @@ class TentSettings(_TestTime):
     name: Literal["tent"] = "tent"
 
 
+class CottaAdvanced(Section):
+    """Rarely changed settings of the recipe."""
+
+    augment_below: Fraction = 0.69
+    """Below this mean confidence of the released model on a crop, the crop's pseudo-label is averaged over scales and
+    mirror images; 0 never averages and saves those passes."""
+
+
 class CottaSettings(_TestTime):
     """CoTTA: an averaged teacher, augmentation-averaged pseudo-labels, random restoration."""
 
@@ -194,12 +202,10 @@ class CottaSettings(_TestTime):
     """Teacher decay alpha; step t uses min(1 - 1/(t+1), alpha). cotta uses alpha itself."""
     restore_probability: Fraction = 0.01
     """Probability that a weight is set back to the released one after a step."""
-    augment_below: Fraction = 0.69
-    """Below this mean confidence of the released model on a crop, the crop's pseudo-label is averaged over scales and
-    mirror images; 0 never averages and saves those passes."""
     augment_scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
     """Scales of the crop that are averaged over, each as it is and mirrored. The published seven cost as much as 24
     passes of the teacher a step; `[1.0]`, one pass, is for small machines."""
+    advanced: CottaAdvanced = CottaAdvanced()
 
 
 def _named(values: Any) -> Any:

@@ -91,6 +91,19 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _labels_mean_classes(self) -> Self:
+        if self.source is None:
+            return self
+        names = [entry.name for entry in self.classes]
+        if self.source.ignore_index < len(names):
+            raise ValueError(
+                f"source.ignore_index: {self.source.ignore_index} is the class {names[self.source.ignore_index]!r}; "
+                f"set {len(names)} or more, and say what label values mean with source.label_map"
+            )
+        self.source.mapped(names)
+        return self
+
+    @model_validator(mode="after")
     def _a_shadow_gets_images(self) -> Self:
         if self.gate.shadow_images and not self.serving.shadow_fraction:
             raise ValueError(

@@ -114,7 +114,7 @@ class UnknownRound(StorageError):
 class SourceRefused(StorageError):
     """Labelled source images cannot be imported as they are; nothing was imported.
 
-    `problems` has one line per file, with the bad value.
+    `problems` has one line per file, with the bad value; then what the labels hold and the setting that would fit.
     """
 
     code = "source_refused"

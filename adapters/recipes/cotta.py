@@ -104,8 +104,8 @@ class Cotta(Recipe[CottaSettings]):
         """Return class probabilities [B, K, H, W] for normalised crops [B, 3, H, W] with `valid` pixels [B, H, W]."""
         recipe = self.inputs.recipe
         plain = self.teacher(images).float().softmax(dim=1)
-        if recipe.augment_below == 0.0:
+        if recipe.advanced.augment_below == 0.0:
             return plain
         averaged = average_over(self.teacher, images, recipe.augment_scales, plain)
-        unsure = mean_confidence(self._released(images), valid) < recipe.augment_below  # [B]
+        unsure = mean_confidence(self._released(images), valid) < recipe.advanced.augment_below  # [B]
         return torch.where(unsure.view(-1, 1, 1, 1), averaged, plain)

@@ -112,13 +112,12 @@ def reference_network(
 
 
 def labelled_source(settings: Settings, layout: StateLayout) -> LabelledSet | None:
-    """Return the imported source set; import it now if the configuration names one that never was imported.
+    """Return the imported source set; import it now if there is none, or if label values meant other classes then.
 
-    `mfmd import` leaves it unimported.
+    `mfmd import` leaves it unimported. Raises SourceRefused when the files are gone or refused meanwhile.
     """
     if settings.source is None:
         return None
-    source = LabelledSet.open(layout) if LabelledSet.exists(layout) else import_labelled(settings, layout)
-    if source.class_pixels.shape[1] != len(settings.classes):
-        source = import_labelled(settings, layout)
-    return source
+    if LabelledSet.exists(layout) and (source := LabelledSet.open(layout)).read_as(settings):
+        return source
+    return import_labelled(settings, layout)

@@ -20,9 +20,11 @@ from configs.settings import Settings
 from configs.watch import WatchSettings
 from storage.errors import RefusedImage
 from storage.layout import StateLayout
-from storage.media.images import decode_image, fit_frame, read_label
+from storage.media.images import decode_image, fit_frame
 from storage.registry.manifest import Manifest
 from storage.registry.registry import CheckpointRegistry
+from storage.source.label_file import read_label
+from storage.source.label_map import LabelMap
 from storage.source.pairing import LabelledPair, pair_labels
 
 
@@ -45,16 +47,16 @@ class Evaluation:
 def evaluate_folder(settings: Settings, images: Path, labels: Path, version: int | None = None) -> Evaluation:
     """Score `version` (the serving one by default) on every image below `images` with its label below `labels`.
 
-    Labels are found as for source images (`source.label_suffix`). Predictions are scaled to the label's size. Raises
+    Labels are found and read as those of source images. Predictions are scaled to the label's size. Raises
     SourceRefused (pairs), RefusedImage (a file), UnknownVersion, CorruptCheckpoint, AdapterError (nothing is labelled).
     """
     registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)
     number = registry.serving_version() if version is None else version
     pairs = pair_labels(images, labels, settings.source.label_suffix if settings.source else "")
     network, manifest = load_version(registry, number, choose_device(settings.serving.device))
-    ignored = settings.source.ignore_index if settings.source else IGNORE_INDEX
-    predicted = (_predicted(pair, network, manifest, settings.watch, ignored) for pair in pairs)
-    return _evaluation(predicted, [str(entry["name"]) for entry in manifest.classes], ignored, number)
+    label_map = LabelMap.of(settings.source, [(str(entry["name"]), entry["color"]) for entry in manifest.classes])
+    predicted = (_predicted(pair, network, manifest, settings.watch, label_map) for pair in pairs)
+    return _evaluation(predicted, list(label_map.names), label_map.ignore_index, number)
 
 
 def evaluate_masks(
@@ -71,11 +73,11 @@ def evaluate_masks(
 
 
 def _predicted(
-    pair: LabelledPair, network: SegmentationNetwork, manifest: Manifest, watch: WatchSettings, ignored: int
+    pair: LabelledPair, network: SegmentationNetwork, manifest: Manifest, watch: WatchSettings, label_map: LabelMap
 ) -> tuple[Tensor, Tensor]:
     """Return the class map of an image and its label, [h, w] each, at the label's size."""
     pixels = decode_image(pair.image, max_bytes=watch.max_file_bytes, max_pixels=watch.max_pixels)
-    label = read_label(pair.label, num_classes=len(manifest.classes), ignore_index=ignored)
+    label = read_label(pair.label, label_map, max_pixels=watch.max_pixels).classes
     frame = fit_frame(pixels, manifest.input_height, manifest.input_width)
     height, width = label.shape
     if abs(height * pixels.shape[1] - width * pixels.shape[0]) > max(*label.shape, *pixels.shape[:2]):

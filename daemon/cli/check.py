@@ -78,7 +78,9 @@ def doctor(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
     else:
         for finding in findings:
             mark, color = MARKS[finding.level]
-            typer.echo(f"{typer.style(mark, fg=color)}  {finding.name:<18} {finding.detail}")
+            typer.echo(
+                f"{typer.style(mark, fg=color)}  {finding.name:<18} {finding.detail}".replace("\n", f"\n{'':<27}")
+            )
             if finding.remedy:
                 typer.echo(f"{'':<24} -> {finding.remedy}")
         typer.echo(f"\n{len(failed)} of {len(findings)} checks failed." if failed else "\nNothing failed.")

@@ -4,12 +4,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, read_settings, registry_of
+from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, read_settings, registry_of
 from daemon.cli.output import answer, headline
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from configs.settings import Settings
     from storage.registry.manifest import Manifest
+    from storage.source.label_counts import LabelCounts
 
 
 UnsafeOption = Annotated[
@@ -31,13 +34,33 @@ def pretrain(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False)
     from adapters.rounds.source_training import pretrain as train
     from daemon.cli.output import live_progress
 
+    counts = _import_source(settings)
+    if not as_json:
+        for line in counts.lines():
+            typer.echo(line)
+    for text in counts.warnings():
+        _warn(text)
     with live_progress() as show:
 
         def on_progress(progress: PretrainProgress) -> None:
             show(progress.phase, progress.step, progress.steps, {"loss": progress.loss})
 
         manifest = train(settings, on_progress)
-    _release(settings, manifest, by="pretrain", reason="trained on source images", as_json=as_json)
+    labels = [{"value": value, "class": name, "pixels": pixels} for value, name, pixels in counts.rows()]
+    told = {"labels": labels, "warnings": counts.warnings()}
+    _release(settings, manifest, by="pretrain", reason="trained on source images", as_json=as_json, told=told)
+
+
+def _import_source(settings: "Settings") -> "LabelCounts":
+    """Import the source set unless the state holds it; return what its labels hold."""
+    from daemon.cli.output import live_progress
+    from storage.source.labelled_import import import_labelled, label_map_of
+
+    layout = layout_of(settings)
+    layout.create()
+    with live_progress() as show:
+        source = import_labelled(settings, layout, lambda done, total: show("importing", done, total, {}))
+    return source.counts(label_map_of(settings))
 
 
 def import_(
@@ -60,7 +83,15 @@ def _warn(text: str) -> None:
     typer.echo(typer.style("warning: ", fg=typer.colors.YELLOW, bold=True) + text, err=True)
 
 
-def _release(settings: "Settings", manifest: "Manifest", *, by: str, reason: str, as_json: bool) -> None:
+def _release(
+    settings: "Settings",
+    manifest: "Manifest",
+    *,
+    by: str,
+    reason: str,
+    as_json: bool,
+    told: "Mapping[str, object] | None" = None,
+) -> None:
     from daemon.gate.promotion import release
 
     registry = registry_of(settings)
@@ -68,7 +99,7 @@ def _release(settings: "Settings", manifest: "Manifest", *, by: str, reason: str
     serving = registry.serving()
     facts = {
         "version": manifest.version, "released": ref is not None, "serving": serving.version if serving else None,
-        "scores": manifest.scores,
+        "scores": manifest.scores, **(told or {}),
     }  # fmt: skip
     scores = headline(manifest.scores)
     lines = [f"Version {manifest.version}{f' ({scores})' if scores else ''}."]

@@ -7,7 +7,7 @@ from daemon.doctor.finding import Finding, fail, ok, warn
 from storage.errors import NoCheckpoint, SourceRefused, StorageError, UnknownVersion
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
-from storage.source.pairing import pair_labels
+from storage.source.label_survey import LabelSurvey
 
 
 def examine_models(settings: Settings) -> list[Finding]:
@@ -46,17 +46,23 @@ def _source(settings: Settings) -> Finding:
     if source is None:
         remedy = "set source.images and source.labels if you have any: they improve rounds and the gate"
         return warn("source", "no labelled source images: rounds are source-free", remedy)
-    pairs = 0
-    folders = [(source.images, source.labels), (source.validation_images, source.validation_labels)]
     try:
-        for images, labels in folders:
-            if images is not None and labels is not None:
-                pairs += len(pair_labels(images, labels, source.label_suffix))
+        survey = LabelSurvey(settings)
     except SourceRefused as error:
         more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
-        remedy = "add or correct the files, source.labels or source.label_suffix"
-        return fail("source", f"{error.problems[0]}{more}", remedy)
-    return ok("source", f"{pairs} images with labels; `mfmd pretrain` checks their values")
+        meant = f"; {error.problems[-1]}" if more else ""
+        remedy = "add or correct the files, source.labels, source.label_suffix, label_format or label_map"
+        return fail("source", f"{error.problems[0]}{more}{meant}", remedy)
+    return survey_finding(survey)
+
+
+def survey_finding(survey: LabelSurvey) -> Finding:
+    """Return a finding with the table of label values."""
+    what = f"{len(survey.pairs)} images with labels; `mfmd pretrain` reads all, here {len(survey.read)}:"
+    detail = "\n".join([what, *survey.counts.lines(), *survey.counts.warnings()])
+    if survey.counts.warnings():
+        return warn("source", detail, "correct the class list, the labels, source.label_format or label_map if unmeant")
+    return ok("source", detail)
 
 
 def _pretrained(path: Path) -> Finding:

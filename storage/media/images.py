@@ -1,4 +1,4 @@
-"""From image files to fixed-size frames, and from label files to index maps; limits are checked before decoding."""
+"""From image files to fixed-size frames; limits are checked before decoding."""
 
 import io
 import math
@@ -36,8 +36,6 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation -> what turns the image upright (EXIF 2.3, tag 274)."""
-PACKED_GREY = {"L;2": 85, "L;4": 17}
-"""Raw modes whose small grey values Pillow multiplies up to 0-255, and by how much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,32 +129,6 @@ def fit_label(labels: NDArray[np.uint8], height: int, width: int, fill: int) -> 
     return _fit(labels, height, width, fill, Image.Resampling.NEAREST)[0]
 
 
-def read_label(path: Path, *, num_classes: int, ignore_index: int) -> NDArray[np.uint8]:
-    """Read a label image: one class index per pixel, [h, w]; grey or palette (the palette's indices count).
-
-    Raises RefusedImage("bad_label") that names the file and the value which is neither a class nor `ignore_index`;
-    FileNotFoundError passes.
-    """
-    try:
-        data = path.read_bytes()
-    except (PermissionError, IsADirectoryError) as error:
-        raise RefusedImage("bad_label", f"{path}: cannot be read: {error.strerror}") from error
-    with _open(str(path), data, reason="bad_label") as image:
-        try:
-            values = _label_values(path, image)
-        except DAMAGE as error:
-            raise RefusedImage("bad_label", f"{path}: the label is damaged or cut off: {error}") from error
-    wrong = (values != ignore_index) & ((values < 0) | (values >= num_classes))
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0]
-        raise RefusedImage(
-            "bad_label",
-            f"{path}: label value {values[row, column]} at row {row}, column {column}; "
-            f"expected a class index 0-{num_classes - 1}, or {ignore_index} (ignored)",
-        )
-    return values.astype(np.uint8)
-
-
 def _read(path: Path, max_bytes: int) -> bytes:
     try:
         status = path.stat()
@@ -176,12 +148,13 @@ def _check_size(name: str, size: int, max_bytes: int) -> None:
         raise RefusedImage("too_many_bytes", f"{name}: {size} bytes; the limit is {max_bytes}")
 
 
-def _open(name: str, data: bytes, reason: str = "not_an_image") -> Image.Image:
+def _open(name: str, data: bytes) -> Image.Image:
     """Read the header only."""
     Image.init()
+    reason = "not_an_image"
     if is_heif(data):
         learn_heif(name)
-        reason = "truncated" if reason == "not_an_image" else reason  # it is one, by its first bytes
+        reason = "truncated"  # it is one, by its first bytes
     formats = [item for item in FORMATS if item in Image.OPEN]
     try:
         return Image.open(io.BytesIO(data), formats=formats)
@@ -209,18 +182,6 @@ def _exif(image: Image.Image) -> dict[int, Any]:
         return dict(exif) | dict(exif.get_ifd(ExifTags.IFD.Exif))
     except DAMAGE:
         return {}  # broken EXIF says nothing about the pixels, which are judged on their own
-
-
-def _label_values(path: Path, image: Image.Image) -> NDArray[np.int64]:
-    tiles = getattr(image, "tile", [])
-    raw_mode = tiles[0].args if tiles else None
-    image.load()
-    if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
-        raise RefusedImage(
-            "bad_label", f"{path}: a {image.mode} image; a label holds one class index per pixel (grey or palette)"
-        )
-    values = np.asarray(image).astype(np.int64)
-    return values // PACKED_GREY.get(raw_mode, 1) if isinstance(raw_mode, str) else values
 
 
 def _fit(

@@ -11,10 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from configs.buffer import LabelFormat
+from configs.settings import Settings
 from storage.buffer.pixel_array import PixelArray
 from storage.durable.record import Record, read_record
 from storage.errors import StorageError
 from storage.layout import StateLayout
+from storage.source.label_counts import LabelCounts
+from storage.source.label_map import LabelMap
 
 IMAGES, LABELS, INDEX, CURRENT = "images", "labels", "index.json", "current.json"
 SCHEMA_VERSION = 1
@@ -51,6 +55,12 @@ class SourceIndex(Record):
     """Indices of held-out images."""
     class_pixels: list[list[int]]
     """Labelled pixels per image and class."""
+    label_format: LabelFormat = "index"
+    """How label files were read (`source.label_format`)."""
+    label_map: dict[str, int | None] = Field(default_factory=dict)
+    """Label value -> class index, None when ignored (`source.label_map`)."""
+    label_values: dict[int, int] = Field(default_factory=dict)
+    """Label value -> its pixels in all label files; empty in a set that an older mfmd imported."""
 
 
 class LabelledSet:
@@ -77,8 +87,25 @@ class LabelledSet:
         """Size of images and labels (pixels)."""
         self.ignore_index = index.ignore_index
         """Label value that losses and scores ignore."""
+        self._index = index
         self.valid = index.valid
         """Rows and columns that hold image (pixels); the rest is zero, its labels `ignore_index`."""
+
+    def read_as(self, settings: Settings) -> bool:
+        """Return whether labels had the meaning that they have by `settings`: format, map, classes, ignored value."""
+        source, names = settings.source, [entry.name for entry in settings.classes]
+        if source is None:
+            return False
+        wanted = (source.label_format, source.mapped(names), source.ignore_index, names)
+        index = self._index
+        return wanted == (index.label_format, index.label_map, index.ignore_index, index.classes)
+
+    def counts(self, label_map: LabelMap) -> LabelCounts:
+        """Return what the label files hold; `label_map` is that of the import."""
+        values = self._index.label_values or dict(enumerate(self.class_pixels.sum(axis=0).tolist()))
+        found = LabelCounts(label_map, {value: pixels for value, pixels in values.items() if pixels})
+        found.unlabelled = [self.names[index] for index in np.flatnonzero(self.class_pixels.sum(axis=1) == 0)]
+        return found
 
     @classmethod
     def open(cls, layout: StateLayout) -> Self:

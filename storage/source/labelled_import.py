@@ -17,7 +17,10 @@ from storage.buffer.zarr_metadata import create_array
 from storage.durable.digest import digest_of
 from storage.errors import RefusedImage, StorageError
 from storage.layout import StateLayout
-from storage.media.images import FittedFrame, decode_image, fit_frame, fit_label, read_label
+from storage.media.images import FittedFrame, decode_image, fit_frame, fit_label
+from storage.source.label_counts import LabelCounts
+from storage.source.label_file import UnknownValue, read_label
+from storage.source.label_map import LabelMap
 from storage.source.labelled import (
     CURRENT,
     IMAGES,
@@ -29,7 +32,7 @@ from storage.source.labelled import (
     SourceIndex,
     current_fingerprint,
 )
-from storage.source.pairing import LabelledPair, pair_labels, refusal
+from storage.source.pairing import LabelledPair, refusal, source_pairs
 
 OnProgress = Callable[[int, int], None]
 VALIDATION_SHARE = 0.1
@@ -79,14 +82,13 @@ class _Import:
     def __init__(self, settings: Settings, source: SourceSettings) -> None:
         self._buffer, self._source = settings.buffer, source
         self._watch, self._classes = settings.watch, [item.name for item in settings.classes]
-        self._train = pair_labels(source.images, source.labels, source.label_suffix)
-        self._validation: list[LabelledPair] = []
-        if source.validation_images is not None and source.validation_labels is not None:
-            self._validation = pair_labels(source.validation_images, source.validation_labels, source.label_suffix)
+        self._map = label_map_of(settings)
+        self._mapped = source.mapped(self._classes)
+        self._train, self._validation = source_pairs(settings)
         self._pairs = self._train + self._validation
 
     def fingerprint(self) -> str:
-        """Return a hash that changes with any file's path, size or mtime, the geometry or the classes."""
+        """Return a hash that changes with a file's path, size or mtime, the geometry, classes or label meanings."""
         facts = [
             [group, pair.name, pair.label.name, *_stamp(pair.image), *_stamp(pair.label)]
             for group, pairs in (("train", self._train), ("validation", self._validation))
@@ -94,6 +96,8 @@ class _Import:
         ]
         size, tile = (self._buffer.height, self._buffer.width), self._buffer.advanced.tile
         what = [SCHEMA_VERSION, facts, *size, tile, self._classes, self._source.ignore_index]
+        if self._source.label_format != "index" or self._mapped:  # without them as ever: sets on disk keep their names
+            what += [self._source.label_format, self._mapped]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
 
     def build(self, folder: Path, fingerprint: str, on_progress: OnProgress) -> None:
@@ -115,11 +119,14 @@ class _Import:
     def _write(self, images: PixelArray, labels: PixelArray, fingerprint: str, on_progress: OnProgress) -> SourceIndex:
         """Write every good pair; return the index. Raises SourceRefused, with the problems of all others."""
         problems, valid, class_pixels = list[str](), list[tuple[int, int]](), list[list[int]]()
+        found = LabelCounts(self._map)
         for number, pair in enumerate(self._pairs):
             try:
-                frame, label = self._fit(pair)
+                frame, label = self._fit(pair, found)
             except (RefusedImage, FileNotFoundError, PermissionError) as error:
                 problems.append(str(error))
+                if isinstance(error, UnknownValue):
+                    found.add(error, pair.name)
             else:
                 images.write(number, frame.pixels)
                 labels.write(number, label)
@@ -127,8 +134,9 @@ class _Import:
                 valid.append((frame.valid_height, frame.valid_width))
                 class_pixels.append(counts.tolist())
             on_progress(number + 1, len(self._pairs))
-        if problems:
-            raise refusal(problems)
+        meant = found.problems() if found.values else []
+        if problems or meant:
+            raise refusal(problems, meant)
         names = [pair.name for pair in self._pairs]
         return SourceIndex(
             fingerprint=fingerprint,
@@ -140,20 +148,30 @@ class _Import:
             valid=valid,
             validation=list(range(len(self._train), len(names))) if self._validation else held_out(names),
             class_pixels=class_pixels,
+            label_format=self._source.label_format,
+            label_map=self._mapped,
+            label_values=dict(found.values),
         )
 
-    def _fit(self, pair: LabelledPair) -> tuple[FittedFrame, NDArray[np.uint8]]:
-        """Return image and label at frame size. Raises RefusedImage."""
+    def _fit(self, pair: LabelledPair, found: LabelCounts) -> tuple[FittedFrame, NDArray[np.uint8]]:
+        """Return image and label at frame size; count the label. Raises RefusedImage."""
         watch, buffer, ignored = self._watch, self._buffer, self._source.ignore_index
         pixels = decode_image(pair.image, max_bytes=watch.max_file_bytes, max_pixels=watch.max_pixels)
-        label = read_label(pair.label, num_classes=len(self._classes), ignore_index=ignored)
-        if label.shape != pixels.shape[:2]:
+        label = read_label(pair.label, self._map, max_pixels=watch.max_pixels)
+        found.add(label, pair.name)
+        if label.classes.shape != pixels.shape[:2]:
             raise RefusedImage(
                 "bad_label",
-                f"{pair.label}: {label.shape[1]}x{label.shape[0]} pixels, its image {pair.image} "
+                f"{pair.label}: {label.classes.shape[1]}x{label.classes.shape[0]} pixels, its image {pair.image} "
                 f"has {pixels.shape[1]}x{pixels.shape[0]}",
             )
-        return fit_frame(pixels, buffer.height, buffer.width), fit_label(label, buffer.height, buffer.width, ignored)
+        frame = fit_frame(pixels, buffer.height, buffer.width)
+        return frame, fit_label(label.classes, buffer.height, buffer.width, ignored)
+
+
+def label_map_of(settings: Settings) -> LabelMap:
+    """Return what label values mean by the configuration. Raises SourceRefused."""
+    return LabelMap.of(settings.source, [(entry.name, entry.color) for entry in settings.classes])
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -1,16 +1,20 @@
 """Pair images with labels: by stem, in a label folder that mirrors the image folder or is flat."""
 
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from storage.errors import SourceRefused
+from PIL import Image
 
-IMAGE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".pgm", ".ppm", ".tif", ".tiff", ".webp"}
-)
-IMAGE_MARKS = ("_leftImg8bit", "_rgb_anon", "_rgb_ref_anon")
-"""Suffixes that Cityscapes and ACDC append to the stem of an image and not to its label's."""
+from configs.settings import Settings
+from storage.errors import SourceRefused
+from storage.media.images import FORMATS
+from storage.source import label_file
+
+IMAGE_MARKS = ("_leftImg8bit", "_rgb_anon", "_rgb_ref_anon", "_training", "_test")
+"""Suffixes that Cityscapes, ACDC and DRIVE append to the stem of an image and not to its label's."""
 SHOWN_PROBLEMS = 20
 
 
@@ -24,25 +28,46 @@ class LabelledPair:
     label: Path
 
 
-def pair_labels(images: Path, labels: Path, suffix: str = "") -> list[LabelledPair]:
-    """Pair every image below `images` with `<stem><suffix>.png` below `labels`, sorted by name.
+def source_pairs(settings: Settings) -> tuple[list[LabelledPair], list[LabelledPair]]:
+    """Return the pairs of the configured source to train on (or to split), and those of the validation folders.
 
-    Raises SourceRefused, which names every image without a label, every label claimed by two images of different
-    folders, and folders that are missing or hold no image.
+    Raises SourceRefused like `pair_labels`.
+    """
+    source = settings.source
+    assert source is not None
+    train, validation = pair_labels(source.images, source.labels, source.label_suffix), list[LabelledPair]()
+    if source.validation_images is not None and source.validation_labels is not None:
+        validation = pair_labels(source.validation_images, source.validation_labels, source.label_suffix)
+    return train, validation
+
+
+def pair_labels(images: Path, labels: Path, suffix: str = "") -> list[LabelledPair]:
+    """Pair every image below `images` with the label `<stem><suffix>` below `labels`, sorted by name.
+
+    A label ends in `.png` or in another ending of a format of labels; the case of the ending and the Unicode form of
+    names (NFC, NFD) do not matter. Raises SourceRefused, which names every image without a label or with several, every
+    label claimed by two images, and folders that are missing or hold no image.
     """
     for folder in (images, labels):
         if not folder.is_dir():
             raise refusal([f"{folder}: no such folder"])
     pairs, problems = [], []
     claimed: dict[Path, Path] = {}
+    folders = _LabelFolders(labels)
     for image in _images(images, labels, suffix):
-        label = _label_of(image, images, labels, suffix)
-        if label is None:
-            problems.append(f"{image}: no label {image.stem}{suffix}.png below {labels}")
-        elif claimed.setdefault(label, image) != image:
-            problems.append(f"{label}: label of both {claimed[label]} and {image}")
+        found = folders.labels_of(image.relative_to(images), suffix)
+        if not _is_text(str(image)):
+            problems.append(f"{str(image)!r}: a name that is not UTF-8; rename the image")
+        elif not found:
+            problems.append(f"{image}: no label {image.stem}{suffix}.png below {labels}{folders.hint(image, suffix)}")
+        elif len(found) > 1:
+            problems.append(f"{image}: several labels: {', '.join(map(str, found))}; keep one")
+        elif found[0] == image:
+            problems.append(f"{image}: image and label in one; set source.label_suffix, or give labels another folder")
+        elif claimed.setdefault(found[0], image) != image:
+            problems.append(f"{found[0]}: label of both {claimed[found[0]]} and {image}")
         else:
-            pairs.append(LabelledPair(image.relative_to(images).as_posix(), image, label))
+            pairs.append(LabelledPair(image.relative_to(images).as_posix(), image, found[0]))
     if not pairs and not problems:
         problems.append(f"{images}: holds no image")
     if problems:
@@ -50,25 +75,85 @@ def pair_labels(images: Path, labels: Path, suffix: str = "") -> list[LabelledPa
     return pairs
 
 
-def refusal(problems: list[str]) -> SourceRefused:
-    """Return the error that lists problems, the first `SHOWN_PROBLEMS` of them in its message."""
-    rest = len(problems) - SHOWN_PROBLEMS
-    shown = problems[:SHOWN_PROBLEMS] + ([f"and {rest} more"] if rest > 0 else [])
-    what = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return SourceRefused(f"labelled images not imported, {what}: " + "; ".join(shown), tuple(problems))
+def refusal(problems: list[str], meant: Iterable[str] = ()) -> SourceRefused:
+    """Return the error that lists problems, the first `SHOWN_PROBLEMS` of them in its message, and then `meant`.
+
+    `meant` says of the whole set what its labels hold and which setting would fit.
+    """
+    rest, about = len(problems) - SHOWN_PROBLEMS, list(meant)
+    shown = problems[:SHOWN_PROBLEMS] + ([f"and {rest} more"] if rest > 0 else []) + about
+    number = len(problems) or len(about)
+    what = "1 problem" if number == 1 else f"{number} problems"
+    return SourceRefused(f"labelled images not imported, {what}: " + "; ".join(shown), (*problems, *about))
 
 
 def _images(images: Path, labels: Path, suffix: str) -> Iterator[Path]:
+    endings = _endings(FORMATS) | {".heic", ".heif", ".hif"}
     for path in sorted(images.rglob("*")):
         is_label = labels in path.parents if labels != images else bool(suffix) and path.stem.endswith(suffix)
         hidden = any(part.startswith(".") for part in path.relative_to(images).parts)
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not is_label and not hidden:
+        if path.suffix.lower() in endings and path.is_file() and not is_label and not hidden:
             yield path
 
 
-def _label_of(image: Path, images: Path, labels: Path, suffix: str) -> Path | None:
-    marks = (mark for mark in IMAGE_MARKS if image.stem.endswith(mark))
-    stems = [image.stem, *(image.stem.removesuffix(mark) for mark in marks)]
-    folders = [labels / image.parent.relative_to(images), labels]
-    options = (folder / f"{stem}{suffix}.png" for folder in folders for stem in stems)
-    return next((path for path in options if path.is_file()), None)
+@cache
+def _endings(formats: Iterable[str]) -> frozenset[str]:
+    """Return the endings of file names that Pillow knows for formats."""
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in formats)
+
+
+class _LabelFolders:
+    """Label files by folder and name, whatever the Unicode form of either and the case of the ending."""
+
+    def __init__(self, labels: Path) -> None:
+        self._labels = labels
+        self._known: dict[Path, dict[str, list[Path]]] = {}
+        self._listed: dict[Path, list[Path]] = {}
+
+    def labels_of(self, image: Path, suffix: str) -> list[Path]:
+        """Return the labels of an image (its path relative to the images): one, none, or several that claim it."""
+        stems = [image.stem, *(image.stem.removesuffix(mark) for mark in IMAGE_MARKS if image.stem.endswith(mark))]
+        for folder in self._folders(image):
+            for stem in stems:
+                if found := self._in(folder).get(_nfc(stem + suffix)):
+                    exact = [path for path in found if path.name == f"{stem}{suffix}.png"]
+                    return exact or found
+        return []
+
+    def hint(self, image: Path, suffix: str) -> str:
+        """Return a guess at the suffix: the names beside which the image's label was looked for."""
+        mark = next((mark for mark in IMAGE_MARKS if image.stem.endswith(mark)), "")
+        stem = _nfc(image.stem.removesuffix(mark))
+        names = [name for folder in (*self._known,) for name in self._in(folder) if name.startswith(stem)]
+        others = sorted({name.removeprefix(stem) for name in names} - {suffix})
+        return f"; source.label_suffix may be {' or '.join(map(repr, others[:4]))}" if others else ""
+
+    def _folders(self, image: Path) -> Iterator[Path]:
+        """Yield the folder that mirrors the image's, if there is one, then the flat one."""
+        folder: Path | None = self._labels
+        for part in image.parent.parts:
+            folder = folder and next((f for f in self._list(folder) if f.is_dir() and _nfc(f.name) == _nfc(part)), None)
+        if folder is not None and folder != self._labels:
+            yield folder
+        yield self._labels
+
+    def _list(self, folder: Path) -> list[Path]:
+        if folder not in self._listed:
+            self._listed[folder] = sorted(folder.iterdir())
+        return self._listed[folder]
+
+    def _in(self, folder: Path) -> dict[str, list[Path]]:
+        if folder not in self._known:
+            names = self._known[folder] = {}
+            for path in self._list(folder):
+                if path.suffix.lower() in _endings(label_file.FORMATS) and path.is_file():
+                    names.setdefault(_nfc(path.stem), []).append(path)
+        return self._known[folder]
+
+
+def _is_text(name: str) -> bool:
+    return not any("\ud800" <= sign <= "\udfff" for sign in name)  # bytes that are not UTF-8
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)

@@ -258,5 +258,5 @@ def test_released_version_is_needed_and_stays() -> None:
 
 def test_published_constants_are_the_defaults() -> None:
     recipe = inputs_of(network(), name="cotta").recipe
-    assert (recipe.ema_decay, recipe.restore_probability, recipe.augment_below) == (0.999, 0.01, 0.69)
+    assert (recipe.ema_decay, recipe.restore_probability, recipe.advanced.augment_below) == (0.999, 0.01, 0.69)
     assert recipe.augment_scales == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)

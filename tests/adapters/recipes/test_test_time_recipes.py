@@ -136,7 +136,7 @@ def test_bn_statistics_measures_its_prior_against_the_released_version(training_
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("augment_scales", []), ("augment_scales", [0.0]), ("statistics_prior", -1), ("augment_below", 2)],
+    [("augment_scales", []), ("augment_scales", [0.0]), ("statistics_prior", -1), ("advanced", {"augment_below": 2})],
 )
 def test_settings_out_of_range_are_refused(field, value) -> None:
     with pytest.raises(ValidationError, match=field):

@@ -283,9 +283,16 @@ def test_source_pairs_are_found(config: Path) -> None:
         (config.parent / folder).mkdir()
     for name in ("a", "b"):
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(config.parent / "day" / f"{name}.jpg")
-        Image.fromarray(np.zeros((8, 8), np.uint8)).save(config.parent / "truth" / f"{name}.png")
+        Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) // 8).save(config.parent / "truth" / f"{name}.png")
     found = _by_name(examine_models(settings))["source"]
-    assert found.level == Level.OK and found.detail.startswith("2 images")
+    assert found.level == Level.OK and found.detail.startswith("2 images") and "0  12.50 %  sky" in found.detail
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save(config.parent / "truth" / "b.png")
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) // 10).save(config.parent / "truth" / "a.png")
+    odd = _by_name(examine_models(settings))["source"]
+    assert odd.level == Level.WARN and "no label holds a pixel of person" in odd.detail and "b.jpg" in odd.detail
+    Image.fromarray(np.full((8, 8), 77, np.uint8)).save(config.parent / "truth" / "b.png")
+    outside = _by_name(examine_models(settings))["source"]
+    assert outside.level == Level.FAIL and "label value 77 at row 0, column 0" in outside.detail
     (config.parent / "truth" / "b.png").unlink()
     missing = _by_name(examine_models(settings))["source"]
     assert missing.level == Level.FAIL and "b.jpg" in missing.detail

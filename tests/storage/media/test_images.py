@@ -12,7 +12,7 @@ from PIL import Image
 
 from storage.durable.digest import digest_of
 from storage.errors import RefusedImage
-from storage.media.images import crc32_of, decode_image, fit_frame, fit_label, fitted_size, read_label
+from storage.media.images import crc32_of, decode_image, fit_frame, fit_label, fitted_size
 
 LIMITS = {"max_bytes": 10_000_000, "max_pixels": 1_000_000}
 RNG = np.random.default_rng(0)
@@ -231,59 +231,6 @@ def test_label_follows_its_image():
     assert fitted_size(20, 40, 64, 96) == (48, 96)
     assert (fitted[48:] == 255).all() and set(np.unique(fitted[:48])) == {0, 1, 2, 3}
     assert (fitted[:48, :24] == 0).all() and (fitted[:48, 72:] == 3).all()
-
-
-def label_file(path: Path, image: Image.Image, **options: object) -> Path:
-    image.save(path / "label.png", **options)
-    return path / "label.png"
-
-
-def test_labels_are_indices_whatever_the_png_mode(tmp_path: Path):
-    labels = np.array([[0, 1, 2], [255, 2, 1]], np.uint8)
-    read = lambda path: read_label(path, num_classes=3, ignore_index=255).tolist()  # noqa: E731
-    assert read(label_file(tmp_path, Image.fromarray(labels))) == labels.tolist()
-    palette = Image.frombytes("P", (3, 2), labels.tobytes())
-    palette.putpalette([value // 3 for value in range(768)][::-1])
-    assert read(label_file(tmp_path, palette)) == labels.tolist()
-    assert read(label_file(tmp_path, Image.fromarray(labels.astype(np.uint16)))) == labels.tolist()
-
-
-def test_labels_packed_into_few_bits_are_not_scaled(tmp_path: Path):
-    """`optipng` turns a grey PNG of few values into 4 or 2 bits; Pillow multiplies such values up to 0-255."""
-
-    def packed(bits: int, row: bytes, width: int) -> Path:
-        path = tmp_path / "packed.png"
-        path.write_bytes(handmade_png(width, 1, bits, 0, b"\0" + row))
-        return path
-
-    assert read_label(packed(4, bytes([0x05, 0xA0]), 4), num_classes=11, ignore_index=255).tolist() == [[0, 5, 10, 0]]
-    assert read_label(packed(2, bytes([0b00011011]), 4), num_classes=4, ignore_index=255).tolist() == [[0, 1, 2, 3]]
-    assert read_label(packed(1, bytes([0b01000000]), 3), num_classes=2, ignore_index=255).tolist() == [[0, 1, 0]]
-
-
-@pytest.mark.parametrize(
-    ("image", "words"),
-    [
-        (Image.fromarray(np.array([[0, 0], [0, 7]], np.uint8)), "label value 7 at row 1, column 1"),
-        (Image.fromarray(np.array([[300]], np.uint16)), "label value 300"),
-        (Image.fromarray(COLOR), "RGB image"),
-        (Image.new("LA", (2, 2)), "LA image"),
-    ],
-)
-def test_bad_labels_name_file_and_value(tmp_path: Path, image: Image.Image, words: str):
-    path = label_file(tmp_path, image)
-    with pytest.raises(RefusedImage, match=words) as caught:
-        read_label(path, num_classes=3, ignore_index=255)
-    assert caught.value.reason == "bad_label" and str(path) in str(caught.value)
-
-
-def test_damaged_labels_are_bad_labels(tmp_path: Path):
-    path = label_file(tmp_path, Image.fromarray(RNG.integers(0, 3, (50, 50)).astype(np.uint8)))
-    for data in (b"", b"text", path.read_bytes()[:-200]):
-        path.write_bytes(data)
-        with pytest.raises(RefusedImage, match=str(path)) as caught:
-            read_label(path, num_classes=3, ignore_index=255)
-        assert caught.value.reason == "bad_label"
 
 
 def test_digest_and_checksum(tmp_path: Path):

@@ -31,7 +31,7 @@ def test_the_same_files_are_not_imported_again(layout: StateLayout, source):
     assert seen == []
 
 
-@pytest.mark.parametrize("change", ["touched", "added", "geometry", "classes"])
+@pytest.mark.parametrize("change", ["touched", "added", "geometry", "classes", "meaning"])
 def test_any_change_is_imported_and_the_old_set_removed(layout: StateLayout, source, tmp_path: Path, change: str):
     settings = source(4)
     import_labelled(settings, layout)
@@ -42,6 +42,8 @@ def test_any_change_is_imported_and_the_old_set_removed(layout: StateLayout, sou
         settings = source(5)
     elif change == "geometry":
         settings = settings.model_copy(update={"buffer": settings.buffer.model_copy(update={"width": 64})})
+    elif change == "meaning":
+        settings = source(4, label_map={1: "tree", 2: "sky"})
     else:
         settings = settings.model_copy(update={"classes": (*settings.classes, settings.classes[0])})
     found = import_labelled(settings, layout)
@@ -63,11 +65,12 @@ def test_all_problems_are_named_with_their_values_and_nothing_is_imported(layout
     Image.new("RGB", (80, 60)).save(labels / "004.png")
     with pytest.raises(SourceRefused, match="4 problems") as caught:
         import_labelled(settings, layout)
-    first, second, third, fourth = caught.value.problems
+    first, second, third, fourth, meant = caught.value.problems
     assert f"{labels / '001.png'}: label value 33 at row 7, column 9" in first
     assert f"{labels / '002.png'}: 40x30 pixels" in second and "80x60" in second
     assert str(images / "003.png") in third
-    assert f"{labels / '004.png'}: a RGB image" in fourth
+    assert f"{labels / '004.png'}: is a RGB image" in fourth
+    assert "the labels hold the values 0, 1, 2, 33, 255; source.label_map" in meant
     assert not LabelledSet.exists(layout)
     assert sets(layout) == []
 

@@ -75,3 +75,27 @@ def test_a_long_list_is_cut_in_the_message_only(tmp_path: Path, touch):
     with pytest.raises(SourceRefused, match="and 30 more") as caught:
         pair_labels(tmp_path / "i", tmp_path / "l")
     assert len(caught.value.problems) == 50
+
+
+def test_several_labels_are_a_problem_unless_one_is_the_png(tmp_path: Path, touch):
+    touch("i/a.jpg", "i/b.jpg", "l/a.png", "l/a.tif", "l/b.gif", "l/b.tif")
+    with pytest.raises(SourceRefused, match=r"1 problem: .*i/b\.jpg: several labels: .*b\.gif, .*b\.tif; keep one"):
+        pair_labels(tmp_path / "i", tmp_path / "l")
+
+
+def test_an_image_is_not_its_own_label(tmp_path: Path, touch):
+    touch("both/a.png", "both/b.jpg")
+    with pytest.raises(SourceRefused, match=r"a\.png: image and label in one; set source\.label_suffix"):
+        pair_labels(tmp_path / "both", tmp_path / "both")
+
+
+def test_a_suffix_that_would_fit_is_named(tmp_path: Path, touch):
+    touch("i/x/a_leftImg8bit.png", "l/x/a_gtFine_labelIds.png", "l/x/a_gtFine_color.png")
+    with pytest.raises(SourceRefused, match="label_suffix may be '_gtFine_color' or '_gtFine_labelIds'"):
+        pair_labels(tmp_path / "i", tmp_path / "l")
+
+
+def test_a_name_that_is_no_text_is_named(tmp_path: Path, touch):
+    touch("i/a\udcff.png", "l/a\udcff.png")
+    with pytest.raises(SourceRefused, match="not UTF-8"):
+        pair_labels(tmp_path / "i", tmp_path / "l")

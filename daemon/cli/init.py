@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from daemon.cli.labels import show_survey
 from daemon.cli.options import DEFAULT_CONFIG, ConfigOption
 
 FolderArgument = Annotated[Path, typer.Argument(help="Folder where images will arrive; created if missing.")]
@@ -58,6 +59,7 @@ def init(
         config.write_text(text, encoding="utf-8")
     settings = load_settings(config)
     typer.echo(f"Wrote {config}. Drop folder: {settings.watch.folder}{' (created)' if created else ''}")
+    show_survey(settings)
     typer.echo(_next_steps(config, with_source=settings.source is not None))
 
 

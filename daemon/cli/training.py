@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from daemon.cli.labels import show_counts, warn
 from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, read_settings, registry_of
 from daemon.cli.output import answer, headline
 
@@ -35,11 +36,7 @@ def pretrain(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False)
     from daemon.cli.output import live_progress
 
     counts = _import_source(settings)
-    if not as_json:
-        for line in counts.lines():
-            typer.echo(line)
-    for text in counts.warnings():
-        _warn(text)
+    show_counts(counts, table=not as_json)
     with live_progress() as show:
 
         def on_progress(progress: PretrainProgress) -> None:
@@ -73,14 +70,8 @@ def import_(
     settings = read_settings(config)
     from adapters.checkpoints.importing import import_checkpoint
 
-    manifest = import_checkpoint(
-        source, settings, registry_of(settings), unsafe_pickle=_warn if unsafe_pickle else None
-    )
+    manifest = import_checkpoint(source, settings, registry_of(settings), unsafe_pickle=warn if unsafe_pickle else None)
     _release(settings, manifest, by="import", reason=f"imported from {source}", as_json=as_json)
-
-
-def _warn(text: str) -> None:
-    typer.echo(typer.style("warning: ", fg=typer.colors.YELLOW, bold=True) + text, err=True)
 
 
 def _release(

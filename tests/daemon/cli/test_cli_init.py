@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from configs.class_list import shipped
 from configs.load import load_settings
@@ -37,6 +39,21 @@ def test_source_folders_are_written_live(mfmd, config: Path) -> None:
     assert source is not None and source.images == config.parent / "day/images"
     assert "mfmd pretrain" in answer.out
     assert mfmd("init", "--force", "--source-images", "day/images").code == 2
+
+
+def test_labels_are_looked_at(mfmd, config: Path) -> None:
+    for name in ("day", "truth"):
+        (config.parent / name).mkdir()
+    options = ("init", "--force", "--classes", "demo", "--source-images", "day", "--source-labels", "truth")
+    assert "holds no image" in mfmd(*options).err
+    Image.new("RGB", (8, 8)).save(config.parent / "day" / "a.jpg")
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) // 8).save(config.parent / "truth" / "a.png")
+    answer = mfmd(*options)
+    assert answer.code == 0 and "1 labelled images" in answer.out and "  12.50 %  sky" in answer.out
+    Image.fromarray(np.full((8, 8), 8, np.uint8)).save(config.parent / "truth" / "a.png")
+    refused = mfmd(*options)
+    assert refused.code == 1 and "label value 8" in refused.err and "Next" not in refused.out
+    assert load_settings(config).source is not None, "the file is written: there the mapping is set"
 
 
 def test_paths_are_relative_to_the_written_file(mfmd, tmp_path: Path) -> None:

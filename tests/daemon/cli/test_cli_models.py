@@ -66,6 +66,25 @@ def test_pretrain_releases_version_1(in_folder: Path) -> None:
     assert 0.0 <= registry.manifest(1).scores["source_miou"] <= 1.0
 
 
+def test_pretrain_tells_what_labels_hold_before_it_trains(in_folder: Path, tmp_path: Path, capsys) -> None:
+    config = tmp_path / "mfmd.yaml"
+    config.write_text(CONFIG.replace("day", str(in_folder / "day")).replace("steps: 3", "steps: 1"), encoding="utf-8")
+    (tmp_path / "truth").mkdir()
+    for number in range(12):
+        Image.fromarray(np.resize(np.array([1, 2, 255], np.uint8), SIZE)).save(tmp_path / "truth" / f"{number}.png")
+    code, out, err = _run(capsys, "pretrain", "--config", str(config))
+    table, lines = err.partition("training")[0], out.splitlines()
+    assert code == ExitCode.OK and lines[0].split() == ["value", "share", "class"]
+    assert lines[1].split() == ["-", "0.00", "%", "sky"] and "1  33.33 %  building" in out
+    assert "warning: no label holds a pixel of sky, road" in table
+    code, out, err = _run(capsys, "pretrain", "--config", str(config), "--json")
+    told = json.loads(out)
+    assert {"value": "1", "class": "building", "pixels": 12 * 1600} in told["labels"] and len(told["warnings"]) == 1
+    Image.fromarray(np.full(SIZE, 9, np.uint8)).save(tmp_path / "truth" / "7.png")
+    code, out, err = _run(capsys, "pretrain", "--config", str(config))
+    assert code == ExitCode.FAILURE and "7.png: label value 9 at row 0, column 0" in err and "training" not in err
+
+
 def test_predict_writes_masks_of_the_images_own_size(in_folder: Path, tmp_path: Path, capsys) -> None:
     code, out, _ = _run(capsys, "predict", "day/1.png", "day/2.png", "--out", str(tmp_path), "--json")
     answers = json.loads(out)

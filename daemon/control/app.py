@@ -1,14 +1,18 @@
 """The control plane's HTTP API: reads need no token, changes need one. No torch, no long work in a request."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from functools import cache, partial
+from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Header, Path, Query
+from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request
+from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
 
-from daemon.control.errors import answer_errors
+from daemon.control.errors import ApiError, answer_errors
 from daemon.control.messages import (
     LARGEST_NUMBER,
+    READ_MESSAGES,
     CheckpointList,
     CheckpointSummary,
     PinRequest,
@@ -24,6 +28,7 @@ from daemon.gate import promotion
 from daemon.ingest.refusals import RetryQueue, Selection
 from daemon.metrics import Metrics
 from daemon.net.head_requests import HeadRequests
+from daemon.net.json_body import InvalidBody, body_schema, json_schemas, read_json
 from daemon.rounds.history import summaries, summarise
 from daemon.rounds.loop import RoundLoop
 from daemon.runtime.health import Health
@@ -63,6 +68,7 @@ def create_control_app(context: ControlContext, *, local: bool = False) -> FastA
     app.add_middleware(ControlGuard, token=None if local else context.token)
     app.add_middleware(HeadRequests)
     answer_errors(app)
+    app.openapi = cache(partial(_describe, app))  # type: ignore[method-assign]
     return app
 
 
@@ -134,13 +140,13 @@ def _changing(context: ControlContext) -> APIRouter:
         """Start a round now; return its number. 409 if one runs or there are too few frames."""
         return {"round": context.rounds.request()}
 
-    @router.post("/rollback")
-    def rollback(request: RollbackRequest | None = None) -> Ref:
+    @router.post("/rollback", openapi_extra=body_schema(RollbackRequest, required=False))
+    def rollback(wanted: Annotated[RollbackRequest | None, _read(RollbackRequest | None)]) -> Ref:
         """Serve an earlier version again; the inference plane follows within `serving.advanced.follow_seconds`.
 
         409 if a version other than `expected` serves, or `to` did not serve before.
         """
-        wanted = request or RollbackRequest()
+        wanted = wanted or RollbackRequest()
         return promotion.roll_back(
             context.registry, to=wanted.to, by="operator", reason=wanted.reason, expected=wanted.expected
         )
@@ -153,31 +159,51 @@ def _changing(context: ControlContext) -> APIRouter:
         """
         return context.in_force.reload()
 
-    @router.post("/promote")
-    def promote(request: PromoteRequest) -> Ref:
+    @router.post("/promote", openapi_extra=body_schema(PromoteRequest))
+    def promote(request: Annotated[PromoteRequest, _read(PromoteRequest)]) -> Ref:
         """Serve any version by hand; the one before is not marked as rolled back. 409 as for `rollback`."""
         return promotion.promote(
             context.registry, request.version, by="operator", reason=request.reason, expected=request.expected
         )
 
-    @router.post("/checkpoints/{version}/pin")
-    def pin(version: Number, request: PinRequest | None = None) -> dict[str, list[int]]:
+    @router.post("/checkpoints/{version}/pin", openapi_extra=body_schema(PinRequest, required=False))
+    def pin(version: Number, request: Annotated[PinRequest | None, _read(PinRequest | None)]) -> dict[str, list[int]]:
         """Pin a version, so that retention never removes it."""
         context.registry.pin(version, by="operator", reason=request.reason if request else "")
         return {"pinned": context.registry.pins()}
 
-    @router.post("/checkpoints/{version}/unpin")
-    def unpin(version: Number, request: PinRequest | None = None) -> dict[str, list[int]]:
+    @router.post("/checkpoints/{version}/unpin", openapi_extra=body_schema(PinRequest, required=False))
+    def unpin(version: Number, request: Annotated[PinRequest | None, _read(PinRequest | None)]) -> dict[str, list[int]]:
         """Unpin a version, so that retention may remove it."""
         context.registry.unpin(version, by="operator", reason=request.reason if request else "")
         return {"pinned": context.registry.pins()}
 
-    @router.post("/refused/retry")
-    def retry_refused(request: RetryRequest) -> dict[str, list[str]]:
+    @router.post("/refused/retry", openapi_extra=body_schema(RetryRequest))
+    def retry_refused(request: Annotated[RetryRequest, _read(RetryRequest)]) -> dict[str, list[str]]:
         """Retry refused files, quarantined ones too; return their paths."""
         return {"retried": context.retries.ask(Selection(frozenset(request.paths), request.reason))}
 
     return router
+
+
+def _read(kind: Any) -> Any:
+    """Return the dependency that reads a `kind` from the body, in a thread. Raises ApiError 422 invalid_request."""
+
+    async def read(request: Request) -> Any:
+        body = await request.body()
+        try:
+            return await run_in_threadpool(read_json, body or b"null", kind)
+        except InvalidBody as error:
+            raise ApiError(422, "invalid_request", str(error)) from error
+
+    return Depends(read)
+
+
+def _describe(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI page, with the bodies that routes read themselves."""
+    page = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    page["components"]["schemas"] |= json_schemas(*READ_MESSAGES)
+    return page
 
 
 def _checkpoint(registry: CheckpointRegistry, version: int, pins: set[int], state: RegistryState) -> CheckpointSummary:

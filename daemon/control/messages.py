@@ -2,7 +2,8 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+import msgspec
+from pydantic import BaseModel
 
 from daemon.rounds.history import RoundSummary
 from storage.registry.manifest import Ref
@@ -12,21 +13,17 @@ LARGEST_NUMBER = 999_999_999
 """Of a version or a round: more digits are no file name on any disk."""
 
 
-Number = Annotated[int, Field(ge=1, le=LARGEST_NUMBER)]
+Number = Annotated[int, msgspec.Meta(ge=1, le=LARGEST_NUMBER)]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class PinRequest(_Body):
+class PinRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Optional body of pin and unpin."""
 
     reason: str = ""
     """Reason, recorded in the history."""
 
 
-class RollbackRequest(PinRequest):
+class RollbackRequest(PinRequest, forbid_unknown_fields=True):
     """Optional body of `POST /v1/rollback`."""
 
     to: Number | None = None
@@ -35,22 +32,28 @@ class RollbackRequest(PinRequest):
     """Only while this version serves: a request that is sent again after its answer was lost goes no further back."""
 
 
-class PromoteRequest(PinRequest):
+class PromoteRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Body of `POST /v1/promote`."""
 
     version: Number
     """Version to serve."""
     expected: Number | None = None
     """Only while this version serves."""
+    reason: str = ""
+    """Reason, recorded in the history."""
 
 
-class RetryRequest(_Body):
+class RetryRequest(msgspec.Struct, forbid_unknown_fields=True):
     """The refused files that `POST /v1/refused/retry` retries; all if the body is empty."""
 
     paths: list[str] = []
     """Relative to the drop folder, as `mfmd refused list` shows them."""
     reason: str | None = None
     """A reason code."""
+
+
+READ_MESSAGES = (PinRequest, RollbackRequest, PromoteRequest, RetryRequest)
+"""What routes read themselves; the OpenAPI page describes it."""
 
 
 class CheckpointSummary(BaseModel):

@@ -3,18 +3,20 @@
 It serves from a thread. The guard checks the token before it reads a body, and accepts no large body.
 """
 
+import asyncio
 import socket
 import threading
 import time
 
 import uvicorn
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.serving import ControlSettings
 from daemon.control.errors import ApiError, answer_of
 from daemon.errors import DaemonError
+from daemon.net.http_protocol import ARRIVAL_MARGIN, bounded_http
 from daemon.net.listening import TlsFiles, listen
 from daemon.net.token import carries_token, control_address
 
@@ -37,7 +39,8 @@ class ControlServer:
         self._listener = listener
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=bounded_http(BODY_SECONDS + ARRIVAL_MARGIN),
+            ws="none",
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -83,8 +86,11 @@ LOOKING = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that change nothing."""
 API = "/v1/"
 """Where the token stands in a header; the page's form carries it in its body, which the page itself bounds."""
-MOST_BYTES = 4 * 1024 * 1024
-"""Largest body (bytes): the names of some 40,000 refused files."""
+MOST_BYTES = 1024 * 1024
+"""Largest body (bytes): the names of some 10,000 refused files."""
+BODY_SECONDS = 20.0
+"""Longest time that a body takes to arrive (seconds)."""
+TOO_LARGE = ApiError(413, "body_too_large", f"the body is larger than {MOST_BYTES} bytes; split it")
 
 
 class ControlGuard:
@@ -96,27 +102,42 @@ class ControlGuard:
         self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer 401; stop reading a body of more than `MOST_BYTES` and answer 413."""
+        """Pass a request on, or answer 401 or 413 before its body is read."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         if not self._may_pass(scope):
             error = ApiError(401, "unauthorized", "send `Authorization: Bearer TOKEN`; see control.token in the docs")
             await answer_of(error)(scope, receive, send)
-            return
-        size = 0
-
-        async def receive_bounded() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > MOST_BYTES:
-                raise HTTPException(413, f"the body is larger than {MOST_BYTES} bytes; split it")
-            return message
-
-        await self._app(scope, receive_bounded, send)
+        elif int(Headers(scope=scope).get("content-length", "0")) > MOST_BYTES:
+            await answer_of(TOO_LARGE)(scope, receive, send)
+        else:
+            await self._app(scope, _Body(receive).receive, send)
 
     def _may_pass(self, scope: Scope) -> bool:
         if self._token is None or scope["method"] in LOOKING or not scope["path"].startswith(API):
             return True
         return carries_token(Headers(scope=scope).get("authorization", ""), self._token)
+
+
+class _Body:
+    """The body of one request, within `MOST_BYTES` and `BODY_SECONDS`."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self._size, self._complete = receive, 0, False
+        self._ends = time.monotonic() + BODY_SECONDS
+
+    async def receive(self) -> Message:
+        """Return the next part. Raises ApiError 413 body_too_large, 408 body_timeout."""
+        if self._complete:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self._ends - time.monotonic()):
+                message = await self._receive()
+        except TimeoutError as error:
+            raise ApiError(408, "body_timeout", f"the body did not arrive within {BODY_SECONDS:g} s") from error
+        self._size += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+        if self._size > MOST_BYTES:
+            raise TOO_LARGE
+        return message

@@ -9,6 +9,7 @@ import torch
 import uvicorn
 
 from configs.settings import Settings
+from daemon.net.http_protocol import ARRIVAL_MARGIN, bounded_http
 from daemon.net.listening import TlsFiles, listen, tls_files
 from daemon.net.token import serving_address
 from daemon.runtime.logs import configure_logs, get_logger
@@ -41,7 +42,8 @@ class PlaneServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 create_app(plane),
-                http="h11",
+                http=bounded_http(plane.settings.serving.advanced.request_seconds + ARRIVAL_MARGIN),
+                ws="none",
                 log_config=None,
                 access_log=False,
                 backlog=BACKLOG,

@@ -5,15 +5,14 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic.json_schema import models_json_schema
 
+from daemon.net.json_body import json_schemas
 from daemon.serving.middleware import HASH_HEADER, VERSION_HEADER
-from daemon.serving.oip.messages import INPUT_MODELS
+from daemon.serving.oip.messages import READ_MESSAGES
 
 SUMMARY = "Segments images; every answer names the version of the model that gave it."
 NEVER_ANSWERED = ("HTTPValidationError", "ValidationError")
 """Statuses that FastAPI describes for every route with parameters; mfmd checks its own itself."""
-REFERENCE = "#/components/schemas/{model}"
 HEADERS = {
     VERSION_HEADER: {"description": "Version that answered.", "schema": {"type": "integer"}},
     HASH_HEADER: {"description": "First 12 hex digits of the SHA-256 of its weights.", "schema": {"type": "string"}},
@@ -31,8 +30,7 @@ def _page(app: FastAPI) -> dict[str, Any]:
         for operation in methods.values():
             _correct(operation["responses"])
     components = page["components"]["schemas"]
-    _, schemas = models_json_schema([(model, "validation") for model in INPUT_MODELS], ref_template=REFERENCE)
-    components |= schemas["$defs"]
+    components |= json_schemas(*READ_MESSAGES)
     for name in NEVER_ANSWERED:
         components.pop(name, None)
     return page

@@ -6,9 +6,9 @@ binary tensors are Triton's extensions of it.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
+import msgspec
 
+from daemon.net.json_body import REFERENCE
 from daemon.serving.api.problems import Message
 
 MODEL = "segmentation"
@@ -27,52 +27,88 @@ CLIENT_HEADERS = {
 }
 
 
-def _encodable(text: str) -> str:
-    """Refuse a lone surrogate, which JSON can name but no answer can hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        message = f"holds half a character at position {error.start}, which UTF-8 cannot express"
-        raise PydanticCustomError("half_a_character", message) from error
-    return text
+def _later(schema: dict[str, Any]) -> msgspec.Meta:
+    """Describe a member that stays text until its size is known: many values cost 20 times their text."""
+    return msgspec.Meta(extra_json_schema=schema)
 
 
-class InputTensor(Message):
+def _null() -> msgspec.Raw:
+    return msgspec.Raw(b"null")
+
+
+Shape = Annotated[msgspec.Raw, _later({"type": "array", "items": {"type": "integer"}, "minItems": 4, "maxItems": 4})]
+Data = Annotated[msgspec.Raw, _later({"type": ["array", "null"]})]
+Inputs = Annotated[
+    msgspec.Raw,
+    _later({"type": "array", "items": {"$ref": REFERENCE.format(name="InputTensor")}, "minItems": 1, "maxItems": 1}),
+]
+Outputs = Annotated[
+    msgspec.Raw, _later({"type": ["array", "null"], "items": {"$ref": REFERENCE.format(name="OutputRequest")}})
+]
+Flag = Annotated[msgspec.Raw, _later({"type": ["integer", "boolean", "null"]})]
+
+
+class TensorParameters(msgspec.Struct):
+    """Parameters of an input that are understood; others are ignored, as the protocol says."""
+
+    binary_data_size: int | None = None
+    """Bytes of the tensor behind the JSON part."""
+
+
+class OutputParameters(msgspec.Struct):
+    """Parameters of a requested output that are understood."""
+
+    binary_data: bool | None = None
+    """Whether it is sent as bytes behind the JSON part."""
+    classification: Flag = msgspec.field(default_factory=_null)
+    """Not offered: a request that asks for it is refused."""
+
+
+class RequestParameters(msgspec.Struct):
+    """Parameters of a request that are understood."""
+
+    binary_data_output: bool | None = None
+    """Whether outputs are sent as bytes, unless they say it themselves."""
+
+
+class InputTensor(msgspec.Struct):
     """One entry of `inputs`."""
 
     name: str
-    shape: list[int]
+    shape: Shape
+    """`[B, H, W, 3]`."""
     datatype: str
-    data: list[Any] | None = None
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    data: Data = msgspec.field(default_factory=_null)
+    """Integers from 0 to 255, flat or nested as `shape` says."""
+    parameters: TensorParameters | None = None
 
 
-class OutputRequest(Message):
+class OutputRequest(msgspec.Struct):
     """One entry of `outputs`."""
 
     name: str
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: OutputParameters | None = None
 
 
-class InferBody(Message):
-    """The JSON part of a request; unknown members are ignored, as the protocol says."""
+class InferBody(msgspec.Struct):
+    """The JSON part of a request; unknown members are ignored, as the protocol says. Optional ones may be null."""
 
-    id: Annotated[str, AfterValidator(_encodable)] | None = None
+    inputs: Inputs
+    id: str | None = None
     """Comes back in the answer."""
-    inputs: list[InputTensor]
-    outputs: list[OutputRequest] = Field(default_factory=list)
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    outputs: Outputs = msgspec.field(default_factory=_null)
+    parameters: RequestParameters | None = None
 
 
-class IndexBody(Message):
+class IndexBody(msgspec.Struct):
     """Request of the repository index."""
 
-    ready: bool = False
+    ready: bool | None = None
     """Only versions that answer."""
 
 
-INPUT_MODELS = (InferBody, IndexBody)
-"""What the OpenAPI page describes although routes read it themselves, within their limits."""
+READ_MESSAGES = (InferBody, InputTensor, OutputRequest, IndexBody)
+"""What routes read themselves, within their limits; the OpenAPI page describes it."""
 
 
 class ServerMetadata(Message):

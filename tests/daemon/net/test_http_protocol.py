@@ -1,0 +1,157 @@
+"""The HTTP protocol of both planes, driven by raw sockets: what is late, endless or odd."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import uvicorn
+
+from daemon.net.http_protocol import HALF_CLOSED_SECONDS, LARGEST_HEAD, bounded_http
+
+ARRIVAL = 1.0
+"""Within it a request must arrive here (seconds)."""
+OK = b"HTTP/1.1 200 OK"
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+LAST_GET = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+Dial = Callable[[], socket.socket]
+
+
+async def _app(scope, receive, send):
+    """Refuse `/refuse` before its body is read, answer `/late` late, and everything else with the size of its body."""
+    size, more = 0, scope["path"] != "/refuse"
+    while more:
+        message = await receive()
+        size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+    if scope["path"] == "/late":
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        scope["state"]["left"].set()
+        return
+    body = str(size).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture(scope="module")
+def left() -> threading.Event:
+    """Set when the client of `/late` has left."""
+    return threading.Event()
+
+
+@pytest.fixture(scope="module")
+def dial(left: threading.Event) -> Iterator[Dial]:
+    """Connect to a server."""
+
+    async def app(scope, receive, send):
+        scope["state"] = {"left": left}
+        await _app(scope, receive, send)
+
+    config = uvicorn.Config(app, http=bounded_http(ARRIVAL), ws="none", log_config=None, lifespan="off", port=0)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield lambda: socket.create_connection(listener.getsockname(), timeout=20)
+    server.should_exit = True
+    thread.join(20)
+    listener.close()
+
+
+def _all(connection: socket.socket) -> bytes:
+    """Read until the server closes."""
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(65536):
+            received += part
+    return received
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "size"),
+    [
+        (LAST_GET, b"0"),
+        (b"\r\n" + LAST_GET, b"0"),
+        (LAST_GET.replace(b"GET /", b"GET http://x:1/healthz"), b"0"),
+        (b"POST / HTTP/1.1\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc", b"3"),
+        (b"POST / HTTP/1.1\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n2;x=y\r\nbc\r\n0\r\nA: b\r\n\r\n", b"3"),
+    ],
+    ids=["plain", "empty line before", "absolute form", "length", "chunks"],
+)  # fmt: skip
+@pytest.mark.parametrize("half", [False, True], ids=["open", "half-closed"])
+def test_what_http_allows_is_answered(dial: Dial, request_bytes: bytes, size: bytes, half: bool) -> None:
+    with dial() as connection:
+        connection.sendall(request_bytes)
+        if half:
+            connection.shutdown(socket.SHUT_WR)
+        answer = _all(connection)
+    assert answer.startswith(OK) and answer.endswith(b"\r\n\r\n" + size), answer[:200]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"\r\n", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nab",
+     b"POST /refuse HTTP/1.1\r\nContent-Length: 9\r\n\r\nab", GET + b"GET / HT"],
+    ids=["nothing", "empty line", "half a line", "half a head", "half a body", "half a refused body", "half the second"],
+)  # fmt: skip
+def test_a_request_that_does_not_arrive_loses_its_connection(dial: Dial, sent: bytes) -> None:
+    with dial() as connection:
+        connection.sendall(sent)
+        began = time.monotonic()
+        _all(connection)
+    assert time.monotonic() - began < 10 * ARRIVAL
+
+
+def test_dripping_does_not_extend_the_time(dial: Dial) -> None:
+    with dial() as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: 100000\r\n\r\n")
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - began < 20 * ARRIVAL:
+                connection.sendall(b"x")
+                time.sleep(ARRIVAL / 20)
+    assert time.monotonic() - began < 10 * ARRIVAL
+
+
+@pytest.mark.parametrize(
+    ("start", "endless"),
+    [
+        (b"GET /", b"a" * 10_000),
+        (b"GET / HTTP/1.1\r\nA: ", b"b" * 10_000),
+        (b"GET / HTTP/1.1\r\n", b"A: b\r\n" * 1000),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1;x=", b"c" * 10_000),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: ", b"d" * 10_000),
+    ],
+    ids=["target", "header", "headers", "chunk extension", "trailer"],
+)
+def test_an_endless_head_ends_the_connection(dial: Dial, start: bytes, endless: bytes) -> None:
+    sent = 0
+    with dial() as connection:
+        connection.sendall(start)
+        with contextlib.suppress(ConnectionError):
+            while sent < 100 * LARGEST_HEAD:
+                connection.sendall(endless)
+                sent += len(endless)
+    assert sent < 100 * LARGEST_HEAD  # the kernel's own buffers take some megabytes
+
+
+def test_a_half_closed_client_is_not_awaited_for_ever(dial: Dial, left: threading.Event) -> None:
+    with dial() as connection:
+        connection.sendall(LAST_GET.replace(b"/ ", b"/late "))
+        connection.shutdown(socket.SHUT_WR)
+        assert left.wait(10 * HALF_CLOSED_SECONDS)
+        assert _all(connection) == b""
+
+
+def test_a_connection_serves_many_requests(dial: Dial) -> None:
+    with dial() as connection:
+        until = time.monotonic() + 1.5 * ARRIVAL
+        while time.monotonic() < until:
+            connection.sendall(GET)
+            answer = b""
+            while not answer.endswith(b"\r\n\r\n0"):
+                part = connection.recv(1000)
+                assert part, "the server closed the connection"
+                answer += part

@@ -1,6 +1,7 @@
 """Read a configuration: YAML file + environment -> `Settings`, or one clear line about what is wrong."""
 
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -14,7 +15,9 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from configs.errors import ConfigError, nearest
+from configs.moved import RENAMED, move_keys
 from configs.recipe import RECIPES
+from configs.section import sections_of
 from configs.settings import Settings
 
 STATE_VARIABLE, FAILPOINT = "MFMD_STATE", "MFMD_FAILPOINT"
@@ -23,7 +26,6 @@ RESERVED_ENV = frozenset({"MFMD_CONFIG", FAILPOINT})
 where a test ends the process (`storage/failpoints.py`)."""
 
 RETIRED = {
-    "host": "renamed: this section is now `recipe`",
     "network.hf_config": "removed: `mfmd import` records it in the version's manifest; delete the line",
     "network.hf_preprocessor": "removed: `mfmd import` records it in the version's manifest; delete the line",
     "recipe.detail_loss_weight": "removed: always 0.1, as published; delete the line",
@@ -39,10 +41,9 @@ RETIRED = {
         "`mfmd promote` and `mfmd rollback`"
     ),
 }
-"""Dotted name of a setting that is gone -> what to use instead.
+"""Dotted name of a setting that is gone -> what to use instead. Keys that only moved are read (`moved.py`)."""
 
-A key that moved into a section below its old one (`round.seed` -> `round.advanced.seed`) needs no entry.
-"""
+log = logging.getLogger(__name__)
 
 
 class _Environment(Settings, BaseSettings):
@@ -70,7 +71,13 @@ def load_settings(path: Path) -> Settings:
     _refuse_unknown_environment()
     environment = _EnvironmentSource(_Environment)()
     try:
-        return Settings.model_validate(merge(data, environment), context={"base": path.resolve().parent})
+        values, notes = move_keys(merge(data, environment))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    for note in notes:
+        log.warning("%s: %s", path, note)
+    try:
+        return Settings.model_validate(values, context={"base": path.resolve().parent})
     except ValidationError as error:
         first = error.errors()[0]
         place = _variable(first, environment) or str(path)
@@ -165,7 +172,8 @@ def _refuse_unknown_environment() -> None:
     for name in os.environ:
         section = name.split("__")[0]
         if name.startswith("MFMD_") and section.upper() not in known:
-            gone = RETIRED.get(section.removeprefix("MFMD_").lower())
+            old = section.removeprefix("MFMD_").lower()
+            gone = f"renamed: this section is now `{RENAMED[old]}`" if old in RENAMED else RETIRED.get(old)
             raise ConfigError(f"environment: {name}: {gone or 'unknown setting' + nearest(name, known)}")
 
 
@@ -199,18 +207,15 @@ def _unknown(error: ErrorDetails, field: str) -> str:
     keys = _places(section)
     if field in RETIRED:
         return RETIRED[field]
-    if key in keys:
-        return f"this key is now {field.removesuffix(key)}{keys[key]}"
     if others := [name for name, recipe in RECIPES.items() if place[:1] == ["recipe"] and key in _places(recipe)]:
         return f"a setting of {', '.join(others)}; recipe.name is {place[1]}"
     return f"unknown key{nearest(key, keys if place else section.model_fields)}"
 
 
-def _places(section: type[BaseModel]) -> dict[str, str]:
-    """Return where each key of a section stands, in it or directly below it; the first place wins."""
-    inner = reversed(sections_of(section))
-    below = {name: f"{section_name}.{name}" for section_name, model in inner for name in model.model_fields}
-    return below | {name: name for name in section.model_fields}
+def _places(section: type[BaseModel]) -> set[str]:
+    """Return the keys of a section and of those directly below it."""
+    below = (inner.model_fields for _, inner in sections_of(section))
+    return set(section.model_fields).union(*below)
 
 
 def _section_at(place: list[str]) -> type[BaseModel]:
@@ -218,13 +223,3 @@ def _section_at(place: list[str]) -> type[BaseModel]:
     for part in place:
         section = RECIPES[part] if part in RECIPES else dict(sections_of(section)).get(part, section)
     return section
-
-
-def sections_of(section: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
-    """Name and class of each section directly inside `section`; recipes are not among them."""
-    found = []
-    for name, field in section.model_fields.items():
-        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        if models := [item for item in options if isinstance(item, type) and issubclass(item, BaseModel)]:
-            found.append((name, models[0]))
-    return found

@@ -31,3 +31,13 @@ class Section(BaseModel):
     """A group of settings: unknown keys are refused, values are frozen, field docstrings become descriptions."""
 
     model_config = ConfigDict(hide_input_in_errors=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def sections_of(section: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
+    """Name and class of each section directly inside `section`; recipes are not among them."""
+    found = []
+    for name, field in section.model_fields.items():
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        if models := [item for item in options if isinstance(item, type) and issubclass(item, BaseModel)]:
+            found.append((name, models[0]))
+    return found

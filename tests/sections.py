@@ -2,9 +2,9 @@
 
 from typing import Any, TypeVar
 
-from configs.load import merge, sections_of
+from configs.load import merge
 from configs.recipe import RECIPES, RecipeBase
-from configs.section import Section
+from configs.section import Section, sections_of
 
 S = TypeVar("S", bound=Section)
 

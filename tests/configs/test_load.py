@@ -156,11 +156,6 @@ def test_a_shadow_without_images_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "key", "says"),
     [
-        ("round", "seed: 1", "round.seed: this key is now round.advanced.seed"),
-        ("mfm", "dim: 32", "mfm.dim: this key is now mfm.ablation.dim"),
-        ("round", "optim: {power: 1}", "round.optim.power: this key is now round.optim.advanced.power"),
-        ("recipe", "classmix: false", "recipe.classmix: this key is now recipe.advanced.classmix"),
-        ("recipe", "name: mic, classmix: false", "recipe.classmix: this key is now recipe.advanced.classmix"),
         ("recipe", "masked_image_weight: 1", "recipe.masked_image_weight: a setting of mic; recipe.name is dacs"),
         ("recipe", "name: tent, ema_decay: 1", "recipe.ema_decay: a setting of dacs, daformer, hrda, mic, cotta;"),
         ("recipe", "name: dasc", "recipe.name: no recipe 'dasc'; did you mean 'dacs'?"),
@@ -170,19 +165,59 @@ def test_a_shadow_without_images_is_refused(tmp_path: Path) -> None:
             "recipe.advanced.clasmix: unknown key; did you mean 'classmix'?",
         ),
         ("recipe", "detail_loss_weight: 0.1", "recipe.detail_loss_weight: removed: always 0.1"),
-        ("host", "name: dacs", "host: renamed: this section is now `recipe`"),
         ("hosts", "name: dacs", "hosts: unknown key; known: admission, buffer, classes,"),
         ("serving", "max_pixels: 9", "serving.max_pixels: removed: watch.max_pixels holds"),
         ("network", "hf_config: {}", "network.hf_config: removed: `mfmd import` records it"),
     ],
 )
-def test_an_old_or_misplaced_key_is_told_where_it_belongs(
+def test_a_key_that_is_gone_or_misplaced_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str, key: str, says: str
 ) -> None:
     path = _write(tmp_path, f"{MINIMAL}{section}: {{{key}}}\n")
     with pytest.raises(ConfigError) as caught:
         load_settings(path)
     assert str(caught.value).startswith(f"{path}: {says}")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("round: {seed: 1}", "round: {advanced: {seed: 1}}", "round.seed is now round.advanced.seed"),
+        ("mfm: {dim: 32}", "mfm: {ablation: {dim: 32}}", "mfm.dim is now mfm.ablation.dim"),
+        (
+            "round: {optim: {power: 1, advanced: {}}}",
+            "round: {optim: {advanced: {power: 1}}}",
+            "round.optim.power is now round.optim.advanced.power",
+        ),
+        (
+            "recipe: {name: mic, classmix: false}",
+            "recipe: {name: mic, advanced: {classmix: false}}",
+            "recipe.classmix is now recipe.advanced.classmix",
+        ),
+        ("host: {name: tent}", "recipe: {name: tent}", "host is now recipe"),
+        (
+            "serving: {port: 1, follow_seconds: 3}",
+            "serving: {port: 1, advanced: {follow_seconds: 3}}",
+            "serving.follow_",
+        ),
+    ],
+    ids=lambda text: text.split(":")[0],
+)
+def test_a_key_that_moved_is_read_and_told_where_it_belongs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, old: str, new: str, says: str
+) -> None:
+    path = _write(tmp_path, f"{MINIMAL}{new}\n")
+    wanted = load_settings(path)
+    assert not caplog.records
+    path = _write(tmp_path, f"{MINIMAL}{old}\n")
+    assert load_settings(path) == wanted
+    assert caplog.messages[0].startswith(f"{path}: {says}")
+
+
+@pytest.mark.parametrize("both", ["round: {seed: 1, advanced: {seed: 2}}", "host: {name: mic}\nrecipe: {name: dacs}"])
+def test_a_key_in_its_old_and_its_new_place_is_refused(tmp_path: Path, both: str) -> None:
+    with pytest.raises(ConfigError, match="and both are set; delete"):
+        load_settings(_write(tmp_path, f"{MINIMAL}{both}\n"))
 
 
 def test_an_old_section_in_the_environment_is_told_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from daemon.control.app import ControlContext, create_control_app
 from daemon.control.client import ControlClient, ControlFailed, NoDaemon
-from daemon.control.server import ControlServer, bind
+from daemon.control.server import MOST_BYTES, ControlServer, bind
 from daemon.control.state_metrics import StateCollector
 from daemon.errors import AddressInUse, Stopping
 from daemon.metrics import Metrics
@@ -198,6 +198,53 @@ def test_a_version_served_by_hand_is_no_rollback(world, registry, add_version):
     assert world.client.post("/v1/rollback", headers=AUTHORISED).json()["version"] == 1
     forward = world.client.post("/v1/rollback", headers=AUTHORISED, json={"to": 2})
     assert (forward.status_code, forward.json()["code"]) == (409, "version_not_earlier")
+
+
+@pytest.mark.parametrize("declared", [10**18, MOST_BYTES + 1])
+@pytest.mark.parametrize("path", ["/v1/rollback", "/v1/rounds", "/rollback", "/v1/status"])
+def test_a_body_declared_too_large_is_refused_before_it_arrives(world, declared: int, path: str) -> None:
+    with socket.create_connection(world.server.address, timeout=10) as connection:
+        head = f"POST {path} HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {declared}\r\n\r\n"
+        connection.sendall(head.encode())
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413")
+
+
+def test_a_late_body_is_refused(world, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.control.server.BODY_SECONDS", 0.2)
+    for path in ("/v1/rollback", "/rollback"):
+        with socket.create_connection(world.server.address, timeout=10) as connection:
+            head = f"POST {path} HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 9\r\n\r\n{{"
+            connection.sendall(head.encode())
+            assert connection.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/rollback", {"to": True}),
+        ("/v1/rollback", {"to": "1"}),
+        ("/v1/rollback", {"to": 1.0}),
+        ("/v1/rollback", {"expected": True}),
+        ("/v1/rollback", {"to": 1, "reason": None}),
+        ("/v1/rollback", [1]),
+        ("/v1/promote", {"version": True}),
+        ("/v1/promote", {"version": "2"}),
+        ("/v1/promote", {"version": 0}),
+        ("/v1/promote", None),
+        ("/v1/checkpoints/1/pin", {"reason": 7}),
+        ("/v1/refused/retry", {"path": ["a.png"]}),
+        ("/v1/refused/retry", {"paths": "a.png"}),
+        ("/v1/refused/retry", {"paths": [{}] * 1000}),
+        ("/v1/refused/retry", None),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_type_is_refused_and_nothing_moves(world, registry, add_version, path, body) -> None:
+    add_version(parent=1)
+    before = registry.history()
+    answer = world.client.post(path, headers=AUTHORISED | JSON, content=json.dumps(body))
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), answer.text
+    assert registry.history() == before and registry.serving().version == 2
 
 
 @pytest.mark.parametrize("reason", ["\ud800", "a\x00b", "\x1b[2J", "x" * 2001], ids=["half", "nul", "escape", "long"])

@@ -158,6 +158,8 @@ def test_what_cannot_be_done_is_said_on_the_page(page, registry, changes, status
     [
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
+        {"Origin": ""},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
     ],

@@ -156,3 +156,19 @@ def test_a_connection_serves_many_requests(dial: Dial) -> None:
                 part = connection.recv(1000)
                 assert part, "the server closed the connection"
                 answer += part
+
+
+def test_a_body_of_tiny_chunks_does_not_stop_others(dial: Dial) -> None:
+    waits: list[float] = []
+    with dial() as slow, dial() as other:
+        sender = threading.Thread(
+            target=lambda: slow.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 500_000)
+        )
+        sender.start()
+        while sender.is_alive():
+            began = time.monotonic()
+            other.sendall(GET)
+            assert other.recv(1000)
+            waits.append(time.monotonic() - began)
+        sender.join()
+    assert max(waits) < 1.0  # h11 parses what one read brings in 3 s

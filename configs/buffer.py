@@ -42,7 +42,9 @@ class BufferSettings(Section):
     """Most bytes that the frames' files may take on the disk, also during a commit; frames leave before it is reached.
     At least the bytes of 8 frames; 0 sets no limit."""
     holdout_fraction: Fraction = 0.1
-    """Share of frames, chosen by content hash, that rounds never train on and the gate scores on (0-1)."""
+    """Share of frames, chosen by content hash, that rounds never train on and the gate scores on (0-1). A small buffer
+    holds out more, so that `schedule.min_frames` frames have the `gate.advanced.min_holdout` that a round needs; 0
+    holds out none. What is stored keeps its choice."""
     reserve_bytes: Annotated[int, Field(ge=0)] = 512 * 1024 * 1024
     """Free disk space (bytes) below which the buffer stops growing: new frames replace old ones. Ingest pauses below
     half of it, since others then fill the disk and giving up frames would not help."""

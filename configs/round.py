@@ -70,8 +70,9 @@ class ScheduleSettings(Section):
     enabled: bool = True
     """Off: only `mfmd adapt` and the control API start rounds."""
     new_frames: PositiveInt = 200
-    """Start when this many frames were committed since the last round began (frames)."""
+    """Start when this many frames were committed since the last round began (frames). Fewer are enough when none came
+    for a minute: as many as the buffer held before, at least `min_frames`."""
     interval_seconds: Seconds = 0.0
     """Also start when this long has passed since the last round ended and a new frame came (seconds); 0 is never."""
     min_frames: PositiveInt = 16
-    """Never start with fewer frames in the buffer (frames)."""
+    """Never start with fewer frames in the buffer, or for fewer new ones by `new_frames` (frames)."""

@@ -28,7 +28,7 @@ from daemon.watch.events import Hints
 from daemon.watch.scan import FolderScan
 from daemon.watch.watcher import Watcher
 from storage.buffer.frame_writer import NOT_KEPT
-from storage.buffer.frames import FrameBuffer, FrameRecord
+from storage.buffer.frames import FrameBuffer, FrameRecord, HoldoutRule
 from storage.errors import BufferFull, StorageError
 
 PAUSE_SECONDS = 1.0
@@ -191,7 +191,10 @@ class Ingest:
         if not self.batch.frames:
             return
         started = time.monotonic()
-        records = self._buffer.append([item.frame for item in self.batch.frames], grow=self._grow)
+        settings = self._settings
+        least, within = settings.gate.advanced.min_holdout, settings.schedule.min_frames
+        rule = HoldoutRule(settings.buffer.holdout_fraction, least, within)
+        records = self._buffer.append([item.frame for item in self.batch.frames], grow=self._grow, holdout=rule)
         self._metrics.commit_seconds.observe(time.monotonic() - started)
         batch, self.batch = self.batch, Batch()
         self._count(batch.frames, records)

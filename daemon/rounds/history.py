@@ -125,6 +125,7 @@ def schedule_state(catalog: Catalog | None, store: RoundStore, registry: Checkpo
         frames=counts.frames if counts else 0,
         holdout=counts.holdout if counts else 0,
         new_frames=_new_frames(catalog, counts, newest) if catalog and counts else 0,
+        last_committed=counts.last_committed_at if counts else None,
         last_ended=last_ended,
         failures=failures,
         serving=registry.serving() is not None,

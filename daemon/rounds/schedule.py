@@ -11,6 +11,8 @@ Trigger = Literal["new_frames", "interval", "manual"]
 
 RETRIES = Backoff(base=30.0, cap=3600.0)
 """Delays after failed rounds; the same frames would fail the same way in a tight loop."""
+QUIET_SECONDS = 60.0
+"""Time without a new frame after which fewer than `schedule.new_frames` are all that come for now (seconds)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +31,15 @@ class ScheduleState:
     """Consecutive failed rounds, up to the last one."""
     serving: bool
     """Whether a version serves."""
+    last_committed: float | None = None
+    """Commit of the newest frame (Unix, seconds)."""
 
 
 class NextRound(ActivityPart):
     """What the next round waits for."""
 
     frames_missing: int
-    """New frames still missing, as far as counts can tell."""
+    """New frames still missing before a round starts at once, as far as counts can tell."""
     not_before: float | None
     """After failures: when the next attempt may start (Unix, seconds)."""
     waiting_for: str
@@ -46,11 +50,12 @@ def due(now: float, state: ScheduleState, settings: Settings) -> tuple[Trigger |
     """Return why a round starts at `now` (Unix, seconds), None when it does not; and what the next one waits for.
 
     It needs a serving version, `schedule.min_frames` frames and `gate.advanced.min_holdout` held-out ones, because
-    otherwise the gate could not accept anything. Then enough new frames start it, or the interval with at least one new
-    frame. After failures nothing starts before a growing delay has passed. A round that ended in the future ended under
-    a clock that was set back since: it delays nothing.
+    otherwise the gate could not accept anything. Then enough new frames start it: `schedule.new_frames`, or, when none
+    came for `QUIET_SECONDS`, as many as the buffer held before, at least `schedule.min_frames`; a small folder gets its
+    rounds too. Or the interval with at least one new frame does. After failures nothing starts before a growing delay
+    has passed. A round that ended in the future ended under a clock that was set back since: it delays nothing.
     """
-    schedule = settings.schedule  # held-out frames come by chance; how many are missing is not predicted
+    schedule = settings.schedule
     missing = max(schedule.new_frames - state.new_frames, schedule.min_frames - state.frames, 0)
     ended = state.last_ended if state.last_ended is not None and state.last_ended <= now else None
     not_before = ended + RETRIES.delay(state.failures) if state.failures and ended is not None else None
@@ -61,13 +66,24 @@ def due(now: float, state: ScheduleState, settings: Settings) -> tuple[Trigger |
     if not waiting_for:
         interval = schedule.interval_seconds
         also = f", or {interval:g} s after the last round with a new frame" if interval > 0 else ""
-        waiting_for = f"{missing} more new frames{also}"
+        wanted = _wanted(state, settings)
+        counted = [f"{wanted - state.new_frames} more new frames"] if state.new_frames < wanted else []
+        quiet = [f"{QUIET_SECONDS:g} s without a new frame"] if wanted < schedule.new_frames else []
+        waiting_for = f"{', then '.join(counted + quiet)}{also}"
     return None, NextRound(frames_missing=missing, not_before=not_before, waiting_for=waiting_for)
+
+
+def _wanted(state: ScheduleState, settings: Settings) -> int:
+    """Return how many new frames start a round, be it only after a quiet time."""
+    before = state.frames - state.new_frames
+    return min(settings.schedule.new_frames, max(settings.schedule.min_frames, before))
 
 
 def _trigger(now: float, ended: float | None, state: ScheduleState, settings: Settings) -> Trigger | None:
     schedule = settings.schedule
-    if state.new_frames >= schedule.new_frames:
+    came = None if state.last_committed is None else now - state.last_committed
+    quiet = came is None or not 0.0 <= came < QUIET_SECONDS  # a commit in the future: the clock was set back
+    if state.new_frames >= (_wanted(state, settings) if quiet else schedule.new_frames):
         return "new_frames"
     if schedule.interval_seconds <= 0 or state.new_frames == 0:
         return None
@@ -78,10 +94,16 @@ def _trigger(now: float, ended: float | None, state: ScheduleState, settings: Se
 def _obstacle(now: float, not_before: float | None, state: ScheduleState, settings: Settings) -> str:
     if not state.serving:
         return "a serving version: `mfmd pretrain` or `mfmd import PATH` creates one"
-    if state.frames < settings.schedule.min_frames:
-        return f"{settings.schedule.min_frames - state.frames} more frames (schedule.min_frames)"
-    if state.holdout < settings.gate.advanced.min_holdout:
-        return f"{settings.gate.advanced.min_holdout - state.holdout} more held-out frames (gate.advanced.min_holdout)"
+    schedule, capacity = settings.schedule, settings.buffer.capacity_frames
+    if capacity < schedule.min_frames:
+        return f"a larger buffer: set buffer.capacity_frames ({capacity}) to schedule.min_frames or more"
+    if state.frames < schedule.min_frames:
+        return f"{schedule.min_frames - state.frames} more frames (schedule.min_frames)"
+    if held := max(0, settings.gate.advanced.min_holdout - state.holdout):
+        more = f"{held} more held-out frames (gate.advanced.min_holdout)"
+        if settings.buffer.holdout_fraction == 0.0:
+            return f"{more}, but buffer.holdout_fraction is 0: set it above 0, then drop new images"
+        return f"{more}: the next {held} new images are held out; drop more images, or set it lower"
     if not settings.schedule.enabled:
         return "nothing: schedule.enabled is off; `mfmd adapt` starts rounds"
     if not_before is not None and now < not_before:

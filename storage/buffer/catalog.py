@@ -160,6 +160,11 @@ class Catalog:
         with self.reading() as connection:
             return count_all(connection)
 
+    def frames_and_held(self) -> tuple[int, int]:
+        """Return how many frames the buffer holds, and how many of them are held out."""
+        ((frames, held),) = self._select("SELECT COUNT(*), COALESCE(SUM(holdout), 0) FROM frames")
+        return frames, held
+
     def backup(self, target: Path) -> None:
         """Write the catalog of this moment to `target`, which must not exist; not fsynced."""
         with self._lock, catalog_schema.translated(self.path), closing(sqlite3.connect(target)) as copy:

@@ -66,6 +66,23 @@ def is_holdout(digest: str, fraction: float) -> bool:
     return int(digest[:8], 16) / 2**32 < fraction
 
 
+@dataclass(frozen=True, slots=True)
+class HoldoutRule:
+    """Which frames are held out: those that their content chooses, and more while a small buffer has too few."""
+
+    fraction: float
+    """Share chosen by content (0-1); 0 holds nothing out."""
+    least: int = 0
+    """Held-out frames that a buffer of `within` frames must have, but at most half of its frames."""
+    within: int = 1
+    """Frames."""
+
+    def holds(self, digest: str, frames: int, held: int) -> bool:
+        """Return whether an image is held out as one of `frames`, of which `held` are; decided once, for good."""
+        wanted = min(self.least, self.least * frames // self.within, frames // 2)
+        return is_holdout(digest, self.fraction) or (self.fraction > 0.0 and held < wanted)
+
+
 def group_frames(settings: BufferSettings) -> int:
     """Return the most frames in one commit."""
     return min(SPARE_SLOTS, settings.capacity_frames)
@@ -82,17 +99,17 @@ class FrameWriter:
         self._recover()
         self._planner = EvictionPlanner(catalog, settings, eviction, self._sizes)
 
-    def append(self, frames: Sequence[NewFrame], *, grow: bool = True) -> list[FrameRecord]:
+    def append(self, frames: Sequence[NewFrame], rule: HoldoutRule, *, grow: bool = True) -> list[FrameRecord]:
         """Commit frames in as few groups as slots allow. See `FrameBuffer.append`."""
         if self._failed is not None:
             raise DurabilityLost(f"{self._failed}; this buffer accepts no more frames") from self._failed
         stored: list[FrameRecord] = []
         size = self._planner.group_size(group_frames(self._settings))
         for start in range(0, len(frames), size):
-            stored += self._append_group(frames[start : start + size], grow)
+            stored += self._append_group(frames[start : start + size], rule, grow)
         return stored
 
-    def _append_group(self, frames: Sequence[NewFrame], grow: bool) -> list[FrameRecord]:
+    def _append_group(self, frames: Sequence[NewFrame], rule: HoldoutRule, grow: bool) -> list[FrameRecord]:
         fresh, doubles = self._sorted_out(frames)
         if fresh and self._planner.too_large(len(fresh)):
             self._shrink()
@@ -106,7 +123,7 @@ class FrameWriter:
             self._write({slots[number]: new for number, new in written.items()})
             self._planner.extend_for_bytes(plan, slots, grow=grow)
             places = [NOT_KEPT if seen.id in plan.gone else slots[seen.id] for seen in coming]
-            records = [self._record(new, slot) for new, slot in zip(fresh, places, strict=True)]
+            records = self._records(zip(fresh, places, strict=True), rule)
             records = self._commit(fresh, records, doubles, plan)
         except DurabilityLost as error:
             self._failed = error  # whether the commit reached the disk is unknown: leave every file where it is
@@ -165,7 +182,17 @@ class FrameWriter:
             step("frames.folder_synced")
         self._sizes.note(frames)
 
-    def _record(self, new: NewFrame, slot: int) -> FrameRecord:
+    def _records(self, coming: Iterable[tuple[NewFrame, int]], rule: HoldoutRule) -> list[FrameRecord]:
+        """Return records of new frames and their slots; each is held out or not with those before it in mind."""
+        frames, held = self._catalog.frames_and_held()
+        records = []
+        for new, slot in coming:
+            holdout = rule.holds(new.digest, frames + 1, held)
+            frames, held = frames + (slot != NOT_KEPT), held + (holdout and slot != NOT_KEPT)
+            records.append(self._record(new, slot, holdout))
+        return records
+
+    def _record(self, new: NewFrame, slot: int, holdout: bool) -> FrameRecord:
         return FrameRecord(
             id=0,
             slot=slot,
@@ -178,7 +205,7 @@ class FrameWriter:
             valid_height=new.frame.valid_height,
             valid_width=new.frame.valid_width,
             crc32=crc32_of(new.frame.pixels) if new.packed is None else new.packed.crc32,
-            holdout=is_holdout(new.digest, self._settings.holdout_fraction),
+            holdout=holdout,
             source=new.source,
             phash=new.phash,
         )

@@ -13,14 +13,14 @@ from configs.buffer import BufferSettings
 from storage.buffer import files as buffer_files
 from storage.buffer.catalog import Catalog, to_record
 from storage.buffer.catalog_records import FrameRecord
-from storage.buffer.frame_writer import FrameWriter, NewFrame, Packed, is_holdout
+from storage.buffer.frame_writer import FrameWriter, HoldoutRule, NewFrame, Packed, is_holdout
 from storage.buffer.observations import read_embeddings
 from storage.errors import CorruptBuffer, FrameEvicted, StorageError
 from storage.eviction.build import build_eviction
 from storage.layout import StateLayout
 from storage.media.images import FittedFrame, crc32_of
 
-__all__ = ["FrameBuffer", "FrameRecord", "NewFrame", "Packed", "is_holdout"]
+__all__ = ["FrameBuffer", "FrameRecord", "HoldoutRule", "NewFrame", "Packed", "is_holdout"]
 
 
 class FrameBuffer:
@@ -39,6 +39,7 @@ class FrameBuffer:
             self.catalog = Catalog.open(layout.catalog, writable=writable)
             opened.callback(self.catalog.close)
             policy = build_eviction(settings, partial(read_embeddings, layout))
+            self._by_content = HoldoutRule(settings.holdout_fraction)
             self._writer = FrameWriter(self._array, self.catalog, settings, policy) if writable else None
             self._resources = opened.pop_all()
 
@@ -62,8 +63,12 @@ class FrameBuffer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def append(self, frames: Sequence[NewFrame], *, grow: bool = True) -> list[FrameRecord]:
+    def append(
+        self, frames: Sequence[NewFrame], *, grow: bool = True, holdout: HoldoutRule | None = None
+    ) -> list[FrameRecord]:
         """Commit frames durably; return the records of the committed ones.
+
+        `holdout` says which are held out; by default `buffer.holdout_fraction` alone does.
 
         Content that was ever committed, or that comes twice in `frames`, is recorded as a duplicate and not stored.
         When the buffer is full (`capacity_frames`, `max_bytes`, `max_source_share`), the policy `eviction` evicts
@@ -79,7 +84,7 @@ class FrameBuffer:
         if self._writer is None:
             raise StorageError(f"{self._layout.buffer}: opened for reading only")
         with self._writing:
-            return self._writer.append(frames, grow=grow)
+            return self._writer.append(frames, holdout or self._by_content, grow=grow)
 
     def pack(self, frame: FittedFrame) -> Packed:
         """Pack a frame for `append`; may be called from any thread. Raises ValueError for one of another size."""

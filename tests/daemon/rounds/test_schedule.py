@@ -66,3 +66,45 @@ def test_a_round_that_ended_under_a_clock_that_was_set_back_holds_nothing_up(set
     assert (trigger, decision.not_before) == ("new_frames", None)
     waiting = dataclasses.replace(ahead, new_frames=1)
     assert due(NOW, waiting, settings(interval_seconds=600.0))[0] == "interval"
+
+
+@pytest.mark.parametrize(
+    ("frames", "new_frames", "passed", "trigger"),
+    [
+        (20, 20, 60.0, "new_frames"),
+        (20, 20, 59.0, None),
+        (20, 20, -5.0, "new_frames"),
+        (16, 16, 60.0, "new_frames"),
+        (15, 15, 60.0, None),
+        (32, 12, 1e6, None),
+        (36, 16, 1e6, None),
+        (40, 20, 1e6, "new_frames"),
+        (1000, 199, 1e6, None),
+        (1000, 200, 0.0, "new_frames"),
+        (100, 50, 60.0, "new_frames"),
+    ],
+)
+def test_a_small_folder_gets_its_rounds_under_the_defaults(settings, frames, new_frames, passed, trigger):
+    """Twenty photographs are no two hundred: as many new ones as there were start a round when no more come."""
+    default = settings(new_frames=200, min_frames=16)
+    assert default.schedule == type(default.schedule)(), "these are the defaults"
+    state = dataclasses.replace(ENOUGH, frames=frames, new_frames=new_frames, last_committed=NOW - passed)
+    assert due(NOW, state, default)[0] == trigger
+
+
+def test_status_says_what_a_small_folder_waits_for_and_what_to_change(settings):
+    def told(values: dict, **changes: object) -> str:
+        small = dataclasses.replace(ENOUGH, frames=20, new_frames=20, last_committed=NOW - 1)
+        return due(NOW, dataclasses.replace(small, **changes), settings(new_frames=200, **values))[1].waiting_for
+
+    default = {"min_frames": 16}
+    assert told(default) == "60 s without a new frame"
+    assert told(default, new_frames=10) == "6 more new frames, then 60 s without a new frame"
+    assert told(default, holdout=1).endswith("the next 3 new images are held out; drop more images, or set it lower")
+    assert "set buffer.capacity_frames (64)" in told({"min_frames": 65})
+
+
+def test_without_a_hold_out_no_round_can_start_and_status_says_so(make_settings):
+    settings = make_settings(buffer={"holdout_fraction": 0.0}, schedule={"new_frames": 20, "min_frames": 10})
+    _, decision = due(NOW, dataclasses.replace(ENOUGH, holdout=0), settings)
+    assert "buffer.holdout_fraction is 0: set it above 0" in decision.waiting_for

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs.buffer import BufferSettings
-from storage.buffer.frames import FrameBuffer, NewFrame, is_holdout
+from storage.buffer.frames import FrameBuffer, HoldoutRule, NewFrame, is_holdout
 from storage.errors import (
     AlreadyRunning,
     BufferMismatch,
@@ -16,7 +16,7 @@ from storage.errors import (
     StorageError,
 )
 from storage.layout import StateLayout
-from tests.sections import changed
+from tests.sections import changed, section
 
 Maker = Callable[..., NewFrame]
 
@@ -96,6 +96,40 @@ def test_holdout_is_a_fixed_share_by_content(buffer: FrameBuffer, new_frame: Mak
     records = buffer.append([new_frame(number) for number in range(6)])
     assert [record.holdout for record in records] == [is_holdout(digest, 0.25) for digest in digests[:6]]
     assert {record.id for record in buffer.records(holdout=True)} == {r.id for r in records if r.holdout}
+
+
+@pytest.mark.parametrize("group", [1, 5, 20])
+def test_a_small_buffer_holds_out_enough_for_a_round(layout: StateLayout, new_frame: Maker, group: int):
+    """20 images are too few for one in ten to be 4; what is stored keeps its choice when more come."""
+    rule = HoldoutRule(0.001, least=4, within=16)
+    with FrameBuffer.open(layout, section(BufferSettings, height=64, width=96, tile=32), writable=True) as buffer:
+        seen: dict[int, bool] = {}
+        for start in range(0, 40, group):
+            buffer.append([new_frame(number) for number in range(start, start + group)], holdout=rule)
+            now = {record.id: record.holdout for record in buffer.records()}
+            assert seen.items() <= now.items()
+            assert sum(now.values()) == min(4, len(now) // 4)
+            seen = now
+
+
+def test_the_rule_for_small_buffers_bends_to_what_is_there():
+    never, always = "f" * 64, "0" * 64
+    assert HoldoutRule(0.1).holds(always, 1, 0) and not HoldoutRule(0.1).holds(never, 100, 0)
+    assert not HoldoutRule(0.0, least=4, within=16).holds(always, 16, 0), "0 holds out none"
+    greedy = HoldoutRule(0.1, least=8, within=4)
+    assert [greedy.holds(never, frames, 0) for frames in (1, 2, 3)] == [False, True, True]
+    assert not greedy.holds(never, 4, 2), "half of the frames stay to train on"
+    late = HoldoutRule(0.1, least=4, within=16)
+    assert late.holds(never, 21, 1) and not late.holds(never, 21, 4), "an older buffer catches up with new frames"
+
+
+def test_a_reservoir_counts_what_it_keeps(layout: StateLayout, new_frame: Maker):
+    settings = section(BufferSettings, height=64, width=96, tile=32, capacity_frames=16, eviction="reservoir")
+    with FrameBuffer.open(layout, settings, writable=True) as buffer:
+        for start in range(0, 64, 8):
+            group = [new_frame(number) for number in range(start, start + 8)]
+            buffer.append(group, holdout=HoldoutRule(0.001, least=4, within=16))
+        assert 1 <= len(buffer.records(holdout=True)) <= 8
 
 
 def test_bytes_gone_bad_are_found(buffer: FrameBuffer, new_frame: Maker):

@@ -22,7 +22,8 @@ MIRRORS = ("triton", "huggingface")
 OUTCOMES = ("stored", "not_kept", "duplicate", "skipped", "rejected")
 REASONS = (
     "empty", "too_many_bytes", "too_many_pixels", "aspect", "not_an_image", "needs_extra", "truncated", "unreadable",
-    "outside_folder",
+    "outside_folder", "camera_raw", "thumbnail_only", "unsupported_bits", "unsupported_colors",
+    "unsupported_compression", "unsupported_layout", "unsupported_samples",
 )  # fmt: skip
 RESULTS = ("promoted", "rejected", "inconclusive", "failed", "stopped")
 DECISIONS = ("accepted", "rejected", "inconclusive")

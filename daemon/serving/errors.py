@@ -11,6 +11,13 @@ REFUSED_STATUS = {
     "too_many_pixels": 413,
     "not_an_image": 415,
     "needs_extra": 415,
+    "camera_raw": 415,
+    "thumbnail_only": 415,
+    "unsupported_bits": 415,
+    "unsupported_colors": 415,
+    "unsupported_compression": 415,
+    "unsupported_layout": 415,
+    "unsupported_samples": 415,
     "truncated": 422,
     "unreadable": 422,
 }

@@ -1,22 +1,58 @@
-"""Image formats beyond Pillow's defaults: HEIF, and grey values wider than a byte."""
+"""What the first bytes of an image say, and the pixels of every format but TIFF and JPEG 2000 through Pillow."""
 
+import struct
 from importlib import util
-from typing import Any
 
+import imagecodecs
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from numpy.typing import NDArray
+from PIL import Image
 
 from storage.errors import RefusedImage
+from storage.media.samples import Layout, check_layout, to_rgb
 
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-"""Major brands of HEIF files (ISO/IEC 23008-12); AVIF files, which Pillow reads, have others."""
-WHITE_IS_ZERO, SEPARATE_PLANES = 0, 2
-"""Values of the TIFF tags PhotometricInterpretation and PlanarConfiguration (TIFF 6.0)."""
+"""Brands of HEIF files (ISO/IEC 23008-12). AVIF files, which Pillow reads, may have the last two as well."""
+AVIF_BRANDS = (b"avif", b"avis")
+"""Brands of AVIF files: a still picture, and a sequence."""
+CAMERA_RAWS = (
+    b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"FUJIFILMCCD-RAW", b"FOVb", b"\0MRM", b"II\x1a\0\0\0HEAPCCDR",
+)  # fmt: skip
+"""First bytes of raw files of cameras that are no TIFF: Panasonic, Olympus, Fujifilm, Sigma, Minolta, early Canon."""
+MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "I", "I;16", "I;16B", "I;16L"})
+"""Modes of Pillow whose brightness is known; "I" has the range of 16 bits in the formats that are read."""
+PNG_COLOR_TYPES_WITH_KEY = ("1", "L", "I;16", "RGB")
+"""Modes of PNGs in which one colour may be transparent; Pillow compares it after it has scaled the pixels."""
+
+
+def check_camera_raw(name: str, data: bytes) -> None:
+    """Raise RefusedImage("camera_raw") for the raw file of a camera; those that are TIFF files are found there."""
+    if data.startswith(CAMERA_RAWS) or data[4:12] == b"ftypcrx ":
+        raise RefusedImage("camera_raw", f"{name}: a camera's raw file; develop it, or let the camera save JPEG")
+
+
+def brands(data: bytes) -> list[bytes]:
+    """Return the major brand and the compatible brands of a file of the MP4 family; empty for others."""
+    if data[4:8] != b"ftyp":
+        return []
+    [size] = struct.unpack(">I", data[:4])
+    return [data[8:12], *(data[at : at + 4] for at in range(16, min(size, len(data), 1024), 4))]
+
+
+def is_avif(data: bytes) -> bool:
+    """Return whether a file is an AVIF image, whatever its major brand is."""
+    return any(brand in AVIF_BRANDS for brand in brands(data))
 
 
 def is_heif(data: bytes) -> bool:
-    """Return whether the first bytes are those of a HEIF image."""
-    return data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS
+    """Return whether the first bytes are those of a HEIF image that is not AVIF."""
+    return data[8:12] in HEIF_BRANDS and bool(brands(data)) and not is_avif(data)
+
+
+def with_avif_brand(data: bytes) -> bytes:
+    """Return an AVIF file with AVIF as its major brand, which Pillow asks for."""
+    known = [brand for brand in brands(data) if brand in AVIF_BRANDS]
+    return data if known[0] == data[8:12] else data[:8] + min(known) + data[12:]
 
 
 def learn_heif(name: str) -> None:
@@ -30,52 +66,30 @@ def learn_heif(name: str) -> None:
     pillow_heif.register_heif_opener(thumbnails=False)
 
 
-def check_samples(name: str, image: Image.Image) -> None:
-    """Raise RefusedImage("not_an_image") for pixels without an agreed brightness; reads the header only."""
-    if image.mode in ("F", "LAB", "HSV"):
-        raise RefusedImage("not_an_image", f"{name}: pixels of type {image.mode} have no agreed brightness; use 8-bit")
-    if image.mode == "I" and image.format == "TIFF":
-        raise RefusedImage(
-            "not_an_image", f"{name}: signed or 32-bit pixels have no agreed brightness; use 8 or 16 bit"
-        )
+def load_pixels(name: str, image: Image.Image, data: bytes) -> NDArray[np.uint8]:
+    """Decode `image`, which was opened on `data`, to [h, w, 3] RGB over black; 16-bit values by their full range.
 
-
-def load_pixels(image: Image.Image, data: bytes) -> Image.Image:
-    """Decode `image`, which was opened on `data`; 16-bit grey is scaled by its full range to 8 bit.
-
-    16-bit colour comes from Pillow as the upper byte of each value. Raises what Pillow raises on damage.
+    Raises RefusedImage("not_an_image") for pixels without an agreed brightness, and what Pillow raises on damage.
     """
-    if _is_raw_planar(image):
-        return _raw_planes(image, data)
-    white_is_zero = _tag(image, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO
+    if image.mode not in MODES:
+        raise RefusedImage("not_an_image", f"{name}: pixels of type {image.mode} have no agreed brightness; use 8-bit")
+    if image.format == "PNG" and "transparency" in image.info and image.mode in PNG_COLOR_TYPES_WITH_KEY:
+        return _png_with_key(name, data)
     image.load()
     if image.mode == "I" or image.mode.startswith("I;16"):
-        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-        grey = (wide // 257).astype(np.uint8)
-        return Image.fromarray(255 - grey if white_is_zero else grey)  # Pillow turns 8-bit ones over, not these
-    return image
+        grey = np.asarray(image).astype(np.int64).clip(0, 65535).astype(np.uint16)
+        return to_rgb(grey[..., None], Layout("grey", 16, 1))
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)
+    return np.array(image.convert("RGB"), np.uint8)
 
 
-def _tag(image: Image.Image, tag: int) -> Any:
-    return image.tag_v2.get(tag) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
-
-
-def _is_raw_planar(image: Image.Image) -> bool:
-    """Return whether the file is uncompressed 16-bit planar colour, which Pillow silently reads as 8-bit values."""
-    bits = _tag(image, TiffImagePlugin.BITSPERSAMPLE)
-    planar = _tag(image, TiffImagePlugin.PLANAR_CONFIGURATION) == SEPARATE_PLANES
-    return planar and bits is not None and set(bits) == {16} and _tag(image, TiffImagePlugin.COMPRESSION) in (None, 1)
-
-
-def _raw_planes(image: Image.Image, data: bytes) -> Image.Image:
-    """Return the upper bytes of planes that lie one after another in strips; a fourth plane is alpha."""
-    assert isinstance(image, TiffImagePlugin.TiffImageFile)
-    offsets = image.tag_v2[TiffImagePlugin.STRIPOFFSETS]
-    counts = image.tag_v2[TiffImagePlugin.STRIPBYTECOUNTS]
-    raw = b"".join(data[start : start + size] for start, size in zip(offsets, counts, strict=True))
-    width, height = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
-    planes = len(image.getbands())
-    order = ">u2" if image.tag_v2.prefix == b"MM" else "<u2"
-    wide = np.frombuffer(raw, order, planes * width * height)
-    upper = (wide >> 8).astype(np.uint8).reshape(planes, height, width)
-    return Image.fromarray(np.ascontiguousarray(upper.transpose(1, 2, 0)))
+def _png_with_key(name: str, data: bytes) -> NDArray[np.uint8]:
+    """Decode with libpng, which compares the transparent colour exactly and gives it as alpha."""
+    values = imagecodecs.png_decode(data)
+    values = values.reshape(*values.shape[:2], -1)
+    samples, bits = values.shape[2], 8 * values.dtype.itemsize
+    layout = Layout("grey" if samples < 3 else "rgb", bits, samples, (samples - 1, "straight"))
+    check_layout(name, layout)
+    return to_rgb(values, layout)

@@ -1,10 +1,12 @@
 """From image files to fixed-size frames; limits are checked before decoding."""
 
+import functools
 import io
 import math
 import stat
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,16 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from storage.errors import RefusedImage
-from storage.media.image_formats import check_samples, is_heif, learn_heif, load_pixels
+from storage.media.essentials import essentials
+from storage.media.image_formats import check_camera_raw, is_avif, is_heif, learn_heif, load_pixels, with_avif_brand
+from storage.media.jpeg2000 import is_jpeg2000, read_jpeg2000
+from storage.media.tiff import is_tiff, read_tiff
 
 FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-"""Pillow formats that are read (HEIF with the extra `heif`). Formats that start other programs (EPS) or hold no camera
-images are excluded."""
+"""Formats that are read (HEIF with the extra `heif`). Formats that start other programs (EPS) or hold no camera images
+are excluded."""
+WITHOUT_PILLOW = ("JPEG2000", "TIFF")
+"""Those that Pillow does not decode here."""
 DAMAGE = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError,
     AttributeError, OverflowError, RuntimeError, AssertionError, MemoryError,
@@ -84,17 +91,35 @@ def decode_photo(source: Path | bytes, *, max_bytes: int, max_pixels: int, max_a
     name = str(source) if isinstance(source, Path) else "image"
     data = _read(source, max_bytes) if isinstance(source, Path) else source
     _check_size(name, len(data), max_bytes)
-    with _open(name, data) as image:
-        check_sides(name, image.width, image.height, max_pixels, max_aspect)
-        try:
-            check_samples(name, image)
-            loaded = load_pixels(image, data)
-            exif = _exif(image)  # asked afterwards: Pillow turns some TIFFs itself and then says so
-            return Photo(_to_rgb(loaded, exif.get(ORIENTATION_TAG, 1)), exif)
-        except RefusedImage:
+    check = functools.partial(check_sides, max_pixels=max_pixels, max_aspect=max_aspect)
+    try:
+        return _decode(name, data, check)
+    except RefusedImage as refusal:
+        kept = essentials(data) if refusal.reason in ("not_an_image", "truncated") else None
+        if kept is None:
             raise
-        except DAMAGE as error:
-            raise RefusedImage("truncated", f"{name}: the image data is damaged or cut off: {error}") from error
+        try:
+            return _decode(name, kept, check)
+        except RefusedImage as still:
+            raise refusal from still
+
+
+def _decode(name: str, data: bytes, check: Callable[[str, int, int], None]) -> Photo:
+    check_camera_raw(name, data)
+    try:
+        if is_tiff(data):
+            pixels, orientation = read_tiff(name, data, check)
+            return Photo(_upright(pixels, orientation), _exif(lambda: _exif_of_tiff(data)))
+        if is_jpeg2000(data):
+            return Photo(read_jpeg2000(name, data, check), {})
+        with _open(name, data) as image:
+            check(name, image.width, image.height)
+            pixels, exif = load_pixels(name, image, data), _exif(image.getexif)
+            return Photo(_upright(pixels, exif.get(ORIENTATION_TAG, 1)), exif)
+    except RefusedImage:
+        raise
+    except DAMAGE as error:
+        raise RefusedImage("truncated", f"{name}: the image data is damaged or cut off: {error}") from error
 
 
 def check_sides(name: str, width: int, height: int, max_pixels: int, max_aspect: float = math.inf) -> None:
@@ -152,12 +177,14 @@ def _open(name: str, data: bytes) -> Image.Image:
     """Read the header only."""
     Image.init()
     reason = "not_an_image"
-    if is_heif(data):
+    if is_avif(data):
+        data = with_avif_brand(data)
+    elif is_heif(data):
         learn_heif(name)
         reason = "truncated"  # it is one, by its first bytes
     formats = [item for item in FORMATS if item in Image.OPEN]
     try:
-        return Image.open(io.BytesIO(data), formats=formats)
+        return Image.open(io.BytesIO(data), formats=[item for item in formats if item not in WITHOUT_PILLOW])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RefusedImage("too_many_pixels", f"{name}: far too many pixels: {error}") from error
     except UnidentifiedImageError as error:
@@ -166,22 +193,23 @@ def _open(name: str, data: bytes) -> Image.Image:
         raise RefusedImage(reason, f"{name}: the image header is damaged: {error}") from error
 
 
-def _to_rgb(image: Image.Image, orientation: Any) -> NDArray[np.uint8]:
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)
-    image = image.convert("RGB")
-    if orientation in UPRIGHT:
-        image = image.transpose(UPRIGHT[orientation])
-    return np.array(image, np.uint8)
+def _upright(pixels: NDArray[np.uint8], orientation: Any) -> NDArray[np.uint8]:
+    turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn), np.uint8)
 
 
-def _exif(image: Image.Image) -> dict[int, Any]:
+def _exif(read: Callable[[], Image.Exif]) -> dict[int, Any]:
     try:
-        exif = image.getexif()
+        exif = read()
         return dict(exif) | dict(exif.get_ifd(ExifTags.IFD.Exif))
     except DAMAGE:
         return {}  # broken EXIF says nothing about the pixels, which are judged on their own
+
+
+def _exif_of_tiff(data: bytes) -> Image.Exif:
+    exif = Image.Exif()
+    exif.load(data)
+    return exif
 
 
 def _fit(

@@ -1,0 +1,64 @@
+"""PNG and JPEG files without the parts that viewers pass over: what stays is enough for the picture and its place.
+
+Pillow refuses a whole picture for damage or size of a comment; libpng and libjpeg, which viewers use, do not.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_KEPT = (b"tRNS", b"eXIf")
+"""Ancillary chunks that matter; those with a bad CRC are passed over, as libpng does."""
+SOI, SOS, APP0, APP15, COM = 0xD8, 0xDA, 0xE0, 0xEF, 0xFE
+"""JPEG markers (ISO/IEC 10918-1, table B.1)."""
+JPEG_KEPT = {0xE0: (b"JFIF\0", 14), 0xE1: (b"Exif\0\0", 14), 0xEE: (b"Adobe", 12)}
+"""Application segments that matter: marker -> how the content starts and its least length (bytes), as in libjpeg."""
+
+
+def essentials(data: bytes) -> bytes | None:
+    """Return a PNG or JPEG without what viewers pass over; None for other formats, and when nothing goes."""
+    if data.startswith(PNG_SIGNATURE):
+        kept = PNG_SIGNATURE + b"".join(_chunks(data))
+    elif data.startswith(b"\xff\xd8"):
+        kept = b"\xff\xd8" + b"".join(_segments(data))
+    else:
+        return None
+    return kept if kept != data else None
+
+
+def _chunks(data: bytes) -> Iterator[bytes]:
+    at = len(PNG_SIGNATURE)
+    while at + 8 <= len(data):
+        [size] = struct.unpack_from(">I", data, at)
+        chunk = data[at : at + 12 + size]
+        name = chunk[4:8]
+        ancillary = name[0] & 0x20
+        if not ancillary or (name in PNG_KEPT and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")):
+            yield chunk
+        if name == b"IEND":
+            return
+        at += len(chunk)
+
+
+def _segments(data: bytes) -> Iterator[bytes]:
+    """Yield the segments before the first scan that matter, then the rest of the file."""
+    at = 2
+    while True:
+        at = data.find(b"\xff", at)  # bytes between segments are passed over, as libjpeg does
+        if at < 0 or at + 4 > len(data):
+            return
+        marker = data[at + 1]
+        if marker in (0x00, 0xFF, SOI):  # no marker, a fill byte, a second start
+            at += 2 if marker == SOI else 1
+            continue
+        if marker == SOS:
+            yield data[at:]
+            return
+        [size] = struct.unpack_from(">H", data, at + 2)
+        segment = data[at : at + 2 + max(2, size)]
+        start, least = JPEG_KEPT.get(marker, (b"", 0))
+        optional = APP0 <= marker <= APP15 or marker == COM
+        if not optional or (least and segment[4:].startswith(start) and len(segment) >= 4 + least):
+            yield segment
+        at += len(segment)

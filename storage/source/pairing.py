@@ -59,7 +59,8 @@ def pair_labels(images: Path, labels: Path, suffix: str = "") -> list[LabelledPa
         if not _is_text(str(image)):
             problems.append(f"{str(image)!r}: a name that is not UTF-8; rename the image")
         elif not found:
-            problems.append(f"{image}: no label {image.stem}{suffix}.png below {labels}{folders.hint(image, suffix)}")
+            hint = folders.hint(image, suffix) if not problems else ""
+            problems.append(f"{image}: no label {image.stem}{suffix}.png below {labels}{hint}")
         elif len(found) > 1:
             problems.append(f"{image}: several labels: {', '.join(map(str, found))}; keep one")
         elif found[0] == image:
@@ -109,6 +110,7 @@ class _LabelFolders:
         self._labels = labels
         self._known: dict[Path, dict[str, list[Path]]] = {}
         self._listed: dict[Path, list[Path]] = {}
+        self._mirrors: dict[Path, Path | None] = {}
 
     def labels_of(self, image: Path, suffix: str) -> list[Path]:
         """Return the labels of an image (its path relative to the images): one, none, or several that claim it."""
@@ -130,11 +132,14 @@ class _LabelFolders:
 
     def _folders(self, image: Path) -> Iterator[Path]:
         """Yield the folder that mirrors the image's, if there is one, then the flat one."""
-        folder: Path | None = self._labels
-        for part in image.parent.parts:
-            folder = folder and next((f for f in self._list(folder) if f.is_dir() and _nfc(f.name) == _nfc(part)), None)
-        if folder is not None and folder != self._labels:
-            yield folder
+        if image.parent not in self._mirrors:
+            folder: Path | None = self._labels
+            for part in map(_nfc, image.parent.parts):
+                folder = folder and next((f for f in self._list(folder) if _nfc(f.name) == part and f.is_dir()), None)
+            self._mirrors[image.parent] = folder
+        mirror = self._mirrors[image.parent]
+        if mirror is not None and mirror != self._labels:
+            yield mirror
         yield self._labels
 
     def _list(self, folder: Path) -> list[Path]:

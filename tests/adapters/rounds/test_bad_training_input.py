@@ -21,6 +21,7 @@ from storage.buffer.frames import FrameBuffer, NewFrame
 from storage.durable.digest import digest_of
 from storage.media.images import fit_frame
 from storage.rounds.folder import RoundFolder
+from storage.source.labelled_import import held_out
 from tests.adapters.conftest import TrainingState, draw
 
 Losses = dict[str, float]
@@ -64,7 +65,15 @@ def one_class_only(state: TrainingState, settings: Settings) -> RoundFolder:
 
 
 def all_labels_ignored(state: TrainingState, settings: Settings) -> RoundFolder:
-    return relabelled(state, settings, np.full((48, 64), 255, np.uint8))
+    """All that are trained on: a set without any labelled pixel is not imported."""
+    state.draw_source()
+    paths = sorted((state.folder / "source/labels").iterdir())
+    kept = held_out([path.name for path in paths])
+    for number, path in enumerate(paths):
+        if number not in kept:
+            Image.fromarray(np.full((48, 64), 255, np.uint8)).save(path)
+    state.fill_buffer(settings)
+    return registered(state, settings)
 
 
 def a_single_frame_and_a_single_source_image(state: TrainingState, settings: Settings) -> RoundFolder:

@@ -13,6 +13,7 @@ from adapters.errors import AdapterError
 from adapters.inference.segment import segment_image
 from adapters.networks.build import build_network
 from adapters.scoring.evaluation import evaluate_folder, evaluate_masks
+from configs.buffer import SourceSettings
 from configs.settings import Settings
 from storage.errors import RefusedImage, SourceRefused, UnknownVersion
 from storage.layout import StateLayout
@@ -100,6 +101,21 @@ def test_folder_is_scored_as_it_is_predicted(settings: Settings, folder: Callabl
     found = evaluate_folder(settings, images, labels)
     assert (found.iou, found.miou, found.pixel_accuracy) == (expected.iou, expected.miou, expected.pixel_accuracy)
     assert (found.version, found.images) == (1, 2)
+
+
+def test_labels_have_the_meaning_that_the_configuration_gives_them(
+    settings: Settings, folder: Callable[..., tuple[Path, Path]]
+) -> None:
+    images, labels = folder()
+    expected = evaluate_folder(settings, images, labels)
+    for path in labels.iterdir():
+        Image.fromarray(100 - np.asarray(Image.open(path))).save(path)
+    mapped = SourceSettings.model_validate(
+        {"images": images, "labels": labels, "label_map": {100: NAMES[0], 99: NAMES[1], 98: NAMES[2]}}
+    )
+    assert evaluate_folder(settings.model_copy(update={"source": mapped}), images, labels) == expected
+    with pytest.raises(RefusedImage, match="label value"):
+        evaluate_folder(settings, images, labels)
 
 
 def test_labels_of_another_resolution(settings: Settings, folder: Callable[..., tuple[Path, Path]]) -> None:

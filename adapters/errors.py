@@ -19,6 +19,12 @@ class UnsupportedModel(AdapterError):
     code = "unsupported_model"
 
 
+class ModelFails(AdapterError):
+    """A model fails in its first forward pass at the served size, or gives values that are not finite."""
+
+    code = "model_fails"
+
+
 class ExportRefused(AdapterError):
     """A version cannot be exported there or in that format; the message says what is possible."""
 

@@ -8,12 +8,12 @@ from typing import Literal
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
+from adapters.networks.weight_files import damage_of
 from configs.network import Architecture
 from configs.settings import Settings
 from storage.errors import CorruptCheckpoint
@@ -32,10 +32,9 @@ def save_weights(network: nn.Module, path: Path) -> None:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file, by name. Raises CorruptCheckpoint when it cannot be read."""
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CorruptCheckpoint(f"{path}: not a readable safetensors file: {error}") from error
+    if damage := damage_of(path):
+        raise CorruptCheckpoint(f"{path}: {damage}")
+    return load_file(path)
 
 
 def load_weights(network: SegmentationNetwork, path: Path) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 from safetensors.torch import save_file
 
 from adapters.checkpoints.checkpoint import load_weights, make_manifest, save_weights, weight_problems
+from adapters.checkpoints.class_names import check_classes
 from adapters.checkpoints.pickles import PICKLES, Warn, read_pickle
 from adapters.errors import NetworkMismatch, UnsupportedModel
+from adapters.inference.proof import prove
 from adapters.networks.build import build_network
 from adapters.networks.huggingface.models import FAMILIES, load_huggingface
 from adapters.networks.huggingface.pixels import scaling_of
@@ -28,20 +30,27 @@ _FORMATS = (
 
 
 def import_checkpoint(
-    source: str | Path, settings: Settings, registry: CheckpointRegistry, *, unsafe_pickle: Warn | None = None
+    source: str | Path,
+    settings: Settings,
+    registry: CheckpointRegistry,
+    *,
+    unsafe_pickle: Warn | None = None,
+    by_position: bool = False,
+    note: Warn = lambda text: None,
 ) -> Manifest:
     """Register the model at `source` as a new version (this alone does not serve it) and return its manifest.
 
     `source` is a directory, a file, or, when neither exists, a hub id. A pickle is opened only with `unsafe_pickle`,
-    which is called with the warning first. The registered version is safetensors in any case. Raises UnsupportedModel
-    for a file or model of another kind, NetworkMismatch when weights or classes do not fit.
+    which is called with the warning first; `by_position` accepts other class names. `note` hears what the model leaves
+    open. The registered version is safetensors in any case, and ran once as it would serve. Raises UnsupportedModel for
+    a file or model of another kind, NetworkMismatch when weights or classes do not fit, ModelFails when it cannot run.
     """
     path, reason = Path(source), f"imported from {source}"
     if not path.exists() and is_hub_id(str(source)):
         path = fetch(str(source))
         reason = f"{reason} at {path.name}"  # the commit
     if path.is_dir():
-        network, architecture = _from_directory(path, settings)
+        network, architecture = _from_directory(path, settings, by_position, note)
     elif path.suffix in PICKLES and path.is_file():
         network, architecture = _from_pickle(path, settings, unsafe_pickle)
     else:
@@ -50,6 +59,7 @@ def import_checkpoint(
     with tempfile.TemporaryDirectory(prefix="mfmd-import-") as folder:
         weights = Path(folder) / "model.safetensors"
         save_weights(network, weights)
+        prove(network, settings, str(source))
         return registry.add(weights, manifest, by="import", reason=reason)
 
 
@@ -82,15 +92,19 @@ def _from_pickle(path: Path, settings: Settings, warn: Warn | None) -> tuple[Seg
             raise NetworkMismatch(str(error).replace(str(converted), str(path))) from error
 
 
-def _from_directory(path: Path, settings: Settings) -> tuple[SegmentationNetwork, Architecture]:
+def _from_directory(
+    path: Path, settings: Settings, by_position: bool, note: Warn
+) -> tuple[SegmentationNetwork, Architecture]:
     hf_config = _read_json(path / "config.json")
-    if not any(path.glob("*.safetensors")):
+    if not any(path.glob("*.safetensors*")):
         pickles = [item.name for item in path.iterdir() if item.suffix in PICKLES]
         found = f"only {', '.join(sorted(pickles))}, which run code when read" if pickles else "no weights"
         raise UnsupportedModel(f"{path}: holds {found}; save the model with safe_serialization=True")
-    _check_class_order(hf_config, settings)
-    file = path / "preprocessor_config.json"
-    preprocessor = _read_json(file) if file.is_file() else None  # None: the directory does not say
+    names = [entry.name for entry in settings.classes]
+    check_classes(hf_config, names, by_position=by_position, note=note)
+    preprocessor = _preprocessor_of(path)
+    if preprocessor is None:
+        note(f"{path} has no preprocessor_config.json; pixels are scaled with the mean and deviation of ImageNet")
     scaling_of(preprocessor)
     architecture = Architecture(name="huggingface", hf_config=hf_config, hf_preprocessor=preprocessor)
     network = load_huggingface(path, architecture, len(settings.classes))
@@ -98,6 +112,16 @@ def _from_directory(path: Path, settings: Settings) -> tuple[SegmentationNetwork
     if problems := weight_problems(state, state):  # values that are not finite
         raise NetworkMismatch(f"{path}: {'; '.join(problems)}")
     return network, architecture
+
+
+def _preprocessor_of(path: Path) -> dict[str, Any] | None:
+    """Return the image processor's settings, from the file of either generation; None: the directory does not say."""
+    if (file := path / "preprocessor_config.json").is_file():
+        return _read_json(file)
+    if (file := path / "processor_config.json").is_file():  # transformers 5 may save one file for all processors
+        inner = _read_json(file).get("image_processor")
+        return inner if isinstance(inner, dict) else None
+    return None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -112,26 +136,15 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_class_order(hf_config: dict[str, Any], settings: Settings) -> None:
-    """Refuse a model whose class names are ours in another order: its masks would be silently mislabelled."""
-    labels = hf_config.get("id2label")
-    if not isinstance(labels, dict):
-        return
-    if not all(key.isdecimal() for key in labels):
-        raise UnsupportedModel("config.json: id2label must map class numbers to names")
-    theirs = [str(labels[key]).lower() for key in sorted(labels, key=int)]
-    ours = [entry.name.lower() for entry in settings.classes]
-    if theirs != ours and sorted(theirs) == sorted(ours):
-        place = next(index for index, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
-        raise NetworkMismatch(
-            f"config.json: class {place} is {theirs[place]!r} in the model and {ours[place]!r} in `classes`; "
-            "give `classes` in the model's order"
-        )
-
-
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _FILE_ENDINGS = (".safetensors", ".onnx", *PICKLES)
-_WANTED = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
+_WANTED = [
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+]
 """Files to fetch: no pickles and no Python, because those run code."""
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.errors import UnsupportedModel
+from adapters.networks.weight_files import impostor
 
 Warn = Callable[[str], None]
 """Called with a warning before anything is read."""
@@ -31,6 +32,8 @@ def read_pickle(path: Path, warn: Warn) -> dict[str, Tensor]:
     Runs the code in the file when it holds more than tensors; `warn` is called before that. Raises UnsupportedModel
     when the file cannot be read or holds no weights.
     """
+    if found := impostor(path):
+        raise UnsupportedModel(f"{path}: {found}")
     warn(f"{path}: a pickle; if it holds more than tensors, reading it runs code that its author wrote, as you")
     try:
         content = _load(path, warn)

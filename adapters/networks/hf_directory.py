@@ -1,5 +1,6 @@
 """Read weights from a local directory in Hugging Face format: safetensors only, no download, no output."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,14 +9,16 @@ from typing import Any
 import torch
 
 from adapters.errors import NetworkMismatch, UnsupportedModel
+from adapters.networks.weight_files import check_types, weight_files
 
 
 def load_directory(model_class: Any, config: Any, directory: Path) -> Any:
     """Load `model_class(config)` with the float32 weights in `directory`.
 
-    Weights that the model has no place for (another head) are ignored. Raises UnsupportedModel when the directory
-    cannot be read, NetworkMismatch when it lacks weights of the model.
+    Weights that the model has no place for (another head) are ignored, but not those of layers beyond its own. Raises
+    UnsupportedModel, naming the file, when weights cannot be read, NetworkMismatch when they are not the model's.
     """
+    files = weight_files(directory)
     try:
         with quiet_transformers():
             model, report = model_class.from_pretrained(
@@ -25,13 +28,34 @@ def load_directory(model_class: Any, config: Any, directory: Path) -> Any:
                 use_safetensors=True,
                 dtype=torch.float32,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
             )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UnsupportedModel(f"{directory}: cannot be loaded: {' '.join(str(error).split())}") from error
+    except Exception as error:  # whatever transformers raises: the files themselves are whole
+        what = " ".join(str(error).split())
+        raise UnsupportedModel(
+            f"{directory}: the weights do not fit config.json, or cannot be loaded: {what}"
+        ) from error
+    named, state = ", ".join(path.name for path in files), model.state_dict()
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise NetworkMismatch(f"{directory}: the safetensors lack weights of the model, for example {missing}")
+        raise NetworkMismatch(f"{directory}: {named}: lacks weights of the model in config.json, for example {missing}")
+    if wrong := sorted(report["mismatched_keys"]):
+        name, found, expected = wrong[0]
+        raise NetworkMismatch(
+            f"{directory}: {named}: {name} has shape {list(found)}, config.json needs {list(expected)}; "
+            "one of the two is of another model"
+        )
+    shapes = {_NUMBER.sub("#", name) for name in state}
+    if more := [name for name in sorted(report["unexpected_keys"]) if _NUMBER.sub("#", name) in shapes]:
+        raise NetworkMismatch(
+            f"{directory}: {named}: holds layers beyond those of config.json, for example {more[0]}; "
+            "config.json is of another model"
+        )
+    check_types(files, {name for name, tensor in state.items() if tensor.is_floating_point()})
     return model
+
+
+_NUMBER = re.compile(r"\d+")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from adapters.augmentation.augment import normalise_unit, photometric, to_unit
 from adapters.checkpoints.checkpoint import make_manifest, save_weights
 from adapters.errors import TrainingFailed
 from adapters.inference.palette import class_map
+from adapters.inference.proof import prove
 from adapters.inference.segment import choose_device, logits_of
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork, normalise
@@ -64,7 +65,7 @@ def pretrain(settings: Settings, on_progress: Report | None = None) -> Manifest:
 
     `on_progress` is called about twice a second. The manifest's `scores` hold `source_miou` and `source_iou_<class>`
     over the validation images (0-1). Raises StorageError (no source, bad labels), AdapterError, TrainingFailed when the
-    loss is not finite.
+    loss is not finite, ModelFails when the result does not run as it would serve.
     """
     return _SourceTraining(settings, on_progress or (lambda progress: None)).run()
 
@@ -92,6 +93,7 @@ class _SourceTraining:
         with tempfile.TemporaryDirectory() as folder:
             weights = Path(folder) / "model.safetensors"
             save_weights(network, weights)
+            prove(network.cpu(), self._settings, "the trained network")
             reason = f"{steps} steps on {len(source.train)} source images"
             manifest = CheckpointRegistry(layout.checkpoints).add(weights, manifest, by="pretrain", reason=reason)
         self._report("done", steps, steps)

@@ -21,6 +21,12 @@ UnsafeOption = Annotated[
 ]
 
 
+ByPositionOption = Annotated[
+    bool,
+    typer.Option("--classes-by-position", help="Take the model's classes by position where only their names differ."),
+]
+
+
 def pretrain(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Train on the labelled source images and release the result as a version."""
     settings = read_settings(config)
@@ -63,6 +69,7 @@ def _import_source(settings: "Settings") -> "LabelCounts":
 def import_(
     source: Annotated[str, typer.Argument(help="Hugging Face model directory or hub id, or a .safetensors file.")],
     unsafe_pickle: UnsafeOption = False,
+    classes_by_position: ByPositionOption = False,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
@@ -70,7 +77,14 @@ def import_(
     settings = read_settings(config)
     from adapters.checkpoints.importing import import_checkpoint
 
-    manifest = import_checkpoint(source, settings, registry_of(settings), unsafe_pickle=warn if unsafe_pickle else None)
+    manifest = import_checkpoint(
+        source,
+        settings,
+        registry_of(settings),
+        unsafe_pickle=warn if unsafe_pickle else None,
+        by_position=classes_by_position,
+        note=warn,
+    )
     _release(settings, manifest, by="import", reason=f"imported from {source}", as_json=as_json)
 
 

@@ -32,7 +32,7 @@ def build_huggingface(settings: Architecture, num_classes: int) -> tuple[Segment
     Raises UnsupportedModel for a kind that cannot be split, NetworkMismatch when its class count is not `num_classes`.
     """
     with _refusing():
-        model_class, config = _model_of(settings)
+        model_class, config = _model_of(settings, num_classes)
         model = model_class(config)
         return _split(model, settings, num_classes), model
 
@@ -43,7 +43,7 @@ def load_huggingface(directory: Path, settings: Architecture, num_classes: int) 
     Reads safetensors only, downloads nothing. Raises UnsupportedModel or NetworkMismatch.
     """
     with _refusing():
-        model_class, config = _model_of(settings)
+        model_class, config = _model_of(settings, num_classes)
         return _split(load_directory(model_class, config, directory), settings, num_classes)
 
 
@@ -59,7 +59,7 @@ def _refusing() -> Iterator[None]:
         raise UnsupportedModel(f"config.json: transformers cannot build the model that it describes: {what}") from error
 
 
-def _model_of(settings: Architecture) -> tuple[Any, Any]:
+def _model_of(settings: Architecture, num_classes: int) -> tuple[Any, Any]:
     """Return model class and config object of a config.json; transformers imports only the module of its kind."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
@@ -74,17 +74,22 @@ def _model_of(settings: Architecture) -> tuple[Any, Any]:
         raise UnsupportedModel("config.json: this dpt is a hybrid; only DPT on its own plain ViT can be split")
     if kind == "upernet" and not isinstance(backbone, dict):
         raise UnsupportedModel("config.json: this upernet names its backbone without backbone_config; save it again")
+    if "quantization_config" in hf_config:
+        raise UnsupportedModel("config.json: quantization_config: quantised weights are not read; save it as float32")
     config: Any = CONFIG_MAPPING[kind].from_dict(hf_config)
+    if config.num_labels != num_classes:
+        raise NetworkMismatch(
+            f"config.json: the model has {config.num_labels} classes, the configuration lists {num_classes}"
+        )
+    channels = getattr(getattr(config, "backbone_config", None) or config, "num_channels", 3)
+    if channels != 3:
+        raise UnsupportedModel(f"config.json: num_channels is {channels}; images have 3 (RGB), and so must the model")
     if hasattr(config, "use_auxiliary_head"):
         config.use_auxiliary_head = False
     return MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[type(config)], config
 
 
 def _split(model: Any, settings: Architecture, num_classes: int) -> SegmentationNetwork:
-    if model.config.num_labels != num_classes:
-        raise NetworkMismatch(
-            f"config.json: the model has {model.config.num_labels} classes, the configuration lists {num_classes}"
-        )
     encoder, decoder, channels, unused = FAMILIES[model.config.model_type](model)
     encoder.pixels = pixel_change(settings.hf_preprocessor)
     allow_single_values(decoder)

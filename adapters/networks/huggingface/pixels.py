@@ -5,6 +5,7 @@ MobileNetV2 were trained on pixels in [-1, 1], MobileViT on BGR in [0, 1]. The e
 channel.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -80,7 +81,10 @@ def scaling_of(preprocessor: dict[str, Any] | None) -> PixelScaling:
         return IMAGENET
     default = _default_of(preprocessor)
     rescaled = preprocessor.get("do_rescale", True)
-    factor = 255.0 * float(preprocessor.get("rescale_factor", 1 / 255)) if rescaled else 255.0
+    rescale = preprocessor.get("rescale_factor", 1 / 255)
+    if rescaled and not (_number(rescale) and rescale > 0):
+        raise UnsupportedModel(f"preprocessor_config.json: rescale_factor is {rescale!r}; a number above 0 is needed")
+    factor = 255.0 * float(rescale) if rescaled else 255.0
     normalised = preprocessor.get("do_normalize")
     if default is not _PLAIN_BGR if normalised is None else normalised:
         mean = _triple(preprocessor, "image_mean", default and default.mean)
@@ -102,9 +106,15 @@ def _triple(preprocessor: dict[str, Any], key: str, default: Triple | None) -> T
     value = preprocessor.get(key) or default
     if isinstance(value, (int, float)):
         value = (value,) * 3
-    if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(isinstance(x, (int, float)) for x in value):
+    if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(_number(x) for x in value):
         raise UnsupportedModel(f"preprocessor_config.json: {key} is {value}; three numbers are needed, one a channel")
+    if key == "image_std" and min(value) <= 0:
+        raise UnsupportedModel(f"preprocessor_config.json: {key} is {value}; a deviation is above 0")
     return float(value[0]), float(value[1]), float(value[2])
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _divided(values: Triple, factor: float) -> Triple:

@@ -4,14 +4,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from adapters.checkpoints.checkpoint import network_of
 from adapters.inference.copying import low_priority_stream
 from adapters.inference.forward import ServedForward
-from adapters.networks.network import normalise
+from adapters.inference.proof import noise
 from configs.serving import ServingSettings
 from daemon.runtime.logs import get_logger
 from daemon.serving.batcher import Batcher
@@ -161,12 +159,6 @@ class Swapper:
         started = time.perf_counter()
         yield
         self.metrics.swap_seconds.labels(phase=phase).observe(time.perf_counter() - started)
-
-
-def noise(size: tuple[int, int], seed: int = 0) -> Tensor:
-    """Return a normalised image `[1, 3, h, w]` of random bytes, the same for the same `seed`."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (1, *size, 3), dtype=np.uint8)
-    return normalise(torch.from_numpy(pixels))
 
 
 def _architecture(manifest: Manifest) -> str:

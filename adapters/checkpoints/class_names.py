@@ -1,0 +1,79 @@
+"""Compare the classes of a model with those of the configuration: a class at another index mislabels every mask."""
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from adapters.errors import NetworkMismatch, UnsupportedModel
+
+_GENERIC = re.compile(r"(label|class)?\d+", re.ASCII)
+"""Names that a library gives when nobody did: LABEL_0, class 0, 0; as `_plain` returns them."""
+_MOST = 40
+"""Longest list of classes in a message."""
+
+
+def check_classes(
+    hf_config: dict[str, Any], ours: Sequence[str], *, by_position: bool, note: Callable[[str], None]
+) -> None:
+    """Refuse a model whose class names differ from `ours` at any index.
+
+    Case, spaces, hyphens and underscores make no difference. `by_position` accepts other names, unless one of them is
+    the name of another class of ours. What was assumed goes to `note`. Raises UnsupportedModel when config.json does
+    not number its classes 0, 1, 2, ..., NetworkMismatch when they are not ours.
+    """
+    theirs = _names_of(hf_config)
+    if theirs is None or all(_GENERIC.fullmatch(_plain(name)) for name in theirs):
+        note(f"config.json does not name the classes; they are taken in the order of `classes`: {_listed(ours)}")
+        return
+    if len(theirs) != len(ours):
+        raise NetworkMismatch(
+            f"config.json: the model has {len(theirs)} classes, the configuration lists {len(ours)}; the model's: "
+            f"{_listed(theirs)}; `classes`: {_listed(ours)}"
+        )
+    plain, wanted = [_plain(name) for name in theirs], [_plain(name) for name in ours]
+    differing = [index for index in range(len(ours)) if plain[index] != wanted[index]]
+    if not differing:
+        return
+    moved = [index for index in differing if plain[index] in wanted]
+    if moved or not by_position:
+        raise NetworkMismatch(_message(theirs, ours, differing, bool(moved)))
+    renamed = ", ".join(f"{index} {theirs[index]!r} as {ours[index]!r}" for index in differing)
+    note(f"classes are taken by position: {renamed}")
+
+
+def _message(theirs: Sequence[str], ours: Sequence[str], differing: Sequence[int], moved: bool) -> str:
+    table = "; ".join(f"{index}: {theirs[index]!r} | {ours[index]!r}" for index in differing[:_MOST])
+    more = f"; and {len(differing) - _MOST} more" if len(differing) > _MOST else ""
+    remedy = "give `classes` the model's names in the model's order"
+    if not moved:
+        remedy += ", or, if each is only another word for the same class, import with --classes-by-position"
+    what = "stand in another order" if moved else "have other names"
+    return (
+        f"config.json: classes of the model {what} than in `classes`; {remedy}. Index: model | `classes`: {table}{more}"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:_MOST])) + (f" and {len(names) - _MOST} more" if len(names) > _MOST else "")
+
+
+def _names_of(hf_config: dict[str, Any]) -> list[str] | None:
+    """Return the names by index; None when config.json gives none."""
+    labels = hf_config.get("id2label")
+    if isinstance(labels, list):
+        labels = dict(enumerate(labels))
+    if labels is None or labels == {}:
+        return None
+    if not isinstance(labels, dict) or not all(str(key).isdecimal() for key in labels):
+        raise UnsupportedModel("config.json: id2label must map class numbers to names")
+    by_index = {int(key): labels[key] for key in labels}
+    gaps = sorted(set(range(len(labels))) - by_index.keys())
+    if gaps:
+        raise UnsupportedModel(f"config.json: id2label has {len(labels)} entries, but none for class {gaps[0]}")
+    return [str(by_index[index]) for index in range(len(labels))]
+
+
+def _plain(name: str) -> str:
+    """Return what counts of a name: its letters and figures, in one case and one form of Unicode."""
+    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name).casefold())

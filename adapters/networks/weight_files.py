@@ -1,0 +1,93 @@
+"""Say what is wrong with files of weights before anything is built from them, so that the right file is named."""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from adapters.errors import UnsupportedModel
+
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+_AGAIN = "copy or download it again"
+_PAGE = (b"<!doctype", b"<html", b"<?xml")
+_START = 512
+"""Bytes of a file that tell what it really is."""
+
+
+def damage_of(path: Path) -> str:
+    """Return what is wrong with a safetensors file, ready to follow its name; empty when its header fits its size."""
+    if found := impostor(path):
+        return found
+    try:
+        with safe_open(path, framework="pt"):
+            return ""
+    except (SafetensorError, OSError) as error:
+        return f"not a readable safetensors file, cut off or damaged ({error}); {_AGAIN}"
+
+
+def impostor(path: Path) -> str:
+    """Return what a file is in place of weights (nothing, a Git LFS pointer, a web page); empty if not known."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(_START)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if not start:
+        return f"empty (0 bytes), not weights; {_AGAIN}"
+    if not any(start):
+        return f"begins with zeros only, as an interrupted copy leaves it, not weights; {_AGAIN}"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the weights; run `git lfs pull` where it was cloned, or download the file"
+    if start.lstrip().lower().startswith(_PAGE):
+        return f"a web page, not weights; {_AGAIN}, signed in if need be"
+    if start[:16].decode("latin-1").isprintable() and start[:16].isascii() and len(start) >= 16:
+        return f"text ({start[:40].decode('latin-1').splitlines()[0]!r}), not weights; {_AGAIN}"
+    return ""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a Hugging Face directory, each readable: one, or all that its index names.
+
+    Raises UnsupportedModel, naming the file that is missing or damaged.
+    """
+    files = [folder / WHOLE] if (folder / WHOLE).is_file() else _shards(folder)
+    for path in files:
+        if not path.is_file():
+            raise UnsupportedModel(f"{path}: missing, though {INDEX} names it; {_AGAIN}")
+        if damage := damage_of(path):
+            raise UnsupportedModel(f"{path}: {damage}")
+    return files
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        names = sorted(set(content["weight_map"].values()))
+    except FileNotFoundError as error:
+        others = ", ".join(sorted(path.name for path in folder.glob("*.safetensors")))
+        what = (
+            f"{others}, but neither {WHOLE} nor {INDEX}; rename the file with the whole model"
+            if others
+            else "no safetensors"
+        )
+        raise UnsupportedModel(f"{folder}: cannot be loaded: holds {what}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnsupportedModel(f"{index}: no index of safetensors files ({error!r}); {_AGAIN}") from error
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise UnsupportedModel(f"{index}: weight_map must name files of its own folder; {_AGAIN}")
+    return [folder / name for name in names]
+
+
+def check_types(files: list[Path], floats: set[str]) -> None:
+    """Raise UnsupportedModel for a tensor in `floats` (names) that a file stores as whole numbers or in 8 bits."""
+    for path in files:
+        with safe_open(path, framework="pt") as weights:
+            for name in sorted(floats.intersection(weights.keys())):
+                kind = weights.get_slice(name).get_dtype()
+                if kind not in _FLOATS:
+                    raise UnsupportedModel(
+                        f"{path}: {name} is stored as {kind}, which is quantised; save the model as float32, float16 "
+                        "or bfloat16"
+                    )

@@ -13,15 +13,13 @@ from torch import Tensor, nn
 
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
-from adapters.networks.weight_files import damage_of
+from adapters.networks.weight_files import damage_of, weight_problems
 from configs.network import Architecture
 from configs.settings import Settings
 from storage.errors import CorruptCheckpoint
 from storage.registry.manifest import Manifest
 from storage.registry.provenance import code_digest, library_versions, settings_hash
 from storage.registry.registry import CheckpointRegistry
-
-_SHOWN = 3
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
@@ -47,24 +45,6 @@ def load_weights(network: SegmentationNetwork, path: Path) -> None:
     if problems:
         raise CorruptCheckpoint(f"{path}: {'; '.join(problems)}")
     network.load_state_dict(tensors)
-
-
-def weight_problems(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """Return what is wrong with `found` as weights for a state dict `expected`; empty when they fit."""
-    bad = sorted(name for name in expected.keys() & found.keys() if not _finite(found[name]))
-    return misfits(expected, found) + ([f"has non-finite values in {_some(bad)}"] if bad else [])
-
-
-def misfits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """Return names, shapes and types that differ between `found` and `expected`; reads no value."""
-    both = expected.keys() & found.keys()
-    groups = {
-        "lacks": sorted(expected.keys() - found.keys()),
-        "holds unknown": sorted(found.keys() - expected.keys()),
-        "has a wrong shape for": sorted(name for name in both if expected[name].shape != found[name].shape),
-        "has a wrong type for": sorted(name for name in both if expected[name].dtype != found[name].dtype),
-    }
-    return [f"{what} {_some(names)}" for what, names in groups.items() if names]
 
 
 def load_version(
@@ -134,12 +114,3 @@ def _other_libraries(manifest: Manifest) -> str:
     """Return a hint for weights that verify but do not fit: transformers sometimes renames modules."""
     made, here = manifest.libraries.get("transformers"), metadata.version("transformers")
     return f" (made with transformers {made}, this is {here})" if made != here else ""
-
-
-def _finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from adapters.checkpoints.checkpoint import load_weights, make_manifest, save_weights, weight_problems
+from adapters.checkpoints.checkpoint import load_weights, make_manifest, save_weights
 from adapters.checkpoints.class_names import check_classes
 from adapters.checkpoints.pickles import PICKLES, Warn, read_pickle
 from adapters.errors import NetworkMismatch, UnsupportedModel
@@ -17,6 +17,7 @@ from adapters.networks.build import build_network
 from adapters.networks.huggingface.models import FAMILIES, load_huggingface
 from adapters.networks.huggingface.pixels import scaling_of
 from adapters.networks.network import SegmentationNetwork
+from adapters.networks.weight_files import weight_problems
 from configs.network import Architecture
 from configs.settings import Settings
 from storage.errors import CorruptCheckpoint

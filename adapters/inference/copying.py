@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from adapters.checkpoints.checkpoint import misfits
 from adapters.inference.folded import Pair
+from adapters.networks.weight_files import misfits
 from storage.errors import CorruptCheckpoint
 
 CHUNK_ELEMENTS = 32_768

@@ -1,9 +1,12 @@
-"""Say what is wrong with files of weights before anything is built from them, so that the right file is named."""
+"""Say what is wrong with weights and their files before a network uses them, so that the right file is named."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from adapters.errors import UnsupportedModel
 
@@ -11,6 +14,7 @@ WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _AGAIN = "copy or download it again"
 _PAGE = (b"<!doctype", b"<html", b"<?xml")
+_SHOWN = 3
 _START = 512
 """Bytes of a file that tell what it really is."""
 
@@ -91,3 +95,30 @@ def check_types(files: list[Path], floats: set[str]) -> None:
                         f"{path}: {name} is stored as {kind}, which is quantised; save the model as float32, float16 "
                         "or bfloat16"
                     )
+
+
+def weight_problems(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Return what is wrong with `found` as weights for a state dict `expected`; empty when they fit."""
+    bad = sorted(name for name in expected.keys() & found.keys() if not _finite(found[name]))
+    return misfits(expected, found) + ([f"has non-finite values in {_some(bad)}"] if bad else [])
+
+
+def misfits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Return names, shapes and types that differ between `found` and `expected`; reads no value."""
+    both = expected.keys() & found.keys()
+    groups = {
+        "lacks": sorted(expected.keys() - found.keys()),
+        "holds unknown": sorted(found.keys() - expected.keys()),
+        "has a wrong shape for": sorted(name for name in both if expected[name].shape != found[name].shape),
+        "has a wrong type for": sorted(name for name in both if expected[name].dtype != found[name].dtype),
+    }
+    return [f"{what} {_some(names)}" for what, names in groups.items() if names]
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

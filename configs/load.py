@@ -25,6 +25,14 @@ RESERVED_ENV = frozenset({"MFMD_CONFIG", FAILPOINT})
 """Environment variables with our prefix that are not settings: `MFMD_CONFIG` names the file, `MFMD_FAILPOINT` a place
 where a test ends the process (`storage/failpoints.py`)."""
 
+SERVICE_LINK = re.compile(
+    r"MFMD\w*?_(SERVICE_(HOST=.*|PORT(_\w+)?=\d+)|PORT(_\d+_[A-Z]+)?=[a-z]+://.*"
+    r"|PORT_\d+_[A-Z]+_(PROTO=[a-z]+|PORT=\d+|ADDR=.*)|NAME=/.*|ENV_\w+=.*)",
+    re.DOTALL,
+)
+"""`NAME=VALUE` of what Kubernetes and Docker put into a container for a service whose name begins with `mfmd`. Names
+alone do not tell: `MFMD_SERVING_PORT=9000` is a setting with an underscore too few."""
+
 RETIRED = {
     "network.hf_config": "removed: `mfmd import` records it in the version's manifest; delete the line",
     "network.hf_preprocessor": "removed: `mfmd import` records it in the version's manifest; delete the line",
@@ -89,13 +97,15 @@ def state_directory(path: Path) -> Path:
 
     Raises ConfigError when the file cannot be read or names the directory in no way that can be understood.
     """
-    named = os.environ[STATE_VARIABLE] if STATE_VARIABLE in os.environ else _named_state(path)
+    named = os.environ.get(STATE_VARIABLE) or _named_state(path)
     return (path.resolve().parent / Path(named).expanduser()).resolve()
 
 
 def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
     """`environment` without the variables that set settings: for a child that is given the resolved ones."""
-    return {name: value for name, value in environment.items() if not name.startswith("MFMD_") or name == FAILPOINT}
+    return {
+        name: value for name, value in environment.items() if not name.upper().startswith("MFMD_") or name == FAILPOINT
+    }
 
 
 def _named_state(path: Path) -> str:
@@ -168,13 +178,18 @@ def _variable(error: ErrorDetails, environment: Mapping[str, Any]) -> str | None
 
 
 def _refuse_unknown_environment() -> None:
-    known = {f"MFMD_{name}".upper() for name in Settings.model_fields} | RESERVED_ENV
-    for name in os.environ:
-        section = name.split("__")[0]
-        if name.startswith("MFMD_") and section.upper() not in known:
+    known = {f"MFMD_{name}".upper() for name in Settings.model_fields}
+    keys = {f"MFMD_{name}__{key}".upper() for name, model in sections_of(Settings) for key in model.model_fields}
+    for name, value in os.environ.items():
+        section = name.split("__")[0].upper()
+        if section in known and not value:
+            raise ConfigError(f"environment: {name}: is empty; give it a value, or unset it")
+        if not section.startswith("MFMD_") or section in known | RESERVED_ENV:
+            continue
+        if not SERVICE_LINK.fullmatch(f"{name}={value}"):
             old = section.removeprefix("MFMD_").lower()
             gone = f"renamed: this section is now `{RENAMED[old]}`" if old in RENAMED else RETIRED.get(old)
-            raise ConfigError(f"environment: {name}: {gone or 'unknown setting' + nearest(name, known)}")
+            raise ConfigError(f"environment: {name}: {gone or 'unknown setting' + nearest(name.upper(), known | keys)}")
 
 
 def _explain(error: ErrorDetails) -> str:

@@ -33,6 +33,9 @@ class RoundAdvanced(Section):
     """A loss above this ends the round as failed, like one that is not finite (nats)."""
     score_images: PositiveInt = 64
     """Most source validation images and hold-out frames used for scoring (images)."""
+    environment: tuple[str, ...] = ()
+    """Names of further environment variables that a round is given (shell patterns). It gets the usual ones of the
+    system, CUDA, NCCL, torch and Hugging Face, and no others."""
     keep_folders: PositiveInt = 20
     """Round folders kept on disk."""
 

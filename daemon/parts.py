@@ -1,7 +1,6 @@
 """The parts of a running daemon: built, connected, started and stopped together."""
 
 import math
-import sys
 import threading
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from daemon.runtime.activity import Activity, ActivityWriter, IngestActivity
 from daemon.runtime.health import Health
 from daemon.runtime.in_force import SNAPSHOT, SettingsInForce
 from daemon.runtime.logs import get_logger
+from daemon.runtime.process_group import PYTHON
 from daemon.runtime.supervisor import CHILD_SECONDS, PLANE_SECONDS, ChildSpec, Supervisor
 from daemon.runtime.worker import JOIN_SECONDS, Worker
 from daemon.status.plane_probe import PlaneProbe
@@ -142,7 +142,7 @@ def _child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
         "masks": (settings.masks.folder is not None, CHILD_SECONDS),
         "frames": (settings.videos.enabled, CHILD_SECONDS),
     }
-    command = [sys.executable, "-m", "daemon.cli"]
+    command = [*PYTHON, "-m", "daemon.cli"]
     probes = {"serve": PlaneProbe(StateLayout(settings.state))}
     return [
         ChildSpec(name, [*command, name, "--config", str(config)], grace_seconds=grace, probe=probes.get(name))

@@ -14,12 +14,16 @@ OPERATORS_UMASK = "_MFMD_UMASK"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (daemon/exit_codes.py); print errors as one line on stderr."""
+    if arguments is None:
+        from daemon.cli.process import prepare
+
+        prepare()
     from daemon.cli.app import app
     from daemon.cli.errors import report
 
     try:
         with _private_files():
-            app(_lift_global(list(sys.argv[1:] if arguments is None else arguments)), prog_name="mfmd")
+            app(in_order(sys.argv[1:] if arguments is None else arguments), prog_name="mfmd")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:  # noqa: BLE001  the outermost boundary: whatever happened becomes a line and a code
@@ -45,12 +49,32 @@ def _private_files() -> Iterator[None]:
             del os.environ[OPERATORS_UMASK]
 
 
-def _lift_global(arguments: list[str]) -> list[str]:
-    """Move `--log-level X` to the front, because typer takes it only before the command's name."""
+def in_order(arguments: Sequence[str]) -> list[str]:
+    """Move the options of every command to where typer takes them: `--log-level` first, the others last.
+
+    The others are moved from before the command's name, and from inside a name of two words.
+    """
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    for index, argument in enumerate(arguments[:end]):
-        if argument.startswith(f"{GLOBAL_OPTION}="):
-            return [argument, *arguments[:index], *arguments[index + 1 :]]
-        if argument == GLOBAL_OPTION:
-            return [*arguments[index : index + 2], *arguments[:index], *arguments[index + 2 :]]
-    return arguments
+    words, rest = list(arguments[:end]), list(arguments[end:])
+    first: list[str] = []
+    last: list[str] = []
+    for index, word in enumerate(words):
+        if word == GLOBAL_OPTION or word.startswith(f"{GLOBAL_OPTION}="):
+            first, words[index:] = _split(words[index:], 1 if "=" in word else 2)
+            break
+    for place in (0, 1):
+        while len(words) > place and (size := _size(words[place])):
+            moved, words[place:] = _split(words[place:], size)
+            last += moved
+    return [*first, *words, *last, *rest]
+
+
+def _size(word: str) -> int:
+    """Return how many words an option takes that may stand before the command's name; 0 for every other word."""
+    if word in ("-c", "--config"):
+        return 2
+    return int(word == "--json" or word.startswith("--config=") or (word.startswith("-c") and word != "-c"))
+
+
+def _split(words: list[str], size: int) -> tuple[list[str], list[str]]:
+    return words[:size], words[size:]

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -15,6 +14,7 @@ import yaml
 from configs.load import without_settings
 from configs.settings import Settings
 from daemon.errors import DaemonError
+from daemon.runtime.process_group import PYTHON
 from daemon.runtime.run_record import base_url, read_run_record
 from daemon.status.plane_probe import probe_plane
 from storage import durable
@@ -82,7 +82,7 @@ class DrivenDaemon:
         self.stop()
 
     def _command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "daemon.cli", *arguments, "--config", str(self.config)]
+        return [*PYTHON, "-m", "daemon.cli", *arguments, "--config", str(self.config)]
 
     def start(self) -> None:
         """Start `mfmd run` in a session of its own, so that Ctrl-C reaches only this process."""

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from daemon.demo.scenes import write_scene
 from daemon.demo.scoring import pair_up, score_served
 from daemon.exit_codes import ExitCode
 from daemon.gate.promotion import release
+from daemon.runtime.process_group import PYTHON
 from daemon.runtime.signals import on_signals
 from storage.rounds.records import Verdict
 
@@ -195,7 +195,7 @@ class Story:
 
     def leave(self) -> None:
         """Let the daemon run on; print how to use and end it."""
-        driven, mfmd = self.driven, f"{sys.executable} -m daemon.cli"
+        driven, mfmd = self.driven, f"{' '.join(PYTHON)} -m daemon.cli"
         self.console.print(
             f"The daemon keeps running. Drop images into {driven.settings.watch.folder}\n"
             f"  status     {mfmd} status --config {driven.config}\n"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from configs.settings import Settings
 from daemon.doctor.finding import Finding, fail, ok, warn
+from daemon.runtime.process_group import PYTHON
 
 OLDEST_TORCH = (2, 11)
 PROBE_SECONDS = 120.0
@@ -29,7 +30,7 @@ def examine_machine() -> list[Finding]:
     """
     findings = [ok("python", f"{platform.python_version()} at {sys.executable}")]
     try:
-        answer = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS)
+        answer = subprocess.run([*PYTHON, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired:
         return [*findings, fail("torch", f"import took over {PROBE_SECONDS:.0f} s", "check disk and memory")]
     if answer.returncode != 0:

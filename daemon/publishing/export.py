@@ -1,10 +1,9 @@
 """Child process that exports a version for a mirror by `mfmd export`, because the control plane holds no tensors."""
 
-import sys
 from pathlib import Path
 
 from daemon.errors import PublishFailed
-from daemon.runtime.process_group import ProcessGroup, last_line
+from daemon.runtime.process_group import PYTHON, ProcessGroup, last_line
 from storage.layout import StateLayout
 from storage.registry.mirrors import Mirror
 
@@ -33,7 +32,7 @@ class MirrorExport:
         """Start an export. Raises StorageError or OSError when there is no room for the copy."""
         self._mirror.prepare(version)
         self._log.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "daemon.cli", "export", str(version), "--format", self._mirror.format]
+        command = [*PYTHON, "-m", "daemon.cli", "export", str(version), "--format", self._mirror.format]
         command += ["--out", str(self._mirror.place(version)), "--config", str(self._config)]
         self._group = ProcessGroup(self._layout, command, log=self._log, nice=NICE)
         self._deadline = now + EXPORT_SECONDS

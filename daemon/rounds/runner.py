@@ -17,8 +17,9 @@ from configs.settings import Settings
 from daemon.errors import DaemonError, NotEnoughFrames
 from daemon.gate.promotion import advance_round
 from daemon.gate.shadow import note_wait, progress_of
+from daemon.rounds.environment import round_environment
 from daemon.rounds.inheritance import inherited_round, promoted_round
-from daemon.rounds.launch import launch_command, launch_environment
+from daemon.rounds.launch import launch_command
 from daemon.rounds.schedule import Trigger
 from daemon.runtime.logs import get_logger
 from daemon.runtime.process_group import ProcessGroup, last_line
@@ -227,7 +228,7 @@ def _train(context: RoundContext, settings: RoundSettings, folder: RoundFolder) 
     start = RoundStart(at=time.time(), step=folder.saved_step)
     folder.enter("training", starts=(*folder.record().starts, start))
     command, layout = launch_command(settings, folder.spec_path), StateLayout(context.settings.state)
-    group = ProcessGroup(layout, command, log=folder.log, nice=NICE, environment=launch_environment(settings))
+    group = ProcessGroup(layout, command, log=folder.log, nice=NICE, environment=round_environment(settings))
     limit = settings.max_seconds + SCORING_SECONDS
     try:
         end = _follow(group, folder, context, limit)

@@ -138,7 +138,7 @@ def running_settings(config: Path) -> Settings:
     except ConfigError:
         layout = StateLayout(state_directory(config))
         found = _published(layout)
-        guessed = STATE_VARIABLE not in os.environ
+        guessed = not os.environ.get(STATE_VARIABLE)
         if found is None or (guessed and Path(compared(layout).file).resolve() != config.resolve()):
             raise
         return found

@@ -8,6 +8,7 @@ a killed one; a copied or restored directory has another identity.
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,8 @@ from daemon.runtime.logs import get_logger
 from storage.durable.record import lines_of
 from storage.layout import StateLayout
 
+PYTHON = (sys.executable, "-P")
+"""How every child starts: with this interpreter, which takes no module from the directory that it starts in."""
 POLL_SECONDS = 0.05
 ORPHAN_SECONDS = 60.0
 """How long a child works on without a daemon (seconds): long enough for a restart by a service manager."""

@@ -111,6 +111,59 @@ def test_unknown_environment_variable_is_refused(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("MFMD_SERVICE_HOST", "10.96.0.7"),
+        ("MFMD_SERVICE_HOST", "fd00::7"),
+        ("MFMD_SERVICE_PORT", "8009"),
+        ("MFMD_SERVICE_PORT_HTTP", "8009"),
+        ("MFMD_PORT", "tcp://10.96.0.7:8009"),
+        ("MFMD_PORT_8009_TCP", "tcp://10.96.0.7:8009"),
+        ("MFMD_PORT_8009_TCP_PROTO", "tcp"),
+        ("MFMD_PORT_8009_TCP_PORT", "8009"),
+        ("MFMD_PORT_8009_TCP_ADDR", "10.96.0.7"),
+        ("MFMD_PORT_53_UDP", "udp://10.96.0.7:53"),
+        ("MFMD_SERVING_SERVICE_HOST", "10.96.0.7"),
+        ("MFMD_SERVING_PORT", "tcp://10.96.0.7:8009"),
+        ("MFMD_WATCH_PORT_8009_TCP_ADDR", "10.96.0.7"),
+        ("MFMD_NAME", "/web/mfmd"),
+        ("MFMD_1_ENV_LANG", "C"),
+    ],
+)
+def test_links_of_services_are_no_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    path = _write(tmp_path, MINIMAL)
+    before = load_settings(path)
+    monkeypatch.setenv(variable, value)
+    assert load_settings(path) == before
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("MFMD_PORT", "9000", "unknown setting"),
+        ("MFMD_SERVING_PORT", "9000", "'MFMD_SERVING__PORT'"),
+        ("MFMD_SEVRING__PORT", "9000", "'MFMD_SERVING__PORT'"),
+        ("MFMD_CONFG", "x.yaml", "unknown setting"),
+        ("MFMD_STAT", "/state", "'MFMD_STATE'"),
+        ("MFMD_SERVICE", "x", "unknown setting"),
+        ("MFMD_WATCH.FOLDER", "/drop", "'MFMD_WATCH__FOLDER'"),
+        ("mfmd_wach__folder", "/drop", "'MFMD_WATCH__FOLDER'"),
+        ("MFMD_STATE", "", "is empty; give it a value, or unset it"),
+        ("MFMD_CONTROL__TOKEN", "", "is empty; give it a value, or unset it"),
+    ],
+)
+def test_a_misspelled_variable_is_still_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError) as caught:
+        load_settings(_write(tmp_path, MINIMAL))
+    assert str(caught.value).startswith(f"environment: {variable}: ") and says in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
         ("MFMD_WATCH__FODLER", "x", "watch.fodler: unknown key; did you mean 'folder'?"),
@@ -271,5 +324,5 @@ def test_json_is_read_as_json(tmp_path: Path) -> None:
 
 
 def test_a_child_gets_no_variable_that_sets_a_setting() -> None:
-    given = {"PATH": "/bin", "MFMD_CONTROL__TOKEN": "x", "MFMD_CONFIG": "y", "MFMD_FAILPOINT": "z"}
+    given = {"PATH": "/bin", "MFMD_CONTROL__TOKEN": "x", "mfmd_state": "y", "MFMD_CONFIG": "y", "MFMD_FAILPOINT": "z"}
     assert without_settings(given) == {"PATH": "/bin", "MFMD_FAILPOINT": "z"}

@@ -31,7 +31,7 @@ PATIENCE = 20.0
 PRELUDE = """
 import json, os, signal, sys, time
 from pathlib import Path
-sys.path.insert(0, os.environ["MAIN"])
+sys.path.insert(0, MAIN)
 from storage.rounds.folder import RoundFolder
 from storage.rounds.records import Progress, RoundScores
 folder = RoundFolder(Path(sys.argv[1]).parent)
@@ -228,10 +228,9 @@ def program(monkeypatch):
     """Let a round be this program."""
 
     def use(code: str) -> None:
-        command = [sys.executable, "-c", PRELUDE + code]
+        command = [sys.executable, "-c", f"MAIN = {str(Path(__file__).parents[2])!r}" + PRELUDE + code]
         monkeypatch.setattr(rounds, "launch_command", lambda settings, spec: [*command, str(spec)])
 
-    monkeypatch.setenv("MAIN", str(Path(__file__).parents[2]))
     return use
 
 
@@ -255,8 +254,8 @@ def config(make_settings, tmp_path):
 def start(layout) -> Iterator:
     started: list[Running] = []
 
-    def make(config: Path, *, ready: bool = True) -> Running:
-        started.append(Running(config, layout, ready=ready))
+    def make(config: Path, *, ready: bool = True, **options: Any) -> Running:
+        started.append(Running(config, layout, ready=ready, **options))
         return started[-1]
 
     yield make

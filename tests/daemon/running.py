@@ -1,6 +1,7 @@
 """`mfmd run` as a process of its own, for tests."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -31,14 +32,18 @@ def serving_locally(app, layout):
 class Running:
     """`mfmd run` on a configuration file."""
 
-    def __init__(self, config: Path, layout, *, ready: bool = True) -> None:
+    def __init__(self, config: Path, layout, *, ready: bool = True, **options) -> None:
+        """`options` are those of Popen: another directory, another environment."""
+        environment = options.pop("env", os.environ) | {"PYTHONPATH": str(ROOT)}  # and not the current directory
         self.layout = layout
         self.log = config.parent / "daemon.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "daemon.cli", "run", "--config", str(config)],
-                cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+                [sys.executable, "-P", "-m", "daemon.cli", "run", "--config", str(config)],
+                env=environment,
+                **{"cwd": ROOT, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
+                | options,
+            )
         if ready:
             self.wait(lambda: layout.run_file("daemon").exists(), "the daemon to be ready")
 

@@ -18,6 +18,7 @@ from daemon.status.collect import collect_status
 from storage.layout import StateLayout
 from storage.rounds.folder import RoundStore
 from tests.daemon.running import ROOT, Running
+from tests.daemon.traps import Traps
 
 SECTIONS = {
     "serving": {"enabled": True},
@@ -74,7 +75,8 @@ def test_a_daemon_on_a_copy_touches_no_process_of_the_original(
     _new_state(layout, make_settings(), path)
     for number in range(8):
         write_image(drop / f"{number}.png", number)
-    original = start(path)
+    traps = Traps(tmp_path)
+    original = start(path, cwd=traps.folder)
     original.wait(lambda: collect_status(make_settings()).buffer.frames == 8, "eight frames")
     plane = original.wait(lambda: current_record(layout, "serve"), "the inference plane")
     assert original.request("POST", "/v1/rounds").status_code == 202
@@ -99,3 +101,4 @@ def test_a_daemon_on_a_copy_touches_no_process_of_the_original(
     assert _open_to_others(layout) == []
     assert original.stop()[0] == 0
     assert _open_to_others(layout) == []
+    assert not traps.imported, "the original runs in a directory full of modules"

@@ -15,8 +15,9 @@ Written by `mfmd config schema --markdown` from the docstrings in `configs/`; a 
 
 One YAML file, by default `./mfmd.yaml`; another with `--config FILE` or `MFMD_CONFIG`. Relative paths are relative to
 that file. Environment variables win over it: `MFMD_` and the keys joined by two underscores, so
-`MFMD_WATCH__FOLDER=/drop` sets `watch.folder`; lists and mappings are given as JSON. An unknown key or a wrong value is
-refused with one line that names file (or variable) and field, exit code 2.
+`MFMD_WATCH__FOLDER=/drop` sets `watch.folder`; lists and mappings are given as JSON. An unknown key, an unknown or
+empty variable or a wrong value is refused with one line that names file (or variable) and field, exit code 2. What
+Kubernetes sets for a service named `mfmd` (`MFMD_SERVICE_HOST`, `MFMD_PORT=tcp://...`) is left alone.
 
 Sections named `advanced` or `ablation` hold rarely changed settings; `mfmd init` does not write them.
 

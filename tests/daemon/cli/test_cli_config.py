@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from configs.load import load_settings
+from daemon.cli import in_order, main
 from daemon.cli.settings.page import render, sections
 from daemon.exit_codes import ExitCode
 
@@ -87,6 +88,30 @@ def test_log_level_may_stand_anywhere_and_shows_tracebacks(mfmd) -> None:
         assert answer.code == ExitCode.NO_CHECKPOINT and "Traceback" in answer.err, arguments
         assert "error[version_unknown]" in answer.err.splitlines()[-1]
     assert mfmd("--log-level", "loud", "status").code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-c", "FILE", "checkpoints", "list", "--json"],
+        ["--json", "--config=FILE", "checkpoints", "list"],
+        ["checkpoints", "-cFILE", "--json", "list"],
+        ["--config", "FILE", "--json", "--log-level", "error", "checkpoints", "list"],
+    ],
+)
+def test_the_options_of_every_command_may_stand_before_its_name(
+    config: Path, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MFMD_LOG__LEVEL", "error")
+    assert main([word.replace("FILE", str(config)) for word in words]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_only_options_of_every_command_are_moved() -> None:
+    assert in_order(["promote", "4", "--reason", "-c"]) == ["promote", "4", "--reason", "-c"]
+    assert in_order(["-c", "a", "predict", "--", "--json"]) == ["predict", "-c", "a", "--", "--json"]
+    assert in_order(["-c"]) == ["-c"]
+    assert in_order(["--help"]) == ["--help"]
 
 
 def test_errors_are_one_line_without_traceback(mfmd, config: Path) -> None:

@@ -1,0 +1,60 @@
+"""What a process of mfmd sets right before any command: whatever started it may have left it in an odd state."""
+
+import os
+import signal
+import sys
+
+FORWARDED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
+FIRST = 1
+"""Process id of the first process of a container."""
+
+
+def prepare() -> None:
+    """Open missing standard streams, hear signals, take no module from the current directory, reap orphans.
+
+    The first process of a container stays in here; a child of it goes on.
+    """
+    _open_streams()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*FORWARDED, signal.SIGCHLD})
+    for number in (signal.SIGTERM, signal.SIGCHLD):  # with SIGCHLD ignored, every child seems to end with status 0
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    os.environ["PYTHONSAFEPATH"] = "1"
+    if path := os.environ.get("PYTHONPATH"):  # an empty entry, as in `PYTHONPATH=$UNSET:/lib`, is the current directory
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path.split(os.pathsep)))
+    if os.getpid() == FIRST:
+        stay_as_init()
+
+
+def stay_as_init() -> None:
+    """Go on in a child; stay to pass signals on to it, reap every process, and end with the child's status.
+
+    Processes whose parent was killed become children of a container's first one. Nobody else can reap them.
+    """
+    heard = {*FORWARDED, signal.SIGCHLD}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, heard)
+    child = os.fork()
+    if child == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return
+    while True:
+        came = signal.sigwaitinfo(heard)
+        if came.si_signo != signal.SIGCHLD and came.si_code <= 0:  # a terminal sends its own to the child too
+            os.kill(child, came.si_signo)
+        ended, status = os.waitpid(-1, os.WNOHANG)
+        while ended not in (0, child):
+            ended, status = os.waitpid(-1, os.WNOHANG)
+        if ended == child:
+            code = os.waitstatus_to_exitcode(status)
+            os._exit(code if code >= 0 else 128 - code)
+
+
+def _open_streams() -> None:
+    """Give the numbers 0 to 2 to the null device where they are closed, or a database may be opened as stdout."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from adapters.rounds.stop import StopRequest
+from storage.layout import StateLayout, end_without_daemon
 
 
 def main(arguments: list[str]) -> int:
@@ -23,6 +24,7 @@ def main(arguments: list[str]) -> int:
         print("usage: accelerate launch -m adapters.round ROUND_FOLDER/spec.json", file=sys.stderr)
         return 2
     with StopRequest() as stop:
+        end_without_daemon(StateLayout(Path(arguments[0]).resolve().parents[2]))
         from adapters.rounds.run import train_and_score  # loads torch for seconds: SIGTERM must be heard before
 
         return train_and_score(Path(arguments[0]), stop)

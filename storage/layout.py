@@ -1,5 +1,10 @@
-"""Paths of a state directory, and the lock that keeps it to one daemon."""
+"""Paths of a state directory, the lock that keeps it to one daemon, and the end of children whose daemon is gone."""
 
+import logging
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +13,14 @@ from storage import durable
 
 LOCK_OWNER_FILES = ("daemon", "activity", "settings")
 """Run files that describe the process that holds the lock, and belong to it."""
+
+ORPHAN_SECONDS = 60.0
+"""How long a child works on without a daemon (seconds): long enough for a restart by a service manager."""
+WORKS_FOR = "_MFMD_WORKS_FOR"
+"""Environment variable of every child: the identity of its state directory (`StateLayout.identity`). A copied or
+restored directory has another identity."""
+
+log = logging.getLogger(__name__)
 
 
 class StateLayout:
@@ -84,3 +97,30 @@ class StateLayout:
     def locked(self) -> bool:
         """Return whether a living process holds the lock; never takes it."""
         return durable.is_locked(self.lock_file)
+
+
+def end_without_daemon(layout: StateLayout, patience: float = ORPHAN_SECONDS) -> None:
+    """Send SIGTERM to this child process if no daemon has held its state directory for `patience` seconds.
+
+    The next daemon ends the children of the last one when it starts; without one they end themselves. A process that no
+    daemon started is not stopped.
+    """
+    if WORKS_FOR in os.environ:
+        threading.Thread(target=_end_without_daemon, args=(layout, patience), name="orphan", daemon=True).start()
+
+
+def _end_without_daemon(layout: StateLayout, patience: float) -> None:
+    alone_since = None
+    while alone_since is None or time.monotonic() - alone_since < patience:
+        time.sleep(patience / 10)
+        alone_since = None if _has_daemon(layout) else alone_since or time.monotonic()
+    log.warning("no daemon has held %s for %.0f s: ends", layout.root, patience)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _has_daemon(layout: StateLayout) -> bool:
+    """Return whether the lock that this child was started under is held: a new lock file is another daemon's."""
+    try:
+        return layout.locked() and layout.identity() == os.environ[WORKS_FOR]
+    except OSError:
+        return False

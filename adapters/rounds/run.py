@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from accelerate.state import PartialState
 
 from adapters.checkpoints.checkpoint import load_version, save_weights
 from adapters.errors import TrainingFailed
@@ -59,6 +60,7 @@ class RoundRun:
             spec = self._folder.spec()
             settings = Settings.model_validate(spec.settings)
             self._progress = RoundProgress(self._folder if self._first else None, settings.round)
+            PartialState(cpu=settings.round.device == "cpu")  # every process of the round is there, or this waits
             self._progress.phase("loading")
             inputs = load_inputs(spec, settings)
         with inputs.buffer:

@@ -60,7 +60,7 @@ def observe(config: ConfigOption = DEFAULT_CONFIG) -> None:
 def as_process(settings: "Settings", config: Path, run: Callable[["Settings"], int]) -> int:
     """Run a process that reloads on SIGHUP and ends soon after the daemon that started it."""
     from daemon.runtime.in_force import SettingsInForce, reloaded_on_hang_up
-    from daemon.runtime.process_group import end_without_daemon
+    from storage.layout import end_without_daemon
 
     end_without_daemon(layout_of(settings))
     with reloaded_on_hang_up(SettingsInForce(settings, config)):

@@ -2,12 +2,14 @@
 
 import os
 import socket
+from pathlib import Path
 from typing import Literal
 
 from configs.errors import ConfigError
 from configs.serving import ControlSettings, ServingSettings
 from configs.settings import Settings
-from daemon.doctor.finding import Finding, fail, ok
+from daemon.doctor.finding import Finding, fail, ok, warn
+from daemon.doctor.secret_files import exposure
 from daemon.net.listening import Wanted, is_loopback, tls_files
 from daemon.net.token import control_address, serving_address
 from daemon.runtime.run_record import current_record
@@ -15,6 +17,10 @@ from storage.layout import StateLayout
 
 Section = Literal["control", "serving"]
 Plane = ControlSettings | ServingSettings
+NEW_SECRET = (
+    "take the rights away (`chmod 600` the file, `chmod go-w` the folder), then put a new secret in its place; without "
+    "run/control.token `mfmd run` makes one"
+)
 
 
 def examine_ports(settings: Settings) -> list[Finding]:
@@ -24,12 +30,12 @@ def examine_ports(settings: Settings) -> list[Finding]:
     if serving.enabled:
         findings.append(_port(layout, "serve", "serving", serving))
     if current_record(layout, "daemon") is None:  # the settings in force hold no control token
-        findings.append(_guard(control_address(control), control))
+        findings.append(_guard(control_address(control), control, layout))
     else:
-        findings.append(ok("control_token", "the daemon that runs has one"))
+        findings.append(_kept("control_token", control.token_file or layout.token_file, "the daemon that runs has one"))
     findings += _tls("control", control)
     if serving.enabled:
-        findings += [_guard(serving_address(serving), serving), *_tls("serving", serving)]
+        findings += [_guard(serving_address(serving), serving, layout), *_tls("serving", serving)]
     return findings
 
 
@@ -52,7 +58,7 @@ def _port(layout: StateLayout, run_name: str, section: Section, plane: Plane) ->
     return ok(name, f"{host}:{port} is free")
 
 
-def _guard(wanted: Wanted, plane: Plane) -> Finding:
+def _guard(wanted: Wanted, plane: Plane, layout: StateLayout) -> Finding:
     name, token, token_file = f"{wanted.section}_token", plane.token, plane.token_file
     if not wanted.guarded and not is_loopback(wanted.host):
         remedy = f"{wanted.remedy}, or bind 127.0.0.1; otherwise it does not start"
@@ -61,12 +67,21 @@ def _guard(wanted: Wanted, plane: Plane) -> Finding:
     if token is None and token_file is not None and not os.access(token_file, os.R_OK):
         remedy = "write a token to it and let the user that runs mfmd read it"
         return fail(name, f"{token_file} cannot be read", remedy)
-    if token is not None or token_file is not None:
+    if token is not None:
         return ok(name, "configured")
+    if token_file is not None:
+        return _kept(name, token_file, "configured")
     if wanted.section == "control":
-        return ok(name, "made by `mfmd run` in the state directory, for this machine's user only")
+        made = "made by `mfmd run` in the state directory, for this machine's user only"
+        return _kept(name, layout.token_file, made)
     who = "anyone who can connect" if wanted.guarded else "every user of this machine"
     return ok(name, f"none: {who} can request masks")
+
+
+def _kept(name: str, secret: Path, fine: str) -> Finding:
+    """Return the finding `fine` about a file with a secret, or who else can read or replace it."""
+    exposed = exposure(secret)
+    return warn(name, exposed, NEW_SECRET) if exposed else ok(name, fine)
 
 
 def _tls(section: Section, plane: Plane) -> list[Finding]:
@@ -75,4 +90,4 @@ def _tls(section: Section, plane: Plane) -> list[Finding]:
         files = tls_files(section, plane.certificate, plane.key)
     except ConfigError as error:
         return [fail(name, str(error), "give a matching certificate and key; otherwise it does not start")]
-    return [] if files is None else [ok(name, f"certificate {files.certificate}")]
+    return [] if files is None else [_kept(name, files.key, f"certificate {files.certificate}")]

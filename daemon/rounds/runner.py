@@ -42,6 +42,8 @@ GRACE_SECONDS = 8.0
 """Between SIGTERM and SIGKILL (seconds): enough to end the current step and write scores."""
 SCORING_SECONDS = 1800.0
 """Time a round may take beyond its training budget, for loading, saving and scoring (seconds)."""
+START_SECONDS = 600.0
+"""Time until all processes of a round run (seconds): torch from a cold disk takes a minute. Then budgets count."""
 NICE = 5
 """Added to the daemon's nice value, because a round is less urgent than ingest and answers."""
 STOPPED = "stopped before it could write its scores"
@@ -216,7 +218,7 @@ def _spec(
     )
 
 
-End = Literal["by itself", "stopped", "too long"]
+End = Literal["by itself", "stopped", "too long", "did not begin"]
 """Why a round's process is no longer followed."""
 
 
@@ -232,7 +234,7 @@ def _train(context: RoundContext, settings: RoundSettings, folder: RoundFolder) 
     limit = settings.max_seconds + SCORING_SECONDS
     try:
         end = _follow(group, folder, context, limit)
-        stopped = end != "too long" and context.stop.is_set()
+        stopped = end in ("by itself", "stopped") and context.stop.is_set()
         if stopped and not context.suspends:
             # Before its process is told: should this process die now, the round has ended.
             _write_if_possible(folder, stopped=True)
@@ -245,8 +247,7 @@ def _train(context: RoundContext, settings: RoundSettings, folder: RoundFolder) 
     if scores is None and stopped:
         record_failure(folder, "stopped", STOPPED)
     elif scores is None:
-        too_long = f"time limit of {limit:.0f} s exceeded (round.max_seconds and {SCORING_SECONDS:.0f} s for scoring)"
-        record_failure(folder, "failed", too_long if end == "too long" else _death(status, folder))
+        record_failure(folder, "failed", _late(end, limit) or _death(status, folder))
 
 
 def _suspend(folder: RoundFolder, *, orderly: bool) -> NoReturn:
@@ -267,21 +268,30 @@ def _write_if_possible(folder: RoundFolder, **changes: Any) -> None:
 
 
 def _follow(group: ProcessGroup, folder: RoundFolder, context: RoundContext, limit: float) -> End:
-    """Show the progress until the process ends, `stop` is set or the time (seconds) is up."""
-    deadline, shown, scoring = time.monotonic() + limit, 0.0, False
+    """Show the progress until the process ends, `stop` is set or the time (seconds, from the first line) is up."""
+    deadline, began, shown, scoring = time.monotonic() + START_SECONDS, False, folder.record().starts[-1].at, False
     while group.poll() is None:
         if context.stop.wait(POLL_SECONDS):
             return "stopped"
         progress = folder.last_progress()
         if progress is not None and progress.at > shown:
+            if not began:
+                began, deadline = True, time.monotonic() + limit
             shown = progress.at
             context.on_progress(progress)
             if progress.phase == "scoring" and not scoring:
                 scoring = True
                 _write_if_possible(folder, stage="scoring")
         if time.monotonic() > deadline:
-            return "too long"
+            return "too long" if began else "did not begin"
     return "by itself"
+
+
+def _late(end: End, limit: float) -> str:
+    if end == "did not begin":
+        return f"its processes had not met {START_SECONDS:.0f} s after the start"
+    too_long = f"time limit of {limit:.0f} s exceeded (round.max_seconds and {SCORING_SECONDS:.0f} s for scoring)"
+    return too_long if end == "too long" else ""
 
 
 def _death(status: int, folder: RoundFolder) -> str:

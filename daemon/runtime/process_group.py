@@ -1,15 +1,15 @@
 """A child process and all processes that it starts: signalled together, ended when all have ended.
 
-Each child leads a process group, as `accelerate launch` works in another process than the one started. It has the
-identity of its state directory (`StateLayout.identity`) in its environment, by which the next daemon finds leftovers of
-a killed one; a copied or restored directory has another identity.
+Each child leads a process group, as `accelerate launch` works in another process than the one started; with several
+processes it gives each a session of its own. A child has two marks in its environment from its first moment on: one of
+its group, and the identity of its state directory (`StateLayout.identity`), by which the next daemon finds leftovers.
 """
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -20,15 +20,13 @@ import psutil
 from configs.load import without_settings
 from daemon.runtime.logs import get_logger
 from storage.durable.record import lines_of
-from storage.layout import StateLayout
+from storage.layout import WORKS_FOR, StateLayout
 
 PYTHON = (sys.executable, "-P")
 """How every child starts: with this interpreter, which takes no module from the directory that it starts in."""
 POLL_SECONDS = 0.05
-ORPHAN_SECONDS = 60.0
-"""How long a child works on without a daemon (seconds): long enough for a restart by a service manager."""
-WORKS_FOR = "_MFMD_WORKS_FOR"
-"""Environment variable of every child: the identity of its state directory."""
+MEMBER = "_MFMD_MEMBER"
+"""Environment variable with a mark that the processes of one group have, those in sessions of their own too."""
 LOG_TAIL_BYTES = 4096
 ENDED = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
@@ -58,14 +56,14 @@ class ProcessGroup:
         Output is appended to `log`, or inherits stdout and stderr. The command gets no variable that sets a setting,
         because it gets the settings in force. Raises OSError.
         """
-        self.command = list(command)
+        self.command, self._mark = list(command), secrets.token_hex(8)
         with log.open("ab") if log is not None else nullcontext() as output:
             self._process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**without_settings(environment), WORKS_FOR: layout.identity()},
+                env={**without_settings(environment), WORKS_FOR: layout.identity(), MEMBER: self._mark},
                 start_new_session=True,
             )
         if nice:
@@ -87,7 +85,7 @@ class ProcessGroup:
     def wait(self, seconds: float) -> bool:
         """Wait until leader and group have ended; return False if they have not after `seconds`."""
         deadline = time.monotonic() + seconds
-        while self.poll() is None or group_alive(self.pid):
+        while self.poll() is None or any(self._members()):
             if time.monotonic() >= deadline:
                 return False
             time.sleep(POLL_SECONDS)
@@ -111,6 +109,16 @@ class ProcessGroup:
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError, PermissionError):  # an empty group is no error
             os.killpg(self.pid, number)
+        if number is signal.SIGKILL or self.poll() is not None:  # a launcher that lives passes SIGTERM on
+            for process in self._members():
+                with suppress(psutil.Error):
+                    process.send_signal(number)
+
+    def _members(self) -> Iterator[psutil.Process]:
+        """Yield the running processes of the group; zombies are not among them."""
+        for process in psutil.process_iter():
+            if _is_member(process, self.pid) or _has(process, MEMBER, self._mark):
+                yield process
 
 
 def group_alive(group: int) -> bool:
@@ -121,7 +129,7 @@ def group_alive(group: int) -> bool:
 def children_of(layout: StateLayout) -> Iterator[psutil.Process]:
     """Yield the running processes that a daemon on this state directory started, directly or not."""
     identity = layout.identity()
-    return (process for process in psutil.process_iter() if _works_for(process, identity))
+    return (process for process in psutil.process_iter() if _has(process, WORKS_FOR, identity))
 
 
 def end_leftovers(layout: StateLayout, grace_seconds: float) -> list[int]:
@@ -140,35 +148,16 @@ def end_leftovers(layout: StateLayout, grace_seconds: float) -> list[int]:
     return [process.pid for process in found]
 
 
-def end_without_daemon(layout: StateLayout, patience: float = ORPHAN_SECONDS) -> None:
-    """Stop this child process if no daemon has held the state directory for `patience` seconds.
-
-    A killed daemon cannot stop its children. The next daemon ends them when it starts; without one they end
-    themselves. A process that no daemon started is not stopped.
-    """
-    if WORKS_FOR in os.environ:
-        threading.Thread(target=_end_without_daemon, args=(layout, patience), name="orphan", daemon=True).start()
-
-
-def _end_without_daemon(layout: StateLayout, patience: float) -> None:
-    alone_since = None
-    while alone_since is None or time.monotonic() - alone_since < patience:
-        time.sleep(patience / 10)
-        alone_since = None if layout.locked() else alone_since or time.monotonic()
-    log.warning("daemon_missing", state=str(layout.root), seconds=patience)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def _is_member(process: psutil.Process, group: int) -> bool:
     with suppress(ProcessLookupError, PermissionError, psutil.Error):
         return os.getpgid(process.pid) == group and process.status() not in ENDED
     return False
 
 
-def _works_for(process: psutil.Process, identity: str) -> bool:
-    """Return whether a daemon on the directory started it. False if another user's environment cannot be read."""
+def _has(process: psutil.Process, name: str, value: str) -> bool:
+    """Return whether its environment has a variable. False if another user's environment cannot be read."""
     with suppress(psutil.Error, OSError):
-        return process.environ().get(WORKS_FOR) == identity
+        return process.environ().get(name) == value
     return False
 
 

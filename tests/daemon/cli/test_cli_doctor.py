@@ -239,7 +239,45 @@ def test_public_control_plane_needs_a_token(settings: Settings, tmp_path: Path) 
     with_file = _with(public, "control", token_file=token)
     assert _by_name(examine_ports(with_file))["control_token"].level == Level.FAIL
     token.write_text("secret", encoding="utf-8")
+    token.chmod(0o600)
     assert _by_name(examine_ports(with_file))["control_token"].level == Level.OK
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o640, 0o644, 0o666, 0o660, 0o602])
+@pytest.mark.parametrize("where", ["own", "control", "serving", "tls"])
+def test_a_secret_that_others_can_read_is_named(settings: Settings, tmp_path: Path, where: str, mode: int) -> None:
+    layout = StateLayout(settings.state)
+    layout.create()
+    name, secret = {
+        "own": ("control_token", layout.token_file),
+        "control": ("control_token", tmp_path / "secret"),
+        "serving": ("serving_token", tmp_path / "secret"),
+        "tls": ("serving_tls", tmp_path / "key.pem"),
+    }[where]
+    if where == "tls":
+        certificate, secret = self_signed(tmp_path)
+        settings = _with(settings, "serving", certificate=certificate, key=secret)
+    else:
+        secret.write_text("secret\n")
+        settings = settings if where == "own" else _with(settings, where, token_file=secret)
+    secret.chmod(mode)
+    finding = _by_name(examine_ports(settings))[name]
+    assert (finding.level is Level.OK) == (mode in (0o600, 0o400, 0o640))
+    assert finding.level is Level.OK or f"{secret} has mode {mode:04o}" in finding.detail
+
+
+def test_a_secret_in_a_folder_that_others_can_write_to_is_named(settings: Settings, tmp_path: Path) -> None:
+    folder = tmp_path / "open" / "inner"
+    folder.mkdir(parents=True)
+    secret = folder / "secret"
+    secret.write_text("secret\n")
+    secret.chmod(0o600)
+    folder.parent.chmod(0o777)
+    found = _by_name(examine_ports(_with(settings, "serving", token_file=secret)))["serving_token"]
+    assert found.level is Level.WARN and f"{folder.parent} has mode 0777" in found.detail
+    folder.parent.chmod(0o1777)
+    found = _by_name(examine_ports(_with(settings, "serving", token_file=secret)))["serving_token"]
+    assert found.level is Level.OK, "as in /tmp"
 
 
 def test_the_token_of_a_running_daemon_is_not_missed(settings: Settings) -> None:

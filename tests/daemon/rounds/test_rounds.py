@@ -75,12 +75,21 @@ def test_a_crash_is_recorded_with_its_cause(world, registry, store, program, cod
 
 
 def test_a_hanging_round_is_ended_with_everything_it_started(world, registry, program, monkeypatch, layout):
-    program("import subprocess; subprocess.Popen(['sleep', '600']); time.sleep(600)")
+    program(
+        "import subprocess; subprocess.Popen(['sleep', '600'], start_new_session=True); progress(1); time.sleep(600)"
+    )
     monkeypatch.setattr(rounds, "SCORING_SECONDS", 1.5 - world.settings.round.max_seconds)
     monkeypatch.setattr(rounds, "GRACE_SECONDS", 0.5)
     with pytest.raises(RoundFailed, match="time limit of"):
         _run(world, registry)
     assert not any(children_of(layout))
+
+
+def test_a_round_whose_processes_never_meet_is_ended_long_before_its_budget(world, registry, program, monkeypatch):
+    program("time.sleep(600)")
+    monkeypatch.setattr(rounds, "START_SECONDS", 0.5)
+    with pytest.raises(RoundFailed, match="had not met"):
+        _run(world, registry)
 
 
 def test_stop_ends_it_cleanly(world, registry, store, program):

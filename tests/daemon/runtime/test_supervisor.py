@@ -102,8 +102,7 @@ def test_a_child_ends_when_no_daemon_holds_its_state_directory_any_more(layout, 
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from daemon.runtime.process_group import end_without_daemon\n"
-        "from storage.layout import StateLayout\n"
+        "from storage.layout import StateLayout, end_without_daemon\n"
         "end_without_daemon(StateLayout(Path(sys.argv[1])), 0.5)\n"
         "Path(sys.argv[2]).touch()\n"
         "time.sleep(600)"
@@ -115,6 +114,13 @@ def test_a_child_ends_when_no_daemon_holds_its_state_directory_any_more(layout, 
         wait_until(ready.exists)
         assert not child.wait(1.0), "its daemon lives"
     assert child.wait(30.0) and child.poll() == -signal.SIGTERM
+    ready.unlink()
+    with layout.lock():
+        replaced = ProcessGroup(layout, command)
+        wait_until(ready.exists)
+    layout.lock_file.unlink()
+    with layout.lock():
+        assert replaced.wait(30.0) and replaced.poll() == -signal.SIGTERM, "a new lock file is another daemon's"
     ready.unlink()
     alone = subprocess.Popen(command)
     wait_until(ready.exists)
@@ -247,6 +253,20 @@ def test_what_a_leader_leaves_behind_is_stopped_with_it(layout, tmp_path, wait_u
     assert group_alive(group.pid), "the grandchild runs on"
     group.stop(5.0)
     wait_until(lambda: not group_alive(group.pid))
+
+
+@pytest.mark.parametrize("launcher_seconds", ["600", "0"])
+def test_what_has_a_session_of_its_own_is_stopped_too(layout, tmp_path, wait_until, launcher_seconds):
+    """So starts torchrun the processes of a round. A launcher that is killed stops none of them."""
+    log = tmp_path / "log"
+    worker = "print('ready', flush=True); import time; time.sleep(600)"
+    launcher = PARENT.replace("sys.argv[1]])", "sys.argv[1]], start_new_session=True)")
+    group = ProcessGroup(layout, _python(launcher, worker, launcher_seconds), log=log)
+    wait_until(lambda: "ready" in log.read_text() and (launcher_seconds != "0" or group.poll() == 0))
+    assert not group.wait(0.1)
+    assert group.finish(0.0) == (0 if launcher_seconds == "0" else -signal.SIGKILL)
+    assert group.wait(10.0)
+    assert not any(children_of(layout))
 
 
 def test_a_group_is_waited_for_as_a_whole(layout, tmp_path, wait_until):

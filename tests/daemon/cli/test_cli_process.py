@@ -1,0 +1,85 @@
+"""What a process sets right before any command: streams, signals, paths of modules, orphans as first of a container."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+
+def _start(code: str, *arguments: str, shell: str = 'exec "$@"', path: str = str(ROOT)) -> subprocess.Popen[str]:
+    command = ["sh", "-c", shell, "sh", sys.executable, "-P", "-c", code, *arguments]
+    environment = os.environ | {"PYTHONPATH": path}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+STATE = """
+import json, os, signal, sys
+from daemon.cli.process import prepare
+prepare()
+print("a log line")
+seen = {
+    "streams": [os.readlink(f"/proc/self/fd/{number}") for number in range(3)],
+    "ignored": [name for name in ("SIGTERM", "SIGCHLD") if signal.getsignal(getattr(signal, name)) == signal.SIG_IGN],
+    "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
+    "safe": os.environ["PYTHONSAFEPATH"],
+    "path": os.environ["PYTHONPATH"],
+}
+with open(sys.argv[1], "w") as file:
+    json.dump(seen, file)
+"""
+
+
+def test_a_process_started_in_an_odd_state_sets_itself_right(tmp_path: Path) -> None:
+    """All at once: closed streams, blocked and ignored signals, the current directory among the paths of modules."""
+    answer = tmp_path / "seen.json"
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
+    try:
+        shell = "trap '' TERM CHLD; exec \"$@\" <&- >&- 2>&-"
+        process = _start(STATE, str(answer), shell=shell, path=f":{ROOT}:")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    seen = json.loads(answer.read_text())
+    assert seen == {"streams": ["/dev/null"] * 3, "ignored": [], "blocked": [], "safe": "1", "path": str(ROOT)}
+
+
+FIRST = """
+import ctypes, os, signal, subprocess, sys, time
+import psutil
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans come here, as to the first of a container
+from daemon.cli.process import stay_as_init
+stay_as_init()
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
+orphan = "import time; time.sleep(0.2)"
+launcher = f"import subprocess, sys; subprocess.Popen([sys.executable, '-S', '-c', {orphan!r}]); print(); input()"
+for _ in range(2):
+    child = subprocess.Popen([sys.executable, "-S", "-c", launcher], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child.stdout.readline()
+    child.kill()
+    assert child.wait() == -9
+end = time.monotonic() + 20
+while len(left := psutil.Process(os.getppid()).children()) > 1:
+    assert time.monotonic() < end, left
+    time.sleep(0.02)
+print("reaped", flush=True)
+os.kill(os.getpid(), signal.SIGKILL) if sys.argv[1] == "killed" else signal.pause()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="containers")
+@pytest.mark.parametrize(("end", "status"), [("stopped", 5), ("killed", 128 + signal.SIGKILL)])
+def test_the_first_process_of_a_container_reaps_orphans_and_ends_like_its_command(end: str, status: int) -> None:
+    process = _start(FIRST, end)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "reaped\n"
+    if end == "stopped":
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == status
+    process.stdout.close()

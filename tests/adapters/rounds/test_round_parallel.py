@@ -13,7 +13,8 @@ from adapters.recipes.build import RECIPES
 from adapters.rounds.run import train_and_score
 from adapters.rounds.stop import StopRequest
 from configs.settings import Settings
-from daemon.rounds.launch import launch_command, launch_environment
+from daemon.rounds.environment import round_environment
+from daemon.rounds.launch import launch_command
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder
 from tests.adapters.rounds.forked_rounds import run_pair
@@ -33,7 +34,7 @@ def launch(folder: RoundFolder, _before: Callable[[], None]) -> None:
     with folder.log.open("wb") as log:
         status = subprocess.run(
             launch_command(settings, folder.spec_path),
-            env=launch_environment(settings),
+            env=round_environment(settings),
             cwd=ROOT,
             stdout=log,
             stderr=log,

@@ -15,7 +15,8 @@ from adapters.recipes.build import RECIPES
 from adapters.rounds.run import train_and_score
 from adapters.rounds.stop import StopRequest
 from configs.settings import Settings
-from daemon.rounds.launch import launch_command, launch_environment
+from daemon.rounds.environment import round_environment
+from daemon.rounds.launch import launch_command
 from storage import durable
 from storage.rounds.folder import RoundFolder
 from tests.adapters.rounds.forked_rounds import DEADLINE, fork, run_pair, wait
@@ -64,7 +65,7 @@ def again(folder: RoundFolder, name: str) -> RoundFolder:
 def launch(folder: RoundFolder) -> subprocess.Popen[bytes]:
     """All processes of a round, as the daemon starts them."""
     settings = Settings.model_validate(folder.spec().settings).round
-    command, environment = launch_command(settings, folder.spec_path), launch_environment(settings)
+    command, environment = launch_command(settings, folder.spec_path), round_environment(settings)
     with folder.log.open("ab") as log:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 

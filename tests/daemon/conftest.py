@@ -28,10 +28,11 @@ from tests.daemon.running import Running
 
 PATIENCE = 20.0
 """Deadline of waits (seconds): far more than an idle machine needs."""
-PRELUDE = """
+PRELUDE = (
+    f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})"
+    + """
 import json, os, signal, sys, time
 from pathlib import Path
-sys.path.insert(0, MAIN)
 from storage.rounds.folder import RoundFolder
 from storage.rounds.records import Progress, RoundScores
 folder = RoundFolder(Path(sys.argv[1]).parent)
@@ -44,6 +45,7 @@ def save(step):
     (folder.states.begin(step) / "state.json").write_text("{}")
     folder.states.publish(step)
 """
+)
 """Programs in the place of `adapters.round` take its argument and write its files. The real one: test_run.py, e2e."""
 
 
@@ -228,7 +230,7 @@ def program(monkeypatch):
     """Let a round be this program."""
 
     def use(code: str) -> None:
-        command = [sys.executable, "-c", f"MAIN = {str(Path(__file__).parents[2])!r}" + PRELUDE + code]
+        command = [sys.executable, "-c", PRELUDE + code]
         monkeypatch.setattr(rounds, "launch_command", lambda settings, spec: [*command, str(spec)])
 
     return use

@@ -233,7 +233,7 @@ def test_a_round_of_an_operator_who_ended_it_is_over_even_if_adapt_dies_before_t
         "runner.launch_command = lambda settings, spec: [sys.executable, '-c', sys.argv[1], str(spec)]\n"
         "sys.exit(main(['adapt', '--config', sys.argv[2]]))"
     )
-    environment = {**os.environ, "MAIN": str(ROOT), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", adapt, PRELUDE + code, str(config)]
     ended = subprocess.run(command, env=environment, timeout=120, check=False, capture_output=True, text=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr

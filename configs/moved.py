@@ -24,12 +24,23 @@ def move_keys(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if old in moved:
             _put(moved, new, moved.pop(old), old, new, notes)
     sections = dict(sections_of(Settings))
+    _drop_needless_limit(moved, notes)
     if isinstance(recipe := moved.get("recipe"), dict):
         sections["recipe"] = RECIPES.get(str(recipe.get("name", "dacs")), DacsSettings)
     for name, section in sections.items():
         if isinstance(moved.get(name), dict):
             moved[name] = _moved(moved[name], section, name, notes)
     return moved, notes
+
+
+def _drop_needless_limit(values: dict[str, Any], notes: list[str]) -> None:
+    """Drop `serving.max_pixels` where `watch.max_pixels`, which holds for both now, is no larger."""
+    serving, watch = values.get("serving"), values.get("watch")
+    if isinstance(serving, dict) and isinstance(watch, dict):
+        old, new = serving.get("max_pixels"), watch.get("max_pixels")
+        if isinstance(old, int) and isinstance(new, int) and old >= new:
+            values["serving"] = {key: value for key, value in serving.items() if key != "max_pixels"}
+            notes.append("serving.max_pixels is gone: watch.max_pixels holds for the inference plane too; delete it")
 
 
 def _moved(values: dict[str, Any], section: type[BaseModel], place: str, notes: list[str]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ class WatchAdvanced(Section):
     """Forms (strptime) of a time inside a file's name, for `capture_time: name`; read as local time."""
     source_label: Literal["folder", "none"] = "folder"
     """Source label (camera) of a frame: the first sub-folder of its path. Files directly in the folder have none."""
+    decode_seconds: Positive = 10.0
+    """Processor time that decoding one image may take, here and in the inference plane (seconds, rounded up)."""
     decode_threads: Annotated[int, Field(ge=1, le=64)] = 2
     """Files decoded at once (threads), at most as many as cores; one more thread commits them."""
     group_frames: PositiveInt = 32

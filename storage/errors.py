@@ -11,8 +11,9 @@ class RefusedImage(StorageError):
     """An image that can never be ingested as it is: record the reason and continue.
 
     `reason` is one of: empty, too_many_bytes, too_many_pixels, aspect, not_an_image, needs_extra, truncated,
-    unreadable, bad_label, camera_raw, thumbnail_only, unsupported_bits, unsupported_colors, unsupported_compression,
-    unsupported_layout, unsupported_samples. Ingest adds outside_folder, for links that leave the drop folder.
+    too_costly, decoder_crashed, unreadable, bad_label, camera_raw, thumbnail_only, unsupported_bits,
+    unsupported_colors, unsupported_compression, unsupported_layout, unsupported_samples. Ingest adds outside_folder,
+    for links that leave the drop folder.
     """
 
     code = "image_refused"

@@ -20,7 +20,8 @@ from configs.settings import Settings
 from configs.watch import WatchSettings
 from storage.errors import RefusedImage
 from storage.layout import StateLayout
-from storage.media.images import decode_image, fit_frame
+from storage.media.bounded import DecodeLimits, decode_bounded
+from storage.media.images import fit_frame
 from storage.registry.manifest import Manifest
 from storage.registry.registry import CheckpointRegistry
 from storage.source.label_file import read_label
@@ -76,7 +77,7 @@ def _predicted(
     pair: LabelledPair, network: SegmentationNetwork, manifest: Manifest, watch: WatchSettings, label_map: LabelMap
 ) -> tuple[Tensor, Tensor]:
     """Return the class map of an image and its label, [h, w] each, at the label's size."""
-    pixels = decode_image(pair.image, max_bytes=watch.max_file_bytes, max_pixels=watch.max_pixels)
+    pixels = decode_bounded(pair.image, DecodeLimits.of(watch)).pixels
     label = read_label(pair.label, label_map, max_pixels=watch.max_pixels).classes
     frame = fit_frame(pixels, manifest.input_height, manifest.input_width)
     height, width = label.shape

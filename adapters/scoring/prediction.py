@@ -14,7 +14,7 @@ from configs.settings import Settings
 from storage.durable.permissions import shared_files
 from storage.errors import RefusedImage
 from storage.layout import StateLayout
-from storage.media.images import decode_image
+from storage.media.bounded import DecodeLimits, decode_bounded
 from storage.registry.registry import CheckpointRegistry
 
 
@@ -53,7 +53,7 @@ def predict_files(
     taken: set[str] = set()
     for source in images:
         try:
-            pixels = decode_image(source, max_bytes=settings.watch.max_file_bytes, max_pixels=settings.watch.max_pixels)
+            pixels = decode_bounded(source, DecodeLimits.of(settings.watch)).pixels
         except (RefusedImage, OSError) as error:
             reason = error.reason if isinstance(error, RefusedImage) else "unreadable"
             yield PredictedFile(source, number, None, None, f"{reason}: {error}")

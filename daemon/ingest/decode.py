@@ -6,7 +6,7 @@ EXIF tags, the file's name, or its mtime give the capture time; implausible time
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
 from pathlib import PurePosixPath
@@ -20,7 +20,8 @@ from storage.buffer.catalog_records import FileFact
 from storage.buffer.frames import NewFrame, Packed
 from storage.durable.digest import digest_of
 from storage.errors import RefusedImage
-from storage.media.images import FittedFrame, decode_photo, fit_frame
+from storage.media.bounded import DecodeLimits, decode_bounded
+from storage.media.images import FittedFrame, fit_frame
 from storage.media.perceptual_hash import perceptual_hash
 
 EARLIEST = 631_152_000.0
@@ -99,8 +100,8 @@ class Decoder:
             frame = self._frame(arrival, data, digest)
         except RefusedImage as error:
             return Settled(arrival, "rejected", digest, error.reason, str(error).removeprefix("image: "))
-        except MemoryError as error:  # not what a decoder says of damage: there was none left just then
-            return RetryLater(arrival, f"no memory: {error}")
+        except (OSError, MemoryError) as error:  # not what a decoder says of damage: no memory or process just then
+            return RetryLater(arrival, f"{type(error).__name__}: {error}")
         except Exception as error:  # a bug in a decoder must cost one file, not ingest
             log.error("decoder_failed", file=arrival.file.path, error=str(error), exc_info=True)
             what = f"the decoder failed: {type(error).__name__}: {error}"
@@ -109,9 +110,7 @@ class Decoder:
 
     def _frame(self, arrival: Arrival, data: bytes, digest: str) -> NewFrame:
         watch = self._watch
-        photo = decode_photo(
-            data, max_bytes=watch.max_file_bytes, max_pixels=watch.max_pixels, max_aspect=watch.advanced.max_aspect
-        )
+        photo = decode_bounded(data, replace(DecodeLimits.of(watch), max_aspect=watch.advanced.max_aspect))
         fitted = fit_frame(photo.pixels, self._buffer.height, self._buffer.width)
         return NewFrame(
             file=arrival.file,

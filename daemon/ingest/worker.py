@@ -30,6 +30,7 @@ from daemon.watch.watcher import Watcher
 from storage.buffer.frame_writer import NOT_KEPT
 from storage.buffer.frames import FrameBuffer, FrameRecord, HoldoutRule
 from storage.errors import BufferFull, StorageError
+from storage.media.bounded import cancel_decodes
 
 PAUSE_SECONDS = 1.0
 """Interval at which a paused ingest checks whether it may resume (seconds)."""
@@ -115,6 +116,8 @@ class Ingest:
             log.warning("batch_postponed", files=len(self.batch), reason=self._reason(error))
         finally:
             self._watcher.close()
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            cancel_decodes()
             self._pool.shutdown()
 
     @property

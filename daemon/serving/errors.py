@@ -18,6 +18,8 @@ REFUSED_STATUS = {
     "unsupported_compression": 415,
     "unsupported_layout": 415,
     "unsupported_samples": 415,
+    "too_costly": 413,
+    "decoder_crashed": 422,
     "truncated": 422,
     "unreadable": 422,
 }

@@ -21,6 +21,7 @@ from daemon.serving.versions.follower import Follower
 from daemon.serving.versions.slots import Resident, Slots
 from daemon.serving.versions.swap import Swapper
 from storage.layout import StateLayout
+from storage.media.bounded import cancel_decodes
 from storage.registry.registry import CheckpointRegistry
 from storage.registry.shadow_record import ShadowRecords
 
@@ -72,6 +73,7 @@ class InferencePlane:
         self.follower.stop(STOP_SECONDS)
         self.batcher.stop(STOP_SECONDS)
         self.shadow.stop(STOP_SECONDS)
+        cancel_decodes()
         self._pool.shutdown()
 
     @property

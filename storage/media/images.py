@@ -33,6 +33,7 @@ DAMAGE = (
 )  # fmt: skip
 """Exceptions of Pillow's decoders on damaged data."""
 ORIENTATION_TAG = 0x0112
+Image.MAX_IMAGE_PIXELS = None  # `check_sides` has the limit of the settings
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -89,7 +90,7 @@ def decode_photo(source: Path | bytes, *, max_bytes: int, max_pixels: int, max_a
     through, because the same file may be readable the next time.
     """
     name = str(source) if isinstance(source, Path) else "image"
-    data = _read(source, max_bytes) if isinstance(source, Path) else source
+    data = read_file(source, max_bytes) if isinstance(source, Path) else source
     _check_size(name, len(data), max_bytes)
     check = functools.partial(check_sides, max_pixels=max_pixels, max_aspect=max_aspect)
     try:
@@ -154,7 +155,8 @@ def fit_label(labels: NDArray[np.uint8], height: int, width: int, fill: int) -> 
     return _fit(labels, height, width, fill, Image.Resampling.NEAREST)[0]
 
 
-def _read(path: Path, max_bytes: int) -> bytes:
+def read_file(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a file. Raises RefusedImage: empty, too_many_bytes, unreadable; other OSErrors pass."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):

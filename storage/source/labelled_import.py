@@ -17,7 +17,8 @@ from storage.buffer.zarr_metadata import create_array
 from storage.durable.digest import digest_of
 from storage.errors import RefusedImage, StorageError
 from storage.layout import StateLayout
-from storage.media.images import FittedFrame, decode_image, fit_frame, fit_label
+from storage.media.bounded import DecodeLimits, decode_bounded
+from storage.media.images import FittedFrame, fit_frame, fit_label
 from storage.source.label_counts import LabelCounts
 from storage.source.label_file import UnknownValue, read_label
 from storage.source.label_map import LabelMap
@@ -156,7 +157,7 @@ class _Import:
     def _fit(self, pair: LabelledPair, found: LabelCounts) -> tuple[FittedFrame, NDArray[np.uint8]]:
         """Return image and label at frame size; count the label. Raises RefusedImage."""
         watch, buffer, ignored = self._watch, self._buffer, self._source.ignore_index
-        pixels = decode_image(pair.image, max_bytes=watch.max_file_bytes, max_pixels=watch.max_pixels)
+        pixels = decode_bounded(pair.image, DecodeLimits.of(watch)).pixels
         label = read_label(pair.label, self._map, max_pixels=watch.max_pixels)
         found.add(label, pair.name)
         if label.classes.shape != pixels.shape[:2]:

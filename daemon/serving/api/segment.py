@@ -1,5 +1,6 @@
 """`POST /v1/segment` (an image in, a mask out), `GET /v1/classes`, `GET /v1/serving`."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from daemon.serving.middleware import version_headers
 from daemon.serving.plane import InferencePlane
 from daemon.serving.versions.follower import SwapFailure
 from storage.errors import RefusedImage
-from storage.media.images import decode_image
+from storage.media.bounded import DecodeLimits, decode_bounded
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 FORM = {"schema": {"type": "object", "properties": {"image": BINARY["schema"]}, "required": ["image"]}}
@@ -134,10 +135,10 @@ async def _segment(plane: InferencePlane, kind: AnswerFormat, content_type: str,
 
 def _decode(plane: InferencePlane, content_type: str, body: bytes) -> NDArray[np.uint8]:
     """Return the image of a raw or multipart body, RGB `[h, w, 3]`; ApiError 4xx without one."""
-    most_bytes, most_pixels = plane.settings.serving.advanced.max_body_bytes, plane.settings.watch.max_pixels
+    limits = replace(DecodeLimits.of(plane.settings.watch), max_bytes=plane.settings.serving.advanced.max_body_bytes)
     content = image_part(content_type, body) if is_multipart(content_type) else body
     try:
-        return decode_image(content, max_bytes=most_bytes, max_pixels=most_pixels)
+        return decode_bounded(content, limits).pixels
     except RefusedImage as error:
         raise refused(error) from error
 

@@ -24,6 +24,7 @@ from storage.buffer.pixel_array import PixelArray
 from storage.durable.digest import digest_of
 from storage.errors import BufferFull, DurabilityLost, RefusedImage
 from storage.media.images import decode_image, decode_photo, fit_frame
+from tests.storage.media.test_bounded import many_scans
 
 
 def _huge_png(path: Path, width: int, height: int) -> None:
@@ -36,6 +37,21 @@ def _huge_png(path: Path, width: int, height: int) -> None:
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
     )
+
+
+def test_a_file_that_costs_too_much_is_refused_once_and_the_good_ones_go_on(bench, drop, write_image):
+    (drop / "0.jpg").write_bytes(many_scans(3000, 3000))
+    for number in range(4):
+        write_image(drop / f"{number}.png", number)
+    costly = {"advanced": {"decode_seconds": 1.0}, "max_file_bytes": 50_000_000, "max_pixels": 10_000_000}
+    world = bench(watch=costly)
+    world.until(lambda: world.counts.frames == 4 and world.counts.refused == {"too_costly": 1})
+    world.close()
+    again = bench(watch=costly)
+    write_image(drop / "5.png", 5)
+    again.until(lambda: again.counts.frames == 5)
+    assert again.value("mfmd_ingest_rejected_total", reason="too_costly") == 0, "it was decoded again"
+    assert again.counts.refused == {"too_costly": 1}
 
 
 def test_every_kind_of_bad_file_is_refused_with_its_reason_and_the_good_ones_go_on(bench, drop, write_image):
@@ -54,7 +70,7 @@ def test_every_kind_of_bad_file_is_refused_with_its_reason_and_the_good_ones_go_
         "truncated": 1, "empty": 1, "not_an_image": 1, "too_many_pixels": 1, "too_many_bytes": 1, "outside_folder": 3,
     }  # fmt: skip
     details = {item.file.path: item.detail for item in world.buffer.catalog.refused()}
-    assert "2500000000 pixels" in details["huge.png"]
+    assert "50000x50000 pixels" in details["huge.png"]
     assert "/etc/passwd" in details["secret.png"]
     for reason, count in world.counts.refused.items():
         assert world.value("mfmd_ingest_rejected_total", reason=reason) == count
@@ -296,7 +312,7 @@ def test_a_bug_in_a_decoder_costs_one_file(bench, drop, write_image, monkeypatch
             raise ZeroDivisionError("a bug")
         return real(data, **limits)
 
-    monkeypatch.setattr("daemon.ingest.decode.decode_photo", decode)
+    monkeypatch.setattr("storage.media.bounded.decode_photo", decode)
     write_image(drop / "a.png", 1)
     write_image(drop / "b.png", 2)
     world = bench(watch={"advanced": {"decode_threads": 1}})

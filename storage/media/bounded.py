@@ -1,0 +1,177 @@
+"""Decode images in bounded processor time and memory: no file costs more than its budget, whatever stands in it.
+
+PNG, and JPEG of few scans, cost what their bytes and pixels say, so threads decode them. Everything else goes to a
+child process, which the kernel ends beyond the budget: a progressive JPEG of 332 kB can ask for minutes.
+"""
+
+import atexit
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from pathlib import Path
+
+import numpy as np
+
+from configs.watch import WatchSettings
+from storage.errors import RefusedImage
+from storage.media.images import Photo, decode_photo, read_file
+
+PNG = b"\x89PNG\r\n\x1a\n"
+JPEG, SCAN = b"\xff\xd8", b"\xff\xda"
+CHEAP_SCANS = 16
+"""Most scans of a JPEG that a thread decodes; encoders write about 10. Entropy-coded data never holds the marker."""
+MEMORY, BYTES_A_PIXEL, BYTES_A_BYTE = 256 * 2**20, 32, 8
+"""Memory of one decode (bytes): always, for each pixel allowed, and for each byte of the file allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeLimits:
+    """What an image file may ask for."""
+
+    max_bytes: int
+    """Size of the file."""
+    max_pixels: int
+    """Width x height."""
+    seconds: float
+    """Processor time of its decoding."""
+    max_aspect: float = math.inf
+    """Longest over shortest side."""
+
+    @classmethod
+    def of(cls, watch: WatchSettings) -> "DecodeLimits":
+        """Return the limits of the settings; the aspect is ingest's own."""
+        return cls(watch.max_file_bytes, watch.max_pixels, watch.advanced.decode_seconds)
+
+
+def decode_bounded(source: Path | bytes, limits: DecodeLimits) -> Photo:
+    """Decode as `decode_photo`, within `limits`; may be called from any thread.
+
+    Of the EXIF tags those that are text may be all. Raises RefusedImage, also with too_costly and decoder_crashed;
+    FileNotFoundError and other I/O errors pass through, and OSError says that the same file may be decoded later.
+    """
+    data = read_file(source, limits.max_bytes) if isinstance(source, Path) else source
+    try:
+        if _is_cheap(data):
+            return decode_photo(
+                data, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels, max_aspect=limits.max_aspect
+            )
+        return _CHILDREN.decode(data, limits)
+    except RefusedImage as error:
+        if not isinstance(source, Path):
+            raise
+        raise RefusedImage(error.reason, f"{source}: {str(error).removeprefix('image: ')}") from error
+
+
+def cancel_decodes() -> None:
+    """End the children of this process; a decode in progress raises OSError, and the next one starts a child."""
+    _CHILDREN.cancel()
+
+
+def _is_cheap(data: bytes) -> bool:
+    return data.startswith(PNG) or (data.startswith(JPEG) and data.count(SCAN) <= CHEAP_SCANS)
+
+
+class _Child:
+    """One process that decodes one image at a time."""
+
+    def __init__(self) -> None:
+        self._connection, theirs = Pipe()
+        with theirs:
+            command = [sys.executable, "-P", "-m", "storage.media.decode_child", str(theirs.fileno())]
+            self._process = subprocess.Popen(
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # libtiff's warnings
+                env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            )
+        self._cancelled = False
+
+    def decode(self, data: bytes, limits: DecodeLimits) -> Photo:
+        """Decode; after any error but RefusedImage the child has ended."""
+        memory = MEMORY + BYTES_A_PIXEL * limits.max_pixels + BYTES_A_BYTE * limits.max_bytes
+        wanted = {"max_bytes": limits.max_bytes, "max_pixels": limits.max_pixels, "max_aspect": limits.max_aspect}
+        head = json.dumps(wanted | {"seconds": limits.seconds, "memory": memory})
+        self._connection.send_bytes(head.encode())
+        self._connection.send_bytes(data)
+        said = json.loads(self._connection.recv_bytes())
+        if "reason" in said:
+            raise RefusedImage(said["reason"], said["message"] or f"image: decoding it takes more than {memory} bytes")
+        pixels = np.empty(said["shape"], np.uint8)
+        self._connection.recv_bytes_into(pixels.data.cast("B"))
+        return Photo(pixels, {int(tag): text for tag, text in said["exif"].items()})
+
+    def end(self, *, cancelled: bool = False) -> None:
+        """Kill it; `cancelled`: the file is not to blame."""
+        self._cancelled |= cancelled
+        self._process.kill()
+
+    def explain(self, limits: DecodeLimits) -> Exception:
+        """Return the error for an image whose decoding ended the process; reap it."""
+        self._connection.close()
+        status = self._process.wait()
+        if self._cancelled or status >= 0 or status == -signal.SIGKILL:
+            return OSError(errno.ECANCELED, f"the decoder process ended before it answered (status {status})")
+        if status == -signal.SIGXCPU:
+            what = f"decoding it takes more than {limits.seconds:g} s of processor time (watch.advanced.decode_seconds)"
+            return RefusedImage("too_costly", f"image: {what}")
+        return RefusedImage("decoder_crashed", f"image: the decoder crashed ({signal.Signals(-status).name})")
+
+    def close(self) -> None:
+        """End it and reap it."""
+        self._connection.close()
+        self._process.kill()
+        self._process.wait()
+
+
+class _Children:
+    """The children of this process: as many as decode at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[_Child] = []
+        self._busy: set[_Child] = set()
+
+    def decode(self, data: bytes, limits: DecodeLimits) -> Photo:
+        child = self._take()
+        try:
+            photo = child.decode(data, limits)
+        except RefusedImage:
+            self._put_back(child)
+            raise
+        except (EOFError, OSError):
+            with self._lock:
+                self._busy.discard(child)
+            raise child.explain(limits) from None
+        self._put_back(child)
+        return photo
+
+    def cancel(self) -> None:
+        with self._lock:
+            for child in self._busy:
+                child.end(cancelled=True)
+            while self._idle:
+                self._idle.pop().close()
+
+    def _take(self) -> _Child:
+        with self._lock:
+            child = self._idle.pop() if self._idle else _Child()
+            self._busy.add(child)
+            return child
+
+    def _put_back(self, child: _Child) -> None:
+        with self._lock:
+            self._busy.discard(child)
+            self._idle.append(child)
+
+
+_CHILDREN = _Children()
+atexit.register(cancel_decodes)

@@ -1,0 +1,137 @@
+"""Decoding within a budget: what costs too much is refused, and everything else comes out as it does without one."""
+
+import io
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from storage.errors import RefusedImage
+from storage.media.bounded import DecodeLimits, cancel_decodes, decode_bounded
+from storage.media.images import decode_photo
+
+LIMITS = DecodeLimits(max_bytes=64 * 2**20, max_pixels=64_000_000, seconds=1.0)
+SCAN = b"\xff\xda"
+
+
+def _drawn(kind: str, size: tuple[int, int] = (90, 60), **options: object) -> bytes:
+    rng = np.random.default_rng(1)
+    file = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(file, kind, **options)
+    return file.getvalue()
+
+
+def many_scans(side: int, scans: int) -> bytes:
+    """Draw a grey progressive JPEG of side x side pixels; repeat its last scan."""
+    file = io.BytesIO()
+    Image.new("L", (side, side), 90).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    last = data.rindex(SCAN)
+    return data[:last] + data[last:-2] * scans + data[-2:]
+
+
+def _children() -> list[psutil.Process]:
+    found = psutil.Process().children()
+    return [process for process in found if "storage.media.decode_child" in " ".join(process.cmdline())]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "JPEG2000", "PPM", "AVIF"])
+def test_pixels_are_those_of_an_unbounded_decode(kind: str, tmp_path: Path) -> None:
+    data = _drawn(kind)
+    plain = decode_photo(data, max_bytes=LIMITS.max_bytes, max_pixels=LIMITS.max_pixels)
+    np.testing.assert_array_equal(decode_bounded(data, LIMITS).pixels, plain.pixels)
+    path = tmp_path / "image"
+    path.write_bytes(data)
+    np.testing.assert_array_equal(decode_bounded(path, LIMITS).pixels, plain.pixels)
+
+
+def test_the_time_of_the_shot_comes_out_of_a_child() -> None:
+    exif = Image.Exif()
+    exif[0x0132] = "2026:11:29 01:02:03"
+    assert decode_bounded(_drawn("WEBP", exif=exif.tobytes()), LIMITS).exif[0x0132] == "2026:11:29 01:02:03"
+
+
+def test_thousands_of_scans_end_at_the_budget_and_the_next_image_is_decoded() -> None:
+    data = many_scans(3000, 3000)
+    assert len(data) < 20_000_000
+    before = time.process_time()
+    with pytest.raises(RefusedImage, match="more than 1 s of processor time") as caught:
+        decode_bounded(data, LIMITS)
+    assert caught.value.reason == "too_costly"
+    assert time.process_time() - before < 1.0, "in this process"
+    assert decode_bounded(_drawn("WEBP"), LIMITS).pixels.shape == (60, 90, 3)
+
+
+def test_few_scans_are_decoded_without_a_child() -> None:
+    cancel_decodes()
+    assert decode_bounded(_drawn("JPEG", progressive=True), LIMITS).pixels.shape == (60, 90, 3)
+    assert decode_bounded(many_scans(64, 2), LIMITS).pixels.shape == (64, 64, 3)
+    assert not _children()
+    assert decode_bounded(many_scans(64, 20), LIMITS).pixels.shape == (64, 64, 3)
+    assert len(_children()) == 1
+
+
+def test_a_refusal_names_the_file_and_keeps_the_child(tmp_path: Path) -> None:
+    path = tmp_path / "cut.ppm"
+    path.write_bytes(_drawn("PPM")[:-100])
+    for _ in range(2):
+        with pytest.raises(RefusedImage) as caught:
+            decode_bounded(path, LIMITS)
+        assert caught.value.reason == "truncated" and str(caught.value).startswith(f"{path}: ")
+    assert len(_children()) == 1
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = _drawn("PPM", (5000, 4000))
+    for name in ("MEMORY", "BYTES_A_PIXEL", "BYTES_A_BYTE"):
+        monkeypatch.setattr(f"storage.media.bounded.{name}", 0)
+    with pytest.raises(RefusedImage, match="decoding it takes more than 0 bytes") as caught:
+        decode_bounded(data, LIMITS)
+    assert caught.value.reason == "too_costly"
+    monkeypatch.undo()
+    assert decode_bounded(data, LIMITS).pixels.shape == (4000, 5000, 3)
+
+
+def test_a_child_that_is_killed_blames_no_file() -> None:
+    data, errors = many_scans(3000, 3000), []
+
+    def decode() -> None:
+        try:
+            decode_bounded(data, DecodeLimits(LIMITS.max_bytes, LIMITS.max_pixels, 60.0))
+        except OSError as error:
+            errors.append(error)
+
+    for end in (cancel_decodes, lambda: [process.kill() for process in _children()]):
+        thread = threading.Thread(target=decode)
+        thread.start()
+        until = time.monotonic() + 30
+        while not any(process.cpu_times().user > 0.5 for process in _children()):
+            assert time.monotonic() < until and thread.is_alive()
+            time.sleep(0.02)
+        end()
+        thread.join(30)
+        assert not thread.is_alive()
+    assert len(errors) == 2
+
+
+def test_decodes_of_many_threads_do_not_mix() -> None:
+    wanted = {value: _drawn("WEBP", (64 + value, 64), lossless=True) for value in range(8)}
+    wrong: list[int] = []
+
+    def decode(value: int) -> None:
+        for _ in range(5):
+            shape = decode_bounded(wanted[value], LIMITS).pixels.shape
+            wrong.extend([value] * (shape != (64, 64 + value, 3)))
+
+    threads = [threading.Thread(target=decode, args=(value,)) for value in wanted]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    cancel_decodes()
+    assert not _children()

@@ -11,7 +11,9 @@ import sys
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from storage.errors import RefusedImage
 from storage.media.images import Photo, decode_photo
@@ -27,37 +29,38 @@ def main() -> None:
             wanted, data = json.loads(connection.recv_bytes()), connection.recv_bytes()
         except EOFError:
             return
-        _limit(wanted.pop("seconds"), wanted.pop("memory"))
-        _answer(connection, data, wanted)
+        seconds, memory = wanted.pop("seconds"), wanted.pop("memory")
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        _limit(resource.RLIMIT_CPU, math.ceil(used.ru_utime + used.ru_stime + seconds))
+        _limit(resource.RLIMIT_AS, psutil.Process().memory_info().vms + memory)
+        said, pixels = _decode(data, wanted)
+        _limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
+        connection.send_bytes(json.dumps(said).encode())
+        if pixels is not None:
+            connection.send_bytes(pixels.data.cast("B"))
 
 
-def _limit(seconds: float, memory: int) -> None:
-    """Allow `seconds` and `memory` (bytes) more than is used now."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    for kind, soft in (
-        (resource.RLIMIT_CPU, math.ceil(used.ru_utime + used.ru_stime + seconds)),
-        (resource.RLIMIT_AS, psutil.Process().memory_info().vms + memory),
-    ):
-        hard = resource.getrlimit(kind)[1]
-        resource.setrlimit(kind, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+def _limit(kind: int, soft: int) -> None:
+    hard = resource.getrlimit(kind)[1]
+    if hard != resource.RLIM_INFINITY:
+        soft = hard if soft == resource.RLIM_INFINITY else min(soft, hard)
+    resource.setrlimit(kind, (soft, hard))
 
 
-def _answer(connection: Connection, data: bytes, limits: dict[str, Any]) -> None:
+def _decode(data: bytes, limits: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.uint8] | None]:
+    """Return what to say, and the pixels [h, w, 3] of an image that can be decoded."""
     try:
         photo = decode_photo(data, **limits)
     except RefusedImage as error:
-        said = {"reason": error.reason, "message": str(error)}
-        if isinstance(error.__cause__, MemoryError):  # of the limit, not of damage
-            said = {"reason": "too_costly", "message": ""}
+        if not isinstance(error.__cause__, MemoryError):  # else it is about the limit, not about damage
+            return {"reason": error.reason, "message": str(error)}, None
+        return {"reason": "too_costly", "message": ""}, None
     except MemoryError:
-        said = {"reason": "too_costly", "message": ""}
+        return {"reason": "too_costly", "message": ""}, None
     except Exception as error:  # noqa: BLE001 - a bug of a decoder costs one file
-        said = {"reason": "not_an_image", "message": f"image: the decoder failed: {type(error).__name__}: {error}"}
-    else:
-        connection.send_bytes(json.dumps({"shape": photo.pixels.shape, "exif": _texts(photo)}).encode())
-        connection.send_bytes(photo.pixels.data.cast("B"))
-        return
-    connection.send_bytes(json.dumps(said).encode())
+        what = f"image: the decoder failed: {type(error).__name__}: {error}"
+        return {"reason": "not_an_image", "message": what}, None
+    return {"shape": photo.pixels.shape, "exif": _texts(photo)}, photo.pixels
 
 
 def _texts(photo: Photo) -> dict[int, str]:

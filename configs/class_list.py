@@ -1,6 +1,7 @@
-"""Class lists with palettes: by name from `configs/class_lists/*.yaml`, or given in full in the configuration."""
+"""Class lists with palettes: by name from `configs/class_lists/*.yaml`, or as names, with or without colours."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Annotated, Any, Literal
@@ -11,15 +12,21 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 Channel = Annotated[int, Field(ge=0, le=255)]
 
 
+def _color_may_be_missing(schema: dict[str, Any]) -> None:
+    schema["required"] = ["name"]
+
+
 class ClassInfo(BaseModel):
     """One class: its index is its place in the list."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, json_schema_extra=_color_may_be_missing
+    )
 
     name: Annotated[str, Field(min_length=1)]
     """Name, unique in the list."""
     color: tuple[Channel, Channel, Channel]
-    """Colour in masks and overlays (RGB, 0-255)."""
+    """Colour in masks and overlays (RGB, 0-255); a list that gives none gets one of `class_colors.txt`."""
 
 
 def shipped(kind: Literal["class_lists", "presets"]) -> Mapping[str, Traversable]:
@@ -32,12 +39,47 @@ def load_class_list(name: str) -> list[dict[str, object]]:
     """Return the entries of a shipped class list; raise ValueError, naming the lists that exist, for another name."""
     lists = shipped("class_lists")
     if name not in lists:
-        raise ValueError(f"no class list {name!r}; there are {', '.join(lists)}, or give a list in full")
+        raise ValueError(f"no class list {name!r}; there are {', '.join(lists)}, or give names: background,vessel")
     return list(yaml.safe_load(lists[name].read_text(encoding="utf-8")))
 
 
 def _expand(value: object) -> object:
-    return load_class_list(value) if isinstance(value, str) else value
+    """Return entries with names and colours: of a shipped list, of `a,b,c`, or of a list that may lack colours."""
+    if isinstance(value, str):
+        value = [name.strip() for name in value.split(",")] if "," in value else load_class_list(value)
+    if not isinstance(value, Sequence):
+        return value
+    entries = [{"name": item} if isinstance(item, str) else item for item in value]
+    for number, item in enumerate(entries):
+        name = item.get("name", "") if isinstance(item, Mapping) else item
+        if not isinstance(name, str | ClassInfo):
+            raise ValueError(f"class {number}: YAML reads this name as {name!r}, not as text; put it in quotes")
+    return [*_coloured(entries)]
+
+
+def _coloured(entries: Sequence[Any]) -> Iterator[Any]:
+    """Give a colour to each entry without one: that of its index, or the next in the table that no entry has."""
+    table = _colors()
+    colors = [item.get("color") if isinstance(item, Mapping) else None for item in entries]
+    taken = [[*color] if isinstance(color, list | tuple) else color for color in colors]
+    for index, item in enumerate(entries):
+        if isinstance(item, Mapping) and colors[index] is None:
+            free = (color for color in [*table[index:], *table[:index]] if color not in taken)
+            taken.append(next(free, table[0]))
+            yield {**item, "color": taken[-1]}
+        else:
+            yield item
+
+
+@cache
+def _colors() -> list[list[int]]:
+    """Return the table of colours (RGB), the most distinct first.
+
+    Okabe and Ito's seven for the colour-blind, then always the colour of a 16x16x16 grid that is furthest (CIELAB) from
+    black and all before it for the eye that confuses the two most: any trichromat, protanope, deuteranope, tritanope.
+    """
+    text = (resources.files("configs") / "class_colors.txt").read_text(encoding="ascii")
+    return [[*bytes.fromhex(color)] for color in text.split()]
 
 
 def _unique(classes: tuple[ClassInfo, ...]) -> tuple[ClassInfo, ...]:
@@ -49,9 +91,11 @@ def _unique(classes: tuple[ClassInfo, ...]) -> tuple[ClassInfo, ...]:
 
 
 def _or_a_name(schema: dict[str, Any]) -> None:
-    """Let the JSON Schema admit what validation admits: the name of a shipped list."""
+    """Let the JSON Schema admit what validation admits: the name of a shipped list, and names alone."""
     in_full = {key: schema.pop(key) for key in ("type", "items", "minItems", "maxItems")}
-    schema["anyOf"] = [{"type": "string", "enum": list(shipped("class_lists"))}, in_full]
+    in_full["items"] = {"anyOf": [{"type": "string"}, in_full["items"]]}
+    named = {"type": "string", "enum": list(shipped("class_lists"))}
+    schema["anyOf"] = [named, {"type": "string", "pattern": ","}, in_full]
 
 
 Classes = Annotated[

@@ -1,6 +1,5 @@
 """Read a configuration: YAML file + environment -> `Settings`, or one clear line about what is wrong."""
 
-import json
 import logging
 import os
 import re
@@ -15,10 +14,12 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from configs.errors import ConfigError, nearest
+from configs.folders import check_folders
 from configs.moved import RENAMED, move_keys
 from configs.recipe import RECIPES
-from configs.section import sections_of
+from configs.section import expanded, sections_of
 from configs.settings import Settings
+from configs.yaml_file import read_mapping
 
 STATE_VARIABLE, FAILPOINT = "MFMD_STATE", "MFMD_FAILPOINT"
 RESERVED_ENV = frozenset({"MFMD_CONFIG", FAILPOINT})
@@ -75,7 +76,7 @@ def load_settings(path: Path) -> Settings:
 
     Raises ConfigError (one line: file, field, remedy) when the file is missing, is not YAML or holds a wrong value.
     """
-    data = _read_yaml(path)
+    data = read_mapping(path)
     _refuse_unknown_environment()
     environment = _EnvironmentSource(_Environment)()
     try:
@@ -85,11 +86,13 @@ def load_settings(path: Path) -> Settings:
     for note in notes:
         log.warning("%s: %s", path, note)
     try:
-        return Settings.model_validate(values, context={"base": path.resolve().parent})
+        settings = Settings.model_validate(values, context={"base": path.resolve().parent})
     except ValidationError as error:
         first = error.errors()[0]
         place = _variable(first, environment) or str(path)
         raise ConfigError(f"{place}: {_explain(first)}") from error
+    check_folders(settings, path)
+    return settings
 
 
 def state_directory(path: Path) -> Path:
@@ -98,7 +101,10 @@ def state_directory(path: Path) -> Path:
     Raises ConfigError when the file cannot be read or names the directory in no way that can be understood.
     """
     named = os.environ.get(STATE_VARIABLE) or _named_state(path)
-    return (path.resolve().parent / Path(named).expanduser()).resolve()
+    try:
+        return (path.resolve().parent / expanded(Path(named))).resolve()
+    except ValueError as error:
+        raise ConfigError(f"{path}: state: {error}") from error
 
 
 def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
@@ -111,7 +117,7 @@ def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
 def _named_state(path: Path) -> str:
     """Return `state` of a file that may be no YAML: then its line at the left margin is read by itself."""
     try:
-        values = _read_yaml(path)
+        values = read_mapping(path)
     except ConfigError:
         if not path.is_file():
             raise
@@ -124,35 +130,6 @@ def _named_state(path: Path) -> str:
     if not isinstance(named, str | Path):
         raise ConfigError(f"{path}: state: expected a path, found a {type(named).__name__}")
     return str(named)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file; `mfmd init` writes one") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {_what_is_wrong(error)}") from None  # its text shows lines
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected `key: value` lines, found a {type(data).__name__}")
-    return data
-
-
-def _what_is_wrong(error: yaml.YAMLError) -> str:
-    """Place and problem, without the lines around it that yaml shows: one of them may hold a token."""
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return " ".join(str(error).split())
-    mark = error.problem_mark
-    place = f"line {mark.line + 1}, column {mark.column + 1}"
-    quoted = "'" in (error.problem or "") and "token" in (mark.buffer or "").lower()
-    return place if quoted else f"{place}: {error.problem}"
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,27 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+
+
+def expanded(path: Path) -> Path:
+    """Return `path` with the home directory in the place of a leading `~` or `~user`. Raises ValueError."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: no home directory of {path.parts[0]!r}; give the whole path") from error
+
+
+def _not_empty(value: object) -> object:
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("an empty path; name one, or leave the setting out")
+    return value
 
 
 def _relative_to_file(path: Path, info: ValidationInfo) -> Path:
     """Resolve `path` against the folder of the YAML file, given by `configs.load` as validation context `base`."""
     base = info.context.get("base") if info.context else None
-    return (Path(base) / path.expanduser()).resolve() if base else path
+    return (Path(base) / expanded(path)).resolve() if base else path
 
 
 def bare_no(value: object) -> object:
@@ -17,7 +31,7 @@ def bare_no(value: object) -> object:
     return "no" if value is False else value
 
 
-ConfigPath = Annotated[Path, AfterValidator(_relative_to_file)]
+ConfigPath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_relative_to_file)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Field(ge=0.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -25,6 +39,12 @@ NotNegative = Annotated[float, Field(ge=0.0)]
 NotNegativeInt = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def meet(one: str, other: str) -> bool:
+    """Return whether one port of these two hosts is the same socket: equal hosts, or one that stands for every host."""
+    hosts = {"127.0.0.1" if host.lower() in ("localhost", "::1") else host.lower() for host in (one, other)}
+    return len(hosts) == 1 or not hosts.isdisjoint({"0.0.0.0", "::", ""})
 
 
 class Section(BaseModel):

@@ -17,7 +17,7 @@ from configs.mfm import MfmSettings
 from configs.network import NetworkSettings, PretrainSettings
 from configs.recipe import DacsSettings, RareClassSettings, RecipeSettings
 from configs.round import RoundSettings, ScheduleSettings
-from configs.section import ConfigPath, Section
+from configs.section import ConfigPath, Section, meet
 from configs.serving import ControlSettings, MasksSettings, PublishSettings, ServingSettings
 from configs.watch import AdmissionSettings, VideoSettings, WatchSettings
 
@@ -52,7 +52,8 @@ class Settings(Section):
     state: Annotated[ConfigPath, Field(validate_default=True)] = Path("state")
     """State directory: buffer, checkpoints, rounds."""
     classes: Classes
-    """A class list by name (cityscapes, camvid, demo) or a list of {name, color: [r, g, b]}."""
+    """A class list by name (cityscapes, camvid, demo), names (`[background, vessel]`), or {name, color: [r, g, b]} of
+    each class. Without a colour it gets one that the colour-blind can tell from the others."""
     watch: WatchSettings
     videos: VideoSettings = VideoSettings()
     admission: AdmissionSettings = AdmissionSettings()
@@ -109,6 +110,16 @@ class Settings(Section):
             raise ValueError(
                 "gate.shadow_images needs serving.shadow_fraction above 0, or no image is ever compared; "
                 "set both, or gate.shadow_images to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _planes_have_ports_of_their_own(self) -> Self:
+        one, other = self.control, self.serving
+        if other.enabled and one.port == other.port and one.port and meet(one.host, other.host):
+            raise ValueError(
+                f"control.port and serving.port are both {one.port} (control.host {one.host}, serving.host "
+                f"{other.host}); set another one, or 0 to let the system choose"
             )
         return self
 

@@ -1,7 +1,6 @@
 """Settings of the drop folder, and of which images enter the buffer."""
 
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -82,14 +81,9 @@ class WatchSettings(Section):
     advanced: WatchAdvanced = WatchAdvanced()
 
     @model_validator(mode="after")
-    def _folders_lie_outside(self) -> Self:
-        """Refuse folders inside the watched one: a file that is moved there would come back."""
+    def _done_folder_is_used(self) -> Self:
         if (self.after_commit == "move") != (self.done_folder is not None):
             raise ValueError("after_commit: move and done_folder belong together; set both, or neither")
-        for name in ("done_folder", "quarantine"):
-            folder: Path | None = getattr(self, name)
-            if folder is not None and (folder == self.folder or folder.is_relative_to(self.folder)):
-                raise ValueError(f"{name}: {folder} lies in the watched folder {self.folder}; choose one outside it")
         return self
 
 

@@ -3,7 +3,6 @@
 import threading
 from pathlib import Path
 
-from configs.errors import ConfigError
 from configs.settings import Settings
 from daemon.control.server import ControlServer, bind
 from daemon.masks.mask_file import check_masks
@@ -33,7 +32,7 @@ def run(settings: Settings, config: Path) -> int:
     configure_logs(settings.log)
     in_force = SettingsInForce(settings, config)
     layout = StateLayout(settings.state)
-    check_folders(settings)
+    check_masks(settings)
     with reloaded_on_hang_up(in_force), stop_event() as stop, layout.lock():
         layout.create()
         require_version(settings, CheckpointRegistry(layout.checkpoints))
@@ -59,21 +58,6 @@ def run(settings: Settings, config: Path) -> int:
                 server.stop()
                 local.stop()
                 log.info("daemon_stopped")
-
-
-def check_folders(settings: Settings) -> None:
-    """Raise ConfigError if the drop folder holds a folder that the daemon writes to, or masks have no valid folder.
-
-    Links are followed.
-    """
-    folder, state = settings.watch.folder.resolve(), settings.state.resolve()
-    if state == folder or (settings.watch.advanced.recursive and state.is_relative_to(folder)):
-        raise ConfigError(f"state: {state} lies in the drop folder {folder}; put it somewhere else")
-    for name in ("done_folder", "quarantine"):
-        other: Path | None = getattr(settings.watch, name)
-        if other is not None and other.resolve().is_relative_to(folder):
-            raise ConfigError(f"watch.{name}: {other} lies in the drop folder {folder}; put it somewhere else")
-    check_masks(settings)
 
 
 def require_version(settings: Settings, registry: CheckpointRegistry) -> None:

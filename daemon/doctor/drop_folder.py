@@ -23,9 +23,6 @@ def examine_drop_folder(settings: Settings) -> list[Finding]:
     if not os.access(folder, os.R_OK | os.X_OK):
         remedy = "let the user that runs mfmd read and enter it"
         return [fail("drop_folder", f"{folder} cannot be read", remedy)]
-    if settings.state.resolve().is_relative_to(folder.resolve()) and settings.watch.advanced.recursive:
-        remedy = "move `state` out of the drop folder, or set watch.advanced.recursive: false"
-        return [fail("drop_folder", f"the state directory {settings.state} lies inside it", remedy)]
     return [_marked(settings.watch), _mount(folder), _watches(settings.watch)]
 
 

@@ -60,19 +60,12 @@ def mask_path(folder: Path, name: str) -> Path:
 
 
 def check_masks(settings: Settings) -> None:
-    """Raise ConfigError when `masks.folder` would feed on itself, or images leave before they can get a mask."""
-    if settings.masks.folder is None:
-        return
-    if settings.watch.after_commit != "keep":
+    """Raise ConfigError when images leave before they can get a mask."""
+    if settings.masks.folder is not None and settings.watch.after_commit != "keep":
         raise ConfigError(
             f"masks.folder: watch.after_commit is {settings.watch.after_commit}, so images may be gone before their "
             "mask is made; set it to keep, or ask the inference plane for masks"
         )
-    folder = settings.masks.folder.resolve()
-    for name, other in (("watch.folder", settings.watch.folder), ("state", settings.state)):
-        place = other.resolve()
-        if folder.is_relative_to(place) or place.is_relative_to(folder):
-            raise ConfigError(f"masks.folder: {folder} and {name} {place} contain each other; put them side by side")
 
 
 def note_of(arrival: Arrival, kind: str, version: Version) -> Note:

@@ -109,23 +109,6 @@ def test_a_reload_during_the_start_reaches_every_part(config, layout, monkeypatc
             parts.stop()
 
 
-def test_a_state_directory_in_the_drop_folder_is_refused(make_settings, tmp_path, drop):
-    settings = make_settings().model_copy(update={"state": drop / "state"})
-    with pytest.raises(ConfigError, match="lies in the drop folder"):
-        run(settings, tmp_path / "mfmd.yaml")
-    assert not (drop / "state").exists()
-
-
-@pytest.mark.parametrize("name", ["done_folder", "quarantine"])
-def test_folders_that_lead_back_into_the_drop_folder_are_refused(make_settings, tmp_path, drop, name):
-    """Every file moved there would come back, one folder deeper each time."""
-    (tmp_path / "elsewhere").symlink_to(drop)
-    watch = {"after_commit": "move", "done_folder": tmp_path / "done"}
-    watch[name] = tmp_path / "elsewhere" / "sub"
-    with pytest.raises(ConfigError, match=f"watch.{name}: .*lies in the drop folder"):
-        run(make_settings(watch=watch), tmp_path / "mfmd.yaml")
-
-
 def test_a_version_that_nothing_serves_is_named(make_settings, tmp_path, add_version):
     add_version(promote=False)
     with pytest.raises(NoCheckpoint, match="mfmd promote 1"):

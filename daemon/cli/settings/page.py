@@ -33,6 +33,23 @@ classes: cityscapes
 watch: {folder: drop}
 source: {images: source/images, labels: source/labels}
 ```
+
+A key that stands twice is refused with both lines. `~` at the start of a path is the home directory.
+
+## Folders that may not overlap
+
+They must not be equal or lie in each other; links and mounts are followed. Otherwise `mfmd config validate`, `mfmd
+doctor` and every start name both settings.
+
+| folders | because |
+|---|---|
+| `watch.folder` and any other | what lies in it is taken as new images, and `after_commit` moves or deletes it |
+| what mfmd writes (`state`, `done_folder`, `quarantine`, `masks`, `publish`) and any other | it would be mixed up |
+| `source.images` and `source.validation_images` | the gate would score on images that rounds train on |
+| with a `quarantine`: `watch.folder` and a file of the configuration | a quarantine takes all that is no image |
+
+Accepted: folders of images and labels in each other; anything below an ignored name of the drop folder (`drop/.masks`)
+or, with `watch.advanced.recursive: false`, in its sub-folders; everything side by side in one folder.
 """
 HIDDEN = ("advanced", "ablation")
 """Names of the sections with rarely changed settings."""

@@ -139,10 +139,13 @@ def test_unreadable_drop_folder(settings: Settings) -> None:
     settings.watch.folder.chmod(0o700)
 
 
-def test_state_inside_the_drop_folder(settings: Settings) -> None:
-    inside = settings.model_copy(update={"state": settings.watch.folder / "state"})
-    assert examine_drop_folder(inside)[0].level == Level.FAIL
-    assert examine_drop_folder(_with(inside, "watch", recursive=False))[0].level == Level.OK
+def test_folders_that_overlap_fail_by_the_names_of_both(config: Path) -> None:
+    (config.parent / "drop").mkdir(exist_ok=True)
+    (config.parent / "elsewhere").symlink_to("drop")
+    text = config.read_text(encoding="utf-8")
+    config.write_text(f"state: elsewhere/state\n{text}", encoding="utf-8")
+    finding = examine_file(config)
+    assert finding.level == Level.FAIL and "state: " in finding.detail and "watch.folder" in finding.detail
 
 
 def test_inotify_counts_folders(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

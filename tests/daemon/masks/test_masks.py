@@ -11,7 +11,6 @@ from adapters.inference.palette import colour_mask, overlay
 from configs.class_list import ClassInfo
 from configs.errors import ConfigError
 from daemon.masks.mask_file import check_masks, read_note
-from daemon.masks.writer import run_masks
 from tests.daemon.masks.masks_world import Folders, masked
 from tests.daemon.serving.serving_world import (
     CLASSES,
@@ -162,17 +161,6 @@ def test_masks_wait_for_the_first_version(world: World) -> None:
         assert not folders.mask("a.png").exists()
         version = world.add(1)
         np.testing.assert_array_equal(folders.wait_for("a.png", version=version), folders.expected(version, 1))
-
-
-@pytest.mark.parametrize("place", ["drop", "drop/masks", "state/masks", "."])
-def test_masks_do_not_go_where_they_would_be_taken_for_images(folders: Folders, place: str) -> None:
-    settings = folders.settings()
-    wrong = settings.model_copy(
-        update={"masks": settings.masks.model_copy(update={"folder": folders.world.root / place})}
-    )
-    with pytest.raises(ConfigError, match=r"masks\.folder: .* contain each other"):
-        run_masks(wrong)
-    check_masks(settings)
 
 
 def test_images_that_leave_get_no_masks(folders: Folders) -> None:

@@ -1,0 +1,115 @@
+"""Which folders of the configuration may not overlap: what mfmd writes, moves or deletes must not be another's.
+
+`docs/reference/configuration.md` has the table.
+"""
+
+import fnmatch
+import re
+from collections.abc import Iterator
+from itertools import permutations
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel
+
+from configs.errors import ConfigError
+from configs.settings import Settings
+
+DROP = "watch.folder"
+LABELLED = ("source.images", "source.labels", "source.validation_images", "source.validation_labels")
+WRITTEN = {
+    "state": "it holds mfmd's own files only",
+    "watch.done_folder": "mfmd moves files into it",
+    "watch.quarantine": "mfmd moves files into it",
+    "masks.folder": "mfmd writes masks into it",
+    "publish.triton": "mfmd writes and removes versions in it",
+    "publish.huggingface": "mfmd writes and removes versions in it",
+}
+"""Settings of folders that mfmd writes to -> why nothing else may lie there."""
+
+
+FILE = "this configuration file"
+
+
+class _Place(NamedTuple):
+    """A path with links resolved, and what it lies in, itself first: each folder with its device and inode."""
+
+    name: str
+    path: Path
+    chain: tuple[tuple[Path, tuple[int, int] | None], ...]
+
+
+def check_folders(settings: Settings, file: Path) -> None:
+    """Raise ConfigError, naming both settings, when two folders overlap so that files would be lost or misread.
+
+    `file` holds the settings. Links and mounts are followed. A folder inside the drop folder may stay where that is not
+    searched: below an ignored name, or with `watch.advanced.recursive: false`.
+    """
+    places = [_place(name, path) for name, path in (*_paths(settings, ""), (FILE, file))]
+    for inner, outer in permutations(places, 2):
+        inside = _inside(inner, outer)
+        if inside is not None and _harmful(inner.name, outer.name, inside, settings):
+            how = "is the same folder as" if inside == Path() else "lies in"
+            why = WRITTEN.get(outer.name, f"all in it is taken as {'new' if outer.name == DROP else 'labelled'} images")
+            raise ConfigError(
+                f"{file}: {inner.name}: {inner.path} {how} {outer.name} {outer.path}: {why}; put them side by side"
+            )
+
+
+def check_output(settings: Settings, folder: Path, option: str) -> None:
+    """Raise ConfigError when a command is to write to a folder that mfmd reads images from, or to its state."""
+    place = _place(option, folder)
+    for name, path in _paths(settings, ""):
+        inside = _inside(place, _place(name, path)) if name in (DROP, *LABELLED, "state") else None
+        if inside is not None and (name != DROP or _searched(inside, settings)):
+            raise ConfigError(f"{option}: {folder} lies in {name} {path}; name another folder")
+
+
+def _paths(section: BaseModel, prefix: str) -> Iterator[tuple[str, Path]]:
+    """Yield name and value of every path below `section`."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from _paths(value, f"{prefix}{name}.")
+        elif isinstance(value, Path):
+            yield f"{prefix}{name}", value
+
+
+def _harmful(inner: str, outer: str, inside: Path, settings: Settings) -> bool:
+    """Return whether `inner`, at `inside` of `outer`, does harm there."""
+    folders = (DROP, *WRITTEN, *LABELLED)
+    if outer == DROP:  # a quarantine takes every file that is no image
+        return (inner in folders or settings.watch.quarantine is not None) and _searched(inside, settings)
+    if inner in LABELLED and outer in LABELLED:
+        return {inner, outer} == {"source.images", "source.validation_images"}
+    return inner in folders and outer in folders
+
+
+def _searched(inside: Path, settings: Settings) -> bool:
+    """Return whether the search for new images comes to `inside`, a path in the drop folder."""
+    if inside == Path():
+        return True
+    ignored = re.compile("|".join(map(fnmatch.translate, settings.watch.ignore)) or r"(?!)", re.IGNORECASE)
+    return settings.watch.advanced.recursive and not any(map(ignored.match, inside.parts))
+
+
+def _place(name: str, path: Path) -> _Place:
+    real = path.resolve()
+    return _Place(name, real, tuple((up, _identity(up)) for up in (real, *real.parents)))
+
+
+def _inside(inner: _Place, outer: _Place) -> Path | None:
+    """Return the path of `inner` relative to `outer` if it is that folder or lies in it, also through a mount."""
+    same = outer.chain[0][1]
+    for up, identity in inner.chain:
+        if up == outer.path or (same is not None and identity == same):
+            return inner.path.relative_to(up)
+    return None
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

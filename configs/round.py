@@ -78,4 +78,4 @@ class ScheduleSettings(Section):
     interval_seconds: Seconds = 0.0
     """Also start when this long has passed since the last round ended and a new frame came (seconds); 0 is never."""
     min_frames: PositiveInt = 16
-    """Never start with fewer frames in the buffer, or for fewer new ones by `new_frames` (frames)."""
+    """Never start with fewer frames in the buffer (frames)."""

@@ -10,25 +10,31 @@ SHOWN_ROWS = 24
 """Most rows of a table; it fits on one screen."""
 SHOWN_NAMES = 12
 """Most names in a sentence."""
+MOST_VALUES = 1000
+"""Label values from which on labels with other ones are not counted: a photograph taken for a label holds many more."""
 
 
 class LabelCounts:
-    """Pixels by label value over the labels that were read."""
+    """Pixels by label value over the labels that were read: all of a set, or a sample."""
 
-    def __init__(self, label_map: LabelMap, values: Mapping[int, int] | None = None) -> None:
-        self._map = label_map
+    def __init__(self, label_map: LabelMap, values: Mapping[int, int] | None = None, *, sample: bool = False) -> None:
+        self._map, self._sample = label_map, sample
         self.values: Counter[int] = Counter(values or {})
         """Pixels by label value, those without a meaning included."""
         self.unlabelled: list[str] = []
         """Names of labels without a pixel of any class."""
+        self.untrained: list[str] = []
+        """Classes that only held-out labels hold."""
         self._colors: dict[int, tuple[tuple[int, ...], str]] = {}
         self._recoloured = ""
 
     def add(self, label: Label | UnknownValue, name: str) -> None:
         """Count a label that was read, or one that holds values without a meaning."""
-        self.values.update(label.values)
         if isinstance(label, UnknownValue):
+            if len(self.values) < MOST_VALUES:
+                self.values.update(dict(list(label.values.items())[:MOST_VALUES]))
             return
+        self.values.update(label.values)
         if not any(self._is_class(value) for value in label.values):
             self.unlabelled.append(name)
         for value, color in label.palette.items():
@@ -61,6 +67,11 @@ class LabelCounts:
 
     def problems(self) -> list[str]:
         """Return what cannot be meant: one sentence each, with the setting that would fit; empty when all is well."""
+        found = self._unmeant()
+        only_sampled = self._sample and all(value in self._map.classes for value in self.values)
+        return [] if only_sampled else found
+
+    def _unmeant(self) -> list[str]:
         unknown = [value for value in self.values if value not in self._map.classes]
         held = [value for value in self.values if self._is_class(value)]
         ignored = self.values[self._map.ignore_index] if self._map.format != "rgb" else 0
@@ -76,8 +87,13 @@ class LabelCounts:
     def warnings(self) -> list[str]:
         """Return what is possible but seldom meant."""
         found = [self._recoloured] if self._recoloured else []
+        if self._sample:
+            found += [text for text in self._unmeant() if text not in found]
         if missing := self.missing():
-            found.append(f"no label holds a pixel of {_listed(missing)}: no model learns what it never sees")
+            where = "of those that were read holds" if self._sample else "holds"
+            found.append(f"no label {where} a pixel of {_listed(missing)}: no model learns what it never sees")
+        if self.untrained:
+            found.append(f"only held-out images hold {_listed(self.untrained)}: no model learns what it never sees")
         if self.unlabelled:
             found.append(f"labels without a pixel of any class: {_listed(self.unlabelled)}")
         return found

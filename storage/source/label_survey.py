@@ -21,7 +21,7 @@ class LabelSurvey:
         step = max(1, -(-len(self.pairs) // SAMPLE))
         self.read = self.pairs[::step]
         label_map = label_map_of(settings)
-        self.counts = LabelCounts(label_map)
+        self.counts = LabelCounts(label_map, sample=len(self.read) < len(self.pairs))
         problems = []
         for pair in self.read:
             try:

@@ -105,6 +105,8 @@ class LabelledSet:
         values = self._index.label_values or dict(enumerate(self.class_pixels.sum(axis=0).tolist()))
         found = LabelCounts(label_map, {value: pixels for value, pixels in values.items() if pixels})
         found.unlabelled = [self.names[index] for index in np.flatnonzero(self.class_pixels.sum(axis=1) == 0)]
+        trained, every = self.class_pixels[list(self.train)].sum(axis=0), self.class_pixels.sum(axis=0)
+        found.untrained = [label_map.names[index] for index in np.flatnonzero((trained == 0) & (every > 0))]
         return found
 
     @classmethod

@@ -94,6 +94,30 @@ def test_the_table_tells_odd_ones_first_and_fits_on_a_screen(world: World):
     assert len(many.warnings()[0]) < 300
 
 
+def test_a_sample_is_not_taken_for_the_whole(world: World, monkeypatch: pytest.MonkeyPatch):
+    """What most labels do not hold may be in the rest; a value without a meaning is wrong in any case."""
+    monkeypatch.setattr("storage.source.label_survey.SAMPLE", 1)
+    told = LabelSurvey(world(["background", "lesion"], [0, 255], [0, 1])).counts.warnings()
+    assert "{0: background, 255: lesion}" in told[0] and "no label of those that were read" in told[1]
+    with pytest.raises(SourceRefused, match="label value 7"):
+        LabelSurvey(world(["background", "lesion"], [0, 7], [0, 1]))
+
+
+def test_a_class_that_only_held_out_labels_hold_is_told(world: World, layout: StateLayout):
+    settings = world(["a", "b", "c"], [0, 1], [0, 1], [0, 1], [0, 1])
+    (held,) = import_labelled(settings, layout).validation
+    settings = world(["a", "b", "c"], *([0, 2 if number == held else 1] for number in range(4)))
+    told = import_labelled(settings, layout).counts(label_map_of(settings)).warnings()
+    assert told == ["only held-out images hold c: no model learns what it never sees"]
+
+
+def test_a_photograph_taken_for_a_label_costs_little(world: World):
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    with pytest.raises(SourceRefused) as caught:
+        LabelSurvey(world(["a", "b"], noise, noise[::-1], label_format="rgb"))
+    assert "2 problems" in str(caught.value) and len(str(caught.value)) < 2000
+
+
 def test_labels_of_no_class_are_named(world: World):
     warned = LabelSurvey(world(["a", "b"], [0, 1], [255])).counts.warnings()
     assert warned == ["labels without a pixel of any class: 1.jpg"]

@@ -29,6 +29,16 @@ class CorruptCheckpoint(StorageError):
     code = "checkpoint_corrupt"
 
 
+class NewerRecord(StorageError):
+    """A newer mfmd wrote a durable file in a layout that this one cannot read: it is whole, and nothing changes it."""
+
+    code = "record_newer"
+
+
+class NewerVersion(NewerRecord, CorruptCheckpoint):
+    """A version whose manifest a newer mfmd wrote: keep the serving version, do not load this one."""
+
+
 class UnknownVersion(StorageError):
     """A version or ref does not exist."""
 

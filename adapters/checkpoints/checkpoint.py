@@ -16,7 +16,8 @@ from adapters.networks.network import SegmentationNetwork
 from adapters.networks.weight_files import damage_of, weight_problems
 from configs.network import Architecture
 from configs.settings import Settings
-from storage.errors import CorruptCheckpoint
+from storage.durable.record import USE_NEWER
+from storage.errors import CorruptCheckpoint, NewerVersion
 from storage.registry.manifest import Manifest
 from storage.registry.provenance import code_digest, library_versions, settings_hash
 from storage.registry.registry import CheckpointRegistry
@@ -67,14 +68,17 @@ def load_version(
 def network_of(manifest: Manifest) -> SegmentationNetwork:
     """Build the architecture that `manifest` records, with untrained weights.
 
-    Raises CorruptCheckpoint when the record is not of this version of mfmd, AdapterError when it cannot be built.
+    Raises NewerVersion when a newer mfmd wrote it, CorruptCheckpoint for other damage, AdapterError when it cannot be
+    built.
     """
     try:
         settings = Architecture.model_validate(manifest.network)
     except ValidationError as error:
         problem = error.errors()[0]
+        later = problem["type"] in ("extra_forbidden", "literal_error")  # a field or a network that came later
         field = ".".join(str(part) for part in ("network", *problem["loc"]))
-        raise CorruptCheckpoint(f"manifest of version {manifest.version}: {field}: {problem['msg']}") from error
+        kind, remedy = (NewerVersion, f"; {USE_NEWER}") if later else (CorruptCheckpoint, "")
+        raise kind(f"manifest of version {manifest.version}: {field}: {problem['msg']}{remedy}") from error
     settings = settings.model_copy(update={"pretrained": None})
     return build_network(settings, len(manifest.classes))
 

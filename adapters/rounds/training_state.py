@@ -24,11 +24,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from adapters.checkpoints.checkpoint import save_weights
 from adapters.errors import AdapterError
 from adapters.rounds.training import Training
+from storage.durable.record import FORMAT, USE_NEWER
 from storage.rounds.training_states import TrainingStates
 
 ROUNDING = 1e-6
 """Largest difference of an inherited network's weights from the serving version's: the same average, perhaps computed
 on another device."""
+
+TREE_FORMAT = 1
+"""Format of `state.json`; another one is refused."""
 
 
 class StateRefused(AdapterError):
@@ -169,7 +173,7 @@ def write_tree(folder: Path, tree: dict[str, Any]) -> None:
     Raises TypeError for anything else, and for keys that are not text.
     """
     tensors: dict[str, Tensor] = {}
-    values = _without_tensors(tree, "", tensors)
+    values = {FORMAT: TREE_FORMAT} | _without_tensors(tree, "", tensors)
     (folder / "state.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     save_file(tensors, folder / "state.safetensors")
 
@@ -177,7 +181,10 @@ def write_tree(folder: Path, tree: dict[str, Any]) -> None:
 def read_tree(folder: Path) -> dict[str, Any]:
     """Read what `write_tree` wrote, tensors on the CPU. Raises OSError, ValueError or SafetensorError when damaged."""
     tensors = load_file(folder / "state.safetensors")
-    tree: dict[str, Any] = _with_tensors(json.loads((folder / "state.json").read_text(encoding="utf-8")), tensors)
+    values = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    if (found := values.pop(FORMAT, 1)) != TREE_FORMAT:
+        raise ValueError(f"it has format {found}, this mfmd reads {TREE_FORMAT}; {USE_NEWER}")
+    tree: dict[str, Any] = _with_tensors(values, tensors)
     return tree
 
 

@@ -26,7 +26,7 @@ from daemon.status.model import (
 from daemon.status.plane_probe import PlaneStatus, probe_plane
 from daemon.watch.scan import missing_marker
 from storage.buffer.catalog import Catalog
-from storage.errors import CorruptCheckpoint, StorageError
+from storage.errors import CorruptCheckpoint, NewerRecord, StorageError
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
@@ -178,6 +178,8 @@ def check_serving_files(registry: CheckpointRegistry) -> None:
     registry.serving_version()
     try:
         registry.verify(serving.version, content=False)
+    except NewerRecord:
+        raise
     except CorruptCheckpoint as error:
         remedy = registry.instead_of(serving.version)
         raise StorageError(f"version {serving.version} should serve, but is damaged: {error}; {remedy}") from error

@@ -46,4 +46,5 @@ def give_up(layout: StateLayout, record: FrameRecord, reason: str, at: float) ->
 
 def lost_frames(layout: StateLayout) -> list[LostFrame]:
     """Return every removed frame, oldest first; a line that a crash truncated is omitted."""
-    return list(parsed(lines_of(layout.buffer / JOURNAL), LostFrame))
+    path = layout.buffer / JOURNAL
+    return list(parsed(lines_of(path), LostFrame, path))

@@ -16,11 +16,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.errors import StorageError
+from storage.errors import NewerRecord, StorageError
 from storage.eviction.policy import Embedding
 from storage.layout import StateLayout
 
 BUSY_SECONDS = 10.0
+SCHEMA_VERSION = 1
+REMEDY = "use the mfmd that wrote it, or remove it: the observer observes every frame again"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS observations (
   frame INTEGER PRIMARY KEY, version INTEGER NOT NULL, released INTEGER NOT NULL, at REAL NOT NULL,
@@ -158,10 +160,14 @@ class Observations:
         )
 
     def _prepare(self, writable: bool) -> None:
+        found = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if found > SCHEMA_VERSION:
+            raise NewerRecord(f"{self.path}: format {found}, this mfmd reads {SCHEMA_VERSION}; {REMEDY}")
         if writable:
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = NORMAL")
             self._connection.execute(SCHEMA)
+            self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _select(self, statement: str, values: Sequence[int | str] = ()) -> list[tuple[Any, ...]]:
         with self._lock, self._translated():

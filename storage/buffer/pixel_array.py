@@ -19,7 +19,8 @@ from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 from storage import durable
-from storage.errors import CorruptBuffer
+from storage.durable.record import USE_NEWER
+from storage.errors import CorruptBuffer, NewerRecord
 
 ATTRIBUTE = "mfmd"
 METADATA = "zarr.json"
@@ -50,6 +51,8 @@ class PixelArray:
         found = metadata.get("attributes", {}).get(ATTRIBUTE)
         self.attributes: dict[str, Any] = found if isinstance(found, dict) else {}
         """What `create_array` was given, with `schema` and `tile`."""
+        if (schema := self.attributes.get("schema", 1)) != 1:
+            raise NewerRecord(f"{self.folder}: an array of format {schema}, this mfmd reads 1; {USE_NEWER}")
 
     def _learn_layout(self, metadata: Any) -> None:
         match metadata:

@@ -57,7 +57,7 @@ class VideoRecords:
 
 def read_video_records(path: Path) -> dict[str, VideoRecord]:
     """Return the last record of each video, by its path; incomplete lines of a crash are skipped."""
-    return {record.path: record for record in parsed(lines_of(path), VideoRecord)}
+    return {record.path: record for record in parsed(lines_of(path), VideoRecord, path)}
 
 
 def refused_videos(path: Path, reason: str | None = None) -> list[VideoRecord]:

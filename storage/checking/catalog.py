@@ -10,9 +10,9 @@ from storage.buffer import catalog_schema
 from storage.buffer.catalog import Catalog
 from storage.buffer.files import ARRAY
 from storage.checking.pixels import check_observations, check_pixels
-from storage.checking.problem import REPAIR, RESTORE, Problem, Scope, change
+from storage.checking.problem import REPAIR, RESTORE, Problem, Scope, change, newer
 from storage.checking.rounds import check_leases
-from storage.errors import StorageError
+from storage.errors import NewerRecord, StorageError
 from storage.layout import StateLayout
 
 NEWEST = "SELECT MAX(frame) AS id FROM (SELECT frame FROM digests UNION SELECT id FROM frames)"
@@ -69,6 +69,8 @@ def check_catalog(scope: Scope) -> Iterator[Problem]:
             yield from damage
             for check in () if damage else (_check_tables, check_leases, check_pixels, check_observations):
                 yield from check(scope, catalog)
+    except NewerRecord as error:
+        yield newer(path.parent, error)
     except (StorageError, sqlite3.DatabaseError) as error:
         yield Problem("catalog_damaged", path, str(error), RESTORE)
 

@@ -11,8 +11,8 @@ from storage.buffer.files import ARRAY
 from storage.buffer.lost import give_up
 from storage.buffer.observations import Observations
 from storage.buffer.pixel_array import PixelArray
-from storage.checking.problem import REPAIR, RESTORE, Problem, Scope, change
-from storage.errors import CorruptBuffer, StorageError
+from storage.checking.problem import REPAIR, RESTORE, Problem, Scope, change, newer
+from storage.errors import CorruptBuffer, NewerRecord, StorageError
 from storage.layout import StateLayout
 from storage.media.images import crc32_of, fitted_size
 
@@ -53,6 +53,9 @@ def check_observations(scope: Scope, catalog: Catalog) -> Iterator[Problem]:
             damage = observations.damage()
             if not damage and observations.is_made():
                 observed = observations.observed()
+    except NewerRecord as error:
+        yield newer(path, error)
+        return
     except StorageError as error:
         damage = str(error)
     frames = {record.id for record in catalog.records()}

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from storage.buffer.catalog import Catalog
+from storage.durable.record import USE_NEWER
+from storage.errors import NewerRecord
 from storage.layout import StateLayout
 
 REPAIR = "stop mfmd run, then mfmd check --repair"
@@ -18,7 +20,7 @@ ERRORS = frozenset(
         "file_without_frame", "lease_without_frame", "valid_region", "slots_missing", "pixels_missing",
         "pixels_unreadable", "frame_missing", "frame_damaged", "observations_damaged", "version_damaged",
         "pruned_damaged", "ref_damaged", "ref_dangling", "serving_missing", "serving_damaged", "round_damaged",
-        "round_version", "training_state", "source_damaged", "unreadable",
+        "round_version", "training_state", "source_damaged", "unreadable", "record_newer",
     }
 )  # fmt: skip
 """Codes of broken guarantees; a restart of the daemon does not repair them."""
@@ -54,6 +56,11 @@ class Problem:
     def repairable(self) -> bool:
         """Return whether `mfmd check --repair` repairs it."""
         return self.repair is not None
+
+
+def newer(path: Path, error: NewerRecord) -> Problem:
+    """Return the finding of a file that a newer mfmd wrote: no damage, so nothing repairs it."""
+    return Problem("record_newer", path, str(error), USE_NEWER)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,18 @@
 """Check whether versions match their manifests, refs name intact versions, and the history can be read."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from storage import durable
-from storage.checking.problem import REPAIR, Problem, Scope
+from storage.checking.problem import REPAIR, Problem, Scope, newer
 from storage.durable.record import lines_of
-from storage.errors import CorruptCheckpoint, StorageError, UnknownVersion
+from storage.errors import CorruptCheckpoint, NewerRecord, StorageError, UnknownVersion
 from storage.registry.history import is_event, read_history
-from storage.registry.manifest import Manifest
 from storage.registry.refs import Refs, pin_name
 from storage.registry.registry import CheckpointRegistry
+from storage.registry.versions import read_manifest
 
 ELSE = "restore its files from a backup; `mfmd promote N` serves another version"
 TORN = "history.torn"
@@ -23,13 +22,19 @@ def check_versions(scope: Scope) -> Iterator[Problem]:
     """Return versions whose manifest or files differ from the published ones, and unreadable kept manifests."""
     registry = CheckpointRegistry(scope.layout.checkpoints)
     for version in registry.versions():
-        damage = _damage(registry, version, scope.read_data)
+        try:
+            damage = _damage(registry, version, scope.read_data)
+        except NewerRecord as error:
+            yield newer(registry.folder(version), error)
+            continue
         if damage:
             yield Problem("version_damaged", registry.folder(version), damage, ELSE)
     for path in sorted((scope.layout.checkpoints / "pruned").glob("[0-9]*.json")):
         try:
-            Manifest.model_validate_json(path.read_bytes())
-        except ValidationError:
+            read_manifest(path)
+        except NewerRecord as error:
+            yield newer(path, error)
+        except CorruptCheckpoint:
             detail = "the manifest of a removed version cannot be read: the released model may be unknown"
             yield Problem("pruned_damaged", path, detail, "restore it from a backup")
 
@@ -37,6 +42,7 @@ def check_versions(scope: Scope) -> Iterator[Problem]:
 def check_refs(scope: Scope) -> Iterator[Problem]:
     """Return refs that cannot be read, name no version, or are missing."""
     registry = CheckpointRegistry(scope.layout.checkpoints)
+    registry.history()  # repairs follow from it
     because = {"by": "repair", "reason": "mfmd check --repair"}
     restore, no_shadow = partial(registry.restore, **because), partial(registry.set_shadow, None, **because)
     yield from _ref(registry, "serving", restore, REPAIR)
@@ -49,7 +55,12 @@ def check_refs(scope: Scope) -> Iterator[Problem]:
             unpin = partial(registry.unpin, version, by="repair", reason="the version does not exist")
             detail = f"pins version {version}, which does not exist"
             yield Problem("ref_dangling", path, detail, f"{REPAIR} removes the pin", unpin)
-        elif Refs(path.parent).read_or_none(path.name) is None:
+            continue
+        try:
+            Refs(path.parent).read(path.name)
+        except NewerRecord as error:
+            yield newer(path, error)
+        except StorageError:
             pin = partial(registry.pin, version, by="repair", reason="the ref was damaged")
             yield Problem("ref_damaged", path, "cannot be read", f"{REPAIR} writes it again", pin)
 
@@ -57,6 +68,11 @@ def check_refs(scope: Scope) -> Iterator[Problem]:
 def check_history(scope: Scope) -> Iterator[Problem]:
     """Return lines of the history that cannot be read: their events did not happen."""
     path = scope.layout.checkpoints / "history.jsonl"
+    try:
+        read_history(path)
+    except NewerRecord as error:
+        yield newer(path, error)
+        return
     bad = [number for number, line in enumerate(lines_of(path), 1) if not is_event(line)]
     if bad:
         detail = f"{len(bad)} lines cannot be read: {', '.join(map(str, bad[:5]))}"
@@ -67,6 +83,8 @@ def check_history(scope: Scope) -> Iterator[Problem]:
 def _damage(registry: CheckpointRegistry, version: int, read_data: bool) -> str:
     try:
         registry.verify(version, content=read_data)
+    except NewerRecord:
+        raise
     except (CorruptCheckpoint, UnknownVersion) as error:
         return str(error)
     return ""
@@ -76,6 +94,9 @@ def _ref(registry: CheckpointRegistry, name: str, repair: Callable[[], object], 
     path = registry.ref_path(name)
     try:
         ref = Refs(path.parent).read(name)
+    except NewerRecord as error:
+        yield newer(path, error)
+        return
     except StorageError as error:
         yield Problem("ref_damaged", path, str(error), remedy, repair)
         return
@@ -86,9 +107,11 @@ def _ref(registry: CheckpointRegistry, name: str, repair: Callable[[], object], 
 def _serving(registry: CheckpointRegistry, read_data: bool, restore: Callable[[], object]) -> Iterator[Problem]:
     path = registry.ref_path("serving")
     refs = Refs(path.parent)
-    serving = refs.read_or_none("serving")
+    serving, damage = refs.read_or_none("serving"), ""
     if serving is not None and serving.version in registry.versions():
-        if damage := _damage(registry, serving.version, read_data):
+        with suppress(NewerRecord):  # `check_versions` reports it
+            damage = _damage(registry, serving.version, read_data)
+        if damage:
             remedy = f"{REPAIR} serves the last intact version; restore version {serving.version} from a backup"
             yield Problem("serving_damaged", path, damage, remedy, restore)
     elif not refs.exists("serving") and (served := registry.state().serves_last) is not None:

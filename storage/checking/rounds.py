@@ -7,8 +7,8 @@ from pathlib import Path
 
 from storage import durable
 from storage.buffer.catalog import Catalog
-from storage.checking.problem import REPAIR, Problem, Scope, change
-from storage.errors import CorruptCheckpoint, StorageError
+from storage.checking.problem import REPAIR, Problem, Scope, change, newer
+from storage.errors import CorruptCheckpoint, NewerRecord, StorageError
 from storage.registry.registry import CheckpointRegistry
 from storage.registry.weight_changes import tensor_headers
 from storage.rounds.folder import RoundFolder, RoundStore
@@ -53,6 +53,9 @@ def _damages(folder: RoundFolder, number: int) -> Iterator[Problem]:
     for name, read in RECORDS:
         try:
             record = read(folder)
+        except NewerRecord as error:
+            yield newer(folder.path / name, error)
+            continue
         except StorageError as error:
             yield Problem("round_damaged", folder.path / name, str(error), remedy)
             continue
@@ -105,5 +108,7 @@ def _over(store: RoundStore, number: int) -> str:
         return f"is older than round {latest.number}"
     try:
         return "" if store.folder(number).record().stage in AT_WORK else "no longer needs one"
+    except NewerRecord:
+        return ""
     except StorageError:
         return "is damaged"

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from functools import partial
 
 from storage import durable
-from storage.checking.problem import REPAIR, Problem, Scope
-from storage.errors import StorageError
+from storage.checking.problem import REPAIR, Problem, Scope, newer
+from storage.errors import NewerRecord, StorageError
 from storage.source.labelled import AGAIN, CURRENT, LabelledSet, current_fingerprint
 
 
@@ -14,6 +14,9 @@ def check_source(scope: Scope) -> Iterator[Problem]:
     folder = scope.layout.source
     try:
         current = current_fingerprint(scope.layout)
+    except NewerRecord as error:
+        yield newer(folder / CURRENT, error)
+        return
     except StorageError as error:
         yield Problem("source_damaged", folder / CURRENT, str(error), AGAIN.format(folder))
         return
@@ -32,5 +35,7 @@ def check_source(scope: Scope) -> Iterator[Problem]:
             else:
                 source.images.check_file(index)
                 source.labels.check_file(index)
+    except NewerRecord as error:
+        yield newer(folder / current, error)
     except (StorageError, OSError) as error:
         yield Problem("source_damaged", folder / current, str(error), AGAIN.format(folder))

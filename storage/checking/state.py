@@ -13,7 +13,7 @@ from storage.checking.problem import REPAIR, Problem, Scope
 from storage.checking.registry import check_history, check_refs, check_versions
 from storage.checking.rounds import check_rounds
 from storage.checking.source import check_source
-from storage.errors import DurabilityLost, StorageError
+from storage.errors import DurabilityLost, NewerRecord, StorageError
 from storage.layout import StateLayout
 
 PASSES = 4
@@ -84,6 +84,8 @@ def _examine(scope: Scope) -> Iterator[Problem]:
     for check in checks:
         try:
             yield from check(scope)
+        except NewerRecord:
+            continue  # the history's: `check_history` reports it, and nothing that follows from it is known
         except OSError as error:
             yield Problem("unreadable", scope.layout.root, str(error), "check the disk and permissions")
 

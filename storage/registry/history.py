@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from storage.durable.record import lines_of, parsed
+from storage.errors import NewerRecord
 from storage.registry.manifest import HistoryEvent
 
 MOVES = ("promoted", "rolled_back")
@@ -84,13 +85,16 @@ class RegistryState:
 
 
 def read_history(path: Path) -> list[HistoryEvent]:
-    """Return all events of `history.jsonl`, oldest first."""
-    return list(parsed(lines_of(path), HistoryEvent))
+    """Return all events of `history.jsonl`, oldest first. Raises NewerRecord when a newer mfmd wrote one."""
+    return list(parsed(lines_of(path), HistoryEvent, path))
 
 
 def is_event(line: bytes) -> bool:
-    """Return whether a line of `history.jsonl` can be read."""
-    return any(parsed([line], HistoryEvent))
+    """Return whether a line of `history.jsonl` is whole, also one of a newer mfmd."""
+    try:
+        return any(parsed([line], HistoryEvent, Path()))
+    except NewerRecord:
+        return True
 
 
 def _completed(events: Iterable[HistoryEvent], serving: int | None) -> list[HistoryEvent]:

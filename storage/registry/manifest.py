@@ -1,6 +1,6 @@
 """Records of the checkpoint registry: versions, refs, events."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,7 @@ class BufferSnapshot(Record):
 class Manifest(Record):
     """`manifest.json` of a version: everything needed to rebuild, verify and explain it."""
 
+    newest_format: ClassVar[int] = 2
     schema_version: Literal[1, 2] = 2
     """Version of this layout: 2 since `snapshot`, `settings` and `code`; a manifest of 1 has none of them."""
     version: int = 0

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from storage import durable
+from storage.durable.record import validated
 from storage.errors import InvalidReason, StorageError
 from storage.registry.files import NO_FILE, numbers, read_small
 from storage.registry.manifest import Ref
@@ -47,7 +48,7 @@ class Refs:
         path = self.path(name)
         try:
             data = _content(path)
-            return Ref.model_validate_json(data) if data is not None else None
+            return validated(data, Ref, path) if data is not None else None
         except ValidationError as error:
             raise StorageError(f"{path}: not a ref: {error.errors()[0]['msg']}; {REWRITE}") from error
         except OSError as error:

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from storage import durable
 from storage.durable.digest import digest_of
-from storage.errors import CorruptCheckpoint, UnknownVersion
+from storage.durable.record import validated
+from storage.errors import CorruptCheckpoint, NewerRecord, NewerVersion, UnknownVersion
 from storage.registry.files import NO_FILE, listed, numbers, read_small
 from storage.registry.manifest import Manifest
 
@@ -40,7 +41,7 @@ class Versions:
     def manifest(self, version: int) -> Manifest:
         """Return the manifest of a version. Raises UnknownVersion, or CorruptCheckpoint when it cannot be read."""
         with self._while_there(self._existing(version)) as folder:
-            return _read_manifest(folder / MANIFEST)
+            return read_manifest(folder / MANIFEST)
 
     def verify(self, version: int, *, content: bool = True) -> None:
         """Compare every file of a version with its manifest; without `content` only its size.
@@ -93,7 +94,7 @@ class Versions:
     def _parent(self, version: int) -> int | None:
         for path in (self.folder(version) / MANIFEST, self._pruned / f"{version:06d}.json"):
             with suppress(FileNotFoundError):  # pruned, maybe just now: the copy is there before the version goes
-                return _read_manifest(path).parent
+                return read_manifest(path).parent
         return None
 
     def _existing(self, version: int) -> Path:
@@ -116,9 +117,12 @@ class Versions:
             ) from error
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """Return the manifest in a file. Raises NewerVersion, CorruptCheckpoint, or OSError."""
     try:
-        return Manifest.model_validate_json(read_small(path, MOST_MANIFEST_BYTES))
+        return validated(read_small(path, MOST_MANIFEST_BYTES), Manifest, path)
+    except NewerRecord as error:
+        raise NewerVersion(str(error)) from error
     except OSError as error:
         if error.errno not in NO_FILE:
             raise

@@ -77,11 +77,11 @@ class RoundFolder:
 
     def progress(self) -> list[Progress]:
         """Return all progress so far, oldest first; a line still being written is omitted."""
-        return list(parsed(lines_of(self._progress), Progress))
+        return list(parsed(lines_of(self._progress), Progress, self._progress))
 
     def last_progress(self) -> Progress | None:
         """Return the newest progress, read from the end of the file; None before the first."""
-        return next(parsed(reversed(lines_of(self._progress, TAIL_BYTES)), Progress), None)
+        return next(parsed(reversed(lines_of(self._progress, TAIL_BYTES)), Progress, self._progress), None)
 
     def write_scores(self, scores: RoundScores) -> None:
         """Write `scores.json` durably."""

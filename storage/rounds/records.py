@@ -5,7 +5,7 @@ The round and the daemon are two processes and communicate only through these fi
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from storage.durable.record import Record
 from storage.registry.manifest import BufferSnapshot
@@ -69,8 +69,9 @@ class RoundStart(Record):
 
 
 class Progress(Record):
-    """One line of `progress.jsonl`."""
+    """One line of `progress.jsonl`; nothing is decided by it, so fields of a newer mfmd are omitted."""
 
+    model_config = ConfigDict(extra="ignore")
     at: float
     """Unix time (seconds)."""
     phase: Literal["loading", "training", "scoring", "done", "shadow"]

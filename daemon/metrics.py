@@ -23,7 +23,7 @@ OUTCOMES = ("stored", "not_kept", "duplicate", "skipped", "rejected")
 REASONS = (
     "empty", "too_many_bytes", "too_many_pixels", "aspect", "not_an_image", "needs_extra", "too_costly",
     "decoder_crashed", "truncated", "unreadable", "outside_folder", "camera_raw", "thumbnail_only", "unsupported_bits",
-    "unsupported_colors", "unsupported_compression", "unsupported_layout", "unsupported_samples",
+    "unsupported_colors", "unsupported_compression", "unsupported_layout", "unsupported_samples", "unexpected",
 )  # fmt: skip
 RESULTS = ("promoted", "rejected", "inconclusive", "failed", "stopped")
 DECISIONS = ("accepted", "rejected", "inconclusive")

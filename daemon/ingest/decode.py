@@ -19,7 +19,7 @@ from daemon.watch.arrival import Arrival, FileChanged, read_arrival
 from storage.buffer.catalog_records import FileFact
 from storage.buffer.frames import NewFrame, Packed
 from storage.durable.digest import digest_of
-from storage.errors import RefusedImage
+from storage.errors import RefusedImage, StorageError
 from storage.media.bounded import DecodeLimits, decode_bounded
 from storage.media.images import FittedFrame, fit_frame
 from storage.media.perceptual_hash import perceptual_hash
@@ -30,6 +30,8 @@ AHEAD_SECONDS = 86_400.0
 """How far in the future a time may lie, because of time zones and wrong clocks (seconds)."""
 EXIF_TIMES = ((36867, 36881, 37521), (36868, 36882, 37522))
 """Tags of time, offset from UTC and fraction of a second: DateTimeOriginal, then DateTimeDigitized (EXIF 2.32)."""
+UNEXPECTED = "unexpected"
+"""Reason of a refusal that is a fault of mfmd."""
 DIGITS = {"Y": 4, "m": 2, "d": 2, "H": 2, "I": 2, "M": 2, "S": 2, "j": 3, "y": 2}
 """Number of digits of strptime's numbers in a file's name."""
 
@@ -68,6 +70,17 @@ class RetryLater:
 Outcome = Decoded | Settled | RetryLater
 
 
+def is_of_file(error: Exception) -> bool:
+    """Return whether handling a file failed because of the file: not of the disk, the catalog or the memory."""
+    return not isinstance(error, OSError | StorageError | MemoryError)
+
+
+def refuse_failed(arrival: Arrival, error: Exception, digest: str = "") -> Settled:
+    """Return the refusal of a file whose handling raised what nobody expected: it costs this file, not ingest."""
+    log.error("file_failed", file=arrival.file.path, error=str(error), exc_info=error)
+    return Settled(arrival, "rejected", digest, UNEXPECTED, f"handling it failed: {type(error).__name__}: {error}")
+
+
 class Decoder:
     """Reads, hashes, decodes and fits files."""
 
@@ -90,6 +103,8 @@ class Decoder:
             return Settled(arrival, "rejected", "", error.reason, str(error))
         except (FileChanged, OSError, MemoryError) as error:
             return RetryLater(arrival, f"{type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001 - logged there: it costs one file, not ingest
+            return refuse_failed(arrival, error)
         digest = digest_of(data)
         if self._is_stored(digest):
             return Settled(arrival, "duplicate", digest)

@@ -17,6 +17,7 @@ from daemon.watch.scan import FolderScan
 from storage import durable
 from storage.buffer.catalog_records import FileFact, FileRecord
 from storage.durable.digest import digest_of
+from storage.errors import StorageError
 
 SWEEP_SECONDS = 300.0
 """Interval between scans of the folder for known files that should be gone (seconds)."""
@@ -66,7 +67,7 @@ class Originals:
         for name in names:
             try:
                 arrival = find_arrival(self._watch.folder, name)
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, it stays this file's
                 self._cannot(name, error)
                 continue
             if arrival is not None:
@@ -85,7 +86,9 @@ class Originals:
             return
         try:
             self._act(arrival, state, self._target(state), as_read=as_read)
-        except OSError as error:
+        except StorageError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it stays this file's
             self._cannot(arrival.file.path, error)
 
     def _target(self, state: FileRecord) -> Path | None:
@@ -123,7 +126,7 @@ class Originals:
     def _current(self, arrival: Arrival) -> Arrival | None:
         return find_arrival(self._watch.folder, os.path.relpath(arrival.path, self._watch.folder))
 
-    def _cannot(self, name: str, error: OSError) -> None:
+    def _cannot(self, name: str, error: Exception) -> None:
         self._next_sweep = min(self._next_sweep, time.monotonic() + RETRY_SECONDS)
         if name not in self._complained and len(self._complained) < AT_ONCE:  # a log must not fill a disk
             self._complained.add(name)

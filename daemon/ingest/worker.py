@@ -17,7 +17,16 @@ from dataclasses import dataclass, field
 from configs.settings import Settings
 from daemon.errors import FULL
 from daemon.ingest.admission import Admission
-from daemon.ingest.decode import Decoded, Decoder, Outcome, RetryLater, Settled
+from daemon.ingest.decode import (
+    UNEXPECTED,
+    Decoded,
+    Decoder,
+    Outcome,
+    RetryLater,
+    Settled,
+    is_of_file,
+    refuse_failed,
+)
 from daemon.ingest.originals import Originals
 from daemon.ingest.refusals import RetryQueue, Selection, retry_refused
 from daemon.metrics import IngestMetrics
@@ -158,8 +167,11 @@ class Ingest:
         arrival, future = self._decoding.popleft()
         try:
             self._sort(future.result())
-        except BaseException:  # not the file's fault: the catalog could not be asked
-            self._watcher.put_back(arrival)
+        except BaseException as error:
+            if isinstance(error, Exception) and is_of_file(error):
+                self._to_record.append(refuse_failed(arrival, error))
+                return
+            self._watcher.put_back(arrival)  # the catalog could not be asked
             raise
 
     def _sort(self, outcome: Outcome) -> None:
@@ -197,26 +209,60 @@ class Ingest:
         settings = self._settings
         least, within = settings.gate.advanced.min_holdout, settings.schedule.min_frames
         rule = HoldoutRule(settings.buffer.holdout_fraction, least, within)
-        records = self._buffer.append([item.frame for item in self.batch.frames], grow=self._grow, holdout=rule)
+        stored, records = self._append(self.batch.frames, rule)
         self._metrics.commit_seconds.observe(time.monotonic() - started)
         batch, self.batch = self.batch, Batch()
-        self._count(batch.frames, records)
-        log.info("frames_committed", frames=len(records), duplicates=len(batch.frames) - len(records))
-        self._to_record.extendleft(reversed(batch.frames))
-        self._to_record += batch.skipped
+        self._count(stored, records)
+        log.info("frames_committed", frames=len(records), duplicates=len(stored) - len(records))
+        self._to_record.extendleft(reversed(stored))
+        if len(stored) == len(batch.frames):
+            self._to_record += batch.skipped
+        else:  # the frame that they are near to may be the refused one
+            for item in batch.skipped:
+                self._watcher.put_back(item.arrival)
         self._record()
+
+    def _append(self, frames: list[Decoded], rule: HoldoutRule) -> tuple[list[Decoded], list[FrameRecord]]:
+        """Commit frames; return those committed and their records. One that cannot be is found by halves, and refused.
+
+        Raises OSError or StorageError when the disk or the catalog refuses.
+        """
+        try:
+            return frames, self._buffer.append([item.frame for item in frames], grow=self._grow, holdout=rule)
+        except Exception as error:
+            if not is_of_file(error):
+                raise
+            if len(frames) == 1:
+                self._to_record.append(refuse_failed(frames[0].arrival, error, frames[0].frame.digest))
+                return [], []
+        half = len(frames) // 2
+        (stored, records), (others, more) = self._append(frames[:half], rule), self._append(frames[half:], rule)
+        return stored + others, records + more
 
     def _record(self) -> None:
         """Record the state of files, and release them. Each is held until its record is written."""
         while self._to_record:
             item = self._to_record[0]
             if isinstance(item, Settled):  # a frame was recorded by its commit
-                self._record_one(item)
+                item = self._to_record[0] = self._settle(item)
             outcome, reason = (item.outcome, item.reason) if isinstance(item, Settled) else ("stored", "")
             if outcome != "skipped":  # nothing of a skipped image is stored anywhere else
                 self._originals.dispose(item.arrival)
             self._watcher.mark_done(item.arrival, unreadable=reason == "unreadable")
             self._to_record.popleft()
+
+    def _settle(self, item: Settled) -> Settled:
+        """Record what became of a file, or the refusal of one of which that cannot be recorded; return it."""
+        try:
+            self._record_one(item)
+        except Exception as error:
+            if not is_of_file(error):
+                raise
+            if item.reason != UNEXPECTED:
+                return self._settle(refuse_failed(item.arrival, error, item.digest))
+            self._watcher.set_aside(item.arrival)  # not even that: it counts as refused until it changes or we restart
+            self._show_refused(item)
+        return item
 
     def _record_one(self, item: Settled) -> None:
         file, catalog = item.arrival.file, self._buffer.catalog
@@ -229,9 +275,14 @@ class Ingest:
                 self._metrics.skipped.labels(reason=item.reason).inc()
             case "rejected":
                 catalog.note(file, "refused", item.reason, item.detail, item.digest or None)
-                log.warning("file_refused", file=file.path, reason=item.reason, detail=item.detail)
-                self._metrics.rejected.labels(reason=item.reason).inc()
+                self._show_refused(item)
+                return
         self._metrics.files.labels(outcome=item.outcome).inc()
+
+    def _show_refused(self, item: Settled) -> None:
+        log.warning("file_refused", file=item.arrival.file.path, reason=item.reason, detail=item.detail)
+        self._metrics.rejected.labels(reason=item.reason).inc()
+        self._metrics.files.labels(outcome="rejected").inc()
 
     def _count(self, frames: Sequence[Decoded], records: Sequence[FrameRecord]) -> None:
         now, slots = time.time(), {record.digest: record.slot for record in records}

@@ -134,6 +134,10 @@ class MaskWriter:
             except PlaneUnavailable as error:
                 log.debug("masks_waiting", reason=str(error))
                 return error.retry_seconds
+            except (OSError, StorageError, MemoryError):
+                raise
+            except Exception as error:  # noqa: BLE001 - it costs the mask of this image
+                self._skip(image, error)
         return max(0.0, began + (least if len(due) > LIMIT else pause) - time.monotonic())
 
     def _write_mask(self, image: Due) -> None:
@@ -182,7 +186,7 @@ class MaskWriter:
 
     def _skip(self, image: Due, error: Exception) -> None:
         """Count a file that gets no mask until it changes; one that is not refused also until another version."""
-        del self._unanswered[image.name]
+        self._unanswered.pop(image.name, None)
         refused = isinstance(error, RefusedImage)
         self._queue.skip(image.name, image.wanted, again=not refused)
         self._count("refused" if refused else "failed", image.arrival, error)

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 from configs.watch import VideoSettings, WatchSettings
 from daemon.ingest.decode import EXIF_TIMES, capture_time
 from storage import durable
-from storage.buffer.catalog_records import FileFact
+from storage.buffer.catalog_records import FileFact, fact_of
 from storage.durable.digest import digest_of
 from storage.durable.permissions import shared_files
 from storage.errors import RefusedImage
@@ -135,7 +135,7 @@ def write_frames(path: Path, into: Path, videos: VideoSettings, watch: WatchSett
     check_size(status.st_size, videos)
     durable.make_directory(into, shared=True)
     written = there = 0
-    fact = FileFact(path.name, status.st_size, status.st_mtime_ns)
+    fact = fact_of(path.name, status)
     with path.open("rb") as file:
         frames = FrameFiles(file, fact, digest_of(path), videos, watch)
         for frame in frames:

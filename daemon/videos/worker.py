@@ -53,9 +53,10 @@ def watch_videos(settings: Settings) -> int:
                 pause = worker.step()
             except DurabilityLost:
                 raise
-            except (OSError, StorageError, MemoryError) as error:
+            except Exception as error:  # the video of that moment waits, the others go on
                 pause = PAUSE_SECONDS
-                log.warning("videos_waiting", error=str(error), retry_in=pause)
+                expected = isinstance(error, OSError | StorageError | MemoryError)
+                log.warning("videos_waiting", error=str(error), retry_in=pause, exc_info=not expected)
             stop.wait(pause)
     return 0
 

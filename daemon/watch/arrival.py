@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from daemon.runtime.backoff import Backoff
-from storage.buffer.catalog_records import FileFact
+from storage.buffer.catalog_records import FileFact, fact_of
 from storage.errors import RefusedImage
 
 CAPACITY = 4096
@@ -62,8 +62,7 @@ def find_arrival(root: Path, relative: str) -> Arrival | None:
         return None
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
         return None
-    fact = FileFact(_storable(relative), status.st_size, status.st_mtime_ns)
-    return Arrival(fact, path, status.st_ctime_ns)
+    return Arrival(fact_of(relative, status), path, status.st_ctime_ns)
 
 
 def read_arrival(root: Path, arrival: Arrival, max_bytes: int) -> bytes:
@@ -128,11 +127,6 @@ def _inside(root: Path, path: Path) -> bool:
     """Return whether it is in the folder, also where a folder on the way became a link; a link: to a regular file."""
     target = Path(os.path.realpath(path))
     return target.is_relative_to(os.path.realpath(root)) and (target.is_file() or not path.is_symlink())
-
-
-def _storable(relative: str) -> str:
-    """Return a name that can be written as UTF-8: other bytes are escaped in the catalog."""
-    return os.fsencode(relative).decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from configs.watch import WatchSettings
 from daemon.watch.arrival import lstat_of
 from daemon.watch.scan import missing_marker
 from storage.buffer.catalog import Catalog
-from storage.buffer.catalog_records import FileFact
+from storage.buffer.catalog_records import FileFact, fact_of
 
 ESCAPED = re.compile(rb"\\x([89a-f][0-9a-f])")
 """A byte that is no text, as catalog paths hold it."""
@@ -37,7 +37,7 @@ def quarantined(folder: Path, file: FileFact) -> Path | None:
         status = lstat_of(place)
         if status is None:
             return None
-        if (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns):
+        if fact_of(file.path, status) == file:
             return place
     raise AssertionError("itertools.count ended")
 

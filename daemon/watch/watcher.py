@@ -41,6 +41,8 @@ class Watcher:
         self._in_hand: dict[str, int] = {}
         # Files refused as unreadable, with the change time of that moment. After a restart it is unknown: try once.
         self._unreadable = {item.file.path: 0 for item in catalog.refused(REMEMBERED) if item.reason == "unreadable"}
+        self._aside: dict[str, Arrival] = {}
+        """Files that the catalog cannot hold."""
         self._overflowing = 0
         self._next_hints = self._next_rescan = self._next_deep = 0.0
         self._complained: set[str] = set()
@@ -103,6 +105,10 @@ class Watcher:
         self._unreadable.pop(name, None)
         if unreadable:
             self._unreadable[name] = arrival.changed_ns
+
+    def set_aside(self, arrival: Arrival) -> None:
+        """Take the file for known until it changes, because no record of it can be written."""
+        self._aside[self._name(arrival)] = arrival
 
     def put_back(self, arrival: Arrival) -> None:
         """Retry the file later, because it could not be read now."""
@@ -168,10 +174,14 @@ class Watcher:
     def _is_known(self, name: str, arrival: Arrival) -> bool:
         """Return whether the catalog has the file unchanged; remember that for the rescan."""
         readable_again = self._unreadable.get(name, arrival.changed_ns) != arrival.changed_ns
-        if readable_again or not self._catalog.known(arrival.file):
+        if readable_again or not (self._is_aside(name, arrival) or self._catalog.known(arrival.file)):
             return False
         self._known.add(name)
         return True
+
+    def _is_aside(self, name: str, arrival: Arrival) -> bool:
+        aside = self._aside.get(name)
+        return aside is not None and (aside.file, aside.changed_ns) == (arrival.file, arrival.changed_ns)
 
     def _rescan(self, now: float) -> None:
         """Read every name; stat the unknown ones, and every file when the deep rescan is due."""
@@ -208,16 +218,17 @@ class Watcher:
                 else:
                     found += self._consider(name, now)
         self._unreadable = {name: changed for name, changed in self._unreadable.items() if name in names}
+        self._aside = {name: arrival for name, arrival in self._aside.items() if name in names}
         return found
 
     def _see(self, name: str) -> Arrival | None:
         try:
             return find_arrival(self._settings.folder, name)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - one name must not end the walk
             self._complain(name, error)
             return None
 
-    def _complain(self, name: str, error: OSError) -> None:
+    def _complain(self, name: str, error: Exception) -> None:
         """Log an unreadable path once; a log must not fill a disk."""
         if name not in self._complained and len(self._complained) < REMEMBERED:
             self._complained.add(name)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from storage.buffer import catalog_schema
-from storage.buffer.catalog_records import CatalogCounts, FileFact, FileRecord, FrameRecord
+from storage.buffer.catalog_records import CatalogCounts, FileFact, FileRecord, FrameRecord, as_text
 from storage.errors import DurabilityLost, StorageError
 from storage.eviction.policy import Held
 
@@ -241,7 +241,7 @@ def note_file(
         "reason = excluded.reason, detail = excluded.detail, digest = excluded.digest, at = excluded.at, state = CASE "
         "WHEN state = 'committed' AND excluded.state = 'duplicate' AND digest = excluded.digest THEN 'committed' "
         "ELSE excluded.state END",
-        (file.path, file.size, file.mtime_ns, state, reason, detail, digest, time.time()),
+        (file.path, file.size, file.mtime_ns, state, reason, as_text(detail), digest, time.time()),
     )
 
 

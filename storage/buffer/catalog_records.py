@@ -1,11 +1,14 @@
 """Plain records of the catalog about files and frames, without SQLite."""
 
+import os
 from dataclasses import dataclass
 
 from storage.durable.record import Record
 
 SKIP_REASONS = ("near_duplicate", "too_close")
 """Stable codes, in the order in which they are checked; docs/reference/errors.md."""
+LARGEST = 2**63 - 1
+"""Largest integer of SQLite: as nanoseconds a moment of the year 2262; file systems keep later ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +20,18 @@ class FileFact:
     size: int
     """Bytes."""
     mtime_ns: int
-    """Modification time (nanoseconds since the epoch)."""
+    """Modification time (nanoseconds since the epoch), at most what SQLite can hold."""
+
+
+def fact_of(path: str, status: os.stat_result) -> FileFact:
+    """Return the fact of the file `path` (relative, posix). Values fit the catalog, whatever the file system says."""
+    name = os.fsencode(path).decode("utf-8", "backslashreplace")  # bytes that are no text are escaped in the catalog
+    return FileFact(name, status.st_size, min(max(status.st_mtime_ns, -LARGEST - 1), LARGEST))
+
+
+def as_text(detail: str) -> str:
+    """Return a message so that it can be stored: it may quote names and bytes that are no text."""
+    return detail.encode(errors="backslashreplace").decode()
 
 
 class FileRecord(Record):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from storage import durable
-from storage.buffer.catalog_records import FileFact, FileRecord
+from storage.buffer.catalog_records import FileFact, FileRecord, as_text
 from storage.durable.record import lines_of, parsed
 
 
@@ -44,10 +44,10 @@ class VideoRecords:
         """Return whether a video of this content was turned into frames before."""
         return digest in self._digests
 
-    def add(self, file: FileFact, state: str, **more: object) -> VideoRecord:
+    def add(self, file: FileFact, state: str, detail: str = "", **more: object) -> VideoRecord:
         """Write the next record of a file, durably. Raises OSError, DurabilityLost."""
         values = {"path": file.path, "size": file.size, "mtime_ns": file.mtime_ns, "state": state, "at": time.time()}
-        record = VideoRecord.model_validate(values | more)
+        record = VideoRecord.model_validate(values | more | {"detail": as_text(detail)})
         durable.append_line(self._path, record.model_dump_json())
         self._last[record.path] = record
         if record.state == "committed":

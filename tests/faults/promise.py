@@ -107,7 +107,7 @@ def _fate(folder: Path, name: str, row: Row | None, committed: set[str], version
             raise _Broken("gone from the folder, and what was dealt with was no version of it")
         return str(row["state"])
     size, mtime_ns, digest = found
-    if (row["size"], row["mtime_ns"]) != (size, mtime_ns):
+    if (row["size"], row["mtime_ns"]) != (size, min(max(mtime_ns, -(2**63)), 2**63 - 1)):  # what SQLite can hold
         return "waiting"  # it changed since it was dealt with
     if row["digest"] not in (digest, None):
         raise _Broken(f"called {row['state']}, but for another content than lies in the folder")

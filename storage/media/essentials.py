@@ -7,11 +7,16 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+from storage.errors import RefusedImage
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_KEPT = (b"tRNS", b"eXIf")
 """Ancillary chunks that matter; those with a bad CRC are passed over, as libpng does."""
 SOI, SOS, APP0, APP15, COM = 0xD8, 0xDA, 0xE0, 0xEF, 0xFE
 """JPEG markers (ISO/IEC 10918-1, table B.1)."""
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
+PLAIN_FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
+"""Markers of frames: all, and those of baseline, extended and progressive JPEG (Huffman, arithmetic)."""
 JPEG_KEPT = {0xE0: (b"JFIF\0", 14), 0xE1: (b"Exif\0\0", 14), 0xEE: (b"Adobe", 12)}
 """Application segments that matter: marker -> how the content starts and its least length (bytes), as in libjpeg."""
 
@@ -25,6 +30,18 @@ def essentials(data: bytes) -> bytes | None:
     else:
         return None
     return kept if kept != data else None
+
+
+def check_jpeg_kind(name: str, data: bytes) -> None:
+    """Raise RefusedImage (unsupported_bits, unsupported_compression) for a JPEG of a kind that viewers do not show."""
+    segments = _segments(data) if data.startswith(b"\xff\xd8") else iter(())
+    frame = next((segment for segment in segments if segment[1] in FRAMES and len(segment) > 4), None)
+    if frame is None:
+        return
+    if frame[1] not in PLAIN_FRAMES:
+        raise RefusedImage("unsupported_compression", f"{name}: lossless or hierarchical JPEG; save it as plain JPEG")
+    if frame[4] != 8:
+        raise RefusedImage("unsupported_bits", f"{name}: a JPEG of {frame[4]} bits; save it with 8, or as PNG with 16")
 
 
 def _chunks(data: bytes) -> Iterator[bytes]:

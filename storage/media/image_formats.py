@@ -27,7 +27,7 @@ PNG_COLOR_TYPES_WITH_KEY = ("1", "L", "I;16", "RGB")
 
 def check_camera_raw(name: str, data: bytes) -> None:
     """Raise RefusedImage("camera_raw") for the raw file of a camera; those that are TIFF files are found there."""
-    if data.startswith(CAMERA_RAWS) or data[4:12] == b"ftypcrx ":
+    if data.startswith(CAMERA_RAWS) or data[4:12] == b"ftypcrx " or (data[:2] == b"II" and data[8:11] == b"CR\2"):
         raise RefusedImage("camera_raw", f"{name}: a camera's raw file; develop it, or let the camera save JPEG")
 
 

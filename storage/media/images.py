@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from storage.errors import RefusedImage
-from storage.media.essentials import essentials
+from storage.media.essentials import check_jpeg_kind, essentials
 from storage.media.image_formats import check_camera_raw, is_avif, is_heif, learn_heif, load_pixels, with_avif_brand
 from storage.media.jpeg2000 import is_jpeg2000, read_jpeg2000
 from storage.media.tiff import is_tiff, read_tiff
@@ -29,7 +29,7 @@ WITHOUT_PILLOW = ("JPEG2000", "TIFF")
 """Those that Pillow does not decode here."""
 DAMAGE = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError,
-    AttributeError, OverflowError, RuntimeError, AssertionError, MemoryError,
+    AttributeError, ArithmeticError, RuntimeError, AssertionError, MemoryError,
 )  # fmt: skip
 """Exceptions of Pillow's decoders on damaged data."""
 ORIENTATION_TAG = 0x0112
@@ -99,10 +99,7 @@ def decode_photo(source: Path | bytes, *, max_bytes: int, max_pixels: int, max_a
         kept = essentials(data) if refusal.reason in ("not_an_image", "truncated") else None
         if kept is None:
             raise
-        try:
-            return _decode(name, kept, check)
-        except RefusedImage as still:
-            raise refusal from still
+        return _decode(name, kept, check)
 
 
 def _decode(name: str, data: bytes, check: Callable[[str, int, int], None]) -> Photo:
@@ -119,6 +116,8 @@ def _decode(name: str, data: bytes, check: Callable[[str, int, int], None]) -> P
             return Photo(_upright(pixels, exif.get(ORIENTATION_TAG, 1)), exif)
     except RefusedImage:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RefusedImage("too_many_pixels", f"{name}: far too many pixels: {error}") from error
     except DAMAGE as error:
         raise RefusedImage("truncated", f"{name}: the image data is damaged or cut off: {error}") from error
 
@@ -187,12 +186,13 @@ def _open(name: str, data: bytes) -> Image.Image:
     formats = [item for item in FORMATS if item in Image.OPEN]
     try:
         return Image.open(io.BytesIO(data), formats=[item for item in formats if item not in WITHOUT_PILLOW])
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise RefusedImage("too_many_pixels", f"{name}: far too many pixels: {error}") from error
     except UnidentifiedImageError as error:
+        check_jpeg_kind(name, data)
         raise RefusedImage(reason, f"{name}: not an image in a format that is read ({', '.join(formats)})") from error
     except DAMAGE as error:
-        raise RefusedImage(reason, f"{name}: the image header is damaged: {error}") from error
+        if data.startswith(b"BM") and "nsupported" in str(error):
+            raise RefusedImage("unsupported_layout", f"{name}: {error}; save it with 24 bits a pixel") from error
+        raise RefusedImage("truncated", f"{name}: the image header is damaged: {error}") from error
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: Any) -> NDArray[np.uint8]:
@@ -210,7 +210,8 @@ def _exif(read: Callable[[], Image.Exif]) -> dict[int, Any]:
 
 def _exif_of_tiff(data: bytes) -> Image.Exif:
     exif = Image.Exif()
-    exif.load(data)
+    if not data.startswith(b"MM\0+"):  # Pillow does not know this header
+        exif.load(data)
     return exif
 
 

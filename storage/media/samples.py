@@ -21,7 +21,7 @@ SUPPORTED: dict[ColorModel, tuple[int, Sequence[int]]] = {
     "ycbcr": (3, (8,)),
 }
 """Colour model -> samples of a pixel, and the bits that each may have, all of them unsigned integers."""
-MOST_SAMPLES = 16
+MOST_SAMPLES = 8
 """Samples of a pixel that are decoded at most: those behind the colour cost memory too."""
 
 
@@ -84,8 +84,10 @@ def _to_8_bit(values: NDArray[np.uint8] | NDArray[np.uint16], most: int) -> NDAr
     """Scale from 0-`most` to 0-255, rounded down."""
     if most == 255:
         return values.astype(np.uint8, copy=False)
-    scale = (np.arange(most + 1, dtype=np.uint32) * 255 // most).astype(np.uint8)
-    return scale[values]
+    if most == 65535:
+        return (values // 257).astype(np.uint8)
+    wide = np.multiply(values, 255, dtype=np.uint16 if most < 255 else np.uint32)
+    return (wide // most).astype(np.uint8)
 
 
 def _product(colors: NDArray[np.uint8], shares: NDArray[np.uint8]) -> NDArray[np.uint8]:

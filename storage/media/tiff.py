@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from tifffile import TiffFile, TiffPage, TiffPages
 
 from storage.errors import RefusedImage
@@ -22,10 +23,10 @@ MODELS: dict[int, ColorModel] = {0: "white_is_zero", 1: "grey", 2: "rgb", 3: "pa
 """PhotometricInterpretation -> colour model."""
 RAW_MODELS = (32803, 34892)
 """PhotometricInterpretation of what a sensor saw: a colour filter array, and linear raw."""
-COMPRESSIONS = frozenset(
-    [1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34712, 34887, 34925, 34926, 50000, 50001, 50002, 52546, 33003, 33005]
-)
-"""None, CCITT, LZW, JPEG, Deflate, PackBits, JPEG 2000, LERC, LZMA, Zstandard, WebP, JPEG XL."""
+PLAIN = frozenset([1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 34926, 50000])
+"""Compressions of bytes: none, CCITT, LZW, Deflate, PackBits, LZMA, Zstandard."""
+PICTURES = {6: "JPEG", 7: "JPEG", 33003: "JPEG2000", 33005: "JPEG2000", 34712: "JPEG2000", 50001: "WEBP"}
+"""Compressions whose strips and tiles are pictures of their own, and Pillow's name for those."""
 JPEGS = (6, 7)
 INTEGERS = (1, 4)
 """SampleFormat: unsigned, and undefined, which readers take as unsigned."""
@@ -52,23 +53,23 @@ def read_tiff(name: str, data: bytes, check_sides: Callable[[str, int, int], Non
     (camera_raw, thumbnail_only, not_an_image, unsupported_...) and what the libraries raise on damage.
     """
     with TiffFile(io.BytesIO(data), is_lsm=False, is_scanimage=False, is_ndpi=False) as file:
-        page = _picture(name, data, file)
+        page = _picture(name, file)
         check_sides(name, page.imagewidth, page.imagelength)
         if page.is_tiled:  # one tile is decoded whole, however small the picture
             check_sides(name, page.tilewidth, page.tilelength)
         layout = _layout(name, page)
         check_layout(name, layout)
         orientation = page.tags.valueof(ORIENTATION, 1)
-        return to_rgb(_values(page, layout), layout), orientation
+        return to_rgb(_values(page, layout, data), layout), orientation
 
 
-def _picture(name: str, data: bytes, file: TiffFile) -> TiffPage:
+def _picture(name: str, file: TiffFile) -> TiffPage:
     """Return the first page of full size; a page below a page that is larger than it counts instead."""
     tops = list(_pages(file.pages))
     nested = [list(_pages(page.pages)) if page.pages is not None else [] for page in tops]
     everything = [*tops, *(page for pages in nested for page in pages)]
     raw = any(page.photometric in RAW_MODELS or DNG_VERSION in page.tags for page in everything)
-    if raw or data[8:10] == b"CR":
+    if raw:
         raise RefusedImage("camera_raw", f"{name}: a camera's raw file; develop it, or let the camera save JPEG")
     for page, below in zip(tops, nested, strict=True):
         whole = [item for item in (page, *below) if not _is_part(item)]
@@ -101,13 +102,13 @@ def _layout(name: str, page: TiffPage) -> Layout:
     if not set(formats) <= set(INTEGERS) or (isinstance(bits, int) and bits > 16):
         text = f"{name}: samples that are signed, float or of more than 16 bits have no agreed brightness"
         raise RefusedImage("not_an_image", f"{text}; save it with 8 or 16 bits, unsigned")
-    if not isinstance(bits, int):
+    if not isinstance(bits, int) or (page.compression in JPEGS and bits != 8):
         raise RefusedImage("unsupported_bits", f"{name}: samples of {bits} bits; save them with 8 or 16 bits each")
     model = MODELS.get(page.photometric) if PHOTOMETRIC in page.tags else None
     if model is None or (model == "cmyk" and page.tags.valueof(COLORS_OF_INK, 1) != 1):
         known = f"PhotometricInterpretation {int(page.photometric)}" if PHOTOMETRIC in page.tags else "none"
         raise RefusedImage("unsupported_colors", f"{name}: a colour model that is not read ({known}); save it as RGB")
-    if page.compression not in COMPRESSIONS:
+    if page.compression not in PLAIN and page.compression not in PICTURES:
         text = f"{name}: compression {int(page.compression)} is not read; save it with LZW or Deflate"
         raise RefusedImage("unsupported_compression", text)
     if page.imagedepth != 1 or (page.is_subsampled and (page.compression not in JPEGS or page.planarconfig != 1)):
@@ -139,10 +140,24 @@ def _palette(page: TiffPage) -> NDArray[np.uint8]:
     return np.ascontiguousarray((colors >> 8 if wide else colors).T.astype(np.uint8))
 
 
-def _values(page: TiffPage, layout: Layout) -> NDArray[np.uint8] | NDArray[np.uint16]:
+def _check_pictures(page: TiffPage, data: bytes) -> None:
+    """Raise ValueError unless each compressed strip or tile has the sides of its place, which no decoder checks."""
+    width, height = page.imagewidth, page.imagelength
+    wide = page.tilewidth if page.is_tiled else width
+    high = page.tilelength if page.is_tiled else min(page.rowsperstrip, height)
+    sides = ({wide, width % wide or wide}, {high, height % high or high})
+    for start, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+        with Image.open(io.BytesIO(data[start : start + size]), formats=[PICTURES[page.compression]]) as part:
+            if part.width not in sides[0] or part.height not in sides[1]:
+                raise ValueError(f"a strip or tile of {part.width}x{part.height} pixels, expected {wide}x{high}")
+
+
+def _values(page: TiffPage, layout: Layout, data: bytes) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Decode to [h, w, samples]."""
     if not all(page.databytecounts) or not all(page.dataoffsets):
         raise ValueError("a strip or tile is missing")
+    if page.compression in PICTURES:
+        _check_pictures(page, data)
     values: NDArray[Any] = page.asarray(squeeze=False, maxworkers=1)[:, 0]  # [planes, h, w, samples of a plane]
     values = values[0] if page.planarconfig == 1 else values[..., 0].transpose(1, 2, 0)
     return values.astype(np.uint8, copy=False) if layout.bits <= 8 else values.astype(np.uint16, copy=False)

@@ -126,7 +126,7 @@ def test_kinds_of_images(shared: Served) -> None:
         (b"this is not an image", 415, "not_an_image"),
         (b'{"image": 1}', 415, "not_an_image"),
         (image_bytes()[:-200], 422, "truncated"),
-        (image_bytes()[:20], 415, "not_an_image"),
+        (image_bytes()[:20], 422, "truncated"),
         (huge_png(50_000, 50_000), 413, "too_many_pixels"),
         (huge_png(2**31 - 1, 2**31 - 1), 413, "too_many_pixels"),
         (huge_png(0, 10), 415, "not_an_image"),

@@ -25,6 +25,8 @@ from storage.media.bounded import cancel_decodes
 from storage.registry.registry import CheckpointRegistry
 from storage.registry.shadow_record import ShadowRecords
 
+SLOW_DECODES = 4
+"""Images that child processes decode at once: others wait, while threads go on with PNG and JPEG."""
 STOP_SECONDS = 30.0
 """Longest wait for each thread at the end (seconds)."""
 MAX_SIDE = 65_535
@@ -59,6 +61,7 @@ class InferencePlane:
         self.draining = False
         """Set when the process was asked to stop: not ready any more, but requests are still answered."""
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="mfmd-decode")
+        self._slow_pool = ThreadPoolExecutor(SLOW_DECODES, thread_name_prefix="mfmd-slow")
 
     def start(self) -> None:
         """Start following and batching."""
@@ -74,6 +77,7 @@ class InferencePlane:
         self.batcher.stop(STOP_SECONDS)
         self.shadow.stop(STOP_SECONDS)
         cancel_decodes()
+        self._slow_pool.shutdown()
         self._pool.shutdown()
 
     @property
@@ -90,17 +94,19 @@ class InferencePlane:
         }
         return [meaning for thread, meaning in meanings.items() if thread.dead]
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run `work` (decoding, encoding) in the thread pool, off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+    async def in_thread(self, work: Callable[[], T], *, slow: bool = False) -> T:
+        """Run `work` (decoding, encoding) in a thread pool, off the event loop; `slow`: it waits for a child."""
+        return await asyncio.get_running_loop().run_in_executor(self._slow_pool if slow else self._pool, work)
 
-    async def segment(self, resident: Resident, images: Callable[[], Sequence[NDArray[np.uint8]]]) -> list[Labels]:
-        """Return labels `[h, w]` for each RGB image `[h, w, 3]` of `images`, which runs in the thread pool.
+    async def segment(
+        self, resident: Resident, images: Callable[[], Sequence[NDArray[np.uint8]]], *, slow: bool = False
+    ) -> list[Labels]:
+        """Return labels `[h, w]` for each RGB image `[h, w, 3]` of `images`, which runs in a thread pool.
 
         The caller holds a lease on `resident`, so all answers are of one version. Raises ApiError, and what `images`
         raises.
         """
-        queued = self._pool.submit(lambda: self.submit(resident, images()))
+        queued = (self._slow_pool if slow else self._pool).submit(lambda: self.submit(resident, images()))
         try:
             answers = await asyncio.wrap_future(queued)
         except asyncio.CancelledError:  # the thread goes on: what it queues, nobody waits for

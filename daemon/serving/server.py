@@ -21,9 +21,12 @@ from daemon.serving.plane import InferencePlane
 from daemon.serving.shadow import plane_name
 from daemon.serving.versions.memory import collect_garbage
 from storage.layout import StateLayout
+from storage.media.bounded import cancel_decodes
 
 LAST_REQUESTS_SECONDS = 0.5
 """How long open connections still take a request at the end: its client may have sent it before it could know."""
+LAST_DECODES_SECONDS = 3.0
+"""How long an image may still be decoded in a child process at the end (seconds)."""
 BACKLOG = 2048
 LOADS_A_COLLECTION = 32
 """Loads whose garbage (some 100 kB each) is collected together: each collection holds all threads for 2 ms."""
@@ -80,6 +83,7 @@ class PlaneServer(uvicorn.Server):
             server.close()
         for listener in sockets or []:
             listener.close()
+        asyncio.get_running_loop().call_later(LAST_DECODES_SECONDS, cancel_decodes)
         deadline = time.monotonic() + LAST_REQUESTS_SECONDS
         while self.server_state.connections and not self.force_exit and time.monotonic() < deadline:
             await asyncio.sleep(0.02)

@@ -58,11 +58,11 @@ def decode_bounded(source: Path | bytes, limits: DecodeLimits) -> Photo:
     """
     data = read_file(source, limits.max_bytes) if isinstance(source, Path) else source
     try:
-        if _is_cheap(data):
-            return decode_photo(
-                data, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels, max_aspect=limits.max_aspect
-            )
-        return _CHILDREN.decode(data, limits)
+        if needs_child(data):
+            return _CHILDREN.decode(data, limits)
+        return decode_photo(
+            data, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels, max_aspect=limits.max_aspect
+        )
     except RefusedImage as error:
         if not isinstance(source, Path):
             raise
@@ -74,8 +74,9 @@ def cancel_decodes() -> None:
     _CHILDREN.cancel()
 
 
-def _is_cheap(data: bytes) -> bool:
-    return data.startswith(PNG) or (data.startswith(JPEG) and data.count(SCAN) <= CHEAP_SCANS)
+def needs_child(data: bytes) -> bool:
+    """Return whether only a child process may decode it: the time that it takes has no bound by itself."""
+    return not (data.startswith(PNG) or (data.startswith(JPEG) and data.count(SCAN) <= CHEAP_SCANS))
 
 
 class _Child:

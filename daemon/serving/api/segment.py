@@ -11,12 +11,12 @@ from configs.class_list import ClassInfo
 from daemon.serving.api.answers import AnswerFormat, SegmentSummary, choose_format, render
 from daemon.serving.api.multipart import image_part, is_multipart
 from daemon.serving.api.problems import Message, problems
-from daemon.serving.errors import NotReady, refused
+from daemon.serving.errors import ApiError, NotReady, refused
 from daemon.serving.middleware import version_headers
 from daemon.serving.plane import InferencePlane
 from daemon.serving.versions.follower import SwapFailure
 from storage.errors import RefusedImage
-from storage.media.bounded import DecodeLimits, decode_bounded
+from storage.media.bounded import DecodeLimits, decode_bounded, needs_child
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 FORM = {"schema": {"type": "object", "properties": {"image": BINARY["schema"]}, "required": ["image"]}}
@@ -124,23 +124,27 @@ def segment_routes(plane: InferencePlane) -> APIRouter:
 
 
 async def _segment(plane: InferencePlane, kind: AnswerFormat, content_type: str, body: bytes) -> Response:
+    if is_multipart(content_type):
+        body = await plane.in_thread(lambda: image_part(content_type, body))
+    slow = needs_child(body)
     with plane.slots.lease() as resident:
-        [labels] = await plane.segment(resident, lambda: [_decode(plane, content_type, body)])
+        [labels] = await plane.segment(resident, lambda: [_decode(plane, body)], slow=slow)
         # An overlay decodes again: pixels kept while a request waits would be memory without a bound.
         content = await plane.in_thread(
-            lambda: render(kind, labels, resident.manifest, lambda: _decode(plane, content_type, body))
+            lambda: render(kind, labels, resident.manifest, lambda: _decode(plane, body)), slow=slow
         )
         return Response(content, media_type=kind.media_type, headers=version_headers(resident))
 
 
-def _decode(plane: InferencePlane, content_type: str, body: bytes) -> NDArray[np.uint8]:
-    """Return the image of a raw or multipart body, RGB `[h, w, 3]`; ApiError 4xx without one."""
+def _decode(plane: InferencePlane, content: bytes) -> NDArray[np.uint8]:
+    """Return the image in `content`, RGB `[h, w, 3]`; ApiError 4xx without one."""
     limits = replace(DecodeLimits.of(plane.settings.watch), max_bytes=plane.settings.serving.advanced.max_body_bytes)
-    content = image_part(content_type, body) if is_multipart(content_type) else body
     try:
         return decode_bounded(content, limits).pixels
     except RefusedImage as error:
         raise refused(error) from error
+    except OSError as error:
+        raise ApiError(503, "decode_interrupted", f"{error.strerror}; send it again", retry_after=1) from error
 
 
 def _status(plane: InferencePlane) -> ServingStatus:

@@ -7,6 +7,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -26,8 +27,10 @@ from tests.daemon.serving.serving_world import (
     mask_of,
     picture,
     running,
+    settings_for,
     wait_until,
 )
+from tests.storage.media.test_bounded import many_scans
 
 
 def expected(world: World, height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> np.ndarray:
@@ -300,3 +303,19 @@ def test_a_failure_of_the_network_is_a_500_that_explains_itself(shared: Served) 
     handle.remove()
     assert shared.segment(image_bytes()).status_code == 200
     shared.assert_idle()
+
+
+def test_an_image_that_costs_too_much_is_refused_while_others_are_answered(world: World) -> None:
+    version = world.add(1)
+    watch = {"folder": world.layout.root / "drop", "advanced": {"decode_seconds": 1.0}, "max_pixels": 10_000_000}
+    with (
+        running(settings_for(world.layout.root, watch=watch, serving={"port": 0})) as served,
+        ThreadPoolExecutor(3) as clients,
+    ):
+        served.wait_for(version)
+        costly = [clients.submit(served.segment, many_scans(3000, 3000)) for _ in range(3)]
+        while not any(answer.done() for answer in costly):
+            assert served.segment(image_bytes()).status_code == 200
+        for answer in costly:
+            assert_refused(answer.result(), 413, "too_costly")
+        assert served.segment(image_bytes(kind="WEBP")).status_code == 200

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, StrictInt, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from configs.errors import nearest
 from configs.section import ConfigPath, Fraction, PositiveInt, Section
@@ -85,13 +85,18 @@ def _is_color(numbers: Sequence[int]) -> bool:
 def _value_texts(entries: object) -> object:
     if not isinstance(entries, dict):
         return entries
+    for key, meaning in entries.items():
+        if isinstance(meaning, bool) or not isinstance(meaning, str | int | None):
+            raise ValueError(
+                f"{key}: {meaning!r} is no class; give its name (quoted, if it is a word like no), its place"
+            )
     texts = {_value_text(key): meaning for key, meaning in entries.items()}
     if len(texts) < len(entries):
         raise ValueError("a label value stands twice")
     return texts
 
 
-LabelEntries = Annotated[dict[str, str | StrictInt | None], BeforeValidator(_value_texts)]
+LabelEntries = Annotated[dict[str, str | int | None], BeforeValidator(_value_texts)]
 
 
 class SourceSettings(Section):

@@ -46,7 +46,7 @@ def labelled_part(folder: Path, classes: int) -> tuple[LabelledImage, ...]:
         LabelledImage(
             pair.image.stem,
             decode_image(pair.image, **LIMITS),
-            read_label(pair.label, label_map, max_pixels=LIMITS["max_pixels"]).classes,
+            read_label(pair.label, label_map, **LIMITS).classes,
         )
         for pair in pair_labels(folder / "images", folder / "labels", "")
     )

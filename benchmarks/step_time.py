@@ -11,8 +11,8 @@ own; one step of each in turn (A B C A B C ...), so that what else the machine d
 taken step by step against the baseline's step of the same turn: their median and quartiles. CPU time is that of the
 process, so it hardly depends on the company. Peak memory is that of the whole process (CPU) or of its tensors (GPU).
 The reference loop (`reference_loop.py`) is a plain DACS step; other recipes have no reference. Our cases run with the
-environment of a round, the reference with the user's own: export `daemon.rounds.launch.MEMORY_KEPT` to compare loops
-alone.
+environment of a round, the reference with the user's own: export
+`daemon.rounds.environment.MEMORY_KEPT` to compare loops alone.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from step_cases import Case, Sample, Sections, draw_state, serve, settings_of
 
 from adapters.recipes.build import RECIPES
 from configs.recipe import RECIPES as SETTINGS_OF
-from daemon.rounds.launch import MEMORY_KEPT
+from daemon.rounds.environment import MEMORY_KEPT
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"network": "deeplabv3plus", "encoder": "resnet_tiny", "channels": 64, "output_stride": 16, "crop": 128,

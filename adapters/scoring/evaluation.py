@@ -78,7 +78,8 @@ def _predicted(
 ) -> tuple[Tensor, Tensor]:
     """Return the class map of an image and its label, [h, w] each, at the label's size."""
     pixels = decode_bounded(pair.image, DecodeLimits.of(watch)).pixels
-    label = read_label(pair.label, label_map, max_pixels=watch.max_pixels).classes
+    limits = {"max_bytes": watch.max_file_bytes, "max_pixels": watch.max_pixels}
+    label = read_label(pair.label, label_map, **limits).classes
     frame = fit_frame(pixels, manifest.input_height, manifest.input_width)
     height, width = label.shape
     if abs(height * pixels.shape[1] - width * pixels.shape[0]) > max(*label.shape, *pixels.shape[:2]):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from storage.errors import RefusedImage
-from storage.media.images import DAMAGE, check_sides
+from storage.media.images import DAMAGE, check_sides, read_file
 from storage.source.label_map import LabelMap
 
 FORMATS = ("BMP", "GIF", "PNG", "PPM", "TIFF")
@@ -46,13 +46,13 @@ class UnknownValue(RefusedImage):
         self.values = values
 
 
-def read_label(path: Path, label_map: LabelMap, *, max_pixels: int) -> Label:
-    """Read a label file as `label_map` says; of width x height up to `max_pixels`.
+def read_label(path: Path, label_map: LabelMap, *, max_bytes: int, max_pixels: int) -> Label:
+    """Read a label file as `label_map` says, of up to `max_bytes` and width x height up to `max_pixels`.
 
     Raises UnknownValue for a value without a meaning, naming its place and the nearest one that has a meaning, and
-    RefusedImage("bad_label") for every other reason; FileNotFoundError passes.
+    RefusedImage for every other reason, mostly `bad_label`; FileNotFoundError passes.
     """
-    values, palette = _read(path, label_map, max_pixels)
+    values, palette = _read(path, read_file(path, max_bytes), label_map, max_pixels)
     classes, unknown, pixels = label_map.apply(values)
     if unknown.any():
         row, column = np.unravel_index(int(unknown.argmax()), unknown.shape)
@@ -65,12 +65,10 @@ def read_label(path: Path, label_map: LabelMap, *, max_pixels: int) -> Label:
     return Label(classes, pixels, {value: color for value, color in palette.items() if value in pixels})
 
 
-def _read(path: Path, label_map: LabelMap, max_pixels: int) -> tuple[NDArray[np.int64], dict[int, tuple[int, ...]]]:
+def _read(
+    path: Path, data: bytes, label_map: LabelMap, max_pixels: int
+) -> tuple[NDArray[np.int64], dict[int, tuple[int, ...]]]:
     """Return label values [h, w] and the palette."""
-    try:
-        data = path.read_bytes()
-    except (PermissionError, IsADirectoryError) as error:
-        raise RefusedImage("bad_label", f"{path}: cannot be read: {error.strerror}") from error
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             check_sides(str(path), image.width, image.height, max_pixels)

@@ -22,10 +22,11 @@ class LabelSurvey:
         self.read = self.pairs[::step]
         label_map = label_map_of(settings)
         self.counts = LabelCounts(label_map, sample=len(self.read) < len(self.pairs))
+        limits = {"max_bytes": settings.watch.max_file_bytes, "max_pixels": settings.watch.max_pixels}
         problems = []
         for pair in self.read:
             try:
-                self.counts.add(read_label(pair.label, label_map, max_pixels=settings.watch.max_pixels), pair.name)
+                self.counts.add(read_label(pair.label, label_map, **limits), pair.name)
             except (RefusedImage, FileNotFoundError) as error:
                 problems.append(str(error))
                 if isinstance(error, UnknownValue):

@@ -158,7 +158,7 @@ class _Import:
         """Return image and label at frame size; count the label. Raises RefusedImage."""
         watch, buffer, ignored = self._watch, self._buffer, self._source.ignore_index
         pixels = decode_bounded(pair.image, DecodeLimits.of(watch)).pixels
-        label = read_label(pair.label, self._map, max_pixels=watch.max_pixels)
+        label = read_label(pair.label, self._map, max_bytes=watch.max_file_bytes, max_pixels=watch.max_pixels)
         found.add(label, pair.name)
         if label.classes.shape != pixels.shape[:2]:
             raise RefusedImage(

@@ -29,7 +29,7 @@ def read(tmp_path: Path) -> Read:
         else:
             (data if isinstance(data, Image.Image) else Image.fromarray(data)).save(path)
         settings = SourceSettings.model_validate({"images": "i", "labels": "l", **source})
-        return read_label(path, LabelMap.of(settings, classes), max_pixels=10_000)
+        return read_label(path, LabelMap.of(settings, classes), max_bytes=100_000, max_pixels=10_000)
 
     return of
 
@@ -148,7 +148,8 @@ def test_ade20k_ignores_0_and_starts_at_1(read: Read):
         (b"P5 2 1 20\n\x00\x07", "pgm", {}, "grey of 0 to 20"),
         (png(1, 16, 2, bytes(6)), "png", {"label_format": "rgb"}, "RGB;16B"),
         (np.zeros((101, 101), np.uint8), "png", {}, "the limit is 10000"),
-        (b"", "png", {}, "not an image"),
+        (b"", "png", {}, "empty"),
+        (bytes(100_001), "png", {}, "100001 bytes; the limit is 100000"),
         (b"text", "png", {}, "not an image"),
     ],
 )

@@ -79,7 +79,8 @@ def load_pixels(name: str, image: Image.Image, data: bytes) -> NDArray[np.uint8]
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.int64).clip(0, 65535).astype(np.uint16)
         return to_rgb(grey[..., None], Layout("grey", 16, 1))
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
+    unused = image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
+    if not unused and ("transparency" in image.info or image.mode in ("RGBA", "LA", "PA")):  # as in browsers
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)
     return np.array(image.convert("RGB"), np.uint8)

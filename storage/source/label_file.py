@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from storage.errors import RefusedImage
 from storage.media.images import DAMAGE, check_sides, read_file
@@ -95,6 +95,8 @@ def _values(
         problem = f"is a {image.mode} image; source.label_format: rgb reads colours"
     elif not (raw in EXACT or raw in PACKED_GREY or (raw in COLORS if label_map.format == "rgb" else raw in WIDE)):
         problem = f"is a {image.mode} image ({raw}), whose values are not exact; save it as a plain 8-bit PNG"
+    elif raw == "L" and _is_signed(image):
+        problem = "has signed 8-bit values, of which -1 would read as 255; save it unsigned"
     elif label_map.format == "palette" and image.mode != "P":
         problem = "has no palette; source.label_format: index reads grey labels"
     if problem:
@@ -109,6 +111,12 @@ def _values(
         if (greys[values] >= 0).all():  # a GIF holds grey as a palette in any order
             return greys[values], {}
     return values, palette
+
+
+def _is_signed(image: ImageFile.ImageFile) -> bool:
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return False
+    return 2 in image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, ())
 
 
 def _raw_mode(image: ImageFile.ImageFile) -> str:

@@ -182,6 +182,18 @@ def test_jpegs_that_no_viewer_shows_are_named():
     assert refusal(lossless) == "unsupported_compression"
 
 
+def test_a_bmp_whose_alpha_is_zero_everywhere_is_opaque():
+    file = io.BytesIO()
+    Image.fromarray(np.dstack([DRAWN, np.zeros((48, 64), np.uint8)])).save(file, "BMP")
+    data = bytearray(file.getvalue())
+    assert error_of(bytes(data)) == 0
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    head = struct.pack("<IiiHHIIiiII", 56, 64, -48, 1, 32, 3, 64 * 48 * 4, 0, 0, 0, 0) + masks
+    body = np.dstack([DRAWN[..., ::-1], np.zeros((48, 64), np.uint8)]).tobytes()
+    assert error_of(b"BM" + struct.pack("<IHHI", 14 + len(head) + len(body), 0, 0, 14 + len(head)) + head + body) == 0
+    assert refusal(bytes(data[:28] + b"\2" + data[29:])) == "unsupported_layout", "two bits a pixel"
+
+
 # Brands and boxes
 
 

@@ -1,5 +1,6 @@
 """Label files: exact values whatever the file's kind, each with the meaning that the configuration gives it."""
 
+import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from configs.buffer import SourceSettings
@@ -157,6 +159,14 @@ def test_what_has_no_exact_meaning_is_refused(read: Read, image, ending: str, so
     with pytest.raises(RefusedImage, match=words) as caught:
         read(image, ending, **source)
     assert "label." in str(caught.value)
+
+
+def test_signed_bytes_are_no_ignored_pixels(read: Read):
+    file = io.BytesIO()
+    tifffile.imwrite(file, INDICES.view(np.int8))
+    with pytest.raises(RefusedImage, match="signed") as caught:
+        read(file.getvalue(), "tif")
+    assert caught.value.reason == "bad_label"
 
 
 def test_lossy_and_cut_off_labels_are_refused(read: Read, tmp_path: Path):

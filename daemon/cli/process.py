@@ -22,6 +22,8 @@ def prepare() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"
     if path := os.environ.get("PYTHONPATH"):  # an empty entry, as in `PYTHONPATH=$UNSET:/lib`, is the current directory
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path.split(os.pathsep)))
+    if os.environ.get("COLUMNS") == "0":  # unknown, as some terminals say it; rich would print nothing
+        del os.environ["COLUMNS"]
     if os.getpid() == FIRST:
         stay_as_init()
 

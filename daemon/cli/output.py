@@ -95,17 +95,43 @@ def _bar() -> Iterator[ShowProgress]:
 
 
 def _lines() -> ShowProgress:
-    last_phase, last_time = "", float("-inf")
+    last_phase, last_time, left = "", float("-inf"), TimeLeft()
 
     def show(phase: str, step: int, steps: int, facts: Mapping[str, float | None]) -> None:
         nonlocal last_phase, last_time
         now = time.monotonic()
+        remaining = left.after(phase, step, steps, now)
         if phase == last_phase and now - last_time < LINE_SECONDS:
             return
         last_phase, last_time = phase, now
-        print(f"{phase} {step}/{steps} {_facts(facts)}".rstrip(), file=sys.stderr, flush=True)
+        print(f"{phase} {step}/{steps}{time_left(remaining)} {_facts(facts)}".rstrip(), file=sys.stderr, flush=True)
 
     return show
+
+
+class TimeLeft:
+    """Estimates the rest of a phase by its pace since it began here."""
+
+    def __init__(self) -> None:
+        self._phase, self._step, self._since, self._last = "", 0, 0.0, 0
+
+    def after(self, phase: str, step: int, steps: int, now: float) -> float | None:
+        """Return the seconds left at `now` (seconds, any origin); None until a step was seen to take time."""
+        if phase != self._phase or step < self._last:
+            self._phase, self._step, self._since = phase, step, now
+        self._last = step
+        done, seconds = step - self._step, now - self._since
+        return seconds / done * max(0, steps - step) if done > 0 and seconds > 0 and steps else None
+
+
+def time_left(seconds: float | None) -> str:
+    """Return `, about 12 min left`; nothing for None."""
+    if seconds is None:
+        return ""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f", about {seconds:.0f} s left"
+    return f", about {minutes} min left" if minutes < 120 else f", about {minutes // 60} h {minutes % 60} min left"
 
 
 def _facts(facts: Mapping[str, float | None]) -> str:

@@ -3,18 +3,22 @@
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 FORWARDED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
 FIRST = 1
 """Process id of the first process of a container."""
+_REMOVES_DOCSTRINGS = 2
+"""Level of `sys.flags.optimize` that -OO sets."""
 
 
 def prepare() -> None:
-    """Open missing standard streams, hear signals, take no module from the current directory, reap orphans.
+    """Open missing standard streams, keep docstrings, hear signals, take no module from here, reap orphans.
 
     The first process of a container stays in here; a child of it goes on.
     """
     _open_streams()
+    keep_docstrings(sys.orig_argv, sys.flags.optimize)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {*FORWARDED, signal.SIGCHLD})
     for number in (signal.SIGTERM, signal.SIGCHLD):  # with SIGCHLD ignored, every child seems to end with status 0
         if signal.getsignal(number) is signal.SIG_IGN:
@@ -60,3 +64,33 @@ def _open_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
+def keep_docstrings(flags: Sequence[str], optimize: int) -> None:
+    """Start this program again without `-OO`: transformers builds its models from docstrings, which that removes.
+
+    `flags` is the whole command line of the interpreter. The process stays the same for its parent. Raises SystemExit
+    where the flag cannot be taken away.
+    """
+    if optimize < _REMOVES_DOCSTRINGS:
+        return
+    kept = without_optimize(flags[1:])
+    if kept == [*flags[1:]] and not os.environ.pop("PYTHONOPTIMIZE", None):
+        sys.exit("mfmd: python -OO removes docstrings, which transformers needs; start it without -OO")
+    os.environ.pop("PYTHONOPTIMIZE", None)
+    print("mfmd: starts again without -OO, because transformers needs docstrings", file=sys.stderr, flush=True)
+    os.execv(sys.executable, [sys.executable, *kept])
+
+
+def without_optimize(arguments: Sequence[str]) -> list[str]:
+    """Return the interpreter's arguments without `-O`, alone or among other letters; the program's own stay."""
+    kept: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument[:1] != "-" or argument[:2] in ("-m", "-c", "--"):
+            return [*kept, argument, *rest]
+        if argument[:2] in ("-X", "-W"):
+            kept += [argument, *([next(rest)] if len(argument) == 2 else [])]
+        elif (left := argument.replace("O", "")) != "-":
+            kept.append(left)
+    return kept

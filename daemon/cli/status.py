@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, running_settings
-from daemon.cli.output import local_time, print_json
+from daemon.cli.output import local_time, print_json, time_left
 from daemon.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -120,4 +120,5 @@ def _running(state: "Status") -> str:
     age = max(0.0, time.time() - progress.at)
     losses = "".join(f", {name} {value:.3g}" for name, value in progress.losses.items())
     as_served = f", agreement {progress.agreement:.3f}" if progress.agreement is not None else ""
-    return f"{state.round.round} {progress.phase} {progress.step}/{progress.steps}{losses}{as_served} ({age:.0f} s ago)"
+    done = f"{progress.phase} {progress.step}/{progress.steps}{time_left(state.round.seconds_left)}"
+    return f"{state.round.round} {done}{losses}{as_served} ({age:.0f} s ago)"

@@ -141,7 +141,10 @@ class _Collector:
 
     def _running(self, rounds: list[RoundSummary]) -> RunningRound | None:
         runs = next((item.round for item in rounds if item.result == "running"), None)
-        return RunningRound(round=runs, progress=self._rounds.folder(runs).last_progress()) if runs else None
+        if runs is None:
+            return None
+        folder = self._rounds.folder(runs)
+        return RunningRound(round=runs, progress=folder.last_progress(), seconds_left=folder.seconds_left())
 
     def _next(self) -> NextRound:
         with self._catalog() as catalog:

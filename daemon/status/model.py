@@ -67,6 +67,8 @@ class RunningRound(ActivityPart):
     """Number."""
     progress: Progress | None
     """Its newest progress; none before the first."""
+    seconds_left: float | None = None
+    """Time that training still takes at its pace (seconds); none while that is unknown."""
 
 
 class ObservedStatus(ActivityPart):

@@ -83,6 +83,17 @@ class RoundFolder:
         """Return the newest progress, read from the end of the file; None before the first."""
         return next(parsed(reversed(lines_of(self._progress, TAIL_BYTES)), Progress, self._progress), None)
 
+    def seconds_left(self) -> float | None:
+        """Return the time that training still takes at its pace since the newest start; None while that is unknown."""
+        lines = list(parsed(lines_of(self._progress, TAIL_BYTES), Progress, self._progress))
+        starts = self.record().starts
+        since = starts[-1].at if starts else 0.0
+        seen = [line for line in lines if line.phase == "training" and line.at >= since]
+        if not seen or lines[-1].phase != "training" or seen[-1].step <= seen[0].step:
+            return None
+        pace = (seen[-1].at - seen[0].at) / (seen[-1].step - seen[0].step)
+        return pace * max(0, seen[-1].steps - seen[-1].step)
+
     def write_scores(self, scores: RoundScores) -> None:
         """Write `scores.json` durably."""
         durable.write_record(self.path / "scores.json", scores)

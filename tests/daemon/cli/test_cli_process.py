@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from daemon.cli.process import without_optimize
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -83,3 +85,38 @@ def test_the_first_process_of_a_container_reaps_orphans_and_ends_like_its_comman
         process.send_signal(signal.SIGTERM)
     assert process.wait(60) == status
     process.stdout.close()
+
+
+OPTIMIZED = """
+import sys
+from daemon.cli.process import prepare
+prepare()
+def documented():
+    "kept"
+print(sys.flags.optimize, documented.__doc__, sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "variable"), [(["-OO"], ""), (["-O", "-O"], ""), (["-bOOP"], ""), ([], "2"), (["-OO"], "2"), ([], "x")]
+)
+def test_docstrings_are_kept_however_python_was_told_to_remove_them(flags: list[str], variable: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONOPTIMIZE": variable}
+    command = [sys.executable, *flags, "-W", "default", "-c", OPTIMIZED, "-OO"]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert answer.returncode == 0, answer.stderr
+    level, word, *rest = answer.stdout.split()
+    assert int(level) < 2 and word == "kept" and rest == ["['-OO']"], "the program's own arguments stay"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        (["-OO", "-m", "daemon.cli", "-OO"], ["-m", "daemon.cli", "-OO"]),
+        (["-X", "dev", "-OO", "mfmd", "run"], ["-X", "dev", "mfmd", "run"]),
+        (["-Xfrozen_modules", "-WError::O", "-OP", "/bin/mfmd"], ["-Xfrozen_modules", "-WError::O", "-P", "/bin/mfmd"]),
+        (["mfmd", "-O"], ["mfmd", "-O"]),
+    ],
+)
+def test_only_the_interpreters_own_flag_is_taken_away(arguments: list[str], kept: list[str]) -> None:
+    assert without_optimize(arguments) == kept

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import pytest
@@ -138,3 +139,21 @@ def test_a_create_that_failed_leaves_no_half_round_in_the_way(store: RoundStore)
         store.create(spec(1))
     store.create(spec(2))
     assert sorted(path.name for path in store.root.iterdir()) == ["000001", "000002"]
+
+
+def test_time_left_follows_from_the_pace_since_the_newest_start(store: RoundStore) -> None:
+    folder = store.create(spec(1))
+    lines: list[tuple[float, Literal["training", "loading"], int]] = [
+        (10.0, "training", 50),
+        (100.0, "loading", 0),
+        (110.0, "training", 40),
+        (120.0, "training", 60),
+    ]
+    folder.change(starts=(RoundStart(at=5.0, step=0), RoundStart(at=99.0, step=40)))
+    seen = []
+    for at, phase, step in lines:
+        folder.append_progress(Progress(at=at, phase=phase, step=step, steps=100))
+        seen.append(folder.seconds_left())
+    assert seen == [None, None, None, 20.0]
+    folder.append_progress(Progress(at=130.0, phase="scoring", step=100, steps=100))
+    assert folder.seconds_left() is None

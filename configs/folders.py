@@ -4,6 +4,7 @@
 """
 
 import fnmatch
+import os
 import re
 from collections.abc import Iterator
 from itertools import permutations
@@ -56,13 +57,17 @@ def check_folders(settings: Settings, file: Path) -> None:
             )
 
 
-def check_output(settings: Settings, folder: Path, option: str) -> None:
-    """Raise ConfigError when a command is to write to a folder that mfmd reads images from, or to its state."""
-    place = _place(option, folder)
+def reader_of(settings: Settings, folder: Path, *, drop: bool = True) -> str:
+    """Return setting and path of the folder of images (`drop`: that of new ones, too) or state that holds `folder`.
+
+    Empty when no such folder holds it: a command may write there.
+    """
+    place = _place("", folder)
     for name, path in _paths(settings, ""):
-        inside = _inside(place, _place(name, path)) if name in (DROP, *LABELLED, "state") else None
+        inside = _inside(place, _place(name, path)) if name in ("state", *LABELLED, *[DROP] * drop) else None
         if inside is not None and (name != DROP or _searched(inside, settings)):
-            raise ConfigError(f"{option}: {folder} lies in {name} {path}; name another folder")
+            return f"{name} {path}"
+    return ""
 
 
 def _paths(section: BaseModel, prefix: str) -> Iterator[tuple[str, Path]]:
@@ -94,7 +99,7 @@ def _searched(inside: Path, settings: Settings) -> bool:
 
 
 def _place(name: str, path: Path) -> _Place:
-    real = path.resolve()
+    real = Path(os.path.realpath(path))
     return _Place(name, real, tuple((up, _identity(up)) for up in (real, *real.parents)))
 
 

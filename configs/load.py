@@ -19,7 +19,7 @@ from configs.moved import RENAMED, move_keys
 from configs.recipe import RECIPES
 from configs.section import expanded, sections_of
 from configs.settings import Settings
-from configs.yaml_file import read_mapping
+from configs.yaml_file import parse_mapping, read_mapping
 
 STATE_VARIABLE, FAILPOINT = "MFMD_STATE", "MFMD_FAILPOINT"
 RESERVED_ENV = frozenset({"MFMD_CONFIG", FAILPOINT})
@@ -71,12 +71,12 @@ class _EnvironmentSource(EnvSettingsSource):
             return value
 
 
-def load_settings(path: Path) -> Settings:
-    """Load settings from the YAML file at `path`; environment variables win over the file.
+def load_settings(path: Path, text: str | None = None) -> Settings:
+    """Load settings from the YAML file at `path`, or from its `text`; environment variables win over the file.
 
     Raises ConfigError (one line: file, field, remedy) when the file is missing, is not YAML or holds a wrong value.
     """
-    data = read_mapping(path)
+    data = read_mapping(path) if text is None else parse_mapping(text, path)
     _refuse_unknown_environment()
     environment = _EnvironmentSource(_Environment)()
     try:

@@ -1,5 +1,6 @@
 """What every section of the settings is made of: the base class and the types of fields."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,7 @@ def _not_empty(value: object) -> object:
 def _relative_to_file(path: Path, info: ValidationInfo) -> Path:
     """Resolve `path` against the folder of the YAML file, given by `configs.load` as validation context `base`."""
     base = info.context.get("base") if info.context else None
-    return (Path(base) / expanded(path)).resolve() if base else path
+    return Path(os.path.realpath(Path(base) / expanded(path))) if base else path
 
 
 def bare_no(value: object) -> object:

@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, read_settings, running_settings
+from daemon.cli.options import (
+    DEFAULT_CONFIG,
+    PATH,
+    ConfigOption,
+    JsonOption,
+    check_output,
+    layout_of,
+    read_settings,
+    running_settings,
+)
 from daemon.cli.output import answer, local_time
 
 if TYPE_CHECKING:
@@ -15,7 +24,7 @@ if TYPE_CHECKING:
 buffer_app = typer.Typer(no_args_is_help=True, help="Show, export, resize and compact the frame buffer.")
 
 
-FolderArgument = Annotated[Path, typer.Argument(help="New or empty folder for the frames.")]
+FolderArgument = Annotated[Path, typer.Argument(help="New or empty folder for the frames.", **PATH)]
 FormatOption = Annotated[
     Literal["png", "jpeg", "webdataset"], typer.Option("--format", "-f", help="How images are written.")
 ]
@@ -58,10 +67,8 @@ def export(
     settings = running_settings(config)
     from storage.buffer.export import export_frames
     from storage.buffer.frames import FrameBuffer
-    from storage.errors import FramesRefused
 
-    if folder.resolve().is_relative_to(settings.watch.folder.resolve()):
-        raise FramesRefused(f"{folder} lies in the drop folder: `mfmd run` would ingest the copies as new images")
+    check_output(settings, folder)
     with FrameBuffer.open(layout_of(settings), settings.buffer, writable=False) as buffer:
         count = export_frames(buffer, folder, format, holdout=holdout, limit=limit)
     answer(as_json, {"frames": count, "format": format, "folder": str(folder)}, f"{count} frames -> {folder}")

@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, read_settings
+from daemon.cli.options import DEFAULT_CONFIG, PATH, ConfigOption, JsonOption, read_settings
 from daemon.cli.output import answer, print_json
 
 config_app = typer.Typer(
     no_args_is_help=True, help="Check a configuration, show the settings in force, print the schema."
 )
 
-FileArgument = Annotated[Path | None, typer.Argument(help="File to check.", show_default="the one of --config")]
+FileArgument = Annotated[Path | None, typer.Argument(help="File to check.", show_default="the one of --config", **PATH)]
 
 
 @config_app.command(epilog="Example: mfmd config validate mfmd.yaml")

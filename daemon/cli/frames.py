@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, read_settings
+from daemon.cli.options import DEFAULT_CONFIG, PATH, ConfigOption, JsonOption, check_output, read_settings
 from daemon.cli.output import print_json
 from daemon.cli.planes import as_process
 from daemon.exit_codes import ExitCode
@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from configs.watch import VideoSettings, WatchSettings
 
 VideosArgument = Annotated[
-    list[Path] | None, typer.Argument(help="Video files.", metavar="[VIDEOS]", show_default=False)
+    list[Path] | None,
+    typer.Argument(help="Video files.", metavar="[VIDEOS]", show_default=False, parser=PATH["parser"]),
 ]
 IntoOption = Annotated[
-    Path | None, typer.Option("--into", help="Folder for the images.", show_default="the drop folder, watch.folder")
+    Path | None,
+    typer.Option("--into", help="Folder for the images.", show_default="the drop folder, watch.folder", **PATH),
 ]
 EveryOption = Annotated[
     float | None,
@@ -69,5 +71,6 @@ def _settings(config: Path, into: Path | None, every: float | None) -> "tuple[Pa
         videos, watch = VideoSettings(), WatchSettings(folder=into)
     else:
         settings = read_settings(config)
+        check_output(settings, into or settings.watch.folder, drop=False)
         videos, watch = settings.videos, settings.watch
     return into or watch.folder, videos if every is None else videos.model_copy(update={"seconds": every}), watch

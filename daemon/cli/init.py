@@ -3,19 +3,27 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from daemon.cli.labels import show_survey
-from daemon.cli.options import DEFAULT_CONFIG, ConfigOption
+from daemon.cli.options import DEFAULT_CONFIG, PATH, ConfigOption
 
-FolderArgument = Annotated[Path, typer.Argument(help="Folder where images will arrive; created if missing.")]
+if TYPE_CHECKING:
+    from configs.settings import Settings
+
+FolderArgument = Annotated[Path, typer.Argument(help="Folder where images will arrive; created if missing.", **PATH)]
 ClassesOption = Annotated[
-    str | None, typer.Option("--classes", help="Class list: cityscapes, camvid or demo.", show_default="cityscapes")
+    str | None,
+    typer.Option(
+        "--classes",
+        help="Class list (cityscapes, camvid or demo), or names: background,vessel.",
+        show_default="cityscapes",
+    ),
 ]
-ImagesOption = Annotated[Path | None, typer.Option("--source-images", help="Folder of labelled source images.")]
-LabelsOption = Annotated[Path | None, typer.Option("--source-labels", help="Folder of their label PNGs.")]
+ImagesOption = Annotated[Path | None, typer.Option("--source-images", help="Folder of labelled source images.", **PATH)]
+LabelsOption = Annotated[Path | None, typer.Option("--source-labels", help="Folder of their label PNGs.", **PATH)]
 PresetOption = Annotated[
     str | None,
     typer.Option(
@@ -25,6 +33,9 @@ PresetOption = Annotated[
     ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")]
+ReportOption = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Folder for the report and the picture.", **PATH)
+]
 
 
 def init(
@@ -39,6 +50,7 @@ def init(
     """Write a commented configuration for the drop folder FOLDER."""
     from configs.errors import ConfigError
     from configs.load import load_settings
+    from storage.durable import make_directory, write_bytes
     from storage.durable.permissions import shared_files
 
     if (source_images is None) != (source_labels is None):
@@ -46,26 +58,40 @@ def init(
     if preset is not None and (source_images or classes) is not None:
         wrong = "--classes" if source_images is None else "--source-images"
         raise typer.BadParameter(f"--preset has its own classes and source; leave out {wrong}, then edit the file")
-    if config.exists() and not force:
+    if os.path.lexists(config) and not force:
         raise ConfigError(f"{config}: file exists; --force overwrites it, --config FILE writes another")
     text = _filled(_text(preset, classes or "cityscapes"), "watch", "folder", _relative(folder, config))
     if source_images is not None and source_labels is not None:
         text = _filled(text, "source", "images", _relative(source_images, config))
         text = _filled(text, "source", "labels", _relative(source_labels, config))
+    settings = load_settings(config, text)  # before anything is written
     created = not folder.exists()
     with shared_files():
-        folder.mkdir(parents=True, exist_ok=True)
-        config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_text(text, encoding="utf-8")
-    settings = load_settings(config)
+        make_directory(folder)
+        make_directory(config.parent)
+        write_bytes(config, text.encode(), shared=True)
     typer.echo(f"Wrote {config}. Drop folder: {settings.watch.folder}{' (created)' if created else ''}")
+    typer.echo(_say_classes(settings, chosen=classes is not None or preset is not None))
     show_survey(settings)
     typer.echo(_next_steps(config, with_source=settings.source is not None))
 
 
+def _say_classes(settings: "Settings", *, chosen: bool) -> str:
+    """Return which classes were written and, when nobody chose them, what else there is."""
+    from configs.class_list import shipped
+
+    names = ", ".join(item.name for item in settings.classes)
+    said = f"Classes ({len(settings.classes)}): {names}."
+    others = ", ".join(name for name in shipped("class_lists") if name != "cityscapes")
+    other = f"They are of cityscapes; --classes chooses others: {others}, or names such as background,vessel"
+    return said if chosen else f"{said}\n{other}"
+
+
 def _text(preset: str | None, classes: str) -> str:
-    """Return the text of a preset, or of `configs/init.yaml`, which shows defaults, with a class list."""
+    """Return the text of a preset, or of `configs/init.yaml`, which shows defaults, with classes by list or name."""
     from importlib import resources
+
+    import yaml
 
     from configs.class_list import shipped
 
@@ -74,10 +100,13 @@ def _text(preset: str | None, classes: str) -> str:
         if preset not in presets:
             raise typer.BadParameter(f"no preset {preset!r}; there are {', '.join(presets)}")
         return presets[preset].read_text(encoding="utf-8")
-    if classes not in lists:
-        raise typer.BadParameter(f"no class list {classes!r}; there are {', '.join(lists)}")
+    if classes not in lists and "," not in classes:
+        raise typer.BadParameter(f"no class list {classes!r}; there are {', '.join(lists)}, or give names: a,b,c")
+    names = [name.strip() for name in classes.split(",")]
+    listed = yaml.safe_dump(names, default_flow_style=True, allow_unicode=True, width=10_000).strip()
+    line = f"classes: {classes if classes in lists else listed}"
     text = (resources.files("configs") / "init.yaml").read_text(encoding="utf-8")
-    return text.replace("classes: cityscapes", f"classes: {classes:<10}", 1)
+    return text.replace("classes: cityscapes        ", f"{line:<27}", 1)
 
 
 def _filled(text: str, section: str, key: str, value: str) -> str:
@@ -93,7 +122,7 @@ def _filled(text: str, section: str, key: str, value: str) -> str:
 
 def _relative(path: Path, config: Path) -> str:
     """Return `path` relative to the folder of `config` if it lies in it, else absolute."""
-    target, base = path.expanduser().resolve(), config.expanduser().resolve().parent
+    target, base = path.resolve(), config.resolve().parent
     return Path(os.path.relpath(target, base)).as_posix() if target.is_relative_to(base) else target.as_posix()
 
 
@@ -105,7 +134,9 @@ def _next_steps(config: Path, *, with_source: bool) -> str:
 
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the state directory and the daemon running.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the report and the picture.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the report and the picture.", **PATH)
+    ] = None,
 ) -> None:
     """Show the whole cycle on drawn street scenes: no download, no configuration, five minutes on two cores."""
     from daemon.demo.story import run_demo

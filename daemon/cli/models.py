@@ -5,14 +5,23 @@ from typing import Annotated, Literal
 
 import typer
 
-from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, VersionOption, read_settings, registry_of
+from daemon.cli.options import (
+    DEFAULT_CONFIG,
+    PATH,
+    ConfigOption,
+    JsonOption,
+    VersionOption,
+    check_output,
+    read_settings,
+    registry_of,
+)
 from daemon.cli.output import answer, percent, print_json, print_table
 from daemon.exit_codes import ExitCode
 
-FilesArgument = Annotated[list[Path], typer.Argument(help="Images.", metavar="IMAGES")]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks; created if missing.")]
-ImagesOption = Annotated[Path, typer.Option("--images", help="Folder of images.")]
-LabelsOption = Annotated[Path, typer.Option("--labels", help="Folder of label PNGs with the same stems.")]
+FilesArgument = Annotated[list[Path], typer.Argument(help="Images.", **{**PATH, "metavar": "IMAGES"})]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks; created if missing.", **PATH)]
+ImagesOption = Annotated[Path, typer.Option("--images", help="Folder of images.", **PATH)]
+LabelsOption = Annotated[Path, typer.Option("--labels", help="Folder of label PNGs with the same stems.", **PATH)]
 
 
 def predict(
@@ -24,6 +33,7 @@ def predict(
 ) -> None:
     """Write a colour mask and an index mask for each image; an unusable image is reported and skipped (exit 1)."""
     settings = read_settings(config)
+    check_output(settings, out)
     from adapters.scoring.prediction import predict_files
 
     answers: list[dict[str, object]] = []
@@ -69,7 +79,7 @@ VersionArgument = Annotated[
 FormatOption = Annotated[
     Literal["huggingface", "onnx", "torch-export"], typer.Option("--format", "-f", help="Format of the files.")
 ]
-ExportOption = Annotated[Path, typer.Option("--out", "-o", help="New or empty folder for the files.")]
+ExportOption = Annotated[Path, typer.Option("--out", "-o", help="New or empty folder for the files.", **PATH)]
 
 
 def export(
@@ -81,6 +91,7 @@ def export(
 ) -> None:
     """Write a version's network for use without mfmd: a Hugging Face directory, ONNX, or a torch.export program."""
     settings = read_settings(config)
+    check_output(settings, out)
     from adapters.checkpoints.exporting.export import export_version
 
     registry = registry_of(settings)

@@ -1,7 +1,7 @@
 """Options that several commands share, and the settings, layout and registry that they name."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +12,20 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG = Path("mfmd.yaml")
 
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", envvar="MFMD_CONFIG", help="Configuration file.")]
+
+def user_path(text: str) -> Path:
+    """Return a path in which a leading `~` is the home directory: a shell leaves `--out=~/masks` as it is."""
+    from configs.section import expanded
+
+    try:
+        return expanded(Path(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+PATH: dict[str, Any] = {"parser": user_path, "metavar": "PATH"}
+"""What every option and argument that is a path has."""
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", envvar="MFMD_CONFIG", help="Configuration file.", **PATH)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Reason, recorded in the history.")]
 VersionOption = Annotated[
@@ -46,3 +59,12 @@ def registry_of(settings: "Settings") -> "CheckpointRegistry":
     from storage.registry.registry import CheckpointRegistry
 
     return CheckpointRegistry(layout_of(settings).checkpoints)
+
+
+def check_output(settings: "Settings", folder: Path, *, drop: bool = True) -> None:
+    """Raise FramesRefused when images are read from `folder`, or mfmd keeps its state there."""
+    from configs.folders import reader_of
+    from storage.errors import FramesRefused
+
+    if reader := reader_of(settings, folder, drop=drop):
+        raise FramesRefused(f"{folder} lies in {reader}, where all files are taken as its own; name another folder")

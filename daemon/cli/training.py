@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from daemon.cli.labels import show_counts, warn
-from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, read_settings, registry_of
+from daemon.cli.options import (
+    DEFAULT_CONFIG,
+    ConfigOption,
+    JsonOption,
+    layout_of,
+    read_settings,
+    registry_of,
+    user_path,
+)
 from daemon.cli.output import answer, headline
 
 if TYPE_CHECKING:
@@ -78,7 +86,7 @@ def import_(
     from adapters.checkpoints.importing import import_checkpoint
 
     manifest = import_checkpoint(
-        source,
+        str(user_path(source)) if source.startswith("~") else source,
         settings,
         registry_of(settings),
         unsafe_pickle=warn if unsafe_pickle else None,

@@ -1,6 +1,8 @@
 """What the demo shows: progress while it runs; at the end two tables, a picture, a JSON file."""
 
+import io
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,12 +14,14 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
+from adapters.errors import ExportRefused
 from adapters.inference.palette import colour_mask
 from configs.class_list import ClassInfo
 from daemon.demo.driving import Show
 from daemon.demo.scoring import Pair, ServedScore, read_mask
 from storage import durable
 from storage.durable.permissions import shared_files
+from storage.media.own_png import may_replace, with_mark
 from storage.rounds.records import Verdict
 
 GOAL = 0.05
@@ -27,6 +31,13 @@ SHOWN = range(4)
 CELL, GAP, MARGIN, HEADER, LEGEND = 288, 6, 12, 30, 34
 """Width of a cell and the spaces around the cells of a picture (pixels)."""
 INK = (32, 32, 32)
+REPORT, PICTURE = "report.json", "before_after.png"
+
+
+def check_report(out: Path) -> None:
+    """Raise ExportRefused when `out` has files of the report's names that no demo made: its picture has a mark."""
+    if not may_replace(out / PICTURE) or (os.path.lexists(out / REPORT) and not os.path.lexists(out / PICTURE)):
+        raise ExportRefused(f"{out}: holds {PICTURE} or {REPORT} that no demo made; give --out another folder")
 
 
 @contextmanager
@@ -75,9 +86,9 @@ class DemoReport:
     @shared_files()
     def write(self, out: Path, pairs: Sequence[Pair]) -> Path:
         """Write `report.json` and `before_after.png` into `out`; return the picture's path."""
+        check_report(out)
         out.mkdir(parents=True, exist_ok=True)
         report = {"passed": self.passed, "rise": self.rise, "steps": [self._as_json(step) for step in self.steps]}
-        durable.write_text(out / "report.json", json.dumps(report, indent=2) + "\n")
         before, after = self.steps[0].score, self.steps[-1].score
         captions = (
             "dusk, never labelled",
@@ -85,8 +96,11 @@ class DemoReport:
             f"after: version {after.version}, mIoU {100 * after.miou:.1f}",
             "truth",
         )
-        side_by_side(pairs, before, after, SHOWN[: len(pairs)], captions, self.classes).save(out / "before_after.png")
-        return out / "before_after.png"
+        png = io.BytesIO()
+        side_by_side(pairs, before, after, SHOWN[: len(pairs)], captions, self.classes).save(png, "PNG")
+        durable.write_bytes(out / PICTURE, with_mark(png.getvalue(), "demo"))
+        durable.write_text(out / REPORT, json.dumps(report, indent=2) + "\n")
+        return out / PICTURE
 
     def _as_json(self, step: Step) -> dict[str, Any]:
         named = zip(self.classes, step.score.iou, strict=True)

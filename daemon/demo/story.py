@@ -22,7 +22,7 @@ from adapters.rounds.source_training import PretrainProgress, pretrain
 from daemon.control.client import ControlClient
 from daemon.demo.conditions import DAY, DUSK, Condition
 from daemon.demo.driving import DrivenDaemon, DriveTimeout, describe
-from daemon.demo.report import GOAL, DemoReport, Step, stage
+from daemon.demo.report import GOAL, DemoReport, Step, check_report, stage
 from daemon.demo.scenes import write_scene
 from daemon.demo.scoring import pair_up, score_served
 from daemon.exit_codes import ExitCode
@@ -49,8 +49,10 @@ def run_demo(keep: bool, out: Path | None) -> int:
     """Run the demo; report and picture go to `out`, state to a temporary directory that `keep` leaves, daemon running.
 
     Returns 0 when a candidate was promoted and the served mIoU rose by five points, else 3; 130 after Ctrl-C.
-    Raises DriveFailed, StorageError or AdapterError when a step fails; the directory then stays.
+    Raises ExportRefused when `out` holds such files of others; DriveFailed, StorageError or AdapterError when a step
+    fails; the directory then stays.
     """
+    check_report(out or DEFAULT_OUT)
     console = Console()
     story = Story(console)
     try:

@@ -5,22 +5,14 @@ that restarts reads there what is already done.
 """
 
 import json
-import struct
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 from configs.errors import ConfigError
 from configs.settings import Settings
 from daemon.watch.arrival import Arrival
+from storage.media.own_png import mark_of, with_mark
 
-KEYWORD = b"mfmd\0"
-"""Keyword of the text chunk."""
-HEAD_BYTES = 4096
-"""The note stands before the pixels, in these first bytes of the file."""
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-HEADER_END = len(SIGNATURE) + 25
-"""End of the IHDR chunk, always the first one (PNG specification, 5.6): length, type, 13 bytes of data, CRC."""
 HASH_DIGITS = 12
 """Hex digits of a version's SHA-256 that a note holds, as many as the answer's header has."""
 
@@ -74,19 +66,13 @@ def note_of(arrival: Arrival, kind: str, version: Version) -> Note:
 
 
 def with_note(png: bytes, note: Note) -> bytes:
-    """Put the note into a PNG, behind its header."""
-    data = KEYWORD + json.dumps(note._asdict()).encode()
-    chunk = struct.pack(">I", len(data)) + b"tEXt" + data + struct.pack(">I", zlib.crc32(b"tEXt" + data))
-    return png[:HEADER_END] + chunk + png[HEADER_END:]
+    """Put the note into a PNG, as its mark."""
+    return with_mark(png, json.dumps(note._asdict()))
 
 
 def read_note(path: Path) -> Note | None:
     """Read the note in a mask; None when there is no such file, it has no note or it cannot be read."""
     try:
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-        length, kind = struct.unpack_from(">I4s", head, HEADER_END)
-        data = head[HEADER_END + 8 : HEADER_END + 8 + length]
-        return Note(**json.loads(data.removeprefix(KEYWORD))) if (head[:8], kind) == (SIGNATURE, b"tEXt") else None
-    except (OSError, ValueError, TypeError, struct.error):
+        return Note(**json.loads(mark_of(path) or ""))
+    except (ValueError, TypeError):
         return None

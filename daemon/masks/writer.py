@@ -25,6 +25,7 @@ from storage import durable
 from storage.buffer.catalog_records import FileFact
 from storage.errors import AlreadyRunning, DurabilityLost, RefusedImage, StorageError
 from storage.layout import StateLayout
+from storage.media.own_png import may_replace
 
 LOCK = ".mfmd-masks.lock"
 """File in the folder of masks; of several processes on one folder one writes, the others stand by."""
@@ -142,11 +143,14 @@ class MaskWriter:
 
     def _write_mask(self, image: Due) -> None:
         """Make and write one mask. Raises OSError when the disk refuses it, DurabilityLost, PlaneUnavailable."""
+        path = mask_path(self._folder, image.name)
+        if not may_replace(path):
+            self._skip(image, FileExistsError(f"{path} exists, and mfmd did not make it; move it elsewhere"))
+            return
         answer = self._ask(image)
         if answer is None:
             return
         png, note = answer
-        path = mask_path(self._folder, image.name)
         try:
             durable.make_directory(path.parent, shared=True)
             durable.write_bytes(path, with_note(png, note), shared=True)

@@ -139,7 +139,7 @@ def write_frames(path: Path, into: Path, videos: VideoSettings, watch: WatchSett
     with path.open("rb") as file:
         frames = FrameFiles(file, fact, digest_of(path), videos, watch)
         for frame in frames:
-            if frame is not None and (into / frame.name).exists():
+            if frame is not None and os.path.lexists(into / frame.name):
                 there += 1
             elif frame is not None:
                 write_frame(frame, into / frame.name, watch)

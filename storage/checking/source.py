@@ -6,7 +6,7 @@ from functools import partial
 from storage import durable
 from storage.checking.problem import REPAIR, Problem, Scope, newer
 from storage.errors import NewerRecord, StorageError
-from storage.source.labelled import AGAIN, CURRENT, LabelledSet, current_fingerprint
+from storage.source.labelled import AGAIN, CURRENT, LabelledSet, current_fingerprint, old_sets
 
 
 def check_source(scope: Scope) -> Iterator[Problem]:
@@ -20,10 +20,9 @@ def check_source(scope: Scope) -> Iterator[Problem]:
     except StorageError as error:
         yield Problem("source_damaged", folder / CURRENT, str(error), AGAIN.format(folder))
         return
-    for path in sorted(folder.glob("[!.]*")):
-        if path.is_dir() and path.name != current:
-            repair = partial(durable.retire_directory, path)
-            yield Problem("source_old", path, "an imported set that is not in use", f"{REPAIR} removes it", repair)
+    for path in old_sets(scope.layout, current):
+        repair = partial(durable.retire_directory, path)
+        yield Problem("source_old", path, "an imported set that is not in use", f"{REPAIR} removes it", repair)
     if current is None:
         return
     try:

@@ -7,6 +7,7 @@ A version's folder appears complete or not at all (`mfmd export` ensures it). Th
 step, and folders of old versions are removed last. So a reader never finds half a version, after a kill at any moment.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from pathlib import Path
@@ -22,6 +23,8 @@ MODEL = "mfmd"
 """Name of the model in a Triton repository."""
 CONFIG = "config.pbtxt"
 CURRENT = "current"
+VERSION_KEY = "mfmd_version"
+"""Parameter in `config.pbtxt` that says that mfmd wrote it."""
 DESCRIPTION = "mfmd.json"
 """File beside an exported model: what a program must know to use it."""
 
@@ -89,9 +92,7 @@ class Mirror(ABC):
         if not place.exists():
             return
         if not place.is_dir() or read_description(place) is None:
-            raise StorageError(
-                f"{place}: not a copy made by mfmd; move it elsewhere, or give publish.{self.name} a new folder"
-            )
+            raise self._foreign(place)
         if self.current() == version:
             raise StorageError(
                 f"{place}: in use, and made from other weights than this registry's version {version}; give "
@@ -117,6 +118,9 @@ class Mirror(ABC):
         for version in numbers(self.folder):
             if version not in {*keep, self.current()} and read_description(self.place(version)) is not None:
                 durable.retire_directory(self.place(version))
+
+    def _foreign(self, path: Path) -> StorageError:
+        return StorageError(f"{path}: not made by mfmd; move it elsewhere, or give publish.{self.name} a new folder")
 
     def _description(self, version: int) -> ExportDescription:
         found = read_description(self.place(version))
@@ -151,7 +155,10 @@ class TritonMirror(Mirror):
 
     def point(self, version: int) -> None:
         """Replace `config.pbtxt`. The policy names one version, because a rollback is not the newest number."""
-        durable.write_text(self.folder / CONFIG, self._config(version), shared=True)
+        path = self.folder / CONFIG
+        if os.path.lexists(path) and (path.is_symlink() or VERSION_KEY not in self._text()):
+            raise self._foreign(path)
+        durable.write_text(path, self._config(version), shared=True)
 
     def _text(self) -> str:
         """Return the content of the file; unreadable text is not mfmd's, and no reason to fail."""
@@ -172,7 +179,7 @@ version_policy {{ specific {{ versions: [ {about.version} ] }} }}
 input [ {{ name: "images" data_type: TYPE_FP32 dims: [ 3, {height}, {width} ] }} ]
 output [ {{ name: "logits" data_type: TYPE_FP32 dims: [ {len(about.classes)}, {height}, {width} ] }} ]
 dynamic_batching {{ }}
-parameters {{ key: "mfmd_version" value {{ string_value: "{about.version}" }} }}
+parameters {{ key: "{VERSION_KEY}" value {{ string_value: "{about.version}" }} }}
 parameters {{ key: "mfmd_weights_sha256" value {{ string_value: "{about.weights}" }} }}
 """
 
@@ -186,10 +193,13 @@ class HuggingFaceMirror(Mirror):
     def current(self) -> int | None:
         """Return the target of `current`."""
         link = self.folder / CURRENT
-        target = link.readlink().name if link.is_symlink() else ""
+        target = str(link.readlink()) if link.is_symlink() else ""
         return int(target) if target.isdigit() else None
 
     def point(self, version: int) -> None:
         """Point `current` to the version."""
         self._description(version)
-        durable.point_link(self.folder / CURRENT, str(version))
+        link = self.folder / CURRENT
+        if os.path.lexists(link) and self.current() is None:
+            raise self._foreign(link)
+        durable.point_link(link, str(version))

@@ -22,6 +22,8 @@ from storage.source.label_map import LabelMap
 
 IMAGES, LABELS, INDEX, CURRENT = "images", "labels", "index.json", "current.json"
 SCHEMA_VERSION = 1
+FINGERPRINT_DIGITS = 32
+"""Hex digits in the name of a set's folder."""
 AGAIN = "remove {}, then import again with `mfmd pretrain`"
 """Remedy for a damaged set; of the folder `source` of the state directory, never of the operator's images."""
 
@@ -124,6 +126,12 @@ class LabelledSet:
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+def old_sets(layout: StateLayout, current: str | None) -> list[Path]:
+    """Return the folders of sets that are not in use, by the form of their names: others are not ours to remove."""
+    found = layout.source.glob("[0-9a-f]" * FINGERPRINT_DIGITS)
+    return sorted(path for path in found if path.is_dir() and not path.is_symlink() and path.name != current)
 
 
 def current_fingerprint(layout: StateLayout) -> str | None:

@@ -24,6 +24,7 @@ from storage.source.label_file import UnknownValue, read_label
 from storage.source.label_map import LabelMap
 from storage.source.labelled import (
     CURRENT,
+    FINGERPRINT_DIGITS,
     IMAGES,
     INDEX,
     LABELS,
@@ -32,6 +33,7 @@ from storage.source.labelled import (
     LabelledSet,
     SourceIndex,
     current_fingerprint,
+    old_sets,
 )
 from storage.source.pairing import LabelledPair, refusal, source_pairs
 
@@ -99,7 +101,7 @@ class _Import:
         what = [SCHEMA_VERSION, facts, *size, tile, self._classes, self._source.ignore_index]
         if self._source.label_format != "index" or self._mapped:  # without them as ever: sets on disk keep their names
             what += [self._source.label_format, self._mapped]
-        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:FINGERPRINT_DIGITS]
 
     def build(self, folder: Path, fingerprint: str, on_progress: OnProgress) -> None:
         """Write arrays and index into `folder`; remove it on failure. Raises SourceRefused."""
@@ -183,7 +185,5 @@ def _stamp(path: Path) -> tuple[int, int]:
 def _remove_leftovers(layout: StateLayout) -> None:
     """Remove every set but the one in use, and leftovers of a killed import."""
     durable.remove_partials(layout.source)
-    current = current_fingerprint(layout)
-    for folder in layout.source.iterdir():
-        if folder.is_dir() and folder.name != current:
-            durable.retire_directory(folder)
+    for folder in old_sets(layout, current_fingerprint(layout)):
+        durable.retire_directory(folder)

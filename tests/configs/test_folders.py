@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from configs.errors import ConfigError
-from configs.folders import check_output
+from configs.folders import reader_of
 from configs.load import load_settings
 
 APART = {
@@ -101,7 +101,9 @@ def test_a_quarantine_does_not_take_the_files_of_the_configuration(tmp_path: Pat
 def test_a_command_does_not_write_where_images_are_read(tmp_path: Path) -> None:
     settings = load_settings(_config(tmp_path, APART))
     for place in ("drop", "drop/x", "images", "val/labels/x", "state/x"):
-        with pytest.raises(ConfigError, match=f"--out: .*{place} lies in "):
-            check_output(settings, tmp_path / place, "--out")
+        assert reader_of(settings, tmp_path / place).endswith(str(tmp_path / place).removesuffix("/x"))
     for place in ("out", "drop/.hidden", "val", "."):
-        check_output(settings, tmp_path / place, "--out")
+        assert not reader_of(settings, tmp_path / place)
+    assert not reader_of(settings, tmp_path / "drop", drop=False) and reader_of(
+        settings, tmp_path / "images", drop=False
+    )

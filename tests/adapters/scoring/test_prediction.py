@@ -103,3 +103,32 @@ def test_nothing_that_serves_is_said_clearly(settings: Settings, tmp_path: Path)
         list(predict_files(empty, [], tmp_path / "out"))
     with pytest.raises(UnknownVersion, match="7"):
         list(predict_files(settings, [], tmp_path / "out", 7))
+
+
+def test_masks_never_replace_an_image_or_a_file_of_others(settings: Settings, tmp_path: Path) -> None:
+    image = write_image(tmp_path / "photo.png", 40, 40)
+    before = image.read_bytes()
+    (tmp_path / "hard").mkdir()
+    (tmp_path / "hard" / "photo.png").hardlink_to(image)
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "photo_color.png").symlink_to(image)
+    (tmp_path / "same").symlink_to(tmp_path)
+    for out in (tmp_path, tmp_path / "hard", tmp_path / "link", tmp_path / "same", tmp_path / "x" / ".."):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        (result,) = predict_files(settings, [image], out)
+        assert result.reason is not None and result.reason.startswith("output_exists: ") and result.index is None
+        assert image.read_bytes() == before
+    assert not (tmp_path / "photo_color.png").exists(), "not even half of a pair"
+
+
+def test_masks_of_an_earlier_call_are_replaced_only_by_those_of_the_same_image(
+    settings: Settings, tmp_path: Path
+) -> None:
+    first, second = write_image(tmp_path / "a.png", 40, 40), write_image(tmp_path / "a.jpg", 50, 50)
+    for _ in range(2):
+        names = [predict.index and predict.index.name for image in (first, second) for predict in
+                 predict_files(settings, [image], tmp_path / "out", 1)]  # fmt: skip
+        assert names == ["a.png", "a_2.png"]
+    (mask,) = predict_files(settings, [tmp_path / "out" / "a.png"], tmp_path / "out", 2)
+    assert mask.reason is not None and mask.reason.startswith("output_exists"), "a mask is an image too"
+    assert len(list((tmp_path / "out").iterdir())) == 4

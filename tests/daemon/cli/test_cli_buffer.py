@@ -109,7 +109,7 @@ def test_export_refuses_a_folder_that_is_not_empty_or_that_is_watched(mfmd, fill
     assert answer.err.startswith(f"error[export_refused]: {tmp_path / 'out'}: holds files already; name a new or")
     before = sorted(settings.watch.folder.rglob("*"))
     answer = mfmd("buffer", "export", "drop/copies")
-    assert answer.code == 1 and answer.err.startswith("error[export_refused]: drop/copies lies in the drop folder")
+    assert answer.code == 1 and answer.err.startswith("error[export_refused]: drop/copies lies in watch.folder")
     assert sorted(settings.watch.folder.rglob("*")) == before
 
 

@@ -116,3 +116,44 @@ def test_the_commented_source_section_works_too(tmp_path: Path) -> None:
     path.write_text(re.sub(r"^#(source:|  (?:images|labels):)", r"\1", text, flags=re.MULTILINE), encoding="utf-8")
     source = load_settings(path).source
     assert source is not None and source.images == tmp_path / "source/images"
+
+
+def test_classes_may_be_names(mfmd, config: Path) -> None:
+    names = ["background", "no", "1e3", "it's: #x", "übung"]
+    answer = mfmd("init", "--force", "--classes", ",".join(names))
+    assert answer.code == 0 and f"Classes (5): {', '.join(names)}." in answer.out
+    assert [item.name for item in load_settings(config).classes] == names
+    for wrong, says in (("a,a", "unique; twice: a"), ("a,,b", "at least 1 character"), ("vessel", "or give names")):
+        before = config.read_bytes()
+        answer = mfmd("init", "--force", "--classes", wrong)
+        assert answer.code == 2 and says in answer.err and config.read_bytes() == before
+
+
+def test_it_says_which_classes_nobody_chose(mfmd) -> None:
+    answer = mfmd("init", "--force")
+    assert "Classes (19): road, sidewalk" in answer.out
+    assert "They are of cityscapes; --classes chooses others: camvid, demo, or names" in answer.out
+    assert "chooses others" not in mfmd("init", "--force", "--classes", "cityscapes").out
+    assert "Classes (8): sky" in mfmd("init", "--force", "--preset", "demo").out
+
+
+def test_nothing_is_written_that_is_not_valid(mfmd, config: Path) -> None:
+    config.unlink()
+    answer = mfmd("init", ".")
+    assert answer.code == 2 and "state: " in answer.err and "lies in watch.folder" in answer.err
+    answer = mfmd("init", "day", "--source-images", "day", "--source-labels", "truth")
+    assert answer.code == 2 and "source.images" in answer.err and "watch.folder" in answer.err
+    assert not config.exists() and not (config.parent / "day").exists()
+    (config.parent / "mfmd.yaml").symlink_to("elsewhere")
+    assert mfmd("init").code == 2 and not (config.parent / "elsewhere").exists()
+
+
+def test_a_tilde_is_the_home_directory(mfmd, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = config.parent / "home"
+    monkeypatch.setenv("HOME", str(home))
+    assert mfmd("init", "~/drop", "--config", "~/mfmd.yaml").code == 0
+    assert load_settings(home / "mfmd.yaml").watch.folder == home / "drop" and (home / "drop").is_dir()
+    assert not (config.parent / "~").exists()
+    assert mfmd("config", "validate", "~/mfmd.yaml").code == 0
+    answer = mfmd("init", "~nobody-has-this-name/drop", "--force")
+    assert answer.code == 2 and "no home directory" in answer.err

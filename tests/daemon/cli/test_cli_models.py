@@ -178,3 +178,11 @@ def test_pretrain_without_source_says_what_to_do(tmp_path: Path, capsys) -> None
     for command in (["predict", "x.png", "--out", "o"], ["evaluate", "--images", str(tmp_path), "--labels", "y"]):
         code, _, err = _run(capsys, *command, "--config", str(config))
         assert code == ExitCode.NO_CHECKPOINT and "mfmd pretrain" in err, command
+
+
+@pytest.mark.parametrize("place", ["drop", "drop/masks", "day", "truth/x", "state"])
+def test_no_command_writes_where_images_are_read(in_folder: Path, capsys, place: str) -> None:
+    for command in (["predict", "day/1.png"], ["export", "--format", "onnx"], ["buffer", "export"]):
+        out = [place] if command[0] == "buffer" else ["--out", place]
+        code, _, err = _run(capsys, *command, *out)
+        assert code == ExitCode.FAILURE and err.startswith(f"error[export_refused]: {place} lies in ")

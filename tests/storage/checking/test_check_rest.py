@@ -203,8 +203,10 @@ def test_pixels_of_the_source_are_read(whole, expect):
 
 
 def test_an_old_set_beside_the_source(whole, expect):
-    (whole.source / "0123").mkdir()
-    expect("source_old", naming=whole.source / "0123")
+    (whole.source / ("01ab" * 8)).mkdir()
+    (whole.source / "images").mkdir()  # with `state: .` it may be the user's
+    expect("source_old", naming=whole.source / ("01ab" * 8))
+    assert (whole.source / "images").is_dir()
 
 
 def test_what_kills_leave(whole, expect):

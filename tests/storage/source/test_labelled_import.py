@@ -111,10 +111,10 @@ def test_a_full_disk_is_not_a_problem_of_the_labels(layout: StateLayout, source,
 
 
 def test_what_a_killed_import_left_is_removed(layout: StateLayout, source):
-    for name in (".abc.partial", "never_published"):
+    for name in (".abc.partial", "ab01" * 8, "images"):
         (layout.source / name / "images").mkdir(parents=True)
     import_labelled(source(3), layout)
-    assert len(sets(layout)) == 1
+    assert len(sets(layout)) == 2 and (layout.source / "images" / "images").is_dir(), "what may be the user's stays"
 
 
 def test_killed_between_publishing_and_pointing_it_starts_again(

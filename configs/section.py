@@ -22,9 +22,20 @@ def _not_empty(value: object) -> object:
 
 
 def _relative_to_file(path: Path, info: ValidationInfo) -> Path:
-    """Resolve `path` against the folder of the YAML file, given by `configs.load` as validation context `base`."""
+    """Take `path` as relative to the folder of the YAML file, given by `configs.load` as validation context `base`.
+
+    Links stay, so that one that is turned to another folder is followed; `..` means what it means to the system.
+    """
     base = info.context.get("base") if info.context else None
-    return Path(os.path.realpath(Path(base) / expanded(path))) if base else path
+    if not base:
+        return path
+    parts = (Path(base) / expanded(path)).parts
+    ups = max((place for place, part in enumerate(parts, 1) if part == ".."), default=0)
+    return Path(os.path.realpath(Path(*parts[:ups])), *parts[ups:]) if ups else Path(*parts)
+
+
+def _without_links(path: Path, info: ValidationInfo) -> Path:
+    return Path(os.path.realpath(path)) if info.context and info.context.get("base") else path
 
 
 def bare_no(value: object) -> object:
@@ -33,6 +44,9 @@ def bare_no(value: object) -> object:
 
 
 ConfigPath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_relative_to_file)]
+"""A path relative to the configuration file, by its own name: a link may be turned while mfmd runs."""
+StatePath = Annotated[ConfigPath, AfterValidator(_without_links)]
+"""A path that the process holds open, so it stays with the folder that it had at the start."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Field(ge=0.0)]
 PositiveInt = Annotated[int, Field(ge=1)]

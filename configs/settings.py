@@ -17,7 +17,7 @@ from configs.mfm import MfmSettings
 from configs.network import NetworkSettings, PretrainSettings
 from configs.recipe import DacsSettings, RareClassSettings, RecipeSettings
 from configs.round import RoundSettings, ScheduleSettings
-from configs.section import ConfigPath, Section, meet
+from configs.section import Section, StatePath, meet
 from configs.serving import ControlSettings, MasksSettings, PublishSettings, ServingSettings
 from configs.watch import AdmissionSettings, VideoSettings, WatchSettings
 
@@ -49,7 +49,7 @@ class LogSettings(Section):
 class Settings(Section):
     """The whole configuration of one state directory."""
 
-    state: Annotated[ConfigPath, Field(validate_default=True)] = Path("state")
+    state: Annotated[StatePath, Field(validate_default=True)] = Path("state")
     """State directory: buffer, checkpoints, rounds."""
     classes: Classes
     """A class list by name (cityscapes, camvid, demo), names (`[background, vessel]`), or {name, color: [r, g, b]} of

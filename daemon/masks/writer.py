@@ -91,14 +91,15 @@ class MaskWriter:
             self._update_report(active=False, folder_present=False)
 
     def _try_to_write(self) -> None:
-        """Return when the folder cannot be used now or belongs to another process."""
+        """Return when the folder cannot be used now, belongs to another process, or a link to it was turned."""
         try:
             durable.make_directory(self._folder, shared=True)
+            place = os.path.realpath(self._folder)
             with durable.exclusive_lock(self._folder / LOCK, busy="held by process {}".format):
                 for path in [self._folder, *(item for item in self._folder.rglob("*") if item.is_dir())]:
                     durable.remove_partials(path, shared=True)
                 self._update_report(active=True)
-                while not self._stop.is_set():
+                while not self._stop.is_set() and os.path.realpath(self._folder) == place:
                     self._stop.wait(self._pass())
         except AlreadyRunning:
             self._log_once("another process writes masks here")

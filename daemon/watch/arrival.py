@@ -91,7 +91,10 @@ def open_arrival(root: Path, arrival: Arrival) -> BinaryIO:
 
 def _check_place(root: Path, arrival: Arrival) -> None:
     """Raise RefusedImage (outside_folder, empty)."""
+    real = os.path.realpath(root)
     if not _inside(root, arrival.path):
+        if os.path.realpath(root) != real:
+            raise FileChanged(f"{root}: turned to another folder meanwhile")
         target = os.path.realpath(arrival.path)
         raise RefusedImage("outside_folder", f"a link to {target}, which is not a file in the drop folder; copy it in")
     if arrival.file.size == 0:

@@ -80,8 +80,8 @@ class Hints:
 class _Handler(FileSystemEventHandler):
     """Adds paths to the hints. An exception here would end the dispatcher's thread permanently (watchdog 7.1.0)."""
 
-    def __init__(self, hints: Hints) -> None:
-        self._hints = hints
+    def __init__(self, hints: Hints, root: Path, real: str) -> None:
+        self._hints, self._root, self._real = hints, root, real
         self._failed = False
 
     def dispatch(self, event: FileSystemEvent) -> None:
@@ -89,7 +89,8 @@ class _Handler(FileSystemEventHandler):
         # A renamed file is complete; the files of a renamed folder may still be open.
         renamed = isinstance(event, FileMovedEvent) and bool(event.dest_path) and not event.is_synthetic
         try:
-            self._hints.add(os.fsdecode(event.dest_path or event.src_path), renamed=renamed)
+            path = os.fsdecode(event.dest_path or event.src_path)
+            self._hints.add(f"{self._root}{path.removeprefix(self._real)}", renamed=renamed)
         except Exception as error:
             if not self._failed:  # once: a burst of them must not fill the log
                 log.error("event_handler_failed", error=str(error), exc_info=True)
@@ -127,7 +128,9 @@ class FolderEvents:
         # Without all events a rename into the folder looks like an unfinished file.
         self._observer = observer = InotifyObserver(timeout=0.5, generate_full_events=True)
         observer.daemon = True
-        observer.schedule(_Handler(self._hints), str(self._root), recursive=self._recursive, event_filter=HEARD)
+        real = os.path.realpath(self._root)  # the observer would watch a link itself, which says nothing
+        handler = _Handler(self._hints, self._root, real)
+        observer.schedule(handler, real, recursive=self._recursive, event_filter=HEARD)
         observer.start()
 
     def alive(self) -> bool:

@@ -37,8 +37,9 @@ class FolderRoot:
     def check(self) -> bool:
         """Check the folder; return True when everything in it must be examined again.
 
-        That is so when it is there for the first time, came back, was replaced (another device or inode: a mount), or
-        when its observer died, because events were lost meanwhile. While its marker is absent it counts as not mounted.
+        That is so when it is there for the first time, came back, was replaced (another device or inode: a mount, or a
+        link that was turned), or when its observer died, because events were lost meanwhile. While its marker is absent
+        it counts as not mounted.
         """
         now = time.monotonic()
         if now < self.next_check:
@@ -77,7 +78,9 @@ class FolderRoot:
             self._identity = identity
             self._start_events(now, again=again)
             how = {"mode": self.seen.mode, "reason": self.seen.mode_reason}
-            log.info("watching", folder=str(self.folder), again=again, **how)
+            real = os.path.realpath(self.folder)
+            where = {} if real == str(self.folder) else {"leads_to": real}
+            log.info("watching", folder=str(self.folder), again=again, **where, **how)
             return True
         if self._events is not None and not self._events.alive():
             log.warning("observer_failed", folder=str(self.folder))

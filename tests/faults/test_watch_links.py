@@ -1,0 +1,44 @@
+"""Folders behind links that are turned to another folder while the daemon runs, as at midnight."""
+
+from configs.load import load_settings
+from tests.faults.drop_world import picture
+
+
+def turn(link, target):
+    """Point a link to another folder in one step."""
+    new = link.with_name("turning")
+    new.symlink_to(target)
+    new.replace(link)
+
+
+def test_a_drop_folder_behind_a_link_is_followed_to_the_next_day_and_back(drop_world, tmp_path):
+    for day in ("day1", "day2"):
+        (tmp_path / day).mkdir()
+    (tmp_path / "drop").symlink_to("day1")
+    world = drop_world(advanced={"rescan_seconds": 600.0})
+    world.listening()
+    world.drop("a.png", picture(1))
+    world.settled_without_timer()
+    for number, day in ((2, "day2"), (3, "day1"), (4, "day2")):
+        turn(tmp_path / "drop", day)
+        world.drop(f"{number}.png", picture(number))
+        world.drop("same.png", picture(10 + number))
+        world.until(lambda number=number: world.buffer.catalog.counts().frames == 2 * number - 1)
+    world.dropped.clear()
+
+
+def test_paths_of_the_configuration_keep_their_links_but_for_the_state(tmp_path):
+    for name in ("real/state", "real/day1", "real/masks"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "current").symlink_to("real/day1")
+    file = tmp_path / "mfmd.yaml"
+    file.write_text(
+        "classes: demo\nstate: link/state\nwatch: {folder: current, quarantine: current/../q}\n"
+        "masks: {folder: ./link//masks}\n"
+    )
+    settings = load_settings(file)
+    assert settings.watch.folder == tmp_path / "current"
+    assert settings.watch.quarantine == tmp_path / "real/q", "as the system reads it, not as a text"
+    assert settings.masks.folder == tmp_path / "link/masks"
+    assert settings.state == tmp_path / "real/state", "its database is open: it stays where it was at the start"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tifffile import TiffFile, TiffPage, TiffPages
+from tifffile import TiffFile, TiffFileError, TiffPage, TiffPages
 
 from storage.errors import RefusedImage
 from storage.media.samples import Alpha, ColorModel, Layout, check_layout, to_rgb
@@ -25,6 +25,8 @@ RAW_MODELS = (32803, 34892)
 """PhotometricInterpretation of what a sensor saw: a colour filter array, and linear raw."""
 PLAIN = frozenset([1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 34926, 50000])
 """Compressions of bytes: none, CCITT, LZW, Deflate, PackBits, LZMA, Zstandard."""
+PREDICTED = frozenset([5, 8, 32946, 34925, 34926, 50000])
+"""Those of them that a predictor goes with; libtiff passes it over elsewhere."""
 PICTURES = {6: "JPEG", 7: "JPEG", 33003: "JPEG2000", 33005: "JPEG2000", 34712: "JPEG2000", 50001: "WEBP"}
 """Compressions whose strips and tiles are pictures of their own, and Pillow's name for those."""
 JPEGS = (6, 7)
@@ -66,7 +68,7 @@ def read_tiff(name: str, data: bytes, check_sides: Callable[[str, int, int], Non
 def _picture(name: str, file: TiffFile) -> TiffPage:
     """Return the first page of full size; a page below a page that is larger than it counts instead."""
     tops = list(_pages(file.pages))
-    nested = [list(_pages(page.pages)) if page.pages is not None else [] for page in tops]
+    nested = [_below(page) for page in tops]
     everything = [*tops, *(page for pages in nested for page in pages)]
     raw = any(page.photometric in RAW_MODELS or DNG_VERSION in page.tags for page in everything)
     if raw:
@@ -84,10 +86,17 @@ def _pages(pages: TiffPages) -> Iterator[TiffPage]:
     for index in range(MOST_PAGES):
         try:
             page = pages[index]
-        except IndexError:
+        except (IndexError, TiffFileError):  # a link that leads nowhere ends them, as it does for libtiff
             return
         assert isinstance(page, TiffPage)
         yield page
+
+
+def _below(page: TiffPage) -> list[TiffPage]:
+    try:
+        return [] if page.pages is None else list(_pages(page.pages))
+    except TiffFileError:
+        return []
 
 
 def _is_part(page: TiffPage) -> bool:
@@ -108,8 +117,11 @@ def _layout(name: str, page: TiffPage) -> Layout:
     if model is None or (model == "cmyk" and page.tags.valueof(COLORS_OF_INK, 1) != 1):
         known = f"PhotometricInterpretation {int(page.photometric)}" if PHOTOMETRIC in page.tags else "none"
         raise RefusedImage("unsupported_colors", f"{name}: a colour model that is not read ({known}); save it as RGB")
-    if page.compression not in PLAIN and page.compression not in PICTURES:
-        text = f"{name}: compression {int(page.compression)} is not read; save it with LZW or Deflate"
+    predicted = page.compression in PREDICTED and page.predictor in (1, 2) and (bits in (8, 16) or page.predictor == 1)
+    readable = predicted or page.compression in PICTURES or (page.compression in PLAIN and page.predictor == 1)
+    if not readable:
+        text = f"{name}: compression {int(page.compression)} with predictor {int(page.predictor)} is not read"
+        text += "; save it with LZW or Deflate"
         raise RefusedImage("unsupported_compression", text)
     if page.imagedepth != 1 or (page.is_subsampled and (page.compression not in JPEGS or page.planarconfig != 1)):
         text = f"{name}: a volume, or subsampled colours that JPEG did not compress, are not read; save it as RGB"

@@ -80,6 +80,31 @@ def test_raw_files_that_are_no_tiff_are_named(head: bytes):
     assert refusal(head + bytes(500)) == "camera_raw"
 
 
+def with_tag(tag: int, value: int, **options: Any) -> bytes:
+    """A TIFF with a tag that tifffile alone does not write so."""
+    data = pages((DRAWN, {**options, "extratags": [(65000, "I", 1, value, True)]}))
+    entry = struct.pack("<HHI", 65000, 4, 1)
+    assert data.count(entry) == 1
+    return data.replace(entry, struct.pack("<HHI", tag, 4, 1))
+
+
+@pytest.mark.parametrize("tag", [None, 330])
+@pytest.mark.parametrize("link", [9, 100, 2**32 - 16])
+def test_a_link_that_leads_nowhere_refuses_no_picture(link: int, tag: int | None):
+    """What stands after the first page, or below it, may be cut off; libtiff shows the picture."""
+    data = bytearray(with_tag(330, link) if tag else pages((DRAWN, {})))
+    if tag is None:
+        page = tifffile.TiffFile(io.BytesIO(data)).pages[0]
+        end = page.offset + 2 + 12 * len(page.tags)
+        data[end : end + 4] = struct.pack("<I", link)
+    assert error_of(bytes(data)) == 0
+
+
+def test_a_predictor_that_viewers_pass_over_is_refused():
+    for options in ({}, {"compression": "packbits"}):
+        assert refusal(with_tag(317, 2, **options)) == "unsupported_compression"
+
+
 def test_exif_of_a_tiff_is_kept():
     exif = Image.Exif()
     exif[0x0112], exif[271] = 3, "maker"

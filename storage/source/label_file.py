@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from storage.errors import RefusedImage
+from storage.media.essentials import essentials
 from storage.media.images import DAMAGE, check_sides, read_file
 from storage.source.label_map import LabelMap
 
@@ -70,7 +71,7 @@ def _read(
 ) -> tuple[NDArray[np.int64], dict[int, tuple[int, ...]]]:
     """Return label values [h, w] and the palette."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(essentials(data) or data), formats=FORMATS) as image:
             check_sides(str(path), image.width, image.height, max_pixels)
             return _values(path, image, label_map)
     except RefusedImage:

@@ -161,6 +161,13 @@ def test_what_has_no_exact_meaning_is_refused(read: Read, image, ending: str, so
     assert "label." in str(caught.value)
 
 
+def test_metadata_of_a_label_refuses_no_label(read: Read):
+    whole = png(3, 8, 0, bytes([0, 1, 2]))
+    text = b"zTXt" + b"k\0\0" + zlib.compress(b"a" * 3_000_000)
+    body = struct.pack(">I", len(text) - 4) + text + b"bad!"
+    assert read(whole[:33] + body + whole[33:]).classes.tolist() == [[0, 1, 2]]
+
+
 def test_signed_bytes_are_no_ignored_pixels(read: Read):
     file = io.BytesIO()
     tifffile.imwrite(file, INDICES.view(np.int8))

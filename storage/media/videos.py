@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from storage.errors import RefusedImage
 from storage.media import can_read_videos
-from storage.media.image_formats import HEIF_BRANDS
+from storage.media.image_formats import AVIF_BRANDS, HEIF_BRANDS
 from storage.media.images import check_sides
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 HEAD_BYTES = 12
 """Bytes at the start of a file that `video_format` needs."""
-IMAGE_BRANDS = (*HEIF_BRANDS, b"avif", b"avis")
+IMAGE_BRANDS = (*HEIF_BRANDS, *AVIF_BRANDS)
 """Major brands of still images in the container of MP4."""
 MATROSKA_MAGIC = b"\x1aE\xdf\xa3"
 MICROSECONDS = 1_000_000

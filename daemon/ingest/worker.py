@@ -274,8 +274,10 @@ class Ingest:
                 log.debug("file_skipped", file=file.path, reason=item.reason, detail=item.detail)
                 self._metrics.skipped.labels(reason=item.reason).inc()
             case "rejected":
+                before = catalog.state_of(file)  # the same file, if only its change time is another
                 catalog.note(file, "refused", item.reason, item.detail, item.digest or None)
-                self._show_refused(item)
+                if before is None or (before.reason, before.digest) != (item.reason, item.digest or None):
+                    self._show_refused(item)
                 return
         self._metrics.files.labels(outcome=item.outcome).inc()
 

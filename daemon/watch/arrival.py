@@ -35,6 +35,10 @@ class Arrival:
     """It was renamed into place and did not wait: what cannot be used of it gets its stability delay before it is
     refused."""
 
+    def matches(self, other: "Arrival") -> bool:
+        """Return whether the other one is the same file, unchanged."""
+        return (self.file, self.changed_ns) == (other.file, other.changed_ns)
+
 
 class FileChanged(Exception):
     """The file is not what it was a moment ago: wait until it stands still again."""
@@ -163,7 +167,7 @@ class StabilityQueue:
     def note(self, name: str, arrival: Arrival, now: float) -> None:
         """Note the file as seen: its delay begins, unless it was seen unchanged before."""
         known = self._waiting.get(name)
-        if known is None or known.arrival is None or known.arrival.file != arrival.file:
+        if known is None or known.arrival is None or not known.arrival.matches(arrival):
             self._waiting[name] = _Waiting(arrival, now + self.delay, known.failures if known else 0)
 
     def note_renamed(self, name: str, arrival: Arrival, now: float) -> None:
@@ -183,7 +187,7 @@ class StabilityQueue:
         for name, waiting in sorted(due, key=lambda item: item[1].due):
             del self._waiting[name]
             arrival, before = see(name), waiting.arrival
-            if arrival is not None and before is not None and arrival.file == before.file:
+            if arrival is not None and before is not None and arrival.matches(before):
                 yield name, replace(arrival, renamed_into_place=before.renamed_into_place), waiting.failures
             elif arrival is not None:
                 self._waiting[name] = _Waiting(arrival, now + self.delay, waiting.failures)

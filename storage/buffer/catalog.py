@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import astuple, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,8 +47,12 @@ class Catalog:
             self._connection.close()
 
     def known(self, file: FileFact) -> bool:
-        """Return whether exactly this file (path, size, mtime) was committed, a duplicate, skipped, or refused."""
-        return self.state_of(file) is not None
+        """Return whether exactly this file was committed, a duplicate, skipped, or refused, and did not change since.
+
+        One whose inode changed (`FileFact.changed_ns`) may be another file of the same size and mtime.
+        """
+        record = self.state_of(file)
+        return record is not None and record.describes(file)
 
     def knows_path(self, path: str) -> bool:
         """Return whether a file of this name was processed, whatever is there now."""
@@ -56,12 +60,12 @@ class Catalog:
 
     def state_of(self, file: FileFact) -> FileRecord | None:
         """Return the record of exactly this file (path, size, mtime); None when it is not known."""
-        rows = self._select("SELECT * FROM files WHERE path = ? AND size = ? AND mtime_ns = ?", astuple(file))
+        rows = self._select("SELECT * FROM files WHERE path = ? AND size = ? AND mtime_ns = ?", _key(file))
         return FileRecord(**dict(rows[0])) if rows else None
 
     def known_files(self) -> dict[str, FileFact]:
         """Return the processed fact of each path, for a rescan that stats only new names."""
-        rows = self._select("SELECT path, size, mtime_ns FROM files")
+        rows = self._select("SELECT path, size, mtime_ns, changed_ns FROM files")
         return {row["path"]: FileFact(*row) for row in rows}
 
     def has_digest(self, digest: str) -> bool:
@@ -92,7 +96,7 @@ class Catalog:
         with self.transaction() as connection:
             connection.executemany(
                 "DELETE FROM files WHERE state = 'refused' AND path = ? AND size = ? AND mtime_ns = ?",
-                map(astuple, files),
+                map(_key, files),
             )
 
     def records(self, *, ids: Collection[int] | None = None, holdout: bool | None = None) -> list[FrameRecord]:
@@ -236,13 +240,19 @@ def note_file(
     The file of a frame stays `committed` when only its mtime changed, although its content is known by then.
     """
     connection.execute(
-        "INSERT INTO files (path, size, mtime_ns, state, reason, detail, digest, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+        "INSERT INTO files (path, size, mtime_ns, state, reason, detail, digest, at, changed_ns) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
         "ON CONFLICT (path) DO UPDATE SET size = excluded.size, mtime_ns = excluded.mtime_ns, "
+        "changed_ns = excluded.changed_ns, "
         "reason = excluded.reason, detail = excluded.detail, digest = excluded.digest, at = excluded.at, state = CASE "
         "WHEN state = 'committed' AND excluded.state = 'duplicate' AND digest = excluded.digest THEN 'committed' "
         "ELSE excluded.state END",
-        (file.path, file.size, file.mtime_ns, state, reason, as_text(detail), digest, time.time()),
+        (file.path, file.size, file.mtime_ns, state, reason, as_text(detail), digest, time.time(), file.changed_ns),
     )
+
+
+def _key(file: FileFact) -> tuple[str, int, int]:
+    return file.path, file.size, file.mtime_ns
 
 
 def to_record(row: sqlite3.Row) -> FrameRecord:

@@ -1,7 +1,7 @@
 """Plain records of the catalog about files and frames, without SQLite."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from storage.durable.record import Record
 
@@ -21,12 +21,16 @@ class FileFact:
     """Bytes."""
     mtime_ns: int
     """Modification time (nanoseconds since the epoch), at most what SQLite can hold."""
+    changed_ns: int | None = field(default=None, compare=False)
+    """Change time of the inode (nanoseconds), which nobody can set; None when it is not known. It moves with content,
+    name, mode and links, so a file of another change time is read again, and its digest decides."""
 
 
 def fact_of(path: str, status: os.stat_result) -> FileFact:
     """Return the fact of the file `path` (relative, posix). Values fit the catalog, whatever the file system says."""
     name = os.fsencode(path).decode("utf-8", "backslashreplace")  # bytes that are no text are escaped in the catalog
-    return FileFact(name, status.st_size, min(max(status.st_mtime_ns, -LARGEST - 1), LARGEST))
+    mtime_ns, changed_ns = (min(max(at, -LARGEST - 1), LARGEST) for at in (status.st_mtime_ns, status.st_ctime_ns))
+    return FileFact(name, status.st_size, mtime_ns, changed_ns)
 
 
 def as_text(detail: str) -> str:
@@ -53,11 +57,21 @@ class FileRecord(Record):
     """Hex SHA-256 of the file; None when it was not read to its end."""
     at: float
     """Unix time (seconds)."""
+    changed_ns: int | None = None
+    """Change time of the inode (nanoseconds since the epoch); None in older records."""
+
+    def describes(self, file: FileFact) -> bool:
+        """Return whether this is the record of exactly this file: also its inode has not changed since."""
+        if self.file != file:
+            return False
+        if file.changed_ns is None or self.changed_ns is None:
+            return file.changed_ns is None or file.changed_ns <= self.at * 1e9
+        return self.changed_ns == file.changed_ns
 
     @property
     def file(self) -> FileFact:
         """The file as it was then."""
-        return FileFact(self.path, self.size, self.mtime_ns)
+        return FileFact(self.path, self.size, self.mtime_ns, self.changed_ns)
 
 
 @dataclass(frozen=True, slots=True)

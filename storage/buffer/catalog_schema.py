@@ -12,12 +12,12 @@ from storage import durable
 from storage.errors import BufferMismatch, DurabilityLost, StorageError
 from storage.failpoints import step
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BUSY_SECONDS = 30.0
 FILES = """CREATE TABLE files (
   path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
   state TEXT NOT NULL CHECK (state IN ('committed', 'duplicate', 'refused', 'skipped')),
-  reason TEXT NOT NULL, detail TEXT NOT NULL, digest TEXT, at REAL NOT NULL
+  reason TEXT NOT NULL, detail TEXT NOT NULL, digest TEXT, at REAL NOT NULL, changed_ns INTEGER
 ) WITHOUT ROWID;
 """
 SCHEMA = f"""
@@ -37,7 +37,8 @@ CREATE TABLE leases (
 CREATE INDEX leases_by_frame ON leases (frame);
 """
 """`digests` keeps every digest ever committed, so that an evicted image that is still in the drop folder is not
-ingested twice. `files` has the state of each file of the drop folder, by its size and mtime."""
+ingested twice. `files` has the state of each file of the drop folder, by its size, mtime and
+change time (NULL in rows that are older than the column)."""
 
 FROM_1 = f"""
 ALTER TABLE frames ADD COLUMN source TEXT NOT NULL DEFAULT '';
@@ -46,11 +47,12 @@ CREATE INDEX frames_by_source ON frames (source, id);
 CREATE INDEX frames_by_capture ON frames (source, captured_at);
 DROP INDEX files_by_state;
 ALTER TABLE files RENAME TO files_1;
-{FILES}INSERT INTO files SELECT * FROM files_1;
+{FILES}INSERT INTO files SELECT *, NULL FROM files_1;
 DROP TABLE files_1;
 CREATE INDEX files_by_state ON files (state, reason);
 """
-SCRIPTS = {0: SCHEMA, 1: FROM_1, SCHEMA_VERSION: ""}
+FROM_2 = "ALTER TABLE files ADD COLUMN changed_ns INTEGER;"
+SCRIPTS = {0: SCHEMA, 1: FROM_1, 2: FROM_2, SCHEMA_VERSION: ""}
 """What brings a catalog to this schema, in one transaction, when a writer opens it; 0 is an empty file."""
 
 

@@ -28,12 +28,12 @@ class VideoRecords:
         """Read the existing records. Raises OSError."""
         self._path = path
         self._last = read_video_records(path)
-        self._digests = {item.digest for item in self._last.values() if item.state == "committed"}
+        self._digests = {item.digest for item in self._last.values() if item.state in ("committed", "duplicate")}
 
     def of(self, file: FileFact) -> VideoRecord | None:
         """Return the last record of exactly this file (path, size, mtime)."""
         found = self._last.get(file.path)
-        return found if found is not None and found.file == file else None
+        return found if found is not None and found.describes(file) else None
 
     def state_of(self, file: FileFact) -> VideoRecord | None:
         """Return the last record of exactly this file; None while its state is open."""
@@ -47,6 +47,7 @@ class VideoRecords:
     def add(self, file: FileFact, state: str, detail: str = "", **more: object) -> VideoRecord:
         """Write the next record of a file, durably. Raises OSError, DurabilityLost."""
         values = {"path": file.path, "size": file.size, "mtime_ns": file.mtime_ns, "state": state, "at": time.time()}
+        values["changed_ns"] = file.changed_ns
         record = VideoRecord.model_validate(values | more | {"detail": as_text(detail)})
         durable.append_line(self._path, record.model_dump_json())
         self._last[record.path] = record

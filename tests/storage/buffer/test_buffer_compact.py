@@ -177,7 +177,7 @@ def test_the_catalog_becomes_smaller(filled, small, folder, known):
     catalog = Catalog.open(filled.catalog, writable=True)
     with catalog.transaction() as connection:
         rows = [(f"old/{number:05d}.png", "x" * 200) for number in range(2000)]
-        connection.executemany("INSERT INTO files VALUES (?, 1, 1, 'refused', 'truncated', ?, NULL, 1.0)", rows)
+        connection.executemany("INSERT INTO files VALUES (?, 1, 1, 'refused', 'truncated', ?, NULL, 1.0, NULL)", rows)
     with closing(Catalog.open(filled.catalog, writable=False)):  # the rows stay in the log, as after a kill
         catalog.close()
         assert filled.catalog.stat().st_size < 100_000

@@ -134,6 +134,7 @@ def test_an_older_catalog_is_brought_up(whole, sql, expect):
         "DROP INDEX frames_by_capture",
         "ALTER TABLE frames DROP COLUMN source",
         "ALTER TABLE frames DROP COLUMN phash",
+        "ALTER TABLE files DROP COLUMN changed_ns",
         "PRAGMA user_version = 1",
     )
     expect("catalog_schema")

@@ -23,13 +23,14 @@ FolderState = Literal["starting", "watching", "missing", "unmounted", "unreadabl
 STATES: tuple[FolderState, ...] = get_args(FolderState)
 """Every state of the drop folder, as the metric shows them."""
 Mode = Literal["events", "polling"]
-Reason = Literal["configured", "local", "silent_mount", "refused", "no_folder"]
+Reason = Literal["configured", "local", "silent_mount", "refused", "deaf", "no_folder"]
 MODES: tuple[tuple[Mode, Reason], ...] = (
     ("events", "local"),
     ("events", "configured"),
     ("polling", "configured"),
     ("polling", "silent_mount"),
     ("polling", "refused"),
+    ("polling", "deaf"),
     ("polling", "no_folder"),
 )
 """Every mode with its reasons, as the metric shows them."""
@@ -51,7 +52,7 @@ class WatchActivity(ActivityPart):
     """events: the kernel's events wake us, the rescan finds the rest; polling: only the rescan."""
     mode_reason: Reason = "no_folder"
     """configured: `watch.mode` says so; local: a file system that sends events; silent_mount: one that does not;
-    refused: the kernel gave no watch; no_folder: there is nothing to listen to."""
+    refused: the kernel gave no watch; deaf: files came without an event; no_folder: there is nothing to listen to."""
     file_system: str = ""
     """Type of the folder's file system, for example `ext4`; empty where it is not known."""
     detail: str = ""

@@ -1,5 +1,6 @@
 """State of the drop folder: whether it exists, is still the same one, and its events still arrive."""
 
+import math
 import os
 import time
 from pathlib import Path
@@ -33,6 +34,8 @@ class FolderRoot:
         self._events: FolderEvents | None = None
         self._identity: tuple[int, int] | None = None
         self._next_observer = 0.0
+        self.listening_since = math.inf
+        """When the observer was started (Unix, seconds)."""
 
     def check(self) -> bool:
         """Check the folder; return True when everything in it must be examined again.
@@ -66,6 +69,23 @@ class FolderRoot:
             log.warning("folder_unavailable", state=state, detail=detail)
         self._stop_events()
         self.seen = WatchActivity(state=state, detail=detail)
+
+    def distrust(self, name: str, now: float) -> None:
+        """Start the observer again, because no event told of the file `name`; until it hears one, we only poll."""
+        if self._events is None or (self.seen.mode_reason == "deaf" and now < self._next_observer):
+            return
+        log.warning("observer_deaf", folder=str(self.folder), file=name)
+        self._start_events(now, again=True)
+        if self._events is not None:
+            detail = "no event told of new files; the rescan finds them"
+            self.seen = self.seen.model_copy(update={"mode": "polling", "mode_reason": "deaf", "detail": detail})
+            self._next_observer = now + OBSERVER_RETRY_SECONDS
+
+    def hear(self) -> None:
+        """Note that an event arrived."""
+        if self.seen.mode_reason == "deaf":
+            self.seen = choose_mode(self._settings.mode, self.folder)
+            log.info("observer_hears", folder=str(self.folder))
 
     def close(self) -> None:
         """Stop listening."""
@@ -108,6 +128,7 @@ class FolderRoot:
             log.warning("events_unavailable", error=str(error), retry_in=OBSERVER_RETRY_SECONDS)
             return
         self._events = events
+        self.listening_since = time.time()
 
     def _stop_events(self) -> None:
         if self._events is not None:

@@ -24,6 +24,8 @@ DEEP_SHARE = 20.0
 """As RESCAN_SHARE, for a deep rescan."""
 HINT_SECONDS = 0.05
 """Events of a burst are processed together (seconds)."""
+EVENT_SECONDS = 1.0
+"""How late an event may come (seconds)."""
 REMEMBERED = 1000
 """Number of unreadable files, and of complaints, that are kept."""
 
@@ -44,6 +46,9 @@ class Watcher:
         self._unreadable = {item.file.path: 0 for item in catalog.refused(REMEMBERED) if item.reason == "unreadable"}
         self._aside: dict[str, Arrival] = {}
         """Files that the catalog cannot hold."""
+        self._unannounced: tuple[float, str] | None = None
+        """When a file came (Unix, seconds) that a rescan found, and its name: an event should tell of it."""
+        self._heard_at = 0.0
         self._overflowing = 0
         self._next_hints = self._next_rescan = self._next_deep = 0.0
         self._complained: set[str] = set()
@@ -65,6 +70,7 @@ class Watcher:
                 self._follow_hints(now)
             if now >= self._next_rescan or (self._overflowing and not len(self._queue)):
                 self._rescan(now)
+            self._judge_observer(now)
         else:
             self._queue.clear()
             self._overflowing = 0
@@ -148,6 +154,9 @@ class Watcher:
         self._next_hints = now + HINT_SECONDS
         paths, heard, lost = self._hints.take()
         self._metrics.events.inc(heard)
+        if heard:
+            self._heard_at = time.time()
+            self._root.hear()
         if lost:
             self._metrics.overflows.inc()
             self._next_rescan = self._next_deep = now
@@ -217,10 +226,29 @@ class Watcher:
                 if self._queue.full:
                     self._overflowing += 1
                 else:
-                    found += self._consider(name, now)
+                    new = self._consider(name, now)
+                    found += new
+                    if new:
+                        self._expect_event(name)
         self._unreadable = {name: changed for name, changed in self._unreadable.items() if name in names}
         self._aside = {name: arrival for name, arrival in self._aside.items() if name in names}
         return found
+
+    def _expect_event(self, name: str) -> None:
+        """Note a new file that came while the observer listened. A change of mode alone makes no event, so only new."""
+        arrival = self._see(name)
+        if self._unannounced is None and arrival is not None and not self._catalog.knows_path(arrival.file.path):
+            came = arrival.changed_ns / 1e9
+            if came > self._root.listening_since + EVENT_SECONDS:
+                self._unannounced = came, name
+
+    def _judge_observer(self, now: float) -> None:
+        """Distrust an observer that heard nothing at all from before a file came until well after it."""
+        if self._unannounced is None or self._hints.waiting or time.time() < self._unannounced[0] + EVENT_SECONDS:
+            return
+        (came, name), self._unannounced = self._unannounced, None
+        if self._heard_at < came - EVENT_SECONDS and came > self._root.listening_since:
+            self._root.distrust(name, now)
 
     def _see(self, name: str) -> Arrival | None:
         try:

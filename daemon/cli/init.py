@@ -58,6 +58,8 @@ def init(
     if preset is not None and (source_images or classes) is not None:
         wrong = "--classes" if source_images is None else "--source-images"
         raise typer.BadParameter(f"--preset has its own classes and source; leave out {wrong}, then edit the file")
+    if config.is_dir():
+        raise ConfigError(f"{config}: is a folder; name a file with --config FILE")
     if os.path.lexists(config) and not force:
         raise ConfigError(f"{config}: file exists; --force overwrites it, --config FILE writes another")
     text = _filled(_text(preset, classes or "cityscapes"), "watch", "folder", _relative(folder, config))
@@ -122,7 +124,7 @@ def _filled(text: str, section: str, key: str, value: str) -> str:
 
 def _relative(path: Path, config: Path) -> str:
     """Return `path` relative to the folder of `config` if it lies in it, else absolute."""
-    target, base = path.resolve(), config.resolve().parent
+    target, base = Path(os.path.realpath(path)), Path(os.path.realpath(config)).parent
     return Path(os.path.relpath(target, base)).as_posix() if target.is_relative_to(base) else target.as_posix()
 
 

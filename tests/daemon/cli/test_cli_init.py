@@ -146,6 +146,8 @@ def test_nothing_is_written_that_is_not_valid(mfmd, config: Path) -> None:
     assert not config.exists() and not (config.parent / "day").exists()
     (config.parent / "mfmd.yaml").symlink_to("elsewhere")
     assert mfmd("init").code == 2 and not (config.parent / "elsewhere").exists()
+    answer = mfmd("init", "--config", ".", "--force")
+    assert answer.code == 2 and "is a folder" in answer.err
 
 
 def test_a_tilde_is_the_home_directory(mfmd, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

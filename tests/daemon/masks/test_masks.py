@@ -176,3 +176,19 @@ def test_a_file_that_is_not_ours_has_no_note(tmp_path: Path) -> None:
     for content in (b"", b"rubbish", image_bytes(), b"\x89PNG\r\n\x1a\n\x00\x00"):
         path.write_bytes(content)
         assert read_note(path) is None
+
+
+def test_a_file_that_mfmd_did_not_make_is_never_replaced(folders: Folders) -> None:
+    mine = folders.world.root / "mine.png"
+    mine.write_bytes(b"mine")
+    for seed, name in enumerate(("file.png", "link.png", "free.png")):
+        folders.put(name, seed)
+    folders.masks.mkdir()
+    folders.mask("file.png").hardlink_to(mine)
+    folders.mask("link.png").symlink_to(mine)
+    with masked(folders.settings()) as made:
+        folders.wait_for("free.png")
+        wait_until(lambda: made.report.failed == 2, "both are counted")
+    assert (
+        mine.read_bytes() == folders.mask("file.png").read_bytes() == b"mine" and folders.mask("link.png").is_symlink()
+    )

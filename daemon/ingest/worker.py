@@ -11,7 +11,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from configs.settings import Settings
@@ -43,6 +43,8 @@ from storage.media.bounded import cancel_decodes
 
 PAUSE_SECONDS = 1.0
 """Interval at which a paused ingest checks whether it may resume (seconds)."""
+STEP_SECONDS = 2.0
+"""How long a step waits for files that are being decoded (seconds); the next step goes on with them."""
 PAUSE_SHARE = 0.5
 """Ingest pauses below this share of `buffer.reserve_bytes` free; up to the whole of it the buffer does not grow."""
 
@@ -148,8 +150,10 @@ class Ingest:
         """
         most = self._watch.advanced.group_frames
         self._submit(self._watcher.take(2 * most - len(self.batch) - len(self._decoding)))
-        moved = bool(self._decoding)
+        moved, deadline = bool(self._decoding), time.monotonic() + STEP_SECONDS
         while self._decoding and len(self.batch) < most:
+            if not wait([self._decoding[0][1]], max(0.0, deadline - time.monotonic())).done:
+                break
             self._take_decoded()
         self._record()
         return moved
@@ -182,7 +186,7 @@ class Ingest:
                 log.info("file_postponed", file=arrival.file.path, error=error)
                 self._metrics.retries.inc()
                 self._watcher.put_back(arrival)
-            case Settled(arrival, "rejected") if arrival.renamed_into_place:
+            case Settled(arrival, "rejected") if arrival.renamed_into_place and outcome.reason != "too_costly":
                 log.info("file_incomplete", file=arrival.file.path, reason=outcome.reason)
                 self._metrics.retries.inc()
                 self._watcher.await_stability(arrival)

@@ -1,7 +1,7 @@
 """Decode images in bounded processor time and memory: no file costs more than its budget, whatever stands in it.
 
-PNG, and JPEG of few scans, cost what their bytes and pixels say, so threads decode them. Everything else goes to a
-child process, which the kernel ends beyond the budget: a progressive JPEG of 332 kB can ask for minutes.
+PNG of few chunks, and JPEG of few scans, cost what their bytes and pixels say, so threads decode them. Everything else
+goes to a child process, which the kernel ends beyond the budget: a progressive JPEG of 332 kB can ask for minutes.
 """
 
 import atexit
@@ -21,12 +21,11 @@ import numpy as np
 
 from configs.watch import WatchSettings
 from storage.errors import RefusedImage
+from storage.media.decode_cost import is_cheap
 from storage.media.images import Photo, decode_photo, read_file
 
-PNG = b"\x89PNG\r\n\x1a\n"
-JPEG, SCAN = b"\xff\xd8", b"\xff\xda"
-CHEAP_SCANS = 16
-"""Most scans of a JPEG that a thread decodes; encoders write about 10. Entropy-coded data never holds the marker."""
+STOPS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals from outside that end a child, the last three only until it ignores them: no decoder causes them."""
 MEMORY, BYTES_A_PIXEL, BYTES_A_BYTE = 256 * 2**20, 32, 8
 """Memory of one decode (bytes): always, for each pixel allowed, and for each byte of the file allowed."""
 
@@ -58,7 +57,7 @@ def decode_bounded(source: Path | bytes, limits: DecodeLimits) -> Photo:
     """
     data = read_file(source, limits.max_bytes) if isinstance(source, Path) else source
     try:
-        if needs_child(data):
+        if not is_cheap(data):
             return _CHILDREN.decode(data, limits)
         return decode_photo(
             data, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels, max_aspect=limits.max_aspect
@@ -72,11 +71,6 @@ def decode_bounded(source: Path | bytes, limits: DecodeLimits) -> Photo:
 def cancel_decodes() -> None:
     """End the children of this process; a decode in progress raises OSError, and the next one starts a child."""
     _CHILDREN.cancel()
-
-
-def needs_child(data: bytes) -> bool:
-    """Return whether only a child process may decode it: the time that it takes has no bound by itself."""
-    return not (data.startswith(PNG) or (data.startswith(JPEG) and data.count(SCAN) <= CHEAP_SCANS))
 
 
 class _Child:
@@ -119,7 +113,7 @@ class _Child:
         """Return the error for an image whose decoding ended the process; reap it."""
         self._connection.close()
         status = self._process.wait()
-        if self._cancelled or status >= 0 or status == -signal.SIGKILL:
+        if self._cancelled or status >= 0 or -status in STOPS:
             return OSError(errno.ECANCELED, f"the decoder process ended before it answered (status {status})")
         if status == -signal.SIGXCPU:
             what = f"decoding it takes more than {limits.seconds:g} s of processor time (watch.advanced.decode_seconds)"
@@ -148,10 +142,13 @@ class _Children:
         except RefusedImage:
             self._put_back(child)
             raise
-        except (EOFError, OSError):
+        except BaseException as error:
             with self._lock:
                 self._busy.discard(child)
-            raise child.explain(limits) from None
+            if isinstance(error, EOFError | OSError):
+                raise child.explain(limits) from None
+            child.close()
+            raise
         self._put_back(child)
         return photo
 

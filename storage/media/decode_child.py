@@ -3,11 +3,15 @@
 Before each image the process limits its own processor time and memory; beyond them the kernel ends it.
 """
 
+import fcntl
 import json
 import math
+import os
 import resource
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -33,11 +37,27 @@ def main() -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         _limit(resource.RLIMIT_CPU, math.ceil(used.ru_utime + used.ru_stime + seconds))
         _limit(resource.RLIMIT_AS, psutil.Process().memory_info().vms + memory)
-        said, pixels = _decode(data, wanted)
+        with _ended_with_the_parent(connection):
+            said, pixels = _decode(data, wanted)
         _limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
         connection.send_bytes(json.dumps(said).encode())
         if pixels is not None:
             connection.send_bytes(pixels.data.cast("B"))
+
+
+@contextmanager
+def _ended_with_the_parent(connection: Connection) -> Iterator[None]:
+    """Let the kernel end this process (SIGIO) when the parent's end closes, whatever a decoder does meanwhile."""
+    file = connection.fileno()
+    flags = fcntl.fcntl(file, fcntl.F_GETFL)
+    fcntl.fcntl(file, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(file, fcntl.F_SETFL, flags | os.O_ASYNC)
+    try:
+        if connection.poll():
+            raise SystemExit  # it had closed before
+        yield
+    finally:
+        fcntl.fcntl(file, fcntl.F_SETFL, flags)
 
 
 def _limit(kind: int, soft: int) -> None:

@@ -16,7 +16,8 @@ from daemon.serving.middleware import version_headers
 from daemon.serving.plane import InferencePlane
 from daemon.serving.versions.follower import SwapFailure
 from storage.errors import RefusedImage
-from storage.media.bounded import DecodeLimits, decode_bounded, needs_child
+from storage.media.bounded import DecodeLimits, decode_bounded
+from storage.media.decode_cost import is_cheap
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 FORM = {"schema": {"type": "object", "properties": {"image": BINARY["schema"]}, "required": ["image"]}}
@@ -126,7 +127,7 @@ def segment_routes(plane: InferencePlane) -> APIRouter:
 async def _segment(plane: InferencePlane, kind: AnswerFormat, content_type: str, body: bytes) -> Response:
     if is_multipart(content_type):
         body = await plane.in_thread(lambda: image_part(content_type, body))
-    slow = needs_child(body)
+    slow = not is_cheap(body)
     with plane.slots.lease() as resident:
         [labels] = await plane.segment(resident, lambda: [_decode(plane, body)], slow=slow)
         # An overlay decodes again: pixels kept while a request waits would be memory without a bound.

@@ -1,6 +1,9 @@
 """Decoding within a budget: what costs too much is refused, and everything else comes out as it does without one."""
 
 import io
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,6 +19,11 @@ from storage.media.images import decode_photo
 
 LIMITS = DecodeLimits(max_bytes=64 * 2**20, max_pixels=64_000_000, seconds=1.0)
 SCAN = b"\xff\xda"
+PARENT = """
+import sys
+from storage.media.bounded import DecodeLimits, decode_bounded
+decode_bounded(sys.stdin.buffer.read(), DecodeLimits(10**8, 10**7, 1000.0))
+"""
 
 
 def _drawn(kind: str, size: tuple[int, int] = (90, 60), **options: object) -> bytes:
@@ -34,8 +42,8 @@ def many_scans(side: int, scans: int) -> bytes:
     return data[:last] + data[last:-2] * scans + data[-2:]
 
 
-def _children() -> list[psutil.Process]:
-    found = psutil.Process().children()
+def _children(parent: int | None = None) -> list[psutil.Process]:
+    found = psutil.Process(parent).children()
     return [process for process in found if "storage.media.decode_child" in " ".join(process.cmdline())]
 
 
@@ -71,8 +79,6 @@ def test_few_scans_are_decoded_without_a_child() -> None:
     assert decode_bounded(_drawn("JPEG", progressive=True), LIMITS).pixels.shape == (60, 90, 3)
     assert decode_bounded(many_scans(64, 2), LIMITS).pixels.shape == (64, 64, 3)
     assert not _children()
-    assert decode_bounded(many_scans(64, 20), LIMITS).pixels.shape == (64, 64, 3)
-    assert len(_children()) == 1
 
 
 def test_a_refusal_names_the_file_and_keeps_the_child(tmp_path: Path) -> None:
@@ -116,6 +122,40 @@ def test_a_child_that_is_killed_blames_no_file() -> None:
         thread.join(30)
         assert not thread.is_alive()
     assert len(errors) == 2
+
+
+def test_a_child_ends_at_once_with_a_parent_that_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdin=subprocess.PIPE) as parent:
+        assert parent.stdin is not None
+        parent.stdin.write(many_scans(2000, 20_000))
+        parent.stdin.close()
+        until, found = time.monotonic() + 30, list[psutil.Process]()
+        while not found or found[0].cpu_times().user < 1.0:  # it starts in less
+            assert time.monotonic() < until and parent.poll() is None
+            time.sleep(0.02)
+            found = _children(parent.pid)
+        parent.kill()
+    found[0].wait(10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_the_whole_group_while_a_child_starts_blames_no_file(number: signal.Signals) -> None:
+    cancel_decodes()
+    result: list[object] = []
+
+    def decode() -> None:
+        try:
+            result.append(decode_bounded(_drawn("WEBP"), LIMITS).pixels.shape)
+        except OSError:
+            result.append("later")
+
+    thread = threading.Thread(target=decode)
+    thread.start()
+    while not (found := _children()):
+        assert thread.is_alive()
+    found[0].send_signal(number)
+    thread.join(30)
+    assert result in ([(60, 90, 3)], ["later"])
 
 
 def test_decodes_of_many_threads_do_not_mix() -> None:

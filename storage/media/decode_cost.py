@@ -1,0 +1,74 @@
+"""What decoding a file costs at most, by its headers: only a file whose cost is known is decoded without a budget."""
+
+import struct
+from collections.abc import Iterator
+
+MAX_PIXEL_PASSES = 1_000_000_000
+"""Pixels times passes over them, at most: 64 megapixels in 15 scans, about a second of CPU time."""
+MAX_HEADER_BYTES = 256 * 1024
+"""Bytes of metadata, at most."""
+MAX_EXIF_BYTES = 16 * 1024
+"""Bytes of EXIF data, at most: each of its entries may name the same bytes again, so the cost grows with the square."""
+MAX_PARTS = 4096
+"""Segments of a JPEG header or chunks of a PNG, at most."""
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+PNG_PASSES = 2
+"""An interlaced PNG is put together in a second pass."""
+JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of the segments that hold the size (ITU-T T.81, table B.1)."""
+JPEG_SCAN, JPEG_APP1, JPEG_APP2 = 0xDA, 0xE1, 0xE2
+
+
+def is_cheap(data: bytes) -> bool:
+    """Return whether the headers prove that decoding the file costs a second or two, and memory by its pixels.
+
+    It is so for JPEG and PNG files as cameras and programs write them. Damage does not matter: what cannot be read here
+    is not proven. The proof itself costs milliseconds.
+    """
+    try:
+        if data.startswith(b"\xff\xd8"):
+            return _is_cheap_jpeg(data)
+        return data.startswith(PNG_MAGIC) and _is_cheap_png(data)
+    except struct.error:
+        return False  # cut off
+
+
+def _is_cheap_jpeg(data: bytes) -> bool:
+    pixels = exif = 0
+    for parts, (marker, start, size) in enumerate(_jpeg_segments(data)):
+        if parts >= MAX_PARTS or start > MAX_HEADER_BYTES:
+            return False
+        if marker == JPEG_SCAN:
+            # Inside of coded data 0xFF is never followed by 0xDA, so this counts every scan.
+            return 0 < pixels * data.count(b"\xff\xda", start - 4) <= MAX_PIXEL_PASSES and exif <= MAX_EXIF_BYTES
+        if marker in JPEG_FRAMES:
+            height, width = struct.unpack_from(">xHH", data, start)
+            pixels = max(pixels, height * width)
+        elif marker == JPEG_APP1:
+            exif += size
+        elif marker == JPEG_APP2 and data.startswith(b"MPF\0", start):
+            return False  # more images follow
+    return False
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield marker, start and size (bytes) of the segments until bytes follow that begin none."""
+    place = 2
+    while data[place : place + 1] == b"\xff":
+        marker, size = struct.unpack_from(">xBH", data, place)
+        yield marker, place + 4, size - 2
+        place += 2 + size
+
+
+def _is_cheap_png(data: bytes) -> bool:
+    width, height, depth = struct.unpack_from(">IIB", data, 16)
+    place, parts, header, exif = len(PNG_MAGIC), 0, 0, 0
+    while place < len(data):
+        size, kind = struct.unpack_from(">I4s", data, place)
+        place, parts = place + 12 + size, parts + 1
+        exif += size if kind in (b"eXIf", b"tEXt") else 0
+        header += size if kind != b"IDAT" else 0
+        if kind in (b"zTXt", b"iTXt") or parts > MAX_PARTS:
+            return False  # compressed text may hold EXIF data too
+    passes = PNG_PASSES * (2 if depth == 16 else 1)
+    return width * height * passes <= MAX_PIXEL_PASSES and header <= MAX_HEADER_BYTES and exif <= MAX_EXIF_BYTES

@@ -96,6 +96,14 @@ def _from_pickle(path: Path, settings: Settings, warn: Warn | None) -> tuple[Seg
 def _from_directory(
     path: Path, settings: Settings, by_position: bool, note: Warn
 ) -> tuple[SegmentationNetwork, Architecture]:
+    if not (path / "config.json").exists():
+        inside = sorted(
+            str(file.parent) for file in (*path.glob("*/config.json"), *path.glob("snapshots/*/config.json"))
+        )
+        hint = (
+            f"give the directory of one model: {', '.join(inside[:3])}" if inside else f"`mfmd import` takes {_FORMATS}"
+        )
+        raise UnsupportedModel(f"{path / 'config.json'}: no such file; {hint}")
     hf_config = _read_json(path / "config.json")
     if not any(path.glob("*.safetensors*")):
         pickles = [item.name for item in path.iterdir() if item.suffix in PICKLES]
@@ -128,8 +136,6 @@ def _preprocessor_of(path: Path) -> dict[str, Any] | None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UnsupportedModel(f"{path}: no such file; `mfmd import` takes {_FORMATS}") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UnsupportedModel(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(content, dict):

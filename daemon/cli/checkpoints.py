@@ -227,13 +227,14 @@ def _marks(registry: "CheckpointRegistry") -> dict[int, list[str]]:
 
 def _summary(registry: "CheckpointRegistry", version: int, marks: list[str]) -> dict[str, Any]:
     """One version as `list --json` shows it; a damaged manifest is an entry too, so that the others can be seen."""
-    from storage.errors import CorruptCheckpoint
+    from storage.errors import CorruptCheckpoint, NewerRecord
 
     kept = ("origin", "parent", "round", "created", "scores")
     try:
         facts = registry.manifest(version).model_dump(mode="json", include=set(kept))
-    except CorruptCheckpoint:
-        return {"version": version, **dict.fromkeys(kept), "marks": [*marks, "corrupt"]}
+    except CorruptCheckpoint as error:
+        why = "of a newer mfmd" if isinstance(error, NewerRecord) else "corrupt"
+        return {"version": version, **dict.fromkeys(kept), "marks": [*marks, why]}
     return {"version": version, **facts, "marks": marks}
 
 

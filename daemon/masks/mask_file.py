@@ -37,10 +37,13 @@ class Note(NamedTuple):
     """Version that made it."""
     sha256: str
     """The first digits of the SHA-256 of that version's weights (hex)."""
+    changed_ns: int = 0
+    """Time at which the system saw the image file change (nanoseconds); 0 in a mask of an older mfmd."""
 
     def meets(self, wanted: "Note", *, again: bool) -> bool:
         """Return whether a mask with this note is what `wanted` asks for; `again`: the version counts."""
-        return self == wanted if again else self[:3] == wanted[:3]
+        compared = 5 if again else 3
+        return self[:compared] == wanted[:compared] and self.changed_ns in (0, wanted.changed_ns)
 
 
 def mask_path(folder: Path, name: str) -> Path:
@@ -62,7 +65,8 @@ def check_masks(settings: Settings) -> None:
 
 def note_of(arrival: Arrival, kind: str, version: Version) -> Note:
     """Return the note of a mask that `version` makes of this file now."""
-    return Note(arrival.file.size, arrival.file.mtime_ns, kind, version.number, version.sha256[:HASH_DIGITS])
+    file = arrival.file
+    return Note(file.size, file.mtime_ns, kind, version.number, version.sha256[:HASH_DIGITS], file.changed_ns or 0)
 
 
 def with_note(png: bytes, note: Note) -> bytes:

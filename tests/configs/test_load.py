@@ -326,3 +326,24 @@ def test_json_is_read_as_json(tmp_path: Path) -> None:
 def test_a_child_gets_no_variable_that_sets_a_setting() -> None:
     given = {"PATH": "/bin", "MFMD_CONTROL__TOKEN": "x", "mfmd_state": "y", "MFMD_CONFIG": "y", "MFMD_FAILPOINT": "z"}
     assert without_settings(given) == {"PATH": "/bin", "MFMD_FAILPOINT": "z"}
+
+
+@pytest.mark.parametrize(
+    ("ports", "meets"),
+    [
+        ("serving: {port: 8008}", True),
+        ("control: {port: 8009}", True),
+        ("control: {port: 9000, host: 0.0.0.0}\nserving: {port: 9000}", True),
+        ("control: {port: 9000, host: localhost}\nserving: {port: 9000}", True),
+        ("control: {port: 9000, host: 127.0.0.2}\nserving: {port: 9000}", False),
+        ("control: {port: 0}\nserving: {port: 0}", False),
+        ("serving: {port: 8008, enabled: false}", False),
+    ],
+)
+def test_both_planes_on_one_port_are_refused(tmp_path: Path, ports: str, meets: bool) -> None:
+    path = _write(tmp_path, f"{MINIMAL}{ports}\n")
+    if not meets:
+        load_settings(path)
+        return
+    with pytest.raises(ConfigError, match=r"control\.port and serving\.port are both"):
+        load_settings(path)

@@ -164,6 +164,16 @@ def test_other_hugging_face_models_are_refused_by_name(
         import_checkpoint(tmp_path, settings, registry)
 
 
+@pytest.mark.parametrize("inside", ["model", "snapshots/0123"])
+def test_a_directory_around_a_model_names_the_model(
+    settings: Settings, registry: CheckpointRegistry, tmp_path: Path, inside: str
+) -> None:
+    (tmp_path / inside).mkdir(parents=True)
+    (tmp_path / inside / "config.json").write_text("{}")
+    with pytest.raises(UnsupportedModel, match=f"give the directory of one model: .*{inside}"):
+        import_checkpoint(tmp_path, settings, registry)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [

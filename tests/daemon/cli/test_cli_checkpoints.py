@@ -64,6 +64,13 @@ def test_a_damaged_version_is_listed_as_such(mfmd, registry: CheckpointRegistry)
     assert "corrupt" in mfmd("checkpoints", "list").out
 
 
+def test_a_version_of_a_newer_mfmd_is_not_listed_as_damaged(mfmd, registry: CheckpointRegistry) -> None:
+    path = registry.weights_path(3).parent / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}), encoding="utf-8")
+    rows = json.loads(mfmd("checkpoints", "list", "--json").out)
+    assert rows[2]["marks"] == ["never served", "of a newer mfmd"]
+
+
 def test_a_damaged_ref_hides_no_version(mfmd, registry: CheckpointRegistry) -> None:
     registry.ref_path("serving").write_text("garbage")
     listed = mfmd("checkpoints", "list", "--json")

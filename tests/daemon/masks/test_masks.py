@@ -10,7 +10,7 @@ import pytest
 from adapters.inference.palette import colour_mask, overlay
 from configs.class_list import ClassInfo
 from configs.errors import ConfigError
-from daemon.masks.mask_file import check_masks, read_note
+from daemon.masks.mask_file import Note, check_masks, read_note
 from tests.daemon.masks.masks_world import Folders, masked
 from tests.daemon.serving.serving_world import (
     CLASSES,
@@ -74,6 +74,22 @@ def test_a_restart_does_nothing_again_but_what_changed(folders: Folders) -> None
     np.testing.assert_array_equal(folders.wait_for("1.png"), folders.expected(2, 11))
     with masked(folders.settings(kind="color")) as made:
         wait_until(lambda: made.report.written == 4, "another kind is another mask")
+
+
+def test_an_image_replaced_by_one_of_the_same_size_and_time_gets_a_new_mask(folders: Folders) -> None:
+    path = folders.drop / "a.bmp"
+    for seed in (1, 2):
+        path.write_bytes(image_bytes(seed=seed, kind="BMP"))
+        os.utime(path, ns=(10**18, 10**18))
+        with masked(folders.settings()) as made:
+            wait_until(lambda made=made: made.report.written == 1, "the mask is written")
+        np.testing.assert_array_equal(folders.wait_for("a.bmp"), folders.expected(1, seed))
+
+
+def test_a_mask_without_the_change_time_stays(folders: Folders) -> None:
+    old = Note(1, 2, "index", 3, "a" * 12)
+    assert old.meets(old._replace(changed_ns=5), again=True)
+    assert not old._replace(changed_ns=4).meets(old._replace(changed_ns=5), again=False)
 
 
 def test_another_version_makes_them_anew_when_asked_to(folders: Folders) -> None:

@@ -13,11 +13,15 @@ REFERENCE = "#/components/schemas/{name}"
 
 
 class InvalidBody(ValueError):
-    """A body that is not JSON, or not the message expected; `code` is `invalid_json` or `invalid_request`."""
+    """A body that is not the message expected."""
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+    code = "invalid_request"
+
+
+class InvalidJson(InvalidBody):
+    """A body that is not JSON."""
+
+    code = "invalid_json"
 
 
 def read_json(text: bytes | msgspec.Raw, kind: type[T], place: str = "") -> T:
@@ -27,11 +31,11 @@ def read_json(text: bytes | msgspec.Raw, kind: type[T], place: str = "") -> T:
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$")
         field = f"{place}{where.rstrip('`')}".lstrip(".") or "body"
-        raise InvalidBody("invalid_request", f"{field}: {what}") from error
+        raise InvalidBody(f"{field}: {what}") from error
     except RecursionError:
-        raise InvalidBody("invalid_json", "the JSON is nested too deeply") from None
+        raise InvalidJson("the JSON is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidBody("invalid_json", f"the body is not JSON: {error}") from error
+        raise InvalidJson(f"the body is not JSON: {error}") from error
 
 
 def json_schemas(*kinds: type) -> dict[str, Any]:

@@ -124,6 +124,8 @@ def _decode(name: str, data: bytes, check: Callable[[str, int, int], None]) -> P
 
 def check_sides(name: str, width: int, height: int, max_pixels: int, max_aspect: float = math.inf) -> None:
     """Raise RefusedImage (too_many_pixels, aspect) for an image with forbidden sides (pixels)."""
+    if min(width, height) < 1:
+        raise RefusedImage("truncated", f"{name}: the header is damaged: it says {width}x{height} pixels")
     if width * height > max_pixels:
         raise RefusedImage("too_many_pixels", f"{name}: {width}x{height} pixels; the limit is {max_pixels}")
     if max(width, height) > max_aspect * min(width, height):

@@ -133,11 +133,12 @@ def labelled_as(training_state, label: np.ndarray, **source) -> LabelledSet:
 
 def test_other_ignore_values_become_the_one_of_training(training_state) -> None:
     label = np.ones((48, 64), np.uint8)
-    label[:20] = 0
-    source = labelled_as(training_state, label, ignore_index=0)
+    label[:20] = 200
+    label[30:] = 2
+    source = labelled_as(training_state, label, ignore_index=200)
     batch = next(SourceCrops(source, source.train, crop=(60, 64), batch_size=2, seed=(0,)))
     assert (batch.labels[:, :20] == 255).all() and (batch.labels[:, 48:] == 255).all()
-    assert (batch.labels[:, 20:48] == 1).all()
+    assert (batch.labels[:, 20:30] == 1).all() and (batch.labels[:, 30:48] == 2).all()
 
 
 def test_crops_of_one_class_are_drawn_again(training_state) -> None:

@@ -77,7 +77,7 @@ def settings_for(state: Path, **sections: Any) -> Settings:
     values: dict[str, object] = {
         "state": state,
         "classes": CLASSES,
-        "watch": {"folder": state / "drop"},
+        "watch": {"folder": state.parent / "drop"},
         "buffer": {"height": HEIGHT, "width": WIDTH, "advanced": {"tile": 32}},
         "network": {"encoder": "mit_tiny", "channels": 16},
         **sections,
@@ -99,7 +99,7 @@ class World:
 
     def settings(self, **serving: object) -> Settings:
         """The settings of this state directory."""
-        watch = {"folder": self.layout.root / "drop"}
+        watch = {"folder": self.root / "drop"}
         if "max_pixels" in serving:
             watch["max_pixels"] = serving.pop("max_pixels")
         return settings_for(self.layout.root, watch=watch, serving=serving)

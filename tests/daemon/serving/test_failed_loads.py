@@ -60,8 +60,8 @@ def at_call(monkeypatch: pytest.MonkeyPatch, target: str, number: int, work: Cal
 @pytest.mark.parametrize(
     ("moment", "number", "damage", "code"),
     [
-        ("storage.registry.versions:_read_manifest", 1, remove, "version_unknown"),
-        ("storage.registry.versions:_read_manifest", 2, remove, "version_unknown"),
+        ("storage.registry.versions:read_manifest", 1, remove, "version_unknown"),
+        ("storage.registry.versions:read_manifest", 2, remove, "version_unknown"),
         ("storage.registry.versions:digest_of", 1, remove, "version_unknown"),
         ("storage.registry.versions:digest_of", 1, remove_weights, "checkpoint_corrupt"),
         ("daemon.serving.versions.swap:network_of", 1, remove, "version_unknown"),

@@ -141,7 +141,8 @@ def test_another_servers_address_file_is_left_alone(world: World) -> None:
 def test_a_plane_whose_batcher_died_is_started_again_by_its_supervisor(world: World) -> None:
     version, config, order = world.add(1), config_file(world), world.root / "order"
     [spec] = [item for item in _child_specs(load_settings(config), config) if item.name == "serve"]
-    python, _, _, *arguments = spec.command
+    [python, *_] = spec.command
+    arguments = spec.command[spec.command.index("daemon.cli") + 1 :]
     spec = dataclasses.replace(spec, command=[python, "-c", ENDS_ON_ORDER, str(order), *arguments])
     world.layout.create()
     supervisor = Supervisor([spec], world.layout, Backoff(base=0.05, cap=0.2))

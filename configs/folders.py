@@ -46,15 +46,20 @@ def check_folders(settings: Settings, file: Path) -> None:
     `file` holds the settings. Links and mounts are followed. A folder inside the drop folder may stay where that is not
     searched: below an ignored name, or with `watch.advanced.recursive: false`.
     """
-    places = [_place(name, path) for name, path in (*_paths(settings, ""), (FILE, file))]
+    if found := overlap(settings, file):
+        raise ConfigError(f"{file}: {found}")
+
+
+def overlap(settings: Settings, file: Path | None = None) -> str:
+    """Return which folders overlap now, and why that does harm; empty when none do. Links may be turned any time."""
+    places = [_place(name, path) for name, path in _paths(settings, "")] + ([_place(FILE, file)] if file else [])
     for inner, outer in permutations(places, 2):
         inside = _inside(inner, outer)
         if inside is not None and _harmful(inner.name, outer.name, inside, settings):
             how = "is the same folder as" if inside == Path() else "lies in"
             why = WRITTEN.get(outer.name, f"all in it is taken as {'new' if outer.name == DROP else 'labelled'} images")
-            raise ConfigError(
-                f"{file}: {inner.name}: {inner.path} {how} {outer.name} {outer.path}: {why}; put them side by side"
-            )
+            return f"{inner.name}: {inner.path} {how} {outer.name} {outer.path}: {why}; put them side by side"
+    return ""
 
 
 def reader_of(settings: Settings, folder: Path, *, drop: bool = True) -> str:

@@ -161,7 +161,7 @@ def _refuse_unknown_environment() -> None:
         section = name.split("__")[0].upper()
         if section in known and not value:
             raise ConfigError(f"environment: {name}: is empty; give it a value, or unset it")
-        if not section.startswith("MFMD_") or section in known | RESERVED_ENV:
+        if not name.upper().startswith("MFMD_") or section in known | RESERVED_ENV:
             continue
         if not SERVICE_LINK.fullmatch(f"{name}={value}"):
             old = section.removeprefix("MFMD_").lower()

@@ -2,9 +2,10 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic.fields import FieldInfo
 
 
 def expanded(path: Path) -> Path:
@@ -65,7 +66,34 @@ def meet(one: str, other: str) -> bool:
 class Section(BaseModel):
     """A group of settings: unknown keys are refused, values are frozen, field docstrings become descriptions."""
 
-    model_config = ConfigDict(hide_input_in_errors=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        hide_input_in_errors=True, extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_written(cls, values: object) -> object:
+        """Take a section with nothing below it for its defaults, and `yes` for no number: pydantic takes it for 1."""
+        if not isinstance(values, dict):
+            return values
+        fields = {key: cls.model_fields[key] for key in values if key in cls.model_fields}
+        empty = {key for key, field in fields.items() if values[key] is None and _is_section(field)}
+        truths = {
+            key for key, field in fields.items() if isinstance(values[key], bool) and _is_number(field.annotation)
+        }
+        return {
+            key: str(value).lower() if key in truths else value for key, value in values.items() if key not in empty
+        }
+
+
+def _is_section(field: FieldInfo) -> bool:
+    kind = field.annotation
+    return isinstance(field.default, BaseModel) or (isinstance(kind, type) and issubclass(kind, BaseModel))
+
+
+def _is_number(kind: object) -> bool:
+    parts = get_args(kind)
+    return kind in (int, float) or (bool not in parts and any(map(_is_number, parts)))
 
 
 def sections_of(section: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:

@@ -1,9 +1,10 @@
 """Settings of the drop folder, and of which images enter the buffer."""
 
 from datetime import datetime
+from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from configs.section import ConfigPath, Positive, PositiveInt, Seconds, Section
 
@@ -49,6 +50,14 @@ class WatchAdvanced(Section):
         return forms
 
 
+def _inside(marker: str) -> str:
+    """Refuse a marker that is elsewhere: it would say nothing about the folder, or be waited for without an end."""
+    parts = PurePosixPath(marker).parts
+    if not parts or parts[0] in ("/", "//") or parts[0].startswith("~") or ".." in parts:
+        raise ValueError("expected a path relative to watch.folder and inside it, for example .mounted")
+    return marker
+
+
 class WatchSettings(Section):
     """The drop folder."""
 
@@ -57,7 +66,7 @@ class WatchSettings(Section):
     mode: Literal["auto", "events", "polling"] = "auto"
     """How new files are detected: events asks the kernel, polling reads the folder every `advanced.rescan_seconds`.
     auto polls where the kernel reports nothing (NFS, SMB, FUSE) and uses events elsewhere. The rescan always runs."""
-    marker: str | None = None
+    marker: Annotated[str, AfterValidator(_inside)] | None = None
     """Path (relative to the folder) of a file that exists whenever the folder is mounted. While it is absent, nothing
     is taken. Without a marker, an empty folder and an unmounted one look alike."""
     stability_seconds: Seconds = 2.0

@@ -58,7 +58,7 @@ class IngestMetrics(MetricTable):
     state = gauge(
         "mfmd_watcher_state_info",
         "1 for the state of the drop folder: starting, watching, missing, unmounted (its marker is absent), "
-        "unreadable, stopped",
+        "unreadable, overlapping, stopped",
         state=(),
     )
     pending = gauge("mfmd_ingest_pending_files", "Files in the drop folder that are not processed yet")

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
+from configs.folders import overlap
 from configs.settings import Settings
 from daemon.errors import FULL
 from daemon.ingest.admission import Admission
@@ -77,7 +78,7 @@ class Ingest:
     def __init__(self, settings: Settings, buffer: FrameBuffer, metrics: IngestMetrics, hints: Hints) -> None:
         watch, catalog = settings.watch, buffer.catalog
         self._settings, self._watch, self._buffer, self._metrics = settings, watch, buffer, metrics
-        self._watcher = Watcher(watch, catalog, metrics, hints)
+        self._watcher = Watcher(watch, catalog, metrics, hints, lambda: overlap(self._settings))
         # A lone decoding thread is the slower one, so the committing thread packs (decision 0011).
         self._decoder = Decoder(
             settings, catalog.has_digest, None if watch.advanced.decode_threads == 1 else buffer.pack

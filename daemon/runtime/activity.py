@@ -19,7 +19,7 @@ WRITE_SECONDS = 1.0
 
 log = get_logger(__name__)
 
-FolderState = Literal["starting", "watching", "missing", "unmounted", "unreadable", "stopped"]
+FolderState = Literal["starting", "watching", "missing", "unmounted", "unreadable", "overlapping", "stopped"]
 STATES: tuple[FolderState, ...] = get_args(FolderState)
 """Every state of the drop folder, as the metric shows them."""
 Mode = Literal["events", "polling"]
@@ -47,7 +47,8 @@ class WatchActivity(ActivityPart):
 
     state: FolderState = "starting"
     """missing: the folder does not exist, it is waited for; unmounted: it exists without its `watch.marker`, nothing is
-    taken; unreadable: it exists but cannot be listed."""
+    taken; unreadable: it exists but cannot be listed; overlapping: its link leads to a folder of another
+    setting."""
     mode: Mode = "polling"
     """events: the kernel's events wake us, the rescan finds the rest; polling: only the rescan."""
     mode_reason: Reason = "no_folder"

@@ -34,7 +34,7 @@ def nothing_serves(versions: Sequence[int], settings: Settings) -> str:
 
 
 def _folder(status: Status, settings: Settings) -> Iterator[str]:
-    if status.watch.state in ("missing", "unmounted", "unreadable"):
+    if status.watch.state in ("missing", "unmounted", "unreadable", "overlapping"):
         yield status.watch.detail or f"the drop folder {status.folder} does not exist"
     elif status.watch.detail:
         yield f"drop folder: {status.watch.detail}"

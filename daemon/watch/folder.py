@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from configs.watch import WatchSettings
@@ -24,13 +25,16 @@ log = get_logger(__name__)
 class FolderRoot:
     """State of the folder and the observer on it."""
 
-    def __init__(self, settings: WatchSettings, metrics: IngestMetrics, hints: Hints) -> None:
+    def __init__(
+        self, settings: WatchSettings, metrics: IngestMetrics, hints: Hints, overlap: Callable[[], str]
+    ) -> None:
         self.folder: Path = settings.folder
         self.seen = WatchActivity()
         """Its state, and how new files are noticed now; without what is pending."""
         self.next_check = 0.0
         """When it wants to be looked at again (monotonic, seconds)."""
         self._settings, self._metrics, self._hints = settings, metrics, hints
+        self._overlap = overlap
         self._events: FolderEvents | None = None
         self._identity: tuple[int, int] | None = None
         self._next_observer = 0.0
@@ -42,7 +46,8 @@ class FolderRoot:
 
         That is so when it is there for the first time, came back, was replaced (another device or inode: a mount, or a
         link that was turned), or when its observer died, because events were lost meanwhile. While its marker is absent
-        it counts as not mounted.
+        it counts as not mounted. While it leads to a folder that overlaps another one, nothing is
+        taken.
         """
         now = time.monotonic()
         if now < self.next_check:
@@ -94,6 +99,9 @@ class FolderRoot:
 
     def _follow(self, identity: tuple[int, int], now: float) -> bool:
         if self.seen.state != "watching" or identity != self._identity:
+            if overlapping := self._overlap():  # asked only here: another folder may be on a mount that hangs
+                self.lose("overlapping", f"nothing is taken, because folders overlap now: {overlapping}")
+                return False
             again = self._identity is not None
             self._identity = identity
             self._start_events(now, again=again)

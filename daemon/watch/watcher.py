@@ -6,6 +6,7 @@ overflow the kernel's queue, network mounts that send nothing, a dead observer, 
 """
 
 import time
+from collections.abc import Callable
 
 from configs.watch import WatchSettings
 from daemon.metrics import IngestMetrics
@@ -35,9 +36,17 @@ log = get_logger(__name__)
 class Watcher:
     """Watches one folder for one thread, which calls `poll`, then `take`, then `mark_done` or `put_back` for each."""
 
-    def __init__(self, settings: WatchSettings, catalog: Catalog, metrics: IngestMetrics, hints: Hints) -> None:
+    def __init__(
+        self,
+        settings: WatchSettings,
+        catalog: Catalog,
+        metrics: IngestMetrics,
+        hints: Hints,
+        overlap: Callable[[], str] = str,
+    ) -> None:
+        """Set up; `overlap` returns which folders of the configuration overlap now, empty when none do."""
         self._settings, self._catalog, self._metrics, self._hints = settings, catalog, metrics, hints
-        self._root = FolderRoot(settings, metrics, hints)
+        self._root = FolderRoot(settings, metrics, hints, overlap)
         self._scan = FolderScan(settings)
         self._queue = StabilityQueue(settings.stability_seconds)
         self._known: set[str] = set()

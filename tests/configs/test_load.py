@@ -80,6 +80,15 @@ def test_classes_may_be_given_in_full(tmp_path: Path) -> None:
             "source",
             "both",
         ),
+        ("classes: demo\nwatch: {folder: drop}\nround: {steps: yes}", "round.steps", "'true'"),
+        ("classes: demo\nwatch: {folder: drop}\nround: {max_seconds: on}", "round.max_seconds", "'true'"),
+        ("classes: demo\nwatch: {folder: drop}\nserving: {port: true}", "serving.port", "'true'"),
+        ("classes: demo\nwatch: {folder: drop}\nrecipe: {ema_decay: no}", "recipe.ema_decay", "'false'"),
+        ("classes: demo\nwatch: {folder: drop, stability_seconds: .inf}", "watch.stability_seconds", "finite"),
+        ("classes: demo\nwatch: {folder: drop, marker: ~/x}", "watch.marker", "inside it"),
+        ("classes: demo\nwatch: {folder: drop, marker: /etc/passwd}", "watch.marker", "inside it"),
+        ("classes: demo\nwatch: {folder: drop, marker: ../x}", "watch.marker", "inside it"),
+        ("classes: demo\nwatch:", "watch", "required"),
         ("classes: [a", "not valid YAML", ""),
         ("just text", "expected `key: value` lines", ""),
     ],
@@ -91,6 +100,14 @@ def test_a_mistake_is_one_line_that_names_file_and_field(tmp_path: Path, text: s
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith(f"{path}: ") and field in message and says in message
+
+
+def test_a_section_with_nothing_below_it_has_its_defaults(tmp_path: Path) -> None:
+    names = [name for name in Settings.model_fields if name not in ("state", "classes", "watch")]
+    text = "classes: demo\nwatch:\n  folder: drop\n  advanced:\n" + "".join(f"{name}:\n" for name in names)
+    assert load_settings(_write(tmp_path, text)) == load_settings(
+        _write(tmp_path, "classes: demo\nwatch: {folder: drop}")
+    )
 
 
 def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
@@ -105,6 +122,10 @@ def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
 
 
 def test_unknown_environment_variable_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MFMD__WATCH__FOLDER", "/x")
+    with pytest.raises(ConfigError, match=r"MFMD__WATCH__FOLDER.*unknown"):
+        load_settings(_write(tmp_path, MINIMAL))
+    monkeypatch.delenv("MFMD__WATCH__FOLDER")
     monkeypatch.setenv("MFMD_WACH__FOLDER", "/x")
     with pytest.raises(ConfigError, match=r"MFMD_WACH__FOLDER.*MFMD_WATCH"):
         load_settings(_write(tmp_path, MINIMAL))

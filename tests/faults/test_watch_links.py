@@ -27,6 +27,24 @@ def test_a_drop_folder_behind_a_link_is_followed_to_the_next_day_and_back(drop_w
     world.dropped.clear()
 
 
+def test_nothing_is_taken_while_the_link_leads_to_a_folder_of_another_setting(drop_world, tmp_path):
+    for name in ("day1", "done"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "drop").symlink_to("day1")
+    world = drop_world(after_commit="move", done_folder=tmp_path / "done")
+    world.drop("a.png", picture(1))
+    world.until(lambda: (tmp_path / "done/a.png").exists())
+    turn(tmp_path / "drop", "done")
+    world.until(lambda: world.ingest.activity[0].state == "overlapping")
+    assert "watch.done_folder" in world.ingest.activity[0].detail
+    (tmp_path / "done/b.png").write_bytes(picture(2))
+    turn(tmp_path / "drop", "day1")
+    world.drop("c.png", picture(3))
+    world.until(lambda: (tmp_path / "done/c.png").exists())
+    assert [record.name for record in world.buffer.records()] == ["a.png", "c.png"]
+    world.dropped.clear()
+
+
 def test_paths_of_the_configuration_keep_their_links_but_for_the_state(tmp_path):
     for name in ("real/state", "real/day1", "real/masks"):
         (tmp_path / name).mkdir(parents=True)

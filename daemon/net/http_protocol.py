@@ -5,39 +5,104 @@ httptools parses a body of many tiny chunks some thirty times faster than h11, w
 
 import asyncio
 
+import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 LARGEST_HEAD = 64 * 1024
 """Most bytes of a request line and its headers, of trailers, or between two parts of a body."""
+PARSED_AT_ONCE = 4096
+"""Most bytes of one call of the parser: some 200 of the smallest requests, each of which takes kilobytes."""
 ARRIVAL_MARGIN = 5.0
 """How much later than its answer a late request loses its connection (seconds)."""
 HALF_CLOSED_SECONDS = 2.0
 """How long a client that closed its side waits for its answer. A client that left looks the same."""
 
 
+class _Flow(FlowControl):
+    """Reads nothing while it is full; otherwise each request that is answered lets uvicorn read many more."""
+
+    full = False
+
+    def resume_reading(self) -> None:
+        """Read on, unless what was read still waits."""
+        if not self.full:
+            super().resume_reading()
+
+
 class BoundedHttp(HttpToolsProtocol):
-    """One connection: a request arrives whole within `arrival_seconds`, and its head is bounded."""
+    """One connection: a request arrives whole within `arrival_seconds`, its head is bounded, few requests wait."""
 
     arrival_seconds: float
+    flow: _Flow
     _arrival: asyncio.TimerHandle | None = None
     _unparsed = 0
-    _in_head = False
+    _in_head = _in_request = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
         super().connection_made(transport)
+        self.flow = _Flow(transport)
+        self._waiting = bytearray()
         self._expect_request()
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived; refuse a head, a trailer or a chunk's extension without an end."""
         self._expect_request()
+        self._waiting += data
+        self._parse()
+
+    def on_response_complete(self) -> None:
+        """Go on with the requests that wait."""
+        super().on_response_complete()
+        self._parse()
+
+    def _parse(self) -> None:
+        """Parse what waits, until a request is complete that must wait for the answer to another."""
+        while self._waiting and not self.pipeline and not self.transport.is_closing():
+            self._end_idleness()
+            part = bytes(self._waiting[:PARSED_AT_ONCE])
+            del self._waiting[:PARSED_AT_ONCE]
+            self._feed(part)
+        answered = self.cycle is None or self.cycle.response_complete
+        self.flow.full = bool(self._waiting)
+        if self.flow.full:
+            self.flow.pause_reading()
+        elif self._in_head or answered:
+            self.flow.resume_reading()
+        if self._in_request:
+            self._expect_request()
+        elif answered and self._arrival is None and not self.transport.is_closing():
+            self._end_idleness()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def _feed(self, data: bytes) -> None:
         self._unparsed += len(data)
-        super().data_received(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._stay_with_http(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
         if self._unparsed <= LARGEST_HEAD or self.transport.is_closing():
             return
         if self._in_head:
             self.send_400_response(f"The head of the request is larger than {LARGEST_HEAD} bytes.")
         self.transport.close()
+
+    def _stay_with_http(self, rest: bytes) -> None:
+        """Read the head again without its offer of another protocol: for an upgrade, llhttp leaves the body unread."""
+        line = b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        head = b"".join(b"%s: %s\r\n" % (name, value) for name, value in self.headers if name != b"upgrade")
+        self.parser = httptools.HttpRequestParser(self)
+        self._feed(line + head + b"\r\n" + rest)
+
+    def _end_idleness(self) -> None:
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Return whether the connection stays open: a client that sent a whole request may still read its answer."""
@@ -55,11 +120,13 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin a request."""
-        self._in_head = True
+        self._in_head = self._in_request = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """Start the application on a request."""
+        """Start the application on a request; one that offers an upgrade is read again, without the offer."""
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            return
         self._in_head, self._unparsed = False, 0
         super().on_headers_complete()
 
@@ -70,7 +137,9 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """End a request."""
-        self._unparsed = 0
+        if self.parser.should_upgrade():
+            return
+        self._unparsed, self._in_request = 0, False
         self._request_arrived()
         super().on_message_complete()
 

@@ -1,6 +1,7 @@
 """The HTTP protocol of both planes, driven by raw sockets: what is late, endless or odd."""
 
 import contextlib
+import gc
 import socket
 import threading
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from daemon.net.http_protocol import LARGEST_HEAD, bounded_http
 
@@ -79,9 +81,10 @@ def _all(connection: socket.socket) -> bytes:
         (b"\r\n" + LAST_GET, b"0"),
         (LAST_GET.replace(b"GET /", b"GET http://x:1/healthz"), b"0"),
         (POST + b"Content-Length: 3\r\n\r\nabc", b"3"),
+        (POST.replace(b"close", b"Upgrade, close") + b"Upgrade: h2c\r\nContent-Length: 3\r\n\r\nabc", b"3"),
         (POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n2;x=y\r\nbc\r\n0\r\nA: b\r\n\r\n", b"3"),
     ],
-    ids=["plain", "empty line before", "absolute form", "length", "chunks"],
+    ids=["plain", "empty line before", "absolute form", "length", "upgrade", "chunks"],
 )  # fmt: skip
 @pytest.mark.parametrize("half", [False, True], ids=["open", "half-closed"])
 def test_what_http_allows_is_answered(dial: Dial, request_bytes: bytes, size: bytes, half: bool) -> None:
@@ -101,6 +104,7 @@ LATE = {
     "half a body": b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nab",
     "half a refused body": b"POST /refuse HTTP/1.1\r\nContent-Length: 9\r\n\r\nab",
     "half a second request": GET + b"GET / HT",
+    "half a request after many": GET * 1000 + b"GET / HT",
 }
 
 
@@ -189,3 +193,53 @@ def test_a_body_of_tiny_chunks_does_not_stop_others(dial: Dial) -> None:
             waits.append(time.monotonic() - began)
         sender.join()
     assert max(waits) < 1.0  # h11 parses what one read brings in 3 s
+
+
+def test_requests_sent_ahead_are_answered_in_order(dial: Dial) -> None:
+    sizes = [number % 9 * 1000 for number in range(200)]
+    sent = b"".join(b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s" % (size, b"x" * size) for size in sizes)
+    with dial() as connection:
+        sender = threading.Thread(target=connection.sendall, args=(sent + LAST_GET,))
+        sender.start()
+        answers = _all(connection)
+        sender.join()
+    assert [int(answer.rpartition(b"\r\n")[2]) for answer in answers.split(OK)[1:]] == [*sizes, 0]
+
+
+def test_of_requests_sent_ahead_few_wait_in_memory(dial: Dial) -> None:
+    def send() -> None:
+        with contextlib.suppress(OSError):
+            many.sendall(GET * 300_000)
+
+    with dial() as many:
+        sender = threading.Thread(target=send)
+        sender.start()
+        until = time.monotonic() + ARRIVAL
+        while time.monotonic() < until:
+            many.recv(1_000_000)
+        waiting = sum(type(held) is RequestResponseCycle for held in gc.get_objects())
+        many.shutdown(socket.SHUT_RDWR)
+        sender.join()
+    assert waiting < 1000  # one read brings 8000
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["at once", "later"])
+def test_an_offer_of_another_protocol_leaves_the_connection_in_step(dial: Dial, half: bool) -> None:
+    head = b"POST / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: %d\r\n\r\n" % len(GET)
+    with dial() as connection:
+        connection.sendall(head)
+        if half:
+            time.sleep(0.1)
+        connection.sendall(GET + LAST_GET)
+        answers = _all(connection)
+    assert [answer.rpartition(b"\r\n")[2] for answer in answers.split(OK)[1:]] == [b"%d" % len(GET), b"0"]
+
+
+def test_a_refused_body_that_comes_late_leaves_no_idle_connection(dial: Dial) -> None:
+    with dial() as connection:
+        connection.sendall(b"POST /refuse HTTP/1.1\r\nContent-Length: 2\r\n\r\na")
+        answer = b""
+        while not answer.endswith(b"\r\n\r\n0"):
+            answer += connection.recv(1000)
+        connection.sendall(b"b")
+        assert connection.recv(1000) == b""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("configs", "storage", "adapters", "daemon")
-CODED = {"ApiError": 1, "_error": 1, "RefusedImage": 0, "Skip": 0}
+CODED = {"ApiError": 1, "_error": 1, "RefusedImage": 0, "Skip": 0, "InvalidBody": 0}
 """Which argument of a call carries a code (for RefusedImage: the reason, which the HTTP API answers as code)."""
 
 

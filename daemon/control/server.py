@@ -128,7 +128,7 @@ class _Body:
         self._ends = time.monotonic() + BODY_SECONDS
 
     async def receive(self) -> Message:
-        """Return the next part. Raises ApiError 413 body_too_large, 408 body_timeout."""
+        """Return the next part. Raises ApiError 413 body_too_large, 408 body_timeout, 400 client_disconnected."""
         if self._complete:
             return await self._receive()
         try:
@@ -136,6 +136,8 @@ class _Body:
                 message = await self._receive()
         except TimeoutError as error:
             raise ApiError(408, "body_timeout", f"the body did not arrive within {BODY_SECONDS:g} s") from error
+        if message["type"] == "http.disconnect":
+            raise ApiError(400, "client_disconnected", "the client disconnected before its body arrived")
         self._size += len(message.get("body", b""))
         self._complete = not message.get("more_body", False)
         if self._size > MOST_BYTES:

@@ -209,6 +209,17 @@ def test_a_body_declared_too_large_is_refused_before_it_arrives(world, declared:
         assert connection.recv(1000).startswith(b"HTTP/1.1 413")
 
 
+@pytest.mark.parametrize("path", ["/v1/rollback", "/rollback"])
+def test_a_client_that_leaves_before_its_body_arrived_is_no_failure(world, caplog, path: str) -> None:
+    began = f"POST {path} HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 9\r\n\r\n{{"
+    with socket.create_connection((world.client.base_url.host, world.client.base_url.port)) as client:
+        client.sendall(began.encode())
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1000) == b""
+    world.server.stop()  # after the request
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 def test_a_late_body_is_refused(world, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("daemon.control.server.BODY_SECONDS", 0.2)
     for path in ("/v1/rollback", "/rollback"):

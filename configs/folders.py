@@ -51,8 +51,12 @@ def check_folders(settings: Settings, file: Path) -> None:
 
 
 def overlap(settings: Settings, file: Path | None = None) -> str:
-    """Return which folders overlap now, and why that does harm; empty when none do. Links may be turned any time."""
+    """Return which folders overlap or are files now, and the harm; empty when none. Links may be turned any time."""
     places = [_place(name, path) for name, path in _paths(settings, "")] + ([_place(FILE, file)] if file else [])
+    for place in places:
+        files = [up for up, _ in place.chain if os.path.isfile(up)]  # noqa: PTH113 - that of Path may raise
+        if files and place.name in (DROP, *WRITTEN, *LABELLED):
+            return f"{place.name}: {files[0]} is a file; name a folder"
     for inner, outer in permutations(places, 2):
         inside = _inside(inner, outer)
         if inside is not None and _harmful(inner.name, outer.name, inside, settings):

@@ -100,7 +100,7 @@ class FolderRoot:
     def _follow(self, identity: tuple[int, int], now: float) -> bool:
         if self.seen.state != "watching" or identity != self._identity:
             if overlapping := self._overlap():  # asked only here: another folder may be on a mount that hangs
-                self.lose("overlapping", f"nothing is taken, because folders overlap now: {overlapping}")
+                self.lose("overlapping", f"nothing is taken, because of where a link leads now: {overlapping}")
                 return False
             again = self._identity is not None
             self._identity = identity

@@ -84,6 +84,13 @@ def test_a_folder_that_the_search_never_enters_may_lie_in_the_drop_folder(tmp_pa
     assert _refusal(_config(tmp_path, {**APART, name: "drop/.x"}, watch={"ignore": ["*.part"]}))
 
 
+@pytest.mark.parametrize("name", sorted(APART))
+def test_a_folder_that_is_a_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    for path in ("file", "file/below"):
+        assert f"{name}: {tmp_path}/file is a file" in _refusal(_config(tmp_path, {**APART, name: path}))
+
+
 def test_a_quarantine_does_not_take_the_files_of_the_configuration(tmp_path: Path) -> None:
     """It takes every file of the drop folder that is no image."""
     paths = {"watch.folder": ".", "state": "../state", "watch.quarantine": "../bad"}

@@ -159,6 +159,10 @@ def _read_tensor(tensor: InputTensor, tail: bytes | None, max_pixels: int, max_i
     declared = tensor.parameters.binary_data_size if tensor.parameters else None
     if declared is not None:
         return _from_binary(shape, declared, tail)
+    if tail:
+        raise ApiError(
+            400, "wrong_data", f"{len(tail)} bytes follow the JSON part, but no binary_data_size says of what"
+        )
     return _from_text(bytes(tensor.data), shape)
 
 

@@ -118,3 +118,10 @@ def test_optional_members_may_be_null(null: str) -> None:
     body |= {null: None}
     body["inputs"][0]["parameters"] = None
     assert parse_infer(json.dumps(body).encode(), None, 100, 64).images.tolist() == [[[[1, 2, 3]]]]
+
+
+def test_bytes_that_belong_to_nothing_are_refused() -> None:
+    body = _tensor(b"[1,2,3]")
+    assert parse_infer(body, str(len(body)), 100, 64).images.size == 3
+    with pytest.raises(ApiError, match="bytes follow"):
+        parse_infer(body + b"\1\2\3", str(len(body)), 100, 64)

@@ -18,6 +18,7 @@ def prepare() -> None:
     The first process of a container stays in here; a child of it goes on.
     """
     _open_streams()
+    _leave_deleted_folder()
     keep_docstrings(sys.orig_argv, sys.flags.optimize)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {*FORWARDED, signal.SIGCHLD})
     for number in (signal.SIGTERM, signal.SIGCHLD):  # with SIGCHLD ignored, every child seems to end with status 0
@@ -64,6 +65,14 @@ def _open_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
+def _leave_deleted_folder() -> None:
+    """Go to the root folder from a current one that is gone: MKL ends the process when torch is loaded there."""
+    try:
+        os.getcwd()  # noqa: PTH109 - no path is wanted
+    except FileNotFoundError:
+        os.chdir("/")
 
 
 def keep_docstrings(flags: Sequence[str], optimize: int) -> None:

@@ -120,3 +120,13 @@ def test_docstrings_are_kept_however_python_was_told_to_remove_them(flags: list[
 )
 def test_only_the_interpreters_own_flag_is_taken_away(arguments: list[str], kept: list[str]) -> None:
     assert without_optimize(arguments) == kept
+
+
+def test_a_command_works_in_a_folder_that_was_deleted(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = "import os, sys; os.rmdir(sys.argv[1]); import daemon.cli.process as p; p.prepare(); print(os.getcwd())"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [sys.executable, "-P", "-c", code, str(gone)]
+    done = subprocess.run(command, cwd=gone, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, "/"), done.stderr

@@ -26,6 +26,9 @@ from storage.media.images import Photo, decode_photo, read_file
 
 STOPS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals from outside that end a child, the last three only until it ignores them: no decoder causes them."""
+IDLE_SECONDS, WAIT_A_SECOND = 30.0, 10.0
+"""Longest wait for a child: always (seconds), and for each second of processor time that it may use. Beyond it the
+child is stopped or hangs, as after SIGSTOP."""
 MEMORY, BYTES_A_PIXEL, BYTES_A_BYTE = 256 * 2**20, 32, 8
 """Memory of one decode (bytes): always, for each pixel allowed, and for each byte of the file allowed."""
 
@@ -104,6 +107,10 @@ class _Child:
         self._connection.recv_bytes_into(pixels.data.cast("B"))
         return Photo(pixels, {int(tag): text for tag, text in said["exif"].items()})
 
+    def lives(self) -> bool:
+        """Return whether the process lives; reap it if not."""
+        return self._process.poll() is None
+
     def end(self, *, cancelled: bool = False) -> None:
         """Kill it; `cancelled`: the file is not to blame."""
         self._cancelled |= cancelled
@@ -137,6 +144,10 @@ class _Children:
 
     def decode(self, data: bytes, limits: DecodeLimits) -> Photo:
         child = self._take()
+        longest = IDLE_SECONDS + WAIT_A_SECOND * limits.seconds
+        alarm = threading.Timer(longest, child.end, kwargs={"cancelled": True})
+        alarm.daemon = True
+        alarm.start()
         try:
             photo = child.decode(data, limits)
         except RefusedImage:
@@ -149,6 +160,8 @@ class _Children:
                 raise child.explain(limits) from None
             child.close()
             raise
+        finally:
+            alarm.cancel()
         self._put_back(child)
         return photo
 
@@ -161,7 +174,13 @@ class _Children:
 
     def _take(self) -> _Child:
         with self._lock:
-            child = self._idle.pop() if self._idle else _Child()
+            while self._idle:  # of those some may have been killed
+                child = self._idle.pop()
+                if child.lives():
+                    break
+                child.close()
+            else:
+                child = _Child()
             self._busy.add(child)
             return child
 

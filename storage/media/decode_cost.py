@@ -16,6 +16,8 @@ PNG_PASSES = 2
 """An interlaced PNG is put together in a second pass."""
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Markers of the segments that hold the size (ITU-T T.81, table B.1)."""
+JPEG_SIZED = frozenset([*range(0xC0, 0xD0), 0xDA, 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE]) - {0xC8}
+"""Markers that a size follows for every reader; behind others readers go on at different places."""
 JPEG_SCAN, JPEG_APP1, JPEG_APP2 = 0xDA, 0xE1, 0xE2
 
 
@@ -52,10 +54,12 @@ def _is_cheap_jpeg(data: bytes) -> bool:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield marker, start and size (bytes) of the segments until bytes follow that begin none."""
+    """Yield marker, start and size (bytes) of the segments until something else follows."""
     place = 2
     while data[place : place + 1] == b"\xff":
         marker, size = struct.unpack_from(">xBH", data, place)
+        if marker not in JPEG_SIZED:
+            return
         yield marker, place + 4, size - 2
         place += 2 + size
 

@@ -1,5 +1,6 @@
 """Decoding within a budget: what costs too much is refused, and everything else comes out as it does without one."""
 
+import errno
 import io
 import signal
 import subprocess
@@ -122,6 +123,39 @@ def test_a_child_that_is_killed_blames_no_file() -> None:
         thread.join(30)
         assert not thread.is_alive()
     assert len(errors) == 2
+
+
+def test_a_child_that_hangs_without_processor_time_is_given_up_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    cancel_decodes()
+    decode_bounded(_drawn("WEBP"), LIMITS)
+    [child] = _children()
+    child.suspend()
+    monkeypatch.setattr("storage.media.bounded.IDLE_SECONDS", 0.1)
+    monkeypatch.setattr("storage.media.bounded.WAIT_A_SECOND", 0.0)
+    result: list[object] = []
+
+    def decode() -> None:
+        try:
+            result.append(decode_bounded(_drawn("BMP", (900, 900)), LIMITS))
+        except OSError as error:
+            result.append(error.errno)
+
+    thread = threading.Thread(target=decode, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert result == [errno.ECANCELED]
+    monkeypatch.undo()
+    assert decode_bounded(_drawn("WEBP"), LIMITS).pixels.shape == (60, 90, 3)
+
+
+def test_a_child_that_was_killed_while_idle_costs_no_image() -> None:
+    decode_bounded(_drawn("WEBP"), LIMITS)
+    for child in _children():
+        child.kill()
+        while child.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+    assert decode_bounded(_drawn("WEBP"), LIMITS).pixels.shape == (60, 90, 3)
+    assert len(_children()) == 1
 
 
 def test_a_child_ends_at_once_with_a_parent_that_is_killed() -> None:

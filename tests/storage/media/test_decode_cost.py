@@ -35,6 +35,10 @@ LAST_SCAN = JPEG.rindex(b"\xff\xda")
 FIRST_SCAN = JPEG.index(b"\xff\xda")
 SIZE_FIELD = JPEG.index(b"\xff\xc2") + 5
 EXIF = b"\xff\xe1" + struct.pack(">H", 9002) + b"Exif\0\0" + bytes(8994)
+FRAME_AND_SCAN = b"\xff\xc0\0\x0b\x08\0\1\0\1\1\1\x11\0\xff\xda\0\x08\1\1\0\0\x3f\0"
+"""Of an image of one pixel."""
+HIDDEN = b"\xff\xe5" + struct.pack(">H", 2 + len(FRAME_AND_SCAN)) + FRAME_AND_SCAN
+"""The same in a segment that decoders pass over; behind two bytes more, those who miss its start find it."""
 CHEAP = {
     "jpeg": encoded("JPEG"),
     "progressive": JPEG,
@@ -53,6 +57,8 @@ COSTLY = {
     "many segments": JPEG[:2] + b"\xff\xe5\0\3x" * 5000 + JPEG[2:],
     "no scan": JPEG[:FIRST_SCAN],
     "bytes between segments": JPEG[:2] + b"xx" + JPEG[2:],
+    **{f"another picture behind {marker:x}": JPEG[:2] + bytes((0xFF, marker, 0, 6)) + HIDDEN + JPEG[2:]
+       for marker in (0x01, 0xC8, *range(0xD0, 0xDA), 0xDE, 0xDF, *range(0xF0, 0xFE), 0xFF)},
     "scan before the size": JPEG[:2] + JPEG[FIRST_SCAN:],
     "many images": encoded("MPO", save_all=True, append_images=[Image.fromarray(COLOR)]),
     "many chunks": png(*[(b"abCd", b"")] * 5000),

@@ -41,22 +41,26 @@ class _Place(NamedTuple):
 
 
 def check_folders(settings: Settings, file: Path) -> None:
-    """Raise ConfigError, naming both settings, when two folders overlap so that files would be lost or misread.
+    """Raise ConfigError, naming the settings, when two folders overlap so that files would be lost or misread.
 
-    `file` holds the settings. Links and mounts are followed. A folder inside the drop folder may stay where that is not
-    searched: below an ignored name, or with `watch.advanced.recursive: false`.
+    Also when a folder is a file. `file` holds the settings. Links and mounts are followed. A folder inside the drop
+    folder may stay where that is not searched: below an ignored name, or with `watch.advanced.recursive: false`.
     """
+    for place in _places(settings):
+        files = [up for up, _ in place.chain if os.path.isfile(up)]  # noqa: PTH113 - that of Path may raise
+        if files and place.name in (DROP, *WRITTEN, *LABELLED):
+            raise ConfigError(f"{file}: {place.name}: {files[0]} is a file; name a folder")
     if found := overlap(settings, file):
         raise ConfigError(f"{file}: {found}")
 
 
+def _places(settings: Settings) -> list[_Place]:
+    return [_place(name, path) for name, path in _paths(settings, "")]
+
+
 def overlap(settings: Settings, file: Path | None = None) -> str:
-    """Return which folders overlap or are files now, and the harm; empty when none. Links may be turned any time."""
-    places = [_place(name, path) for name, path in _paths(settings, "")] + ([_place(FILE, file)] if file else [])
-    for place in places:
-        files = [up for up, _ in place.chain if os.path.isfile(up)]  # noqa: PTH113 - that of Path may raise
-        if files and place.name in (DROP, *WRITTEN, *LABELLED):
-            return f"{place.name}: {files[0]} is a file; name a folder"
+    """Return which folders overlap now, and the harm; empty when none. Links may be turned any time."""
+    places = _places(settings) + ([_place(FILE, file)] if file else [])
     for inner, outer in permutations(places, 2):
         inside = _inside(inner, outer)
         if inside is not None and _harmful(inner.name, outer.name, inside, settings):

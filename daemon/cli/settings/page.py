@@ -39,7 +39,7 @@ A key that stands twice is refused with both lines. `~` at the start of a path i
 ## Folders that may not overlap
 
 They must not be equal or lie in each other; links and mounts are followed. Otherwise `mfmd config validate`, `mfmd
-doctor` and every start name both settings.
+doctor` and every start name both settings. While the link `watch.folder` is turned to such a folder, nothing is taken.
 
 | folders | because |
 |---|---|

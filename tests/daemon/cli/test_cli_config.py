@@ -123,7 +123,7 @@ def test_errors_are_one_line_without_traceback(mfmd, config: Path) -> None:
 def test_unusable_state_directory_is_one_line(mfmd, config: Path) -> None:
     (config.parent / "state").write_text("a file, not a folder", encoding="utf-8")
     answer = mfmd("checkpoints", "pin", "1")
-    assert answer.code == ExitCode.FAILURE
+    assert answer.code == ExitCode.USAGE
     assert len(answer.err.splitlines()) == 1 and "state" in answer.err and "Traceback" not in answer.err
 
 

@@ -14,8 +14,8 @@
 One model (DeepLabV3+ on a tiny ResNet, 240x320, random weights), one thread a forward pass, one client
 (`serving_client.py`) on the same cores. The machine may be busy with other work: compare within a run; processor time
 is kinder than the clock. A peer lives in an environment of its own: `python -m venv A; A/bin/pip install torch==2.13.0
-litserve numpy pillow safetensors pydantic-settings isal pyyaml transformers`, the same with `mlserver uvloop==0.21.0`
-(its worker does not start with 0.22) or `bentoml`.
+litserve numpy pillow safetensors pydantic-settings isal pyyaml transformers tifffile imagecodecs`, the same with
+`mlserver uvloop==0.21.0` (its worker does not start with 0.22) or `bentoml`.
 """
 
 import argparse

@@ -153,7 +153,8 @@ class Ingest:
         self._submit(self._watcher.take(2 * most - len(self.batch) - len(self._decoding)))
         moved, deadline = bool(self._decoding), time.monotonic() + STEP_SECONDS
         while self._decoding and len(self.batch) < most:
-            if not wait([self._decoding[0][1]], max(0.0, deadline - time.monotonic())).done:
+            future = self._decoding[0][1]
+            if not future.done() and not wait([future], max(0.0, deadline - time.monotonic())).done:
                 break
             self._take_decoded()
         self._record()

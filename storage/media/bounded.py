@@ -143,6 +143,7 @@ class _Children:
         self._busy: set[_Child] = set()
 
     def decode(self, data: bytes, limits: DecodeLimits) -> Photo:
+        """Decode in an idle child, or in a new one. Raises RefusedImage, or OSError when the file is not to blame."""
         child = self._take()
         longest = IDLE_SECONDS + WAIT_A_SECOND * limits.seconds
         alarm = threading.Timer(longest, child.end, kwargs={"cancelled": True})

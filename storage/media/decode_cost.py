@@ -3,6 +3,8 @@
 import struct
 from collections.abc import Iterator
 
+from storage.media.essentials import FRAMES, PNG_SIGNATURE
+
 MAX_PIXEL_PASSES = 1_000_000_000
 """Pixels times passes over them, at most: 64 megapixels in 15 scans, about a second of CPU time."""
 MAX_HEADER_BYTES = 256 * 1024
@@ -11,11 +13,8 @@ MAX_EXIF_BYTES = 16 * 1024
 """Bytes of EXIF data, at most: each of its entries may name the same bytes again, so the cost grows with the square."""
 MAX_PARTS = 4096
 """Segments of a JPEG header or chunks of a PNG, at most."""
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 PNG_PASSES = 2
 """An interlaced PNG is put together in a second pass."""
-JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-"""Markers of the segments that hold the size (ITU-T T.81, table B.1)."""
 JPEG_SIZED = frozenset([*range(0xC0, 0xD0), 0xDA, 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE]) - {0xC8}
 """Markers that a size follows for every reader; behind others readers go on at different places."""
 JPEG_SCAN, JPEG_APP1, JPEG_APP2 = 0xDA, 0xE1, 0xE2
@@ -30,7 +29,7 @@ def is_cheap(data: bytes) -> bool:
     try:
         if data.startswith(b"\xff\xd8"):
             return _is_cheap_jpeg(data)
-        return data.startswith(PNG_MAGIC) and _is_cheap_png(data)
+        return data.startswith(PNG_SIGNATURE) and _is_cheap_png(data)
     except struct.error:
         return False  # cut off
 
@@ -43,7 +42,7 @@ def _is_cheap_jpeg(data: bytes) -> bool:
         if marker == JPEG_SCAN:
             # Inside of coded data 0xFF is never followed by 0xDA, so this counts every scan.
             return 0 < pixels * data.count(b"\xff\xda", start - 4) <= MAX_PIXEL_PASSES and exif <= MAX_EXIF_BYTES
-        if marker in JPEG_FRAMES:
+        if marker in FRAMES:
             height, width = struct.unpack_from(">xHH", data, start)
             pixels = max(pixels, height * width)
         elif marker == JPEG_APP1:
@@ -66,7 +65,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 def _is_cheap_png(data: bytes) -> bool:
     width, height, depth = struct.unpack_from(">IIB", data, 16)
-    place, parts, header, exif = len(PNG_MAGIC), 0, 0, 0
+    place, parts, header, exif = len(PNG_SIGNATURE), 0, 0, 0
     while place < len(data):
         size, kind = struct.unpack_from(">I4s", data, place)
         place, parts = place + 12 + size, parts + 1

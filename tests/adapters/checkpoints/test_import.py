@@ -22,24 +22,6 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    torch.set_num_threads(1)
-    return Settings.model_validate(
-        {
-            "state": tmp_path / "state",
-            "classes": "demo",
-            "watch": {"folder": tmp_path / "drop"},
-            "network": {"name": "deeplabv2", "encoder": "resnet_tiny"},
-        }
-    )
-
-
-@pytest.fixture
-def registry(settings: Settings) -> CheckpointRegistry:
-    return CheckpointRegistry(settings.state / "checkpoints")
-
-
-@pytest.fixture
 def saved_segformer(tmp_path: Path) -> Path:
     model("segformer").save_pretrained(tmp_path / "model")
     return tmp_path / "model"

@@ -5,19 +5,15 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import httpx
 import pytest
 
-from daemon.metrics import Metrics
 from daemon.runtime import supervisor as supervisor_module
 from daemon.runtime.backoff import Backoff
 from daemon.runtime.process_group import ProcessGroup, children_of, end_leftovers, group_alive
 from daemon.runtime.supervisor import ChildSpec, Supervisor
-from daemon.runtime.worker import Worker
-from storage.errors import DurabilityLost
 from storage.layout import StateLayout
 
 FAST = Backoff(base=0.05, cap=0.2)
@@ -317,80 +313,6 @@ def test_a_copy_of_the_state_directory_has_no_leftovers_and_a_moved_one_has(layo
     layout.root.rename(tmp_path / "moved")
     assert end_leftovers(StateLayout(tmp_path / "moved"), 5.0) == [group.pid]
     group.finish(1.0)
-
-
-@pytest.fixture
-def worker(make_settings):
-    made = []
-
-    def make(step, **options) -> Worker:
-        meter = Metrics(make_settings()).process
-        made.append(Worker("ingest", step, meter, Backoff(base=0.01, cap=0.02), **options))
-        return made[-1]
-
-    yield make
-    for item in made:
-        item.ask_to_stop()
-        item.join()
-
-
-def test_a_worker_goes_on_after_an_error_and_says_so(worker, wait_until):
-    calls = []
-
-    def step() -> float:
-        calls.append(1)
-        if len(calls) < 3:
-            raise ValueError("a bug")
-        return 0.01
-
-    part = worker(step)
-    part.start()
-    wait_until(lambda: len(calls) > 4)
-    assert part.last_error is None
-    assert not part.failed
-    assert part._meter.failed_steps.labels(component="ingest")._value.get() == 2
-
-
-def test_a_worker_stops_for_good_when_an_fsync_was_lost(worker, wait_until):
-    def step() -> float:
-        raise DurabilityLost("fsync failed")
-
-    part = worker(step)
-    part.start()
-    wait_until(lambda: part.failed)
-    wait_until(lambda: not part.alive)
-    assert part.last_error == "fsync failed"
-
-
-def test_a_worker_wakes_and_stops_at_once(worker, wait_until):
-    seen = threading.Event()
-    calls = []
-
-    def step() -> float:
-        calls.append(1)
-        seen.set()
-        return 600.0
-
-    wake = threading.Event()
-    part = worker(step, wake=wake)
-    part.start()
-    wait_until(seen.is_set)
-    wake.set()
-    wait_until(lambda: len(calls) == 2)
-    part.ask_to_stop()
-    assert part.join()
-
-
-def test_a_worker_whose_step_does_not_end_is_stuck_and_is_not_waited_for_for_ever(worker, wait_until):
-    end = threading.Event()
-    part = worker(lambda: end.wait() or 0.0, stuck_seconds=0.05, join_seconds=0.05)
-    part.start()
-    assert not part.stuck
-    wait_until(lambda: part.stuck)
-    part.ask_to_stop()
-    assert not part.join()
-    end.set()
-    wait_until(lambda: not part.alive)
 
 
 def test_backoff_is_capped_and_jittered():

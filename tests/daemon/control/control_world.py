@@ -1,0 +1,7 @@
+"""What tests of the control plane send."""
+
+TOKEN = "correct horse"
+AUTHORISED = {"Authorization": f"Bearer {TOKEN}"}
+JSON = {"Content-Type": "application/json"}
+CHANGES = ["/v1/rounds", "/v1/reload", "/v1/rollback", "/v1/promote", "/v1/checkpoints/1/pin"]
+CHANGES += ["/v1/checkpoints/1/unpin", "/v1/refused/retry"]

@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from storage.errors import RefusedImage
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PNG_KEPT = (b"tRNS", b"eXIf")
-"""Ancillary chunks that matter; those with a bad CRC are passed over, as libpng does."""
+PNG_KEPT = {b"tRNS": 1, b"eXIf": 8, b"cICP": 4, b"iCCP": 4, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}
+"""Ancillary chunks that matter -> their least length (bytes); those with a bad CRC are passed over, as libpng does."""
+MOST_PROFILE = 2**20
+"""Bytes of an unpacked profile that Pillow reads at most."""
 SOI, SOS, APP0, APP15, COM = 0xD8, 0xDA, 0xE0, 0xEF, 0xFE
 """JPEG markers (ISO/IEC 10918-1, table B.1)."""
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
 PLAIN_FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
 """Markers of frames: all, and those of baseline, extended and progressive JPEG (Huffman, arithmetic)."""
-JPEG_KEPT = {0xE0: (b"JFIF\0", 14), 0xE1: (b"Exif\0\0", 14), 0xEE: (b"Adobe", 12)}
+JPEG_KEPT = {0xE0: (b"JFIF\0", 14), 0xE1: (b"Exif\0\0", 14), 0xE2: (b"ICC_PROFILE\0", 14), 0xEE: (b"Adobe", 12)}
 """Application segments that matter: marker -> how the content starts and its least length (bytes), as in libjpeg."""
 
 
@@ -51,11 +53,22 @@ def _chunks(data: bytes) -> Iterator[bytes]:
         chunk = data[at : at + 12 + size]
         name = chunk[4:8]
         ancillary = name[0] & 0x20
-        if not ancillary or (name in PNG_KEPT and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")):
+        if not ancillary or _is_kept(name, chunk[8:-4], zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")):
             yield chunk
         if name == b"IEND":
             return
         at += len(chunk)
+
+
+def _is_kept(name: bytes, body: bytes, whole: bool) -> bool:
+    if not whole or name not in PNG_KEPT or len(body) < PNG_KEPT[name]:
+        return False
+    if name != b"iCCP":
+        return True
+    try:
+        return len(zlib.decompressobj().decompress(body[body.find(b"\0") + 2 :], MOST_PROFILE + 1)) <= MOST_PROFILE
+    except zlib.error:
+        return False
 
 
 def _segments(data: bytes) -> Iterator[bytes]:

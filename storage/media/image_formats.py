@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from storage.errors import RefusedImage
-from storage.media.samples import Layout, check_layout, to_rgb
+from storage.media.color_profiles import profile_of
+from storage.media.samples import Alpha, ColorModel, Layout, check_layout, to_rgb
 
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 """Brands of HEIF files (ISO/IEC 23008-12). AVIF files, which Pillow reads, may have the last two as well."""
@@ -21,6 +22,8 @@ CAMERA_RAWS = (
 """First bytes of raw files of cameras that are no TIFF: Panasonic, Olympus, Fujifilm, Sigma, Minolta, early Canon."""
 MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "I", "I;16", "I;16B", "I;16L"})
 """Modes of Pillow whose brightness is known; "I" has the range of 16 bits in the formats that are read."""
+COLOR_MODELS: dict[str, ColorModel] = {"L": "grey", "LA": "grey", "CMYK": "cmyk"}
+"""Modes of Pillow -> colour model, where it is not RGB."""
 PNG_COLOR_TYPES_WITH_KEY = ("1", "L", "I;16", "RGB")
 """Modes of PNGs in which one colour may be transparent; Pillow compares it after it has scaled the pixels."""
 
@@ -67,30 +70,37 @@ def learn_heif(name: str) -> None:
 
 
 def load_pixels(name: str, image: Image.Image, data: bytes) -> NDArray[np.uint8]:
-    """Decode `image`, which was opened on `data`, to [h, w, 3] RGB over black; 16-bit values by their full range.
+    """Decode `image`, which was opened on `data`, to [h, w, 3] sRGB over black; 16-bit values by their full range.
 
-    Raises RefusedImage("not_an_image") for pixels without an agreed brightness, and what Pillow raises on damage.
+    Raises RefusedImage (not_an_image, unsupported_colors) for pixels without an agreed brightness, and what Pillow
+    raises on damage.
     """
     if image.mode not in MODES:
         raise RefusedImage("not_an_image", f"{name}: pixels of type {image.mode} have no agreed brightness; use 8-bit")
-    if image.format == "PNG" and "transparency" in image.info and image.mode in PNG_COLOR_TYPES_WITH_KEY:
-        return _png_with_key(name, data)
+    profile = profile_of(name, image, data)
+    with_key = "transparency" in image.info and image.mode in PNG_COLOR_TYPES_WITH_KEY
+    if image.format == "PNG" and (with_key or (profile and data[24] == 16)):
+        return _png_of_libpng(name, data, profile)
     image.load()
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.int64).clip(0, 65535).astype(np.uint16)
-        return to_rgb(grey[..., None], Layout("grey", 16, 1))
+        return to_rgb(grey[..., None], Layout("grey", 16, 1, profile=profile))
     unused = image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
-    if not unused and ("transparency" in image.info or image.mode in ("RGBA", "LA", "PA")):  # as in browsers
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)
-    return np.array(image.convert("RGB"), np.uint8)
+    alpha = not unused and ("transparency" in image.info or image.mode in ("RGBA", "LA", "PA"))  # as in browsers
+    mode = {"1": "L", "L": "L", "LA": "LA", "CMYK": "CMYK"}.get(image.mode, "RGB")
+    mode = "RGBA" if alpha and mode != "LA" else mode
+    values = np.asarray(image if image.mode == mode else image.convert(mode))
+    values = values.reshape(*values.shape[:2], -1)
+    samples, model = values.shape[2], COLOR_MODELS.get(mode, "rgb")
+    return to_rgb(values, Layout(model, 8, samples, (samples - 1, "straight") if alpha else None, profile=profile))
 
 
-def _png_with_key(name: str, data: bytes) -> NDArray[np.uint8]:
-    """Decode with libpng, which compares the transparent colour exactly and gives it as alpha."""
+def _png_of_libpng(name: str, data: bytes, profile: bytes | None) -> NDArray[np.uint8]:
+    """Decode with libpng, which keeps 16 bits, compares the transparent colour exactly and gives it as alpha."""
     values = imagecodecs.png_decode(data)
     values = values.reshape(*values.shape[:2], -1)
     samples, bits = values.shape[2], 8 * values.dtype.itemsize
-    layout = Layout("grey" if samples < 3 else "rgb", bits, samples, (samples - 1, "straight"))
+    alpha: tuple[int, Alpha] | None = None if samples % 2 else (samples - 1, "straight")
+    layout = Layout("grey" if samples < 3 else "rgb", bits, samples, alpha, profile=profile)
     check_layout(name, layout)
     return to_rgb(values, layout)

@@ -47,6 +47,8 @@ def read_jpeg2000(name: str, data: bytes, check_sides: Callable[[str, int, int],
     parts = [tuple(part) for part in struct.iter_unpack("3B", stream[42 : 42 + 3 * count])]
     layout = _layout(name, boxes, parts)
     check_layout(name, layout)
+    if layout.profile is not None:  # OpenJPEG applies any, even one of another number of colours
+        data = data.replace(b"colr" + boxes[b"colr"], b"free" + boxes[b"colr"], 1)
     values: NDArray[Any] = imagecodecs.jpeg2k_decode(data, planar=False, numthreads=1)
     values = values.reshape(*values.shape[:2], -1)
     if values.shape != (height, width, layout.samples):
@@ -87,8 +89,10 @@ def _layout(name: str, boxes: dict[bytes, bytes], parts: list[tuple[int, ...]]) 
         depths = set(boxes[b"pclr"][3 : 3 + samples])
     if len(depths) != 1:
         raise RefusedImage("unsupported_bits", f"{name}: samples of different depths; save them with 8 or 16 bits each")
+    profile = boxes[b"colr"][3:] if space is None and b"colr" in boxes else None
     if space is None:
-        model: ColorModel | None = "grey" if samples < 3 else "rgb"
+        inks = samples > 3 and profile is not None and profile[16:20] == b"CMYK"
+        model: ColorModel | None = "grey" if samples < 3 else "cmyk" if inks else "rgb"
     else:
         model = COLOR_SPACES.get(space)
     if model is None:
@@ -97,7 +101,7 @@ def _layout(name: str, boxes: dict[bytes, bytes], parts: list[tuple[int, ...]]) 
     alpha = next(((number, ALPHAS[kind]) for number, kind, _ in channels if kind in ALPHAS), None)
     if alpha is not None and samples == SUPPORTED[model][0] + 1:
         alpha = samples - 1, alpha[1]  # OpenJPEG puts the colours first
-    return Layout(model, (depths.pop() & 0x7F) + 1, samples, alpha)
+    return Layout(model, (depths.pop() & 0x7F) + 1, samples, alpha, profile=profile)
 
 
 def _color_space(colr: bytes) -> int | None:

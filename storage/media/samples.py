@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from storage.errors import RefusedImage
+from storage.media.color_profiles import to_srgb
 
 ColorModel = Literal["grey", "white_is_zero", "rgb", "palette", "cmyk", "ycbcr"]
 Alpha = Literal["straight", "premultiplied"]
@@ -38,6 +39,8 @@ class Layout:
     """Index of the sample that is alpha, and whether the colours were multiplied by it."""
     palette: NDArray[np.uint8] | None = None
     """[n, 3] RGB."""
+    profile: bytes | None = None
+    """ICC profile of the colours."""
 
 
 def check_layout(name: str, layout: Layout) -> None:
@@ -54,30 +57,34 @@ def check_layout(name: str, layout: Layout) -> None:
 
 
 def to_rgb(values: NDArray[np.uint8] | NDArray[np.uint16], layout: Layout) -> NDArray[np.uint8]:
-    """Return samples [h, w, n] of a checked layout as [h, w, 3] RGB over black; samples of no known meaning are left.
+    """Return samples [h, w, n] of a checked layout as [h, w, 3] sRGB over black; samples of no known meaning are left.
 
     Raises ValueError for an index beyond the palette.
     """
     most = (1 << layout.bits) - 1
-    colors = SUPPORTED[layout.model][0]
+    colors = values[..., : SUPPORTED[layout.model][0]]
     if layout.palette is not None:
-        if values[..., 0].max(initial=0) >= len(layout.palette):
+        if colors.max(initial=0) >= len(layout.palette):
             raise ValueError("an index beyond the palette")
-        rgb = layout.palette[values[..., 0]]
+        colors = layout.palette[colors[..., 0]]
+    elif layout.profile is not None and most > 255:
+        colors = (colors.astype(np.uint32) * 65535 // most).astype(np.uint16)  # dark linear values need all their bits
     else:
-        rgb = _to_8_bit(values[..., :colors], most)
+        colors = _to_8_bit(colors, most)
     if layout.model == "white_is_zero":
-        rgb = 255 - rgb
+        colors = np.iinfo(colors.dtype).max - colors
     elif layout.model == "ycbcr":
-        size = (rgb.shape[1], rgb.shape[0])
-        rgb = np.asarray(Image.frombytes("YCbCr", size, np.ascontiguousarray(rgb).tobytes()).convert("RGB"))
-    elif layout.model == "cmyk":
-        rgb = _product(255 - rgb[..., :3], 255 - rgb[..., 3:])
+        size = (colors.shape[1], colors.shape[0])
+        colors = np.asarray(Image.frombytes("YCbCr", size, np.ascontiguousarray(colors).tobytes()).convert("RGB"))
+    rgb = to_srgb(colors, layout.profile)
+    if rgb is None:
+        rgb = _to_8_bit(colors, np.iinfo(colors.dtype).max)
+        rgb = _product(255 - rgb[..., :3], 255 - rgb[..., 3:]) if layout.model == "cmyk" else rgb
     if layout.alpha is not None and layout.alpha[1] == "straight":
         alpha = _to_8_bit(values[..., layout.alpha[0], None], most)
         if alpha.min(initial=255) < 255:
             rgb = _product(rgb, alpha)
-    return np.ascontiguousarray(np.broadcast_to(rgb, (*rgb.shape[:2], 3)))
+    return np.array(np.broadcast_to(rgb, (*rgb.shape[:2], 3)))
 
 
 def _to_8_bit(values: NDArray[np.uint8] | NDArray[np.uint16], most: int) -> NDArray[np.uint8]:

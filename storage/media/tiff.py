@@ -32,7 +32,7 @@ PICTURES = {6: "JPEG", 7: "JPEG", 33003: "JPEG2000", 33005: "JPEG2000", 34712: "
 JPEGS = (6, 7)
 INTEGERS = (1, 4)
 """SampleFormat: unsigned, and undefined, which readers take as unsigned."""
-PHOTOMETRIC, ORIENTATION, COLORS_OF_INK, DNG_VERSION = 262, 274, 332, 50706
+PHOTOMETRIC, ORIENTATION, COLORS_OF_INK, ICC_PROFILE, DNG_VERSION = 262, 274, 332, 34675, 50706
 FULL_RANGE = (0, 255, 128, 255, 128, 255)
 """ReferenceBlackWhite of YCbCr as JPEG has it."""
 MOST_PAGES = 64
@@ -135,7 +135,8 @@ def _layout(name: str, page: TiffPage) -> Layout:
         raise RefusedImage("unsupported_colors", f"{name}: YCbCr of an unusual range is not read; save it as RGB")
     first = samples - len(extra)
     alpha = next(((first + i, ALPHAS[kind]) for i, kind in enumerate(extra) if kind in ALPHAS), None)
-    return Layout(model, bits, samples, alpha, _palette(page) if model == "palette" else None)
+    palette = _palette(page) if model == "palette" else None
+    return Layout(model, bits, samples, alpha, palette, page.tags.valueof(ICC_PROFILE))
 
 
 def _near(page: TiffPage, tag: int, usual: tuple[float, ...]) -> bool:

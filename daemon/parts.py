@@ -67,6 +67,7 @@ class DaemonParts:
         self._workers = [
             Worker("supervisor", self._supervisor.step, meter),
             self._ingest_worker,
+            Worker("folders", self._ingest.check_folders, meter, stuck_seconds=math.inf),
             Worker(  # a step lasts as long as a round, which is given its grace period at the end
                 "rounds",
                 self._rounds.step,

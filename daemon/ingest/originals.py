@@ -4,6 +4,7 @@ The record is always on the disk first. A kill in between leaves the file where 
 start and finishes. A file that differs from the record is not touched.
 """
 
+import errno
 import itertools
 import os
 import time
@@ -35,10 +36,17 @@ class Originals:
     """Moves and deletes files; belongs to one thread."""
 
     def __init__(
-        self, watch: WatchSettings, state_of: Callable[[FileFact], FileRecord | None], scan: FolderScan
+        self,
+        watch: WatchSettings,
+        state_of: Callable[[FileFact], FileRecord | None],
+        scan: FolderScan,
+        overlap: Callable[[], str] = str,
     ) -> None:
-        """Prepare it: `state_of` returns the state of a file, None while that is open; `scan` lists the files."""
-        self._watch, self._state_of, self._scan = watch, state_of, scan
+        """Prepare it: `state_of` returns the state of a file, None while that is open; `scan` lists the files.
+
+        `overlap` returns which folders of the configuration overlap now: then no file is moved or deleted.
+        """
+        self._watch, self._state_of, self._scan, self._overlap = watch, state_of, scan, overlap
         self._wanted = watch.after_commit != "keep" or watch.quarantine is not None
         self._next_sweep = 0.0
         self._sweeping: Iterator[str] | None = None
@@ -85,6 +93,8 @@ class Originals:
         if state is None or not self.disposes_of(state):
             return
         try:
+            if overlapping := self._overlap():
+                raise OSError(errno.ELOOP, overlapping)
             self._act(arrival, state, self._target(state), as_read=as_read)
         except StorageError:
             raise

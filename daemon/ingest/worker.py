@@ -46,6 +46,8 @@ PAUSE_SECONDS = 1.0
 """Interval at which a paused ingest checks whether it may resume (seconds)."""
 STEP_SECONDS = 2.0
 """How long a step waits for files that are being decoded (seconds); the next step goes on with them."""
+FOLDERS_SECONDS = 1.0
+"""Interval at which the links of all folders are followed (seconds)."""
 PAUSE_SHARE = 0.5
 """Ingest pauses below this share of `buffer.reserve_bytes` free; up to the whole of it the buffer does not grow."""
 
@@ -78,14 +80,14 @@ class Ingest:
     def __init__(self, settings: Settings, buffer: FrameBuffer, metrics: IngestMetrics, hints: Hints) -> None:
         watch, catalog = settings.watch, buffer.catalog
         self._settings, self._watch, self._buffer, self._metrics = settings, watch, buffer, metrics
-        self._watcher = Watcher(watch, catalog, metrics, hints, lambda: overlap(self._settings))
+        self._watcher = Watcher(watch, catalog, metrics, hints, self._overlap)
         # A lone decoding thread is the slower one, so the committing thread packs (decision 0011).
         self._decoder = Decoder(
             settings, catalog.has_digest, None if watch.advanced.decode_threads == 1 else buffer.pack
         )
         self._pool = ThreadPoolExecutor(watch.advanced.decode_threads, thread_name_prefix="decode")
         self._admission = Admission(settings.admission, catalog)
-        self._originals = Originals(watch, catalog.state_of, FolderScan(watch))
+        self._originals = Originals(watch, catalog.state_of, FolderScan(watch), self._overlap)
         self.retries = RetryQueue(hints.wake)
         """Requests to retry refused files; may be called from any thread."""
         self.batch = Batch()
@@ -119,6 +121,15 @@ class Ingest:
         self._settings, self._watch = settings, settings.watch
         self._watcher.use(settings.watch)
 
+    def check_folders(self) -> float:
+        """Take nothing while a link that was turned lets folders overlap; return the seconds until the next call.
+
+        Belongs to a thread of its own: a folder may be on a mount that hangs.
+        """
+        if self._overlap():
+            self._watcher.doubt_folders()
+        return FOLDERS_SECONDS
+
     def close(self) -> None:
         """Commit what is decoded, if there is room, and release the folder."""
         try:
@@ -137,6 +148,9 @@ class Ingest:
         """Activity of the folder and of ingest; may be read from any thread."""
         reason = self._paused
         return self._watcher.activity, IngestActivity(state="paused" if reason else "running", reason=reason)
+
+    def _overlap(self) -> str:
+        return overlap(self._settings)
 
     def _retry(self, selection: Selection) -> list[str]:
         paths = retry_refused(self._watch, self._buffer.catalog, selection)

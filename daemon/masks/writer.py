@@ -13,6 +13,7 @@ from collections import Counter
 from contextlib import closing
 
 from configs.errors import ConfigError
+from configs.folders import overlap
 from configs.settings import Settings
 from daemon.masks.mask_file import Note, check_masks, mask_path, note_of, with_note
 from daemon.masks.plane_client import ImageFailed, PlaneClient, PlaneUnavailable
@@ -71,6 +72,7 @@ class MaskWriter:
     def __init__(self, settings: Settings, plane: PlaneClient, stop: threading.Event) -> None:
         """`settings.masks.folder` must be set."""
         assert settings.masks.folder is not None
+        self._settings, self._place = settings, ""
         self._watch, self._masks, self._folder = settings.watch, settings.masks, settings.masks.folder
         self._plane, self._stop = plane, stop
         self._path = StateLayout(settings.state).run_file("masks")
@@ -93,19 +95,27 @@ class MaskWriter:
     def _try_to_write(self) -> None:
         """Return when the folder cannot be used now, belongs to another process, or a link to it was turned."""
         try:
+            self._place = os.path.realpath(self._folder)
+            if self._turned():
+                return
             durable.make_directory(self._folder, shared=True)
-            place = os.path.realpath(self._folder)
             with durable.exclusive_lock(self._folder / LOCK, busy="held by process {}".format):
                 for path in [self._folder, *(item for item in self._folder.rglob("*") if item.is_dir())]:
                     durable.remove_partials(path, shared=True)
                 self._update_report(active=True)
-                while not self._stop.is_set() and os.path.realpath(self._folder) == place:
+                while not self._stop.is_set() and not self._turned():
                     self._stop.wait(self._pass())
         except AlreadyRunning:
             self._log_once("another process writes masks here")
         except OSError as error:
             self._update_report(failed=self.report.failed + 1)
             self._log_once(f"masks cannot be written to {self._folder}: {error.strerror or error}; retrying")
+
+    def _turned(self) -> bool:
+        """Return whether the folder is another one by now, or folders overlap: no mask may be written there."""
+        if overlapping := overlap(self._settings):
+            self._log_once(f"nothing is written, because of where a link leads now: {overlapping}")
+        return bool(overlapping) or os.path.realpath(self._folder) != self._place
 
     def _pass(self) -> float:
         """Walk once and write what is due; return the seconds until the next walk.
@@ -129,7 +139,7 @@ class MaskWriter:
         least = WALK_SHARE * (time.monotonic() - began)
         pause = max(least, min(rescan, self._watch.stability_seconds) if moving else rescan)
         for image in due[:LIMIT]:
-            if self._stop.is_set() or time.monotonic() - began > pause:
+            if self._stop.is_set() or time.monotonic() - began > pause or self._turned():
                 return 0.0  # a new walk finds what has come in since, which goes first
             try:
                 self._write_mask(image)

@@ -7,6 +7,7 @@ it.
 import time
 from pathlib import Path
 
+from configs.folders import overlap
 from configs.settings import Settings
 from daemon.errors import PublishFailed
 from daemon.metrics import PublishMetrics
@@ -48,7 +49,8 @@ class Publisher:
         if publish.huggingface is not None:
             mirrors.append(HuggingFaceMirror(publish.huggingface))
         self._targets = [
-            _Target(mirror, MirrorExport(mirror, config, layout), registry, metrics, retries) for mirror in mirrors
+            _Target(mirror, MirrorExport(mirror, config, layout), settings, registry, metrics, retries)
+            for mirror in mirrors
         ]
 
     def step(self) -> float:
@@ -76,6 +78,7 @@ class _Target:
         self,
         mirror: Mirror,
         export: MirrorExport,
+        settings: Settings,
         registry: CheckpointRegistry,
         metrics: PublishMetrics,
         retries: Backoff,
@@ -83,6 +86,7 @@ class _Target:
         self.export = export
         self.state = MirrorActivity(name=mirror.name, folder=str(mirror.folder))
         self._mirror, self._registry, self._metrics, self._retries = mirror, registry, metrics, retries
+        self._settings = settings
         self._wanted: int | None = None
         self._left: int | None = None
         self._retry_at = 0.0
@@ -112,7 +116,12 @@ class _Target:
                 raise
         if (self.export.running and not self.export.finished(now)) or waits:
             return
-        if not self._mirror.holds(wanted, self._registry.manifest(wanted).files[WEIGHTS].sha256):
+        held = self._mirror.holds(wanted, self._registry.manifest(wanted).files[WEIGHTS].sha256)
+        if held and self._mirror.leads_to(wanted) and self.state.state == "current":
+            return
+        if overlapping := overlap(self._settings):
+            raise PublishFailed(f"nothing is written, because of where a link leads now: {overlapping}")
+        if not held:
             self.export.start(wanted, now)
             self._set(state="exporting")
             return

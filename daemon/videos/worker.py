@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from configs.folders import overlap
 from configs.settings import Settings
 from daemon.ingest.originals import Originals
 from daemon.runtime.logs import configure_logs, get_logger
@@ -65,13 +66,13 @@ class VideoWorker:
     """Does a little of the work with each `step`. Belongs to one thread."""
 
     def __init__(self, settings: Settings) -> None:
-        self._watch, self._videos = settings.watch, settings.videos
+        self._settings, self._watch, self._videos = settings, settings.watch, settings.videos
         self._layout = StateLayout(settings.state)
         self._catalog: Catalog | None = None
         self._records = VideoRecords(self._layout.videos)
         self._scan = FolderScan(settings.watch, videos=True)
         self._queue = StabilityQueue(settings.watch.stability_seconds)
-        self._originals = Originals(settings.watch, self._records.state_of, self._scan)
+        self._originals = Originals(settings.watch, self._records.state_of, self._scan, lambda: overlap(settings))
         self._begun: set[FileFact] = set()
         self._next_scan = 0.0
         self._failures = 0
@@ -107,7 +108,7 @@ class VideoWorker:
             self._absolve(self._video.file)
 
     def _open(self) -> bool:
-        if not self._watch.folder.is_dir() or missing_marker(self._watch):
+        if not self._watch.folder.is_dir() or missing_marker(self._watch) or overlap(self._settings):
             return False
         if self._catalog is None and self._layout.catalog.exists():
             self._catalog = Catalog.open(self._layout.catalog, writable=False)

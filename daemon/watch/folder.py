@@ -33,6 +33,8 @@ class FolderRoot:
         """Its state, and how new files are noticed now; without what is pending."""
         self.next_check = 0.0
         """When it wants to be looked at again (monotonic, seconds)."""
+        self.doubted = False
+        """Whether folders were seen to overlap, so that the next check asks again; any thread may set it."""
         self._settings, self._metrics, self._hints = settings, metrics, hints
         self._overlap = overlap
         self._events: FolderEvents | None = None
@@ -98,12 +100,12 @@ class FolderRoot:
         self.seen = WatchActivity(state="stopped", detail=self.seen.detail)
 
     def _follow(self, identity: tuple[int, int], now: float) -> bool:
-        if self.seen.state != "watching" or identity != self._identity:
+        if self.seen.state != "watching" or identity != self._identity or self.doubted:
             if overlapping := self._overlap():  # asked only here: another folder may be on a mount that hangs
                 self.lose("overlapping", f"nothing is taken, because of where a link leads now: {overlapping}")
                 return False
             again = self._identity is not None
-            self._identity = identity
+            self._identity, self.doubted = identity, False
             self._start_events(now, again=again)
             how = {"mode": self.seen.mode, "reason": self.seen.mode_reason}
             real = os.path.realpath(self.folder)

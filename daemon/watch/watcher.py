@@ -68,6 +68,10 @@ class Watcher:
         """Use the delays of these settings from the next `poll` on. May be called from any thread."""
         self._settings, self._queue.delay = settings, settings.stability_seconds
 
+    def doubt_folders(self) -> None:
+        """Ask again at the next `poll` whether folders overlap. May be called from any thread."""
+        self._root.doubted = True
+
     def poll(self) -> None:
         """Find what is new: the folder itself, its observer, paths of events, and a rescan when it is due."""
         now = time.monotonic()

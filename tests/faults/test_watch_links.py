@@ -1,5 +1,7 @@
 """Folders behind links that are turned to another folder while the daemon runs, as at midnight."""
 
+import pytest
+
 from configs.load import load_settings
 from tests.faults.drop_world import picture
 
@@ -60,3 +62,31 @@ def test_paths_of_the_configuration_keep_their_links_but_for_the_state(tmp_path)
     assert settings.watch.quarantine == tmp_path / "real/q", "as the system reads it, not as a text"
     assert settings.masks.folder == tmp_path / "link/masks"
     assert settings.state == tmp_path / "real/state", "its database is open: it stays where it was at the start"
+
+
+@pytest.mark.parametrize("setting", ["done_folder", "quarantine"])
+def test_nothing_moves_and_nothing_is_taken_while_another_link_leads_into_the_drop_folder(
+    drop_world, tmp_path, setting
+):
+    for name in ("drop/own", "side"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("side")
+    refused = setting == "quarantine"
+    watch = {} if refused else {"after_commit": "move"}
+    world = drop_world(**watch, **{setting: tmp_path / "link"})
+    content = b"no image" if refused else picture(1)
+    world.drop("a.png", content)
+    world.until(lambda: (tmp_path / "side/a.png").exists())
+    turn(tmp_path / "link", "drop/own")
+    world.drop("b.png", b"none either" if refused else picture(2))
+    catalog = world.buffer.catalog
+    world.until(lambda: (len(catalog.refused(-1)) if refused else catalog.counts().frames) == 2)
+    assert (tmp_path / "drop/b.png").exists() and not [*(tmp_path / "drop/own").iterdir()]
+    world.ingest.check_folders()
+    world.until(lambda: world.ingest.activity[0].state == "overlapping")
+    assert f"watch.{setting}" in world.ingest.activity[0].detail
+    turn(tmp_path / "link", "side")
+    world.drop("c.png", b"nor this" if refused else picture(3))
+    world.until(lambda: (tmp_path / "side/c.png").exists())
+    assert world.ingest.activity[0].state == "watching"
+    world.dropped.clear()

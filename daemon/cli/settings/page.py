@@ -39,7 +39,8 @@ A key that stands twice is refused with both lines. `~` at the start of a path i
 ## Folders that may not overlap
 
 They must not be equal or lie in each other; links and mounts are followed. Otherwise `mfmd config validate`, `mfmd
-doctor` and every start name both settings. While the link `watch.folder` is turned to such a folder, nothing is taken.
+doctor` and every start name both settings. While a link is turned so that they do, nothing is taken, moved, deleted,
+written to `masks` or published, and `mfmd status` names both.
 
 | folders | because |
 |---|---|

@@ -97,6 +97,17 @@ def test_promotion_and_rollback_reach_a_triton_repository(daemon, registry):
     assert daemon.value("mfmd_publish_version", mirror="triton") == 1
 
 
+def test_nothing_is_published_while_a_link_leads_into_the_state(daemon, add_version, tmp_path):
+    add_version()
+    daemon.settings.state.mkdir(exist_ok=True)
+    (tmp_path / "hf").symlink_to(daemon.settings.state)
+    before = sorted(daemon.settings.state.iterdir())
+    daemon.until(lambda: state(daemon, "huggingface").state == "failed")
+    assert "publish.huggingface" in state(daemon, "huggingface").reason
+    assert "lies in" in state(daemon, "triton").reason or "is the same folder" in state(daemon, "triton").reason
+    assert not (tmp_path / "triton").exists() and sorted(daemon.settings.state.iterdir()) == before
+
+
 def test_an_export_that_is_refused_says_why_and_holds_nothing_up(daemon, registry):
     """The network has no Hugging Face form; the child that says so is real."""
     subprocess.run([sys.executable, "-c", WEIGHTS, str(daemon.config)], check=True, timeout=PATIENCE)

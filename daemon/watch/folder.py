@@ -40,6 +40,7 @@ class FolderRoot:
         self._events: FolderEvents | None = None
         self._identity: tuple[int, int] | None = None
         self._next_observer = 0.0
+        self._deaf_in = ""
         self.listening_since = math.inf
         """When the observer was started (Unix, seconds)."""
 
@@ -77,20 +78,25 @@ class FolderRoot:
         self._stop_events()
         self.seen = WatchActivity(state=state, detail=detail)
 
-    def distrust(self, name: str, now: float) -> None:
-        """Start the observer again, because no event told of the file `name`; until it hears one, we only poll."""
+    def distrust(self, name: str, now: float, folder: str = "") -> None:
+        """Start the observer again, because no event told of the file `name`; until it hears one, we only poll.
+
+        `folder`: the sub-folder that it must hear one of; empty when any event will do.
+        """
         if self._events is None or (self.seen.mode_reason == "deaf" and now < self._next_observer):
             return
         log.warning("observer_deaf", folder=str(self.folder), file=name)
         self._start_events(now, again=True)
         if self._events is not None:
-            detail = "no event told of new files; the rescan finds them"
+            self._deaf_in = folder
+            where = f" in {folder}: it may have no inotify watch (limit reached, no permission)" if folder else ""
+            detail = f"no event told of new files{where}; the rescan finds them"
             self.seen = self.seen.model_copy(update={"mode": "polling", "mode_reason": "deaf", "detail": detail})
             self._next_observer = now + OBSERVER_RETRY_SECONDS
 
-    def hear(self) -> None:
-        """Note that an event arrived."""
-        if self.seen.mode_reason == "deaf":
+    def hear(self, folders: set[str]) -> None:
+        """Note that events of these folders arrived."""
+        if self.seen.mode_reason == "deaf" and (not self._deaf_in or self._deaf_in in folders):
             self.seen = choose_mode(self._settings.mode, self.folder)
             log.info("observer_hears", folder=str(self.folder))
 

@@ -5,6 +5,7 @@ and stat the unknown ones (100,000 names: 0.13 s on a warm ext4). So the watcher
 overflow the kernel's queue, network mounts that send nothing, a dead observer, a folder that was missing.
 """
 
+import os
 import time
 from collections.abc import Callable
 
@@ -55,9 +56,13 @@ class Watcher:
         self._unreadable = {item.file.path: 0 for item in catalog.refused(REMEMBERED) if item.reason == "unreadable"}
         self._aside: dict[str, Arrival] = {}
         """Files that the catalog cannot hold."""
-        self._unannounced: tuple[float, str] | None = None
-        """When a file came (Unix, seconds) that a rescan found, and its name: an event should tell of it."""
-        self._heard_at = 0.0
+        self._unannounced: dict[str, tuple[float, str]] = {}
+        """By folder, when a file came (Unix, seconds) that a rescan found, and its name: an event should tell of it."""
+        self._heard_at = self._lost_at = 0.0
+        self._heard_in: dict[str, float] = {}
+        """When an event of each folder was heard (Unix, seconds)."""
+        self._unheard: dict[str, float] = {}
+        """Since when no event of a folder told of a file (Unix, seconds)."""
         self._overflowing = 0
         self._next_hints = self._next_rescan = self._next_deep = 0.0
         self._complained: set[str] = set()
@@ -169,8 +174,12 @@ class Watcher:
         self._metrics.events.inc(heard)
         if heard:
             self._heard_at = time.time()
-            self._root.hear()
+            folders = {os.path.dirname(path) for path in paths}  # noqa: PTH120 - thousands in a burst
+            self._heard_in |= dict.fromkeys(folders, self._heard_at)
+            self._unheard = {folder: since for folder, since in self._unheard.items() if folder not in folders}
+            self._root.hear(folders)
         if lost:
+            self._lost_at = time.time()
             self._metrics.overflows.inc()
             self._next_rescan = self._next_deep = now
         for path, renamed in paths.items():
@@ -250,18 +259,33 @@ class Watcher:
     def _expect_event(self, name: str) -> None:
         """Note a new file that came while the observer listened. A change of mode alone makes no event, so only new."""
         arrival = self._see(name)
-        if self._unannounced is None and arrival is not None and not self._catalog.knows_path(arrival.file.path):
-            came = arrival.changed_ns / 1e9
-            if came > self._root.listening_since + EVENT_SECONDS:
-                self._unannounced = came, name
+        if arrival is None or (folder := str(arrival.path.parent)) in self._unannounced:
+            return
+        came = arrival.changed_ns / 1e9
+        if came > self._root.listening_since + EVENT_SECONDS and not self._catalog.knows_path(arrival.file.path):
+            self._unannounced[folder] = came, name
 
     def _judge_observer(self, now: float) -> None:
-        """Distrust an observer that heard nothing at all from before a file came until well after it."""
-        if self._unannounced is None or self._hints.waiting or time.time() < self._unannounced[0] + EVENT_SECONDS:
+        """Distrust an observer that heard nothing at all from before a file came until well after it.
+
+        Or nothing of the file's folder, twice: watchdog says nothing of a sub-folder that the kernel gave no watch for,
+        and may miss the first files of a new one.
+        """
+        if self._hints.waiting:
             return
-        (came, name), self._unannounced = self._unannounced, None
-        if self._heard_at < came - EVENT_SECONDS and came > self._root.listening_since:
-            self._root.distrust(name, now)
+        for folder, (came, name) in list(self._unannounced.items()):
+            if time.time() < came + EVENT_SECONDS:
+                continue
+            del self._unannounced[folder]
+            if came <= self._root.listening_since:
+                continue
+            if self._heard_at < came - EVENT_SECONDS:
+                self._root.distrust(name, now)
+            elif (
+                max(self._heard_in.get(folder, 0.0), self._lost_at) < came - EVENT_SECONDS
+                and came > self._unheard.setdefault(folder, time.time()) + EVENT_SECONDS
+            ):
+                self._root.distrust(name, now, folder)
 
     def _see(self, name: str) -> Arrival | None:
         try:

@@ -1,6 +1,9 @@
 """An observer that hears nothing is found, said and replaced, and believed again once it hears."""
 
+import math
 import time
+
+from watchdog.observers.inotify_c import InotifyFD
 
 from daemon.watch import watcher
 from daemon.watch.events import Hints
@@ -39,3 +42,37 @@ def test_an_observer_that_hears_is_trusted(drop_world, monkeypatch):
     world.until(lambda: time.monotonic() > end)
     assert world.ingest.activity[0].mode == "events"
     assert world.value("mfmd_watcher_restarts_total") == 0
+
+
+def test_a_sub_folder_without_a_watch_is_polled_until_it_has_one(drop_world, monkeypatch):
+    monkeypatch.setattr(watcher, "EVENT_SECONDS", 0.2)
+    real = InotifyFD.add_callback
+
+    def limited(self, path, *args):
+        if path.endswith(b"far"):
+            raise OSError(28, "inotify watch limit reached")
+        return real(self, path, *args)
+
+    with monkeypatch.context() as limit:
+        limit.setattr(InotifyFD, "add_callback", limited)
+        world = drop_world(advanced={"rescan_seconds": 0.05})
+        (world.folder / "far").mkdir()
+        world.listening()
+        world.until(lambda: time.time() > world.ingest._watcher._root.listening_since + 0.3)
+        numbers = iter(range(1000))
+
+        def deaf() -> bool:
+            """Files go on coming, in the folder that is heard and in the other."""
+            number = next(numbers)
+            world.drop(f"near{number}.png", picture(2 * number))
+            world.drop(f"far/{number}.png", picture(2 * number + 1))
+            world.settled()
+            return world.ingest.activity[0].mode_reason == "deaf"
+
+        world.until(deaf)
+        watch = world.ingest.activity[0]
+        assert watch.mode == "polling" and f"in {world.folder}/far" in watch.detail
+        assert not deaf() or world.ingest.activity[0].mode == "polling", "events of other folders are no proof"
+    world.ingest._watcher._root.distrust("again", math.inf, f"{world.folder}/far")
+    world.drop("far/last.png", picture(5000))
+    world.until(lambda: world.ingest.activity[0].mode == "events")

@@ -163,9 +163,7 @@ def _groups(stream: Stream, admission: Admission) -> Iterator[tuple[list[NewFram
 
 def _observed(frame: int, embedding: NDArray[np.float32]) -> Observation:
     area = np.ones(1, np.float32)
-    return Observation(
-        frame=frame, version=1, released=1, at=0.0, entropy=0.0, confidence=1.0, area=area, embedding=embedding
-    )
+    return Observation(frame, 1, 1, 0.0, 0.0, 1.0, area, embedding, style=area)
 
 
 def gaps(stream: Stream, kept: NDArray[np.int64]) -> NDArray[np.float64]:

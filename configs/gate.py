@@ -45,6 +45,29 @@ class GateSettings(Section):
     advanced: GateAdvanced = GateAdvanced()
 
 
+class ConditionsAdvanced(Section):
+    """Rarely changed settings of conditions."""
+
+    burst_frames: Annotated[int, Field(ge=2)] = 8
+    """Neighbouring frames that together open a condition, or say which one is in force (images)."""
+    quantile: Annotated[float, Field(gt=0.5, le=1.0)] = 0.999
+    """A frame is outside a condition beyond this quantile of the distances among reference frames (0-1)."""
+    reference_frames: Annotated[int, Field(ge=8)] = 32
+    """First frames that are the reference when there is no labelled source (images)."""
+
+
+class ConditionsSettings(Section):
+    """The memory of the gate: known conditions of the stream (day, fog, night). Needs `observe.enabled`."""
+
+    enabled: bool = True
+    """Off: every frame is of one condition, and no version is recalled."""
+    most: Annotated[int, Field(ge=2)] = 16
+    """Most conditions that are known at once; beyond it the one not seen for longest merges into its neighbour."""
+    golden_frames: PositiveInt = 16
+    """Held-out frames of each condition that eviction does not take (images); fewer in a small buffer."""
+    advanced: ConditionsAdvanced = ConditionsAdvanced()
+
+
 class RegistrySettings(Section):
     """Checkpoints on disk."""
 

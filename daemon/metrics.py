@@ -17,7 +17,7 @@ from daemon.runtime.metric_table import MetricTable, counter, expose, gauge, his
 from storage.buffer.catalog_records import SKIP_REASONS
 from storage.rounds.records import CHECKS
 
-COMPONENTS = ("ingest", "rounds", "supervisor", "publish", "activity")
+COMPONENTS = ("ingest", "rounds", "gate", "supervisor", "publish", "activity")
 MIRRORS = ("triton", "huggingface")
 OUTCOMES = ("stored", "not_kept", "duplicate", "skipped", "rejected")
 REASONS = (

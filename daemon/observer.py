@@ -14,6 +14,7 @@ from daemon.runtime.logs import configure_logs, get_logger
 from daemon.runtime.signals import stop_event
 from storage.buffer.observations import Observation, Observations
 from storage.errors import CorruptBuffer, FrameEvicted, StorageError
+from storage.gate.comparisons import ComparisonRequest, ComparisonScores, ComparisonStore
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from adapters.networks.network import SegmentationNetwork
     from storage.buffer.catalog_records import FrameRecord
     from storage.buffer.frames import FrameBuffer
+    from storage.source.labelled import LabelledSet
 
 NICE = 10
 GROUP = 8
@@ -78,9 +80,11 @@ class Observer:
         self._opened: tuple[FrameBuffer, Observations] | None = None
         self._networks: dict[int, SegmentationNetwork] = {}
         self._unusable: set[int] = set()
+        self._source_seen: set[int] = set()
+        self._comparisons = ComparisonStore(self._layout.comparisons)
 
     def step(self, stop: threading.Event) -> bool:
-        """Observe the newest unobserved frames; return whether more may be waiting.
+        """Answer a comparison that waits, or observe the newest unobserved frames; return whether more may be waiting.
 
         Raises StorageError or AdapterError if the serving version or the buffer cannot be read.
         """
@@ -89,6 +93,10 @@ class Observer:
         if ref is None or opened is None:
             return False
         buffer, observations = opened
+        self._observe_source(observations, ref.version)
+        if (request := self._comparisons.waiting()) is not None:
+            self._comparisons.answer(request.number, self._compare(request, buffer, ref.version))
+            return True
         records = buffer.records()
         observed = observations.observed() | self._unusable
         waiting = [record for record in records if record.id not in observed]
@@ -141,8 +149,50 @@ class Observer:
                 confidence=numbers.confidence,
                 area=numbers.area,
                 embedding=numbers.embedding,
+                style=numbers.style,
             )
         ]
+
+    def _compare(self, request: ComparisonRequest, buffer: "FrameBuffer", serving: int) -> ComparisonScores:
+        """Score the versions of a request; what cannot be read is the answer, so that the rule that asked goes on."""
+        from adapters.checkpoints.checkpoint import load_version
+        from adapters.errors import AdapterError
+        from adapters.scoring.comparison import compare_versions
+
+        try:
+            _, released = self._load(serving)
+            networks = {
+                version: self._networks.get(version) or load_version(self._registry, version, self._device)[0]
+                for version in request.versions
+            }
+            source = self._labelled_source() if request.source else None
+            scores = compare_versions(self._settings, request, buffer, source, networks, self._networks[released])
+        except (StorageError, AdapterError, OSError) as error:
+            log.warning("comparison_failed", comparison=request.number, error=str(error))
+            return ComparisonScores(status="failed", reason=str(error))
+        log.info("versions_compared", comparison=request.number, versions=request.versions, seconds=scores.seconds)
+        return scores
+
+    def _observe_source(self, observations: Observations, version: int) -> None:
+        """Give the labelled source images their style vectors, once for each released version."""
+        released = self._registry.released(version)
+        if released in self._source_seen:
+            return
+        source = self._labelled_source()
+        if source is not None and not len(observations.source_styles(released)):
+            from adapters.scoring.observation import source_styles
+
+            _, released = self._load(version)
+            observations.add_source_styles(released, source_styles(self._networks[released], source))
+        self._source_seen.add(released)
+
+    def _labelled_source(self) -> "LabelledSet | None":
+        from storage.source.labelled import LabelledSet
+
+        if self._settings.source is None or not LabelledSet.exists(self._layout):
+            return None
+        source = LabelledSet.open(self._layout)
+        return source if source.read_as(self._settings) else None
 
     def _load(self, version: int) -> tuple[int, int]:
         """Load the serving version and its released ancestor; drop any other."""

@@ -7,6 +7,8 @@ from pathlib import Path
 from configs.settings import Settings
 from daemon.control.app import ControlContext, create_control_app
 from daemon.control.state_metrics import StateCollector
+from daemon.gate.loop import GateLoop
+from daemon.gate.memory import ConditionMemory
 from daemon.ingest.worker import Ingest
 from daemon.metrics import Metrics
 from daemon.publishing.publisher import Publisher
@@ -59,6 +61,7 @@ class DaemonParts:
             interrupted=interrupted,
             wake=wake_rounds.set,
         )
+        self._gate = GateLoop(self._settings, self._buffer, self._registry, [ConditionMemory()])
         self._supervisor = Supervisor(_child_specs(self._settings, config), self._layout)
         self._publisher = Publisher(self._settings, config, self._registry, self.metrics.publish)
         self._activity = ActivityWriter(self._layout.run_file("activity"), self._snapshot)
@@ -76,6 +79,7 @@ class DaemonParts:
                 stuck_seconds=math.inf,
                 join_seconds=JOIN_SECONDS + GRACE_SECONDS,
             ),
+            Worker("gate", self._gate.step, meter),
             Worker("publish", self._publisher.step, meter),
             Worker("activity", self._activity.step, meter),
         ]
@@ -96,7 +100,7 @@ class DaemonParts:
     def _use(self, settings: Settings) -> None:
         """Pass settings to every part with live settings; a running round keeps its own."""
         self.metrics.process.show(settings)
-        self._rounds.settings = self._collector.settings = settings
+        self._rounds.settings = self._gate.settings = self._collector.settings = settings
         self._ingest.use(settings)
 
     def start(self) -> None:

@@ -78,9 +78,7 @@ def control_plane(tmp_path: Path) -> Iterator[CollectorRegistry]:
 def _observation(classes: int) -> Observation:
     area = np.full(classes, 1 / classes, np.float32)
     embedding = np.zeros(4, np.float32)
-    return Observation(
-        frame=1, version=1, released=1, at=time.time(), entropy=0.5, confidence=0.9, area=area, embedding=embedding
-    )
+    return Observation(1, 1, 1, time.time(), 0.5, 0.9, area, embedding, style=embedding)
 
 
 def test_control_plane_metrics_are_documented(control_plane: CollectorRegistry) -> None:

@@ -5,7 +5,7 @@ deterministic: images are chosen evenly, dropout masks are seeded by image, noth
 whole, at frame size, valid region only, in float32.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,16 +52,16 @@ def score_round(
 
     A model whose weights or logits are not finite gets `finite=False` and no scores. Raises CorruptBuffer.
     """
-    images = _load(settings, spec, buffer, source, next(candidate.parameters()).device)
-    incumbent_scores, incumbent_maps = _score(incumbent, spec.incumbent, images)
+    images = load_images(settings, spec.holdout_frames, buffer, source, next(candidate.parameters()).device)
+    incumbent_scores, incumbent_maps = score_version(incumbent, spec.incumbent, images)
     missing = differing_tensors(_shapes(incumbent), _shapes(candidate))
     if missing:
         candidate_scores = ModelScores(version=None, finite=True, missing=missing)
     else:
-        candidate_scores, _ = _score(candidate, None, images, incumbent_maps)
+        candidate_scores, _ = score_version(candidate, None, images, incumbent_maps)
     counts = incumbent_scores.source if released is incumbent else _counts(released, images.source, images.ignored)
     released_scores = ModelScores(version=spec.released, finite=True, source=counts) if images.source else None
-    reference = _source_shares(source) or _mean_softmax(released, images.frames)
+    reference = reference_shares(released, images, source)
     return ScoredRound(released_scores, incumbent_scores, candidate_scores, reference)
 
 
@@ -77,8 +77,8 @@ def evenly(items: Sequence[int], most: int) -> list[int]:
     return [items[int(place)] for place in np.linspace(0, len(items) - 1, most).round()]
 
 
-class _Images(NamedTuple):
-    """Images that all models of a round are scored on, uint8 [h, w, 3] without padding, with their labels [h, w]."""
+class ScoredImages(NamedTuple):
+    """Images that all models are scored on, uint8 [h, w, 3] without padding, with their labels [h, w]."""
 
     frames: list[Tensor]
     source: list[tuple[Tensor, Tensor]]
@@ -86,22 +86,27 @@ class _Images(NamedTuple):
     ignored: int
 
 
-def _load(
-    settings: Settings, spec: RoundSpec, buffer: FrameBuffer, source: LabelledSet | None, device: torch.device
-) -> _Images:
+def load_images(
+    settings: Settings, ids: Collection[int], buffer: FrameBuffer, source: LabelledSet | None, device: torch.device
+) -> ScoredImages:
+    """Read at most `round.advanced.score_images` of the frames `ids` and of the source validation images.
+
+    Raises CorruptBuffer, FrameEvicted.
+    """
     most = settings.round.advanced.score_images
-    ids = evenly(sorted(spec.holdout_frames), most)
+    ids = evenly(sorted(ids), most)
     frames = [
         _tensor(buffer.read(record)[: record.valid_height, : record.valid_width], device)
         for record in (buffer.records(ids=ids) if ids else [])
     ]
     pairs = [labelled_image(source, index, device) for index in evenly(source.validation, most)] if source else []
     styled = [(restyle(pixels, frames[n % len(frames)]), label) for n, (pixels, label) in enumerate(pairs) if frames]
-    return _Images(frames, pairs, styled, source.ignore_index if source else IGNORE_INDEX)
+    return ScoredImages(frames, pairs, styled, source.ignore_index if source else IGNORE_INDEX)
 
 
-def _score(
-    network: SegmentationNetwork, version: int | None, images: _Images, incumbent_maps: list[Tensor] | None = None
+@torch.inference_mode()
+def score_version(
+    network: SegmentationNetwork, version: int | None, images: ScoredImages, incumbent_maps: list[Tensor] | None = None
 ) -> tuple[ModelScores, list[Tensor]]:
     """Return scores of one model, the incumbent itself without `incumbent_maps`, and its class maps of the frames."""
     try:
@@ -129,6 +134,12 @@ def _counts(network: SegmentationNetwork, pairs: Sequence[tuple[Tensor, Tensor]]
         (class_map(check_finite(logits_of(network, normalise(pixels[None]))[0])), label) for pixels, label in pairs
     )
     return count_images(predicted, network.num_classes, ignored) if pairs else None
+
+
+@torch.inference_mode()
+def reference_shares(released: SegmentationNetwork, images: ScoredImages, source: LabelledSet | None) -> list[float]:
+    """Return the reference class shares [K]: of the source labels, or of the released model on the frames."""
+    return _source_shares(source) or _mean_softmax(released, images.frames)
 
 
 def _source_shares(source: LabelledSet | None) -> list[float]:

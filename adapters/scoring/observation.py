@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from adapters.inference.palette import class_map
 from adapters.inference.segment import logits_of
 from adapters.networks.network import SegmentationNetwork, normalise
+from adapters.scoring.candidate import evenly
 from adapters.scoring.scores.diversity import area, mean_entropy
 from adapters.scoring.scores.frames import enlarged
+from storage.source.labelled import LabelledSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,36 @@ class FrameStatistics:
     """Share of pixels predicted per class, [K] (0-1)."""
     embedding: NDArray[np.float32]
     """Mean-pooled deepest map of the released version's encoder, [D]."""
+    style: NDArray[np.float32]
+    """Log-variance of each channel of its shallowest map, [S] (`style_of`)."""
+
+
+SOURCE_IMAGES = 256
+"""Most source images that get a style vector."""
+LEAST_VARIANCE = 1e-6
+"""Floor of a channel's variance: a channel that is constant has no logarithm."""
+
+
+def style_of(features: Tensor) -> NDArray[np.float32]:
+    """Return the log-variance of each channel over the cells of `features` [1, S, h, w], as [S].
+
+    Channel statistics of a shallow layer describe light, weather and sensor rather than content. ReservoirTTA
+    (arXiv 2505.14511) takes three layers of a VGG; here it is one of the released encoder, which is loaded anyway.
+    """
+    variance = features.float().var(dim=(2, 3), correction=0)[0]
+    return variance.clamp(min=LEAST_VARIANCE).log().cpu().numpy()
+
+
+@torch.inference_mode()
+def source_styles(released: SegmentationNetwork, source: LabelledSet) -> dict[int, NDArray[np.float32]]:
+    """Return the style vector [S] of at most `SOURCE_IMAGES` source images, by index; padding does not count."""
+    device = next(released.parameters()).device
+    found = {}
+    for index in evenly(range(len(source)), SOURCE_IMAGES):
+        height, width = source.valid[index]
+        pixels = torch.from_numpy(np.ascontiguousarray(source.images.read(index)[:height, :width]))
+        found[index] = style_of(released.encode(enlarged(normalise(pixels[None].to(device))))[0])
+    return found
 
 
 @torch.inference_mode()
@@ -39,10 +72,11 @@ def observe_frame(
     images = normalise(torch.from_numpy(np.ascontiguousarray(pixels))[None].to(device))  # [1, 3, h, w]
     logits = logits_of(serving, images)[0]
     probabilities = logits.softmax(dim=0)
-    deepest = released.encode(enlarged(images))[-1]  # [1, D, h', w']
+    maps = released.encode(enlarged(images))  # [1, C_l, h_l, w_l], deepest last
     return FrameStatistics(
         entropy=mean_entropy(probabilities),
         confidence=float(probabilities.amax(dim=0).mean()),
         area=area(class_map(logits), len(logits)).float().cpu().numpy(),
-        embedding=deepest.mean(dim=(2, 3))[0].float().cpu().numpy(),
+        embedding=maps[-1].mean(dim=(2, 3))[0].float().cpu().numpy(),
+        style=style_of(maps[0]),
     )

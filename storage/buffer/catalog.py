@@ -20,6 +20,7 @@ from storage.eviction.policy import Held
 
 COLUMNS = ", ".join(field.name for field in fields(FrameRecord))
 SELECT_FRAMES = f"SELECT {COLUMNS} FROM frames"
+STAYING = "SELECT frame FROM leases UNION SELECT frame FROM kept"
 NEWEST_ID = "SELECT COALESCE(MAX(seq), 0) FROM sqlite_sequence WHERE name = 'frames'"
 
 
@@ -119,9 +120,7 @@ class Catalog:
 
     def held(self) -> list[Held]:
         """Return every committed frame in commit order, as eviction sees it."""
-        rows = self._select(
-            "SELECT id, digest, source, slot, EXISTS (SELECT 1 FROM leases WHERE frame = id) FROM frames ORDER BY id"
-        )
+        rows = self._select(f"SELECT id, digest, source, slot, id IN ({STAYING}) FROM frames ORDER BY id")
         return [Held(*row) for row in rows]
 
     def newest_id(self) -> int:
@@ -152,8 +151,12 @@ class Catalog:
         return tuple(rows[0]) if rows else None
 
     def leased_frames(self) -> int:
-        """Return how many frames are leased by any round."""
-        return int(self._select("SELECT COUNT(DISTINCT frame) FROM leases")[0][0])
+        """Return how many frames may not be evicted: leased by a round, or kept for a condition."""
+        return int(self._select(f"SELECT COUNT(*) FROM ({STAYING})")[0][0])
+
+    def kept(self) -> dict[int, int]:
+        """Return the frames that eviction does not take, each with the condition that it is kept for."""
+        return {row["frame"]: row["condition"] for row in self._select("SELECT frame, condition FROM kept")}
 
     def leases(self) -> list[int]:
         """Return the rounds that lease frames."""

@@ -12,13 +12,17 @@ from storage import durable
 from storage.errors import BufferMismatch, DurabilityLost, StorageError
 from storage.failpoints import step
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 BUSY_SECONDS = 30.0
 FILES = """CREATE TABLE files (
   path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
   state TEXT NOT NULL CHECK (state IN ('committed', 'duplicate', 'refused', 'skipped')),
   reason TEXT NOT NULL, detail TEXT NOT NULL, digest TEXT, at REAL NOT NULL, changed_ns INTEGER
 ) WITHOUT ROWID;
+"""
+KEPT = """CREATE TABLE kept (
+  frame INTEGER PRIMARY KEY REFERENCES frames (id) ON DELETE CASCADE, condition INTEGER NOT NULL
+);
 """
 SCHEMA = f"""
 CREATE TABLE frames (
@@ -35,10 +39,10 @@ CREATE TABLE leases (
   round INTEGER NOT NULL, frame INTEGER NOT NULL REFERENCES frames (id), PRIMARY KEY (round, frame)
 ) WITHOUT ROWID;
 CREATE INDEX leases_by_frame ON leases (frame);
-"""
+{KEPT}"""
 """`digests` keeps every digest ever committed, so that an evicted image that is still in the drop folder is not
 ingested twice. `files` has the state of each file of the drop folder, by its size, mtime and
-change time (NULL in rows that are older than the column)."""
+change time (NULL in rows that are older than the column). `kept` has the golden frames of conditions."""
 
 FROM_1 = f"""
 ALTER TABLE frames ADD COLUMN source TEXT NOT NULL DEFAULT '';
@@ -52,7 +56,7 @@ DROP TABLE files_1;
 CREATE INDEX files_by_state ON files (state, reason);
 """
 FROM_2 = "ALTER TABLE files ADD COLUMN changed_ns INTEGER;"
-SCRIPTS = {0: SCHEMA, 1: FROM_1, 2: FROM_2, SCHEMA_VERSION: ""}
+SCRIPTS = {0: SCHEMA, 1: FROM_1 + KEPT, 2: FROM_2 + KEPT, 3: KEPT, SCHEMA_VERSION: ""}
 """What brings a catalog to this schema, in one transaction, when a writer opens it; 0 is an empty file."""
 
 

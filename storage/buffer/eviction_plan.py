@@ -1,7 +1,7 @@
 """Plan which frames leave for a commit group: capacity, shares of sources, bytes on the disk.
 
 The policy gives the order. Everything is decided from the catalog and the files as they are, before the transaction
-that deletes and inserts. A leased frame never leaves.
+that deletes and inserts. A leased frame, or one that a condition keeps, never leaves.
 """
 
 import errno
@@ -188,7 +188,7 @@ class EvictionPlanner:
     def _full(self) -> BufferFull:
         limit = f" and {self._settings.max_bytes} bytes" if self._settings.max_bytes else ""
         return BufferFull(
-            f"{self._catalog.path.parent}: no room: rounds {self._catalog.leases()} lease "
+            f"{self._catalog.path.parent}: no room: rounds {self._catalog.leases()} lease and conditions keep "
             f"{self._catalog.leased_frames()} frames of {self._settings.capacity_frames}{limit}; "
             "wait for the round to end, or raise buffer.capacity_frames or buffer.max_bytes"
         )

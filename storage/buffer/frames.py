@@ -1,7 +1,7 @@
 """The buffer of target frames: pixels in zarr slots, the catalog decides. `frame_writer.py` writes it."""
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Self
@@ -140,6 +140,18 @@ class FrameBuffer:
     def leases(self) -> list[int]:
         """Return the rounds that lease frames. At the start of the daemon these are rounds that a crash interrupted."""
         return self.catalog.leases()
+
+    def keep(self, frames: Mapping[int, int]) -> None:
+        """Let eviction spare exactly these frames from now on, each for its condition; others may leave again.
+
+        A frame that is not in the buffer any more is omitted.
+        """
+        with self._writing, self.catalog.transaction() as connection:
+            connection.execute("DELETE FROM kept")
+            connection.executemany(
+                "INSERT INTO kept (frame, condition) SELECT id, ? FROM frames WHERE id = ?",
+                [(condition, frame) for frame, condition in frames.items()],
+            )
 
     @contextmanager
     def _explained(self, record: FrameRecord) -> Iterator[None]:

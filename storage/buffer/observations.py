@@ -7,7 +7,7 @@ writer, the observer; any number of readers. A frame without a row is a valid fr
 import json
 import sqlite3
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +21,18 @@ from storage.eviction.policy import Embedding
 from storage.layout import StateLayout
 
 BUSY_SECONDS = 10.0
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 REMEDY = "use the mfmd that wrote it, or remove it: the observer observes every frame again"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS observations (
   frame INTEGER PRIMARY KEY, version INTEGER NOT NULL, released INTEGER NOT NULL, at REAL NOT NULL,
-  entropy REAL NOT NULL, confidence REAL NOT NULL, area BLOB NOT NULL, embedding BLOB NOT NULL
-) STRICT
+  entropy REAL NOT NULL, confidence REAL NOT NULL, area BLOB NOT NULL, embedding BLOB NOT NULL, style BLOB NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS source_styles (
+  image INTEGER NOT NULL, released INTEGER NOT NULL, style BLOB NOT NULL, PRIMARY KEY (released, image)
+) STRICT;
 """
-COLUMNS = "frame, version, released, at, entropy, confidence, area, embedding"
+COLUMNS = "frame, version, released, at, entropy, confidence, area, embedding, style"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ class Observation:
     """Share of valid pixels predicted per class, [K] (0-1)."""
     embedding: NDArray[np.float32]
     """Mean-pooled deepest feature map, [D]."""
+    style: NDArray[np.float32]
+    """Log-variance of each channel of the shallowest feature map of the released version's encoder, [S]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,7 @@ class Observations:
         """Store observations; a frame that was observed before gets the new values."""
         with self._lock, self._translated(), self._connection:
             self._connection.executemany(
-                f"INSERT OR REPLACE INTO observations ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                f"INSERT OR REPLACE INTO observations ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 map(_to_row, observations),
             )
 
@@ -138,6 +143,18 @@ class Observations:
         )
         return [_to_observation(row) for row in rows]
 
+    def source_styles(self, released: int) -> list[NDArray[np.float32]]:
+        """Return the style vectors [S] of the labelled source images by this version's encoder, in order of images."""
+        rows = self._select("SELECT style FROM source_styles WHERE released = ? ORDER BY image", (released,))
+        return [_to_vector(row[0]) for row in rows]
+
+    def add_source_styles(self, released: int, styles: Mapping[int, NDArray[np.float32]]) -> None:
+        """Replace the style vectors of source images, by image index; those of other versions are removed."""
+        rows = [(image, released, np.asarray(style, "<f4").tobytes()) for image, style in styles.items()]
+        with self._lock, self._translated(), self._connection:
+            self._connection.execute("DELETE FROM source_styles")
+            self._connection.executemany("INSERT INTO source_styles VALUES (?, ?, ?)", rows)
+
     def means(self, last: int) -> ObservedMeans | None:
         """Return means over the `last` newest frames; None before the first.
 
@@ -163,10 +180,14 @@ class Observations:
         found = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if found > SCHEMA_VERSION:
             raise NewerRecord(f"{self.path}: format {found}, this mfmd reads {SCHEMA_VERSION}; {REMEDY}")
+        if 0 < found < SCHEMA_VERSION and not writable:
+            raise StorageError(f"{self.path}: format {found} of an older mfmd; the observer replaces it when it starts")
         if writable:
+            if found < SCHEMA_VERSION:  # derived data: the observer observes every frame again
+                self._connection.execute("DROP TABLE IF EXISTS observations")
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = NORMAL")
-            self._connection.execute(SCHEMA)
+            self._connection.executescript(SCHEMA)
             self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _select(self, statement: str, values: Sequence[int | str] = ()) -> list[tuple[Any, ...]]:
@@ -183,12 +204,13 @@ class Observations:
 
 def _to_row(item: Observation) -> tuple[float | bytes, ...]:
     numbers = (item.frame, item.version, item.released, item.at, item.entropy, item.confidence)
-    return *numbers, *(np.asarray(vector, "<f4").tobytes() for vector in (item.area, item.embedding))
+    return *numbers, *(np.asarray(vector, "<f4").tobytes() for vector in (item.area, item.embedding, item.style))
 
 
 def _to_observation(row: tuple[Any, ...]) -> Observation:
-    frame, version, released, at, entropy, confidence, area, embedding = row
-    return Observation(frame, version, released, at, entropy, confidence, _to_vector(area), _to_vector(embedding))
+    frame, version, released, at, entropy, confidence, *vectors = row
+    area, embedding, style = map(_to_vector, vectors)
+    return Observation(frame, version, released, at, entropy, confidence, area, embedding, style)
 
 
 def _to_vector(data: bytes) -> NDArray[np.float32]:

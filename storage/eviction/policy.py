@@ -22,7 +22,7 @@ class Held:
     slot: int = -1
     """Index into the zarr array; -1 for a new frame."""
     leased: bool = False
-    """Whether any round leases it."""
+    """Whether any round leases it, or a condition keeps it."""
 
 
 @dataclass(frozen=True, slots=True)

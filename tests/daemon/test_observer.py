@@ -15,6 +15,7 @@ from adapters.scoring.observation import observe_frame
 from daemon.observer import Observer
 from storage.buffer.observations import Observations
 from storage.errors import CorruptCheckpoint
+from storage.gate.comparisons import ComparisonStore
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +104,31 @@ def test_a_corrupt_frame_is_passed_over(world, observer, layout, add_network):
     assert [item.frame for item in _all(layout)] == [1, 3]
 
 
+def test_a_comparison_is_answered_before_frames_are_observed(world, observer, layout, add_network):
+    first = add_network(0)
+    second = add_network(1, parent=first)
+    store = ComparisonStore(layout.comparisons)
+    request = store.ask("recall", [second, first, second], [1, 2, 3, 99])
+    assert observer.step(threading.Event())
+    scores = store.scores(request.number)
+    assert scores.status == "completed" and scores.frames == (1, 2, 3)
+    assert [model.version for model in scores.models] == [second, first, second]
+    assert scores.models[0] == scores.models[2] != scores.models[1]
+    assert scores.models[0].agreement == [1.0] * 3
+    assert all(0 <= share < 1 for share in scores.models[1].agreement)
+    assert sum(scores.reference_marginal) == pytest.approx(1.0)
+    observer.step(threading.Event())
+    assert len(_all(layout)) == 3
+
+
+def test_a_comparison_with_a_missing_version_is_answered_with_the_reason(world, observer, layout, add_network):
+    store = ComparisonStore(layout.comparisons)
+    request = store.ask("recall", [add_network(0), 77], [1])
+    observer.step(threading.Event())
+    scores = store.scores(request.number)
+    assert scores.status == "failed" and "77" in scores.reason
+
+
 def test_a_corrupt_version_is_an_error_that_the_loop_waits_out(world, observer, registry, add_network):
     version = add_network(0)
     registry.weights_path(version).write_bytes(b"rubbish")
@@ -127,13 +153,14 @@ def test_the_numbers_are_those_of_the_definition(make_settings):
     with torch.inference_mode():
         images = normalise(torch.from_numpy(pixels)[None])
         probability = F.softmax(serving(images), dim=1)[0].double()
-        deepest = released.encode(images)[-1][0]
+        shallowest, *_, deepest = (level[0] for level in released.encode(images))
     entropy = -(probability * probability.clamp(min=1e-12).log()).sum(0).mean()
     assert found.entropy == pytest.approx(float(entropy), rel=1e-4)
     assert found.confidence == pytest.approx(float(probability.max(0).values.mean()), rel=1e-4)
     area = [float((probability.argmax(0) == k).double().mean()) for k in range(5)]
     assert found.area.tolist() == pytest.approx(area, abs=1e-3)
     np.testing.assert_allclose(found.embedding, deepest.mean(dim=(1, 2)).numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.style, shallowest.flatten(1).var(1, correction=0).log().numpy(), rtol=1e-3)
 
 
 def test_a_sliver_of_an_image_is_observed_too(make_settings):
@@ -141,5 +168,5 @@ def test_a_sliver_of_an_image_is_observed_too(make_settings):
     network = build_network(settings.network.architecture(), 5).eval()
     started = time.monotonic()
     found = observe_frame(network, network, np.zeros((1, 48, 3), np.uint8))
-    assert np.isfinite(found.embedding).all()
+    assert np.isfinite(found.embedding).all() and np.isfinite(found.style).all()
     assert time.monotonic() - started < 30

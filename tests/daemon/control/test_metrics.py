@@ -114,7 +114,9 @@ def _observe(layout, classes: int) -> None:
     area = np.zeros(classes, np.float32)
     area[1] = 1.0
     with Observations.open(layout.observations, writable=True) as observations:
-        observations.add([Observation(1, 1, 1, time.time(), 0.7, 0.8, area, np.ones(3, np.float32))])
+        observations.add(
+            [Observation(1, 1, 1, time.time(), 0.7, 0.8, area, np.ones(3, np.float32), np.ones(2, np.float32))]
+        )
 
 
 def test_the_names_are_those_that_dashboards_and_alerts_use(world, layout, add_version):

@@ -83,7 +83,7 @@ def test_the_daemon_down_tells_what_storage_knows(bench, drop, write_image, add_
     world.until(lambda: world.counts.frames == 5 and world.counts.refused)
     area = np.full(len(world.settings.classes), 0.5, np.float32)
     with Observations.open(layout.observations, writable=True) as observations:
-        observations.add([Observation(1, 1, 1, 9.0, 0.7, 0.8, area, np.ones(3, np.float32))])
+        observations.add([Observation(1, 1, 1, 9.0, 0.7, 0.8, area, np.ones(3, np.float32), np.ones(2, np.float32))])
     world.close()
     status = collect_status(world.settings)
     assert (status.buffer.frames, status.buffer.capacity, status.buffer.refused) == (5, 64, {"not_an_image": 1})

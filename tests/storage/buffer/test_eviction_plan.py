@@ -98,6 +98,19 @@ def test_a_source_whose_frames_are_leased_does_not_stop_the_others(opened, new_f
         assert sources(buffer) == {"a": 3, "b": 3}
 
 
+def test_a_frame_that_a_condition_keeps_stays_until_another_is_kept(opened, new_frame: Maker):
+    with opened(capacity_frames=4) as buffer:
+        buffer.append([new_frame(number) for number in range(4)])
+        buffer.keep({1: 1, 2: 7, 99: 7})
+        assert buffer.catalog.kept() == {1: 1, 2: 7}, "frame 99 is not there"
+        buffer.append([new_frame(number) for number in range(4, 8)])
+        assert [record.id for record in buffer.records()] == [1, 2, 7, 8]
+    with opened(capacity_frames=4) as buffer:
+        buffer.keep({2: 7})
+        buffer.append([new_frame(8)])
+        assert [record.id for record in buffer.records()] == [2, 7, 8, 9]
+
+
 def test_a_source_above_its_share_never_pushes_out_another(opened, new_frame: Maker):
     with opened(max_source_share=0.5) as buffer:
         buffer.append([replace(new_frame(number), source="a") for number in range(3)])

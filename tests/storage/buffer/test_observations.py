@@ -13,7 +13,7 @@ def _observation(frame: int, entropy: float = 0.5, classes: int = 3, version: in
     area = np.zeros(classes, np.float32)
     area[frame % classes] = 1.0
     embedding = np.arange(4, dtype=np.float32) + frame
-    return Observation(frame, version, 1, 100.0 + frame, entropy, 0.9, area, embedding)
+    return Observation(frame, version, 1, 100.0 + frame, entropy, 0.9, area, embedding, -embedding)
 
 
 def test_observations_come_back_as_they_were(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def whole(
         buffer.lease(2)
         with Observations.open(layout.observations, writable=True) as observations:
             row = np.ones(2, np.float32)
-            observations.add([Observation(item.id, 1, 1, 1.0, 0.5, 0.5, row, row) for item in buffer.records()])
+            observations.add([Observation(item.id, 1, 1, 1.0, 0.5, 0.5, row, row, row) for item in buffer.records()])
     registry = CheckpointRegistry(layout.checkpoints)
     for number in (1, 2, 3):
         registry.add(weights(f"weights {number}"), manifest(parent=number - 1 or None), by="test")

@@ -135,6 +135,7 @@ def test_an_older_catalog_is_brought_up(whole, sql, expect):
         "ALTER TABLE frames DROP COLUMN source",
         "ALTER TABLE frames DROP COLUMN phash",
         "ALTER TABLE files DROP COLUMN changed_ns",
+        "DROP TABLE kept",
         "PRAGMA user_version = 1",
     )
     expect("catalog_schema")

@@ -99,7 +99,7 @@ def test_a_newer_line_of_the_history_stays_and_is_not_skipped(whole: StateLayout
 
 def test_newer_observations_are_not_removed(whole: StateLayout) -> None:
     with closing(sqlite3.connect(whole.observations)) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 99")
     assert {problem.code for problem in repair_state(whole).left} == {"record_newer"}
     assert whole.observations.exists()
 

@@ -182,7 +182,7 @@ def test_embeddings_come_from_the_observers_database_and_ingest_does_without(tmp
     assert read([1, 2]) == []
     area = np.ones(2, np.float32)
     with Observations.open(layout.observations, writable=True) as observations:
-        observations.add([Observation(2, 1, 7, time.time(), 0.1, 0.9, area, np.array([1.5, 2.5], np.float32))])
+        observations.add([Observation(2, 1, 7, time.time(), 0.1, 0.9, area, np.array([1.5, 2.5], np.float32), area)])
     (found,) = read([1, 2])
     assert (found.frame, found.released, found.vector.tolist()) == (2, 7, [1.5, 2.5])
     for path in layout.buffer.glob("observations.sqlite*"):

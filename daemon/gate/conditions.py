@@ -1,0 +1,188 @@
+"""Known conditions of the stream: clusters of style vectors, found the same way in any order of observation.
+
+A frame belongs to the nearest centroid within the threshold. A burst of neighbouring frames that are all outside opens
+a new condition at its mean (ReservoirTTA, arXiv 2505.14511, section 3: a quantile of the distances among reference
+frames is the threshold). A centroid stays where it was opened, so nothing depends on the order in which the observer
+sees frames, and the file can be built again. Pure and numpy only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.gate import ConditionsSettings
+from storage.gate.conditions import Condition, Conditions
+
+Floats = NDArray[np.float64]
+Numbers = NDArray[np.int64]
+
+MOST_CENTROIDS = 64
+"""Most centroids that a condition keeps after merges; the oldest goes first, when its frames left long ago."""
+OUTSIDE = -1
+"""Place of a frame that belongs to no condition."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenFrames:
+    """Observed frames of the buffer, in commit order."""
+
+    ids: Numbers
+    """Frame ids, [N], ascending."""
+    at: Floats
+    """When each was observed (Unix, seconds), [N]."""
+    styles: Floats
+    """Style vectors, [N, S]."""
+    holdout: NDArray[np.bool_]
+    """Whether each is held out, [N]."""
+    digests: Sequence[str]
+    """Content hash of each; it makes an even choice that does not depend on order."""
+
+
+def distances(styles: Floats, centroids: Floats) -> Floats:
+    """Return the Euclidean distance of each style vector [N, S] from each centroid [C, S], as [N, C]."""
+    squares = (styles**2).sum(axis=1)[:, None] + (centroids**2).sum(axis=1)[None] - 2.0 * styles @ centroids.T
+    apart: Floats = np.sqrt(np.maximum(squares, 0.0))
+    return apart
+
+
+def threshold_of(reference: Floats, quantile: float) -> float:
+    """Return the quantile (0-1) of all pairwise distances among reference style vectors [N, S]; N is at least 2."""
+    apart = distances(reference, reference)
+    return float(np.quantile(apart[np.triu_indices(len(reference), 1)], quantile))
+
+
+def places(styles: Floats, known: Conditions) -> Numbers:
+    """Return the index into `known.conditions` that each style vector [N, S] belongs to, or OUTSIDE, as [N]."""
+    if not known.conditions or not len(styles):
+        return np.full(len(styles), OUTSIDE)
+    apart = distances(styles, np.array([row for item in known.conditions for row in item.centroids]))
+    owners = np.repeat(np.arange(len(known.conditions)), [len(item.centroids) for item in known.conditions])
+    return np.where(apart.min(axis=1) <= known.threshold, owners[apart.argmin(axis=1)], OUTSIDE)
+
+
+def first_conditions(
+    released: int, source: Floats, seen: SeenFrames, settings: ConditionsSettings, now: float
+) -> Conditions | None:
+    """Return the beginning: the labelled source images, or else the first frames, are condition 1.
+
+    `source`: style vectors of source images [M, S]; M is 0 without source. None while there are too few frames.
+    """
+    labelled = len(source) > 1
+    reference = source if labelled else seen.styles[: settings.advanced.reference_frames]
+    if not labelled and len(reference) < settings.advanced.reference_frames:
+        return None
+    first = Condition(
+        number=1,
+        name="source" if labelled else "condition-1",
+        opened=now,
+        last_seen=now if labelled else float(seen.at[len(reference) - 1]),
+        centroids=(tuple(reference.mean(axis=0).tolist()),),
+        best=released,
+        best_reason="the released version",
+        labelled=labelled,
+    )
+    threshold = threshold_of(reference, settings.advanced.quantile)
+    return Conditions(released=released, threshold=threshold, given=1, conditions=(first,))
+
+
+def follow(known: Conditions, seen: SeenFrames, settings: ConditionsSettings, serving: int, golden: int) -> Conditions:
+    """Return the conditions after a look at all observed frames of the buffer.
+
+    `serving` is the version that a new condition starts with; `golden` the most frames that each keeps.
+    """
+    known = _updated(_with_new(known, seen, settings, serving), seen, golden)
+    while len(known.conditions) > settings.most:
+        known = _updated(merged(known, *_least_used(known)), seen, golden)
+    return known.model_copy(update={"current": _current(known, seen, settings.advanced.burst_frames)})
+
+
+def merged(known: Conditions, gone: int, into: int) -> Conditions:
+    """Return the conditions with number `gone` merged into number `into`, which keeps its name and its version."""
+    left, stays = known.condition(gone), known.condition(into)
+    if left is None or stays is None or gone == into:
+        raise ValueError(f"no two conditions {gone} and {into}")
+    update = {
+        "centroids": (*left.centroids, *stays.centroids)[-MOST_CENTROIDS:],
+        "golden": (*stays.golden, *left.golden),
+        "last_seen": max(left.last_seen, stays.last_seen),
+        "labelled": left.labelled or stays.labelled,
+    }
+    whole = stays.model_copy(update=update)
+    rest = tuple(whole if item.number == into else item for item in known.conditions if item.number != gone)
+    return known.model_copy(update={"conditions": rest, "current": into if known.current == gone else known.current})
+
+
+def _with_new(known: Conditions, seen: SeenFrames, settings: ConditionsSettings, serving: int) -> Conditions:
+    """Open a condition for each run of at least `burst_frames` neighbouring frames that are outside, oldest first."""
+    while True:
+        outside = places(seen.styles, known) == OUTSIDE
+        run = _first_run(outside, settings.advanced.burst_frames)
+        if run is None:
+            return known
+        number = known.given + 1
+        opened = Condition(
+            number=number,
+            name=f"condition-{number}",
+            opened=float(seen.at[run].min()),
+            last_seen=float(seen.at[run].max()),
+            centroids=(tuple(seen.styles[run].mean(axis=0).tolist()),),
+            best=serving,
+            best_reason="it served when the condition opened",
+        )
+        known = known.model_copy(update={"given": number, "conditions": (*known.conditions, opened)})
+        if (places(seen.styles[run], known) != OUTSIDE).sum() == 0:  # frames too unlike each other: no condition
+            known = known.model_copy(update={"conditions": known.conditions[:-1], "given": number - 1})
+            seen = _without(seen, run)
+
+
+def _first_run(outside: NDArray[np.bool_], length: int) -> slice | None:
+    """Return the first `length` neighbours that are all outside, or None."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], outside.astype(np.int8), [0]))))
+    for start, end in pairwise(edges.tolist()):
+        if outside[start] and end - start >= length:
+            return slice(start, start + length)
+    return None
+
+
+def _without(seen: SeenFrames, run: slice) -> SeenFrames:
+    keep = np.ones(len(seen.ids), dtype=np.bool_)
+    keep[run] = False
+    digests = [digest for digest, kept in zip(seen.digests, keep, strict=True) if kept]
+    return SeenFrames(seen.ids[keep], seen.at[keep], seen.styles[keep], seen.holdout[keep], digests)
+
+
+def _least_used(known: Conditions) -> tuple[int, int]:
+    """Return the condition that was not seen for longest, never the labelled one, and its nearest neighbour."""
+    gone = min((item for item in known.conditions if not item.labelled), key=lambda item: item.last_seen)
+    others = [item for item in known.conditions if item.number != gone.number]
+    apart = [distances(np.array(gone.centroids), np.array(item.centroids)).min() for item in others]
+    return gone.number, others[int(np.argmin(apart))].number
+
+
+def _current(known: Conditions, seen: SeenFrames, burst: int) -> int | None:
+    """Return the condition of more than half of the newest `burst` frames; None when there is none."""
+    newest = places(seen.styles[-burst:], known)
+    counts = np.bincount(newest[newest != OUTSIDE], minlength=len(known.conditions))
+    return known.conditions[int(counts.argmax())].number if 2 * counts.max() > burst else None
+
+
+def _updated(known: Conditions, seen: SeenFrames, golden: int) -> Conditions:
+    place = places(seen.styles, known)
+    found = [_with_frames(item, seen, np.flatnonzero(place == at), golden) for at, item in enumerate(known.conditions)]
+    return known.model_copy(update={"conditions": tuple(found)})
+
+
+def _with_frames(condition: Condition, seen: SeenFrames, mine: Numbers, golden: int) -> Condition:
+    """Return the condition with the newest time and golden frames; `mine` are places of its frames in `seen`.
+
+    The golden frames are an even choice over everything seen: the held-out frames with the smallest content hashes.
+    Those that the buffer lost are replaced.
+    """
+    digest = dict(zip(seen.ids.tolist(), seen.digests, strict=True))
+    held = {int(seen.ids[place]) for place in mine if seen.holdout[place]}
+    pool = sorted(held | {frame for frame in condition.golden if frame in digest}, key=lambda frame: digest[frame])
+    last = max([condition.last_seen, *seen.at[mine].tolist()])
+    return condition.model_copy(update={"golden": tuple(sorted(pool[:golden])), "last_seen": last})

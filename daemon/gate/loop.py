@@ -1,0 +1,75 @@
+"""The daemon's thread of the gate between rounds: each rule looks at the stream once in a step."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from configs.settings import Settings
+from storage.buffer.frames import FrameBuffer
+from storage.errors import DurabilityLost, StorageError
+from storage.gate.comparisons import ComparisonStore
+from storage.gate.conditions import ConditionStore
+from storage.layout import StateLayout
+from storage.registry.registry import CheckpointRegistry
+
+POLL_SECONDS = 1.0
+"""Interval between two looks at the stream (seconds)."""
+
+
+@dataclass(frozen=True, slots=True)
+class GateContext:
+    """What a rule needs."""
+
+    settings: Settings
+    """The settings in force."""
+    layout: StateLayout
+    buffer: FrameBuffer
+    registry: CheckpointRegistry
+    conditions: ConditionStore
+    comparisons: ComparisonStore
+    now: float
+    """Time of this step (Unix, seconds). It may jump; a rule never waits for a time in the future."""
+
+
+class StreamRule(Protocol):
+    """A rule of the gate that follows the stream: conditions, recall, probation, drift. One file each."""
+
+    def step(self, context: GateContext) -> None:
+        """Look at what is new and act on it. Everything that a restart needs is on the disk. Raises StorageError."""
+        ...
+
+
+class GateLoop:
+    """Runs the rules in order, one step a second."""
+
+    def __init__(
+        self, settings: Settings, buffer: FrameBuffer, registry: CheckpointRegistry, rules: Sequence[StreamRule]
+    ) -> None:
+        self.settings = settings
+        """Of the next step; a reload replaces them."""
+        self._buffer, self._registry, self._rules = buffer, registry, tuple(rules)
+        self._layout = StateLayout(settings.state)
+
+    def step(self) -> float:
+        """Let every rule look at the stream; return the seconds until the next step. Raises the first StorageError."""
+        context = GateContext(
+            settings=self.settings,
+            layout=self._layout,
+            buffer=self._buffer,
+            registry=self._registry,
+            conditions=ConditionStore(self._layout.conditions),
+            comparisons=ComparisonStore(self._layout.comparisons),
+            now=time.time(),
+        )
+        problems = []
+        for rule in self._rules:
+            try:
+                rule.step(context)
+            except DurabilityLost:
+                raise
+            except StorageError as error:  # the others do not depend on it
+                problems.append(error)
+        if problems:
+            raise problems[0]
+        return POLL_SECONDS

@@ -1,0 +1,92 @@
+"""Keep `conditions.json` up to date with what the observer saw, and the golden frames in the buffer."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.settings import Settings
+from daemon.gate.conditions import Floats, SeenFrames, first_conditions, follow
+from daemon.gate.loop import GateContext
+from daemon.runtime.logs import get_logger
+from storage.buffer.catalog_records import FrameRecord
+from storage.buffer.observations import Observation, Observations
+from storage.gate.conditions import Conditions
+
+KEPT_SHARE = 0.5
+"""Most of the buffer that golden frames of all conditions may take (share of `buffer.capacity_frames`)."""
+
+log = get_logger(__name__)
+
+
+class ConditionMemory:
+    """A rule of the gate: which conditions are known, and which one the newest frames are of."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, Observation] = {}
+
+    def step(self, context: GateContext) -> None:
+        """Follow the stream; write `conditions.json` when something changed. Raises StorageError when it is damaged."""
+        settings, serving = context.settings, context.registry.serving()
+        if not settings.conditions.enabled or serving is None or not context.layout.observations.exists():
+            return
+        released = context.registry.released(serving.version)
+        before = context.conditions.read()
+        records = context.buffer.records()
+        with Observations.open(context.layout.observations, writable=False) as observations:
+            seen = self._frames(observations, records, released)
+            same = before is not None and before.released == released
+            known = (
+                before
+                if same
+                else first_conditions(
+                    released, _rows(observations.source_styles(released)), seen, settings.conditions, context.now
+                )
+            )
+        if known is None:
+            return
+        known = follow(known, seen, settings.conditions, serving.version, golden_frames(settings, known))
+        if known != before:
+            context.conditions.write(known)
+            _report(before, known)
+        kept = {frame: item.number for item in known.conditions for frame in item.golden}
+        if kept != context.buffer.catalog.kept():
+            context.buffer.keep(kept)
+
+    def _frames(self, observations: Observations, records: list[FrameRecord], released: int) -> SeenFrames:
+        """Return the observed frames of the buffer; only new observations are read."""
+        current = {record.id: record for record in records}
+        self._seen = {frame: item for frame, item in self._seen.items() if frame in current}
+        new = (current.keys() & observations.observed()) - self._seen.keys()
+        self._seen |= {item.frame: item for item in observations.get(new)}
+        mine = [self._seen[frame] for frame in sorted(self._seen) if self._seen[frame].released == released]
+        return SeenFrames(
+            ids=np.array([item.frame for item in mine], np.int64),
+            at=np.array([item.at for item in mine]),
+            styles=_rows([item.style for item in mine]),
+            holdout=np.array([current[item.frame].holdout for item in mine], np.bool_),
+            digests=[current[item.frame].digest for item in mine],
+        )
+
+
+def _rows(vectors: Sequence[NDArray[np.float32]]) -> Floats:
+    """Return vectors [S] as the rows of [N, S]; [0, 0] without any."""
+    return np.array(vectors, np.float64) if vectors else np.zeros((0, 0))
+
+
+def golden_frames(settings: Settings, known: Conditions) -> int:
+    """Return how many frames each condition keeps: `conditions.golden_frames`, or fewer when the buffer is small."""
+    room = int(settings.buffer.capacity_frames * KEPT_SHARE) // max(1, len(known.conditions))
+    return min(settings.conditions.golden_frames, room)
+
+
+def _report(before: Conditions | None, after: Conditions) -> None:
+    if before is not None and before.released != after.released:
+        log.warning("conditions_start_again", released=after.released, before=before.released)
+        before = None
+    old = {item.number for item in before.conditions} if before else set()
+    for item in after.conditions:
+        if item.number not in old:
+            log.info("condition_opened", condition=item.number, name=item.name, best=item.best)
+    if before is not None and before.current != after.current:
+        log.info("condition_changed", before=before.current, now=after.current)

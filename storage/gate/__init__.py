@@ -1,0 +1,1 @@
+"""What the gate remembers between rounds: known conditions, and comparisons of versions on frames."""

@@ -1,0 +1,129 @@
+"""Conditions: found from bursts, the same in any order of observation, remembered by golden frames and a version."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.gate import ConditionsAdvanced, ConditionsSettings
+from daemon.gate.conditions import SeenFrames, first_conditions, follow, merged, places, threshold_of
+from storage.gate.conditions import Conditions
+
+SETTINGS = ConditionsSettings(most=4, advanced=ConditionsAdvanced(burst_frames=4, reference_frames=8))
+WORLDS = {"day": 0.0, "dusk": 20.0, "night": 40.0, "fog": 60.0, "snow": 80.0}
+
+
+def seen(*runs: tuple[str, int], first: int = 1, every: int = 2) -> SeenFrames:
+    """Frames of a stream of runs (world, frames); one in `every` is held out."""
+    rng = np.random.default_rng(0)
+    styles = np.concatenate([rng.normal(WORLDS[world], 1.0, (count, 6)) for world, count in runs])
+    ids = np.arange(first, first + len(styles))
+    digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in ids]
+    return SeenFrames(ids, ids + 100.0, styles, ids % every == 0, digests)
+
+
+def known_after(frames: SeenFrames, serving: int = 1, golden: int = 3) -> Conditions:
+    first = first_conditions(1, np.zeros((0, 6)), frames, SETTINGS, 50.0)
+    assert first is not None
+    return follow(first, frames, SETTINGS, serving, golden)
+
+
+def test_a_burst_of_another_world_opens_a_condition_with_the_version_that_serves() -> None:
+    known = known_after(seen(("day", 12), ("dusk", 6)), serving=7)
+    assert [(item.number, item.name, item.best) for item in known.conditions] == [
+        (1, "condition-1", 1), (2, "condition-2", 7),
+    ]  # fmt: skip
+    assert known.current == 2
+    assert known_after(seen(("day", 12), ("dusk", 6), ("day", 4))).current == 1
+
+
+def test_single_strangers_open_nothing() -> None:
+    known = known_after(seen(("day", 12), ("dusk", 3), ("day", 4), ("night", 2), ("day", 2)))
+    assert len(known.conditions) == 1
+
+
+def test_a_burst_between_two_worlds_is_of_no_condition() -> None:
+    assert known_after(seen(("day", 12), ("dusk", 2))).current is None
+
+
+def test_labelled_source_is_the_first_condition() -> None:
+    source = seen(("day", 10)).styles
+    known = first_conditions(3, source, seen(("dusk", 1)), SETTINGS, 50.0)
+    assert known is not None and known.released == 3
+    assert [(item.name, item.labelled, item.best) for item in known.conditions] == [("source", True, 3)]
+    assert known.threshold == threshold_of(source, 0.999)
+
+
+def test_nothing_is_known_before_the_reference_is_complete() -> None:
+    assert first_conditions(1, np.zeros((0, 6)), seen(("day", 7)), SETTINGS, 50.0) is None
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(WORLDS)[:4]), st.integers(4, 9)), min_size=1, max_size=6))
+@settings(deadline=None, max_examples=60)
+def test_what_is_known_does_not_depend_on_when_the_frames_are_looked_at(runs: list[tuple[str, int]]) -> None:
+    """One look at the end opens the conditions that a look after each frame opens."""
+    frames = seen(("day", 8), *runs)
+    once = known_after(frames)
+    known = first_conditions(1, np.zeros((0, 6)), frames, SETTINGS, 50.0)
+    assert known is not None
+    for count in range(8, len(frames.ids) + 1):
+        part = SeenFrames(
+            frames.ids[:count], frames.at[:count], frames.styles[:count], frames.holdout[:count], frames.digests[:count]
+        )
+        known = follow(known, part, SETTINGS, 1, 3)
+    assert known == once
+
+
+def test_golden_frames_are_held_out_ones_of_the_condition_and_stay_when_others_leave() -> None:
+    frames = seen(("day", 12), ("dusk", 12))
+    known = known_after(frames)
+    day, dusk = known.conditions
+    assert len(day.golden) == len(dusk.golden) == 3
+    assert set(day.golden) <= {2, 4, 6, 8, 10, 12} and set(dusk.golden) <= {14, 16, 18, 20, 22, 24}
+    kept = np.isin(frames.ids, day.golden)
+    left = SeenFrames(
+        np.concatenate([frames.ids[kept], frames.ids[12:]]), np.concatenate([frames.at[kept], frames.at[12:]]),
+        np.concatenate([frames.styles[kept], frames.styles[12:]]),
+        np.concatenate([frames.holdout[kept], frames.holdout[12:]]),
+        [*np.array(frames.digests)[kept].tolist(), *frames.digests[12:]],
+    )  # fmt: skip
+    assert follow(known, left, SETTINGS, 1, 3).conditions[0].golden == day.golden
+
+
+def test_a_lost_golden_frame_is_replaced() -> None:
+    frames = seen(("day", 12))
+    known = known_after(frames)
+    lost = known.conditions[0].golden[0]
+    stay = frames.ids != lost
+    left = SeenFrames(
+        frames.ids[stay], frames.at[stay], frames.styles[stay], frames.holdout[stay],
+        [digest for digest, here in zip(frames.digests, stay, strict=True) if here],
+    )  # fmt: skip
+    golden = follow(known, left, SETTINGS, 1, 3).conditions[0].golden
+    assert len(golden) == 3 and lost not in golden
+
+
+def test_beyond_the_most_the_one_not_seen_for_longest_merges_into_its_neighbour() -> None:
+    known = known_after(seen(("day", 8), ("dusk", 4), ("night", 4), ("day", 4), ("fog", 4), ("snow", 4)))
+    assert [item.name for item in known.conditions] == ["condition-1", "condition-3", "condition-4", "condition-5"]
+    assert follow(known, seen(("day", 8), ("dusk", 4), ("night", 4), ("day", 4), ("fog", 4), ("snow", 4)),
+                  SETTINGS, 1, 3) == known, "its frames do not open it again"  # fmt: skip
+    assert known.given == 5
+    assert any(len(item.centroids) == 2 for item in known.conditions)
+
+
+def test_merging_keeps_the_version_of_what_stays_and_the_centroids_of_both() -> None:
+    known = known_after(seen(("day", 8), ("dusk", 4)), serving=9)
+    one = merged(known, 2, 1)
+    assert one.current == 1
+    assert one.conditions[0].centroids == known.conditions[1].centroids + known.conditions[0].centroids
+    assert one.conditions[0].best == 1
+    with pytest.raises(ValueError, match="no two conditions 1 and 5"):
+        merged(known, 1, 5)
+
+
+def test_places_of_frames() -> None:
+    known = known_after(seen(("day", 8), ("dusk", 4)))
+    assert places(np.array([[0.5] * 6, [20.5] * 6, [500.0] * 6]), known).tolist() == [0, 1, -1]

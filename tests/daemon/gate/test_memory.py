@@ -1,0 +1,78 @@
+"""The rule that keeps `conditions.json`: with a real buffer, registry and observer's database."""
+
+import time
+
+import numpy as np
+import pytest
+
+from daemon.gate.loop import GateLoop
+from daemon.gate.memory import ConditionMemory
+from storage.buffer.observations import Observation, Observations
+from storage.errors import StorageError
+from storage.gate.conditions import ConditionStore
+from tests.sections import changed
+
+CONDITIONS = {"advanced": {"burst_frames": 4, "reference_frames": 8}, "golden_frames": 2}
+
+
+def _observe(layout, frames, level: float, released: int = 1) -> None:
+    rng = np.random.default_rng(1)
+    row = np.ones(3, np.float32)
+    with Observations.open(layout.observations, writable=True) as observations:
+        observations.add([
+            Observation(frame, 1, released, time.time(), 0.1, 0.9, row, row, rng.normal(level, 1, 6).astype(np.float32))
+            for frame in frames
+        ])  # fmt: skip
+
+
+@pytest.fixture
+def gate(world, layout, registry):
+    settings = changed(world.settings, conditions=CONDITIONS)
+    return GateLoop(settings, world.buffer, registry, [ConditionMemory()])
+
+
+def test_the_stream_is_followed_and_golden_frames_are_kept(gate, world, layout, drop, write_image) -> None:
+    store = ConditionStore(layout.conditions)
+    gate.step()
+    assert store.read() is None, "nothing is observed yet"
+    _observe(layout, range(1, 9), 0.0)
+    gate.step()
+    for number in range(20, 26):
+        write_image(drop / f"{number}.png", number)
+    world.until(lambda: world.counts.frames == 14)
+    _observe(layout, range(9, 15), 30.0)
+    gate.step()
+    known = store.read()
+    assert [item.name for item in known.conditions] == ["condition-1", "condition-2"] and known.current == 2
+    held = {record.id for record in world.buffer.records(holdout=True)}
+    golden = {frame: item.number for item in known.conditions for frame in item.golden}
+    assert golden and set(golden) <= held and world.buffer.catalog.kept() == golden
+    before = layout.conditions.stat().st_ino
+    gate.step()
+    assert layout.conditions.stat().st_ino == before, "nothing new, nothing written"
+
+
+def test_another_released_model_starts_again(gate, layout, registry, add_version, world) -> None:
+    _observe(layout, range(1, 9), 0.0)
+    gate.step()
+    version = add_version()
+    gate.step()
+    assert ConditionStore(layout.conditions).read().released == 1, "no frame is observed with its encoder yet"
+    _observe(layout, range(1, 9), 5.0, released=version)
+    gate.step()
+    assert ConditionStore(layout.conditions).read().released == version
+
+
+def test_a_damaged_file_is_an_error_that_is_not_written_over(gate, layout) -> None:
+    _observe(layout, range(1, 9), 0.0)
+    layout.conditions.write_text("{")
+    with pytest.raises(StorageError, match="mfmd check --repair"):
+        gate.step()
+    assert layout.conditions.read_text() == "{"
+
+
+def test_it_can_be_turned_off(gate, layout) -> None:
+    gate.settings = changed(gate.settings, conditions={"enabled": False})
+    _observe(layout, range(1, 9), 0.0)
+    gate.step()
+    assert not layout.conditions.exists()

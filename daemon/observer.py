@@ -98,7 +98,7 @@ class Observer:
             self._comparisons.answer(request.number, self._compare(request, buffer, ref.version))
             return True
         records = buffer.records()
-        observed = observations.observed() | self._unusable
+        observed = observations.observed(self._registry.released(ref.version)) | self._unusable
         waiting = [record for record in records if record.id not in observed]
         if not waiting:
             observations.forget_all_but([record.id for record in records])

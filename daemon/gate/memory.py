@@ -56,10 +56,12 @@ class ConditionMemory:
     def _frames(self, observations: Observations, records: list[FrameRecord], released: int) -> SeenFrames:
         """Return the observed frames of the buffer; only new observations are read."""
         current = {record.id: record for record in records}
-        self._seen = {frame: item for frame, item in self._seen.items() if frame in current}
-        new = (current.keys() & observations.observed()) - self._seen.keys()
+        self._seen = {
+            frame: item for frame, item in self._seen.items() if frame in current and item.released == released
+        }
+        new = (current.keys() & observations.observed(released)) - self._seen.keys()
         self._seen |= {item.frame: item for item in observations.get(new)}
-        mine = [self._seen[frame] for frame in sorted(self._seen) if self._seen[frame].released == released]
+        mine = [self._seen[frame] for frame in sorted(self._seen)]
         return SeenFrames(
             ids=np.array([item.frame for item in mine], np.int64),
             at=np.array([item.at for item in mine]),

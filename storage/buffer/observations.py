@@ -124,9 +124,10 @@ class Observations:
         """Return whether the table exists; a kill while the file was created leaves none."""
         return bool(self._select("SELECT 1 FROM sqlite_master WHERE name = 'observations'"))
 
-    def observed(self) -> set[int]:
-        """Return ids of the observed frames."""
-        return {int(row[0]) for row in self._select("SELECT frame FROM observations")}
+    def observed(self, released: int | None = None) -> set[int]:
+        """Return ids of the observed frames; only those observed with the encoder of version `released`, if given."""
+        rows = self._select("SELECT frame FROM observations WHERE released = COALESCE(?, released)", (released,))
+        return {int(row[0]) for row in rows}
 
     def forget_all_but(self, frames: Collection[int]) -> int:
         """Remove observations of evicted frames; return how many."""
@@ -190,7 +191,7 @@ class Observations:
             self._connection.executescript(SCHEMA)
             self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
-    def _select(self, statement: str, values: Sequence[int | str] = ()) -> list[tuple[Any, ...]]:
+    def _select(self, statement: str, values: Sequence[int | str | None] = ()) -> list[tuple[Any, ...]]:
         with self._lock, self._translated():
             return self._connection.execute(statement, values).fetchall()
 

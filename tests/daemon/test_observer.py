@@ -170,3 +170,11 @@ def test_a_sliver_of_an_image_is_observed_too(make_settings):
     found = observe_frame(network, network, np.zeros((1, 48, 3), np.uint8))
     assert np.isfinite(found.embedding).all() and np.isfinite(found.style).all()
     assert time.monotonic() - started < 30
+
+
+def test_another_released_model_observes_every_frame_again(world, observer, layout, add_network):
+    add_network(0)
+    observer.step(threading.Event())
+    other = add_network(1)
+    observer.step(threading.Event())
+    assert [(item.frame, item.released) for item in _all(layout)] == [(1, other), (2, other), (3, other)]

@@ -139,9 +139,9 @@ def test_a_kill_between_commit_and_disposal_is_made_up_for_at_the_start(bench, d
     before.until(lambda: before.counts.frames == 1 and before.counts.refused)
     before.close()
     extra = {"done_folder": done} if after == "move" else {}
-    world = bench(watch={"after_commit": after, "quarantine": done / "bad", **extra})
+    world = bench(watch={"after_commit": after, "quarantine": done.with_name("bad"), **extra})
     world.until(lambda: not files(drop))
-    assert (done / "bad" / "bad.png").read_text() == "no image"
+    assert (done.with_name("bad") / "bad.png").read_text() == "no image"
     assert after == "delete" or (done / "cam" / "a.png").read_bytes() == content
     assert world.counts.frames == 1
 

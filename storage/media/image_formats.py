@@ -7,6 +7,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 
 from storage.errors import RefusedImage
 from storage.media.color_profiles import profile_of
@@ -81,6 +82,7 @@ def load_pixels(name: str, image: Image.Image, data: bytes) -> NDArray[np.uint8]
     with_key = "transparency" in image.info and image.mode in PNG_COLOR_TYPES_WITH_KEY
     if image.format == "PNG" and (with_key or (profile and data[24] == 16)):
         return _png_of_libpng(name, data, profile)
+    frame = image.tile[0].extents if isinstance(image, GifImageFile) and image.tile else None
     image.load()
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.int64).clip(0, 65535).astype(np.uint16)
@@ -92,7 +94,18 @@ def load_pixels(name: str, image: Image.Image, data: bytes) -> NDArray[np.uint8]
     values = np.asarray(image if image.mode == mode else image.convert(mode))
     values = values.reshape(*values.shape[:2], -1)
     samples, model = values.shape[2], COLOR_MODELS.get(mode, "rgb")
-    return to_rgb(values, Layout(model, 8, samples, (samples - 1, "straight") if alpha else None, profile=profile))
+    layout = Layout(model, 8, samples, (samples - 1, "straight") if alpha else None, profile=profile)
+    return _within(to_rgb(values, layout), frame)
+
+
+def _within(pixels: NDArray[np.uint8], frame: tuple[int, int, int, int] | None) -> NDArray[np.uint8]:
+    """Return `pixels` black outside of `frame` (left, upper, right, lower), where a GIF is transparent in viewers."""
+    if frame is None or frame == (0, 0, pixels.shape[1], pixels.shape[0]):
+        return pixels
+    left, upper, right, lower = frame
+    framed = np.zeros_like(pixels)
+    framed[upper:lower, left:right] = pixels[upper:lower, left:right]
+    return framed
 
 
 def _png_of_libpng(name: str, data: bytes, profile: bytes | None) -> NDArray[np.uint8]:

@@ -112,7 +112,7 @@ def _decode(name: str, data: bytes, check: Callable[[str, int, int], None]) -> P
             return Photo(read_jpeg2000(name, data, check), {})
         with _open(name, data) as image:
             check(name, image.width, image.height)
-            pixels, exif = load_pixels(name, image, data), _exif(image.getexif)
+            pixels, exif = load_pixels(name, image, data), _exif(lambda: _exif_of(image))
             return Photo(_upright(pixels, exif.get(ORIENTATION_TAG, 1)), exif)
     except RefusedImage:
         raise
@@ -208,6 +208,13 @@ def _exif(read: Callable[[], Image.Exif]) -> dict[int, Any]:
         return dict(exif) | dict(exif.get_ifd(ExifTags.IFD.Exif))
     except DAMAGE:
         return {}  # broken EXIF says nothing about the pixels, which are judged on their own
+
+
+def _exif_of(image: Image.Image) -> Image.Exif:
+    image.load()  # a PNG may have it behind the pixels
+    for text in ("xmp", "XML:com.adobe.xmp"):  # viewers turn nothing by it: it often outlives the turn that it names
+        image.info.pop(text, None)
+    return image.getexif()
 
 
 def _exif_of_tiff(data: bytes) -> Image.Exif:

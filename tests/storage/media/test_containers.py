@@ -219,6 +219,39 @@ def test_a_bmp_whose_alpha_is_zero_everywhere_is_opaque():
     assert refusal(bytes(data[:28] + b"\2" + data[29:])) == "unsupported_layout", "two bits a pixel"
 
 
+XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>"""
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
+def test_only_exif_turns_a_picture(kind: str):
+    """XMP often stays behind in a picture that a program has turned."""
+    if kind == "PNG":
+        data = png(chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP))
+    elif kind == "TIFF":
+        data = pages((DRAWN, {"extratags": [(700, "B", len(XMP), XMP, True)]}))
+    else:
+        options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {"quality": 100, "subsampling": "4:4:4"}
+        data = encoded(kind, xmp=XMP, **options)
+    assert XMP in data
+    assert error_of(data) < 2
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+def test_around_the_first_frame_of_a_gif_nothing_is_shown(transparent: bool):
+    file, small = io.BytesIO(), Image.fromarray(DRAWN[:20, :30]).quantize(16)
+    small.save(file, "GIF", **({"transparency": 3} if transparent else {}))
+    data = bytearray(file.getvalue())
+    data[6:10], data[11] = struct.pack("<2H", 64, 48), 7
+    place = data.index(b",\0\0\0\0" + struct.pack("<2H", 30, 20))
+    data[place + 1 : place + 5] = struct.pack("<2H", 10, 5)
+    wanted = np.zeros_like(DRAWN)
+    wanted[5:25, 10:40] = np.asarray(small.convert("RGB"))
+    if transparent:
+        wanted[5:25, 10:40][np.asarray(small) == 3] = 0
+    assert error_of(bytes(data), wanted) == 0
+
+
 # Brands and boxes
 
 

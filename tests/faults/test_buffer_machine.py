@@ -137,12 +137,20 @@ class BufferMachine(RuleBasedStateMachine):
         self.ever |= set(stored)
 
 
-TestBufferMachine = BufferMachine.TestCase
-TestBufferMachine.settings = settings(
-    max_examples=25,
+SETTINGS = settings(
+    max_examples=12,
     stateful_step_count=25,
     deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
+
+
+class TestBufferMachine(BufferMachine.TestCase):
+    settings = SETTINGS
+
+
+@pytest.mark.nightly
+class TestBufferMachineLonger(BufferMachine.TestCase):
+    settings = settings(SETTINGS, max_examples=100)

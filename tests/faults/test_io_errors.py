@@ -33,7 +33,7 @@ CALLS = {
     errno.EACCES: {"open", "rename", "link", "unlink", "mkdir", "rmdir"},
 }
 """The calls that may answer so."""
-FEW, ALL = pytest.param(7, id="some"), pytest.param(1, id="all", marks=pytest.mark.nightly)
+FEW, ALL = pytest.param(13, id="some"), pytest.param(1, id="all", marks=pytest.mark.nightly)
 """One call in so many fails, each in a world of its own; a prime number, so that no pattern of calls hides another."""
 ATTEMPTS = 20
 """Attempts in which a run must succeed after one error."""

@@ -39,7 +39,7 @@ def facts(root: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
 
-@pytest.mark.parametrize("every", [pytest.param(4, id="some"), pytest.param(1, id="all", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("every", [pytest.param(8, id="some"), pytest.param(1, id="all", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("disk", get_args(Disk))
 @pytest.mark.parametrize("job", JOBS)
 def test_after_a_power_cut_at_any_call_the_promise_holds(tmp_path: Path, moments, job: str, disk: Disk, every: int):
@@ -58,7 +58,7 @@ def test_after_a_power_cut_at_any_call_the_promise_holds(tmp_path: Path, moments
         oracle = prepared(root, files)
         try:
             oracle.check()
-            if len(seen) % (5 * every) == 0:
+            if len(seen) % (3 * every) == 0:
                 oracle.repair()
                 world.JOBS[job](root)
                 oracle.check_finished() if job in world.TAKING else oracle.check(tidy=job != "rounds")

@@ -5,11 +5,13 @@ import os
 import sqlite3
 from collections import Counter
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from daemon.videos.frame_files import FrameFiles
+from storage.buffer.catalog_records import FileFact
 from storage.buffer.video_records import read_video_records
 from storage.checking.state import check_state, repair_state
 from storage.durable.digest import digest_of
@@ -18,38 +20,47 @@ from tests.faults import processes, world
 from tests.video_files import make_video
 
 pytest.importorskip("av")
-FRAMES = 14
+FRAMES, MODIFIED = 14, 10**18
+"""Frames of a video, and when each file was changed (ns)."""
 PLACES = (
     "frames.written", "frames.synced", "frames.folder_synced", "transaction.filled", "transaction.committed",
     "frames.discarded", "file.written", "file.synced", "file.renamed", "file.done", "line.written", "line.synced",
 )  # fmt: skip
 """What a commit of frames, the writing of a frame's file, and a record of a video pass."""
-KILLS = 3
-"""About this many kills at one place, spread evenly."""
+SOME, MANY = pytest.param(2, id="some"), pytest.param(12, id="many", marks=pytest.mark.nightly)
+"""At most this many kills at one place, spread evenly."""
 Tables = tuple[dict[str, int], dict[str, str], list[sqlite3.Row]]
 
 
-def drop_videos(root: Path) -> dict[str, bytes]:
+@cache
+def videos() -> dict[str, bytes]:
     """Two videos, a copy of one, one without its index, and an image; by name."""
-    files = {
-        "cam/a.mp4": make_video(FRAMES),
-        "cam/b.mkv": make_video(FRAMES, first=3, container="matroska", codec="mpeg4"),
-        "copy.mp4": make_video(FRAMES),
-        "cut.mp4": make_video(FRAMES)[:900],
+    video = make_video(FRAMES)
+    other = make_video(FRAMES, first=3, container="matroska", codec="mpeg4")
+    return {
+        "cam/a.mp4": video,
+        "cam/b.mkv": other,
+        "copy.mp4": video,
+        "cut.mp4": video[:900],
         "image.png": world.image(1),
     }
-    for name, content in files.items():
+
+
+def drop_videos(root: Path) -> dict[str, bytes]:
+    """Write them all into the drop folder."""
+    for name, content in videos().items():
         path = root / "drop" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-        os.utime(path, ns=(10**18, 10**18))
-    return files
+        os.utime(path, ns=(MODIFIED, MODIFIED))
+    return videos()
 
 
-def expected_frames(root: Path, name: str, content: bytes) -> set[str]:
+@cache
+def expected_frames(name: str) -> set[str]:
     """Digests of the files that a video is to be turned into, by a fresh decode."""
-    config = world.video_settings(root)
-    fact = world.fact_of(root / "drop" / name, name)
+    content, config = videos()[name], world.video_settings(Path("/nowhere"))
+    fact = FileFact(name, len(content), MODIFIED)
     files = FrameFiles(io.BytesIO(content), fact, digest_of(content), config.videos, config.watch)
     return {digest_of(frame.content()) for frame in files if frame is not None}
 
@@ -73,7 +84,7 @@ def check(root: Path, files: dict[str, bytes], *, finished: bool) -> None:
         return
     ever, states, frames = tables(root)
     videos = {name: record.state for name, record in read_video_records(layout.videos).items()}
-    wanted = {name: expected_frames(root, name, files[name]) for name in ("cam/a.mp4", "cam/b.mkv", "copy.mp4")}
+    wanted = {name: expected_frames(name) for name in ("cam/a.mp4", "cam/b.mkv", "copy.mp4")}
     assert {len(digests) for digests in wanted.values()} == {FRAMES}
     possible = set().union(*wanted.values(), {digest_of(files["image.png"])})
     assert set(ever) <= possible, "a frame of nothing that was dropped"
@@ -101,10 +112,13 @@ def passed(tmp_path_factory: pytest.TempPathFactory) -> Counter[str]:
     return Counter(processes.passes(world.take_videos, root))
 
 
+@pytest.mark.parametrize("kills", [SOME, MANY])
 @pytest.mark.parametrize("place", PLACES)
-def test_killed_in_the_middle_of_a_video_it_takes_the_rest(tmp_path: Path, passed: Counter[str], place: str):
+def test_killed_in_the_middle_of_a_video_it_takes_the_rest(
+    tmp_path: Path, passed: Counter[str], place: str, kills: int
+):
     assert passed[place] >= 4, "the videos take several commits, and more files"
-    for number in range(1, passed[place] + 1, max(1, passed[place] // KILLS)):
+    for number in range(1, passed[place] + 1, -(-passed[place] // kills)):
         root = tmp_path / str(number)
         root.mkdir()
         files = drop_videos(root)

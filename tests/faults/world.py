@@ -154,7 +154,7 @@ def step_until(ingest: Ingest, condition: Callable[[], Any]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, f"not in time: {ingest.activity}"
-        time.sleep(min(0.01, ingest.step()))
+        time.sleep(min(0.002, ingest.step()))
 
 
 def waiting(root: Path, buffer: FrameBuffer) -> list[str]:

@@ -12,6 +12,8 @@ from storage.errors import RefusedImage
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_KEPT = {b"tRNS": 1, b"eXIf": 8, b"cICP": 4, b"iCCP": 4, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}
 """Ancillary chunks that matter -> their least length (bytes); those with a bad CRC are passed over, as libpng does."""
+SPARE = 32
+"""Bytes that a decoder may look at behind the last pixel."""
 MOST_PROFILE = 2**20
 """Bytes of an unpacked profile that Pillow reads at most."""
 SOI, SOS, APP0, APP15, COM = 0xD8, 0xDA, 0xE0, 0xEF, 0xFE
@@ -19,6 +21,8 @@ SOI, SOS, APP0, APP15, COM = 0xD8, 0xDA, 0xE0, 0xEF, 0xFE
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
 PLAIN_FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
 """Markers of frames: all, and those of baseline, extended and progressive JPEG (Huffman, arithmetic)."""
+HUFFMAN_FRAMES = (0xC0, 0xC1)
+"""Those of baseline and extended JPEG, whose decoder may stop and wait for data."""
 JPEG_KEPT = {0xE0: (b"JFIF\0", 14), 0xE1: (b"Exif\0\0", 14), 0xE2: (b"ICC_PROFILE\0", 14), 0xEE: (b"Adobe", 12)}
 """Application segments that matter: marker -> how the content starts and its least length (bytes), as in libjpeg."""
 
@@ -44,6 +48,37 @@ def check_jpeg_kind(name: str, data: bytes) -> None:
         raise RefusedImage("unsupported_compression", f"{name}: lossless or hierarchical JPEG; save it as plain JPEG")
     if frame[4] != 8:
         raise RefusedImage("unsupported_bits", f"{name}: a JPEG of {frame[4]} bits; save it with 8, or as PNG with 16")
+
+
+def check_png_pixels(data: bytes) -> None:
+    """Raise ValueError for pixels whose CRC is bad, which Pillow does not check, and libpng does."""
+    at = len(PNG_SIGNATURE)
+    while at + 8 <= len(data):
+        size, name = struct.unpack_from(">I4s", data, at)
+        end = at + 8 + size
+        if (
+            name == b"IDAT"
+            and end + 4 <= len(data)
+            and zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big")
+        ):
+            raise ValueError("a checksum of the pixels is wrong")
+        at = end + 4
+
+
+def jpeg_that_ends(data: bytes) -> bytes:
+    """Return a JPEG so that a decoder notices pixels that are missing before its end, which it fills with grey else.
+
+    It stops for want of data if few zeros stand there in place of the end. Those of several scans need their end, which
+    stays. Raises ValueError for a picture without an end, as when zeros were written over it.
+    """
+    segments = list(_segments(data))
+    scan = segments[-1] if segments and segments[-1][1] == SOS else b""
+    end = scan.find(b"\xff\xd9")
+    if scan and end < 0:
+        raise ValueError("no end of the picture")
+    frame = next((segment[1] for segment in segments if segment[1] in FRAMES), 0)
+    alone = frame in HUFFMAN_FRAMES and scan.find(b"\xff\xda", 2, end) < 0
+    return data[: len(data) - len(scan) + end] + bytes(SPARE) if alone else data
 
 
 def _chunks(data: bytes) -> Iterator[bytes]:

@@ -11,6 +11,7 @@ from PIL.GifImagePlugin import GifImageFile
 
 from storage.errors import RefusedImage
 from storage.media.color_profiles import profile_of
+from storage.media.essentials import check_png_pixels
 from storage.media.samples import Alpha, ColorModel, Layout, check_layout, to_rgb
 
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -78,6 +79,8 @@ def load_pixels(name: str, image: Image.Image, data: bytes) -> NDArray[np.uint8]
     """
     if image.mode not in MODES:
         raise RefusedImage("not_an_image", f"{name}: pixels of type {image.mode} have no agreed brightness; use 8-bit")
+    if image.format == "PNG":
+        check_png_pixels(data)
     profile = profile_of(name, image, data)
     with_key = "transparency" in image.info and image.mode in PNG_COLOR_TYPES_WITH_KEY
     if image.format == "PNG" and (with_key or (profile and data[24] == 16)):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from storage.errors import RefusedImage
-from storage.media.essentials import check_jpeg_kind, essentials
+from storage.media.essentials import check_jpeg_kind, essentials, jpeg_that_ends
 from storage.media.image_formats import check_camera_raw, is_avif, is_heif, learn_heif, load_pixels, with_avif_brand
 from storage.media.jpeg2000 import is_jpeg2000, read_jpeg2000
 from storage.media.tiff import is_tiff, read_tiff
@@ -185,6 +185,8 @@ def _open(name: str, data: bytes) -> Image.Image:
     elif is_heif(data):
         learn_heif(name)
         reason = "truncated"  # it is one, by its first bytes
+    elif data.startswith(b"\xff\xd8"):
+        data = jpeg_that_ends(data)
     formats = [item for item in FORMATS if item in Image.OPEN]
     try:
         return Image.open(io.BytesIO(data), formats=[item for item in formats if item not in WITHOUT_PILLOW])

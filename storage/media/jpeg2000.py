@@ -17,6 +17,7 @@ from storage.media.samples import SUPPORTED, Alpha, ColorModel, Layout, check_la
 
 SIGNATURE = b"\0\0\0\x0cjP  \r\n\x87\n"
 CODESTREAM = b"\xff\x4f\xff\x51"
+END = b"\xff\xd9"
 COLOR_SPACES: dict[int, ColorModel] = {12: "cmyk", 16: "rgb", 17: "grey", 18: "rgb"}
 """Enumerated colour space -> colour model after decoding; 18 is sYCC."""
 MOST_HEADER = 50_000
@@ -49,6 +50,8 @@ def read_jpeg2000(name: str, data: bytes, check_sides: Callable[[str, int, int],
     check_layout(name, layout)
     if layout.profile is not None:  # OpenJPEG applies any, even one of another number of colours
         data = data.replace(b"colr" + boxes[b"colr"], b"free" + boxes[b"colr"], 1)
+    if END not in data[data.index(CODESTREAM) :]:  # coded data never holds it
+        raise ValueError("no end of the picture")
     values: NDArray[Any] = imagecodecs.jpeg2k_decode(data, planar=False, numthreads=1)
     values = values.reshape(*values.shape[:2], -1)
     if values.shape != (height, width, layout.samples):

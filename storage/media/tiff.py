@@ -6,6 +6,7 @@ checked against the table of `samples` before anything is decoded.
 
 import io
 import logging
+import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,6 +34,11 @@ JPEGS = (6, 7)
 INTEGERS = (1, 4)
 """SampleFormat: unsigned, and undefined, which readers take as unsigned."""
 PHOTOMETRIC, ORIENTATION, COLORS_OF_INK, ICC_PROFILE, DNG_VERSION = 262, 274, 332, 34675, 50706
+STRUCTURE = frozenset(
+    [256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 317, 320, 322, 323, 324, 325, 332, 338, 339, 347,
+     529, 530, 532]
+)  # fmt: skip
+"""Tags that say how the pixels lie and what they mean."""
 FULL_RANGE = (0, 255, 128, 255, 128, 255)
 """ReferenceBlackWhite of YCbCr as JPEG has it."""
 MOST_PAGES = 64
@@ -56,6 +62,7 @@ def read_tiff(name: str, data: bytes, check_sides: Callable[[str, int, int], Non
     """
     with TiffFile(io.BytesIO(data), is_lsm=False, is_scanimage=False, is_ndpi=False) as file:
         page = _picture(name, file)
+        _check_tags(page, data)
         check_sides(name, page.imagewidth, page.imagelength)
         if page.is_tiled:  # one tile is decoded whole, however small the picture
             check_sides(name, page.tilewidth, page.tilelength)
@@ -102,6 +109,17 @@ def _below(page: TiffPage) -> list[TiffPage]:
 def _is_part(page: TiffPage) -> bool:
     """Return whether a page is a reduced copy (NewSubfileType bit 0, SubfileType 2) or a mask (bit 2)."""
     return bool(page.subfiletype & 5) or page.tags.valueof(255, 1) == 2
+
+
+def _check_tags(page: TiffPage, data: bytes) -> None:
+    """Raise ValueError if a tag that says how the pixels lie stands there and cannot be read; tifffile guesses then."""
+    tiff = page.parent.tiff
+    [count] = struct.unpack_from(tiff.tagnoformat, data, page.offset)
+    start, end = page.offset + tiff.tagnosize, page.offset + tiff.tagnosize + count * tiff.tagsize
+    codes = {struct.unpack_from(f"{tiff.byteorder}H", data, at)[0] for at in range(start, end, tiff.tagsize)}
+    lost = codes & STRUCTURE - {tag.code for tag in page.tags}
+    if lost:
+        raise ValueError(f"tags that cannot be read: {sorted(lost)}")
 
 
 def _layout(name: str, page: TiffPage) -> Layout:
@@ -160,6 +178,8 @@ def _check_pictures(page: TiffPage, data: bytes) -> None:
     high = page.tilelength if page.is_tiled else min(page.rowsperstrip, height)
     sides = ({wide, width % wide or wide}, {high, height % high or high})
     for start, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+        if page.compression in JPEGS and b"\xff\xd9" not in data[start : start + size]:
+            raise ValueError("a strip or tile without an end")
         with Image.open(io.BytesIO(data[start : start + size]), formats=[PICTURES[page.compression]]) as part:
             if part.width not in sides[0] or part.height not in sides[1]:
                 raise ValueError(f"a strip or tile of {part.width}x{part.height} pixels, expected {wide}x{high}")
@@ -169,6 +189,8 @@ def _values(page: TiffPage, layout: Layout, data: bytes) -> NDArray[np.uint8] | 
     """Decode to [h, w, samples]."""
     if not all(page.databytecounts) or not all(page.dataoffsets):
         raise ValueError("a strip or tile is missing")
+    if any(start + size > len(data) for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)):
+        raise ValueError("a strip or tile is cut off")
     if page.compression in PICTURES:
         _check_pictures(page, data)
     values: NDArray[Any] = page.asarray(squeeze=False, maxworkers=1)[:, 0]  # [planes, h, w, samples of a plane]

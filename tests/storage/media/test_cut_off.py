@@ -1,0 +1,120 @@
+"""A file that is cut off or overwritten is refused, or what is missing does not matter: no picture is half grey."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from storage.errors import RefusedImage
+from storage.media.images import decode_image
+
+LIMITS = {"max_bytes": 10_000_000, "max_pixels": 1_000_000}
+ROWS, COLUMNS = np.mgrid[:48, :64]
+NOISE = np.random.default_rng(0).integers(0, 60, (48, 64, 3))
+DRAWN = (NOISE + np.stack([COLUMNS * 3, ROWS * 4, COLUMNS + ROWS], -1)).astype(np.uint8)
+END = b"\xff\xd9"
+
+
+def encoded(kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(DRAWN).save(file, kind, **options)
+    return file.getvalue()
+
+
+def tiles(**options: Any) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, DRAWN, photometric="rgb", tile=(16, 16), **options)
+    return file.getvalue()
+
+
+FILES = {
+    "jpeg": encoded("JPEG"),
+    "jpeg progressive": encoded("JPEG", progressive=True),
+    "jpeg of several pictures": encoded("MPO", save_all=True, append_images=[Image.fromarray(DRAWN[::-1])]),
+    "png": encoded("PNG"),
+    "jpeg 2000": encoded("JPEG2000"),
+    "tiff of jpegs": tiles(compression="jpeg"),
+    "tiff lzw": encoded("TIFF", compression="tiff_lzw"),
+    "tiff deflate": tiles(compression="zlib"),
+}
+UNCHECKED = {
+    "gif": encoded("GIF"),
+    "webp": encoded("WEBP"),
+    "avif": encoded("AVIF"),
+    "bmp": encoded("BMP"),
+    "ppm": encoded("PPM"),
+    "tiff": encoded("TIFF"),
+}
+"""Formats whose data has neither checksum nor end: what zeros replace may be pixels."""
+
+
+def places(size: int) -> list[int]:
+    return sorted({size * part // 25 for part in range(1, 25)} | {size - part for part in (1, 2, 4, 8, 16)})
+
+
+def is_whole_or_refused(data: bytes, whole: bytes) -> bool:
+    try:
+        found = decode_image(data, **LIMITS).astype(np.int64)
+    except RefusedImage:
+        return True
+    return bool(np.abs(found - decode_image(whole, **LIMITS)).mean() < 1)
+
+
+@pytest.mark.filterwarnings("ignore:.*malformed MPO:UserWarning")
+@pytest.mark.parametrize("kind", [*FILES, *UNCHECKED])
+def test_a_file_cut_off_is_refused_or_whole(kind: str):
+    whole = (FILES | UNCHECKED)[kind]
+    for place in places(len(whole)):
+        assert is_whole_or_refused(whole[:place], whole), place
+
+
+@pytest.mark.filterwarnings("ignore:.*malformed MPO:UserWarning")
+@pytest.mark.parametrize("kind", [kind for kind in FILES if "several" not in kind])
+def test_a_file_whose_end_is_zeros_is_refused_or_whole(kind: str):
+    """A power cut or a failed upload leaves the full size, and zeros that were never written over."""
+    whole = FILES[kind]
+    for place in places(len(whole)):
+        assert is_whole_or_refused(whole[:place] + bytes(len(whole) - place), whole), place
+
+
+@pytest.mark.parametrize("restart", [0, 1])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_a_jpeg_that_ends_too_early_is_refused(subsampling: str, restart: int):
+    """Cameras that lose a part of a picture still write its end; libjpeg fills what is missing with grey."""
+    whole = encoded("JPEG", subsampling=subsampling, restart_marker_rows=restart)
+    start = whole.index(b"\xff\xda") + 16
+    assert is_whole_or_refused(whole, whole)
+    for place in range(start, len(whole) - 200, 150):
+        with pytest.raises(RefusedImage) as caught:
+            decode_image(whole[:place].rstrip(b"\xff") + END, **LIMITS)
+        assert caught.value.reason == "truncated"
+
+
+@pytest.mark.parametrize("side", [1, 7, 16, 33])
+def test_a_whole_jpeg_is_never_called_too_short(side: int):
+    """Flat pictures need the fewest bits, noise the most."""
+    noise = np.random.default_rng(side).integers(0, 256, (side, side + 1, 3), np.uint8)
+    for pixels in (noise, np.zeros_like(noise), np.full_like(noise, 255), noise[..., 0]):
+        for quality, optimize, progressive in (
+            (100, True, False),
+            (75, False, False),
+            (5, True, False),
+            (75, True, True),
+        ):
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "JPEG", quality=quality, optimize=optimize, progressive=progressive)
+            with Image.open(file) as image:
+                wanted = np.asarray(image.convert("RGB"))
+            for padded in (b"", bytes(100), END, file.getvalue()):
+                assert np.array_equal(decode_image(file.getvalue() + padded, **LIMITS), wanted)
+
+
+def test_a_png_with_a_wrong_checksum_of_its_pixels_is_refused():
+    data = bytearray(FILES["png"])
+    data[data.index(b"IEND") - 5] ^= 1
+    with pytest.raises(RefusedImage) as caught:
+        decode_image(bytes(data), **LIMITS)
+    assert caught.value.reason == "truncated"

@@ -1,7 +1,7 @@
 """The table of samples that are read, and their way to 8-bit RGB. Readers describe what a file holds; this decides."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -62,6 +62,9 @@ def to_rgb(values: NDArray[np.uint8] | NDArray[np.uint16], layout: Layout) -> ND
     Raises ValueError for an index beyond the palette.
     """
     most = (1 << layout.bits) - 1
+    if layout.profile is not None and layout.alpha is not None and layout.alpha[1] == "premultiplied":
+        values = _divided(values, layout.alpha[0], most)  # a profile is about colours that alpha has not darkened
+        layout = replace(layout, alpha=(layout.alpha[0], "straight"))
     colors = values[..., : SUPPORTED[layout.model][0]]
     if layout.palette is not None:
         if colors.max(initial=0) >= len(layout.palette):
@@ -99,3 +102,12 @@ def _to_8_bit(values: NDArray[np.uint8] | NDArray[np.uint16], most: int) -> NDAr
 
 def _product(colors: NDArray[np.uint8], shares: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return ((colors.astype(np.uint16) * shares + 127) // 255).astype(np.uint8)
+
+
+def _divided(
+    values: NDArray[np.uint8] | NDArray[np.uint16], alpha: int, most: int
+) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Return premultiplied samples as straight ones."""
+    straight = (values.astype(np.int64) * most // np.maximum(values[..., alpha, None], 1)).clip(0, most)
+    straight[..., alpha] = values[..., alpha]
+    return straight.astype(np.uint8) if most < 256 else straight.astype(np.uint16)

@@ -118,6 +118,9 @@ def test_profiles_of_every_format_are_applied(kind: str):
         assert error_of(data, wanted) < 3, data[:12]
     half = np.full((24, 40), 128, np.uint8)
     assert error_of(encoded(np.dstack([DRAWN, half]), "PNG", **named), wanted * (128 / 255)) < 1, "alpha lies above"
+    alpha = {"photometric": "rgb", "extrasamples": ["assocalpha"], "iccprofile": profile}
+    assert error_of(tiff(np.dstack([DRAWN // 2, half]), **alpha), wanted * (128 / 255)) < 1.5, "also multiplied before"
+    assert error_of(tiff(np.dstack([wide // 2, half.astype(np.uint16) * 256]), **alpha), wanted / 2) < 1
     assert error_of(encoded(GREY, "PNG", **named), curve((GREY / 255) ** gamma)) < 1, "grey is equal RGB"
 
 

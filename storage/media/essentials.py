@@ -76,8 +76,8 @@ def jpeg_that_ends(data: bytes) -> bytes:
     end = scan.find(b"\xff\xd9")
     if scan and end < 0:
         raise ValueError("no end of the picture")
-    frame = next((segment[1] for segment in segments if segment[1] in FRAMES), 0)
-    alone = frame in HUFFMAN_FRAMES and scan.find(b"\xff\xda", 2, end) < 0
+    frame = next((segment for segment in segments if segment[1] in FRAMES and len(segment) > 9), bytes(10))
+    alone = frame[1] in HUFFMAN_FRAMES and scan[4:5] == frame[9:10]  # all components in one scan
     return data[: len(data) - len(scan) + end] + bytes(SPARE) if alone else data
 
 

@@ -14,8 +14,8 @@ PNG_KEPT = {b"tRNS": 1, b"eXIf": 8, b"cICP": 4, b"iCCP": 4, b"sRGB": 1, b"gAMA":
 """Ancillary chunks that matter -> their least length (bytes); those with a bad CRC are passed over, as libpng does."""
 SPARE = 32
 """Bytes that a decoder may look at behind the last pixel."""
-MOST_PROFILE = 2**20
-"""Bytes of an unpacked profile that Pillow reads at most."""
+MOST_PROFILE = 2**22
+"""Bytes of an unpacked profile, and of a text, that are read at most; those of RGB printers have a few millions."""
 SOI, SOS, APP0, APP15, COM = 0xD8, 0xDA, 0xE0, 0xEF, 0xFE
 """JPEG markers (ISO/IEC 10918-1, table B.1)."""
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}

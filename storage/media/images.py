@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from storage.errors import RefusedImage
-from storage.media.essentials import check_jpeg_kind, essentials, jpeg_that_ends
+from storage.media.essentials import MOST_PROFILE, check_jpeg_kind, essentials, jpeg_that_ends
 from storage.media.image_formats import check_camera_raw, is_avif, is_heif, learn_heif, load_pixels, with_avif_brand
 from storage.media.jpeg2000 import is_jpeg2000, read_jpeg2000
 from storage.media.tiff import is_tiff, read_tiff
@@ -33,6 +33,7 @@ DAMAGE = (
 )  # fmt: skip
 """Exceptions of Pillow's decoders on damaged data."""
 ORIENTATION_TAG = 0x0112
+PngImagePlugin.MAX_TEXT_CHUNK = MOST_PROFILE
 Image.MAX_IMAGE_PIXELS = None  # `check_sides` has the limit of the settings
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -146,6 +146,13 @@ def test_dark_linear_colours_keep_all_their_bits():
     )
 
 
+def test_a_large_profile_is_applied():
+    profile = PROFILES["wide"][0]
+    large = struct.pack(">I", 1_500_000) + profile[4:].ljust(1_500_000 - 4, b"\0")
+    for kind in ("PNG", "TIFF"):
+        assert error_of(encoded(DRAWN, kind, icc_profile=large), shown(P3, 1.8)) < 1
+
+
 def inks() -> bytes:
     """A profile of CMYK whose table is linear in lightness: white without ink, black at any full ink (ICC.1, lut8)."""
     corners = np.stack(np.meshgrid(*[[0, 1]] * 4, indexing="ij"), -1).reshape(16, 4)

@@ -129,7 +129,7 @@ def png(
     )
 
 
-LONG = zlib.compress(b"a" * 3_000_000)
+LONG = zlib.compress(b"a" * 5_000_000)
 BROKEN = chunk(b"tEXt", b"a\0b")[:-1] + b"?"
 METADATA = {
     "text": chunk(b"zTXt", b"k\0\0" + LONG),

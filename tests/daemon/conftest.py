@@ -227,7 +227,8 @@ def world(bench, drop, write_image, add_version):
 
 @pytest.fixture
 def program(monkeypatch):
-    """Let a round be this program."""
+    """Let a round be this program, whose end is noticed at once: such programs take no longer than a poll."""
+    monkeypatch.setattr(rounds, "POLL_SECONDS", 0.01)
 
     def use(code: str) -> None:
         command = [sys.executable, "-c", PRELUDE + code]

@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import sys
 from contextlib import suppress
 
 import httpx
@@ -12,13 +11,16 @@ import yaml
 
 from adapters.checkpoints.checkpoint import save_weights
 from adapters.networks.build import build_network
+from daemon.cli import main
 from daemon.runtime.process_group import children_of
 from daemon.runtime.run_record import current_record
 from daemon.status.collect import collect_status
 from storage.layout import StateLayout
+from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
-from tests.daemon.running import ROOT, Running
+from tests.daemon.running import Running
 from tests.daemon.traps import Traps
+from tests.forking import CONTEXT
 
 SECTIONS = {
     "serving": {"enabled": True},
@@ -34,7 +36,7 @@ def _copy_of(config, layout, tmp_path):
     subprocess.run(["cp", "-a", layout.root, copy.root], check=True)
     values = yaml.safe_load(config.read_text())
     path = copy.root.parent / "mfmd.yaml"
-    path.write_text(yaml.safe_dump({**values, "state": str(copy.root)}))
+    path.write_text(yaml.safe_dump({**values, "state": str(copy.root), "observe": {"enabled": False}}))
     return copy, path
 
 
@@ -43,8 +45,10 @@ def _new_state(layout, settings, config) -> None:
     shutil.rmtree(layout.root)
     weights = config.parent / "weights.safetensors"
     save_weights(build_network(settings.network.architecture(), len(settings.classes)), weights)
-    command = [sys.executable, "-m", "daemon.cli", "import", str(weights), "--config", str(config)]
-    subprocess.run(command, check=True, cwd=ROOT)
+    command = CONTEXT.Process(target=main, args=(["import", str(weights), "--config", str(config)],))
+    command.start()
+    command.join(100)
+    assert CheckpointRegistry(layout.checkpoints).serving_version() == 1
 
 
 def _open_to_others(layout) -> list[str]:

@@ -35,12 +35,10 @@ NETWORKS = {
     "deeplabv3plus": Architecture(name="deeplabv3plus", encoder="resnet_tiny", channels=16, output_stride=16),
 }
 AUGMENTED: dict[str, Any] = {"jitter_probability": 1.0, "blur_probability": 1.0, "anchor_weight": 0.1}
-CASES = [
-    (recipe, mfm)
-    for recipe in RECIPES
-    for mfm in (False, True)
-    if not (mfm and recipe_settings(name=recipe).test_time)  # type: ignore[arg-type]
-]
+TEST_TIME = {recipe for recipe in RECIPES if recipe_settings(name=recipe).test_time}  # type: ignore[arg-type]
+CASES = [(recipe, recipe not in TEST_TIME) for recipe in RECIPES]
+CASES += [pytest.param(recipe, False, marks=pytest.mark.nightly) for recipe in RECIPES if recipe not in TEST_TIME]
+"""Each recipe with all that it can have, which is more than it does without MFM."""
 
 
 class Device(Accelerator):

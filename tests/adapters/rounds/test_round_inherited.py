@@ -1,5 +1,9 @@
 """A round that starts from the training state of the one before it, or refuses it and starts clean."""
 
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,7 +13,8 @@ from adapters.rounds.run import train_and_score
 from adapters.rounds.stop import StopRequest
 from adapters.rounds.training_state import read_tree
 from storage.registry.registry import CheckpointRegistry
-from storage.rounds.folder import RoundFolder
+from storage.rounds.folder import RoundFolder, RoundStore
+from tests.adapters.conftest import TrainingState
 
 ROUND = {"steps": 3, "optim": {"learning_rate": 1e-3, "warmup_steps": 0}}
 
@@ -21,13 +26,30 @@ def run(folder: RoundFolder) -> RoundFolder:
     return folder
 
 
+@pytest.fixture(scope="module")
+def after_round_1(tmp_path_factory) -> Path:
+    """Its state directory, with its candidate as version 2; run once, put away for the tests to copy."""
+    torch.set_num_threads(1)
+    state = TrainingState(tmp_path_factory.mktemp("inherited") / "state")
+    state.folder.mkdir()
+    folder = run(state.round(round=ROUND))
+    registry = CheckpointRegistry(state.layout.checkpoints)
+    registry.add(folder.candidate, make_manifest(state.settings(), origin="import"), by="import")
+    return state.folder.rename(state.folder.with_name("kept"))
+
+
 @pytest.fixture
-def first(training_state):
-    """Round 1, run, with its candidate as version 2."""
-    folder = run(training_state.round(round=ROUND))
-    registry = CheckpointRegistry(training_state.layout.checkpoints)
-    registry.add(folder.candidate, make_manifest(training_state.settings(), origin="import"), by="import")
-    return folder
+def training_state(after_round_1) -> Iterator[TrainingState]:
+    """A copy at the path that the round knows."""
+    state = TrainingState(after_round_1.with_name("state"))
+    shutil.copytree(after_round_1, state.folder)
+    yield state
+    shutil.rmtree(state.folder)
+
+
+@pytest.fixture
+def first(training_state) -> RoundFolder:
+    return RoundStore(training_state.layout.rounds).folder(1)
 
 
 def second(training_state, inherits: int | None, **sections) -> RoundFolder:

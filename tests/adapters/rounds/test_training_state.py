@@ -76,7 +76,7 @@ def test_a_round_whose_training_had_ended_only_scores(training_state) -> None:
 
 def test_time_used_before_counts(training_state) -> None:
     """A round that had used its time goes on to the end of it, not through it again."""
-    folder = training_state.round(round={"steps": 1000, "max_seconds": 1.0})
+    folder = training_state.round(round={"steps": 1000, "max_seconds": 0.4})
     assert run(folder) == 0
     steps = folder.scores().steps
     (folder.path / "scores.json").unlink()

@@ -27,10 +27,18 @@ COMMANDS = (
 )
 SHOWS_ALL_THE_SAME = ("checkpoints list", "checkpoints show 2", "status", "status --json")
 """Commands that show all the same what there is."""
+SLOW_AGAIN = pytest.mark.nightly
+"""`doctor` tries out the whole machine every time; once in `make test`."""
 
 
-@pytest.mark.parametrize("damage", ["gone", "garbage"])
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("command", "damage"),
+    [
+        pytest.param(command, damage, marks=SLOW_AGAIN if (command, damage) == ("doctor", "garbage") else ())
+        for command in COMMANDS
+        for damage in ("gone", "garbage")
+    ],
+)
 def test_every_command_names_the_repair(mfmd, registry: CheckpointRegistry, command: str, damage: str) -> None:
     path = registry.ref_path("serving")
     path.unlink() if damage == "gone" else path.write_text("garbage")
@@ -50,7 +58,15 @@ def test_after_the_repair_the_same_version_serves(mfmd, registry: CheckpointRegi
     assert before is not None and after is not None and after.version == before.version
 
 
-@pytest.mark.parametrize("command", ["adapt", *COMMANDS[2:7], "checkpoints list"])  # `run` starts: it may be promoted
+@pytest.mark.parametrize(
+    "command",
+    [
+        "adapt",
+        pytest.param("doctor", marks=SLOW_AGAIN),
+        *COMMANDS[3:7],
+        "checkpoints list",
+    ],  # `run` starts: it may be promoted
+)
 def test_every_command_names_what_to_do_when_the_serving_version_is_gone(
     mfmd, registry: CheckpointRegistry, command: str
 ) -> None:

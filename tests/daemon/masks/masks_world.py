@@ -16,6 +16,7 @@ from daemon.masks.report import MaskReport
 from daemon.masks.writer import MaskWriter
 from daemon.serving.plane import InferencePlane
 from storage.errors import DurabilityLost
+from storage.registry.registry import CheckpointRegistry
 from tests.daemon.serving.serving_world import (
     HEIGHT,
     WIDTH,
@@ -106,6 +107,10 @@ def writing(settings: Settings, served: Served) -> Iterator[Masked]:
 
 @contextmanager
 def masked(settings: Settings, prepare: Callable[[InferencePlane], None] = lambda plane: None) -> Iterator[Masked]:
-    """A plane and a writer."""
-    with running(settings, prepare) as served, writing(settings, served) as both:
-        yield both
+    """A plane and a writer, which begins once the plane serves if there is a version: refused, it would wait."""
+    with running(settings, prepare) as served:
+        serving = CheckpointRegistry(served.plane.layout.checkpoints).serving()
+        if serving is not None:
+            served.wait_for(serving.version)
+        with writing(settings, served) as both:
+            yield both

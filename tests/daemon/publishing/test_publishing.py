@@ -1,14 +1,15 @@
 """The daemon's mirrors: real exports in real children, what a failure does, and that nothing waits for one."""
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
+from adapters.checkpoints.checkpoint import make_manifest, save_weights
+from adapters.networks.build import build_network
 from daemon.gate import promotion
 from daemon.metrics import Metrics
 from daemon.publishing.publisher import Publisher
@@ -24,21 +25,6 @@ PATIENCE = 400.0
 """Longest wait for real exports (seconds): several times what a busy machine needs."""
 LATER, AT_ONCE = 600.0, 0.05
 """When a failed attempt is followed by another (seconds)."""
-WEIGHTS = """
-import sys
-import torch
-from adapters.checkpoints.checkpoint import make_manifest, save_weights
-from adapters.networks.build import build_network
-from configs.load import load_settings
-from pathlib import Path
-from storage.registry.registry import CheckpointRegistry
-settings, folder = load_settings(Path(sys.argv[1])), Path(sys.argv[1]).parent
-registry = CheckpointRegistry(settings.state / "checkpoints")
-for seed in (1, 2):
-    torch.manual_seed(seed)
-    save_weights(build_network(settings.network.architecture(), len(settings.classes)), folder / "weights.safetensors")
-    registry.add(folder / "weights.safetensors", make_manifest(settings, origin="pretrain"), by="test")
-"""
 
 
 @pytest.fixture(params=[LATER])
@@ -71,6 +57,15 @@ def daemon(request, make_settings, registry, layout, tmp_path):
     publisher.stop()
 
 
+def add_networks(daemon, registry) -> None:
+    """Versions 1 and 2, which a child can load."""
+    weights = daemon.config.with_name("network.safetensors")
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        save_weights(build_network(daemon.settings.network.architecture(), len(daemon.settings.classes)), weights)
+        registry.add(weights, make_manifest(daemon.settings, origin="pretrain"), by="test")
+
+
 def state(daemon, name):
     return next(item for item in daemon.publisher.states() if item.name == name)
 
@@ -78,7 +73,7 @@ def state(daemon, name):
 @pytest.mark.nightly
 def test_promotion_and_rollback_reach_a_triton_repository(daemon, registry):
     """With real exports of ONNX, which are slow."""
-    subprocess.run([sys.executable, "-c", WEIGHTS, str(daemon.config)], check=True, timeout=PATIENCE)
+    add_networks(daemon, registry)
     assert daemon.publisher.step() > 0 and daemon.publisher.states()[0].state == "waiting", "nothing serves yet"
     registry.promote(1, by="pretrain", reason="first")
     daemon.until(lambda: state(daemon, "triton").state == "current")
@@ -110,7 +105,7 @@ def test_nothing_is_published_while_a_link_leads_into_the_state(daemon, add_vers
 
 def test_an_export_that_is_refused_says_why_and_holds_nothing_up(daemon, registry):
     """The network has no Hugging Face form; the child that says so is real."""
-    subprocess.run([sys.executable, "-c", WEIGHTS, str(daemon.config)], check=True, timeout=PATIENCE)
+    add_networks(daemon, registry)
     registry.promote(1, by="pretrain", reason="first")
     daemon.until(lambda: state(daemon, "huggingface").failures >= 1)
     assert state(daemon, "triton").state == "exporting"

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 
 CLASSES = 8  # of the demo list
@@ -128,6 +129,9 @@ MODELS: dict[str, Callable[[], Any]] = {
         mobilevit, mobilevitv2, mobilenetv2,
     )
 }  # fmt: skip
+FEW = ("segformer", "beit", "mobilenetv2")
+ROWS = [pytest.param(name, marks=() if name in FEW else pytest.mark.nightly) for name in MODELS]
+"""Each model: a transformer with maps of its own, a plain one and a convolutional one in every `make test`."""
 SQUARE_ONLY = ("data2vec", "dpt")
 """Models that transformers itself runs on square images only."""
 ANY_SIZE = ("segformer", "upernet_convnext", "upernet_swin", "upernet_resnet", "mobilevit", "mobilenetv2")

@@ -1,6 +1,8 @@
 """The power goes after every call that changes a file: the promise holds on what the disk may then hold."""
 
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -17,20 +19,22 @@ JOBS = {name: job for name, job in world.JOBS.items() if name != "mirrors"}
 
 
 @pytest.fixture(scope="module")
-def moments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, bytes], list[Moment]]]:
-    """Every moment of one run of each job, recorded once; with the files that were dropped for it."""
-    found = {}
-    for name, job in JOBS.items():
+def moments(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[dict[str, bytes], list[Moment]]]:
+    """Every moment of one run of a job, recorded once; with the files that were dropped for it."""
+
+    @cache
+    def recorded(name: str) -> tuple[dict[str, bytes], list[Moment]]:
         root = tmp_path_factory.mktemp(name)
         (root / "drop").mkdir()
         (root / "state").mkdir()
         files = world.drop_files(root) if name in world.TAKING else {}
-        cut = PowerCut(root / "state", lambda root=root: facts(root))
+        cut = PowerCut(root / "state", lambda: facts(root))
         with tapped(root / "state", cut):
-            job(root)
+            JOBS[name](root)
         assert len(cut.moments) > 20
-        found[name] = files, cut.moments
-    return found
+        return files, cut.moments
+
+    return recorded
 
 
 def facts(root: Path) -> bytes:
@@ -43,7 +47,7 @@ def facts(root: Path) -> bytes:
 @pytest.mark.parametrize("disk", get_args(Disk))
 @pytest.mark.parametrize("job", JOBS)
 def test_after_a_power_cut_at_any_call_the_promise_holds(tmp_path: Path, moments, job: str, disk: Disk, every: int):
-    files, recorded = moments[job]
+    files, recorded = moments(job)
     seen: set[int] = set()
     for number, moment in enumerate(recorded):
         content = hash((moment.facts, tuple(moment.disks[disk].items())))

@@ -13,7 +13,7 @@ from adapters.networks.build import build_network
 from adapters.networks.huggingface.models import build_huggingface
 from adapters.networks.network import SegmentationNetwork
 from configs.network import Architecture
-from tests.adapters.tiny_models import CLASSES, MODELS, model
+from tests.adapters.tiny_models import CLASSES, ROWS, model
 
 NATIVE = {
     "mit": Architecture(name="daformer", encoder="mit_tiny", channels=16),
@@ -23,7 +23,7 @@ NATIVE = {
 }
 
 
-@pytest.fixture(params=[*NATIVE, *MODELS])
+@pytest.fixture(params=[*NATIVE, *ROWS])
 def network(request: pytest.FixtureRequest) -> SegmentationNetwork:
     torch.set_num_threads(1)
     if request.param in NATIVE:

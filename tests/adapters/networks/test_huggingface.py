@@ -18,7 +18,7 @@ from adapters.networks.network import SegmentationNetwork, normalise
 from adapters.networks.step_rng import StepRng
 from configs.mfm import MfmSettings
 from configs.network import Architecture
-from tests.adapters.tiny_models import ANY_SIZE, CLASSES, MODELS, SQUARE_ONLY, model
+from tests.adapters.tiny_models import ANY_SIZE, CLASSES, MODELS, ROWS, SQUARE_ONLY, model
 from tests.sections import section
 
 
@@ -31,7 +31,7 @@ def settings_for(original: Any, preprocessor: dict[str, Any] | None = None) -> A
     return Architecture(name="huggingface", hf_config=original.config.to_dict(), hf_preprocessor=preprocessor)
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=ROWS)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

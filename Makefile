@@ -18,7 +18,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## the whole job on drawn street scenes, about five minutes
 	$(BIN)/mfmd demo
 
-PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+# One more than there are cores: a third of the time, a test waits for a process or a clock.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
 ROOMS ?= tests/configs tests/storage tests/adapters tests/daemon
 check: $(STAMP)  ## lint, types and the quick tests of the rooms beside each other, within 90 seconds (ROOMS=tests/storage)
 	$(MAKE) --no-print-directory --jobs=2 lint quick

@@ -1,4 +1,4 @@
-"""What every test shares: one CPU thread for tensors (tests run two at a time), no hub, no settings from outside.
+"""What every test shares: one CPU thread for tensors (tests run three at a time), no hub, no settings from outside.
 
 Temporary folders lie in memory where there is enough of it: every call is made there as on a disk, but thousands of
 fsyncs need not wait for one. What a kill leaves behind is the same, and what a power cut leaves is drawn from the calls

@@ -35,6 +35,7 @@ def shipped(kind: Literal["class_lists", "presets"]) -> Mapping[str, Traversable
     return {file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")}
 
 
+@cache
 def load_class_list(name: str) -> list[dict[str, object]]:
     """Return the entries of a shipped class list; raise ValueError, naming the lists that exist, for another name."""
     lists = shipped("class_lists")

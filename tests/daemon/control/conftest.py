@@ -1,4 +1,4 @@
-"""A control server on a real socket."""
+"""A control server on a real socket; its clients load no list of authorities, which takes 20 ms."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -40,7 +40,7 @@ def world(bench, registry, layout, add_version, drop, write_image) -> Iterator[S
         part.start()
     server.start()
     host, port = server.address
-    with httpx.Client(base_url=f"http://{host}:{port}", trust_env=False) as client:
+    with httpx.Client(base_url=f"http://{host}:{port}", trust_env=False, verify=False) as client:
         yield SimpleNamespace(
             client=client,
             children=children,

@@ -21,7 +21,7 @@ from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 
 FOG = dataclasses.replace(
-    DAY, name="fog", code=3, sun=0.04, haze=(0.74, 0.76, 0.78), visibility=(22, 45), ambient=(0.86, 0.87, 0.90),
+    DAY, name="fog", code=3, sun=0.04, haze=(0.74, 0.76, 0.78), visibility=(15, 32), ambient=(0.86, 0.87, 0.90),
     zenith=(0.70, 0.73, 0.76), skyline=(0.74, 0.76, 0.78), clouds=(0.72, 0.74, 0.76), noise=(0.010, 0.020),
 )  # fmt: skip
 """A day in dense fog."""

@@ -68,6 +68,17 @@ class ConditionsSettings(Section):
     advanced: ConditionsAdvanced = ConditionsAdvanced()
 
 
+class ProbationSettings(Section):
+    """After a promotion: fresh frames are compared, and a version that is worse is rolled back by itself."""
+
+    frames: NotNegativeInt = 32
+    """Fresh, thinned frames that are compared with the version before (images); 0: no probation. Needs
+    `observe.enabled`."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.98
+    """A version that is worse on at most half of the frames stays with at least this probability, at all looks
+    together."""
+
+
 class RegistrySettings(Section):
     """Checkpoints on disk."""
 

@@ -1,0 +1,193 @@
+"""Probation: after a promotion, fresh frames say whether the new version is worse; then it is rolled back by itself.
+
+The version and the one before are compared on fresh frames of the condition for which it was promoted, thinned so that
+neighbours do not count twice. A frame is a hit when the new version has the smaller batch nuclear norm there. Measured
+on drawn worlds, this one score of a single frame separates best (docs/explanation/probation.md). The evidence may be
+looked at after every frame (`sequential.py`).
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from daemon.gate.conditions import OUTSIDE, places
+from daemon.gate.decide import GATE
+from daemon.gate.loop import GateContext
+from daemon.gate.sequential import evidence_of_majority, share_bounds, spacing_of
+from daemon.gate.votes import TOLERANCE, diversity
+from daemon.runtime.logs import get_logger
+from storage import durable
+from storage.buffer.observations import Observation, Observations
+from storage.durable.record import read_record
+from storage.errors import CorruptCheckpoint, StorageError, UnknownVersion
+from storage.gate.comparisons import ComparisonScores
+from storage.gate.conditions import Conditions
+from storage.gate.probation import Probation
+from storage.registry.manifest import HistoryEvent
+
+BATCH = 4
+"""Frames that are compared together: a batch costs the observer a few seconds."""
+MOST_SPACING = 32
+"""Largest distance between two frames that count (frames)."""
+SERIES = 256
+"""Newest frames whose entropy says how alike neighbours are (frames)."""
+FAILURES = 3
+"""Comparisons that may fail in a row before the probation ends."""
+
+log = get_logger(__name__)
+
+
+class ProbationRule:
+    """A rule of the gate: at most one version is on probation, the one that a round's promotion made serve last."""
+
+    def step(self, context: GateContext) -> None:
+        """Begin, go on with or end the probation. Raises StorageError."""
+        record = read_record(context.layout.probation, Probation, f"; remove {context.layout.probation}")
+        after = self._next(context, record)
+        if after is not None and after != record:
+            durable.write_record(context.layout.probation, after)
+            if record is None or after.stage != record.stage or after.version != record.version:
+                log.info("probation", stage=after.stage, version=after.version, reason=after.reason)
+
+    def _next(self, context: GateContext, record: Probation | None) -> Probation | None:
+        move, serving = context.registry.state().last_move, context.registry.serving()
+        if serving is None or move is None:
+            return record
+        if record is not None and record.stage == "watching" and serving.version != record.version:
+            return _overtaken(record, move)
+        promoted = move.event == "promoted" and move.by == GATE and move.version == serving.version
+        if promoted and (record is None or (record.version, record.since) != (serving.version, move.at)):
+            return _begun(context, move)
+        if record is None or record.stage != "watching":
+            return record
+        return _with_answer(context, record) if record.comparison is not None else _asked(context, record)
+
+
+def judge(record: Probation, frames: int, confidence: float) -> Probation:
+    """Return the record with the evidence of its frames, and its stage: `rolled_back`, `passed` or `watching`. Pure.
+
+    `frames`: how many are enough; `confidence` (0-1) that a version which is not worse is never rolled back.
+    """
+    hits, among = sum(record.worse), len(record.worse)
+    evidence = evidence_of_majority(hits, among - hits)
+    low, high = share_bounds(hits, among - hits, confidence)
+    counted = (
+        f"version {record.version} looks worse than version {record.previous} on {hits} of {among} fresh frames "
+        f"(share {low:.2f} to {high:.2f} at {confidence:.0%})"
+    )
+    stage = "watching"
+    if evidence >= 1.0 / (1.0 - confidence):
+        stage = "rolled_back"
+    elif among >= frames:
+        stage = "passed"
+    return record.model_copy(update={"evidence": evidence, "stage": stage, "reason": counted})
+
+
+def looks_worse(scores: ComparisonScores) -> list[bool]:
+    """Return, for each frame on which the two differ, whether the first version has the smaller nuclear norm.
+
+    A version that is not finite is worse on every frame. Raises StorageError when scores are not numbers.
+    """
+    new, old = scores.models
+    if not new.finite or not old.finite:
+        return [not new.finite] * len(scores.frames)
+    each = np.eye(len(scores.frames))
+    gain = diversity(new.gram)(each) - diversity(old.gram)(each)
+    if gain.shape != (len(scores.frames),) or not np.isfinite(gain).all():
+        raise StorageError("the scores of a comparison are not finite numbers")
+    return [bool(value < 0.0) for value in gain if abs(value) > TOLERANCE]
+
+
+def _begun(context: GateContext, move: HistoryEvent) -> Probation | None:
+    settings = context.settings.probation
+    if settings.frames == 0 or move.version is None or move.previous is None:
+        return None
+    known = context.conditions.read() if context.settings.conditions.enabled else None
+    current = known.current if known else None
+    series = _of_condition(_observed(context, after=0), known, current)[-SERIES:]
+    return Probation(
+        stage="watching",
+        version=move.version,
+        previous=move.previous,
+        since=move.at,
+        condition=current,
+        spacing=spacing_of(np.array([item.entropy for item in series], np.float64), MOST_SPACING),
+        after=context.buffer.catalog.newest_id(),
+        reason="waits for fresh frames",
+    )
+
+
+def _overtaken(record: Probation, move: HistoryEvent) -> Probation:
+    ours = move.event == "rolled_back" and move.by == GATE and move.previous == record.version
+    if ours:  # a kill came between the rollback and its record
+        return record.model_copy(update={"stage": "rolled_back", "comparison": None})
+    reason = f"{move.by} made version {move.version} serve ({move.event}); {record.reason}"
+    return record.model_copy(update={"stage": "ended", "comparison": None, "reason": reason})
+
+
+def _asked(context: GateContext, record: Probation) -> Probation:
+    """Ask for the next batch of thinned fresh frames when it is complete."""
+    chosen: list[int] = []
+    known = context.conditions.read() if record.condition is not None else None
+    for item in _of_condition(_observed(context, record.after), known, record.condition):
+        if item.frame >= (chosen[-1] if chosen else record.after) + record.spacing and len(chosen) < BATCH:
+            chosen.append(item.frame)
+    if len(chosen) < BATCH:
+        return record
+    request = context.comparisons.ask("probation", [record.version, record.previous], chosen)
+    return record.model_copy(update={"comparison": request.number, "after": chosen[-1]})
+
+
+def _with_answer(context: GateContext, record: Probation) -> Probation:
+    """Take the answer into account when it is there, and act on it."""
+    assert record.comparison is not None
+    scores = context.comparisons.scores(record.comparison)
+    if scores is None:
+        gone = context.comparisons.request(record.comparison) is None
+        return record.model_copy(update={"comparison": None}) if gone else record
+    if scores.status == "failed" or not scores.frames:
+        failures, why = record.failures + 1, scores.reason or "its frames left the buffer"
+        stage = "ended" if failures >= FAILURES else "watching"
+        update = {"comparison": None, "failures": failures, "stage": stage, "reason": f"not compared: {why}"}
+        return record.model_copy(update=update)
+    worse = (*record.worse, *looks_worse(scores))
+    settings = context.settings.probation
+    answered = record.model_copy(update={"comparison": None, "failures": 0, "worse": worse})
+    judged = judge(answered, settings.frames, settings.confidence)
+    if judged.stage == "rolled_back":
+        _roll_back(context, judged)
+    return judged
+
+
+def _roll_back(context: GateContext, record: Probation) -> None:
+    """Let the version before serve again; when its files are gone, the one that a plain rollback leads to."""
+    back = partial(context.registry.roll_back, by=GATE, reason=f"probation: {record.reason}", expected=record.version)
+    try:
+        back(to=record.previous)
+    except (UnknownVersion, CorruptCheckpoint) as error:
+        log.warning("probation_previous_unusable", version=record.previous, reason=str(error))
+        back(to=None)
+
+
+def _observed(context: GateContext, after: int) -> list[Observation]:
+    """Return what was observed of the frames committed after frame `after`, in commit order."""
+    if not context.layout.observations.exists():
+        return []
+    with Observations.open(context.layout.observations, writable=False) as observations:
+        return observations.get([frame for frame in observations.observed() if frame > after])
+
+
+def _of_condition(
+    items: Sequence[Observation], known: Conditions | None, condition: int | None
+) -> Sequence[Observation]:
+    """Return those of one condition; all of them while no condition is known."""
+    mine = [item for item in items if known is None or item.released == known.released]
+    if known is None or condition is None or not mine:
+        return items
+    found = places(np.array([item.style for item in mine], np.float64), known)
+    return [
+        item
+        for item, place in zip(mine, found.tolist(), strict=True)
+        if place != OUTSIDE and known.conditions[place].number == condition
+    ]

@@ -1,0 +1,53 @@
+"""Evidence that may be looked at after every frame: betting on a share, valid at any time.
+
+The usual test at every look finds a difference sooner or later even where there is none. A test martingale does not:
+by Ville's inequality the chance that it ever exceeds 1/a under the null hypothesis is at most a (Shafer 2021; Waudby-
+Smith and Ramdas 2023, "Estimating means of bounded random variables by betting"). Pure and numpy only.
+"""
+
+import math
+
+import numpy as np
+
+GRID = 2_000
+"""Points at which the mixture over shares is integrated."""
+
+
+def evidence_of_majority(hits: int, misses: int) -> float:
+    """Return the e-value of `hits` and `misses` against "the share of hits is at most one half".
+
+    It is the likelihood ratio of a uniform mixture over shares in (1/2, 1) to one half (Robbins 1970), so no share has
+    to be guessed. 1 without frames.
+    """
+    shares = np.linspace(0.5, 1.0, GRID, endpoint=False) + 0.25 / GRID
+    logs = hits * np.log(shares) + misses * np.log1p(-shares) + (hits + misses) * math.log(2.0)
+    largest = float(logs.max())
+    return float(np.exp(logs - largest).mean() * math.exp(min(largest, 700.0)))
+
+
+def share_bounds(hits: int, misses: int, confidence: float) -> tuple[float, float]:
+    """Return lower and upper bound of the share of hits (0-1), valid at every look together with `confidence` (0-1).
+
+    Confidence sequence from the uniform mixture over all shares: the shares whose e-value stays below
+    1 / (1 - confidence).
+    """
+    shares = np.linspace(0.0, 1.0, GRID + 1)[1:-1]
+    beta = math.lgamma(hits + 1) + math.lgamma(misses + 1) - math.lgamma(hits + misses + 2)
+    logs = beta - hits * np.log(shares) - misses * np.log1p(-shares)
+    possible = shares[logs < -math.log(1.0 - confidence)]
+    lower, upper = float(possible.min()), float(possible.max())
+    return (0.0 if hits == 0 else lower), (1.0 if misses == 0 else upper)
+
+
+def spacing_of(series: "np.ndarray[tuple[int], np.dtype[np.float64]]", most: int) -> int:
+    """Return the distance at which values of `series` [N] in commit order count as separate evidence, 1 to `most`.
+
+    It is the integrated autocorrelation time of a first-order process, ceil((1 + r) / (1 - r)) with the correlation r
+    of neighbours; `most` when the series is shorter than four times that, because r is then not known.
+    """
+    if len(series) < 4 or float(np.std(series)) == 0.0:
+        return 1 if len(series) >= 4 else most
+    centred = series - series.mean()
+    r = float((centred[1:] * centred[:-1]).sum() / (centred**2).sum())
+    spacing = math.ceil((1.0 + max(r, 0.0)) / max(1.0 - r, 1e-6)) if r > 2.0 / math.sqrt(len(series)) else 1
+    return most if 4 * spacing > len(series) else min(spacing, most)

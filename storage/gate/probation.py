@@ -1,0 +1,40 @@
+"""The probation of the version that was promoted last: `probation.json`; one writer, the daemon."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from storage.durable.record import Record
+
+ProbationStage = Literal["watching", "passed", "rolled_back", "ended"]
+"""watching: fresh frames are compared; passed: enough were, and it is not worse; rolled_back: it was worse; ended:
+something else moved the serving ref, or it could not be compared."""
+
+
+class Probation(Record):
+    """`probation.json`."""
+
+    stage: ProbationStage
+    """Where it stands."""
+    version: int
+    """The version on probation."""
+    previous: int
+    """The version that served before, which it is compared with."""
+    since: float
+    """When it was promoted (Unix, seconds)."""
+    condition: int | None = None
+    """Condition of the stream then: only its frames count; None: all do."""
+    spacing: int = 1
+    """Distance between two frames that count (frames): neighbours are no separate evidence."""
+    after: int
+    """Newest frame that does not count any more (id)."""
+    comparison: int | None = None
+    """Comparison that is waited for."""
+    failures: int = 0
+    """Comparisons that failed in a row."""
+    worse: tuple[bool, ...] = Field(default=())
+    """Of each frame so far, whether the version looks worse than the one before."""
+    evidence: float = 1.0
+    """Evidence that it is worse on more than half of the frames (an e-value; 1: none)."""
+    reason: str = ""
+    """One sentence with numbers."""

@@ -87,11 +87,17 @@ class ScoredImages(NamedTuple):
 
 
 def load_images(
-    settings: Settings, ids: Collection[int], buffer: FrameBuffer, source: LabelledSet | None, device: torch.device
+    settings: Settings,
+    ids: Collection[int],
+    buffer: FrameBuffer,
+    source: LabelledSet | None,
+    device: torch.device,
+    validation: Sequence[int] | None = None,
 ) -> ScoredImages:
     """Read at most `round.advanced.score_images` of the frames `ids` and of the source validation images.
 
-    Raises CorruptBuffer, FrameEvicted.
+    `validation`: indices of the source images to take instead of all validation images. Raises CorruptBuffer,
+    FrameEvicted.
     """
     most = settings.round.advanced.score_images
     ids = evenly(sorted(ids), most)
@@ -99,7 +105,8 @@ def load_images(
         _tensor(buffer.read(record)[: record.valid_height, : record.valid_width], device)
         for record in (buffer.records(ids=ids) if ids else [])
     ]
-    pairs = [labelled_image(source, index, device) for index in evenly(source.validation, most)] if source else []
+    labelled = evenly(source.validation if validation is None else validation, most) if source else []
+    pairs = [labelled_image(source, index, device) for index in labelled] if source else []
     styled = [(restyle(pixels, frames[n % len(frames)]), label) for n, (pixels, label) in enumerate(pairs) if frames]
     return ScoredImages(frames, pairs, styled, source.ignore_index if source else IGNORE_INDEX)
 

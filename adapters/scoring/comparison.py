@@ -28,7 +28,10 @@ def compare_versions(
     """
     started = time.monotonic()
     frames = evenly(readable_frames(buffer, request.frames), settings.round.advanced.score_images)
-    images = load_images(settings, frames, buffer, source, next(released.parameters()).device)
+    device, validation = next(released.parameters()).device, None
+    if source is not None and request.purpose == "probation":
+        validation = taken_in_turn(source.validation, len(frames), request.number)
+    images = load_images(settings, frames, buffer, source, device, validation)
     models: list[ModelScores] = []
     first_maps = None
     for version in request.versions:
@@ -42,6 +45,11 @@ def compare_versions(
         reference_marginal=reference_shares(released, images, source),
         seconds=time.monotonic() - started,
     )
+
+
+def taken_in_turn(items: Sequence[int], count: int, turn: int) -> list[int]:
+    """Return `count` of `items` (or all), others in each turn until every one was taken, then again."""
+    return [items[(turn * count + place) % len(items)] for place in range(min(count, len(items)))]
 
 
 def readable_frames(buffer: FrameBuffer, ids: Sequence[int]) -> list[int]:

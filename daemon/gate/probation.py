@@ -1,16 +1,19 @@
 """Probation: after a promotion, fresh frames say whether the new version is worse; then it is rolled back by itself.
 
 The version and the one before are compared on fresh frames of the condition for which it was promoted, thinned so that
-neighbours do not count twice. A frame is a hit when the new version has the smaller batch nuclear norm there. Measured
-on drawn worlds, this one score of a single frame separates best (docs/explanation/probation.md). The evidence may be
-looked at after every frame (`sequential.py`).
+neighbours do not count twice. A frame is a hit when the new version has the smaller batch nuclear norm there: of the
+scores of a single frame this one separates best. With labelled source, source images restyled to the frames are a
+second kind of evidence, with true labels. The mean of two e-values is one, so the evidence may be looked at after every
+frame (`sequential.py`). Measured: docs/explanation/probation.md.
 """
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
+from adapters.scoring.scores.iou import labelled_mean_iou
 from daemon.gate.conditions import OUTSIDE, places
 from daemon.gate.decide import GATE
 from daemon.gate.loop import GateContext
@@ -69,19 +72,23 @@ def judge(record: Probation, frames: int, confidence: float) -> Probation:
 
     `frames`: how many are enough; `confidence` (0-1) that a version which is not worse is never rolled back.
     """
-    hits, among = sum(record.worse), len(record.worse)
-    evidence = evidence_of_majority(hits, among - hits)
-    low, high = share_bounds(hits, among - hits, confidence)
-    counted = (
-        f"version {record.version} looks worse than version {record.previous} on {hits} of {among} fresh frames "
-        f"(share {low:.2f} to {high:.2f} at {confidence:.0%})"
-    )
+    counted = {"fresh frames": record.worse, "restyled source images": record.worse_styled}
+    found = {what: worse for what, worse in counted.items() if worse}
+    evidence = float(np.mean([evidence_of_majority(sum(it), len(it) - sum(it)) for it in found.values()] or [1.0]))
+    shares = ", ".join(_share(what, worse, confidence) for what, worse in found.items())
+    reason = f"version {record.version} looks worse than version {record.previous} on {shares or 'no frame yet'}"
     stage = "watching"
     if evidence >= 1.0 / (1.0 - confidence):
         stage = "rolled_back"
-    elif among >= frames:
+    elif len(record.worse) >= frames:
         stage = "passed"
-    return record.model_copy(update={"evidence": evidence, "stage": stage, "reason": counted})
+    return record.model_copy(update={"evidence": evidence, "stage": stage, "reason": reason})
+
+
+def _share(what: str, worse: Sequence[bool], confidence: float) -> str:
+    hits, among = sum(worse), len(worse)
+    low, high = share_bounds(hits, among - hits, confidence)
+    return f"{hits} of {among} {what} (share {low:.2f} to {high:.2f})"
 
 
 def looks_worse(scores: ComparisonScores) -> list[bool]:
@@ -97,6 +104,18 @@ def looks_worse(scores: ComparisonScores) -> list[bool]:
     if gain.shape != (len(scores.frames),) or not np.isfinite(gain).all():
         raise StorageError("the scores of a comparison are not finite numbers")
     return [bool(value < 0.0) for value in gain if abs(value) > TOLERANCE]
+
+
+def loses_styled(scores: ComparisonScores) -> list[bool]:
+    """Return, for each restyled source image on which the two differ, whether the first version has the lower IoU.
+
+    The IoU of one image is the mean over its labelled classes. Empty without labelled source.
+    """
+    new, old = (model.styled for model in scores.models)
+    if new is None or old is None:
+        return []
+    gain = labelled_mean_iou(*new.arrays()) - labelled_mean_iou(*old.arrays())
+    return [bool(value < 0.0) for value in gain if abs(value) > TOLERANCE]  # NaN, where nothing is labelled, is neither
 
 
 def _begun(context: GateContext, move: HistoryEvent) -> Probation | None:
@@ -135,7 +154,8 @@ def _asked(context: GateContext, record: Probation) -> Probation:
             chosen.append(item.frame)
     if len(chosen) < BATCH:
         return record
-    request = context.comparisons.ask("probation", [record.version, record.previous], chosen)
+    labelled = context.settings.source is not None
+    request = context.comparisons.ask("probation", [record.version, record.previous], chosen, source=labelled)
     return record.model_copy(update={"comparison": request.number, "after": chosen[-1]})
 
 
@@ -151,9 +171,10 @@ def _with_answer(context: GateContext, record: Probation) -> Probation:
         stage = "ended" if failures >= FAILURES else "watching"
         update = {"comparison": None, "failures": failures, "stage": stage, "reason": f"not compared: {why}"}
         return record.model_copy(update=update)
-    worse = (*record.worse, *looks_worse(scores))
+    worse, styled = (*record.worse, *looks_worse(scores)), (*record.worse_styled, *loses_styled(scores))
     settings = context.settings.probation
-    answered = record.model_copy(update={"comparison": None, "failures": 0, "worse": worse})
+    seen: dict[str, Any] = {"comparison": None, "failures": 0, "worse": worse, "worse_styled": styled}
+    answered = record.model_copy(update=seen)
     judged = judge(answered, settings.frames, settings.confidence)
     if judged.stage == "rolled_back":
         _roll_back(context, judged)

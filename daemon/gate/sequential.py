@@ -9,6 +9,8 @@ import math
 
 import numpy as np
 
+ROUNDING = 1e-9
+"""A series whose values differ by less than this share is constant."""
 GRID = 2_000
 """Points at which the mixture over shares is integrated."""
 
@@ -45,9 +47,11 @@ def spacing_of(series: "np.ndarray[tuple[int], np.dtype[np.float64]]", most: int
     It is the integrated autocorrelation time of a first-order process, ceil((1 + r) / (1 - r)) with the correlation r
     of neighbours; `most` when the series is shorter than four times that, because r is then not known.
     """
-    if len(series) < 4 or float(np.std(series)) == 0.0:
-        return 1 if len(series) >= 4 else most
+    if len(series) < 4:
+        return most
     centred = series - series.mean()
+    if float(np.abs(centred).max()) <= ROUNDING * float(np.abs(series).max()):
+        return 1
     r = float((centred[1:] * centred[:-1]).sum() / (centred**2).sum())
     spacing = math.ceil((1.0 + max(r, 0.0)) / max(1.0 - r, 1e-6)) if r > 2.0 / math.sqrt(len(series)) else 1
     return most if 4 * spacing > len(series) else min(spacing, most)

@@ -34,7 +34,9 @@ class Probation(Record):
     """Comparisons that failed in a row."""
     worse: tuple[bool, ...] = Field(default=())
     """Of each frame so far, whether the version looks worse than the one before."""
+    worse_styled: tuple[bool, ...] = Field(default=())
+    """Of each labelled source image so far, restyled to a fresh frame, whether its IoU there is lower."""
     evidence: float = 1.0
-    """Evidence that it is worse on more than half of the frames (an e-value; 1: none)."""
+    """Evidence that it is worse on more than half of the frames (mean of e-values; 1: none)."""
     reason: str = ""
     """One sentence with numbers."""

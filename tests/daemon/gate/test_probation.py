@@ -1,0 +1,186 @@
+"""Probation: with a real registry, buffer and observer's database; the answers of comparisons are drawn numbers."""
+
+import time
+
+import numpy as np
+import pytest
+
+from daemon.gate.loop import GateLoop
+from daemon.gate.memory import ConditionMemory
+from daemon.gate.probation import ProbationRule, judge, looks_worse, loses_styled
+from storage.buffer.observations import Observation, Observations
+from storage.durable.record import read_record
+from storage.errors import StorageError
+from storage.gate.comparisons import ComparisonScores, ComparisonStore
+from storage.gate.probation import Probation
+from storage.rounds.records import ImageCounts, ModelScores
+from tests.sections import changed
+
+START = Probation(stage="watching", version=2, previous=1, since=5.0, after=8, reason="waits")
+
+
+def _model(version: int, confidence: list[float]) -> ModelScores:
+    """A model whose softmax of two classes has this confidence on each frame, half of the pixels in each class."""
+    grams = [[[c * c + (1 - c) ** 2, 2 * c * (1 - c)], [2 * c * (1 - c), c * c + (1 - c) ** 2]] for c in confidence]
+    return ModelScores(version=version, finite=True, gram=grams)
+
+
+def _scores(new: list[float], old: list[float]) -> ComparisonScores:
+    frames = tuple(range(10, 10 + len(new)))
+    return ComparisonScores(status="completed", frames=frames, models=(_model(2, new), _model(1, old)))
+
+
+def test_a_frame_counts_against_the_version_with_the_smaller_norm_and_equal_ones_not_at_all() -> None:
+    assert looks_worse(_scores([0.6, 0.9, 0.7], [0.9, 0.6, 0.7])) == [True, False]
+    broken = ComparisonScores(
+        status="completed", frames=(1, 2), models=(ModelScores(version=2, finite=False), _model(1, [0.9, 0.9]))
+    )
+    assert looks_worse(broken) == [True, True]
+    with pytest.raises(StorageError, match="not finite numbers"):
+        looks_worse(_scores([0.6, float("nan")], [0.9, 0.9]))
+
+
+def test_restyled_source_counts_by_its_labels() -> None:
+    good, bad = ([[9, 8]], [[1, 2]], [[1, 2]]), ([[5, 4]], [[5, 6]], [[5, 6]])
+    counts = [ImageCounts(tp=tp, fp=fp, fn=fn) for tp, fp, fn in (bad, good)]
+    models = [ModelScores(version=n, finite=True, styled=item) for n, item in zip((2, 1), counts, strict=True)]
+    assert loses_styled(ComparisonScores(status="completed", models=tuple(models))) == [True]
+    assert loses_styled(ComparisonScores(status="completed", models=tuple(reversed(models)))) == [False]
+    assert loses_styled(_scores([0.6], [0.7])) == []
+
+
+@pytest.mark.parametrize(
+    ("worse", "styled", "stage"),
+    [
+        ("1" * 8, "", "rolled_back"),
+        ("1" * 4, "", "watching"),
+        ("0" * 31, "", "watching"),
+        ("0" * 32, "", "passed"),
+        ("10" * 16, "", "passed"),
+        ("0" * 12, "1" * 12, "rolled_back"),
+        ("0" * 32, "10" * 16, "passed"),
+        ("", "", "watching"),
+    ],
+)
+def test_judgement(worse: str, styled: str, stage: str) -> None:
+    record = START.model_copy(
+        update={"worse": tuple(it == "1" for it in worse), "worse_styled": tuple(it == "1" for it in styled)}
+    )
+    judged = judge(record, 32, 0.98)
+    assert judged.stage == stage
+    assert "version 2 looks worse than version 1 on" in judged.reason
+
+
+@pytest.fixture
+def served(world, layout, registry, add_version):
+    """Version 2, promoted by the gate after version 1, and the rules of the gate."""
+    version = add_version(parent=1, promote=False)
+    registry.promote(version, by="gate", reason="3 of 4 votes won", round=1, expected=1)
+    settings = changed(world.settings, probation={"frames": 8}, conditions={"enabled": False})
+    return GateLoop(settings, world.buffer, registry, [ConditionMemory(), ProbationRule()])
+
+
+@pytest.fixture
+def stream(world, drop, write_image, layout):
+    """New frames that are observed, all of one look."""
+
+    def come(count: int) -> None:
+        first = world.counts.frames
+        for number in range(first, first + count):
+            write_image(drop / f"{number}.png", number)
+        world.until(lambda: world.counts.frames == first + count)
+        row = np.ones(3, np.float32)
+        with Observations.open(layout.observations, writable=True) as observations:
+            observations.add([
+                Observation(frame, 2, 1, time.time(), 0.1, 0.9, row, row, row) for frame in range(1, first + count + 1)
+            ])  # fmt: skip
+
+    return come
+
+
+def _record(layout) -> Probation:
+    return read_record(layout.probation, Probation)
+
+
+def _answered(gate, layout, new: float, old: float) -> None:
+    """Answer the comparison that is waited for, as the observer would."""
+    gate.step()
+    store = ComparisonStore(layout.comparisons)
+    request = store.waiting()
+    assert request is not None and request.versions == (2, 1)
+    count = len(request.frames)
+    store.answer(request.number, _scores([new] * count, [old] * count))
+    gate.step()
+
+
+def test_a_worse_version_is_rolled_back_with_the_numbers(served, stream, layout, registry) -> None:
+    stream(4)  # enough to know how alike neighbours are
+    served.step()
+    assert _record(layout).stage == "watching"
+    stream(4)
+    _answered(served, layout, new=0.6, old=0.9)
+    assert registry.serving().version == 2, "four frames are too little evidence"
+    stream(4)
+    _answered(served, layout, new=0.6, old=0.9)
+    ref, move = registry.serving(), registry.state().last_move
+    assert (ref.version, ref.by, move.event) == (1, "gate", "rolled_back")
+    assert "probation: version 2 looks worse than version 1 on 8 of 8 fresh frames" in ref.reason
+    assert _record(layout).stage == "rolled_back"
+    served.step()
+    assert registry.serving().version == 1
+
+
+def test_a_better_version_passes_and_stays(served, stream, layout, registry) -> None:
+    stream(4)
+    served.step()
+    for _ in range(2):
+        stream(4)
+        _answered(served, layout, new=0.9, old=0.6)
+    assert _record(layout).stage == "passed"
+    stream(8)
+    served.step()
+    assert ComparisonStore(layout.comparisons).waiting() is None, "nothing is compared after it"
+    assert registry.serving().version == 2
+
+
+def test_a_kill_between_rollback_and_record_ends_in_the_same_state(served, stream, layout, registry) -> None:
+    stream(4)
+    served.step()
+    registry.roll_back(to=1, by="gate", reason="probation: it was worse", expected=2)
+    served.step()
+    assert _record(layout).stage == "rolled_back"
+
+
+def test_an_operator_who_moves_the_ref_ends_it(served, stream, layout, registry) -> None:
+    stream(4)
+    served.step()
+    registry.roll_back(to=1, by="operator", reason="I do not like it")
+    served.step()
+    record = _record(layout)
+    assert record.stage == "ended" and "operator made version 1 serve" in record.reason
+
+
+def test_comparisons_that_fail_end_it_and_a_lost_request_is_asked_again(served, stream, layout, registry) -> None:
+    stream(4)
+    served.step()
+    stream(4)
+    served.step()
+    store = ComparisonStore(layout.comparisons)
+    (store.root / "000001" / "request.json").unlink()
+    served.step()
+    for _ in range(3):
+        stream(4)
+        served.step()
+        store.answer(store.waiting().number, ComparisonScores(status="failed", reason="version 1 is damaged"))
+        served.step()
+    record = _record(layout)
+    assert record.stage == "ended" and "version 1 is damaged" in record.reason
+    assert registry.serving().version == 2
+
+
+def test_a_version_of_an_operator_is_not_on_probation(world, layout, registry, add_version, stream) -> None:
+    add_version(parent=1)
+    gate = GateLoop(world.settings, world.buffer, registry, [ProbationRule()])
+    stream(4)
+    gate.step()
+    assert not layout.probation.exists()

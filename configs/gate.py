@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from configs.section import Fraction, NotNegativeInt, Positive, PositiveInt, Section
+from configs.section import Fraction, NotNegativeInt, Positive, PositiveInt, Seconds, Section
 
 
 class GateAdvanced(Section):
@@ -68,15 +68,40 @@ class ConditionsSettings(Section):
     advanced: ConditionsAdvanced = ConditionsAdvanced()
 
 
+class ProbationAdvanced(Section):
+    """Rarely changed settings of probation."""
+
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.98
+    """A version that is worse on at most half of the frames stays with at least this probability, at all looks
+    together."""
+
+
 class ProbationSettings(Section):
     """After a promotion: fresh frames are compared, and a version that is worse is rolled back by itself."""
 
     frames: NotNegativeInt = 32
     """Fresh, thinned frames that are compared with the version before (images); 0: no probation. Needs
     `observe.enabled`."""
-    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.98
-    """A version that is worse on at most half of the frames stays with at least this probability, at all looks
-    together."""
+    advanced: ProbationAdvanced = ProbationAdvanced()
+
+
+class RecallAdvanced(Section):
+    """Rarely changed settings of recall."""
+
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    """Evidence that a recall needs: a version that is better on at most half of the images is recalled with at most the
+    remaining probability."""
+
+
+class RecallSettings(Section):
+    """When the stream returns to a known condition, the version that is best there serves again, without training."""
+
+    enabled: bool = True
+    """Off: what serves changes by rounds and operators only. Needs `conditions.enabled`."""
+    dwell_seconds: Seconds = 60.0
+    """No second recall within this time, however the stream flickers; a recall that was declined is considered again
+    after it (seconds)."""
+    advanced: RecallAdvanced = RecallAdvanced()
 
 
 class RegistrySettings(Section):

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from configs.buffer import BufferSettings, SourceSettings
 from configs.class_list import Classes
 from configs.errors import nearest
-from configs.gate import ConditionsSettings, GateSettings, ProbationSettings, RegistrySettings
+from configs.gate import ConditionsSettings, GateSettings, ProbationSettings, RecallSettings, RegistrySettings
 from configs.mfm import MfmSettings
 from configs.network import NetworkSettings, PretrainSettings
 from configs.recipe import DacsSettings, RareClassSettings, RecipeSettings
@@ -69,6 +69,7 @@ class Settings(Section):
     gate: GateSettings = GateSettings()
     conditions: ConditionsSettings = ConditionsSettings()
     probation: ProbationSettings = ProbationSettings()
+    recall: RecallSettings = RecallSettings()
     registry: RegistrySettings = RegistrySettings()
     serving: ServingSettings = ServingSettings()
     masks: MasksSettings = MasksSettings()

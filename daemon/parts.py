@@ -10,6 +10,7 @@ from daemon.control.state_metrics import StateCollector
 from daemon.gate.loop import GateLoop
 from daemon.gate.memory import ConditionMemory
 from daemon.gate.probation import ProbationRule
+from daemon.gate.recall import RecallRule
 from daemon.ingest.worker import Ingest
 from daemon.metrics import Metrics
 from daemon.publishing.publisher import Publisher
@@ -62,7 +63,9 @@ class DaemonParts:
             interrupted=interrupted,
             wake=wake_rounds.set,
         )
-        self._gate = GateLoop(self._settings, self._buffer, self._registry, [ConditionMemory(), ProbationRule()])
+        self._gate = GateLoop(
+            self._settings, self._buffer, self._registry, [ConditionMemory(), ProbationRule(), RecallRule()]
+        )
         self._supervisor = Supervisor(_child_specs(self._settings, config), self._layout)
         self._publisher = Publisher(self._settings, config, self._registry, self.metrics.publish)
         self._activity = ActivityWriter(self._layout.run_file("activity"), self._snapshot)

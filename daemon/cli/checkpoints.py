@@ -133,12 +133,17 @@ def prune(
 ) -> None:
     """Remove the oldest versions, and all but the newest few that never served.
 
-    Versions that serve, served before it, are pinned, run in the shadow or were released stay.
+    Versions that serve, served before it, are pinned, run in the shadow, were released or are best in a known condition
+    stay.
     """
+    from daemon.gate.promotion import best_versions
+    from storage.layout import StateLayout
+
     settings = running_settings(config)
     registry = registry_of(settings)
     kept = settings.registry.keep_versions if keep is None else keep
-    removed = registry.prunable(kept) if dry_run else registry.prune(kept, by=OPERATOR)
+    best = best_versions(StateLayout(settings.state))
+    removed = registry.prunable(kept, best) if dry_run else registry.prune(kept, best, by=OPERATOR)
     facts = {"removed": removed, "dry_run": dry_run, "versions": registry.versions()}
     names = ", ".join(map(str, removed)) or "none"
     answer(as_json, facts, f"{'Would remove' if dry_run else 'Removed'} versions: {names}.")

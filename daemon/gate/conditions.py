@@ -40,6 +40,11 @@ class SeenFrames:
     digests: Sequence[str]
     """Content hash of each; it makes an even choice that does not depend on order."""
 
+    def only(self, mask: NDArray[np.bool_]) -> "SeenFrames":
+        """Return the frames of a mask [N]."""
+        digests = [digest for digest, kept in zip(self.digests, mask, strict=True) if kept]
+        return SeenFrames(self.ids[mask], self.at[mask], self.styles[mask], self.holdout[mask], digests)
+
 
 def distances(styles: Floats, centroids: Floats) -> Floats:
     """Return the Euclidean distance of each style vector [N, S] from each centroid [C, S], as [N, C]."""
@@ -96,7 +101,8 @@ def follow(known: Conditions, seen: SeenFrames, settings: ConditionsSettings, se
     known = _updated(_with_new(known, seen, settings, serving), seen, golden)
     while len(known.conditions) > settings.most:
         known = _updated(merged(known, *_least_used(known)), seen, golden)
-    return known.model_copy(update={"current": _current(known, seen, settings.advanced.burst_frames)})
+    current, burst = _current(known, seen, settings.advanced.burst_frames)
+    return known.model_copy(update={"current": current, "burst": burst})
 
 
 def merged(known: Conditions, gone: int, into: int) -> Conditions:
@@ -135,7 +141,9 @@ def _with_new(known: Conditions, seen: SeenFrames, settings: ConditionsSettings,
         known = known.model_copy(update={"given": number, "conditions": (*known.conditions, opened)})
         if (places(seen.styles[run], known) != OUTSIDE).sum() == 0:  # frames too unlike each other: no condition
             known = known.model_copy(update={"conditions": known.conditions[:-1], "given": number - 1})
-            seen = _without(seen, run)
+            keep = np.ones(len(seen.ids), dtype=np.bool_)
+            keep[run] = False
+            seen = seen.only(keep)
 
 
 def _first_run(outside: NDArray[np.bool_], length: int) -> slice | None:
@@ -147,13 +155,6 @@ def _first_run(outside: NDArray[np.bool_], length: int) -> slice | None:
     return None
 
 
-def _without(seen: SeenFrames, run: slice) -> SeenFrames:
-    keep = np.ones(len(seen.ids), dtype=np.bool_)
-    keep[run] = False
-    digests = [digest for digest, kept in zip(seen.digests, keep, strict=True) if kept]
-    return SeenFrames(seen.ids[keep], seen.at[keep], seen.styles[keep], seen.holdout[keep], digests)
-
-
 def _least_used(known: Conditions) -> tuple[int, int]:
     """Return the condition that was not seen for longest, never the labelled one, and its nearest neighbour."""
     gone = min((item for item in known.conditions if not item.labelled), key=lambda item: item.last_seen)
@@ -162,11 +163,18 @@ def _least_used(known: Conditions) -> tuple[int, int]:
     return gone.number, others[int(np.argmin(apart))].number
 
 
-def _current(known: Conditions, seen: SeenFrames, burst: int) -> int | None:
-    """Return the condition of more than half of the newest `burst` frames; None when there is none."""
-    newest = places(seen.styles[-burst:], known)
-    counts = np.bincount(newest[newest != OUTSIDE], minlength=len(known.conditions))
-    return known.conditions[int(counts.argmax())].number if 2 * counts.max() > burst else None
+def condition_of(known: Conditions, seen: SeenFrames) -> tuple[int | None, tuple[int, ...]]:
+    """Return the condition that more than half of the frames are of, and those frames; None when there is none."""
+    place = places(seen.styles, known)
+    counts = np.bincount(place[place != OUTSIDE], minlength=len(known.conditions))
+    most = int(counts.argmax())
+    if 2 * counts[most] <= len(place):
+        return None, ()
+    return known.conditions[most].number, tuple(seen.ids[place == most].tolist())
+
+
+def _current(known: Conditions, seen: SeenFrames, burst: int) -> tuple[int | None, tuple[int, ...]]:
+    return condition_of(known, seen.only(np.arange(len(seen.ids)) >= len(seen.ids) - burst))
 
 
 def _updated(known: Conditions, seen: SeenFrames, golden: int) -> Conditions:

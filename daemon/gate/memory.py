@@ -6,12 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.settings import Settings
-from daemon.gate.conditions import Floats, SeenFrames, first_conditions, follow
+from daemon.gate.conditions import Floats, SeenFrames, condition_of, first_conditions, follow
+from daemon.gate.decide import GATE
 from daemon.gate.loop import GateContext
 from daemon.runtime.logs import get_logger
 from storage.buffer.catalog_records import FrameRecord
 from storage.buffer.observations import Observation, Observations
+from storage.errors import StorageError
 from storage.gate.conditions import Conditions
+from storage.registry.history import MOVES
+from storage.rounds.folder import RoundStore
 
 KEPT_SHARE = 0.5
 """Most of the buffer that golden frames of all conditions may take (share of `buffer.capacity_frames`)."""
@@ -46,12 +50,42 @@ class ConditionMemory:
         if known is None:
             return
         known = follow(known, seen, settings.conditions, serving.version, golden_frames(settings, known))
+        known = self._with_moves(context, known, seen)
         if known != before:
             context.conditions.write(known)
             _report(before, known)
         kept = {frame: item.number for item in known.conditions for frame in item.golden}
         if kept != context.buffer.catalog.kept():
             context.buffer.keep(kept)
+
+    def _with_moves(self, context: GateContext, known: Conditions, seen: SeenFrames) -> Conditions:
+        """Let promotions and rollbacks change the best versions, each once.
+
+        A version that a round's promotion made serve is best in the condition of the newest frames of that round: the
+        gate judged it there. A version that was rolled back gives way to the one that serves instead.
+        """
+        moves = [event for event in context.registry.history() if event.event in MOVES and event.at > known.applied]
+        for move in moves:
+            if move.event == "promoted" and move.by == GATE and move.round is not None:
+                known = with_best(
+                    known, self._condition_of(context, known, seen, move.round), move.version, move.reason
+                )
+            elif move.event == "rolled_back":
+                for item in known.conditions:
+                    if item.best == move.previous:
+                        known = with_best(known, item.number, move.version, f"version {move.previous} was rolled back")
+        return known.model_copy(update={"applied": max([known.applied, *(move.at for move in moves)])})
+
+    def _condition_of(self, context: GateContext, known: Conditions, seen: SeenFrames, round: int) -> int | None:
+        """Return the condition of the newest frames of a round; None when its folder is gone."""
+        try:
+            spec = RoundStore(context.layout.rounds).folder(round).spec()
+        except StorageError as error:
+            log.warning("condition_of_round_unknown", round=round, reason=str(error))
+            return None
+        mine = seen.only(np.isin(seen.ids, (*spec.train_frames, *spec.holdout_frames)))
+        newest = np.arange(len(mine.ids)) >= len(mine.ids) - context.settings.conditions.advanced.burst_frames
+        return condition_of(known, mine.only(newest))[0] if len(mine.ids) else None
 
     def _frames(self, observations: Observations, records: list[FrameRecord], released: int) -> SeenFrames:
         """Return the observed frames of the buffer; only new observations are read."""
@@ -74,6 +108,13 @@ class ConditionMemory:
 def _rows(vectors: Sequence[NDArray[np.float32]]) -> Floats:
     """Return vectors [S] as the rows of [N, S]; [0, 0] without any."""
     return np.array(vectors, np.float64) if vectors else np.zeros((0, 0))
+
+
+def with_best(known: Conditions, number: int | None, version: int | None, reason: str) -> Conditions:
+    """Return the conditions with another best version of condition `number`."""
+    update = {"best": version, "best_reason": reason}
+    items = [item.model_copy(update=update) if item.number == number else item for item in known.conditions]
+    return known.model_copy(update={"conditions": tuple(items)})
 
 
 def golden_frames(settings: Settings, known: Conditions) -> int:

@@ -13,18 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from adapters.scoring.scores.iou import labelled_mean_iou
 from daemon.gate.conditions import OUTSIDE, places
 from daemon.gate.decide import GATE
+from daemon.gate.frame_evidence import looks_worse, loses
 from daemon.gate.loop import GateContext
 from daemon.gate.sequential import evidence_of_majority, share_bounds, spacing_of
-from daemon.gate.votes import TOLERANCE, diversity
 from daemon.runtime.logs import get_logger
 from storage import durable
 from storage.buffer.observations import Observation, Observations
 from storage.durable.record import read_record
-from storage.errors import CorruptCheckpoint, StorageError, UnknownVersion
-from storage.gate.comparisons import ComparisonScores
+from storage.errors import CorruptCheckpoint, UnknownVersion
 from storage.gate.conditions import Conditions
 from storage.gate.probation import Probation
 from storage.registry.manifest import HistoryEvent
@@ -91,33 +89,6 @@ def _share(what: str, worse: Sequence[bool], confidence: float) -> str:
     return f"{hits} of {among} {what} (share {low:.2f} to {high:.2f})"
 
 
-def looks_worse(scores: ComparisonScores) -> list[bool]:
-    """Return, for each frame on which the two differ, whether the first version has the smaller nuclear norm.
-
-    A version that is not finite is worse on every frame. Raises StorageError when scores are not numbers.
-    """
-    new, old = scores.models
-    if not new.finite or not old.finite:
-        return [not new.finite] * len(scores.frames)
-    each = np.eye(len(scores.frames))
-    gain = diversity(new.gram)(each) - diversity(old.gram)(each)
-    if gain.shape != (len(scores.frames),) or not np.isfinite(gain).all():
-        raise StorageError("the scores of a comparison are not finite numbers")
-    return [bool(value < 0.0) for value in gain if abs(value) > TOLERANCE]
-
-
-def loses_styled(scores: ComparisonScores) -> list[bool]:
-    """Return, for each restyled source image on which the two differ, whether the first version has the lower IoU.
-
-    The IoU of one image is the mean over its labelled classes. Empty without labelled source.
-    """
-    new, old = (model.styled for model in scores.models)
-    if new is None or old is None:
-        return []
-    gain = labelled_mean_iou(*new.arrays()) - labelled_mean_iou(*old.arrays())
-    return [bool(value < 0.0) for value in gain if abs(value) > TOLERANCE]  # NaN, where nothing is labelled, is neither
-
-
 def _begun(context: GateContext, move: HistoryEvent) -> Probation | None:
     settings = context.settings.probation
     if settings.frames == 0 or move.version is None or move.previous is None:
@@ -171,11 +142,11 @@ def _with_answer(context: GateContext, record: Probation) -> Probation:
         stage = "ended" if failures >= FAILURES else "watching"
         update = {"comparison": None, "failures": failures, "stage": stage, "reason": f"not compared: {why}"}
         return record.model_copy(update=update)
-    worse, styled = (*record.worse, *looks_worse(scores)), (*record.worse_styled, *loses_styled(scores))
+    worse, styled = (*record.worse, *looks_worse(scores)), (*record.worse_styled, *loses(scores, "styled"))
     settings = context.settings.probation
     seen: dict[str, Any] = {"comparison": None, "failures": 0, "worse": worse, "worse_styled": styled}
     answered = record.model_copy(update=seen)
-    judged = judge(answered, settings.frames, settings.confidence)
+    judged = judge(answered, settings.frames, settings.advanced.confidence)
     if judged.stage == "rolled_back":
         _roll_back(context, judged)
     return judged

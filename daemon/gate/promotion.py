@@ -16,6 +16,7 @@ from daemon.gate.shadow import end_shadow, new_trial, poll_shadow
 from daemon.runtime.logs import get_logger
 from storage.durable.digest import digest_of
 from storage.errors import CorruptCheckpoint, DurabilityLost, ServingChanged, StorageError, UnknownVersion
+from storage.gate.conditions import ConditionStore
 from storage.layout import StateLayout
 from storage.registry.manifest import HistoryEvent, Manifest, Ref
 from storage.registry.provenance import code_digest, library_versions, settings_hash
@@ -126,6 +127,20 @@ def promote(registry: CheckpointRegistry, version: int, *, by: str, reason: str,
     """
     check_reason(reason)
     return registry.promote(version, by=by, reason=reason.strip() or NO_REASON, expected=expected)
+
+
+def recall_version(registry: CheckpointRegistry, version: int, *, reason: str, expected: int) -> Ref:
+    """Serve a known-good version again, for the gate (`recall.py`), only while `expected` serves.
+
+    Raises like `CheckpointRegistry.promote`; then nothing moved.
+    """
+    return registry.promote(version, by=GATE, reason=reason, expected=expected, refuse_rolled_back=True, recalled=True)
+
+
+def best_versions(layout: StateLayout) -> set[int]:
+    """Return the versions that are best in a known condition: retention keeps them. Raises StorageError."""
+    known = ConditionStore(layout.conditions).read()
+    return {item.best for item in known.conditions if item.best is not None} if known else set()
 
 
 def _scores(folder: RoundFolder) -> RoundScores:
@@ -275,7 +290,7 @@ def _added(registry: CheckpointRegistry, spec: RoundSpec) -> int | None:
 def _prune(registry: CheckpointRegistry, settings: Settings) -> None:
     """Remove old versions; none while a damaged or missing manifest or ref hides which must stay."""
     try:
-        registry.prune(settings.registry.keep_versions)
+        registry.prune(settings.registry.keep_versions, best_versions(StateLayout(settings.state)))
         _records(settings).prune(registry.versions())
     except DurabilityLost:
         raise

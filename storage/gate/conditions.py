@@ -48,6 +48,10 @@ class Conditions(Record):
     """Highest number that a condition ever had."""
     current: int | None = None
     """Condition of the newest burst of frames; None when it is of no known one."""
+    burst: tuple[int, ...] = ()
+    """Ids of the newest frames that are of it, oldest first."""
+    applied: float = 0.0
+    """Time of the newest move of the serving ref that the best versions take into account (Unix, seconds)."""
     conditions: tuple[Condition, ...] = Field(default=())
     """The known conditions, oldest first."""
 

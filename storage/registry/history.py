@@ -7,7 +7,7 @@ from storage.durable.record import lines_of, parsed
 from storage.errors import NewerRecord
 from storage.registry.manifest import HistoryEvent
 
-MOVES = ("promoted", "rolled_back")
+MOVES = ("promoted", "recalled", "rolled_back")
 """Events that move the serving ref."""
 AGAINST = ("rejected", "inconclusive")
 """Verdicts of the gate after which a version does not serve."""

@@ -91,6 +91,7 @@ class HistoryEvent(Record):
     event: Literal[
         "added",
         "promoted",
+        "recalled",
         "rejected",
         "inconclusive",
         "rolled_back",

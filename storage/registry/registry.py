@@ -7,7 +7,7 @@ pruned/000003.json                                    manifests of versions whos
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -133,12 +133,14 @@ class CheckpointRegistry(Versions):
         round: int | None = None,
         expected: int | None = None,
         refuse_rolled_back: bool = False,
+        recalled: bool = False,
     ) -> Ref:
         """Make any version serve, after verifying it.
 
         The version left does not count as rolled back, so it becomes `previous` and a plain rollback leads back to it.
         `expected`: only while that version serves. Without it, a damaged or missing serving ref is no obstacle: the
         version left is then the one that the history names. `refuse_rolled_back`: not a version that was rolled back.
+        `recalled`: the history says that it served before and was recalled for its condition.
         Raises ServingChanged, UnknownVersion, CorruptCheckpoint, or StorageError when it serves already; then nothing
         moved.
         """
@@ -151,7 +153,8 @@ class CheckpointRegistry(Versions):
                 raise ServingChanged(f"version {version} was rolled back; it was not promoted again")
             if serving is not None and serving.version == version:
                 raise StorageError(f"version {version} serves already")
-            return self._serve("promoted", version, by=by, reason=reason, round=round)
+            how: Literal["promoted", "recalled"] = "recalled" if recalled else "promoted"
+            return self._serve(how, version, by=by, reason=reason, round=round)
 
     def roll_back(self, *, to: int | None, by: str, reason: str, expected: int | None = None) -> Ref:
         """Make an earlier version serve: `to`, or the one that served before.
@@ -235,20 +238,20 @@ class CheckpointRegistry(Versions):
         """Return pinned versions, ascending."""
         return self._refs.pins()
 
-    def prunable(self, keep: int) -> list[int]:
+    def prunable(self, keep: int, spare: Collection[int] = ()) -> list[int]:
         """Return versions that `prune` would remove now.
 
         These are the oldest beyond `keep` of those that served, and all but the newest few that never served. Serving,
-        previous, shadow and pinned versions and the released ancestor of serving stay and are not counted. Raises
-        StorageError while a ref is damaged or the serving one is missing: the version that it named would count as
-        unused.
+        previous, shadow and pinned versions, the released ancestor of serving and `spare` stay and are not counted.
+        Raises StorageError while a ref is damaged or the serving one is missing: the version that it named would count
+        as unused.
         """
-        return self.state().removable(self.versions(), self._protected(), keep)
+        return self.state().removable(self.versions(), self._protected() | set(spare), keep)
 
-    def prune(self, keep: int, *, by: str = "retention") -> list[int]:
+    def prune(self, keep: int, spare: Collection[int] = (), *, by: str = "retention") -> list[int]:
         """Remove the versions of `prunable`; return the numbers."""
         with self._writing():
-            removed = self.prunable(keep)
+            removed = self.prunable(keep, spare)
             for version in removed:
                 self._keep_manifest(version)
                 self._append(_event("pruned", version, by, f"keep {keep}"))
@@ -295,7 +298,7 @@ class CheckpointRegistry(Versions):
 
     def _serve(
         self,
-        how: Literal["promoted", "rolled_back"],
+        how: Literal["promoted", "recalled", "rolled_back"],
         version: int,
         *,
         by: str,

@@ -5,9 +5,10 @@ import time
 import numpy as np
 import pytest
 
+from daemon.gate.frame_evidence import looks_worse, loses
 from daemon.gate.loop import GateLoop
 from daemon.gate.memory import ConditionMemory
-from daemon.gate.probation import ProbationRule, judge, looks_worse, loses_styled
+from daemon.gate.probation import ProbationRule, judge
 from storage.buffer.observations import Observation, Observations
 from storage.durable.record import read_record
 from storage.errors import StorageError
@@ -44,9 +45,9 @@ def test_restyled_source_counts_by_its_labels() -> None:
     good, bad = ([[9, 8]], [[1, 2]], [[1, 2]]), ([[5, 4]], [[5, 6]], [[5, 6]])
     counts = [ImageCounts(tp=tp, fp=fp, fn=fn) for tp, fp, fn in (bad, good)]
     models = [ModelScores(version=n, finite=True, styled=item) for n, item in zip((2, 1), counts, strict=True)]
-    assert loses_styled(ComparisonScores(status="completed", models=tuple(models))) == [True]
-    assert loses_styled(ComparisonScores(status="completed", models=tuple(reversed(models)))) == [False]
-    assert loses_styled(_scores([0.6], [0.7])) == []
+    assert loses(ComparisonScores(status="completed", models=tuple(models)), "styled") == [True]
+    assert loses(ComparisonScores(status="completed", models=tuple(reversed(models))), "styled") == [False]
+    assert loses(_scores([0.6], [0.7]), "styled") == []
 
 
 @pytest.mark.parametrize(

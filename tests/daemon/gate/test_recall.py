@@ -1,0 +1,218 @@
+"""Recall: a stream that returns brings its version back; real registry, buffer, observer's database and rules.
+
+The answers of comparisons are drawn numbers, written as the observer writes them.
+"""
+
+import time
+
+import numpy as np
+import pytest
+
+from daemon.gate.loop import GateLoop
+from daemon.gate.memory import ConditionMemory
+from daemon.gate.promotion import best_versions
+from daemon.gate.recall import RecallRule, judge_recall
+from storage.buffer.observations import Observation, Observations
+from storage.durable.record import read_record
+from storage.gate.comparisons import ComparisonScores, ComparisonStore
+from storage.gate.conditions import ConditionStore
+from storage.gate.recall import Recall
+from storage.rounds.folder import RoundStore
+from storage.rounds.records import ImageCounts, ModelScores, RoundSpec
+from tests.sections import changed
+
+CONDITIONS = {"advanced": {"burst_frames": 4, "reference_frames": 8}, "golden_frames": 2}
+WORLDS = {"day": 0.0, "night": 40.0}
+
+
+def _model(version: int, confidence: float, frames: int, source: int | None = None) -> ModelScores:
+    c = confidence
+    gram = [[c * c + (1 - c) ** 2, 2 * c * (1 - c)], [2 * c * (1 - c), c * c + (1 - c) ** 2]]
+    counts = ImageCounts(tp=[[source]] * 8, fp=[[3]] * 8, fn=[[3]] * 8) if source else None
+    return ModelScores(version=version, finite=True, gram=[gram] * frames, source=counts)
+
+
+def _scores(serving: float, best: float, frames: int = 12, source: tuple[int, int] | None = None) -> ComparisonScores:
+    labelled = source or (None, None)
+    models = (_model(2, serving, frames, labelled[0]), _model(1, best, frames, labelled[1]))
+    return ComparisonScores(status="completed", frames=tuple(range(frames)), models=models)
+
+
+@pytest.mark.parametrize(
+    ("scores", "holds"),
+    [
+        (_scores(0.6, 0.9), True),
+        (_scores(0.9, 0.6), False),
+        (_scores(0.7, 0.7), False),
+        (_scores(0.6, 0.9, frames=4), False),
+        (_scores(0.7, 0.7, source=(5, 9)), True),
+        (_scores(0.6, 0.9, source=(9, 5)), False),
+        (_scores(0.6, 0.9, source=(5, 9)), True),
+    ],
+)
+def test_the_evidence_that_a_recall_needs(scores: ComparisonScores, holds: bool) -> None:
+    assert judge_recall(scores, 0.95)[0] is holds
+
+
+class Stream:
+    """The parts around the rules, driven by hand."""
+
+    def __init__(self, world, layout, registry, drop, write_image) -> None:
+        self.world, self.layout, self.registry = world, layout, registry
+        self.drop, self.write_image = drop, write_image
+        settings = changed(world.settings, conditions=CONDITIONS, recall={"dwell_seconds": 0.0})
+        self.gate = GateLoop(settings, world.buffer, registry, [ConditionMemory(), RecallRule()])
+        self.store = ComparisonStore(layout.comparisons)
+        self.rng = np.random.default_rng(0)
+        self.number = 100
+
+    def come(self, look: str, count: int = 4) -> None:
+        """Let new observed frames of a world come, and the rules look at them."""
+        before = {record.id for record in self.world.buffer.records()}
+        for _ in range(count):
+            self.number += 1
+            self.write_image(self.drop / f"{self.number}.png", self.number)
+        self.world.until(lambda: self.world.counts.frames == len(before) + count)
+        self.observe({record.id for record in self.world.buffer.records()} - before, look)
+        self.gate.step()
+
+    def observe(self, frames, look: str) -> None:
+        """Observe frames as frames of a world."""
+        row = np.ones(3, np.float32)
+        styles = {frame: self.rng.normal(WORLDS[look], 1, 6).astype(np.float32) for frame in frames}
+        with Observations.open(self.layout.observations, writable=True) as observations:
+            observations.add([
+                Observation(frame, 1, 1, time.time(), 0.1, 0.9, row, row, style) for frame, style in styles.items()
+            ])  # fmt: skip
+
+    def answer(self, scores: ComparisonScores) -> None:
+        """Answer what waits, and let the rules look."""
+        request = self.store.waiting()
+        assert request is not None
+        self.store.answer(request.number, scores)
+        self.gate.step()
+
+    @property
+    def record(self) -> Recall:
+        """What recall.json says."""
+        return read_record(self.layout.recall, Recall) or Recall()
+
+    @property
+    def best(self) -> dict[str, int | None]:
+        """The best version of each condition."""
+        return {item.name: item.best for item in ConditionStore(self.layout.conditions).read().conditions}
+
+
+@pytest.fixture
+def stream(world, layout, registry, drop, write_image, add_version):
+    """Day was seen under version 1; night came, and version 2 was promoted there by round 1."""
+    made = Stream(world, layout, registry, drop, write_image)
+    made.observe({record.id for record in world.buffer.records()}, "day")
+    made.gate.step()
+    made.come("night")
+    version = add_version(parent=1, promote=False)
+    _round(layout, world.buffer.records())
+    registry.promote(version, by="gate", reason="3 of 4 votes won", round=1, expected=1)
+    made.gate.step()
+    return made
+
+
+def _round(layout, records) -> None:
+    train, held = (tuple(item.id for item in records if item.holdout is slice_) for slice_ in (False, True))
+    spec = RoundSpec(
+        round=1, incumbent=1, released=1, train_frames=train, holdout_frames=held, settings={}, created=1.0,
+        trigger="manual",
+    )  # fmt: skip
+    RoundStore(layout.rounds).create(spec)
+
+
+def test_a_promotion_is_best_in_the_condition_of_its_rounds_newest_frames(stream) -> None:
+    assert stream.best == {"condition-1": 1, "condition-2": 2}
+
+
+def test_day_after_night_brings_the_version_of_day_back_and_night_that_of_night(stream, registry) -> None:
+    stream.come("day")
+    request = stream.store.waiting()
+    assert request.versions == (2, 1) and stream.record.stage == "asked"
+    newest = [record.id for record in stream.world.buffer.records()][-4:]
+    golden = ConditionStore(stream.layout.conditions).read().condition(1).golden
+    assert set(request.frames) == {*newest, *golden}
+    stream.answer(_scores(0.6, 0.9))
+    ref, move = registry.serving(), registry.state().last_move
+    assert (ref.version, ref.by, move.event, stream.record.stage) == (1, "gate", "recalled", "recalled")
+    assert "condition-1 is back: better on 12 of 12 frames" in ref.reason
+    assert 2 not in registry.state().rolled_back and registry.ref("previous").version == 2
+    stream.come("night")
+    assert stream.store.waiting().versions == (1, 2)
+    stream.answer(_scores(0.6, 0.9))
+    assert registry.serving().version == 2
+    assert stream.best == {"condition-1": 1, "condition-2": 2}
+
+
+def test_without_evidence_nothing_moves_and_it_is_not_asked_every_second(stream, registry) -> None:
+    stream.gate.settings = changed(stream.gate.settings, recall={"dwell_seconds": 60.0})
+    stream.come("day")
+    stream.answer(_scores(0.9, 0.6))
+    assert registry.serving().version == 2 and stream.record.stage == "declined"
+    stream.come("day")
+    assert stream.store.waiting() is None
+
+
+def test_a_flickering_stream_moves_once_in_the_dwell_time(stream, registry) -> None:
+    stream.gate.settings = changed(stream.gate.settings, recall={"dwell_seconds": 600.0})
+    for look in ("day", "night", "day", "night"):
+        stream.come(look)
+        if stream.store.waiting() is not None:
+            stream.answer(_scores(0.6, 0.9))
+    assert [event.event for event in registry.history()].count("recalled") == 1
+
+
+def test_an_operator_wins_until_the_stream_changes(stream, registry) -> None:
+    stream.come("day")
+    stream.answer(_scores(0.6, 0.9))
+    registry.promote(2, by="operator", reason="I want this one")
+    stream.come("day")
+    assert stream.store.waiting() is None and registry.serving().version == 2
+    stream.come("night")
+    stream.come("day")
+    assert stream.store.waiting().versions == (2, 1)
+
+
+def test_a_version_that_was_rolled_back_or_is_gone_is_never_recalled(stream, registry) -> None:
+    registry.roll_back(to=1, by="operator", reason="bad")
+    stream.gate.step()
+    assert stream.best == {"condition-1": 1, "condition-2": 1}
+    stream.come("day")
+    stream.come("night")
+    assert stream.store.waiting() is None
+
+
+@pytest.mark.parametrize("lost", ["request", "version"])
+def test_what_is_lost_meanwhile_ends_the_question(stream, registry, lost: str) -> None:
+    stream.come("day")
+    if lost == "request":
+        (stream.layout.comparisons / "000001" / "request.json").unlink()
+        stream.gate.step()
+        assert stream.record.stage in ("idle", "asked")
+    else:
+        registry.weights_path(1).write_bytes(b"rubbish")
+        stream.answer(_scores(0.6, 0.9))
+        assert stream.record.stage == "declined" and "model.safetensors" in stream.record.reason
+    assert registry.serving().version == 2
+
+
+def test_a_kill_before_the_record_is_written_ends_in_the_same_state(stream, registry) -> None:
+    stream.come("day")
+    registry.promote(1, by="gate", reason="condition-1 is back", expected=2, recalled=True)
+    stream.gate.step()
+    assert stream.record.stage == "idle" and registry.serving().version == 1
+    stream.come("day")
+    assert stream.store.request(2) is None, "nothing is asked again"
+
+
+def test_retention_keeps_the_best_version_of_every_condition(stream, registry, add_version) -> None:
+    for _ in range(4):
+        add_version(parent=1)
+    assert 2 in registry.prunable(0)
+    assert best_versions(stream.layout) == {1, 2}
+    assert 2 not in registry.prune(0, best_versions(stream.layout))

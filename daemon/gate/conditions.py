@@ -6,9 +6,9 @@ frames is the threshold). A centroid stays where it was opened, so nothing depen
 sees frames, and the file can be built again. Pure and numpy only.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ Numbers = NDArray[np.int64]
 
 MOST_CENTROIDS = 64
 """Most centroids that a condition keeps after merges; the oldest goes first, when its frames left long ago."""
+OUTSIDE_SHARE = 0.75
+"""Least share of a burst that must be outside to open a condition: conditions touch, so a few frames are of another."""
 OUTSIDE = -1
 """Place of a frame that belongs to no condition."""
 
@@ -54,9 +56,13 @@ def distances(styles: Floats, centroids: Floats) -> Floats:
 
 
 def threshold_of(reference: Floats, quantile: float) -> float:
-    """Return the quantile (0-1) of all pairwise distances among reference style vectors [N, S]; N is at least 2."""
+    """Return the distance from a centroid at which frames are outside, from reference style vectors [N, S]; N >= 2.
+
+    It is the quantile (0-1) of all pairwise distances, divided by the root of two: two frames of one condition are that
+    much farther from each other than from their mean. Without it drawn night fell into dusk.
+    """
     apart = distances(reference, reference)
-    return float(np.quantile(apart[np.triu_indices(len(reference), 1)], quantile))
+    return float(np.quantile(apart[np.triu_indices(len(reference), 1)], quantile)) / math.sqrt(2.0)
 
 
 def places(styles: Floats, known: Conditions) -> Numbers:
@@ -122,37 +128,35 @@ def merged(known: Conditions, gone: int, into: int) -> Conditions:
 
 
 def _with_new(known: Conditions, seen: SeenFrames, settings: ConditionsSettings, serving: int) -> Conditions:
-    """Open a condition for each run of at least `burst_frames` neighbouring frames that are outside, oldest first."""
+    """Open a condition for each burst of neighbouring frames that are mostly outside and alike, oldest first."""
     while True:
-        outside = places(seen.styles, known) == OUTSIDE
-        run = _first_run(outside, settings.advanced.burst_frames)
-        if run is None:
+        burst = _first_burst(places(seen.styles, known) == OUTSIDE, settings.advanced.burst_frames)
+        if burst is None:
             return known
         number = known.given + 1
         opened = Condition(
             number=number,
             name=f"condition-{number}",
-            opened=float(seen.at[run].min()),
-            last_seen=float(seen.at[run].max()),
-            centroids=(tuple(seen.styles[run].mean(axis=0).tolist()),),
+            opened=float(seen.at[burst].min()),
+            last_seen=float(seen.at[burst].max()),
+            centroids=(tuple(seen.styles[burst].mean(axis=0).tolist()),),
             best=serving,
             best_reason="it served when the condition opened",
         )
-        known = known.model_copy(update={"given": number, "conditions": (*known.conditions, opened)})
-        if (places(seen.styles[run], known) != OUTSIDE).sum() == 0:  # frames too unlike each other: no condition
-            known = known.model_copy(update={"conditions": known.conditions[:-1], "given": number - 1})
-            keep = np.ones(len(seen.ids), dtype=np.bool_)
-            keep[run] = False
-            seen = seen.only(keep)
+        more = known.model_copy(update={"given": number, "conditions": (*known.conditions, opened)})
+        if 2 * (places(seen.styles[burst], more) == len(known.conditions)).sum() > len(burst):
+            known = more
+        else:  # frames too unlike each other: of no condition
+            seen = seen.only(~np.isin(np.arange(len(seen.ids)), burst))
 
 
-def _first_run(outside: NDArray[np.bool_], length: int) -> slice | None:
-    """Return the first `length` neighbours that are all outside, or None."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], outside.astype(np.int8), [0]))))
-    for start, end in pairwise(edges.tolist()):
-        if outside[start] and end - start >= length:
-            return slice(start, start + length)
-    return None
+def _first_burst(outside: NDArray[np.bool_], length: int) -> Numbers | None:
+    """Return the places of the frames outside in the first `length` neighbours of which enough are, or None."""
+    if len(outside) < length:
+        return None
+    among = np.convolve(outside, np.ones(length), mode="valid")  # of each window of `length` neighbours
+    full = np.flatnonzero(among >= OUTSIDE_SHARE * length)
+    return full[0] + np.flatnonzero(outside[full[0] : full[0] + length]) if len(full) else None
 
 
 def _least_used(known: Conditions) -> tuple[int, int]:

@@ -40,8 +40,10 @@ def test_a_burst_of_another_world_opens_a_condition_with_the_version_that_serves
 
 
 def test_single_strangers_open_nothing() -> None:
-    known = known_after(seen(("day", 12), ("dusk", 3), ("day", 4), ("night", 2), ("day", 2)))
+    known = known_after(seen(("day", 12), ("dusk", 2), ("day", 4), ("night", 2), ("day", 2)))
     assert len(known.conditions) == 1
+    mixed = [("dusk", 1), ("night", 1), ("fog", 1), ("snow", 1)] * 3
+    assert len(known_after(seen(("day", 12), *mixed)).conditions) == 1, "frames of no one look"
 
 
 def test_a_burst_between_two_worlds_is_of_no_condition() -> None:

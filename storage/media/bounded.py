@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.watch import WatchSettings
+from storage.durable.digest import digest_of
 from storage.errors import RefusedImage
 from storage.media.decode_cost import is_cheap
 from storage.media.images import Photo, decode_photo, read_file
@@ -29,6 +30,10 @@ STOPS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 IDLE_SECONDS, WAIT_A_SECOND = 30.0, 10.0
 """Longest wait for a child: always (seconds), and for each second of processor time that it may use. Beyond it the
 child is stopped or hangs, as after SIGSTOP."""
+ATTEMPTS = 5
+"""An image is refused when so many processes in a row were killed or hung while they decoded it: one blames nothing."""
+REMEMBERED = 1000
+"""Images whose killed processes are counted."""
 MEMORY, BYTES_A_PIXEL, BYTES_A_BYTE = 256 * 2**20, 32, 8
 """Memory of one decode (bytes): always, for each pixel allowed, and for each byte of the file allowed."""
 
@@ -91,7 +96,8 @@ class _Child:
                 stderr=subprocess.DEVNULL,  # libtiff's warnings
                 env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
-        self._cancelled = False
+        self.cancelled = False
+        """Whether this process ended it itself, so that the file is not to blame."""
 
     def decode(self, data: bytes, limits: DecodeLimits) -> Photo:
         """Decode; after any error but RefusedImage the child has ended."""
@@ -112,15 +118,15 @@ class _Child:
         return self._process.poll() is None
 
     def end(self, *, cancelled: bool = False) -> None:
-        """Kill it; `cancelled`: the file is not to blame."""
-        self._cancelled |= cancelled
+        """Kill it."""
+        self.cancelled |= cancelled
         self._process.kill()
 
     def explain(self, limits: DecodeLimits) -> Exception:
         """Return the error for an image whose decoding ended the process; reap it."""
         self._connection.close()
         status = self._process.wait()
-        if self._cancelled or status >= 0 or -status in STOPS:
+        if self.cancelled or status >= 0 or -status in STOPS:
             return OSError(errno.ECANCELED, f"the decoder process ended before it answered (status {status})")
         if status == -signal.SIGXCPU:
             what = f"decoding it takes more than {limits.seconds:g} s of processor time (watch.advanced.decode_seconds)"
@@ -141,12 +147,14 @@ class _Children:
         self._lock = threading.Lock()
         self._idle: list[_Child] = []
         self._busy: set[_Child] = set()
+        self._deaths: dict[str, int] = {}
+        """By digest of the image, how many processes in a row were killed or hung while they decoded it."""
 
     def decode(self, data: bytes, limits: DecodeLimits) -> Photo:
         """Decode in an idle child, or in a new one. Raises RefusedImage, or OSError when the file is not to blame."""
         child = self._take()
         longest = IDLE_SECONDS + WAIT_A_SECOND * limits.seconds
-        alarm = threading.Timer(longest, child.end, kwargs={"cancelled": True})
+        alarm = threading.Timer(longest, child.end)
         alarm.daemon = True
         alarm.start()
         try:
@@ -158,13 +166,31 @@ class _Children:
             with self._lock:
                 self._busy.discard(child)
             if isinstance(error, EOFError | OSError):
-                raise child.explain(limits) from None
+                raise self._blamed(data, child, child.explain(limits)) from None
             child.close()
             raise
         finally:
             alarm.cancel()
         self._put_back(child)
+        if self._deaths:
+            with self._lock:
+                self._deaths.pop(digest_of(data), None)
         return photo
+
+    def _blamed(self, data: bytes, child: _Child, error: Exception) -> Exception:
+        """Return `error`, or the refusal of an image of which too many processes died, as when memory runs out."""
+        if isinstance(error, RefusedImage) or child.cancelled:
+            return error
+        with self._lock:
+            digest = digest_of(data)
+            died = self._deaths.pop(digest, 0) + 1
+            if died < ATTEMPTS:
+                self._deaths[digest] = died
+                for oldest in [*self._deaths][:-REMEMBERED]:
+                    del self._deaths[oldest]
+                return error
+        what = f"{died} processes in a row were killed or hung while they decoded it; memory may have run out"
+        return RefusedImage("decoder_crashed", f"image: {what}")
 
     def cancel(self) -> None:
         with self._lock:

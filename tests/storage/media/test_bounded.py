@@ -148,6 +148,32 @@ def test_a_child_that_hangs_without_processor_time_is_given_up_and_replaced(monk
     assert decode_bounded(_drawn("WEBP"), LIMITS).pixels.shape == (60, 90, 3)
 
 
+def test_an_image_that_kills_or_hangs_every_child_is_refused_after_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.media.bounded.ATTEMPTS", 3)
+    data = _drawn("BMP", (800, 800))
+
+    def killed() -> str:
+        decode_bounded(_drawn("WEBP"), LIMITS)
+        [child] = _children()
+        child.suspend()
+        with monkeypatch.context() as short:
+            short.setattr("storage.media.bounded.IDLE_SECONDS", 0.1)
+            short.setattr("storage.media.bounded.WAIT_A_SECOND", 0.0)
+            try:
+                decode_bounded(data, LIMITS)
+            except RefusedImage as error:
+                return error.reason
+            except OSError:
+                return "later"
+        return "decoded"
+
+    cancel_decodes()
+    assert [killed(), killed()] == ["later"] * 2
+    assert decode_bounded(data, LIMITS).pixels.shape == (800, 800, 3), "one success, and it begins again"
+    assert [killed(), killed(), killed()] == ["later", "later", "decoder_crashed"]
+    assert killed() == "later", "a retry that was asked for has as many"
+
+
 def test_a_child_that_was_killed_while_idle_costs_no_image() -> None:
     decode_bounded(_drawn("WEBP"), LIMITS)
     for child in _children():

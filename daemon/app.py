@@ -12,6 +12,7 @@ from daemon.net.token import control_token
 from daemon.parts import DaemonParts
 from daemon.runtime.in_force import SNAPSHOT, SettingsInForce, reloaded_on_hang_up
 from daemon.runtime.logs import configure_logs, get_logger
+from daemon.runtime.memory import freeze_heap
 from daemon.runtime.run_record import publish_record
 from daemon.runtime.signals import stop_event
 from daemon.status.messages import nothing_serves
@@ -44,6 +45,7 @@ def run(settings: Settings, config: Path) -> int:
             local = ControlServer(parts.local_app, local_listener)
             try:
                 in_force.publish(layout.run_file(SNAPSHOT))
+                freeze_heap()
                 parts.start()
                 server.start()
                 local.start()

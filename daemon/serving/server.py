@@ -13,13 +13,13 @@ from daemon.net.http_protocol import ARRIVAL_MARGIN, bounded_http
 from daemon.net.listening import TlsFiles, listen, tls_files
 from daemon.net.token import serving_address
 from daemon.runtime.logs import configure_logs, get_logger
+from daemon.runtime.memory import collect_garbage
 from daemon.runtime.run_record import current_record, publish_record
 from daemon.runtime.signals import STOP, on_signals
 from daemon.runtime.supervisor import REQUESTS_SECONDS
 from daemon.serving.app import create_app
 from daemon.serving.plane import InferencePlane
 from daemon.serving.shadow import plane_name
-from daemon.serving.versions.memory import collect_garbage
 from storage.layout import StateLayout
 from storage.media.bounded import cancel_decodes
 

@@ -1,5 +1,6 @@
 """The daemon as a process: starts fast, keeps others out, survives a kill, stops cleanly, also in mid-round."""
 
+import gc
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import pytest
 
 from configs.errors import ConfigError
 from configs.load import load_settings
+from daemon import app
 from daemon import parts as parts_module
 from daemon.app import run
 from daemon.runtime.in_force import SettingsInForce
@@ -79,6 +81,18 @@ def test_what_cannot_start_says_what_to_do(make_settings, tmp_path, layout, sect
         run(make_settings(**sections), tmp_path / "mfmd.yaml")
     assert not layout.locked()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_the_heap_is_frozen_before_the_daemon_answers(make_settings, tmp_path, add_version, monkeypatch):
+    """A collection of all that the libraries brought would hold the event loop for 80 ms."""
+    frozen = []
+    monkeypatch.setattr(app, "_wait", lambda *_: frozen.append(gc.get_freeze_count()) or 0)
+    add_version()
+    try:
+        assert run(make_settings(), tmp_path / "mfmd.yaml") == 0
+    finally:
+        gc.unfreeze()
+    assert frozen[0] > 10_000
 
 
 def test_a_start_that_fails_leaves_no_settings_behind(make_settings, tmp_path, layout, add_version):

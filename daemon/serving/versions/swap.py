@@ -12,10 +12,10 @@ from adapters.inference.forward import ServedForward
 from adapters.inference.proof import noise
 from configs.serving import ServingSettings
 from daemon.runtime.logs import get_logger
+from daemon.runtime.memory import freeze_heap
 from daemon.serving.batcher import Batcher
 from daemon.serving.errors import ShadowDiffers
 from daemon.serving.metrics import ServingMetrics
-from daemon.serving.versions.memory import freeze_heap
 from daemon.serving.versions.slots import Resident, Slots
 from storage.errors import CorruptCheckpoint
 from storage.registry.manifest import Manifest

@@ -12,7 +12,7 @@ from tests.daemon.serving.serving_world import World, running, wait_until
 
 GARBAGE = """
 import gc, weakref
-from daemon.serving.versions.memory import collect_garbage, freeze_heap
+from daemon.runtime.memory import collect_garbage, freeze_heap
 gc.disable()  # it runs when it likes
 class Cycle:
     def __init__(self):

@@ -12,8 +12,10 @@ from daemon.gate.loop import GateContext
 from daemon.runtime.logs import get_logger
 from storage.buffer.catalog_records import FrameRecord
 from storage.buffer.observations import Observation, Observations
+from storage.durable.record import read_record
 from storage.errors import StorageError
 from storage.gate.conditions import Conditions
+from storage.gate.recall import Recall
 from storage.registry.history import MOVES
 from storage.rounds.folder import RoundStore
 
@@ -62,7 +64,8 @@ class ConditionMemory:
         """Let promotions and rollbacks change the best versions, each once.
 
         A version that a round's promotion made serve is best in the condition of the newest frames of that round: the
-        gate judged it there. A version that was rolled back gives way to the one that serves instead.
+        gate judged it there. A recalled one is best in the condition of its recall. A version that was rolled back
+        gives way to the one that serves instead.
         """
         moves = [event for event in context.registry.history() if event.event in MOVES and event.at > known.applied]
         for move in moves:
@@ -70,6 +73,10 @@ class ConditionMemory:
                 known = with_best(
                     known, self._condition_of(context, known, seen, move.round), move.version, move.reason
                 )
+            elif move.event == "recalled" and move.by == GATE:
+                recall = read_record(context.layout.recall, Recall)
+                if recall is not None and recall.version == move.version:
+                    known = with_best(known, recall.condition, move.version, move.reason)
             elif move.event == "rolled_back":
                 for item in known.conditions:
                     if item.best == move.previous:

@@ -19,7 +19,11 @@ class Recall(Record):
     condition: int | None = None
     """Condition of the newest frames then."""
     version: int | None = None
-    """The version that is best in this condition."""
+    """The version that was recalled, or is considered first."""
+    challengers: tuple[int, ...] = ()
+    """The versions that are compared with the serving one."""
+    considered: tuple[int, ...] = ()
+    """Conditions in which the serving version was compared with every challenger once."""
     serving: int | None = None
     """The version that served then."""
     comparison: int | None = None

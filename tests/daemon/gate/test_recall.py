@@ -22,7 +22,7 @@ from storage.rounds.records import ImageCounts, ModelScores, RoundSpec
 from tests.sections import changed
 
 CONDITIONS = {"advanced": {"burst_frames": 4, "reference_frames": 8}, "golden_frames": 2}
-WORLDS = {"day": 0.0, "night": 40.0}
+WORLDS = {"day": 0.0, "night": 40.0, "fog": 80.0}
 
 
 def _model(version: int, confidence: float, frames: int, source: int | None = None) -> ModelScores:
@@ -51,7 +51,13 @@ def _scores(serving: float, best: float, frames: int = 12, source: tuple[int, in
     ],
 )
 def test_the_evidence_that_a_recall_needs(scores: ComparisonScores, holds: bool) -> None:
-    assert judge_recall(scores, 0.95)[0] is holds
+    assert judge_recall(scores, 0.95)[0] == (1 if holds else None)
+
+
+def test_of_several_challengers_the_one_that_no_other_beats() -> None:
+    models = tuple(_model(version, confidence, 12) for version, confidence in ((4, 0.6), (1, 0.7), (2, 0.9), (3, 0.8)))
+    scores = ComparisonScores(status="completed", frames=tuple(range(12)), models=models)
+    assert judge_recall(scores, 0.95) == (2, "version 2 is better on 12 of 12 frames")
 
 
 class Stream:
@@ -89,8 +95,11 @@ class Stream:
         """Answer what waits, and let the rules look."""
         request = self.store.waiting()
         assert request is not None
-        self.store.answer(request.number, scores)
-        self.gate.step()
+        models = zip(request.versions, scores.models, strict=True)
+        numbered = tuple(model.model_copy(update={"version": version}) for version, model in models)
+        self.store.answer(request.number, scores.model_copy(update={"models": numbered}))
+        self.gate.step()  # the recall
+        self.gate.step()  # what follows from it
 
     @property
     def record(self) -> Recall:
@@ -140,13 +149,23 @@ def test_day_after_night_brings_the_version_of_day_back_and_night_that_of_night(
     stream.answer(_scores(0.6, 0.9))
     ref, move = registry.serving(), registry.state().last_move
     assert (ref.version, ref.by, move.event, stream.record.stage) == (1, "gate", "recalled", "recalled")
-    assert "condition-1 is back: better on 12 of 12 frames" in ref.reason
+    assert "condition-1: version 1 is better on 12 of 12 frames" in ref.reason
     assert 2 not in registry.state().rolled_back and registry.ref("previous").version == 2
     stream.come("night")
     assert stream.store.waiting().versions == (1, 2)
     stream.answer(_scores(0.6, 0.9))
     assert registry.serving().version == 2
     assert stream.best == {"condition-1": 1, "condition-2": 2}
+
+
+def test_a_new_condition_asks_every_good_version_once(stream, registry, add_version) -> None:
+    stream.come("fog")
+    assert stream.store.waiting().versions == (2, 1), "the released one too: source-free, nobody knows what it saw"
+    stream.answer(_scores(0.6, 0.9))
+    assert stream.best == {"condition-1": 1, "condition-2": 2, "condition-3": 1} and registry.serving().version == 1
+    assert 3 in stream.record.considered
+    stream.come("fog")
+    assert stream.store.waiting() is None, "version 1 is best there now, and serves"
 
 
 def test_without_evidence_nothing_moves_and_it_is_not_asked_every_second(stream, registry) -> None:
@@ -189,6 +208,7 @@ def test_a_version_that_was_rolled_back_or_is_gone_is_never_recalled(stream, reg
 
 @pytest.mark.parametrize("lost", ["request", "version"])
 def test_what_is_lost_meanwhile_ends_the_question(stream, registry, lost: str) -> None:
+    stream.gate.settings = changed(stream.gate.settings, recall={"dwell_seconds": 60.0})
     stream.come("day")
     if lost == "request":
         (stream.layout.comparisons / "000001" / "request.json").unlink()

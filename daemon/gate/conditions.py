@@ -21,6 +21,8 @@ Numbers = NDArray[np.int64]
 
 MOST_CENTROIDS = 64
 """Most centroids that a condition keeps after merges; the oldest goes first, when its frames left long ago."""
+MOST_BURST = 32
+"""Newest frames of the condition in force that are remembered (images)."""
 OUTSIDE_SHARE = 0.75
 """Least share of a burst that must be outside to open a condition: conditions touch, so a few frames are of another."""
 OUTSIDE = -1
@@ -108,6 +110,9 @@ def follow(known: Conditions, seen: SeenFrames, settings: ConditionsSettings, se
     while len(known.conditions) > settings.most:
         known = _updated(merged(known, *_least_used(known)), seen, golden)
     current, burst = _current(known, seen, settings.advanced.burst_frames)
+    if current is not None and current == known.current and known.burst:
+        since = condition_frames(known, seen.only(seen.ids >= known.burst[0]), current)
+        burst = since[-MOST_BURST:]
     return known.model_copy(update={"current": current, "burst": burst})
 
 
@@ -125,6 +130,13 @@ def merged(known: Conditions, gone: int, into: int) -> Conditions:
     whole = stays.model_copy(update=update)
     rest = tuple(whole if item.number == into else item for item in known.conditions if item.number != gone)
     return known.model_copy(update={"conditions": rest, "current": into if known.current == gone else known.current})
+
+
+def with_best(known: Conditions, number: int | None, version: int | None, reason: str) -> Conditions:
+    """Return the conditions with another best version of condition `number`."""
+    update = {"best": version, "best_reason": reason}
+    items = [item.model_copy(update=update) if item.number == number else item for item in known.conditions]
+    return known.model_copy(update={"conditions": tuple(items)})
 
 
 def _with_new(known: Conditions, seen: SeenFrames, settings: ConditionsSettings, serving: int) -> Conditions:
@@ -175,6 +187,12 @@ def condition_of(known: Conditions, seen: SeenFrames) -> tuple[int | None, tuple
     if 2 * counts[most] <= len(place):
         return None, ()
     return known.conditions[most].number, tuple(seen.ids[place == most].tolist())
+
+
+def condition_frames(known: Conditions, seen: SeenFrames, number: int) -> tuple[int, ...]:
+    """Return the frames that are of condition `number`, in commit order."""
+    index = [item.number for item in known.conditions].index(number)
+    return tuple(seen.ids[places(seen.styles, known) == index].tolist())
 
 
 def _current(known: Conditions, seen: SeenFrames, burst: int) -> tuple[int | None, tuple[int, ...]]:

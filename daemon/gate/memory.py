@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.settings import Settings
-from daemon.gate.conditions import Floats, SeenFrames, condition_of, first_conditions, follow
+from daemon.gate.conditions import Floats, SeenFrames, condition_of, first_conditions, follow, with_best
 from daemon.gate.decide import GATE
 from daemon.gate.loop import GateContext
 from daemon.runtime.logs import get_logger
@@ -115,13 +115,6 @@ class ConditionMemory:
 def _rows(vectors: Sequence[NDArray[np.float32]]) -> Floats:
     """Return vectors [S] as the rows of [N, S]; [0, 0] without any."""
     return np.array(vectors, np.float64) if vectors else np.zeros((0, 0))
-
-
-def with_best(known: Conditions, number: int | None, version: int | None, reason: str) -> Conditions:
-    """Return the conditions with another best version of condition `number`."""
-    update = {"best": version, "best_reason": reason}
-    items = [item.model_copy(update=update) if item.number == number else item for item in known.conditions]
-    return known.model_copy(update={"conditions": tuple(items)})
 
 
 def golden_frames(settings: Settings, known: Conditions) -> int:

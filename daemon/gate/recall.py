@@ -7,9 +7,11 @@ most of them beyond chance. Measured: docs/explanation/recall.md.
 """
 
 from collections.abc import Collection
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from daemon.gate.conditions import MOST_BURST, with_best
 from daemon.gate.decide import GATE
 from daemon.gate.frame_evidence import looks_worse, loses
 from daemon.gate.loop import GateContext
@@ -25,8 +27,10 @@ from storage.gate.recall import Recall, RecallStage
 
 MOST_CHALLENGERS = 3
 """Most versions that are compared with the serving one in a new condition."""
-NEWEST = 8
-"""Newest frames of the condition that both versions are scored on, beside as many golden ones."""
+GOLDEN = 8
+"""Golden frames of the condition that are scored beside the newest ones."""
+MORE_FRAMES = 4
+"""Frames of the condition that must come before an open question is asked again."""
 
 log = get_logger(__name__)
 
@@ -52,14 +56,13 @@ class RecallRule:
         if record.stage == "asked":
             if condition is None or condition.number != record.condition or serving.version != record.serving:
                 return _ended(record, context.now, "idle", "the stream or what serves changed")
-            return _answer(context, record, condition.name)
+            return _answer(context, record, known, condition)
         if condition is None or condition.number == record.held:
             return record
         wanted = challengers(context, known, condition, record.considered, serving.version)
         if not wanted:  # nothing to compare: what serves is the best there is
             return _considered(record, condition.number)
-        again = (record.condition, record.challengers, record.serving) != (condition.number, wanted, serving.version)
-        if _rests(context, record.moved) or (not again and _rests(context, record.since)):
+        if not _may_ask(context, record, (condition.number, wanted, serving.version), len(known.burst)):
             return record
         return _ask(context, record, known, condition, wanted, serving.version)
 
@@ -81,32 +84,51 @@ def challengers(
     return tuple(item for item in first if item is not None and item != serving)
 
 
-def judge_recall(scores: ComparisonScores, confidence: float) -> tuple[int | None, str]:
-    """Return the version to recall in the place of the first of a comparison, or None, and why. Pure.
+class Judgement(NamedTuple):
+    """What a comparison says."""
 
-    A challenger needs evidence at `confidence` (0-1) that it is better on more than half of the images: by the batch
-    nuclear norm of the frames, or by the IoU of labelled images, none of the two against it. Of several, the one that
-    the others do not beat. Raises StorageError when scores are not numbers.
+    version: int | None
+    """The version to recall; None: the serving one stays."""
+    open: bool
+    """Whether more frames may change that."""
+    why: str
+    """One sentence with numbers."""
+
+
+def judge_recall(scores: ComparisonScores, confidence: float, *, known: bool) -> Judgement:
+    """Judge the challengers against the first version of a comparison, which serves. Pure.
+
+    `known`: the challenger is the best version of this condition, so it is recalled unless the serving one is better
+    beyond chance. Otherwise a challenger needs evidence at `confidence` (0-1) that it is better on more than half of
+    the images: by the batch nuclear norm of the frames, or by the IoU of labelled images, none of the two against it.
+    Of several, the one that the others do not beat. Raises StorageError when scores are not numbers.
     """
-    chosen, why = 0, "no challenger"
+    chosen, why, results, told = 0, "", [], []
     for place in range(1, len(scores.models)):
         pair = scores.model_copy(update={"models": (scores.models[chosen], scores.models[place])})
-        holds, shares = _better(pair, confidence)
-        if holds or chosen == 0:
-            why = f"version {scores.models[place].version} is better on {shares}"
-        chosen = place if holds else chosen
-    return (scores.models[chosen].version, why) if chosen else (None, f"{why}, which is not enough")
+        result, shares = _compared(pair, confidence)
+        won = result == "better" or (known and result == "open")
+        results.append(result)
+        told.append(f"version {scores.models[place].version} is better on {shares}")
+        chosen, why = (place, told[-1]) if won else (chosen, why)
+    if chosen:
+        return Judgement(scores.models[chosen].version, False, why)
+    return Judgement(None, "open" in results, f"{'; '.join(told)}: not enough")
 
 
-def _better(pair: ComparisonScores, confidence: float) -> tuple[bool, str]:
-    """Return whether the second version of a pair is better than the first, and on how many images."""
+def _compared(pair: ComparisonScores, confidence: float) -> tuple[Literal["better", "worse", "open"], str]:
+    """Return whether the second version of a pair is better than the first beyond chance, and on how many images."""
     kinds = {"frames": looks_worse(pair), "labelled images": loses(pair, "source")}
-    found = {what: better for what, better in kinds.items() if better}
-    evidence = [evidence_of_majority(sum(better), len(better) - sum(better)) for better in found.values()]
-    holds = bool(evidence) and float(np.mean(evidence)) >= 1.0 / (1.0 - confidence)
-    against = any(2 * sum(better) < len(better) for better in found.values())
-    shares = ", ".join(f"{sum(better)} of {len(better)} {what}" for what, better in found.items())
-    return holds and not against, shares or "no image"
+    found = {what: (sum(better), len(better)) for what, better in kinds.items() if better}
+    shares = ", ".join(f"{hits} of {among} {what}" for what, (hits, among) in found.items()) or "no image"
+    needed = 1.0 / (1.0 - confidence)
+    gains = [evidence_of_majority(hits, among - hits) for hits, among in found.values()]
+    losses = [evidence_of_majority(among - hits, hits) for hits, among in found.values()]
+    if gains and np.mean(gains) >= needed and all(2 * hits >= among for hits, among in found.values()):
+        return "better", shares
+    if losses and np.mean(losses) >= needed and all(2 * hits <= among for hits, among in found.values()):
+        return "worse", shares
+    return "open", shares
 
 
 def _with_moves(context: GateContext, record: Recall, current: int | None) -> Recall:
@@ -125,10 +147,20 @@ def _rests(context: GateContext, since: float) -> bool:
     return 0.0 <= context.now - since < context.settings.recall.dwell_seconds
 
 
+def _may_ask(context: GateContext, record: Recall, question: tuple[int, tuple[int, ...], int], frames: int) -> bool:
+    """Return whether to ask now: not within the dwell time of a recall, and the same again only with more frames."""
+    if _rests(context, record.moved):
+        return False
+    if (record.condition, record.challengers, record.serving) != question:
+        return True
+    more = record.open and frames >= record.frames + MORE_FRAMES
+    return more or not _rests(context, record.since)
+
+
 def _ask(
     context: GateContext, record: Recall, known: Conditions, condition: Condition, wanted: tuple[int, ...], serving: int
 ) -> Recall:
-    frames = sorted({*known.burst[-NEWEST:], *condition.golden[-NEWEST:]})
+    frames = sorted({*known.burst, *condition.golden[-GOLDEN:]})
     request = context.comparisons.ask("recall", [serving, *wanted], frames, source=condition.labelled)
     update = {
         "stage": "asked",
@@ -136,6 +168,7 @@ def _ask(
         "condition": condition.number,
         "version": wanted[0],
         "challengers": wanted,
+        "frames": len(known.burst),
         "serving": serving,
         "comparison": request.number,
         "reason": f"the stream is of {condition.name}, where version {wanted[0]} may be better",
@@ -143,28 +176,35 @@ def _ask(
     return record.model_copy(update=update)
 
 
-def _answer(context: GateContext, record: Recall, name: str) -> Recall:
-    """Act on the answer when it is there: recall a version, or decline. `name` is that of the condition."""
-    assert record.comparison is not None and record.condition is not None and record.serving is not None
-    serving = record.serving
-    scores = context.comparisons.scores(record.comparison)
+def _answer(context: GateContext, record: Recall, known: Conditions, condition: Condition) -> Recall:
+    """Act on the answer when it is there: recall a version, decline, or wait for more frames."""
+    assert record.comparison is not None and record.serving is not None
+    serving, scores = record.serving, context.comparisons.scores(record.comparison)
     if scores is None:
         lost = context.comparisons.request(record.comparison) is None
         return _ended(record, context.now, "idle", "its comparison is gone") if lost else record
     if scores.status == "failed":
         return _ended(record, context.now, "declined", f"not compared: {scores.reason}")
-    record = _considered(record, record.condition)
-    version, why = judge_recall(scores, context.settings.recall.advanced.confidence)
-    if version is None:
-        return _ended(record, context.now, "declined", why)
+    before = condition.number in record.considered
+    judgement = judge_recall(scores, context.settings.recall.advanced.confidence, known=before)
+    undecided = judgement.open and len(known.burst) < MOST_BURST
+    record = record.model_copy(update={"open": undecided})
+    if not undecided:
+        record = _considered(record, condition.number)
+    if judgement.version is None:
+        if before:  # beyond chance: what serves is the better one here
+            context.conditions.write(with_best(known, condition.number, serving, judgement.why))
+        return _ended(record, context.now, "declined", judgement.why)
     try:
-        recall_version(context.registry, version, reason=f"{name}: {why}", expected=serving)
+        recall_version(
+            context.registry, judgement.version, reason=f"{condition.name}: {judgement.why}", expected=serving
+        )
     except ServingChanged as error:
         return _ended(record, context.now, "idle", str(error))
     except (UnknownVersion, CorruptCheckpoint) as error:
         return _ended(record, context.now, "declined", str(error))
-    moved = record.model_copy(update={"version": version, "moved": context.now})
-    return _ended(moved, context.now, "recalled", why)
+    moved = record.model_copy(update={"version": judgement.version, "moved": context.now})
+    return _ended(moved, context.now, "recalled", judgement.why)
 
 
 def _considered(record: Recall, condition: int) -> Recall:

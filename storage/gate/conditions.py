@@ -49,7 +49,7 @@ class Conditions(Record):
     current: int | None = None
     """Condition of the newest burst of frames; None when it is of no known one."""
     burst: tuple[int, ...] = ()
-    """Ids of the newest frames that are of it, oldest first."""
+    """Ids of its frames since the stream is of it, oldest first; at most the newest 32."""
     applied: float = 0.0
     """Time of the newest move of the serving ref that the best versions take into account (Unix, seconds)."""
     conditions: tuple[Condition, ...] = Field(default=())

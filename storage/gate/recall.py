@@ -22,8 +22,12 @@ class Recall(Record):
     """The version that was recalled, or is considered first."""
     challengers: tuple[int, ...] = ()
     """The versions that are compared with the serving one."""
+    frames: int = 0
+    """Frames of the burst when it was asked."""
+    open: bool = False
+    """Whether the last answer neither held nor was against: more frames are waited for."""
     considered: tuple[int, ...] = ()
-    """Conditions in which the serving version was compared with every challenger once."""
+    """Conditions whose best version was chosen by a comparison, or was alone."""
     serving: int | None = None
     """The version that served then."""
     comparison: int | None = None

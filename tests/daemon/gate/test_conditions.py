@@ -75,7 +75,8 @@ def test_what_is_known_does_not_depend_on_when_the_frames_are_looked_at(runs: li
             frames.ids[:count], frames.at[:count], frames.styles[:count], frames.holdout[:count], frames.digests[:count]
         )
         known = follow(known, part, SETTINGS, 1, 3)
-    assert known == once
+    assert known.model_copy(update={"burst": ()}) == once.model_copy(update={"burst": ()})
+    assert once.burst == known.burst[-len(once.burst) :] if once.burst else not known.burst
 
 
 def test_golden_frames_are_held_out_ones_of_the_condition_and_stay_when_others_leave() -> None:

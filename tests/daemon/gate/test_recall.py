@@ -51,13 +51,24 @@ def _scores(serving: float, best: float, frames: int = 12, source: tuple[int, in
     ],
 )
 def test_the_evidence_that_a_recall_needs(scores: ComparisonScores, holds: bool) -> None:
-    assert judge_recall(scores, 0.95)[0] == (1 if holds else None)
+    assert judge_recall(scores, 0.95, known=False).version == (1 if holds else None)
 
 
 def test_of_several_challengers_the_one_that_no_other_beats() -> None:
     models = tuple(_model(version, confidence, 12) for version, confidence in ((4, 0.6), (1, 0.7), (2, 0.9), (3, 0.8)))
     scores = ComparisonScores(status="completed", frames=tuple(range(12)), models=models)
-    assert judge_recall(scores, 0.95) == (2, "version 2 is better on 12 of 12 frames")
+    assert judge_recall(scores, 0.95, known=False) == (2, False, "version 2 is better on 12 of 12 frames")
+
+
+def test_the_best_version_of_a_condition_serves_unless_another_is_better_beyond_chance() -> None:
+    assert judge_recall(_scores(0.7, 0.7), 0.95, known=True).version == 1
+    assert judge_recall(_scores(0.9, 0.6, frames=4), 0.95, known=True).version == 1
+    assert judge_recall(_scores(0.9, 0.6), 0.95, known=True) == (
+        None,
+        False,
+        "version 1 is better on 0 of 12 frames: not enough",
+    )
+    assert judge_recall(_scores(0.6, 0.9, frames=4), 0.95, known=False).open
 
 
 class Stream:
@@ -145,7 +156,7 @@ def test_day_after_night_brings_the_version_of_day_back_and_night_that_of_night(
     assert request.versions == (2, 1) and stream.record.stage == "asked"
     newest = [record.id for record in stream.world.buffer.records()][-4:]
     golden = ConditionStore(stream.layout.conditions).read().condition(1).golden
-    assert set(request.frames) == {*newest, *golden}
+    assert set(request.frames) == {*newest, *golden}, "golden ones and those since the condition is back"
     stream.answer(_scores(0.6, 0.9))
     ref, move = registry.serving(), registry.state().last_move
     assert (ref.version, ref.by, move.event, stream.record.stage) == (1, "gate", "recalled", "recalled")
@@ -175,6 +186,19 @@ def test_without_evidence_nothing_moves_and_it_is_not_asked_every_second(stream,
     assert registry.serving().version == 2 and stream.record.stage == "declined"
     stream.come("day")
     assert stream.store.waiting() is None
+
+
+def test_an_open_question_is_asked_again_with_more_frames(stream, registry) -> None:
+    stream.gate.settings = changed(stream.gate.settings, recall={"dwell_seconds": 600.0})
+    stream.come("fog")
+    stream.answer(_scores(0.6, 0.9, frames=4))
+    assert stream.record.open and registry.serving().version == 2
+    stream.come("fog", 2)
+    assert stream.store.waiting() is None
+    stream.come("fog", 2)
+    assert len(stream.store.waiting().frames) >= 8
+    stream.answer(_scores(0.6, 0.9, frames=8))
+    assert registry.serving().version == 1
 
 
 def test_a_flickering_stream_moves_once_in_the_dwell_time(stream, registry) -> None:

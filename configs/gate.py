@@ -21,11 +21,11 @@ class GateAdvanced(Section):
     vanished_floor: Fraction = 0.005
     """Classes with less than this area share under the incumbent cannot vanish."""
     bootstrap: PositiveInt = 1000
-    """Bootstrap resamples over images."""
+    """Bootstrap resamples over bursts of neighbouring images."""
     votes_with_source: PositiveInt = 3
     """Votes needed of four when labelled source exists; stochastic disagreement must be among them."""
     min_holdout: PositiveInt = 4
-    """With fewer held-out frames the verdict is inconclusive."""
+    """With fewer held-out frames, or independent bursts of them, the verdict is inconclusive."""
     shadow_agreement: Fraction = 0.3
     """Veto after a shadow: share of pixels with the label that was served below this."""
     shadow_failures: Fraction = 0.01

@@ -10,8 +10,9 @@ from typing import Literal
 import numpy as np
 
 from configs.gate import GateSettings
+from daemon.gate.bursts import burst_length, frames_needed
 from daemon.gate.vetoes import agreement, completed, source_class_iou, source_miou, vanished_class, weights_vetoes
-from daemon.gate.votes import DISAGREEMENT, STYLED, Vote, cast_votes
+from daemon.gate.votes import DISAGREEMENT, STYLED, Vote, cast_votes, frame_correlation
 from storage.rounds.records import Check, ImageCounts, ModelScores, RoundScores, RoundSpec, Verdict
 
 Decision = Literal["accepted", "rejected", "inconclusive"]
@@ -60,9 +61,23 @@ def _judge(spec: RoundSpec, scores: RoundScores, settings: GateSettings, class_n
         return "rejected", veto, checks
     frames, least = len(candidate.flip_consistency), settings.advanced.min_holdout
     if frames < least:
-        return "inconclusive", f"{frames} hold-out frames; the gate needs {least}", checks
+        return "inconclusive", f"{frames} hold-out frames; the gate needs {least}, {least - frames} more", checks
+    checks.append(holdout_bursts(frame_correlation(candidate, incumbent, scores.reference_marginal), frames, least))
+    if not checks[-1].passed:
+        return "inconclusive", checks[-1].detail, checks
     votes = cast_votes(candidate, incumbent, scores.reference_marginal, settings, seed=spec.round)
     return *_count(votes, settings), [*checks, *(vote.check for vote in votes)]
+
+
+def holdout_bursts(correlation: float, frames: int, least: int) -> Check:
+    """Check that the hold-out frames are at least `least` independent bursts, given the correlation of neighbours."""
+    length = burst_length(correlation, frames)
+    bursts = frames / length
+    detail = f"{frames} hold-out frames are {bursts:.1f} independent bursts of {length}; the gate needs {least}"
+    if bursts < least:
+        detail += f", about {max(1, frames_needed(correlation, least) - frames)} more frames"
+    passed = bursts >= least
+    return Check(name="holdout_bursts", kind="evidence", passed=passed, value=bursts, limit=float(least), detail=detail)
 
 
 def _failed(checks: Sequence[Check]) -> str:

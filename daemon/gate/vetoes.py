@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from adapters.scoring.scores.iou import class_iou, labelled_mean_iou
 from configs.gate import GateSettings
-from daemon.gate.votes import Floats, paired_bootstrap
+from daemon.gate.bursts import Floats
+from daemon.gate.votes import paired_bootstrap
 from storage.rounds.records import Check, ImageCounts, ModelScores, RoundScores
 
 Mask = NDArray[np.bool_]

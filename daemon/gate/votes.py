@@ -4,20 +4,16 @@ Each vote compares the two on the same images and is won when the lower bound of
 They are of different kinds because they fail on different candidates (docs/explanation/sources.md). numpy only.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from adapters.scoring.scores.iou import labelled_mean_iou
 from configs.gate import GateSettings
+from daemon.gate.bursts import Floats, Statistic, burst_length, drawn_weights, neighbour_correlation
 from storage.rounds.records import Check, ImageCounts, ModelScores
-
-Floats = NDArray[np.float64]
-Statistic = Callable[[Floats], Floats]
-"""Advantage of the candidate [resamples] for weights [resamples, images]; each row sums to one."""
 
 CHUNK = 128
 """Resamples computed at once; bounds memory for joint statistics with many classes."""
@@ -45,23 +41,26 @@ class Advantage(NamedTuple):
     upper: float
 
 
-def paired_bootstrap(statistic: Statistic, images: int, *, confidence: float, resamples: int, seed: int) -> Advantage:
+def paired_bootstrap(
+    statistic: Statistic, images: int, *, confidence: float, resamples: int, seed: int, burst: int = 1
+) -> Advantage:
     """Return value and one-sided bounds of `statistic` at `confidence` (0.5-1), over `images` images.
 
     The same images are drawn with replacement for both models, and the advantage is computed again (Efron and
     Tibshirani 1993, percentile interval). Images are the unit: pixels of one image agree with each other too much to
-    count as separate evidence. Resamples in which the statistic is undefined (NaN) are omitted. Deterministic under
-    `seed`.
+    count as separate evidence. Neighbouring images are drawn together in bursts of `burst`, and the bounds are widened
+    by sqrt(b / (b - 1)) for b bursts, because deviations within a sample are too small by that. Resamples in which the
+    statistic is undefined (NaN) are omitted. Deterministic under `seed`.
     """
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(images, np.full(images, 1.0 / images), size=resamples) / images
+    weights = drawn_weights(images, burst, resamples, np.random.default_rng(seed))
     values = np.concatenate([statistic(weights[start : start + CHUNK]) for start in range(0, resamples, CHUNK)])
     values = values[~np.isnan(values)]
     value = float(statistic(np.full((1, images), 1.0 / images))[0])
     if values.size == 0 or np.isnan(value):
         return Advantage(0.0, 0.0, 0.0)
-    lower, upper = np.quantile(values, [1.0 - confidence, confidence])
-    return Advantage(value, float(lower), float(upper))
+    bursts = max(2.0, images / burst)
+    apart = (np.quantile(values, [1.0 - confidence, confidence]) - value) * np.sqrt(bursts / (bursts - 1.0))
+    return Advantage(value, value + float(apart[0]), value + float(apart[1]))
 
 
 def diversity(gram: Sequence[Sequence[Sequence[float]]]) -> Statistic:
@@ -132,50 +131,67 @@ def cast_votes(
     candidate: ModelScores, incumbent: ModelScores, reference: Sequence[float], settings: GateSettings, seed: int
 ) -> list[Vote]:
     """Return every vote that the scores allow: three, and styled source as the fourth when both have it."""
-    compare = partial(_compare, settings, seed)
     frames = len(candidate.flip_consistency)
-    error, bnm, flip = (
-        [estimated_error(model.dropout_disagreement, model.marginal, reference) for model in (incumbent, candidate)],
-        [diversity(model.gram) for model in (incumbent, candidate)],
-        [flip_share(model.flip_consistency) for model in (incumbent, candidate)],
-    )
-    votes = [
-        compare("vote_diversity", "batch nuclear norm", bnm, frames),
-        compare(DISAGREEMENT, "error estimated from dropout", error, frames, sign=-1.0),
-        compare("vote_flip", "flip consistency", flip, frames),
-    ]
+    burst = burst_length(frame_correlation(candidate, incumbent, reference), frames)
+    compare = partial(_compare, settings, seed)
+    votes = [compare(pair, frames, burst) for pair in _frame_pairs(candidate, incumbent, reference)]
     if candidate.styled and incumbent.styled:
-        styled = [resampled_miou(counts) for counts in (incumbent.styled, candidate.styled)]
-        votes.append(compare(STYLED, "mIoU on restyled source", styled, len(candidate.styled.tp)))
+        counts = [resampled_miou(model) for model in (incumbent.styled, candidate.styled)]
+        styled = _Pair(STYLED, "mIoU on restyled source", counts)
+        images = len(candidate.styled.tp)
+        votes.append(compare(styled, images, burst_length(neighbour_correlation([styled.advantage], images), images)))
     return votes
 
 
-def _compare(
-    settings: GateSettings,
-    seed: int,
-    name: str,
-    score: str,
-    models: Sequence[Statistic],
-    images: int,
-    sign: float = 1.0,
-) -> Vote:
-    """Cast one vote: `models` are the statistics of incumbent and candidate; sign -1 if less is better."""
-    incumbent, candidate = models
+def frame_correlation(candidate: ModelScores, incumbent: ModelScores, reference: Sequence[float]) -> float:
+    """Return how far the advantages on neighbouring hold-out frames are correlated (0-1), over all votes on frames."""
+    pairs = _frame_pairs(candidate, incumbent, reference)
+    return neighbour_correlation([pair.advantage for pair in pairs], len(candidate.flip_consistency))
+
+
+class _Pair(NamedTuple):
+    """What a vote compares: a statistic of incumbent and candidate; sign -1 if less is better."""
+
+    name: str
+    score: str
+    models: Sequence[Statistic]
+    sign: float = 1.0
+
+    def advantage(self, weights: Floats) -> Floats:
+        incumbent, candidate = self.models
+        return self.sign * (candidate(weights) - incumbent(weights))
+
+
+def _frame_pairs(candidate: ModelScores, incumbent: ModelScores, reference: Sequence[float]) -> list[_Pair]:
+    models = (incumbent, candidate)
+    error = [estimated_error(model.dropout_disagreement, model.marginal, reference) for model in models]
+    norm = [diversity(model.gram) for model in models]
+    flip = [flip_share(model.flip_consistency) for model in models]
+    return [
+        _Pair("vote_diversity", "batch nuclear norm", norm),
+        _Pair(DISAGREEMENT, "error estimated from dropout", error, sign=-1.0),
+        _Pair("vote_flip", "flip consistency", flip),
+    ]
+
+
+def _compare(settings: GateSettings, seed: int, pair: _Pair, images: int, burst: int) -> Vote:
+    """Cast one vote over `images` images drawn in bursts of `burst`."""
     sure = paired_bootstrap(
-        lambda weights: sign * (candidate(weights) - incumbent(weights)),
+        pair.advantage,
         images,
         confidence=settings.confidence,
         resamples=settings.advanced.bootstrap,
         seed=seed,
+        burst=burst,
     )
-    everything = np.full((1, images), 1.0 / images)
+    before, after = (float(model(np.full((1, images), 1.0 / images))[0]) for model in pair.models)
     won = sure.lower > TOLERANCE
     detail = (
-        f"{score} {incumbent(everything)[0]:.4f} -> {candidate(everything)[0]:.4f}, advantage {sure.value:+.4f}, "
+        f"{pair.score} {before:.4f} -> {after:.4f}, advantage {sure.value:+.4f}, "
         f"bounds {sure.lower:+.4f} to {sure.upper:+.4f} at {settings.confidence:.0%} each side"
     )
-    check = Check(name=name, kind="vote", passed=won, value=sure.value, limit=sure.lower, detail=detail)
-    return Vote(name, won, sure.upper < -TOLERANCE, check)
+    check = Check(name=pair.name, kind="vote", passed=won, value=sure.value, limit=sure.lower, detail=detail)
+    return Vote(pair.name, won, sure.upper < -TOLERANCE, check)
 
 
 def _entropy(shares: Floats) -> Floats:

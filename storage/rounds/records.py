@@ -12,7 +12,7 @@ from storage.registry.manifest import BufferSnapshot
 
 CHECKS = (
     "completed", "finite", "tensors", "vanished_class", "agreement", "source_miou", "source_class_iou",
-    "vote_diversity", "vote_disagreement", "vote_flip", "vote_styled_source", "shadow_images",
+    "holdout_bursts", "vote_diversity", "vote_disagreement", "vote_flip", "vote_styled_source", "shadow_images",
     "shadow_failed", "shadow_agreement",
 )  # fmt: skip
 """Names of all checks that a verdict may hold, in their order."""

@@ -17,12 +17,13 @@ from storage.buffer.catalog_records import FileFact
 from storage.buffer.frame_writer import NewFrame
 from storage.buffer.frames import FrameBuffer
 from storage.layout import StateLayout
-from storage.media.images import decode_image, fit_frame
+from storage.media.bounded import DecodeLimits, decode_bounded
+from storage.media.images import fit_frame
 from storage.source.label_file import read_label
 from storage.source.label_map import LabelMap
 from storage.source.pairing import pair_labels
 
-LIMITS = {"max_bytes": 1 << 24, "max_pixels": 1 << 24}
+LIMITS = DecodeLimits(max_bytes=1 << 24, max_pixels=1 << 24, seconds=10.0)
 """CamVid's files are far below."""
 IGNORED = 255
 
@@ -45,8 +46,8 @@ def labelled_part(folder: Path, classes: int) -> tuple[LabelledImage, ...]:
     return tuple(
         LabelledImage(
             pair.image.stem,
-            decode_image(pair.image, **LIMITS),
-            read_label(pair.label, label_map, **LIMITS).classes,
+            decode_bounded(pair.image, LIMITS).pixels,
+            read_label(pair.label, label_map, LIMITS).classes,
         )
         for pair in pair_labels(folder / "images", folder / "labels", "")
     )

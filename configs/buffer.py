@@ -73,7 +73,8 @@ def _value_text(key: object) -> str:
         text = ",".join(str(int(text[i : i + 2], 16)) for i in (1, 3, 5))
     parts = [part.strip() for part in text.split(",")]
     numbers = [int(part) for part in parts if part.isascii() and part.isdecimal()]
-    if isinstance(key, bool) or len(numbers) != len(parts) or not (len(parts) == 1 or _is_color(numbers)):
+    known = len(numbers) == len(parts) and (_is_color(numbers) or (len(parts) == 1 and numbers[0] < 2**32))
+    if isinstance(key, bool) or not known:
         raise ValueError(f"{key!r} is no label value (255) and no colour ('128,64,128' or '#804080')")
     return ",".join(map(str, numbers))
 

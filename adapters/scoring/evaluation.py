@@ -20,13 +20,12 @@ from configs.settings import Settings
 from configs.watch import WatchSettings
 from storage.errors import RefusedImage
 from storage.layout import StateLayout
-from storage.media.bounded import DecodeLimits, decode_bounded
+from storage.media.bounded import DecodeLimits
 from storage.media.images import fit_frame
 from storage.registry.manifest import Manifest
 from storage.registry.registry import CheckpointRegistry
-from storage.source.label_file import read_label
 from storage.source.label_map import LabelMap
-from storage.source.pairing import LabelledPair, pair_labels
+from storage.source.pairing import LabelledPair, pair_labels, read_pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +76,8 @@ def _predicted(
     pair: LabelledPair, network: SegmentationNetwork, manifest: Manifest, watch: WatchSettings, label_map: LabelMap
 ) -> tuple[Tensor, Tensor]:
     """Return the class map of an image and its label, [h, w] each, at the label's size."""
-    pixels = decode_bounded(pair.image, DecodeLimits.of(watch)).pixels
-    limits = {"max_bytes": watch.max_file_bytes, "max_pixels": watch.max_pixels}
-    label = read_label(pair.label, label_map, **limits).classes
+    pixels, read = read_pair(pair, label_map, DecodeLimits.of(watch))
+    label = read.classes
     frame = fit_frame(pixels, manifest.input_height, manifest.input_width)
     height, width = label.shape
     if abs(height * pixels.shape[1] - width * pixels.shape[0]) > max(*label.shape, *pixels.shape[:2]):

@@ -1,4 +1,4 @@
-"""Decode images in bounded processor time and memory: no file costs more than its budget, whatever stands in it.
+"""Decode images and labels in bounded processor time and memory: no file costs more than its budget.
 
 PNG of few chunks, and JPEG of few scans, cost what their bytes and pixels say, so threads decode them. Everything else
 goes to a child process, which the kernel ends beyond the budget: a progressive JPEG of 332 kB can ask for minutes.
@@ -6,6 +6,7 @@ goes to a child process, which the kernel ends beyond the budget: a progressive 
 
 import atexit
 import errno
+import functools
 import json
 import math
 import os
@@ -16,14 +17,16 @@ import threading
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from configs.watch import WatchSettings
 from storage.durable.digest import digest_of
 from storage.errors import RefusedImage
 from storage.media.decode_cost import is_cheap
-from storage.media.images import Photo, decode_photo, read_file
+from storage.media.images import Decode, Photo, photo_parts, read_file
 
 STOPS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals from outside that end a child, the last three only until it ignores them: no decoder causes them."""
@@ -58,18 +61,24 @@ class DecodeLimits:
 
 
 def decode_bounded(source: Path | bytes, limits: DecodeLimits) -> Photo:
-    """Decode as `decode_photo`, within `limits`; may be called from any thread.
+    """Decode as `decode_photo`, within `limits`; of the EXIF tags only those that are text. Raises as `run_bounded`."""
+    decode = functools.partial(
+        photo_parts, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels, max_aspect=limits.max_aspect
+    )
+    pixels, facts = run_bounded(decode, source, limits)
+    return Photo(pixels, {int(tag): text for tag, text in facts["exif"].items()}, facts["orientation"])
 
-    Of the EXIF tags those that are text may be all. Raises RefusedImage, also with too_costly and decoder_crashed;
-    FileNotFoundError and other I/O errors pass through, and OSError says that the same file may be decoded later.
+
+def run_bounded(decode: Decode, source: Path | bytes, limits: DecodeLimits) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """Return what `decode` makes of a file, within `limits`; may be called from any thread.
+
+    `decode` can be pickled; a child turns the keys of the facts into text. Raises RefusedImage, also with too_costly
+    and decoder_crashed; FileNotFoundError and other I/O errors pass through, and OSError says that the same file may be
+    decoded later.
     """
     data = read_file(source, limits.max_bytes) if isinstance(source, Path) else source
     try:
-        if not is_cheap(data):
-            return _CHILDREN.decode(data, limits)
-        return decode_photo(
-            data, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels, max_aspect=limits.max_aspect
-        )
+        return decode(data) if is_cheap(data) else _CHILDREN.decode(decode, data, limits)
     except RefusedImage as error:
         if not isinstance(source, Path):
             raise
@@ -99,19 +108,17 @@ class _Child:
         self.cancelled = False
         """Whether this process ended it itself, so that the file is not to blame."""
 
-    def decode(self, data: bytes, limits: DecodeLimits) -> Photo:
+    def decode(self, decode: Decode, data: bytes, limits: DecodeLimits) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         """Decode; after any error but RefusedImage the child has ended."""
         memory = MEMORY + BYTES_A_PIXEL * limits.max_pixels + BYTES_A_BYTE * limits.max_bytes
-        wanted = {"max_bytes": limits.max_bytes, "max_pixels": limits.max_pixels, "max_aspect": limits.max_aspect}
-        head = json.dumps(wanted | {"seconds": limits.seconds, "memory": memory})
-        self._connection.send_bytes(head.encode())
+        self._connection.send((decode, limits.seconds, memory))
         self._connection.send_bytes(data)
         said = json.loads(self._connection.recv_bytes())
         if "reason" in said:
             raise RefusedImage(said["reason"], said["message"] or f"image: decoding it takes more than {memory} bytes")
         pixels = np.empty(said["shape"], np.uint8)
         self._connection.recv_bytes_into(pixels.data.cast("B"))
-        return Photo(pixels, {int(tag): text for tag, text in said["exif"].items()})
+        return pixels, said
 
     def lives(self) -> bool:
         """Return whether the process lives; reap it if not."""
@@ -150,7 +157,7 @@ class _Children:
         self._deaths: dict[str, int] = {}
         """By digest of the image, how many processes in a row were killed or hung while they decoded it."""
 
-    def decode(self, data: bytes, limits: DecodeLimits) -> Photo:
+    def decode(self, decode: Decode, data: bytes, limits: DecodeLimits) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         """Decode in an idle child, or in a new one. Raises RefusedImage, or OSError when the file is not to blame."""
         child = self._take()
         longest = IDLE_SECONDS + WAIT_A_SECOND * limits.seconds
@@ -158,7 +165,7 @@ class _Children:
         alarm.daemon = True
         alarm.start()
         try:
-            photo = child.decode(data, limits)
+            decoded = child.decode(decode, data, limits)
         except RefusedImage:
             self._put_back(child)
             raise
@@ -175,7 +182,7 @@ class _Children:
         if self._deaths:
             with self._lock:
                 self._deaths.pop(digest_of(data), None)
-        return photo
+        return decoded
 
     def _blamed(self, data: bytes, child: _Child, error: Exception) -> Exception:
         """Return `error`, or the refusal of an image of which too many processes died, as when memory runs out."""

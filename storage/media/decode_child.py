@@ -1,4 +1,4 @@
-"""`python -m storage.media.decode_child FD`: decode images for `bounded.py` until its end of the connection closes.
+"""`python -m storage.media.decode_child FD`: decode files for `bounded.py` until its end of the connection closes.
 
 Before each image the process limits its own processor time and memory; beyond them the kernel ends it.
 """
@@ -20,7 +20,7 @@ import psutil
 from numpy.typing import NDArray
 
 from storage.errors import RefusedImage
-from storage.media.images import Photo, decode_photo
+from storage.media.images import Decode
 
 
 def main() -> None:
@@ -30,15 +30,14 @@ def main() -> None:
     connection = Connection(int(sys.argv[1]))
     while True:
         try:
-            wanted, data = json.loads(connection.recv_bytes()), connection.recv_bytes()
+            (decode, seconds, memory), data = connection.recv(), connection.recv_bytes()
         except EOFError:
             return
-        seconds, memory = wanted.pop("seconds"), wanted.pop("memory")
         used = resource.getrusage(resource.RUSAGE_SELF)
         _limit(resource.RLIMIT_CPU, math.ceil(used.ru_utime + used.ru_stime + seconds))
         _limit(resource.RLIMIT_AS, psutil.Process().memory_info().vms + memory)
         with _ended_with_the_parent(connection):
-            said, pixels = _decode(data, wanted)
+            said, pixels = _decode(decode, data)
         _limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
         connection.send_bytes(json.dumps(said).encode())
         if pixels is not None:
@@ -67,10 +66,10 @@ def _limit(kind: int, soft: int) -> None:
     resource.setrlimit(kind, (soft, hard))
 
 
-def _decode(data: bytes, limits: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.uint8] | None]:
-    """Return what to say, and the pixels [h, w, 3] of an image that can be decoded."""
+def _decode(decode: Decode, data: bytes) -> tuple[dict[str, Any], NDArray[np.uint8] | None]:
+    """Return what to say, and the pixels of a file that can be decoded."""
     try:
-        photo = decode_photo(data, **limits)
+        pixels, facts = decode(data)
     except RefusedImage as error:
         if not isinstance(error.__cause__, MemoryError):  # else it is about the limit, not about damage
             return {"reason": error.reason, "message": str(error)}, None
@@ -80,12 +79,7 @@ def _decode(data: bytes, limits: dict[str, Any]) -> tuple[dict[str, Any], NDArra
     except Exception as error:  # noqa: BLE001 - a bug of a decoder costs one file
         what = f"image: the decoder failed: {type(error).__name__}: {error}"
         return {"reason": "not_an_image", "message": what}, None
-    return {"shape": photo.pixels.shape, "exif": _texts(photo)}, photo.pixels
-
-
-def _texts(photo: Photo) -> dict[int, str]:
-    """Return the EXIF tags that are text; those of times are."""
-    return {tag: value for tag, value in photo.exif.items() if isinstance(value, str)}
+    return facts | {"shape": pixels.shape}, np.ascontiguousarray(pixels)
 
 
 if __name__ == "__main__":

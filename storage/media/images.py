@@ -32,6 +32,8 @@ DAMAGE = (
     AttributeError, ArithmeticError, RuntimeError, AssertionError, MemoryError,
 )  # fmt: skip
 """Exceptions of Pillow's decoders on damaged data."""
+Decode = Callable[[bytes], tuple[NDArray[np.uint8], dict[str, Any]]]
+"""Returns pixels of a file's content, and facts that JSON can hold. Raises RefusedImage."""
 ORIENTATION_TAG = 0x0112
 PngImagePlugin.MAX_TEXT_CHUNK = MOST_PROFILE
 Image.MAX_IMAGE_PIXELS = None  # `check_sides` has the limit of the settings
@@ -71,6 +73,8 @@ class Photo:
     """[h, w, 3] RGB, upright."""
     exif: dict[int, Any]
     """EXIF tags of the file, including those about the exposure; empty when it has none or they are broken."""
+    orientation: int = 1
+    """EXIF orientation that was applied (1-8); 1: the pixels lie as in the file."""
 
 
 def decode_image(
@@ -103,18 +107,25 @@ def decode_photo(source: Path | bytes, *, max_bytes: int, max_pixels: int, max_a
         return _decode(name, kept, check)
 
 
+def photo_parts(data: bytes, **limits: Any) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """Return the pixels of `decode_photo`, and what JSON can hold of the rest: EXIF tags that are text, orientation."""
+    photo = decode_photo(data, **limits)
+    texts = {tag: value for tag, value in photo.exif.items() if isinstance(value, str)}
+    return photo.pixels, {"exif": texts, "orientation": photo.orientation}
+
+
 def _decode(name: str, data: bytes, check: Callable[[str, int, int], None]) -> Photo:
     check_camera_raw(name, data)
     try:
         if is_tiff(data):
             pixels, orientation = read_tiff(name, data, check)
-            return Photo(_upright(pixels, orientation), _exif(lambda: _exif_of_tiff(data)))
+            return _upright(pixels, _exif(lambda: _exif_of_tiff(data)), orientation)
         if is_jpeg2000(data):
             return Photo(read_jpeg2000(name, data, check), {})
         with _open(name, data) as image:
             check(name, image.width, image.height)
-            pixels, exif = load_pixels(name, image, data), _exif(lambda: _exif_of(image))
-            return Photo(_upright(pixels, exif.get(ORIENTATION_TAG, 1)), exif)
+            pixels, exif = load_pixels(name, image, data), _exif(lambda: exif_of(image))
+            return _upright(pixels, exif, exif.get(ORIENTATION_TAG))
     except RefusedImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -200,9 +211,11 @@ def _open(name: str, data: bytes) -> Image.Image:
         raise RefusedImage("truncated", f"{name}: the image header is damaged: {error}") from error
 
 
-def _upright(pixels: NDArray[np.uint8], orientation: Any) -> NDArray[np.uint8]:
+def _upright(pixels: NDArray[np.uint8], exif: dict[int, Any], orientation: Any) -> Photo:
     turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn), np.uint8)
+    if turn is None:
+        return Photo(pixels, exif)
+    return Photo(np.array(Image.fromarray(pixels).transpose(turn), np.uint8), exif, orientation)
 
 
 def _exif(read: Callable[[], Image.Exif]) -> dict[int, Any]:
@@ -213,7 +226,8 @@ def _exif(read: Callable[[], Image.Exif]) -> dict[int, Any]:
         return {}  # broken EXIF says nothing about the pixels, which are judged on their own
 
 
-def _exif_of(image: Image.Image) -> Image.Exif:
+def exif_of(image: Image.Image) -> Image.Exif:
+    """Decode an image; return its EXIF tags."""
     image.load()  # a PNG may have it behind the pixels
     for text in ("xmp", "XML:com.adobe.xmp"):  # viewers turn nothing by it: it often outlives the turn that it names
         image.info.pop(text, None)

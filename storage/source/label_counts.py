@@ -4,14 +4,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from storage.source.label_file import Label, UnknownValue
-from storage.source.label_map import CITYSCAPES_NAMES, LabelMap
+from storage.source.label_map import CITYSCAPES_NAMES, MOST_VALUES, LabelMap
 
 SHOWN_ROWS = 24
 """Most rows of a table; it fits on one screen."""
 SHOWN_NAMES = 12
 """Most names in a sentence."""
-MOST_VALUES = 1000
-"""Label values from which on labels with other ones are not counted: a photograph taken for a label holds many more."""
 
 
 class LabelCounts:
@@ -32,7 +30,7 @@ class LabelCounts:
         """Count a label that was read, or one that holds values without a meaning."""
         if isinstance(label, UnknownValue):
             if len(self.values) < MOST_VALUES:
-                self.values.update(dict(list(label.values.items())[:MOST_VALUES]))
+                self.values.update(label.values)
             return
         self.values.update(label.values)
         if not any(self._is_class(value) for value in label.values):

@@ -2,15 +2,18 @@
 
 import io
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from storage.errors import RefusedImage
+from storage.media.bounded import DecodeLimits, run_bounded
 from storage.media.essentials import essentials
-from storage.media.images import DAMAGE, check_sides, read_file
+from storage.media.images import DAMAGE, ORIENTATION_TAG, UPRIGHT, check_sides, exif_of
 from storage.source.label_map import LabelMap
 
 FORMATS = ("BMP", "GIF", "PNG", "PPM", "TIFF")
@@ -37,59 +40,71 @@ class Label:
     """Label value -> its pixels."""
     palette: dict[int, tuple[int, ...]]
     """Colours of the palette (RGB) by label value; empty without a palette."""
+    orientation: int | None
+    """EXIF orientation of the file (1-8), which is applied; None when it has none."""
 
 
 class UnknownValue(RefusedImage):
-    """A label holds values that mean nothing; `values` has all of the file, with their pixels."""
+    """A label holds values that mean nothing; `values` has those of the file as `LabelMap.apply` counts them."""
 
     def __init__(self, message: str, values: dict[int, int]) -> None:
         super().__init__("bad_label", message)
         self.values = values
 
 
-def read_label(path: Path, label_map: LabelMap, *, max_bytes: int, max_pixels: int) -> Label:
-    """Read a label file as `label_map` says, of up to `max_bytes` and width x height up to `max_pixels`.
+def read_label(path: Path, label_map: LabelMap, limits: DecodeLimits) -> Label:
+    """Read a label file as `label_map` says, within `limits`, turned as its own EXIF orientation says.
 
     Raises UnknownValue for a value without a meaning, naming its place and the nearest one that has a meaning, and
-    RefusedImage for every other reason, mostly `bad_label`; FileNotFoundError passes.
+    RefusedImage for every other reason, mostly `bad_label`; FileNotFoundError passes, and so does what `run_bounded`
+    raises.
     """
-    values, palette = _read(path, read_file(path, max_bytes), label_map, max_pixels)
-    classes, unknown, pixels = label_map.apply(values)
-    if unknown.any():
-        row, column = np.unravel_index(int(unknown.argmax()), unknown.shape)
-        value = int(values[row, column])
+    decode = partial(_decode, label_map=label_map, max_pixels=limits.max_pixels)
+    classes, facts = run_bounded(decode, path, limits)
+    values = {int(value): pixels for value, pixels in facts["values"].items()}
+    if facts["unknown"] is not None:
+        value, row, column = facts["unknown"]
         raise UnknownValue(
             f"{path}: label value {label_map.text(value)} at row {row}, column {column} is no class; "
             f"the nearest that means something is {label_map.nearest(value)}",
-            pixels,
+            values,
         )
-    return Label(classes, pixels, {value: color for value, color in palette.items() if value in pixels})
+    palette = {int(value): tuple(color) for value, color in facts["palette"].items()}
+    return Label(classes, values, palette, facts["orientation"])
 
 
-def _read(
-    path: Path, data: bytes, label_map: LabelMap, max_pixels: int
-) -> tuple[NDArray[np.int64], dict[int, tuple[int, ...]]]:
-    """Return label values [h, w] and the palette."""
+def _decode(data: bytes, *, label_map: LabelMap, max_pixels: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """Return classes [h, w]; as facts `values`, `palette`, `orientation` and `unknown`, its value and place or None."""
     try:
         with Image.open(io.BytesIO(essentials(data) or data), formats=FORMATS) as image:
-            check_sides(str(path), image.width, image.height, max_pixels)
-            return _values(path, image, label_map)
+            check_sides("image", image.width, image.height, max_pixels)
+            values, palette, orientation = _values(image, label_map)
     except RefusedImage:
         raise
     except UnidentifiedImageError as error:
         lossy = "; JPEG and others with lossy compression change label values"
         wanted = f"not an image in a format of labels ({', '.join(FORMATS)}{lossy})"
-        raise RefusedImage("bad_label", f"{path}: {wanted}") from error
+        raise RefusedImage("bad_label", wanted) from error
     except DAMAGE as error:
-        raise RefusedImage("bad_label", f"{path}: the label is damaged or cut off: {error}") from error
+        raise RefusedImage("bad_label", f"the label is damaged or cut off: {error}") from error
+    classes, unknown, pixels = label_map.apply(values)
+    odd = None
+    if unknown.any():
+        row, column = map(int, np.unravel_index(int(unknown.argmax()), unknown.shape))
+        odd = (int(values[row, column]), row, column)
+    held = {value: color for value, color in palette.items() if value in pixels}
+    return classes, {"values": pixels, "palette": held, "orientation": orientation, "unknown": odd}
 
 
 def _values(
-    path: Path, image: ImageFile.ImageFile, label_map: LabelMap
-) -> tuple[NDArray[np.int64], dict[int, tuple[int, ...]]]:
+    image: ImageFile.ImageFile, label_map: LabelMap
+) -> tuple[NDArray[np.integer[Any]], dict[int, tuple[int, ...]], int | None]:
+    """Return label values [h, w], upright; the palette; and the EXIF orientation that says how they lie in the file."""
     raw, problem = _raw_mode(image), ""
-    if getattr(image, "n_frames", 1) > 1:
+    if getattr(image, "is_animated", False):
         problem = "has several pages"
+    elif any(tile.codec_name == "raw" and not tile.offset for tile in image.tile):
+        problem = "lacks a strip or tile"  # a sparse TIFF; at 0 its header would be read as values
     elif image.info.get("compression") in LOSSY:
         problem = "has lossy compression, which changes label values"
     elif label_map.format != "rgb" and (raw in COLORS or image.mode in ("RGB", "RGBA")):
@@ -101,17 +116,28 @@ def _values(
     elif label_map.format == "palette" and image.mode != "P":
         problem = "has no palette; source.label_format: index reads grey labels"
     if problem:
-        raise RefusedImage("bad_label", f"{path}: {problem}")
-    image.load()
+        raise RefusedImage("bad_label", problem)
+    upright, orientation = _upright(image)
     if label_map.format == "rgb":
-        return _colors(path, image), {}
-    values = np.asarray(image).astype(np.int64) // PACKED_GREY.get(raw, 1)
-    palette = _palette(image) if image.mode == "P" else {}
+        return _colors(upright), {}, orientation
+    values = np.asarray(upright) // PACKED_GREY.get(raw, 1)
+    palette = _palette(upright) if upright.mode == "P" else {}
     if image.format == "GIF" and palette:
-        greys = np.array([color[0] if len(set(color)) == 1 else -1 for color in palette.values()], np.int64)
+        greys = np.array([color[0] if len(set(color)) == 1 else -1 for color in palette.values()], np.int16)
         if (greys[values] >= 0).all():  # a GIF holds grey as a palette in any order
-            return greys[values], {}
-    return values, palette
+            return greys[values], {}, orientation
+    return values, palette, orientation
+
+
+def _upright(image: ImageFile.ImageFile) -> tuple[Image.Image, int | None]:
+    """Decode; return the image as its EXIF orientation turns it, and that (1-8), or None when it has none."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        orientation = image.tag_v2.get(ORIENTATION_TAG)
+        image.load()  # which turns it
+        return image, orientation
+    orientation = exif_of(image).get(ORIENTATION_TAG)
+    turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return (image if turn is None else image.transpose(turn)), orientation
 
 
 def _is_signed(image: ImageFile.ImageFile) -> bool:
@@ -136,9 +162,9 @@ def _palette(image: Image.Image) -> dict[int, tuple[int, ...]]:
     return {place // 3: tuple(flat[place : place + 3]) for place in range(0, len(flat), 3)}
 
 
-def _colors(path: Path, image: Image.Image) -> NDArray[np.int64]:
+def _colors(image: Image.Image) -> NDArray[np.integer[Any]]:
     """Return the colours of an 8-bit image as numbers."""
     if image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255):
-        raise RefusedImage("bad_label", f"{path}: has transparent pixels; a label of colours is opaque RGB")
-    rgb = np.asarray(image.convert("RGB")).astype(np.int64)
+        raise RefusedImage("bad_label", "has transparent pixels; a label of colours is opaque RGB")
+    rgb = np.asarray(image.convert("RGB")).astype(np.int32)
     return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]

@@ -1,9 +1,10 @@
 """What label values mean: from a value or colour in a label file to a class, as `source` says."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,10 @@ CITYSCAPES_NAMES = (
     "caravan", "trailer", "train", "motorcycle", "bicycle", "license plate",
 )  # fmt: skip
 """What Cityscapes' ids mean, by id; only GTA draws the license plate."""
+MOST_VALUES = 1000
+"""Label values from which on others of no meaning are not counted: a photograph taken for a label holds many more."""
+AT_ONCE = 2**20
+"""Pixels that are looked up at once: memory stays small beside the label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +74,26 @@ class LabelMap:
         closest = min(self.classes, key=distance)
         return f"{self.text(closest)} ({self.name(closest)})"
 
-    def apply(self, values: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.bool_], dict[int, int]]:
-        """Return classes of label values [h, w]; which mean nothing (class `ignore_index`); and pixels by value."""
+    def apply(self, values: NDArray[np.integer[Any]]) -> tuple[NDArray[np.uint8], NDArray[np.bool_], dict[int, int]]:
+        """Return classes of label values [h, w]; which mean nothing (class `ignore_index`); and pixels by value.
+
+        Of the values that mean nothing only the first are counted, about `MOST_VALUES`.
+        """
         known = np.array(sorted(self.classes), np.int64)
         indices = np.array([self.classes[value] for value in known.tolist()], np.uint8)
-        place = np.searchsorted(known, values).clip(max=len(known) - 1)
-        unknown = known[place] != values
-        counts = np.bincount(place[~unknown], minlength=len(known))
-        pixels = {int(known[index]): int(counts[index]) for index in np.flatnonzero(counts)}
-        others = zip(*np.unique(values[unknown], return_counts=True), strict=True)
-        pixels |= {int(value): int(count) for value, count in others}
-        return np.where(unknown, np.uint8(self.ignore_index), indices[place]), unknown, pixels
+        classes, unknown = np.empty(values.size, np.uint8), np.empty(values.size, np.bool_)
+        pixels = Counter[int]()
+        for start in range(0, values.size, AT_ONCE):
+            part = values.reshape(-1)[start : start + AT_ONCE].astype(np.int64)
+            place = np.searchsorted(known, part).clip(max=len(known) - 1)
+            odd = unknown[start : start + AT_ONCE] = known[place] != part
+            classes[start : start + AT_ONCE] = np.where(odd, np.uint8(self.ignore_index), indices[place])
+            counts = np.bincount(place[~odd], minlength=len(known))
+            pixels.update({int(known[index]): int(counts[index]) for index in np.flatnonzero(counts)})
+            if len(pixels) < len(known) + MOST_VALUES:
+                others = zip(*(found[:MOST_VALUES].tolist() for found in np.unique_counts(part[odd])), strict=True)
+                pixels.update(dict(others))
+        return classes.reshape(values.shape), unknown.reshape(values.shape), dict(pixels)
 
 
 def code_of(value: str) -> int:

@@ -2,6 +2,7 @@
 
 from configs.settings import Settings
 from storage.errors import RefusedImage
+from storage.media.bounded import DecodeLimits
 from storage.source.label_counts import LabelCounts
 from storage.source.label_file import UnknownValue, read_label
 from storage.source.labelled_import import label_map_of
@@ -22,11 +23,11 @@ class LabelSurvey:
         self.read = self.pairs[::step]
         label_map = label_map_of(settings)
         self.counts = LabelCounts(label_map, sample=len(self.read) < len(self.pairs))
-        limits = {"max_bytes": settings.watch.max_file_bytes, "max_pixels": settings.watch.max_pixels}
+        limits = DecodeLimits.of(settings.watch)
         problems = []
         for pair in self.read:
             try:
-                self.counts.add(read_label(pair.label, label_map, **limits), pair.name)
+                self.counts.add(read_label(pair.label, label_map, limits), pair.name)
             except (RefusedImage, FileNotFoundError) as error:
                 problems.append(str(error))
                 if isinstance(error, UnknownValue):

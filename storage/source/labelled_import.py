@@ -17,10 +17,10 @@ from storage.buffer.zarr_metadata import create_array
 from storage.durable.digest import digest_of
 from storage.errors import RefusedImage, StorageError
 from storage.layout import StateLayout
-from storage.media.bounded import DecodeLimits, decode_bounded
+from storage.media.bounded import DecodeLimits
 from storage.media.images import FittedFrame, fit_frame, fit_label
 from storage.source.label_counts import LabelCounts
-from storage.source.label_file import UnknownValue, read_label
+from storage.source.label_file import UnknownValue
 from storage.source.label_map import LabelMap
 from storage.source.labelled import (
     CURRENT,
@@ -35,7 +35,7 @@ from storage.source.labelled import (
     current_fingerprint,
     old_sets,
 )
-from storage.source.pairing import LabelledPair, refusal, source_pairs
+from storage.source.pairing import LabelledPair, read_pair, refusal, source_pairs
 
 OnProgress = Callable[[int, int], None]
 VALIDATION_SHARE = 0.1
@@ -158,9 +158,8 @@ class _Import:
 
     def _fit(self, pair: LabelledPair, found: LabelCounts) -> tuple[FittedFrame, NDArray[np.uint8]]:
         """Return image and label at frame size; count the label. Raises RefusedImage."""
-        watch, buffer, ignored = self._watch, self._buffer, self._source.ignore_index
-        pixels = decode_bounded(pair.image, DecodeLimits.of(watch)).pixels
-        label = read_label(pair.label, self._map, max_bytes=watch.max_file_bytes, max_pixels=watch.max_pixels)
+        buffer, ignored = self._buffer, self._source.ignore_index
+        pixels, label = read_pair(pair, self._map, DecodeLimits.of(self._watch))
         found.add(label, pair.name)
         if label.classes.shape != pixels.shape[:2]:
             raise RefusedImage(

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from configs.settings import Settings
-from storage.errors import SourceRefused
+from storage.errors import RefusedImage, SourceRefused
+from storage.media.bounded import DecodeLimits, decode_bounded
 from storage.media.images import FORMATS
 from storage.source import label_file
+from storage.source.label_map import LabelMap
 
 IMAGE_MARKS = ("_leftImg8bit", "_rgb_anon", "_rgb_ref_anon", "_training", "_test")
 """Suffixes that Cityscapes, ACDC and DRIVE append to the stem of an image and not to its label's."""
@@ -74,6 +78,33 @@ def pair_labels(images: Path, labels: Path, suffix: str = "") -> list[LabelledPa
     if problems:
         raise refusal(problems)
     return pairs
+
+
+def read_pair(
+    pair: LabelledPair, label_map: LabelMap, limits: DecodeLimits
+) -> tuple[NDArray[np.uint8], label_file.Label]:
+    """Decode an image [h, w, 3] RGB and its label, both upright and of one moment.
+
+    Raises RefusedImage like `decode_bounded` and `read_label`, for a file that changed meanwhile (unreadable), and for
+    an image that its EXIF orientation turns when nothing says whether its label is turned too (bad_label).
+    """
+    before = _moment(pair)
+    photo, label = decode_bounded(pair.image, limits), label_file.read_label(pair.label, label_map, limits)
+    for path, was, now in zip((pair.image, pair.label), before, _moment(pair), strict=True):
+        if was != now:
+            raise RefusedImage("unreadable", f"{path}: it changed while image and label were read; try again")
+    height, width = photo.pixels.shape[:2]
+    told = label.orientation is not None or (photo.orientation > 4 and height != width)  # 5 to 8 swap the sides
+    if photo.orientation != 1 and not told:
+        what = f"{pair.label}: EXIF orientation {photo.orientation} turns its image {pair.image}, and nothing says"
+        what += " whether the label lies like it; save both upright, or give the label an EXIF orientation (1: upright)"
+        raise RefusedImage("bad_label", what)
+    return photo.pixels, label
+
+
+def _moment(pair: LabelledPair) -> list[tuple[int, ...]]:
+    found = (path.stat() for path in (pair.image, pair.label))
+    return [(item.st_dev, item.st_ino, item.st_size, item.st_mtime_ns, item.st_ctime_ns) for item in found]
 
 
 def refusal(problems: list[str], meant: Iterable[str] = ()) -> SourceRefused:

@@ -146,6 +146,7 @@ def test_settings_that_cannot_be_meant_are_refused_by_name(world: World):
         ({"label_map": {-1: "a"}}, "no label value"),
         ({"label_map": {"1,2": "a"}}, "no label value"),
         ({"label_map": {True: "a"}}, "no label value"),
+        ({"label_map": {10**30: "a"}}, "no label value"),
         ({"label_map": {"1,2,300": "a"}, "label_format": "rgb"}, "no colour"),
         ({"label_map": {0: "a", "0": "b"}}, "stands twice"),
         ({"label_map": {"1,2,3": "a"}}, "label_format index has label values"),

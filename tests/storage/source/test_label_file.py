@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,25 +14,31 @@ from PIL import Image
 
 from configs.buffer import SourceSettings
 from storage.errors import RefusedImage
+from storage.media.bounded import DecodeLimits
 from storage.source.label_file import Label, UnknownValue, read_label
 from storage.source.label_map import LabelMap
 
 CLASSES = [("road", (128, 64, 128)), ("sky", (70, 130, 180)), ("tree", (107, 142, 35))]
 INDICES = np.array([[0, 1, 2], [255, 2, 1]], np.uint8)
 
+LIMITS = DecodeLimits(max_bytes=100_000, max_pixels=10_000, seconds=2.0)
+LARGE = DecodeLimits(max_bytes=10**8, max_pixels=10**8, seconds=10.0)
+
 Read = Callable[..., Label]
 
 
 @pytest.fixture
 def read(tmp_path: Path) -> Read:
-    def of(data: Image.Image | np.ndarray | bytes, ending: str = "png", classes=CLASSES, **source: object) -> Label:
+    def of(
+        data: Image.Image | np.ndarray | bytes, ending: str = "png", classes=CLASSES, limits=LIMITS, **source: object
+    ) -> Label:
         path = tmp_path / f"label.{ending}"
         if isinstance(data, bytes):
             path.write_bytes(data)
         else:
             (data if isinstance(data, Image.Image) else Image.fromarray(data)).save(path)
         settings = SourceSettings.model_validate({"images": "i", "labels": "l", **source})
-        return read_label(path, LabelMap.of(settings, classes), max_bytes=100_000, max_pixels=10_000)
+        return read_label(path, LabelMap.of(settings, classes), limits)
 
     return of
 
@@ -190,3 +197,55 @@ def test_lossy_and_cut_off_labels_are_refused(read: Read, tmp_path: Path):
     frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
     with pytest.raises(RefusedImage, match="several pages"):
         read((tmp_path / "two.gif").read_bytes())
+
+
+def test_a_label_has_the_budget_of_an_image(read: Read, monkeypatch: pytest.MonkeyPatch):
+    for name in ("MEMORY", "BYTES_A_PIXEL", "BYTES_A_BYTE"):
+        monkeypatch.setattr(f"storage.media.bounded.{name}", 0)
+    with pytest.raises(RefusedImage, match=r"label\.pgm: decoding it takes more than 0 bytes") as caught:
+        read(b"P5 9000 9000 255\n" + bytes(81_000_000), "pgm", limits=LARGE)
+    assert caught.value.reason == "too_costly"
+    monkeypatch.undo()
+    assert read(b"P5 2 1 255\n\0\1", "pgm").classes.tolist() == [[0, 1]]
+
+
+def test_the_first_of_many_pages_is_enough_to_refuse_them(read: Read):
+    """Walking 20,000 directories takes minutes, because each is compared with all before it."""
+    tags = ((256, 1), (257, 1), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 1))
+    page = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    size = len(page) + 4
+    pages = (page + struct.pack("<I", 8 + size * number) for number in range(1, 20_000))
+    data = b"II*\0" + struct.pack("<I", 8) + b"".join(pages) + page + bytes(4)
+    before = time.process_time()
+    with pytest.raises(RefusedImage, match="several pages"):
+        read(data, "tif", limits=LARGE)
+    assert time.process_time() - before < 1.0
+
+
+def test_a_label_of_a_million_colours_is_counted_in_part(read: Read):
+    codes = np.arange(2_000_000, dtype=np.uint32).reshape(1000, 2000)
+    colors = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=-1).astype(np.uint8)
+    with pytest.raises(UnknownValue, match="0,0,0 at row 0, column 0") as caught:
+        read(Image.fromarray(colors), "ppm", limits=LARGE, label_format="rgb")
+    assert len(caught.value.values) < 5000
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_a_label_is_turned_as_its_own_orientation_says(read: Read, tmp_path: Path, ending: str):
+    tag = Image.Exif()
+    tag[0x0112] = 6
+    Image.fromarray(INDICES).save(tmp_path / f"turned.{ending}", exif=tag)
+    found = read((tmp_path / f"turned.{ending}").read_bytes(), ending)
+    assert found.classes.tolist() == np.rot90(INDICES, -1).tolist() and found.orientation == 6
+    assert read(INDICES, ending).orientation is None
+
+
+def test_a_sparse_tiff_is_refused(read: Read):
+    file = io.BytesIO()
+    tifffile.imwrite(file, INDICES, metadata=None)
+    with tifffile.TiffFile(io.BytesIO(file.getvalue())) as tiff:
+        place = tiff.pages[0].tags["StripOffsets"].valueoffset
+    data = bytearray(file.getvalue())
+    data[place : place + 4] = bytes(4)
+    with pytest.raises(RefusedImage, match="lacks a strip"):
+        read(bytes(data), "tif", label_map={73: 0, 42: 1, 0: 2})

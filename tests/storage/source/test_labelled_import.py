@@ -9,7 +9,7 @@ from PIL import Image
 from storage.buffer.pixel_array import PixelArray
 from storage.errors import SourceRefused, StorageError
 from storage.layout import StateLayout
-from storage.source import labelled_import
+from storage.source import label_file, labelled_import
 from storage.source.labelled import LabelledSet
 from storage.source.labelled_import import held_out, import_labelled
 
@@ -168,3 +168,61 @@ def test_any_set_of_two_or_more_has_both_parts():
     names = [f"{number}.png" for number in range(1000)]
     chosen = [names[index] for index in held_out(names)]
     assert len(held_out(chosen)) == len(chosen) - 1, "each is chosen by itself, but one must stay to train on"
+
+
+def _pair(tmp_path: Path, size: tuple[int, int], orientation: int, label: int | None, stored: tuple[int, int]) -> None:
+    """Draw image and label of one pair with EXIF orientations; `stored` is the size of the label in its file."""
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    Image.new("RGB", size).save(tmp_path / "images" / "000.png", exif=tags)
+    tags[0x0112] = label or 1
+    Image.new("L", stored, 1).save(tmp_path / "labels" / "000.png", **({"exif": tags} if label else {}))
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation", "label", "stored", "words"),
+    [
+        ((80, 60), 3, None, (80, 60), "EXIF orientation 3 turns its image"),
+        ((80, 60), 2, None, (80, 60), "EXIF orientation 2 turns its image"),
+        ((60, 60), 6, None, (60, 60), "EXIF orientation 6 turns its image"),
+        ((80, 60), 6, None, (80, 60), "80x60 pixels, its image"),
+        ((80, 60), 6, None, (60, 80), ""),
+        ((80, 60), 3, 3, (80, 60), ""),
+        ((80, 60), 6, 6, (80, 60), ""),
+        ((80, 60), 3, 1, (80, 60), ""),
+        ((80, 60), 1, None, (80, 60), ""),
+    ],
+)
+def test_a_label_that_may_be_turned_against_its_image_is_refused(
+    layout: StateLayout, source, tmp_path: Path, size, orientation: int, label: int | None, stored, words: str
+):
+    settings = source(1)
+    _pair(tmp_path, size, orientation, label, stored)
+    if not words:
+        assert len(import_labelled(settings, layout)) == 1
+        return
+    with pytest.raises(SourceRefused, match=words):
+        import_labelled(settings, layout)
+
+
+@pytest.mark.parametrize("changed", ["images", "labels"])
+def test_a_pair_that_changes_while_it_is_read_is_refused(
+    layout: StateLayout, source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+):
+    settings, path = source(2), tmp_path / changed / "001.png"
+    real, data = label_file.read_label, path.read_bytes()
+
+    def replaced(label: Path, *others):
+        found = real(label, *others)
+        if label.name == path.name:
+            status = path.stat()
+            (tmp_path / "new").write_bytes(data)
+            os.utime(tmp_path / "new", ns=(status.st_atime_ns, status.st_mtime_ns))
+            (tmp_path / "new").rename(path)
+        return found
+
+    monkeypatch.setattr(label_file, "read_label", replaced)
+    with pytest.raises(SourceRefused, match=rf"{path}: it changed while"):
+        import_labelled(settings, layout)
+    monkeypatch.undo()
+    assert len(import_labelled(settings, layout)) == 2

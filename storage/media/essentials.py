@@ -7,11 +7,17 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+from isal import isal_zlib
+
 from storage.errors import RefusedImage
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_KEPT = {b"tRNS": 1, b"eXIf": 8, b"cICP": 4, b"iCCP": 4, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}
 """Ancillary chunks that matter -> their least length (bytes); those with a bad CRC are passed over, as libpng does."""
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""Passes of an interlaced PNG: first column and row, and steps to the next ones (pixels)."""
+AT_ONCE = 2**20
+"""Bytes that are unpacked at once."""
 SPARE = 32
 """Bytes that a decoder may look at behind the last pixel."""
 MOST_PROFILE = 2**22
@@ -51,8 +57,8 @@ def check_jpeg_kind(name: str, data: bytes) -> None:
 
 
 def check_png_pixels(data: bytes) -> None:
-    """Raise ValueError for pixels whose CRC is bad, which Pillow does not check, and libpng does."""
-    at = len(PNG_SIGNATURE)
+    """Raise ValueError for pixels whose CRC is bad, and for rows that are missing: Pillow sees neither, libpng both."""
+    at, packed = len(PNG_SIGNATURE), list[bytes]()
     while at + 8 <= len(data):
         size, name = struct.unpack_from(">I4s", data, at)
         end = at + 8 + size
@@ -62,7 +68,27 @@ def check_png_pixels(data: bytes) -> None:
             and zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big")
         ):
             raise ValueError("a checksum of the pixels is wrong")
+        packed += [data[at + 8 : end]] if name == b"IDAT" else []
         at = end + 4
+    missing, stream = _png_bytes(data), isal_zlib.decompressobj()
+    rest = b"".join(packed)
+    try:
+        while missing > 0 and not stream.eof and rest:
+            missing -= len(stream.decompress(rest, AT_ONCE))
+            rest = stream.unconsumed_tail
+    except isal_zlib.IsalError as error:
+        raise ValueError(f"the pixels cannot be unpacked: {error}") from error
+    if missing > 0 and stream.eof:  # Pillow sees a stream that is cut off
+        raise ValueError(f"{missing} bytes of pixels are missing")
+
+
+def _png_bytes(data: bytes) -> int:
+    """Return how many bytes the unpacked pixels of a PNG have, by its header (PNG specification, 8.2 and 9)."""
+    width, height, depth, color, interlaced = struct.unpack_from(">IIBBxxB", data, 16)
+    bits = depth * {2: 3, 4: 2, 6: 4}.get(color, 1)
+    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
+    sides = ((len(range(y, height, down)), len(range(x, width, right))) for x, y, right, down in passes)
+    return sum(rows * (1 + (columns * bits + 7) // 8) for rows, columns in sides if columns)
 
 
 def jpeg_that_ends(data: bytes) -> bytes:

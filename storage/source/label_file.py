@@ -12,7 +12,7 @@ from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from storage.errors import RefusedImage
 from storage.media.bounded import DecodeLimits, run_bounded
-from storage.media.essentials import essentials
+from storage.media.essentials import check_png_pixels, essentials
 from storage.media.images import DAMAGE, ORIENTATION_TAG, UPRIGHT, check_sides, exif_of
 from storage.source.label_map import LabelMap
 
@@ -78,6 +78,8 @@ def _decode(data: bytes, *, label_map: LabelMap, max_pixels: int) -> tuple[NDArr
     try:
         with Image.open(io.BytesIO(essentials(data) or data), formats=FORMATS) as image:
             check_sides("image", image.width, image.height, max_pixels)
+            if image.format == "PNG":
+                check_png_pixels(data)
             values, palette, orientation = _values(image, label_map)
     except RefusedImage:
         raise

@@ -15,6 +15,8 @@ from PIL import Image
 from configs.buffer import SourceSettings
 from storage.errors import RefusedImage
 from storage.media.bounded import DecodeLimits
+from storage.media.essentials import ADAM7
+from storage.media.images import decode_image
 from storage.source.label_file import Label, UnknownValue, read_label
 from storage.source.label_map import LabelMap
 
@@ -249,3 +251,31 @@ def test_a_sparse_tiff_is_refused(read: Read):
     data[place : place + 4] = bytes(4)
     with pytest.raises(RefusedImage, match="lacks a strip"):
         read(bytes(data), "tif", label_map={73: 0, 42: 1, 0: 2})
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+@pytest.mark.parametrize(("depth", "color"), [(8, 0), (1, 0), (8, 2), (16, 0), (4, 3)])
+def test_a_png_that_lacks_rows_is_no_label_and_no_image(read: Read, depth: int, color: int, interlaced: int):
+    """Its stream ends in order but too early; the rest would be class 0, and black."""
+    width, height, bits = 9, 5, depth * (3 if color == 2 else 1)
+    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
+    rows = [bytes(1 + -(-len(range(x, width, right)) * bits // 8)) for x, y, right, down in passes
+            for _ in range(y, height, down)]  # fmt: skip
+
+    def drawn(rows: list[bytes], start: bytes = b"") -> bytes:
+        palette = [(b"PLTE", bytes(48))] if color == 3 else []
+        header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, interlaced)
+        parts = [(b"IHDR", header), *palette, (b"IDAT", start + zlib.compress(b"".join(rows))), (b"IEND", b"")]
+        chunks = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+                  for kind, data in parts)  # fmt: skip
+        return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+    read_as = {"label_format": "rgb", "label_map": {"0,0,0": 0}} if color == 2 else {}
+    assert read(drawn(rows), **read_as).classes.shape == (height, width)
+    with pytest.raises(RefusedImage, match="pixels are missing"):
+        read(drawn(rows[:-1]), **read_as)
+    with pytest.raises(RefusedImage, match="damaged"):
+        read(drawn(rows, b"no zlib"), **read_as)
+    with pytest.raises(RefusedImage, match="pixels are missing") as caught:
+        decode_image(drawn(rows[:-1]), max_bytes=10**6, max_pixels=10**6)
+    assert caught.value.reason == "truncated"

@@ -121,7 +121,7 @@ def _refusing() -> Iterator[None]:
 def check_still(root: Path, arrival: Arrival) -> None:
     """Raise FileChanged when the file has changed."""
     now = find_arrival(root, arrival.path.relative_to(root).as_posix())
-    if now is None or now.file != arrival.file:
+    if now is None or not now.matches(arrival):
         raise FileChanged(f"{arrival.path}: changed while it was read")
 
 

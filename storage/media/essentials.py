@@ -76,7 +76,7 @@ def check_png_pixels(data: bytes) -> None:
         while missing > 0 and not stream.eof and rest:
             missing -= len(stream.decompress(rest, AT_ONCE))
             rest = stream.unconsumed_tail
-    except isal_zlib.IsalError as error:
+    except isal_zlib.error as error:  # type: ignore[misc]  # its stub calls the class an instance
         raise ValueError(f"the pixels cannot be unpacked: {error}") from error
     if missing > 0 and stream.eof:  # Pillow sees a stream that is cut off
         raise ValueError(f"{missing} bytes of pixels are missing")

@@ -5,6 +5,7 @@ import io
 import os
 import shutil
 import struct
+import time
 import zlib
 from collections import namedtuple
 from pathlib import Path
@@ -296,7 +297,7 @@ def test_a_bug_in_a_decoder_costs_one_file(bench, drop, write_image, monkeypatch
             raise ZeroDivisionError("a bug")
         return real(data, **limits)
 
-    monkeypatch.setattr("storage.media.bounded.decode_photo", decode)
+    monkeypatch.setattr("storage.media.images.decode_photo", decode)
     write_image(drop / "a.png", 1)
     write_image(drop / "b.png", 2)
     world = bench(watch={"advanced": {"decode_threads": 1}})
@@ -392,3 +393,18 @@ def test_settings_of_a_reload_are_used_from_the_next_step_on(bench, make_setting
     for _ in range(20):
         world.ingest.step()
     assert world.counts.frames == 1, "it must stand still for long now"
+
+
+def test_content_rewritten_under_the_same_size_and_mtime_is_not_of_one_moment(tmp_path: Path):
+    """A writer may put the mtime back while the file is read; its change time tells."""
+    path = tmp_path / "a.png"
+    path.write_bytes(b"aaaa")
+    seen = find_arrival(tmp_path, "a.png")
+    assert seen is not None
+    until = time.monotonic() + 10
+    while path.stat().st_ctime_ns == seen.changed_ns:  # the clock of a file system has ticks
+        assert time.monotonic() < until
+        path.write_bytes(b"aabb")
+        os.utime(path, ns=(seen.file.mtime_ns, seen.file.mtime_ns))
+    with pytest.raises(FileChanged):
+        read_arrival(tmp_path, seen, 10)

@@ -66,6 +66,10 @@ def _lines(state: "Status") -> Iterator[tuple[str, str]]:
     for item in state.last_rounds[:3]:
         served = f", version {item.version}" if item.version else ""
         yield f"round {item.round}", f"{item.result}{served} at {local_time(item.ended)}: {item.reason}"
+    if (watched := state.probation) is not None:
+        yield "probation", f"version {watched.version} {watched.stage.replace('_', ' ')}: {watched.reason}"
+    if state.recall is not None and state.recall.reason:
+        yield "recall", f"{state.recall.stage}: {state.recall.reason}"
     if state.round is None and state.next_round.waiting_for:
         yield "next", state.next_round.waiting_for
     if state.observed is not None:

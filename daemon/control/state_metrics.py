@@ -3,12 +3,14 @@
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from configs.settings import Settings
+from daemon.gate.decide import GATE
 from daemon.masks.report import MaskReport, read_report
 from daemon.metrics import REASONS
 from daemon.rounds.history import schedule_state, summaries
@@ -19,12 +21,17 @@ from daemon.status.model import OBSERVED_FRAMES
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import SKIP_REASONS
 from storage.buffer.observations import Observations
+from storage.durable.record import read_record
 from storage.errors import StorageError
+from storage.gate.probation import Probation
 from storage.layout import StateLayout
+from storage.registry.history import MOVES
+from storage.registry.manifest import HistoryEvent
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
 from storage.rounds.records import Check
 
+CAUSES = ("round", "recall", "probation", "operator")
 SIZE_SECONDS = 60.0
 """The buffer's size on disk is measured at most this often (seconds)."""
 
@@ -49,6 +56,7 @@ class StateCollector(Collector):
             "disk": self._disk,
             "refs": self._refs,
             "rounds": self._last_round,
+            "probation": self._probation,
             "schedule": self._schedule,
             "observations": self._observed,
             "masks": self._masks,
@@ -119,6 +127,13 @@ class StateCollector(Collector):
         yield _metric("mfmd_ref_version", text, versions, "ref")
         yield _metric("mfmd_ref_since_timestamp_seconds", "Unix time of the ref's last move; 0: never", since, "ref")
         yield _metric("mfmd_registry_versions", "Checkpoint versions on disk", len(self._registry.versions()))
+        moves = Counter(dict.fromkeys(CAUSES, 0))
+        moves.update(cause_of(event) for event in self._registry.history() if event.event in MOVES)
+        text = (
+            "Moves of the serving ref in the history, by cause: round (a promotion by the gate), recall, probation (a "
+            "rollback by the gate), operator (everything else)"
+        )
+        yield _metric("mfmd_serving_moves_total", text, moves, "cause")
 
     def _last_round(self) -> Iterator[Metric]:
         rounds = summaries(self._rounds, 5, alive=True)
@@ -132,6 +147,15 @@ class StateCollector(Collector):
         yield _metric("mfmd_round_last_success_timestamp_seconds", text, (good.ended or 0.0) if good else 0.0)
         verdict = self._rounds.folder(last.round).verdict() if last else None
         yield from _checks(verdict.checks if verdict else [])
+
+    def _probation(self) -> Iterator[Metric]:
+        record = read_record(self._layout.probation, Probation)
+        watching = record is not None and record.stage == "watching"
+        yield _metric("mfmd_probation_active", "1 while a promoted version is on probation", watching)
+        frames = len(record.worse) if record else 0
+        yield _metric("mfmd_probation_frames", "Fresh frames of the running or last probation", frames)
+        text = "Frames of it on which the promoted version looks worse than the one before"
+        yield _metric("mfmd_probation_worse_frames", text, sum(record.worse) if record else 0)
 
     def _schedule(self) -> Iterator[Metric]:
         state = schedule_state(self._catalog, self._rounds, self._registry)
@@ -189,6 +213,13 @@ class StateCollector(Collector):
             size = _tree_bytes(str(self._layout.buffer))
             self._size = (now, size)
         return size
+
+
+def cause_of(move: HistoryEvent) -> str:
+    """Return why the serving ref moved, one of `CAUSES`."""
+    if move.by != GATE:
+        return "operator"
+    return {"promoted": "round", "recalled": "recall"}.get(move.event, "probation")
 
 
 def _checks(checks: Sequence[Check]) -> Iterator[Metric]:

@@ -26,7 +26,10 @@ from daemon.status.model import (
 from daemon.status.plane_probe import PlaneStatus, probe_plane
 from daemon.watch.scan import missing_marker
 from storage.buffer.catalog import Catalog
+from storage.durable.record import read_record
 from storage.errors import CorruptCheckpoint, NewerRecord, StorageError
+from storage.gate.probation import Probation
+from storage.gate.recall import Recall
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
@@ -79,6 +82,8 @@ class _Collector:
             plane=self._plane(daemon, activity),
             round=self._read(lambda: self._running(rounds), None),
             last_rounds=[item for item in rounds if item.result != "running"][:LAST_ROUNDS],
+            probation=self._read(lambda: read_record(self._layout.probation, Probation), None),
+            recall=self._read(lambda: read_record(self._layout.recall, Recall), None),
             next_round=self._read(self._next, NextRound(frames_missing=0, not_before=None, waiting_for="")),
             observed=self._read(self._observed, None),
             messages=[],

@@ -13,6 +13,8 @@ from daemon.runtime.activity import (
     WatchActivity,
 )
 from daemon.status.plane_probe import PlaneStatus
+from storage.gate.probation import Probation
+from storage.gate.recall import Recall
 from storage.registry.manifest import Ref
 from storage.rounds.records import Progress
 
@@ -123,6 +125,10 @@ class Status(ActivityPart):
     """The round in progress."""
     last_rounds: list[RoundSummary]
     """The newest rounds that ended, newest first."""
+    probation: Probation | None = None
+    """The probation of the version that was promoted last; none before the first."""
+    recall: Recall | None = None
+    """Where the recall of a known-good version stands; none before the first look."""
     next_round: NextRound
     """What the next round waits for."""
     observed: ObservedStatus | None

@@ -84,6 +84,10 @@ EXPECTED = [
     "mfmd_ref_version",
     "mfmd_ref_since_timestamp_seconds",
     "mfmd_registry_versions",
+    "mfmd_serving_moves_total",
+    "mfmd_probation_active",
+    "mfmd_probation_frames",
+    "mfmd_probation_worse_frames",
     "mfmd_observed_frames",
     "mfmd_prediction_class_ratio",
     "mfmd_prediction_entropy",
@@ -141,10 +145,22 @@ def test_no_series_is_labelled_by_what_grows_without_bound(world, layout, add_ve
     _observe(layout, len(world.settings.classes))
     labels = {label for family in _families(world).values() for sample in family.samples for label in sample.labels}
     assert labels <= {
-        "outcome", "reason", "mode", "result", "decision", "gate", "ref", "class", "component", "part", "le", "mirror",
-        "needs", "version", "python", "sha256", "implementation", "major", "minor", "patchlevel",
+        "outcome", "reason", "mode", "result", "cause", "decision", "gate", "ref", "class", "component", "part", "le",
+        "mirror", "needs", "version", "python", "sha256", "implementation", "major", "minor", "patchlevel",
     }  # fmt: skip
     assert not any(name.endswith("_created") for name in _families(world))
+
+
+def test_moves_of_the_serving_ref_are_counted_by_cause(world, registry, add_version):
+    first = add_version()
+    second, third = (add_version(parent=first, promote=False) for _ in range(2))
+    registry.promote(second, by="gate", reason="better", round=1)
+    registry.promote(first, by="gate", reason="day is back", recalled=True)
+    registry.promote(third, by="gate", reason="better", round=2)
+    registry.roll_back(to=first, by="gate", reason="probation")
+    samples = _families(world)["mfmd_serving_moves"].samples
+    counts = {sample.labels["cause"]: sample.value for sample in samples}
+    assert counts == {"round": 2, "recall": 1, "probation": 1, "operator": 1}
 
 
 def test_series_start_at_zero(world):

@@ -91,7 +91,14 @@ class DaemonParts:
         self._collector = StateCollector(self._settings, self._buffer.catalog, self._supervisor.states)
         self.metrics.registry.register(self._collector)
         context = ControlContext(
-            self._in_force, self._registry, self._rounds, self.metrics, health, token, self._ingest.retries
+            self._in_force,
+            self._registry,
+            self._rounds,
+            self.metrics,
+            health,
+            token,
+            self._ingest.retries,
+            self._gate,
         )
         self.app, self.local_app = create_control_app(context), create_control_app(context, local=True)
         self._in_force.after_reload = self._reloaded

@@ -69,6 +69,24 @@ class InvalidReason(StorageError):
     code = "reason_invalid"
 
 
+class UnknownCondition(StorageError):
+    """No condition of the stream has this number."""
+
+    code = "condition_unknown"
+
+
+class InvalidName(StorageError):
+    """A condition cannot have this name; nothing changed."""
+
+    code = "condition_name_invalid"
+
+
+class ConditionNeeded(StorageError):
+    """A condition cannot be merged or forgotten like this; nothing changed."""
+
+    code = "condition_needed"
+
+
 class CorruptBuffer(StorageError):
     """The pixels of a committed frame do not match its checksum."""
 

@@ -10,6 +10,7 @@ from daemon.cli.adapt import adapt
 from daemon.cli.buffer import buffer_app
 from daemon.cli.check import check, doctor
 from daemon.cli.checkpoints import checkpoints_app, promote, rollback
+from daemon.cli.conditions import conditions_app
 from daemon.cli.configuration import config_app
 from daemon.cli.errors import LEVEL_VARIABLE
 from daemon.cli.frames import frames
@@ -76,6 +77,7 @@ _PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "checkpoints list --json": checkpoints_app,
         'promote 4 --reason "trained on the new camera"': promote,
         'rollback --to 3 --reason "poles vanish at night"': rollback,
+        "conditions list --json": conditions_app,
         "refused list --json": refused_app,
         "buffer info --json": buffer_app,
         "check --read-data --repair": check,

@@ -27,9 +27,9 @@ def exit_code_of(error: BaseException) -> int:
     if isinstance(own, int):
         return int(own)
     from configs.errors import ConfigError
-    from storage.errors import AlreadyRunning, InvalidReason, NoCheckpoint, UnknownVersion
+    from storage.errors import AlreadyRunning, InvalidName, InvalidReason, NoCheckpoint, UnknownVersion
 
-    if isinstance(error, (ConfigError, InvalidReason)):
+    if isinstance(error, (ConfigError, InvalidName, InvalidReason)):
         return ExitCode.USAGE
     if isinstance(error, AlreadyRunning):
         return ExitCode.ALREADY_RUNNING

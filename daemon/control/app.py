@@ -9,6 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
+from daemon.control.conditions import MergeRequest, RenameRequest, create_conditions
 from daemon.control.errors import ApiError, answer_errors
 from daemon.control.messages import (
     LARGEST_NUMBER,
@@ -25,6 +26,7 @@ from daemon.control.messages import (
 from daemon.control.page import create_page
 from daemon.control.server import ControlGuard
 from daemon.gate import promotion
+from daemon.gate.loop import GateLoop
 from daemon.ingest.refusals import RetryQueue, Selection
 from daemon.metrics import Metrics
 from daemon.net.head_requests import HeadRequests
@@ -56,6 +58,7 @@ class ControlContext:
     health: Health
     token: str
     retries: RetryQueue
+    gate: GateLoop
 
 
 def create_control_app(context: ControlContext, *, local: bool = False) -> FastAPI:
@@ -65,6 +68,7 @@ def create_control_app(context: ControlContext, *, local: bool = False) -> FastA
     app.include_router(_reading(context))
     app.include_router(create_page(context.in_force, context.registry, context.token))
     app.include_router(_changing(context))
+    app.include_router(create_conditions(context.gate, StateLayout(context.in_force.now.state), _read))
     app.add_middleware(ControlGuard, token=None if local else context.token)
     app.add_middleware(HeadRequests)
     answer_errors(app)
@@ -202,7 +206,7 @@ def _read(kind: Any) -> Any:
 def _describe(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI page, with the bodies that routes read themselves."""
     page = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    page["components"]["schemas"] |= json_schemas(*READ_MESSAGES)
+    page["components"]["schemas"] |= json_schemas(*READ_MESSAGES, MergeRequest, RenameRequest)
     return page
 
 

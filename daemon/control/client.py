@@ -9,10 +9,12 @@ from daemon.errors import DaemonError, NotEnoughFrames, RoundRunning, Stopping
 from daemon.net.local import LocalConnection
 from daemon.runtime.in_force import Reloaded
 from daemon.runtime.run_record import read_run_record
+from storage.errors import ConditionNeeded, InvalidName, UnknownCondition
 from storage.layout import StateLayout
 
 TIMEOUT_SECONDS = 10.0
-KNOWN = {kind.code: kind for kind in (ConfigError, RoundRunning, NotEnoughFrames, Stopping)}
+KINDS = (ConfigError, RoundRunning, NotEnoughFrames, Stopping, UnknownCondition, InvalidName, ConditionNeeded)
+KNOWN = {kind.code: kind for kind in KINDS}
 """Answers that a command passes on as what they are, with their exit code."""
 
 
@@ -72,6 +74,10 @@ class ControlClient:
         """Ask the daemon to retry refused files; return their paths. Raises ControlFailed."""
         wanted = {"paths": paths, "reason": reason}
         return [str(path) for path in self._send("POST", "/v1/refused/retry", wanted)["retried"]]
+
+    def change_condition(self, number: int, change: str, content: dict[str, Any]) -> None:
+        """Ask the daemon to merge, rename or forget a condition. Raises as `daemon.gate.changes.apply`."""
+        self._send("POST", f"/v1/conditions/{number}/{change}", content)
 
     def _send(self, method: str, path: str, content: Any = None) -> Any:
         status, body = self._ask(method, path, content)

@@ -7,16 +7,27 @@ from starlette.exceptions import HTTPException
 
 from configs.errors import ConfigError
 from daemon.errors import DaemonError, NotEnoughFrames, RoundRunning, Stopping, describe_error
-from storage.errors import CorruptCheckpoint, DurabilityLost, InvalidReason, StorageError, UnknownRound, UnknownVersion
+from storage.errors import (
+    CorruptCheckpoint,
+    DurabilityLost,
+    InvalidName,
+    InvalidReason,
+    StorageError,
+    UnknownCondition,
+    UnknownRound,
+    UnknownVersion,
+)
 
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 """The same names as on the inference plane."""
 STATUS_OF: dict[type[Exception], int] = {
     UnknownVersion: 404,
     UnknownRound: 404,
+    UnknownCondition: 404,
     DurabilityLost: 500,
     CorruptCheckpoint: 409,
     InvalidReason: 422,
+    InvalidName: 422,
     ConfigError: 409,
     RoundRunning: 409,
     NotEnoughFrames: 409,

@@ -43,11 +43,19 @@ class SeenFrames:
     """Whether each is held out, [N]."""
     digests: Sequence[str]
     """Content hash of each; it makes an even choice that does not depend on order."""
+    cameras: NDArray[np.str_]
+    """Source label of each, [N]; a burst is of one label, because several cameras take turns in the stream."""
 
     def only(self, mask: NDArray[np.bool_]) -> "SeenFrames":
         """Return the frames of a mask [N]."""
         digests = [digest for digest, kept in zip(self.digests, mask, strict=True) if kept]
-        return SeenFrames(self.ids[mask], self.at[mask], self.styles[mask], self.holdout[mask], digests)
+        return SeenFrames(
+            self.ids[mask], self.at[mask], self.styles[mask], self.holdout[mask], digests, self.cameras[mask]
+        )
+
+    def newest(self, count: int) -> "SeenFrames":
+        """Return the last `count` frames."""
+        return self.only(np.arange(len(self.ids)) >= len(self.ids) - count)
 
 
 def distances(styles: Floats, centroids: Floats) -> Floats:
@@ -106,14 +114,19 @@ def follow(known: Conditions, seen: SeenFrames, settings: ConditionsSettings, se
 
     `serving` is the version that a new condition starts with; `golden` the most frames that each keeps.
     """
-    known = _updated(_with_new(known, seen, settings, serving), seen, golden)
+    known = _updated(_with_new(known, seen.only(seen.ids > known.opens_after), settings, serving), seen, golden)
     while len(known.conditions) > settings.most:
         known = _updated(merged(known, *_least_used(known)), seen, golden)
-    current, burst = _current(known, seen, settings.advanced.burst_frames)
+    newest = settings.advanced.burst_frames
+    current, burst = condition_of(known, seen.newest(newest))
     if current is not None and current == known.current and known.burst:
         since = condition_frames(known, seen.only(seen.ids >= known.burst[0]), current)
         burst = since[-MOST_BURST:]
-    return known.model_copy(update={"current": current, "burst": burst})
+    cameras = {
+        str(camera): condition_of(known, seen.only(seen.cameras == camera).newest(newest))[0]
+        for camera in np.unique(seen.cameras)
+    }
+    return known.model_copy(update={"current": current, "burst": burst, "cameras": cameras})
 
 
 def merged(known: Conditions, gone: int, into: int) -> Conditions:
@@ -142,7 +155,7 @@ def with_best(known: Conditions, number: int | None, version: int | None, reason
 def _with_new(known: Conditions, seen: SeenFrames, settings: ConditionsSettings, serving: int) -> Conditions:
     """Open a condition for each burst of neighbouring frames that are mostly outside and alike, oldest first."""
     while True:
-        burst = _first_burst(places(seen.styles, known) == OUTSIDE, settings.advanced.burst_frames)
+        burst = _first_burst(places(seen.styles, known) == OUTSIDE, seen.cameras, settings.advanced.burst_frames)
         if burst is None:
             return known
         number = known.given + 1
@@ -162,13 +175,24 @@ def _with_new(known: Conditions, seen: SeenFrames, settings: ConditionsSettings,
             seen = seen.only(~np.isin(np.arange(len(seen.ids)), burst))
 
 
-def _first_burst(outside: NDArray[np.bool_], length: int) -> Numbers | None:
-    """Return the places of the frames outside in the first `length` neighbours of which enough are, or None."""
-    if len(outside) < length:
+def _first_burst(outside: NDArray[np.bool_], cameras: NDArray[np.str_], length: int) -> Numbers | None:
+    """Return the places of the frames outside in the burst that is complete first, or None.
+
+    A burst is `length` neighbouring frames of one camera, of which enough are outside.
+    """
+    bursts = []
+    for camera in np.unique(cameras[outside]):
+        mine = np.flatnonzero(cameras == camera)
+        if len(mine) < length:
+            continue
+        among = np.convolve(outside[mine], np.ones(length), mode="valid")  # of each window of `length` neighbours
+        full = np.flatnonzero(among >= OUTSIDE_SHARE * length)
+        if len(full):
+            bursts.append(mine[full[0] : full[0] + length])
+    if not bursts:
         return None
-    among = np.convolve(outside, np.ones(length), mode="valid")  # of each window of `length` neighbours
-    full = np.flatnonzero(among >= OUTSIDE_SHARE * length)
-    return full[0] + np.flatnonzero(outside[full[0] : full[0] + length]) if len(full) else None
+    first = min(bursts, key=lambda burst: int(burst[-1]))
+    return first[outside[first]]
 
 
 def _least_used(known: Conditions) -> tuple[int, int]:
@@ -195,10 +219,6 @@ def condition_frames(known: Conditions, seen: SeenFrames, number: int) -> tuple[
     return tuple(seen.ids[places(seen.styles, known) == index].tolist())
 
 
-def _current(known: Conditions, seen: SeenFrames, burst: int) -> tuple[int | None, tuple[int, ...]]:
-    return condition_of(known, seen.only(np.arange(len(seen.ids)) >= len(seen.ids) - burst))
-
-
 def _updated(known: Conditions, seen: SeenFrames, golden: int) -> Conditions:
     place = places(seen.styles, known)
     found = [_with_frames(item, seen, np.flatnonzero(place == at), golden) for at, item in enumerate(known.conditions)]
@@ -215,4 +235,6 @@ def _with_frames(condition: Condition, seen: SeenFrames, mine: Numbers, golden: 
     held = {int(seen.ids[place]) for place in mine if seen.holdout[place]}
     pool = sorted(held | {frame for frame in condition.golden if frame in digest}, key=lambda frame: digest[frame])
     last = max([condition.last_seen, *seen.at[mine].tolist()])
-    return condition.model_copy(update={"golden": tuple(sorted(pool[:golden])), "last_seen": last})
+    labels, counts = np.unique(seen.cameras[mine], return_counts=True)
+    cameras = dict(zip(labels.tolist(), counts.tolist(), strict=True))
+    return condition.model_copy(update={"golden": tuple(sorted(pool[:golden])), "last_seen": last, "cameras": cameras})

@@ -1,15 +1,17 @@
 """The daemon's thread of the gate between rounds: each rule looks at the stream once in a step."""
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from configs.settings import Settings
+from daemon.gate.changes import ConditionChange, write_change
 from storage.buffer.frames import FrameBuffer
 from storage.errors import DurabilityLost, StorageError
 from storage.gate.comparisons import ComparisonStore
-from storage.gate.conditions import ConditionStore
+from storage.gate.conditions import Conditions, ConditionStore
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 
@@ -50,6 +52,12 @@ class GateLoop:
         """Of the next step; a reload replaces them."""
         self._buffer, self._registry, self._rules = buffer, registry, tuple(rules)
         self._layout = StateLayout(settings.state)
+        self._lock = threading.Lock()
+
+    def change(self, change: ConditionChange) -> Conditions:
+        """Change the known conditions between two steps, durably. Raises as `changes.apply`, or StorageError."""
+        with self._lock:
+            return write_change(self._layout, self._buffer.catalog, change)
 
     def step(self) -> float:
         """Let every rule look at the stream; return the seconds until the next step. Raises the first StorageError."""
@@ -62,6 +70,11 @@ class GateLoop:
             comparisons=ComparisonStore(self._layout.comparisons),
             now=time.time(),
         )
+        with self._lock:
+            self._run(context)
+        return POLL_SECONDS
+
+    def _run(self, context: GateContext) -> None:
         problems = []
         for rule in self._rules:
             try:
@@ -72,4 +85,3 @@ class GateLoop:
                 problems.append(error)
         if problems:
             raise problems[0]
-        return POLL_SECONDS

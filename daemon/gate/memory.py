@@ -20,7 +20,7 @@ from storage.registry.history import MOVES
 from storage.rounds.folder import RoundStore
 
 KEPT_SHARE = 0.5
-"""Most of the buffer that golden frames of all conditions may take (share of `buffer.capacity_frames`)."""
+"""Most of the buffer that golden frames of all conditions may take (share of `capacity_frames` and `max_bytes`)."""
 
 log = get_logger(__name__)
 
@@ -91,8 +91,8 @@ class ConditionMemory:
             log.warning("condition_of_round_unknown", round=round, reason=str(error))
             return None
         mine = seen.only(np.isin(seen.ids, (*spec.train_frames, *spec.holdout_frames)))
-        newest = np.arange(len(mine.ids)) >= len(mine.ids) - context.settings.conditions.advanced.burst_frames
-        return condition_of(known, mine.only(newest))[0] if len(mine.ids) else None
+        newest = mine.newest(context.settings.conditions.advanced.burst_frames)
+        return condition_of(known, newest)[0] if len(mine.ids) else None
 
     def _frames(self, observations: Observations, records: list[FrameRecord], released: int) -> SeenFrames:
         """Return the observed frames of the buffer; only new observations are read."""
@@ -109,6 +109,7 @@ class ConditionMemory:
             styles=_rows([item.style for item in mine]),
             holdout=np.array([current[item.frame].holdout for item in mine], np.bool_),
             digests=[current[item.frame].digest for item in mine],
+            cameras=np.array([current[item.frame].source for item in mine], np.str_),
         )
 
 
@@ -119,7 +120,11 @@ def _rows(vectors: Sequence[NDArray[np.float32]]) -> Floats:
 
 def golden_frames(settings: Settings, known: Conditions) -> int:
     """Return how many frames each condition keeps: `conditions.golden_frames`, or fewer when the buffer is small."""
-    room = int(settings.buffer.capacity_frames * KEPT_SHARE) // max(1, len(known.conditions))
+    buffer = settings.buffer
+    most = buffer.capacity_frames
+    if buffer.max_bytes:
+        most = min(most, buffer.max_bytes // (buffer.height * buffer.width * 3))  # at most this large: uncompressed
+    room = int(most * KEPT_SHARE) // max(1, len(known.conditions))
     return min(settings.conditions.golden_frames, room)
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from storage import durable
 from storage.durable.record import Record, read_record
 
-REMEDY = "; stop `mfmd run`, then `mfmd check --repair` builds it again from the observed frames"
+REMEDY = "; stop `mfmd run`, then `mfmd check --repair`; the next `mfmd run` builds it again from the observed frames"
 
 
 class Condition(Record):
@@ -35,6 +35,13 @@ class Condition(Record):
     """The evidence, in one sentence."""
     labelled: bool = False
     """Whether the labelled source images belong to it: then its evidence is true mIoU."""
+    cameras: dict[str, int] = Field(default_factory=dict)
+    """Observed frames of the buffer that are of it, by source label."""
+
+    @property
+    def frames(self) -> int:
+        """Observed frames of the buffer that are of it."""
+        return sum(self.cameras.values())
 
 
 class Conditions(Record):
@@ -50,6 +57,10 @@ class Conditions(Record):
     """Condition of the newest burst of frames; None when it is of no known one."""
     burst: tuple[int, ...] = ()
     """Ids of its frames since the stream is of it, oldest first; at most the newest 32."""
+    cameras: dict[str, int | None] = Field(default_factory=dict)
+    """Condition of the newest burst of each source label; None when it is of no known one."""
+    opens_after: int = 0
+    """No frame up to this id opens a condition: it was committed before a condition was forgotten."""
     applied: float = 0.0
     """Time of the newest move of the serving ref that the best versions take into account (Unix, seconds)."""
     conditions: tuple[Condition, ...] = Field(default=())

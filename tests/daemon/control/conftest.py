@@ -9,6 +9,7 @@ import pytest
 from daemon.control.app import ControlContext, create_control_app
 from daemon.control.server import ControlServer, bind
 from daemon.control.state_metrics import StateCollector
+from daemon.gate.loop import GateLoop
 from daemon.metrics import Metrics
 from daemon.rounds.loop import RoundLoop
 from daemon.runtime.activity import ChildActivity
@@ -29,11 +30,12 @@ def world(bench, registry, layout, add_version, drop, write_image) -> Iterator[S
     settings, metrics = made.settings, Metrics(made.settings)
     in_force = SettingsInForce(settings, layout.root / "mfmd.yaml")
     rounds = RoundLoop(settings, made.buffer, registry, metrics.rounds)
+    gate = GateLoop(settings, made.buffer, registry, [])
     parts = [Worker("ingest", lambda: 0.05, metrics.process), Worker("rounds", lambda: 0.05, metrics.process)]
     children: list[ChildActivity] = []
     health = Health(parts, registry, lambda: children)
     metrics.registry.register(StateCollector(settings, made.buffer.catalog, list))
-    context = ControlContext(in_force, registry, rounds, metrics, health, TOKEN, made.ingest.retries)
+    context = ControlContext(in_force, registry, rounds, metrics, health, TOKEN, made.ingest.retries, gate)
     app = create_control_app(context)
     server = ControlServer(app, bind(settings.control))
     for part in parts:
@@ -51,6 +53,7 @@ def world(bench, registry, layout, add_version, drop, write_image) -> Iterator[S
             server=server,
             settings=settings,
             bench=made,
+            gate=gate,
         )
     server.stop()
     for part in parts:

@@ -15,13 +15,13 @@ SETTINGS = ConditionsSettings(most=4, advanced=ConditionsAdvanced(burst_frames=4
 WORLDS = {"day": 0.0, "dusk": 20.0, "night": 40.0, "fog": 60.0, "snow": 80.0}
 
 
-def seen(*runs: tuple[str, int], first: int = 1, every: int = 2) -> SeenFrames:
-    """Frames of a stream of runs (world, frames); one in `every` is held out."""
+def seen(*runs: tuple[str, int], first: int = 1, every: int = 2, cameras: tuple[str, ...] = ("",)) -> SeenFrames:
+    """Frames of a stream of runs (world, frames); one in `every` is held out; the `cameras` take turns."""
     rng = np.random.default_rng(0)
     styles = np.concatenate([rng.normal(WORLDS[world], 1.0, (count, 6)) for world, count in runs])
     ids = np.arange(first, first + len(styles))
     digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in ids]
-    return SeenFrames(ids, ids + 100.0, styles, ids % every == 0, digests)
+    return SeenFrames(ids, ids + 100.0, styles, ids % every == 0, digests, np.resize(np.array(cameras), len(ids)))
 
 
 def known_after(frames: SeenFrames, serving: int = 1, golden: int = 3) -> Conditions:
@@ -71,9 +71,7 @@ def test_what_is_known_does_not_depend_on_when_the_frames_are_looked_at(runs: li
     known = first_conditions(1, np.zeros((0, 6)), frames, SETTINGS, 50.0)
     assert known is not None
     for count in range(8, len(frames.ids) + 1):
-        part = SeenFrames(
-            frames.ids[:count], frames.at[:count], frames.styles[:count], frames.holdout[:count], frames.digests[:count]
-        )
+        part = frames.only(np.arange(len(frames.ids)) < count)
         known = follow(known, part, SETTINGS, 1, 3)
     assert known.model_copy(update={"burst": ()}) == once.model_copy(update={"burst": ()})
     assert once.burst == known.burst[-len(once.burst) :] if once.burst else not known.burst
@@ -86,13 +84,16 @@ def test_golden_frames_are_held_out_ones_of_the_condition_and_stay_when_others_l
     assert len(day.golden) == len(dusk.golden) == 3
     assert set(day.golden) <= {2, 4, 6, 8, 10, 12} and set(dusk.golden) <= {14, 16, 18, 20, 22, 24}
     kept = np.isin(frames.ids, day.golden)
-    left = SeenFrames(
-        np.concatenate([frames.ids[kept], frames.ids[12:]]), np.concatenate([frames.at[kept], frames.at[12:]]),
-        np.concatenate([frames.styles[kept], frames.styles[12:]]),
-        np.concatenate([frames.holdout[kept], frames.holdout[12:]]),
-        [*np.array(frames.digests)[kept].tolist(), *frames.digests[12:]],
-    )  # fmt: skip
+    left = frames.only(kept | (frames.ids > 12))
     assert follow(known, left, SETTINGS, 1, 3).conditions[0].golden == day.golden
+
+
+def test_a_burst_is_of_one_camera() -> None:
+    """Two cameras take turns, one by day and one at night: each is in a condition, the whole stream is in none."""
+    frames = seen(("day", 8), *[("day", 1), ("night", 1)] * 6, cameras=("east", "west"))
+    known = known_after(frames)
+    assert [item.cameras for item in known.conditions] == [{"east": 10, "west": 4}, {"west": 6}]
+    assert known.cameras == {"east": 1, "west": 2} and known.current is None and known.burst == ()
 
 
 def test_a_lost_golden_frame_is_replaced() -> None:
@@ -100,10 +101,7 @@ def test_a_lost_golden_frame_is_replaced() -> None:
     known = known_after(frames)
     lost = known.conditions[0].golden[0]
     stay = frames.ids != lost
-    left = SeenFrames(
-        frames.ids[stay], frames.at[stay], frames.styles[stay], frames.holdout[stay],
-        [digest for digest, here in zip(frames.digests, stay, strict=True) if here],
-    )  # fmt: skip
+    left = frames.only(stay)
     golden = follow(known, left, SETTINGS, 1, 3).conditions[0].golden
     assert len(golden) == 3 and lost not in golden
 

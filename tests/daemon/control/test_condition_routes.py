@@ -1,0 +1,59 @@
+"""`/v1/conditions`: what is known, and its changes by an operator, on a real server."""
+
+import pytest
+
+from storage.gate.conditions import Condition, Conditions, ConditionStore
+from tests.daemon.control.control_world import AUTHORISED
+
+
+def _condition(number: int, **facts: object) -> Condition:
+    row = {"number": number, "name": f"condition-{number}", "opened": 1.0, "last_seen": 2.0, "best": 1}
+    return Condition.model_validate(row | {"centroids": ((float(number) * 3, 4.0),)} | facts)
+
+
+@pytest.fixture
+def store(world, layout) -> ConditionStore:
+    store = ConditionStore(layout.conditions)
+    items = (_condition(1, golden=(1, 99), cameras={"": 6}), _condition(2), _condition(3))
+    store.write(
+        Conditions(released=1, threshold=1.0, given=3, current=1, conditions=items, cameras={"": 1, "east": None})
+    )
+    return store
+
+
+def test_what_is_known(world, store) -> None:
+    listed = world.client.get("/v1/conditions").json()
+    assert [item["number"] for item in listed["conditions"]] == [1, 2, 3]
+    assert (listed["current"], listed["cameras"]) == (1, {"": 1, "east": None})
+    assert listed["conditions"][0]["frames"] == 6 and listed["conditions"][0]["golden"] == 2
+    one = world.client.get("/v1/conditions/1").json()
+    assert one["golden_frames"]["99"] == "" and one["golden_frames"]["1"].endswith(".png")
+    assert one["distances"] == {"2": 3.0, "3": 6.0}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code"),
+    [
+        ("9", None, 404, "condition_unknown"),
+        ("9/forget", {}, 404, "condition_unknown"),
+        ("1/rename", {"name": "condition-2"}, 422, "condition_name_invalid"),
+        ("1/rename", {}, 422, "invalid_request"),
+        ("1/merge", {"into": 1}, 409, "condition_needed"),
+        ("1/merge", {"into": 0}, 422, "invalid_request"),
+    ],
+)
+def test_a_wrong_request_has_a_stable_code_and_changes_nothing(world, store, path, body, status, code) -> None:
+    before = store.read()
+    url = f"/v1/conditions/{path}"
+    got = world.client.get(url) if body is None else world.client.post(url, json=body, headers=AUTHORISED)
+    assert (got.status_code, got.json()["code"]) == (status, code), got.text
+    assert store.read() == before
+
+
+def test_changes(world, store) -> None:
+    for path, body in (("2/rename", {"name": "night"}), ("3/merge", {"into": 2}), ("1/forget", None)):
+        got = world.client.post(f"/v1/conditions/{path}", json=body, headers=AUTHORISED)
+        assert got.status_code == 200, got.text
+    known = store.read()
+    assert [(item.number, item.name, len(item.centroids)) for item in known.conditions] == [(2, "night", 2)]
+    assert known.current is None and known.opens_after == 6

@@ -33,6 +33,9 @@ class RoundAdvanced(Section):
     """A loss above this ends the round as failed, like one that is not finite (nats)."""
     score_images: PositiveInt = 64
     """Most source validation images and hold-out frames used for scoring (images)."""
+    average_ratios: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = (0.25, 0.5, 0.75)
+    """Further candidates: averages of the adapted and the serving weights, with this share of the adapted ones (0-1).
+    Each costs an estimate of BatchNorm statistics and the scoring of one more model; empty: none."""
     environment: tuple[str, ...] = ()
     """Names of further environment variables that a round is given (shell patterns). It gets the usual ones of the
     system, CUDA, NCCL, torch and Hugging Face, and no others."""

@@ -70,22 +70,37 @@ class RoundRun:
             reason = loop.run(self._stop)
             # Not compiled from here on: other modes and sizes, and the versions it is compared with are not either.
             with self._stop.interruptible(), torch.compiler.set_stance("force_eager"):
+                self._progress.phase("scoring")
+                device = inputs.accelerator.device
+                incumbent, _ = load_version(inputs.registry, inputs.spec.incumbent, device)
                 candidate = loop.training.candidate()
-                return self._score(inputs, candidate, reason) if self._first else self.ended("completed", reason)
+                others = loop.training.other_candidates(candidate, incumbent)
+                if not self._first:
+                    return self.ended("completed", reason)
+                scores = self._score(inputs, candidate, others, incumbent, reason)
+                return scores.model_copy(update={"name": loop.training.candidate_name})
 
-    def _score(self, inputs: RoundInputs, candidate: SegmentationNetwork, reason: str) -> RoundScores:
-        """Save the candidate, then compare it with the versions on disk."""
-        assert self._progress is not None
-        self._progress.phase("scoring")
-        save_weights(candidate, self._folder.candidate)
-        durable.fsync_file(self._folder.candidate)
+    def _score(
+        self,
+        inputs: RoundInputs,
+        candidate: SegmentationNetwork,
+        others: dict[str, SegmentationNetwork],
+        incumbent: SegmentationNetwork,
+        reason: str,
+    ) -> RoundScores:
+        """Save the candidates, then compare them with the versions on disk."""
+        for path, network in [
+            (self._folder.candidate, candidate),
+            *((self._folder.other(n), m) for n, m in others.items()),
+        ]:
+            save_weights(network, path)
+            durable.fsync_file(path)
         spec, device = inputs.spec, inputs.accelerator.device
-        incumbent, _ = load_version(inputs.registry, spec.incumbent, device)
         released = incumbent
         if spec.released != spec.incumbent:
             released, _ = load_version(inputs.registry, spec.released, device)
         networks = {"candidate": candidate, "incumbent": incumbent, "released": released}
-        scored = score_round(inputs.settings, spec, inputs.buffer, inputs.source, **networks)
+        scored = score_round(inputs.settings, spec, inputs.buffer, inputs.source, **networks, others=others)
         return self.ended("completed", reason).model_copy(update=scored._asdict())
 
     def ended(self, status: Literal["completed", "stopped", "failed"], reason: str) -> RoundScores:

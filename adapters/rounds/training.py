@@ -3,6 +3,7 @@
 The loop, budgets and files around it are `adapters.rounds.loop`; benchmarks use this class directly.
 """
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +30,22 @@ STATISTICS_BATCHES = 16
 """Batches of each domain for the estimate of the candidate's BatchNorm statistics; 8 do about as well."""
 RANK_STRIDE = 7919
 """Distance between the seeds of two processes' dropout; a prime, so that rounds and processes do not collide."""
+
+
+def averaged(network: SegmentationNetwork, other: SegmentationNetwork, share: float) -> SegmentationNetwork:
+    """Return a copy of `network` whose floating tensors are `share` (0-1) of its own and the rest of `other`'s.
+
+    Integer buffers are its own. Averages of fine-tuned and first weights are often better than both (Wortsman et al.,
+    CVPR 2022).
+    """
+    theirs, mixed = other.state_dict(), copy.deepcopy(network)
+    mixed.load_state_dict(
+        {
+            name: torch.lerp(theirs[name], mine, share) if mine.is_floating_point() else mine
+            for name, mine in network.state_dict().items()
+        }
+    )
+    return mixed
 
 
 class Training:
@@ -173,7 +190,28 @@ class Training:
 
         It is a copy, and the next step reads the same crops again, so training can continue.
         """
-        network = self.recipe.finished()
+        return self._completed(self.recipe.finished())
+
+    @property
+    def candidate_name(self) -> str:
+        """Which network `candidate` returns."""
+        return "teacher" if "teacher" in self.recipe.modules() else "student"
+
+    def other_candidates(
+        self, candidate: SegmentationNetwork, incumbent: SegmentationNetwork
+    ) -> dict[str, SegmentationNetwork]:
+        """Return further candidates by name, like `candidate`: the student, and averages with the incumbent.
+
+        The averages have the shares of `round.advanced.average_ratios`. Call it in every process.
+        """
+        found = {}
+        if self.candidate_name == "teacher":
+            found["student"] = self._completed(copy.deepcopy(self.student))
+        for share in self._settings.round.advanced.average_ratios:
+            found[f"average_{round(100 * share)}"] = self._completed(averaged(candidate, incumbent, share))
+        return found
+
+    def _completed(self, network: SegmentationNetwork) -> SegmentationNetwork:
         if self.recipe.restate:
             estimate_statistics(network, self._statistics_images())
         average_buffers(self.accelerator, network)

@@ -5,7 +5,7 @@ deterministic: images are chosen evenly, dropout masks are seeded by image, noth
 whole, at frame size, valid region only, in float32.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +35,7 @@ class ScoredRound(NamedTuple):
     incumbent: ModelScores
     candidate: ModelScores
     reference_marginal: list[float]
+    others: dict[str, ModelScores]
 
 
 @torch.inference_mode()
@@ -47,22 +48,28 @@ def score_round(
     candidate: SegmentationNetwork,
     incumbent: SegmentationNetwork,
     released: SegmentationNetwork,
+    others: Mapping[str, SegmentationNetwork] | None = None,
 ) -> ScoredRound:
     """Score the networks, in eval mode on one device; `released` is `incumbent` itself when they are one version.
+
+    Each image is read once, and all lists over images have one order. `others`: further candidates by name.
 
     A model whose weights or logits are not finite gets `finite=False` and no scores. Raises CorruptBuffer.
     """
     images = load_images(settings, spec.holdout_frames, buffer, source, next(candidate.parameters()).device)
     incumbent_scores, incumbent_maps = score_version(incumbent, spec.incumbent, images)
-    missing = differing_tensors(_shapes(incumbent), _shapes(candidate))
-    if missing:
-        candidate_scores = ModelScores(version=None, finite=True, missing=missing)
-    else:
-        candidate_scores, _ = score_version(candidate, None, images, incumbent_maps)
+
+    def scored(network: SegmentationNetwork) -> ModelScores:
+        missing = differing_tensors(_shapes(incumbent), _shapes(network))
+        if missing:
+            return ModelScores(version=None, finite=True, missing=missing)
+        return score_version(network, None, images, incumbent_maps)[0]
+
     counts = incumbent_scores.source if released is incumbent else _counts(released, images.source, images.ignored)
     released_scores = ModelScores(version=spec.released, finite=True, source=counts) if images.source else None
     reference = reference_shares(released, images, source)
-    return ScoredRound(released_scores, incumbent_scores, candidate_scores, reference)
+    further = {name: scored(network) for name, network in (others or {}).items()}
+    return ScoredRound(released_scores, incumbent_scores, scored(candidate), reference, further)
 
 
 def _shapes(network: SegmentationNetwork) -> dict[str, tuple[int, ...]]:

@@ -4,7 +4,7 @@ Without labels nobody can prove an improvement, so the healthy default is to kee
 only votes of different kinds together accept. numpy only, no torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from configs.gate import GateSettings
 from daemon.gate.bursts import burst_length, frames_needed
 from daemon.gate.vetoes import agreement, completed, source_class_iou, source_miou, vanished_class, weights_vetoes
 from daemon.gate.votes import DISAGREEMENT, STYLED, Vote, cast_votes, frame_correlation
-from storage.rounds.records import Check, ImageCounts, ModelScores, RoundScores, RoundSpec, Verdict
+from storage.rounds.records import CandidateRuling, Check, ImageCounts, ModelScores, RoundScores, RoundSpec, Verdict
 
 Decision = Literal["accepted", "rejected", "inconclusive"]
 Ruling = tuple[Decision, str, list[Check]]
@@ -28,14 +28,60 @@ CLASS_AXES = {
 def decide(
     spec: RoundSpec, scores: RoundScores, settings: GateSettings, class_names: Sequence[str], *, at: float
 ) -> Verdict:
-    """Return the verdict on a round, with every check that was possible.
+    """Return the verdict on a round, with every check that was possible: the best candidate that passes is accepted.
 
-    rejected: the round failed, a veto failed, or most votes are clearly lost. accepted: no veto failed and enough votes
-    are won. inconclusive: everything else. The incumbent stays unless accepted. Deterministic: the bootstrap is seeded
-    by the round's number. `at` is the verdict's time (Unix, seconds).
+    Without one it is the verdict on the recipe's own candidate. rejected: the round failed, a veto failed, or most
+    votes are clearly lost. accepted: no veto failed and enough votes are won. inconclusive: everything else. The
+    incumbent stays unless accepted. Deterministic: the bootstrap is seeded by the round's number. `at` is the verdict's
+    time (Unix, seconds).
     """
-    decision, reason, checks = _judge(spec, scores, settings, class_names)
-    return Verdict(round=spec.round, decision=decision, reason=reason, checks=checks, at=at)
+    rulings = {
+        name: _judge(spec, scores.model_copy(update={"candidate": model}), settings, class_names)
+        for name, model in scores.candidates().items()
+    } or {scores.name: _judge(spec, scores, settings, class_names)}
+    name = _best(rulings)
+    decision, reason, checks = rulings[name]
+    return Verdict(
+        round=spec.round,
+        decision=decision,
+        reason=f"{name}: {reason}" if len(rulings) > 1 else reason,
+        checks=checks,
+        at=at,
+        candidate=name,
+        candidates=tuple(_in_short(name, ruling) for name, ruling in rulings.items()),
+    )
+
+
+def _best(rulings: Mapping[str, Ruling]) -> str:
+    """Return the accepted candidate that won most votes, then the one that is better than most others in most votes.
+
+    Advantages of different votes cannot be added, so candidates are ranked in each. Without an accepted one, the first.
+    """
+    votes = {
+        name: {check.name: check for check in checks if check.kind == "vote"}
+        for name, (decision, _, checks) in rulings.items()
+        if decision == "accepted"
+    }
+
+    def standing(name: str) -> tuple[int, int]:
+        mine = votes[name]
+        won = sum(check.passed for check in mine.values())
+        beaten = sum(
+            (mine[vote].value or 0.0) > (check.value or 0.0)
+            for other in votes.values()
+            for vote, check in other.items()
+            if vote in mine
+        )
+        return won, beaten
+
+    return max(votes, key=standing, default=next(iter(rulings)))
+
+
+def _in_short(name: str, ruling: Ruling) -> CandidateRuling:
+    decision, reason, checks = ruling
+    passed = tuple(check.name for check in checks if check.passed)
+    failed = tuple(check.name for check in checks if not check.passed)
+    return CandidateRuling(name=name, decision=decision, reason=reason, passed=passed, failed=failed)
 
 
 def _judge(spec: RoundSpec, scores: RoundScores, settings: GateSettings, class_names: Sequence[str]) -> Ruling:

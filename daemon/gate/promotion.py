@@ -66,7 +66,7 @@ def _judge_scores(registry: CheckpointRegistry, folder: RoundFolder, settings: S
     verdict = _decided(registry, folder, settings, spec, scores)
     shadows = settings.gate.shadow_images > 0 and settings.serving.shadow_fraction > 0
     if verdict.decision == "accepted" and shadows:
-        version = _added(registry, spec) or _add(registry, folder, spec, scores, None)
+        version = _added(registry, spec) or _add(registry, folder, spec, scores, verdict, judged=False)
         folder.enter("shadowing", trial=new_trial(settings, version, verdict))
     else:
         _conclude(folder, verdict)
@@ -93,6 +93,7 @@ def _act_on_verdict(registry: CheckpointRegistry, folder: RoundFolder, settings:
         _record(registry, verdict, spec)
     if folder.record().trial is not None:
         end_shadow(registry, f"round {folder.number}: {verdict.decision}")
+    folder.remove_others()
     stage: Stage = "failed" if scores.status == "failed" else "rejected"
     stage = folder.enter("promoted" if verdict.decision == "accepted" else stage, reason=verdict.reason)
     _prune(registry, settings)
@@ -167,14 +168,21 @@ def _decided(
     serving = registry.serving()
     unchanged = serving is not None and serving.version == spec.incumbent
     if scores.status == "completed" and scores.candidate is not None and unchanged:
-        odd = _other_tensors(folder.candidate, registry.weights_path(spec.incumbent))
-        missing = sorted({*scores.candidate.missing, *odd})
-        scores = scores.model_copy(update={"candidate": scores.candidate.model_copy(update={"missing": missing})})
+        incumbent = registry.weights_path(spec.incumbent)
+        found = {
+            name: model.model_copy(
+                update={"missing": sorted({*model.missing, *_other_tensors(_weights(folder, scores, name), incumbent)})}
+            )
+            for name, model in scores.candidates().items()
+        }
+        candidate = found.pop(scores.name)
+        scores = scores.model_copy(update={"candidate": candidate, "others": found})
     verdict = decide(spec, scores, settings.gate, [entry.name for entry in settings.classes], at=time.time())
     if verdict.decision == "accepted" and not unchanged:
         now = f"version {serving.version} serves" if serving else "no version serves"
         return _withdrawn(verdict, f"{now}, the candidate was compared with version {spec.incumbent}")
-    twin = _rolled_back_twin(registry, folder) if verdict.decision == "accepted" else None
+    accepted = verdict.decision == "accepted"
+    twin = _rolled_back_twin(registry, _weights(folder, scores, verdict.candidate)) if accepted else None
     if twin is not None:
         reason = f"the candidate's weights are those of version {twin}, which was rolled back"
         return verdict.model_copy(update={"decision": "rejected", "reason": reason})
@@ -196,13 +204,17 @@ def _other_tensors(candidate: Path, incumbent: Path) -> list[str]:
         return [f"{candidate.name} cannot be read ({error})"]
 
 
-def _rolled_back_twin(registry: CheckpointRegistry, folder: RoundFolder) -> int | None:
+def _weights(folder: RoundFolder, scores: RoundScores, name: str) -> Path:
+    return folder.other(name) if name in scores.others else folder.candidate
+
+
+def _rolled_back_twin(registry: CheckpointRegistry, candidate: Path) -> int | None:
     """Return the version with the same weights that was rolled back: another number does not make it better.
 
     A damaged manifest must not stop the judgement of others.
     """
     bad = sorted(registry.state().rolled_back & set(registry.versions()))
-    digest = digest_of(folder.candidate) if bad else ""
+    digest = digest_of(candidate) if bad else ""
     for version in bad:
         with suppress(CorruptCheckpoint, UnknownVersion, KeyError):
             if registry.manifest(version).files[WEIGHTS].sha256 == digest:
@@ -236,13 +248,21 @@ def _promote(
 
 
 def _add(
-    registry: CheckpointRegistry, folder: RoundFolder, spec: RoundSpec, scores: RoundScores, verdict: Verdict | None
+    registry: CheckpointRegistry,
+    folder: RoundFolder,
+    spec: RoundSpec,
+    scores: RoundScores,
+    verdict: Verdict,
+    *,
+    judged: bool = True,
 ) -> int:
-    """Add the candidate as a version with its parent's architecture, classes and input size; return its number.
+    """Add the candidate of a verdict as a version with its parent's architecture, classes and input size.
 
-    It has no verdict while it is in the shadow.
+    Returns its number. It has no verdict while it is in the shadow, so not `judged`.
     """
-    if scores.candidate is None:
+    name = verdict.candidate or scores.name
+    model = scores.candidates().get(name)
+    if model is None:
         raise StorageError(f"{folder.path}: accepted without a candidate's scores; the round folder was modified")
     parent = registry.manifest(spec.incumbent)
     seed = spec.settings.get("round", {}).get("advanced", {}).get("seed")
@@ -262,10 +282,11 @@ def _add(
         snapshot=spec.snapshot,
         libraries=library_versions(),
         code=code_digest(),
-        scores=_headline_scores(scores.candidate),
-        verdict=verdict.model_dump(mode="json") if verdict else None,
+        scores=_headline_scores(model),
+        verdict=verdict.model_dump(mode="json") if judged else None,
     )
-    return registry.add(folder.candidate, manifest, by=GATE, reason=f"candidate of round {spec.round}").version
+    reason = f"candidate of round {spec.round}: {name}"
+    return registry.add(_weights(folder, scores, name), manifest, by=GATE, reason=reason).version
 
 
 def _headline_scores(scores: ModelScores) -> dict[str, float]:

@@ -27,12 +27,21 @@ class RoundFolder:
         self.spec_path = path / "spec.json"
         """The argument of `adapters.round`."""
         self.candidate = path / "candidate.safetensors"
-        """Weights of the candidate, plain network."""
+        """Weights of the recipe's own candidate, plain network."""
         self.log = path / "log"
         """Standard output and error of the round."""
         self.states = TrainingStates(path / "state")
         """Teacher, student, Rebuilder, optimizer, counters and random states, as the round saved them."""
         self._progress = path / "progress.jsonl"
+
+    def other(self, name: str) -> Path:
+        """Return the path of the weights of another candidate; they are removed when the round has ended."""
+        return self.path / f"candidate-{name}.safetensors"
+
+    def remove_others(self) -> None:
+        """Remove the weights of all other candidates."""
+        for path in self.path.glob("candidate-*.safetensors"):
+            durable.remove_file(path)
 
     @property
     def number(self) -> int:

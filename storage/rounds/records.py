@@ -3,7 +3,7 @@
 The round and the daemon are two processes and communicate only through these files.
 """
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -142,6 +142,10 @@ class ModelScores(Record):
     """Mean softmax entropy on hold-out frames (nats); exposed, never a vote."""
 
 
+CandidateName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+"""Name of a candidate; part of the name of its file."""
+
+
 class RoundScores(Record):
     """`scores.json`: how the round ended, and the scores of the versions it compared. Written last, durably."""
 
@@ -160,7 +164,15 @@ class RoundScores(Record):
     incumbent: ModelScores | None = None
     """The serving version."""
     candidate: ModelScores | None = None
-    """The candidate."""
+    """The candidate that the recipe made: the teacher, or the student without one."""
+    name: CandidateName = "candidate"
+    """Name of that candidate."""
+    others: dict[CandidateName, ModelScores] = Field(default_factory=dict)
+    """Further candidates by name: the student, and averages with the serving version; lists have the same order."""
+
+    def candidates(self) -> dict[str, ModelScores]:
+        """Return the scores of every candidate by name, the recipe's own first; empty when the round made none."""
+        return {} if self.candidate is None else {self.name: self.candidate, **self.others}
 
 
 class Check(Record):
@@ -180,6 +192,21 @@ class Check(Record):
     """One sentence with numbers."""
 
 
+class CandidateRuling(Record):
+    """The gate's decision on one candidate of a round, in short."""
+
+    name: str
+    """Name of the candidate."""
+    decision: Literal["accepted", "rejected", "inconclusive"]
+    """accepted: it might serve; the best of those does."""
+    reason: str
+    """One sentence."""
+    passed: tuple[str, ...]
+    """Names of the checks that it passed."""
+    failed: tuple[str, ...]
+    """Names of the others."""
+
+
 class Verdict(Record):
     """`verdict.json`: the gate's decision with every number and reason."""
 
@@ -190,11 +217,15 @@ class Verdict(Record):
     reason: str
     """One sentence."""
     checks: list[Check]
-    """Every veto and vote."""
+    """Every veto and vote on the candidate."""
     at: float
     """Unix time (seconds)."""
     version: int | None = None
     """The version that the candidate became, when accepted."""
+    candidate: str = ""
+    """Name of the candidate that decision and checks are about; empty in a verdict of mfmd before this field."""
+    candidates: tuple[CandidateRuling, ...] = ()
+    """Every candidate of the round."""
 
 
 class ShadowTrial(Record):

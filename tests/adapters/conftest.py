@@ -67,7 +67,15 @@ class TrainingState:
             "pretrain": {"steps": 3, "batch_size": 2, "crop_height": 32, "crop_width": 48},
             "mfm": {"ablation": {"dim": 32, "heads": 4, "blocks": 1, "grid": 8}},
             "recipe": {"threshold": 0.5},
-            "round": {"steps": 3, "batch_size": 2, "crop_height": 32, "crop_width": 48, "device": "cpu", "threads": 1},
+            "round": {
+                "steps": 3,
+                "batch_size": 2,
+                "crop_height": 32,
+                "crop_width": 48,
+                "device": "cpu",
+                "threads": 1,
+                "advanced": {"average_ratios": []},
+            },
         }
         for name, values in sections.items():
             base[name] = None if values is None else merge(base.get(name) or {}, values)

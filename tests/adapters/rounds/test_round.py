@@ -43,6 +43,27 @@ def test_candidate_is_a_plain_network_that_learned(training_state) -> None:
     assert sum(not torch.equal(before[name], after[name]) for name in before) > len(before) / 2
 
 
+def test_a_round_offers_student_teacher_and_averages(training_state) -> None:
+    folder = training_state.round(round={"advanced": {"average_ratios": [0.25, 0.75]}})
+    run(folder)
+    scores = folder.scores()
+    assert list(scores.candidates()) == ["teacher", "student", "average_25", "average_75"]
+    assert all(len(model.area) == 2 and model.finite for model in scores.candidates().values())
+    incumbent = load_file(CheckpointRegistry(training_state.layout.checkpoints).weights_path(1))
+    teacher, quarter = load_file(folder.candidate), load_file(folder.other("average_25"))
+    for name, mine in teacher.items():
+        if "running" not in name and mine.is_floating_point():
+            torch.testing.assert_close(quarter[name], 0.25 * mine + 0.75 * incumbent[name])
+        elif not mine.is_floating_point():
+            assert torch.equal(quarter[name], mine)
+    means = [name for name in teacher if "running_mean" in name]
+    mixed = [torch.lerp(incumbent[name], teacher[name], 0.25) for name in means]
+    assert not all(torch.allclose(quarter[name], mix) for name, mix in zip(means, mixed, strict=True)), (
+        "estimated afresh"
+    )
+    assert not all(torch.equal(teacher[name], load_file(folder.other("student"))[name]) for name in teacher)
+
+
 def test_rounds_repeat_under_a_seed_and_differ_between_rounds(training_state) -> None:
     first = training_state.round()
     settings = training_state.settings()

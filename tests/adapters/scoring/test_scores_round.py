@@ -87,7 +87,7 @@ class World:
         incumbent = knows(DAY)
         networks = {"candidate": candidate, "incumbent": incumbent, "released": released or incumbent}
         source = None if source_free else self.source
-        return score_round(self.settings, self.spec, self.buffer, source, **networks)
+        return score_round(self.settings, self.spec, self.buffer, source, **networks)[:4]
 
     def verdict(self, candidate: SegmentationNetwork, *, source_free: bool = False) -> Verdict:
         return self.judge(*self.score(candidate, source_free=source_free), source_free=source_free)

@@ -235,6 +235,42 @@ def test_candidates_of_equal_quality_are_rarely_accepted(a_round: Any, model: An
     assert verdicts.count("accepted") <= 2
 
 
+@pytest.mark.parametrize(
+    ("first", "others", "chosen", "decision"),
+    [
+        (BETTER, {"student": WORSE}, "teacher", "accepted"),
+        (WORSE, {"student": BETTER, "average_50": {"seed": 3}}, "student", "accepted"),
+        ({"source": 0.5}, {"average_50": BETTER}, "average_50", "accepted"),
+        (BETTER, {"student": {**BETTER, "accuracy": 0.95, "confidence": 0.9, "styled": 0.9}}, "student", "accepted"),
+        (WORSE, {"student": {"seed": 3}}, "teacher", "rejected"),
+        ({"seed": 2}, {"student": WORSE}, "teacher", "inconclusive"),
+    ],
+    ids=["first", "student", "average saves what the teacher forgot", "best of two", "none: worse", "none: as good"],
+)
+def test_the_best_candidate_that_passes_is_accepted(
+    a_round: Any, model: Any, first: Any, others: dict[str, Any], chosen: str, decision: str
+) -> None:
+    round_ = a_round(model(**first))
+    found = {name: a_round(model(**values)).scores.candidate for name, values in others.items()}
+    verdict = judged(round_, name="teacher", others=found)
+    assert (verdict.candidate, verdict.decision) == (chosen, decision), verdict
+    assert verdict.reason.startswith(f"{chosen}: ")
+    assert [item.name for item in verdict.candidates] == ["teacher", *others]
+    own = {item.name: item for item in verdict.candidates}[chosen]
+    assert set(own.passed) | set(own.failed) == {item.name for item in verdict.checks}
+    assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
+
+
+@pytest.mark.parametrize("name", ["../../serving", "", "A", "a-b", "a/b"])
+def test_a_candidate_cannot_be_named_like_a_path(a_round: Any, model: Any, name: str) -> None:
+    scores = a_round(model(**BETTER)).scores
+    text = scores.model_dump_json().replace(
+        '"others":{}', f'"others":{{"{name}":{scores.candidate.model_dump_json()}}}'
+    )
+    with pytest.raises(ValueError, match="should match pattern"):
+        RoundScores.model_validate_json(text)
+
+
 def test_same_scores_same_verdict(a_round: Any, model: Any) -> None:
     round_ = a_round(model(**BETTER))
     assert judged(round_) == judged(round_)

@@ -1,6 +1,9 @@
 """Stages of a round after its scores, `release`, `promote` and `roll_back` on a real registry and real folders."""
 
+import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +189,61 @@ def test_promotion_cut_by_a_crash_is_finished(
     assert state.registry.versions() == [1, 2, 3]
     assert state.serving == 3
     assert [event for event, _, number in state.events() if number == 1] == ["added", "promoted"]
+
+
+@pytest.mark.parametrize("dies_in", ["add", "promote", "verdict", "weights", "stage", None])
+def test_another_candidate_serves_and_a_kill_at_any_step_changes_nothing(
+    state: State, a_round: Any, model: Any, dies_in: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The student is chosen: its weights become the version, and those of the others go when the round is judged."""
+    made = a_round(model(source=0.5), number=1)
+    better = a_round(model(**BETTER), number=1).scores.candidate
+    scores = made.scores.model_copy(update={"name": "teacher", "others": {"student": better, "average_50": better}})
+    folder = state.finished(replace(made, scores=scores))
+    for name, value in (("student", 8.0), ("average_50", 9.0)):
+        shutil.copy(state.weights(value), folder.other(name))
+    student = folder.other("student").read_bytes()
+
+    def dies(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    steps = {
+        "add": (state.registry, "add"),
+        "promote": (state.registry, "promote"),
+        "verdict": (RoundFolder, "write_verdict"),
+        "weights": (RoundFolder, "remove_others"),
+        "stage": (promotion, "_prune"),
+    }
+    if dies_in is not None:
+        monkeypatch.setattr(*steps[dies_in], dies)
+        with pytest.raises(KeyboardInterrupt):
+            judge(state.registry, folder, state.settings)
+        monkeypatch.undo()
+    verdict = judge(state.registry, folder, state.settings)
+    assert (verdict.decision, verdict.candidate, verdict.version) == ("accepted", "student", 3)
+    assert state.registry.weights_path(3).read_bytes() == student
+    assert Verdict.model_validate(state.registry.manifest(3).verdict).candidate == "student"
+    assert state.registry.history()[-2].reason == "candidate of round 1: student"
+    assert [path.name for path in folder.path.glob("candidate*")] == ["candidate.safetensors"]
+    assert state.serving == 3
+
+
+@pytest.mark.parametrize("stage", ["scoring", "judged"])
+def test_a_round_of_the_version_before_goes_on(state: State, finished: Callable[..., RoundFolder], stage: str) -> None:
+    """Its files know neither names of candidates nor `holdout_bursts`."""
+    folder = finished()
+    if stage == "judged":
+        promotion._judge_scores(state.registry, folder, state.settings)
+    new = {"name", "others"}
+    for name, gone in (("scores.json", new), ("verdict.json", {"candidate", "candidates"})):
+        path = folder.path / name
+        if path.exists():
+            path.write_text(
+                json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key not in gone})
+            )
+    verdict = judge(state.registry, folder, state.settings)
+    assert (verdict.decision, state.serving) == ("accepted", 3)
+    assert state.registry.weights_path(3).read_bytes() == folder.candidate.read_bytes()
 
 
 def test_rollback_before_a_cut_promotion_is_finished_stands(

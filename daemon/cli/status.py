@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 CheckOption = Annotated[bool, typer.Option("--check", help="Print nothing; exit 1 unless the daemon is alive.")]
 
 CHECK_SECONDS = 5.0
-LABEL_WIDTH = 10
+LABEL_WIDTH = 11
 
 
 def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False, check: CheckOption = False) -> None:
@@ -66,6 +66,8 @@ def _lines(state: "Status") -> Iterator[tuple[str, str]]:
     for item in state.last_rounds[:3]:
         served = f", version {item.version}" if item.version else ""
         yield f"round {item.round}", f"{item.result}{served} at {local_time(item.ended)}: {item.reason}"
+    if state.conditions.conditions:
+        yield "conditions", _conditions(state)
     if (watched := state.probation) is not None:
         yield "probation", f"version {watched.version} {watched.stage.replace('_', ' ')}: {watched.reason}"
     if state.recall is not None and state.recall.reason:
@@ -114,6 +116,18 @@ def _buffer(state: "Status") -> str:
         f"{buffer.frames} of {buffer.capacity} frames, {buffer.holdout} held out{newest}; "
         f"{buffer.duplicates} duplicates, {skipped} skipped, {refused} refused"
     )
+
+
+def _conditions(state: "Status") -> str:
+    known = state.conditions
+    names = {item.number: item.name for item in known.conditions}
+    best = ", ".join(f"{item.name} (best {item.best or '-'}, {item.golden} golden)" for item in known.conditions)
+    cameras = "".join(
+        f"; camera {camera} in {names.get(number or 0, 'no known one')}"
+        for camera, number in known.cameras.items()
+        if camera
+    )
+    return f"now {names.get(known.current or 0, 'no known one')}{cameras}; known: {best}"
 
 
 def _running(state: "Status") -> str:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from daemon.status.conditions import ConditionsStatus
 from daemon.status.model import Status
 from daemon.status.plane_probe import describe_plane
 from storage.registry.history import RegistryState
@@ -35,6 +36,7 @@ def render(status: Status, registry: CheckpointRegistry, notice: tuple[str, str]
         "".join(f'<p class="message">{escape(message)}</p>' for message in status.messages),
         _moves(status, registry.state()),
         _rounds(status),
+        _conditions(status.conditions),
         _history(registry),
     ]
     return (
@@ -105,6 +107,23 @@ def _rounds(status: Status) -> str:
         for item in status.last_rounds
     ]
     return _table("Rounds", rows, head=("round", "result", "version", "frames", "ended", "why"), empty="No round yet.")
+
+
+def _conditions(known: ConditionsStatus) -> str:
+    names = {item.number: item.name for item in known.conditions}
+    seen_in: dict[int | None, list[str]] = {}
+    for camera, number in known.cameras.items():
+        seen_in.setdefault(number, []).append(camera or "(no label)")
+    rows: list[Sequence[object]] = [
+        (item.number, item.name + (" (now)" if item.current else ""), item.best or "-", item.frames, item.golden,
+         ", ".join(seen_in.get(item.number, [])), item.best_reason)
+        for item in known.conditions
+    ]  # fmt: skip
+    strays = [camera for number, cameras in seen_in.items() if number not in names for camera in cameras]
+    if strays and rows:
+        rows.append(("-", "no known one", "-", "-", "-", ", ".join(strays), ""))
+    head = ("condition", "name", "best version", "frames", "golden", "cameras now", "why")
+    return _table("Conditions", rows, head=head, empty="No condition is known yet.")
 
 
 def _history(registry: CheckpointRegistry) -> str:

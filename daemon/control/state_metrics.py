@@ -17,12 +17,14 @@ from daemon.rounds.history import schedule_state, summaries
 from daemon.rounds.schedule import due
 from daemon.runtime.activity import ChildActivity
 from daemon.runtime.logs import get_logger
+from daemon.status.conditions import describe_conditions
 from daemon.status.model import OBSERVED_FRAMES
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import SKIP_REASONS
 from storage.buffer.observations import Observations
 from storage.durable.record import read_record
 from storage.errors import StorageError
+from storage.gate.conditions import ConditionStore
 from storage.gate.probation import Probation
 from storage.layout import StateLayout
 from storage.registry.history import MOVES
@@ -57,6 +59,7 @@ class StateCollector(Collector):
             "refs": self._refs,
             "rounds": self._last_round,
             "probation": self._probation,
+            "conditions": self._conditions,
             "schedule": self._schedule,
             "observations": self._observed,
             "masks": self._masks,
@@ -147,6 +150,30 @@ class StateCollector(Collector):
         yield _metric("mfmd_round_last_success_timestamp_seconds", text, (good.ended or 0.0) if good else 0.0)
         verdict = self._rounds.folder(last.round).verdict() if last else None
         yield from _checks(verdict.checks if verdict else [])
+
+    def _conditions(self) -> Iterator[Metric]:
+        known = describe_conditions(ConditionStore(self._layout.conditions).read())
+        items = {str(item.number): item for item in known.conditions}
+        yield _metric("mfmd_conditions_known", "Known conditions of the stream", len(items))
+        now = GaugeMetricFamily(
+            "mfmd_condition_current_info",
+            "1 for the condition of the newest frames of all cameras; absent while they are of no known one",
+            labels=["condition", "name"],
+        )
+        for number, item in items.items():
+            if item.current:
+                now.add_metric([number, item.name], 1)
+        yield now
+        text = "Condition of the newest frames of each camera (source label); 0: of no known one"
+        yield _metric("mfmd_camera_condition", text, {key: at or 0 for key, at in known.cameras.items()}, "camera")
+        text = "Observed frames of the buffer that are of the condition"
+        yield _metric("mfmd_condition_frames", text, {key: item.frames for key, item in items.items()}, "condition")
+        text = "Held-out frames that eviction does not take"
+        golden = {key: item.golden for key, item in items.items()}
+        yield _metric("mfmd_condition_golden_frames", text, golden, "condition")
+        text = "Version that is best in the condition; 0: none"
+        best = {key: item.best or 0 for key, item in items.items()}
+        yield _metric("mfmd_condition_best_version", text, best, "condition")
 
     def _probation(self) -> Iterator[Metric]:
         record = read_record(self._layout.probation, Probation)

@@ -14,6 +14,7 @@ from daemon.rounds.history import RoundSummary, schedule_state, summaries
 from daemon.rounds.schedule import NextRound, due
 from daemon.runtime.activity import Activity, IngestActivity, WatchActivity, read_activity
 from daemon.runtime.run_record import current_record, read_run_record
+from daemon.status.conditions import describe_conditions
 from daemon.status.messages import operator_messages
 from daemon.status.model import (
     OBSERVED_FRAMES,
@@ -28,6 +29,7 @@ from daemon.watch.scan import missing_marker
 from storage.buffer.catalog import Catalog
 from storage.durable.record import read_record
 from storage.errors import CorruptCheckpoint, NewerRecord, StorageError
+from storage.gate.conditions import ConditionStore
 from storage.gate.probation import Probation
 from storage.gate.recall import Recall
 from storage.layout import StateLayout
@@ -83,6 +85,7 @@ class _Collector:
             round=self._read(lambda: self._running(rounds), None),
             last_rounds=[item for item in rounds if item.result != "running"][:LAST_ROUNDS],
             probation=self._read(lambda: read_record(self._layout.probation, Probation), None),
+            conditions=describe_conditions(self._read(ConditionStore(self._layout.conditions).read, None)),
             recall=self._read(lambda: read_record(self._layout.recall, Recall), None),
             next_round=self._read(self._next, NextRound(frames_missing=0, not_before=None, waiting_for="")),
             observed=self._read(self._observed, None),

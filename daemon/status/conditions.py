@@ -2,8 +2,6 @@
 
 from pydantic import Field
 
-from daemon.gate.changes import found
-from daemon.gate.conditions import distances
 from daemon.runtime.activity import ActivityPart
 from storage.buffer.catalog import Catalog
 from storage.gate.conditions import Condition, Conditions
@@ -76,7 +74,10 @@ def describe_conditions(known: Conditions | None) -> ConditionsStatus:
 
 def describe_condition(known: Conditions | None, number: int, catalog: Catalog) -> ConditionDetail:
     """Return one condition. Raises UnknownCondition, or StorageError."""
-    import numpy as np
+    import numpy as np  # `mfmd status` needs none of these
+
+    from daemon.gate.changes import found
+    from daemon.gate.conditions import distances
 
     item = found(known, number)
     assert known is not None

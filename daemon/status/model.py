@@ -12,6 +12,7 @@ from daemon.runtime.activity import (
     MirrorActivity,
     WatchActivity,
 )
+from daemon.status.conditions import ConditionsStatus
 from daemon.status.plane_probe import PlaneStatus
 from storage.gate.probation import Probation
 from storage.gate.recall import Recall
@@ -127,6 +128,8 @@ class Status(ActivityPart):
     """The newest rounds that ended, newest first."""
     probation: Probation | None = None
     """The probation of the version that was promoted last; none before the first."""
+    conditions: ConditionsStatus = ConditionsStatus()
+    """The conditions of the stream that are known, and which one each camera is in."""
     recall: Recall | None = None
     """Where the recall of a known-good version stands; none before the first look."""
     next_round: NextRound

@@ -30,6 +30,7 @@ def test_list_and_show(mfmd, store):
     lines = mfmd("conditions", "list").out.splitlines()
     assert len(lines) == 4 and "current" in lines[2] and lines[3] == "camera east: condition 2"
     assert json.loads(mfmd("conditions", "list", "--json").out)["current"] == 2
+    assert "now condition-2; camera east in condition-2; known: condition-1 (best 1, 1 golden)" in mfmd("status").out
     text = mfmd("conditions", "show", 1).out
     for part in ("version 1: it served", "3.000 from condition 2 (threshold 1.500)", "east 1", "7 (no longer in"):
         assert part in text

@@ -57,3 +57,26 @@ def test_changes(world, store) -> None:
     known = store.read()
     assert [(item.number, item.name, len(item.centroids)) for item in known.conditions] == [(2, "night", 2)]
     assert known.current is None and known.opens_after == 6
+
+
+def test_status_page_and_metrics_show_them(world, store) -> None:
+    assert world.client.get("/v1/status").json()["conditions"] == world.client.get("/v1/conditions").json()
+    known = store.read()
+    renamed = known.conditions[0].model_copy(update={"name": "<b>day"})
+    store.write(known.model_copy(update={"conditions": (renamed, *known.conditions[1:])}))
+    page = world.client.get("/").text
+    assert "&lt;b&gt;day (now)" in page and "no known one" in page and "east" in page
+    lines = world.client.get("/metrics").text.splitlines()
+    for line in (
+        "mfmd_conditions_known 3.0",
+        'mfmd_condition_current_info{condition="1",name="<b>day"} 1.0',
+        'mfmd_camera_condition{camera="east"} 0.0',
+        'mfmd_condition_frames{condition="1"} 6.0',
+        'mfmd_condition_golden_frames{condition="2"} 0.0',
+        'mfmd_condition_best_version{condition="3"} 1.0',
+    ):
+        assert line in lines, line
+    store.path.write_text("{")
+    status = world.client.get("/v1/status").json()
+    assert status["conditions"]["conditions"] == [] and "mfmd check --repair" in " ".join(status["messages"])
+    assert 'mfmd_state_readable{part="conditions"} 0.0' in world.client.get("/metrics").text

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.gate import ConditionsSettings
+from daemon.gate.bursts import Floats
 from storage.gate.conditions import Condition, Conditions
 
-Floats = NDArray[np.float64]
 Numbers = NDArray[np.int64]
 
 MOST_CENTROIDS = 64

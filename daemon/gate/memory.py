@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.settings import Settings
-from daemon.gate.conditions import Floats, SeenFrames, condition_of, first_conditions, follow, with_best
+from daemon.gate.bursts import Floats
+from daemon.gate.conditions import SeenFrames, condition_of, first_conditions, follow, with_best
 from daemon.gate.decide import GATE
 from daemon.gate.loop import GateContext
 from daemon.runtime.logs import get_logger

@@ -13,7 +13,7 @@ import numpy as np
 
 from daemon.gate.conditions import MOST_BURST, with_best
 from daemon.gate.decide import GATE
-from daemon.gate.frame_evidence import looks_worse, loses
+from daemon.gate.frame_evidence import is_less_stable, looks_worse, loses
 from daemon.gate.loop import GateContext
 from daemon.gate.promotion import recall_version
 from daemon.gate.sequential import evidence_of_majority
@@ -118,15 +118,17 @@ def judge_recall(scores: ComparisonScores, confidence: float, *, known: bool) ->
 
 def _compared(pair: ComparisonScores, confidence: float) -> tuple[Literal["better", "worse", "open"], str]:
     """Return whether the second version of a pair is better than the first beyond chance, and on how many images."""
-    kinds = {"frames": looks_worse(pair), "labelled images": loses(pair, "source")}
-    found = {what: (sum(better), len(better)) for what, better in kinds.items() if better}
-    shares = ", ".join(f"{hits} of {among} {what}" for what, (hits, among) in found.items()) or "no image"
+    decisive = {"frames by the nuclear norm": looks_worse(pair), "labelled images": loses(pair, "source")}
+    decisive = {what: better for what, better in decisive.items() if better}
+    stable = [is_less_stable(pair, "flip_consistency"), is_less_stable(pair, "dropout_disagreement")]
+    counts = [(sum(better), len(better)) for better in (*decisive.values(), *stable) if better]
+    shares = ", ".join(f"{sum(better)} of {len(better)} {what}" for what, better in decisive.items()) or "no image"
     needed = 1.0 / (1.0 - confidence)
-    gains = [evidence_of_majority(hits, among - hits) for hits, among in found.values()]
-    losses = [evidence_of_majority(among - hits, hits) for hits, among in found.values()]
-    if gains and np.mean(gains) >= needed and all(2 * hits >= among for hits, among in found.values()):
+    gains = [evidence_of_majority(hits, among - hits) for hits, among in counts]
+    losses = [evidence_of_majority(among - hits, hits) for hits, among in counts]
+    if counts and np.mean(gains) >= needed and all(2 * sum(better) >= len(better) for better in decisive.values()):
         return "better", shares
-    if losses and np.mean(losses) >= needed and all(2 * hits <= among for hits, among in found.values()):
+    if counts and np.mean(losses) >= needed and all(2 * sum(better) <= len(better) for better in decisive.values()):
         return "worse", shares
     return "open", shares
 
@@ -187,7 +189,7 @@ def _answer(context: GateContext, record: Recall, known: Conditions, condition: 
         return _ended(record, context.now, "declined", f"not compared: {scores.reason}")
     before = condition.number in record.considered
     judgement = judge_recall(scores, context.settings.recall.advanced.confidence, known=before)
-    undecided = judgement.open and len(known.burst) < MOST_BURST
+    undecided = judgement.open and record.frames < MOST_BURST
     record = record.model_copy(update={"open": undecided})
     if not undecided:
         record = _considered(record, condition.number)

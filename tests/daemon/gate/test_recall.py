@@ -29,7 +29,8 @@ def _model(version: int, confidence: float, frames: int, source: int | None = No
     c = confidence
     gram = [[c * c + (1 - c) ** 2, 2 * c * (1 - c)], [2 * c * (1 - c), c * c + (1 - c) ** 2]]
     counts = ImageCounts(tp=[[source]] * 8, fp=[[3]] * 8, fn=[[3]] * 8) if source else None
-    return ModelScores(version=version, finite=True, gram=[gram] * frames, source=counts)
+    steady = {"flip_consistency": [0.9] * frames, "dropout_disagreement": [0.1] * frames}
+    return ModelScores(version=version, finite=True, gram=[gram] * frames, source=counts, **steady)
 
 
 def _scores(serving: float, best: float, frames: int = 12, source: tuple[int, int] | None = None) -> ComparisonScores:
@@ -57,7 +58,22 @@ def test_the_evidence_that_a_recall_needs(scores: ComparisonScores, holds: bool)
 def test_of_several_challengers_the_one_that_no_other_beats() -> None:
     models = tuple(_model(version, confidence, 12) for version, confidence in ((4, 0.6), (1, 0.7), (2, 0.9), (3, 0.8)))
     scores = ComparisonScores(status="completed", frames=tuple(range(12)), models=models)
-    assert judge_recall(scores, 0.95, known=False) == (2, False, "version 2 is better on 12 of 12 frames")
+    assert judge_recall(scores, 0.95, known=False) == (
+        2,
+        False,
+        "version 2 is better on 12 of 12 frames by the nuclear norm",
+    )
+
+
+def test_steadiness_counts_beside_the_norm_and_never_against_it() -> None:
+    def scores(norm: float, flip: float) -> ComparisonScores:
+        steady = {"flip_consistency": [flip] * 12, "dropout_disagreement": [1.0 - flip] * 12}
+        best = _model(1, norm, 12).model_copy(update=steady)
+        return ComparisonScores(status="completed", frames=tuple(range(12)), models=(_model(2, 0.7, 12), best))
+
+    assert judge_recall(scores(0.7, 0.99), 0.95, known=False).version == 1
+    assert judge_recall(scores(0.6, 0.99), 0.95, known=False).version is None
+    assert judge_recall(scores(0.8, 0.5), 0.95, known=False).version == 1, "the mean of the evidence decides"
 
 
 def test_the_best_version_of_a_condition_serves_unless_another_is_better_beyond_chance() -> None:
@@ -66,7 +82,7 @@ def test_the_best_version_of_a_condition_serves_unless_another_is_better_beyond_
     assert judge_recall(_scores(0.9, 0.6), 0.95, known=True) == (
         None,
         False,
-        "version 1 is better on 0 of 12 frames: not enough",
+        "version 1 is better on 0 of 12 frames by the nuclear norm: not enough",
     )
     assert judge_recall(_scores(0.6, 0.9, frames=4), 0.95, known=False).open
 
@@ -160,7 +176,7 @@ def test_day_after_night_brings_the_version_of_day_back_and_night_that_of_night(
     stream.answer(_scores(0.6, 0.9))
     ref, move = registry.serving(), registry.state().last_move
     assert (ref.version, ref.by, move.event, stream.record.stage) == (1, "gate", "recalled", "recalled")
-    assert "condition-1: version 1 is better on 12 of 12 frames" in ref.reason
+    assert "condition-1: version 1 is better on 12 of 12 frames by the nuclear norm" in ref.reason
     assert 2 not in registry.state().rolled_back and registry.ref("previous").version == 2
     stream.come("night")
     assert stream.store.waiting().versions == (1, 2)

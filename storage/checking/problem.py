@@ -21,10 +21,16 @@ ERRORS = frozenset(
         "pixels_unreadable", "frame_missing", "frame_damaged", "observations_damaged", "version_damaged",
         "pruned_damaged", "ref_damaged", "ref_dangling", "serving_missing", "serving_damaged", "round_damaged",
         "round_version", "training_state", "source_damaged", "unreadable", "record_newer",
+        "conditions_damaged", "condition_version", "gate_record_damaged",
     }
 )  # fmt: skip
 """Codes of broken guarantees; a restart of the daemon does not repair them."""
-LEFTOVERS = frozenset({"unfinished", "shard_orphan", "lease_stale", "observation_orphan", "history_torn", "source_old"})
+LEFTOVERS = frozenset(
+    {
+        "unfinished", "shard_orphan", "lease_stale", "observation_orphan", "history_torn", "source_old",
+        "golden_missing", "kept_stale", "comparison_stale",
+    }
+)  # fmt: skip
 """Codes of leftovers of a crash: harmless, and their owner removes them at the next start."""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from storage import durable
 from storage.buffer import files as buffer_files
 from storage.checking.catalog import check_catalog
+from storage.checking.gate import check_gate
 from storage.checking.problem import REPAIR, Problem, Scope
 from storage.checking.registry import check_history, check_refs, check_versions
 from storage.checking.rounds import check_rounds
@@ -80,8 +81,8 @@ def _repaired(problem: Problem) -> bool:
 
 
 def _examine(scope: Scope) -> Iterator[Problem]:
-    checks = (check_catalog, check_versions, check_history, check_refs, check_rounds, check_source, _check_leftovers)
-    for check in checks:
+    checks = (check_catalog, check_versions, check_history, check_refs, check_rounds, check_source, check_gate)
+    for check in (*checks, _check_leftovers):
         try:
             yield from check(scope)
         except NewerRecord:
@@ -107,6 +108,7 @@ def _folders(layout: StateLayout) -> Iterator[Path]:
     yield from (layout.source, layout.rounds, layout.checkpoints)
     yield from (layout.checkpoints / name for name in ("versions", "refs", "pruned"))
     yield from sorted((layout.checkpoints / "versions").glob("[0-9]*"))
+    yield from (layout.comparisons, *sorted(layout.comparisons.glob("[0-9]*")))
     yield from (layout.shadow, *sorted(layout.shadow.glob("[0-9]*")))
     for round in sorted(layout.rounds.glob("[0-9]*")):
         yield from (round, round / "state")

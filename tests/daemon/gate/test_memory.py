@@ -10,6 +10,8 @@ from daemon.gate.memory import ConditionMemory
 from storage.buffer.observations import Observation, Observations
 from storage.errors import StorageError
 from storage.gate.conditions import ConditionStore
+from storage.rounds.folder import RoundStore
+from storage.rounds.records import RoundSpec
 from tests.sections import changed
 
 CONDITIONS = {"advanced": {"burst_frames": 4, "reference_frames": 8}, "golden_frames": 2}
@@ -69,6 +71,35 @@ def test_a_damaged_file_is_an_error_that_is_not_written_over(gate, layout) -> No
     with pytest.raises(StorageError, match="mfmd check --repair"):
         gate.step()
     assert layout.conditions.read_text() == "{"
+
+
+def test_a_lost_file_is_built_again_with_the_versions_that_the_history_names(
+    gate, world, layout, drop, write_image, registry, add_version
+) -> None:
+    """As after `mfmd check --repair`; another daemon looks, which remembers nothing."""
+    for number in range(20, 26):
+        write_image(drop / f"{number}.png", number)
+    world.until(lambda: world.counts.frames == 14)
+    _observe(layout, range(1, 9), 0.0)
+    _observe(layout, range(9, 15), 30.0)
+    gate.step()
+    spec = RoundSpec(
+        round=1, incumbent=1, released=1, train_frames=(9, 10, 11), holdout_frames=(12, 13, 14), settings={},
+        created=1.0, trigger="manual",
+    )  # fmt: skip
+    RoundStore(layout.rounds).create(spec)
+    registry.promote(add_version(parent=1, promote=False), by="gate", reason="better at night", round=1)
+    gate.step()
+    before = ConditionStore(layout.conditions).read()
+    assert [item.best for item in before.conditions] == [1, 2]
+    layout.conditions.unlink()
+    GateLoop(gate.settings, world.buffer, registry, [ConditionMemory()]).step()
+    after = ConditionStore(layout.conditions).read()
+    for one, other in zip(before.conditions, after.conditions, strict=True):
+        assert (one.best, one.best_reason, one.golden, one.centroids) == (
+            other.best, other.best_reason, other.golden, other.centroids,
+        )  # fmt: skip
+    assert (after.current, after.cameras) == (before.current, before.cameras)
 
 
 def test_it_can_be_turned_off(gate, layout) -> None:

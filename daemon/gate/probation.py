@@ -173,9 +173,9 @@ def _observed(context: GateContext, after: int) -> list[Observation]:
 def _of_condition(
     items: Sequence[Observation], known: Conditions | None, condition: int | None
 ) -> Sequence[Observation]:
-    """Return those of one condition; all of them while no condition is known."""
+    """Return those of one condition; all of them while no condition is known, or when it was merged or forgotten."""
     mine = [item for item in items if known is None or item.released == known.released]
-    if known is None or condition is None or not mine:
+    if known is None or known.condition(condition) is None or not mine:
         return items
     found = places(np.array([item.style for item in mine], np.float64), known)
     return [

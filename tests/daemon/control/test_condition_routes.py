@@ -2,8 +2,12 @@
 
 import pytest
 
+from daemon.control.client import ControlClient
+from daemon.runtime.run_record import publish_record
+from storage.errors import ConditionNeeded, InvalidName, UnknownCondition
 from storage.gate.conditions import Condition, Conditions, ConditionStore
 from tests.daemon.control.control_world import AUTHORISED
+from tests.daemon.running import serving_locally
 
 
 def _condition(number: int, **facts: object) -> Condition:
@@ -57,6 +61,21 @@ def test_changes(world, store) -> None:
     known = store.read()
     assert [(item.number, item.name, len(item.centroids)) for item in known.conditions] == [(2, "night", 2)]
     assert known.current is None and known.opens_after == 6
+
+
+def test_commands_ask_the_daemon_through_its_socket(world, store, layout) -> None:
+    publish_record(layout, "daemon", *world.server.address)
+    with serving_locally(world.local_app, layout):
+        client = ControlClient(layout)
+        client.change_condition(2, "rename", {"name": "night"})
+        for number, change, content, kind in (
+            (9, "forget", {}, UnknownCondition),
+            (1, "rename", {"name": "night"}, InvalidName),
+            (1, "merge", {"into": 1}, ConditionNeeded),
+        ):
+            with pytest.raises(kind):
+                client.change_condition(number, change, content)
+    assert store.read().conditions[1].name == "night"
 
 
 def test_status_page_and_metrics_show_them(world, store) -> None:

@@ -1,12 +1,15 @@
 """The rule that keeps `conditions.json`: with a real buffer, registry and observer's database."""
 
+import sqlite3
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
 
 from daemon.gate.loop import GateLoop
 from daemon.gate.memory import ConditionMemory
+from daemon.rounds.recovery import recover
 from storage.buffer.observations import Observation, Observations
 from storage.errors import StorageError
 from storage.gate.conditions import ConditionStore
@@ -100,6 +103,20 @@ def test_a_lost_file_is_built_again_with_the_versions_that_the_history_names(
             other.best, other.best_reason, other.golden, other.centroids,
         )  # fmt: skip
     assert (after.current, after.cameras) == (before.current, before.cameras)
+
+
+def test_observations_of_an_earlier_mfmd_are_upgraded_at_the_start(gate, world, layout, registry) -> None:
+    """Also where no observer runs: else every step would fail."""
+    with closing(sqlite3.connect(layout.observations)) as connection:
+        connection.execute("CREATE TABLE observations (frame INTEGER PRIMARY KEY, released INTEGER NOT NULL)")
+        connection.execute("PRAGMA user_version = 1")
+    with pytest.raises(StorageError, match="format 1"):
+        gate.step()
+    recover(gate.settings, world.buffer, registry)
+    gate.step()
+    _observe(layout, range(1, 9), 0.0)
+    gate.step()
+    assert ConditionStore(layout.conditions).read() is not None
 
 
 def test_it_can_be_turned_off(gate, layout) -> None:

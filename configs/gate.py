@@ -104,6 +104,17 @@ class RecallSettings(Section):
     advanced: RecallAdvanced = RecallAdvanced()
 
 
+class DriftSettings(Section):
+    """An alarm when the stream changes under the version that serves, with a known rate of false ones."""
+
+    enabled: bool = True
+    """Off: nothing is watched. Needs `observe.enabled`."""
+    false_alarms_per_100k: Positive = 1.0
+    """False alarms allowed in 100,000 frames, also of one unchanged camera whose frames are alike."""
+    starts_round: bool = True
+    """Whether an alarm starts a round as soon as `schedule.min_frames` new frames are there."""
+
+
 class RegistrySettings(Section):
     """Checkpoints on disk."""
 

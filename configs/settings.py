@@ -12,7 +12,14 @@ from pydantic import Field, model_validator
 from configs.buffer import BufferSettings, SourceSettings
 from configs.class_list import Classes
 from configs.errors import nearest
-from configs.gate import ConditionsSettings, GateSettings, ProbationSettings, RecallSettings, RegistrySettings
+from configs.gate import (
+    ConditionsSettings,
+    DriftSettings,
+    GateSettings,
+    ProbationSettings,
+    RecallSettings,
+    RegistrySettings,
+)
 from configs.mfm import MfmSettings
 from configs.network import NetworkSettings, PretrainSettings
 from configs.recipe import DacsSettings, RareClassSettings, RecipeSettings
@@ -70,6 +77,7 @@ class Settings(Section):
     conditions: ConditionsSettings = ConditionsSettings()
     probation: ProbationSettings = ProbationSettings()
     recall: RecallSettings = RecallSettings()
+    drift: DriftSettings = DriftSettings()
     registry: RegistrySettings = RegistrySettings()
     serving: ServingSettings = ServingSettings()
     masks: MasksSettings = MasksSettings()

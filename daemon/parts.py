@@ -7,6 +7,7 @@ from pathlib import Path
 from configs.settings import Settings
 from daemon.control.app import ControlContext, create_control_app
 from daemon.control.state_metrics import StateCollector
+from daemon.gate.drift import DriftRule
 from daemon.gate.loop import GateLoop
 from daemon.gate.memory import ConditionMemory
 from daemon.gate.probation import ProbationRule
@@ -63,9 +64,8 @@ class DaemonParts:
             interrupted=interrupted,
             wake=wake_rounds.set,
         )
-        self._gate = GateLoop(
-            self._settings, self._buffer, self._registry, [ConditionMemory(), ProbationRule(), RecallRule()]
-        )
+        rules = (ConditionMemory(), ProbationRule(), RecallRule(), DriftRule())
+        self._gate = GateLoop(self._settings, self._buffer, self._registry, rules)
         self._supervisor = Supervisor(_child_specs(self._settings, config), self._layout)
         self._publisher = Publisher(self._settings, config, self._registry, self.metrics.publish)
         self._activity = ActivityWriter(self._layout.run_file("activity"), self._snapshot)

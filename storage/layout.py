@@ -49,6 +49,8 @@ class StateLayout:
         """Folder of `shadow/000042/PLANE.json`: agreement of a shadow with the serving version."""
         self.conditions = self.root / "conditions.json"
         """Known conditions of the stream."""
+        self.drift = self.root / "drift.json"
+        """The drift alarm."""
         self.recall = self.root / "recall.json"
         """Where the recall of a known-good version stands."""
         self.probation = self.root / "probation.json"

@@ -72,6 +72,9 @@ def _lines(state: "Status") -> Iterator[tuple[str, str]]:
         yield "probation", f"version {watched.version} {watched.stage.replace('_', ' ')}: {watched.reason}"
     if state.recall is not None and state.recall.reason:
         yield "recall", f"{state.recall.stage}: {state.recall.reason}"
+    if state.drift is not None and state.drift.last_alarm is not None:
+        frames = ", ".join(map(str, state.drift.foreign))
+        yield "drift", f"alarm at {local_time(state.drift.last_alarm)}: {state.drift.reason}; frames {frames}"
     if state.round is None and state.next_round.waiting_for:
         yield "next", state.next_round.waiting_for
     if state.observed is not None:

@@ -25,6 +25,7 @@ from storage.buffer.observations import Observations
 from storage.durable.record import read_record
 from storage.errors import StorageError
 from storage.gate.conditions import ConditionStore
+from storage.gate.drift import Drift
 from storage.gate.probation import Probation
 from storage.layout import StateLayout
 from storage.registry.history import MOVES
@@ -59,6 +60,7 @@ class StateCollector(Collector):
             "refs": self._refs,
             "rounds": self._last_round,
             "probation": self._probation,
+            "drift": self._drift,
             "conditions": self._conditions,
             "schedule": self._schedule,
             "observations": self._observed,
@@ -183,6 +185,14 @@ class StateCollector(Collector):
         yield _metric("mfmd_probation_frames", "Fresh frames of the running or last probation", frames)
         text = "Frames of it on which the promoted version looks worse than the one before"
         yield _metric("mfmd_probation_worse_frames", text, sum(record.worse) if record else 0)
+
+    def _drift(self) -> Iterator[Metric]:
+        state = read_record(self._layout.drift, Drift)
+        alarms, at = (state.alarms, state.last_alarm) if state else (0, None)
+        yield _metric("mfmd_drift_alarms_total", "Drift alarms in this state directory", alarms)
+        yield _metric("mfmd_drift_last_alarm_timestamp_seconds", "Unix time of the newest one; 0: none", at or 0.0)
+        share = state.evidence / state.level if state and state.level else 0.0
+        yield _metric("mfmd_drift_evidence_ratio", "Evidence of a change over the level of an alarm (0-1)", share)
 
     def _schedule(self) -> Iterator[Metric]:
         state = schedule_state(self._catalog, self._rounds, self._registry)

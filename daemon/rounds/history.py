@@ -8,7 +8,10 @@ from daemon.rounds.schedule import ScheduleState
 from daemon.runtime.activity import ActivityPart
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import CatalogCounts
+from storage.durable.record import read_record
 from storage.errors import StorageError
+from storage.gate.drift import Drift
+from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder, RoundStore
 from storage.rounds.records import ENDED, RoundRecord, RoundScores, Stage, Verdict
@@ -129,7 +132,17 @@ def schedule_state(catalog: Catalog | None, store: RoundStore, registry: Checkpo
         last_ended=last_ended,
         failures=failures,
         serving=registry.serving() is not None,
+        drifted=_drifted(store.root.parent, newest),
     )
+
+
+def _drifted(state: Path, newest: int) -> bool:
+    """Return whether the newest drift alarm named a frame after `newest`. A damaged record counts as no alarm."""
+    try:
+        drift = read_record(StateLayout(state).drift, Drift)
+    except StorageError:
+        return False
+    return drift is not None and max(drift.foreign, default=0) > newest
 
 
 def _new_frames(catalog: Catalog, counts: CatalogCounts, newest: int) -> int:

@@ -7,7 +7,7 @@ from configs.settings import Settings
 from daemon.runtime.activity import ActivityPart
 from daemon.runtime.backoff import Backoff
 
-Trigger = Literal["new_frames", "interval", "manual"]
+Trigger = Literal["new_frames", "interval", "drift", "manual"]
 
 RETRIES = Backoff(base=30.0, cap=3600.0)
 """Delays after failed rounds; the same frames would fail the same way in a tight loop."""
@@ -33,6 +33,8 @@ class ScheduleState:
     """Whether a version serves."""
     last_committed: float | None = None
     """Commit of the newest frame (Unix, seconds)."""
+    drifted: bool = False
+    """Whether a drift alarm named frames that no judged round has seen."""
 
 
 class NextRound(ActivityPart):
@@ -50,10 +52,11 @@ def due(now: float, state: ScheduleState, settings: Settings) -> tuple[Trigger |
     """Return why a round starts at `now` (Unix, seconds), None when it does not; and what the next one waits for.
 
     It needs a serving version, `schedule.min_frames` frames and `gate.advanced.min_holdout` held-out ones, because
-    otherwise the gate could not accept anything. Then enough new frames start it: `schedule.new_frames`, or, when none
-    came for `QUIET_SECONDS`, as many as the buffer held before, at least `schedule.min_frames`; a small folder gets its
-    rounds too. Or the interval with at least one new frame does. After failures nothing starts before a growing delay
-    has passed. A round that ended in the future ended under a clock that was set back since: it delays nothing.
+    otherwise the gate could not accept anything. Then enough new frames start it: `schedule.new_frames`, or, when
+    none came for `QUIET_SECONDS`, as many as the buffer held before, at least `schedule.min_frames`; a small folder
+    gets its rounds too. Or a drift alarm with `schedule.min_frames` new frames, or the interval with one new frame
+    does. After failures nothing starts before a growing delay has passed. A round that ended in the future ended
+    under a clock that was set back since: it delays nothing.
     """
     schedule = settings.schedule
     missing = max(schedule.new_frames - state.new_frames, schedule.min_frames - state.frames, 0)
@@ -85,6 +88,8 @@ def _trigger(now: float, ended: float | None, state: ScheduleState, settings: Se
     quiet = came is None or not 0.0 <= came < QUIET_SECONDS  # a commit in the future: the clock was set back
     if state.new_frames >= (_wanted(state, settings) if quiet else schedule.new_frames):
         return "new_frames"
+    if state.drifted and settings.drift.starts_round and state.new_frames >= schedule.min_frames:
+        return "drift"
     if schedule.interval_seconds <= 0 or state.new_frames == 0:
         return None
     passed = ended is None or now - ended >= schedule.interval_seconds

@@ -30,6 +30,7 @@ from storage.buffer.catalog import Catalog
 from storage.durable.record import read_record
 from storage.errors import CorruptCheckpoint, NewerRecord, StorageError
 from storage.gate.conditions import ConditionStore
+from storage.gate.drift import Drift
 from storage.gate.probation import Probation
 from storage.gate.recall import Recall
 from storage.layout import StateLayout
@@ -87,6 +88,7 @@ class _Collector:
             probation=self._read(lambda: read_record(self._layout.probation, Probation), None),
             conditions=describe_conditions(self._read(ConditionStore(self._layout.conditions).read, None)),
             recall=self._read(lambda: read_record(self._layout.recall, Recall), None),
+            drift=self._read(lambda: read_record(self._layout.drift, Drift), None),
             next_round=self._read(self._next, NextRound(frames_missing=0, not_before=None, waiting_for="")),
             observed=self._read(self._observed, None),
             messages=[],

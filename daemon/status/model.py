@@ -14,6 +14,7 @@ from daemon.runtime.activity import (
 )
 from daemon.status.conditions import ConditionsStatus
 from daemon.status.plane_probe import PlaneStatus
+from storage.gate.drift import Drift
 from storage.gate.probation import Probation
 from storage.gate.recall import Recall
 from storage.registry.manifest import Ref
@@ -132,6 +133,8 @@ class Status(ActivityPart):
     """The conditions of the stream that are known, and which one each camera is in."""
     recall: Recall | None = None
     """Where the recall of a known-good version stands; none before the first look."""
+    drift: Drift | None = None
+    """The drift alarm; none before the first look."""
     next_round: NextRound
     """What the next round waits for."""
     observed: ObservedStatus | None

@@ -35,7 +35,7 @@ class RoundSpec(Record):
     """The settings as JSON (`Settings.model_dump(mode="json")`)."""
     created: float
     """Unix time (seconds)."""
-    trigger: Literal["new_frames", "interval", "manual"]
+    trigger: Literal["new_frames", "interval", "drift", "manual"]
     """Why the round started."""
     inherits: int | None = None
     """Round whose training state this one starts from; None: clean, from the incumbent's weights."""

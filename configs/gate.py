@@ -1,6 +1,6 @@
 """Settings of the gate, and of the checkpoints that it chooses from."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -42,6 +42,10 @@ class GateSettings(Section):
     shadow_images: NotNegativeInt = 0
     """An accepted candidate first runs in the shadow until this many live images were compared with what serves; 0: it
     serves at once. Needs `serving.shadow_fraction`."""
+    forgetting: Literal["recall", "veto", "allow"] = "recall"
+    """What a candidate may cost in conditions other than the newest one. recall: anything while recall is on, because
+    the version that is better there is kept and recalled; otherwise like veto. veto: a candidate that is clearly worse
+    in one of them is rejected. allow: anything."""
     advanced: GateAdvanced = GateAdvanced()
 
 

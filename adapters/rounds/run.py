@@ -77,8 +77,7 @@ class RoundRun:
                 others = loop.training.other_candidates(candidate, incumbent)
                 if not self._first:
                     return self.ended("completed", reason)
-                scores = self._score(inputs, candidate, others, incumbent, reason)
-                return scores.model_copy(update={"name": loop.training.candidate_name})
+                return self._score(inputs, candidate, others, incumbent, loop.training.candidate_name, reason)
 
     def _score(
         self,
@@ -86,6 +85,7 @@ class RoundRun:
         candidate: SegmentationNetwork,
         others: dict[str, SegmentationNetwork],
         incumbent: SegmentationNetwork,
+        name: str,
         reason: str,
     ) -> RoundScores:
         """Save the candidates, then compare them with the versions on disk."""
@@ -100,8 +100,17 @@ class RoundRun:
         if spec.released != spec.incumbent:
             released, _ = load_version(inputs.registry, spec.released, device)
         networks = {"candidate": candidate, "incumbent": incumbent, "released": released}
-        scored = score_round(inputs.settings, spec, inputs.buffer, inputs.source, **networks, others=others)
-        return self.ended("completed", reason).model_copy(update=scored._asdict())
+        scored = score_round(
+            inputs.settings,
+            spec,
+            inputs.buffer,
+            inputs.source,
+            **networks,
+            others=others,
+            name=name,
+            load=lambda version: load_version(inputs.registry, version, device)[0],
+        )
+        return self.ended("completed", reason).model_copy(update={**scored._asdict(), "name": name})
 
     def ended(self, status: Literal["completed", "stopped", "failed"], reason: str) -> RoundScores:
         """Return how the round ended, without scores."""

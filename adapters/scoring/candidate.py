@@ -5,7 +5,7 @@ deterministic: images are chosen evenly, dropout masks are seeded by image, noth
 whole, at frame size, valid region only, in float32.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,9 +23,25 @@ from adapters.scoring.scores.frames import NotFinite, check_finite, enlarged, fr
 from adapters.scoring.scores.styled import restyle
 from configs.settings import Settings
 from storage.buffer.frames import FrameBuffer
+from storage.errors import CorruptCheckpoint, UnknownVersion
 from storage.registry.weight_changes import differing_tensors
-from storage.rounds.records import ImageCounts, ModelScores, RoundSpec
+from storage.rounds.records import ConditionScores, ImageCounts, KnownCondition, ModelScores, RoundSpec
 from storage.source.labelled import LabelledSet
+
+
+class ScoredImages(NamedTuple):
+    """Images that all models are scored on, uint8 [h, w, 3] without padding, with their labels [h, w]."""
+
+    frames: list[Tensor]
+    source: list[tuple[Tensor, Tensor]]
+    styled: list[tuple[Tensor, Tensor]]  # the source images, the i-th in the style of frame i modulo their number
+    ignored: int
+
+
+LoadVersion = Callable[[int], SegmentationNetwork]
+"""Reads a version of the registry on the device of the round. Raises CorruptCheckpoint, UnknownVersion."""
+GOLDEN_SCORED = 8
+"""Most golden frames of each other condition that are scored."""
 
 
 class ScoredRound(NamedTuple):
@@ -36,6 +52,7 @@ class ScoredRound(NamedTuple):
     candidate: ModelScores
     reference_marginal: list[float]
     others: dict[str, ModelScores]
+    elsewhere: tuple[ConditionScores, ...]
 
 
 @torch.inference_mode()
@@ -49,14 +66,17 @@ def score_round(
     incumbent: SegmentationNetwork,
     released: SegmentationNetwork,
     others: Mapping[str, SegmentationNetwork] | None = None,
+    name: str = "candidate",
+    load: LoadVersion | None = None,
 ) -> ScoredRound:
     """Score the networks, in eval mode on one device; `released` is `incumbent` itself when they are one version.
 
-    Each image is read once, and all lists over images have one order. `others`: further candidates by name.
+    Each image is read once, and all lists over images have one order. `others`: further candidates by name; `name`
+    is that of `candidate`. `load` reads the best versions of other conditions, which are not scored without it.
 
     A model whose weights or logits are not finite gets `finite=False` and no scores. Raises CorruptBuffer.
     """
-    images = load_images(settings, spec.holdout_frames, buffer, source, next(candidate.parameters()).device)
+    images = load_images(settings, spec.deciding_frames, buffer, source, next(candidate.parameters()).device)
     incumbent_scores, incumbent_maps = score_version(incumbent, spec.incumbent, images)
 
     def scored(network: SegmentationNetwork) -> ModelScores:
@@ -69,7 +89,45 @@ def score_round(
     released_scores = ModelScores(version=spec.released, finite=True, source=counts) if images.source else None
     reference = reference_shares(released, images, source)
     further = {name: scored(network) for name, network in (others or {}).items()}
-    return ScoredRound(released_scores, incumbent_scores, scored(candidate), reference, further)
+    own = scored(candidate)
+    whole = {
+        key: network
+        for key, network in {name: candidate, **(others or {})}.items()
+        if not (own if key == name else further[key]).missing
+    }
+    known = {spec.incumbent: incumbent, spec.released: released}
+    elsewhere = tuple(
+        _in_condition(condition, known, load, whole, buffer, images)
+        for condition in (spec.conditions.others if spec.conditions and load else ())
+    )
+    return ScoredRound(released_scores, incumbent_scores, own, reference, further, elsewhere)
+
+
+def _in_condition(
+    condition: KnownCondition,
+    known: Mapping[int, SegmentationNetwork],
+    load: LoadVersion | None,
+    candidates: Mapping[str, SegmentationNetwork],
+    buffer: FrameBuffer,
+    images: ScoredImages,
+) -> ConditionScores:
+    """Score the best version of a condition and every candidate on its golden frames; that version on source too."""
+    found = ConditionScores(
+        number=condition.number, name=condition.name, labelled=condition.labelled, version=condition.best
+    )
+    network = known.get(condition.best)
+    try:
+        if network is None and load is not None:
+            network = load(condition.best)
+    except (CorruptCheckpoint, UnknownVersion) as error:
+        return found.model_copy(update={"missing": str(error)})
+    assert network is not None
+    frames = _frames(evenly(condition.golden, GOLDEN_SCORED), buffer, next(network.parameters()).device)
+    golden = ScoredImages(frames, images.source if condition.labelled else [], [], images.ignored)
+    best, maps = score_version(network, condition.best, golden)
+    golden = golden._replace(source=[])
+    scores = {name: score_version(each, None, golden, maps)[0] for name, each in candidates.items()}
+    return found.model_copy(update={"best": best, "candidates": scores})
 
 
 def _shapes(network: SegmentationNetwork) -> dict[str, tuple[int, ...]]:
@@ -82,15 +140,6 @@ def evenly(items: Sequence[int], most: int) -> list[int]:
     if len(items) <= most:
         return list(items)
     return [items[int(place)] for place in np.linspace(0, len(items) - 1, most).round()]
-
-
-class ScoredImages(NamedTuple):
-    """Images that all models are scored on, uint8 [h, w, 3] without padding, with their labels [h, w]."""
-
-    frames: list[Tensor]
-    source: list[tuple[Tensor, Tensor]]
-    styled: list[tuple[Tensor, Tensor]]  # the source images, the i-th in the style of frame i modulo their number
-    ignored: int
 
 
 def load_images(
@@ -108,14 +157,18 @@ def load_images(
     """
     most = settings.round.advanced.score_images
     ids = evenly(sorted(ids), most)
-    frames = [
-        _tensor(buffer.read(record)[: record.valid_height, : record.valid_width], device)
-        for record in (buffer.records(ids=ids) if ids else [])
-    ]
+    frames = _frames(ids, buffer, device)
     labelled = evenly(source.validation if validation is None else validation, most) if source else []
     pairs = [labelled_image(source, index, device) for index in labelled] if source else []
     styled = [(restyle(pixels, frames[n % len(frames)]), label) for n, (pixels, label) in enumerate(pairs) if frames]
     return ScoredImages(frames, pairs, styled, source.ignore_index if source else IGNORE_INDEX)
+
+
+def _frames(ids: Sequence[int], buffer: FrameBuffer, device: torch.device) -> list[Tensor]:
+    return [
+        _tensor(buffer.read(record)[: record.valid_height, : record.valid_width], device)
+        for record in (buffer.records(ids=ids) if ids else [])
+    ]
 
 
 @torch.inference_mode()

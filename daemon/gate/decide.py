@@ -7,36 +7,57 @@ only votes of different kinds together accept. numpy only, no torch.
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import numpy as np
-
 from configs.gate import GateSettings
 from daemon.gate.bursts import burst_length, frames_needed
+from daemon.gate.forgetting import costs, forgetting
+from daemon.gate.shapes import odd_scores, sound_counts
 from daemon.gate.vetoes import agreement, completed, source_class_iou, source_miou, vanished_class, weights_vetoes
 from daemon.gate.votes import DISAGREEMENT, STYLED, Vote, cast_votes, frame_correlation
-from storage.rounds.records import CandidateRuling, Check, ImageCounts, ModelScores, RoundScores, RoundSpec, Verdict
+from storage.rounds.records import (
+    CandidateRuling,
+    Check,
+    ConditionCost,
+    ImageCounts,
+    ModelScores,
+    RoundScores,
+    RoundSpec,
+    Verdict,
+)
 
 Decision = Literal["accepted", "rejected", "inconclusive"]
 Ruling = tuple[Decision, str, list[Check]]
 GATE = "gate"
 """Name under which the gate moves a ref."""
-CLASS_AXES = {
-    "area": 1, "gram": 2, "marginal": 1, "dropout_disagreement": 0, "flip_consistency": 0, "agreement": 0,
-}  # fmt: skip
-"""Scores on hold-out frames; each is a list over images with this number of axes over classes."""
 
 
 def decide(
-    spec: RoundSpec, scores: RoundScores, settings: GateSettings, class_names: Sequence[str], *, at: float
+    spec: RoundSpec,
+    scores: RoundScores,
+    settings: GateSettings,
+    class_names: Sequence[str],
+    *,
+    at: float,
+    recalls: bool = True,
 ) -> Verdict:
     """Return the verdict on a round, with every check that was possible: the best candidate that passes is accepted.
 
     Without one it is the verdict on the recipe's own candidate. rejected: the round failed, a veto failed, or most
     votes are clearly lost. accepted: no veto failed and enough votes are won. inconclusive: everything else. The
     incumbent stays unless accepted. Deterministic: the bootstrap is seeded by the round's number. `at` is the verdict's
-    time (Unix, seconds).
+    time (Unix, seconds); `recalls`: whether recall is on.
     """
+    found = {
+        name: costs(name, model, scores, settings, spec.round, len(class_names))
+        for name, model in scores.candidates().items()
+    }
     rulings = {
-        name: _judge(spec, scores.model_copy(update={"candidate": model}), settings, class_names)
+        name: _judge(
+            spec,
+            scores.model_copy(update={"candidate": model}),
+            settings,
+            class_names,
+            forgetting(found[name], settings, recalls=recalls) if found[name] else None,
+        )
         for name, model in scores.candidates().items()
     } or {scores.name: _judge(spec, scores, settings, class_names)}
     name = _best(rulings)
@@ -48,7 +69,7 @@ def decide(
         checks=checks,
         at=at,
         candidate=name,
-        candidates=tuple(_in_short(name, ruling) for name, ruling in rulings.items()),
+        candidates=tuple(_in_short(name, ruling, found.get(name, ())) for name, ruling in rulings.items()),
     )
 
 
@@ -77,14 +98,22 @@ def _best(rulings: Mapping[str, Ruling]) -> str:
     return max(votes, key=standing, default=next(iter(rulings)))
 
 
-def _in_short(name: str, ruling: Ruling) -> CandidateRuling:
+def _in_short(name: str, ruling: Ruling, found: Sequence[ConditionCost]) -> CandidateRuling:
     decision, reason, checks = ruling
     passed = tuple(check.name for check in checks if check.passed)
     failed = tuple(check.name for check in checks if not check.passed)
-    return CandidateRuling(name=name, decision=decision, reason=reason, passed=passed, failed=failed)
+    return CandidateRuling(
+        name=name, decision=decision, reason=reason, passed=passed, failed=failed, elsewhere=tuple(found)
+    )
 
 
-def _judge(spec: RoundSpec, scores: RoundScores, settings: GateSettings, class_names: Sequence[str]) -> Ruling:
+def _judge(
+    spec: RoundSpec,
+    scores: RoundScores,
+    settings: GateSettings,
+    class_names: Sequence[str],
+    forgotten: Check | None = None,
+) -> Ruling:
     candidate, incumbent = scores.candidate, scores.incumbent
     checks = [completed(scores)]
     if scores.status == "failed":
@@ -103,11 +132,14 @@ def _judge(spec: RoundSpec, scores: RoundScores, settings: GateSettings, class_n
         anchor = scores.released.source
         checks.append(source_miou(candidate.source, anchor, settings))
         checks.append(source_class_iou(candidate.source, anchor, settings, class_names, spec.round))
+    if forgotten is not None:
+        checks.append(forgotten)
     if veto := _failed(checks):
         return "rejected", veto, checks
     frames, least = len(candidate.flip_consistency), settings.advanced.min_holdout
     if frames < least:
-        return "inconclusive", f"{frames} hold-out frames; the gate needs {least}, {least - frames} more", checks
+        of = f" of {spec.conditions.name}" if spec.conditions else ""
+        return "inconclusive", f"{frames} hold-out frames{of}; the gate needs {least}, {least - frames} more", checks
     checks.append(holdout_bursts(frame_correlation(candidate, incumbent, scores.reference_marginal), frames, least))
     if not checks[-1].passed:
         return "inconclusive", checks[-1].detail, checks
@@ -161,10 +193,8 @@ def _incomparable(
         return f"version {spec.incumbent}, which serves, has non-finite values; roll back to an intact version"
     images = len(candidate.flip_consistency)
     for who, model in (("candidate", candidate), ("incumbent", incumbent)):
-        for name, axes in CLASS_AXES.items():
-            shape = (images, *[classes] * axes) if images else (0,)
-            if not _has_shape(getattr(model, name), shape):
-                return f"scores.json: {name} of the {who} is not {list(shape)} finite numbers; run the round again"
+        if problem := odd_scores(model, images, classes):
+            return f"scores.json: {problem[0]} of the {who} is not {problem[1]} finite numbers; run the round again"
     counts = [candidate.source, incumbent.source, scores.released.source if scores.released else None]
     if images:
         counts += [candidate.styled, incumbent.styled]
@@ -179,14 +209,6 @@ def _source_problem(spec: RoundSpec, counts: Sequence[ImageCounts | None], class
     if len(present) < len(counts):
         return "labelled source is configured but was not scored; give it at least one validation image"
     shape = (len(present[0].tp), classes)
-    if not present[0].tp or not all(_has_shape(kind, shape) for it in present for kind in (it.tp, it.fp, it.fn)):
+    if not present[0].tp or not all(sound_counts(it, *shape) for it in present):
         return f"scores.json: source counts are not {list(shape)} numbers for every model; run the round again"
     return None
-
-
-def _has_shape(values: object, shape: tuple[int, ...]) -> bool:
-    try:
-        array = np.asarray(values, dtype=np.float64)
-    except ValueError:  # rows of different lengths
-        return False
-    return array.shape == shape and bool(np.isfinite(array).all())

@@ -1,6 +1,6 @@
 """Keep `conditions.json` up to date with what the observer saw, and the golden frames in the buffer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from storage.gate.conditions import Conditions
 from storage.gate.recall import Recall
 from storage.registry.history import MOVES
 from storage.rounds.folder import RoundStore
+from storage.rounds.records import ConditionCost
 
 KEPT_SHARE = 0.5
 """Most of the buffer that golden frames of all conditions may take (share of `capacity_frames` and `max_bytes`)."""
@@ -74,6 +75,8 @@ class ConditionMemory:
                 known = with_best(
                     known, self._condition_of(context, known, seen, move.round), move.version, move.reason
                 )
+                for won in won_elsewhere(context, move.round):
+                    known = with_best(known, won.number, move.version, won.detail)
             elif move.event == "recalled" and move.by == GATE:
                 recall = read_record(context.layout.recall, Recall)
                 if recall is not None and recall.version == move.version:
@@ -88,6 +91,8 @@ class ConditionMemory:
         """Return the condition of the newest frames of a round; None when its folder is gone."""
         try:
             spec = RoundStore(context.layout.rounds).folder(round).spec()
+            if spec.conditions is not None and known.condition(spec.conditions.newest) is not None:
+                return spec.conditions.newest
         except StorageError as error:
             log.warning("condition_of_round_unknown", round=round, reason=str(error))
             return None
@@ -104,14 +109,31 @@ class ConditionMemory:
         new = (current.keys() & observations.observed(released)) - self._seen.keys()
         self._seen |= {item.frame: item for item in observations.get(new)}
         mine = [self._seen[frame] for frame in sorted(self._seen)]
-        return SeenFrames(
-            ids=np.array([item.frame for item in mine], np.int64),
-            at=np.array([item.at for item in mine]),
-            styles=_rows([item.style for item in mine]),
-            holdout=np.array([current[item.frame].holdout for item in mine], np.bool_),
-            digests=[current[item.frame].digest for item in mine],
-            cameras=np.array([current[item.frame].source for item in mine], np.str_),
-        )
+        return seen_frames(mine, current)
+
+
+def seen_frames(observed: Sequence[Observation], records: Mapping[int, FrameRecord]) -> SeenFrames:
+    """Return observed frames, in order of id, with what their `records` (by id) say."""
+    mine = [records[item.frame] for item in observed]
+    return SeenFrames(
+        ids=np.array([item.frame for item in observed], np.int64),
+        at=np.array([item.at for item in observed]),
+        styles=_rows([item.style for item in observed]),
+        holdout=np.array([record.holdout for record in mine], np.bool_),
+        digests=[record.digest for record in mine],
+        cameras=np.array([record.source for record in mine], np.str_),
+    )
+
+
+def won_elsewhere(context: GateContext, round: int) -> list[ConditionCost]:
+    """Return the conditions other than the newest one where the promoted candidate of a round is clearly better."""
+    try:
+        verdict = RoundStore(context.layout.rounds).folder(round).verdict()
+    except StorageError as error:
+        log.warning("verdict_of_round_unknown", round=round, reason=str(error))
+        return []
+    mine = [item for item in verdict.candidates if item.name == verdict.candidate] if verdict else []
+    return [cost for item in mine for cost in item.elsewhere if cost.better]
 
 
 def _rows(vectors: Sequence[NDArray[np.float32]]) -> Floats:

@@ -177,7 +177,9 @@ def _decided(
         }
         candidate = found.pop(scores.name)
         scores = scores.model_copy(update={"candidate": candidate, "others": found})
-    verdict = decide(spec, scores, settings.gate, [entry.name for entry in settings.classes], at=time.time())
+    names = [entry.name for entry in settings.classes]
+    recalls = settings.recall.enabled and settings.conditions.enabled
+    verdict = decide(spec, scores, settings.gate, names, at=time.time(), recalls=recalls)
     if verdict.decision == "accepted" and not unchanged:
         now = f"version {serving.version} serves" if serving else "no version serves"
         return _withdrawn(verdict, f"{now}, the candidate was compared with version {spec.incumbent}")

@@ -125,6 +125,7 @@ class Vote(NamedTuple):
     won: bool
     lost: bool
     check: Check
+    advantage: Advantage
 
 
 def cast_votes(
@@ -191,7 +192,7 @@ def _compare(settings: GateSettings, seed: int, pair: _Pair, images: int, burst:
         f"bounds {sure.lower:+.4f} to {sure.upper:+.4f} at {settings.confidence:.0%} each side"
     )
     check = Check(name=pair.name, kind="vote", passed=won, value=sure.value, limit=sure.lower, detail=detail)
-    return Vote(pair.name, won, sure.upper < -TOLERANCE, check)
+    return Vote(pair.name, won, sure.upper < -TOLERANCE, check, sure)
 
 
 def _entropy(shares: Floats) -> Floats:

@@ -16,6 +16,7 @@ from configs.round import RoundSettings
 from configs.settings import Settings
 from daemon.errors import DaemonError, NotEnoughFrames
 from daemon.gate.promotion import advance_round
+from daemon.gate.round_conditions import conditions_of_round
 from daemon.gate.shadow import note_wait, progress_of
 from daemon.rounds.environment import round_environment
 from daemon.rounds.inheritance import inherited_round, promoted_round
@@ -204,10 +205,11 @@ def _spec(
     settings, registry = context.settings, context.registry
     inherits, why = inherited_round(settings, registry, context.store)
     log.info("round_start_state", round=number, inherits=inherits, reason=why)
+    released = registry.released(incumbent)
     return RoundSpec(
         round=number,
         incumbent=incumbent,
-        released=registry.released(incumbent),
+        released=released,
         train_frames=tuple(frame.id for frame in frames if not frame.holdout),
         holdout_frames=tuple(frame.id for frame in frames if frame.holdout),
         settings=settings.model_dump(mode="json"),
@@ -215,6 +217,7 @@ def _spec(
         trigger=trigger,
         inherits=inherits,
         snapshot=snapshot_of(frames),
+        conditions=conditions_of_round(settings, released, frames),
     )
 
 

@@ -11,11 +11,39 @@ from storage.durable.record import Record
 from storage.registry.manifest import BufferSnapshot
 
 CHECKS = (
-    "completed", "finite", "tensors", "vanished_class", "agreement", "source_miou", "source_class_iou",
+    "completed", "finite", "tensors", "vanished_class", "agreement", "source_miou", "source_class_iou", "forgetting",
     "holdout_bursts", "vote_diversity", "vote_disagreement", "vote_flip", "vote_styled_source", "shadow_images",
     "shadow_failed", "shadow_agreement",
 )  # fmt: skip
 """Names of all checks that a verdict may hold, in their order."""
+
+
+class KnownCondition(Record):
+    """A condition other than the newest one, when the round began."""
+
+    number: int
+    """Its number."""
+    name: str
+    """Its name."""
+    golden: tuple[int, ...]
+    """Ids of its golden frames that the round has leased; held out."""
+    best: int
+    """The version that is best there."""
+    labelled: bool
+    """Whether the labelled source images belong to it."""
+
+
+class RoundConditions(Record):
+    """What the daemon knew about conditions when the round began."""
+
+    newest: int
+    """Number of the condition of the newest frames."""
+    name: str
+    """Its name."""
+    frames: tuple[int, ...]
+    """Held-out frames of it; the gate decides on these."""
+    others: tuple[KnownCondition, ...] = ()
+    """The others."""
 
 
 class RoundSpec(Record):
@@ -41,6 +69,13 @@ class RoundSpec(Record):
     """Round whose training state this one starts from; None: clean, from the incumbent's weights."""
     snapshot: BufferSnapshot | None = None
     """The leased frames in a few numbers, for the manifest of the candidate."""
+    conditions: RoundConditions | None = None
+    """None while the condition of the newest frames is unknown: then all held-out frames decide."""
+
+    @property
+    def deciding_frames(self) -> tuple[int, ...]:
+        """Ids of the held-out frames that the gate decides on."""
+        return self.holdout_frames if self.conditions is None else self.conditions.frames
 
 
 if TYPE_CHECKING:
@@ -146,6 +181,25 @@ CandidateName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 """Name of a candidate; part of the name of its file."""
 
 
+class ConditionScores(Record):
+    """Scores on the golden frames of a condition other than the newest one."""
+
+    number: int
+    """Number of the condition."""
+    name: str
+    """Its name."""
+    labelled: bool
+    """Whether the labelled source images belong to it."""
+    version: int
+    """The version that is best there."""
+    best: ModelScores | None = None
+    """Its scores; None when it could not be read."""
+    missing: str = ""
+    """Why it could not be read."""
+    candidates: dict[CandidateName, ModelScores] = Field(default_factory=dict)
+    """Scores of every candidate, by name."""
+
+
 class RoundScores(Record):
     """`scores.json`: how the round ended, and the scores of the versions it compared. Written last, durably."""
 
@@ -170,6 +224,9 @@ class RoundScores(Record):
     others: dict[CandidateName, ModelScores] = Field(default_factory=dict)
     """Further candidates by name: the student, and averages with the serving version; lists have the same order."""
 
+    elsewhere: tuple[ConditionScores, ...] = ()
+    """Scores in the other conditions."""
+
     def candidates(self) -> dict[str, ModelScores]:
         """Return the scores of every candidate by name, the recipe's own first; empty when the round made none."""
         return {} if self.candidate is None else {self.name: self.candidate, **self.others}
@@ -192,6 +249,31 @@ class Check(Record):
     """One sentence with numbers."""
 
 
+class ConditionCost(Record):
+    """What a candidate gains or loses in another condition, against the best version there."""
+
+    number: int
+    """Number of the condition."""
+    name: str
+    """Its name."""
+    version: int
+    """The version that is best there."""
+    value: float | None = None
+    """Gain in mIoU on source images, or in batch nuclear norm of golden frames (0-1); negative: a cost."""
+    lower: float | None = None
+    """Its lower bound."""
+    upper: float | None = None
+    """Its upper bound."""
+    images: int = 0
+    """Images that it was measured on."""
+    better: bool = False
+    """Whether the candidate is clearly better there."""
+    worse: bool = False
+    """Whether it is clearly worse there."""
+    detail: str
+    """One sentence with numbers, or why it is not known."""
+
+
 class CandidateRuling(Record):
     """The gate's decision on one candidate of a round, in short."""
 
@@ -205,6 +287,8 @@ class CandidateRuling(Record):
     """Names of the checks that it passed."""
     failed: tuple[str, ...]
     """Names of the others."""
+    elsewhere: tuple[ConditionCost, ...] = ()
+    """What it gains or costs in the other conditions."""
 
 
 class Verdict(Record):

@@ -22,9 +22,10 @@ from configs.settings import Settings
 from daemon.gate.decide import decide
 from storage.buffer.catalog_records import FileFact
 from storage.buffer.frames import FrameBuffer, NewFrame
+from storage.errors import CorruptCheckpoint
 from storage.layout import StateLayout
 from storage.media.images import fit_frame
-from storage.rounds.records import ModelScores, RoundScores, RoundSpec, Verdict
+from storage.rounds.records import KnownCondition, ModelScores, RoundConditions, RoundScores, RoundSpec, Verdict
 from storage.source.labelled import LabelledSet
 from storage.source.labelled_import import import_labelled
 from tests.sections import changed
@@ -272,6 +273,38 @@ def test_released_model_is_scored_when_it_is_another_version(world: World) -> No
     assert np.sum(released.source.tp) < np.sum(incumbent.source.tp)
     reference = later.score(knows(DAY), released=knows(DUSK), source_free=True)[3]
     assert reference != pytest.approx(np.mean(incumbent.marginal, axis=0))
+
+
+def test_every_candidate_is_scored_in_the_other_conditions_too(world: World) -> None:
+    """The newest condition decides; elsewhere the best version is read, and one that is damaged is said."""
+    ids = world.spec.holdout_frames
+    others = tuple(
+        KnownCondition(number=number, name=f"condition-{number}", golden=ids[:3], best=best, labelled=best == 1)
+        for number, best in ((1, 1), (3, 5), (4, 6))
+    )
+    conditions = RoundConditions(newest=2, name="dusk", frames=ids[4:], others=others)
+    spec = world.spec.model_copy(update={"conditions": conditions})
+
+    def load(version: int) -> SegmentationNetwork:
+        if version == 6:
+            raise CorruptCheckpoint("version 6 is damaged")
+        return knows(DUSK)
+
+    day, both = knows(DAY), knows(DAY, DUSK)
+    networks = {"candidate": both, "incumbent": day, "released": day}
+    found = score_round(
+        world.settings, spec, world.buffer, world.source, **networks, others={"student": day}, name="teacher", load=load
+    )
+    assert len(found.candidate.area) == len(found.others["student"].area) == 6
+    source, foreign, damaged = found.elsewhere
+    assert [len(item.candidates["teacher"].area) for item in (source, foreign)] == [3, 3]
+    assert source.best.source == found.incumbent.source and source.candidates["student"].agreement == [1.0] * 3
+    assert foreign.best.version == 5 and foreign.best.source is None
+    assert damaged.best is None and damaged.missing == "version 6 is damaged" and not damaged.candidates
+    scores = RoundScores(status="completed", reason="", steps=1, seconds=1.0, **found._asdict(), name="teacher")
+    verdict = decide(spec, scores, world.settings.gate, NAMES, at=1.0)
+    assert [item.name for item in verdict.candidates] == ["teacher", "student"]
+    assert [item.images for item in verdict.candidates[0].elsewhere] == [16, 3, 0]
 
 
 def test_at_most_score_images_are_scored(world: World) -> None:

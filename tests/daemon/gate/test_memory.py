@@ -9,12 +9,13 @@ import pytest
 
 from daemon.gate.loop import GateLoop
 from daemon.gate.memory import ConditionMemory
+from daemon.gate.round_conditions import conditions_of_round
 from daemon.rounds.recovery import recover
 from storage.buffer.observations import Observation, Observations
 from storage.errors import StorageError
 from storage.gate.conditions import ConditionStore
 from storage.rounds.folder import RoundStore
-from storage.rounds.records import RoundSpec
+from storage.rounds.records import CandidateRuling, ConditionCost, RoundSpec, Verdict
 from tests.sections import changed
 
 CONDITIONS = {"advanced": {"burst_frames": 4, "reference_frames": 8}, "golden_frames": 2}
@@ -55,6 +56,48 @@ def test_the_stream_is_followed_and_golden_frames_are_kept(gate, world, layout, 
     before = layout.conditions.stat().st_ino
     gate.step()
     assert layout.conditions.stat().st_ino == before, "nothing new, nothing written"
+
+
+def test_a_round_is_told_which_held_out_frames_are_of_the_newest_condition(
+    gate, world, layout, registry, drop, write_image
+) -> None:
+    """And the promoted version is best there, and in another condition where it clearly won."""
+    _observe(layout, range(1, 9), 0.0)
+    gate.step()
+    for number in range(20, 26):
+        write_image(drop / f"{number}.png", number)
+    world.until(lambda: world.counts.frames == 14)
+    records = world.buffer.records()
+    assert conditions_of_round(gate.settings, 1, records) is None, "the newest are not observed"
+    _observe(layout, range(9, 15), 30.0)
+    assert conditions_of_round(gate.settings, 1, records) is None, "and then of no known condition"
+    gate.step()
+    found = conditions_of_round(gate.settings, 1, records)
+    known = ConditionStore(layout.conditions).read()
+    assert found.newest == known.current == 2
+    assert set(found.frames) == {record.id for record in records if record.holdout and record.id > 8}
+    (other,) = found.others
+    assert (other.number, other.best, other.golden) == (1, 1, known.conditions[0].golden)
+    assert conditions_of_round(changed(gate.settings, conditions={"enabled": False}), 1, records) is None
+    spec = RoundSpec(
+        round=1, incumbent=1, released=1, train_frames=(9, 10), holdout_frames=(), settings={}, created=1.0,
+        trigger="manual", conditions=found,
+    )  # fmt: skip
+    folder = RoundStore(layout.rounds).create(spec)
+    cost = ConditionCost(number=1, name="condition-1", version=1, better=True, detail="3 of 3 votes won")
+    ruling = CandidateRuling(name="student", decision="accepted", reason="", passed=(), failed=(), elsewhere=(cost,))
+    other = ruling.model_copy(update={"name": "teacher", "elsewhere": ()})
+    verdict = Verdict(round=1, decision="accepted", reason="good", checks=[], at=1.0, candidate="student")
+    folder.write_verdict(verdict.model_copy(update={"candidates": (other, ruling)}))
+    manifest = registry.manifest(1).model_copy(update={"parent": 1, "origin": "round", "round": 1})
+    version = registry.add(registry.weights_path(1), manifest, by="gate").version
+    registry.promote(version, by="gate", reason="good", round=1)
+    gate.step()
+    after = ConditionStore(layout.conditions).read()
+    assert [item.best for item in after.conditions] == [version] * 2
+    assert [item.best_reason for item in after.conditions] == ["3 of 3 votes won", "good"]
+    layout.conditions.write_text("{")
+    assert conditions_of_round(gate.settings, 1, records) is None
 
 
 def test_another_released_model_starts_again(gate, layout, registry, add_version, world) -> None:

@@ -1,0 +1,99 @@
+"""What a candidate costs in other conditions: in the verdict, and a veto or not by `gate.forgetting`."""
+
+from typing import Any
+
+import pytest
+
+from configs.gate import GateSettings
+from daemon.gate.decide import decide
+from storage.rounds.records import ConditionScores, KnownCondition, ModelScores, RoundConditions, RoundScores, Verdict
+from tests.sections import section
+
+NAMES = ("road", "building", "tree", "sky", "pole")
+BETTER: dict[str, Any] = {"accuracy": 0.8, "confidence": 0.7, "styled": 0.78, "seed": 3}
+GOOD, BAD = {"accuracy": 0.9, "confidence": 0.9, "seed": 4}, {"accuracy": 0.6, "confidence": 0.5, "seed": 5}
+
+
+def elsewhere(a_round: Any, model: Any, good: Any, candidate: Any, **changes: Any) -> ConditionScores:
+    """Golden frames on which `best` and the candidate were scored."""
+    scores = a_round(model(**candidate), model(**good), frames=8).scores
+    found = {"number": 2, "name": "fog", "labelled": False, "version": 1, "best": scores.incumbent}
+    return ConditionScores(**{**found, "candidates": {"candidate": scores.candidate}, **changes})
+
+
+def judged(
+    a_round: Any, model: Any, found: ConditionScores, settings: GateSettings, *, recalls: bool = True
+) -> Verdict:
+    round_ = a_round(model(**BETTER))
+    scores = RoundScores.model_validate_json(round_.scores.model_copy(update={"elsewhere": (found,)}).model_dump_json())
+    return decide(round_.spec, scores, settings, NAMES, at=5.0, recalls=recalls)
+
+
+@pytest.mark.parametrize(
+    ("forgetting", "recalls", "candidate", "decision"),
+    [
+        ("recall", True, BAD, "accepted"),
+        ("recall", False, BAD, "rejected"),
+        ("veto", True, BAD, "rejected"),
+        ("allow", False, BAD, "accepted"),
+        ("veto", False, GOOD, "accepted"),
+    ],
+)
+def test_forgetting(a_round: Any, model: Any, forgetting: Any, recalls: bool, candidate: Any, decision: str) -> None:
+    best = {"accuracy": 0.75, "seed": 6} if candidate is GOOD else GOOD
+    settings = GateSettings(forgetting=forgetting)
+    verdict = judged(a_round, model, elsewhere(a_round, model, best, candidate), settings, recalls=recalls)
+    assert verdict.decision == decision, verdict
+    (cost,) = verdict.candidates[0].elsewhere
+    assert (cost.number, cost.version, cost.images) == (2, 1, 8)
+    assert (cost.better, cost.worse) == (candidate is GOOD, candidate is BAD)
+    assert cost.lower <= cost.value <= cost.upper
+    (check,) = [item for item in verdict.checks if item.name == "forgetting"]
+    assert ("fog: worse than version 1" in check.detail) == (candidate is BAD)
+    assert ("fog" in verdict.reason) == (decision == "rejected")
+
+
+@pytest.mark.parametrize(("source", "better", "worse"), [(0.95, False, True), (0.6, True, False), (None, False, False)])
+def test_the_labelled_condition_is_judged_by_true_miou(
+    a_round: Any, model: Any, source: float | None, better: bool, worse: bool
+) -> None:
+    """The candidate is right on 85 % of source pixels; `source` is the best version's share, None: it is the same."""
+    same = a_round(model(**BETTER)).scores.candidate
+    best = same if source is None else a_round(model(source=source, seed=9)).scores.candidate
+    found = ConditionScores(number=1, name="source", labelled=True, version=1, best=best)
+    (cost,) = judged(a_round, model, found, GateSettings()).candidates[0].elsewhere
+    assert (cost.better, cost.worse, cost.images) == (better, worse, 24)
+    assert "mIoU on source" in cost.detail
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"best": None, "missing": "version 1 is damaged"},
+        {"best": ModelScores(version=1, finite=False)},
+        {"best": ModelScores(version=1, finite=True)},
+        {"candidates": {}},
+        {"candidates": {"candidate": ModelScores(version=None, finite=False)}},
+        {"candidates": {"candidate": ModelScores(version=None, finite=True, gram=[[[1.0]]])}},
+    ],
+)
+@pytest.mark.parametrize("forgetting", ["veto", "recall"])
+def test_what_cannot_be_compared_is_said_and_is_no_veto(
+    a_round: Any, model: Any, changes: Any, forgetting: Any
+) -> None:
+    found = elsewhere(a_round, model, GOOD, BAD, **changes)
+    verdict = judged(a_round, model, found, GateSettings(forgetting=forgetting))
+    (cost,) = verdict.candidates[0].elsewhere
+    assert verdict.decision == "accepted" and cost.value is None and cost.detail
+    assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
+
+
+def test_too_few_frames_of_the_newest_condition(a_round: Any, model: Any) -> None:
+    round_ = a_round(model(**BETTER), frames=3)
+    others = (KnownCondition(number=1, name="source", golden=(1,), best=1, labelled=True),)
+    conditions = RoundConditions(newest=2, name="fog", frames=(1, 2, 3), others=others)
+    spec = round_.spec.model_copy(update={"conditions": conditions, "holdout_frames": tuple(range(20))})
+    assert spec.deciding_frames == (1, 2, 3)
+    verdict = decide(spec, round_.scores, section(GateSettings, min_holdout=5), NAMES, at=1.0)
+    assert verdict.decision == "inconclusive"
+    assert verdict.reason == "3 hold-out frames of fog; the gate needs 5, 2 more"

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,15 @@ def load_settings(path: Path, text: str | None = None) -> Settings:
     _refuse_unknown_environment()
     environment = _EnvironmentSource(_Environment)()
     try:
+        return _validated(path, data, environment)
+    except ConfigError as error:
+        message = str(error)
+        named = [name for key, name in _variables(environment) if "." in key and key in message and name not in message]
+        raise ConfigError(f"{message} (set by {', '.join(named)})" if named else message) from error
+
+
+def _validated(path: Path, data: Mapping[str, Any], environment: Mapping[str, Any]) -> Settings:
+    try:
         values, notes = move_keys(merge(data, environment))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -142,7 +151,10 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _variable(error: ErrorDetails, environment: Mapping[str, Any]) -> str | None:
-    """Return `environment: MFMD_X__Y` if the wrong value came from there and not from the file."""
+    """Return `environment: MFMD_X__Y` if the wrong value came from there and not from the file.
+
+    Of a section that is wrong as a whole, all the variables that set something in it.
+    """
     value: Any = environment
     names = _keys(error)
     if not names:
@@ -151,7 +163,21 @@ def _variable(error: ErrorDetails, environment: Mapping[str, Any]) -> str | None
         if not isinstance(value, Mapping) or name not in value:
             return None
         value = value[name]
+    if isinstance(value, Mapping):
+        return f"environment: {', '.join(name for _, name in _variables(value, names))}"
     return f"environment: MFMD_{'__'.join(names).upper()}"
+
+
+def _variables(values: Mapping[str, Any], place: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Return the dotted name and the environment variable of every setting that the environment sets."""
+    found = []
+    for key, value in values.items():
+        keys = [*place, key]
+        if isinstance(value, Mapping):
+            found += _variables(value, keys)
+        else:
+            found.append((".".join(keys), f"MFMD_{'__'.join(keys).upper()}"))
+    return found
 
 
 def _refuse_unknown_environment() -> None:

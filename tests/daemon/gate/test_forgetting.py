@@ -1,8 +1,11 @@
 """What a candidate costs in other conditions: in the verdict, and a veto or not by `gate.forgetting`."""
 
+import json
+import random
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from configs.gate import GateSettings
 from daemon.gate.decide import decide
@@ -97,3 +100,43 @@ def test_too_few_frames_of_the_newest_condition(a_round: Any, model: Any) -> Non
     verdict = decide(spec, round_.scores, section(GateSettings, min_holdout=5), NAMES, at=1.0)
     assert verdict.decision == "inconclusive"
     assert verdict.reason == "3 hold-out frames of fog; the gate needs 5, 2 more"
+
+
+def test_no_record_that_can_be_read_breaks_the_gate(a_round: Any, model: Any) -> None:
+    """Fields are lost, emptied, shortened or NaN: the file is refused, or there is a verdict that says why."""
+    round_ = a_round(model(**BETTER), frames=5, images=5)
+    here = elsewhere(a_round, model, GOOD, BAD)
+    labelled = here.model_copy(update={"labelled": True, "best": round_.scores.incumbent, "candidates": {}})
+    others = {"student": round_.scores.incumbent}
+    full = round_.scores.model_copy(update={"elsewhere": (here, labelled), "others": others})
+    text, settings, rng = full.model_dump_json(), section(GateSettings, bootstrap=5), random.Random(4)
+    read = 0
+    for _ in range(30):
+        values = json.loads(text)
+        for _ in range(rng.randint(1, 3)):
+            _damage(values, rng)
+        try:
+            scores = RoundScores.model_validate_json(json.dumps(values))
+        except ValidationError:
+            continue
+        verdict = decide(round_.spec, scores, settings, NAMES, at=1.0)
+        assert verdict.reason and verdict.candidates
+        read += 1
+    assert read > 4
+
+
+def _damage(values: Any, rng: random.Random) -> None:
+    """Change one place in nested JSON."""
+    while True:
+        keys = list(values) if isinstance(values, dict) else list(range(len(values)))
+        if not keys:
+            return
+        key = rng.choice(keys)
+        if isinstance(values[key], dict | list) and values[key] and rng.random() < 0.7:
+            values = values[key]
+            continue
+        if rng.random() < 0.4:
+            del values[key]
+        else:
+            values[key] = rng.choice([None, float("nan"), 7.0, -1, [], {}])
+        return

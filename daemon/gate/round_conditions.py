@@ -19,8 +19,8 @@ log = get_logger(__name__)
 def conditions_of_round(settings: Settings, released: int, frames: Sequence[FrameRecord]) -> RoundConditions | None:
     """Return the conditions of a round on `frames`; None when the condition of its newest frames is not known.
 
-    That is so with conditions off, between conditions, while the observer has not seen the newest frames, and when
-    `conditions.json` is damaged: then all held-out frames decide.
+    That is so with conditions off, between conditions, while the observer is behind by more than half of
+    `schedule.new_frames`, and when `conditions.json` is damaged: then all held-out frames decide.
     """
     try:
         return _conditions(settings, released, frames)
@@ -38,10 +38,10 @@ def _conditions(settings: Settings, released: int, frames: Sequence[FrameRecord]
     with Observations.open(layout.observations, writable=False) as observations:
         observed = observations.get(records.keys() & observations.observed(released))
     stream = seen_frames(sorted(observed, key=lambda item: item.frame), records)
-    newest = sorted(records)[-settings.conditions.advanced.burst_frames :]
-    if not newest or not set(newest) <= set(stream.ids.tolist()):
+    behind = sum(number > stream.ids.max(initial=0) for number in records)  # the observer follows by seconds
+    if not len(stream.ids) or 2 * behind > settings.schedule.new_frames:
         return None
-    number, _ = condition_of(known, stream.only(stream.ids >= newest[0]))
+    number, _ = condition_of(known, stream.newest(settings.conditions.advanced.burst_frames))
     return None if number is None else _of_round(known, number, stream)
 
 

@@ -1,6 +1,6 @@
 """All Hugging Face segmentation models that can be split, and how to build, load and split one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def build_huggingface(settings: Architecture, num_classes: int) -> tuple[Segment
 
     Raises UnsupportedModel for a kind that cannot be split, NetworkMismatch when its class count is not `num_classes`.
     """
-    with _refusing():
+    with _refusing(settings.hf_config or {}):
         model_class, config = _model_of(settings, num_classes)
         model = model_class(config)
         return _split(model, settings, num_classes), model
@@ -42,21 +42,50 @@ def load_huggingface(directory: Path, settings: Architecture, num_classes: int) 
 
     Reads safetensors only, downloads nothing. Raises UnsupportedModel or NetworkMismatch.
     """
-    with _refusing():
+    with _refusing(settings.hf_config or {}):
         model_class, config = _model_of(settings, num_classes)
         return _split(load_directory(model_class, config, directory), settings, num_classes)
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
-    """Raise UnsupportedModel for any exception that transformers raises on an odd config.json."""
+def _refusing(hf_config: Mapping[str, Any]) -> Iterator[None]:
+    """Raise UnsupportedModel, naming odd fields, for any exception that transformers raises on an odd config.json."""
     try:
         yield
     except AdapterError:
         raise
     except Exception as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UnsupportedModel(f"config.json: transformers cannot build the model that it describes: {what}") from error
+        odd = "; ".join(dict.fromkeys(_odd_fields(hf_config, what)))
+        raise UnsupportedModel(
+            f"config.json: transformers cannot build the model that it describes: {what}{odd and f'; look at {odd}'}"
+        ) from error
+
+
+def _odd_fields(values: Mapping[str, Any], message: str, place: str = "") -> Iterator[str]:
+    """Yield the fields that can cause `message`: unlike transformers' default, empty, below 1 or of another length."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    usual = CONFIG_MAPPING[str(values["model_type"])]().to_dict() if values.get("model_type") in CONFIG_MAPPING else {}
+    lists = {
+        key: value for key, value in values.items() if isinstance(value, list) and isinstance(usual.get(key), list)
+    }
+    for key, value in lists.items():
+        peers = [len(lists[other]) for other in lists if len(usual[other]) == len(usual[key])]
+        if not value or len(set(peers)) > 1 or (len(peers) == 1 and len(value) != len(usual[key])):
+            yield f"{place}{key} (length {len(value)})"
+    for key, value in values.items():
+        numbers, default = (entry if isinstance(entry, list) else [entry] for entry in (value, usual.get(key)))
+        if any(_below_one(number) for number in numbers) and not any(_below_one(number) for number in default):
+            yield f"{place}{key} ({value})"
+        elif isinstance(value, str) and repr(value) in message:
+            yield f"{place}{key} ({value!r})"
+        elif isinstance(value, dict) and "model_type" in value:
+            yield from _odd_fields(value, message, f"{place}{key}.")
+
+
+def _below_one(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value < 1
 
 
 def _model_of(settings: Architecture, num_classes: int) -> tuple[Any, Any]:

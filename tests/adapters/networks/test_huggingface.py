@@ -93,6 +93,29 @@ def test_frozen_weights_do_not_matter(network: SegmentationNetwork) -> None:
     assert torch.equal(network(images), before)
 
 
+ODD: dict[str, dict[str, list[Any]]] = {
+    "segformer": {"depths": [[], None, "x", -1, [1], [None] * 4], "hidden_sizes": [[8, 16]], "hidden_act": ["x", 1]},
+    "beit": {"hidden_size": [-1, None, [], 1.5], "num_attention_heads": [0, "3"], "patch_size": [0, -1]},
+    "data2vec": {"hidden_act": ["x"], "num_hidden_layers": [None, "5"]},
+    "dpt": {"num_attention_heads": [0], "backbone_out_indices": ["x"], "neck_hidden_sizes": [[]]},
+    "mobilenetv2": {"depth_multiplier": ["x", None], "hidden_act": ["x"]},
+    "mobilevit": {"hidden_sizes": [[], [-1, -1, -1]], "neck_hidden_sizes": [[1]]},
+    "mobilevitv2": {"base_attn_unit_dims": [[], "x"]},
+    "upernet_convnext": {"depths": [[], [-1]], "hidden_sizes": [[8]]},
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_an_odd_value_of_the_config_is_named(kind: str) -> None:
+    config = model(kind).config.to_dict()
+    inside = "backbone_config" if kind.startswith("upernet") else None
+    for field, values in ODD[kind].items():
+        for value in values:
+            odd = {**config, inside: {**config[inside], field: value}} if inside else {**config, field: value}
+            with pytest.raises(UnsupportedModel, match=rf"^config.json: .*\b{field}\b"):
+                build_huggingface(Architecture(name="huggingface", hf_config=odd), CLASSES)
+
+
 def test_every_family_has_a_tiny_model() -> None:
     assert {model(name).config.model_type for name in MODELS} == set(FAMILIES)
 

@@ -37,7 +37,8 @@ def returns(driven: DrivenDaemon, root: Path, count: int, seconds: int, deciding
                 decided = time.monotonic() if sent == deciding else decided
             time.sleep(POLL_SECONDS)
         there = driven.served_version() == wanted[world]
-        yield world, time.monotonic() - decided if there else float("inf")
+        now = time.monotonic()
+        yield world, now - (decided or now) if there else float("inf")  # 0: it served all along
 
 
 def run(root: Path, *, source: bool, recall: bool, count: int, seconds: int) -> list[tuple[str, float]]:

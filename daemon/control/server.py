@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from configs.serving import ControlSettings
 from daemon.control.errors import ApiError, answer_of
 from daemon.errors import DaemonError
-from daemon.net.http_protocol import ARRIVAL_MARGIN, bounded_http
+from daemon.net.http_protocol import ARRIVAL_MARGIN, CONTROL_CONNECTIONS, bounded_http
 from daemon.net.listening import TlsFiles, listen
 from daemon.net.token import carries_token, control_address
 
@@ -39,7 +39,8 @@ class ControlServer:
         self._listener = listener
         config = uvicorn.Config(
             app,
-            http=bounded_http(BODY_SECONDS + ARRIVAL_MARGIN),
+            http=bounded_http(BODY_SECONDS + ARRIVAL_MARGIN, CONTROL_CONNECTIONS),
+            backlog=CONTROL_CONNECTIONS,
             ws="none",
             log_config=None,
             access_log=False,

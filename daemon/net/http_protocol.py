@@ -4,6 +4,7 @@ httptools parses a body of many tiny chunks some thirty times faster than h11, w
 """
 
 import asyncio
+import resource
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -15,6 +16,12 @@ PARSED_AT_ONCE = 4096
 """Most bytes of one call of the parser: some 200 of the smallest requests, each of which takes kilobytes."""
 ARRIVAL_MARGIN = 5.0
 """How much later than its answer a late request loses its connection (seconds)."""
+CONTROL_CONNECTIONS, SERVING_CONNECTIONS = 128, 1024
+"""Most open connections of a plane; fewer where the process may not open twice as many files."""
+BUSY = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\nretry-after: 1\r\n"
+    b"connection: close\r\n\r\ntoo_many_connections: every connection that this server may have is busy; try again\n"
+)
 HALF_CLOSED_SECONDS = 2.0
 """How long a client that closed its side waits for its answer. A client that left looks the same."""
 
@@ -31,9 +38,14 @@ class _Flow(FlowControl):
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """One connection: a request arrives whole within `arrival_seconds`, its head is bounded, few requests wait."""
+    """One connection: a request arrives whole within `arrival_seconds`, its head is bounded, few requests wait.
+
+    A server has at most `most_connections`. One more closes the one that is idle for longest; when none is, it is
+    refused with 503.
+    """
 
     arrival_seconds: float
+    most_connections: int
     flow: _Flow
     _arrival: asyncio.TimerHandle | None = None
     _unparsed = 0
@@ -44,7 +56,24 @@ class BoundedHttp(HttpToolsProtocol):
         super().connection_made(transport)
         self.flow = _Flow(transport)
         self._waiting = bytearray()
+        self._idle_since = self.loop.time()
         self._expect_request()
+        if len(self.connections) > self.most_connections:
+            self._make_room()
+
+    @property
+    def idle(self) -> bool:
+        """Return whether no request is here, not even a part of one."""
+        return not self._in_request and (self.cycle is None or self.cycle.response_complete)
+
+    def _make_room(self) -> None:
+        others = (it for it in self.connections if isinstance(it, BoundedHttp) and it is not self and it.idle)
+        oldest = min(others, key=lambda it: it._idle_since, default=None)
+        if oldest is None:
+            self.transport.write(BUSY)
+        victim = oldest or self
+        self.connections.discard(victim)  # now, not when its socket is closed: the next one counts
+        victim.transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived; refuse a head, a trailer or a chunk's extension without an end."""
@@ -54,6 +83,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Go on with the requests that wait."""
+        self._idle_since = self.loop.time()
         super().on_response_complete()
         self._parse()
 
@@ -153,6 +183,11 @@ class BoundedHttp(HttpToolsProtocol):
             self._arrival = None
 
 
-def bounded_http(arrival_seconds: float) -> type[BoundedHttp]:
-    """Return the protocol class for `uvicorn.Config(http=...)`; it closes what does not arrive within that time."""
-    return type("BoundedHttp", (BoundedHttp,), {"arrival_seconds": arrival_seconds})
+def bounded_http(arrival_seconds: float, most_connections: int) -> type[BoundedHttp]:
+    """Return the protocol class for `uvicorn.Config(http=...)`; it closes what does not arrive within that time.
+
+    `most_connections` is lowered to half of the files that this process may open: the daemon needs others.
+    """
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = most_connections if files == resource.RLIM_INFINITY else min(most_connections, max(1, files // 2))
+    return type("BoundedHttp", (BoundedHttp,), {"arrival_seconds": arrival_seconds, "most_connections": most})

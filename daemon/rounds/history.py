@@ -11,11 +11,14 @@ from storage.buffer.catalog_records import CatalogCounts
 from storage.durable.record import read_record
 from storage.errors import StorageError
 from storage.gate.drift import Drift
+from storage.gate.recall import Recall
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder, RoundStore
 from storage.rounds.records import ENDED, RoundRecord, RoundScores, Stage, Verdict
 
+UNSEEN = 4
+"""New frames that the observer may be behind when a round starts."""
 LOOK_BACK = 20
 """Number of rounds read to find consecutive failures and the last judged one."""
 
@@ -133,7 +136,26 @@ def schedule_state(catalog: Catalog | None, store: RoundStore, registry: Checkpo
         failures=failures,
         serving=registry.serving() is not None,
         drifted=_drifted(store.root.parent, newest),
+        unsettled=_unsettled(StateLayout(store.root.parent), catalog),
     )
+
+
+def _unsettled(layout: StateLayout, catalog: Catalog | None) -> str:
+    """Return what the gate still has to find out about the newest frames. Damaged records count as settled."""
+    if catalog is None or not layout.observations.exists():
+        return ""
+    from storage.buffer.observations import Observations  # numpy: only where there is something to read
+
+    try:
+        recall = read_record(layout.recall, Recall)
+        with Observations.open(layout.observations, writable=False) as observations:
+            newest_seen = max(observations.observed(), default=0)
+    except StorageError:
+        return ""
+    if recall is not None and recall.stage == "asked":
+        return "a recall to be decided"
+    waiting = catalog.frames_after(newest_seen) if newest_seen else 0
+    return f"the observer, which has {waiting} new frames to see" if waiting > UNSEEN else ""
 
 
 def _drifted(state: Path, newest: int) -> bool:

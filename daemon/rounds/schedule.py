@@ -1,5 +1,6 @@
 """Decide when a round starts by itself. Pure: from facts to a trigger, or to what is missing."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,10 @@ Trigger = Literal["new_frames", "interval", "drift", "manual"]
 
 RETRIES = Backoff(base=30.0, cap=3600.0)
 """Delays after failed rounds; the same frames would fail the same way in a tight loop."""
+SETTLE_SHARE = 0.5
+"""A round waits for what is unsettled until this much more than `schedule.new_frames` came (share of them)."""
+SETTLE_SECONDS = 30.0
+"""It waits no longer than this after the newest frame, either (seconds)."""
 QUIET_SECONDS = 60.0
 """Time without a new frame after which fewer than `schedule.new_frames` are all that come for now (seconds)."""
 
@@ -35,6 +40,8 @@ class ScheduleState:
     """Commit of the newest frame (Unix, seconds)."""
     drifted: bool = False
     """Whether a drift alarm named frames that no judged round has seen."""
+    unsettled: str = ""
+    """What the gate still has to find out about the newest frames; a recall during a round would void its verdict."""
 
 
 class NextRound(ActivityPart):
@@ -64,6 +71,8 @@ def due(now: float, state: ScheduleState, settings: Settings) -> tuple[Trigger |
     not_before = ended + RETRIES.delay(state.failures) if state.failures and ended is not None else None
     trigger = _trigger(now, ended, state, settings)
     waiting_for = _obstacle(now, not_before, state, settings)
+    if not waiting_for and trigger is not None and state.unsettled and _may_wait(now, state, settings):
+        waiting_for = state.unsettled
     if not waiting_for and trigger is not None:
         return trigger, NextRound(frames_missing=0, not_before=not_before, waiting_for="nothing: a round starts now")
     if not waiting_for:
@@ -114,3 +123,10 @@ def _obstacle(now: float, not_before: float | None, state: ScheduleState, settin
     if not_before is not None and now < not_before:
         return f"the delay after {state.failures} failed round(s)"
     return ""
+
+
+def _may_wait(now: float, state: ScheduleState, settings: Settings) -> bool:
+    """Return whether a round may still wait for what is unsettled: never so long that a slow observer stops rounds."""
+    came = math.inf if state.last_committed is None else now - state.last_committed
+    few = state.new_frames < (1.0 + SETTLE_SHARE) * settings.schedule.new_frames
+    return few and 0.0 <= came < SETTLE_SECONDS

@@ -9,7 +9,7 @@ import torch
 import uvicorn
 
 from configs.settings import Settings
-from daemon.net.http_protocol import ARRIVAL_MARGIN, bounded_http
+from daemon.net.http_protocol import ARRIVAL_MARGIN, SERVING_CONNECTIONS, bounded_http
 from daemon.net.listening import TlsFiles, listen, tls_files
 from daemon.net.token import serving_address
 from daemon.runtime.logs import configure_logs, get_logger
@@ -45,7 +45,9 @@ class PlaneServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 create_app(plane),
-                http=bounded_http(plane.settings.serving.advanced.request_seconds + ARRIVAL_MARGIN),
+                http=bounded_http(
+                    plane.settings.serving.advanced.request_seconds + ARRIVAL_MARGIN, SERVING_CONNECTIONS
+                ),
                 ws="none",
                 log_config=None,
                 access_log=False,

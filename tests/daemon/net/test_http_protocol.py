@@ -47,13 +47,22 @@ def left() -> threading.Event:
 @pytest.fixture(scope="module")
 def dial(left: threading.Event) -> Iterator[Dial]:
     """Connect to a server."""
+    yield from _serve(left, ARRIVAL, 64, 1)
 
+
+@pytest.fixture
+def dial_small() -> Iterator[Dial]:
+    """Connect to a server with at most three connections."""
+    yield from _serve(threading.Event(), 20.0, 3, 20)
+
+
+def _serve(left: threading.Event, arrival: float, most: int, idle: int) -> Iterator[Dial]:
     async def app(scope, receive, send):
         scope["state"] = {"left": left}
         await _app(scope, receive, send)
 
     config = uvicorn.Config(
-        app, http=bounded_http(ARRIVAL), ws="none", log_config=None, lifespan="off", timeout_keep_alive=1
+        app, http=bounded_http(arrival, most), ws="none", log_config=None, lifespan="off", timeout_keep_alive=idle
     )
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(config)
@@ -94,6 +103,41 @@ def test_what_http_allows_is_answered(dial: Dial, request_bytes: bytes, size: by
             connection.shutdown(socket.SHUT_WR)
         answer = _all(connection)
     assert answer.startswith(OK) and answer.endswith(b"\r\n\r\n" + size), answer[:200]
+
+
+def _get(connection: socket.socket) -> None:
+    """Send a request, and read its whole answer."""
+    connection.sendall(GET)
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n0"):
+        answer += connection.recv(4096)
+    assert answer.startswith(OK)
+
+
+def test_one_connection_too_many_closes_the_one_that_is_idle_for_longest(dial_small: Dial) -> None:
+    with contextlib.ExitStack() as stack:
+        first, *others = (stack.enter_context(dial_small()) for _ in range(3))
+        for connection in (first, *others):
+            _get(connection)
+        with dial_small() as fourth:
+            _get(fourth)
+            assert _all(first) == b""
+            _get(others[0])  # the others stay
+
+
+def test_while_every_connection_is_busy_one_more_is_refused(dial_small: Dial) -> None:
+    with contextlib.ExitStack() as stack:
+        for connection in [stack.enter_context(dial_small()) for _ in range(3)]:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        answer, deadline = b"", time.monotonic() + 10
+        while not answer.startswith(b"HTTP/1.1 503 "):  # one that was not read yet is idle, and gives way
+            assert time.monotonic() < deadline
+            connection = stack.enter_context(dial_small())
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n")
+            connection.settimeout(0.2)
+            with contextlib.suppress(TimeoutError):
+                answer = _all(connection)
+    assert b"too_many_connections" in answer
 
 
 LATE = {

@@ -108,3 +108,16 @@ def test_without_a_hold_out_no_round_can_start_and_status_says_so(make_settings)
     settings = make_settings(buffer={"holdout_fraction": 0.0}, schedule={"new_frames": 20, "min_frames": 10})
     _, decision = due(NOW, dataclasses.replace(ENOUGH, holdout=0), settings)
     assert "buffer.holdout_fraction is 0: set it above 0" in decision.waiting_for
+
+
+def test_a_round_waits_for_what_is_unsettled_but_never_for_long(settings) -> None:
+    wanted = settings()
+    busy = dataclasses.replace(ENOUGH, unsettled="a recall to be decided", last_committed=NOW - 1)
+    assert due(NOW, busy, wanted)[0] is None
+    assert due(NOW, busy, wanted)[1].waiting_for == "a recall to be decided"
+    assert due(NOW, dataclasses.replace(busy, new_frames=30), wanted)[0] == "new_frames", (
+        "frames come faster than they are seen"
+    )
+    assert due(NOW + 40, busy, wanted)[0] == "new_frames", "nothing more comes"
+    short = dataclasses.replace(busy, new_frames=5)
+    assert "15 more new frames" in due(NOW, short, wanted)[1].waiting_for

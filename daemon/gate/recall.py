@@ -6,7 +6,6 @@ condition is that of the labelled source, on source validation images too. The v
 most of them beyond chance. Measured: docs/explanation/recall.md.
 """
 
-from collections.abc import Collection
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from daemon.gate.sequential import evidence_of_majority
 from daemon.runtime.logs import get_logger
 from storage import durable
 from storage.durable.record import read_record
-from storage.errors import CorruptCheckpoint, ServingChanged, UnknownVersion
+from storage.errors import CorruptCheckpoint, ServingChanged, StorageError, UnknownVersion
 from storage.gate.comparisons import ComparisonScores
 from storage.gate.conditions import Condition, Conditions
 from storage.gate.recall import Recall, RecallStage
@@ -59,7 +58,7 @@ class RecallRule:
             return _answer(context, record, known, condition)
         if condition is None or condition.number == record.held:
             return record
-        wanted = challengers(context, known, condition, record.considered, serving.version)
+        wanted = challengers(context, known, condition, record, serving.version)
         if not wanted:  # nothing to compare: what serves is the best there is
             return _considered(record, condition.number)
         if not _may_ask(context, record, (condition.number, wanted, serving.version), len(known.burst)):
@@ -68,7 +67,7 @@ class RecallRule:
 
 
 def challengers(
-    context: GateContext, known: Conditions, condition: Condition, considered: Collection[int], serving: int
+    context: GateContext, known: Conditions, condition: Condition, record: Recall, serving: int
 ) -> tuple[int, ...]:
     """Return the versions that may serve better in a condition than the one that serves, the best one first.
 
@@ -79,8 +78,9 @@ def challengers(
     state, versions = context.registry.state(), context.registry.versions()
     others = sorted(known.conditions, key=lambda item: item.last_seen, reverse=True)
     wanted = [condition.best, known.released, *(item.best for item in others)]
-    able = [item for item in dict.fromkeys(wanted) if item in versions and item not in state.rolled_back]
-    first = able[:1] if condition.number in considered else able[:MOST_CHALLENGERS]
+    bad = {*state.rolled_back, *record.unusable}
+    able = [item for item in dict.fromkeys(wanted) if item in versions and item not in bad]
+    first = able[:1] if condition.number in record.considered else able[:MOST_CHALLENGERS]
     return tuple(item for item in first if item is not None and item != serving)
 
 
@@ -180,15 +180,19 @@ def _ask(
 
 def _answer(context: GateContext, record: Recall, known: Conditions, condition: Condition) -> Recall:
     """Act on the answer when it is there: recall a version, decline, or wait for more frames."""
-    assert record.comparison is not None and record.serving is not None
-    serving, scores = record.serving, context.comparisons.scores(record.comparison)
-    if scores is None:
-        lost = context.comparisons.request(record.comparison) is None
-        return _ended(record, context.now, "idle", "its comparison is gone") if lost else record
-    if scores.status == "failed":
-        return _ended(record, context.now, "declined", f"not compared: {scores.reason}")
-    before = condition.number in record.considered
-    judgement = judge_recall(scores, context.settings.recall.advanced.confidence, known=before)
+    if record.comparison is None or record.serving is None:
+        return _ended(record, context.now, "idle", "its comparison is gone")
+    serving, before = record.serving, condition.number in record.considered
+    try:
+        scores = context.comparisons.scores(record.comparison)
+        if scores is None:
+            lost = context.comparisons.request(record.comparison) is None
+            return _ended(record, context.now, "idle", "its comparison is gone") if lost else record
+        if scores.status == "failed" or not scores.frames:
+            return _not_compared(context, record, scores.reason or "its frames left the buffer")
+        judgement = judge_recall(scores, context.settings.recall.advanced.confidence, known=before)
+    except StorageError as error:
+        return _not_compared(context, record, str(error))
     undecided = judgement.open and record.frames < MOST_BURST
     record = record.model_copy(update={"open": undecided})
     if not undecided:
@@ -197,6 +201,8 @@ def _answer(context: GateContext, record: Recall, known: Conditions, condition: 
         if before:  # beyond chance: what serves is the better one here
             context.conditions.write(with_best(known, condition.number, serving, judgement.why))
         return _ended(record, context.now, "declined", judgement.why)
+    record = record.model_copy(update={"version": judgement.version})
+    durable.write_record(context.layout.recall, record)  # the memory of conditions looks here after a kill
     try:
         recall_version(
             context.registry, judgement.version, reason=f"{condition.name}: {judgement.why}", expected=serving
@@ -205,8 +211,19 @@ def _answer(context: GateContext, record: Recall, known: Conditions, condition: 
         return _ended(record, context.now, "idle", str(error))
     except (UnknownVersion, CorruptCheckpoint) as error:
         return _ended(record, context.now, "declined", str(error))
-    moved = record.model_copy(update={"version": judgement.version, "moved": context.now})
-    return _ended(moved, context.now, "recalled", judgement.why)
+    return _ended(record.model_copy(update={"moved": context.now}), context.now, "recalled", judgement.why)
+
+
+def _not_compared(context: GateContext, record: Recall, reason: str) -> Recall:
+    """Decline for now. A version whose files are damaged never challenges again, so the others are asked at once."""
+    damaged = []
+    for version in record.challengers:
+        try:
+            context.registry.verify(version)
+        except (UnknownVersion, CorruptCheckpoint):
+            damaged.append(version)
+    record = record.model_copy(update={"unusable": tuple(dict.fromkeys((*record.unusable, *damaged)))})
+    return _ended(record, context.now, "idle" if damaged else "declined", f"not compared: {reason}")
 
 
 def _considered(record: Recall, condition: int) -> Recall:

@@ -26,6 +26,8 @@ class Recall(Record):
     """Frames of the burst when it was asked."""
     open: bool = False
     """Whether the last answer neither held nor was against: more frames are waited for."""
+    unusable: tuple[int, ...] = ()
+    """Versions whose files are damaged: they do not challenge again."""
     considered: tuple[int, ...] = ()
     """Conditions whose best version was chosen by a comparison, or was alone."""
     serving: int | None = None

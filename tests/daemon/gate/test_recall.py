@@ -261,6 +261,36 @@ def test_what_is_lost_meanwhile_ends_the_question(stream, registry, lost: str) -
     assert registry.serving().version == 2
 
 
+def test_a_damaged_version_challenges_once(stream, registry) -> None:
+    stream.come("day")
+    stream.answer(_scores(0.6, 0.9))
+    assert registry.serving().version == 1
+    registry.weights_path(2).write_bytes(b"rubbish")
+    stream.come("night")
+    request = stream.store.waiting()
+    assert request.versions == (1, 2)
+    stream.store.answer(request.number, ComparisonScores(status="failed", reason="version 2 is damaged"))
+    for _ in range(3):
+        stream.come("night")
+        assert stream.store.waiting() is None
+    assert stream.record.unusable == (2,) and registry.serving().version == 1
+
+
+@pytest.mark.parametrize("scores", ['{"status": "completed", "frames": [1], "models": [NaN]}', "{", "no frames"])
+def test_an_answer_that_says_nothing_is_declined_once(stream, registry, scores: str) -> None:
+    stream.gate.settings = changed(stream.gate.settings, recall={"dwell_seconds": 60.0})
+    stream.come("day")
+    number = stream.store.waiting().number
+    if scores == "no frames":
+        stream.store.answer(number, ComparisonScores(status="completed"))
+    else:
+        (stream.store.root / f"{number:06d}" / "scores.json").write_text(scores)
+    for _ in range(3):
+        stream.gate.step()
+    assert stream.record.stage == "declined" and "not compared" in stream.record.reason
+    assert registry.serving().version == 2
+
+
 def test_a_kill_before_the_record_is_written_ends_in_the_same_state(stream, registry) -> None:
     stream.come("day")
     registry.promote(1, by="gate", reason="condition-1 is back", expected=2, recalled=True)

@@ -134,6 +134,10 @@ class DriftRule:
             newest = context.buffer.catalog.newest_id() if state else 0
             state = Drift(version=serving.version, since=context.now, upto=newest, foreign=foreign, **kept)
         known = context.conditions.read()
+        if context.settings.conditions.enabled and (
+            known is None or known.released != context.registry.released(serving.version)
+        ):
+            return  # style has no scale yet: its first values would look like a change
         with Observations.open(context.layout.observations, writable=False) as observations:
             fresh = observations.get([frame for frame in observations.observed() if frame > state.upto])
         classes = len(context.settings.classes)

@@ -78,7 +78,20 @@ def test_scores_of_a_frame() -> None:
 
 @pytest.fixture
 def gate(world, layout, registry):
-    return GateLoop(changed(world.settings), world.buffer, registry, [DriftRule()])
+    settings = changed(world.settings, conditions={"enabled": False})
+    return GateLoop(settings, world.buffer, registry, [DriftRule()])
+
+
+def test_it_waits_until_a_condition_gives_the_style_its_scale(gate, layout) -> None:
+    gate.settings = changed(gate.settings, conditions={"enabled": True})
+    _observe(layout, range(1, 9), [0.5] * 8)
+    gate.step()
+    assert read_record(layout.drift, Drift) is None
+    home = Condition(number=1, name="day", opened=0.0, last_seen=0.0, centroids=((0.0, 0.0, 0.0),))
+    known = Conditions(released=1, threshold=2.5, given=1, conditions=(home,))
+    layout.conditions.write_text(known.model_dump_json())
+    gate.step()
+    assert len(read_record(layout.drift, Drift).learned) == 8, "the frames that waited count"
 
 
 def _observe(layout, frames, entropy, version: int = 1) -> None:

@@ -35,6 +35,18 @@ class Stopping(DaemonError):
     code = "stopping"
 
 
+class ShuttingDown(DaemonError):
+    """A plane is stopping, and the rest of a request has not come."""
+
+    code = "shutting_down"
+
+
+class TooManyConnections(DaemonError):
+    """A plane has as many connections as it may have, and every one is busy."""
+
+    code = "too_many_connections"
+
+
 class PublishFailed(DaemonError):
     """An export for a mirror failed or took too long; the message has its last line. The publisher tries again."""
 

@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from configs.serving import ControlSettings
 from daemon.control.errors import ApiError, answer_of
 from daemon.errors import DaemonError
-from daemon.net.http_protocol import ARRIVAL_MARGIN, CONTROL_CONNECTIONS, bounded_http
-from daemon.net.listening import TlsFiles, listen
+from daemon.net.http_protocol import ARRIVAL_MARGIN, bounded_http
+from daemon.net.listening import CONTROL_CONNECTIONS, TlsFiles, listen
 from daemon.net.token import carries_token, control_address
 
 BACKLOG = 128

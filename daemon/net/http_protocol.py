@@ -4,11 +4,14 @@ httptools parses a body of many tiny chunks some thirty times faster than h11, w
 """
 
 import asyncio
-import resource
+import json
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from daemon.errors import DaemonError, ShuttingDown, TooManyConnections
+from daemon.net.listening import allowed_connections
 
 LARGEST_HEAD = 64 * 1024
 """Most bytes of a request line and its headers, of trailers, or between two parts of a body."""
@@ -16,12 +19,8 @@ PARSED_AT_ONCE = 4096
 """Most bytes of one call of the parser: some 200 of the smallest requests, each of which takes kilobytes."""
 ARRIVAL_MARGIN = 5.0
 """How much later than its answer a late request loses its connection (seconds)."""
-CONTROL_CONNECTIONS, SERVING_CONNECTIONS = 128, 1024
-"""Most open connections of a plane; fewer where the process may not open twice as many files."""
-BUSY = (
-    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\nretry-after: 1\r\n"
-    b"connection: close\r\n\r\ntoo_many_connections: every connection that this server may have is busy; try again\n"
-)
+LAST_ARRIVAL_SECONDS = 5.0
+"""How long the rest of a request may still take when the server stops; at most half of the time it takes to stop."""
 HALF_CLOSED_SECONDS = 2.0
 """How long a client that closed its side waits for its answer. A client that left looks the same."""
 
@@ -63,17 +62,43 @@ class BoundedHttp(HttpToolsProtocol):
 
     @property
     def idle(self) -> bool:
-        """Return whether no request is here, not even a part of one."""
-        return not self._in_request and (self.cycle is None or self.cycle.response_complete)
+        """Return whether no request is here, not even a part of one, and every answer was sent."""
+        answered = self.cycle is None or self.cycle.response_complete
+        return answered and not self._in_request and not self.transport.get_write_buffer_size()
 
     def _make_room(self) -> None:
         others = (it for it in self.connections if isinstance(it, BoundedHttp) and it is not self and it.idle)
         oldest = min(others, key=lambda it: it._idle_since, default=None)
         if oldest is None:
-            self.transport.write(BUSY)
+            self._refuse(TooManyConnections("every connection that this server may have is busy; try again"))
         victim = oldest or self
         self.connections.discard(victim)  # now, not when its socket is closed: the next one counts
-        victim.transport.close()
+        victim.transport.abort()  # `close` waits for the client, over TLS for 30 s
+
+    def _refuse(self, error: DaemonError) -> None:
+        """Answer 503 and end the connection at once."""
+        body = json.dumps({"code": error.code, "message": str(error), "error": str(error)})
+        head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
+        head += f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+        self.transport.write((head + body).encode("ascii"))
+        self.transport.abort()
+
+    def shutdown(self) -> None:
+        """Close without a request; otherwise finish it, if the rest of it comes soon."""
+        super().shutdown()
+        self._await_rest()
+
+    def _await_rest(self) -> None:
+        most = (self.config.timeout_graceful_shutdown or 2 * LAST_ARRIVAL_SECONDS) / 2
+        self.loop.call_later(min(LAST_ARRIVAL_SECONDS, most), self._end_wait)
+
+    def _end_wait(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self.pipeline:  # the requests before it are answered first
+            self._await_rest()
+        elif self.cycle.more_body and not self.cycle.response_started:
+            self._refuse(ShuttingDown("the server is stopping and the rest of the request did not come; send it again"))
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived; refuse a head, a trailer or a chunk's extension without an end."""
@@ -184,10 +209,6 @@ class BoundedHttp(HttpToolsProtocol):
 
 
 def bounded_http(arrival_seconds: float, most_connections: int) -> type[BoundedHttp]:
-    """Return the protocol class for `uvicorn.Config(http=...)`; it closes what does not arrive within that time.
-
-    `most_connections` is lowered to half of the files that this process may open: the daemon needs others.
-    """
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = most_connections if files == resource.RLIM_INFINITY else min(most_connections, max(1, files // 2))
-    return type("BoundedHttp", (BoundedHttp,), {"arrival_seconds": arrival_seconds, "most_connections": most})
+    """Return the protocol class for `uvicorn.Config(http=...)`; it closes what does not arrive within that time."""
+    bounds = {"arrival_seconds": arrival_seconds, "most_connections": allowed_connections(most_connections)}
+    return type("BoundedHttp", (BoundedHttp,), bounds)

@@ -4,6 +4,7 @@ Certificate and key are tried before anything listens.
 """
 
 import ipaddress
+import resource
 import socket
 import ssl
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any, Literal, NamedTuple
 from configs.errors import ConfigError
 from daemon.errors import AddressInUse
 
+CONTROL_CONNECTIONS, SERVING_CONNECTIONS = 128, 1024
+"""Most open connections of a plane; fewer where the process may not open twice as many files."""
 UNREAD_SECONDS = 30.0
 """How long a client may take nothing of an answer that is sent to it (seconds); then its connection is closed."""
 
@@ -41,9 +44,35 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def allowed_connections(wanted: int) -> int:
+    """Return `wanted`, lowered to half of the files that this process may open: the daemon needs others."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return wanted if files == resource.RLIM_INFINITY else min(wanted, max(1, files // 2))
+
+
+class _Listener(socket.socket):
+    """Closes what it accepts beyond `most` connections: the HTTP protocol sees one after its TLS handshake only."""
+
+    def __init__(self, bound: socket.socket, most: int) -> None:
+        super().__init__(fileno=bound.detach())
+        self._most = most
+        self._open: list[socket.socket] = []
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Return a connection and its peer; raise ConnectionAbortedError, which asyncio expects, for one too many."""
+        connection, peer = super().accept()
+        self._open = [held for held in self._open if held.fileno() >= 0]
+        if len(self._open) >= self._most:
+            connection.close()
+            raise ConnectionAbortedError(f"{self._most} connections are open")
+        self._open.append(connection)
+        return connection, peer
+
+
 def listen(wanted: Wanted, backlog: int) -> socket.socket:
     """Open a listening socket whose connections send at once, and close when the client reads nothing.
 
+    It holds half as many again as the plane may have: one too many is answered, and handshakes need room.
     The name is looked up once: a name server that answers differently the second time changes nothing. Raises
     ConfigError for an unguarded public address, AddressInUse when it cannot be bound; both name the settings.
     """
@@ -56,10 +85,12 @@ def listen(wanted: Wanted, backlog: int) -> socket.socket:
                     f"{wanted.remedy}, or bind 127.0.0.1"
                 )
         family, target = found[0]
-        listener = socket.create_server(target, family=family, backlog=backlog)
+        bound = socket.create_server(target, family=family, backlog=backlog)
     except OSError as error:
         place = f"{wanted.section}.host {wanted.host}, {wanted.section}.port {wanted.port}"
         raise AddressInUse(f"{place}: cannot bind: {error.strerror or error}; choose another port") from error
+    most = CONTROL_CONNECTIONS if wanted.section == "control" else SERVING_CONNECTIONS
+    listener = _Listener(bound, allowed_connections(most) * 3 // 2)
     # Connections inherit the options. Without the first one the body of an answer, written after its head, may wait
     # 40 ms for the client to acknowledge the head; asyncio sets it only on sockets made for IPPROTO_TCP by name.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -9,8 +9,8 @@ import torch
 import uvicorn
 
 from configs.settings import Settings
-from daemon.net.http_protocol import ARRIVAL_MARGIN, SERVING_CONNECTIONS, bounded_http
-from daemon.net.listening import TlsFiles, listen, tls_files
+from daemon.net.http_protocol import ARRIVAL_MARGIN, bounded_http
+from daemon.net.listening import SERVING_CONNECTIONS, TlsFiles, listen, tls_files
 from daemon.net.token import serving_address
 from daemon.runtime.logs import configure_logs, get_logger
 from daemon.runtime.memory import collect_garbage
@@ -28,6 +28,9 @@ LAST_REQUESTS_SECONDS = 0.5
 LAST_DECODES_SECONDS = 3.0
 """How long an image may still be decoded in a child process at the end (seconds)."""
 BACKLOG = 2048
+"""Connections that may wait for the server."""
+ACCEPTED_AT_ONCE = 128
+"""Connections that asyncio accepts before it does anything else; uvicorn's backlog is this as well."""
 LOADS_A_COLLECTION = 32
 """Loads whose garbage (some 100 kB each) is collected together: each collection holds all threads for 2 ms."""
 KEEP_ALIVE_SECONDS = 75
@@ -51,7 +54,7 @@ class PlaneServer(uvicorn.Server):
                 ws="none",
                 log_config=None,
                 access_log=False,
-                backlog=BACKLOG,
+                backlog=ACCEPTED_AT_ONCE,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=REQUESTS_SECONDS,
                 ssl_certfile=tls.certificate if tls else None,
@@ -66,6 +69,7 @@ class PlaneServer(uvicorn.Server):
         """Start, then publish the address in `run/serve.json`."""
         await super().startup(sockets)
         if self.started and sockets:
+            sockets[0].listen(BACKLOG)
             host, port = sockets[0].getsockname()[:2]
             log.info("serving_listens", host=host, port=port, device=str(self._plane.device))
             try:

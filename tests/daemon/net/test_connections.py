@@ -1,0 +1,125 @@
+"""Connections that outlive their use: of clients that leave TLS open, read nothing, or still send at the end."""
+
+import asyncio
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from daemon.net.http_protocol import bounded_http
+from daemon.net.listening import listen
+from daemon.net.token import control_address
+from tests.daemon.certificates import self_signed
+from tests.daemon.net.test_http_protocol import GET, OK, POST, _all
+
+MOST = 3
+HALF = POST + b"Content-Length: 9\r\n\r\nab"
+HELD = GET.replace(b"/ ", b"/held ")
+LARGE = GET.replace(b"/ ", b"/large ")
+Dial = Callable[[bytes], socket.socket]
+
+
+class _Served(uvicorn.Server):
+    """Answers every request after its body; `/held` once `release` is set, `/large` with more than kernels buffer."""
+
+    def __init__(self, **tls: Path) -> None:
+        options = {"interface": "asgi3", "ws": "none", "log_config": None, "lifespan": "off", **tls}
+        super().__init__(uvicorn.Config(self._answer, http=bounded_http(20.0, MOST), **options))
+        self.holds, self.release = threading.Event(), threading.Event()
+
+    async def _answer(self, scope, receive, send) -> None:
+        while (message := await receive()).get("more_body", False):
+            pass
+        if message["type"] == "http.disconnect":
+            return
+        while scope["path"] == "/held" and not self.release.is_set():
+            self.holds.set()
+            await asyncio.sleep(0.01)
+        body = b"0" * (16_000_000 if scope["path"] == "/large" else 1)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+        await send({"type": "http.response.body", "body": body})
+
+
+@contextmanager
+def _serving(**tls: Path) -> Iterator[tuple[_Served, Dial]]:
+    """A server, and what connects to it and sends."""
+    server = _Served(**tls)
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        address = listener.getsockname()
+
+        def dial(sent: bytes) -> socket.socket:
+            connection = stack.enter_context(socket.create_connection(address, timeout=20))
+            connection.sendall(sent)
+            return connection
+
+        try:
+            yield server, dial
+        finally:
+            stack.close()
+            server.release.set()
+            server.should_exit = True
+            thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_who_does_not_read_an_answer_is_busy() -> None:
+    with _serving() as (_, dial):
+        slow = [dial(LARGE) for _ in range(MOST)]
+        assert all(connection.recv(1) for connection in slow)
+        head, _, body = _all(dial(b"")).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert json.loads(body)["code"] == "too_many_connections"
+        assert len(_all_of(slow[0], 16_000_000)) >= 16_000_000, "its answer is not cut off"
+
+
+def _all_of(connection: socket.socket, size: int) -> bytearray:
+    received = bytearray()
+    while len(received) < size and (part := connection.recv(1 << 20)):
+        received += part
+    return received
+
+
+def test_a_tls_connection_that_gives_way_does_not_wait_for_its_client(tmp_path: Path) -> None:
+    certificate, key = self_signed(tmp_path)
+    context = ssl.create_default_context(cafile=str(certificate))
+    context.check_hostname = False
+    with _serving(ssl_certfile=certificate, ssl_keyfile=key) as (_, dial), ExitStack() as stack:
+        held = [stack.enter_context(context.wrap_socket(dial(b""))) for _ in range(MOST + 1)]
+        with socket.socket(fileno=held[0].detach()) as bare:  # a client that never ends its side
+            bare.settimeout(10)
+            while bare.recv(65536):
+                pass
+
+
+def test_at_the_end_half_a_request_is_not_awaited_and_whole_ones_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.net.http_protocol.LAST_ARRIVAL_SECONDS", 0.05)
+    with _serving() as (server, dial):
+        held, half = dial(HELD), dial(HALF)
+        behind = dial(HELD + HALF)
+        assert server.holds.wait(20)
+        server.should_exit = True
+        assert json.loads(_all(half).rpartition(b"\r\n")[2])["code"] == "shutting_down"
+        server.release.set()
+        assert _all(held).startswith(OK)
+        first, _, second = _all(behind).partition(b"HTTP/1.1 503 ")
+        assert first.startswith(OK) and b"shutting_down" in second
+
+
+def test_connections_that_never_speak_tls_are_bounded_too(make_settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.net.listening.CONTROL_CONNECTIONS", 2)
+    with listen(control_address(make_settings(control={"port": 0}).control), 9) as listener, ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(socket.create_connection(listener.getsockname()))
+        held = [stack.enter_context(listener.accept()[0]) for _ in range(3)]
+        with pytest.raises(ConnectionAbortedError):
+            listener.accept()
+        held[0].close()
+        listener.accept()[0].close()

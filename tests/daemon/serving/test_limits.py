@@ -20,9 +20,9 @@ POST = b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
 
 @pytest.fixture
 def hasty(world: World) -> Iterator[Served]:
-    """A plane that gives a request 0.3 s and runs one image at a time."""
+    """A plane that gives a request 1 s and runs one image at a time."""
     world.add(1)
-    choices = {"request_seconds": 0.3, "max_batch_images": 1, "max_delay_ms": 0.0, "queue_images": 4}
+    choices = {"request_seconds": 1.0, "max_batch_images": 1, "max_delay_ms": 0.0, "queue_images": 4}
     with running(world.settings(**choices)) as served:
         served.wait_for(1)
         yield served

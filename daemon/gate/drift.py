@@ -139,7 +139,7 @@ class DriftRule:
         ):
             return  # style has no scale yet: its first values would look like a change
         with Observations.open(context.layout.observations, writable=False) as observations:
-            fresh = observations.get([frame for frame in observations.observed() if frame > state.upto])
+            fresh = observations.after(state.upto)
         classes = len(context.settings.classes)
         for item in fresh:
             if item.version == serving.version:

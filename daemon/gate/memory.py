@@ -69,8 +69,8 @@ class ConditionMemory:
         gate judged it there. A recalled one is best in the condition of its recall. A version that was rolled back
         gives way to the one that serves instead.
         """
-        moves = [event for event in context.registry.history() if event.event in MOVES and event.at > known.applied]
-        for move in moves:
+        moves = [event for event in context.registry.history() if event.event in MOVES]
+        for move in moves[known.applied :]:
             if move.event == "promoted" and move.by == GATE and move.round is not None:
                 known = with_best(
                     known, self._condition_of(context, known, seen, move.round), move.version, move.reason
@@ -85,7 +85,7 @@ class ConditionMemory:
                 for item in known.conditions:
                     if item.best == move.previous:
                         known = with_best(known, item.number, move.version, f"version {move.previous} was rolled back")
-        return known.model_copy(update={"applied": max([known.applied, *(move.at for move in moves)])})
+        return known.model_copy(update={"applied": len(moves)})
 
     def _condition_of(self, context: GateContext, known: Conditions, seen: SeenFrames, round: int) -> int | None:
         """Return the condition of the newest frames of a round; None when its folder is gone."""

@@ -167,7 +167,7 @@ def _observed(context: GateContext, after: int) -> list[Observation]:
     if not context.layout.observations.exists():
         return []
     with Observations.open(context.layout.observations, writable=False) as observations:
-        return observations.get([frame for frame in observations.observed() if frame > after])
+        return observations.after(after)
 
 
 def _of_condition(

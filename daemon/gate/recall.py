@@ -100,7 +100,8 @@ def judge_recall(scores: ComparisonScores, confidence: float, *, known: bool) ->
 
     `known`: the challenger is the best version of this condition, so it is recalled unless the serving one is better
     beyond chance. Otherwise a challenger needs evidence at `confidence` (0-1) that it is better on more than half of
-    the images: by the batch nuclear norm of the frames, or by the IoU of labelled images, none of the two against it.
+    the images: the mean of the e-values of nuclear norm, flip consistency, disagreement under dropout and the IoU of
+    labelled images, with neither norm nor labels against it.
     Of several, the one that the others do not beat. Raises StorageError when scores are not numbers.
     """
     chosen, why, results, told = 0, "", [], []

@@ -149,7 +149,7 @@ def _unsettled(layout: StateLayout, catalog: Catalog | None) -> str:
     try:
         recall = read_record(layout.recall, Recall)
         with Observations.open(layout.observations, writable=False) as observations:
-            newest_seen = max(observations.observed(), default=0)
+            newest_seen = observations.newest()
     except StorageError:
         return ""
     if recall is not None and recall.stage == "asked":

@@ -129,6 +129,15 @@ class Observations:
         rows = self._select("SELECT frame FROM observations WHERE released = COALESCE(?, released)", (released,))
         return {int(row[0]) for row in rows}
 
+    def newest(self) -> int:
+        """Return the id of the newest observed frame; 0 without any."""
+        return int(self._select("SELECT COALESCE(MAX(frame), 0) FROM observations")[0][0])
+
+    def after(self, frame: int) -> list[Observation]:
+        """Return the observations of the frames committed after `frame`, in commit order."""
+        rows = self._select(f"SELECT {COLUMNS} FROM observations WHERE frame > ? ORDER BY frame", (frame,))
+        return [_to_observation(row) for row in rows]
+
     def forget_all_but(self, frames: Collection[int]) -> int:
         """Remove observations of evicted frames; return how many."""
         gone = self.observed() - set(frames)

@@ -22,7 +22,7 @@ from storage.rounds.records import ModelScores
 KEPT = 20
 """Newest answered comparisons that stay on disk."""
 
-Purpose = Literal["recall", "probation", "canary"]
+Purpose = Literal["recall", "probation"]
 """Why two versions are compared."""
 
 

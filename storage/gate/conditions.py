@@ -61,8 +61,9 @@ class Conditions(Record):
     """Condition of the newest burst of each source label; None when it is of no known one."""
     opens_after: int = 0
     """No frame up to this id opens a condition: it was committed before a condition was forgotten."""
-    applied: float = 0.0
-    """Time of the newest move of the serving ref that the best versions take into account (Unix, seconds)."""
+    applied: int = 0
+    """Moves of the serving ref in the history that the best versions take into account; a clock that is set back
+    changes nothing."""
     conditions: tuple[Condition, ...] = Field(default=())
     """The known conditions, oldest first."""
 

@@ -14,6 +14,7 @@ from storage.buffer.observations import Observation, Observations
 from storage.durable.record import read_record
 from storage.gate.conditions import Condition, Conditions
 from storage.gate.drift import Drift
+from storage.gate.recall import Recall
 from storage.rounds.folder import RoundStore
 from tests.sections import changed
 
@@ -142,3 +143,20 @@ def test_an_alarm_starts_a_round_once_there_are_new_frames(world, layout, regist
     assert schedule_state(world.buffer.catalog, store, registry).drifted
     layout.drift.write_text("{")
     assert not schedule_state(world.buffer.catalog, store, registry).drifted
+
+
+def test_a_round_waits_for_the_observer_and_for_a_recall(world, layout, registry) -> None:
+    store = RoundStore(layout.rounds)
+
+    def unsettled() -> str:
+        return schedule_state(world.buffer.catalog, store, registry).unsettled
+
+    assert unsettled() == "", "nothing was observed yet: there may be no observer"
+    _observe(layout, [1, 2], [0.5, 0.5])
+    assert "6 new frames" in unsettled()
+    _observe(layout, range(3, 5), [0.5] * 2)
+    assert unsettled() == "", "4 frames behind is near enough"
+    layout.recall.write_text(Recall(stage="asked", comparison=1).model_dump_json())
+    assert unsettled() == "a recall to be decided"
+    layout.recall.write_text("{")
+    assert unsettled() == "", "damage stops no round"

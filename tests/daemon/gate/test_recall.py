@@ -253,7 +253,7 @@ def test_what_is_lost_meanwhile_ends_the_question(stream, registry, lost: str) -
     if lost == "request":
         (stream.layout.comparisons / "000001" / "request.json").unlink()
         stream.gate.step()
-        assert stream.record.stage in ("idle", "asked")
+        assert stream.record.stage == "idle" and "its comparison is gone" in stream.record.reason
     else:
         registry.weights_path(1).write_bytes(b"rubbish")
         stream.answer(_scores(0.6, 0.9))
@@ -298,6 +298,15 @@ def test_a_kill_before_the_record_is_written_ends_in_the_same_state(stream, regi
     assert stream.record.stage == "idle" and registry.serving().version == 1
     stream.come("day")
     assert stream.store.request(2) is None, "nothing is asked again"
+
+
+def test_a_clock_that_is_set_back_hides_no_move(stream, registry, monkeypatch) -> None:
+    stream.come("day")
+    stream.answer(_scores(0.6, 0.9))
+    monkeypatch.setattr("storage.registry.registry.time.time", lambda: 5.0)
+    registry.roll_back(to=2, by="operator", reason="no")
+    stream.gate.step()
+    assert stream.best == {"condition-1": 2, "condition-2": 2}, "version 1 was rolled back"
 
 
 def test_retention_keeps_the_best_version_of_every_condition(stream, registry, add_version) -> None:

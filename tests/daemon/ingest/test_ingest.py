@@ -5,7 +5,6 @@ import io
 import os
 import shutil
 import struct
-import time
 import zlib
 from collections import namedtuple
 from pathlib import Path
@@ -393,18 +392,3 @@ def test_settings_of_a_reload_are_used_from_the_next_step_on(bench, make_setting
     for _ in range(20):
         world.ingest.step()
     assert world.counts.frames == 1, "it must stand still for long now"
-
-
-def test_content_rewritten_under_the_same_size_and_mtime_is_not_of_one_moment(tmp_path: Path):
-    """A writer may put the mtime back while the file is read; its change time tells."""
-    path = tmp_path / "a.png"
-    path.write_bytes(b"aaaa")
-    seen = find_arrival(tmp_path, "a.png")
-    assert seen is not None
-    until = time.monotonic() + 10
-    while path.stat().st_ctime_ns == seen.changed_ns:  # the clock of a file system has ticks
-        assert time.monotonic() < until
-        path.write_bytes(b"aabb")
-        os.utime(path, ns=(seen.file.mtime_ns, seen.file.mtime_ns))
-    with pytest.raises(FileChanged):
-        read_arrival(tmp_path, seen, 10)

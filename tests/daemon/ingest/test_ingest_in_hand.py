@@ -1,10 +1,13 @@
 """Files in hand when something fails half-way: they go back, or on, and none is forgotten."""
 
 import os
+import time
+from pathlib import Path
 
 import pytest
 
 from daemon.ingest.originals import Originals
+from daemon.watch.arrival import FileChanged, find_arrival, read_arrival
 from storage.buffer.catalog import Catalog
 from storage.buffer.frames import FrameBuffer
 from storage.errors import DurabilityLost, StorageError
@@ -115,3 +118,18 @@ def test_a_file_renamed_over_one_in_hand_is_taken_though_it_looks_the_same(bench
     newer.rename(path)
     world.until(lambda: world.hints.waiting)
     world.until(lambda: world.counts.frames == 2)
+
+
+def test_content_rewritten_under_the_same_size_and_mtime_is_not_of_one_moment(tmp_path: Path):
+    """A writer may put the mtime back while the file is read; its change time tells."""
+    path = tmp_path / "a.png"
+    path.write_bytes(b"aaaa")
+    seen = find_arrival(tmp_path, "a.png")
+    assert seen is not None
+    until = time.monotonic() + 10
+    while path.stat().st_ctime_ns == seen.changed_ns:  # the clock of a file system has ticks
+        assert time.monotonic() < until
+        path.write_bytes(b"aabb")
+        os.utime(path, ns=(seen.file.mtime_ns, seen.file.mtime_ns))
+    with pytest.raises(FileChanged):
+        read_arrival(tmp_path, seen, 10)

@@ -34,6 +34,14 @@ def test_a_frame_observed_again_gets_the_new_values(tmp_path: Path) -> None:
     assert [(item.entropy, item.version) for item in found] == [(0.7, 2)]
 
 
+def test_the_newest_and_what_came_after_a_frame(tmp_path: Path) -> None:
+    with Observations.open(tmp_path / "o.sqlite", writable=True) as store:
+        assert store.newest() == 0 and store.after(0) == []
+        store.add([_observation(9), _observation(2), _observation(5)])
+        assert store.newest() == 9
+        assert [item.frame for item in store.after(2)] == [5, 9]
+
+
 def test_means_cover_the_newest_frames_only(tmp_path: Path) -> None:
     with Observations.open(tmp_path / "o.sqlite", writable=True) as store:
         assert store.means(10) is None

@@ -18,7 +18,7 @@ DAFORMER = {"recipe.name": "daformer", **THINGS}
 MIC = {"recipe.name": "mic", **THINGS}
 
 STRONG = {
-    "pretrain.jitter": 0.5,
+    "pretrain.advanced.jitter": 0.5,
     "pretrain.advanced.jitter_probability": 0.8,
     "pretrain.advanced.gamma": 1.0,
     "pretrain.advanced.grayscale_probability": 0.1,

@@ -44,9 +44,9 @@ def returns(driven: DrivenDaemon, root: Path, count: int, seconds: int, deciding
 def run(root: Path, *, source: bool, recall: bool, count: int, seconds: int) -> list[tuple[str, float]]:
     """Adapt to dusk once, then measure the returns."""
     sections: dict[str, dict[str, object]] = {
-        "recall": {"enabled": recall, "dwell_seconds": 5.0},
+        "recall": {"dwell_seconds": 5.0, "advanced": {"enabled": recall}},
         "schedule": {"new_frames": 64, "min_frames": 64},
-        "drift": {"starts_round": False},
+        "drift": {"advanced": {"starts_round": False}},
     }
     settings = world_folder(root, source=source, **sections)
     deciding = settings.conditions.advanced.burst_frames // 2 + 1

@@ -49,7 +49,7 @@ def run_stream(root: Path, *, source: bool, memory: bool, rounds: int, seed: int
     """Run one stream; yield what served after each segment."""
     sections: dict[str, dict[str, object]] = {
         "round": {"advanced": {"seed": seed, "score_images": 32}},
-        "conditions": {"enabled": memory},
+        "conditions": {"advanced": {"enabled": memory}},
     }
     world_folder(root, source=source, **sections)
     segments = stream(root / "run" / "camera", STREAM * rounds, frames, first=seed * 100_000)

@@ -15,6 +15,9 @@ LEAST_FRAMES = 8
 class BufferAdvanced(Section):
     """Rarely changed settings of the frame buffer."""
 
+    max_source_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Largest share of `capacity_frames` that one source may hold (0-1). Beyond it, new frames of a source replace its
+    own frames only. 1 sets no limit; frames without a source label have none."""
     tile: Annotated[int, Field(ge=16)] = 256
     """Side of a zarr tile (pixels); a training crop reads only the tiles that it touches."""
     compression: Literal["none", "lz4", "zstd"] = "none"
@@ -35,9 +38,6 @@ class BufferSettings(Section):
     eviction: Literal["fifo", "reservoir", "diverse"] = "fifo"
     """Which frame leaves a full buffer: fifo the oldest; reservoir a random one, which keeps a uniform sample of all
     that ever came; diverse the one whose embedding the others represent best (needs the observer)."""
-    max_source_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Largest share of `capacity_frames` that one source may hold (0-1). Beyond it, new frames of a source replace its
-    own frames only. 1 sets no limit; frames without a source label have none."""
     max_bytes: Annotated[int, Field(ge=0)] = 0
     """Most bytes that the frames' files may take on the disk, also during a commit; frames leave before it is reached.
     At least the bytes of 8 frames; 0 sets no limit."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from configs.section import Fraction, NotNegativeInt, Positive, PositiveInt, Seconds, Section
+from configs.section import Fraction, NotNegative, NotNegativeInt, Positive, PositiveInt, Seconds, Section
 
 
 class GateAdvanced(Section):
@@ -52,6 +52,8 @@ class GateSettings(Section):
 class ConditionsAdvanced(Section):
     """Rarely changed settings of conditions."""
 
+    enabled: bool = True
+    """Off: every frame is of one condition, and no version is recalled."""
     burst_frames: Annotated[int, Field(ge=2)] = 8
     """Neighbouring frames that together open a condition, or say which one is in force (images)."""
     quantile: Annotated[float, Field(gt=0.5, le=1.0)] = 0.999
@@ -63,8 +65,6 @@ class ConditionsAdvanced(Section):
 class ConditionsSettings(Section):
     """The memory of the gate: known conditions of the stream (day, fog, night). Needs `observe.enabled`."""
 
-    enabled: bool = True
-    """Off: every frame is of one condition, and no version is recalled."""
     most: Annotated[int, Field(ge=2)] = 16
     """Most conditions that are known at once; beyond it the one not seen for longest merges into its neighbour."""
     golden_frames: PositiveInt = 16
@@ -92,6 +92,8 @@ class ProbationSettings(Section):
 class RecallAdvanced(Section):
     """Rarely changed settings of recall."""
 
+    enabled: bool = True
+    """Off: what serves changes by rounds and operators only. Needs `conditions.advanced.enabled`."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     """Evidence that a recall needs: a version that is better on at most half of the images is recalled with at most the
     remaining probability."""
@@ -100,23 +102,26 @@ class RecallAdvanced(Section):
 class RecallSettings(Section):
     """When the stream returns to a known condition, the version that is best there serves again, without training."""
 
-    enabled: bool = True
-    """Off: what serves changes by rounds and operators only. Needs `conditions.enabled`."""
     dwell_seconds: Seconds = 60.0
     """No second recall within this time, however the stream flickers; a recall that was declined is considered again
     after it (seconds)."""
     advanced: RecallAdvanced = RecallAdvanced()
 
 
+class DriftAdvanced(Section):
+    """Rarely changed settings of drift."""
+
+    starts_round: bool = True
+    """Whether an alarm starts a round as soon as `schedule.min_frames` new frames are there."""
+
+
 class DriftSettings(Section):
     """An alarm when the stream changes under the version that serves, with a known rate of false ones."""
 
-    enabled: bool = True
-    """Off: nothing is watched. Needs `observe.enabled`."""
-    false_alarms_per_100k: Positive = 1.0
-    """False alarms allowed in 100,000 frames, also of one unchanged camera whose frames are alike."""
-    starts_round: bool = True
-    """Whether an alarm starts a round as soon as `schedule.min_frames` new frames are there."""
+    false_alarms_per_100k: NotNegative = 1.0
+    """False alarms allowed in 100,000 frames, also of one unchanged camera whose frames are alike; 0: nothing is
+    watched. Needs `observe.enabled`."""
+    advanced: DriftAdvanced = DriftAdvanced()
 
 
 class RegistrySettings(Section):

@@ -85,6 +85,14 @@ class PretrainAdvanced(Section):
     """Smallest random rescaling of an image before cropping."""
     max_scale: Positive = 1.5
     """Largest random rescaling."""
+    jitter: Fraction = 0.2
+    """Strength of colour jitter (brightness, contrast, saturation, hue)."""
+    class_balance: NotNegative = 0.0
+    """Exponent e of the class weights (median frequency / frequency)^e in the loss: 0 weighs every pixel alike, 1 is
+    the median-frequency balancing of SegNet (Badrinarayanan 2015). Small networks trained from scratch need it to learn
+    rare classes."""
+    mixed_precision: Annotated[Literal["no", "bf16"], BeforeValidator(bare_no)] = "no"
+    """Precision of the forward pass; bf16 saves a third of the time on GPUs and on CPUs with AVX-512 BF16."""
     jitter_probability: Fraction = 1.0
     """Probability that an image is jittered (0-1)."""
     gamma: NotNegative = 0.0
@@ -108,13 +116,5 @@ class PretrainSettings(Section):
     """Crop height (pixels); 32 is one cell of the deepest map."""
     crop_width: Annotated[int, Field(ge=32)] = 512
     """Crop width (pixels)."""
-    jitter: Fraction = 0.2
-    """Strength of colour jitter (brightness, contrast, saturation, hue)."""
-    class_balance: NotNegative = 0.0
-    """Exponent e of the class weights (median frequency / frequency)^e in the loss: 0 weighs every pixel alike, 1 is
-    the median-frequency balancing of SegNet (Badrinarayanan 2015). Small networks trained from scratch need it to learn
-    rare classes."""
-    mixed_precision: Annotated[Literal["no", "bf16"], BeforeValidator(bare_no)] = "no"
-    """Precision of the forward pass; bf16 saves a third of the time on GPUs and on CPUs with AVX-512 BF16."""
     optim: OptimSettings = OptimSettings(learning_rate=6e-4, head_multiplier=1.0, warmup_steps=100)
     advanced: PretrainAdvanced = PretrainAdvanced()

@@ -71,9 +71,9 @@ class SelfTrainingSettings(RecipeBase):
     jitter: Fraction = 0.2
     """Strength of colour jitter on the mixed image (brightness, contrast, saturation, hue)."""
     class_balance: NotNegative = 0.0
-    """Exponent of the class weights of true labels, as `pretrain.class_balance`: without them a network that was
-    trained with them loses its rare classes. Pseudo-labels are not weighed by class. 0 weighs every pixel alike, as the
-    papers do."""
+    """Exponent of the class weights of true labels, as `pretrain.advanced.class_balance`: without them a network that
+    was trained with them loses its rare classes. Pseudo-labels are not weighed by class. 0 weighs every pixel alike, as
+    the papers do."""
     anchor_weight: NotNegative | None = None
     """Pull towards the released weights after each step, a decoupled decay (learning rate x this x distance; L2-SP, Li
     et al. 2018), which limits drift. 0 is off. None: 0 with source images, 20 without."""

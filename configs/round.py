@@ -36,6 +36,8 @@ class RoundAdvanced(Section):
     average_ratios: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = (0.25, 0.5, 0.75)
     """Further candidates: averages of the adapted and the serving weights, with this share of the adapted ones (0-1).
     Each costs an estimate of BatchNorm statistics and the scoring of one more model; empty: none."""
+    accelerate_config: ConfigPath | None = None
+    """Accelerate config file for several GPUs or machines; replaces `round.processes` and `round.mixed_precision`."""
     environment: tuple[str, ...] = ()
     """Names of further environment variables that a round is given (shell patterns). It gets the usual ones of the
     system, CUDA, NCCL, torch and Hugging Face, and no others."""
@@ -65,8 +67,6 @@ class RoundSettings(Section):
     """CPU threads of a round; 0 leaves torch's choice."""
     processes: PositiveInt = 1
     """Processes started by `accelerate launch`."""
-    accelerate_config: ConfigPath | None = None
-    """Accelerate config file for several GPUs or machines; replaces `processes` and `mixed_precision`."""
     advanced: RoundAdvanced = RoundAdvanced()
 
 

@@ -29,6 +29,9 @@ class ServingAdvanced(Section):
     compile: bool = False
     """torch.compile the network, once a served shape, before a version serves (needs a C++ compiler on a CPU). On a GPU
     batches of several images run as without it."""
+    window: Literal["resize", "slide"] = "resize"
+    """How an image of any size is fitted to the network: resize scales it to fit the input; slide scales its short side
+    only and averages the logits of overlapping windows."""
     window_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.33
     """Share of a window that the next one covers again."""
 
@@ -59,9 +62,6 @@ class ServingSettings(Section):
     """Numbers that the forward pass computes with (autocast); the weights stay float32. fp16 is for GPUs."""
     max_batch_images: PositiveInt = 4
     """Most images in one forward pass."""
-    window: Literal["resize", "slide"] = "resize"
-    """How an image of any size is fitted to the network: resize scales it to fit the input; slide scales its short side
-    only and averages the logits of overlapping windows."""
     shadow_fraction: Fraction = 0.0
     """Share of live requests that also run on the version in the shadow; their agreement is recorded."""
     advanced: ServingAdvanced = ServingAdvanced()

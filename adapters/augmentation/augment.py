@@ -95,8 +95,8 @@ def photometric(images: Tensor, settings: PretrainSettings, draws: StepRng) -> T
     A change that the settings switch off draws no random numbers and costs nothing.
     """
     advanced = settings.advanced
-    if settings.jitter > 0.0:
-        images = _sometimes(images, color_jitter(images, settings.jitter, draws), advanced.jitter_probability, draws)
+    if advanced.jitter > 0.0:
+        images = _sometimes(images, color_jitter(images, advanced.jitter, draws), advanced.jitter_probability, draws)
     if advanced.gamma > 0.0:
         images = random_gamma(images, advanced.gamma, draws)
     if advanced.grayscale_probability > 0.0:

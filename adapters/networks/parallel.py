@@ -25,8 +25,8 @@ def check_replicated(accelerator: Accelerator) -> None:
     """Raise AdapterError for an Accelerate config that splits the network (FSDP, DeepSpeed and the like)."""
     if accelerator.distributed_type not in REPLICATED:
         raise AdapterError(
-            f"round.accelerate_config: distributed_type {accelerator.distributed_type.value} splits the network over "
-            "processes, which a round does not support; use NO, MULTI_GPU or MULTI_CPU"
+            f"round.advanced.accelerate_config: distributed_type {accelerator.distributed_type.value} splits the "
+            "network over processes, which a round does not support; use NO, MULTI_GPU or MULTI_CPU"
         )
 
 

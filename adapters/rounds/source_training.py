@@ -103,7 +103,7 @@ class _SourceTraining:
         settings, losses = self._pretrain, list[Tensor]()
         stream = self._crops(source, pin=device.type == "cuda")
         pixels = source.class_pixels[list(source.train)]
-        self._class_weights = balanced_weights(pixels, settings.class_balance).to(device)
+        self._class_weights = balanced_weights(pixels, settings.advanced.class_balance).to(device)
         optimizer = build_optimizer(network.train(), settings.optim)
         self._report("training", 0, settings.steps)
         for step in range(settings.steps):
@@ -133,8 +133,8 @@ class _SourceTraining:
         settings = self._pretrain
         images = photometric(to_unit(batch.images.to(device, non_blocking=True)), settings, self._draws)
         labels = batch.labels.to(device, non_blocking=True)
-        weight = self._class_weights[labels.long()] if settings.class_balance > 0.0 else None
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.mixed_precision == "bf16"):
+        weight = self._class_weights[labels.long()] if settings.advanced.class_balance > 0.0 else None
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.advanced.mixed_precision == "bf16"):
             encoded = encode(network, normalise_unit(images), self._draws)
             loss = prediction_loss(network, encoded, labels, weight)
         optimizer.zero_grad(set_to_none=True)

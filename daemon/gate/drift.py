@@ -124,7 +124,7 @@ class DriftRule:
     def step(self, context: GateContext) -> None:
         """Look at the frames that the serving version was observed on. Raises StorageError."""
         settings, serving = context.settings.drift, context.registry.serving()
-        if not settings.enabled or serving is None or not context.layout.observations.exists():
+        if settings.false_alarms_per_100k == 0.0 or serving is None or not context.layout.observations.exists():
             return
         before = read_record(context.layout.drift, Drift, f"; remove {context.layout.drift}")
         state = before
@@ -134,7 +134,7 @@ class DriftRule:
             newest = context.buffer.catalog.newest_id() if state else 0
             state = Drift(version=serving.version, since=context.now, upto=newest, foreign=foreign, **kept)
         known = context.conditions.read()
-        if context.settings.conditions.enabled and (
+        if context.settings.conditions.advanced.enabled and (
             known is None or known.released != context.registry.released(serving.version)
         ):
             return  # style has no scale yet: its first values would look like a change

@@ -36,7 +36,7 @@ class ConditionMemory:
     def step(self, context: GateContext) -> None:
         """Follow the stream; write `conditions.json` when something changed. Raises StorageError when it is damaged."""
         settings, serving = context.settings, context.registry.serving()
-        if not settings.conditions.enabled or serving is None or not context.layout.observations.exists():
+        if not settings.conditions.advanced.enabled or serving is None or not context.layout.observations.exists():
             return
         released = context.registry.released(serving.version)
         before = context.conditions.read()

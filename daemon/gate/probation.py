@@ -93,7 +93,7 @@ def _begun(context: GateContext, move: HistoryEvent) -> Probation | None:
     settings = context.settings.probation
     if settings.frames == 0 or move.version is None or move.previous is None:
         return None
-    known = context.conditions.read() if context.settings.conditions.enabled else None
+    known = context.conditions.read() if context.settings.conditions.advanced.enabled else None
     current = known.current if known else None
     series = _of_condition(_observed(context, after=0), known, current)[-SERIES:]
     return Probation(

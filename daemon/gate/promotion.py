@@ -178,7 +178,7 @@ def _decided(
         candidate = found.pop(scores.name)
         scores = scores.model_copy(update={"candidate": candidate, "others": found})
     names = [entry.name for entry in settings.classes]
-    recalls = settings.recall.enabled and settings.conditions.enabled
+    recalls = settings.recall.advanced.enabled and settings.conditions.advanced.enabled
     verdict = decide(spec, scores, settings.gate, names, at=time.time(), recalls=recalls)
     if verdict.decision == "accepted" and not unchanged:
         now = f"version {serving.version} serves" if serving else "no version serves"

@@ -48,7 +48,7 @@ class RecallRule:
 
     def _next(self, context: GateContext, record: Recall) -> Recall:
         known, serving = context.conditions.read(), context.registry.serving()
-        if known is None or serving is None or not context.settings.recall.enabled:
+        if known is None or serving is None or not context.settings.recall.advanced.enabled:
             return record
         record = _with_moves(context, record, known.current)
         condition = known.condition(known.current)

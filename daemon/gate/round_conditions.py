@@ -31,7 +31,7 @@ def conditions_of_round(settings: Settings, released: int, frames: Sequence[Fram
 
 def _conditions(settings: Settings, released: int, frames: Sequence[FrameRecord]) -> RoundConditions | None:
     layout = StateLayout(settings.state)
-    known = ConditionStore(layout.conditions).read() if settings.conditions.enabled else None
+    known = ConditionStore(layout.conditions).read() if settings.conditions.advanced.enabled else None
     if known is None or known.released != released or not layout.observations.exists():
         return None
     records = {frame.id: frame for frame in frames}

@@ -11,12 +11,12 @@ from daemon.runtime.process_group import PYTHON
 def launch_command(settings: RoundSettings, spec: Path) -> list[str]:
     """Return the command with which Accelerate starts one process or many.
 
-    With `round.accelerate_config` that file decides about processes and precision, and mfmd sets only threads.
+    With `round.advanced.accelerate_config` that file decides about processes and precision, and mfmd sets only threads.
     Otherwise mfmd's own file is named, or the user's default_config.yaml would be read.
     """
     flags = ["--num_cpu_threads_per_process", str(settings.threads or _threads(settings.processes))]
-    if settings.accelerate_config is not None:
-        flags += ["--config_file", str(settings.accelerate_config)]
+    if settings.advanced.accelerate_config is not None:
+        flags += ["--config_file", str(settings.advanced.accelerate_config)]
     else:
         flags += ["--config_file", str(files("configs") / "accelerate.yaml")]
         flags += ["--num_processes", str(settings.processes), "--num_machines", "1", "--dynamo_backend", "no"]

@@ -97,7 +97,7 @@ def _trigger(now: float, ended: float | None, state: ScheduleState, settings: Se
     quiet = came is None or not 0.0 <= came < QUIET_SECONDS  # a commit in the future: the clock was set back
     if state.new_frames >= (_wanted(state, settings) if quiet else schedule.new_frames):
         return "new_frames"
-    if state.drifted and settings.drift.starts_round and state.new_frames >= schedule.min_frames:
+    if state.drifted and settings.drift.advanced.starts_round and state.new_frames >= schedule.min_frames:
         return "drift"
     if schedule.interval_seconds <= 0 or state.new_frames == 0:
         return None

@@ -64,8 +64,8 @@ class _Waiting:
 
 
 def window_of(settings: ServingSettings, input_size: tuple[int, int]) -> Window | None:
-    """Return the window of `serving.window: slide` for a version's input size (h, w); None when images are resized."""
-    return Window(*input_size, settings.advanced.window_overlap) if settings.window == "slide" else None
+    """Return the window of `serving.advanced.window: slide` for an input size (h, w); None when images are resized."""
+    return Window(*input_size, settings.advanced.window_overlap) if settings.advanced.window == "slide" else None
 
 
 def fit(pixels: NDArray[np.uint8], input_size: tuple[int, int], settings: ServingSettings) -> Fitted:

@@ -103,7 +103,7 @@ class EvictionPlanner:
 
     def __init__(self, catalog: Catalog, settings: BufferSettings, policy: Eviction, sizes: ShardSizes) -> None:
         self._catalog, self._settings, self._policy, self._sizes = catalog, settings, policy, sizes
-        self._per_source = max(1, int(settings.max_source_share * settings.capacity_frames))
+        self._per_source = max(1, int(settings.advanced.max_source_share * settings.capacity_frames))
 
     def group_size(self, most: int) -> int:
         """Return how many frames one commit may hold now, at least 1 and at most `most`."""
@@ -152,7 +152,7 @@ class EvictionPlanner:
         That happens while leases hold the older ones. Those do not count then, because one camera would stop the
         others. The excess of a source is evicted after the lease.
         """
-        if self._settings.max_source_share == 1:
+        if self._settings.advanced.max_source_share == 1:
             return False
         old = Counter(frame.source for frame in plan.held if not frame.leased)
         leased = Counter(frame.source for frame in plan.held if frame.leased)

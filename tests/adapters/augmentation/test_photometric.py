@@ -20,12 +20,15 @@ def images() -> torch.Tensor:
 
 
 def test_everything_off_changes_nothing(images) -> None:
-    assert photometric(images, PretrainSettings(jitter=0.0), seeded()) is images
+    assert photometric(images, section(PretrainSettings, jitter=0.0), seeded()) is images
 
 
 def test_jitter_alone_is_the_colour_jitter_of_before(images) -> None:
     torch.testing.assert_close(
-        photometric(images, PretrainSettings(jitter=0.3), seeded()), color_jitter(images, 0.3, seeded()), rtol=0, atol=0
+        photometric(images, section(PretrainSettings, jitter=0.3), seeded()),
+        color_jitter(images, 0.3, seeded()),
+        rtol=0,
+        atol=0,
     )
 
 

@@ -17,7 +17,9 @@ FAST = {"learning_rate": 3e-3, "head_multiplier": 1.0, "warmup_steps": 5}
 
 def test_learns_drawn_scenes_and_registers_the_version(training_state) -> None:
     training_state.draw_source(12)
-    settings = training_state.settings(pretrain={"steps": 60, "batch_size": 4, "jitter": 0.0, "optim": FAST})
+    settings = training_state.settings(
+        pretrain={"steps": 60, "batch_size": 4, "optim": FAST, "advanced": {"jitter": 0.0}}
+    )
     news: list[PretrainProgress] = []
     manifest = pretrain(settings, news.append)
     assert manifest.version == 1 and manifest.origin == "pretrain" and manifest.network["name"] == "deeplabv2"
@@ -83,5 +85,6 @@ def test_without_validation_images_there_are_no_scores(training_state) -> None:
 @pytest.mark.parametrize("options", [{"mixed_precision": "bf16"}, {"class_balance": 0.5}])
 def test_options_of_source_training_learn_too(training_state, options) -> None:
     training_state.draw_source(12)
-    settings = training_state.settings(pretrain={"steps": 40, "batch_size": 4, "jitter": 0.0, "optim": FAST, **options})
+    advanced = {"jitter": 0.0, **options}
+    settings = training_state.settings(pretrain={"steps": 40, "batch_size": 4, "optim": FAST, "advanced": advanced})
     assert pretrain(settings).scores["source_miou"] > 0.4  # 0.2 at the start

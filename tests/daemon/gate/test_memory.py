@@ -80,7 +80,7 @@ def test_a_round_is_told_which_held_out_frames_are_of_the_newest_condition(
     assert set(found.frames) == {record.id for record in records if record.holdout and record.id > 8}
     (other,) = found.others
     assert (other.number, other.best, other.golden) == (1, 1, known.conditions[0].golden)
-    assert conditions_of_round(changed(gate.settings, conditions={"enabled": False}), 1, records) is None
+    assert conditions_of_round(changed(gate.settings, conditions={"advanced": {"enabled": False}}), 1, records) is None
     spec = RoundSpec(
         round=1, incumbent=1, released=1, train_frames=(9, 10), holdout_frames=(), settings={}, created=1.0,
         trigger="manual", conditions=found,
@@ -165,7 +165,7 @@ def test_observations_of_an_earlier_mfmd_are_upgraded_at_the_start(gate, world, 
 
 
 def test_it_can_be_turned_off(gate, layout) -> None:
-    gate.settings = changed(gate.settings, conditions={"enabled": False})
+    gate.settings = changed(gate.settings, conditions={"advanced": {"enabled": False}})
     _observe(layout, range(1, 9), 0.0)
     gate.step()
     assert not layout.conditions.exists()

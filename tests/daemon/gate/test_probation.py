@@ -77,7 +77,7 @@ def served(world, layout, registry, add_version):
     """Version 2, promoted by the gate after version 1, and the rules of the gate."""
     version = add_version(parent=1, promote=False)
     registry.promote(version, by="gate", reason="3 of 4 votes won", round=1, expected=1)
-    settings = changed(world.settings, probation={"frames": 8}, conditions={"enabled": False})
+    settings = changed(world.settings, probation={"frames": 8}, conditions={"advanced": {"enabled": False}})
     return GateLoop(settings, world.buffer, registry, [ConditionMemory(), ProbationRule()])
 
 

@@ -327,7 +327,7 @@ def test_the_command_hands_the_spec_to_accelerate(make_settings, tmp_path, monke
     assert "--multi_gpu" in many
     assert many[many.index("--num_processes") + 1] == "2"
     assert many[many.index("--mixed_precision") + 1] == "bf16"
-    own = launch_command(make_settings(round={"accelerate_config": tmp_path / "a.yaml"}).round, spec)
+    own = launch_command(make_settings(round={"advanced": {"accelerate_config": tmp_path / "a.yaml"}}).round, spec)
     assert own[own.index("--config_file") + 1] == str(tmp_path / "a.yaml")
     assert "--num_processes" not in own
 

@@ -60,7 +60,7 @@ def test_batched_answers_equal_those_given_alone(
         answers = [answer.result(60) for answer in waiting]
     for pixels, labels in zip(pictures, answers, strict=True):
         assert labels.shape == pixels.shape[:2]
-        np.testing.assert_array_equal(labels, alone(plane.settings.serving.window, pixels))
+        np.testing.assert_array_equal(labels, alone(plane.settings.serving.advanced.window, pixels))
 
 
 def test_sliding_windows_over_http(world: World) -> None:

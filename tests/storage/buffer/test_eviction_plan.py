@@ -62,7 +62,7 @@ def opened(layout: StateLayout, small: BufferSettings):
 
 
 def test_a_source_at_its_share_pushes_out_its_own_frames_only(opened, new_frame: Maker):
-    with opened(max_source_share=0.5) as buffer:
+    with opened(advanced={"max_source_share": 0.5}) as buffer:
         buffer.append([replace(new_frame(number), source="a") for number in range(2)])
         buffer.append([replace(new_frame(number), source="b") for number in range(2, 5)])
         for number in range(5, 30):
@@ -77,13 +77,13 @@ def test_a_source_at_its_share_pushes_out_its_own_frames_only(opened, new_frame:
 
 
 def test_frames_without_a_source_have_no_share(opened, new_frame: Maker):
-    with opened(max_source_share=0.2) as buffer:
+    with opened(advanced={"max_source_share": 0.2}) as buffer:
         buffer.append([new_frame(number) for number in range(6)])
         assert len(buffer.records()) == 6
 
 
 def test_a_source_whose_frames_are_leased_does_not_stop_the_others(opened, new_frame: Maker):
-    with opened(max_source_share=0.5) as buffer:
+    with opened(advanced={"max_source_share": 0.5}) as buffer:
         buffer.append([replace(new_frame(number), source="a") for number in range(3)])
         buffer.lease(1)
         buffer.append([replace(new_frame(3), source="a"), replace(new_frame(4), source="b")])
@@ -112,7 +112,7 @@ def test_a_frame_that_a_condition_keeps_stays_until_another_is_kept(opened, new_
 
 
 def test_a_source_above_its_share_never_pushes_out_another(opened, new_frame: Maker):
-    with opened(max_source_share=0.5) as buffer:
+    with opened(advanced={"max_source_share": 0.5}) as buffer:
         buffer.append([replace(new_frame(number), source="a") for number in range(3)])
         buffer.lease(1)
         buffer.append([replace(new_frame(number), source="b") for number in range(3, 6)])
@@ -167,7 +167,7 @@ def test_whatever_comes_leased_frames_stay_and_limits_hold(
 ):
     layout = StateLayout(tmp_path_factory.mktemp("room"))
     layout.create()
-    options = changed(small, eviction=eviction, max_source_share=share, max_bytes=quota)
+    options = changed(small, eviction=eviction, advanced={"max_source_share": share}, max_bytes=quota)
     number = 0
     with FrameBuffer.open(layout, options, writable=True) as buffer:
         for round_, (count, lease, grow) in enumerate(steps, 1):

@@ -41,8 +41,9 @@ def run(settings: Settings, config: Path) -> int:
         tls = tls_files("control", settings.control.certificate, settings.control.key)
         with bind(settings.control) as listener, listen_locally(layout.socket) as local_listener:
             parts = DaemonParts(in_force, token)
-            server = ControlServer(parts.app, listener, tls)
-            local = ControlServer(parts.local_app, local_listener)
+            excess = parts.metrics.process.excess
+            server = ControlServer(parts.app, listener, tls, excess)
+            local = ControlServer(parts.local_app, local_listener, excess=excess)
             try:
                 in_force.publish(layout.run_file(SNAPSHOT))
                 freeze_heap()

@@ -12,6 +12,7 @@ from importlib import metadata
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from configs.settings import Settings
+from daemon.net.listening import excess_counter
 from daemon.runtime.activity import MODES, FileActivity
 from daemon.runtime.metric_table import MetricTable, counter, expose, gauge, histogram
 from storage.buffer.catalog_records import SKIP_REASONS
@@ -191,6 +192,7 @@ class ProcessMetrics(MetricTable):
         "Reloads of the settings since the daemon started, by result: ok, refused (nothing changed)",
         result=("ok", "refused"),
     )
+    excess = excess_counter()
 
     def __init__(self, registry: CollectorRegistry, settings: Settings) -> None:
         super().__init__(registry)

@@ -10,6 +10,7 @@ import time
 
 import uvicorn
 from fastapi import FastAPI
+from prometheus_client import Counter
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,7 +18,7 @@ from configs.serving import ControlSettings
 from daemon.control.errors import ApiError, answer_of
 from daemon.errors import DaemonError
 from daemon.net.http_protocol import ARRIVAL_MARGIN, bounded_http
-from daemon.net.listening import CONTROL_CONNECTIONS, TlsFiles, listen
+from daemon.net.listening import CONTROL_CONNECTIONS, Crowd, Listener, TlsFiles, allowed_connections, listen
 from daemon.net.token import carries_token, control_address
 
 BACKLOG = 128
@@ -26,7 +27,7 @@ GRACE_SECONDS = 2
 START_SECONDS = 10.0
 
 
-def bind(settings: ControlSettings) -> socket.socket:
+def bind(settings: ControlSettings) -> Listener:
     """Return a listening socket. Raises AddressInUse, or ConfigError for a public address without a token."""
     return listen(control_address(settings), BACKLOG)
 
@@ -34,12 +35,17 @@ def bind(settings: ControlSettings) -> socket.socket:
 class ControlServer:
     """Runs uvicorn in a thread; the main thread handles signals."""
 
-    def __init__(self, app: FastAPI, listener: socket.socket, tls: TlsFiles | None = None) -> None:
-        """Set up; HTTPS only with `tls`."""
+    def __init__(
+        self, app: FastAPI, listener: socket.socket, tls: TlsFiles | None = None, excess: Counter | None = None
+    ) -> None:
+        """Set up; HTTPS only with `tls`. `excess` counts connections beyond the bound."""
         self._listener = listener
+        crowd = Crowd(allowed_connections(CONTROL_CONNECTIONS), excess)
+        if isinstance(listener, Listener):
+            listener.on_drop = crowd.count
         config = uvicorn.Config(
             app,
-            http=bounded_http(BODY_SECONDS + ARRIVAL_MARGIN, CONTROL_CONNECTIONS),
+            http=bounded_http(BODY_SECONDS + ARRIVAL_MARGIN, crowd),
             backlog=CONTROL_CONNECTIONS,
             ws="none",
             log_config=None,

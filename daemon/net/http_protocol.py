@@ -11,7 +11,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from daemon.errors import DaemonError, ShuttingDown, TooManyConnections
-from daemon.net.listening import allowed_connections
+from daemon.net.listening import Crowd
 
 LARGEST_HEAD = 64 * 1024
 """Most bytes of a request line and its headers, of trailers, or between two parts of a body."""
@@ -39,12 +39,12 @@ class _Flow(FlowControl):
 class BoundedHttp(HttpToolsProtocol):
     """One connection: a request arrives whole within `arrival_seconds`, its head is bounded, few requests wait.
 
-    A server has at most `most_connections`. One more closes the one that is idle for longest; when none is, it is
+    A server has at most `crowd.most` connections. One more closes the one that is idle for longest; when none is, it is
     refused with 503.
     """
 
     arrival_seconds: float
-    most_connections: int
+    crowd: Crowd
     flow: _Flow
     _arrival: asyncio.TimerHandle | None = None
     _unparsed = 0
@@ -57,7 +57,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._waiting = bytearray()
         self._idle_since = self.loop.time()
         self._expect_request()
-        if len(self.connections) > self.most_connections:
+        if len(self.connections) > self.crowd.most:
             self._make_room()
 
     @property
@@ -72,6 +72,7 @@ class BoundedHttp(HttpToolsProtocol):
         if oldest is None:
             self._refuse(TooManyConnections("every connection that this server may have is busy; try again"))
         victim = oldest or self
+        self.crowd.count("gave_way" if oldest else "refused")
         self.connections.discard(victim)  # now, not when its socket is closed: the next one counts
         victim.transport.abort()  # `close` waits for the client, over TLS for 30 s
 
@@ -208,7 +209,6 @@ class BoundedHttp(HttpToolsProtocol):
             self._arrival = None
 
 
-def bounded_http(arrival_seconds: float, most_connections: int) -> type[BoundedHttp]:
+def bounded_http(arrival_seconds: float, crowd: Crowd) -> type[BoundedHttp]:
     """Return the protocol class for `uvicorn.Config(http=...)`; it closes what does not arrive within that time."""
-    bounds = {"arrival_seconds": arrival_seconds, "most_connections": allowed_connections(most_connections)}
-    return type("BoundedHttp", (BoundedHttp,), bounds)
+    return type("BoundedHttp", (BoundedHttp,), {"arrival_seconds": arrival_seconds, "crowd": crowd})

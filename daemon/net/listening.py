@@ -7,17 +7,57 @@ import ipaddress
 import resource
 import socket
 import ssl
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from prometheus_client import Counter
+
 from configs.errors import ConfigError
 from daemon.errors import AddressInUse
+from daemon.runtime.logs import get_logger
+from daemon.runtime.metric_table import Row, counter
 
 CONTROL_CONNECTIONS, SERVING_CONNECTIONS = 128, 1024
 """Most open connections of a plane; fewer where the process may not open twice as many files."""
 UNREAD_SECONDS = 30.0
 """How long a client may take nothing of an answer that is sent to it (seconds); then its connection is closed."""
+QUIET_SECONDS = 60.0
+"""How long no connection is one too many before the log names the next one (seconds)."""
+FATES = ("gave_way", "refused", "dropped")
+
+log = get_logger(__name__)
+
+
+def excess_counter() -> Row[Counter]:
+    """Return the row of a plane's metrics that a `Crowd` counts in."""
+    return counter(
+        "mfmd_excess_connections",
+        "Connections ended because the plane had as many as it may have, by what happened: gave_way (it was the one "
+        "idle for longest), refused (503, all others were busy), dropped (closed before a request could be read)",
+        result=FATES,
+    )
+
+
+@dataclass(slots=True)
+class Crowd:
+    """More connections than one plane may have: all of them are counted, and the log says when they begin."""
+
+    most: int
+    """Connections that it may have."""
+    counter: Counter | None = None
+    _quiet_from: float = field(default=0.0, init=False)
+
+    def count(self, fate: str) -> None:
+        """Count a connection that ended; `fate` is one of `FATES`."""
+        if self.counter is not None:
+            self.counter.labels(result=fate).inc()
+        now = time.monotonic()
+        if now >= self._quiet_from:
+            log.warning("too_many_connections", most=self.most, result=fate, metric="mfmd_excess_connections_total")
+        self._quiet_from = now + QUIET_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +90,18 @@ def allowed_connections(wanted: int) -> int:
     return wanted if files == resource.RLIM_INFINITY else min(wanted, max(1, files // 2))
 
 
-class _Listener(socket.socket):
-    """Closes what it accepts beyond `most` connections: the HTTP protocol sees one after its TLS handshake only."""
+class Listener(socket.socket):
+    """Listens, and closes at once what it accepts beyond `most` connections.
+
+    The HTTP protocol sees a connection after its TLS handshake only.
+    """
 
     def __init__(self, bound: socket.socket, most: int) -> None:
         super().__init__(fileno=bound.detach())
         self._most = most
         self._open: list[socket.socket] = []
+        self.on_drop: Callable[[str], None] = lambda fate: None
+        """Told of every connection that is closed at once."""
 
     def accept(self) -> tuple[socket.socket, Any]:
         """Return a connection and its peer; raise ConnectionAbortedError, which asyncio expects, for one too many."""
@@ -64,12 +109,13 @@ class _Listener(socket.socket):
         self._open = [held for held in self._open if held.fileno() >= 0]
         if len(self._open) >= self._most:
             connection.close()
+            self.on_drop("dropped")
             raise ConnectionAbortedError(f"{self._most} connections are open")
         self._open.append(connection)
         return connection, peer
 
 
-def listen(wanted: Wanted, backlog: int) -> socket.socket:
+def listen(wanted: Wanted, backlog: int) -> Listener:
     """Open a listening socket whose connections send at once, and close when the client reads nothing.
 
     It holds half as many again as the plane may have: one too many is answered, and handshakes need room.
@@ -90,7 +136,7 @@ def listen(wanted: Wanted, backlog: int) -> socket.socket:
         place = f"{wanted.section}.host {wanted.host}, {wanted.section}.port {wanted.port}"
         raise AddressInUse(f"{place}: cannot bind: {error.strerror or error}; choose another port") from error
     most = CONTROL_CONNECTIONS if wanted.section == "control" else SERVING_CONNECTIONS
-    listener = _Listener(bound, allowed_connections(most) * 3 // 2)
+    listener = Listener(bound, allowed_connections(most) * 3 // 2)
     # Connections inherit the options. Without the first one the body of an answer, written after its head, may wait
     # 40 ms for the client to acknowledge the head; asyncio sets it only on sockets made for IPPROTO_TCP by name.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

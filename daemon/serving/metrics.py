@@ -5,6 +5,7 @@ Names and labels are documented in `docs/reference/metrics.md`. Units are in the
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
+from daemon.net.listening import excess_counter
 from daemon.runtime.metric_table import MetricTable, counter, gauge, histogram
 
 SWAP_PHASES = ("verify", "drain", "load", "warmup")
@@ -26,6 +27,7 @@ class ServingMetrics(MetricTable):
         "mfmd_request_seconds", "Time to answer a request (seconds)", SECONDS, endpoint=ENDPOINTS
     )
     refused = counter("mfmd_requests_refused", "Requests answered with an error, by its code", reason=())
+    excess = excess_counter()
     batch_size = histogram("mfmd_batch_size", "Images per batch", BATCH_SIZES)
     batch_seconds = histogram("mfmd_batch_seconds", "Time to answer a batch (seconds)", SECONDS)
     queue_depth = gauge("mfmd_queue_depth", "Images waiting for a batch")

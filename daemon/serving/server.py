@@ -10,7 +10,7 @@ import uvicorn
 
 from configs.settings import Settings
 from daemon.net.http_protocol import ARRIVAL_MARGIN, bounded_http
-from daemon.net.listening import SERVING_CONNECTIONS, TlsFiles, listen, tls_files
+from daemon.net.listening import SERVING_CONNECTIONS, Crowd, Listener, TlsFiles, allowed_connections, listen, tls_files
 from daemon.net.token import serving_address
 from daemon.runtime.logs import configure_logs, get_logger
 from daemon.runtime.memory import collect_garbage
@@ -45,12 +45,11 @@ class PlaneServer(uvicorn.Server):
 
     def __init__(self, plane: InferencePlane, tls: TlsFiles | None = None) -> None:
         """Raise ConfigError for an unusable token."""
+        self._crowd = Crowd(allowed_connections(SERVING_CONNECTIONS), plane.metrics.excess)
         super().__init__(
             uvicorn.Config(
                 create_app(plane),
-                http=bounded_http(
-                    plane.settings.serving.advanced.request_seconds + ARRIVAL_MARGIN, SERVING_CONNECTIONS
-                ),
+                http=bounded_http(plane.settings.serving.advanced.request_seconds + ARRIVAL_MARGIN, self._crowd),
                 ws="none",
                 log_config=None,
                 access_log=False,
@@ -67,6 +66,9 @@ class PlaneServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then publish the address in `run/serve.json`."""
+        for listener in sockets or []:
+            if isinstance(listener, Listener):
+                listener.on_drop = self._crowd.count
         await super().startup(sockets)
         if self.started and sockets:
             sockets[0].listen(BACKLOG)

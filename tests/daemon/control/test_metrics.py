@@ -27,6 +27,7 @@ EXPECTED = [
     "mfmd_config_file_valid",
     "mfmd_config_changed_settings",
     "mfmd_config_reloads_total",
+    "mfmd_excess_connections_total",
     "mfmd_start_timestamp_seconds",
     "mfmd_state_readable",
     "mfmd_ingest_files_total",

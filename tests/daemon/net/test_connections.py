@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from prometheus_client import CollectorRegistry, Counter
 
 from daemon.net.http_protocol import bounded_http
-from daemon.net.listening import listen
+from daemon.net.listening import Crowd, excess_counter, listen
 from daemon.net.token import control_address
 from tests.daemon.certificates import self_signed
 from tests.daemon.net.test_http_protocol import GET, OK, POST, _all
@@ -29,8 +30,9 @@ class _Served(uvicorn.Server):
     """Answers every request after its body; `/held` once `release` is set, `/large` with more than kernels buffer."""
 
     def __init__(self, **tls: Path) -> None:
+        self.excess = excess_counter().build(CollectorRegistry())
         options = {"interface": "asgi3", "ws": "none", "log_config": None, "lifespan": "off", **tls}
-        super().__init__(uvicorn.Config(self._answer, http=bounded_http(20.0, MOST), **options))
+        super().__init__(uvicorn.Config(self._answer, http=bounded_http(20.0, Crowd(MOST, self.excess)), **options))
         self.holds, self.release = threading.Event(), threading.Event()
 
     async def _answer(self, scope, receive, send) -> None:
@@ -70,13 +72,24 @@ def _serving(**tls: Path) -> Iterator[tuple[_Served, Dial]]:
     assert not thread.is_alive()
 
 
-def test_who_does_not_read_an_answer_is_busy() -> None:
-    with _serving() as (_, dial):
+def _counted(excess: Counter) -> dict[str, float]:
+    return {
+        sample.labels["result"]: sample.value
+        for sample in next(iter(excess.collect())).samples
+        if sample.name.endswith("_total")
+    }
+
+
+def test_who_does_not_read_an_answer_is_busy_and_who_is_refused_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    with _serving() as (server, dial):
         slow = [dial(LARGE) for _ in range(MOST)]
         assert all(connection.recv(1) for connection in slow)
         head, _, body = _all(dial(b"")).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 503 ")
         assert json.loads(body)["code"] == "too_many_connections"
+        _all(dial(b""))
+        assert _counted(server.excess) == {"gave_way": 0, "refused": 2, "dropped": 0}
+        assert caplog.text.count("too_many_connections") == 1, "one line when it begins, not one a connection"
         assert len(_all_of(slow[0], 16_000_000)) >= 16_000_000, "its answer is not cut off"
 
 
@@ -91,12 +104,13 @@ def test_a_tls_connection_that_gives_way_does_not_wait_for_its_client(tmp_path: 
     certificate, key = self_signed(tmp_path)
     context = ssl.create_default_context(cafile=str(certificate))
     context.check_hostname = False
-    with _serving(ssl_certfile=certificate, ssl_keyfile=key) as (_, dial), ExitStack() as stack:
+    with _serving(ssl_certfile=certificate, ssl_keyfile=key) as (server, dial), ExitStack() as stack:
         held = [stack.enter_context(context.wrap_socket(dial(b""))) for _ in range(MOST + 1)]
         with socket.socket(fileno=held[0].detach()) as bare:  # a client that never ends its side
             bare.settimeout(10)
             while bare.recv(65536):
                 pass
+        assert _counted(server.excess) == {"gave_way": 1, "refused": 0, "dropped": 0}
 
 
 def test_at_the_end_half_a_request_is_not_awaited_and_whole_ones_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,13 +127,20 @@ def test_at_the_end_half_a_request_is_not_awaited_and_whole_ones_are_answered(mo
         assert first.startswith(OK) and b"shutting_down" in second
 
 
-def test_connections_that_never_speak_tls_are_bounded_too(make_settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_that_never_speak_tls_are_bounded_and_counted_too(
+    make_settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("daemon.net.listening.CONTROL_CONNECTIONS", 2)
+    excess = excess_counter().build(CollectorRegistry())
     with listen(control_address(make_settings(control={"port": 0}).control), 9) as listener, ExitStack() as stack:
-        for _ in range(5):
+        listener.on_drop = Crowd(2, excess).count
+        for _ in range(6):
             stack.enter_context(socket.create_connection(listener.getsockname()))
         held = [stack.enter_context(listener.accept()[0]) for _ in range(3)]
-        with pytest.raises(ConnectionAbortedError):
-            listener.accept()
+        for _ in range(2):
+            with pytest.raises(ConnectionAbortedError):
+                listener.accept()
+        assert _counted(excess) == {"gave_way": 0, "refused": 0, "dropped": 2}
+        assert caplog.text.count("too_many_connections") == 1
         held[0].close()
         listener.accept()[0].close()

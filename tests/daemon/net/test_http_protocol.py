@@ -12,6 +12,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from daemon.net.http_protocol import LARGEST_HEAD, bounded_http
+from daemon.net.listening import Crowd
 
 ARRIVAL = 0.5
 """Within it a request must arrive here (seconds)."""
@@ -62,7 +63,12 @@ def _serve(left: threading.Event, arrival: float, most: int, idle: int) -> Itera
         await _app(scope, receive, send)
 
     config = uvicorn.Config(
-        app, http=bounded_http(arrival, most), ws="none", log_config=None, lifespan="off", timeout_keep_alive=idle
+        app,
+        http=bounded_http(arrival, Crowd(most)),
+        ws="none",
+        log_config=None,
+        lifespan="off",
+        timeout_keep_alive=idle,
     )
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(config)

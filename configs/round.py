@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from configs.network import OptimSettings
-from configs.section import ConfigPath, Positive, PositiveInt, Seconds, Section, bare_no
+from configs.section import ConfigPath, NotNegativeInt, Positive, PositiveInt, Seconds, Section, bare_no
 
 
 class RoundAdvanced(Section):
@@ -19,6 +19,9 @@ class RoundAdvanced(Section):
     inherit: bool = True
     """Start from the training state (teacher, Rebuilder, optimizer, counters) of the round that made the serving
     version. Off, and after a rollback, a round starts clean from the serving weights."""
+    restart_after_rejections: NotNegativeInt = 3
+    """After this many rejected rounds in a row (with conditions: of the condition of the day), student and teacher of
+    the next one start from the released weights, without training state; 0: never (rounds)."""
     gradient_accumulation: PositiveInt = 1
     """Batches whose gradients make one optimizer step."""
     gradient_checkpointing: bool = False

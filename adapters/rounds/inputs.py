@@ -33,7 +33,7 @@ class RoundInputs:
     accelerator: Accelerator
     registry: CheckpointRegistry
     student: SegmentationNetwork
-    """The incumbent's weights, on the device, in eval mode."""
+    """The weights that student and teacher start from (`RoundSpec.start`), on the device, in eval mode."""
     released: SegmentationNetwork | None
     """The released version, frozen, in eval mode, on the device; None when the recipe does not use it."""
     buffer: FrameBuffer
@@ -52,10 +52,10 @@ def load_inputs(spec: RoundSpec, settings: Settings) -> RoundInputs:
     check_replicated(accelerator)
     layout = StateLayout(settings.state)
     registry = CheckpointRegistry(layout.checkpoints)
-    student, manifest = load_version(registry, spec.incumbent, accelerator.device)
+    student, manifest = load_version(registry, spec.start, accelerator.device)
     if len(manifest.classes) != len(settings.classes):
         raise NetworkMismatch(
-            f"version {spec.incumbent} has {len(manifest.classes)} classes, `classes` of the configuration "
+            f"version {spec.start} has {len(manifest.classes)} classes, `classes` of the configuration "
             f"{len(settings.classes)}; they must be the same list"
         )
     source = labelled_source(settings, layout)

@@ -126,7 +126,7 @@ def start_training(inputs: RoundInputs, folder: RoundFolder) -> tuple[Training, 
     """Return what to train with, the folder of its states, and its counters.
 
     A round whose folder holds a state resumes from it. A new one inherits from `spec.inherits`. If that is not
-    possible, the reason is written to the round's log, and the round starts from the incumbent's weights. Raises
+    possible, the reason is written to the round's log, and the round starts from the weights of `spec.start`. Raises
     AdapterError when the round's own state cannot be read.
     """
     training = Training(inputs)
@@ -163,7 +163,7 @@ def _inherit(inputs: RoundInputs, state: TrainingState, number: int) -> None:
 def _clean(inputs: RoundInputs) -> Training:
     """Create everything again, because a half-loaded state is no state to start from."""
     inputs.accelerator.free_memory()  # forgets the optimizer
-    student, _ = load_version(inputs.registry, inputs.spec.incumbent, inputs.accelerator.device)
+    student, _ = load_version(inputs.registry, inputs.spec.start, inputs.accelerator.device)
     return Training(replace(inputs, student=student))
 
 

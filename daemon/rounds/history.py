@@ -47,7 +47,9 @@ class RoundSummary(ActivityPart):
     ended: float | None = None
     """When it ended: the time of its verdict (Unix, seconds); None before."""
     incumbent: int | None = None
-    """Version it started from."""
+    """Version that served when it started; its candidate is compared with it."""
+    restarts: bool = False
+    """Whether it trained from the released weights, because rounds before it were rejected."""
     version: int | None = None
     """Version that its candidate became."""
     frames: int = 0
@@ -94,6 +96,7 @@ def _summarise(folder: RoundFolder, record: RoundRecord, *, alive: bool) -> Roun
         created=spec.created,
         ended=(verdict.at if verdict else record.since) if record.stage in ENDED else None,
         incumbent=spec.incumbent,
+        restarts=spec.restarts,
         version=verdict.version if verdict else None,
         frames=len(spec.train_frames) + len(spec.holdout_frames),
         steps=scores.steps if scores else progress.step if progress else 0,

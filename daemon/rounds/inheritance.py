@@ -1,7 +1,8 @@
 """Choose the training state that a new round inherits: that of the round that made the serving version.
 
-Rejected rounds in between do not break this line. A rollback breaks it: a version that was rolled back must not survive
-in teacher, moments or Rebuilder.
+Rejected rounds in between do not break this line, until there are too many: then one round starts again from the
+released weights. A rollback breaks it: a version that was rolled back must not survive in teacher, moments or
+Rebuilder. Everything follows from the round folders, so a kill changes nothing.
 """
 
 from operator import attrgetter
@@ -12,6 +13,7 @@ from configs.settings import Settings
 from storage.errors import StorageError
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
+from storage.rounds.records import ENDED
 
 STATE_SHAPE = (
     "recipe.name", "mfm.enabled", "mfm.ablation.grid", "mfm.ablation.dim", "mfm.ablation.blocks",
@@ -49,3 +51,30 @@ def inherited_round(settings: Settings, registry: CheckpointRegistry, store: Rou
     if changed:
         return None, f"changed since round {number}: {', '.join(changed)}"
     return number, f"round {number} made the serving version"
+
+
+def rejected_in_a_row(store: RoundStore, incumbent: int, condition: int | None) -> int:
+    """Return how many of the newest rounds from `incumbent` were rejected since it serves, or since one restarted.
+
+    Only rounds of `condition` count, when it is known. Rounds that failed, were stopped or stayed inconclusive say
+    nothing about the student: they neither count nor end the row. Damaged folders are passed over.
+    """
+    count = 0
+    for number in reversed(store.numbers()):
+        folder = store.folder(number)
+        try:
+            stage, spec, verdict = folder.record().stage, folder.spec(), folder.verdict()
+        except StorageError:
+            continue
+        if condition is not None and spec.conditions is not None and spec.conditions.newest != condition:
+            continue
+        if spec.incumbent != incumbent or stage == "promoted" or (spec.restarts and stage in ENDED):
+            break
+        count += stage == "rejected" and verdict is not None and verdict.decision == "rejected"
+    return count
+
+
+def restarts(settings: Settings, store: RoundStore, incumbent: int, released: int, condition: int | None) -> bool:
+    """Return whether the next round starts from the released weights: too many before it were rejected."""
+    most = settings.round.advanced.restart_after_rejections
+    return 0 < most <= rejected_in_a_row(store, incumbent, condition) and incumbent != released

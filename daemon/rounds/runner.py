@@ -19,7 +19,7 @@ from daemon.gate.promotion import advance_round
 from daemon.gate.round_conditions import conditions_of_round
 from daemon.gate.shadow import note_wait, progress_of
 from daemon.rounds.environment import round_environment
-from daemon.rounds.inheritance import inherited_round, promoted_round
+from daemon.rounds.inheritance import inherited_round, promoted_round, restarts
 from daemon.rounds.launch import launch_command
 from daemon.rounds.schedule import Trigger
 from daemon.runtime.logs import get_logger
@@ -203,9 +203,13 @@ def _spec(
     context: RoundContext, number: int, incumbent: int, frames: Sequence[FrameRecord], trigger: Trigger
 ) -> RoundSpec:
     settings, registry = context.settings, context.registry
-    inherits, why = inherited_round(settings, registry, context.store)
-    log.info("round_start_state", round=number, inherits=inherits, reason=why)
     released = registry.released(incumbent)
+    conditions = conditions_of_round(settings, released, frames)
+    again = restarts(settings, context.store, incumbent, released, conditions.newest if conditions else None)
+    inherits, why = inherited_round(settings, registry, context.store)
+    if again:
+        inherits, why = None, "rejected rounds in a row (round.advanced.restart_after_rejections)"
+    log.info("round_start_state", round=number, inherits=inherits, restarts=again, reason=why)
     return RoundSpec(
         round=number,
         incumbent=incumbent,
@@ -216,8 +220,9 @@ def _spec(
         created=time.time(),
         trigger=trigger,
         inherits=inherits,
+        restarts=again,
         snapshot=snapshot_of(frames),
-        conditions=conditions_of_round(settings, released, frames),
+        conditions=conditions,
     )
 
 

@@ -52,7 +52,7 @@ class RoundSpec(Record):
     round: int
     """Number of the round."""
     incumbent: int
-    """Version that serves; student and teacher start from it."""
+    """Version that serves; student and teacher start from it, unless the round `restarts`."""
     released: int
     """Oldest ancestor of the incumbent: the model that was released; anchor of the source guard."""
     train_frames: tuple[int, ...]
@@ -67,10 +67,17 @@ class RoundSpec(Record):
     """Why the round started."""
     inherits: int | None = None
     """Round whose training state this one starts from; None: clean, from the incumbent's weights."""
+    restarts: bool = False
+    """Whether student and teacher start from the released weights, because rounds before it were rejected."""
     snapshot: BufferSnapshot | None = None
     """The leased frames in a few numbers, for the manifest of the candidate."""
     conditions: RoundConditions | None = None
     """None while the condition of the newest frames is unknown: then all held-out frames decide."""
+
+    @property
+    def start(self) -> int:
+        """Version whose weights student and teacher start from, when no training state is inherited."""
+        return self.released if self.restarts else self.incumbent
 
     @property
     def deciding_frames(self) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from adapters.round import main
+from adapters.rounds.inputs import load_inputs
 from adapters.rounds.run import train_and_score
 from adapters.rounds.stop import StopRequest
 from storage.registry.registry import CheckpointRegistry
@@ -62,6 +63,18 @@ def test_a_round_offers_student_teacher_and_averages(training_state) -> None:
         "estimated afresh"
     )
     assert not all(torch.equal(teacher[name], load_file(folder.other("student"))[name]) for name in teacher)
+
+
+def test_a_round_that_restarts_trains_the_released_weights(training_state) -> None:
+    first = training_state.round().spec()
+    training_state.register_network(training_state.settings(), seed=1)
+    spec = first.model_copy(update={"incumbent": 2, "released": 1})
+    released = load_file(CheckpointRegistry(training_state.layout.checkpoints).weights_path(1))
+    for restarts in (True, False):
+        inputs = load_inputs(spec.model_copy(update={"restarts": restarts}), training_state.settings())
+        inputs.buffer.close()
+        mine = inputs.student.state_dict()
+        assert all(torch.equal(mine[name], weight) for name, weight in released.items()) is restarts
 
 
 def test_rounds_repeat_under_a_seed_and_differ_between_rounds(training_state) -> None:

@@ -7,8 +7,9 @@ import pytest
 from configs.load import merge
 from daemon.gate import promotion
 from daemon.gate.decide import decide
-from daemon.rounds.inheritance import inherited_round, promoted_round
+from daemon.rounds.inheritance import inherited_round, promoted_round, rejected_in_a_row
 from daemon.rounds.runner import RoundContext, RoundFailed, launch_round
+from storage.rounds.records import RoundConditions, RoundSpec, Verdict
 
 ACCEPTED = """
 import numpy
@@ -19,6 +20,7 @@ save_file({"weight": numpy.full(4, folder.number, numpy.float32)}, folder.candid
 model = ModelScores(version=None, finite=True)
 folder.write_scores(RoundScores(status="completed", reason="step budget", steps=9, seconds=1.0, candidate=model))
 """
+REJECTED = ACCEPTED.replace("step budget", "time budget")
 FAILED = "save(9); scores('failed', 'non-finite loss')"
 
 
@@ -28,8 +30,8 @@ def adapt(world, registry, store, program, monkeypatch):
 
     def accept(spec, scores, *arguments, **more):
         verdict = decide(spec, scores, *arguments, **more)
-        completed = scores.status == "completed"
-        return verdict.model_copy(update={"decision": "accepted", "reason": "test"}) if completed else verdict
+        decision = {"step budget": "accepted", "time budget": "rejected"}.get(scores.reason)
+        return verdict.model_copy(update={"decision": decision, "reason": "test"}) if decision else verdict
 
     monkeypatch.setattr(promotion, "decide", accept)
 
@@ -117,3 +119,46 @@ def test_the_folder_with_the_state_of_the_line_is_not_pruned(adapt, store):
     assert store.numbers() == [1, 3]
     assert adapt(round={"advanced": {"keep_folders": 1}}).inherits == 1
     assert store.numbers() == [4]
+
+
+def test_after_rejected_rounds_one_starts_from_the_released_weights(adapt, store):
+    adapt()
+    _judged(store, 2, "rejected", incumbent=2)
+    again = adapt(REJECTED, round={"advanced": {"restart_after_rejections": 1}})
+    assert (again.restarts, again.start, again.inherits, again.incumbent) == (True, 1, None, 2)
+    assert rejected_in_a_row(store, 2, None) == 0, "the count starts again"
+
+
+def _judged(store, number: int, what: str, *, incumbent: int, condition: int | None = None) -> None:
+    """A round that has ended: `what` is its decision, its stage, `restarts` or `damaged`."""
+    known = None if condition is None else RoundConditions(newest=condition, name="day", frames=())
+    spec = {"round": number, "incumbent": incumbent, "released": 1, "restarts": what == "restarts", "conditions": known}
+    facts = {"train_frames": (), "holdout_frames": (), "settings": {}, "created": 0.0, "trigger": "new_frames"}
+    folder = store.create(RoundSpec(**spec, **facts))
+    decision = what if what in ("rejected", "inconclusive") else "rejected"
+    folder.write_verdict(Verdict(round=number, decision=decision, reason="", checks=[], at=1.0))
+    folder.enter(what if what in ("promoted", "failed") else "rejected")
+    if what == "damaged":
+        folder.spec_path.write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("rounds", "condition", "count"),
+    [
+        ([], None, 0),
+        (["rejected"] * 3, None, 3),
+        (["rejected", "inconclusive", "failed", "rejected"], None, 2),
+        (["rejected", "promoted", "rejected"], None, 1),
+        (["rejected", "restarts", "rejected"], None, 1),
+        (["rejected", "rejected old", "rejected"], None, 1),
+        (["rejected", "damaged", "rejected"], None, 2),
+        (["rejected 1", "rejected 2", "rejected 1", "rejected"], 1, 3),
+        (["rejected 1", "rejected 2", "rejected 1", "rejected"], 2, 2),
+    ],
+)
+def test_which_rounds_count_as_rejected_in_a_row(store, rounds, condition, count):
+    for number, told in enumerate(rounds, 1):
+        what, *of = told.split()
+        of_condition = int(of[0]) if of and of[0].isdigit() else None
+        _judged(store, number, what, incumbent=1 if "old" in of else 2, condition=of_condition)
+    assert rejected_in_a_row(store, 2, condition) == count

@@ -27,6 +27,7 @@ from storage.errors import StorageError
 from storage.gate.conditions import ConditionStore
 from storage.gate.drift import Drift
 from storage.gate.probation import Probation
+from storage.gate.recall import Recall
 from storage.layout import StateLayout
 from storage.registry.history import MOVES
 from storage.registry.manifest import HistoryEvent
@@ -60,6 +61,7 @@ class StateCollector(Collector):
             "refs": self._refs,
             "rounds": self._last_round,
             "probation": self._probation,
+            "recall": self._recall,
             "drift": self._drift,
             "conditions": self._conditions,
             "schedule": self._schedule,
@@ -185,6 +187,11 @@ class StateCollector(Collector):
         yield _metric("mfmd_probation_frames", "Fresh frames of the running or last probation", frames)
         text = "Frames of it on which the promoted version looks worse than the one before"
         yield _metric("mfmd_probation_worse_frames", text, sum(record.worse) if record else 0)
+
+    def _recall(self) -> Iterator[Metric]:
+        declined = (read_record(self._layout.recall, Recall) or Recall()).declines
+        text = "Recalls that were considered and declined in this state directory"
+        yield _metric("mfmd_recalls_declined_total", text, declined)
 
     def _drift(self) -> Iterator[Metric]:
         state = read_record(self._layout.drift, Drift)

@@ -139,9 +139,11 @@ def _with_moves(context: GateContext, record: Recall, current: int | None) -> Re
     move = context.registry.state().last_move
     if move is not None and move.by != GATE and move.at != record.decided:
         first = record.decided == 0.0 and move.event == "promoted" and move.previous is None
-        return record.model_copy(update={"decided": move.at, "held": None if first else current})
-    if record.held is not None and current is not None and current != record.held:
-        return record.model_copy(update={"held": None})
+        record = record.model_copy(update={"decided": move.at, "held": None if first else current or 0})
+    elif record.held == 0 and current is not None:
+        record = record.model_copy(update={"held": current})
+    elif record.held is not None and current is not None and current != record.held:
+        record = record.model_copy(update={"held": None})
     return record
 
 
@@ -233,4 +235,5 @@ def _considered(record: Recall, condition: int) -> Recall:
 
 
 def _ended(record: Recall, now: float, stage: RecallStage, reason: str) -> Recall:
-    return record.model_copy(update={"stage": stage, "since": now, "comparison": None, "reason": reason})
+    update = {"stage": stage, "since": now, "comparison": None, "reason": reason}
+    return record.model_copy(update={**update, "declines": record.declines + (stage == "declined")})

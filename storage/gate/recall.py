@@ -39,6 +39,9 @@ class Recall(Record):
     decided: float = 0.0
     """Time of the newest move of the serving ref by somebody else that was taken into account (Unix, seconds)."""
     held: int | None = None
-    """Condition in which an operator chose what serves: no recall until the stream leaves it."""
+    """Condition in which an operator chose what serves: no recall until the stream leaves it. 0: none was known then,
+    so it is the next one that is."""
+    declines: int = 0
+    """Recalls ever declined in this state directory."""
     reason: str = ""
     """One sentence with numbers."""

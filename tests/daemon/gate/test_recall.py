@@ -201,7 +201,7 @@ def test_without_evidence_nothing_moves_and_it_is_not_asked_every_second(stream,
     stream.answer(_scores(0.9, 0.6))
     assert registry.serving().version == 2 and stream.record.stage == "declined"
     stream.come("day")
-    assert stream.store.waiting() is None
+    assert stream.store.waiting() is None and stream.record.declines == 1
 
 
 def test_an_open_question_is_asked_again_with_more_frames(stream, registry) -> None:
@@ -235,6 +235,18 @@ def test_an_operator_wins_until_the_stream_changes(stream, registry) -> None:
     stream.come("night")
     stream.come("day")
     assert stream.store.waiting().versions == (2, 1)
+
+
+def test_an_operator_wins_between_conditions_until_the_next_one_is_left(stream, registry) -> None:
+    stream.come("day", 2)
+    assert ConditionStore(stream.layout.conditions).read().current is None, "half a burst of each"
+    registry.promote(1, by="operator", reason="I want this one")
+    stream.gate.step()
+    stream.come("night")
+    assert stream.store.waiting() is None and registry.serving().version == 1
+    stream.come("day")
+    stream.come("night")
+    assert stream.store.waiting().versions == (1, 2)
 
 
 def test_a_version_that_was_rolled_back_or_is_gone_is_never_recalled(stream, registry) -> None:

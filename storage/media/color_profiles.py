@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from storage.errors import RefusedImage
+from storage.media.jpeg import jpeg_profile
 
 SRGB: bytes = imagecodecs.cms_profile("srgb")
 SPACES = {b"GRAY": ("gray", (1,)), b"RGB ": ("rgb", (1, 3)), b"CMYK": ("cmyk", (4,))}
@@ -56,6 +57,8 @@ def profile_of(name: str, image: Image.Image, data: bytes) -> bytes | None:
     cicp = data.find(b"\0\0\0\4cICP", 0, data.find(b"IDAT")) if image.format == "PNG" else -1
     if cicp > 0:
         return _of_code_points(name, *struct.unpack_from("BB", data, cicp + 8))
+    if image.format in ("JPEG", "MPO"):
+        return jpeg_profile(data)
     if info.get("icc_profile"):
         return bytes(info["icc_profile"])
     nclx = data.find(b"colrnclx") if image.format in ("AVIF", "HEIF") else -1

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 
 from isal import isal_zlib
 
-from storage.errors import RefusedImage
-
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_KEPT = {b"tRNS": 1, b"eXIf": 8, b"cICP": 4, b"iCCP": 4, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}
 """Ancillary chunks that matter -> their least length (bytes); those with a bad CRC are passed over, as libpng does."""
@@ -18,18 +16,11 @@ ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (
 """Passes of an interlaced PNG: first column and row, and steps to the next ones (pixels)."""
 AT_ONCE = 2**20
 """Bytes that are unpacked at once."""
-SPARE = 32
-"""Bytes that a decoder may look at behind the last pixel."""
 MOST_PROFILE = 2**22
 """Bytes of an unpacked profile, and of a text, that are read at most; those of RGB printers have a few millions."""
-SOI, SOS, APP0, APP15, COM = 0xD8, 0xDA, 0xE0, 0xEF, 0xFE
+SOI, SOS, APP0, APP2, APP15, COM = 0xD8, 0xDA, 0xE0, 0xE2, 0xEF, 0xFE
 """JPEG markers (ISO/IEC 10918-1, table B.1)."""
-FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
-PLAIN_FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
-"""Markers of frames: all, and those of baseline, extended and progressive JPEG (Huffman, arithmetic)."""
-HUFFMAN_FRAMES = (0xC0, 0xC1)
-"""Those of baseline and extended JPEG, whose decoder may stop and wait for data."""
-JPEG_KEPT = {0xE0: (b"JFIF\0", 14), 0xE1: (b"Exif\0\0", 14), 0xE2: (b"ICC_PROFILE\0", 14), 0xEE: (b"Adobe", 12)}
+JPEG_KEPT = {APP0: (b"JFIF\0", 14), 0xE1: (b"Exif\0\0", 14), APP2: (b"ICC_PROFILE\0", 14), 0xEE: (b"Adobe", 12)}
 """Application segments that matter: marker -> how the content starts and its least length (bytes), as in libjpeg."""
 
 
@@ -38,22 +29,10 @@ def essentials(data: bytes) -> bytes | None:
     if data.startswith(PNG_SIGNATURE):
         kept = PNG_SIGNATURE + b"".join(_chunks(data))
     elif data.startswith(b"\xff\xd8"):
-        kept = b"\xff\xd8" + b"".join(_segments(data))
+        kept = b"\xff\xd8" + b"".join(jpeg_segments(data))
     else:
         return None
     return kept if kept != data else None
-
-
-def check_jpeg_kind(name: str, data: bytes) -> None:
-    """Raise RefusedImage (unsupported_bits, unsupported_compression) for a JPEG of a kind that viewers do not show."""
-    segments = _segments(data) if data.startswith(b"\xff\xd8") else iter(())
-    frame = next((segment for segment in segments if segment[1] in FRAMES and len(segment) > 4), None)
-    if frame is None:
-        return
-    if frame[1] not in PLAIN_FRAMES:
-        raise RefusedImage("unsupported_compression", f"{name}: lossless or hierarchical JPEG; save it as plain JPEG")
-    if frame[4] != 8:
-        raise RefusedImage("unsupported_bits", f"{name}: a JPEG of {frame[4]} bits; save it with 8, or as PNG with 16")
 
 
 def check_png_pixels(data: bytes) -> None:
@@ -91,22 +70,6 @@ def _png_bytes(data: bytes) -> int:
     return sum(rows * (1 + (columns * bits + 7) // 8) for rows, columns in sides if columns)
 
 
-def jpeg_that_ends(data: bytes) -> bytes:
-    """Return a JPEG so that a decoder notices pixels that are missing before its end, which it fills with grey else.
-
-    It stops for want of data if few zeros stand there in place of the end. Those of several scans need their end, which
-    stays. Raises ValueError for a picture without an end, as when zeros were written over it.
-    """
-    segments = list(_segments(data))
-    scan = segments[-1] if segments and segments[-1][1] == SOS else b""
-    end = scan.find(b"\xff\xd9")
-    if scan and end < 0:
-        raise ValueError("no end of the picture")
-    frame = next((segment for segment in segments if segment[1] in FRAMES and len(segment) > 9), bytes(10))
-    alone = frame[1] in HUFFMAN_FRAMES and scan[4:5] == frame[9:10]  # all components in one scan
-    return data[: len(data) - len(scan) + end] + bytes(SPARE) if alone else data
-
-
 def _chunks(data: bytes) -> Iterator[bytes]:
     at = len(PNG_SIGNATURE)
     while at + 8 <= len(data):
@@ -132,8 +95,8 @@ def _is_kept(name: bytes, body: bytes, whole: bool) -> bool:
         return False
 
 
-def _segments(data: bytes) -> Iterator[bytes]:
-    """Yield the segments before the first scan that matter, then the rest of the file."""
+def jpeg_segments(data: bytes) -> Iterator[bytes]:
+    """Yield the segments of a JPEG before the first scan that matter, then the rest of the file."""
     at = 2
     while True:
         at = data.find(b"\xff", at)  # bytes between segments are passed over, as libjpeg does

@@ -12,6 +12,7 @@ from PIL.GifImagePlugin import GifImageFile
 from storage.errors import RefusedImage
 from storage.media.color_profiles import profile_of
 from storage.media.essentials import check_png_pixels
+from storage.media.jpeg import check_scans
 from storage.media.samples import Alpha, ColorModel, Layout, check_layout, to_rgb
 
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -26,8 +27,8 @@ MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "I"
 """Modes of Pillow whose brightness is known; "I" has the range of 16 bits in the formats that are read."""
 COLOR_MODELS: dict[str, ColorModel] = {"L": "grey", "LA": "grey", "CMYK": "cmyk"}
 """Modes of Pillow -> colour model, where it is not RGB."""
-PNG_COLOR_TYPES_WITH_KEY = ("1", "L", "I;16", "RGB")
-"""Modes of PNGs in which one colour may be transparent; Pillow compares it after it has scaled the pixels."""
+PNG_MODES_WITH_KEY = ("1", "L", "I;16", "RGB", "P")
+"""Modes of PNGs that may have a list of transparent colours; Pillow compares them after it has scaled the pixels."""
 
 
 def check_camera_raw(name: str, data: bytes) -> None:
@@ -82,11 +83,13 @@ def load_pixels(name: str, image: Image.Image, data: bytes) -> NDArray[np.uint8]
     if image.format == "PNG":
         check_png_pixels(data)
     profile = profile_of(name, image, data)
-    with_key = "transparency" in image.info and image.mode in PNG_COLOR_TYPES_WITH_KEY
+    with_key = "transparency" in image.info and image.mode in PNG_MODES_WITH_KEY
     if image.format == "PNG" and (with_key or (profile and data[24] == 16)):
         return _png_of_libpng(name, data, profile)
     frame = image.tile[0].extents if isinstance(image, GifImageFile) and image.tile else None
     image.load()
+    if image.format in ("JPEG", "MPO"):
+        check_scans(image, data)
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.int64).clip(0, 65535).astype(np.uint16)
         return to_rgb(grey[..., None], Layout("grey", 16, 1, profile=profile))

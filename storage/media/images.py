@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from storage.errors import RefusedImage
-from storage.media.essentials import MOST_PROFILE, check_jpeg_kind, essentials, jpeg_that_ends
+from storage.media.essentials import MOST_PROFILE, essentials
 from storage.media.image_formats import check_camera_raw, is_avif, is_heif, learn_heif, load_pixels, with_avif_brand
+from storage.media.jpeg import check_jpeg_kind, jpeg_that_ends
 from storage.media.jpeg2000 import is_jpeg2000, read_jpeg2000
 from storage.media.tiff import is_tiff, read_tiff
 
@@ -198,12 +199,12 @@ def _open(name: str, data: bytes) -> Image.Image:
         learn_heif(name)
         reason = "truncated"  # it is one, by its first bytes
     elif data.startswith(b"\xff\xd8"):
+        check_jpeg_kind(name, data)
         data = jpeg_that_ends(data)
     formats = [item for item in FORMATS if item in Image.OPEN]
     try:
         return Image.open(io.BytesIO(data), formats=[item for item in formats if item not in WITHOUT_PILLOW])
     except UnidentifiedImageError as error:
-        check_jpeg_kind(name, data)
         raise RefusedImage(reason, f"{name}: not an image in a format that is read ({', '.join(formats)})") from error
     except DAMAGE as error:
         if data.startswith(b"BM") and "nsupported" in str(error):
@@ -231,7 +232,10 @@ def exif_of(image: Image.Image) -> Image.Exif:
     image.load()  # a PNG may have it behind the pixels
     for text in ("xmp", "XML:com.adobe.xmp"):  # viewers turn nothing by it: it often outlives the turn that it names
         image.info.pop(text, None)
-    return image.getexif()
+    exif = image.getexif()
+    if image.format == "PNG" and not image.info.get("exif", b"").startswith((b"Exif\0\0II", b"Exif\0\0MM")):
+        exif.pop(ORIENTATION_TAG, None)  # of a text; viewers turn a picture by a chunk of that kind alone
+    return exif
 
 
 def _exif_of_tiff(data: bytes) -> Image.Exif:

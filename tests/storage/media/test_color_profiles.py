@@ -153,6 +153,18 @@ def test_a_large_profile_is_applied():
         assert error_of(encoded(DRAWN, kind, icc_profile=large), shown(P3, 1.8)) < 1
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_profile_of_a_jpeg_is_applied_wherever_it_stands(progressive: bool):
+    """libjpeg looks for it up to the first scan: before the frame, behind it, in parts of any order."""
+    data = encoded(DRAWN, "JPEG", quality=100, subsampling=0, progressive=progressive)
+    profile = PROFILES["wide"][0]
+    bodies = [b"ICC_PROFILE\0\1\2" + profile[:200], b"ICC_PROFILE\0\2\2" + profile[200:]]
+    first, second = (b"\xff\xe2" + struct.pack(">H", len(body) + 2) + body for body in bodies)
+    for place in (2, data.index(b"\xff\xc4"), data.index(b"\xff\xda")):
+        assert error_of(data[:place] + second + first + data[place:], shown(P3, 1.8)) < 3, place
+        assert error_of(data[:place] + first + data[place:], DRAWN) < 3, "a part is missing"
+
+
 def inks() -> bytes:
     """A profile of CMYK whose table is linear in lightness: white without ink, black at any full ink (ICC.1, lut8)."""
     corners = np.stack(np.meshgrid(*[[0, 1]] * 4, indexing="ij"), -1).reshape(16, 4)

@@ -172,6 +172,34 @@ def test_the_transparent_colour_of_a_png_is_compared_exactly():
         assert error_of(data, np.stack([grey] * 3, -1)) == 0, bits
 
 
+@pytest.mark.parametrize("entries", [3, 4, 5, 256, 300])
+def test_transparencies_beyond_the_palette_of_a_png_count_as_none(entries: int):
+    """libpng passes over a list that is too long, and viewers show its colours."""
+    indices, colors = (COLUMNS % 4).astype(np.uint8), COLORS[:4]
+    tables = chunk(b"PLTE", colors.tobytes()) + chunk(b"tRNS", b"\0" + b"\xff" * (entries - 1))
+    wanted = colors[indices]
+    if entries <= 4:
+        wanted[indices == 0] = 0
+    assert error_of(png(tables, indices, 8, 3), wanted) == 0
+
+
+def test_a_text_of_a_png_does_not_turn_it():
+    """Browsers, libvips and OpenCV turn a picture by the chunk eXIf alone, when its content starts as TIFF."""
+    exif = Image.Exif()
+    exif[0x0112], exif[271] = 6, "maker"
+    body = exif.tobytes()
+    text = b"\nexif\n%8d\n" % len(body) + body.hex().encode() + b"\n"
+    for extra in (
+        chunk(b"tEXt", b"Raw profile type exif\0" + text),
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text)),
+        chunk(b"eXIf", body),
+    ):
+        photo = decode_photo(png(extra), **LIMITS)
+        assert np.array_equal(photo.pixels, DRAWN) and photo.orientation == 1
+        assert photo.exif[271] == "maker", "other facts stay"
+    assert decode_photo(png(chunk(b"eXIf", body[6:])), **LIMITS).orientation == 6
+
+
 def segment(marker: int, data: bytes) -> bytes:
     return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
 

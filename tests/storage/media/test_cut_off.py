@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from numpy.typing import NDArray
 from PIL import Image
 
 from storage.errors import RefusedImage
@@ -15,12 +16,13 @@ LIMITS = {"max_bytes": 10_000_000, "max_pixels": 1_000_000}
 ROWS, COLUMNS = np.mgrid[:48, :64]
 NOISE = np.random.default_rng(0).integers(0, 60, (48, 64, 3))
 DRAWN = (NOISE + np.stack([COLUMNS * 3, ROWS * 4, COLUMNS + ROWS], -1)).astype(np.uint8)
+YCBCR = np.asarray(Image.fromarray(DRAWN).convert("YCbCr"))
 END = b"\xff\xd9"
 
 
-def encoded(kind: str, **options: Any) -> bytes:
+def encoded(kind: str, pixels: NDArray[Any] = DRAWN, **options: Any) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(DRAWN).save(file, kind, **options)
+    Image.fromarray(pixels).save(file, kind, **options)
     return file.getvalue()
 
 
@@ -30,8 +32,19 @@ def tiles(**options: Any) -> bytes:
     return file.getvalue()
 
 
+def jpeg_by_colour() -> bytes:
+    """A baseline JPEG with a scan for each colour."""
+    parts = [encoded("JPEG", quality=95, pixels=plane) for plane in np.moveaxis(YCBCR, -1, 0)]
+    head, scan = parts[0].index(b"\xff\xc0"), parts[0].index(b"\xff\xda")
+    frame = parts[0][head : head + 2] + b"\0\x11" + parts[0][head + 4 : head + 9]
+    frame += b"\3\1\x11\0\2\x11\0\3\x11\0" + parts[0][head + 13 : scan]
+    scans = [b"\xff\xda\0\x08\1" + bytes([1 + i]) + part[scan + 6 : -2] for i, part in enumerate(parts)]
+    return parts[0][:head] + frame + b"".join(scans) + END
+
+
 FILES = {
     "jpeg": encoded("JPEG"),
+    "jpeg by colour": jpeg_by_colour(),
     "jpeg progressive": encoded("JPEG", progressive=True),
     "jpeg of several pictures": encoded("MPO", save_all=True, append_images=[Image.fromarray(DRAWN[::-1])]),
     "png": encoded("PNG"),
@@ -91,6 +104,36 @@ def test_a_jpeg_that_ends_too_early_is_refused(subsampling: str, restart: int):
         with pytest.raises(RefusedImage) as caught:
             decode_image(whole[:place].rstrip(b"\xff") + END, **LIMITS)
         assert caught.value.reason == "truncated"
+
+
+FLAT = np.where(ROWS[..., None] < 16, DRAWN, 128).astype(np.uint8)
+
+
+@pytest.mark.parametrize("pixels", [DRAWN, FLAT, DRAWN[..., 0]], ids=["colour", "flat below", "grey"])
+@pytest.mark.parametrize("restart", [0, 1])
+def test_a_progressive_jpeg_that_lacks_a_scan_or_its_end_is_refused(pixels: NDArray[Any], restart: int):
+    check_cuts(encoded("JPEG", pixels=pixels, progressive=True, restart_marker_rows=restart))
+
+
+def test_a_jpeg_by_colour_that_lacks_a_scan_or_its_end_is_refused():
+    check_cuts(FILES["jpeg by colour"])
+    assert np.abs(decode_image(FILES["jpeg by colour"], **LIMITS).astype(np.int64) - DRAWN).mean() < 4
+
+
+def check_cuts(whole: bytes) -> None:
+    wanted = decode_image(whole, **LIMITS)
+    assert np.array_equal(decode_image(whole[:-2] + b"bytes behind a scan" + END, **LIMITS), wanted)
+    refused = [place for place in range(whole.index(b"\xff\xda") + 10, len(whole) - 2, len(whole) // 30)
+               if not is_whole_or_refused(whole[:place].rstrip(b"\xff") + END, whole)]  # fmt: skip
+    assert refused == []
+
+
+def test_arithmetic_coding_which_hides_a_cut_is_refused_by_name():
+    for kind, frame, arithmetic in (("jpeg", 0xC0, 0xC9), ("jpeg progressive", 0xC2, 0xCA)):
+        data = FILES[kind].replace(bytes((0xFF, frame, 0, 17)), bytes((0xFF, arithmetic, 0, 17)))
+        with pytest.raises(RefusedImage) as caught:
+            decode_image(data, **LIMITS)
+        assert caught.value.reason == "unsupported_compression"
 
 
 @pytest.mark.parametrize("side", [1, 7, 16, 33])

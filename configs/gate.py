@@ -78,6 +78,8 @@ class ProbationAdvanced(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.98
     """A version that is worse on at most half of the frames stays with at least this probability, at all looks
     together."""
+    cooldown_seconds: Seconds = 600.0
+    """After a rollback no round starts by itself for this long (seconds); time without a daemon does not count."""
 
 
 class ProbationSettings(Section):

@@ -187,6 +187,9 @@ class StateCollector(Collector):
         yield _metric("mfmd_probation_frames", "Fresh frames of the running or last probation", frames)
         text = "Frames of it on which the promoted version looks worse than the one before"
         yield _metric("mfmd_probation_worse_frames", text, sum(record.worse) if record else 0)
+        seconds = self.settings.probation.advanced.cooldown_seconds
+        text = "Time left of the cool-down after a rollback by probation, up to 10 s old (seconds); 0: none runs"
+        yield _metric("mfmd_probation_cooldown_seconds", text, record.cooldown_left(seconds) if record else 0.0)
 
     def _recall(self) -> Iterator[Metric]:
         declined = (read_record(self._layout.recall, Recall) or Recall()).declines

@@ -7,7 +7,8 @@ second kind of evidence, with true labels. The mean of two e-values is one, so t
 frame (`sequential.py`). Measured: docs/explanation/probation.md.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,6 +34,8 @@ MOST_SPACING = 32
 """Largest distance between two frames that count (frames)."""
 SERIES = 256
 """Newest frames whose entropy says how alike neighbours are (frames)."""
+NOTE_SECONDS = 10.0
+"""Interval at which the time of the cool-down is written (seconds): a kill loses no more."""
 FAILURES = 3
 """Comparisons that may fail in a row before the probation ends."""
 
@@ -41,6 +44,11 @@ log = get_logger(__name__)
 
 class ProbationRule:
     """A rule of the gate: at most one version is on probation, the one that a round's promotion made serve last."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._noted: float | None = None
+        """When the time of the cool-down was written last (clock)."""
 
     def step(self, context: GateContext) -> None:
         """Begin, go on with or end the probation. Raises StorageError."""
@@ -60,13 +68,26 @@ class ProbationRule:
         promoted = move.event == "promoted" and move.by == GATE and move.version == serving.version
         if promoted and (record is None or (record.version, record.since) != (serving.version, move.at)):
             return _begun(context, move)
+        if record is not None and record.stage == "cooling_down":
+            return self._cooled(record, context.settings.probation.advanced.cooldown_seconds)
         if record is None or record.stage != "watching":
             return record
         return _with_answer(context, record) if record.comparison is not None else _asked(context, record)
 
+    def _cooled(self, record: Probation, seconds: float) -> Probation:
+        """Count the time of the cool-down. No clock that jumps changes it; without a daemon it does not pass."""
+        now = self._clock()
+        noted = now if self._noted is None else self._noted
+        cooled = record.cooled + now - noted
+        if cooled >= seconds:
+            self._noted = None
+            return record.model_copy(update={"stage": "rolled_back", "cooled": cooled})
+        self._noted = noted if now - noted < NOTE_SECONDS else now
+        return record.model_copy(update={"cooled": cooled}) if self._noted == now else record
+
 
 def judge(record: Probation, frames: int, confidence: float) -> Probation:
-    """Return the record with the evidence of its frames, and its stage: `rolled_back`, `passed` or `watching`. Pure.
+    """Return the record with the evidence of its frames, and its stage: `cooling_down`, `passed` or `watching`. Pure.
 
     `frames`: how many are enough; `confidence` (0-1) that a version which is not worse is never rolled back.
     """
@@ -77,7 +98,7 @@ def judge(record: Probation, frames: int, confidence: float) -> Probation:
     reason = f"version {record.version} looks worse than version {record.previous} on {shares or 'no frame yet'}"
     stage = "watching"
     if evidence >= 1.0 / (1.0 - confidence):
-        stage = "rolled_back"
+        stage = "cooling_down"
     elif len(record.worse) >= frames:
         stage = "passed"
     return record.model_copy(update={"evidence": evidence, "stage": stage, "reason": reason})
@@ -111,7 +132,7 @@ def _begun(context: GateContext, move: HistoryEvent) -> Probation | None:
 def _overtaken(record: Probation, move: HistoryEvent) -> Probation:
     ours = move.event == "rolled_back" and move.by == GATE and move.previous == record.version
     if ours:  # a kill came between the rollback and its record
-        return record.model_copy(update={"stage": "rolled_back", "comparison": None})
+        return record.model_copy(update={"stage": "cooling_down", "comparison": None})
     reason = f"{move.by} made version {move.version} serve ({move.event}); {record.reason}"
     return record.model_copy(update={"stage": "ended", "comparison": None, "reason": reason})
 
@@ -147,14 +168,16 @@ def _with_answer(context: GateContext, record: Probation) -> Probation:
     seen: dict[str, Any] = {"comparison": None, "failures": 0, "worse": worse, "worse_styled": styled}
     answered = record.model_copy(update=seen)
     judged = judge(answered, settings.frames, settings.advanced.confidence)
-    if judged.stage == "rolled_back":
+    if judged.stage == "cooling_down":
         _roll_back(context, judged)
     return judged
 
 
 def _roll_back(context: GateContext, record: Probation) -> None:
     """Let the version before serve again; when its files are gone, the one that a plain rollback leads to."""
-    back = partial(context.registry.roll_back, by=GATE, reason=f"probation: {record.reason}", expected=record.version)
+    rests = f"; no round for {context.settings.probation.advanced.cooldown_seconds:g} s"
+    reason = f"probation: {record.reason}{rests}"
+    back = partial(context.registry.roll_back, by=GATE, reason=reason, expected=record.version)
     try:
         back(to=record.previous)
     except (UnknownVersion, CorruptCheckpoint) as error:

@@ -1,5 +1,6 @@
 """Summaries of rounds from their folders, and the facts that the schedule needs."""
 
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ from storage.buffer.catalog_records import CatalogCounts
 from storage.durable.record import read_record
 from storage.errors import StorageError
 from storage.gate.drift import Drift
+from storage.gate.probation import Probation
 from storage.gate.recall import Recall
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
@@ -139,6 +141,7 @@ def schedule_state(catalog: Catalog | None, store: RoundStore, registry: Checkpo
         failures=failures,
         serving=registry.serving() is not None,
         drifted=_drifted(store.root.parent, newest),
+        probation=_probation(StateLayout(store.root.parent)),
         unsettled=_unsettled(StateLayout(store.root.parent), catalog),
     )
 
@@ -159,6 +162,13 @@ def _unsettled(layout: StateLayout, catalog: Catalog | None) -> str:
         return "a recall to be decided"
     waiting = catalog.frames_after(newest_seen) if newest_seen else 0
     return f"the observer, which has {waiting} new frames to see" if waiting > UNSEEN else ""
+
+
+def _probation(layout: StateLayout) -> Probation | None:
+    """Return the probation; None for a damaged record, which the gate reports."""
+    with suppress(StorageError):
+        return read_record(layout.probation, Probation)
+    return None
 
 
 def _drifted(state: Path, newest: int) -> bool:

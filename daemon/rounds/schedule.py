@@ -7,6 +7,7 @@ from typing import Literal
 from configs.settings import Settings
 from daemon.runtime.activity import ActivityPart
 from daemon.runtime.backoff import Backoff
+from storage.gate.probation import Probation
 
 Trigger = Literal["new_frames", "interval", "drift", "manual"]
 
@@ -40,6 +41,8 @@ class ScheduleState:
     """Commit of the newest frame (Unix, seconds)."""
     drifted: bool = False
     """Whether a drift alarm named frames that no judged round has seen."""
+    probation: Probation | None = None
+    """The probation of the version that was promoted last."""
     unsettled: str = ""
     """What the gate still has to find out about the newest frames; a recall during a round would void its verdict."""
 
@@ -120,6 +123,11 @@ def _obstacle(now: float, not_before: float | None, state: ScheduleState, settin
         return f"{more}: the next {held} new images are held out; drop more images, or set it lower"
     if not settings.schedule.enabled:
         return "nothing: schedule.enabled is off; `mfmd adapt` starts rounds"
+    seconds = settings.probation.advanced.cooldown_seconds
+    if state.probation is not None and (left := state.probation.cooldown_left(seconds)) > 0.0:
+        return (
+            f"the cool-down of {seconds:g} s after version {state.probation.version} was rolled back: {left:.0f} s left"
+        )
     if not_before is not None and now < not_before:
         return f"the delay after {state.failures} failed round(s)"
     return ""

@@ -6,9 +6,10 @@ from pydantic import Field
 
 from storage.durable.record import Record
 
-ProbationStage = Literal["watching", "passed", "rolled_back", "ended"]
-"""watching: fresh frames are compared; passed: enough were, and it is not worse; rolled_back: it was worse; ended:
-something else moved the serving ref, or it could not be compared."""
+ProbationStage = Literal["watching", "passed", "cooling_down", "rolled_back", "ended"]
+"""watching: fresh frames are compared; passed: enough were, and it is not worse; cooling_down: it was worse and was
+rolled back, and no round starts; rolled_back: the same, after the cool-down; ended: something else moved the serving
+ref, or it could not be compared."""
 
 
 class Probation(Record):
@@ -36,7 +37,13 @@ class Probation(Record):
     """Of each frame so far, whether the version looks worse than the one before."""
     worse_styled: tuple[bool, ...] = Field(default=())
     """Of each labelled source image so far, restyled to a fresh frame, whether its IoU there is lower."""
+    cooled: float = 0.0
+    """Seconds of the cool-down that daemons have waited so far, up to 10 s late."""
     evidence: float = 1.0
     """Evidence that it is worse on more than half of the frames (mean of e-values; 1: none)."""
     reason: str = ""
     """One sentence with numbers."""
+
+    def cooldown_left(self, seconds: float) -> float:
+        """Return what is left of a cool-down that takes `seconds` (seconds); 0 when none runs."""
+        return max(0.0, seconds - self.cooled) if self.stage == "cooling_down" else 0.0

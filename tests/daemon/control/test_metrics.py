@@ -95,6 +95,7 @@ EXPECTED = [
     "mfmd_probation_active",
     "mfmd_probation_frames",
     "mfmd_probation_worse_frames",
+    "mfmd_probation_cooldown_seconds",
     "mfmd_recalls_declined_total",
     "mfmd_drift_alarms_total",
     "mfmd_drift_last_alarm_timestamp_seconds",

@@ -1,6 +1,7 @@
 """Probation: with a real registry, buffer and observer's database; the answers of comparisons are drawn numbers."""
 
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,11 +10,14 @@ from daemon.gate.frame_evidence import looks_worse, loses
 from daemon.gate.loop import GateLoop
 from daemon.gate.memory import ConditionMemory
 from daemon.gate.probation import ProbationRule, judge
+from daemon.rounds.history import schedule_state
+from daemon.rounds.schedule import due
 from storage.buffer.observations import Observation, Observations
 from storage.durable.record import read_record
 from storage.errors import StorageError
 from storage.gate.comparisons import ComparisonScores, ComparisonStore
 from storage.gate.probation import Probation
+from storage.rounds.folder import RoundStore
 from storage.rounds.records import ImageCounts, ModelScores
 from tests.sections import changed
 
@@ -53,12 +57,12 @@ def test_restyled_source_counts_by_its_labels() -> None:
 @pytest.mark.parametrize(
     ("worse", "styled", "stage"),
     [
-        ("1" * 8, "", "rolled_back"),
+        ("1" * 8, "", "cooling_down"),
         ("1" * 4, "", "watching"),
         ("0" * 31, "", "watching"),
         ("0" * 32, "", "passed"),
         ("10" * 16, "", "passed"),
-        ("0" * 12, "1" * 12, "rolled_back"),
+        ("0" * 12, "1" * 12, "cooling_down"),
         ("0" * 32, "10" * 16, "passed"),
         ("", "", "watching"),
     ],
@@ -126,7 +130,8 @@ def test_a_worse_version_is_rolled_back_with_the_numbers(served, stream, layout,
     ref, move = registry.serving(), registry.state().last_move
     assert (ref.version, ref.by, move.event) == (1, "gate", "rolled_back")
     assert "probation: version 2 looks worse than version 1 on 8 of 8 fresh frames" in ref.reason
-    assert _record(layout).stage == "rolled_back"
+    assert ref.reason.endswith("; no round for 600 s")
+    assert _record(layout).stage == "cooling_down"
     served.step()
     assert registry.serving().version == 1
 
@@ -149,6 +154,32 @@ def test_a_kill_between_rollback_and_record_ends_in_the_same_state(served, strea
     served.step()
     registry.roll_back(to=1, by="gate", reason="probation: it was worse", expected=2)
     served.step()
+    assert _record(layout).stage == "cooling_down"
+
+
+def test_the_cool_down_survives_kills_and_jumps_of_the_clock(world, layout, registry, add_version, monkeypatch) -> None:
+    add_version(parent=1)
+    registry.roll_back(to=1, by="gate", reason="probation: it was worse")
+    begun = Probation(stage="cooling_down", version=2, previous=1, since=1.0, after=8)
+    layout.probation.write_text(begun.model_dump_json())
+    state = partial(schedule_state, world.buffer.catalog, RoundStore(layout.rounds), registry)
+    settings = changed(world.settings, schedule={"enabled": True, "new_frames": 8})
+
+    def steps(*moments: float) -> tuple[str | None, str]:
+        """Let a new daemon look at these moments of its clock; return what the schedule says then."""
+        clock = iter(moments)
+        gate = GateLoop(settings, world.buffer, registry, [ProbationRule(lambda: next(clock))])
+        for _ in moments:
+            gate.step()
+        trigger, after = due(1e9, state(), settings)
+        return trigger, after.waiting_for
+
+    told = "the cool-down of 600 s after version 2 was rolled back: {} s left"
+    assert steps(50.0) == (None, told.format(600))
+    assert steps(7000.0, 7100.0, 7105.0) == (None, told.format(500)), "5 s are lost to the kill"
+    monkeypatch.setattr(time, "time", lambda: 1e12)
+    assert steps(1.0, 400.0) == (None, told.format(101))
+    assert steps(5.0, 106.0)[0] == "new_frames"
     assert _record(layout).stage == "rolled_back"
 
 

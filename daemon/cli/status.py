@@ -73,9 +73,7 @@ def _lines(state: "Status") -> Iterator[tuple[str, str]]:
         yield "probation", f"version {watched.version} {watched.stage.replace('_', ' ')}: {watched.reason}"
     if state.recall is not None and state.recall.reason:
         yield "recall", f"{state.recall.stage}: {state.recall.reason}"
-    if state.drift is not None and state.drift.last_alarm is not None:
-        frames = ", ".join(map(str, state.drift.foreign))
-        yield "drift", f"alarm at {local_time(state.drift.last_alarm)}: {state.drift.reason}; frames {frames}"
+    yield "drift", _drift(state)
     if state.round is None and state.next_round.waiting_for:
         yield "next", state.next_round.waiting_for
     if state.observed is not None:
@@ -132,6 +130,17 @@ def _conditions(state: "Status") -> str:
         if camera
     )
     return f"now {names.get(known.current or 0, 'no known one')}{cameras}; known: {best}"
+
+
+def _drift(state: "Status") -> str:
+    """Return where the alarm stands, and the newest one."""
+    stage, drift = state.drift_state, state.drift
+    if stage == "no_observer":
+        return "not watched: observe.enabled is off, so conditions, recall and probation see no frames either"
+    if drift is None or drift.last_alarm is None:
+        return stage
+    frames = ", ".join(map(str, drift.foreign))
+    return f"{stage}; alarm at {local_time(drift.last_alarm)}: {drift.reason}; frames {frames}"
 
 
 def _running(state: "Status") -> str:

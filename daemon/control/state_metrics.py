@@ -5,6 +5,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import get_args
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -25,7 +26,7 @@ from storage.buffer.observations import Observations
 from storage.durable.record import read_record
 from storage.errors import StorageError
 from storage.gate.conditions import ConditionStore
-from storage.gate.drift import Drift
+from storage.gate.drift import Drift, DriftState, drift_state
 from storage.gate.probation import Probation
 from storage.gate.recall import Recall
 from storage.layout import StateLayout
@@ -198,6 +199,10 @@ class StateCollector(Collector):
 
     def _drift(self) -> Iterator[Metric]:
         state = read_record(self._layout.drift, Drift)
+        wanted, observed = self.settings.drift.false_alarms_per_100k > 0.0, self.settings.observe.enabled
+        now = drift_state(state, wanted=wanted, observed=observed)
+        text = "1 for where the drift alarm stands: " + ", ".join(get_args(DriftState))
+        yield _metric("mfmd_drift_state_info", text, {name: name == now for name in get_args(DriftState)}, "state")
         alarms, at = (state.alarms, state.last_alarm) if state else (0, None)
         yield _metric("mfmd_drift_alarms_total", "Drift alarms in this state directory", alarms)
         yield _metric("mfmd_drift_last_alarm_timestamp_seconds", "Unix time of the newest one; 0: none", at or 0.0)

@@ -44,17 +44,18 @@ log = get_logger(__name__)
 
 
 def looked(state: Drift, frame: int, scores: Sequence[float], per_100k: float, now: float) -> Drift:
-    """Return the state after frame `frame` with its scores (each 0-1), in commit order. An alarm starts it afresh.
+    """Return the state after frame `frame` with its scores (each 0-1). An alarm starts it afresh.
 
-    `per_100k`: false alarms allowed in 100,000 frames. `now`: Unix time (seconds).
+    The order of frames is free: the observer sees the newest ones of a backlog first. `per_100k`: false alarms allowed
+    in 100,000 frames. `now`: Unix time (seconds).
     """
     if not all(math.isfinite(score) for score in scores):
-        return state.model_copy(update={"upto": frame})
+        return state
     if state.stage == "learning":
-        learned = (*state.learned, tuple(scores))
-        state = state.model_copy(update={"upto": frame, "learned": learned})
+        learned, frames = (*state.learned, tuple(scores)), (*state.learned_frames, frame)
+        state = state.model_copy(update={"learned": learned, "learned_frames": frames})
         return _watching(state, per_100k) if len(learned) >= LEARN else state
-    if frame < state.upto + state.spacing:
+    if any(abs(frame - seen) < state.spacing for seen, _ in state.recent):
         return state
     gain, foreign, bets = 0.0, 0.0, []
     for place, (bet, score) in enumerate(zip(state.bets, scores, strict=True)):
@@ -64,14 +65,13 @@ def looked(state: Drift, frame: int, scores: Sequence[float], per_100k: float, n
         bets.append(after)
     evidence = (state.evidence + 1.0) * gain
     update = {
-        "upto": frame,
         "looks": state.looks + 1,
         "bets": tuple(bets),
         "evidence": evidence,
         "recent": (*state.recent, (frame, foreign))[-RECENT:],
     }
     state = state.model_copy(update=update)
-    return _alarmed(state, now) if evidence >= state.level else state
+    return _alarmed(state, frame, now) if evidence >= state.level else state
 
 
 def _ranked(bet: DriftBet, score: float, drawn: float) -> tuple[float, DriftBet]:
@@ -89,7 +89,8 @@ def _ranked(bet: DriftBet, score: float, drawn: float) -> tuple[float, DriftBet]
 
 def _watching(state: Drift, per_100k: float) -> Drift:
     """Return the state with the spacing that the learned frames ask for, and those of them at that spacing counted."""
-    series = np.array(state.learned, np.float64)
+    order = np.argsort(state.learned_frames)
+    series = np.array(state.learned, np.float64)[order]
     apart = [spacing_of(column, MOST_SPACING) for column in series.T]
     spacing = 1 if max(apart) == 1 else min(SAFETY * max(apart), MOST_SPACING)
     bets = []
@@ -97,12 +98,21 @@ def _watching(state: Drift, per_100k: float) -> Drift:
         places = np.minimum((np.clip(column, 0.0, 1.0) * BINS).astype(np.int64), BINS - 1)
         bets.append(DriftBet(counts=tuple(np.bincount(places, minlength=BINS).tolist())))
     level = max(LEVEL_MARGIN * 100_000.0 / per_100k / spacing, 1.0)
-    update = {"stage": "watching", "spacing": spacing, "learned": (), "bets": tuple(bets), "level": level}
+    update = {
+        "stage": "watching",
+        "spacing": spacing,
+        "learned": (),
+        "learned_frames": (),
+        "recent": tuple((state.learned_frames[place], 0.0) for place in order[::spacing]),
+        "bets": tuple(bets),
+        "level": level,
+    }
     return state.model_copy(update=update)
 
 
-def _alarmed(state: Drift, now: float) -> Drift:
-    foreign = [frame for frame, _ in sorted(state.recent, key=lambda item: -item[1])[:FOREIGN]]
+def _alarmed(state: Drift, frame: int, now: float) -> Drift:
+    looks = sorted((item for item in state.recent if item[1] > 0.0), key=lambda item: -item[1])
+    foreign = [frame for frame, _ in looks[:FOREIGN]]
     reason = (
         f"the stream changed: evidence {state.evidence:.0f} after {state.looks} looks, every {state.spacing} frames, "
         f"under version {state.version}"
@@ -110,6 +120,7 @@ def _alarmed(state: Drift, now: float) -> Drift:
     return Drift(
         version=state.version,
         since=now,
+        after=frame,
         upto=state.upto,
         alarms=state.alarms + 1,
         last_alarm=now,
@@ -127,30 +138,41 @@ class DriftRule:
         if settings.false_alarms_per_100k == 0.0 or serving is None or not context.layout.observations.exists():
             return
         before = read_record(context.layout.drift, Drift, f"; remove {context.layout.drift}")
-        state = before
-        if state is None or state.version != serving.version:
-            kept = {"alarms": state.alarms, "last_alarm": state.last_alarm, "reason": state.reason} if state else {}
-            foreign = state.foreign if state else ()
-            newest = context.buffer.catalog.newest_id() if state else 0
-            state = Drift(version=serving.version, since=context.now, upto=newest, foreign=foreign, **kept)
+        state = before or Drift(version=serving.version, since=context.now)
+        if state.version != serving.version:
+            kept = state.model_dump(include={"alarms", "last_alarm", "reason", "foreign"})
+            newest = context.buffer.catalog.newest_id()
+            state = Drift(version=serving.version, since=context.now, after=newest, upto=newest, **kept)
         known = context.conditions.read()
         if context.settings.conditions.advanced.enabled and (
             known is None or known.released != context.registry.released(serving.version)
         ):
             return  # style has no scale yet: its first values would look like a change
-        with Observations.open(context.layout.observations, writable=False) as observations:
-            fresh = observations.after(state.upto)
-        classes = len(context.settings.classes)
-        for item in fresh:
-            if item.version == serving.version:
-                alarms = state.alarms
-                state = looked(
-                    state, item.frame, scores_of(item, known, classes), settings.false_alarms_per_100k, context.now
-                )
-                if state.alarms > alarms:
-                    log.warning("drift_alarm", reason=state.reason, foreign=state.foreign)
+        state = self._looked(context, state, known)
         if state != before:
             durable.write_record(context.layout.drift, state)
+
+    def _looked(self, context: GateContext, state: Drift, known: Conditions | None) -> Drift:
+        """Look at every frame that was observed since the last step, also those of a backlog; each once."""
+        with Observations.open(context.layout.observations, writable=False) as observations:
+            seen = observations.observed()
+            fresh = [*observations.get(state.missed), *observations.after(state.upto)]
+        if len(state.learned) != len(state.learned_frames):  # of an earlier mfmd
+            state = state.model_copy(update={"learned": (), "learned_frames": ()})
+        if not fresh:
+            return state
+        classes, per_100k = len(context.settings.classes), context.settings.drift.false_alarms_per_100k
+        for item in fresh:
+            if item.version == state.version and item.frame > state.after:
+                alarms = state.alarms
+                state = looked(state, item.frame, scores_of(item, known, classes), per_100k, context.now)
+                if state.alarms > alarms:
+                    log.warning("drift_alarm", reason=state.reason, foreign=state.foreign)
+        upto = max(state.upto, fresh[-1].frame)
+        seen |= {item.frame for item in fresh}
+        there = (record.id for record in context.buffer.records())
+        missed = tuple(frame for frame in there if state.after < frame < upto and frame not in seen)
+        return state.model_copy(update={"upto": upto, "missed": missed})
 
 
 def scores_of(item: Observation, known: Conditions | None, classes: int) -> tuple[float, float]:

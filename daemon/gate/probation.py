@@ -114,6 +114,9 @@ def _begun(context: GateContext, move: HistoryEvent) -> Probation | None:
     settings = context.settings.probation
     if settings.frames == 0 or move.version is None or move.previous is None:
         return None
+    if not context.settings.observe.enabled:
+        ended = {"version": move.version, "previous": move.previous, "since": move.at, "after": 0}
+        return Probation(stage="ended", reason="observe.enabled is off: nothing compares the two versions", **ended)
     known = context.conditions.read() if context.settings.conditions.advanced.enabled else None
     current = known.current if known else None
     series = _of_condition(_observed(context, after=0), known, current)[-SERIES:]

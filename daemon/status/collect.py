@@ -30,7 +30,7 @@ from storage.buffer.catalog import Catalog
 from storage.durable.record import read_record
 from storage.errors import CorruptCheckpoint, NewerRecord, StorageError
 from storage.gate.conditions import ConditionStore
-from storage.gate.drift import Drift
+from storage.gate.drift import Drift, drift_state
 from storage.gate.probation import Probation
 from storage.gate.recall import Recall
 from storage.layout import StateLayout
@@ -67,6 +67,8 @@ class _Collector:
         activity, daemon = self._activity(), self._daemon()
         rounds: list[RoundSummary] = self._read(lambda: summaries(self._rounds, LAST_ROUNDS + 1, alive=self._up), [])
         self._read(lambda: check_serving_files(self._registry), None)
+        drift = self._read(lambda: read_record(self._layout.drift, Drift), None)
+        alarms, observed = self._settings.drift.false_alarms_per_100k, self._settings.observe.enabled
         status = Status(
             at=time.time(),
             state=str(self._layout.root),
@@ -88,7 +90,8 @@ class _Collector:
             probation=self._read(lambda: read_record(self._layout.probation, Probation), None),
             conditions=describe_conditions(self._read(ConditionStore(self._layout.conditions).read, None)),
             recall=self._read(lambda: read_record(self._layout.recall, Recall), None),
-            drift=self._read(lambda: read_record(self._layout.drift, Drift), None),
+            drift=drift,
+            drift_state=drift_state(drift, wanted=alarms > 0.0, observed=observed),
             next_round=self._read(self._next, NextRound(frames_missing=0, not_before=None, waiting_for="")),
             observed=self._read(self._observed, None),
             messages=[],

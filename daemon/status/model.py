@@ -14,7 +14,7 @@ from daemon.runtime.activity import (
 )
 from daemon.status.conditions import ConditionsStatus
 from daemon.status.plane_probe import PlaneStatus
-from storage.gate.drift import Drift
+from storage.gate.drift import Drift, DriftState
 from storage.gate.probation import Probation
 from storage.gate.recall import Recall
 from storage.registry.manifest import Ref
@@ -135,6 +135,8 @@ class Status(ActivityPart):
     """Where the recall of a known-good version stands; none before the first look."""
     drift: Drift | None = None
     """The drift alarm; none before the first look."""
+    drift_state: DriftState = "waiting"
+    """Where the drift alarm stands; `no_observer` while `observe.enabled` is off."""
     next_round: NextRound
     """What the next round waits for."""
     observed: ObservedStatus | None

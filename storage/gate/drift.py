@@ -9,6 +9,10 @@ from storage.durable.record import Record
 DriftStage = Literal["learning", "watching"]
 """learning: the first frames of a version say how alike neighbours are; watching: every look is a bet."""
 
+DriftState = Literal["off", "no_observer", "waiting", "learning", "watching"]
+"""off: no alarm is wanted; no_observer: `observe.enabled` is off, so nothing is seen; waiting: for the first observed
+frames, or for a condition that gives the style its scale; then the stage."""
+
 
 class DriftBet(Record):
     """One score of the stream: what was seen of it, and the bet on the next value."""
@@ -30,12 +34,18 @@ class Drift(Record):
     """When it started afresh (Unix, seconds)."""
     stage: DriftStage = "learning"
     """Where it stands."""
+    after: int = 0
+    """Frames up to this id do not count: they came before this version, or before the newest alarm."""
     upto: int = 0
-    """Newest frame that was looked at (id)."""
+    """Newest frame whose observation was taken into account (id)."""
+    missed: tuple[int, ...] = ()
+    """Ids of frames before it that the observer, which looks at the newest ones first, still has to see."""
     spacing: int = 1
     """Distance between two looks (frames)."""
     learned: tuple[tuple[float, ...], ...] = ()
-    """Scores of the frames seen while learning, in commit order, [N][scores]."""
+    """Scores of the frames seen while learning, [N][scores]."""
+    learned_frames: tuple[int, ...] = ()
+    """Their ids."""
     bets: tuple[DriftBet, ...] = ()
     """One of each score."""
     looks: int = 0
@@ -45,7 +55,7 @@ class Drift(Record):
     level: float = 0.0
     """Level of the alarm: mean number of looks between two false alarms, at least."""
     recent: tuple[tuple[int, float], ...] = ()
-    """Newest looks: frame id, and how foreign it was (0-1)."""
+    """Newest looks: frame id, and how foreign it was (0-1; 0 for the frames of learning)."""
     alarms: int = 0
     """Alarms ever raised in this state directory."""
     last_alarm: float | None = None
@@ -54,3 +64,12 @@ class Drift(Record):
     """The newest alarm in one sentence."""
     foreign: tuple[int, ...] = Field(default=())
     """Ids of the most foreign frames before it, most foreign first."""
+
+
+def drift_state(record: Drift | None, *, wanted: bool, observed: bool) -> DriftState:
+    """Return where the alarm stands; `wanted` and `observed` are the settings."""
+    if not wanted:
+        return "off"
+    if not observed:
+        return "no_observer"
+    return record.stage if record is not None else "waiting"

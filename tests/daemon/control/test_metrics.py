@@ -98,6 +98,7 @@ EXPECTED = [
     "mfmd_probation_cooldown_seconds",
     "mfmd_recalls_declined_total",
     "mfmd_drift_alarms_total",
+    "mfmd_drift_state_info",
     "mfmd_drift_last_alarm_timestamp_seconds",
     "mfmd_drift_evidence_ratio",
     "mfmd_observed_frames",
@@ -158,7 +159,7 @@ def test_no_series_is_labelled_by_what_grows_without_bound(world, layout, add_ve
     labels = {label for family in _families(world).values() for sample in family.samples for label in sample.labels}
     assert labels <= {
         "outcome", "reason", "mode", "result", "cause", "decision", "gate", "ref", "class", "component", "part", "le",
-        "mirror", "needs", "version", "python", "sha256", "implementation", "major", "minor", "patchlevel",
+        "mirror", "needs", "version", "python", "sha256", "state", "implementation", "major", "minor", "patchlevel",
     }  # fmt: skip
     assert not any(name.endswith("_created") for name in _families(world))
 

@@ -1,5 +1,6 @@
 """Drift alarms: the pure detector on drawn series, the rule on a real observer's database, the schedule's trigger."""
 
+import json
 import time
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from daemon.rounds.schedule import ScheduleState, due
 from storage.buffer.observations import Observation, Observations
 from storage.durable.record import read_record
 from storage.gate.conditions import Condition, Conditions
-from storage.gate.drift import Drift
+from storage.gate.drift import Drift, drift_state
 from storage.gate.recall import Recall
 from storage.rounds.folder import RoundStore
 from tests.sections import changed
@@ -43,6 +44,16 @@ def test_a_change_is_found_and_its_frames_are_kept() -> None:
     assert len(state.foreign) == 8 and min(state.foreign) > 600
 
 
+def test_the_frames_of_a_backlog_count_newest_groups_first() -> None:
+    rng = np.random.default_rng(6)
+    values = np.concatenate([_values(rng, 400), _values(rng, 80, mean=0.55)])
+    frames = [*range(400), *(frame for first in range(472, 399, -8) for frame in range(first, first + 8))]
+    state = Drift(version=1, since=0.0)
+    for frame in frames:
+        state = looked(state, frame, [float(values[frame])], 1.0, 7.0)
+    assert state.alarms == 1 and sum(frame >= 400 for frame in state.foreign) >= 7 and state.after > 400
+
+
 def test_correlated_frames_are_looked_at_farther_apart() -> None:
     rng = np.random.default_rng(3)
     series = [0.4]
@@ -55,7 +66,7 @@ def test_correlated_frames_are_looked_at_farther_apart() -> None:
 def test_a_constant_score_and_numbers_that_are_none_are_no_evidence() -> None:
     assert _run([0.3] * 1500).alarms == 0
     state = _run([float("nan")] * 50)
-    assert state.stage == "learning" and state.upto == 50
+    assert state.stage == "learning" and not state.learned
 
 
 def test_a_restart_changes_nothing() -> None:
@@ -102,6 +113,37 @@ def _observe(layout, frames, entropy, version: int = 1) -> None:
             Observation(frame, version, 1, time.time(), value, 0.9, row, row, row)
             for frame, value in zip(frames, entropy, strict=True)
         ])  # fmt: skip
+
+
+def test_a_frame_that_the_observer_sees_late_is_looked_at_once(gate, layout, world) -> None:
+    _observe(layout, [7, 8], [0.5, 0.5])
+    gate.step()
+    assert read_record(layout.drift, Drift).missed == (1, 2, 3, 4, 5, 6)
+    _observe(layout, [2, 5], [0.5, 0.5])
+    gate.step()
+    gate.step()
+    state = read_record(layout.drift, Drift)
+    assert (state.learned_frames, state.missed, state.upto) == ((7, 8, 2, 5), (1, 3, 4, 6), 8)
+    old = state.model_dump(exclude={"learned_frames", "missed", "after"})
+    layout.drift.write_text(json.dumps(old))
+    gate.step()
+    state = read_record(layout.drift, Drift)
+    assert (state.learned_frames, state.upto) == ((), 8), "an earlier mfmd did not say which frames they were"
+
+
+@pytest.mark.parametrize(
+    ("record", "wanted", "observed", "state"),
+    [
+        (None, False, True, "off"),
+        (None, True, False, "no_observer"),
+        (None, True, True, "waiting"),
+        (Drift(version=1, since=0.0), True, True, "learning"),
+        (Drift(version=1, since=0.0, stage="watching"), True, True, "watching"),
+        (Drift(version=1, since=0.0, stage="watching"), True, False, "no_observer"),
+    ],
+)
+def test_where_the_alarm_stands_has_a_name(record, wanted: bool, observed: bool, state: str) -> None:
+    assert drift_state(record, wanted=wanted, observed=observed) == state
 
 
 def test_the_rule_follows_the_version_that_serves(gate, layout, registry, add_version) -> None:

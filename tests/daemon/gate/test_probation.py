@@ -81,7 +81,8 @@ def served(world, layout, registry, add_version):
     """Version 2, promoted by the gate after version 1, and the rules of the gate."""
     version = add_version(parent=1, promote=False)
     registry.promote(version, by="gate", reason="3 of 4 votes won", round=1, expected=1)
-    settings = changed(world.settings, probation={"frames": 8}, conditions={"advanced": {"enabled": False}})
+    off = {"advanced": {"enabled": False}}
+    settings = changed(world.settings, probation={"frames": 8}, conditions=off, observe={"enabled": True})
     return GateLoop(settings, world.buffer, registry, [ConditionMemory(), ProbationRule()])
 
 
@@ -208,6 +209,13 @@ def test_comparisons_that_fail_end_it_and_a_lost_request_is_asked_again(served, 
     record = _record(layout)
     assert record.stage == "ended" and "version 1 is damaged" in record.reason
     assert registry.serving().version == 2
+
+
+def test_without_an_observer_it_ends_at_once_and_says_why(served, layout) -> None:
+    served.settings = changed(served.settings, observe={"enabled": False})
+    served.step()
+    record = _record(layout)
+    assert record.stage == "ended" and "observe.enabled is off" in record.reason
 
 
 def test_a_version_of_an_operator_is_not_on_probation(world, layout, registry, add_version, stream) -> None:

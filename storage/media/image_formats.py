@@ -6,10 +6,11 @@ from importlib import util
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 from PIL.GifImagePlugin import GifImageFile
 
 from storage.errors import RefusedImage
+from storage.media.bmp import with_plain_indices
 from storage.media.color_profiles import profile_of
 from storage.media.essentials import check_png_pixels
 from storage.media.jpeg import check_scans
@@ -72,7 +73,7 @@ def learn_heif(name: str) -> None:
     pillow_heif.register_heif_opener(thumbnails=False)
 
 
-def load_pixels(name: str, image: Image.Image, data: bytes) -> NDArray[np.uint8]:
+def load_pixels(name: str, image: ImageFile.ImageFile, data: bytes) -> NDArray[np.uint8]:
     """Decode `image`, which was opened on `data`, to [h, w, 3] sRGB over black; 16-bit values by their full range.
 
     Raises RefusedImage (not_an_image, unsupported_colors) for pixels without an agreed brightness, and what Pillow
@@ -83,6 +84,7 @@ def load_pixels(name: str, image: Image.Image, data: bytes) -> NDArray[np.uint8]
     if image.format == "PNG":
         check_png_pixels(data)
     profile = profile_of(name, image, data)
+    image = with_plain_indices(image, data)
     with_key = "transparency" in image.info and image.mode in PNG_MODES_WITH_KEY
     if image.format == "PNG" and (with_key or (profile and data[24] == 16)):
         return _png_of_libpng(name, data, profile)

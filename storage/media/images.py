@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from storage.errors import RefusedImage
 from storage.media.essentials import MOST_PROFILE, essentials
@@ -189,7 +189,7 @@ def _check_size(name: str, size: int, max_bytes: int) -> None:
         raise RefusedImage("too_many_bytes", f"{name}: {size} bytes; the limit is {max_bytes}")
 
 
-def _open(name: str, data: bytes) -> Image.Image:
+def _open(name: str, data: bytes) -> ImageFile.ImageFile:
     """Read the header only."""
     Image.init()
     reason = "not_an_image"

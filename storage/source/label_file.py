@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from storage.errors import RefusedImage
+from storage.media.bmp import with_plain_indices
 from storage.media.bounded import DecodeLimits, run_bounded
 from storage.media.essentials import check_png_pixels, essentials
 from storage.media.images import DAMAGE, ORIENTATION_TAG, UPRIGHT, check_sides, exif_of
@@ -80,7 +81,7 @@ def _decode(data: bytes, *, label_map: LabelMap, max_pixels: int) -> tuple[NDArr
             check_sides("image", image.width, image.height, max_pixels)
             if image.format == "PNG":
                 check_png_pixels(data)
-            values, palette, orientation = _values(image, label_map)
+            values, palette, orientation = _values(with_plain_indices(image, data), label_map)
     except RefusedImage:
         raise
     except UnidentifiedImageError as error:

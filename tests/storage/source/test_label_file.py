@@ -79,6 +79,12 @@ def test_indices_are_exact_in_every_mode(read: Read):
     assert read(png(3, 1, 0, bytes([0b01000000]))).classes.tolist() == [[0, 1, 0]]
 
 
+@pytest.mark.parametrize(("bits", "row"), [(8, b"\0\1\1\0"), (4, b"\x01\x10\0\0"), (1, b"\x60\0\0\0")])
+def test_indices_of_a_bmp_whose_palette_is_black_and_white(read: Read, bits: int, row: bytes):
+    head = struct.pack("<2sIIIIiiHHIIiiII", b"BM", 66, 0, 62, 40, 4, 1, 1, bits, 0, 0, 0, 0, 2, 0)
+    assert read(head + b"\0\0\0\0\xff\xff\xff\0" + row, "bmp").classes.tolist() == [[0, 1, 1, 0]]
+
+
 def test_grey_in_a_gif_is_grey_whatever_the_order_of_its_palette(read: Read):
     """A GIF has no grey pixels: black and white are palette entries in any order (DRIVE's manual labels)."""
     masks = {0: "road", 255: "sky"}

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from configs.network import OptimSettings
-from configs.section import ConfigPath, NotNegativeInt, Positive, PositiveInt, Seconds, Section, bare_no
+from configs.section import ConfigPath, NotNegative, NotNegativeInt, Positive, PositiveInt, Seconds, Section, bare_no
 
 
 class RoundAdvanced(Section):
@@ -73,6 +73,14 @@ class RoundSettings(Section):
     advanced: RoundAdvanced = RoundAdvanced()
 
 
+class ScheduleAdvanced(Section):
+    """Rarely changed settings of the schedule."""
+
+    minutes_per_day: NotNegative = 0.0
+    """Time that rounds may use a device for in any 24 hours (minutes). A round that would exceed it waits; 0: no limit.
+    `mfmd adapt` waits for nothing, but counts."""
+
+
 class ScheduleSettings(Section):
     """When a round starts by itself."""
 
@@ -85,3 +93,4 @@ class ScheduleSettings(Section):
     """Also start when this long has passed since the last round ended and a new frame came (seconds); 0 is never."""
     min_frames: PositiveInt = 16
     """Never start with fewer frames in the buffer (frames)."""
+    advanced: ScheduleAdvanced = ScheduleAdvanced()

@@ -45,6 +45,8 @@ class StateLayout:
         """Folder of the checkpoint registry."""
         self.rounds = self.root / "rounds"
         """Folder of round folders."""
+        self.device_time = self.root / "device_time.json"
+        """How long the rounds of the last day used a device."""
         self.shadow = self.root / "shadow"
         """Folder of `shadow/000042/PLANE.json`: agreement of a shadow with the serving version."""
         self.conditions = self.root / "conditions.json"

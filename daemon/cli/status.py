@@ -76,6 +76,9 @@ def _lines(state: "Status") -> Iterator[tuple[str, str]]:
     yield "drift", _drift(state)
     if state.round is None and state.next_round.waiting_for:
         yield "next", state.next_round.waiting_for
+    if most := state.budget_minutes:
+        used = state.next_round.used_minutes
+        yield "budget", f"{used:.1f} of {most:g} minutes of the last 24 h used, {max(0.0, most - used):.1f} left"
     if state.observed is not None:
         seen = state.observed
         yield "observed", f"{seen.frames} frames: confidence {seen.confidence:.3f}, entropy {seen.entropy:.3f} nats"

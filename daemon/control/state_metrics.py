@@ -15,7 +15,7 @@ from daemon.gate.decide import GATE
 from daemon.masks.report import MaskReport, read_report
 from daemon.metrics import REASONS
 from daemon.rounds.history import schedule_state, summaries
-from daemon.rounds.schedule import due
+from daemon.rounds.schedule import Held, due
 from daemon.runtime.activity import ChildActivity
 from daemon.runtime.logs import get_logger
 from daemon.status.conditions import describe_conditions
@@ -211,8 +211,16 @@ class StateCollector(Collector):
 
     def _schedule(self) -> Iterator[Metric]:
         state = schedule_state(self._catalog, self._rounds, self._registry)
-        missing = due(time.time(), state, self.settings)[1].frames_missing
-        yield _metric("mfmd_schedule_frames_missing", "New frames still missing until the next round starts", missing)
+        following = due(time.time(), state, self.settings)[1]
+        text = "New frames still missing until the next round starts"
+        yield _metric("mfmd_schedule_frames_missing", text, following.frames_missing)
+        text = "1 for what holds a round that is called for: " + ", ".join(get_args(Held))
+        held = {name: name == following.held for name in get_args(Held)}
+        yield _metric("mfmd_schedule_held_info", text, held, "reason")
+        text = "Time that rounds used a device for in the last 24 hours (seconds)"
+        yield _metric("mfmd_schedule_used_seconds", text, 60.0 * following.used_minutes)
+        text = "Time that they may use it for in 24 hours (seconds); 0: no limit"
+        yield _metric("mfmd_schedule_budget_seconds", text, 60.0 * self.settings.schedule.advanced.minutes_per_day)
         yield _metric("mfmd_round_consecutive_failures", "Consecutive failed rounds, up to the last", state.failures)
 
     def _observed(self) -> Iterator[Metric]:

@@ -16,6 +16,7 @@ from storage.gate.probation import Probation
 from storage.gate.recall import Recall
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
+from storage.rounds.device_time import DeviceUse, joined, read_uses
 from storage.rounds.folder import RoundFolder, RoundStore
 from storage.rounds.records import ENDED, RoundRecord, RoundScores, Stage, Verdict
 
@@ -25,6 +26,8 @@ LOOK_BACK = 20
 """Number of rounds read to find consecutive failures and the last judged one."""
 
 Result = Literal["running", "suspended", "promoted", "rejected", "inconclusive", "failed", "stopped"]
+JUDGED: tuple[Result, ...] = ("promoted", "rejected", "inconclusive")
+"""Results of rounds whose candidate the gate judged."""
 WAITING = {"scoring": "the candidate is scored", "judged": "the verdict is applied"}
 """Activities of a running round other than training."""
 
@@ -120,13 +123,14 @@ def schedule_state(catalog: Catalog | None, store: RoundStore, registry: Checkpo
 
     Raises StorageError while the serving version is unknown.
     """
-    failures, newest = 0, 0
+    failures, newest, expected = 0, 0, 0.0
     last_ended: float | None = None
     for number in reversed(store.numbers()[-LOOK_BACK:]):
         folder = store.folder(number)
         summary = summarise(folder)
         last_ended = last_ended or summary.ended
-        if summary.result in ("promoted", "rejected", "inconclusive"):
+        expected = expected or (summary.seconds or 0.0 if summary.result in JUDGED else 0.0)
+        if summary.result in JUDGED:
             spec = folder.spec()
             newest = max([0, *spec.train_frames, *spec.holdout_frames])
             break
@@ -141,9 +145,23 @@ def schedule_state(catalog: Catalog | None, store: RoundStore, registry: Checkpo
         failures=failures,
         serving=registry.serving() is not None,
         drifted=_drifted(store.root.parent, newest),
+        uses=device_uses(store),
+        expected=expected,
         probation=_probation(StateLayout(store.root.parent)),
         unsettled=_unsettled(StateLayout(store.root.parent), catalog),
     )
+
+
+def device_uses(store: RoundStore) -> tuple[DeviceUse, ...]:
+    """Return how long rounds used a device: the remembered ones, and the newest, which a kill may have left out."""
+    found = []
+    for number in store.numbers()[-LOOK_BACK:]:
+        summary = summarise(store.folder(number))
+        if summary.ended is not None and summary.seconds is not None:
+            found.append(DeviceUse(round=number, ended=summary.ended, seconds=summary.seconds))
+    with suppress(StorageError):  # `mfmd check` reports the damage
+        return joined(read_uses(StateLayout(store.root.parent).device_time), tuple(found))
+    return tuple(found)
 
 
 def _unsettled(layout: StateLayout, catalog: Catalog | None) -> str:

@@ -12,7 +12,7 @@ from daemon.metrics import RoundMetrics
 from daemon.rounds.history import schedule_state, summarise
 from daemon.rounds.recovery import finish_round
 from daemon.rounds.runner import RoundContext, RoundFailed, RoundSuspended, check_frames, continue_round, launch_round
-from daemon.rounds.schedule import Trigger, due
+from daemon.rounds.schedule import Held, Trigger, due
 from daemon.runtime.logs import get_logger
 from storage.buffer.frames import FrameBuffer
 from storage.layout import StateLayout
@@ -55,6 +55,7 @@ class RoundLoop:
         self._requested = False
         self._interrupted = self._running = interrupted
         self._wake = wake
+        self._held: Held = "none"
 
     @property
     def running(self) -> int | None:
@@ -118,7 +119,10 @@ class RoundLoop:
     def _claim(self) -> Trigger | None:
         """Return the trigger of a round that starts now, or None. Another request is refused after this."""
         state = schedule_state(self._buffer.catalog, self._store, self._registry)
-        scheduled, _ = due(time.time(), state, self.settings)
+        scheduled, following = due(time.time(), state, self.settings)
+        if following.held != self._held:
+            self._held = following.held
+            log.info("round_held", why=following.held, reason=following.waiting_for)
         with self._lock:
             if self._requested:
                 return "manual"

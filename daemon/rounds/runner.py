@@ -19,6 +19,7 @@ from daemon.gate.promotion import advance_round
 from daemon.gate.round_conditions import conditions_of_round
 from daemon.gate.shadow import note_wait, progress_of
 from daemon.rounds.environment import round_environment
+from daemon.rounds.history import device_uses
 from daemon.rounds.inheritance import inherited_round, promoted_round, restarts
 from daemon.rounds.launch import launch_command
 from daemon.rounds.schedule import Trigger
@@ -31,6 +32,7 @@ from storage.layout import StateLayout
 from storage.registry.provenance import snapshot_of
 from storage.registry.registry import CheckpointRegistry
 from storage.registry.shadow_record import ShadowRecords
+from storage.rounds.device_time import write_uses
 from storage.rounds.folder import RoundFolder, RoundStore
 from storage.rounds.records import AT_WORK, Progress, RoundScores, RoundSpec, RoundStart, Stage, Verdict
 
@@ -141,6 +143,7 @@ def _conclude(context: RoundContext, folder: RoundFolder) -> Verdict:
     heir = promoted_round(registry)
     store.remove_states(spare=heir)
     verdict, scores = folder.verdict(), folder.scores()
+    write_uses(StateLayout(settings.state).device_time, device_uses(store))  # before folders go
     store.prune(settings.round.advanced.keep_folders, spare=heir)
     assert verdict is not None and scores is not None  # a round ends with both
     log.info("round_ended", round=number, stage=stage, reason=verdict.reason, version=verdict.version)

@@ -8,6 +8,7 @@ from configs.settings import Settings
 from daemon.runtime.activity import ActivityPart
 from daemon.runtime.backoff import Backoff
 from storage.gate.probation import Probation
+from storage.rounds.device_time import DAY, DeviceUse, counted
 
 Trigger = Literal["new_frames", "interval", "drift", "manual"]
 
@@ -41,10 +42,19 @@ class ScheduleState:
     """Commit of the newest frame (Unix, seconds)."""
     drifted: bool = False
     """Whether a drift alarm named frames that no judged round has seen."""
+    uses: tuple[DeviceUse, ...] = ()
+    """Rounds of the last days and how long they used a device."""
+    expected: float = 0.0
+    """Time that the next round will take, by the last one that was completed (seconds); 0: unknown."""
     probation: Probation | None = None
     """The probation of the version that was promoted last."""
     unsettled: str = ""
     """What the gate still has to find out about the newest frames; a recall during a round would void its verdict."""
+
+
+Held = Literal["none", "cooldown", "failures", "budget", "unsettled"]
+"""What holds a round that frames, time or drift call for: the cool-down after a rollback by probation, the delay after
+failed rounds, the budget of the day, what the gate still has to find out."""
 
 
 class NextRound(ActivityPart):
@@ -56,6 +66,10 @@ class NextRound(ActivityPart):
     """After failures: when the next attempt may start (Unix, seconds)."""
     waiting_for: str
     """One sentence."""
+    held: Held = "none"
+    """What holds it although it is called for."""
+    used_minutes: float = 0.0
+    """Time that rounds used a device for in the last 24 hours (minutes)."""
 
 
 def due(now: float, state: ScheduleState, settings: Settings) -> tuple[Trigger | None, NextRound]:
@@ -65,27 +79,35 @@ def due(now: float, state: ScheduleState, settings: Settings) -> tuple[Trigger |
     otherwise the gate could not accept anything. Then enough new frames start it: `schedule.new_frames`, or, when
     none came for `QUIET_SECONDS`, as many as the buffer held before, at least `schedule.min_frames`; a small folder
     gets its rounds too. Or a drift alarm with `schedule.min_frames` new frames, or the interval with one new frame
-    does. After failures nothing starts before a growing delay has passed. A round that ended in the future ended
-    under a clock that was set back since: it delays nothing.
+    does. What may hold it then is `Held`. A round that ended in the future ended under a clock that was set back since:
+    it delays nothing.
     """
     schedule = settings.schedule
     missing = max(schedule.new_frames - state.new_frames, schedule.min_frames - state.frames, 0)
     ended = state.last_ended if state.last_ended is not None and state.last_ended <= now else None
     not_before = ended + RETRIES.delay(state.failures) if state.failures and ended is not None else None
-    trigger = _trigger(now, ended, state, settings)
-    waiting_for = _obstacle(now, not_before, state, settings)
-    if not waiting_for and trigger is not None and state.unsettled and _may_wait(now, state, settings):
-        waiting_for = state.unsettled
-    if not waiting_for and trigger is not None:
-        return trigger, NextRound(frames_missing=0, not_before=not_before, waiting_for="nothing: a round starts now")
-    if not waiting_for:
-        interval = schedule.interval_seconds
-        also = f", or {interval:g} s after the last round with a new frame" if interval > 0 else ""
-        wanted = _wanted(state, settings)
-        counted = [f"{wanted - state.new_frames} more new frames"] if state.new_frames < wanted else []
-        quiet = [f"{QUIET_SECONDS:g} s without a new frame"] if wanted < schedule.new_frames else []
-        waiting_for = f"{', then '.join(counted + quiet)}{also}"
-    return None, NextRound(frames_missing=missing, not_before=not_before, waiting_for=waiting_for)
+    trigger, waiting_for = _trigger(now, ended, state, settings), _obstacle(state, settings)
+    held, why = ("none", "") if waiting_for else _hold(now, not_before, trigger, state, settings)
+    waiting_for = waiting_for or why
+    starts = None if waiting_for else trigger
+    if starts is not None:
+        missing, waiting_for = 0, "nothing: a round starts now"
+    return starts, NextRound(
+        frames_missing=missing,
+        not_before=not_before,
+        waiting_for=waiting_for or _counts(state, settings),
+        held=held,
+        used_minutes=sum(item.seconds for item in counted(state.uses, now)) / 60.0,
+    )
+
+
+def _counts(state: ScheduleState, settings: Settings) -> str:
+    """Return what a round that nothing holds waits for."""
+    interval, wanted = settings.schedule.interval_seconds, _wanted(state, settings)
+    also = f", or {interval:g} s after the last round with a new frame" if interval > 0 else ""
+    counts = [f"{wanted - state.new_frames} more new frames"] if state.new_frames < wanted else []
+    quiet = [f"{QUIET_SECONDS:g} s without a new frame"] if wanted < settings.schedule.new_frames else []
+    return f"{', then '.join(counts + quiet)}{also}"
 
 
 def _wanted(state: ScheduleState, settings: Settings) -> int:
@@ -108,7 +130,8 @@ def _trigger(now: float, ended: float | None, state: ScheduleState, settings: Se
     return "interval" if passed else None
 
 
-def _obstacle(now: float, not_before: float | None, state: ScheduleState, settings: Settings) -> str:
+def _obstacle(state: ScheduleState, settings: Settings) -> str:
+    """Return what makes every round impossible, or the setting that starts none; empty when nothing does."""
     if not state.serving:
         return "a serving version: `mfmd pretrain` or `mfmd import PATH` creates one"
     schedule, capacity = settings.schedule, settings.buffer.capacity_frames
@@ -123,14 +146,43 @@ def _obstacle(now: float, not_before: float | None, state: ScheduleState, settin
         return f"{more}: the next {held} new images are held out; drop more images, or set it lower"
     if not settings.schedule.enabled:
         return "nothing: schedule.enabled is off; `mfmd adapt` starts rounds"
+    return ""
+
+
+def _hold(
+    now: float, not_before: float | None, trigger: Trigger | None, state: ScheduleState, settings: Settings
+) -> tuple[Held, str]:
+    """Return what holds a round, and in one sentence; what is not about time holds only one that is called for."""
     seconds = settings.probation.advanced.cooldown_seconds
     if state.probation is not None and (left := state.probation.cooldown_left(seconds)) > 0.0:
-        return (
-            f"the cool-down of {seconds:g} s after version {state.probation.version} was rolled back: {left:.0f} s left"
-        )
+        bad = state.probation.version
+        return "cooldown", f"the cool-down of {seconds:g} s after version {bad} was rolled back: {left:.0f} s left"
     if not_before is not None and now < not_before:
-        return f"the delay after {state.failures} failed round(s)"
-    return ""
+        return "failures", f"the delay after {state.failures} failed round(s)"
+    if trigger is None:
+        return "none", ""
+    if why := _over_budget(now, state, settings):
+        return "budget", why
+    if state.unsettled and _may_wait(now, state, settings):
+        return "unsettled", state.unsettled
+    return "none", ""
+
+
+def _over_budget(now: float, state: ScheduleState, settings: Settings) -> str:
+    """Return what a round waits for that would exceed `schedule.advanced.minutes_per_day`; empty when it fits."""
+    minutes, uses = settings.schedule.advanced.minutes_per_day, counted(state.uses, now)
+    used, expected = sum(item.seconds for item in uses), state.expected
+    if minutes <= 0.0 or (used < 60.0 * minutes and used + expected <= 60.0 * minutes):
+        return ""
+    told = f"the budget of {minutes:g} minutes a day: {used / 60:.1f} are used"
+    if expected > 60.0 * minutes:
+        return f"{told}, and a round takes about {expected / 60:.1f}: raise schedule.advanced.minutes_per_day"
+    for item in uses:  # the oldest are free again first
+        used -= item.seconds
+        if used < 60.0 * minutes and used + expected <= 60.0 * minutes:
+            free = max(0.0, item.ended + DAY - now) / 3600.0
+            return f"{told}, a round takes about {expected / 60:.1f}; the next may start in {free:.1f} h"
+    return told
 
 
 def _may_wait(now: float, state: ScheduleState, settings: Settings) -> bool:

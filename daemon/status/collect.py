@@ -92,6 +92,7 @@ class _Collector:
             recall=self._read(lambda: read_record(self._layout.recall, Recall), None),
             drift=drift,
             drift_state=drift_state(drift, wanted=alarms > 0.0, observed=observed),
+            budget_minutes=self._settings.schedule.advanced.minutes_per_day,
             next_round=self._read(self._next, NextRound(frames_missing=0, not_before=None, waiting_for="")),
             observed=self._read(self._observed, None),
             messages=[],

@@ -137,6 +137,8 @@ class Status(ActivityPart):
     """The drift alarm; none before the first look."""
     drift_state: DriftState = "waiting"
     """Where the drift alarm stands; `no_observer` while `observe.enabled` is off."""
+    budget_minutes: float = 0.0
+    """Time that rounds may use a device for in 24 hours (minutes); 0: no limit."""
     next_round: NextRound
     """What the next round waits for."""
     observed: ObservedStatus | None

@@ -3,17 +3,20 @@
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 from storage import durable
 from storage.buffer.catalog import Catalog
 from storage.checking.problem import REPAIR, Problem, Scope, change, newer
-from storage.durable.record import read_record
+from storage.durable.record import Record, read_record
 from storage.errors import CorruptCheckpoint, NewerRecord, StorageError, UnknownVersion
 from storage.gate.comparisons import ComparisonStore
 from storage.gate.conditions import Condition, Conditions, ConditionStore
+from storage.gate.drift import Drift
 from storage.gate.probation import Probation
 from storage.gate.recall import Recall
 from storage.registry.registry import CheckpointRegistry
+from storage.rounds.device_time import DeviceTime
 
 AGAIN = f"{REPAIR} removes it; the next `mfmd run` builds it again from the observed frames and the history"
 
@@ -86,7 +89,10 @@ def _frames(scope: Scope, known: Conditions) -> Iterator[Problem]:
 
 
 def _records(scope: Scope) -> Iterator[Problem]:
-    for path, kind in ((scope.layout.recall, Recall), (scope.layout.probation, Probation)):
+    layout = scope.layout
+    kinds: dict[Path, type[Record]] = {layout.recall: Recall, layout.probation: Probation, layout.drift: Drift}
+    kinds[layout.device_time] = DeviceTime
+    for path, kind in kinds.items():
         try:
             read_record(path, kind)
         except NewerRecord as error:

@@ -4,7 +4,10 @@ import dataclasses
 
 import pytest
 
+from daemon.rounds.history import device_uses
 from daemon.rounds.schedule import RETRIES, ScheduleState, due
+from storage.rounds.device_time import DeviceUse, write_uses
+from storage.rounds.records import RoundScores, RoundSpec, Verdict
 
 NOW = 10_000.0
 ENOUGH = ScheduleState(frames=50, holdout=5, new_frames=20, last_ended=NOW - 100, failures=0, serving=True)
@@ -121,3 +124,45 @@ def test_a_round_waits_for_what_is_unsettled_but_never_for_long(settings) -> Non
     assert due(NOW + 40, busy, wanted)[0] == "new_frames", "nothing more comes"
     short = dataclasses.replace(busy, new_frames=5)
     assert "15 more new frames" in due(NOW, short, wanted)[1].waiting_for
+
+
+HOUR = 3600.0
+
+
+@pytest.mark.parametrize(
+    ("minutes", "uses", "expected", "told"),
+    [
+        (0, [(1, 9000)], 600, ""),
+        (30, [], 0, ""),
+        (30, [(1, 600), (2, 600)], 600, ""),
+        (30, [(1, 600), (2, 660)], 600, "21.0 are used, a round takes about 10.0; the next may start in 22.0 h"),
+        (30, [(20, 1200), (2, 660)], 600, "31.0 are used, a round takes about 10.0; the next may start in 4.0 h"),
+        (30, [(25, 1800)], 600, ""),
+        (30, [(-1, 1500)], 600, "25.0 are used, a round takes about 10.0; the next may start in 25.0 h"),
+        (30, [(-25, 1800)], 600, ""),
+        (30, [(1, 1800)], 0, "30.0 are used, a round takes about 0.0; the next may start in 23.0 h"),
+        (5, [], 600, "0.0 are used, and a round takes about 10.0: raise schedule.advanced.minutes_per_day"),
+    ],
+)
+def test_a_round_that_would_exceed_the_budget_of_the_day_waits(settings, minutes, uses, expected, told):
+    """`uses`: how many hours ago a round ended, and its seconds."""
+    known = tuple(DeviceUse(round=n, ended=NOW - HOUR * ago, seconds=s) for n, (ago, s) in enumerate(uses))
+    state = dataclasses.replace(ENOUGH, uses=known, expected=float(expected))
+    trigger, decision = due(NOW, state, settings(advanced={"minutes_per_day": minutes}))
+    assert (trigger, decision.held) == ((None, "budget") if told else ("new_frames", "none"))
+    assert not told or decision.waiting_for == f"the budget of {minutes} minutes a day: {told}"
+
+
+def test_used_time_outlives_round_folders_and_kills(store, layout):
+    for number in (1, 2, 3):
+        spec = {"round": number, "incumbent": 1, "released": 1, "train_frames": (), "holdout_frames": ()}
+        folder = store.create(RoundSpec(settings={}, created=1.0, trigger="new_frames", **spec))
+        folder.write_scores(RoundScores(status="completed", reason="step budget", steps=1, seconds=10.0 * number))
+        folder.write_verdict(Verdict(round=number, decision="rejected", reason="", checks=[], at=5.0))
+        folder.enter("rejected")
+    assert [use.seconds for use in device_uses(store)] == [10.0, 20.0, 30.0]
+    write_uses(layout.device_time, device_uses(store))
+    store.prune(1)
+    assert [(use.round, use.seconds) for use in device_uses(store)] == [(1, 10.0), (2, 20.0), (3, 30.0)]
+    layout.device_time.write_text("{")
+    assert [use.round for use in device_uses(store)] == [3], "damage stops nothing"

@@ -35,6 +35,12 @@ class Stopping(DaemonError):
     code = "stopping"
 
 
+class InvalidHttp(DaemonError):
+    """What a client sent to a plane is not an HTTP/1 request that it takes."""
+
+    code = "invalid_http"
+
+
 class ShuttingDown(DaemonError):
     """A plane is stopping, and the rest of a request has not come."""
 

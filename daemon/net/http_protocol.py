@@ -10,7 +10,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from daemon.errors import DaemonError, ShuttingDown, TooManyConnections
+from daemon.errors import DaemonError, InvalidHttp, ShuttingDown, TooManyConnections
 from daemon.net.listening import Crowd
 
 LARGEST_HEAD = 64 * 1024
@@ -49,6 +49,7 @@ class BoundedHttp(HttpToolsProtocol):
     _arrival: asyncio.TimerHandle | None = None
     _unparsed = 0
     _in_head = _in_request = False
+    _invalid: InvalidHttp | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
@@ -78,11 +79,13 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _refuse(self, error: DaemonError) -> None:
         """Answer 503 and end the connection at once."""
-        body = json.dumps({"code": error.code, "message": str(error), "error": str(error)})
-        head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
-        head += f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
-        self.transport.write((head + body).encode("ascii"))
+        self._say("503 Service Unavailable\r\nretry-after: 1", error)
         self.transport.abort()
+
+    def _say(self, status: str, error: DaemonError) -> None:
+        body = json.dumps({"code": error.code, "message": str(error), "error": str(error)})
+        head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode("ascii"))
 
     def shutdown(self) -> None:
         """Close without a request; otherwise finish it, if the rest of it comes soon."""
@@ -96,13 +99,15 @@ class BoundedHttp(HttpToolsProtocol):
     def _end_wait(self) -> None:
         if self.transport.is_closing():
             return
-        if self.pipeline:  # the requests before it are answered first
+        if self.pipeline or self._invalid:  # the requests before it are answered first
             self._await_rest()
         elif self.cycle.more_body and not self.cycle.response_started:
             self._refuse(ShuttingDown("the server is stopping and the rest of the request did not come; send it again"))
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived; refuse a head, a trailer or a chunk's extension without an end."""
+        if self._invalid:
+            return
         self._expect_request()
         self._waiting += data
         self._parse()
@@ -110,6 +115,8 @@ class BoundedHttp(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Go on with the requests that wait."""
         self._idle_since = self.loop.time()
+        if self._invalid and not self.pipeline:
+            self._say_invalid(self._invalid)
         super().on_response_complete()
         self._parse()
 
@@ -140,12 +147,27 @@ class BoundedHttp(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._stay_with_http(data[upgrade.args[0] :])
-        except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
-        if self._unparsed <= LARGEST_HEAD or self.transport.is_closing():
-            return
-        if self._in_head:
-            self.send_400_response(f"The head of the request is larger than {LARGEST_HEAD} bytes.")
+        except httptools.HttpParserError as error:
+            self._reject(f"not a request that the server takes: {error.__context__ or error}")
+        if self._unparsed > LARGEST_HEAD and not self._invalid:
+            self._reject(f"the head, the trailers or what stands beside a chunk is larger than {LARGEST_HEAD} bytes")
+
+    def _reject(self, message: str) -> None:
+        """Read no further, and answer 400 after the answers to the requests before."""
+        self._waiting.clear()
+        self._invalid = InvalidHttp(message)
+        in_body, pending = self._in_request and not self._in_head, bool(self.pipeline)
+        if in_body and pending:
+            self.pipeline.popleft()  # what is invalid is the body of this request, which still waits
+        elif not in_body:
+            pending = self.cycle is not None and not self.cycle.response_complete
+        if not pending:
+            self._say_invalid(self._invalid)
+
+    def _say_invalid(self, error: InvalidHttp) -> None:
+        already_answered = self._in_request and not self._in_head and self.cycle.response_started
+        if not already_answered and not self.transport.is_closing():
+            self._say("400 Bad Request", error)
         self.transport.close()
 
     def _stay_with_http(self, rest: bytes) -> None:
@@ -181,9 +203,12 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Start the application on a request; one that offers an upgrade is read again, without the offer."""
-        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+        if self.parser.get_method() == b"CONNECT":
+            raise InvalidHttp("CONNECT asks for a proxy")  # llhttp takes its body for the other protocol
+        if self.parser.should_upgrade():
             return
         self._in_head, self._unparsed = False, 0
+        self.expect_100_continue &= self.parser.get_http_version() != "1.0"  # RFC 9110, section 10.1.1
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

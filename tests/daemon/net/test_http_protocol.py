@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import json
 import socket
 import threading
 import time
@@ -11,7 +12,7 @@ import pytest
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from daemon.net.http_protocol import LARGEST_HEAD, bounded_http
+from daemon.net.http_protocol import LARGEST_HEAD, PARSED_AT_ONCE, bounded_http
 from daemon.net.listening import Crowd
 
 ARRIVAL = 0.5
@@ -144,6 +145,50 @@ def test_while_every_connection_is_busy_one_more_is_refused(dial_small: Dial) ->
             with contextlib.suppress(TimeoutError):
                 answer = _all(connection)
     assert b"too_many_connections" in answer
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+INVALID = {
+    "no HTTP": b"\x16\x03\x01\x02\x00\x01\x00",
+    "two lengths": POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    "length and chunks": POST + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "huge length": POST + b"Content-Length: 18446744073709551617\r\n\r\n",
+    "broken chunk": CHUNKED + b"2\r\nabc",
+    "large head": b"GET / HTTP/1.1\r\nA: " + b"b" * (LARGEST_HEAD + PARSED_AT_ONCE),
+    "long extension": CHUNKED + b"1;" + b"x" * (LARGEST_HEAD + PARSED_AT_ONCE),
+    "proxy": b"CONNECT x:80 HTTP/1.1\r\n\r\n",
+    "proxy to a path": b"CONNECT /healthz HTTP/1.1\r\nA: " + b"b" * 60_000 + b"\r\n\r\n",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("before", [b"", GET * 3], ids=["alone", "behind others"])
+@pytest.mark.parametrize("name", INVALID)
+def test_what_is_no_request_gets_a_code_after_the_answers_before(
+    dial: Dial, name: str, before: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with dial() as connection:
+        connection.sendall(before + INVALID[name])
+        answers = _all(connection).split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in answers] == [b"200"] * (len(before) // len(GET)) + [b"400"]
+    assert json.loads(answers[-1].partition(b"\r\n\r\n")[2])["code"] == "invalid_http"
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_body_that_is_refused_and_then_invalid_gets_one_answer(dial: Dial) -> None:
+    with dial() as connection:
+        connection.sendall(CHUNKED.replace(b"/ ", b"/refuse "))
+        answer = connection.recv(1000)
+        connection.sendall(b"zz\r\n")
+        assert (answer + _all(connection)).count(b"HTTP/1.1 ") == 1
+
+
+def test_a_client_of_http_1_0_is_never_told_to_continue(dial: Dial) -> None:
+    head = b"POST / HTTP/1.%d\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\na"
+    for minor, first in ((0, b"200"), (1, b"100")):
+        with dial() as connection:
+            connection.sendall(head % minor)
+            assert _all(connection).startswith(b"HTTP/1.1 " + first)
 
 
 LATE = {

@@ -18,6 +18,8 @@ DATATYPE = "UINT8"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 IMAGE_RANK = 4
 IMAGE_CHANNELS = 3
+LONGEST_ID = 4096
+"""Longest id (characters): it comes back in the answer."""
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository")
 CLIENT_HEADERS = {
     HEADER_LENGTH: {
@@ -94,7 +96,7 @@ class InferBody(msgspec.Struct):
     """The JSON part of a request; unknown members are ignored, as the protocol says. Optional ones may be null."""
 
     inputs: Inputs
-    id: str | None = None
+    id: Annotated[str, msgspec.Meta(max_length=LONGEST_ID)] | None = None
     """Comes back in the answer."""
     outputs: Outputs = msgspec.field(default_factory=_null)
     parameters: RequestParameters | None = None

@@ -133,7 +133,7 @@ def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes | None]
         return body, None
     if not header_length.isdecimal() or len(header_length) > len(str(len(body))) or int(header_length) > len(body):
         raise ApiError(
-            400, "wrong_header_length", f"{HEADER_LENGTH} is {header_length!r}; the body has {len(body)} bytes"
+            400, "wrong_header_length", f"{HEADER_LENGTH} is {header_length[:32]!r}; the body has {len(body)} bytes"
         )
     length = int(header_length)
     return body[:length], body[length:]
@@ -158,6 +158,8 @@ def _read_tensor(tensor: InputTensor, tail: bytes | None, max_pixels: int, max_i
         raise ApiError(413, "batch_too_large", message)
     declared = tensor.parameters.binary_data_size if tensor.parameters else None
     if declared is not None:
+        if bytes(tensor.data) != b"null":
+            raise ApiError(400, "wrong_data", f"input {INPUT!r} has data as well as binary_data_size; send one of them")
         return _from_binary(shape, declared, tail)
     if tail:
         raise ApiError(
@@ -167,7 +169,7 @@ def _read_tensor(tensor: InputTensor, tail: bytes | None, max_pixels: int, max_i
 
 
 def _shape(text: bytes) -> list[int]:
-    wrong = f"input {INPUT!r} must be [B, H, W, 3] with sizes of 1 or more, got {text[:64].decode()}"
+    wrong = f"input {INPUT!r} must be [B, H, W, 3] with sizes of 1 or more, got {text[:64].decode(errors='replace')}"
     if len(text) > LARGEST_SHAPE:
         raise ApiError(400, "wrong_shape", wrong)
     shape = _read(text, list[int], "inputs[0].shape")

@@ -98,11 +98,13 @@ def test_infer_binary(shared_world: World, shared: Served) -> None:
     assert output["parameters"] == {"binary_data_size": pixels[..., 0].size} and "id" not in answer
     labels = np.frombuffer(response.content[length:], np.uint8).reshape(output["shape"])
     np.testing.assert_array_equal(labels, expected(shared_world, 1, pixels))
+    both = head.replace(b'"UINT8"', b'"UINT8", "data": [1]')
     wrong = [
         ({"Inference-Header-Content-Length": "9" * 30}, head + pixels.tobytes(), "wrong_header_length"),
         ({"Inference-Header-Content-Length": "-1"}, head + pixels.tobytes(), "wrong_header_length"),
         (headers, head + pixels.tobytes()[:-1], "wrong_data"),
         ({}, head, "wrong_data"),
+        ({"Inference-Header-Content-Length": str(len(both))}, both + pixels.tobytes(), "wrong_data"),
     ]
     for bad_headers, content, code in wrong:
         assert_refused(shared.client.post(INFER, content=content, headers=bad_headers), 400, code)
@@ -149,6 +151,7 @@ PIXELS = images(1, 2, 2)
         ({"inputs": 3}, "invalid_request"),
         (request_for(PIXELS) | {"id": 7}, "invalid_request"),
         (request_for(PIXELS) | {"id": "\ud800"}, "invalid_json"),
+        (request_for(PIXELS) | {"id": "x" * 5000}, "invalid_request"),
         (request_for(PIXELS, name="image"), "wrong_input_name"),
         ({"inputs": request_for(PIXELS)["inputs"] * 2}, "wrong_input_name"),
         (request_for(PIXELS) | {"outputs": [{"name": "logits"}]}, "wrong_output_name"),
@@ -159,6 +162,8 @@ PIXELS = images(1, 2, 2)
         (request_for(PIXELS, shape=[-1, -2, 2, 3]), "wrong_shape"),
         (request_for(PIXELS, shape=[]), "wrong_shape"),
         (request_for(PIXELS, shape="1,2,2,3"), "invalid_request"),
+        (json.dumps(request_for(PIXELS, shape=["a" + "é" * 60]), ensure_ascii=False).encode(), "invalid_request"),
+        (json.dumps(request_for(PIXELS, shape=["é"]), ensure_ascii=False).encode("latin-1"), "invalid_request"),
         (request_for(PIXELS, shape=[1, 2, 3, 3]), "wrong_data"),
         (request_for(PIXELS, data=[0] * 11), "wrong_data"),
         (request_for(PIXELS, data=[0] * 11 + [256]), "wrong_data"),

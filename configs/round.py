@@ -5,7 +5,17 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from configs.network import OptimSettings
-from configs.section import ConfigPath, NotNegative, NotNegativeInt, Positive, PositiveInt, Seconds, Section, bare_no
+from configs.section import (
+    ConfigPath,
+    Fraction,
+    NotNegative,
+    NotNegativeInt,
+    Positive,
+    PositiveInt,
+    Seconds,
+    Section,
+    bare_no,
+)
 
 
 class RoundAdvanced(Section):
@@ -79,6 +89,13 @@ class ScheduleAdvanced(Section):
     minutes_per_day: NotNegative = 0.0
     """Time that rounds may use a device for in any 24 hours (minutes). A round that would exceed it waits; 0: no limit.
     `mfmd adapt` waits for nothing, but counts."""
+    new_share: Fraction = 0.25
+    """After a rejected round, in the same condition and without a drift alarm since, the next one waits until this
+    share of the buffer's frames is new (0-1): on the same frames it would not help; 0: it does not wait."""
+    statistics_first: bool = True
+    """After a drift alarm first try BatchNorm statistics of the newest frames alone, which takes seconds."""
+    tiny_steps: NotNegativeInt = 100
+    """Step budget of the round after a drift alarm within the same condition; 0: always a full round."""
 
 
 class ScheduleSettings(Section):

@@ -65,6 +65,7 @@ def _lines(state: "Status") -> Iterator[tuple[str, str]]:
         yield "round", _running(state)
     for item in state.last_rounds[:3]:
         served = f", version {item.version}" if item.version else ""
+        served += f" ({item.effort})" if item.effort != "full" else ""
         served += " (from the released weights)" if item.restarts else ""
         yield f"round {item.round}", f"{item.result}{served} at {local_time(item.ended)}: {item.reason}"
     if state.conditions.conditions:

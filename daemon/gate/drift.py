@@ -140,7 +140,7 @@ class DriftRule:
         before = read_record(context.layout.drift, Drift, f"; remove {context.layout.drift}")
         state = before or Drift(version=serving.version, since=context.now)
         if state.version != serving.version:
-            kept = state.model_dump(include={"alarms", "last_alarm", "reason", "foreign"})
+            kept = state.model_dump(include={"alarms", "last_alarm", "size", "reason", "foreign"})
             newest = context.buffer.catalog.newest_id()
             state = Drift(version=serving.version, since=context.now, after=newest, upto=newest, **kept)
         known = context.conditions.read()
@@ -161,18 +161,31 @@ class DriftRule:
             state = state.model_copy(update={"learned": (), "learned_frames": ()})
         if not fresh:
             return state
+        if state.home is None and known is not None:
+            state = state.model_copy(update={"home": known.current})
         classes, per_100k = len(context.settings.classes), context.settings.drift.false_alarms_per_100k
         for item in fresh:
             if item.version == state.version and item.frame > state.after:
-                alarms = state.alarms
+                alarms, home = state.alarms, state.home
                 state = looked(state, item.frame, scores_of(item, known, classes), per_100k, context.now)
                 if state.alarms > alarms:
-                    log.warning("drift_alarm", reason=state.reason, foreign=state.foreign)
+                    state = state.model_copy(update={"size": size_of(known, home)})
+                    log.warning("drift_alarm", reason=state.reason, foreign=state.foreign, size=state.size)
         upto = max(state.upto, fresh[-1].frame)
         seen |= {item.frame for item in fresh}
         there = (record.id for record in context.buffer.records())
         missed = tuple(frame for frame in there if state.after < frame < upto and frame not in seen)
         return state.model_copy(update={"upto": upto, "missed": missed})
+
+
+def size_of(known: Conditions | None, home: int | None) -> float | None:
+    """Return how far the condition of the stream is from condition `home` (thresholds); None when one is not known."""
+    now, before = (known.condition(known.current), known.condition(home)) if known is not None else (None, None)
+    if known is None or now is None or before is None or known.threshold <= 0.0:
+        return None
+    if now.number == before.number:
+        return 0.0
+    return float(distances(np.array(now.centroids), np.array(before.centroids)).min()) / known.threshold
 
 
 def scores_of(item: Observation, known: Conditions | None, classes: int) -> tuple[float, float]:

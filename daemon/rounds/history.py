@@ -1,5 +1,6 @@
 """Summaries of rounds from their folders, and the facts that the schedule needs."""
 
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -11,14 +12,16 @@ from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import CatalogCounts
 from storage.durable.record import read_record
 from storage.errors import StorageError
+from storage.gate.conditions import ConditionStore
 from storage.gate.drift import Drift
 from storage.gate.probation import Probation
 from storage.gate.recall import Recall
 from storage.layout import StateLayout
+from storage.registry.manifest import Ref
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.device_time import DeviceUse, joined, read_uses
 from storage.rounds.folder import RoundFolder, RoundStore
-from storage.rounds.records import ENDED, RoundRecord, RoundScores, Stage, Verdict
+from storage.rounds.records import ENDED, Effort, RoundRecord, RoundScores, Stage, Verdict
 
 UNSEEN = 4
 """New frames that the observer may be behind when a round starts."""
@@ -53,6 +56,12 @@ class RoundSummary(ActivityPart):
     """When it ended: the time of its verdict (Unix, seconds); None before."""
     incumbent: int | None = None
     """Version that served when it started; its candidate is compared with it."""
+    effort: Effort = "full"
+    """How large it was."""
+    condition: int | None = None
+    """Condition of its newest frames; None when it was not known."""
+    newest_frame: int = 0
+    """Newest frame of its snapshot (id)."""
     restarts: bool = False
     """Whether it trained from the released weights, because rounds before it were rejected."""
     version: int | None = None
@@ -101,6 +110,9 @@ def _summarise(folder: RoundFolder, record: RoundRecord, *, alive: bool) -> Roun
         created=spec.created,
         ended=(verdict.at if verdict else record.since) if record.stage in ENDED else None,
         incumbent=spec.incumbent,
+        effort=spec.effort,
+        condition=spec.conditions.newest if spec.conditions else None,
+        newest_frame=max([0, *spec.train_frames, *spec.holdout_frames]),
         restarts=spec.restarts,
         version=verdict.version if verdict else None,
         frames=len(spec.train_frames) + len(spec.holdout_frames),
@@ -123,32 +135,30 @@ def schedule_state(catalog: Catalog | None, store: RoundStore, registry: Checkpo
 
     Raises StorageError while the serving version is unknown.
     """
-    failures, newest, expected = 0, 0, 0.0
-    last_ended: float | None = None
-    for number in reversed(store.numbers()[-LOOK_BACK:]):
-        folder = store.folder(number)
-        summary = summarise(folder)
-        last_ended = last_ended or summary.ended
-        expected = expected or (summary.seconds or 0.0 if summary.result in JUDGED else 0.0)
-        if summary.result in JUDGED:
-            spec = folder.spec()
-            newest = max([0, *spec.train_frames, *spec.holdout_frames])
-            break
-        failures += summary.result == "failed"
+    recent = [summarise(store.folder(number)) for number in reversed(store.numbers()[-LOOK_BACK:])]
+    last = next((item for item in recent if item.result in JUDGED and item.effort != "statistics"), None)
+    since = recent[: recent.index(last)] if last is not None else recent
+    newest = last.newest_frame if last is not None else 0
+    layout, serving = StateLayout(store.root.parent), registry.serving()
+    drift = _drift(layout, newest)
     counts = catalog.counts() if catalog is not None else None
     return ScheduleState(
         frames=counts.frames if counts else 0,
         holdout=counts.holdout if counts else 0,
         new_frames=_new_frames(catalog, counts, newest) if catalog and counts else 0,
         last_committed=counts.last_committed_at if counts else None,
-        last_ended=last_ended,
-        failures=failures,
-        serving=registry.serving() is not None,
-        drifted=_drifted(store.root.parent, newest),
+        last_ended=next((item.ended for item in recent if item.ended), None),
+        failures=sum(item.result == "failed" for item in since),
+        serving=serving is not None,
+        drifted=drift is not None,
+        drift_size=drift.size if drift is not None else None,
+        statistics=_statistics(registry, drift, since, serving.version) if drift and serving else "possible",
+        rejected=_rejected(layout, last, serving) if drift is None else None,
+        rejections=_rejections(registry, recent, serving),
         uses=device_uses(store),
-        expected=expected,
-        probation=_probation(StateLayout(store.root.parent)),
-        unsettled=_unsettled(StateLayout(store.root.parent), catalog),
+        expected={item.effort: item.seconds for item in reversed(recent) if item.result in JUDGED and item.seconds},
+        probation=_probation(layout),
+        unsettled=_unsettled(layout, catalog),
     )
 
 
@@ -189,13 +199,72 @@ def _probation(layout: StateLayout) -> Probation | None:
     return None
 
 
-def _drifted(state: Path, newest: int) -> bool:
-    """Return whether the newest drift alarm named a frame after `newest`. A damaged record counts as no alarm."""
+def rejected_in_a_row(rounds: Iterable[RoundSummary], incumbent: int, condition: int | None) -> int:
+    """Return how many of the newest rounds from `incumbent` were rejected since it serves, or since one restarted.
+
+    `rounds`: newest first. Only those of `condition` count, when it is known. Rounds that failed, were stopped or
+    stayed inconclusive, and those of statistics alone, say nothing about the student: they neither count nor end it.
+    """
+    count = 0
+    for item in rounds:
+        if item.incumbent is None or item.effort == "statistics":
+            continue
+        if condition is not None and item.condition not in (None, condition):
+            continue
+        ended = item.stage in ENDED
+        if item.incumbent != incumbent or item.result == "promoted" or (item.restarts and ended):
+            break
+        count += item.result == "rejected"
+    return count
+
+
+def _rejections(registry: CheckpointRegistry, recent: Sequence[RoundSummary], serving: Ref | None) -> int:
+    """Return the rejected rounds in a row; 0 while the released version serves, which rounds start from anyway."""
+    if serving is None or not recent or registry.released(serving.version) == serving.version:
+        return 0
+    return rejected_in_a_row(recent, serving.version, recent[0].condition)
+
+
+def _rejected(layout: StateLayout, last: RoundSummary | None, serving: Ref | None) -> int | None:
+    """Return the last judged round if it was rejected and version and condition are still those of that time."""
+    if last is None or serving is None or (last.result, last.incumbent) != ("rejected", serving.version):
+        return None
+    with suppress(StorageError):
+        known = ConditionStore(layout.conditions).read()
+        return last.round if known is not None and known.current == last.condition else None
+    return None
+
+
+def _statistics(
+    registry: CheckpointRegistry, drift: Drift, since: Sequence[RoundSummary], version: int
+) -> Literal["possible", "tried", "no_batch_norm"]:
+    """Return whether statistics alone may still answer an alarm; `since`: the rounds after the last judged one."""
+    if any(item.effort == "statistics" and item.newest_frame >= max(drift.foreign) for item in since):
+        return "tried"
+    return "possible" if _has_batch_norm(registry, version) else "no_batch_norm"
+
+
+def _has_batch_norm(registry: CheckpointRegistry, version: int) -> bool:
+    """Return whether a version has BatchNorm statistics; not when it cannot be read."""
     try:
-        drift = read_record(StateLayout(state).drift, Drift)
+        return _has_statistics(registry.weights_path(version))
     except StorageError:
         return False
-    return drift is not None and max(drift.foreign, default=0) > newest
+
+
+@lru_cache(maxsize=8)
+def _has_statistics(weights: Path) -> bool:
+    from storage.registry.weight_changes import tensor_headers  # numpy: only where there was an alarm
+
+    return any(name.endswith("running_mean") for name in tensor_headers(weights))
+
+
+def _drift(layout: StateLayout, newest: int) -> Drift | None:
+    """Return the drift alarm if it named a frame after `newest`. A damaged record counts as no alarm."""
+    with suppress(StorageError):
+        drift = read_record(layout.drift, Drift)
+        return drift if drift is not None and max(drift.foreign, default=0) > newest else None
+    return None
 
 
 def _new_frames(catalog: Catalog, counts: CatalogCounts, newest: int) -> int:

@@ -10,10 +10,10 @@ from operator import attrgetter
 from pydantic import ValidationError
 
 from configs.settings import Settings
+from daemon.rounds.history import rejected_in_a_row, summarise
 from storage.errors import StorageError
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
-from storage.rounds.records import ENDED
 
 STATE_SHAPE = (
     "recipe.name", "mfm.enabled", "mfm.ablation.grid", "mfm.ablation.dim", "mfm.ablation.blocks",
@@ -53,28 +53,10 @@ def inherited_round(settings: Settings, registry: CheckpointRegistry, store: Rou
     return number, f"round {number} made the serving version"
 
 
-def rejected_in_a_row(store: RoundStore, incumbent: int, condition: int | None) -> int:
-    """Return how many of the newest rounds from `incumbent` were rejected since it serves, or since one restarted.
-
-    Only rounds of `condition` count, when it is known. Rounds that failed, were stopped or stayed inconclusive say
-    nothing about the student: they neither count nor end the row. Damaged folders are passed over.
-    """
-    count = 0
-    for number in reversed(store.numbers()):
-        folder = store.folder(number)
-        try:
-            stage, spec, verdict = folder.record().stage, folder.spec(), folder.verdict()
-        except StorageError:
-            continue
-        if condition is not None and spec.conditions is not None and spec.conditions.newest != condition:
-            continue
-        if spec.incumbent != incumbent or stage == "promoted" or (spec.restarts and stage in ENDED):
-            break
-        count += stage == "rejected" and verdict is not None and verdict.decision == "rejected"
-    return count
-
-
 def restarts(settings: Settings, store: RoundStore, incumbent: int, released: int, condition: int | None) -> bool:
     """Return whether the next round starts from the released weights: too many before it were rejected."""
     most = settings.round.advanced.restart_after_rejections
-    return 0 < most <= rejected_in_a_row(store, incumbent, condition) and incumbent != released
+    if not most or incumbent == released:
+        return False
+    rounds = (summarise(store.folder(number)) for number in reversed(store.numbers()))
+    return rejected_in_a_row(rounds, incumbent, condition) >= most

@@ -18,7 +18,7 @@ from storage.buffer.frames import FrameBuffer
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
-from storage.rounds.records import Progress, Verdict
+from storage.rounds.records import Effort, Progress, Verdict
 
 POLL_SECONDS = 1.0
 """Interval between two evaluations of the schedule (seconds)."""
@@ -87,8 +87,8 @@ class RoundLoop:
             self._finish_latest()
         if self._interrupted is not None:
             work = partial(continue_round, number=self._interrupted)
-        elif (trigger := self._claim()) is not None:
-            work = partial(launch_round, trigger=trigger)
+        elif (claim := self._claim()) is not None:
+            work = partial(launch_round, trigger=claim[0], effort=claim[1])
         else:
             return POLL_SECONDS
         try:
@@ -116,8 +116,8 @@ class RoundLoop:
             if not self._requested:
                 self._running = number
 
-    def _claim(self) -> Trigger | None:
-        """Return the trigger of a round that starts now, or None. Another request is refused after this."""
+    def _claim(self) -> tuple[Trigger, Effort] | None:
+        """Return trigger and effort of a round that starts now, or None. Another request is refused after this."""
         state = schedule_state(self._buffer.catalog, self._store, self._registry)
         scheduled, following = due(time.time(), state, self.settings)
         if following.held != self._held:
@@ -125,10 +125,10 @@ class RoundLoop:
             log.info("round_held", why=following.held, reason=following.waiting_for)
         with self._lock:
             if self._requested:
-                return "manual"
+                return "manual", "full"
             if scheduled is not None:
                 self._running = self._store.next_number()
-        return scheduled
+        return (scheduled, following.effort) if scheduled is not None else None
 
     def _let_go(self) -> None:
         """Record that the round has ended. Keep a request from before an open round was found."""

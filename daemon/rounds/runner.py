@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn
 
 from configs.round import RoundSettings
@@ -18,6 +18,7 @@ from daemon.errors import DaemonError, NotEnoughFrames
 from daemon.gate.promotion import advance_round
 from daemon.gate.round_conditions import conditions_of_round
 from daemon.gate.shadow import note_wait, progress_of
+from daemon.rounds.effort import round_settings, train_frames
 from daemon.rounds.environment import round_environment
 from daemon.rounds.history import device_uses
 from daemon.rounds.inheritance import inherited_round, promoted_round, restarts
@@ -34,7 +35,7 @@ from storage.registry.registry import CheckpointRegistry
 from storage.registry.shadow_record import ShadowRecords
 from storage.rounds.device_time import write_uses
 from storage.rounds.folder import RoundFolder, RoundStore
-from storage.rounds.records import AT_WORK, Progress, RoundScores, RoundSpec, RoundStart, Stage, Verdict
+from storage.rounds.records import AT_WORK, Effort, Progress, RoundScores, RoundSpec, RoundStart, Stage, Verdict
 
 POLL_SECONDS = 0.2
 POLL_SHADOW_SECONDS = 0.5
@@ -92,19 +93,22 @@ class RoundContext:
         return RoundStore(StateLayout(self.settings.state).rounds)
 
 
-def launch_round(context: RoundContext, trigger: Trigger) -> Verdict:
+def launch_round(context: RoundContext, trigger: Trigger, effort: Effort = "full") -> Verdict:
     """Run one round now and carry out its verdict. Only one at a time, under the state directory's lock.
 
     Raises NoCheckpoint or NotEnoughFrames when it cannot start, RoundFailed after a failure was recorded,
     RoundSuspended when it was stopped and will resume, also while its candidate runs in the shadow.
     """
-    settings, buffer, registry, store = context.settings, context.buffer, context.registry, context.store
+    buffer, registry, store = context.buffer, context.registry, context.store
+    settings = round_settings(context.settings, effort, store, manual=trigger == "manual")
     incumbent, number = registry.serving_version(), store.next_number()
     frames = buffer.lease(number)
     with _leased(buffer, number):
         check_frames(frames, settings)
-        folder = store.create(_spec(context, number, incumbent, frames, trigger))
-        log.info("round_started", round=number, trigger=trigger, incumbent=incumbent, frames=len(frames))
+        sized = replace(context, settings=settings)
+        folder = store.create(_spec(sized, number, incumbent, frames, trigger, effort))
+        told = {"trigger": trigger, "effort": effort, "incumbent": incumbent, "frames": len(frames)}
+        log.info("round_started", round=number, **told)
         _train(context, settings.round, folder)
     return _conclude(context, folder)
 
@@ -203,12 +207,19 @@ def record_failure(folder: RoundFolder, status: Literal["stopped", "failed"], re
 
 
 def _spec(
-    context: RoundContext, number: int, incumbent: int, frames: Sequence[FrameRecord], trigger: Trigger
+    context: RoundContext,
+    number: int,
+    incumbent: int,
+    frames: Sequence[FrameRecord],
+    trigger: Trigger,
+    effort: Effort,
 ) -> RoundSpec:
     settings, registry = context.settings, context.registry
     released = registry.released(incumbent)
     conditions = conditions_of_round(settings, released, frames)
-    again = restarts(settings, context.store, incumbent, released, conditions.newest if conditions else None)
+    again = effort == "full" and restarts(
+        settings, context.store, incumbent, released, conditions.newest if conditions else None
+    )
     inherits, why = inherited_round(settings, registry, context.store)
     if again:
         inherits, why = None, "rejected rounds in a row (round.advanced.restart_after_rejections)"
@@ -217,11 +228,12 @@ def _spec(
         round=number,
         incumbent=incumbent,
         released=released,
-        train_frames=tuple(frame.id for frame in frames if not frame.holdout),
+        train_frames=train_frames(effort, frames),
         holdout_frames=tuple(frame.id for frame in frames if frame.holdout),
         settings=settings.model_dump(mode="json"),
         created=time.time(),
         trigger=trigger,
+        effort=effort,
         inherits=inherits,
         restarts=again,
         snapshot=snapshot_of(frames),

@@ -1,7 +1,8 @@
 """Decide when a round starts by itself. Pure: from facts to a trigger, or to what is missing."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from configs.settings import Settings
@@ -9,6 +10,7 @@ from daemon.runtime.activity import ActivityPart
 from daemon.runtime.backoff import Backoff
 from storage.gate.probation import Probation
 from storage.rounds.device_time import DAY, DeviceUse, counted
+from storage.rounds.records import Effort
 
 Trigger = Literal["new_frames", "interval", "drift", "manual"]
 
@@ -41,20 +43,35 @@ class ScheduleState:
     last_committed: float | None = None
     """Commit of the newest frame (Unix, seconds)."""
     drifted: bool = False
-    """Whether a drift alarm named frames that no judged round has seen."""
+    """Whether a drift alarm named frames that no judged round has seen; one of statistics alone does not count."""
+    drift_size: float | None = None
+    """Size of that change (`Drift.size`)."""
+    statistics: Literal["possible", "tried", "no_batch_norm"] = "possible"
+    """Whether statistics alone may still answer that alarm."""
+    rejected: int | None = None
+    """The last judged round if it was rejected, and since then version and condition are the same, without alarm."""
+    rejections: int = 0
+    """Rejected rounds in a row (`round.advanced.restart_after_rejections`)."""
     uses: tuple[DeviceUse, ...] = ()
     """Rounds of the last days and how long they used a device."""
-    expected: float = 0.0
-    """Time that the next round will take, by the last one that was completed (seconds); 0: unknown."""
+    expected: Mapping[Effort, float] = field(default_factory=dict)
+    """Time of the last judged round of each effort (seconds)."""
     probation: Probation | None = None
     """The probation of the version that was promoted last."""
     unsettled: str = ""
     """What the gate still has to find out about the newest frames; a recall during a round would void its verdict."""
 
 
-Held = Literal["none", "cooldown", "failures", "budget", "unsettled"]
+Held = Literal["none", "cooldown", "failures", "nothing_new", "budget", "unsettled"]
 """What holds a round that frames, time or drift call for: the cool-down after a rollback by probation, the delay after
-failed rounds, the budget of the day, what the gate still has to find out."""
+failed rounds, that it would not help, the budget of the day, what the gate still has to find out."""
+
+
+_SIZES: dict[Effort, str] = {
+    "statistics": ": BatchNorm statistics of the newest frames alone",
+    "tiny": ", a tiny one: the drift alarm came within the same condition",
+    "full": "",
+}
 
 
 class NextRound(ActivityPart):
@@ -68,6 +85,8 @@ class NextRound(ActivityPart):
     """One sentence."""
     held: Held = "none"
     """What holds it although it is called for."""
+    effort: Effort = "full"
+    """How large it will be, if it started now."""
     used_minutes: float = 0.0
     """Time that rounds used a device for in the last 24 hours (minutes)."""
 
@@ -87,18 +106,33 @@ def due(now: float, state: ScheduleState, settings: Settings) -> tuple[Trigger |
     ended = state.last_ended if state.last_ended is not None and state.last_ended <= now else None
     not_before = ended + RETRIES.delay(state.failures) if state.failures and ended is not None else None
     trigger, waiting_for = _trigger(now, ended, state, settings), _obstacle(state, settings)
-    held, why = ("none", "") if waiting_for else _hold(now, not_before, trigger, state, settings)
+    effort = effort_of(trigger, state, settings)
+    held, why = ("none", "") if waiting_for else _hold(now, not_before, trigger, effort, state, settings)
     waiting_for = waiting_for or why
     starts = None if waiting_for else trigger
     if starts is not None:
-        missing, waiting_for = 0, "nothing: a round starts now"
+        missing, waiting_for = 0, f"nothing: a round starts now{_SIZES[effort]}"
+        if trigger == "drift" and state.statistics == "no_batch_norm":
+            waiting_for += "; without BatchNorm there are no statistics to try first"
     return starts, NextRound(
         frames_missing=missing,
         not_before=not_before,
         waiting_for=waiting_for or _counts(state, settings),
         held=held,
+        effort=effort,
         used_minutes=sum(item.seconds for item in counted(state.uses, now)) / 60.0,
     )
+
+
+def effort_of(trigger: Trigger | None, state: ScheduleState, settings: Settings) -> Effort:
+    """Return how large a round is: after a drift alarm statistics alone first, then by the size of the change."""
+    advanced = settings.schedule.advanced
+    if trigger != "drift":
+        return "full"
+    if advanced.statistics_first and state.statistics == "possible" and settings.recipe.name != "bn_statistics":
+        return "statistics"
+    many = state.new_frames >= settings.schedule.new_frames
+    return "tiny" if state.drift_size == 0.0 and advanced.tiny_steps and not many else "full"
 
 
 def _counts(state: ScheduleState, settings: Settings) -> str:
@@ -120,10 +154,10 @@ def _trigger(now: float, ended: float | None, state: ScheduleState, settings: Se
     schedule = settings.schedule
     came = None if state.last_committed is None else now - state.last_committed
     quiet = came is None or not 0.0 <= came < QUIET_SECONDS  # a commit in the future: the clock was set back
-    if state.new_frames >= (_wanted(state, settings) if quiet else schedule.new_frames):
-        return "new_frames"
     if state.drifted and settings.drift.advanced.starts_round and state.new_frames >= schedule.min_frames:
         return "drift"
+    if state.new_frames >= (_wanted(state, settings) if quiet else schedule.new_frames):
+        return "new_frames"
     if schedule.interval_seconds <= 0 or state.new_frames == 0:
         return None
     passed = ended is None or now - ended >= schedule.interval_seconds
@@ -150,7 +184,12 @@ def _obstacle(state: ScheduleState, settings: Settings) -> str:
 
 
 def _hold(
-    now: float, not_before: float | None, trigger: Trigger | None, state: ScheduleState, settings: Settings
+    now: float,
+    not_before: float | None,
+    trigger: Trigger | None,
+    effort: Effort,
+    state: ScheduleState,
+    settings: Settings,
 ) -> tuple[Held, str]:
     """Return what holds a round, and in one sentence; what is not about time holds only one that is called for."""
     seconds = settings.probation.advanced.cooldown_seconds
@@ -161,17 +200,35 @@ def _hold(
         return "failures", f"the delay after {state.failures} failed round(s)"
     if trigger is None:
         return "none", ""
-    if why := _over_budget(now, state, settings):
+    if trigger != "drift" and (why := _nothing_new(state, settings)):
+        return "nothing_new", why
+    if why := _over_budget(now, state.expected.get(effort, 0.0), state, settings):
         return "budget", why
     if state.unsettled and _may_wait(now, state, settings):
         return "unsettled", state.unsettled
     return "none", ""
 
 
-def _over_budget(now: float, state: ScheduleState, settings: Settings) -> str:
-    """Return what a round waits for that would exceed `schedule.advanced.minutes_per_day`; empty when it fits."""
+def _nothing_new(state: ScheduleState, settings: Settings) -> str:
+    """Return why a round would not help; empty when it may."""
+    wanted = math.ceil(settings.schedule.advanced.new_share * state.frames)
+    restarts = 0 < settings.round.advanced.restart_after_rejections <= state.rejections  # unlike the rejected ones
+    if state.rejected is None or restarts or state.new_frames >= wanted:
+        return ""
+    return (
+        f"something new: round {state.rejected} was rejected, and since then there is no other condition, no drift "
+        f"alarm, and only {state.new_frames} of {state.frames} frames are new; {wanted - state.new_frames} more start "
+        "a round (schedule.advanced.new_share)"
+    )
+
+
+def _over_budget(now: float, expected: float, state: ScheduleState, settings: Settings) -> str:
+    """Return what a round of `expected` seconds waits for that would exceed the budget of the day; empty when it fits.
+
+    An `expected` of 0 is unknown: then only a budget that is used up holds it.
+    """
     minutes, uses = settings.schedule.advanced.minutes_per_day, counted(state.uses, now)
-    used, expected = sum(item.seconds for item in uses), state.expected
+    used = sum(item.seconds for item in uses)
     if minutes <= 0.0 or (used < 60.0 * minutes and used + expected <= 60.0 * minutes):
         return ""
     told = f"the budget of {minutes:g} minutes a day: {used / 60:.1f} are used"

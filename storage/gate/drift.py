@@ -60,6 +60,11 @@ class Drift(Record):
     """Alarms ever raised in this state directory."""
     last_alarm: float | None = None
     """Time of the newest (Unix, seconds)."""
+    home: int | None = None
+    """Condition of the stream when it started afresh, or the first one that was known then."""
+    size: float | None = None
+    """Size of the newest change: distance between that condition and the one at the alarm (thresholds of a condition);
+    0: the same condition; None: one of them was not known."""
     reason: str = ""
     """The newest alarm in one sentence."""
     foreign: tuple[int, ...] = Field(default=())

@@ -18,6 +18,11 @@ CHECKS = (
 """Names of all checks that a verdict may hold, in their order."""
 
 
+Effort = Literal["statistics", "tiny", "full"]
+"""How large a round is. statistics: BatchNorm statistics of the newest frames, nothing learnt; tiny: the recipe with
+few steps; full: the recipe as configured."""
+
+
 class KnownCondition(Record):
     """A condition other than the newest one, when the round began."""
 
@@ -65,6 +70,8 @@ class RoundSpec(Record):
     """Unix time (seconds)."""
     trigger: Literal["new_frames", "interval", "drift", "manual"]
     """Why the round started."""
+    effort: Effort = "full"
+    """How large it is."""
     inherits: int | None = None
     """Round whose training state this one starts from; None: clean, from the incumbent's weights."""
     restarts: bool = False

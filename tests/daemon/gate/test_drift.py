@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from daemon.gate.drift import LEARN, DriftRule, looked, scores_of
+from daemon.gate.drift import LEARN, DriftRule, looked, scores_of, size_of
 from daemon.gate.loop import GateLoop
 from daemon.rounds.history import schedule_state
 from daemon.rounds.schedule import ScheduleState, due
@@ -86,6 +86,15 @@ def test_scores_of_a_frame() -> None:
     assert scores_of(seen, known, 3) == pytest.approx((0.5, 0.5))
     assert scores_of(seen, None, 3) == pytest.approx((0.5, 0.5))
     assert scores_of(seen, known.model_copy(update={"released": 2}), 3)[1] == 0.5
+
+
+def test_the_size_of_a_change_is_the_distance_between_conditions() -> None:
+    places = {1: (0.0, 0.0), 2: (3.0, 4.0)}
+    facts = {"name": "day", "opened": 0.0, "last_seen": 0.0}
+    items = tuple(Condition(number=number, centroids=(at,), **facts) for number, at in places.items())
+    known = Conditions(released=1, threshold=2.5, given=2, conditions=items, current=2)
+    assert (size_of(known, 2), size_of(known, 1), size_of(known, None)) == (0.0, 2.0, None)
+    assert size_of(known.model_copy(update={"current": None}), 1) is None and size_of(None, 1) is None
 
 
 @pytest.fixture

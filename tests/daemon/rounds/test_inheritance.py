@@ -7,7 +7,8 @@ import pytest
 from configs.load import merge
 from daemon.gate import promotion
 from daemon.gate.decide import decide
-from daemon.rounds.inheritance import inherited_round, promoted_round, rejected_in_a_row
+from daemon.rounds.history import rejected_in_a_row, summaries
+from daemon.rounds.inheritance import inherited_round, promoted_round
 from daemon.rounds.runner import RoundContext, RoundFailed, launch_round
 from storage.rounds.records import RoundConditions, RoundSpec, Verdict
 
@@ -126,13 +127,14 @@ def test_after_rejected_rounds_one_starts_from_the_released_weights(adapt, store
     _judged(store, 2, "rejected", incumbent=2)
     again = adapt(REJECTED, round={"advanced": {"restart_after_rejections": 1}})
     assert (again.restarts, again.start, again.inherits, again.incumbent) == (True, 1, None, 2)
-    assert rejected_in_a_row(store, 2, None) == 0, "the count starts again"
+    assert rejected_in_a_row(summaries(store, 9, alive=False), 2, None) == 0, "the count starts again"
 
 
 def _judged(store, number: int, what: str, *, incumbent: int, condition: int | None = None) -> None:
     """A round that has ended: `what` is its decision, its stage, `restarts` or `damaged`."""
     known = None if condition is None else RoundConditions(newest=condition, name="day", frames=())
     spec = {"round": number, "incumbent": incumbent, "released": 1, "restarts": what == "restarts", "conditions": known}
+    spec["effort"] = "statistics" if what == "statistics" else "full"
     facts = {"train_frames": (), "holdout_frames": (), "settings": {}, "created": 0.0, "trigger": "new_frames"}
     folder = store.create(RoundSpec(**spec, **facts))
     decision = what if what in ("rejected", "inconclusive") else "rejected"
@@ -152,6 +154,7 @@ def _judged(store, number: int, what: str, *, incumbent: int, condition: int | N
         (["rejected", "restarts", "rejected"], None, 1),
         (["rejected", "rejected old", "rejected"], None, 1),
         (["rejected", "damaged", "rejected"], None, 2),
+        (["rejected", "statistics", "rejected"], None, 2),
         (["rejected 1", "rejected 2", "rejected 1", "rejected"], 1, 3),
         (["rejected 1", "rejected 2", "rejected 1", "rejected"], 2, 2),
     ],
@@ -161,4 +164,4 @@ def test_which_rounds_count_as_rejected_in_a_row(store, rounds, condition, count
         what, *of = told.split()
         of_condition = int(of[0]) if of and of[0].isdigit() else None
         _judged(store, number, what, incumbent=1 if "old" in of else 2, condition=of_condition)
-    assert rejected_in_a_row(store, 2, condition) == count
+    assert rejected_in_a_row(summaries(store, 9, alive=False), 2, condition) == count

@@ -2,12 +2,17 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from daemon.rounds.history import device_uses
+from daemon.rounds.effort import round_settings
+from daemon.rounds.history import device_uses, schedule_state
 from daemon.rounds.schedule import RETRIES, ScheduleState, due
+from storage.gate.conditions import Conditions
+from storage.gate.drift import Drift
 from storage.rounds.device_time import DeviceUse, write_uses
-from storage.rounds.records import RoundScores, RoundSpec, Verdict
+from storage.rounds.records import RoundConditions, RoundScores, RoundSpec, Verdict
 
 NOW = 10_000.0
 ENOUGH = ScheduleState(frames=50, holdout=5, new_frames=20, last_ended=NOW - 100, failures=0, serving=True)
@@ -147,7 +152,7 @@ HOUR = 3600.0
 def test_a_round_that_would_exceed_the_budget_of_the_day_waits(settings, minutes, uses, expected, told):
     """`uses`: how many hours ago a round ended, and its seconds."""
     known = tuple(DeviceUse(round=n, ended=NOW - HOUR * ago, seconds=s) for n, (ago, s) in enumerate(uses))
-    state = dataclasses.replace(ENOUGH, uses=known, expected=float(expected))
+    state = dataclasses.replace(ENOUGH, uses=known, expected={"full": float(expected)})
     trigger, decision = due(NOW, state, settings(advanced={"minutes_per_day": minutes}))
     assert (trigger, decision.held) == ((None, "budget") if told else ("new_frames", "none"))
     assert not told or decision.waiting_for == f"the budget of {minutes} minutes a day: {told}"
@@ -166,3 +171,98 @@ def test_used_time_outlives_round_folders_and_kills(store, layout):
     assert [(use.round, use.seconds) for use in device_uses(store)] == [(1, 10.0), (2, 20.0), (3, 30.0)]
     layout.device_time.write_text("{")
     assert [use.round for use in device_uses(store)] == [3], "damage stops nothing"
+
+
+@pytest.mark.parametrize(
+    ("change", "advanced", "effort", "told"),
+    [
+        ({"drifted": False}, {}, "full", "a round starts now"),
+        ({}, {}, "statistics", "BatchNorm statistics of the newest frames alone"),
+        ({"drift_size": 3.0}, {}, "statistics", "statistics"),
+        ({}, {"statistics_first": False}, "tiny", "within the same condition"),
+        ({"statistics": "tried"}, {}, "tiny", "within the same condition"),
+        ({"statistics": "tried"}, {"tiny_steps": 0}, "full", "a round starts now"),
+        ({"statistics": "tried", "drift_size": 1.2}, {}, "full", "a round starts now"),
+        ({"statistics": "tried", "drift_size": None}, {}, "full", "a round starts now"),
+        ({"statistics": "tried", "new_frames": 20}, {}, "full", "a round starts now"),
+        ({"statistics": "no_batch_norm", "drift_size": 1.2}, {}, "full", "without BatchNorm there are no statistics"),
+    ],
+)
+def test_the_size_of_drift_says_how_large_the_round_is(settings, change, advanced, effort, told):
+    drifted = dataclasses.replace(ENOUGH, new_frames=12, drifted=True, drift_size=0.0)
+    state = dataclasses.replace(drifted, **{"new_frames": 20, **change} if "drifted" in change else change)
+    trigger, decision = due(NOW, state, settings(advanced=advanced))
+    assert (trigger, decision.effort) == ("drift" if state.drifted else "new_frames", effort)
+    assert told in decision.waiting_for
+
+
+@pytest.mark.parametrize(
+    ("change", "advanced", "held"),
+    [
+        ({}, {}, True),
+        ({"rejected": None}, {}, False),
+        ({"new_frames": 50}, {}, False),
+        ({"drifted": True}, {}, False),
+        ({"rejections": 3}, {}, False),
+        ({}, {"new_share": 0.1}, False),
+        ({}, {"new_share": 0.0}, False),
+    ],
+)
+def test_a_round_that_would_not_help_is_skipped_and_says_so(settings, change, advanced, held):
+    same = dataclasses.replace(ENOUGH, frames=200, new_frames=20, rejected=7, rejections=2)
+    trigger, decision = due(NOW, dataclasses.replace(same, **change), settings(advanced=advanced))
+    assert (trigger is None, decision.held) == (held, "nothing_new" if held else "none")
+    assert not held or decision.waiting_for.startswith("something new: round 7 was rejected")
+    assert not held or "only 20 of 200 frames are new; 30 more start a round" in decision.waiting_for
+
+
+def test_settings_of_a_round_follow_from_its_size(make_settings, store):
+    base = make_settings(round={"steps": 300, "max_seconds": 900.0}, schedule={"advanced": {"minutes_per_day": 10}})
+
+    def made(effort, *, manual=False):
+        after = round_settings(base, effort, store, manual=manual)
+        return after.recipe.name, after.round.steps, after.round.max_seconds, after.round.advanced.average_ratios
+
+    assert made("full") == ("dacs", 300, 600.0, ())
+    assert made("full", manual=True) == ("dacs", 300, 900.0, ())
+    assert made("tiny") == ("dacs", 100, 600.0, ())
+    assert made("statistics") == ("bn_statistics", 16, 600.0, (0.5,))
+
+
+def test_facts_of_an_alarm_and_of_a_rejected_round_come_from_the_disk(world, store, layout, registry, add_version):
+    """Version 2 serves; round 1 was rejected in condition 1 on frames up to 4."""
+    add_version(parent=1)
+    known = RoundConditions(newest=1, name="day", frames=())
+
+    def judged(number: int, newest: int, effort: str = "full") -> None:
+        spec = {"round": number, "incumbent": 2, "released": 1, "train_frames": (newest,), "holdout_frames": ()}
+        spec = RoundSpec(settings={}, created=1.0, trigger="drift", effort=effort, conditions=known, **spec)
+        folder = store.create(spec)
+        folder.write_scores(RoundScores(status="completed", reason="step budget", steps=1, seconds=9.0))
+        folder.write_verdict(Verdict(round=number, decision="rejected", reason="", checks=[], at=5.0))
+        folder.enter("rejected")
+
+    def facts():
+        state = schedule_state(world.buffer.catalog, store, registry)
+        return state.rejected, state.rejections, state.drifted, state.statistics, state.new_frames
+
+    def condition(current: int | None) -> None:
+        layout.conditions.write_text(Conditions(released=1, threshold=1.0, given=2, current=current).model_dump_json())
+
+    judged(1, 4)
+    assert facts() == (None, 1, False, "possible", 4), "no condition is known"
+    condition(1)
+    assert facts()[0] == 1
+    condition(2)
+    assert facts()[0] is None, "another condition"
+    condition(1)
+    layout.drift.write_text(Drift(version=2, since=1.0, foreign=(5, 3), size=0.0).model_dump_json())
+    assert facts() == (None, 1, True, "no_batch_norm", 4)
+    weights = layout.root / "norm.safetensors"
+    save_file({"bn.running_mean": np.zeros(2, np.float32)}, weights)
+    registry.promote(registry.add(weights, registry.manifest(2), by="import").version, by="operator", reason="test")
+    assert facts()[1:] == (0, True, "possible", 4)
+    judged(2, 5, "statistics")
+    assert facts()[1:] == (0, True, "tried", 4), "its frames are still new to a round that learns"
+    layout.drift.write_text(Drift(version=2, since=1.0, foreign=(8,)).model_dump_json())
+    assert facts()[3] == "possible", "another alarm"

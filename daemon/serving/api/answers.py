@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adapters.inference.palette import colour_mask, overlay
+from adapters.inference.palette import bands, colour_mask, overlay
 from configs.class_list import ClassInfo
 from daemon.serving.api.problems import Message
 from daemon.serving.batcher import Labels
@@ -101,7 +101,7 @@ def render(kind: AnswerFormat, labels: Labels, manifest: Manifest, image: Callab
 
 
 def _summary(labels: Labels, version: int, classes: list[ClassInfo]) -> SegmentSummary:
-    pixels = np.bincount(labels.ravel(), minlength=len(classes)).tolist()
+    pixels = np.sum([np.bincount(labels[rows].ravel(), minlength=256) for rows in bands(labels)], axis=0).tolist()
     areas = [
         ClassArea(index=index, name=entry.name, pixels=pixels[index], share=pixels[index] / labels.size)
         for index, entry in enumerate(classes)

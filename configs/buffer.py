@@ -138,12 +138,16 @@ class SourceSettings(Section):
                 raise ValueError(f"label_map: {value}: label_format {self.label_format} has {kind}")
         return self
 
-    def mapped(self, names: Sequence[str]) -> dict[str, int | None]:
-        """Return the class that each value in `label_map` means, None when ignored. Raises ValueError for no class."""
-        return {value: _class_of(meaning, value, names) for value, meaning in self.label_map.items()}
+    def mapped(self, names: Sequence[str], setting: str | None = None) -> dict[str, int | None]:
+        """Return the class that each value in `label_map` means, None when ignored. Raises ValueError for no class.
+
+        `setting`: the name of the map in the message, instead of `source.label_map`.
+        """
+        where = setting or "source.label_map"
+        return {value: _class_of(meaning, f"{where}: {value}", names) for value, meaning in self.label_map.items()}
 
 
-def _class_of(meaning: str | int | None, value: str, names: Sequence[str]) -> int | None:
+def _class_of(meaning: str | int | None, place: str, names: Sequence[str]) -> int | None:
     if isinstance(meaning, str) and meaning in names:
         return names.index(meaning)
     if isinstance(meaning, int) and 0 <= meaning < len(names):
@@ -151,4 +155,4 @@ def _class_of(meaning: str | int | None, value: str, names: Sequence[str]) -> in
     if meaning in (None, IGNORE):
         return None
     near = nearest(str(meaning), names) if isinstance(meaning, str) else ""
-    raise ValueError(f"source.label_map: {value}: no class {meaning!r} in `classes`{near}")
+    raise ValueError(f"{place}: no class {meaning!r} in `classes`{near}")

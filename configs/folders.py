@@ -17,7 +17,12 @@ from configs.errors import ConfigError
 from configs.settings import Settings
 
 DROP = "watch.folder"
-LABELLED = ("source.images", "source.labels", "source.validation_images", "source.validation_labels")
+LABELLED = (
+    "source.images", "source.labels", "source.validation_images", "source.validation_labels", "canary.images",
+    "canary.labels",
+)  # fmt: skip
+IMAGES = {"source.images", "source.validation_images", "canary.images"}
+"""Folders of images for different uses: what one holds is not of another."""
 WRITTEN = {
     "state": "it holds mfmd's own files only",
     "watch.done_folder": "mfmd moves files into it",
@@ -99,7 +104,7 @@ def _harmful(inner: str, outer: str, inside: Path, settings: Settings) -> bool:
     if outer == DROP:  # a quarantine takes every file that is no image
         return (inner in folders or settings.watch.quarantine is not None) and _searched(inside, settings)
     if inner in LABELLED and outer in LABELLED:
-        return {inner, outer} == {"source.images", "source.validation_images"}
+        return {inner, outer} <= IMAGES
     return inner in folders and outer in folders
 
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from configs.settings import Settings
 
 LIVE = frozenset({
-    "buffer.reserve_bytes", "conditions", "drift", "gate", "log", "mfm", "network", "pretrain", "probation",
+    "buffer.reserve_bytes", "canary", "conditions", "drift", "gate", "log", "mfm", "network", "pretrain", "probation",
     "recall", "recipe", "registry", "round", "schedule", "source", "watch.stability_seconds",
     "watch.advanced.group_frames", "watch.advanced.group_seconds", "watch.advanced.rescan_seconds",
 })  # fmt: skip

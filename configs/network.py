@@ -58,6 +58,8 @@ class Architecture(_Layers):
 class OptimAdvanced(Section):
     """Rarely changed settings of the optimizer."""
 
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    """Steps of linear warm-up from zero."""
     weight_decay: NotNegative = 0.01
     """Weight decay; norm layers and biases have none."""
     power: NotNegative = 1.0
@@ -73,8 +75,6 @@ class OptimSettings(Section):
     """Learning rate of the encoder."""
     head_multiplier: Positive = 10.0
     """The decoder learns this many times faster than the encoder."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 50
-    """Steps of linear warm-up from zero."""
     advanced: OptimAdvanced = OptimAdvanced()
 
 
@@ -116,5 +116,7 @@ class PretrainSettings(Section):
     """Crop height (pixels); 32 is one cell of the deepest map."""
     crop_width: Annotated[int, Field(ge=32)] = 512
     """Crop width (pixels)."""
-    optim: OptimSettings = OptimSettings(learning_rate=6e-4, head_multiplier=1.0, warmup_steps=100)
+    optim: OptimSettings = OptimSettings(
+        learning_rate=6e-4, head_multiplier=1.0, advanced=OptimAdvanced(warmup_steps=100)
+    )
     advanced: PretrainAdvanced = PretrainAdvanced()

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from configs.buffer import BufferSettings, SourceSettings
+from configs.canary import CanarySettings
 from configs.class_list import Classes
 from configs.errors import nearest
 from configs.gate import (
@@ -66,6 +67,7 @@ class Settings(Section):
     admission: AdmissionSettings = AdmissionSettings()
     buffer: BufferSettings = BufferSettings()
     source: SourceSettings | None = None
+    canary: CanarySettings = CanarySettings()
     network: NetworkSettings = NetworkSettings()
     pretrain: PretrainSettings = PretrainSettings()
     mfm: MfmSettings = MfmSettings()
@@ -104,9 +106,11 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _labels_mean_classes(self) -> Self:
+        names = [entry.name for entry in self.classes]
+        if canary := self.canary.as_source(self.source):
+            canary.mapped(names, "canary.advanced.label_map" if self.canary.advanced.label_format else None)
         if self.source is None:
             return self
-        names = [entry.name for entry in self.classes]
         if self.source.ignore_index < len(names):
             raise ValueError(
                 f"source.ignore_index: {self.source.ignore_index} is the class {names[self.source.ignore_index]!r}; "

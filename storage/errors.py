@@ -141,6 +141,12 @@ class UnknownRound(StorageError):
     code = "round_unknown"
 
 
+class CanaryRefused(StorageError):
+    """Canary labels cannot be used as they are; the message names every file. No candidate is accepted meanwhile."""
+
+    code = "canary_refused"
+
+
 class SourceRefused(StorageError):
     """Labelled source images cannot be imported as they are; nothing was imported.
 

@@ -41,6 +41,10 @@ class StateLayout:
         """Records of the videos of the drop folder."""
         self.source = self.root / "source"
         """Folder of the labelled source set."""
+        self.canary = self.root / "canary"
+        """Folder of canary images that were added, as files, and of the sets that are read from files."""
+        self.canary_sets = (self.canary / "added", self.canary / "configured")
+        """Folders of the sets read from added files, and from those of `canary.images`."""
         self.checkpoints = self.root / "checkpoints"
         """Folder of the checkpoint registry."""
         self.rounds = self.root / "rounds"

@@ -16,6 +16,8 @@ from configs.recipe import BnStatisticsSettings, RareClassSettings, RecipeBase
 from configs.settings import Settings
 from storage.buffer.catalog_records import FrameRecord
 from storage.buffer.frames import FrameBuffer
+from storage.canary.images import CanaryImage, import_canary
+from storage.errors import StorageError
 from storage.layout import StateLayout
 from storage.registry.manifest import Manifest
 from storage.registry.registry import CheckpointRegistry
@@ -109,6 +111,19 @@ def reference_network(
         )
     architecture = architecture.model_copy(update={"pretrained": settings.network.pretrained})
     return build_network(architecture, len(incumbent.classes)).requires_grad_(False).to(device).eval()
+
+
+def unseen_canary(inputs: RoundInputs) -> tuple[list[CanaryImage], str]:
+    """Return the canary images that the round did not train on, and why they cannot be read, if so.
+
+    One that was added while the round trained may be among its frames.
+    """
+    trained = {frame.crc32 for frame in inputs.frames}
+    try:
+        images = import_canary(inputs.settings, StateLayout(inputs.settings.state))
+    except StorageError as error:
+        return [], str(error)
+    return [image for image in images if image.crc32 not in trained], ""
 
 
 def labelled_source(settings: Settings, layout: StateLayout) -> LabelledSet | None:

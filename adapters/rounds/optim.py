@@ -56,7 +56,7 @@ def learning_rate_factor(step: int, steps: int, settings: OptimSettings, time_us
     """
     left = min(1.0 - min(step, steps) / steps, 2.0 * (1.0 - min(time_used, 1.0)))
     decay = float(left**settings.advanced.power)
-    warmup = min(settings.warmup_steps, steps)
+    warmup = min(settings.advanced.warmup_steps, steps)
     return decay if step >= warmup else decay * (WARMUP_FLOOR + (1.0 - WARMUP_FLOOR) * step / warmup)
 
 

@@ -12,7 +12,7 @@ from accelerate.state import PartialState
 from adapters.checkpoints.checkpoint import load_version, save_weights
 from adapters.errors import TrainingFailed
 from adapters.networks.network import SegmentationNetwork
-from adapters.rounds.inputs import RoundInputs, load_inputs
+from adapters.rounds.inputs import RoundInputs, load_inputs, unseen_canary
 from adapters.rounds.loop import RoundTraining
 from adapters.rounds.progress import RoundProgress
 from adapters.rounds.stop import RoundStopped, StopRequest
@@ -100,6 +100,7 @@ class RoundRun:
         if spec.released != spec.incumbent:
             released, _ = load_version(inputs.registry, spec.released, device)
         networks = {"candidate": candidate, "incumbent": incumbent, "released": released}
+        canary, problem = unseen_canary(inputs)
         scored = score_round(
             inputs.settings,
             spec,
@@ -109,8 +110,10 @@ class RoundRun:
             others=others,
             name=name,
             load=lambda version: load_version(inputs.registry, version, device)[0],
+            canary=canary,
         )
-        return self.ended("completed", reason).model_copy(update={**scored._asdict(), "name": name})
+        update = {**scored._asdict(), "name": name, "canary_problem": problem}
+        return self.ended("completed", reason).model_copy(update=update)
 
     def ended(self, status: Literal["completed", "stopped", "failed"], reason: str) -> RoundScores:
         """Return how the round ended, without scores."""

@@ -23,6 +23,7 @@ from adapters.scoring.scores.frames import NotFinite, check_finite, enlarged, fr
 from adapters.scoring.scores.styled import restyle
 from configs.settings import Settings
 from storage.buffer.frames import FrameBuffer
+from storage.canary.images import CanaryImage
 from storage.errors import CorruptCheckpoint, UnknownVersion
 from storage.registry.weight_changes import differing_tensors
 from storage.rounds.records import ConditionScores, ImageCounts, KnownCondition, ModelScores, RoundSpec
@@ -36,6 +37,7 @@ class ScoredImages(NamedTuple):
     source: list[tuple[Tensor, Tensor]]
     styled: list[tuple[Tensor, Tensor]]  # the source images, the i-th in the style of frame i modulo their number
     ignored: int
+    canary: Sequence[tuple[Tensor, Tensor]] = ()  # labelled target images
 
 
 LoadVersion = Callable[[int], SegmentationNetwork]
@@ -68,15 +70,21 @@ def score_round(
     others: Mapping[str, SegmentationNetwork] | None = None,
     name: str = "candidate",
     load: LoadVersion | None = None,
+    canary: Sequence[CanaryImage] = (),
 ) -> ScoredRound:
     """Score the networks, in eval mode on one device; `released` is `incumbent` itself when they are one version.
 
     Each image is read once, and all lists over images have one order. `others`: further candidates by name; `name`
     is that of `candidate`. `load` reads the best versions of other conditions, which are not scored without it.
+    `canary`: labelled target images, at most `round.advanced.score_images` are scored, evenly chosen.
 
     A model whose weights or logits are not finite gets `finite=False` and no scores. Raises CorruptBuffer.
     """
-    images = load_images(settings, spec.deciding_frames, buffer, source, next(candidate.parameters()).device)
+    device = next(candidate.parameters()).device
+    images = load_images(settings, spec.deciding_frames, buffer, source, device)
+    chosen = [canary[place] for place in evenly(range(len(canary)), settings.round.advanced.score_images)]
+    labelled = [(_tensor(image.pixels, device), _tensor(image.label, device)) for image in chosen]
+    images = images._replace(canary=labelled)
     incumbent_scores, incumbent_maps = score_version(incumbent, spec.incumbent, images)
 
     def scored(network: SegmentationNetwork) -> ModelScores:
@@ -184,6 +192,7 @@ def score_version(
         ]
         source = _counts(network, images.source, images.ignored)
         styled = _counts(network, images.styled, images.ignored)
+        canary = _counts(network, images.canary, images.ignored)
     except NotFinite:
         return ModelScores(version=version, finite=False), []
     maps = [prediction for _, prediction in frames]
@@ -192,7 +201,7 @@ def score_version(
     columns: dict[str, Any] = {name: [scores[name] for scores, _ in frames] for name in frames[0][0]} if frames else {}
     columns["agreement"] = [float(torch.eq(own, other).double().mean()) for own, other in both]
     columns["entropy"] = float(np.mean(columns["entropy"])) if frames else None
-    return ModelScores(version=version, finite=True, source=source, styled=styled, **columns), maps
+    return ModelScores(version=version, finite=True, source=source, styled=styled, canary=canary, **columns), maps
 
 
 def _counts(network: SegmentationNetwork, pairs: Sequence[tuple[Tensor, Tensor]], ignored: int) -> ImageCounts | None:

@@ -4,11 +4,12 @@ Without labels nobody can prove an improvement, so the healthy default is to kee
 only votes of different kinds together accept. numpy only, no torch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from configs.gate import GateSettings
 from daemon.gate.bursts import burst_length, frames_needed
+from daemon.gate.canary import CANARY, canary_vote, odd_canary
 from daemon.gate.forgetting import costs, forgetting
 from daemon.gate.shapes import odd_scores, sound_counts
 from daemon.gate.vetoes import agreement, completed, source_class_iou, source_miou, vanished_class, weights_vetoes
@@ -74,7 +75,7 @@ def decide(
 
 
 def _best(rulings: Mapping[str, Ruling]) -> str:
-    """Return the accepted candidate that won most votes, then the one that is better than most others in most votes.
+    """Return the best accepted candidate: by canary labels, then by votes won, then better than others in most votes.
 
     Advantages of different votes cannot be added, so candidates are ranked in each. Without an accepted one, the first.
     """
@@ -84,8 +85,9 @@ def _best(rulings: Mapping[str, Ruling]) -> str:
         if decision == "accepted"
     }
 
-    def standing(name: str) -> tuple[int, int]:
+    def standing(name: str) -> tuple[bool, int, int]:
         mine = votes[name]
+        by_labels = CANARY in mine and mine[CANARY].passed
         won = sum(check.passed for check in mine.values())
         beaten = sum(
             (mine[vote].value or 0.0) > (check.value or 0.0)
@@ -93,7 +95,7 @@ def _best(rulings: Mapping[str, Ruling]) -> str:
             for vote, check in other.items()
             if vote in mine
         )
-        return won, beaten
+        return by_labels, won, beaten
 
     return max(votes, key=standing, default=next(iter(rulings)))
 
@@ -125,17 +127,52 @@ def _judge(
         return "rejected", veto, checks
     if problem := _incomparable(spec, scores, candidate, incumbent, len(class_names)):
         return "inconclusive", problem, checks
-    if candidate.flip_consistency:
-        checks.append(vanished_class(scores, candidate, incumbent, settings, class_names))
-        checks.append(agreement(candidate, settings))
-    if candidate.source and scores.released and scores.released.source:
-        anchor = scores.released.source
-        checks.append(source_miou(candidate.source, anchor, settings))
-        checks.append(source_class_iou(candidate.source, anchor, settings, class_names, spec.round))
+    checks += _vetoes(spec, scores, candidate, incumbent, settings, class_names)
     if forgotten is not None:
         checks.append(forgotten)
-    if veto := _failed(checks):
+    problem = odd_canary(candidate, incumbent, scores.canary_problem, len(class_names))
+    canary = None if problem else canary_vote(candidate, incumbent, settings, spec.round)
+    checks += [canary.check] if canary else []
+    if veto := _failed([check for check in checks if check.kind == "veto"]):
         return "rejected", veto, checks
+    if problem:
+        return "inconclusive", problem, checks
+    if canary is not None and (canary.won or canary.lost):
+        how = "better" if canary.won else "worse"
+        return ("accepted" if canary.won else "rejected"), f"{how} than the incumbent: {canary.check.detail}", checks
+    decision, reason, checks = _by_votes(spec, scores, candidate, incumbent, settings, checks)
+    if decision == "accepted" and canary and canary.check.kind == "vote" and canary.advantage.value < 0:
+        return "inconclusive", f"{reason}; but {canary.check.detail}", checks
+    return decision, reason, checks
+
+
+def _vetoes(
+    spec: RoundSpec,
+    scores: RoundScores,
+    candidate: ModelScores,
+    incumbent: ModelScores,
+    settings: GateSettings,
+    class_names: Sequence[str],
+) -> Iterator[Check]:
+    """Yield every veto on scores that the round made possible."""
+    if candidate.flip_consistency:
+        yield vanished_class(scores, candidate, incumbent, settings, class_names)
+        yield agreement(candidate, settings)
+    if candidate.source and scores.released and scores.released.source:
+        anchor = scores.released.source
+        yield source_miou(candidate.source, anchor, settings)
+        yield source_class_iou(candidate.source, anchor, settings, class_names, spec.round)
+
+
+def _by_votes(
+    spec: RoundSpec,
+    scores: RoundScores,
+    candidate: ModelScores,
+    incumbent: ModelScores,
+    settings: GateSettings,
+    checks: list[Check],
+) -> Ruling:
+    """Rule by evidence without labels of the target."""
     frames, least = len(candidate.flip_consistency), settings.advanced.min_holdout
     if frames < least:
         of = f" of {spec.conditions.name}" if spec.conditions else ""

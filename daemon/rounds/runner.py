@@ -18,6 +18,7 @@ from daemon.errors import DaemonError, NotEnoughFrames
 from daemon.gate.promotion import advance_round
 from daemon.gate.round_conditions import conditions_of_round
 from daemon.gate.shadow import note_wait, progress_of
+from daemon.rounds.canary import without_canary
 from daemon.rounds.effort import round_settings, train_frames
 from daemon.rounds.environment import round_environment
 from daemon.rounds.history import device_uses
@@ -102,8 +103,9 @@ def launch_round(context: RoundContext, trigger: Trigger, effort: Effort = "full
     buffer, registry, store = context.buffer, context.registry, context.store
     settings = round_settings(context.settings, effort, store, manual=trigger == "manual")
     incumbent, number = registry.serving_version(), store.next_number()
-    frames = buffer.lease(number)
+    leased = buffer.lease(number)
     with _leased(buffer, number):
+        frames = without_canary(leased, settings)
         check_frames(frames, settings)
         sized = replace(context, settings=settings)
         folder = store.create(_spec(sized, number, incumbent, frames, trigger, effort))

@@ -1,7 +1,8 @@
-"""Check whether the imported labelled source can be read, and nothing else lies beside it."""
+"""Check whether the imported labelled source and canary images can be read, and nothing else lies beside it."""
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 from storage import durable
 from storage.checking.problem import REPAIR, Problem, Scope, newer
@@ -10,17 +11,21 @@ from storage.source.labelled import AGAIN, CURRENT, LabelledSet, current_fingerp
 
 
 def check_source(scope: Scope) -> Iterator[Problem]:
-    """Return problems of the labelled source; nothing when none was imported."""
-    folder = scope.layout.source
+    """Return problems of labelled sets; nothing when none was imported."""
+    for folder in (scope.layout.source, *scope.layout.canary_sets):
+        yield from _check_set(scope, folder)
+
+
+def _check_set(scope: Scope, folder: Path) -> Iterator[Problem]:
     try:
-        current = current_fingerprint(scope.layout)
+        current = current_fingerprint(folder)
     except NewerRecord as error:
         yield newer(folder / CURRENT, error)
         return
     except StorageError as error:
         yield Problem("source_damaged", folder / CURRENT, str(error), AGAIN.format(folder))
         return
-    for path in old_sets(scope.layout, current):
+    for path in old_sets(folder, current):
         repair = partial(durable.retire_directory, path)
         yield Problem("source_old", path, "an imported set that is not in use", f"{REPAIR} removes it", repair)
     if current is None:

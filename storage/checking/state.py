@@ -105,7 +105,7 @@ def _check_leftovers(scope: Scope) -> Iterator[Problem]:
 
 def _folders(layout: StateLayout) -> Iterator[Path]:
     yield from (layout.root, layout.buffer, layout.frames_zarr, layout.frames_zarr / buffer_files.ARRAY)
-    yield from (layout.source, layout.rounds, layout.checkpoints)
+    yield from (layout.source, layout.canary, *layout.canary_sets, layout.rounds, layout.checkpoints)
     yield from (layout.checkpoints / name for name in ("versions", "refs", "pruned"))
     yield from sorted((layout.checkpoints / "versions").glob("[0-9]*"))
     yield from (layout.comparisons, *sorted(layout.comparisons.glob("[0-9]*")))
@@ -122,5 +122,6 @@ def _remove(path: Path) -> None:
 
 
 def _live(layout: StateLayout) -> bool:
-    locks = (layout.lock_file, layout.buffer / ".lock", layout.checkpoints / ".lock", layout.source / ".lock")
+    folders = (layout.buffer, layout.checkpoints, layout.source, *layout.canary_sets)
+    locks = (layout.lock_file, *(folder / ".lock" for folder in folders))
     return any(durable.is_locked(path) for path in locks)

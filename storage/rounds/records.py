@@ -12,8 +12,8 @@ from storage.registry.manifest import BufferSnapshot
 
 CHECKS = (
     "completed", "finite", "tensors", "vanished_class", "agreement", "source_miou", "source_class_iou", "forgetting",
-    "holdout_bursts", "vote_diversity", "vote_disagreement", "vote_flip", "vote_styled_source", "shadow_images",
-    "shadow_failed", "shadow_agreement",
+    "canary", "holdout_bursts", "vote_diversity", "vote_disagreement", "vote_flip", "vote_styled_source",
+    "shadow_images", "shadow_failed", "shadow_agreement",
 )  # fmt: skip
 """Names of all checks that a verdict may hold, in their order."""
 
@@ -175,6 +175,8 @@ class ModelScores(Record):
     """Counts on source validation images; None when source-free."""
     styled: ImageCounts | None = None
     """Counts on source validation images restyled to the buffer; None when source-free."""
+    canary: ImageCounts | None = None
+    """Counts on canary images: labelled target images; None without any."""
     area: list[list[float]] = Field(default_factory=list)
     """Share of pixels predicted per class, [hold-out images][classes] (0-1)."""
     gram: list[list[list[float]]] = Field(default_factory=list)
@@ -240,6 +242,8 @@ class RoundScores(Record):
 
     elsewhere: tuple[ConditionScores, ...] = ()
     """Scores in the other conditions."""
+    canary_problem: str = ""
+    """Why canary images could not be read; then no candidate is accepted."""
 
     def candidates(self) -> dict[str, ModelScores]:
         """Return the scores of every candidate by name, the recipe's own first; empty when the round made none."""

@@ -1,5 +1,6 @@
 """Look at labelled source images before anything is imported: pairs, and what a sample of the labels holds."""
 
+from configs.buffer import SourceSettings
 from configs.settings import Settings
 from storage.errors import RefusedImage
 from storage.media.bounded import DecodeLimits
@@ -13,15 +14,17 @@ SAMPLE = 100
 
 
 class LabelSurvey:
-    """Pairs of the configured source set, and the values in a sample of its labels, evenly spaced."""
+    """Pairs of a labelled set, the configured source by default, and the values in an even sample of its labels."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, source: SourceSettings | None = None) -> None:
         """Read the sample. Raises SourceRefused for images without labels and labels that cannot be read or meant."""
-        train, validation = source_pairs(settings)
+        source = source or settings.source
+        assert source is not None
+        train, validation = source_pairs(source)
         self.pairs = [*train, *validation]
         step = max(1, -(-len(self.pairs) // SAMPLE))
         self.read = self.pairs[::step]
-        label_map = label_map_of(settings)
+        label_map = label_map_of(settings, source)
         self.counts = LabelCounts(label_map, sample=len(self.read) < len(self.pairs))
         limits = DecodeLimits.of(settings.watch)
         problems = []

@@ -25,7 +25,7 @@ SCHEMA_VERSION = 1
 FINGERPRINT_DIGITS = 32
 """Hex digits in the name of a set's folder."""
 AGAIN = "remove {}, then import again with `mfmd pretrain`"
-"""Remedy for a damaged set; of the folder `source` of the state directory, never of the operator's images."""
+"""Remedy for a damaged set; of a folder of the state directory, never of the operator's images."""
 
 
 class CurrentSource(Record):
@@ -114,27 +114,32 @@ class LabelledSet:
     @classmethod
     def open(cls, layout: StateLayout) -> Self:
         """Open the imported set. Raises StorageError when there is none, CorruptBuffer when it is damaged."""
-        fingerprint = current_fingerprint(layout)
+        return cls.in_folder(layout.source)
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> Self:
+        """Open the set that was imported into `folder`; raises like `open`."""
+        fingerprint = current_fingerprint(folder)
         if fingerprint is None:
-            raise StorageError(f"{layout.source}: no labelled source imported yet; `mfmd pretrain` imports it")
-        return cls(layout.source / fingerprint)
+            raise StorageError(f"{folder}: no labelled source imported yet; `mfmd pretrain` imports it")
+        return cls(folder / fingerprint)
 
     @staticmethod
     def exists(layout: StateLayout) -> bool:
         """Return whether a set was imported."""
-        return current_fingerprint(layout) is not None
+        return current_fingerprint(layout.source) is not None
 
     def __len__(self) -> int:
         return len(self.names)
 
 
-def old_sets(layout: StateLayout, current: str | None) -> list[Path]:
-    """Return the folders of sets that are not in use, by the form of their names: others are not ours to remove."""
-    found = layout.source.glob("[0-9a-f]" * FINGERPRINT_DIGITS)
+def old_sets(folder: Path, current: str | None) -> list[Path]:
+    """Return the sets in `folder` that are not in use, by the form of their names: others are not ours to remove."""
+    found = folder.glob("[0-9a-f]" * FINGERPRINT_DIGITS)
     return sorted(path for path in found if path.is_dir() and not path.is_symlink() and path.name != current)
 
 
-def current_fingerprint(layout: StateLayout) -> str | None:
-    """Return the fingerprint of the set in use, or None. Raises StorageError when `current.json` is damaged."""
-    current = read_record(layout.source / CURRENT, CurrentSource, f"; {AGAIN.format(layout.source)}")
+def current_fingerprint(folder: Path) -> str | None:
+    """Return the fingerprint of the set in use in `folder`, or None. Raises StorageError when that is damaged."""
+    current = read_record(folder / CURRENT, CurrentSource, f"; {AGAIN.format(folder)}")
     return current.fingerprint if current else None

@@ -51,21 +51,27 @@ def import_labelled(
     the bad value, after all were checked; the earlier set stays in use. Raises StorageError when no source is
     configured.
     """
-    source = settings.source
-    if source is None:
+    if settings.source is None:
         raise StorageError("no labelled source images: set source.images and source.labels in the configuration")
-    durable.make_directory(layout.source)
-    with durable.exclusive_lock(layout.source / ".lock"):
+    return import_set(settings, settings.source, layout.source, on_progress)
+
+
+def import_set(
+    settings: Settings, source: SourceSettings, folder: Path, on_progress: OnProgress = lambda done, total: None
+) -> LabelledSet:
+    """Import the labelled images of `source` into `folder`, unless it holds them already; like `import_labelled`."""
+    durable.make_directory(folder)
+    with durable.exclusive_lock(folder / ".lock"):
         job = _Import(settings, source)
         fingerprint = job.fingerprint()
-        _remove_leftovers(layout)
-        if current_fingerprint(layout) != fingerprint:
-            temporary = layout.source / f".{fingerprint}{durable.PARTIAL}"
+        _remove_leftovers(folder)
+        if current_fingerprint(folder) != fingerprint:
+            temporary = folder / f".{fingerprint}{durable.PARTIAL}"
             job.build(temporary, fingerprint, on_progress)
-            durable.publish_directory(temporary, layout.source / fingerprint)
-            durable.write_record(layout.source / CURRENT, CurrentSource(fingerprint=fingerprint))
-            _remove_leftovers(layout)
-        return LabelledSet.open(layout)
+            durable.publish_directory(temporary, folder / fingerprint)
+            durable.write_record(folder / CURRENT, CurrentSource(fingerprint=fingerprint))
+            _remove_leftovers(folder)
+        return LabelledSet.in_folder(folder)
 
 
 def held_out(names: list[str]) -> list[int]:
@@ -85,9 +91,9 @@ class _Import:
     def __init__(self, settings: Settings, source: SourceSettings) -> None:
         self._buffer, self._source = settings.buffer, source
         self._watch, self._classes = settings.watch, [item.name for item in settings.classes]
-        self._map = label_map_of(settings)
+        self._map = label_map_of(settings, source)
         self._mapped = source.mapped(self._classes)
-        self._train, self._validation = source_pairs(settings)
+        self._train, self._validation = source_pairs(source)
         self._pairs = self._train + self._validation
 
     def fingerprint(self) -> str:
@@ -171,9 +177,9 @@ class _Import:
         return frame, fit_label(label.classes, buffer.height, buffer.width, ignored)
 
 
-def label_map_of(settings: Settings) -> LabelMap:
-    """Return what label values mean by the configuration. Raises SourceRefused."""
-    return LabelMap.of(settings.source, [(entry.name, entry.color) for entry in settings.classes])
+def label_map_of(settings: Settings, source: SourceSettings | None = None) -> LabelMap:
+    """Return what label values mean by `source`, or by that of the configuration. Raises SourceRefused."""
+    return LabelMap.of(source or settings.source, [(entry.name, entry.color) for entry in settings.classes])
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -181,8 +187,8 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _remove_leftovers(layout: StateLayout) -> None:
+def _remove_leftovers(folder: Path) -> None:
     """Remove every set but the one in use, and leftovers of a killed import."""
-    durable.remove_partials(layout.source)
-    for folder in old_sets(layout, current_fingerprint(layout)):
-        durable.retire_directory(folder)
+    durable.remove_partials(folder)
+    for old in old_sets(folder, current_fingerprint(folder)):
+        durable.retire_directory(old)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from configs.settings import Settings
+from configs.buffer import SourceSettings
 from storage.errors import RefusedImage, SourceRefused
 from storage.media.bounded import DecodeLimits, decode_bounded
 from storage.media.images import FORMATS
@@ -32,13 +32,11 @@ class LabelledPair:
     label: Path
 
 
-def source_pairs(settings: Settings) -> tuple[list[LabelledPair], list[LabelledPair]]:
-    """Return the pairs of the configured source to train on (or to split), and those of the validation folders.
+def source_pairs(source: SourceSettings) -> tuple[list[LabelledPair], list[LabelledPair]]:
+    """Return the pairs of labelled images to train on (or to split), and those of the validation folders.
 
     Raises SourceRefused like `pair_labels`.
     """
-    source = settings.source
-    assert source is not None
     train, validation = pair_labels(source.images, source.labels, source.label_suffix), list[LabelledPair]()
     if source.validation_images is not None and source.validation_labels is not None:
         validation = pair_labels(source.validation_images, source.validation_labels, source.label_suffix)

@@ -19,12 +19,18 @@ APART = {
     "source.labels": "labels",
     "source.validation_images": "val/images",
     "source.validation_labels": "val/labels",
+    "canary.images": "canary/images",
+    "canary.labels": "canary/labels",
     "masks.folder": "masks",
     "publish.triton": "triton",
     "publish.huggingface": "hf",
 }
 HARMLESS = {
-    ("source.images", "source.labels"), ("source.images", "source.validation_labels"),
+    ("canary.images", "canary.labels"), ("canary.images", "source.labels"),
+    ("canary.images", "source.validation_labels"), ("canary.labels", "source.images"),
+    ("canary.labels", "source.labels"), ("canary.labels", "source.validation_images"),
+    ("canary.labels", "source.validation_labels"), ("source.images", "source.labels"),
+    ("source.images", "source.validation_labels"),
     ("source.labels", "source.validation_images"), ("source.labels", "source.validation_labels"),
     ("source.validation_images", "source.validation_labels"),
 }  # fmt: skip

@@ -239,7 +239,7 @@ def test_a_shadow_without_images_is_refused(tmp_path: Path) -> None:
             "recipe.advanced.clasmix: unknown key; did you mean 'classmix'?",
         ),
         ("recipe", "detail_loss_weight: 0.1", "recipe.detail_loss_weight: removed: always 0.1"),
-        ("hosts", "name: dacs", "hosts: unknown key; known: admission, buffer, classes,"),
+        ("hosts", "name: dacs", "hosts: unknown key; known: admission, buffer, canary, classes,"),
         ("serving", "max_pixels: 9", "serving.max_pixels: removed: watch.max_pixels holds"),
         ("network", "hf_config: {}", "network.hf_config: removed: `mfmd import` records it"),
     ],

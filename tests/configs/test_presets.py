@@ -44,7 +44,7 @@ def test_paper_preset_has_the_constants_of_the_papers(name: str) -> None:
     assert settings.mfm.learning_rate == 2e-4
     assert (settings.round.crop_height, settings.round.crop_width, settings.round.batch_size) == (512, 512, 2)
     assert (settings.round.steps, settings.round.optim.learning_rate) == (40_000, 6e-5)
-    assert (settings.round.optim.warmup_steps, settings.round.optim.advanced.power) == (1500, 1.0)
+    assert (settings.round.optim.advanced.warmup_steps, settings.round.optim.advanced.power) == (1500, 1.0)
     assert (settings.round.optim.head_multiplier, settings.round.optim.advanced.weight_decay) == (10.0, 0.01)
     assert (settings.buffer.height, settings.buffer.width) == (512, 1024)
     assert (settings.recipe.threshold, settings.recipe.jitter) == (0.968, 0.2)
@@ -98,7 +98,7 @@ def test_hrda_preset_has_the_constants_of_the_paper() -> None:
     assert (settings.buffer.height, settings.buffer.width) == (1024, 2048)
     assert (pretrain.crop_height, pretrain.crop_width) == (round_.crop_height, round_.crop_width) == (1024, 1024)
     assert (round_.steps, round_.batch_size, round_.optim.learning_rate) == (40_000, 2, 6e-5)
-    assert (round_.optim.warmup_steps, round_.optim.head_multiplier, round_.optim.advanced.weight_decay) == (
+    assert (round_.optim.advanced.warmup_steps, round_.optim.head_multiplier, round_.optim.advanced.weight_decay) == (
         1500,
         10.0,
         0.01,

@@ -27,13 +27,13 @@ SETTINGS: dict[str, Any] = {
     "network": {"name": "deeplabv3plus", "encoder": "resnet_tiny", "channels": 32, "output_stride": 16},
     "pretrain": {
         "steps": 100, "batch_size": 4, "crop_height": HEIGHT, "crop_width": WIDTH,
-        "optim": {"learning_rate": 0.002, "head_multiplier": 1.0, "warmup_steps": 2},
+        "optim": {"learning_rate": 0.002, "head_multiplier": 1.0, "advanced": {"warmup_steps": 2}},
     },
     "mfm": { "learning_rate": 0.001, "ablation": {"dim": 32, "heads": 4, "blocks": 1}},
     "recipe": {"ema_decay": 0.95, "threshold": 0.7, "jitter": 0.3, "advanced": {"source_jitter": 0.2}},
     "round": {
         "steps": 60, "max_seconds": 60, "batch_size": 4, "crop_height": HEIGHT, "crop_width": WIDTH, "device": "cpu",
-        "threads": 1, "optim": {"learning_rate": 0.0007, "head_multiplier": 1.0, "warmup_steps": 2},
+        "threads": 1, "optim": {"learning_rate": 0.0007, "head_multiplier": 1.0, "advanced": {"warmup_steps": 2}},
         "advanced": {"score_images": 16, "average_ratios": [0.5]},
     },
     "schedule": {"new_frames": 24, "min_frames": 16},

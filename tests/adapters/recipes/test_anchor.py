@@ -127,7 +127,7 @@ def test_default_takes_back_what_the_decision_record_says() -> None:
 
 def test_source_free_rounds_stay_nearer_to_the_released_version(training_state) -> None:
     """DACS with MFM on drawn frames: same weights, frames and draws, the default pull or none."""
-    optim = {"learning_rate": 2e-3, "head_multiplier": 1.0, "warmup_steps": 0}
+    optim = {"learning_rate": 2e-3, "head_multiplier": 1.0, "advanced": {"warmup_steps": 0}}
     spec = training_state.round(source=None, recipe={"threshold": 0.3}, round={"optim": optim}).spec()
     found = []
     for weight in (None, 0.0):

@@ -192,7 +192,7 @@ def test_round_from_a_pretrained_version_to_a_scored_candidate(training_state, m
 
 
 def test_pretraining_learns_from_both_scales(training_state) -> None:
-    optim = {"learning_rate": 3e-3, "head_multiplier": 1.0, "warmup_steps": 5}
+    optim = {"learning_rate": 3e-3, "head_multiplier": 1.0, "advanced": {"warmup_steps": 5}}
     steps = {"steps": 40, "batch_size": 4, "crop_height": 48, "crop_width": 64, "optim": optim}
     steps["advanced"] = {"jitter": 0.0}
     settings = training_state.settings(network={"multi_resolution": True}, pretrain=steps)

@@ -60,7 +60,7 @@ def test_round_to_a_scored_candidate(training_state, name, decoder) -> None:
     folder = training_state.round(
         recipe={"name": name, **TEST_TIME[name]},
         network={"name": decoder, "encoder": encoder},
-        round={"optim": {"learning_rate": 1e-3, "warmup_steps": 0}},
+        round={"optim": {"learning_rate": 1e-3, "advanced": {"warmup_steps": 0}}},
     )
     assert run(folder) == 0
     scores, trained = folder.scores(), folder.progress()[2]

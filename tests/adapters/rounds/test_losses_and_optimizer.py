@@ -106,7 +106,7 @@ def test_power_zero_keeps_the_rate() -> None:
 
 
 def test_time_cuts_in_only_when_the_steps_would_not_be_done_in_time() -> None:
-    settings = OptimSettings(warmup_steps=0)
+    settings = section(OptimSettings, warmup_steps=0)
     assert learning_rate_factor(60, 100, settings, time_used=0.6) == pytest.approx(0.4)
     assert learning_rate_factor(0, 100, settings, time_used=0.3) == 1.0
     assert learning_rate_factor(10, 100, settings, time_used=0.9) == pytest.approx(0.2)

@@ -114,7 +114,7 @@ def test_time_budget_ends_the_training(training_state) -> None:
 
 
 def test_loss_that_is_not_finite_fails_with_the_step(training_state) -> None:
-    optim = {"learning_rate": 1e30, "warmup_steps": 0}
+    optim = {"learning_rate": 1e30, "advanced": {"warmup_steps": 0}}
     folder = training_state.round(round={"steps": 6, "optim": optim})
     assert run(folder) == 0
     scores = folder.scores()

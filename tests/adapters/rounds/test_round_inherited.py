@@ -16,7 +16,7 @@ from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder, RoundStore
 from tests.adapters.conftest import TrainingState
 
-ROUND = {"steps": 3, "optim": {"learning_rate": 1e-3, "warmup_steps": 0}}
+ROUND = {"steps": 3, "optim": {"learning_rate": 1e-3, "advanced": {"warmup_steps": 0}}}
 
 
 def run(folder: RoundFolder) -> RoundFolder:
@@ -85,7 +85,7 @@ def test_counters_moments_teacher_and_rebuilder_go_on(training_state, first, cap
 
 def test_the_teacher_is_not_made_anew(training_state, first) -> None:
     """With a learning rate of nearly nothing the student stays; the teacher is still an average of more than it."""
-    still = {"steps": 1, "optim": {"learning_rate": 1e-12, "warmup_steps": 0}}
+    still = {"steps": 1, "optim": {"learning_rate": 1e-12, "advanced": {"warmup_steps": 0}}}
     heir = run(second(training_state, 1, round=still, mfm={"learning_rate": 1e-12}))
     before, after = (folder.states.latest() / "student.safetensors" for folder in (first, heir))
     weights = [name for name in load_file(before) if name.endswith("weight")]

@@ -98,7 +98,7 @@ def test_two_processes_match_one_with_the_whole_batch(
 ) -> None:
     """ClassMix and q are over both. Dropout is off: each draws its own; no BatchNorm, which CPUs do not synchronise."""
     monkeypatch.setattr(daformer, "conv_norm_relu", conv_group_norm_relu)
-    optim = {"learning_rate": 4e-5, "head_multiplier": 5.0, "warmup_steps": 0, "advanced": {"clip_norm": 1.0}}
+    optim = {"learning_rate": 4e-5, "head_multiplier": 5.0, "advanced": {"warmup_steps": 0, "clip_norm": 1.0}}
     sections = {
         "recipe": {"name": name, "threshold": 0.4},
         "mfm": {"enabled": mfm, "learning_rate": 2e-4},

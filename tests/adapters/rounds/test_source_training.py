@@ -12,7 +12,7 @@ from storage.registry.registry import CheckpointRegistry
 from storage.source.labelled import LabelledSet
 
 CPU = torch.device("cpu")
-FAST = {"learning_rate": 3e-3, "head_multiplier": 1.0, "warmup_steps": 5}
+FAST = {"learning_rate": 3e-3, "head_multiplier": 1.0, "advanced": {"warmup_steps": 5}}
 
 
 def test_learns_drawn_scenes_and_registers_the_version(training_state) -> None:
@@ -66,7 +66,7 @@ def test_crops_larger_than_the_frames_are_cut_to_them(training_state) -> None:
 
 def test_loss_that_is_not_finite_is_an_error_and_adds_nothing(training_state) -> None:
     training_state.draw_source(4)
-    optim = {"learning_rate": 1e30, "warmup_steps": 0}
+    optim = {"learning_rate": 1e30, "advanced": {"warmup_steps": 0}}
     with pytest.raises(TrainingFailed, match=r"not finite .* lower pretrain\.optim\.learning_rate"):
         pretrain(training_state.settings(pretrain={"steps": 4, "optim": optim}))
     assert CheckpointRegistry(training_state.layout.checkpoints).versions() == []

@@ -22,6 +22,7 @@ from configs.settings import Settings
 from daemon.gate.decide import decide
 from storage.buffer.catalog_records import FileFact
 from storage.buffer.frames import FrameBuffer, NewFrame
+from storage.canary.images import CanaryImage
 from storage.errors import CorruptCheckpoint
 from storage.layout import StateLayout
 from storage.media.images import fit_frame
@@ -210,6 +211,20 @@ def test_scores_have_one_entry_an_image(world: World) -> None:
     assert sum(reference) == pytest.approx(1.0)
     truth = np.mean([np.bincount(scene(n, DAY)[1].ravel(), minlength=3) / 2400 for n in [*range(16), 0, 1]], axis=0)
     np.testing.assert_allclose(reference, truth, atol=0.01)
+
+
+@pytest.mark.parametrize("source_free", [False, True])
+def test_every_model_is_counted_on_canary_images(world: World, source_free: bool) -> None:
+    images = [CanaryImage(f"{n}", *scene(200 + n, DUSK), n) for n in range(6)]
+    good, bad = knows(DAY, DUSK), knows((DUSK[0], DAY[1], DAY[0]))
+    networks = {"candidate": good, "incumbent": knows(DAY), "released": knows(DAY), "others": {"student": bad}}
+    source = None if source_free else world.source
+    found = score_round(world.settings, world.spec, world.buffer, source, canary=images, **networks)
+    counts = [model.canary for model in (found.candidate, found.incumbent, found.others["student"])]
+    shares = [np.sum(item.tp) / (np.sum(item.tp) + np.sum(item.fn)) for item in counts if item]
+    assert [np.shape(item.tp) for item in counts if item] == [(6, 3)] * 3
+    assert shares[0] > 0.95 > shares[1] and shares[0] > shares[2]
+    assert world.score(good)[1].canary is None
 
 
 def test_scoring_again_gives_the_same_numbers(world: World) -> None:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from daemon.errors import NotEnoughFrames, RoundRunning, Stopping
 from daemon.metrics import Metrics
@@ -42,6 +43,29 @@ def test_the_spec_says_what_to_work_on_and_frames_are_held_meanwhile(world, regi
     assert {record.id for record in held[0] if record.holdout} == set(spec.holdout_frames)
     assert spec.settings["round"]["steps"] == 2
     assert world.buffer.leases() == []
+
+
+def test_canary_images_are_neither_trained_on_nor_held_out(world, registry, store, program, drop, tmp_path):
+    """A frame with the content of a canary image is left out, whatever file it came from."""
+    program("scores('failed', 'enough')")
+    folders = {name: tmp_path / "canary" / name for name in ("images", "labels")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    for number in (1, 5):
+        pixels = Image.open(drop / f"{number}.png")
+        pixels.save(folders["images"] / f"own {number}.tif")
+        Image.new("L", pixels.size, 1).save(folders["labels"] / f"own {number}.png")
+    world.settings = changed(world.settings, canary=folders)
+    with pytest.raises(RoundFailed):
+        _run(world, registry)
+    spec = store.latest().spec()
+    names = {record.name for record in world.buffer.records(ids=spec.train_frames + spec.holdout_frames)}
+    assert names == {f"{number}.png" for number in range(8)} - {"1.png", "5.png"}
+    (folders["labels"] / "own 1.png").write_bytes(b"broken")
+    with pytest.raises(RoundFailed):
+        _run(world, registry)
+    again = store.latest().spec()
+    assert (again.train_frames, again.holdout_frames) == (spec.train_frames, spec.holdout_frames)
 
 
 def test_a_failed_round_is_rejected_recorded_and_the_incumbent_stays(world, registry, store, program):

@@ -1,0 +1,117 @@
+"""Read the canary images: those that `mfmd canary add` put into the state directory, and those of `canary.images`.
+
+canary/files/images, labels   added pairs: PNG, labels are class indices
+canary/files/classes.json     the class list that they index
+canary/added, configured      sets at frame size that are read from those files, and from the configured folders
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.buffer import SourceSettings
+from configs.settings import Settings
+from storage.durable.record import Record, read_record
+from storage.errors import CanaryRefused, SourceRefused
+from storage.layout import StateLayout
+from storage.media.images import crc32_of
+from storage.source.labelled import LabelledSet
+from storage.source.labelled_import import import_set
+
+IGNORED = 255
+"""Value of added labels outside every class."""
+
+
+class CanaryClasses(Record):
+    """`classes.json`: what the values of added labels mean."""
+
+    names: tuple[str, ...]
+    """Class names by index."""
+
+
+class CanaryImage(NamedTuple):
+    """One labelled target image at frame size, without padding."""
+
+    name: str
+    """Its name, with `added/` or `configured/` before it."""
+    pixels: NDArray[np.uint8]
+    """[h, w, 3] RGB."""
+    label: NDArray[np.uint8]
+    """Class indices or the ignored value, [h, w]."""
+    crc32: int
+    """CRC-32 of the frame: that of a frame of the buffer with the same content."""
+
+
+def files_of(layout: StateLayout) -> tuple[Path, Path]:
+    """Return the folders of added images and labels."""
+    return layout.canary / "files" / "images", layout.canary / "files" / "labels"
+
+
+def canary_sources(settings: Settings, layout: StateLayout) -> dict[Path, SourceSettings]:
+    """Return how canary files are read, by the folder of the set; empty when there are none.
+
+    Raises CanaryRefused when added labels index another class list than `classes`.
+    """
+    found, (images, labels) = {}, files_of(layout)
+    added, configured = layout.canary_sets
+    if any(images.glob("*.png")):
+        names, path = tuple(item.name for item in settings.classes), images.parent / "classes.json"
+        known = read_record(path, CanaryClasses, f"; add the images again, after removing {images.parent}")
+        if known is None or known.names != names:
+            listed = ", ".join(known.names) if known else "no list"
+            raise CanaryRefused(
+                f"{path}: canary labels index the classes {listed}; `classes` has {', '.join(names)}: "
+                f"correct `classes`, or remove {images.parent} and add labels of this list"
+            )
+        ignored = settings.source.ignore_index if settings.source else IGNORED
+        meaning = {} if ignored == IGNORED else {str(IGNORED): None}
+        found[added] = SourceSettings(images=images, labels=labels, ignore_index=ignored, label_map=meaning)
+    if own := settings.canary.as_source(settings.source):
+        found[configured] = own
+    return found
+
+
+def import_canary(settings: Settings, layout: StateLayout) -> list[CanaryImage]:
+    """Read all canary images with a labelled pixel; one that stands there twice counts once.
+
+    Raises CanaryRefused when a file or label cannot be used: nothing is left out silently. Raises StorageError when the
+    state directory is damaged.
+    """
+    found: dict[int, CanaryImage] = {}
+    for folder, source in canary_sources(settings, layout).items():
+        try:
+            labelled = import_set(settings, source, folder)
+        except SourceRefused as error:
+            raise refused(error, settings) from error
+        for image in _images(labelled, folder.name):
+            found.setdefault(image.crc32, image)
+    return list(found.values())
+
+
+def refused(error: SourceRefused, settings: Settings) -> CanaryRefused:
+    """Return the error about canary labels that says what `error` says, with the names of their settings."""
+    text = str(error).replace("labelled images not imported", "canary images not read")
+    if settings.canary.advanced.label_format is not None:
+        text = text.replace("source.label_", "canary.advanced.label_")
+    return CanaryRefused(text)
+
+
+def known_checksums(layout: StateLayout) -> set[int]:
+    """Return the CRC-32 of every canary image that was read last: frames of this content are never used by a round.
+
+    Raises StorageError when a set is damaged.
+    """
+    sets = [LabelledSet.in_folder(folder) for folder in layout.canary_sets if (folder / "current.json").exists()]
+    return {crc32_of(item.images.read(index)) for item in sets for index in range(len(item))}
+
+
+def _images(labelled: LabelledSet, where: str) -> Iterator[CanaryImage]:
+    for index, (height, width) in enumerate(labelled.valid):
+        if not labelled.class_pixels[index].any():
+            continue
+        frame, label = labelled.images.read(index), labelled.labels.read(index)
+        name = f"{where}/{labelled.names[index]}"
+        yield CanaryImage(name, frame[:height, :width], label[:height, :width], crc32_of(frame))

@@ -9,7 +9,7 @@ from torch import Tensor
 from configs.class_list import ClassInfo
 
 AT_ONCE = 256 * 1024
-"""Pixels of which numbers wider than a byte are in memory: of a whole image they would take a hundred bytes a pixel."""
+"""Pixels of which numbers wider than a byte are in memory: of a whole image they would take fifty bytes a pixel."""
 
 
 def palette(classes: Sequence[ClassInfo]) -> NDArray[np.uint8]:

@@ -3,8 +3,9 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -27,6 +28,8 @@ from storage.registry.shadow_record import ShadowRecords
 
 SLOW_DECODES = 4
 """Images that child processes decode at once: others wait, while threads go on with PNG and JPEG."""
+LABELS_AT_ONCE = 16
+"""Label maps of the largest size (`watch.max_pixels`) that are in memory together; of usual images hundreds are."""
 STOP_SECONDS = 30.0
 """Longest wait for each thread at the end (seconds)."""
 MAX_SIDE = 65_535
@@ -62,6 +65,9 @@ class InferencePlane:
         """Set when the process was asked to stop: not ready any more, but requests are still answered."""
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="mfmd-decode")
         self._slow_pool = ThreadPoolExecutor(SLOW_DECODES, thread_name_prefix="mfmd-slow")
+        # An answer never waits for images that came later: many large ones would be decoded, and none answered in time.
+        self._last_pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="mfmd-answer")
+        self._labels_held = 0  # pixels; used on the event loop only
 
     def start(self) -> None:
         """Start following and batching."""
@@ -77,8 +83,8 @@ class InferencePlane:
         self.batcher.stop(STOP_SECONDS)
         self.shadow.stop(STOP_SECONDS)
         cancel_decodes()
-        self._slow_pool.shutdown()
-        self._pool.shutdown()
+        for pool in (self._slow_pool, self._pool, self._last_pool):
+            pool.shutdown()
 
     @property
     def ready(self) -> bool:
@@ -94,25 +100,56 @@ class InferencePlane:
         }
         return [meaning for thread, meaning in meanings.items() if thread.dead]
 
-    async def in_thread(self, work: Callable[[], T], *, slow: bool = False) -> T:
-        """Run `work` (decoding, encoding) in a thread pool, off the event loop; `slow`: it waits for a child."""
-        return await asyncio.get_running_loop().run_in_executor(self._slow_pool if slow else self._pool, work)
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run `work` on a body in a thread pool, off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     async def segment(
-        self, resident: Resident, images: Callable[[], Sequence[NDArray[np.uint8]]], *, slow: bool = False
-    ) -> list[Labels]:
-        """Return labels `[h, w]` for each RGB image `[h, w, 3]` of `images`, which runs in a thread pool.
+        self,
+        resident: Resident,
+        images: Callable[[], Sequence[NDArray[np.uint8]]],
+        answer: Callable[[list[Labels]], T],
+        *,
+        slow: bool = False,
+        slow_answer: bool = False,
+    ) -> T:
+        """Return what `answer` makes of the labels `[h, w]` of each RGB image `[h, w, 3]` of `images`.
 
-        The caller holds a lease on `resident`, so all answers are of one version. Raises ApiError, and what `images`
-        raises.
+        Both run in thread pools; a slow one waits for a child process. The caller holds a lease on `resident`, so all
+        labels are of one version. Raises ApiError, and what `images` and `answer` raise.
         """
-        queued = (self._slow_pool if slow else self._pool).submit(lambda: self.submit(resident, images()))
+
+        def queue() -> "tuple[int, list[Future[Labels]]]":
+            found = images()
+            return sum(pixels.shape[0] * pixels.shape[1] for pixels in found), self.submit(resident, found)
+
+        queued = (self._slow_pool if slow else self._pool).submit(queue)
         try:
-            answers = await asyncio.wrap_future(queued)
+            pixels, waiting = await asyncio.wrap_future(queued)
         except asyncio.CancelledError:  # the thread goes on: what it queues, nobody waits for
             queued.add_done_callback(_abandon)
             raise
-        return list(await asyncio.gather(*map(asyncio.wrap_future, answers)))
+        with self._room_for_labels(pixels, waiting):
+            labels = list(await asyncio.gather(*map(asyncio.wrap_future, waiting)))
+            pool = self._slow_pool if slow_answer else self._last_pool
+            return await asyncio.get_running_loop().run_in_executor(pool, answer, labels)
+
+    @contextmanager
+    def _room_for_labels(self, pixels: int, waiting: "list[Future[Labels]]") -> Iterator[None]:
+        """Hold room for labels until they are encoded; without room leave the queue and raise ApiError 503 queue_full.
+
+        The queue holds images at the network's size, labels have the image's own: 64 million bytes of a PNG of 187 kB.
+        """
+        if self._labels_held + pixels > LABELS_AT_ONCE * self.settings.watch.max_pixels:
+            for one in waiting:
+                one.cancel()
+            message = f"answers of {self._labels_held} pixels are in progress; try again in 1 s"
+            raise ApiError(503, "queue_full", message, retry_after=1)
+        self._labels_held += pixels
+        try:
+            yield
+        finally:
+            self._labels_held -= pixels
 
     def submit(self, resident: Resident, images: Sequence[NDArray[np.uint8]]) -> "list[Future[Labels]]":
         """Fit RGB images `[h, w, 3]` and queue them for `resident`, which the caller holds: all of them or none.
@@ -130,8 +167,8 @@ class InferencePlane:
         return self.batcher.submit(resident, fitted)
 
 
-def _abandon(queued: "Future[list[Future[Labels]]]") -> None:
+def _abandon(queued: "Future[tuple[int, list[Future[Labels]]]]") -> None:
     """Remove from the queue what was queued for a request that ended meanwhile."""
     if not queued.cancelled() and queued.exception() is None:
-        for answer in queued.result():
+        for answer in queued.result()[1]:
             answer.cancel()

@@ -129,10 +129,13 @@ async def _segment(plane: InferencePlane, kind: AnswerFormat, content_type: str,
         body = await plane.in_thread(lambda: image_part(content_type, body))
     slow = not is_cheap(body)
     with plane.slots.lease() as resident:
-        [labels] = await plane.segment(resident, lambda: [_decode(plane, body)], slow=slow)
         # An overlay decodes again: pixels kept while a request waits would be memory without a bound.
-        content = await plane.in_thread(
-            lambda: render(kind, labels, resident.manifest, lambda: _decode(plane, body)), slow=slow
+        content = await plane.segment(
+            resident,
+            lambda: [_decode(plane, body)],
+            lambda labels: render(kind, labels[0], resident.manifest, lambda: _decode(plane, body)),
+            slow=slow,
+            slow_answer=slow and kind is AnswerFormat.OVERLAY,
         )
         return Response(content, media_type=kind.media_type, headers=version_headers(resident))
 

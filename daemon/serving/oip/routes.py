@@ -174,8 +174,9 @@ async def _infer(plane: InferencePlane, version: int | None, body: bytes, header
     pixels, images = plane.settings.watch.max_pixels, plane.settings.serving.advanced.queue_images
     request = await plane.in_thread(lambda: parse_infer(body, header_length, pixels, images))
     with plane.slots.lease(version) as resident:
-        labels = await plane.segment(resident, lambda: list(request.images))
-        return await plane.in_thread(lambda: infer_response(request, labels, resident))
+        return await plane.segment(
+            resident, lambda: list(request.images), lambda labels: infer_response(request, labels, resident)
+        )
 
 
 def _repository_routes(plane: InferencePlane) -> APIRouter:

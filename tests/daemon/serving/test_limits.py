@@ -5,6 +5,7 @@ import socket
 import threading
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 
 import httpx
@@ -13,7 +14,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from daemon.serving.api import body
-from tests.daemon.serving.serving_world import Served, World, image_bytes, running, wait_until
+from tests.daemon.serving.serving_world import HEIGHT, WIDTH, Served, World, image_bytes, running, wait_until
 
 POST = b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
 
@@ -158,6 +159,47 @@ def test_bodies_are_bounded_together(world: World, monkeypatch: pytest.MonkeyPat
                 assert status_of(wire.recv(4096)) == 415
         wait_until(lambda: served.plane.bodies.held == 0, "the bytes are given back")
         assert served.segment(image_bytes()).status_code == 200
+
+
+@pytest.fixture
+def held(world: World) -> Iterator[tuple[Served, threading.Event]]:
+    """A plane whose forward passes wait for the event."""
+    world.add(1)
+    with running(world.settings(max_pixels=HEIGHT * WIDTH)) as served:
+        served.wait_for(1)
+        live, gate = served.plane.slots.live, threading.Event()
+        assert live is not None
+        live.forward.network.register_forward_pre_hook(lambda *_: gate.wait(30) and None)
+        yield served, gate
+        gate.set()
+
+
+def test_an_answer_does_not_wait_for_images_that_came_later(held: tuple[Served, threading.Event]) -> None:
+    (served, gate), later = held, threading.Event()
+    with ThreadPoolExecutor(1) as client:
+        answer = client.submit(served.segment, image_bytes())
+        wait_until(lambda: served.plane.slots.live is not None and served.plane.slots.live.holds > 1, "it is at work")
+        for _ in range(8):
+            served.plane._pool.submit(later.wait, 10)
+        gate.set()
+        try:
+            assert answer.result(5).status_code == 200
+        finally:
+            later.set()
+
+
+def test_label_maps_are_bounded_together(held: tuple[Served, threading.Event], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.serving.plane.LABELS_AT_ONCE", 2)
+    served, gate = held
+    with ThreadPoolExecutor(3) as clients:
+        answers = [clients.submit(served.segment, image_bytes()) for _ in range(3)]
+        refused = next(as_completed(answers, 20)).result()
+        assert (refused.status_code, refused.json()["code"]) == (503, "queue_full")
+        assert int(refused.headers["Retry-After"]) >= 1
+        gate.set()
+        assert sorted(answer.result().status_code for answer in answers) == [200, 200, 503]
+    assert served.segment(image_bytes()).status_code == 200
+    served.assert_idle()
 
 
 def test_a_body_is_in_memory_once() -> None:

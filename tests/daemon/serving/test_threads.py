@@ -113,7 +113,7 @@ def test_a_request_that_ends_while_its_image_is_decoded_leaves_nothing_in_the_qu
 
     async def cut_off() -> None:
         with plane.slots.lease() as resident:
-            task = asyncio.create_task(plane.segment(resident, slow))
+            task = asyncio.create_task(plane.segment(resident, slow, len))
             await asyncio.to_thread(decoding.wait, 30)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):

@@ -25,6 +25,8 @@ from storage.rounds.records import ENDED, Effort, RoundRecord, RoundScores, Stag
 
 UNSEEN = 4
 """New frames that the observer may be behind when a round starts."""
+RESTART_TRIES = 3
+"""Rounds in a row that may fail although each started from the released weights; then the next one does not."""
 LOOK_BACK = 20
 """Number of rounds read to find consecutive failures and the last judged one."""
 
@@ -203,16 +205,20 @@ def rejected_in_a_row(rounds: Iterable[RoundSummary], incumbent: int, condition:
     """Return how many of the newest rounds from `incumbent` were rejected since it serves, or since one restarted.
 
     `rounds`: newest first. Only those of `condition` count, when it is known. Rounds that failed, were stopped or
-    stayed inconclusive, and those of statistics alone, say nothing about the student: they neither count nor end it.
+    stayed inconclusive, and those of statistics alone, say nothing about the student: they neither count nor end it. A
+    restarted round that failed, for example because of a kill, is made up for, `RESTART_TRIES` times in all.
     """
-    count = 0
+    count = tries = 0
     for item in rounds:
         if item.incumbent is None or item.effort == "statistics":
             continue
         if condition is not None and item.condition not in (None, condition):
             continue
-        ended = item.stage in ENDED
-        if item.incumbent != incumbent or item.result == "promoted" or (item.restarts and ended):
+        restarted = item.restarts and item.stage in ENDED
+        tries += restarted
+        if item.incumbent != incumbent or item.result == "promoted" or tries >= RESTART_TRIES:
+            break
+        if restarted and item.result != "failed":
             break
         count += item.result == "rejected"
     return count

@@ -131,15 +131,21 @@ def test_after_rejected_rounds_one_starts_from_the_released_weights(adapt, store
 
 
 def _judged(store, number: int, what: str, *, incumbent: int, condition: int | None = None) -> None:
-    """A round that has ended: `what` is its decision, its stage, `restarts` or `damaged`."""
+    """A round that has ended: `what` is its decision or stage; restarts, or crashed after it; damaged; statistics."""
     known = None if condition is None else RoundConditions(newest=condition, name="day", frames=())
-    spec = {"round": number, "incumbent": incumbent, "released": 1, "restarts": what == "restarts", "conditions": known}
+    spec = {
+        "round": number,
+        "incumbent": incumbent,
+        "released": 1,
+        "restarts": what in ("restarts", "crashed"),
+        "conditions": known,
+    }
     spec["effort"] = "statistics" if what == "statistics" else "full"
     facts = {"train_frames": (), "holdout_frames": (), "settings": {}, "created": 0.0, "trigger": "new_frames"}
     folder = store.create(RoundSpec(**spec, **facts))
     decision = what if what in ("rejected", "inconclusive") else "rejected"
     folder.write_verdict(Verdict(round=number, decision=decision, reason="", checks=[], at=1.0))
-    folder.enter(what if what in ("promoted", "failed") else "rejected")
+    folder.enter({"promoted": "promoted", "failed": "failed", "crashed": "failed"}.get(what, "rejected"))
     if what == "damaged":
         folder.spec_path.write_text("{")
 
@@ -152,6 +158,8 @@ def _judged(store, number: int, what: str, *, incumbent: int, condition: int | N
         (["rejected", "inconclusive", "failed", "rejected"], None, 2),
         (["rejected", "promoted", "rejected"], None, 1),
         (["rejected", "restarts", "rejected"], None, 1),
+        (["rejected", "rejected", "crashed", "crashed"], None, 2),
+        (["rejected", "rejected", "crashed", "crashed", "crashed"], None, 0),
         (["rejected", "rejected old", "rejected"], None, 1),
         (["rejected", "damaged", "rejected"], None, 2),
         (["rejected", "statistics", "rejected"], None, 2),

@@ -5,8 +5,10 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from daemon.errors import NotEnoughFrames, RoundRunning, Stopping
 from daemon.metrics import Metrics
@@ -20,6 +22,7 @@ from daemon.rounds.runner import RoundContext, RoundFailed, launch_round
 from daemon.rounds.schedule import due
 from daemon.runtime.process_group import children_of, group_alive
 from storage.errors import NoCheckpoint
+from storage.gate.drift import Drift
 from storage.rounds.folder import RoundStore
 from storage.rounds.records import Progress, RoundScores, RoundSpec
 from tests.sections import changed
@@ -311,6 +314,21 @@ def test_a_request_runs_once_and_a_second_one_is_refused(loop, program, store):
     assert sample("mfmd_round_loss", {"part": "mix"}) == 0.5
     assert sample("mfmd_round_in_progress") == 0
     assert loop.request() == 2
+
+
+def test_after_an_alarm_the_loop_starts_a_round_of_statistics_first(loop, program, store, layout, registry):
+    program("scores('failed', 'no')")
+    weights = layout.root / "norm.safetensors"
+    save_file({"bn.running_mean": np.zeros(2, np.float32)}, weights)
+    registry.promote(registry.add(weights, registry.manifest(1), by="import").version, by="operator", reason="test")
+    layout.drift.write_text(Drift(version=2, since=1.0, foreign=(8,), size=0.0).model_dump_json())
+    loop.settings = changed(loop.settings, schedule={"enabled": True, "new_frames": 100, "min_frames": 8})
+    loop.step()
+    spec = store.folder(1).spec()
+    assert (spec.trigger, spec.effort, spec.settings["recipe"]["name"]) == ("drift", "statistics", "bn_statistics")
+    assert spec.settings["round"]["steps"] == 16 and spec.restarts is False
+    loop.step()
+    assert store.numbers() == [1], "it failed: the next one waits"
 
 
 def test_a_request_that_comes_while_nothing_is_due_is_not_lost(loop, program, store, monkeypatch):

@@ -82,9 +82,25 @@ def load_settings(path: Path, text: str | None = None) -> Settings:
     try:
         return _validated(path, data, environment)
     except ConfigError as error:
-        message = str(error)
-        named = [name for key, name in _variables(environment) if "." in key and key in message and name not in message]
-        raise ConfigError(f"{message} (set by {', '.join(named)})" if named else message) from error
+        raise ConfigError(_with_variables(str(error), path, data, environment)) from error
+
+
+def _with_variables(message: str, path: Path, data: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+    """Return `message` with the variables that set what it names; they stand first if no setting of the file does."""
+    found = [(key, name) for key, name in _variables(environment) if _names(message, key) and name not in message]
+    by_variable, start = ", ".join(name for _, name in found), f"{path}: "
+    in_file = {key for key, _ in _variables(data) if _names(message, key)}
+    if not by_variable:
+        return message
+    if in_file.difference(key for key, _ in found) or not message.startswith(start):
+        return f"{message} (set by {by_variable})"
+    return f"environment: {by_variable}: {message.removeprefix(start)}"
+
+
+def _names(message: str, key: str) -> bool:
+    """Return whether `message` names a setting; the one word of a setting outside sections may be a common one."""
+    form = rf"{re.escape(key)}(?!\w)" if "." in key else f"({key}:? /|`{key}`)"
+    return re.search(rf"(?<![\w./]){form}", message) is not None
 
 
 def _validated(path: Path, data: Mapping[str, Any], environment: Mapping[str, Any]) -> Settings:
@@ -172,7 +188,7 @@ def _variables(values: Mapping[str, Any], place: Sequence[str] = ()) -> list[tup
     """Return the dotted name and the environment variable of every setting that the environment sets."""
     found = []
     for key, value in values.items():
-        keys = [*place, key]
+        keys = [*place, str(key)]
         if isinstance(value, Mapping):
             found += _variables(value, keys)
         else:

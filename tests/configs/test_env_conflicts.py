@@ -1,4 +1,4 @@
-"""A conflict of settings that the environment sets names the variables, not only the file."""
+"""A conflict of settings names the variables that set one of them, and the file only where it sets one."""
 
 import pytest
 
@@ -13,9 +13,9 @@ FILE = "classes: camvid\nwatch: {folder: drop}\nnetwork: {name: deeplabv2}\n"
     [
         (
             {"MFMD_CONTROL__PORT": "8100", "MFMD_SERVING__PORT": "8100"},
-            ("(set by ", "MFMD_CONTROL__PORT", "MFMD_SERVING__PORT"),
+            ("environment: MFMD_SERVING__PORT, MFMD_CONTROL__PORT: control.port and serving.port are both 8100",),
         ),
-        ({"MFMD_SERVING__PORT": "8008"}, ("(set by MFMD_SERVING__PORT)",)),
+        ({"MFMD_SERVING__PORT": "8008"}, ("environment: MFMD_SERVING__PORT: control.port and serving.port",)),
         ({"MFMD_WATCH__AFTER_COMMIT": "move"}, ("environment: MFMD_WATCH__AFTER_COMMIT: watch: after_commit",)),
         (
             {"MFMD_CONTROL__CERTIFICATE": "/x"},
@@ -23,9 +23,12 @@ FILE = "classes: camvid\nwatch: {folder: drop}\nnetwork: {name: deeplabv2}\n"
         ),
         (
             {"MFMD_ROUND__SEED": "1", "MFMD_ROUND__ADVANCED__SEED": "2"},
-            ("MFMD_ROUND__SEED", "MFMD_ROUND__ADVANCED__SEED"),
+            ("environment: MFMD_ROUND__SEED, MFMD_ROUND__ADVANCED__SEED: round.seed is now",),
         ),
-        ({"MFMD_MASKS__FOLDER": "drop"}, ("(set by MFMD_MASKS__FOLDER)",)),
+        ({"MFMD_MASKS__FOLDER": "drop"}, ("mfmd.yaml: ", "(set by MFMD_MASKS__FOLDER)")),
+        ({"MFMD_STATE": "drop"}, ("mfmd.yaml: ", "(set by MFMD_STATE)")),
+        ({"MFMD_STATE": "m", "MFMD_MASKS__FOLDER": "m"}, ("environment: MFMD_STATE, MFMD_MASKS__FOLDER: ",)),
+        ({"MFMD_STATE": "mfmd.yaml"}, ("environment: MFMD_STATE: state: ", "mfmd.yaml is a file")),
         ({"MFMD_STATE": "elsewhere", "MFMD_ROUND__STEPS": "-1"}, ("environment: MFMD_ROUND__STEPS: round.steps",)),
     ],
 )

@@ -17,7 +17,6 @@ from storage.gate.drift import Drift
 from storage.gate.probation import Probation
 from storage.gate.recall import Recall
 from storage.layout import StateLayout
-from storage.registry.manifest import Ref
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.device_time import DeviceUse, joined, read_uses
 from storage.rounds.folder import RoundFolder, RoundStore
@@ -142,7 +141,7 @@ def schedule_state(catalog: Catalog | None, store: RoundStore, registry: Checkpo
     since = recent[: recent.index(last)] if last is not None else recent
     newest = last.newest_frame if last is not None else 0
     layout, serving = StateLayout(store.root.parent), registry.serving()
-    drift = _drift(layout, newest)
+    drift, (rejected, row) = _drift(layout, newest), _rejected(layout, registry, recent, last)
     counts = catalog.counts() if catalog is not None else None
     return ScheduleState(
         frames=counts.frames if counts else 0,
@@ -155,8 +154,8 @@ def schedule_state(catalog: Catalog | None, store: RoundStore, registry: Checkpo
         drifted=drift is not None,
         drift_size=drift.size if drift is not None else None,
         statistics=_statistics(registry, drift, since, serving.version) if drift and serving else "possible",
-        rejected=_rejected(layout, last, serving) if drift is None else None,
-        rejections=_rejections(registry, recent, serving),
+        rejected=rejected,
+        rejections=row,
         uses=device_uses(store),
         expected={item.effort: item.seconds for item in reversed(recent) if item.result in JUDGED and item.seconds},
         probation=_probation(layout),
@@ -224,21 +223,21 @@ def rejected_in_a_row(rounds: Iterable[RoundSummary], incumbent: int, condition:
     return count
 
 
-def _rejections(registry: CheckpointRegistry, recent: Sequence[RoundSummary], serving: Ref | None) -> int:
-    """Return the rejected rounds in a row; 0 while the released version serves, which rounds start from anyway."""
-    if serving is None or not recent or registry.released(serving.version) == serving.version:
-        return 0
-    return rejected_in_a_row(recent, serving.version, recent[0].condition)
+def _rejected(
+    layout: StateLayout, registry: CheckpointRegistry, recent: Sequence[RoundSummary], last: RoundSummary | None
+) -> tuple[int | None, int]:
+    """Return the last judged round if it was rejected and version and condition are those of now; and the whole row.
 
-
-def _rejected(layout: StateLayout, last: RoundSummary | None, serving: Ref | None) -> int | None:
-    """Return the last judged round if it was rejected and version and condition are still those of that time."""
-    if last is None or serving is None or (last.result, last.incumbent) != ("rejected", serving.version):
-        return None
+    The row is 0 while the released version serves, which rounds start from anyway. What cannot be read is unlike it.
+    """
+    if last is None or last.result != "rejected" or last.condition is None:
+        return None, 0
     with suppress(StorageError):
-        known = ConditionStore(layout.conditions).read()
-        return last.round if known is not None and known.current == last.condition else None
-    return None
+        known, serving = ConditionStore(layout.conditions).read(), registry.serving_version()
+        if known is not None and (known.current, serving) == (last.condition, last.incumbent):
+            adapted = registry.released(serving) != serving
+            return last.round, rejected_in_a_row(recent, serving, last.condition) if adapted else 0
+    return None, 0
 
 
 def _statistics(

@@ -250,19 +250,20 @@ def test_facts_of_an_alarm_and_of_a_rejected_round_come_from_the_disk(world, sto
         layout.conditions.write_text(Conditions(released=1, threshold=1.0, given=2, current=current).model_dump_json())
 
     judged(1, 4)
-    assert facts() == (None, 1, False, "possible", 4), "no condition is known"
+    assert facts() == (None, 0, False, "possible", 4), "no condition is known"
     condition(1)
-    assert facts()[0] == 1
-    condition(2)
-    assert facts()[0] is None, "another condition"
+    assert facts()[:2] == (1, 1)
+    for other in (2, None):
+        condition(other)
+        assert facts()[:2] == (None, 0), "another condition"
     condition(1)
     layout.drift.write_text(Drift(version=2, since=1.0, foreign=(5, 3), size=0.0).model_dump_json())
-    assert facts() == (None, 1, True, "no_batch_norm", 4)
+    assert facts() == (1, 1, True, "no_batch_norm", 4)
     weights = layout.root / "norm.safetensors"
     save_file({"bn.running_mean": np.zeros(2, np.float32)}, weights)
     registry.promote(registry.add(weights, registry.manifest(2), by="import").version, by="operator", reason="test")
-    assert facts()[1:] == (0, True, "possible", 4)
+    assert facts() == (None, 0, True, "possible", 4), "another version"
     judged(2, 5, "statistics")
-    assert facts()[1:] == (0, True, "tried", 4), "its frames are still new to a round that learns"
+    assert facts()[2:] == (True, "tried", 4), "its frames are still new to a round that learns"
     layout.drift.write_text(Drift(version=2, since=1.0, foreign=(8,)).model_dump_json())
     assert facts()[3] == "possible", "another alarm"

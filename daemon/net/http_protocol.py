@@ -17,6 +17,8 @@ LARGEST_HEAD = 64 * 1024
 """Most bytes of a request line and its headers, of trailers, or between two parts of a body."""
 PARSED_AT_ONCE = 4096
 """Most bytes of one call of the parser: some 200 of the smallest requests, each of which takes kilobytes."""
+MOST_UNREAD = 512 * 1024 * 1024
+"""Most bytes of all answers that their clients have not taken: a slow reader of an overlay holds up to 200 MB."""
 ARRIVAL_MARGIN = 5.0
 """How much later than its answer a late request loses its connection (seconds)."""
 LAST_ARRIVAL_SECONDS = 5.0
@@ -87,6 +89,17 @@ class BoundedHttp(HttpToolsProtocol):
         head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\n"
         self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode("ascii"))
 
+    def _bound_unread(self) -> None:
+        """Cut off the largest other answers until the clients' unread ones are within `MOST_UNREAD`."""
+        sizes = {it: it.transport.get_write_buffer_size() for it in self.connections if isinstance(it, BoundedHttp)}
+        unread = sum(sizes.values())
+        for other in sorted(sizes.keys() - {self}, key=sizes.__getitem__, reverse=True):
+            if unread <= MOST_UNREAD:
+                return
+            unread -= sizes[other]
+            self.crowd.count("cut_off")
+            other.transport.abort()
+
     def shutdown(self) -> None:
         """Close without a request; otherwise finish it, if the rest of it comes soon."""
         super().shutdown()
@@ -115,6 +128,8 @@ class BoundedHttp(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Go on with the requests that wait."""
         self._idle_since = self.loop.time()
+        if self.transport.get_write_buffer_size():
+            self._bound_unread()
         if self._invalid and not self.pipeline:
             self._say_invalid(self._invalid)
         super().on_response_complete()

@@ -26,7 +26,7 @@ UNREAD_SECONDS = 30.0
 """How long a client may take nothing of an answer that is sent to it (seconds); then its connection is closed."""
 QUIET_SECONDS = 60.0
 """How long no connection is one too many before the log names the next one (seconds)."""
-FATES = ("gave_way", "refused", "dropped")
+FATES = ("gave_way", "refused", "dropped", "cut_off")
 
 log = get_logger(__name__)
 
@@ -35,15 +35,16 @@ def excess_counter() -> Row[Counter]:
     """Return the row of a plane's metrics that a `Crowd` counts in."""
     return counter(
         "mfmd_excess_connections",
-        "Connections ended because the plane had as many as it may have, by what happened: gave_way (it was the one "
-        "idle for longest), refused (503, all others were busy), dropped (closed before a request could be read)",
+        "Connections ended because all together were too many, by what happened: gave_way (it was the one idle for "
+        "longest), refused (503, all others were busy), dropped (closed before a request could be read), cut_off "
+        "(answers that clients had not taken were too large, and this one was the largest)",
         result=FATES,
     )
 
 
 @dataclass(slots=True)
 class Crowd:
-    """More connections than one plane may have: all of them are counted, and the log says when they begin."""
+    """What all connections of a plane may be together: those that end for it are counted, and logged when it begins."""
 
     most: int
     """Connections that it may have."""
@@ -56,7 +57,7 @@ class Crowd:
             self.counter.labels(result=fate).inc()
         now = time.monotonic()
         if now >= self._quiet_from:
-            log.warning("too_many_connections", most=self.most, result=fate, metric="mfmd_excess_connections_total")
+            log.warning("connection_bound_reached", most=self.most, result=fate, metric="mfmd_excess_connections_total")
         self._quiet_from = now + QUIET_SECONDS
 
 

@@ -1,6 +1,7 @@
 """Connections that outlive their use: of clients that leave TLS open, read nothing, or still send at the end."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import ssl
@@ -88,9 +89,22 @@ def test_who_does_not_read_an_answer_is_busy_and_who_is_refused_is_counted(caplo
         assert head.startswith(b"HTTP/1.1 503 ")
         assert json.loads(body)["code"] == "too_many_connections"
         _all(dial(b""))
-        assert _counted(server.excess) == {"gave_way": 0, "refused": 2, "dropped": 0}
-        assert caplog.text.count("too_many_connections") == 1, "one line when it begins, not one a connection"
+        assert _counted(server.excess) == {"gave_way": 0, "refused": 2, "dropped": 0, "cut_off": 0}
+        assert caplog.text.count("connection_bound_reached") == 1, "one line when it begins, not one a connection"
         assert len(_all_of(slow[0], 16_000_000)) >= 16_000_000, "its answer is not cut off"
+
+
+def test_answers_that_nobody_takes_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.net.http_protocol.MOST_UNREAD", 4_000_000)
+    with _serving() as (server, dial):
+        first = dial(LARGE)
+        assert first.recv(1)
+        second = dial(LARGE)
+        assert second.recv(1)
+        assert len(_all_of(second, 16_000_000)) >= 16_000_000, "the newest is never cut off"
+        with contextlib.suppress(ConnectionResetError):
+            assert len(_all_of(first, 16_000_000)) < 16_000_000
+        assert _counted(server.excess)["cut_off"] == 1
 
 
 def _all_of(connection: socket.socket, size: int) -> bytearray:
@@ -110,7 +124,7 @@ def test_a_tls_connection_that_gives_way_does_not_wait_for_its_client(tmp_path: 
             bare.settimeout(10)
             while bare.recv(65536):
                 pass
-        assert _counted(server.excess) == {"gave_way": 1, "refused": 0, "dropped": 0}
+        assert _counted(server.excess) == {"gave_way": 1, "refused": 0, "dropped": 0, "cut_off": 0}
 
 
 def test_at_the_end_half_a_request_is_not_awaited_and_whole_ones_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +154,7 @@ def test_connections_that_never_speak_tls_are_bounded_and_counted_too(
         for _ in range(2):
             with pytest.raises(ConnectionAbortedError):
                 listener.accept()
-        assert _counted(excess) == {"gave_way": 0, "refused": 0, "dropped": 2}
-        assert caplog.text.count("too_many_connections") == 1
+        assert _counted(excess) == {"gave_way": 0, "refused": 0, "dropped": 2, "cut_off": 0}
+        assert caplog.text.count("connection_bound_reached") == 1
         held[0].close()
         listener.accept()[0].close()

@@ -1,5 +1,6 @@
 """Read weights from a local directory in Hugging Face format: safetensors only, no download, no output."""
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from adapters.networks.weight_files import check_types, weight_files
 def load_directory(model_class: Any, config: Any, directory: Path) -> Any:
     """Load `model_class(config)` with the float32 weights in `directory`.
 
-    Weights that the model has no place for (another head) are ignored, but not those of layers beyond its own. Raises
+    Weights of modules that the model does not have (another head) are ignored, not those of its own modules. Raises
     UnsupportedModel, naming the file, when weights cannot be read, NetworkMismatch when they are not the model's.
     """
     files = weight_files(directory)
@@ -45,17 +46,24 @@ def load_directory(model_class: Any, config: Any, directory: Path) -> Any:
             f"{directory}: {named}: {name} has shape {list(found)}, config.json needs {list(expected)}; "
             "one of the two is of another model"
         )
-    shapes = {_NUMBER.sub("#", name) for name in state}
-    if more := [name for name in sorted(report["unexpected_keys"]) if _NUMBER.sub("#", name) in shapes]:
+    owners = {module for name in state for module in itertools.accumulate(_owner(name).split("."), "{}.{}".format)}
+    more = [name for name in sorted(report["unexpected_keys"]) if _owner(name) in owners and not name.endswith(UNREAD)]
+    if more:
         raise NetworkMismatch(
-            f"{directory}: {named}: holds layers beyond those of config.json, for example {more[0]}; "
+            f"{directory}: {named}: holds layers beyond those of config.json, or parts of them, for example {more[0]}; "
             "config.json is of another model"
         )
     check_types(files, {name for name, tensor in state.items() if tensor.is_floating_point()})
     return model
 
 
-_NUMBER = re.compile(r"\d+")
+UNREAD = ("mask_token", "position_ids", "relative_position_index", "num_batches_tracked")
+"""Ends of the names of weights that no logit depends on; older files hold them beside others that the model has."""
+
+
+def _owner(name: str) -> str:
+    """Return the name of the module that a weight belongs to, without its numbers."""
+    return re.sub(r"\d+", "#", name.rpartition(".")[0])
 
 
 @contextmanager

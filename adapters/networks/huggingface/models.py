@@ -5,9 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from adapters.errors import AdapterError, NetworkMismatch, UnsupportedModel
 from adapters.networks.hf_directory import load_directory
 from adapters.networks.huggingface import convolutional, transformer
+from adapters.networks.huggingface.config_fields import check_fields, odd_fields
 from adapters.networks.huggingface.family import Parts
 from adapters.networks.huggingface.pixels import allow_single_values, pixel_change
 from adapters.networks.network import SegmentationNetwork
@@ -44,6 +47,8 @@ def load_huggingface(directory: Path, settings: Architecture, num_classes: int) 
     """
     with _refusing(settings.hf_config or {}):
         model_class, config = _model_of(settings, num_classes)
+        with torch.device("meta"):
+            model_class(config)  # what the configuration alone makes impossible is not blamed on the weights
         return _split(load_directory(model_class, config, directory), settings, num_classes)
 
 
@@ -56,36 +61,10 @@ def _refusing(hf_config: Mapping[str, Any]) -> Iterator[None]:
         raise
     except Exception as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        odd = "; ".join(dict.fromkeys(_odd_fields(hf_config, what)))
+        odd = "; ".join(dict.fromkeys(odd_fields(hf_config, what)))
         raise UnsupportedModel(
             f"config.json: transformers cannot build the model that it describes: {what}{odd and f'; look at {odd}'}"
         ) from error
-
-
-def _odd_fields(values: Mapping[str, Any], message: str, place: str = "") -> Iterator[str]:
-    """Yield the fields that can cause `message`: unlike transformers' default, empty, below 1 or of another length."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    usual = CONFIG_MAPPING[str(values["model_type"])]().to_dict() if values.get("model_type") in CONFIG_MAPPING else {}
-    lists = {
-        key: value for key, value in values.items() if isinstance(value, list) and isinstance(usual.get(key), list)
-    }
-    for key, value in lists.items():
-        peers = [len(lists[other]) for other in lists if len(usual[other]) == len(usual[key])]
-        if not value or len(set(peers)) > 1 or (len(peers) == 1 and len(value) != len(usual[key])):
-            yield f"{place}{key} (length {len(value)})"
-    for key, value in values.items():
-        numbers, default = (entry if isinstance(entry, list) else [entry] for entry in (value, usual.get(key)))
-        if any(_below_one(number) for number in numbers) and not any(_below_one(number) for number in default):
-            yield f"{place}{key} ({value})"
-        elif isinstance(value, str) and repr(value) in message:
-            yield f"{place}{key} ({value!r})"
-        elif isinstance(value, dict) and "model_type" in value:
-            yield from _odd_fields(value, message, f"{place}{key}.")
-
-
-def _below_one(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value < 1
 
 
 def _model_of(settings: Architecture, num_classes: int) -> tuple[Any, Any]:
@@ -105,7 +84,8 @@ def _model_of(settings: Architecture, num_classes: int) -> tuple[Any, Any]:
         raise UnsupportedModel("config.json: this upernet names its backbone without backbone_config; save it again")
     if "quantization_config" in hf_config:
         raise UnsupportedModel("config.json: quantization_config: quantised weights are not read; save it as float32")
-    config: Any = CONFIG_MAPPING[kind].from_dict(hf_config)
+    check_fields(hf_config)
+    config: Any = CONFIG_MAPPING[kind].from_dict(_without_answers(hf_config))
     if config.num_labels != num_classes:
         raise NetworkMismatch(
             f"config.json: the model has {config.num_labels} classes, the configuration lists {num_classes}"
@@ -116,6 +96,15 @@ def _model_of(settings: Architecture, num_classes: int) -> tuple[Any, Any]:
     if hasattr(config, "use_auxiliary_head"):
         config.use_auxiliary_head = False
     return MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[type(config)], config
+
+
+def _without_answers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without what a call returns: the encoders ask for what they need."""
+    return {
+        key: _without_answers(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if key not in ("return_dict", "output_hidden_states", "output_attentions")
+    }
 
 
 def _split(model: Any, settings: Architecture, num_classes: int) -> SegmentationNetwork:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapters.errors import UnsupportedModel
 from adapters.networks.huggingface.family import Encoder, Head, Parts
 
 
@@ -93,9 +94,20 @@ def _token_maps(tapped: Iterable[Tensor], grid: tuple[int, int]) -> list[Tensor]
     return [torch.unflatten(tokens[:, 1:].transpose(1, 2), 2, grid) for tokens in tapped]
 
 
+def _taps(config: Any, field: str, shift: int) -> list[int]:
+    """Return after how many blocks to take the four maps. Raises UnsupportedModel unless `field` names four."""
+    indices, blocks = getattr(config, field), range(config.num_hidden_layers + 1)
+    taps = sorted({index + shift for index in indices})
+    if len(taps) != 4 or not all(tap in blocks for tap in taps):
+        raise UnsupportedModel(
+            f"config.json: {field} is {indices}; four different places among {len(blocks) - 1} blocks are needed"
+        )
+    return taps
+
+
 def split_beit(model: Any) -> Parts:
     """BEiT (Bao et al. 2021): transformer and four-scale neck | UPerNet head."""
-    taps = [index - 1 for index in model.config.out_indices]  # transformers counts from the embedding, off by one
+    taps = _taps(model.config, "out_indices", -1)  # transformers counts from the embedding, off by one
     unused = (model.beit.layernorm, model.beit.embeddings.mask_token, model.beit.layers[max(taps) :])
     encoder = BeitEncoder(model.beit, taps, neck=model.fpn)
     return Parts(encoder, Head(model.decode_head), [model.config.hidden_size] * 4, unused)
@@ -103,7 +115,7 @@ def split_beit(model: Any) -> Parts:
 
 def split_data2vec(model: Any) -> Parts:
     """Data2Vec-Vision (Baevski et al. 2022): transformer and four-scale neck | UPerNet head."""
-    base, taps = model.data2vec_vision, sorted(index - 1 for index in model.config.out_indices)
+    base, taps = model.data2vec_vision, _taps(model.config, "out_indices", -1)
     unused = (base.layernorm, base.embeddings.mask_token, base.encoder.layer[max(taps) :])
     neck = nn.ModuleList([model.fpn1, model.fpn2, model.fpn3, model.fpn4])
     encoder = Data2VecEncoder(base, taps, neck=neck)
@@ -112,7 +124,7 @@ def split_data2vec(model: Any) -> Parts:
 
 def split_dpt(model: Any) -> Parts:
     """DPT (Ranftl et al. 2021) on a plain ViT: transformer and reassemble stage | convolutions, fusion and head."""
-    taps = sorted(index + 1 for index in model.config.backbone_out_indices)
+    taps = _taps(model.config, "backbone_out_indices", 1)
     unused = (
         model.dpt.layernorm,
         model.dpt.encoder.layer[max(taps) :],

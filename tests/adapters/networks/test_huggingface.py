@@ -93,15 +93,36 @@ def test_frozen_weights_do_not_matter(network: SegmentationNetwork) -> None:
     assert torch.equal(network(images), before)
 
 
+NAN = float("nan")
 ODD: dict[str, dict[str, list[Any]]] = {
-    "segformer": {"depths": [[], None, "x", -1, [1], [None] * 4], "hidden_sizes": [[8, 16]], "hidden_act": ["x", 1]},
-    "beit": {"hidden_size": [-1, None, [], 1.5], "num_attention_heads": [0, "3"], "patch_size": [0, -1]},
-    "data2vec": {"hidden_act": ["x"], "num_hidden_layers": [None, "5"]},
-    "dpt": {"num_attention_heads": [0], "backbone_out_indices": ["x"], "neck_hidden_sizes": [[]]},
-    "mobilenetv2": {"depth_multiplier": ["x", None], "hidden_act": ["x"]},
-    "mobilevit": {"hidden_sizes": [[], [-1, -1, -1]], "neck_hidden_sizes": [[1]]},
-    "mobilevitv2": {"base_attn_unit_dims": [[], "x"]},
-    "upernet_convnext": {"depths": [[], [-1]], "hidden_sizes": [[8]]},
+    "segformer": {
+        "depths": [[], None, "x", -1, [1], [None] * 4, [0] * 4, [-1] * 4],
+        "hidden_sizes": [[8, 16]],
+        "hidden_act": ["x", 1],
+        "sr_ratios": [[0] * 4, [-8, -4, -2, -1]],
+        "attention_probs_dropout_prob": [-0.001, 1.5, NAN, None],
+        "drop_path_rate": [1.5, True],
+        "layer_norm_eps": [1.5, -1e-6, NAN, True],
+    },
+    "beit": {
+        "hidden_size": [-1, None, [], 1.5],
+        "num_attention_heads": [0, "3"],
+        "patch_size": [0, -1, [16]],
+        "layer_scale_init_value": [-0.1, NAN],
+        "num_hidden_layers": [10**9],
+        "out_indices": [[2, 2, 3, 4], [0, 1, 2, 3], [3, 4, 5, 7]],
+        "pool_scales": [[0] * 4],
+    },
+    "data2vec": {"hidden_act": ["x"], "num_hidden_layers": [None, "5"], "out_indices": [[0] * 4, [2] * 4]},
+    "dpt": {
+        "num_attention_heads": [0],
+        "backbone_out_indices": ["x", [0, 1, 2], [0, 1, 2, 5]],
+        "neck_hidden_sizes": [[]],
+    },
+    "mobilenetv2": {"depth_multiplier": ["x", None, -1.0], "hidden_act": ["x"]},
+    "mobilevit": {"hidden_sizes": [[], [-1, -1, -1]], "neck_hidden_sizes": [[1]], "atrous_rates": [[0] * 3]},
+    "mobilevitv2": {"base_attn_unit_dims": [[], "x"], "output_stride": [0, 10**9]},
+    "upernet_convnext": {"depths": [[], [-1], [0] * 4], "hidden_sizes": [[8]], "layer_scale_init_value": [-1e-6]},
 }
 
 
@@ -114,6 +135,30 @@ def test_an_odd_value_of_the_config_is_named(kind: str) -> None:
             odd = {**config, inside: {**config[inside], field: value}} if inside else {**config, field: value}
             with pytest.raises(UnsupportedModel, match=rf"^config.json: .*\b{field}\b"):
                 build_huggingface(Architecture(name="huggingface", hf_config=odd), CLASSES)
+
+
+LEFT_OUT = {
+    "upernet_swin": ("qkv_bias", False),
+    "dpt": ("qkv_bias", False),
+    "upernet_convnext": ("layer_scale_init_value", 0.0),
+}
+
+
+@pytest.mark.parametrize("kind", LEFT_OUT)
+def test_weights_that_the_config_leaves_out_are_refused(tmp_path: Path, kind: str) -> None:
+    """transformers builds the model without them, and it answers otherwise."""
+    original, (field, value) = model(kind), LEFT_OUT[kind]
+    original.save_pretrained(tmp_path)
+    config = original.config.to_dict()
+    (config["backbone_config"] if kind.startswith("upernet") else config)[field] = value
+    with pytest.raises(NetworkMismatch, match=r"model\.safetensors: holds .* config\.json is of another model"):
+        load_huggingface(tmp_path, Architecture(name="huggingface", hf_config=config), CLASSES)
+
+
+def test_what_a_call_returns_is_no_matter_of_the_config() -> None:
+    config = {**model("segformer").config.to_dict(), "return_dict": False, "output_attentions": True}
+    network, _ = build_huggingface(Architecture(name="huggingface", hf_config=config), CLASSES)
+    assert network(torch.zeros(1, 3, 64, 64)).shape == (1, CLASSES, 64, 64)
 
 
 def test_every_family_has_a_tiny_model() -> None:

@@ -35,6 +35,10 @@ class GateAdvanced(Section):
 class GateSettings(Section):
     """When a candidate may serve. The default is to keep the incumbent."""
 
+    policy: Literal["auto", "source", "source_free", "manual", "always"] = "auto"
+    """auto: labelled source is evidence when `source` is set. source: as auto, but refuses a configuration without
+    `source`. source_free: the gate ignores labelled source. manual: an accepted candidate waits until `mfmd approve N`
+    or `mfmd reject N`. always: every whole, finite candidate serves; for experiments."""
     source_drop: Fraction = 0.03
     """Veto: source mIoU below the released model's by more than this (mIoU, 0-1)."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.9

@@ -129,6 +129,12 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _the_gate_has_its_evidence(self) -> Self:
+        if self.gate.policy == "source" and self.source is None:
+            raise ValueError("gate.policy: 'source' needs labelled source images; set `source`, or use 'auto'")
+        return self
+
+    @model_validator(mode="after")
     def _planes_have_ports_of_their_own(self) -> Self:
         one, other = self.control, self.serving
         if other.enabled and one.port == other.port and one.port and meet(one.host, other.host):

@@ -26,7 +26,7 @@ REASONS = (
     "decoder_crashed", "truncated", "unreadable", "outside_folder", "camera_raw", "thumbnail_only", "unsupported_bits",
     "unsupported_colors", "unsupported_compression", "unsupported_layout", "unsupported_samples", "unexpected",
 )  # fmt: skip
-RESULTS = ("promoted", "rejected", "inconclusive", "failed", "stopped")
+RESULTS = ("promoted", "rejected", "inconclusive", "suggested", "failed", "stopped")
 DECISIONS = ("accepted", "rejected", "inconclusive")
 LATENCY_SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
 COMMIT_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -114,7 +114,8 @@ class RoundMetrics(MetricTable):
     runs = counter(
         "mfmd_round_runs",
         "Rounds ended since the daemon started, by result: promoted, rejected, inconclusive (the incumbent "
-        "stays), failed (crash, time-out, non-finite loss), stopped (the daemon was stopped)",
+        "stays), suggested (waits for a person), failed (crash, time-out, non-finite loss), "
+        "stopped (the daemon was stopped)",
         result=RESULTS,
     )
     seconds = histogram(

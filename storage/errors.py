@@ -57,6 +57,12 @@ class ServingChanged(StorageError):
     code = "serving_changed"
 
 
+class NotSuggested(StorageError):
+    """A version that is approved or rejected is no suggestion of the gate that waits for it; nothing changed."""
+
+    code = "not_suggested"
+
+
 class NotEarlier(StorageError):
     """A rollback to a version that did not serve before the one that serves: `mfmd promote` serves any version."""
 

@@ -101,11 +101,12 @@ class RoundRun:
             released, _ = load_version(inputs.registry, spec.released, device)
         networks = {"candidate": candidate, "incumbent": incumbent, "released": released}
         canary, problem = unseen_canary(inputs)
+        labelled = None if inputs.settings.gate.policy == "source_free" else inputs.source
         scored = score_round(
             inputs.settings,
             spec,
             inputs.buffer,
-            inputs.source,
+            labelled,
             **networks,
             others=others,
             name=name,

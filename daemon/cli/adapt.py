@@ -41,7 +41,11 @@ def adapt(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
     if as_json:
         print_json(verdict.model_dump(mode="json"))
     else:
-        _print(verdict)
+        from daemon.gate.suggestion import waiting_version
+        from storage.rounds.folder import RoundStore
+
+        waiting = waiting_version(RoundStore(layout.rounds))
+        _print(verdict, waits=waiting is not None and waiting == verdict.version)
     if verdict.decision != "accepted":
         raise typer.Exit(ExitCode.NOT_ACCEPTED)
 
@@ -128,7 +132,7 @@ def _outcome(folder: "RoundFolder | None", number: int, *, stopping: bool) -> "V
         stage, scores = folder.record().stage, folder.scores()
         if stage == "failed" and scores is not None:
             raise RoundFailed(verdict, scores.reason, f"round {number} failed: {scores.reason}; see {folder.log}")
-        if stage in ("promoted", "rejected"):
+        if stage in ("promoted", "rejected", "suggested"):
             return verdict
     if not stopping:
         raise ControlFailed(f"round {number} has no verdict; see the daemon's log")
@@ -159,10 +163,12 @@ def _show(show: "ShowProgress", progress: "Progress") -> None:
     show(progress.phase, progress.step, progress.steps, facts)
 
 
-def _print(verdict: "Verdict") -> None:
+def _print(verdict: "Verdict", *, waits: bool) -> None:
     rows = [(check.name, check.kind, "pass" if check.passed else "FAIL", check.detail) for check in verdict.checks]
     if rows:
         print_table(["check", "kind", "result", "detail"], rows)
         typer.echo("")
-    serves = f" Version {verdict.version} serves." if verdict.version is not None else " The serving version stays."
-    typer.echo(f"Round {verdict.round}: {verdict.decision}. {verdict.reason}.{serves}".replace("..", "."))
+    then = f" Version {verdict.version} serves." if verdict.version is not None else " The serving version stays."
+    if waits:
+        then = f" It waits for `mfmd approve {verdict.version}` or `mfmd reject {verdict.version}`."
+    typer.echo(f"Round {verdict.round}: {verdict.decision}. {verdict.reason}.{then}".replace("..", "."))

@@ -9,7 +9,7 @@ import typer
 from daemon.cli.adapt import adapt
 from daemon.cli.buffer import buffer_app
 from daemon.cli.check import check, doctor
-from daemon.cli.checkpoints import checkpoints_app, promote, rollback
+from daemon.cli.checkpoints import approve, checkpoints_app, promote, reject, rollback
 from daemon.cli.conditions import conditions_app
 from daemon.cli.configuration import config_app
 from daemon.cli.errors import LEVEL_VARIABLE
@@ -78,6 +78,8 @@ _PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         'promote 4 --reason "trained on the new camera"': promote,
         'rollback --to 3 --reason "poles vanish at night"': rollback,
         "conditions list --json": conditions_app,
+        'approve 4 --reason "checked on the night frames"': approve,
+        'reject 4 --reason "poles vanish at night"': reject,
         "refused list --json": refused_app,
         "buffer info --json": buffer_app,
         "check --read-data --repair": check,

@@ -18,6 +18,8 @@ from daemon.cli.output import answer, headline, local_time, print_json, print_ta
 from daemon.exit_codes import ExitCode
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from storage.registry.manifest import Ref
     from storage.registry.registry import CheckpointRegistry
 
@@ -136,13 +138,13 @@ def prune(
     Versions that serve, served before it, are pinned, run in the shadow, were released or are best in a known condition
     stay.
     """
-    from daemon.gate.promotion import best_versions
+    from daemon.gate.promotion import spared_versions
     from storage.layout import StateLayout
 
     settings = running_settings(config)
     registry = registry_of(settings)
     kept = settings.registry.keep_versions if keep is None else keep
-    best = best_versions(StateLayout(settings.state))
+    best = spared_versions(StateLayout(settings.state))
     removed = registry.prunable(kept, best) if dry_run else registry.prune(kept, best, by=OPERATOR)
     facts = {"removed": removed, "dry_run": dry_run, "versions": registry.versions()}
     names = ", ".join(map(str, removed)) or "none"
@@ -193,6 +195,34 @@ def promote(
     registry = registry_of(settings)
     before = registry.readable_refs()[0].get("serving")
     _say_move(serve(registry, number, by=OPERATOR, reason=reason, expected=expected), before, as_json)
+
+
+def approve(
+    number: NumberArgument,
+    reason: ReasonOption = "approved by hand",
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve a version that waits for a decision (gate.policy: manual). Needs the daemon."""
+    _answer(number, reason, config, as_json, approved=True)
+
+
+def reject(
+    number: NumberArgument,
+    reason: ReasonOption = "rejected by hand",
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Reject a version that waits for a decision (gate.policy: manual). Needs the daemon."""
+    _answer(number, reason, config, as_json, approved=False)
+
+
+def _answer(number: int, reason: str, config: "Path", as_json: bool, *, approved: bool) -> None:
+    from daemon.control.client import ControlClient
+
+    verdict = ControlClient(layout_of(running_settings(config))).answer(number, reason, approved=approved)
+    said = f"Version {number} serves." if approved else f"Version {number} is rejected; the serving version stays."
+    answer(as_json, verdict.model_dump(mode="json"), said)
 
 
 def _say_move(ref: "Ref", before: "Ref | None", as_json: bool) -> None:

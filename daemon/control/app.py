@@ -1,5 +1,6 @@
 """The control plane's HTTP API: reads need no token, changes need one. No torch, no long work in a request."""
 
+import time
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from daemon.control.errors import ApiError, answer_errors
 from daemon.control.messages import (
     LARGEST_NUMBER,
     READ_MESSAGES,
+    AnswerRequest,
     CheckpointList,
     CheckpointSummary,
     PinRequest,
@@ -27,6 +29,7 @@ from daemon.control.page import create_page
 from daemon.control.server import ControlGuard
 from daemon.gate import promotion
 from daemon.gate.loop import GateLoop
+from daemon.gate.suggestion import answer_suggestion
 from daemon.ingest.refusals import RetryQueue, Selection
 from daemon.metrics import Metrics
 from daemon.net.head_requests import HeadRequests
@@ -42,6 +45,7 @@ from storage.registry.history import RegistryState
 from storage.registry.manifest import Ref
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
+from storage.rounds.records import Answer, Verdict
 
 Number = Annotated[int, Path(le=LARGEST_NUMBER)]
 """Of a version or a round."""
@@ -68,6 +72,7 @@ def create_control_app(context: ControlContext, *, local: bool = False) -> FastA
     app.include_router(_reading(context))
     app.include_router(create_page(context.in_force, context.registry, context.token))
     app.include_router(_changing(context))
+    app.include_router(_answering(context))
     app.include_router(create_conditions(context.gate, StateLayout(context.in_force.now.state), _read))
     app.add_middleware(ControlGuard, token=None if local else context.token)
     app.add_middleware(HeadRequests)
@@ -188,6 +193,27 @@ def _changing(context: ControlContext) -> APIRouter:
         return {"retried": context.retries.ask(Selection(frozenset(request.paths), request.reason))}
 
     return router
+
+
+def _answering(context: ControlContext) -> APIRouter:
+    router = APIRouter(prefix="/v1")
+
+    @router.post("/approve", openapi_extra=body_schema(AnswerRequest))
+    def approve(request: Annotated[AnswerRequest, _read(AnswerRequest)]) -> Verdict:
+        """Serve a version that waits for a decision; return its round's final verdict. 409 if it does not wait."""
+        return _answered(context, request, approved=True)
+
+    @router.post("/reject", openapi_extra=body_schema(AnswerRequest))
+    def reject(request: Annotated[AnswerRequest, _read(AnswerRequest)]) -> Verdict:
+        """Reject a version that waits for a decision; return its round's final verdict. 409 if it does not wait."""
+        return _answered(context, request, approved=False)
+
+    return router
+
+
+def _answered(context: ControlContext, request: AnswerRequest, *, approved: bool) -> Verdict:
+    answer = Answer(approved=approved, by="operator", reason=request.reason, at=time.time())
+    return answer_suggestion(context.registry, context.in_force.now, request.version, answer)
 
 
 def _read(kind: Any) -> Any:

@@ -11,6 +11,7 @@ from daemon.runtime.in_force import Reloaded
 from daemon.runtime.run_record import read_run_record
 from storage.errors import ConditionNeeded, InvalidName, UnknownCondition
 from storage.layout import StateLayout
+from storage.rounds.records import Verdict
 
 TIMEOUT_SECONDS = 10.0
 KINDS = (ConfigError, RoundRunning, NotEnoughFrames, Stopping, UnknownCondition, InvalidName, ConditionNeeded)
@@ -69,6 +70,11 @@ class ControlClient:
     def reload(self) -> Reloaded:
         """Ask the daemon to reload its configuration file. Raises ConfigError or ControlFailed."""
         return Reloaded.model_validate(self._send("POST", "/v1/reload"))
+
+    def answer(self, version: int, reason: str, *, approved: bool) -> Verdict:
+        """Approve or reject a version that waits; return its round's final verdict. Raises ControlFailed."""
+        path = "/v1/approve" if approved else "/v1/reject"
+        return Verdict.model_validate(self._send("POST", path, {"version": version, "reason": reason}))
 
     def retry_refused(self, paths: list[str], reason: str | None) -> list[str]:
         """Ask the daemon to retry refused files; return their paths. Raises ControlFailed."""

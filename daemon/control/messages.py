@@ -43,6 +43,15 @@ class PromoteRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Reason, recorded in the history."""
 
 
+class AnswerRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of `POST /v1/approve` and `POST /v1/reject`."""
+
+    version: Number
+    """The version that waits for a decision."""
+    reason: str = ""
+    """Reason, recorded in the history and in the verdict."""
+
+
 class RetryRequest(msgspec.Struct, forbid_unknown_fields=True):
     """The refused files that `POST /v1/refused/retry` retries; all if the body is empty."""
 
@@ -52,7 +61,7 @@ class RetryRequest(msgspec.Struct, forbid_unknown_fields=True):
     """A reason code."""
 
 
-READ_MESSAGES = (PinRequest, RollbackRequest, PromoteRequest, RetryRequest)
+READ_MESSAGES = (PinRequest, RollbackRequest, PromoteRequest, AnswerRequest, RetryRequest)
 """What routes read themselves; the OpenAPI page describes it."""
 
 

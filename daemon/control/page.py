@@ -5,24 +5,34 @@ It carries the version that was shown: sent twice, or after the ref moved, it ch
 """
 
 import re
+import time
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
+from configs.settings import Settings
 from daemon.control.errors import ApiError, status_of
 from daemon.control.page_html import STYLE_HASH, render
 from daemon.gate import promotion
+from daemon.gate.suggestion import answer_suggestion
 from daemon.net.token import same_token
 from daemon.runtime.in_force import SettingsInForce
 from daemon.status.collect import collect_status
 from storage.errors import StorageError
 from storage.registry.registry import CheckpointRegistry
+from storage.rounds.records import Answer
 
 MOST_FORM_BYTES = 16 * 1024
 MOST_FIELDS = 8
 NUMBER = re.compile("[0-9]{1,9}")
+NOT_DONE = {
+    "rollback": "Not rolled back",
+    "promote": "Not promoted",
+    "approve": "Not approved",
+    "reject": "Not rejected",
+}
 HEADERS = {
     "Content-Security-Policy": f"default-src 'none'; style-src '{STYLE_HASH}'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'",
@@ -49,25 +59,28 @@ def create_page(in_force: SettingsInForce, registry: CheckpointRegistry, token: 
 
     @router.post("/rollback")
     @router.post("/promote")
+    @router.post("/approve")
+    @router.post("/reject")
     async def move(request: Request) -> Response:
         """Check a form's token and fields, move the ref, and redirect to the page."""
-        back = request.url.path == "/rollback"
+        action = request.url.path.strip("/")
         try:
             _same_site(request)
             form = _form(await _body(request))
             if not same_token(form.get("token", "").strip(), token):
                 raise ApiError(401, "unauthorized", "wrong control token: see control.token in the documentation")
-            await run_in_threadpool(_move, registry, form, back)
+            await run_in_threadpool(_move, registry, in_force.now, form, action)
         except (ApiError, StorageError) as error:
-            notice = ("Not rolled back" if back else "Not promoted", str(error))
+            notice = (NOT_DONE[action], str(error))
             return await run_in_threadpool(show, notice, status_of(error))
         return RedirectResponse("/", 303, headers=HEADERS)
 
     return router
 
 
-def _move(registry: CheckpointRegistry, form: dict[str, str], back: bool) -> None:
-    """Roll back, or promote, as the form says. Raises ApiError if it lacks the version that it showed, or a reason."""
+def _move(registry: CheckpointRegistry, settings: Settings, form: dict[str, str], action: str) -> None:
+    """Do what the form says. Raises ApiError if it lacks the version that it showed, or a reason."""
+    back = action == "rollback"
     to, shown, reason = form.get("to", ""), form.get("serving", ""), form.get("reason", "").strip()
     if not (NUMBER.fullmatch(shown) and ((back and not to) or NUMBER.fullmatch(to))):
         raise ApiError(422, "invalid_request", "serving and to must be version numbers; reload the page")
@@ -76,6 +89,9 @@ def _move(registry: CheckpointRegistry, form: dict[str, str], back: bool) -> Non
     if back:
         target = int(to) if to else None
         promotion.roll_back(registry, to=target, by="operator", reason=reason, expected=int(shown))
+    elif action in ("approve", "reject"):
+        answer = Answer(approved=action == "approve", by="operator", reason=reason, at=time.time())
+        answer_suggestion(registry, settings, int(to), answer)
     else:
         promotion.promote(registry, int(to), by="operator", reason=reason, expected=int(shown))
 

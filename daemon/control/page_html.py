@@ -34,6 +34,7 @@ def render(status: Status, registry: CheckpointRegistry, notice: tuple[str, str]
         else "",
         _serving(status),
         "".join(f'<p class="message">{escape(message)}</p>' for message in status.messages),
+        _suggestion(status),
         _moves(status, registry.state()),
         _rounds(status),
         _conditions(status.conditions),
@@ -66,6 +67,15 @@ def _serving(status: Status) -> str:
         for item in status.mirrors
     ]
     return _table("", rows, caption=f"as of {_time(status.at)}")
+
+
+def _suggestion(status: Status) -> str:
+    version, serving = status.suggested, status.serving
+    if version is None or serving is None:
+        return ""
+    choice = _choice(version, [])
+    approve = _form("approve", "Suggestion", f"Approve version {version}", serving.version, choice)
+    return approve + _form("reject", "Or reject it", f"Reject version {version}", serving.version, choice)
 
 
 def _moves(status: Status, state: RegistryState) -> str:

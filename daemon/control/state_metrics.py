@@ -14,7 +14,7 @@ from configs.settings import Settings
 from daemon.gate.decide import GATE
 from daemon.masks.report import MaskReport, read_report
 from daemon.metrics import REASONS
-from daemon.rounds.history import schedule_state, summaries
+from daemon.rounds.history import JUDGED, schedule_state, summaries
 from daemon.rounds.schedule import Held, due
 from daemon.runtime.activity import ChildActivity
 from daemon.runtime.logs import get_logger
@@ -147,7 +147,7 @@ class StateCollector(Collector):
         rounds = summaries(self._rounds, 5, alive=True)
         recent = [item for item in rounds if item.result not in ("running", "suspended")]
         last = recent[0] if recent else None
-        good = next((item for item in recent if item.result in ("promoted", "rejected", "inconclusive")), None)
+        good = next((item for item in recent if item.result in JUDGED), None)
         yield _metric("mfmd_round_last_number", "Number of the last ended round; 0: none", last.round if last else 0)
         text = "Unix time of the end of the last round, with any result; 0: none"
         yield _metric("mfmd_round_last_attempt_timestamp_seconds", text, (last.ended or 0.0) if last else 0.0)

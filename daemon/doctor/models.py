@@ -13,6 +13,9 @@ from storage.source.label_survey import LabelSurvey
 def examine_models(settings: Settings) -> list[Finding]:
     """Return findings about the registry, the labelled source and the encoder weights."""
     findings = [_serving(settings), _source(settings)]
+    if settings.gate.policy == "always":
+        remedy = "set gate.policy to auto unless this is an experiment"
+        findings.append(warn("gate", "gate.policy is always: candidates serve unchecked", remedy))
     if settings.network.pretrained is not None:
         findings.append(_pretrained(settings.network.pretrained))
     return findings

@@ -47,6 +47,8 @@ def decide(
     incumbent stays unless accepted. Deterministic: the bootstrap is seeded by the round's number. `at` is the verdict's
     time (Unix, seconds); `recalls`: whether recall is on.
     """
+    if settings.policy == "source_free":
+        scores = _without_source(scores)
     found = {
         name: costs(name, model, scores, settings, spec.round, len(class_names))
         for name, model in scores.candidates().items()
@@ -61,6 +63,8 @@ def decide(
         )
         for name, model in scores.candidates().items()
     } or {scores.name: _judge(spec, scores, settings, class_names)}
+    if settings.policy == "always" and all(decision != "accepted" for decision, _, _ in rulings.values()):
+        rulings = {name: _unchecked(ruling) for name, ruling in rulings.items()}
     name = _best(rulings)
     decision, reason, checks = rulings[name]
     return Verdict(
@@ -109,6 +113,23 @@ def _in_short(name: str, ruling: Ruling, found: Sequence[ConditionCost]) -> Cand
     )
 
 
+def _without_source(scores: RoundScores) -> RoundScores:
+    def bare(model: ModelScores | None) -> ModelScores | None:
+        return model and model.model_copy(update={"source": None, "styled": None})
+
+    models = {name: bare(getattr(scores, name)) for name in ("released", "incumbent", "candidate")}
+    others = {name: bare(model) for name, model in scores.others.items()}
+    return scores.model_copy(update={**models, "others": others})
+
+
+def _unchecked(ruling: Ruling) -> Ruling:
+    """Accept a candidate that is complete, finite and of the incumbent's tensors (`gate.policy: always`)."""
+    decision, reason, checks = ruling
+    if not {"completed", "finite", "tensors"} <= {check.name for check in checks if check.passed}:
+        return ruling
+    return "accepted", f"gate.policy is always; without it: {decision}, {reason}", checks
+
+
 def _judge(
     spec: RoundSpec,
     scores: RoundScores,
@@ -125,7 +146,7 @@ def _judge(
     checks += weights_vetoes(candidate)
     if veto := _failed(checks):
         return "rejected", veto, checks
-    if problem := _incomparable(spec, scores, candidate, incumbent, len(class_names)):
+    if problem := _incomparable(spec, scores, candidate, incumbent, len(class_names), settings):
         return "inconclusive", problem, checks
     checks += _vetoes(spec, scores, candidate, incumbent, settings, class_names)
     if forgotten is not None:
@@ -223,7 +244,12 @@ def _count(votes: Sequence[Vote], settings: GateSettings) -> tuple[Decision, str
 
 
 def _incomparable(
-    spec: RoundSpec, scores: RoundScores, candidate: ModelScores, incumbent: ModelScores, classes: int
+    spec: RoundSpec,
+    scores: RoundScores,
+    candidate: ModelScores,
+    incumbent: ModelScores,
+    classes: int,
+    settings: GateSettings,
 ) -> str | None:
     """Return why candidate and incumbent cannot be compared, in one sentence with the remedy; None when they can."""
     if not incumbent.finite:
@@ -232,16 +258,18 @@ def _incomparable(
     for who, model in (("candidate", candidate), ("incumbent", incumbent)):
         if problem := odd_scores(model, images, classes):
             return f"scores.json: {problem[0]} of the {who} is not {problem[1]} finite numbers; run the round again"
+    ignored = "source_free" in (settings.policy, spec.settings.get("gate", {}).get("policy"))
+    expected = spec.settings.get("source") is not None and not ignored
     counts = [candidate.source, incumbent.source, scores.released.source if scores.released else None]
     if images:
         counts += [candidate.styled, incumbent.styled]
-    return _source_problem(spec, counts, classes)
+    return _source_problem(counts, classes, expected=expected)
 
 
-def _source_problem(spec: RoundSpec, counts: Sequence[ImageCounts | None], classes: int) -> str | None:
+def _source_problem(counts: Sequence[ImageCounts | None], classes: int, *, expected: bool) -> str | None:
     """Return what is wrong with the counts on source images: all must exist, or none when none is expected."""
     present = [item for item in counts if item is not None]
-    if not present and spec.settings.get("source") is None:
+    if not present and not expected:
         return None
     if len(present) < len(counts):
         return "labelled source is configured but was not scored; give it at least one validation image"

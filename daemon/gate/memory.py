@@ -71,7 +71,7 @@ class ConditionMemory:
         """
         moves = [event for event in context.registry.history() if event.event in MOVES]
         for move in moves[known.applied :]:
-            if move.event == "promoted" and move.by == GATE and move.round is not None:
+            if move.event == "promoted" and move.round is not None:
                 known = with_best(
                     known, self._condition_of(context, known, seen, move.round), move.version, move.reason
                 )

@@ -65,7 +65,7 @@ class ProbationRule:
             return record
         if record is not None and record.stage == "watching" and serving.version != record.version:
             return _overtaken(record, move)
-        promoted = move.event == "promoted" and move.by == GATE and move.version == serving.version
+        promoted = move.event == "promoted" and move.round is not None and move.version == serving.version
         if promoted and (record is None or (record.version, record.since) != (serving.version, move.at)):
             return _begun(context, move)
         if record is not None and record.stage == "cooling_down":

@@ -25,7 +25,7 @@ from storage.registry.registry import CheckpointRegistry
 from storage.registry.shadow_record import ShadowRecords
 from storage.registry.versions import WEIGHTS
 from storage.registry.weight_changes import differing_tensors, tensor_headers
-from storage.rounds.folder import RoundFolder
+from storage.rounds.folder import RoundFolder, RoundStore
 from storage.rounds.records import ModelScores, RoundScores, RoundSpec, Stage, Verdict
 
 NO_REASON = "no reason given"
@@ -37,7 +37,9 @@ log = get_logger(__name__)
 def advance_round(
     registry: CheckpointRegistry, folder: RoundFolder, settings: Settings, *, waited: float = 0.0, stopped: bool = False
 ) -> Stage:
-    """Advance a round whose process has ended as far as possible; return its stage: a final one, or `shadowing`.
+    """Advance a round whose process has ended as far as possible.
+
+    Return its stage: a final one, `shadowing`, or `suggested` while it waits for a person.
 
     Each stage may run again after a crash: decisions stay, unfinished steps are finished. While the round is
     `shadowing`, call again with the seconds `waited` since the last record of the wait; `stopped` ends the wait.
@@ -46,7 +48,7 @@ def advance_round(
     """
     while True:
         match folder.record().stage:
-            case "promoted" | "rejected" | "failed" as end:
+            case "promoted" | "rejected" | "failed" | "suggested" as end:
                 return end
             case "judged":
                 return _act_on_verdict(registry, folder, settings)
@@ -54,7 +56,7 @@ def advance_round(
                 verdict = poll_shadow(registry, folder, _records(settings), waited=waited, stopped=stopped)
                 if verdict is None:
                     return "shadowing"
-                _into_manifest(registry, folder, verdict)
+                into_manifest(registry, folder, verdict)
                 _conclude(folder, verdict)
             case _:
                 _judge_scores(registry, folder, settings)
@@ -64,6 +66,8 @@ def _judge_scores(registry: CheckpointRegistry, folder: RoundFolder, settings: S
     """Decide on `scores.json`. Next is `judged`, or `shadowing` for a candidate that first runs in the shadow."""
     spec, scores = folder.spec(), _scores(folder)
     verdict = _decided(registry, folder, settings, spec, scores)
+    if settings.gate.policy == "always":
+        log.warning("gate_policy_always", round=spec.round, decision=verdict.decision, reason=verdict.reason)
     shadows = settings.gate.shadow_images > 0 and settings.serving.shadow_fraction > 0
     if verdict.decision == "accepted" and shadows:
         version = _added(registry, spec) or _add(registry, folder, spec, scores, verdict, judged=False)
@@ -80,22 +84,41 @@ def _conclude(folder: RoundFolder, verdict: Verdict) -> None:
 def _act_on_verdict(registry: CheckpointRegistry, folder: RoundFolder, settings: Settings) -> Stage:
     """Carry out `verdict.json`: an accepted candidate becomes a version and serves; the history has every verdict.
 
+    With `gate.policy: manual` it waits as a suggestion (`suggestion.py`): then the stage is `suggested`.
+
     An operator's move during the round wins: then the candidate does not serve, and the verdict is inconclusive. Next
     is `promoted`, `rejected` or `failed`. Old versions are pruned.
     """
     spec, scores, verdict = folder.spec(), _scores(folder), folder.verdict()
     if verdict is None:
         raise StorageError(f"{folder.path / 'verdict.json'}: missing; the round folder was modified")
-    if verdict.decision == "accepted":
-        verdict = _promote(registry, folder, spec, scores, verdict)
+    suggests = verdict.decision == "accepted" and settings.gate.policy == "manual"
+    if suggests:
+        version = _added(registry, spec) or _add(registry, folder, spec, scores, verdict)
+        verdict = verdict.model_copy(update={"version": version})
         folder.write_verdict(verdict)
+    elif verdict.decision == "accepted":
+        verdict = _promote(registry, folder, spec, scores, verdict)
     if verdict.decision != "accepted":
         _record(registry, verdict, spec)
     if folder.record().trial is not None:
         end_shadow(registry, f"round {folder.number}: {verdict.decision}")
+    if suggests:
+        folder.remove_others()
+        return folder.enter("suggested", reason=f"version {verdict.version} waits for a decision: {verdict.reason}")
+    return end_round(registry, folder, settings, verdict, failed=scores.status == "failed")
+
+
+def end_round(
+    registry: CheckpointRegistry, folder: RoundFolder, settings: Settings, verdict: Verdict, *, failed: bool = False
+) -> Stage:
+    """Write the final verdict, its line of history, and the final stage; remove old versions."""
+    folder.write_verdict(verdict)
+    if verdict.decision != "accepted":
+        _record(registry, verdict, folder.spec())
+    not_promoted: Stage = "failed" if failed else "rejected"
     folder.remove_others()
-    stage: Stage = "failed" if scores.status == "failed" else "rejected"
-    stage = folder.enter("promoted" if verdict.decision == "accepted" else stage, reason=verdict.reason)
+    stage = folder.enter("promoted" if verdict.decision == "accepted" else not_promoted, reason=verdict.reason)
     _prune(registry, settings)
     return stage
 
@@ -121,13 +144,22 @@ def roll_back(
     return registry.roll_back(to=to, by=by, reason=reason.strip() or NO_REASON, expected=expected)
 
 
-def promote(registry: CheckpointRegistry, version: int, *, by: str, reason: str, expected: int | None = None) -> Ref:
+def promote(
+    registry: CheckpointRegistry,
+    version: int,
+    *,
+    by: str,
+    reason: str,
+    expected: int | None = None,
+    round: int | None = None,
+) -> Ref:
     """Serve any version for an operator, also one that was rolled back. It does not need the gate.
 
+    `round`: the round whose suggestion an operator approved.
     Raises like `CheckpointRegistry.promote`, or InvalidReason; then nothing moved.
     """
     check_reason(reason)
-    return registry.promote(version, by=by, reason=reason.strip() or NO_REASON, expected=expected)
+    return registry.promote(version, by=by, reason=reason.strip() or NO_REASON, expected=expected, round=round)
 
 
 def recall_version(registry: CheckpointRegistry, version: int, *, reason: str, expected: int) -> Ref:
@@ -144,6 +176,12 @@ def best_versions(layout: StateLayout) -> set[int]:
     return {item.best for item in known.conditions if item.best is not None} if known else set()
 
 
+def spared_versions(layout: StateLayout) -> set[int]:
+    """Return the versions that retention keeps beside those of the registry's own rules. Raises StorageError."""
+    verdicts = [folder.verdict() for folder in RoundStore(layout.rounds).at("suggested")]
+    return best_versions(layout) | {it.version for it in verdicts if it is not None and it.version is not None}
+
+
 def _scores(folder: RoundFolder) -> RoundScores:
     scores = folder.scores()
     if scores is None:
@@ -151,12 +189,13 @@ def _scores(folder: RoundFolder) -> RoundScores:
     return scores
 
 
-def _into_manifest(registry: CheckpointRegistry, folder: RoundFolder, verdict: Verdict) -> None:
+def into_manifest(registry: CheckpointRegistry, folder: RoundFolder, verdict: Verdict) -> None:
     """Write the verdict of a candidate that was registered before it. Damage there must not stop the gate."""
     trial = folder.record().trial
+    version = trial.version if trial is not None else verdict.version
     try:
-        if trial is not None:
-            registry.judged(trial.version, verdict.model_dump(mode="json"))
+        if version is not None:
+            registry.judged(version, verdict.model_dump(mode="json"))
     except (UnknownVersion, CorruptCheckpoint) as error:
         log.error("verdict_not_in_manifest", round=folder.number, reason=str(error))
 
@@ -244,7 +283,7 @@ def _promote(
             )
     except ServingChanged as error:
         withdrawn = _withdrawn(verdict, str(error))
-        _into_manifest(registry, folder, withdrawn)
+        into_manifest(registry, folder, withdrawn)
         return withdrawn
     return verdict.model_copy(update={"version": version})
 
@@ -313,7 +352,7 @@ def _added(registry: CheckpointRegistry, spec: RoundSpec) -> int | None:
 def _prune(registry: CheckpointRegistry, settings: Settings) -> None:
     """Remove old versions; none while a damaged or missing manifest or ref hides which must stay."""
     try:
-        registry.prune(settings.registry.keep_versions, best_versions(StateLayout(settings.state)))
+        registry.prune(settings.registry.keep_versions, spared_versions(StateLayout(settings.state)))
         _records(settings).prune(registry.versions())
     except DurabilityLost:
         raise

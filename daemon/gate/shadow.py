@@ -167,13 +167,7 @@ def note_wait(folder: RoundFolder, seconds: float) -> None:
 
 def open_trial(store: RoundStore) -> int | None:
     """Return the newest round in stage `shadowing`. A round with a damaged record does not count."""
-    for number in reversed(store.numbers()):
-        try:
-            if store.folder(number).record().stage == "shadowing":
-                return number
-        except StorageError:
-            continue
-    return None
+    return next((folder.number for folder in store.at("shadowing")), None)
 
 
 def end_shadow(registry: CheckpointRegistry, reason: str) -> None:

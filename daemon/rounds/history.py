@@ -29,8 +29,8 @@ RESTART_TRIES = 3
 LOOK_BACK = 20
 """Number of rounds read to find consecutive failures and the last judged one."""
 
-Result = Literal["running", "suspended", "promoted", "rejected", "inconclusive", "failed", "stopped"]
-JUDGED: tuple[Result, ...] = ("promoted", "rejected", "inconclusive")
+Result = Literal["running", "suspended", "promoted", "rejected", "inconclusive", "suggested", "failed", "stopped"]
+JUDGED: tuple[Result, ...] = ("promoted", "rejected", "inconclusive", "suggested")
 """Results of rounds whose candidate the gate judged."""
 WAITING = {"scoring": "the candidate is scored", "judged": "the verdict is applied"}
 """Activities of a running round other than training."""
@@ -43,7 +43,7 @@ class RoundSummary(ActivityPart):
     """Number."""
     result: Result
     """running; suspended: no daemon runs it now; promoted, rejected or inconclusive by the gate; failed: it crashed,
-    hung or diverged; stopped: by an operator.
+    hung or diverged; stopped: by an operator; suggested: its version waits for a decision.
     """
     stage: Stage | None = None
     """Where it stands (docs/explanation/rounds.md); None for a damaged folder."""
@@ -109,7 +109,7 @@ def _summarise(folder: RoundFolder, record: RoundRecord, *, alive: bool) -> Roun
         reason=_reason(folder, record, scores, result),
         trigger=spec.trigger,
         created=spec.created,
-        ended=(verdict.at if verdict else record.since) if record.stage in ENDED else None,
+        ended=(verdict.at if verdict else record.since) if record.stage in (*ENDED, "suggested") else None,
         incumbent=spec.incumbent,
         effort=spec.effort,
         condition=spec.conditions.newest if spec.conditions else None,
@@ -282,6 +282,8 @@ def _new_frames(catalog: Catalog, counts: CatalogCounts, newest: int) -> int:
 
 
 def _result(record: RoundRecord, scores: RoundScores | None, verdict: Verdict | None, *, alive: bool) -> Result:
+    if record.stage == "suggested":
+        return "suggested"
     if record.stage not in ENDED:
         return "running" if alive else "suspended"
     if record.stage == "rejected" and scores is not None and scores.status == "stopped":

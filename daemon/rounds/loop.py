@@ -8,6 +8,7 @@ from functools import partial
 from configs.settings import Settings
 from daemon.errors import NotEnoughFrames, RoundRunning, Stopping
 from daemon.gate.shadow import end_shadow, open_trial
+from daemon.gate.suggestion import settle_suggestions
 from daemon.metrics import RoundMetrics
 from daemon.rounds.history import schedule_state, summarise
 from daemon.rounds.recovery import finish_round
@@ -107,6 +108,7 @@ class RoundLoop:
         latest = self._store.latest()
         if latest is not None:
             finish_round(latest, self._registry, self.settings)
+        settle_suggestions(self._registry, self.settings)
         number = open_trial(self._store)
         if number is None:
             end_shadow(self._registry, "no round waits for it")

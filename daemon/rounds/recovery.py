@@ -82,6 +82,8 @@ def finish_round(folder: RoundFolder, registry: CheckpointRegistry, settings: Se
     StorageError or OSError when the round cannot be judged now; the candidate waits.
     """
     try:
+        if folder.record().stage == "suggested":  # it waits for a person: `settle_suggestions`
+            return ""
         record, _, _, scores = folder.record(), folder.spec(), folder.verdict(), folder.scores()
     except StorageError as error:
         return str(error)

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from configs.errors import ConfigError
 from configs.settings import Settings
+from daemon.gate.suggestion import waiting_version
 from daemon.net.token import serving_token
 from daemon.rounds.history import RoundSummary, schedule_state, summaries
 from daemon.rounds.schedule import NextRound, due
@@ -87,6 +88,7 @@ class _Collector:
             plane=self._plane(daemon, activity),
             round=self._read(lambda: self._running(rounds), None),
             last_rounds=[item for item in rounds if item.result != "running"][:LAST_ROUNDS],
+            suggested=self._read(lambda: waiting_version(self._rounds), None),
             probation=self._read(lambda: read_record(self._layout.probation, Probation), None),
             conditions=describe_conditions(self._read(ConditionStore(self._layout.conditions).read, None)),
             recall=self._read(lambda: read_record(self._layout.recall, Recall), None),

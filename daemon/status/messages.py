@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from configs.settings import Settings
 from daemon.status.model import Status
 
+ALWAYS = "gate.policy is always: candidates serve unchecked; set it to auto unless this is an experiment"
+
 
 def operator_messages(status: Status, settings: Settings) -> list[str]:
     """Messages about `status`, most urgent first; empty when all is well."""
@@ -16,6 +18,7 @@ def operator_messages(status: Status, settings: Settings) -> list[str]:
         _plane(status, settings),
         _mirrors(status),
         _rounds(status),
+        _policy(status, settings),
     )
     urgent = [] if status.daemon.up else ["the daemon is not running: `mfmd run` starts it"]
     if status.serving is None and not status.serving_damaged:  # damage is told already
@@ -103,6 +106,14 @@ def _another(status: Status) -> str:
         return f"`mfmd rollback` serves version {status.previous.version}"
     others = [version for version in status.versions if status.serving is None or version != status.serving.version]
     return f"`mfmd promote {others[-1]}` serves another version" if others else "`mfmd import PATH` imports another one"
+
+
+def _policy(status: Status, settings: Settings) -> Iterator[str]:
+    if status.suggested is not None:
+        waits = f"version {status.suggested} waits for a decision: `mfmd explain {status.suggested}` says why"
+        yield f"{waits}; `mfmd approve {status.suggested}` serves it, `mfmd reject {status.suggested}` does not"
+    if settings.gate.policy == "always":
+        yield ALWAYS
 
 
 def _rounds(status: Status) -> Iterator[str]:

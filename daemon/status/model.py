@@ -127,6 +127,8 @@ class Status(ActivityPart):
     """The round in progress."""
     last_rounds: list[RoundSummary]
     """The newest rounds that ended, newest first."""
+    suggested: int | None = None
+    """The version that waits for `mfmd approve` or `mfmd reject` (gate.policy: manual)."""
     probation: Probation | None = None
     """The probation of the version that was promoted last; none before the first."""
     conditions: ConditionsStatus = ConditionsStatus()

@@ -1,6 +1,7 @@
 """Round folders: the files through which the daemon and the process of a round communicate."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +163,22 @@ class RoundStore:
         known = self.numbers()
         return self.folder(known[-1]) if known else None
 
+    def at(self, stage: Stage) -> list[RoundFolder]:
+        """Return the rounds in one stage, newest first. A round with a damaged record is in none."""
+        found = []
+        for number in reversed(self.numbers()):
+            with suppress(StorageError):
+                if self.folder(number).record().stage == stage:
+                    found.append(self.folder(number))
+        return found
+
     def prune(self, keep: int, spare: int | None = None) -> list[int]:
         """Remove the oldest folders beyond `keep` (at least one stays, so numbers continue); return their numbers.
 
-        Round `spare` stays in any case, because a later round inherits its training state.
+        Round `spare` stays in any case, because a later round inherits its training state; so do suggestions.
         """
-        removed = [number for number in self.numbers()[: -max(1, keep)] if number != spare]
+        stay = {spare, *(folder.number for folder in self.at("suggested"))}
+        removed = [number for number in self.numbers()[: -max(1, keep)] if number not in stay]
         for number in removed:
             durable.retire_directory(self.folder(number).path)
         return removed

@@ -98,7 +98,9 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-Stage = Literal["planned", "training", "scoring", "suspended", "shadowing", "judged", "promoted", "rejected", "failed"]
+Stage = Literal[
+    "planned", "training", "scoring", "suspended", "shadowing", "judged", "suggested", "promoted", "rejected", "failed"
+]  # fmt: skip
 """Where a round stands; docs/explanation/rounds.md says what each stage means and which one follows."""
 AT_WORK: tuple[Stage, ...] = ("planned", "training", "scoring", "suspended")
 """Stages in which a round holds its frames: its process runs, or will run again."""
@@ -309,6 +311,19 @@ class CandidateRuling(Record):
     """What it gains or costs in the other conditions."""
 
 
+class Answer(Record):
+    """What became of a suggestion (`gate.policy: manual`)."""
+
+    approved: bool
+    """Whether its version is to serve."""
+    by: str
+    """Who decided: `operator`; `gate` when a newer suggestion replaced it."""
+    reason: str
+    """Why."""
+    at: float
+    """Unix time (seconds)."""
+
+
 class Verdict(Record):
     """`verdict.json`: the gate's decision with every number and reason."""
 
@@ -323,11 +338,13 @@ class Verdict(Record):
     at: float
     """Unix time (seconds)."""
     version: int | None = None
-    """The version that the candidate became, when accepted."""
+    """The version that the candidate became, when accepted; it stays when a person rejects the suggestion."""
     candidate: str = ""
     """Name of the candidate that decision and checks are about; empty in a verdict of mfmd before this field."""
     candidates: tuple[CandidateRuling, ...] = ()
     """Every candidate of the round."""
+    answer: Answer | None = None
+    """Who decided about the suggestion, and why; None when nobody was asked."""
 
 
 class ShadowTrial(Record):
@@ -368,6 +385,8 @@ class RoundRecord(Record):
     """Whether an operator stopped it for good; written before its process is told."""
     trial: ShadowTrial | None = None
     """The candidate's time in the shadow; None when it had none."""
+    answer: Answer | None = None
+    """The decision about a suggestion, written before it is carried out."""
 
     def crashes(self) -> list[int]:
         """Return the steps of the starts that did not end in order, oldest first."""

@@ -12,6 +12,8 @@ from daemon.control.page import MOST_FORM_BYTES, create_page
 from daemon.control.server import ControlServer, bind
 from daemon.runtime.in_force import SettingsInForce
 from storage.registry.manifest import HistoryEvent
+from storage.rounds.folder import RoundFolder, RoundStore
+from storage.rounds.records import RoundScores, RoundSpec, Verdict
 
 TOKEN = "correct horse"
 NASTY = "<script>alert('x')</script> & \"quotes\""
@@ -187,3 +189,32 @@ def test_a_damaged_registry_still_has_a_page(page, registry):
 def test_bytes_that_are_no_text_are_refused(page, registry):
     answer = page.client.post("/rollback", content=b"\xff\xfe=1")
     assert answer.status_code == 422 and "not a form" in answer.text
+
+
+@pytest.mark.parametrize(("path", "end", "now"), [("/approve", "promoted", 4), ("/reject", "rejected", 3)])
+def test_a_suggestion_is_decided_on_the_page(page, registry, layout, add_version, path, end, now):
+    assert "Approve version" not in page.client.get("/").text
+    folder = suggestion(layout, add_version(3, promote=False))
+    text = page.client.get("/").text
+    assert "Approve version 4" in text and "Reject version 4" in text and "version 4 waits for a decision" in text
+    assert page.send(path=path, to="4", token="wrong").status_code == 401
+    assert page.send(path=path, to="2").status_code == 409, "it does not wait"
+    assert page.send(path=path, to="4", reason=" ").status_code == 422
+    assert folder.record().stage == "suggested" and serving(registry) == 3
+    assert page.send(path=path, to="4", reason=NASTY).status_code == 303
+    assert (folder.record().stage, serving(registry)) == (end, now)
+    assert folder.verdict().answer.reason == NASTY and NASTY in registry.history()[-1].reason
+    assert page.send(path=path, to="4").status_code == 409
+
+
+def suggestion(layout, version: int) -> RoundFolder:
+    """A round on version 3 whose candidate `version` waits."""
+    spec = RoundSpec(
+        round=1, incumbent=3, released=1, train_frames=(), holdout_frames=(), settings={}, created=1.0, trigger="manual"
+    )
+    folder = RoundStore(layout.rounds).create(spec)
+    verdict = Verdict(round=1, decision="accepted", reason="4 of 4", checks=[], at=1.0, version=version)
+    folder.write_scores(RoundScores(status="completed", reason="step budget", steps=3, seconds=1.0))
+    folder.write_verdict(verdict)
+    folder.enter("suggested", reason="waits")
+    return folder

@@ -88,7 +88,9 @@ def suggestion_of(store: RoundStore, version: int) -> RoundFolder:
     if version in waiting:
         return waiting[version]
     others = f"version {max(waiting)} waits" if waiting else "none waits"
-    raise NotSuggested(f"version {version} does not wait for a decision; {others}: `mfmd explain {version}` says why")
+    raise NotSuggested(
+        f"version {version} does not wait for a decision; {others}: `mfmd checkpoints show {version}` has its verdict"
+    )
 
 
 def answer_suggestion(registry: CheckpointRegistry, settings: Settings, version: int, answer: Answer) -> Verdict:

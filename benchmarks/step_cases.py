@@ -195,8 +195,8 @@ class Runner:
 
 def serve(connection: Connection, settings: Settings, case: Case) -> None:
     """Run the process of a case: answer orders (`step`, `facts`, or (steps, rows) to profile) until `end`."""
-    if settings.round.threads:
-        torch.set_num_threads(settings.round.threads)
+    if settings.round.advanced.threads:
+        torch.set_num_threads(settings.round.advanced.threads)
     runner = Runner(settings, case)
     connection.send("ready")
     while (order := connection.recv()) != "end":

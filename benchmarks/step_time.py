@@ -252,7 +252,7 @@ def common_sections(arguments: argparse.Namespace) -> Sections:
             "crop_height": arguments.crop,
             "crop_width": arguments.crop,
             "device": arguments.device,
-            "threads": arguments.threads,
+            "advanced": {"threads": arguments.threads},
             "mixed_precision": arguments.precision,
         },
     }

@@ -49,6 +49,8 @@ class RoundAdvanced(Section):
     average_ratios: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = (0.25, 0.5, 0.75)
     """Further candidates: averages of the adapted and the serving weights, with this share of the adapted ones (0-1).
     Each costs an estimate of BatchNorm statistics and the scoring of one more model; empty: none."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of a round; 0 leaves torch's choice."""
     accelerate_config: ConfigPath | None = None
     """Accelerate config file for several GPUs or machines; replaces `round.processes` and `round.mixed_precision`."""
     environment: tuple[str, ...] = ()
@@ -76,8 +78,6 @@ class RoundSettings(Section):
     """`auto` uses a GPU when there is one."""
     mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(bare_no)] = "no"
     """Precision of the forward passes."""
-    threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of a round; 0 leaves torch's choice."""
     processes: PositiveInt = 1
     """Processes started by `accelerate launch`."""
     advanced: RoundAdvanced = RoundAdvanced()

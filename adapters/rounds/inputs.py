@@ -48,8 +48,8 @@ class RoundInputs:
 
 def load_inputs(spec: RoundSpec, settings: Settings) -> RoundInputs:
     """Read what `spec` names; `settings` are those of the spec. Raises AdapterError, StorageError."""
-    if settings.round.threads:
-        torch.set_num_threads(settings.round.threads)
+    if settings.round.advanced.threads:
+        torch.set_num_threads(settings.round.advanced.threads)
     accelerator = Accelerator(cpu=True) if settings.round.device == "cpu" else Accelerator()
     check_replicated(accelerator)
     layout = StateLayout(settings.state)

@@ -81,8 +81,8 @@ class _SourceTraining:
         layout = StateLayout(self._settings.state)
         layout.create()
         source = import_labelled(self._settings, layout, self._report_import)
-        if self._settings.round.threads:
-            torch.set_num_threads(self._settings.round.threads)
+        if self._settings.round.advanced.threads:
+            torch.set_num_threads(self._settings.round.advanced.threads)
         torch.manual_seed(self._pretrain.advanced.seed)
         device, steps = choose_device(self._settings.round.device), self._pretrain.steps
         network = build_network(self._settings.network.architecture(), len(self._settings.classes)).to(device)

@@ -9,12 +9,23 @@ from daemon.errors import DaemonError, NotEnoughFrames, RoundRunning, Stopping
 from daemon.net.local import LocalConnection
 from daemon.runtime.in_force import Reloaded
 from daemon.runtime.run_record import read_run_record
-from storage.errors import ConditionNeeded, InvalidName, UnknownCondition
+from storage.errors import (
+    ConditionNeeded,
+    CorruptCheckpoint,
+    InvalidName,
+    InvalidReason,
+    NotSuggested,
+    ServingChanged,
+    UnknownCondition,
+)
 from storage.layout import StateLayout
 from storage.rounds.records import Verdict
 
 TIMEOUT_SECONDS = 10.0
-KINDS = (ConfigError, RoundRunning, NotEnoughFrames, Stopping, UnknownCondition, InvalidName, ConditionNeeded)
+KINDS = (
+    ConfigError, RoundRunning, NotEnoughFrames, Stopping, UnknownCondition, InvalidName, ConditionNeeded, NotSuggested,
+    ServingChanged, CorruptCheckpoint, InvalidReason,
+)  # fmt: skip
 KNOWN = {kind.code: kind for kind in KINDS}
 """Answers that a command passes on as what they are, with their exit code."""
 
@@ -72,7 +83,10 @@ class ControlClient:
         return Reloaded.model_validate(self._send("POST", "/v1/reload"))
 
     def answer(self, version: int, reason: str, *, approved: bool) -> Verdict:
-        """Approve or reject a version that waits; return its round's final verdict. Raises ControlFailed."""
+        """Approve or reject a version that waits; return its round's final verdict.
+
+        Raises as `daemon.gate.suggestion.answer_suggestion`, or ControlFailed.
+        """
         path = "/v1/approve" if approved else "/v1/reject"
         return Verdict.model_validate(self._send("POST", path, {"version": version, "reason": reason}))
 

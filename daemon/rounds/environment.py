@@ -31,7 +31,7 @@ PASSED_ON = (
     *("_MFMD_*", "MFMD_FAILPOINT"),
 )
 """Names of the variables that a round is given, as shell patterns; `round.advanced.environment` adds to them. The
-launcher sets OMP_NUM_THREADS from `round.threads`."""
+launcher sets OMP_NUM_THREADS from `round.advanced.threads`."""
 
 MEMORY_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 """glibc's allocator keeps what a training step frees instead of returning it to the system: touching new pages costs

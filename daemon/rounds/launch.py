@@ -14,7 +14,7 @@ def launch_command(settings: RoundSettings, spec: Path) -> list[str]:
     With `round.advanced.accelerate_config` that file decides about processes and precision, and mfmd sets only threads.
     Otherwise mfmd's own file is named, or the user's default_config.yaml would be read.
     """
-    flags = ["--num_cpu_threads_per_process", str(settings.threads or _threads(settings.processes))]
+    flags = ["--num_cpu_threads_per_process", str(settings.advanced.threads or _threads(settings.processes))]
     if settings.advanced.accelerate_config is not None:
         flags += ["--config_file", str(settings.advanced.accelerate_config)]
     else:

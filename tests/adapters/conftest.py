@@ -73,8 +73,7 @@ class TrainingState:
                 "crop_height": 32,
                 "crop_width": 48,
                 "device": "cpu",
-                "threads": 1,
-                "advanced": {"average_ratios": []},
+                "advanced": {"threads": 1, "average_ratios": []},
             },
         }
         for name, values in sections.items():

@@ -33,8 +33,8 @@ SETTINGS: dict[str, Any] = {
     "recipe": {"ema_decay": 0.95, "threshold": 0.7, "jitter": 0.3, "advanced": {"source_jitter": 0.2}},
     "round": {
         "steps": 60, "max_seconds": 60, "batch_size": 4, "crop_height": HEIGHT, "crop_width": WIDTH, "device": "cpu",
-        "threads": 1, "optim": {"learning_rate": 0.0007, "head_multiplier": 1.0, "advanced": {"warmup_steps": 2}},
-        "advanced": {"score_images": 16, "average_ratios": [0.5]},
+        "optim": {"learning_rate": 0.0007, "head_multiplier": 1.0, "advanced": {"warmup_steps": 2}},
+        "advanced": {"threads": 1, "score_images": 16, "average_ratios": [0.5]},
     },
     "schedule": {"new_frames": 24, "min_frames": 16},
     "gate": {"advanced": {"min_holdout": 2}},  # eight held-out frames; seeds 0-3 win all four votes

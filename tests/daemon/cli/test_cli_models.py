@@ -21,7 +21,7 @@ source: {images: day, labels: truth}
 buffer: {height: 48, width: 64, capacity_frames: 32, reserve_bytes: 0, advanced: {tile: 32}}
 network: {name: daformer, encoder: mit_tiny, channels: 16}
 pretrain: {steps: 3, batch_size: 2, crop_height: 32, crop_width: 32}
-round: {device: cpu, threads: 1}
+round: {device: cpu, advanced: {threads: 1}}
 serving: {port: 0, device: cpu, threads: 1}
 """
 SIZE = (60, 80)

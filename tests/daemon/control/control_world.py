@@ -1,4 +1,8 @@
-"""What tests of the control plane send."""
+"""What tests of the control plane send, and a suggestion for them to decide about."""
+
+from storage.layout import StateLayout
+from storage.rounds.folder import RoundFolder, RoundStore
+from storage.rounds.records import RoundScores, RoundSpec, Verdict
 
 TOKEN = "correct horse"
 AUTHORISED = {"Authorization": f"Bearer {TOKEN}"}
@@ -6,3 +10,17 @@ JSON = {"Content-Type": "application/json"}
 CHANGES = ["/v1/rounds", "/v1/reload", "/v1/rollback", "/v1/promote", "/v1/checkpoints/1/pin"]
 CHANGES += ["/v1/checkpoints/1/unpin", "/v1/refused/retry", "/v1/approve", "/v1/reject"]
 CHANGES += [f"/v1/conditions/1/{change}" for change in ("merge", "rename", "forget")]
+
+
+def suggestion(layout: StateLayout, version: int, incumbent: int = 3) -> RoundFolder:
+    """A round on `incumbent` whose candidate `version` waits."""
+    spec = RoundSpec(
+        round=1, incumbent=incumbent, released=1, train_frames=(), holdout_frames=(), settings={}, created=1.0,
+        trigger="manual",
+    )  # fmt: skip
+    folder = RoundStore(layout.rounds).create(spec)
+    verdict = Verdict(round=1, decision="accepted", reason="4 of 4", checks=[], at=1.0, version=version)
+    folder.write_scores(RoundScores(status="completed", reason="step budget", steps=3, seconds=1.0))
+    folder.write_verdict(verdict)
+    folder.enter("suggested", reason="waits")
+    return folder

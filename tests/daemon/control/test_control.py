@@ -1,5 +1,6 @@
 """The control API on a real socket: open to look at, closed to change, every error with a code."""
 
+import json
 import math
 import socket
 import threading
@@ -7,16 +8,18 @@ import threading
 import httpx
 import pytest
 
+from daemon.cli import main
 from daemon.control.client import ControlClient, ControlFailed, NoDaemon
 from daemon.control.server import bind
 from daemon.errors import AddressInUse, Stopping
+from daemon.exit_codes import ExitCode
 from daemon.runtime.activity import ChildActivity
 from daemon.runtime.run_record import publish_record
 from daemon.runtime.worker import Worker
 from storage.registry.manifest import HistoryEvent
 from storage.rounds.folder import RoundStore
 from storage.rounds.records import RoundScores, RoundSpec
-from tests.daemon.control.control_world import AUTHORISED, CHANGES, JSON, TOKEN
+from tests.daemon.control.control_world import AUTHORISED, CHANGES, JSON, TOKEN, suggestion
 from tests.daemon.running import serving_locally
 
 WRONG = [None, "Bearer wrong", f"Basic {TOKEN}", "Bearer", f"Bearer {TOKEN}x", "Bearer é".encode("latin-1")]
@@ -124,6 +127,41 @@ def test_a_version_served_by_hand_is_no_rollback(world, registry, add_version):
     assert world.client.post("/v1/rollback", headers=AUTHORISED).json()["version"] == 1
     forward = world.client.post("/v1/rollback", headers=AUTHORISED, json={"to": 2})
     assert (forward.status_code, forward.json()["code"]) == (409, "version_not_earlier")
+
+
+@pytest.mark.parametrize(
+    ("change", "end", "now"), [("approve", "promoted", 2), ("reject", "rejected", 1)], ids=["approved", "rejected"]
+)
+def test_a_person_decides_and_who_and_why_are_recorded(world, registry, layout, add_version, change, end, now):
+    folder = suggestion(layout, add_version(1, promote=False), incumbent=1)
+    none = world.client.post(f"/v1/{change}", headers=AUTHORISED, json={"version": 1})
+    assert (none.status_code, none.json()["code"]) == (409, "not_suggested")
+    assert "version 2 waits" in none.json()["message"] and folder.record().stage == "suggested"
+    wanted = {"version": 2, "reason": "looked at 40 frames of the night"}
+    answer = world.client.post(f"/v1/{change}", headers=AUTHORISED, json=wanted)
+    assert (answer.status_code, folder.record().stage, registry.serving().version) == (200, end, now)
+    recorded = answer.json()["answer"]
+    assert (recorded["by"], recorded["reason"], recorded["approved"]) == ("operator", wanted["reason"], now == 2)
+    assert registry.manifest(2).verdict["answer"] == recorded == folder.verdict().answer.model_dump()
+    last = registry.history()[-1]
+    assert last.event == end and wanted["reason"] in last.reason
+    again = world.client.post(f"/v1/{change}", headers=AUTHORISED, json=wanted)
+    assert (again.status_code, again.json()["code"]) == (409, "not_suggested")
+
+
+@pytest.mark.parametrize(("command", "now"), [("approve", 2), ("reject", 1)])
+def test_a_person_decides_on_the_command_line(world, registry, layout, add_version, tmp_path, capsys, command, now):
+    folder = suggestion(layout, add_version(1, promote=False), incumbent=1)
+    config = tmp_path / "mfmd.yaml"
+    config.write_text(f"classes: demo\nwatch: {{folder: drop}}\nstate: {layout.root}\n", encoding="utf-8")
+    with layout.lock(), serving_locally(world.local_app, layout):
+        publish_record(layout, "daemon", *world.server.address)
+        assert main([command, "1", "--config", str(config)]) == ExitCode.FAILURE
+        assert "error[not_suggested]" in capsys.readouterr().err
+        assert main([command, "2", "--reason", "seen at night", "--json", "--config", str(config)]) == 0
+    said = json.loads(capsys.readouterr().out)["answer"]
+    assert said == folder.verdict().answer.model_dump() and said["reason"] == "seen at night"
+    assert registry.serving().version == now
 
 
 def test_rollback_without_a_body_works_and_without_a_target_says_so(world):

@@ -12,8 +12,7 @@ from daemon.control.page import MOST_FORM_BYTES, create_page
 from daemon.control.server import ControlServer, bind
 from daemon.runtime.in_force import SettingsInForce
 from storage.registry.manifest import HistoryEvent
-from storage.rounds.folder import RoundFolder, RoundStore
-from storage.rounds.records import RoundScores, RoundSpec, Verdict
+from tests.daemon.control.control_world import suggestion
 
 TOKEN = "correct horse"
 NASTY = "<script>alert('x')</script> & \"quotes\""
@@ -205,16 +204,3 @@ def test_a_suggestion_is_decided_on_the_page(page, registry, layout, add_version
     assert (folder.record().stage, serving(registry)) == (end, now)
     assert folder.verdict().answer.reason == NASTY and NASTY in registry.history()[-1].reason
     assert page.send(path=path, to="4").status_code == 409
-
-
-def suggestion(layout, version: int) -> RoundFolder:
-    """A round on version 3 whose candidate `version` waits."""
-    spec = RoundSpec(
-        round=1, incumbent=3, released=1, train_frames=(), holdout_frames=(), settings={}, created=1.0, trigger="manual"
-    )
-    folder = RoundStore(layout.rounds).create(spec)
-    verdict = Verdict(round=1, decision="accepted", reason="4 of 4", checks=[], at=1.0, version=version)
-    folder.write_scores(RoundScores(status="completed", reason="step budget", steps=3, seconds=1.0))
-    folder.write_verdict(verdict)
-    folder.enter("suggested", reason="waits")
-    return folder

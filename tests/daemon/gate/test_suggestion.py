@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from configs.gate import GateSettings
-from configs.settings import Settings
 from daemon.gate import suggestion
 from daemon.gate.decide import decide
 from daemon.gate.promotion import advance_round, promote, spared_versions
@@ -222,8 +221,3 @@ def test_a_modified_folder_is_said(state: State, suggest: Callable[..., RoundFol
     (folder.path / "verdict.json").unlink()
     with pytest.raises(StorageError, match="names no version"):
         answer_suggestion(state.registry, state.settings, 3, YES)
-
-
-def test_a_policy_of_later(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="policy"):
-        Settings.model_validate({"gate": {"policy": "canary"}})

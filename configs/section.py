@@ -7,6 +7,9 @@ from typing import Annotated, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic.fields import FieldInfo
 
+LONGEST_STATE = 470
+"""Bytes of the longest state directory: SQLite opens no path over 511, and names of its files follow."""
+
 
 def expanded(path: Path) -> Path:
     """Return `path` with the home directory in the place of a leading `~` or `~user`. Raises ValueError."""
@@ -36,7 +39,21 @@ def _relative_to_file(path: Path, info: ValidationInfo) -> Path:
 
 
 def _without_links(path: Path, info: ValidationInfo) -> Path:
-    return Path(os.path.realpath(path)) if info.context and info.context.get("base") else path
+    real = Path(os.path.realpath(path)) if info.context and info.context.get("base") else path
+    if (size := len(os.fsencode(real))) > LONGEST_STATE:
+        raise ValueError(f"a path of {size} bytes, where databases may have {LONGEST_STATE}; name a shorter one")
+    return real
+
+
+def _text(path: Path) -> Path:
+    """Children get the settings as a JSON file, which holds text only."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{str(path)!a}: bytes that are not text; rename the folder in UTF-8, or, if it is, set LANG=C.UTF-8"
+        ) from error
+    return path
 
 
 def bare_no(value: object) -> object:
@@ -44,9 +61,9 @@ def bare_no(value: object) -> object:
     return "no" if value is False else value
 
 
-ConfigPath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_relative_to_file)]
+ConfigPath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_relative_to_file), AfterValidator(_text)]
 """A path relative to the configuration file, by its own name: a link may be turned while mfmd runs."""
-StatePath = Annotated[ConfigPath, AfterValidator(_without_links)]
+StatePath = Annotated[ConfigPath, AfterValidator(_without_links), AfterValidator(_text)]
 """A path that the process holds open, so it stays with the folder that it had at the start."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Field(ge=0.0)]

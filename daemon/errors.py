@@ -64,14 +64,30 @@ def code_of(error: BaseException) -> str:
     code = getattr(error, "code", None)
     if isinstance(code, str):
         return code
-    return "system" if isinstance(error, OSError) else "unexpected"
+    return "system" if isinstance(error, OSError) or _remedy(error) else "unexpected"
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says when the disk, or this user's part of it, is full."""
 
 
+THREADS = "raise the limit of processes and threads (ulimit -u, or the container's limit of pids)"
+REMEDIES = {
+    **dict.fromkeys(FULL, "free space on that disk, then retry"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
+    errno.EAGAIN: THREADS,
+}
+
+
 def describe_error(error: BaseException) -> str:
-    """Return the error's message, with what to do if the disk is full."""
-    full = isinstance(error, OSError) and error.errno in FULL
-    return f"{error}; free space on that disk, then retry" if full else str(error)
+    """Return the error's message, with what to do if the system has no more disk, memory, threads or open files."""
+    remedy = _remedy(error)
+    return f"{str(error) or type(error).__name__}; {remedy}" if remedy else str(error)
+
+
+def _remedy(error: BaseException) -> str | None:
+    if isinstance(error, OSError):
+        return REMEDIES.get(error.errno or 0)
+    if isinstance(error, MemoryError):
+        return "raise the limit of memory (ulimit -v, or the container's)"
+    return THREADS if isinstance(error, RuntimeError) and str(error) == "can't start new thread" else None

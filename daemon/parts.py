@@ -127,10 +127,9 @@ class DaemonParts:
         for worker in self._workers:
             worker.ask_to_stop()
         self._rounds.stop()
-        children = threading.Thread(target=self._supervisor.stop, name="stop-children")
-        children.start()
+        self._supervisor.terminate()  # without a thread of its own: the system may have none left
         stuck = [worker.name for worker in self._workers if not worker.join()]
-        children.join()
+        self._supervisor.finish()
         self._publisher.stop()
         if not self._ingest_worker.failed and self._ingest_worker.name not in stuck:
             self._ingest.close()

@@ -1,5 +1,7 @@
 """Options that several commands share, and the settings, layout and registry that they name."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,14 +39,31 @@ def read_settings(config: Path) -> "Settings":
     """Return the settings in `config` and the environment; raise ConfigError."""
     from configs.load import load_settings
 
-    return load_settings(config)
+    return _with_temporary_folder(load_settings(config))
 
 
 def running_settings(config: Path) -> "Settings":
     """Return the settings of the running daemon; without one those in `config`. Raises ConfigError."""
     from daemon.runtime.in_force import running_settings as running
 
-    return running(config)
+    return _with_temporary_folder(running(config))
+
+
+def _with_temporary_folder(settings: "Settings") -> "Settings":
+    """Let temporary files go to the state directory where no other folder takes them; torch needs one.
+
+    So it is in a read-only container, and while the system's disk is full. Children inherit the place.
+    """
+    import tempfile
+
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        folder = layout_of(settings).run / "tmp"
+        with suppress(OSError):  # then the state directory is read-only too: commands that only read work all the same
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ["TMPDIR"] = str(folder)
+    return settings
 
 
 def layout_of(settings: "Settings") -> "StateLayout":

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from daemon.errors import describe_error
 from daemon.runtime.activity import ChildActivity
 from daemon.runtime.backoff import Backoff
 from daemon.runtime.logs import get_logger
@@ -108,7 +109,7 @@ class _Child:
         try:
             self.group = ProcessGroup(self._layout, self.spec.command, nice=self.spec.nice)
         except OSError as error:
-            log.error("child_not_started", child=self.spec.name, error=str(error))
+            log.error("child_not_started", child=self.spec.name, error=describe_error(error))
             self._retry_later(now)
             return
         restarts, pid = self.state.restarts + (self._started is not None), self.group.pid
@@ -148,12 +149,12 @@ class _Child:
 
 
 class Supervisor:
-    """Keeps children running until `stop`."""
+    """Keeps children running until `terminate`."""
 
     def __init__(self, specs: Sequence[ChildSpec], layout: StateLayout, backoff: Backoff = RESTARTS) -> None:
         self._children = [_Child(spec, layout, backoff) for spec in specs]
         self._lock = threading.Lock()
-        self._stopping = False
+        self._stopping, self._terminated = False, 0.0
 
     def step(self) -> float:
         """Start children that should run and do not; return the seconds until the next call."""
@@ -167,12 +168,15 @@ class Supervisor:
         """Return what each child does now. May be called from any thread."""
         return [child.seen() for child in self._children]
 
-    def stop(self) -> None:
-        """Send SIGTERM to all groups at once, and SIGKILL to each after its grace period; restart none."""
+    def terminate(self) -> None:
+        """Send SIGTERM to all groups at once; restart none."""
         with self._lock:
             self._stopping = True
         for child in self._children:
             child.terminate()
-        began = time.monotonic()
+        self._terminated = time.monotonic()
+
+    def finish(self) -> None:
+        """Wait for the terminated groups, and send SIGKILL to each after its grace period."""
         for child in sorted(self._children, key=lambda child: child.spec.grace_seconds):
-            child.finish(max(0.0, began + child.spec.grace_seconds - time.monotonic()))
+            child.finish(max(0.0, self._terminated + child.spec.grace_seconds - time.monotonic()))

@@ -1,5 +1,6 @@
 """Configuration files: the least that works, environment, paths, and one clear line for each mistake."""
 
+import os
 import re
 from pathlib import Path
 
@@ -368,3 +369,14 @@ def test_both_planes_on_one_port_are_refused(tmp_path: Path, ports: str, meets: 
         return
     with pytest.raises(ConfigError, match=r"control\.port and serving\.port are both"):
         load_settings(path)
+
+
+def test_a_folder_that_no_child_or_database_can_name_is_refused(tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    odd.mkdir()
+    with pytest.raises(ConfigError, match=r"(state|watch\.folder): '.*caf\\udce9/\w+': .*rename the folder in UTF-8"):
+        load_settings(_write(odd, MINIMAL))
+    deep = "x" * 200 + "/" + "y" * 200 + "/"
+    load_settings(_write(tmp_path, f"{MINIMAL}state: /{deep}short\n"))
+    with pytest.raises(ConfigError, match=r"state: .*a path of 4\d\d bytes, where databases may have 470"):
+        load_settings(_write(tmp_path, f"{MINIMAL}state: /{deep}{'z' * 90}\n"))

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import signal
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -121,6 +122,20 @@ def test_a_reload_during_the_start_reaches_every_part(config, layout, monkeypatc
             assert b"mfmd_disk_reserve_bytes 12345.0" in parts.metrics.exposition("")[0]
         finally:
             parts.stop()
+
+
+def test_the_daemon_stops_where_the_system_gives_it_no_more_threads(make_settings, layout, tmp_path, monkeypatch):
+    """Else its children live on and the buffer stays open."""
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    in_force = SettingsInForce(make_settings(), tmp_path / "mfmd.yaml")
+    layout.create()
+    with layout.lock():
+        parts = parts_module.DaemonParts(in_force, "token")
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        parts.stop()
 
 
 def test_a_version_that_nothing_serves_is_named(make_settings, tmp_path, add_version):

@@ -1,15 +1,19 @@
 """What a process sets right before any command: streams, signals, paths of modules, orphans as first of a container."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from daemon.cli.options import read_settings, running_settings
 from daemon.cli.process import without_optimize
+from daemon.errors import code_of, describe_error
 
 ROOT = Path(__file__).parents[3]
 
@@ -130,3 +134,31 @@ def test_a_command_works_in_a_folder_that_was_deleted(tmp_path):
     command = [sys.executable, "-P", "-c", code, str(gone)]
     done = subprocess.run(command, cwd=gone, env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, "/"), done.stderr
+
+
+def test_temporary_files_go_to_the_state_directory_where_the_system_takes_none(config, settings, monkeypatch):
+    """As in a read-only container, where torch ends the inference plane and every round without such a folder."""
+
+    def none_usable() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    read_settings(config)
+    assert os.environ["TMPDIR"] == "/nowhere", "Python takes another one by itself"
+    monkeypatch.setattr(tempfile, "gettempdir", none_usable)
+    for read in (read_settings, running_settings):
+        read(config)
+        assert Path(os.environ["TMPDIR"]) == settings.state / "run/tmp" and (settings.state / "run/tmp").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (RuntimeError("can't start new thread"), "ulimit -u"), (BlockingIOError(errno.EAGAIN, "fork"), "ulimit -u"),
+        (OSError(errno.EMFILE, "open"), "ulimit -n"), (MemoryError(), "MemoryError; raise the limit of memory"),
+        (OSError(errno.ENOSPC, "write"), "free space"),
+    ],
+)  # fmt: skip
+def test_what_the_system_has_no_more_of_is_no_bug(error: Exception, remedy: str) -> None:
+    assert code_of(error) == "system" and remedy in describe_error(error)
+    assert code_of(RuntimeError("other")) == "unexpected"

@@ -46,7 +46,8 @@ def supervise(layout, wait_until):
         for child in supervisor._children:
             if child.group is not None:
                 child.group.kill()
-        supervisor.stop()
+        supervisor.terminate()
+        supervisor.finish()
 
 
 def _until(supervisor: Supervisor, condition, wait_until) -> None:
@@ -130,7 +131,8 @@ def test_stop_ends_all_and_starts_nothing_again(supervise, layout):
     supervisor = supervise(ChildSpec("a", _python(SLEEP)), ChildSpec("b", _python(SLEEP)))
     supervisor.step()
     groups = [state.pid for state in supervisor.states()]
-    supervisor.stop()
+    supervisor.terminate()
+    supervisor.finish()
     assert not any(group_alive(group) for group in groups)
     supervisor.step()
     assert [state.running for state in supervisor.states()] == [False, False]
@@ -150,7 +152,8 @@ def test_each_child_is_given_its_own_time_to_end(supervise, tmp_path, wait_until
     supervisor.step()
     wait_until(lambda: log.exists() and log.read_text().count("ready") == 2)
     plane, stubborn = (child.group for child in supervisor._children)
-    supervisor.stop()
+    supervisor.terminate()
+    supervisor.finish()
     assert (plane.poll(), stubborn.poll()) == (0, -signal.SIGKILL)
 
 

@@ -172,5 +172,6 @@ def test_a_plane_whose_batcher_died_is_started_again_by_its_supervisor(world: Wo
             answer = client.post("/v1/segment", content=image_bytes())
             assert answer.status_code == 200 and answer.headers["X-Checkpoint-Version"] == str(version)
     finally:
-        supervisor.stop()
+        supervisor.terminate()
+        supervisor.finish()
     assert not world.layout.run_file("serve").exists() and supervisor.states()[0].last_exit == 1

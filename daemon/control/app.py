@@ -14,6 +14,7 @@ from daemon.control.conditions import MergeRequest, RenameRequest, create_condit
 from daemon.control.errors import ApiError, answer_errors
 from daemon.control.messages import (
     LARGEST_NUMBER,
+    MOST_VALUES,
     READ_MESSAGES,
     AnswerRequest,
     CheckpointList,
@@ -32,8 +33,8 @@ from daemon.gate.loop import GateLoop
 from daemon.gate.suggestion import answer_suggestion
 from daemon.ingest.refusals import RetryQueue, Selection
 from daemon.metrics import Metrics
-from daemon.net.head_requests import HeadRequests
 from daemon.net.json_body import InvalidBody, body_schema, json_schemas, read_json
+from daemon.net.middleware import HeadRequests, LastAnswers
 from daemon.rounds.history import summaries, summarise
 from daemon.rounds.loop import RoundLoop
 from daemon.runtime.health import Health
@@ -75,6 +76,7 @@ def create_control_app(context: ControlContext, *, local: bool = False) -> FastA
     app.include_router(_answering(context))
     app.include_router(create_conditions(context.gate, StateLayout(context.in_force.now.state), _read))
     app.add_middleware(ControlGuard, token=None if local else context.token)
+    app.add_middleware(LastAnswers)
     app.add_middleware(HeadRequests)
     answer_errors(app)
     app.openapi = cache(partial(_describe, app))  # type: ignore[method-assign]
@@ -217,10 +219,12 @@ def _answered(context: ControlContext, request: AnswerRequest, *, approved: bool
 
 
 def _read(kind: Any) -> Any:
-    """Return the dependency that reads a `kind` from the body, in a thread. Raises ApiError 422 invalid_request."""
+    """Return the dependency that reads a `kind` from the body, in a thread. Raises ApiError 413 and 422."""
 
     async def read(request: Request) -> Any:
         body = await request.body()
+        if body.count(b",") > MOST_VALUES:
+            raise ApiError(413, "body_too_large", f"the body has more than {MOST_VALUES} values or commas; split it")
         try:
             return await run_in_threadpool(read_json, body or b"null", kind)
         except InvalidBody as error:

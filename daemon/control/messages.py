@@ -12,6 +12,8 @@ from storage.rounds.records import Progress, Verdict
 LARGEST_NUMBER = 999_999_999
 """Of a version or a round: more digits are no file name on any disk."""
 
+MOST_VALUES = 20_000
+"""Most values of one body: a short name takes twenty times its text."""
 
 Number = Annotated[int, msgspec.Meta(ge=1, le=LARGEST_NUMBER)]
 

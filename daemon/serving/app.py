@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
 
-from daemon.net.head_requests import HeadRequests
+from daemon.net.middleware import HeadRequests, LastAnswers
 from daemon.net.token import serving_token
 from daemon.runtime.logs import get_logger
 from daemon.runtime.metric_table import expose
@@ -65,6 +65,7 @@ def create_app(plane: InferencePlane) -> FastAPI:
     )
     app.add_middleware(Lifetime, seconds=serving.advanced.request_seconds)
     app.add_middleware(Guard, token=serving_token(serving))
+    app.add_middleware(LastAnswers)
     app.add_middleware(Instrument, plane=plane, failed=answer)  # around both: it counts and answers what they refuse
     app.add_middleware(HeadRequests)
     app.include_router(segment_routes(plane))

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -16,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from daemon.net.http_protocol import bounded_http
 from daemon.net.listening import Crowd, excess_counter, listen
+from daemon.net.middleware import LastAnswers
 from daemon.net.token import control_address
 from tests.daemon.certificates import self_signed
 from tests.daemon.net.test_http_protocol import GET, OK, POST, _all
@@ -30,10 +32,12 @@ Dial = Callable[[bytes], socket.socket]
 class _Served(uvicorn.Server):
     """Answers every request after its body; `/held` once `release` is set, `/large` with more than kernels buffer."""
 
-    def __init__(self, **tls: Path) -> None:
+    def __init__(self, **more: Any) -> None:
         self.excess = excess_counter().build(CollectorRegistry())
-        options = {"interface": "asgi3", "ws": "none", "log_config": None, "lifespan": "off", **tls}
-        super().__init__(uvicorn.Config(self._answer, http=bounded_http(20.0, Crowd(MOST, self.excess)), **options))
+        options = {"interface": "asgi3", "ws": "none", "log_config": None, "lifespan": "off", **more}
+        super().__init__(
+            uvicorn.Config(LastAnswers(self._answer), http=bounded_http(20.0, Crowd(MOST, self.excess)), **options)
+        )
         self.holds, self.release = threading.Event(), threading.Event()
 
     async def _answer(self, scope, receive, send) -> None:
@@ -50,9 +54,9 @@ class _Served(uvicorn.Server):
 
 
 @contextmanager
-def _serving(**tls: Path) -> Iterator[tuple[_Served, Dial]]:
+def _serving(**more: Any) -> Iterator[tuple[_Served, Dial]]:
     """A server, and what connects to it and sends."""
-    server = _Served(**tls)
+    server = _Served(**more)
     with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -139,6 +143,16 @@ def test_at_the_end_half_a_request_is_not_awaited_and_whole_ones_are_answered(mo
         assert _all(held).startswith(OK)
         first, _, second = _all(behind).partition(b"HTTP/1.1 503 ")
         assert first.startswith(OK) and b"shutting_down" in second
+
+
+def test_a_request_that_outlasts_the_stop_is_answered_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    with _serving(timeout_graceful_shutdown=0.1) as (server, dial):
+        held = dial(HELD)
+        assert server.holds.wait(20)
+        server.should_exit = True
+        head, _, body = _all(held).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ") and json.loads(body)["code"] == "shutting_down"
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_connections_that_never_speak_tls_are_bounded_and_counted_too(

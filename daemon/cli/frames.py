@@ -7,7 +7,7 @@ import typer
 
 from daemon.cli.options import DEFAULT_CONFIG, PATH, ConfigOption, JsonOption, check_output, read_settings
 from daemon.cli.output import print_json
-from daemon.cli.planes import as_process
+from daemon.cli.planes import as_process, settings_to_reload
 from daemon.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def frames(
 ) -> None:
     """Write frames of videos as PNG files. Without VIDEOS: those of the drop folder, until stopped."""
     if not videos:
-        settings = read_settings(config)
+        settings = settings_to_reload(config)
         from daemon.videos.worker import watch_videos
 
         raise typer.Exit(as_process(settings, config, watch_videos))

@@ -1,5 +1,6 @@
 """`mfmd run`, `mfmd serve` and `mfmd masks`: the long-running processes, and the hidden `mfmd observe`."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Run the daemon: watch the folder, store frames, adapt, judge, serve. Ctrl-C or SIGTERM stops it cleanly."""
-    settings = read_settings(config)
+    settings = settings_to_reload(config)
     from daemon.app import run as run_daemon
 
     raise typer.Exit(run_daemon(settings, config.absolute()))
@@ -35,7 +36,7 @@ def reload(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
 
 def serve(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Run the inference plane alone; it follows the registry of the state directory. `mfmd run` starts one itself."""
-    settings = read_settings(config)
+    settings = settings_to_reload(config)
     from daemon.serving.server import serve as serve_plane
 
     raise typer.Exit(as_process(settings, config, serve_plane))
@@ -43,7 +44,7 @@ def serve(config: ConfigOption = DEFAULT_CONFIG) -> None:
 
 def masks(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Write a mask file for each image of the drop folder, asking the inference plane; `mfmd run` starts one itself."""
-    settings = read_settings(config)
+    settings = settings_to_reload(config)
     from daemon.masks.writer import run_masks
 
     raise typer.Exit(as_process(settings, config, run_masks))
@@ -51,10 +52,16 @@ def masks(config: ConfigOption = DEFAULT_CONFIG) -> None:
 
 def observe(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Run the observer of committed frames at low priority; started by `mfmd run`."""
-    settings = read_settings(config)
+    settings = settings_to_reload(config)
     from daemon.observer import observe as observe_frames
 
     raise typer.Exit(as_process(settings, config, observe_frames))
+
+
+def settings_to_reload(config: Path) -> "Settings":
+    """Return the settings; a SIGHUP that comes during the start ends nothing, but waits until it can reload them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    return read_settings(config)
 
 
 def as_process(settings: "Settings", config: Path, run: Callable[["Settings"], int]) -> int:

@@ -124,6 +124,7 @@ def reloaded_on_hang_up(in_force: SettingsInForce) -> Iterator[None]:
             in_force.reload()
 
     with on_signals(lambda: threading.Thread(target=reload, name="reload").start(), signal.SIGHUP):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         yield
 
 

@@ -14,6 +14,7 @@ import pytest
 from daemon.cli.options import read_settings, running_settings
 from daemon.cli.process import without_optimize
 from daemon.errors import code_of, describe_error
+from daemon.exit_codes import ExitCode
 
 ROOT = Path(__file__).parents[3]
 
@@ -162,3 +163,16 @@ def test_temporary_files_go_to_the_state_directory_where_the_system_takes_none(c
 def test_what_the_system_has_no_more_of_is_no_bug(error: Exception, remedy: str) -> None:
     assert code_of(error) == "system" and remedy in describe_error(error)
     assert code_of(RuntimeError("other")) == "unexpected"
+
+
+def test_a_hang_up_during_the_start_ends_nothing(tmp_path: Path) -> None:
+    """As by `systemctl reload` right after a start. A FIFO tells how far the start is."""
+    config = tmp_path / "mfmd.yaml"
+    os.mkfifo(config)
+    command = [sys.executable, "-P", "-m", "daemon.cli", "run", "--config", str(config)]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
+    with config.open("w", encoding="utf-8") as file:
+        process.send_signal(signal.SIGHUP)
+        file.write("classes: 3")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == ExitCode.USAGE and "classes" in said, (process.returncode, said)

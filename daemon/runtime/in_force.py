@@ -91,7 +91,7 @@ class SettingsInForce:
         return done
 
     def _take_over(self) -> Reloaded:
-        wanted = load_settings(self._file)
+        wanted = self._read_again()
         try:
             settings = with_live(self.now, wanted)
         except ValidationError as error:
@@ -104,11 +104,16 @@ class SettingsInForce:
 
     def _compared(self) -> FileActivity:
         try:
-            names = [*changed(self.now, load_settings(self._file))]
+            names = [*changed(self.now, self._read_again())]
         except ConfigError as error:
             return FileActivity(file=str(self._file), problem=str(error))
         live = [name for name in names if is_live(name)]
         return FileActivity(file=str(self._file), reload=live, restart=[name for name in names if name not in live])
+
+    def _read_again(self) -> Settings:
+        if self._file.exists() and not self._file.is_file():  # a pipe: nobody would ever write to it
+            raise ConfigError(f"{self._file}: no regular file, so it cannot be read again; a restart applies changes")
+        return load_settings(self._file)
 
     def _write(self, settings: Settings) -> None:
         if self._snapshot is not None:

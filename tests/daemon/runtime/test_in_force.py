@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,18 @@ def test_a_hang_up_reloads(in_force, file, capfd):
     assert signal.getsignal(signal.SIGHUP) == before
     events = [json.loads(line)["event"] for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
     assert "settings_reloaded" in events and "settings_not_reloaded" in events
+
+
+def test_a_configuration_from_a_pipe_is_read_at_the_start_only(in_force, tmp_path):
+    """As from `mfmd run --config <(...)` or a FIFO: to open it again may wait for ever."""
+    (tmp_path / "mfmd.yaml").unlink()
+    os.mkfifo(tmp_path / "mfmd.yaml")
+    held = os.open(tmp_path / "mfmd.yaml", os.O_RDWR)
+    os.write(held, b"classes: 3\n")
+    writer = threading.Timer(5.0, os.close, [held])  # ends a wait in old code
+    writer.start()
+    assert "read again" in in_force.compare().problem
+    with pytest.raises(ConfigError, match="read again"):
+        in_force.reload()
+    writer.cancel()
+    os.close(held)

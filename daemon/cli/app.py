@@ -13,6 +13,7 @@ from daemon.cli.checkpoints import approve, checkpoints_app, promote, reject, ro
 from daemon.cli.conditions import conditions_app
 from daemon.cli.configuration import config_app
 from daemon.cli.errors import LEVEL_VARIABLE
+from daemon.cli.explain import explain
 from daemon.cli.frames import frames
 from daemon.cli.init import demo, init
 from daemon.cli.models import evaluate, export, predict
@@ -77,6 +78,7 @@ _PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "checkpoints list --json": checkpoints_app,
         'promote 4 --reason "trained on the new camera"': promote,
         'rollback --to 3 --reason "poles vanish at night"': rollback,
+        "explain 4 --round": explain,
         "conditions list --json": conditions_app,
         'approve 4 --reason "checked on the night frames"': approve,
         'reject 4 --reason "poles vanish at night"': reject,

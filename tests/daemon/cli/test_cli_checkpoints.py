@@ -10,9 +10,12 @@ import pytest
 
 from daemon.cli.errors import report
 from daemon.exit_codes import ExitCode
+from storage.layout import StateLayout
 from storage.registry.manifest import HistoryEvent
 from storage.registry.registry import CheckpointRegistry
 from storage.registry.shadow_record import ShadowRecord, ShadowRecords
+from storage.rounds.folder import RoundStore
+from storage.rounds.records import RoundSpec
 
 
 def test_empty_registry_says_what_to_do(mfmd) -> None:
@@ -238,3 +241,25 @@ def test_a_full_disk_is_told_with_what_to_do(capsys: pytest.CaptureFixture[str],
 def test_rollback_without_versions(mfmd) -> None:
     answer = mfmd("rollback")
     assert answer.code == ExitCode.NO_CHECKPOINT and "error[version_unknown]" in answer.err
+
+
+def test_explain_a_version_or_say_that_there_is_none(mfmd, registry, settings):
+    text = mfmd("explain", 2).out
+    assert text.startswith("Version 2 serves.")
+    assert "version 2 began to serve in place of version 1 (by gate: better)" in text
+    registry.roll_back(to=None, by="operator", reason="poles vanish")
+    told = json.loads(mfmd("explain", 2, "--json").out)
+    assert told["version"]["title"] == "Version 2 served earlier; version 1 serves." and "round" not in told
+    assert "never served" in mfmd("explain", 3, "--version").out
+    for arguments, code in (([9], "version_unknown"), ([2, "--round"], "round_unknown")):
+        answer = mfmd("explain", *arguments)
+        assert answer.code and f"error[{code}]" in answer.err
+    spec = RoundSpec(
+        round=2, incumbent=1, released=1, train_frames=(1, 2), holdout_frames=(3,), settings={}, created=1.0,
+        trigger="manual",
+    )  # fmt: skip
+    RoundStore(StateLayout(settings.state).rounds).create(spec)
+    both = mfmd("explain", 2).out
+    assert both.startswith("Round 2 has not ended: it is planned.") and "\n\nVersion 2 served earlier" in both
+    newest = mfmd("explain").out
+    assert newest.startswith("Round 2") and "The next round waits for: " in newest

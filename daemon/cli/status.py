@@ -18,6 +18,12 @@ CheckOption = Annotated[bool, typer.Option("--check", help="Print nothing; exit 
 
 CHECK_SECONDS = 5.0
 LABEL_WIDTH = 11
+ACTIONS = {
+    "serve": "",
+    "shadow": "; an accepted candidate runs in the shadow first",
+    "ask": "; an accepted candidate waits for `mfmd approve`",
+}
+"""What the line of the next round adds about its candidate."""
 
 
 def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False, check: CheckOption = False) -> None:
@@ -76,7 +82,7 @@ def _lines(state: "Status") -> Iterator[tuple[str, str]]:
         yield "recall", f"{state.recall.stage}: {state.recall.reason}"
     yield "drift", _drift(state)
     if state.round is None and state.next_round.waiting_for:
-        yield "next", state.next_round.waiting_for
+        yield "next", state.next_round.waiting_for + ACTIONS[state.next_round.action]
     if most := state.budget_minutes:
         used = state.next_round.used_minutes
         yield "budget", f"{used:.1f} of {most:g} minutes of the last 24 h used, {max(0.0, most - used):.1f} left"

@@ -67,6 +67,9 @@ Held = Literal["none", "cooldown", "failures", "nothing_new", "budget", "unsettl
 failed rounds, that it would not help, the budget of the day, what the gate still has to find out."""
 
 
+Action = Literal["serve", "shadow", "ask"]
+"""What an accepted candidate does: it serves; it runs in the shadow first (`gate.shadow_images`); it waits for a person
+(`gate.policy: manual`)."""
 _SIZES: dict[Effort, str] = {
     "statistics": ": BatchNorm statistics of the newest frames alone",
     "tiny": ", a tiny one: the drift alarm came within the same condition",
@@ -87,6 +90,8 @@ class NextRound(ActivityPart):
     """What holds it although it is called for."""
     effort: Effort = "full"
     """How large it will be, if it started now."""
+    action: Action = "serve"
+    """What its candidate does when the gate accepts it."""
     used_minutes: float = 0.0
     """Time that rounds used a device for in the last 24 hours (minutes)."""
 
@@ -120,8 +125,16 @@ def due(now: float, state: ScheduleState, settings: Settings) -> tuple[Trigger |
         waiting_for=waiting_for or _counts(state, settings),
         held=held,
         effort=effort,
+        action=_action(settings),
         used_minutes=sum(item.seconds for item in counted(state.uses, now)) / 60.0,
     )
+
+
+def _action(settings: Settings) -> Action:
+    """Return what an accepted candidate does under these settings."""
+    if settings.gate.policy == "manual":
+        return "ask"
+    return "shadow" if settings.gate.shadow_images else "serve"
 
 
 def effort_of(trigger: Trigger | None, state: ScheduleState, settings: Settings) -> Effort:
@@ -232,13 +245,14 @@ def _over_budget(now: float, expected: float, state: ScheduleState, settings: Se
     if minutes <= 0.0 or (used < 60.0 * minutes and used + expected <= 60.0 * minutes):
         return ""
     told = f"the budget of {minutes:g} minutes a day: {used / 60:.1f} are used"
+    about = f", a round takes about {expected / 60:.1f}" if expected else ""
     if expected > 60.0 * minutes:
         return f"{told}, and a round takes about {expected / 60:.1f}: raise schedule.advanced.minutes_per_day"
     for item in uses:  # the oldest are free again first
         used -= item.seconds
         if used < 60.0 * minutes and used + expected <= 60.0 * minutes:
             free = max(0.0, item.ended + DAY - now) / 3600.0
-            return f"{told}, a round takes about {expected / 60:.1f}; the next may start in {free:.1f} h"
+            return f"{told}{about}; the next may start in {free:.1f} h"
     return told
 
 

@@ -145,7 +145,7 @@ HOUR = 3600.0
         (30, [(25, 1800)], 600, ""),
         (30, [(-1, 1500)], 600, "25.0 are used, a round takes about 10.0; the next may start in 25.0 h"),
         (30, [(-25, 1800)], 600, ""),
-        (30, [(1, 1800)], 0, "30.0 are used, a round takes about 0.0; the next may start in 23.0 h"),
+        (30, [(1, 1800)], 0, "30.0 are used; the next may start in 23.0 h"),
         (5, [], 600, "0.0 are used, and a round takes about 10.0: raise schedule.advanced.minutes_per_day"),
     ],
 )
@@ -267,3 +267,11 @@ def test_facts_of_an_alarm_and_of_a_rejected_round_come_from_the_disk(world, sto
     assert facts()[2:] == (True, "tried", 4), "its frames are still new to a round that learns"
     layout.drift.write_text(Drift(version=2, since=1.0, foreign=(8,)).model_dump_json())
     assert facts()[3] == "possible", "another alarm"
+
+
+@pytest.mark.parametrize(
+    ("gate", "action"), [({}, "serve"), ({"shadow_images": 9}, "shadow"), ({"policy": "manual"}, "ask")]
+)
+def test_what_an_accepted_candidate_does_is_said_beside_the_next_round(make_settings, gate, action):
+    made = make_settings(gate=gate, serving={"shadow_fraction": 0.5})
+    assert due(NOW, ENOUGH, made)[1].action == action

@@ -39,13 +39,15 @@ def decide(
     *,
     at: float,
     recalls: bool = True,
+    twins: Mapping[str, int] | None = None,
 ) -> Verdict:
     """Return the verdict on a round, with every check that was possible: the best candidate that passes is accepted.
 
     Without one it is the verdict on the recipe's own candidate. rejected: the round failed, a veto failed, or most
     votes are clearly lost. accepted: no veto failed and enough votes are won. inconclusive: everything else. The
     incumbent stays unless accepted. Deterministic: the bootstrap is seeded by the round's number. `at` is the verdict's
-    time (Unix, seconds); `recalls`: whether recall is on.
+    time (Unix, seconds); `recalls`: whether recall is on; `twins`: candidates with the weights of a version
+    that was rolled back, and that version; they are never accepted.
     """
     if settings.policy == "source_free":
         scores = _without_source(scores)
@@ -65,6 +67,10 @@ def decide(
     } or {scores.name: _judge(spec, scores, settings, class_names)}
     if settings.policy == "always" and all(decision != "accepted" for decision, _, _ in rulings.values()):
         rulings = {name: _unchecked(ruling) for name, ruling in rulings.items()}
+    for twin, version in (twins or {}).items():
+        if rulings[twin][0] == "accepted":
+            reason = f"the candidate's weights are those of version {version}, which was rolled back"
+            rulings[twin] = "rejected", reason, rulings[twin][2]
     name = _best(rulings)
     decision, reason, checks = rulings[name]
     return Verdict(

@@ -4,6 +4,7 @@ Nothing else in mfmd promotes or rolls back. No torch: the control plane and the
 """
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -218,15 +219,11 @@ def _decided(
         scores = scores.model_copy(update={"candidate": candidate, "others": found})
     names = [entry.name for entry in settings.classes]
     recalls = settings.recall.advanced.enabled and settings.conditions.advanced.enabled
-    verdict = decide(spec, scores, settings.gate, names, at=time.time(), recalls=recalls)
+    twins = _rolled_back_twins(registry, {name: _weights(folder, scores, name) for name in scores.candidates()})
+    verdict = decide(spec, scores, settings.gate, names, at=time.time(), recalls=recalls, twins=twins)
     if verdict.decision == "accepted" and not unchanged:
-        now = f"version {serving.version} serves" if serving else "no version serves"
+        now = f"version {serving.version} serves ({serving.by}: {serving.reason})" if serving else "no version serves"
         return _withdrawn(verdict, f"{now}, the candidate was compared with version {spec.incumbent}")
-    accepted = verdict.decision == "accepted"
-    twin = _rolled_back_twin(registry, _weights(folder, scores, verdict.candidate)) if accepted else None
-    if twin is not None:
-        reason = f"the candidate's weights are those of version {twin}, which was rolled back"
-        return verdict.model_copy(update={"decision": "rejected", "reason": reason})
     return verdict
 
 
@@ -249,18 +246,17 @@ def _weights(folder: RoundFolder, scores: RoundScores, name: str) -> Path:
     return folder.other(name) if name in scores.others else folder.candidate
 
 
-def _rolled_back_twin(registry: CheckpointRegistry, candidate: Path) -> int | None:
-    """Return the version with the same weights that was rolled back: another number does not make it better.
+def _rolled_back_twins(registry: CheckpointRegistry, candidates: Mapping[str, Path]) -> dict[str, int]:
+    """Return the version with the same weights that was rolled back, by candidate: another number makes none better.
 
     A damaged manifest must not stop the judgement of others.
     """
-    bad = sorted(registry.state().rolled_back & set(registry.versions()))
-    digest = digest_of(candidate) if bad else ""
-    for version in bad:
+    bad = dict[str, int]()
+    for version in sorted(registry.state().rolled_back & set(registry.versions())):
         with suppress(CorruptCheckpoint, UnknownVersion, KeyError):
-            if registry.manifest(version).files[WEIGHTS].sha256 == digest:
-                return version
-    return None
+            bad.setdefault(registry.manifest(version).files[WEIGHTS].sha256, version)
+    found = {name: bad.get(digest_of(path)) for name, path in candidates.items() if bad and path.is_file()}
+    return {name: version for name, version in found.items() if version is not None}
 
 
 def _promote(

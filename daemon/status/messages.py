@@ -110,7 +110,7 @@ def _another(status: Status) -> str:
 
 def _policy(status: Status, settings: Settings) -> Iterator[str]:
     if status.suggested is not None:
-        waits = f"version {status.suggested} waits for a decision: `mfmd checkpoints show {status.suggested}` says why"
+        waits = f"version {status.suggested} waits for a decision: `mfmd explain {status.suggested} --version` says why"
         yield f"{waits}; `mfmd approve {status.suggested}` serves it, `mfmd reject {status.suggested}` does not"
     if settings.gate.policy == "always":
         yield ALWAYS

@@ -96,7 +96,7 @@ def test_rollback_during_the_round_stands(state: State, finished: Callable[..., 
     roll_back(state.registry, to=None, by="operator", reason="poles vanish")
     verdict = judge(state.registry, folder, state.settings)
     assert verdict.decision == "inconclusive"
-    assert "serving changed during the round: version 1 serves" in verdict.reason
+    assert "serving changed during the round: version 1 serves (operator: poles vanish)" in verdict.reason
     assert state.serving == 1
     assert state.registry.versions() == [1, 2]
     assert state.events()[-1] == ("inconclusive", None, 1)
@@ -277,6 +277,21 @@ def test_weights_that_were_rolled_back_from_do_not_come_back_under_another_numbe
     assert state.events()[-1] == ("rejected", None, 2)
     other = judge(state.registry, finished(number=3, weights=state.weights(8.0)), state.settings)
     assert (other.decision, state.serving) == ("accepted", 4)
+
+
+def test_the_next_best_candidate_serves_instead_of_rolled_back_weights(
+    state: State, finished: Callable[..., RoundFolder]
+) -> None:
+    judge(state.registry, finished(), state.settings)
+    roll_back(state.registry, to=None, by="operator", reason="poles vanish")
+    folder = finished(number=2)  # the recipe's own candidate is a twin of version 3
+    scores = folder.scores()
+    assert scores is not None and scores.candidate is not None
+    folder.write_scores(scores.model_copy(update={"others": {"student": scores.candidate}}))
+    shutil.copy(state.weights(8.0), folder.other("student"))
+    verdict = judge(state.registry, folder, state.settings)
+    assert (verdict.decision, verdict.candidate, verdict.version, state.serving) == ("accepted", "student", 4, 4)
+    assert "version 3, which was rolled back" in verdict.candidates[0].reason
 
 
 def test_a_rollback_that_nobody_explained_says_so(state: State) -> None:

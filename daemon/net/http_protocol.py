@@ -222,9 +222,12 @@ class BoundedHttp(HttpToolsProtocol):
             raise InvalidHttp("CONNECT asks for a proxy")  # llhttp takes its body for the other protocol
         if self.parser.should_upgrade():
             return
-        self._in_head, self._unparsed = False, 0
         self.expect_100_continue &= self.parser.get_http_version() != "1.0"  # RFC 9110, section 10.1.1
-        super().on_headers_complete()
+        try:
+            super().on_headers_complete()
+        except (httptools.HttpParserError, AttributeError, UnicodeError) as error:  # AttributeError: it has no path
+            raise InvalidHttp("its target cannot be read") from error
+        self._in_head, self._unparsed = False, 0
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""

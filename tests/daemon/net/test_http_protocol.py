@@ -158,6 +158,9 @@ INVALID = {
     "long extension": CHUNKED + b"1;" + b"x" * (LARGEST_HEAD + PARSED_AT_ONCE),
     "proxy": b"CONNECT x:80 HTTP/1.1\r\n\r\n",
     "proxy to a path": b"CONNECT /healthz HTTP/1.1\r\nA: " + b"b" * 60_000 + b"\r\n\r\n",
+    "no path": b"GET http://x HTTP/1.1\r\n\r\n",
+    "no port": b"GET http://x:99999/ HTTP/1.1\r\n\r\n",
+    "no ASCII": b"GET /\xe9 HTTP/1.1\r\n\r\n",
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
 }
 

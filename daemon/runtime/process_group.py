@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from configs.load import without_settings
+from daemon.errors import DaemonError
 from daemon.runtime.logs import get_logger
 from storage.durable.record import lines_of
 from storage.layout import WORKS_FOR, StateLayout
@@ -133,7 +134,15 @@ def children_of(layout: StateLayout) -> Iterator[psutil.Process]:
 
 
 def end_leftovers(layout: StateLayout, grace_seconds: float) -> list[int]:
-    """End the children of a daemon that did not stop cleanly; return their pids. Call only under the state lock."""
+    """End the children of a daemon that did not stop cleanly; return their pids. Call only under the state lock.
+
+    Raises DaemonError when processes cannot be seen.
+    """
+    if sys.platform == "linux" and not Path(psutil.PROCFS_PATH, "stat").exists():
+        raise DaemonError(
+            f"{psutil.PROCFS_PATH}/stat is missing, and mfmd finds its processes there; mount all of /proc "
+            "(systemd: no ProcSubset=pid)"
+        )
     found = list(children_of(layout))
     for process in found:
         with suppress(psutil.NoSuchProcess):

@@ -8,8 +8,10 @@ import sys
 import time
 
 import httpx
+import psutil
 import pytest
 
+from daemon.errors import DaemonError
 from daemon.runtime import supervisor as supervisor_module
 from daemon.runtime.backoff import Backoff
 from daemon.runtime.process_group import ProcessGroup, children_of, end_leftovers, group_alive
@@ -332,3 +334,11 @@ def test_the_log_of_a_child_is_appended(layout, tmp_path, wait_until):
         group = ProcessGroup(layout, _python(f"print('{word}')"), log=log)
         wait_until(lambda group=group: group.poll() is not None)
     assert log.read_text().split() == ["one", "two"]
+
+
+def test_a_daemon_that_cannot_see_processes_says_what_to_mount(layout, tmp_path, monkeypatch):
+    """As in a chroot without /proc, or under systemd with ProcSubset=pid."""
+    layout.create()
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    with pytest.raises(DaemonError, match="mount all of /proc"):
+        end_leftovers(layout, 0.1)

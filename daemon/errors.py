@@ -71,7 +71,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says when the disk, or this user's part of it, is full."""
 
 
-THREADS = "raise the limit of processes and threads (ulimit -u, or the container's limit of pids)"
+THREADS = "raise the limit of processes and threads (ulimit -u, the pids of a container), or of memory (ulimit -v)"
 REMEDIES = {
     **dict.fromkeys(FULL, "free space on that disk, then retry"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),

@@ -75,12 +75,14 @@ THREADS = "raise the limit of processes and threads (ulimit -u, the pids of a co
 REMEDIES = {
     **dict.fromkeys(FULL, "free space on that disk, then retry"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "run mfmd as the user who owns it, or change the owner"),
+    errno.EROFS: "mount it for writing, or name another folder",
     errno.EAGAIN: THREADS,
 }
 
 
 def describe_error(error: BaseException) -> str:
-    """Return the error's message, with what to do if the system has no more disk, memory, threads or open files."""
+    """Return the error's message, with what to do where the system has no more of something, or forbids it."""
     remedy = _remedy(error)
     return f"{str(error) or type(error).__name__}; {remedy}" if remedy else str(error)
 

@@ -158,9 +158,10 @@ def test_temporary_files_go_to_the_state_directory_where_the_system_takes_none(c
         (RuntimeError("can't start new thread"), "ulimit -u"), (BlockingIOError(errno.EAGAIN, "fork"), "ulimit -u"),
         (OSError(errno.EMFILE, "open"), "ulimit -n"), (MemoryError(), "MemoryError; raise the limit of memory"),
         (OSError(errno.ENOSPC, "write"), "free space"),
+        (OSError(errno.EACCES, "open"), "run mfmd as the user who owns it"), (OSError(errno.EROFS, "open"), "mount it"),
     ],
 )  # fmt: skip
-def test_what_the_system_has_no_more_of_is_no_bug(error: Exception, remedy: str) -> None:
+def test_what_the_system_refuses_is_no_bug_and_has_a_remedy(error: Exception, remedy: str) -> None:
     assert code_of(error) == "system" and remedy in describe_error(error)
     assert code_of(RuntimeError("other")) == "unexpected"
 

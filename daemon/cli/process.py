@@ -27,6 +27,8 @@ def prepare() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"
     if path := os.environ.get("PYTHONPATH"):  # an empty entry, as in `PYTHONPATH=$UNSET:/lib`, is the current directory
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path.split(os.pathsep)))
+    for name in [name for name, value in os.environ.items() if not value and name.startswith(("TORCH", "PYTORCH_"))]:
+        del os.environ[name]  # empty, as a container's manifest leaves it; an empty TORCH_LOGS ends the import of torch
     if os.environ.get("COLUMNS") == "0":  # unknown, as some terminals say it; rich would print nothing
         del os.environ["COLUMNS"]
     if os.getpid() == FIRST:

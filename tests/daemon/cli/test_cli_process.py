@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 
 def _start(code: str, *arguments: str, shell: str = 'exec "$@"', path: str = str(ROOT)) -> subprocess.Popen[str]:
     command = ["sh", "-c", shell, "sh", sys.executable, "-P", "-c", code, *arguments]
-    environment = os.environ | {"PYTHONPATH": path}
+    environment = os.environ | {"PYTHONPATH": path, "TORCH_LOGS": "", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
@@ -36,6 +36,7 @@ seen = {
     "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
     "safe": os.environ["PYTHONSAFEPATH"],
     "path": os.environ["PYTHONPATH"],
+    "empty": [name for name in ("TORCH_LOGS", "CUDA_VISIBLE_DEVICES") if os.environ.get(name) == ""],
 }
 with open(sys.argv[1], "w") as file:
     json.dump(seen, file)
@@ -54,7 +55,10 @@ def test_a_process_started_in_an_odd_state_sets_itself_right(tmp_path: Path) -> 
     process.communicate(timeout=60)
     assert process.returncode == 0
     seen = json.loads(answer.read_text())
-    assert seen == {"streams": ["/dev/null"] * 3, "ignored": [], "blocked": [], "safe": "1", "path": str(ROOT)}
+    assert seen == {
+        "streams": ["/dev/null"] * 3, "ignored": [], "blocked": [], "safe": "1", "path": str(ROOT),
+        "empty": ["CUDA_VISIBLE_DEVICES"],
+    }  # fmt: skip
 
 
 FIRST = """

@@ -9,6 +9,7 @@ scan, which a scan that is whole does not read.
 import io
 import itertools
 import re
+import struct
 from collections.abc import Iterator
 
 from PIL import Image
@@ -19,9 +20,10 @@ from storage.media.essentials import APP2, JPEG_KEPT, SOS, jpeg_segments
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
 SEQUENTIAL, PROGRESSIVE, ARITHMETIC = (0xC0, 0xC1), 0xC2, (0xC9, 0xCA)
 """Markers of frames: all, those of baseline and extended JPEG, of progressive JPEG, and with arithmetic coding."""
-EOI = 0xD9
+EOI, DRI = 0xD9, 0xDD
 MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
 """What ends coded data: neither a stuffed 0xFF nor a restart (ISO/IEC 10918-1, B.1.1)."""
+RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 SPARE = 32
 """Bytes that a decoder may look at behind the last pixel."""
 OTHER = bytes(range(254, 0, -4))
@@ -72,10 +74,14 @@ def is_one_scan(frame: bytes, scan: bytes) -> bool:
 
 
 def check_scans(image: Image.Image, data: bytes) -> None:
-    """Raise ValueError if `data`, which was decoded to `image`, lacks one of several scans or the end of one."""
+    """Raise ValueError if `data`, which was decoded to `image`, lacks a scan, the end of one, or restarts."""
     frame, scan = jpeg_frame(data)
-    if not frame or is_one_scan(frame, scan):
-        return  # `jpeg_that_ends` has seen to it
+    if not frame:
+        return
+    if is_one_scan(frame, scan):  # `jpeg_that_ends` has seen to its end
+        if len(RESTART.findall(scan, 0, scan.find(b"\xff\xd9"))) < _restarts(frame, data):
+            raise ValueError("a part of the picture between two restarts is missing")
+        return
     scans = list(_scans(data, len(data) - len(scan)))
     missing = {(component, place) for component in frame[10::3] for place in COEFFICIENTS}
     missing.difference_update(*(_completed(header, frame[1] in SEQUENTIAL) for header, _ in scans))
@@ -86,6 +92,17 @@ def check_scans(image: Image.Image, data: bytes) -> None:
     with Image.open(io.BytesIO(longer), formats=["JPEG"]) as again:
         if again.tobytes() != image.tobytes():
             raise ValueError("a scan ends too early")
+
+
+def _restarts(frame: bytes, data: bytes) -> int:
+    """Return how many restarts a scan of all components has (ISO/IEC 10918-1, A.2 and B.2.4.4)."""
+    sizes = [segment for segment in jpeg_segments(data) if segment[1] == DRI and len(segment) == 6]
+    interval = int.from_bytes(sizes[-1][4:], "big") if sizes else 0
+    height, width, count = struct.unpack_from(">HHB", frame, 5)
+    steps = frame[11::3][:count] if count > 1 else b"\x11"
+    across = -(-width // (8 * max(step >> 4 for step in steps)))
+    down = -(-height // (8 * max(step & 15 for step in steps)))
+    return (across * down - 1) // interval if interval else 0
 
 
 def jpeg_profile(data: bytes) -> bytes | None:

@@ -128,6 +128,19 @@ def check_cuts(whole: bytes) -> None:
     assert refused == []
 
 
+@pytest.mark.parametrize("options", [{"subsampling": "4:2:0"}, {"subsampling": "4:4:4"}, {"pixels": DRAWN[..., 0]}])
+def test_a_jpeg_that_lacks_what_stood_between_two_restarts_is_refused(options: dict[str, Any]):
+    """What follows moves up, and the last rows are grey."""
+    for blocks in (1, 2):
+        whole = encoded("JPEG", restart_marker_blocks=blocks, **options)
+        decode_image(whole, **LIMITS)
+        third, fourth = whole.index(b"\xff\xd2"), whole.index(b"\xff\xd3")
+        for data in (whole[:third] + whole[fourth:], whole[:third] + whole[third + 2 :]):
+            with pytest.raises(RefusedImage) as caught:
+                decode_image(data, **LIMITS)
+            assert caught.value.reason == "truncated"
+
+
 def test_arithmetic_coding_which_hides_a_cut_is_refused_by_name():
     for kind, frame, arithmetic in (("jpeg", 0xC0, 0xC9), ("jpeg progressive", 0xC2, 0xCA)):
         data = FILES[kind].replace(bytes((0xFF, frame, 0, 17)), bytes((0xFF, arithmetic, 0, 17)))

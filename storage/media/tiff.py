@@ -39,6 +39,8 @@ STRUCTURE = frozenset(
      529, 530, 532]
 )  # fmt: skip
 """Tags that say how the pixels lie and what they mean."""
+TABLES = frozenset([347])
+"""Those of them that hold bytes; tifffile takes a number of type BYTE as bytes too, and guesses on."""
 FULL_RANGE = (0, 255, 128, 255, 128, 255)
 """ReferenceBlackWhite of YCbCr as JPEG has it."""
 MOST_PAGES = 64
@@ -117,7 +119,7 @@ def _check_tags(page: TiffPage, data: bytes) -> None:
     [count] = struct.unpack_from(tiff.tagnoformat, data, page.offset)
     start, end = page.offset + tiff.tagnosize, page.offset + tiff.tagnosize + count * tiff.tagsize
     codes = {struct.unpack_from(f"{tiff.byteorder}H", data, at)[0] for at in range(start, end, tiff.tagsize)}
-    lost = codes & STRUCTURE - {tag.code for tag in page.tags}
+    lost = codes & STRUCTURE - {tag.code for tag in page.tags if tag.code in TABLES or not isinstance(tag.value, bytes)}
     if lost:
         raise ValueError(f"tags that cannot be read: {sorted(lost)}")
 

@@ -100,6 +100,15 @@ def test_a_link_that_leads_nowhere_refuses_no_picture(link: int, tag: int | None
     assert error_of(bytes(data)) == 0
 
 
+def test_a_number_in_a_tag_of_bytes_is_refused():
+    """Taken as another value than 1, PlanarConfiguration mixed rows and colours in silence."""
+    data = pages((DRAWN, {"planarconfig": 1}))
+    for tag in (274, 284):
+        whole = with_tag(274, 6) if tag == 274 else data
+        place = next(at for kind in (3, 4) if (at := whole.find(struct.pack("<HHI", tag, kind, 1))) > 0)
+        assert refusal(whole[: place + 2] + b"\1\0" + whole[place + 4 :]) == "truncated", tag
+
+
 def test_a_predictor_that_viewers_pass_over_is_refused():
     for options in ({}, {"compression": "packbits"}):
         assert refusal(with_tag(317, 2, **options)) == "unsupported_compression"

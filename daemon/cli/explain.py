@@ -40,7 +40,7 @@ def explain(
     if as_json:
         print_json({kind: asdict(explanation) for kind, explanation in found.items()})
     else:
-        typer.echo("\n\n".join(map(_text, found.values())))
+        typer.echo("\n\n".join(explanation.as_text() for explanation in found.values()))
 
 
 def _newest(settings: "Settings", layout: "StateLayout") -> dict[str, "Explanation"]:
@@ -70,10 +70,3 @@ def _explained(layout: "StateLayout", number: int, is_round: bool | None) -> dic
             if kind == "version" and not found:
                 raise
     return found
-
-
-def _text(explanation: "Explanation") -> str:
-    parts = [explanation.title]
-    for section in explanation.sections:
-        parts += ["", section.title, *(f"  {line}" for line in section.lines)]
-    return "\n".join(parts)

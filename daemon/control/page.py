@@ -6,21 +6,25 @@ It carries the version that was shown: sent twice, or after the ref moved, it ch
 
 import re
 import time
+from typing import Annotated, Literal
 from urllib.parse import parse_qsl
 
-from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi import APIRouter, Path, Request
+from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from configs.settings import Settings
 from daemon.control.errors import ApiError, status_of
+from daemon.control.messages import LARGEST_NUMBER
 from daemon.control.page_html import STYLE_HASH, render
 from daemon.gate import promotion
 from daemon.gate.suggestion import answer_suggestion
 from daemon.net.token import same_token
 from daemon.runtime.in_force import SettingsInForce
 from daemon.status.collect import collect_status
+from daemon.status.explained import explained_round, explained_version
 from storage.errors import StorageError
+from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.records import Answer
 
@@ -56,6 +60,16 @@ def create_page(in_force: SettingsInForce, registry: CheckpointRegistry, token: 
     def page() -> HTMLResponse:
         """Return the page."""
         return show()
+
+    @router.get("/explain/{kind}/{number}")
+    def explain(kind: Literal["round", "version"], number: Annotated[int, Path(ge=1, le=LARGEST_NUMBER)]) -> Response:
+        """Return the explanation of a round or a version as plain text."""
+        explained = explained_round if kind == "round" else explained_version
+        try:
+            found = explained(StateLayout(in_force.now.state), number)
+        except StorageError as error:
+            return show((f"No explanation of {kind} {number}", str(error)), status_of(error))
+        return PlainTextResponse(found.as_text() + "\n", headers=HEADERS)
 
     @router.post("/rollback")
     @router.post("/promote")

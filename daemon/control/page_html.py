@@ -116,7 +116,10 @@ def _rounds(status: Status) -> str:
         (item.round, item.result, item.version or "-", item.frames, _time(item.ended), item.reason)
         for item in status.last_rounds
     ]
-    return _table("Rounds", rows, head=("round", "result", "version", "frames", "ended", "why"), empty="No round yet.")
+    head = ("round", "result", "version", "frames", "ended", "why")
+    explained = [("round", item.round) for item in status.last_rounds] + [("version", n) for n in status.versions]
+    links = ", ".join(f'<a href="/explain/{kind}/{number}">{kind} {number}</a>' for kind, number in explained)
+    return _table("Rounds", rows, head=head, empty="No round yet.") + (links and f"<p>Explain {links}</p>")
 
 
 def _conditions(known: ConditionsStatus) -> str:

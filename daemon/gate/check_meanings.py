@@ -6,7 +6,7 @@ MEANINGS = {
     "tensors": "The candidate must have the tensors of the serving version.",
     "vanished_class": "No class may disappear from the frames (bound: least share of its expected area).",
     "agreement": "A candidate that changes almost everything took too large a step (bound: least equal share).",
-    "source_miou": "On labelled source images it may lose little against the released model (bound: largest loss).",
+    "source_miou": "On labelled source images it may lose little against the released model (value: loss of mIoU).",
     "source_class_iou": "No single class may be lost on labelled source images (bound: largest loss of IoU).",
     "forgetting": "A clear cost in another condition counts as `gate.forgetting` says (bound: conditions).",
     "canary": "True mIoU on target images that a person labelled; it goes before every vote.",

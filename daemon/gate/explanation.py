@@ -59,6 +59,13 @@ class Explanation:
     title: str
     sections: tuple[Section, ...]
 
+    def as_text(self) -> str:
+        """Return it as plain text, sections apart."""
+        parts = [self.title]
+        for section in self.sections:
+            parts += ["", section.title, *(f"  {line}" for line in section.lines)]
+        return "\n".join(parts)
+
 
 @dataclass(frozen=True, slots=True)
 class RoundFacts:

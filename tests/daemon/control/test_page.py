@@ -92,7 +92,7 @@ def test_versions_of_which_none_ever_served_are_told_from_a_damaged_ref(page, la
 
 def test_it_needs_nothing_from_elsewhere_and_runs_no_script(page):
     answer = page.client.get("/")
-    assert not re.search(r"(src|href)=|url\(|@import|<script|<link| on\w+=", answer.text)
+    assert not re.search(r"(src|href)=(?!./explain/)|url\(|@import|<script|<link| on\w+=", answer.text)
     policy = answer.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
     assert answer.headers["Cache-Control"] == "no-store"
@@ -204,3 +204,15 @@ def test_a_suggestion_is_decided_on_the_page(page, registry, layout, add_version
     assert (folder.record().stage, serving(registry)) == (end, now)
     assert folder.verdict().answer.reason == NASTY and NASTY in registry.history()[-1].reason
     assert page.send(path=path, to="4").status_code == 409
+
+
+def test_the_page_links_explanations(page, layout, add_version):
+    suggestion(layout, add_version(3, promote=False))
+    text = page.client.get("/").text
+    assert '<a href="/explain/round/1">' in text and '<a href="/explain/version/4">' in text
+    told = page.client.get("/explain/round/1")
+    assert told.text.startswith("Round 1 suggests version 4") and told.headers["content-type"].startswith("text/plain")
+    assert page.client.get("/explain/version/3").text.startswith("Version 3 serves.")
+    gone = page.client.get("/explain/version/99")
+    assert gone.status_code == 404 and "No explanation of version 99" in gone.text
+    assert page.client.get("/explain/round/0").status_code == 422

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from daemon.gate.check_meanings import MEANINGS
-from daemon.gate.explanation import Explanation
 from daemon.gate.promotion import advance_round, roll_back
 from daemon.gate.suggestion import answer_suggestion
 from daemon.status.explained import explained_round, explained_version
@@ -30,14 +29,6 @@ from tests.daemon.gate.round_state import BETTER, State, make_state
 
 Round = Callable[..., str]
 WORSE = {**BETTER, "source": 0.5}
-
-
-def text_of(explanation: Explanation) -> str:
-    """All of it, as the command prints it."""
-    parts = [explanation.title]
-    for section in explanation.sections:
-        parts += [section.title, *section.lines]
-    return "\n".join(parts)
 
 
 @pytest.fixture
@@ -82,7 +73,7 @@ def test_a_judged_round(
     explained: Any, candidate: dict[str, Any], policy: str, spec: dict[str, Any], said: tuple[str, ...]
 ) -> None:
     _, layout = explained(candidate, policy, **spec)
-    text = text_of(explained_round(layout, 1))
+    text = explained_round(layout, 1).as_text()
     for part in said:
         assert part in text, text
     assert "None" not in text and ".." not in text
@@ -106,7 +97,7 @@ def test_a_round_without_a_verdict(
     if scores is not None:
         folder.write_scores(scores)
     folder.enter(stage, reason="killed by signal 9" if stage == "failed" else "")
-    assert said in text_of(explained_round(StateLayout(state.settings.state), 1)).replace("killed", "Killed")
+    assert said in explained_round(StateLayout(state.settings.state), 1).as_text().replace("killed", "Killed")
 
 
 def test_costs_elsewhere(tmp_path: Path, a_round: Any, model: Any) -> None:
@@ -125,7 +116,7 @@ def test_costs_elsewhere(tmp_path: Path, a_round: Any, model: Any) -> None:
         Verdict(round=1, decision="rejected", reason="x", checks=[], at=1.0, candidate="teacher", candidates=(ruling,))
     )
     folder.enter("rejected", reason="x")
-    text = text_of(explained_round(StateLayout(state.settings.state), 1))
+    text = explained_round(StateLayout(state.settings.state), 1).as_text()
     assert "day, against version 1: clearly worse. mIoU on source -0.1000." in text
     assert "fog, against version 1: not known. version 1 is damaged." in text
     assert "`gate.forgetting` is veto: a clear cost rejects the candidate." in text
@@ -134,19 +125,19 @@ def test_costs_elsewhere(tmp_path: Path, a_round: Any, model: Any) -> None:
 
 def test_what_happened_afterwards_and_the_version(explained: Any) -> None:
     state, layout = explained(BETTER, "manual", trigger="manual")
-    assert "Version 3 waits for a decision" in text_of(explained_version(layout, 3))
+    assert "Version 3 waits for a decision" in explained_version(layout, 3).as_text()
     answer = Answer(approved=True, by="operator", reason="seen at night", at=9.0)
     answer_suggestion(state.registry, state.settings, 3, answer)
     probation = Probation(stage="watching", version=3, previous=2, since=1.0, after=0, reason="2 of 40 frames")
     write_record(layout.probation, probation)
-    text = text_of(explained_round(layout, 1))
+    text = explained_round(layout, 1).as_text()
     assert "the suggestion was approved by operator: seen at night." in text and "is on probation" in text
     roll_back(state.registry, to=None, by="operator", reason="poles vanish")
-    assert "(by operator: poles vanish)" in text_of(explained_round(layout, 1))
-    version = text_of(explained_version(layout, 3))
+    assert "(by operator: poles vanish)" in explained_round(layout, 1).as_text()
+    version = explained_version(layout, 3).as_text()
     assert version.startswith("Version 3 served earlier; version 2 serves.")
     assert "Round 1 made it from version 2" in version and "seen at night" in version and "poles vanish" in version
-    first = text_of(explained_version(layout, 1))
+    first = explained_version(layout, 1).as_text()
     assert first.startswith("Version 1 served earlier") and "When it served" in first
 
 
@@ -160,5 +151,5 @@ def test_unknown_and_damaged(explained: Any) -> None:
     manifest.parent.chmod(0o700)
     manifest.unlink()
     manifest.write_text("{")
-    text = text_of(explained_version(layout, 1))
+    text = explained_version(layout, 1).as_text()
     assert "Its manifest cannot be read" in text and "version 1 was added" in text

@@ -8,6 +8,7 @@ import typer
 
 from daemon.cli.adapt import adapt
 from daemon.cli.buffer import buffer_app
+from daemon.cli.canary import canary_app
 from daemon.cli.check import check, doctor
 from daemon.cli.checkpoints import approve, checkpoints_app, promote, reject, rollback
 from daemon.cli.conditions import conditions_app
@@ -82,6 +83,7 @@ _PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "conditions list --json": conditions_app,
         'approve 4 --reason "checked on the night frames"': approve,
         'reject 4 --reason "poles vanish at night"': reject,
+        "canary suggest 10 --out canary": canary_app,
         "refused list --json": refused_app,
         "buffer info --json": buffer_app,
         "check --read-data --repair": check,

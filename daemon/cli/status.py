@@ -76,6 +76,8 @@ def _lines(state: "Status") -> Iterator[tuple[str, str]]:
         yield f"round {item.round}", f"{item.result}{served} at {local_time(item.ended)}: {item.reason}"
     if state.conditions.conditions:
         yield "conditions", _conditions(state)
+    if state.canary is not None and (state.canary.images or state.canary.problem):
+        yield "canary", state.canary.problem or _canary(state.canary.images)
     if (watched := state.probation) is not None:
         yield "probation", f"version {watched.version} {watched.stage.replace('_', ' ')}: {watched.reason}"
     if state.recall is not None and state.recall.reason:
@@ -140,6 +142,13 @@ def _conditions(state: "Status") -> str:
         if camera
     )
     return f"now {names.get(known.current or 0, 'no known one')}{cameras}; known: {best}"
+
+
+def _canary(images: int) -> str:
+    from storage.canary.records import LEAST_IMAGES
+
+    only = f"can only veto; {LEAST_IMAGES - images} more decide"
+    return f"{images} labelled images: {'they decide about candidates' if images >= LEAST_IMAGES else only}"
 
 
 def _drift(state: "Status") -> str:

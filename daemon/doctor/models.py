@@ -4,6 +4,8 @@ from pathlib import Path
 
 from configs.settings import Settings
 from daemon.doctor.finding import Finding, fail, ok, warn
+from storage.canary.images import survey_canary
+from storage.canary.records import LEAST_IMAGES
 from storage.errors import NoCheckpoint, SourceRefused, StorageError, UnknownVersion
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
@@ -12,7 +14,7 @@ from storage.source.label_survey import LabelSurvey
 
 def examine_models(settings: Settings) -> list[Finding]:
     """Return findings about the registry, the labelled source and the encoder weights."""
-    findings = [_serving(settings), _source(settings)]
+    findings = [_serving(settings), _source(settings), *_canary(settings)]
     if settings.gate.policy == "always":
         remedy = "set gate.policy to auto unless this is an experiment"
         findings.append(warn("gate", "gate.policy is always: candidates serve unchecked", remedy))
@@ -57,6 +59,21 @@ def _source(settings: Settings) -> Finding:
         remedy = "add or correct the files, source.labels, source.label_suffix, label_format or label_map"
         return fail("source", f"{error.problems[0]}{more}{meant}", remedy)
     return survey_finding(survey)
+
+
+def _canary(settings: Settings) -> list[Finding]:
+    try:
+        surveys = survey_canary(settings, StateLayout(settings.state))
+    except StorageError as error:
+        return [fail("canary", str(error), "correct or remove the files, or canary.images; no candidate is accepted")]
+    if not surveys:
+        return []
+    counts = [line for survey in surveys for line in (*survey.counts.lines(), *survey.counts.warnings())]
+    images = sum(len(survey.pairs) for survey in surveys)
+    detail = "\n".join([f"{images} images with labels:", *counts])
+    if images >= LEAST_IMAGES:
+        return [ok("canary", detail)]
+    return [warn("canary", detail, f"{LEAST_IMAGES - images} more decide about candidates; so few can only veto")]
 
 
 def survey_finding(survey: LabelSurvey) -> Finding:

@@ -7,12 +7,11 @@ from configs.gate import GateSettings
 from daemon.gate.bursts import Floats
 from daemon.gate.shapes import sound_counts
 from daemon.gate.votes import TOLERANCE, Vote, paired_bootstrap, resampled_miou
+from storage.canary.records import LEAST_IMAGES
 from storage.rounds.records import Check, ModelScores
 
 CANARY = "canary"
 """Name of the check."""
-LEAST_IMAGES = 5
-"""Labelled images from which the evidence decides; fewer can only veto."""
 
 
 def canary_vote(candidate: ModelScores, incumbent: ModelScores, settings: GateSettings, seed: int) -> Vote | None:

@@ -28,6 +28,7 @@ from daemon.status.model import (
 from daemon.status.plane_probe import PlaneStatus, probe_plane
 from daemon.watch.scan import missing_marker
 from storage.buffer.catalog import Catalog
+from storage.canary.records import CanaryState
 from storage.durable.record import read_record
 from storage.errors import CorruptCheckpoint, NewerRecord, StorageError
 from storage.gate.conditions import ConditionStore
@@ -91,6 +92,7 @@ class _Collector:
             suggested=self._read(lambda: waiting_version(self._rounds), None),
             probation=self._read(lambda: read_record(self._layout.probation, Probation), None),
             conditions=describe_conditions(self._read(ConditionStore(self._layout.conditions).read, None)),
+            canary=self._read(lambda: read_record(self._layout.canary / "state.json", CanaryState), None),
             recall=self._read(lambda: read_record(self._layout.recall, Recall), None),
             drift=drift,
             drift_state=drift_state(drift, wanted=alarms > 0.0, observed=observed),

@@ -19,6 +19,7 @@ def operator_messages(status: Status, settings: Settings) -> list[str]:
         _mirrors(status),
         _rounds(status),
         _policy(status, settings),
+        _canary(status),
     )
     urgent = [] if status.daemon.up else ["the daemon is not running: `mfmd run` starts it"]
     if status.serving is None and not status.serving_damaged:  # damage is told already
@@ -114,6 +115,11 @@ def _policy(status: Status, settings: Settings) -> Iterator[str]:
         yield f"{waits}; `mfmd approve {status.suggested}` serves it, `mfmd reject {status.suggested}` does not"
     if settings.gate.policy == "always":
         yield ALWAYS
+
+
+def _canary(status: Status) -> Iterator[str]:
+    if status.canary is not None and status.canary.problem:
+        yield f"no candidate is accepted while {status.canary.problem}"
 
 
 def _rounds(status: Status) -> Iterator[str]:

@@ -14,6 +14,7 @@ from daemon.runtime.activity import (
 )
 from daemon.status.conditions import ConditionsStatus
 from daemon.status.plane_probe import PlaneStatus
+from storage.canary.records import CanaryState
 from storage.gate.drift import Drift, DriftState
 from storage.gate.probation import Probation
 from storage.gate.recall import Recall
@@ -133,6 +134,8 @@ class Status(ActivityPart):
     """The probation of the version that was promoted last; none before the first."""
     conditions: ConditionsStatus = ConditionsStatus()
     """The conditions of the stream that are known, and which one each camera is in."""
+    canary: CanaryState | None = None
+    """How many canary images count, as they were read last; none before the first look."""
     recall: Recall | None = None
     """Where the recall of a known-good version stands; none before the first look."""
     drift: Drift | None = None

@@ -14,22 +14,20 @@ from numpy.typing import NDArray
 
 from configs.buffer import SourceSettings
 from configs.settings import Settings
-from storage.durable.record import Record, read_record
-from storage.errors import CanaryRefused, SourceRefused
+from storage import durable
+from storage.canary.records import CanaryClasses, CanaryState
+from storage.durable.record import read_record
+from storage.errors import CanaryRefused, RefusedImage, SourceRefused
 from storage.layout import StateLayout
+from storage.media.bounded import DecodeLimits
 from storage.media.images import crc32_of
+from storage.source.label_survey import LabelSurvey
 from storage.source.labelled import LabelledSet
-from storage.source.labelled_import import import_set
+from storage.source.labelled_import import import_set, label_map_of
+from storage.source.pairing import read_pair, refusal
 
 IGNORED = 255
 """Value of added labels outside every class."""
-
-
-class CanaryClasses(Record):
-    """`classes.json`: what the values of added labels mean."""
-
-    names: tuple[str, ...]
-    """Class names by index."""
 
 
 class CanaryImage(NamedTuple):
@@ -67,8 +65,8 @@ def canary_sources(settings: Settings, layout: StateLayout) -> dict[Path, Source
                 f"correct `classes`, or remove {images.parent} and add labels of this list"
             )
         ignored = settings.source.ignore_index if settings.source else IGNORED
-        meaning = {} if ignored == IGNORED else {str(IGNORED): None}
-        found[added] = SourceSettings(images=images, labels=labels, ignore_index=ignored, label_map=meaning)
+        meant = {str(IGNORED): None}  # also says that the values are meant, were they of one class only
+        found[added] = SourceSettings(images=images, labels=labels, ignore_index=ignored, label_map=meant)
     if own := settings.canary.as_source(settings.source):
         found[configured] = own
     return found
@@ -78,8 +76,26 @@ def import_canary(settings: Settings, layout: StateLayout) -> list[CanaryImage]:
     """Read all canary images with a labelled pixel; one that stands there twice counts once.
 
     Raises CanaryRefused when a file or label cannot be used: nothing is left out silently. Raises StorageError when the
-    state directory is damaged.
+    state directory is damaged. How many count, or why none does, is noted in `state.json`.
     """
+    try:
+        found = _all(settings, layout)
+    except CanaryRefused as error:
+        _note(layout, CanaryState(problem=str(error)))
+        raise
+    if found or layout.canary.exists():
+        _note(layout, CanaryState(images=len(found)))
+    return found
+
+
+def _note(layout: StateLayout, now: CanaryState) -> None:
+    path = layout.canary / "state.json"
+    if read_record(path, CanaryState) != now:
+        durable.make_directory(layout.canary)
+        durable.write_record(path, now)
+
+
+def _all(settings: Settings, layout: StateLayout) -> list[CanaryImage]:
     found: dict[int, CanaryImage] = {}
     for folder, source in canary_sources(settings, layout).items():
         try:
@@ -89,6 +105,31 @@ def import_canary(settings: Settings, layout: StateLayout) -> list[CanaryImage]:
         for image in _images(labelled, folder.name):
             found.setdefault(image.crc32, image)
     return list(found.values())
+
+
+def survey_canary(settings: Settings, layout: StateLayout) -> list[LabelSurvey]:
+    """Read every canary image and label without writing anything; one survey a folder, none without images.
+
+    Raises CanaryRefused with every problem.
+    """
+    limits, found, problems = DecodeLimits.of(settings.watch), list[LabelSurvey](), list[str]()
+    for source in canary_sources(settings, layout).values():
+        try:
+            found.append(LabelSurvey(settings, source))
+        except SourceRefused as error:
+            raise refused(error, settings) from error
+        for pair in found[-1].pairs:
+            try:
+                pixels, label = read_pair(pair, label_map_of(settings, source), limits)
+                if label.classes.shape != pixels.shape[:2]:
+                    height, width = label.classes.shape
+                    size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+                    problems.append(f"{pair.label}: {width}x{height} pixels, its image {pair.image} has {size}")
+            except (RefusedImage, OSError) as error:
+                problems.append(str(error))
+    if problems:
+        raise refused(refusal(problems), settings)
+    return found
 
 
 def refused(error: SourceRefused, settings: Settings) -> CanaryRefused:

@@ -316,6 +316,27 @@ def test_checkpoint_is_verified(settings: Settings, registry: CheckpointRegistry
     assert damaged.level == Level.FAIL and "rollback" in damaged.remedy
 
 
+def test_canary_images_are_counted_and_their_problems_named(config: Path) -> None:
+    settings = load_settings(config)
+    assert "canary" not in _by_name(examine_models(settings))
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text + "canary: {images: target, labels: truth}\n", encoding="utf-8")
+    settings = load_settings(config)
+    assert _by_name(examine_models(settings))["canary"].level == Level.FAIL, "no such folder"
+    for folder in ("target", "truth"):
+        (config.parent / folder).mkdir()
+    for number in range(5):
+        Image.new("RGB", (8, 8)).save(config.parent / "target" / f"{number}.png")
+        Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) // 8).save(config.parent / f"truth/{number}.png")
+    found = _by_name(examine_models(settings))["canary"]
+    assert found.level == Level.OK and found.detail.startswith("5 images") and "0  12.50 %  sky" in found.detail
+    (config.parent / "target" / "4.png").unlink()
+    few = _by_name(examine_models(settings))["canary"]
+    assert few.level == Level.WARN and few.remedy.startswith("1 more")
+    Image.new("L", (9, 9)).save(config.parent / "truth" / "3.png")
+    assert "3.png: 9x9 pixels" in _by_name(examine_models(settings))["canary"].detail
+
+
 def test_source_pairs_are_found(config: Path) -> None:
     config.write_text(config.read_text(encoding="utf-8") + "source: {images: day, labels: truth}\n", encoding="utf-8")
     settings = load_settings(config)

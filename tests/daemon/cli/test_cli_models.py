@@ -11,7 +11,10 @@ from PIL import Image
 from configs.load import load_settings
 from daemon.cli import main
 from daemon.exit_codes import ExitCode
+from storage.buffer.catalog_records import FileFact
+from storage.buffer.frames import FrameBuffer, NewFrame
 from storage.layout import StateLayout
+from storage.media.images import fit_frame
 from storage.registry.registry import CheckpointRegistry
 
 CONFIG = """\
@@ -186,3 +189,34 @@ def test_no_command_writes_where_images_are_read(in_folder: Path, capsys, place:
         out = [place] if command[0] == "buffer" else ["--out", place]
         code, _, err = _run(capsys, *command, *out)
         assert code == ExitCode.FAILURE and err.startswith(f"error[export_refused]: {place} lies in ")
+
+
+def test_canary_from_suggestion_to_count(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Frames of the buffer are suggested, corrected, added and listed."""
+    settings = load_settings(in_folder / "mfmd.yaml")
+    code, out, _ = _run(capsys, "canary", "list")
+    assert code == ExitCode.OK and "0 canary images count: they can only veto; 5 more decide" in out
+    with FrameBuffer.open(StateLayout(settings.state), settings.buffer, writable=True) as buffer:
+        for number in range(6):
+            pixels = np.full((48, 64, 3), 40 * number, np.uint8)
+            fitted = fit_frame(pixels, 48, 64)
+            buffer.append([NewFrame(FileFact(f"{number}.png", 1, 1), f"{number:064x}", 1.0, 48, 64, fitted)])
+    code, out, error = _run(capsys, "canary", "suggest", "5", "--out", "labels")
+    assert code == ExitCode.OK and "5 frames in labels" in out, error
+    code, _, error = _run(capsys, "canary", "add", "labels")
+    assert code == ExitCode.OK and error.count("the mask is as it was suggested") == 5
+    for mask in sorted((in_folder / "labels" / "masks").iterdir()):
+        with Image.open(mask) as image:
+            drawn, palette = np.array(image), image.getpalette()
+        drawn[:9], drawn[9:20] = 3, 4
+        corrected = Image.fromarray(drawn, "P")
+        corrected.putpalette(palette)
+        corrected.save(mask)
+    code, out, _ = _run(capsys, "canary", "add", "labels")
+    assert code == ExitCode.OK and "value" in out and "5 canary images added. 5 canary images count: they decide" in out
+    code, out, _ = _run(capsys, "canary", "list", "--json")
+    assert json.loads(out)["count"] == 5
+    code, out, _ = _run(capsys, "canary", "suggest", "9", "--out", "more", "--json")
+    assert len(json.loads(out)["picks"]) == 1, "what is a canary image already is not suggested"
+    code, _, error = _run(capsys, "canary", "suggest", "1", "--out", "labels")
+    assert code == ExitCode.FAILURE and "not an empty folder" in error

@@ -28,6 +28,8 @@ from daemon.runtime.run_record import RunRecord, publish_record, read_run_record
 from daemon.status.collect import Status, collect_status
 from daemon.status.plane_probe import PlaneProbe, describe_plane, probe_plane
 from storage.buffer.observations import Observation, Observations
+from storage.canary.records import CanaryState
+from storage.durable import write_record
 from storage.errors import CorruptCheckpoint, StorageError
 from storage.rounds.folder import RoundStore
 from storage.rounds.records import Progress, RoundScores, RoundSpec
@@ -171,6 +173,27 @@ def test_a_serving_ref_that_is_gone_is_repaired_not_replaced_by_the_newest(make_
     assert status.serving_damaged and "mfmd promote" not in text, "version 2 never served"
     with pytest.raises(StorageError, match="check --repair"):
         require_version(make_settings(), registry)
+
+
+@pytest.mark.parametrize(
+    ("state", "line", "message"),
+    [
+        (CanaryState(images=3), "3 labelled images: can only veto; 2 more decide", ""),
+        (CanaryState(images=5), "5 labelled images: they decide about candidates", ""),
+        (
+            CanaryState(problem="canary images not read, 1 problem: a.png"),
+            "canary images not read",
+            "is accepted while c",
+        ),
+    ],
+)
+def test_canary_images_that_count(make_settings, layout, state, line, message):
+    layout.canary.mkdir()
+    write_record(layout.canary / "state.json", state)
+    status = collect_status(make_settings())
+    assert line in dict(_lines(status))["canary"]
+    assert any("canary" in text for text in status.messages) == bool(message)
+    assert not message or any(message in text for text in status.messages)
 
 
 def test_status_reads_no_weights(make_settings, registry, add_version):

@@ -1,5 +1,6 @@
 """Canary images: read like source images, never trained on, refused as a whole with every reason."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import pytest
 from PIL import Image
 
 from configs.settings import Settings
-from storage.canary.images import import_canary, known_checksums
+from storage.canary.images import import_canary, known_checksums, survey_canary
+from storage.canary.records import CanaryState
 from storage.checking.state import check_state
+from storage.durable.record import read_record
 from storage.errors import CanaryRefused
 from storage.layout import StateLayout
 from storage.media.images import crc32_of, fit_frame
@@ -64,7 +67,7 @@ def test_without_folders_there_are_none(source: Callable[..., Settings], layout:
         ("size", r"002\.png: 8x8 pixels, its image .* has 80x60"),
         ("class", r"label value 77 at row 5, column 6 is no class; .*source\.label_map"),
         ("own format", r"label value 77 .*canary\.advanced\.label_map"),
-        ("file", r"002\.png.*not an image"),
+        ("file", r"002\.png: .*cut off"),
         ("no label", r"no label 002\.png"),
         ("no folder", "no such folder"),
     ],
@@ -82,7 +85,8 @@ def test_what_is_wrong_is_named_and_what_was_read_before_stays_known(
         values[5, 6] = 77
         Image.fromarray(values).save(label)
     elif harm == "file":
-        (tmp_path / "images" / "002.png").write_bytes(b"text")
+        image = tmp_path / "images" / "002.png"
+        image.write_bytes(image.read_bytes()[:-90])
     elif harm == "no label":
         label.unlink()
     else:
@@ -90,6 +94,10 @@ def test_what_is_wrong_is_named_and_what_was_read_before_stays_known(
     with pytest.raises(CanaryRefused, match=reason):
         import_canary(settings, layout)
     assert known_checksums(layout) == known
+    with pytest.raises(CanaryRefused, match=reason):
+        survey_canary(settings, layout)
+    state = read_record(layout.canary / "state.json", CanaryState)
+    assert state is not None and state.images == 0 and re.search(reason, state.problem)
 
 
 def test_labels_are_read_as_source_labels_unless_told_otherwise(

@@ -35,9 +35,10 @@ class GateAdvanced(Section):
 class GateSettings(Section):
     """When a candidate may serve. The default is to keep the incumbent."""
 
-    policy: Literal["auto", "source", "source_free", "manual", "always"] = "auto"
+    policy: Literal["auto", "source", "source_free", "canary", "manual", "always"] = "auto"
     """auto: labelled source is evidence when `source` is set. source: as auto, but refuses a configuration without
-    `source`. source_free: the gate ignores labelled source. manual: an accepted candidate waits until `mfmd approve N`
+    `source`. source_free: the gate ignores labelled source. canary: only canary labels accept a
+    candidate, five or more. manual: an accepted candidate waits until `mfmd approve N`
     or `mfmd reject N`. always: every whole, finite candidate serves; for experiments."""
     source_drop: Fraction = 0.03
     """Veto: source mIoU below the released model's by more than this (mIoU, 0-1)."""

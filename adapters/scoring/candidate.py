@@ -37,7 +37,7 @@ class ScoredImages(NamedTuple):
     source: list[tuple[Tensor, Tensor]]
     styled: list[tuple[Tensor, Tensor]]  # the source images, the i-th in the style of frame i modulo their number
     ignored: int
-    canary: Sequence[tuple[Tensor, Tensor]] = ()  # labelled target images
+    canary: Sequence[tuple[Tensor, Tensor]] = ()  # labelled target images, `IGNORE_INDEX` where nothing is
 
 
 LoadVersion = Callable[[int], SegmentationNetwork]
@@ -192,7 +192,7 @@ def score_version(
         ]
         source = _counts(network, images.source, images.ignored)
         styled = _counts(network, images.styled, images.ignored)
-        canary = _counts(network, images.canary, images.ignored)
+        canary = _counts(network, images.canary, IGNORE_INDEX)
     except NotFinite:
         return ModelScores(version=version, finite=False), []
     maps = [prediction for _, prediction in frames]

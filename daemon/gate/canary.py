@@ -47,6 +47,15 @@ def canary_vote(candidate: ModelScores, incumbent: ModelScores, settings: GateSe
     return Vote(CANARY, won, lost, check, sure)
 
 
+def undecided(canary: Vote | None) -> str:
+    """Return why canary labels do not decide about a candidate when only they may (`gate.policy: canary`)."""
+    if canary is None:
+        return (
+            f"gate.policy is canary and no labelled canary image was scored; {LEAST_IMAGES} decide: add {LEAST_IMAGES}"
+        )
+    return f"gate.policy is canary and the labels do not decide: {canary.check.detail}"
+
+
 def odd_canary(candidate: ModelScores, incumbent: ModelScores, problem: str, classes: int) -> str:
     """Return why canary images cannot be compared, in one sentence with the remedy; empty when they can."""
     if problem:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from configs.gate import GateSettings
 from daemon.gate.bursts import burst_length, frames_needed
-from daemon.gate.canary import CANARY, canary_vote, odd_canary
+from daemon.gate.canary import CANARY, canary_vote, odd_canary, undecided
 from daemon.gate.forgetting import costs, forgetting
 from daemon.gate.shapes import odd_scores, sound_counts
 from daemon.gate.vetoes import agreement, completed, source_class_iou, source_miou, vanished_class, weights_vetoes
@@ -164,9 +164,24 @@ def _judge(
         return "rejected", veto, checks
     if problem:
         return "inconclusive", problem, checks
+    return _by_evidence(spec, scores, candidate, incumbent, settings, checks, canary)
+
+
+def _by_evidence(
+    spec: RoundSpec,
+    scores: RoundScores,
+    candidate: ModelScores,
+    incumbent: ModelScores,
+    settings: GateSettings,
+    checks: list[Check],
+    canary: Vote | None,
+) -> Ruling:
+    """Rule by canary labels; where these do not decide, by votes, unless `gate.policy` is canary."""
     if canary is not None and (canary.won or canary.lost):
         how = "better" if canary.won else "worse"
         return ("accepted" if canary.won else "rejected"), f"{how} than the incumbent: {canary.check.detail}", checks
+    if settings.policy == "canary":
+        return "inconclusive", undecided(canary), checks
     decision, reason, checks = _by_votes(spec, scores, candidate, incumbent, settings, checks)
     if decision == "accepted" and canary and canary.check.kind == "vote" and canary.advantage.value < 0:
         return "inconclusive", f"{reason}; but {canary.check.detail}", checks

@@ -112,10 +112,9 @@ def index_map(settings: Settings) -> LabelMap:
 
 def counts_of(settings: Settings, images: Sequence[CanaryImage]) -> LabelCounts:
     """Return what the labels of canary images hold, by class index."""
-    ignored = settings.source.ignore_index if settings.source else IGNORED
     found = LabelCounts(index_map(settings))
     for image in images:
-        _count(found, image.name, np.where(image.label == ignored, np.uint8(IGNORED), image.label))
+        _count(found, image.name, image.label)
     return found
 
 

@@ -38,7 +38,7 @@ class CanaryImage(NamedTuple):
     pixels: NDArray[np.uint8]
     """[h, w, 3] RGB."""
     label: NDArray[np.uint8]
-    """Class indices or the ignored value, [h, w]."""
+    """Class indices, or `IGNORED` where nothing is labelled, [h, w]."""
     crc32: int
     """CRC-32 of the frame: that of a frame of the buffer with the same content."""
 
@@ -155,4 +155,5 @@ def _images(labelled: LabelledSet, where: str) -> Iterator[CanaryImage]:
             continue
         frame, label = labelled.images.read(index), labelled.labels.read(index)
         name = f"{where}/{labelled.names[index]}"
-        yield CanaryImage(name, frame[:height, :width], label[:height, :width], crc32_of(frame))
+        classes = np.where(label == labelled.ignore_index, np.uint8(IGNORED), label)
+        yield CanaryImage(name, frame[:height, :width], classes[:height, :width], crc32_of(frame))

@@ -11,6 +11,7 @@ from storage.rounds.records import ImageCounts, RoundScores, Verdict
 
 NAMES = ("road", "building", "tree", "sky", "pole")
 BETTER: dict[str, Any] = {"accuracy": 0.8, "confidence": 0.7, "styled": 0.78, "seed": 3}
+SETTINGS = GateSettings()
 WORSE: dict[str, Any] = {"accuracy": 0.6, "confidence": 0.5, "styled": 0.6, "seed": 3}
 
 
@@ -21,13 +22,17 @@ def counts(right: float, images: int, spread: float = 0.0) -> ImageCounts:
     return ImageCounts(tp=hit.tolist(), fp=(100 - hit).tolist(), fn=(100 - hit).tolist())
 
 
-def judged(scores: RoundScores, spec: Any, right: float, images: int, spread: float = 0.0, **changes: Any) -> Verdict:
+def judged(
+    scores: RoundScores, spec: Any, right: float, images: int, spread: float = 0.0,
+    settings: GateSettings = SETTINGS, **changes: Any,
+) -> Verdict:  # fmt: skip
     """The verdict with canary counts: the incumbent hits 70 %, the candidate `right`."""
     models = {
         "incumbent": scores.incumbent.model_copy(update={"canary": counts(0.7, images)}),
         "candidate": scores.candidate.model_copy(update={"canary": counts(right, images, spread)}),
     }
-    return decide(spec, scores.model_copy(update={**models, **changes}), GateSettings(), NAMES, at=5.0)
+    models = models if images else {}
+    return decide(spec, scores.model_copy(update={**models, **changes}), settings, NAMES, at=5.0)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +68,28 @@ def test_labels_decide_before_votes(
     assert (verdict.decision, check.kind) == (decision, kind), verdict.reason
     assert f"{images} canary images" in check.detail
     assert (f"{5 - images} more would decide" in check.detail) == (images < 5)
+
+
+@pytest.mark.parametrize(
+    ("right", "images", "decision", "reason"),
+    [
+        (0.8, 5, "accepted", "better than the incumbent"),
+        (0.6, 5, "rejected", "worse than the incumbent"),
+        (0.71, 8, "inconclusive", "labels do not decide: mIoU on 8 canary images"),
+        (0.8, 3, "inconclusive", "2 more would decide"),
+        (0.6, 3, "rejected", "veto"),
+        (0.8, 0, "inconclusive", "no labelled canary image was scored; 5 decide"),
+    ],
+)
+def test_with_policy_canary_no_vote_counts(
+    a_round: Any, model: Any, right: float, images: int, decision: str, reason: str
+) -> None:
+    round_ = a_round(model(**BETTER))
+    settings = GateSettings(policy="canary")
+    spread = 0.05 if images == 8 else 0.0
+    verdict = judged(round_.scores, round_.spec, right, images, spread, settings)
+    assert verdict.decision == decision and reason in verdict.reason, verdict.reason
+    assert not any(check.name.startswith("vote_") for check in verdict.checks)
 
 
 def test_the_candidate_that_wins_on_labels_serves_though_another_wins_more_votes(a_round: Any, model: Any) -> None:

@@ -5,8 +5,10 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from adapters.round import main
@@ -15,6 +17,7 @@ from adapters.rounds.run import train_and_score
 from adapters.rounds.stop import StopRequest
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder
+from tests.adapters.conftest import draw
 
 
 def run(folder: RoundFolder) -> int:
@@ -33,6 +36,24 @@ def test_completed_round_leaves_candidate_scores_and_progress(training_state) ->
     trained = folder.progress()[2]
     assert trained.step == 3 and set(trained.losses) == {"source", "mix", "mfm"}
     assert trained.images_per_second > 0 and 0 <= trained.kept_ratio <= 1
+
+
+@pytest.mark.parametrize("problem", [False, True])
+def test_canary_images_are_scored_unless_the_round_trained_on_them(training_state, problem: bool) -> None:
+    """Frame 100 became a canary image while the round trained on it; one label that is wrong leaves none to score."""
+    folders = {name: training_state.folder / "canary" / name for name in ("images", "labels")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    for seed in (100, 500, 501, 502):
+        image, label = draw(seed, dusk=True)
+        Image.fromarray(image).save(folders["images"] / f"{seed}.png")
+        Image.fromarray(label[:9] if problem and seed == 501 else label).save(folders["labels"] / f"{seed}.png")
+    folder = training_state.round(canary=folders)
+    assert run(folder) == 0
+    scores = folder.scores()
+    for model in (scores.candidate, scores.incumbent, *scores.others.values()):
+        assert model.canary is None if problem else np.shape(model.canary.tp) == (3, 3)
+    assert ("501.png: 64x9 pixels" in scores.canary_problem) == problem
 
 
 def test_candidate_is_a_plain_network_that_learned(training_state) -> None:

@@ -28,7 +28,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:  # noqa: BLE001  the outermost boundary: whatever happened becomes a line and a code
         return report(error)
+    finally:
+        _drop_what_cannot_be_said()
     return 0
+
+
+def _drop_what_cannot_be_said() -> None:
+    """Keep the command's exit code where its log cannot be written: Python makes it 120."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 @contextmanager

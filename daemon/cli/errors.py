@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+from contextlib import suppress
 
 from daemon.exit_codes import ExitCode
 
@@ -17,7 +18,8 @@ def report(error: BaseException) -> int:
     if os.environ.get(LEVEL_VARIABLE) == "debug":
         traceback.print_exception(error)
     code = code_of(error)
-    print(f"error[{code}]: {_one_line(error, code)}", file=sys.stderr)
+    with suppress(OSError):  # nobody can read it; the exit code tells
+        print(f"error[{code}]: {_one_line(error, code)}", file=sys.stderr)
     return exit_code_of(error)
 
 

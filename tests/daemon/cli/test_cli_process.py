@@ -181,3 +181,10 @@ def test_a_hang_up_during_the_start_ends_nothing(tmp_path: Path) -> None:
         file.write("classes: 3")
     _, said = process.communicate(timeout=60)
     assert process.returncode == ExitCode.USAGE and "classes" in said, (process.returncode, said)
+
+
+def test_the_exit_code_stays_where_nothing_can_be_said() -> None:
+    code = "import sys; from daemon.cli import main; sys.exit(main(['status', '--config', 'nowhere']))"
+    process = _start(code, shell='exec "$@" 2>/dev/full')
+    process.communicate(timeout=60)
+    assert process.returncode == ExitCode.USAGE

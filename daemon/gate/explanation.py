@@ -27,6 +27,7 @@ POLICIES = {
     "auto": "The gate decides by itself.",
     "source": "The gate decides by itself, and labelled source is part of its evidence.",
     "source_free": "The gate decides by itself, without labelled source.",
+    "canary": "Only canary labels accept a candidate; no vote is counted.",
     "manual": "The gate only suggests; a person decides.",
     "always": "An experiment: every whole candidate serves, whatever the checks say.",
 }

@@ -102,6 +102,8 @@ def _all(settings: Settings, layout: StateLayout) -> list[CanaryImage]:
             labelled = import_set(settings, source, folder)
         except SourceRefused as error:
             raise refused(error, settings) from error
+        except OSError as error:
+            raise CanaryRefused(f"canary images not read: {error}") from error
         for image in _images(labelled, folder.name):
             found.setdefault(image.crc32, image)
     return list(found.values())

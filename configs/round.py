@@ -1,6 +1,6 @@
 """Settings of a round, and of when one starts."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
@@ -17,9 +17,23 @@ from configs.section import (
     bare_no,
 )
 
+LeftOut = Literal["blank", "lines", "noise", "blurred", "fault", "ramp", "far", "copies", "flood"]
+"""Why a frame of the buffer stays out of rounds; docs/explanation/poison.md says what each means."""
+LEFT_OUT: tuple[LeftOut, ...] = get_args(LeftOut)
+"""All reasons, in the order in which they are looked for."""
+
 
 class RoundAdvanced(Section):
     """Rarely changed settings of a round."""
+
+    leave_out: tuple[LeftOut, ...] = LEFT_OUT
+    """Reasons for which frames of the buffer are neither trained on nor held out; empty: none. They stay in the buffer,
+    and are judged again before each round."""
+    most_copies: PositiveInt = 4
+    """Frames of one and the same picture that a round uses, of those to train on and of held-out ones each (images)."""
+    most_source_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75
+    """Largest share of a round's frames that one of several sources gives, but not less than `schedule.new_frames`; its
+    oldest frames are left out (0-1)."""
 
     save_steps: Annotated[int, Field(ge=0)] = 200
     """Save the whole training state every this many steps, so that a killed round continues from there; 0 saves at the

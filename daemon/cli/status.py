@@ -73,6 +73,8 @@ def _lines(state: "Status") -> Iterator[tuple[str, str]]:
         served = f", version {item.version}" if item.version else ""
         served += f" ({item.effort})" if item.effort != "full" else ""
         served += " (from the released weights)" if item.restarts else ""
+        out = ", ".join(f"{count} {reason}" for reason, count in item.left_out.items())
+        served += f" (left out: {out})" if out else ""
         yield f"round {item.round}", f"{item.result}{served} at {local_time(item.ended)}: {item.reason}"
     if state.conditions.conditions:
         yield "conditions", _conditions(state)

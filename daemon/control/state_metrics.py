@@ -10,6 +10,7 @@ from typing import get_args
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from configs.round import LEFT_OUT
 from configs.settings import Settings
 from daemon.gate.decide import GATE
 from daemon.masks.report import MaskReport, read_report
@@ -155,6 +156,9 @@ class StateCollector(Collector):
         yield _metric("mfmd_round_last_success_timestamp_seconds", text, (good.ended or 0.0) if good else 0.0)
         verdict = self._rounds.folder(last.round).verdict() if last else None
         yield from _checks(verdict.checks if verdict else [])
+        out = dict.fromkeys(LEFT_OUT, 0) | (last.left_out if last else {})
+        text = "Frames that the last ended round left out, by reason"
+        yield _metric("mfmd_round_left_out_images", text, out, "reason")
 
     def _conditions(self) -> Iterator[Metric]:
         known = describe_conditions(ConditionStore(self._layout.conditions).read())

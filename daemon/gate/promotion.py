@@ -66,7 +66,8 @@ def advance_round(
 def _judge_scores(registry: CheckpointRegistry, folder: RoundFolder, settings: Settings) -> None:
     """Decide on `scores.json`. Next is `judged`, or `shadowing` for a candidate that first runs in the shadow."""
     spec, scores = folder.spec(), _scores(folder)
-    verdict = _decided(registry, folder, settings, spec, scores)
+    counts = {reason: len(frames) for reason, frames in spec.left_out.items()}
+    verdict = _decided(registry, folder, settings, spec, scores).model_copy(update={"left_out": counts})
     if settings.gate.policy == "always":
         log.warning("gate_policy_always", round=spec.round, decision=verdict.decision, reason=verdict.reason)
     shadows = settings.gate.shadow_images > 0 and settings.serving.shadow_fraction > 0

@@ -3,8 +3,11 @@
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Literal
+
+from pydantic import Field
 
 from daemon.rounds.schedule import ScheduleState
 from daemon.runtime.activity import ActivityPart
@@ -69,6 +72,8 @@ class RoundSummary(ActivityPart):
     """Version that its candidate became."""
     frames: int = 0
     """Frames of its snapshot, held-out ones included."""
+    left_out: dict[str, int] = Field(default_factory=dict)
+    """Frames that it must not use, by reason."""
     steps: int = 0
     """Optimizer steps done."""
     seconds: float | None = None
@@ -113,10 +118,11 @@ def _summarise(folder: RoundFolder, record: RoundRecord, *, alive: bool) -> Roun
         incumbent=spec.incumbent,
         effort=spec.effort,
         condition=spec.conditions.newest if spec.conditions else None,
-        newest_frame=max([0, *spec.train_frames, *spec.holdout_frames]),
+        newest_frame=max([0, *spec.train_frames, *spec.holdout_frames, *chain(*spec.left_out.values())]),
         restarts=spec.restarts,
         version=verdict.version if verdict else None,
         frames=len(spec.train_frames) + len(spec.holdout_frames),
+        left_out={reason: len(frames) for reason, frames in spec.left_out.items()},
         steps=scores.steps if scores else progress.step if progress else 0,
         seconds=scores.seconds if scores else None,
         decision=verdict.decision if verdict else None,

@@ -7,7 +7,7 @@ and the incumbent keeps serving. When the daemon ends first, the next one resume
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn
@@ -21,6 +21,7 @@ from daemon.gate.shadow import note_wait, progress_of
 from daemon.rounds.canary import without_canary
 from daemon.rounds.effort import round_settings, train_frames
 from daemon.rounds.environment import round_environment
+from daemon.rounds.frame_choice import choose_frames, left_out_text
 from daemon.rounds.history import device_uses
 from daemon.rounds.inheritance import inherited_round, promoted_round, restarts
 from daemon.rounds.launch import launch_command
@@ -105,12 +106,14 @@ def launch_round(context: RoundContext, trigger: Trigger, effort: Effort = "full
     incumbent, number = registry.serving_version(), store.next_number()
     leased = buffer.lease(number)
     with _leased(buffer, number):
-        frames = without_canary(leased, settings)
-        check_frames(frames, settings)
+        allowed = without_canary(leased, settings)
+        frames, out = choose_frames(allowed, buffer, settings, registry.released(incumbent), manual=trigger == "manual")
+        check_frames(frames, settings, out)
         sized = replace(context, settings=settings)
-        folder = store.create(_spec(sized, number, incumbent, frames, trigger, effort))
+        spec = _spec(sized, number, incumbent, frames, trigger, effort).model_copy(update={"left_out": out})
+        folder = store.create(spec)
         told = {"trigger": trigger, "effort": effort, "incumbent": incumbent, "frames": len(frames)}
-        log.info("round_started", round=number, **told)
+        log.info("round_started", round=number, left_out=left_out_text(out), **told)
         _train(context, settings.round, folder)
     return _conclude(context, folder)
 
@@ -192,13 +195,18 @@ def _show_shadow(context: RoundContext, folder: RoundFolder) -> None:
     context.on_progress(now)
 
 
-def check_frames(frames: Sequence[FrameRecord], settings: Settings) -> None:
-    """Raise NotEnoughFrames for a buffer that is too small for a round."""
-    least = settings.schedule.min_frames
+def check_frames(
+    frames: Sequence[FrameRecord], settings: Settings, left_out: Mapping[str, Sequence[int]] | None = None
+) -> None:
+    """Raise NotEnoughFrames for too few frames for a round; `left_out`: those that it must not use, by reason."""
+    least, why = settings.schedule.min_frames, ""
+    if left_out:
+        why = f"; left out: {left_out_text(left_out)} (round.advanced.leave_out)"
     if len(frames) < least:
-        raise NotEnoughFrames(f"{len(frames)} frames in the buffer, schedule.min_frames is {least}; drop more images")
+        text = f"{len(frames)} frames in the buffer, schedule.min_frames is {least}{why}; drop more images"
+        raise NotEnoughFrames(text.replace(" in the buffer", " that a round may use") if why else text)
     if all(frame.holdout for frame in frames):
-        raise NotEnoughFrames("every frame is held out (buffer.holdout_fraction); drop more images")
+        raise NotEnoughFrames(f"every frame is held out (buffer.holdout_fraction){why}; drop more images")
 
 
 def record_failure(folder: RoundFolder, status: Literal["stopped", "failed"], reason: str) -> None:

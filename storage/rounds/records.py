@@ -80,6 +80,8 @@ class RoundSpec(Record):
     """The leased frames in a few numbers, for the manifest of the candidate."""
     conditions: RoundConditions | None = None
     """None while the condition of the newest frames is unknown: then all held-out frames decide."""
+    left_out: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    """Ids of the frames that the round must not use, by reason (`configs.round.LeftOut`)."""
 
     @property
     def start(self) -> int:
@@ -345,6 +347,8 @@ class Verdict(Record):
     """Every candidate of the round."""
     answer: Answer | None = None
     """Who decided about the suggestion, and why; None when nobody was asked."""
+    left_out: dict[str, int] = Field(default_factory=dict)
+    """Frames that the round must not use, by reason."""
 
 
 class ShadowTrial(Record):

@@ -91,7 +91,8 @@ def make_settings(tmp_path: Path, drop: Path) -> Callable[..., Settings]:
             "mfm": {"ablation": {"dim": 32, "heads": 4, "grid": 4, "blocks": 1}},
             "round": {
                 "steps": 2, "batch_size": 1, "crop_height": 32, "crop_width": 32,
-                "device": "cpu", "advanced": {"threads": 1, "score_images": 4, "average_ratios": []},
+                "device": "cpu",
+                "advanced": {"threads": 1, "score_images": 4, "average_ratios": [], "leave_out": []},  # noise
             },
             "schedule": {"enabled": False, "min_frames": 4},
             "gate": {"advanced": {"bootstrap": 50, "min_holdout": 1}},

@@ -74,6 +74,7 @@ EXPECTED = [
     "mfmd_round_shadow_agreement",
     "mfmd_round_last_number",
     "mfmd_round_last_attempt_timestamp_seconds",
+    "mfmd_round_left_out_images",
     "mfmd_round_last_success_timestamp_seconds",
     "mfmd_round_consecutive_failures",
     "mfmd_schedule_frames_missing",

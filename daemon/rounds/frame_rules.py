@@ -1,0 +1,190 @@
+"""Which frames of the buffer a round may use, and why not the others: pure rules over facts, tested from tables.
+
+A new condition is a coherent burst of scenes, so nothing is left out only because it is new. What is left out shows no
+scene at all, shows what is known already once a fault of the pipeline is undone, or is the same picture again.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import permutations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.round import LEFT_OUT, LeftOut, RoundAdvanced
+from daemon.gate.bursts import Floats
+from daemon.rounds.frame_facts import FrameFacts
+from storage.buffer.catalog_records import FrameRecord
+
+LEAST_DETAIL = 0.004
+"""Below this a frame is black, of one colour or a gradient (0-1; one grey value); drawn night has 0.025 and more."""
+LEAST_LIKENESS = 0.6
+"""Below this neighbouring blocks of pixels are unrelated; drawn night has 0.70 and more, photos 0.90."""
+MOST_LINES = 2.0
+"""Beyond this rows or columns are replaced; drawn scenes have at most 1.2, photos 1.5."""
+LEAST_SHARPNESS = 0.2
+"""A frame that is this much less sharp than the least sharp known ones is out of focus (share)."""
+SAME_PICTURE = 2.0 / 255.0
+"""Root mean square difference of two thumbnails below which they show the same picture, brightness aside (0-1)."""
+LEAST_KNOWN = 8
+"""Fewer thumbnails do not say what a condition looks like."""
+UNDONE = 0.7
+"""A frame has a fault when undoing it brings the frame this much nearer to what is known (share of the distance)."""
+TYPICAL = 2.0
+"""And at most this far away, in distances that are usual among known frames."""
+RAMP_FRAMES = 16
+"""Neighbouring frames of one camera whose brightness is compared."""
+RAMP_FIT = 0.9
+"""Share of their brightness's variance that a straight line explains when somebody turns a knob (0-1)."""
+RAMP_RISE = 0.4
+"""Least change along it (natural logarithm): by half within 16 frames."""
+FAR = 2.0
+"""Beyond this a style vector is far from everything known (thresholds): a burst of such frames that are alike opens a
+condition, and they are not far any more. At 1.5 a quarter of drawn fog was left out."""
+FLOOR = 0.02
+"""Least deviation of a cell among known frames (0-1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the frames of a known condition look like."""
+
+    mean: Floats
+    """Mean thumbnail, [ROWS, COLUMNS, 3]."""
+    deviation: Floats
+    """Standard deviation of each cell, the same shape."""
+    usual: float
+    """Median distance of its own frames."""
+    sharpness: float
+    """Of the least sharp of its frames: 1 - `FrameFacts.likeness`."""
+
+    def distance(self, thumbnail: Floats) -> float:
+        """Return the root mean square of the cells' deviations, in units of what is usual."""
+        return float(np.sqrt((((thumbnail - self.mean) / self.deviation) ** 2).mean())) / self.usual
+
+
+def look_of(facts: Sequence[FrameFacts]) -> Look | None:
+    """Return the look of known frames; None when there are fewer than LEAST_KNOWN."""
+    if len(facts) < LEAST_KNOWN:
+        return None
+    cells = np.stack([fact.thumbnail for fact in facts])
+    mean, deviation = cells.mean(axis=0), np.maximum(cells.std(axis=0), FLOOR)
+    raw = np.sqrt((((cells - mean) / deviation) ** 2).mean(axis=(1, 2, 3)))
+    return Look(mean, deviation, max(float(np.median(raw)), 1e-6), 1.0 - max(fact.likeness for fact in facts))
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What the rules look at."""
+
+    records: Sequence[FrameRecord]
+    """Frames of the buffer in commit order."""
+    facts: Mapping[int, FrameFacts]
+    """Their facts by id; a frame without is not judged."""
+    looks: Sequence[Look] = ()
+    """Of the known conditions."""
+    far: Mapping[int, float] = field(default_factory=dict)
+    """Distance of a style vector from the nearest known condition, by id, in thresholds of `conditions`."""
+    trusted: frozenset[int] = frozenset()
+    """Frames that an earlier round used: only copies and floods are looked for among them."""
+
+
+def left_out(judged: Judged, settings: RoundAdvanced, most_of_source: int) -> dict[int, LeftOut]:
+    """Return the frames (by id) that a round must not use, each with its first reason.
+
+    `most_of_source`: frames that a source may give, whatever its share.
+    """
+    reasons: dict[int, LeftOut] = {}
+    for reason in (reason for reason in LEFT_OUT if reason in settings.leave_out):
+        rest = [record for record in judged.records if record.id in judged.facts and record.id not in reasons]
+        new = [record for record in rest if record.id not in judged.trusted]
+        if reason == "copies":
+            found = _copies(rest, judged.facts, settings.most_copies)
+        elif reason == "flood":
+            found = _flood(rest, settings.most_source_share, most_of_source)
+        elif reason == "ramp":
+            found = set(_ramps(new, judged.facts))
+        elif reason == "far":
+            found = {record.id for record in new if judged.far.get(record.id, 0.0) > FAR}
+        else:
+            found = _single(reason, new, judged.facts, judged.looks)
+        reasons |= dict.fromkeys(found, reason)
+    return reasons
+
+
+def _single(
+    reason: LeftOut, records: Sequence[FrameRecord], facts: Mapping[int, FrameFacts], looks: Sequence[Look]
+) -> set[int]:
+    least = min((look.sharpness for look in looks), default=0.0)
+    rules: dict[LeftOut, Callable[[FrameFacts], bool]] = {
+        "blank": lambda fact: fact.detail < LEAST_DETAIL,
+        "noise": lambda fact: fact.likeness < LEAST_LIKENESS,
+        "lines": lambda fact: fact.lines > MOST_LINES,
+        "blurred": lambda fact: 1.0 - fact.likeness < LEAST_SHARPNESS * least,
+        "fault": lambda fact: _has_fault(fact.thumbnail, looks),
+    }
+    return {record.id for record in records if rules[reason](facts[record.id])}
+
+
+def _has_fault(thumbnail: Floats, looks: Sequence[Look]) -> bool:
+    """Whether other channels, turning it upside down or inverting it make a typical frame of an untypical one."""
+    if not looks:
+        return False
+    now = min(look.distance(thumbnail) for look in looks)
+    undone = min(look.distance(other) for look in looks for other in _without_fault(thumbnail))
+    return undone < UNDONE * now and undone <= TYPICAL
+
+
+def _without_fault(thumbnail: Floats) -> Iterator[Floats]:
+    for order in list(permutations(range(3)))[1:]:
+        yield thumbnail[..., order]
+    yield thumbnail[::-1]
+    yield 1.0 - thumbnail
+
+
+def _copies(records: Sequence[FrameRecord], facts: Mapping[int, FrameFacts], most: int) -> set[int]:
+    """Return all but the first `most` frames that show one picture, held-out and training frames counted apart."""
+    found: set[int] = set()
+    for holdout in (False, True):
+        mine = [record.id for record in records if record.holdout == holdout]
+        seen = np.zeros((0, 0))
+        counts: list[int] = []
+        for frame in mine:
+            flat = facts[frame].thumbnail.ravel() - facts[frame].thumbnail.mean()
+            apart = np.sqrt(((seen - flat) ** 2).mean(axis=1)) if counts else np.zeros(0)
+            if counts and apart.min() < SAME_PICTURE:
+                at = int(apart.argmin())
+                counts[at] += 1
+                if counts[at] > most:
+                    found.add(frame)
+            else:
+                seen, counts = np.vstack([seen, flat]) if counts else flat[None], [*counts, 1]
+    return found
+
+
+def _ramps(records: Sequence[FrameRecord], facts: Mapping[int, FrameFacts]) -> Iterator[int]:
+    """Yield the frames of every run of RAMP_FRAMES neighbours of one camera whose brightness follows a line."""
+    place = np.arange(RAMP_FRAMES) - (RAMP_FRAMES - 1) / 2.0
+    for source in {record.source for record in records}:
+        mine = [record.id for record in records if record.source == source]
+        if len(mine) < RAMP_FRAMES:
+            continue
+        light = np.log([facts[frame].thumbnail.mean() + 1e-3 for frame in mine])
+        runs = np.lib.stride_tricks.sliding_window_view(light, RAMP_FRAMES)
+        slope = runs @ place / (place @ place)
+        spread = runs.var(axis=1) + 1e-12
+        fit = slope**2 * (place @ place) / RAMP_FRAMES / spread
+        hit = (fit > RAMP_FIT) & (np.abs(slope) * (RAMP_FRAMES - 1) > RAMP_RISE)
+        inside: NDArray[np.bool_] = np.convolve(hit, np.ones(RAMP_FRAMES)) > 0
+        yield from (frame for frame, within in zip(mine, inside, strict=True) if within)
+
+
+def _flood(records: Sequence[FrameRecord], share: float, least: int) -> set[int]:
+    """Return the oldest frames of a source that exceed its share, when there are several sources."""
+    sources = {record.source for record in records}
+    found: set[int] = set()
+    for source in sources if len(sources) > 1 and share < 1.0 else ():
+        mine = [record.id for record in records if record.source == source]
+        most = max(least, int((len(records) - len(mine)) * share / (1.0 - share)))
+        found.update(mine[: max(0, len(mine) - most)])
+    return found

@@ -10,7 +10,7 @@ from configs.section import Fraction, NotNegative, NotNegativeInt, Positive, Pos
 class GateAdvanced(Section):
     """Rarely changed settings of the gate."""
 
-    agreement_floor: Fraction = 0.3
+    agreement_floor: Fraction = 0.05
     """Veto: pixel agreement with the incumbent below this; the step is too large for one round."""
     source_class_drop: Fraction = 0.2
     """Veto: a source class IoU below the released model's by more than this (IoU, 0-1)."""
@@ -22,8 +22,11 @@ class GateAdvanced(Section):
     """Classes with less than this area share under the incumbent cannot vanish."""
     bootstrap: PositiveInt = 1000
     """Bootstrap resamples over bursts of neighbouring images."""
-    votes_with_source: PositiveInt = 3
-    """Votes needed of four when labelled source exists; stochastic disagreement must be among them."""
+    votes_with_source: Annotated[int, Field(ge=3, le=4)] = 3
+    """Votes needed of four when labelled source exists. 3: all but flip consistency, which may be open; 4: all."""
+    margin_without_labels: Fraction = 0.025
+    """Without labelled source the batch nuclear norm must grow by more than this (0-1): rounds that confirm their own
+    errors grow it by up to 0.021."""
     min_holdout: PositiveInt = 4
     """With fewer held-out frames, or independent bursts of them, the verdict is inconclusive."""
     shadow_agreement: Fraction = 0.3

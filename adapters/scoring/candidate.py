@@ -95,7 +95,7 @@ def score_round(
 
     counts = incumbent_scores.source if released is incumbent else _counts(released, images.source, images.ignored)
     released_scores = ModelScores(version=spec.released, finite=True, source=counts) if images.source else None
-    reference = reference_shares(released, images, source)
+    reference = reference_shares(released, _trusted(spec, buffer, images, device), source)
     further = {name: scored(network) for name, network in (others or {}).items()}
     own = scored(candidate)
     whole = {
@@ -109,6 +109,16 @@ def score_round(
         for condition in (spec.conditions.others if spec.conditions and load else ())
     )
     return ScoredRound(released_scores, incumbent_scores, own, reference, further, elsewhere)
+
+
+def _trusted(spec: RoundSpec, buffer: FrameBuffer, images: ScoredImages, device: torch.device) -> list[Tensor]:
+    """Return frames on which the released model's class shares can be trusted: of conditions where it is still best.
+
+    The deciding frames without such a condition. On a night that it never saw it may answer one class everywhere.
+    """
+    known = spec.conditions.others if spec.conditions else ()
+    golden = [frame for it in known if it.best == spec.released for frame in evenly(it.golden, GOLDEN_SCORED)]
+    return _frames(golden, buffer, device) or images.frames
 
 
 def _in_condition(
@@ -213,9 +223,11 @@ def _counts(network: SegmentationNetwork, pairs: Sequence[tuple[Tensor, Tensor]]
 
 
 @torch.inference_mode()
-def reference_shares(released: SegmentationNetwork, images: ScoredImages, source: LabelledSet | None) -> list[float]:
+def reference_shares(
+    released: SegmentationNetwork, frames: Sequence[Tensor], source: LabelledSet | None
+) -> list[float]:
     """Return the reference class shares [K]: of the source labels, or of the released model on the frames."""
-    return _source_shares(source) or _mean_softmax(released, images.frames)
+    return _source_shares(source) or _mean_softmax(released, frames)
 
 
 def _source_shares(source: LabelledSet | None) -> list[float]:

@@ -42,7 +42,7 @@ def compare_versions(
         status="completed",
         frames=tuple(frames),
         models=tuple(models),
-        reference_marginal=reference_shares(released, images, source),
+        reference_marginal=reference_shares(released, images.frames, source),
         seconds=time.monotonic() - started,
     )
 

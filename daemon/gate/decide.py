@@ -10,10 +10,10 @@ from typing import Literal
 from configs.gate import GateSettings
 from daemon.gate.bursts import burst_length, frames_needed
 from daemon.gate.canary import CANARY, canary_vote, odd_canary, undecided
-from daemon.gate.forgetting import costs, forgetting
+from daemon.gate.forgetting import costs, forgetting, kept_for_source
 from daemon.gate.shapes import odd_scores, sound_counts
 from daemon.gate.vetoes import agreement, completed, source_class_iou, source_miou, vanished_class, weights_vetoes
-from daemon.gate.votes import DISAGREEMENT, STYLED, Vote, cast_votes, frame_correlation
+from daemon.gate.votes import DISAGREEMENT, DIVERSITY, STYLED, Vote, cast_votes, frame_correlation
 from storage.rounds.records import (
     CandidateRuling,
     Check,
@@ -29,6 +29,8 @@ Decision = Literal["accepted", "rejected", "inconclusive"]
 Ruling = tuple[Decision, str, list[Check]]
 GATE = "gate"
 """Name under which the gate moves a ref."""
+NEEDED = (DIVERSITY, DISAGREEMENT, STYLED)
+"""Votes that must be among those won when labelled source exists."""
 
 
 def decide(
@@ -62,6 +64,7 @@ def decide(
             settings,
             class_names,
             forgetting(found[name], settings, recalls=recalls) if found[name] else None,
+            kept_for_source(scores, settings, recalls=recalls),
         )
         for name, model in scores.candidates().items()
     } or {scores.name: _judge(spec, scores, settings, class_names)}
@@ -142,6 +145,7 @@ def _judge(
     settings: GateSettings,
     class_names: Sequence[str],
     forgotten: Check | None = None,
+    kept: int | None = None,
 ) -> Ruling:
     candidate, incumbent = scores.candidate, scores.incumbent
     checks = [completed(scores)]
@@ -154,7 +158,7 @@ def _judge(
         return "rejected", veto, checks
     if problem := _incomparable(spec, scores, candidate, incumbent, len(class_names), settings):
         return "inconclusive", problem, checks
-    checks += _vetoes(spec, scores, candidate, incumbent, settings, class_names)
+    checks += _vetoes(spec, scores, candidate, incumbent, settings, class_names, kept)
     if forgotten is not None:
         checks.append(forgotten)
     problem = odd_canary(candidate, incumbent, scores.canary_problem, len(class_names))
@@ -195,15 +199,16 @@ def _vetoes(
     incumbent: ModelScores,
     settings: GateSettings,
     class_names: Sequence[str],
+    kept: int | None,
 ) -> Iterator[Check]:
-    """Yield every veto on scores that the round made possible."""
+    """Yield every veto on scores that the round made possible; `kept` as `kept_for_source`."""
     if candidate.flip_consistency:
         yield vanished_class(scores, candidate, incumbent, settings, class_names)
         yield agreement(candidate, settings)
     if candidate.source and scores.released and scores.released.source:
         anchor = scores.released.source
-        yield source_miou(candidate.source, anchor, settings)
-        yield source_class_iou(candidate.source, anchor, settings, class_names, spec.round)
+        yield source_miou(candidate.source, anchor, settings, kept)
+        yield source_class_iou(candidate.source, anchor, settings, class_names, spec.round, kept)
 
 
 def _by_votes(
@@ -243,24 +248,23 @@ def _failed(checks: Sequence[Check]) -> str:
 
 
 def _count(votes: Sequence[Vote], settings: GateSettings) -> tuple[Decision, str]:
-    """Count votes. With source, `votes_with_source` are needed, disagreement among them; without source, all.
+    """Count votes. With source, `votes_with_source` are needed, `NEEDED` among them; without source, all.
 
-    Styled source must not be lost: a candidate that confirms its own errors is stable and confident, which wins the
-    three votes without labels. Only true labels detect it.
+    Restyled source must be won: a candidate that confirms its own errors is stable and confident, which wins the votes
+    without labels. Only true labels detect it.
     """
     won = [vote.name for vote in votes if vote.won]
     lost = [vote.name for vote in votes if vote.lost]
     with_labels = any(vote.name == STYLED for vote in votes)
     needed = settings.advanced.votes_with_source if with_labels else len(votes)
     tally = f"{len(won)} of {len(votes)} votes won ({', '.join(won) or 'none'}), {needed} needed"
-    if len(won) >= needed and DISAGREEMENT in won and STYLED not in lost:
+    missing = [name for name in NEEDED if with_labels and name not in won]
+    if len(won) >= needed and not missing:
         return "accepted", tally
     if 2 * len(lost) > len(votes):
         return "rejected", f"worse than the incumbent: lost {', '.join(lost)}"
-    if DISAGREEMENT not in won:
-        tally += f", {DISAGREEMENT} among them"
-    if STYLED in lost:
-        tally += f"; {STYLED} is lost"
+    if missing:
+        tally += f", {', '.join(missing)} among them"
     return "inconclusive", tally
 
 

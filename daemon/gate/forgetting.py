@@ -102,3 +102,14 @@ def forgetting(found: Sequence[ConditionCost], settings: GateSettings, *, recall
         detail += f"; allowed by gate.forgetting: {settings.forgetting}"
     passed = not worse or allowed
     return Check(name="forgetting", kind="veto", passed=passed, value=float(len(worse)), limit=0.0, detail=detail)
+
+
+def kept_for_source(scores: RoundScores, settings: GateSettings, *, recalls: bool) -> int | None:
+    """Return the version that serves again when the condition of the labelled source returns; None without one.
+
+    With it, what a candidate loses on source is a cost in another condition, which `gate.forgetting: recall` allows.
+    None when the labelled source is of the newest condition, when its best version cannot be read, or without recall.
+    """
+    if settings.forgetting != "recall" or not recalls:
+        return None
+    return next((it.version for it in scores.elsewhere if it.labelled and it.best and it.best.source), None)

@@ -63,19 +63,30 @@ def vanished_class(
     return veto("vanished_class", not named, detail, lowest, settings.advanced.vanished_ratio)
 
 
-def source_miou(candidate: ImageCounts, released: ImageCounts, settings: GateSettings) -> Check:
-    """Check that source mIoU is at most `source_drop` below the released model's: it detects slow forgetting too."""
+def source_miou(
+    candidate: ImageCounts, released: ImageCounts, settings: GateSettings, kept: int | None = None
+) -> Check:
+    """Check that source mIoU is at most `source_drop` below the released model's: it detects slow forgetting too.
+
+    `kept`: the version that serves again when the condition of the source returns; with one, any drop is allowed.
+    """
     before, after = (float(labelled_mean_iou(*counts.sums())) for counts in (released, candidate))
     drop, detail = before - after, f"source mIoU of the released model {before:.4f}, of the candidate {after:.4f}"
-    return veto("source_miou", drop <= settings.source_drop, detail, drop, settings.source_drop)
+    return _of_source("source_miou", drop <= settings.source_drop, detail, drop, settings.source_drop, kept)
 
 
 def source_class_iou(
-    candidate: ImageCounts, released: ImageCounts, settings: GateSettings, class_names: Sequence[str], seed: int
+    candidate: ImageCounts,
+    released: ImageCounts,
+    settings: GateSettings,
+    class_names: Sequence[str],
+    seed: int,
+    kept: int | None = None,
 ) -> Check:
     """Check that no labelled class loses more than `source_class_drop` IoU against the released model.
 
     A drop must also be significant over images: the IoU of a class with few pixels in one image varies by chance.
+    `kept` as in `source_miou`.
     """
     before, after = (class_iou(*counts.sums()) for counts in (released, candidate))
     hits, _, missed = released.sums()
@@ -85,7 +96,17 @@ def source_class_iou(
     named = [f"{class_names[k]} {before[k]:.4f} -> {after[k]:.4f}" for k in lost]
     worst = int(np.argmax(drops))
     detail = f"source IoU lost: {', '.join(named)}" if named else f"largest loss: {class_names[worst]}"
-    return veto("source_class_iou", not lost, detail, float(drops[worst]), settings.advanced.source_class_drop)
+    return _of_source(
+        "source_class_iou", not lost, detail, float(drops[worst]), settings.advanced.source_class_drop, kept
+    )
+
+
+def _of_source(name: str, passed: bool, detail: str, value: float, limit: float, kept: int | None) -> Check:
+    if not passed and kept is not None:
+        return veto(
+            name, True, f"{detail}; allowed: version {kept} is kept for the condition of the source", value, limit
+        )
+    return veto(name, passed, detail, value, limit)
 
 
 def agreement(candidate: ModelScores, settings: GateSettings) -> Check:

@@ -17,6 +17,8 @@ from storage.rounds.records import Check, ImageCounts, ModelScores
 
 CHUNK = 128
 """Resamples computed at once; bounds memory for joint statistics with many classes."""
+DIVERSITY = "vote_diversity"
+"""The vote that needs a margin when nothing is labelled."""
 DISAGREEMENT = "vote_disagreement"
 """The vote that must be among those won when labelled source exists."""
 STYLED = "vote_styled_source"
@@ -131,11 +133,20 @@ class Vote(NamedTuple):
 def cast_votes(
     candidate: ModelScores, incumbent: ModelScores, reference: Sequence[float], settings: GateSettings, seed: int
 ) -> list[Vote]:
-    """Return every vote that the scores allow: three, and styled source as the fourth when both have it."""
+    """Return every vote that the scores allow: three, and styled source as the fourth when both have it.
+
+    Without it, diversity must also exceed `margin_without_labels`: a candidate that confirms its own errors is more
+    stable and more diverse too, but only by a little (docs/explanation/gate.md).
+    """
     frames = len(candidate.flip_consistency)
     burst = burst_length(frame_correlation(candidate, incumbent, reference), frames)
     compare = partial(_compare, settings, seed)
-    votes = [compare(pair, frames, burst) for pair in _frame_pairs(candidate, incumbent, reference)]
+    labelled = candidate.styled is not None and incumbent.styled is not None
+    margins = {} if labelled else {DIVERSITY: settings.advanced.margin_without_labels}
+    votes = [
+        compare(pair, frames, burst, margin=margins.get(pair.name, 0.0))
+        for pair in _frame_pairs(candidate, incumbent, reference)
+    ]
     if candidate.styled and incumbent.styled:
         counts = [resampled_miou(model) for model in (incumbent.styled, candidate.styled)]
         styled = _Pair(STYLED, "mIoU on restyled source", counts)
@@ -169,14 +180,14 @@ def _frame_pairs(candidate: ModelScores, incumbent: ModelScores, reference: Sequ
     norm = [diversity(model.gram) for model in models]
     flip = [flip_share(model.flip_consistency) for model in models]
     return [
-        _Pair("vote_diversity", "batch nuclear norm", norm),
+        _Pair(DIVERSITY, "batch nuclear norm", norm),
         _Pair(DISAGREEMENT, "error estimated from dropout", error, sign=-1.0),
         _Pair("vote_flip", "flip consistency", flip),
     ]
 
 
-def _compare(settings: GateSettings, seed: int, pair: _Pair, images: int, burst: int) -> Vote:
-    """Cast one vote over `images` images drawn in bursts of `burst`."""
+def _compare(settings: GateSettings, seed: int, pair: _Pair, images: int, burst: int, margin: float = 0.0) -> Vote:
+    """Cast one vote over `images` images drawn in bursts of `burst`; it is won by more than `margin`."""
     sure = paired_bootstrap(
         pair.advantage,
         images,
@@ -186,11 +197,12 @@ def _compare(settings: GateSettings, seed: int, pair: _Pair, images: int, burst:
         burst=burst,
     )
     before, after = (float(model(np.full((1, images), 1.0 / images))[0]) for model in pair.models)
-    won = sure.lower > TOLERANCE
+    won = sure.lower > max(margin, TOLERANCE)
     detail = (
         f"{pair.score} {before:.4f} -> {after:.4f}, advantage {sure.value:+.4f}, "
         f"bounds {sure.lower:+.4f} to {sure.upper:+.4f} at {settings.confidence:.0%} each side"
     )
+    detail += f", without labels it needs over {margin:+.4f}" if margin else ""
     check = Check(name=pair.name, kind="vote", passed=won, value=sure.value, limit=sure.lower, detail=detail)
     return Vote(pair.name, won, sure.upper < -TOLERANCE, check, sure)
 

@@ -322,6 +322,28 @@ def test_every_candidate_is_scored_in_the_other_conditions_too(world: World) -> 
     assert [item.images for item in verdict.candidates[0].elsewhere] == [16, 3, 0]
 
 
+@pytest.mark.parametrize(("best", "trusted"), [(1, True), (5, False)])
+def test_the_reference_comes_from_conditions_where_the_released_model_is_best(
+    world: World, best: int, trusted: bool
+) -> None:
+    """Without source; on frames that the released model never saw its mix of classes is no reference."""
+    ids = world.spec.holdout_frames
+    others = (KnownCondition(number=1, name="day", golden=ids[:3], best=best, labelled=False),)
+    conditions = RoundConditions(newest=2, name="dusk", frames=ids[3:], others=others)
+    spec = world.spec.model_copy(update={"conditions": conditions})
+    there = World(
+        world.settings, spec.model_copy(update={"conditions": None, "holdout_frames": ids[:3]}), world.buffer, None
+    )
+    here = World(world.settings, spec, world.buffer, None)
+    reference = here.score(knows(DAY), source_free=True)[3]
+    _, incumbent, _, golden = there.score(knows(DAY), source_free=True)
+    if trusted:
+        np.testing.assert_allclose(reference, golden)
+        np.testing.assert_allclose(reference, np.mean(incumbent.marginal, axis=0))
+    else:
+        assert reference != pytest.approx(golden)
+
+
 def test_at_most_score_images_are_scored(world: World) -> None:
     few = world.settings.model_copy(update={"round": changed(world.settings.round, score_images=5)})
     _, incumbent, _, _ = World(few, world.spec, world.buffer, world.source).score(knows(DAY))

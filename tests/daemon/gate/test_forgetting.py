@@ -70,6 +70,33 @@ def test_the_labelled_condition_is_judged_by_true_miou(
 
 
 @pytest.mark.parametrize(
+    ("forgetting", "recalls", "readable", "allowed"),
+    [
+        ("recall", True, True, True),
+        ("recall", False, True, False),
+        ("recall", True, False, False),
+        ("allow", True, True, False),
+        ("veto", True, True, False),
+    ],
+)
+def test_source_may_be_lost_only_while_a_kept_version_is_recalled(
+    a_round: Any, model: Any, forgetting: Any, recalls: bool, readable: bool, allowed: bool
+) -> None:
+    forgetful = a_round(model(**{**BETTER, "source": 0.6}))
+    best = a_round(model(source=0.85, seed=9)).scores.candidate if readable else None
+    missing = "" if readable else "version 1 is damaged"
+    found = ConditionScores(number=1, name="source", labelled=True, version=1, best=best, missing=missing)
+    scores = forgetful.scores.model_copy(update={"elsewhere": (found,)})
+    settings = GateSettings(forgetting=forgetting)
+    verdict = decide(forgetful.spec, scores, settings, NAMES, at=5.0, recalls=recalls)
+    checks = {item.name: item for item in verdict.checks}
+    assert verdict.decision == ("accepted" if allowed else "rejected"), verdict
+    assert checks["source_miou"].passed is checks["source_class_iou"].passed is allowed
+    assert ("version 1 is kept" in checks["source_miou"].detail) == allowed
+    assert checks["source_miou"].value > settings.source_drop
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"best": None, "missing": "version 1 is damaged"},

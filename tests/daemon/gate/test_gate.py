@@ -55,7 +55,9 @@ def check(verdict: Verdict, name: str) -> Check:
 def test_with_source(
     a_round: Any, model: Any, candidate: dict[str, Any], decision: str, failed: str | None, frames: int, images: int
 ) -> None:
-    verdict = judged(a_round(model(**candidate), frames=frames, images=images))
+    verdict = judged(
+        a_round(model(**candidate), frames=frames, images=images), section(GateSettings, agreement_floor=0.3)
+    )
     assert verdict.decision == decision, verdict
     names = [item.name for item in verdict.checks]
     assert names == [name for name in CHECKS if name in names], "known to metrics, and in their order"
@@ -91,6 +93,17 @@ def test_source_free_needs_every_vote(a_round: Any, model: Any) -> None:
         update={"flip_consistency": round_.scores.incumbent.flip_consistency}
     )
     assert judged(round_, candidate=candidate).decision == "inconclusive"
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.025])
+def test_without_labels_a_small_gain_in_diversity_confirms_itself(a_round: Any, model: Any, margin: float) -> None:
+    """A little better by every vote; with labelled source the same votes are enough."""
+    slightly, settings = model(accuracy=0.72, confidence=0.62), section(GateSettings, margin_without_labels=margin)
+    vote = check(judged(a_round(slightly, images=0), settings), "vote_diversity")
+    assert vote.limit is not None and 0.0 < vote.limit < 0.025, vote
+    assert vote.passed == (margin == 0.0)
+    assert ("without labels it needs over +0.0250" in vote.detail) == (margin > 0.0)
+    assert check(judged(a_round(slightly), settings), "vote_diversity").passed, "source has labels"
 
 
 @pytest.mark.parametrize("frames", [0, 3])
@@ -129,19 +142,27 @@ def test_stopped_rounds_are_not_accepted_even_with_scores(a_round: Any, model: A
     assert judged(a_round(model(**BETTER)), status="stopped").decision == "inconclusive"
 
 
-def test_disagreement_must_be_among_the_votes_won(a_round: Any, model: Any) -> None:
+@pytest.mark.parametrize(
+    ("vote", "same"),
+    [
+        ("vote_diversity", ("gram",)),
+        ("vote_disagreement", ("dropout_disagreement", "marginal")),
+        ("vote_styled_source", ("styled",)),
+    ],
+)
+def test_with_source_three_votes_must_be_won_and_flip_may_be_open(
+    a_round: Any, model: Any, vote: str, same: tuple[str, ...]
+) -> None:
     round_ = a_round(model(**BETTER))
-    same = {"dropout_disagreement": round_.scores.incumbent.dropout_disagreement}
-    same |= {"marginal": round_.scores.incumbent.marginal}
-    verdict = judged(round_, candidate=round_.scores.candidate.model_copy(update=same))
+    incumbent, candidate = round_.scores.incumbent, round_.scores.candidate
+    as_stable = candidate.model_copy(update={"flip_consistency": incumbent.flip_consistency})
+    assert judged(round_, candidate=as_stable).decision == "accepted"
+    four = section(GateSettings, votes_with_source=4)
+    assert judged(round_, four, candidate=as_stable).decision == "inconclusive"
+    as_good = candidate.model_copy(update={name: getattr(incumbent, name) for name in same})
+    verdict = judged(round_, candidate=as_good)
     assert verdict.decision == "inconclusive"
-    assert "vote_disagreement among them" in verdict.reason
-
-
-def test_number_of_votes_is_a_setting(a_round: Any, model: Any) -> None:
-    round_ = a_round(model(**{**BETTER, "styled": 0.7, "seed": 2}))
-    assert judged(round_).decision == "accepted"
-    assert judged(round_, section(GateSettings, votes_with_source=4)).decision == "inconclusive"
+    assert f"{vote} among them" in verdict.reason
 
 
 def test_broken_incumbent_is_no_yardstick_for_vanished_classes(a_round: Any, model: Any) -> None:

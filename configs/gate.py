@@ -44,7 +44,8 @@ class GateSettings(Section):
     candidate, five or more. manual: an accepted candidate waits until `mfmd approve N`
     or `mfmd reject N`. always: every whole, finite candidate serves; for experiments."""
     source_drop: Fraction = 0.03
-    """Veto: source mIoU below the released model's by more than this (mIoU, 0-1)."""
+    """Veto: source mIoU below the released model's by more than this (mIoU, 0-1); none while the version that is best
+    on source is known, kept and recalled."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.9
     """One-sided confidence of each vote's paired bootstrap."""
     shadow_images: NotNegativeInt = 0

@@ -147,18 +147,21 @@ def _copies(records: Sequence[FrameRecord], facts: Mapping[int, FrameFacts], mos
     found: set[int] = set()
     for holdout in (False, True):
         mine = [record.id for record in records if record.holdout == holdout]
-        seen = np.zeros((0, 0))
+        cells = facts[mine[0]].thumbnail.size if mine else 0
+        pictures, squares = np.zeros((len(mine), cells), np.float32), np.zeros(len(mine), np.float32)
         counts: list[int] = []
         for frame in mine:
-            flat = facts[frame].thumbnail.ravel() - facts[frame].thumbnail.mean()
-            apart = np.sqrt(((seen - flat) ** 2).mean(axis=1)) if counts else np.zeros(0)
-            if counts and apart.min() < SAME_PICTURE:
+            flat = (facts[frame].thumbnail - facts[frame].thumbnail.mean()).ravel().astype(np.float32)
+            known = slice(len(counts))  # |a - b|^2 = |a|^2 - 2ab + |b|^2: one product, thousands of frames take long
+            apart = (squares[known] - 2.0 * (pictures[known] @ flat) + flat @ flat) / max(cells, 1)
+            if len(apart) and apart.min() < SAME_PICTURE**2:
                 at = int(apart.argmin())
                 counts[at] += 1
                 if counts[at] > most:
                     found.add(frame)
             else:
-                seen, counts = np.vstack([seen, flat]) if counts else flat[None], [*counts, 1]
+                pictures[len(counts)], squares[len(counts)] = flat, flat @ flat
+                counts.append(1)
     return found
 
 

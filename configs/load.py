@@ -88,10 +88,10 @@ def load_settings(path: Path, text: str | None = None) -> Settings:
 def _with_variables(message: str, path: Path, data: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
     """Return `message` with the variables that set what it names; they stand first if no setting of the file does."""
     found = [(key, name) for key, name in _variables(environment) if _names(message, key) and name not in message]
+    if not found:
+        return message
     by_variable, start = ", ".join(name for _, name in found), f"{path}: "
     in_file = {key for key, _ in _variables(data) if _names(message, key)}
-    if not by_variable:
-        return message
     if in_file.difference(key for key, _ in found) or not message.startswith(start):
         return f"{message} (set by {by_variable})"
     return f"environment: {by_variable}: {message.removeprefix(start)}"
@@ -184,13 +184,18 @@ def _variable(error: ErrorDetails, environment: Mapping[str, Any]) -> str | None
     return f"environment: MFMD_{'__'.join(names).upper()}"
 
 
-def _variables(values: Mapping[str, Any], place: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """Return the dotted name and the environment variable of every setting that the environment sets."""
+def _variables(
+    values: Mapping[str, Any], place: Sequence[str] = (), above: Sequence[int] = ()
+) -> list[tuple[str, str]]:
+    """Return the dotted name and the environment variable of every setting in `values`.
+
+    `above`: identities of the sections around it; an alias of one of them in YAML would have no end.
+    """
     found = []
     for key, value in values.items():
         keys = [*place, str(key)]
         if isinstance(value, Mapping):
-            found += _variables(value, keys)
+            found += [] if id(value) in above else _variables(value, keys, [*above, id(values)])
         else:
             found.append((".".join(keys), f"MFMD_{'__'.join(keys).upper()}"))
     return found

@@ -83,8 +83,11 @@ def test_marks_and_line_ends_of_other_systems_are_read(tmp_path: Path) -> None:
     assert load_settings(path).watch.folder == tmp_path / "drop ä"
 
 
-def test_an_alias_of_itself_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("variable", ["", "MFMD_WATCH__ADVANCED__FOLDER"])
+def test_an_alias_of_itself_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     path = tmp_path / "mfmd.yaml"
+    if variable:
+        monkeypatch.setenv(variable, "elsewhere")
     for text in ("classes: &c [*c, *c]", "classes: demo\nwatch: &w {folder: drop, advanced: *w}"):
         path.write_text(text)
         with pytest.raises(ConfigError):

@@ -79,6 +79,7 @@ def run_folder(root: Path, name: str, rounds: int, *, source: bool, leave_out: b
     run = adapt_to_dusk(root, source=source, leave_out=leave_out)
     verdicts: Counter[str] = Counter()
     with DrivenDaemon(run / "mfmd.yaml") as driven:
+        driven.wait_until_serving(driven.registry.serving_version(), START_SECONDS)
         before = _served(driven)
         committed, done = driven.committed(), len(driven.rounds.numbers())
         scenes = drawn(root / "scenes", "dusk", FIRST + FRAMES, FRAMES, labelled=False)

@@ -29,6 +29,8 @@ FIRST = 5_000_000
 """First seed of the drawn scenes."""
 ROUND_SECONDS = 300.0
 START_SECONDS = 90.0
+PATIENCE_SECONDS = 15.0
+"""Longest wait for a round to start; none starts when all frames are left out."""
 
 
 class Served(NamedTuple):
@@ -90,14 +92,21 @@ def run_folder(root: Path, name: str, rounds: int, *, source: bool, leave_out: b
         except DriveTimeout:
             verdicts["not all committed"] += 1
         for number in range(done + 1, done + rounds + 1):
-            with contextlib.suppress(DaemonError):  # the schedule has started it
-                ControlClient(driven.layout).start_round()
             try:
-                verdicts[driven.follow_round(number, ROUND_SECONDS if number == done + 1 else 120.0).decision] += 1
+                driven.wait_for(lambda number=number: _started(driven, number), f"round {number}", PATIENCE_SECONDS)
             except DriveTimeout:
                 verdicts["no round"] += 1
                 break
+            verdicts[driven.follow_round(number, ROUND_SECONDS).decision] += 1
         return Outcome(before, _served(driven), verdicts)
+
+
+def _started(driven: DrivenDaemon, number: int) -> bool | None:
+    """Ask for round `number` until it is there; the schedule may have started it, or the last one just ends."""
+    if driven.round(number) is None:
+        with contextlib.suppress(DaemonError):
+            ControlClient(driven.layout).start_round()
+    return driven.round(number) is not None or None
 
 
 def _served(driven: DrivenDaemon) -> Served:

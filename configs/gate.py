@@ -22,8 +22,9 @@ class GateAdvanced(Section):
     """Classes with less than this area share under the incumbent cannot vanish."""
     bootstrap: PositiveInt = 1000
     """Bootstrap resamples over bursts of neighbouring images."""
-    votes_with_source: Annotated[int, Field(ge=3, le=4)] = 3
-    """Votes needed of four when labelled source exists. 3: all but flip consistency, which may be open; 4: all."""
+    votes_with_source: PositiveInt = 3
+    """Votes needed of four when labelled source exists. 3: all but flip consistency, which may be open; 4: all; fewer
+    accept more, stochastic disagreement must be among them."""
     margin_without_labels: Fraction = 0.025
     """Without labelled source the batch nuclear norm must grow by more than this (0-1): rounds that confirm their own
     errors grow it by up to 0.021."""

@@ -250,21 +250,24 @@ def _failed(checks: Sequence[Check]) -> str:
 def _count(votes: Sequence[Vote], settings: GateSettings) -> tuple[Decision, str]:
     """Count votes. With source, `votes_with_source` are needed, `NEEDED` among them; without source, all.
 
-    Restyled source must be won: a candidate that confirms its own errors is stable and confident, which wins the votes
-    without labels. Only true labels detect it.
+    With fewer than `NEEDED` only disagreement must be among them. Restyled source may never be lost: a candidate that
+    confirms its own errors is stable and confident, which wins the votes without labels. Only true labels detect it.
     """
     won = [vote.name for vote in votes if vote.won]
     lost = [vote.name for vote in votes if vote.lost]
     with_labels = any(vote.name == STYLED for vote in votes)
     needed = settings.advanced.votes_with_source if with_labels else len(votes)
     tally = f"{len(won)} of {len(votes)} votes won ({', '.join(won) or 'none'}), {needed} needed"
-    missing = [name for name in NEEDED if with_labels and name not in won]
-    if len(won) >= needed and not missing:
+    among = NEEDED if needed >= len(NEEDED) else (DISAGREEMENT,)
+    missing = [name for name in among if with_labels and name not in won]
+    if len(won) >= needed and not missing and STYLED not in lost:
         return "accepted", tally
     if 2 * len(lost) > len(votes):
         return "rejected", f"worse than the incumbent: lost {', '.join(lost)}"
     if missing:
         tally += f", {', '.join(missing)} among them"
+    if STYLED in lost:
+        tally += f"; {STYLED} is lost"
     return "inconclusive", tally
 
 

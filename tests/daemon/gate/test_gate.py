@@ -163,6 +163,8 @@ def test_with_source_three_votes_must_be_won_and_flip_may_be_open(
     verdict = judged(round_, candidate=as_good)
     assert verdict.decision == "inconclusive"
     assert f"{vote} among them" in verdict.reason
+    one = judged(round_, section(GateSettings, votes_with_source=1), candidate=as_good)
+    assert one.decision == ("inconclusive" if vote == "vote_disagreement" else "accepted"), "a setting of its own"
 
 
 def test_broken_incumbent_is_no_yardstick_for_vanished_classes(a_round: Any, model: Any) -> None:

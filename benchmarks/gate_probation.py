@@ -9,6 +9,7 @@ second promotion, whatever the frames say.
 
 import argparse
 import json
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,8 @@ STREAM = 64
 MOST = 160
 """Most fresh scenes for one model."""
 WAIT_SECONDS = 180.0
+IDLE_SECONDS = 4.0
+"""The observer and the rules look once a second."""
 KINDS = ("incumbent", "the incumbent again")
 
 
@@ -68,6 +71,7 @@ def run(
         "recall": {"advanced": {"enabled": False}},
         "schedule": {"enabled": False},
         "drift": {"advanced": {"starts_round": False}},
+        "probation": {"advanced": {"cooldown_seconds": 0.0}},
     }
     world_folder(root, source=source, **sections)
     with DrivenDaemon(root / "run" / "mfmd.yaml") as driven:
@@ -81,7 +85,7 @@ def run(
             if registry.serving_version() != base:
                 registry.promote(base, by="benchmark", reason="the version before")
             driven.wait_until_serving(base, 60.0)
-            registry.promote(version, by="gate", reason="forced by a benchmark")
+            registry.promote(version, by="gate", reason="forced by a benchmark", round=version)
             fresh = drawn(root / "fresh" / world, world, FIRST + MOST * number, MOST, labelled=False)
             while fresh and _watched(driven, version).stage == "watching":
                 committed += BURST
@@ -115,14 +119,12 @@ def _watched(driven: DrivenDaemon, version: int) -> Probation:
 
 
 def _wait_for_answer(driven: DrivenDaemon, version: int) -> None:
-    """Wait until every frame that arrived was compared, or is too near to the last one."""
-
-    def needs_frames() -> bool | None:
-        record = _watched(driven, version)
-        used_up = record.comparison is None and record.after + 4 * record.spacing > driven.committed()
-        return (record.stage != "watching" or used_up) or None
-
-    driven.wait_for(needs_frames, "an answer of the observer", WAIT_SECONDS)
+    """Wait until nothing was asked for `IDLE_SECONDS`: the frames that arrived are compared, or too few for a batch."""
+    idle = time.monotonic()
+    while _watched(driven, version).stage == "watching" and time.monotonic() - idle < IDLE_SECONDS:
+        if _watched(driven, version).comparison is not None:
+            idle = time.monotonic()
+        time.sleep(0.2)
 
 
 def row(mode: str, world: str, origin: str, results: Sequence[tuple[Forced, Probation]]) -> str:
@@ -130,7 +132,7 @@ def row(mode: str, world: str, origin: str, results: Sequence[tuple[Forced, Prob
     cells = [mode, world, origin]
     for sign in (-1.0, 1.0):
         side = [record for model, record in results if sign * model.gain > POINT]
-        back = [record for record in side if record.stage == "rolled_back"]
+        back = [record for record in side if record.stage in ("cooling_down", "rolled_back")]
         frames = sorted(len(record.worse) for record in back)
         cells += [f"{len(back)} of {len(side)}", str(frames[len(frames) // 2]) if frames else "-"]
     return "| " + " | ".join(cells) + " |"

@@ -94,13 +94,17 @@ def settings_of(data: Path, state: Path, *layers: Overrides) -> Settings:
         "validation_images": str(data / "day_val" / "images"),
         "validation_labels": str(data / "day_val" / "labels"),
     }
-    for layer in layers:
-        for name, value in layer.items():
-            *sections, last = name.split(".")
-            section = values
-            for part in sections:
-                section = section.setdefault(part, {})
-            section[last] = value
+    override(values, *layers)
+    return Settings.model_validate(values)
+
+
+def override(values: dict[str, Any], *layers: Overrides) -> None:
+    """Set each of `layers` in `values`, later ones win; of another recipe only what that recipe has is kept."""
+    for name, value in (item for layer in layers for item in layer.items()):
+        *sections, last = name.split(".")
+        section = values
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[last] = value
     known = RECIPES[values["recipe"].get("name", "dacs")].model_fields
     values["recipe"] = {key: value for key, value in values["recipe"].items() if key in known}
-    return Settings.model_validate(values)

@@ -2,7 +2,7 @@
 
 Each candidate comes from an incumbent: the released model, or one that already adapted. Scores are those of a round
 (`score_version`); the truth is the mIoU on target labels that no score reads. The bank is a cache: what exists is kept,
-what is missing is made. A full bank takes about an hour on two cores.
+what is missing is made. A full bank takes about two hours on two shared cores.
 
     python benchmarks/gate_bank.py --root out/bank --data ../shared/data
 """

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from adaptation_arms import override
 from gate_bank_worlds import BankWorld
 
 from adapters.checkpoints.checkpoint import load_version
@@ -18,7 +19,6 @@ from adapters.networks.network import SegmentationNetwork
 from adapters.rounds.inputs import load_inputs
 from adapters.rounds.optim import learning_rate_factor
 from adapters.rounds.training import Training, averaged
-from configs.recipe import RECIPES
 from configs.settings import Settings
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
@@ -133,14 +133,7 @@ def _offered(
 def changed(settings: Settings, changes: Mapping[str, Any], *, source: bool) -> Settings:
     """Return `settings` with `changes` by dotted name; of another recipe only what that recipe has is kept."""
     values = settings.model_dump(mode="json", exclude_unset=True)
-    for name, value in changes.items():
-        *sections, last = name.split(".")
-        section = values
-        for part in sections:
-            section = section.setdefault(part, {})
-        section[last] = value
-    known = RECIPES[values["recipe"].get("name", "dacs")].model_fields
-    values["recipe"] = {key: value for key, value in values["recipe"].items() if key in known}
+    override(values, changes)
     if "recipe.name" in changes:
         values["recipe"].pop("advanced", None)
     values["state"] = str(settings.state)

@@ -123,20 +123,24 @@ def _pairs(masks: Path, known: dict[str, list[Path]]) -> list[tuple[str, Path, C
 def _map_of(settings: Settings, pairs: list[tuple[str, Path, Callable[[], Path]]]) -> LabelMap:
     """Return how plain masks are read: by the colours of the classes when every colour is one, else as configured."""
     colors, limits = color_map(settings.classes), DecodeLimits.of(settings.watch)
-    try:
-        for _, path, _ in pairs:
-            with Image.open(path, formats=label_file.FORMATS) as image:
-                if image.mode not in ("P", "RGB", "RGBA"):
-                    break
-            label_file.read_label(path, colors, limits)
-        else:
-            return colors
-    except (RefusedImage, OSError):
-        pass  # files that are no label are named when they are read
+    if all(_has_only(colors, path, limits) for _, path, _ in pairs):
+        return colors
     try:
         return shared_map(settings.canary.as_source(settings.source) or settings.source, settings.classes)
     except SourceRefused as error:
         raise CanaryRefused(str(error)) from error
+
+
+def _has_only(colors: LabelMap, path: Path, limits: DecodeLimits) -> bool:
+    """Return whether a mask has colours, all of them known; one that is no label is named when it is read."""
+    try:
+        with Image.open(path, formats=label_file.FORMATS) as image:
+            colored = image.mode in ("P", "RGB", "RGBA")
+        if colored:
+            label_file.read_label(path, colors, limits)
+    except (RefusedImage, OSError):
+        return False
+    return colored
 
 
 def _read(stem: str, label: Path, image: Callable[[], Path], label_map: LabelMap, limits: DecodeLimits) -> Labelled:

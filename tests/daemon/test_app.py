@@ -135,7 +135,10 @@ def test_the_daemon_stops_where_the_system_gives_it_no_more_threads(make_setting
     with layout.lock():
         parts = parts_module.DaemonParts(in_force, "token")
         monkeypatch.setattr(threading.Thread, "start", refuse)
+        closed, close = [], FrameBuffer.close
+        monkeypatch.setattr(FrameBuffer, "close", lambda buffer: closed.append(buffer) or close(buffer))
         parts.stop()
+    assert len(closed) == 1
 
 
 def test_a_version_that_nothing_serves_is_named(make_settings, tmp_path, add_version):

@@ -16,15 +16,8 @@ import pytest
 
 from daemon.app import require_version
 from daemon.cli.status import _daemon, _lines
-from daemon.runtime.activity import (
-    Activity,
-    ActivityWriter,
-    ChildActivity,
-    IngestActivity,
-    WatchActivity,
-    read_activity,
-)
-from daemon.runtime.run_record import RunRecord, publish_record, read_run_record
+from daemon.runtime.activity import Activity, ActivityWriter, ChildActivity, IngestActivity, WatchActivity
+from daemon.runtime.run_record import RunRecord, publish_record
 from daemon.status.collect import Status, collect_status
 from daemon.status.plane_probe import PlaneProbe, describe_plane, probe_plane
 from storage.buffer.observations import Observation, Observations
@@ -388,27 +381,6 @@ def test_a_plane_that_says_nothing_useful_is_down(plane, record):
     assert not gone.up
     assert gone.detail.startswith("no answer")
     assert not probe_plane(None).up
-
-
-def test_run_files_that_cannot_be_read_are_none(tmp_path):
-    path = tmp_path / "serve.json"
-    assert read_run_record(path) is None
-    path.write_text("{")
-    assert read_run_record(path) is None
-    assert read_activity(path) is None
-
-
-def test_activity_is_written_when_it_changes(layout):
-    activities = [Activity(), Activity(), Activity(ingest=IngestActivity(state="paused", reason="full"))]
-    writer = ActivityWriter(layout.run_file("activity"), lambda: activities.pop(0))
-    writer.step()
-    first = layout.run_file("activity").stat().st_ino
-    writer.step()
-    assert layout.run_file("activity").stat().st_ino == first
-    writer.step()
-    assert read_activity(layout.run_file("activity")).ingest.reason == "full"
-    writer.close()
-    assert not layout.run_file("activity").exists()
 
 
 def test_status_imports_neither_torch_nor_zarr_nor_a_server(make_settings):

@@ -2,7 +2,8 @@
 
 A brush mask is a run-length code of RGBA pixels in row order: 32 bits number of values, 5 bits word size - 1, four
 times 4 bits size - 1 of run lengths; then per run one bit (1: one value repeated, 0: single values), 2 bits which of
-the four sizes, the length - 1, and the value or values. It is that of thi.ng/rle-pack; the mask is in the alpha values.
+the four sizes, the length - 1, and the value or values. Label Studio's brush tool writes this code. The alpha values
+are the mask.
 """
 
 import json

@@ -12,12 +12,14 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gate_worlds import STREAM, WORLDS, stream, world_folder
 
-from daemon.demo.driving import DrivenDaemon
+from daemon.demo.driving import DrivenDaemon, DriveTimeout
 from daemon.demo.scoring import pair_up, score_served
 
 FRAMES = 64
@@ -25,8 +27,8 @@ FRAMES = 64
 FRAMES_PER_SECOND = 8.0
 ROUND_SECONDS = 300.0
 """Longest round, or arrival of a segment (seconds)."""
-SETTLE_SECONDS = 12.0
-"""Pause after the last round of a segment, in which a recall may still come (seconds)."""
+QUIET_SECONDS = 15.0
+"""A segment ends when no further round starts for so long; a recall may still come in it (seconds)."""
 
 
 class Segment(NamedTuple):
@@ -62,12 +64,21 @@ def run_stream(root: Path, *, source: bool, memory: bool, rounds: int, seed: int
                 driven.drop([picture])
                 time.sleep(1.0 / FRAMES_PER_SECOND if number + 1 < len(pictures) else 0.0)
             driven.wait_until_committed((place + 1) * frames, ROUND_SECONDS)
-            driven.follow_round(done + 1, ROUND_SECONDS)
-            time.sleep(SETTLE_SECONDS)
+            _follow_rounds(driven, done)
             version, miou = _served(driven, world)
             events = [event.event for event in driven.registry.history()]
             counts = {name: events.count(name) for name in sorted(set(events))}
             yield Segment(place, world, version, miou, released[world], len(driven.rounds.numbers()), counts)
+
+
+def _follow_rounds(driven: DrivenDaemon, done: int) -> None:
+    """Follow the rounds after round `done`: a quick one and a full one, or none when it would not help."""
+    for number in count(done + 1):
+        try:
+            driven.wait_for(partial(driven.round, number), f"round {number}", QUIET_SECONDS)
+        except DriveTimeout:
+            return
+        driven.follow_round(number, ROUND_SECONDS)
 
 
 def _served(driven: DrivenDaemon, world: str) -> tuple[int, float]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from daemon.gate.bursts import Floats
 from daemon.gate.conditions import OUTSIDE, places
 from daemon.gate.decide import GATE
 from daemon.gate.frame_evidence import looks_worse, loses
@@ -126,10 +127,18 @@ def _begun(context: GateContext, move: HistoryEvent) -> Probation | None:
         previous=move.previous,
         since=move.at,
         condition=current,
-        spacing=spacing_of(np.array([item.entropy for item in series], np.float64), MOST_SPACING),
+        spacing=spacing_of(_entropies(series), MOST_SPACING),
         after=context.buffer.catalog.newest_id(),
         reason="waits for fresh frames",
     )
+
+
+def _entropies(items: Sequence[Observation]) -> Floats:
+    """Return entropies [N] less the mean of the version that answered: its promotion does not make neighbours alike."""
+    versions, values = np.array([item.version for item in items]), np.array([item.entropy for item in items])
+    for version in set(versions.tolist()):
+        values[versions == version] -= values[versions == version].mean()
+    return values
 
 
 def _overtaken(record: Probation, move: HistoryEvent) -> Probation:

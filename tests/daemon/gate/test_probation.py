@@ -90,15 +90,18 @@ def served(world, layout, registry, add_version):
 def stream(world, drop, write_image, layout):
     """New frames that are observed, all of one look."""
 
-    def come(count: int) -> None:
+    def come(count: int, versions: tuple[int, ...] = (2,)) -> None:
         first = world.counts.frames
         for number in range(first, first + count):
             write_image(drop / f"{number}.png", number)
         world.until(lambda: world.counts.frames == first + count)
         row = np.ones(3, np.float32)
         with Observations.open(layout.observations, writable=True) as observations:
+            shares = len(versions) / (first + count)
+            seen = ((frame, versions[int((frame - 1) * shares)]) for frame in range(1, first + count + 1))
             observations.add([
-                Observation(frame, 2, 1, time.time(), 0.1, 0.9, row, row, row) for frame in range(1, first + count + 1)
+                Observation(frame, version, 1, time.time(), 0.1 * version + 0.01 * (frame % 2), 0.9, row, row, row)
+                for frame, version in seen
             ])  # fmt: skip
 
     return come
@@ -135,6 +138,12 @@ def test_a_worse_version_is_rolled_back_with_the_numbers(served, stream, layout,
     assert _record(layout).stage == "cooling_down"
     served.step()
     assert registry.serving().version == 1
+
+
+def test_another_level_of_entropy_under_the_version_before_spreads_no_frames(served, stream, layout) -> None:
+    stream(32, versions=(1, 2))
+    served.step()
+    assert _record(layout).spacing == 1
 
 
 def test_a_better_version_passes_and_stays(served, stream, layout, registry) -> None:

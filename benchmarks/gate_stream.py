@@ -67,7 +67,7 @@ def run_stream(root: Path, *, source: bool, memory: bool, rounds: int, seed: int
             _follow_rounds(driven, done)
             version, miou = _served(driven, world)
             events = [event.event for event in driven.registry.history()]
-            counts = {name: events.count(name) for name in sorted(set(events))}
+            counts: dict[str, int] = {name: events.count(name) for name in sorted(set(events))}
             yield Segment(place, world, version, miou, released[world], len(driven.rounds.numbers()), counts)
 
 

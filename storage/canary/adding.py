@@ -61,34 +61,49 @@ def add_canary(
                 found.append(read())
             except (RefusedImage, OSError, ValueError) as error:
                 problems.append(str(error) if name in str(error) else f"{name}: {error}")
-    with durable.exclusive_lock(_made(layout.canary) / ".lock"):
-        fresh = _fresh(layout, found, done, problems, unchanged=unchanged)
-        problems += [f"{item.name}: no pixel of any class is labelled" for item in fresh if _is_empty(item)]
-        if problems:
-            text = str(refusal(problems))
-            raise CanaryRefused(text.replace("labelled images not imported", "no canary image added"))
-        _write(settings, layout, fresh, done)
+        with durable.exclusive_lock(_made(layout.canary) / ".lock"):
+            fresh = _fresh(layout, found, done, problems, unchanged=unchanged)
+            problems += [f"{item.file}: no pixel of any class is labelled" for item in fresh if _is_empty(item)]
+            if problems:
+                text = str(refusal(problems))
+                raise CanaryRefused(text.replace("labelled images not imported", "no canary image added"))
+            _write(settings, layout, fresh, done)
     return done
 
 
 def _fresh(
     layout: StateLayout, found: list[Labelled], done: Added, problems: list[str], *, unchanged: bool
 ) -> list[Labelled]:
-    """Return those of `found` that are to be written; names of the others go to `done`, conflicts to `problems`."""
+    """Return those of `found` that are to be written; names of the others go to `done`, conflicts to `problems`.
+
+    An image counts once, under one name: with another label it would be known which is right to nobody.
+    """
     suggested = read_record(layout.canary / "suggested.json", Suggested) or Suggested()
-    fresh, names = list[Labelled](), set[str]()
+    fresh, known = list[Labelled](), _added(layout)
+    by_name, by_pixels = ({key(item): item for item in known} for key in (_name, _pixels))
     for item in found:
-        image, label = (folder / f"{item.name}.png" for folder in files_of(layout))
-        if not unchanged and suggested.masks.get(crc32_of(item.pixels)) == crc32_of(item.classes):
+        twin = by_name.get(item.name) or by_pixels.get(_pixels(item))
+        if not unchanged and suggested.masks.get(_pixels(item)) == crc32_of(item.classes):
             done.unchanged.append(item.name)
-        elif image.exists() and _is_same(image, item.pixels) and label.exists() and _is_same(label, item.classes):
-            done.known.append(item.name)
-        elif image.exists() or item.name in names:
-            problems.append(f"{item.name}: another image or label of this name is there; remove {image} and {label}")
-        else:
-            names.add(item.name)
+        elif twin is None:
+            by_name[item.name] = by_pixels[_pixels(item)] = item
             fresh.append(item)
+        elif _pixels(twin) == _pixels(item) and np.array_equal(twin.classes, item.classes):
+            done.known.append(item.name)
+        else:
+            same = "name" if twin.name == item.name else "image"
+            problems.append(f"{item.file}: another image or label of this {same} is there, {twin.file}; remove one")
     return fresh
+
+
+def _added(layout: StateLayout) -> list[Labelled]:
+    """Return what was added before."""
+    images, labels = files_of(layout)
+    pairs = [(image, labels / image.name) for image in sorted(images.glob("*.png"))]
+    return [
+        Labelled(image.stem, _array(image), _array(label) if label.exists() else np.empty(0, np.uint8), str(label))
+        for image, label in pairs
+    ]
 
 
 def _write(settings: Settings, layout: StateLayout, fresh: list[Labelled], done: Added) -> None:
@@ -123,9 +138,17 @@ def _count(counts: LabelCounts, name: str, classes: NDArray[np.uint8]) -> None:
     counts.add(label_file.Label(classes, values, {}, None), name)
 
 
-def _is_same(path: Path, pixels: NDArray[np.uint8]) -> bool:
+def _array(path: Path) -> NDArray[np.uint8]:
     with Image.open(path) as image:
-        return np.array_equal(np.asarray(image), pixels)
+        return np.asarray(image)
+
+
+def _name(item: Labelled) -> str:
+    return item.name
+
+
+def _pixels(item: Labelled) -> int:
+    return crc32_of(item.pixels)
 
 
 def _is_empty(item: Labelled) -> bool:

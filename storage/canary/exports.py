@@ -1,6 +1,7 @@
 """Read what a person labelled: a folder of images and masks, an export of CVAT, a JSON export of Label Studio."""
 
 import json
+import re
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ OWN_TASKS = "label-studio.json"
 """The file of tasks that `mfmd canary suggest` writes: it holds no annotation."""
 MOST_BYTES = 4 * 2**30
 """Most bytes that an archive may unpack to."""
+BY_TASK = re.compile(r"task-\d+-annotation-\d+-.*\.(png|npy)", re.IGNORECASE)
+"""Names of the masks that Label Studio exports as PNG or NumPy files: its own numbers, and never the image's name."""
 
 
 class Labelled(NamedTuple):
@@ -41,6 +44,8 @@ class Labelled(NamedTuple):
     """[h, w, 3] RGB, upright."""
     classes: NDArray[np.uint8]
     """Class indices, or `IGNORED` where nothing is labelled, [h, w]."""
+    file: str
+    """What the label was read from, for messages."""
 
 
 Read = tuple[str, Callable[[], Labelled]]
@@ -49,7 +54,10 @@ Read = tuple[str, Callable[[], Labelled]]
 
 @contextmanager
 def opened(export: Path) -> Iterator[Path]:
-    """Give the folder of an export; a zip archive is unpacked meanwhile. Raises CanaryRefused."""
+    """Give the folder of an export; a zip archive is unpacked meanwhile. Raises CanaryRefused.
+
+    A CanaryRefused from inside names the archive, not the folder into which it was unpacked.
+    """
     if export.suffix.lower() != ".zip" or export.is_dir():
         yield export
         return
@@ -60,8 +68,11 @@ def opened(export: Path) -> Iterator[Path]:
                     raise CanaryRefused(f"{export}: unpacks to more than {MOST_BYTES / 2**30:.0f} GiB")
                 archive.extractall(folder)
         except (OSError, zipfile.BadZipFile, RuntimeError) as error:
-            raise CanaryRefused(f"{export}: no zip archive that can be read: {error}") from error
-        yield Path(folder)
+            raise CanaryRefused(f"{export}: no zip archive that can be read: {error}; export it again") from error
+        try:
+            yield Path(folder)
+        except CanaryRefused as error:
+            raise CanaryRefused(str(error).replace(folder, str(export))) from error
 
 
 def items_of(settings: Settings, export: Path, images: Path | None) -> Iterator[Read]:
@@ -70,26 +81,49 @@ def items_of(settings: Settings, export: Path, images: Path | None) -> Iterator[
     Raises CanaryRefused for a format that is none of the three, and for labels of another class list.
     """
     names = [entry.name for entry in settings.classes]
-    if not export.exists():
-        raise CanaryRefused(f"{export}: no such folder or file")
+    _check_kind(export)
     tasks = [path for path in sorted(export.glob("*.json")) if path.name != OWN_TASKS]
     if export.is_file():
         tasks, export = [export], export.parent
+    if not tasks:
+        _check_named(export)
     folder = images or next((export / name for name in IMAGE_FOLDERS if any((export / name).glob("*"))), None)
     if folder is None or not folder.is_dir():
-        raise CanaryRefused(f"{export}: no folder {' or '.join(IMAGE_FOLDERS)}; name that of the images with --images")
+        raise CanaryRefused(
+            f"{export}: no image in a folder {' or '.join(IMAGE_FOLDERS)}; name the folder of the images with --images"
+        )
     known = _images(folder)
     if tasks:
         yield from _of_tasks(settings, tasks, known, names)
         return
     masks = next((export / name for name in LABEL_FOLDERS if (export / name).is_dir()), None)
     if masks is None:
-        raise CanaryRefused(f"{export}: no folder {' or '.join(LABEL_FOLDERS)}, and no JSON export of Label Studio")
+        raise CanaryRefused(
+            f"{export}: no folder {' or '.join(LABEL_FOLDERS)}, and no JSON export of Label Studio; put the masks into "
+            f"a folder {LABEL_FOLDERS[0]}, named like their images"
+        )
     pairs = _pairs(masks, known)
     cvat = export / "labelmap.txt"
     label_map = cvat_map(cvat, names) if cvat.is_file() else _map_of(settings, pairs)
     for stem, label, image in pairs:
         yield stem, partial(_read, stem, label, image, label_map, DecodeLimits.of(settings.watch))
+
+
+def _check_kind(export: Path) -> None:
+    """Raise CanaryRefused for what is no folder and no JSON file."""
+    if not export.exists():
+        raise CanaryRefused(f"{export}: no such folder or file")
+    if export.is_file() and export.suffix.lower() != ".json":
+        raise CanaryRefused(f"{export}: neither a folder nor a .zip or .json file; name the folder that holds it")
+
+
+def _check_named(export: Path) -> None:
+    """Raise CanaryRefused for masks of Label Studio that do not say of which image they are."""
+    if by_task := next((path for path in sorted(export.rglob("*")) if BY_TASK.fullmatch(path.name)), None):
+        raise CanaryRefused(
+            f"{by_task}: Label Studio names PNG and NumPy masks by task, not by image, so nobody can tell of which "
+            "image it is the label; export the project as JSON, and add that file with --images FOLDER"
+        )
 
 
 def _images(folder: Path) -> dict[str, list[Path]]:
@@ -105,19 +139,21 @@ def _stem(path: Path) -> str:
     return unicodedata.normalize("NFC", path.with_suffix("").as_posix())
 
 
-def _one(stem: str, known: dict[str, list[Path]]) -> Path:
-    found = known.get(stem, [])
-    if len(found) != 1:
-        raise RefusedImage("bad_label", f"{stem}: {'several images' if found else 'no image'} of this name")
+def _one(label: Path, name: str, known: dict[str, list[Path]]) -> Path:
+    found = known.get(name, [])
+    if len(found) > 1:
+        raise RefusedImage("bad_label", f"{label}: several images of this name: {', '.join(map(str, found))}; keep one")
+    if not found:
+        raise RefusedImage("bad_label", f"{label}: no image of this name; give it that of its image, or remove it")
     return found[0]
 
 
 def _pairs(masks: Path, known: dict[str, list[Path]]) -> list[tuple[str, Path, Callable[[], Path]]]:
     files = [path for path in sorted(masks.rglob("*")) if path.is_file() and not path.name.startswith(".")]
     if not files:
-        raise CanaryRefused(f"{masks}: holds no label")
+        raise CanaryRefused(f"{masks}: holds no label; put the masks there, named like their images")
     stems = [_stem(path.relative_to(masks)) for path in files]
-    return [(stem, path, partial(_one, stem, known)) for stem, path in zip(stems, files, strict=True)]
+    return [(stem, path, partial(_one, path, stem, known)) for stem, path in zip(stems, files, strict=True)]
 
 
 def _map_of(settings: Settings, pairs: list[tuple[str, Path, Callable[[], Path]]]) -> LabelMap:
@@ -145,21 +181,25 @@ def _has_only(colors: LabelMap, path: Path, limits: DecodeLimits) -> bool:
 
 def _read(stem: str, label: Path, image: Callable[[], Path], label_map: LabelMap, limits: DecodeLimits) -> Labelled:
     pixels, read = read_pair(LabelledPair(stem, image(), label), label_map, limits)
-    return _labelled(stem, pixels, read.classes)
+    return _labelled(stem, pixels, read.classes, str(label))
 
 
-def _labelled(stem: str, pixels: NDArray[np.uint8], classes: NDArray[np.uint8]) -> Labelled:
+def _labelled(stem: str, pixels: NDArray[np.uint8], classes: NDArray[np.uint8], file: str) -> Labelled:
     if classes.shape != pixels.shape[:2]:
         height, width = pixels.shape[:2]
         raise RefusedImage(
-            "bad_label", f"{stem}: {classes.shape[1]}x{classes.shape[0]} pixels, its image has {width}x{height}"
+            "bad_label",
+            f"{file}: {classes.shape[1]}x{classes.shape[0]} pixels, its image has {width}x{height}; draw it again on "
+            "the image, because a label that is scaled is wrong at edges",
         )
-    return Labelled(stem.replace("/", "__"), pixels, classes)
+    return Labelled(stem.replace("/", "__"), pixels, classes, file)
 
 
 def _of_tasks(settings: Settings, files: list[Path], known: dict[str, list[Path]], names: list[str]) -> Iterator[Read]:
     """Yield the annotated tasks of JSON exports of Label Studio; images are found by the name of their file."""
-    by_name = {unicodedata.normalize("NFC", path.name): path for paths in known.values() for path in paths}
+    by_name: dict[str, list[Path]] = {}
+    for path in (path for paths in known.values() for path in paths):
+        by_name.setdefault(unicodedata.normalize("NFC", path.name), []).append(path)
     count = 0
     for file in files:
         try:
@@ -167,7 +207,9 @@ def _of_tasks(settings: Settings, files: list[Path], known: dict[str, list[Path]
         except ValueError as error:
             raise CanaryRefused(f"{file}: no JSON: {error}") from error
         if not is_export(tasks):
-            raise CanaryRefused(f"{file}: no JSON export of Label Studio (a list of tasks with `data`)")
+            raise CanaryRefused(
+                f"{file}: no JSON export of Label Studio (a list of tasks with `data`): choose JSON there"
+            )
         for task in tasks:
             name = unicodedata.normalize("NFC", image_name(task))
             count += 1
@@ -176,11 +218,12 @@ def _of_tasks(settings: Settings, files: list[Path], known: dict[str, list[Path]
         raise CanaryRefused(f"{files[0]}: holds no task")
 
 
-def _task(settings: Settings, task: dict[str, Any], name: str, by_name: dict[str, Path], names: list[str]) -> Labelled:
-    if name not in by_name:
-        raise RefusedImage("bad_label", f"{name or 'a task without an image'}: no image of this name")
-    pixels = decode_bounded(by_name[name], DecodeLimits.of(settings.watch)).pixels
+def _task(
+    settings: Settings, task: dict[str, Any], name: str, by_name: dict[str, list[Path]], names: list[str]
+) -> Labelled:
+    image = _one(Path(name or "a task without an image"), name, by_name)
+    pixels = decode_bounded(image, DecodeLimits.of(settings.watch)).pixels
     classes = task_classes(task, pixels.shape[0], pixels.shape[1], names)
     if classes is None:
         raise RefusedImage("bad_label", f"{name}: not annotated; leave its task out of the export")
-    return _labelled(_stem(Path(name)), pixels, classes)
+    return _labelled(_stem(Path(name)), pixels, classes, name)

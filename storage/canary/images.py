@@ -105,7 +105,11 @@ def _all(settings: Settings, layout: StateLayout) -> list[CanaryImage]:
         except OSError as error:
             raise CanaryRefused(f"canary images not read: {error}") from error
         for image in _images(labelled, folder.name):
-            found.setdefault(image.crc32, image)
+            twin = found.setdefault(image.crc32, image)
+            if not np.array_equal(twin.label, image.label):
+                raise CanaryRefused(
+                    f"{image.name} and {twin.name} are one image with two different labels; remove one of the pairs"
+                )
     return list(found.values())
 
 

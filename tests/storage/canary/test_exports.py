@@ -171,13 +171,27 @@ def test_a_mask_that_nobody_changed_is_no_label(world: World, way: str) -> None:
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
-        ("size", r"frame_000002: 10x10 pixels, its image has 64x48"),
+        ("size", r"masks/frame_000002\.png: 10x10 pixels, its image has 64x48; draw it again"),
         ("value", r"frame_000002\.png: label value 77 .* is no class"),
         ("colour", r"frame_000002\.png: is a RGB image"),
-        ("no image", r"frame_000002: no image of this name"),
+        ("no image", r"masks/frame_000002\.png: no image of this name; give it"),
         ("cut", r"frame_000002\.png: .*cut off"),
-        ("empty", r"frame_000002: no pixel of any class is labelled"),
+        ("empty", r"masks/frame_000002\.png: no pixel of any class is labelled"),
         ("no masks", r"no folder labels or masks or SegmentationClass"),
+        ("no images", r"no image in a folder images or JPEGImages; name"),
+        ("two images", r"masks/frame_000002\.png: several images of this name: .*02\.jpg, .*02\.png; keep one"),
+        (
+            "two masks",
+            r"masks/frame_000002\.png: another image or label of this name is there, .*masks/frame_000002\.bmp",
+        ),
+        (
+            "twin",
+            r"masks/twin\.png: another image or label of this image is there, .*masks/frame_000002\.png; remove one",
+        ),
+        (
+            "by task",
+            r"task-12-annotation-34-by-ab@c\.de-label-road-0\.png: .* by task, not by image.*export .* as JSON",
+        ),
         ("source", r"lies in source\.images"),
     ],
 )
@@ -193,8 +207,18 @@ def test_one_bad_mask_adds_nothing_and_is_named(world: World, harm: str, reason:
         (folder / "images" / mask.name).unlink()
     elif harm == "cut":
         mask.write_bytes(mask.read_bytes()[:-40])
-    elif harm == "no masks":
-        (folder / "masks").rename(folder / "others")
+    elif harm in ("no masks", "no images"):
+        (folder / harm[3:]).rename(folder / "others")
+    elif harm in ("two images", "two masks"):
+        ending = "jpg" if harm == "two images" else "bmp"
+        (folder / harm[4:] / f"frame_000002.{ending}").write_bytes(
+            (folder / harm[4:] / "frame_000001.png").read_bytes()
+        )
+    elif harm == "twin":
+        (folder / "images" / "twin.png").write_bytes((folder / "images" / mask.name).read_bytes())
+        (folder / "masks" / "twin.png").write_bytes((folder / "masks" / "frame_000001.png").read_bytes())
+    elif harm == "by task":  # so Label Studio names masks that it exports as PNG files
+        mask.rename(folder / "masks" / "task-12-annotation-34-by-ab@c.de-label-road-0.png")
     else:
         used = {"images": folder, "labels": folder.parent / "else"}
         world.settings = Settings.model_validate(world.settings.model_dump() | {"source": used})
@@ -224,6 +248,7 @@ def _with_result(**changes: Any) -> Callable[[Any], Any]:
         (lambda tasks: [tasks[0], {**tasks[1], "annotations": []}], r"frame_000002\.png: not annotated"),
         (lambda tasks: [{**tasks[0], "data": {"image": "a.png"}}], r"a\.png: no image of this name"),
         (lambda tasks: {"tasks": tasks}, r"project-1\.json: no JSON export"),
+        (lambda tasks: [{"image": "a.png", "label": []}], r"project-1\.json: .*with `data`\): choose JSON there"),
     ],
 )
 def test_a_bad_export_of_label_studio_adds_nothing(world: World, change: Callable[[Any], Any], reason: str) -> None:
@@ -245,6 +270,12 @@ def test_a_bad_export_of_label_studio_adds_nothing(world: World, change: Callabl
         ("labelmap.txt", b"sky:9,9::\n", r"line 1: '9,9' is no colour"),
         ("labelmap.txt", b"sky:9,9,9::\n", r"frame_000001\.png: label value .* is no class"),
         (None, b"text", r"export\.zip: no zip archive that can be read"),
+        (
+            "task-1-annotation-2-by-1-tag-sky-0.png",
+            b"",
+            r"export\.zip/task-1-annotation-2-by-1-tag-sky-0\.png: .*as JSON",
+        ),
+        ("SegmentationClass/frame_000001.png", b"", r"export\.zip/SegmentationClass/frame_000001\.png: empty"),
     ],
 )
 def test_a_bad_export_of_cvat_adds_nothing(world: World, file: str | None, content: bytes, reason: str) -> None:
@@ -252,23 +283,24 @@ def test_a_bad_export_of_cvat_adds_nothing(world: World, file: str | None, conte
     if file is None:
         export.write_bytes(content)
     else:
-        folder = world.folder.parent / "unpacked"
         with zipfile.ZipFile(export) as archive:
-            archive.extractall(folder)
-        (folder / file).write_bytes(content)
-        export = folder
+            files = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(export, "w") as archive:
+            for name, data in (files | {file: content}).items():
+                archive.writestr(name, data)
     with pytest.raises(CanaryRefused, match=reason):
         world.add(export)
     assert not (world.layout.canary / "files").exists()
-    with pytest.raises(CanaryRefused, match="no such folder or file"):
-        world.add(world.folder / "elsewhere")
+    for path, why in (("elsewhere", "no such folder or file"), ("label-studio.xml", "neither a folder nor a .zip or")):
+        with pytest.raises(CanaryRefused, match=why):
+            world.add(world.folder / path)
 
 
 def test_what_is_there_stays(world: World) -> None:
     world.add(by_index(world))
     for mask in world.truth.values():
         mask[30:] = 2
-    with pytest.raises(CanaryRefused, match=r"3 problems: frame_000001: another image or label of this name is there"):
+    with pytest.raises(CanaryRefused, match=r"3 problems: .*masks/frame_000001\.png: another image or label of"):
         world.add(by_index(world))
     assert all((mask[30:] != 2).any() for mask in world.read().values())
     with pytest.raises(CanaryRefused, match="not an empty folder"):

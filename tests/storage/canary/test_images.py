@@ -55,6 +55,9 @@ def test_twins_count_once_and_images_without_a_label_not_at_all(
         (tmp_path / kind / "twin.png").write_bytes((tmp_path / kind / "000.png").read_bytes())
     Image.fromarray(np.full((60, 80), 255, np.uint8)).save(tmp_path / "labels" / "002.png")
     assert [image.name for image in import_canary(settings, layout)] == ["configured/000.png", "configured/001.png"]
+    (tmp_path / "labels" / "twin.png").write_bytes((tmp_path / "labels" / "001.png").read_bytes())
+    with pytest.raises(CanaryRefused, match=r"configured/twin\.png and configured/000\.png are one image with two"):
+        import_canary(settings, layout)
 
 
 def test_without_folders_there_are_none(source: Callable[..., Settings], layout: StateLayout) -> None:

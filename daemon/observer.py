@@ -6,10 +6,12 @@ The observer is a separate process, because the control plane holds no tensors. 
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from configs.settings import Settings
+from daemon.runtime.heartbeat import beating
 from daemon.runtime.logs import configure_logs, get_logger
 from daemon.runtime.signals import stop_event
 from storage.buffer.observations import Observation, Observations
@@ -40,13 +42,13 @@ log = get_logger(__name__)
 def observe(settings: Settings) -> int:
     """Observe until SIGTERM or SIGINT; 0 after a clean stop."""
     configure_logs(settings.log)
-    with stop_event() as stop:
-        _observe_until(stop, settings)
+    with stop_event() as stop, beating(StateLayout(settings.state), "observe") as moved:
+        _observe_until(stop, settings, moved)
     log.info("observer_stopped")
     return 0
 
 
-def _observe_until(stop: threading.Event, settings: Settings) -> None:
+def _observe_until(stop: threading.Event, settings: Settings, moved: Callable[[], None]) -> None:
     os.nice(NICE)
     import torch
 
@@ -56,6 +58,7 @@ def _observe_until(stop: threading.Event, settings: Settings) -> None:
     observer = Observer(settings)
     try:
         while not stop.is_set():
+            moved()
             try:
                 pause = 0.0 if observer.step(stop) else settings.observe.advanced.poll_seconds
             except (StorageError, AdapterError, OSError) as error:

@@ -20,6 +20,7 @@ from daemon.rounds.recovery import recover
 from daemon.rounds.runner import GRACE_SECONDS
 from daemon.runtime.activity import Activity, ActivityWriter, IngestActivity
 from daemon.runtime.health import Health
+from daemon.runtime.heartbeat import BeatProbe
 from daemon.runtime.in_force import SNAPSHOT, SettingsInForce
 from daemon.runtime.logs import get_logger
 from daemon.runtime.process_group import PYTHON
@@ -158,9 +159,10 @@ def _child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
         "frames": (settings.videos.enabled, CHILD_SECONDS),
     }
     command = [*PYTHON, "-m", "daemon.cli"]
-    probes = {"serve": PlaneProbe(StateLayout(settings.state))}
-    return [
-        ChildSpec(name, [*command, name, "--config", str(config)], grace_seconds=grace, probe=probes.get(name))
-        for name, (enabled, grace) in wanted.items()
-        if enabled
-    ]
+    layout, specs = StateLayout(settings.state), []
+    for name, (enabled, grace) in wanted.items():
+        serves = name == "serve"
+        probe = PlaneProbe(layout) if serves else BeatProbe(layout, name)
+        line = [*command, name, "--config", str(config)]
+        specs += [ChildSpec(name, line, grace_seconds=grace, probe=probe, tells_ready=serves)] if enabled else []
+    return specs

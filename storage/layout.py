@@ -76,6 +76,10 @@ class StateLayout:
         """Return `run/<name>.json`: pid, host, port and start time of a living process."""
         return self.run / f"{name}.json"
 
+    def beat_file(self, name: str) -> Path:
+        """Return `run/<name>.beat`, whose time a living child changes."""
+        return self.run / f"{name}.beat"
+
     def identity(self) -> str:
         """Return what distinguishes this state directory from its copies: device and inode of its lock file.
 

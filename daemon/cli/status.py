@@ -45,14 +45,17 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False, c
 
 
 def _check(settings: "Settings") -> None:
-    """Exit 1 with the reason unless a daemon holds the state directory and its threads live (`/healthz`)."""
+    """Exit 1 with the reason unless a daemon holds the state directory, its threads live and no child hangs."""
     from daemon.control.client import ControlClient, ControlFailed
+    from daemon.runtime.activity import Activity, read_activity
 
     layout = layout_of(settings)
     try:
-        problems = (
-            ControlClient(layout, CHECK_SECONDS).problems() if layout.locked() else [f"no daemon on {layout.root}"]
-        )
+        problems = [f"no daemon on {layout.root}"]
+        if layout.locked():
+            problems = ControlClient(layout, CHECK_SECONDS).problems("/healthz")
+            activity = read_activity(layout.run_file("activity")) or Activity()
+            problems += [f"`mfmd {child.name}` {child.problem}" for child in activity.children if child.hangs]
     except ControlFailed as error:
         problems = [str(error)]
     if problems:
@@ -101,7 +104,9 @@ def _daemon(state: "Status") -> str:
         return f"down; state in {state.state}"
     if daemon.pid is None:
         return f"starts, or another command works on {state.state}"
-    children = "".join(f", {child.name} {'runs' if child.running else 'down'}" for child in state.children)
+    children = "".join(
+        f", {child.name} {'hangs' if child.hangs else 'runs' if child.running else 'down'}" for child in state.children
+    )
     return f"up since {local_time(daemon.since)}, pid {daemon.pid}, control {daemon.host}:{daemon.port}{children}"
 
 

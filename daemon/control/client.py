@@ -2,7 +2,7 @@
 
 import http.client
 import json
-from typing import Any
+from typing import Any, Literal
 
 from configs.errors import ConfigError
 from daemon.errors import DaemonError, NotEnoughFrames, RoundRunning, Stopping
@@ -65,9 +65,9 @@ class ControlClient:
         """Return whether another daemon has published its address since."""
         return self.left and read_run_record(self._path) is not None
 
-    def problems(self) -> list[str]:
-        """Return what `/healthz` reports. Raises ControlFailed."""
-        return [str(problem) for problem in self._ask("GET", "/healthz")[1]["problems"]]
+    def problems(self, probe: Literal["/healthz", "/readyz"]) -> list[str]:
+        """Return what a probe reports. Raises ControlFailed."""
+        return [str(problem) for problem in self._ask("GET", probe)[1]["problems"]]
 
     def start_round(self) -> int:
         """Ask for a round now; return its number. Raises RoundRunning, NotEnoughFrames, Stopping or ControlFailed."""

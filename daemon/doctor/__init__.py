@@ -4,6 +4,7 @@ from pathlib import Path
 
 from configs.errors import ConfigError
 from configs.load import load_settings
+from daemon.control.client import ControlClient, ControlFailed
 from daemon.doctor.disk import examine_state
 from daemon.doctor.drop_folder import examine_drop_folder
 from daemon.doctor.finding import Finding, Level, fail, ok, warn
@@ -11,6 +12,7 @@ from daemon.doctor.machine import examine_machine, examine_number_formats, exami
 from daemon.doctor.models import examine_models
 from daemon.doctor.ports import examine_ports
 from daemon.runtime.in_force import SNAPSHOT, compared, running_settings
+from daemon.runtime.run_record import current_record
 from storage.layout import StateLayout
 
 __all__ = ["Finding", "Level", "examine"]
@@ -24,7 +26,7 @@ def examine(config: Path) -> list[Finding]:
     except ConfigError:
         return findings
     gpu = any(finding.name == "gpu" and finding.level is Level.OK for finding in findings)
-    findings += examine_in_force(StateLayout(settings.state))
+    findings += [*examine_in_force(StateLayout(settings.state)), *examine_daemon(StateLayout(settings.state))]
     findings += examine_number_formats(settings, gpu)
     for part in (examine_drop_folder, examine_state, examine_ports, examine_models):
         findings += part(settings)
@@ -39,6 +41,19 @@ def examine_file(config: Path) -> Finding:
         remedy = "correct it; `mfmd config schema --markdown` lists every setting"
         return fail("configuration", str(error), remedy)
     return ok("configuration", f"{config} is valid")
+
+
+def examine_daemon(layout: StateLayout) -> list[Finding]:
+    """Return whether every part of a running daemon works (`/readyz`); no finding without a daemon."""
+    if current_record(layout, "daemon") is None:
+        return []
+    try:
+        problems = ControlClient(layout).problems("/readyz")
+    except ControlFailed as error:
+        problems = [str(error)]
+    if not problems:
+        return [ok("daemon", "every part of the running daemon works")]
+    return [fail("daemon", "; ".join(problems), "`mfmd status` says what is done about it, and what you can do")]
 
 
 def examine_in_force(layout: StateLayout) -> list[Finding]:

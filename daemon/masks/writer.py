@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 
 from configs.errors import ConfigError
@@ -19,6 +20,7 @@ from daemon.masks.mask_file import Note, check_masks, mask_path, note_of, with_n
 from daemon.masks.plane_client import ImageFailed, PlaneClient, PlaneUnavailable
 from daemon.masks.queue import Due, MaskQueue
 from daemon.masks.report import MaskReport
+from daemon.runtime.heartbeat import beating
 from daemon.runtime.logs import configure_logs, get_logger
 from daemon.runtime.signals import stop_event
 from daemon.watch.arrival import Arrival, FileChanged, read_arrival
@@ -56,8 +58,9 @@ def run_masks(settings: Settings) -> int:
     check_masks(settings)
     configure_logs(settings.log)
     os.nice(NICENESS)
-    with stop_event() as stop, closing(PlaneClient(settings)) as plane:
-        writer = MaskWriter(settings, plane, stop)
+    beats = beating(StateLayout(settings.state), "masks")
+    with stop_event() as stop, closing(PlaneClient(settings)) as plane, beats as moved:
+        writer = MaskWriter(settings, plane, stop, moved)
         try:
             writer.run()
         except DurabilityLost as error:
@@ -69,12 +72,14 @@ def run_masks(settings: Settings) -> int:
 class MaskWriter:
     """Walks the drop folder and writes what is missing."""
 
-    def __init__(self, settings: Settings, plane: PlaneClient, stop: threading.Event) -> None:
-        """`settings.masks.folder` must be set."""
+    def __init__(
+        self, settings: Settings, plane: PlaneClient, stop: threading.Event, moved: Callable[[], None] = lambda: None
+    ) -> None:
+        """`settings.masks.folder` must be set; `moved` is called whenever there was progress."""
         assert settings.masks.folder is not None
         self._settings, self._place = settings, ""
         self._watch, self._masks, self._folder = settings.watch, settings.masks, settings.masks.folder
-        self._plane, self._stop = plane, stop
+        self._plane, self._stop, self._moved = plane, stop, moved
         self._path = StateLayout(settings.state).run_file("masks")
         self._reported, self._trouble = 0.0, ""
         self._queue = MaskQueue(self._watch, self._masks, self._folder)
@@ -212,6 +217,7 @@ class MaskWriter:
 
     def _update_report(self, **changes: object) -> None:
         """Change the report; write it if it is time, or if a state changed."""
+        self._moved()
         before, self.report = self.report, self.report.model_copy(update=changes)
         now = time.monotonic()
         states = (before.active, before.folder_present) != (self.report.active, self.report.folder_present)

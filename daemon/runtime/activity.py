@@ -81,6 +81,8 @@ class ChildActivity(ActivityPart):
     running: bool
     problem: str = ""
     """Why it does not do its work; empty when it does."""
+    hangs: bool = False
+    """Whether it runs and does not answer; it is killed and restarted soon."""
     pid: int | None = None
     """Process id while it runs."""
     since: float | None = None

@@ -1,7 +1,7 @@
 """Children that must run: start them, restart them with growing delays if they end or hang, stop them together.
 
-A child is up when its probe says so (`ChildSpec.probe`). A child without a probe is up while it runs; after an end it
-is up only once it has run for a while, so that a child in a crash loop is reported as down.
+A child is up when its probe says so (`ChildSpec.probe`), one without a probe while it runs. After an end a child whose
+probe cannot say that it is ready is up only once it has run for a while: one in a crash loop is reported as down.
 """
 
 import threading
@@ -26,13 +26,14 @@ PLANE_SECONDS = REQUESTS_SECONDS + CHILD_SECONDS
 STABLE_SECONDS = 60.0
 """A child that ran this long starts with the shortest delay again (seconds)."""
 SETTLED_SECONDS = 10.0
-"""A child without a probe that was restarted does its work after this time (seconds)."""
+"""A restarted child whose probe tells only that it lives does its work after this time (seconds)."""
 PROBE_SECONDS = 1.0
 """Pause between two probes of a child (seconds)."""
 SILENT_PROBES = 3
 """After so many probes without an answer a child is reported."""
 HUNG_PROBES = 30
-"""After so many it is killed and restarted: about a minute, as the inference plane is given 1 s for each answer."""
+"""After so many it is killed and restarted: about a minute, as the inference plane is given 1 s for each answer; 40 s
+for a child that beats (`heartbeat.py`)."""
 RESTARTS = Backoff(base=1.0, cap=60.0, jitter=0.2)
 """Delays between restarts of a child."""
 
@@ -51,6 +52,8 @@ class ChildSpec:
     """Time between SIGTERM and SIGKILL (seconds)."""
     probe: Callable[[int], str | None] | None = None
     """Asks the process with this id: "" when it is ready, else why it is not; None when it does not answer."""
+    tells_ready: bool = False
+    """Whether "" means that it does its work, and not only that it lives."""
 
 
 class _Child:
@@ -79,19 +82,18 @@ class _Child:
 
     def _probe(self, group: ProcessGroup, now: float) -> None:
         """Probe a child. Kill one that answered before and hangs now; the next tick restarts it."""
-        if self.spec.probe is None:
-            settled = not self.state.restarts or now - (self._started or now) >= SETTLED_SECONDS
-            self._set(problem="" if settled else f"was restarted after status {self.state.last_exit}")
-            return
-        answer = self.spec.probe(group.pid)
+        answer = self.spec.probe(group.pid) if self.spec.probe is not None else ""
         self._next_probe = time.monotonic() + PROBE_SECONDS
         if answer is not None:
             self._answered, self._unanswered = True, 0
-            self._set(problem=answer)
+            settled = (
+                self.spec.tells_ready or not self.state.restarts or now - (self._started or now) >= SETTLED_SECONDS
+            )
+            self._set(problem=answer if settled else f"was restarted after status {self.state.last_exit}", hangs=False)
             return
         self._unanswered += 1
         if self._answered and self._unanswered >= SILENT_PROBES:
-            self._set(problem="does not answer")
+            self._set(problem="does not answer", hangs=True)
         if self._answered and self._unanswered >= HUNG_PROBES:
             log.error("child_hangs", child=self.spec.name, pid=group.pid, unanswered=self._unanswered)
             group.kill()
@@ -113,7 +115,9 @@ class _Child:
             self._retry_later(now)
             return
         restarts, pid = self.state.restarts + (self._started is not None), self.group.pid
-        self._set(running=True, problem="starts", pid=pid, since=time.time(), next_start=None, restarts=restarts)
+        self._set(
+            running=True, problem="starts", hangs=False, pid=pid, since=time.time(), next_start=None, restarts=restarts
+        )
         self._started, self._next_probe, self._answered, self._unanswered = now, now, False, 0
         log.info("child_started", child=self.spec.name, pid=pid)
 
@@ -132,7 +136,7 @@ class _Child:
         delay = self._backoff.delay(self._failures)
         self._next_start = now + delay
         problem = f"ended with status {self.state.last_exit}"
-        self._set(running=False, problem=problem, pid=None, next_start=time.time() + delay)
+        self._set(running=False, problem=problem, hangs=False, pid=None, next_start=time.time() + delay)
 
     def terminate(self) -> None:
         """Send SIGTERM to the group, if it runs."""
@@ -145,7 +149,7 @@ class _Child:
             status = self.group.finish(seconds)
             log.info("child_stopped", child=self.spec.name, status=status)
         self.group = None
-        self._set(running=False, problem="is stopped", pid=None, next_start=None)
+        self._set(running=False, problem="is stopped", hangs=False, pid=None, next_start=None)
 
 
 class Supervisor:

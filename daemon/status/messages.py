@@ -70,6 +70,11 @@ def _file(status: Status) -> Iterator[str]:
 
 def _children(status: Status) -> Iterator[str]:
     for child in status.children:
+        if child.hangs:
+            yield (
+                f"`mfmd {child.name}` hangs: process {child.pid} does not answer; it is killed and restarted "
+                "within a minute: look for a full disk, a lost mount, or too little memory or CPU time"
+            )
         if not child.running and child.next_start is not None:
             wait = max(0.0, child.next_start - time.time())
             yield f"`mfmd {child.name}` ended with status {child.last_exit}; restart in {wait:.0f} s"
@@ -90,7 +95,7 @@ def _plane(status: Status, settings: Settings) -> Iterator[str]:
     plane, serving = status.plane, status.serving
     if plane.refused:
         yield f"the inference plane at {plane.host}:{plane.port} does not report its state: {plane.detail}"
-    elif status.daemon.up and settings.serving.enabled and not plane.up and not plane.starting:
+    elif status.daemon.up and settings.serving.enabled and not (plane.up or plane.starting or _hangs(status)):
         yield f"the inference plane does not answer: {plane.detail}"
     wanted = serving.version if serving is not None else None
     if plane.up and plane.detail:
@@ -99,6 +104,10 @@ def _plane(status: Status, settings: Settings) -> Iterator[str]:
     if plane.up and plane.last_swap_failure and failed:
         old = f"version {plane.version} still serves" if plane.version is not None else "nothing serves"
         yield f"version {wanted} cannot serve, {old}: {plane.last_swap_failure}; {_another(status)}"
+
+
+def _hangs(status: Status) -> bool:
+    return any(child.hangs for child in status.children if child.name == "serve")
 
 
 def _another(status: Status) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from configs.folders import overlap
 from configs.settings import Settings
 from daemon.ingest.originals import Originals
+from daemon.runtime.heartbeat import beating
 from daemon.runtime.logs import configure_logs, get_logger
 from daemon.runtime.signals import stop_event
 from daemon.watch.arrival import Arrival, FileChanged, StabilityQueue, check_still, find_arrival, open_arrival
@@ -48,8 +49,13 @@ def watch_videos(settings: Settings) -> int:
     """Turn the videos of the drop folder into image files until SIGTERM or SIGINT; 0 after a clean stop."""
     configure_logs(settings.log)
     os.nice(NICE)
-    with closing(VideoWorker(settings)) as worker, stop_event() as stop:
+    with (
+        closing(VideoWorker(settings)) as worker,
+        stop_event() as stop,
+        beating(StateLayout(settings.state), "frames") as moved,
+    ):
         while not stop.is_set():
+            moved()
             try:
                 pause = worker.step()
             except DurabilityLost:

@@ -71,3 +71,11 @@ class Running:
         started = time.monotonic()
         self.process.send_signal(number)
         return self.process.wait(60), time.monotonic() - started
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run another `mfmd` command."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "daemon.cli", *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip

@@ -51,7 +51,7 @@ def test_a_stopping_daemon_says_so_to_a_command_that_wants_a_round(world, layout
     record = publish_record(layout, "daemon", *world.server.address)
     with serving_locally(world.local_app, layout):
         client = ControlClient(layout)
-        assert client.problems() == [] and client.running_round() is None and not client.left
+        assert client.problems("/healthz") == [] and client.running_round() is None and not client.left
         world.rounds.stop()
         with pytest.raises(Stopping, match="is stopping and starts no round; retry when it runs"):
             client.start_round()

@@ -12,8 +12,10 @@ import psutil
 import pytest
 
 from daemon.errors import DaemonError
+from daemon.runtime import heartbeat
 from daemon.runtime import supervisor as supervisor_module
 from daemon.runtime.backoff import Backoff
+from daemon.runtime.heartbeat import BeatProbe
 from daemon.runtime.process_group import ProcessGroup, children_of, end_leftovers, group_alive
 from daemon.runtime.supervisor import ChildSpec, Supervisor
 from storage.layout import StateLayout
@@ -187,7 +189,8 @@ def answering(supervise, tmp_path, monkeypatch, wait_until):
             return None
         return "" if answer.is_success else "has no version loaded"
 
-    supervisor = supervise(ChildSpec("plane", _python(ANSWERS, str(port), str(ready)), probe=probe))
+    command = _python(ANSWERS, str(port), str(ready))
+    supervisor = supervise(ChildSpec("plane", command, probe=probe, tells_ready=True))
     _until(supervisor, lambda state: state.problem == "has no version loaded", wait_until)
     ready.touch()
     _until(supervisor, lambda state: not state.problem, wait_until)
@@ -212,10 +215,40 @@ def test_a_hung_child_is_reported_and_restarted(answering, wait_until):
     first = supervisor.states()[0].pid
     os.kill(first, signal.SIGSTOP)
     _until(supervisor, lambda state: state.problem == "does not answer", wait_until)
-    assert supervisor.states()[0].running
+    assert supervisor.states()[0].running and supervisor.states()[0].hangs
     _until(supervisor, lambda state: not state.problem, wait_until)
     state = supervisor.states()[0]
-    assert (state.restarts, state.last_exit) == (1, -signal.SIGKILL) and state.pid != first
+    assert (state.restarts, state.last_exit) == (1, -signal.SIGKILL) and state.pid != first and not state.hangs
+
+
+BEATS = (
+    "import pathlib, sys, time\n"
+    "from daemon.runtime import heartbeat\n"
+    "from storage.layout import StateLayout\n"
+    "heartbeat.BEAT_SECONDS, heartbeat.STUCK_SECONDS = 0.02, 0.3\n"
+    "with heartbeat.beating(StateLayout(pathlib.Path(sys.argv[1])), 'beats') as moved:\n"
+    "    while not pathlib.Path(sys.argv[2]).exists(): moved(), time.sleep(0.01)\n"
+    "    time.sleep(600)"
+)
+
+
+def test_a_child_that_does_not_beat_is_reported_and_restarted(supervise, layout, tmp_path, monkeypatch, wait_until):
+    """Stopped as a whole, or with a loop that does not move."""
+    for name, value in (("PROBE_SECONDS", 0.01), ("HUNG_PROBES", 6), ("SETTLED_SECONDS", 0.1)):
+        monkeypatch.setattr(supervisor_module, name, value)
+    monkeypatch.setattr(heartbeat, "LOST_SECONDS", 0.3)
+    layout.beat_file("beats").touch()  # of one that was killed
+    command = [sys.executable, "-c", BEATS, str(layout.root), str(tmp_path / "stuck")]
+    supervisor = supervise(ChildSpec("beats", command, probe=BeatProbe(layout, "beats")))
+    supervisor.step()
+    assert supervisor.states()[0].problem == "starts"
+    _until(supervisor, lambda state: not state.problem, wait_until)
+    os.kill(supervisor.states()[0].pid, signal.SIGSTOP)
+    _until(supervisor, lambda state: state.hangs and state.problem == "does not answer", wait_until)
+    _until(supervisor, lambda state: state.restarts == 1 and not state.problem, wait_until)
+    (tmp_path / "stuck").touch()
+    _until(supervisor, lambda state: state.hangs, wait_until)
+    _until(supervisor, lambda state: state.last_exit == -signal.SIGKILL and state.restarts == 2, wait_until)
 
 
 def test_a_child_that_crashes_again_and_again_is_never_up_in_between(supervise, wait_until):

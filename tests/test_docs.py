@@ -30,8 +30,10 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 def test_every_page_named_in_the_tree_exists() -> None:
     """Code and pages name other pages by their path from the root."""
-    rooms = ("configs", "storage", "adapters", "daemon", "benchmarks", "docs")
-    files = [file for room in rooms for kind in ("*.py", "*.yaml", "*.md") for file in (ROOT / room).rglob(kind)]
+    rooms = ("configs", "storage", "adapters", "daemon", "benchmarks", "docs", "deploy")
+    files = [
+        file for room in rooms for kind in ("*.py", "*.yaml", "*.yml", "*.md") for file in (ROOT / room).rglob(kind)
+    ]
     for file in [*files, *ROOT.glob("*.md"), ROOT / "pyproject.toml"]:
         for name in re.findall(r"(?<![\w/.])docs/[\w/-]+\.md", file.read_text(encoding="utf-8")):
             assert (ROOT / name).exists(), f"{file.relative_to(ROOT)} names {name}"

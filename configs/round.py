@@ -58,6 +58,8 @@ class RoundAdvanced(Section):
     """With several processes on GPUs, let BatchNorm normalise over the batches of all of them."""
     loss_limit: Positive = 50.0
     """A loss above this ends the round as failed, like one that is not finite (nats)."""
+    stall_seconds: Positive = 900.0
+    """A round that makes no progress for so long has failed: no step done, no model scored (seconds)."""
     score_images: PositiveInt = 64
     """Most source validation images and hold-out frames used for scoring (images)."""
     average_ratios: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = (0.25, 0.5, 0.75)

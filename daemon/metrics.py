@@ -122,6 +122,10 @@ class RoundMetrics(MetricTable):
         "mfmd_round_duration_seconds", "Wall time of a round from its start to its scores (seconds)", ROUND_SECONDS
     )
     in_progress = gauge("mfmd_round_in_progress", "1 while a round runs")
+    last_progress = gauge(
+        "mfmd_round_last_progress_timestamp_seconds",
+        "Unix time of the last progress of the running or last round, or of its start; 0 before the first",
+    )
     step = gauge("mfmd_round_step", "Steps done by the running or last round")
     loss = gauge("mfmd_round_loss", "Loss of the running or last round, by part: source, mix, mfm", part=())
     kept_ratio = gauge(

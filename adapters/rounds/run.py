@@ -3,6 +3,7 @@
 import os
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -112,6 +113,7 @@ class RoundRun:
             name=name,
             load=lambda version: load_version(inputs.registry, version, device)[0],
             canary=canary,
+            on_scored=partial(self._progress.phase, "scoring") if self._progress is not None else lambda: None,
         )
         update = {**scored._asdict(), "name": name, "canary_problem": problem}
         return self.ended("completed", reason).model_copy(update=update)

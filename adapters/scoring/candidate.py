@@ -71,12 +71,14 @@ def score_round(
     name: str = "candidate",
     load: LoadVersion | None = None,
     canary: Sequence[CanaryImage] = (),
+    on_scored: Callable[[], None] = lambda: None,
 ) -> ScoredRound:
     """Score the networks, in eval mode on one device; `released` is `incumbent` itself when they are one version.
 
     Each image is read once, and all lists over images have one order. `others`: further candidates by name; `name`
     is that of `candidate`. `load` reads the best versions of other conditions, which are not scored without it.
-    `canary`: labelled target images, at most `round.advanced.score_images` are scored, evenly chosen.
+    `canary`: labelled target images, at most `round.advanced.score_images` are scored, evenly chosen. `on_scored` is
+    called after each model.
 
     A model whose weights or logits are not finite gets `finite=False` and no scores. Raises CorruptBuffer.
     """
@@ -86,12 +88,15 @@ def score_round(
     labelled = [(_tensor(image.pixels, device), _tensor(image.label, device)) for image in chosen]
     images = images._replace(canary=labelled)
     incumbent_scores, incumbent_maps = score_version(incumbent, spec.incumbent, images)
+    on_scored()
 
     def scored(network: SegmentationNetwork) -> ModelScores:
         missing = differing_tensors(_shapes(incumbent), _shapes(network))
         if missing:
             return ModelScores(version=None, finite=True, missing=missing)
-        return score_version(network, None, images, incumbent_maps)[0]
+        scores = score_version(network, None, images, incumbent_maps)[0]
+        on_scored()
+        return scores
 
     counts = incumbent_scores.source if released is incumbent else _counts(released, images.source, images.ignored)
     released_scores = ModelScores(version=spec.released, finite=True, source=counts) if images.source else None
@@ -104,11 +109,11 @@ def score_round(
         if not (own if key == name else further[key]).missing
     }
     known = {spec.incumbent: incumbent, spec.released: released}
-    elsewhere = tuple(
-        _in_condition(condition, known, load, whole, buffer, images)
-        for condition in (spec.conditions.others if spec.conditions and load else ())
-    )
-    return ScoredRound(released_scores, incumbent_scores, own, reference, further, elsewhere)
+    elsewhere = []
+    for condition in spec.conditions.others if spec.conditions and load else ():
+        elsewhere.append(_in_condition(condition, known, load, whole, buffer, images))
+        on_scored()
+    return ScoredRound(released_scores, incumbent_scores, own, reference, further, tuple(elsewhere))
 
 
 def _trusted(spec: RoundSpec, buffer: FrameBuffer, images: ScoredImages, device: torch.device) -> list[Tensor]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from configs.errors import ConfigError
 from configs.load import load_settings
+from configs.settings import Settings
 from daemon.control.client import ControlClient, ControlFailed
 from daemon.doctor.disk import examine_state
 from daemon.doctor.drop_folder import examine_drop_folder
@@ -13,6 +14,7 @@ from daemon.doctor.models import examine_models
 from daemon.doctor.ports import examine_ports
 from daemon.runtime.in_force import SNAPSHOT, compared, running_settings
 from daemon.runtime.run_record import current_record
+from daemon.status.collect import collect_status
 from storage.layout import StateLayout
 
 __all__ = ["Finding", "Level", "examine"]
@@ -26,7 +28,7 @@ def examine(config: Path) -> list[Finding]:
     except ConfigError:
         return findings
     gpu = any(finding.name == "gpu" and finding.level is Level.OK for finding in findings)
-    findings += [*examine_in_force(StateLayout(settings.state)), *examine_daemon(StateLayout(settings.state))]
+    findings += [*examine_in_force(StateLayout(settings.state)), *examine_daemon(settings)]
     findings += examine_number_formats(settings, gpu)
     for part in (examine_drop_folder, examine_state, examine_ports, examine_models):
         findings += part(settings)
@@ -43,17 +45,23 @@ def examine_file(config: Path) -> Finding:
     return ok("configuration", f"{config} is valid")
 
 
-def examine_daemon(layout: StateLayout) -> list[Finding]:
-    """Return whether every part of a running daemon works (`/readyz`); no finding without a daemon."""
+def examine_daemon(settings: Settings) -> list[Finding]:
+    """Return whether a running daemon works (`/readyz`), and the messages of its status; nothing without a daemon."""
+    layout = StateLayout(settings.state)
     if current_record(layout, "daemon") is None:
         return []
     try:
         problems = ControlClient(layout).problems("/readyz")
     except ControlFailed as error:
         problems = [str(error)]
-    if not problems:
-        return [ok("daemon", "every part of the running daemon works")]
-    return [fail("daemon", "; ".join(problems), "`mfmd status` says what is done about it, and what you can do")]
+    works = ok("daemon", "every part of the running daemon works")
+    if problems:
+        works = fail("daemon", "; ".join(problems), "do what the messages of `mfmd status` say, which follow here")
+    told = [
+        warn("attention", message, "`mfmd status` says when it is over")
+        for message in collect_status(settings).messages
+    ]
+    return [works, *told]
 
 
 def examine_in_force(layout: StateLayout) -> list[Finding]:

@@ -143,6 +143,7 @@ class RoundLoop:
     def _run(self, work: Callable[[RoundContext], Verdict]) -> float:
         """Run one round; return the seconds until the next step."""
         self._metrics.in_progress.set(1)
+        self._metrics.last_progress.set_to_current_time()
         context = RoundContext(self.settings, self._buffer, self._registry, self._stop, self._show, suspends=True)
         try:
             verdict = work(context)
@@ -158,6 +159,7 @@ class RoundLoop:
         return POLL_SECONDS
 
     def _show(self, progress: Progress) -> None:
+        self._metrics.last_progress.set(progress.at)
         if progress.phase == "shadow":
             self._metrics.shadow_images.set(progress.step)
             self._metrics.shadow_agreement.set(progress.agreement or 0.0)

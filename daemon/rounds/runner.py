@@ -251,7 +251,7 @@ def _spec(
     )
 
 
-End = Literal["by itself", "stopped", "too long", "did not begin"]
+End = Literal["by itself", "stopped", "too long", "did not begin", "stalled"]
 """Why a round's process is no longer followed."""
 
 
@@ -263,10 +263,10 @@ def _train(context: RoundContext, settings: RoundSettings, folder: RoundFolder) 
     start = RoundStart(at=time.time(), step=folder.saved_step)
     folder.enter("training", starts=(*folder.record().starts, start))
     command, layout = launch_command(settings, folder.spec_path), StateLayout(context.settings.state)
+    before = folder.last_progress()
     group = ProcessGroup(layout, command, log=folder.log, nice=NICE, environment=round_environment(settings))
-    limit = settings.max_seconds + SCORING_SECONDS
     try:
-        end = _follow(group, folder, context, limit)
+        end = _follow(group, folder, context, settings, before)
         stopped = end in ("by itself", "stopped") and context.stop.is_set()
         if stopped and not context.suspends:
             # Before its process is told: should this process die now, the round has ended.
@@ -274,13 +274,13 @@ def _train(context: RoundContext, settings: RoundSettings, folder: RoundFolder) 
         status = group.stop(GRACE_SECONDS)
     finally:
         group.kill()
-    scores = folder.scores()
+    scores, late = folder.scores(), _late(end, settings)
     if stopped and context.suspends and folder.saved_step and (scores is None or scores.status == "stopped"):
         _suspend(folder, orderly=end == "stopped" or scores is not None)
     if scores is None and stopped:
         record_failure(folder, "stopped", STOPPED)
-    elif scores is None:
-        record_failure(folder, "failed", _late(end, limit) or _death(status, folder))
+    elif scores is None or (late and scores.status == "stopped"):
+        record_failure(folder, "failed", late or _death(status, folder))
 
 
 def _suspend(folder: RoundFolder, *, orderly: bool) -> NoReturn:
@@ -300,31 +300,43 @@ def _write_if_possible(folder: RoundFolder, **changes: Any) -> None:
         log.warning("round_record_not_written", round=folder.number, error=str(error))
 
 
-def _follow(group: ProcessGroup, folder: RoundFolder, context: RoundContext, limit: float) -> End:
-    """Show the progress until the process ends, `stop` is set or the time (seconds, from the first line) is up."""
-    deadline, began, shown, scoring = time.monotonic() + START_SECONDS, False, folder.record().starts[-1].at, False
+def _follow(
+    group: ProcessGroup, folder: RoundFolder, context: RoundContext, settings: RoundSettings, last: Progress | None
+) -> End:
+    """Show the progress until the process ends, `stop` is set, the time is up or nothing moves.
+
+    `last` is the progress of an earlier start. Time counts from the first line after it. How long nothing moved is
+    counted in polls, so that a machine that was suspended ends no round.
+    """
+    deadline, began, scoring, quiet = time.monotonic() + START_SECONDS, False, False, 0.0
     while group.poll() is None:
         if context.stop.wait(POLL_SECONDS):
             return "stopped"
-        progress = folder.last_progress()
-        if progress is not None and progress.at > shown:
+        progress, quiet = folder.last_progress(), quiet + POLL_SECONDS
+        if progress is not None and progress != last:
             if not began:
-                began, deadline = True, time.monotonic() + limit
-            shown = progress.at
+                began, deadline = True, time.monotonic() + settings.max_seconds + SCORING_SECONDS
+            last, quiet = progress, 0.0
             context.on_progress(progress)
             if progress.phase == "scoring" and not scoring:
                 scoring = True
                 _write_if_possible(folder, stage="scoring")
+        if began and quiet > settings.advanced.stall_seconds:
+            return "stalled"
         if time.monotonic() > deadline:
             return "too long" if began else "did not begin"
     return "by itself"
 
 
-def _late(end: End, limit: float) -> str:
-    if end == "did not begin":
-        return f"its processes had not met {START_SECONDS:.0f} s after the start"
-    too_long = f"time limit of {limit:.0f} s exceeded (round.max_seconds and {SCORING_SECONDS:.0f} s for scoring)"
-    return too_long if end == "too long" else ""
+def _late(end: End, settings: RoundSettings) -> str:
+    """Return why a round was ended that did not end in time; empty for any other end."""
+    limit, stall = settings.max_seconds + SCORING_SECONDS, settings.advanced.stall_seconds
+    reasons: dict[End, str] = {
+        "did not begin": f"its processes had not met {START_SECONDS:.0f} s after the start",
+        "too long": f"time limit of {limit:.0f} s exceeded (round.max_seconds and {SCORING_SECONDS:.0f} s for scoring)",
+        "stalled": f"it made no progress for {stall:g} s (round.advanced.stall_seconds)",
+    }
+    return reasons.get(end, "")
 
 
 def _death(status: int, folder: RoundFolder) -> str:

@@ -17,7 +17,7 @@ def operator_messages(status: Status, settings: Settings) -> list[str]:
         _children(status),
         _plane(status, settings),
         _mirrors(status),
-        _rounds(status),
+        _rounds(status, settings),
         _policy(status, settings),
         _canary(status),
     )
@@ -131,7 +131,14 @@ def _canary(status: Status) -> Iterator[str]:
         yield f"no candidate is accepted while {status.canary.problem}"
 
 
-def _rounds(status: Status) -> Iterator[str]:
+def _rounds(status: Status, settings: Settings) -> Iterator[str]:
+    if status.round is not None and status.round.progress is not None and status.round.progress.phase != "shadow":
+        quiet, stall = status.at - status.round.progress.at, settings.round.advanced.stall_seconds
+        if quiet > stall / 4:
+            yield (
+                f"round {status.round.round} has made no progress for {quiet:.0f} s; after {stall:g} s "
+                "(round.advanced.stall_seconds) it is ended: look for a lost mount or GPU, or too little memory"
+            )
     last = status.last_rounds[0] if status.last_rounds else None
     if last is None or last.result != "failed":
         return

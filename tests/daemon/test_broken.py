@@ -20,11 +20,13 @@ def test_planes_that_hang_are_told_within_15_s(start, config, layout, add_versio
     running.wait(lambda: all(child.hangs for child in _children(layout)), "both to be found hanging", 15.0)
     check = command("status", "--check", "--config", str(file))
     assert check.returncode == 1 and check.stderr == "`mfmd serve` does not answer; `mfmd observe` does not answer\n"
-    assert examine_daemon(layout)[0].level == Level.FAIL
     assert running.request("GET", "/healthz").status_code == 200, "the daemon itself lives"
     assert running.request("GET", "/readyz").json()["problems"] == check.stderr.strip().split("; ")
     assert 'mfmd_component_up{component="serve"} 0.0' in running.request("GET", "/metrics").text
-    status = collect_status(make_settings(serving={"enabled": True}))
+    settings = make_settings(serving={"enabled": True})
+    status, findings = collect_status(settings), examine_daemon(settings)
+    assert (findings[0].name, findings[0].level, findings[0].detail) == ("daemon", Level.FAIL, check.stderr.strip())
+    assert [item.detail for item in findings[1:]] == status.messages
     for child in children:
         told = f"`mfmd {child.name}` hangs: process {child.pid} does not answer; it is killed and restarted within"
         assert any(told in message for message in status.messages)

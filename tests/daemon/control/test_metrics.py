@@ -66,6 +66,7 @@ EXPECTED = [
     "mfmd_round_runs_total",
     "mfmd_round_duration_seconds",
     "mfmd_round_in_progress",
+    "mfmd_round_last_progress_timestamp_seconds",
     "mfmd_round_step",
     "mfmd_round_loss",
     "mfmd_round_pseudo_label_kept_ratio",

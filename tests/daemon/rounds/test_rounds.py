@@ -112,6 +112,14 @@ def test_a_hanging_round_is_ended_with_everything_it_started(world, registry, pr
     assert not any(children_of(layout))
 
 
+def test_a_round_without_progress_has_failed_whatever_it_says_at_its_end(world, registry, program):
+    """Long before its time limit. Progress of an earlier start is none."""
+    program("signal.signal(15, lambda *_: (scores('stopped', 'SIGTERM'), os._exit(0))); progress(1); time.sleep(600)")
+    world.settings = world.settings.model_copy(update={"round": changed(world.settings.round, stall_seconds=0.3)})
+    with pytest.raises(RoundFailed, match=r"made no progress for 0\.3 s \(round\.advanced\.stall_seconds\)"):
+        _run(world, registry)
+
+
 def test_a_round_whose_processes_never_meet_is_ended_long_before_its_budget(world, registry, program, monkeypatch):
     program("time.sleep(600)")
     monkeypatch.setattr(rounds, "START_SECONDS", 0.5)

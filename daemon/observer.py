@@ -15,7 +15,7 @@ from daemon.runtime.heartbeat import beating
 from daemon.runtime.logs import configure_logs, get_logger
 from daemon.runtime.signals import stop_event
 from storage.buffer.observations import Observation, Observations
-from storage.errors import CorruptBuffer, FrameEvicted, StorageError
+from storage.errors import CanaryRefused, CorruptBuffer, FrameEvicted, StorageError
 from storage.gate.comparisons import ComparisonRequest, ComparisonScores, ComparisonStore
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from adapters.networks.network import SegmentationNetwork
     from storage.buffer.catalog_records import FrameRecord
     from storage.buffer.frames import FrameBuffer
+    from storage.canary.images import CanaryImage
     from storage.source.labelled import LabelledSet
 
 NICE = 10
@@ -169,7 +170,8 @@ class Observer:
                 for version in request.versions
             }
             source = self._labelled_source() if request.source else None
-            scores = compare_versions(self._settings, request, buffer, source, networks, self._networks[released])
+            known = (networks, self._networks[released], self._canary())
+            scores = compare_versions(self._settings, request, buffer, source, *known)
         except (StorageError, AdapterError, OSError) as error:
             log.warning("comparison_failed", comparison=request.number, error=str(error))
             return ComparisonScores(status="failed", reason=str(error))
@@ -188,6 +190,16 @@ class Observer:
             _, released = self._load(version)
             observations.add_source_styles(released, source_styles(self._networks[released], source))
         self._source_seen.add(released)
+
+    def _canary(self) -> "list[CanaryImage]":
+        """Return the canary images; none while they cannot be read, which `mfmd status` shows."""
+        from storage.canary.images import import_canary
+
+        try:
+            return import_canary(self._settings, self._layout)
+        except CanaryRefused as error:
+            log.warning("canary_refused", error=str(error))
+            return []
 
     def _labelled_source(self) -> "LabelledSet | None":
         from storage.source.labelled import LabelledSet

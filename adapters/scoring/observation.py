@@ -52,14 +52,18 @@ def style_of(features: Tensor) -> NDArray[np.float32]:
 
 
 @torch.inference_mode()
+def image_style(released: SegmentationNetwork, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the style vector [S] of an image [h, w, 3] without padding."""
+    image = torch.from_numpy(np.ascontiguousarray(pixels))[None].to(next(released.parameters()).device)
+    return style_of(released.encode(enlarged(normalise(image)))[0])
+
+
 def source_styles(released: SegmentationNetwork, source: LabelledSet) -> dict[int, NDArray[np.float32]]:
     """Return the style vector [S] of at most `SOURCE_IMAGES` source images, by index; padding does not count."""
-    device = next(released.parameters()).device
     found = {}
     for index in evenly(range(len(source)), SOURCE_IMAGES):
         height, width = source.valid[index]
-        pixels = torch.from_numpy(np.ascontiguousarray(source.images.read(index)[:height, :width]))
-        found[index] = style_of(released.encode(enlarged(normalise(pixels[None].to(device))))[0])
+        found[index] = image_style(released, source.images.read(index)[:height, :width])
     return found
 
 

@@ -4,7 +4,8 @@ The version and the one before are compared on fresh frames of the condition for
 neighbours do not count twice. A frame is a hit when the new version has the smaller batch nuclear norm there: of the
 scores of a single frame this one separates best. With labelled source, source images restyled to the frames are a
 second kind of evidence, with true labels. The mean of two e-values is one, so the evidence may be looked at after every
-frame (`sequential.py`). Measured: docs/explanation/probation.md.
+frame (`sequential.py`). Canary images are a third, with true labels of the target: they are compared at once, and again
+when labels are added. Measured: docs/explanation/probation.md.
 """
 
 import time
@@ -17,14 +18,16 @@ import numpy as np
 from daemon.gate.bursts import Floats
 from daemon.gate.conditions import OUTSIDE, places
 from daemon.gate.decide import GATE
-from daemon.gate.frame_evidence import looks_worse, loses
+from daemon.gate.frame_evidence import canary_losses, in_condition, looks_worse, loses, overstated
 from daemon.gate.loop import GateContext
-from daemon.gate.sequential import evidence_of_majority, share_bounds, spacing_of
+from daemon.gate.sequential import evidence_of_majority, evidence_of_sign, share_bounds, spacing_of
 from daemon.runtime.logs import get_logger
 from storage import durable
 from storage.buffer.observations import Observation, Observations
+from storage.canary.records import LEAST_IMAGES, CanaryState
 from storage.durable.record import read_record
 from storage.errors import CorruptCheckpoint, UnknownVersion
+from storage.gate.comparisons import ComparisonScores
 from storage.gate.conditions import Conditions
 from storage.gate.probation import Probation
 from storage.registry.manifest import HistoryEvent
@@ -90,15 +93,23 @@ class ProbationRule:
 def judge(record: Probation, frames: int, confidence: float) -> Probation:
     """Return the record with the evidence of its frames, and its stage: `cooling_down`, `passed` or `watching`. Pure.
 
-    `frames`: how many are enough; `confidence` (0-1) that a version which is not worse is never rolled back.
+    `frames`: how many are enough; `confidence` (0-1) that a version which is not worse is never rolled back. Canary
+    images are independent of the frames, so their e-value is a factor. From `LEAST_IMAGES` on they decide alone: at
+    once, and against the frames.
     """
     counted = {"fresh frames": record.worse, "restyled source images": record.worse_styled}
     found = {what: worse for what, worse in counted.items() if worse}
-    evidence = float(np.mean([evidence_of_majority(sum(it), len(it) - sum(it)) for it in found.values()] or [1.0]))
-    shares = ", ".join(_share(what, worse, confidence) for what, worse in found.items())
-    reason = f"version {record.version} looks worse than version {record.previous} on {shares or 'no frame yet'}"
+    limits = {"fresh frames": 0.5 + record.overstated}
+    each = [evidence_of_majority(sum(it), len(it) - sum(it), limits.get(what, 0.5)) for what, it in found.items()]
+    lost, needed = np.array(record.canary_losses), 1.0 / (1.0 - confidence)
+    labels, decide = evidence_of_sign(lost), len(lost) >= LEAST_IMAGES
+    evidence = labels * float(np.mean(each or [1.0]))
+    shares = [_share(what, worse, confidence) for what, worse in found.items()] + _canary_share(record)
+    reason = f"version {record.version} looks worse than version {record.previous} on "
+    reason += ", ".join(shares) or "no frame yet"
     stage = "watching"
-    if evidence >= 1.0 / (1.0 - confidence):
+    kept = decide and evidence_of_sign(-lost) >= needed
+    if (decide and labels >= needed) or (each and evidence >= needed and not kept):
         stage = "cooling_down"
     elif len(record.worse) >= frames:
         stage = "passed"
@@ -109,6 +120,15 @@ def _share(what: str, worse: Sequence[bool], confidence: float) -> str:
     hits, among = sum(worse), len(worse)
     low, high = share_bounds(hits, among - hits, confidence)
     return f"{hits} of {among} {what} (share {low:.2f} to {high:.2f})"
+
+
+def _canary_share(record: Probation) -> list[str]:
+    lost = record.canary_losses
+    if not lost:
+        return []
+    less = f"; the norm overstates it there by {record.overstated:.2f}" if record.overstated else ""
+    worse = sum(loss > 0.0 for loss in lost)
+    return [f"{worse} of {len(lost)} canary images (IoU {-sum(lost) / len(lost):+.3f} on average{less})"]
 
 
 def _begun(context: GateContext, move: HistoryEvent) -> Probation | None:
@@ -150,7 +170,11 @@ def _overtaken(record: Probation, move: HistoryEvent) -> Probation:
 
 
 def _asked(context: GateContext, record: Probation) -> Probation:
-    """Ask for the next batch of thinned fresh frames when it is complete."""
+    """Ask for canary images that are new, else for the next batch of thinned fresh frames when it is complete."""
+    labels = read_record(context.layout.canary / "state.json", CanaryState)
+    if labels is not None and labels.images and labels != record.labels:
+        request = context.comparisons.ask("probation", [record.version, record.previous], [], canary=True)
+        return record.model_copy(update={"comparison": request.number, "labels": labels})
     chosen: list[int] = []
     known = context.conditions.read() if record.condition is not None else None
     for item in _of_condition(_observed(context, record.after), known, record.condition):
@@ -166,23 +190,39 @@ def _asked(context: GateContext, record: Probation) -> Probation:
 def _with_answer(context: GateContext, record: Probation) -> Probation:
     """Take the answer into account when it is there, and act on it."""
     assert record.comparison is not None
-    scores = context.comparisons.scores(record.comparison)
+    scores, request = context.comparisons.scores(record.comparison), context.comparisons.request(record.comparison)
     if scores is None:
-        gone = context.comparisons.request(record.comparison) is None
-        return record.model_copy(update={"comparison": None}) if gone else record
-    if scores.status == "failed" or not scores.frames:
+        return record.model_copy(update={"comparison": None, "labels": None}) if request is None else record
+    labels = request is not None and request.canary
+    if scores.status == "failed" or not (scores.frames or labels):
         failures, why = record.failures + 1, scores.reason or "its frames left the buffer"
         stage = "ended" if failures >= FAILURES else "watching"
         update = {"comparison": None, "failures": failures, "stage": stage, "reason": f"not compared: {why}"}
-        return record.model_copy(update=update)
-    worse, styled = (*record.worse, *looks_worse(scores)), (*record.worse_styled, *loses(scores, "styled"))
+        return record.model_copy(update={**update, "labels": None} if labels else update)
     settings = context.settings.probation
-    seen: dict[str, Any] = {"comparison": None, "failures": 0, "worse": worse, "worse_styled": styled}
+    seen: dict[str, Any] = {"comparison": None, "failures": 0}
+    if labels:
+        seen |= _of_labels(context, record, scores)
+    else:
+        seen |= {"worse": (*record.worse, *looks_worse(scores))}
+        seen |= {"worse_styled": (*record.worse_styled, *loses(scores, "styled"))}
     answered = record.model_copy(update=seen)
     judged = judge(answered, settings.frames, settings.advanced.confidence)
     if judged.stage == "cooling_down":
         _roll_back(context, judged)
     return judged
+
+
+def _of_labels(context: GateContext, record: Probation, scores: ComparisonScores) -> dict[str, Any]:
+    """Return what the canary images of the condition say, in place of what those before said."""
+    known = context.conditions.read() if record.condition is not None else None
+    if known is not None and known.released != context.registry.released(record.version):
+        known = None
+    mine = in_condition(scores, known, record.condition)
+    lost = canary_losses(mine)
+    more = overstated(mine) if len(lost) >= LEAST_IMAGES else 0.0
+    found: dict[str, Any] = {"canary_losses": tuple(lost.tolist()), "overstated": more}
+    return found if scores.canary else {**found, "labels": None}
 
 
 def _roll_back(context: GateContext, record: Probation) -> None:

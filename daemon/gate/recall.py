@@ -12,12 +12,13 @@ import numpy as np
 
 from daemon.gate.conditions import MOST_BURST, with_best
 from daemon.gate.decide import GATE
-from daemon.gate.frame_evidence import is_less_stable, looks_worse, loses
+from daemon.gate.frame_evidence import canary_losses, in_condition, is_less_stable, looks_worse, loses
 from daemon.gate.loop import GateContext
 from daemon.gate.promotion import recall_version
-from daemon.gate.sequential import evidence_of_majority
+from daemon.gate.sequential import evidence_of_majority, evidence_of_sign
 from daemon.runtime.logs import get_logger
 from storage import durable
+from storage.canary.records import LEAST_IMAGES
 from storage.durable.record import read_record
 from storage.errors import CorruptCheckpoint, ServingChanged, StorageError, UnknownVersion
 from storage.gate.comparisons import ComparisonScores
@@ -101,12 +102,16 @@ def judge_recall(scores: ComparisonScores, confidence: float, *, known: bool) ->
     `known`: the challenger is the best version of this condition, so it is recalled unless the serving one is better
     beyond chance. Otherwise a challenger needs evidence at `confidence` (0-1) that it is better on more than half of
     the images: the mean of the e-values of nuclear norm, flip consistency, disagreement under dropout and the IoU of
-    labelled images, with neither norm nor labels against it.
+    labelled images, with neither norm nor labels against it. Canary images decide alone from `LEAST_IMAGES` on; before
+    that they are a factor, and no version is recalled while it is worse on most of them.
     Of several, the one that the others do not beat. Raises StorageError when scores are not numbers.
     """
     chosen, why, results, told = 0, "", [], []
+    kinds = ("models", "canary") if scores.canary else ("models",)
     for place in range(1, len(scores.models)):
-        pair = scores.model_copy(update={"models": (scores.models[chosen], scores.models[place])})
+        pair = scores.model_copy(
+            update={kind: tuple(getattr(scores, kind)[n] for n in (chosen, place)) for kind in kinds}
+        )
         result, shares = _compared(pair, confidence)
         won = result == "better" or (known and result == "open")
         results.append(result)
@@ -114,24 +119,33 @@ def judge_recall(scores: ComparisonScores, confidence: float, *, known: bool) ->
         chosen, why = (place, told[-1]) if won else (chosen, why)
     if chosen:
         return Judgement(scores.models[chosen].version, False, why)
-    return Judgement(None, "open" in results, f"{'; '.join(told)}: not enough")
+    return Judgement(None, bool({"open", "vetoed"} & set(results)), f"{'; '.join(told)}: not enough")
 
 
-def _compared(pair: ComparisonScores, confidence: float) -> tuple[Literal["better", "worse", "open"], str]:
-    """Return whether the second version of a pair is better than the first beyond chance, and on how many images."""
+def _compared(pair: ComparisonScores, confidence: float) -> tuple[Literal["better", "worse", "open", "vetoed"], str]:
+    """Return whether the second version of a pair is better than the first beyond chance, and on how many images.
+
+    vetoed: open, and it is worse on most canary images.
+    """
+    lost = canary_losses(pair)
+    canary = [bool(loss > 0.0) for loss in lost if loss]
     decisive = {"frames by the nuclear norm": looks_worse(pair), "labelled images": loses(pair, "source")}
-    decisive = {what: better for what, better in decisive.items() if better}
+    decisive = {what: better for what, better in {**decisive, "canary images": canary}.items() if better}
     stable = [is_less_stable(pair, "flip_consistency"), is_less_stable(pair, "dropout_disagreement")]
-    counts = [(sum(better), len(better)) for better in (*decisive.values(), *stable) if better]
+    unlabelled = (better for what, better in decisive.items() if what != "canary images")
+    counts = [(sum(better), len(better)) for better in (*unlabelled, *stable) if better]
     shares = ", ".join(f"{sum(better)} of {len(better)} {what}" for what, better in decisive.items()) or "no image"
     needed = 1.0 / (1.0 - confidence)
-    gains = [evidence_of_majority(hits, among - hits) for hits, among in counts]
-    losses = [evidence_of_majority(among - hits, hits) for hits, among in counts]
+    for_it, against = evidence_of_sign(lost), evidence_of_sign(-lost)
+    if len(lost) >= LEAST_IMAGES and max(for_it, against) >= needed:
+        return ("better" if for_it > against else "worse"), shares
+    gains = for_it * np.array([evidence_of_majority(hits, among - hits) for hits, among in counts])
+    losses = against * np.array([evidence_of_majority(among - hits, hits) for hits, among in counts])
     if counts and np.mean(gains) >= needed and all(2 * sum(better) >= len(better) for better in decisive.values()):
         return "better", shares
     if counts and np.mean(losses) >= needed and all(2 * sum(better) <= len(better) for better in decisive.values()):
         return "worse", shares
-    return "open", shares
+    return ("vetoed" if 2 * sum(canary) < len(canary) else "open"), shares
 
 
 def _with_moves(context: GateContext, record: Recall, current: int | None) -> Recall:
@@ -166,7 +180,7 @@ def _ask(
     context: GateContext, record: Recall, known: Conditions, condition: Condition, wanted: tuple[int, ...], serving: int
 ) -> Recall:
     frames = sorted({*known.burst, *condition.golden[-GOLDEN:]})
-    request = context.comparisons.ask("recall", [serving, *wanted], frames, source=condition.labelled)
+    request = context.comparisons.ask("recall", [serving, *wanted], frames, source=condition.labelled, canary=True)
     update = {
         "stage": "asked",
         "since": context.now,
@@ -193,6 +207,8 @@ def _answer(context: GateContext, record: Recall, known: Conditions, condition: 
             return _ended(record, context.now, "idle", "its comparison is gone") if lost else record
         if scores.status == "failed" or not scores.frames:
             return _not_compared(context, record, scores.reason or "its frames left the buffer")
+        if known.released == context.registry.released(serving):
+            scores = in_condition(scores, known, condition.number)
         judgement = judge_recall(scores, context.settings.recall.advanced.confidence, known=before)
     except StorageError as error:
         return _not_compared(context, record, str(error))
@@ -201,7 +217,7 @@ def _answer(context: GateContext, record: Recall, known: Conditions, condition: 
     if not undecided:
         record = _considered(record, condition.number)
     if judgement.version is None:
-        if before:  # beyond chance: what serves is the better one here
+        if before and not judgement.open:  # beyond chance: what serves is the better one here
             context.conditions.write(with_best(known, condition.number, serving, judgement.why))
         return _ended(record, context.now, "declined", judgement.why)
     record = record.model_copy(update={"version": judgement.version})

@@ -9,22 +9,42 @@ import math
 
 import numpy as np
 
+from daemon.gate.bursts import Floats
+
 ROUNDING = 1e-9
 """A series whose values differ by less than this share is constant."""
 GRID = 2_000
 """Points at which the mixture over shares is integrated."""
+SCALE = 0.03
+"""A difference in IoU on one image that is staked on half as much as any could be (0-1)."""
+STAKES = 200
+"""Points at which the mixture over stakes is integrated."""
 
 
-def evidence_of_majority(hits: int, misses: int) -> float:
-    """Return the e-value of `hits` and `misses` against "the share of hits is at most one half".
+def evidence_of_majority(hits: int, misses: int, most: float = 0.5) -> float:
+    """Return the e-value of `hits` and `misses` against "the share of hits is at most `most`" (0-1).
 
-    It is the likelihood ratio of a uniform mixture over shares in (1/2, 1) to one half (Robbins 1970), so no share has
-    to be guessed. 1 without frames.
+    It is the likelihood ratio of a uniform mixture over shares in (`most`, 1) to `most` (Robbins 1970), so no share has
+    to be guessed. 1 without frames, and when no share exceeds `most`.
     """
-    shares = np.linspace(0.5, 1.0, GRID, endpoint=False) + 0.25 / GRID
-    logs = hits * np.log(shares) + misses * np.log1p(-shares) + (hits + misses) * math.log(2.0)
+    if most >= 1.0:
+        return 1.0
+    shares = np.linspace(most, 1.0, GRID, endpoint=False) + (1.0 - most) / (2 * GRID)
+    logs = hits * np.log(shares / most) + misses * np.log((1.0 - shares) / (1.0 - most))
     largest = float(logs.max())
     return float(np.exp(logs - largest).mean() * math.exp(min(largest, 700.0)))
+
+
+def evidence_of_sign(differences: Floats) -> float:
+    """Return the e-value of `differences` [n] against "of each, minus is at least as likely as plus at its size".
+
+    On each, tanh(a |d|) of the wealth is staked on plus: it grows by the factor 1 + tanh(a d), whose mean is at most 1
+    under the null hypothesis (de la Pena 1999; Vovk and Wang 2024, "Nonparametric e-tests of symmetry"). So one large
+    difference is not outvoted by a small one. The mean over a, with tanh(a `SCALE`) uniform in (0, 1), is an e-value
+    too. It is at most 2^n, and 1 without differences.
+    """
+    stakes = np.arctanh((np.arange(STAKES) + 0.5) / STAKES) / SCALE
+    return float(np.prod(1.0 + np.tanh(np.multiply.outer(stakes, differences)), axis=1).mean())
 
 
 def share_bounds(hits: int, misses: int, confidence: float) -> tuple[float, float]:
@@ -41,7 +61,7 @@ def share_bounds(hits: int, misses: int, confidence: float) -> tuple[float, floa
     return (0.0 if hits == 0 else lower), (1.0 if misses == 0 else upper)
 
 
-def spacing_of(series: "np.ndarray[tuple[int], np.dtype[np.float64]]", most: int) -> int:
+def spacing_of(series: Floats, most: int) -> int:
     """Return the distance at which values of `series` [N] in commit order count as separate evidence, 1 to `most`.
 
     It is the integrated autocorrelation time of a first-order process, ceil((1 + r) / (1 - r)) with the correlation r

@@ -5,7 +5,7 @@ canary/files/classes.json     the class list that they index
 canary/added, configured      sets at frame size that are read from those files, and from the configured folders
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,8 +84,12 @@ def import_canary(settings: Settings, layout: StateLayout) -> list[CanaryImage]:
         _note(layout, CanaryState(problem=str(error)))
         raise
     if found or layout.canary.exists():
-        _note(layout, CanaryState(images=len(found)))
+        _note(layout, CanaryState(images=len(found), checksum=_checksum(found)))
     return found
+
+
+def _checksum(images: Iterable[CanaryImage]) -> int:
+    return crc32_of(np.array([(item.crc32, crc32_of(item.label)) for item in images], np.int64).view(np.uint8))
 
 
 def _note(layout: StateLayout, now: CanaryState) -> None:

@@ -20,6 +20,8 @@ class CanaryState(Record):
 
     images: int = 0
     """Images that count."""
+    checksum: int = 0
+    """CRC-32 over all of them with their labels: another one means other labels."""
     problem: str = ""
     """Why they cannot be read; then no candidate is accepted."""
 

@@ -39,6 +39,8 @@ class ComparisonRequest(Record):
     """Ids of the frames to score on. Evicted and damaged ones are omitted from the answer."""
     source: bool = False
     """Whether to score on the labelled source validation images too."""
+    canary: bool = False
+    """Whether to score on the canary images too: labelled target images."""
     created: float
     """Unix time (seconds)."""
 
@@ -54,6 +56,10 @@ class ComparisonScores(Record):
     """Ids of the frames that were scored, in the order of every list over images."""
     models: tuple[ModelScores, ...] = ()
     """Scores of each version, in the order of the request. `agreement` is with the first."""
+    canary: tuple[ModelScores, ...] = ()
+    """Of each version, the counts (`canary`) and nuclear norms (`gram`) of canary images; empty without any."""
+    canary_styles: list[list[float]] = Field(default_factory=list)
+    """Style vectors of the canary images, [images][channels], in their order."""
     reference_marginal: list[float] = Field(default_factory=list)
     """Reference class shares of diversity, as in `RoundScores`."""
     seconds: float = 0.0
@@ -67,7 +73,13 @@ class ComparisonStore:
         self.root = root
 
     def ask(
-        self, purpose: Purpose, versions: Sequence[int], frames: Sequence[int], *, source: bool = False
+        self,
+        purpose: Purpose,
+        versions: Sequence[int],
+        frames: Sequence[int],
+        *,
+        source: bool = False,
+        canary: bool = False,
     ) -> ComparisonRequest:
         """Write a request durably, remove old answered ones, and return it."""
         known = numbers(self.root)
@@ -77,6 +89,7 @@ class ComparisonStore:
             versions=tuple(versions),
             frames=tuple(frames),
             source=source,
+            canary=canary,
             created=time.time(),
         )
         folder = self._folder(request.number)

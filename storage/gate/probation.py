@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from storage.canary.records import CanaryState
 from storage.durable.record import Record
 
 ProbationStage = Literal["watching", "passed", "cooling_down", "rolled_back", "ended"]
@@ -37,10 +38,16 @@ class Probation(Record):
     """Of each frame so far, whether the version looks worse than the one before."""
     worse_styled: tuple[bool, ...] = Field(default=())
     """Of each labelled source image so far, restyled to a fresh frame, whether its IoU there is lower."""
+    labels: CanaryState | None = None
+    """The canary images that were asked for last; None: none yet, or the answer had none."""
+    canary_losses: tuple[float, ...] = Field(default=())
+    """Of each canary image of the condition, by how much the IoU is lower than with the version before (-1 to 1)."""
+    overstated: float = 0.0
+    """By how much the frames overstate the share on which it is worse, measured on canary images (0-1)."""
     cooled: float = 0.0
     """Seconds of the cool-down that daemons have waited so far, up to 10 s late."""
     evidence: float = 1.0
-    """Evidence that it is worse on more than half of the frames (mean of e-values; 1: none)."""
+    """Evidence that it is worse on more than half of the frames (an e-value; 1: none)."""
     reason: str = ""
     """One sentence with numbers."""
 

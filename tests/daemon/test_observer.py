@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from adapters.checkpoints.checkpoint import make_manifest, save_weights
@@ -14,8 +15,11 @@ from adapters.networks.network import normalise
 from adapters.scoring.observation import observe_frame
 from daemon.observer import Observer
 from storage.buffer.observations import Observations
+from storage.canary.records import CanaryState
+from storage.durable.record import read_record
 from storage.errors import CorruptCheckpoint
 from storage.gate.comparisons import ComparisonStore
+from tests.sections import changed
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +123,42 @@ def test_a_comparison_is_answered_before_frames_are_observed(world, observer, la
     assert sum(scores.reference_marginal) == pytest.approx(1.0)
     observer.step(threading.Event())
     assert len(_all(layout)) == 3
+
+
+def test_canary_images_are_scored_when_asked_for_and_never_count_as_frames(world, layout, add_network, drop, tmp_path):
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "images" / "a.png").write_bytes((drop / "1.png").read_bytes())
+    with Image.open(drop / "1.png") as image:
+        Image.fromarray(np.eye(image.height, image.width, dtype=np.uint8)).save(tmp_path / "labels" / "a.png")
+    canary = {"images": tmp_path / "images", "labels": tmp_path / "labels"}
+    observer = Observer(changed(world.settings, canary=canary))
+    first = add_network(0)
+    versions, store = (add_network(1, parent=first), first), ComparisonStore(layout.comparisons)
+
+    def scores(frames: list[int], *, asked: bool = True):
+        request = store.ask("probation", versions, frames, canary=asked)
+        assert observer.step(threading.Event())
+        return store.scores(request.number)
+
+    found = scores([1, 2, 3])
+    assert found.status == "completed" and len(found.frames) == 2, "its own frame is left out"
+    new, old = found.canary
+    assert len(new.gram) == len(old.canary.tp) == len(found.canary_styles) == 1 and new.canary != old.canary
+    frame = next(item for item in (1, 2, 3) if item not in found.frames)
+    while observer.step(threading.Event()):
+        pass
+    style = next(item.style for item in _all(layout) if item.frame == frame)
+    np.testing.assert_allclose(found.canary_styles[0], style, rtol=1e-5)
+    assert sum(new.canary.tp[0]) + sum(new.canary.fn[0]) > 0
+    assert read_record(layout.canary / "state.json", CanaryState).images == 1
+    assert scores([2, 3], asked=False).canary == ()
+    alone = scores([])
+    assert alone.status == "completed" and alone.canary == found.canary and alone.frames == ()
+    (tmp_path / "labels" / "a.png").write_bytes(b"damaged")
+    refused = scores([2, 3])
+    assert refused.status == "completed" and refused.canary == () and refused.frames == (2, 3)
+    observer.close()
 
 
 def test_a_comparison_with_a_missing_version_is_answered_with_the_reason(world, observer, layout, add_network):

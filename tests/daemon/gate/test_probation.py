@@ -6,16 +6,19 @@ from functools import partial
 import numpy as np
 import pytest
 
-from daemon.gate.frame_evidence import looks_worse, loses
+from daemon.gate.frame_evidence import canary_losses, in_condition, looks_worse, loses, overstated
 from daemon.gate.loop import GateLoop
 from daemon.gate.memory import ConditionMemory
 from daemon.gate.probation import ProbationRule, judge
 from daemon.rounds.history import schedule_state
 from daemon.rounds.schedule import due
+from storage import durable
 from storage.buffer.observations import Observation, Observations
+from storage.canary.records import CanaryState
 from storage.durable.record import read_record
 from storage.errors import StorageError
 from storage.gate.comparisons import ComparisonScores, ComparisonStore
+from storage.gate.conditions import Condition, Conditions
 from storage.gate.probation import Probation
 from storage.rounds.folder import RoundStore
 from storage.rounds.records import ImageCounts, ModelScores
@@ -74,6 +77,66 @@ def test_judgement(worse: str, styled: str, stage: str) -> None:
     judged = judge(record, 32, 0.98)
     assert judged.stage == stage
     assert "version 2 looks worse than version 1 on" in judged.reason
+
+
+@pytest.mark.parametrize(
+    ("losses", "overstated", "worse", "stage"),
+    [
+        ([0.1] * 7, 0.0, "", "cooling_down"),  # labels alone, before any frame
+        ([0.1] * 5, 0.0, "", "watching"),
+        ([0.1] * 5, 0.0, "1" * 4, "cooling_down"),  # and with half of the frames that it takes without
+        ([0.1] * 7, 0.0, "0" * 31, "cooling_down"),  # against the frames
+        ([-0.1] * 7, 0.0, "1" * 32, "passed"),
+        ([-0.1] * 7, 0.0, "1" * 31, "watching"),
+        ([-0.1] * 4, 0.0, "1" * 16, "cooling_down"),  # four are a factor, no more
+        ([-0.1] * 4, 0.0, "1" * 8, "watching"),
+        ([0.1, -0.1] * 5, 0.0, "1" * 12, "cooling_down"),
+        ([0.1, -0.1] * 5, 0.4, "1" * 12, "watching"),  # frames of which the labels say that they overstate
+        ([0.1, -0.1] * 5, 0.5, "1" * 32, "passed"),
+    ],
+)
+def test_labels_decide_against_frames(losses: list[float], overstated: float, worse: str, stage: str) -> None:
+    update = {"worse": tuple(it == "1" for it in worse), "canary_losses": tuple(losses), "overstated": overstated}
+    judged = judge(START.model_copy(update=update), 32, 0.98)
+    assert judged.stage == stage
+    ahead = sum(loss > 0 for loss in losses)
+    assert f"{ahead} of {len(losses)} canary images (IoU {-sum(losses) / len(losses):+.3f}" in judged.reason
+
+
+def test_four_labels_never_decide_alone() -> None:
+    record = START.model_copy(update={"canary_losses": (1.0,) * 4})
+    assert judge(record, 32, 0.8).stage == "watching"
+    assert judge(record.model_copy(update={"canary_losses": (1.0,) * 5}), 32, 0.8).stage == "cooling_down"
+
+
+def _on_labels(tp: list[int], norms: list[float]) -> ModelScores:
+    """A version with so many of 10 pixels right on each canary image, and with norms like those of `_model`."""
+    rest = [[10 - n] for n in tp]
+    counts = ImageCounts(tp=[[n] for n in tp], fp=rest, fn=rest)
+    return _model(0, norms).model_copy(update={"canary": counts})
+
+
+def _with_labels(new: ModelScores, old: ModelScores, styles: list[float]) -> ComparisonScores:
+    return ComparisonScores(status="completed", canary=(new, old), canary_styles=[[style] for style in styles])
+
+
+def test_canary_images_of_the_condition_say_what_is_lost_and_how_far_the_norm_overstates_it() -> None:
+    new, old = _on_labels([9, 9, 9, 0, 0], [0.6] * 5), _on_labels([0, 5, 5, 5, 9], [0.9] * 5)
+    scores = _with_labels(new, old, [0.0, 1.0, 1.0, 1.0, 90.0])
+    at = [Condition(number=n, name="c", opened=0, last_seen=0, centroids=((c,),)) for n, c in ((1, 0.0), (2, 10.0))]
+    known = Conditions(released=1, threshold=11.0, given=2, conditions=tuple(at))
+    assert canary_losses(scores).round(2).tolist() == [-0.82, -0.48, -0.48, 0.33, 0.82]
+    assert overstated(scores) == pytest.approx(1.0 - 2 / 5)
+    mine = in_condition(scores, known, 1)
+    assert canary_losses(mine).round(2).tolist() == [-0.82, -0.48, -0.48, 0.33]
+    assert overstated(mine) == pytest.approx(1.0 - 1 / 4)
+    assert len(canary_losses(in_condition(scores, known, 2))) == 0
+    assert in_condition(scores, known, 7) == in_condition(scores, None, 1) == scores
+    broken = ModelScores(version=2, finite=False)
+    assert canary_losses(_with_labels(broken, old, [0.0] * 5)).tolist() == [1.0] * 5
+    assert canary_losses(_scores([0.6], [0.7])).tolist() == []
+    with pytest.raises(StorageError, match="not one for each image"):
+        canary_losses(_with_labels(new, old, [0.0]))
 
 
 @pytest.fixture
@@ -144,6 +207,51 @@ def test_another_level_of_entropy_under_the_version_before_spreads_no_frames(ser
     stream(32, versions=(1, 2))
     served.step()
     assert _record(layout).spacing == 1
+
+
+def test_labels_are_compared_at_once_and_again_when_they_change(served, stream, layout, registry) -> None:
+    durable.make_directory(layout.canary)
+    durable.write_record(layout.canary / "state.json", CanaryState(images=2, checksum=1))
+    stream(4)
+    store = ComparisonStore(layout.comparisons)
+
+    def answer(right: int, images: int, new: int = 5) -> None:
+        served.step()
+        request = store.waiting()
+        assert request.canary and request.frames == () and request.versions == (2, 1)
+        models = (_on_labels([new] * images, [0.8] * images), _on_labels([right] * images, [0.7] * images))
+        store.answer(request.number, _with_labels(*models, [0.0] * images))
+        served.step()
+
+    served.step()
+    answer(right=9, images=2)
+    assert "2 of 2 canary images" in _record(layout).reason and registry.serving().version == 2
+    served.step()
+    assert store.waiting() is None, "the same labels are compared once"
+    stream(4)
+    _answered(served, layout, new=0.9, old=0.6)
+    durable.write_record(layout.canary / "state.json", CanaryState(images=6, checksum=2))
+    answer(right=9, images=6)
+    record = _record(layout)
+    assert registry.serving().version == 1 and record.stage == "cooling_down" and record.worse == (False,) * 4
+    assert "0 of 4 fresh frames" in record.reason and "6 of 6 canary images (IoU -0.485 on average" in record.reason
+
+
+def test_labels_that_cannot_be_compared_are_asked_for_again(served, stream, layout, registry) -> None:
+    durable.make_directory(layout.canary)
+    durable.write_record(layout.canary / "state.json", CanaryState(images=6, checksum=1))
+    stream(4)
+    store = ComparisonStore(layout.comparisons)
+    served.step()
+    served.step()
+    (store.root / "000001" / "request.json").unlink()
+    served.step()
+    for _ in range(3):
+        served.step()
+        assert store.waiting().canary
+        store.answer(store.waiting().number, ComparisonScores(status="failed", reason="version 1 is damaged"))
+        served.step()
+    assert _record(layout).stage == "ended"
 
 
 def test_a_better_version_passes_and_stays(served, stream, layout, registry) -> None:

@@ -55,6 +55,39 @@ def test_the_evidence_that_a_recall_needs(scores: ComparisonScores, holds: bool)
     assert judge_recall(scores, 0.95, known=False).version == (1 if holds else None)
 
 
+@pytest.mark.parametrize(
+    ("serving", "best", "images", "known", "version"),
+    [
+        (9, 5, 6, False, None),  # labels against the norm, which is for version 1 on all 12 frames
+        (9, 5, 6, True, None),
+        (5, 9, 6, False, 1),
+        (9, 5, 1, False, None),  # one is a veto
+        (9, 5, 1, True, None),
+        (5, 9, 1, False, 1),
+        (7, 7, 6, False, 1),
+    ],
+)
+def test_canary_labels_decide_or_veto_a_recall(
+    serving: int, best: int, images: int, known: bool, version: int | None
+) -> None:
+    def on_labels(right: int) -> ModelScores:
+        wrong = [[10 - right]] * images
+        counts = ImageCounts(tp=[[right]] * images, fp=wrong, fn=wrong)
+        return ModelScores(version=None, finite=True, canary=counts)
+
+    more = {"canary": (on_labels(serving), on_labels(best)), "canary_styles": [[0.0]] * images}
+    judged = judge_recall(_scores(0.6, 0.9).model_copy(update=more), 0.95, known=known)
+    assert judged.version == version
+    assert judged.open == (images == 1 and version is None), "few labels veto, and make no other version the best"
+
+
+def test_few_labels_for_the_other_side_do_not_help_what_the_norm_is_against() -> None:
+    counts = [ImageCounts(tp=[[n]], fp=[[9 - n]], fn=[[9 - n]]) for n in (1, 8)]
+    labelled = tuple(ModelScores(version=None, finite=True, canary=item) for item in counts)
+    more = {"canary": labelled, "canary_styles": [[0.0]]}
+    assert judge_recall(_scores(0.9, 0.6).model_copy(update=more), 0.95, known=False).version is None
+
+
 def test_of_several_challengers_the_one_that_no_other_beats() -> None:
     models = tuple(_model(version, confidence, 12) for version, confidence in ((4, 0.6), (1, 0.7), (2, 0.9), (3, 0.8)))
     scores = ComparisonScores(status="completed", frames=tuple(range(12)), models=models)

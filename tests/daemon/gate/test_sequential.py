@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from daemon.gate.sequential import evidence_of_majority, share_bounds, spacing_of
+from daemon.gate.sequential import evidence_of_majority, evidence_of_sign, share_bounds, spacing_of
 
 
 def _series(rho: float, length: int, seed: int) -> np.ndarray:
@@ -35,6 +35,24 @@ def test_a_clear_majority_is_found_within_a_dozen_frames() -> None:
     assert evidence_of_majority(8, 0) > 50
     assert evidence_of_majority(11, 1) > 50
     assert evidence_of_majority(16, 16) < 1
+    assert evidence_of_majority(8, 0, 0.7) < 7, "a share that is overstated by 0.2 has to be higher"
+    assert evidence_of_majority(60, 0, 0.7) > 50 and evidence_of_majority(60, 0, 1.2) == 1.0
+
+
+def test_large_differences_on_six_labelled_images_are_evidence_and_five_cannot_be() -> None:
+    assert evidence_of_sign(np.zeros(0)) == 1.0
+    assert evidence_of_sign(np.full(6, 0.2)) > 50 > 2**5 > evidence_of_sign(np.full(5, 1.0)) > 20
+    assert evidence_of_sign(np.full(8, 0.002)) < 2, "differences that are nothing"
+    assert evidence_of_sign(np.array([0.1] * 9 + [-0.002])) > 50 > 20 > evidence_of_majority(9, 1)
+    assert evidence_of_sign(np.array([0.1] * 8 + [-0.1] * 2)) < 10
+
+
+def test_differences_of_either_sign_are_hardly_ever_evidence_whatever_their_sizes_and_however_many_came() -> None:
+    rng, guilty = np.random.default_rng(7), 0
+    for _ in range(500):
+        drawn = rng.standard_t(2, 20) * 0.05  # heavy tails
+        guilty += any(evidence_of_sign(drawn[:n]) >= 50.0 for n in range(5, 21))
+    assert guilty / 500 <= 0.02
 
 
 def test_bounds_hold_the_share_at_every_look_together() -> None:

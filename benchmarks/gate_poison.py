@@ -25,8 +25,8 @@ from configs.gate import ConditionsSettings
 from configs.round import RoundAdvanced
 from daemon.gate.bursts import Floats
 from daemon.gate.conditions import SeenFrames, distances, first_conditions, follow
-from daemon.rounds.frame_facts import FrameFacts, facts_of
-from daemon.rounds.frame_rules import Judged, left_out, look_of
+from daemon.gate.frame_facts import FrameFacts, facts_of
+from daemon.gate.frame_rules import Judged, left_out, look_of
 from storage.buffer.catalog_records import FrameRecord
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry

@@ -27,8 +27,8 @@ class RoundAdvanced(Section):
     """Rarely changed settings of a round."""
 
     leave_out: tuple[LeftOut, ...] = LEFT_OUT
-    """Reasons for which frames of the buffer are neither trained on nor held out; empty: none. They stay in the buffer,
-    and are judged again before each round."""
+    """Reasons for which frames of the buffer are neither trained on nor held out, and, but for copies and floods, no
+    evidence for the gate between rounds; empty: none. They stay in the buffer, and are judged again."""
     most_copies: PositiveInt = 4
     """Frames of one and the same picture that a round uses, of those to train on and of held-out ones each (images)."""
     most_source_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75

@@ -84,6 +84,13 @@ def places(styles: Floats, known: Conditions) -> Numbers:
     return np.where(apart.min(axis=1) <= known.threshold, owners[apart.argmin(axis=1)], OUTSIDE)
 
 
+def apart(styles: Floats, known: Conditions) -> Floats:
+    """Return the distance of each style vector [N, S] from the nearest centroid, in thresholds, [N]; N >= 1."""
+    centroids = np.array([row for item in known.conditions for row in item.centroids])
+    nearest: Floats = distances(styles, centroids).min(axis=1) / max(known.threshold, 1e-9)
+    return nearest
+
+
 def first_conditions(
     released: int, source: Floats, seen: SeenFrames, settings: ConditionsSettings, now: float
 ) -> Conditions | None:
@@ -109,15 +116,25 @@ def first_conditions(
     return Conditions(released=released, threshold=threshold, given=1, conditions=(first,))
 
 
-def follow(known: Conditions, seen: SeenFrames, settings: ConditionsSettings, serving: int, golden: int) -> Conditions:
+def follow(
+    known: Conditions,
+    seen: SeenFrames,
+    settings: ConditionsSettings,
+    serving: int,
+    golden: int,
+    far: float = math.inf,
+) -> Conditions:
     """Return the conditions after a look at all observed frames of the buffer.
 
-    `serving` is the version that a new condition starts with; `golden` the most frames that each keeps.
+    `serving` is the version that a new condition starts with; `golden` the most frames that each keeps. Frames that are
+    more than `far` thresholds from every condition may open one, but say nothing about the one in force.
     """
     known = _updated(_with_new(known, seen.only(seen.ids > known.opens_after), settings, serving), seen, golden)
     while len(known.conditions) > settings.most:
         known = _updated(merged(known, *_least_used(known)), seen, golden)
     newest = settings.advanced.burst_frames
+    if len(seen.ids):
+        seen = seen.only(apart(seen.styles, known) <= far)
     current, burst = condition_of(known, seen.newest(newest))
     if current is not None and current == known.current and known.burst:
         since = condition_frames(known, seen.only(seen.ids >= known.burst[0]), current)

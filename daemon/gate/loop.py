@@ -2,12 +2,15 @@
 
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from configs.round import LeftOut
 from configs.settings import Settings
 from daemon.gate.changes import ConditionChange, write_change
+from daemon.gate.frame_choice import FrameJudge
 from storage.buffer.frames import FrameBuffer
 from storage.errors import DurabilityLost, StorageError
 from storage.gate.comparisons import ComparisonStore
@@ -32,6 +35,8 @@ class GateContext:
     comparisons: ComparisonStore
     now: float
     """Time of this step (Unix, seconds). It may jump; a rule never waits for a time in the future."""
+    left_out: Mapping[int, LeftOut] = field(default_factory=dict)
+    """Frames that are no evidence, with the reason of each (`frame_rules.NO_EVIDENCE`)."""
 
 
 class StreamRule(Protocol):
@@ -52,6 +57,7 @@ class GateLoop:
         """Of the next step; a reload replaces them."""
         self._buffer, self._registry, self._rules = buffer, registry, tuple(rules)
         self._layout = StateLayout(settings.state)
+        self._judge = FrameJudge()
         self._lock = threading.Lock()
 
     def change(self, change: ConditionChange) -> Conditions:
@@ -69,10 +75,18 @@ class GateLoop:
             conditions=ConditionStore(self._layout.conditions),
             comparisons=ComparisonStore(self._layout.comparisons),
             now=time.time(),
+            left_out=self._left_out(),
         )
         with self._lock:
             self._run(context)
         return POLL_SECONDS
+
+    def _left_out(self) -> Mapping[int, LeftOut]:
+        with suppress(StorageError):  # the rules meet it too, and say so
+            if (serving := self._registry.serving()) is not None:
+                released = self._registry.released(serving.version)
+                return self._judge.left_out(self._buffer.records(), self.settings, released)
+        return {}
 
     def _run(self, context: GateContext) -> None:
         problems = []

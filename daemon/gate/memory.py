@@ -1,6 +1,7 @@
 """Keep `conditions.json` up to date with what the observer saw, and the golden frames in the buffer."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,7 @@ from configs.settings import Settings
 from daemon.gate.bursts import Floats
 from daemon.gate.conditions import SeenFrames, condition_of, first_conditions, follow, with_best
 from daemon.gate.decide import GATE
+from daemon.gate.frame_rules import FAR
 from daemon.gate.loop import GateContext
 from daemon.runtime.logs import get_logger
 from storage.buffer.catalog_records import FrameRecord
@@ -42,7 +44,7 @@ class ConditionMemory:
         before = context.conditions.read()
         records = context.buffer.records()
         with Observations.open(context.layout.observations, writable=False) as observations:
-            seen = self._frames(observations, records, released)
+            seen = self._frames(observations, records, released, context.left_out.keys())
             same = before is not None and before.released == released
             known = (
                 before
@@ -53,7 +55,8 @@ class ConditionMemory:
             )
         if known is None:
             return
-        known = follow(known, seen, settings.conditions, serving.version, golden_frames(settings, known))
+        far = FAR if "far" in settings.round.advanced.leave_out else math.inf
+        known = follow(known, seen, settings.conditions, serving.version, golden_frames(settings, known), far)
         known = self._with_moves(context, known, seen)
         if known != before:
             context.conditions.write(known)
@@ -100,15 +103,17 @@ class ConditionMemory:
         newest = mine.newest(context.settings.conditions.advanced.burst_frames)
         return condition_of(known, newest)[0] if len(mine.ids) else None
 
-    def _frames(self, observations: Observations, records: list[FrameRecord], released: int) -> SeenFrames:
-        """Return the observed frames of the buffer; only new observations are read."""
+    def _frames(
+        self, observations: Observations, records: list[FrameRecord], released: int, left_out: Set[int]
+    ) -> SeenFrames:
+        """Return the observed frames of the buffer but those left out; only new observations are read."""
         current = {record.id: record for record in records}
         self._seen = {
             frame: item for frame, item in self._seen.items() if frame in current and item.released == released
         }
         new = (current.keys() & observations.observed(released)) - self._seen.keys()
         self._seen |= {item.frame: item for item in observations.get(new)}
-        mine = [self._seen[frame] for frame in sorted(self._seen)]
+        mine = [self._seen[frame] for frame in sorted(self._seen.keys() - left_out)]
         return seen_frames(mine, current)
 
 

@@ -176,8 +176,9 @@ def _asked(context: GateContext, record: Probation) -> Probation:
         request = context.comparisons.ask("probation", [record.version, record.previous], [], canary=True)
         return record.model_copy(update={"comparison": request.number, "labels": labels})
     chosen: list[int] = []
+    fresh = [item for item in _observed(context, record.after) if item.frame not in context.left_out]
     known = context.conditions.read() if record.condition is not None else None
-    for item in _of_condition(_observed(context, record.after), known, record.condition):
+    for item in _of_condition(fresh, known, record.condition):
         if item.frame >= (chosen[-1] if chosen else record.after) + record.spacing and len(chosen) < BATCH:
             chosen.append(item.frame)
     if len(chosen) < BATCH:

@@ -15,13 +15,13 @@ from typing import Any, Literal, NoReturn
 from configs.round import RoundSettings
 from configs.settings import Settings
 from daemon.errors import DaemonError, NotEnoughFrames
+from daemon.gate.frame_choice import choose_frames, left_out_text
 from daemon.gate.promotion import advance_round
 from daemon.gate.round_conditions import conditions_of_round
 from daemon.gate.shadow import note_wait, progress_of
 from daemon.rounds.canary import without_canary
 from daemon.rounds.effort import round_settings, train_frames
 from daemon.rounds.environment import round_environment
-from daemon.rounds.frame_choice import choose_frames, left_out_text
 from daemon.rounds.history import device_uses
 from daemon.rounds.inheritance import inherited_round, promoted_round, restarts
 from daemon.rounds.launch import launch_command

@@ -1,4 +1,4 @@
-"""Results of the observer about committed frames: statistics of the serving version, and an embedding.
+"""Results of the observer about committed frames: statistics of the serving version, an embedding, facts of pixels.
 
 Derived data: every row can be computed again from the buffer, so it is written without the cost of full durability. One
 writer, the observer; any number of readers. A frame without a row is a valid frame that was not observed yet.
@@ -31,6 +31,7 @@ CREATE TABLE IF NOT EXISTS observations (
 CREATE TABLE IF NOT EXISTS source_styles (
   image INTEGER NOT NULL, released INTEGER NOT NULL, style BLOB NOT NULL, PRIMARY KEY (released, image)
 ) STRICT;
+CREATE TABLE IF NOT EXISTS facts (frame INTEGER PRIMARY KEY, numbers BLOB NOT NULL) STRICT;
 """
 COLUMNS = "frame, version, released, at, entropy, confidence, area, embedding, style"
 
@@ -139,11 +140,28 @@ class Observations:
         return [_to_observation(row) for row in rows]
 
     def forget_all_but(self, frames: Collection[int]) -> int:
-        """Remove observations of evicted frames; return how many."""
-        gone = self.observed() - set(frames)
+        """Remove observations and facts of evicted frames; return how many observations."""
+        gone, without = self.observed() - set(frames), self.with_facts() - set(frames)
         with self._lock, self._translated(), self._connection:
             self._connection.executemany("DELETE FROM observations WHERE frame = ?", [(frame,) for frame in gone])
+            self._connection.executemany("DELETE FROM facts WHERE frame = ?", [(frame,) for frame in without])
         return len(gone)
+
+    def with_facts(self) -> set[int]:
+        """Return ids of the frames whose facts are known."""
+        return {int(row[0]) for row in self._select("SELECT frame FROM facts")}
+
+    def facts(self, frames: Collection[int]) -> dict[int, NDArray[np.float32]]:
+        """Return the facts of the pixels of these frames (`daemon/gate/frame_facts.py`), as far as they are known."""
+        statement = "SELECT frame, numbers FROM facts WHERE frame IN (SELECT value FROM json_each(?))"
+        rows = self._select(statement, (json.dumps([int(frame) for frame in frames]),))
+        return {int(frame): _to_vector(numbers) for frame, numbers in rows}
+
+    def add_facts(self, facts: Mapping[int, NDArray[np.float32]]) -> None:
+        """Store facts of frames by id."""
+        rows = [(frame, np.asarray(numbers, "<f4").tobytes()) for frame, numbers in facts.items()]
+        with self._lock, self._translated(), self._connection:
+            self._connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", rows)
 
     def get(self, frames: Collection[int]) -> list[Observation]:
         """Return observations of these frames, by frame; frames not yet observed are omitted."""

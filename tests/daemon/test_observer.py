@@ -13,6 +13,7 @@ from adapters.checkpoints.checkpoint import make_manifest, save_weights
 from adapters.networks.build import build_network
 from adapters.networks.network import normalise
 from adapters.scoring.observation import observe_frame
+from daemon.gate.frame_facts import facts_of
 from daemon.observer import Observer
 from storage.buffer.observations import Observations
 from storage.canary.records import CanaryState
@@ -90,6 +91,20 @@ def test_frames_get_their_numbers_and_keep_the_released_encoder(
     assert set(observer._networks) == {first, second}
 
 
+def test_the_facts_of_all_new_frames_are_there_before_one_is_observed(
+    world, observer, layout, add_network, monkeypatch
+):
+    add_network(0)
+    monkeypatch.setattr("daemon.observer.GROUP", 1)
+    observer.step(threading.Event())
+    with Observations.open(layout.observations, writable=False) as observations:
+        found, seen = observations.facts([1, 2, 3]), observations.observed()
+    assert seen == {3} and found.keys() == {1, 2, 3}
+    record = world.buffer.records()[1]
+    pixels = world.buffer.read(record)[: record.valid_height, : record.valid_width]
+    assert np.array_equal(found[2], facts_of(pixels).numbers())
+
+
 def test_frames_that_leave_are_forgotten(world, observer, layout, add_network):
     add_network(0)
     observer.step(threading.Event())
@@ -97,6 +112,8 @@ def test_frames_that_leave_are_forgotten(world, observer, layout, add_network):
         connection.execute("DELETE FROM frames WHERE id = 1")
     observer.step(threading.Event())
     assert [item.frame for item in _all(layout)] == [2, 3]
+    with Observations.open(layout.observations, writable=False) as observations:
+        assert observations.with_facts() == {2, 3}
 
 
 def test_a_corrupt_frame_is_passed_over(world, observer, layout, add_network):

@@ -50,6 +50,16 @@ def test_a_burst_between_two_worlds_is_of_no_condition() -> None:
     assert known_after(seen(("day", 12), ("dusk", 2))).current is None
 
 
+def test_frames_far_from_everything_change_the_condition_only_as_a_burst_that_opens_one() -> None:
+    def current(*runs: tuple[str, int]) -> int | None:
+        frames = seen(("day", 12), *runs)
+        first = first_conditions(1, np.zeros((0, 6)), frames, SETTINGS, 50.0)
+        assert first is not None
+        return follow(first, frames, SETTINGS, 1, 3, far=2.0).current
+
+    assert [current(), current(("night", 2)), current(("night", 2), ("fog", 2)), current(("night", 4))] == [1, 1, 1, 2]
+
+
 def test_labelled_source_is_the_first_condition() -> None:
     source = seen(("day", 10)).styles
     known = first_conditions(3, source, seen(("dusk", 1)), SETTINGS, 50.0)

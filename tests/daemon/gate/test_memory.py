@@ -7,6 +7,8 @@ from contextlib import closing
 import numpy as np
 import pytest
 
+from configs.round import LEFT_OUT
+from daemon.gate.frame_facts import COLUMNS, ROWS, FrameFacts
 from daemon.gate.loop import GateLoop
 from daemon.gate.memory import ConditionMemory
 from daemon.gate.round_conditions import conditions_of_round
@@ -21,7 +23,7 @@ from tests.sections import changed
 CONDITIONS = {"advanced": {"burst_frames": 4, "reference_frames": 8}, "golden_frames": 2}
 
 
-def _observe(layout, frames, level: float, released: int = 1) -> None:
+def _observe(layout, frames, level: float, released: int = 1, likeness: float = 0.9) -> None:
     rng = np.random.default_rng(1)
     row = np.ones(3, np.float32)
     with Observations.open(layout.observations, writable=True) as observations:
@@ -29,6 +31,8 @@ def _observe(layout, frames, level: float, released: int = 1) -> None:
             Observation(frame, 1, released, time.time(), 0.1, 0.9, row, row, rng.normal(level, 1, 6).astype(np.float32))
             for frame in frames
         ])  # fmt: skip
+        facts = FrameFacts(rng.random((ROWS, COLUMNS, 3)), detail=0.1, likeness=likeness, lines=1.0)
+        observations.add_facts(dict.fromkeys(frames, facts.numbers()))
 
 
 @pytest.fixture
@@ -56,6 +60,25 @@ def test_the_stream_is_followed_and_golden_frames_are_kept(gate, world, layout, 
     before = layout.conditions.stat().st_ino
     gate.step()
     assert layout.conditions.stat().st_ino == before, "nothing new, nothing written"
+
+
+def test_noise_opens_no_condition_and_gives_no_golden_frame(gate, world, layout, drop, write_image) -> None:
+    """Nor does it change the condition in force; a person may take it in at any time."""
+    for number in range(20, 30):
+        write_image(drop / f"{number}.png", number)
+    world.until(lambda: world.counts.frames == 18)
+    _observe(layout, range(1, 9), 0.0)
+    _observe(layout, range(9, 15), 30.0, likeness=0.1)
+    _observe(layout, range(15, 19), 0.0, likeness=0.1)
+    store = ConditionStore(layout.conditions)
+    gate.settings = changed(gate.settings, round={"advanced": {"leave_out": LEFT_OUT}})
+    gate.step()
+    known = store.read()
+    assert known.current == 1 and [item.frames for item in known.conditions] == [8] and max(known.burst) <= 8
+    assert all(frame <= 8 for frame in world.buffer.catalog.kept())
+    gate.settings = changed(gate.settings, round={"advanced": {"leave_out": ()}})
+    gate.step()
+    assert [item.frames for item in store.read().conditions] == [12, 6]
 
 
 def test_a_round_is_told_which_held_out_frames_are_of_the_newest_condition(

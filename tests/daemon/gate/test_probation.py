@@ -6,7 +6,9 @@ from functools import partial
 import numpy as np
 import pytest
 
+from configs.round import LEFT_OUT
 from daemon.gate.frame_evidence import canary_losses, in_condition, looks_worse, loses, overstated
+from daemon.gate.frame_facts import COLUMNS, ROWS, FrameFacts
 from daemon.gate.loop import GateLoop
 from daemon.gate.memory import ConditionMemory
 from daemon.gate.probation import ProbationRule, judge
@@ -252,6 +254,21 @@ def test_labels_that_cannot_be_compared_are_asked_for_again(served, stream, layo
         store.answer(store.waiting().number, ComparisonScores(status="failed", reason="version 1 is damaged"))
         served.step()
     assert _record(layout).stage == "ended"
+
+
+def test_frames_that_are_left_out_are_no_fresh_frames(served, stream, layout) -> None:
+    stream(4)
+    served.settings = changed(served.settings, round={"advanced": {"leave_out": LEFT_OUT}})
+    served.step()
+    stream(4)
+    noise = FrameFacts(np.ones((ROWS, COLUMNS, 3)), detail=0.1, likeness=0.1, lines=1.0).numbers()
+    with Observations.open(layout.observations, writable=True) as observations:
+        observations.add_facts(dict.fromkeys((14, 15), noise))
+    served.step()
+    assert ComparisonStore(layout.comparisons).waiting() is None
+    stream(2)
+    served.step()
+    assert ComparisonStore(layout.comparisons).waiting().frames == (13, 16, 17, 18)
 
 
 def test_a_better_version_passes_and_stays(served, stream, layout, registry) -> None:

@@ -4,10 +4,13 @@ The answers of comparisons are drawn numbers, written as the observer writes the
 """
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
+from configs.round import LEFT_OUT
+from daemon.gate.frame_facts import COLUMNS, ROWS, FrameFacts
 from daemon.gate.loop import GateLoop
 from daemon.gate.memory import ConditionMemory
 from daemon.gate.promotion import best_versions
@@ -132,14 +135,18 @@ class Stream:
         self.rng = np.random.default_rng(0)
         self.number = 100
 
-    def come(self, look: str, count: int = 4) -> None:
-        """Let new observed frames of a world come, and the rules look at them."""
+    def come(self, look: str, count: int = 4, light: Sequence[float] = ()) -> None:
+        """Let new observed frames of a world come, and the rules look at them; `light`: the brightness of each."""
         before = {record.id for record in self.world.buffer.records()}
         for _ in range(count):
             self.number += 1
             self.write_image(self.drop / f"{self.number}.png", self.number)
         self.world.until(lambda: self.world.counts.frames == len(before) + count)
-        self.observe({record.id for record in self.world.buffer.records()} - before, look)
+        new = sorted({record.id for record in self.world.buffer.records()} - before)
+        with Observations.open(self.layout.observations, writable=True) as observations:
+            lit = {frame: _facts(level) for frame, level in zip(new, light, strict=False)}
+            observations.add_facts({frame: facts.numbers() for frame, facts in lit.items()})
+        self.observe(new, look)
         self.gate.step()
 
     def observe(self, frames, look: str) -> None:
@@ -216,6 +223,31 @@ def test_day_after_night_brings_the_version_of_day_back_and_night_that_of_night(
     stream.answer(_scores(0.6, 0.9))
     assert registry.serving().version == 2
     assert stream.best == {"condition-1": 1, "condition-2": 2}
+
+
+def _facts(light: float) -> FrameFacts:
+    cells = light * np.random.default_rng(3).uniform(0.5, 1.0, (ROWS, COLUMNS, 3))
+    return FrameFacts(cells, detail=0.1, likeness=0.9, lines=1.0)
+
+
+def test_a_ramp_of_brightness_recalls_nothing_until_the_light_stands_still(stream, registry) -> None:
+    """Frames of a ramp are between two conditions, whatever they look like."""
+    stream.gate.settings = changed(stream.gate.settings, round={"advanced": {"leave_out": LEFT_OUT}})
+    golden = ConditionStore(stream.layout.conditions).read().condition(1).golden
+    ramp = stream.world.counts.committed_total
+    stream.come("day", 16, light=np.geomspace(0.2, 0.8, 16))
+    known = ConditionStore(stream.layout.conditions).read()
+    assert stream.store.waiting() is None and known.current == 2 and known.condition(1).golden == golden
+    stream.come("day", 8, light=[0.8] * 8)
+    frames = stream.store.waiting().frames
+    assert not {*range(ramp + 1, ramp + 17)} & {*frames} and len({*frames} - {*golden}) >= 3
+    stream.answer(_scores(0.6, 0.9))
+    assert registry.serving().version == 1
+
+
+def test_a_ramp_recalls_where_a_person_leaves_nothing_out(stream) -> None:
+    stream.come("day", 16, light=np.geomspace(0.2, 0.8, 16))
+    assert stream.store.waiting() is not None
 
 
 def test_a_new_condition_asks_every_good_version_once(stream, registry, add_version) -> None:

@@ -1,4 +1,4 @@
-"""Which frames of the buffer a round may use, and why not the others: pure rules over facts, tested from tables.
+"""Which frames of the buffer rounds and the gate must not use, and why: pure rules over facts, tested from tables.
 
 A new condition is a coherent burst of scenes, so nothing is left out only because it is new. What is left out shows no
 scene at all, shows what is known already once a fault of the pipeline is undone, or is the same picture again.
@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 
 from configs.round import LEFT_OUT, LeftOut, RoundAdvanced
 from daemon.gate.bursts import Floats
-from daemon.rounds.frame_facts import FrameFacts
+from daemon.gate.frame_facts import FrameFacts
 from storage.buffer.catalog_records import FrameRecord
 
+NO_EVIDENCE: frozenset[LeftOut] = frozenset({"blank", "lines", "noise", "blurred", "fault", "ramp"})
+"""Reasons for which the gate too looks away. `far` frames are of no condition anyway, and a burst of them may open one;
+copies are what a fixed camera sends, and a flood shows real scenes."""
 LEAST_DETAIL = 0.004
 """Below this a frame is black, of one colour or a gradient (0-1; one grey value); drawn night has 0.025 and more."""
 LEAST_LIKENESS = 0.6
@@ -32,12 +35,14 @@ UNDONE = 0.7
 """A frame has a fault when undoing it brings the frame this much nearer to what is known (share of the distance)."""
 TYPICAL = 2.0
 """And at most this far away, in distances that are usual among known frames."""
-RAMP_FRAMES = 16
-"""Neighbouring frames of one camera whose brightness is compared."""
+RAMPS = {16: 0.4, 32: 0.4, 64: 0.6}
+"""Neighbouring frames of one camera whose brightness is compared, and the least change along them (natural logarithm):
+by half within 16 or 32 frames. Scenes differ in brightness, so a slower ramp shows in more frames only."""
 RAMP_FIT = 0.9
-"""Share of their brightness's variance that a straight line explains when somebody turns a knob (0-1)."""
-RAMP_RISE = 0.4
-"""Least change along it (natural logarithm): by half within 16 frames."""
+"""Share of their brightness's variance that a straight line explains when somebody turns a knob (0-1). A step, as when
+another condition comes, has at most 0.75."""
+RAMP_ENDS = 0.5
+"""The first and the last quarter change at least this fast, in changes of the whole: the light does not stand still."""
 FAR = 2.0
 """Beyond this a style vector is far from everything known (thresholds): a burst of such frames that are alike opens a
 condition, and they are not far any more. At 1.5 a quarter of drawn fog was left out."""
@@ -166,20 +171,33 @@ def _copies(records: Sequence[FrameRecord], facts: Mapping[int, FrameFacts], mos
 
 
 def _ramps(records: Sequence[FrameRecord], facts: Mapping[int, FrameFacts]) -> Iterator[int]:
-    """Yield the frames of every run of RAMP_FRAMES neighbours of one camera whose brightness follows a line."""
-    place = np.arange(RAMP_FRAMES) - (RAMP_FRAMES - 1) / 2.0
+    """Yield the frames of every run of neighbours of one camera whose brightness follows a line (RAMPS)."""
     for source in {record.source for record in records}:
         mine = [record.id for record in records if record.source == source]
-        if len(mine) < RAMP_FRAMES:
-            continue
         light = np.log([facts[frame].thumbnail.mean() + 1e-3 for frame in mine])
-        runs = np.lib.stride_tricks.sliding_window_view(light, RAMP_FRAMES)
-        slope = runs @ place / (place @ place)
-        spread = runs.var(axis=1) + 1e-12
-        fit = slope**2 * (place @ place) / RAMP_FRAMES / spread
-        hit = (fit > RAMP_FIT) & (np.abs(slope) * (RAMP_FRAMES - 1) > RAMP_RISE)
-        inside: NDArray[np.bool_] = np.convolve(hit, np.ones(RAMP_FRAMES)) > 0
+        inside = np.zeros(len(mine), np.bool_)
+        for length, rise in RAMPS.items():
+            if len(mine) >= length:
+                inside |= np.convolve(_rises(light, length, rise), np.ones(length)) > 0
         yield from (frame for frame, within in zip(mine, inside, strict=True) if within)
+
+
+def _rises(light: Floats, length: int, rise: float) -> NDArray[np.bool_]:
+    """Return whether each window of `length` values follows a line that changes by `rise`, [N - length + 1]."""
+    slope, fit = _lines(light, length)
+    ends, _ = _lines(light, length // 4)
+    least = RAMP_ENDS * np.abs(slope)
+    first, last = (np.sign(slope) * end > least for end in (ends[: len(slope)], ends[-len(slope) :]))
+    hit: NDArray[np.bool_] = (fit > RAMP_FIT) & (np.abs(slope) * (length - 1) > rise) & first & last
+    return hit
+
+
+def _lines(light: Floats, length: int) -> tuple[Floats, Floats]:
+    """Return the slope of the line through each window of `length` values, and the share of variance explained."""
+    place = np.arange(length) - (length - 1) / 2.0
+    runs = np.lib.stride_tricks.sliding_window_view(light, length)
+    slope = runs @ place / (place @ place)
+    return slope, slope**2 * (place @ place) / length / (runs.var(axis=1) + 1e-12)
 
 
 def _flood(records: Sequence[FrameRecord], share: float, least: int) -> set[int]:

@@ -1,5 +1,6 @@
 """Which frames a round may use: broken, repeated and foreign ones stay out, scenes of a new condition do not."""
 
+import dataclasses
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,8 +11,8 @@ from numpy.typing import NDArray
 
 from configs.round import LEFT_OUT, RoundAdvanced
 from daemon.errors import NotEnoughFrames
-from daemon.rounds.frame_facts import facts_of
-from daemon.rounds.frame_rules import Judged, left_out, look_of
+from daemon.gate.frame_facts import facts_of, stored_facts
+from daemon.gate.frame_rules import Judged, left_out, look_of
 from daemon.rounds.runner import RoundContext, launch_round
 from storage.buffer.catalog_records import FrameRecord
 from tests.sections import changed
@@ -95,6 +96,36 @@ def test_half_of_the_frames_is_garbage() -> None:
 def test_a_frame_far_from_every_condition_is_left_out() -> None:
     assert reasons(new(), far=2.5) == {"far": 20}
     assert not reasons(new(), far=2.5, leave_out=[reason for reason in LEFT_OUT if reason != "far"])
+
+
+FLICKER = np.exp(np.random.default_rng(2).normal(0.0, 0.07, 64))
+
+
+@pytest.mark.parametrize(
+    ("light", "least", "most"),
+    [
+        (np.repeat([0.2, 0.8], 32), range(0), range(0)),
+        (np.repeat([0.2, 0.8, 0.3], 20), range(0), range(0)),
+        (0.6 * FLICKER, range(0), range(0)),
+        (np.repeat(np.geomspace(0.2, 0.8, 40), [20, *[1] * 38, 20]), range(20, 58), range(15, 63)),
+        (np.geomspace(0.25, 3.0, 64) * FLICKER, range(64), range(64)),
+        (np.geomspace(0.25, 3.0, 1500), range(0), range(0)),
+    ],
+    ids=["a step", "steps", "unlike scenes", "dawn, then still", "a ramp", "a slow dawn"],
+)
+def test_what_counts_as_a_ramp(light: NDArray[np.float64], least: range, most: range) -> None:
+    """A few still frames beside a ramp are taken for a part of it."""
+    one = facts_of(scene(1))
+    facts = {place: dataclasses.replace(one, thumbnail=one.thumbnail * level) for place, level in enumerate(light)}
+    settings = RoundAdvanced(leave_out=("ramp",))
+    found = left_out(Judged([record(number) for number in facts], facts), settings, most_of_source=64)
+    assert set(least) <= found.keys() <= set(most)
+
+
+def test_facts_are_stored_whole() -> None:
+    one, other = facts_of(scene(1)), stored_facts(facts_of(scene(1)).numbers())
+    assert np.allclose(one.thumbnail, other.thumbnail, atol=1e-6) and other.thumbnail.shape == one.thumbnail.shape
+    assert (other.detail, other.likeness, other.lines) == pytest.approx((one.detail, one.likeness, one.lines))
 
 
 def test_a_flood_from_one_of_two_sources_gives_its_share() -> None:

@@ -1,4 +1,4 @@
-"""What a frame looks like in a few numbers, for the rules that keep broken frames out of rounds. numpy only."""
+"""What a frame looks like in a few numbers, for the rules that keep broken frames out. numpy only."""
 
 from dataclasses import dataclass
 
@@ -24,6 +24,16 @@ class FrameFacts:
     more."""
     lines: float
     """Mean step between neighbouring rows, divided by that between columns, or the other way round; at least 1."""
+
+    def numbers(self) -> NDArray[np.float32]:
+        """Return all of them in one vector, as the observer stores them."""
+        return np.concatenate([[self.detail, self.likeness, self.lines], self.thumbnail.ravel()]).astype(np.float32)
+
+
+def stored_facts(numbers: NDArray[np.float32]) -> FrameFacts:
+    """Return the facts that `FrameFacts.numbers` gave."""
+    detail, likeness, lines, *cells = numbers.tolist()
+    return FrameFacts(np.reshape(np.array(cells), (ROWS, COLUMNS, 3)), detail, likeness, lines)
 
 
 def facts_of(pixels: NDArray[np.uint8]) -> FrameFacts:

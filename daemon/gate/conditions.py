@@ -221,11 +221,16 @@ def _least_used(known: Conditions) -> tuple[int, int]:
 
 
 def condition_of(known: Conditions, seen: SeenFrames) -> tuple[int | None, tuple[int, ...]]:
-    """Return the condition that more than half of the frames are of, and those frames; None when there is none."""
+    """Return the condition of most frames that are of any, and those frames; None when there is none.
+
+    As many frames outside as open a condition are of none. Fewer are the edge of the one beside which they lie: a third
+    of drawn fog is outside of the condition that its first burst opened.
+    """
     place = places(seen.styles, known)
-    counts = np.bincount(place[place != OUTSIDE], minlength=len(known.conditions))
+    inside = place[place != OUTSIDE]
+    counts = np.bincount(inside, minlength=len(known.conditions))
     most = int(counts.argmax())
-    if 2 * counts[most] <= len(place):
+    if 2 * counts[most] <= len(inside) or len(place) - len(inside) >= OUTSIDE_SHARE * len(place):
         return None, ()
     return known.conditions[most].number, tuple(seen.ids[place == most].tolist())
 

@@ -52,8 +52,9 @@ class RecallRule:
         if known is None or serving is None or not context.settings.recall.advanced.enabled:
             return record
         record = _with_moves(context, record, known.current)
-        condition = known.condition(known.current)
-        if record.stage == "asked":
+        asked = record.stage == "asked"  # a burst between two conditions does not withdraw the question
+        condition = known.condition(record.condition if asked and known.current is None else known.current)
+        if asked:
             if condition is None or condition.number != record.condition or serving.version != record.serving:
                 return _ended(record, context.now, "idle", "the stream or what serves changed")
             return _answer(context, record, known, condition)

@@ -188,13 +188,15 @@ def _unsettled(layout: StateLayout, catalog: Catalog | None) -> str:
     from storage.buffer.observations import Observations  # numpy: only where there is something to read
 
     try:
-        recall = read_record(layout.recall, Recall)
+        recall, known = read_record(layout.recall, Recall), ConditionStore(layout.conditions).read()
         with Observations.open(layout.observations, writable=False) as observations:
             newest_seen = observations.newest()
     except StorageError:
         return ""
     if recall is not None and recall.stage == "asked":
         return "a recall to be decided"
+    if known is not None and known.current is None:
+        return "frames that say which condition the stream is of"
     waiting = catalog.frames_after(newest_seen) if newest_seen else 0
     return f"the observer, which has {waiting} new frames to see" if waiting > UNSEEN else ""
 

@@ -83,7 +83,8 @@ def test_every_query_has_data_and_the_right_numbers(tmp_path: Path) -> None:
             assert driven.run_command("rollback").returncode == 0
             driven.wait_until_serving(1, 60.0)
             ask(client, driven.url("serve"), camera[0])
-            driven.wait_for(lambda: _asked(url, "mfmd_serving_version == 1") or None, "the rollback", 20.0)
+            moved = 'mfmd_serving_version == 1 and on () mfmd_ref_version{ref="serving"} == 1'
+            driven.wait_for(lambda: _asked(url, moved) or None, "the rollback", 20.0)
             driven.wait_for(lambda: _asked(url, "rate(mfmd_requests_total[1m]) > 0") or None, "two scrapes", 20.0)
             numbers = {
                 'mfmd_ref_version{ref="serving"}': 1, "mfmd_serving_wanted_version": 1,

@@ -46,8 +46,18 @@ def test_single_strangers_open_nothing() -> None:
     assert len(known_after(seen(("day", 12), *mixed)).conditions) == 1, "frames of no one look"
 
 
-def test_a_burst_between_two_worlds_is_of_no_condition() -> None:
-    assert known_after(seen(("day", 12), ("dusk", 2))).current is None
+@pytest.mark.parametrize(
+    ("runs", "current"),
+    [
+        ((("dusk", 2), ("day", 2)), None),
+        ((("day", 2), ("fog", 1), ("snow", 1)), 1),
+        ((("day", 1), ("fog", 1), ("snow", 1), ("night", 1)), None),
+    ],
+    ids=["half of each of two conditions", "the edge of one", "mostly outside"],
+)
+def test_a_burst_is_of_the_condition_of_most_frames_that_are_of_any(runs, current: int | None) -> None:
+    known = known_after(seen(("day", 12), ("dusk", 6), *runs))
+    assert (len(known.conditions), known.current) == (2, current)
 
 
 def test_frames_far_from_everything_change_the_condition_only_as_a_burst_that_opens_one() -> None:

@@ -15,6 +15,7 @@ from daemon.gate.loop import GateLoop
 from daemon.gate.memory import ConditionMemory
 from daemon.gate.promotion import best_versions
 from daemon.gate.recall import RecallRule, judge_recall
+from daemon.rounds.history import schedule_state
 from storage.buffer.observations import Observation, Observations
 from storage.durable.record import read_record
 from storage.gate.comparisons import ComparisonScores, ComparisonStore
@@ -174,6 +175,11 @@ class Stream:
         return read_record(self.layout.recall, Recall) or Recall()
 
     @property
+    def unsettled(self) -> str:
+        """What a round waits for."""
+        return schedule_state(self.world.buffer.catalog, RoundStore(self.layout.rounds), self.registry).unsettled
+
+    @property
     def best(self) -> dict[str, int | None]:
         """The best version of each condition."""
         return {item.name: item.best for item in ConditionStore(self.layout.conditions).read().conditions}
@@ -258,6 +264,19 @@ def test_a_new_condition_asks_every_good_version_once(stream, registry, add_vers
     assert 3 in stream.record.considered
     stream.come("fog")
     assert stream.store.waiting() is None, "version 1 is best there now, and serves"
+
+
+def test_a_burst_between_two_conditions_does_not_withdraw_the_question(stream, registry) -> None:
+    stream.come("day")
+    stream.come("night", 2)
+    assert ConditionStore(stream.layout.conditions).read().current is None
+    assert stream.record.stage == "asked" and stream.unsettled == "a recall to be decided"
+    stream.answer(_scores(0.6, 0.9))
+    assert registry.serving().version == 1
+    assert stream.unsettled == "frames that say which condition the stream is of"
+    stream.come("night", 2)
+    stream.answer(_scores(0.6, 0.9))
+    assert stream.unsettled == ""
 
 
 def test_without_evidence_nothing_moves_and_it_is_not_asked_every_second(stream, registry) -> None:

@@ -72,6 +72,11 @@ class StateLayout:
         self.lock_file = self.run / "daemon.lock"
         """The file that a living daemon holds locked."""
 
+    @property
+    def refusal(self) -> Path:
+        """Why the last round that was called for could not begin; no file: it began."""
+        return self.root / "refusal.json"
+
     def run_file(self, name: str) -> Path:
         """Return `run/<name>.json`: pid, host, port and start time of a living process."""
         return self.run / f"{name}.json"

@@ -94,7 +94,7 @@ def _through_daemon(settings: "Settings", layout: "StateLayout", show: "ShowProg
         if progress is not None and progress.at > shown:
             shown = progress.at
             _show(show, progress)
-    return _outcome(folder, number, stopping=client.left or not layout.locked())
+    return _outcome(layout, folder, number, stopping=client.left or not layout.locked())
 
 
 def _runs(client: "ControlClient", layout: "StateLayout", number: int) -> bool:
@@ -122,10 +122,13 @@ def _stays_locked(layout: "StateLayout") -> bool:
     return False
 
 
-def _outcome(folder: "RoundFolder | None", number: int, *, stopping: bool) -> "Verdict":
+def _outcome(layout: "StateLayout", folder: "RoundFolder | None", number: int, *, stopping: bool) -> "Verdict":
     """Return the verdict of a round that has ended, or raise the error that explains why it has none."""
     from daemon.control.client import ControlFailed
+    from daemon.errors import NotEnoughFrames
     from daemon.rounds.runner import RoundFailed
+    from storage.durable.record import read_record
+    from storage.rounds.refusal import Refusal
 
     verdict = folder.verdict() if folder else None
     if folder is not None and verdict is not None:
@@ -134,6 +137,8 @@ def _outcome(folder: "RoundFolder | None", number: int, *, stopping: bool) -> "V
             raise RoundFailed(verdict, scores.reason, f"round {number} failed: {scores.reason}; see {folder.log}")
         if stage in ("promoted", "rejected", "suggested"):
             return verdict
+    if folder is None and not stopping and (refusal := read_record(layout.refusal, Refusal)) is not None:
+        raise NotEnoughFrames(refusal.reason)
     if not stopping:
         raise ControlFailed(f"round {number} has no verdict; see the daemon's log")
     raise _interrupted(folder, number)

@@ -13,6 +13,7 @@ import numpy as np
 
 from configs.round import LEFT_OUT, LeftOut
 from configs.settings import Settings
+from daemon.errors import NotEnoughFrames
 from daemon.gate.conditions import OUTSIDE, apart, places
 from daemon.gate.frame_facts import FrameFacts, facts_of, stored_facts
 from daemon.gate.frame_rules import NO_EVIDENCE, Judged, Look, left_out, look_of
@@ -32,6 +33,16 @@ SOURCE_IMAGES = 32
 REMEMBERED = 4096
 """Frames without stored facts whose facts are kept in memory, so that each is read once (0.9 ms at 144x192)."""
 
+MEANINGS = {
+    "lines": " (rows or columns are stuck)",
+    "fault": " (swapped channels, upside down or inverted)",
+    "ramp": " (the brightness rises or falls all the time)",
+    "far": " (unlike everything known)",
+    "copies": " (the picture does not change: round.advanced.most_copies of one are used)",
+    "flood": " (one of several sources sends most frames)",
+}
+"""What a reason means, where its name does not say it."""
+
 log = get_logger(__name__)
 
 
@@ -41,8 +52,8 @@ def choose_frames(
     """Return the frames that a round may use, in order, and the ids of the others by reason.
 
     `released`: the version whose encoder made the style vectors. A frame that cannot be read is not judged. Unless
-    an operator asked for the round (`manual`), no frame may be used when only old ones are left to train on: a round on
-    them would not help.
+    an operator asked for the round (`manual`), NotEnoughFrames is raised when only old ones are left to train on: a
+    round on them would not help.
     """
     advanced = settings.round.advanced
     if not advanced.leave_out:
@@ -53,11 +64,14 @@ def choose_frames(
     place, far = _styles(frames, settings, released)
     judged = Judged(frames, facts, _looks(facts, trusted, place, settings), far, trusted)
     reasons = left_out(judged, advanced, settings.schedule.new_frames)
-    found = {reason: tuple(frame for frame, why in reasons.items() if why == reason) for reason in LEFT_OUT}
+    by_reason = {reason: tuple(frame for frame, why in reasons.items() if why == reason) for reason in LEFT_OUT}
+    found: dict[str, tuple[int, ...]] = {why: ids for why, ids in by_reason.items() if ids}
     chosen = [frame for frame in frames if frame.id not in reasons]
-    new = any(frame.id not in trusted and not frame.holdout for frame in chosen)
-    stays = manual or new or not reasons.keys() - trusted
-    return chosen if stays else [], {why: ids for why, ids in found.items() if ids}
+    if not manual and reasons.keys() - trusted and not any(it.id not in trusted and not it.holdout for it in chosen):
+        new = sum(frame.id not in trusted for frame in frames)
+        text = f"no new frame to train on; left out of {new} new ones: {left_out_text(found)}"
+        raise NotEnoughFrames(f"{text} (round.advanced.leave_out); drop more images")
+    return chosen, found
 
 
 class FrameJudge:
@@ -109,7 +123,7 @@ class FrameJudge:
 
 def left_out_text(found: Mapping[str, Sequence[int]]) -> str:
     """Return how many frames were left out for which reason, for people."""
-    return ", ".join(f"{len(ids)} {reason}" for reason, ids in found.items())
+    return ", ".join(f"{len(ids)} {reason}{MEANINGS.get(reason, '')}" for reason, ids in found.items())
 
 
 @lru_cache(maxsize=REMEMBERED)

@@ -24,6 +24,7 @@ from storage.registry.registry import CheckpointRegistry
 from storage.rounds.device_time import DeviceUse, joined, read_uses
 from storage.rounds.folder import RoundFolder, RoundStore
 from storage.rounds.records import ENDED, Effort, RoundRecord, RoundScores, Stage, Verdict
+from storage.rounds.refusal import Refusal
 
 UNSEEN = 4
 """New frames that the observer may be behind when a round starts."""
@@ -165,6 +166,7 @@ def schedule_state(catalog: Catalog | None, store: RoundStore, registry: Checkpo
         uses=device_uses(store),
         expected={item.effort: item.seconds for item in reversed(recent) if item.result in JUDGED and item.seconds},
         probation=_probation(layout),
+        refused=_refused(layout),
         unsettled=_unsettled(layout, catalog),
     )
 
@@ -206,6 +208,14 @@ def _probation(layout: StateLayout) -> Probation | None:
     with suppress(StorageError):
         return read_record(layout.probation, Probation)
     return None
+
+
+def _refused(layout: StateLayout) -> str:
+    """Return why the last round could not begin; nothing for a damaged record, which `mfmd check` reports."""
+    with suppress(StorageError):
+        refusal = read_record(layout.refusal, Refusal)
+        return refusal.reason if refusal is not None else ""
+    return ""
 
 
 def rejected_in_a_row(rounds: Iterable[RoundSummary], incumbent: int, condition: int | None) -> int:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from configs.settings import Settings
@@ -120,11 +121,13 @@ class RoundLoop:
 
     def _claim(self) -> tuple[Trigger, Effort] | None:
         """Return trigger and effort of a round that starts now, or None. Another request is refused after this."""
-        state = schedule_state(self._buffer.catalog, self._store, self._registry)
-        scheduled, following = due(time.time(), state, self.settings)
+        state, now = schedule_state(self._buffer.catalog, self._store, self._registry), time.time()
+        scheduled, following = due(now, state, self.settings)
         if following.held != self._held:
             self._held = following.held
             log.info("round_held", why=following.held, reason=following.waiting_for)
+        if following.held == "refused":  # it is tried again, with the frames of now
+            scheduled, following = due(now, replace(state, refused=""), self.settings)
         with self._lock:
             if self._requested:
                 return "manual", "full"

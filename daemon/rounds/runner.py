@@ -28,6 +28,7 @@ from daemon.rounds.launch import launch_command
 from daemon.rounds.schedule import Trigger
 from daemon.runtime.logs import get_logger
 from daemon.runtime.process_group import ProcessGroup, last_line
+from storage import durable
 from storage.buffer.catalog_records import FrameRecord
 from storage.buffer.frames import FrameBuffer
 from storage.errors import StorageError
@@ -38,6 +39,7 @@ from storage.registry.shadow_record import ShadowRecords
 from storage.rounds.device_time import write_uses
 from storage.rounds.folder import RoundFolder, RoundStore
 from storage.rounds.records import AT_WORK, Effort, Progress, RoundScores, RoundSpec, RoundStart, Stage, Verdict
+from storage.rounds.refusal import Refusal
 
 POLL_SECONDS = 0.2
 POLL_SHADOW_SECONDS = 0.5
@@ -107,8 +109,10 @@ def launch_round(context: RoundContext, trigger: Trigger, effort: Effort = "full
     leased = buffer.lease(number)
     with _leased(buffer, number):
         allowed = without_canary(leased, settings)
-        frames, out = choose_frames(allowed, buffer, settings, registry.released(incumbent), manual=trigger == "manual")
-        check_frames(frames, settings, out)
+        with _refusal(StateLayout(settings.state)):
+            released, manual = registry.released(incumbent), trigger == "manual"
+            frames, out = choose_frames(allowed, buffer, settings, released, manual=manual)
+            check_frames(frames, settings, out)
         sized = replace(context, settings=settings)
         spec = _spec(sized, number, incumbent, frames, trigger, effort).model_copy(update={"left_out": out})
         folder = store.create(spec)
@@ -144,6 +148,17 @@ def _leased(buffer: FrameBuffer, number: int) -> Iterator[None]:
         buffer.release(number)
         raise
     buffer.release(number)
+
+
+@contextmanager
+def _refusal(layout: StateLayout) -> Iterator[None]:
+    """Write why a round cannot begin, for `mfmd status` and who asked for it; a round that begins removes that."""
+    try:
+        yield
+    except NotEnoughFrames as error:
+        durable.write_record(layout.refusal, Refusal(at=time.time(), reason=str(error)))
+        raise
+    durable.remove_file(layout.refusal)
 
 
 def _conclude(context: RoundContext, folder: RoundFolder) -> Verdict:
@@ -199,12 +214,11 @@ def check_frames(
     frames: Sequence[FrameRecord], settings: Settings, left_out: Mapping[str, Sequence[int]] | None = None
 ) -> None:
     """Raise NotEnoughFrames for too few frames for a round; `left_out`: those that it must not use, by reason."""
-    least, why = settings.schedule.min_frames, ""
+    least, why, what = settings.schedule.min_frames, "", "in the buffer"
     if left_out:
-        why = f"; left out: {left_out_text(left_out)} (round.advanced.leave_out)"
+        why, what = f"; left out: {left_out_text(left_out)} (round.advanced.leave_out)", "may be used"
     if len(frames) < least:
-        text = f"{len(frames)} frames in the buffer, schedule.min_frames is {least}{why}; drop more images"
-        raise NotEnoughFrames(text.replace(" in the buffer", " that a round may use") if why else text)
+        raise NotEnoughFrames(f"{len(frames)} frames {what}, schedule.min_frames is {least}{why}; drop more images")
     if all(frame.holdout for frame in frames):
         raise NotEnoughFrames(f"every frame is held out (buffer.holdout_fraction){why}; drop more images")
 

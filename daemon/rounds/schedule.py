@@ -58,13 +58,16 @@ class ScheduleState:
     """Time of the last judged round of each effort (seconds)."""
     probation: Probation | None = None
     """The probation of the version that was promoted last."""
+    refused: str = ""
+    """Why the last round that was called for could not begin: too few of its frames may be used."""
     unsettled: str = ""
     """What the gate still has to find out about the newest frames; a recall during a round would void its verdict."""
 
 
-Held = Literal["none", "cooldown", "failures", "nothing_new", "budget", "unsettled"]
+Held = Literal["none", "cooldown", "failures", "nothing_new", "budget", "unsettled", "refused"]
 """What holds a round that frames, time or drift call for: the cool-down after a rollback by probation, the delay after
-failed rounds, that it would not help, the budget of the day, what the gate still has to find out."""
+failed rounds, that it would not help, the budget of the day, what the gate still has to find out, that too few frames
+may be used."""
 
 
 Action = Literal["serve", "shadow", "ask"]
@@ -219,6 +222,8 @@ def _hold(
         return "budget", why
     if state.unsettled and _may_wait(now, state, settings):
         return "unsettled", state.unsettled
+    if state.refused:
+        return "refused", f"other frames: {state.refused}"
     return "none", ""
 
 

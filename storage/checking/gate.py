@@ -17,6 +17,7 @@ from storage.gate.probation import Probation
 from storage.gate.recall import Recall
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.device_time import DeviceTime
+from storage.rounds.refusal import Refusal
 
 AGAIN = f"{REPAIR} removes it; the next `mfmd run` builds it again from the observed frames and the history"
 
@@ -91,7 +92,7 @@ def _frames(scope: Scope, known: Conditions) -> Iterator[Problem]:
 def _records(scope: Scope) -> Iterator[Problem]:
     layout = scope.layout
     kinds: dict[Path, type[Record]] = {layout.recall: Recall, layout.probation: Probation, layout.drift: Drift}
-    kinds[layout.device_time] = DeviceTime
+    kinds |= {layout.device_time: DeviceTime, layout.refusal: Refusal}
     for path, kind in kinds.items():
         try:
             read_record(path, kind)

@@ -1,5 +1,6 @@
 """A round from outside: whatever its process does, frames are released, the end is recorded, the incumbent serves."""
 
+import re
 import sys
 import threading
 import time
@@ -10,7 +11,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from daemon.cli.adapt import _outcome
 from daemon.errors import NotEnoughFrames, RoundRunning, Stopping
+from daemon.gate.frame_facts import COLUMNS, ROWS, FrameFacts
 from daemon.metrics import Metrics
 from daemon.rounds import runner as rounds
 from daemon.rounds.environment import MEMORY_KEPT, round_environment
@@ -21,6 +24,8 @@ from daemon.rounds.recovery import finish_round, recover
 from daemon.rounds.runner import RoundContext, RoundFailed, launch_round
 from daemon.rounds.schedule import due
 from daemon.runtime.process_group import children_of, group_alive
+from daemon.status.collect import collect_status
+from storage.buffer.observations import Observations
 from storage.errors import NoCheckpoint
 from storage.gate.drift import Drift
 from storage.rounds.folder import RoundStore
@@ -337,6 +342,43 @@ def test_after_an_alarm_the_loop_starts_a_round_of_statistics_first(loop, progra
     assert spec.settings["round"]["steps"] == 16 and spec.restarts is False
     loop.step()
     assert store.numbers() == [1], "it failed: the next one waits"
+
+
+@pytest.mark.parametrize(
+    ("likeness", "used", "said"),
+    [
+        (0.1, (), "no new frame to train on; left out of 8 new ones: 8 noise (round.advanced.leave_out)"),
+        (0.9, (), "left out: 6 copies (the picture does not change: round.advanced.most_copies of one are used)"),
+        (0.1, (1, 2, 3, 4, 5), "no new frame to train on; left out of 3 new ones: 3 noise (round.advanced.leave_out)"),
+    ],
+    ids=["noise", "a fixed camera", "only known frames"],
+)
+def test_status_says_why_no_round_can_begin_until_one_can(
+    loop, world, store, layout, registry, program, likeness, used, said
+):
+    program("scores('failed', 'no')")
+    facts = FrameFacts(np.random.default_rng(0).random((ROWS, COLUMNS, 3)), detail=0.1, likeness=likeness, lines=1.0)
+    with Observations.open(layout.observations, writable=True) as observations:
+        observations.add_facts(dict.fromkeys(range(1, 9), facts.numbers()))
+    if used:
+        judged = store.create(_spec(1, world.settings, frames=used))
+        judged.write_scores(RoundScores(status="completed", reason="step budget", steps=2, seconds=1.0))
+        recover(world.settings, world.buffer, registry)
+    leaves = {"leave_out": ("noise", "copies"), "most_copies": 1 if not used else 8}
+    called = {"enabled": True, "new_frames": 3, "min_frames": 4}
+    loop.settings = changed(loop.settings, schedule=called, round={"advanced": leaves})
+    before = store.numbers()
+    for _ in range(2):  # it is tried again
+        loop.step()
+        shown = collect_status(loop.settings).next_round
+        assert shown.held == "refused" and shown.waiting_for.startswith("other frames: ") and said in shown.waiting_for
+    with pytest.raises(NotEnoughFrames, match=re.escape(said)):
+        _outcome(layout, None, 1, stopping=False)
+    assert store.numbers() == before
+    loop.settings = changed(loop.settings, round={"advanced": {"leave_out": ()}})
+    loop.step()
+    assert len(store.numbers()) == len(before) + 1
+    assert collect_status(loop.settings).next_round.held != "refused" and not layout.refusal.exists()
 
 
 def test_a_request_that_comes_while_nothing_is_due_is_not_lost(loop, program, store, monkeypatch):

@@ -1,0 +1,12 @@
+"""Why the last round that was called for could not begin: `refusal.json`; one writer, the daemon."""
+
+from storage.durable.record import Record
+
+
+class Refusal(Record):
+    """`refusal.json`; gone once a round begins."""
+
+    at: float
+    """When it was refused (Unix, seconds)."""
+    reason: str
+    """What happened and what to do, in one sentence."""

@@ -95,7 +95,8 @@ class IngestMetrics(MetricTable):
     )
     paused = gauge(
         "mfmd_ingest_paused",
-        "1 while ingest waits for disk space or for a free slot; files stay in the folder meanwhile",
+        "1 while ingest waits for disk space, for a free slot, or for a catalog that can be used; files stay in the "
+        "folder meanwhile",
     )
     last_stored = gauge(
         "mfmd_ingest_last_stored_timestamp_seconds",

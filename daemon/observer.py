@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from configs.settings import Settings
 from daemon.gate.frame_facts import facts_of
 from daemon.runtime.heartbeat import beating
-from daemon.runtime.logs import configure_logs, get_logger
+from daemon.runtime.logs import Lasting, configure_logs, get_logger
 from daemon.runtime.signals import stop_event
 from storage.buffer.observations import Observation, Observations
 from storage.errors import CanaryRefused, CorruptBuffer, FrameEvicted, StorageError
@@ -61,14 +61,15 @@ def _observe_until(stop: threading.Event, settings: Settings, moved: Callable[[]
     from adapters.errors import AdapterError
 
     torch.set_num_threads(THREADS)
-    observer = Observer(settings)
+    observer, lasting = Observer(settings), Lasting()
     try:
         while not stop.is_set():
             moved()
             try:
                 pause = 0.0 if observer.step(stop) else settings.observe.advanced.poll_seconds
             except (StorageError, AdapterError, OSError) as error:
-                log.warning("observer_waits", error=str(error), seconds=RETRY_SECONDS)
+                if lasting.due(str(error)):
+                    log.warning("observer_waits", error=str(error), seconds=RETRY_SECONDS)
                 pause = RETRY_SECONDS
             stop.wait(pause)
     finally:

@@ -23,12 +23,13 @@ from daemon.runtime.health import Health
 from daemon.runtime.heartbeat import BeatProbe
 from daemon.runtime.in_force import SNAPSHOT, SettingsInForce
 from daemon.runtime.logs import get_logger
-from daemon.runtime.process_group import PYTHON
+from daemon.runtime.process_group import PYTHON, end_leftovers
 from daemon.runtime.supervisor import CHILD_SECONDS, PLANE_SECONDS, ChildSpec, Supervisor
 from daemon.runtime.worker import JOIN_SECONDS, Worker
 from daemon.status.plane_probe import PlaneProbe
 from daemon.watch.events import Hints
-from storage.buffer.frames import FrameBuffer
+from storage.buffer.frames import BrokenBuffer, FrameBuffer
+from storage.errors import AlreadyRunning, BufferMismatch, DurabilityLost, StorageError
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 
@@ -39,16 +40,35 @@ class DaemonParts:
     """All parts that run under the state directory's lock."""
 
     def __init__(self, in_force: SettingsInForce, token: str) -> None:
-        """Open the buffer, clean up after a crash, build the parts; nothing runs yet."""
+        """Open the buffer, clean up after a crash, build the parts; nothing runs yet.
+
+        With a damaged buffer, or one that a newer mfmd wrote, ingest, rounds and gate wait until a restart.
+        """
         self._in_force, settings = in_force, in_force.now
         self._settings = settings
         self._layout = StateLayout(settings.state)
         self._registry = CheckpointRegistry(self._layout.checkpoints)
         self.metrics = Metrics(settings)
-        self._buffer = FrameBuffer.open(self._layout, settings.buffer, writable=True)
+        self._buffer_problem, interrupted = "", None
         try:
-            interrupted = recover(settings, self._buffer, self._registry)
+            self._buffer = FrameBuffer.open(self._layout, settings.buffer, writable=True)
+            interrupted = self._recover()
+        except (BufferMismatch, AlreadyRunning, DurabilityLost):
+            raise
+        except StorageError as error:  # a fault of the buffer: serving does not need it
+            self._buffer_problem = str(error)
+            end_leftovers(self._layout, GRACE_SECONDS)
+            log.error("buffer_unusable", reason=self._buffer_problem, waits=["ingest", "rounds", "gate"])
+            self._buffer = BrokenBuffer(self._layout, self._buffer_problem)
+        try:
             self._build(token, interrupted)
+        except BaseException:
+            self._buffer.close()
+            raise
+
+    def _recover(self) -> int | None:
+        try:
+            return recover(self._settings, self._buffer, self._registry)
         except BaseException:
             self._buffer.close()
             raise
@@ -78,7 +98,7 @@ class DaemonParts:
             Worker("folders", self._ingest.check_folders, meter, stuck_seconds=math.inf),
             Worker(  # a step lasts as long as a round, which is given its grace period at the end
                 "rounds",
-                self._rounds.step,
+                self._step_rounds,
                 meter,
                 wake=wake_rounds,
                 stuck_seconds=math.inf,
@@ -114,6 +134,12 @@ class DaemonParts:
         self.metrics.process.show(settings)
         self._rounds.settings = self._gate.settings = self._collector.settings = settings
         self._ingest.use(settings)
+
+    def _step_rounds(self) -> float:
+        """Leave every round as it is while the buffer cannot be used: one that was interrupted may still resume."""
+        if self._buffer_problem:
+            raise StorageError(self._buffer_problem)
+        return self._rounds.step()
 
     def start(self) -> None:
         """Start every thread."""

@@ -131,6 +131,8 @@ def _serving(state: "Status") -> str:
 
 def _buffer(state: "Status") -> str:
     buffer = state.buffer
+    if state.buffer_damaged:
+        return "unknown, its catalog cannot be read"
     refused, skipped = sum(buffer.refused.values()), sum(buffer.skipped.values())
     newest = f", newest {local_time(buffer.last_committed_at)}" if buffer.last_committed_at else ""
     return (

@@ -4,14 +4,16 @@ import os
 import shutil
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 from configs.buffer import BufferSettings
 from configs.settings import Settings
 from daemon.doctor.finding import Finding, fail, ok, warn
 from daemon.watch.mode import MEMORY_TYPES, NETWORK_TYPES, file_system_of
+from storage.buffer.catalog import Catalog
 from storage.durable import write_bytes
-from storage.errors import DurabilityLost
+from storage.errors import DurabilityLost, StorageError
 from storage.layout import StateLayout
 
 OTHERS = 0o007
@@ -28,7 +30,7 @@ def examine_state(settings: Settings) -> list[Finding]:
     if not os.access(place, os.W_OK | os.X_OK):
         remedy = "let the user that runs mfmd write there, or set `state` to another folder"
         return [fail("state", f"{place} is not writable", remedy)]
-    return [_state(layout.root), _file_system(place), _fsync(place), _space(place, settings.buffer)]
+    return [_state(layout.root), _file_system(place), _fsync(place), _space(place, settings.buffer), *_catalog(layout)]
 
 
 def _state(root: Path) -> Finding:
@@ -38,6 +40,18 @@ def _state(root: Path) -> Finding:
         remedy = f"frames are private images: `chmod -R o= {root}`"
         return warn("state", f"{root} exists; every user of this machine can read it", remedy)
     return ok("state", f"{root} exists")
+
+
+def _catalog(layout: StateLayout) -> list[Finding]:
+    """Return whether the catalog can be read; nothing before there is one. `mfmd check` reads all of it."""
+    if not layout.catalog.exists():
+        return []
+    try:
+        with closing(Catalog.open(layout.catalog, writable=False)) as catalog:
+            return [ok("catalog", f"{catalog.counts().frames} frames in the buffer")]
+    except StorageError as error:
+        reason, _, remedy = str(error).partition("; ")
+        return [fail("catalog", reason, remedy or "`mfmd check` says more; ingest and rounds wait meanwhile")]
 
 
 def _nearest_folder(path: Path) -> Path:

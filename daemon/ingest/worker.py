@@ -1,8 +1,8 @@
 """From drop folder to durable buffer: take stable files, decode them, commit them in batches.
 
 Files stay in the folder until there is room for them. Memory is bounded by two batches: the one being committed and the
-one being decoded meanwhile. A full disk, or a buffer whose every slot a round leases, pauses ingest, which resumes by
-itself. A failed fsync stops it permanently, because the last writes may be lost.
+one being decoded meanwhile. A full disk, a buffer whose every slot a round leases, or a damaged catalog pauses ingest,
+which resumes by itself. A failed fsync stops it permanently, because the last writes may be lost.
 """
 
 import errno
@@ -39,7 +39,7 @@ from daemon.watch.scan import FolderScan
 from daemon.watch.watcher import Watcher
 from storage.buffer.frame_writer import NOT_KEPT
 from storage.buffer.frames import FrameBuffer, FrameRecord, HoldoutRule
-from storage.errors import BufferFull, StorageError
+from storage.errors import BufferFull, DurabilityLost, StorageError
 from storage.media.bounded import cancel_decodes
 
 PAUSE_SECONDS = 1.0
@@ -99,8 +99,8 @@ class Ingest:
 
     def step(self) -> float:
         """Take as many files as there is room for; return the seconds until the next call."""
-        self._watcher.poll()
         try:
+            self._watcher.poll()
             self._check_reserve()
             self._record()
             self.retries.serve(self._retry)
@@ -108,10 +108,12 @@ class Ingest:
             moved |= self._take()
             if self._commit_in() <= 0:
                 self._commit()
-        except (OSError, BufferFull) as error:
-            if isinstance(error, OSError) and error.errno not in FULL:
+        except (OSError, StorageError) as error:
+            if isinstance(error, DurabilityLost) or (isinstance(error, OSError) and error.errno not in FULL):
                 raise
             self._show_pause(self._reason(error))
+            if not isinstance(error, OSError | BufferFull):
+                raise
             return PAUSE_SECONDS
         self._show_pause("")
         return 0.0 if moved else min(self._watcher.next_due(), self._commit_in())

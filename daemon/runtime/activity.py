@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from daemon.runtime.logs import get_logger
+from daemon.runtime.logs import Lasting, get_logger
 from storage import durable
 from storage.errors import StorageError
 
@@ -143,6 +143,7 @@ class ActivityWriter:
     def __init__(self, path: Path, snapshot: Callable[[], Activity]) -> None:
         self._path, self._snapshot = path, snapshot
         self._written: Activity | None = None
+        self._lasting = Lasting()
 
     def step(self) -> float:
         """Write if something changed; return the seconds until the next call."""
@@ -152,7 +153,8 @@ class ActivityWriter:
                 durable.write_record(self._path, activity)
                 self._written = activity
             except (OSError, StorageError) as error:  # a full disk must not stop the part that reports it
-                log.warning("activity_not_written", path=str(self._path), error=str(error))
+                if self._lasting.due(str(error)):
+                    log.warning("activity_not_written", path=str(self._path), error=str(error))
         return WRITE_SECONDS
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 
 import structlog
 from structlog.typing import Processor
@@ -12,6 +13,8 @@ QUIET = ("httpx", "httpcore", "uvicorn.access", "asyncio", "PIL", "zarr")
 """Loggers of libraries that say nothing of use below a warning."""
 SILENT = ("python_multipart",)
 """Loggers of libraries that call an error what a client did wrong: it is answered and counted."""
+LASTING_SECONDS = 60.0
+"""A state that lasts is logged once in this time (seconds)."""
 
 _SHARED: tuple[Processor, ...] = (
     structlog.contextvars.merge_contextvars,
@@ -24,6 +27,19 @@ _OURS: tuple[Processor, ...] = (
     *_SHARED,
     structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
 )
+
+
+class Lasting:
+    """Whether a state that lasts is logged now: when it begins, then once a minute."""
+
+    def __init__(self) -> None:
+        self._logged: dict[str, float] = {}
+
+    def due(self, state: str) -> bool:
+        """Return whether `state` was not logged for a minute; if so, it counts as logged."""
+        now = time.monotonic()
+        self._logged = {known: at for known, at in self._logged.items() if now - at < LASTING_SECONDS}
+        return self._logged.setdefault(state, now) == now
 
 
 def configure_logs(settings: LogSettings) -> None:

@@ -1,7 +1,7 @@
 """A part of the daemon that runs in its own thread: a step that is called repeatedly and may fail.
 
-An error in a step is logged, counted and retried after a growing delay; no other part is affected. After a lost fsync
-the part stops for good, because written data may be lost.
+An error in a step is counted, logged once a minute and retried after a growing delay; no other part is affected. After
+a lost fsync the part stops for good, because written data may be lost.
 """
 
 import threading
@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from daemon.errors import describe_error
 from daemon.runtime.backoff import Backoff
-from daemon.runtime.logs import get_logger
-from storage.errors import DurabilityLost
+from daemon.runtime.logs import Lasting, get_logger
+from storage.errors import DurabilityLost, StorageError
 
 RETRIES = Backoff(base=0.5, cap=30.0)
 """Delays after failed steps."""
@@ -58,6 +59,7 @@ class Worker:
         self._step, self._meter, self._retries = step, meter, retries
         self._stuck_seconds, self._join_seconds = stuck_seconds, join_seconds
         self._wake, self._stop = wake or threading.Event(), threading.Event()
+        self._lasting = Lasting()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -98,9 +100,14 @@ class Worker:
                 return
             except Exception as error:  # whatever failed, the daemon goes on
                 failures += 1
-                pause, self.last_error = self._retries.delay(failures), f"{type(error).__name__}: {error}"
+                known = isinstance(error, OSError | StorageError)  # where it comes from is of no use then
+                pause, self.last_error = self._retries.delay(failures), describe_error(error)
+                if not known:
+                    self.last_error = f"{type(error).__name__}: {error}"
                 self._meter.restarted(self.name)
-                log.error("component_failed", component=self.name, error=str(error), retry_in=pause, exc_info=True)
+                if self._lasting.due(self.last_error):
+                    facts = {"component": self.name, "error": self.last_error, "retry_in": pause}
+                    log.error("component_failed", **facts, exc_info=not known)
             self.last_tick = time.monotonic()
             self._meter.ticked(self.name)
             self._wake.wait(pause)

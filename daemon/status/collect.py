@@ -16,7 +16,7 @@ from daemon.rounds.schedule import NextRound, due
 from daemon.runtime.activity import Activity, IngestActivity, WatchActivity, read_activity
 from daemon.runtime.run_record import current_record, read_run_record
 from daemon.status.conditions import describe_conditions
-from daemon.status.messages import operator_messages
+from daemon.status.messages import operator_messages, waiting_messages
 from daemon.status.model import (
     OBSERVED_FRAMES,
     BufferStatus,
@@ -71,6 +71,8 @@ class _Collector:
         self._read(lambda: check_serving_files(self._registry), None)
         drift = self._read(lambda: read_record(self._layout.drift, Drift), None)
         alarms, observed = self._settings.drift.false_alarms_per_100k, self._settings.observe.enabled
+        known = len(self._damage)
+        buffer = self._read(self._buffer, BufferStatus(capacity=self._settings.buffer.capacity_frames))
         status = Status(
             at=time.time(),
             state=str(self._layout.root),
@@ -81,7 +83,8 @@ class _Collector:
             children=activity.children,
             mirrors=activity.mirrors,
             settings=activity.settings,
-            buffer=self._read(self._buffer, BufferStatus(capacity=self._settings.buffer.capacity_frames)),
+            buffer=buffer,
+            buffer_damaged=len(self._damage) > known,
             serving=serving,
             serving_damaged=serving_damaged,
             previous=self._read(lambda: self._registry.ref("previous"), None),
@@ -101,8 +104,9 @@ class _Collector:
             observed=self._read(self._observed, None),
             messages=[],
         )
-        errors = [f"{part}: {reason}" for part, reason in activity.errors.items()]
-        messages = [*dict.fromkeys(self._damage), *errors, *operator_messages(status, self._settings)]
+        told = waiting_messages(activity)
+        damage = [problem for problem in dict.fromkeys(self._damage) if not any(problem in line for line in told)]
+        messages = [*damage, *told, *operator_messages(status, self._settings)]
         return status.model_copy(update={"messages": messages})
 
     def _read(self, read: Callable[[], Read], otherwise: Read) -> Read:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from configs.settings import Settings
+from daemon.runtime.activity import Activity
 from daemon.status.model import Status
 
 ALWAYS = "gate.policy is always: candidates serve unchecked; set it to auto unless this is an experiment"
@@ -27,6 +28,17 @@ def operator_messages(status: Status, settings: Settings) -> list[str]:
     return [*urgent, *(message for part in parts for message in part)]
 
 
+def waiting_messages(activity: Activity) -> list[str]:
+    """Return which parts of the daemon wait, one message for each reason."""
+    paused = {"ingest": activity.ingest.reason} if activity.ingest.state == "paused" else {}
+    waiting: dict[str, list[str]] = {}
+    for part, reason in (paused | activity.errors).items():
+        waiting.setdefault(reason, []).append(part)
+    return [
+        f"{', '.join(parts)} {'wait' if len(parts) > 1 else 'waits'}: {reason}" for reason, parts in waiting.items()
+    ]
+
+
 def nothing_serves(versions: Sequence[int], settings: Settings) -> str:
     """Return what to do while none of `versions` serves."""
     if versions:
@@ -42,9 +54,7 @@ def _folder(status: Status, settings: Settings) -> Iterator[str]:
         yield status.watch.detail or f"the drop folder {status.folder} does not exist"
     elif status.watch.detail:
         yield f"drop folder: {status.watch.detail}"
-    if status.ingest.state == "paused":
-        yield f"ingest is paused, files wait in the folder: {status.ingest.reason}"
-    elif status.ingest.state == "failed":
+    if status.ingest.state == "failed":
         yield f"ingest stopped for good: {status.ingest.reason}; restart the daemon"
     reserve, free = settings.buffer.reserve_bytes, status.buffer.disk_free_bytes
     if free is not None and free < reserve:

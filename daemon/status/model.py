@@ -112,6 +112,8 @@ class Status(ActivityPart):
     """Mirrors of what serves; empty with the daemon down."""
     buffer: BufferStatus
     """The frame buffer."""
+    buffer_damaged: bool = False
+    """Whether its catalog cannot be read; a message says why."""
     settings: FileActivity = FileActivity()
     """The configuration file of the running daemon, compared with the settings in force."""
     serving: Ref | None

@@ -16,7 +16,7 @@ from configs.folders import overlap
 from configs.settings import Settings
 from daemon.ingest.originals import Originals
 from daemon.runtime.heartbeat import beating
-from daemon.runtime.logs import configure_logs, get_logger
+from daemon.runtime.logs import Lasting, configure_logs, get_logger
 from daemon.runtime.signals import stop_event
 from daemon.watch.arrival import Arrival, FileChanged, StabilityQueue, check_still, find_arrival, open_arrival
 from daemon.watch.scan import RESCAN_SHARE, FolderScan, missing_marker
@@ -54,6 +54,7 @@ def watch_videos(settings: Settings) -> int:
         stop_event() as stop,
         beating(StateLayout(settings.state), "frames") as moved,
     ):
+        lasting = Lasting()
         while not stop.is_set():
             moved()
             try:
@@ -63,7 +64,8 @@ def watch_videos(settings: Settings) -> int:
             except Exception as error:  # the video of that moment waits, the others go on
                 pause = PAUSE_SECONDS
                 expected = isinstance(error, OSError | StorageError | MemoryError)
-                log.warning("videos_waiting", error=str(error), retry_in=pause, exc_info=not expected)
+                if lasting.due(str(error)):
+                    log.warning("videos_waiting", error=str(error), retry_in=pause, exc_info=not expected)
             stop.wait(pause)
     return 0
 

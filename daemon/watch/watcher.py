@@ -52,8 +52,7 @@ class Watcher:
         self._queue = StabilityQueue(settings.stability_seconds)
         self._known: set[str] = set()
         self._in_hand: dict[str, int] = {}
-        # Files refused as unreadable, with the change time of that moment. After a restart it is unknown: try once.
-        self._unreadable = {item.file.path: 0 for item in catalog.refused(REMEMBERED) if item.reason == "unreadable"}
+        self._unreadable: dict[str, int] | None = None
         self._aside: dict[str, Arrival] = {}
         """Files that the catalog cannot hold."""
         self._unannounced: dict[str, tuple[float, str]] = {}
@@ -68,6 +67,17 @@ class Watcher:
         self._complained: set[str] = set()
         self.activity = WatchActivity()
         """State, mode and backlog of the last poll; may be read from any thread."""
+
+    @property
+    def _refused_unreadable(self) -> dict[str, int]:
+        """Files refused as unreadable, with the change time of that moment.
+
+        After a restart it is unknown: try once. Raises StorageError when the catalog cannot be read.
+        """
+        if self._unreadable is None:
+            found = self._catalog.refused(REMEMBERED)
+            self._unreadable = {item.file.path: 0 for item in found if item.reason == "unreadable"}
+        return self._unreadable
 
     def use(self, settings: WatchSettings) -> None:
         """Use the delays of these settings from the next `poll` on. May be called from any thread."""
@@ -127,9 +137,9 @@ class Watcher:
         if now is None:  # moved or deleted: the next file of that name is a new one
             return
         self._known.add(name)
-        self._unreadable.pop(name, None)
+        self._refused_unreadable.pop(name, None)
         if unreadable:
-            self._unreadable[name] = arrival.changed_ns
+            self._refused_unreadable[name] = arrival.changed_ns
 
     def set_aside(self, arrival: Arrival) -> None:
         """Take the file for known until it changes, because no record of it can be written."""
@@ -205,7 +215,7 @@ class Watcher:
 
     def _is_known(self, name: str, arrival: Arrival) -> bool:
         """Return whether the catalog has the file unchanged; remember that for the rescan."""
-        readable_again = self._unreadable.get(name, arrival.changed_ns) != arrival.changed_ns
+        readable_again = self._refused_unreadable.get(name, arrival.changed_ns) != arrival.changed_ns
         if readable_again or not (self._is_aside(name, arrival) or self._catalog.known(arrival.file)):
             return False
         self._known.add(name)
@@ -242,7 +252,7 @@ class Watcher:
             names.add(name)
             seen = self._see(name) if deep else None
             same = name in before if not deep else seen is not None and _equal(facts.get(seen.file.path), seen.file)
-            if same and name not in self._unreadable:
+            if same and name not in self._refused_unreadable:
                 self._known.add(name)
             elif name not in self._queue and name not in self._in_hand:
                 if self._queue.full:
@@ -252,7 +262,7 @@ class Watcher:
                     found += new
                     if new:
                         self._expect_event(name)
-        self._unreadable = {name: changed for name, changed in self._unreadable.items() if name in names}
+        self._unreadable = {name: changed for name, changed in self._refused_unreadable.items() if name in names}
         self._aside = {name: arrival for name, arrival in self._aside.items() if name in names}
         return found
 

@@ -30,12 +30,20 @@ class Catalog:
     At most one process writes (FrameBuffer holds the lock); any number read meanwhile.
     """
 
-    def __init__(self, path: Path, *, writable: bool) -> None:
+    def __init__(self, path: Path, *, writable: bool, broken: str = "") -> None:
+        """Open the catalog; `broken` says why it cannot be: then every use raises StorageError with it."""
         self.path = path
         self.writable = writable
         self._failed: DurabilityLost | None = None
         self._lock = threading.RLock()
-        self._connection = catalog_schema.connect(path, writable=writable)
+        self._broken = broken
+        self._opened = None if broken else catalog_schema.connect(path, writable=writable)
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        if self._opened is None:
+            raise StorageError(self._broken)
+        return self._opened
 
     @classmethod
     def open(cls, path: Path, *, writable: bool) -> Self:
@@ -45,7 +53,8 @@ class Catalog:
     def close(self) -> None:
         """Close the connection."""
         with self._lock:
-            self._connection.close()
+            if self._opened is not None:
+                self._opened.close()
 
     def known(self, file: FileFact) -> bool:
         """Return whether exactly this file was committed, a duplicate, skipped, or refused, and did not change since.

@@ -9,11 +9,16 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from storage import durable
-from storage.errors import BufferMismatch, DurabilityLost, StorageError
+from storage.errors import BufferMismatch, DurabilityLost, NewerRecord, StorageError
 from storage.failpoints import step
 
 SCHEMA_VERSION = 4
 BUSY_SECONDS = 30.0
+DAMAGED = (
+    "; stop `mfmd run` and restore {buffer} from a backup, or move it away to begin with an empty buffer: "
+    "checkpoints are not in it"
+)
+"""What to do when SQLite finds the file damaged."""
 FILES = """CREATE TABLE files (
   path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
   state TEXT NOT NULL CHECK (state IN ('committed', 'duplicate', 'refused', 'skipped')),
@@ -63,7 +68,8 @@ SCRIPTS = {0: SCHEMA, 1: FROM_1 + KEPT, 2: FROM_2 + KEPT, 3: KEPT, SCHEMA_VERSIO
 def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
     """Open the catalog; a writer creates it if it is missing.
 
-    Raises StorageError when a reader finds none, BufferMismatch when it has the schema of another version of mfmd.
+    Raises StorageError when a reader finds none, NewerRecord or BufferMismatch when it has the schema of a newer or an
+    older mfmd.
     """
     if not writable and not path.exists():
         raise StorageError(f"{path}: no frame buffer yet; `mfmd run` creates it")
@@ -111,7 +117,8 @@ def translated(path: Path, *, writing: bool = False) -> Iterator[None]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         if writing and code == sqlite3.SQLITE_IOERR:
             raise DurabilityLost(f"{path}: {error}; check the disk, then restart mfmd") from error
-        raise StorageError(f"{path}: {error}") from error
+        remedy = DAMAGED.format(buffer=path.parent) if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) else ""
+        raise StorageError(f"{path}: {error}{remedy}") from error
 
 
 def _make(path: Path) -> None:
@@ -144,6 +151,7 @@ def _prepare(connection: sqlite3.Connection, path: Path, writable: bool) -> None
         # Also to find out now whether the system lets SQLite write: it would say so at the first write only.
         connection.executescript(f"BEGIN IMMEDIATE; {SCRIPTS[version]} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     elif version != SCHEMA_VERSION:
-        older = "the next `mfmd run`, or `mfmd check --repair`, upgrades it"
-        remedy = older if 0 < version < SCHEMA_VERSION else "use the mfmd version that wrote it"
-        raise BufferMismatch(f"{path}: catalog schema {version}, this mfmd reads {SCHEMA_VERSION}; {remedy}")
+        reason = f"{path}: catalog schema {version}, this mfmd reads {SCHEMA_VERSION}"
+        if 0 < version < SCHEMA_VERSION:
+            raise BufferMismatch(f"{reason}; the next `mfmd run`, or `mfmd check --repair`, upgrades it")
+        raise NewerRecord(f"{reason}; use the mfmd version that wrote it")

@@ -164,5 +164,13 @@ class FrameBuffer:
             raise CorruptBuffer(f"frame {record.id} ({record.name}): {error}") from error
 
 
+class BrokenBuffer(FrameBuffer):
+    """A buffer that cannot be opened: every use of it raises StorageError with the reason."""
+
+    def __init__(self, layout: StateLayout, reason: str) -> None:
+        self._layout, self._writing, self._writer, self._resources = layout, threading.RLock(), None, ExitStack()
+        self.catalog = Catalog(layout.catalog, writable=True, broken=reason)
+
+
 def _evicted(record: FrameRecord) -> FrameEvicted:
     return FrameEvicted(f"frame {record.id} ({record.name}) was evicted from the buffer")

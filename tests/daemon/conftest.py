@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,42 +71,43 @@ def drop(tmp_path: Path) -> Path:
     return folder
 
 
+def small_settings(folder: Path, **sections: dict[str, Any]) -> Settings:
+    """Settings of a small, fast state directory in `folder`; sections given replace single values of these."""
+    values: dict[str, Any] = {
+        "state": folder / "state",
+        "classes": "demo",
+        "watch": {
+            "folder": folder / "drop", "stability_seconds": 0.1,
+            "max_file_bytes": 300_000, "max_pixels": 100_000,
+            "advanced": {"rescan_seconds": 0.2, "group_seconds": 0.05},
+        },
+        "buffer": {
+            "height": 32, "width": 48, "capacity_frames": 64, "holdout_fraction": 0.3,
+            "reserve_bytes": 0, "advanced": {"tile": 16},
+        },
+        "network": {"name": "daformer", "encoder": "mit_tiny", "channels": 16},
+        "mfm": {"ablation": {"dim": 32, "heads": 4, "grid": 4, "blocks": 1}},
+        "round": {
+            "steps": 2, "batch_size": 1, "crop_height": 32, "crop_width": 32,
+            "device": "cpu",
+            "advanced": {"threads": 1, "score_images": 4, "average_ratios": [], "leave_out": []},  # noise
+        },
+        "schedule": {"enabled": False, "min_frames": 4},
+        "gate": {"advanced": {"bootstrap": 50, "min_holdout": 1}},
+        "control": {"port": 0},
+        "serving": {"port": 0, "enabled": False, "threads": 1, "device": "cpu"},
+        "observe": {"enabled": False},
+        "videos": {"enabled": False},
+    }  # fmt: skip
+    for name, section in sections.items():
+        values[name] = merge(values.get(name, {}), section)
+    return Settings.model_validate(values)
+
+
 @pytest.fixture
 def make_settings(tmp_path: Path, drop: Path) -> Callable[..., Settings]:
-    """Settings of a small, fast state directory; sections given replace single values of these."""
-
-    def make(**sections: dict[str, Any]) -> Settings:
-        values: dict[str, Any] = {
-            "state": tmp_path / "state",
-            "classes": "demo",
-            "watch": {
-                "folder": drop, "stability_seconds": 0.1,
-                "max_file_bytes": 300_000, "max_pixels": 100_000,
-                "advanced": {"rescan_seconds": 0.2, "group_seconds": 0.05},
-            },
-            "buffer": {
-                "height": 32, "width": 48, "capacity_frames": 64, "holdout_fraction": 0.3,
-                "reserve_bytes": 0, "advanced": {"tile": 16},
-            },
-            "network": {"name": "daformer", "encoder": "mit_tiny", "channels": 16},
-            "mfm": {"ablation": {"dim": 32, "heads": 4, "grid": 4, "blocks": 1}},
-            "round": {
-                "steps": 2, "batch_size": 1, "crop_height": 32, "crop_width": 32,
-                "device": "cpu",
-                "advanced": {"threads": 1, "score_images": 4, "average_ratios": [], "leave_out": []},  # noise
-            },
-            "schedule": {"enabled": False, "min_frames": 4},
-            "gate": {"advanced": {"bootstrap": 50, "min_holdout": 1}},
-            "control": {"port": 0},
-            "serving": {"port": 0, "enabled": False, "threads": 1, "device": "cpu"},
-            "observe": {"enabled": False},
-            "videos": {"enabled": False},
-        }  # fmt: skip
-        for name, section in sections.items():
-            values[name] = merge(values.get(name, {}), section)
-        return Settings.model_validate(values)
-
-    return make
+    """Make `small_settings` in the test's folder, with a drop folder."""
+    return partial(small_settings, tmp_path)
 
 
 @pytest.fixture
@@ -120,28 +122,29 @@ def registry(layout: StateLayout) -> CheckpointRegistry:
     return CheckpointRegistry(layout.checkpoints)
 
 
-@pytest.fixture
-def add_version(registry: CheckpointRegistry, tmp_path: Path) -> Callable[..., int]:
+def add_small_version(registry: CheckpointRegistry, parent: int | None = None, *, promote: bool = True) -> int:
     """Register a version of a few numbers, and let it serve."""
+    weights = registry.root.parent / "weights.safetensors"
+    save_file({"weight": np.arange(4, dtype=np.float32)}, weights)
+    manifest = Manifest(
+        origin="pretrain" if parent is None else "round",
+        parent=parent,
+        created=1.0,
+        network={"name": "daformer"},
+        classes=({"name": "road", "color": (1, 2, 3)},),
+        input_height=32,
+        input_width=48,
+    )
+    version = registry.add(weights, manifest, by="pretrain").version
+    if promote:
+        registry.promote(version, by="pretrain", reason="test")
+    return version
 
-    def add(parent: int | None = None, *, promote: bool = True) -> int:
-        weights = tmp_path / "weights.safetensors"
-        save_file({"weight": np.arange(4, dtype=np.float32)}, weights)
-        manifest = Manifest(
-            origin="pretrain" if parent is None else "round",
-            parent=parent,
-            created=1.0,
-            network={"name": "daformer"},
-            classes=({"name": "road", "color": (1, 2, 3)},),
-            input_height=32,
-            input_width=48,
-        )
-        version = registry.add(weights, manifest, by="pretrain").version
-        if promote:
-            registry.promote(version, by="pretrain", reason="test")
-        return version
 
-    return add
+@pytest.fixture
+def add_version(registry: CheckpointRegistry) -> Callable[..., int]:
+    """Add `add_small_version`s to the test's registry."""
+    return partial(add_small_version, registry)
 
 
 @pytest.fixture
@@ -243,15 +246,16 @@ def store(layout):
     return RoundStore(layout.rounds)
 
 
+def write_config(path: Path, settings: Settings) -> Path:
+    """Write settings as a configuration file."""
+    values = settings.model_dump(mode="json", exclude_none=True, exclude={"classes"})
+    path.write_text(yaml.safe_dump({**values, "classes": "demo"}))
+    return path
+
+
 @pytest.fixture
 def config(make_settings, tmp_path):
-    def write(**sections) -> Path:
-        path = tmp_path / "mfmd.yaml"
-        values = make_settings(**sections).model_dump(mode="json", exclude_none=True, exclude={"classes"})
-        path.write_text(yaml.safe_dump({**values, "classes": "demo"}))
-        return path
-
-    return write
+    return lambda **sections: write_config(tmp_path / "mfmd.yaml", make_settings(**sections))
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ class Running:
     def __init__(self, config: Path, layout, *, ready: bool = True, **options) -> None:
         """`options` are those of Popen: another directory, another environment."""
         environment = options.pop("env", os.environ) | {"PYTHONPATH": str(ROOT)}  # and not the current directory
-        self.layout = layout
+        self.config, self.layout = config, layout
         self.log = config.parent / "daemon.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

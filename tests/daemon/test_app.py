@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import signal
+import sqlite3
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +16,7 @@ from configs.load import load_settings
 from daemon import app
 from daemon import parts as parts_module
 from daemon.app import run
+from daemon.doctor.disk import examine_state
 from daemon.runtime.in_force import SettingsInForce
 from daemon.runtime.process_group import children_of, group_alive
 from daemon.status.collect import collect_status
@@ -105,6 +107,20 @@ def test_a_start_that_fails_leaves_no_settings_behind(make_settings, tmp_path, l
     with pytest.raises(BufferMismatch):
         run(make_settings(buffer={"height": 64}), tmp_path / "mfmd.yaml")
     assert sorted(path.name for path in layout.run.iterdir()) == ["control.token", "daemon.lock"]
+
+
+def test_a_catalog_of_a_newer_mfmd_keeps_the_daemon_from_nothing_but_the_buffer(make_settings, layout, tmp_path):
+    FrameBuffer.open(layout, make_settings().buffer, writable=True).close()
+    with closing(sqlite3.connect(layout.catalog)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with layout.lock():
+        parts = parts_module.DaemonParts(SettingsInForce(make_settings(), tmp_path / "mfmd.yaml"), "token")
+        try:
+            assert b'mfmd_state_readable{part="buffer"} 0.0' in parts.metrics.exposition("")[0]
+        finally:
+            parts.stop()
+    (found,) = [item for item in examine_state(make_settings()) if item.name == "catalog"]
+    assert "schema 99" in found.detail and found.remedy == "use the mfmd version that wrote it"
 
 
 def test_a_reload_during_the_start_reaches_every_part(config, layout, monkeypatch):

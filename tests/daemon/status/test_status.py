@@ -106,7 +106,7 @@ def test_the_daemon_up_tells_what_it_does(make_settings, layout, add_version):
     assert status.daemon.up
     assert (status.daemon.port, status.watch.state, status.ingest.state) == (8008, "missing", "paused")
     text = "\n".join(status.messages)
-    for part in ("waiting for it", "3 MB free", "`mfmd serve` ended with status 1", "rounds: OSError: no space"):
+    for part in ("waiting for it", "3 MB free", "`mfmd serve` ended with status 1", "rounds waits: OSError: no space"):
         assert part in text
     assert collect_status(settings).watch.state == "stopped", "a stale file means nothing once the lock is free"
 

@@ -10,7 +10,7 @@ import pytest
 
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import FileFact, FrameRecord
-from storage.errors import BufferMismatch, StorageError
+from storage.errors import BufferMismatch, NewerRecord, StorageError
 
 FILE = FileFact("cam/a.png", 10, 20)
 
@@ -137,7 +137,7 @@ def test_another_schema_is_refused(tmp_path: Path):
     connection.execute("PRAGMA user_version = 99")
     connection.close()
     for writable in (True, False):
-        with pytest.raises(BufferMismatch, match="schema 99"):
+        with pytest.raises(NewerRecord, match=r"schema 99.*use the mfmd version that wrote it"):
             Catalog.open(path, writable=writable)
 
 

@@ -2,7 +2,7 @@
 
 The gate is bypassed: a model of the bank (`gate_bank.py`, drawn worlds) is promoted in its name, fresh frames of the
 world arrive, and probation decides. Truth is the mIoU on hidden scenes. The baseline of the same run rolls back every
-second promotion, whatever the frames say.
+second promotion, whatever the frames say. With `--canary 10` ten other scenes of the world are labelled.
 
     python benchmarks/gate_probation.py --root out/probation --bank out/bank --worlds dusk night
 """
@@ -18,13 +18,16 @@ from gate_worlds import drawn, world_folder
 
 from daemon.demo.driving import DrivenDaemon
 from storage.buffer.observations import Observations
+from storage.canary.adding import add_canary
+from storage.canary.images import import_canary
 from storage.durable.record import read_record
 from storage.gate.probation import Probation
+from storage.layout import StateLayout
 
 POINT = 1.0
 """A model is worse or better when its true mIoU differs by more (points)."""
-FIRST = 4_000_000
-"""First seed of the fresh scenes."""
+FIRST, CANARY_FIRST = 4_000_000, 5_000_000
+"""First seeds of the fresh scenes, and of the labelled ones."""
 BURST = 8
 """Fresh scenes that are dropped at once."""
 STREAM = 64
@@ -64,16 +67,21 @@ def chosen(folder: Path, origin: str, count: int) -> list[Forced]:
 
 
 def run(
-    root: Path, folder: Path, world: str, origin: str, count: int, *, source: bool
+    root: Path, folder: Path, world: str, origin: str, count: int, *, source: bool, canary: int = 0
 ) -> Iterator[tuple[Forced, Probation]]:
-    """Promote each chosen model over `origin`; yield it and how its probation ended."""
+    """Promote each chosen model over `origin`; yield it and how its probation ended. `canary`: labelled scenes."""
     sections: dict[str, dict[str, object]] = {
         "recall": {"advanced": {"enabled": False}},
         "schedule": {"enabled": False},
         "drift": {"advanced": {"starts_round": False}},
         "probation": {"advanced": {"cooldown_seconds": 0.0}},
     }
-    world_folder(root, source=source, **sections)
+    settings = world_folder(root, source=source, **sections)
+    if canary:
+        drawn(root / "canary" / world, world, CANARY_FIRST, canary, labelled=True)
+        layout = StateLayout(settings.state)
+        add_canary(settings, layout, root / "canary" / world)
+        import_canary(settings, layout)
     with DrivenDaemon(root / "run" / "mfmd.yaml") as driven:
         driven.wait_until_serving(1, 90.0)
         registry, committed = driven.registry, STREAM
@@ -87,6 +95,8 @@ def run(
             driven.wait_until_serving(base, 60.0)
             registry.promote(version, by="gate", reason="forced by a benchmark", round=version)
             fresh = drawn(root / "fresh" / world, world, FIRST + MOST * number, MOST, labelled=False)
+            _watched(driven, version)
+            _wait_for_answer(driven, version)
             while fresh and _watched(driven, version).stage == "watching":
                 committed += BURST
                 driven.drop([fresh.pop() for _ in range(BURST)])
@@ -146,6 +156,7 @@ def main() -> None:
     parser.add_argument("--worlds", nargs="+", default=["dusk", "night"])
     parser.add_argument("--origins", nargs="+", default=["released", "adapted"])
     parser.add_argument("--count", type=int, default=5, help="worse and better models of each world and origin")
+    parser.add_argument("--canary", type=int, default=0, help="labelled images of the world")
     parser.add_argument("--modes", nargs="+", choices=("source", "free"), default=["source", "free"])
     options = parser.parse_args()
     print("| mode | world | before | worse: rolled back | frames | better: rolled back | frames |")
@@ -154,7 +165,8 @@ def main() -> None:
         for world in options.worlds:
             for origin in options.origins:
                 folder, results = options.bank / "bank" / world, []
-                for model, record in run(options.root, folder, world, origin, options.count, source=mode == "source"):
+                how = {"source": mode == "source", "canary": options.canary}
+                for model, record in run(options.root, folder, world, origin, options.count, **how):
                     results.append((model, record))
                     print(f"  {model.name} {model.gain:+.1f}: {record.stage}, {record.reason}", flush=True)
                 print(row(mode, world, origin, results), flush=True)

@@ -170,9 +170,9 @@ def _overtaken(record: Probation, move: HistoryEvent) -> Probation:
 
 
 def _asked(context: GateContext, record: Probation) -> Probation:
-    """Ask for canary images that are new, else for the next batch of thinned fresh frames when it is complete."""
+    """Ask for canary images when they changed, else for the next batch of thinned fresh frames when it is complete."""
     labels = read_record(context.layout.canary / "state.json", CanaryState)
-    if labels is not None and labels.images and labels != record.labels:
+    if labels is not None and labels != record.labels and (labels.images or record.canary_losses):
         request = context.comparisons.ask("probation", [record.version, record.previous], [], canary=True)
         return record.model_copy(update={"comparison": request.number, "labels": labels})
     chosen: list[int] = []

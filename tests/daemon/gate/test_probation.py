@@ -222,7 +222,8 @@ def test_labels_are_compared_at_once_and_again_when_they_change(served, stream, 
         request = store.waiting()
         assert request.canary and request.frames == () and request.versions == (2, 1)
         models = (_on_labels([new] * images, [0.8] * images), _on_labels([right] * images, [0.7] * images))
-        store.answer(request.number, _with_labels(*models, [0.0] * images))
+        scores = _with_labels(*models, [0.0] * images)
+        store.answer(request.number, scores if images else scores.model_copy(update={"canary": ()}))
         served.step()
 
     served.step()
@@ -230,6 +231,9 @@ def test_labels_are_compared_at_once_and_again_when_they_change(served, stream, 
     assert "2 of 2 canary images" in _record(layout).reason and registry.serving().version == 2
     served.step()
     assert store.waiting() is None, "the same labels are compared once"
+    durable.write_record(layout.canary / "state.json", CanaryState(problem="a.png is damaged"))
+    answer(right=9, images=0)
+    assert _record(layout).canary_losses == (), "labels that are gone do not count"
     stream(4)
     _answered(served, layout, new=0.9, old=0.6)
     durable.write_record(layout.canary / "state.json", CanaryState(images=6, checksum=2))

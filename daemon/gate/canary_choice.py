@@ -4,8 +4,7 @@ import numpy as np
 
 from configs.settings import Settings
 from daemon.gate.canary_picks import Pick, disputed, pick_frames
-from daemon.gate.conditions import places
-from daemon.gate.memory import seen_frames
+from daemon.gate.conditions import places, seen_frames
 from storage.buffer.frames import FrameBuffer
 from storage.buffer.observations import Observations
 from storage.canary.images import known_checksums

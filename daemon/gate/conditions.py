@@ -7,7 +7,7 @@ sees frames, and the file can be built again. Pure and numpy only.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from configs.gate import ConditionsSettings
 from daemon.gate.bursts import Floats
+from storage.buffer.catalog_records import FrameRecord
+from storage.buffer.observations import Observation
 from storage.gate.conditions import Condition, Conditions
 
 Numbers = NDArray[np.int64]
@@ -56,6 +58,24 @@ class SeenFrames:
     def newest(self, count: int) -> "SeenFrames":
         """Return the last `count` frames."""
         return self.only(np.arange(len(self.ids)) >= len(self.ids) - count)
+
+
+def seen_frames(observed: Sequence[Observation], records: Mapping[int, FrameRecord]) -> SeenFrames:
+    """Return observed frames, in order of id, with what their `records` (by id) say."""
+    mine = [records[item.frame] for item in observed]
+    return SeenFrames(
+        ids=np.array([item.frame for item in observed], np.int64),
+        at=np.array([item.at for item in observed]),
+        styles=rows_of([item.style for item in observed]),
+        holdout=np.array([record.holdout for record in mine], np.bool_),
+        digests=[record.digest for record in mine],
+        cameras=np.array([record.source for record in mine], np.str_),
+    )
+
+
+def rows_of(vectors: Sequence[NDArray[np.float32]]) -> Floats:
+    """Return vectors [S] as the rows of [N, S]; [0, 0] without any."""
+    return np.array(vectors, np.float64) if vectors else np.zeros((0, 0))
 
 
 def distances(styles: Floats, centroids: Floats) -> Floats:
@@ -129,7 +149,7 @@ def follow(
     `serving` is the version that a new condition starts with; `golden` the most frames that each keeps. Frames that are
     more than `far` thresholds from every condition may open one, but say nothing about the one in force.
     """
-    known = _updated(_with_new(known, seen.only(seen.ids > known.opens_after), settings, serving), seen, golden)
+    known = _updated(with_new(known, seen.only(seen.ids > known.opens_after), settings, serving), seen, golden)
     while len(known.conditions) > settings.most:
         known = _updated(merged(known, *_least_used(known)), seen, golden)
     newest = settings.advanced.burst_frames
@@ -169,8 +189,11 @@ def with_best(known: Conditions, number: int | None, version: int | None, reason
     return known.model_copy(update={"conditions": tuple(items)})
 
 
-def _with_new(known: Conditions, seen: SeenFrames, settings: ConditionsSettings, serving: int) -> Conditions:
-    """Open a condition for each burst of neighbouring frames that are mostly outside and alike, oldest first."""
+def with_new(known: Conditions, seen: SeenFrames, settings: ConditionsSettings, serving: int) -> Conditions:
+    """Open a condition for each burst of neighbouring frames that are mostly outside and alike, oldest first.
+
+    They begin with the version `serving`.
+    """
     while True:
         burst = _first_burst(places(seen.styles, known) == OUTSIDE, seen.cameras, settings.advanced.burst_frames)
         if burst is None:

@@ -14,7 +14,7 @@ import numpy as np
 from configs.round import LEFT_OUT, LeftOut
 from configs.settings import Settings
 from daemon.errors import NotEnoughFrames
-from daemon.gate.conditions import OUTSIDE, apart, places
+from daemon.gate.conditions import OUTSIDE, apart, places, seen_frames, with_new
 from daemon.gate.frame_facts import FrameFacts, facts_of, stored_facts
 from daemon.gate.frame_rules import NO_EVIDENCE, Judged, Look, left_out, look_of
 from daemon.runtime.logs import get_logger
@@ -185,8 +185,10 @@ def _styles(
         return {}, {}
     if not observed or not known.conditions:
         return {}, {}
-    ids, styles = [item.frame for item in observed], np.array([item.style for item in observed], np.float64)
-    place, far = places(styles, known).tolist(), apart(styles, known).tolist()
+    seen = seen_frames(observed, {frame.id: frame for frame in frames})
+    new = seen.only(seen.ids > known.opens_after)  # the gate opens their condition within a second
+    known = with_new(known, new, settings.conditions, released)
+    ids, place, far = (values.tolist() for values in (seen.ids, places(seen.styles, known), apart(seen.styles, known)))
     return dict(zip(ids, place, strict=True)), dict(zip(ids, far, strict=True))
 
 

@@ -38,7 +38,7 @@ TYPICAL = 2.0
 RAMPS = {16: 0.4, 32: 0.4, 64: 0.6}
 """Neighbouring frames of one camera whose brightness is compared, and the least change along them (natural logarithm):
 by half within 16 or 32 frames. Scenes differ in brightness, so a slower ramp shows in more frames only."""
-RAMP_FIT = 0.9
+RAMP_FIT = 0.85
 """Share of their brightness's variance that a straight line explains when somebody turns a knob (0-1). A step, as when
 another condition comes, has at most 0.75."""
 RAMP_ENDS = 0.5

@@ -1,14 +1,20 @@
 """Keep `conditions.json` up to date with what the observer saw, and the golden frames in the buffer."""
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Set
 
 import numpy as np
-from numpy.typing import NDArray
 
 from configs.settings import Settings
-from daemon.gate.bursts import Floats
-from daemon.gate.conditions import SeenFrames, condition_of, first_conditions, follow, with_best
+from daemon.gate.conditions import (
+    SeenFrames,
+    condition_of,
+    first_conditions,
+    follow,
+    rows_of,
+    seen_frames,
+    with_best,
+)
 from daemon.gate.decide import GATE
 from daemon.gate.frame_rules import FAR
 from daemon.gate.loop import GateContext
@@ -50,7 +56,7 @@ class ConditionMemory:
                 before
                 if same
                 else first_conditions(
-                    released, _rows(observations.source_styles(released)), seen, settings.conditions, context.now
+                    released, rows_of(observations.source_styles(released)), seen, settings.conditions, context.now
                 )
             )
         if known is None:
@@ -117,19 +123,6 @@ class ConditionMemory:
         return seen_frames(mine, current)
 
 
-def seen_frames(observed: Sequence[Observation], records: Mapping[int, FrameRecord]) -> SeenFrames:
-    """Return observed frames, in order of id, with what their `records` (by id) say."""
-    mine = [records[item.frame] for item in observed]
-    return SeenFrames(
-        ids=np.array([item.frame for item in observed], np.int64),
-        at=np.array([item.at for item in observed]),
-        styles=_rows([item.style for item in observed]),
-        holdout=np.array([record.holdout for record in mine], np.bool_),
-        digests=[record.digest for record in mine],
-        cameras=np.array([record.source for record in mine], np.str_),
-    )
-
-
 def won_elsewhere(context: GateContext, round: int) -> list[ConditionCost]:
     """Return the conditions other than the newest one where the promoted candidate of a round is clearly better."""
     try:
@@ -139,11 +132,6 @@ def won_elsewhere(context: GateContext, round: int) -> list[ConditionCost]:
         return []
     mine = [item for item in verdict.candidates if item.name == verdict.candidate] if verdict else []
     return [cost for item in mine for cost in item.elsewhere if cost.better]
-
-
-def _rows(vectors: Sequence[NDArray[np.float32]]) -> Floats:
-    """Return vectors [S] as the rows of [N, S]; [0, 0] without any."""
-    return np.array(vectors, np.float64) if vectors else np.zeros((0, 0))
 
 
 def golden_frames(settings: Settings, known: Conditions) -> int:

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from configs.settings import Settings
-from daemon.gate.conditions import SeenFrames, condition_of, places
-from daemon.gate.memory import seen_frames
+from daemon.gate.conditions import SeenFrames, condition_of, places, seen_frames
 from daemon.runtime.logs import get_logger
 from storage.buffer.catalog_records import FrameRecord
 from storage.buffer.observations import Observations
@@ -38,7 +37,8 @@ def _conditions(settings: Settings, released: int, frames: Sequence[FrameRecord]
     with Observations.open(layout.observations, writable=False) as observations:
         observed = observations.get(records.keys() & observations.observed(released))
     stream = seen_frames(sorted(observed, key=lambda item: item.frame), records)
-    behind = sum(number > stream.ids.max(initial=0) for number in records)  # the observer follows by seconds
+    newest = [frame.id for frame in frames][-settings.schedule.new_frames :]
+    behind = len({*newest} - {*stream.ids.tolist()})  # the observer begins with the newest ones
     if not len(stream.ids) or 2 * behind > settings.schedule.new_frames:
         return None
     number, _ = condition_of(known, stream.newest(settings.conditions.advanced.burst_frames))

@@ -167,7 +167,7 @@ def schedule_state(catalog: Catalog | None, store: RoundStore, registry: Checkpo
         expected={item.effort: item.seconds for item in reversed(recent) if item.result in JUDGED and item.seconds},
         probation=_probation(layout),
         refused=_refused(layout),
-        unsettled=_unsettled(layout, catalog),
+        unsettled=_unsettled(layout, catalog, newest),
     )
 
 
@@ -183,8 +183,8 @@ def device_uses(store: RoundStore) -> tuple[DeviceUse, ...]:
     return tuple(found)
 
 
-def _unsettled(layout: StateLayout, catalog: Catalog | None) -> str:
-    """Return what the gate still has to find out about the newest frames. Damaged records count as settled."""
+def _unsettled(layout: StateLayout, catalog: Catalog | None, newest: int) -> str:
+    """Return what the gate still has to find out about frames after `newest`. Damaged records count as settled."""
     if catalog is None or not layout.observations.exists():
         return ""
     from storage.buffer.observations import Observations  # numpy: only where there is something to read
@@ -192,14 +192,14 @@ def _unsettled(layout: StateLayout, catalog: Catalog | None) -> str:
     try:
         recall, known = read_record(layout.recall, Recall), ConditionStore(layout.conditions).read()
         with Observations.open(layout.observations, writable=False) as observations:
-            newest_seen = observations.newest()
+            seen = observations.observed()
     except StorageError:
         return ""
     if recall is not None and recall.stage == "asked":
         return "a recall to be decided"
     if known is not None and known.current is None:
         return "frames that say which condition the stream is of"
-    waiting = catalog.frames_after(newest_seen) if newest_seen else 0
+    waiting = catalog.frames_after(newest, but=seen) if seen else 0  # it begins with the newest ones
     return f"the observer, which has {waiting} new frames to see" if waiting > UNSEEN else ""
 
 

@@ -203,9 +203,9 @@ def test_a_round_waits_for_the_observer_and_for_a_recall(world, layout, registry
         return schedule_state(world.buffer.catalog, store, registry).unsettled
 
     assert unsettled() == "", "nothing was observed yet: there may be no observer"
-    _observe(layout, [1, 2], [0.5, 0.5])
-    assert "6 new frames" in unsettled()
-    _observe(layout, range(3, 5), [0.5] * 2)
+    _observe(layout, [7, 8], [0.5, 0.5])
+    assert "6 new frames" in unsettled(), "the observer begins with the newest"
+    _observe(layout, range(5, 7), [0.5] * 2)
     assert unsettled() == "", "4 frames behind is near enough"
     layout.recall.write_text(Recall(stage="asked", comparison=1).model_dump_json())
     assert unsettled() == "a recall to be decided"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs.round import LEFT_OUT
+from daemon.gate.frame_choice import choose_frames
 from daemon.gate.frame_facts import COLUMNS, ROWS, FrameFacts
 from daemon.gate.loop import GateLoop
 from daemon.gate.memory import ConditionMemory
@@ -94,6 +95,9 @@ def test_a_round_is_told_which_held_out_frames_are_of_the_newest_condition(
     late = [conditions_of_round(changed(gate.settings, schedule={"new_frames": n}), 1, records) for n in (11, 12)]
     assert late[0] is None, "more than half of the new frames are not observed"
     assert late[1].newest == 1
+    _observe(layout, [14], 0.0)
+    late = conditions_of_round(changed(gate.settings, schedule={"new_frames": 9}), 1, records)
+    assert late is None, "the observer begins with the newest"
     _observe(layout, range(9, 15), 30.0)
     assert conditions_of_round(gate.settings, 1, records) is None, "and then of no known condition"
     gate.step()
@@ -123,6 +127,22 @@ def test_a_round_is_told_which_held_out_frames_are_of_the_newest_condition(
     assert [item.best_reason for item in after.conditions] == ["3 of 3 votes won", "good"]
     layout.conditions.write_text("{")
     assert conditions_of_round(gate.settings, 1, records) is None
+
+
+def test_a_round_leaves_no_new_condition_out_that_the_gate_has_not_opened_yet(
+    gate, world, layout, drop, write_image
+) -> None:
+    _observe(layout, range(1, 9), 0.0)
+    gate.step()
+    for number in range(20, 26):
+        write_image(drop / f"{number}.png", number)
+    world.until(lambda: world.counts.frames == 14)
+    settings = changed(gate.settings, round={"advanced": {"leave_out": ("far",)}})
+    records = world.buffer.records()
+    _observe(layout, range(9, 15), 30.0)
+    assert choose_frames(records, world.buffer, settings, 1, manual=False) == (records, {})
+    _observe(layout, range(9, 13), 0.0)
+    assert choose_frames(records, world.buffer, settings, 1, manual=True)[1] == {"far": (13, 14)}
 
 
 def test_another_released_model_starts_again(gate, layout, registry, add_version, world) -> None:

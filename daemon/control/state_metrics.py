@@ -46,7 +46,7 @@ log = get_logger(__name__)
 
 
 class StateCollector(Collector):
-    """Collects from the state directory. A part that cannot be read is left out and logged once; the others stay."""
+    """Collects from the state directory. A part that cannot be read keeps its last values, and is logged once."""
 
     def __init__(self, settings: Settings, catalog: Catalog, children: Callable[[], list[ChildActivity]]) -> None:
         self.settings = settings
@@ -57,6 +57,8 @@ class StateCollector(Collector):
         self._rounds = RoundStore(self._layout.rounds)
         self._size = (0.0, 0)
         self._unreadable: dict[str, str] = {}
+        self._found: dict[str, list[Metric]] = {}
+        self._failed: Counter[str] = Counter()
         self._parts: dict[str, Callable[[], Iterator[Metric]]] = {
             "buffer": self._buffer,
             "disk": self._disk,
@@ -80,26 +82,28 @@ class StateCollector(Collector):
         """Yield all families."""
         readable = {}
         for part, read in self._parts.items():
-            found = self._read(part, read)
-            readable[part] = found is not None
-            yield from found or ()
+            readable[part] = self._read(part, read)
+            self._failed[part] += not readable[part]
+            yield from self._found.get(part, ())
         text = (
             "1 for each part of the state directory that could be read for this scrape; the metrics of an unreadable "
-            "part are absent"
+            "part keep the values of the last scrape that could"
         )
         yield _metric("mfmd_state_readable", text, readable, "part")
+        text = "Scrapes since the daemon started that could not read a part of the state directory"
+        yield _metric("mfmd_state_read_failures_total", text, self._failed, "part")
 
-    def _read(self, part: str, read: Callable[[], Iterator[Metric]]) -> list[Metric] | None:
-        """Return the metrics of a part; None if it cannot be read. Log the reason when it changes."""
+    def _read(self, part: str, read: Callable[[], Iterator[Metric]]) -> bool:
+        """Read the metrics of a part; return whether it can be read. Log the reason when it changes."""
         try:
-            found = list(read())
+            self._found[part] = list(read())
         except (OSError, StorageError) as error:
             if self._unreadable.get(part) != str(error):
                 log.warning("metrics_not_collected", part=part, error=str(error))
             self._unreadable[part] = str(error)
-            return None
+            return False
         self._unreadable.pop(part, None)
-        return found
+        return True
 
     def _buffer(self) -> Iterator[Metric]:
         counts, capacity = self._catalog.counts(), self.settings.buffer.capacity_frames

@@ -1,5 +1,6 @@
 """The FastAPI application of the inference plane: routes, health, metrics, and errors as `{code, message}`."""
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Literal
@@ -93,7 +94,8 @@ def _add_health(app: FastAPI, plane: InferencePlane) -> None:
     async def metrics(request: Request) -> Response:
         """Prometheus metrics."""
         wanted = plane.follower.wanted
-        plane.metrics.wanted.set(wanted.version if wanted else 0)
+        known = wanted.version if wanted else 0
+        plane.metrics.wanted.set(math.nan if plane.follower.unreadable else known)
         content, content_type = expose(plane.metrics.registry, request.headers.get("accept", ""))
         return Response(content, headers={"Content-Type": content_type})
 

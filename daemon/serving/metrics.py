@@ -39,7 +39,7 @@ class ServingMetrics(MetricTable):
         weights=("resident", "disk"),
     )
     version = gauge("mfmd_serving_version", "Version that serves; 0 before the first")
-    wanted = gauge("mfmd_serving_wanted_version", "Version that the serving ref names; 0: none")
+    wanted = gauge("mfmd_serving_wanted_version", "Version that the serving ref names; 0: none, NaN: it cannot be read")
     version_info = gauge("mfmd_serving_version_info", "1 for the version that serves", version=(), sha256=())
     shadow_images = counter(
         "mfmd_shadow_images",

@@ -6,10 +6,11 @@ from pydantic import BaseModel, ConfigDict
 
 from daemon.errors import code_of
 from daemon.runtime.backoff import Backoff
-from daemon.runtime.logs import get_logger
+from daemon.runtime.logs import Lasting, get_logger
 from daemon.serving.threads import PlaneThread, be_nice
 from daemon.serving.versions.slots import Resident
 from daemon.serving.versions.swap import Swapper
+from storage.errors import StorageError
 from storage.registry.manifest import Ref
 
 RETRIES = Backoff(base=1.0, cap=60.0)
@@ -54,10 +55,16 @@ class Follower(PlaneThread):
         self.failures = 0
         """Swaps that failed since the start."""
         self._attempts, self._retry_at = 0, 0.0
+        self._lasting = Lasting()
         self._unread = 0
         """Polls in a row that could not read the ref."""
         self._failed_shadow: tuple[Ref | None, int] | None = None
         """Ref and live version of the last shadow that failed."""
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether the serving ref cannot be read; one look may fall between a first promotion's line and its ref."""
+        return self._unread > 1
 
     def run(self) -> None:
         """Poll until stopped."""
@@ -74,12 +81,14 @@ class Follower(PlaneThread):
             ref = self._registry.serving()
         except Exception as error:  # noqa: BLE001 - whatever it is, this thread must live to see the next ref
             self._unread += 1
-            if self._unread > 1 and now >= self._retry_at:  # one may fall between a first promotion's line and its ref
+            if self.unreadable and now >= self._retry_at:
                 self._record_failure(None, error, now)
             return
         self._unread = 0
         if ref != self.wanted:
             self.wanted, self._attempts, self._retry_at = ref, 0, 0.0
+            if ref is not None:
+                log.info("version_wanted", version=ref.version, by=ref.by, reason=ref.reason)
         live = self._slots.live
         if ref is not None and live is not None and live.version == ref.version:
             self._attempts, self._retry_at = 0, 0.0  # the next failure is reported at once
@@ -103,8 +112,9 @@ class Follower(PlaneThread):
         try:
             previous = self._registry.ref("previous")
             usable = previous is not None and previous.version not in self._registry.state().rolled_back | {failed}
-        except Exception:
-            log.exception("previous_unreadable")
+        except StorageError as error:
+            if self._lasting.due(str(error)):
+                log.error("previous_unreadable", error=str(error))
             return
         if usable and previous is not None:
             log.warning("serving_previous_instead", version=previous.version, failed=failed)
@@ -119,8 +129,10 @@ class Follower(PlaneThread):
         self._retry_at = now + RETRIES.delay(self._attempts)
         code = code_of(error)
         reason = f"{type(error).__name__}: {error}; the log has the traceback" if code == "unexpected" else str(error)
+        before, told = self.failure, self._attempts > 1
         self.failure = SwapFailure(version=version, code=code, reason=reason, at=time.time(), attempts=self._attempts)
-        log.exception("swap_failed", version=version, code=code, attempts=self._attempts)
+        if not told or before is None or before.reason != reason:  # the same again is counted
+            log.error("swap_failed", **self.failure.model_dump(exclude={"at"}), exc_info=code == "unexpected")
 
     def poll_shadow(self) -> None:
         """Poll the shadow's ref once; load what it names into the idle slot, or free that. Never raises."""
@@ -134,7 +146,8 @@ class Follower(PlaneThread):
         except Exception as error:
             self._failed_shadow = ref, live.version
             self._metrics.shadow_failed.inc()
-            log.exception("shadow_failed", version=ref and ref.version, error=str(error))
+            unexpected = code_of(error) == "unexpected"
+            log.error("shadow_failed", version=ref and ref.version, error=str(error), exc_info=unexpected)
         shadow = self._slots.shadow
         self._metrics.shadow_version.set(shadow.version if shadow else 0)
 

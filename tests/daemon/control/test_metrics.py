@@ -30,6 +30,7 @@ EXPECTED = [
     "mfmd_excess_connections_total",
     "mfmd_start_timestamp_seconds",
     "mfmd_state_readable",
+    "mfmd_state_read_failures_total",
     "mfmd_ingest_files_total",
     "mfmd_ingest_rejected_total",
     "mfmd_ingest_skipped_total",
@@ -248,9 +249,14 @@ def test_the_last_verdict_is_shown_check_by_check(world, layout):
 
 def test_a_damaged_part_does_not_take_the_others_with_it(world, registry, add_version):
     add_version()
+    before = set(_families(world))
     (registry.root / "refs" / "serving").write_text("{")
     value = world.metrics.registry.get_sample_value
-    assert value("mfmd_ref_version", {"ref": "serving"}) is None
+    assert set(_families(world)) == before, "an alert on an absent series would be silent"
+    assert value("mfmd_ref_version", {"ref": "serving"}) == 1
+    failures = value("mfmd_state_read_failures_total", {"part": "refs"})
+    assert failures > 0 and value("mfmd_state_read_failures_total", {"part": "refs"}) == failures + 1
+    assert value("mfmd_state_read_failures_total", {"part": "buffer"}) == 0
     assert value("mfmd_state_readable", {"part": "refs"}) == 0 and value("mfmd_state_readable", {"part": "buffer"}) == 1
     assert value("mfmd_buffer_images") == 0
     assert value("mfmd_disk_free_bytes") > 0

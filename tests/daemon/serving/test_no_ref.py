@@ -1,11 +1,13 @@
 """What takes the serving ref's place: the version that serves goes on, a counter says so, the next ref counts."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from daemon.serving.plane import InferencePlane
+from storage.layout import StateLayout
 from tests.daemon.serving.serving_world import Served, World, image_bytes, running, wait_until
 from tests.storage.registry.no_refs import NO_REFS
 
@@ -16,6 +18,9 @@ KINDS: dict[str, Callable[[Path], None]] = {**NO_REFS, "nothing": lambda path: N
 def test_the_old_version_serves_on_until_there_is_a_ref_again(tmp_path: Path) -> None:
     world = World(tmp_path)
     versions = world.add(0), world.add(1, promote=False)
+    catalog = StateLayout(world.settings().state).catalog
+    catalog.parent.mkdir(parents=True, exist_ok=True)
+    catalog.write_bytes(b"not sqlite at all " * 1000)  # no plane needs it
     with running(world.settings()) as served:
         served.wait_for(versions[0])
         for index, (kind, spoil) in enumerate(KINDS.items()):
@@ -58,6 +63,7 @@ def _assert_goes_on(served: Served, version: int, kind: str) -> None:
     assert (status["version"], status["wanted"]) == (version, version), kind
     assert "`mfmd check --repair`" in status["last_failure"]["reason"], kind
     assert served.metric("mfmd_swap_total", result="failed") >= 1
+    assert math.isnan(served.metric("mfmd_serving_wanted_version")), "so `!=` with the version that serves is true"
     assert served.segment(image_bytes()).headers["X-Checkpoint-Version"] == str(version)
 
 
@@ -74,7 +80,11 @@ def test_a_look_between_the_history_and_the_ref_of_a_first_promotion_is_no_failu
     assert (plane.slots.live.version, plane.follower.failures) == (version, 0)
 
 
-def test_damage_that_was_overcome_does_not_put_off_the_word_of_the_next(tmp_path: Path) -> None:
+def test_damage_that_was_overcome_does_not_put_off_the_word_of_the_next(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each damage is one line of the log, without a traceback, and then counted."""
+    caplog.set_level("INFO")
     world = World(tmp_path)
     version, plane = world.add(0), InferencePlane(world.settings())
     path = world.registry.ref_path("serving")
@@ -92,3 +102,8 @@ def test_damage_that_was_overcome_does_not_put_off_the_word_of_the_next(tmp_path
     assert plane.slots.live is not None and plane.slots.live.version == version
     assert plane.follower.failures == failures + 1
     assert plane.follower.failure is not None and plane.follower.failure.attempts == 1
+    moved = [record.getMessage() for record in caplog.records if "version_wanted" in record.getMessage()]
+    assert len(moved) == 1 and "'by': 'test'" in moved[0], "who moved the ref stands in the log"
+    told = [record for record in caplog.records if "swap_failed" in record.getMessage()]
+    assert failures > 5 and [record.levelname for record in told] == ["ERROR"] * 2
+    assert not any(record.exc_info for record in told) and "check --repair" in told[0].getMessage()

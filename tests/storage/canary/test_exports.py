@@ -330,6 +330,14 @@ def test_pixels_of_two_labels_in_label_studio_are_ignored(world: World) -> None:
     np.testing.assert_array_equal(world.read()["frame_000001"], wanted)
 
 
+def test_a_task_whose_image_may_be_one_of_two_is_refused(world: World) -> None:
+    file, images = by_label_studio(world), world.folder / "images"
+    (images / "other").mkdir()
+    (images / "other" / "frame_000002.png").write_bytes((images / "frame_000001.png").read_bytes())
+    with pytest.raises(CanaryRefused, match=r"frame_000002\.png: several images of this name: .*; keep one"):
+        world.add(file)
+
+
 def test_masks_are_those_of_label_studio() -> None:
     """The code was written by `mask2rle` of label-studio-sdk 2.1.2, which also writes single values."""
     mask = np.zeros((5, 7), np.bool_)

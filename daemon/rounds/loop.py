@@ -14,7 +14,7 @@ from daemon.metrics import RoundMetrics
 from daemon.rounds.history import schedule_state, summarise
 from daemon.rounds.recovery import finish_round
 from daemon.rounds.runner import RoundContext, RoundFailed, RoundSuspended, check_frames, continue_round, launch_round
-from daemon.rounds.schedule import Held, Trigger, due
+from daemon.rounds.schedule import Held, Trigger, due, settles
 from daemon.runtime.logs import get_logger
 from storage.buffer.frames import FrameBuffer
 from storage.layout import StateLayout
@@ -129,8 +129,8 @@ class RoundLoop:
         if following.held == "refused":  # it is tried again, with the frames of now
             scheduled, following = due(now, replace(state, refused=""), self.settings)
         with self._lock:
-            if self._requested:
-                return "manual", "full"
+            if self._requested:  # one who asks right after dropping frames waits until they can be judged
+                return None if settles(now, state, self.settings) else ("manual", "full")
             if scheduled is not None:
                 self._running = self._store.next_number()
         return (scheduled, following.effort) if scheduled is not None else None

@@ -220,7 +220,7 @@ def _hold(
         return "nothing_new", why
     if why := _over_budget(now, state.expected.get(effort, 0.0), state, settings):
         return "budget", why
-    if state.unsettled and _may_wait(now, state, settings):
+    if settles(now, state, settings):
         return "unsettled", state.unsettled
     if state.refused:
         return "refused", f"other frames: {state.refused}"
@@ -261,8 +261,8 @@ def _over_budget(now: float, expected: float, state: ScheduleState, settings: Se
     return told
 
 
-def _may_wait(now: float, state: ScheduleState, settings: Settings) -> bool:
-    """Return whether a round may still wait for what is unsettled: never so long that a slow observer stops rounds."""
+def settles(now: float, state: ScheduleState, settings: Settings) -> bool:
+    """Return whether a round waits for what is unsettled: never so long that a slow observer stops rounds."""
     came = math.inf if state.last_committed is None else now - state.last_committed
     few = state.new_frames < (1.0 + SETTLE_SHARE) * settings.schedule.new_frames
-    return few and 0.0 <= came < SETTLE_SECONDS
+    return bool(state.unsettled) and few and 0.0 <= came < SETTLE_SECONDS

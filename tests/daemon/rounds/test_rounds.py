@@ -25,7 +25,7 @@ from daemon.rounds.runner import RoundContext, RoundFailed, launch_round
 from daemon.rounds.schedule import due
 from daemon.runtime.process_group import children_of, group_alive
 from daemon.status.collect import collect_status
-from storage.buffer.observations import Observations
+from storage.buffer.observations import Observation, Observations
 from storage.errors import NoCheckpoint
 from storage.gate.drift import Drift
 from storage.rounds.folder import RoundStore
@@ -379,6 +379,19 @@ def test_status_says_why_no_round_can_begin_until_one_can(
     loop.step()
     assert len(store.numbers()) == len(before) + 1
     assert collect_status(loop.settings).next_round.held != "refused" and not layout.refusal.exists()
+
+
+def test_a_request_waits_until_new_frames_are_observed(loop, program, store, layout):
+    program("scores('failed', 'no')")
+    loop.settings = changed(loop.settings, schedule={"new_frames": 20})
+    row = np.ones(3, np.float32)
+    loop.request()
+    for frames in ((7, 8), range(3, 7)):
+        assert store.numbers() == []
+        with Observations.open(layout.observations, writable=True) as observations:
+            observations.add([Observation(frame, 1, 1, 0.0, 0.1, 0.9, row, row, row) for frame in frames])
+        loop.step()
+    assert store.numbers() == [1]
 
 
 def test_a_request_that_comes_while_nothing_is_due_is_not_lost(loop, program, store, monkeypatch):

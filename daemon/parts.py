@@ -120,6 +120,7 @@ class DaemonParts:
             token,
             self._ingest.retries,
             self._gate,
+            lambda: self._activity.now,
         )
         self.app, self.local_app = create_control_app(context), create_control_app(context, local=True)
         self._in_force.after_reload = self._reloaded

@@ -47,15 +47,15 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False, c
 def _check(settings: "Settings") -> None:
     """Exit 1 with the reason unless a daemon holds the state directory, its threads live and no child hangs."""
     from daemon.control.client import ControlClient, ControlFailed
-    from daemon.runtime.activity import Activity, read_activity
+    from daemon.status.daemon_probe import running_activity
 
     layout = layout_of(settings)
     try:
         problems = [f"no daemon on {layout.root}"]
         if layout.locked():
             problems = ControlClient(layout, CHECK_SECONDS).problems("/healthz")
-            activity = read_activity(layout.run_file("activity")) or Activity()
-            problems += [f"`mfmd {child.name}` {child.problem}" for child in activity.children if child.hangs]
+            children = running_activity(layout).children
+            problems += [f"`mfmd {child.name}` {child.problem}" for child in children if child.hangs]
     except ControlFailed as error:
         problems = [str(error)]
     if problems:

@@ -1,6 +1,7 @@
 """The control plane's HTTP API: reads need no token, changes need one. No torch, no long work in a request."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Annotated, Any
@@ -37,6 +38,7 @@ from daemon.net.json_body import InvalidBody, body_schema, json_schemas, read_js
 from daemon.net.middleware import HeadRequests, LastAnswers
 from daemon.rounds.history import summaries, summarise
 from daemon.rounds.loop import RoundLoop
+from daemon.runtime.activity import Activity
 from daemon.runtime.health import Health
 from daemon.runtime.in_force import Reloaded, SettingsInForce
 from daemon.status.collect import Status, collect_status
@@ -64,6 +66,8 @@ class ControlContext:
     token: str
     retries: RetryQueue
     gate: GateLoop
+    activity: Callable[[], Activity] = Activity
+    """What the daemon does now."""
 
 
 def create_control_app(context: ControlContext, *, local: bool = False) -> FastAPI:
@@ -113,6 +117,11 @@ def _reading(context: ControlContext) -> APIRouter:
     def status() -> Status:
         """Return the whole status, as `mfmd status --json`."""
         return collect_status(context.in_force.now)
+
+    @router.get("/activity")
+    def activity() -> Activity:
+        """Return what only the running daemon knows: folder, ingest, children, mirrors, failing parts."""
+        return context.activity()
 
     @router.get("/checkpoints")
     def checkpoints() -> CheckpointList:

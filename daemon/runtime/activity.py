@@ -1,7 +1,7 @@
 """`run/activity.json`: what the running daemon does now, for `mfmd status` and other readers.
 
 The file holds the few facts that only the running process knows. The daemon writes it when a fact changes, at most
-once a second. The file is meaningless once the daemon's lock is free.
+once a second. The file is meaningless once the daemon's lock is free. On a full disk only the daemon itself knows.
 """
 
 from collections.abc import Callable
@@ -142,12 +142,14 @@ class ActivityWriter:
 
     def __init__(self, path: Path, snapshot: Callable[[], Activity]) -> None:
         self._path, self._snapshot = path, snapshot
+        self.now = Activity()
+        """The newest activity, at most a second old; may be read from any thread."""
         self._written: Activity | None = None
         self._lasting = Lasting()
 
     def step(self) -> float:
         """Write if something changed; return the seconds until the next call."""
-        activity = self._snapshot()
+        activity = self.now = self._snapshot()
         if activity != self._written:
             try:
                 durable.write_record(self._path, activity)

@@ -13,9 +13,10 @@ from daemon.gate.suggestion import waiting_version
 from daemon.net.token import serving_token
 from daemon.rounds.history import RoundSummary, schedule_state, summaries
 from daemon.rounds.schedule import NextRound, due
-from daemon.runtime.activity import Activity, IngestActivity, WatchActivity, read_activity
+from daemon.runtime.activity import Activity, IngestActivity, WatchActivity
 from daemon.runtime.run_record import current_record, read_run_record
 from daemon.status.conditions import describe_conditions
+from daemon.status.daemon_probe import running_activity
 from daemon.status.messages import operator_messages, waiting_messages
 from daemon.status.model import (
     OBSERVED_FRAMES,
@@ -147,7 +148,7 @@ class _Collector:
     def _activity(self) -> Activity:
         """Return the daemon's activity; if the daemon is down, whether the folder exists."""
         if self._up:
-            return read_activity(self._layout.run_file("activity")) or Activity()
+            return running_activity(self._layout)
         watch, unmarked = WatchActivity(state="stopped"), missing_marker(self._settings.watch)
         if not self._settings.watch.folder.is_dir():
             watch = WatchActivity(state="missing")

@@ -11,7 +11,7 @@ import pytest
 
 from daemon.doctor import Level, examine_daemon
 from daemon.doctor.disk import examine_state
-from daemon.runtime.activity import read_activity
+from daemon.runtime.activity import Activity, IngestActivity, read_activity
 from daemon.status.collect import collect_status
 from storage.buffer.frames import FrameBuffer
 from storage.layout import StateLayout
@@ -61,6 +61,16 @@ def test_a_damaged_catalog_lets_ingest_and_rounds_wait_and_the_plane_serve(runni
     lines = Counter(line.partition('"event": ')[2].split(",")[0] for line in running.log.read_text().splitlines())
     assert lines['"component_failed"'] == 2 and lines['"observer_waits"'] == lines['"buffer_unusable"'] == 1
     assert str(layout.catalog) in running.log.read_text()
+
+
+def test_status_is_what_the_daemon_says_and_not_what_it_last_wrote(running, settings):
+    """As on a full disk, where it can write nothing."""
+    file = running.layout.run_file("activity")
+    written = file.read_bytes()
+    file.write_text(Activity(ingest=IngestActivity(state="running")).model_dump_json())
+    status = collect_status(settings)
+    assert status.ingest.state == "paused" and status.children
+    file.write_bytes(written)
 
 
 def test_children_that_hang_are_told_within_15_s(running, settings):

@@ -5,9 +5,10 @@ import threading
 import pytest
 
 from daemon.metrics import Metrics
+from daemon.runtime import logs
 from daemon.runtime.backoff import Backoff
 from daemon.runtime.worker import Worker
-from storage.errors import DurabilityLost
+from storage.errors import DurabilityLost, StorageError
 
 FAST = Backoff(base=0.05, cap=0.2)
 
@@ -42,6 +43,22 @@ def test_a_worker_goes_on_after_an_error_and_says_so(worker, wait_until):
     assert part.last_error is None
     assert not part.failed
     assert part._meter.failed_steps.labels(component="ingest")._value.get() == 2
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), StorageError("a: damaged"), KeyError("bug")])
+def test_an_error_that_lasts_is_logged_once_a_minute_with_a_traceback_only_for_a_bug(
+    worker, wait_until, caplog, error, monkeypatch
+):
+    def step() -> float:
+        raise error
+
+    part = worker(step)
+    part.start()
+    failed = part._meter.failed_steps.labels(component="ingest")._value
+    wait_until(lambda: failed.get() >= 5)
+    assert [record.msg["exc_info"] for record in caplog.records] == [isinstance(error, KeyError)]
+    monkeypatch.setattr(logs, "LASTING_SECONDS", 0.0)
+    wait_until(lambda: len(caplog.records) >= 2)
 
 
 def test_a_worker_stops_for_good_when_an_fsync_was_lost(worker, wait_until):

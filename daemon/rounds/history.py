@@ -150,6 +150,7 @@ def schedule_state(catalog: Catalog | None, store: RoundStore, registry: Checkpo
     layout, serving = StateLayout(store.root.parent), registry.serving()
     drift, (rejected, row) = _drift(layout, newest), _rejected(layout, registry, recent, last)
     counts = catalog.counts() if catalog is not None else None
+    unsettled, unseen_since = _unsettled(layout, catalog, newest)
     return ScheduleState(
         frames=counts.frames if counts else 0,
         holdout=counts.holdout if counts else 0,
@@ -167,7 +168,8 @@ def schedule_state(catalog: Catalog | None, store: RoundStore, registry: Checkpo
         expected={item.effort: item.seconds for item in reversed(recent) if item.result in JUDGED and item.seconds},
         probation=_probation(layout),
         refused=_refused(layout),
-        unsettled=_unsettled(layout, catalog, newest),
+        unsettled=unsettled,
+        unseen_since=unseen_since,
     )
 
 
@@ -183,10 +185,13 @@ def device_uses(store: RoundStore) -> tuple[DeviceUse, ...]:
     return tuple(found)
 
 
-def _unsettled(layout: StateLayout, catalog: Catalog | None, newest: int) -> str:
-    """Return what the gate still has to find out about frames after `newest`. Damaged records count as settled."""
+def _unsettled(layout: StateLayout, catalog: Catalog | None, newest: int) -> tuple[str, float | None]:
+    """Return what the gate still has to find out about frames after `newest`; damaged records count as settled.
+
+    And when the oldest frame that the observer has to see was committed (Unix, seconds).
+    """
     if catalog is None or not layout.observations.exists():
-        return ""
+        return "", None
     from storage.buffer.observations import Observations  # numpy: only where there is something to read
 
     try:
@@ -194,13 +199,15 @@ def _unsettled(layout: StateLayout, catalog: Catalog | None, newest: int) -> str
         with Observations.open(layout.observations, writable=False) as observations:
             seen = observations.observed()
     except StorageError:
-        return ""
+        return "", None
     if recall is not None and recall.stage == "asked":
-        return "a recall to be decided"
+        return "a recall to be decided", None
     if known is not None and known.current is None:
-        return "frames that say which condition the stream is of"
-    waiting = catalog.frames_after(newest, but=seen) if seen else 0  # it begins with the newest ones
-    return f"the observer, which has {waiting} new frames to see" if waiting > UNSEEN else ""
+        return "frames that say which condition the stream is of", None
+    waiting = catalog.commits_after(newest, but=seen) if seen else []  # it begins with the newest ones
+    if len(waiting) <= UNSEEN:
+        return "", None
+    return f"the observer, which has {len(waiting)} new frames to see", waiting[UNSEEN]
 
 
 def _probation(layout: StateLayout) -> Probation | None:

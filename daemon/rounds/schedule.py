@@ -62,6 +62,8 @@ class ScheduleState:
     """Why the last round that was called for could not begin: too few of its frames may be used."""
     unsettled: str = ""
     """What the gate still has to find out about the newest frames; a recall during a round would void its verdict."""
+    unseen_since: float | None = None
+    """When the oldest frame that this waits for the observer to see was committed (Unix, seconds)."""
 
 
 Held = Literal["none", "cooldown", "failures", "nothing_new", "budget", "unsettled", "refused"]
@@ -265,4 +267,5 @@ def settles(now: float, state: ScheduleState, settings: Settings) -> bool:
     """Return whether a round waits for what is unsettled: never so long that a slow observer stops rounds."""
     came = math.inf if state.last_committed is None else now - state.last_committed
     few = state.new_frames < (1.0 + SETTLE_SHARE) * settings.schedule.new_frames
-    return bool(state.unsettled) and few and 0.0 <= came < SETTLE_SECONDS
+    at_once = state.unseen_since is not None and 0.0 <= now - state.unseen_since < SETTLE_SECONDS  # many were dropped
+    return bool(state.unsettled) and (few or at_once) and 0.0 <= came < SETTLE_SECONDS

@@ -136,10 +136,14 @@ class Catalog:
         """Return the id of the frame committed last, even if evicted: the number of frames ever committed."""
         return int(self._select(NEWEST_ID)[0][0])
 
-    def frames_after(self, frame: int, but: Collection[int] = ()) -> int:
-        """Return how many frames of the buffer were committed after this one, without those in `but`."""
-        statement = "SELECT COUNT(*) FROM frames WHERE id > ? AND id NOT IN (SELECT value FROM json_each(?))"
-        return int(self._select(statement, (frame, json.dumps(list(but))))[0][0])
+    def frames_after(self, frame: int) -> int:
+        """Return how many frames of the buffer were committed after this one."""
+        return int(self._select("SELECT COUNT(*) FROM frames WHERE id > ?", (frame,))[0][0])
+
+    def commits_after(self, frame: int, but: Collection[int]) -> list[float]:
+        """Return when the frames after this one, without those in `but`, were committed (Unix, seconds), in order."""
+        statement = "SELECT committed_at FROM frames WHERE id > ? AND id NOT IN (SELECT value FROM json_each(?))"
+        return [float(row[0]) for row in self._select(f"{statement} ORDER BY id", (frame, json.dumps(list(but))))]
 
     def recent_hashes(self, source: str, limit: int) -> list[tuple[int, str, str]]:
         """Return id, name and perceptual hash of the newest frames of a source, newest first."""

@@ -126,6 +126,9 @@ def test_a_round_waits_for_what_is_unsettled_but_never_for_long(settings) -> Non
     assert due(NOW, dataclasses.replace(busy, new_frames=30), wanted)[0] == "new_frames", (
         "frames come faster than they are seen"
     )
+    many = dataclasses.replace(busy, new_frames=90, unseen_since=NOW - 2)
+    assert due(NOW, many, wanted)[0] is None, "they were dropped at once"
+    assert due(NOW + 28, dataclasses.replace(many, last_committed=NOW + 27), wanted)[0] == "new_frames"
     assert due(NOW + 40, busy, wanted)[0] == "new_frames", "nothing more comes"
     short = dataclasses.replace(busy, new_frames=5)
     assert "15 more new frames" in due(NOW, short, wanted)[1].waiting_for

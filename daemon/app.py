@@ -10,9 +10,11 @@ from daemon.net.listening import tls_files
 from daemon.net.local import listen_locally
 from daemon.net.token import control_token
 from daemon.parts import DaemonParts
+from daemon.runtime.health import Health
 from daemon.runtime.in_force import SNAPSHOT, SettingsInForce, reloaded_on_hang_up
 from daemon.runtime.logs import configure_logs, get_logger
 from daemon.runtime.memory import freeze_heap
+from daemon.runtime.notify import Notifier
 from daemon.runtime.run_record import publish_record
 from daemon.runtime.signals import stop_event
 from daemon.status.messages import nothing_serves
@@ -31,7 +33,8 @@ def run(settings: Settings, config: Path) -> int:
     StorageError.
     """
     configure_logs(settings.log)
-    in_force = SettingsInForce(settings, config)
+    in_force, notifier = SettingsInForce(settings, config), Notifier()
+    in_force.around_reload = notifier.reloading
     layout = StateLayout(settings.state)
     check_masks(settings)
     with reloaded_on_hang_up(in_force), stop_event() as stop, layout.lock():
@@ -53,8 +56,9 @@ def run(settings: Settings, config: Path) -> int:
                 publish_record(layout, "daemon", *server.address, tls=tls is not None)
                 parts.metrics.process.started.set_to_current_time()
                 log.info("daemon_ready", host=server.address[0], port=server.address[1], state=str(layout.root))
-                return _wait(stop, server, local)
+                return _wait(stop, parts.health, notifier, server, local)
             finally:
+                notifier.stopping()
                 layout.run_file("daemon").unlink(missing_ok=True)
                 parts.stop()
                 layout.run_file(SNAPSHOT).unlink(missing_ok=True)
@@ -69,10 +73,12 @@ def require_version(settings: Settings, registry: CheckpointRegistry) -> None:
         raise NoCheckpoint(f"{settings.state}: {nothing_serves(registry.versions(), settings)}")
 
 
-def _wait(stop: threading.Event, *servers: ControlServer) -> int:
-    while not stop.wait(1.0):
-        if not all(server.alive for server in servers):
-            log.critical("control_server_failed")
-            return 1
-    log.info("daemon_stopping")
-    return 0
+def _wait(stop: threading.Event, health: Health, notifier: Notifier, *servers: ControlServer) -> int:
+    while all(server.alive for server in servers):
+        stuck = ["control: its HTTP server is stuck" for server in servers if server.stuck]
+        notifier.step([*health.dead(), *stuck], [*health.not_ready(), *stuck])
+        if stop.wait(1.0):
+            log.info("daemon_stopping")
+            return 0
+    log.critical("control_server_failed")
+    return 1

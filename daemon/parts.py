@@ -108,7 +108,7 @@ class DaemonParts:
             Worker("publish", self._publisher.step, meter),
             Worker("activity", self._activity.step, meter),
         ]
-        health = Health(self._workers, self._registry, self._supervisor.states)
+        self.health = Health(self._workers, self._registry, self._supervisor.states)
         self._collector = StateCollector(self._settings, self._buffer.catalog, self._supervisor.states)
         self.metrics.registry.register(self._collector)
         context = ControlContext(
@@ -116,7 +116,7 @@ class DaemonParts:
             self._registry,
             self._rounds,
             self.metrics,
-            health,
+            self.health,
             token,
             self._ingest.retries,
             self._gate,

@@ -4,6 +4,7 @@ It serves from a thread. The guard checks the token before it reads a body, and 
 """
 
 import asyncio
+import math
 import socket
 import threading
 import time
@@ -25,11 +26,22 @@ BACKLOG = 128
 GRACE_SECONDS = 2
 """Longest wait for requests in flight at the end (seconds)."""
 START_SECONDS = 10.0
+STUCK_SECONDS = 60.0
+"""A loop that does not move for so long is stuck (seconds); requests run beside it, in threads."""
 
 
 def bind(settings: ControlSettings) -> Listener:
     """Return a listening socket. Raises AddressInUse, or ConfigError for a public address without a token."""
     return listen(control_address(settings), BACKLOG)
+
+
+class _TickingServer(uvicorn.Server):
+    last_tick = math.inf
+    """When its loop last moved, ten times a second (monotonic, seconds)."""
+
+    async def on_tick(self, counter: int) -> bool:
+        self.last_tick = time.monotonic()
+        return await super().on_tick(counter)
 
 
 class ControlServer:
@@ -55,7 +67,7 @@ class ControlServer:
             ssl_certfile=tls.certificate if tls else None,
             ssl_keyfile=tls.key if tls else None,
         )
-        self._server = uvicorn.Server(config)
+        self._server = _TickingServer(config)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [listener]}, name="control", daemon=True
         )
@@ -70,6 +82,11 @@ class ControlServer:
     def alive(self) -> bool:
         """Return whether it serves."""
         return self._thread.is_alive()
+
+    @property
+    def stuck(self) -> bool:
+        """Return whether its loop has not moved for `STUCK_SECONDS`; False before its first move."""
+        return time.monotonic() - self._server.last_tick > STUCK_SECONDS
 
     def start(self) -> None:
         """Start serving; return once it answers requests. Raises DaemonError if it does not start."""

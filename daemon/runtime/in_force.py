@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
@@ -49,6 +49,8 @@ class SettingsInForce:
         self.now = settings
         self.after_reload: Callable[[bool], None] = lambda done: None
         """Called after each reload with whether it was done."""
+        self.around_reload: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Each reload happens inside one."""
         self._file = file
         self._snapshot: Path | None = None
         self._lock = threading.Lock()
@@ -79,7 +81,7 @@ class SettingsInForce:
         written for children; then nothing changes.
         """
         try:
-            with self._lock:
+            with self.around_reload(), self._lock:
                 done = self._take_over()
         except (ConfigError, OSError, StorageError) as error:
             log.error("settings_not_reloaded", error=str(error))

@@ -33,13 +33,14 @@ class Running:
     """`mfmd run` on a configuration file."""
 
     def __init__(self, config: Path, layout, *, ready: bool = True, **options) -> None:
-        """`options` are those of Popen: another directory, another environment."""
+        """`options` are those of Popen: another directory, another environment; `program` replaces `-m daemon.cli`."""
         environment = options.pop("env", os.environ) | {"PYTHONPATH": str(ROOT)}  # and not the current directory
+        program = options.pop("program", ["-m", "daemon.cli"])
         self.config, self.layout = config, layout
         self.log = config.parent / "daemon.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "daemon.cli", "run", "--config", str(config)],
+                [sys.executable, "-P", *program, "run", "--config", str(config)],
                 env=environment,
                 **{"cwd": ROOT, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
                 | options,

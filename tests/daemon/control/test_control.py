@@ -7,10 +7,12 @@ import threading
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from daemon.cli import main
+from daemon.control import server as server_module
 from daemon.control.client import ControlClient, ControlFailed, NoDaemon
-from daemon.control.server import bind
+from daemon.control.server import ControlServer, bind
 from daemon.errors import AddressInUse, Stopping
 from daemon.exit_codes import ExitCode
 from daemon.runtime.activity import ChildActivity
@@ -286,6 +288,29 @@ def test_a_stuck_step_is_noticed_but_a_long_round_is_none(world):
     problems = world.client.get("/healthz").json()["problems"]
     end.set()
     assert [problem.split(":")[0] for problem in problems] == ["publish"]
+
+
+def test_a_server_whose_loop_does_not_move_is_stuck(monkeypatch, wait_until):
+    app, end = FastAPI(), threading.Event()
+
+    @app.get("/")
+    async def hang() -> None:
+        end.wait()
+
+    monkeypatch.setattr(server_module, "STUCK_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = ControlServer(app, listener)
+        assert not server.stuck
+        server.start()
+        wait_until(lambda: not server.stuck)
+        url = f"http://127.0.0.1:{server.address[1]}/"
+        asker = threading.Thread(target=httpx.get, args=(url,), kwargs={"trust_env": False})
+        asker.start()
+        wait_until(lambda: server.stuck)
+        end.set()
+        wait_until(lambda: not server.stuck)
+        asker.join()
+        server.stop()
 
 
 def test_a_taken_port_is_told(make_settings):

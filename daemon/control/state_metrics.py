@@ -15,6 +15,8 @@ from configs.settings import Settings
 from daemon.gate.decide import GATE
 from daemon.masks.report import MaskReport, read_report
 from daemon.metrics import REASONS
+from daemon.net.certificates import first_end
+from daemon.net.secret_files import SECRETS, exposure, secret_files
 from daemon.rounds.history import JUDGED, schedule_state, summaries
 from daemon.rounds.schedule import Held, due
 from daemon.runtime.activity import ChildActivity
@@ -72,6 +74,7 @@ class StateCollector(Collector):
             "observations": self._observed,
             "masks": self._masks,
             "children": self._kids,
+            "secrets": self._secrets,
         }
 
     def describe(self) -> Iterable[Metric]:
@@ -256,6 +259,16 @@ class StateCollector(Collector):
         text = "1 while the child process does its work; 0 from its end or hang until it is ready again"
         yield _metric("mfmd_component_up", text, up, "component")
         yield _metric("mfmd_component_restarts_total", "Restarts of the child process", restarts, "component")
+
+    def _secrets(self) -> Iterator[Metric]:
+        files = secret_files(self.settings)
+        exposed = {name: name in files and bool(exposure(files[name])) for name in SECRETS}
+        text = "1 for each file with a secret that other users can read, change or replace"
+        yield _metric("mfmd_secret_exposed", text, exposed, "secret")
+        planes = {"control": self.settings.control.certificate, "serving": self.settings.serving.certificate}
+        ends = {plane: (first_end(path) if path else None) or 0.0 for plane, path in planes.items()}
+        text = "Unix time at which the first certificate in a plane's file ends; 0: it has none"
+        yield _metric("mfmd_certificate_end_timestamp_seconds", text, ends, "plane")
 
     def _masks(self) -> Iterator[Metric]:
         report = read_report(self._layout.run_file("masks")) or MaskReport()

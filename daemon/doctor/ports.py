@@ -9,18 +9,15 @@ from configs.errors import ConfigError
 from configs.serving import ControlSettings, ServingSettings
 from configs.settings import Settings
 from daemon.doctor.finding import Finding, fail, ok, warn
-from daemon.doctor.secret_files import exposure
+from daemon.net.certificates import RENEW, ending
 from daemon.net.listening import Wanted, is_loopback, tls_files
+from daemon.net.secret_files import NEW_SECRET, exposure
 from daemon.net.token import control_address, serving_address
 from daemon.runtime.run_record import current_record
 from storage.layout import StateLayout
 
 Section = Literal["control", "serving"]
 Plane = ControlSettings | ServingSettings
-NEW_SECRET = (
-    "take the rights away (`chmod 600` the file, `chmod go-w` the folder), then put a new secret in its place; without "
-    "run/control.token `mfmd run` makes one"
-)
 
 
 def examine_ports(settings: Settings) -> list[Finding]:
@@ -90,4 +87,8 @@ def _tls(section: Section, plane: Plane) -> list[Finding]:
         files = tls_files(section, plane.certificate, plane.key)
     except ConfigError as error:
         return [fail(name, str(error), "give a matching certificate and key; otherwise it does not start")]
-    return [] if files is None else [_kept(name, files.key, f"certificate {files.certificate}")]
+    if files is None:
+        return []
+    end = ending(files.certificate)
+    expires = [warn(f"{section}_certificate", end, RENEW)] if end else []
+    return [*expires, _kept(name, files.key, f"certificate {files.certificate}")]

@@ -2,8 +2,11 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from configs.settings import Settings
+from daemon.net.certificates import RENEW, ending
+from daemon.net.secret_files import NEW_SECRET, exposure, secret_files
 from daemon.runtime.activity import Activity
 from daemon.status.model import Status
 
@@ -21,6 +24,7 @@ def operator_messages(status: Status, settings: Settings) -> list[str]:
         _rounds(status, settings),
         _policy(status, settings),
         _canary(status),
+        _secrets(settings),
     )
     urgent = [] if status.daemon.up else ["the daemon is not running: `mfmd run` starts it"]
     if status.serving is None and not status.serving_damaged:  # damage is told already
@@ -134,6 +138,16 @@ def _policy(status: Status, settings: Settings) -> Iterator[str]:
         yield f"{waits}; `mfmd approve {status.suggested}` serves it, `mfmd reject {status.suggested}` does not"
     if settings.gate.policy == "always":
         yield ALWAYS
+
+
+def _secrets(settings: Settings) -> Iterator[str]:
+    for section in (settings.control, settings.serving):
+        if section.certificate is not None and (end := ending(section.certificate)):
+            yield f"{end}: {RENEW}"
+    for path in secret_files(settings).values():
+        with suppress(PermissionError):  # out of reach for this user, so for others too
+            if exposed := exposure(path):
+                yield f"{exposed}: {NEW_SECRET}"
 
 
 def _canary(status: Status) -> Iterator[str]:

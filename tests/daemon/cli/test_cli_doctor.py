@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 
 from configs.load import load_settings
 from configs.settings import Settings
+from daemon.control.state_metrics import StateCollector
 from daemon.doctor import Finding, Level, examine_file, examine_in_force
 from daemon.doctor.disk import examine_state
 from daemon.doctor.drop_folder import examine_drop_folder
@@ -23,10 +25,14 @@ from daemon.doctor.machine import examine_number_formats
 from daemon.doctor.models import examine_models
 from daemon.doctor.ports import examine_ports
 from daemon.exit_codes import ExitCode
+from daemon.net import certificates
+from daemon.net.certificates import first_end
 from daemon.runtime.activity import Activity, ActivityWriter
 from daemon.runtime.in_force import SNAPSHOT, SettingsInForce, running_settings
 from daemon.runtime.run_record import publish_record
+from daemon.status.collect import collect_status
 from daemon.watch.mode import file_system_of
+from storage.buffer.catalog import Catalog
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from tests.daemon.certificates import self_signed
@@ -296,6 +302,39 @@ def test_public_inference_plane_needs_a_token_or_to_be_meant(settings: Settings)
     assert finding.level == Level.FAIL and "serving.advanced.public" in finding.remedy
     assert _by_name(examine_ports(_with(public, "serving", public=True)))["serving_token"].level == Level.OK
     assert _by_name(examine_ports(settings))["serving_token"].level == Level.OK
+
+
+def _metric(settings: Settings, name: str) -> dict[str, float]:
+    catalog = Catalog(StateLayout(settings.state).catalog, writable=True, broken="not of interest here")
+    (found,) = [metric for metric in StateCollector(settings, catalog, list).collect() if metric.name == name]
+    return {next(iter(sample.labels.values())): sample.value for sample in found.samples}
+
+
+@pytest.mark.parametrize(("days", "said"), [(10, "ends in 10 days"), (30, ""), (12_000, "")])
+def test_a_certificate_that_ends_soon_and_an_exposed_key_are_told(
+    settings: Settings, tmp_path: Path, days: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = self_signed(tmp_path, days=days)
+    secure = _with(settings, "serving", certificate=certificate, key=key)
+    end = first_end(certificate)
+    assert end is not None and abs(end - time.time() - 86_400 * days) < 60, "years after 2049 are written otherwise"
+    for level, words in ((Level.WARN, said), (Level.WARN, "ended 3 days ago")):
+        found = _by_name(examine_ports(secure)).get("serving_certificate")
+        assert (found is None and not words) or (found is not None and found.level == level and words in found.detail)
+        told = [message for message in collect_status(secure).messages if str(certificate) in message]
+        assert len(told) == bool(words) and all("renew it" in message for message in told)
+        monkeypatch.setattr(certificates.time, "time", lambda: end + 3 * 86_400)
+    key.chmod(0o644)
+    assert _by_name(examine_ports(secure))["serving_tls"].level == Level.WARN
+    told = [message for message in collect_status(secure).messages if f"{key} has mode 0644" in message]
+    assert len(told) == 1 and "chmod 600" in told[0]
+    assert _metric(secure, "mfmd_secret_exposed") == {
+        "control_token": 0,
+        "control_key": 0,
+        "serving_token": 0,
+        "serving_key": 1,
+    }
+    assert _metric(secure, "mfmd_certificate_end_timestamp_seconds") == {"control": 0, "serving": end}
 
 
 def test_certificates_are_tried(settings: Settings, tmp_path: Path) -> None:

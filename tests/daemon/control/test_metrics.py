@@ -31,6 +31,8 @@ EXPECTED = [
     "mfmd_start_timestamp_seconds",
     "mfmd_state_readable",
     "mfmd_state_read_failures_total",
+    "mfmd_secret_exposed",
+    "mfmd_certificate_end_timestamp_seconds",
     "mfmd_ingest_files_total",
     "mfmd_ingest_rejected_total",
     "mfmd_ingest_skipped_total",
@@ -165,7 +167,7 @@ def test_no_series_is_labelled_by_what_grows_without_bound(world, layout, add_ve
     labels = {label for family in _families(world).values() for sample in family.samples for label in sample.labels}
     assert labels <= {
         "outcome", "reason", "mode", "result", "cause", "decision", "gate", "ref", "class", "component", "part", "le",
-        "mirror", "needs", "version", "python", "sha256", "state", "implementation", "major", "minor", "patchlevel",
+        "mirror", "needs", "plane", "secret", "version", "python", "sha256", "state", "implementation", "major", "minor", "patchlevel",
     }  # fmt: skip
     assert not any(name.endswith("_created") for name in _families(world))
 

@@ -4,10 +4,34 @@ import os
 import stat
 from pathlib import Path
 
+from configs.settings import Settings
+from storage.layout import StateLayout
+
 READ_OR_CHANGE = 0o027
 """What nobody else may do with a secret: others nothing, and its group only read it."""
 REPLACE = 0o022
 """What nobody else may do with a folder above it, unless the sticky bit keeps them from each other's files."""
+
+
+NEW_SECRET = (
+    "take the rights away (`chmod 600` the file, `chmod go-w` the folder), then put a new secret in its place; without "
+    "run/control.token `mfmd run` makes one"
+)
+"""What to do about an exposed one."""
+SECRETS = ("control_token", "control_key", "serving_token", "serving_key")
+
+
+def secret_files(settings: Settings) -> dict[str, Path]:
+    """Return the files with secrets that the settings name, by one of `SECRETS`; the generated token too."""
+    control, serving = settings.control, settings.serving
+    own = StateLayout(settings.state).token_file
+    found = {
+        "control_token": control.token_file or (own if control.token is None else None),
+        "control_key": control.key,
+        "serving_token": serving.token_file if serving.enabled else None,
+        "serving_key": serving.key if serving.enabled else None,
+    }
+    return {name: path for name, path in found.items() if path is not None}
 
 
 def exposure(path: Path) -> str:

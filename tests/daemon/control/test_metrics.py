@@ -167,7 +167,8 @@ def test_no_series_is_labelled_by_what_grows_without_bound(world, layout, add_ve
     labels = {label for family in _families(world).values() for sample in family.samples for label in sample.labels}
     assert labels <= {
         "outcome", "reason", "mode", "result", "cause", "decision", "gate", "ref", "class", "component", "part", "le",
-        "mirror", "needs", "plane", "secret", "version", "python", "sha256", "state", "implementation", "major", "minor", "patchlevel",
+        "mirror", "needs", "plane", "secret", "version", "python", "sha256", "state",
+        "implementation", "major", "minor", "patchlevel",
     }  # fmt: skip
     assert not any(name.endswith("_created") for name in _families(world))
 

@@ -18,6 +18,7 @@ from daemon.runtime.notify import Notifier
 from daemon.runtime.run_record import publish_record
 from daemon.runtime.signals import stop_event
 from daemon.status.messages import nothing_serves
+from storage.directory.upgrade import prepare
 from storage.errors import NoCheckpoint
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
@@ -38,7 +39,8 @@ def run(settings: Settings, config: Path) -> int:
     layout = StateLayout(settings.state)
     check_masks(settings)
     with reloaded_on_hang_up(in_force), stop_event() as stop, layout.lock():
-        layout.create()
+        if upgraded := prepare(layout):
+            log.info("state_upgraded", steps=upgraded)
         require_version(settings, CheckpointRegistry(layout.checkpoints))
         token = control_token(settings.control, layout)
         tls = tls_files("control", settings.control.certificate, settings.control.key)

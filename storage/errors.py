@@ -39,6 +39,12 @@ class NewerVersion(NewerRecord, CorruptCheckpoint):
     """A version whose manifest a newer mfmd wrote: keep the serving version, do not load this one."""
 
 
+class NewerFormat(NewerRecord):
+    """A newer mfmd gave the state directory its format: no command works on it, and nothing was changed."""
+
+    code = "format_newer"
+
+
 class UnknownVersion(StorageError):
     """A version or ref does not exist."""
 

@@ -73,6 +73,11 @@ class StateLayout:
         """The file that a living daemon holds locked."""
 
     @property
+    def format_file(self) -> Path:
+        """Format of the whole directory, and the mfmd that gave it (`storage.directory.format`)."""
+        return self.root / "format.json"
+
+    @property
     def refusal(self) -> Path:
         """Why the last round that was called for could not begin; no file: it began."""
         return self.root / "refusal.json"

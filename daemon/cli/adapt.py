@@ -60,12 +60,13 @@ def _in_process(settings: "Settings", layout: "StateLayout", show: "ShowProgress
     from daemon.runtime.logs import configure_logs
     from daemon.runtime.signals import stop_event
     from storage.buffer.frames import FrameBuffer
+    from storage.directory.upgrade import prepare
 
     if settings.log.level == "debug":
         configure_logs(settings.log)  # otherwise the progress display says it all
     registry = registry_of(settings)
-    layout.create()
     with layout.lock(), stop_event() as stop:
+        prepare(layout)
         with FrameBuffer.open(layout, settings.buffer, writable=True) as buffer:
             interrupted = recover(settings, buffer, registry)
             context = RoundContext(settings, buffer, registry, stop, lambda item: _show(show, item))

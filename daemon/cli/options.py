@@ -39,22 +39,26 @@ def read_settings(config: Path) -> "Settings":
     """Return the settings in `config` and the environment; raise ConfigError."""
     from configs.load import load_settings
 
-    return _with_temporary_folder(load_settings(config))
+    return _ready(load_settings(config))
 
 
 def running_settings(config: Path) -> "Settings":
     """Return the settings of the running daemon; without one those in `config`. Raises ConfigError."""
     from daemon.runtime.in_force import running_settings as running
 
-    return _with_temporary_folder(running(config))
+    return _ready(running(config))
 
 
-def _with_temporary_folder(settings: "Settings") -> "Settings":
-    """Let temporary files go to the state directory where no other folder takes them; torch needs one.
+def _ready(settings: "Settings") -> "Settings":
+    """Refuse a state directory of a newer mfmd. Let temporary files go there where no other folder takes them.
 
-    So it is in a read-only container, and while the system's disk is full. Children inherit the place.
+    Torch needs one. So it is in a read-only container, and while the system's disk is full. Children inherit the place.
     """
     import tempfile
+
+    from storage.directory.format import refuse_newer
+
+    refuse_newer(layout_of(settings))
 
     try:
         tempfile.gettempdir()

@@ -65,9 +65,11 @@ def pretrain(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False)
 def _import_source(settings: "Settings") -> "LabelCounts":
     """Import the source set unless the state holds it; return what its labels hold."""
     from daemon.cli.output import live_progress
+    from storage.directory.format import begin
     from storage.source.labelled_import import import_labelled, label_map_of
 
     layout = layout_of(settings)
+    begin(layout)
     layout.create()
     with live_progress() as show:
         source = import_labelled(settings, layout, lambda done, total: show("importing", done, total, {}))
@@ -84,7 +86,9 @@ def import_(
     """Import a trained model: a Hugging Face segmentation model (directory or hub id), or safetensors of `network`."""
     settings = read_settings(config)
     from adapters.checkpoints.importing import import_checkpoint
+    from storage.directory.format import begin
 
+    begin(layout_of(settings))
     manifest = import_checkpoint(
         str(user_path(source)) if source.startswith("~") else source,
         settings,

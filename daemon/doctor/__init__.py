@@ -15,17 +15,24 @@ from daemon.doctor.ports import examine_ports
 from daemon.runtime.in_force import SNAPSHOT, compared, running_settings
 from daemon.runtime.run_record import current_record
 from daemon.status.collect import collect_status
+from storage.directory.format import refuse_newer
 from storage.layout import StateLayout
 
 __all__ = ["Finding", "Level", "examine"]
 
 
 def examine(config: Path) -> list[Finding]:
-    """Every finding; a broken configuration does not keep the machine and a running daemon from being looked at."""
-    findings = [*examine_machine(), *examine_packages(), examine_file(config)]
+    """Every finding; a broken configuration does not keep the machine and a running daemon from being looked at.
+
+    Raises NewerFormat when a newer mfmd gave the state directory its format.
+    """
     try:
         settings = running_settings(config)
+        refuse_newer(StateLayout(settings.state))
     except ConfigError:
+        settings = None
+    findings = [*examine_machine(), *examine_packages(), examine_file(config)]
+    if settings is None:
         return findings
     gpu = any(finding.name == "gpu" and finding.level is Level.OK for finding in findings)
     findings += [*examine_in_force(StateLayout(settings.state)), *examine_daemon(settings)]

@@ -3,7 +3,6 @@
 One round is resumed instead if a kill, a stop or the machine interrupted it: from its last training state.
 """
 
-from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -16,7 +15,6 @@ from daemon.rounds.runner import GRACE_SECONDS, STOPPED, record_failure
 from daemon.runtime.logs import get_logger
 from daemon.runtime.process_group import end_leftovers
 from storage.buffer.frames import FrameBuffer
-from storage.buffer.observations import Observations
 from storage.errors import StorageError
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
@@ -39,7 +37,6 @@ def recover(settings: Settings, buffer: FrameBuffer, registry: CheckpointRegistr
     """
     layout = StateLayout(settings.state)
     end_leftovers(layout, GRACE_SECONDS)
-    _upgrade_observations(layout)
     store = RoundStore(layout.rounds)
     latest = store.latest()
     going_on = latest.number if latest is not None and not _obstacle(latest, buffer, registry) else None
@@ -65,13 +62,6 @@ def recover(settings: Settings, buffer: FrameBuffer, registry: CheckpointRegistr
     else:
         log.warning("round_interrupted", round=going_on)
     return going_on
-
-
-def _upgrade_observations(layout: StateLayout) -> None:
-    """Bring an older database of the observer to this format, also where no observer runs: readers need it."""
-    if layout.observations.exists():
-        with suppress(StorageError):  # its readers report damage
-            Observations.open(layout.observations, writable=True).close()
 
 
 def finish_round(folder: RoundFolder, registry: CheckpointRegistry, settings: Settings, why: str = INTERRUPTED) -> str:

@@ -21,7 +21,7 @@ ERRORS = frozenset(
         "pixels_unreadable", "frame_missing", "frame_damaged", "observations_damaged", "version_damaged",
         "pruned_damaged", "ref_damaged", "ref_dangling", "serving_missing", "serving_damaged", "round_damaged",
         "round_version", "training_state", "source_damaged", "unreadable", "record_newer",
-        "conditions_damaged", "condition_version", "gate_record_damaged",
+        "conditions_damaged", "condition_version", "gate_record_damaged", "format_damaged",
     }
 )  # fmt: skip
 """Codes of broken guarantees; a restart of the daemon does not repair them."""

@@ -10,10 +10,11 @@ from storage import durable
 from storage.buffer import files as buffer_files
 from storage.checking.catalog import check_catalog
 from storage.checking.gate import check_gate
-from storage.checking.problem import REPAIR, Problem, Scope
+from storage.checking.problem import REPAIR, Problem, Scope, newer
 from storage.checking.registry import check_history, check_refs, check_versions
 from storage.checking.rounds import check_rounds
 from storage.checking.source import check_source
+from storage.directory.format import read_format
 from storage.errors import DurabilityLost, NewerRecord, StorageError
 from storage.layout import StateLayout
 
@@ -81,6 +82,15 @@ def _repaired(problem: Problem) -> bool:
 
 
 def _examine(scope: Scope) -> Iterator[Problem]:
+    path = scope.layout.format_file
+    try:
+        read_format(scope.layout)
+    except NewerRecord as error:
+        yield newer(path, error)
+        return  # whatever follows could be misread
+    except StorageError as error:
+        remedy = f"{REPAIR} removes it, the next `mfmd run` writes it again"
+        yield Problem("format_damaged", path, str(error), remedy, partial(durable.remove_file, path))
     checks = (check_catalog, check_versions, check_history, check_refs, check_rounds, check_source, check_gate)
     for check in (*checks, _check_leftovers):
         try:

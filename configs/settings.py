@@ -51,7 +51,7 @@ class LogSettings(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is written."""
     json_lines: bool = True
-    """JSON, one object a line; off writes coloured text."""
+    """JSON, one object a line; off writes text, coloured on a terminal only."""
 
 
 class Settings(Section):

@@ -33,7 +33,7 @@ def run(settings: Settings, config: Path) -> int:
     ConfigError (a public address without a token, an unusable certificate), AddressInUse, BufferMismatch or another
     StorageError.
     """
-    configure_logs(settings.log)
+    configure_logs(settings.log, "daemon")
     in_force, notifier = SettingsInForce(settings, config), Notifier()
     in_force.around_reload = notifier.reloading
     layout = StateLayout(settings.state)

@@ -47,7 +47,7 @@ log = get_logger(__name__)
 
 def observe(settings: Settings) -> int:
     """Observe until SIGTERM or SIGINT; 0 after a clean stop."""
-    configure_logs(settings.log)
+    configure_logs(settings.log, "observe")
     with stop_event() as stop, beating(StateLayout(settings.state), "observe") as moved:
         _observe_until(stop, settings, moved)
     log.info("observer_stopped")

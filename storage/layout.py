@@ -90,6 +90,10 @@ class StateLayout:
         """Return `run/<name>.beat`, whose time a living child changes."""
         return self.run / f"{name}.beat"
 
+    def end_file(self, name: str) -> Path:
+        """Return `run/<name>.end`, in which a child leaves why it ends."""
+        return self.run / f"{name}.end"
+
     def identity(self) -> str:
         """Return what distinguishes this state directory from its copies: device and inode of its lock file.
 

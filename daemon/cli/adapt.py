@@ -63,7 +63,7 @@ def _in_process(settings: "Settings", layout: "StateLayout", show: "ShowProgress
     from storage.directory.upgrade import prepare
 
     if settings.log.level == "debug":
-        configure_logs(settings.log)  # otherwise the progress display says it all
+        configure_logs(settings.log, "adapt")  # otherwise the progress display says it all
     registry = registry_of(settings)
     with layout.lock(), stop_event() as stop:
         prepare(layout)

@@ -39,7 +39,7 @@ def frames(
         settings = settings_to_reload(config)
         from daemon.videos.worker import watch_videos
 
-        raise typer.Exit(as_process(settings, config, watch_videos))
+        raise typer.Exit(as_process("frames", settings, config, watch_videos))
     folder, limits, looks = _settings(config, into, every)
     from daemon.videos.frame_files import write_frames
     from storage.errors import RefusedImage

@@ -1,5 +1,6 @@
 """`mfmd run`, `mfmd serve` and `mfmd masks`: the long-running processes, and the hidden `mfmd observe`."""
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from daemon.cli.errors import exit_code_of
 from daemon.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, layout_of, read_settings, running_settings
 from daemon.cli.output import answer
 
@@ -39,7 +41,7 @@ def serve(config: ConfigOption = DEFAULT_CONFIG) -> None:
     settings = settings_to_reload(config)
     from daemon.serving.server import serve as serve_plane
 
-    raise typer.Exit(as_process(settings, config, serve_plane))
+    raise typer.Exit(as_process("serve", settings, config, serve_plane))
 
 
 def masks(config: ConfigOption = DEFAULT_CONFIG) -> None:
@@ -47,7 +49,7 @@ def masks(config: ConfigOption = DEFAULT_CONFIG) -> None:
     settings = settings_to_reload(config)
     from daemon.masks.writer import run_masks
 
-    raise typer.Exit(as_process(settings, config, run_masks))
+    raise typer.Exit(as_process("masks", settings, config, run_masks))
 
 
 def observe(config: ConfigOption = DEFAULT_CONFIG) -> None:
@@ -55,7 +57,7 @@ def observe(config: ConfigOption = DEFAULT_CONFIG) -> None:
     settings = settings_to_reload(config)
     from daemon.observer import observe as observe_frames
 
-    raise typer.Exit(as_process(settings, config, observe_frames))
+    raise typer.Exit(as_process("observe", settings, config, observe_frames))
 
 
 def settings_to_reload(config: Path) -> "Settings":
@@ -64,11 +66,23 @@ def settings_to_reload(config: Path) -> "Settings":
     return read_settings(config)
 
 
-def as_process(settings: "Settings", config: Path, run: Callable[["Settings"], int]) -> int:
-    """Run a process that reloads on SIGHUP and ends soon after the daemon that started it."""
+def as_process(name: str, settings: "Settings", config: Path, run: Callable[["Settings"], int]) -> int:
+    """Run a process that reloads on SIGHUP and ends soon after the daemon that started it, which is told an error."""
     from daemon.runtime.in_force import SettingsInForce, reloaded_on_hang_up
-    from storage.layout import end_without_daemon
+    from storage.layout import WORKS_FOR, end_without_daemon
 
     end_without_daemon(layout_of(settings))
     with reloaded_on_hang_up(SettingsInForce(settings, config)):
-        return run(settings)
+        try:
+            return run(settings)
+        except Exception as error:
+            if WORKS_FOR not in os.environ:
+                raise
+            from daemon.errors import code_of, describe_error
+            from daemon.runtime.heartbeat import leave_reason
+            from daemon.runtime.logs import get_logger
+
+            code, reason = code_of(error), describe_error(error)
+            get_logger(__name__).critical("process_ends", code=code, error=reason, exc_info=code == "unexpected")
+            leave_reason(layout_of(settings), name, reason)
+            return exit_code_of(error)

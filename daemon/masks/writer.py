@@ -56,7 +56,7 @@ def run_masks(settings: Settings) -> int:
     if settings.masks.folder is None:
         raise ConfigError("masks.folder is not set; set it to a folder for the masks")
     check_masks(settings)
-    configure_logs(settings.log)
+    configure_logs(settings.log, "masks")
     os.nice(NICENESS)
     beats = beating(StateLayout(settings.state), "masks")
     with stop_event() as stop, closing(PlaneClient(settings)) as plane, beats as moved:

@@ -9,10 +9,12 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import psutil
 from prometheus_client import Counter
 
 from configs.errors import ConfigError
@@ -135,7 +137,8 @@ def listen(wanted: Wanted, backlog: int) -> Listener:
         bound = socket.create_server(target, family=family, backlog=backlog)
     except OSError as error:
         place = f"{wanted.section}.host {wanted.host}, {wanted.section}.port {wanted.port}"
-        raise AddressInUse(f"{place}: cannot bind: {error.strerror or error}; choose another port") from error
+        reason = f"{place}: cannot bind: {error.strerror or error}{_holder(wanted.port)}"
+        raise AddressInUse(f"{reason}; stop what holds it, or choose another port") from error
     most = CONTROL_CONNECTIONS if wanted.section == "control" else SERVING_CONNECTIONS
     listener = Listener(bound, allowed_connections(most) * 3 // 2)
     # Connections inherit the options. Without the first one the body of an answer, written after its head, may wait
@@ -153,6 +156,15 @@ def _look_up(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
     except UnicodeError as error:  # a label that is empty or too long is no name
         raise OSError(f"not a host name: {error}") from error
     return [(family, target) for family, _, _, _, target in answers]
+
+
+def _holder(port: int) -> str:
+    """Return which process listens on a port, as an addition to a message; empty when this user cannot see it."""
+    with suppress(psutil.Error, OSError):
+        for item in psutil.net_connections("tcp"):
+            if item.status == psutil.CONN_LISTEN and getattr(item.laddr, "port", 0) == port and item.pid is not None:
+                return f" by process {item.pid} ({psutil.Process(item.pid).name()})"
+    return ""
 
 
 def _is_loopback(entry: tuple[socket.AddressFamily, Any]) -> bool:

@@ -91,6 +91,8 @@ class ChildActivity(ActivityPart):
     """Starts after the first."""
     last_exit: int | None = None
     """Exit status of the last end; negative is a signal."""
+    reason: str = ""
+    """Why it ended, as it says itself; empty once it does its work."""
     next_start: float | None = None
     """Unix time of the next attempt, while it waits for one (seconds)."""
 

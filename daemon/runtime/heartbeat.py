@@ -1,4 +1,4 @@
-"""Heartbeats of children without an address: by them the supervisor sees that a child lives and works.
+"""What children tell the supervisor by files: that they live and work, and why they end.
 
 A thread of the child changes the time of `run/NAME.beat` every two seconds, unless the child's loop has not moved for
 long. So a process that is stopped, frozen or stuck in a system call is noticed soon, and a stuck loop some time later.
@@ -43,6 +43,23 @@ def beating(layout: StateLayout, name: str) -> Iterator[Callable[[], None]]:
         if thread.ident is not None:
             thread.join()
             path.unlink(missing_ok=True)
+
+
+def leave_reason(layout: StateLayout, name: str, reason: str) -> None:
+    """Leave why this child ends, for `take_reason`. A full disk, or one that is read-only, is no further error."""
+    with suppress(OSError):
+        layout.end_file(name).write_text(reason, encoding="utf-8")
+
+
+def take_reason(layout: StateLayout, name: str) -> str:
+    """Return why child `name` ended, once; empty when it left no reason."""
+    path = layout.end_file(name)
+    try:
+        reason = path.read_text(encoding="utf-8", errors="replace")
+        path.unlink()
+    except OSError:
+        return ""
+    return reason
 
 
 class BeatProbe:

@@ -1,11 +1,12 @@
-"""Logs: structlog and the standard library in one stream, JSON lines (or coloured text) on stderr."""
+"""Logs: structlog and the standard library in one stream, JSON lines (or text) on stderr, coloured on a terminal."""
 
 import logging
+import os
 import sys
 import time
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 from configs.settings import LogSettings
 
@@ -42,33 +43,49 @@ class Lasting:
         return self._logged.setdefault(state, now) == now
 
 
-def configure_logs(settings: LogSettings) -> None:
-    """Send all logs, those of libraries too, to stderr in the configured format. Safe to call more than once."""
+def configure_logs(settings: LogSettings, process: str = "") -> None:
+    """Send all logs, those of libraries too, to stderr in the configured format; safe to call more than once.
+
+    Every line names `process`; a later call without it keeps the name.
+    """
     structlog.configure(
         processors=list(_OURS),
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    tail: list[Processor] = [structlog.dev.ConsoleRenderer()]
+    root = logging.getLogger()
+    for old in [item for item in root.handlers if isinstance(item.formatter, structlog.stdlib.ProcessorFormatter)]:
+        process = process or old.name or ""
+        root.removeHandler(old)
+    colors = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    traceback = structlog.dev.default_exception_formatter if colors else structlog.dev.plain_traceback
+    tail: list[Processor] = [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=traceback)]
     if settings.json_lines:
         tail = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     handler = logging.StreamHandler(sys.stderr)
+    handler.name = process
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=list(_SHARED),
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _naming(process), *tail],
         )
     )
-    root = logging.getLogger()
-    for old in [item for item in root.handlers if isinstance(item.formatter, structlog.stdlib.ProcessorFormatter)]:
-        root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(settings.level.upper())
     for name in QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     for name in SILENT:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
+def _naming(process: str) -> Processor:
+    """Return what adds the name of the process to a line."""
+
+    def name(_logger: object, _method: str, line: EventDict) -> EventDict:
+        return {"process": process, **line}
+
+    return name
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

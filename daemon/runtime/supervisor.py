@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from daemon.errors import describe_error
 from daemon.runtime.activity import ChildActivity
 from daemon.runtime.backoff import Backoff
+from daemon.runtime.heartbeat import take_reason
 from daemon.runtime.logs import get_logger
 from daemon.runtime.process_group import ProcessGroup
 from storage.layout import StateLayout
@@ -89,7 +90,8 @@ class _Child:
             settled = (
                 self.spec.tells_ready or not self.state.restarts or now - (self._started or now) >= SETTLED_SECONDS
             )
-            self._set(problem=answer if settled else f"was restarted after status {self.state.last_exit}", hangs=False)
+            problem = answer if settled else f"was restarted after status {self.state.last_exit}"
+            self._set(problem=problem, hangs=False, reason=self.state.reason if problem else "")
             return
         self._unanswered += 1
         if self._answered and self._unanswered >= SILENT_PROBES:
@@ -128,7 +130,7 @@ class _Child:
         if self._started is not None and now - self._started >= STABLE_SECONDS:
             self._failures = 0
         log.warning("child_ended", child=self.spec.name, status=status)
-        self._set(last_exit=status)
+        self._set(last_exit=status, reason=take_reason(self._layout, self.spec.name))
         self._retry_later(now)
 
     def _retry_later(self, now: float) -> None:

@@ -119,9 +119,9 @@ def serve(settings: Settings) -> int:
     Starts without any version and waits for one. Raises AddressInUse when the address cannot be bound, ConfigError for
     a public address without a token, and for a token, certificate or key that cannot be used.
     """
+    configure_logs(settings.log, "serve")
     tls = tls_files("serving", settings.serving.certificate, settings.serving.key)
     listener = listen(serving_address(settings.serving), BACKLOG)
-    configure_logs(settings.log)
     if settings.serving.threads:
         torch.set_num_threads(settings.serving.threads)
     # uvicorn stops cleanly on a signal and then raises it again, which would end the process with the signal's status

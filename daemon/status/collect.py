@@ -140,7 +140,7 @@ class _Collector:
         if plane.up or plane.refused or not (daemon.up and self._settings.serving.enabled):
             return plane
         child = next((child for child in activity.children if child.name == "serve"), None)
-        waits = child is not None and (child.hangs or child.next_start is not None)  # it ended, is not tried again yet
+        waits = child is not None and bool(child.hangs or child.reason or child.next_start)
         begun = child.since if child is not None else None  # None: it will be started in a moment
         begun = begun or daemon.since or time.time()
         return plane.model_copy(update={"starting": not waits and time.time() - begun < STARTING_SECONDS})

@@ -89,9 +89,12 @@ def _children(status: Status) -> Iterator[str]:
                 f"`mfmd {child.name}` hangs: process {child.pid} does not answer; it is killed and restarted "
                 "within a minute: look for a full disk, a lost mount, or too little memory or CPU time"
             )
-        if not child.running and child.next_start is not None:
-            wait = max(0.0, child.next_start - time.time())
-            yield f"`mfmd {child.name}` ended with status {child.last_exit}; restart in {wait:.0f} s"
+        again = "it was restarted"
+        if child.next_start is not None:
+            again = f"restart in {max(0.0, child.next_start - time.time()):.0f} s"
+        if child.reason or child.next_start is not None:
+            reason = f": {child.reason}" if child.reason else ""
+            yield f"`mfmd {child.name}` ended with status {child.last_exit}{reason}; {again}"
 
 
 def _mirrors(status: Status) -> Iterator[str]:
@@ -109,7 +112,7 @@ def _plane(status: Status, settings: Settings) -> Iterator[str]:
     plane, serving = status.plane, status.serving
     if plane.refused:
         yield f"the inference plane at {plane.host}:{plane.port} does not report its state: {plane.detail}"
-    elif status.daemon.up and settings.serving.enabled and not (plane.up or plane.starting or _hangs(status)):
+    elif status.daemon.up and settings.serving.enabled and not (plane.up or plane.starting or _is_told(status)):
         yield f"the inference plane does not answer: {plane.detail}"
     wanted = serving.version if serving is not None else None
     if plane.up and plane.detail:
@@ -120,8 +123,9 @@ def _plane(status: Status, settings: Settings) -> Iterator[str]:
         yield f"version {wanted} cannot serve, {old}: {plane.last_swap_failure}; {_another(status)}"
 
 
-def _hangs(status: Status) -> bool:
-    return any(child.hangs for child in status.children if child.name == "serve")
+def _is_told(status: Status) -> bool:
+    """Return whether a message about the process of the plane says already why the plane does not answer."""
+    return any(child.hangs or child.reason for child in status.children if child.name == "serve")
 
 
 def _another(status: Status) -> str:

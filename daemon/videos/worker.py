@@ -47,7 +47,7 @@ log = get_logger(__name__)
 
 def watch_videos(settings: Settings) -> int:
     """Turn the videos of the drop folder into image files until SIGTERM or SIGINT; 0 after a clean stop."""
-    configure_logs(settings.log)
+    configure_logs(settings.log, "frames")
     os.nice(NICE)
     with (
         closing(VideoWorker(settings)) as worker,

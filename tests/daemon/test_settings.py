@@ -148,4 +148,6 @@ def test_a_running_daemon_and_its_file(daemon, config, layout, mfmd, status, pat
     for child in children:
         os.kill(child["pid"], signal.SIGHUP)
     patiently(lambda: len(_logged(tmp_path, "settings_reloaded")) == before + 3)
+    names = [line["process"] for line in _logged(tmp_path, "settings_reloaded")]
+    assert names[:before] == ["daemon"] * before and sorted(names[before:]) == ["frames", "observe", "serve"]
     assert [child["pid"] for child in status()["children"]] == [child["pid"] for child in children]

@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,10 +15,12 @@ import pytest
 from daemon.errors import DaemonError
 from daemon.runtime import heartbeat
 from daemon.runtime import supervisor as supervisor_module
+from daemon.runtime.activity import Activity, ActivityWriter
 from daemon.runtime.backoff import Backoff
 from daemon.runtime.heartbeat import BeatProbe
 from daemon.runtime.process_group import ProcessGroup, children_of, end_leftovers, group_alive
 from daemon.runtime.supervisor import ChildSpec, Supervisor
+from daemon.status.collect import collect_status
 from storage.layout import StateLayout
 
 FAST = Backoff(base=0.05, cap=0.2)
@@ -219,6 +222,37 @@ def test_a_hung_child_is_reported_and_restarted(answering, wait_until):
     _until(supervisor, lambda state: not state.problem, wait_until)
     state = supervisor.states()[0]
     assert (state.restarts, state.last_exit) == (1, -signal.SIGKILL) and state.pid != first and not state.hangs
+
+
+FAILS = """
+import sys
+from pathlib import Path
+from configs.settings import Settings
+from daemon.cli.planes import as_process
+from daemon.net.listening import Wanted, listen
+def serve(settings):
+    listen(Wanted("serving", "127.0.0.1", int(sys.argv[2]), True, ""), 1)
+    return 7
+sys.exit(as_process("plane", Settings.model_validate_json(Path(sys.argv[1]).read_text()), Path("none"), serve))
+"""
+
+
+def test_why_a_child_ends_is_told_until_it_does_its_work(supervise, layout, make_settings, tmp_path, wait_until):
+    """Here its port is taken, by this process."""
+    file, settings = tmp_path / "settings.json", make_settings()
+    file.write_text(settings.model_dump_json())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        command = [sys.executable, "-c", FAILS, str(file), str(taken.getsockname()[1])]
+        supervisor = supervise(ChildSpec("plane", command))
+        _until(supervisor, lambda state: state.last_exit is not None, wait_until)
+    (state,) = supervisor.states()
+    assert state.last_exit == 1 and f"by process {os.getpid()} (" in state.reason
+    with layout.lock():
+        ActivityWriter(layout.run_file("activity"), lambda: Activity(children=[state])).step()
+        (told,) = [message for message in collect_status(settings).messages if "mfmd plane" in message]
+    assert told.startswith(f"`mfmd plane` ended with status 1: {state.reason}; restart in ")
+    _until(supervisor, lambda state: state.last_exit == 7, wait_until)
+    assert not supervisor.states()[0].reason, "an end without a word is not explained by the one before"
 
 
 BEATS = (

@@ -118,7 +118,7 @@ def test_an_address_in_use_is_one_clear_error(world: World) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         settings: Settings = world.settings(port=port)
-        with pytest.raises(AddressInUse, match=rf"serving\.port {port}"):
+        with pytest.raises(AddressInUse, match=rf"serving\.port {port}: .* by process {os.getpid()} \("):
             serve(settings)
     with pytest.raises(AddressInUse, match="no-such-host"):
         serve(world.settings(host="no-such-host.invalid"))

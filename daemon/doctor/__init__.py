@@ -15,6 +15,7 @@ from daemon.doctor.ports import examine_ports
 from daemon.runtime.in_force import SNAPSHOT, compared, running_settings
 from daemon.runtime.run_record import current_record
 from daemon.status.collect import collect_status
+from daemon.status.messages import clock_message
 from storage.directory.format import refuse_newer
 from storage.layout import StateLayout
 
@@ -35,7 +36,7 @@ def examine(config: Path) -> list[Finding]:
     if settings is None:
         return findings
     gpu = any(finding.name == "gpu" and finding.level is Level.OK for finding in findings)
-    findings += [*examine_in_force(StateLayout(settings.state)), *examine_daemon(settings)]
+    findings += [*examine_in_force(StateLayout(settings.state)), *examine_daemon(settings), examine_clock(settings)]
     findings += examine_number_formats(settings, gpu)
     for part in (examine_drop_folder, examine_state, examine_ports, examine_models):
         findings += part(settings)
@@ -69,6 +70,12 @@ def examine_daemon(settings: Settings) -> list[Finding]:
         for message in collect_status(settings).messages
     ]
     return [works, *told]
+
+
+def examine_clock(settings: Settings) -> Finding:
+    """Return whether this machine's clock can be right."""
+    what, _, remedy = clock_message(collect_status(settings)).partition(": ")
+    return warn("clock", what, remedy) if what else ok("clock", "after everything that is recorded here")
 
 
 def examine_in_force(layout: StateLayout) -> list[Finding]:

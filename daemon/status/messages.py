@@ -10,6 +10,10 @@ from daemon.net.secret_files import NEW_SECRET, exposure, secret_files
 from daemon.runtime.activity import Activity
 from daemon.status.model import Status
 
+CLOCK_SECONDS = 300.0
+"""A record may be so far ahead of this machine's clock (seconds): machines that share a registry differ a little."""
+OLDEST_TIME = 1_767_225_600.0
+"""No clock that is right says less (Unix, seconds): 2026 began, and mfmd was not written yet."""
 ALWAYS = "gate.policy is always: candidates serve unchecked; set it to auto unless this is an experiment"
 
 
@@ -24,6 +28,7 @@ def operator_messages(status: Status, settings: Settings) -> list[str]:
         _rounds(status, settings),
         _policy(status, settings),
         _canary(status),
+        filter(None, [clock_message(status)]),
         _secrets(settings),
     )
     urgent = [] if status.daemon.up else ["the daemon is not running: `mfmd run` starts it"]
@@ -41,6 +46,27 @@ def waiting_messages(activity: Activity) -> list[str]:
     return [
         f"{', '.join(parts)} {'wait' if len(parts) > 1 else 'waits'}: {reason}" for reason, parts in waiting.items()
     ]
+
+
+def clock_message(status: Status) -> str:
+    """Return that this machine's clock cannot be right; empty when it may be.
+
+    It is before what was recorded here, or before mfmd was written.
+    """
+    ended = [item.ended or 0.0 for item in status.last_rounds]
+    records = {
+        "the serving version was promoted": status.serving.since if status.serving is not None else 0.0,
+        "the newest frame was committed": status.buffer.last_committed_at or 0.0,
+        "the last round ended": max(ended, default=0.0),
+    }
+    what, newest = max(records.items(), key=lambda item: item[1])
+    remedy = "set it (NTP): times of frames, rounds and alarms follow it; what is recorded stays as it is"
+    if newest > status.at + CLOCK_SECONDS:
+        days = (newest - status.at) / 86_400
+        return f"this machine's clock is {days:.1f} days before the time at which {what}: {remedy}"
+    if status.at < OLDEST_TIME:
+        return f"this machine's clock says {time.strftime('%Y-%m-%d', time.gmtime(status.at))}: {remedy}"
+    return ""
 
 
 def nothing_serves(versions: Sequence[int], settings: Settings) -> str:

@@ -16,8 +16,10 @@ import pytest
 
 from daemon.app import require_version
 from daemon.cli.status import _daemon, _lines
+from daemon.doctor import Level, examine_clock
 from daemon.runtime.activity import Activity, ActivityWriter, ChildActivity, IngestActivity, WatchActivity
 from daemon.runtime.run_record import RunRecord, publish_record
+from daemon.status import collect
 from daemon.status.collect import Status, collect_status
 from daemon.status.plane_probe import PlaneProbe, describe_plane, probe_plane
 from storage.buffer.observations import Observation, Observations
@@ -62,6 +64,28 @@ def test_a_disk_below_the_reserve_is_mentioned_and_skipped_files_are_counted(mak
     assert status.buffer.skipped == {"too_close": 2}
     assert any("buffer.reserve_bytes: the buffer does not grow" in message for message in status.messages)
     assert not any("buffer.reserve_bytes" in message for message in collect_status(make_settings()).messages)
+
+
+@pytest.mark.parametrize(
+    ("at", "said"),
+    [
+        (-86_400.0, "is 1.0 days before the time at which the serving version was promoted"),
+        (-60.0, ""),
+        (3_600.0, ""),
+        (None, "clock says 1970-01-02"),
+    ],
+)
+def test_a_clock_that_cannot_be_right_is_told(make_settings, add_version, registry, monkeypatch, at, said):
+    """Also by the doctor; and no age is negative then."""
+    add_version()
+    now = 86_400.0 if at is None else registry.serving().since + at
+    if at is None:
+        ref = registry.serving().model_copy(update={"since": 0.0})
+        write_record(registry.ref_path("serving"), ref)
+    monkeypatch.setattr(collect.time, "time", lambda: now)
+    told = [message for message in collect_status(make_settings()).messages if "this machine's clock" in message]
+    assert len(told) == bool(said) and all(said in message and "set it (NTP)" in message for message in told)
+    assert examine_clock(make_settings()).level == (Level.WARN if said else Level.OK)
 
 
 def test_a_version_that_does_not_serve_is_mentioned(make_settings, add_version):

@@ -105,7 +105,7 @@ class Observer:
         buffer, observations = opened
         self._observe_source(observations, ref.version)
         records = buffer.records()
-        self._look_at(buffer, observations, records)
+        self._look_at(buffer, observations, records, stop)
         if (request := self._comparisons.waiting()) is not None:
             self._comparisons.answer(request.number, self._compare(request, buffer, ref.version))
             return True
@@ -159,12 +159,20 @@ class Observer:
             )
         ]
 
-    def _look_at(self, buffer: "FrameBuffer", observations: Observations, records: Sequence["FrameRecord"]) -> None:
+    def _look_at(
+        self,
+        buffer: "FrameBuffer",
+        observations: Observations,
+        records: Sequence["FrameRecord"],
+        stop: threading.Event,
+    ) -> None:
         """Write the facts of the newest frames that have none, before the gate concludes anything from their style."""
         known = observations.with_facts() | self._unusable
-        lacking = [record for record in records if record.id not in known][-FACTS:]
-        read = [(record.id, self._pixels(buffer, record)) for record in lacking]
-        observations.add_facts({frame: facts_of(pixels).numbers() for frame, pixels in read if pixels is not None})
+        found = {}
+        for record in [record for record in records if record.id not in known][-FACTS:]:
+            if not stop.is_set() and (pixels := self._pixels(buffer, record)) is not None:
+                found[record.id] = facts_of(pixels).numbers()
+        observations.add_facts(found)
 
     def _pixels(self, buffer: "FrameBuffer", record: "FrameRecord") -> "NDArray[np.uint8] | None":
         """Return the pixels of a frame [h, w, 3] RGB without padding; None when it left or cannot be read."""

@@ -141,6 +141,12 @@ class FramesRefused(StorageError):
     code = "export_refused"
 
 
+class BackupRefused(StorageError):
+    """A backup cannot be written or restored like this; nothing was changed."""
+
+    code = "backup_refused"
+
+
 class FrameEvicted(StorageError):
     """A frame that was committed was evicted since: ignore it and continue."""
 

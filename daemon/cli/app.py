@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from daemon.cli.adapt import adapt
+from daemon.cli.backup import backup, restore
 from daemon.cli.buffer import buffer_app
 from daemon.cli.canary import canary_app
 from daemon.cli.check import check, doctor
@@ -87,6 +88,8 @@ _PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "refused list --json": refused_app,
         "buffer info --json": buffer_app,
         "check --read-data --repair": check,
+        "backup /backup/mfmd.tar": backup,
+        "restore /backup/mfmd.tar": restore,
         "config show": config_app,
     },
 }

@@ -15,6 +15,7 @@ from storage.checking.registry import check_history, check_refs, check_versions
 from storage.checking.rounds import check_rounds
 from storage.checking.source import check_source
 from storage.directory.format import read_format
+from storage.directory.restore import finish_restore
 from storage.errors import DurabilityLost, NewerRecord, StorageError
 from storage.layout import StateLayout
 
@@ -56,16 +57,21 @@ def repair_state(layout: StateLayout, *, read_data: bool = False) -> Repair:
     """
     if not layout.root.is_dir():
         return Repair([], [])
+    with layout.lock():
+        finish_restore(layout)
+        with buffer_files.claim(layout):
+            return _repair(Scope(layout, read_data))
+
+
+def _repair(scope: Scope) -> Repair:
     repaired: list[Problem] = []
-    with layout.lock(), buffer_files.claim(layout):
-        scope = Scope(layout, read_data)
+    problems = list(_examine(scope))
+    for _ in range(PASSES):
+        before = {problem for problem in problems if _repaired(problem)}
+        if not before:
+            break
         problems = list(_examine(scope))
-        for _ in range(PASSES):
-            before = {problem for problem in problems if _repaired(problem)}
-            if not before:
-                break
-            problems = list(_examine(scope))
-            repaired += sorted(before - set(problems), key=lambda problem: (problem.code, problem.path))
+        repaired += sorted(before - set(problems), key=lambda problem: (problem.code, problem.path))
     return Repair(repaired, problems)
 
 

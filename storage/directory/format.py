@@ -7,8 +7,9 @@ touches any file.
 
 import time
 from importlib import metadata
+from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from storage import durable
 from storage.errors import NewerFormat, StorageError
@@ -36,28 +37,27 @@ def this_format(number: int = FORMAT) -> StateFormat:
     return StateFormat(format=number, mfmd=metadata.version("mfmd"), at=time.time())
 
 
-def parse_format(data: bytes, where: object) -> StateFormat:
-    """Return a `format.json` that this mfmd can work with. Raises NewerFormat, StorageError when it is damaged."""
-    try:
-        found = StateFormat.model_validate_json(data)
-    except ValidationError as error:
-        remedy = "`mfmd check --repair` removes it, and the next `mfmd run` writes it again"
-        raise StorageError(f"{where}: not a format of a state directory; {remedy}") from error
+def parse_format(data: bytes, where: Path) -> int:
+    """Return the format that the content of a `format.json` names. Raises NewerFormat, ValueError for damage."""
+    found = StateFormat.model_validate_json(data)
     if found.format > FORMAT:
         raise NewerFormat(
             f"{where}: format {found.format} of mfmd {found.mfmd}; this is mfmd {metadata.version('mfmd')}, which "
             f"reads up to {FORMAT}: use mfmd {found.mfmd} or later, or restore a backup; nothing was changed"
         )
-    return found
+    return found.format
 
 
 def read_format(layout: StateLayout) -> int:
     """Return the format of a state directory. Raises NewerFormat, StorageError when the file is damaged."""
+    path = layout.format_file
     try:
-        data = layout.format_file.read_bytes()
+        return parse_format(path.read_bytes(), path)
     except (FileNotFoundError, NotADirectoryError):
         return 1
-    return parse_format(data, layout.format_file).format
+    except ValueError as error:
+        remedy = "`mfmd check --repair` removes it, and the next `mfmd run` writes it again"
+        raise StorageError(f"{path}: not the format of a state directory; {remedy}") from error
 
 
 def refuse_newer(layout: StateLayout) -> None:

@@ -7,16 +7,18 @@ from storage import durable
 from storage.buffer.catalog import Catalog
 from storage.buffer.observations import Observations
 from storage.directory.format import FORMAT, read_format, this_format
+from storage.directory.restore import finish_restore
 from storage.errors import StorageError
 from storage.layout import StateLayout
 
 
 def prepare(layout: StateLayout) -> list[str]:
-    """Create the folders and upgrade what an older mfmd wrote; return the names of the steps that ran.
+    """Finish a restore, create the folders, upgrade what an older mfmd wrote; return the names of the steps that ran.
 
     Only under the state directory's lock. After a kill at any point it can be repeated: every step may run twice, and
     the number is written after it. Raises NewerFormat, StorageError, OSError.
     """
+    finish_restore(layout)
     found, ran = read_format(layout), list[str]()
     layout.create()
     while found < FORMAT:

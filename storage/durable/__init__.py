@@ -77,7 +77,7 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644, shared: bool = Fa
 
     `shared`: the operator's umask decides, not that of this process.
     """
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(data)
         if shared:
@@ -94,6 +94,29 @@ def write_record(path: Path, record: BaseModel) -> None:
     write_text(path, record.model_dump_json(indent=2) + "\n")
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name for the new content of `path`; rename it after the block, remove it after an error."""
+    temporary = _temporary(path)
+    try:
+        with named(path):
+            yield temporary
+        publish_file(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Name the file in an error of writing; the system's own error does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def append_line(path: Path, line: str) -> None:
     """Add one line and fsync it. A partial last line is terminated first.
 
@@ -101,7 +124,7 @@ def append_line(path: Path, line: str) -> None:
     """
     new, size = not path.exists(), size_of(path)
     try:
-        with _named(path), path.open("ab+") as file:
+        with named(path), path.open("ab+") as file:
             torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
             file.write(b"\n" * torn + line.encode() + b"\n")
     except OSError:
@@ -132,7 +155,7 @@ def cut_file(path: Path, size: int) -> None:
 def copy_in(source: Path, target: Path) -> FileHash:
     """Copy a file durably and hash what was copied in the same pass."""
     digest, size = hashlib.sha256(), 0
-    with _replacing(target) as temporary, source.open("rb") as reader, temporary.open("xb") as writer:
+    with replacing(target) as temporary, source.open("rb") as reader, temporary.open("xb") as writer:
         while block := reader.read(COPY_BYTES):
             digest.update(block)
             size += writer.write(block)
@@ -341,29 +364,6 @@ def _fsync(path: Path, flags: int) -> None:
         raise DurabilityLost(f"{path}: fsync failed: {error.strerror}; check the disk, then restart mfmd") from error
     finally:
         os.close(handle)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name for the new content of `path`; rename it after the block, remove it after an error."""
-    temporary = _temporary(path)
-    try:
-        with _named(path):
-            yield temporary
-        publish_file(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Name the file in an error of writing; the system's own error does not."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
 
 
 def _temporary(path: Path) -> Path:

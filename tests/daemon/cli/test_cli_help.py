@@ -37,7 +37,7 @@ def test_the_commands_of_the_issue_are_there() -> None:
         "init", "pretrain", "import", "export", "frames", "run", "reload", "serve", "masks", "adapt", "predict",
         "evaluate", "status", "check", "checkpoints", "promote", "rollback", "refused", "buffer", "config", "doctor",
         "demo", "conditions", "approve", "reject", "explain",
-        "canary",
+        "canary", "backup", "restore",
     }  # fmt: skip
     assert {path[1] for path in VISIBLE if path[0] == "checkpoints" and len(path) > 1} == {
         "shadow",

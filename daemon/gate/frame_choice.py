@@ -38,7 +38,7 @@ MEANINGS = {
     "fault": " (swapped channels, upside down or inverted)",
     "ramp": " (the brightness rises or falls all the time)",
     "far": " (unlike everything known)",
-    "copies": " (the picture does not change: round.advanced.most_copies of one are used)",
+    "copies": " (the picture does not change, and round.advanced.most_copies of one are used)",
     "flood": " (one of several sources sends most frames)",
 }
 """What a reason means, where its name does not say it."""
@@ -69,8 +69,10 @@ def choose_frames(
     chosen = [frame for frame in frames if frame.id not in reasons]
     if not manual and reasons.keys() - trusted and not any(it.id not in trusted and not it.holdout for it in chosen):
         new = sum(frame.id not in trusted for frame in frames)
-        text = f"no new frame to train on; left out of {new} new ones: {left_out_text(found)}"
-        raise NotEnoughFrames(f"{text} (round.advanced.leave_out); drop more images")
+        text = (
+            f"no new frame to train on; round.advanced.leave_out leaves out of {new} new ones: {left_out_text(found)}"
+        )
+        raise NotEnoughFrames(f"{text}; drop other images")
     return chosen, found
 
 

@@ -216,7 +216,7 @@ def check_frames(
     """Raise NotEnoughFrames for too few frames for a round; `left_out`: those that it must not use, by reason."""
     least, why, what = settings.schedule.min_frames, "", "in the buffer"
     if left_out:
-        why, what = f"; left out: {left_out_text(left_out)} (round.advanced.leave_out)", "may be used"
+        why, what = f"; round.advanced.leave_out leaves out: {left_out_text(left_out)}", "may be used"
     if len(frames) < least:
         raise NotEnoughFrames(f"{len(frames)} frames {what}, schedule.min_frames is {least}{why}; drop more images")
     if all(frame.holdout for frame in frames):

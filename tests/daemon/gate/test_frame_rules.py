@@ -148,6 +148,6 @@ def test_facts_of_the_smallest_images() -> None:
 def test_a_round_uses_no_noise_and_says_why(world, registry, store):
     settings = changed(world.settings, round={"advanced": {"leave_out": LEFT_OUT}})
     context = RoundContext(settings, world.buffer, registry, threading.Event())
-    with pytest.raises(NotEnoughFrames, match=r"left out: \d+ noise \(round.advanced.leave_out\)"):
+    with pytest.raises(NotEnoughFrames, match=r"round.advanced.leave_out leaves out: \d+ noise; drop"):
         launch_round(context, "manual")
     assert not store.numbers() and not world.buffer.leases() and len(world.buffer.records()) >= 4

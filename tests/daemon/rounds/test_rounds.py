@@ -347,9 +347,13 @@ def test_after_an_alarm_the_loop_starts_a_round_of_statistics_first(loop, progra
 @pytest.mark.parametrize(
     ("likeness", "used", "said"),
     [
-        (0.1, (), "no new frame to train on; left out of 8 new ones: 8 noise (round.advanced.leave_out)"),
-        (0.9, (), "left out: 6 copies (the picture does not change: round.advanced.most_copies of one are used)"),
-        (0.1, (1, 2, 3, 4, 5), "no new frame to train on; left out of 3 new ones: 3 noise (round.advanced.leave_out)"),
+        (0.1, (), "no new frame to train on; round.advanced.leave_out leaves out of 8 new ones: 8 noise; drop"),
+        (0.9, (), "leaves out: 6 copies (the picture does not change, and round.advanced.most_copies of one are used)"),
+        (
+            0.1,
+            (1, 2, 3, 4, 5),
+            "no new frame to train on; round.advanced.leave_out leaves out of 3 new ones: 3 noise; drop",
+        ),
     ],
     ids=["noise", "a fixed camera", "only known frames"],
 )

@@ -58,3 +58,17 @@ def test_every_installed_requirement_is_pinned() -> None:
         if distribution(name).version.split("+")[0] != pinned[name]
     ]
     assert not wrong, f"installed at another version than pinned: {wrong}"
+
+
+def test_every_file_of_the_rooms_is_installed() -> None:
+    """An editable installation has them all, a wheel only those that pyproject.toml names."""
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
+    for room in ("configs", "storage", "adapters", "daemon"):
+        patterns = [*data["*"], *data.get(room, [])]
+        files = [path for path in (ROOT / room).rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+        missing = [
+            path.relative_to(ROOT)
+            for path in files
+            if not any(path.relative_to(ROOT / room).match(pattern) for pattern in patterns)
+        ]
+        assert not missing, f"not in package-data: {missing}"

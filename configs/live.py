@@ -7,8 +7,8 @@ from pydantic import BaseModel
 from configs.settings import Settings
 
 LIVE = frozenset({
-    "buffer.reserve_bytes", "canary", "conditions", "drift", "gate", "log", "mfm", "network", "pretrain", "probation",
-    "recall", "recipe", "registry", "round", "schedule", "source", "watch.stability_seconds",
+    "buffer.reserve_bytes", "canary", "conditions", "drift", "gate", "log", "mfm", "network", "notify", "pretrain",
+    "probation", "recall", "recipe", "registry", "round", "schedule", "source", "watch.stability_seconds",
     "watch.advanced.group_frames", "watch.advanced.group_seconds", "watch.advanced.rescan_seconds",
 })  # fmt: skip
 """Settings, and whole sections, that are read again at each use. A round that runs keeps those of its start."""

@@ -23,6 +23,7 @@ from configs.gate import (
 )
 from configs.mfm import MfmSettings
 from configs.network import NetworkSettings, PretrainSettings
+from configs.notify import Webhooks
 from configs.recipe import DacsSettings, RareClassSettings, RecipeSettings
 from configs.round import RoundSettings, ScheduleSettings
 from configs.section import Section, StatePath, meet
@@ -84,6 +85,8 @@ class Settings(Section):
     serving: ServingSettings = ServingSettings()
     masks: MasksSettings = MasksSettings()
     publish: PublishSettings = PublishSettings()
+    notify: Webhooks = ()
+    """Webhooks that are told what happens."""
     control: ControlSettings = ControlSettings()
     observe: ObserveSettings = ObserveSettings()
     log: LogSettings = LogSettings()

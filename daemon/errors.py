@@ -59,6 +59,12 @@ class PublishFailed(DaemonError):
     code = "publish_failed"
 
 
+class NotifyFailed(DaemonError):
+    """A webhook did not take a message; the message here has its host and the reason. It is tried again."""
+
+    code = "notify_failed"
+
+
 def code_of(error: BaseException) -> str:
     """Return the stable code of `error` (docs/reference/errors.md); `unexpected` for any other exception."""
     code = getattr(error, "code", None)

@@ -18,7 +18,7 @@ from daemon.runtime.metric_table import MetricTable, counter, expose, gauge, his
 from storage.buffer.catalog_records import SKIP_REASONS
 from storage.rounds.records import CHECKS
 
-COMPONENTS = ("ingest", "rounds", "gate", "supervisor", "publish", "activity")
+COMPONENTS = ("ingest", "rounds", "gate", "supervisor", "publish", "notify", "activity")
 MIRRORS = ("triton", "huggingface")
 OUTCOMES = ("stored", "not_kept", "duplicate", "skipped", "rejected")
 REASONS = (
@@ -170,6 +170,16 @@ class PublishMetrics(MetricTable):
     )
 
 
+class NotifyMetrics(MetricTable):
+    """Messages to webhooks."""
+
+    results = counter(
+        "mfmd_notifications",
+        "Attempts to send a message to a webhook since the daemon started, by result: ok, failed (sent again)",
+        result=("ok", "failed"),
+    )
+
+
 class ProcessMetrics(MetricTable):
     """The daemon itself, its children and its settings."""
 
@@ -235,6 +245,7 @@ class Metrics:
         self.ingest = IngestMetrics(self.registry)
         self.rounds = RoundMetrics(self.registry)
         self.publish = PublishMetrics(self.registry)
+        self.notify = NotifyMetrics(self.registry)
         self.process = ProcessMetrics(self.registry, settings)
         ProcessCollector(registry=self.registry)
         self._lock = threading.Lock()

@@ -14,6 +14,7 @@ from daemon.gate.probation import ProbationRule
 from daemon.gate.recall import RecallRule
 from daemon.ingest.worker import Ingest
 from daemon.metrics import Metrics
+from daemon.notify.notifier import Notifier
 from daemon.publishing.publisher import Publisher
 from daemon.rounds.loop import RoundLoop
 from daemon.rounds.recovery import recover
@@ -89,6 +90,7 @@ class DaemonParts:
         self._gate = GateLoop(self._settings, self._buffer, self._registry, rules)
         self._supervisor = Supervisor(_child_specs(self._settings, config), self._layout)
         self._publisher = Publisher(self._settings, config, self._registry, self.metrics.publish)
+        self._notifier = Notifier(self._settings, self._registry, self._supervisor.states, self.metrics.notify)
         self._activity = ActivityWriter(self._layout.run_file("activity"), self._snapshot)
         meter = self.metrics.process
         self._ingest_worker = Worker("ingest", self._ingest.step, meter, wake=wake_ingest)
@@ -106,6 +108,7 @@ class DaemonParts:
             ),
             Worker("gate", self._gate.step, meter),
             Worker("publish", self._publisher.step, meter),
+            Worker("notify", self._notifier.step, meter),
             Worker("activity", self._activity.step, meter),
         ]
         self.health = Health(self._workers, self._registry, self._supervisor.states)
@@ -134,6 +137,7 @@ class DaemonParts:
         """Pass settings to every part with live settings; a running round keeps its own."""
         self.metrics.process.show(settings)
         self._rounds.settings = self._gate.settings = self._collector.settings = settings
+        self._notifier.settings = settings
         self._ingest.use(settings)
 
     def _step_rounds(self) -> float:

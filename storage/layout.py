@@ -82,6 +82,11 @@ class StateLayout:
         """Why the last round that was called for could not begin; no file: it began."""
         return self.root / "refusal.json"
 
+    @property
+    def notified(self) -> Path:
+        """What each webhook of `notify` was told."""
+        return self.root / "notified.json"
+
     def run_file(self, name: str) -> Path:
         """Return `run/<name>.json`: pid, host, port and start time of a living process."""
         return self.run / f"{name}.json"

@@ -1,0 +1,1 @@
+"""Notifications: what happened (`events.py`), and telling webhooks about it (`notifier.py`)."""

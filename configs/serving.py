@@ -73,6 +73,13 @@ class ServingSettings(Section):
         return self
 
 
+class MasksAdvanced(Section):
+    """Rarely changed settings of masks."""
+
+    again: bool = False
+    """Rewrite all masks when another version serves."""
+
+
 class MasksSettings(Section):
     """Masks as files: each image of the drop folder gets one, written by `mfmd masks`, which `mfmd run` starts."""
 
@@ -80,8 +87,7 @@ class MasksSettings(Section):
     """Where masks are written, sub-folders as in the drop folder; none: no masks. Needs `watch.after_commit: keep`."""
     kind: Literal["index", "color", "overlay"] = "index"
     """index: class indices; color: the class list's colours; overlay: colours over the image."""
-    again: bool = False
-    """Rewrite all masks when another version serves."""
+    advanced: MasksAdvanced = MasksAdvanced()
 
 
 class PublishSettings(Section):

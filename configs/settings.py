@@ -86,7 +86,8 @@ class Settings(Section):
     masks: MasksSettings = MasksSettings()
     publish: PublishSettings = PublishSettings()
     notify: Webhooks = ()
-    """Webhooks that are told what happens."""
+    """Webhooks that are told what happens, each {url: https://..., on: [promoted, rolled_back, recalled, rejections,
+    drift, child_down]}; without `on` all of it."""
     control: ControlSettings = ControlSettings()
     observe: ObserveSettings = ObserveSettings()
     log: LogSettings = LogSettings()

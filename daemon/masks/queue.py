@@ -95,7 +95,8 @@ class MaskQueue:
         if skipped is not None and skipped.meets(wanted, again=again):
             return None
         made = self._note_of_mask(name)
-        return None if made is not None and made.meets(wanted, again=self._masks.again) else Due(name, arrival, wanted)
+        there = made is not None and made.meets(wanted, again=self._masks.advanced.again)
+        return None if there else Due(name, arrival, wanted)
 
     def _note_of_mask(self, name: str) -> Note | None:
         """Read once; later only whether the mask is still there. One that cannot be read is written anew."""

@@ -105,7 +105,7 @@ def test_who_asked_for_the_round_learns_that_its_candidate_goes_on_later(
     """`mfmd adapt` followed a daemon that ended."""
     recover(state.settings, buffer, state.registry)
     with pytest.raises(RoundSuspended, match="the candidate of round 1 ran in the shadow; the next `mfmd run`"):
-        _outcome(folder, 1, stopping=True)
+        _outcome(StateLayout(state.settings.state), folder, 1, stopping=True)
 
 
 def test_the_status_line_tells_how_far_it_is(state: Trial, folder: RoundFolder, buffer: FrameBuffer) -> None:

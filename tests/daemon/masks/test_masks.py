@@ -64,7 +64,7 @@ def test_a_restart_does_nothing_again_but_what_changed(folders: Folders) -> None
     before = {name: folders.mask(name).stat().st_ino for name in ("0.png", "1.png", "2.png")}
     folders.put("1.png", 11)
     folders.mask("2.png").unlink()
-    folders.world.add(2)  # another version: no reason, as `masks.again` is off
+    folders.world.add(2)  # another version: no reason, as `masks.advanced.again` is off
     with masked(folders.settings()) as made:
         wait_until(lambda: made.report.written == 2, "the changed image and the missing mask")
         folders.put("new.png", 5)
@@ -95,7 +95,7 @@ def test_a_mask_without_the_change_time_stays(folders: Folders) -> None:
 def test_another_version_makes_them_anew_when_asked_to(folders: Folders) -> None:
     for seed in range(3):
         folders.put(f"{seed}.png", seed)
-    with masked(folders.settings(again=True)) as made:
+    with masked(folders.settings(advanced={"again": True})) as made:
         for seed in range(3):
             folders.wait_for(f"{seed}.png", version=1)
         version = folders.world.add(2)

@@ -29,8 +29,8 @@ FIRST = 5_000_000
 """First seed of the drawn scenes."""
 ROUND_SECONDS = 300.0
 START_SECONDS = 90.0
-PATIENCE_SECONDS = 15.0
-"""Longest wait for a round to start; none starts when all frames are left out."""
+PATIENCE_SECONDS = 45.0
+"""Longest wait for a round to start: it waits for the observer, and none starts when all frames are left out."""
 
 
 class Served(NamedTuple):

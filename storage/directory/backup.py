@@ -2,8 +2,8 @@
 
 Nobody is stopped, so the order decides. First every small file is read and every large one opened: rounds before the
 registry, so that no verdict names a version that is missing, and the registry under its lock. What is open stays whole,
-whatever retention removes. Then SQLite copies its databases, and the shards of the frames in that copy follow. A frame
-that was evicted before its shard was read is removed from the copy.
+whatever retention removes. Then SQLite copies the catalog, and the shards of the frames in that copy follow, oldest
+first, as they leave. A frame that was evicted before its shard was read is removed from the copy.
 """
 
 import errno
@@ -75,22 +75,23 @@ def write_backup(layout: StateLayout, target: Path, on_progress: OnProgress = la
         files = _moment(layout, opened)
         sets = {folder: _set_in_use(folder) for folder in (layout.source, *layout.canary_sets)}
         scratch = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent)))
-        catalog, observations = _copied(layout.catalog, scratch), None
-        with suppress(StorageError):  # derived from the frames: the observer makes it again
-            observations = _copied(layout.observations, scratch)
+        catalog = _copied(layout.catalog, scratch)
         slots = _slots(catalog) if catalog else []
         total = len(files) + sum(len(paths) for _, paths in sets.values()) + len(slots)
         tar = opened.enter_context(tarfile.open(temporary, "x", format=tarfile.PAX_FORMAT))
         archive = _Archive(tar, layout.root, total, on_progress)
         archive.add_bytes(layout.format_file, about)
+        missing, gone = 0, 0
+        if catalog is not None:  # at once: frames leave while the rest is written
+            missing, gone = _add_frames(archive, layout, catalog, slots)
+            archive.add_file(layout.catalog, catalog)
+        with suppress(StorageError):  # derived from the frames: the observer makes it again
+            if observations := _copied(layout.observations, scratch):
+                archive.add_file(layout.observations, observations)
         for file in files:
             archive.add(*file)
         for folder, (current, paths) in sets.items():
             _add_set(archive, folder, current, paths)
-        missing, gone = _add_frames(archive, layout, catalog, slots) if catalog else (0, 0)
-        for path, copy in ((layout.catalog, catalog), (layout.observations, observations)):
-            if copy is not None:
-                archive.add_file(path, copy)
         if _identity(layout) != buffer:
             raise BackupRefused(MEANWHILE.format(layout.buffer))
         mark = BackupMark(files=archive.files, sha256=archive.digest.hexdigest(), at=time.time())
@@ -239,8 +240,9 @@ def _add_frames(archive: _Archive, layout: StateLayout, catalog: Path, slots: li
         closing(sqlite3.connect(uri, uri=True, timeout=catalog_schema.BUSY_SECONDS, isolation_level=None)) as live,
     ):
         for frame, slot in slots:
-            path = array.shard_path(slot)
-            shard = path.read_bytes() if path.exists() else b""
+            path, shard = array.shard_path(slot), b""
+            with suppress(FileNotFoundError):
+                shard = path.read_bytes()
             if live.execute(LIVE, (frame, slot)).fetchone() is None:
                 gone.append((frame,))
             elif shard:

@@ -1,8 +1,11 @@
 """A copied state directory has nothing to do with the daemon of the original, although both run on one machine."""
 
+import itertools
 import shutil
 import subprocess
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import httpx
 import psutil
@@ -15,6 +18,9 @@ from daemon.cli import main
 from daemon.runtime.process_group import children_of
 from daemon.runtime.run_record import current_record
 from daemon.status.collect import collect_status
+from storage.checking import check_state, repair_state
+from storage.directory.backup import write_backup
+from storage.directory.restore import restore_backup
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
@@ -106,3 +112,68 @@ def test_a_daemon_on_a_copy_touches_no_process_of_the_original(
     assert original.stop()[0] == 0
     assert _open_to_others(layout) == []
     assert not traps.imported, "the original runs in a directory full of modules"
+
+
+@contextmanager
+def _load(drop, write_image, registry) -> Iterator[None]:
+    """Images come, so that frames are evicted all the time, and the serving version moves."""
+    end = threading.Event()
+
+    def work() -> None:
+        for number in itertools.count():
+            if end.is_set():
+                return
+            write_image(drop / f"{number}.png", number)
+            if number % 5 == 4:
+                registry.promote(1 + number // 5 % 2, by="operator", reason="load")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+
+
+def _tarred(layout, copy) -> list:
+    """A plain tar, which says that files changed; what it got of evicted frames is repaired."""
+    copy.root.mkdir()
+    command = "tar -C {} --warning=none -cf - . | tar -C {} -xf -"
+    subprocess.run(command.format(layout.root, copy.root), shell=True, capture_output=True)
+    return [problem for problem in repair_state(copy, read_data=True).left if problem.severity == "error"]
+
+
+def _backed_up(layout, copy) -> list:
+    """`mfmd backup`: nothing needs repair."""
+    file = copy.root.with_suffix(".tar")
+    done = write_backup(layout, file)
+    assert done.frames > 0 and done.missing == 0
+    restore_backup(file, copy)
+    return [problem for problem in check_state(copy, read_data=True) if problem.severity == "error"]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("copied", [_tarred, _backed_up])
+def test_copies_under_load_restore(
+    start, config, layout, registry, add_version, drop, write_image, make_settings, tmp_path, copied
+):
+    for _ in range(2):
+        add_version()
+    path = config(buffer={"capacity_frames": 64})
+    running, settings = start(path), make_settings(buffer={"capacity_frames": 64})
+    evicted = 0
+    with _load(drop, write_image, registry):
+        for number in range(8):
+            enough = evicted + 64
+            running.wait(lambda enough=enough: collect_status(settings).buffer.evicted_total > enough, "evictions")
+            evicted = collect_status(settings).buffer.evicted_total
+            copy = StateLayout(tmp_path / f"copy-{number}")
+            assert copied(layout, copy) == []
+            assert collect_status(settings.model_copy(update={"state": copy.root})).buffer.frames <= 64
+    assert running.stop()[0] == 0
+    values = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**values, "state": str(copy.root)}))
+    second = Running(path, copy)
+    assert second.request("GET", "/readyz").status_code == 200
+    assert second.stop()[0] == 0

@@ -12,6 +12,7 @@ from configs.settings import Settings
 from daemon.doctor.finding import Finding, fail, ok, warn
 from daemon.watch.mode import MEMORY_TYPES, NETWORK_TYPES, file_system_of
 from storage.buffer.catalog import Catalog
+from storage.directory.format import read_format
 from storage.durable import write_bytes
 from storage.errors import DurabilityLost, StorageError
 from storage.layout import StateLayout
@@ -30,7 +31,8 @@ def examine_state(settings: Settings) -> list[Finding]:
     if not os.access(place, os.W_OK | os.X_OK):
         remedy = "let the user that runs mfmd write there, or set `state` to another folder"
         return [fail("state", f"{place} is not writable", remedy)]
-    return [_state(layout.root), _file_system(place), _fsync(place), _space(place, settings.buffer), *_catalog(layout)]
+    found = [_state(layout.root), _file_system(place), _fsync(place), _space(place, settings.buffer)]
+    return [*found, *_format(layout), *_catalog(layout)]
 
 
 def _state(root: Path) -> Finding:
@@ -40,6 +42,16 @@ def _state(root: Path) -> Finding:
         remedy = f"frames are private images: `chmod -R o= {root}`"
         return warn("state", f"{root} exists; every user of this machine can read it", remedy)
     return ok("state", f"{root} exists")
+
+
+def _format(layout: StateLayout) -> list[Finding]:
+    """Return what is wrong with `format.json`; a newer one ends every command before."""
+    try:
+        read_format(layout)
+    except StorageError as error:
+        reason, _, remedy = str(error).partition("; ")
+        return [fail("format", reason, f"{remedy}; until then it does not start")]
+    return []
 
 
 def _catalog(layout: StateLayout) -> list[Finding]:

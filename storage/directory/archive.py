@@ -2,14 +2,16 @@
 
 from typing import Protocol
 
-from storage.durable.record import Record
+from pydantic import BaseModel, ConfigDict
 
 FORMAT_FILE = "format.json"
 MARK = "backup.json"
 
 
-class BackupMark(Record):
+class BackupMark(BaseModel):
     """The last file of a backup."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     files: int
     """Files before this one."""

@@ -62,12 +62,14 @@ class _File(NamedTuple):
 def write_backup(layout: StateLayout, target: Path, on_progress: OnProgress = lambda done, total: None) -> BackupResult:
     """Write the backup `target`, complete or not at all; changes nothing in the state directory.
 
-    `on_progress(done, total)` is called with files after each. Raises BackupRefused when `target` exists, when there is
-    nothing to back up, or when a resize or an import replaced files meanwhile; NewerFormat; StorageError for a damaged
-    database; OSError (ENOSPC).
+    `on_progress(done, total)` is called with files after each. Raises BackupRefused when `target` exists or its folder
+    does not, when there is nothing to back up, or when a resize or an import replaced files meanwhile; NewerFormat;
+    StorageError for a damaged database; OSError (ENOSPC).
     """
     if os.path.lexists(target):
         raise BackupRefused(f"{target} exists; name a new file")
+    if not target.parent.is_dir():
+        raise BackupRefused(f"{target.parent}: no such folder; make it, or mount its disk")
     if not (layout.checkpoints.exists() or layout.catalog.exists()):
         raise BackupRefused(f"{layout.root}: neither checkpoints nor frames; nothing to back up")
     with durable.replacing(target) as temporary, ExitStack() as opened:

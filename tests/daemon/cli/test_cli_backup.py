@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from daemon.doctor.disk import examine_state
 from storage.layout import StateLayout
 
 OLD = Path(__file__).parents[2] / "storage" / "directory" / "format_1.tar.xz"
@@ -46,6 +47,16 @@ def test_a_newer_state_directory_is_refused_and_nothing_is_touched(mfmd, registr
     assert _content(layout.root) == before
 
 
+def test_a_damaged_format_ends_the_start_and_doctor_says_so(mfmd, registry, settings) -> None:
+    StateLayout(settings.state).format_file.write_text("{")
+    answer = mfmd("run")
+    assert answer.code == 1 and "format.json: not the format of a state directory; `mfmd check --repair`" in answer.err
+    (found,) = [item for item in examine_state(settings) if item.name == "format"]
+    assert "check --repair" in found.remedy
+    assert mfmd("check", "--repair").code == 0
+    assert not [item for item in examine_state(settings) if item.name == "format"]
+
+
 def test_a_backup_is_written_beside_a_daemon_and_restored_without_one(mfmd, registry, settings, tmp_path: Path) -> None:
     layout, out = StateLayout(settings.state), tmp_path / "b.tar"
     with layout.lock():
@@ -56,6 +67,8 @@ def test_a_backup_is_written_beside_a_daemon_and_restored_without_one(mfmd, regi
     assert out.stat().st_mode & 0o777 == 0o640, "frames are private images"
     again = mfmd("backup", out)
     assert again.code == 1 and again.err.endswith(f"error[backup_refused]: {out} exists; name a new file\n")
+    nowhere = mfmd("backup", tmp_path / "nowhere" / "b.tar")
+    assert "nowhere: no such folder; make it, or mount its disk" in nowhere.err
     inside = mfmd("backup", settings.watch.folder / "b.tar")
     assert inside.code == 1 and "error[export_refused]" in inside.err
     refused = mfmd("restore", out)

@@ -13,8 +13,8 @@ from daemon.gate.frame_facts import COLUMNS, ROWS, FrameFacts
 from daemon.gate.loop import GateLoop
 from daemon.gate.memory import ConditionMemory
 from daemon.gate.round_conditions import conditions_of_round
-from daemon.rounds.recovery import recover
 from storage.buffer.observations import Observation, Observations
+from storage.directory.upgrade import prepare
 from storage.errors import StorageError
 from storage.gate.conditions import ConditionStore
 from storage.rounds.folder import RoundStore
@@ -193,14 +193,14 @@ def test_a_lost_file_is_built_again_with_the_versions_that_the_history_names(
     assert (after.current, after.cameras) == (before.current, before.cameras)
 
 
-def test_observations_of_an_earlier_mfmd_are_upgraded_at_the_start(gate, world, layout, registry) -> None:
+def test_observations_of_an_earlier_mfmd_are_upgraded_at_the_start(gate, layout) -> None:
     """Also where no observer runs: else every step would fail."""
     with closing(sqlite3.connect(layout.observations)) as connection:
         connection.execute("CREATE TABLE observations (frame INTEGER PRIMARY KEY, released INTEGER NOT NULL)")
         connection.execute("PRAGMA user_version = 1")
     with pytest.raises(StorageError, match="format 1"):
         gate.step()
-    recover(gate.settings, world.buffer, registry)
+    prepare(layout)
     gate.step()
     _observe(layout, range(1, 9), 0.0)
     gate.step()

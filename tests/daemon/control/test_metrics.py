@@ -20,6 +20,7 @@ EXPECTED = [
     "mfmd_masks_active",
     "mfmd_masks_folder_present",
     "mfmd_masks_last_written_timestamp_seconds",
+    "mfmd_notifications_total",
     "mfmd_publish_total",
     "mfmd_publish_version",
     "mfmd_build_info",

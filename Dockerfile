@@ -1,7 +1,7 @@
 # The daemon's image: control plane, inference plane, rounds. docs/how-to/deploy.md says how to run it.
 #
 #   docker build -t mfmd:cpu .
-#   docker build -t mfmd:cuda --target cuda .
+#   docker build -t mfmd:cuda --target cuda --label org.opencontainers.image.revision="$(git rev-parse HEAD)" .
 #
 # Packages come from deploy/lock/{cpu,cuda}.txt; pip refuses a file whose hash is not there. TORCH_INDEX_URL is a further
 # index, with the CPU builds of torch. The image holds no configuration, no weights, no secrets and no compiler, so
@@ -63,13 +63,10 @@ HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=3 CMD ["mf
 # No tini: as the first process mfmd itself reaps orphans and passes signals on (daemon/cli/process.py).
 ENTRYPOINT ["mfmd"]
 CMD ["run"]
-ARG VERSION=0.1.0
-ARG REVISION=unknown
 LABEL org.opencontainers.image.title="mfmd" \
       org.opencontainers.image.description="Keeps a semantic-segmentation model good while the world changes" \
       org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="$VERSION" \
-      org.opencontainers.image.revision="$REVISION"
+      org.opencontainers.image.version="0.1.0"
 
 FROM runtime AS cuda
 # what NVIDIA's container runtime gives

@@ -17,6 +17,7 @@ podman=(podman --root "$work/storage" --runroot "$work/run" --storage-driver ove
 say() { printf '\n== %s\n' "$*"; }
 
 make_base() {
+    ! "${podman[@]}" image exists "$base" || return 0  # of an earlier run in this folder: its layers are used again
     [[ -d $work/base ]] || debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm \
         "$work/base" http://deb.debian.org/debian > "$work/debootstrap.log"
     ln -sf python3 "$work/base/usr/bin/python"
@@ -33,7 +34,7 @@ build() {
     fi
     # the docker format keeps HEALTHCHECK
     "${podman[@]}" build -q --format docker --isolation=chroot --pull=never --network=host --layers "${options[@]}" \
-        --build-arg REVISION="$(git rev-parse HEAD)" --target cpu -t "$image" .
+        --label org.opencontainers.image.revision="$(git rev-parse HEAD)" --target cpu -t "$image" .
 }
 
 field() { "${podman[@]}" image inspect "$image" --format "{{range $1}}{{println .}}{{end}}" | sed '/^$/d'; }
@@ -42,6 +43,7 @@ field() { "${podman[@]}" image inspect "$image" --format "{{range $1}}{{println 
 container() {
     local mode=$1
     shift
+    # shellcheck disable=SC2016  # the inner shell expands them
     unshare --mount --pid --net --uts --ipc --fork --kill-child --propagation private bash -euc '
         root=$1 work=$2 mode=$3 user=$4
         shift 4
@@ -53,6 +55,7 @@ container() {
         mount -t tmpfs -o size=64m,mode=1777 tmpfs "$root/dev/shm"
         mount --bind "$work/state" "$root/state"
         mount --bind "$work/drop" "$root/drop"
+        mount --bind "$work/source" "$root/srv"
         mount --bind "$work/etc" "$root/etc/mfmd"
         mount -o remount,bind,ro "$root/etc/mfmd"
         mount -o remount,bind,"$mode" "$root/state"
@@ -68,10 +71,10 @@ inside() {
     nsenter --target "$pid" --mount --pid --net chroot --userspec="$user" "$root" env -i "${environment[@]}" "$@"
 }
 
-first_process() {  # of the container that this shell started last
+first_process() {  # of the container in background job $1: the shell's child is unshare, whose child it is
     local pid
     for _ in $(seq 100); do
-        pid=$(pgrep -P "$1" || true)
+        pid=$(pgrep -P "$(pgrep -P "$1" || echo 0)" || true)
         [[ -z $pid ]] || { echo "$pid"; return; }
         sleep 0.1
     done
@@ -90,12 +93,12 @@ until_it() {  # until_it SECONDS COMMAND...
 stop() { kill -TERM "$1"; wait "$2" || { echo "ended with status $?"; tail "$work/container.log"; return 1; }; }
 
 prepare() {
-    rm -rf "$work"/{state,drop,etc}
-    install -d -o 10001 -g 10001 "$work"/{state,drop}
+    rm -rf "${work:?}"/{state,drop,source,etc}
+    install -d -o 10001 -g 10001 "$work"/{state,drop,source}
     install -d "$work/etc"
     cat > "$work/etc/mfmd.yaml" <<'YAML'
 classes: demo
-source: {images: /state/source/images, labels: /state/source/labels}
+source: {images: /srv/images, labels: /srv/labels}
 watch: {stability_seconds: 0.2}
 buffer: {height: 72, width: 96, capacity_frames: 64, holdout_fraction: 0.3, reserve_bytes: 0, advanced: {tile: 48}}
 network: {name: deeplabv3plus, encoder: resnet_tiny, channels: 32}
@@ -110,11 +113,13 @@ from pathlib import Path
 from daemon.demo.conditions import DAY, DUSK
 from daemon.demo.scenes import write_scene
 for seed in range(8):
-    write_scene(Path("/state/source"), DAY, seed, True, 72, 96)
+    write_scene(Path("/srv"), DAY, seed, True, 72, 96)
 for seed in range(24):
     write_scene(Path("/drop"), DUSK, seed, False, 72, 96)'
     container rw mfmd pretrain > "$work/container.log" 2>&1 || { tail "$work/container.log"; return 1; }
 }
+
+trap '[[ -z ${pid:-} ]] || kill -KILL "$pid" 2> /dev/null || true' EXIT  # a container ends with its first process
 
 say "base and image"
 make_base

@@ -70,8 +70,9 @@ def test_the_image_runs_as_a_number_and_without_what_built_it():
     assert not re.search(r"pip|apt|gcc", re.sub(r"^#.*$", "", final, flags=re.MULTILINE))
     assert STAGES[-1] == "cpu", "the target of a build that names none"
     assert "cuda" in STAGES
-    assert f"\nARG VERSION={PROJECT['version']}\n" in final
-    assert {"title", "description", "licenses", "version", "revision"} <= {*re.findall(r"image\.(\w+)=", final)}
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]+)"', final))
+    assert set(labels) == {"title", "description", "licenses", "version"}
+    assert (labels["version"], labels["licenses"]) == (PROJECT["version"], PROJECT["license"])
     copied = {path.split()[0] for path in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, flags=re.MULTILINE)}
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert {path.replace("cpu", "*").replace("cuda", "*") for path in copied} <= allowed

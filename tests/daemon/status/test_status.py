@@ -160,6 +160,12 @@ def test_rounds_running_ended_and_failed(make_settings, layout, add_version):
     assert (status.round.round, status.round.progress.step) == (2, 7)
     assert [item.round for item in status.last_rounds] == [1]
     assert any("round 1 failed: non-finite loss at step 3" in message for message in status.messages)
+    stalls = "round 2 has made no progress for "
+    assert any(stalls in message and "(round.advanced.stall_seconds)" in message for message in status.messages)
+    running.append_progress(Progress(at=time.time() + 3600.0, phase="training", step=8, steps=9))
+    with layout.lock():
+        ahead = collect_status(settings)
+    assert not any(stalls in message for message in ahead.messages), "as after a clock was set back"
     status = collect_status(settings)
     assert status.round is None
     assert [item.result for item in status.last_rounds] == ["suspended", "failed"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from configs.settings import Settings
 from daemon.gate.frame_facts import facts_of
 from daemon.runtime.heartbeat import beating
-from daemon.runtime.logs import Lasting, configure_logs, get_logger
+from daemon.runtime.logs import Lasting, get_logger
 from daemon.runtime.signals import stop_event
 from storage.buffer.observations import Observation, Observations
 from storage.errors import CanaryRefused, CorruptBuffer, FrameEvicted, StorageError
@@ -47,7 +47,6 @@ log = get_logger(__name__)
 
 def observe(settings: Settings) -> int:
     """Observe until SIGTERM or SIGINT; 0 after a clean stop."""
-    configure_logs(settings.log, "observe")
     with stop_event() as stop, beating(StateLayout(settings.state), "observe") as moved:
         _observe_until(stop, settings, moved)
     log.info("observer_stopped")

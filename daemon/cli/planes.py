@@ -38,10 +38,18 @@ def reload(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
 
 def serve(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Run the inference plane alone; it follows the registry of the state directory. `mfmd run` starts one itself."""
-    settings = settings_to_reload(config)
+    raise typer.Exit(as_process("serve", settings_to_reload(config), config, _serve))
+
+
+def _serve(settings: "Settings") -> int:
+    """Try the address before torch is loaded: a port that is taken is told at once, and each retry costs little."""
+    from daemon.net.listening import listen
+    from daemon.net.token import serving_address
+
+    listen(serving_address(settings.serving), 1).close()
     from daemon.serving.server import serve as serve_plane
 
-    raise typer.Exit(as_process("serve", settings, config, serve_plane))
+    return serve_plane(settings)
 
 
 def masks(config: ConfigOption = DEFAULT_CONFIG) -> None:
@@ -69,8 +77,10 @@ def settings_to_reload(config: Path) -> "Settings":
 def as_process(name: str, settings: "Settings", config: Path, run: Callable[["Settings"], int]) -> int:
     """Run a process that reloads on SIGHUP and ends soon after the daemon that started it, which is told an error."""
     from daemon.runtime.in_force import SettingsInForce, reloaded_on_hang_up
+    from daemon.runtime.logs import configure_logs, get_logger
     from storage.layout import WORKS_FOR, end_without_daemon
 
+    configure_logs(settings.log, name)
     end_without_daemon(layout_of(settings))
     with reloaded_on_hang_up(SettingsInForce(settings, config)):
         try:
@@ -80,7 +90,6 @@ def as_process(name: str, settings: "Settings", config: Path, run: Callable[["Se
                 raise
             from daemon.errors import code_of, describe_error
             from daemon.runtime.heartbeat import leave_reason
-            from daemon.runtime.logs import get_logger
 
             code, reason = code_of(error), describe_error(error)
             get_logger(__name__).critical("process_ends", code=code, error=reason, exc_info=code == "unexpected")

@@ -21,7 +21,7 @@ from daemon.masks.plane_client import ImageFailed, PlaneClient, PlaneUnavailable
 from daemon.masks.queue import Due, MaskQueue
 from daemon.masks.report import MaskReport
 from daemon.runtime.heartbeat import beating
-from daemon.runtime.logs import configure_logs, get_logger
+from daemon.runtime.logs import get_logger
 from daemon.runtime.signals import stop_event
 from daemon.watch.arrival import Arrival, FileChanged, read_arrival
 from storage import durable
@@ -56,7 +56,6 @@ def run_masks(settings: Settings) -> int:
     if settings.masks.folder is None:
         raise ConfigError("masks.folder is not set; set it to a folder for the masks")
     check_masks(settings)
-    configure_logs(settings.log, "masks")
     os.nice(NICENESS)
     beats = beating(StateLayout(settings.state), "masks")
     with stop_event() as stop, closing(PlaneClient(settings)) as plane, beats as moved:

@@ -12,7 +12,7 @@ from configs.settings import Settings
 from daemon.net.http_protocol import ARRIVAL_MARGIN, bounded_http
 from daemon.net.listening import SERVING_CONNECTIONS, Crowd, Listener, TlsFiles, allowed_connections, listen, tls_files
 from daemon.net.token import serving_address
-from daemon.runtime.logs import configure_logs, get_logger
+from daemon.runtime.logs import get_logger
 from daemon.runtime.memory import collect_garbage
 from daemon.runtime.run_record import current_record, publish_record
 from daemon.runtime.signals import STOP, on_signals
@@ -119,7 +119,6 @@ def serve(settings: Settings) -> int:
     Starts without any version and waits for one. Raises AddressInUse when the address cannot be bound, ConfigError for
     a public address without a token, and for a token, certificate or key that cannot be used.
     """
-    configure_logs(settings.log, "serve")
     tls = tls_files("serving", settings.serving.certificate, settings.serving.key)
     listener = listen(serving_address(settings.serving), BACKLOG)
     if settings.serving.threads:

@@ -16,7 +16,7 @@ from configs.folders import overlap
 from configs.settings import Settings
 from daemon.ingest.originals import Originals
 from daemon.runtime.heartbeat import beating
-from daemon.runtime.logs import Lasting, configure_logs, get_logger
+from daemon.runtime.logs import Lasting, get_logger
 from daemon.runtime.signals import stop_event
 from daemon.watch.arrival import Arrival, FileChanged, StabilityQueue, check_still, find_arrival, open_arrival
 from daemon.watch.scan import RESCAN_SHARE, FolderScan, missing_marker
@@ -47,7 +47,6 @@ log = get_logger(__name__)
 
 def watch_videos(settings: Settings) -> int:
     """Turn the videos of the drop folder into image files until SIGTERM or SIGINT; 0 after a clean stop."""
-    configure_logs(settings.log, "frames")
     os.nice(NICE)
     with (
         closing(VideoWorker(settings)) as worker,

@@ -224,34 +224,22 @@ def test_a_hung_child_is_reported_and_restarted(answering, wait_until):
     assert (state.restarts, state.last_exit) == (1, -signal.SIGKILL) and state.pid != first and not state.hangs
 
 
-FAILS = """
-import sys
-from pathlib import Path
-from configs.settings import Settings
-from daemon.cli.planes import as_process
-from daemon.net.listening import Wanted, listen
-def serve(settings):
-    listen(Wanted("serving", "127.0.0.1", int(sys.argv[2]), True, ""), 1)
-    return 7
-sys.exit(as_process("plane", Settings.model_validate_json(Path(sys.argv[1]).read_text()), Path("none"), serve))
-"""
-
-
-def test_why_a_child_ends_is_told_until_it_does_its_work(supervise, layout, make_settings, tmp_path, wait_until):
-    """Here its port is taken, by this process."""
-    file, settings = tmp_path / "settings.json", make_settings()
-    file.write_text(settings.model_dump_json())
+def test_why_a_child_ends_is_told_until_it_does_its_work(supervise, layout, config, make_settings, wait_until):
+    """Here the port of the inference plane is taken, by this process."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        command = [sys.executable, "-c", FAILS, str(file), str(taken.getsockname()[1])]
-        supervisor = supervise(ChildSpec("plane", command))
+        file = config(serving={"port": taken.getsockname()[1]})
+        command = [sys.executable, "-P", "-m", "daemon.cli", "serve", "--config", str(file)]
+        supervisor = supervise(ChildSpec("serve", command))
         _until(supervisor, lambda state: state.last_exit is not None, wait_until)
-    (state,) = supervisor.states()
+        (state,) = supervisor.states()
     assert state.last_exit == 1 and f"by process {os.getpid()} (" in state.reason
     with layout.lock():
         ActivityWriter(layout.run_file("activity"), lambda: Activity(children=[state])).step()
-        (told,) = [message for message in collect_status(settings).messages if "mfmd plane" in message]
-    assert told.startswith(f"`mfmd plane` ended with status 1: {state.reason}; restart in ")
-    _until(supervisor, lambda state: state.last_exit == 7, wait_until)
+        (told,) = [message for message in collect_status(make_settings()).messages if "mfmd serve" in message]
+    assert told.startswith(f"`mfmd serve` ended with status 1: {state.reason}; restart in ")
+    _until(supervisor, lambda state: state.running, wait_until)
+    os.kill(supervisor.states()[0].pid, signal.SIGKILL)
+    _until(supervisor, lambda state: state.last_exit == -signal.SIGKILL, wait_until)
     assert not supervisor.states()[0].reason, "an end without a word is not explained by the one before"
 
 

@@ -82,7 +82,6 @@ def test_a_plane_that_can_answer_nobody_ends_with_a_failure(world: World, monkey
 
     world.add(1)
     monkeypatch.setattr(Batcher, "_next_batch", bug)
-    monkeypatch.setattr("daemon.serving.server.configure_logs", lambda *_: None)  # this process has other tests to run
     settings = world.settings()
     assert serve(settings) == 1  # it ends by itself, and its supervisor starts a new one
     assert not StateLayout(settings.state).run_file("serve").exists()

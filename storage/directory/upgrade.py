@@ -22,8 +22,8 @@ def prepare(layout: StateLayout) -> list[str]:
     found, ran = read_format(layout), list[str]()
     layout.create()
     while found < FORMAT:
-        name, step = STEPS[found]
-        step(layout)
+        name, upgrade = STEPS[found]
+        upgrade(layout)
         found += 1
         durable.write_record(layout.format_file, this_format(found))
         ran.append(name)

@@ -9,6 +9,7 @@ from storage.buffer.catalog import Catalog
 from storage.buffer.frames import FrameBuffer
 from storage.buffer.observations import Observations
 from storage.checking import check_state, repair_state
+from storage.directory.upgrade import prepare
 from storage.errors import BufferMismatch, StorageError
 
 CATALOG_3 = """
@@ -77,6 +78,14 @@ def test_the_next_start_upgrades_it(old, small) -> None:
         assert observations.observed() == set(), "every frame is observed again, for its style"
         assert observations.source_styles(1) == []
     assert check_state(old, read_data=True) == []
+
+
+def test_the_start_upgrades_both_also_where_nothing_observes(old) -> None:
+    assert prepare(old) == ["databases"]
+    with closing(Catalog.open(old.catalog, writable=False)) as catalog:
+        assert [record.id for record in catalog.records()] == [1, 2, 3]
+    with Observations.open(old.observations, writable=False) as observations:
+        assert observations.observed() == set()
 
 
 def test_so_does_a_repair(old) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from storage.checking import check_state, repair_state
+from storage.directory import upgrade
 from storage.directory.format import FORMAT, begin, read_format, refuse_newer
 from storage.directory.upgrade import prepare
 from storage.errors import NewerFormat, StorageError
@@ -36,6 +37,25 @@ def test_an_upgrade_that_is_killed_anywhere_is_finished_by_the_next(old: StateLa
     assert number >= 3
     prepare(old)
     open_everything(old)
+
+
+def test_the_number_is_written_after_each_step_and_no_step_is_left_out(
+    old: StateLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def stuck(layout: StateLayout) -> None:
+        raise OSError("disk full")
+
+    steps = {1: ("one", lambda layout: ran.append("one")), 2: ("two", stuck), 3: ("three", lambda _: ran.append("3"))}
+    monkeypatch.setattr(upgrade, "FORMAT", 4)
+    monkeypatch.setattr(upgrade, "STEPS", steps)
+    for _ in range(2):
+        with pytest.raises(OSError, match="disk full"):
+            prepare(old)
+        assert (ran, read_format(old)) == (["one"], 2)
+    steps[2] = ("two", lambda layout: ran.append("two"))
+    assert prepare(old) == ["two", "three"] and ran == ["one", "two", "3"]
 
 
 def test_a_new_directory_has_the_newest_format(tmp_path: Path, old: StateLayout) -> None:

@@ -1,8 +1,10 @@
 """What needs the operator's attention: one sentence each, saying what is wrong and what to do."""
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from configs.settings import Settings
 from daemon.net.certificates import RENEW, ending
@@ -31,10 +33,18 @@ def operator_messages(status: Status, settings: Settings) -> list[str]:
         filter(None, [clock_message(status)]),
         _secrets(settings),
     )
-    urgent = [] if status.daemon.up else ["the daemon is not running: `mfmd run` starts it"]
+    urgent = [] if status.daemon.up else [_down(status)]
     if status.serving is None and not status.serving_damaged:  # damage is told already
         urgent.append(nothing_serves(status.versions, settings))
     return [*urgent, *(message for part in parts for message in part)]
+
+
+def _down(status: Status) -> str:
+    """Return that the daemon does not run, and why it could not be started by this user."""
+    if Path(status.state).exists() and not os.access(status.state, os.W_OK | os.X_OK):
+        remedy = "mount it for writing, run mfmd as the user who owns it, or change the owner"
+        return f"the daemon is not running, and this user cannot write to {status.state}: {remedy}"
+    return "the daemon is not running: `mfmd run` starts it"
 
 
 def waiting_messages(activity: Activity) -> list[str]:

@@ -88,6 +88,14 @@ def test_a_clock_that_cannot_be_right_is_told(make_settings, add_version, regist
     assert examine_clock(make_settings()).level == (Level.WARN if said else Level.OK)
 
 
+def test_a_state_directory_that_cannot_be_written_is_told_with_what_to_do(make_settings, layout, monkeypatch):
+    settings = make_settings()
+    assert collect_status(settings).messages[0] == "the daemon is not running: `mfmd run` starts it"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    told = collect_status(settings).messages[0]
+    assert f"cannot write to {layout.root}: mount it for writing, run mfmd as the user who owns it" in told
+
+
 def test_a_version_that_does_not_serve_is_mentioned(make_settings, add_version):
     add_version(promote=False)
     assert any("mfmd promote 1" in message for message in collect_status(make_settings()).messages)

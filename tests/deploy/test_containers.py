@@ -145,14 +145,27 @@ def manifests() -> list[dict[str, Any]]:
 WORKLOADS = [item for item in manifests() if item["kind"] in ("StatefulSet", "Deployment")]
 
 
+def overlay(folder: Path) -> Path:
+    """Write an overlay as the docs show it, but for its paths."""
+    page = (ROOT / "docs" / "how-to" / "deploy.md").read_text(encoding="utf-8")
+    shown = re.search(r"```\n(# kustomization.yaml\n.*?)```", page, flags=re.DOTALL)
+    assert shown
+    base = Path("..") / os.path.relpath(DEPLOY, folder.parent)
+    (folder / "kustomization.yaml").write_text(shown[1].replace("../mfmd/deploy", str(base)))
+    (folder / "mfmd.yaml").write_text("classes: camvid\nserving: {enabled: false}\n")
+    return folder
+
+
 def test_kubernetes_accepts_the_manifests(tmp_path):
-    kubectl = tool("kubectl")
-    done = subprocess.run(
-        [kubectl, "kustomize", str(DEPLOY / "kubernetes")], capture_output=True, text=True, check=False
-    )
+    """Those of an overlay with the component that imports a first version."""
+    build = [tool("kubectl"), "kustomize", str(overlay(tmp_path))]
+    done = subprocess.run(build, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     built = [item for item in yaml.safe_load_all(done.stdout) if not item["apiVersion"].startswith("monitoring.")]
-    assert len(built) == len([item for item in manifests() if item["kind"] != "PodMonitor"]) + 1, "and the settings"
+    assert len(built) == len([item for item in manifests() if item["kind"] != "PodMonitor"]) + 2, "settings and job"
+    (settings,) = [item for item in built if item["kind"] == "ConfigMap"]
+    assert "camvid" in settings["data"]["mfmd.yaml"]
+    assert done.stdout.count(f"name: {settings['metadata']['name']}\n") == 4, "itself, daemon, plane and job"
     (tmp_path / "built.yaml").write_text(yaml.safe_dump_all(built))
     validate = [tool("kubernetes-validate"), "--strict", "--quiet", str(tmp_path / "built.yaml")]
     done = subprocess.run(validate, capture_output=True, text=True, check=False)

@@ -282,7 +282,7 @@ class CheckpointRegistry(Versions):
         try:
             self.verify(target)
         except CorruptCheckpoint as error:
-            raise CorruptCheckpoint(
+            raise type(error)(  # also where it is no damage, but of a newer mfmd
                 f"{error}; nothing was rolled back: `mfmd checkpoints verify` says which versions are intact, and "
                 "`mfmd promote N` serves another of them"
             ) from error

@@ -75,6 +75,14 @@ def test_the_manifest_names_the_mfmd_that_wrote_it(whole: StateLayout) -> None:
     assert isinstance(caught.value, CorruptCheckpoint), "whoever keeps the old version for damage keeps it here too"
 
 
+def test_a_rollback_to_a_newer_version_is_no_damage(whole: StateLayout) -> None:
+    registry = CheckpointRegistry(whole.checkpoints)
+    _edit(registry.folder(1) / "manifest.json", schema_version=7)
+    with pytest.raises(NewerVersion, match=r"format 7.*nothing was rolled back") as caught:
+        registry.roll_back(to=None, by="operator", reason="")
+    assert caught.value.code == "record_newer" and registry.serving_version() == 2
+
+
 def test_every_reader_says_newer(whole: StateLayout) -> None:
     registry, round = CheckpointRegistry(whole.checkpoints), RoundStore(whole.rounds).latest()
     assert round is not None

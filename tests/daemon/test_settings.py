@@ -120,6 +120,9 @@ def test_a_running_daemon_and_its_file(daemon, config, layout, mfmd, status, pat
     assert status()["serving"]["version"] == 1
     assert mfmd("promote", "2", "--reason", "better after all")[0] == 0
     assert status()["serving"]["version"] == 2
+    patiently(lambda: _logged(tmp_path, "version_wanted")[-1]["reason"] == "better after all")
+    assert _logged(tmp_path, "version_wanted")[-1]["by"] == "operator", "what a command moved stands in the log"
+    assert _metric(layout, 'mfmd_serving_moves_total{cause="operator"}') >= 2
     assert mfmd("reload")[0] == ExitCode.USAGE
     assert mfmd("config", "validate")[0] == ExitCode.USAGE
     os.kill(daemon.pid, signal.SIGHUP)

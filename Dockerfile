@@ -1,11 +1,10 @@
 # The daemon's image: control plane, inference plane, rounds. docs/how-to/deploy.md says how to run it.
 #
-#   docker build -t mfmd:cpu .
+#   docker build -t mfmd:cpu --build-arg TORCH_INDEX_URL=<index with CPU builds of torch> .
 #   docker build -t mfmd:cuda --target cuda --label org.opencontainers.image.revision="$(git rev-parse HEAD)" .
 #
-# Packages come from deploy/lock/{cpu,cuda}.txt; pip refuses a file whose hash is not there. TORCH_INDEX_URL is a further
-# index, with the CPU builds of torch. The image holds no configuration, no weights, no secrets and no compiler, so
-# `serving.compile` and `round.compile` stay off in it.
+# Packages come from deploy/lock/{cpu,cuda}.txt; pip refuses a file whose hash is not there. The image holds no
+# configuration, no weights, no secrets and no compiler, so `serving.compile` and `round.compile` stay off in it.
 
 FROM python:3.11-slim AS empty
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -15,9 +14,9 @@ RUN python -m venv /opt/venv \
 WORKDIR /src
 
 FROM empty AS packages-cpu
-ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX_URL=""
 COPY deploy/lock/cpu.txt ./
-RUN /opt/venv/bin/pip install --require-hashes --extra-index-url "$TORCH_INDEX_URL" -r cpu.txt
+RUN /opt/venv/bin/pip install --require-hashes ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} -r cpu.txt
 
 FROM empty AS packages-cuda
 COPY deploy/lock/cuda.txt ./

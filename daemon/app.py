@@ -14,8 +14,8 @@ from daemon.runtime.health import Health
 from daemon.runtime.in_force import SNAPSHOT, SettingsInForce, reloaded_on_hang_up
 from daemon.runtime.logs import configure_logs, get_logger
 from daemon.runtime.memory import freeze_heap
-from daemon.runtime.notify import Notifier
 from daemon.runtime.run_record import publish_record
+from daemon.runtime.service_manager import ServiceManager
 from daemon.runtime.signals import stop_event
 from daemon.status.messages import nothing_serves
 from storage.directory.upgrade import prepare
@@ -34,8 +34,8 @@ def run(settings: Settings, config: Path) -> int:
     StorageError.
     """
     configure_logs(settings.log, "daemon")
-    in_force, notifier = SettingsInForce(settings, config), Notifier()
-    in_force.around_reload = notifier.reloading
+    in_force, manager = SettingsInForce(settings, config), ServiceManager()
+    in_force.around_reload = manager.reloading
     layout = StateLayout(settings.state)
     check_masks(settings)
     with reloaded_on_hang_up(in_force), stop_event() as stop, layout.lock():
@@ -58,9 +58,9 @@ def run(settings: Settings, config: Path) -> int:
                 publish_record(layout, "daemon", *server.address, tls=tls is not None)
                 parts.metrics.process.started.set_to_current_time()
                 log.info("daemon_ready", host=server.address[0], port=server.address[1], state=str(layout.root))
-                return _wait(stop, parts.health, notifier, server, local)
+                return _wait(stop, parts.health, manager, server, local)
             finally:
-                notifier.stopping()
+                manager.stopping()
                 layout.run_file("daemon").unlink(missing_ok=True)
                 parts.stop()
                 layout.run_file(SNAPSHOT).unlink(missing_ok=True)
@@ -75,10 +75,10 @@ def require_version(settings: Settings, registry: CheckpointRegistry) -> None:
         raise NoCheckpoint(f"{settings.state}: {nothing_serves(registry.versions(), settings)}")
 
 
-def _wait(stop: threading.Event, health: Health, notifier: Notifier, *servers: ControlServer) -> int:
+def _wait(stop: threading.Event, health: Health, manager: ServiceManager, *servers: ControlServer) -> int:
     while all(server.alive for server in servers):
         stuck = ["control: its HTTP server is stuck" for server in servers if server.stuck]
-        notifier.step([*health.dead(), *stuck], [*health.not_ready(), *stuck])
+        manager.step([*health.dead(), *stuck], [*health.not_ready(), *stuck])
         if stop.wait(1.0):
             log.info("daemon_stopping")
             return 0

@@ -5,11 +5,11 @@
 #
 # The base is bootstrapped from Debian packages and takes the name of the Dockerfile's base. The image then runs as its
 # own user on a read-only root, with a tmpfs at /tmp, in namespaces of its own: a round, a health check, a plane on a
-# read-only state directory. It prints the size of each layer. Needs root, debootstrap, podman, a mirror of Debian and a
-# package index (PIP_INDEX_URL). WHEELS names a folder with the CPU build of torch, where its index cannot be reached.
+# read-only state directory. It prints the size of each layer. Needs root, debootstrap, podman, a mirror of Debian
+# (DEBIAN_MIRROR) and a package index (PIP_INDEX_URL), and a folder with the CPU build of torch (WHEELS).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-base=docker.io/library/python:3.11-slim
+base=localhost/python:3.11-slim
 image=localhost/mfmd:cpu
 if [[ $# -gt 0 ]]; then work=$(realpath -m "$1"); else work=$(mktemp -d); fi
 mkdir -p "$work"
@@ -19,18 +19,18 @@ say() { printf '\n== %s\n' "$*"; }
 make_base() {
     ! "${podman[@]}" image exists "$base" || return 0  # of an earlier run in this folder: its layers are used again
     [[ -d $work/base ]] || debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm \
-        "$work/base" http://deb.debian.org/debian > "$work/debootstrap.log"
+        "$work/base" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} > "$work/debootstrap.log"
     ln -sf python3 "$work/base/usr/bin/python"
     tar -C "$work/base" -c . | "${podman[@]}" import -q - "$base"
 }
 
 build() {
     local options=(-v /etc/ssl/certs:/etc/ssl/certs:ro -v "$work/pip.conf:/etc/pip.conf:ro")
-    printf '[global]\ncert = /etc/ssl/certs/ca-certificates.crt\nindex-url = %s\n' \
-        "${PIP_INDEX_URL:-https://pypi.org/simple}" > "$work/pip.conf"
+    printf '[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n' > "$work/pip.conf"
+    [[ -z ${PIP_INDEX_URL:-} ]] || echo "index-url = $PIP_INDEX_URL" >> "$work/pip.conf"
     if [[ -n ${WHEELS:-} ]]; then
         echo 'find-links = /wheels' >> "$work/pip.conf"
-        options+=(-v "$(realpath "$WHEELS"):/wheels:ro" --build-arg TORCH_INDEX_URL=https://pypi.org/simple)
+        options+=(-v "$(realpath "$WHEELS"):/wheels:ro")
     fi
     # the docker format keeps HEALTHCHECK
     "${podman[@]}" build -q --format docker --isolation=chroot --pull=never --network=host --layers "${options[@]}" \

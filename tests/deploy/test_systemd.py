@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.runtime.notify import START_MICROSECONDS, Notifier
 from daemon.runtime.process_group import children_of
+from daemon.runtime.service_manager import START_MICROSECONDS, ServiceManager
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from tests.daemon.conftest import add_small_version, small_settings, write_config
@@ -122,11 +122,11 @@ def test_the_daemon_tells_systemd_how_it_is(tmp_path, manager):
 def test_a_socket_without_a_file_and_the_watchdog_of_another_process(monkeypatch, manager):
     for name, value in {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "1", "WATCHDOG_PID": "1"}.items():
         monkeypatch.setenv(name, value)
-    notifier = Notifier()
-    notifier.step(["ingest"], ["ingest"])
-    notifier.step([], ["`mfmd serve` starts"])
-    notifier.step([], [])
-    notifier.stopping()
+    manager = ServiceManager()
+    manager.step(["ingest"], ["ingest"])
+    manager.step([], ["`mfmd serve` starts"])
+    manager.step([], [])
+    manager.stopping()
     assert manager.until("STOPPING=1")[:-1] == [
         "STATUS=Not ready: ingest",
         "STATUS=Not ready: `mfmd serve` starts",
@@ -136,4 +136,4 @@ def test_a_socket_without_a_file_and_the_watchdog_of_another_process(monkeypatch
     ]
     assert "NOTIFY_SOCKET" not in os.environ
     manager.socket.close()
-    notifier.stopping()  # the manager is gone
+    manager.stopping()  # the manager is gone

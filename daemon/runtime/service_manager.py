@@ -10,7 +10,7 @@ START_MICROSECONDS = 60_000_000
 """How much longer systemd waits for a daemon that works and is not ready, from each message on."""
 
 
-class Notifier:
+class ServiceManager:
     """Sends datagrams to the manager that started this process; without one it does nothing. Any thread may use it."""
 
     def __init__(self) -> None:

@@ -122,11 +122,11 @@ def test_the_daemon_tells_systemd_how_it_is(tmp_path, manager):
 def test_a_socket_without_a_file_and_the_watchdog_of_another_process(monkeypatch, manager):
     for name, value in {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "1", "WATCHDOG_PID": "1"}.items():
         monkeypatch.setenv(name, value)
-    manager = ServiceManager()
-    manager.step(["ingest"], ["ingest"])
-    manager.step([], ["`mfmd serve` starts"])
-    manager.step([], [])
-    manager.stopping()
+    service = ServiceManager()
+    service.step(["ingest"], ["ingest"])
+    service.step([], ["`mfmd serve` starts"])
+    service.step([], [])
+    service.stopping()
     assert manager.until("STOPPING=1")[:-1] == [
         "STATUS=Not ready: ingest",
         "STATUS=Not ready: `mfmd serve` starts",
@@ -136,4 +136,4 @@ def test_a_socket_without_a_file_and_the_watchdog_of_another_process(monkeypatch
     ]
     assert "NOTIFY_SOCKET" not in os.environ
     manager.socket.close()
-    manager.stopping()  # the manager is gone
+    service.stopping()  # the manager is gone

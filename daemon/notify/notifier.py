@@ -59,7 +59,7 @@ class Notifier:
         targets = self.settings.notify
         if not targets:
             return POLL_SECONDS
-        record = read_record(self._layout.notified, Notified) or Notified()
+        record = read_record(self._layout.notified, Notified, f"; remove {self._layout.notified}") or Notified()
         history, drift = self._registry.history(), read_record(self._layout.drift, Drift)
         now = Told(history=len(history), alarms=0 if drift is None else drift.alarms)
         down, problems = self._children_down(), list[str]()

@@ -13,6 +13,7 @@ from storage.errors import CorruptCheckpoint, NewerRecord, StorageError, Unknown
 from storage.gate.comparisons import ComparisonStore
 from storage.gate.conditions import Condition, Conditions, ConditionStore
 from storage.gate.drift import Drift
+from storage.gate.notified import Notified
 from storage.gate.probation import Probation
 from storage.gate.recall import Recall
 from storage.registry.registry import CheckpointRegistry
@@ -92,14 +93,14 @@ def _frames(scope: Scope, known: Conditions) -> Iterator[Problem]:
 def _records(scope: Scope) -> Iterator[Problem]:
     layout = scope.layout
     kinds: dict[Path, type[Record]] = {layout.recall: Recall, layout.probation: Probation, layout.drift: Drift}
-    kinds |= {layout.device_time: DeviceTime, layout.refusal: Refusal}
+    kinds |= {layout.device_time: DeviceTime, layout.refusal: Refusal, layout.notified: Notified}
     for path, kind in kinds.items():
         try:
             read_record(path, kind)
         except NewerRecord as error:
             yield newer(path, error)
         except StorageError as error:
-            remedy = f"{REPAIR} removes it; the rule starts anew"
+            remedy = f"{REPAIR} removes it; what writes it starts anew"
             yield Problem("gate_record_damaged", path, str(error), remedy, partial(durable.remove_file, path))
 
 

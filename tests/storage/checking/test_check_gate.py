@@ -63,9 +63,10 @@ def test_frames_and_conditions_that_disagree(store, expect, sql) -> None:
 def test_records_and_comparisons_that_cannot_be_read(store, whole, expect) -> None:
     whole.recall.write_text("{")
     whole.probation.write_text("[]")
+    whole.notified.write_text("[]")
     (whole.comparisons / "000007").mkdir(parents=True)
     (whole.comparisons / "000008").mkdir()
     (whole.comparisons / "000008" / "request.json").write_text("{")
     (whole.comparisons / "000008" / ".request.json.1.partial").write_text("half")
-    expect("gate_record_damaged", "gate_record_damaged", "comparison_stale", "comparison_stale", "unfinished")
+    expect(*["gate_record_damaged"] * 3, "comparison_stale", "comparison_stale", "unfinished")
     assert not list(whole.comparisons.glob("*"))

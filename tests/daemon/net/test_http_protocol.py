@@ -316,7 +316,8 @@ def test_of_requests_sent_ahead_few_wait_in_memory(dial: Dial) -> None:
         while time.monotonic() < until:
             many.recv(1_000_000)
         waiting = sum(type(held) is RequestResponseCycle for held in gc.get_objects())
-        many.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # on a busy machine the server may have ended it
+            many.shutdown(socket.SHUT_RDWR)
         sender.join()
     assert waiting < 1000  # one read brings 8000
 

@@ -229,7 +229,7 @@ def _explain(error: ErrorDetails) -> str:
     if not keys:
         return message  # about several sections: it names the field itself
     value = error.get("input")
-    secret = any("token" in key for key in keys)  # `token: 1234` is a wrong value and a secret all the same
+    secret = any("token" in key or key == "url" for key in keys)  # `token: 1234` is wrong, and a secret all the same
     shown = f" (got {value!r})" if isinstance(value, (str, int, float, bool)) and not secret else ""
     return f"{field}: {message}{shown}"
 

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
 from configs.section import Section
 
@@ -28,6 +28,16 @@ class NotifySettings(Section):
     """Address for POST requests (http or https). It often holds a secret, so nothing shows more of it than the host."""
     on: Annotated[tuple[NotifyEvent, ...], Field(min_length=1)] = NOTIFY_EVENTS
     """Events to tell."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_on(cls, values: object) -> object:
+        """YAML 1.1 reads the bare key `on` as true."""
+        return (
+            {"on" if key is True else key: value for key, value in values.items()}
+            if isinstance(values, dict)
+            else values
+        )
 
     @property
     def host(self) -> str:

@@ -26,6 +26,8 @@ from storage.layout import WORKS_FOR, StateLayout
 PYTHON = (sys.executable, "-P")
 """How every child starts: with this interpreter, which takes no module from the directory that it starts in."""
 POLL_SECONDS = 0.05
+KILLED_SECONDS = 5.0
+"""How long a killed group is waited for (seconds); its processes end a moment later unless a disk holds them."""
 MEMBER = "_MFMD_MEMBER"
 """Environment variable with a mark that the processes of one group have, those in sessions of their own too."""
 LOG_TAIL_BYTES = 4096
@@ -101,6 +103,7 @@ class ProcessGroup:
         """Wait for a terminated group, then send SIGKILL to the rest; return the leader's exit status."""
         if not self.wait(grace_seconds):
             self.kill()
+            self.wait(KILLED_SECONDS)
         return self._process.wait()
 
     def kill(self) -> None:

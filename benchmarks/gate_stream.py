@@ -4,7 +4,7 @@ For each segment new frames are dropped at a steady pace, the rounds that they s
 plane answers hidden scenes of the segment's world. The baseline of the same run is the released model, which never
 adapts; `--memory off` is the daemon without conditions and recall. Results are lines of JSON and a table.
 
-    python benchmarks/gate_stream.py --root out/stream --rounds 5 --seeds 3 --modes source free --memory on off
+    python benchmarks/gate_stream.py --root out/stream --rounds 5 --seeds 1 2 3 --modes source free --memory on off
 """
 
 import argparse

@@ -173,7 +173,7 @@ class DriftRule:
                     log.warning("drift_alarm", reason=state.reason, foreign=state.foreign, size=state.size)
         upto = max(state.upto, fresh[-1].frame)
         seen |= {item.frame for item in fresh}
-        there = (record.id for record in context.buffer.records())
+        there = (record.id for record in context.records())
         missed = tuple(frame for frame in there if state.after < frame < upto and frame not in seen)
         return state.model_copy(update={"upto": upto, "missed": missed})
 

@@ -2,15 +2,17 @@
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Protocol
 
 from configs.round import LeftOut
 from configs.settings import Settings
 from daemon.gate.changes import ConditionChange, write_change
 from daemon.gate.frame_choice import FrameJudge
+from storage.buffer.catalog_records import FrameRecord
 from storage.buffer.frames import FrameBuffer
 from storage.errors import DurabilityLost, StorageError
 from storage.gate.comparisons import ComparisonStore
@@ -33,6 +35,8 @@ class GateContext:
     registry: CheckpointRegistry
     conditions: ConditionStore
     comparisons: ComparisonStore
+    records: Callable[[], list[FrameRecord]]
+    """Frames of the buffer in commit order, read once in a step: most of an idle step is that. Raises StorageError."""
     now: float
     """Time of this step (Unix, seconds). It may jump; a rule never waits for a time in the future."""
     left_out: Mapping[int, LeftOut] = field(default_factory=dict)
@@ -67,6 +71,7 @@ class GateLoop:
 
     def step(self) -> float:
         """Let every rule look at the stream; return the seconds until the next step. Raises the first StorageError."""
+        records = cache(self._buffer.records)
         context = GateContext(
             settings=self.settings,
             layout=self._layout,
@@ -74,18 +79,19 @@ class GateLoop:
             registry=self._registry,
             conditions=ConditionStore(self._layout.conditions),
             comparisons=ComparisonStore(self._layout.comparisons),
+            records=records,
             now=time.time(),
-            left_out=self._left_out(),
+            left_out=self._left_out(records),
         )
         with self._lock:
             self._run(context)
         return POLL_SECONDS
 
-    def _left_out(self) -> Mapping[int, LeftOut]:
+    def _left_out(self, records: Callable[[], list[FrameRecord]]) -> Mapping[int, LeftOut]:
         with suppress(StorageError):  # the rules meet it too, and say so
             if (serving := self._registry.serving()) is not None:
                 released = self._registry.released(serving.version)
-                return self._judge.left_out(self._buffer.records(), self.settings, released)
+                return self._judge.left_out(records(), self.settings, released)
         return {}
 
     def _run(self, context: GateContext) -> None:

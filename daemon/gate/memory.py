@@ -48,7 +48,7 @@ class ConditionMemory:
             return
         released = context.registry.released(serving.version)
         before = context.conditions.read()
-        records = context.buffer.records()
+        records = context.records()
         with Observations.open(context.layout.observations, writable=False) as observations:
             seen = self._frames(observations, records, released, context.left_out.keys())
             same = before is not None and before.released == released

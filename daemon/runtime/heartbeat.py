@@ -27,9 +27,7 @@ def beating(layout: StateLayout, name: str) -> Iterator[Callable[[], None]]:
     def beat() -> None:
         while not ended.is_set():
             if time.monotonic() - moved[0] < STUCK_SECONDS:
-                with suppress(
-                    OSError
-                ):  # a full disk has no room for the file, and changes the time of one all the same
+                with suppress(OSError):  # a full disk has no room for a new file, but changes the time of one
                     path.touch()
             ended.wait(BEAT_SECONDS)
 

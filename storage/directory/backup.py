@@ -158,10 +158,8 @@ def _moment(layout: StateLayout, opened: ExitStack) -> list[_File]:
 
 def _opened(folder: Path, apart: Collection[Path], opened: ExitStack) -> list[_File]:
     """Open every file below a folder; a folder that is removed meanwhile is left out as a whole."""
-    found = []
-    for path in sorted(
-        folder.iterdir(), key=lambda path: (path.name != RECORD, path.name)
-    ):  # the stage of a round first
+    found, paths = [], sorted(folder.iterdir(), key=lambda path: (path.name != RECORD, path.name))
+    for path in paths:  # the stage of a round first
         if path in apart or path.name.startswith(".") or path.name.endswith(durable.PARTIAL):
             continue
         with suppress(FileNotFoundError):

@@ -2,12 +2,8 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,34 +13,26 @@ from PIL import Image
 
 from configs.load import load_settings
 from configs.settings import Settings
-from daemon.control.state_metrics import StateCollector
 from daemon.doctor import Finding, Level, examine_file, examine_in_force
 from daemon.doctor.disk import examine_state
 from daemon.doctor.drop_folder import examine_drop_folder
 from daemon.doctor.machine import examine_number_formats
 from daemon.doctor.models import examine_models
-from daemon.doctor.ports import examine_ports
 from daemon.exit_codes import ExitCode
-from daemon.net import certificates
-from daemon.net.certificates import first_end
 from daemon.runtime.activity import Activity, ActivityWriter
 from daemon.runtime.in_force import SNAPSHOT, SettingsInForce, running_settings
-from daemon.runtime.run_record import publish_record
-from daemon.status.collect import collect_status
 from daemon.watch.mode import file_system_of
-from storage.buffer.catalog import Catalog
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
-from tests.daemon.certificates import self_signed
 from tests.sections import changed
 
 
-def _with(settings: Settings, section: str, **values: object) -> Settings:
+def with_values(settings: Settings, section: str, **values: object) -> Settings:
     update: dict[str, object] = {section: changed(getattr(settings, section), **values)}
     return settings.model_copy(update=update)
 
 
-def _by_name(findings: list[Finding]) -> dict[str, Finding]:
+def by_name(findings: list[Finding]) -> dict[str, Finding]:
     assert all(item.remedy for item in findings if item.level != Level.OK), "every problem has a remedy"
     return {item.name: item for item in findings}
 
@@ -73,7 +61,7 @@ def test_a_file_that_the_running_daemon_does_not_use_is_found(config: Path, sett
         assert [item.level for item in examine_in_force(layout)] == [Level.OK]
         config.write_text(config.read_text().replace("serving: {port: 0", "gate: {confidence: 0.8}\nserving: {port: 1"))
         writer.step()
-        found = _by_name(examine_in_force(layout))["settings"]
+        found = by_name(examine_in_force(layout))["settings"]
         assert found.level == Level.WARN and "gate.confidence, serving.port" in found.detail
         assert found.remedy.endswith("a restart of the daemon for serving.port")
         config.write_text("nonsense")
@@ -114,14 +102,14 @@ def test_broken_torch_and_broken_configuration_are_both_found(
 
 
 def test_bf16_on_a_cpu_that_has_it_emulated(settings: Settings, tmp_path: Path) -> None:
-    info, wants = tmp_path / "cpuinfo", _with(settings, "serving", precision="bf16", device="auto")
+    info, wants = tmp_path / "cpuinfo", with_values(settings, "serving", precision="bf16", device="auto")
     info.write_text("processor\t: 0\nflags\t\t: fpu avx avx2\nprocessor\t: 1\n")
     (found,) = examine_number_formats(wants, False, info)
     assert found.level is Level.WARN and "serving.precision: bf16" in found.detail and found.remedy
     assert examine_number_formats(wants, True, info) == [], "device: auto takes the GPU"
-    (found,) = examine_number_formats(_with(wants, "serving", device="cpu"), True, info)
+    (found,) = examine_number_formats(with_values(wants, "serving", device="cpu"), True, info)
     assert found.level is Level.WARN
-    (found,) = examine_number_formats(_with(settings, "round", mixed_precision="bf16"), False, info)
+    (found,) = examine_number_formats(with_values(settings, "round", mixed_precision="bf16"), False, info)
     assert "round.mixed_precision: bf16" in found.detail
     assert examine_number_formats(settings, False, info) == []
     info.write_text("flags\t\t: fpu avx avx2 avx512_bf16\n")
@@ -160,9 +148,9 @@ def test_inotify_counts_folders(settings: Settings, tmp_path: Path, monkeypatch:
     monkeypatch.setattr("daemon.doctor.drop_folder.WATCH_LIMIT", limit)
     for name in ("a", "b"):
         (settings.watch.folder / name).mkdir()
-    finding = _by_name(examine_drop_folder(settings))["inotify"]
+    finding = by_name(examine_drop_folder(settings))["inotify"]
     assert finding.level == Level.WARN and "3 folders, limit 4" in finding.detail and "sysctl" in finding.remedy
-    assert _by_name(examine_drop_folder(_with(settings, "watch", recursive=False)))["inotify"].level == Level.OK
+    assert by_name(examine_drop_folder(with_values(settings, "watch", recursive=False)))["inotify"].level == Level.OK
 
 
 def test_the_innermost_and_newest_mount_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,13 +181,13 @@ def test_network_mounts(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
     """Fine for the drop folder, whose rescan finds everything; not for the state, whose locks it would break."""
     for module in ("drop_folder", "disk"):
         monkeypatch.setattr(f"daemon.doctor.{module}.file_system_of", lambda path: "nfs4")
-    assert _by_name(examine_drop_folder(settings))["drop_folder_mount"].level == Level.WARN
-    assert _by_name(examine_state(settings))["state_mount"].level == Level.FAIL
+    assert by_name(examine_drop_folder(settings))["drop_folder_mount"].level == Level.WARN
+    assert by_name(examine_state(settings))["state_mount"].level == Level.FAIL
 
 
 def test_disk_space_against_reserve_and_buffer(settings: Settings) -> None:
     def level(**values: object) -> Level:
-        return _by_name(examine_state(_with(settings, "buffer", **values)))["disk_space"].level
+        return by_name(examine_state(with_values(settings, "buffer", **values)))["disk_space"].level
 
     assert level() == Level.OK
     assert level(capacity_frames=10**9) == Level.WARN
@@ -211,197 +199,68 @@ def test_fsync_that_fails_is_found(settings: Settings, monkeypatch: pytest.Monke
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("os.fsync", broken)
-    finding = _by_name(examine_state(settings))["fsync"]
+    finding = by_name(examine_state(settings))["fsync"]
     assert finding.level == Level.FAIL and "Input/output error" in finding.detail
 
 
-@contextmanager
-def _listener() -> Iterator[int]:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        yield server.getsockname()[1]
-
-
-def test_port_held_by_somebody_else(settings: Settings) -> None:
-    with _listener() as port:
-        findings = _by_name(examine_ports(_with(settings, "serving", port=port)))
-    assert findings["serving_port"].level == Level.FAIL and str(port) in findings["serving_port"].detail
-    assert findings["control_port"].level == Level.OK
-
-
-def test_port_held_by_our_own_daemon(settings: Settings) -> None:
-    layout = StateLayout(settings.state)
-    with _listener() as port:
-        record = publish_record(layout, "serve", "127.0.0.1", port)
-        busy = _with(settings, "serving", port=port)
-        assert _by_name(examine_ports(busy))["serving_port"].level == Level.OK
-        gone = record.model_copy(update={"pid": 2**22 + 1})
-        layout.run_file("serve").write_text(gone.model_dump_json(), encoding="utf-8")
-        assert _by_name(examine_ports(busy))["serving_port"].level == Level.FAIL, "its process is gone"
-
-
-def test_public_control_plane_needs_a_token(settings: Settings, tmp_path: Path) -> None:
-    public = _with(settings, "control", host="0.0.0.0")
-    assert _by_name(examine_ports(public))["control_token"].level == Level.FAIL
-    token = tmp_path / "token"
-    with_file = _with(public, "control", token_file=token)
-    assert _by_name(examine_ports(with_file))["control_token"].level == Level.FAIL
-    token.write_text("secret", encoding="utf-8")
-    token.chmod(0o600)
-    assert _by_name(examine_ports(with_file))["control_token"].level == Level.OK
-
-
-@pytest.mark.parametrize("mode", [0o600, 0o400, 0o640, 0o644, 0o666, 0o660, 0o602])
-@pytest.mark.parametrize("where", ["own", "control", "serving", "tls"])
-def test_a_secret_that_others_can_read_is_named(settings: Settings, tmp_path: Path, where: str, mode: int) -> None:
-    layout = StateLayout(settings.state)
-    layout.create()
-    name, secret = {
-        "own": ("control_token", layout.token_file),
-        "control": ("control_token", tmp_path / "secret"),
-        "serving": ("serving_token", tmp_path / "secret"),
-        "tls": ("serving_tls", tmp_path / "key.pem"),
-    }[where]
-    if where == "tls":
-        certificate, secret = self_signed(tmp_path)
-        settings = _with(settings, "serving", certificate=certificate, key=secret)
-    else:
-        secret.write_text("secret\n")
-        settings = settings if where == "own" else _with(settings, where, token_file=secret)
-    secret.chmod(mode)
-    finding = _by_name(examine_ports(settings))[name]
-    assert (finding.level is Level.OK) == (mode in (0o600, 0o400, 0o640))
-    assert finding.level is Level.OK or f"{secret} has mode {mode:04o}" in finding.detail
-
-
-def test_a_secret_in_a_folder_that_others_can_write_to_is_named(settings: Settings, tmp_path: Path) -> None:
-    folder = tmp_path / "open" / "inner"
-    folder.mkdir(parents=True)
-    secret = folder / "secret"
-    secret.write_text("secret\n")
-    secret.chmod(0o600)
-    folder.parent.chmod(0o777)
-    found = _by_name(examine_ports(_with(settings, "serving", token_file=secret)))["serving_token"]
-    assert found.level is Level.WARN and f"{folder.parent} has mode 0777" in found.detail
-    folder.parent.chmod(0o1777)
-    found = _by_name(examine_ports(_with(settings, "serving", token_file=secret)))["serving_token"]
-    assert found.level is Level.OK, "as in /tmp"
-
-
-def test_the_token_of_a_running_daemon_is_not_missed(settings: Settings) -> None:
-    """The settings in force, which the doctor reads, do not hold it."""
-    publish_record(StateLayout(settings.state), "daemon", "0.0.0.0", 8008)
-    findings = _by_name(examine_ports(_with(settings, "control", host="0.0.0.0")))
-    assert findings["control_token"].level == Level.OK
-
-
-def test_public_inference_plane_needs_a_token_or_to_be_meant(settings: Settings) -> None:
-    public = _with(settings, "serving", host="0.0.0.0")
-    finding = _by_name(examine_ports(public))["serving_token"]
-    assert finding.level == Level.FAIL and "serving.advanced.public" in finding.remedy
-    assert _by_name(examine_ports(_with(public, "serving", public=True)))["serving_token"].level == Level.OK
-    assert _by_name(examine_ports(settings))["serving_token"].level == Level.OK
-
-
-def _metric(settings: Settings, name: str) -> dict[str, float]:
-    catalog = Catalog(StateLayout(settings.state).catalog, writable=True, broken="not of interest here")
-    (found,) = [metric for metric in StateCollector(settings, catalog, list).collect() if metric.name == name]
-    return {next(iter(sample.labels.values())): sample.value for sample in found.samples}
-
-
-@pytest.mark.parametrize(("days", "said"), [(10, "ends in 10 days"), (30, ""), (12_000, "")])
-def test_a_certificate_that_ends_soon_and_an_exposed_key_are_told(
-    settings: Settings, tmp_path: Path, days: int, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    certificate, key = self_signed(tmp_path, days=days)
-    secure = _with(settings, "serving", certificate=certificate, key=key)
-    end = first_end(certificate)
-    assert end is not None and abs(end - time.time() - 86_400 * days) < 60, "years after 2049 are written otherwise"
-    for level, words in ((Level.WARN, said), (Level.WARN, "ended 3 days ago")):
-        found = _by_name(examine_ports(secure)).get("serving_certificate")
-        assert (found is None and not words) or (found is not None and found.level == level and words in found.detail)
-        told = [message for message in collect_status(secure).messages if str(certificate) in message]
-        assert len(told) == bool(words) and all("renew it" in message for message in told)
-        monkeypatch.setattr(certificates.time, "time", lambda: end + 3 * 86_400)
-    key.chmod(0o644)
-    assert _by_name(examine_ports(secure))["serving_tls"].level == Level.WARN
-    told = [message for message in collect_status(secure).messages if f"{key} has mode 0644" in message]
-    assert len(told) == 1 and "chmod 600" in told[0]
-    assert _metric(secure, "mfmd_secret_exposed") == {
-        "control_token": 0,
-        "control_key": 0,
-        "serving_token": 0,
-        "serving_key": 1,
-    }
-    assert _metric(secure, "mfmd_certificate_end_timestamp_seconds") == {"control": 0, "serving": end}
-
-
-def test_certificates_are_tried(settings: Settings, tmp_path: Path) -> None:
-    assert "serving_tls" not in _by_name(examine_ports(settings))
-    certificate, key = self_signed(tmp_path)
-    secure = _with(settings, "serving", certificate=certificate, key=key)
-    assert _by_name(examine_ports(secure))["serving_tls"].level == Level.OK
-    key.write_text("rubbish")
-    assert _by_name(examine_ports(secure))["serving_tls"].level == Level.FAIL
-
-
 def test_checkpoint_is_verified(settings: Settings, registry: CheckpointRegistry) -> None:
-    assert _by_name(examine_models(settings))["checkpoint"].level == Level.OK
+    assert by_name(examine_models(settings))["checkpoint"].level == Level.OK
     other = settings.model_copy(update={"classes": settings.classes[:-1]})
-    assert "other classes" in _by_name(examine_models(other))["checkpoint"].detail
+    assert "other classes" in by_name(examine_models(other))["checkpoint"].detail
     registry.weights_path(2).write_bytes(b"damaged")
-    damaged = _by_name(examine_models(settings))["checkpoint"]
+    damaged = by_name(examine_models(settings))["checkpoint"]
     assert damaged.level == Level.FAIL and "rollback" in damaged.remedy
 
 
 def test_canary_images_are_counted_and_their_problems_named(config: Path) -> None:
     settings = load_settings(config)
-    assert "canary" not in _by_name(examine_models(settings))
+    assert "canary" not in by_name(examine_models(settings))
     text = config.read_text(encoding="utf-8")
     config.write_text(text + "canary: {images: target, labels: truth}\n", encoding="utf-8")
     settings = load_settings(config)
-    assert _by_name(examine_models(settings))["canary"].level == Level.FAIL, "no such folder"
+    assert by_name(examine_models(settings))["canary"].level == Level.FAIL, "no such folder"
     for folder in ("target", "truth"):
         (config.parent / folder).mkdir()
     for number in range(5):
         Image.new("RGB", (8, 8)).save(config.parent / "target" / f"{number}.png")
         Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) // 8).save(config.parent / f"truth/{number}.png")
-    found = _by_name(examine_models(settings))["canary"]
+    found = by_name(examine_models(settings))["canary"]
     assert found.level == Level.OK and found.detail.startswith("5 images") and "0  12.50 %  sky" in found.detail
     (config.parent / "target" / "4.png").unlink()
-    few = _by_name(examine_models(settings))["canary"]
+    few = by_name(examine_models(settings))["canary"]
     assert few.level == Level.WARN and few.remedy.startswith("1 more")
     Image.new("L", (9, 9)).save(config.parent / "truth" / "3.png")
-    assert "3.png: 9x9 pixels" in _by_name(examine_models(settings))["canary"].detail
+    assert "3.png: 9x9 pixels" in by_name(examine_models(settings))["canary"].detail
 
 
 def test_source_pairs_are_found(config: Path) -> None:
     config.write_text(config.read_text(encoding="utf-8") + "source: {images: day, labels: truth}\n", encoding="utf-8")
     settings = load_settings(config)
-    assert _by_name(examine_models(settings))["source"].level == Level.FAIL
+    assert by_name(examine_models(settings))["source"].level == Level.FAIL
     for folder in ("day", "truth"):
         (config.parent / folder).mkdir()
     for name in ("a", "b"):
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(config.parent / "day" / f"{name}.jpg")
         Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) // 8).save(config.parent / "truth" / f"{name}.png")
-    found = _by_name(examine_models(settings))["source"]
+    found = by_name(examine_models(settings))["source"]
     assert found.level == Level.OK and found.detail.startswith("2 images") and "0  12.50 %  sky" in found.detail
     Image.fromarray(np.full((8, 8), 255, np.uint8)).save(config.parent / "truth" / "b.png")
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) // 10).save(config.parent / "truth" / "a.png")
-    odd = _by_name(examine_models(settings))["source"]
+    odd = by_name(examine_models(settings))["source"]
     assert odd.level == Level.WARN and "no label holds a pixel of person" in odd.detail and "b.jpg" in odd.detail
     Image.fromarray(np.full((8, 8), 77, np.uint8)).save(config.parent / "truth" / "b.png")
-    outside = _by_name(examine_models(settings))["source"]
+    outside = by_name(examine_models(settings))["source"]
     assert outside.level == Level.FAIL and "label value 77 at row 0, column 0" in outside.detail
     (config.parent / "truth" / "b.png").unlink()
-    missing = _by_name(examine_models(settings))["source"]
+    missing = by_name(examine_models(settings))["source"]
     assert missing.level == Level.FAIL and "b.jpg" in missing.detail
 
 
 def test_encoder_weights_are_looked_for(settings: Settings, tmp_path: Path) -> None:
-    finding = _by_name(examine_models(_with(settings, "network", pretrained=tmp_path)))["pretrained"]
+    finding = by_name(examine_models(with_values(settings, "network", pretrained=tmp_path)))["pretrained"]
     assert finding.level == Level.FAIL and "config.json" in finding.detail
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes(b"{}")
-    assert _by_name(examine_models(_with(settings, "network", pretrained=tmp_path)))["pretrained"].level == Level.OK
+    assert (
+        by_name(examine_models(with_values(settings, "network", pretrained=tmp_path)))["pretrained"].level == Level.OK
+    )

@@ -1,33 +1,20 @@
 """A round from outside: whatever its process does, frames are released, the end is recorded, the incumbent serves."""
 
-import re
 import sys
 import threading
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import save_file
 
-from daemon.cli.adapt import _outcome
-from daemon.errors import NotEnoughFrames, RoundRunning, Stopping
-from daemon.gate.frame_facts import COLUMNS, ROWS, FrameFacts
-from daemon.metrics import Metrics
+from daemon.errors import NotEnoughFrames
 from daemon.rounds import runner as rounds
-from daemon.rounds.environment import MEMORY_KEPT, round_environment
 from daemon.rounds.history import schedule_state, summaries
-from daemon.rounds.launch import launch_command
-from daemon.rounds.loop import RoundLoop
 from daemon.rounds.recovery import finish_round, recover
 from daemon.rounds.runner import RoundContext, RoundFailed, launch_round
 from daemon.rounds.schedule import due
 from daemon.runtime.process_group import children_of, group_alive
-from daemon.status.collect import collect_status
-from storage.buffer.observations import Observation, Observations
 from storage.errors import NoCheckpoint
-from storage.gate.drift import Drift
 from storage.rounds.folder import RoundStore
 from storage.rounds.records import Progress, RoundScores, RoundSpec
 from tests.sections import changed
@@ -190,7 +177,7 @@ def test_old_round_folders_are_pruned(world, registry, store, program):
     assert store.numbers() == [2, 3]
 
 
-def _spec(number: int, settings, frames: tuple[int, ...] = (1, 2)) -> RoundSpec:
+def round_spec(number: int, settings, frames: tuple[int, ...] = (1, 2)) -> RoundSpec:
     return RoundSpec(
         round=number,
         incumbent=1,
@@ -204,7 +191,7 @@ def _spec(number: int, settings, frames: tuple[int, ...] = (1, 2)) -> RoundSpec:
 
 
 def test_recovery_ends_what_a_killed_daemon_left(world, registry, store, layout, tmp_path):
-    folder = store.create(_spec(1, world.settings))
+    folder = store.create(round_spec(1, world.settings))
     folder.append_progress(Progress(at=time.time(), phase="training", step=11, steps=20))
     world.buffer.lease(1)
     child = rounds.ProcessGroup(layout, [sys.executable, "-S", "-c", "import time; time.sleep(600)"])
@@ -218,7 +205,7 @@ def test_recovery_ends_what_a_killed_daemon_left(world, registry, store, layout,
 
 
 def test_recovery_judges_a_round_that_was_complete(world, registry, store):
-    folder = store.create(_spec(1, world.settings))
+    folder = store.create(round_spec(1, world.settings))
     folder.write_scores(RoundScores(status="stopped", reason="SIGTERM", steps=1, seconds=2.0))
     recover(world.settings, world.buffer, registry)
     assert folder.verdict().decision == "inconclusive"
@@ -228,7 +215,7 @@ def test_recovery_judges_a_round_that_was_complete(world, registry, store):
 
 
 def test_recovery_survives_a_damaged_folder(world, registry, store):
-    damaged, whole = store.create(_spec(1, world.settings)), store.create(_spec(2, world.settings))
+    damaged, whole = store.create(round_spec(1, world.settings)), store.create(round_spec(2, world.settings))
     damaged.spec_path.write_text("{")
     recover(world.settings, world.buffer, registry)
     assert whole.verdict() is not None
@@ -236,7 +223,7 @@ def test_recovery_survives_a_damaged_folder(world, registry, store):
 
 
 def test_damage_is_reported_of_an_ended_round_too(world, registry, store):
-    folder = store.create(_spec(1, world.settings))
+    folder = store.create(round_spec(1, world.settings))
     folder.write_scores(RoundScores(status="stopped", reason="SIGTERM", steps=1, seconds=2.0))
     recover(world.settings, world.buffer, registry)
     assert finish_round(folder, registry, world.settings) == ""
@@ -248,7 +235,7 @@ def test_after_failures_the_schedule_backs_off_and_counts_frames_from_the_last_j
     settings = world.settings.model_copy(
         update={"schedule": world.settings.schedule.model_copy(update={"enabled": True, "new_frames": 5})}
     )
-    judged = store.create(_spec(1, settings, frames=(1, 2)))
+    judged = store.create(round_spec(1, settings, frames=(1, 2)))
     judged.write_scores(RoundScores(status="completed", reason="step budget", steps=2, seconds=1.0))
     recover(settings, world.buffer, registry)
     assert summaries(store, 1, alive=False)[0].result == "inconclusive"
@@ -256,7 +243,7 @@ def test_after_failures_the_schedule_backs_off_and_counts_frames_from_the_last_j
     assert (state.new_frames, state.failures) == (5, 0), "eight frames, the newest that round 1 saw is number 3"
     assert due(time.time(), state, settings)[0] == "new_frames"
     for number in (2, 3):
-        folder = store.create(_spec(number, settings, frames=(4, 5)))
+        folder = store.create(round_spec(number, settings, frames=(4, 5)))
         rounds.record_failure(folder, "failed", "crashed")
         recover(settings, world.buffer, registry)
     state = schedule_state(world.buffer.catalog, store, registry)
@@ -274,189 +261,8 @@ def test_frames_that_a_reservoir_did_not_keep_start_no_round(bench, drop, write_
     world.until(lambda: world.counts.committed_total == 30)
     kept = [record.id for record in world.buffer.records()]
     assert schedule_state(world.buffer.catalog, store, registry).new_frames == 30, "all that is there is new"
-    judged = store.create(_spec(1, world.settings, frames=tuple(kept)))
+    judged = store.create(round_spec(1, world.settings, frames=tuple(kept)))
     judged.write_scores(RoundScores(status="completed", reason="step budget", steps=2, seconds=1.0))
     recover(world.settings, world.buffer, registry)
     assert max(kept) < 30
     assert schedule_state(world.buffer.catalog, store, registry).new_frames == 0
-
-
-def test_a_damaged_folder_does_not_keep_later_rounds_from_running(loop, world, store, program):
-    program("scores('failed', 'no')")
-    store.create(_spec(1, world.settings)).spec_path.write_text("{")
-    assert loop.request() == 2
-    loop.step()
-    assert store.folder(2).verdict() is not None
-
-
-def test_a_verdict_that_could_not_be_acted_on_is_made_up_for(loop, world, store, program, monkeypatch):
-    program("scores('failed', 'no')")
-    folder = store.create(_spec(1, world.settings))
-    folder.write_scores(RoundScores(status="stopped", reason="SIGTERM", steps=1, seconds=2.0))
-    loop.step()
-    assert folder.verdict().decision == "inconclusive"
-
-
-@pytest.fixture
-def loop(world, registry, layout):
-    metrics = Metrics(world.settings)
-    woken = threading.Event()
-    made = RoundLoop(world.settings, world.buffer, registry, metrics.rounds, wake=woken.set)
-    made.metrics, made.woken = metrics, woken
-    yield made
-    made.stop()
-
-
-def test_a_request_runs_once_and_a_second_one_is_refused(loop, program, store):
-    program("progress(5); time.sleep(0.4); scores('failed', 'no')")
-    loop.step()
-    assert store.numbers() == []
-    assert loop.request() == 1
-    assert loop.woken.is_set()
-    with pytest.raises(RoundRunning, match="round 1 is running"):
-        loop.request()
-    loop.step()
-    loop.step()
-    assert store.numbers() == [1]
-    assert loop.running is None
-    sample = loop.metrics.registry.get_sample_value
-    assert sample("mfmd_round_runs_total", {"result": "failed"}) == 1
-    assert sample("mfmd_gate_verdicts_total", {"decision": "rejected"}) == 1
-    assert sample("mfmd_round_step") == 5
-    assert sample("mfmd_round_pseudo_label_kept_ratio") == 0.25
-    assert sample("mfmd_round_loss", {"part": "mix"}) == 0.5
-    assert sample("mfmd_round_in_progress") == 0
-    assert loop.request() == 2
-
-
-def test_after_an_alarm_the_loop_starts_a_round_of_statistics_first(loop, program, store, layout, registry):
-    program("scores('failed', 'no')")
-    weights = layout.root / "norm.safetensors"
-    save_file({"bn.running_mean": np.zeros(2, np.float32)}, weights)
-    registry.promote(registry.add(weights, registry.manifest(1), by="import").version, by="operator", reason="test")
-    layout.drift.write_text(Drift(version=2, since=1.0, foreign=(8,), size=0.0).model_dump_json())
-    loop.settings = changed(loop.settings, schedule={"enabled": True, "new_frames": 100, "min_frames": 8})
-    loop.step()
-    spec = store.folder(1).spec()
-    assert (spec.trigger, spec.effort, spec.settings["recipe"]["name"]) == ("drift", "statistics", "bn_statistics")
-    assert spec.settings["round"]["steps"] == 16 and spec.restarts is False
-    loop.step()
-    assert store.numbers() == [1], "it failed: the next one waits"
-
-
-@pytest.mark.parametrize(
-    ("likeness", "used", "said"),
-    [
-        (0.1, (), "no new frame to train on; round.advanced.leave_out leaves out of 8 new ones: 8 noise; drop"),
-        (0.9, (), "leaves out: 6 copies (the picture does not change, and round.advanced.most_copies of one are used)"),
-        (
-            0.1,
-            (1, 2, 3, 4, 5),
-            "no new frame to train on; round.advanced.leave_out leaves out of 3 new ones: 3 noise; drop",
-        ),
-    ],
-    ids=["noise", "a fixed camera", "only known frames"],
-)
-def test_status_says_why_no_round_can_begin_until_one_can(
-    loop, world, store, layout, registry, program, likeness, used, said
-):
-    program("scores('failed', 'no')")
-    facts = FrameFacts(np.random.default_rng(0).random((ROWS, COLUMNS, 3)), detail=0.1, likeness=likeness, lines=1.0)
-    with Observations.open(layout.observations, writable=True) as observations:
-        observations.add_facts(dict.fromkeys(range(1, 9), facts.numbers()))
-    if used:
-        judged = store.create(_spec(1, world.settings, frames=used))
-        judged.write_scores(RoundScores(status="completed", reason="step budget", steps=2, seconds=1.0))
-        recover(world.settings, world.buffer, registry)
-    leaves = {"leave_out": ("noise", "copies"), "most_copies": 1 if not used else 8}
-    called = {"enabled": True, "new_frames": 3, "min_frames": 4}
-    loop.settings = changed(loop.settings, schedule=called, round={"advanced": leaves})
-    before = store.numbers()
-    for _ in range(2):  # it is tried again
-        loop.step()
-        shown = collect_status(loop.settings).next_round
-        assert shown.held == "refused" and shown.waiting_for.startswith("other frames: ") and said in shown.waiting_for
-    with pytest.raises(NotEnoughFrames, match=re.escape(said)):
-        _outcome(layout, None, 1, stopping=False)
-    assert store.numbers() == before
-    loop.settings = changed(loop.settings, round={"advanced": {"leave_out": ()}})
-    loop.step()
-    assert len(store.numbers()) == len(before) + 1
-    assert collect_status(loop.settings).next_round.held != "refused" and not layout.refusal.exists()
-
-
-def test_a_request_waits_until_new_frames_are_observed(loop, program, store, layout):
-    program("scores('failed', 'no')")
-    loop.settings = changed(loop.settings, schedule={"new_frames": 20})
-    row = np.ones(3, np.float32)
-    loop.request()
-    for frames in ((7, 8), range(3, 7)):
-        assert store.numbers() == []
-        with Observations.open(layout.observations, writable=True) as observations:
-            observations.add([Observation(frame, 1, 1, 0.0, 0.1, 0.9, row, row, row) for frame in frames])
-        loop.step()
-    assert store.numbers() == [1]
-
-
-def test_a_request_that_comes_while_nothing_is_due_is_not_lost(loop, program, store, monkeypatch):
-    program("scores('failed', 'no')")
-    claim = loop._claim
-
-    def late():
-        found = claim()
-        monkeypatch.setattr(loop, "_claim", claim)
-        loop.request()
-        return found
-
-    monkeypatch.setattr(loop, "_claim", late)
-    loop.step()
-    loop.step()
-    assert store.numbers() == [1]
-
-
-def test_a_stopping_daemon_starts_no_round(loop, store):
-    loop.stop()
-    with pytest.raises(Stopping):
-        loop.request()
-    loop.step()
-    assert store.numbers() == []
-
-
-def test_the_command_hands_the_spec_to_accelerate(make_settings, tmp_path, monkeypatch):
-    spec = tmp_path / "spec.json"
-    command = launch_command(make_settings().round, spec)
-    assert command[:5] == [sys.executable, "-P", "-m", "accelerate.commands.accelerate_cli", "launch"]
-    assert command[-3:] == ["-m", "adapters.round", str(spec)]
-    assert "--cpu" in command
-    assert Path(command[command.index("--config_file") + 1]).parent.name == "configs", "not the user's own"
-    assert command[command.index("--num_cpu_threads_per_process") + 1] == "1"
-    many = launch_command(
-        make_settings(round={"processes": 2, "device": "auto", "mixed_precision": "bf16"}).round, spec
-    )
-    assert "--multi_gpu" in many
-    assert many[many.index("--num_processes") + 1] == "2"
-    assert many[many.index("--mixed_precision") + 1] == "bf16"
-    own = launch_command(make_settings(round={"advanced": {"accelerate_config": tmp_path / "a.yaml"}}).round, spec)
-    assert own[own.index("--config_file") + 1] == str(tmp_path / "a.yaml")
-    assert "--num_processes" not in own
-
-
-def test_a_round_is_given_the_variables_that_it_needs_and_no_others(make_settings):
-    given = {"PATH": "/bin", "LC_ALL": "C", "CUDA_VISIBLE_DEVICES": "", "NCCL_DEBUG": "INFO", "HF_HOME": "/hf",
-             "https_proxy": "p", "PYTHONPATH": "/own", "LD_LIBRARY_PATH": "/cuda", "_MFMD_UMASK": "22"}  # fmt: skip
-    foreign = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1",
-               "OMP_NUM_THREADS": "7", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "TORCHELASTIC_RUN_ID": "x",
-               "OMPI_COMM_WORLD_SIZE": "4", "SLURM_NTASKS": "4", "PYTHONWARNINGS": "error", "DS_KEY": "k"}  # fmt: skip
-    settings = make_settings().round
-    assert round_environment(settings, {**given, **foreign}).items() >= given.items()
-    assert not round_environment(settings, {**given, **foreign}).keys() & foreign.keys()
-    named = make_settings(round={"advanced": {"environment": ["DS_*"]}}).round
-    assert round_environment(named, foreign)["DS_KEY"] == "k"
-
-
-def test_a_round_keeps_the_memory_that_it_frees_unless_the_user_says_otherwise(make_settings, monkeypatch):
-    for name in MEMORY_KEPT:
-        monkeypatch.delenv(name, raising=False)
-    assert round_environment(make_settings().round).items() >= MEMORY_KEPT.items()
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
-    assert round_environment(make_settings().round)["MALLOC_TRIM_THRESHOLD_"] == "131072"

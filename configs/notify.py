@@ -16,7 +16,8 @@ NOTIFY_EVENTS: tuple[NotifyEvent, ...] = get_args(NotifyEvent)
 def _web_address(url: SecretStr) -> SecretStr:
     text = url.get_secret_value()
     parts = urlsplit(text)
-    if text != str(url) and (parts.scheme not in ("http", "https") or not parts.hostname):  # str(url): a masked copy
+    wrong = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0  # `port` raises ValueError
+    if text != str(url) and wrong:  # str(url): a masked copy
         raise ValueError("no web address: it starts with http:// or https:// and names a host")
     return url
 

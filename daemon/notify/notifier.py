@@ -56,15 +56,15 @@ class Notifier:
 
     def step(self) -> float:
         """Tell what is new; return the seconds until the next call. Raises NotifyFailed after trying every webhook."""
-        targets = self.settings.notify
+        targets = {_key(target): target for target in self.settings.notify}
         if not targets:
             return POLL_SECONDS
         record = read_record(self._layout.notified, Notified, f"; remove {self._layout.notified}") or Notified()
         history, drift = self._registry.history(), read_record(self._layout.drift, Drift)
         now = Told(history=len(history), alarms=0 if drift is None else drift.alarms)
+        record = Notified(told={key: told for key, told in record.told.items() if key in targets})
         down, problems = self._children_down(), list[str]()
-        for target in targets:
-            key = hashlib.sha256(target.url.get_secret_value().encode()).hexdigest()[:16]
+        for key, target in targets.items():
             told = record.told.get(key, now)  # a new webhook is told what happens from now on
             try:
                 for item in happened(told, history, drift)[-NEWEST:]:
@@ -106,13 +106,17 @@ class Notifier:
         try:
             with httpx.stream("POST", target.url.get_secret_value(), json=body, timeout=ANSWER_SECONDS) as answer:
                 status = answer.status_code
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # ValueError: a host that is no name
             self._metrics.results.labels(result="failed").inc()
             raise NotifyFailed(f"{target.host}: {type(error).__name__}; it is tried again") from error
         told = 200 <= status < 300
         self._metrics.results.labels(result="ok" if told else "failed").inc()
         if not told:
             raise NotifyFailed(f"{target.host} answered {status}; it is tried again")
+
+
+def _key(target: NotifySettings) -> str:
+    return hashlib.sha256(target.url.get_secret_value().encode()).hexdigest()[:16]
 
 
 def _message(item: Happened) -> dict[str, Any]:

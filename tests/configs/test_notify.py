@@ -25,6 +25,7 @@ def test_the_example_of_the_page_is_read_although_yaml_means_true_by_on(tmp_path
     [
         ("{url: 'ftp://host/SECRET'}", "notify.0.url"),
         ("{url: 'host/SECRET'}", "notify.0.url"),
+        ("{url: 'https://host:port/SECRET'}", "notify.0.url"),
         ("{url: 'https://host/SECRET', on: [promotion]}", "notify.0.on.0"),
         ("{url: 'https://host/SECRET', on: []}", "notify.0.on"),
         ("{url: 'https://host/SECRET', event: drift}", "notify.0.event"),

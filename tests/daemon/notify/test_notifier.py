@@ -1,6 +1,7 @@
 """Webhooks are told what happens: by a real receiver that answers, is slow, is down, or answers 500."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -166,18 +167,29 @@ def test_a_webhook_in_trouble_holds_no_other_and_gets_it_later(world, receiver, 
         assert "promoted" in bad.events and receiver.events == ["promoted"]
 
 
-def test_a_webhook_that_is_down_holds_no_other(world, receiver) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "no..host"])
+def test_a_webhook_that_cannot_be_reached_holds_no_other(world, receiver, host) -> None:
     with listening() as gone:
-        url = gone.url
+        url = gone.url.replace("127.0.0.1", host)
     notifier = world.notifier({"url": url}, {"url": receiver.url})
     notifier.step()
     world.add_version(parent=1)
-    _fails(notifier)
+    _fails(notifier, host)
     assert receiver.events == ["promoted"]
 
 
-def _fails(notifier: Notifier) -> None:
-    with pytest.raises(NotifyFailed, match=r"127\.0\.0\.1") as failed:
+def test_a_webhook_that_is_added_again_is_new(world, receiver) -> None:
+    with listening() as other:
+        world.notifier({"url": receiver.url}, {"url": other.url}).step()
+        world.notifier({"url": other.url}).step()
+        world.add_version(parent=1)
+        world.notifier({"url": other.url}).step()
+        world.notifier({"url": receiver.url}, {"url": other.url}).step()
+        assert (receiver.events, other.events) == ([], ["promoted"])
+
+
+def _fails(notifier: Notifier, host: str = "127.0.0.1") -> None:
+    with pytest.raises(NotifyFailed, match=re.escape(host)) as failed:
         notifier.step()
     assert "secret" not in str(failed.value)
 

@@ -63,7 +63,10 @@ def _serving(**more: Any) -> Iterator[tuple[_Served, Dial]]:
         address = listener.getsockname()
 
         def dial(sent: bytes) -> socket.socket:
-            connection = stack.enter_context(socket.create_connection(address, timeout=20))
+            connection = stack.enter_context(socket.socket())
+            connection.settimeout(20)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)  # else the kernel may take an answer
+            connection.connect(address)
             connection.sendall(sent)
             return connection
 

@@ -4,15 +4,12 @@
 then right from the first event on. Times are timestamps, never ages.
 """
 
-import hashlib
-import platform
 import threading
-from importlib import metadata
 
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry
 
 from configs.settings import Settings
-from daemon.net.listening import excess_counter
+from daemon.net.plane_metrics import PlaneMetrics
 from daemon.runtime.activity import MODES, FileActivity
 from daemon.runtime.metric_table import MetricTable, counter, expose, gauge, histogram
 from storage.buffer.catalog_records import SKIP_REASONS
@@ -180,11 +177,9 @@ class NotifyMetrics(MetricTable):
     )
 
 
-class ProcessMetrics(MetricTable):
+class ProcessMetrics(PlaneMetrics):
     """The daemon itself, its children and its settings."""
 
-    build = gauge("mfmd_build_info", "Version of mfmd and of Python", version=(), python=())
-    settings_hash = gauge("mfmd_config_hash_info", "SHA-256 of the settings in force, secrets masked", sha256=())
     started = gauge("mfmd_start_timestamp_seconds", "Unix time at which the daemon was ready (seconds)")
     ticks = gauge(
         "mfmd_component_last_tick_timestamp_seconds",
@@ -208,19 +203,10 @@ class ProcessMetrics(MetricTable):
         "Reloads of the settings since the daemon started, by result: ok, refused (nothing changed)",
         result=("ok", "refused"),
     )
-    excess = excess_counter()
 
     def __init__(self, registry: CollectorRegistry, settings: Settings) -> None:
-        super().__init__(registry)
+        super().__init__(registry, settings)
         self.settings_valid.set(1)
-        self.build.labels(metadata.version("mfmd"), platform.python_version()).set(1)
-        self.show(settings)
-
-    def show(self, settings: Settings) -> None:
-        """Expose the settings in force."""
-        digest = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()
-        self.settings_hash.clear()
-        self.settings_hash.labels(digest).set(1)
 
     def compared(self, file: FileActivity) -> None:
         """Expose how the configuration file differs from the settings in force."""
@@ -247,7 +233,6 @@ class Metrics:
         self.publish = PublishMetrics(self.registry)
         self.notify = NotifyMetrics(self.registry)
         self.process = ProcessMetrics(self.registry, settings)
-        ProcessCollector(registry=self.registry)
         self._lock = threading.Lock()
 
     def exposition(self, accept: str) -> tuple[bytes, str]:

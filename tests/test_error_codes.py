@@ -11,7 +11,8 @@ CODED = {"ApiError": 1, "_error": 1, "RefusedImage": 0, "Skip": 0, "InvalidBody"
 """Which argument of a call carries a code (for RefusedImage: the reason, which the HTTP API answers as code)."""
 
 
-def _codes(tree: ast.AST) -> Iterator[str]:
+def codes(tree: ast.AST) -> Iterator[str]:
+    """Yield the codes that stand in a module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
             for line in node.body:
@@ -36,7 +37,7 @@ def _place_of_code(call: ast.Call) -> int | None:
 
 def _codes_in_source() -> set[str]:
     paths = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
-    found = {code for path in paths for code in _codes(ast.parse(path.read_text(encoding="utf-8")))}
+    found = {code for path in paths for code in codes(ast.parse(path.read_text(encoding="utf-8")))}
     return found | {"system", "unexpected", "http_error"}  # for errors that carry no code of their own
 
 

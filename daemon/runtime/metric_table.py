@@ -56,9 +56,10 @@ class MetricTable:
     def __init__(self, registry: CollectorRegistry) -> None:
         # Without this each counter has a second series that says only when the process began.
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        for attribute, row in vars(type(self)).items():
-            if isinstance(row, Row):
-                vars(self)[attribute] = row.build(registry)
+        for kind in reversed(type(self).__mro__):
+            for attribute, row in vars(kind).items():
+                if isinstance(row, Row):
+                    vars(self)[attribute] = row.build(registry)
 
 
 def expose(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:

@@ -24,6 +24,15 @@ REFUSED_STATUS = {
     "unreadable": 422,
 }
 """HTTP status for each reason of `RefusedImage`."""
+CODES = (
+    *REFUSED_STATUS, "batch_too_large", "body_timeout", "body_too_large", "client_disconnected", "decode_interrupted",
+    "image_missing", "internal", "invalid_json", "invalid_request", "http_error", "method_not_allowed",
+    "multipart_invalid", "not_found", "not_ready", "queue_full", "repository_read_only", "request_timeout",
+    "shutting_down", "side_too_long", "too_many_bodies", "unauthorized", "unknown_format", "unknown_model",
+    "unsupported_encoding", "unsupported_parameter", "version_not_loaded", "wrong_data", "wrong_datatype",
+    "wrong_header_length", "wrong_input_name", "wrong_output_name", "wrong_shape",
+)  # fmt: skip
+"""Every code of an answer."""
 
 
 @dataclass(eq=False)

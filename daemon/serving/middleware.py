@@ -43,13 +43,14 @@ class Instrument:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, code = time.perf_counter(), 0
+        started, code, version = time.perf_counter(), 0, ""
 
         async def send_named(message: Message) -> None:
-            nonlocal code
+            nonlocal code, version
             if message["type"] == "http.response.start":
-                code = message["status"]
-                self._add_headers(MutableHeaders(scope=message))
+                code, headers = message["status"], MutableHeaders(scope=message)
+                version = headers.get(VERSION_HEADER, "")  # of the model that answered
+                self._add_headers(headers)
             await send(message)
 
         try:
@@ -61,9 +62,7 @@ class Instrument:
             await answer(scope, receive, send_named)
         finally:
             endpoint = getattr(scope.get("route"), "path", "unknown")
-            metrics = self._plane.metrics
-            metrics.requests.labels(endpoint=endpoint, code=str(code or 500)).inc()
-            metrics.request_seconds.labels(endpoint=endpoint).observe(time.perf_counter() - started)
+            self._plane.metrics.answered(endpoint, code or 500, version, time.perf_counter() - started)
 
     def _add_headers(self, headers: MutableHeaders) -> None:
         if self._plane.draining:

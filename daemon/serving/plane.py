@@ -50,7 +50,7 @@ class InferencePlane:
         serving = settings.serving
         self.settings = settings
         self.device = choose_device(serving.device)
-        self.metrics = ServingMetrics()
+        self.metrics = ServingMetrics(settings)
         self.slots = Slots()
         self.layout = StateLayout(settings.state)
         name = name or plane_name(serving.host, serving.port)

@@ -65,7 +65,7 @@ class Swapper:
             self.slots.install(self._load(version))
         live = self.slots.live
         self.metrics.swaps.labels(result="ok").inc()
-        self.metrics.serve(version, live.digest if live is not None else "")
+        self.metrics.serve(version, live.digest if live is not None else "", self.slots.versions)
         if before is not None and version < before.version:
             self.metrics.rollbacks.labels(weights=weights).inc()
         log.info("version_serves", version=version, previous=before and before.version, weights=weights)

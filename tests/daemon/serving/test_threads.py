@@ -44,7 +44,7 @@ def test_a_bug_behind_an_answer_does_not_end_the_batcher(world: World) -> None:
     def broken(version: int, image: Fitted, labels: Labels) -> None:
         raise RuntimeError("a bug")
 
-    batcher = Batcher(plane.slots, plane.settings.serving, ServingMetrics(), broken)
+    batcher = Batcher(plane.slots, plane.settings.serving, ServingMetrics(plane.settings), broken)
     image = fit(picture().copy(), (HEIGHT, WIDTH), plane.settings.serving)
     with plane.slots.lease() as resident:
         waiting = batcher.submit(resident, [image, image])

@@ -5,6 +5,7 @@ then right from the first event on. Times are timestamps, never ages.
 """
 
 import threading
+from typing import get_args
 
 from prometheus_client import CollectorRegistry
 
@@ -13,7 +14,7 @@ from daemon.net.plane_metrics import PlaneMetrics
 from daemon.runtime.activity import MODES, FileActivity
 from daemon.runtime.metric_table import MetricTable, counter, expose, gauge, histogram
 from storage.buffer.catalog_records import SKIP_REASONS
-from storage.rounds.records import CHECKS
+from storage.rounds.records import CHECKS, Progress
 
 COMPONENTS = ("ingest", "rounds", "gate", "supervisor", "publish", "notify", "activity")
 MIRRORS = ("triton", "huggingface")
@@ -25,6 +26,7 @@ REASONS = (
 )  # fmt: skip
 RESULTS = ("promoted", "rejected", "inconclusive", "suggested", "failed", "stopped")
 DECISIONS = ("accepted", "rejected", "inconclusive")
+PHASES = get_args(Progress.model_fields["phase"].annotation)
 LATENCY_SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
 COMMIT_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 ROUND_SECONDS = (10, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 21600)
@@ -124,7 +126,13 @@ class RoundMetrics(MetricTable):
         "mfmd_round_last_progress_timestamp_seconds",
         "Unix time of the last progress of the running or last round, or of its start; 0 before the first",
     )
+    phase = gauge(
+        "mfmd_round_phase_info",
+        "1 for the phase of the round that runs: " + ", ".join(PHASES) + "; 0 for all while none runs",
+        phase=PHASES,
+    )
     step = gauge("mfmd_round_step", "Steps done by the running or last round")
+    step_target = gauge("mfmd_round_step_target", "Steps that the running or last round is to do")
     loss = gauge("mfmd_round_loss", "Loss of the running or last round, by part: source, mix, mfm", part=())
     kept_ratio = gauge(
         "mfmd_round_pseudo_label_kept_ratio",
@@ -132,6 +140,12 @@ class RoundMetrics(MetricTable):
     )
     images_per_second = gauge(
         "mfmd_round_images_per_second", "Training rate of the running or last round (source and target images a second)"
+    )
+    memory = gauge(
+        "mfmd_round_memory_bytes",
+        "Memory of the running or last round, of its first process: resident (as of its last progress), device (most "
+        "that it reserved on the GPU; 0 without one)",
+        kind=("resident", "device"),
     )
     shadow_images = gauge(
         "mfmd_round_shadow_images",
@@ -150,6 +164,11 @@ class RoundMetrics(MetricTable):
         "Checks that a candidate did not pass since the daemon started, by veto or vote",
         gate=CHECKS,
     )
+
+    def show_phase(self, now: str | None) -> None:
+        """Expose the phase of the round that runs."""
+        for phase in PHASES:
+            self.phase.labels(phase).set(phase == now)
 
 
 class PublishMetrics(MetricTable):

@@ -4,6 +4,7 @@ import math
 import time
 from typing import Any, Literal
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -38,7 +39,14 @@ class RoundProgress:
         """Write a line with the current activity of the round, and `figures`, other fields of `Progress`."""
         self._since = time.monotonic()
         if self._folder is not None:
-            line = Progress(at=time.time(), phase=phase, step=self.steps, steps=self._budget, **figures)
+            line = Progress(
+                at=time.time(),
+                phase=phase,
+                step=self.steps,
+                steps=self._budget,
+                memory={"resident": psutil.Process().memory_info().rss, "device": torch.cuda.max_memory_reserved()},
+                **figures,
+            )
             self._folder.append_progress(line)
 
     def add(self, result: StepLosses, images: int) -> None:

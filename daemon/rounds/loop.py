@@ -142,6 +142,7 @@ class RoundLoop:
             self._running = self._store.next_number() if self._requested else None
             self._interrupted = None
         self._metrics.in_progress.set(0)
+        self._metrics.show_phase(None)
 
     def _run(self, work: Callable[[RoundContext], Verdict]) -> float:
         """Run one round; return the seconds until the next step."""
@@ -163,11 +164,15 @@ class RoundLoop:
 
     def _show(self, progress: Progress) -> None:
         self._metrics.last_progress.set(progress.at)
+        self._metrics.show_phase(progress.phase)
         if progress.phase == "shadow":
             self._metrics.shadow_images.set(progress.step)
             self._metrics.shadow_agreement.set(progress.agreement or 0.0)
             return
         self._metrics.step.set(progress.step)
+        self._metrics.step_target.set(progress.steps)
+        for kind, size in progress.memory.items():
+            self._metrics.memory.labels(kind).set(size)
         for part, loss in progress.losses.items():
             self._metrics.loss.labels(part=part).set(loss)
         if progress.kept_ratio is not None:

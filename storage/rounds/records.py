@@ -139,6 +139,8 @@ class Progress(Record):
     """Share of pseudo-label pixels above the threshold (0-1)."""
     images_per_second: float | None = None
     """Training rate (source + target images a second)."""
+    memory: dict[str, int] = Field(default_factory=dict)
+    """Memory of the round's first process (bytes): resident; device: most that it reserved on the GPU so far."""
     agreement: float | None = None
     """In the shadow: share of pixels with the label of the version that serves (0-1)."""
 

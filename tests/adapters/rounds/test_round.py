@@ -37,6 +37,7 @@ def test_completed_round_leaves_candidate_scores_and_progress(training_state) ->
     assert [line.phase for line in folder.progress()] == ["loading", "training", "training", *scoring, "done"]
     trained = folder.progress()[2]
     assert trained.step == 3 and set(trained.losses) == {"source", "mix", "mfm"}
+    assert trained.memory["resident"] > 10**8 and trained.memory["device"] == torch.cuda.max_memory_reserved()
     assert trained.images_per_second > 0 and 0 <= trained.kept_ratio <= 1
 
 

@@ -71,7 +71,10 @@ EXPECTED = [
     "mfmd_round_duration_seconds",
     "mfmd_round_in_progress",
     "mfmd_round_last_progress_timestamp_seconds",
+    "mfmd_round_phase_info",
     "mfmd_round_step",
+    "mfmd_round_step_target",
+    "mfmd_round_memory_bytes",
     "mfmd_round_loss",
     "mfmd_round_pseudo_label_kept_ratio",
     "mfmd_round_images_per_second",
@@ -169,6 +172,7 @@ def test_no_series_is_labelled_by_what_grows_without_bound(world, layout, add_ve
     assert labels <= {
         "outcome", "reason", "mode", "result", "cause", "decision", "gate", "ref", "class", "component", "part", "le",
         "mirror", "needs", "plane", "secret", "version", "python", "sha256", "state",
+        "phase", "kind",
         "implementation", "major", "minor", "patchlevel",
     }  # fmt: skip
     assert not any(name.endswith("_created") for name in _families(world))

@@ -47,7 +47,7 @@ def loop(world, registry, layout):
     made.stop()
 
 
-def test_a_request_runs_once_and_a_second_one_is_refused(loop, program, store):
+def test_a_request_runs_once_and_a_second_one_is_refused(loop, program, store, wait_until):
     program("progress(5); time.sleep(0.4); scores('failed', 'no')")
     loop.step()
     assert store.numbers() == []
@@ -55,11 +55,18 @@ def test_a_request_runs_once_and_a_second_one_is_refused(loop, program, store):
     assert loop.woken.is_set()
     with pytest.raises(RoundRunning, match="round 1 is running"):
         loop.request()
-    loop.step()
+    sample, phase = loop.metrics.registry.get_sample_value, ("mfmd_round_phase_info", {"phase": "training"})
+    thread = threading.Thread(target=loop.step)
+    thread.start()
+    wait_until(lambda: sample("mfmd_round_memory_bytes", {"kind": "device"}) == 5)
+    assert sample(*phase) == 1
+    assert sample("mfmd_round_step_target") == 9
+    assert sample("mfmd_round_memory_bytes", {"kind": "resident"}) == 7
+    thread.join()
+    assert sample(*phase) == 0
     loop.step()
     assert store.numbers() == [1]
     assert loop.running is None
-    sample = loop.metrics.registry.get_sample_value
     assert sample("mfmd_round_runs_total", {"result": "failed"}) == 1
     assert sample("mfmd_gate_verdicts_total", {"decision": "rejected"}) == 1
     assert sample("mfmd_round_step") == 5

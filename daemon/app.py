@@ -19,7 +19,7 @@ from daemon.runtime.service_manager import ServiceManager
 from daemon.runtime.signals import stop_event
 from daemon.status.messages import nothing_serves
 from storage.directory.upgrade import prepare
-from storage.errors import NoCheckpoint
+from storage.errors import NewerRecord, NoCheckpoint, StorageError
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 
@@ -70,8 +70,18 @@ def run(settings: Settings, config: Path) -> int:
 
 
 def require_version(settings: Settings, registry: CheckpointRegistry) -> None:
-    """Raise NoCheckpoint, with what to do, if no version serves; StorageError if the ref is damaged."""
-    if registry.serving() is None:
+    """Raise NoCheckpoint, with what to do, if no version serves; NewerRecord if a newer mfmd wrote the ref.
+
+    A damaged ref is logged: planes then serve what the history names, ingest works, rounds and the gate wait.
+    """
+    try:
+        serves = registry.serving() is not None
+    except NewerRecord:
+        raise
+    except StorageError as error:
+        log.error("serving_ref_damaged", reason=str(error), waits=["rounds", "gate"])
+        return
+    if not serves:
         raise NoCheckpoint(f"{settings.state}: {nothing_serves(registry.versions(), settings)}")
 
 

@@ -65,6 +65,7 @@ class StateCollector(Collector):
             "buffer": self._buffer,
             "disk": self._disk,
             "refs": self._refs,
+            "registry": self._moves,
             "rounds": self._last_round,
             "probation": self._probation,
             "recall": self._recall,
@@ -142,6 +143,8 @@ class StateCollector(Collector):
         text = "Version that a ref names: serving, previous; 0 when it names none"
         yield _metric("mfmd_ref_version", text, versions, "ref")
         yield _metric("mfmd_ref_since_timestamp_seconds", "Unix time of the ref's last move; 0: never", since, "ref")
+
+    def _moves(self) -> Iterator[Metric]:
         yield _metric("mfmd_registry_versions", "Checkpoint versions on disk", len(self._registry.versions()))
         moves = Counter(dict.fromkeys(CAUSES, 0))
         moves.update(cause_of(event) for event in self._registry.history() if event.event in MOVES)

@@ -15,7 +15,7 @@ from daemon.rounds.runner import GRACE_SECONDS, STOPPED, record_failure
 from daemon.runtime.logs import get_logger
 from daemon.runtime.process_group import end_leftovers
 from storage.buffer.frames import FrameBuffer
-from storage.errors import StorageError
+from storage.errors import DurabilityLost, StorageError
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder, RoundStore
@@ -57,8 +57,13 @@ def recover(settings: Settings, buffer: FrameBuffer, registry: CheckpointRegistr
                 log.error("round_not_finished", round=number, error=str(error))
     going_on = going_on or open_trial(store)
     if going_on is None:
-        end_shadow(registry, "no round waits for it")
-        store.remove_states(spare=promoted_round(registry))
+        try:
+            end_shadow(registry, "no round waits for it")
+            store.remove_states(spare=promoted_round(registry))
+        except DurabilityLost:
+            raise
+        except StorageError as error:  # a damaged ref; rounds wait until it is mended, and the next one cleans up
+            log.error("states_not_removed", error=str(error))
     else:
         log.warning("round_interrupted", round=going_on)
     return going_on
@@ -104,10 +109,10 @@ def _obstacle(folder: RoundFolder, buffer: FrameBuffer, registry: CheckpointRegi
         return "it had saved no training state"
     if record.crashes()[-TRIES:] == [step] * TRIES:
         return f"{TRIES} starts from step {step} made no progress"
-    serving = registry.serving()
-    if serving is None or serving.version != spec.incumbent:
+    serving = registry.readable_refs()[0].get("serving")
+    if (serving.version if serving else registry.state().serves_last) != spec.incumbent:
         return f"version {spec.incumbent} no longer serves"
-    if serving.since > spec.created:
+    if serving is not None and serving.since > spec.created:
         return f"version {spec.incumbent} was promoted again after the round began"
     if Path(settings.state).resolve() != folder.path.resolve().parents[1]:
         return f"it was started for the state directory {settings.state}"

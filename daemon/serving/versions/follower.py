@@ -39,9 +39,9 @@ class SwapFailure(BaseModel):
 class Follower(PlaneThread):
     """Polls the serving ref and makes the version it names live; keeps the shadow's version in the idle slot.
 
-    A version that fails is retried after 1, 2, 4 ... 60 seconds, or at once when the ref moves. When nothing is live (a
-    start with a corrupt serving version), the version that served before is tried instead. A shadow that fails is
-    retried when either version changes.
+    A version that fails is retried after 1, 2, 4 ... 60 seconds, or at once when the ref moves. At a start another
+    version is tried instead: the one that served before a corrupt one, or, when the ref cannot be read, the one that
+    served last by the history. A shadow that fails is retried when either version changes.
     """
 
     def __init__(self, swapper: Swapper) -> None:
@@ -83,6 +83,8 @@ class Follower(PlaneThread):
             self._unread += 1
             if self.unreadable and now >= self._retry_at:
                 self._record_failure(None, error, now)
+                if self._slots.live is None:
+                    self._fall_back(None, now)
             return
         self._unread = 0
         if ref != self.wanted:
@@ -107,20 +109,27 @@ class Follower(PlaneThread):
         self._attempts = 0
         return True
 
-    def _fall_back(self, failed: int, now: float) -> None:
-        """At a start, serve what served before rather than nothing; never a version that was rolled back from."""
+    def _fall_back(self, failed: int | None, now: float) -> None:
+        """At a start, serve another version rather than nothing; `failed` is the one wanted, None if unknown."""
         try:
-            previous = self._registry.ref("previous")
-            usable = previous is not None and previous.version not in self._registry.state().rolled_back | {failed}
+            version = self._instead_of(failed)
         except StorageError as error:
             if self._lasting.due(str(error)):
-                log.error("previous_unreadable", error=str(error))
+                log.error("no_other_version", error=str(error))
             return
-        if usable and previous is not None:
-            log.warning("serving_previous_instead", version=previous.version, failed=failed)
+        if version is not None:
+            log.warning("serving_another_instead", version=version, failed=failed)
             explained = self.failure, self._attempts, self._retry_at
-            self._try(previous.version, now)
+            self._try(version, now)
             self.failure, self._attempts, self._retry_at = explained  # what is to explain is the version wanted
+
+    def _instead_of(self, failed: int | None) -> int | None:
+        """Return what served before `failed`, never a version that was rolled back; for None, what served last."""
+        state = self._registry.state()
+        if failed is None:  # its line was durable before the ref moved: `mfmd check --repair` writes the same
+            return state.serves_last
+        previous = self._registry.ref("previous")
+        return previous.version if previous and previous.version not in state.rolled_back | {failed} else None
 
     def _record_failure(self, version: int | None, error: Exception, now: float) -> None:
         self._metrics.swaps.labels(result="failed").inc()

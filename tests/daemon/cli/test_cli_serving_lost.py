@@ -11,7 +11,6 @@ from storage.registry.registry import CheckpointRegistry
 
 COMMANDS = (
     "adapt",
-    "run",
     "doctor",
     "predict image.png --out masks",
     "evaluate --images drop --labels drop",

@@ -108,6 +108,15 @@ def test_in_whichever_stage_of_its_work_it_was_killed_it_is_resumed_from_its_sta
     assert (killed.record().stage, world.buffer.leases(), killed.states.steps()) == (stage, [1], [20])
 
 
+@pytest.mark.parametrize("ref", ["serving", "shadow"])
+def test_a_damaged_ref_ends_no_interrupted_round_and_keeps_no_daemon_from_starting(world, registry, killed, ref):
+    registry.ref_path(ref).write_bytes(b"")
+    assert recover(world.settings, world.buffer, registry) == 1
+    killed.write_scores(RoundScores(status="failed", reason="enough", steps=20, seconds=1.0))
+    assert recover(world.settings, world.buffer, registry) is None
+    assert world.buffer.leases() == []
+
+
 def test_frames_whose_lease_is_gone_are_leased_again(world, registry, killed):
     world.buffer.release(1)
     assert recover(world.settings, world.buffer, registry) == 1

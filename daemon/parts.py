@@ -5,7 +5,8 @@ import threading
 from pathlib import Path
 
 from configs.settings import Settings
-from daemon.control.app import ControlContext, create_control_app
+from daemon.control.app import create_control_app
+from daemon.control.context import ControlContext
 from daemon.control.state_metrics import StateCollector
 from daemon.gate.drift import DriftRule
 from daemon.gate.loop import GateLoop

@@ -1,8 +1,6 @@
 """The control plane's HTTP API: reads need no token, changes need one. No torch, no long work in a request."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Annotated, Any
 
@@ -12,6 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from daemon.control.conditions import MergeRequest, RenameRequest, create_conditions
+from daemon.control.context import ControlContext
 from daemon.control.errors import ApiError, answer_errors
 from daemon.control.messages import (
     LARGEST_NUMBER,
@@ -27,20 +26,16 @@ from daemon.control.messages import (
     RoundDetail,
     RoundList,
 )  # fmt: skip
-from daemon.control.page import create_page
+from daemon.control.page.routes import create_page
 from daemon.control.server import ControlGuard
 from daemon.gate import promotion
-from daemon.gate.loop import GateLoop
 from daemon.gate.suggestion import answer_suggestion
-from daemon.ingest.refusals import RetryQueue, Selection
-from daemon.metrics import Metrics
+from daemon.ingest.refusals import Selection
 from daemon.net.json_body import InvalidBody, body_schema, json_schemas, read_json
 from daemon.net.middleware import HeadRequests, LastAnswers
 from daemon.rounds.history import summaries, summarise
-from daemon.rounds.loop import RoundLoop
 from daemon.runtime.activity import Activity
-from daemon.runtime.health import Health
-from daemon.runtime.in_force import Reloaded, SettingsInForce
+from daemon.runtime.in_force import Reloaded
 from daemon.status.collect import Status, collect_status
 from storage.errors import StorageError
 from storage.layout import StateLayout
@@ -54,28 +49,12 @@ Number = Annotated[int, Path(le=LARGEST_NUMBER)]
 """Of a version or a round."""
 
 
-@dataclass(frozen=True, slots=True)
-class ControlContext:
-    """The objects that the API works on."""
-
-    in_force: SettingsInForce
-    registry: CheckpointRegistry
-    rounds: RoundLoop
-    metrics: Metrics
-    health: Health
-    token: str
-    retries: RetryQueue
-    gate: GateLoop
-    activity: Callable[[], Activity] = Activity
-    """What the daemon does now."""
-
-
 def create_control_app(context: ControlContext, *, local: bool = False) -> FastAPI:
     """Return the API as an ASGI application; a `local` one needs no token, because only the owner opens its socket."""
     app = FastAPI(title="mfmd control plane", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
     app.include_router(_probes(context))
     app.include_router(_reading(context))
-    app.include_router(create_page(context.in_force, context.registry, context.token))
+    app.include_router(create_page(context))
     app.include_router(_changing(context))
     app.include_router(_answering(context))
     app.include_router(create_conditions(context.gate, StateLayout(context.in_force.now.state), _read))

@@ -51,7 +51,7 @@ class ControlServer:
         self, app: FastAPI, listener: socket.socket, tls: TlsFiles | None = None, excess: Counter | None = None
     ) -> None:
         """Set up; HTTPS only with `tls`. `excess` counts connections beyond the bound."""
-        self._listener = listener
+        self._app, self._listener = app, listener
         crowd = Crowd(allowed_connections(CONTROL_CONNECTIONS), excess)
         if isinstance(listener, Listener):
             listener.on_drop = crowd.count
@@ -100,6 +100,7 @@ class ControlServer:
 
     def stop(self) -> None:
         """Finish what is in flight and close."""
+        self._app.state.stopping = True  # streams of events end, which would outlast the stop
         self._server.should_exit = True
         if self._thread.ident is not None:
             self._thread.join(GRACE_SECONDS + 1.0)

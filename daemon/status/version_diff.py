@@ -45,10 +45,11 @@ class VersionDiff(ActivityPart):
     """Tensors that differ, the largest change first."""
 
 
-def diff_versions(registry: CheckpointRegistry, first: int, second: int) -> VersionDiff:
-    """Compare two versions. Raises UnknownVersion or CorruptCheckpoint."""
+def diff_versions(registry: CheckpointRegistry, first: int, second: int, *, weights: bool = True) -> VersionDiff:
+    """Compare two versions, without `weights` only their manifests. Raises UnknownVersion or CorruptCheckpoint."""
     one, other = registry.manifest(first), registry.manifest(second)
-    changes = weight_changes(registry.weights_path(first), registry.weights_path(second))
+    files = (registry.weights_path(first), registry.weights_path(second))
+    changes = weight_changes(*files) if weights else []
     compared = [change.relative for change in changes if change.relative is not None]
     known = bool(one.settings and other.settings)
     return VersionDiff(

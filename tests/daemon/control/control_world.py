@@ -1,5 +1,14 @@
-"""What tests of the control plane send, and a suggestion for them to decide about."""
+"""The context of a control plane, what its tests send, and a suggestion for them to decide about."""
 
+from daemon.control.context import ControlContext
+from daemon.control.state_metrics import StateCollector
+from daemon.gate.loop import GateLoop
+from daemon.metrics import Metrics
+from daemon.rounds.loop import RoundLoop
+from daemon.runtime.activity import ChildActivity
+from daemon.runtime.health import Health
+from daemon.runtime.in_force import SettingsInForce
+from daemon.runtime.worker import Worker
 from storage.layout import StateLayout
 from storage.rounds.folder import RoundFolder, RoundStore
 from storage.rounds.records import RoundScores, RoundSpec, Verdict
@@ -10,6 +19,20 @@ JSON = {"Content-Type": "application/json"}
 CHANGES = ["/v1/rounds", "/v1/reload", "/v1/rollback", "/v1/promote", "/v1/checkpoints/1/pin"]
 CHANGES += ["/v1/checkpoints/1/unpin", "/v1/refused/retry", "/v1/approve", "/v1/reject"]
 CHANGES += [f"/v1/conditions/1/{change}" for change in ("merge", "rename", "forget")]
+
+
+def make_context(bench, registry) -> tuple[ControlContext, list[Worker], list[ChildActivity]]:
+    """A context on a bench, its workers, and the children that it reports."""
+    settings, metrics = bench.settings, Metrics(bench.settings)
+    in_force = SettingsInForce(settings, settings.state / "mfmd.yaml")
+    rounds = RoundLoop(settings, bench.buffer, registry, metrics.rounds)
+    gate = GateLoop(settings, bench.buffer, registry, [])
+    parts = [Worker("ingest", lambda: 0.05, metrics.process), Worker("rounds", lambda: 0.05, metrics.process)]
+    children: list[ChildActivity] = []
+    health = Health(parts, registry, lambda: children)
+    metrics.registry.register(StateCollector(settings, bench.buffer.catalog, list))
+    context = ControlContext(in_force, registry, rounds, metrics, health, TOKEN, bench.ingest.retries, gate)
+    return context, parts, children
 
 
 def suggestion(layout: StateLayout, version: int, incumbent: int = 3) -> RoundFolder:

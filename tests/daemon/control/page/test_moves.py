@@ -1,42 +1,14 @@
-"""The operator's page on a real socket: what it shows is escaped, and only somebody with the token rolls back."""
+"""Forms of the operator's page: what it shows is escaped, and only somebody with the token moves anything."""
 
 import re
-from collections.abc import Iterator
-from types import SimpleNamespace
 
-import httpx
 import pytest
-from fastapi import FastAPI
 
-from daemon.control.page import MOST_FORM_BYTES, create_page
-from daemon.control.server import ControlServer, bind
-from daemon.runtime.in_force import SettingsInForce
+from daemon.control.page.forms import MOST_FORM_BYTES
 from storage.registry.manifest import HistoryEvent
-from tests.daemon.control.control_world import suggestion
+from tests.daemon.control.control_world import TOKEN, suggestion
 
-TOKEN = "correct horse"
 NASTY = "<script>alert('x')</script> & \"quotes\""
-
-
-@pytest.fixture
-def page(make_settings, layout, registry, add_version) -> Iterator[SimpleNamespace]:
-    """Versions 1 to 3, the last of which serves; the page answers."""
-    for parent in (None, 1, 2):
-        add_version(parent)
-    settings = make_settings()
-    app = FastAPI()
-    app.include_router(create_page(SettingsInForce(settings, layout.root / "mfmd.yaml"), registry, TOKEN))
-    server = ControlServer(app, bind(settings.control))
-    server.start()
-    host, port = server.address
-    with httpx.Client(base_url=f"http://{host}:{port}", trust_env=False, verify=False) as client:
-
-        def send(headers: dict[str, str] | None = None, path: str = "/rollback", **changes: str) -> httpx.Response:
-            form = {"token": TOKEN, "serving": "3", "to": "", "reason": "poles vanish"} | changes
-            return client.post(path, data=form, headers=headers or {})
-
-        yield SimpleNamespace(client=client, send=send, origin=f"http://{host}:{port}")
-    server.stop()
 
 
 def serving(registry) -> int:
@@ -45,12 +17,13 @@ def serving(registry) -> int:
 
 def test_it_shows_what_serves_and_what_happened(page, registry):
     answer = page.client.get("/")
-    assert answer.status_code == 200 and answer.headers["Content-Type"].startswith("text/html")
+    assert answer.status_code == 200 and answer.headers["Content-Type"].startswith("text/html"), answer.text
     text = answer.text
-    assert "version 3, pretrain: test" in text and "Roll back from version 3" in text
+    assert "version 3</a>, pretrain: test" in text and "Roll back from version 3" in text
     assert "the daemon is not running" in text, "what needs attention"
-    assert [event for event in ("added", "promoted") if f"<td>{event}</td>" in text] == ["added", "promoted"]
     assert "No round yet." in text
+    text = page.client.get("/versions").text
+    assert "added: version 3" in text and "promoted: version 3 instead of 2" in text
 
 
 def test_it_says_which_versions_nobody_should_go_back_to_blindly(page, registry, add_version):
@@ -90,9 +63,10 @@ def test_versions_of_which_none_ever_served_are_told_from_a_damaged_ref(page, la
     assert "No version serves: `mfmd promote N`" in text and "serving version is unknown" not in text
 
 
-def test_it_needs_nothing_from_elsewhere_and_runs_no_script(page):
+def test_it_needs_nothing_from_elsewhere(page):
     answer = page.client.get("/")
-    assert not re.search(r"(src|href)=(?!./explain/)|url\(|@import|<script|<link| on\w+=", answer.text)
+    assert not re.search(r"(src|href|action)=.(?![/#])|url\(|@import| style=| on\w+=", answer.text)
+    assert re.findall(r"<script[^>]*>[^<]+", answer.text) == [], "no script stands in the page"
     policy = answer.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
     assert answer.headers["Cache-Control"] == "no-store"
@@ -103,14 +77,15 @@ def test_what_others_wrote_is_escaped(page, registry):
     registry.record(HistoryEvent(at=1.0, event="rejected", version=None, by=NASTY, reason=NASTY))
     page.send(reason=NASTY)
     assert registry.history()[-1].reason == NASTY
-    for text in (page.client.get("/").text, page.send(serving="1", to=NASTY).text, page.send(token=NASTY).text):
-        assert "<script" not in text
-    assert "&lt;script&gt;alert(&#x27;x&#x27;)" in page.client.get("/").text
+    shown = page.client.get("/versions").text
+    for text in (shown, page.send(serving="1", to=NASTY).text, page.send(token=NASTY).text):
+        assert "<script>" not in text
+    assert "&lt;script&gt;alert(&#39;x&#39;)" in shown
 
 
 def test_the_form_rolls_back_with_its_reason(page, registry):
     answer = page.send()
-    assert (answer.status_code, answer.headers["Location"]) == (303, "/")
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/?done=rollback")
     assert serving(registry) == 2
     last = registry.history()[-1]
     assert (last.event, last.version, last.by, last.reason) == ("rolled_back", 2, "operator", "poles vanish")
@@ -133,15 +108,15 @@ def test_sent_twice_or_after_somebody_else_it_does_nothing(page, registry):
         ({"token": "wrong"}, 401, "wrong control token"),
         ({"token": ""}, 401, "wrong control token"),
         ({"reason": "  "}, 422, "reason is required"),
-        ({"serving": ""}, 422, "must be version numbers"),
-        ({"to": "x"}, 422, "must be version numbers"),
-        ({"to": "9" * 5000}, 422, "must be version numbers"),
+        ({"serving": ""}, 422, "must be a version number"),
+        ({"to": "x"}, 422, "must be a version number"),
+        ({"to": "9" * 5000}, 422, "must be a version number"),
         ({"to": "77"}, 404, "no version 77"),
         ({"to": "3"}, 409, "serves already"),
         ({"reason": "x" * MOST_FORM_BYTES}, 413, "a form of more than"),
         ({"reason": "a\x00b"}, 422, "is not text"),
         ({str(number): "x" for number in range(20)}, 422, "not a form"),
-        ({"path": "/promote"}, 422, "must be version numbers"),
+        ({"path": "/promote"}, 422, "must be a version number"),
         ({"path": "/promote", "to": "77"}, 404, "no version 77"),
         ({"path": "/promote", "to": "2", "token": "wrong"}, 401, "wrong control token"),
     ],
@@ -206,13 +181,35 @@ def test_a_suggestion_is_decided_on_the_page(page, registry, layout, add_version
     assert page.send(path=path, to="4").status_code == 409
 
 
-def test_the_page_links_explanations(page, layout, add_version):
+def test_rounds_and_versions_have_views_that_explain_them(page, layout, add_version):
     suggestion(layout, add_version(3, promote=False))
-    text = page.client.get("/").text
-    assert '<a href="/explain/round/1">' in text and '<a href="/explain/version/4">' in text
-    told = page.client.get("/explain/round/1")
-    assert told.text.startswith("Round 1 suggests version 4") and told.headers["content-type"].startswith("text/plain")
-    assert page.client.get("/explain/version/3").text.startswith("Version 3 serves.")
-    gone = page.client.get("/explain/version/99")
-    assert gone.status_code == 404 and "No explanation of version 99" in gone.text
-    assert page.client.get("/explain/round/0").status_code == 422
+    text = page.client.get("/versions").text
+    assert 'href="/rounds/1"' in text and 'href="/versions/4"' in text
+    assert "Round 1 suggests version 4" in page.client.get("/rounds/1").text
+    assert "Version 3 serves." in page.client.get("/versions/3").text
+    for path in ("/versions/99", "/rounds/99"):
+        gone = page.client.get(path)
+        assert gone.status_code == 404 and "99" in gone.text and "<h1>No view of" in gone.text
+    assert page.client.get("/rounds/0").status_code == 422
+
+
+@pytest.mark.parametrize("back", ["https://evil.example", "//evil.example", "/versions/../x", "/a?b", "javascript:x"])
+def test_a_form_leads_back_to_a_view_of_this_page_only(page, registry, back):
+    assert page.send(back=back).status_code == 422 and serving(registry) == 3
+    answer = page.send(back="/versions/3")
+    assert answer.headers["Location"] == "/versions/3?done=rollback"
+    assert "Rolled back." in page.client.get(answer.headers["Location"]).text
+
+
+def test_a_version_is_pinned_and_unpinned_with_a_reason(page, registry):
+    assert page.send(path="/pin", to="2").status_code == 303 and registry.pins() == [2]
+    assert "pinned, " in page.client.get("/versions").text or ">pinned" in page.client.get("/versions").text
+    assert page.send(path="/pin", to="77").status_code == 404
+    assert page.send(path="/unpin", to="2", token="x").status_code == 401 and registry.pins() == [2]
+    assert page.send(path="/unpin", to="2").status_code == 303 and registry.pins() == []
+    assert registry.history()[-1].reason == "poles vanish"
+
+
+def test_a_round_that_cannot_begin_says_why(page):
+    answer = page.send(path="/adapt")
+    assert answer.status_code == 409 and "No round begins" in answer.text and "frames" in answer.text

@@ -1,0 +1,1 @@
+"""The operator's page: server-rendered views on the control plane, from files of the package alone."""

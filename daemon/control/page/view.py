@@ -1,0 +1,109 @@
+"""What the views of the page share: templates, headers, and how an answer is made."""
+
+import hashlib
+import json
+import time
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from fastapi.responses import HTMLResponse
+
+from daemon.control.context import ControlContext
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+"""The page runs only the scripts of this package, stands in no frame, and is kept by no cache."""
+NAVIGATION = (("/", "now", "Now"), ("/versions", "versions", "Versions"))
+"""Address, name and title of each view."""
+DONE = {
+    "rollback": "Rolled back.",
+    "promote": "Promoted.",
+    "approve": "Approved.",
+    "reject": "Rejected.",
+    "pin": "Pinned.",
+    "unpin": "Unpinned.",
+    "adapt": "A round begins.",
+}
+"""What the page says after each form, by its action."""
+
+
+class View:
+    """Renders templates for the views; one for each application."""
+
+    def __init__(self, context: ControlContext) -> None:
+        self.context = context
+
+    def show(self, template: str, code: int = 200, *, done: str = "", **values: Any) -> HTMLResponse:
+        """Return a rendered template; `done` is the action of a form that was just sent."""
+        text = templates().get_template(template).render(done=DONE.get(done, ""), **values)
+        return HTMLResponse(text, code, headers=HEADERS)
+
+    def problem(self, title: str, message: str, status: int) -> HTMLResponse:
+        """Return a page that says what went wrong and what to do."""
+        return self.show("problem.html", status, title=title, message=message)
+
+
+@cache
+def templates() -> "Environment":
+    """Return the templates of this package, loaded at the first page: the daemon starts without them."""
+    import jinja2
+
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    made.filters |= {"when": when, "clock": clock, "span": span, "short": short, "data": data}
+    made.globals |= {"asset": asset, "navigation": NAVIGATION}
+    return made
+
+
+@cache
+def asset(name: str) -> str:
+    """Return the address of a file of `static/`; it changes with the content, so that browsers keep it for ever."""
+    content = (resources.files(__package__) / "static" / name).read_bytes()
+    return f"/static/{name}?v={hashlib.sha256(content).hexdigest()[:12]}"
+
+
+def when(unix: float | None) -> str:
+    """Return a time (Unix, seconds) as date and clock of this machine."""
+    return "-" if unix is None else time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(unix))
+
+
+def clock(unix: float) -> str:
+    """Return a time (Unix, seconds) as the machine-readable value of a `<time>` element."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(unix))
+
+
+def span(seconds: float | None) -> str:
+    """Return a length of time in words that need no second look; a negative one, of a clock set back, is 0."""
+    if seconds is None:
+        return "-"
+    whole = max(0, round(seconds))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if whole >= 2 * size:
+            return f"{whole // size} {unit}"
+    return f"{whole} s"
+
+
+def short(value: float | None) -> str:
+    """Return a number with four significant digits."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def data(value: Any) -> str:
+    """Return JSON for an attribute; the template escapes it."""
+    return json.dumps(value, separators=(",", ":"))

@@ -16,7 +16,9 @@ from daemon.runtime.metric_table import MetricTable, counter, expose, gauge, his
 from storage.buffer.catalog_records import SKIP_REASONS
 from storage.rounds.records import CHECKS, Progress
 
-COMPONENTS = ("ingest", "rounds", "gate", "supervisor", "publish", "notify", "activity")
+COMPONENTS = (
+    "ingest", "folders", "rounds", "gate", "supervisor", "publish", "notify", "activity", "self_check",
+)  # fmt: skip
 MIRRORS = ("triton", "huggingface")
 OUTCOMES = ("stored", "not_kept", "duplicate", "skipped", "rejected")
 REASONS = (
@@ -202,13 +204,19 @@ class ProcessMetrics(PlaneMetrics):
     started = gauge("mfmd_start_timestamp_seconds", "Unix time at which the daemon was ready (seconds)")
     ticks = gauge(
         "mfmd_component_last_tick_timestamp_seconds",
-        "Unix time of the last finished step of a part of the daemon (seconds); rounds tick between rounds only",
+        "Unix time of the last finished step of a part of the daemon (seconds); rounds tick between rounds only, "
+        "self_check once an hour",
         component=COMPONENTS,
     )
     failed_steps = counter(
         "mfmd_component_failures", "Failed steps of a part of the daemon; each is retried", component=COMPONENTS
     )
 
+    self_checked = gauge(
+        "mfmd_self_check_last_timestamp_seconds",
+        "Unix time of the last self-check, which runs once an hour; 0: none yet",
+    )
+    self_check_errors = gauge("mfmd_self_check_errors", "Errors in the state directory that the last self-check found")
     settings_valid = gauge(
         "mfmd_config_file_valid", "1 while the configuration file is valid; the settings in force stay either way"
     )

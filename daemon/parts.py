@@ -29,6 +29,7 @@ from daemon.runtime.process_group import PYTHON, end_leftovers
 from daemon.runtime.supervisor import CHILD_SECONDS, PLANE_SECONDS, ChildSpec, Supervisor
 from daemon.runtime.worker import JOIN_SECONDS, Worker
 from daemon.status.plane_probe import PlaneProbe
+from daemon.status.self_check import SelfCheck
 from daemon.watch.events import Hints
 from storage.buffer.frames import BrokenBuffer, FrameBuffer
 from storage.errors import AlreadyRunning, BufferMismatch, DurabilityLost, StorageError
@@ -112,6 +113,8 @@ class DaemonParts:
             Worker("notify", self._notifier.step, meter),
             Worker("activity", self._activity.step, meter),
         ]
+        self._self_check = SelfCheck(self._layout, meter)
+        self._checker = Worker("self_check", self._self_check.step, meter)  # it only reads: nothing waits for it
         self.health = Health(self._workers, self._registry, self._supervisor.states)
         self._collector = StateCollector(self._settings, self._buffer.catalog, self._supervisor.states)
         self.metrics.registry.register(self._collector)
@@ -149,7 +152,7 @@ class DaemonParts:
 
     def start(self) -> None:
         """Start every thread."""
-        for worker in self._workers:
+        for worker in (*self._workers, self._checker):
             worker.start()
 
     def stop(self) -> None:
@@ -157,7 +160,7 @@ class DaemonParts:
 
         Stopping takes a few seconds; with requests in flight at most `PLANE_SECONDS`.
         """
-        for worker in self._workers:
+        for worker in (*self._workers, self._checker):
             worker.ask_to_stop()
         self._rounds.stop()
         self._supervisor.terminate()  # without a thread of its own: the system may have none left
@@ -171,6 +174,7 @@ class DaemonParts:
         else:
             self._buffer.close()
         self._activity.close()
+        self._checker.join()
 
     def _snapshot(self) -> Activity:
         watch, ingest = self._ingest.activity
@@ -179,7 +183,15 @@ class DaemonParts:
         errors = {item.name: item.last_error for item in self._workers if item.last_error and not item.failed}
         children, mirrors, file = self._supervisor.states(), self._publisher.states(), self._in_force.compare()
         self.metrics.process.compared(file)
-        return Activity(watch=watch, ingest=ingest, children=children, mirrors=mirrors, settings=file, errors=errors)
+        return Activity(
+            watch=watch,
+            ingest=ingest,
+            children=children,
+            mirrors=mirrors,
+            settings=file,
+            errors=errors,
+            damage=self._self_check.problem,
+        )
 
 
 def _child_specs(settings: Settings, config: Path) -> list[ChildSpec]:

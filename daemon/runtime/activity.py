@@ -137,6 +137,8 @@ class Activity(ActivityPart):
     settings: FileActivity = FileActivity()
     errors: dict[str, str] = Field(default_factory=dict)
     """Parts of the daemon whose last step failed, with the reason."""
+    damage: str = ""
+    """What the last self-check found, with what to do; empty when nothing is wrong."""
 
 
 class ActivityWriter:

@@ -107,6 +107,8 @@ class _Collector:
         )
         told = waiting_messages(activity)
         damage = [problem for problem in dict.fromkeys(self._damage) if not any(problem in line for line in told)]
+        if activity.damage and not self._damage:  # otherwise it is probably what was read just now
+            damage = [activity.damage]
         messages = [*damage, *told, *operator_messages(status, self._settings)]
         return status.model_copy(update={"messages": messages})
 
@@ -193,17 +195,18 @@ class _Collector:
         )
 
 
-def check_serving_files(registry: CheckpointRegistry) -> None:
+def check_serving_files(registry: CheckpointRegistry, *, content: bool = False) -> None:
     """Raise StorageError, with what to do, if files of the version that should serve are missing or truncated.
 
-    Return if no version should serve, or if its ref cannot be read, because the reader of the ref reports that.
+    `content` also hashes them. Return if no version should serve, or if its ref cannot be read, because the reader of
+    the ref reports that.
     """
     serving = registry.readable_refs()[0].get("serving")
     if serving is None:
         return
     registry.serving_version()
     try:
-        registry.verify(serving.version, content=False)
+        registry.verify(serving.version, content=content)
     except NewerRecord:
         raise
     except CorruptCheckpoint as error:

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import signal
 import sqlite3
 import threading
@@ -51,6 +52,7 @@ def test_from_start_to_clean_stop(start, config, layout, drop, write_image, add_
     assert 'mfmd_component_up{component="observe"} 0.0' in running.request("GET", "/metrics").text
     running.wait(lambda: running.request("GET", "/readyz").status_code == 200, "an observer that has settled", 30)
     assert 'mfmd_ingest_rejected_total{reason="not_an_image"} 1.0' in running.request("GET", "/metrics").text
+    assert re.search(r"mfmd_self_check_last_timestamp_seconds 1\.\d+e\+09", running.request("GET", "/metrics").text)
     assert "libtorch" not in Path(f"/proc/{running.process.pid}/maps").read_text(), "no tensors in the control plane"
     status, seconds = running.stop(signal.SIGINT)
     assert status == 0

@@ -33,6 +33,8 @@ EXPECTED = [
     "mfmd_state_readable",
     "mfmd_state_read_failures_total",
     "mfmd_secret_exposed",
+    "mfmd_self_check_last_timestamp_seconds",
+    "mfmd_self_check_errors",
     "mfmd_certificate_end_timestamp_seconds",
     "mfmd_ingest_files_total",
     "mfmd_ingest_rejected_total",

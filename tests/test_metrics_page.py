@@ -19,8 +19,11 @@ from daemon.serving.metrics import ServingMetrics
 from storage.buffer.frames import FrameBuffer
 from storage.buffer.observations import Observation, Observations
 from storage.layout import StateLayout
+from tests.deploy.test_prometheus import ALERTS, RECORDED
 
-PAGE = Path(__file__).parents[1] / "docs" / "reference" / "metrics.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "reference" / "metrics.md"
+NAME = re.compile(r"\bmfmd_[a-z]\w*[a-z]\b(?![*_])")
 
 
 class Family(NamedTuple):
@@ -92,6 +95,24 @@ def test_inference_plane_metrics_are_documented(settings: Settings) -> None:
     metrics = ServingMetrics(settings)
     metrics.serve(3, "0" * 64, [3])
     _compare(_families(metrics.registry), _documented("Inference plane"))
+
+
+def test_every_metric_is_watched_or_kept_for_queries_by_hand() -> None:
+    names = {*_documented("Control plane"), *_documented("Inference plane")}
+    dashboard = (ROOT / "deploy" / "grafana" / "mfmd.json").read_text(encoding="utf-8")
+    watched = " ".join([dashboard, *(rule["expr"] for rule in [*ALERTS, *RECORDED])])
+    used = {re.sub("_bucket$", "", name) for name in NAME.findall(watched)}
+    table = PAGE.read_text(encoding="utf-8").partition("\n## For queries by hand\n")[2]
+    by_hand = re.findall(r"`(mfmd_\w+)`", table)
+    assert sorted(names) == sorted([*used, *by_hand]), "none is unused, none unknown, none both"
+
+
+def test_every_metric_that_is_named_anywhere_exists() -> None:
+    known = {*_documented("Control plane"), *_documented("Inference plane")}
+    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.*")]
+    for page in pages:
+        named = {re.sub("_(bucket|sum|count)$", "", name) for name in NAME.findall(page.read_text(encoding="utf-8"))}
+        assert not named - known, page
 
 
 def test_units_stand_in_the_names(control_plane: CollectorRegistry, settings: Settings) -> None:

@@ -42,9 +42,10 @@ class Number(NamedTuple):
     width: int = 4
 
 
-def quantile(share: float, histogram: str) -> str:
-    """Return the query of a quantile (0-1) of a histogram, for each instance."""
-    return f"histogram_quantile({share}, sum by (instance, le) (rate({histogram}_bucket[$__rate_interval])))"
+def quantile(share: float, histogram: str, by: str = "instance", over: str = "$__rate_interval") -> str:
+    """Return the query of a quantile (0-1) of a histogram, for each value of the labels `by`."""
+    name, brace, labels = histogram.partition("{")
+    return f"histogram_quantile({share}, sum by ({by}, le) (rate({name}_bucket{brace}{labels}[{over}])))"
 
 
 ROWS: dict[str, list[Graph | Number]] = {
@@ -58,23 +59,39 @@ ROWS: dict[str, list[Graph | Number]] = {
     ],
     "Images": [
         Graph("Files by outcome", "cps", {"{{outcome}}": f"rate(mfmd_ingest_files_total{ONE}[$__rate_interval])"}),
-        Graph("Waiting files", "none", {"waiting": f"mfmd_ingest_pending_files{ONE}"}),
+        Graph("Waiting files", "none", {
+            "waiting": f"mfmd_ingest_pending_files{ONE}",
+            "retries an hour": f"increase(mfmd_ingest_retries_total{ONE}[1h])",
+        }),
         Graph("Time to a durable commit", "s", {
             "{{instance}} p50": quantile(0.5, "mfmd_ingest_latency_seconds"),
             "{{instance}} p99": quantile(0.99, "mfmd_ingest_latency_seconds"),
         }),
-        Graph("Refused files in the folder", "none", {"{{reason}}": f"mfmd_refused_files{ONE} > 0"}),
+        Graph("Refused and skipped files in the folder", "none", {
+            "refused: {{reason}}": f"mfmd_refused_files{ONE} > 0",
+            "skipped: {{reason}}": f"mfmd_skipped_files{ONE} > 0",
+        }),
+        Graph("Drop folder", "bool", {"{{state}}": f"mfmd_watcher_state_info{ONE}"}),
+        Graph("Events and rescans", "cps", {
+            "events": f"rate(mfmd_watcher_events_total{ONE}[$__rate_interval])",
+            "found by a rescan only": f"rate(mfmd_watcher_rescan_found_total{ONE}[$__rate_interval])",
+        }),
     ],
     "Buffer and disk": [
         Graph("Frames", "none", {
             "frames": f"mfmd_buffer_images{ONE}", "held out": f"mfmd_buffer_holdout_images{ONE}",
             "capacity": f"mfmd_buffer_capacity_images{ONE}",
         }),
+        Graph("Frames an hour", "none", {
+            "committed": f"increase(mfmd_buffer_committed_images_total{ONE}[1h])",
+            "evicted": f"increase(mfmd_buffer_evicted_images_total{ONE}[1h])",
+        }),
         Graph("Disk", "bytes", {
             "free": f"mfmd_disk_free_bytes{ONE}", "reserve": f"mfmd_disk_reserve_bytes{ONE}",
             "buffer": f"mfmd_buffer_bytes{ONE}",
         }),
         Graph("Ingest waits", "bool", {"paused": f"mfmd_ingest_paused{ONE}"}),
+        Graph("Time of a commit", "s", {"{{instance}} p99": quantile(0.99, "mfmd_buffer_commit_seconds")}),
     ],
     "Stream": [
         Graph("Evidence of drift over its alarm", "percentunit", {"evidence": f"mfmd_drift_evidence_ratio{ONE}"}),
@@ -85,15 +102,40 @@ ROWS: dict[str, list[Graph | Number]] = {
         }),
         Graph("Drift alarms", "none", {"alarms": f"mfmd_drift_alarms_total{ONE}"}),
         Graph("Best version of each condition", "none", {"{{condition}}": f"mfmd_condition_best_version{ONE}"}),
+        Graph("Frames of each condition", "none", {
+            "{{condition}}": f"mfmd_condition_frames{ONE}",
+            "{{condition}} golden": f"mfmd_condition_golden_frames{ONE}",
+        }),
     ],
     "Rounds and the gate": [
         Graph("Rounds in a day", "none", {"{{result}}": f"increase(mfmd_round_runs_total{ONE}[1d])"}),
+        Graph("Phase of the round", "bool", {"{{phase}}": f"mfmd_round_phase_info{ONE}"}),
+        Graph("Steps", "none", {"done": f"mfmd_round_step{ONE}", "target": f"mfmd_round_step_target{ONE}"}),
+        Graph("Time since the round's last progress", "s", {
+            "0: none runs":
+                f"mfmd_round_in_progress{ONE} * (time() - mfmd_round_last_progress_timestamp_seconds{ONE})",
+        }),
         Graph("Loss", "none", {"{{part}}": f"mfmd_round_loss{ONE}"}),
+        Graph("Shares", "percentunit", {
+            "confident pseudo-labels": f"mfmd_round_pseudo_label_kept_ratio{ONE}",
+            "shadow agrees": f"mfmd_round_shadow_agreement{ONE}",
+        }),
         Graph("Images a second", "ips", {"source and target": f"mfmd_round_images_per_second{ONE}"}),
+        Graph("Memory of the round", "bytes", {"{{kind}}": f"mfmd_round_memory_bytes{ONE}"}),
+        Graph("Duration of a round", "s", {
+            "{{instance}} median of a day": quantile(0.5, "mfmd_round_duration_seconds", over="1d"),
+        }),
+        Graph("Checks of the last verdict", "none", {
+            "{{gate}}": f"mfmd_gate_score{ONE}", "{{gate}} limit": f"mfmd_gate_limit{ONE}",
+        }),
         Graph("Checks that failed in a day", "none", {"{{gate}}": f"increase(mfmd_gate_failures_total{ONE}[1d]) > 0"}),
         Graph("Frames that the last round left out", "none", {"{{reason}}": f"mfmd_round_left_out_images{ONE}"}),
         Graph("Device time of 24 hours", "s", {
             "used": f"mfmd_schedule_used_seconds{ONE}", "budget": f"mfmd_schedule_budget_seconds{ONE} > 0",
+        }),
+        Graph("Probation", "none", {
+            "active": f"mfmd_probation_active{ONE}", "frames": f"mfmd_probation_frames{ONE}",
+            "worse": f"mfmd_probation_worse_frames{ONE}",
         }),
     ],
     "Serving": [
@@ -109,13 +151,49 @@ ROWS: dict[str, list[Graph | Number]] = {
             "{{instance}} p50": quantile(0.5, "mfmd_request_seconds"),
             "{{instance}} p99": quantile(0.99, "mfmd_request_seconds"),
         }),
-        Graph("Waiting images", "none", {"{{instance}}": "mfmd_queue_depth"}),
+        Graph("Time to answer by version", "s", {
+            "version {{version}} p99": quantile(0.99, 'mfmd_request_seconds{version!="0"}', "version"),
+        }),
+        Graph("Refused requests", "reqps", {
+            "{{instance}} {{reason}}": "rate(mfmd_requests_refused_total[$__rate_interval]) > 0",
+        }),
+        Graph("Waiting images", "none", {
+            "{{instance}}": "mfmd_queue_depth", "{{instance}} at most": "mfmd_queue_capacity_images",
+        }),
+        Graph("Time of a batch", "s", {"{{instance}} p99": quantile(0.99, "mfmd_batch_seconds")}),
+        Graph("Time of a swap by phase", "s", {
+            "{{phase}} p99 of a day": quantile(0.99, "mfmd_swap_seconds", "phase", "1d"),
+        }),
         Graph("Failed swaps in an hour", "none", {"{{instance}}": 'increase(mfmd_swap_total{result="failed"}[1h])'}),
     ],
     "The daemon": [
         Graph("Children", "bool", {"{{component}}": f"mfmd_component_up{ONE}"}),
+        Graph("Restarts of children an hour", "none", {
+            "{{component}}": f"increase(mfmd_component_restarts_total{ONE}[1h])",
+        }),
+        Graph("Time since the last step of each part", "s", {
+            "{{component}}": f"time() - (mfmd_component_last_tick_timestamp_seconds{ONE} > 0)",
+        }),
         Graph("Failed steps an hour", "none", {"{{component}}": f"increase(mfmd_component_failures_total{ONE}[1h])"}),
         Graph("Memory", "bytes", {"{{job}} {{instance}}": 'process_resident_memory_bytes{job=~"mfmd.*"}'}),
+        Graph("Damage", "none", {
+            "errors of the self-check": f"mfmd_self_check_errors{ONE}",
+            "unreadable: {{part}}": f"(1 - mfmd_state_readable{ONE}) > 0",
+        }),
+        Graph("Time since the self-check", "s", {
+            "self-check": f"time() - (mfmd_self_check_last_timestamp_seconds{ONE} > 0)",
+        }),
+        Graph("Certificates end in", "s", {
+            "{{plane}}": f"(mfmd_certificate_end_timestamp_seconds{ONE} > 0) - time()",
+        }),
+        Graph("Settings that wait for", "none", {"{{needs}}": f"mfmd_config_changed_settings{ONE}"}),
+        Graph("Messages and exports an hour", "none", {
+            "messages {{result}}": f"increase(mfmd_notifications_total{ONE}[1h])",
+            "{{mirror}} {{result}}": f"increase(mfmd_publish_total{ONE}[1h])",
+        }),
+        Graph("Masks", "none", {
+            "{{result}} an hour": f"increase(mfmd_masks_total{ONE}[1h])", "waiting": f"mfmd_masks_pending{ONE}",
+        }),
     ],
 }  # fmt: skip
 

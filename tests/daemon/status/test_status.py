@@ -20,7 +20,7 @@ from daemon.status.collect import Status, collect_status
 from storage.buffer.observations import Observation, Observations
 from storage.canary.records import CanaryState
 from storage.durable import write_record
-from storage.errors import CorruptCheckpoint, StorageError
+from storage.errors import CorruptCheckpoint
 from storage.rounds.folder import RoundStore
 from storage.rounds.records import Progress, RoundScores, RoundSpec
 
@@ -197,8 +197,7 @@ def test_a_serving_ref_that_is_gone_is_repaired_not_replaced_by_the_newest(make_
     assert "pretrain" not in status.next_round.waiting_for, "there is a version; another would only hide the damage"
     assert "stop `mfmd run`, then `mfmd check --repair`" in text
     assert status.serving_damaged and "mfmd promote" not in text, "version 2 never served"
-    with pytest.raises(StorageError, match="check --repair"):
-        require_version(make_settings(), registry)
+    require_version(make_settings(), registry)  # the daemon starts: planes serve what the history names
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from configs.settings import Settings
 from daemon.gate.frame_facts import facts_of
+from daemon.looks.answers import LookAnswers
 from daemon.runtime.heartbeat import beating
 from daemon.runtime.logs import Lasting, get_logger
 from daemon.runtime.signals import stop_event
@@ -37,6 +38,10 @@ GROUP = 8
 """Frames observed between two looks at the buffer and the serving ref."""
 FACTS = 64
 """Newest frames that get the facts of their pixels before any is observed: a ramp shows in 16 neighbours only."""
+GROUP_AT_LEAST = 2
+"""Frames of a group that are observed even while somebody waits for a look."""
+LOOK_SECONDS = 0.2
+"""How often an idle observer finds out whether somebody waits for a look (seconds)."""
 THREADS = 1
 """CPU threads; answers and rounds come first."""
 RETRY_SECONDS = 10.0
@@ -70,9 +75,16 @@ def _observe_until(stop: threading.Event, settings: Settings, moved: Callable[[]
                 if lasting.due(str(error)):
                     log.warning("observer_waits", error=str(error), seconds=RETRY_SECONDS)
                 pause = RETRY_SECONDS
-            stop.wait(pause)
+            _wait(stop, pause, observer.looks.asked)
     finally:
         observer.close()
+
+
+def _wait(stop: threading.Event, seconds: float, asked: Callable[[], bool]) -> None:
+    """Wait, but not while somebody waits for a look."""
+    end = time.monotonic() + seconds
+    while not asked() and (left := end - time.monotonic()) > 0 and not stop.wait(min(left, LOOK_SECONDS)):
+        pass
 
 
 class Observer:
@@ -91,12 +103,14 @@ class Observer:
         self._unusable: set[int] = set()
         self._source_seen: set[int] = set()
         self._comparisons = ComparisonStore(self._layout.comparisons)
+        self.looks = LookAnswers(self._layout, self._in_memory, self._from_disk, self._buffer)
 
     def step(self, stop: threading.Event) -> bool:
-        """Answer a comparison that waits, or observe the newest unobserved frames; return whether more may be waiting.
+        """Answer looks, then a comparison, or observe the newest unobserved frames; return whether more may be waiting.
 
         Raises StorageError or AdapterError if the serving version or the buffer cannot be read.
         """
+        self.looks.step()
         ref = self._registry.serving()
         opened = self._open() if ref is not None else None
         if ref is None or opened is None:
@@ -113,9 +127,9 @@ class Observer:
         if not waiting:
             observations.forget_all_but([record.id for record in records])
             return False
-        found = []
+        found = list[Observation]()
         for record in reversed(waiting[-GROUP:]):
-            if stop.is_set():
+            if stop.is_set() or (len(found) >= GROUP_AT_LEAST and self.looks.asked()):
                 break
             found += self._observe(buffer, record, ref.version)
         observations.add(found)
@@ -135,6 +149,17 @@ class Observer:
                 observations = files.enter_context(Observations.open(self._layout.observations, writable=True))
                 self._opened, self._files = (buffer, observations), files.pop_all()
         return self._opened
+
+    def _buffer(self) -> "FrameBuffer | None":
+        return None if (opened := self._open()) is None else opened[0]
+
+    def _in_memory(self, version: int) -> "SegmentationNetwork | None":
+        return self._networks.get(version)
+
+    def _from_disk(self, version: int) -> "SegmentationNetwork":
+        from adapters.checkpoints.checkpoint import load_version
+
+        return load_version(self._registry, version, self._device)[0]
 
     def _observe(self, buffer: "FrameBuffer", record: "FrameRecord", version: int) -> list[Observation]:
         from adapters.scoring.observation import observe_frame
@@ -186,16 +211,12 @@ class Observer:
 
     def _compare(self, request: ComparisonRequest, buffer: "FrameBuffer", serving: int) -> ComparisonScores:
         """Score the versions of a request; what cannot be read is the answer, so that the rule that asked goes on."""
-        from adapters.checkpoints.checkpoint import load_version
         from adapters.errors import AdapterError
         from adapters.scoring.comparison import compare_versions
 
         try:
             _, released = self._load(serving)
-            networks = {
-                version: self._networks.get(version) or load_version(self._registry, version, self._device)[0]
-                for version in request.versions
-            }
+            networks = {version: self._in_memory(version) or self._from_disk(version) for version in request.versions}
             source = self._labelled_source() if request.source else None
             known = (networks, self._networks[released], self._canary())
             scores = compare_versions(self._settings, request, buffer, source, *known)
@@ -238,11 +259,9 @@ class Observer:
 
     def _load(self, version: int) -> tuple[int, int]:
         """Load the serving version and its released ancestor; drop any other."""
-        from adapters.checkpoints.checkpoint import load_version
-
         released = self._registry.released(version)
         for wanted in (version, released):
             if wanted not in self._networks:
-                self._networks[wanted], _ = load_version(self._registry, wanted, self._device)
+                self._networks[wanted] = self._from_disk(wanted)
         self._networks = {key: value for key, value in self._networks.items() if key in (version, released)}
         return version, released

@@ -87,6 +87,11 @@ class StateLayout:
         """What each webhook of `notify` was told."""
         return self.root / "notified.json"
 
+    @property
+    def looks(self) -> Path:
+        """Folder of label maps that the page asks the observer for; a cache."""
+        return self.run / "looks"
+
     def run_file(self, name: str) -> Path:
         """Return `run/<name>.json`: pid, host, port and start time of a living process."""
         return self.run / f"{name}.json"

@@ -1,5 +1,6 @@
 """The observer: every committed frame gets its numbers once, newest first, from the version that serves."""
 
+import io
 import threading
 import time
 
@@ -9,17 +10,21 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from adapters.checkpoints.checkpoint import make_manifest, save_weights
+from adapters.checkpoints.checkpoint import load_version, make_manifest, save_weights
+from adapters.inference.segment import segment_image
 from adapters.networks.build import build_network
 from adapters.networks.network import normalise
 from adapters.scoring.observation import observe_frame
 from daemon.gate.frame_facts import facts_of
-from daemon.observer import Observer
+from daemon.looks import answers
+from daemon.observer import Observer, _wait
+from storage.buffer.files import ARRAY
 from storage.buffer.observations import Observations
 from storage.canary.records import CanaryState
 from storage.durable.record import read_record
 from storage.errors import CorruptCheckpoint
 from storage.gate.comparisons import ComparisonStore
+from storage.looks.store import Look, LookStore
 from tests.sections import changed
 
 
@@ -235,3 +240,94 @@ def test_another_released_model_observes_every_frame_again(world, observer, layo
     other = add_network(1)
     observer.step(threading.Event())
     assert [(item.frame, item.released) for item in _all(layout)] == [(1, other), (2, other), (3, other)]
+
+
+@pytest.fixture
+def ask(world, layout, registry):
+    """Ask for looks as the page does; return them."""
+    store, frames = LookStore(layout.looks), {record.id: record for record in world.buffer.records()}
+
+    def send(number: int, version: int, **changes) -> Look:
+        digest = registry.manifest(version).files["model.safetensors"].sha256[:12] if version < 9 else "0" * 12
+        facts = {"frame": number, "crc32": frames[number].crc32, "version": version, "digest": digest}
+        look = Look(**facts | changes)
+        assert store.ask(look)
+        return look
+
+    send.found = store.found
+    return send
+
+
+def test_looks_are_answered_with_any_version_and_one_more_network_stays(
+    world, observer, ask, registry, add_network, monkeypatch
+):
+    first = add_network(0)
+    second, third = add_network(1, parent=first), add_network(2, parent=first)
+    wanted = [ask(frame, version) for frame in (1, 2) for version in (first, second, third)]
+    monkeypatch.setattr(answers, "IN_A_ROW", 3)
+    observer.step(threading.Event())
+    assert sum(ask.found(look) is not None for look in wanted) == 3 and observer.looks.asked()
+    observer.step(threading.Event())
+    assert not observer.looks.asked()
+    assert set(observer._networks) == {first, third} and len(observer.looks._extra) == 1
+    for look in wanted:
+        network, _ = load_version(registry, look.version, torch.device("cpu"))
+        record = world.buffer.records(ids=[look.frame])[0]
+        pixels = world.buffer.read(record)[: record.valid_height, : record.valid_width]
+        with Image.open(io.BytesIO(ask.found(look))) as image:
+            assert image.mode == "L"
+            assert np.array_equal(np.array(image), segment_image(network, pixels, pixels.shape[:2]))
+
+
+def test_comparisons_and_frames_get_their_turn_in_a_flood_of_looks(world, observer, ask, layout, add_network):
+    version = add_network(0)
+    store = ComparisonStore(layout.comparisons)
+    request = store.ask("recall", [version], [1])
+    for number in range(10):
+        ask(1, version, crc32=number)
+    observer.step(threading.Event())
+    assert store.scores(request.number) is not None and observer.looks.asked()
+    observer.step(threading.Event())
+    assert len(_all(layout)) == 2 and observer.looks.asked()
+
+
+def test_what_cannot_be_looked_at_says_why_and_stops_nothing(world, observer, ask, layout, registry, add_network):
+    whole, damaged = add_network(0), add_network(1)
+    registry.weights_path(damaged).write_bytes(b"rubbish")
+    with world.buffer.catalog.transaction() as connection:
+        connection.execute("UPDATE frames SET crc32 = 1 WHERE id = 2")
+    states = {
+        ask(1, damaged): "version_damaged",
+        ask(1, 77): "version_gone",
+        ask(1, whole, frame=99): "frame_gone",
+        ask(1, whole, crc32=5): "frame_gone",
+        ask(2, whole, crc32=1): "frame_damaged",
+    }
+    with pytest.raises(CorruptCheckpoint):  # it serves
+        observer.step(threading.Event())
+    observer.looks.step()
+    assert {look: ask.found(look).state for look in states} == states
+    assert all(ask.found(look).message for look in states)
+    look = ask(1, whole)
+    observer.looks.step()
+    assert isinstance(ask.found(look), bytes), "a damaged serving version stops no look at another"
+
+
+def test_a_buffer_that_cannot_be_opened_and_a_disk_that_takes_no_answer(world, observer, ask, layout, add_network):
+    version = add_network(0)
+    look = ask(1, version)
+    (layout.frames_zarr / ARRAY / "zarr.json").write_text("{")
+    observer.looks.step()
+    assert ask.found(look).state == "buffer_unusable"
+    other = ask(3, version)
+    (layout.looks / f"{other.name}.json").mkdir()
+    observer.looks.step()
+    assert not observer.looks.asked(), "it pauses"
+    ask(2, version)
+    assert not observer.looks.asked()
+
+
+def test_who_waits_for_a_look_ends_a_pause() -> None:
+    asked, began = iter([False, False, True]), time.monotonic()
+    _wait(threading.Event(), 60.0, lambda: next(asked))
+    assert time.monotonic() - began < 30

@@ -1,0 +1,1 @@
+"""Label maps of single frames that the page asks for: a cache that holds nothing of value."""

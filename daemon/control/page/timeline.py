@@ -15,6 +15,12 @@ LANE_OF: dict[Kind, str] = {
     "round": "round", "judged": "verdict", "promoted": "serving", "recalled": "serving", "rolled_back": "serving",
     "drift": "drift",
 }  # fmt: skip
+SHAPES: dict[Kind, str] = {
+    "round": "M-5,-5h10v10h-10z", "judged": "M0,-6L6,0L0,6L-6,0z", "promoted": "M0,-7L7,5L-7,5z",
+    "recalled": "M-6,0a6,6 0 1,0 12,0a6,6 0 1,0 -12,0z", "rolled_back": "M0,7L7,-5L-7,-5z",
+    "drift": "M-2,-7h4v8h-4zM-2,3h4v4h-4z",
+}  # fmt: skip
+"""Outline of each mark: colour alone does not tell them apart."""
 WIDTH, MARGIN, LANE_HEIGHT = 1000, 70, 34
 """Of the drawing (units of its view box)."""
 

@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from daemon.control.errors import status_of
 from daemon.control.messages import LARGEST_NUMBER
 from daemon.control.page.now import curve_of
-from daemon.control.page.timeline import draw, moments
+from daemon.control.page.timeline import SHAPES, draw, moments
 from daemon.control.page.view import HEADERS, View
 from daemon.rounds.history import summaries
 from daemon.status.explained import explained_round, explained_version
@@ -21,7 +21,6 @@ from storage.gate.drift import Drift
 from storage.registry.manifest import Manifest
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundStore
-from storage.rounds.records import Verdict
 
 SHOWN = 100
 """Moments on one timeline."""
@@ -61,6 +60,7 @@ def _timeline(view: View) -> Callable[..., HTMLResponse]:
             "versions.html",
             active="versions",
             timeline=draw(shown),
+            shapes=SHAPES,
             shown=shown,
             earlier=skip + SHOWN if len(found) > skip + SHOWN else None,
             later=max(0, skip - SHOWN) if skip else None,
@@ -150,13 +150,11 @@ def _difference(registry: CheckpointRegistry, first: int | None, second: int) ->
 
 def _round(view: View) -> Callable[..., HTMLResponse]:
     def one_round(number: Number) -> HTMLResponse:
-        """Show a round: why it ended as it did, its checks, its candidates and its losses."""
-        verdict: Verdict | None = None
+        """Show a round: why it ended as it did, with its losses."""
         try:
             told = explained_round(view.context.layout, number)
-            verdict = RoundStore(view.context.layout.rounds).folder(number).verdict()
         except StorageError as error:
             return view.problem(f"No view of round {number}", str(error), status_of(error))
-        return view.show("round.html", active="versions", number=number, told=told, verdict=verdict)
+        return view.show("round.html", active="versions", number=number, told=told)
 
     return one_round

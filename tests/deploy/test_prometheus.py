@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "prometheus"
 RUNBOOK = ROOT / "docs" / "how-to" / "runbook.md"
 PROMTOOL = shutil.which("promtool")
-COMMANDS = (("check", "config", "prometheus.yml"), ("test", "rules", "alerts_test.yml"))
+CASES = sorted(FOLDER.glob("alerts_*test.yml"))
+COMMANDS = (("check", "config", "prometheus.yml"), ("test", "rules", *(path.name for path in CASES)))
 
 
 def rules(file: str) -> list[dict[str, Any]]:
@@ -50,7 +51,7 @@ def test_every_alert_says_how_bad_it_is_and_leads_to_its_section(rule: dict[str,
 
 
 def test_every_alert_has_a_case_that_fires_and_one_that_does_not() -> None:
-    cases = yaml.safe_load((FOLDER / "alerts_test.yml").read_text(encoding="utf-8"))["tests"]
+    cases = [case for path in CASES for case in yaml.safe_load(path.read_text(encoding="utf-8"))["tests"]]
     wanted = [f"{rule['alert']} {end}" for rule in ALERTS for end in ("fires", "stays quiet")]
     assert sorted(case["name"] for case in cases) == sorted(wanted)
     sections = re.findall(r"^### (\w+)$", RUNBOOK.read_text(encoding="utf-8"), flags=re.MULTILINE)

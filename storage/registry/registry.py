@@ -209,6 +209,10 @@ class CheckpointRegistry(Versions):
         """
         return read_history(self._history)
 
+    def history_size(self) -> int:
+        """Return the length of the history (bytes), which grows with each event."""
+        return self._history.stat().st_size if self._history.exists() else 0
+
     def ref_path(self, name: str) -> Path:
         """Return the file of a ref: `serving`, `previous` or `pinned-NNNNNN`."""
         return self._refs.path(name)

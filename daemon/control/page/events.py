@@ -18,7 +18,6 @@ from daemon.control.context import ControlContext
 from daemon.control.errors import ApiError
 from daemon.control.page.view import HEADERS
 from daemon.status.collect import collect_status
-from storage.errors import StorageError
 
 LOOK_SECONDS = 1.0
 """Time between two looks at the state (seconds)."""
@@ -47,14 +46,12 @@ class Changes:
 
     def _look(self) -> dict[str, str]:
         status = collect_status(self._context.in_force.now)
-        try:
-            events = len(self._context.registry.history())
-        except StorageError:
-            events = -1  # the status says what is damaged
         ended = [(item.round, item.result) for item in status.last_rounds]
         facts = {
             "status": status.model_dump_json(exclude={"at"}),
-            "history": repr((events, status.versions, status.serving, ended, status.suggested)),
+            "history": repr(
+                (self._context.registry.history_size(), status.versions, status.serving, ended, status.suggested)
+            ),
         }
         return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in facts.items()}
 

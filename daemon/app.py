@@ -41,7 +41,9 @@ def run(settings: Settings, config: Path) -> int:
     with reloaded_on_hang_up(in_force), stop_event() as stop, layout.lock():
         if upgraded := prepare(layout):
             log.info("state_upgraded", steps=upgraded)
-        require_version(settings, CheckpointRegistry(layout.checkpoints))
+        registry = CheckpointRegistry(layout.checkpoints)
+        require_version(settings, registry)
+        registry.keep_space()
         token = control_token(settings.control, layout)
         tls = tls_files("control", settings.control.certificate, settings.control.key)
         with bind(settings.control) as listener, listen_locally(layout.socket) as local_listener:

@@ -97,7 +97,7 @@ def write_record(path: Path, record: BaseModel) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary name for the new content of `path`; rename it after the block, remove it after an error."""
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     try:
         with named(path):
             yield temporary
@@ -167,7 +167,7 @@ def point_link(link: Path, target: str) -> None:
 
     Readers see the old or the new target, never none.
     """
-    temporary = _temporary(link)
+    temporary = temporary_name(link)
     temporary.symlink_to(target)
     step("link.made")
     temporary.replace(link)
@@ -289,8 +289,7 @@ def exclusive_lock(path: Path, *, busy: Callable[[str], str] | None = None) -> I
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         _take(handle, busy)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(handle, f"{os.getpid()}\n".ljust(32).encode(), 0)  # over the old one: the disk may be full
         yield
     finally:
         os.close(handle)
@@ -366,5 +365,6 @@ def _fsync(path: Path, flags: int) -> None:
         os.close(handle)
 
 
-def _temporary(path: Path) -> Path:
+def temporary_name(path: Path) -> Path:
+    """Return a free hidden name beside `path`; `remove_partials` removes what a killed process left there."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")

@@ -13,12 +13,15 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from storage import durable
+from storage.durable import spares
 from storage.durable.record import validated
 from storage.errors import InvalidReason, StorageError
 from storage.registry.files import NO_FILE, numbers, read_small
 from storage.registry.manifest import Ref
 
 PIN = "pinned-"
+ROLLED_BACK = ("serving", "previous")
+"""Refs that a rollback moves."""
 STALE_READS = 5
 """Largest number of attempts to open a ref: on NFS a file that is replaced between open and read is stale."""
 MOST_BYTES = 1 << 20
@@ -65,8 +68,13 @@ class Refs:
         """Write a ref. A folder at its path is moved aside."""
         self._make_way(name)
         ref = Ref(version=version, since=time.time(), by=by, reason=reason)
-        durable.write_record(self.path(name), ref)
+        spares.write_record(self.path(name), ref)
         return ref
+
+    def keep_spares(self) -> None:
+        """Keep the space that moving the refs of a rollback needs."""
+        for name in ROLLED_BACK:
+            spares.keep_spare(self.path(name))
 
     def remove(self, name: str) -> None:
         """Remove a ref; it is no error when there is none. A folder at its path is moved aside."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from storage import durable
+from storage.durable import spares
 from storage.errors import CorruptCheckpoint, NoCheckpoint, NotEarlier, ServingChanged, StorageError, UnknownVersion
 from storage.registry.files import listed, numbers
 from storage.registry.history import RegistryState, read_history
@@ -213,6 +214,11 @@ class CheckpointRegistry(Versions):
         """Return the length of the history (bytes), which grows with each event."""
         return self._history.stat().st_size if self._history.exists() else 0
 
+    def keep_space(self) -> None:
+        """Keep the space that a rollback needs, before a disk fills up. Without space now, a later writer keeps it."""
+        with suppress(OSError), self._writing():
+            pass
+
     def ref_path(self, name: str) -> Path:
         """Return the file of a ref: `serving`, `previous` or `pinned-NNNNNN`."""
         return self._refs.path(name)
@@ -356,6 +362,8 @@ class CheckpointRegistry(Versions):
         with durable.exclusive_lock(self.root / ".lock"):
             for folder in folders:
                 durable.remove_partials(folder)
+            self._refs.keep_spares()
+            spares.keep_space_behind(self._history)
             yield
 
 

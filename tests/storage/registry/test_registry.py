@@ -215,7 +215,7 @@ def test_the_history_line_is_durable_before_any_ref_moves(
     def fail(path: Path, _: object) -> None:
         raise DurabilityLost(f"{path}")
 
-    monkeypatch.setattr(durable, "write_record", fail)
+    monkeypatch.setattr("storage.durable.spares.write_record", fail)
     with pytest.raises(DurabilityLost, match="previous"):
         chain.promote(4, by="gate", reason="") if move == "promote" else chain.roll_back(to=None, by="me", reason="")
     assert events(chain)[-1] == (("promoted", 4) if move == "promote" else ("rolled_back", 2))
@@ -246,7 +246,7 @@ def test_a_ref_that_cannot_be_written_leaves_no_line_that_says_it_moved(
         "shadow": lambda: chain.set_shadow(4, by="me", reason=""),
     }
     before = (chain.root / "history.jsonl").read_bytes()
-    monkeypatch.setattr(durable, "write_record", full)
+    monkeypatch.setattr("storage.durable.spares.write_record", full)
     with pytest.raises(OSError, match="No space"):
         moves[move]()
     assert (chain.root / "history.jsonl").read_bytes() == before

@@ -1,5 +1,6 @@
 """The control API on a real socket: open to look at, closed to change, every error with a code."""
 
+import errno
 import json
 import math
 import socket
@@ -18,6 +19,7 @@ from daemon.exit_codes import ExitCode
 from daemon.runtime.activity import ChildActivity
 from daemon.runtime.run_record import publish_record
 from daemon.runtime.worker import Worker
+from storage.errors import DurabilityLost
 from storage.registry.manifest import HistoryEvent
 from storage.rounds.folder import RoundStore
 from storage.rounds.records import RoundScores, RoundSpec
@@ -288,6 +290,25 @@ def test_a_stuck_step_is_noticed_but_a_long_round_is_none(world):
     problems = world.client.get("/healthz").json()["problems"]
     end.set()
     assert [problem.split(":")[0] for problem in problems] == ["publish"]
+
+
+def test_neither_disk_nor_trainer_decides_whether_the_daemon_lives(world, registry, wait_until):
+    """A full disk, a lost fsync, a round that goes on and a state directory that is gone: a restart mends none."""
+    end, meter = threading.Event(), world.bench.metrics.process
+    full, lost = OSError(errno.ENOSPC, "No space left on device"), DurabilityLost("fsync failed")
+    steps = {"full": lambda: _throw(full), "lost": lambda: _throw(lost), "training": lambda: end.wait() or 0.05}
+    for name, step in steps.items():
+        world.parts.append(Worker(name, step, meter, stuck_seconds=math.inf if name == "training" else 60.0))
+        world.parts[-1].start()
+    wait_until(lambda: all(part.last_error for part in world.parts if part.name in ("full", "lost")))
+    (registry.root / "refs").rename(registry.root / "gone")
+    assert world.client.get("/healthz").status_code == 200
+    assert world.client.get("/readyz").json()["problems"][0] == "lost stopped: fsync failed"
+    end.set()
+
+
+def _throw(error: Exception) -> float:
+    raise error
 
 
 def test_a_server_whose_loop_does_not_move_is_stuck(monkeypatch, wait_until):

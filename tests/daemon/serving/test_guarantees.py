@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from adapters.inference.forward import ServedForward
 from adapters.inference.segment import segment_image
 from daemon.serving.batcher import Fitted
 from daemon.serving.plane import InferencePlane
 from storage.media.images import fit_frame
+from storage.registry.registry import CheckpointRegistry
 from tests.daemon.serving.serving_world import (
     HEIGHT,
     WIDTH,
@@ -91,6 +93,31 @@ def test_2_a_resident_version_is_warmed_up_at_shapes_that_came_after_it(world: W
     world.registry.roll_back(to=1, by="operator", reason="")
     assert look(plane) == 1
     assert sorted(shapes) == [(32, 96), (64, 64)], "the full size was warmed up before, the others were not"
+
+
+def test_2_the_plane_is_ready_only_after_the_hashes_and_a_pass_and_alive_all_the_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes: list[tuple[str, int, int]] = []
+    with running(world.settings(follow_seconds=600)) as served:  # from its first look on, the test looks
+
+        def watched(step: str, real: Callable[..., object]) -> Callable[..., object]:
+            def call(*arguments: object, **more: object) -> object:
+                done = real(*arguments, **more)
+                alive, ready = (served.client.get(path).status_code for path in ("/healthz", "/readyz"))
+                probes.append((step, alive, ready))
+                return done
+
+            return call
+
+        monkeypatch.setattr(CheckpointRegistry, "verify", watched("hashes", CheckpointRegistry.verify))
+        monkeypatch.setattr(ServedForward, "load", watched("weights", ServedForward.load))
+        monkeypatch.setattr(ServedForward, "warm_up", watched("a pass", ServedForward.warm_up))
+        world.add(1)
+        probes.clear()  # a promotion verifies too
+        assert look(served.plane) == 1
+        assert probes == [("hashes", 200, 503), ("weights", 200, 503), ("a pass", 200, 503)]
+        assert served.client.get("/readyz").status_code == 200
 
 
 def test_3_a_failure_keeps_the_old_version_counts_and_says_why(world: World) -> None:

@@ -86,9 +86,13 @@ def status(mfmd):
     return look
 
 
-def _metric(layout, name: str) -> float:
+def _url(layout, path: str) -> str:
     port = json.loads(layout.run_file("daemon").read_text())["port"]
-    text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+    return f"http://127.0.0.1:{port}{path}"
+
+
+def _metric(layout, name: str) -> float:
+    text = httpx.get(_url(layout, "/metrics"), trust_env=False).text
     return next(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(f"{name} "))
 
 
@@ -116,13 +120,17 @@ def test_a_running_daemon_and_its_file(daemon, config, layout, mfmd, status, pat
     patiently(lambda: _child(status, "serve")["pid"] not in (plane, None))
     patiently(lambda: json.loads(layout.run_file("serve").read_text())["pid"] == _child(status, "serve")["pid"])
     assert _child(status, "serve")["restarts"] == 1, "it starts on the settings that the daemon runs on"
+    moves = _metric(layout, 'mfmd_serving_moves_total{cause="operator"}')
     assert mfmd("rollback", "--reason", "worse")[0] == 0
     assert status()["serving"]["version"] == 1
     assert mfmd("promote", "2", "--reason", "better after all")[0] == 0
     assert status()["serving"]["version"] == 2
     patiently(lambda: _logged(tmp_path, "version_wanted")[-1]["reason"] == "better after all")
     assert _logged(tmp_path, "version_wanted")[-1]["by"] == "operator", "what a command moved stands in the log"
-    assert _metric(layout, 'mfmd_serving_moves_total{cause="operator"}') >= 2
+    for path, body in (("rollback", {}), ("promote", {"version": 2})):
+        url, bearer = _url(layout, f"/v1/{path}"), {"Authorization": f"Bearer {TOKEN}"}
+        assert httpx.post(url, json=body, headers=bearer, trust_env=False).status_code == 200
+    assert _metric(layout, 'mfmd_serving_moves_total{cause="operator"}') == moves + 4
     assert mfmd("reload")[0] == ExitCode.USAGE
     assert mfmd("config", "validate")[0] == ExitCode.USAGE
     os.kill(daemon.pid, signal.SIGHUP)

@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real daemon through a round, a promotion and a rollback; every query has data."""
+"""A real Prometheus scrapes a daemon through a round, a promotion, a rollback and a failed swap; queries have data."""
 
 import re
 import shutil
@@ -10,8 +10,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import load_file, save_file
 
 from daemon.demo.conditions import DUSK
 from daemon.demo.driving import DrivenDaemon
@@ -56,9 +58,12 @@ def prometheus(folder: Path, driven: DrivenDaemon) -> Iterator[str]:
 def _asked(url: str, query: str) -> list[dict]:
     """Return the series of a query; none while Prometheus does not answer yet."""
     try:
-        answer = httpx.get(f"{url}/api/v1/query", params={"query": query}).json()
+        response = httpx.get(f"{url}/api/v1/query", params={"query": query})
     except httpx.HTTPError:
         return []
+    if response.status_code == 503:  # it listens before it is ready
+        return []
+    answer = response.json()
     assert answer["status"] == "success", (query, answer)
     return answer["data"]["result"]
 
@@ -86,11 +91,18 @@ def test_every_query_has_data_and_the_right_numbers(tmp_path: Path) -> None:
             moved = 'mfmd_serving_version == 1 and on () mfmd_ref_version{ref="serving"} == 1'
             driven.wait_for(lambda: _asked(url, moved) or None, "the rollback", 20.0)
             driven.wait_for(lambda: _asked(url, "rate(mfmd_requests_total[1m]) > 0") or None, "two scrapes", 20.0)
+            answered = 'mfmd_request_seconds_count{endpoint="/v1/segment", version="1"}'
+            driven.wait_for(lambda: _asked(url, f"{answered} == 1") or None, "the answer of the old version", 20.0)
             numbers = {
                 'mfmd_ref_version{ref="serving"}': 1, "mfmd_serving_wanted_version": 1,
                 "mfmd_buffer_committed_images_total": 24, 'mfmd_refused_files{reason="not_an_image"}': 1,
                 'mfmd_round_runs_total{result="promoted"}': 1, 'mfmd_serving_moves_total{cause="round"}': 1,
                 'mfmd_swap_total{result="failed"}': 0, "mfmd_round_consecutive_failures": 0,
+                "mfmd_round_step - mfmd_round_step_target": 0, "sum(mfmd_round_phase_info)": 0,
+                "count(count by (sha256) (mfmd_config_hash_info))": 1, "count(mfmd_build_info)": 2,
+                "mfmd_self_check_errors": 0, "count(mfmd_self_check_last_timestamp_seconds > 0)": 1,
+                'count(mfmd_round_memory_bytes{kind="resident"} > 1e8)': 1,
+                'mfmd_request_seconds_count{endpoint="/v1/segment", version="2"}': 1,
             }  # fmt: skip
             assert {query: _value(url, query) for query in numbers} == numbers
             shown = [query.replace("$__rate_interval", "1m").replace("$daemon", ".*") for query in QUERIES]
@@ -98,3 +110,21 @@ def test_every_query_has_data_and_the_right_numbers(tmp_path: Path) -> None:
             assert len(asked) > 30
             assert not [query for query in [*shown, *asked] if not _asked(url, query.replace(" > 0", ""))]
             assert not [series["metric"] for series in _asked(url, 'ALERTS{alertstate="firing", severity="critical"}')]
+            _promote_a_broken_version(driven)
+            failed = (
+                'mfmd_swap_total{result="failed"} and on () mfmd_serving_wanted_version - mfmd_serving_version == 2'
+            )
+            driven.wait_for(lambda: _asked(url, failed) or None, "a failed swap", 30.0)
+            alert = 'ALERTS{alertstate="firing", alertname="MfmdSwapFails"}'
+            driven.wait_for(lambda: _asked(url, alert) or None, "the alert", 30.0)
+
+
+def _promote_a_broken_version(driven: DrivenDaemon) -> None:
+    """Let a version be wanted whose outputs are not finite, which the plane finds before it serves."""
+    registry, weights = driven.registry, driven.settings.state / "broken.safetensors"
+    broken = load_file(registry.weights_path(2))
+    for value in broken.values():
+        value.fill(np.nan if value.dtype.kind == "f" else 0)
+    save_file(broken, weights)
+    version = registry.add(weights, registry.manifest(2), by="import").version
+    registry.promote(version, by="operator", reason="test")

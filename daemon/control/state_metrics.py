@@ -311,7 +311,10 @@ def _checks(checks: Sequence[Check]) -> Iterator[Metric]:
     limits = {check.name: check.limit for check in checks if check.limit is not None}
     text = "Value of each check of the last verdict; for votes the candidate's advantage over the incumbent"
     yield _metric("mfmd_gate_score", text, scores, "gate")
-    text = "Limit of each check of the last verdict; for votes the bootstrap's lower bound, which must exceed 0"
+    text = (
+        "Limit of each check of the last verdict; for votes the bootstrap's lower bound, which must exceed 0 or the "
+        "margin that the gate asks for; for a canary too small to vote the upper bound, which must reach 0"
+    )
     yield _metric("mfmd_gate_limit", text, limits, "gate")
     passed = {check.name: check.passed for check in checks}
     yield _metric("mfmd_gate_passed", "1 for each check of the last verdict that passed", passed, "gate")

@@ -18,7 +18,7 @@ from daemon.runtime.logs import get_logger
 from daemon.watch.arrival import Arrival, FileChanged, read_arrival
 from storage.buffer.catalog_records import FileFact
 from storage.buffer.frames import NewFrame, Packed
-from storage.durable.digest import digest_of
+from storage.durable.digest import digest_of, short
 from storage.errors import RefusedImage, StorageError
 from storage.media.bounded import DecodeLimits, decode_bounded
 from storage.media.images import FittedFrame, fit_frame
@@ -58,6 +58,12 @@ class Settled:
     reason: str = ""
     detail: str = ""
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """Return what the log says about the file."""
+        file, digest = self.arrival.file.path, short(self.digest)
+        return {"file": file, "digest": digest, "reason": self.reason, "detail": self.detail}
+
 
 @dataclass(frozen=True, slots=True)
 class RetryLater:
@@ -77,7 +83,7 @@ def is_of_file(error: Exception) -> bool:
 
 def refuse_failed(arrival: Arrival, error: Exception, digest: str = "") -> Settled:
     """Return the refusal of a file whose handling raised what nobody expected: it costs this file, not ingest."""
-    log.error("file_failed", file=arrival.file.path, error=str(error), exc_info=error)
+    log.error("file_failed", file=arrival.file.path, digest=short(digest), error=str(error), exc_info=error)
     return Settled(arrival, "rejected", digest, UNEXPECTED, f"handling it failed: {type(error).__name__}: {error}")
 
 
@@ -118,7 +124,8 @@ class Decoder:
         except (OSError, MemoryError) as error:  # not what a decoder says of damage: no memory or process just then
             return RetryLater(arrival, f"{type(error).__name__}: {error}")
         except Exception as error:  # a bug in a decoder must cost one file, not ingest
-            log.error("decoder_failed", file=arrival.file.path, error=str(error), exc_info=True)
+            facts = {"file": arrival.file.path, "digest": short(digest), "error": str(error)}
+            log.error("decoder_failed", **facts, exc_info=True)
             what = f"the decoder failed: {type(error).__name__}: {error}"
             return Settled(arrival, "rejected", digest, "not_an_image", what)
         return Decoded(arrival, frame)

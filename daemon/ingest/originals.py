@@ -17,7 +17,7 @@ from daemon.watch.arrival import Arrival, find_arrival
 from daemon.watch.scan import FolderScan
 from storage import durable
 from storage.buffer.catalog_records import FileFact, FileRecord
-from storage.durable.digest import digest_of
+from storage.durable.digest import digest_of, short
 from storage.errors import StorageError
 
 SWEEP_SECONDS = 300.0
@@ -115,10 +115,10 @@ class Originals:
             return
         if folder is None:
             durable.remove_file(arrival.path)
-            log.info("original_deleted", file=arrival.file.path)
+            log.info("original_deleted", file=arrival.file.path, digest=short(state.digest or ""))
         else:
             target = durable.move_file(arrival.path, folder / arrival.file.path)
-            log.info("original_moved", file=arrival.file.path, to=str(target))
+            log.info("original_moved", file=arrival.file.path, digest=short(state.digest or ""), to=str(target))
 
     def _is_still(self, arrival: Arrival, state: FileRecord, *, as_read: bool) -> bool:
         """Return whether the file matches the record: untouched since it was read, or of the same digest."""

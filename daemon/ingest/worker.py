@@ -39,6 +39,7 @@ from daemon.watch.scan import FolderScan
 from daemon.watch.watcher import Watcher
 from storage.buffer.frame_writer import NOT_KEPT
 from storage.buffer.frames import FrameBuffer, FrameRecord, HoldoutRule
+from storage.durable.digest import short
 from storage.errors import BufferFull, DurabilityLost, StorageError
 from storage.media.bounded import cancel_decodes
 
@@ -205,7 +206,7 @@ class Ingest:
                 self._metrics.retries.inc()
                 self._watcher.put_back(arrival)
             case Settled(arrival, "rejected") if arrival.renamed_into_place and outcome.reason != "too_costly":
-                log.info("file_incomplete", file=arrival.file.path, reason=outcome.reason)
+                log.info("file_incomplete", **outcome.facts)
                 self._metrics.retries.inc()
                 self._watcher.await_stability(arrival)
             case Settled():
@@ -235,7 +236,8 @@ class Ingest:
         self._metrics.commit_seconds.observe(time.monotonic() - started)
         batch, self.batch = self.batch, Batch()
         self._count(stored, records)
-        log.info("frames_committed", frames=len(records), duplicates=len(stored) - len(records))
+        names = {"ids": [record.id for record in records], "digests": [short(record.digest) for record in records]}
+        log.info("frames_committed", frames=len(records), duplicates=len(stored) - len(records), **names)
         self._to_record.extendleft(reversed(stored))
         if len(stored) == len(batch.frames):
             self._to_record += batch.skipped
@@ -293,7 +295,7 @@ class Ingest:
                 catalog.note(file, "duplicate", digest=item.digest)
             case "skipped":
                 catalog.note(file, "skipped", item.reason, item.detail, item.digest)
-                log.debug("file_skipped", file=file.path, reason=item.reason, detail=item.detail)
+                log.debug("file_skipped", **item.facts)
                 self._metrics.skipped.labels(reason=item.reason).inc()
             case "rejected":
                 before = catalog.state_of(file)  # the same file, if only its change time is another
@@ -304,7 +306,7 @@ class Ingest:
         self._metrics.files.labels(outcome=item.outcome).inc()
 
     def _show_refused(self, item: Settled) -> None:
-        log.warning("file_refused", file=item.arrival.file.path, reason=item.reason, detail=item.detail)
+        log.warning("file_refused", **item.facts)
         self._metrics.rejected.labels(reason=item.reason).inc()
         self._metrics.files.labels(outcome="rejected").inc()
 

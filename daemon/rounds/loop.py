@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from structlog.contextvars import bound_contextvars
+
 from configs.settings import Settings
 from daemon.errors import NotEnoughFrames, RoundRunning, Stopping
 from daemon.gate.shadow import end_shadow, open_trial
@@ -94,7 +96,8 @@ class RoundLoop:
         else:
             return POLL_SECONDS
         try:
-            return self._run(work)
+            with bound_contextvars(round=self._running):  # every line of this thread names it, the gate's too
+                return self._run(work)
         finally:
             self._let_go()
 

@@ -6,6 +6,7 @@ One round is resumed instead if a kill, a stop or the machine interrupted it: fr
 from pathlib import Path
 
 from pydantic import ValidationError
+from structlog.contextvars import bound_contextvars
 
 from configs.settings import Settings
 from daemon.gate.promotion import advance_round
@@ -86,7 +87,8 @@ def finish_round(folder: RoundFolder, registry: CheckpointRegistry, settings: Se
         return ""
     if record.stage in AT_WORK and scores is None:
         record_failure(folder, *(("stopped", STOPPED) if record.stopped else ("failed", why)))
-    stage = advance_round(registry, folder, settings)
+    with bound_contextvars(round=folder.number):  # the gate's lines name it
+        stage = advance_round(registry, folder, settings)
     log.warning("round_finished_late", round=folder.number, stage=stage, reason=folder.record().reason)
     return ""
 

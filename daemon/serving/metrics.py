@@ -12,6 +12,7 @@ from configs.settings import Settings
 from daemon.net.plane_metrics import PlaneMetrics
 from daemon.runtime.metric_table import counter, gauge, histogram
 from daemon.serving.errors import CODES
+from storage.durable.digest import short
 
 SWAP_PHASES = ("verify", "drain", "load", "warmup")
 ENDPOINTS = ("/v1/segment", "/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
@@ -89,4 +90,4 @@ class ServingMetrics(PlaneMetrics):
                     self.request_seconds.labels(endpoint, new)
         self.version.set(version)
         self.version_info.clear()
-        self.version_info.labels(version=str(version), sha256=digest[:12]).set(1)
+        self.version_info.labels(version=str(version), sha256=short(digest)).set(1)

@@ -12,6 +12,7 @@ from daemon.net.token import carries_token
 from daemon.serving.errors import ApiError
 from daemon.serving.plane import InferencePlane
 from daemon.serving.versions.slots import Resident
+from storage.durable.digest import short
 
 VERSION_HEADER = "X-Checkpoint-Version"
 HASH_HEADER = "X-Checkpoint-Hash"
@@ -21,7 +22,7 @@ OPEN = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/hea
 
 def version_headers(resident: Resident) -> dict[str, str]:
     """Return headers with the version of an answer: its number and the first 12 digits of its SHA-256."""
-    return {VERSION_HEADER: str(resident.version), HASH_HEADER: resident.digest[:12]}
+    return {VERSION_HEADER: str(resident.version), HASH_HEADER: short(resident.digest)}
 
 
 class Instrument:

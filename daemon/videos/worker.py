@@ -23,6 +23,7 @@ from daemon.watch.scan import RESCAN_SHARE, FolderScan, missing_marker
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import FileFact
 from storage.buffer.video_records import VideoRecords
+from storage.durable.digest import short
 from storage.errors import DurabilityLost, RefusedImage, StorageError
 from storage.layout import StateLayout
 from storage.media import can_read_videos
@@ -176,11 +177,11 @@ class VideoWorker:
         except RefusedImage as error:
             self._finish(video, "refused", digest, error.reason, str(error).removeprefix("video: "))
         except FileChanged as error:  # the next scan finds it as it is then
-            log.info("video_changed", file=video.file.path, error=str(error))
+            log.info("video_changed", file=video.file.path, digest=short(digest), error=str(error))
         except (OSError, StorageError, MemoryError):
             raise
         except Exception as error:  # a bug in a decoder costs one video
-            log.error("decoder_failed", file=video.file.path, error=str(error), exc_info=True)
+            log.error("decoder_failed", file=video.file.path, digest=short(digest), error=str(error), exc_info=True)
             what = f"the decoder failed: {type(error).__name__}: {error}"
             self._finish(video, "refused", digest, "not_an_image", what)
 
@@ -244,7 +245,7 @@ class VideoWorker:
     def _finish(self, video: Arrival, state: str, digest: str, reason: str = "", detail: str = "") -> None:
         self._records.add(video.file, state, digest=digest or None, reason=reason, detail=detail)
         write = log.warning if reason else log.info
-        write(f"video_{state}", file=video.file.path, reason=reason, detail=detail)
+        write(f"video_{state}", file=video.file.path, digest=short(digest), reason=reason, detail=detail)
         self._originals.dispose(video)
 
 

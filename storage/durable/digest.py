@@ -4,6 +4,11 @@ import hashlib
 from pathlib import Path
 
 
+def short(digest: str) -> str:
+    """Return the digits of a digest that name content in logs and in the header of an answer: the first twelve."""
+    return digest[:12]
+
+
 def digest_of(source: Path | bytes) -> str:
     """Return the hex SHA-256 of a file's content or of bytes: the identity of an image."""
     if isinstance(source, bytes):

@@ -17,6 +17,7 @@ from daemon.serving.batcher import Batcher
 from daemon.serving.errors import ShadowDiffers
 from daemon.serving.metrics import ServingMetrics
 from daemon.serving.versions.slots import Resident, Slots
+from storage.durable.digest import short
 from storage.errors import CorruptCheckpoint
 from storage.registry.manifest import Manifest
 from storage.registry.registry import CheckpointRegistry
@@ -63,12 +64,13 @@ class Swapper:
         weights = "resident" if self._flip(version) else "disk"
         if weights == "disk":
             self.slots.install(self._load(version))
-        live = self.slots.live
+        digest = self.slots.live.digest if self.slots.live is not None else ""
         self.metrics.swaps.labels(result="ok").inc()
-        self.metrics.serve(version, live.digest if live is not None else "", self.slots.versions)
+        self.metrics.serve(version, digest, self.slots.versions)
         if before is not None and version < before.version:
             self.metrics.rollbacks.labels(weights=weights).inc()
-        log.info("version_serves", version=version, previous=before and before.version, weights=weights)
+        facts = {"version": version, "digest": short(digest), "previous": before and before.version}
+        log.info("version_serves", **facts, weights=weights)
 
     def shadow(self, version: int) -> None:
         """Load `version` into the idle place, to run in the live one's shadow.
@@ -82,7 +84,7 @@ class Swapper:
         resident = self._load(version)
         resident.shadow = True
         self.slots.install(resident)
-        log.info("shadow_runs", version=version, serving=live.version)
+        log.info("shadow_runs", version=version, digest=short(resident.digest), serving=live.version)
 
     def end_shadow(self) -> None:
         """Free the idle place if a shadow holds it."""

@@ -38,7 +38,8 @@ def _huge_png(path: Path, width: int, height: int) -> None:
     )
 
 
-def test_every_kind_of_bad_file_is_refused_with_its_reason_and_the_good_ones_go_on(bench, drop, write_image):
+def test_every_kind_of_bad_file_is_refused_with_its_reason_and_the_good_ones_go_on(bench, drop, write_image, caplog):
+    caplog.set_level("INFO")
     content = write_image(drop / "good.png", 1).read_bytes()
     (drop / "truncated.png").write_bytes(content[: len(content) // 2])
     (drop / "empty.png").touch()
@@ -58,6 +59,11 @@ def test_every_kind_of_bad_file_is_refused_with_its_reason_and_the_good_ones_go_
     assert "/etc/passwd" in details["secret.png"]
     for reason, count in world.counts.refused.items():
         assert world.value("mfmd_ingest_rejected_total", reason=reason) == count
+    lines = [record.msg for record in caplog.records if isinstance(record.msg, dict)]
+    digests = {line["file"]: line["digest"] for line in lines if line["event"] == "file_refused"}
+    assert digests["truncated.png"] == digest_of(drop / "truncated.png")[:12]
+    (committed,) = [line for line in lines if line["event"] == "frames_committed"]
+    assert (committed["ids"], committed["digests"]) == ([1], [digest_of(content)[:12]])
     assert world.value("mfmd_ingest_files_total", outcome="rejected") == 8
     write_image(drop / "later.png", 2)
     world.until(lambda: world.counts.frames == 2)

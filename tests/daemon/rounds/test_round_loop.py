@@ -167,3 +167,18 @@ def test_a_stopping_daemon_starts_no_round(loop, store):
         loop.request()
     loop.step()
     assert store.numbers() == []
+
+
+def test_every_line_of_a_rounds_thread_names_the_round(loop, world, program, caplog):
+    caplog.set_level("INFO")
+    program("scores('failed', 'no')")
+    loop.request()
+    loop.step()
+    loop.request()
+    loop.settings = changed(world.settings, schedule={"min_frames": 60})
+    loop.step()
+    lines = [
+        (record.msg["event"], record.msg.get("round")) for record in caplog.records if isinstance(record.msg, dict)
+    ]
+    assert ("round_ended", 1) in lines and ("round_not_started", 2) in lines
+    assert all(number in (1, 2) for _, number in lines), lines

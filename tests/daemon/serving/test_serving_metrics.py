@@ -4,12 +4,15 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from daemon import serving
 from daemon.metrics import Metrics
 from daemon.serving.errors import CODES, REFUSED_STATUS, ShadowDiffers
 from daemon.serving.metrics import ENDPOINTS, STATUSES
+from daemon.serving.middleware import version_headers
+from daemon.serving.plane import InferencePlane
 from tests.daemon.serving.serving_world import Served, World, image_bytes, running
 from tests.test_error_codes import codes
 
@@ -102,3 +105,15 @@ def test_the_version_that_serves_is_shown(world: World, served: Served) -> None:
     assert served.metric("mfmd_swap_total", result="ok") == 3
     for phase in ("verify", "drain", "load", "warmup"):
         assert served.metric("mfmd_swap_seconds_count", phase=phase) == 3
+
+
+def test_the_log_names_the_digest_that_answers_name(
+    world: World, plane: InferencePlane, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    version = world.add(1)
+    plane.follower.poll(0.0)
+    assert plane.slots.live is not None
+    (line,) = [record.msg for record in caplog.records if "version_serves" in str(record.msg)]
+    named = version_headers(plane.slots.live)
+    assert isinstance(line, dict) and (line["version"], line["digest"]) == (version, named["X-Checkpoint-Hash"])

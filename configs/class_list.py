@@ -60,7 +60,7 @@ def _expand(value: object) -> object:
 
 def _coloured(entries: Sequence[Any]) -> Iterator[Any]:
     """Give a colour to each entry without one: that of its index, or the next in the table that no entry has."""
-    table = _colors()
+    table = distinct_colors()
     colors = [item.get("color") if isinstance(item, Mapping) else None for item in entries]
     taken = [[*color] if isinstance(color, list | tuple) else color for color in colors]
     for index, item in enumerate(entries):
@@ -73,7 +73,7 @@ def _coloured(entries: Sequence[Any]) -> Iterator[Any]:
 
 
 @cache
-def _colors() -> list[list[int]]:
+def distinct_colors() -> list[list[int]]:
     """Return the table of colours (RGB), the most distinct first.
 
     Okabe and Ito's seven for the colour-blind, then always the colour of a 16x16x16 grid that is furthest (CIELAB) from

@@ -132,6 +132,11 @@ class Catalog:
         rows = self._select(f"SELECT id, digest, source, slot, id IN ({STAYING}) FROM frames ORDER BY id")
         return [Held(*row) for row in rows]
 
+    def newest(self, limit: int, skip: int = 0) -> list[FrameRecord]:
+        """Return the newest frames of the buffer, newest first, without the first `skip` of them."""
+        rows = self._select(f"{SELECT_FRAMES} ORDER BY id DESC LIMIT ? OFFSET ?", (limit, skip))
+        return [to_record(row) for row in rows]
+
     def newest_id(self) -> int:
         """Return the id of the frame committed last, even if evicted: the number of frames ever committed."""
         return int(self._select(NEWEST_ID)[0][0])

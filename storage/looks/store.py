@@ -14,11 +14,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from storage import durable
+from storage.buffer.catalog_records import FrameRecord
 from storage.durable.record import Record, read_record
 from storage.errors import StorageError
+from storage.registry.manifest import Manifest
+from storage.registry.versions import WEIGHTS
 
 KEPT = 256
 """Newest answers that stay."""
@@ -68,6 +71,12 @@ class Look:
     """The version that segments it."""
     digest: str
     """First 12 hex digits of the SHA-256 of its weights."""
+
+    @classmethod
+    def of(cls, record: FrameRecord, manifest: Manifest) -> Self:
+        """Return the name of the label map of a frame by a version."""
+        weights = manifest.files.get(WEIGHTS)  # none in a damaged version, of which there is no label map anyway
+        return cls(record.id, record.crc32, manifest.version, weights.sha256[:12] if weights else "0" * 12)
 
     @property
     def name(self) -> str:

@@ -40,7 +40,7 @@ def daemon(tmp_path_factory) -> Iterator[SimpleNamespace]:
         port = free.getsockname()[1]
     config = write_config(folder / "mfmd.yaml", small_settings(folder, control={"port": port}))
     made = SimpleNamespace(running=Running(config, layout), registry=registry, layout=layout, config=config)
-    made.base = f"http://127.0.0.1:{port}"
+    made.base, made.drop = f"http://127.0.0.1:{port}", folder / "drop"
     made.token = layout.token_file.read_text().strip()
     yield made
     assert made.running.stop()[0] == 0

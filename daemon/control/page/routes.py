@@ -9,6 +9,7 @@ from daemon.control.context import ControlContext
 from daemon.control.errors import ApiError
 from daemon.control.page.events import create_events
 from daemon.control.page.forms import create_forms
+from daemon.control.page.look import create_look
 from daemon.control.page.now import create_now
 from daemon.control.page.versions import create_versions
 from daemon.control.page.view import View
@@ -21,7 +22,14 @@ def create_page(context: ControlContext) -> APIRouter:
     """Return the routes of the page."""
     view = View(context)
     router = APIRouter(include_in_schema=False)
-    for part in (create_now(view), create_versions(view), create_forms(view), create_events(context), _files()):
+    for part in (
+        create_now(view),
+        create_look(view),
+        create_versions(view),
+        create_forms(view),
+        create_events(context),
+        _files(),
+    ):
         router.include_router(part)
     return router
 

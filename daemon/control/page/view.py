@@ -23,7 +23,7 @@ HEADERS = {
     "X-Frame-Options": "DENY",
 }
 """The page runs only the scripts of this package, stands in no frame, and is kept by no cache."""
-NAVIGATION = (("/", "now", "Now"), ("/versions", "versions", "Versions"))
+NAVIGATION = (("/", "now", "Now"), ("/look", "look", "Look"), ("/versions", "versions", "Versions"))
 """Address, name and title of each view."""
 DONE = {
     "rollback": "Rolled back.",
@@ -66,7 +66,7 @@ def templates() -> "Environment":
         lstrip_blocks=True,
         auto_reload=False,
     )
-    made.filters |= {"when": when, "clock": clock, "span": span, "short": short, "data": data}
+    made.filters |= {"when": when, "clock": clock, "span": span, "short": short, "percent": percent, "data": data}
     made.globals |= {"asset": asset, "navigation": NAVIGATION}
     return made
 
@@ -102,6 +102,11 @@ def span(seconds: float | None) -> str:
 def short(value: float | None) -> str:
     """Return a number with four significant digits."""
     return "-" if value is None else f"{value:.4g}"
+
+
+def percent(share: float) -> str:
+    """Return a share (0-1) in percent; one that is not 0 never shows as 0."""
+    return "< 0.1 %" if 0 < share < 0.001 else f"{100 * share:.1f} %"
 
 
 def data(value: Any) -> str:

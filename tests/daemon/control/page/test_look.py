@@ -1,4 +1,4 @@
-"""The view Look over HTTP; the test answers in the observer's place. `tests/daemon/test_observer.py` has the real one."""
+"""The view Look over HTTP; the test answers in the observer's place (`tests/daemon/test_observer.py` has the real)."""
 
 import io
 import re

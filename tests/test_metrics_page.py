@@ -1,6 +1,7 @@
 """docs/reference/metrics.md names the metrics that both planes expose, with types, labels and help texts."""
 
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 
 from configs.settings import Settings
 from daemon.control.state_metrics import StateCollector
@@ -19,7 +20,7 @@ from daemon.serving.metrics import ServingMetrics
 from storage.buffer.frames import FrameBuffer
 from storage.buffer.observations import Observation, Observations
 from storage.layout import StateLayout
-from tests.deploy.test_prometheus import ALERTS, RECORDED
+from tests.deploy.test_prometheus import ALERTS, PROMTOOL, RECORDED
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference" / "metrics.md"
@@ -95,6 +96,14 @@ def test_inference_plane_metrics_are_documented(settings: Settings) -> None:
     metrics = ServingMetrics(settings)
     metrics.serve(3, "0" * 64, [3])
     _compare(_families(metrics.registry), _documented("Inference plane"))
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool (of the Debian package prometheus) is not installed")
+def test_promtool_finds_nothing_unusual(control_plane: CollectorRegistry, settings: Settings) -> None:
+    for registry in (control_plane, ServingMetrics(settings).registry):
+        command = [PROMTOOL or "", "check", "metrics"]
+        done = subprocess.run(command, input=generate_latest(registry), capture_output=True, check=False)
+        assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
 
 def test_every_metric_is_watched_or_kept_for_queries_by_hand() -> None:

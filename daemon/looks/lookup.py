@@ -20,7 +20,7 @@ from storage.registry.registry import CheckpointRegistry
 
 POLL_SECONDS = 0.1
 AT_ONCE = threading.BoundedSemaphore(2)
-"""Frames that are decoded at a time: one of 2048x1024 takes 6 MiB."""
+"""Pictures that are decoded at a time: a frame of 2048x1024 takes 6 MiB."""
 TOO_OLD = NoLook(state="frame_gone", message="The buffer holds fewer frames than that; go back to the newest.")
 NO_FRAMES = NoLook(state="no_buffer", message="No frame was committed yet: put images into the drop folder.")
 WAITING = NoLook(state="waiting", message="The observer is asked for it. It answers when it is done with what it does.")

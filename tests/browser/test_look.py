@@ -1,6 +1,7 @@
 """The view Look in a browser: pictures load, sliders move all of them, the pointer names the class."""
 
 import io
+import time
 
 import numpy as np
 import pytest
@@ -33,13 +34,21 @@ def looked(daemon) -> None:
         store.answer(look, file.getvalue())
 
 
+def until(page, expression: str) -> None:
+    """Wait; the page's Content-Security-Policy forbids what `wait_for_function` does."""
+    end = time.monotonic() + PATIENCE / 1000
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, expression
+        page.wait_for_timeout(20)
+
+
 @pytest.mark.usefixtures("looked")
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "dark"), (400, "light")])
 def test_pictures_show_and_nothing_is_wider_than_the_window(open_context, width, scheme):
     page = open_context(width, color_scheme=scheme).new_page()
-    page.goto("/look?version=1&version=2&version=3")
+    page.goto("/look?frame=1&version=1&version=2&version=3")
     expect(page.locator(".stack")).to_have_count(5)
-    page.wait_for_function("[...document.images].every((image) => image.loading == 'lazy' || image.naturalWidth > 0)")
+    until(page, "[...document.images].every((image) => image.loading == 'lazy' || image.naturalWidth > 0)")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     found = Axe().run(page).response["violations"]
     assert [item["id"] for item in found if item["impact"] in SERIOUS] == []
@@ -48,7 +57,7 @@ def test_pictures_show_and_nothing_is_wider_than_the_window(open_context, width,
 @pytest.mark.usefixtures("looked")
 def test_sliders_move_all_pictures_and_the_pointer_names_the_class(open_context):
     page = open_context().new_page()
-    page.goto("/look?version=2&version=3")
+    page.goto("/look?frame=1&version=2&version=3")
     opacity, zoom = page.get_by_label("Opacity of the colours"), page.get_by_label("Zoom")
     opacity.focus()
     page.keyboard.press("End")
@@ -61,4 +70,15 @@ def test_sliders_move_all_pictures_and_the_pointer_names_the_class(open_context)
     assert [round(width) for width in widths] == [8, 8, 8]
     page.locator(".stack").first.evaluate("(item) => item.scrollTo(0, 0)")
     tops = "[...document.querySelectorAll('.stack')].every((item) => item.scrollTop == 0 && item.scrollLeft == 0)"
-    page.wait_for_function(tops)
+    until(page, tops)
+
+
+@pytest.mark.usefixtures("looked")
+def test_new_frames_come_into_the_choice_by_themselves(open_context, daemon):
+    page = open_context().new_page()
+    page.goto("/look")
+    expect(page.locator(".frames li")).to_have_count(1)
+    Image.fromarray(np.random.default_rng(2).integers(0, 256, (24, 36, 3), np.uint8)).save(daemon.drop / "b.png")
+    expect(page.locator(".frames li")).to_have_count(2)
+    page.get_by_role("link", name="frame 2").click()
+    expect(page.get_by_text("Frame 2, b.png")).to_be_visible()

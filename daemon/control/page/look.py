@@ -1,21 +1,19 @@
 """The view Look: a frame through several versions side by side, where they disagree, and how much each class has."""
 
 import asyncio
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import zip_longest
-from typing import Annotated, NamedTuple
-from urllib.parse import urlencode
+from typing import NamedTuple
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 from starlette.concurrency import run_in_threadpool
 
 from daemon.control.context import ControlContext
-from daemon.control.messages import LARGEST_NUMBER
+from daemon.control.page.look_frames import MOST_VERSIONS, SHOWN, AskedFor, Wanted, choice, create_frames
 from daemon.control.page.look_panes import ClassRow, Pane, Seen, legend, make_panes
-from daemon.control.page.look_pictures import PALETTES, Palette, create_pictures, frame_address
+from daemon.control.page.look_pictures import PALETTES, create_pictures, frame_address
 from daemon.control.page.view import View
 from daemon.gate.suggestion import waiting_version
 from daemon.looks.lookup import NO_FRAMES, Lookup
@@ -25,8 +23,6 @@ from storage.looks.store import NoLook
 from storage.registry.manifest import Manifest
 from storage.rounds.folder import RoundStore
 
-SHOWN = 16
-"""Frames to choose from on one page."""
 PLACES = ("Left", "Middle", "Right")
 """Of the versions side by side."""
 WAIT_SECONDS = 2.0
@@ -35,44 +31,19 @@ COMING = ("waiting", "too_many")
 """States after which the view asks again by itself."""
 ROLES = ("previous", "serving", "candidate")
 """In the order in which they are shown."""
-NUMBER = re.compile("[1-9][0-9]{0,8}")
-
-
-class Wanted(NamedTuple):
-    """What the address asks for."""
-
-    frame: int | None
-    versions: list[int]
-    colors: Palette
-    skip: int
-
-    def address(self, **changes: object) -> str:
-        """Return the address of the view with changes."""
-        wanted = self._replace(**changes)  # type: ignore[arg-type]
-        fields: list[tuple[str, object]] = [] if wanted.frame is None else [("frame", wanted.frame)]
-        fields += [("version", version) for version in wanted.versions]
-        fields += [("colors", wanted.colors)] if wanted.colors != "own" else []
-        fields += [("skip", wanted.skip)] if wanted.skip else []
-        return f"/look?{urlencode(fields)}" if fields else "/look"
 
 
 def create_look(view: View) -> APIRouter:
-    """Return the routes of the view and of its pictures."""
-    router = create_pictures(view)
+    """Return the routes of the view and of its parts."""
+    router = APIRouter()
+    router.include_router(create_pictures(view))
+    router.include_router(create_frames(view))
 
     @router.get("/look")
-    async def look(
-        frame: str = "",
-        version: Annotated[list[str], Query()] = [],  # noqa: B006
-        colors: Palette = "own",
-        skip: Annotated[int, Query(ge=0, le=LARGEST_NUMBER)] = 0,
-    ) -> HTMLResponse:
-        """Show a frame, the newest if none is named, through versions; empty fields of the form do not count."""
-        named = [item.strip() for item in (frame, *version) if item.strip()]
-        if not all(map(NUMBER.fullmatch, named)):
+    async def look(wanted: AskedFor) -> HTMLResponse:
+        """Show a frame, the newest if none is named, through versions."""
+        if wanted is None:
             return view.problem("No such view", "frame and version must be numbers; choose them in the form", 422)
-        chosen = dict.fromkeys(int(item) for item in version if item.strip())
-        wanted = Wanted(int(frame) if frame.strip() else None, [*chosen][: len(PLACES)], colors, skip)
         return await _show(view, wanted)
 
     return router
@@ -127,10 +98,7 @@ def _rendered(view: View, wanted: Wanted, start: _Start, seen: Sequence[Seen]) -
     return view.show(
         "look.html",
         active="look",
-        wanted=wanted,
-        frames=[(item, frame_address(item, small=True)) for item in start.frames[:SHOWN]],
-        older=wanted.skip + SHOWN if len(start.frames) > SHOWN else None,
-        newer=max(0, wanted.skip - SHOWN) if wanted.skip else None,
+        **choice(start.frames, wanted),
         before=next((item.id for item in start.frames if item.id < (wanted.frame or 0)), None),
         after=next((item.id for item in start.frames[::-1] if item.id > (wanted.frame or 0)), None),
         record=record if isinstance(record, FrameRecord) else None,
@@ -154,17 +122,17 @@ def _roles(context: ControlContext) -> dict[int, str]:
     candidate = refs["shadow"].version if "shadow" in refs else None
     with suppress(StorageError):  # Now says what is damaged
         candidate = waiting_version(RoundStore(context.layout.rounds)) or candidate
-    named = [refs[name].version for name in ("previous", "serving") if name in refs]
-    newest = max(context.registry.versions(), default=0)
-    if candidate is None and named and newest > max(named):
-        candidate = newest
     roles: dict[int, str] = {refs[name].version: name for name in ("previous", "serving") if name in refs}
+    newest = max(context.registry.versions(), default=0)
+    if candidate is None and roles and newest > max(roles):
+        candidate = newest
     return roles if candidate is None else {candidate: "candidate", **roles}
 
 
 def _usual(context: ControlContext, roles: dict[int, str]) -> list[int]:
     """Return previous, serving and candidate; the newest versions while no ref can be read."""
-    return sorted(roles, key=lambda version: ROLES.index(roles[version])) or context.registry.versions()[-3:]
+    newest = context.registry.versions()[-MOST_VERSIONS:]
+    return sorted(roles, key=lambda version: ROLES.index(roles[version])) or newest
 
 
 def observer_problem(context: ControlContext) -> str:

@@ -12,7 +12,7 @@ from configs.class_list import distinct_colors
 from daemon.control.errors import ApiError
 from daemon.control.messages import LARGEST_NUMBER
 from daemon.control.page.view import HEADERS, View
-from daemon.looks.lookup import Lookup
+from daemon.looks.lookup import AT_ONCE, Lookup
 from daemon.looks.pictures import Colors, disagreement_png, labels_of, mask_png
 from storage.buffer.catalog_records import FrameRecord
 from storage.looks.store import Look, NoLook
@@ -109,7 +109,12 @@ def _whole(answer: Found | NoLook) -> Found:
 
 
 async def _png(paint: Callable[[], bytes], *, kept: bool) -> Response:
-    return _answer(await run_in_threadpool(paint), "image/png", kept=kept)
+    return _answer(await run_in_threadpool(_drawn, paint), "image/png", kept=kept)
+
+
+def _drawn(paint: Callable[[], bytes]) -> bytes:
+    with AT_ONCE:
+        return paint()
 
 
 def _painted(png: bytes, colors: Colors) -> bytes:

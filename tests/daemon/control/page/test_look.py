@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from daemon.control.page import look as look_view
-from daemon.control.page import look_pictures
+from daemon.control.page import look_frames, look_pictures
 from daemon.looks.pictures import DIFFERS
 from daemon.runtime.activity import Activity, ChildActivity
 from storage.looks import store as looks
@@ -17,6 +17,7 @@ from storage.looks.store import LookStore, NoLook
 from tests.daemon.control.control_world import suggestion
 from tests.sections import changed
 
+AGAIN = 'hx-trigger="load delay:1s"'
 HEIGHT, WIDTH = 29, 48
 """Size of the frames without padding: images of 24x40 in frames of 32x48."""
 
@@ -73,10 +74,10 @@ def selected(text: str) -> list[str]:
 def test_previous_serving_and_candidate_stand_side_by_side_on_the_newest_frame(view, layout, add_version):
     suggestion(layout, add_version(3, promote=False))
     text = view.show()
-    assert text.count('data-state="waiting"') == 3 and 'hx-trigger="load delay:1s"' in text, "the page asks again"
+    assert text.count('data-state="waiting"') == 3 and AGAIN in text, "the page asks again"
     assert view.answer() == [2, 3, 4]
     text = view.show()
-    assert selected(text) == ["2", "3", "4"] and "hx-trigger" not in text
+    assert selected(text) == ["2", "3", "4"] and AGAIN not in text
     assert re.findall(r"<figcaption><a[^>]*>([^<]*)<", text) == [
         "version 2 (previous)", "version 3 (serving)", "version 4 (candidate)",
     ]  # fmt: skip
@@ -111,9 +112,14 @@ def test_any_version_on_any_frame_by_an_address_that_can_be_shared(view):
 
 def test_pages_of_frames_lead_to_each_other(view, monkeypatch):
     monkeypatch.setattr(look_view, "SHOWN", 2)
+    monkeypatch.setattr(look_frames, "SHOWN", 2)
     newest, oldest = view.show(), view.show("/look?skip=2")
     assert [len(addresses(text, "small")) for text in (newest, oldest)] == [2, 1]
     assert "skip=2" in newest and ">Newer<" not in newest and ">Newer<" in oldest and ">Older<" not in oldest
+    live = view.client.get("/look/frames?frame=2&version=1")
+    assert live.status_code == 200 and addresses(live.text, "small") == addresses(newest, "small")
+    assert "<h1>" not in live.text and re.findall(r'frame=(\d)&amp;version=1" aria-current', live.text) == ["2"]
+    assert view.client.get("/look/frames?frame=x").status_code == 422
     assert "fewer frames than that" in view.show("/look?skip=99")
 
 
@@ -142,11 +148,11 @@ def test_why_there_are_no_labels_is_said_in_their_place(view, registry, monkeypa
     look = view.store.waiting()
     view.store.answer(look, NoLook(state="version_damaged", message="version 2: <b>truncated</b>"))
     text = view.show("/look?version=2")
-    assert "version 2: &lt;b&gt;truncated" in text and "hx-trigger" not in text
+    assert "version 2: &lt;b&gt;truncated" in text and AGAIN not in text
     assert view.client.get("/look/mask/3/2.png").status_code == 409
     monkeypatch.setattr(looks, "MOST_WAITING", 0)
     text = view.show("/look?version=1")
-    assert 'data-state="too_many"' in text and "hx-trigger" in text
+    assert 'data-state="too_many"' in text and AGAIN in text
     answer = view.client.get("/look/mask/3/1.png")
     assert (answer.status_code, answer.json()["code"]) == (503, "no_picture")
     (registry.folder(1) / "manifest.json").write_text("{")
@@ -157,7 +163,7 @@ def test_the_observer_is_off_or_does_not_work(view, page):
     page.context.in_force.now = changed(page.context.in_force.now, observe={"enabled": False})
     text = view.show()
     assert "set observe.enabled to on" in text and addresses(text, "frame"), "the frame itself shows"
-    assert view.store.waiting() is None and "hx-trigger" not in text
+    assert view.store.waiting() is None and AGAIN not in text
     child = ChildActivity(name="observe", running=False, reason="no memory")
     context = replace(page.context, activity=lambda: Activity(children=[child]))
     assert look_view.observer_problem(context) == "no memory"

@@ -36,6 +36,8 @@ class ObserveAdvanced(Section):
 
     poll_seconds: Annotated[float, Field(gt=0)] = 2.0
     """How often the observer looks for new frames (seconds)."""
+    looks: bool = True
+    """Off: the page shows no frame, for buffers that not everybody who reaches the control plane may see."""
 
 
 class ObserveSettings(Section):

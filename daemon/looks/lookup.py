@@ -3,7 +3,9 @@
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
+from typing import TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
@@ -18,6 +20,7 @@ from storage.looks.store import Look, LookStore, NoLook
 from storage.registry.manifest import Manifest
 from storage.registry.registry import CheckpointRegistry
 
+Read = TypeVar("Read")
 POLL_SECONDS = 0.1
 AT_ONCE = threading.BoundedSemaphore(2)
 """Pictures that are decoded at a time: a frame of 2048x1024 takes 6 MiB."""
@@ -25,6 +28,7 @@ TOO_OLD = NoLook(state="frame_gone", message="The buffer holds fewer frames than
 NO_FRAMES = NoLook(state="no_buffer", message="No frame was committed yet: put images into the drop folder.")
 WAITING = NoLook(state="waiting", message="The observer is asked for it. It answers when it is done with what it does.")
 TOO_MANY = NoLook(state="too_many", message="Too many looks wait for the observer; try again in some seconds.")
+LOOKS_OFF = NoLook(state="looks_off", message="Frames are not shown: observe.advanced.looks is off.")
 OFF = NoLook(
     state="observer_off",
     message="The observer, which segments frames for this page, is off: set observe.enabled to on.",
@@ -41,21 +45,21 @@ class Lookup:
 
     def newest(self, limit: int, skip: int) -> list[FrameRecord] | NoLook:
         """Return the newest frames without the first `skip`, or why there are none."""
-        if not self._layout.catalog.exists():
-            return NO_FRAMES
-        try:
-            with closing(Catalog.open(self._layout.catalog, writable=False)) as catalog:
-                return catalog.newest(limit, skip) or (TOO_OLD if skip else NO_FRAMES)
-        except StorageError as error:
-            return _unusable(error)
+        return self._read(lambda catalog: catalog.newest(limit, skip) or (TOO_OLD if skip else NO_FRAMES))
 
     def frame(self, number: int) -> FrameRecord | NoLook:
         """Return the record of a frame."""
+        return self._read(lambda catalog: next(iter(catalog.records(ids=[number])), _gone(number)))
+
+    def _read(self, read: Callable[[Catalog], Read | NoLook]) -> Read | NoLook:
+        """Return what the catalog says, if frames may be seen and there is one that can be read."""
+        if not self._settings.observe.advanced.looks:
+            return LOOKS_OFF
         if not self._layout.catalog.exists():
             return NO_FRAMES
         try:
             with closing(Catalog.open(self._layout.catalog, writable=False)) as catalog:
-                return next(iter(catalog.records(ids=[number])), _gone(number))
+                return read(catalog)
         except StorageError as error:
             return _unusable(error)
 

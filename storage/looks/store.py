@@ -39,6 +39,7 @@ LookState = Literal[
     "waiting",
     "too_many",
     "observer_off",
+    "looks_off",
     "no_buffer",
     "buffer_unusable",
     "frame_gone",

@@ -327,7 +327,8 @@ def test_a_buffer_that_cannot_be_opened_and_a_disk_that_takes_no_answer(world, o
     assert not observer.looks.asked()
 
 
-def test_who_waits_for_a_look_ends_a_pause() -> None:
+def test_who_waits_for_a_look_ends_a_pause(monkeypatch) -> None:
+    monkeypatch.setattr("daemon.observer.LOOK_SECONDS", 0.01)
     asked, began = iter([False, False, True]), time.monotonic()
     _wait(threading.Event(), 60.0, lambda: next(asked))
     assert time.monotonic() - began < 30

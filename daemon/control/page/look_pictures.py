@@ -23,10 +23,12 @@ Palette = Literal["own", "distinct"]
 PALETTES: tuple[Palette, ...] = get_args(Palette)
 PATIENCE = 10.0
 """How long a picture waits for the observer (seconds): mostly it is there, because the view waited for it."""
-NOT_FOUND = ("frame_gone", "version_gone", "no_buffer")
+NOT_FOUND = ("looks_off", "frame_gone", "version_gone", "no_buffer")
 DAMAGED = ("frame_damaged", "version_damaged", "buffer_unusable")
 KEPT = {"Cache-Control": "private, max-age=31536000, immutable"}
 """A picture under the address of its content never changes."""
+OURS = {"Cross-Origin-Resource-Policy": "same-origin"}
+"""No page of another site shows a picture."""
 Found = TypeVar("Found")
 Number = Annotated[int, Path(ge=1, le=LARGEST_NUMBER)]
 
@@ -126,4 +128,4 @@ def _compared(first: bytes, second: bytes) -> bytes:
 
 
 def _answer(content: bytes, kind: str, *, kept: bool) -> Response:
-    return Response(content, media_type=kind, headers=HEADERS | (KEPT if kept else {}))
+    return Response(content, media_type=kind, headers=HEADERS | OURS | (KEPT if kept else {}))

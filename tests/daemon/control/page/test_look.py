@@ -123,24 +123,21 @@ def test_pages_of_frames_lead_to_each_other(view, monkeypatch):
     assert "fewer frames than that" in view.show("/look?skip=99")
 
 
-@pytest.mark.parametrize(
-    ("address", "words"),
-    [
+def test_what_is_not_there_is_said_beside_what_is(view):
+    for address, words in (
         ("/look?frame=99", "Frame 99 is not in the buffer"),
         ("/look?version=77", "no version 77"),
         ("/look?version=2", "The observer is asked for it"),
-    ],
-)
-def test_what_is_not_there_is_said_beside_what_is(view, address, words):
-    answer = view.client.get(address)
-    assert answer.status_code == 200 and words in answer.text
-    assert len(addresses(answer.text, "small")) == 3, "another frame can be chosen"
+    ):
+        answer = view.client.get(address)
+        assert answer.status_code == 200 and words in answer.text, address
+        assert len(addresses(answer.text, "small")) == 3, "another frame can be chosen"
 
 
-@pytest.mark.parametrize("address", ["/look?frame=x", "/look?frame=-1", "/look?version=2%3Cscript%3E"])
-def test_an_address_that_means_nothing_is_refused(view, address):
-    answer = view.client.get(address)
-    assert answer.status_code == 422 and "must be numbers" in answer.text and "<script>" not in answer.text
+def test_an_address_that_means_nothing_is_refused(view):
+    for address in ("/look?frame=x", "/look?frame=-1", "/look?version=2%3Cscript%3E"):
+        answer = view.client.get(address)
+        assert answer.status_code == 422 and "must be numbers" in answer.text and "<script>" not in answer.text
 
 
 def test_why_there_are_no_labels_is_said_in_their_place(view, registry, monkeypatch):
@@ -168,6 +165,18 @@ def test_the_observer_is_off_or_does_not_work(view, page):
     context = replace(page.context, activity=lambda: Activity(children=[child]))
     assert look_view.observer_problem(context) == "no memory"
     assert look_view.observer_problem(page.context) == ""
+    view.store.root.write_text("no folder")
+    page.context.in_force.now = changed(page.context.in_force.now, observe={"enabled": True})
+    assert "The observer cannot be asked: " in view.show()
+
+
+def test_where_frames_may_not_be_seen_none_is(view, page):
+    page.context.in_force.now = changed(page.context.in_force.now, observe={"advanced": {"looks": False}})
+    text = view.show("/look?frame=1")
+    assert "observe.advanced.looks is off" in text and "/look/" not in text.replace("/look/frames", "")
+    for address in ("/look/frame/1.jpg", "/look/small/1.jpg", "/look/mask/1/1.png", "/look/difference/1/1/2.png"):
+        assert view.client.get(address).status_code == 404, address
+    assert view.store.waiting() is None
 
 
 def test_versions_of_other_classes_are_not_compared(view, registry, tmp_path):

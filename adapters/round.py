@@ -11,10 +11,12 @@ arguments.
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
 from adapters.rounds.stop import StopRequest
+from adapters.tracing.spans import exported, span
 from storage.layout import StateLayout, end_without_daemon
 
 
@@ -23,7 +25,9 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: accelerate launch -m adapters.round ROUND_FOLDER/spec.json", file=sys.stderr)
         return 2
-    with StopRequest() as stop:
+    first = os.environ.get("RANK", "0") == "0"  # set by the launcher of several processes
+    traced = exported("round", joins=True) if first else nullcontext()
+    with StopRequest() as stop, traced, span("mfmd.round.process"):
         end_without_daemon(StateLayout(Path(arguments[0]).resolve().parents[2]))
         from adapters.rounds.run import train_and_score  # loads torch for seconds: SIGTERM must be heard before
 

@@ -3,6 +3,7 @@
 import threading
 from pathlib import Path
 
+from adapters.tracing.spans import exported
 from configs.settings import Settings
 from daemon.control.server import ControlServer, bind
 from daemon.masks.mask_file import check_masks
@@ -38,7 +39,7 @@ def run(settings: Settings, config: Path) -> int:
     in_force.around_reload = manager.reloading
     layout = StateLayout(settings.state)
     check_masks(settings)
-    with reloaded_on_hang_up(in_force), stop_event() as stop, layout.lock():
+    with exported("daemon"), reloaded_on_hang_up(in_force), stop_event() as stop, layout.lock():
         if upgraded := prepare(layout):
             log.info("state_upgraded", steps=upgraded)
         registry = CheckpointRegistry(layout.checkpoints)

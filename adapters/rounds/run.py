@@ -18,6 +18,7 @@ from adapters.rounds.loop import RoundTraining
 from adapters.rounds.progress import RoundProgress
 from adapters.rounds.stop import RoundStopped, StopRequest
 from adapters.scoring.candidate import score_round
+from adapters.tracing.spans import span
 from configs.settings import Settings
 from storage import durable
 from storage.rounds.folder import RoundFolder
@@ -57,7 +58,7 @@ class RoundRun:
         Raises RoundStopped after SIGTERM, TrainingFailed at a non-finite or too high loss, AdapterError,
         StorageError.
         """
-        with self._stop.interruptible():
+        with self._stop.interruptible(), span("mfmd.round.loading"):
             spec = self._folder.spec()
             settings = Settings.model_validate(spec.settings)
             self._progress = RoundProgress(self._folder if self._first else None, settings.round)
@@ -68,9 +69,10 @@ class RoundRun:
             with self._stop.interruptible():
                 loop = RoundTraining(inputs, self._progress, self._folder)
             self._started -= loop.before.seconds
-            reason = loop.run(self._stop)
+            with span("mfmd.round.training"):
+                reason = loop.run(self._stop)
             # Not compiled from here on: other modes and sizes, and the versions it is compared with are not either.
-            with self._stop.interruptible(), torch.compiler.set_stance("force_eager"):
+            with self._stop.interruptible(), torch.compiler.set_stance("force_eager"), span("mfmd.round.scoring"):
                 self._progress.phase("scoring")
                 device = inputs.accelerator.device
                 incumbent, _ = load_version(inputs.registry, inputs.spec.incumbent, device)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from adapters.scoring.scores.iou import labelled_mean_iou
+from adapters.tracing import spans
 from configs.settings import Settings
 from daemon.gate.decide import GATE, decide
 from daemon.gate.shadow import end_shadow, new_trial, poll_shadow
@@ -67,7 +68,9 @@ def _judge_scores(registry: CheckpointRegistry, folder: RoundFolder, settings: S
     """Decide on `scores.json`. Next is `judged`, or `shadowing` for a candidate that first runs in the shadow."""
     spec, scores = folder.spec(), _scores(folder)
     counts = {reason: len(frames) for reason, frames in spec.left_out.items()}
-    verdict = _decided(registry, folder, settings, spec, scores).model_copy(update={"left_out": counts})
+    with spans.span("mfmd.gate", round=spec.round):
+        verdict = _decided(registry, folder, settings, spec, scores).model_copy(update={"left_out": counts})
+        spans.note(decision=verdict.decision, reason=verdict.reason)
     if settings.gate.policy == "always":
         log.warning("gate_policy_always", round=spec.round, decision=verdict.decision, reason=verdict.reason)
     shadows = settings.gate.shadow_images > 0 and settings.serving.shadow_fraction > 0

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
+from adapters.tracing import spans
 from configs.folders import overlap
 from configs.settings import Settings
 from daemon.errors import FULL
@@ -273,6 +274,9 @@ class Ingest:
             if outcome != "skipped":  # nothing of a skipped image is stored anywhere else
                 self._originals.dispose(item.arrival)
             self._watcher.mark_done(item.arrival, unreadable=reason == "unreadable")
+            digest = short(item.digest if isinstance(item, Settled) else item.frame.digest)
+            facts = {"file": item.arrival.file.path, "digest": digest, "outcome": outcome, "reason": reason}
+            spans.record("mfmd.ingest", item.arrival.found_at, **facts)
             self._to_record.popleft()
 
     def _settle(self, item: Settled) -> Settled:

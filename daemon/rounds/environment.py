@@ -27,6 +27,8 @@ PASSED_ON = (
     # models, and the way to them
     *("HF_*", "HUGGINGFACE_*", "TRANSFORMERS_*", "SAFETENSORS_*", "*_PROXY", "*_proxy", "SSL_CERT_*"),
     *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+    # traces: `tracing.spans.carrier` adds the place of the round in them
+    "OTEL_*",
     # mfmd's own to its children
     *("_MFMD_*", "MFMD_FAILPOINT"),
 )

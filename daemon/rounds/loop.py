@@ -8,6 +8,7 @@ from functools import partial
 
 from structlog.contextvars import bound_contextvars
 
+from adapters.tracing import spans
 from configs.settings import Settings
 from daemon.errors import NotEnoughFrames, RoundRunning, Stopping
 from daemon.gate.shadow import end_shadow, open_trial
@@ -96,7 +97,8 @@ class RoundLoop:
         else:
             return POLL_SECONDS
         try:
-            with bound_contextvars(round=self._running):  # every line of this thread names it, the gate's too
+            number = self._running  # every line and span of this thread names it, the gate's too
+            with bound_contextvars(round=number), spans.span("mfmd.round", round=number):
                 return self._run(work)
         finally:
             self._let_go()
@@ -162,6 +164,7 @@ class RoundLoop:
         except NotEnoughFrames as error:
             log.warning("round_not_started", reason=str(error))
             return REFUSED_SECONDS
+        spans.note(decision=verdict.decision, version=verdict.version)
         self._count(verdict)
         return POLL_SECONDS
 

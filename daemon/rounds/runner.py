@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn
 
+from adapters.tracing import spans
 from configs.round import RoundSettings
 from configs.settings import Settings
 from daemon.errors import DaemonError, NotEnoughFrames
@@ -278,7 +279,8 @@ def _train(context: RoundContext, settings: RoundSettings, folder: RoundFolder) 
     folder.enter("training", starts=(*folder.record().starts, start))
     command, layout = launch_command(settings, folder.spec_path), StateLayout(context.settings.state)
     before = folder.last_progress()
-    group = ProcessGroup(layout, command, log=folder.log, nice=NICE, environment=round_environment(settings))
+    environment = round_environment(settings) | spans.carrier()
+    group = ProcessGroup(layout, command, log=folder.log, nice=NICE, environment=environment)
     try:
         end = _follow(group, folder, context, settings, before)
         stopped = end in ("by itself", "stopped") and context.stop.is_set()

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
 
+from adapters.tracing import spans
 from daemon.net.middleware import HeadRequests, LastAnswers
 from daemon.net.token import serving_token
 from daemon.runtime.logs import get_logger
@@ -17,7 +18,7 @@ from daemon.serving.api.openapi import describe_routes
 from daemon.serving.api.problems import Message, problem_answer
 from daemon.serving.api.segment import segment_routes
 from daemon.serving.errors import ApiError
-from daemon.serving.middleware import Guard, Instrument, Lifetime
+from daemon.serving.middleware import OPEN, Guard, Instrument, Lifetime
 from daemon.serving.oip.routes import oip_routes
 from daemon.serving.plane import InferencePlane
 
@@ -63,6 +64,11 @@ def create_app(plane: InferencePlane) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
         exception_handlers={ApiError: answer, HTTPException: answer},
+        telemetry={  # a span for each request, which joins the trace of its `traceparent`
+            "tracer_provider": spans.provider(),
+            "operation_spans": False,
+            "exclude": lambda scope: scope.get("path") in OPEN,
+        },
     )
     app.add_middleware(Lifetime, seconds=serving.advanced.request_seconds)
     app.add_middleware(Guard, token=serving_token(serving))

@@ -8,6 +8,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapters.tracing import spans
 from daemon.net.token import carries_token
 from daemon.serving.errors import ApiError
 from daemon.serving.plane import InferencePlane
@@ -52,6 +53,7 @@ class Instrument:
                 code, headers = message["status"], MutableHeaders(scope=message)
                 version = headers.get(VERSION_HEADER, "")  # of the model that answered
                 self._add_headers(headers)
+                spans.note(version=version or None)
             await send(message)
 
         try:

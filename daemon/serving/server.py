@@ -8,6 +8,7 @@ import time
 import torch
 import uvicorn
 
+from adapters.tracing.spans import exported
 from configs.settings import Settings
 from daemon.net.http_protocol import ARRIVAL_MARGIN, bounded_http
 from daemon.net.listening import SERVING_CONNECTIONS, Crowd, Listener, TlsFiles, allowed_connections, listen, tls_files
@@ -124,7 +125,7 @@ def serve(settings: Settings) -> int:
     if settings.serving.threads:
         torch.set_num_threads(settings.serving.threads)
     # uvicorn stops cleanly on a signal and then raises it again, which would end the process with the signal's status
-    with listener, on_signals(lambda: None, *STOP):
+    with exported("serve"), listener, on_signals(lambda: None, *STOP):
         plane = InferencePlane(settings, plane_name(*listener.getsockname()[:2]), own_process=True)
         try:
             server = PlaneServer(plane, tls)

@@ -6,9 +6,10 @@ The folder itself is the queue of waiting files; `StabilityQueue` holds only tho
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,6 +35,8 @@ class Arrival:
     renamed_into_place: bool = False
     """It was renamed into place and did not wait: what cannot be used of it gets its stability delay before it is
     refused."""
+    found_at: float = field(default_factory=time.time, compare=False)
+    """Unix time at which it was found (seconds)."""
 
     def matches(self, other: "Arrival") -> bool:
         """Return whether the other one is the same file, unchanged."""

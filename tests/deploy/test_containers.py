@@ -58,7 +58,7 @@ def test_every_package_of_an_image_is_pinned_with_hashes(target):
     assert not re.sub(r"^#.*\n", "", LINE.sub("", text), flags=re.MULTILINE).strip(), "each package has hashes"
     locked = {canonicalize_name(name): version for name, version, _ in LINE.findall(text)}
     pinned, extras = pins(), PROJECT["optional-dependencies"]
-    asked = {*needed([*PROJECT["dependencies"], *extras["heif"], *extras["video"]], set())}
+    asked = {*needed([*PROJECT["dependencies"], *extras["heif"], *extras["otel"], *extras["video"]], set())}
     assert asked <= set(locked), "`deploy/lock/write.sh` writes them"
     assert {name: locked[name].split("+")[0] for name in asked} == {name: pinned[name] for name in asked}
     assert ("+cpu" in locked["torch"], "nvidia-nccl-cu13" in locked) == (target == "cpu", target == "cuda")

@@ -16,6 +16,7 @@ from daemon.demo.driving import DrivenDaemon
 from daemon.demo.scoring import ask
 from daemon.exit_codes import ExitCode
 from storage.buffer.catalog import Catalog
+from tests.daemon.collector import Collector, collecting
 
 pytestmark = pytest.mark.disk
 
@@ -103,9 +104,33 @@ def bad_files_are_refused_while_serving_goes_on(driven: DrivenDaemon, camera: li
 
 
 @pytest.mark.timeout(240)
-def test_from_drop_folder_to_rollback(driven: DrivenDaemon, camera: list[Path]) -> None:
+def test_from_drop_folder_to_rollback(
+    driven: DrivenDaemon, camera: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One daemon for all of it: to train a first version and start it takes longer than the rest."""
-    driven.start()
+    with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.address)
+        driven.start()
+        from_drop_folder_to_rollback(driven, camera)
+    check_traces(collector)
+
+
+def check_traces(collector: Collector) -> None:
+    """Each process sent its spans, and those of the round are one trace, in two processes."""
+    (started,) = collector.named("mfmd.round")
+    assert (started.facts["mfmd.decision"], started.facts["mfmd.version"]) == ("accepted", 2)
+    (process,) = collector.named("mfmd.round.process")
+    parts = [span for span in collector.spans if span.parent == process.span]
+    assert [span.name.removeprefix("mfmd.round.") for span in parts] == ["loading", "training", "scoring"]
+    (gate,) = collector.named("mfmd.gate")
+    assert process.parent == gate.parent == started.span and (process.process, gate.process) == ("round", "daemon")
+    assert {span.trace for span in (process, gate, *parts)} == {started.trace}
+    assert [span.facts["mfmd.version"] for span in collector.named("mfmd.swap")] == [1, 2, 1]
+    assert {span.facts.get("mfmd.version") for span in collector.named("POST /v1/segment")} == {"1", "2"}
+    assert len(collector.named("mfmd.ingest")) == 28, "24 images, 4 bad files"
+
+
+def from_drop_folder_to_rollback(driven: DrivenDaemon, camera: list[Path]) -> None:
     driven.wait_until_serving(1, 60)
     bad_files_are_refused_while_serving_goes_on(driven, camera)
     base = driven.url("serve")

@@ -10,6 +10,7 @@ from adapters.checkpoints.checkpoint import network_of
 from adapters.inference.copying import low_priority_stream
 from adapters.inference.forward import ServedForward
 from adapters.inference.proof import noise
+from adapters.tracing import spans
 from configs.serving import ServingSettings
 from daemon.runtime.logs import get_logger
 from daemon.runtime.memory import freeze_heap
@@ -61,9 +62,10 @@ class Swapper:
         before = self.slots.live
         if before is not None and before.version == version:
             return
-        weights = "resident" if self._flip(version) else "disk"
-        if weights == "disk":
-            self.slots.install(self._load(version))
+        with spans.span("mfmd.swap", version=version, previous=before.version if before else None):
+            weights = "resident" if self._flip(version) else "disk"
+            if weights == "disk":
+                self.slots.install(self._load(version))
         digest = self.slots.live.digest if self.slots.live is not None else ""
         self.metrics.swaps.labels(result="ok").inc()
         self.metrics.serve(version, digest, self.slots.versions)
@@ -159,7 +161,8 @@ class Swapper:
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
         started = time.perf_counter()
-        yield
+        with spans.span(f"mfmd.swap.{phase}"):
+            yield
         self.metrics.swap_seconds.labels(phase=phase).observe(time.perf_counter() - started)
 
 

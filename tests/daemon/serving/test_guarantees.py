@@ -95,7 +95,7 @@ def test_2_a_resident_version_is_warmed_up_at_shapes_that_came_after_it(world: W
     assert sorted(shapes) == [(32, 96), (64, 64)], "the full size was warmed up before, the others were not"
 
 
-def test_2_the_plane_is_ready_only_after_the_hashes_and_a_pass_and_alive_all_the_time(
+def test_2_the_plane_is_ready_only_after_hashes_and_a_pass_and_alive_before(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probes: list[tuple[str, int, int]] = []

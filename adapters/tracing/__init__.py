@@ -1,0 +1,1 @@
+"""Traces by OpenTelemetry, if the environment asks for them."""

@@ -97,6 +97,7 @@ def test_previous_serving_and_candidate_stand_side_by_side_on_the_newest_frame(v
 
 
 def test_any_version_on_any_frame_by_an_address_that_can_be_shared(view):
+    assert 'href="/look?version=3&amp;version=2"' in view.show("/versions/2"), "each version leads here"
     address = "/look?frame=2&version=1&version=&version=3&colors=distinct"
     view.show(address)
     assert view.answer() == [1, 3]

@@ -6,7 +6,7 @@ that is sent twice, or after the ref moved, changes nothing.
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request
@@ -32,6 +32,10 @@ NUMBER = re.compile("[0-9]{1,9}")
 BACK = re.compile("/([a-z]+(/[0-9]{1,9})?)?")
 """Where a form may lead back to: a view of this page."""
 Form = dict[str, str]
+Act = Callable[[ControlContext, Form], object]
+"""What a form does. It raises ApiError, StorageError, DaemonError or OSError."""
+Actions = Mapping[str, Act]
+"""By name, which is the address of the form."""
 NOT_DONE = {
     "rollback": "Not rolled back",
     "promote": "Not promoted",
@@ -40,19 +44,23 @@ NOT_DONE = {
     "pin": "Not pinned",
     "unpin": "Not unpinned",
     "adapt": "No round begins",
+    "merge": "Not merged",
+    "rename": "Not renamed",
+    "forget": "Not forgotten",
+    "retry": "Not retried",
 }
 """What the page says when a form could not do it, by its action."""
 
 
-def create_forms(view: View) -> APIRouter:
-    """Return the routes of the forms."""
+def create_forms(view: View, actions: Actions) -> APIRouter:
+    """Return the routes of forms."""
     router = APIRouter()
-    for action, act in ACTIONS.items():
+    for action, act in actions.items():
         router.add_api_route(f"/{action}", _route(view, action, act), methods=["POST"])
     return router
 
 
-def _route(view: View, action: str, act: Callable[[ControlContext, Form], object]) -> Callable[..., object]:
+def _route(view: View, action: str, act: Act) -> Callable[..., object]:
     async def send(request: Request) -> Response:
         try:
             form = await read_form(request, view.context)
@@ -60,7 +68,7 @@ def _route(view: View, action: str, act: Callable[[ControlContext, Form], object
             if not BACK.fullmatch(back):
                 raise ApiError(422, "invalid_request", "back must be a view of this page; reload the page")
             await run_in_threadpool(act, view.context, form)
-        except (ApiError, StorageError, DaemonError) as error:
+        except (ApiError, StorageError, DaemonError, OSError) as error:
             return await run_in_threadpool(view.problem, NOT_DONE[action], str(error), status_of(error))
         return RedirectResponse(f"{back}?done={action}", 303, headers=HEADERS)
 
@@ -80,9 +88,9 @@ async def read_form(request: Request, context: ControlContext) -> Form:
 
 
 def number_of(form: Form, name: str) -> int:
-    """Return a field that must be a version number. Raises ApiError."""
+    """Return a field that must be a number. Raises ApiError."""
     if not NUMBER.fullmatch(form.get(name, "")):
-        raise ApiError(422, "invalid_request", f"{name} must be a version number; reload the page")
+        raise ApiError(422, "invalid_request", f"{name} must be a number; reload the page")
     return int(form[name])
 
 
@@ -136,7 +144,7 @@ def _adapt(context: ControlContext, form: Form) -> None:
     log.info("round_requested", round=context.rounds.request(), by="operator", reason=form["reason"])
 
 
-ACTIONS: dict[str, Callable[[ControlContext, Form], object]] = {
+ACTIONS: Actions = {
     "rollback": _roll_back,
     "promote": _promote,
     "approve": lambda context, form: _decide(context, form, approved=True),
@@ -145,4 +153,4 @@ ACTIONS: dict[str, Callable[[ControlContext, Form], object]] = {
     "unpin": lambda context, form: context.registry.unpin(number_of(form, "to"), by="operator", reason=form["reason"]),
     "adapt": _adapt,
 }
-"""What each form does."""
+"""The forms that change what serves."""

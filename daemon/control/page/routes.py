@@ -7,8 +7,10 @@ from fastapi.responses import Response
 
 from daemon.control.context import ControlContext
 from daemon.control.errors import ApiError
+from daemon.control.page.conditions import create_conditions
 from daemon.control.page.events import create_events
-from daemon.control.page.forms import create_forms
+from daemon.control.page.files import create_files
+from daemon.control.page.forms import ACTIONS, create_forms
 from daemon.control.page.look import create_look
 from daemon.control.page.now import create_now
 from daemon.control.page.versions import create_versions
@@ -26,7 +28,9 @@ def create_page(context: ControlContext) -> APIRouter:
         create_now(view),
         create_look(view),
         create_versions(view),
-        create_forms(view),
+        create_conditions(view),
+        create_files(view),
+        create_forms(view, ACTIONS),
         create_events(context),
         _files(),
     ):

@@ -1,7 +1,6 @@
 """What the views of the page share: templates, headers, and how an answer is made."""
 
 import hashlib
-import json
 import time
 from functools import cache
 from importlib import resources
@@ -23,7 +22,13 @@ HEADERS = {
     "X-Frame-Options": "DENY",
 }
 """The page runs only the scripts of this package, stands in no frame, and is kept by no cache."""
-NAVIGATION = (("/", "now", "Now"), ("/look", "look", "Look"), ("/versions", "versions", "Versions"))
+NAVIGATION = (
+    ("/", "now", "Now"),
+    ("/look", "look", "Look"),
+    ("/versions", "versions", "Versions"),
+    ("/conditions", "conditions", "Conditions"),
+    ("/files", "files", "Files"),
+)
 """Address, name and title of each view."""
 DONE = {
     "rollback": "Rolled back.",
@@ -33,6 +38,10 @@ DONE = {
     "pin": "Pinned.",
     "unpin": "Unpinned.",
     "adapt": "A round begins.",
+    "merge": "Merged.",
+    "rename": "Renamed.",
+    "forget": "Forgotten.",
+    "retry": "The files are queued for a retry.",
 }
 """What the page says after each form, by its action."""
 
@@ -46,7 +55,8 @@ class View:
     def show(self, template: str, code: int = 200, *, done: str = "", **values: Any) -> HTMLResponse:
         """Return a rendered template; `done` is the action of a form that was just sent."""
         text = templates().get_template(template).render(done=DONE.get(done, ""), **values)
-        return HTMLResponse(text, code, headers=HEADERS)
+        content = text.encode("utf-8", "backslashreplace")  # a file or a camera may have a name that is no text
+        return HTMLResponse(content, code, headers=HEADERS)
 
     def problem(self, title: str, message: str, status: int) -> HTMLResponse:
         """Return a page that says what went wrong and what to do."""
@@ -66,7 +76,7 @@ def templates() -> "Environment":
         lstrip_blocks=True,
         auto_reload=False,
     )
-    made.filters |= {"when": when, "clock": clock, "span": span, "short": short, "percent": percent, "data": data}
+    made.filters |= {"when": when, "clock": clock, "span": span, "short": short, "name": name, "percent": percent}
     made.globals |= {"asset": asset, "navigation": NAVIGATION}
     return made
 
@@ -109,6 +119,6 @@ def percent(share: float) -> str:
     return "< 0.1 %" if 0 < share < 0.001 else f"{100 * share:.1f} %"
 
 
-def data(value: Any) -> str:
-    """Return JSON for an attribute; the template escapes it."""
-    return json.dumps(value, separators=(",", ":"))
+def name(path: str) -> str:
+    """Return the name of a file, with what is no text as escapes: a name on Linux may hold any byte."""
+    return path if path.isprintable() else repr(path)[1:-1]

@@ -108,8 +108,6 @@ def test_services_of_the_compose_file_are_locked_down_and_refer_to_what_is_there
         for volume in service["volumes"]:
             source = volume.split(":")[0]
             assert not source.startswith("./") or (DEPLOY / source).exists(), volume
-        for item in service.get("configs", []):
-            assert item["source"] in composed()["configs"]
     for name in ("daemon", "plane"):
         assert services[name]["read_only"] is True
         assert int(services[name]["stop_grace_period"].rstrip("s")) > 38, "requests in flight are given 38 s"
@@ -119,20 +117,31 @@ def test_services_of_the_compose_file_are_locked_down_and_refer_to_what_is_there
     assert (settings.serving.enabled, settings.control.host) == (False, "0.0.0.0")
 
 
-def test_prometheus_of_the_compose_file_scrapes_as_ours_does(tmp_path):
-    config = yaml.safe_load(composed()["configs"]["prometheus"]["content"])
-    ours = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
-    names = [Path(name).name for name in config["rule_files"]]
-    assert sorted(names) == sorted(ours["rule_files"])
-    assert [job["job_name"] for job in config["scrape_configs"]] == [job["job_name"] for job in ours["scrape_configs"]]
-    ports = {name: str(service["ports"][0]).split(":")[-1] for name, service in composed()["services"].items()}
-    (daemon,), (plane,) = (job["static_configs"][0]["targets"] for job in config["scrape_configs"])
-    assert (daemon, plane) == (f"daemon:{ports['daemon']}", f"plane:{ports['plane']}")
-    config["rule_files"] = [str(DEPLOY / "prometheus" / name) for name in names]
-    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
-    command = [tool("promtool"), "check", "config", str(tmp_path / "prometheus.yml")]
+def test_prometheus_of_the_compose_file_scrapes_as_ours_does():
+    services = composed()["services"]
+    name = Path(services["prometheus"]["command"][0].partition("=")[2]).name
+    config, ours = (
+        yaml.safe_load((DEPLOY / "prometheus" / file).read_text(encoding="utf-8")) for file in (name, "prometheus.yml")
+    )
+    ports = {name: str(service["ports"][0]).split(":")[-1] for name, service in services.items()}
+    for job, service in zip(ours["scrape_configs"], ("daemon", "plane"), strict=True):
+        job["static_configs"] = [{"targets": [f"{service}:{ports[service]}"]}]
+    assert config == ours
+    command = [tool("promtool"), "check", "config", str(DEPLOY / "prometheus" / name)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_grafana_of_the_compose_file_finds_the_dashboard_and_its_source():
+    grafana = composed()["services"]["grafana"]
+    (mount,) = [volume for volume in grafana["volumes"] if volume.startswith("./grafana:")]
+    inside = Path(mount.split(":")[1])
+    folder = DEPLOY / "grafana" / Path(grafana["environment"]["GF_PATHS_PROVISIONING"]).relative_to(inside)
+    found = {item.parent.name: yaml.safe_load(item.read_text(encoding="utf-8")) for item in folder.glob("*/*.yaml")}
+    assert found["datasources"]["datasources"][0]["url"] == "http://prometheus:9090"
+    home = Path(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    assert home.parent == Path(found["dashboards"]["providers"][0]["options"]["path"]) == inside
+    assert (DEPLOY / "grafana" / home.name).exists()
 
 
 def manifests() -> list[dict[str, Any]]:

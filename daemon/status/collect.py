@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import TypeVar
 
 from configs.errors import ConfigError
@@ -30,7 +31,7 @@ from daemon.status.plane_probe import PlaneStatus, probe_plane
 from daemon.watch.scan import missing_marker
 from storage.buffer.catalog import Catalog
 from storage.canary.records import CanaryState
-from storage.durable.record import read_record
+from storage.durable.record import AnyRecord, read_record
 from storage.errors import CorruptCheckpoint, NewerRecord, StorageError
 from storage.gate.conditions import ConditionStore
 from storage.gate.drift import Drift, drift_state
@@ -70,7 +71,7 @@ class _Collector:
         activity, daemon = self._activity(), self._daemon()
         rounds: list[RoundSummary] = self._read(lambda: summaries(self._rounds, LAST_ROUNDS + 1, alive=self._up), [])
         self._read(lambda: check_serving_files(self._registry), None)
-        drift = self._read(lambda: read_record(self._layout.drift, Drift), None)
+        drift = self._record(self._layout.drift, Drift)
         alarms, observed = self._settings.drift.false_alarms_per_100k, self._settings.observe.enabled
         known = len(self._damage)
         buffer = self._read(self._buffer, BufferStatus(capacity=self._settings.buffer.capacity_frames))
@@ -94,10 +95,10 @@ class _Collector:
             round=self._read(lambda: self._running(rounds), None),
             last_rounds=[item for item in rounds if item.result != "running"][:LAST_ROUNDS],
             suggested=self._read(lambda: waiting_version(self._rounds), None),
-            probation=self._read(lambda: read_record(self._layout.probation, Probation), None),
+            probation=self._record(self._layout.probation, Probation),
             conditions=describe_conditions(self._read(ConditionStore(self._layout.conditions).read, None)),
-            canary=self._read(lambda: read_record(self._layout.canary / "state.json", CanaryState), None),
-            recall=self._read(lambda: read_record(self._layout.recall, Recall), None),
+            canary=self._record(self._layout.canary / "state.json", CanaryState),
+            recall=self._record(self._layout.recall, Recall),
             drift=drift,
             drift_state=drift_state(drift, wanted=alarms > 0.0, observed=observed),
             budget_minutes=self._settings.schedule.advanced.minutes_per_day,
@@ -119,6 +120,9 @@ class _Collector:
         except (StorageError, OSError) as error:
             self._damage.append(str(error))
             return otherwise
+
+    def _record(self, path: Path, kind: type[AnyRecord]) -> AnyRecord | None:
+        return self._read(lambda: read_record(path, kind, f"; remove {path}"), None)  # what writes it starts anew
 
     def _catalog(self) -> AbstractContextManager[Catalog | None]:
         path = self._layout.catalog

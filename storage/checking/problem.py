@@ -52,6 +52,7 @@ class Problem:
     def __post_init__(self) -> None:
         if self.code not in ERRORS | LEFTOVERS:
             raise ValueError(f"{self.code}: not a code of docs/how-to/check.md")
+        object.__setattr__(self, "detail", self.detail.removeprefix(f"{self.path}: "))  # errors name their file too
 
     @property
     def severity(self) -> Literal["error", "leftover"]:

@@ -187,6 +187,18 @@ def test_damage_becomes_messages(make_settings, layout, registry, add_version):
     assert status.serving_damaged and "no version serves" not in text, "which one should serve is not known"
 
 
+def test_each_damaged_record_is_named_with_its_remedy(make_settings, layout, add_version):
+    add_version()
+    records = [layout.drift, layout.recall, layout.probation, layout.canary / "state.json"]
+    for path in records:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"\0" * 100)
+    told = collect_status(make_settings()).messages
+    for path in records:
+        (line,) = [message for message in told if str(path) in message]
+        assert line.startswith(f"{path}: not a") and line.endswith(f"; remove {path}")
+
+
 def test_a_serving_ref_that_is_gone_is_repaired_not_replaced_by_the_newest(make_settings, registry, add_version):
     add_version()
     add_version(promote=False)

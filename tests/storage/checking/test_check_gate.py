@@ -2,6 +2,7 @@
 
 import pytest
 
+from storage.checking import check_state
 from storage.gate.comparisons import ComparisonScores, ComparisonStore
 from storage.gate.conditions import Condition, Conditions, ConditionStore
 from storage.registry.registry import CheckpointRegistry
@@ -68,5 +69,8 @@ def test_records_and_comparisons_that_cannot_be_read(store, whole, expect) -> No
     (whole.comparisons / "000008").mkdir()
     (whole.comparisons / "000008" / "request.json").write_text("{")
     (whole.comparisons / "000008" / ".request.json.1.partial").write_text("half")
+    assert not [item for item in check_state(whole) if item.detail.startswith(str(item.path))], (
+        "a line names a file once"
+    )
     expect(*["gate_record_damaged"] * 3, "comparison_stale", "comparison_stale", "unfinished")
     assert not list(whole.comparisons.glob("*"))

@@ -83,6 +83,11 @@ class StateLayout:
         return self.root / "refusal.json"
 
     @property
+    def pause(self) -> Path:
+        """Who paused the daemon's own changes, and why; no file: they are not paused."""
+        return self.root / "pause.json"
+
+    @property
     def notified(self) -> Path:
         """What each webhook of `notify` was told."""
         return self.root / "notified.json"

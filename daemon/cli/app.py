@@ -19,6 +19,7 @@ from daemon.cli.explain import explain
 from daemon.cli.frames import frames
 from daemon.cli.init import demo, init
 from daemon.cli.models import evaluate, export, predict
+from daemon.cli.pause import pause, resume
 from daemon.cli.planes import masks, observe, reload, run, serve
 from daemon.cli.refused import refused_app
 from daemon.cli.status import status
@@ -80,6 +81,8 @@ _PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "checkpoints list --json": checkpoints_app,
         'promote 4 --reason "trained on the new camera"': promote,
         'rollback --to 3 --reason "poles vanish at night"': rollback,
+        'pause --reason "the camera is being moved"': pause,
+        "resume": resume,
         "explain 4 --round": explain,
         "conditions list --json": conditions_app,
         'approve 4 --reason "checked on the night frames"': approve,

@@ -65,6 +65,8 @@ def _check(settings: "Settings") -> None:
 
 def _lines(state: "Status") -> Iterator[tuple[str, str]]:
     yield "daemon", _daemon(state)
+    if state.pause is not None:
+        yield "paused", f"since {local_time(state.pause.at)} by {state.pause.by}: {state.pause.reason}"
     yield "serving", _serving(state)
     for mirror in state.mirrors:
         yield "mirror", f"{mirror.name} {mirror.folder}: {mirror.state}, version {mirror.version or '-'}"
@@ -86,7 +88,7 @@ def _lines(state: "Status") -> Iterator[tuple[str, str]]:
     if (watched := state.probation) is not None:
         yield "probation", f"version {watched.version} {watched.stage.replace('_', ' ')}: {watched.reason}"
     if state.recall is not None and state.recall.reason:
-        yield "recall", f"{state.recall.stage}: {state.recall.reason}"
+        yield "recall", f"{state.recall.stage}{' (paused)' if state.pause else ''}: {state.recall.reason}"
     yield "drift", _drift(state)
     if state.round is None and state.next_round.waiting_for:
         yield "next", state.next_round.waiting_for + ACTIONS[state.next_round.action]

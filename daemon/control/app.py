@@ -19,6 +19,7 @@ from daemon.control.messages import (
     AnswerRequest,
     CheckpointList,
     CheckpointSummary,
+    PauseRequest,
     PinRequest,
     PromoteRequest,
     RetryRequest,
@@ -38,6 +39,7 @@ from daemon.runtime.activity import Activity
 from daemon.runtime.in_force import Reloaded
 from daemon.status.collect import Status, collect_status
 from storage.errors import StorageError
+from storage.gate.pause import Pause, pause, resume
 from storage.layout import StateLayout
 from storage.registry.history import RegistryState
 from storage.registry.manifest import Ref
@@ -197,6 +199,16 @@ def _answering(context: ControlContext) -> APIRouter:
     def reject(request: Annotated[AnswerRequest, _read(AnswerRequest)]) -> Verdict:
         """Reject a version that waits for a decision; return its round's final verdict. 409 if it does not wait."""
         return _answered(context, request, approved=False)
+
+    @router.post("/pause", openapi_extra=body_schema(PauseRequest))
+    def begin_pause(request: Annotated[PauseRequest, _read(PauseRequest)]) -> Pause:
+        """Begin no round and recall no version until `resume`."""
+        return pause(context.layout, by="operator", reason=request.reason)
+
+    @router.post("/resume", openapi_extra=body_schema(PauseRequest))
+    def end_pause(request: Annotated[PauseRequest, _read(PauseRequest)]) -> dict[str, bool]:
+        """End the pause; return whether there was one."""
+        return {"resumed": resume(context.layout, by="operator", reason=request.reason)}
 
     return router
 

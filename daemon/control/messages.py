@@ -54,6 +54,13 @@ class AnswerRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Reason, recorded in the history and in the verdict."""
 
 
+class PauseRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of `POST /v1/pause` and `POST /v1/resume`."""
+
+    reason: str
+    """Reason, shown while it lasts; that of its end, for the log."""
+
+
 class RetryRequest(msgspec.Struct, forbid_unknown_fields=True):
     """The refused files that `POST /v1/refused/retry` retries; all if the body is empty."""
 
@@ -63,7 +70,7 @@ class RetryRequest(msgspec.Struct, forbid_unknown_fields=True):
     """A reason code."""
 
 
-READ_MESSAGES = (PinRequest, RollbackRequest, PromoteRequest, AnswerRequest, RetryRequest)
+READ_MESSAGES = (PinRequest, RollbackRequest, PromoteRequest, AnswerRequest, PauseRequest, RetryRequest)
 """What routes read themselves; the OpenAPI page describes it."""
 
 

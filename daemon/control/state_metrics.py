@@ -30,6 +30,7 @@ from storage.durable.record import read_record
 from storage.errors import StorageError
 from storage.gate.conditions import ConditionStore
 from storage.gate.drift import Drift, DriftState, drift_state
+from storage.gate.pause import read_pause
 from storage.gate.probation import Probation
 from storage.gate.recall import Recall
 from storage.layout import StateLayout
@@ -68,6 +69,7 @@ class StateCollector(Collector):
             "registry": self._moves,
             "rounds": self._last_round,
             "probation": self._probation,
+            "pause": self._pause,
             "recall": self._recall,
             "drift": self._drift,
             "conditions": self._conditions,
@@ -205,6 +207,10 @@ class StateCollector(Collector):
         seconds = self.settings.probation.advanced.cooldown_seconds
         text = "Time left of the cool-down after a rollback by probation, up to 10 s old (seconds); 0: none runs"
         yield _metric("mfmd_probation_cooldown_seconds", text, record.cooldown_left(seconds) if record else 0.0)
+
+    def _pause(self) -> Iterator[Metric]:
+        text = "1 while an operator paused the daemon's own changes, or the record of that is damaged"
+        yield _metric("mfmd_paused", text, read_pause(self._layout) is not None)
 
     def _recall(self) -> Iterator[Metric]:
         declined = (read_record(self._layout.recall, Recall) or Recall()).declines

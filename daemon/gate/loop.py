@@ -12,16 +12,20 @@ from configs.round import LeftOut
 from configs.settings import Settings
 from daemon.gate.changes import ConditionChange, write_change
 from daemon.gate.frame_choice import FrameJudge
+from daemon.runtime.logs import get_logger
 from storage.buffer.catalog_records import FrameRecord
 from storage.buffer.frames import FrameBuffer
 from storage.errors import DurabilityLost, StorageError
 from storage.gate.comparisons import ComparisonStore
 from storage.gate.conditions import Conditions, ConditionStore
+from storage.gate.pause import Pause, read_pause
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 
 POLL_SECONDS = 1.0
 """Interval between two looks at the stream (seconds)."""
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,8 @@ class GateContext:
     """Time of this step (Unix, seconds). It may jump; a rule never waits for a time in the future."""
     left_out: Mapping[int, LeftOut] = field(default_factory=dict)
     """Frames that are no evidence, with the reason of each (`frame_rules.NO_EVIDENCE`)."""
+    paused: bool = False
+    """Whether an operator paused the daemon's own changes."""
 
 
 class StreamRule(Protocol):
@@ -62,6 +68,7 @@ class GateLoop:
         self._buffer, self._registry, self._rules = buffer, registry, tuple(rules)
         self._layout = StateLayout(settings.state)
         self._judge = FrameJudge()
+        self._pause: Pause | None = None
         self._lock = threading.Lock()
 
     def change(self, change: ConditionChange) -> Conditions:
@@ -82,10 +89,20 @@ class GateLoop:
             records=records,
             now=time.time(),
             left_out=self._left_out(records),
+            paused=self._look_for_pause(),
         )
         with self._lock:
             self._run(context)
         return POLL_SECONDS
+
+    def _look_for_pause(self) -> bool:
+        """Return whether it is paused; log each change, whoever made it."""
+        before, self._pause = self._pause, read_pause(self._layout)
+        if self._pause is not None and self._pause != before:
+            log.warning("paused", by=self._pause.by, reason=self._pause.reason)
+        elif self._pause is None and before is not None:
+            log.info("resumed", paused_by=before.by, reason=before.reason)
+        return self._pause is not None
 
     def _left_out(self, records: Callable[[], list[FrameRecord]]) -> Mapping[int, LeftOut]:
         with suppress(StorageError):  # the rules meet it too, and say so

@@ -19,6 +19,7 @@ from daemon.runtime.logs import get_logger
 from storage.durable.digest import digest_of
 from storage.errors import CorruptCheckpoint, DurabilityLost, ServingChanged, StorageError, UnknownVersion
 from storage.gate.conditions import ConditionStore
+from storage.gate.pause import read_pause
 from storage.layout import StateLayout
 from storage.registry.manifest import HistoryEvent, Manifest, Ref
 from storage.registry.provenance import code_digest, library_versions, settings_hash
@@ -89,7 +90,7 @@ def _conclude(folder: RoundFolder, verdict: Verdict) -> None:
 def _act_on_verdict(registry: CheckpointRegistry, folder: RoundFolder, settings: Settings) -> Stage:
     """Carry out `verdict.json`: an accepted candidate becomes a version and serves; the history has every verdict.
 
-    With `gate.policy: manual` it waits as a suggestion (`suggestion.py`): then the stage is `suggested`.
+    Where `_waits`, it waits as a suggestion (`suggestion.py`): then the stage is `suggested`.
 
     An operator's move during the round wins: then the candidate does not serve, and the verdict is inconclusive. Next
     is `promoted`, `rejected` or `failed`. Old versions are pruned.
@@ -97,7 +98,7 @@ def _act_on_verdict(registry: CheckpointRegistry, folder: RoundFolder, settings:
     spec, scores, verdict = folder.spec(), _scores(folder), folder.verdict()
     if verdict is None:
         raise StorageError(f"{folder.path / 'verdict.json'}: missing; the round folder was modified")
-    suggests = verdict.decision == "accepted" and settings.gate.policy == "manual"
+    suggests = verdict.decision == "accepted" and _waits(registry, spec, settings)
     if suggests:
         version = _added(registry, spec) or _add(registry, folder, spec, scores, verdict)
         verdict = verdict.model_copy(update={"version": version})
@@ -112,6 +113,14 @@ def _act_on_verdict(registry: CheckpointRegistry, folder: RoundFolder, settings:
         folder.remove_others()
         return folder.enter("suggested", reason=f"version {verdict.version} waits for a decision: {verdict.reason}")
     return end_round(registry, folder, settings, verdict, failed=scores.status == "failed")
+
+
+def _waits(registry: CheckpointRegistry, spec: RoundSpec, settings: Settings) -> bool:
+    """Return whether an accepted candidate waits for a person: by the policy, or in a pause if nobody asked for it."""
+    if spec.trigger == "manual" or read_pause(StateLayout(settings.state)) is None:
+        return settings.gate.policy == "manual"
+    added = _added(registry, spec)  # a kill may have come after its promotion, and the pause after that
+    return added is None or added in registry.state().never_served
 
 
 def end_round(

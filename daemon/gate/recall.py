@@ -52,6 +52,8 @@ class RecallRule:
         if known is None or serving is None or not context.settings.recall.advanced.enabled:
             return record
         record = _with_moves(context, record, known.current)
+        if context.paused:  # a question that was asked stays, and its answer counts afterwards
+            return record
         asked = record.stage == "asked"  # a burst between two conditions does not withdraw the question
         condition = known.condition(record.condition if asked and known.current is None else known.current)
         if asked:

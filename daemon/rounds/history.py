@@ -17,6 +17,7 @@ from storage.durable.record import read_record
 from storage.errors import StorageError
 from storage.gate.conditions import ConditionStore
 from storage.gate.drift import Drift
+from storage.gate.pause import read_pause
 from storage.gate.probation import Probation
 from storage.gate.recall import Recall
 from storage.layout import StateLayout
@@ -169,6 +170,7 @@ def schedule_state(catalog: Catalog | None, store: RoundStore, registry: Checkpo
         probation=_probation(layout),
         refused=_refused(layout),
         unsettled=unsettled,
+        paused=str(read_pause(layout) or ""),
         unseen_since=unseen_since,
     )
 

@@ -62,14 +62,16 @@ class ScheduleState:
     """Why the last round that was called for could not begin: too few of its frames may be used."""
     unsettled: str = ""
     """What the gate still has to find out about the newest frames; a recall during a round would void its verdict."""
+    paused: str = ""
+    """Who paused the daemon's own changes, and why."""
     unseen_since: float | None = None
     """When the oldest frame that this waits for the observer to see was committed (Unix, seconds)."""
 
 
-Held = Literal["none", "cooldown", "failures", "nothing_new", "budget", "unsettled", "refused"]
-"""What holds a round that frames, time or drift call for: the cool-down after a rollback by probation, the delay after
-failed rounds, that it would not help, the budget of the day, what the gate still has to find out, that too few frames
-may be used."""
+Held = Literal["none", "paused", "cooldown", "failures", "nothing_new", "budget", "unsettled", "refused"]
+"""What holds a round that frames, time or drift call for: a pause (which is said in any case), the cool-down after a
+rollback by probation, the delay after failed rounds, that it would not help, the budget of the day, what the gate still
+has to find out, that too few frames may be used."""
 
 
 Action = Literal["serve", "shadow", "ask"]
@@ -118,7 +120,9 @@ def due(now: float, state: ScheduleState, settings: Settings) -> tuple[Trigger |
     trigger, waiting_for = _trigger(now, ended, state, settings), _obstacle(state, settings)
     effort = effort_of(trigger, state, settings)
     held, why = ("none", "") if waiting_for else _hold(now, not_before, trigger, effort, state, settings)
-    waiting_for = waiting_for or why
+    if state.paused:
+        held, why = "paused", f"`mfmd resume`: {state.paused}"
+    waiting_for = why or waiting_for
     starts = None if waiting_for else trigger
     if starts is not None:
         missing, waiting_for = 0, f"nothing: a round starts now{_SIZES[effort]}"

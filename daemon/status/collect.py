@@ -35,6 +35,7 @@ from storage.durable.record import AnyRecord, read_record
 from storage.errors import CorruptCheckpoint, NewerRecord, StorageError
 from storage.gate.conditions import ConditionStore
 from storage.gate.drift import Drift, drift_state
+from storage.gate.pause import read_pause
 from storage.gate.probation import Probation
 from storage.gate.recall import Recall
 from storage.layout import StateLayout
@@ -99,6 +100,7 @@ class _Collector:
             conditions=describe_conditions(self._read(ConditionStore(self._layout.conditions).read, None)),
             canary=self._record(self._layout.canary / "state.json", CanaryState),
             recall=self._record(self._layout.recall, Recall),
+            pause=read_pause(self._layout),
             drift=drift,
             drift_state=drift_state(drift, wanted=alarms > 0.0, observed=observed),
             budget_minutes=self._settings.schedule.advanced.minutes_per_day,

@@ -16,6 +16,7 @@ from daemon.status.conditions import ConditionsStatus
 from daemon.status.plane_probe import PlaneStatus
 from storage.canary.records import CanaryState
 from storage.gate.drift import Drift, DriftState
+from storage.gate.pause import Pause
 from storage.gate.probation import Probation
 from storage.gate.recall import Recall
 from storage.registry.manifest import Ref
@@ -138,6 +139,8 @@ class Status(ActivityPart):
     """The conditions of the stream that are known, and which one each camera is in."""
     canary: CanaryState | None = None
     """How many canary images count, as they were read last; none before the first look."""
+    pause: Pause | None = None
+    """Who paused the daemon's own changes, and why; none while they are not paused."""
     recall: Recall | None = None
     """Where the recall of a known-good version stands; none before the first look."""
     drift: Drift | None = None

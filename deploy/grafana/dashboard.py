@@ -133,6 +133,7 @@ ROWS: dict[str, list[Graph | Number]] = {
         Graph("Device time of 24 hours", "s", {
             "used": f"mfmd_schedule_used_seconds{ONE}", "budget": f"mfmd_schedule_budget_seconds{ONE} > 0",
         }),
+        Graph("Paused by an operator", "bool", {"paused": f"mfmd_paused{ONE}"}),
         Graph("Probation", "none", {
             "active": f"mfmd_probation_active{ONE}", "frames": f"mfmd_probation_frames{ONE}",
             "worse": f"mfmd_probation_worse_frames{ONE}",

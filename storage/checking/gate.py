@@ -14,6 +14,7 @@ from storage.gate.comparisons import ComparisonStore
 from storage.gate.conditions import Condition, Conditions, ConditionStore
 from storage.gate.drift import Drift
 from storage.gate.notified import Notified
+from storage.gate.pause import Pause
 from storage.gate.probation import Probation
 from storage.gate.recall import Recall
 from storage.registry.registry import CheckpointRegistry
@@ -94,12 +95,16 @@ def _records(scope: Scope) -> Iterator[Problem]:
     layout = scope.layout
     kinds: dict[Path, type[Record]] = {layout.recall: Recall, layout.probation: Probation, layout.drift: Drift}
     kinds |= {layout.device_time: DeviceTime, layout.refusal: Refusal, layout.notified: Notified}
+    kinds |= {layout.pause: Pause}
     for path, kind in kinds.items():
         try:
             read_record(path, kind)
         except NewerRecord as error:
             yield newer(path, error)
         except StorageError as error:
+            if path == layout.pause:  # a repair must not resume
+                yield Problem("pause_damaged", path, str(error), "mfmd pause writes it again, mfmd resume removes it")
+                continue
             remedy = f"{REPAIR} removes it; what writes it starts anew"
             yield Problem("gate_record_damaged", path, str(error), remedy, partial(durable.remove_file, path))
 

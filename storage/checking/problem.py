@@ -22,6 +22,7 @@ ERRORS = frozenset(
         "pruned_damaged", "ref_damaged", "ref_dangling", "serving_missing", "serving_damaged", "round_damaged",
         "round_version", "training_state", "source_damaged", "unreadable", "record_newer",
         "conditions_damaged", "condition_version", "gate_record_damaged", "format_damaged",
+        "pause_damaged",
     }
 )  # fmt: skip
 """Codes of broken guarantees; a restart of the daemon does not repair them."""

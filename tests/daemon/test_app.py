@@ -17,6 +17,7 @@ from configs.load import load_settings
 from daemon import app
 from daemon import parts as parts_module
 from daemon.app import run
+from daemon.cli import main
 from daemon.doctor.disk import examine_state
 from daemon.runtime.in_force import SettingsInForce
 from daemon.runtime.process_group import children_of, group_alive
@@ -212,6 +213,35 @@ def test_after_a_kill_the_next_daemon_cleans_up(start, config, layout, drop, wri
     assert "the daemon ended while the round ran" in status.last_rounds[0].reason
     write_image(drop / "after.png", 99)
     second.wait(lambda: collect_status(make_settings()).buffer.frames == 9, "the ninth frame")
+    assert second.stop()[0] == 0
+
+
+def test_a_pause_lasts_through_a_kill_until_a_command_ends_it(
+    start, config, layout, drop, write_image, add_version, make_settings, capsys
+):
+    """The commands work without a daemon and with one; the round that waited begins by itself afterwards."""
+    add_version()
+    schedule = {"enabled": True, "new_frames": 6, "min_frames": 4}
+    file = config(schedule=schedule, round={"steps": 100_000})
+    assert main(["pause", "--reason", "the camera is moved", "--config", str(file)]) == 0
+    first = start(file)
+    for number in range(8):
+        write_image(drop / f"{number}.png", number)
+    first.wait(lambda: _status(make_settings).buffer.frames == 8, "eight frames")
+    os.kill(first.process.pid, signal.SIGKILL)
+    first.process.wait()
+    layout.run_file("daemon").unlink()
+    second = start(file)
+    second.wait(lambda: '"paused"' in second.log.read_text() or " paused " in second.log.read_text(), "the line")
+    assert "mfmd_paused 1.0" in second.request("GET", "/metrics").text
+    assert main(["status", "--check", "--config", str(file)]) == main(["status", "--config", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "by operator: the camera is moved\n" in shown and "\nnext       `mfmd resume`: paused by operator" in shown
+    assert RoundStore(layout.rounds).numbers() == []
+    assert main(["resume", "--json", "--config", str(file)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"resumed": True}
+    second.wait(lambda: RoundStore(layout.rounds).numbers() == [1], "the round")
+    assert "mfmd_paused 0.0" in second.request("GET", "/metrics").text
     assert second.stop()[0] == 0
 
 

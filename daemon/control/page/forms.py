@@ -22,6 +22,7 @@ from daemon.gate.suggestion import answer_suggestion
 from daemon.net.token import same_token
 from daemon.runtime.logs import get_logger
 from storage.errors import StorageError
+from storage.gate.pause import pause, resume
 from storage.rounds.records import Answer
 
 log = get_logger(__name__)
@@ -44,6 +45,8 @@ NOT_DONE = {
     "pin": "Not pinned",
     "unpin": "Not unpinned",
     "adapt": "No round begins",
+    "pause": "Not paused",
+    "resume": "Not resumed",
     "merge": "Not merged",
     "rename": "Not renamed",
     "forget": "Not forgotten",
@@ -152,5 +155,7 @@ ACTIONS: Actions = {
     "pin": lambda context, form: context.registry.pin(number_of(form, "to"), by="operator", reason=form["reason"]),
     "unpin": lambda context, form: context.registry.unpin(number_of(form, "to"), by="operator", reason=form["reason"]),
     "adapt": _adapt,
+    "pause": lambda context, form: pause(context.layout, by="operator", reason=form["reason"]),
+    "resume": lambda context, form: resume(context.layout, by="operator", reason=form["reason"]),
 }
 """The forms that change what serves."""

@@ -38,6 +38,8 @@ DONE = {
     "pin": "Pinned.",
     "unpin": "Unpinned.",
     "adapt": "A round begins.",
+    "pause": "Paused.",
+    "resume": "Resumed.",
     "merge": "Merged.",
     "rename": "Renamed.",
     "forget": "Forgotten.",

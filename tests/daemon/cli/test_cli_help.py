@@ -36,7 +36,7 @@ def test_the_commands_of_the_issue_are_there() -> None:
     assert top == {
         "init", "pretrain", "import", "export", "frames", "run", "reload", "serve", "masks", "adapt", "predict",
         "evaluate", "status", "check", "checkpoints", "promote", "rollback", "refused", "buffer", "config", "doctor",
-        "demo", "conditions", "approve", "reject", "explain",
+        "demo", "conditions", "approve", "reject", "explain", "pause", "resume",
         "canary", "backup", "restore",
     }  # fmt: skip
     assert {path[1] for path in VISIBLE if path[0] == "checkpoints" and len(path) > 1} == {

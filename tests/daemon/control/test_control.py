@@ -168,6 +168,19 @@ def test_a_person_decides_on_the_command_line(world, registry, layout, add_versi
     assert registry.serving().version == now
 
 
+def test_pause_and_resume(world, layout):
+    def send(change, **body):
+        answer = world.client.post(f"/v1/{change}", headers=AUTHORISED, json=body)
+        return answer.status_code, answer.json()
+
+    assert send("pause")[0] == send("resume")[0] == 422, "both need a reason"
+    status, said = send("pause", reason="the camera is moved")
+    assert (status, said["by"], said["reason"]) == (200, "operator", "the camera is moved")
+    assert world.client.get("/v1/status").json()["pause"] == said == json.loads(layout.pause.read_text())
+    assert send("resume", reason="it stands") == (200, {"resumed": True})
+    assert send("resume", reason="it stands") == (200, {"resumed": False}) and not layout.pause.exists()
+
+
 def test_rollback_without_a_body_works_and_without_a_target_says_so(world):
     answer = world.client.post("/v1/rollback", headers=AUTHORISED)
     assert answer.status_code == 404

@@ -106,6 +106,7 @@ EXPECTED = [
     "mfmd_condition_frames",
     "mfmd_condition_golden_frames",
     "mfmd_condition_best_version",
+    "mfmd_paused",
     "mfmd_probation_active",
     "mfmd_probation_frames",
     "mfmd_probation_worse_frames",

@@ -20,6 +20,7 @@ from storage.buffer.observations import Observation, Observations
 from storage.durable.record import read_record
 from storage.gate.comparisons import ComparisonScores, ComparisonStore
 from storage.gate.conditions import ConditionStore
+from storage.gate.pause import pause, resume
 from storage.gate.recall import Recall
 from storage.rounds.folder import RoundStore
 from storage.rounds.records import ImageCounts, ModelScores, RoundSpec
@@ -152,6 +153,31 @@ def test_day_after_night_brings_the_version_of_day_back_and_night_that_of_night(
     stream.answer(drawn_scores(0.6, 0.9))
     assert registry.serving().version == 2
     assert stream.best == {"condition-1": 1, "condition-2": 2}
+
+
+def test_a_pause_keeps_the_question_and_its_answer_for_later(stream, registry) -> None:
+    stream.come("day")
+    pause(stream.layout, by="operator", reason="the camera is moved")
+    stream.answer(drawn_scores(0.6, 0.9))
+    assert (registry.serving().version, stream.record.stage) == (2, "asked")
+    stream.come("day")
+    again = GateLoop(stream.gate.settings, stream.world.buffer, registry, [ConditionMemory(), RecallRule()])
+    again.step()
+    assert (registry.serving().version, stream.store.waiting()) == (2, None), "a restart asks nothing either"
+    resume(stream.layout, by="operator", reason="it stands")
+    again.step()
+    assert (registry.serving().version, stream.record.stage) == (1, "recalled")
+
+
+def test_what_an_operator_serves_in_a_pause_stays_afterwards(stream, registry) -> None:
+    stream.come("day")
+    pause(stream.layout, by="operator", reason="the camera is moved")
+    registry.roll_back(to=1, by="operator", reason="by hand")
+    registry.promote(2, by="operator", reason="by hand")
+    stream.gate.step()
+    resume(stream.layout, by="operator", reason="it stands")
+    stream.gate.step()
+    assert stream.record.held == 1 and stream.record.stage != "recalled" and registry.serving().version == 2
 
 
 def _facts(light: float) -> FrameFacts:

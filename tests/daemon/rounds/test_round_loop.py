@@ -16,6 +16,7 @@ from daemon.rounds.recovery import recover
 from daemon.status.collect import collect_status
 from storage.buffer.observations import Observation, Observations
 from storage.gate.drift import Drift
+from storage.gate.pause import pause
 from storage.rounds.records import RoundScores
 from tests.daemon.rounds.test_rounds import round_spec
 from tests.sections import changed
@@ -74,6 +75,20 @@ def test_a_request_runs_once_and_a_second_one_is_refused(loop, program, store, w
     assert sample("mfmd_round_loss", {"part": "mix"}) == 0.5
     assert sample("mfmd_round_in_progress") == 0
     assert loop.request() == 2
+
+
+@pytest.mark.parametrize("content", ["", "damaged"])
+def test_in_a_pause_only_a_request_starts_a_round(loop, program, store, layout, content):
+    program("scores('failed', 'no')")
+    loop.settings = changed(loop.settings, schedule={"enabled": True, "new_frames": 8, "min_frames": 8})
+    pause(layout, by="operator", reason="the camera is moved")
+    if content:
+        layout.pause.write_text(content)
+    loop.step()
+    assert store.numbers() == [] and collect_status(loop.settings).next_round.held == "paused"
+    assert loop.request() == 1
+    loop.step()
+    assert store.folder(1).spec().trigger == "manual"
 
 
 def test_after_an_alarm_the_loop_starts_a_round_of_statistics_first(loop, program, store, layout, registry):

@@ -52,6 +52,14 @@ def test_decision(settings, change, schedule, trigger):
     assert due(NOW, dataclasses.replace(ENOUGH, **change), settings(**schedule))[0] == trigger
 
 
+@pytest.mark.parametrize("change", [{}, {"drifted": True}, {"new_frames": 0}, {"serving": False}, {"failures": 1}])
+def test_a_pause_holds_every_round_that_nobody_asked_for_and_says_so(settings, change):
+    state = dataclasses.replace(ENOUGH, paused="paused by operator: the camera is moved", **change)
+    trigger, following = due(NOW, state, settings(interval_seconds=1))
+    assert (trigger, following.held) == (None, "paused")
+    assert following.waiting_for == "`mfmd resume`: paused by operator: the camera is moved"
+
+
 def test_what_is_missing_is_said(settings):
     state = dataclasses.replace(ENOUGH, new_frames=13)
     _, decision = due(NOW, state, settings())

@@ -69,6 +69,9 @@ def test_records_and_comparisons_that_cannot_be_read(store, whole, expect) -> No
     (whole.comparisons / "000008").mkdir()
     (whole.comparisons / "000008" / "request.json").write_text("{")
     (whole.comparisons / "000008" / ".request.json.1.partial").write_text("half")
+    whole.pause.write_text("{")
     assert not [item for item in check_state(whole) if item.detail.startswith(f"{item.path}:")], "a file is named once"
-    expect(*["gate_record_damaged"] * 3, "comparison_stale", "comparison_stale", "unfinished")
+    found = (*["gate_record_damaged"] * 3, "comparison_stale", "comparison_stale", "unfinished")
+    expect(*found, left=("pause_damaged",))
+    assert whole.pause.exists(), "a repair resumes nothing"
     assert not list(whole.comparisons.glob("*"))

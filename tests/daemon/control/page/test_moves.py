@@ -47,6 +47,22 @@ def test_it_says_which_versions_nobody_should_go_back_to_blindly(page, registry,
     assert "version 4 (rolled back, rejected)" in page.client.get("/").text
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_pause_stands_at_the_top_and_ends_by_its_form(page, layout, damaged):
+    assert 'action="/pause"' in page.client.get("/").text
+    assert page.send(path="/pause", reason=NASTY).headers["Location"] == "/?done=pause"
+    if damaged:
+        layout.pause.write_text("{" + NASTY)
+    for path in ("/", "/now"):
+        text = page.client.get(path).text
+        assert text.index("Paused since") < text.index("Serving</h2>") and NASTY not in text
+    text = page.client.get("/").text
+    assert 'action="/resume"' in text and 'action="/pause"' not in text and (str(layout.pause) in text) == damaged
+    assert page.send(path="/resume", token="wrong").status_code == 401 and layout.pause.exists()
+    assert page.send(path="/resume").headers["Location"] == "/?done=resume"
+    assert not layout.pause.exists() and "Paused since" not in page.client.get("/").text
+
+
 @pytest.mark.parametrize("damage", ["garbage", None])
 def test_with_a_damaged_ref_it_says_what_to_do_and_not_that_there_is_no_version(page, registry, damage):
     path = registry.ref_path("serving")

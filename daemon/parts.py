@@ -7,6 +7,7 @@ from pathlib import Path
 from configs.settings import Settings
 from daemon.control.app import create_control_app
 from daemon.control.context import ControlContext
+from daemon.control.label_tasks import LabelTasks
 from daemon.control.state_metrics import StateCollector
 from daemon.gate.drift import DriftRule
 from daemon.gate.loop import GateLoop
@@ -118,6 +119,7 @@ class DaemonParts:
         self.health = Health(self._workers, self._registry, self._supervisor.states)
         self._collector = StateCollector(self._settings, self._buffer.catalog, self._supervisor.states)
         self.metrics.registry.register(self._collector)
+        self._labels = LabelTasks(self._layout)
         context = ControlContext(
             self._in_force,
             self._registry,
@@ -127,6 +129,7 @@ class DaemonParts:
             token,
             self._ingest.retries,
             self._gate,
+            self._labels,
             lambda: self._activity.now,
         )
         self.app, self.local_app = create_control_app(context), create_control_app(context, local=True)
@@ -163,6 +166,7 @@ class DaemonParts:
         for worker in (*self._workers, self._checker):
             worker.ask_to_stop()
         self._rounds.stop()
+        self._labels.close()
         self._supervisor.terminate()  # without a thread of its own: the system may have none left
         stuck = [worker.name for worker in self._workers if not worker.join()]
         self._supervisor.finish()

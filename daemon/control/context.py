@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from daemon.control.label_tasks import LabelTasks
 from daemon.gate.loop import GateLoop
 from daemon.ingest.refusals import RetryQueue
 from daemon.metrics import Metrics
@@ -26,6 +27,7 @@ class ControlContext:
     token: str
     retries: RetryQueue
     gate: GateLoop
+    labels: LabelTasks
     activity: Callable[[], Activity] = Activity
     """What the daemon does now."""
 

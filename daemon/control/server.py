@@ -113,9 +113,11 @@ API = "/v1/"
 """Where the token stands in a header; the page's form carries it in its body, which the page itself bounds."""
 MOST_BYTES = 1024 * 1024
 """Largest body (bytes): the names of some 10,000 refused files."""
+UPLOAD = "/label/upload"
+"""The one route that takes more: an archive of masks, which goes to the disk as it arrives."""
+MOST_UPLOAD_BYTES = 64 * 1024 * 1024
 BODY_SECONDS = 20.0
 """Longest time that a body takes to arrive (seconds)."""
-TOO_LARGE = ApiError(413, "body_too_large", f"the body is larger than {MOST_BYTES} bytes; split it")
 
 
 class ControlGuard:
@@ -134,10 +136,12 @@ class ControlGuard:
         if not self._may_pass(scope):
             error = ApiError(401, "unauthorized", "send `Authorization: Bearer TOKEN`; see control.token in the docs")
             await answer_of(error)(scope, receive, send)
-        elif int(Headers(scope=scope).get("content-length", "0")) > MOST_BYTES:
-            await answer_of(TOO_LARGE)(scope, receive, send)
+            return
+        most = MOST_UPLOAD_BYTES if scope["path"] == UPLOAD else MOST_BYTES
+        if int(Headers(scope=scope).get("content-length", "0")) > most:
+            await answer_of(_too_large(most))(scope, receive, send)
         else:
-            await self._app(scope, _Body(receive).receive, send)
+            await self._app(scope, _Body(receive, most).receive, send)
 
     def _may_pass(self, scope: Scope) -> bool:
         if self._token is None or scope["method"] in LOOKING or not scope["path"].startswith(API):
@@ -145,11 +149,15 @@ class ControlGuard:
         return carries_token(Headers(scope=scope).get("authorization", ""), self._token)
 
 
-class _Body:
-    """The body of one request, within `MOST_BYTES` and `BODY_SECONDS`."""
+def _too_large(most: int) -> ApiError:
+    return ApiError(413, "body_too_large", f"the body is larger than {most} bytes; split it")
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive, self._size, self._complete = receive, 0, False
+
+class _Body:
+    """The body of one request, of at most `most` bytes, within `BODY_SECONDS`."""
+
+    def __init__(self, receive: Receive, most: int) -> None:
+        self._receive, self._most, self._size, self._complete = receive, most, 0, False
         self._ends = time.monotonic() + BODY_SECONDS
 
     async def receive(self) -> Message:
@@ -165,6 +173,6 @@ class _Body:
             raise ApiError(400, "client_disconnected", "the client disconnected before its body arrived")
         self._size += len(message.get("body", b""))
         self._complete = not message.get("more_body", False)
-        if self._size > MOST_BYTES:
-            raise TOO_LARGE
+        if self._size > self._most:
+            raise _too_large(self._most)
         return message

@@ -31,6 +31,8 @@ OWN_TASKS = "label-studio.json"
 """The file of tasks that `mfmd canary suggest` writes: it holds no annotation."""
 MOST_BYTES = 4 * 2**30
 """Most bytes that an archive may unpack to."""
+MOST_MEMBERS = 10_000
+"""Most files in an archive."""
 BY_TASK = re.compile(r"task-\d+-annotation-\d+-.*\.(png|npy)", re.IGNORECASE)
 """Names of the masks that Label Studio exports as PNG or NumPy files: its own numbers, and never the image's name."""
 
@@ -64,8 +66,11 @@ def opened(export: Path) -> Iterator[Path]:
     with TemporaryDirectory(prefix="mfmd-canary-") as folder:
         try:
             with zipfile.ZipFile(export) as archive:
-                if sum(item.file_size for item in archive.infolist()) > MOST_BYTES:
+                members = archive.infolist()
+                if sum(item.file_size for item in members) > MOST_BYTES:
                     raise CanaryRefused(f"{export}: unpacks to more than {MOST_BYTES / 2**30:.0f} GiB")
+                if len(members) > MOST_MEMBERS:
+                    raise CanaryRefused(f"{export}: holds more than {MOST_MEMBERS} files; send a part of them")
                 archive.extractall(folder)
         except (OSError, zipfile.BadZipFile, RuntimeError) as error:
             raise CanaryRefused(f"{export}: no zip archive that can be read: {error}; export it again") from error
@@ -76,7 +81,7 @@ def opened(export: Path) -> Iterator[Path]:
 
 
 def items_of(settings: Settings, export: Path, images: Path | None) -> Iterator[Read]:
-    """Yield the images of an export, a folder or a JSON file, by its format; `images` holds them when it does not.
+    """Yield the images of an export, a folder or a JSON file, by its format; `images` holds those that it lacks.
 
     Raises CanaryRefused for a format that is none of the three, and for labels of another class list.
     """
@@ -87,7 +92,7 @@ def items_of(settings: Settings, export: Path, images: Path | None) -> Iterator[
         tasks, export = [export], export.parent
     if not tasks:
         _check_named(export)
-    folder = images or next((export / name for name in IMAGE_FOLDERS if any((export / name).glob("*"))), None)
+    folder = next((export / name for name in IMAGE_FOLDERS if any((export / name).glob("*"))), images)
     if folder is None or not folder.is_dir():
         raise CanaryRefused(
             f"{export}: no image in a folder {' or '.join(IMAGE_FOLDERS)}; name the folder of the images with --images"

@@ -51,6 +51,7 @@ NOT_DONE = {
     "rename": "Not renamed",
     "forget": "Not forgotten",
     "retry": "Not retried",
+    "suggest": "Nothing is suggested",
 }
 """What the page says when a form could not do it, by its action."""
 
@@ -81,7 +82,11 @@ def _route(view: View, action: str, act: Act) -> Callable[..., object]:
 async def read_form(request: Request, context: ControlContext) -> Form:
     """Return the fields of a form. Raises ApiError for another site, a wrong token, no reason, or what is no form."""
     same_site(request)
-    form = _fields(await _body(request))
+    return check_form(_fields(await _body(request)), context)
+
+
+def check_form(form: Form, context: ControlContext) -> Form:
+    """Return a form with its reason stripped. Raises ApiError for a wrong token or no reason."""
     if not same_token(form.get("token", "").strip(), context.token):
         raise ApiError(401, "unauthorized", "wrong control token: see control.token in the documentation")
     form["reason"] = form.get("reason", "").strip()

@@ -11,6 +11,7 @@ from daemon.control.page.conditions import create_conditions
 from daemon.control.page.events import create_events
 from daemon.control.page.files import create_files
 from daemon.control.page.forms import ACTIONS, create_forms
+from daemon.control.page.label import create_label
 from daemon.control.page.look import create_look
 from daemon.control.page.now import create_now
 from daemon.control.page.versions import create_versions
@@ -30,6 +31,7 @@ def create_page(context: ControlContext) -> APIRouter:
         create_versions(view),
         create_conditions(view),
         create_files(view),
+        create_label(view),
         create_forms(view, ACTIONS),
         create_events(context),
         _files(),

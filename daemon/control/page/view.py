@@ -28,6 +28,7 @@ NAVIGATION = (
     ("/versions", "versions", "Versions"),
     ("/conditions", "conditions", "Conditions"),
     ("/files", "files", "Files"),
+    ("/label", "label", "Label"),
 )
 """Address, name and title of each view."""
 DONE = {
@@ -44,6 +45,8 @@ DONE = {
     "rename": "Renamed.",
     "forget": "Forgotten.",
     "retry": "The files are queued for a retry.",
+    "suggest": "Frames are being chosen.",
+    "upload": "The labels are being checked.",
 }
 """What the page says after each form, by its action."""
 

@@ -1,6 +1,7 @@
 """The context of a control plane, what its tests send, and a suggestion for them to decide about."""
 
 from daemon.control.context import ControlContext
+from daemon.control.label_tasks import LabelTasks
 from daemon.control.state_metrics import StateCollector
 from daemon.gate.loop import GateLoop
 from daemon.metrics import Metrics
@@ -31,7 +32,9 @@ def make_context(bench, registry) -> tuple[ControlContext, list[Worker], list[Ch
     children: list[ChildActivity] = []
     health = Health(parts, registry, lambda: children)
     metrics.registry.register(StateCollector(settings, bench.buffer.catalog, list))
-    context = ControlContext(in_force, registry, rounds, metrics, health, TOKEN, bench.ingest.retries, gate)
+    labels = LabelTasks(StateLayout(settings.state))
+    retries = bench.ingest.retries
+    context = ControlContext(in_force, registry, rounds, metrics, health, TOKEN, retries, gate, labels)
     return context, parts, children
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from configs.settings import Settings
 from storage.canary.adding import Added, add_canary, counts_of
+from storage.canary.exports import MOST_MEMBERS
 from storage.canary.images import IGNORED, import_canary
 from storage.canary.label_studio import decode_mask, encode_mask
 from storage.canary.suggesting import write_suggestions
@@ -225,6 +226,24 @@ def test_one_bad_mask_adds_nothing_and_is_named(world: World, harm: str, reason:
     with pytest.raises(CanaryRefused, match=reason):
         world.add(folder)
     assert not (world.layout.canary / "files").exists()
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ({str(number): b"" for number in range(MOST_MEMBERS + 1)}, "holds more than 10000 files"),
+        ({"../images/a.png": b"x", "/etc/masks/a.png": b"x"}, "masks"),
+    ],
+    ids=["many", "outside"],
+)
+def test_an_archive_that_would_flood_or_leave_its_folder_is_refused(world: World, tmp_path, members, reason) -> None:
+    with zipfile.ZipFile(tmp_path / "e.zip", "w") as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CanaryRefused, match=reason):
+        world.add(tmp_path / "e.zip", images=world.folder / "images")
+    assert [path for path in sorted(tmp_path.rglob("*")) if path not in before and "state" not in path.parts] == []
 
 
 def _with_result(**changes: Any) -> Callable[[Any], Any]:

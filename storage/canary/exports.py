@@ -3,7 +3,6 @@
 import json
 import re
 import unicodedata
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from configs.settings import Settings
+from storage.canary.archives import unpack
 from storage.canary.drawing import color_map, cvat_map, shared_map
 from storage.canary.label_studio import image_name, is_export, task_classes
 from storage.errors import CanaryRefused, RefusedImage, SourceRefused
@@ -29,10 +29,6 @@ LABEL_FOLDERS = ("labels", "masks", "SegmentationClass")
 """Names of folders in an export."""
 OWN_TASKS = "label-studio.json"
 """The file of tasks that `mfmd canary suggest` writes: it holds no annotation."""
-MOST_BYTES = 4 * 2**30
-"""Most bytes that an archive may unpack to."""
-MOST_MEMBERS = 10_000
-"""Most files in an archive."""
 BY_TASK = re.compile(r"task-\d+-annotation-\d+-.*\.(png|npy)", re.IGNORECASE)
 """Names of the masks that Label Studio exports as PNG or NumPy files: its own numbers, and never the image's name."""
 
@@ -64,16 +60,7 @@ def opened(export: Path) -> Iterator[Path]:
         yield export
         return
     with TemporaryDirectory(prefix="mfmd-canary-") as folder:
-        try:
-            with zipfile.ZipFile(export) as archive:
-                members = archive.infolist()
-                if sum(item.file_size for item in members) > MOST_BYTES:
-                    raise CanaryRefused(f"{export}: unpacks to more than {MOST_BYTES / 2**30:.0f} GiB")
-                if len(members) > MOST_MEMBERS:
-                    raise CanaryRefused(f"{export}: holds more than {MOST_MEMBERS} files; send a part of them")
-                archive.extractall(folder)
-        except (OSError, zipfile.BadZipFile, RuntimeError) as error:
-            raise CanaryRefused(f"{export}: no zip archive that can be read: {error}; export it again") from error
+        unpack(export, Path(folder))
         try:
             yield Path(folder)
         except CanaryRefused as error:

@@ -119,21 +119,24 @@ def test_who_hangs_up_frees_his_place(world: World) -> None:
     world.add(1)
     with running(world.settings(max_batch_images=1, max_delay_ms=0.0, queue_images=4)) as served:
         served.wait_for(1)
-        live, gate = served.plane.slots.live, threading.Event()
+        live, gate, at_work = served.plane.slots.live, threading.Event(), threading.Event()
         assert live is not None
 
         def closed(*_: object) -> None:
+            at_work.set()
             assert gate.wait(30)
 
         handle, image = live.forward.network.register_forward_pre_hook(closed), image_bytes()
         with ExitStack() as gone:
-            for _ in range(5):
+            for number in range(5):
+                assert number == 0 or at_work.wait(30), "or there would be no room for the fifth"
                 gone.enter_context(connection(served)).sendall(POST % len(image) + image)
             wait_until(lambda: served.plane.batcher.depth == 4, "one is at work, four wait")
         wait_until(lambda: served.plane.batcher.depth == 0, "those who wait have left")
         wait_until(lambda: served.plane.bodies.held == 0, "and their bodies")
         assert live.holds == 1, "what is at work goes on"
-        assert served.metric("mfmd_requests_refused_total", reason="client_disconnected") == 5
+        left = "mfmd_requests_refused_total", {"reason": "client_disconnected"}
+        wait_until(lambda: served.metric(left[0], **left[1]) == 5, "all five are counted")
         gate.set()
         handle.remove()
         assert served.segment(image).status_code == 200

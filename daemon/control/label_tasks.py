@@ -4,18 +4,20 @@
     suggestions.zip   the same for a download
     upload.zip        what a person sends back, for `mfmd canary add`
     log               output of the newest command
+    work/             temporary files of the command that runs
 
 They lie in a temporary folder (`TMPDIR`), because the commands take none in the state directory. They end with the
-daemon.
+daemon; the next one removes those of a daemon that was killed.
 """
 
+import os
 import shutil
 import threading
 import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import BinaryIO, Literal
 
 from daemon.control.errors import ApiError
@@ -60,23 +62,31 @@ class LabelTasks:
         self._kind: Kind = "suggest"
         self._status: int | None = None
         self._started, self._seconds = 0.0, 0.0
+        self._timer: threading.Timer | None = None
+        self._prefix = f"mfmd-label-{layout.identity().replace(':', '-')}-"
+        for left in Path(gettempdir()).glob(f"{self._prefix}*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def suggest(self, count: int) -> None:
         """Start to suggest frames; what was suggested before is removed. Raises ApiError 409 while a command runs."""
         with self._lock:
-            self._begin("suggest")
+            self._require_idle()
             self._remove()
-            self._run(["suggest", str(count), "--out", str(self._folder / "suggestions")])
+            self._run("suggest", [str(count), "--out", str(self._folder / "suggestions")])
 
     def add(self, upload: BinaryIO, *, unchanged: bool) -> None:
         """Start to add what a person sent, a zip archive. Raises ApiError 409 while a command runs, and OSError."""
         images = self._folder / "suggestions" / "images"
         with self._lock:
-            self._begin("add")
-            with self._upload.open("wb") as file:
-                shutil.copyfileobj(upload, file)
+            self._require_idle()
+            try:
+                with self._upload.open("wb") as file:
+                    shutil.copyfileobj(upload, file)
+            except OSError:
+                self._upload.unlink(missing_ok=True)  # a full disk gets its space back
+                raise
             more = ["--images", str(images)] if images.is_dir() else []
-            self._run(["add", str(self._upload), *more, *(["--unchanged"] if unchanged else [])])
+            self._run("add", [str(self._upload), *more, *(["--unchanged"] if unchanged else [])])
 
     def task(self) -> Task | None:
         """Return the newest command; None before the first."""
@@ -109,7 +119,17 @@ class LabelTasks:
             if self._group is not None:
                 self._group.stop(GRACE_SECONDS)
                 self._group = None
+                self._clear()
             self._remove()
+
+    def _clear(self) -> None:
+        """Remove what a command that has ended leaves: a half suggestion would be offered for a download."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._upload.unlink(missing_ok=True)
+        shutil.rmtree(self._work, ignore_errors=True)
+        if self._kind == "suggest" and self._status != 0:
+            shutil.rmtree(self._folder / "suggestions", ignore_errors=True)
 
     def _remove(self) -> None:
         if self._place is not None:
@@ -120,7 +140,7 @@ class LabelTasks:
     def _folder(self) -> Path:
         """Return the folder, which is made when it is first needed."""
         if self._place is None:
-            self._place = TemporaryDirectory(prefix="mfmd-label-", ignore_cleanup_errors=True)
+            self._place = TemporaryDirectory(prefix=self._prefix, ignore_cleanup_errors=True)
         return Path(self._place.name)
 
     @property
@@ -128,21 +148,30 @@ class LabelTasks:
         return self._folder / "upload.zip"
 
     @property
+    def _work(self) -> Path:
+        return self._folder / "work"
+
+    @property
     def _log(self) -> Path:
         return self._folder / "log"
 
-    def _begin(self, kind: Kind) -> None:
+    def _require_idle(self) -> None:
         self._look()
         if self._group is not None:
             raise ApiError(409, "label_task_running", f"`mfmd canary {self._kind}` is running; wait for its end")
-        self._kind = kind
 
-    def _run(self, arguments: list[str]) -> None:
+    def _run(self, kind: Kind, arguments: list[str]) -> None:
         self._log.unlink(missing_ok=True)
-        command = [*PYTHON, "-m", "daemon.cli", "canary", *arguments, "--config", str(self._layout.run_file(SNAPSHOT))]
-        self._group = ProcessGroup(self._layout, command, log=self._log, nice=NICE)
-        self._started = time.monotonic()
-        log.info("label_task_started", command=f"canary {arguments[0]}", pid=self._group.pid)
+        self._work.mkdir(exist_ok=True)
+        settings = str(self._layout.run_file(SNAPSHOT))
+        command = [*PYTHON, "-m", "daemon.cli", "canary", kind, *arguments, "--config", settings]
+        environment = {**os.environ, "TMPDIR": str(self._work)}
+        self._group = ProcessGroup(self._layout, command, log=self._log, nice=NICE, environment=environment)
+        self._kind, self._started = kind, time.monotonic()
+        self._timer = threading.Timer(TASK_SECONDS, self.task)  # its time also ends while nobody looks
+        self._timer.daemon = True
+        self._timer.start()
+        log.info("label_task_started", command=f"canary {kind}", pid=self._group.pid)
 
     def _look(self) -> None:
         """Note the end of the command, or end it when its time is over."""
@@ -152,8 +181,10 @@ class LabelTasks:
         status = self._group.poll()
         if status is None and self._seconds < TASK_SECONDS:
             return
-        self._status = self._group.stop(GRACE_SECONDS) if status is None else status
-        self._group = None
-        if self._kind == "add":
-            self._upload.unlink(missing_ok=True)
+        if status is None:
+            status = self._group.stop(GRACE_SECONDS)
+            with self._log.open("a") as output:
+                output.write(f"\nmfmd canary {self._kind}: ended after {TASK_SECONDS:g} s; it takes too long\n")
+        self._status, self._group = status, None
+        self._clear()
         log.info("label_task_ended", command=f"canary {self._kind}", status=self._status)

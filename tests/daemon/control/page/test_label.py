@@ -1,6 +1,7 @@
 """The view Label: frames are suggested, corrected and sent back; what is no such archive is refused by name."""
 
 import io
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from daemon.control.label_tasks import LabelTasks
 from daemon.control.server import MOST_UPLOAD_BYTES
 from daemon.runtime.in_force import SNAPSHOT
 from storage.canary.images import files_of
@@ -104,6 +106,38 @@ def test_what_a_command_says_when_it_fails_is_shown(label, wait_until):
     assert label.upload(b"PK no archive").status_code == 303
     text = ended(label, wait_until)
     assert "Nothing was added." in text and "no zip archive that can be read" in text
+
+
+HALF = """
+import sys, tempfile, time
+from pathlib import Path
+out = Path(sys.argv[sys.argv.index("--out") + 1])
+out.mkdir()
+(out / "half.png").write_bytes(b"x")
+Path(tempfile.mkdtemp(), "unpacked").touch()
+time.sleep(60)
+"""
+
+
+def test_a_command_ends_in_time_while_nobody_looks_and_leaves_nothing(label, monkeypatch, wait_until, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("daemon.control.label_tasks.TASK_SECONDS", 1.0)
+    monkeypatch.setattr("daemon.control.label_tasks.PYTHON", (sys.executable, "-c", HALF))
+    assert label.client.post("/suggest", data=FORM | {"count": "3"}).status_code == 303
+    wait_until(lambda: list(tmp_path.glob("mfmd-label-*/work/*/unpacked")), 30.0)
+    wait_until(lambda: not list(tmp_path.glob("mfmd-label-*/work")), 30.0)
+    assert [path.name for path in tmp_path.glob("mfmd-label-*/*")] == ["log"]
+    text = label.client.get("/label").text
+    assert "Nothing was suggested." in text and "ended after 1 s" in text and "Download" not in text
+
+
+def test_the_next_daemon_removes_what_a_killed_one_left(layout, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left = tmp_path / f"mfmd-label-{layout.identity().replace(':', '-')}-x1" / "suggestions"
+    other = tmp_path / "mfmd-label-0-1-x1"
+    left.mkdir(parents=True), other.mkdir()
+    LabelTasks(layout)
+    assert other.exists() and not left.parent.exists()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ _GENERIC = re.compile(r"(label|class)?\d+", re.ASCII)
 """Names that a library gives when nobody did: LABEL_0, class 0, 0; as `_plain` returns them."""
 _MOST = 40
 """Longest list of classes in a message."""
+_REMEDY = "give `classes` in mfmd.yaml the model's names in the model's order"
 
 
 def check_classes(
@@ -28,8 +29,8 @@ def check_classes(
         return
     if len(theirs) != len(ours):
         raise NetworkMismatch(
-            f"config.json: the model has {len(theirs)} classes, the configuration lists {len(ours)}; the model's: "
-            f"{_listed(theirs)}; `classes`: {_listed(ours)}"
+            f"config.json: the model has {len(theirs)} classes, the configuration lists {len(ours)}; {_REMEDY}: "
+            f"{_listed(theirs)}; now `classes` has {_listed(ours)}"
         )
     plain, wanted = [_plain(name) for name in theirs], [_plain(name) for name in ours]
     differing = [index for index in range(len(ours)) if plain[index] != wanted[index]]
@@ -45,7 +46,7 @@ def check_classes(
 def _message(theirs: Sequence[str], ours: Sequence[str], differing: Sequence[int], moved: bool) -> str:
     table = "; ".join(f"{index}: {theirs[index]!r} | {ours[index]!r}" for index in differing[:_MOST])
     more = f"; and {len(differing) - _MOST} more" if len(differing) > _MOST else ""
-    remedy = "give `classes` the model's names in the model's order"
+    remedy = _REMEDY
     if not moved:
         remedy += ", or, if each is only another word for the same class, import with --classes-by-position"
     what = "stand in another order" if moved else "have other names"

@@ -88,7 +88,8 @@ def _model_of(settings: Architecture, num_classes: int) -> tuple[Any, Any]:
     config: Any = CONFIG_MAPPING[kind].from_dict(_without_answers(hf_config))
     if config.num_labels != num_classes:
         raise NetworkMismatch(
-            f"config.json: the model has {config.num_labels} classes, the configuration lists {num_classes}"
+            f"config.json: the model has {config.num_labels} classes, the configuration lists {num_classes}; "
+            "give `classes` in mfmd.yaml as many names, in the model's order"
         )
     channels = getattr(getattr(config, "backbone_config", None) or config, "num_channels", 3)
     if channels != 3:

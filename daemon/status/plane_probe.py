@@ -128,7 +128,7 @@ def describe_plane(plane: PlaneStatus) -> str:
         return f"{plane.host}:{plane.port} {_loaded(plane)}"
     if plane.refused:
         return f"{plane.host}:{plane.port} does not accept this configuration's serving.token"
-    return "the inference plane starts" if plane.starting else "no inference plane answers"
+    return "the inference plane starts" if plane.starting else "no inference plane answers here"
 
 
 def _loaded(plane: PlaneStatus) -> str:

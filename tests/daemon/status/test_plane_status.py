@@ -158,15 +158,15 @@ def test_a_plane_that_starts_is_not_one_that_does_not_answer(make_settings, layo
         for since, next_start, said, complains in (
             (None, None, "the inference plane starts", False),
             (now, None, "the inference plane starts", False),
-            (now - 600.0, None, "no inference plane answers", True),
-            (now, now + 9, "no inference plane answers", True),
+            (now - 600.0, None, "no inference plane answers here", True),
+            (now, now + 9, "no inference plane answers here", True),
         ):
             child = ChildActivity(name="serve", running=since is not None, since=since, next_start=next_start)
             activity = Activity(children=[child.model_copy(update={"running": child.running and next_start is None})])
             ActivityWriter(layout.run_file("activity"), lambda activity=activity: activity).step()
             _told(collect_status(settings), said, complains=complains)
-        _told(collect_status(make_settings()), "no inference plane answers", complains=False)
-    _told(collect_status(settings), "no inference plane answers", complains=False)
+        _told(collect_status(make_settings()), "no inference plane answers here", complains=False)
+    _told(collect_status(settings), "no inference plane answers here", complains=False)
 
 
 def _told(status: Status, said: str, *, complains: bool) -> None:

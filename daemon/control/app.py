@@ -28,6 +28,7 @@ from daemon.control.messages import (
     RoundList,
 )  # fmt: skip
 from daemon.control.page.routes import create_page
+from daemon.control.page.view import View
 from daemon.control.server import ControlGuard
 from daemon.gate import promotion
 from daemon.gate.suggestion import answer_suggestion
@@ -63,7 +64,7 @@ def create_control_app(context: ControlContext, *, local: bool = False) -> FastA
     app.add_middleware(ControlGuard, token=None if local else context.token)
     app.add_middleware(LastAnswers)
     app.add_middleware(HeadRequests)
-    answer_errors(app)
+    answer_errors(app, View(context).problem)
     app.openapi = cache(partial(_describe, app))  # type: ignore[method-assign]
     return app
 

@@ -1,8 +1,12 @@
-"""Every error of the control API is JSON with a stable `code` and a `message`."""
+"""Every error of the control plane is JSON with a stable `code` and a `message`; for a browser, a page with it."""
+
+import json
+from collections.abc import Callable
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from configs.errors import ConfigError
@@ -20,6 +24,12 @@ from storage.errors import (
 
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 """The same names as on the inference plane."""
+API = "/v1/"
+"""What answers with JSON whoever asks."""
+TITLES = {404: "No such view", 405: "This address takes forms only", 422: "No such view"}
+"""Of the pages for browsers; others say that the view cannot be shown."""
+Page = Callable[[str, str, int], Response]
+"""Makes a page of a title, a message and a status."""
 STATUS_OF: dict[type[Exception], int] = {
     UnknownVersion: 404,
     UnknownRound: 404,
@@ -47,30 +57,39 @@ class ApiError(Exception):
         self.status, self.code = status, code
 
 
-def answer_errors(app: FastAPI) -> None:
-    """Install the handlers."""
+def answer_errors(app: FastAPI, page: Page) -> None:
+    """Install the handlers; `page` makes the answer to a browser that asks for anything but the API."""
+
+    async def answer(request: Request, error: JSONResponse) -> Response:
+        if "text/html" not in request.headers.get("accept", "") or request.url.path.startswith(API):
+            return error
+        message = str(json.loads(bytes(error.body))["message"])
+        title = TITLES.get(error.status_code, "This view cannot be shown")
+        return await run_in_threadpool(page, title, message, error.status_code)
 
     @app.exception_handler(ApiError)
     @app.exception_handler(ConfigError)
     @app.exception_handler(StorageError)
     @app.exception_handler(DaemonError)
     @app.exception_handler(OSError)
-    async def known(_: Request, error: Exception) -> JSONResponse:
-        return answer_of(error)
+    async def known(request: Request, error: Exception) -> Response:
+        return await answer(request, answer_of(error))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        return _error(422, "invalid_request", f"{field}: {first['msg']}")
+        return await answer(request, _error(422, "invalid_request", f"{field}: {first['msg']}"))
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
-        return _error(error.status_code, HTTP_CODES.get(error.status_code, "http_error"), str(error.detail))
+    async def http(request: Request, error: HTTPException) -> Response:
+        code = HTTP_CODES.get(error.status_code, "http_error")
+        return await answer(request, _error(error.status_code, code, str(error.detail)))
 
     @app.exception_handler(Exception)
-    async def unexpected(_: Request, error: Exception) -> JSONResponse:
-        return _error(500, "unexpected", f"{type(error).__name__}: {error}; the daemon's log has the traceback")
+    async def unexpected(request: Request, error: Exception) -> Response:
+        message = f"{type(error).__name__}: {error}; the daemon's log has the traceback"
+        return await answer(request, _error(500, "unexpected", message))
 
 
 def status_of(error: Exception) -> int:

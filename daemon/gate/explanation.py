@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from daemon.gate.check_meanings import MEANINGS
@@ -291,7 +292,7 @@ def _origin(facts: VersionFacts) -> Iterator[str]:
 
 def _served(facts: VersionFacts) -> Iterator[str]:
     moves = [event for event in facts.history if event.event in MOVES]
-    for move, then in zip(moves, [*moves[1:], None], strict=True):
+    for move, then in zip_longest(moves, moves[1:]):
         if move.version == facts.number:
             yield _told(move)
             yield _told(then) if then is not None else "It serves since then."
@@ -339,4 +340,7 @@ def _sentence(text: str) -> str:
 
 
 def _at(unix: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix))
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix))
+    except (OverflowError, ValueError, OSError):  # a damaged record may hold any number
+        return "at an impossible time"

@@ -11,7 +11,8 @@ from daemon.errors import ShuttingDown
 class HeadRequests:
     """Wraps the application, outermost: HEAD is answered like GET, without the body (RFC 9110, section 9.3.2).
 
-    Monitors send it. The server knows the method that was sent, and leaves the body out.
+    Monitors send it. The server knows the method that was sent, and leaves the body out. The answer ends with the first
+    part of the body, because a stream of events has no other end.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -19,9 +20,18 @@ class HeadRequests:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
-        if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}
-        await self._app(scope, receive, send)
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        over = False
+
+        async def head(message: Message) -> None:
+            nonlocal over
+            if not over:
+                over = message["type"] == "http.response.body"
+                await send({**message, "more_body": False} if over else message)
+
+        await self._app({**scope, "method": "GET"}, receive, head)
 
 
 class LastAnswers:

@@ -1,6 +1,7 @@
 """Server-sent events: which parts of the page show something old. The browser then fetches those parts again.
 
     GET /events     event: status | history, data: a number that differs each time
+                    event: beat, after a while without another
 
 One look at the state a second serves all browsers, and none is taken while nobody listens.
 """
@@ -24,8 +25,13 @@ LOOK_SECONDS = 1.0
 STREAM_SECONDS = 600.0
 """Longest stream (seconds); the browser opens another, so that none stays of a browser that is gone."""
 BEAT_SECONDS = 15.0
-"""A comment goes out after so long without an event (seconds), so that proxies keep the connection."""
+"""A beat goes out after so long without an event (seconds): proxies keep the connection, pages know that it lives."""
 MOST_STREAMS = 32
+PARTS = ("status", "history")
+NOISE: dict[str, bool | set[str]] = {"at": True, "buffer": {"disk_free_bytes"}}
+"""Fields of the status that differ at each look, and that no view shows."""
+STREAM_HEADERS = HEADERS | {"X-Accel-Buffering": "no"}
+"""nginx passes each event on at once."""
 
 
 class Changes:
@@ -45,15 +51,21 @@ class Changes:
             return self._found
 
     def _look(self) -> dict[str, str]:
+        try:
+            facts = self._facts()
+        except Exception as error:  # noqa: BLE001  the views say it; a stream that breaks off comes back at once
+            facts = dict.fromkeys(PARTS, repr(error))
+        return {name: hashlib.sha256(ascii(text).encode()).hexdigest()[:16] for name, text in facts.items()}
+
+    def _facts(self) -> dict[str, str]:
         status = collect_status(self._context.in_force.now)
         ended = [(item.round, item.result) for item in status.last_rounds]
-        facts = {
-            "status": status.model_dump_json(exclude={"at"}),
+        return {
+            "status": status.model_dump_json(exclude=NOISE),
             "history": repr(
                 (self._context.registry.history_size(), status.versions, status.serving, ended, status.suggested)
             ),
         }
-        return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in facts.items()}
 
 
 def create_events(context: ControlContext) -> APIRouter:
@@ -66,7 +78,7 @@ def create_events(context: ControlContext) -> APIRouter:
         """Stream the names of parts that changed."""
         if len(streams) >= MOST_STREAMS:
             raise ApiError(503, "too_many_streams", f"{MOST_STREAMS} pages are open; close one, or reload this one")
-        return StreamingResponse(stream(request), media_type="text/event-stream", headers=HEADERS)
+        return StreamingResponse(stream(request), media_type="text/event-stream", headers=STREAM_HEADERS)
 
     async def stream(request: Request) -> AsyncIterator[str]:
         mine, known, ends = object(), dict[str, str](), time.monotonic() + STREAM_SECONDS
@@ -79,9 +91,10 @@ def create_events(context: ControlContext) -> APIRouter:
                 changed = [(name, mark) for name, mark in found.items() if known.get(name) != mark]
                 for name, mark in changed:
                     yield f"event: {name}\ndata: {mark}\n\n"
-                if not changed and time.monotonic() - spoke >= BEAT_SECONDS:
-                    yield ": still here\n\n"
-                spoke = time.monotonic() if changed else spoke
+                silent = not changed and time.monotonic() - spoke >= BEAT_SECONDS
+                if silent:
+                    yield "event: beat\ndata: -\n\n"
+                spoke = time.monotonic() if changed or silent else spoke
                 known = found
                 await asyncio.sleep(LOOK_SECONDS / 2)
         finally:

@@ -1,5 +1,6 @@
 """The view Now: what serves, what comes in, the round that runs, and what to do about it."""
 
+import math
 from typing import Any
 
 from fastapi import APIRouter
@@ -77,8 +78,13 @@ def curve_of(folder: RoundFolder | None) -> dict[str, object]:
     return {
         "title": f"Loss of round {folder.number}" if folder is not None else "",
         "x": [line.step for line in shown],
-        "series": [{"name": name, "y": [line.losses.get(name) for line in shown]} for name in names],
+        "series": [{"name": name, "y": [_finite(line.losses.get(name)) for line in shown]} for name in names],
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """Return what JSON knows: no loss that is not finite."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _thinned(lines: list[Progress]) -> list[Progress]:

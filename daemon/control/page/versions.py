@@ -27,6 +27,8 @@ SHOWN = 100
 MOST_ROUNDS = 1000
 """Newest rounds that are read."""
 Number = Annotated[int, Path(ge=1, le=LARGEST_NUMBER)]
+Other = Annotated[int | None, Query(ge=1, le=LARGEST_NUMBER)]
+"""A version to compare with."""
 
 
 def create_versions(view: View) -> APIRouter:
@@ -95,7 +97,7 @@ def _manifest(registry: CheckpointRegistry, version: int) -> tuple[Manifest | No
 def _version(view: View) -> Callable[..., HTMLResponse]:
     context = view.context
 
-    def version(number: Number, done: str = "", other: Annotated[int | None, Query(ge=1)] = None) -> HTMLResponse:
+    def version(number: Number, done: str = "", other: Other = None) -> HTMLResponse:
         """Show a version: why it is there, its lineage and scores, what differs from another, and forms."""
         registry = context.registry
         try:

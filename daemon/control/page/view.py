@@ -1,7 +1,9 @@
 """What the views of the page share: templates, headers, and how an answer is made."""
 
 import hashlib
+import math
 import time
+from collections.abc import Callable
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -95,17 +97,25 @@ def asset(name: str) -> str:
 
 def when(unix: float | None) -> str:
     """Return a time (Unix, seconds) as date and clock of this machine."""
-    return "-" if unix is None else time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(unix))
+    return "-" if unix is None else _told("%Y-%m-%d %H:%M:%S %Z", time.localtime, unix)
 
 
 def clock(unix: float) -> str:
     """Return a time (Unix, seconds) as the machine-readable value of a `<time>` element."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(unix))
+    return _told("%Y-%m-%dT%H:%M:%SZ", time.gmtime, unix)
+
+
+def _told(form: str, parts: Callable[[float], time.struct_time], unix: float) -> str:
+    """Return a time as text; a damaged record may hold any number."""
+    try:
+        return time.strftime(form, parts(unix))
+    except (OverflowError, ValueError, OSError):
+        return "-"
 
 
 def span(seconds: float | None) -> str:
     """Return a length of time in words that need no second look; a negative one, of a clock set back, is 0."""
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return "-"
     whole = max(0, round(seconds))
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):

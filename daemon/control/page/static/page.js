@@ -5,30 +5,51 @@ const link = document.getElementById("link");
 const parts = ["status", "history"];
 const seen = {};
 
+const silentMs = 40000;  // the server sends a beat each 15 s
+let events = null;
+let heard = 0;
+
+function changed(part) {
+  document.body.dispatchEvent(new CustomEvent(`mfmd:${part}`));
+}
+
 function listen() {
-  const events = new EventSource("/events");
+  events?.close();
+  events = null;
+  if (document.hidden) return;  // a browser has six connections to one server, for all its windows
+  heard = Date.now();
+  events = new EventSource("/events");
   events.onopen = () => { link.textContent = ""; };
-  events.onerror = () => {
-    link.textContent = link.dataset.lost;
-    if (events.readyState === EventSource.CLOSED) {  // the server refused; the browser does not try again by itself
-      events.close();
-      setTimeout(listen, 5000);
-    }
-  };
+  events.onerror = () => { link.textContent = link.dataset.lost; };  // the browser tries again, or `watch` does
+  events.addEventListener("beat", () => {
+    heard = Date.now();
+    changed("status");  // nothing but the time: ages go on
+  });
   for (const part of parts) {
     events.addEventListener(part, (event) => {
-      const first = !(part in seen);  // the page was just rendered
-      if (!first && seen[part] !== event.data) document.body.dispatchEvent(new CustomEvent(`mfmd:${part}`));
+      heard = Date.now();  // the first one may tell of a change since the page was made
+      if (seen[part] !== event.data) changed(part);
       seen[part] = event.data;
     });
   }
 }
 
+function watch() {  // a machine that slept, or a network that went, leaves a stream that is silent for ever
+  const refused = events?.readyState === EventSource.CLOSED;
+  if (!events || (!refused && Date.now() - heard < silentMs)) return;
+  link.textContent = link.dataset.lost;
+  listen();
+}
+
+document.addEventListener("visibilitychange", listen);
+document.body.addEventListener("htmx:response:error", () => { link.textContent = link.dataset.lost; });
+setInterval(watch, 5000);
+
 const colours = ["--line-1", "--line-2", "--line-3", "--line-4", "--line-5", "--line-6"];
 
 async function draw(section) {
-  const answer = await fetch(section.dataset.curve);
-  if (!answer.ok) return;
+  const answer = await fetch(section.dataset.curve).catch(() => null);
+  if (!answer?.ok) return;
   const curve = await answer.json();
   section.hidden = curve.x.length < 2;
   if (section.hidden) return;
@@ -57,6 +78,10 @@ async function draw(section) {
 for (const section of document.querySelectorAll("[data-curve]")) {
   draw(section);
   document.body.addEventListener(section.dataset.on, () => draw(section));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    section.querySelector(".plot").names = null;  // drawn again, in the other colours
+    draw(section);
+  });
   addEventListener("resize", () => {
     const place = section.querySelector(".plot");
     if (place.chart) place.chart.setSize({ width: place.clientWidth, height: 220 });

@@ -17,7 +17,7 @@ from storage.looks.store import LookStore, NoLook
 from tests.daemon.control.control_world import suggestion
 from tests.sections import changed
 
-AGAIN = 'hx-trigger="load delay:1s"'
+AGAIN = 'hx-trigger="load delay:1s'
 HEIGHT, WIDTH = 29, 48
 """Size of the frames without padding: images of 24x40 in frames of 32x48."""
 

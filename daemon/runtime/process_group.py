@@ -157,7 +157,16 @@ def end_leftovers(layout: StateLayout, grace_seconds: float) -> list[int]:
     for process in children_of(layout):
         with suppress(psutil.NoSuchProcess):
             process.kill()
+    deadline = time.monotonic() + KILLED_SECONDS
+    while not all(map(_has_ended, found)) and time.monotonic() < deadline:  # its environment goes before it does
+        time.sleep(POLL_SECONDS)
     return [process.pid for process in found]
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.status() in ENDED
+    return True
 
 
 def _is_member(process: psutil.Process, group: int) -> bool:

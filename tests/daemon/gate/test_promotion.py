@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs.settings import Settings
-from daemon.gate import promotion
+from daemon.gate import candidate, promotion
 from daemon.gate.promotion import advance_round, release, roll_back
 from storage.errors import CorruptCheckpoint, StorageError, UnknownVersion
 from storage.registry.registry import CheckpointRegistry
@@ -106,14 +106,14 @@ def test_rollback_in_the_last_moment_stands(
     state: State, finished: Callable[..., RoundFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The operator's rollback lands after the gate has decided and before the candidate is promoted."""
-    folder, decide = finished(), promotion.decide
+    folder, decide = finished(), candidate.decide
 
     def slow_decision(*args: Any, **more: Any) -> Verdict:
         verdict = decide(*args, **more)
         roll_back(state.registry, to=1, by="operator", reason="now")
         return verdict
 
-    monkeypatch.setattr(promotion, "decide", slow_decision)
+    monkeypatch.setattr(candidate, "decide", slow_decision)
     verdict = judge(state.registry, folder, state.settings)
     assert verdict.decision == "inconclusive"
     assert verdict.reason.startswith("serving changed")

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from configs.load import merge
-from daemon.gate import promotion
+from daemon.gate import candidate, promotion
 from daemon.gate.decide import decide
 from daemon.rounds.history import rejected_in_a_row, summaries
 from daemon.rounds.inheritance import inherited_round, promoted_round
@@ -34,7 +34,7 @@ def adapt(world, registry, store, program, monkeypatch):
         decision = {"step budget": "accepted", "time budget": "rejected"}.get(scores.reason)
         return verdict.model_copy(update={"decision": decision, "reason": "test"}) if decision else verdict
 
-    monkeypatch.setattr(promotion, "decide", accept)
+    monkeypatch.setattr(candidate, "decide", accept)
 
     def run(code: str = ACCEPTED, **sections):
         program(code)

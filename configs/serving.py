@@ -99,6 +99,14 @@ class PublishSettings(Section):
     """Folder for copies as Hugging Face directories (models that came as one); load `current` in it."""
 
 
+class ControlAdvanced(Section):
+    """Rarely changed settings of the control plane."""
+
+    hosts: tuple[str, ...] = ()
+    """Names under which a reverse proxy passes requests on, such as `mfmd.example`. On a loopback address the plane
+    otherwise answers only under an IP address, `localhost`, or a name without a dot."""
+
+
 class ControlSettings(Section):
     """The control plane's HTTP server."""
 
@@ -114,6 +122,7 @@ class ControlSettings(Section):
     """TLS certificate chain (PEM); with `key` the control plane speaks HTTPS only."""
     key: ConfigPath | None = None
     """Private key of the certificate (PEM)."""
+    advanced: ControlAdvanced = ControlAdvanced()
 
     @model_validator(mode="after")
     def _certificate_has_its_key(self) -> Self:

@@ -33,6 +33,7 @@ from daemon.control.server import ControlGuard
 from daemon.gate import promotion
 from daemon.gate.suggestion import answer_suggestion
 from daemon.ingest.refusals import Selection
+from daemon.net.hosts import known_hosts
 from daemon.net.json_body import InvalidBody, body_schema, json_schemas, read_json
 from daemon.net.middleware import HeadRequests, LastAnswers
 from daemon.rounds.history import summaries, summarise
@@ -61,7 +62,11 @@ def create_control_app(context: ControlContext, *, local: bool = False) -> FastA
     app.include_router(_changing(context))
     app.include_router(_answering(context))
     app.include_router(create_conditions(context.gate, StateLayout(context.in_force.now.state), _read))
-    app.add_middleware(ControlGuard, token=None if local else context.token)
+    app.add_middleware(
+        ControlGuard,
+        token=None if local else context.token,
+        hosts=None if local else known_hosts(context.in_force.now.control),
+    )
     app.add_middleware(LastAnswers)
     app.add_middleware(HeadRequests)
     answer_errors(app, View(context).problem)

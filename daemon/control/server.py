@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from configs.serving import ControlSettings
 from daemon.control.errors import ApiError, answer_of
 from daemon.errors import DaemonError
+from daemon.net.hosts import is_known
 from daemon.net.http_protocol import ARRIVAL_MARGIN, bounded_http
 from daemon.net.listening import CONTROL_CONNECTIONS, Crowd, Listener, TlsFiles, allowed_connections, listen
 from daemon.net.token import carries_token, control_address
@@ -118,20 +119,26 @@ UPLOAD = "/label/upload"
 MOST_UPLOAD_BYTES = 64 * 1024 * 1024
 BODY_SECONDS = 20.0
 """Longest time that a body takes to arrive (seconds)."""
+FOREIGN_HOST = ApiError(
+    421, "foreign_host", "this server does not go by the name of the request; list it in control.advanced.hosts"
+)
 
 
 class ControlGuard:
     """Wraps the application, so that every route is guarded."""
 
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
-        """Set up; without `token` only the size of bodies is limited."""
+    def __init__(self, app: ASGIApp, token: str | None, hosts: frozenset[str] | None = None) -> None:
+        """Set up; without `token` changes need none, without `hosts` every name is answered."""
         self._app = app
-        self._token = token
+        self._token, self._hosts = token, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer 401 or 413 before its body is read."""
+        """Pass a request on, or answer 401, 413 or 421 before its body is read."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if self._hosts is not None and not is_known(Headers(scope=scope).get("host", ""), self._hosts):
+            await answer_of(FOREIGN_HOST)(scope, receive, send)
             return
         if not self._may_pass(scope):
             error = ApiError(401, "unauthorized", "send `Authorization: Bearer TOKEN`; see control.token in the docs")

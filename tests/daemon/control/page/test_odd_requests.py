@@ -6,11 +6,13 @@ import time
 
 import pytest
 
+from configs.serving import ControlSettings
 from daemon.control.page import events
+from daemon.net.hosts import is_known, known_hosts
 from daemon.net.middleware import HeadRequests
 from storage.registry.manifest import HistoryEvent
 from storage.rounds.records import Progress
-from tests.daemon.control.control_world import suggestion
+from tests.daemon.control.control_world import TOKEN, suggestion
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
@@ -130,3 +132,24 @@ def test_head_of_a_stream_ends():
         ("http.response.start", None),
         ("http.response.body", False),
     ]
+
+
+@pytest.mark.parametrize(
+    ("host", "known"),
+    [
+        ("127.0.0.1:8008", True), ("[::1]:8008", True), ("localhost", True), ("mfmd:8008", True), ("a.localhost", True),
+        ("MFMD.example", True), ("mfmd.example.:443", True), ("evil.example", False), ("127.0.0.1.evil.example", False),
+        ("evil.example:8008", False), ("[", False), ("a.mfmd.example", False),
+    ],
+)  # fmt: skip
+def test_only_its_own_names_and_addresses_are_answered(host, known):
+    settings = ControlSettings.model_validate({"advanced": {"hosts": ["mfmd.Example"]}})
+    assert is_known(host, known_hosts(settings)) == known
+
+
+def test_a_name_that_a_foreign_site_lets_lead_here_reads_nothing(page):
+    for path in ("/", "/v1/status", "/events", "/healthz"):
+        answer = page.client.get(path, headers={"Host": "evil.example:80"})
+        assert (answer.status_code, answer.json()["code"]) == (421, "foreign_host")
+    assert page.client.get("/healthz", headers={"Host": "localhost:8008"}).status_code in (200, 503)
+    assert known_hosts(ControlSettings(host="0.0.0.0", token=TOKEN)) is None, "nobody knows how others call it"

@@ -105,5 +105,5 @@ def answer_of(error: Exception) -> JSONResponse:
 
 
 def _error(status: int, code: str, message: str) -> JSONResponse:
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    headers = {"X-Content-Type-Options": "nosniff"} | ({"WWW-Authenticate": "Bearer"} if status == 401 else {})
     return JSONResponse({"code": code, "message": message}, status, headers)

@@ -73,3 +73,20 @@ def test_a_window_stays_through_a_restart(open_context, daemon):
     expect(lost).not_to_be_visible()
     expect(page.get_by_text("As of")).not_to_have_text(before)
     open_context.errors.clear()  # the browser itself reports the refused connections
+
+
+def test_hidden_windows_leave_the_connections_of_the_browser_to_others(open_context, daemon):
+    context = open_context()
+    context.add_init_script("Object.defineProperty(document, 'hidden', {get: () => !window.shown})")
+    for _ in range(7):  # a browser has six connections to one server
+        page = context.new_page()
+        page.goto("/")
+    expect(page.locator("a.big")).to_have_text("version 3")
+    send(page, daemon, "Roll back", "Roll back from version 3")
+    expect(page.get_by_text("Rolled back.")).to_be_visible()
+    other = context.pages[0]
+    expect(other.locator("a.big")).to_have_text("version 3")
+    other.evaluate("window.shown = true; document.dispatchEvent(new Event('visibilitychange'))")
+    expect(other.locator("a.big")).to_have_text("version 2")
+    send(page, daemon, "Serve another version", "Replace version 2")
+    expect(other.locator("a.big")).to_have_text("version 3")

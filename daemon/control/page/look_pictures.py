@@ -27,8 +27,6 @@ NOT_FOUND = ("looks_off", "frame_gone", "version_gone", "no_buffer")
 DAMAGED = ("frame_damaged", "version_damaged", "buffer_unusable")
 KEPT = {"Cache-Control": "private, max-age=31536000, immutable"}
 """A picture under the address of its content never changes."""
-OURS = {"Cross-Origin-Resource-Policy": "same-origin"}
-"""No page of another site shows a picture."""
 Found = TypeVar("Found")
 Number = Annotated[int, Path(ge=1, le=LARGEST_NUMBER)]
 
@@ -128,4 +126,4 @@ def _compared(first: bytes, second: bytes) -> bytes:
 
 
 def _answer(content: bytes, kind: str, *, kept: bool) -> Response:
-    return Response(content, media_type=kind, headers=HEADERS | OURS | (KEPT if kept else {}))
+    return Response(content, media_type=kind, headers=HEADERS | (KEPT if kept else {}))

@@ -19,11 +19,13 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-"""The page runs only the scripts of this package, stands in no frame, and is kept by no cache."""
+"""The page runs only the scripts of this package, stands in no frame,
+and is kept by no cache. No other site shows a picture."""
 NAVIGATION = (
     ("/", "now", "Now"),
     ("/look", "look", "Look"),

@@ -35,7 +35,9 @@ def test_a_browser_gets_a_page_and_a_program_gets_json(page, path, status, title
     assert (answer.status_code, answer.headers["Content-Type"]) == (status, "text/html; charset=utf-8")
     assert f"<h1>{title}</h1>" in answer.text and words in answer.text and "<b>" not in answer.text
     assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
+    assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
     answer = page.client.get(path)
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert answer.status_code == status and words in answer.json()["message"]
 
 

@@ -24,8 +24,7 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-"""The page runs only the scripts of this package, stands in no frame,
-and is kept by no cache. No other site shows a picture."""
+"""The page runs its own scripts only, stands in no frame, is kept by no cache, and shown by no other site."""
 NAVIGATION = (
     ("/", "now", "Now"),
     ("/look", "look", "Look"),

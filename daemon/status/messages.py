@@ -32,6 +32,7 @@ def operator_messages(status: Status, settings: Settings) -> list[str]:
         _canary(status),
         filter(None, [clock_message(status)]),
         _secrets(settings),
+        _refused(status),
     )
     urgent = [] if status.daemon.up else [_down(status)]
     if status.serving is None and not status.serving_damaged:  # damage is told already
@@ -102,10 +103,13 @@ def _folder(status: Status, settings: Settings) -> Iterator[str]:
             f"the disk of {status.state} has {free / 1e6:.0f} MB free, less than buffer.reserve_bytes: the buffer does "
             "not grow, and ingest pauses below half of it; free disk space"
         )
+
+
+def _refused(status: Status) -> Iterator[str]:
     refused = sum(status.buffer.refused.values())
     if refused:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(status.buffer.refused.items()))
-        yield f"{refused} file(s) of the drop folder are refused: {reasons}"
+        yield f"{refused} file(s) of the drop folder are refused: {reasons}; `mfmd refused list` says why"
 
 
 def _file(status: Status) -> Iterator[str]:
@@ -168,6 +172,8 @@ def _another(status: Status) -> str:
     """Return the command that serves a version in the place of one that cannot serve."""
     if status.previous is not None:
         return f"`mfmd rollback` serves version {status.previous.version}"
+    if status.plane.version is not None:
+        return f"`mfmd promote {status.plane.version}` keeps it"
     others = [version for version in status.versions if status.serving is None or version != status.serving.version]
     return f"`mfmd promote {others[-1]}` serves another version" if others else "`mfmd import PATH` imports another one"
 

@@ -95,9 +95,9 @@ def test_a_corrupt_serving_version_beside_one_that_answers_comes_with_the_comman
     for _ in range(3):
         add_version()
     failure = {"version": 3, "code": "checkpoint_corrupt", "reason": "model.safetensors: 3 bytes"}
-    _Plane.answer = json.dumps({"ready": True, "version": 2, "wanted": 3, "last_failure": failure}).encode()
-    told = "version 3 cannot serve, version 2 still serves: model.safetensors: 3 bytes; "
-    for remedy in ("`mfmd rollback` serves version 2", "`mfmd promote 2` serves another version"):
+    for answers, remedy in ((2, "`mfmd rollback` serves version 2"), (1, "`mfmd promote 1` keeps it")):
+        _Plane.answer = json.dumps({"ready": True, "version": answers, "wanted": 3, "last_failure": failure}).encode()
+        told = f"version 3 cannot serve, version {answers} still serves: model.safetensors: 3 bytes; "
         assert told + remedy in collect_status(make_settings()).messages
         registry.ref_path("previous").unlink(missing_ok=True)
 

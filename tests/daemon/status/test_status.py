@@ -113,7 +113,7 @@ def test_the_daemon_down_tells_what_storage_knows(bench, drop, write_image, add_
     assert status.next_round.frames_missing == world.settings.schedule.new_frames - 5
     assert status.observed.entropy == pytest.approx(0.7)
     assert status.observed.class_ratio[world.settings.classes[0].name] == 0.5
-    assert any("1 not_an_image" in message for message in status.messages)
+    assert status.messages[-1].endswith("are refused: 1 not_an_image; `mfmd refused list` says why")
     assert Status.model_validate_json(status.model_dump_json()) == status
 
 

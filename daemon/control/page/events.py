@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
 
 from daemon.control.context import ControlContext
 from daemon.control.errors import ApiError
@@ -68,6 +69,19 @@ class Changes:
         }
 
 
+class _Stream(StreamingResponse):
+    """One of `streams`, until it ends in any way."""
+
+    streams: set[object]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.streams.discard(self)
+
+
 def create_events(context: ControlContext) -> APIRouter:
     """Return the route of the events."""
     router, changes = APIRouter(), Changes(context)
@@ -78,26 +92,25 @@ def create_events(context: ControlContext) -> APIRouter:
         """Stream the names of parts that changed."""
         if len(streams) >= MOST_STREAMS:
             raise ApiError(503, "too_many_streams", f"{MOST_STREAMS} pages are open; close one, or reload this one")
-        return StreamingResponse(stream(request), media_type="text/event-stream", headers=STREAM_HEADERS)
+        answer = _Stream(stream(request), media_type="text/event-stream", headers=STREAM_HEADERS)
+        answer.streams = streams
+        streams.add(answer)  # before it begins: many may be asked for at once
+        return answer
 
     async def stream(request: Request) -> AsyncIterator[str]:
-        mine, known, ends = object(), dict[str, str](), time.monotonic() + STREAM_SECONDS
-        streams.add(mine)
+        known, ends = dict[str, str](), time.monotonic() + STREAM_SECONDS
         spoke = time.monotonic()
-        try:
-            yield "retry: 1000\n\n"
-            while time.monotonic() < ends and not getattr(request.app.state, "stopping", False):
-                found = await changes.now()
-                changed = [(name, mark) for name, mark in found.items() if known.get(name) != mark]
-                for name, mark in changed:
-                    yield f"event: {name}\ndata: {mark}\n\n"
-                silent = not changed and time.monotonic() - spoke >= BEAT_SECONDS
-                if silent:
-                    yield "event: beat\ndata: -\n\n"
-                spoke = time.monotonic() if changed or silent else spoke
-                known = found
-                await asyncio.sleep(LOOK_SECONDS / 2)
-        finally:
-            streams.discard(mine)
+        yield "retry: 1000\n\n"
+        while time.monotonic() < ends and not getattr(request.app.state, "stopping", False):
+            found = await changes.now()
+            changed = [(name, mark) for name, mark in found.items() if known.get(name) != mark]
+            for name, mark in changed:
+                yield f"event: {name}\ndata: {mark}\n\n"
+            silent = not changed and time.monotonic() - spoke >= BEAT_SECONDS
+            if silent:
+                yield "event: beat\ndata: -\n\n"
+            spoke = time.monotonic() if changed or silent else spoke
+            known = found
+            await asyncio.sleep(LOOK_SECONDS / 2)
 
     return router

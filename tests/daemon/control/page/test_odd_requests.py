@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import socket
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -155,3 +157,19 @@ def test_a_name_that_a_foreign_site_lets_lead_here_reads_nothing(page):
         assert (answer.status_code, answer.json()["code"]) == (421, "foreign_host")
     assert page.client.get("/healthz", headers={"Host": "localhost:8008"}).status_code in (200, 503)
     assert known_hosts(ControlSettings(host="0.0.0.0", token=TOKEN)) is None, "nobody knows how others call it"
+
+
+def opens(page) -> bool:
+    with page.client.stream("GET", "/events") as stream:
+        return stream.status_code == 200
+
+
+def test_streams_that_are_asked_for_at_once_are_bounded_too(page, monkeypatch):
+    monkeypatch.setattr(events, "MOST_STREAMS", 2)
+    address = page.server.address
+    with ExitStack() as opened:
+        sockets = [opened.enter_context(socket.create_connection(address, timeout=10)) for _ in range(8)]
+        for one in sockets:
+            one.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert sorted(one.recv(12) for one in sockets) == [b"HTTP/1.1 200"] * 2 + [b"HTTP/1.1 503"] * 6
+    page.bench.until(lambda: opens(page))

@@ -4,65 +4,20 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from configs.settings import Settings
-from storage.canary.adding import Added, add_canary, counts_of
+from storage.canary.adding import counts_of
 from storage.canary.images import IGNORED, import_canary
 from storage.canary.label_studio import decode_mask, encode_mask
 from storage.canary.suggesting import write_suggestions
 from storage.errors import CanaryRefused
-from storage.layout import StateLayout
-
-CLASSES = [
-    {"name": "sky", "color": (0, 0, 0)},
-    {"name": "road", "color": (128, 64, 128)},
-    {"name": "tree", "color": (107, 142, 35)},
-]
-"""A class is black, which is CVAT's background."""
-HEIGHT, WIDTH = 48, 64
-
-
-@dataclass
-class World:
-    """Frames with pre-filled masks in a folder, and what a person makes of the masks: `truth`."""
-
-    settings: Settings
-    layout: StateLayout
-    folder: Path
-    truth: dict[str, NDArray[np.uint8]]
-
-    def add(self, export: Path | None = None, **more: Any) -> Added:
-        return add_canary(self.settings, self.layout, export or self.folder, **more)
-
-    def read(self) -> dict[str, NDArray[np.uint8]]:
-        found = import_canary(self.settings, self.layout)
-        return {item.name.removeprefix("added/").removesuffix(".png"): item.label for item in found}
-
-
-@pytest.fixture
-def world(layout: StateLayout, tmp_path: Path) -> World:
-    settings = Settings.model_validate({
-        "state": layout.root, "classes": CLASSES, "watch": {"folder": tmp_path / "drop"},
-        "buffer": {"height": HEIGHT, "width": WIDTH, "advanced": {"tile": 16}},
-    })  # fmt: skip
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (3, HEIGHT, WIDTH, 3), np.uint8)
-    classes = np.repeat(rng.integers(0, 3, (3, HEIGHT, WIDTH // 16)).astype(np.uint8), 16, axis=2)
-    frames = [(number + 1, pixels[number], classes[number]) for number in range(3)]
-    folder = tmp_path / "canary"
-    names = write_suggestions(settings, layout, folder, frames)
-    truth = {name: mask.copy() for name, (_, _, mask) in zip(names, frames, strict=True)}
-    for mask in truth.values():
-        mask[:20], mask[20:24] = 1, IGNORED
-    return World(settings, layout, folder, truth)
+from tests.storage.canary.conftest import CLASSES, HEIGHT, WIDTH, World
 
 
 def by_index(world: World) -> Path:
@@ -294,69 +249,6 @@ def test_a_bad_export_of_cvat_adds_nothing(world: World, file: str | None, conte
     for path, why in (("elsewhere", "no such folder or file"), ("label-studio.xml", "neither a folder nor a .zip or")):
         with pytest.raises(CanaryRefused, match=why):
             world.add(world.folder / path)
-
-
-def link(name: str) -> zipfile.ZipInfo:
-    made = zipfile.ZipInfo(name)
-    made.external_attr = 0o120777 << 16
-    return made
-
-
-@pytest.mark.parametrize(
-    ("members", "reason"),
-    [
-        (["../masks/frame_000001.png"], r"'\.\./masks/frame_000001\.png' is no plain file"),
-        (["masks/../../masks/frame_000001.png"], "is no plain file"),
-        (["/masks/frame_000001.png"], "'/masks/frame_000001.png' is no plain file"),
-        (["masks\\frame_000001.png"], "is no plain file"),
-        ([link("masks/frame_000001.png")], "'masks/frame_000001.png' is no plain file"),
-        (["masks/frame_000001.png"] * 2, "'masks/frame_000001.png' stands there twice"),
-        (["masks/frame_000001.png", "masks//frame_000001.png"], "stands there twice"),
-        (["masks", "masks/frame_000001.png"], "no zip archive that can be read"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_an_archive_holds_plain_files_once(
-    world: World, members: list[str | zipfile.ZipInfo], reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files, temporary = by_index(world), world.folder.parent / "temporary"
-    temporary.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    content = (files / "masks" / "frame_000001.png").read_bytes()
-    export = world.folder.parent / "sent.zip"
-    with zipfile.ZipFile(export, "w") as archive:
-        for member in members:
-            archive.writestr(member, content)
-    with pytest.raises(CanaryRefused, match=reason):
-        world.add(export, images=files / "images")
-    assert not (world.layout.canary / "files").exists() and not list(temporary.iterdir())
-
-
-@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_damaged_archive_is_refused(world: World, method: int) -> None:
-    export, rng = world.folder.parent / "sent.zip", np.random.default_rng(0)
-    with zipfile.ZipFile(export, "w", method) as archive:
-        archive.writestr("masks/frame_000001.png", rng.bytes(500) + bytes(5000))
-    whole = export.read_bytes()
-    export.write_bytes(whole[:58] + bytes(100) + whole[158:])
-    with pytest.raises(CanaryRefused, match="no zip archive that can be read"):
-        world.add(export, images=world.folder / "images")
-
-
-@pytest.mark.parametrize(
-    ("limit", "value", "reason"),
-    [("MOST_BYTES", 2**20, "unpacks to more than"), ("MOST_MEMBERS", 1, "holds more than 1 files")],
-)
-def test_an_archive_is_bounded(
-    world: World, limit: str, value: int, reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(f"storage.canary.archives.{limit}", value)
-    export = world.folder.parent / "sent.zip"
-    with zipfile.ZipFile(export, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in ("frame_000001", "frame_000002"):
-            archive.writestr(f"masks/{name}.png", bytes(2**19 + 1))
-    with pytest.raises(CanaryRefused, match=reason):
-        world.add(export)
 
 
 def test_what_is_there_stays(world: World) -> None:

@@ -45,7 +45,7 @@ def _down(status: Status) -> str:
     if Path(status.state).exists() and not os.access(status.state, os.W_OK | os.X_OK):
         remedy = "mount it for writing, run mfmd as the user who owns it, or change the owner"
         return f"the daemon is not running, and this user cannot write to {status.state}: {remedy}"
-    return "the daemon is not running: `mfmd run` starts it"
+    return "the daemon is not running: `mfmd run` starts it; `mfmd doctor` says what hinders a start"
 
 
 def waiting_messages(activity: Activity) -> list[str]:

@@ -85,7 +85,10 @@ def test_a_clock_that_cannot_be_right_is_told(make_settings, add_version, regist
 
 def test_a_state_directory_that_cannot_be_written_is_told_with_what_to_do(make_settings, layout, monkeypatch):
     settings = make_settings()
-    assert collect_status(settings).messages[0] == "the daemon is not running: `mfmd run` starts it"
+    assert (
+        collect_status(settings).messages[0]
+        == "the daemon is not running: `mfmd run` starts it; `mfmd doctor` says what hinders a start"
+    )
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     told = collect_status(settings).messages[0]
     assert f"cannot write to {layout.root}: mount it for writing, run mfmd as the user who owns it" in told

@@ -117,6 +117,21 @@ def _all(settings: Settings, layout: StateLayout) -> list[CanaryImage]:
     return list(found.values())
 
 
+def canary_sizes(settings: Settings, layout: StateLayout) -> list[tuple[str, int, int]]:
+    """Return name, height and width (pixels) of the labelled images that were read last, without reading pixels.
+
+    Raises CanaryRefused like `canary_sources`, and StorageError when a set is damaged.
+    """
+    folders = [folder for folder in canary_sources(settings, layout) if (folder / "current.json").exists()]
+    return [
+        (f"{folder.name}/{name}", height, width)
+        for folder in folders
+        for labelled in (LabelledSet.in_folder(folder),)
+        for name, (height, width), pixels in zip(labelled.names, labelled.valid, labelled.class_pixels, strict=True)
+        if pixels.any()
+    ]
+
+
 def survey_canary(settings: Settings, layout: StateLayout) -> list[LabelSurvey]:
     """Read every canary image and label without writing anything; one survey a folder, none without images.
 

@@ -15,7 +15,7 @@ from daemon.control.label_tasks import LabelTasks
 from daemon.control.page.forms import Form, check_form, create_forms, number_of, same_site
 from daemon.control.page.view import HEADERS, View
 from daemon.control.server import UPLOAD
-from storage.canary.images import files_of
+from storage.canary.images import canary_sizes
 from storage.canary.records import LEAST_IMAGES, CanaryState
 from storage.durable.record import read_record
 from storage.errors import StorageError
@@ -24,7 +24,7 @@ MOST_FRAMES = 50
 """Most frames that are suggested at once."""
 MOST_FIELDS = 8
 SHOWN = 200
-"""Most names of added images that are shown."""
+"""Most images that are listed."""
 
 
 def create_label(view: View) -> APIRouter:
@@ -37,16 +37,15 @@ def create_label(view: View) -> APIRouter:
     @router.get("/label")
     def label(done: str = "") -> HTMLResponse:
         """Show what counts, the newest command, and the forms."""
-        problem, state = "", None
+        problem, state, sizes = "", None, list[tuple[str, int, int]]()
         try:
             state = read_record(context.layout.canary / "state.json", CanaryState)
+            sizes = canary_sizes(context.in_force.now, context.layout)
         except StorageError as error:
             problem = str(error)
-        images, _ = files_of(context.layout)
-        added = sorted(path.stem for path in images.glob("*.png"))
         return view.show(
             "label.html", active="label", done=done, problem=problem, state=state, least=LEAST_IMAGES,
-            added=added[:SHOWN], more=max(0, len(added) - SHOWN), task=tasks.task(), most=MOST_FRAMES,
+            sizes=sizes[:SHOWN], more=max(0, len(sizes) - SHOWN), task=tasks.task(), most=MOST_FRAMES,
             ready=tasks.archive() is not None,
         )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """The view Label: frames are suggested, corrected and sent back; what is no such archive is refused by name."""
 
 import io
+import re
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -69,7 +70,10 @@ def test_from_suggestions_to_labels_that_count(label, layout, registry, drop, wr
     masks = {name: corrected(given.read(name)) for name in given.namelist() if name.startswith("masks/")}
     assert label.upload(archive(**masks)).headers["Location"] == "/label?done=upload"
     text = ended(label, wait_until)
-    assert "3 canary images added" in text and "frame_0000" in text.partition("Added here:")[2]
+    assert "3 canary images added" in text and "3 labelled images count" in text
+    listed = re.findall(r"<td>added/(frame_\d+)\.png</td><td>(\d+)x(\d+)</td>", text)
+    width, height = Image.open(io.BytesIO(given.read(next(iter(masks))))).size
+    assert listed == [(Path(name).stem, str(width), str(height)) for name in sorted(masks)]
     images, labels = files_of(layout)
     assert len(list(images.glob("*.png"))) == len(list(labels.glob("*.png"))) == 3
     assert label.upload(archive(**masks)).status_code == 303

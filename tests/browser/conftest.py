@@ -46,9 +46,9 @@ def daemon(tmp_path_factory) -> Iterator[SimpleNamespace]:
     assert made.running.stop()[0] == 0
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium without a window."""
+    """Chromium without a window; Playwright's event loop would run on under the tests of other modules."""
     with sync_playwright() as playwright:
         made = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield made

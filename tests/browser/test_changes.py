@@ -2,6 +2,7 @@
 
 import signal
 
+import pytest
 from playwright.sync_api import expect
 
 from tests.browser.conftest import PATIENCE
@@ -75,6 +76,7 @@ def test_a_window_stays_through_a_restart(open_context, daemon):
     open_context.errors.clear()  # the browser itself reports the refused connections
 
 
+@pytest.mark.nightly
 def test_hidden_windows_leave_the_connections_of_the_browser_to_others(open_context, daemon):
     context = open_context()
     context.add_init_script("Object.defineProperty(document, 'hidden', {get: () => !window.shown})")

@@ -43,7 +43,7 @@ def until(page, expression: str) -> None:
 
 
 @pytest.mark.usefixtures("looked")
-@pytest.mark.parametrize(("width", "scheme"), [(1200, "dark"), (400, "light")])
+@pytest.mark.parametrize(("width", "scheme"), [pytest.param(1200, "dark", marks=pytest.mark.nightly), (400, "light")])
 def test_pictures_show_and_nothing_is_wider_than_the_window(open_context, width, scheme):
     page = open_context(width, color_scheme=scheme).new_page()
     page.goto("/look?frame=1&version=1&version=2&version=3")

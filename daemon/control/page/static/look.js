@@ -4,16 +4,13 @@
 const root = document.documentElement;
 const sliders = document.querySelector(".sliders");
 const stacks = () => [...document.querySelectorAll(".stack")];
-let following = false;
 
 function follow(from) {
-  if (following) return;  // the other pictures tell of their move too
-  following = true;
-  for (const other of stacks()) {
-    const [x, y] = [other.scrollWidth / from.scrollWidth, other.scrollHeight / from.scrollHeight];
-    if (other !== from) other.scrollTo(from.scrollLeft * x, from.scrollTop * y);
+  for (const other of stacks()) {  // one that is there already tells of no move, so this ends
+    const x = from.scrollLeft * other.scrollWidth / from.scrollWidth;
+    const y = from.scrollTop * other.scrollHeight / from.scrollHeight;
+    if (Math.abs(other.scrollLeft - x) > 1 || Math.abs(other.scrollTop - y) > 1) other.scrollTo(x, y);
   }
-  requestAnimationFrame(() => { following = false; });
 }
 
 function zoom(times) {

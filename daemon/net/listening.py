@@ -137,7 +137,7 @@ def listen(wanted: Wanted, backlog: int) -> Listener:
         bound = socket.create_server(target, family=family, backlog=backlog)
     except OSError as error:
         place = f"{wanted.section}.host {wanted.host}, {wanted.section}.port {wanted.port}"
-        reason = f"{place}: cannot bind: {error.strerror or error}{_holder(wanted.port)}"
+        reason = f"{place}: cannot bind: {error.strerror or error}{holder(wanted.port)}"
         raise AddressInUse(f"{reason}; stop what holds it, or choose another port") from error
     most = CONTROL_CONNECTIONS if wanted.section == "control" else SERVING_CONNECTIONS
     listener = Listener(bound, allowed_connections(most) * 3 // 2)
@@ -158,7 +158,7 @@ def _look_up(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
     return [(family, target) for family, _, _, _, target in answers]
 
 
-def _holder(port: int) -> str:
+def holder(port: int) -> str:
     """Return which process listens on a port, as an addition to a message; empty when this user cannot see it."""
     with suppress(psutil.Error, OSError):
         for item in psutil.net_connections("tcp"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from configs.settings import Settings
 from daemon.net.certificates import RENEW, ending
+from daemon.net.listening import holder
 from daemon.net.secret_files import NEW_SECRET, exposure, secret_files
 from daemon.runtime.activity import Activity
 from daemon.status.model import Status
@@ -34,17 +35,19 @@ def operator_messages(status: Status, settings: Settings) -> list[str]:
         _secrets(settings),
         _refused(status),
     )
-    urgent = [] if status.daemon.up else [_down(status)]
+    urgent = [] if status.daemon.up else [_down(status, settings.control.port)]
     if status.serving is None and not status.serving_damaged:  # damage is told already
         urgent.append(nothing_serves(status.versions, settings))
     return [*urgent, *(message for part in parts for message in part)]
 
 
-def _down(status: Status) -> str:
-    """Return that the daemon does not run, and why it could not be started by this user."""
+def _down(status: Status, port: int) -> str:
+    """Return that the daemon does not run, and why it could not be started: by this user, or on the control port."""
     if Path(status.state).exists() and not os.access(status.state, os.W_OK | os.X_OK):
         remedy = "mount it for writing, run mfmd as the user who owns it, or change the owner"
         return f"the daemon is not running, and this user cannot write to {status.state}: {remedy}"
+    if port and (held := holder(port)):
+        return f"the daemon is not running, and control.port {port} is in use{held}; stop that, or choose another port"
     return "the daemon is not running: `mfmd run` starts it; `mfmd doctor` says what hinders a start"
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -97,6 +98,14 @@ def test_a_state_directory_that_cannot_be_written_is_told_with_what_to_do(make_s
 def test_a_version_that_does_not_serve_is_mentioned(make_settings, add_version):
     add_version(promote=False)
     assert any("mfmd promote 1" in message for message in collect_status(make_settings()).messages)
+
+
+def test_the_daemon_down_tells_who_holds_its_port(make_settings):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        told = collect_status(make_settings(control={"port": port})).messages[0]
+    assert told.startswith(f"the daemon is not running, and control.port {port} is in use by process {os.getpid()} (")
+    assert told.endswith("; stop that, or choose another port")
 
 
 def test_the_daemon_down_tells_what_storage_knows(bench, drop, write_image, add_version, layout):

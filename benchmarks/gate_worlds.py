@@ -16,7 +16,7 @@ from configs.settings import Settings
 from daemon.demo.conditions import DAY, DUSK, Condition
 from daemon.demo.driving import read_plain_settings
 from daemon.demo.story import draw_all
-from daemon.gate.promotion import release
+from daemon.gate.moves import release
 from storage.layout import StateLayout
 from storage.registry.registry import CheckpointRegistry
 

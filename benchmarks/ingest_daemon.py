@@ -16,7 +16,7 @@ from adapters.rounds.source_training import pretrain
 from daemon.demo.conditions import DAY
 from daemon.demo.driving import DrivenDaemon
 from daemon.demo.scenes import write_scene
-from daemon.gate.promotion import release
+from daemon.gate.moves import release
 from storage.buffer.catalog import Catalog
 
 TICKS = os.sysconf("SC_CLK_TCK")

@@ -28,6 +28,10 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert anchor in anchors(file), f"{link}: no such heading"
 
 
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 100
+
+
 def test_every_page_named_in_the_tree_exists() -> None:
     """Code and pages name other pages by their path from the root."""
     rooms = ("configs", "storage", "adapters", "daemon", "benchmarks", "docs", "deploy")

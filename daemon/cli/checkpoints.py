@@ -138,7 +138,7 @@ def prune(
     Versions that serve, served before it, are pinned, run in the shadow, were released or are best in a known condition
     stay.
     """
-    from daemon.gate.promotion import spared_versions
+    from daemon.gate.moves import spared_versions
     from storage.layout import StateLayout
 
     settings = running_settings(config)
@@ -174,7 +174,7 @@ def rollback(
 ) -> None:
     """Serve an earlier version again; mark the current one as rolled back. Works with the daemon up or down."""
     settings = running_settings(config)
-    from daemon.gate.promotion import roll_back
+    from daemon.gate.moves import roll_back
 
     registry = registry_of(settings)
     before = registry.readable_refs()[0].get("serving")  # with --to it may be damaged or gone
@@ -190,7 +190,7 @@ def promote(
 ) -> None:
     """Serve any version; `mfmd rollback` undoes it. Works with the daemon up or down."""
     settings = running_settings(config)
-    from daemon.gate.promotion import promote as serve
+    from daemon.gate.moves import promote as serve
 
     registry = registry_of(settings)
     before = registry.readable_refs()[0].get("serving")

@@ -109,7 +109,7 @@ def _release(
     as_json: bool,
     told: "Mapping[str, object] | None" = None,
 ) -> None:
-    from daemon.gate.promotion import release
+    from daemon.gate.moves import release
 
     registry = registry_of(settings)
     ref = release(registry, manifest.version, by, reason)

@@ -30,7 +30,7 @@ from daemon.control.messages import (
 from daemon.control.page.routes import create_page
 from daemon.control.page.view import View
 from daemon.control.server import ControlGuard
-from daemon.gate import promotion
+from daemon.gate import moves
 from daemon.gate.suggestion import answer_suggestion
 from daemon.ingest.refusals import Selection
 from daemon.net.hosts import known_hosts
@@ -58,7 +58,8 @@ def create_control_app(context: ControlContext, *, local: bool = False) -> FastA
     app = FastAPI(title="mfmd control plane", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
     app.include_router(_probes(context))
     app.include_router(_reading(context))
-    app.include_router(create_page(context))
+    view = View(context)
+    app.include_router(create_page(view))
     app.include_router(_changing(context))
     app.include_router(_answering(context))
     app.include_router(create_conditions(context.gate, StateLayout(context.in_force.now.state), _read))
@@ -69,7 +70,7 @@ def create_control_app(context: ControlContext, *, local: bool = False) -> FastA
     )
     app.add_middleware(LastAnswers)
     app.add_middleware(HeadRequests)
-    answer_errors(app, View(context).problem)
+    answer_errors(app, view.problem)
     app.openapi = cache(partial(_describe, app))  # type: ignore[method-assign]
     return app
 
@@ -154,7 +155,7 @@ def _changing(context: ControlContext) -> APIRouter:
         409 if a version other than `expected` serves, or `to` did not serve before.
         """
         wanted = wanted or RollbackRequest()
-        return promotion.roll_back(
+        return moves.roll_back(
             context.registry, to=wanted.to, by="operator", reason=wanted.reason, expected=wanted.expected
         )
 
@@ -169,7 +170,7 @@ def _changing(context: ControlContext) -> APIRouter:
     @router.post("/promote", openapi_extra=body_schema(PromoteRequest))
     def promote(request: Annotated[PromoteRequest, _read(PromoteRequest)]) -> Ref:
         """Serve any version by hand; the one before is not marked as rolled back. 409 as for `rollback`."""
-        return promotion.promote(
+        return moves.promote(
             context.registry, request.version, by="operator", reason=request.reason, expected=request.expected
         )
 

@@ -25,7 +25,7 @@ from storage.errors import (
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 """The same names as on the inference plane."""
 API = "/v1/"
-"""What answers with JSON whoever asks."""
+"""What answers with JSON whoever asks, and takes the token in a header; a form of the page has it in its body."""
 TITLES = {404: "No such view", 405: "This address takes forms only", 422: "No such view"}
 """Of the pages for browsers; others say that the view cannot be shown."""
 Page = Callable[[str, str, int], Response]

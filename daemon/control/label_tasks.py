@@ -76,9 +76,9 @@ class LabelTasks:
 
     def add(self, upload: BinaryIO, *, unchanged: bool) -> None:
         """Start to add what a person sent, a zip archive. Raises ApiError 409 while a command runs, and OSError."""
-        images = self._folder / "suggestions" / "images"
         with self._lock:
             self._require_idle()
+            images = self._folder / "suggestions" / "images"
             try:
                 with self._upload.open("wb") as file:
                     shutil.copyfileobj(upload, file)
@@ -102,6 +102,8 @@ class LabelTasks:
         """Return a zip of the suggestions, made at the first call; None while there are none."""
         with self._lock:
             self._look()
+            if self._place is None:
+                return None
             made, source = self._folder / "suggestions.zip", self._folder / "suggestions"
             if (self._group is not None and self._kind == "suggest") or not source.is_dir():
                 return None

@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.serving import ControlSettings
-from daemon.control.errors import ApiError, answer_of
+from daemon.control.errors import API, ApiError, answer_of
 from daemon.errors import DaemonError
 from daemon.net.hosts import is_known
 from daemon.net.http_protocol import ARRIVAL_MARGIN, bounded_http
@@ -110,8 +110,6 @@ class ControlServer:
 
 LOOKING = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that change nothing."""
-API = "/v1/"
-"""Where the token stands in a header; the page's form carries it in its body, which the page itself bounds."""
 MOST_BYTES = 1024 * 1024
 """Largest body (bytes): the names of some 10,000 refused files."""
 UPLOAD = "/label/upload"

@@ -26,7 +26,7 @@ from daemon.demo.report import GOAL, DemoReport, Step, check_report, stage
 from daemon.demo.scenes import write_scene
 from daemon.demo.scoring import pair_up, score_served
 from daemon.exit_codes import ExitCode
-from daemon.gate.promotion import release
+from daemon.gate.moves import release
 from daemon.runtime.process_group import PYTHON
 from daemon.runtime.signals import on_signals
 from storage.rounds.records import Verdict

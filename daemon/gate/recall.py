@@ -14,7 +14,7 @@ from daemon.gate.conditions import MOST_BURST, with_best
 from daemon.gate.decide import GATE
 from daemon.gate.frame_evidence import canary_losses, in_condition, is_less_stable, looks_worse, loses
 from daemon.gate.loop import GateContext
-from daemon.gate.promotion import recall_version
+from daemon.gate.moves import recall_version
 from daemon.gate.sequential import evidence_of_majority, evidence_of_sign
 from daemon.runtime.logs import get_logger
 from storage import durable

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from configs.settings import Settings
-from daemon.gate.candidate import into_manifest
 from daemon.gate.decide import GATE
-from daemon.gate.promotion import NO_REASON, end_round, promote
+from daemon.gate.moves import NO_REASON, promote
+from daemon.gate.promotion import end_round, into_manifest
 from storage.errors import CorruptCheckpoint, NotSuggested, ServingChanged, StorageError, UnknownVersion
 from storage.layout import StateLayout
 from storage.registry.refs import check_reason

@@ -49,7 +49,7 @@ def test_a_wrong_token_changes_nothing_and_says_so(open_context, daemon):
     send(page, daemon, "Roll back", "Roll back from version 3", token="guess")
     expect(page.get_by_role("alert")).to_contain_text("wrong control token")
     assert daemon.registry.serving().version == 3
-    open_context.errors.clear()  # the browser itself reports the answer 401
+    open_context.expect_errors("401")
 
 
 def test_forms_work_without_scripts(open_context, daemon):
@@ -73,7 +73,7 @@ def test_a_window_stays_through_a_restart(open_context, daemon):
     daemon.running = Running(daemon.config, daemon.layout)
     expect(lost).not_to_be_visible()
     expect(page.get_by_text("As of")).not_to_have_text(before)
-    open_context.errors.clear()  # the browser itself reports the refused connections
+    open_context.expect_errors("net::ERR_")
 
 
 @pytest.mark.nightly

@@ -12,7 +12,7 @@ from adapters.rounds.source_training import pretrain
 from daemon.demo.conditions import DAY, DUSK, Condition
 from daemon.demo.driving import DrivenDaemon
 from daemon.demo.scenes import write_scene
-from daemon.gate.promotion import release
+from daemon.gate.moves import release
 
 HEIGHT, WIDTH = 72, 96
 SETTINGS: dict[str, Any] = {

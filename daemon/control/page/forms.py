@@ -17,7 +17,7 @@ from daemon.control.context import ControlContext
 from daemon.control.errors import ApiError, status_of
 from daemon.control.page.view import HEADERS, View
 from daemon.errors import DaemonError
-from daemon.gate import promotion
+from daemon.gate import moves
 from daemon.gate.suggestion import answer_suggestion
 from daemon.net.token import same_token
 from daemon.runtime.logs import get_logger
@@ -134,12 +134,12 @@ def _fields(body: bytes) -> Form:
 def _roll_back(context: ControlContext, form: Form) -> None:
     shown = number_of(form, "serving")
     target = number_of(form, "to") if form.get("to") else None
-    promotion.roll_back(context.registry, to=target, by="operator", reason=form["reason"], expected=shown)
+    moves.roll_back(context.registry, to=target, by="operator", reason=form["reason"], expected=shown)
 
 
 def _promote(context: ControlContext, form: Form) -> None:
     version, shown = number_of(form, "to"), number_of(form, "serving")
-    promotion.promote(context.registry, version, by="operator", reason=form["reason"], expected=shown)
+    moves.promote(context.registry, version, by="operator", reason=form["reason"], expected=shown)
 
 
 def _decide(context: ControlContext, form: Form, *, approved: bool) -> None:

@@ -5,7 +5,6 @@ from importlib import resources
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from daemon.control.context import ControlContext
 from daemon.control.errors import ApiError
 from daemon.control.page.conditions import create_conditions
 from daemon.control.page.events import create_events
@@ -21,9 +20,8 @@ MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+
 FILE_HEADERS = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
 
 
-def create_page(context: ControlContext) -> APIRouter:
+def create_page(view: View) -> APIRouter:
     """Return the routes of the page."""
-    view = View(context)
     router = APIRouter(include_in_schema=False)
     for part in (
         create_now(view),
@@ -33,7 +31,7 @@ def create_page(context: ControlContext) -> APIRouter:
         create_files(view),
         create_label(view),
         create_forms(view, ACTIONS),
-        create_events(context),
+        create_events(view.context),
         _files(),
     ):
         router.include_router(part)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from daemon.gate.check_meanings import MEANINGS
-from daemon.gate.promotion import advance_round, roll_back
+from daemon.gate.moves import roll_back
+from daemon.gate.promotion import advance_round
 from daemon.gate.suggestion import answer_suggestion
 from daemon.status.explained import explained_round, explained_version
 from storage.durable import write_record

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from configs.settings import Settings
-from daemon.gate import candidate, promotion
-from daemon.gate.promotion import advance_round, release, roll_back
+from daemon.gate import moves, promotion
+from daemon.gate.moves import release, roll_back
+from daemon.gate.promotion import advance_round
 from storage.errors import CorruptCheckpoint, StorageError, UnknownVersion
 from storage.registry.registry import CheckpointRegistry
 from storage.rounds.folder import RoundFolder
@@ -106,14 +107,14 @@ def test_rollback_in_the_last_moment_stands(
     state: State, finished: Callable[..., RoundFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The operator's rollback lands after the gate has decided and before the candidate is promoted."""
-    folder, decide = finished(), candidate.decide
+    folder, decide = finished(), promotion.decide
 
     def slow_decision(*args: Any, **more: Any) -> Verdict:
         verdict = decide(*args, **more)
         roll_back(state.registry, to=1, by="operator", reason="now")
         return verdict
 
-    monkeypatch.setattr(candidate, "decide", slow_decision)
+    monkeypatch.setattr(promotion, "decide", slow_decision)
     verdict = judge(state.registry, folder, state.settings)
     assert verdict.decision == "inconclusive"
     assert verdict.reason.startswith("serving changed")
@@ -295,8 +296,8 @@ def test_the_next_best_candidate_serves_instead_of_rolled_back_weights(
 
 
 def test_a_rollback_that_nobody_explained_says_so(state: State) -> None:
-    assert roll_back(state.registry, to=1, by="operator", reason="  ").reason == promotion.NO_REASON
-    assert state.registry.history()[-1].reason == promotion.NO_REASON
+    assert roll_back(state.registry, to=1, by="operator", reason="  ").reason == moves.NO_REASON
+    assert state.registry.history()[-1].reason == moves.NO_REASON
 
 
 def test_damaged_incumbent_is_said(state: State, finished: Callable[..., RoundFolder]) -> None:

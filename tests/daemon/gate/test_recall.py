@@ -13,7 +13,7 @@ from configs.round import LEFT_OUT
 from daemon.gate.frame_facts import COLUMNS, ROWS, FrameFacts
 from daemon.gate.loop import GateLoop
 from daemon.gate.memory import ConditionMemory
-from daemon.gate.promotion import best_versions
+from daemon.gate.moves import best_versions
 from daemon.gate.recall import RecallRule
 from daemon.rounds.history import schedule_state
 from storage.buffer.observations import Observation, Observations

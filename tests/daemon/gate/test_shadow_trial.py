@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from daemon.gate import promotion, shadow
-from daemon.gate.promotion import promote, roll_back
+from daemon.gate.moves import promote, roll_back
 from daemon.gate.shadow import open_trial
 from storage import durable
 from storage.rounds.folder import RoundFolder

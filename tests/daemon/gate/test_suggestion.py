@@ -11,7 +11,8 @@ import pytest
 from configs.gate import GateSettings
 from daemon.gate import suggestion
 from daemon.gate.decide import decide
-from daemon.gate.promotion import advance_round, promote, spared_versions
+from daemon.gate.moves import promote, spared_versions
+from daemon.gate.promotion import advance_round
 from daemon.gate.suggestion import answer_suggestion, settle_suggestions, waiting_version
 from daemon.rounds.history import summarise
 from daemon.rounds.recovery import finish_round

@@ -10,7 +10,7 @@ import yaml
 
 from adapters.checkpoints.checkpoint import make_manifest, save_weights
 from adapters.networks.build import build_network
-from daemon.gate import promotion
+from daemon.gate import moves
 from daemon.metrics import Metrics
 from daemon.publishing.publisher import Publisher
 from daemon.runtime.backoff import Backoff
@@ -83,7 +83,7 @@ def test_promotion_and_rollback_reach_a_triton_repository(daemon, registry):
     registry.promote(2, by="gate", reason="better")
     daemon.until(lambda: daemon.triton.current() == 2)
     assert daemon.triton.place(1).is_dir(), "kept for a rollback"
-    promotion.roll_back(registry, to=None, by="operator", reason="worse")
+    moves.roll_back(registry, to=None, by="operator", reason="worse")
     daemon.until(lambda: daemon.triton.current() == 1)
     daemon.until(lambda: state(daemon, "triton").state == "current")
     assert daemon.triton.place(2).is_dir(), "neither serving nor previous, but a server may be loading it"
@@ -184,7 +184,7 @@ def test_the_copy_that_readers_just_left_stays_and_goes_with_the_next_change(
         export(mirror, version, registry.manifest(version).files["model.safetensors"].sha256)
 
     assert [copies_after(new_version) for _ in range(3)] == [[1], [1, 2], [2, 3]]
-    assert copies_after(lambda: promotion.roll_back(registry, to=2, by="operator", reason="")) == [2, 3]
+    assert copies_after(lambda: moves.roll_back(registry, to=2, by="operator", reason="")) == [2, 3]
     assert copies_after(new_version) == [2, 4]
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from adapters.checkpoints.importing import import_checkpoint
 from configs.settings import Settings
-from daemon.gate import promotion
+from daemon.gate import moves
 from daemon.metrics import Metrics
 from daemon.publishing.publisher import Publisher
 from daemon.runtime.backoff import Backoff
@@ -175,7 +175,7 @@ def test_transformers_alone_gives_the_served_labels_through_promotions_and_a_rol
     follows(versions[0])
     registry.promote(versions[1], by="gate", reason="better")
     follows(versions[1])
-    promotion.roll_back(registry, to=None, by="operator", reason="worse")
+    moves.roll_back(registry, to=None, by="operator", reason="worse")
     follows(versions[0])
     assert (tmp_path / "mirror" / str(versions[1])).is_dir(), "somebody may be reading it still"
     assert float(np.mean(served[versions[0]] == served[versions[1]])) < 0.9, "the versions differ"

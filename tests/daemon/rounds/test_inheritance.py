@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from configs.load import merge
-from daemon.gate import candidate, promotion
+from daemon.gate import moves, promotion
 from daemon.gate.decide import decide
 from daemon.rounds.history import rejected_in_a_row, summaries
 from daemon.rounds.inheritance import inherited_round, promoted_round
@@ -34,7 +34,7 @@ def adapt(world, registry, store, program, monkeypatch):
         decision = {"step budget": "accepted", "time budget": "rejected"}.get(scores.reason)
         return verdict.model_copy(update={"decision": decision, "reason": "test"}) if decision else verdict
 
-    monkeypatch.setattr(candidate, "decide", accept)
+    monkeypatch.setattr(promotion, "decide", accept)
 
     def run(code: str = ACCEPTED, **sections):
         program(code)
@@ -67,7 +67,7 @@ def test_a_round_that_was_not_promoted_does_not_break_the_line(adapt, store):
 def test_after_a_rollback_a_round_starts_clean_and_begins_a_new_line(adapt, registry, store):
     adapt()
     adapt()
-    promotion.roll_back(registry, to=None, by="operator", reason="test")
+    moves.roll_back(registry, to=None, by="operator", reason="test")
     assert registry.serving().version == 2
     after = adapt()
     assert (after.incumbent, after.inherits) == (2, None), "from what serves, with clean training state"
@@ -77,8 +77,8 @@ def test_after_a_rollback_a_round_starts_clean_and_begins_a_new_line(adapt, regi
 
 def test_going_back_and_forward_again_starts_clean(adapt, registry):
     adapt()
-    promotion.roll_back(registry, to=1, by="operator", reason="test")
-    promotion.promote(registry, 2, by="operator", reason="test")
+    moves.roll_back(registry, to=1, by="operator", reason="test")
+    moves.promote(registry, 2, by="operator", reason="test")
     assert adapt().inherits is None
 
 

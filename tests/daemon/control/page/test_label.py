@@ -200,5 +200,9 @@ def test_what_the_gate_does_with_the_labels_is_said(label, layout, state, words)
     assert "state.json" in label.client.get("/label").text
 
 
-def test_without_suggestions_there_is_no_download(label):
+def test_without_suggestions_there_is_no_download_and_looking_makes_no_folder(label, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = set(tmp_path.iterdir())
+    assert label.client.get("/label").status_code == 200
     assert label.client.get("/label/suggestions.zip").status_code == 404
+    assert set(tmp_path.iterdir()) == before

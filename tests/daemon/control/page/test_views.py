@@ -39,7 +39,7 @@ def test_a_stream_of_events_does_not_hold_the_stop_up(page):
         next(lines)
         page.server.stop()
         assert not page.server.alive
-        assert list(lines) is not None, "the stream ends"
+        list(lines)  # it ends; one that is cut off raises
 
 
 def test_the_curve_is_of_the_newest_round_and_short(page, layout, add_version):
@@ -86,8 +86,10 @@ def test_a_long_history_has_pages(page, registry):
     assert "/versions?skip=0" in second and "Earlier" not in second and "no 0<" in second
 
 
-@pytest.mark.parametrize("path", ["/", "/versions", "/versions/1", "/now"])
-def test_a_damaged_history_or_version_is_said_and_the_view_stays(page, layout, path):
+@pytest.mark.parametrize(
+    ("path", "words"), [("/versions", "manifest.json"), ("/versions/1", "manifest.json"), ("/", "version 3</a>")]
+)
+def test_a_damaged_version_is_said_and_the_views_stay(page, layout, path, words):
     (layout.checkpoints / "versions" / "000001" / "manifest.json").write_text("{")
     answer = page.client.get(path)
-    assert (answer.status_code in (200, 409) and "<h1>" in answer.text) or path == "/now"
+    assert answer.status_code == 200 and words in answer.text

@@ -5,11 +5,21 @@ const root = document.documentElement;
 const sliders = document.querySelector(".sliders");
 const stacks = () => [...document.querySelectorAll(".stack")];
 
+const placed = new WeakMap();  // where the page itself last put each picture
+
+function place(item, x, y) {
+  item.scrollTo(x, y);
+  placed.set(item, [item.scrollLeft, item.scrollTop]);  // as the browser rounds and bounds it
+}
+
 function follow(from) {
-  for (const other of stacks()) {  // one that is there already tells of no move, so this ends
+  const [left, top] = placed.get(from) ?? [0, 0];
+  if (from.scrollLeft === left && from.scrollTop === top) return;  // a late event of the page's own move
+  placed.set(from, [from.scrollLeft, from.scrollTop]);
+  for (const other of stacks()) {
+    if (other === from) continue;
     const x = from.scrollLeft * other.scrollWidth / from.scrollWidth;
-    const y = from.scrollTop * other.scrollHeight / from.scrollHeight;
-    if (Math.abs(other.scrollLeft - x) > 1 || Math.abs(other.scrollTop - y) > 1) other.scrollTo(x, y);
+    place(other, x, from.scrollTop * other.scrollHeight / from.scrollHeight);
   }
 }
 
@@ -21,7 +31,7 @@ function zoom(times) {
   }
   root.style.setProperty("--zoom", times);
   for (const [item, x, y] of middles) {
-    item.scrollTo(x * times / before - item.clientWidth / 2, y * times / before - item.clientHeight / 2);
+    place(item, x * times / before - item.clientWidth / 2, y * times / before - item.clientHeight / 2);
   }
 }
 

@@ -63,8 +63,9 @@ class Settings(Section):
     state: Annotated[StatePath, Field(validate_default=True)] = Path("state")
     """State directory: buffer, checkpoints, rounds."""
     classes: Classes
-    """A class list by name (cityscapes, camvid, demo), names (`[background, vessel]`), or {name, color: [r, g, b]} of
-    each class. Without a colour it gets one that the colour-blind can tell from the others."""
+    """A class list by name (acdc, ade20k, bdd100k, camvid, cityscapes, demo, mapillary, pascal_context, voc), names
+    (`[background, vessel]`), or {name, color: [r, g, b]} of each class. Without a colour it gets one that the
+    colour-blind can tell from the others."""
     watch: WatchSettings
     videos: VideoSettings = VideoSettings()
     admission: AdmissionSettings = AdmissionSettings()

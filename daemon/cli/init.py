@@ -18,7 +18,8 @@ ClassesOption = Annotated[
     str | None,
     typer.Option(
         "--classes",
-        help="Class list (cityscapes, camvid or demo), or names: background,vessel.",
+        help="Class list (acdc, ade20k, bdd100k, camvid, cityscapes, demo, mapillary, pascal_context or voc), or "
+        "names: background,vessel.",
         show_default="cityscapes",
     ),
 ]

@@ -54,7 +54,7 @@ def test_the_environment_takes_names(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("[a, b, a]", "must be unique; twice: a"),
         ("[a, '']", "at least 1 character"),
         ("a,,b", "at least 1 character"),
-        ("vessel", "no class list 'vessel'; there are camvid, cityscapes, demo, or give names: background,vessel"),
+        ("vessel", "no class list 'vessel'; there are acdc, ade20k, bdd100k, camvid, cityscapes, demo, mapillary, "),
         ("[a]", "at least 2"),
         ("[a, {name: b, color: [1, 2]}]", "classes.1.color"),
         ("[a, {name: b, colour: [1, 2, 3]}]", "unknown key"),

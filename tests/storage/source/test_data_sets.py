@@ -62,8 +62,21 @@ DATA_SETS: dict[str, tuple[str, str, Image.Image, object, Mapping[str, object], 
     ),
     "ADE20K": (
         "images/training/ADE_train_00000001.jpg", "annotations/training/ADE_train_00000001.png",
-        grey(0, 1, 1, 150), [f"class {number}" for number in range(150)],
+        grey(0, 1, 1, 150), "ade20k",
         {"label_format": "ade20k"}, [512, 0, 256, 256],
+    ),
+    "PASCAL Context": (
+        "JPEGImages/2008_000002.jpg", "SegmentationClassContext/2008_000002.png",
+        grey(0, 1, 1, 59), "pascal_context", {"label_format": "ade20k"}, [512, 0, 256, 256],
+    ),
+    "Mapillary Vistas": (
+        "training/images/a_b-c.jpg", "training/labels/a_b-c.png",
+        paletted(65, 0, 0, 64), "mapillary", {"label_map": {65: "ignore"}}, [512, 0, 256, 256],
+    ),
+    "ACDC": (
+        "rgb_anon/fog/train/GOPR0475/GOPR0475_frame_000041_rgb_anon.png",
+        "gt/fog/train/GOPR0475/GOPR0475_frame_000041_gt_labelTrainIds.png",
+        grey(255, 0, 0, 18), "acdc", {"label_suffix": "_gt_labelTrainIds"}, [512, 0, 256, 256],
     ),
     "CamVid, colours": (
         "701_StillsRaw_full/0001TP_006690.png", "LabeledApproved_full/0001TP_006690_L.png",

@@ -1,37 +1,32 @@
 """`mfmd import`: register a model from outside."""
 
-import json
-import re
+import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 
 from adapters.checkpoints.checkpoint import load_weights, make_manifest, save_weights
 from adapters.checkpoints.class_names import check_classes
-from adapters.checkpoints.pickles import PICKLES, Warn, read_pickle
+from adapters.checkpoints.hub import Located, locate
+from adapters.checkpoints.model_files import FORMATS, read_config, read_preprocessor
+from adapters.checkpoints.pickles import Warn, convert_directory, read_pickle
 from adapters.errors import NetworkMismatch, UnsupportedModel
 from adapters.inference.proof import prove
 from adapters.networks.build import build_network
-from adapters.networks.huggingface.models import FAMILIES, load_huggingface
+from adapters.networks.huggingface.models import load_huggingface
 from adapters.networks.huggingface.pixels import scaling_of
 from adapters.networks.network import SegmentationNetwork
-from adapters.networks.weight_files import weight_problems
+from adapters.networks.weight_files import PICKLES, weight_problems
 from configs.network import Architecture
 from configs.settings import Settings
 from storage.errors import CorruptCheckpoint
 from storage.registry.manifest import Manifest
 from storage.registry.registry import CheckpointRegistry
 
-_FORMATS = (
-    f"a Hugging Face directory (config.json + safetensors; {', '.join(FAMILIES)}), a hub id (organisation/name), or a "
-    ".safetensors file with the weights of the configuration's `network`"
-)
-
 
 def import_checkpoint(
-    source: str | Path,
+    source: str | Path | Located,
     settings: Settings,
     registry: CheckpointRegistry,
     *,
@@ -41,17 +36,15 @@ def import_checkpoint(
 ) -> Manifest:
     """Register the model at `source` as a new version (this alone does not serve it) and return its manifest.
 
-    `source` is a directory, a file, or, when neither exists, a hub id. A pickle is opened only with `unsafe_pickle`,
-    which is called with the warning first; `by_position` accepts other class names. `note` hears what the model leaves
-    open. The registered version is safetensors in any case, and ran once as it would serve. Raises UnsupportedModel for
-    a file or model of another kind, NetworkMismatch when weights or classes do not fit, ModelFails when it cannot run.
+    `source` is one that `locate` takes, or what it returned. A pickle is opened only with `unsafe_pickle`, which is
+    called with the warning first; `by_position` accepts other class names. `note` hears what the model leaves open. The
+    registered version is safetensors in any case, and ran once as it would serve. Raises UnsupportedModel for a file or
+    model of another kind, NetworkMismatch when weights or classes do not fit, ModelFails when it cannot run.
     """
-    path, reason = Path(source), f"imported from {source}"
-    if not path.exists() and is_hub_id(str(source)):
-        path = fetch(str(source))
-        reason = f"{reason} at {path.name}"  # the commit
+    model = source if isinstance(source, Located) else locate(source, pickles=unsafe_pickle is not None)
+    path = model.path
     if path.is_dir():
-        network, architecture = _from_directory(path, settings, by_position, note)
+        network, architecture = _from_directory(path, settings, by_position, note, unsafe_pickle)
     elif path.suffix in PICKLES and path.is_file():
         network, architecture = _from_pickle(path, settings, unsafe_pickle)
     else:
@@ -60,15 +53,15 @@ def import_checkpoint(
     with tempfile.TemporaryDirectory(prefix="mfmd-import-") as folder:
         weights = Path(folder) / "model.safetensors"
         save_weights(network, weights)
-        prove(network, settings, str(source))
-        return registry.add(weights, manifest, by="import", reason=reason)
+        prove(network, settings, model.origin)
+        return registry.add(weights, manifest, by="import", reason=f"imported from {model.origin}")
 
 
 def _from_file(path: Path, settings: Settings) -> tuple[SegmentationNetwork, Architecture]:
     if not path.is_file():
-        raise UnsupportedModel(f"{path}: no such file or directory; `mfmd import` takes {_FORMATS}")
+        raise UnsupportedModel(f"{path}: no such file or directory; `mfmd import` takes {FORMATS}")
     if path.suffix != ".safetensors":
-        raise UnsupportedModel(f"{path}: {path.suffix or 'no'} extension; `mfmd import` takes {_FORMATS}")
+        raise UnsupportedModel(f"{path}: {path.suffix or 'no'} extension; `mfmd import` takes {FORMATS}")
     architecture = settings.network.architecture().model_copy(update={"pretrained": None})
     network = build_network(architecture, len(settings.classes))
     try:
@@ -94,87 +87,50 @@ def _from_pickle(path: Path, settings: Settings, warn: Warn | None) -> tuple[Seg
 
 
 def _from_directory(
-    path: Path, settings: Settings, by_position: bool, note: Warn
+    path: Path, settings: Settings, by_position: bool, note: Warn, warn: Warn | None
 ) -> tuple[SegmentationNetwork, Architecture]:
-    if not (path / "config.json").exists():
-        inside = sorted(
-            str(file.parent) for file in (*path.glob("*/config.json"), *path.glob("snapshots/*/config.json"))
-        )
-        hint = (
-            f"give the directory of one model: {', '.join(inside[:3])}" if inside else f"`mfmd import` takes {_FORMATS}"
-        )
-        raise UnsupportedModel(f"{path / 'config.json'}: no such file; {hint}")
-    hf_config = _read_json(path / "config.json")
-    if not any(path.glob("*.safetensors*")):
-        pickles = [item.name for item in path.iterdir() if item.suffix in PICKLES]
-        found = f"only {', '.join(sorted(pickles))}, which run code when read" if pickles else "no weights"
-        raise UnsupportedModel(f"{path}: holds {found}; save the model with safe_serialization=True")
+    hf_config = read_config(path)
+    pickled = not any(path.glob("*.safetensors*"))
+    if pickled:
+        _allow_pickles(path, warn)
     names = [entry.name for entry in settings.classes]
     check_classes(hf_config, names, by_position=by_position, note=note)
-    preprocessor = _preprocessor_of(path)
+    preprocessor = read_preprocessor(path)
     if preprocessor is None:
         note(f"{path} has no preprocessor_config.json; pixels are scaled with the mean and deviation of ImageNet")
     scaling_of(preprocessor)
     architecture = Architecture(name="huggingface", hf_config=hf_config, hf_preprocessor=preprocessor)
-    network = load_huggingface(path, architecture, len(settings.classes))
+    if pickled and warn is not None:
+        network = _load_pickled(path, architecture, len(names), warn)
+    else:
+        network = load_huggingface(path, architecture, len(names))
     state = network.state_dict()
     if problems := weight_problems(state, state):  # values that are not finite
         raise NetworkMismatch(f"{path}: {'; '.join(problems)}")
     return network, architecture
 
 
-def _preprocessor_of(path: Path) -> dict[str, Any] | None:
-    """Return the image processor's settings, from the file of either generation; None: the directory does not say."""
-    if (file := path / "preprocessor_config.json").is_file():
-        return _read_json(file)
-    if (file := path / "processor_config.json").is_file():  # transformers 5 may save one file for all processors
-        inner = _read_json(file).get("image_processor")
-        return inner if isinstance(inner, dict) else None
-    return None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UnsupportedModel(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UnsupportedModel(f"{path}: expected a JSON object, found a {type(content).__name__}")
-    return content
-
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_FILE_ENDINGS = (".safetensors", ".onnx", *PICKLES)
-_WANTED = [
-    "config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-]
-"""Files to fetch: no pickles and no Python, because those run code."""
-
-
-def is_hub_id(source: str) -> bool:
-    """Return whether `source` can be a hub id, `organisation/name`, and not a file."""
-    return _HUB_ID.fullmatch(source) is not None and not source.endswith(_FILE_ENDINGS)
-
-
-def fetch(hub_id: str) -> Path:
-    """Return the local directory of a hub model; its name is the commit. Raises UnsupportedModel if unavailable."""
-    import httpx
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=_WANTED))
-    except LocalEntryNotFoundError as error:
+def _allow_pickles(path: Path, warn: Warn | None) -> None:
+    """Refuse a directory without safetensors that has no pickle either, or whose pickles nobody asked to read."""
+    pickles = sorted(item.name for item in path.iterdir() if item.suffix in PICKLES)
+    if not pickles:
+        raise UnsupportedModel(f"{path}: holds no weights; save the model with safe_serialization=True")
+    if warn is None:
         raise UnsupportedModel(
-            f"{hub_id}: no such directory here, and the hub cannot be reached to look for a model of that name; "
-            "give a local directory, or connect (HF_HUB_OFFLINE must not be set) and try again"
-        ) from error
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError) as error:
-        raise UnsupportedModel(
-            f"{hub_id}: no such directory here, and the hub gives no model of that name ({type(error).__name__}); "
-            "check the id, sign in with `hf auth login` if the model is gated, or give a local directory"
-        ) from error
+            f"{path}: holds only {', '.join(pickles)}, which run code when read; save the model with "
+            "safe_serialization=True, or, if you trust whoever made it, import it with --unsafe-pickle"
+        )
+
+
+def _load_pickled(path: Path, architecture: Architecture, classes: int, warn: Warn) -> SegmentationNetwork:
+    """Load a directory whose weights are pickles: they are written as safetensors to a temporary folder first."""
+    with tempfile.TemporaryDirectory(prefix="mfmd-pickle-") as folder:
+        originals = convert_directory(path, Path(folder), warn)
+        shutil.copyfile(path / "config.json", Path(folder) / "config.json")
+        try:
+            return load_huggingface(Path(folder), architecture, classes)
+        except (UnsupportedModel, NetworkMismatch) as error:
+            text = str(error).replace(folder, str(path))
+            for new, original in originals.items():
+                text = text.replace(new, original)
+            raise type(error)(text) from error

@@ -4,22 +4,22 @@ A pickle is a program. torch's own restricted reader, which builds only tensors 
 Only a file that it refuses is read in full, which runs whatever the file's author put in.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adapters.errors import UnsupportedModel
-from adapters.networks.weight_files import impostor
+from adapters.networks.weight_files import INDEX, PICKLED, PICKLED_INDEX, WHOLE, impostor, indexed_files
 
 Warn = Callable[[str], None]
 """Called with a warning before anything is read."""
 
-PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
-"""Suffixes of files that run code when read."""
 _INSIDE = ("state_dict", "model_state_dict", "model", "net", "ema")
 """Keys under which training programs save the weights."""
 _WRAPPED = "module."
@@ -45,6 +45,30 @@ def read_pickle(path: Path, warn: Warn) -> dict[str, Tensor]:
             f"{path}: holds no weights (a {type(content).__name__}); save `model.state_dict()` with safetensors"
         )
     return weights
+
+
+def convert_directory(folder: Path, target: Path, warn: Warn) -> dict[str, str]:
+    """Write pytorch_model.bin of a Hugging Face directory, or its shards, as safetensors into the folder `target`.
+
+    Return the name of each pickle by that of its safetensors file. `warn` is called for each as by `read_pickle`.
+    Raises UnsupportedModel for a file that is missing or cannot be read.
+    """
+    if (folder / PICKLED).is_file():
+        files = {folder / PICKLED: WHOLE}
+    elif (folder / PICKLED_INDEX).is_file():
+        files = {path: f"{path.stem}.safetensors" for path in indexed_files(folder / PICKLED_INDEX)}
+    else:
+        raise UnsupportedModel(
+            f"{folder}: has neither {PICKLED} nor {PICKLED_INDEX}; name the file itself if it holds `network`"
+        )
+    places: dict[str, str] = {}
+    for path, name in files.items():
+        weights = read_pickle(path, warn)
+        save_file(weights, target / name, metadata={"format": "pt"})
+        places |= dict.fromkeys(weights, name)
+    if WHOLE not in files.values():
+        (target / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}), encoding="utf-8")
+    return {name: path.name for path, name in files.items()}
 
 
 def _load(path: Path, warn: Warn) -> Any:

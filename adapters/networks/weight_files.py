@@ -11,6 +11,11 @@ from torch import Tensor
 from adapters.errors import UnsupportedModel
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""Names in a Hugging Face directory: the whole model, or the index of its shards."""
+PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+"""The same two of a directory of pickles."""
+PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
+"""Suffixes of files that run code when read."""
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _AGAIN = "copy or download it again"
 _PAGE = (b"<!doctype", b"<html", b"<?xml")
@@ -65,23 +70,30 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _shards(folder: Path) -> list[Path]:
-    index = folder / INDEX
+    if (folder / INDEX).exists():
+        return indexed_files(folder / INDEX)
+    others = ", ".join(sorted(path.name for path in folder.glob("*.safetensors")))
+    what = (
+        f"{others}, but neither {WHOLE} nor {INDEX}; rename the file with the whole model"
+        if others
+        else "no safetensors"
+    )
+    raise UnsupportedModel(f"{folder}: cannot be loaded: holds {what}")
+
+
+def indexed_files(index: Path) -> list[Path]:
+    """Return the files that the index of a model in shards names, all of its own folder; whether they exist is open.
+
+    Raises UnsupportedModel when it is no such index.
+    """
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
         names = sorted(set(content["weight_map"].values()))
-    except FileNotFoundError as error:
-        others = ", ".join(sorted(path.name for path in folder.glob("*.safetensors")))
-        what = (
-            f"{others}, but neither {WHOLE} nor {INDEX}; rename the file with the whole model"
-            if others
-            else "no safetensors"
-        )
-        raise UnsupportedModel(f"{folder}: cannot be loaded: holds {what}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnsupportedModel(f"{index}: no index of safetensors files ({error!r}); {_AGAIN}") from error
+        raise UnsupportedModel(f"{index}: no index of files of weights ({error!r}); {_AGAIN}") from error
     if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise UnsupportedModel(f"{index}: weight_map must name files of its own folder; {_AGAIN}")
-    return [folder / name for name in names]
+    return [index.parent / name for name in names]
 
 
 def check_types(files: list[Path], floats: set[str]) -> None:

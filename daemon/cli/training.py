@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 UnsafeOption = Annotated[
-    bool, typer.Option("--unsafe-pickle", help="Also read .pt and .pth files; reading one can run code in it.")
+    bool, typer.Option("--unsafe-pickle", help="Also read pickles (.bin, .pt, .pth); reading one can run code in it.")
 ]
 
 

@@ -7,7 +7,8 @@ from typing import NoReturn
 import pytest
 import torch
 
-from adapters.checkpoints.importing import import_checkpoint, is_hub_id
+from adapters.checkpoints.hub import is_hub_id
+from adapters.checkpoints.importing import import_checkpoint
 from adapters.errors import UnsupportedModel
 from configs.settings import Settings
 from storage.registry.registry import CheckpointRegistry

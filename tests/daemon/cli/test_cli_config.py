@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from configs.class_list import shipped
 from configs.load import load_settings
 from daemon.cli import in_order, main
 from daemon.cli.settings.page import render, sections
@@ -45,7 +46,7 @@ def test_show_prints_what_is_in_force_and_masks_secrets(mfmd, config: Path, monk
 
 def test_schema_knows_the_fields_their_limits_and_class_list_names(mfmd) -> None:
     schema = json.loads(mfmd("config", "schema").out)
-    assert {"type": "string", "enum": ["camvid", "cityscapes", "demo"]} in schema["properties"]["classes"]["anyOf"]
+    assert {"type": "string", "enum": [*shipped("class_lists")]} in schema["properties"]["classes"]["anyOf"]
     assert schema["additionalProperties"] is False
     steps = schema["$defs"]["RoundSettings"]["properties"]["steps"]
     assert steps["minimum"] == 1 and "budget" in steps["description"]

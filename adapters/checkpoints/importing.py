@@ -14,7 +14,7 @@ from adapters.checkpoints.pickles import Warn, convert_directory, read_pickle
 from adapters.errors import NetworkMismatch, UnsupportedModel
 from adapters.inference.proof import prove
 from adapters.networks.build import build_network
-from adapters.networks.huggingface.models import load_huggingface
+from adapters.networks.huggingface.models import load_huggingface, with_recorded
 from adapters.networks.huggingface.pixels import scaling_of
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.weight_files import PICKLES, weight_problems
@@ -107,7 +107,7 @@ def _from_directory(
     state = network.state_dict()
     if problems := weight_problems(state, state):  # values that are not finite
         raise NetworkMismatch(f"{path}: {'; '.join(problems)}")
-    return network, architecture
+    return network, with_recorded(architecture, network)
 
 
 def _allow_pickles(path: Path, warn: Warn | None) -> None:

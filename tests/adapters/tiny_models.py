@@ -1,10 +1,12 @@
 """Tiny Hugging Face segmentation models with random weights, one for each kind that can be imported."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 CLASSES = 8  # of the demo list
 _VIT = {
@@ -15,6 +17,17 @@ _VIT = {
     "image_size": 96,
     "patch_size": 16,
     "num_labels": CLASSES,
+}
+_EOMT = {
+    "hidden_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "image_size": 96,
+    "patch_size": 16,
+    "num_labels": CLASSES,
+    "num_blocks": 2,
+    "num_queries": 10,
+    "num_register_tokens": 2,
 }
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
@@ -122,19 +135,77 @@ def mobilenetv2() -> Any:
     )
 
 
+def mask2former() -> Any:
+    """Mask2Former on Swin."""
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+
+    swin = SwinConfig(
+        image_size=64, embed_dim=8, depths=[1, 2, 1, 1], num_heads=[1, 2, 2, 4], window_size=4, out_features=_STAGES
+    )
+    sizes = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "encoder_feedforward_dim": 32}
+    more = {"encoder_layers": 1, "decoder_layers": 4, "num_attention_heads": 4, "dim_feedforward": 32}
+    return Mask2FormerForUniversalSegmentation(
+        Mask2FormerConfig(backbone_config=swin, num_queries=10, num_labels=CLASSES, **sizes, **more)
+    )
+
+
+def eomt() -> Any:
+    """EoMT as transformers trains it: queries are bound to their masks in all of the last blocks."""
+    from transformers import EomtConfig, EomtForUniversalSegmentation
+
+    return EomtForUniversalSegmentation(EomtConfig(**_EOMT))
+
+
+def eomt_annealed() -> Any:
+    """EoMT as published: no masks are left in attention; here the last block still has one."""
+    from transformers import EomtConfig, EomtForUniversalSegmentation
+
+    made = EomtForUniversalSegmentation(EomtConfig(**_EOMT))
+    made.attn_mask_probs.copy_(torch.tensor([0.0, 1.0]))
+    return made
+
+
+def eomt_dinov3() -> Any:
+    """EoMT on DINOv3."""
+    from transformers import EomtDinov3Config, EomtDinov3ForUniversalSegmentation
+
+    return EomtDinov3ForUniversalSegmentation(EomtDinov3Config(**_EOMT, intermediate_size=192))
+
+
 MODELS: dict[str, Callable[[], Any]] = {
     make.__name__: make
     for make in (
         segformer, upernet_convnext, upernet_swin, upernet_resnet, beit, beit_shared, data2vec, dpt,
-        mobilevit, mobilevitv2, mobilenetv2,
+        mobilevit, mobilevitv2, mobilenetv2, mask2former, eomt, eomt_annealed, eomt_dinov3,
     )
 }  # fmt: skip
-FEW = ("segformer", "beit", "mobilenetv2")
-ROWS = [pytest.param(name, marks=() if name in FEW else pytest.mark.nightly) for name in MODELS]
-"""Each model: a transformer with maps of its own, a plain one and a convolutional one in every `make test`."""
-SQUARE_ONLY = ("data2vec", "dpt")
+MASKS = ("mask2former", "eomt", "eomt_annealed", "eomt_dinov3")
+"""Mask transformers; transformers builds them only beside scipy (the extra `masks`)."""
+NEEDS_SCIPY = pytest.mark.skipif(
+    find_spec("scipy") is None, reason="scipy (pip install 'mfmd[masks]') is not installed"
+)
+FEW = ("segformer", "beit", "mobilenetv2", "mask2former", "eomt_annealed")
+
+
+def _marks(name: str, others: bool) -> list[pytest.MarkDecorator]:
+    return [NEEDS_SCIPY] * (name in MASKS) + [pytest.mark.nightly] * (others and name not in FEW)
+
+
+ROWS = [pytest.param(name, marks=_marks(name, True)) for name in MODELS]
+"""Each model: one of every sort of encoder in every `make test`, the others nightly."""
+EVERY = [pytest.param(name, marks=_marks(name, False)) for name in MODELS]
+"""Each model in every `make test`."""
+SQUARE_ONLY = ("data2vec", "dpt", "eomt", "eomt_annealed", "eomt_dinov3")
 """Models that transformers itself runs on square images only."""
-ANY_SIZE = ("segformer", "upernet_convnext", "upernet_swin", "upernet_resnet", "mobilevit", "mobilenetv2")
+ANY_SIZE = (
+    "segformer",
+    "upernet_convnext",
+    "upernet_swin",
+    "upernet_resnet",
+    "mobilevit",
+    "mobilenetv2",
+    "mask2former",
+)
 """Models that transformers runs on sizes that no stride divides."""
 
 
@@ -151,7 +222,46 @@ def model(name: str, seed: int = 0) -> Any:
                 value.normal_(0, 0.1)
             elif buffer_name.endswith("running_var"):
                 value.uniform_(0.8, 1.2)
+        if name in MASKS:
+            _tell_apart(made)
     return made.eval()
+
+
+def _tell_apart(made: Any) -> None:
+    """Let the queries of a mask transformer differ in class and mask: drawn ones answer all alike."""
+    for key, module in made.named_modules():
+        if key.endswith(("query", "queries_features")):
+            module.weight.normal_()
+        elif isinstance(module, torch.nn.Linear) and ("mask_embed" in key or "mask_head" in key):
+            torch.nn.init.orthogonal_(module.weight, 3.0 if "mask_embed" in key else 2.0)
+            module.bias.zero_()
+    side = getattr(made.config, "image_size", 96)
+    mean = made.eval()(torch.randn(1, 3, side, side)).class_queries_logits.mean((0, 1))
+    made.class_predictor.bias.sub_(mean)
+    made.class_predictor.weight.mul_(10.0)
+    made.class_predictor.bias.mul_(10.0)
+
+
+def logits_of(original: Any, images: torch.Tensor) -> torch.Tensor:
+    """The answer of transformers alone, at image size; of a mask transformer, the log of what its processor returns."""
+    answer, size = original(images), (images.shape[-2], images.shape[-1])
+    if "logits" in answer:
+        return F.interpolate(answer.logits, size, mode="bilinear", align_corners=False)
+    scores = [item.segmentation_scores for item in answers_of(original, images)]
+    return torch.stack(scores).clamp(min=1e-20).log()
+
+
+def answers_of(original: Any, images: torch.Tensor) -> Any:
+    """What the image processor of a mask transformer makes of its answer for `images`, at their size."""
+    from transformers.models.eomt.image_processing_pil_eomt import EomtImageProcessorPil
+    from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
+
+    size = (images.shape[-2], images.shape[-1])
+    options: dict[str, Any] = {"target_sizes": [size] * len(images), "return_segmentation_scores": True}
+    if original.config.model_type.startswith("eomt"):
+        square = {"shortest_edge": size[0], "longest_edge": size[0]}
+        return EomtImageProcessorPil().post_process_semantic_segmentation(original(images), size=square, **options)
+    return Mask2FormerImageProcessorPil().post_process_semantic_segmentation(original(images), **options)
 
 
 def _upernet(backbone: Any) -> Any:

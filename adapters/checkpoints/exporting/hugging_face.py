@@ -14,6 +14,12 @@ from storage import durable
 from storage.registry.manifest import Manifest
 
 _BILINEAR = 2
+_MASK_PROCESSORS = {
+    "eomt": "EomtImageProcessor",
+    "eomt_dinov3": "EomtImageProcessor",
+    "mask2former": "Mask2FormerImageProcessor",
+}
+"""Processors that make a map of a mask transformer's queries, by `model_type`."""
 
 
 def write_huggingface(network: SegmentationNetwork, manifest: Manifest, folder: Path) -> tuple[str, ...]:
@@ -44,10 +50,10 @@ def _preprocessor(settings: Architecture, manifest: Manifest) -> dict[str, Any]:
     """Return how to prepare images: the model's own pixel scaling, and the size that mfmd fits images to.
 
     SegFormer's processor resizes, scales and normalises for any model. Only MobileViT's supports BGR, and it has no
-    mean.
+    mean. A mask transformer has the processor that reads its queries.
     """
     mean, std, bgr = scaling_of(settings.hf_preprocessor)
-    return {
+    usual = {
         "image_processor_type": "MobileViTImageProcessor" if bgr else "SegformerImageProcessor",
         "do_resize": True,
         "size": {"height": manifest.input_height, "width": manifest.input_width},
@@ -60,3 +66,15 @@ def _preprocessor(settings: Architecture, manifest: Manifest) -> dict[str, Any]:
         "image_std": std,
         "do_flip_channel_order": bgr,
     }
+    return usual | _of_masks(settings.hf_config or {})
+
+
+def _of_masks(hf_config: dict[str, Any]) -> dict[str, Any]:
+    """Return what differs for a mask transformer: EoMT sees squares of its own size, as windows over the image."""
+    kind = str(hf_config.get("model_type"))
+    if kind not in _MASK_PROCESSORS:
+        return {}
+    found: dict[str, Any] = {"image_processor_type": _MASK_PROCESSORS[kind], "do_pad": False, "size_divisor": 0}
+    if kind.startswith("eomt"):
+        found |= {"size": {"shortest_edge": hf_config["image_size"], "longest_edge": None}, "do_split_image": True}
+    return found

@@ -23,7 +23,18 @@ _INSIDE_BYTES = 1_500_000_000
 """Larger weights are stored beside `model.onnx`, because its format ends at 2 GB (bytes)."""
 _ALL = ("batch", "height", "width")
 _BATCH = ("batch",)
-_SIDES_FIXED = ("beit", "data2vec-vision", "dpt", "mobilenet_v2", "mobilevit", "mobilevitv2", "swin")
+_SIDES_FIXED = (
+    "beit",
+    "data2vec-vision",
+    "dpt",
+    "eomt",
+    "eomt_dinov3",
+    "mask2former",
+    "mobilenet_v2",
+    "mobilevit",
+    "mobilevitv2",
+    "swin",
+)
 """Kinds whose code in transformers computes sizes in a way that torch.export can only record as constants."""
 
 
@@ -63,8 +74,8 @@ def free_dimensions(settings: Architecture) -> tuple[str, ...]:
         return _BATCH
     if settings.hf_config is None:
         return _ALL
-    kind = (settings.hf_config.get("backbone_config") or settings.hf_config).get("model_type")
-    return _BATCH if kind in _SIDES_FIXED else _ALL
+    parts = (settings.hf_config, settings.hf_config.get("backbone_config") or {})
+    return _BATCH if any(part.get("model_type") in _SIDES_FIXED for part in parts) else _ALL
 
 
 def _spell_out_attention(network: SegmentationNetwork) -> None:

@@ -53,9 +53,15 @@ def split_segformer(model: Any) -> Parts:
 
 def split_upernet(model: Any) -> Parts:
     """UPerNet (Xiao et al. 2018) on any backbone of transformers (Swin, ConvNeXt, ResNet, ...): backbone | head."""
-    swin = getattr(model.backbone, "swin", None)  # its last norm serves classification only
-    unused = () if swin is None else (swin.layernorm,)
-    return Parts(BackboneEncoder(backbone=model.backbone), Head(model.decode_head), model.backbone.channels, unused)
+    backbone = model.backbone
+    unused = unread_norm(backbone)
+    return Parts(BackboneEncoder(backbone=backbone), Head(model.decode_head), backbone.channels, unused)
+
+
+def unread_norm(backbone: Any) -> tuple[nn.Module, ...]:
+    """Return the last norm of a Swin, which serves classification only; nothing for other backbones."""
+    swin = getattr(backbone, "swin", None)
+    return () if swin is None else (swin.layernorm,)
 
 
 def split_mobilevit(model: Any) -> Parts:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adapters.networks.network import SegmentationNetwork
+
 
 class Parts(NamedTuple):
     """A model cut in two; both halves share its modules."""
@@ -20,6 +22,8 @@ class Parts(NamedTuple):
     """Channels of each map, deepest last."""
     unused: Sequence[nn.Module | nn.Parameter | None] = ()
     """Weights that the logits do not depend on: kept for the export, never trained."""
+    network: type[SegmentationNetwork] = SegmentationNetwork
+    """What runs both halves."""
 
 
 class Encoder(nn.Module, ABC):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from adapters.errors import AdapterError, NetworkMismatch, UnsupportedModel
 from adapters.networks.hf_directory import load_directory
-from adapters.networks.huggingface import convolutional, transformer
+from adapters.networks.huggingface import convolutional, eomt, mask_transformer, transformer
 from adapters.networks.huggingface.config_fields import check_fields, odd_fields
 from adapters.networks.huggingface.family import Parts
 from adapters.networks.huggingface.pixels import allow_single_values, pixel_change
@@ -20,6 +21,9 @@ FAMILIES: dict[str, Callable[[Any], Parts]] = {
     "beit": transformer.split_beit,
     "data2vec-vision": transformer.split_data2vec,
     "dpt": transformer.split_dpt,
+    "eomt": eomt.split_eomt,
+    "eomt_dinov3": eomt.split_eomt_dinov3,
+    "mask2former": mask_transformer.split_mask2former,
     "mobilenet_v2": convolutional.split_mobilenet,
     "mobilevit": convolutional.split_mobilevit,
     "mobilevitv2": convolutional.split_mobilevitv2,
@@ -27,6 +31,10 @@ FAMILIES: dict[str, Callable[[Any], Parts]] = {
     "upernet": convolutional.split_upernet,
 }
 """What cuts a model in two, by `model_type` in config.json."""
+ON_BACKBONES = ("mask2former", "upernet")
+"""Kinds whose backbone is another model of transformers, described by `backbone_config`."""
+WITH_SCIPY = ("eomt", "eomt_dinov3", "mask2former")
+"""Kinds whose losses in transformers need scipy; it builds none without its loss."""
 
 
 def build_huggingface(settings: Architecture, num_classes: int) -> tuple[SegmentationNetwork, Any]:
@@ -47,9 +55,16 @@ def load_huggingface(directory: Path, settings: Architecture, num_classes: int) 
     """
     with _refusing(settings.hf_config or {}):
         model_class, config = _model_of(settings, num_classes)
+        vars(config).pop(eomt.MASK_FIELD, None)  # the weights say it
         with torch.device("meta"):
             model_class(config)  # what the configuration alone makes impossible is not blamed on the weights
         return _split(load_directory(model_class, config, directory), settings, num_classes)
+
+
+def with_recorded(settings: Architecture, network: SegmentationNetwork) -> Architecture:
+    """Return `settings` with what only the loaded weights of `network` say, so that they build the same network."""
+    found = eomt.recorded_masks(network.decoder)
+    return settings.model_copy(update={"hf_config": {**(settings.hf_config or {}), **found}}) if found else settings
 
 
 @contextmanager
@@ -70,7 +85,10 @@ def _refusing(hf_config: Mapping[str, Any]) -> Iterator[None]:
 def _model_of(settings: Architecture, num_classes: int) -> tuple[Any, Any]:
     """Return model class and config object of a config.json; transformers imports only the module of its kind."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+        MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
+    )
 
     hf_config = settings.hf_config
     if hf_config is None:
@@ -80,8 +98,10 @@ def _model_of(settings: Architecture, num_classes: int) -> tuple[Any, Any]:
         raise UnsupportedModel(f"config.json: model_type {kind!r} cannot be split; these work: {', '.join(FAMILIES)}")
     if kind == "dpt" and (hf_config.get("is_hybrid") or backbone is not None):
         raise UnsupportedModel("config.json: this dpt is a hybrid; only DPT on its own plain ViT can be split")
-    if kind == "upernet" and not isinstance(backbone, dict):
-        raise UnsupportedModel("config.json: this upernet names its backbone without backbone_config; save it again")
+    if kind in ON_BACKBONES and not isinstance(backbone, dict):
+        raise UnsupportedModel(f"config.json: this {kind} names its backbone without backbone_config; save it again")
+    if kind in WITH_SCIPY and find_spec("scipy") is None:
+        raise UnsupportedModel(f"config.json: transformers builds {kind} only beside scipy; pip install 'mfmd[masks]'")
     if "quantization_config" in hf_config:
         raise UnsupportedModel("config.json: quantization_config: quantised weights are not read; save it as float32")
     check_fields(hf_config)
@@ -96,7 +116,10 @@ def _model_of(settings: Architecture, num_classes: int) -> tuple[Any, Any]:
         raise UnsupportedModel(f"config.json: num_channels is {channels}; images have 3 (RGB), and so must the model")
     if hasattr(config, "use_auxiliary_head"):
         config.use_auxiliary_head = False
-    return MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[type(config)], config
+    classes = MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
+    if type(config) not in classes:
+        classes = MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
+    return classes[type(config)], config
 
 
 def _without_answers(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,10 +132,10 @@ def _without_answers(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _split(model: Any, settings: Architecture, num_classes: int) -> SegmentationNetwork:
-    encoder, decoder, channels, unused = FAMILIES[model.config.model_type](model)
+    encoder, decoder, channels, unused, network = FAMILIES[model.config.model_type](model)
     encoder.pixels = pixel_change(settings.hf_preprocessor)
     allow_single_values(decoder)
     for part in unused:
         if part is not None:
             part.requires_grad_(False)
-    return SegmentationNetwork(encoder, decoder, num_classes=num_classes, feature_channels=channels)
+    return network(encoder, decoder, num_classes=num_classes, feature_channels=channels)

@@ -34,6 +34,8 @@ _SYMMETRIC = PixelScaling(_HALF, _HALF)
 _PLAIN_BGR = PixelScaling((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), bgr=True)
 _DEFAULTS = {
     "Segformer": IMAGENET,
+    "Mask2Former": IMAGENET,
+    "Eomt": IMAGENET,
     "ConvNext": _SYMMETRIC,
     "Beit": _SYMMETRIC,
     "DPT": _SYMMETRIC,

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from configs.network import Architecture
 from configs.settings import Settings
 from storage.errors import UnknownVersion
 from storage.registry.registry import CheckpointRegistry
-from tests.adapters.tiny_models import MODELS, model
+from tests.adapters.tiny_models import MASKS, MODELS, NEEDS_SCIPY, model
 
 CPU = torch.device("cpu")
 NATIVE = {
@@ -66,7 +67,8 @@ def versions(folder: Path, settings: Settings, registry: CheckpointRegistry) -> 
         save_weights(build_network(network, len(settings.classes)), folder / "weights.safetensors")
         manifest = make_manifest(settings, origin="pretrain", network=network)
         found[name] = registry.add(folder / "weights.safetensors", manifest, by="test").version
-    for number, name in enumerate(MODELS):
+    built = [name for name in MODELS if name not in MASKS or find_spec("scipy")]
+    for number, name in enumerate(built):
         model(name).save_pretrained(folder / "models" / name)
         processor: dict[str, object] = {"image_mean": [0.5, 0.4, 0.1 * number], "image_std": [0.5, 0.3, 0.2]}
         if name == "mobilevit":
@@ -85,7 +87,8 @@ import json, sys
 import torch
 from pathlib import Path
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSemanticSegmentation
+from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation
 
 torch.set_num_threads(1)
 frame = load_file("frame.safetensors")["frame"]
@@ -95,12 +98,19 @@ for folder in sorted(Path("out").iterdir()):
     pixels = (frame.permute(2, 0, 1) * processor["rescale_factor"] - mean) / std
     if processor["do_flip_channel_order"]:
         pixels = pixels.flip(0)
-    model, report = AutoModelForSemanticSegmentation.from_pretrained(folder, output_loading_info=True)
+    queries = hasattr(AutoConfig.from_pretrained(folder), "num_queries")
+    auto = AutoModelForUniversalSegmentation if queries else AutoModelForSemanticSegmentation
+    model, report = auto.from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"], (folder, report)
     assert model.config.id2label[0] == "sky", model.config.id2label
     with torch.no_grad():
-        logits = model.eval()(pixels[None]).logits
-    logits = torch.nn.functional.interpolate(logits, frame.shape[:2], mode="bilinear", align_corners=False)
+        answer, size = model.eval()(pixels[None]), tuple(frame.shape[:2])
+    if queries:  # the processor of the folder itself makes a map of the queries
+        post_process = AutoImageProcessor.from_pretrained(folder).post_process_semantic_segmentation
+        (found,) = post_process(answer, target_sizes=[size], return_segmentation_scores=True)
+        logits = found.segmentation_scores[None].clamp(min=1e-20).log()
+    else:
+        logits = torch.nn.functional.interpolate(answer.logits, size, mode="bilinear", align_corners=False)
     save_file({"logits": logits}, f"{folder.name}.logits")
 ours = {name for name in sys.modules if name.split(".")[0] in ("adapters", "configs", "storage", "daemon")}
 assert not ours, ours
@@ -108,7 +118,9 @@ assert not ours, ours
 
 
 @pytest.mark.parametrize(
-    "names", [("segformer", "mobilevit"), pytest.param(tuple(MODELS), marks=pytest.mark.nightly)], ids=["two", "all"]
+    "names",
+    [("segformer", "mobilevit"), pytest.param(tuple(MODELS), marks=[pytest.mark.nightly, NEEDS_SCIPY])],
+    ids=["two", "all"],
 )
 def test_transformers_alone_gives_our_logits(
     names: tuple[str, ...], versions: dict[str, int], registry: CheckpointRegistry, tmp_path: Path
@@ -177,8 +189,12 @@ ONCE = [("deeplabv2", "torch-export"), ("beit", "onnx")]
 @pytest.mark.parametrize(
     ("name", "form"),
     [
-        pytest.param(name, form, marks=() if (name, form) in ONCE else pytest.mark.nightly)
-        for name in ("deeplabv2", "dinov2_map", "hrda", "beit", "segformer")
+        pytest.param(
+            name,
+            form,
+            marks=[NEEDS_SCIPY] * (name in MASKS) + [pytest.mark.nightly] * ((name, form) not in ONCE),
+        )
+        for name in ("deeplabv2", "dinov2_map", "hrda", "beit", "segformer", "mask2former", "eomt", "eomt_dinov3")
         for form in RUNNERS
         if (name, form) != ("segformer", "torch-export")
     ],
@@ -188,7 +204,7 @@ def test_programs_give_our_logits_at_other_sizes(
 ) -> None:
     network = network_of(registry, versions[name])
     sizes = [(1, 64, 96), (3, 64, 96)]
-    fixed = name in ("beit", "hrda")
+    fixed = name in ("beit", "hrda", *MASKS)
     if not fixed:
         sizes += [(1, 98, 70), (2, 224, 224)]  # no multiple of most strides; all patches of DINOv2's own image size
     export_version(registry, versions[name], form, tmp_path / form)
@@ -198,7 +214,11 @@ def test_programs_give_our_logits_at_other_sizes(
         images = torch.randn(batch, 3, height, width)
         with torch.no_grad():
             expected = network(images)
-        torch.testing.assert_close(RUNNERS[form](tmp_path / form, images), expected, atol=1e-4, rtol=1e-3)
+        found = RUNNERS[form](tmp_path / form, images)
+        if name in MASKS:  # attention stops where a mask crosses zero: rounding alone moves some pixels
+            assert (found.argmax(1) != expected.argmax(1)).float().mean() < 0.02
+        else:
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
 def test_free_dimensions_follow_the_kind(versions: dict[str, int], registry: CheckpointRegistry) -> None:
@@ -216,8 +236,9 @@ def test_free_dimensions_follow_the_kind(versions: dict[str, int], registry: Che
         "mobilevit",
         "mobilevitv2",
         "upernet_swin",
+        *MASKS,
     }
-    assert {name for name, dimensions in free.items() if dimensions == ("batch",)} == fixed
+    assert {name for name, dimensions in free.items() if dimensions == ("batch",)} == fixed & free.keys()
 
 
 def test_networks_without_a_class_in_transformers_are_refused(

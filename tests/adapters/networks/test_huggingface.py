@@ -18,7 +18,17 @@ from adapters.networks.network import SegmentationNetwork, normalise
 from adapters.networks.step_rng import StepRng
 from configs.mfm import MfmSettings
 from configs.network import Architecture
-from tests.adapters.tiny_models import ANY_SIZE, CLASSES, MODELS, ROWS, SQUARE_ONLY, model
+from tests.adapters.tiny_models import (
+    ANY_SIZE,
+    CLASSES,
+    MASKS,
+    MODELS,
+    NEEDS_SCIPY,
+    ROWS,
+    SQUARE_ONLY,
+    logits_of,
+    model,
+)
 from tests.sections import section
 
 
@@ -45,11 +55,6 @@ def original(name: str) -> Any:
 def network(original: Any, tmp_path: Path) -> SegmentationNetwork:
     original.save_pretrained(tmp_path / "model")
     return load_huggingface(tmp_path / "model", settings_for(original), CLASSES).eval()
-
-
-def logits_of(original: Any, images: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = original(images).logits
-    return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
 
 @torch.no_grad()
@@ -119,6 +124,13 @@ ODD: dict[str, dict[str, list[Any]]] = {
         "backbone_out_indices": ["x", [0, 1, 2], [0, 1, 2, 5]],
         "neck_hidden_sizes": [[]],
     },
+    "mask2former": {
+        "hidden_dim": [0, "x"],
+        "num_queries": [0, -1, 10**9],
+        "dropout": [1.5],
+        "backbone_config": [None, "swin"],
+    },
+    "eomt": {"num_blocks": [0, 4, "x"], "num_register_tokens": [-1], "layer_norm_eps": [1.5], "image_size": [0, "x"]},
     "mobilenetv2": {"depth_multiplier": ["x", None, -1.0], "hidden_act": ["x"]},
     "mobilevit": {"hidden_sizes": [[], [-1, -1, -1]], "neck_hidden_sizes": [[1]], "atrous_rates": [[0] * 3]},
     "mobilevitv2": {"base_attn_unit_dims": [[], "x"], "output_stride": [0, 10**9]},
@@ -126,7 +138,7 @@ ODD: dict[str, dict[str, list[Any]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[NEEDS_SCIPY] * (kind in MASKS)) for kind in ODD])
 def test_an_odd_value_of_the_config_is_named(kind: str) -> None:
     config = model(kind).config.to_dict()
     inside = "backbone_config" if kind.startswith("upernet") else None
@@ -161,6 +173,7 @@ def test_what_a_call_returns_is_no_matter_of_the_config() -> None:
     assert network(torch.zeros(1, 3, 64, 64)).shape == (1, CLASSES, 64, 64)
 
 
+@NEEDS_SCIPY
 def test_every_family_has_a_tiny_model() -> None:
     assert {model(name).config.model_type for name in MODELS} == set(FAMILIES)
 
@@ -215,7 +228,7 @@ def test_unclear_pixel_scaling_is_refused(content: dict[str, Any]) -> None:
         scaling_of(content)
 
 
-@pytest.mark.parametrize("kind", ["mask2former", "oneformer", "detr", None])
+@pytest.mark.parametrize("kind", ["oneformer", "detr", "videomt", None])
 def test_what_cannot_be_split_is_refused_by_name(kind: str | None) -> None:
     with pytest.raises(UnsupportedModel, match=rf"{kind}.*beit, data2vec-vision, dpt.*segformer, upernet"):
         build_huggingface(Architecture(name="huggingface", hf_config={"model_type": kind}), CLASSES)

@@ -1,5 +1,7 @@
 """Class lists with palettes: by name from `configs/class_lists/*.yaml`, or as names, with or without colours."""
 
+import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -42,6 +44,31 @@ def load_class_list(name: str) -> list[dict[str, object]]:
     if name not in lists:
         raise ValueError(f"no class list {name!r}; there are {', '.join(lists)}, or give names: background,vessel")
     return list(yaml.safe_load(lists[name].read_text(encoding="utf-8")))
+
+
+_PALETTES = ("cityscapes", "ade20k", "voc", "pascal_context", "mapillary", "camvid")
+"""Lists whose colours a model with their names gets, the most usual first."""
+
+
+def classes_named(names: Sequence[str]) -> str | list[dict[str, object]] | list[str]:
+    """Return `classes` for the class names of a model, in its order.
+
+    A shipped list of these names in this order gives its own name. A list that has each of them gives its colours.
+    Otherwise they stay names, whose colours come from the table for the colour-blind.
+    """
+    plain = [plain_name(name) for name in names]
+    for list_name in _PALETTES:
+        colors = {plain_name(str(entry["name"])): entry["color"] for entry in load_class_list(list_name)}
+        if plain == [*colors]:
+            return list_name
+        if colors.keys() >= {*plain}:
+            return [{"name": name, "color": colors[key]} for name, key in zip(names, plain, strict=True)]
+    return [*names]
+
+
+def plain_name(name: str) -> str:
+    """Return what counts of a class name: its letters and figures, in one case and one form of Unicode."""
+    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
 def _expand(value: object) -> object:

@@ -1,14 +1,14 @@
 """Compare the classes of a model with those of the configuration: a class at another index mislabels every mask."""
 
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from adapters.errors import NetworkMismatch, UnsupportedModel
+from configs.class_list import plain_name
 
 _GENERIC = re.compile(r"(label|class)?\d+", re.ASCII)
-"""Names that a library gives when nobody did: LABEL_0, class 0, 0; as `_plain` returns them."""
+"""Names that a library gives when nobody did: LABEL_0, class 0, 0; as `plain_name` returns them."""
 _MOST = 40
 """Longest list of classes in a message."""
 _REMEDY = "give `classes` in mfmd.yaml the model's names in the model's order"
@@ -23,8 +23,8 @@ def check_classes(
     the name of another class of ours. What was assumed goes to `note`. Raises UnsupportedModel when config.json does
     not number its classes 0, 1, 2, ..., NetworkMismatch when they are not ours.
     """
-    theirs = _names_of(hf_config)
-    if theirs is None or all(_GENERIC.fullmatch(_plain(name)) for name in theirs):
+    theirs = names_of(hf_config)
+    if theirs is None:
         note(f"config.json does not name the classes; they are taken in the order of `classes`: {_listed(ours)}")
         return
     if len(theirs) != len(ours):
@@ -32,7 +32,7 @@ def check_classes(
             f"config.json: the model has {len(theirs)} classes, the configuration lists {len(ours)}; {_REMEDY}: "
             f"{_listed(theirs)}; now `classes` has {_listed(ours)}"
         )
-    plain, wanted = [_plain(name) for name in theirs], [_plain(name) for name in ours]
+    plain, wanted = [plain_name(name) for name in theirs], [plain_name(name) for name in ours]
     differing = [index for index in range(len(ours)) if plain[index] != wanted[index]]
     if not differing:
         return
@@ -59,8 +59,11 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:_MOST])) + (f" and {len(names) - _MOST} more" if len(names) > _MOST else "")
 
 
-def _names_of(hf_config: dict[str, Any]) -> list[str] | None:
-    """Return the names by index; None when config.json gives none."""
+def names_of(hf_config: dict[str, Any]) -> list[str] | None:
+    """Return the class names of a config.json by index; None when it gives none, or only numbers (LABEL_0).
+
+    Raises UnsupportedModel when it does not number its classes 0, 1, 2, ...
+    """
     labels = hf_config.get("id2label")
     if isinstance(labels, list):
         labels = dict(enumerate(labels))
@@ -72,9 +75,5 @@ def _names_of(hf_config: dict[str, Any]) -> list[str] | None:
     gaps = sorted(set(range(len(labels))) - by_index.keys())
     if gaps:
         raise UnsupportedModel(f"config.json: id2label has {len(labels)} entries, but none for class {gaps[0]}")
-    return [str(by_index[index]) for index in range(len(labels))]
-
-
-def _plain(name: str) -> str:
-    """Return what counts of a name: its letters and figures, in one case and one form of Unicode."""
-    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name).casefold())
+    names = [str(by_index[index]) for index in range(len(labels))]
+    return None if all(_GENERIC.fullmatch(plain_name(name)) for name in names) else names

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from daemon.cli.from_model import fitted, read_model
 from daemon.cli.labels import show_survey
-from daemon.cli.options import DEFAULT_CONFIG, PATH, ConfigOption
+from daemon.cli.options import DEFAULT_CONFIG, PATH, ConfigOption, config_option
+from daemon.cli.training import UnsafeOption, import_model, release_first
 
 if TYPE_CHECKING:
     from configs.settings import Settings
@@ -33,7 +35,15 @@ PresetOption = Annotated[
         "gta2cityscapes_daformer, gta2cityscapes_hrda, gta2cityscapes_mic_daformer.",
     ),
 ]
+FromModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--from-model", help="Take classes and image size from this model, and import it: a hub id or folder."
+    ),
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")]
+_MOST = 40
+"""Longest list of classes in the answer."""
 ReportOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder for the report and the picture.", **PATH)
 ]
@@ -46,45 +56,65 @@ def init(
     source_images: ImagesOption = None,
     source_labels: LabelsOption = None,
     preset: PresetOption = None,
+    from_model: FromModelOption = None,
+    unsafe_pickle: UnsafeOption = False,
     force: ForceOption = False,
 ) -> None:
-    """Write a commented configuration for the drop folder FOLDER."""
-    from configs.errors import ConfigError
+    """Write a commented configuration for the drop folder FOLDER; with --from-model also import the model."""
     from configs.load import load_settings
     from storage.durable import make_directory, write_bytes
     from storage.durable.permissions import shared_files
 
     if (source_images is None) != (source_labels is None):
         raise typer.BadParameter("give both --source-images and --source-labels, or neither")
-    if preset is not None and (source_images or classes) is not None:
-        wrong = "--classes" if source_images is None else "--source-images"
-        raise typer.BadParameter(f"--preset has its own classes and source; leave out {wrong}, then edit the file")
-    if config.is_dir():
-        raise ConfigError(f"{config}: is a folder; name a file with --config FILE")
-    if os.path.lexists(config) and not force:
-        raise ConfigError(f"{config}: file exists; --force overwrites it, --config FILE writes another")
+    if unsafe_pickle and from_model is None:
+        raise typer.BadParameter("--unsafe-pickle is for the model of --from-model")
+    given = {"--classes": classes, "--source-images": source_images, "--from-model": from_model}
+    if preset is not None and (wrong := [name for name, value in given.items() if value is not None]):
+        raise typer.BadParameter(f"--preset has its own classes and source; leave out {wrong[-1]}, then edit the file")
+    _check_target(config, force=force)
     text = _filled(_text(preset, classes or "cityscapes"), "watch", "folder", _relative(folder, config))
+    model = None if from_model is None else read_model(from_model, pickles=unsafe_pickle)
+    if model is not None:
+        text = fitted(text, model.facts, keep_classes=classes is not None)
     if source_images is not None and source_labels is not None:
         text = _filled(text, "source", "images", _relative(source_images, config))
         text = _filled(text, "source", "labels", _relative(source_labels, config))
     settings = load_settings(config, text)  # before anything is written
     created = not folder.exists()
+    # Before the configuration: a model that is refused leaves none that would have to be overwritten.
+    version = None if model is None else import_model(model.place, settings, unsafe_pickle=unsafe_pickle)
     with shared_files():
         make_directory(folder)
         make_directory(config.parent)
         write_bytes(config, text.encode(), shared=True)
     typer.echo(f"Wrote {config}. Drop folder: {settings.watch.folder}{' (created)' if created else ''}")
-    typer.echo(_say_classes(settings, chosen=classes is not None or preset is not None))
+    typer.echo(_say_classes(settings, chosen=(classes or preset or from_model) is not None))
+    if version is not None:
+        typer.echo(f"Frames: {settings.buffer.height}x{settings.buffer.width} (height x width).")
+        reason, option = f"imported from {from_model}", config_option(config)
+        release_first(settings, version, by="import", reason=reason, as_json=False, option=option)
     show_survey(settings)
-    typer.echo(_next_steps(config, with_source=settings.source is not None))
+    if version is None:
+        typer.echo(_next_steps(config, with_source=settings.source is not None))
+
+
+def _check_target(config: Path, *, force: bool) -> None:
+    from configs.errors import ConfigError
+
+    if config.is_dir():
+        raise ConfigError(f"{config}: is a folder; name a file with --config FILE")
+    if os.path.lexists(config) and not force:
+        raise ConfigError(f"{config}: file exists; --force overwrites it, --config FILE writes another")
 
 
 def _say_classes(settings: "Settings", *, chosen: bool) -> str:
     """Return which classes were written and, when nobody chose them, what else there is."""
     from configs.class_list import shipped
 
-    names = ", ".join(item.name for item in settings.classes)
-    said = f"Classes ({len(settings.classes)}): {names}."
+    names = [item.name for item in settings.classes]
+    more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
+    said = f"Classes ({len(names)}): {', '.join(names[:_MOST])}{more}."
     others = ", ".join(name for name in shipped("class_lists") if name != "cityscapes")
     other = f"They are of cityscapes; --classes chooses others: {others}, or names such as background,vessel"
     return said if chosen else f"{said}\n{other}"
@@ -130,7 +160,7 @@ def _relative(path: Path, config: Path) -> str:
 
 
 def _next_steps(config: Path, *, with_source: bool) -> str:
-    option = "" if config == DEFAULT_CONFIG else f" --config {config}"
+    option = config_option(config)
     first = f"mfmd pretrain{option}" if with_source else f"mfmd import MODEL{option}"
     return f"Next: mfmd doctor{option}, then {first}, then mfmd run{option}"
 

@@ -35,6 +35,11 @@ VersionOption = Annotated[
 ]
 
 
+def config_option(config: Path) -> str:
+    """Return what a suggested command needs to read the same configuration, ready to follow its name."""
+    return "" if config == DEFAULT_CONFIG else f" --config {config}"
+
+
 def read_settings(config: Path) -> "Settings":
     """Return the settings in `config` and the environment; raise ConfigError."""
     from configs.load import load_settings

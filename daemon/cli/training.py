@@ -9,6 +9,7 @@ from daemon.cli.options import (
     DEFAULT_CONFIG,
     ConfigOption,
     JsonOption,
+    config_option,
     layout_of,
     read_settings,
     registry_of,
@@ -19,6 +20,7 @@ from daemon.cli.output import answer, headline
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from adapters.checkpoints.hub import Located
     from configs.settings import Settings
     from storage.registry.manifest import Manifest
     from storage.source.label_counts import LabelCounts
@@ -59,7 +61,10 @@ def pretrain(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False)
         manifest = train(settings, on_progress)
     labels = [{"value": value, "class": name, "pixels": pixels} for value, name, pixels in counts.rows()]
     told = {"labels": labels, "warnings": counts.warnings()}
-    _release(settings, manifest, by="pretrain", reason="trained on source images", as_json=as_json, told=told)
+    option = config_option(config)
+    release_first(
+        settings, manifest, by="pretrain", reason="trained on source images", as_json=as_json, told=told, option=option
+    )
 
 
 def _import_source(settings: "Settings") -> "LabelCounts":
@@ -85,22 +90,31 @@ def import_(
 ) -> None:
     """Import a trained model: a Hugging Face segmentation model (directory or hub id), or safetensors of `network`."""
     settings = read_settings(config)
+    place = str(user_path(source)) if source.startswith("~") else source
+    manifest = import_model(place, settings, unsafe_pickle=unsafe_pickle, by_position=classes_by_position)
+    reason = f"imported from {source}"
+    release_first(settings, manifest, by="import", reason=reason, as_json=as_json, option=config_option(config))
+
+
+def import_model(
+    source: "str | Located", settings: "Settings", *, unsafe_pickle: bool, by_position: bool = False
+) -> "Manifest":
+    """Register a model from outside as a version and return its manifest. Raises as `import_checkpoint` does."""
     from adapters.checkpoints.importing import import_checkpoint
     from storage.directory.format import begin
 
     begin(layout_of(settings))
-    manifest = import_checkpoint(
-        str(user_path(source)) if source.startswith("~") else source,
+    return import_checkpoint(
+        source,
         settings,
         registry_of(settings),
         unsafe_pickle=warn if unsafe_pickle else None,
-        by_position=classes_by_position,
+        by_position=by_position,
         note=warn,
     )
-    _release(settings, manifest, by="import", reason=f"imported from {source}", as_json=as_json)
 
 
-def _release(
+def release_first(
     settings: "Settings",
     manifest: "Manifest",
     *,
@@ -108,7 +122,9 @@ def _release(
     reason: str,
     as_json: bool,
     told: "Mapping[str, object] | None" = None,
+    option: str = "",
 ) -> None:
+    """Let a new version serve if none serves yet, and print what is so; `option` follows the suggested commands."""
     from daemon.gate.moves import release
 
     registry = registry_of(settings)
@@ -121,7 +137,9 @@ def _release(
     scores = headline(manifest.scores)
     lines = [f"Version {manifest.version}{f' ({scores})' if scores else ''}."]
     if ref is not None:
-        lines.append(f"It serves. Next: mfmd run, and drop images into {settings.watch.folder}")
+        lines.append(f"It serves. Next: mfmd run{option}, and drop images into {settings.watch.folder}")
     elif serving is not None:
-        lines.append(f"Version {serving.version} keeps serving; `mfmd promote {manifest.version}` serves the new one.")
+        lines.append(
+            f"Version {serving.version} keeps serving; `mfmd promote {manifest.version}{option}` serves the new one."
+        )
     answer(as_json, facts, *lines)

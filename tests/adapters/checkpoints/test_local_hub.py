@@ -14,23 +14,15 @@ from adapters.checkpoints.importing import import_checkpoint
 from adapters.errors import UnsupportedModel
 from configs.settings import Settings
 from storage.registry.registry import CheckpointRegistry
-from tests.adapters.checkpoints.local_hub import Files, Hub, Repository, serve_hub
+from tests.adapters.checkpoints.local_hub import Files, Hub, Repository, use_hub
 
 NAME = "street/model"
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    from huggingface_hub import close_session, constants
-
-    with serve_hub() as served:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "ENDPOINT", served.url)
-        template = served.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    with use_hub(tmp_path / "hub", monkeypatch) as served:
         yield served
-        close_session()
 
 
 @pytest.fixture

@@ -11,7 +11,9 @@ _GENERIC = re.compile(r"(label|class)?\d+", re.ASCII)
 """Names that a library gives when nobody did: LABEL_0, class 0, 0; as `plain_name` returns them."""
 _MOST = 40
 """Longest list of classes in a message."""
-_REMEDY = "give `classes` in mfmd.yaml the model's names in the model's order"
+_REMEDY = (
+    "give `classes` in mfmd.yaml the model's names in the model's order (`mfmd init --from-model MODEL` writes them)"
+)
 
 
 def check_classes(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adapters.errors import UnsupportedModel
-from adapters.networks.weight_files import PICKLED, PICKLED_INDEX, PICKLES
+from adapters.networks.weight_files import INDEX, PICKLED, PICKLED_INDEX, PICKLES, WHOLE
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _FILE_ENDINGS = (".safetensors", ".onnx", *PICKLES)
@@ -98,7 +98,7 @@ def _download(hub_id: str, revision: str | None, patterns: list[str]) -> Path:
 
 
 def _has_safetensors(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors"))
+    return (folder / WHOLE).exists() or (folder / INDEX).exists()
 
 
 def _pickles_of(hub_id: str, folder: Path) -> list[str]:

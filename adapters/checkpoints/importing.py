@@ -17,7 +17,7 @@ from adapters.networks.build import build_network
 from adapters.networks.huggingface.models import load_huggingface, with_recorded
 from adapters.networks.huggingface.pixels import scaling_of
 from adapters.networks.network import SegmentationNetwork
-from adapters.networks.weight_files import PICKLES, weight_problems
+from adapters.networks.weight_files import PICKLES, only_pickles, weight_problems
 from configs.network import Architecture
 from configs.settings import Settings
 from storage.errors import CorruptCheckpoint
@@ -90,7 +90,7 @@ def _from_directory(
     path: Path, settings: Settings, by_position: bool, note: Warn, warn: Warn | None
 ) -> tuple[SegmentationNetwork, Architecture]:
     hf_config = read_config(path)
-    pickled = not any(path.glob("*.safetensors*"))
+    pickled = only_pickles(path)
     if pickled:
         _allow_pickles(path, warn)
     names = [entry.name for entry in settings.classes]

@@ -55,6 +55,14 @@ def impostor(path: Path) -> str:
     return ""
 
 
+def only_pickles(folder: Path) -> bool:
+    """Return whether a Hugging Face directory has a model as pickles, or none at all, and not as safetensors."""
+    if (folder / WHOLE).exists() or (folder / INDEX).exists():
+        return False
+    pickled = (folder / PICKLED).exists() or (folder / PICKLED_INDEX).exists()
+    return pickled or not any(folder.glob("*.safetensors"))
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a Hugging Face directory, each readable: one, or all that its index names.
 

@@ -105,7 +105,8 @@ def test_labels_that_do_not_count_from_0_are_refused(labels: object, reason: str
 
 @pytest.mark.parametrize("names", [OURS[:-1], [*OURS, "more"]])
 def test_more_or_fewer_are_refused_with_the_remedy_and_both_lists(names: list[str]) -> None:
-    with pytest.raises(NetworkMismatch, match=rf"{len(names)} .*lists 5; give `classes` .*order: .*'sky'.*'sky'"):
+    says = rf"{len(names)} .*lists 5; give `classes` .*order \(`mfmd init --from-model MODEL` .*'sky'.*'sky'"
+    with pytest.raises(NetworkMismatch, match=says):
         check(names, by_position=True)
 
 

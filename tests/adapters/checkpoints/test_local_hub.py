@@ -67,6 +67,8 @@ def test_the_conversion_on_the_head_of_main_is_taken(
     repository.request({}, title="Fix the model card")
     repository.request({}, author="somebody")
     repository.request({}, status="closed")
+    head = repository.refs["main"][0]
+    repository.files[head] = {**repository.files[head], "other.safetensors": b"of another program"}
     commit = repository.request(converted)
     manifest = import_checkpoint(NAME, settings, registry)
     assert manifest.network["hf_config"]["model_type"] == "segformer"

@@ -27,8 +27,9 @@ _WANTED = [
 _PICKLED = [PICKLED, PICKLED_INDEX, "pytorch_model-*.bin"]
 """Files to fetch too when the caller reads pickles."""
 _BOT, _TITLE = "SFconvertbot", "Adding `safetensors` variant of this model"
-PATIENCE = 30.0
-"""Seconds without one byte after which the hub counts as unreachable; its library waits for ever by itself."""
+PATIENCE = 10.0
+"""Seconds without one byte after which the hub counts as unreachable. Its library has this limit for files alone, and
+waits for ever for answers about a model."""
 _SHORT = 12
 """Digits of a commit in a message."""
 

@@ -61,6 +61,8 @@ class Hub:
     """Parts in which a file arrives, a moment apart."""
     cut: Mapping[str, int] = field(default_factory=dict)
     """Bytes that arrive of the named files, though more are announced first."""
+    torn: set[str] = field(default_factory=set)
+    """Files whose next transfer ends halfway, as when the line breaks."""
     closed: threading.Event = field(default_factory=threading.Event)
     url: str = ""
 
@@ -128,7 +130,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
         sent = content[: self.hub.cut.get(path)] if body else content
-        self._send(200, sent, headers, body=body, steps=self.hub.steps)
+        torn = body and path in self.hub.torn
+        self._send(200, sent, headers, body=body, steps=self.hub.steps, most=len(sent) // 2 if torn else len(sent))
+        if torn:
+            self.hub.torn.discard(path)
+            self.close_connection = True
 
     def _json(self, content: object) -> None:
         self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
@@ -141,6 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
         *,
         body: bool = True,
         steps: int = 1,
+        most: int | None = None,
     ) -> None:
         self.send_response(status)
         for name, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
@@ -148,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         step = max(1, -(-len(content) // steps))
         for start in range(0, len(content) if body else 0, step):
-            self.wfile.write(content[start : start + step])
+            self.wfile.write(content[:most][start : start + step])
             if steps > 1:
                 self.hub.closed.wait(0.05)
 

@@ -192,6 +192,23 @@ def test_a_file_that_is_cut_off_is_never_taken_and_the_next_call_goes_on(
     assert import_checkpoint(NAME, settings, registry).version == 1
 
 
+@pytest.mark.nightly  # the hub's library waits a second
+def test_a_transfer_that_breaks_off_is_taken_up_again(
+    hub: Hub,
+    repository: Repository,
+    converted: Files,
+    segformer_files: dict[str, bytes],
+    settings: Settings,
+    registry: CheckpointRegistry,
+) -> None:
+    repository.request(converted)
+    hub.torn = {"model.safetensors"}
+    assert import_checkpoint(NAME, settings, registry).version == 1
+    assert hub.torn == set()
+    cached = next((settings.state.parent / "hub").glob("*/snapshots/*/model.safetensors"))
+    assert cached.read_bytes() == segformer_files["model.safetensors"]
+
+
 def test_offline_after_that_the_cache_is_enough_for_main_only(
     hub: Hub,
     repository: Repository,

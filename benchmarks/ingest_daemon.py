@@ -36,7 +36,9 @@ def daemon_in(root: Path, **buffer: Any) -> DrivenDaemon:
         "buffer": {
             "height": 64, "width": 64, "capacity_frames": 2048, "reserve_bytes": 0, "advanced": {"tile": 64}, **buffer,
         },
-        "network": {"name": "deeplabv3plus", "encoder": "resnet_tiny", "channels": 32, "output_stride": 16},
+        "network": {
+            "name": "deeplabv3plus", "encoder": "resnet_tiny", "channels": 32, "advanced": {"output_stride": 16},
+        },
         "pretrain": {"steps": 1, **crop}, "round": {"advanced": {"threads": 1}, **crop},
         "schedule": {"new_frames": 10**9},
         "serving": {"port": 0, "device": "cpu"}, "control": {"port": 0}, "log": {"level": "warning"},

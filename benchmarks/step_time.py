@@ -244,7 +244,7 @@ def common_sections(arguments: argparse.Namespace) -> Sections:
             "name": arguments.network,
             "encoder": arguments.encoder,
             "channels": arguments.channels,
-            "output_stride": arguments.output_stride,
+            "advanced": {"output_stride": arguments.output_stride},
         },
         "mfm": {"ablation": {"dim": arguments.mfm_dim, "heads": arguments.mfm_heads}},
         "round": {

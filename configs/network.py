@@ -1,11 +1,15 @@
 """Settings of the network, of its optimizer, and of source training."""
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
+from configs.errors import nearest
 from configs.section import ConfigPath, Fraction, NotNegative, Positive, PositiveInt, Section, bare_no
 
+TrainedName = Literal["daformer", "deeplabv2", "deeplabv3plus"]
 NetworkName = Literal["daformer", "deeplabv2", "deeplabv3plus", "huggingface"]
 EncoderName = Literal[
     "mit_tiny", "mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5",
@@ -14,11 +18,43 @@ EncoderName = Literal[
 ]  # fmt: skip
 
 
+OWN_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+"""`package.module:callable`, which builds a network that mfmd does not know."""
+
+
+def is_own(name: str) -> bool:
+    """Return whether `name` of a network is a dotted path to a callable, not a word of mfmd's."""
+    return OWN_NAME.fullmatch(name) is not None
+
+
+def _is_word(name: str, words: tuple[str, ...]) -> str:
+    if name in words or is_own(name):
+        return name
+    raise PydanticCustomError(
+        "literal_error",
+        "{what}",
+        {
+            "what": f"no network {name!r}{nearest(name, words)}; it is one of {', '.join(words)}, or a callable of a "
+            "package of yours, `package.module:callable`"
+        },
+    )
+
+
+def _is_known(name: str) -> str:
+    return _is_word(name, get_args(NetworkName))
+
+
+def _is_trained_here(name: str) -> str:
+    return _is_word(name, get_args(TrainedName))
+
+
 class _Layers(Section):
     """What an operator's network and the one in a manifest have in common."""
 
-    name: NetworkName = "daformer"
+    name: Annotated[str, AfterValidator(_is_known)] = "daformer"
     """Decoder: DAFormer head, DeepLabV2 (dlv2red) or DeepLabV3+."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Keyword arguments of your own network's callable, beside `num_classes`."""
     encoder: EncoderName = "mit_b0"
     """Encoder: MiT or DINOv2 for daformer, ResNet for the DeepLabs, DINOv2 also for deeplabv2. `*_tiny` are for small
     CPUs."""
@@ -26,8 +62,6 @@ class _Layers(Section):
     """Width of the decoder (channels); the papers use 256."""
     dropout: Fraction = 0.1
     """Dropout before the classifier, in decoders that have one (0-1)."""
-    output_stride: Literal[8, 16, 32] = 8
-    """Stride of the deepest ResNet map; DeepLabV2 uses 8. MiT and DINOv2 ignore it."""
     pretrained: ConfigPath | None = None
     """Local directory with encoder weights in Hugging Face format; None trains from scratch."""
     multi_resolution: bool = False
@@ -35,18 +69,58 @@ class _Layers(Section):
     learnt attention. An answer costs about 2.6 times the plain network's; a training pass at the same crop, half."""
 
 
+class _Rare(Section):
+    """Rarely changed settings of the network."""
+
+    output_stride: Literal[8, 16, 32] = 8
+    """Stride of the deepest ResNet map; DeepLabV2 uses 8. MiT and DINOv2 ignore it."""
+    encoder_module: str | None = None
+    """Your own network, if it has no `encode` and `decode`: name of its submodule that turns images into maps."""
+    decoder_module: str | None = None
+    """Name of its submodule that turns what `encoder_module` returns into logits."""
+
+
+class NetworkAdvanced(_Rare):
+    """Rarely changed settings of the network."""
+
+
 class NetworkSettings(_Layers):
     """The segmentation network that `mfmd pretrain` trains."""
 
-    name: Literal["daformer", "deeplabv2", "deeplabv3plus"] = "daformer"
-    """Decoder: DAFormer head, DeepLabV2 (dlv2red) or DeepLabV3+. `mfmd import` takes Hugging Face models."""
+    name: Annotated[
+        str,
+        AfterValidator(_is_trained_here),
+        WithJsonSchema({"anyOf": [{"enum": list(get_args(TrainedName))}, {"type": "string"}]}),
+    ] = "daformer"
+    """Decoder: DAFormer head, DeepLabV2 (dlv2red) or DeepLabV3+. `package.module:callable` is a network of your own;
+    mfmd runs that package's code. `mfmd import` takes Hugging Face models."""
+    advanced: NetworkAdvanced = NetworkAdvanced()
+
+    @model_validator(mode="after")
+    def _own_settings_belong_to_an_own_network(self) -> Self:
+        one, other = self.advanced.encoder_module, self.advanced.decoder_module
+        if (one is None) != (other is None):
+            raise ValueError("advanced.encoder_module and advanced.decoder_module belong together; set both or neither")
+        if not is_own(self.name):
+            if self.options or one is not None:
+                raise ValueError(
+                    "options, advanced.encoder_module and advanced.decoder_module belong to a network of your own "
+                    f"(`name: package.module:callable`), not to {self.name!r}; delete them"
+                )
+            return self
+        if self.pretrained is not None:
+            raise ValueError("pretrained: weights of a built-in encoder; a network of your own begins as it is built")
+        if self.multi_resolution:
+            raise ValueError("multi_resolution: HRDA takes the built-in networks only; set it to false")
+        return self
 
     def architecture(self) -> "Architecture":
         """Return what a manifest records of it."""
-        return Architecture.model_validate(self.model_dump())
+        values = self.model_dump(exclude={"advanced"})
+        return Architecture.model_validate({**values, **self.advanced.model_dump()})
 
 
-class Architecture(_Layers):
+class Architecture(_Layers, _Rare):
     """What a network is built from; every manifest records one. Not settings: nobody writes it by hand."""
 
     hf_config: dict[str, Any] | None = None

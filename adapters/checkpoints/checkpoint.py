@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
+from adapters.networks.own import renamed_weights
 from adapters.networks.weight_files import damage_of, weight_problems
 from configs.network import Architecture
 from configs.settings import Settings
@@ -36,12 +37,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def load_weights(network: SegmentationNetwork, path: Path) -> None:
+def load_weights(network: SegmentationNetwork, path: Path, *, foreign: bool = False) -> None:
     """Copy the weights in `path` into `network`; nothing is copied unless every tensor fits.
 
-    Raises CorruptCheckpoint, naming tensors, when names, shapes or types differ or a value is not finite.
+    `foreign`: names may be those of the module that the author of an own network wrote. Raises CorruptCheckpoint,
+    naming tensors, when names, shapes or types differ or a value is not finite.
     """
     tensors = read_weights(path)
+    if foreign:
+        tensors = renamed_weights(network, tensors)
     problems = weight_problems(network.state_dict(), tensors)
     if problems:
         raise CorruptCheckpoint(f"{path}: {'; '.join(problems)}")

@@ -13,7 +13,7 @@ from adapters.checkpoints.model_files import FORMATS, read_config, read_preproce
 from adapters.checkpoints.pickles import Warn, convert_directory, read_pickle
 from adapters.errors import NetworkMismatch, UnsupportedModel
 from adapters.inference.proof import prove
-from adapters.networks.build import build_network
+from adapters.networks.build import build_checked
 from adapters.networks.huggingface.models import load_huggingface, with_recorded
 from adapters.networks.huggingface.pixels import scaling_of
 from adapters.networks.network import SegmentationNetwork
@@ -63,9 +63,9 @@ def _from_file(path: Path, settings: Settings) -> tuple[SegmentationNetwork, Arc
     if path.suffix != ".safetensors":
         raise UnsupportedModel(f"{path}: {path.suffix or 'no'} extension; `mfmd import` takes {FORMATS}")
     architecture = settings.network.architecture().model_copy(update={"pretrained": None})
-    network = build_network(architecture, len(settings.classes))
+    network = build_checked(architecture, len(settings.classes))
     try:
-        load_weights(network, path)
+        load_weights(network, path, foreign=True)
     except CorruptCheckpoint as error:
         raise NetworkMismatch(f"{error}; expected the weights of network {architecture.name}") from error
     return network, architecture

@@ -6,10 +6,12 @@ from typing import Any
 import torch
 
 from adapters.errors import NetworkMismatch
+from adapters.networks.contract import check_contract
 from adapters.networks.decoders import daformer, deeplab
 from adapters.networks.multi_resolution import MultiResolutionNetwork
 from adapters.networks.network import SegmentationNetwork
-from configs.network import Architecture
+from adapters.networks.own import build_own
+from configs.network import Architecture, is_own
 
 ENCODER_FAMILIES = {"daformer": ("mit", "dinov2"), "deeplabv2": ("resnet", "dinov2"), "deeplabv3plus": ("resnet",)}
 """Encoders that each decoder can read: DAFormer needs four levels, DeepLabV2 one, DeepLabV3+ the deepest map and stride
@@ -21,7 +23,8 @@ def build_network(settings: Architecture, num_classes: int) -> SegmentationNetwo
 
     Convolution weights lie channels-last in memory. That trains up to a third faster on CPUs and on tensor cores, and
     answers a sixth faster on CPUs; the layout of the images makes no difference there. Raises NetworkMismatch when
-    encoder and decoder do not fit, UnsupportedModel when weights cannot be read.
+    encoder and decoder do not fit, or when a network of an operator's own is not as it must be, UnsupportedModel when
+    weights cannot be read.
     """
     _check_pair(settings)
     builders = {
@@ -30,7 +33,7 @@ def build_network(settings: Architecture, num_classes: int) -> SegmentationNetwo
         "deeplabv3plus": _deeplabv3plus,
         "huggingface": _huggingface,
     }
-    network = builders[settings.name](settings, num_classes)
+    network = (build_own if is_own(settings.name) else builders[settings.name])(settings, num_classes)
     if settings.multi_resolution:
         sizes = (network.feature_channels, settings.channels, num_classes, settings.dropout)
         network = MultiResolutionNetwork(network, daformer.ScaleAttention(*sizes))
@@ -38,8 +41,22 @@ def build_network(settings: Architecture, num_classes: int) -> SegmentationNetwo
     return network
 
 
+def build_checked(settings: Architecture, num_classes: int) -> SegmentationNetwork:
+    """Build the network of `settings`; one of an operator's own has kept the whole contract before it is returned.
+
+    For the start of a network (training, import). A registered version was checked then. Raises as `build_network`.
+    """
+    if is_own(settings.name):
+        try:
+            check_contract(lambda: build_network(settings, num_classes))
+        except NetworkMismatch as error:
+            prefix = "" if str(error).startswith("network.") else f"network.name: {settings.name}: "
+            raise NetworkMismatch(f"{prefix}{error}") from error
+    return build_network(settings, num_classes)
+
+
 def _check_pair(settings: Architecture) -> None:
-    if settings.name == "huggingface":
+    if settings.name == "huggingface" or is_own(settings.name):
         return
     families = ENCODER_FAMILIES[settings.name]
     if not settings.encoder.startswith(families):

@@ -11,7 +11,7 @@ from adapters.errors import AdapterError, NetworkMismatch
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.parallel import check_replicated
-from configs.network import Architecture
+from configs.network import Architecture, is_own
 from configs.recipe import BnStatisticsSettings, RareClassSettings, RecipeBase
 from configs.settings import Settings
 from storage.buffer.catalog_records import FrameRecord
@@ -104,10 +104,10 @@ def reference_network(
     if kind != "pretrained":
         return None if kind is None else released
     architecture = Architecture.model_validate(incumbent.network)
-    if architecture.name == "huggingface":
+    if architecture.name == "huggingface" or is_own(architecture.name):
         raise NetworkMismatch(
-            "recipe.advanced.feature_distance_from: 'pretrained' is not possible with an imported network, whose "
-            "encoder has no weights of its own at network.pretrained; set it to 'released'"
+            "recipe.advanced.feature_distance_from: 'pretrained' is not possible with an imported or own network, "
+            "whose encoder has no weights of its own at network.pretrained; set it to 'released'"
         )
     architecture = architecture.model_copy(update={"pretrained": settings.network.pretrained})
     return build_network(architecture, len(incumbent.classes)).requires_grad_(False).to(device).eval()

@@ -17,7 +17,7 @@ from adapters.errors import TrainingFailed
 from adapters.inference.palette import class_map
 from adapters.inference.proof import prove
 from adapters.inference.segment import choose_device, logits_of
-from adapters.networks.build import build_network
+from adapters.networks.build import build_checked
 from adapters.networks.network import SegmentationNetwork, normalise
 from adapters.networks.step_rng import StepRng
 from adapters.networks.training_pass import encode, prediction_loss
@@ -85,7 +85,7 @@ class _SourceTraining:
             torch.set_num_threads(self._settings.round.advanced.threads)
         torch.manual_seed(self._pretrain.advanced.seed)
         device, steps = choose_device(self._settings.round.device), self._pretrain.steps
-        network = build_network(self._settings.network.architecture(), len(self._settings.classes)).to(device)
+        network = build_checked(self._settings.network.architecture(), len(self._settings.classes)).to(device)
         self._train(network, source, device)
         self._report("validating", steps, steps)
         scores = source_scores(network.eval(), source, [entry.name for entry in self._settings.classes])

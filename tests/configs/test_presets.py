@@ -57,7 +57,7 @@ def test_each_paper_preset_has_its_own_network_and_teacher() -> None:
     dacs, daformer = _load("gta2cityscapes_dacs_deeplabv2"), _load("gta2cityscapes_daformer")
     assert (dacs.network.name, dacs.network.encoder, dacs.recipe.ema_decay) == ("deeplabv2", "resnet101", 0.99)
     assert (daformer.network.name, daformer.network.encoder, daformer.recipe.ema_decay) == ("daformer", "mit_b5", 0.999)
-    assert dacs.network.output_stride == 8
+    assert dacs.network.advanced.output_stride == 8
     assert [_load(name).recipe.name for name in PAPER_PRESETS] == ["dacs", "daformer", "mic"]
 
 

@@ -24,7 +24,7 @@ SETTINGS: dict[str, Any] = {
         "height": HEIGHT, "width": WIDTH, "capacity_frames": 64, "holdout_fraction": 0.3,
         "reserve_bytes": 0, "advanced": {"tile": 48},
     },
-    "network": {"name": "deeplabv3plus", "encoder": "resnet_tiny", "channels": 32, "output_stride": 16},
+    "network": {"name": "deeplabv3plus", "encoder": "resnet_tiny", "channels": 32, "advanced": {"output_stride": 16}},
     "pretrain": {
         "steps": 100, "batch_size": 4, "crop_height": HEIGHT, "crop_width": WIDTH,
         "optim": {"learning_rate": 0.002, "head_multiplier": 1.0, "advanced": {"warmup_steps": 2}},

@@ -106,7 +106,7 @@ def test_rounds_repeat_under_a_seed(training_state, name) -> None:
 
 def test_tent_trains_norm_layers_only_and_without_dropout(training_state) -> None:
     training = training_of(
-        training_state, recipe={"name": "tent"}, network={"name": "deeplabv3plus", "output_stride": 16}
+        training_state, recipe={"name": "tent"}, network={"name": "deeplabv3plus", "advanced": {"output_stride": 16}}
     )
     training.step(1.0)
     trained = [parameter for group in training.optimizer.param_groups for parameter in group["params"]]

@@ -29,7 +29,7 @@ STEPS = 2
 NETWORKS = {
     "dacs": {},
     "daformer": {"name": "daformer", "encoder": "mit_tiny", "channels": 16},
-    "mic": {"name": "deeplabv3plus", "encoder": "resnet_tiny", "channels": 16, "output_stride": 16},
+    "mic": {"name": "deeplabv3plus", "encoder": "resnet_tiny", "channels": 16, "advanced": {"output_stride": 16}},
 }
 """Every recipe on another kind of network."""
 

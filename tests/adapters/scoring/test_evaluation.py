@@ -59,7 +59,12 @@ def settings(tmp_path: Path) -> Settings:
             "classes": [{"name": name, "color": (n, n, n)} for n, name in enumerate(NAMES)],
             "watch": {"folder": tmp_path / "drop"},
             "buffer": {"height": 48, "width": 64},
-            "network": {"name": "deeplabv3plus", "encoder": "resnet_tiny", "channels": 16, "output_stride": 16},
+            "network": {
+                "name": "deeplabv3plus",
+                "encoder": "resnet_tiny",
+                "channels": 16,
+                "advanced": {"output_stride": 16},
+            },
         }
     )
     torch.manual_seed(0)

@@ -18,6 +18,7 @@ from daemon.doctor.disk import examine_state
 from daemon.doctor.drop_folder import examine_drop_folder
 from daemon.doctor.machine import examine_number_formats
 from daemon.doctor.models import examine_models
+from daemon.doctor.own_network import examine_own_network
 from daemon.exit_codes import ExitCode
 from daemon.runtime.activity import Activity, ActivityWriter
 from daemon.runtime.in_force import SNAPSHOT, SettingsInForce, running_settings
@@ -210,6 +211,27 @@ def test_checkpoint_is_verified(settings: Settings, registry: CheckpointRegistry
     registry.weights_path(2).write_bytes(b"damaged")
     damaged = by_name(examine_models(settings))["checkpoint"]
     assert damaged.level == Level.FAIL and "rollback" in damaged.remedy
+
+
+def test_own_networks_are_built_and_those_of_the_registry_named(
+    settings: Settings, registry: CheckpointRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code/an_unfinished.py").write_text(
+        "def build(num_classes, depth):\n    return depth", encoding="utf-8"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'code'}:{os.environ.get('PYTHONPATH', '')}")
+    manifest = registry.manifest(1)
+    registry.add(
+        registry.weights_path(1), manifest.model_copy(update={"network": {"name": "theirs.net:build"}}), by="x"
+    )
+    [found, other] = examine_own_network(
+        changed(settings, network={"name": "an_unfinished:build", "options": {"depth": 3}})
+    )
+    assert (
+        found.level is Level.FAIL and "an_unfinished:build returned a int, expected a torch.nn.Module" in found.detail
+    )
+    assert other.level is Level.WARN and "theirs.net:build" in other.detail
 
 
 def test_canary_images_are_counted_and_their_problems_named(config: Path) -> None:

@@ -1,0 +1,70 @@
+"""The page "Use a network of your own" holds: its U-Net keeps the contract, is trained, and a round adapts it."""
+
+import importlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from adapters.checkpoints.checkpoint import load_version
+from adapters.networks.own import OwnNetwork
+from adapters.rounds.source_training import pretrain
+from daemon.rounds.environment import round_environment
+from daemon.runtime.process_group import PYTHON
+from storage.registry.registry import CheckpointRegistry
+from tests.adapters.conftest import TrainingState
+from tests.test_extending import ROOT, steps, take
+
+PAGE = ROOT / "docs/how-to/own-network.md"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on the path of Python with the files of the page."""
+    torch.set_num_threads(1)
+    project = tmp_path / "project"
+    for folder in ("my_package", "tests"):
+        (project / folder).mkdir(parents=True)
+    (project / "my_package/__init__.py").touch()
+    for step in steps(PAGE):
+        take(step, project)
+    monkeypatch.syspath_prepend(project)
+    yield project
+    importlib.invalidate_caches()
+
+
+def test_the_page_leads_from_a_file_to_a_judged_candidate(project: Path, tmp_path: Path) -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    named = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+    state = TrainingState(tmp_path)
+    settings = state.settings(**named)
+    state.draw_source()
+    manifest = pretrain(settings)
+    assert manifest.network["options"] == {"width": 8}
+    state.fill_buffer(settings)
+    folder = state.spec(settings)
+    environment = round_environment(settings.round, {"PATH": "/usr/bin", "PYTHONPATH": f"{ROOT}:{project}"})
+    done = subprocess.run(
+        [*PYTHON, "-m", "adapters.round", str(folder.spec_path)],
+        env=environment,
+        cwd="/",
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert folder.scores().candidate is not None and folder.candidate.exists()
+    network, _ = load_version(CheckpointRegistry(state.layout.checkpoints), 1, torch.device("cpu"))
+    assert isinstance(network, OwnNetwork)
+
+
+def test_the_contract_of_the_page_passes(project: Path) -> None:
+    namespace: dict[str, type] = {}
+    exec((project / "tests/test_unet.py").read_text(encoding="utf-8"), namespace)
+    mine = namespace["TestUNet"]()
+    checks = [name for name in dir(mine) if name.startswith("test_")]
+    assert len(checks) == 6
+    for name in checks:
+        getattr(mine, name)()

@@ -8,6 +8,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from configs.errors import nearest
 from configs.section import ConfigPath, Fraction, PositiveInt, Section
 
+FitMode = Literal["aspect", "squash"]
+Resample = Literal["bilinear", "bicubic", "lanczos", "nearest", "box", "hamming"]
 LEAST_FRAMES = 8
 """Frames, uncompressed, that `buffer.max_bytes` must have room for."""
 
@@ -15,6 +17,12 @@ LEAST_FRAMES = 8
 class BufferAdvanced(Section):
     """Rarely changed settings of the frame buffer."""
 
+    fit: FitMode = "aspect"
+    """How an image of another aspect fills a frame: aspect scales it to fit and pads the rest; squash scales each side
+    by itself, as most Hugging Face models were trained. `mfmd init --from-model` writes what the model's processor
+    says. Frames that are stored keep theirs until `mfmd buffer resize`; a version is served as it was registered."""
+    resample: Resample = "bilinear"
+    """Filter that scales images into frames; all are antialiased when they shrink, but nearest."""
     max_source_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Largest share of `capacity_frames` that one source may hold (0-1). Beyond it, new frames of a source replace its
     own frames only. 1 sets no limit; frames without a source label have none."""
@@ -30,7 +38,8 @@ class BufferSettings(Section):
     """The zarr buffer of target frames."""
 
     height: Annotated[int, Field(ge=32)] = 512
-    """Frame height (pixels). Images are scaled to fit and keep their aspect; networks train and serve at this scale."""
+    """Frame height (pixels). Images are scaled into frames (`buffer.advanced.fit`); networks train and serve at this
+    scale."""
     width: Annotated[int, Field(ge=32)] = 1024
     """Frame width (pixels)."""
     capacity_frames: PositiveInt = 2048

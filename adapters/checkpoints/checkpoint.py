@@ -109,6 +109,8 @@ def make_manifest(
         classes=tuple(entry.model_dump(mode="json") for entry in settings.classes),
         input_height=settings.buffer.height,
         input_width=settings.buffer.width,
+        input_fit=settings.buffer.advanced.fit,
+        input_resample=settings.buffer.advanced.resample,
         seed=seed,
         config_hash=settings_hash(values),
         settings=values,

@@ -14,6 +14,7 @@ from adapters.checkpoints.pickles import Warn, convert_directory, read_pickle
 from adapters.errors import NetworkMismatch, UnsupportedModel
 from adapters.inference.proof import prove
 from adapters.networks.build import build_checked
+from adapters.networks.huggingface.input_size import input_notes
 from adapters.networks.huggingface.models import load_huggingface, with_recorded
 from adapters.networks.huggingface.pixels import scaling_of
 from adapters.networks.network import SegmentationNetwork
@@ -99,6 +100,8 @@ def _from_directory(
     if preprocessor is None:
         note(f"{path} has no preprocessor_config.json; pixels are scaled with the mean and deviation of ImageNet")
     scaling_of(preprocessor)
+    for text in input_notes(preprocessor, settings):
+        note(text)
     architecture = Architecture(name="huggingface", hf_config=hf_config, hf_preprocessor=preprocessor)
     if pickled and warn is not None:
         network = _load_pickled(path, architecture, len(names), warn)

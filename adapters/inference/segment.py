@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adapters.inference.palette import class_map
 from adapters.networks.network import MIN_SIDE, normalise
-from storage.media.images import FittedFrame, fit_frame
+from storage.media.images import ASPECT, Fit, FittedFrame, fit_frame
 
 _BAND_VALUES = 8_000_000
 """Largest number of logits in memory while a label map is computed at the original resolution."""
@@ -62,12 +62,20 @@ def logits_fitted(
         yield from logits
 
 
-def segment_image(network: nn.Module, pixels: NDArray[np.uint8], input_size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return the label map, uint8 `[h, w]`, of one image `[h, w, 3]`, seen at `input_size` (h, w)."""
+def segment_image(
+    network: nn.Module, pixels: NDArray[np.uint8], input_size: tuple[int, int], fit: Fit
+) -> NDArray[np.uint8]:
+    """Return the label map, uint8 `[h, w]`, of one image `[h, w, 3]`, scaled into `input_size` (h, w) by `fit`."""
     height, width = pixels.shape[:2]
-    labels = segment_fitted(network, [fit_frame(pixels, *input_size)], [(height, width)])[0]
+    labels = segment_fitted(network, [fit_frame(pixels, *input_size, fit)], [(height, width)])[0]
     result: NDArray[np.uint8] = labels.cpu().numpy()
     return result
+
+
+def segment_stored(network: nn.Module, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the label map, uint8 `[h, w]`, of the valid region `[h, w, 3]` of a frame, which is scaled already."""
+    height, width = pixels.shape[:2]
+    return segment_image(network, pixels, (height, width), ASPECT)
 
 
 def logits_of(network: nn.Module, images: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from configs.watch import WatchSettings
 from storage.errors import RefusedImage
 from storage.layout import StateLayout
 from storage.media.bounded import DecodeLimits
-from storage.media.images import fit_frame
+from storage.media.images import Fit, fit_frame
 from storage.registry.manifest import Manifest
 from storage.registry.registry import CheckpointRegistry
 from storage.source.label_map import LabelMap
@@ -78,7 +78,9 @@ def _predicted(
     """Return the class map of an image and its label, [h, w] each, at the label's size."""
     pixels, read = read_pair(pair, label_map, DecodeLimits.of(watch))
     label = read.classes
-    frame = fit_frame(pixels, manifest.input_height, manifest.input_width)
+    frame = fit_frame(
+        pixels, manifest.input_height, manifest.input_width, Fit(manifest.input_fit, manifest.input_resample)
+    )
     height, width = label.shape
     if abs(height * pixels.shape[1] - width * pixels.shape[0]) > max(*label.shape, *pixels.shape[:2]):
         raise RefusedImage(

@@ -21,6 +21,7 @@ from storage.durable.digest import digest_of
 from storage.errors import RefusedImage
 from storage.layout import StateLayout
 from storage.media.bounded import DecodeLimits, decode_bounded
+from storage.media.images import Fit
 from storage.media.own_png import mark_of, may_replace, with_mark
 from storage.registry.registry import CheckpointRegistry
 
@@ -56,7 +57,7 @@ def predict_files(
     registry = CheckpointRegistry(StateLayout(settings.state).checkpoints)
     number = registry.serving_version() if version is None else version
     network, manifest = load_version(registry, number, choose_device(settings.serving.device))
-    size = (manifest.input_height, manifest.input_width)
+    size, fit = (manifest.input_height, manifest.input_width), Fit(manifest.input_fit, manifest.input_resample)
     classes = [ClassInfo.model_validate(entry) for entry in manifest.classes]
     durable.make_directory(out, shared=True)
     places = _Places(out, images)
@@ -67,7 +68,7 @@ def predict_files(
         except (RefusedImage, OSError) as error:
             yield PredictedFile(source, number, None, None, f"{_reason(error)}: {error}")
             continue
-        labels = segment_image(network, pixels, size)
+        labels = segment_image(network, pixels, size, fit)
         _write(index, labels, source)
         _write(color, colour_mask(labels, classes), source)
         yield PredictedFile(source, number, index, color)

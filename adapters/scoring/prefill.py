@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.checkpoints.checkpoint import load_version
-from adapters.inference.segment import choose_device, segment_image
+from adapters.inference.segment import choose_device, segment_stored
 from configs.settings import Settings
 from storage.buffer.frames import FrameBuffer
 from storage.errors import CorruptBuffer, FrameEvicted
@@ -34,4 +34,4 @@ def prefilled(settings: Settings, frames: Sequence[int]) -> Iterator[Prefilled]:
                 pixels = buffer.read(record)[: record.valid_height, : record.valid_width]
             except (KeyError, CorruptBuffer, FrameEvicted):
                 continue
-            yield number, pixels, segment_image(network, pixels, (settings.buffer.height, settings.buffer.width))
+            yield number, pixels, segment_stored(network, pixels)

@@ -262,6 +262,8 @@ def _add(
         classes=parent.classes,
         input_height=parent.input_height,
         input_width=parent.input_width,
+        input_fit=parent.input_fit,
+        input_resample=parent.input_resample,
         seed=None if seed is None else int(seed) + spec.round,
         config_hash=settings_hash(spec.settings),
         settings=spec.settings,

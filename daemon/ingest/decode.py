@@ -21,7 +21,7 @@ from storage.buffer.frames import NewFrame, Packed
 from storage.durable.digest import digest_of, short
 from storage.errors import RefusedImage, StorageError
 from storage.media.bounded import DecodeLimits, decode_bounded
-from storage.media.images import FittedFrame, fit_frame
+from storage.media.images import Fit, FittedFrame, fit_frame
 from storage.media.perceptual_hash import perceptual_hash
 
 EARLIEST = 631_152_000.0
@@ -133,7 +133,7 @@ class Decoder:
     def _frame(self, arrival: Arrival, data: bytes, digest: str) -> NewFrame:
         watch = self._watch
         photo = decode_bounded(data, replace(DecodeLimits.of(watch), max_aspect=watch.advanced.max_aspect))
-        fitted = fit_frame(photo.pixels, self._buffer.height, self._buffer.width)
+        fitted = fit_frame(photo.pixels, self._buffer.height, self._buffer.width, Fit.of(self._buffer))
         return NewFrame(
             file=arrival.file,
             digest=digest,

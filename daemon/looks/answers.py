@@ -116,11 +116,10 @@ def _segmented(network: "SegmentationNetwork", pixels: "NDArray[np.uint8]") -> b
     """Return the label map of pixels [h, w, 3] as a grey PNG of class indices [h, w]."""
     from PIL import Image
 
-    from adapters.inference.segment import segment_image
+    from adapters.inference.segment import segment_stored
 
-    height, width = pixels.shape[:2]
     file = io.BytesIO()
-    Image.fromarray(segment_image(network, pixels, (height, width))).save(file, "PNG", compress_level=COMPRESSION)
+    Image.fromarray(segment_stored(network, pixels)).save(file, "PNG", compress_level=COMPRESSION)
     return file.getvalue()
 
 

@@ -68,10 +68,10 @@ def window_of(settings: ServingSettings, input_size: tuple[int, int]) -> Window 
     return Window(*input_size, settings.advanced.window_overlap) if settings.advanced.window == "slide" else None
 
 
-def fit(pixels: NDArray[np.uint8], input_size: tuple[int, int], settings: ServingSettings) -> Fitted:
-    """Prepare an RGB image `[h, w, 3]` for a version of this input size (h, w)."""
-    window = window_of(settings, input_size)
-    frame = window.fit(pixels) if window else fit_frame(pixels, *input_size)
+def fit(pixels: NDArray[np.uint8], resident: Resident, settings: ServingSettings) -> Fitted:
+    """Prepare an RGB image `[h, w, 3]` for a version: as it was registered, or scaled to cover its window."""
+    window = window_of(settings, resident.input_size)
+    frame = window.fit(pixels) if window else fit_frame(pixels, *resident.input_size, resident.fit)
     return Fitted(frame, (pixels.shape[0], pixels.shape[1]))
 
 

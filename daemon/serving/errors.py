@@ -80,8 +80,8 @@ class ShadowDiffers(Exception):
 
     def __init__(self, version: int) -> None:
         super().__init__(
-            f"version {version} has other classes or another input size than the version that serves, or none serves; "
-            "`mfmd checkpoints show` shows both; choose another one to run in its shadow"
+            f"version {version} has other classes or another input size or fit than the version that serves, or none "
+            "serves; `mfmd checkpoints show` shows both; choose another one to run in its shadow"
         )
 
 

@@ -163,7 +163,7 @@ class InferencePlane:
         longest = max(max(pixels.shape[:2]) for pixels in images)
         if longest > MAX_SIDE:
             raise ApiError(413, "side_too_long", f"an image side has {longest} pixels; the limit is {MAX_SIDE}")
-        fitted = [fit(pixels, resident.input_size, self.settings.serving) for pixels in images]
+        fitted = [fit(pixels, resident, self.settings.serving) for pixels in images]
         return self.batcher.submit(resident, fitted)
 
 

@@ -19,7 +19,7 @@ from storage.buffer.lost import JOURNAL
 from storage.buffer.pixel_array import PixelArray
 from storage.errors import BufferBusy, CorruptBuffer, StorageError
 from storage.layout import StateLayout
-from storage.media.images import crc32_of, fit_frame
+from storage.media.images import Fit, crc32_of, fit_frame
 
 
 def resize_buffer(
@@ -97,7 +97,7 @@ def _rescale(
             f"{old.shard_path(record.slot)}: frame {record.id} ({record.name}) does not match its checksum; "
             "`mfmd check --read-data --repair` removes it"
         )
-    frame = fit_frame(pixels[: record.valid_height, : record.valid_width], wanted.height, wanted.width)
+    frame = fit_frame(pixels[: record.valid_height, : record.valid_width], wanted.height, wanted.width, Fit.of(wanted))
     array.write(slot, frame.pixels)
     return slot, frame.valid_height, frame.valid_width, crc32_of(frame.pixels), record.id
 

@@ -9,13 +9,14 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
+from configs.buffer import BufferSettings, FitMode, Resample
 from storage.errors import RefusedImage
 from storage.media.essentials import MOST_PROFILE, essentials
 from storage.media.image_formats import check_camera_raw, is_avif, is_heif, learn_heif, load_pixels, with_avif_brand
@@ -38,6 +39,14 @@ Decode = Callable[[bytes], tuple[NDArray[np.uint8], dict[str, Any]]]
 ORIENTATION_TAG = 0x0112
 PngImagePlugin.MAX_TEXT_CHUNK = MOST_PROFILE
 Image.MAX_IMAGE_PIXELS = None  # `check_sides` has the limit of the settings
+_FILTERS: dict[Resample, Image.Resampling] = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -50,9 +59,26 @@ UPRIGHT = {
 """EXIF orientation -> what turns the image upright (EXIF 2.3, tag 274)."""
 
 
+class Fit(NamedTuple):
+    """How an image is scaled into a frame (`buffer.advanced`)."""
+
+    mode: FitMode = "aspect"
+    """aspect: one scale, as large as fits; squash: each side by itself, so that the image fills the frame."""
+    resample: Resample = "bilinear"
+    """Filter."""
+
+    @classmethod
+    def of(cls, settings: BufferSettings) -> "Fit":
+        """Return what the settings say."""
+        return cls(settings.advanced.fit, settings.advanced.resample)
+
+
+ASPECT = Fit()
+
+
 @dataclass(frozen=True, slots=True)
 class FittedFrame:
-    """An image scaled into a frame, its aspect kept, placed top-left, zero elsewhere."""
+    """An image scaled into a frame, placed top-left, zero elsewhere."""
 
     pixels: NDArray[np.uint8]
     """[H, W, 3] RGB."""
@@ -159,14 +185,14 @@ def fitted_size(height: int, width: int, frame_height: int, frame_width: int) ->
     )
 
 
-def fit_frame(pixels: NDArray[np.uint8], height: int, width: int) -> FittedFrame:
-    """Scale pixels [h, w, 3] into a frame [height, width, 3]: bilinear, antialiased when shrinking."""
-    return FittedFrame(*_fit(pixels, height, width, 0, Image.Resampling.BILINEAR))
+def fit_frame(pixels: NDArray[np.uint8], height: int, width: int, fit: Fit = ASPECT) -> FittedFrame:
+    """Scale pixels [h, w, 3] into a frame [height, width, 3], antialiased when shrinking."""
+    return FittedFrame(*_fit(pixels, height, width, 0, fit))
 
 
-def fit_label(labels: NDArray[np.uint8], height: int, width: int, fill: int) -> NDArray[np.uint8]:
+def fit_label(labels: NDArray[np.uint8], height: int, width: int, fill: int, fit: Fit = ASPECT) -> NDArray[np.uint8]:
     """Scale labels [h, w] as `fit_frame` scales their image, nearest neighbour; `fill` outside. [height, width]."""
-    return _fit(labels, height, width, fill, Image.Resampling.NEAREST)[0]
+    return _fit(labels, height, width, fill, Fit(fit.mode, "nearest"))[0]
 
 
 def read_file(path: Path, max_bytes: int) -> bytes:
@@ -245,13 +271,16 @@ def _exif_of_tiff(data: bytes) -> Image.Exif:
     return exif
 
 
-def _fit(
-    pixels: NDArray[np.uint8], height: int, width: int, fill: int, filter: Image.Resampling
-) -> tuple[NDArray[np.uint8], int, int]:
+def _fit(pixels: NDArray[np.uint8], height: int, width: int, fill: int, fit: Fit) -> tuple[NDArray[np.uint8], int, int]:
     """Return pixels scaled to fit, `fill` outside; and the rows and columns that hold image (pixels)."""
     if pixels.shape[:2] == (height, width):
         return pixels, height, width
-    valid_height, valid_width = fitted_size(pixels.shape[0], pixels.shape[1], height, width)
+    whole = fit.mode == "squash"
+    valid_height, valid_width = (
+        (height, width) if whole else fitted_size(pixels.shape[0], pixels.shape[1], height, width)
+    )
     fitted = np.full((height, width, *pixels.shape[2:]), fill, np.uint8)
-    fitted[:valid_height, :valid_width] = Image.fromarray(pixels).resize((valid_width, valid_height), filter)
+    fitted[:valid_height, :valid_width] = Image.fromarray(pixels).resize(
+        (valid_width, valid_height), _FILTERS[fit.resample]
+    )
     return fitted, valid_height, valid_width

@@ -4,6 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from configs.buffer import FitMode, Resample
 from storage.durable.record import FileHash, Record
 
 
@@ -45,9 +46,13 @@ class Manifest(Record):
     classes: tuple[dict[str, Any], ...]
     """The class list (name and colour), in index order."""
     input_height: int
-    """Height that images are scaled to fit (pixels)."""
+    """Height of the frame that images are scaled into (pixels)."""
     input_width: int
-    """Width that images are scaled to fit (pixels)."""
+    """Width of that frame (pixels)."""
+    input_fit: FitMode = "aspect"
+    """How images are scaled into it (`buffer.advanced.fit`)."""
+    input_resample: Resample = "bilinear"
+    """Filter that scales them."""
     seed: int | None = None
     """Seed of the training that made it."""
     config_hash: str = ""

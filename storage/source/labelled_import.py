@@ -18,7 +18,7 @@ from storage.durable.digest import digest_of
 from storage.errors import RefusedImage, StorageError
 from storage.layout import StateLayout
 from storage.media.bounded import DecodeLimits
-from storage.media.images import FittedFrame, fit_frame, fit_label
+from storage.media.images import ASPECT, Fit, FittedFrame, fit_frame, fit_label
 from storage.source.label_counts import LabelCounts
 from storage.source.label_file import UnknownValue
 from storage.source.label_map import LabelMap
@@ -107,6 +107,8 @@ class _Import:
         what = [SCHEMA_VERSION, facts, *size, tile, self._classes, self._source.ignore_index]
         if self._source.label_format != "index" or self._mapped:  # without them as ever: sets on disk keep their names
             what += [self._source.label_format, self._mapped]
+        if (fit := Fit.of(self._buffer)) != ASPECT:
+            what += fit
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:FINGERPRINT_DIGITS]
 
     def build(self, folder: Path, fingerprint: str, on_progress: OnProgress) -> None:
@@ -173,8 +175,8 @@ class _Import:
                 f"{pair.label}: {label.classes.shape[1]}x{label.classes.shape[0]} pixels, its image {pair.image} "
                 f"has {pixels.shape[1]}x{pixels.shape[0]}",
             )
-        frame = fit_frame(pixels, buffer.height, buffer.width)
-        return frame, fit_label(label.classes, buffer.height, buffer.width, ignored)
+        size, fit = (buffer.height, buffer.width), Fit.of(buffer)
+        return fit_frame(pixels, *size, fit), fit_label(label.classes, *size, ignored, fit)
 
 
 def label_map_of(settings: Settings, source: SourceSettings | None = None) -> LabelMap:

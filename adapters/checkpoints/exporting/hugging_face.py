@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from adapters.errors import ExportRefused
 from adapters.networks.hf_directory import quiet_transformers
 from adapters.networks.huggingface.models import build_huggingface
@@ -13,7 +15,6 @@ from configs.network import Architecture
 from storage import durable
 from storage.registry.manifest import Manifest
 
-_BILINEAR = 2
 _MASK_PROCESSORS = {
     "eomt": "EomtImageProcessor",
     "eomt_dinov3": "EomtImageProcessor",
@@ -57,7 +58,7 @@ def _preprocessor(settings: Architecture, manifest: Manifest) -> dict[str, Any]:
         "image_processor_type": "MobileViTImageProcessor" if bgr else "SegformerImageProcessor",
         "do_resize": True,
         "size": {"height": manifest.input_height, "width": manifest.input_width},
-        "resample": _BILINEAR,
+        "resample": Image.Resampling[manifest.input_resample.upper()].value,
         "do_center_crop": False,
         "do_rescale": True,
         "rescale_factor": 1 / 255,

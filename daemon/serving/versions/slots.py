@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from adapters.inference.forward import ServedForward
 from daemon.serving.errors import NotReady, VersionNotLoaded
+from storage.media.images import Fit
 from storage.registry.manifest import Manifest
 
 
@@ -33,8 +34,13 @@ class Resident:
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """Height and width that images are fitted to (pixels)."""
+        """Height and width of the frame that images are scaled into (pixels)."""
         return self.manifest.input_height, self.manifest.input_width
+
+    @property
+    def fit(self) -> Fit:
+        """How images are scaled to that size."""
+        return Fit(self.manifest.input_fit, self.manifest.input_resample)
 
     @property
     def digest(self) -> str:

@@ -23,6 +23,8 @@ from storage.errors import CorruptCheckpoint
 from storage.registry.manifest import Manifest
 from storage.registry.registry import CheckpointRegistry
 
+SAME = ("classes", "input_height", "input_width", "input_fit", "input_resample")
+"""What a shadow's manifest must share with the live one: masks of the same images are compared pixel by pixel."""
 DRAIN_SECONDS = 30.0
 """Longest wait for requests that still hold the version whose network is to be overwritten (seconds)."""
 
@@ -80,8 +82,7 @@ class Swapper:
         Raises what `serve` raises, and ShadowDiffers when its masks could not be compared with the live version's.
         """
         live, manifest = self.slots.live, self.registry.manifest(version)
-        size = manifest.input_height, manifest.input_width
-        if live is None or live.manifest.classes != manifest.classes or live.input_size != size:
+        if live is None or any(getattr(live.manifest, name) != getattr(manifest, name) for name in SAME):
             raise ShadowDiffers(version)
         resident = self._load(version)
         resident.shadow = True

@@ -45,8 +45,8 @@ def test_a_bug_behind_an_answer_does_not_end_the_batcher(world: World) -> None:
         raise RuntimeError("a bug")
 
     batcher = Batcher(plane.slots, plane.settings.serving, ServingMetrics(plane.settings), broken)
-    image = fit(picture().copy(), (HEIGHT, WIDTH), plane.settings.serving)
     with plane.slots.lease() as resident:
+        image = fit(picture().copy(), resident, plane.settings.serving)
         waiting = batcher.submit(resident, [image, image])
         batcher.start()
         assert all(answer.result(30).shape == (HEIGHT, WIDTH) for answer in waiting)

@@ -63,7 +63,7 @@ def logits_fitted(
 
 
 def segment_image(
-    network: nn.Module, pixels: NDArray[np.uint8], input_size: tuple[int, int], fit: Fit
+    network: nn.Module, pixels: NDArray[np.uint8], input_size: tuple[int, int], fit: Fit = ASPECT
 ) -> NDArray[np.uint8]:
     """Return the label map, uint8 `[h, w]`, of one image `[h, w, 3]`, scaled into `input_size` (h, w) by `fit`."""
     height, width = pixels.shape[:2]
@@ -75,7 +75,7 @@ def segment_image(
 def segment_stored(network: nn.Module, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the label map, uint8 `[h, w]`, of the valid region `[h, w, 3]` of a frame, which is scaled already."""
     height, width = pixels.shape[:2]
-    return segment_image(network, pixels, (height, width), ASPECT)
+    return segment_image(network, pixels, (height, width))
 
 
 def logits_of(network: nn.Module, images: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ def _resample(preprocessor: Mapping[str, Any], default: Resample) -> Resample:
     value = preprocessor.get("resample")
     if value is None:
         return default
-    if value not in _FILTERS:
+    if isinstance(value, bool) or not isinstance(value, int) or value not in _FILTERS:
         raise UnsupportedModel(f"preprocessor_config.json: resample is {value!r}; a number from 0 to 5 is needed")
     return _FILTERS[value]
 

@@ -23,7 +23,7 @@ from storage.buffer.frames import FrameBuffer
 from storage.buffer.pixel_array import PixelArray
 from storage.durable.digest import digest_of
 from storage.errors import BufferFull, DurabilityLost, RefusedImage
-from storage.media.images import decode_image, decode_photo, fit_frame
+from storage.media.images import Fit, decode_image, decode_photo, fit_frame
 
 
 def _huge_png(path: Path, width: int, height: int) -> None:
@@ -361,21 +361,23 @@ def test_a_file_that_became_a_pipe_does_not_block(drop, write_image):
         read_arrival(drop, seen, 10**6)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_frames_are_packed_where_there_is_time_and_stored_alike(bench, drop, write_image, monkeypatch, threads: int):
+@pytest.mark.parametrize(("threads", "fit"), [(1, "aspect"), (2, "squash")])
+def test_frames_are_packed_where_there_is_time_and_stored_alike(
+    bench, drop, write_image, monkeypatch, threads: int, fit
+):
     packed_by, pack = list[str](), PixelArray.pack
     monkeypatch.setattr(
         PixelArray, "pack", lambda array, pixels: packed_by.append(current_thread().name) or pack(array, pixels)
     )
     paths = [write_image(drop / f"{number}.png", number) for number in range(4)]
-    world = bench(watch={"advanced": {"decode_threads": threads}})
+    world = bench(watch={"advanced": {"decode_threads": threads}}, buffer={"advanced": {"fit": fit}})
     world.until(lambda: world.counts.frames == 4)
     decoders = [name for name in packed_by if name.startswith("decode")]
     assert len(packed_by) == 4 and len(decoders) == (0 if threads == 1 else 4)
     pixels = {record.digest: world.buffer.read(record) for record in world.buffer.records()}
     for path in paths:
         whole = decode_image(path, max_bytes=1 << 20, max_pixels=1 << 20)
-        fitted = fit_frame(whole, *pixels[digest_of(path)].shape[:2])
+        fitted = fit_frame(whole, *pixels[digest_of(path)].shape[:2], Fit(fit))
         assert np.array_equal(pixels[digest_of(path)], fitted.pixels)
 
 

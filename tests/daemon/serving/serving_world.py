@@ -27,6 +27,7 @@ from daemon.serving.plane import InferencePlane
 from daemon.serving.server import BACKLOG, PlaneServer
 from storage.durable import write_record
 from storage.layout import StateLayout
+from storage.media.images import ASPECT, Fit
 from storage.registry.manifest import Ref
 from storage.registry.registry import CheckpointRegistry
 from tests.sections import placed
@@ -118,12 +119,16 @@ class World:
         """A new version from `tiny_network(seed)`."""
         return self.add_network(tiny_network(seed, **architecture), promote=promote, **architecture)
 
-    def add_network(self, network: SegmentationNetwork, *, promote: bool = True, **architecture: str) -> int:
+    def add_network(
+        self, network: SegmentationNetwork, *, promote: bool = True, fit: Fit = ASPECT, **architecture: str
+    ) -> int:
         """A new version with these weights."""
         path = self.root / "candidate.safetensors"
         save_weights(network, path)
         settings = settings_for(self.layout.root, network={"encoder": "mit_tiny", "channels": 16, **architecture})
-        version = self.registry.add(path, make_manifest(settings, origin="pretrain"), by="test").version
+        manifest = make_manifest(settings, origin="pretrain")
+        manifest = manifest.model_copy(update={"input_fit": fit.mode, "input_resample": fit.resample})
+        version = self.registry.add(path, manifest, by="test").version
         self.networks.made_from[version] = network
         if promote:
             self.registry.promote(version, by="test", reason="test")

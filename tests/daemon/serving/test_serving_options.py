@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from adapters.inference.segment import segment_fitted, segment_image
 from adapters.inference.windows import Window
 from adapters.networks.network import normalise
-from storage.media.images import fit_frame
+from storage.media.images import Fit, fit_frame
 from tests.daemon.serving.serving_world import (
     FEW_TIES,
     HEIGHT,
@@ -39,6 +39,15 @@ def test_answers_under_an_option_are_close_to_plain_ones_from_swap_to_swap(
             labels = mask_of(served.segment(image_bytes()))
             plain = segment_image(tiny_network(seed), picture(), (HEIGHT, WIDTH))
             assert float(np.mean(labels == plain)) > 0.95
+
+
+def test_a_version_is_served_at_the_fit_that_it_was_registered_with(world: World) -> None:
+    network, fit, size = tiny_network(FEW_TIES[0]), Fit("squash", "bicubic"), (150, 60)
+    with running(world.settings()) as served:
+        served.wait_for(world.add_network(network, fit=fit))
+        labels = mask_of(served.segment(image_bytes(*size)))
+    assert np.array_equal(labels, segment_image(network, picture(*size), (HEIGHT, WIDTH), fit))
+    assert not np.array_equal(labels, segment_image(network, picture(*size), (HEIGHT, WIDTH)))
 
 
 def test_sliding_windows_compute_in_the_format_of_the_settings(world: World) -> None:

@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from configs.buffer import Resample
 from storage.durable.digest import digest_of
 from storage.errors import RefusedImage
-from storage.media.images import crc32_of, decode_image, fit_frame, fit_label, fitted_size
+from storage.media.images import Fit, crc32_of, decode_image, fit_frame, fit_label, fitted_size
 
 LIMITS = {"max_bytes": 10_000_000, "max_pixels": 1_000_000}
 RNG = np.random.default_rng(0)
@@ -240,3 +241,19 @@ def test_digest_and_checksum(tmp_path: Path):
     assert digest_of(tmp_path / "a") == digest_of(b"abc")
     assert digest_of(b"abc").startswith("ba7816bf")
     assert crc32_of(COLOR[:, ::2]) == zlib.crc32(COLOR[:, ::2].tobytes())
+
+
+def test_squash_fills_the_frame_and_labels_follow_their_image() -> None:
+    pixels = np.zeros((40, 20, 3), np.uint8)
+    pixels[20:] = 200
+    squashed = fit_frame(pixels, 64, 96, Fit("squash", "bicubic"))
+    assert (squashed.valid_height, squashed.valid_width) == (64, 96)
+    label = fit_label((pixels[..., 0] > 0).astype(np.uint8), 64, 96, 255, Fit("squash", "bicubic"))
+    assert np.array_equal(label == 1, squashed.pixels[..., 0] > 100)
+
+
+@pytest.mark.parametrize("resample", ["bilinear", "bicubic", "lanczos", "nearest", "box", "hamming"])
+def test_frames_are_scaled_by_the_filter_of_that_name(resample: Resample) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 20, 3), np.uint8)
+    expected = Image.fromarray(pixels).resize((96, 64), Image.Resampling[resample.upper()])
+    assert np.array_equal(fit_frame(pixels, 64, 96, Fit("squash", resample)).pixels, np.asarray(expected))

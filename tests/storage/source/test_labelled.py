@@ -41,6 +41,16 @@ def test_images_labels_and_crops_come_back(layout: StateLayout, source):
     assert found.class_pixels.dtype == np.int64
 
 
+def test_another_fit_imports_the_images_again(layout: StateLayout, source):
+    settings = source(1)
+    import_labelled(settings, layout)
+    advanced = settings.buffer.advanced.model_copy(update={"fit": "squash"})
+    buffer = settings.buffer.model_copy(update={"advanced": advanced})
+    found = import_labelled(settings.model_copy(update={"buffer": buffer}), layout)
+    assert found.valid[0] == (64, 96)
+    assert not (found.labels.read(0)[2:, 85:] == 255).any()
+
+
 def test_a_lost_file_is_an_error_not_a_black_image(layout: StateLayout, source):
     found = import_labelled(source(3), layout)
     (next(layout.source.glob("*/images")) / "c.1.0.0.0").unlink()

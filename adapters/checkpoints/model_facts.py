@@ -8,6 +8,7 @@ from adapters.checkpoints.model_files import read_config, read_preprocessor
 from adapters.errors import UnsupportedModel
 from adapters.networks.huggingface.input_size import own_input
 
+
 class ModelFacts(NamedTuple):
     """What the files of a model say."""
 

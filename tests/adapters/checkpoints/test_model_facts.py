@@ -17,26 +17,10 @@ def facts(folder: Path, config: dict[str, Any], processor: dict[str, Any] | None
     return facts_of(folder)
 
 
-@pytest.mark.parametrize(
-    ("processor", "size"),
-    [
-        ({"size": {"height": 512, "width": 768}}, (512, 768)),
-        ({"size": 640}, (640, 640)),
-        ({"size": {"shortest_edge": 800, "longest_edge": 1333}, "size_divisor": 32}, (800, 1312)),
-        ({"size": {"shortest_edge": 640, "longest_edge": 640}}, (640, 640)),
-        ({"size": {"shortest_edge": 360}}, (360, 640)),
-        ({"size": {"shortest_edge": 544}, "do_center_crop": True, "crop_size": 512}, (512, 512)),
-        ({"size": {"height": 8, "width": 8}}, None),
-        ({"size": {"height": "512", "width": True}}, None),
-        ({}, None),
-        (None, None),
-    ],
-)  # fmt: skip
-def test_frames_have_the_size_of_the_processor(
-    tmp_path: Path, processor: dict[str, Any] | None, size: tuple[int, int] | None
-) -> None:
-    found = facts(tmp_path, {}, processor).buffer
-    assert found == ({} if size is None else {"height": size[0], "width": size[1]})
+def test_frames_are_what_the_processor_makes(tmp_path: Path) -> None:
+    found = facts(tmp_path, {}, {"size": {"height": 512, "width": 768}, "resample": 3}).buffer
+    assert found == {"height": 512, "width": 768, "advanced": {"fit": "squash", "resample": "bicubic"}}
+    assert facts(tmp_path, {}, {}).buffer == {}
 
 
 def test_names_are_read_by_index(tmp_path: Path) -> None:

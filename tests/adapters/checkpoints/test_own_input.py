@@ -110,7 +110,7 @@ SEGFORMER, MASK2FORMER = {"image_processor_type": "SegformerImageProcessor"}, "M
         ({"image_processor_type": MASK2FORMER}, (800, 1333, Fit("aspect", "bilinear"))),
         ({"image_processor_type": MASK2FORMER, "size": 512, "max_size": 1024}, (512, 1024, Fit())),
         ({"size": {"max_height": 400, "max_width": 500}}, (400, 500, Fit())),
-        ({"size": {"shortest_edge": 256}}, (256, 512, Fit())),
+        ({"size": {"shortest_edge": 256}}, (256, 448, Fit())),
         ({"size": {"height": 384, "width": 384}, "keep_aspect_ratio": True}, (384, 384, Fit())),
         (SEGFORMER | {"do_resize": False}, None),
         (SEGFORMER | {"size": {"height": 16, "width": 16}}, None),

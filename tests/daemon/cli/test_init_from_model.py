@@ -63,6 +63,7 @@ def test_a_model_with_150_classes_serves_after_one_command(mfmd, config: Path, f
     assert "\nclasses: ade20k  " in text and "0.018 MiB a frame" in text and "mfmd pretrain`, then" not in text
     settings = load_settings(config)
     assert (settings.buffer.height, settings.buffer.width) == (64, 96)
+    assert settings.buffer.advanced.fit == "squash"
     registry = registry_of(config)
     assert registry.serving().version == 1 and (config.parent / "incoming").is_dir()
     assert [event.reason for event in registry.history()] == [f"imported from {folder}"] * 2

@@ -1,7 +1,6 @@
 """Networks: shapes, sizes, published dimensions, gradients, pretrained encoders."""
 
 import math
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from adapters.networks.encoders.resnet import build_resnet
 from adapters.networks.initialisation import initialise_convolutions
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.step_rng import StepRng
+from adapters.testing import NetworkContract
 from configs.mfm import MfmSettings
 from configs.network import Architecture
 from tests.sections import section
@@ -47,6 +47,19 @@ def network(request: pytest.FixtureRequest) -> SegmentationNetwork:
     return build_network(TINY[request.param], num_classes=5)
 
 
+class TestBuiltIn(NetworkContract):
+    """What the author of a network tests holds for those of mfmd."""
+
+    num_classes = 5
+
+    @pytest.fixture(autouse=True, params=TINY)
+    def _settings(self, request: pytest.FixtureRequest) -> None:
+        self.settings = TINY[request.param]
+
+    def build(self) -> SegmentationNetwork:
+        return build_network(self.settings, self.num_classes)
+
+
 def test_tiny_preset_stays_below_a_million_parameters(network: SegmentationNetwork) -> None:
     assert parameters_of(network) < 1_000_000
 
@@ -55,20 +68,7 @@ def test_forward_is_decode_of_encode_at_image_size(network: SegmentationNetwork)
     images = torch.randn(2, 3, 90, 122)  # no multiple of any stride
     network.eval()
     with torch.no_grad():
-        features = network.encode(images)
-        logits = network(images)
-        again = network.decode(features, (90, 122))
-    assert logits.shape == (2, 5, 90, 122)
-    assert torch.equal(logits, again)
-    assert tuple(level.shape[1] for level in features) == network.feature_channels
-    sizes = [level.shape[-2] for level in features]
-    assert all(fine >= coarse for fine, coarse in pairwise(sizes)), "deepest last"
-
-
-def test_batch_of_one_trains(network: SegmentationNetwork) -> None:
-    loss = F.cross_entropy(network.train()(torch.randn(1, 3, 64, 64)), torch.randint(0, 5, (1, 64, 64)))
-    loss.backward()
-    assert torch.isfinite(loss)
+        assert torch.equal(network(images), network.decode(network.encode(images), (90, 122)))
 
 
 def test_every_parameter_gets_a_gradient(network: SegmentationNetwork) -> None:

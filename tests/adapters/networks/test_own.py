@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from adapters.checkpoints.checkpoint import load_version, save_weights
+from adapters.checkpoints.exporting.export import Format, export_version
 from adapters.checkpoints.importing import import_checkpoint
 from adapters.errors import NetworkMismatch
+from adapters.networks.activation_checkpointing import checkpoint_encoder
 from adapters.networks.build import build_checked, build_network
 from adapters.networks.own import CutNetwork, OwnNetwork
 from adapters.testing import NetworkContract
@@ -227,3 +229,32 @@ def test_weights_are_imported_under_their_own_names_and_serve(training_state, pa
     sys.modules.pop("an_own")
     with pytest.raises(NetworkMismatch, match="no module 'an_own'; install"):
         load_version(registry, manifest.version, CPU)
+
+
+@pytest.mark.parametrize("format", ["torch-export", pytest.param("onnx", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("name", ["Net", pytest.param("Parts", marks=pytest.mark.nightly)])
+def test_a_version_is_exported(training_state, tmp_path: Path, name: str, format: Format) -> None:
+    settings = training_state.settings(
+        network={"name": f"an_own:{name}", "advanced": CUT if name == "Parts" else {}},
+        buffer={"height": 96, "width": 128},
+    )
+    training_state.register_network(settings)
+    registry = CheckpointRegistry(training_state.layout.checkpoints)
+    export_version(registry, 1, format, tmp_path / "out")
+    if format == "torch-export":
+        images, network = torch.randn(3, 3, 80, 100), load_version(registry, 1, CPU)[0]
+        program = torch.export.load(tmp_path / "out/model.pt2").module()
+        with torch.no_grad():
+            torch.testing.assert_close(program(images), network(images))
+
+
+@pytest.mark.parametrize("name", ["Net", "Parts"])
+def test_options_of_a_round_change_no_answer(name: str) -> None:
+    """Activation checkpointing reaches the encoder, also in a copy."""
+    network = build_network(own(name, **(CUT if name == "Parts" else {})), 3).train()
+    images = torch.randn(2, 3, 64, 96)
+    expected = network(images)
+    checkpoint_encoder(network)
+    logits = copy.deepcopy(network)(images)
+    logits.sum().backward()
+    torch.testing.assert_close(logits, expected)

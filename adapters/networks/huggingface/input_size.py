@@ -87,7 +87,7 @@ def input_notes(preprocessor: Mapping[str, Any] | None, settings: Settings) -> l
     if preprocessor.get("do_reduce_labels") or preprocessor.get("reduce_labels"):
         notes.append(
             "preprocessor_config.json: do_reduce_labels: label files of its data set count classes from 1, with 0 for "
-            "none; `source.label_map` must say so before they are read"
+            "none; set source.label_format: ade20k before such files are read"
         )
     own, buffer = own_input(preprocessor), settings.buffer
     frames = OwnInput(buffer.height, buffer.width, Fit.of(buffer))

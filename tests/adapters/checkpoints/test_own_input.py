@@ -141,7 +141,7 @@ def test_an_import_says_which_settings_give_the_models_own_masks(tmp_path: Path)
     content = SEGFORMER | {"do_center_crop": True, "do_reduce_labels": True}
     crop, labels, size = input_notes(content, settings_for(tmp_path, {"height": 64, "width": 96}))
     assert "do_center_crop" in crop
-    assert "source.label_map" in labels
+    assert "source.label_format: ade20k" in labels
     told = size.rpartition("its own: ")[2]
     wanted = settings_for(tmp_path, yaml.safe_load(told)["buffer"])
     assert input_notes(SEGFORMER, wanted) == []

@@ -29,6 +29,16 @@ _EOMT = {
     "num_queries": 10,
     "num_register_tokens": 2,
 }
+_QUERIES = {
+    "hidden_dim": 32,
+    "encoder_feedforward_dim": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 4,
+    "num_attention_heads": 4,
+    "dim_feedforward": 32,
+    "num_queries": 10,
+    "num_labels": CLASSES,
+}
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 
@@ -49,28 +59,12 @@ def upernet_convnext() -> Any:
 
 def upernet_swin() -> Any:
     """UPerNet on Swin."""
-    from transformers import SwinConfig
-
-    return _upernet(
-        SwinConfig(
-            image_size=64, embed_dim=8, depths=[1, 2, 1, 1], num_heads=[1, 2, 2, 4], window_size=4, out_features=_STAGES
-        )
-    )
+    return _upernet(_swin())
 
 
 def upernet_resnet() -> Any:
     """UPerNet on ResNet."""
-    from transformers import ResNetConfig
-
-    return _upernet(
-        ResNetConfig(
-            embedding_size=8,
-            hidden_sizes=[8, 16, 24, 32],
-            depths=[1, 1, 1, 1],
-            layer_type="basic",
-            out_features=_STAGES,
-        )
-    )
+    return _upernet(_resnet())
 
 
 def beit() -> Any:
@@ -137,16 +131,41 @@ def mobilenetv2() -> Any:
 
 def mask2former() -> Any:
     """Mask2Former on Swin."""
-    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
-    swin = SwinConfig(
-        image_size=64, embed_dim=8, depths=[1, 2, 1, 1], num_heads=[1, 2, 2, 4], window_size=4, out_features=_STAGES
-    )
-    sizes = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "encoder_feedforward_dim": 32}
-    more = {"encoder_layers": 1, "decoder_layers": 4, "num_attention_heads": 4, "dim_feedforward": 32}
     return Mask2FormerForUniversalSegmentation(
-        Mask2FormerConfig(backbone_config=swin, num_queries=10, num_labels=CLASSES, **sizes, **more)
+        Mask2FormerConfig(backbone_config=_swin(), feature_size=32, mask_feature_size=32, **_QUERIES)
     )
+
+
+def maskformer() -> Any:
+    """MaskFormer on ResNet, as its small models are."""
+    from transformers import DetrConfig, MaskFormerConfig, MaskFormerForInstanceSegmentation
+
+    detr = DetrConfig(d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=32, num_queries=10)
+    sizes = {"fpn_feature_size": 32, "mask_feature_size": 32}
+    return MaskFormerForInstanceSegmentation(
+        MaskFormerConfig(backbone_config=_resnet(), decoder_config=detr, num_labels=CLASSES, **sizes)
+    )
+
+
+def maskformer_swin() -> Any:
+    """MaskFormer on Swin, for which transformers has a second implementation."""
+    from transformers import DetrConfig, MaskFormerConfig, MaskFormerForInstanceSegmentation
+
+    detr = DetrConfig(d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=32, num_queries=10)
+    sizes = {"fpn_feature_size": 32, "mask_feature_size": 32}
+    return MaskFormerForInstanceSegmentation(
+        MaskFormerConfig(backbone_config=_swin(), decoder_config=detr, num_labels=CLASSES, **sizes)
+    )
+
+
+def oneformer() -> Any:
+    """OneFormer on Swin."""
+    from transformers import OneFormerConfig, OneFormerForUniversalSegmentation
+
+    sizes = {"conv_dim": 32, "mask_dim": 32, "query_dec_layers": 1}
+    return OneFormerForUniversalSegmentation(OneFormerConfig(backbone_config=_swin(), **_QUERIES, **sizes))
 
 
 def eomt() -> Any:
@@ -176,10 +195,19 @@ MODELS: dict[str, Callable[[], Any]] = {
     make.__name__: make
     for make in (
         segformer, upernet_convnext, upernet_swin, upernet_resnet, beit, beit_shared, data2vec, dpt,
-        mobilevit, mobilevitv2, mobilenetv2, mask2former, eomt, eomt_annealed, eomt_dinov3,
+        mobilevit, mobilevitv2, mobilenetv2, mask2former, maskformer, maskformer_swin, oneformer,
+        eomt, eomt_annealed, eomt_dinov3,
     )
 }  # fmt: skip
-MASKS = ("mask2former", "eomt", "eomt_annealed", "eomt_dinov3")
+MASKS = (
+    "mask2former",
+    "maskformer",
+    "maskformer_swin",
+    "oneformer",
+    "eomt",
+    "eomt_annealed",
+    "eomt_dinov3",
+)
 """Mask transformers; transformers builds them only beside scipy (the extra `masks`)."""
 NEEDS_SCIPY = pytest.mark.skipif(
     find_spec("scipy") is None, reason="scipy (pip install 'mfmd[masks]') is not installed"
@@ -205,6 +233,9 @@ ANY_SIZE = (
     "mobilevit",
     "mobilenetv2",
     "mask2former",
+    "maskformer",
+    "maskformer_swin",
+    "oneformer",
 )
 """Models that transformers runs on sizes that no stride divides."""
 
@@ -215,36 +246,45 @@ def model(name: str, seed: int = 0) -> Any:
     made = MODELS[name]()
     with torch.no_grad():
         for value in made.parameters():
-            if value.std() == 0 or value.numel() == 1:
+            if value.numel() == 1 or value.std() == 0:
                 value.add_(torch.randn_like(value) * 0.1)
         for buffer_name, value in made.named_buffers():
             if buffer_name.endswith("running_mean"):
                 value.normal_(0, 0.1)
             elif buffer_name.endswith("running_var"):
                 value.uniform_(0.8, 1.2)
-        if name in MASKS:
-            _tell_apart(made)
     return made.eval()
 
 
-def _tell_apart(made: Any) -> None:
-    """Let the queries of a mask transformer differ in class and mask: drawn ones answer all alike."""
+@torch.no_grad()
+def tell_apart(made: Any, images: torch.Tensor) -> None:
+    """Let the queries of a mask transformer differ in class and mask on `images`: drawn ones answer all alike."""
     for key, module in made.named_modules():
-        if key.endswith(("query", "queries_features")):
+        if key.endswith(("query", "queries_features", "queries_embedder")):
             module.weight.normal_()
-        elif isinstance(module, torch.nn.Linear) and ("mask_embed" in key or "mask_head" in key):
+        elif isinstance(module, torch.nn.Linear) and any(part in key for part in ("mask_embed", "mask_head")):
             torch.nn.init.orthogonal_(module.weight, 3.0 if "mask_embed" in key else 2.0)
             module.bias.zero_()
-    side = getattr(made.config, "image_size", 96)
-    mean = made.eval()(torch.randn(1, 3, side, side)).class_queries_logits.mean((0, 1))
-    made.class_predictor.bias.sub_(mean)
-    made.class_predictor.weight.mul_(10.0)
-    made.class_predictor.bias.mul_(10.0)
+        elif isinstance(module, torch.nn.Linear) and "transformer_module" in key:
+            torch.nn.init.orthogonal_(module.weight)
+    classes = _answer(made, images).class_queries_logits
+    predictor = next(module for key, module in made.named_modules() if key.endswith(("class_predictor", "class_embed")))
+    predictor.bias.sub_(classes.mean((0, 1)))
+    scale = 5.0 / classes.std(1).mean()
+    predictor.weight.mul_(scale)
+    predictor.bias.mul_(scale)
+
+
+def _answer(original: Any, images: torch.Tensor) -> Any:
+    if original.config.model_type != "oneformer":
+        return original(images)
+    task = torch.tensor([49406, 518, 10549, 533, 29119, 1550, 49407, *[0] * 70])  # "the task is semantic" in CLIP's
+    return original(images, task_inputs=task.expand(len(images), -1))
 
 
 def logits_of(original: Any, images: torch.Tensor) -> torch.Tensor:
     """The answer of transformers alone, at image size; of a mask transformer, the log of what its processor returns."""
-    answer, size = original(images), (images.shape[-2], images.shape[-1])
+    answer, size = _answer(original, images), (images.shape[-2], images.shape[-1])
     if "logits" in answer:
         return F.interpolate(answer.logits, size, mode="bilinear", align_corners=False)
     scores = [item.segmentation_scores for item in answers_of(original, images)]
@@ -255,13 +295,37 @@ def answers_of(original: Any, images: torch.Tensor) -> Any:
     """What the image processor of a mask transformer makes of its answer for `images`, at their size."""
     from transformers.models.eomt.image_processing_pil_eomt import EomtImageProcessorPil
     from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
+    from transformers.models.maskformer.image_processing_pil_maskformer import MaskFormerImageProcessorPil
+    from transformers.models.oneformer.image_processing_pil_oneformer import OneFormerImageProcessorPil
 
+    processors = {
+        "eomt": EomtImageProcessorPil,
+        "eomt_dinov3": EomtImageProcessorPil,
+        "mask2former": Mask2FormerImageProcessorPil,
+        "maskformer": MaskFormerImageProcessorPil,
+        "oneformer": OneFormerImageProcessorPil,
+    }
     size = (images.shape[-2], images.shape[-1])
     options: dict[str, Any] = {"target_sizes": [size] * len(images), "return_segmentation_scores": True}
-    if original.config.model_type.startswith("eomt"):
-        square = {"shortest_edge": size[0], "longest_edge": size[0]}
-        return EomtImageProcessorPil().post_process_semantic_segmentation(original(images), size=square, **options)
-    return Mask2FormerImageProcessorPil().post_process_semantic_segmentation(original(images), **options)
+    kind = original.config.model_type
+    if kind.startswith("eomt"):
+        options["size"] = {"shortest_edge": size[0], "longest_edge": size[0]}
+    return processors[kind]().post_process_semantic_segmentation(_answer(original, images), **options)
+
+
+def _swin() -> Any:
+    from transformers import SwinConfig
+
+    return SwinConfig(
+        image_size=64, embed_dim=8, depths=[1, 2, 1, 1], num_heads=[1, 2, 2, 4], window_size=4, out_features=_STAGES
+    )
+
+
+def _resnet() -> Any:
+    from transformers import ResNetConfig
+
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+    return ResNetConfig(**sizes, layer_type="basic", out_features=_STAGES)
 
 
 def _upernet(backbone: Any) -> Any:

@@ -19,6 +19,8 @@ _MASK_PROCESSORS = {
     "eomt": "EomtImageProcessor",
     "eomt_dinov3": "EomtImageProcessor",
     "mask2former": "Mask2FormerImageProcessor",
+    "maskformer": "MaskFormerImageProcessor",
+    "oneformer": "OneFormerImageProcessor",
 }
 """Processors that make a map of a mask transformer's queries, by `model_type`."""
 

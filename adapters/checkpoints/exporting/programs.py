@@ -30,9 +30,11 @@ _SIDES_FIXED = (
     "eomt",
     "eomt_dinov3",
     "mask2former",
+    "maskformer",
     "mobilenet_v2",
     "mobilevit",
     "mobilevitv2",
+    "oneformer",
     "swin",
 )
 """Kinds whose code in transformers computes sizes in a way that torch.export can only record as constants."""

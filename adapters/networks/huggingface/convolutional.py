@@ -60,7 +60,8 @@ def split_upernet(model: Any) -> Parts:
 
 def unread_norm(backbone: Any) -> tuple[nn.Module, ...]:
     """Return the last norm of a Swin, which serves classification only; nothing for other backbones."""
-    swin = getattr(backbone, "swin", None)
+    kind = backbone.config.model_type
+    swin = backbone.model if kind == "maskformer-swin" else getattr(backbone, "swin", None)
     return () if swin is None else (swin.layernorm,)
 
 

@@ -24,16 +24,18 @@ FAMILIES: dict[str, Callable[[Any], Parts]] = {
     "eomt": eomt.split_eomt,
     "eomt_dinov3": eomt.split_eomt_dinov3,
     "mask2former": mask_transformer.split_mask2former,
+    "maskformer": mask_transformer.split_maskformer,
     "mobilenet_v2": convolutional.split_mobilenet,
     "mobilevit": convolutional.split_mobilevit,
     "mobilevitv2": convolutional.split_mobilevitv2,
+    "oneformer": mask_transformer.split_oneformer,
     "segformer": convolutional.split_segformer,
     "upernet": convolutional.split_upernet,
 }
 """What cuts a model in two, by `model_type` in config.json."""
-ON_BACKBONES = ("mask2former", "upernet")
+ON_BACKBONES = ("mask2former", "maskformer", "oneformer", "upernet")
 """Kinds whose backbone is another model of transformers, described by `backbone_config`."""
-WITH_SCIPY = ("eomt", "eomt_dinov3", "mask2former")
+WITH_SCIPY = ("eomt", "eomt_dinov3", "mask2former", "maskformer", "oneformer")
 """Kinds whose losses in transformers need scipy; it builds none without its loss."""
 
 

@@ -35,6 +35,8 @@ _PLAIN_BGR = PixelScaling((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), bgr=True)
 _DEFAULTS = {
     "Segformer": IMAGENET,
     "Mask2Former": IMAGENET,
+    "MaskFormer": IMAGENET,
+    "OneFormer": IMAGENET,
     "Eomt": IMAGENET,
     "ConvNext": _SYMMETRIC,
     "Beit": _SYMMETRIC,

@@ -98,13 +98,16 @@ for folder in sorted(Path("out").iterdir()):
     pixels = (frame.permute(2, 0, 1) * processor["rescale_factor"] - mean) / std
     if processor["do_flip_channel_order"]:
         pixels = pixels.flip(0)
-    queries = hasattr(AutoConfig.from_pretrained(folder), "num_queries")
+    kind = AutoConfig.from_pretrained(folder).model_type
+    queries = kind in ("mask2former", "maskformer", "oneformer", "eomt", "eomt_dinov3")
     auto = AutoModelForUniversalSegmentation if queries else AutoModelForSemanticSegmentation
     model, report = auto.from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"], (folder, report)
     assert model.config.id2label[0] == "sky", model.config.id2label
     with torch.no_grad():
-        answer, size = model.eval()(pixels[None]), tuple(frame.shape[:2])
+        task = torch.tensor([[49406, 518, 10549, 533, 29119, 1550, 49407] + [0] * 70])
+        inputs = {"task_inputs": task} if kind == "oneformer" else {}
+        answer, size = model.eval()(pixels[None], **inputs), tuple(frame.shape[:2])
     if queries:  # the processor of the folder itself makes a map of the queries
         post_process = AutoImageProcessor.from_pretrained(folder).post_process_semantic_segmentation
         (found,) = post_process(answer, target_sizes=[size], return_segmentation_scores=True)

@@ -45,3 +45,20 @@ def test_weights_and_names_of_an_export_are_those_of_the_original(
     before, after = (load_file(tmp_path / place / "model.safetensors") for place in ("in", "out"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_parts_of_oneformer_for_its_own_training_only_are_kept(
+    settings: Settings, registry: CheckpointRegistry, tmp_path: Path
+) -> None:
+    """A text encoder and a temperature: no logit depends on them, and whoever trains it with transformers has them."""
+    drawn = model("oneformer")
+    more = {"is_training": True, "text_encoder_width": 64, "text_encoder_num_layers": 1, "text_encoder_n_ctx": 2}
+    original = type(drawn)(type(drawn.config)(**{**drawn.config.to_dict(), **more}))
+    original.save_pretrained(tmp_path / "in")
+    version = import_checkpoint(tmp_path / "in", settings, registry).version
+    network, _ = load_version(registry, version, torch.device("cpu"))
+    assert all(not value.requires_grad for key, value in network.named_parameters() if ".training_only." in key)
+    export_version(registry, version, "huggingface", tmp_path / "out")
+    before, after = (load_file(tmp_path / place / "model.safetensors") for place in ("in", "out"))
+    assert before.keys() == after.keys() and any("text_mapper" in key for key in before)
+    assert all(torch.equal(before[key], after[key]) for key in before)

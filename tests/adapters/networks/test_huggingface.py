@@ -228,7 +228,7 @@ def test_unclear_pixel_scaling_is_refused(content: dict[str, Any]) -> None:
         scaling_of(content)
 
 
-@pytest.mark.parametrize("kind", ["oneformer", "detr", "videomt", None])
+@pytest.mark.parametrize("kind", ["detr", "videomt", None])
 def test_what_cannot_be_split_is_refused_by_name(kind: str | None) -> None:
     with pytest.raises(UnsupportedModel, match=rf"{kind}.*beit, data2vec-vision, dpt.*segformer, upernet"):
         build_huggingface(Architecture(name="huggingface", hf_config={"model_type": kind}), CLASSES)

@@ -13,7 +13,7 @@ from adapters.networks.huggingface.models import build_huggingface, load_hugging
 from adapters.networks.huggingface.queries import LEAST, pixel_logits
 from adapters.networks.network import SegmentationNetwork
 from configs.network import Architecture
-from tests.adapters.tiny_models import CLASSES, FEW, MASKS, NEEDS_SCIPY, answers_of, model
+from tests.adapters.tiny_models import CLASSES, FEW, MASKS, NEEDS_SCIPY, answers_of, model, tell_apart
 
 pytestmark = NEEDS_SCIPY
 ROWS = [pytest.param(name, marks=[pytest.mark.nightly] * (name not in FEW)) for name in MASKS]
@@ -34,8 +34,9 @@ def split(original: Any, folder: Path) -> SegmentationNetwork:
 @torch.no_grad()
 def test_the_map_is_the_one_of_transformers(name: str, tmp_path: Path) -> None:
     """Class by class, on an image of the model's size; another class only where two are equal within rounding."""
-    original, images = model(name), torch.randn(2, 3, 96, 96)
-    images += 3.0 * F.interpolate(torch.randn(2, 3, 6, 6), (96, 96))
+    original, images = model(name), torch.randn(1, 3, 96, 96)
+    images += 3.0 * F.interpolate(torch.randn(1, 3, 6, 6), (96, 96))
+    tell_apart(original, images)
     found = split(original, tmp_path)(images).argmax(1)
     answers = answers_of(original, images)
     theirs = torch.stack([item.segmentation for item in answers])
@@ -109,4 +110,11 @@ def test_without_scipy_the_message_names_the_extra(monkeypatch: pytest.MonkeyPat
     config = model("mask2former").config.to_dict()
     monkeypatch.setattr("adapters.networks.huggingface.models.find_spec", lambda name: None)
     with pytest.raises(UnsupportedModel, match=r"mask2former.*scipy.*pip install 'mfmd\[masks\]'"):
+        build_huggingface(Architecture(name="huggingface", hf_config=config), CLASSES)
+
+
+@pytest.mark.parametrize("change", [{"conv_dim": 64}, {"enforce_input_proj": True}, {"task_seq_len": 6}])
+def test_oneformer_that_transformers_cannot_keep_or_ask_is_refused(change: dict[str, Any]) -> None:
+    config = {**model("oneformer").config.to_dict(), **change}
+    with pytest.raises(UnsupportedModel, match=rf"config\.json: .*{next(iter(change))}"):
         build_huggingface(Architecture(name="huggingface", hf_config=config), CLASSES)

@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import sys
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -93,24 +93,28 @@ PACKAGES = ("configs", "storage", "adapters", "daemon")
 
 
 def examine_packages() -> list[Finding]:
-    """Report packages that another project shadows or overwrites.
+    """Report packages that another project hides or overwrites, by their files.
 
-    PyPI's python-daemon installs `daemon` and PyPI's adapters installs `adapters`.
+    PyPI's python-daemon installs `daemon` and PyPI's adapters installs `adapters`. Ours lie beside this file's package.
     """
     remedy = "install mfmd in a separate environment"
-    places = {name: _folder(name) for name in PACKAGES}
-    if len(set(places.values())) > 1:
-        detail = ", ".join(f"{name} in {folder}" for name, folder in places.items())
-        return [fail("packages", f"installed in several places: {detail}", remedy)]
+    ours, places = Path(__file__).resolve().parents[2], {name: _origin(name) for name in PACKAGES}
+    hidden = {name: path for name, path in places.items() if path is None or path.resolve().parents[1] != ours}
+    if hidden:
+        detail = "; ".join(f"{path or 'nothing'} is found before {ours / name}" for name, path in hidden.items())
+        return [fail("packages", f"another project hides packages of mfmd: {detail}", remedy)]
     owners = packages_distributions()
-    others = sorted({owner for name in PACKAGES for owner in owners.get(name, [])} - {"mfmd"})
+    others = [(owner, name) for name in PACKAGES for owner in sorted(set(owners.get(name, ())) - {"mfmd"})]
     if others:
-        return [fail("packages", f"{', '.join(others)} installs packages of the same names", remedy)]
-    return [ok("packages", f"all in {places['daemon']}")]
+        detail = "; ".join(f"{owner} {version(owner)} installs {name} too, at {places[name]}" for owner, name in others)
+        return [fail("packages", f"another project may overwrite files of mfmd: {detail}", remedy)]
+    return [ok("packages", f"all in {ours}")]
 
 
-def _folder(name: str) -> Path | None:
+def _origin(name: str) -> Path | None:
+    """Return the `__init__.py` of the package that an import would find, or its folder if it has none."""
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(next(iter(spec.submodule_search_locations))).parent
+        return None if spec is None or spec.origin is None else Path(spec.origin)
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    return folder / "__init__.py"

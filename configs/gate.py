@@ -1,5 +1,6 @@
 """Settings of the gate, and of the checkpoints that it chooses from."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -14,6 +15,10 @@ class GateAdvanced(Section):
     """Veto: pixel agreement with the incumbent below this; the step is too large for one round."""
     source_class_drop: Fraction = 0.2
     """Veto: a source class IoU below the released model's by more than this (IoU, 0-1)."""
+    class_weights: dict[str, NotNegative] = Field(default_factory=dict)
+    """How much each class counts in the mIoU that the gate, probation and recall compare: class name: weight, 1 for
+    those that are not named, 0 for one that says nothing. In two classes the large one hides the small one: `{vessel:
+    1, background: 0}` judges vessels alone."""
     shadow_seconds: Positive = 600.0
     """Longest wait for `shadow_images` (seconds); after it the verdict is inconclusive."""
     vanished_ratio: Fraction = 0.05
@@ -57,6 +62,11 @@ class GateSettings(Section):
     the version that is better there is kept and recalled; otherwise like veto. veto: a candidate that is clearly worse
     in one of them is rejected. allow: anything."""
     advanced: GateAdvanced = GateAdvanced()
+
+    def weights(self, class_names: Sequence[str]) -> tuple[float, ...] | None:
+        """Return the weight of each class, in order; None when all count alike."""
+        given = self.advanced.class_weights
+        return tuple(given.get(name, 1.0) for name in class_names) if given else None
 
 
 class ConditionsAdvanced(Section):

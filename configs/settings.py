@@ -142,6 +142,16 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _the_gate_weighs_classes(self) -> Self:
+        names = [entry.name for entry in self.classes]
+        for name in self.gate.advanced.class_weights:
+            if name not in names:
+                raise ValueError(f"gate.advanced.class_weights: no class {name!r} in `classes`{nearest(name, names)}")
+        if not any(self.gate.weights(names) or names):
+            raise ValueError("gate.advanced.class_weights: every class has weight 0; give one more than 0")
+        return self
+
+    @model_validator(mode="after")
     def _planes_have_ports_of_their_own(self) -> Self:
         one, other = self.control, self.serving
         if other.enabled and one.port == other.port and one.port and meet(one.host, other.host):

@@ -6,7 +6,7 @@ With few images it only rejects a candidate that is clearly worse. Pure, numpy o
 from configs.gate import GateSettings
 from daemon.gate.bursts import Floats
 from daemon.gate.shapes import sound_counts
-from daemon.gate.votes import TOLERANCE, Vote, paired_bootstrap, resampled_miou
+from daemon.gate.votes import TOLERANCE, Vote, Weights, paired_bootstrap, resampled_miou
 from storage.canary.records import LEAST_IMAGES
 from storage.rounds.records import Check, ModelScores
 
@@ -14,7 +14,9 @@ CANARY = "canary"
 """Name of the check."""
 
 
-def canary_vote(candidate: ModelScores, incumbent: ModelScores, settings: GateSettings, seed: int) -> Vote | None:
+def canary_vote(
+    candidate: ModelScores, incumbent: ModelScores, settings: GateSettings, seed: int, classes: Weights = None
+) -> Vote | None:
     """Return the evidence of canary images: a vote, or with fewer than `LEAST_IMAGES` a veto; None without images.
 
     The images are labelled by hand and chosen apart from each other, so single ones are drawn, not bursts.
@@ -22,7 +24,7 @@ def canary_vote(candidate: ModelScores, incumbent: ModelScores, settings: GateSe
     if candidate.canary is None or incumbent.canary is None:
         return None
     images = len(candidate.canary.tp)
-    before, after = resampled_miou(incumbent.canary), resampled_miou(candidate.canary)
+    before, after = (resampled_miou(model, classes) for model in (incumbent.canary, candidate.canary))
 
     def gain(weights: Floats) -> Floats:
         return after(weights) - before(weights)

@@ -13,7 +13,7 @@ from daemon.gate.canary import CANARY, canary_vote, odd_canary, undecided
 from daemon.gate.forgetting import costs, forgetting, kept_for_source
 from daemon.gate.shapes import odd_scores, sound_counts
 from daemon.gate.vetoes import agreement, completed, source_class_iou, source_miou, vanished_class, weights_vetoes
-from daemon.gate.votes import DISAGREEMENT, DIVERSITY, STYLED, Vote, cast_votes, frame_correlation
+from daemon.gate.votes import DISAGREEMENT, DIVERSITY, STYLED, Vote, Weights, cast_votes, frame_correlation
 from storage.rounds.records import (
     CandidateRuling,
     Check,
@@ -54,7 +54,7 @@ def decide(
     if settings.policy == "source_free":
         scores = _without_source(scores)
     found = {
-        name: costs(name, model, scores, settings, spec.round, len(class_names))
+        name: costs(name, model, scores, settings, spec.round, class_names)
         for name, model in scores.candidates().items()
     }
     rulings = {
@@ -161,14 +161,15 @@ def _judge(
     checks += _vetoes(spec, scores, candidate, incumbent, settings, class_names, kept)
     if forgotten is not None:
         checks.append(forgotten)
+    weights = settings.weights(class_names)
     problem = odd_canary(candidate, incumbent, scores.canary_problem, len(class_names))
-    canary = None if problem else canary_vote(candidate, incumbent, settings, spec.round)
+    canary = None if problem else canary_vote(candidate, incumbent, settings, spec.round, weights)
     checks += [canary.check] if canary else []
     if veto := _failed([check for check in checks if check.kind == "veto"]):
         return "rejected", veto, checks
     if problem:
         return "inconclusive", problem, checks
-    return _by_evidence(spec, scores, candidate, incumbent, settings, checks, canary)
+    return _by_evidence(spec, scores, candidate, incumbent, settings, checks, canary, weights)
 
 
 def _by_evidence(
@@ -179,6 +180,7 @@ def _by_evidence(
     settings: GateSettings,
     checks: list[Check],
     canary: Vote | None,
+    weights: Weights,
 ) -> Ruling:
     """Rule by canary labels; where these do not decide, by votes, unless `gate.policy` is canary."""
     if canary is not None and (canary.won or canary.lost):
@@ -186,7 +188,7 @@ def _by_evidence(
         return ("accepted" if canary.won else "rejected"), f"{how} than the incumbent: {canary.check.detail}", checks
     if settings.policy == "canary":
         return "inconclusive", undecided(canary), checks
-    decision, reason, checks = _by_votes(spec, scores, candidate, incumbent, settings, checks)
+    decision, reason, checks = _by_votes(spec, scores, candidate, incumbent, settings, checks, weights)
     if decision == "accepted" and canary and canary.check.kind == "vote" and canary.advantage.value < 0:
         return "inconclusive", f"{reason}; but {canary.check.detail}", checks
     return decision, reason, checks
@@ -207,7 +209,7 @@ def _vetoes(
         yield agreement(candidate, settings)
     if candidate.source and scores.released and scores.released.source:
         anchor = scores.released.source
-        yield source_miou(candidate.source, anchor, settings, kept)
+        yield source_miou(candidate.source, anchor, settings, class_names, kept)
         yield source_class_iou(candidate.source, anchor, settings, class_names, spec.round, kept)
 
 
@@ -218,6 +220,7 @@ def _by_votes(
     incumbent: ModelScores,
     settings: GateSettings,
     checks: list[Check],
+    weights: Weights,
 ) -> Ruling:
     """Rule by evidence without labels of the target."""
     frames, least = len(candidate.flip_consistency), settings.advanced.min_holdout
@@ -227,7 +230,7 @@ def _by_votes(
     checks.append(holdout_bursts(frame_correlation(candidate, incumbent, scores.reference_marginal), frames, least))
     if not checks[-1].passed:
         return "inconclusive", checks[-1].detail, checks
-    votes = cast_votes(candidate, incumbent, scores.reference_marginal, settings, seed=spec.round)
+    votes = cast_votes(candidate, incumbent, scores.reference_marginal, settings, spec.round, weights)
     return *_count(votes, settings), [*checks, *(vote.check for vote in votes)]
 
 

@@ -10,7 +10,7 @@ from storage.rounds.records import Check, ConditionCost, ConditionScores, ImageC
 
 
 def costs(
-    name: str, candidate: ModelScores, scores: RoundScores, settings: GateSettings, seed: int, classes: int
+    name: str, candidate: ModelScores, scores: RoundScores, settings: GateSettings, seed: int, names: Sequence[str]
 ) -> list[ConditionCost]:
     """Return what candidate `name` gains or loses in each other condition; a negative gain is a cost.
 
@@ -18,9 +18,9 @@ def costs(
     norm of golden frames, and the candidate is better or worse there by most of the three votes on frames.
     """
     return [
-        _labelled(item, candidate.source, item.best.source, settings, seed, classes)
+        _labelled(item, candidate.source, item.best.source, settings, seed, names)
         if item.labelled and candidate.source and item.best and item.best.source
-        else _on_golden(item, name, scores.reference_marginal, settings, seed, classes)
+        else _on_golden(item, name, scores.reference_marginal, settings, seed, len(names))
         for item in scores.elsewhere
     ]
 
@@ -57,12 +57,17 @@ def _on_golden(
 
 
 def _labelled(
-    scores: ConditionScores, mine: ImageCounts, best: ImageCounts, settings: GateSettings, seed: int, classes: int
+    scores: ConditionScores,
+    mine: ImageCounts,
+    best: ImageCounts,
+    settings: GateSettings,
+    seed: int,
+    names: Sequence[str],
 ) -> ConditionCost:
-    images = len(mine.tp)
+    images, classes = len(mine.tp), len(names)
     if not images or not sound_counts(mine, images, classes) or not sound_counts(best, images, classes):
         return _unknown(scores, "scores.json: source counts are not numbers of one shape")
-    after, before = resampled_miou(mine), resampled_miou(best)
+    after, before = (resampled_miou(counts, settings.weights(names)) for counts in (mine, best))
 
     def gain(weights: Floats) -> Floats:
         return after(weights) - before(weights)

@@ -8,7 +8,7 @@ import numpy as np
 from adapters.scoring.scores.iou import labelled_mean_iou
 from daemon.gate.bursts import Floats
 from daemon.gate.conditions import OUTSIDE, places
-from daemon.gate.votes import TOLERANCE, diversity
+from daemon.gate.votes import TOLERANCE, Weights, diversity
 from storage.errors import StorageError
 from storage.gate.comparisons import ComparisonScores
 from storage.gate.conditions import Conditions
@@ -45,10 +45,11 @@ def _fewer(scores: ComparisonScores, score: Callable[[ModelScores], Floats]) -> 
     return [bool(value < 0.0) for value in gain if abs(value) > TOLERANCE]
 
 
-def canary_losses(scores: ComparisonScores) -> Floats:
+def canary_losses(scores: ComparisonScores, classes: Weights = None) -> Floats:
     """Return by how much the IoU of the first version is lower on each labelled canary image [n], negative: higher.
 
-    A version that is not finite loses all. Empty without canary images. Raises StorageError for odd counts.
+    `classes`: their weights in the mean. A version that is not finite loses all. Empty without canary images. Raises
+    StorageError for odd counts.
     """
     images = len(scores.canary_styles)
     if not images or len(scores.canary) != 2:
@@ -58,11 +59,13 @@ def canary_losses(scores: ComparisonScores) -> Floats:
         return np.full(images, float(second.finite) - float(first.finite))
     if first.canary is None or second.canary is None or not len(first.canary.tp) == len(second.canary.tp) == images:
         raise StorageError("the canary counts of a comparison are not one for each image")
-    lost: Floats = labelled_mean_iou(*second.canary.arrays()) - labelled_mean_iou(*first.canary.arrays())
+    lost: Floats = np.nan_to_num(
+        _iou_of_images(second.canary, classes) - _iou_of_images(first.canary, classes)
+    )  # an image without a class that counts says nothing
     return lost
 
 
-def overstated(scores: ComparisonScores) -> float:
+def overstated(scores: ComparisonScores, classes: Weights = None) -> float:
     """Return by how much the nuclear norm overstates, on canary images, the share on which the first version is worse.
 
     It is the rectifier of prediction-powered inference (Angelopoulos et al. 2023): the share of images with the smaller
@@ -70,7 +73,7 @@ def overstated(scores: ComparisonScores) -> float:
     """
     frames = range(len(scores.canary_styles))
     on_canary = scores.model_copy(update={"frames": tuple(frames), "models": scores.canary})
-    return max(0.0, (sum(looks_worse(on_canary)) - int((canary_losses(scores) > 0.0).sum())) / len(frames))
+    return max(0.0, (sum(looks_worse(on_canary)) - int((canary_losses(scores, classes) > 0.0).sum())) / len(frames))
 
 
 def in_condition(scores: ComparisonScores, known: Conditions | None, number: int | None) -> ComparisonScores:
@@ -93,14 +96,19 @@ def _only(model: ModelScores, images: Sequence[int]) -> ModelScores:
     return model.model_copy(update={"gram": [model.gram[n] for n in images], "canary": ImageCounts(**kinds)})
 
 
-def loses(scores: ComparisonScores, kind: Literal["source", "styled"]) -> list[bool]:
+def loses(scores: ComparisonScores, kind: Literal["source", "styled"], classes: Weights = None) -> list[bool]:
     """Return, for each labelled image on which the two differ, whether the first version has the lower IoU.
 
-    The IoU of one image is the mean over its labelled classes. `styled`: images restyled to the frames. Empty without
-    labelled source.
+    The IoU of one image is the mean over its labelled classes, by the weights `classes`. `styled`: images restyled to
+    the frames. Empty without labelled source.
     """
     first, second = (getattr(model, kind) for model in scores.models)
     if first is None or second is None:
         return []
-    gain = labelled_mean_iou(*first.arrays()) - labelled_mean_iou(*second.arrays())
+    gain = _iou_of_images(first, classes) - _iou_of_images(second, classes)
     return [bool(value < 0.0) for value in gain if abs(value) > TOLERANCE]  # NaN, where nothing is labelled, is neither
+
+
+def _iou_of_images(counts: ImageCounts, classes: Weights) -> Floats:
+    tp, fp, fn = counts.arrays()
+    return labelled_mean_iou(tp, fp, fn, classes)

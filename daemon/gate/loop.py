@@ -48,6 +48,11 @@ class GateContext:
     paused: bool = False
     """Whether an operator paused the daemon's own changes."""
 
+    @property
+    def class_weights(self) -> tuple[float, ...] | None:
+        """How much each class counts in mIoU; None: all alike."""
+        return self.settings.gate.weights([entry.name for entry in self.settings.classes])
+
 
 class StreamRule(Protocol):
     """A rule of the gate that follows the stream: conditions, recall, probation, drift. One file each."""

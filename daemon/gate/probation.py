@@ -206,7 +206,7 @@ def _with_answer(context: GateContext, record: Probation) -> Probation:
         seen |= _of_labels(context, record, scores)
     else:
         seen |= {"worse": (*record.worse, *looks_worse(scores))}
-        seen |= {"worse_styled": (*record.worse_styled, *loses(scores, "styled"))}
+        seen |= {"worse_styled": (*record.worse_styled, *loses(scores, "styled", context.class_weights))}
     answered = record.model_copy(update=seen)
     judged = judge(answered, settings.frames, settings.advanced.confidence)
     if judged.stage == "cooling_down":
@@ -220,8 +220,8 @@ def _of_labels(context: GateContext, record: Probation, scores: ComparisonScores
     if known is not None and known.released != context.registry.released(record.version):
         known = None
     mine = in_condition(scores, known, record.condition)
-    lost = canary_losses(mine)
-    more = overstated(mine) if len(lost) >= LEAST_IMAGES else 0.0
+    lost = canary_losses(mine, context.class_weights)
+    more = overstated(mine, context.class_weights) if len(lost) >= LEAST_IMAGES else 0.0
     found: dict[str, Any] = {"canary_losses": tuple(lost.tolist()), "overstated": more}
     return found if scores.canary else {**found, "labels": None}
 

@@ -16,6 +16,7 @@ from daemon.gate.frame_evidence import canary_losses, in_condition, is_less_stab
 from daemon.gate.loop import GateContext
 from daemon.gate.moves import recall_version
 from daemon.gate.sequential import evidence_of_majority, evidence_of_sign
+from daemon.gate.votes import Weights
 from daemon.runtime.logs import get_logger
 from storage import durable
 from storage.canary.records import LEAST_IMAGES
@@ -99,7 +100,7 @@ class Judgement(NamedTuple):
     """One sentence with numbers."""
 
 
-def judge_recall(scores: ComparisonScores, confidence: float, *, known: bool) -> Judgement:
+def judge_recall(scores: ComparisonScores, confidence: float, *, known: bool, classes: Weights = None) -> Judgement:
     """Judge the challengers against the first version of a comparison, which serves. Pure.
 
     `known`: the challenger is the best version of this condition, so it is recalled unless the serving one is better
@@ -107,7 +108,8 @@ def judge_recall(scores: ComparisonScores, confidence: float, *, known: bool) ->
     the images: the mean of the e-values of nuclear norm, flip consistency, disagreement under dropout and the IoU of
     labelled images, with neither norm nor labels against it. Canary images decide alone from `LEAST_IMAGES` on; before
     that they are a factor, and no version is recalled while it is worse on most of them.
-    Of several, the one that the others do not beat. Raises StorageError when scores are not numbers.
+    Of several, the one that the others do not beat. `classes`: their weights in the IoU. Raises StorageError when
+    scores are not numbers.
     """
     chosen, why, results, told = 0, "", [], []
     kinds = ("models", "canary") if scores.canary else ("models",)
@@ -115,7 +117,7 @@ def judge_recall(scores: ComparisonScores, confidence: float, *, known: bool) ->
         pair = scores.model_copy(
             update={kind: tuple(getattr(scores, kind)[n] for n in (chosen, place)) for kind in kinds}
         )
-        result, shares = _compared(pair, confidence)
+        result, shares = _compared(pair, confidence, classes)
         won = result == "better" or (known and result == "open")
         results.append(result)
         told.append(f"version {scores.models[place].version} is better on {shares}")
@@ -125,14 +127,16 @@ def judge_recall(scores: ComparisonScores, confidence: float, *, known: bool) ->
     return Judgement(None, bool({"open", "vetoed"} & set(results)), f"{'; '.join(told)}: not enough")
 
 
-def _compared(pair: ComparisonScores, confidence: float) -> tuple[Literal["better", "worse", "open", "vetoed"], str]:
+def _compared(
+    pair: ComparisonScores, confidence: float, classes: Weights
+) -> tuple[Literal["better", "worse", "open", "vetoed"], str]:
     """Return whether the second version of a pair is better than the first beyond chance, and on how many images.
 
     vetoed: open, and it is worse on most canary images.
     """
-    lost = canary_losses(pair)
+    lost = canary_losses(pair, classes)
     canary = [bool(loss > 0.0) for loss in lost if loss]
-    decisive = {"frames by the nuclear norm": looks_worse(pair), "labelled images": loses(pair, "source")}
+    decisive = {"frames by the nuclear norm": looks_worse(pair), "labelled images": loses(pair, "source", classes)}
     decisive = {what: better for what, better in {**decisive, "canary images": canary}.items() if better}
     stable = [is_less_stable(pair, "flip_consistency"), is_less_stable(pair, "dropout_disagreement")]
     unlabelled = (better for what, better in decisive.items() if what != "canary images")
@@ -212,7 +216,8 @@ def _answer(context: GateContext, record: Recall, known: Conditions, condition: 
             return _not_compared(context, record, scores.reason or "its frames left the buffer")
         if known.released == context.registry.released(serving):
             scores = in_condition(scores, known, condition.number)
-        judgement = judge_recall(scores, context.settings.recall.advanced.confidence, known=before)
+        sure = context.settings.recall.advanced.confidence
+        judgement = judge_recall(scores, sure, known=before, classes=context.class_weights)
     except StorageError as error:
         return _not_compared(context, record, str(error))
     undecided = judgement.open and record.frames < MOST_BURST

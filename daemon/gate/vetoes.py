@@ -64,13 +64,19 @@ def vanished_class(
 
 
 def source_miou(
-    candidate: ImageCounts, released: ImageCounts, settings: GateSettings, kept: int | None = None
+    candidate: ImageCounts,
+    released: ImageCounts,
+    settings: GateSettings,
+    class_names: Sequence[str],
+    kept: int | None = None,
 ) -> Check:
     """Check that source mIoU is at most `source_drop` below the released model's: it detects slow forgetting too.
 
     `kept`: the version that serves again when the condition of the source returns; with one, any drop is allowed.
     """
-    before, after = (float(labelled_mean_iou(*counts.sums())) for counts in (released, candidate))
+    weights = settings.weights(class_names)
+    models = (labelled_mean_iou(*counts.sums(), weights=weights) for counts in (released, candidate))
+    before, after = (float(np.nan_to_num(value)) for value in models)  # without a class that counts, nothing is lost
     drop, detail = before - after, f"source mIoU of the released model {before:.4f}, of the candidate {after:.4f}"
     return _of_source("source_miou", drop <= settings.source_drop, detail, drop, settings.source_drop, kept)
 

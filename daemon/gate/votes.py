@@ -23,6 +23,8 @@ DISAGREEMENT = "vote_disagreement"
 """The vote that must be among those won when labelled source exists."""
 STYLED = "vote_styled_source"
 """The vote with true labels: when it is lost, the others do not count."""
+Weights = Sequence[float] | None
+"""How much each class counts in mIoU; None: all alike."""
 TOLERANCE = 1e-6
 """An advantage below this is rounding, not evidence; all advantages are shares (0-1)."""
 AETTA_EXPONENT = 3.0
@@ -114,10 +116,11 @@ def flip_share(consistency: Sequence[float]) -> Statistic:
     return lambda weights: weights @ shares
 
 
-def resampled_miou(counts: ImageCounts) -> Statistic:
-    """Return the mIoU over labelled classes of resampled images (0-1), from summed counts."""
+def resampled_miou(counts: ImageCounts, classes: Weights = None) -> Statistic:
+    """Return the mIoU over labelled classes of resampled images (0-1), from summed counts; `classes`: their weights."""
     tp, fp, fn = counts.arrays()
-    return lambda weights: labelled_mean_iou(weights @ tp, weights @ fp, weights @ fn)
+    # a draw without a class that counts says nothing, of either model
+    return lambda weights: np.nan_to_num(labelled_mean_iou(weights @ tp, weights @ fp, weights @ fn, classes))
 
 
 class Vote(NamedTuple):
@@ -131,9 +134,16 @@ class Vote(NamedTuple):
 
 
 def cast_votes(
-    candidate: ModelScores, incumbent: ModelScores, reference: Sequence[float], settings: GateSettings, seed: int
+    candidate: ModelScores,
+    incumbent: ModelScores,
+    reference: Sequence[float],
+    settings: GateSettings,
+    seed: int,
+    classes: Weights = None,
 ) -> list[Vote]:
     """Return every vote that the scores allow: three, and styled source as the fourth when both have it.
+
+    `classes`: weights of the classes in mIoU (`gate.advanced.class_weights`).
 
     Without it, diversity must also exceed `margin_without_labels`: a candidate that confirms its own errors is more
     stable and more diverse too, but only by a little (docs/explanation/gate.md).
@@ -148,7 +158,7 @@ def cast_votes(
         for pair in _frame_pairs(candidate, incumbent, reference)
     ]
     if candidate.styled and incumbent.styled:
-        counts = [resampled_miou(model) for model in (incumbent.styled, candidate.styled)]
+        counts = [resampled_miou(model, classes) for model in (incumbent.styled, candidate.styled)]
         styled = _Pair(STYLED, "mIoU on restyled source", counts)
         images = len(candidate.styled.tp)
         votes.append(compare(styled, images, burst_length(neighbour_correlation([styled.advantage], images), images)))

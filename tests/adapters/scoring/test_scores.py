@@ -88,6 +88,8 @@ def test_iou_by_hand() -> None:
     np.testing.assert_allclose(class_iou(tp, fp, fn), [[0.6, 0.0, 0.0, np.nan]])
     np.testing.assert_allclose(mean_iou(tp, fp, fn), [0.2])
     np.testing.assert_allclose(labelled_mean_iou(tp, fp, fn), [0.3])
+    np.testing.assert_allclose(labelled_mean_iou(tp, fp, fn, [3, 9, 1, 1]), [0.45])
+    assert np.isnan(labelled_mean_iou(tp, fp, fn, [0, 1, 0, 1])).all(), "no labelled class counts"
     assert np.isnan(mean_iou(tp * 0, fp * 0, fn * 0)).all()
 
 

@@ -87,6 +87,22 @@ def test_source_free(a_round: Any, model: Any, candidate: dict[str, Any], decisi
     assert not any(item.name.startswith(("source_", "vote_styled")) for item in verdict.checks)
 
 
+def test_a_class_that_counts_alone_is_not_hidden_by_the_others(a_round: Any, model: Any) -> None:
+    """The mIoU of all classes may rise while the one that matters is lost."""
+    round_ = a_round(model(**{**BETTER, "styled": 0.9, "source": 0.95, "forgets": (4,)}))
+
+    def ruled(source_drop: float, **weights: float) -> Verdict:
+        advanced = SETTINGS.advanced.model_copy(update={"class_weights": weights, "source_class_drop": 1.0})
+        return judged(round_, SETTINGS.model_copy(update={"source_drop": source_drop, "advanced": advanced}))
+
+    only = dict.fromkeys(NAMES[:4], 0.0)
+    assert check(ruled(0.5), "source_miou").passed
+    assert "of the candidate 0.0000" in check(ruled(0.5, **only), "source_miou").detail
+    assert not check(ruled(0.5, **only), "source_miou").passed
+    alike, weighed = (check(ruled(1.0, **weights), "vote_styled_source").value for weights in ({}, only))
+    assert alike is not None and weighed is not None and weighed < 0 < alike
+
+
 def test_source_free_needs_every_vote(a_round: Any, model: Any) -> None:
     round_ = a_round(model(**BETTER), images=0)
     candidate = round_.scores.candidate.model_copy(

@@ -57,6 +57,11 @@ def test_restyled_source_counts_by_its_labels() -> None:
     assert loses(ComparisonScores(status="completed", models=tuple(models)), "styled") == [True]
     assert loses(ComparisonScores(status="completed", models=tuple(reversed(models))), "styled") == [False]
     assert loses(_scores([0.6], [0.7]), "styled") == []
+    second = ImageCounts(tp=[[9, 3]], fp=[[1, 7]], fn=[[1, 7]])
+    pair = (models[0].model_copy(update={"styled": second}), models[1])
+    mixed = ComparisonScores(status="completed", models=pair)
+    assert loses(mixed, "styled", (1.0, 0.0)) == [], "the first class is as good, and only it counts"
+    assert loses(mixed, "styled", (0.0, 1.0)) == [True]
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,35 @@ def oneformer() -> Any:
     return OneFormerForUniversalSegmentation(OneFormerConfig(backbone_config=_swin(), **_QUERIES, **sizes))
 
 
+def tips() -> Any:
+    """TIPSv2 with DPT; a block that nothing reads at the end."""
+    from transformers import Tipsv2DptConfig, Tipsv2DptForSemanticSegmentation, Tipsv2VisionConfig
+
+    vit = Tipsv2VisionConfig(
+        hidden_size=24,
+        num_hidden_layers=5,
+        num_attention_heads=3,
+        image_size=96,
+        patch_size=16,
+        num_register_tokens=1,
+        out_indices=[1, 2, 3, 4],
+        reshape_hidden_states=False,
+    )
+    sizes = {"neck_hidden_sizes": [8, 12, 16, 24], "fusion_hidden_size": 16}
+    return Tipsv2DptForSemanticSegmentation(Tipsv2DptConfig(backbone_config=vit, **sizes, num_labels=CLASSES))
+
+
+def sapiens() -> Any:
+    """Sapiens2 for segmentation."""
+    from transformers import Sapiens2Config, Sapiens2ForSemanticSegmentation
+
+    sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+    head = {"upsample_out_channels": [16, 8], "conv_out_channels": [8]}
+    return Sapiens2ForSemanticSegmentation(
+        Sapiens2Config(**sizes, image_size=96, num_register_tokens=2, head_config=head, num_labels=CLASSES)
+    )
+
+
 def eomt() -> Any:
     """EoMT as transformers trains it: queries are bound to their masks in all of the last blocks."""
     from transformers import EomtConfig, EomtForUniversalSegmentation
@@ -195,7 +224,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     make.__name__: make
     for make in (
         segformer, upernet_convnext, upernet_swin, upernet_resnet, beit, beit_shared, data2vec, dpt,
-        mobilevit, mobilevitv2, mobilenetv2, mask2former, maskformer, maskformer_swin, oneformer,
+        mobilevit, mobilevitv2, mobilenetv2, tips, sapiens, mask2former, maskformer, maskformer_swin, oneformer,
         eomt, eomt_annealed, eomt_dinov3,
     )
 }  # fmt: skip

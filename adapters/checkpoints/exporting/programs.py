@@ -35,7 +35,9 @@ _SIDES_FIXED = (
     "mobilevit",
     "mobilevitv2",
     "oneformer",
+    "sapiens2",
     "swin",
+    "tipsv2_dpt",
 )
 """Kinds whose code in transformers computes sizes in a way that torch.export can only record as constants."""
 

@@ -54,15 +54,16 @@ def split_segformer(model: Any) -> Parts:
 def split_upernet(model: Any) -> Parts:
     """UPerNet (Xiao et al. 2018) on any backbone of transformers (Swin, ConvNeXt, ResNet, ...): backbone | head."""
     backbone = model.backbone
-    unused = unread_norm(backbone)
+    unused = unread_parts(backbone)
     return Parts(BackboneEncoder(backbone=backbone), Head(model.decode_head), backbone.channels, unused)
 
 
-def unread_norm(backbone: Any) -> tuple[nn.Module, ...]:
-    """Return the last norm of a Swin, which serves classification only; nothing for other backbones."""
+def unread_parts(backbone: Any) -> tuple[nn.Module | nn.Parameter, ...]:
+    """Return what no map of a backbone depends on: the last norm of a Swin, only for classes of images, mask tokens."""
     kind = backbone.config.model_type
     swin = backbone.model if kind == "maskformer-swin" else getattr(backbone, "swin", None)
-    return () if swin is None else (swin.layernorm,)
+    tokens = [value for name, value in backbone.named_parameters() if name.endswith("mask_token")]
+    return (*tokens, *(() if swin is None else (swin.layernorm,)))
 
 
 def split_mobilevit(model: Any) -> Parts:

@@ -9,7 +9,6 @@ cell loses its copy with everything else, and what is rebuilt has its share in t
 image's summary, as they do anyway: each patch attended to all others.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from adapters.errors import UnsupportedModel
 from adapters.networks.huggingface.family import Encoder, Parts
 from adapters.networks.huggingface.queries import MaskNetwork, pixel_logits
+from adapters.networks.huggingface.transformer import without_drawn_positions
 
 MASK_FIELD = "attn_mask_probs"
 """Buffer of transformers: in which of the last blocks a query only attends to its own mask (1), or to all (0).
@@ -163,10 +163,8 @@ def split_eomt_dinov3(model: Any) -> Parts:
     and neither from the round's own random numbers; so they draw none.
     """
     first, masked = _cut(model)
-    rope, plain = model.rope_embeddings, copy.deepcopy(model.config)
-    plain.pos_embed_shift = plain.pos_embed_jitter = plain.pos_embed_rescale = None
-    rope.config = plain
-    encoder = EomtDinov3Encoder(model, first, rope=rope, dropout=model.dropout)
+    without_drawn_positions(model.rope_embeddings)
+    encoder = EomtDinov3Encoder(model, first, rope=model.rope_embeddings, dropout=model.dropout)
     return _parts(model, encoder, EomtDecoder(model, first, masked))
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapters.errors import UnsupportedModel
-from adapters.networks.huggingface.convolutional import BackboneEncoder, unread_norm
+from adapters.networks.huggingface.convolutional import BackboneEncoder, unread_parts
 from adapters.networks.huggingface.family import Parts
 from adapters.networks.huggingface.queries import MaskNetwork, pixel_logits
 
@@ -53,7 +53,7 @@ def split_mask2former(model: Any) -> Parts:
     """Mask2Former (Cheng et al. 2022): backbone | pixel decoder, masked-attention transformer, class predictor."""
     backbone = model.model.pixel_level_module.encoder
     encoder = BackboneEncoder(backbone=backbone)
-    return Parts(encoder, Mask2FormerDecoder(model), backbone.channels, unread_norm(backbone), MaskNetwork)
+    return Parts(encoder, Mask2FormerDecoder(model), backbone.channels, unread_parts(backbone), MaskNetwork)
 
 
 class MaskFormerDecoder(nn.Module):
@@ -104,7 +104,7 @@ def split_maskformer(model: Any) -> Parts:
     """MaskFormer (Cheng et al. 2021): backbone | feature pyramid, transformer, heads."""
     backbone = model.model.pixel_level_module.encoder
     encoder = BackboneEncoder(backbone=backbone)
-    return Parts(encoder, MaskFormerDecoder(model), backbone.channels, unread_norm(backbone), MaskNetwork)
+    return Parts(encoder, MaskFormerDecoder(model), backbone.channels, unread_parts(backbone), MaskNetwork)
 
 
 def split_oneformer(model: Any) -> Parts:
@@ -120,5 +120,5 @@ def split_oneformer(model: Any) -> Parts:
             f"config.json: task_seq_len is {config.task_seq_len}; the task takes {len(SEMANTIC_TASK)} tokens"
         )
     backbone, decoder = model.model.pixel_level_module.encoder, OneFormerDecoder(model)
-    unused = (*unread_norm(backbone), decoder.training_only)
+    unused = (*unread_parts(backbone), decoder.training_only)
     return Parts(BackboneEncoder(backbone=backbone), decoder, backbone.channels, unused, MaskNetwork)

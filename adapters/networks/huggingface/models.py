@@ -29,11 +29,18 @@ FAMILIES: dict[str, Callable[[Any], Parts]] = {
     "mobilevit": convolutional.split_mobilevit,
     "mobilevitv2": convolutional.split_mobilevitv2,
     "oneformer": mask_transformer.split_oneformer,
+    "sapiens2": transformer.split_sapiens,
     "segformer": convolutional.split_segformer,
+    "tipsv2_dpt": transformer.split_tips,
     "upernet": convolutional.split_upernet,
 }
 """What cuts a model in two, by `model_type` in config.json."""
-ON_BACKBONES = ("mask2former", "maskformer", "oneformer", "upernet")
+WHY_NOT = {
+    "detr": "it finds objects, and gives a map of classes in its panoptic variant alone; use mask2former or maskformer",
+    "videomt": "it reads several frames of a video at once, and mfmd one; use eomt, whose blocks it has",
+}
+"""Why a kind that looks like one of those that work is refused, and what to take."""
+ON_BACKBONES = ("mask2former", "maskformer", "oneformer", "tipsv2_dpt", "upernet")
 """Kinds whose backbone is another model of transformers, described by `backbone_config`."""
 WITH_SCIPY = ("eomt", "eomt_dinov3", "mask2former", "maskformer", "oneformer")
 """Kinds whose losses in transformers need scipy; it builds none without its loss."""
@@ -97,9 +104,17 @@ def _model_of(settings: Architecture, num_classes: int) -> tuple[Any, Any]:
         raise UnsupportedModel("network.name: 'huggingface' has no hf_config; bring such a model in with `mfmd import`")
     kind, backbone = str(hf_config.get("model_type")), hf_config.get("backbone_config")
     if kind not in FAMILIES:
-        raise UnsupportedModel(f"config.json: model_type {kind!r} cannot be split; these work: {', '.join(FAMILIES)}")
-    if kind == "dpt" and (hf_config.get("is_hybrid") or backbone is not None):
+        why = f" ({WHY_NOT[kind]})" if kind in WHY_NOT else ""
+        raise UnsupportedModel(
+            f"config.json: model_type {kind!r} cannot be split{why}; these work: {', '.join(FAMILIES)}"
+        )
+    if kind == "dpt" and hf_config.get("is_hybrid"):
         raise UnsupportedModel("config.json: this dpt is a hybrid; only DPT on its own plain ViT can be split")
+    if kind == "dpt" and (backbone is not None or hf_config.get("backbone")):
+        raise UnsupportedModel(
+            "config.json: this dpt has a backbone_config, which transformers reads for depth only: for segmentation it "
+            "would build a plain ViT in its place; use an upernet on that backbone"
+        )
     if kind in ON_BACKBONES and not isinstance(backbone, dict):
         raise UnsupportedModel(f"config.json: this {kind} names its backbone without backbone_config; save it again")
     if kind in WITH_SCIPY and find_spec("scipy") is None:

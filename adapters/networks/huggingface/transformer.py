@@ -1,10 +1,11 @@
-"""Plain vision transformers with four-scale maps: BEiT and Data2Vec-Vision with UPerNet head, and DPT.
+"""Plain vision transformers: BEiT and Data2Vec-Vision with UPerNet head, DPT, TIPSv2-DPT, Sapiens2.
 
 The cut lies behind the stage that makes maps of the tokens. Its maps have strides 4 to 32, and Masked Feature Modeling
 masks the same cells in all of them. Before that stage there is a class token beside the patches, which is no map and
-would carry the content of masked cells past the mask.
+would carry the content of masked cells past the mask. Sapiens2 has no such stage: its head reads the patches alone.
 """
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -74,6 +75,30 @@ class DptEncoder(TokenEncoder):
         return maps
 
 
+class TipsEncoder(Encoder):
+    """TIPSv2 and the reassemble stage of its DPT, which includes the class token in the maps."""
+
+    backbone: Any
+    reassemble: Any
+
+    def _maps(self, images: Tensor) -> Sequence[Tensor]:
+        rows, columns = images.shape[-2] // self.multiple, images.shape[-1] // self.multiple
+        maps: Sequence[Tensor] = self.reassemble(self.backbone(images).feature_maps, rows, columns)
+        return maps
+
+
+class SapiensEncoder(Encoder):
+    """Sapiens2: one map of its patches."""
+
+    model: Any
+
+    def _maps(self, images: Tensor) -> Sequence[Tensor]:
+        grid = (images.shape[-2] // self.multiple, images.shape[-1] // self.multiple)
+        others = 1 + self.model.config.num_register_tokens
+        patches = self.model(images).last_hidden_state[:, others:].transpose(1, 2)
+        return [torch.unflatten(patches, 2, grid)]
+
+
 class DptDecoder(nn.Module):
     """The rest of DPT's neck, and its head."""
 
@@ -85,7 +110,21 @@ class DptDecoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Return logits `[B, K, 2 H_1, 2 W_1]` of the maps."""
-        logits: Tensor = self.head(self.fusion([conv(level) for conv, level in zip(self.convs, features, strict=True)]))
+        logits: Tensor = self.head(self.fused(features))
+        return logits
+
+    def fused(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Return the maps of all fusion stages, finest last."""
+        maps: list[Tensor] = self.fusion([conv(level) for conv, level in zip(self.convs, features, strict=True)])
+        return maps
+
+
+class TipsDecoder(DptDecoder):
+    """The same of TIPSv2-DPT, whose head takes the last map alone."""
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Return logits `[B, K, 2 H_1, 2 W_1]` of the maps."""
+        logits: Tensor = self.head(self.fused(features)[-1])
         return logits
 
 
@@ -132,3 +171,43 @@ def split_dpt(model: Any) -> Parts:
     )
     encoder = DptEncoder(model.dpt, taps, reassemble=model.neck.reassemble_stage)
     return Parts(encoder, DptDecoder(model.neck, model.head), model.config.neck_hidden_sizes, unused)
+
+
+def split_tips(model: Any) -> Parts:
+    """TIPSv2 with DPT: transformer and reassemble stage | convolutions, fusion and head. Raises UnsupportedModel."""
+    backbone, config = model.backbone, model.config.backbone_config
+    if config.reshape_hidden_states:
+        raise UnsupportedModel("config.json: backbone_config.reshape_hidden_states is True; DPT needs the class token")
+    last = max(backbone.stage_names.index(name) for name in backbone.out_features)
+    unused = [backbone.embeddings.mask_token, backbone.encoder.layer[last:]]
+    if not config.apply_layernorm:
+        unused.append(backbone.layernorm)
+    encoder = TipsEncoder(_patch_side(config), backbone=backbone, reassemble=model.neck.reassemble_stage)
+    return Parts(encoder, TipsDecoder(model.neck, model.decoder), model.config.neck_hidden_sizes, unused)
+
+
+def split_sapiens(model: Any) -> Parts:
+    """Sapiens2 (one transformer, one head for each task), for segmentation: transformer | head of convolutions.
+
+    In train mode transformers draws a random scale for the positions of each pass, not from the round's own random
+    numbers; here it draws none.
+    """
+    without_drawn_positions(model.model.rope_embeddings)
+    unused = (getattr(model.model.embeddings, "mask_token", None),)
+    encoder = SapiensEncoder(_patch_side(model.config), model=model.model)
+    return Parts(encoder, Head(model.decode_head, last=True), [model.config.hidden_size], unused)
+
+
+def without_drawn_positions(rope: Any) -> None:
+    """Let rotary positions be the same in train mode; the config of the model, which is exported, stays."""
+    plain = copy.deepcopy(rope.config)
+    plain.pos_embed_shift = plain.pos_embed_jitter = plain.pos_embed_rescale = None
+    rope.config = plain
+
+
+def _patch_side(config: Any) -> int:
+    """Return the side of a patch (pixels). Raises UnsupportedModel unless it is square."""
+    sides = {config.patch_size} if isinstance(config.patch_size, int) else set(config.patch_size)
+    if len(sides) != 1:
+        raise UnsupportedModel(f"config.json: patch_size is {config.patch_size}; patches must be square")
+    return int(sides.pop())

@@ -144,7 +144,8 @@ def test_transformers_alone_gives_our_logits(
         with torch.no_grad():
             expected = network_of(registry, versions[name])(normalise(frame[None]))
         found = load_file(tmp_path / f"{name}.logits")["logits"]
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+        atol = 1e-5 * max(10.0, float(expected.abs().max()))
+        torch.testing.assert_close(found, expected, atol=atol, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_export_and_import_is_a_round_trip(
@@ -238,6 +239,8 @@ def test_free_dimensions_follow_the_kind(versions: dict[str, int], registry: Che
         "mobilenetv2",
         "mobilevit",
         "mobilevitv2",
+        "sapiens",
+        "tips",
         "upernet_swin",
         *MASKS,
     }

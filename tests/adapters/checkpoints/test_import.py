@@ -37,7 +37,8 @@ def test_hugging_face_model_gives_the_same_logits_as_a_version(
     network, _ = load_version(registry, manifest.version, CPU)
     images = torch.randn(1, 3, 96, 96)
     with torch.no_grad():
-        torch.testing.assert_close(network(images), logits_of(original, images), atol=5e-5, rtol=1e-4)
+        expected = logits_of(original, images)
+        torch.testing.assert_close(network(images), expected, atol=1e-5 * max(5.0, float(expected.max())), rtol=1e-4)
     assert manifest.origin == "import"
     assert manifest.network["name"] == "huggingface"
     assert registry.serving() is None, "an import does not serve by itself"
@@ -141,7 +142,7 @@ def test_other_hugging_face_models_are_refused_by_name(
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "detr"}))
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UnsupportedModel, match=r"detr.*beit.*segformer, upernet"):
+    with pytest.raises(UnsupportedModel, match=r"detr.*beit.*segformer.*upernet"):
         import_checkpoint(tmp_path, settings, registry)
 
 

@@ -52,7 +52,13 @@ def test_parts_of_oneformer_for_its_own_training_only_are_kept(
 ) -> None:
     """A text encoder and a temperature: no logit depends on them, and whoever trains it with transformers has them."""
     drawn = model("oneformer")
-    more = {"is_training": True, "text_encoder_width": 64, "text_encoder_num_layers": 1, "text_encoder_n_ctx": 2}
+    more = {
+        "is_training": True,
+        "text_encoder_width": 64,
+        "text_encoder_num_layers": 1,
+        "text_encoder_n_ctx": 2,
+        "text_encoder_vocab_size": 64,
+    }
     original = type(drawn)(type(drawn.config)(**{**drawn.config.to_dict(), **more}))
     original.save_pretrained(tmp_path / "in")
     version = import_checkpoint(tmp_path / "in", settings, registry).version

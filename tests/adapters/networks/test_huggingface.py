@@ -230,13 +230,19 @@ def test_unclear_pixel_scaling_is_refused(content: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", ["detr", "videomt", None])
 def test_what_cannot_be_split_is_refused_by_name(kind: str | None) -> None:
-    with pytest.raises(UnsupportedModel, match=rf"{kind}.*beit, data2vec-vision, dpt.*segformer, upernet"):
+    with pytest.raises(UnsupportedModel, match=rf"{kind}.*beit, data2vec-vision, dpt.*segformer.*upernet"):
         build_huggingface(Architecture(name="huggingface", hf_config={"model_type": kind}), CLASSES)
 
 
 @pytest.mark.parametrize(
     ("hf_config", "reason"),
-    [({"model_type": "dpt", "is_hybrid": True}, "hybrid"), ({"model_type": "upernet"}, "backbone_config")],
+    [
+        ({"model_type": "dpt", "is_hybrid": True}, "hybrid"),
+        ({"model_type": "dpt", "backbone_config": {"model_type": "dinov2"}}, r"plain ViT in its place; use an upernet"),
+        ({"model_type": "upernet"}, "backbone_config"),
+        ({"model_type": "detr"}, "objects.*use mask2former"),
+        ({"model_type": "videomt"}, "several frames.*use eomt"),
+    ],
 )
 def test_variants_that_cannot_be_split_are_refused(hf_config: dict[str, Any], reason: str) -> None:
     with pytest.raises(UnsupportedModel, match=reason):

@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from configs.errors import nearest
+from configs.plugins import EVICTION, checked_name
 from configs.section import ConfigPath, Fraction, PositiveInt, Section
 
 FitMode = Literal["aspect", "squash"]
 Resample = Literal["bilinear", "bicubic", "lanczos", "nearest", "box", "hamming"]
+BUILT_IN_EVICTION = ("fifo", "reservoir", "diverse")
 LEAST_FRAMES = 8
 """Frames, uncompressed, that `buffer.max_bytes` must have room for."""
 
@@ -44,9 +46,13 @@ class BufferSettings(Section):
     """Frame width (pixels)."""
     capacity_frames: PositiveInt = 2048
     """Slots in the buffer (frames); a frame leaves (`eviction`) when a new one needs its slot."""
-    eviction: Literal["fifo", "reservoir", "diverse"] = "fifo"
+    eviction: Annotated[
+        str,
+        AfterValidator(lambda name: checked_name(name, EVICTION, BUILT_IN_EVICTION)),
+        WithJsonSchema({"anyOf": [{"enum": list(BUILT_IN_EVICTION)}, {"type": "string"}]}),
+    ] = "fifo"
     """Which frame leaves a full buffer: fifo the oldest; reservoir a random one, which keeps a uniform sample of all
-    that ever came; diverse the one whose embedding the others represent best (needs the observer)."""
+    that ever came; diverse the one whose embedding the others represent best (needs the observer). Or a plug-in."""
     max_bytes: Annotated[int, Field(ge=0)] = 0
     """Most bytes that the frames' files may take on the disk, also during a commit; frames leave before it is reached.
     At least the bytes of 8 frames; 0 sets no limit."""

@@ -5,11 +5,13 @@ Constants that the original code counts in pixels of one image size are shares h
 
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
 
+from configs.plugins import RECIPES as PLUGINS
+from configs.plugins import checked_name
 from configs.section import Fraction, NotNegative, Positive, Section
 
-RecipeName = Literal["dacs", "daformer", "hrda", "mic", "bn_statistics", "tent", "cotta"]
+RecipeName = Literal["dacs", "daformer", "hrda", "mic", "bn_statistics", "tent", "cotta", "plugin"]
 
 SOURCE_FREE_ANCHOR = 20.0
 """`recipe.anchor_weight` of a round without source. At the default rates a round takes back e^-0.6, nearly half, of the
@@ -208,12 +210,41 @@ class CottaSettings(_TestTime):
     advanced: CottaAdvanced = CottaAdvanced()
 
 
+def _is_plugin(name: str) -> str:
+    if name in get_args(RecipeName):
+        raise ValueError(f"{name!r} is a recipe of mfmd (recipe.name); rename the entry point")
+    return checked_name(name, PLUGINS)
+
+
+class PluginAdvanced(SelfTrainingAdvanced):
+    """Rarely changed settings of the recipe."""
+
+    plugin: Annotated[str, AfterValidator(_is_plugin)]
+    """Name of the plug-in, an entry point of `mfmd.recipes`."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """What the plug-in reads as `inputs.recipe.advanced.options`."""
+
+
+class PluginSettings(SelfTrainingSettings):
+    """A recipe of another package, named by `recipe.advanced.plugin`."""
+
+    name: Literal["plugin"] = "plugin"
+    advanced: PluginAdvanced
+
+
 def _named(values: Any) -> Any:
     return {"name": "dacs", **values} if isinstance(values, dict) else values
 
 
 RecipeSettings = Annotated[
-    DacsSettings | DaformerSettings | HrdaSettings | MicSettings | BnStatisticsSettings | TentSettings | CottaSettings,
+    DacsSettings
+    | DaformerSettings
+    | HrdaSettings
+    | MicSettings
+    | BnStatisticsSettings
+    | TentSettings
+    | CottaSettings
+    | PluginSettings,
     Field(discriminator="name"),
     BeforeValidator(_named),
 ]

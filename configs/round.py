@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from configs.network import OptimSettings
+from configs.plugins import SCORES, checked_name
 from configs.section import (
     ConfigPath,
     Fraction,
@@ -62,6 +63,8 @@ class RoundAdvanced(Section):
     """A round that makes no progress for so long has failed: no step done, no model scored (seconds)."""
     score_images: PositiveInt = 64
     """Most source validation images and hold-out frames used for scoring (images)."""
+    scores: tuple[Annotated[str, AfterValidator(lambda name: checked_name(name, SCORES))], ...] = ()
+    """Plug-ins that score each model on hold-out frames; recorded and shown, never a vote."""
     average_ratios: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = (0.25, 0.5, 0.75)
     """Further candidates: averages of the adapted and the serving weights, with this share of the adapted ones (0-1).
     Each costs an estimate of BatchNorm statistics and the scoring of one more model; empty: none."""

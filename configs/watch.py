@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from configs.plugins import ADMISSION, checked_name
 from configs.section import ConfigPath, Positive, PositiveInt, Seconds, Section
 
 
@@ -112,6 +113,8 @@ class AdmissionAdvanced(Section):
 
     near_duplicate_recent: PositiveInt = 256
     """Newest frames of the same source that an image is compared with."""
+    policies: tuple[Annotated[str, AfterValidator(lambda name: checked_name(name, ADMISSION))], ...] = ()
+    """Plug-ins that are asked in this order whether an image enters."""
 
 
 class AdmissionSettings(Section):

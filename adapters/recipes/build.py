@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from adapters.errors import NetworkMismatch
+from adapters.errors import AdapterError, NetworkMismatch
 from adapters.networks.multi_resolution import MultiResolutionNetwork
 from adapters.recipes.bn_statistics import BnStatistics
 from adapters.recipes.cotta import Cotta
@@ -26,7 +26,9 @@ from adapters.recipes.recipe import Recipe, RecipeInputs
 from adapters.recipes.self_training import SelfTraining, Term
 from adapters.recipes.tent import Tent
 from adapters.recipes.terms import masked_image_term, mix_term, source_term, with_mfm
-from configs.recipe import DacsSettings, MicSettings, RareClassSettings, RecipeBase
+from configs.plugins import RECIPES as PLUGINS
+from configs.plugins import load_plugin
+from configs.recipe import DacsSettings, MicSettings, PluginSettings, RareClassSettings, RecipeBase
 
 
 def dacs(inputs: RecipeInputs[DacsSettings]) -> SelfTraining:
@@ -80,5 +82,20 @@ RECIPES: dict[str, Callable[[RecipeInputs[Any]], Recipe[RecipeBase]]] = {
 
 
 def build_recipe(inputs: RecipeInputs[RecipeBase]) -> Recipe[RecipeBase]:
-    """Build the recipe `inputs.recipe.name`. Raises AdapterError when its network or its data do not fit."""
+    """Build the recipe `inputs.recipe.name`, or the plug-in that it names.
+
+    Raises AdapterError when its network or its data do not fit, ConfigError for a plug-in that cannot be imported.
+    """
+    if isinstance(inputs.recipe, PluginSettings):
+        return _plugin(inputs, inputs.recipe.advanced.plugin)
     return RECIPES[inputs.recipe.name](inputs)
+
+
+def _plugin(inputs: RecipeInputs[RecipeBase], name: str) -> Recipe[RecipeBase]:
+    recipe = load_plugin(name, PLUGINS, "recipe.advanced.plugin")(inputs)
+    if not isinstance(recipe, Recipe):
+        raise AdapterError(
+            f"recipe.advanced.plugin: {name!r} returned a {type(recipe).__name__}, expected a Recipe; see "
+            "docs/how-to/plug-ins.md"
+        )
+    return recipe

@@ -18,6 +18,7 @@ from adapters.rounds.loop import RoundTraining
 from adapters.rounds.progress import RoundProgress
 from adapters.rounds.stop import RoundStopped, StopRequest
 from adapters.scoring.candidate import score_round
+from adapters.scoring.plugin_scores import load_scores
 from adapters.tracing.spans import span
 from configs.settings import Settings
 from storage import durable
@@ -61,6 +62,7 @@ class RoundRun:
         with self._stop.interruptible(), span("mfmd.round.loading"):
             spec = self._folder.spec()
             settings = Settings.model_validate(spec.settings)
+            load_scores(settings.round)  # one that cannot be imported fails before the training, not after it
             self._progress = RoundProgress(self._folder if self._first else None, settings.round)
             PartialState(cpu=settings.round.device == "cpu")  # every process of the round is there, or this waits
             self._progress.phase("loading")

@@ -6,6 +6,7 @@ whole, at frame size, valid region only, in float32.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from adapters.inference.palette import class_map
 from adapters.inference.segment import logits_of
 from adapters.networks.network import SegmentationNetwork, normalise
 from adapters.networks.training_pass import IGNORE_INDEX
+from adapters.scoring.plugin_scores import Score, load_scores, plugin_scores
 from adapters.scoring.scores.counts import count_images
 from adapters.scoring.scores.diversity import marginal
 from adapters.scoring.scores.frames import NotFinite, check_finite, enlarged, frame_scores
@@ -38,6 +40,7 @@ class ScoredImages(NamedTuple):
     styled: list[tuple[Tensor, Tensor]]  # the source images, the i-th in the style of frame i modulo their number
     ignored: int
     canary: Sequence[tuple[Tensor, Tensor]] = ()  # labelled target images, `IGNORE_INDEX` where nothing is
+    plugins: Mapping[str, Score] = MappingProxyType({})  # further scores of the frames
 
 
 LoadVersion = Callable[[int], SegmentationNetwork]
@@ -176,7 +179,7 @@ def load_images(
     """Read at most `round.advanced.score_images` of the frames `ids` and of the source validation images.
 
     `validation`: indices of the source images to take instead of all validation images. Raises CorruptBuffer,
-    FrameEvicted.
+    FrameEvicted, ConfigError for a score of a plug-in that cannot be imported.
     """
     most = settings.round.advanced.score_images
     ids = evenly(sorted(ids), most)
@@ -184,7 +187,8 @@ def load_images(
     labelled = evenly(source.validation if validation is None else validation, most) if source else []
     pairs = [labelled_image(source, index, device) for index in labelled] if source else []
     styled = [(restyle(pixels, frames[n % len(frames)]), label) for n, (pixels, label) in enumerate(pairs) if frames]
-    return ScoredImages(frames, pairs, styled, source.ignore_index if source else IGNORE_INDEX)
+    ignored = source.ignore_index if source else IGNORE_INDEX
+    return ScoredImages(frames, pairs, styled, ignored, plugins=load_scores(settings.round))
 
 
 def _frames(ids: Sequence[int], buffer: FrameBuffer, device: torch.device) -> list[Tensor]:
@@ -215,6 +219,7 @@ def score_version(
     both = zip(maps, maps if incumbent_maps is None else incumbent_maps, strict=False)
     columns: dict[str, Any] = {name: [scores[name] for scores, _ in frames] for name in frames[0][0]} if frames else {}
     columns["agreement"] = [float(torch.eq(own, other).double().mean()) for own, other in both]
+    columns["plugins"] = plugin_scores(images.plugins, network, images.frames, maps)
     columns["entropy"] = float(np.mean(columns["entropy"])) if frames else None
     return ModelScores(version=version, finite=True, source=source, styled=styled, canary=canary, **columns), maps
 

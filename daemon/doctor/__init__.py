@@ -12,6 +12,7 @@ from daemon.doctor.finding import Finding, Level, fail, ok, warn
 from daemon.doctor.machine import examine_machine, examine_number_formats, examine_packages
 from daemon.doctor.models import examine_models
 from daemon.doctor.own_network import examine_own_network
+from daemon.doctor.plugins import examine_plugins
 from daemon.doctor.ports import examine_ports
 from daemon.runtime.in_force import SNAPSHOT, compared, running_settings
 from daemon.runtime.run_record import current_record
@@ -39,7 +40,14 @@ def examine(config: Path) -> list[Finding]:
     gpu = any(finding.name == "gpu" and finding.level is Level.OK for finding in findings)
     findings += [*examine_in_force(StateLayout(settings.state)), *examine_daemon(settings), examine_clock(settings)]
     findings += examine_number_formats(settings, gpu)
-    for part in (examine_drop_folder, examine_state, examine_ports, examine_models, examine_own_network):
+    for part in (
+        examine_drop_folder,
+        examine_state,
+        examine_ports,
+        examine_models,
+        examine_own_network,
+        examine_plugins,
+    ):
         findings += part(settings)
     return findings
 

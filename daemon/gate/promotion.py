@@ -279,9 +279,10 @@ def _add(
 
 
 def _headline_scores(scores: ModelScores) -> dict[str, float]:
-    """Return the main scores (0-1): mIoU on source and on restyled source, flip consistency, agreement."""
+    """Return the main scores: mIoU on source and on restyled source, flip consistency, agreement, those of plug-ins."""
     counts = {"source_miou": scores.source, "styled_source_miou": scores.styled}
     shares = {"flip_consistency": scores.flip_consistency, "agreement": scores.agreement}
+    shares |= {f"plugin_{name}": values for name, values in scores.plugins.items()}
     headline = {name: float(labelled_mean_iou(*value.sums())) for name, value in counts.items() if value is not None}
     headline |= {name: float(np.mean(values)) for name, values in shares.items() if values}
     return {name: value for name, value in headline.items() if np.isfinite(value)}

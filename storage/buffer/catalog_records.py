@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from storage.durable.record import Record
 
-SKIP_REASONS = ("near_duplicate", "too_close")
+SKIP_REASONS = ("near_duplicate", "too_close", "policy")
 """Stable codes, in the order in which they are checked; docs/reference/errors.md."""
 LARGEST = 2**63 - 1
 """Largest integer of SQLite: as nanoseconds a moment of the year 2262; file systems keep later ones."""

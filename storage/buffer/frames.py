@@ -38,9 +38,11 @@ class FrameBuffer:
             self._array = buffer_files.open_array(layout, settings, writable=writable)
             self.catalog = Catalog.open(layout.catalog, writable=writable)
             opened.callback(self.catalog.close)
-            policy = build_eviction(settings, partial(read_embeddings, layout))
             self._by_content = HoldoutRule(settings.holdout_fraction)
-            self._writer = FrameWriter(self._array, self.catalog, settings, policy) if writable else None
+            self._writer: FrameWriter | None = None
+            if writable:
+                policy = build_eviction(settings, partial(read_embeddings, layout))
+                self._writer = FrameWriter(self._array, self.catalog, settings, policy)
             self._resources = opened.pop_all()
 
     @classmethod

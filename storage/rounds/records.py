@@ -17,7 +17,6 @@ CHECKS = (
 )  # fmt: skip
 """Names of all checks that a verdict may hold, in their order."""
 
-
 Effort = Literal["statistics", "tiny", "full"]
 """How large a round is. statistics: BatchNorm statistics of the newest frames, nothing learnt; tiny: the recipe with
 few steps; full: the recipe as configured."""
@@ -197,6 +196,8 @@ class ModelScores(Record):
     """Share of pixels with the incumbent's class, [hold-out images] (0-1)."""
     entropy: float | None = None
     """Mean softmax entropy on hold-out frames (nats); exposed, never a vote."""
+    plugins: dict[str, list[float]] = Field(default_factory=dict)
+    """Scores of plug-ins by name, [hold-out images]; never a vote."""
 
 
 CandidateName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]

@@ -247,7 +247,11 @@ def test_a_shadow_without_images_is_refused(tmp_path: Path) -> None:
     ("section", "key", "says"),
     [
         ("recipe", "masked_image_weight: 1", "recipe.masked_image_weight: a setting of mic; recipe.name is dacs"),
-        ("recipe", "name: tent, ema_decay: 1", "recipe.ema_decay: a setting of dacs, daformer, hrda, mic, cotta;"),
+        (
+            "recipe",
+            "name: tent, ema_decay: 1",
+            "recipe.ema_decay: a setting of dacs, daformer, hrda, mic, cotta, plugin;",
+        ),
         ("recipe", "name: dasc", "recipe.name: no recipe 'dasc'; did you mean 'dacs'?"),
         (
             "recipe",

@@ -9,12 +9,13 @@ from pydantic_core import PydanticCustomError
 from configs.errors import nearest
 from configs.section import ConfigPath, Fraction, NotNegative, Positive, PositiveInt, Section, bare_no
 
-TrainedName = Literal["daformer", "deeplabv2", "deeplabv3plus"]
-NetworkName = Literal["daformer", "deeplabv2", "deeplabv3plus", "huggingface"]
+TrainedName = Literal["daformer", "deeplabv2", "deeplabv3plus", "unet"]
+NetworkName = Literal["daformer", "deeplabv2", "deeplabv3plus", "unet", "huggingface"]
 EncoderName = Literal[
     "mit_tiny", "mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5",
     "resnet_tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
     "dinov2_tiny", "dinov2_small", "dinov2_base", "dinov2_large",
+    "unet_tiny", "unet_small", "unet_base",
 ]  # fmt: skip
 
 
@@ -52,12 +53,12 @@ class _Layers(Section):
     """What an operator's network and the one in a manifest have in common."""
 
     name: Annotated[str, AfterValidator(_is_known)] = "daformer"
-    """Decoder: DAFormer head, DeepLabV2 (dlv2red) or DeepLabV3+."""
+    """Decoder: DAFormer head, DeepLabV2 (dlv2red), DeepLabV3+ or U-Net."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """Keyword arguments of your own network's callable, beside `num_classes`."""
     encoder: EncoderName = "mit_b0"
-    """Encoder: MiT or DINOv2 for daformer, ResNet for the DeepLabs, DINOv2 also for deeplabv2. `*_tiny` are for small
-    CPUs."""
+    """Encoder: MiT or DINOv2 for daformer, ResNet for the DeepLabs, DINOv2 also for deeplabv2, unet_* for unet.
+    `*_tiny` are for small CPUs."""
     channels: PositiveInt = 256
     """Width of the decoder (channels); the papers use 256."""
     dropout: Fraction = 0.1
@@ -92,8 +93,8 @@ class NetworkSettings(_Layers):
         AfterValidator(_is_trained_here),
         WithJsonSchema({"anyOf": [{"enum": list(get_args(TrainedName))}, {"type": "string"}]}),
     ] = "daformer"
-    """Decoder: DAFormer head, DeepLabV2 (dlv2red) or DeepLabV3+. `package.module:callable` is a network of your own;
-    mfmd runs that package's code. `mfmd import` takes Hugging Face models."""
+    """Decoder: DAFormer head, DeepLabV2 (dlv2red), DeepLabV3+ or U-Net. `package.module:callable` is a network of your
+    own; mfmd runs that package's code. `mfmd import` takes Hugging Face models."""
     advanced: NetworkAdvanced = NetworkAdvanced()
 
     @model_validator(mode="after")

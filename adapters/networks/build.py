@@ -8,14 +8,21 @@ import torch
 from adapters.errors import NetworkMismatch
 from adapters.networks.contract import check_contract
 from adapters.networks.decoders import daformer, deeplab
+from adapters.networks.decoders.unet import UnetHead
+from adapters.networks.encoders.unet import UnetEncoder
 from adapters.networks.multi_resolution import MultiResolutionNetwork
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.own import build_own
 from configs.network import Architecture, is_own
 
-ENCODER_FAMILIES = {"daformer": ("mit", "dinov2"), "deeplabv2": ("resnet", "dinov2"), "deeplabv3plus": ("resnet",)}
+ENCODER_FAMILIES = {
+    "daformer": ("mit", "dinov2"),
+    "deeplabv2": ("resnet", "dinov2"),
+    "deeplabv3plus": ("resnet",),
+    "unet": ("unet",),
+}
 """Encoders that each decoder can read: DAFormer needs four levels, DeepLabV2 one, DeepLabV3+ the deepest map and stride
-4."""
+4, U-Net one at full size."""
 
 
 def build_network(settings: Architecture, num_classes: int) -> SegmentationNetwork:
@@ -31,6 +38,7 @@ def build_network(settings: Architecture, num_classes: int) -> SegmentationNetwo
         "daformer": _daformer,
         "deeplabv2": _deeplabv2,
         "deeplabv3plus": _deeplabv3plus,
+        "unet": _unet,
         "huggingface": _huggingface,
     }
     network = (build_own if is_own(settings.name) else builders[settings.name])(settings, num_classes)
@@ -111,6 +119,14 @@ def _deeplabv3plus(settings: Architecture, num_classes: int) -> SegmentationNetw
         dilations = deeplab.for_small_crops(dilations)
     sizes = (encoder.feature_channels, settings.channels, num_classes, settings.dropout)
     head = deeplab.DeepLabV3PlusHead(*sizes, dilations)
+    return SegmentationNetwork(encoder, head, num_classes=num_classes, feature_channels=encoder.feature_channels)
+
+
+def _unet(settings: Architecture, num_classes: int) -> SegmentationNetwork:
+    if settings.pretrained is not None:
+        raise NetworkMismatch("network.pretrained: U-Nets have no encoder weights; leave it out")
+    encoder = UnetEncoder(settings.encoder)
+    head = UnetHead(encoder.feature_channels, num_classes, settings.dropout)
     return SegmentationNetwork(encoder, head, num_classes=num_classes, feature_channels=encoder.feature_channels)
 
 

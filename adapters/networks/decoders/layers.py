@@ -13,6 +13,11 @@ def conv_norm_relu(inputs: int, outputs: int, kernel: int = 1) -> nn.Sequential:
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
+def double_conv(inputs: int, outputs: int) -> nn.Sequential:
+    """Build two 3x3 convolutions with BatchNorm and ReLU: `[B, inputs, H, W]` -> `[B, outputs, H, W]`."""
+    return nn.Sequential(conv_norm_relu(inputs, outputs, 3), conv_norm_relu(outputs, outputs, 3))
+
+
 def separable_conv(inputs: int, outputs: int, dilation: int = 1) -> nn.Sequential:
     """Build depthwise 3x3, pointwise 1x1, each with BatchNorm and ReLU: `[B, inputs, H, W]` -> `[B, outputs, H, W]`."""
     return nn.Sequential(

@@ -21,6 +21,7 @@ NETWORKS = {
     "daformer": Architecture(name="daformer", encoder="mit_tiny", channels=16, dropout=0.0),
     "deeplabv2": Architecture(name="deeplabv2", encoder="resnet_tiny"),
     "deeplabv3plus": Architecture(name="deeplabv3plus", encoder="resnet_tiny", channels=16, dropout=0.0),
+    "unet": Architecture(name="unet", encoder="unet_tiny", dropout=0.0),
 }
 
 

@@ -29,6 +29,7 @@ TINY = {
     "deeplabv3plus": Architecture(name="deeplabv3plus", encoder="resnet_tiny", channels=64, output_stride=16),
     "dinov2_pyramid": Architecture(name="daformer", encoder="dinov2_tiny", channels=64),
     "dinov2_map": Architecture(name="deeplabv2", encoder="dinov2_tiny"),
+    "unet": Architecture(name="unet", encoder="unet_tiny", dropout=0.0),
 }
 
 
@@ -236,6 +237,7 @@ def test_depthwise_convolutions_start_at_their_own_fan_out() -> None:
         ("daformer", "resnet50", "mit and dinov2; resnet50 fits deeplabv2 and deeplabv3plus"),
         ("deeplabv2", "mit_b0", "resnet and dinov2; mit_b0 fits daformer"),
         ("deeplabv3plus", "dinov2_small", "resnet; dinov2_small fits daformer and deeplabv2"),
+        ("unet", "mit_b0", "unet; mit_b0 fits daformer"),
     ],
 )
 def test_encoder_that_does_not_fit_is_refused(name: str, encoder: str, remedy: str) -> None:
@@ -293,3 +295,21 @@ def test_pretrained_weights_that_lack_a_tensor_are_refused(saved_encoder: Path) 
     save_file(saved, saved_encoder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(NetworkMismatch, match=r"lack.*proj\.weight"):
         build_network(TINY["daformer"].model_copy(update={"pretrained": saved_encoder}), 5)
+
+
+def test_unet_base_has_the_weights_of_the_paper() -> None:
+    """Figure 1: 64 to 1024 channels; our bilinear resizing has no transposed convolutions and keeps the wider input."""
+    network = build_network(Architecture(name="unet", encoder="unet_base"), 2)
+    assert network.feature_channels == (64, 128, 256, 512, 1024)
+
+    def pair(inputs: int, outputs: int) -> int:
+        return 9 * outputs * (inputs + outputs) + 4 * outputs  # two convolutions, two BatchNorms
+
+    down = pair(3, 64) + pair(64, 128) + pair(128, 256) + pair(256, 512) + pair(512, 1024)
+    up = pair(1536, 512) + pair(768, 256) + pair(384, 128) + pair(192, 64)
+    assert parameters_of(network) == down + up + 64 * 2 + 2
+
+
+def test_unet_takes_no_encoder_weights(tmp_path: Path) -> None:
+    with pytest.raises(NetworkMismatch, match=r"network\.pretrained: .* leave it out"):
+        build_network(Architecture(name="unet", encoder="unet_tiny", pretrained=tmp_path), 2)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from adapters.errors import NetworkMismatch
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
 from adapters.networks.own import renamed_weights
@@ -84,7 +85,10 @@ def network_of(manifest: Manifest) -> SegmentationNetwork:
         kind, remedy = (NewerVersion, f"; {USE_NEWER}") if later else (CorruptCheckpoint, "")
         raise kind(f"manifest of version {manifest.version}: {field}: {problem['msg']}{remedy}") from error
     settings = settings.model_copy(update={"pretrained": None})
-    return build_network(settings, len(manifest.classes))
+    try:
+        return build_network(settings, len(manifest.classes))
+    except NetworkMismatch as error:  # a package that is missing or has changed since
+        raise NetworkMismatch(f"version {manifest.version}: {error}") from error
 
 
 def make_manifest(

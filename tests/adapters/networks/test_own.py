@@ -227,7 +227,7 @@ def test_weights_are_imported_under_their_own_names_and_serve(training_state, pa
         assert torch.equal(loaded(images), network(images))
     (package / "an_own.py").rename(package / "moved_away.py")
     sys.modules.pop("an_own")
-    with pytest.raises(NetworkMismatch, match="no module 'an_own'; install"):
+    with pytest.raises(NetworkMismatch, match=r"version 1: network.name: an_own:Parts: no module 'an_own'; install"):
         load_version(registry, manifest.version, CPU)
 
 

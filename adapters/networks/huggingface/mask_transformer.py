@@ -34,6 +34,7 @@ class Mask2FormerDecoder(nn.Module):
         super().__init__()
         self.pixel_decoder = model.model.pixel_level_module.decoder
         self.transformer = model.model.transformer_module
+        self.transformer.decoder.layerdrop = 0.0  # whole layers, by each process's own random numbers
         self.class_predictor = model.class_predictor
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:

@@ -118,3 +118,12 @@ def test_oneformer_that_transformers_cannot_keep_or_ask_is_refused(change: dict[
     config = {**model("oneformer").config.to_dict(), **change}
     with pytest.raises(UnsupportedModel, match=rf"config\.json: .*{next(iter(change))}"):
         build_huggingface(Architecture(name="huggingface", hf_config=config), CLASSES)
+
+
+def test_mask2former_leaves_no_layer_out_in_training() -> None:
+    """transformers leaves each out with the probability of dropout; processes would leave out different ones."""
+    config = {**model("mask2former").config.to_dict(), "dropout": 0.99}
+    network, _ = build_huggingface(Architecture(name="huggingface", hf_config=config), CLASSES)
+    images = torch.randn(1, 3, 64, 64)
+    F.cross_entropy(network.train()(images), torch.zeros(1, 64, 64, dtype=torch.long)).backward()
+    assert [key for key, value in network.named_parameters() if value.requires_grad and value.grad is None] == []

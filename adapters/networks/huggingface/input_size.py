@@ -129,7 +129,7 @@ def _read(preprocessor: Mapping[str, Any], size: Any, *, edge: bool) -> tuple[in
 
 def _side(size: Mapping[str, Any], key: str) -> int:
     value = size[key]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 1 or value % 1 != 0:
         raise UnsupportedModel(f"preprocessor_config.json: size.{key} is {value!r}; a whole number of pixels is needed")
     return int(value)
 

@@ -127,6 +127,8 @@ def test_what_processors_make_of_an_image(content: dict[str, Any] | None, expect
     [
         ({"size": {"height": "big", "width": 5}}, "size.height is 'big'"),
         ({"size": {"height": 64.5, "width": 64}}, "size.height is 64.5"),
+        ({"size": {"height": float("inf"), "width": 64}}, "size.height is inf"),
+        ({"size": {"height": float("nan"), "width": 64}}, "size.height is nan"),
         ({"size": {"depth": 64}}, "shortest_edge"),
         (SEGFORMER | {"resample": 9}, "resample is 9"),
         (SEGFORMER | {"resample": [2]}, "resample is"),

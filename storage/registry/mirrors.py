@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from configs.buffer import FitMode, Resample
 from storage import durable
 from storage.errors import StorageError
 from storage.registry.files import numbers
@@ -44,6 +45,10 @@ class ExportDescription(BaseModel):
     """RGB of each class."""
     size: tuple[int, int]
     """Height and width that images were fitted to in training and serving (pixels)."""
+    fit: FitMode = "aspect"
+    """How: aspect keeps the aspect of an image and pads below and to the right; squash scales each side by itself."""
+    resample: Resample = "bilinear"
+    """Filter that scales images; all are antialiased when they shrink, but nearest."""
     mean: tuple[float, float, float]
     """The network expects (RGB / 255 - mean) / std; a Hugging Face model what its preprocessor_config.json says."""
     std: tuple[float, float, float]

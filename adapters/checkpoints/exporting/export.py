@@ -73,6 +73,8 @@ def describe(manifest: Manifest, free: tuple[str, ...], folder: Path) -> None:
         classes=tuple(entry["name"] for entry in manifest.classes),
         colors=tuple(tuple(entry["color"]) for entry in manifest.classes),
         size=(manifest.input_height, manifest.input_width),
+        fit=manifest.input_fit,
+        resample=manifest.input_resample,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         free_dimensions=free,

@@ -166,6 +166,7 @@ def test_description_names_classes_and_pixels(
     found = json.loads((tmp_path / "out" / "mfmd.json").read_text())
     assert found["classes"] == [entry.name for entry in settings.classes]
     assert (found["version"], found["size"]) == (versions["segformer"], [64, 96])
+    assert (found["fit"], found["resample"]) == ("aspect", "bilinear")
     processor = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
     assert processor["size"] == {"height": 64, "width": 96}
 

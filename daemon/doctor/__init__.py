@@ -9,6 +9,7 @@ from daemon.control.client import ControlClient, ControlFailed
 from daemon.doctor.disk import examine_state
 from daemon.doctor.drop_folder import examine_drop_folder
 from daemon.doctor.finding import Finding, Level, fail, ok, warn
+from daemon.doctor.frames import examine_frames
 from daemon.doctor.machine import examine_machine, examine_number_formats, examine_packages
 from daemon.doctor.models import examine_models
 from daemon.doctor.own_network import examine_own_network
@@ -45,6 +46,7 @@ def examine(config: Path) -> list[Finding]:
         examine_state,
         examine_ports,
         examine_models,
+        examine_frames,
         examine_own_network,
         examine_plugins,
     ):

@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from configs.buffer import BufferSettings
 from storage import durable
 from storage.buffer import files as buffer_files
@@ -19,7 +22,7 @@ from storage.buffer.lost import JOURNAL
 from storage.buffer.pixel_array import PixelArray
 from storage.errors import BufferBusy, CorruptBuffer, StorageError
 from storage.layout import StateLayout
-from storage.media.images import Fit, crc32_of, fit_frame
+from storage.media.images import Fit, FittedFrame, crc32_of, fit_frame, fitted_size
 
 
 def resize_buffer(
@@ -97,9 +100,24 @@ def _rescale(
             f"{old.shard_path(record.slot)}: frame {record.id} ({record.name}) does not match its checksum; "
             "`mfmd check --read-data --repair` removes it"
         )
-    frame = fit_frame(pixels[: record.valid_height, : record.valid_width], wanted.height, wanted.width, Fit.of(wanted))
+    frame = _refitted(pixels, record, wanted)
     array.write(slot, frame.pixels)
     return slot, frame.valid_height, frame.valid_width, crc32_of(frame.pixels), record.id
+
+
+def _refitted(pixels: NDArray[np.uint8], record: FrameRecord, wanted: BufferSettings) -> FittedFrame:
+    """Scale the valid region of a stored frame into the new frame; a squashed image gets its own aspect back."""
+    image, size, fit = (
+        pixels[: record.valid_height, : record.valid_width],
+        (wanted.height, wanted.width),
+        Fit.of(wanted),
+    )
+    if fit.mode == "squash" or image.shape != pixels.shape:
+        return fit_frame(image, *size, fit)
+    inner = fitted_size(record.source_height, record.source_width, *size)  # the region of a whole frame tells no aspect
+    frame = np.zeros((*size, 3), np.uint8)
+    frame[: inner[0], : inner[1]] = fit_frame(image, *inner, Fit("squash", fit.resample)).pixels
+    return FittedFrame(frame, *inner)
 
 
 def _write_rows(path: Path, kept: Sequence[FrameRecord], rows: Sequence[tuple[int, int, int, int, int]]) -> None:

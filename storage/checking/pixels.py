@@ -8,6 +8,7 @@ from storage import durable
 from storage.buffer.catalog import Catalog
 from storage.buffer.catalog_records import FrameRecord
 from storage.buffer.files import ARRAY
+from storage.buffer.fits import is_squashed
 from storage.buffer.lost import give_up
 from storage.buffer.observations import Observations
 from storage.buffer.pixel_array import PixelArray
@@ -68,12 +69,14 @@ def check_observations(scope: Scope, catalog: Catalog) -> Iterator[Problem]:
 
 
 def _regions(array: PixelArray, catalog: Catalog, records: list[FrameRecord]) -> Iterator[Problem]:
-    """Report valid regions that leave the frame; they follow from the sizes of image and frame."""
+    """Report valid regions that leave the frame; they follow from the sizes of image and frame, and the others' fit."""
     height, width = array.shape[1:3]
+    squashed = any(is_squashed(record, height, width) for record in records)
     for record in records:
         if 1 <= record.valid_height <= height and 1 <= record.valid_width <= width:
             continue
-        region = fitted_size(record.source_height, record.source_width, height, width)
+        fitted = fitted_size(record.source_height, record.source_width, height, width)
+        region = (height, width) if squashed else fitted
         repair = partial(change, catalog.path, SET_REGION, values=(*region, record.id))
         said = f"{record.valid_height}x{record.valid_width} pixels are said to be image"
         detail = f"frame {record.id} ({record.name}): {said}, in a frame of {height}x{width}"

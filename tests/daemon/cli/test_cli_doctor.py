@@ -16,6 +16,7 @@ from configs.settings import Settings
 from daemon.doctor import Finding, Level, examine_file, examine_in_force
 from daemon.doctor.disk import examine_state
 from daemon.doctor.drop_folder import examine_drop_folder
+from daemon.doctor.frames import examine_frames
 from daemon.doctor.machine import examine_number_formats
 from daemon.doctor.models import examine_models
 from daemon.doctor.own_network import examine_own_network
@@ -23,7 +24,11 @@ from daemon.exit_codes import ExitCode
 from daemon.runtime.activity import Activity, ActivityWriter
 from daemon.runtime.in_force import SNAPSHOT, SettingsInForce, running_settings
 from daemon.watch.mode import file_system_of
+from storage.buffer.catalog_records import FileFact
+from storage.buffer.frames import FrameBuffer, NewFrame
+from storage.buffer.resize import resize_buffer
 from storage.layout import StateLayout
+from storage.media.images import fit_frame
 from storage.registry.registry import CheckpointRegistry
 from tests.sections import changed
 
@@ -216,6 +221,22 @@ def test_checkpoint_is_verified(settings: Settings, registry: CheckpointRegistry
     registry.weights_path(2).write_bytes(b"damaged")
     damaged = by_name(examine_models(settings))["checkpoint"]
     assert damaged.level == Level.FAIL and "rollback" in damaged.remedy
+
+
+def test_frames_that_are_not_made_alike_are_named(settings: Settings, registry: CheckpointRegistry) -> None:
+    layout, buffer = StateLayout(settings.state), settings.buffer
+    photo = fit_frame(np.full((20, 100, 3), 9, np.uint8), buffer.height, buffer.width)
+    new = NewFrame(FileFact("wide.png", 1, 2), "0" * 64, 1.0, source_height=20, source_width=100, frame=photo)
+    with FrameBuffer.open(layout, buffer, writable=True) as opened:
+        opened.append([new])
+    assert examine_frames(settings) == []
+    other = with_values(settings, "buffer", fit="squash")
+    found = by_name(examine_frames(other))
+    assert found["frames"].detail.startswith("1 of 1 stored frames were not made with buffer.advanced.fit squash")
+    assert f"mfmd buffer resize --height {buffer.height} --width {buffer.width}" in found["frames"].remedy
+    assert "scaled to fit" in found["frames_served"].detail and "squashed" in found["frames_served"].detail
+    resize_buffer(layout, other.buffer)
+    assert list(by_name(examine_frames(other))) == ["frames_served"]
 
 
 def test_own_networks_are_built_and_those_of_the_registry_named(

@@ -21,6 +21,7 @@ from configs.buffer import BufferSettings
 from storage import durable, failpoints
 from storage.buffer.catalog_records import FileFact, FrameRecord
 from storage.buffer.files import FRESH, RESIZED
+from storage.buffer.fits import made_otherwise
 from storage.buffer.frames import FrameBuffer, NewFrame
 from storage.buffer.lost import give_up, lost_frames
 from storage.buffer.resize import resize_buffer
@@ -93,6 +94,24 @@ def test_every_frame_is_its_image_at_the_new_size(layout, small, filled, height,
             assert not frame[new.valid_height :].any() and not frame[:, new.valid_width :].any()
             assert new.valid_height == height or new.valid_width == width, "it fills the frame one way"
             assert new.valid_height / new.valid_width == pytest.approx(old.valid_height / old.valid_width, rel=0.06)
+    assert whole(layout)
+
+
+def test_a_new_fit_is_made_from_the_stored_frames_and_back(layout, small, filled):
+    squash = small.model_copy(update={"advanced": small.advanced.model_copy(update={"fit": "squash"})})
+    assert made_otherwise(filled, small) == 0 and made_otherwise(filled, squash) == 2, "two have the frame's aspect"
+    before = read_all(layout, small)
+    resize_buffer(layout, squash)
+    with FrameBuffer.open(layout, squash, writable=False) as buffer:
+        records = buffer.records()
+    assert {(record.valid_height, record.valid_width) for record in records} == {(64, 96)}
+    assert made_otherwise(records, squash) == 0 and made_otherwise(records, small) == 2
+    resize_buffer(layout, small)
+    after = read_all(layout, small)
+    with FrameBuffer.open(layout, small, writable=False) as buffer:
+        for old, new in zip(filled, buffer.records(), strict=True):
+            assert (new.valid_height, new.valid_width) == (old.valid_height, old.valid_width)
+            assert np.abs(after[new.id].astype(int) - before[old.id].astype(int)).mean() < 2
     assert whole(layout)
 
 

@@ -79,6 +79,14 @@ def test_a_valid_region_that_leaves_the_frame(whole, sql, expect):
     assert records(whole) == before
 
 
+def test_a_valid_region_among_squashed_frames_is_the_whole_frame(whole, sql, expect):
+    sql("UPDATE frames SET source_height = 200, source_width = 100")  # other aspects than the frames that they fill
+    before = records(whole)
+    sql("UPDATE frames SET valid_height = 1000 WHERE id = 2")
+    expect("valid_region")
+    assert records(whole) == before
+
+
 def test_an_index_is_made_anew(whole, sql, expect):
     sql(
         "PRAGMA writable_schema = ON",

@@ -73,6 +73,7 @@ def test_status_is_what_the_daemon_says_and_not_what_it_last_wrote(running, sett
     file.write_bytes(written)
 
 
+@pytest.mark.nightly
 def test_children_that_hang_are_told_within_15_s(running, settings):
     """Stopped as by a debugger or a frozen container; restarted later (`test_supervisor.py`)."""
     layout = running.layout

@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from adapters.inference.segment import segment_image
@@ -19,6 +20,7 @@ PATIENCE = 90.0
 """Deadline of a wait (seconds): processes that load torch on a busy machine."""
 
 
+@pytest.mark.nightly
 def test_masks_go_on_after_the_plane_and_their_own_process_were_killed(world: World) -> None:
     world.add(1)
     drop, masks = world.root / "drop", world.root / "masks"

@@ -143,6 +143,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return count
 
 
+@pytest.mark.nightly
 def test_failed_loads_leave_one_idle_network_at_most(
     world: World, plane: InferencePlane, held: Callable[[], int]
 ) -> None:

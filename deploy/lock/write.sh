@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 cpu=${1:?name an index or a folder with CPU builds of torch}
-common=(pyproject.toml --extra heif --extra otel --extra video --constraint constraints.txt --generate-hashes
+common=(pyproject.toml --extra heif --extra masks --extra otel --extra video --constraint constraints.txt --generate-hashes
         --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-annotate --no-header --no-emit-index-url --no-emit-find-links --quiet)
 
 lock() {  # lock FILE HEADER OPTION...

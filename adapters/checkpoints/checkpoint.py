@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adapters.errors import NetworkMismatch
 from adapters.networks.build import build_network
 from adapters.networks.network import SegmentationNetwork
-from adapters.networks.own import renamed_weights
+from adapters.networks.own import changed_code, renamed_weights
 from adapters.networks.weight_files import damage_of, weight_problems
 from configs.network import Architecture
 from configs.settings import Settings
@@ -49,7 +49,7 @@ def load_weights(network: SegmentationNetwork, path: Path, *, foreign: bool = Fa
         tensors = renamed_weights(network, tensors)
     problems = weight_problems(network.state_dict(), tensors)
     if problems:
-        raise CorruptCheckpoint(f"{path}: {'; '.join(problems)}")
+        raise CorruptCheckpoint(f"{path}: {'; '.join(problems)}{changed_code(network)}")
     network.load_state_dict(tensors)
 
 

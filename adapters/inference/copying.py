@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from adapters.inference.folded import Pair
+from adapters.networks.own import changed_code
 from adapters.networks.weight_files import misfits
 from storage.errors import CorruptCheckpoint
 
@@ -58,7 +59,7 @@ def copy_weights(
         with safe_open(path, framework="np") as file:
             found = {name: _described(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118 - no mapping
             if problems := misfits(plain or targets, found):
-                raise CorruptCheckpoint(f"{path}: {'; '.join(problems)}")
+                raise CorruptCheckpoint(f"{path}: {'; '.join(problems)}{changed_code(network)}")
             for pair in pairs:
                 _fold(targets, pair, lambda name: _read(path, file, name) if name in found else None)
             for name, target in targets.items():

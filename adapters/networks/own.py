@@ -103,6 +103,13 @@ def renamed_weights(network: SegmentationNetwork, tensors: Mapping[str, Tensor])
     return {_renamed(name, prefixes): tensor for name, tensor in tensors.items()}
 
 
+def changed_code(network: nn.Module) -> str:
+    """Return what to do when weights do not fit an own network: its code changes without a word; else nothing."""
+    if not isinstance(network, OwnNetwork | CutNetwork):
+        return ""
+    return "; the code of this network may have changed since: install again what the weights were made with"
+
+
 def as_maps(value: object, what: str) -> tuple[Tensor, ...]:
     """Return what `encode` gave as a tuple of maps. Raises NetworkMismatch, naming `what`, for anything else."""
     if not isinstance(value, tuple | list) or not value or not all(isinstance(level, Tensor) for level in value):

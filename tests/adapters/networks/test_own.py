@@ -8,15 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from adapters.checkpoints.checkpoint import load_version, save_weights
+from adapters.checkpoints.checkpoint import load_version, load_weights, save_weights
 from adapters.checkpoints.exporting.export import Format, export_version
 from adapters.checkpoints.importing import import_checkpoint
 from adapters.errors import NetworkMismatch
+from adapters.inference.copying import copy_weights
 from adapters.networks.activation_checkpointing import checkpoint_encoder
 from adapters.networks.build import build_checked, build_network
 from adapters.networks.own import CutNetwork, OwnNetwork
 from adapters.testing import NetworkContract
 from configs.network import Architecture
+from storage.errors import CorruptCheckpoint
 from storage.registry.registry import CheckpointRegistry
 
 CPU = torch.device("cpu")
@@ -225,6 +227,12 @@ def test_weights_are_imported_under_their_own_names_and_serve(training_state, pa
     images = torch.randn(1, 3, 48, 64)
     with torch.no_grad():
         assert torch.equal(loaded(images), network(images))
+    wider = build_network(settings.network.architecture().model_copy(update={"options": {"width": 12}}), 3)
+    for load in (load_weights, copy_weights):
+        with pytest.raises(
+            CorruptCheckpoint, match=r"has a wrong shape for .*; the code of this network may have changed"
+        ):
+            load(wider, registry.weights_path(manifest.version))
     (package / "an_own.py").rename(package / "moved_away.py")
     sys.modules.pop("an_own")
     with pytest.raises(NetworkMismatch, match=r"version 1: network.name: an_own:Parts: no module 'an_own'; install"):

@@ -56,7 +56,13 @@ def _with_classes(text: str, facts: "ModelFacts") -> str:
         raise UnsupportedModel(
             "config.json does not name the classes of the model; give their names in its order: --classes road,car"
         )
-    value = classes_named([" ".join(name.split()) for name in facts.names])
+    names = [" ".join(name.split()) for name in facts.names]
+    if odd := [name for name in names if not name or names.count(name) > 1]:
+        raise UnsupportedModel(
+            f"config.json: id2label gives {names.count(odd[0])} classes the name {odd[0]!r}; give names that differ, "
+            "in its order: --classes road,car"
+        )
+    value = classes_named(names)
     if isinstance(value, str):
         listed = f"{f'classes: {value}':<27} # the model's own"
     elif isinstance(value[0], str):

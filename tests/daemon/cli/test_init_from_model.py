@@ -103,13 +103,21 @@ def test_a_model_without_names_needs_them(mfmd, config: Path, folder: Path) -> N
     assert len(settings.classes) == 8 and (settings.buffer.height, settings.buffer.width) == (512, 1024)
 
 
+@pytest.mark.parametrize(("twice", "said"), [("road", "2 classes the name 'road'"), (" ", "1 classes the name ''")])
+def test_names_that_do_not_tell_classes_apart_are_told(mfmd, config: Path, folder: Path, twice: str, said: str) -> None:
+    save(folder, [twice, "road", "sky"], None)
+    answer = mfmd("init", "incoming", "--from-model", folder)
+    assert answer.code != 0 and said in answer.err and "--classes road,car" in answer.err
+    assert not config.exists()
+
+
 def test_a_refused_model_leaves_no_configuration(mfmd, config: Path, folder: Path) -> None:
     save(folder, ["road", "car"], {"size": SIZE})
     path = folder / "config.json"
     content = json.loads(path.read_text())
     for change, says in (
         ({"model_type": "detr"}, "cannot be split"),
-        ({"id2label": {"0": "road", "1": "road"}}, "unique; twice: road"),
+        ({"id2label": {"0": "road", "1": "road"}}, "2 classes the name 'road'"),
         ({"id2label": {str(number): f"c{number}" for number in range(300)}}, "at most 255"),
     ):
         path.write_text(json.dumps(content | change))

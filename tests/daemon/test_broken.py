@@ -45,6 +45,7 @@ def settings(running):
     return small_settings(running.layout.root.parent, **SECTIONS)
 
 
+@pytest.mark.nightly
 def test_a_damaged_catalog_lets_ingest_and_rounds_wait_and_the_plane_serve(running, settings):
     layout = running.layout
     running.wait(lambda: len(read_activity(layout.run_file("activity")).errors) == 2, "what waits to be known")

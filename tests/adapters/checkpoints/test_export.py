@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -58,24 +57,37 @@ def registry(settings: Settings) -> CheckpointRegistry:
     return CheckpointRegistry(settings.state / "checkpoints")
 
 
-@pytest.fixture(scope="module")
-def versions(folder: Path, settings: Settings, registry: CheckpointRegistry) -> dict[str, int]:
-    """A version of every kind; the models of transformers with pixel scalings of their own."""
-    found = {}
-    for name, network in NATIVE.items():
+class Versions(dict[str, int]):
+    """A version of each kind that a test asks for; the models of transformers with pixel scalings of their own."""
+
+    def __init__(self, folder: Path, settings: Settings, registry: CheckpointRegistry) -> None:
+        super().__init__()
+        self._folder, self._settings, self._registry = folder, settings, registry
+
+    def __missing__(self, name: str) -> int:
+        self[name] = self._native(name) if name in NATIVE else self._imported(name)
+        return self[name]
+
+    def _native(self, name: str) -> int:
         torch.manual_seed(0)
-        save_weights(build_network(network, len(settings.classes)), folder / "weights.safetensors")
-        manifest = make_manifest(settings, origin="pretrain", network=network)
-        found[name] = registry.add(folder / "weights.safetensors", manifest, by="test").version
-    built = [name for name in MODELS if name not in MASKS or find_spec("scipy")]
-    for number, name in enumerate(built):
-        model(name).save_pretrained(folder / "models" / name)
-        processor: dict[str, object] = {"image_mean": [0.5, 0.4, 0.1 * number], "image_std": [0.5, 0.3, 0.2]}
+        network, weights = NATIVE[name], self._folder / "weights.safetensors"
+        save_weights(build_network(network, len(self._settings.classes)), weights)
+        manifest = make_manifest(self._settings, origin="pretrain", network=network)
+        return self._registry.add(weights, manifest, by="test").version
+
+    def _imported(self, name: str) -> int:
+        directory, number = self._folder / "models" / name, list(MODELS).index(name)
+        model(name).save_pretrained(directory)
+        processor: dict[str, object] = {"image_mean": [0.5, 0.4, 0.05 * number], "image_std": [0.5, 0.3, 0.2]}
         if name == "mobilevit":
             processor = {"image_processor_type": "MobileViTImageProcessor"}
-        (folder / "models" / name / "preprocessor_config.json").write_text(json.dumps(processor))
-        found[name] = import_checkpoint(folder / "models" / name, settings, registry).version
-    return found
+        (directory / "preprocessor_config.json").write_text(json.dumps(processor))
+        return import_checkpoint(directory, self._settings, self._registry).version
+
+
+@pytest.fixture(scope="module")
+def versions(folder: Path, settings: Settings, registry: CheckpointRegistry) -> Versions:
+    return Versions(folder, settings, registry)
 
 
 def network_of(registry: CheckpointRegistry, version: int) -> SegmentationNetwork:
@@ -126,7 +138,7 @@ assert not ours, ours
     ids=["two", "all"],
 )
 def test_transformers_alone_gives_our_logits(
-    names: tuple[str, ...], versions: dict[str, int], registry: CheckpointRegistry, tmp_path: Path
+    names: tuple[str, ...], versions: Versions, registry: CheckpointRegistry, tmp_path: Path
 ) -> None:
     """From bytes of an image to logits at its size, in a process without mfmd."""
     from adapters.networks.network import normalise
@@ -149,7 +161,7 @@ def test_transformers_alone_gives_our_logits(
 
 
 def test_export_and_import_is_a_round_trip(
-    versions: dict[str, int], settings: Settings, registry: CheckpointRegistry, tmp_path: Path
+    versions: Versions, settings: Settings, registry: CheckpointRegistry, tmp_path: Path
 ) -> None:
     files = export_version(registry, versions["beit"], "huggingface", tmp_path / "out")
     assert files == ["config.json", "mfmd.json", "model.safetensors", "preprocessor_config.json"]
@@ -160,7 +172,7 @@ def test_export_and_import_is_a_round_trip(
 
 
 def test_description_names_classes_and_pixels(
-    versions: dict[str, int], settings: Settings, registry: CheckpointRegistry, tmp_path: Path
+    versions: Versions, settings: Settings, registry: CheckpointRegistry, tmp_path: Path
 ) -> None:
     export_version(registry, versions["segformer"], "huggingface", tmp_path / "out")
     found = json.loads((tmp_path / "out" / "mfmd.json").read_text())
@@ -205,7 +217,7 @@ ONCE = [("deeplabv2", "torch-export"), ("beit", "onnx")]
     ],
 )
 def test_programs_give_our_logits_at_other_sizes(
-    name: str, form: Format, versions: dict[str, int], registry: CheckpointRegistry, tmp_path: Path
+    name: str, form: Format, versions: Versions, registry: CheckpointRegistry, tmp_path: Path
 ) -> None:
     network = network_of(registry, versions[name])
     sizes = [(1, 64, 96), (3, 64, 96)]
@@ -226,10 +238,19 @@ def test_programs_give_our_logits_at_other_sizes(
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
-def test_free_dimensions_follow_the_kind(versions: dict[str, int], registry: CheckpointRegistry) -> None:
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("segformer", "beit", "hrda", "deeplabv2"),
+        pytest.param((*NATIVE, *MODELS), marks=[pytest.mark.nightly, NEEDS_SCIPY]),
+    ],
+    ids=["few", "all"],
+)
+def test_free_dimensions_follow_the_kind(
+    names: tuple[str, ...], versions: Versions, registry: CheckpointRegistry
+) -> None:
     free = {
-        name: free_dimensions(Architecture.model_validate(registry.manifest(version).network))
-        for name, version in versions.items()
+        name: free_dimensions(Architecture.model_validate(registry.manifest(versions[name]).network)) for name in names
     }
     fixed = {
         "hrda",
@@ -249,14 +270,14 @@ def test_free_dimensions_follow_the_kind(versions: dict[str, int], registry: Che
 
 
 def test_networks_without_a_class_in_transformers_are_refused(
-    versions: dict[str, int], registry: CheckpointRegistry, tmp_path: Path
+    versions: Versions, registry: CheckpointRegistry, tmp_path: Path
 ) -> None:
     with pytest.raises(ExportRefused, match=r"deeplabv2 network.*torch-export.*onnx"):
         export_version(registry, versions["deeplabv2"], "huggingface", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_there_already_is_kept(versions: dict[str, int], registry: CheckpointRegistry, tmp_path: Path) -> None:
+def test_what_is_there_already_is_kept(versions: Versions, registry: CheckpointRegistry, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
@@ -275,7 +296,7 @@ def test_unknown_version_is_refused(registry: CheckpointRegistry, tmp_path: Path
 
 
 def test_failed_export_leaves_nothing(
-    versions: dict[str, int], registry: CheckpointRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    versions: Versions, registry: CheckpointRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(network: object, manifest: object, folder: Path) -> tuple[str, ...]:
         (folder / "half").write_bytes(b"half")
@@ -288,7 +309,7 @@ def test_failed_export_leaves_nothing(
 
 
 def test_killed_export_leaves_nothing_at_the_target(
-    versions: dict[str, int], registry: CheckpointRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    versions: Versions, registry: CheckpointRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(network: object, manifest: object, folder: Path) -> tuple[str, ...]:
         (folder / "model.safetensors").write_bytes(b"half")

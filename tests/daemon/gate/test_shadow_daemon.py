@@ -123,6 +123,7 @@ def driven(tmp_path: Path, a_round: Any, model: Any) -> Iterator[Driven]:
     made.client.close()
 
 
+@pytest.mark.nightly
 def test_live_images_decide_and_neither_a_kill_nor_a_rollback_lets_another_version_serve(driven: Driven) -> None:
     """Three rounds of one daemon that is killed once: a start costs seconds, a round does not."""
     begin_with_limits(driven, driven.leave(1, 1), shadow_images=1, shadow_agreement=1.0)

@@ -103,6 +103,7 @@ def test_nothing_is_published_while_a_link_leads_into_the_state(daemon, add_vers
     assert not (tmp_path / "triton").exists() and sorted(daemon.settings.state.iterdir()) == before
 
 
+@pytest.mark.nightly
 def test_an_export_that_is_refused_says_why_and_holds_nothing_up(daemon, registry):
     """The network has no Hugging Face form; the child that says so is real."""
     add_networks(daemon, registry)

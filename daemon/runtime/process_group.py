@@ -146,21 +146,37 @@ def end_leftovers(layout: StateLayout, grace_seconds: float) -> list[int]:
             f"{psutil.PROCFS_PATH}/stat is missing, and mfmd finds its processes there; mount all of /proc "
             "(systemd: no ProcSubset=pid)"
         )
-    found = list(children_of(layout))
-    for process in found:
-        with suppress(psutil.NoSuchProcess):
-            log.warning("leftover_child_ended", pid=process.pid, command=" ".join(process.cmdline()))
-            process.terminate()
-    deadline = time.monotonic() + grace_seconds
-    while any(children_of(layout)) and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
-    for process in children_of(layout):
+    led = {process.pid for process in children_of(layout)}
+    found, empty, deadline = list[psutil.Process](), 0, time.monotonic() + grace_seconds
+    while empty < 2 and time.monotonic() < deadline:  # one look may miss what a process started before it ended
+        left = list(_leftovers(layout, led))
+        for process in left:
+            if process not in found:
+                _tell_to_end(process)
+                found.append(process)
+        empty = 0 if left else empty + 1
+        time.sleep(POLL_SECONDS if left else 0.0)
+    for process in _leftovers(layout, led):
         with suppress(psutil.NoSuchProcess):
             process.kill()
     deadline = time.monotonic() + KILLED_SECONDS
     while not all(map(_has_ended, found)) and time.monotonic() < deadline:  # its environment goes before it does
         time.sleep(POLL_SECONDS)
     return [process.pid for process in found]
+
+
+def _tell_to_end(process: psutil.Process) -> None:
+    with suppress(psutil.NoSuchProcess):
+        log.warning("leftover_child_ended", pid=process.pid, command=" ".join(process.cmdline()))
+        process.terminate()
+
+
+def _leftovers(layout: StateLayout, led: set[int]) -> Iterator[psutil.Process]:
+    """Yield children, and members of the groups `led`: the kernel shows no environment for a moment after exec."""
+    identity = layout.identity()
+    for process in psutil.process_iter():
+        if _has(process, WORKS_FOR, identity) or any(_is_member(process, group) for group in led):
+            yield process
 
 
 def _has_ended(process: psutil.Process) -> bool:

@@ -17,7 +17,7 @@ from configs.buffer import SourceSettings
 from configs.settings import Settings
 from storage.errors import RefusedImage, SourceRefused, UnknownVersion
 from storage.layout import StateLayout
-from storage.media.images import decode_image
+from storage.media.images import Fit, decode_image
 from storage.registry.registry import CheckpointRegistry
 
 NAMES = ["road", "tree", "sky"]
@@ -58,7 +58,7 @@ def settings(tmp_path: Path) -> Settings:
             "state": tmp_path / "state",
             "classes": [{"name": name, "color": (n, n, n)} for n, name in enumerate(NAMES)],
             "watch": {"folder": tmp_path / "drop"},
-            "buffer": {"height": 48, "width": 64},
+            "buffer": {"height": 64, "width": 64, "advanced": {"fit": "squash", "resample": "bicubic"}},
             "network": {
                 "name": "deeplabv3plus",
                 "encoder": "resnet_tiny",
@@ -101,7 +101,12 @@ def test_folder_is_scored_as_it_is_predicted(settings: Settings, folder: Callabl
     pairs = []
     for n in range(2):
         pixels = decode_image(images / f"{n}.png", max_bytes=10**6, max_pixels=10**6)
-        pairs.append((segment_image(network, pixels, (48, 64)), np.asarray(Image.open(labels / f"{n}.png"))))
+        pairs.append(
+            (
+                segment_image(network, pixels, (64, 64), Fit("squash", "bicubic")),
+                np.asarray(Image.open(labels / f"{n}.png")),
+            )
+        )
     expected = evaluate_masks(pairs, NAMES)
     found = evaluate_folder(settings, images, labels)
     assert (found.iou, found.miou, found.pixel_accuracy) == (expected.iou, expected.miou, expected.pixel_accuracy)

@@ -71,6 +71,8 @@ def make_state(root: Path, **sections: dict[str, Any]) -> State:
         classes=tuple(classes),
         input_height=48,
         input_width=64,
+        input_fit="squash",
+        input_resample="bicubic",
     )
     for number in (1, 2):
         state.registry.add(state.weights(number), manifest, by="pretrain")

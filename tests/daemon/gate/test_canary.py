@@ -113,3 +113,21 @@ def test_labels_that_cannot_be_compared_accept_nothing(a_round: Any, model: Any,
     verdict = judged(scores, round_.spec, 0.9, 6, **changes)
     assert verdict.decision == "inconclusive" and "canary" in verdict.reason
     assert harm != "unreadable" or "3x3 pixels" in verdict.reason
+
+
+@pytest.mark.parametrize(("weights", "decision"), [({}, "rejected"), (dict.fromkeys(NAMES[:4], 0.0), "accepted")])
+def test_only_classes_that_count_decide(a_round: Any, model: Any, weights: dict[str, float], decision: str) -> None:
+    """The candidate finds more poles and less of everything else."""
+    round_ = a_round(model(**BETTER))
+    before, after = counts(0.7, 8), counts(0.6, 8)
+    for found, kind in ((after.tp, 90), (after.fp, 10), (after.fn, 10)):
+        for row in found:
+            row[4] = kind
+    models = {
+        "incumbent": round_.scores.incumbent.model_copy(update={"canary": before}),
+        "candidate": round_.scores.candidate.model_copy(update={"canary": after}),
+    }
+    advanced = SETTINGS.advanced.model_copy(update={"class_weights": weights})
+    settings = SETTINGS.model_copy(update={"advanced": advanced})
+    verdict = decide(round_.spec, round_.scores.model_copy(update=models), settings, NAMES, at=5.0)
+    assert verdict.decision == decision, verdict

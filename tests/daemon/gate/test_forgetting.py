@@ -69,6 +69,19 @@ def test_the_labelled_condition_is_judged_by_true_miou(
     assert "mIoU on source" in cost.detail
 
 
+@pytest.mark.parametrize(("weights", "worse"), [({}, False), (dict.fromkeys(NAMES[:4], 0.0), True)])
+def test_a_class_that_counts_alone_is_forgotten_though_the_mean_rises(
+    a_round: Any, model: Any, weights: dict[str, float], worse: bool
+) -> None:
+    best = a_round(model(source=0.5, seed=9)).scores.candidate
+    found = ConditionScores(number=1, name="source", labelled=True, version=1, best=best)
+    round_ = a_round(model(**{**BETTER, "source": 0.95, "forgets": (4,)}))
+    scores = round_.scores.model_copy(update={"elsewhere": (found,)})
+    settings = section(GateSettings, class_weights=weights)
+    (cost,) = decide(round_.spec, scores, settings, NAMES, at=5.0).candidates[0].elsewhere
+    assert (cost.better, cost.worse) == (not worse, worse)
+
+
 @pytest.mark.parametrize(
     ("forgetting", "recalls", "readable", "allowed"),
     [

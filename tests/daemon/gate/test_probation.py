@@ -248,6 +248,31 @@ def test_labels_are_compared_at_once_and_again_when_they_change(served, stream, 
     assert "0 of 4 fresh frames" in record.reason and "6 of 6 canary images (IoU -0.485 on average" in record.reason
 
 
+@pytest.mark.parametrize("weighed", [False, True])
+def test_labels_count_by_the_weights_of_their_classes(served, stream, layout, weighed: bool) -> None:
+    names = [entry.name for entry in served.settings.classes]
+    weights = {names[1]: 0.0} if weighed else {}
+    served.settings = changed(served.settings, gate={"advanced": {"class_weights": weights}})
+    durable.make_directory(layout.canary)
+    durable.write_record(layout.canary / "state.json", CanaryState(images=2, checksum=1))
+    stream(4)
+    served.step()
+    served.step()
+
+    def finds(*right: int) -> ModelScores:
+        """A version with so many pixels right of the first two classes; the others are in no image."""
+        unseen = [0] * (len(names) - 2)
+        wrong = [[10 - n for n in right] + unseen] * 2
+        return _model(0, [0.8] * 2).model_copy(
+            update={"canary": ImageCounts(tp=[[*right, *unseen]] * 2, fp=wrong, fn=wrong)}
+        )
+
+    store = ComparisonStore(layout.comparisons)
+    store.answer(store.waiting().number, _with_labels(finds(9, 0), finds(9, 9), [0.0] * 2))
+    served.step()
+    assert (max(_record(layout).canary_losses) > 0.3) == (not weighed)
+
+
 def test_labels_that_cannot_be_compared_are_asked_for_again(served, stream, layout, registry) -> None:
     durable.make_directory(layout.canary)
     durable.write_record(layout.canary / "state.json", CanaryState(images=6, checksum=1))

@@ -65,6 +65,7 @@ def test_manifest_of_the_new_version_explains_it(state: State, finished: Callabl
     assert (manifest.parent, manifest.origin, manifest.round, manifest.seed) == (2, "round", 1, 4)
     assert (manifest.network, manifest.classes) == (parent.network, parent.classes)
     assert (manifest.input_height, manifest.input_width) == (48, 64)
+    assert (manifest.input_fit, manifest.input_resample) == ("squash", "bicubic")
     assert manifest.frames == 48 + 12
     assert Verdict.model_validate(manifest.verdict).decision == "accepted"
     assert manifest.scores.keys() == {"source_miou", "styled_source_miou", "flip_consistency", "agreement"}

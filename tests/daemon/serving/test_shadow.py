@@ -12,8 +12,19 @@ from adapters.inference.segment import segment_image
 from daemon.serving import shadow
 from daemon.serving.shadow import plane_name
 from storage.errors import DurabilityLost, StorageError
+from storage.media.images import Fit
 from storage.registry.shadow_record import ShadowRecord, ShadowRecords
-from tests.daemon.serving.serving_world import HEIGHT, WIDTH, Served, World, image_bytes, picture, running, wait_until
+from tests.daemon.serving.serving_world import (
+    HEIGHT,
+    WIDTH,
+    Served,
+    World,
+    image_bytes,
+    picture,
+    running,
+    tiny_network,
+    wait_until,
+)
 
 
 def shadow_runs(served: Served, version: int) -> None:
@@ -133,6 +144,16 @@ def test_a_corrupt_or_different_candidate_costs_nothing(world: World) -> None:
         shadow_runs(served, good)
         assert served.metric("mfmd_shadow_failed_total") == 1, "tried once, not at every look"
         assert served.metric("mfmd_swap_total", result="failed") == 0
+
+
+def test_a_candidate_that_sees_images_otherwise_is_not_compared(world: World) -> None:
+    world.add(1)
+    squashed = world.add_network(tiny_network(2), promote=False, fit=Fit("squash"))
+    world.registry.set_shadow(squashed, by="test", reason="")
+    with running(world.settings(shadow_fraction=1.0)) as served:
+        served.wait_for(1)
+        wait_until(lambda: served.metric("mfmd_shadow_failed_total") == 1, "the other fit is refused")
+        assert served.plane.slots.shadow is None
 
 
 def test_images_on_which_the_candidate_fails_are_recorded_and_cost_no_answer(

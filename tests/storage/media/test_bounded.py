@@ -184,6 +184,12 @@ def test_a_child_that_was_killed_while_idle_costs_no_image() -> None:
     assert len(_children()) == 1
 
 
+def test_a_child_starts_without_settings() -> None:
+    """Importing pydantic would take as long as the rest of its start."""
+    code = "import sys, storage.media.decode_child; print('pydantic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
 def test_a_child_ends_at_once_with_a_parent_that_is_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT], stdin=subprocess.PIPE) as parent:
         assert parent.stdin is not None
